@@ -1,0 +1,142 @@
+"""The layout on disk: fragments of flattened fp32 tensors, and the manifest that makes them a checkpoint.
+
+::
+
+    checkpoints/step-000001000/
+        rank-00000.safetensors    1-D fp32 tensors named "<parameter>:<kind>:<offset>"
+        rank-00001.safetensors
+        manifest.json             written last; a folder without it is not a checkpoint
+
+``kind`` is ``master`` (the fp32 weight) or one of the optimizer's states. ``offset`` counts elements of the
+flattened parameter. Which rank wrote what is of no meaning to a reader. docs/formats.md tells the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lmscale.errors import CheckpointError
+
+VERSION = 1
+MANIFEST = "manifest.json"
+MASTER = "master"
+_FOLDER = re.compile(r"step-(\d{9,})$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of fragments, as its writer saw it."""
+
+    name: str
+    bytes: int
+    sha256: str
+    fragments: tuple[tuple[str, int, int], ...]  # (parameter, offset, elements)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint holds. Its presence, and its files' hashes, are what makes it one."""
+
+    step: int
+    parameters: dict[str, tuple[int, ...]]  # name → shape
+    kinds: tuple[str, ...]  # what is stored of every trained element: master, exp_avg, …
+    optimizer: dict[str, Any]  # {"name": "AdamW", "step": updates taken, without skipped ones}
+    loss_scale: dict[str, Any] | None  # fp16's dynamic scale and its counters
+    state: dict[str, Any]  # the loop's own: stream, tokens, skipped steps
+    identity: dict[str, Any]  # of the run and its model; compared before anything is loaded
+    written_by: dict[str, Any]  # world size, ZeRO stage, precision, versions: for people
+    is_finite: bool  # every master weight was finite
+    files: tuple[FileEntry, ...]
+    version: int = VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def parse_manifest(text: str, path: Path) -> Manifest:
+    """Read a manifest back. Raises ``CheckpointError`` for anything that is not one."""
+    try:
+        tree = json.loads(text)
+        if tree["version"] != VERSION:
+            raise CheckpointError(
+                f"{path}: version {tree['version']} of the checkpoint format; this lmscale reads {VERSION}."
+            )
+        files = tuple(
+            FileEntry(
+                name=row["name"],
+                bytes=row["bytes"],
+                sha256=row["sha256"],
+                fragments=tuple((name, offset, count) for name, offset, count in row["fragments"]),
+            )
+            for row in tree.pop("files")
+        )
+        parameters = {name: tuple(shape) for name, shape in tree.pop("parameters").items()}
+        kinds = tuple(tree.pop("kinds"))
+        return Manifest(files=files, parameters=parameters, kinds=kinds, **tree)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint's manifest: {error!r}.") from None
+
+
+def step_folder(root: Path, step: int) -> Path:
+    return root / f"step-{step:09d}"
+
+
+def list_steps(root: Path) -> list[int]:
+    """Steps that have a manifest, newest first. Says nothing yet about what the manifest is worth."""
+    if not root.is_dir():
+        return []
+    found = ((_FOLDER.match(folder.name), folder) for folder in root.iterdir() if folder.is_dir())
+    return sorted(
+        (int(match[1]) for match, folder in found if match and (folder / MANIFEST).is_file()),
+        reverse=True,
+    )
+
+
+def tensor_name(parameter: str, kind: str, offset: int) -> str:
+    return f"{parameter}:{kind}:{offset}"
+
+
+def plan_retention(
+    steps: Sequence[int], *, keep_last: int, keep_every_steps: int
+) -> tuple[int, ...]:
+    """The steps to delete: all but the ``keep_last`` newest and the multiples of ``keep_every_steps``."""
+    newest = sorted(steps, reverse=True)
+    return tuple(
+        step
+        for step in newest[keep_last:]
+        if not (keep_every_steps and step % keep_every_steps == 0)
+    )
+
+
+def plan_reads(
+    files: Sequence[FileEntry],
+) -> Mapping[str, tuple[tuple[int, int, str], ...]]:
+    """For each parameter, where its pieces are: (offset, elements, file), sorted by offset."""
+    pieces: dict[str, list[tuple[int, int, str]]] = {}
+    for entry in files:
+        for parameter, offset, count in entry.fragments:
+            pieces.setdefault(parameter, []).append((offset, count, entry.name))
+    return {parameter: tuple(sorted(found)) for parameter, found in pieces.items()}
+
+
+def find_gaps(manifest: Manifest) -> list[str]:
+    """Parameters whose pieces do not cover them exactly once."""
+    problems = []
+    reads = plan_reads(manifest.files)
+    for name, shape in manifest.parameters.items():
+        numel = 1
+        for extent in shape:
+            numel *= extent
+        end = 0
+        for offset, count, _ in reads.get(name, ()):
+            if offset != end:
+                break
+            end = offset + count
+        if end != numel:
+            problems.append(f"{name}: elements from {end} of {numel} are missing or doubled")
+    return problems

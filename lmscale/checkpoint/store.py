@@ -1,0 +1,222 @@
+"""Checkpoints on disk: written by all ranks, committed last, verified before use, kept by rule."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from lmscale.checkpoint.fragments import Fragment, owned_fragments, parameter_shapes
+from lmscale.checkpoint.layout import (
+    MANIFEST,
+    MASTER,
+    FileEntry,
+    Manifest,
+    find_gaps,
+    list_steps,
+    parse_manifest,
+    plan_retention,
+    step_folder,
+    tensor_name,
+)
+from lmscale.checkpoint.optimizer_state import read_loss_scale, read_optimizer
+from lmscale.engine.engine import Engine
+from lmscale.engine.optimizer import ELEMENT_STATES
+from lmscale.errors import CheckpointError
+from lmscale.runtime.atomic import fsync_file, fsync_folder, sha256_file, write_json, writing
+from lmscale.runtime.collectives import barrier, failing_together, gather_json, sum_float64
+from lmscale.runtime.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What one save cost."""
+
+    folder: Path
+    seconds: float
+    bytes: int  # of all ranks
+
+
+def save_checkpoint(
+    root: Path,
+    engine: Engine,
+    *,
+    step: int,
+    state: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    ranks: Ranks,
+) -> Saved:
+    """Write a checkpoint of ``step`` and commit it. All ranks call this together.
+
+    Every rank writes and fsyncs its own file; then rank 0, which has heard of every file's size and hash,
+    writes the manifest. A kill at any moment leaves the earlier checkpoints as they were. Raises
+    ``CheckpointError`` on all ranks when any of them runs out of space.
+    """
+    started = time.monotonic()
+    folder = step_folder(root, step)
+    with failing_together(), writing("a checkpoint", root, CheckpointError):
+        if ranks.rank == 0:
+            # What an interrupted save of the same step left; other ranks may have been more in number.
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+    entry: FileEntry | None = None
+    is_finite = True
+    with failing_together(), writing("a checkpoint", root, CheckpointError):
+        entry, is_finite = _write_fragments(folder, engine, ranks)
+    entries = gather_json(None if entry is None else vars(entry))
+    nonfinite_ranks = sum_float64([float(not is_finite)])[0]
+    manifest = Manifest(
+        step=step,
+        parameters=parameter_shapes(engine),
+        kinds=(MASTER, *ELEMENT_STATES),
+        optimizer=read_optimizer(engine),
+        loss_scale=read_loss_scale(engine),
+        state=dict(state),
+        identity=dict(identity),
+        written_by=_describe_writer(engine),
+        is_finite=nonfinite_ranks == 0,
+        files=tuple(FileEntry(**row) for row in entries),
+    )
+    with failing_together(), writing("a checkpoint", root, CheckpointError):
+        if ranks.rank == 0:
+            gaps = find_gaps(manifest)
+            if gaps:
+                raise AssertionError(f"the ranks' fragments do not cover the model: {gaps[:3]}")
+            write_json(folder / MANIFEST, manifest.to_json())
+            fsync_folder(root)
+    total = sum(row["bytes"] for row in entries)
+    return Saved(folder=folder, seconds=time.monotonic() - started, bytes=total)
+
+
+def _write_fragments(folder: Path, engine: Engine, ranks: Ranks) -> tuple[FileEntry, bool]:
+    path = folder / f"rank-{ranks.rank:05d}.safetensors"
+    fragments: list[tuple[str, int, int]] = []
+    tensors: dict[str, torch.Tensor] = {}
+    is_finite = True
+    for fragment in owned_fragments(engine):
+        fragments.append((fragment.parameter, fragment.offset, fragment.elements))
+        is_finite = is_finite and bool(torch.isfinite(fragment.tensors[MASTER]).all())
+        tensors.update(_host_copies(fragment))
+    _save_safetensors(tensors, path)
+    fsync_file(path)
+    entry = FileEntry(
+        name=path.name,
+        bytes=path.stat().st_size,
+        sha256=sha256_file(path),
+        fragments=tuple(fragments),
+    )
+    return entry, is_finite
+
+
+def _save_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # safetensors 0.8 wraps the system's error into its own text: "I/O error: ... (os error 28)".
+        for number in (28, 27, 122, 13, 30):  # ENOSPC, EFBIG, EDQUOT, EACCES, EROFS
+            if f"(os error {number})" in str(error):
+                raise OSError(number, str(error)) from error
+        raise
+
+
+def _host_copies(fragment: Fragment) -> dict[str, torch.Tensor]:
+    return {
+        # clone: the views share one flat buffer, which safetensors refuses to write twice
+        tensor_name(fragment.parameter, kind, fragment.offset): view.detach().cpu().clone()
+        for kind, view in fragment.tensors.items()
+    }
+
+
+def _describe_writer(engine: Engine) -> dict[str, Any]:
+    return {
+        "world_size": engine.plan.world_size,
+        "zero_stage": engine.config.zero_stage,
+        "precision": engine.config.precision,
+        "torch": torch.__version__,
+        "time": time.time(),
+    }
+
+
+def load_manifest(root: Path, step: int) -> Manifest:
+    """The manifest of one step. Raises ``CheckpointError`` when it is not there or not readable."""
+    path = step_folder(root, step) / MANIFEST
+    try:
+        return parse_manifest(path.read_text(encoding="utf-8"), path)
+    except FileNotFoundError:
+        known = ", ".join(map(str, list_steps(root))) or "none"
+        raise CheckpointError(
+            f"{root} has no checkpoint of step {step}. There are: {known}."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+
+
+def find_damage(folder: Path, files: tuple[FileEntry, ...]) -> list[str]:
+    """What is wrong with these files: missing, of another size, of another hash."""
+    problems = []
+    for entry in files:
+        path = folder / entry.name
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif path.stat().st_size != entry.bytes:
+            problems.append(f"{path} has {path.stat().st_size} bytes instead of {entry.bytes}")
+        elif sha256_file(path) != entry.sha256:
+            problems.append(f"{path} does not have the hash that its manifest gives")
+    return problems
+
+
+def find_resumable(root: Path, ranks: Ranks) -> Manifest | None:
+    """The newest checkpoint that verifies and is finite, or None where none was ever committed.
+
+    All ranks call this together and share the hashing. Damaged ones are named in the log and passed over;
+    when every checkpoint is damaged this raises ``CheckpointError`` rather than start from scratch.
+    """
+    barrier()  # nobody looks while somebody still writes
+    steps = list_steps(root)
+    rejected: list[str] = []
+    for step in steps:
+        problems: list[str] = []
+        manifest = None
+        try:
+            manifest = load_manifest(root, step)
+        except CheckpointError as error:
+            problems = list(error.problems)
+        mine = manifest.files[ranks.rank :: ranks.world_size] if manifest else ()
+        problems += find_damage(step_folder(root, step), mine)
+        if manifest is not None and not manifest.is_finite:
+            problems.append(f"{step_folder(root, step)} holds weights that are not finite")
+        found = sorted({problem for rows in gather_json(problems) for problem in rows})
+        if manifest is not None and not found:
+            return manifest
+        for problem in found:
+            logger.warning("checkpoint of step %d passed over: %s", step, problem)
+        rejected += found
+    if rejected:
+        raise CheckpointError(
+            [
+                *rejected,
+                f"None of the {len(steps)} checkpoints in {root} can be used. Restore one, or move the "
+                f"folder away to start the run from the beginning.",
+            ]
+        )
+    return None
+
+
+def delete_old_checkpoints(root: Path, *, keep_last: int, keep_every_steps: int) -> None:
+    """Apply the retention rule. Rank 0 calls this alone, after a commit, so the newest is a good one."""
+    steps = list_steps(root)
+    for step in plan_retention(steps, keep_last=keep_last, keep_every_steps=keep_every_steps):
+        folder = step_folder(root, step)
+        (folder / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint is none
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,131 @@
+"""Sections on the way from raw text to micro-batches: corpus, tokenizer, shards, stream, batch."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from lmscale.config.base import Section
+
+_SOURCE_NAME = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}"
+)  # 100 bytes is all that USTAR has for a name
+
+
+class CorpusSourceConfig(Section):
+    """One named collection of raw files."""
+
+    inputs: tuple[str, ...] = Field(min_length=1)
+    """Files or glob patterns."""
+    format: Literal["auto", "text", "jsonl", "parquet", "webdataset"] = "auto"
+    """``auto`` goes by the file's ending: .txt .jsonl .jsonl.gz .jsonl.zst .parquet .tar."""
+    text_field: str = "text"
+    """The JSON key or Parquet column that holds the text."""
+    encoding: str = "utf-8"
+    """Encoding of .txt and .jsonl files. Bytes that do not decode are an error, never replaced."""
+    max_bad_records: int = Field(default=0, ge=0)
+    """How many broken records (JSON lines, rows without text) may be skipped and counted before it is an error."""
+
+
+class CorpusConfig(Section):
+    """Raw files → cleaned documents, one folder per source with a train and a heldout part."""
+
+    folder: str = "data/corpus"
+    sources: dict[str, CorpusSourceConfig] = Field(default_factory=dict)
+    normalization: Literal["NFC", "NFKC", "none"] = "NFC"
+    strip_html: bool = False
+    """Remove markup, scripts and styles, keep the text (needs the ``corpus`` extra)."""
+    min_chars: int = Field(default=1, ge=0)
+    """Shorter documents (after stripping white space at both ends) are dropped and counted."""
+    max_chars: PositiveInt = 10_000_000
+    """Longer documents are handled by ``on_overlong``."""
+    on_overlong: Literal["split", "truncate", "drop"] = "split"
+    drop_exact_duplicates: bool = True
+    """Within a source, and between its train and heldout parts, the first copy of a text is kept."""
+    heldout_fraction: float = Field(default=0.01, ge=0, lt=1)
+    """Part of the documents kept for evaluation, chosen by a hash of the text, so a document stays where it is."""
+
+    @model_validator(mode="after")
+    def _named_sources(self) -> CorpusConfig:
+        bad = [name for name in self.sources if not _SOURCE_NAME.fullmatch(name)]
+        if bad:
+            raise ValueError(
+                f"sources: names become folder and shard names: use letters, digits, - and _, not {bad}"
+            )
+        return self
+
+
+class TokenizerConfig(Section):
+    """A SentencePiece model with byte fallback, trained on a sample of the corpus."""
+
+    folder: str = "data/tokenizer"
+    kind: Literal["bpe", "unigram"] = "bpe"
+    vocab_size: int = Field(default=32_000, ge=300)
+    """Pieces in all, the special ids and the 256 byte pieces included."""
+    character_coverage: float = Field(default=0.9995, gt=0, le=1)
+    """Part of the sample's characters that get pieces of their own; the rest falls back to bytes."""
+    max_sample_bytes: PositiveInt = 200_000_000
+    """Bytes of UTF-8 text to train on, drawn evenly over all documents of all sources."""
+    split_digits: bool = True
+
+
+class ShardsConfig(Section):
+    """Documents → uncompressed webdataset tars of token blocks."""
+
+    folder: str = "data/shards"
+    max_bytes: int = Field(default=128 * 2**20, ge=2**16)
+    """A shard is closed before it would pass this size."""
+    block_tokens: int = Field(default=2**20, ge=1024)
+    """A block takes whole documents until it holds at least this many tokens."""
+    processes: int = Field(default=0, ge=0)
+    """Worker processes; 0 means one per core."""
+
+
+class StreamSourceConfig(Section):
+    """One dataset (a folder of shards with its manifest) and its share of the mixture."""
+
+    shards: str
+    """Folder or URL (``s3://``, ``gs://``, ``http(s)://``, ``memory://``) that holds ``manifest.json``."""
+    weight: float = Field(default=1.0, ge=0)
+    """Share of the samples, relative to the other sources. 0 takes nothing."""
+
+
+class ShardCacheConfig(Section):
+    """Local copies of remote shards: one download per node, bounded."""
+
+    folder: str = "/tmp/lmscale-shards"
+    max_bytes: PositiveInt = 200 * 2**30
+    retries: int = Field(default=8, ge=0)
+
+
+class StreamConfig(Section):
+    """Shards → the global order of samples. A sample is one window of ``sequence_length`` + 1 tokens."""
+
+    sources: dict[str, StreamSourceConfig] = Field(default_factory=dict)
+    sequence_length: PositiveInt = 1024
+    packing: Literal["concat", "best_fit"] = "concat"
+    """``concat`` cuts the run of documents into windows; ``best_fit`` keeps documents whole where they fit."""
+    mask_documents: bool = True
+    """Documents in one window do not see each other, and positions restart at each."""
+    window_shards: PositiveInt = 8
+    """Shards whose samples are shuffled together: both the shuffle's quality and the cache's bound."""
+    mixture_block: int = Field(default=4096, ge=16)
+    """Samples in a block of the mixture; every block holds the same whole number of each source."""
+    workers: int = Field(default=1, ge=0)
+    """Loader processes per rank. 0 reads on a background thread of the rank itself."""
+    prefetch_steps: PositiveInt = 2
+    """Steps that each loader worker keeps ready."""
+    verify_hashes: bool = True
+    """Hash each shard once per node before its first use."""
+    cache: ShardCacheConfig = ShardCacheConfig()
+
+
+class BatchConfig(Section):
+    """How many windows make a step. What fits on a device is found from it by ``plan_batches``."""
+
+    global_windows: PositiveInt = 512
+    """Windows in one optimizer step, over all ranks. Changing it changes the training; nothing else here does."""
+    micro_windows: PositiveInt = 8
+    """Most windows a rank takes in one forward pass; the largest divisor of its share that is not more is used."""

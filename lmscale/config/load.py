@@ -1,0 +1,147 @@
+"""YAML and overrides → ``RunConfig``, with every problem at once and its path in the YAML."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lmscale.config.run import RunConfig
+from lmscale.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1's SafeLoader, but 3e-4 is a number and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # pyright: ignore
+        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if repeated:
+            line = node.start_mark.line + 1
+            raise ConfigError(
+                f"{node.start_mark.name}: the mapping at line {line} gives {', '.join(repeated)} more than once; keep one."
+            )
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads "3e-4" as text, because it wants a dot; 1.2 and everybody's habit read a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply ``a.b=c`` overrides, and validate. Raises ``ConfigError``."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such configuration file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    return parse_config(text, overrides, name=str(path))
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), *, name: str = "config") -> RunConfig:
+    """The same from a string; ``name`` stands in the messages."""
+    tree = _parse_yaml(text, name)
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name}: expected a mapping of sections, found {type(tree).__name__}.")
+    problems: list[str] = []
+    for override in overrides:
+        problem = _apply_override(tree, override)
+        if problem:
+            problems.append(problem)
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        problems += [_describe(problem, name) for problem in error.errors()]
+        raise ConfigError(problems) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """The configuration as YAML that ``parse_config`` reads back to an equal value."""
+    return yaml.safe_dump(
+        config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+    )
+
+
+def _parse_yaml(text: str, name: str) -> Any:
+    try:
+        loader = _Loader(text)
+        loader.name = name
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not valid YAML: {error}") from None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> str | None:
+    path, separator, value = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        return f"--set {override}: write it as section.key=value, for example train.steps=100."
+    for depth, key in enumerate(keys[:-1]):
+        if tree.get(key) is None:
+            tree[key] = {}
+        tree = tree[key]
+        if not isinstance(tree, dict):
+            return (
+                f"--set {override}: {'.'.join(keys[: depth + 1])} is a single value, not a section."
+            )
+    tree[keys[-1]] = _parse_yaml(value, f"--set {override}")
+    return None
+
+
+def _describe(problem: Mapping[str, Any], name: str) -> str:
+    location = problem["loc"]
+    path = ".".join(str(part) for part in location)
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
+        return f"{name}: {path}: unknown key. {hint}"
+    if kind == "missing":
+        return f"{name}: {path}: is required and missing."
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{name}: {path + ': ' if path else ''}{message}."
+    found = problem["input"]
+    shown = f"{found!r}" if isinstance(found, (str, int, float, bool)) else type(found).__name__
+    return f"{name}: {path}: {message[:1].lower()}{message[1:]}; found {shown}."
+
+
+def _known_keys(location: Sequence[str | int]) -> list[str]:
+    """The keys of the section at ``location``."""
+    annotation: Any = RunConfig
+    for part in location:
+        section = _section_in(annotation)
+        if section is not None and part in section.model_fields:
+            annotation = section.model_fields[str(part)].annotation
+        else:  # a key of a mapping such as stream.sources
+            arguments = typing.get_args(annotation)
+            annotation = arguments[-1] if arguments else None
+    section = _section_in(annotation)
+    return list(section.model_fields) if section is not None else []
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return next((s for s in map(_section_in, typing.get_args(annotation)) if s), None)
+    return None

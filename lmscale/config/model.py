@@ -1,0 +1,88 @@
+"""Sections that say what is trained: the model and the objective."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from lmscale.config.base import Section
+
+
+class ModelConfig(Section):
+    """A decoder Transformer. The switches are those by which GPT-2 and Llama differ."""
+
+    layers: PositiveInt = 12
+    width: PositiveInt = 768
+    heads: PositiveInt = 12
+    kv_heads: PositiveInt | None = None
+    """Key/value heads (grouped-query attention); default: as many as ``heads``."""
+    head_width: PositiveInt | None = None
+    """Default: width / heads."""
+    ffn_width: PositiveInt | None = None
+    """Inner width of the feed-forward; default: 4 × width for gelu, 8/3 × width rounded up to 256 for swiglu."""
+    vocab_size: PositiveInt | None = None
+    """Rows of the embedding; default: the tokenizer's vocab_size rounded up to a multiple of 128."""
+    max_positions: PositiveInt | None = None
+    """Longest sequence the model can be asked for; default: stream.sequence_length."""
+    positions: Literal["rope", "learned"] = "rope"
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: float = Field(default=1e-5, gt=0)
+    activation: Literal["swiglu", "gelu"] = "swiglu"
+    bias: bool = False
+    """Biases in linear layers and LayerNorms."""
+    qk_norm: bool = False
+    """RMSNorm of queries and keys per head, before the rotation."""
+    tied_embeddings: bool = False
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    """``auto``: FlexAttention where documents are masked on CUDA without dropout, SDPA elsewhere. ``sdpa`` needs no Triton compiler."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    init_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of every weight matrix; those that write to the residual stream get it / sqrt(2 × layers)."""
+    activation_checkpoint_every: int = Field(default=0, ge=0)
+    """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        problems = []
+        if self.head_width is None and self.width % self.heads:
+            problems.append(
+                f"width = {self.width} is not a multiple of heads = {self.heads}; change one of them or give head_width"
+            )
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            problems.append(
+                f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}; each key/value head serves equally many queries"
+            )
+        if self.positions == "rope" and self.resolved_head_width % 2:
+            problems.append(
+                f"head width {self.resolved_head_width} is odd; rope rotates pairs, so it must be even"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def resolved_kv_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def resolved_head_width(self) -> int:
+        return self.head_width or self.width // self.heads
+
+    @property
+    def resolved_ffn_width(self) -> int:
+        if self.ffn_width is not None:
+            return self.ffn_width
+        if self.activation == "gelu":
+            return 4 * self.width
+        return -(-8 * self.width // 3 // 256) * 256
+
+
+class ObjectiveConfig(Section):
+    """Causal language modelling: predict the next token."""
+
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of log(Z)², which keeps the logits' scale in check (PaLM, section 5)."""
+    chunk_tokens: PositiveInt = 2048
+    """Tokens whose logits exist at once."""

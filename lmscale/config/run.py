@@ -1,0 +1,97 @@
+"""The whole configuration of a run: one frozen value, fields in the order of the data's flow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, field_validator, model_validator
+
+from lmscale.config.base import Section
+from lmscale.config.data import (
+    BatchConfig,
+    CorpusConfig,
+    ShardsConfig,
+    StreamConfig,
+    TokenizerConfig,
+)
+from lmscale.config.model import ModelConfig, ObjectiveConfig
+from lmscale.config.training import CheckpointConfig, EngineConfig, EvaluationConfig, TrainConfig
+
+VOCAB_MULTIPLE = 128  # rows of the embedding: tensor cores and vocabulary splits want whole tiles
+
+
+class RunSection(Section):
+    """What names a run and where it lives."""
+
+    name: str = Field(min_length=1, max_length=100)
+    folder: str = ""
+    """Default: runs/NAME."""
+    seed: int = Field(default=1, ge=0, lt=2**31)
+    """Seeds the order of the samples, the initial weights and dropout."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not all(c.isalnum() or c in "-_." for c in name) or name.startswith((".", "-")):
+            raise ValueError(
+                f"{name!r} becomes a folder and a job name: use letters, digits, '-', '_' and '.', and begin with a letter or digit"
+            )
+        return name
+
+
+class RunConfig(Section):
+    """One YAML file, validated. What is logged and frozen into the run folder is this value."""
+
+    run: RunSection
+    corpus: CorpusConfig = CorpusConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    shards: ShardsConfig = ShardsConfig()
+    stream: StreamConfig = StreamConfig()
+    batch: BatchConfig = BatchConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> RunConfig:
+        problems = []
+        if self.vocab_size < self.tokenizer.vocab_size:
+            problems.append(
+                f"model.vocab_size = {self.vocab_size} is smaller than tokenizer.vocab_size = {self.tokenizer.vocab_size}; "
+                f"leave it out to get the next multiple of {VOCAB_MULTIPLE}"
+            )
+        if self.max_positions < self.stream.sequence_length:
+            problems.append(
+                f"model.max_positions = {self.max_positions} is shorter than stream.sequence_length = {self.stream.sequence_length}"
+            )
+        if self.stream.sources and not any(s.weight > 0 for s in self.stream.sources.values()):
+            problems.append("stream.sources: every weight is 0; give at least one source a share")
+        if self.engine.schedule.warmup_steps > self.train.steps:
+            problems.append(
+                f"engine.schedule.warmup_steps = {self.engine.schedule.warmup_steps} is more than train.steps = {self.train.steps}"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run.folder or f"runs/{self.run.name}")
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        if self.model.vocab_size is not None:
+            return self.model.vocab_size
+        return -(-self.tokenizer.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def max_positions(self) -> int:
+        return self.model.max_positions or self.stream.sequence_length
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch.global_windows * self.stream.sequence_length

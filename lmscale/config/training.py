@@ -1,0 +1,117 @@
+"""Sections that say how it is trained, saved and judged: engine, checkpoint, train, evaluation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from lmscale.config.base import Section
+
+
+class OptimizerConfig(Section):
+    """AdamW (Loshchilov and Hutter 2019)."""
+
+    lr: float = Field(default=3e-4, gt=0)
+    """Peak learning rate; the schedule scales it."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    decay: tuple[Literal["linear", "embedding", "norm", "bias"], ...] = ("linear", "embedding")
+    """Kinds of parameters that are decayed."""
+    clip_norm: float = Field(default=1.0, ge=0)
+    """Global gradient norm above which gradients are scaled down; 0 never clips."""
+
+
+class ScheduleConfig(Section):
+    """The learning rate as a pure function of the step."""
+
+    kind: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """``wsd``: warm-up, stable, decay (Hu et al. 2024, MiniCPM)."""
+    warmup_steps: NonNegativeInt = 0
+    decay_steps: PositiveInt | None = None
+    """Steps of the decay: default all after the warm-up (linear, cosine) or a tenth of the run (wsd)."""
+    final_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Learning rate at the end, relative to the peak."""
+
+
+class LossScaleConfig(Section):
+    """Dynamic loss scaling; fp16 only."""
+
+    initial_power: NonNegativeInt = 16
+    window: PositiveInt = 1000
+    """Steps without overflow before the scale doubles."""
+    hysteresis: PositiveInt = 2
+    minimum: PositiveInt = 1
+
+
+class EngineConfig(Section):
+    """DeepSpeed: precision, ZeRO, optimizer, schedule."""
+
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    offload_optimizer: bool = False
+    """Master weights and optimizer states in host memory; the update runs on the CPU. ZeRO 1 to 3."""
+    offload_parameters: bool = False
+    """Parameters in host memory between uses. ZeRO 3."""
+    compile: bool = False
+    """torch.compile every block before DeepSpeed wraps the model."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    loss_scale: LossScaleConfig = LossScaleConfig()
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Single DeepSpeed keys to override, merged into what lmscale writes. ``lmscale config show`` prints the result."""
+
+    @model_validator(mode="after")
+    def _offload_needs_a_stage(self) -> EngineConfig:
+        problems = []
+        if self.offload_optimizer and self.zero_stage == 0:
+            problems.append("offload_optimizer needs zero_stage 1, 2 or 3")
+        if self.offload_parameters and self.zero_stage != 3:
+            problems.append(f"offload_parameters needs zero_stage 3, not {self.zero_stage}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class CheckpointConfig(Section):
+    """When a run is saved and which checkpoints are kept."""
+
+    every_steps: PositiveInt = 1000
+    keep_last: PositiveInt = 3
+    keep_every_steps: NonNegativeInt = 0
+    """Checkpoints at multiples of this are kept for good; 0 keeps none beyond ``keep_last``."""
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    steps: PositiveInt = 10_000
+    """Optimizer steps of the whole run, restarts included."""
+    log_every_steps: PositiveInt = 10
+    """How often the terminal, TensorBoard and metrics.jsonl get a line. The ledger gets every step."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """Peak dense TFLOP/s of one device in this precision, for MFU; default: from a table by the device's name."""
+    max_nonfinite_steps: PositiveInt = 5
+    """Steps in a row with a non-finite loss or gradient norm after which the run stops with exit code 76."""
+
+
+class EvaluationConfig(Section):
+    """Held-out loss in the loop and by ``lmscale evaluate``."""
+
+    sets: dict[str, str] = Field(default_factory=dict)
+    """Name → folder or URL of shards."""
+    every_steps: NonNegativeInt = 0
+    """0 evaluates only after the last step."""
+    max_windows: PositiveInt | None = None
+    """At most this many windows per set in the loop; default all."""
+    at_end: bool = True
+
+    @model_validator(mode="after")
+    def _named_sets(self) -> EvaluationConfig:
+        bad = [name for name in self.sets if not name.replace("-", "").replace("_", "").isalnum()]
+        if bad:
+            raise ValueError(
+                f"set names become folder and metric names: use letters, digits, - and _, not {bad}"
+            )
+        return self

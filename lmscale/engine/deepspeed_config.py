@@ -1,0 +1,190 @@
+"""The one file that spells DeepSpeed's keys. Every default is written out, because defaults move.
+
+Between DeepSpeed 0.18 and 0.19.8 ``gradient_clipping`` went from 0 to 1.0 (#8068) and the bf16 overflow
+check from off to on (#8035). A test holds this file against the fields that DeepSpeed itself declares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lmscale.config.batch import BatchPlan
+from lmscale.config.training import EngineConfig
+from lmscale.errors import ConfigError
+
+# Elements of a communication bucket. DeepSpeed's 5e8 allocates 2 GB of fp32 before the first step; on
+# InfiniBand the gain flattens out well below (a bucket of 1e8 elements moves for milliseconds).
+MAX_BUCKET_ELEMENTS = 200_000_000
+
+# What a person may not override: lmscale's own arithmetic rests on these.
+RESERVED = {
+    "train_batch_size": "batch.global_windows",
+    "train_micro_batch_size_per_gpu": "batch.micro_windows",
+    "gradient_accumulation_steps": "batch.micro_windows",
+    "gradient_clipping": "engine.optimizer.clip_norm",
+    "optimizer": "engine.optimizer",
+    "scheduler": "engine.schedule",
+    "zero_optimization.stage": "engine.zero_stage",
+    "zero_optimization.round_robin_gradients": "nothing: checkpoints rely on it",
+    "bf16.enabled": "engine.precision",
+    "fp16.enabled": "engine.precision",
+}
+
+
+def render_deepspeed_config(
+    engine: EngineConfig, *, plan: BatchPlan, num_parameters: int
+) -> dict[str, Any]:
+    """The whole mapping that DeepSpeed is given, with ``engine.deepspeed`` merged in last.
+
+    Raises ``ConfigError`` for an override that lmscale itself sets elsewhere.
+    """
+    problems = [
+        f"engine.deepspeed.{key}: set {instead} instead; lmscale's own arithmetic rests on it."
+        for key, instead in RESERVED.items()
+        if _has(engine.deepspeed, key.split("."))
+    ]
+    if problems:
+        raise ConfigError(problems)
+    mapping = {
+        "train_batch_size": plan.global_windows,
+        "train_micro_batch_size_per_gpu": plan.micro_windows,
+        "gradient_accumulation_steps": plan.accumulation,
+        "managed_gradient_accumulation": True,
+        "gradient_clipping": engine.optimizer.clip_norm,
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+        "memory_breakdown": False,
+        "dump_state": False,
+        "log_level": "warning",
+        "disable_python_gc": False,
+        # torch's own AdamW stands in for DeepSpeedCPUAdam: fused, vectorised, nothing to compile.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": False,
+        # Sums over ranks in fp32, so that the number of ranks moves the result least (as torchtitan does).
+        "communication_data_type": "fp32",
+        "data_types": _data_types(engine),
+        "bf16": {
+            "enabled": engine.precision == "bf16",
+            "immediate_grad_update": False,
+            "check_grad_overflow": True,
+            "bf16_master_weights_and_grads": False,
+            "bf16_optimizer_states": False,
+        },
+        "fp16": {
+            "enabled": engine.precision == "fp16",
+            "auto_cast": False,
+            "loss_scale": 0,  # dynamic
+            "initial_scale_power": engine.loss_scale.initial_power,
+            "loss_scale_window": engine.loss_scale.window,
+            "hysteresis": engine.loss_scale.hysteresis,
+            "consecutive_hysteresis": False,
+            "min_loss_scale": engine.loss_scale.minimum,
+            "fp16_master_weights_and_grads": False,
+        },
+        "torch_autocast": {"enabled": False},
+        "zero_optimization": _zero(engine, bucket=_bucket(num_parameters)),
+    }
+    return _merge(mapping, engine.deepspeed)
+
+
+def _bucket(num_parameters: int) -> int:
+    # A multiple of DeepSpeed's alignment (2 elements), or it refuses.
+    return min(MAX_BUCKET_ELEMENTS, -(-num_parameters // 1024) * 1024)
+
+
+def _data_types(engine: EngineConfig) -> dict[str, Any]:
+    # Micro-batches accumulate in fp32 wherever DeepSpeed can: at stage 0 it refuses the mix
+    # (engine.py, _do_optimizer_sanity_check), so there they accumulate in the model's dtype.
+    accumulate = None if engine.zero_stage == 0 else "fp32"
+    return {"grad_accum_dtype": accumulate, "param_dtype": None, "buffer_dtype": None}
+
+
+def _zero(engine: EngineConfig, *, bucket: int) -> dict[str, Any]:
+    return {
+        "stage": engine.zero_stage,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": bucket,
+        "use_multi_rank_bucket_allreduce": True,
+        "allgather_partitions": True,
+        "allgather_bucket_size": bucket,
+        "overlap_comm": None,  # DeepSpeed: on at stage 3, off below
+        "compute_grad_norm": True,
+        "load_from_fp32_weights": True,
+        "elastic_checkpoint": False,
+        "offload_param": _offload(engine.offload_parameters, _OFFLOAD_PARAMETERS),
+        "offload_optimizer": _offload(engine.offload_optimizer, _OFFLOAD_OPTIMIZER),
+        "zenflow": None,
+        "sub_group_size": 1_000_000_000,
+        "stage3_prefetch_bucket_size": 50_000_000,
+        "stage3_param_persistence_threshold": 100_000,
+        "stage3_model_persistence_threshold": 2**63 - 1,
+        "stage3_max_live_parameters": 1_000_000_000,
+        "stage3_max_reuse_distance": 1_000_000_000,
+        "stage3_gather_16bit_weights_on_model_save": False,
+        "stage3_module_granularity_threshold": 0,
+        "stage3_use_all_reduce_for_fetch_params": False,
+        "stage3_allgather_sequential": False,
+        "ignore_unused_parameters": True,
+        "legacy_stage1": False,
+        # False, so that a parameter's place in the flat group is its place in the model:
+        # checkpoint/fragments.py reads it off DeepSpeed's fragment addresses.
+        "round_robin_gradients": False,
+        "parameter_alignment": False,
+        "zero_hpz_partition_size": 1,
+        "zero_quantized_weights": False,
+        "zero_quantized_nontrainable_weights": False,
+        "zero_quantized_gradients": False,
+        "memory_efficient_linear": True,
+        "pipeline_loading_checkpoint": False,
+        "override_module_apply": True,
+        "log_trace_cache_warnings": False,
+        "enable_sanity_checks": False,
+        "save_muon_momentum_buffer_in_memory": False,
+    }
+
+
+_OFFLOAD_PARAMETERS: dict[str, Any] = {
+    "device": "cpu",
+    "nvme_path": None,
+    "buffer_count": 5,
+    "buffer_size": 100_000_000,
+    "max_in_cpu": 1_000_000_000,
+    "pin_memory": True,
+}
+_OFFLOAD_OPTIMIZER: dict[str, Any] = {
+    "device": "cpu",
+    "nvme_path": None,
+    "buffer_count": 4,
+    "pin_memory": True,
+    "pipeline_read": False,
+    "pipeline_write": False,
+    "fast_init": False,
+    "ratio": 1.0,
+    "super_offload": False,
+    "cpuadam_cores_perc": 0.8,
+}
+
+
+def _offload(enabled: bool, settings: dict[str, Any]) -> dict[str, Any] | None:
+    return dict(settings) if enabled else None
+
+
+def _has(tree: Any, keys: list[str]) -> bool:
+    for key in keys:
+        if not isinstance(tree, Mapping) or key not in tree:
+            return False
+        tree = tree[key]
+    return True
+
+
+def _merge(base: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in override.items():
+        below = merged.get(key)
+        both = isinstance(below, dict) and isinstance(value, Mapping)
+        merged[key] = _merge(below, value) if both else value  # pyright: ignore[reportArgumentType]
+    return merged

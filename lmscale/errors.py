@@ -1,0 +1,52 @@
+"""The errors a user can meet. Their message says what was found, where, and what to do.
+
+The command line prints such an error without a traceback and exits with its ``exit_code``. Any other
+exception is a bug in lmscale: it keeps its traceback and exits with 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_FINISHED = 0
+EXIT_BUG = 1
+EXIT_USER = 2  # the user's mistake: config, data, arguments, a full disk
+EXIT_RESUMABLE = 75  # stopped early on request; the launcher requeues (EX_TEMPFAIL of sysexits.h)
+EXIT_GUARD = 76  # stopped by the guard: the loss is not finite or has diverged
+
+
+class LmscaleError(Exception):
+    """One or more problems a person can act on, all reported at once."""
+
+    exit_code = EXIT_USER
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems: tuple[str, ...] = (
+            (problems,) if isinstance(problems, str) else tuple(problems)
+        )
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self):  # so that it crosses process boundaries with its problems intact
+        return (type(self), (self.problems,))
+
+
+class ConfigError(LmscaleError):
+    """The YAML, an override, or a combination of settings cannot work."""
+
+
+class DataError(LmscaleError):
+    """A corpus, tokenizer, shard or manifest is missing, damaged, or not the one expected."""
+
+
+class CheckpointError(LmscaleError):
+    """A checkpoint is missing, damaged, or belongs to another model or run."""
+
+
+class ClusterError(LmscaleError):
+    """A launcher, scheduler or node refused or failed."""
+
+
+class GuardError(LmscaleError):
+    """Training was stopped because the loss is not finite or has diverged."""
+
+    exit_code = EXIT_GUARD

@@ -1,0 +1,1 @@
+"""What every part of a run shares: atomic files, ranks, collectives, logs, trackers, stopping."""

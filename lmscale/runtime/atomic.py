@@ -1,0 +1,87 @@
+"""Files that are either whole or absent: written under a temporary name, fsynced, renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lmscale.errors import DataError, LmscaleError
+
+_OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success fsync it and rename it into place.
+
+    On any error the temporary file is removed and nothing at ``path`` has changed.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        fsync_file(temporary)
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def fsync_file(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_folder(path: str | Path) -> None:
+    """Make a rename or a new entry in ``path`` durable."""
+    fsync_file(path)
+
+
+def sha256_file(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return sha256_of(file)
+
+
+def sha256_of(file: Any) -> str:
+    """The digest of what is left of an open binary file, read in 4 MiB pieces."""
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 22):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextmanager
+def writing(what: str, folder: str | Path, error: type[LmscaleError] = DataError) -> Iterator[None]:
+    """Turn a full disk or a refused write inside the block into an error a person can act on."""
+    try:
+        yield
+    except OSError as failure:
+        if failure.errno in _OUT_OF_SPACE:
+            raise error(
+                f"No space is left in {folder} while writing {what}. Nothing half-written counts: "
+                f"free some space and run the same command again."
+            ) from failure
+        if failure.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise error(
+                f"{folder} cannot be written to while writing {what}: {failure}."
+            ) from failure
+        raise
