@@ -1,7 +1,7 @@
 """The errors a user can meet. Their message says what was found, where, and what to do.
 
-The command line prints such an error without a traceback and exits with its ``exit_code``. Any other
-exception is a bug in lmscale: it keeps its traceback and exits with 1.
+The command line prints such an error without a traceback and exits with its ``exit_code``. Any
+other exception is a bug in lmscale: it keeps its traceback and exits with 1.
 """
 
 from __future__ import annotations

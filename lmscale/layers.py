@@ -1,8 +1,9 @@
 """The only statement of the order of the folders.
 
-A folder imports itself, the shared folders, and folders to its left; imports inside functions count.
-``tests/test_layers.py`` enforces it. ``launcher`` stands outside: it imports the standard library, yaml,
-jinja2, ``lmscale.config`` and ``lmscale.errors``, and never torch.
+A folder imports itself, the shared folders, and folders to its left; imports inside functions
+count.
+``tests/test_layers.py`` enforces it. ``launcher`` stands outside: it imports the standard library,
+yaml, jinja2, ``lmscale.config`` and ``lmscale.errors``, and never torch.
 """
 
 SHARED = ("errors", "layers", "config", "runtime")

@@ -1,4 +1,6 @@
-"""Elastic checkpoints: one layout for every ZeRO stage, world size and precision, with no pickle in it."""
+"""Elastic checkpoints: one layout for every ZeRO stage, world size and precision, with no pickle
+in it.
+"""
 
 from lmscale.checkpoint.layout import Manifest, list_steps
 from lmscale.checkpoint.resume import load_checkpoint, load_model_weights

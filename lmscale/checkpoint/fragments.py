@@ -31,7 +31,9 @@ from lmscale.errors import CheckpointError
 
 @dataclass(frozen=True, kw_only=True)
 class Fragment:
-    """A run of elements of one flattened parameter, with all that is stored of them, fp32 [elements]."""
+    """A run of elements of one flattened parameter, with all that is stored of them, fp32
+    [elements].
+    """
 
     parameter: str
     offset: int
@@ -52,7 +54,8 @@ def held_fragments(engine: Engine) -> Iterator[Fragment]:
     buffers = [name for name, _ in engine.module.named_buffers()]
     if frozen or buffers:
         raise CheckpointError(
-            f"Checkpoints hold trained parameters only, but the model has frozen parameters {frozen} "
+            "Checkpoints hold trained parameters only, but the model has frozen parameters "
+            f"{frozen} "
             f"and buffers {buffers}."
         )
     if engine.config.zero_stage == 0:
@@ -170,7 +173,8 @@ def _stage_3(engine: Engine) -> Iterator[Fragment]:
     for name, parameter in engine.named_parameters():
         held: Any = parameter
         group, start, elements = outer.grad_position[outer.get_param_id(parameter)]
-        # Every rank's part is as long as the first's: the last ones are padded, or nothing but padding.
+        # Every rank's part is as long as the first's: the last ones are padded, or nothing but
+        # padding.
         offset = rank * held.ds_tensor.ds_numel
         real = min(elements, held.ds_numel - offset)
         if real <= 0:

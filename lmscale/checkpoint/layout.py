@@ -1,4 +1,5 @@
-"""The layout on disk: fragments of flattened fp32 tensors, and the manifest that makes them a checkpoint.
+"""The layout on disk: fragments of flattened fp32 tensors, and the manifest that makes them a
+checkpoint.
 
 ::
 
@@ -7,8 +8,9 @@
         rank-00001.safetensors
         manifest.json             written last; a folder without it is not a checkpoint
 
-``kind`` is ``master`` (the fp32 weight) or one of the optimizer's states. ``offset`` counts elements of the
-flattened parameter. Which rank wrote what is of no meaning to a reader. docs/formats.md tells the same.
+``kind`` is ``master`` (the fp32 weight) or one of the optimizer's states. ``offset`` counts
+elements of the flattened parameter. Which rank wrote what is of no meaning to a reader.
+docs/formats.md tells the same.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ def parse_manifest(text: str, path: Path) -> Manifest:
         tree = json.loads(text)
         if tree["version"] != VERSION:
             raise CheckpointError(
-                f"{path}: version {tree['version']} of the checkpoint format; this lmscale reads {VERSION}."
+                f"{path}: version {tree['version']} of the checkpoint format; this lmscale reads "
+                f"{VERSION}."
             )
         files = tuple(
             FileEntry(
@@ -87,7 +90,9 @@ def step_folder(root: Path, step: int) -> Path:
 
 
 def list_steps(root: Path) -> list[int]:
-    """Steps that have a manifest, newest first. Says nothing yet about what the manifest is worth."""
+    """Steps that have a manifest, newest first. Says nothing yet about what the manifest is
+    worth.
+    """
     if not root.is_dir():
         return []
     found = ((_FOLDER.match(folder.name), folder) for folder in root.iterdir() if folder.is_dir())
@@ -104,7 +109,9 @@ def tensor_name(parameter: str, kind: str, offset: int) -> str:
 def plan_retention(
     steps: Sequence[int], *, keep_last: int, keep_every_steps: int
 ) -> tuple[int, ...]:
-    """The steps to delete: all but the ``keep_last`` newest and the multiples of ``keep_every_steps``."""
+    """The steps to delete: all but the ``keep_last`` newest and the multiples of
+    ``keep_every_steps``.
+    """
     newest = sorted(steps, reverse=True)
     return tuple(
         step

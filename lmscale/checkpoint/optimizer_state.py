@@ -11,7 +11,9 @@ _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis
 
 
 def read_optimizer(engine: Engine) -> dict[str, Any]:
-    """The optimizer's name and the updates it has taken, which are fewer than steps when some were skipped."""
+    """The optimizer's name and the updates it has taken, which are fewer than steps when some were
+    skipped.
+    """
     optimizer = base_optimizer(engine)
     steps = {int(optimizer.state[master]["step"]) for master in master_tensors(engine)}
     if len(steps) != 1:
@@ -24,7 +26,8 @@ def write_optimizer(engine: Engine, saved: dict[str, Any]) -> None:
     name = type(optimizer).__name__
     if saved["name"] != name:
         raise CheckpointError(
-            f"The checkpoint holds states of {saved['name']}, but this run is configured for {name}."
+            f"The checkpoint holds states of {saved['name']}, but this run is configured for "
+            f"{name}."
         )
     for master in master_tensors(engine):
         optimizer.state[master]["step"].fill_(saved["step"])
@@ -38,7 +41,9 @@ def read_loss_scale(engine: Engine) -> dict[str, Any] | None:
 
 
 def write_loss_scale(engine: Engine, saved: dict[str, Any] | None) -> None:
-    """Take over the scale where both runs are fp16; a run that changes precision begins with its own."""
+    """Take over the scale where both runs are fp16; a run that changes precision begins with its
+    own.
+    """
     scaler = _scaler(engine)
     if scaler is None or saved is None:
         return
@@ -48,7 +53,9 @@ def write_loss_scale(engine: Engine, saved: dict[str, Any] | None) -> None:
 
 
 def _scaler(engine: Engine) -> Any:
-    """DeepSpeed keeps it in ``loss_scaler`` at stages 1 to 3 and in ``loss_scale_config`` at stage 0."""
+    """DeepSpeed keeps it in ``loss_scaler`` at stages 1 to 3 and in ``loss_scale_config`` at stage
+    0.
+    """
     if engine.config.precision != "fp16":
         return None
     outer = engine.deepspeed.optimizer

@@ -38,7 +38,9 @@ class FragmentReader:
         self._open: dict[str, Any] = {}
 
     def read_into(self, target: Tensor, parameter: str, kind: str, offset: int) -> None:
-        """Fill ``target`` (1-D) with elements [offset, offset + len(target)) of the flattened parameter."""
+        """Fill ``target`` (1-D) with elements [offset, offset + len(target)) of the flattened
+        parameter.
+        """
         end = offset + target.numel()
         filled = 0
         for start, count, file_name in self._pieces[parameter]:
@@ -63,8 +65,8 @@ class FragmentReader:
 def load_checkpoint(root: Path, manifest: Manifest, engine: Engine) -> None:
     """Put a verified checkpoint into the engine, whatever stage and world size wrote it.
 
-    All ranks call this together; each reads only the elements that it holds. Raises ``CheckpointError``
-    when the checkpoint is of another model.
+    All ranks call this together; each reads only the elements that it holds. Raises
+    ``CheckpointError`` when the checkpoint is of another model.
     """
     check_same_model(root, manifest, parameter_shapes(engine))
     with failing_together(), ExitStack() as stack, torch.no_grad():
@@ -94,7 +96,8 @@ def check_same_model(root: Path, manifest: Manifest, shapes: dict[str, tuple[int
                 f"{step_folder(root, manifest.step)} is a checkpoint of another model:",
                 *(f"  {difference}" for difference in differences[:MAX_NAMED]),
                 *([f"  and {more} more"] if more > 0 else []),
-                "Give this run a folder of its own (run.folder), or restore the model section of its YAML.",
+                "Give this run a folder of its own (run.folder), or restore the model section of "
+                "its YAML.",
             ]
         )
 

@@ -57,15 +57,17 @@ def save_checkpoint(
 ) -> Saved:
     """Write a checkpoint of ``step`` and commit it. All ranks call this together.
 
-    Every rank writes and fsyncs its own file; then rank 0, which has heard of every file's size and hash,
-    writes the manifest. A kill at any moment leaves the earlier checkpoints as they were. Raises
+    Every rank writes and fsyncs its own file; then rank 0, which has heard of every file's size
+    and hash, writes the manifest. A kill at any moment leaves the earlier checkpoints as they
+    were. Raises
     ``CheckpointError`` on all ranks when any of them runs out of space.
     """
     started = time.monotonic()
     folder = step_folder(root, step)
     with failing_together(), writing("a checkpoint", root, CheckpointError):
         if ranks.rank == 0:
-            # What an interrupted save of the same step left; other ranks may have been more in number.
+            # What an interrupted save of the same step left; other ranks may have been more in
+            # number.
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
     entry: FileEntry | None = None
@@ -123,7 +125,8 @@ def _save_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        # safetensors 0.8 wraps the system's error into its own text: "I/O error: ... (os error 28)".
+        # safetensors 0.8 wraps the system's error into its own text: "I/O error: ... (os error
+        # 28)".
         for number in (28, 27, 122, 13, 30):  # ENOSPC, EFBIG, EDQUOT, EACCES, EROFS
             if f"(os error {number})" in str(error):
                 raise OSError(number, str(error)) from error
@@ -179,8 +182,9 @@ def find_damage(folder: Path, files: tuple[FileEntry, ...]) -> list[str]:
 def find_resumable(root: Path, ranks: Ranks) -> Manifest | None:
     """The newest checkpoint that verifies and is finite, or None where none was ever committed.
 
-    All ranks call this together and share the hashing. Damaged ones are named in the log and passed over;
-    when every checkpoint is damaged this raises ``CheckpointError`` rather than start from scratch.
+    All ranks call this together and share the hashing. Damaged ones are named in the log and
+    passed over; when every checkpoint is damaged this raises ``CheckpointError`` rather than start
+    from scratch.
     """
     barrier()  # nobody looks while somebody still writes
     steps = list_steps(root)
@@ -206,7 +210,8 @@ def find_resumable(root: Path, ranks: Ranks) -> Manifest | None:
         raise CheckpointError(
             [
                 *rejected,
-                f"None of the {len(steps)} checkpoints in {root} can be used. Restore one, or move the "
+                f"None of the {len(steps)} checkpoints in {root} can be used. Restore one, or "
+                "move the "
                 f"folder away to start the run from the beginning.",
             ]
         )
@@ -214,7 +219,9 @@ def find_resumable(root: Path, ranks: Ranks) -> Manifest | None:
 
 
 def delete_old_checkpoints(root: Path, *, keep_last: int, keep_every_steps: int) -> None:
-    """Apply the retention rule. Rank 0 calls this alone, after a commit, so the newest is a good one."""
+    """Apply the retention rule. Rank 0 calls this alone, after a commit, so the newest is a good
+    one.
+    """
     steps = list_steps(root)
     for step in plan_retention(steps, keep_last=keep_last, keep_every_steps=keep_every_steps):
         folder = step_folder(root, step)

@@ -6,7 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration. Unknown keys are errors; docstrings become descriptions."""
+    """A frozen part of the configuration. Unknown keys are errors; docstrings become
+    descriptions.
+    """
 
     model_config = ConfigDict(
         frozen=True,

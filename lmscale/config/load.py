@@ -26,7 +26,8 @@ class _Loader(yaml.SafeLoader):
         if repeated:
             line = node.start_mark.line + 1
             raise ConfigError(
-                f"{node.start_mark.name}: the mapping at line {line} gives {', '.join(repeated)} more than once; keep one."
+                f"{node.start_mark.name}: the mapping at line {line} gives {', '.join(repeated)} "
+                "more than once; keep one."
             )
         return super().construct_mapping(node, deep)
 

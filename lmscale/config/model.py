@@ -20,9 +20,13 @@ class ModelConfig(Section):
     head_width: PositiveInt | None = None
     """Default: width / heads."""
     ffn_width: PositiveInt | None = None
-    """Inner width of the feed-forward; default: 4 × width for gelu, 8/3 × width rounded up to 256 for swiglu."""
+    """Inner width of the feed-forward; default: 4 × width for gelu, 8/3 × width rounded up to 256
+    for swiglu.
+    """
     vocab_size: PositiveInt | None = None
-    """Rows of the embedding; default: the tokenizer's vocab_size rounded up to a multiple of 128."""
+    """Rows of the embedding; default: the tokenizer's vocab_size rounded up to a multiple of
+    128.
+    """
     max_positions: PositiveInt | None = None
     """Longest sequence the model can be asked for; default: stream.sequence_length."""
     positions: Literal["rope", "learned"] = "rope"
@@ -36,10 +40,14 @@ class ModelConfig(Section):
     """RMSNorm of queries and keys per head, before the rotation."""
     tied_embeddings: bool = False
     attention: Literal["auto", "sdpa", "flex"] = "auto"
-    """``auto``: FlexAttention where documents are masked on CUDA without dropout, SDPA elsewhere. ``sdpa`` needs no Triton compiler."""
+    """``auto``: FlexAttention where documents are masked on CUDA without dropout, SDPA elsewhere.
+    ``sdpa`` needs no Triton compiler.
+    """
     dropout: float = Field(default=0.0, ge=0, lt=1)
     init_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of every weight matrix; those that write to the residual stream get it / sqrt(2 × layers)."""
+    """Standard deviation of every weight matrix; those that write to the residual stream get it /
+    sqrt(2 × layers).
+    """
     activation_checkpoint_every: int = Field(default=0, ge=0)
     """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
 
@@ -48,15 +56,18 @@ class ModelConfig(Section):
         problems = []
         if self.head_width is None and self.width % self.heads:
             problems.append(
-                f"width = {self.width} is not a multiple of heads = {self.heads}; change one of them or give head_width"
+                f"width = {self.width} is not a multiple of heads = {self.heads}; change one of "
+                "them or give head_width"
             )
         if self.kv_heads is not None and self.heads % self.kv_heads:
             problems.append(
-                f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}; each key/value head serves equally many queries"
+                f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}; each "
+                "key/value head serves equally many queries"
             )
         if self.positions == "rope" and self.resolved_head_width % 2:
             problems.append(
-                f"head width {self.resolved_head_width} is odd; rope rotates pairs, so it must be even"
+                f"head width {self.resolved_head_width} is odd; rope rotates pairs, so it must "
+                "be even"
             )
         if problems:
             raise ValueError("; ".join(problems))

@@ -34,7 +34,8 @@ class RunSection(Section):
     def _plain_name(cls, name: str) -> str:
         if not all(c.isalnum() or c in "-_." for c in name) or name.startswith((".", "-")):
             raise ValueError(
-                f"{name!r} becomes a folder and a job name: use letters, digits, '-', '_' and '.', and begin with a letter or digit"
+                f"{name!r} becomes a folder and a job name: use letters, digits, '-', '_' and "
+                "'.', and begin with a letter or digit"
             )
         return name
 
@@ -60,18 +61,21 @@ class RunConfig(Section):
         problems = []
         if self.vocab_size < self.tokenizer.vocab_size:
             problems.append(
-                f"model.vocab_size = {self.vocab_size} is smaller than tokenizer.vocab_size = {self.tokenizer.vocab_size}; "
+                f"model.vocab_size = {self.vocab_size} is smaller than tokenizer.vocab_size = "
+                f"{self.tokenizer.vocab_size}; "
                 f"leave it out to get the next multiple of {VOCAB_MULTIPLE}"
             )
         if self.max_positions < self.stream.sequence_length:
             problems.append(
-                f"model.max_positions = {self.max_positions} is shorter than stream.sequence_length = {self.stream.sequence_length}"
+                f"model.max_positions = {self.max_positions} is shorter than "
+                f"stream.sequence_length = {self.stream.sequence_length}"
             )
         if self.stream.sources and not any(s.weight > 0 for s in self.stream.sources.values()):
             problems.append("stream.sources: every weight is 0; give at least one source a share")
         if self.engine.schedule.warmup_steps > self.train.steps:
             problems.append(
-                f"engine.schedule.warmup_steps = {self.engine.schedule.warmup_steps} is more than train.steps = {self.train.steps}"
+                f"engine.schedule.warmup_steps = {self.engine.schedule.warmup_steps} is more "
+                f"than train.steps = {self.train.steps}"
             )
         if problems:
             raise ValueError("; ".join(problems))

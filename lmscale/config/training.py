@@ -30,7 +30,9 @@ class ScheduleConfig(Section):
     """``wsd``: warm-up, stable, decay (Hu et al. 2024, MiniCPM)."""
     warmup_steps: NonNegativeInt = 0
     decay_steps: PositiveInt | None = None
-    """Steps of the decay: default all after the warm-up (linear, cosine) or a tenth of the run (wsd)."""
+    """Steps of the decay: default all after the warm-up (linear, cosine) or a tenth of the run
+    (wsd).
+    """
     final_ratio: float = Field(default=0.1, ge=0, le=1)
     """Learning rate at the end, relative to the peak."""
 
@@ -51,7 +53,9 @@ class EngineConfig(Section):
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload_optimizer: bool = False
-    """Master weights and optimizer states in host memory; the update runs on the CPU. ZeRO 1 to 3."""
+    """Master weights and optimizer states in host memory; the update runs on the CPU. ZeRO 1 to
+    3.
+    """
     offload_parameters: bool = False
     """Parameters in host memory between uses. ZeRO 3."""
     compile: bool = False
@@ -60,7 +64,9 @@ class EngineConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Single DeepSpeed keys to override, merged into what lmscale writes. ``lmscale config show`` prints the result."""
+    """Single DeepSpeed keys to override, merged into what lmscale writes. ``lmscale config show``
+    prints the result.
+    """
 
     @model_validator(mode="after")
     def _offload_needs_a_stage(self) -> EngineConfig:
@@ -89,11 +95,17 @@ class TrainConfig(Section):
     steps: PositiveInt = 10_000
     """Optimizer steps of the whole run, restarts included."""
     log_every_steps: PositiveInt = 10
-    """How often the terminal, TensorBoard and metrics.jsonl get a line. The ledger gets every step."""
+    """How often the terminal, TensorBoard and metrics.jsonl get a line. The ledger gets every
+    step.
+    """
     peak_tflops: float | None = Field(default=None, gt=0)
-    """Peak dense TFLOP/s of one device in this precision, for MFU; default: from a table by the device's name."""
+    """Peak dense TFLOP/s of one device in this precision, for MFU; default: from a table by the
+    device's name.
+    """
     max_nonfinite_steps: PositiveInt = 5
-    """Steps in a row with a non-finite loss or gradient norm after which the run stops with exit code 76."""
+    """Steps in a row with a non-finite loss or gradient norm after which the run stops with exit
+    code 76.
+    """
 
 
 class EvaluationConfig(Section):

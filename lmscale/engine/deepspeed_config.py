@@ -1,7 +1,8 @@
 """The one file that spells DeepSpeed's keys. Every default is written out, because defaults move.
 
-Between DeepSpeed 0.18 and 0.19.8 ``gradient_clipping`` went from 0 to 1.0 (#8068) and the bf16 overflow
-check from off to on (#8035). A test holds this file against the fields that DeepSpeed itself declares.
+Between DeepSpeed 0.18 and 0.19.8 ``gradient_clipping`` went from 0 to 1.0 (#8068) and the bf16
+overflow check from off to on (#8035). A test holds this file against the fields that DeepSpeed
+itself declares.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from lmscale.config.batch import BatchPlan
 from lmscale.config.training import EngineConfig
 from lmscale.errors import ConfigError
 
-# Elements of a communication bucket. DeepSpeed's 5e8 allocates 2 GB of fp32 before the first step; on
-# InfiniBand the gain flattens out well below (a bucket of 1e8 elements moves for milliseconds).
+# Elements of a communication bucket. DeepSpeed's 5e8 allocates 2 GB of fp32 before the first step;
+# on InfiniBand the gain flattens out well below (a bucket of 1e8 elements moves for milliseconds).
 MAX_BUCKET_ELEMENTS = 200_000_000
 
 # What a person may not override: lmscale's own arithmetic rests on these.
@@ -63,7 +64,8 @@ def render_deepspeed_config(
         # torch's own AdamW stands in for DeepSpeedCPUAdam: fused, vectorised, nothing to compile.
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": False,
-        # Sums over ranks in fp32, so that the number of ranks moves the result least (as torchtitan does).
+        # Sums over ranks in fp32, so that the number of ranks moves the result least (as
+        # torchtitan does).
         "communication_data_type": "fp32",
         "data_types": _data_types(engine),
         "bf16": {

@@ -43,6 +43,10 @@ class Engine:
     def module(self) -> torch.nn.Module:
         return self.deepspeed.module
 
+    def __call__(self, *inputs: Tensor) -> Any:
+        """One forward pass, through DeepSpeed's hooks."""
+        return self.deepspeed(*inputs)
+
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """The model's parameters by the names they have without the objective around it."""
         for name, parameter in self.module.named_parameters():
@@ -51,9 +55,10 @@ class Engine:
     def accumulate(self, losses: Iterable[Callable[[], Tensor]], *, targets: int) -> None:
         """Add up the gradient of one step.
 
-        Each element of ``losses``, called, runs one forward pass and returns its summed loss, f32 [].
-        The gradient is that of the sum over all micro-batches and ranks divided by ``targets``, the
-        step's global target count: DeepSpeed averages over ranks, hence the factor world size.
+        Each element of ``losses``, called, runs one forward pass and returns its summed loss, f32
+        []. The gradient is that of the sum over all micro-batches and ranks divided by
+        ``targets``, the step's global target count: DeepSpeed averages over ranks, hence the
+        factor world size.
         """
         scale = self.plan.world_size / targets
         for forward in losses:
@@ -90,9 +95,9 @@ class Engine:
 def prepare_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed for this device, quietly, and without its CPU extension.
 
-    DeepSpeed 0.19.8 compiles a shared-memory extension at the first ``init_distributed`` on a CPU (75 s,
-    and a killed build leaves a lock that hangs the next one). Only inference calls it, so it is marked
-    as not there (comm/torch.py, build_shm_op).
+    DeepSpeed 0.19.8 compiles a shared-memory extension at the first ``init_distributed`` on a CPU
+    (75 s, and a killed build leaves a lock that hangs the next one). Only inference calls it, so
+    it is marked as not there (comm/torch.py, build_shm_op).
     """
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -107,7 +112,8 @@ def prepare_deepspeed(device: torch.device) -> Any:
 def parameter_context(
     config: EngineConfig, plan: BatchPlan, device: torch.device
 ) -> AbstractContextManager[Any]:
-    """Where a model must be built: at ZeRO 3 its parameters are dealt to the ranks as they are made.
+    """Where a model must be built: at ZeRO 3 its parameters are dealt to the ranks as they are
+    made.
 
     Needs the process group. Elsewhere the model is built whole.
     """
@@ -116,8 +122,8 @@ def parameter_context(
     deepspeed = prepare_deepspeed(device)
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     mapping = render_deepspeed_config(config, plan=plan, num_parameters=1)
-    # Its dtype argument is not given: 0.19.8 reads it with a wrong precedence and makes bf16 of fp32 where
-    # there is no fp16 (partition_parameters.py, _set_dtype). The mapping says the same.
+    # Its dtype argument is not given: 0.19.8 reads it with a wrong precedence and makes bf16 of
+    # fp32 where there is no fp16 (partition_parameters.py, _set_dtype). The mapping says the same.
     return deepspeed.zero.Init(config_dict_or_path=mapping)
 
 
@@ -141,8 +147,8 @@ def build_engine(
 ) -> Engine:
     """Wrap ``module``, whose parameters hold the initial weights, in DeepSpeed.
 
-    ``kinds`` maps each parameter's name (without ``name_prefix``) to linear, embedding, norm or bias.
-    Needs the process group. Raises ``ConfigError`` for a precision that the device cannot do.
+    ``kinds`` maps each parameter's name (without ``name_prefix``) to linear, embedding, norm or
+    bias. Needs the process group. Raises ``ConfigError`` for a precision that the device cannot do.
     """
     check_precision(config, device)
     deepspeed = prepare_deepspeed(device)
@@ -178,7 +184,8 @@ def check_precision(config: EngineConfig, device: torch.device) -> None:
     if config.precision == "bf16" and device.type == "cuda":
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             raise ConfigError(
-                f"engine.precision = bf16, but {torch.cuda.get_device_name(device)} has no bf16 units. "
+                f"engine.precision = bf16, but {torch.cuda.get_device_name(device)} has no bf16 "
+                "units. "
                 "Use --set engine.precision=fp16"
             )
 

@@ -31,8 +31,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """torch's AdamW; fused, on the CPU too.
 
-    It is built with lr 0 and every step sets its own: DeepSpeed takes a step of its own while it builds
-    stage 0 in low precision (fp16/unfused_optimizer.py, 0.19.8), which would decay the initial weights.
+    It is built with lr 0 and every step sets its own: DeepSpeed takes a step of its own while it
+    builds stage 0 in low precision (fp16/unfused_optimizer.py, 0.19.8), which would decay the
+    initial weights.
     """
     groups: list[dict[str, Any]] = [
         {"params": [parameters[name] for name in names], "weight_decay": decay}

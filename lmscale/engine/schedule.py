@@ -11,8 +11,9 @@ def learning_rate(schedule: ScheduleConfig, *, peak: float, step: int, total_ste
     """The learning rate of optimizer step ``step``, counted from 1 to ``total_steps``.
 
     Warm-up is linear and reaches ``peak`` at step ``warmup_steps``. Then: ``constant`` stays;
-    ``linear`` and ``cosine`` (Loshchilov and Hutter 2017, without restarts) fall over ``decay_steps``
-    to ``final_ratio`` × peak; ``wsd`` stays and falls linearly over its last ``decay_steps``.
+    ``linear`` and ``cosine`` (Loshchilov and Hutter 2017, without restarts) fall over
+    ``decay_steps`` to ``final_ratio`` × peak; ``wsd`` stays and falls linearly over its last
+    ``decay_steps``.
     """
     warmup = schedule.warmup_steps
     if step <= warmup:

@@ -1,0 +1,113 @@
+"""The ranks of a run on this machine: what to start, and what their ends mean together."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launcher.rendezvous import LOCAL_ADDRESS, environment_for, find_free_port
+from launcher.supervise import Outcome, Supervisor
+from lmscale.config import load_config, plan_batches
+from lmscale.errors import ClusterError, ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankPlan:
+    """One process to start."""
+
+    rank: int
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Added to the launcher's own."""
+    output: Path | None = None
+    """Where stdout and stderr are appended; None leaves them on the launcher's terminal."""
+
+
+def plan_ranks(
+    argv: Sequence[str],
+    *,
+    num_ranks: int,
+    logs: Path,
+    port: int,
+    cores: int,
+    environ: Mapping[str, str],
+) -> tuple[RankPlan, ...]:
+    """What to start for ``num_ranks`` ranks that all run ``argv``; rank 0 keeps the terminal."""
+    defaults = {
+        # Every rank would otherwise start a thread per core and get in the others' way.
+        "OMP_NUM_THREADS": str(max(1, cores // num_ranks)),
+        "PYTHONFAULTHANDLER": "1",  # a crash in native code leaves a stack in the rank's output
+    }
+    defaults = {name: value for name, value in defaults.items() if name not in environ}
+    return tuple(
+        RankPlan(
+            rank=rank,
+            argv=tuple(argv),
+            environment={
+                **defaults,
+                **environment_for(
+                    rank,
+                    world_size=num_ranks,
+                    local_rank=rank,
+                    local_world_size=num_ranks,
+                    node_rank=0,
+                    master=(LOCAL_ADDRESS, port),
+                ),
+            },
+            output=logs / f"rank-{rank:05d}.out" if rank else None,
+        )
+        for rank in range(num_ranks)
+    )
+
+
+def train_argv(config_path: str | Path, overrides: Sequence[str]) -> tuple[str, ...]:
+    """The command of one rank."""
+    settings = [part for override in overrides for part in ("--set", override)]
+    return (sys.executable, "-m", "lmscale.cli.main", "train", str(config_path), *settings)
+
+
+def launch_local(config_path: str | Path, overrides: Sequence[str], *, num_ranks: int) -> Outcome:
+    """Train on this machine with ``num_ranks`` ranks, until all have ended.
+
+    The configuration and its division among the ranks are checked before any rank starts; problems
+    raise ``ConfigError``. What the ranks did is in the outcome.
+    """
+    if num_ranks < 1:
+        raise ConfigError(f"--nproc {num_ranks}: at least one rank is needed.")
+    config = load_config(config_path, overrides)
+    plan_batches(
+        global_windows=config.batch.global_windows,
+        micro_windows=config.batch.micro_windows,
+        world_size=num_ranks,
+    )
+    logs = config.folder / "logs"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ClusterError(f"The run's folder {config.folder} cannot be made: {error}.") from None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    plans = plan_ranks(
+        train_argv(config_path, overrides),
+        num_ranks=num_ranks,
+        logs=logs,
+        port=find_free_port(),
+        cores=cores or 1,
+        environ=os.environ,
+    )
+    return run_ranks(plans)
+
+
+def run_ranks(plans: Sequence[RankPlan]) -> Outcome:
+    """Start the planned processes, forward signals to them, and wait for their common end."""
+    with Supervisor() as supervisor:
+        for plan in plans:
+            try:
+                supervisor.start(
+                    plan.rank, plan.argv, {**os.environ, **plan.environment}, plan.output
+                )
+            except OSError as error:
+                raise ClusterError(f"rank {plan.rank} could not be started: {error}") from error
+        return supervisor.wait()

@@ -1,0 +1,203 @@
+"""Processes that live and end together: signals forwarded, one failure ends all, none is left."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from launcher.outcome import MOMENT_SECONDS, Outcome, RankEnd, judge
+from lmscale.errors import EXIT_FINISHED, EXIT_RESUMABLE
+
+POLL_SECONDS = 0.05
+TAIL_BYTES = 1 << 16
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# Loaded before any fork: the child may not take the loader's locks between fork and exec.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grace:
+    """How long ranks may take to end."""
+
+    failure_seconds: float = 5.0
+    """After another rank has failed: there is nothing left to save together."""
+    stop_seconds: float = 600.0
+    """After a forwarded signal, or another rank's good end: a checkpoint may be on its way."""
+
+
+@dataclass(kw_only=True)
+class _Rank:
+    """A started process and what is known about it."""
+
+    process: subprocess.Popen[bytes]
+    output: Path | None
+    output_start: int
+    end: RankEnd | None = None
+
+
+class Supervisor:
+    """Owns the processes of all ranks for the time of a ``with`` block, in the main thread."""
+
+    def __init__(self, grace: Grace | None = None) -> None:
+        self._grace = grace or Grace()
+        self._ranks: dict[int, _Rank] = {}
+        self._arrived: list[int] = []
+        self._forwarded: list[int] = []
+        self._forwarded_at = 0.0
+        self._told = False
+        self._overdue: dict[int, str] = {}
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Supervisor:
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish stands
+                self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for rank in self._ranks.values():
+            _signal_group(rank.process.pid, signal.SIGKILL)
+            rank.process.wait()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def start(
+        self, rank: int, argv: Sequence[str], environment: Mapping[str, str], output: Path | None
+    ) -> None:
+        """Start a rank in a session of its own. Raises ``OSError`` when it cannot be started."""
+        file = open(output, "ab") if output else None
+        try:
+            process = subprocess.Popen(
+                argv,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT if file else None,
+                # The terminal's Ctrl-C reaches the launcher alone, which passes it on once.
+                start_new_session=True,
+                preexec_fn=_die_with(os.getpid()),
+            )
+            start = file.tell() if file else 0
+        finally:
+            if file:
+                file.close()
+        self._ranks[rank] = _Rank(process=process, output=output, output_start=start)
+
+    def wait(self) -> Outcome:
+        """Return when every rank has ended, by itself or by force."""
+        while self._running():
+            self._reap()
+            self._forward()
+            self._hurry()
+            if self._running() and not self._arrived:
+                time.sleep(POLL_SECONDS)
+        ends = [rank.end for rank in self._ranks.values() if rank.end]
+        outputs = {
+            number: (str(rank.output), _read_tail(rank.output, rank.output_start))
+            for number, rank in self._ranks.items()
+            if rank.output
+        }
+        return judge(ends, forwarded=self._forwarded, overdue=self._overdue, outputs=outputs)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._arrived.append(number)
+
+    def _running(self) -> dict[int, _Rank]:
+        return {number: rank for number, rank in self._ranks.items() if rank.end is None}
+
+    def _reap(self) -> None:
+        for number, rank in self._running().items():
+            code = rank.process.poll()
+            if code is not None:
+                _signal_group(
+                    rank.process.pid, signal.SIGKILL
+                )  # its loader workers, if any is left
+                rank.end = RankEnd(
+                    rank=number, code=code, ended_at=time.monotonic(), was_told=self._told
+                )
+
+    def _forward(self) -> None:
+        """Pass on what has arrived; the ranks know when they can stop."""
+        while self._arrived:
+            number = self._arrived.pop(0)
+            # A closed terminal should end in a checkpoint, and the ranks handle SIGTERM.
+            number = signal.SIGTERM if number == signal.SIGHUP else number
+            self._forwarded.append(number)
+            self._forwarded_at = time.monotonic()
+            for rank in self._running().values():
+                # To the rank alone: its workers are its own to end.
+                rank.process.send_signal(number)
+
+    def _hurry(self) -> None:
+        """End the ranks whose time is over."""
+        now = time.monotonic()
+        ends = [rank.end for rank in self._ranks.values() if rank.end]
+        bad = [e.ended_at for e in ends if e.code not in (EXIT_FINISHED, EXIT_RESUMABLE)]
+        if bad:
+            # The others' own failures are awaited for a moment: one of them may be the cause.
+            if not self._told and now - min(bad) >= MOMENT_SECONDS:
+                self._told = True
+                self._signal_running(signal.SIGTERM)
+            if now - min(bad) >= MOMENT_SECONDS + self._grace.failure_seconds:
+                self._signal_running(signal.SIGKILL)
+            return
+        interrupts = self._forwarded.count(signal.SIGINT)
+        if interrupts > 1:  # the second asks each rank to abort; the third does not ask
+            patience = self._grace.failure_seconds if interrupts == 2 else 0.0
+            if now - self._forwarded_at >= patience:
+                self._signal_running(signal.SIGKILL)
+            return
+        since = [end.ended_at for end in ends] + ([self._forwarded_at] if self._forwarded else [])
+        if since and now - max(since) >= self._grace.stop_seconds:
+            after = "it was asked to stop" if self._forwarded else "other ranks had ended"
+            why = (
+                f"was still running {self._grace.stop_seconds:.0f} s after {after}, and was killed."
+            )
+            self._overdue.update(dict.fromkeys(self._running(), why))
+            self._told = True
+            self._signal_running(signal.SIGKILL)
+
+    def _signal_running(self, number: int) -> None:
+        for rank in self._running().values():
+            if number == signal.SIGKILL:
+                _signal_group(rank.process.pid, number)
+            else:
+                rank.process.send_signal(number)
+
+
+def _signal_group(pid: int, number: int) -> None:
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):  # gone already; macOS says so by EPERM
+        pass
+
+
+def _die_with(launcher: int) -> Callable[[], None]:
+    """For the child between fork and exec: the kernel kills it when the launcher is gone.
+
+    The parent for this purpose is the thread that forks, hence the main one.
+    """
+
+    def arrange() -> None:
+        if _LIBC is not None:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != launcher:  # it went before the line above took hold
+                os._exit(1)
+
+    return arrange
+
+
+def _read_tail(path: Path, start: int) -> str:
+    """The end of what was written from ``start`` on: earlier attempts append to the same file."""
+    with open(path, "rb") as file:
+        file.seek(max(start, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        return file.read().decode("utf-8", "replace")

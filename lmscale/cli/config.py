@@ -1,0 +1,89 @@
+"""``lmscale config``: what a YAML file means, and what may stand in it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+
+if TYPE_CHECKING:
+    from lmscale.config import RunConfig
+
+app = typer.Typer(help="What a YAML file means, and what may stand in it.", no_args_is_help=True)
+
+
+@app.command()
+def show(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    num_ranks: Annotated[
+        int | None,
+        typer.Option("--nproc", metavar="N", min=1, help="Also show what N ranks make of it."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the whole configuration: CONFIG, --set, and every default.
+
+    With --nproc also the division of the batch and all that DeepSpeed is given, overrides included.
+    """
+    import yaml
+
+    from lmscale.config import dump_config, load_config
+
+    loaded = load_config(config, set_ or ())
+    derived = _derive(loaded, num_ranks)
+    if as_json:
+        typer.echo(
+            json.dumps({"config": loaded.model_dump(mode="json"), "derived": derived}, indent=1)
+        )
+        return
+    typer.echo(dump_config(loaded), nl=False)
+    typer.echo("# What follows from it:")
+    for line in yaml.safe_dump(derived, sort_keys=False).splitlines():
+        typer.echo(f"#   {line}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of CONFIG, for editors.
+
+    In VS Code: "yaml.schemas": {"lmscale.schema.json": "configs/*.yaml"}.
+    """
+    from lmscale.config import RunConfig
+
+    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=1, ensure_ascii=False))
+
+
+def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
+    derived: dict[str, Any] = {
+        "folder": str(config.folder),
+        "vocab_size": config.vocab_size,
+        "tokens_per_step": config.tokens_per_step,
+        "tokens": config.tokens_per_step * config.train.steps,
+    }
+    if num_ranks is None:
+        return derived
+    from dataclasses import asdict
+
+    from lmscale.config import plan_batches
+    from lmscale.engine.deepspeed_config import render_deepspeed_config
+    from lmscale.model.accounting import count_parameters
+
+    plan = plan_batches(
+        global_windows=config.batch.global_windows,
+        micro_windows=config.batch.micro_windows,
+        world_size=num_ranks,
+    )
+    parameters = count_parameters(
+        config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
+    )
+    deepspeed = render_deepspeed_config(config.engine, plan=plan, num_parameters=parameters.total)
+    return {
+        **derived,
+        "parameters": parameters.total,
+        "batch": asdict(plan),
+        "deepspeed": deepspeed,
+    }

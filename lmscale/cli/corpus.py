@@ -1,0 +1,95 @@
+"""``lmscale corpus``: raw files → cleaned documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+
+if TYPE_CHECKING:
+    from lmscale.corpus import CorpusManifest
+
+app = typer.Typer(help="Raw files → cleaned documents.", no_args_is_help=True)
+
+
+@app.command()
+def build(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Rebuild even what is already there.")
+    ] = False,
+    processes: Annotated[
+        int, typer.Option(help="Sources built side by side; 0 means one per core.")
+    ] = 0,
+    json_: JsonOption = False,
+) -> None:
+    """Clean and split every source of CONFIG; what is finished and unchanged is left alone."""
+    from lmscale.config import load_config
+    from lmscale.corpus import build_corpus
+
+    section = load_config(config, set_ or ()).corpus
+    summary = build_corpus(section, processes=processes, force=force)
+    manifests = {name: source.manifest for name, source in summary.sources.items()}
+    if json_:
+        typer.echo(_render_json(manifests))
+        return
+    for name, source in summary.sources.items():
+        state = "built" if source.is_new else "already built"
+        typer.echo(f"{summary.folder / name}: {state}\n{_render(source.manifest)}")
+
+
+@app.command()
+def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+    """Print what the corpus of CONFIG holds and what was dropped, by reason."""
+    from lmscale.config import load_config
+    from lmscale.corpus import load_corpus_manifest
+
+    section = load_config(config, set_ or ()).corpus
+    folder = Path(section.folder)
+    manifests = {name: load_corpus_manifest(folder / name) for name in section.sources}
+    if json_:
+        typer.echo(_render_json(manifests))
+        return
+    for name, manifest in manifests.items():
+        typer.echo(f"{folder / name}\n{_render(manifest)}")
+
+
+@app.command()
+def pydocs(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the JSONL files go.")],
+) -> None:
+    """Write the running Python's documentation as raw documents: real text on every machine."""
+    from lmscale.corpus.pydocs import write_python_documentation
+
+    summary = write_python_documentation(out)
+    typer.echo(
+        f"{out}: {summary.documents:,} documents, {summary.chars:,} characters in "
+        f"{', '.join(path.name for path in summary.files)}"
+    )
+
+
+def _render(manifest: CorpusManifest) -> str:
+    lines = [
+        f"  {split:8} {manifest.documents(split):>12,} documents "
+        f"{manifest.text_bytes(split):>16,} bytes of text"
+        for split in manifest.splits
+    ]
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items())
+    lines.append(
+        f"  read     {manifest.documents_read:>12,} documents; dropped: {dropped or 'none'}"
+    )
+    if manifest.cut:
+        cut = ", ".join(f"{count:,} {how}" for how, count in manifest.cut.items())
+        lines.append(f"  over-long documents: {cut}")
+    return "\n".join(lines)
+
+
+def _render_json(manifests: dict[str, CorpusManifest]) -> str:
+    from lmscale.corpus.documents import render_manifest
+
+    return json.dumps({name: render_manifest(m) for name, m in manifests.items()}, indent=1)

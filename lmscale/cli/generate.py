@@ -1,0 +1,62 @@
+"""``lmscale generate RUN --prompt …``: text from a trained model, printed as it comes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from lmscale.cli.evaluate import StepOption
+from lmscale.cli.options import RunArgument
+
+
+def generate(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Option("--prompt", help="Text to go on from.")],
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Most tokens to add.")] = 200,
+    temperature: Annotated[float, typer.Option("--temperature", help="Divides the logits.")] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Only the k likeliest tokens.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Only the likeliest tokens up to probability p.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float,
+        typer.Option("--repetition-penalty", help="Over 1: fewer repeated tokens."),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same text.")] = 0,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
+    step: StepOption = None,
+) -> None:
+    """Continue a prompt with a run's model; the text streams to the terminal."""
+    from lmscale.evaluation import Sampling, TextStream, load_run
+    from lmscale.evaluation import generate as start
+    from lmscale.runtime.device import select_device
+    from lmscale.runtime.ranks import Ranks
+
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        is_greedy=greedy,
+        seed=seed,
+    )
+    loaded = load_run(run, step=step, device=select_device(Ranks()))
+    generation = start(loaded.model, loaded.tokenizer, prompt, sampling, max_tokens=max_tokens)
+    stream = TextStream(loaded.tokenizer)
+    _write(prompt)
+    for next_ids in generation:
+        token = int(next_ids[0])
+        if token != loaded.tokenizer.eos_id:
+            _write(stream.add(token))
+    _write(stream.finish() + "\n")
+    if generation.stopped_by == "max_positions":
+        print(f"(stopped: the model sees {loaded.model.max_positions} tokens)", file=sys.stderr)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

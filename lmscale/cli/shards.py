@@ -1,0 +1,102 @@
+"""``lmscale shards``: documents → datasets of tar shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+
+if TYPE_CHECKING:
+    from lmscale.shards import Manifest
+
+app = typer.Typer(help="Documents → tar shards of tokens.", no_args_is_help=True)
+
+DirArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR", help="A dataset's folder, or one with datasets below it.", show_default=False
+    ),
+]
+
+
+@app.command()
+def build(
+    config: ConfigArgument,
+    set_: SetOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Build again what is there, from any settings.")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Tokenise the corpus of CONFIG into shards; goes on where a killed build was."""
+    from lmscale.config import load_config
+    from lmscale.shards import build_shards
+
+    datasets = build_shards(load_config(config, set_ or ()), force=force)
+    if json_:
+        typer.echo(_render_json({str(d.folder): d.manifest for d in datasets}))
+        return
+    for dataset in datasets:
+        state = "built" if dataset.is_new else "already built"
+        typer.echo(f"{dataset.folder}: {state}\n{_render(dataset.manifest)}")
+
+
+@app.command()
+def verify(
+    folder: DirArgument,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Sizes and headers only, not every byte.")
+    ] = False,
+) -> None:
+    """Check every shard in DIR against its manifest; exit code 2 if there are problems."""
+    from lmscale.errors import DataError
+    from lmscale.shards import find_datasets, load_manifest, verify_dataset
+
+    problems = []
+    for dataset in find_datasets(folder):
+        found = verify_dataset(dataset, deep=not quick)
+        problems += found
+        if not found:
+            manifest = load_manifest(dataset)
+            typer.echo(
+                f"{dataset}: {len(manifest.shards):,} shards, {manifest.tokens:,} tokens: sound"
+            )
+    if problems:
+        raise DataError(problems)
+
+
+@app.command()
+def show(folder: DirArgument, json_: JsonOption = False) -> None:
+    """Print what the datasets in DIR hold."""
+    from lmscale.shards import find_datasets, load_manifest
+
+    manifests = {str(path): load_manifest(path) for path in find_datasets(folder)}
+    if json_:
+        typer.echo(_render_json(manifests))
+        return
+    for path, manifest in manifests.items():
+        typer.echo(f"{path}\n{_render(manifest)}")
+
+
+def _render(manifest: Manifest) -> str:
+    bytes_per_token = manifest.text_bytes / max(manifest.tokens, 1)
+    return "\n".join(
+        [
+            f"  {len(manifest.shards):,} shards, {manifest.bytes:,} bytes; {manifest.documents:,} "
+            "documents, "
+            f"{manifest.tokens:,} tokens ({manifest.dtype}), {bytes_per_token:.2f} bytes of text "
+            "a token",
+            f"  tokenizer {manifest.tokenizer_fingerprint[:12]} ({manifest.vocab_size:,} pieces), "
+            f"fingerprint {manifest.fingerprint[:12]}",
+        ]
+    )
+
+
+def _render_json(manifests: dict[str, Manifest]) -> str:
+    from lmscale.shards.manifest import render_manifest
+
+    return json.dumps({path: render_manifest(m) for path, m in manifests.items()}, indent=1)

@@ -1,0 +1,141 @@
+"""``lmscale stream``: the global order of samples, and the proof that it is one."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+
+if TYPE_CHECKING:
+    from lmscale.config import RunConfig
+    from lmscale.stream.stream import Stream
+
+app = typer.Typer(help="Shards → the global order of samples.", no_args_is_help=True)
+
+
+@app.command()
+def digest(
+    config: ConfigArgument,
+    steps: Annotated[
+        str, typer.Option(metavar="A:B", help="Steps A to B - 1; B alone means 0:B.")
+    ] = "0:10",
+    world_size: Annotated[
+        int, typer.Option("--world-size", min=1, help="Ranks, read one after another.")
+    ] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Loader workers per rank; default: the config's.")
+    ] = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Print one digest a step, of a run from its start. It must not depend on ranks and workers.
+
+    The sum modulo 2^63 over the step's samples of xxh64 of the sample's number and its tokens.
+    """
+    from lmscale.config import load_config, plan_batches
+    from lmscale.stream.digest import digest_steps
+
+    settings = load_config(config, set_ or ())
+    first, last = parse_steps(steps)
+    plan = plan_batches(
+        global_windows=settings.batch.global_windows,
+        micro_windows=settings.batch.micro_windows,
+        world_size=world_size,
+    )
+    with open_config_stream(settings) as stream:
+        rows = digest_steps(
+            stream,
+            plan,
+            first_step=first,
+            num_steps=last - first,
+            workers=settings.stream.workers if workers is None else workers,
+            prefetch_steps=settings.stream.prefetch_steps,
+        )
+    for row in rows:
+        if json_:
+            typer.echo(row.to_line(), nl=False)
+        else:
+            typer.echo(
+                f"step {row.step}  n {row.first_n}  samples {row.samples}  digest {row.digest:016x}"
+            )
+
+
+@app.command()
+def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
+    """Print the mixture of CONFIG: each source's size, its share, and the epochs of a whole run."""
+    from lmscale.config import load_config
+
+    settings = load_config(config, set_ or ())
+    samples = settings.train.steps * settings.batch.global_windows
+    with open_config_stream(settings) as stream:
+        epochs = stream.epochs_at(samples)
+        quotas = stream.segments[-1].quotas
+        sources = [
+            {
+                "source": name,
+                "shards": dataset.location,
+                "tokens": sum(entry.tokens for entry in dataset.manifest.shards),
+                "windows": dataset.num_windows,
+                "samples_per_block": quotas[name],
+                "share": quotas[name] / stream.config.mixture_block,
+                "epochs": epochs[name],
+            }
+            for name, dataset in stream.datasets.items()
+        ]
+        length, packing = stream.sequence_length, stream.config.packing
+    if json_:
+        typer.echo(json.dumps({"samples": samples, "sources": sources}, indent=1))
+        return
+    width = max(6, *(len(source["source"]) for source in sources))
+    typer.echo(f"{'source':{width}}  {'tokens':>16}  {'windows':>12}  {'share':>6}  {'epochs':>8}")
+    for source in sources:
+        typer.echo(
+            f"{source['source']:{width}}  {source['tokens']:>16,}  {source['windows']:>12,}  "
+            f"{source['share']:>6.1%}  {source['epochs']:>8.2f}"
+        )
+    typer.echo(
+        f"{samples:,} samples of {length:,} + 1 tokens ({packing}) in {settings.train.steps:,} "
+        "steps; "
+        f"epochs as of the last step."
+    )
+
+
+def open_config_stream(settings: RunConfig) -> Stream:
+    """The stream of a run that begins; checked against the config's tokenizer where that is "
+    "there."""
+    from pathlib import Path
+
+    from lmscale.runtime.progress import progress
+    from lmscale.stream.stream import open_stream
+
+    fingerprint = None
+    if (Path(settings.tokenizer.folder) / "tokenizer.json").is_file():
+        from lmscale.tokenizer import load_tokenizer
+
+        fingerprint = load_tokenizer(settings.tokenizer.folder).fingerprint
+    if settings.stream.packing == "concat":
+        return open_stream(
+            settings.stream, seed=settings.run.seed, tokenizer_fingerprint=fingerprint
+        )
+    with progress("Packing shards", None, "shards") as advance:
+        return open_stream(
+            settings.stream,
+            seed=settings.run.seed,
+            tokenizer_fingerprint=fingerprint,
+            advance=advance,
+        )
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    """``A:B`` or ``B`` → (A, B). Raises ``ConfigError``."""
+    from lmscale.errors import ConfigError
+
+    first, separator, last = text.partition(":")
+    if not separator:
+        first, last = "0", first
+    if not (first.isdecimal() and last.isdecimal()) or int(first) >= int(last):
+        raise ConfigError(f"--steps {text}: write it as A:B with A below B, for example 0:50.")
+    return int(first), int(last)

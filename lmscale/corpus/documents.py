@@ -1,0 +1,181 @@
+"""The corpus on disk: documents as JSON lines in numbered files, and a manifest that lists them.
+
+``FOLDER/<source>/{train,heldout}/documents-00000.jsonl`` holds ``{"text", "id", "source"}`` a line;
+``FOLDER/<source>/manifest.json`` holds what was read, dropped and written, and each file's hash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from lmscale.errors import DataError
+
+SPLITS = ("train", "heldout")
+FORMAT_VERSION = 1
+FILE_BYTES = 256 * 2**20  # a document file is closed once it has reached this size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A cleaned text. ``id`` is its raw file's name, record, and part if it was split."""
+
+    text: str
+    id: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentFile:
+    """One file of JSON lines and what it must hold."""
+
+    name: str
+    bytes: int
+    documents: int
+    text_bytes: int  # UTF-8 bytes of the texts alone
+    xxh128: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusManifest:
+    """What one source was made from and what came of it. ``dropped`` counts documents by reason."""
+
+    source: str
+    key: str  # hash of the settings and of the raw files' sizes and times
+    made_by: dict[str, Any]
+    documents_read: int
+    dropped: dict[str, int]
+    cut: dict[str, int]  # over-long documents that were split or truncated
+    splits: dict[str, tuple[DocumentFile, ...]]
+
+    def documents(self, split: str) -> int:
+        return sum(file.documents for file in self.splits[split])
+
+    def text_bytes(self, split: str) -> int:
+        return sum(file.text_bytes for file in self.splits[split])
+
+
+def render_manifest(manifest: CorpusManifest) -> dict[str, Any]:
+    """The manifest as JSON data."""
+    return {"version": FORMAT_VERSION, **asdict(manifest)}
+
+
+def load_corpus_manifest(folder: str | Path) -> CorpusManifest:
+    """The manifest of one source's folder. Raises ``DataError`` when it is missing or not one."""
+    path = Path(folder) / "manifest.json"
+    try:
+        tree = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: there is no corpus here. Run `lmscale corpus build CONFIG` first."
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{path}: not a corpus manifest: {error}.") from None
+    try:
+        if tree.pop("version") != FORMAT_VERSION:
+            raise DataError(
+                f"{path}: written by another version of lmscale. Build the corpus again with "
+                "--force."
+            )
+        splits = {
+            split: tuple(DocumentFile(**file) for file in files)
+            for split, files in tree.pop("splits").items()
+        }
+        return CorpusManifest(**tree, splits=splits)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a corpus manifest: {error!r}.") from None
+
+
+def document_paths(source_folder: str | Path, split: str) -> list[tuple[Path, DocumentFile]]:
+    """A split's files in order, each checked to be there with its size. Raises ``DataError``."""
+    manifest = load_corpus_manifest(source_folder)
+    found, problems = [], []
+    for file in manifest.splits[split]:
+        path = Path(source_folder) / split / file.name
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            problems.append(f"{path}: is listed in the corpus manifest and missing.")
+        elif size != file.bytes:
+            problems.append(f"{path}: has {size:,} bytes; the corpus manifest says {file.bytes:,}.")
+        found.append((path, file))
+    if problems:
+        raise DataError([*problems, "Build the corpus again with --force."])
+    return found
+
+
+def read_documents(folder: str | Path) -> Iterator[str]:
+    """The texts of a split's folder (``FOLDER/<source>/train``) in their order."""
+    folder = Path(folder)
+    for path, _ in document_paths(folder.parent, folder.name):
+        with open(path, "rb") as file:
+            for line in file:
+                yield json.loads(line)["text"]
+
+
+class DocumentWriter:
+    """Writes one split into a folder, file after file; ``close`` returns what was written."""
+
+    def __init__(self, folder: Path, *, file_bytes: int = FILE_BYTES) -> None:
+        self._folder = folder
+        self._file_bytes = file_bytes
+        self._files: list[DocumentFile] = []
+        self._file = None
+        folder.mkdir(parents=True)
+
+    def write(self, document: Document) -> None:
+        if self._file is None:
+            self._file = open(self._folder / f"documents-{len(self._files):05d}.jsonl", "xb")
+            self._bytes = self._documents = self._text_bytes = 0
+            self._hash = xxhash.xxh128()
+        line = (
+            json.dumps(
+                {"text": document.text, "id": document.id, "source": document.source},
+                ensure_ascii=False,
+            ).encode()
+            + b"\n"
+        )
+        self._file.write(line)
+        self._hash.update(line)
+        self._bytes += len(line)
+        self._documents += 1
+        self._text_bytes += len(document.text.encode())
+        if self._bytes >= self._file_bytes:
+            self._close_file()
+
+    def close(self) -> tuple[DocumentFile, ...]:
+        """Finish the last file."""
+        self._close_file()
+        return tuple(self._files)
+
+    def abandon(self) -> None:
+        """Let go of the open file after an error, which on a full disk fails again on flushing."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            try:
+                file.close()
+            except OSError:
+                pass  # the first error is the one that is reported
+
+    def _close_file(self) -> None:
+        if self._file is None:
+            return
+        file = self._file
+        file.flush()
+        os.fsync(file.fileno())
+        self._files.append(
+            DocumentFile(
+                name=Path(file.name).name,
+                bytes=self._bytes,
+                documents=self._documents,
+                text_bytes=self._text_bytes,
+                xxh128=self._hash.hexdigest(),
+            )
+        )
+        self._file = None
+        file.close()

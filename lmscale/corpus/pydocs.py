@@ -1,0 +1,213 @@
+"""The documentation of the running Python as raw documents: real English text on every machine.
+
+The topics of ``help()`` (``pydoc_data.topics``), and from the standard library's source:
+signatures, docstrings, and the comment blocks that explain the code. Nothing is imported or run
+but the topics' table; the source is parsed. The same Python gives the same files on every machine.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import sysconfig
+import tokenize
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmscale.errors import DataError
+from lmscale.runtime.atomic import write_bytes, writing
+
+# Not documentation, absent from many distributions, or not importable.
+SKIPPED_FOLDERS = frozenset(
+    {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "lib2to3"}
+)
+SKIPPED_MODULES = frozenset({"pydoc_data.topics"})
+MIN_CHARS = 80  # shorter documents are a bare name and signature
+MIN_COMMENT_CHARS = 40  # shorter ones are labels, not sentences
+DOCUMENT_CHARS = 6_000  # functions of a module are gathered into documents of about this size
+
+_Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentationSummary:
+    """The files written, with their number of documents and characters of text."""
+
+    files: tuple[Path, ...]
+    documents: int
+    chars: int
+
+
+def write_python_documentation(folder: str | Path) -> DocumentationSummary:
+    """Write topics, docstrings, comments and modules.jsonl, ``{"text", "name"}`` a line.
+
+    The first three are English, about 4 MB; ``modules.jsonl`` holds the documented modules' whole
+    source. A file that would not change is left alone, so that a corpus built from it stays valid.
+    Raises ``DataError`` when this Python has neither topics nor source.
+    """
+    folder = Path(folder)
+    docstrings, comments, modules = [], [], []
+    for name, source in _library_sources():
+        described = [(name, text) for text in _docstring_documents(name, source)]
+        docstrings += described
+        comments += [(name, text) for text in _comment_documents(name, source)]
+        modules += [(name, source)] if described else []
+    parts = {
+        "topics": _topics(),
+        "docstrings": docstrings,
+        "comments": comments,
+        "modules": modules,
+    }
+    if not any(parts.values()):
+        raise DataError(
+            f"This Python ({sysconfig.get_paths()['stdlib']}) has no documentation: neither "
+            "pydoc_data nor "
+            "the source of its library. Install it in full, or give corpus.sources files of your "
+            "own."
+        )
+    files = []
+    with writing("Python's documentation", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, documents in parts.items():
+            path = folder / f"{part}.jsonl"
+            lines = [
+                json.dumps({"text": text, "name": name}, ensure_ascii=False) + "\n"
+                for name, text in documents
+            ]
+            content = "".join(lines).encode()
+            if not path.exists() or path.read_bytes() != content:
+                write_bytes(path, content)
+            files.append(path)
+    texts = [text for documents in parts.values() for _, text in documents]
+    return DocumentationSummary(
+        files=tuple(files), documents=len(texts), chars=sum(map(len, texts))
+    )
+
+
+def _topics() -> list[tuple[str, str]]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # Debian's python3-minimal leaves it out
+        return []
+    return [(name, topics[name].strip("\n") + "\n") for name in sorted(topics)]
+
+
+def _library_sources() -> Iterator[tuple[str, str]]:
+    """(module name, source) of the standard library's modules, sorted by path."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    paths = [
+        path
+        for path in root.rglob("*.py")
+        if not SKIPPED_FOLDERS.intersection(path.relative_to(root).parts)
+    ]
+    for path in sorted(paths, key=lambda path: path.relative_to(root).parts):
+        parts = path.relative_to(root).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name in SKIPPED_MODULES or not all(part.isidentifier() for part in parts):
+            continue
+        try:
+            with tokenize.open(path) as file:
+                yield name, file.read()
+        except (OSError, SyntaxError, UnicodeDecodeError):  # a template or a test of the tokenizer
+            continue
+
+
+def _docstring_documents(module: str, source: str) -> Iterator[str]:
+    """Documents of the module's own docstring, of each class, and of groups of functions."""
+    with warnings.catch_warnings():  # invalid escapes in somebody else's code
+        warnings.simplefilter("ignore")
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError):
+            return
+    head = f"Python module {module}\n\n"
+    text = ast.get_docstring(tree)
+    if text and len(text) >= MIN_CHARS:
+        yield f"{head}{text}\n"
+    group: list[str] = []
+    for node in tree.body:
+        if not isinstance(node, _Definition):
+            continue
+        text = _describe(node, "")
+        if isinstance(node, ast.ClassDef):
+            if _has_documentation(node) and len(text) >= MIN_CHARS:
+                yield head + text
+        elif _has_documentation(node):
+            group.append(text)
+            if sum(map(len, group)) >= DOCUMENT_CHARS:
+                yield head + "\n".join(group)
+                group = []
+    if sum(map(len, group)) >= MIN_CHARS:
+        yield head + "\n".join(group)
+
+
+def _describe(node: _Definition, indent: str) -> str:
+    """A definition as ``help()`` shows it: signature, docstring, documented members."""
+    lines = [f"{indent}{_signature(node)}\n"]
+    inner = indent + "    "
+    text = ast.get_docstring(node)
+    if text:
+        lines += [(f"{inner}{line}".rstrip() + "\n") for line in text.split("\n")]
+    if isinstance(node, ast.ClassDef):
+        for member in node.body:
+            if isinstance(member, _Definition) and _has_documentation(member):
+                lines += ["\n", _describe(member, inner)]
+    return "".join(lines)
+
+
+def _signature(node: _Definition) -> str:
+    if isinstance(node, ast.ClassDef):
+        bases = ", ".join(map(ast.unparse, node.bases))
+        return f"class {node.name}({bases})" if bases else f"class {node.name}"
+    kind = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
+    return f"{kind} {node.name}({ast.unparse(node.args)})"
+
+
+def _has_documentation(node: _Definition) -> bool:
+    members = node.body if isinstance(node, ast.ClassDef) else []
+    return bool(ast.get_docstring(node)) or any(
+        _has_documentation(member) for member in members if isinstance(member, _Definition)
+    )
+
+
+def _comment_documents(module: str, source: str) -> Iterator[str]:
+    """A module's comment blocks, in documents of about ``DOCUMENT_CHARS``."""
+    head = f"Comments in Python module {module}\n\n"
+    blocks: list[str] = []
+    for block in _comment_blocks(source):
+        blocks.append(block)
+        if sum(map(len, blocks)) >= DOCUMENT_CHARS:
+            yield head + "\n".join(blocks)
+            blocks = []
+    if sum(map(len, blocks)) >= MIN_CHARS:
+        yield head + "\n".join(blocks)
+
+
+def _comment_blocks(source: str) -> Iterator[str]:
+    """Runs of whole-line comments, without their marks; encoding and editor lines left out."""
+    run: list[str] = []
+    last_row = -2
+    reader = io.StringIO(source).readline
+    try:
+        for token in tokenize.generate_tokens(reader):
+            if token.type != tokenize.COMMENT or token.line[: token.start[1]].strip():
+                continue
+            row = token.start[0]
+            if row != last_row + 1:
+                yield from _block(run)
+                run = []
+            run.append(re.sub(r"^#+!? ?", "", token.string).rstrip())
+            last_row = row
+    except (tokenize.TokenError, SyntaxError):
+        pass  # what came before the odd spot is kept
+    yield from _block(run)
+
+
+def _block(lines: list[str]) -> Iterator[str]:
+    text = [line for line in lines if not re.fullmatch(r"[-=*#~ ]*|.*-\*-.*", line)]
+    if sum(map(len, text)) >= MIN_COMMENT_CHARS:
+        yield "\n".join(lines).strip("\n") + "\n"

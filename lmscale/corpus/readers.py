@@ -1,0 +1,207 @@
+"""Raw files → texts, one generator per format, in bounded memory.
+
+A reader yields ``RawDocument``; a record it cannot read goes to ``BadRecords``, which raises once
+more are broken than ``max_bad_records`` allows. An unreadable file is a ``DataError``.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmscale.config.data import CorpusSourceConfig
+from lmscale.corpus.inputs import RawFile
+from lmscale.corpus.text_files import read_lines, read_text
+from lmscale.errors import DataError
+
+HANDFUL = 5  # how many broken records beyond the limit are named before the error is raised
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawDocument:
+    """A text as it was found, and the number of its record in the file (from 1)."""
+
+    text: str
+    file: Path
+    record: int
+
+
+class BadRecords:
+    """Collects broken records of one source and raises when there are too many."""
+
+    def __init__(self, *, source: str, limit: int) -> None:
+        self.count = 0
+        self._source = source
+        self._limit = limit
+        self._named: list[str] = []
+
+    def add(self, problem: str) -> None:
+        self.count += 1
+        if len(self._named) < self._limit + HANDFUL and len(self._named) < 4 * HANDFUL:
+            self._named.append(problem)
+        if self.count >= self._limit + HANDFUL:
+            self.check(more=True)
+
+    def check(self, *, more: bool = False) -> None:
+        """Raise ``DataError`` if the limit is passed. Called at the end of every file."""
+        if self.count <= self._limit:
+            return
+        setting = f"corpus.sources.{self._source}.max_bad_records"
+        stopped = ", and reading stopped there" if more else ""
+        raise DataError(
+            [
+                *self._named,
+                f"{self.count} broken records{stopped}; {setting} = {self._limit} allows "
+                f"{self._limit}. Repair the files or raise {setting}; skipped records are counted.",
+            ]
+        )
+
+
+def read_source(
+    name: str, source: CorpusSourceConfig, files: tuple[RawFile, ...], bad: BadRecords
+) -> Iterator[RawDocument]:
+    """Every document of a source in the order of its files and records. Raises ``DataError``."""
+    for file in files:
+        yield from READERS[file.format](file.path, name, source, bad)
+        bad.check()
+
+
+def _read_txt(
+    path: Path, name: str, source: CorpusSourceConfig, bad: BadRecords
+) -> Iterator[RawDocument]:
+    yield RawDocument(text=read_text(path, name, source.encoding), file=path, record=1)
+
+
+def _read_jsonl(
+    path: Path, name: str, source: CorpusSourceConfig, bad: BadRecords
+) -> Iterator[RawDocument]:
+    for number, line in enumerate(read_lines(path, name, source.encoding), start=1):
+        if not line.strip():
+            continue
+        text = _text_of_json(line, source.text_field, f"{path}:{number}", bad)
+        if text is not None:
+            yield RawDocument(text=text, file=path, record=number)
+
+
+def _text_of_json(line: str | bytes, field: str, where: str, bad: BadRecords) -> str | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        # json's message repeats its own line and column, which are those within the record.
+        bad.add(f"{where}: not JSON: {getattr(error, 'msg', error)}.")
+        return None
+    if not isinstance(record, dict):
+        bad.add(f"{where}: expected a JSON object, found {type(record).__name__}.")
+        return None
+    if field not in record:
+        keys = ", ".join(map(str, list(record)[:8])) or "none"
+        bad.add(f"{where}: no key {field!r} (text_field); its keys: {keys}.")
+        return None
+    return _checked(record[field], field, where, bad)
+
+
+def _checked(text: object, field: str, where: str, bad: BadRecords) -> str | None:
+    """The text if it is one that UTF-8 can hold, or None and a bad record."""
+    if not isinstance(text, str):
+        bad.add(f"{where}: {field!r} holds {type(text).__name__}, not text.")
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        bad.add(f"{where}: {field!r} holds a lone surrogate, which is not Unicode text.")
+        return None
+    return text
+
+
+def _read_parquet(
+    path: Path, name: str, source: CorpusSourceConfig, bad: BadRecords
+) -> Iterator[RawDocument]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise missing_extra("reading Parquet", "pyarrow") from None
+    field = source.text_field
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            schema = table.schema_arrow
+            if field not in schema.names:
+                raise DataError(
+                    f"{path}: no column {field!r}; its columns: {', '.join(schema.names)}. "
+                    f"Set corpus.sources.{name}.text_field."
+                )
+            number = 0
+            for batch in table.iter_batches(batch_size=1024, columns=[field]):
+                for value in batch.column(0):
+                    number += 1
+                    where = f"{path}: row {number}"
+                    try:
+                        text = _checked(value.as_py(), field, where, bad)
+                    except UnicodeDecodeError as error:
+                        bad.add(f"{where}: {field!r} is not UTF-8: {error.reason}.")
+                        continue
+                    if text is not None:
+                        yield RawDocument(text=text, file=path, record=number)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {error}.") from None
+
+
+def _read_webdataset(
+    path: Path, name: str, source: CorpusSourceConfig, bad: BadRecords
+) -> Iterator[RawDocument]:
+    # webdataset loads torch with itself, so it is imported only where a tar is read. Its lower
+    # functions are used because WebDataset() runs a path that begins with "pipe:" as a command.
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+    try:
+        with open(path, "rb") as file:
+            members = (
+                {**member, "__url__": str(path)}
+                for member in tar_file_iterator(file, select_files=_is_text_member)  # pyright: ignore[reportArgumentType]  # it opens a file object
+            )
+            for number, sample in enumerate(group_by_keys(members), start=1):
+                text = _text_of_sample(sample, name, source, path, bad)
+                if text is not None:
+                    yield RawDocument(text=text, file=path, record=number)
+    except (tarfile.TarError, ValueError, EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path}: damaged or not a webdataset tar: {error.args[0]}.") from None
+
+
+def _is_text_member(member: str) -> bool:
+    return member.lower().endswith((".txt", ".json"))
+
+
+def _text_of_sample(
+    sample: dict, name: str, source: CorpusSourceConfig, path: Path, bad: BadRecords
+) -> str | None:
+    """The text of the ``.txt`` member, else of the ``.json`` member's ``text_field``."""
+    where = f"{path}: sample {sample['__key__']}"
+    members = sorted(key for key in sample if not key.startswith("__"))
+    member = min(members, key=lambda key: (not key.endswith("txt"), key))
+    try:
+        content = sample[member].decode(source.encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}.{member}: not {source.encoding} at byte {error.start:,}. "
+            f"Set corpus.sources.{name}.encoding."
+        ) from None
+    if member.endswith("txt"):
+        return _checked(content, member, where, bad)
+    return _text_of_json(content, source.text_field, f"{where}.{member}", bad)
+
+
+def missing_extra(what: str, package: str) -> DataError:
+    return DataError(f"{what} needs {package}: pip install 'lmscale[corpus]'.")
+
+
+Reader = Callable[[Path, str, CorpusSourceConfig, BadRecords], Iterator[RawDocument]]
+READERS: dict[str, Reader] = {
+    "text": _read_txt,
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
+    "webdataset": _read_webdataset,
+}

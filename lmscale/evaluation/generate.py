@@ -1,0 +1,125 @@
+# Shape letters: B batch, T time, V vocabulary.
+"""Text from a model, token by token, with a cache of keys and values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from lmscale.errors import ConfigError
+from lmscale.evaluation.sampling import Sampling, next_tokens
+from lmscale.model.cache import build_caches
+from lmscale.model.layout import build_step_layout
+from lmscale.model.transformer import Transformer
+from lmscale.tokenizer import Tokenizer
+
+
+class Generation:
+    """The continuations of one prompt; iterate to get the rows' next ids, int64 [B] on the CPU.
+
+    A row that has ended goes on as ``eos_id``. ``stopped_by`` is None until the iteration has
+    ended, then ``eos`` (every row), ``max_tokens`` or ``max_positions``.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        prompt: list[int],
+        sampling: Sampling,
+        *,
+        max_tokens: int,
+        eos_id: int,
+        allowed_ids: Iterable[int],
+        batch: int = 1,
+    ) -> None:
+        problems = []
+        if not prompt:
+            problems.append("The prompt is empty; give at least one character to go on from.")
+        if len(prompt) >= model.max_positions:
+            problems.append(
+                f"The prompt has {len(prompt)} tokens, but the model sees at most "
+                f"{model.max_positions} and needs one for its answer. "
+                f"Shorten it to {model.max_positions - 1} tokens."
+            )
+        if max_tokens < 1:
+            problems.append(f"max_tokens = {max_tokens}: it must be at least 1.")
+        if problems:
+            raise ConfigError(problems)
+        self.prompt = prompt
+        self.stopped_by: str | None = None
+        self._model = model
+        self._prompt_BT = torch.tensor([prompt] * batch)
+        self._sampling = sampling
+        self._num_tokens = min(max_tokens, model.max_positions - len(prompt))
+        self._limit = "max_tokens" if self._num_tokens == max_tokens else "max_positions"
+        self._eos_id = eos_id
+        self._barred_V = torch.ones(model.vocab_size, dtype=torch.bool)
+        self._barred_V[list(allowed_ids)] = False
+        self._barred_V[eos_id] = False
+
+    def __iter__(self) -> Iterator[Tensor]:
+        generator = torch.Generator("cpu").manual_seed(self._sampling.seed)
+        batch, length = self._prompt_BT.shape
+        weight = self._model.embedding.weight
+        caches = build_caches(
+            self._model.config,
+            batch=batch,
+            capacity=length + self._num_tokens,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        seen_BV = torch.zeros(batch, self._model.vocab_size, dtype=torch.bool)
+        seen_BV.scatter_(1, self._prompt_BT, True)
+        ids_BT, offset = self._prompt_BT, 0
+        has_ended_B = torch.zeros(batch, dtype=torch.bool)
+        for _ in range(self._num_tokens):
+            logits_BV = self._last_logits(ids_BT.to(weight.device), offset, caches)
+            logits_BV = logits_BV.masked_fill(self._barred_V, -math.inf)
+            next_B = next_tokens(logits_BV, seen_BV, self._sampling, generator)
+            next_B = torch.where(has_ended_B, self._eos_id, next_B)
+            yield next_B
+            has_ended_B |= next_B == self._eos_id
+            if has_ended_B.all():
+                self.stopped_by = "eos"
+                return
+            seen_BV.scatter_(1, next_B[:, None], True)
+            offset += ids_BT.shape[1]
+            ids_BT = next_B[:, None]
+        self.stopped_by = self._limit
+
+    @torch.no_grad()
+    def _last_logits(self, ids_BT: Tensor, offset: int, caches: list) -> Tensor:
+        batch, length = ids_BT.shape
+        layout = build_step_layout(batch=batch, offset=offset, length=length, device=ids_BT.device)
+        hidden_BTD = self._model(ids_BT, layout, caches)
+        return self._model.head(hidden_BTD[:, -1]).float().cpu()
+
+
+def generate(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: Sampling,
+    *,
+    max_tokens: int,
+    batch: int = 1,
+) -> Generation:
+    """Continue ``prompt`` by up to ``max_tokens`` tokens; stops at the end of the document.
+
+    Only the tokenizer's own pieces and eos can come: neither the other special ids nor the
+    embedding's padding rows, which no text has trained. Raises ``ConfigError`` for a prompt that is
+    empty or too long.
+    """
+    special = {tokenizer.bos_id, tokenizer.pad_id, tokenizer.unk_id}
+    return Generation(
+        model.eval(),
+        [int(token) for token in tokenizer.encode(prompt)],
+        sampling,
+        max_tokens=max_tokens,
+        eos_id=tokenizer.eos_id,
+        allowed_ids=[token for token in range(tokenizer.vocab_size) if token not in special],
+        batch=batch,
+    )

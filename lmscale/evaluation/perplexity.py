@@ -1,0 +1,203 @@
+"""Held-out loss per token, perplexity and bits per byte of a set, on any number of ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lmscale.config import RunConfig
+from lmscale.errors import DataError
+from lmscale.model.layout import mark_starts
+from lmscale.objective.causal import build_targets
+from lmscale.objective.cross_entropy import IGNORED
+from lmscale.runtime.collectives import sum_float64
+from lmscale.runtime.ranks import Ranks
+
+if TYPE_CHECKING:
+    from lmscale.stream.dataset import Window
+
+
+class WindowSource(Protocol):
+    """What ``lmscale.stream.dataset.Dataset`` is to this folder: windows in a fixed order."""
+
+    @property
+    def num_windows(self) -> int: ...
+
+    def window(self, index: int) -> Window: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetScore:
+    """Sums over the targets of a set, and the three figures made of them.
+
+    Bits per byte counts the UTF-8 bytes of the targets only. A document's first token is never a
+    target, so neither its bytes nor its nll count; an end-of-document target adds its nll and no
+    byte, as ending the text costs bits too.
+    """
+
+    windows: int
+    targets: int
+    bytes: int
+    """UTF-8 bytes that the targets stand for."""
+    nll: float
+    """Sum of -log p over the targets, in nats."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per target."""
+        return self.nll / self.targets
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss) if self.loss < 700 else math.inf  # e^709 is the last double
+
+    @property
+    def bits_per_byte(self) -> float:
+        """NaN for a set without text."""
+        return self.nll / math.log(2) / self.bytes if self.bytes else math.nan
+
+    def to_dict(self) -> dict[str, float]:
+        figures = {
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+        }
+        return asdict(self) | figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """How the windows of a set are scored; the same for every set of a run."""
+
+    micro_windows: int
+    mask_documents: bool
+    token_bytes: np.ndarray
+    """int32 [vocabulary]: UTF-8 bytes of each id, 0 for special ids (``Tokenizer.token_bytes``)."""
+    max_windows: int | None = None
+    """At most this many windows, from the front; None takes all."""
+
+    def num_windows(self, dataset: WindowSource) -> int:
+        return min(dataset.num_windows, self.max_windows or dataset.num_windows)
+
+
+def plan_evaluation(
+    config: RunConfig, token_bytes: np.ndarray, *, max_windows: int | None
+) -> EvaluationPlan:
+    """The plan of a run: its micro-batch and its rule for documents."""
+    return EvaluationPlan(
+        micro_windows=config.batch.micro_windows,
+        mask_documents=config.stream.mask_documents,
+        token_bytes=token_bytes,
+        max_windows=max_windows,
+    )
+
+
+@torch.no_grad()
+def evaluate_set(
+    objective: nn.Module,
+    dataset: WindowSource,
+    plan: EvaluationPlan,
+    *,
+    ranks: Ranks,
+    device: torch.device,
+    advance: Callable[[float], None] = lambda windows: None,
+) -> SetScore:
+    """Score a set; every rank calls this and every rank gets the whole set's score.
+
+    Rank r takes windows r, r + world, … All ranks run equally many forward passes of the same
+    shape, the last ones filled with windows without targets, because ZeRO-3 gathers parameters in
+    every pass. ``objective`` is a ``CausalObjective`` or the engine around it; its training mode is
+    restored. ``advance`` hears how many windows were done, over all ranks.
+    """
+    num_windows = plan.num_windows(dataset)
+    if not num_windows:
+        raise DataError(
+            "The evaluation set holds no window: its shards are empty. Build shards from a "
+            "held-out part that has documents (corpus.heldout_fraction), or drop the set."
+        )
+    bytes_of_id = torch.as_tensor(plan.token_bytes.astype(np.int64), device=device)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    num_left = num_windows
+    was_training = objective.training
+    objective.eval()
+    try:
+        for tokens, starts, lengths in _batches(dataset, num_windows, plan.micro_windows, ranks):
+            batch = [torch.from_numpy(array).to(device) for array in (tokens, starts, lengths)]
+            nll = objective(*batch).nll
+            covered = _target_bytes(*batch, plan.mask_documents, bytes_of_id)
+            sums += torch.stack([nll.total.double(), nll.targets.double(), covered.double()])
+            done = min(plan.micro_windows * ranks.world_size, num_left)
+            num_left -= done
+            advance(done)
+    finally:
+        objective.train(was_training)
+    nll, targets, covered = sum_float64(sums.tolist())
+    if not targets:
+        raise DataError(
+            f"The {num_windows} windows of the evaluation set hold no target: "
+            "every document is a single token."
+        )
+    return SetScore(windows=num_windows, targets=round(targets), bytes=round(covered), nll=nll)
+
+
+def _batches(
+    dataset: WindowSource, num_windows: int, micro_windows: int, ranks: Ranks
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """This rank's tokens [B, T+1] int64, flat starts int32 [N], lengths int32 [B].
+
+    B is ``micro_windows``.     Every rank yields the same number of batches; a missing window is a
+    copy of the first with length 0.
+    """
+    largest_share = -(-num_windows // ranks.world_size)
+    numbers = range(ranks.rank, num_windows, ranks.world_size)
+    filler = dataset.window(0)
+    for first in range(0, largest_share, micro_windows):
+        windows = [dataset.window(n) for n in numbers[first : first + micro_windows]]
+        missing = micro_windows - len(windows)
+        lengths = [w.length for w in windows] + [0] * missing
+        windows += [filler] * missing
+        tokens = np.stack([np.asarray(w.tokens).astype(np.int64) for w in windows])
+        width = tokens.shape[1]
+        starts = np.concatenate(
+            [np.asarray(w.starts, dtype=np.int32) + row * width for row, w in enumerate(windows)]
+        )
+        yield tokens, starts.astype(np.int32), np.asarray(lengths, dtype=np.int32)
+
+
+def _target_bytes(
+    tokens: Tensor, starts: Tensor, lengths: Tensor, mask_documents: bool, bytes_of_id: Tensor
+) -> Tensor:
+    begins = mark_starts(starts, batch=tokens.shape[0], length=tokens.shape[1])
+    targets = build_targets(tokens, begins, lengths, mask_documents=mask_documents)
+    return bytes_of_id[targets[targets != IGNORED]].sum()
+
+
+def render_scores(scores: Mapping[str, SetScore]) -> str:
+    """The scores as an aligned table, one set a line."""
+    header = ("set", "windows", "targets", "loss", "perplexity", "bits/byte")
+    rows: list[tuple[Any, ...]] = [header]
+    for name, score in scores.items():
+        rows.append(
+            (
+                name,
+                f"{score.windows:,}",
+                f"{score.targets:,}",
+                f"{score.loss:.4f}",
+                f"{score.perplexity:,.2f}",
+                f"{score.bits_per_byte:.4f}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,76 @@
+"""A run folder → its model with trained weights, its tokenizer and its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lmscale.checkpoint import load_model_weights
+from lmscale.config import RunConfig, load_config
+from lmscale.errors import CheckpointError
+from lmscale.model.transformer import Transformer, build_model
+from lmscale.tokenizer import Tokenizer, load_tokenizer
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRun:
+    config: RunConfig
+    tokenizer: Tokenizer
+    model: Transformer
+    """On the asked device in the run's precision, in eval mode."""
+
+
+def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedRun:
+    """Load a run for evaluation and generation; ``step`` None takes the newest good checkpoint.
+
+    The weights get the precision the run computes in, so that figures agree with those in the loop;
+    fp16 on a CPU becomes fp32. Raises ``CheckpointError`` if this is no run or the weights are of
+    another model.
+    """
+    config_file = folder / "config.yaml"
+    if not config_file.is_file():
+        raise CheckpointError(
+            f"{folder} holds no config.yaml, so it is not a run's folder. Give the folder that "
+            f"`lmscale train` wrote, by default runs/NAME."
+        )
+    config = load_config(config_file)
+    tokenizer = load_tokenizer(Path(config.tokenizer.folder))
+    weights = load_model_weights(folder, step)
+    precision = config.engine.precision
+    dtype = _DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]
+    with torch.device("meta"):
+        model = build_model(
+            config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
+        )
+    model = model.to(dtype).to_empty(device=device)
+    if config.model.tied_embeddings:
+        model.head.weight = model.embedding.weight  # to_empty allocates each name of its own
+    fill_weights(model, weights, origin=str(folder))
+    return LoadedRun(config=config, tokenizer=tokenizer, model=model.eval())
+
+
+@torch.no_grad()
+def fill_weights(model: Transformer, weights: Mapping[str, Tensor], *, origin: str) -> None:
+    """Copy fp32 weights into the model, each name and shape checked; every mismatch is reported."""
+    parameters = dict(model.named_parameters())
+    problems = [f"{name} is missing" for name in parameters if name not in weights]
+    problems += [f"{name} is not in the model" for name in weights if name not in parameters]
+    problems += [
+        f"{name} is {list(weights[name].shape)}, the model's {list(parameter.shape)}"
+        for name, parameter in parameters.items()
+        if name in weights and weights[name].shape != parameter.shape
+    ]
+    if problems:
+        shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
+        raise CheckpointError(
+            f"{origin}: the checkpoint is of another model than its config.yaml describes: "
+            f"{'; '.join(shown)}."
+        )
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])

@@ -1,0 +1,148 @@
+# Shape letters: B batch, T time (queries), S time (keys), Q and K blocks of queries and keys.
+"""What a micro-batch needs beside its ids: positions, and which token may look at which.
+
+Three backends stand behind one value. ``causal`` has no mask: SDPA's own triangle. ``dense`` is a
+boolean block-diagonal mask in SDPA, for the CPU and for what FlexAttention cannot do. ``flex`` is a
+block-sparse mask for FlexAttention (Dong et al. 2024, arXiv 2412.05496): it never exists as [T, T].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+Backend = Literal["causal", "dense", "flex"]
+FLEX_BLOCK = 128  # rows and columns of one block of the sparse mask: FlexAttention's own default
+FLEX_MIN_HEAD_WIDTH = 16  # the kernels' smallest tile of a dot product
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Positions and mask of a micro-batch, made once and read by every block."""
+
+    positions: Tensor
+    """int64 [B, T]; they restart at every document when documents are masked."""
+    mask: Tensor | BlockMask | None
+    """None: causal. Tensor: bool [B or 1, 1, T, S], True: may look. BlockMask: flex."""
+
+
+def attention_backend(
+    *,
+    device_type: str,
+    masked: bool,
+    dropout: float = 0.0,
+    head_width: int = 64,
+    choice: Literal["auto", "sdpa", "flex"] = "auto",
+) -> Backend:
+    """Choose how attention is computed; ``masked`` says that documents may not see each other.
+
+    FlexAttention is for CUDA only (on the CPU it has no backward), drops nothing, and wants heads
+    of at least 16; elsewhere the mask is dense.
+    """
+    if choice == "flex":
+        return "flex"
+    if not masked:
+        return "causal"
+    can_flex = device_type == "cuda" and dropout == 0 and head_width >= FLEX_MIN_HEAD_WIDTH
+    return "flex" if choice == "auto" and can_flex else "dense"
+
+
+def mark_starts(starts: Tensor, *, batch: int, length: int) -> Tensor:
+    """Flat positions where documents begin → bool [batch, length], True at them and in column 0."""
+    begins = torch.zeros(batch * length, dtype=torch.bool, device=starts.device)
+    begins[starts.long()] = True
+    begins_BT = begins.view(batch, length)
+    begins_BT[:, 0] = True
+    return begins_BT
+
+
+def build_layout(begins_BT: Tensor, *, mask_documents: bool, backend: Backend) -> Layout:
+    """The layout of whole windows. ``begins_BT`` is bool, True where a document begins.
+
+    With ``mask_documents`` positions restart at each document and ``backend`` is ``dense`` or
+    ``flex``; without, positions run through and documents see each other.
+    """
+    batch, length = begins_BT.shape
+    columns_T = torch.arange(length, device=begins_BT.device)
+    if not mask_documents:
+        documents_BT = torch.zeros_like(begins_BT, dtype=torch.int32)
+        positions_BT = columns_T.expand(batch, length)
+    else:
+        documents_BT = begins_BT.cumsum(1, dtype=torch.int32)
+        start_BT = torch.where(begins_BT, columns_T, 0).cummax(1).values
+        positions_BT = columns_T - start_BT
+    if backend == "flex":
+        mask = _block_mask(documents_BT)
+    elif backend == "dense":
+        mask = _dense_mask(documents_BT)
+    else:
+        mask = None
+    return Layout(positions=positions_BT, mask=mask)
+
+
+def build_step_layout(*, batch: int, offset: int, length: int, device: torch.device) -> Layout:
+    """The layout of ``length`` new tokens after ``offset`` cached ones; a row is one document."""
+    positions_T = torch.arange(offset, offset + length, device=device)
+    mask = None
+    if offset and length > 1:  # a first pass is causal, a single token sees everything before it
+        columns_S = torch.arange(offset + length, device=device)
+        mask = (columns_S <= positions_T[:, None])[None, None]
+    return Layout(positions=positions_T.expand(batch, length), mask=mask)
+
+
+def _dense_mask(documents_BT: Tensor) -> Tensor:
+    same_BTS = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return same_BTS.tril()[:, None]
+
+
+def _block_mask(documents_BT: Tensor) -> BlockMask:
+    """The causal document mask by blocks, from the first and last document number of each block.
+
+    Document numbers never fall along a row, so a block of queries looks at an earlier or equal
+    block of keys if that ends in a document no older than the queries begin with, and sees it whole
+    if it begins in the document the queries end with. Exact, and (T/128)² numbers instead of
+    ``create_block_mask``'s T².
+    """
+    batch, length = documents_BT.shape
+    num_blocks = -(-length // FLEX_BLOCK)
+    edges_Q = torch.arange(num_blocks, device=documents_BT.device) * FLEX_BLOCK
+    first_BQ = documents_BT[:, edges_Q]
+    last_BQ = documents_BT[:, (edges_Q + FLEX_BLOCK - 1).clamp(max=length - 1)]
+    is_whole_Q = edges_Q + FLEX_BLOCK <= length
+    earlier_QK = edges_Q[:, None] > edges_Q[None, :]
+    full_BQK = (
+        (first_BQ[:, None, :] == last_BQ[:, :, None])
+        & earlier_QK
+        & is_whole_Q[:, None]
+        & is_whole_Q[None, :]
+    )
+    seen_BQK = (last_BQ[:, None, :] >= first_BQ[:, :, None]) & (
+        edges_Q[:, None] >= edges_Q[None, :]
+    )
+    counts, indices = _in_order(seen_BQK & ~full_BQK)
+    full_counts, full_indices = _in_order(full_BQK)
+
+    def may_look(b: Tensor, h: Tensor, q_index: Tensor, kv_index: Tensor) -> Tensor:
+        same_document = documents_BT[b, q_index] == documents_BT[b, kv_index]
+        return same_document & (q_index >= kv_index)
+
+    return BlockMask.from_kv_blocks(
+        counts,
+        indices,
+        full_counts,
+        full_indices,
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=may_look,
+        seq_lengths=(length, length),
+    )
+
+
+def _in_order(blocks_BQK: Tensor) -> tuple[Tensor, Tensor]:
+    """How many key blocks each query block has, and their numbers with the chosen ones first."""
+    counts_B1Q = blocks_BQK.sum(-1, dtype=torch.int32)[:, None]
+    order_B1QK = blocks_BQK.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, None]
+    return counts_B1Q.contiguous(), order_B1QK.to(torch.int32).contiguous()

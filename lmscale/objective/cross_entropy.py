@@ -1,0 +1,125 @@
+# Shape letters: N tokens of a micro-batch, C tokens of one chunk, D model width, V vocabulary.
+"""Cross-entropy whose logits exist for one chunk of tokens at a time, never as [N, V]."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORED = -100  # label of a position that is not a target
+
+
+class CrossEntropySums(NamedTuple):
+    """Sums over the targets, f32 []. Only ``loss`` carries a gradient."""
+
+    loss: Tensor
+    """What to backpropagate: nll + z."""
+    nll: Tensor
+    """-log p(label), in nats."""
+    z: Tensor
+    """z_loss · log²Z, where Z is the softmax's normaliser."""
+
+
+def chunked_cross_entropy(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    *,
+    chunk_tokens: int,
+    z_loss: float = 0.0,
+) -> CrossEntropySums:
+    """Score hidden states against int64 labels; positions labelled ``IGNORED`` count nothing.
+
+    The products run in the inputs' dtype, the softmax and all sums in fp32.
+    """
+    sums = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, chunk_tokens, z_loss)
+    return CrossEntropySums(*sums)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The backward pass computes each chunk's logits again.
+
+    Taking the gradients in the forward pass would save that product (2·D·V FLOPs a token), but they
+    would be rounded before the loss scale is known, and in fp16 a probability of 1e-6 times 1 is
+    lost where times 65536 it is not; and the fp32 [V, D] gradient would exist in every forward
+    pass. Instead the last chunk's logits, which the backward pass needs first, are kept: at N ≤
+    chunk_tokens nothing is computed twice and the peak is no higher.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        labels_N: Tensor,
+        chunk_tokens: int,
+        z_loss: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        nll = hidden_ND.new_zeros((), dtype=torch.float32)
+        z = torch.zeros_like(nll)
+        log_z_N = hidden_ND.new_empty(len(labels_N), dtype=torch.float32)
+        logits_CV = None
+        for first in range(0, len(labels_N), chunk_tokens):
+            chunk = slice(first, first + chunk_tokens)
+            logits_CV = None  # freed before the next chunk's are made
+            logits_CV = hidden_ND[chunk] @ weight_VD.T
+            log_z_C = log_z_N[chunk] = torch.logsumexp(logits_CV.float(), dim=-1)
+            is_target_C = labels_N[chunk] != IGNORED
+            safe_C1 = labels_N[chunk].clamp(min=0)[:, None]
+            picked_C = logits_CV.gather(1, safe_C1)[:, 0].float()
+            nll += torch.where(is_target_C, log_z_C - picked_C, 0.0).sum()
+            if z_loss:
+                z += z_loss * torch.where(is_target_C, log_z_C.square(), 0.0).sum()
+        # The parameter itself is saved, not a view: ZeRO-3 swaps its data between the two passes.
+        ctx.save_for_backward(hidden_ND, weight_VD, labels_N, log_z_N)
+        ctx.last_logits_CV = logits_CV if any(ctx.needs_input_grad[:2]) else None
+        ctx.chunk_tokens, ctx.z_loss = chunk_tokens, z_loss
+        ctx.mark_non_differentiable(nll, z)
+        ctx.set_materialize_grads(False)
+        return nll + z, nll, z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_loss = grads[0]
+        if grad_loss is None:
+            return None, None, None, None, None
+        hidden_ND, weight_VD, labels_N, log_z_N = ctx.saved_tensors
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
+        logits_CV, ctx.last_logits_CV = ctx.last_logits_CV, None
+        for first in reversed(range(0, len(labels_N), ctx.chunk_tokens)):
+            chunk = slice(first, first + ctx.chunk_tokens)
+            if logits_CV is None:
+                logits_CV = hidden_ND[chunk] @ weight_VD.T
+            delta_CV = _grad_logits(
+                logits_CV, log_z_N[chunk], labels_N[chunk], ctx.z_loss, grad_loss
+            )
+            logits_CV = None
+            if grad_hidden_ND is not None:
+                torch.mm(delta_CV, weight_VD, out=grad_hidden_ND[chunk])
+            if grad_weight_VD is not None:
+                grad_weight_VD += delta_CV.T @ hidden_ND[chunk]
+        grad_weight = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
+        return grad_hidden_ND, grad_weight, None, None, None
+
+
+def _grad_logits(
+    logits_CV: Tensor, log_z_C: Tensor, labels_C: Tensor, z_loss: float, grad_loss: Tensor
+) -> Tensor:
+    """d loss / d logits: p · (1 + 2 · z_loss · log Z) - onehot(label), 0 where ignored.
+
+    In the logits' dtype. Computed in fp32 and scaled by ``grad_loss`` (which carries the loss
+    scale) before it is rounded.
+    """
+    is_target_C = labels_C != IGNORED
+    delta_CV = (logits_CV.float() - log_z_C[:, None]).exp_()
+    delta_CV *= (1 + 2 * z_loss * log_z_C)[:, None]
+    onehot_C1 = -torch.ones_like(log_z_C)[:, None]
+    delta_CV.scatter_add_(1, labels_C.clamp(min=0)[:, None], onehot_C1)
+    delta_CV *= torch.where(is_target_C, grad_loss, 0.0)[:, None]
+    return delta_CV.to(logits_CV.dtype)

@@ -1,0 +1,210 @@
+"""A bounded folder of files that all processes of a node share: each file is made once.
+
+Locks are ``flock``, which the kernel drops with its holder, so a killed process leaves nothing locked:
+
+- ``locks/KEY``: held exclusively while a file is made, so that the others wait for it;
+- ``locks/evict``: held exclusively while room is made;
+- a file itself: held shared by whoever uses it, exclusively by whoever makes it. A file that is held is
+  never evicted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmscale.errors import ConfigError, DataError
+from lmscale.runtime.atomic import fsync_folder, sha256_file, writing
+from lmscale.runtime.remote import TransferError, download
+
+
+class CachedFile:
+    """A file in the cache that stays there until ``close``."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor: int | None = descriptor
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)  # drops the flock
+            self._descriptor = None
+
+    def __enter__(self) -> CachedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeCache:
+    """The cache in ``folder``, at most ``max_bytes`` large. Picklable; holds nothing open."""
+
+    folder: Path
+    max_bytes: int
+    retries: int
+
+    def fetch(self, url: str, *, size: int, sha256: str) -> CachedFile:
+        """A local copy of ``url``, downloaded once per node and checked against its size and hash.
+
+        Keyed by the whole URL and the hash: two shards of one basename never meet, and a shard
+        that was rebuilt is another file. Raises ``DataError`` or ``ConfigError`` naming the URL.
+        """
+
+        def check(path: Path) -> None:
+            found = path.stat().st_size
+            if found != size:
+                raise TransferError(f"{found} bytes arrived, the manifest says {size}")
+            digest = sha256_file(path)
+            if digest != sha256:
+                raise TransferError(f"its sha256 is {digest}, the manifest says {sha256}")
+
+        name = url.partition("?")[0].rsplit("/", 1)[-1]
+        return self.make(
+            f"{url}\0{sha256}",
+            name=name,
+            size=size,
+            write=lambda path: download(url, path, retries=self.retries, check=check),
+        )
+
+    def make(self, key: str, *, name: str, size: int, write: Callable[[Path], None]) -> CachedFile:
+        """The file of ``key``; if it is not there, ``write`` makes it, on one process of the node only.
+
+        ``size``: its bytes, or an upper estimate, for which room is made first.
+        """
+        digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+        path = self.folder / f"{digest}-{name}"
+        with writing("a cached file (stream.cache.folder)", self.folder):
+            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+            with _locked(self.folder / "locks" / digest):
+                return _hold(path) or self._write(path, digest, size, write)
+
+    def _write(
+        self, path: Path, digest: str, size: int, write: Callable[[Path], None]
+    ) -> CachedFile:
+        part = self.folder / f".part-{size}-{digest}-{os.getpid()}"
+        with _locked(self.folder / "locks" / "evict"):
+            self._make_room(size)
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            write(part)
+            if os.fstat(descriptor).st_ino != part.stat().st_ino:
+                # The writer put a new file in place of ours; our lock is on the old one.
+                os.close(descriptor)
+                descriptor = os.open(part, os.O_RDWR)
+            os.fsync(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            os.replace(part, path)
+            fsync_folder(self.folder)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
+        return CachedFile(path, descriptor)
+
+    def _make_room(self, size: int) -> None:
+        """Evict the files unused for longest until ``size`` more bytes fit. Raises "
+        "``ConfigError``."""
+        files: list[tuple[float, int, Path]] = []
+        for path in self.folder.iterdir():
+            try:
+                if path.name.startswith(".part-"):
+                    if not _evict(path):  # being written: counts with the size it will have
+                        files.append((0.0, int(path.name.split("-")[1]), path))
+                elif path.is_file():
+                    status = path.stat()
+                    files.append((status.st_mtime, status.st_size, path))
+            except FileNotFoundError:
+                continue  # finished or evicted meanwhile
+        total = sum(bytes_ for _, bytes_, _ in files)
+        for _, bytes_, path in sorted(files):
+            if total + size <= self.max_bytes:
+                return
+            if not path.name.startswith(".part-") and _evict(path):
+                total -= bytes_
+        if total + size > self.max_bytes:
+            raise ConfigError(
+                f"stream.cache.max_bytes = {self.max_bytes} is too small: {size} more bytes are "
+                "needed in "
+                f"{self.folder}, and {total} bytes there are in use. Every source needs "
+                f"stream.window_shards + 1 shards at once: raise max_bytes or lower window_shards."
+            )
+
+    def verify_once(self, path: Path, *, size: int, sha256: str) -> None:
+        """Hash the local file ``path`` unless this node has done so since it was last written.
+
+        Raises ``DataError`` where the hash differs. Where the cache's folder cannot be written, it is
+        hashed each time.
+        """
+        status = path.stat()
+        stamp = f"{path.resolve()}\0{size}\0{status.st_mtime_ns}\0{status.st_ino}\0{sha256}"
+        digest = hashlib.sha256(stamp.encode()).hexdigest()[:32]
+        marker = self.folder / "verified" / digest
+        if marker.exists():
+            return
+        try:
+            for name in ("locks", "verified"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            with _locked(self.folder / "locks" / digest):
+                if not marker.exists():
+                    _check_hash(path, sha256)
+                    marker.touch()
+        except OSError:
+            _check_hash(path, sha256)
+
+
+def _check_hash(path: Path, sha256: str) -> None:
+    found = sha256_file(path)
+    if found != sha256:
+        raise DataError(
+            f"{path}: its content has changed since it was built: sha256 is {found}, the "
+            f"manifest says {sha256}. "
+            f"Restore the file, or delete it and run `lmscale shards build` again."
+        )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _hold(path: Path) -> CachedFile | None:
+    """Hold ``path`` if it is there, and mark it as used now."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    if os.fstat(descriptor).st_nlink == 0:  # evicted between open and flock
+        os.close(descriptor)
+        return None
+    os.utime(path)
+    return CachedFile(path, descriptor)
+
+
+def _evict(path: Path) -> bool:
+    """Remove ``path`` unless somebody holds it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,152 @@
+"""Small things the ranks agree on: sums, errors, one rank's values. All work without a group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lmscale import errors
+from lmscale.errors import LmscaleError
+
+_ERROR_CLASSES = {
+    name: value
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and issubclass(value, LmscaleError)
+}
+
+
+def _is_alone() -> bool:
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
+def _device() -> torch.device:
+    """Where the group's collectives want their tensors."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def sum_float64(vector: Sequence[float]) -> list[float]:
+    """Each entry summed over all ranks: one all-reduce. Whole numbers are exact below 2^53."""
+    if _is_alone():
+        return [float(value) for value in vector]
+    summed = torch.tensor(vector, dtype=torch.float64, device=_device())
+    dist.all_reduce(summed)
+    return summed.tolist()
+
+
+def barrier() -> None:
+    """Return when every rank has called it."""
+    sum_float64([0.0])
+
+
+def gather_json(value: Any) -> list[Any]:
+    """Every rank's value, in the order of the ranks, on every rank. For small things."""
+    if _is_alone():
+        return [value]
+    payload = json.dumps(value).encode()
+    device = _device()
+    length = torch.tensor([len(payload)], dtype=torch.int64, device=device)
+    lengths = [torch.zeros_like(length) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, length)
+    sizes = [int(size) for size in lengths]
+    padded = bytearray(payload.ljust(max(sizes), b" "))
+    mine = torch.frombuffer(padded, dtype=torch.uint8).to(device)
+    pieces = [torch.empty_like(mine) for _ in sizes]
+    dist.all_gather(pieces, mine)
+    return [
+        json.loads(piece.cpu().numpy().tobytes()[:size])
+        for piece, size in zip(pieces, sizes, strict=True)
+    ]
+
+
+def broadcast_object(value: Any = None) -> Any:
+    """Rank 0's value, on every rank; a small thing that JSON can hold."""
+    if _is_alone():
+        return value
+    device = _device()
+    payload = bytearray(json.dumps(value).encode()) if dist.get_rank() == 0 else bytearray()
+    length = torch.tensor([len(payload)], dtype=torch.int64, device=device)
+    dist.broadcast(length, src=0)
+    if dist.get_rank() != 0:
+        payload = bytearray(int(length))
+    content = torch.frombuffer(payload, dtype=torch.uint8).to(device)
+    dist.broadcast(content, src=0)
+    return json.loads(content.cpu().numpy().tobytes())
+
+
+def gather_errors(error: LmscaleError | None) -> list[LmscaleError | None]:
+    """Every rank's error or None, in the order of the ranks, on every rank."""
+    if _is_alone():
+        return [error]
+    described = None
+    if error is not None:
+        # A subclass that only one module knows travels as its nearest known parent.
+        name = next(c.__name__ for c in type(error).__mro__ if c.__name__ in _ERROR_CLASSES)
+        described = {"class": name, "problems": list(error.problems)}
+    return [
+        None if row is None else _ERROR_CLASSES[row["class"]](row["problems"])
+        for row in gather_json(described)
+    ]
+
+
+def fail_together(error: LmscaleError | None) -> None:
+    """Raise on every rank when any rank has an error; return on all when none has.
+
+    Equal problems are told once, with the ranks that met them. The class is the first rank's.
+    """
+    if _is_alone():
+        if error is not None:
+            raise error
+        return
+    gathered = gather_errors(error)
+    combined = combine_errors(gathered)
+    if combined is not None:
+        raise combined from error
+
+
+def combine_errors(gathered: Sequence[LmscaleError | None]) -> LmscaleError | None:
+    """One error out of those of all ranks (list index = rank), or None."""
+    ranks_of: dict[str, list[int]] = {}
+    for rank, error in enumerate(gathered):
+        for problem in error.problems if error is not None else ():
+            ranks_of.setdefault(problem, []).append(rank)
+    first = next((error for error in gathered if error is not None), None)
+    if first is None:
+        return None
+    problems = [
+        problem if len(ranks) == len(gathered) else f"{problem} ({_name_ranks(ranks)})"
+        for problem, ranks in ranks_of.items()
+    ]
+    return type(first)(problems)
+
+
+def _name_ranks(ranks: Sequence[int]) -> str:
+    """``rank 3``, or ``ranks 0-3, 7``."""
+    runs: list[list[int]] = []
+    for rank in sorted(set(ranks)):
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    names = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return f"{'rank' if len(runs) == len(runs[0]) == 1 else 'ranks'} {', '.join(names)}"
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """A block whose ``LmscaleError`` on any rank is raised on every rank.
+
+    The block must hold no collective: ranks that go on would wait in it for the one that failed.
+    """
+    error: LmscaleError | None = None
+    try:
+        yield
+    except LmscaleError as caught:
+        error = caught
+    fail_together(error)

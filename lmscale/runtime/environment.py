@@ -1,0 +1,134 @@
+"""What ran: the code's git state and the environment, frozen into the run folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lmscale
+from lmscale.runtime.atomic import write_json, writing
+from lmscale.runtime.device import cpu_name
+
+MAX_DIFF_CHARS = 1_000_000
+PACKAGES = (
+    ("torch", "deepspeed", "numpy", "sentencepiece", "webdataset", "safetensors", "tensorboard")
+    + ("pydantic", "typer", "rich", "fsspec", "xxhash", "triton", "s3fs", "gcsfs", "pyarrow")
+)  # fmt: skip
+_PREFIXES = (
+    "CUDA_",
+    "NCCL_",
+    "GLOO_",
+    "TORCH",
+    "PYTORCH_",
+    "OMP_",
+    "MKL_",
+    "KMP_",
+    "SLURM_",
+    "DS_",
+)
+_PREFIXES += ("DEEPSPEED_", "LMSCALE_", "PYTHON", "MASTER_", "NVIDIA_", "FI_", "UCX_", "LD_LIBRARY")
+_EXACT = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "NODE_RANK",
+    "TMPDIR",
+)
+_SECRET = ("KEY", "TOKEN", "SECRET", "PASSW", "CREDENTIAL", "AUTH", "JWT", "COOKIE")
+
+
+def save_provenance(folder: str | Path) -> None:
+    """Write ``code.json`` and ``environment.json``; on rank 0 only."""
+    folder = Path(folder)
+    with writing("code.json and environment.json", folder):
+        write_json(folder / "code.json", collect_code())
+        write_json(folder / "environment.json", collect_environment())
+
+
+def collect_code(root: Path | None = None) -> dict[str, Any]:
+    """The package's version and, in a git checkout, its commit and what differs from it."""
+    root = Path(lmscale.__file__).parents[1] if root is None else root
+    code: dict[str, Any] = {"version": lmscale.__version__, "folder": str(root)}
+    tracked = _git(root, "ls-files", "--error-unmatch", "lmscale/__init__.py")
+    if tracked is None:  # also a package installed below somebody else's checkout
+        return {**code, "git": None, "note": "not a git checkout"}
+    difference = _git(root, "diff", "HEAD") or ""
+    return {
+        **code,
+        "git": {
+            "commit": (_git(root, "rev-parse", "HEAD") or "").strip() or None,
+            "branch": (_git(root, "rev-parse", "--abbrev-ref", "HEAD") or "").strip() or None,
+            "changed": (_git(root, "status", "--porcelain") or "").splitlines(),
+            "diff": difference[:MAX_DIFF_CHARS],
+            "diff_is_cut": len(difference) > MAX_DIFF_CHARS,
+        },
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git prints, or None when it is not installed or refuses."""
+    command = ["git", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    except (FileNotFoundError, NotADirectoryError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+
+
+def collect_environment() -> dict[str, Any]:
+    """Versions, machine and the variables that change how a run behaves; secrets are left out."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "command": sys.argv,
+        "packages": package_versions(),
+        "cpu": {"name": cpu_name(), "cores": num_cores()},
+        "gpus": gpu_names(),
+        "variables": select_variables(os.environ),
+    }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Installed versions of what matters; None where it is not installed."""
+    return {name: installed_version(name) for name in PACKAGES}
+
+
+def installed_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gpu_names() -> list[str]:
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.cuda.get_device_name(index) for index in range(count)]
+
+
+def select_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of known meaning, sorted, without any whose name sounds like a secret."""
+    return {
+        name: value
+        for name, value in sorted(environ.items())
+        if (name.startswith(_PREFIXES) or name in _EXACT)
+        and not any(word in name.upper() for word in _SECRET)
+    }

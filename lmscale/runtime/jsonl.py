@@ -1,0 +1,110 @@
+"""Files of one JSON object a line, appended while a run goes on and read after any kind of end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lmscale.errors import DataError
+from lmscale.runtime.atomic import atomic_path, fsync_folder, writing
+
+Row = dict[str, Any]
+_TAIL_BYTES = 1 << 16
+
+
+def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
+    """Add a line in a single write: a kill leaves at most one torn line, at the end.
+
+    Numbers that are not finite become null, which every JSON reader takes. Raises ``DataError``
+    when the disk is full.
+    """
+    line = json.dumps({key: _finite(value) for key, value in row.items()}, ensure_ascii=False)
+    with writing(Path(path).name, Path(path).parent), open(path, "ab", buffering=0) as file:
+        file.write(line.encode() + b"\n")
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All whole lines; no file is no rows. A torn last line is left out.
+
+    Raises ``DataError`` naming the line when one before the end cannot be read.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    rows = []
+    lines = content.split(b"\n")  # the piece after the last newline is empty, or torn
+    for number, line in enumerate(lines[:-1], start=1):
+        row = _parse(line)
+        if row is None:
+            raise DataError(
+                f"{path}, line {number}: not a JSON object. The file is only ever appended to, so "
+                f"the disk or an editor damaged it; remove that line to go on."
+            )
+        rows.append(row)
+    return rows
+
+
+def _parse(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # also bytes that are not UTF-8
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def tail_rows(path: str | Path) -> list[Row]:
+    """The whole lines among the last 64 KiB, so that no long file need be read; no file is none."""
+    try:
+        with open(path, "rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
+            file.seek(start)
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    rows = [_parse(line) for line in lines]
+    return [row for row in rows if row is not None]
+
+
+def last_row(path: str | Path) -> Row | None:
+    """The last whole line, or None."""
+    rows = tail_rows(path)
+    return rows[-1] if rows else None
+
+
+def keep_rows(path: str | Path, keep: Callable[[Row], bool]) -> int:
+    """Drop the rows that ``keep`` refuses and a torn last line, atomically; how many rows."""
+    path = Path(path)
+    rows = read_rows(path)
+    kept = [row for row in rows if keep(row)]
+    if path.exists() and (len(kept) < len(rows) or not _ends_whole(path)):
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        with writing(path.name, path.parent), atomic_path(path) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
+    return len(rows) - len(kept)
+
+
+def mend_tail(path: str | Path) -> None:
+    """Cut a torn last line off, so that the next append begins a line of its own."""
+    path = Path(path)
+    if path.exists() and not _ends_whole(path):
+        content = path.read_bytes()
+        with writing(path.name, path.parent):
+            os.truncate(path, content.rfind(b"\n") + 1)
+            fsync_folder(path.parent)
+
+
+def _ends_whole(path: Path) -> bool:
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

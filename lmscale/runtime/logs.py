@@ -1,0 +1,65 @@
+"""Log files, one a rank, and rank 0's lines on the terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from lmscale.errors import DataError
+from lmscale.runtime.atomic import writing
+from lmscale.runtime.ranks import Ranks
+
+_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"
+_OWNED = "lmscale-owned"  # marks our handlers on the root logger
+
+
+def log_path(folder: str | Path, rank: int) -> Path:
+    return Path(folder) / "logs" / f"rank-{rank:05d}.log"
+
+
+def setup_logging(folder: str | Path, ranks: Ranks) -> Path:
+    """Append this rank's records to ``folder/logs/rank-00000.log``; rank 0's also to the terminal.
+
+    lmscale's own records from INFO on, other libraries' and Python's warnings from WARNING on.
+    Returns the file. Calling it again moves the records to the new place. Raises ``DataError``
+    when the file cannot be written.
+    """
+    close_logging()
+    path = log_path(folder, ranks.rank)
+    with writing("log files", path.parent, DataError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter(_FORMAT, datefmt="%Y-%m-%dT%H:%M:%S"))
+    handlers: list[logging.Handler] = [file]
+    if ranks.is_first:
+        handlers.append(_terminal_handler())
+    root = logging.getLogger()
+    for handler in handlers:
+        handler.set_name(_OWNED)
+        root.addHandler(handler)
+    logging.getLogger("lmscale").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    return path
+
+
+def close_logging() -> None:
+    """Undo ``setup_logging``."""
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if h.get_name() == _OWNED]:
+        root.removeHandler(handler)
+        handler.close()
+    logging.captureWarnings(False)
+
+
+def _terminal_handler() -> logging.Handler:
+    console = Console(stderr=True)
+    if console.is_terminal:
+        # rich's live progress redirects sys.stderr, so these lines appear above its bar.
+        return RichHandler(console=console, show_path=False, omit_repeated_times=False)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    return handler

@@ -1,0 +1,178 @@
+"""Which rank this process is, and the process group it shares with the others."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from lmscale.errors import ClusterError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+PROCESS_GROUP_TIMEOUT = timedelta(minutes=10)
+
+_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+_HOW_TO_START = "Start the ranks with `lmscale launch`, or with torchrun, which set it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """A process's place among all ranks and those of its node. The default is a run of one."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    node_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_first_on_node(self) -> bool:
+        return self.local_rank == 0
+
+    @property
+    def is_one_machine(self) -> bool:
+        return self.local_world_size == self.world_size
+
+
+def ranks_from_environment(environ: Mapping[str, str] | None = None) -> Ranks:
+    """Read what the launcher set; a process without RANK and WORLD_SIZE is alone.
+
+    Raises ``ConfigError`` with every problem of the variables at once.
+    """
+    environ = os.environ if environ is None else environ
+    if "RANK" not in environ and "WORLD_SIZE" not in environ:
+        _refuse_lost_slurm_tasks(environ)
+        return Ranks()
+    problems: list[str] = []
+    numbers = {name: _whole_number(environ, name, problems) for name in _NAMES}
+    if numbers["WORLD_SIZE"] == 1:  # alone: everything else follows
+        for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)):
+            if name not in environ:
+                numbers[name] = value
+    else:
+        for name in _ADDRESS:
+            if not environ.get(name):
+                problems.append(f"{name} is not set, but WORLD_SIZE is. {_HOW_TO_START}.")
+    for name in _NAMES:
+        if numbers[name] is None and name not in environ:
+            problems.append(f"{name} is not set, but others of its kind are. {_HOW_TO_START}.")
+    if environ.get("MASTER_PORT"):
+        _whole_number(environ, "MASTER_PORT", problems)
+    node_name = "GROUP_RANK" if "GROUP_RANK" in environ else "NODE_RANK"
+    node_rank = _whole_number(environ, node_name, problems) or 0
+    if problems:
+        raise ConfigError(problems)
+    rank, world_size, local_rank, local_world_size = (numbers[name] or 0 for name in _NAMES)
+    if not 0 <= rank < world_size:
+        problems.append(f"RANK = {rank} is not below WORLD_SIZE = {world_size}.")
+    if not 0 <= local_rank < local_world_size <= world_size:
+        problems.append(
+            f"LOCAL_RANK = {local_rank}, LOCAL_WORLD_SIZE = {local_world_size} and "
+            f"WORLD_SIZE = {world_size} do not fit together."
+        )
+    if problems:
+        raise ConfigError(problems)
+    return Ranks(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        local_world_size=local_world_size,
+        node_rank=node_rank,
+    )
+
+
+def _whole_number(environ: Mapping[str, str], name: str, problems: list[str]) -> int | None:
+    text = environ.get(name)
+    if text is None:
+        return None
+    if not text.strip().isdecimal():
+        problems.append(f"{name} = {text!r} in the environment is not a whole number.")
+        return None
+    return int(text)
+
+
+def _refuse_lost_slurm_tasks(environ: Mapping[str, str]) -> None:
+    """Several tasks that each believe they are alone would write one run folder at once."""
+    tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks.isdecimal() and int(tasks) > 1:
+        raise ConfigError(
+            f"srun started {tasks} tasks, but RANK and WORLD_SIZE are not set, so each would train "
+            f"alone into the same folder. Start them with `lmscale launch`."
+        )
+
+
+@contextmanager
+def open_process_group(
+    ranks: Ranks, device: torch.device, timeout: timedelta = PROCESS_GROUP_TIMEOUT
+) -> Iterator[None]:
+    """Meet the other ranks, over NCCL on CUDA and gloo on the CPU, for the time of the block.
+
+    ``timeout`` bounds the meeting and every later collective. DeepSpeed adopts the group. Raises
+    ``ClusterError`` when the ranks do not find each other.
+    """
+    import torch.distributed as dist
+
+    _complete_environment(ranks, device)
+    is_cuda = device.type == "cuda"
+    # One rank needs no server: a store in memory cannot meet a busy port or a slow name server.
+    store = dist.HashStore() if ranks.world_size == 1 else None  # pyright: ignore - not in __all__
+    try:
+        dist.init_process_group(
+            "nccl" if is_cuda else "gloo",
+            store=store,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            timeout=timeout,
+            device_id=device if is_cuda else None,
+        )
+    except RuntimeError as error:  # DistNetworkError, DistStoreError and gloo's own are all of it
+        raise ClusterError(
+            f"Rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()} could not meet the "
+            f"others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within "
+            f"{timeout.total_seconds():.0f} s: {str(error).splitlines()[0]} See the logs of the "
+            f"other ranks; `lmscale doctor` checks this node's network."
+        ) from error
+    try:
+        yield
+    except BaseException:
+        # Closing NCCL waits for collectives that the other ranks may never join; the end of the
+        # process closes it. gloo closes at once, and the others see it at once.
+        if not is_cuda:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def _complete_environment(ranks: Ranks, device: torch.device) -> None:
+    """Set what torch and DeepSpeed read from the environment and the launcher may have left out."""
+    os.environ.setdefault("RANK", str(ranks.rank))
+    os.environ.setdefault("WORLD_SIZE", str(ranks.world_size))
+    os.environ.setdefault("LOCAL_WORLD_SIZE", str(ranks.local_world_size))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:  # DeepSpeed names its shared memory by it: must be unique
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    # DeepSpeed takes LOCAL_RANK for the device's number; they differ where each task sees one GPU.
+    index = device.index if device.type == "cuda" else ranks.local_rank
+    os.environ["LOCAL_RANK"] = str(index or 0)
+    if ranks.is_one_machine and "GLOO_SOCKET_IFNAME" not in os.environ:
+        loopback = _loopback_interface()
+        if loopback:  # otherwise gloo resolves the host's own name, which may be slow or wrong
+            os.environ["GLOO_SOCKET_IFNAME"] = loopback
+
+
+def _loopback_interface() -> str | None:
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in ("lo", "lo0") if name in names), None)

@@ -1,0 +1,156 @@
+"""Reading files that may be remote (fsspec): retries with backoff and jitter, messages a person "
+"can act on."""
+
+from __future__ import annotations
+
+import errno
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from lmscale.errors import ConfigError, DataError, LmscaleError
+
+Result = TypeVar("Result")
+
+FIRST_DELAY_SECONDS = 0.5
+LONGEST_DELAY_SECONDS = 30.0
+CONNECT_SECONDS = 30.0
+SILENCE_SECONDS = 60.0  # without a byte; a whole shard may take longer
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
+# Credentials do not appear by waiting. By name: the vendors' packages need not be installed.
+PERMANENT = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
+
+
+class TransferError(OSError):
+    """What arrived is not what was announced; worth another attempt."""
+
+
+def protocol_of(location: str | Path) -> str | None:
+    """``s3``, ``http``, … or None for a path on this machine."""
+    protocol, separator, _ = str(location).partition("://")
+    return protocol if separator and protocol != "file" else None
+
+
+def local_path(location: str | Path) -> Path:
+    return Path(str(location).removeprefix("file://")).expanduser()
+
+
+def join_location(folder: str | Path, name: str) -> str:
+    """``name`` inside a folder or URL; a URL's query (a signature, say) stays at the end."""
+    if protocol_of(folder) is None:
+        return str(local_path(folder) / name)
+    path, question, query = str(folder).partition("?")
+    return f"{path.rstrip('/')}/{name}{question}{query}"
+
+
+def read_bytes(location: str | Path, *, retries: int) -> bytes:
+    """The content of a small file, local or remote. Raises ``DataError`` naming it."""
+    if protocol_of(location) is None:
+        try:
+            return local_path(location).read_bytes()
+        except OSError as error:
+            raise DataError(f"{location}: cannot be read: {error.strerror or error}.") from None
+    url = str(location)
+    return with_retries(lambda: _open_filesystem(url)[0].cat_file(url), url=url, retries=retries)
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    retries: int,
+    check: Callable[[Path], None],
+) -> None:
+    """Copy ``url`` to ``path``; ``check`` raises ``TransferError`` for a bad copy, which is "
+    "fetched again."""
+
+    def attempt() -> None:
+        filesystem, remote_path = _open_filesystem(url)
+        filesystem.get_file(remote_path, str(path))
+        check(path)
+
+    with_retries(attempt, url=url, retries=retries)
+
+
+def with_retries(
+    action: Callable[[], Result],
+    *,
+    url: str,
+    retries: int,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Result:
+    """Call ``action`` until it succeeds; ``retries`` more times after the first failure.
+
+    Waits a random time up to 0.5, 1, 2, … 30 s between attempts (full jitter), so that thousands of ranks
+    do not come back together. What waiting cannot mend is raised at once. Raises ``DataError`` naming the URL.
+    """
+    for attempt in range(retries + 1):
+        try:
+            return action()
+        except LmscaleError:
+            raise
+        except FileNotFoundError:
+            raise DataError(
+                f"{url}: there is no such file. Check the URL, and that all shards were uploaded."
+            ) from None
+        except PermissionError as error:
+            raise DataError(
+                f"{url}: access is refused ({error}). Check this machine's credentials for it."
+            ) from None
+        except (
+            Exception
+        ) as error:  # vendors raise classes of their own, which we cannot import here
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # ours, not the server's
+            if type(error).__name__ in PERMANENT:
+                raise DataError(
+                    f"{url}: no credentials were found ({error}). Give this machine access, for "
+                    "example "
+                    f"by its environment variables, and run again."
+                ) from None
+            if attempt == retries:
+                raise DataError(_describe_failure(url, error, retries + 1)) from error
+            ceiling = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**attempt)
+            sleep(random.uniform(0, ceiling))
+    raise AssertionError("range(retries + 1) is never empty")
+
+
+def _describe_failure(url: str, error: Exception, attempts: int) -> str:
+    tried = "once" if attempts == 1 else f"{attempts} times"
+    reason = f"{type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, TransferError):
+        advice = "If it stays so, the remote file is damaged: upload it again."
+    else:
+        advice = "Check the network and the endpoint from this machine; stream.cache.retries sets how often it is tried."
+    return f"{url}: could not be read (tried {tried}): {reason}. {advice}"
+
+
+def _open_filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of ``url``, and the path in its terms. Raises ``ConfigError``."""
+    protocol = protocol_of(url) or "file"
+    options: dict[str, Any] = {}
+    try:
+        if protocol in ("http", "https"):
+            import aiohttp
+
+            # aiohttp's default ends every transfer after five minutes, however well it goes.
+            timeout = aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
+            )
+            options["client_kwargs"] = {"timeout": timeout}
+        return fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = EXTRAS.get(protocol)
+        install = f"pip install 'lmscale[{extra}]'" if extra else f"install its package ({error})"
+        raise ConfigError(
+            f"{url}: reading {protocol}:// needs a package that is missing: {install}."
+        ) from None
+    except ValueError as error:
+        raise ConfigError(
+            f"{url}: unknown kind of URL ({error}). Known and tested: s3://, gs://, http(s)://, "
+            "memory://."
+        ) from None

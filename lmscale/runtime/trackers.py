@@ -1,0 +1,86 @@
+"""What a run shows of itself: ``metrics.jsonl`` for programs, TensorBoard events for people."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmscale.runtime.atomic import writing
+from lmscale.runtime.jsonl import append_row, keep_rows
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "events"
+FLUSH_SECONDS = (
+    10  # a killed run loses at most this much of the curves; metrics.jsonl loses nothing
+)
+
+
+class Trackers:
+    """Rank 0's figures, to both places at once. Opened by ``open_trackers``."""
+
+    def __init__(self, folder: Path, events: SummaryWriter) -> None:
+        self._folder = folder
+        self._events = events
+
+    def log(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Record a step's figures. None is left out; one that is not finite is null in JSON."""
+        figures = {name: value for name, value in values.items() if value is not None}
+        now = time.time()
+        row: dict[str, Any] = {"step": step, "time": round(now, 3), **figures}
+        append_row(self._folder / METRICS_FILE, row)
+        with writing("TensorBoard events", self._folder):
+            for name, value in figures.items():
+                self._events.add_scalar(name, float(value), step, walltime=now)
+
+    def log_text(self, name: str, text: str, *, step: int = 0) -> None:
+        """Show text on TensorBoard's text page, in a fixed-width font as it is."""
+        fenced = "\n".join(f"    {line}" for line in text.splitlines())
+        with writing("TensorBoard events", self._folder):
+            self._events.add_text(name, fenced, step)
+
+    def log_layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
+        """Group curves on TensorBoard's custom page: ``{page: {chart: [name or pattern, …]}}``."""
+        layout = {
+            page: {title: ["Multiline", names] for title, names in of_page.items()}
+            for page, of_page in charts.items()
+        }
+        self._events.add_custom_scalars(layout)
+
+    def flush(self) -> None:
+        with writing("TensorBoard events", self._folder):
+            self._events.flush()
+
+
+@contextmanager
+def open_trackers(folder: str | Path, *, resumed_step: int = 0) -> Iterator[Trackers]:
+    """Go on with a run's curves from ``resumed_step`` (0 for a new run); on rank 0 only.
+
+    Rows of later steps, written by an attempt that came further than its last checkpoint, are
+    dropped from ``metrics.jsonl`` and hidden in TensorBoard, so no step is shown twice.
+    """
+    # torch's writer adds 0.4 s to a rank that has loaded torch anyway, and it knows the text and
+    # custom-scalar plugins; the bare tensorboard writer would need those protocol buffers here.
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = Path(folder)
+    with writing("metrics and TensorBoard events", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        keep_rows(folder / METRICS_FILE, lambda row: row.get("step", math.inf) <= resumed_step)
+        events = SummaryWriter(
+            str(folder / EVENTS_FOLDER),
+            # TensorBoard hides steps from this one on; a new run has nothing to hide.
+            purge_step=resumed_step + 1 if resumed_step else None,
+            flush_secs=FLUSH_SECONDS,
+        )
+    try:
+        yield Trackers(folder, events)
+    finally:
+        with writing("TensorBoard events", folder):
+            events.close()

@@ -1,0 +1,196 @@
+"""Write one shard: blocks of whole documents in a USTAR tar, closed by an index of their offsets.
+
+The tar is the one that ``webdataset.TarWriter(mtime=0)`` writes, byte for byte (a test compares
+them). It is written with ``tarfile`` because importing webdataset loads torch, in each process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lmscale.shards.manifest import ShardEntry
+
+INDEX_MEMBER = "__index__/blocks.npy"
+HEADER_BYTES = 512  # a tar member's header; payloads are padded to a multiple of it
+NPY_HEADER_BYTES = 128  # numpy pads it to a multiple of 64; all our arrays are short to describe
+META_BYTES = 1024  # more than a block's meta.json ever takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedDocument:
+    """A document's ids, eos last; ``offset`` is where its line begins in the split's files."""
+
+    ids: np.ndarray  # uint16 or uint32 [tokens]
+    text_bytes: int
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRules:
+    """What decides where blocks and shards end, and what every block says about itself."""
+
+    source: str
+    split: str
+    tokenizer_fingerprint: str
+    max_bytes: int
+    block_tokens: int
+    dtype: str
+
+
+class Documents:
+    """An iterator that can be asked for its next document without taking it."""
+
+    def __init__(self, documents: Iterator[TokenizedDocument]) -> None:
+        self._documents = documents
+        self._next = next(documents, None)
+
+    def peek(self) -> TokenizedDocument | None:
+        return self._next
+
+    def take(self) -> TokenizedDocument:
+        taken, self._next = self._next, next(self._documents, None)
+        if taken is None:
+            raise StopIteration
+        return taken
+
+
+def padded(size: int, to: int = HEADER_BYTES) -> int:
+    return -(-size // to) * to
+
+
+def block_bytes(num_tokens: int, num_documents: int, itemsize: int) -> int:
+    """Most bytes a block takes in a tar, headers and padding included."""
+    tokens = padded(NPY_HEADER_BYTES + num_tokens * itemsize)
+    docs = padded(NPY_HEADER_BYTES + (num_documents + 1) * 8)
+    return 3 * HEADER_BYTES + tokens + docs + META_BYTES
+
+
+def tail_bytes(num_blocks: int) -> int:
+    """Most bytes of the index and the end of the tar."""
+    index = HEADER_BYTES + padded(NPY_HEADER_BYTES + num_blocks * 32)
+    return index + 2 * HEADER_BYTES + tarfile.RECORDSIZE
+
+
+def write_shard(
+    path: Path, *, name: str, key: str, documents: Documents, rules: ShardRules
+) -> ShardEntry:
+    """Take documents until the next would make the tar pass ``max_bytes``, and write them.
+
+    Takes at least one document, however large. ``key`` begins the names of the blocks.
+    """
+    with open(path, "wb") as file:
+        shard = _OpenShard(file, key, rules)
+        block: list[TokenizedDocument] = []
+        block_tokens = 0
+        while (document := documents.peek()) is not None:
+            tokens = block_tokens + len(document.ids)
+            fits = shard.size_with(tokens, len(block) + 1) <= rules.max_bytes
+            if not fits and (block or shard.blocks):
+                break
+            block.append(documents.take())
+            block_tokens = tokens
+            if block_tokens >= rules.block_tokens:
+                shard.add_block(block)
+                block, block_tokens = [], 0
+        if block:
+            shard.add_block(block)
+        return shard.finish(name)
+
+
+class _HashedFile:
+    """Hashes what passes through, so that a shard is not read again for its sha256."""
+
+    def __init__(self, file: io.BufferedWriter) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        return self._file.write(content)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+class _OpenShard:
+    def __init__(self, file: io.BufferedWriter, key: str, rules: ShardRules) -> None:
+        self._hashed = _HashedFile(file)
+        self._tar = tarfile.TarFile(
+            mode="w",
+            fileobj=self._hashed,  # pyright: ignore[reportArgumentType]  # it needs write and tell only
+            format=tarfile.USTAR_FORMAT,
+        )
+        self._key = key
+        self._rules = rules
+        self._itemsize = np.dtype(rules.dtype).itemsize
+        self._text_bytes = 0
+        self.blocks: list[tuple[int, int, int, int]] = []
+
+    def size_with(self, num_tokens: int, num_documents: int) -> int:
+        """Most bytes the tar would have if it ended after one more block of this size."""
+        block = block_bytes(num_tokens, num_documents, self._itemsize)
+        return self._tar.offset + block + tail_bytes(len(self.blocks) + 1)
+
+    def add_block(self, block: list[TokenizedDocument]) -> None:
+        tokens = np.concatenate([document.ids for document in block])
+        tokens = tokens.astype(np.dtype(self._rules.dtype).newbyteorder("<"), copy=False)
+        docs = np.zeros(len(block) + 1, dtype="<i8")
+        np.cumsum([len(document.ids) for document in block], out=docs[1:])
+        text_bytes = sum(document.text_bytes for document in block)
+        key = f"{self._key}-{len(self.blocks):04d}"
+        meta = {
+            "source": self._rules.source,
+            "split": self._rules.split,
+            "tokenizer": self._rules.tokenizer_fingerprint,
+            "tokens": len(tokens),
+            "documents": len(block),
+            "text_bytes": text_bytes,
+        }
+        # The order of the extensions, which is that of TarWriter.
+        docs_offset = self._add(f"{key}.docs.npy", _npy(docs)) + NPY_HEADER_BYTES
+        self._add(f"{key}.meta.json", json.dumps(meta).encode())
+        tokens_offset = self._add(f"{key}.tokens.npy", _npy(tokens)) + NPY_HEADER_BYTES
+        self.blocks.append((tokens_offset, len(tokens), docs_offset, len(block)))
+        self._text_bytes += text_bytes
+
+    def finish(self, name: str) -> ShardEntry:
+        index_offset = self._tar.offset
+        index = np.array(self.blocks, dtype="<i8").reshape(-1, 4)
+        self._add(INDEX_MEMBER, _npy(index))
+        self._tar.close()
+        return ShardEntry(
+            name=name,
+            bytes=self._hashed.tell(),
+            tokens=int(index[:, 1].sum()),
+            documents=int(index[:, 3].sum()),
+            blocks=len(index),
+            text_bytes=self._text_bytes,
+            index_offset=index_offset,
+            sha256=self._hashed.digest.hexdigest(),
+        )
+
+    def _add(self, name: str, content: bytes) -> int:
+        """Append a member; returns where its payload begins."""
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        member.mode = 0o444
+        member.uname = member.gname = "bigdata"  # TarWriter's default
+        payload = self._tar.offset + HEADER_BYTES
+        self._tar.addfile(member, io.BytesIO(content))
+        return payload
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    content = buffer.getvalue()
+    assert len(content) == NPY_HEADER_BYTES + array.nbytes, "numpy wrote a header of another size"
+    return content

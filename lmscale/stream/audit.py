@@ -1,0 +1,136 @@
+"""The audit of a run: its ledger against the shards, over all its restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmscale.config.run import RunConfig
+from lmscale.errors import DataError
+from lmscale.stream.batches import add_digests
+from lmscale.stream.ledger import LedgerRow, load_record, read_ledger, sum_rows
+from lmscale.stream.state import StreamState, geometry_of
+from lmscale.stream.stream import Stream, find_changed_data, open_datasets
+
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditReport:
+    """What the ledger says, and every way in which it is not what the shards say."""
+
+    steps: int
+    samples: int
+    tokens: int
+    lost: tuple[str, ...]
+    """Samples that no step used."""
+    repeated: tuple[str, ...]
+    """Samples that more than one step used."""
+    altered: tuple[str, ...]
+    """Steps whose samples were not the ones that their numbers stand for."""
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.lost or self.repeated or self.altered)
+
+
+def audit_run(
+    config: RunConfig,
+    run_folder: str | Path,
+    progress: Callable[[float], None] = lambda samples: None,
+    *,
+    max_samples: int | None = None,
+) -> AuditReport:
+    """Recompute every step's digest from the shards and compare it with the run's ledger.
+
+    ``progress`` is called with the number of samples just checked. Sources that left the mixture are found
+    where they were; the config may name another place for any of them. Raises ``DataError`` for shards that
+    are missing, damaged or not the ones that the run read.
+    ``max_samples``: stop reading shards after so many; the order of the rows is always checked whole.
+    """
+    rows = read_ledger(run_folder)
+    lost, repeated = check_sequence(rows)
+    altered: list[str] = []
+    state, locations = load_record(run_folder)
+    with open_recorded(config, state, locations) as stream:
+        left = sum_rows(rows)[0] if max_samples is None else max_samples
+        for row in rows:
+            if left <= 0:
+                break
+            problem = check_row(stream, row, progress)
+            if problem:
+                altered.append(problem)
+            left -= row.samples
+    samples, tokens = sum_rows(rows)
+    return AuditReport(
+        steps=len(rows),
+        samples=samples,
+        tokens=tokens,
+        lost=tuple(lost),
+        repeated=tuple(repeated),
+        altered=tuple(altered),
+    )
+
+
+def open_recorded(config: RunConfig, state: StreamState, recorded: Mapping[str, str]) -> Stream:
+    """The stream of ``state`` with every source it ever had, whatever the config's mixture is now."""
+    named = {name: source.shards for name, source in config.stream.sources.items()}
+    used = {name for segment in state.segments for name in segment.quotas}
+    places = {**recorded, **named}
+    unknown = sorted(used - set(places))
+    if unknown:
+        raise DataError(
+            [
+                f"stream.sources.{name}: the run used this source, but neither the config nor the run's "
+                f"stream.json says where its shards are. Add it to the config with weight 0."
+                for name in unknown
+            ]
+        )
+    settings = {key: state.geometry.get(key) for key in geometry_of(config.stream)}
+    section = config.stream.model_copy(update=settings)
+    datasets = open_datasets(section, {name: places[name] for name in used})
+    problems = find_changed_data(datasets, state)
+    if problems:
+        raise DataError(problems)
+    return Stream(section, seed=state.seed, datasets=datasets, segments=state.segments)
+
+
+def check_sequence(rows: Sequence[LedgerRow]) -> tuple[list[str], list[str]]:
+    """Lost and repeated samples: the rows must be steps 0, 1, 2, … and their samples 0, 1, 2, … without a gap."""
+    lost: list[str] = []
+    repeated: list[str] = []
+    next_step = next_n = 0
+    for row in sorted(rows, key=lambda row: (row.first_n, row.step)):
+        end = row.first_n + row.samples
+        if row.first_n > next_n:
+            lost.append(
+                f"samples {next_n} to {row.first_n - 1} were used by no step (between step {next_step - 1} "
+                f"and step {row.step})"
+            )
+        elif row.first_n < next_n:
+            last = min(end, next_n) - 1
+            repeated.append(f"samples {row.first_n} to {last} were used again by step {row.step}")
+        elif row.step != next_step:
+            lost.append(f"step {row.step} stands where step {next_step} should")
+        next_step, next_n = row.step + 1, max(next_n, end)
+    return lost, repeated
+
+
+def check_row(
+    stream: Stream, row: LedgerRow, progress: Callable[[float], None] = lambda samples: None
+) -> str | None:
+    """What is wrong with the row's digest or its tokens, or None."""
+    digest, targets, done = 0, 0, 0
+    while done < row.samples:
+        rows = stream.read_rows(row.first_n + done, min(ROWS_AT_ONCE, row.samples - done))
+        digest = add_digests([digest, *rows.digests.tolist()])
+        targets += stream.count_targets(rows)
+        done += len(rows.tokens)
+        progress(len(rows.tokens))
+    where = f"step {row.step} (samples {row.first_n} to {row.first_n + row.samples - 1})"
+    if digest != row.digest:
+        return f"{where}: the ledger's digest is {row.digest:016x}, the shards give {digest:016x}"
+    if targets != row.tokens:
+        return f"{where}: the ledger counts {row.tokens} tokens, the shards give {targets}"
+    return None

@@ -1,0 +1,256 @@
+"""Steps of micro-batches for one rank, read ahead by worker processes or a thread.
+
+Workers are started as fresh interpreters, not forked: a fork of a rank with torch's and NCCL's threads may
+hang on a lock one of them held, and would share the rank's CUDA state. They import no torch, so they
+are up in about half a second. Steps are dealt to the workers in turn and handed over in order through shared memory.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection, Pipe
+
+from lmscale.config.batch import BatchPlan
+from lmscale.errors import ClusterError
+from lmscale.stream.batches import Rows, StepBatch, split_rows
+from lmscale.stream.stream import Stream
+from lmscale.stream.worker import IGNORED_SIGNALS, LoaderJob, Slots, slot_bytes
+
+STOP_SECONDS = 5.0
+# -c rather than -m: the worker finds what this process finds, installed or not.
+_WORKER_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from lmscale.stream.worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+)
+
+
+class _WorkerTracebackError(Exception):
+    """Where in the worker an error arose; the cause of the error that the rank sees."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+class StepLoader:
+    """Iterate over it for ``StepBatch``es, in order. Close it, or use it in a ``with`` block.
+
+    ``wait_seconds`` sums how long the consumer has waited; each step says its own.
+    """
+
+    def __init__(self, job: LoaderJob, source: _ThreadReader | _ProcessReader) -> None:
+        self.wait_seconds = 0.0
+        self._job = job
+        self._source = source
+        self._next_step = 0
+
+    def __len__(self) -> int:
+        return self._job.num_steps
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        return self
+
+    def __next__(self) -> StepBatch:
+        if self._next_step >= self._job.num_steps:
+            raise StopIteration
+        started = time.perf_counter()
+        rows = self._source.take(self._next_step)
+        waited = time.perf_counter() - started
+        self.wait_seconds += waited
+        plan = self._job.plan
+        batch = StepBatch(
+            first_n=self._job.first_n + self._next_step * plan.global_windows,
+            samples=plan.global_windows,
+            micro_batches=split_rows(
+                rows, plan.micro_windows, mask_documents=self._job.stream.config.mask_documents
+            ),
+            wait_seconds=waited,
+        )
+        self._next_step += 1
+        return batch
+
+    def close(self) -> None:
+        self._source.close()
+
+    def __enter__(self) -> StepLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_loader(
+    stream: Stream,
+    plan: BatchPlan,
+    rank: int,
+    *,
+    first_n: int,
+    num_steps: int,
+    workers: int,
+    prefetch_steps: int = 2,
+) -> StepLoader:
+    """Read ``num_steps`` steps from global sample ``first_n`` on, this rank's slice of each.
+
+    What comes out does not depend on ``workers``: 0 reads on a thread of this process. Every worker keeps
+    ``prefetch_steps`` steps ready. An error while reading is raised where its step would have come.
+    """
+    job = LoaderJob(stream=stream, plan=plan, rank=rank, first_n=first_n, num_steps=num_steps)
+    workers = min(workers, num_steps)
+    if workers == 0 or stream.in_one_process:
+        return StepLoader(job, _ThreadReader(job, prefetch_steps))
+    return StepLoader(job, _ProcessReader(job, workers, prefetch_steps))
+
+
+class _ThreadReader:
+    """Reads steps on a background thread."""
+
+    def __init__(self, job: LoaderJob, prefetch_steps: int) -> None:
+        # A copy with shards of its own: the caller may read from the stream meanwhile.
+        self._job = replace(job, stream=pickle.loads(pickle.dumps(job.stream)))
+        self._room = threading.Semaphore(prefetch_steps)
+        self._ready: queue.SimpleQueue[Rows | BaseException] = queue.SimpleQueue()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._produce, name="loader", daemon=True)
+        self._thread.start()
+
+    def _produce(self) -> None:
+        try:
+            for step in range(self._job.num_steps):
+                self._room.acquire()
+                if self._is_closed:
+                    return
+                self._ready.put(self._job.read_step(step))
+        except BaseException as error:  # raised in the consumer
+            self._ready.put(error)
+
+    def take(self, step: int) -> Rows:
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            self._ready.put(item)  # for whoever asks again
+            raise item
+        self._room.release()
+        return item
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._room.release()
+        self._thread.join(STOP_SECONDS)
+        if not self._thread.is_alive():
+            self._job.stream.close()
+
+
+class _ProcessReader:
+    """Reads steps in worker processes: step s in worker s mod ``workers``."""
+
+    def __init__(self, job: LoaderJob, workers: int, prefetch_steps: int) -> None:
+        self._job = job
+        self._workers: list[_Worker] = []
+        try:
+            for number in range(workers):
+                self._workers.append(_Worker(job, prefetch_steps))
+                self._workers[-1].connection.send((job, number, workers, prefetch_steps))
+        except BaseException:
+            self.close()
+            raise
+
+    def take(self, step: int) -> Rows:
+        worker = self._workers[step % len(self._workers)]
+        try:
+            message = worker.connection.recv()
+        except (EOFError, ConnectionError):
+            raise ClusterError(worker.describe_death()) from None
+        if isinstance(message[0], BaseException):
+            error, trace = message
+            raise error from _WorkerTracebackError(trace)
+        number, slot, num_starts = message
+        assert number == step, f"a worker sent step {number} for step {step}"
+        plan = self._job.plan
+        first = self._job.first_n + step * plan.global_windows
+        first += self._job.rank * plan.windows_per_rank
+        rows = worker.slots.read(slot, num_starts, first)
+        try:
+            worker.connection.send(slot)
+        except ConnectionError:
+            pass  # it died after this step; the next one says so
+        return rows
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.connection.close()  # the sign to end
+        for worker in self._workers:
+            worker.stop()
+
+
+class _Worker:
+    """A running worker process, the connection to it, and the memory shared with it."""
+
+    def __init__(self, job: LoaderJob, num_slots: int) -> None:
+        size = max(1, num_slots) * slot_bytes(job)
+        descriptor = _open_shared_memory(size)
+        self.connection, theirs = Pipe()
+        try:
+            self.slots = Slots(mmap.mmap(descriptor, size), job)
+            self.process = _start(theirs, descriptor)
+        except BaseException:
+            self.connection.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(descriptor)
+
+    def describe_death(self) -> str:
+        try:
+            code = self.process.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            return f"A loader worker (process {self.process.pid}) closed its connection but still runs."
+        how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        hint = " The kernel does that when memory runs out." if code == -signal.SIGKILL else ""
+        return (
+            f"A loader worker (process {self.process.pid}) ended {how}.{hint} Nothing is lost: start the run "
+            f"again; stream.workers=0 reads in the rank itself."
+        )
+
+    def stop(self) -> None:
+        try:
+            self.process.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _start(connection: Connection, memory_descriptor: int) -> subprocess.Popen:
+    """Start a worker that no signal of ours can kill before it ignores them: it inherits them blocked."""
+    descriptors = (connection.fileno(), memory_descriptor)
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-c", _WORKER_PROGRAM, json.dumps(sys.path), *map(str, descriptors)],
+            pass_fds=descriptors,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | one_thread,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _open_shared_memory(size: int) -> int:
+    """A descriptor of anonymous memory. Not /dev/shm, which containers limit to 64 MB."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("lmscale-loader")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor

@@ -1,0 +1,164 @@
+"""Which source the n-th sample comes from, and which of that source's samples it is: pure arithmetic.
+
+A segment is a stretch of the run under one mixture. It is cut into blocks that all hold the same whole
+number (quota) of samples of every source, permuted by key. So the count of a source after n samples is
+closed-form, never goes down, and a change of the mixture only appends a segment.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+
+from lmscale.errors import ConfigError
+from lmscale.stream.order import permute
+
+KEPT_BLOCKS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One mixture, in force from global sample number ``start`` on."""
+
+    start: int
+    quotas: Mapping[str, int]
+    """Samples of each source in a block; all above 0, in the order of the names."""
+    base: Mapping[str, int]
+    """Samples of each source used before ``start``, sources of earlier segments included."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """The dataset each source name stands for, likewise."""
+
+    @property
+    def block(self) -> int:
+        return sum(self.quotas.values())
+
+
+def plan_quotas(weights: Mapping[str, float], block: int) -> dict[str, int]:
+    """Deal ``block`` samples to the sources by largest remainder, in exact arithmetic.
+
+    Sources of weight 0 are left out; ties go to the name that sorts first, so the order in the YAML
+    does not matter. Raises ``ConfigError`` for a source whose weight does not earn one sample.
+    """
+    shares = {name: Fraction(weight) for name, weight in sorted(weights.items()) if weight > 0}
+    if not shares:
+        raise ConfigError(
+            "stream.sources: no source has a weight above 0; give at least one a share."
+        )
+    total = sum(shares.values())
+    exact = {name: share * block / total for name, share in shares.items()}
+    quotas = {name: int(value) for name, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: (quotas[name] - exact[name], name))
+    for name in by_remainder[: block - sum(quotas.values())]:
+        quotas[name] += 1
+    starved = [name for name, quota in quotas.items() if quota == 0]
+    if starved:
+        raise ConfigError(
+            [
+                f"stream.sources.{name}.weight is {float(shares[name] / total):.2g} of all weights, less than "
+                f"one sample in a block of stream.mixture_block = {block}; raise the weight, raise "
+                f"mixture_block, or set the weight to 0."
+                for name in starved
+            ]
+        )
+    return quotas
+
+
+class Mixture:
+    """(source, index in the source) of any global sample number."""
+
+    def __init__(self, segments: Sequence[Segment], *, seed: int) -> None:
+        self.segments = tuple(segments)
+        self.names = tuple(sorted({name for segment in segments for name in segment.quotas}))
+        self._seed = seed
+        self._starts = np.array([segment.start for segment in segments], dtype=np.int64)
+        self._blocks: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
+
+    def locate(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Source (index into ``names``) and index in the source, int64 [count] each, of first, first + 1, …"""
+        sources = np.empty(count, dtype=np.int64)
+        indices = np.empty(count, dtype=np.int64)
+        done = 0
+        while done < count:
+            number, block, offset = self._position(first + done)
+            segment = self.segments[number]
+            take = min(count - done, segment.block - offset)
+            if number + 1 < len(self.segments):
+                take = min(take, self.segments[number + 1].start - first - done)
+            block_sources, block_indices = self._block(number, block)
+            sources[done : done + take] = block_sources[offset : offset + take]
+            indices[done : done + take] = block_indices[offset : offset + take]
+            done += take
+        return sources, indices
+
+    def counts_at(self, n: int) -> dict[str, int]:
+        """Samples of every source among the first ``n``."""
+        number, block, offset = self._position(n)
+        segment = self.segments[number]
+        counts = dict(segment.base)
+        used = np.bincount(self._block(number, block)[0][:offset], minlength=len(self.names))
+        for name, quota in segment.quotas.items():
+            in_block = int(used[self.names.index(name)])
+            counts[name] = counts.get(name, 0) + block * quota + in_block
+        return counts
+
+    def _position(self, n: int) -> tuple[int, int, int]:
+        number = int(np.searchsorted(self._starts, n, side="right")) - 1
+        segment = self.segments[number]
+        return (number, *divmod(n - segment.start, segment.block))
+
+    def _block(self, number: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+        key = (number, block)
+        if key not in self._blocks:
+            segment = self.segments[number]
+            names = [self.names.index(name) for name in segment.quotas]
+            quotas = np.array(list(segment.quotas.values()))
+            # The key is the segment's start, not its number: what was read before stays as it was.
+            drawn = permute(segment.block, self._seed, "mixture", segment.start, block)
+            sources = np.repeat(names, quotas)[drawn]
+            indices = np.empty(segment.block, dtype=np.int64)
+            for name, quota in segment.quotas.items():
+                begin = segment.base.get(name, 0) + block * quota
+                mine = sources == self.names.index(name)
+                indices[mine] = np.arange(begin, begin + quota)
+            self._blocks[key] = (sources, indices)
+            if len(self._blocks) > KEPT_BLOCKS:
+                self._blocks.popitem(last=False)
+        return self._blocks[key]
+
+
+def append_segment(
+    segments: Sequence[Segment],
+    *,
+    n: int,
+    seed: int,
+    quotas: Mapping[str, int],
+    fingerprints: Mapping[str, str],
+) -> tuple[Segment, ...]:
+    """The segments of a run that goes on from sample ``n`` under ``quotas``.
+
+    Unchanged where nothing changed. Every source carries on at the sample after its last one, also
+    one that comes back after a while; so nothing is lost or repeated.
+    """
+    kept = tuple(segment for segment in segments if segment.start <= n)
+    quotas = dict(sorted(quotas.items()))
+    if not kept:
+        base = dict.fromkeys(quotas, 0)
+        return (Segment(start=n, quotas=quotas, base=base, fingerprints=dict(fingerprints)),)
+    last = kept[-1]
+    if dict(last.quotas) == quotas:
+        return kept
+    base = dict.fromkeys(quotas, 0) | Mixture(kept, seed=seed).counts_at(n)
+    known = dict(last.fingerprints) | dict(fingerprints)
+    segment = Segment(
+        start=n,
+        quotas=quotas,
+        base=dict(sorted(base.items())),
+        fingerprints=dict(sorted(known.items())),
+    )
+    if last.start == n:  # the last mixture was never used
+        kept = kept[:-1]
+    return (*kept, segment)

@@ -1,0 +1,111 @@
+"""What best fit has found, kept on disk: window counts of a dataset, and the plan of each shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from lmscale.errors import DataError
+from lmscale.runtime.atomic import write_bytes
+from lmscale.runtime.cache import CachedFile, NodeCache
+from lmscale.runtime.remote import join_location, protocol_of, read_bytes
+from lmscale.shards.manifest import Manifest, ShardEntry
+from lmscale.shards.reader import MappedShard
+from lmscale.stream.packing import plan_best_fit
+from lmscale.stream.shard_windows import document_lengths
+
+VERSION = 1
+
+
+def load_counts(
+    manifest: Manifest,
+    sequence_length: int,
+    *,
+    location: str,
+    cache: NodeCache,
+    count: Callable[[int], int],
+    advance: Callable[[float], None],
+) -> np.ndarray:
+    """Windows per shard by best fit, int64 [shards].
+
+    From ``windows-best_fit-T.json`` beside the manifest or in the cache. If neither is there, every
+    shard is packed (``count``), and the result is left in both places.
+    """
+    name = f"windows-best_fit-{sequence_length}.json"
+    beside = join_location(location, name)
+    try:
+        counts = _parse_counts(read_bytes(beside, retries=cache.retries), manifest, sequence_length)
+        if counts is not None:
+            return counts
+    except DataError:
+        pass  # nobody has packed this dataset at this length yet
+
+    def count_all(path: Path) -> None:
+        counted = []
+        for number in range(len(manifest.shards)):
+            counted.append(count(number))
+            advance(1)
+        content = {
+            "version": VERSION,
+            "manifest": manifest.fingerprint,
+            "sequence_length": sequence_length,
+            "counts": counted,
+        }
+        path.write_text(json.dumps(content) + "\n")
+
+    key = f"best_fit counts\0{VERSION}\0{manifest.fingerprint}\0{sequence_length}"
+    size = 32 * len(manifest.shards) + 256
+    with cache.make(key, name=name, size=size, write=count_all) as file:
+        content = file.path.read_bytes()
+    if protocol_of(location) is None:
+        try:
+            write_bytes(beside, content)
+        except OSError:
+            pass  # a read-only dataset: the copy in the cache serves this node
+    counts = _parse_counts(content, manifest, sequence_length)
+    if counts is None:
+        raise DataError(f"{file.path}: the window counts in it are damaged; delete this file.")
+    return counts
+
+
+def load_pieces(
+    cache: NodeCache,
+    manifest: Manifest,
+    entry: ShardEntry,
+    shard: MappedShard,
+    sequence_length: int,
+) -> tuple[np.ndarray, CachedFile]:
+    """The shard's plan of ``plan_best_fit``, memory-mapped; packed once per node.
+
+    Packing takes about 0.2 s per 100,000 documents.
+    """
+
+    def pack(path: Path) -> None:
+        plan = plan_best_fit(document_lengths(shard, entry.blocks), sequence_length)
+        with open(path, "wb") as file:
+            np.save(file, plan, allow_pickle=False)
+
+    key = f"best_fit plan\0{VERSION}\0{entry.sha256}\0{sequence_length}"
+    # A piece is a document, or a full window that was cut from one.
+    most_pieces = entry.documents + entry.tokens // sequence_length
+    file = cache.make(key, name="pieces.npy", size=24 * most_pieces + 128, write=pack)
+    return np.load(file.path, mmap_mode="r", allow_pickle=False), file
+
+
+def count_pieces_windows(pieces: np.ndarray) -> int:
+    return int(pieces[2, -1]) + 1 if pieces.shape[1] else 0
+
+
+def _parse_counts(content: bytes, manifest: Manifest, sequence_length: int) -> np.ndarray | None:
+    """The counts, or None where they are of another dataset, length or version."""
+    try:
+        tree = json.loads(content)
+        found = (tree["version"], tree["manifest"], tree["sequence_length"])
+        counts = np.array(tree["counts"], dtype=np.int64)
+    except (ValueError, KeyError, TypeError):
+        return None
+    is_ours = found == (VERSION, manifest.fingerprint, sequence_length)
+    return counts if is_ours and counts.shape == (len(manifest.shards),) else None

@@ -1,0 +1,75 @@
+"""How a shard's documents become windows of T + 1 tokens: pure arithmetic on document lengths.
+
+Neighbouring windows share one token: the last target of one is the first input of the next.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def count_concat(tokens: int, sequence_length: int) -> int:
+    """Windows of a shard cut by ``concat``: window i is [iT, iT + T + 1), the last one padded."""
+    return max(0, -(-(tokens - 1) // sequence_length))
+
+
+def plan_best_fit(lengths: np.ndarray, sequence_length: int) -> np.ndarray:
+    """Pack documents of ``lengths`` tokens whole where they fit; int64 [3, pieces].
+
+    Rows: the piece's first token within the shard, its tokens, its window. Windows ascend; pieces of one
+    window follow each other in it. A document longer than T + 1 is first cut into full windows with
+    stride T, so that each of its targets exists exactly once; the rest is a piece like a short document.
+    The pieces go best-fit-decreasing into windows of T + 1.
+    """
+    capacity = sequence_length + 1
+    lengths = np.asarray(lengths, dtype=np.int64)
+    lengths_start = np.cumsum(lengths) - lengths
+    is_long = lengths > capacity
+    full = np.where(is_long, (lengths - 1) // sequence_length, 0)
+    num_full = int(full.sum())
+    ordinal = np.arange(num_full) - np.repeat(np.cumsum(full) - full, full)
+    full_starts = np.repeat(lengths_start, full) + ordinal * sequence_length
+
+    # A rest of one token holds no target: that token was the last full window's last target.
+    rest = lengths - full * sequence_length
+    is_piece = (rest > 0) & ~(is_long & (rest == 1))
+    starts, sizes = (lengths_start + full * sequence_length)[is_piece], rest[is_piece]
+    order = np.argsort(-sizes, kind="stable")
+    starts, sizes = starts[order], sizes[order]
+    bins = _best_fit(sizes.tolist(), capacity)
+    by_bin = np.argsort(bins, kind="stable")
+    return np.stack(
+        [
+            np.concatenate([full_starts, starts[by_bin]]),
+            np.concatenate([np.full(num_full, capacity), sizes[by_bin]]),
+            np.concatenate([np.arange(num_full), num_full + bins[by_bin]]),
+        ]
+    ).astype(np.int64)
+
+
+def _best_fit(sizes: list[int], capacity: int) -> np.ndarray:
+    """The bin of each of ``sizes`` (descending): the fullest one it fits in, else a new one.
+
+    The set of occupied free spaces is one integer, bit s for a bin with s free: the smallest space that
+    fits is the lowest bit at or above the size, found without a search.
+    """
+    occupied = 0
+    with_space: list[list[int]] = [[] for _ in range(capacity + 1)]
+    bins = np.empty(len(sizes), dtype=np.int64)
+    num_bins = 0
+    for number, size in enumerate(sizes):
+        fitting = occupied >> size
+        if fitting:
+            space = size + (fitting & -fitting).bit_length() - 1
+            chosen = with_space[space].pop()
+            if not with_space[space]:
+                occupied ^= 1 << space
+        else:
+            space, chosen = capacity, num_bins
+            num_bins += 1
+        left = space - size
+        if left:
+            with_space[left].append(chosen)
+            occupied |= 1 << left
+        bins[number] = chosen
+    return bins

@@ -1,0 +1,104 @@
+"""The state of a stream: under 1 kB, enough to go on at any sample without replaying one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from lmscale.config.data import StreamConfig
+from lmscale.errors import CheckpointError, ConfigError
+from lmscale.stream.mixture import Segment
+
+VERSION = 1
+# What the order rests on: with another value, samples already seen would come again or never.
+GEOMETRY = ("sequence_length", "packing", "mask_documents", "window_shards", "mixture_block")
+FINGERPRINT_DIGITS = 16  # 64 bits tell datasets apart, and keep the state small
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamState:
+    """The next sample is number ``n``; what it is follows from the rest and the shards."""
+
+    version: int = VERSION
+    seed: int
+    n: int
+    geometry: dict[str, Any]
+    segments: tuple[Segment, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "seed": self.seed,
+            "n": self.n,
+            "geometry": dict(self.geometry),
+            "segments": [
+                {
+                    "start": segment.start,
+                    "quotas": dict(segment.quotas),
+                    "base": dict(segment.base),
+                    "fingerprints": dict(segment.fingerprints),
+                }
+                for segment in self.segments
+            ],
+        }
+
+    def to_text(self) -> str:
+        return json.dumps(self.to_json(), separators=(",", ":"), ensure_ascii=False)
+
+    @staticmethod
+    def from_json(tree: dict[str, Any] | str) -> StreamState:
+        """Raises ``CheckpointError`` for what is not a stream's state, or one of a newer version."""
+        try:
+            if isinstance(tree, str):
+                tree = json.loads(tree)
+            assert isinstance(tree, dict)
+            if tree["version"] != VERSION:
+                raise CheckpointError(
+                    f"The stream's state has version {tree['version']}; this lmscale reads {VERSION}. "
+                    f"Resume with the lmscale that wrote it."
+                )
+            segments = tuple(
+                Segment(
+                    start=int(segment["start"]),
+                    quotas=dict(sorted(segment["quotas"].items())),
+                    base=dict(segment["base"]),
+                    fingerprints=dict(segment["fingerprints"]),
+                )
+                for segment in tree["segments"]
+            )
+            return StreamState(
+                seed=int(tree["seed"]),
+                n=int(tree["n"]),
+                geometry=dict(tree["geometry"]),
+                segments=segments,
+            )
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"The stream's state cannot be read ({type(error).__name__}: {error}). The file that holds "
+                f"it is damaged; resume from another checkpoint."
+            ) from None
+
+
+def geometry_of(config: StreamConfig) -> dict[str, Any]:
+    return {key: getattr(config, key) for key in GEOMETRY}
+
+
+def find_changes(state: StreamState, config: StreamConfig, *, seed: int) -> list[str]:
+    """Settings that a run cannot change once it has begun, with both values. Empty if it can resume."""
+    before = {f"stream.{key}": value for key, value in state.geometry.items()}
+    now = {f"stream.{key}": value for key, value in geometry_of(config).items()}
+    before["run.seed"], now["run.seed"] = state.seed, seed
+    return [
+        f"{key} = {now[key]!r}, but the run began with {before.get(key)!r}; samples already used would come "
+        f"again or never. Set it back, or start a new run."
+        for key in now
+        if before.get(key) != now[key]
+    ]
+
+
+def check_unchanged(state: StreamState, config: StreamConfig, *, seed: int) -> None:
+    """Raise ``ConfigError`` with everything that ``find_changes`` finds."""
+    problems = find_changes(state, config, seed=seed)
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,295 @@
+"""The stream: the sample at any global number, as a function of (seed, manifests, segments, n)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from lmscale.config.data import StreamConfig
+from lmscale.errors import ConfigError, DataError, LmscaleError
+from lmscale.stream.batches import Rows, count_targets, digest_rows
+from lmscale.stream.dataset import Dataset, Window, open_dataset
+from lmscale.stream.mixture import Mixture, Segment, append_segment, plan_quotas
+from lmscale.stream.order import SourceOrder
+from lmscale.stream.state import (
+    FINGERPRINT_DIGITS,
+    StreamState,
+    check_unchanged,
+    geometry_of,
+)
+
+FETCH_THREADS = (
+    4  # downloads at once per process; a group's shards are fetched while the last one is read
+)
+
+
+class Stream:
+    """Reads samples by their global number. Picklable; close it, or use it in a ``with`` block."""
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        *,
+        seed: int,
+        datasets: Mapping[str, Dataset],
+        segments: tuple[Segment, ...],
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.datasets = dict(datasets)
+        self.mixture = Mixture(segments, seed=seed)
+        self.orders = {
+            name: SourceOrder(
+                dataset.counts, seed=seed, source=name, window_shards=config.window_shards
+            )
+            for name, dataset in self.datasets.items()
+        }
+        for dataset in self.datasets.values():
+            dataset.keep_open = config.window_shards + 1
+        first = next(iter(self.datasets.values()))
+        self.dtype = first.dtype
+        self.pad_id = first.manifest.pad_id
+        self._fetcher: ThreadPoolExecutor | None = None
+        self._fetched: dict[str, list[int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_fetcher": None, "_fetched": {}}
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return self.mixture.segments
+
+    @property
+    def sequence_length(self) -> int:
+        return self.config.sequence_length
+
+    @property
+    def in_one_process(self) -> bool:
+        """Whether only this process can read it: ``memory://`` is nowhere else."""
+        return any(dataset.location.startswith("memory://") for dataset in self.datasets.values())
+
+    def state_at(self, n: int) -> StreamState:
+        """The state to save once the first ``n`` samples are used."""
+        return StreamState(
+            seed=self.seed,
+            n=n,
+            geometry=geometry_of(self.config),
+            segments=tuple(s for s in self.segments if s.start <= n) or self.segments[:1],
+        )
+
+    def epochs_at(self, n: int) -> dict[str, float]:
+        """How often each source has been read after ``n`` samples."""
+        counts = self.mixture.counts_at(n)
+        return {name: counts.get(name, 0) / order.total for name, order in self.orders.items()}
+
+    def read(self, first_n: int, count: int) -> list[Window]:
+        """Samples first_n … first_n + count - 1."""
+        rows = self.read_rows(first_n, count, digest=False)
+        row_tokens = self.sequence_length + 1
+        starts = np.split(rows.starts, rows.start_ends[:-1])
+        return [
+            Window(
+                tokens=rows.tokens[row],
+                starts=starts[row] - np.int32(row * row_tokens),
+                length=int(rows.lengths[row]),
+            )
+            for row in range(count)
+        ]
+
+    def count_targets(self, rows: Rows) -> int:
+        return count_targets(
+            rows.lengths, len(rows.starts), mask_documents=self.config.mask_documents
+        )
+
+    def read_rows(self, first_n: int, count: int, *, digest: bool = True) -> Rows:
+        """The same as arrays. Raises ``DataError`` for a shard that is missing or damaged."""
+        row_tokens = self.sequence_length + 1
+        tokens = np.empty((count, row_tokens), dtype=self.dtype)
+        lengths = np.empty(count, dtype=np.int32)
+        found: list[Any] = [
+            None
+        ] * count  # each row's starts beyond its first, in its shard's terms
+        shift = np.empty(count, dtype=np.int64)
+        sources, indices = self.mixture.locate(first_n, count)
+        for source in np.unique(sources):
+            rows = np.flatnonzero(sources == source)
+            dataset, order = self._source(int(source))
+            self._fetch_ahead(self.mixture.names[source], int(indices[rows[0]]))
+            shards, windows = order.locate(int(indices[rows[0]]), len(rows))
+            for row, number, window in zip(
+                rows.tolist(), shards.tolist(), windows.tolist(), strict=True
+            ):
+                shard = dataset.shard(number)
+                length = shard.copy(window, tokens[row])
+                if length < row_tokens:
+                    tokens[row, length:] = self.pad_id
+                lengths[row] = length
+                found[row] = shard.starts[shard.first_start[window] : shard.last_start[window]]
+                shift[row] = row * row_tokens - shard.starts_from[window]
+        starts, start_ends = _flatten_starts(found, shift, row_tokens)
+        return Rows(
+            first_n=first_n,
+            tokens=tokens,
+            lengths=lengths,
+            starts=starts,
+            start_ends=start_ends,
+            digests=digest_rows(first_n, tokens) if digest else np.zeros(count, dtype=np.uint64),
+        )
+
+    def close(self) -> None:
+        if self._fetcher is not None:
+            self._fetcher.shutdown(wait=False, cancel_futures=True)
+            self._fetcher = None
+        for dataset in self.datasets.values():
+            dataset.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _source(self, number: int) -> tuple[Dataset, SourceOrder]:
+        name = self.mixture.names[number]
+        if name not in self.datasets:
+            raise DataError(
+                f"stream.sources.{name} was part of the mixture at this point of the run, but is not in the "
+                f"config any more. Put it back with weight 0 to read these samples again."
+            )
+        return self.datasets[name], self.orders[name]
+
+    def _fetch_ahead(self, name: str, index: int) -> None:
+        """Start to fetch a remote source's shards of this group and of the next in the background."""
+        dataset = self.datasets[name]
+        if not dataset.is_remote:
+            return
+        ahead = self.orders[name].shards_ahead(index)
+        before = self._fetched.get(name, [])
+        if ahead == before:
+            return
+        self._fetched[name] = ahead
+        if self._fetcher is None:
+            self._fetcher = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch-shards")
+        for number in ahead:
+            if number not in before:
+                # What fails here fails again, with its message, when the shard is read.
+                self._fetcher.submit(dataset.fetch, number)
+
+
+def open_stream(
+    config: StreamConfig,
+    *,
+    seed: int,
+    state: StreamState | None = None,
+    tokenizer_fingerprint: str | None = None,
+    advance: Callable[[float], None] = lambda shards: None,
+) -> Stream:
+    """The stream of a run that begins (``state`` None) or goes on at ``state.n``.
+
+    Where the mixture differs from the state's, a segment begins at ``state.n``. Raises ``ConfigError`` for
+    settings a run cannot change and ``DataError`` for damaged, changed or foreign data: all sources' problems
+    at once. ``advance`` is called with 1 per shard that has to be packed first (best_fit, once per dataset).
+    """
+    if not config.sources:
+        raise ConfigError(
+            "stream.sources is empty: name at least one folder of shards to train on."
+        )
+    if state is not None:
+        check_unchanged(state, config, seed=seed)
+    weights = {name: source.weight for name, source in config.sources.items()}
+    quotas = plan_quotas(weights, config.mixture_block)
+    locations = {name: config.sources[name].shards for name in quotas}
+    datasets = open_datasets(config, locations, advance=advance)
+    problems = _find_foreign(datasets, tokenizer_fingerprint)
+    if state is not None:
+        problems += find_changed_data(datasets, state)
+    if problems:
+        raise DataError(problems)
+    segments = append_segment(
+        state.segments if state else (),
+        n=state.n if state else 0,
+        seed=seed,
+        quotas=quotas,
+        fingerprints={name: _short_fingerprint(dataset) for name, dataset in datasets.items()},
+    )
+    return Stream(config, seed=seed, datasets=datasets, segments=segments)
+
+
+def open_datasets(
+    config: StreamConfig,
+    locations: Mapping[str, str],
+    *,
+    advance: Callable[[float], None] = lambda shards: None,
+) -> dict[str, Dataset]:
+    """The datasets by source name, in the order of the names. Raises every source's problems at once."""
+    datasets: dict[str, Dataset] = {}
+    problems: list[str] = []
+    for name, location in sorted(locations.items()):
+        try:
+            datasets[name] = open_dataset(
+                location,
+                sequence_length=config.sequence_length,
+                packing=config.packing,
+                cache=config.cache,
+                verify_hashes=config.verify_hashes,
+                advance=advance,
+            )
+        except LmscaleError as error:
+            problems += [f"stream.sources.{name}: {problem}" for problem in error.problems]
+    if problems:
+        raise DataError(problems)
+    return datasets
+
+
+def find_changed_data(datasets: Mapping[str, Dataset], state: StreamState) -> list[str]:
+    """Sources whose shards are not those that the run has read under this name."""
+    known = {
+        name: fingerprint
+        for segment in state.segments
+        for name, fingerprint in segment.fingerprints.items()
+    }
+    return [
+        f"stream.sources.{name}: the dataset in {dataset.location} (fingerprint {_short_fingerprint(dataset)}) is "
+        f"not the one that the run has read so far ({known[name]}). Restore it, or add the new "
+        f"shards as a source under another name."
+        for name, dataset in datasets.items()
+        if known.get(name, _short_fingerprint(dataset)) != _short_fingerprint(dataset)
+    ]
+
+
+def _find_foreign(datasets: Mapping[str, Dataset], tokenizer_fingerprint: str | None) -> list[str]:
+    """Sources whose tokens are not of the expected tokenizer (by default the first source's)."""
+    expected, whose = tokenizer_fingerprint, "tokenizer.folder holds"
+    if expected is None:
+        name, dataset = next(iter(datasets.items()))
+        expected, whose = dataset.manifest.tokenizer_fingerprint, f"stream.sources.{name} has"
+    return [
+        f"stream.sources.{name}: its shards were made with another tokenizer "
+        f"({dataset.manifest.tokenizer_fingerprint[:16]}) than {whose} ({expected[:16]}). Build the shards "
+        f"again, or give the folder of the tokenizer they were made with."
+        for name, dataset in datasets.items()
+        if dataset.manifest.tokenizer_fingerprint != expected
+    ]
+
+
+def _short_fingerprint(dataset: Dataset) -> str:
+    return dataset.manifest.fingerprint[:FINGERPRINT_DIGITS]
+
+
+def _flatten_starts(
+    found: list[np.ndarray], shift: np.ndarray, row_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flat positions over all rows, each row's 0 put in front of what was found in it; and where each row's end."""
+    more = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
+    ends = np.cumsum(more + 1)
+    heads = ends - more - 1
+    starts = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.int32)
+    is_body = np.ones(len(starts), dtype=bool)
+    is_body[heads] = False
+    starts[heads] = np.arange(len(found)) * row_tokens
+    if is_body.any():
+        starts[is_body] = np.concatenate(found) + np.repeat(shift, more)
+    return starts, ends

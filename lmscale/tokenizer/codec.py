@@ -1,0 +1,160 @@
+"""Text ↔ token ids, exact for every Unicode string.
+
+SentencePiece writes a space as U+2581, and so cannot tell a real U+2581 from a space. Here a real
+one is taken out before encoding and written as its three byte pieces, and decoding joins the bytes
+that the ids stand for, so that every text comes back as it was.
+Control pieces such as ``<s>`` are never found in text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lmscale.errors import DataError
+
+if TYPE_CHECKING:
+    import sentencepiece
+
+SPECIAL_IDS = {"unk": 0, "bos": 1, "eos": 2, "pad": 3}
+SPACE_MARK = "\u2581"
+MODEL_NAME = "tokenizer.model"
+META_NAME = "tokenizer.json"
+
+
+class Tokenizer:
+    """A trained SentencePiece model; it crosses to a process as the model's bytes."""
+
+    unk_id = SPECIAL_IDS["unk"]
+    bos_id = SPECIAL_IDS["bos"]
+    eos_id = SPECIAL_IDS["eos"]
+    pad_id = SPECIAL_IDS["pad"]
+
+    def __init__(self, model: bytes, made_by: dict[str, Any]) -> None:
+        """``model`` is a serialized model with byte fallback; raises ``DataError`` if not."""
+        self.model = model
+        self.made_by = made_by
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+        self._processor = _open_processor(model)
+        self.vocab_size: int = self._processor.get_piece_size()
+        self._mark_ids = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in SPACE_MARK.encode()]
+        if not all(map(self._processor.is_byte, self._mark_ids)):
+            raise DataError("The SentencePiece model has no byte pieces; train it with lmscale.")
+
+    def __reduce__(self):
+        return (Tokenizer, (self.model, self.made_by))
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest type for the ids: uint16, or uint32 above 65,536 pieces."""
+        return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of a text, 1-D, without specials. Raises ``DataError`` for a lone surrogate."""
+        return np.array(self._encode(text), dtype=self.dtype)
+
+    def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
+        """``encode`` of each text."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of the ids: exact for what ``encode`` gave.
+
+        Special ids give nothing. Where a model has put bytes together that are not UTF-8, U+FFFD
+        stands for them.
+        """
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """The UTF-8 bytes of the ids, which may end inside a character. Raises ``DataError``."""
+        pieces = self._piece_bytes
+        numbers = np.asarray(ids, dtype=np.int64).reshape(-1)
+        if numbers.size and (numbers.min() < 0 or numbers.max() >= self.vocab_size):
+            wrong = numbers[(numbers < 0) | (numbers >= self.vocab_size)][0]
+            raise DataError(
+                f"Token id {wrong} is outside the tokenizer's {self.vocab_size:,} pieces: these "
+                "tokens "
+                f"were made with another tokenizer."
+            )
+        return b"".join([pieces[number] for number in numbers.tolist()])
+
+    def token_bytes(self) -> np.ndarray:
+        """int32 [vocab_size]: UTF-8 bytes that each id stands for, 0 for special ids.
+
+        Summed over a text's ids it is the text's UTF-8 length exactly.
+        """
+        return np.array([len(piece) for piece in self._piece_bytes], dtype=np.int32)
+
+    def piece(self, token_id: int) -> str:
+        """How SentencePiece writes the id, for people: ``▁the``, ``<0x0A>``, ``</s>``."""
+        return self._processor.id_to_piece(token_id)
+
+    @cached_property
+    def _piece_bytes(self) -> list[bytes]:
+        processor = self._processor
+        pieces = []
+        for number in range(self.vocab_size):
+            piece = processor.id_to_piece(number)
+            if processor.is_control(number) or processor.is_unknown(number):
+                pieces.append(b"")
+            elif processor.is_byte(number):
+                pieces.append(bytes([int(piece[3:5], 16)]))  # <0x0A>
+            else:
+                pieces.append(piece.replace(SPACE_MARK, " ").encode())
+        return pieces
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"The text holds a lone surrogate at character {error.start:,}, which is not "
+                "Unicode text."
+            ) from None
+        if SPACE_MARK not in text:
+            return self._processor.encode(text)
+        first, *others = text.split(SPACE_MARK)
+        ids = self._processor.encode(first)
+        for part in others:
+            ids += self._mark_ids
+            ids += self._processor.encode(part)
+        return ids
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer in a folder. Raises ``DataError`` when it is missing or damaged."""
+    folder = Path(folder)
+    try:
+        meta = json.loads((folder / META_NAME).read_bytes())
+        model = (folder / MODEL_NAME).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{folder}: there is no tokenizer here. Run `lmscale tokenizer train CONFIG` first, "
+            f"or set tokenizer.folder."
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{folder / META_NAME}: not JSON: {error}.") from None
+    expected = meta.get("fingerprint") if isinstance(meta, dict) else None
+    if hashlib.sha256(model).hexdigest() != expected:
+        raise DataError(
+            f"{folder / MODEL_NAME}: its sha256 is not the fingerprint in {META_NAME}: one of the "
+            "two is "
+            f"damaged or from another tokenizer. Train it again with --force."
+        )
+    return Tokenizer(model, meta.get("made_by", {}))
+
+
+def _open_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    import sentencepiece
+
+    sentencepiece.set_min_log_level(3)  # its errors also come as exceptions
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise DataError(f"Not a SentencePiece model: {error}.") from None

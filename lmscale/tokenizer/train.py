@@ -1,0 +1,189 @@
+"""Train a SentencePiece tokenizer on an even, deterministic sample of the corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmscale.config.data import TokenizerConfig
+from lmscale.corpus import load_corpus_manifest, read_documents
+from lmscale.errors import ConfigError, DataError
+from lmscale.runtime.atomic import write_bytes, write_json, writing
+from lmscale.tokenizer.codec import (
+    META_NAME,
+    MODEL_NAME,
+    SPACE_MARK,
+    SPECIAL_IDS,
+    Tokenizer,
+    load_tokenizer,
+)
+
+PASSAGE_BYTES = 4096  # what SentencePiece is given at a time; its own default limit is 4,192
+# Fixed, because unigram training sums floats per thread and the machine must not matter.
+TRAINER_THREADS = 16
+_UNKNOWN_MARK = "\u2585"  # SentencePiece leaves out every passage that holds it
+
+
+def train_tokenizer(
+    config: TokenizerConfig, corpus: str | Path, sources: Sequence[str], *, force: bool = False
+) -> Tokenizer:
+    """Train on the sources' train parts and write ``tokenizer.model`` and ``tokenizer.json``.
+
+    The same corpus and settings give the same bytes on any machine. A tokenizer trained before
+    from the same is loaded instead; one made from others is a ``DataError`` unless ``force``.
+    """
+    if not sources:
+        raise ConfigError("corpus.sources: names no source; a tokenizer needs text to train on.")
+    folder = Path(config.folder)
+    made_by = _made_by(config, Path(corpus), sources)
+    old = None if force else _existing(folder, made_by)
+    if old is not None:
+        return old
+    total = sum(
+        load_corpus_manifest(Path(corpus) / source).text_bytes("train") for source in sources
+    )
+    texts = (text for source in sources for text in read_documents(Path(corpus) / source / "train"))
+    passages = sample_passages(texts, total_bytes=total, max_bytes=config.max_sample_bytes)
+    tokenizer = Tokenizer(train_model(passages, config), made_by)
+    with writing("the tokenizer", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / MODEL_NAME, tokenizer.model)
+        write_json(folder / META_NAME, render_meta(tokenizer))
+    return tokenizer
+
+
+def render_meta(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What ``tokenizer.json`` says."""
+    return {
+        "kind": tokenizer.made_by["kind"],
+        "vocab_size": tokenizer.vocab_size,
+        "fingerprint": tokenizer.fingerprint,
+        "special_ids": SPECIAL_IDS,
+        "made_by": tokenizer.made_by,
+    }
+
+
+def sample_passages(texts: Iterable[str], *, total_bytes: int, max_bytes: int) -> Iterator[str]:
+    """Passages of whole lines, taken evenly over the texts until they make ``max_bytes`` of UTF-8.
+
+    Passage i is taken where floor((i + 1) r) > floor(i r), r the part that fits: as even as can be.
+    """
+    rate = min(1.0, max_bytes / max(total_bytes, 1))
+    taken_bytes = 0
+    number = 0
+    for text in texts:
+        for passage in _passages(text):
+            number += 1
+            if int(number * rate) == int((number - 1) * rate):
+                continue
+            taken_bytes += len(passage.encode())
+            if taken_bytes > max_bytes:
+                return
+            yield passage
+
+
+def _passages(text: str) -> Iterator[str]:
+    """Cut a text after lines, or where a line is too long for one passage, anywhere."""
+    held: list[str] = []
+    held_bytes = 0
+    for line in text.split("\n"):
+        pieces = [
+            line[at : at + PASSAGE_BYTES // 4] for at in range(0, len(line), PASSAGE_BYTES // 4)
+        ]
+        for number, piece in enumerate(pieces or [""]):
+            size = len(piece.encode()) + 1
+            if held and (held_bytes + size > PASSAGE_BYTES or number):
+                yield "\n".join(held)
+                held, held_bytes = [], 0
+            held.append(piece)
+            held_bytes += size
+    if any(held):
+        yield "\n".join(held)
+
+
+def train_model(passages: Iterable[str], config: TokenizerConfig) -> bytes:
+    """A serialized model. Raises ``DataError`` saying which vocabulary size would fit."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            # U+2581 would be learned as a space; codec.py writes it as bytes.
+            sentence_iterator=(
+                passage.replace(SPACE_MARK, "").replace(_UNKNOWN_MARK, "") for passage in passages
+            ),
+            model_writer=model,
+            model_type=config.kind,
+            vocab_size=config.vocab_size,
+            character_coverage=config.character_coverage,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=config.split_digits,
+            max_sentence_length=2 * PASSAGE_BYTES,
+            input_sentence_size=0,
+            shuffle_input_sentence=False,
+            num_threads=TRAINER_THREADS,
+            minloglevel=3,
+            unk_id=SPECIAL_IDS["unk"],
+            bos_id=SPECIAL_IDS["bos"],
+            eos_id=SPECIAL_IDS["eos"],
+            pad_id=SPECIAL_IDS["pad"],
+        )
+    except RuntimeError as error:
+        raise _explained(str(error), config) from None
+    return model.getvalue()
+
+
+def _explained(message: str, config: TokenizerConfig) -> DataError:
+    """SentencePiece's C++ check failures, in the words of the configuration."""
+    setting = f"tokenizer.vocab_size = {config.vocab_size:,}"
+    if found := re.search(r"Vocabulary size too high.*<= (\d+)", message):
+        fits = int(found[1])
+        return DataError(
+            f"{setting} is more than the corpus can fill: at most {fits:,} pieces fit. Set "
+            f"tokenizer.vocab_size to {fits:,} or less, or train on more text."
+        )
+    if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
+        least = int(found[1])
+        return DataError(
+            f"{setting} is too small: the corpus's characters, 256 bytes and special ids alone "
+            "need "
+            f"{least:,}. Set tokenizer.vocab_size to more than {least:,}, or lower "
+            f"tokenizer.character_coverage = {config.character_coverage}."
+        )
+    if "!sentences_.empty()" in message:
+        return DataError("The corpus holds no text to train a tokenizer on.")
+    return DataError(f"SentencePiece could not train the tokenizer: {message}.")
+
+
+def _made_by(config: TokenizerConfig, corpus: Path, sources: Sequence[str]) -> dict[str, Any]:
+    """Settings and a hash of the text, which together decide the tokenizer."""
+    content = hashlib.sha256()
+    for source in sources:
+        manifest = load_corpus_manifest(corpus / source)
+        files = [[file.bytes, file.xxh128] for file in manifest.splits["train"]]
+        content.update(json.dumps([source, files]).encode())
+    settings = config.model_dump(mode="json", exclude={"folder"})
+    return {**settings, "sources": list(sources), "corpus": content.hexdigest()}
+
+
+def _existing(folder: Path, made_by: dict[str, Any]) -> Tokenizer | None:
+    if not (folder / META_NAME).exists():
+        return None
+    old = load_tokenizer(folder)
+    if old.made_by == made_by:
+        return old
+    changed = sorted(key for key in made_by if old.made_by.get(key) != made_by[key])
+    raise DataError(
+        f"{folder} holds a tokenizer trained otherwise (other {', '.join(changed)}). Shards and "
+        "models made "
+        f"with it need it: name another tokenizer.folder, or replace it with --force."
+    )

@@ -1,0 +1,170 @@
+"""Configuration → everything a run needs, resumed from its newest good checkpoint if it has one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmscale.checkpoint import Manifest, find_resumable, load_checkpoint
+from lmscale.config import BatchPlan, RunConfig, plan_batches
+from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
+from lmscale.errors import DataError
+from lmscale.model import build_model, initial_value, parameter_kinds
+from lmscale.model.transformer import Transformer
+from lmscale.objective import CausalObjective
+from lmscale.runtime.collectives import failing_together
+from lmscale.runtime.ranks import Ranks
+from lmscale.stream.loader import StepLoader, open_loader
+from lmscale.stream.state import StreamState
+from lmscale.stream.stream import Stream, open_stream
+from lmscale.tokenizer import Tokenizer, load_tokenizer
+from lmscale.train.folder import CHECKPOINTS, check_identity, claim_folder, identity_of
+from lmscale.train.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that is ready for its next step."""
+
+    config: RunConfig
+    ranks: Ranks
+    device: torch.device
+    plan: BatchPlan
+    tokenizer: Tokenizer
+    stream: Stream
+    loader: StepLoader
+    engine: Engine
+    identity: dict[str, Any]
+    start: Progress  # where it goes on: zeros for a new run
+
+    @property
+    def folder(self) -> Path:
+        return self.config.folder
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / CHECKPOINTS
+
+
+@contextmanager
+def open_run(config: RunConfig, ranks: Ranks, device: torch.device) -> Iterator[Run]:
+    """Open a run on all ranks together; the process group must be there.
+
+    Raises the same ``LmscaleError`` on every rank when any of them cannot go on.
+    """
+    plan = plan_batches(
+        global_windows=config.batch.global_windows,
+        micro_windows=config.batch.micro_windows,
+        world_size=ranks.world_size,
+    )
+    check_precision(config.engine, device)
+    with failing_together():
+        tokenizer = _load_tokenizer(config)
+    with failing_together():
+        if ranks.is_first:
+            claim_folder(config.folder, config)
+    identity = identity_of(config, tokenizer.fingerprint)
+    root = config.folder / CHECKPOINTS
+    manifest = find_resumable(root, ranks)
+    if manifest is not None:
+        check_identity(manifest.identity, identity, where=f"{root}, step {manifest.step}")
+    start, stream_state = _read_state(manifest)
+    with ExitStack() as stack:
+        with failing_together():
+            stream = open_stream(
+                config.stream,
+                seed=config.run.seed,
+                state=stream_state,
+                tokenizer_fingerprint=tokenizer.fingerprint,
+            )
+        stack.enter_context(stream)
+        loader = open_loader(
+            stream,
+            plan,
+            ranks.rank,
+            first_n=start.n,
+            num_steps=max(0, config.train.steps - start.step),
+            workers=config.stream.workers,
+            prefetch_steps=config.stream.prefetch_steps,
+        )
+        stack.enter_context(loader)
+        engine = build_run_engine(config, plan, device, fill=manifest is None)
+        if manifest is not None:
+            load_checkpoint(root, manifest, engine)
+            logger.info("resumed from %s at step %d", root, manifest.step)
+        yield Run(
+            config=config,
+            ranks=ranks,
+            device=device,
+            plan=plan,
+            tokenizer=tokenizer,
+            stream=stream,
+            loader=loader,
+            engine=engine,
+            identity=identity,
+            start=start,
+        )
+
+
+def build_run_engine(
+    config: RunConfig, plan: BatchPlan, device: torch.device, *, fill: bool
+) -> Engine:
+    """The configured model with its objective under DeepSpeed; ``fill`` draws its initial
+    weights.
+    """
+    with parameter_context(config.engine, plan, device):
+        model = build_model(
+            config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
+        )
+    if fill:
+        _fill(model, config)
+    if config.engine.compile:
+        for block in model.blocks:
+            block.compile()
+    kinds = parameter_kinds(model)
+    objective = CausalObjective(
+        model, config.objective, mask_documents=config.stream.mask_documents
+    )
+    return build_engine(
+        objective, kinds, config.engine, plan=plan, device=device, name_prefix="model."
+    )
+
+
+@torch.no_grad()
+def _fill(model: Transformer, config: RunConfig) -> None:
+    """Draw every parameter; at ZeRO 3 one at a time is whole, and rank 0's values are dealt out."""
+    kinds = parameter_kinds(model)
+    for name, parameter in model.named_parameters():
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        with gathered(parameter):
+            value = initial_value(name, shape, kinds[name], config.model, config.run.seed)
+            parameter.copy_(value)
+
+
+def _load_tokenizer(config: RunConfig) -> Tokenizer:
+    tokenizer = load_tokenizer(config.tokenizer.folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise DataError(
+            f"{config.tokenizer.folder} holds a tokenizer of {tokenizer.vocab_size} pieces, but "
+            "the "
+            f"model has only {config.vocab_size} embeddings. Set tokenizer.vocab_size to "
+            f"{tokenizer.vocab_size}, or model.vocab_size to as many or more."
+        )
+    return tokenizer
+
+
+def _read_state(manifest: Manifest | None) -> tuple[Progress, StreamState | None]:
+    if manifest is None:
+        return Progress(), None
+    return (
+        Progress(**manifest.state["progress"]),
+        StreamState.from_json(manifest.state["stream"]),
+    )

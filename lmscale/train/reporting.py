@@ -1,0 +1,142 @@
+"""What rank 0 shows of a run: figures for the trackers and the log, progress on the terminal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from lmscale.config import dump_config
+from lmscale.model import flops_per_token
+from lmscale.runtime.device import device_name, peak_memory_bytes, peak_tflops
+from lmscale.runtime.goodput import AttemptLog, open_attempt
+from lmscale.runtime.trackers import Trackers, open_trackers
+from lmscale.train.assemble import Run
+from lmscale.train.hooks import Hook, ProgressCounter
+from lmscale.train.loop import StepReport
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def reporting_hooks(run: Run, counter: ProgressCounter) -> Iterator[tuple[Trackers, list[Hook]]]:
+    """Open the trackers and the record of this attempt; rank 0 only."""
+    with ExitStack() as stack:
+        attempt = stack.enter_context(
+            open_attempt(
+                run.folder,
+                first_step=run.start.step,
+                world_size=run.ranks.world_size,
+                zero_stage=run.config.engine.zero_stage,
+            )
+        )
+        trackers = stack.enter_context(open_trackers(run.folder, resumed_step=run.start.step))
+        trackers.log_text("config", dump_config(run.config), step=run.start.step)
+        metrics = MetricsHook(run, counter, trackers, attempt)
+        yield trackers, [metrics, stack.enter_context(progress_hook(run))]
+
+
+class MetricsHook:
+    """Every ``log_every_steps``: the figures since the last line, to the trackers and the log."""
+
+    def __init__(
+        self, run: Run, counter: ProgressCounter, trackers: Trackers, attempt: AttemptLog
+    ) -> None:
+        self._run, self._counter = run, counter
+        self._trackers, self._attempt = trackers, attempt
+        self._since: list[StepReport] = []
+        config = run.config
+        self._peak = config.train.peak_tflops or peak_tflops(
+            device_name(run.device), config.engine.precision
+        )
+        self._flops = flops_per_token(
+            config.model,
+            vocab_size=config.vocab_size,
+            sequence_length=config.stream.sequence_length,
+        )
+
+    def __call__(self, report: StepReport) -> None:
+        self._attempt.step(report.step, report.step_seconds)
+        self._since.append(report)
+        is_last = report.step == self._run.config.train.steps or report.stop_reason is not None
+        if report.step % self._run.config.train.log_every_steps == 0 or is_last:
+            values = self._values(report)
+            self._trackers.log(report.step, values)
+            logger.info(
+                "step %d/%d  loss %.4f  lr %.2e  norm %.3f  %s tokens/s  waited %.1f %%",
+                report.step,
+                self._run.config.train.steps,
+                values["train/loss"],
+                report.learning_rate,
+                report.gradient_norm,
+                f"{values['speed/tokens_per_second']:,.0f}",
+                100 * (values["speed/data_wait_fraction"] or 0),
+            )
+            self._since.clear()
+        if report.stop_reason:
+            self._attempt.end(report.stop_reason)
+
+    def _values(self, report: StepReport) -> dict[str, float | None]:
+        rows = self._since
+        seconds = sum(row.step_seconds for row in rows)
+        targets = sum(row.targets for row in rows)
+        positions = sum(row.samples for row in rows) * self._run.config.stream.sequence_length
+        # Both MFUs count every position of a window, padding included, as everybody's do.
+        achieved = positions / seconds / self._run.ranks.world_size / 1e12  # per device, × FLOPs
+        mfu = {
+            f"speed/mfu_{name}": achieved * flops / self._peak if self._peak else None
+            for name, flops in (("dense", self._flops.dense), ("causal", self._flops.causal))
+        }
+        return {
+            "train/loss": sum(row.loss * row.targets for row in rows) / targets,
+            "train/z_loss": sum(row.z_loss * row.targets for row in rows) / targets,
+            "train/learning_rate": report.learning_rate,
+            "train/gradient_norm": report.gradient_norm,
+            "train/loss_scale": report.loss_scale,
+            "train/tokens": self._counter.now.tokens,
+            "train/skipped_steps": self._counter.now.skipped_steps,
+            "speed/tokens_per_second": positions / seconds,
+            "speed/targets_per_second": targets / seconds,
+            **mfu,
+            "speed/peak_tflops": self._peak,
+            "speed/step_seconds": seconds / len(rows),
+            "speed/data_wait_seconds": sum(row.wait_seconds for row in rows) / len(rows),
+            "speed/data_wait_fraction": sum(row.wait_seconds for row in rows) / seconds,
+            "speed/goodput": self._attempt.goodput(),
+            "memory/peak_bytes": peak_memory_bytes(self._run.device),
+        }
+
+
+@contextmanager
+def progress_hook(run: Run) -> Iterator[Hook]:
+    """rich's progress on rank 0's terminal: steps, tokens, tokens/s, loss, time to go."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda report: None  # the log's lines are there already
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    total = run.config.train.steps
+    positions = run.config.tokens_per_step
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task(run.config.run.name, total=total, completed=run.start.step, figures="")
+
+        def hook(report: StepReport) -> None:
+            tokens = report.step * positions
+            speed = positions / report.step_seconds
+            bar.update(
+                task,
+                completed=report.step,
+                figures=f"loss {report.loss:.3f} · {tokens:,} tokens · {speed:,.0f}/s",
+            )
+
+        yield hook

@@ -1,0 +1,155 @@
+"""``lmscale evaluate`` and ``lmscale generate`` on a run folder with real shards and a real checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from lmscale.checkpoint import load_model_weights, save_checkpoint
+from lmscale.cli.evaluate import evaluate
+from lmscale.cli.generate import generate
+from lmscale.config import RunConfig, dump_config, plan_batches
+from lmscale.corpus import read_documents
+from lmscale.engine.engine import build_engine
+from lmscale.errors import CheckpointError, ConfigError, DataError
+from lmscale.evaluation import evaluate_set, load_run, plan_evaluation
+from lmscale.model import build_model, init_weights, parameter_kinds
+from lmscale.objective import CausalObjective
+from lmscale.runtime.ranks import Ranks, open_process_group
+from lmscale.shards import build_shards, load_manifest
+from lmscale.stream.dataset import open_dataset
+
+CPU = torch.device("cpu")
+app = typer.Typer()
+app.command()(evaluate)
+app.command()(generate)
+
+
+@pytest.fixture(scope="module")
+def run(config: RunConfig, tokenizer) -> RunConfig:
+    """A run folder with its configuration and a checkpoint of step 3, written by a real engine."""
+    build_shards(config, processes=1)
+    config.folder.mkdir()
+    (config.folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    model = build_model(
+        config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
+    )
+    init_weights(model, config.model, config.run.seed)
+    kinds = parameter_kinds(model)
+    stage_0 = config.engine.model_copy(update={"zero_stage": 0})
+    with open_process_group(Ranks(), CPU):
+        engine = build_engine(
+            CausalObjective(model, config.objective),
+            kinds,
+            stage_0,
+            plan=plan_batches(global_windows=4, micro_windows=4, world_size=1),
+            device=CPU,
+            name_prefix="model.",
+        )
+        save_checkpoint(
+            config.folder / "checkpoints", engine, step=3, state={}, identity={}, ranks=Ranks()
+        )
+    return config
+
+
+def call(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None:
+        raise result.exception
+    return result.stdout
+
+
+def test_the_loaded_weights_are_the_saved_ones(run):
+    loaded = load_run(run.folder, step=None, device=CPU)
+    weights = load_model_weights(run.folder, 3)
+    assert set(weights) == {name for name, _ in loaded.model.named_parameters()}
+    for name, parameter in loaded.model.named_parameters():
+        assert torch.equal(parameter, weights[name])
+
+
+def test_evaluate_prints_what_the_loop_would_measure(run, tokenizer):
+    printed = json.loads(call("evaluate", run.folder, "--json"))
+    dataset = open_dataset(
+        run.evaluation.sets["docs"], sequence_length=24, packing="concat", cache=run.stream.cache
+    )
+    loaded = load_run(run.folder, step=3, device=CPU)
+    objective = CausalObjective(loaded.model, run.objective)
+    plan = plan_evaluation(run, tokenizer.token_bytes(), max_windows=None)
+    score = evaluate_set(objective, dataset, plan, ranks=Ranks(), device=CPU)
+    dataset.close()
+    assert printed == {"docs": score.to_dict()}
+    assert score.windows == dataset.num_windows > 0
+
+
+def test_the_bytes_of_a_set_are_its_text_but_for_first_tokens(run, tokenizer):
+    """What is not counted: a document's first token, and nothing else."""
+    score = json.loads(call("evaluate", run.folder, "--json"))["docs"]
+    manifest = load_manifest(Path(run.evaluation.sets["docs"]))
+    texts = list(read_documents(Path(run.corpus.folder) / "docs/heldout"))
+    first = sum(len(tokenizer.decode_bytes(tokenizer.encode(text)[:1])) for text in texts)
+    assert score["bytes"] == sum(len(text.encode()) for text in texts) - first
+    assert score["targets"] == sum(shard.tokens for shard in manifest.shards) - len(texts)
+
+
+def test_evaluate_prints_a_table_and_takes_part_of_a_set(run):
+    table = call("evaluate", run.folder, "--set-name", "docs", "--max-windows", 3).splitlines()
+    assert table[0].split() == ["set", "windows", "targets", "loss", "perplexity", "bits/byte"]
+    assert table[1].split()[:2] == ["docs", "3"]
+
+
+def test_an_unknown_set_name_lists_the_known_ones(run):
+    with pytest.raises(ConfigError, match="no such set. Known: docs"):
+        call("evaluate", run.folder, "--set-name", "dcos")
+
+
+def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no config.yaml"):
+        call("generate", tmp_path, "--prompt", "x")
+
+
+def test_a_run_without_a_checkpoint_is_a_clear_error(run, tmp_path):
+    shutil.copy(run.folder / "config.yaml", tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        call("evaluate", tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint of step 4. There are: 3"):
+        call("evaluate", run.folder, "--step", 4)
+
+
+def test_a_checkpoint_of_another_model_names_what_differs(run, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    wider = run.model_copy(update={"model": run.model.model_copy(update={"ffn_width": 512})})
+    (tmp_path / "run/config.yaml").write_text(dump_config(wider), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"blocks.0.feed_forward.gate_up.weight is \[512, 32\]"):
+        call("generate", tmp_path / "run", "--prompt", "x")
+
+
+def test_shards_of_another_tokenizer_are_refused(run, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    shutil.copytree(run.evaluation.sets["docs"], tmp_path / "shards")
+    manifest = json.loads((tmp_path / "shards/manifest.json").read_text())
+    manifest["tokenizer_fingerprint"] = "0" * 64
+    (tmp_path / "shards/manifest.json").write_text(json.dumps(manifest))
+    sets = run.evaluation.model_copy(update={"sets": {"docs": str(tmp_path / "shards")}})
+    other = run.model_copy(update={"evaluation": sets})
+    (tmp_path / "run/config.yaml").write_text(dump_config(other), encoding="utf-8")
+    with pytest.raises(DataError):
+        call("evaluate", tmp_path / "run")
+
+
+def test_generate_begins_with_the_prompt_and_repeats_itself_by_seed(run):
+    arguments = ("generate", run.folder, "--prompt", "The 天", "--max-tokens", 12, "--seed", 5)
+    text = call(*arguments)
+    assert text.startswith("The 天")
+    assert call(*arguments) == text
+    assert call(*arguments, "--greedy") == call(*arguments, "--greedy", "--temperature", 2)
+
+
+def test_a_prompt_longer_than_the_model_is_a_clear_error(run):
+    with pytest.raises(ConfigError, match="the model sees at most 24"):
+        call("generate", run.folder, "--prompt", "long " * 40)

@@ -1,0 +1,175 @@
+"""Held-out figures are exact sums over the targets, on any number of ranks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lmscale.evaluation.perplexity as perplexity
+from lmscale.config.model import ObjectiveConfig
+from lmscale.errors import DataError
+from lmscale.evaluation import EvaluationPlan, SetScore, evaluate_set, render_scores
+from lmscale.model import build_layout
+from lmscale.objective import CausalObjective
+from lmscale.runtime.ranks import Ranks
+from lmscale.stream.dataset import Window
+
+CPU = torch.device("cpu")
+EOS = 2
+
+
+@dataclass
+class Windows:
+    """Windows held in memory."""
+
+    windows: list[Window]
+
+    @property
+    def num_windows(self) -> int:
+        return len(self.windows)
+
+    def window(self, index: int) -> Window:
+        return self.windows[index]
+
+
+def cut(documents: list[np.ndarray], length: int) -> Windows:
+    """Documents, each followed by eos, one after another in windows of ``length`` + 1 tokens."""
+    flat = np.concatenate([np.append(doc, EOS) for doc in documents])
+    edges = np.cumsum([0] + [len(doc) + 1 for doc in documents])
+    windows = []
+    for first in range(0, len(flat) - 1, length):
+        part = flat[first : first + length + 1]
+        inside = edges[(edges > first) & (edges < first + len(part))] - first
+        windows.append(
+            Window(
+                tokens=np.append(part, [3] * (length + 1 - len(part))).astype(np.uint16),
+                starts=np.append([0], inside).astype(np.int32),
+                length=len(part),
+            )
+        )
+    return Windows(windows)
+
+
+@pytest.fixture
+def documents(tokenizer):
+    texts = ["Each rank takes its share. ", "天地玄黄，宇宙洪荒。", "x", "def f(x):\n    return x * 2\n" * 3]
+    return [tokenizer.encode(text) for text in texts]
+
+
+@pytest.fixture
+def plan(tokenizer):
+    return EvaluationPlan(
+        micro_windows=2, mask_documents=True, token_bytes=tokenizer.token_bytes()
+    )
+
+
+@pytest.fixture
+def objective(model):
+    return CausalObjective(model, ObjectiveConfig(chunk_tokens=16))
+
+
+def test_the_sums_are_those_of_every_window_scored_alone(
+    model, objective, documents, plan, tokenizer
+):
+    source = cut(documents, 24)
+    score = evaluate_set(objective, source, plan, ranks=Ranks(), device=CPU)
+    nll, targets, covered = 0.0, 0, 0
+    for window in source.windows:
+        edges = [*window.starts.tolist(), window.length]
+        for start, end in zip(edges, edges[1:], strict=False):
+            ids = torch.from_numpy(window.tokens[start:end].astype(np.int64))[None]
+            if ids.shape[1] < 2:
+                continue
+            begins_BT = torch.zeros(1, ids.shape[1] - 1, dtype=torch.bool)
+            layout = build_layout(begins_BT, mask_documents=False, backend="causal")
+            with torch.no_grad():
+                logits = model.head(model(ids[:, :-1], layout))[0]
+            nll += F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+            targets += ids.shape[1] - 1
+            covered += len(tokenizer.decode_bytes(ids[0, 1:].tolist()))
+    assert (score.windows, score.targets, score.bytes) == (len(source.windows), targets, covered)
+    assert score.nll == pytest.approx(nll, rel=1e-5)
+    assert score.loss == pytest.approx(nll / targets, rel=1e-5)
+    assert score.perplexity == pytest.approx(math.exp(nll / targets), rel=1e-4)
+    assert score.bits_per_byte == pytest.approx(nll / math.log(2) / covered, rel=1e-5)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_every_world_size_scores_every_window_once_in_equally_many_passes(
+    objective, documents, plan, world_size, monkeypatch
+):
+    source = cut(documents, 24)
+    whole = evaluate_set(objective, source, plan, ranks=Ranks(), device=CPU)
+    passes, sums = [], []
+    # Each rank runs here in turn; what its all-reduce would add is collected instead.
+    monkeypatch.setattr(perplexity, "sum_float64", lambda vector: sums.append(vector) or [1.0] * 3)
+    for rank in range(world_size):
+        count = 0
+
+        class Counting(torch.nn.Module):
+            def forward(self, *batch):
+                nonlocal count
+                count += 1
+                assert batch[0].shape == (2, 25)
+                return objective(*batch)
+
+        ranks = Ranks(rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size)
+        evaluate_set(Counting(), source, plan, ranks=ranks, device=CPU)
+        passes.append(count)
+    assert len(set(passes)) == 1
+    nll, targets, covered = np.sum(sums, axis=0)
+    assert (targets, covered) == (whole.targets, whole.bytes)
+    assert nll == pytest.approx(whole.nll, rel=1e-6)
+
+
+def test_at_most_max_windows_are_scored_and_progress_adds_up(objective, documents, plan):
+    from dataclasses import replace
+
+    steps = []
+    score = evaluate_set(
+        objective,
+        cut(documents, 24),
+        replace(plan, max_windows=3),
+        ranks=Ranks(),
+        device=CPU,
+        advance=steps.append,
+    )
+    assert score.windows == 3 and steps == [2, 1]
+
+
+def test_the_objective_s_mode_is_restored_and_no_gradient_is_kept(objective, documents, plan):
+    objective.train()
+    evaluate_set(objective, cut(documents, 24), plan, ranks=Ranks(), device=CPU)
+    assert objective.training and objective.model.training
+    assert all(parameter.grad is None for parameter in objective.parameters())
+
+
+def test_an_empty_set_is_an_error_with_advice(objective, plan):
+    with pytest.raises(DataError, match="holds no window"):
+        evaluate_set(objective, Windows([]), plan, ranks=Ranks(), device=CPU)
+
+
+def test_a_set_of_single_tokens_has_no_target(objective, plan):
+    empty = cut([np.array([], dtype=np.uint16)] * 4, 24)
+    with pytest.raises(DataError, match="hold no target"):
+        evaluate_set(objective, empty, plan, ranks=Ranks(), device=CPU)
+
+
+def test_a_hopeless_model_has_infinite_perplexity_not_an_error():
+    score = SetScore(windows=1, targets=1, bytes=0, nll=1000.0)
+    assert score.perplexity == math.inf
+    assert math.isnan(score.bits_per_byte)
+
+
+def test_scores_render_as_an_aligned_table():
+    score = SetScore(windows=12, targets=12_000, bytes=48_000, nll=24_000.0)
+    assert render_scores({"docs": score, "news-long": score}) == (
+        "set        windows  targets    loss  perplexity  bits/byte\n"
+        "docs            12   12,000  2.0000        7.39     0.7213\n"
+        "news-long       12   12,000  2.0000        7.39     0.7213"
+    )

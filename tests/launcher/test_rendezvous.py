@@ -1,0 +1,146 @@
+import socket
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.rendezvous import (
+    FIRST_PORT,
+    NUM_PORTS,
+    environment_for,
+    expand_nodes,
+    expand_tasks_per_node,
+    find_free_port,
+    plan_port,
+    rendezvous_from_slurm,
+)
+from lmscale.errors import ClusterError, ConfigError
+
+SLURM = {
+    "SLURM_JOB_ID": "812",
+    "SLURM_STEP_ID": "1",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "2",
+    "SLURM_STEP_NUM_TASKS": "7",
+    "SLURM_STEP_NODELIST": "gpu[01-03],big",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x3),1",
+    # the job is larger than the step
+    "SLURM_NTASKS": "99",
+    "SLURM_NODELIST": "other[1-9]",
+    "SLURM_TASKS_PER_NODE": "11(x9)",
+}
+
+
+def test_a_rank_gets_torchruns_variables():
+    assert environment_for(
+        3,
+        world_size=4,
+        local_rank=1,
+        local_world_size=2,
+        node_rank=1,
+        master=("10.0.0.1", 1234),
+    ) == {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "1",
+        "MASTER_ADDR": "10.0.0.1",
+        "MASTER_PORT": "1234",
+    }
+
+
+def test_a_rank_beyond_the_world_is_refused():
+    with pytest.raises(ConfigError, match="do not fit together"):
+        environment_for(
+            4, world_size=4, local_rank=0, local_world_size=2, node_rank=0, master=("a", 1)
+        )
+
+
+def test_a_slurm_task_finds_its_place_in_the_step_not_in_the_job():
+    assert rendezvous_from_slurm(SLURM) == {
+        "RANK": "5",
+        "WORLD_SIZE": "7",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "2",
+        "MASTER_ADDR": "gpu01",
+        "MASTER_PORT": str(plan_port(812, 1)),
+    }
+
+
+def test_a_step_on_one_node_needs_no_name_server():
+    alone = SLURM | {
+        "SLURM_STEP_NODELIST": "gpu01",
+        "SLURM_STEP_TASKS_PER_NODE": "7",
+        "SLURM_NODEID": "0",
+    }
+    assert rendezvous_from_slurm(alone)["MASTER_ADDR"] == "127.0.0.1"
+
+
+def test_tasks_per_node_may_come_from_the_option_alone():
+    text = {key: value for key, value in SLURM.items() if "TASKS_PER_NODE" not in key}
+    text |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_NUM_TASKS": "8"}
+    assert rendezvous_from_slurm(text)["LOCAL_WORLD_SIZE"] == "2"
+
+
+def test_all_that_slurm_left_out_is_reported_together():
+    with pytest.raises(ClusterError) as caught:
+        rendezvous_from_slurm({"SLURM_PROCID": "x"})
+    assert len(caught.value.problems) == 6
+    assert "SLURM_PROCID = 'x' is not a whole number." in caught.value.problems
+    assert any("SLURM_NODELIST is not set" in problem for problem in caught.value.problems)
+
+
+def test_counts_that_contradict_the_world_size_are_refused():
+    with pytest.raises(ClusterError, match="Slurm names 9 tasks on 4 nodes"):
+        rendezvous_from_slurm(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3,2(x3)"})
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"),
+    [
+        ("login", ("login",)),
+        ("gpu[01-03,7],login", ("gpu01", "gpu02", "gpu03", "gpu7", "login")),
+        ("a[1-2]b[3-4]", ("a1b3", "a1b4", "a2b3", "a2b4")),
+        ("n[098-101].site", ("n098.site", "n099.site", "n100.site", "n101.site")),
+        ("a,b[2],c", ("a", "b2", "c")),
+    ],
+)
+def test_node_lists_expand(text, nodes):
+    assert expand_nodes(text) == nodes
+
+
+@pytest.mark.parametrize("text", ["", "gpu[1-", "gpu[a-b]", "gpu[1,]"])
+def test_a_broken_node_list_is_refused(text):
+    with pytest.raises(ClusterError, match="Slurm node list"):
+        expand_nodes(text)
+
+
+@given(counts=st.lists(st.tuples(st.integers(1, 64), st.integers(1, 9)), min_size=1, max_size=5))
+@settings(max_examples=30, deadline=None)
+def test_tasks_per_node_expand_to_every_node(counts):
+    text = ",".join(f"{tasks}(x{nodes})" if nodes > 1 else f"{tasks}" for tasks, nodes in counts)
+    expected = tuple(tasks for tasks, nodes in counts for _ in range(nodes))
+    assert expand_tasks_per_node(text) == expected
+
+
+def test_a_broken_tasks_per_node_is_refused():
+    with pytest.raises(ClusterError, match="found 'x3'"):
+        expand_tasks_per_node("2,x3")
+
+
+@given(job=st.integers(0, 10**9), step=st.integers(0, 10**4))
+@settings(max_examples=30, deadline=None)
+def test_planned_ports_lie_below_the_ephemeral_ones(job, step):
+    assert FIRST_PORT <= plan_port(job, step) < FIRST_PORT + NUM_PORTS < 32768
+
+
+def test_two_steps_of_a_job_do_not_share_a_port():
+    assert plan_port(812, 0) != plan_port(812, 1)
+
+
+def test_a_free_port_can_be_bound():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", find_free_port()))

@@ -1,0 +1,170 @@
+"""The Transformer's parts against closed forms and each other."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lmscale.config.model import ModelConfig
+from lmscale.model import build_caches, build_layout, build_model, build_step_layout
+from lmscale.model.attention import attend
+from lmscale.model.norm import LayerNorm, RMSNorm
+from lmscale.model.rope import plan_rotation, rotate
+
+
+def causal(ids_BT: torch.Tensor):
+    begins_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
+    return build_layout(begins_BT, mask_documents=False, backend="causal")
+
+
+def test_rope_turns_each_pair_by_position_times_frequency():
+    x_BTHV = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(1, 3, 1, 4)
+    rotation = plan_rotation(torch.tensor([[0, 1, 5]]), head_width=4, theta=100.0)
+    turned = rotate(x_BTHV, rotation)[0, :, 0]
+    for row, position in enumerate([0, 1, 5]):
+        for pair, frequency in enumerate([1.0, 0.1]):  # 100^(-0/4), 100^(-2/4)
+            a, b = [1.0, 2.0][pair], [3.0, 4.0][pair]
+            c, s = math.cos(position * frequency), math.sin(position * frequency)
+            assert turned[row, pair].item() == pytest.approx(a * c - b * s, abs=1e-6)
+            assert turned[row, pair + 2].item() == pytest.approx(a * s + b * c, abs=1e-6)
+
+
+def test_rope_scores_depend_on_the_distance_alone():
+    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float32).unbind(0)
+
+    def score(q_position: int, k_position: int) -> float:
+        at = [
+            plan_rotation(torch.tensor([[position]]), head_width=8, theta=10_000.0)
+            for position in (q_position, k_position)
+        ]
+        return (rotate(q, at[0]) * rotate(k, at[1])).sum().item()
+
+    assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
+
+
+def test_grouped_queries_equal_full_attention_with_repeated_heads(make_model):
+    grouped = make_model(kv_heads=2)
+    full = make_model(kv_heads=4)
+    full.load_state_dict(
+        {name: v for name, v in grouped.state_dict().items() if "qkv" not in name}, strict=False
+    )
+    for mine, theirs in zip(full.blocks, grouped.blocks, strict=True):
+        q, k, v = theirs.attention.qkv.weight.split([32, 16, 16])
+        k, v = (x.view(2, 8, 32).repeat_interleave(2, dim=0).reshape(32, 32) for x in (k, v))
+        mine.attention.qkv.weight.data.copy_(torch.cat([q, k, v]))
+    ids_BT = torch.randint(0, 61, (2, 12))
+    with torch.no_grad():
+        torch.testing.assert_close(full(ids_BT, causal(ids_BT)), grouped(ids_BT, causal(ids_BT)))
+
+
+def test_grouped_attention_is_the_same_with_and_without_a_mask():
+    q, k, v = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 8)
+    triangle = torch.ones(7, 7, dtype=torch.bool).tril()[None, None]
+    torch.testing.assert_close(attend(q, k, v, None), attend(q, k, v, triangle))
+
+
+@pytest.mark.parametrize("switches", [{}, {"kv_heads": 1}, {"positions": "learned"}])
+@pytest.mark.parametrize("pieces", [[12], [5] + [1] * 7, [1] * 12, [4, 3, 5]])
+def test_decoding_with_a_cache_equals_the_full_forward(make_model, switches, pieces):
+    model = make_model(**switches)
+    ids_BT = torch.randint(0, 61, (2, 12))
+    caches = build_caches(
+        model.config, batch=2, capacity=14, dtype=torch.float32, device=torch.device("cpu")
+    )
+    outputs, offset = [], 0
+    with torch.no_grad():
+        for piece in pieces:
+            layout = build_step_layout(
+                batch=2, offset=offset, length=piece, device=torch.device("cpu")
+            )
+            outputs.append(model(ids_BT[:, offset : offset + piece], layout, caches))
+            offset += piece
+        torch.testing.assert_close(torch.cat(outputs, 1), model(ids_BT, causal(ids_BT)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", [RMSNorm(48, 1e-5), LayerNorm(48, 1e-5, bias=True)])
+def test_norms_compute_in_fp32_and_round_once(dtype, norm):
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    norm = norm.to(dtype)
+    x = (torch.randn(64, 48) * 3).to(dtype)
+    low = norm(x)
+    high = norm.float()(x.float())
+    assert low.dtype == dtype
+    # Two fp32 orders of summation may land on either side of a rounding boundary: one in a thousand.
+    assert (low != high.to(dtype)).float().mean() < 1e-3
+
+
+def test_tied_embeddings_are_one_parameter(make_model):
+    tied, untied = make_model(tied_embeddings=True), make_model(tied_embeddings=False)
+    assert tied.head.weight is tied.embedding.weight
+    assert "head.weight" not in dict(tied.named_parameters())
+    assert "head.weight" in dict(untied.named_parameters())
+    ids_BT = torch.randint(0, 61, (1, 4))
+    tied.head(tied(ids_BT, causal(ids_BT))).sum().backward()
+    assert tied.embedding.weight.grad is not None
+
+
+def test_no_buffer_has_to_be_saved(make_model):
+    assert not list(make_model().buffers())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_hidden_states_keep_the_weights_dtype(make_model, dtype):
+    model = make_model(dtype=dtype, qk_norm=True)
+    ids_BT = torch.randint(0, 61, (2, 8))
+    hidden_BTD = model(ids_BT, causal(ids_BT))
+    assert hidden_BTD.dtype == dtype
+    assert hidden_BTD.isfinite().all()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("every", [1, 2])
+def test_recomputed_blocks_give_the_same_gradients(dropout, every):
+    def gradients(every: int) -> list[torch.Tensor]:
+        config = ModelConfig(
+            layers=3, width=16, heads=2, dropout=dropout, activation_checkpoint_every=every
+        )
+        torch.manual_seed(5)
+        model = build_model(config, vocab_size=11, max_positions=8)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        ids_BT = torch.randint(0, 11, (2, 8))
+        model.train()(ids_BT, causal(ids_BT)).square().sum().backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    for plain, recomputed in zip(gradients(0), gradients(every), strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_every_nth_block_is_recomputed():
+    config = ModelConfig(layers=5, width=16, heads=2, activation_checkpoint_every=2)
+    model = build_model(config, vocab_size=11, max_positions=8).train()
+    assert [n for n in range(5) if model._is_recomputed(n)] == [1, 3]
+    assert not any(model.eval()._is_recomputed(n) for n in range(5))
+
+
+def test_dropout_acts_in_training_only(make_model):
+    model = make_model(dropout=0.5)
+    ids_BT = torch.randint(0, 61, (1, 8))
+    layout = causal(ids_BT)
+    with torch.no_grad():
+        assert torch.equal(model(ids_BT, layout), model(ids_BT, layout))
+        model.train()
+        assert not torch.equal(model(ids_BT, layout), model(ids_BT, layout))
+
+
+def test_a_block_compiles_to_one_graph(make_model):
+    model = make_model(kv_heads=2)
+    ids_BT = torch.randint(0, 61, (2, 8))
+    begins_BT = torch.zeros(2, 8, dtype=torch.bool)
+    begins_BT[:, [0, 3]] = True
+    layout = build_layout(begins_BT, mask_documents=True, backend="dense")
+    expected = model(ids_BT, layout)
+    for block in model.blocks:
+        block.compile(backend="eager", fullgraph=True)  # fullgraph: a break is an error
+    torch.testing.assert_close(model(ids_BT, layout), expected)

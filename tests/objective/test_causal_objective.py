@@ -1,0 +1,128 @@
+"""What is predicted: the next token of the same document, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lmscale.config.model import ModelConfig, ObjectiveConfig
+from lmscale.model import build_model, init_weights
+from lmscale.objective import CausalObjective, LossSum
+
+VOCAB = 37
+
+
+def build(*, mask_documents: bool = True, z_loss: float = 0.0, **switches) -> CausalObjective:
+    config = ModelConfig(layers=2, width=32, heads=4, init_std=0.3, **switches)
+    model = build_model(config, vocab_size=VOCAB, max_positions=16)
+    init_weights(model, config, seed=1)
+    settings = ObjectiveConfig(chunk_tokens=5, z_loss=z_loss)
+    return CausalObjective(model, settings, mask_documents=mask_documents)
+
+
+def batch(*rows: list[list[int]], width: int = 9):
+    """Rows of documents → tokens [B, width], flat starts, lengths; 3 is the padding id."""
+    tokens, starts, lengths = [], [], []
+    for row, documents in enumerate(rows):
+        flat = [token for document in documents for token in document]
+        edges = [sum(map(len, documents[:n])) for n in range(len(documents))]
+        starts += [row * width + edge for edge in edges]
+        lengths.append(len(flat))
+        tokens.append(flat + [3] * (width - len(flat)))
+    return (
+        torch.tensor(tokens),
+        torch.tensor(starts, dtype=torch.int32),
+        torch.tensor(lengths, dtype=torch.int32),
+    )
+
+
+ROWS = ([[5, 6, 7, 2], [8, 9, 2]], [[10, 11, 12, 13, 14, 15, 16, 17, 2]])
+
+
+def test_the_loss_is_the_sum_over_each_document_alone():
+    objective = build()
+    output = objective(*batch(*ROWS))
+    alone = [objective(*batch([doc], width=len(doc))).nll for row in ROWS for doc in row]
+    assert output.nll.targets.item() == 3 + 2 + 8
+    total = sum(alone[1:], start=alone[0])
+    assert total.targets.item() == 13
+    torch.testing.assert_close(output.nll.total, total.total)
+
+
+def test_without_document_masks_every_token_but_padding_is_a_target():
+    objective = build(mask_documents=False)
+    tokens, starts, lengths = batch(*ROWS)
+    output = objective(tokens, starts, lengths)
+    assert output.nll.targets.item() == 6 + 8
+    no_starts = torch.tensor([0, 9], dtype=torch.int32)
+    torch.testing.assert_close(objective(tokens, no_starts, lengths).nll.total, output.nll.total)
+
+
+def test_padding_changes_nothing():
+    objective = build()
+    tokens, starts, lengths = batch(*ROWS)
+    padded = tokens.clone()
+    padded[0, 7:] = 30
+    torch.testing.assert_close(
+        objective(padded, starts, lengths).loss, objective(tokens, starts, lengths).loss
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.int64])
+def test_tokens_may_come_in_the_loader_s_dtypes(dtype):
+    objective = build()
+    tokens, starts, lengths = batch(*ROWS)
+    expected = objective(tokens, starts, lengths).loss
+    assert torch.equal(objective(tokens.to(dtype), starts, lengths).loss, expected)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_window_without_targets_adds_nothing(length):
+    objective = build()
+    tokens, starts, lengths = batch(*ROWS)
+    lengths[0] = length
+    output = objective(tokens, starts, lengths)
+    output.loss.backward()
+    assert output.nll.targets.item() == 8
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_the_whole_gradient_is_that_of_plain_cross_entropy(is_tied):
+    objective = build(mask_documents=False, tied_embeddings=is_tied, kv_heads=2)
+    tokens, starts, lengths = batch(*ROWS)
+    lengths.fill_(9)
+    objective(tokens, starts, lengths).loss.backward()
+    actual = {name: p.grad.clone() for name, p in objective.named_parameters()}
+    objective.zero_grad()
+    from lmscale.model import build_layout
+
+    begins_BT = torch.zeros(2, 8, dtype=torch.bool)
+    layout = build_layout(begins_BT, mask_documents=False, backend="causal")
+    logits = objective.model.head(objective.model(tokens[:, :-1], layout))
+    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum").backward()
+    for name, parameter in objective.named_parameters():
+        torch.testing.assert_close(actual[name], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_z_loss_is_trained_but_reported_apart():
+    tokens, starts, lengths = batch(*ROWS)
+    without = build()(tokens, starts, lengths)
+    with_z = build(z_loss=0.01)(tokens, starts, lengths)
+    torch.testing.assert_close(with_z.nll.total, without.nll.total)
+    assert without.z.item() == 0 and with_z.z.item() > 0
+    torch.testing.assert_close(with_z.loss, with_z.nll.total + with_z.z)
+
+
+def test_sums_add_and_do_not_concatenate():
+    total = LossSum(torch.tensor(1.5), torch.tensor(2)) + LossSum(
+        torch.tensor(2.0), torch.tensor(3)
+    )
+    assert (total.total.item(), total.targets.item()) == (3.5, 5)
+
+
+def test_the_model_s_parameters_are_named_after_it():
+    objective = build()
+    names = {name for name, _ in objective.named_parameters()}
+    assert names == {f"model.{name}" for name, _ in objective.model.named_parameters()}

@@ -1,0 +1,184 @@
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import xxhash
+
+from lmscale.config.batch import plan_batches
+from lmscale.errors import ClusterError, DataError
+from lmscale.stream.batches import add_digests
+from lmscale.stream.digest import digest_steps
+from lmscale.stream.loader import open_loader
+from lmscale.stream.stream import open_stream
+
+
+def plan(world_size, global_windows=16, micro_windows=4):
+    return plan_batches(
+        global_windows=global_windows, micro_windows=micro_windows, world_size=world_size
+    )
+
+
+def load(stream, batch_plan, rank, **settings):
+    arguments = {"first_n": 0, "num_steps": 5, "workers": 0} | settings
+    with open_loader(stream, batch_plan, rank, **arguments) as loader:
+        return list(loader)
+
+
+@pytest.fixture
+def stream(stream_config):
+    with open_stream(stream_config(a=3, b=1), seed=1) as opened:
+        yield opened
+
+
+GRID = [(world_size, workers) for world_size in (1, 2, 4, 8) for workers in (0, 1, 3)]
+MANY_PROCESSES = {(4, 3), (8, 1), (8, 3)}
+
+
+@pytest.mark.parametrize(
+    ("world_size", "workers"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case in MANY_PROCESSES else ())
+        for case in GRID
+    ],
+)
+def test_digests_do_not_depend_on_ranks_and_workers(stream, world_size, workers):
+    settings = {"first_step": 2, "num_steps": 5}
+    expected = digest_steps(stream, plan(1), workers=0, **settings)
+    assert [row.first_n for row in expected] == [32, 48, 64, 80, 96]
+    assert digest_steps(stream, plan(world_size), workers=workers, **settings) == expected
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_workers_hand_over_what_a_thread_does(stream_config, packing):
+    stream = open_stream(stream_config(a=3, b=1, packing=packing), seed=1)
+    expected = load(stream, plan(2), 1, first_n=7)
+    for workers in (1, 3):
+        for step, other in zip(expected, load(stream, plan(2), 1, first_n=7, workers=workers)):
+            assert (step.first_n, step.samples, step.targets) == (
+                other.first_n,
+                other.samples,
+                other.targets,
+            )
+            for one, two in zip(step.micro_batches, other.micro_batches, strict=True):
+                for name in ("tokens", "starts", "lengths"):
+                    assert getattr(one, name).dtype == getattr(two, name).dtype
+                    assert getattr(one, name).tolist() == getattr(two, name).tolist()
+                assert (one.first_n, one.digest, one.targets) == (two.first_n, two.digest, two.targets)
+
+
+def test_ranks_take_consecutive_slices_of_a_step(stream):
+    for rank in range(4):
+        for number, step in enumerate(load(stream, plan(4, micro_windows=2), rank, first_n=3)):
+            assert step.first_n == 3 + 16 * number
+            assert step.samples == 16
+            assert [b.first_n for b in step.micro_batches] == [
+                step.first_n + 4 * rank,
+                step.first_n + 4 * rank + 2,
+            ]
+
+
+def test_micro_batches_hold_the_samples_their_numbers_say(stream):
+    for step in load(stream, plan(2), 1, num_steps=3):
+        for batch in step.micro_batches:
+            windows = stream.read(batch.first_n, len(batch.tokens))
+            starts = [33 * r + int(s) for r, w in enumerate(windows) for s in w.starts]
+            assert batch.tokens.tolist() == [window.tokens.tolist() for window in windows]
+            assert batch.starts.tolist() == starts
+            assert batch.starts.dtype == np.int32 and batch.tokens.dtype == np.uint16
+            assert batch.lengths.tolist() == [window.length for window in windows]
+            assert batch.targets == batch.lengths.sum() - len(starts)
+            assert batch.digest == add_digests(
+                xxhash.xxh64(
+                    (batch.first_n + row).to_bytes(8, "little") + window.tokens.tobytes()
+                ).intdigest()
+                for row, window in enumerate(windows)
+            )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_while_reading_surfaces_as_itself_where_its_step_would_come(
+    stream_config, tmp_path, write_dataset, documents, workers
+):
+    folder = write_dataset(tmp_path / "a", documents(20, seed=1))
+    path = folder / "x-000000.tar"
+    content = bytearray(path.read_bytes())
+    content[3000] ^= 1
+    path.write_bytes(content)
+    stream = open_stream(stream_config(folder=tmp_path, a=1), seed=1)
+    with open_loader(
+        stream, plan(1), 0, first_n=0, num_steps=5, workers=workers
+    ) as loader:
+        with pytest.raises(DataError, match=r"x-000000.tar: its content has changed") as caught:
+            next(loader)
+        assert caught.value.problems[0].startswith(str(path))
+
+
+def test_a_bug_in_a_worker_keeps_its_class_and_shows_the_workers_traceback(stream):
+    stream.mixture.segments = ()
+    with open_loader(stream, plan(1), 0, first_n=0, num_steps=2, workers=1) as loader:
+        with pytest.raises(IndexError) as caught:
+            next(loader)
+    assert "in _position" in str(caught.value.__cause__)
+
+
+def test_a_killed_worker_is_an_error_that_says_so(stream):
+    with open_loader(stream, plan(1), 0, first_n=0, num_steps=99, workers=1) as loader:
+        next(loader)
+        os.kill(loader._source._workers[0].process.pid, signal.SIGKILL)
+        with pytest.raises(ClusterError, match="ended by signal SIGKILL.*memory runs out"):
+            for _ in loader:
+                pass
+
+
+def test_workers_ignore_the_signals_meant_for_the_rank(stream):
+    with open_loader(stream, plan(1), 0, first_n=0, num_steps=6, workers=2) as loader:
+        for worker in loader._source._workers:  # also while they are still starting
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                os.kill(worker.process.pid, number)
+        assert len(list(loader)) == 6
+
+
+def test_workers_end_when_their_loader_is_closed_early(stream):
+    with open_loader(stream, plan(1), 0, first_n=0, num_steps=10**6, workers=2) as loader:
+        next(loader)
+        processes = [worker.process for worker in loader._source._workers]
+    assert [process.returncode for process in processes] == [0, 0]
+
+
+def test_workers_die_with_their_rank_even_by_sigkill(stream_config, tmp_path):
+    program = """
+        import os, pickle, signal, sys
+        from lmscale.config.batch import plan_batches
+        from lmscale.stream.loader import open_loader
+        stream = pickle.load(open(sys.argv[1], "rb"))
+        plan = plan_batches(global_windows=4, micro_windows=4, world_size=1)
+        loader = open_loader(stream, plan, 0, first_n=0, num_steps=10**6, workers=2)
+        next(loader)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    (tmp_path / "stream").write_bytes(pickle.dumps(open_stream(stream_config(a=1), seed=1)))
+    # The workers inherit our pipe as their stderr: it ends when the last of them has ended.
+    rank = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "stream")],
+        stderr=subprocess.PIPE,
+        timeout=60,
+    )
+    assert rank.returncode == -signal.SIGKILL
+    assert rank.stderr == b""
+
+
+def test_the_time_a_rank_waits_for_data_is_counted(stream):
+    with open_loader(stream, plan(1), 0, first_n=0, num_steps=4, workers=0) as loader:
+        waits = [step.wait_seconds for step in loader]
+        assert sum(waits) == pytest.approx(loader.wait_seconds)
+        assert loader.wait_seconds > 0
+
+
+def test_a_worker_loads_no_torch():
+    program = "import lmscale.stream.worker, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -1,0 +1,31 @@
+import pickle
+
+import pytest
+
+from lmscale import errors
+from lmscale.errors import ConfigError, GuardError, LmscaleError
+
+
+def test_an_error_carries_all_its_problems():
+    error = ConfigError(["first", "second"])
+    assert error.problems == ("first", "second")
+    assert str(error) == "first\nsecond"
+
+
+def test_a_single_problem_need_not_be_a_list():
+    assert LmscaleError("only").problems == ("only",)
+
+
+@pytest.mark.parametrize("name", ["ConfigError", "DataError", "CheckpointError", "ClusterError"])
+def test_a_users_mistake_exits_with_2(name):
+    assert getattr(errors, name)("x").exit_code == errors.EXIT_USER == 2
+
+
+def test_the_guard_exits_with_76():
+    assert GuardError("diverged").exit_code == errors.EXIT_GUARD == 76
+
+
+def test_an_error_crosses_process_boundaries_whole():
+    error = pickle.loads(pickle.dumps(GuardError(["a", "b"])))
+    assert type(error) is GuardError
+    assert error.problems == ("a", "b")
