@@ -1,4 +1,4 @@
-"""``python -m lmscale`` is the ``lmscale`` command."""
+"""``python -m lmscale``."""
 
 import sys
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import lmscale
 from lmscale.cli import config, corpus, launch, runs, shards, stream, tokenizer
+from lmscale.cli.demo import demo
 from lmscale.cli.doctor import doctor
 from lmscale.cli.evaluate import evaluate
 from lmscale.cli.generate import generate
@@ -17,8 +19,32 @@ from lmscale.cli.problems import print_problems
 from lmscale.cli.train import train
 from lmscale.errors import EXIT_FINISHED, LmscaleError
 
+COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
+    "corpus": corpus.app,
+    "tokenizer": tokenizer.app,
+    "shards": shards.app,
+    "stream": stream.app,
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+    "launch": launch.app,
+    "runs": runs.app,
+    "doctor": doctor,
+    "config": config.app,
+    "demo": demo,
+}
+
+
+class FlowGroup(TyperGroup):
+    """Lists commands in the order of the flow; typer alone would put groups after commands."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+
 app = typer.Typer(
     name="lmscale",
+    cls=FlowGroup,
     help="Pretraining of language models: raw text to a trained, resumable model.",
     no_args_is_help=True,
     add_completion=False,
@@ -45,17 +71,11 @@ def root(
     """Pretraining of language models: raw text to a trained, resumable model."""
 
 
-app.add_typer(corpus.app, name="corpus")
-app.add_typer(tokenizer.app, name="tokenizer")
-app.add_typer(shards.app, name="shards")
-app.add_typer(stream.app, name="stream")
-app.command("train")(train)
-app.command("evaluate")(evaluate)
-app.command("generate")(generate)
-app.add_typer(launch.app, name="launch")
-app.add_typer(runs.app, name="runs")
-app.command("doctor")(doctor)
-app.add_typer(config.app, name="config")
+for _name, _command in COMMANDS.items():
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_name)
+    else:
+        app.command(_name)(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

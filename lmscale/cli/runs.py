@@ -132,9 +132,9 @@ def _render_numbers(status: RunStatus) -> dict[str, str]:
     figures = status.figures
     cells = (
         f"{status.step:,}/{status.config.train.steps:,}",
-        _render_number(figures.get("tokens"), ",.0f"),
-        _render_number(figures.get("loss"), ".4f"),
-        _render_number(figures.get("tokens_per_second"), ",.0f"),
+        _render_number(figures.get("train/tokens"), ",.0f"),
+        _render_number(figures.get("train/loss"), ".4f"),
+        _render_number(figures.get("speed/tokens_per_second"), ",.0f"),
         f"{status.goodput.fraction:.1%}" if status.attempts else "-",
         str(status.goodput.restarts),
     )
@@ -162,10 +162,11 @@ def render_status(status: RunStatus) -> str:
             f"ZeRO {row['zero_stage']}, from step {row['first_step']:,}"
         )
     lines.append(f"{'checkpoints':16} {', '.join(status.checkpoints) or 'none yet'}")
-    shown = {"step", "time", "tokens", "loss", "tokens_per_second", "goodput"}
-    for name, value in status.figures.items():
-        if name not in shown:
-            lines.append(f"{name:16} {_render_number(value, '.6g')}")
+    lines += [
+        f"{name:32} {_render_number(value, '.6g')}"
+        for name, value in status.figures.items()
+        if "/" in name  # the rest are the row's own step and time
+    ]
     return "\n".join(lines)
 
 

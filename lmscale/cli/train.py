@@ -1,5 +1,4 @@
 """``lmscale train CONFIG``: train or resume, as one rank of those launched, or alone."""
-"alone."""
 
 from __future__ import annotations
 
@@ -41,15 +40,16 @@ def run_training(config: RunConfig) -> str | None:
     from lmscale.runtime.logs import setup_logging
     from lmscale.runtime.ranks import open_process_group, ranks_from_environment
     from lmscale.runtime.stop import StopRequests
-    from lmscale.train import open_run
+    from lmscale.train import claim_folder, open_run
 
     ranks = ranks_from_environment()
     device = select_device(ranks)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequests(config.folder, watch_file=ranks.is_first))
         stack.enter_context(open_process_group(ranks, device))
-        run = stack.enter_context(open_run(config, ranks, device))
+        claim_folder(config, ranks)
         setup_logging(config.folder, ranks)
+        run = stack.enter_context(open_run(config, ranks, device))
         reason = _train(run, stop)
         stop.consume_file()
         return reason

@@ -39,9 +39,9 @@ class ModelConfig(Section):
     qk_norm: bool = False
     """RMSNorm of queries and keys per head, before the rotation."""
     tied_embeddings: bool = False
-    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    attention: Literal["auto", "sdpa"] = "auto"
     """``auto``: FlexAttention where documents are masked on CUDA without dropout, SDPA elsewhere.
-    ``sdpa`` needs no Triton compiler.
+    ``sdpa`` needs no compiler on the node.
     """
     dropout: float = Field(default=0.0, ge=0, lt=1)
     init_std: float = Field(default=0.02, gt=0)

@@ -8,7 +8,6 @@ but the topics' table; the source is parsed. The same Python gives the same file
 from __future__ import annotations
 
 import ast
-import io
 import json
 import re
 import sysconfig
@@ -51,10 +50,10 @@ def write_python_documentation(folder: str | Path) -> DocumentationSummary:
     """
     folder = Path(folder)
     docstrings, comments, modules = [], [], []
-    for name, source in _library_sources():
-        described = [(name, text) for text in _docstring_documents(name, source)]
+    for name, source, tree in _library_modules():
+        described = [(name, text) for text in _docstring_documents(name, tree)]
         docstrings += described
-        comments += [(name, text) for text in _comment_documents(name, source)]
+        comments += [(name, text) for text in _comment_documents(name, source, tree)]
         modules += [(name, source)] if described else []
     parts = {
         "topics": _topics(),
@@ -96,8 +95,8 @@ def _topics() -> list[tuple[str, str]]:
     return [(name, topics[name].strip("\n") + "\n") for name in sorted(topics)]
 
 
-def _library_sources() -> Iterator[tuple[str, str]]:
-    """(module name, source) of the standard library's modules, sorted by path."""
+def _library_modules() -> Iterator[tuple[str, str, ast.Module]]:
+    """(module name, source, syntax tree) of the standard library's modules, sorted by path."""
     root = Path(sysconfig.get_paths()["stdlib"])
     paths = [
         path
@@ -111,19 +110,17 @@ def _library_sources() -> Iterator[tuple[str, str]]:
             continue
         try:
             with tokenize.open(path) as file:
-                yield name, file.read()
-        except (OSError, SyntaxError, UnicodeDecodeError):  # a template or a test of the tokenizer
+                source = file.read()
+            with warnings.catch_warnings():  # invalid escapes in somebody else's code
+                warnings.simplefilter("ignore")
+                tree = ast.parse(source)
+        except (OSError, SyntaxError, ValueError):  # a template, or broken on purpose
             continue
+        yield name, source, tree
 
 
-def _docstring_documents(module: str, source: str) -> Iterator[str]:
+def _docstring_documents(module: str, tree: ast.Module) -> Iterator[str]:
     """Documents of the module's own docstring, of each class, and of groups of functions."""
-    with warnings.catch_warnings():  # invalid escapes in somebody else's code
-        warnings.simplefilter("ignore")
-        try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError):
-            return
     head = f"Python module {module}\n\n"
     text = ast.get_docstring(tree)
     if text and len(text) >= MIN_CHARS:
@@ -174,11 +171,11 @@ def _has_documentation(node: _Definition) -> bool:
     )
 
 
-def _comment_documents(module: str, source: str) -> Iterator[str]:
+def _comment_documents(module: str, source: str, tree: ast.Module) -> Iterator[str]:
     """A module's comment blocks, in documents of about ``DOCUMENT_CHARS``."""
     head = f"Comments in Python module {module}\n\n"
     blocks: list[str] = []
-    for block in _comment_blocks(source):
+    for block in _comment_blocks(source, tree):
         blocks.append(block)
         if sum(map(len, blocks)) >= DOCUMENT_CHARS:
             yield head + "\n".join(blocks)
@@ -187,23 +184,20 @@ def _comment_documents(module: str, source: str) -> Iterator[str]:
         yield head + "\n".join(blocks)
 
 
-def _comment_blocks(source: str) -> Iterator[str]:
-    """Runs of whole-line comments, without their marks; encoding and editor lines left out."""
+def _comment_blocks(source: str, tree: ast.Module) -> Iterator[str]:
+    """Runs of whole-line comments, without their marks; editor lines and rulers left out."""
+    in_strings: set[int] = set()  # rows where a "#" is text
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno != node.lineno:
+            in_strings.update(range(node.lineno + 1, (node.end_lineno or node.lineno) + 1))
     run: list[str] = []
-    last_row = -2
-    reader = io.StringIO(source).readline
-    try:
-        for token in tokenize.generate_tokens(reader):
-            if token.type != tokenize.COMMENT or token.line[: token.start[1]].strip():
-                continue
-            row = token.start[0]
-            if row != last_row + 1:
-                yield from _block(run)
-                run = []
-            run.append(re.sub(r"^#+!? ?", "", token.string).rstrip())
-            last_row = row
-    except (tokenize.TokenError, SyntaxError):
-        pass  # what came before the odd spot is kept
+    for row, line in enumerate(source.split("\n"), start=1):
+        comment = line.strip()
+        if comment.startswith("#") and row not in in_strings:
+            run.append(re.sub(r"^#+!? ?", "", comment))
+            continue
+        yield from _block(run)
+        run = []
     yield from _block(run)
 
 

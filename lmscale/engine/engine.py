@@ -165,7 +165,7 @@ def build_engine(
             dist_init_required=False,
         )
     scaler = getattr(engine.optimizer, "loss_scaler", None)
-    if hasattr(scaler, "raise_error_at_min_scale"):
+    if scaler is not None and hasattr(scaler, "raise_error_at_min_scale"):
         scaler.raise_error_at_min_scale = False  # the guard decides, with a message
     built = Engine(
         deepspeed=engine, config=config, plan=plan, device=device, name_prefix=name_prefix

@@ -62,13 +62,16 @@ class SetScore:
         """NaN for a set without text."""
         return self.nll / math.log(2) / self.bytes if self.bytes else math.nan
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
+        """Sums and figures; None for a figure that is not finite, which JSON cannot say."""
         figures = {
             "loss": self.loss,
             "perplexity": self.perplexity,
             "bits_per_byte": self.bits_per_byte,
         }
-        return asdict(self) | figures
+        return asdict(self) | {
+            name: value if math.isfinite(value) else None for name, value in figures.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +130,10 @@ def evaluate_set(
     was_training = objective.training
     objective.eval()
     try:
-        for tokens, starts, lengths in _batches(dataset, num_windows, plan.micro_windows, ranks):
-            batch = [torch.from_numpy(array).to(device) for array in (tokens, starts, lengths)]
-            nll = objective(*batch).nll
-            covered = _target_bytes(*batch, plan.mask_documents, bytes_of_id)
+        for arrays in _batches(dataset, num_windows, plan.micro_windows, ranks):
+            tokens, starts, lengths = (torch.from_numpy(array).to(device) for array in arrays)
+            nll = objective(tokens, starts, lengths).nll
+            covered = _target_bytes(tokens, starts, lengths, plan.mask_documents, bytes_of_id)
             sums += torch.stack([nll.total.double(), nll.targets.double(), covered.double()])
             done = min(plan.micro_windows * ranks.world_size, num_left)
             num_left -= done

@@ -36,15 +36,13 @@ def attention_backend(
     masked: bool,
     dropout: float = 0.0,
     head_width: int = 64,
-    choice: Literal["auto", "sdpa", "flex"] = "auto",
+    choice: Literal["auto", "sdpa"] = "auto",
 ) -> Backend:
     """Choose how attention is computed; ``masked`` says that documents may not see each other.
 
     FlexAttention is for CUDA only (on the CPU it has no backward), drops nothing, and wants heads
     of at least 16; elsewhere the mask is dense.
     """
-    if choice == "flex":
-        return "flex"
     if not masked:
         return "causal"
     can_flex = device_type == "cuda" and dropout == 0 and head_width >= FLEX_MIN_HEAD_WIDTH

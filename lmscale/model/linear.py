@@ -14,5 +14,7 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
+    weight: nn.Parameter
+
     def reset_parameters(self) -> None:
         """Leave the memory as it was allocated."""

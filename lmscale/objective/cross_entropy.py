@@ -66,11 +66,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = slice(first, first + chunk_tokens)
             logits_CV = None  # freed before the next chunk's are made
             logits_CV = hidden_ND[chunk] @ weight_VD.T
-            log_z_C = log_z_N[chunk] = torch.logsumexp(logits_CV.float(), dim=-1)
+            log_p_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+            log_z_C = log_z_N[chunk] = logits_CV[:, 0].float() - log_p_CV[:, 0]
             is_target_C = labels_N[chunk] != IGNORED
             safe_C1 = labels_N[chunk].clamp(min=0)[:, None]
-            picked_C = logits_CV.gather(1, safe_C1)[:, 0].float()
-            nll += torch.where(is_target_C, log_z_C - picked_C, 0.0).sum()
+            nll -= torch.where(is_target_C, log_p_CV.gather(1, safe_C1)[:, 0], 0.0).sum()
+            del log_p_CV
             if z_loss:
                 z += z_loss * torch.where(is_target_C, log_z_C.square(), 0.0).sum()
         # The parameter itself is saved, not a view: ZeRO-3 swaps its data between the two passes.
@@ -116,10 +117,8 @@ def _grad_logits(
     In the logits' dtype. Computed in fp32 and scaled by ``grad_loss`` (which carries the loss
     scale) before it is rounded.
     """
-    is_target_C = labels_C != IGNORED
-    delta_CV = (logits_CV.float() - log_z_C[:, None]).exp_()
-    delta_CV *= (1 + 2 * z_loss * log_z_C)[:, None]
-    onehot_C1 = -torch.ones_like(log_z_C)[:, None]
-    delta_CV.scatter_add_(1, labels_C.clamp(min=0)[:, None], onehot_C1)
-    delta_CV *= torch.where(is_target_C, grad_loss, 0.0)[:, None]
+    scale_C = torch.where(labels_C != IGNORED, grad_loss, 0.0)
+    delta_CV = (logits_CV - log_z_C[:, None]).exp_()  # the difference of bf16 and fp32 is fp32
+    delta_CV *= (scale_C * (1 + 2 * z_loss * log_z_C))[:, None]
+    delta_CV.scatter_add_(1, labels_C.clamp(min=0)[:, None], -scale_C[:, None])
     return delta_CV.to(logits_CV.dtype)

@@ -1,11 +1,12 @@
 """A bounded folder of files that all processes of a node share: each file is made once.
 
-Locks are ``flock``, which the kernel drops with its holder, so a killed process leaves nothing locked:
+Locks are ``flock``, which the kernel drops with its holder, so a killed process leaves nothing
+locked:
 
 - ``locks/KEY``: held exclusively while a file is made, so that the others wait for it;
 - ``locks/evict``: held exclusively while room is made;
-- a file itself: held shared by whoever uses it, exclusively by whoever makes it. A file that is held is
-  never evicted.
+- a file itself: held shared by whoever uses it, exclusively by whoever makes it. A file that is
+  held is never evicted.
 """
 
 from __future__ import annotations
@@ -77,9 +78,10 @@ class NodeCache:
         )
 
     def make(self, key: str, *, name: str, size: int, write: Callable[[Path], None]) -> CachedFile:
-        """The file of ``key``; if it is not there, ``write`` makes it, on one process of the node only.
+        """The file of ``key``, made by ``write`` if it is not there.
 
-        ``size``: its bytes, or an upper estimate, for which room is made first.
+        Only one process of the node makes it; the others wait. ``size``: its bytes, or an upper
+        estimate, for which room is made first.
         """
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]
         path = self.folder / f"{digest}-{name}"
@@ -135,16 +137,15 @@ class NodeCache:
         if total + size > self.max_bytes:
             raise ConfigError(
                 f"stream.cache.max_bytes = {self.max_bytes} is too small: {size} more bytes are "
-                "needed in "
-                f"{self.folder}, and {total} bytes there are in use. Every source needs "
+                f"needed in {self.folder}, and {total} bytes there are in use. Every source needs "
                 f"stream.window_shards + 1 shards at once: raise max_bytes or lower window_shards."
             )
 
     def verify_once(self, path: Path, *, size: int, sha256: str) -> None:
         """Hash the local file ``path`` unless this node has done so since it was last written.
 
-        Raises ``DataError`` where the hash differs. Where the cache's folder cannot be written, it is
-        hashed each time.
+        Raises ``DataError`` where the hash differs. Where the cache's folder cannot be written, it
+        is hashed each time.
         """
         status = path.stat()
         stamp = f"{path.resolve()}\0{size}\0{status.st_mtime_ns}\0{status.st_ino}\0{sha256}"
@@ -167,9 +168,8 @@ def _check_hash(path: Path, sha256: str) -> None:
     found = sha256_file(path)
     if found != sha256:
         raise DataError(
-            f"{path}: its content has changed since it was built: sha256 is {found}, the "
-            f"manifest says {sha256}. "
-            f"Restore the file, or delete it and run `lmscale shards build` again."
+            f"{path}: its content has changed since it was built: sha256 is {found}, the manifest "
+            f"says {sha256}. Restore the file, or delete it and run `lmscale shards build` again."
         )
 
 

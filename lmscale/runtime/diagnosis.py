@@ -15,8 +15,7 @@ from pathlib import Path
 
 import lmscale
 from lmscale.runtime.device import cpu_name, peak_tflops
-from lmscale.runtime.environment import installed_version, num_cores
-from lmscale.runtime.extensions import extensions_folder
+from lmscale.runtime.environment import installed_version, num_cores, package_versions
 
 MIN_FREE_BYTES = 2 << 30
 SLOW_LOOKUP_SECONDS = 1.0
@@ -67,6 +66,10 @@ def check_packages() -> Iterable[Finding]:
         found=f"{lmscale.__version__} in {Path(lmscale.__file__).parent}",
         advice="" if is_installed else "It is not installed in this Python: pip install .",
     )
+    if not is_installed:
+        versions = package_versions().items()
+        shown = ", ".join(f"{name} {version or 'missing'}" for name, version in versions)
+        yield Finding(subject="versions", is_ok=True, found=shown)
     declared = [Requirement(text) for text in (requires("lmscale") if is_installed else None) or ()]
     for needed in declared:
         if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
@@ -117,7 +120,7 @@ def check_devices() -> Iterable[Finding]:
 
 
 def check_compiler() -> Finding:
-    """DeepSpeed builds small C++ extensions at first use."""
+    """DeepSpeed's optimizer for offload and torch.compile build C++ at first use."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     # A virtual environment that is called by its path, not activated, has ninja beside its Python.
     ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
@@ -126,7 +129,8 @@ def check_compiler() -> Finding:
         subject="compiler",
         is_ok=not missing,
         found=f"missing: {' and '.join(missing)}" if missing else f"{compiler}, {ninja}",
-        advice="DeepSpeed builds extensions at first use: install g++ and run pip install ninja."
+        advice="Optimizer offload and torch.compile build C++ at first use: install g++, and "
+        "ninja with pip."
         if missing
         else "",
     )
@@ -214,6 +218,5 @@ def _folders(more: Sequence[str]) -> list[tuple[str, Path]]:
     return [
         ("here", Path.cwd()),
         ("temporary", Path(tempfile.gettempdir())),
-        ("extensions", extensions_folder()),
         *(("folder", Path(name)) for name in more),
     ]

@@ -36,7 +36,10 @@ def setup_logging(folder: str | Path, ranks: Ranks) -> Path:
     file.setFormatter(logging.Formatter(_FORMAT, datefmt="%Y-%m-%dT%H:%M:%S"))
     handlers: list[logging.Handler] = [file]
     if ranks.is_first:
-        handlers.append(_terminal_handler())
+        terminal = _terminal_handler()
+        # Libraries warn about their own future; the file keeps it, a person cannot act on it.
+        terminal.addFilter(lambda record: record.name != "py.warnings")
+        handlers.append(terminal)
     root = logging.getLogger()
     for handler in handlers:
         handler.set_name(_OWNED)

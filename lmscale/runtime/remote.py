@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
-
 from lmscale.errors import ConfigError, DataError, LmscaleError
 
 Result = TypeVar("Result")
@@ -85,8 +83,9 @@ def with_retries(
 ) -> Result:
     """Call ``action`` until it succeeds; ``retries`` more times after the first failure.
 
-    Waits a random time up to 0.5, 1, 2, … 30 s between attempts (full jitter), so that thousands of ranks
-    do not come back together. What waiting cannot mend is raised at once. Raises ``DataError`` naming the URL.
+    Waits a random time up to 0.5, 1, 2, … 30 s between attempts (full jitter), so that thousands of
+    ranks do not come back together. What waiting cannot mend is raised at once. Raises
+    ``DataError`` naming the URL.
     """
     for attempt in range(retries + 1):
         try:
@@ -109,8 +108,7 @@ def with_retries(
             if type(error).__name__ in PERMANENT:
                 raise DataError(
                     f"{url}: no credentials were found ({error}). Give this machine access, for "
-                    "example "
-                    f"by its environment variables, and run again."
+                    f"example by its environment variables, and run again."
                 ) from None
             if attempt == retries:
                 raise DataError(_describe_failure(url, error, retries + 1)) from error
@@ -125,12 +123,17 @@ def _describe_failure(url: str, error: Exception, attempts: int) -> str:
     if isinstance(error, TransferError):
         advice = "If it stays so, the remote file is damaged: upload it again."
     else:
-        advice = "Check the network and the endpoint from this machine; stream.cache.retries sets how often it is tried."
+        advice = (
+            "Check the network and the endpoint from this machine; stream.cache.retries sets how "
+            "often it is tried."
+        )
     return f"{url}: could not be read (tried {tried}): {reason}. {advice}"
 
 
 def _open_filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of ``url``, and the path in its terms. Raises ``ConfigError``."""
+    import fsspec  # here: a loader worker that reads local shards starts without it
+
     protocol = protocol_of(url) or "file"
     options: dict[str, Any] = {}
     try:

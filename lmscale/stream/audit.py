@@ -44,10 +44,11 @@ def audit_run(
 ) -> AuditReport:
     """Recompute every step's digest from the shards and compare it with the run's ledger.
 
-    ``progress`` is called with the number of samples just checked. Sources that left the mixture are found
-    where they were; the config may name another place for any of them. Raises ``DataError`` for shards that
-    are missing, damaged or not the ones that the run read.
-    ``max_samples``: stop reading shards after so many; the order of the rows is always checked whole.
+    ``progress`` is called with the number of samples just checked. Sources that left the mixture
+    are found where they were; the config may name another place for any of them. Raises
+    ``DataError`` for shards that are missing, damaged or not the ones that the run read.
+    ``max_samples``: stop reading shards after so many; the order of the rows is always checked
+    whole.
     """
     rows = read_ledger(run_folder)
     lost, repeated = check_sequence(rows)
@@ -74,7 +75,7 @@ def audit_run(
 
 
 def open_recorded(config: RunConfig, state: StreamState, recorded: Mapping[str, str]) -> Stream:
-    """The stream of ``state`` with every source it ever had, whatever the config's mixture is now."""
+    """The stream of ``state`` with every source it ever had, whatever the mixture is now."""
     named = {name: source.shards for name, source in config.stream.sources.items()}
     used = {name for segment in state.segments for name in segment.quotas}
     places = {**recorded, **named}
@@ -82,8 +83,8 @@ def open_recorded(config: RunConfig, state: StreamState, recorded: Mapping[str, 
     if unknown:
         raise DataError(
             [
-                f"stream.sources.{name}: the run used this source, but neither the config nor the run's "
-                f"stream.json says where its shards are. Add it to the config with weight 0."
+                f"stream.sources.{name}: the run used this source, but neither the config nor the "
+                f"run's stream.json says where its shards are. Add it to the config with weight 0."
                 for name in unknown
             ]
         )
@@ -97,17 +98,22 @@ def open_recorded(config: RunConfig, state: StreamState, recorded: Mapping[str, 
 
 
 def check_sequence(rows: Sequence[LedgerRow]) -> tuple[list[str], list[str]]:
-    """Lost and repeated samples: the rows must be steps 0, 1, 2, … and their samples 0, 1, 2, … without a gap."""
+    """Lost and repeated samples.
+
+    The rows must be steps 0, 1, 2, … and their samples 0, 1, 2, … without a gap.
+    """
     lost: list[str] = []
     repeated: list[str] = []
     next_step = next_n = 0
     for row in sorted(rows, key=lambda row: (row.first_n, row.step)):
         end = row.first_n + row.samples
         if row.first_n > next_n:
-            lost.append(
-                f"samples {next_n} to {row.first_n - 1} were used by no step (between step {next_step - 1} "
-                f"and step {row.step})"
+            where = (
+                f"between step {next_step - 1} and step {row.step}"
+                if next_step
+                else f"before step {row.step}"
             )
+            lost.append(f"samples {next_n} to {row.first_n - 1} were used by no step ({where})")
         elif row.first_n < next_n:
             last = min(end, next_n) - 1
             repeated.append(f"samples {row.first_n} to {last} were used again by step {row.step}")

@@ -1,4 +1,4 @@
-"""What the loader hands over: compact arrays, and the digest that proves which samples they hold."""
+"""What the loader hands over: compact arrays, and the digest that proves what they hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MicroBatch:
     tokens: np.ndarray
     """uint16 or uint32 [B, T + 1]; pad_id from each row's length on."""
     starts: np.ndarray
-    """int32 [N]: flat positions into B × (T + 1) at which a document begins, ascending; every row's 0 is one."""
+    """int32 [N]: flat positions into B × (T + 1) at which a document begins, each row's 0 too."""
     lengths: np.ndarray
     """int32 [B]: tokens that are not padding."""
     first_n: int
@@ -71,8 +71,8 @@ class Rows:
 def digest_rows(first_n: int, tokens: np.ndarray) -> np.ndarray:
     """xxh64 of each row's sample, uint64 [R].
 
-    Of the bytes: the sample's global number as 8 little-endian bytes, then the T + 1 tokens, padding
-    included, as little-endian uint16 or uint32.
+    Of the bytes: the sample's global number as 8 little-endian bytes, then the T + 1 tokens,
+    padding included, as little-endian uint16 or uint32.
     """
     numbers = np.arange(first_n, first_n + len(tokens), dtype="<u8").tobytes()
     digests = np.empty(len(tokens), dtype=np.uint64)
@@ -89,7 +89,7 @@ def add_digests(digests) -> int:
 
 
 def count_targets(lengths: np.ndarray, num_starts: int, *, mask_documents: bool) -> int:
-    """Target positions of some rows: every token but the first of a document (or, unmasked, of a row)."""
+    """Target positions of some rows: all but the first token of a document (unmasked: of a row)."""
     return int(lengths.sum()) - (num_starts if mask_documents else len(lengths))
 
 

@@ -37,9 +37,10 @@ class Window:
 
 
 class Dataset:
-    """The windows of a folder of shards. Opens shards as they are read and keeps ``keep_open`` of them.
+    """The windows of a folder of shards.
 
-    Picklable: a copy in another process opens its own.
+    Opens shards as they are read and keeps the last ``keep_open`` of them open. Picklable: a copy
+    in another process opens its own.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Dataset:
         return protocol_of(self.location) is not None
 
     def window(self, index: int) -> Window:
-        """Window ``index`` in stored order: the manifest's shards, and their windows, one after another."""
+        """Window ``index`` in stored order: shard after shard as the manifest has them."""
         if not 0 <= index < self.num_windows:
             raise IndexError(
                 f"window {index} of {self.location}, which has {self.num_windows} windows"
@@ -114,9 +115,13 @@ class Dataset:
         return opened[0]
 
     def fetch(self, number: int) -> None:
-        """Bring shard ``number`` to this node without opening it; nothing to do for a local one."""
+        """Bring shard ``number`` to this node, or hash a local one, without opening it."""
+        entry = self.manifest.shards[number]
         if self.is_remote:
-            self._locate(self.manifest.shards[number])[1].close()
+            self._locate(entry)[1].close()
+        elif self._verify_hashes:
+            path = Path(join_location(self.location, entry.name))
+            self._cache.verify_once(path, size=entry.bytes, sha256=entry.sha256)
 
     def close(self) -> None:
         while self._open:
@@ -138,8 +143,9 @@ class Dataset:
         shard = ShardWindows(mapped, entry.blocks, self.sequence_length, pieces)
         if shard.num_windows != self.counts[number]:
             raise DataError(
-                f"{join_location(self.location, entry.name)}: it has {shard.num_windows} windows, but the manifest or "
-                f"the counts beside it say {self.counts[number]}. Run `lmscale shards verify` on the folder."
+                f"{join_location(self.location, entry.name)}: it has {shard.num_windows} windows, "
+                f"but the manifest or the counts beside it say {self.counts[number]}. Run "
+                f"`lmscale shards verify` on the folder."
             )
         return shard, held
 
@@ -184,9 +190,10 @@ def open_dataset(
     verify_hashes: bool = True,
     advance: Callable[[float], None] = lambda shards: None,
 ) -> Dataset:
-    """The dataset in a folder or at a URL. ``advance`` is called with 1 for each shard that must be packed first.
+    """The dataset in a folder or at a URL.
 
-    Raises ``DataError`` with every missing or cut local shard; remote ones show when they are fetched.
+    ``advance`` is called with 1 for each shard that must be packed first. Raises ``DataError`` with
+    every missing or cut local shard; remote ones show when they are fetched.
     """
     location = str(location)
     node_cache = NodeCache(
@@ -219,8 +226,9 @@ def open_dataset(
         )
     if dataset.num_windows == 0:
         raise DataError(
-            f"{location}: the dataset is empty: its manifest lists {len(manifest.shards)} shards and not one "
-            f"token to predict. Check the corpus it was built from (`lmscale shards show {location}`)."
+            f"{location}: the dataset is empty: its manifest lists {len(manifest.shards)} shards "
+            f"and not one token to predict. Check the corpus it was built from (`lmscale shards "
+            f"show {location}`)."
         )
     return dataset
 

@@ -1,8 +1,8 @@
 """The ledger: which samples every step used, one line a step, in the run folder.
 
-``ledger.jsonl`` holds the steps that count. On resume, steps beyond the checkpoint were thrown away:
-their lines move to ``ledger.rewound.jsonl``. ``stream.json`` beside it says what the numbers mean: the stream's
-seed, geometry and segments, and where each source's shards were.
+``ledger.jsonl`` holds the steps that count. On resume, steps beyond the checkpoint were thrown
+away: their lines move to ``ledger.rewound.jsonl``. ``stream.json`` beside it says what the numbers
+mean: the stream's seed, geometry and segments, and where each source's shards were.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LedgerRow:
 
 
 def digest_to_limbs(digest: int) -> list[float]:
-    """Four 16-bit limbs, lowest first: float64 sums of them over 2^37 ranks are still exact."""
+    """Four 16-bit limbs, lowest first: their float64 sums are exact over 2^37 ranks."""
     mask = 2**LIMB_BITS - 1
     return [float(digest >> (LIMB_BITS * limb) & mask) for limb in range(NUM_LIMBS)]
 
@@ -70,14 +70,14 @@ class Ledger:
         self._file = file
 
     def append(self, row: LedgerRow) -> None:
-        """Write the row; it survives the death of the process, and after ``sync`` of the machine."""
+        """Write the row: it outlives this process and, once ``sync`` is called, the machine."""
         with writing("the ledger", self.folder):
             self._file.write(row.to_line())
             self._file.flush()
         self.rows += 1
 
     def sync(self) -> None:
-        """Call before a checkpoint is committed: no checkpoint may know of steps that the ledger lacks."""
+        """Call before a checkpoint is committed: it must not know of steps the ledger lacks."""
         with writing("the ledger", self.folder):
             os.fsync(self._file.fileno())
 
@@ -96,8 +96,8 @@ class Ledger:
 def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: int) -> Ledger:
     """The run's ledger, ready for step ``next_step``, whose first sample is ``n``.
 
-    Rows of ``next_step`` and later move to ``ledger.rewound.jsonl``, and a torn last line is dropped. Then
-    ``stream.json`` is brought up to date. Raises ``DataError`` for a damaged ledger.
+    Rows of ``next_step`` and later move to ``ledger.rewound.jsonl``, and a torn last line is
+    dropped. Then ``stream.json`` is brought up to date. Raises ``DataError`` for a damaged ledger.
     """
     folder = Path(run_folder)
     path = folder / LEDGER
@@ -107,7 +107,8 @@ def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: in
         kept = [row for row in rows if row.step < next_step]
         rewound = [row for row in rows if row.step >= next_step]
         if rewound:
-            # First there, then away from here: a kill in between leaves a row twice in the rewound file.
+            # First there, then away from here: a kill in between leaves a row twice in the rewound
+            # file.
             with open(folder / REWOUND, "a", encoding="utf-8") as file:
                 file.writelines(row.to_line() for row in rewound)
                 file.flush()
@@ -136,7 +137,8 @@ def read_ledger(run_folder: str | Path) -> list[LedgerRow]:
             rows.append(LedgerRow.from_line(line))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{path}: line {number} is damaged ({type(error).__name__}: {error}): {line.strip()[:80]!r}."
+                f"{path}: line {number} is damaged ({type(error).__name__}: {error}): "
+                f"{line.strip()[:80]!r}."
             ) from None
     return rows
 

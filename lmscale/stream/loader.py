@@ -1,8 +1,9 @@
 """Steps of micro-batches for one rank, read ahead by worker processes or a thread.
 
-Workers are started as fresh interpreters, not forked: a fork of a rank with torch's and NCCL's threads may
-hang on a lock one of them held, and would share the rank's CUDA state. They import no torch, so they
-are up in about half a second. Steps are dealt to the workers in turn and handed over in order through shared memory.
+Workers are started as fresh interpreters, not forked: a fork of a rank with torch's and NCCL's
+threads may hang on a lock one of them held, and would share the rank's CUDA state. They import no
+torch, so they are up in about half a second. Steps are dealt to the workers in turn and handed over
+in order through shared memory.
 """
 
 from __future__ import annotations
@@ -102,8 +103,9 @@ def open_loader(
 ) -> StepLoader:
     """Read ``num_steps`` steps from global sample ``first_n`` on, this rank's slice of each.
 
-    What comes out does not depend on ``workers``: 0 reads on a thread of this process. Every worker keeps
-    ``prefetch_steps`` steps ready. An error while reading is raised where its step would have come.
+    What comes out does not depend on ``workers``: 0 reads on a thread of this process. Every worker
+    keeps ``prefetch_steps`` steps ready. An error while reading is raised where its step would have
+    come.
     """
     job = LoaderJob(stream=stream, plan=plan, rank=rank, first_n=first_n, num_steps=num_steps)
     workers = min(workers, num_steps)
@@ -213,12 +215,14 @@ class _Worker:
         try:
             code = self.process.wait(timeout=STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            return f"A loader worker (process {self.process.pid}) closed its connection but still runs."
+            return (
+                f"A loader worker (process {self.process.pid}) closed its connection but runs on."
+            )
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         hint = " The kernel does that when memory runs out." if code == -signal.SIGKILL else ""
         return (
-            f"A loader worker (process {self.process.pid}) ended {how}.{hint} Nothing is lost: start the run "
-            f"again; stream.workers=0 reads in the rank itself."
+            f"A loader worker (process {self.process.pid}) ended {how}.{hint} Nothing is lost: "
+            f"start the run again; stream.workers=0 reads in the rank itself."
         )
 
     def stop(self) -> None:
@@ -230,7 +234,7 @@ class _Worker:
 
 
 def _start(connection: Connection, memory_descriptor: int) -> subprocess.Popen:
-    """Start a worker that no signal of ours can kill before it ignores them: it inherits them blocked."""
+    """Start a worker; it inherits our signals blocked, so none kills it before it ignores them."""
     descriptors = (connection.fileno(), memory_descriptor)
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)

@@ -1,8 +1,8 @@
-"""Which source the n-th sample comes from, and which of that source's samples it is: pure arithmetic.
+"""Which source the n-th sample comes from, and which of its samples it is: pure arithmetic.
 
-A segment is a stretch of the run under one mixture. It is cut into blocks that all hold the same whole
-number (quota) of samples of every source, permuted by key. So the count of a source after n samples is
-closed-form, never goes down, and a change of the mixture only appends a segment.
+A segment is a stretch of the run under one mixture. It is cut into blocks that all hold the same
+whole number (quota) of samples of every source, permuted by key. So the count of a source after n
+samples is closed-form, never goes down, and a change of the mixture only appends a segment.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def plan_quotas(weights: Mapping[str, float], block: int) -> dict[str, int]:
     if starved:
         raise ConfigError(
             [
-                f"stream.sources.{name}.weight is {float(shares[name] / total):.2g} of all weights, less than "
-                f"one sample in a block of stream.mixture_block = {block}; raise the weight, raise "
-                f"mixture_block, or set the weight to 0."
+                f"stream.sources.{name}.weight is {float(shares[name] / total):.2g} of all "
+                f"weights, less than one sample in a block of stream.mixture_block = {block}; "
+                f"raise the weight, raise mixture_block, or set the weight to 0."
                 for name in starved
             ]
         )
@@ -78,7 +78,9 @@ class Mixture:
         self._blocks: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
     def locate(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source (index into ``names``) and index in the source, int64 [count] each, of first, first + 1, …"""
+        """Source (index into ``names``) and index in the source, int64 [count] each, of first,
+        first + 1, …
+        """
         sources = np.empty(count, dtype=np.int64)
         indices = np.empty(count, dtype=np.int64)
         done = 0

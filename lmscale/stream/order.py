@@ -1,7 +1,7 @@
-"""The order of a source's windows: pure arithmetic on counts, the same on every machine and for ever.
+"""The order of a source's windows: pure arithmetic on counts, the same everywhere and for ever.
 
-Per epoch the shards are permuted and taken in groups of ``window_shards``; the windows of a group are
-permuted together. A group is both the shuffle's quality and the number of shards open at once.
+Per epoch the shards are permuted and taken in groups of ``window_shards``; the windows of a group
+are permuted together. A group is both the shuffle's quality and the number of shards open at once.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class SourceOrder:
         self._groups: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def locate(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shard numbers and window numbers within the shard, int64 [count] each, of first, first + 1, …"""
+        """Shard numbers and window numbers within the shard, int64 [count] each, of first, first +
+        1, …
+        """
         shards = np.empty(count, dtype=np.int64)
         windows = np.empty(count, dtype=np.int64)
         done = 0

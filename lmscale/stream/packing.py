@@ -16,10 +16,10 @@ def count_concat(tokens: int, sequence_length: int) -> int:
 def plan_best_fit(lengths: np.ndarray, sequence_length: int) -> np.ndarray:
     """Pack documents of ``lengths`` tokens whole where they fit; int64 [3, pieces].
 
-    Rows: the piece's first token within the shard, its tokens, its window. Windows ascend; pieces of one
-    window follow each other in it. A document longer than T + 1 is first cut into full windows with
-    stride T, so that each of its targets exists exactly once; the rest is a piece like a short document.
-    The pieces go best-fit-decreasing into windows of T + 1.
+    Rows: the piece's first token within the shard, its tokens, its window. Windows ascend; pieces
+    of one window follow each other in it. A document longer than T + 1 is first cut into full
+    windows with stride T, so that each of its targets exists exactly once; the rest is a piece like
+    a short document. The pieces go best-fit-decreasing into windows of T + 1.
     """
     capacity = sequence_length + 1
     lengths = np.asarray(lengths, dtype=np.int64)
@@ -50,8 +50,8 @@ def plan_best_fit(lengths: np.ndarray, sequence_length: int) -> np.ndarray:
 def _best_fit(sizes: list[int], capacity: int) -> np.ndarray:
     """The bin of each of ``sizes`` (descending): the fullest one it fits in, else a new one.
 
-    The set of occupied free spaces is one integer, bit s for a bin with s free: the smallest space that
-    fits is the lowest bit at or above the size, found without a search.
+    The set of occupied free spaces is one integer, bit s for a bin with s free: the smallest space
+    that fits is the lowest bit at or above the size, found without a search.
     """
     occupied = 0
     with_space: list[list[int]] = [[] for _ in range(capacity + 1)]

@@ -13,8 +13,8 @@ from lmscale.stream.packing import count_concat
 class ShardWindows:
     """Random access to a shard's windows under one packing.
 
-    ``pieces`` is the plan of ``plan_best_fit``, or None for ``concat``. Positions are in the shard's
-    flat run of tokens, all blocks in order.
+    ``pieces`` is the plan of ``plan_best_fit``, or None for ``concat``. Positions are in the
+    shard's flat run of tokens, all blocks in order.
     """
 
     def __init__(
@@ -55,7 +55,10 @@ class ShardWindows:
     # which a document (or the rest of one that was cut) begins. 0 always begins one.
 
     def copy(self, window: int, row: np.ndarray) -> int:
-        """Write the window's tokens into ``row`` [T + 1]; returns how many there are. The rest is left."""
+        """Write the window's tokens into ``row`` [T + 1];
+
+        returns how many there are. The rest is left.
+        """
         if self._pieces is None:
             begin = window * self._sequence_length
             end = min(begin + self._sequence_length + 1, self.num_tokens)

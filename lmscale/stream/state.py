@@ -48,15 +48,15 @@ class StreamState:
 
     @staticmethod
     def from_json(tree: dict[str, Any] | str) -> StreamState:
-        """Raises ``CheckpointError`` for what is not a stream's state, or one of a newer version."""
+        """Raises ``CheckpointError`` for what is not a stream's state, or of another version."""
         try:
             if isinstance(tree, str):
                 tree = json.loads(tree)
             assert isinstance(tree, dict)
             if tree["version"] != VERSION:
                 raise CheckpointError(
-                    f"The stream's state has version {tree['version']}; this lmscale reads {VERSION}. "
-                    f"Resume with the lmscale that wrote it."
+                    f"The stream's state has version {tree['version']}; this lmscale reads "
+                    f"{VERSION}. Resume with the lmscale that wrote it."
                 )
             segments = tuple(
                 Segment(
@@ -75,8 +75,8 @@ class StreamState:
             )
         except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"The stream's state cannot be read ({type(error).__name__}: {error}). The file that holds "
-                f"it is damaged; resume from another checkpoint."
+                f"The stream's state cannot be read ({type(error).__name__}: {error}). The file "
+                f"that holds it is damaged; resume from another checkpoint."
             ) from None
 
 
@@ -85,13 +85,16 @@ def geometry_of(config: StreamConfig) -> dict[str, Any]:
 
 
 def find_changes(state: StreamState, config: StreamConfig, *, seed: int) -> list[str]:
-    """Settings that a run cannot change once it has begun, with both values. Empty if it can resume."""
+    """Settings that a run cannot change once it has begun, with both values.
+
+    Empty if it can resume.
+    """
     before = {f"stream.{key}": value for key, value in state.geometry.items()}
     now = {f"stream.{key}": value for key, value in geometry_of(config).items()}
     before["run.seed"], now["run.seed"] = state.seed, seed
     return [
-        f"{key} = {now[key]!r}, but the run began with {before.get(key)!r}; samples already used would come "
-        f"again or never. Set it back, or start a new run."
+        f"{key} = {now[key]!r}, but the run began with {before.get(key)!r}; samples already used "
+        f"would come again or never. Set it back, or start a new run."
         for key in now
         if before.get(key) != now[key]
     ]

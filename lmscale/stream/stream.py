@@ -21,9 +21,7 @@ from lmscale.stream.state import (
     geometry_of,
 )
 
-FETCH_THREADS = (
-    4  # downloads at once per process; a group's shards are fetched while the last one is read
-)
+FETCH_THREADS = 4  # downloads (or hashes) at once per process
 
 
 class Stream:
@@ -109,9 +107,8 @@ class Stream:
         row_tokens = self.sequence_length + 1
         tokens = np.empty((count, row_tokens), dtype=self.dtype)
         lengths = np.empty(count, dtype=np.int32)
-        found: list[Any] = [
-            None
-        ] * count  # each row's starts beyond its first, in its shard's terms
+        # Each row's document starts beyond its first, and what turns them into flat positions.
+        found: list[Any] = [None] * count
         shift = np.empty(count, dtype=np.int64)
         sources, indices = self.mixture.locate(first_n, count)
         for source in np.unique(sources):
@@ -156,16 +153,14 @@ class Stream:
         name = self.mixture.names[number]
         if name not in self.datasets:
             raise DataError(
-                f"stream.sources.{name} was part of the mixture at this point of the run, but is not in the "
-                f"config any more. Put it back with weight 0 to read these samples again."
+                f"stream.sources.{name}: it has left the mixture since; what the run read from it "
+                f"can be read by `lmscale runs audit` only."
             )
         return self.datasets[name], self.orders[name]
 
     def _fetch_ahead(self, name: str, index: int) -> None:
-        """Start to fetch a remote source's shards of this group and of the next in the background."""
+        """Fetch and hash the shards of this group and of the next one in the background."""
         dataset = self.datasets[name]
-        if not dataset.is_remote:
-            return
         ahead = self.orders[name].shards_ahead(index)
         before = self._fetched.get(name, [])
         if ahead == before:
@@ -189,9 +184,10 @@ def open_stream(
 ) -> Stream:
     """The stream of a run that begins (``state`` None) or goes on at ``state.n``.
 
-    Where the mixture differs from the state's, a segment begins at ``state.n``. Raises ``ConfigError`` for
-    settings a run cannot change and ``DataError`` for damaged, changed or foreign data: all sources' problems
-    at once. ``advance`` is called with 1 per shard that has to be packed first (best_fit, once per dataset).
+    Where the mixture differs from the state's, a segment begins at ``state.n``. Raises
+    ``ConfigError`` for settings a run cannot change and ``DataError`` for damaged, changed or
+    foreign data: all sources' problems at once. ``advance`` is called with 1 per shard that has to
+    be packed first (best_fit, once per dataset).
     """
     if not config.sources:
         raise ConfigError(
@@ -224,7 +220,10 @@ def open_datasets(
     *,
     advance: Callable[[float], None] = lambda shards: None,
 ) -> dict[str, Dataset]:
-    """The datasets by source name, in the order of the names. Raises every source's problems at once."""
+    """The datasets by source name, in the order of the names.
+
+    Raises every source's problems at once.
+    """
     datasets: dict[str, Dataset] = {}
     problems: list[str] = []
     for name, location in sorted(locations.items()):
@@ -252,9 +251,9 @@ def find_changed_data(datasets: Mapping[str, Dataset], state: StreamState) -> li
         for name, fingerprint in segment.fingerprints.items()
     }
     return [
-        f"stream.sources.{name}: the dataset in {dataset.location} (fingerprint {_short_fingerprint(dataset)}) is "
-        f"not the one that the run has read so far ({known[name]}). Restore it, or add the new "
-        f"shards as a source under another name."
+        f"stream.sources.{name}: the dataset in {dataset.location} (fingerprint "
+        f"{_short_fingerprint(dataset)}) is not the one that the run has read so far "
+        f"({known[name]}). Restore it, or add the new shards as a source under another name."
         for name, dataset in datasets.items()
         if known.get(name, _short_fingerprint(dataset)) != _short_fingerprint(dataset)
     ]
@@ -268,8 +267,8 @@ def _find_foreign(datasets: Mapping[str, Dataset], tokenizer_fingerprint: str | 
         expected, whose = dataset.manifest.tokenizer_fingerprint, f"stream.sources.{name} has"
     return [
         f"stream.sources.{name}: its shards were made with another tokenizer "
-        f"({dataset.manifest.tokenizer_fingerprint[:16]}) than {whose} ({expected[:16]}). Build the shards "
-        f"again, or give the folder of the tokenizer they were made with."
+        f"({dataset.manifest.tokenizer_fingerprint[:16]}) than {whose} ({expected[:16]}). Build "
+        f"the shards again, or give the folder of the tokenizer they were made with."
         for name, dataset in datasets.items()
         if dataset.manifest.tokenizer_fingerprint != expected
     ]
@@ -282,7 +281,7 @@ def _short_fingerprint(dataset: Dataset) -> str:
 def _flatten_starts(
     found: list[np.ndarray], shift: np.ndarray, row_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Flat positions over all rows, each row's 0 put in front of what was found in it; and where each row's end."""
+    """Flat positions over all rows, with every row's own 0 in front; and where each row's end."""
     more = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
     ends = np.cumsum(more + 1)
     heads = ends - more - 1

@@ -1,4 +1,6 @@
-"""A loader worker: its own light process (no torch) that reads steps into memory shared with its rank."""
+"""A loader worker: its own light process (no torch) that reads steps into memory shared with its
+rank.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from lmscale.config.batch import BatchPlan
 from lmscale.stream.batches import Rows
 from lmscale.stream.stream import Stream
 
-# The rank decides when to stop. Slurm's scancel --signal and a terminal's Ctrl-C reach workers as well.
+# The rank decides when to stop. Slurm's scancel --signal and a terminal's Ctrl-C reach workers as
+# well.
 IGNORED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 ALIGNMENT = 64
 
@@ -42,7 +45,7 @@ class LoaderJob:
 
 
 class Slots:
-    """Places for one step's rows each in shared memory: fixed arrays first, then the starts, of any number."""
+    """Places in shared memory, one step's rows each: fixed arrays first, then the starts."""
 
     def __init__(self, memory: mmap.mmap, job: LoaderJob) -> None:
         self._memory = memory
@@ -92,7 +95,10 @@ class Slots:
 
 
 def slot_bytes(job: LoaderJob) -> int:
-    """Bytes of a slot, with room for a document start at every token; only pages that are used exist."""
+    """Bytes of a slot, with room for a document start at every token;
+
+    only pages that are used exist.
+    """
     rows, row_tokens = job.plan.windows_per_rank, job.stream.sequence_length + 1
     parts = (rows * row_tokens * job.stream.dtype.itemsize, 4 * rows, 8 * rows, 8 * rows)
     return sum(map(_aligned, parts)) + _aligned(4 * rows * row_tokens)
@@ -125,7 +131,8 @@ def main(connection_descriptor: int, memory_descriptor: int) -> None:
         os._exit(0)  # the rank is gone
     except BaseException as error:
         _send_error(connection, error)
-    threading.Event().wait()  # until the rank closes the connection: _receive_slots ends the process
+    # until the rank closes the connection: _receive_slots ends the process
+    threading.Event().wait()
 
 
 def _receive_slots(connection: Connection, free: queue.SimpleQueue[int]) -> None:

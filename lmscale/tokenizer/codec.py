@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ SPECIAL_IDS = {"unk": 0, "bos": 1, "eos": 2, "pad": 3}
 SPACE_MARK = "\u2581"
 MODEL_NAME = "tokenizer.model"
 META_NAME = "tokenizer.json"
+STRETCH_CHARS = 256
+NEWLINE_STRETCH_CHARS = 4096
 
 
 class Tokenizer:
@@ -117,14 +119,38 @@ class Tokenizer:
                 f"The text holds a lone surrogate at character {error.start:,}, which is not "
                 "Unicode text."
             ) from None
-        if SPACE_MARK not in text:
-            return self._processor.encode(text)
-        first, *others = text.split(SPACE_MARK)
-        ids = self._processor.encode(first)
-        for part in others:
-            ids += self._mark_ids
-            ids += self._processor.encode(part)
+        ids: list[int] = []
+        for number, part in enumerate(text.split(SPACE_MARK)):
+            if number:
+                ids += self._mark_ids
+            for stretch in cut_before_words(part):
+                ids += self._processor.encode(stretch)
         return ids
+
+
+def cut_before_words(text: str) -> Iterator[str]:
+    """The text in stretches of some hundred characters, which give the ids of the whole.
+
+    SentencePiece takes time for a text that grows faster than its length: 256 characters at a time
+    are 1.5 to 4 times as fast. A piece holds a space only at its beginning or in a run of spaces, so
+    none reaches over the place before a word's space. Text without spaces is cut after newlines,
+    seldom, because a piece may reach over those.
+    """
+    start = 0
+    while len(text) - start > STRETCH_CHARS:
+        space = text.find(" ", start + STRETCH_CHARS, start + NEWLINE_STRETCH_CHARS)
+        while space >= 0 and text[space - 1] == " ":
+            space = text.find(" ", space + 1, start + NEWLINE_STRETCH_CHARS)
+        if space >= 0:
+            end = space
+        else:
+            newline = text.find("\n", start + NEWLINE_STRETCH_CHARS)
+            if newline < 0:
+                break
+            end = newline + 1
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

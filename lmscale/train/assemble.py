@@ -24,7 +24,7 @@ from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream, open_stream
 from lmscale.tokenizer import Tokenizer, load_tokenizer
-from lmscale.train.folder import CHECKPOINTS, check_identity, claim_folder, identity_of
+from lmscale.train.folder import CHECKPOINTS, check_identity, identity_of
 from lmscale.train.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -56,9 +56,9 @@ class Run:
 
 @contextmanager
 def open_run(config: RunConfig, ranks: Ranks, device: torch.device) -> Iterator[Run]:
-    """Open a run on all ranks together; the process group must be there.
+    """Open a run on all ranks together, in a folder that it has claimed (``claim_folder``).
 
-    Raises the same ``LmscaleError`` on every rank when any of them cannot go on.
+    The process group must be there.     Raises the same ``LmscaleError`` on every rank when any of them cannot go on.
     """
     plan = plan_batches(
         global_windows=config.batch.global_windows,
@@ -68,9 +68,6 @@ def open_run(config: RunConfig, ranks: Ranks, device: torch.device) -> Iterator[
     check_precision(config.engine, device)
     with failing_together():
         tokenizer = _load_tokenizer(config)
-    with failing_together():
-        if ranks.is_first:
-            claim_folder(config.folder, config)
     identity = identity_of(config, tokenizer.fingerprint)
     root = config.folder / CHECKPOINTS
     manifest = find_resumable(root, ranks)

@@ -8,7 +8,9 @@ from typing import Any
 from lmscale.config import RunConfig, dump_config, load_config
 from lmscale.errors import CheckpointError, ConfigError, LmscaleError
 from lmscale.runtime.atomic import write_bytes, writing
+from lmscale.runtime.collectives import failing_together
 from lmscale.runtime.environment import save_provenance
+from lmscale.runtime.ranks import Ranks
 
 CHECKPOINTS = "checkpoints"
 CONFIG_FILE = "config.yaml"
@@ -38,11 +40,17 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], *, where: str) ->
         raise CheckpointError(problems)
 
 
-def claim_folder(folder: Path, config: RunConfig) -> None:
-    """Refuse another run's folder; then write what this run is into its own. Rank 0 only.
+def claim_folder(config: RunConfig, ranks: Ranks) -> None:
+    """Refuse another run's folder; else write what this run is into its own. All ranks together.
 
-    Writes config.yaml, code.json and environment.json. Raises ``ConfigError``.
+    Writes config.yaml, code.json and environment.json. Raises ``ConfigError`` on all ranks.
     """
+    with failing_together():
+        if ranks.is_first:
+            _claim(config.folder, config)
+
+
+def _claim(folder: Path, config: RunConfig) -> None:
     frozen = folder / CONFIG_FILE
     if frozen.is_file():
         owner = _owner_of(frozen)

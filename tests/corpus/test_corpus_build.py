@@ -90,7 +90,8 @@ def test_pieces_joined_are_the_text(text, max_chars):
 
 def test_html_leaves_the_visible_text():
     page = """<html><head><title>T</title><style>p{}</style></head><body><h1>Head</h1>
-<p>One &amp; <b>two</b>&#x4E2D;</p><script>var x = "<p>no</p>";</script><ul><li>a</li><li>b</li></ul>
+<p>One &amp; <b>two</b>&#x4E2D;</p><script>var x = "<p>no</p>";</script>
+<ul><li>a</li><li>b</li></ul>
 <pre>x  =  1
     y</pre></body></html>"""
     text = strip_html(page)

@@ -46,7 +46,7 @@ def test_a_text_file_is_one_document_without_its_byte_order_mark(tmp_path):
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "jsonl.zst"])
 def test_json_lines_give_their_texts_plain_or_packed(tmp_path, ending):
     pack = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress}[ending]
-    # Two members or frames in one file, as parallel packers and `cat` make them; a blank line between.
+    # Two members or frames in one file, as parallel packers make them, and a blank line between.
     content = pack(jsonl(TEXTS[:1])) + pack(b"\n" + jsonl(TEXTS[1:]).rstrip(b"\n"))
     (tmp_path / f"a.{ending}").write_bytes(content)
     assert read(tmp_path / f"a.{ending}") == TEXTS
@@ -162,12 +162,13 @@ def test_all_missing_inputs_are_reported_together(tmp_path):
 )
 def test_a_missing_extra_names_the_pip_command(tmp_path, package, ending):
     (tmp_path / f"a.{ending}").write_bytes(b"<p>x</p>")
+    form = "text" if ending == "html" else "auto"
     program = f"""
 import sys
 sys.modules[{package!r}] = None
 from lmscale.config.data import CorpusConfig
 from lmscale.corpus import build_corpus
-source = {{"inputs": [{str(tmp_path / f"a.{ending}")!r}], "format": {"text" if ending == "html" else "auto"!r}}}
+source = {{"inputs": [{str(tmp_path / f"a.{ending}")!r}], "format": {form!r}}}
 config = {{"folder": {str(tmp_path / "out")!r}, "sources": {{"s": source}}, "strip_html": True}}
 try:
     build_corpus(CorpusConfig.model_validate(config))

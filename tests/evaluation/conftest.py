@@ -42,7 +42,7 @@ def config(tmp_path_factory) -> RunConfig:
             "shards": {"folder": str(root / "shards"), "block_tokens": 1024, "processes": 1},
             "stream": {"sequence_length": LENGTH, "cache": {"folder": str(root / "cache")}},
             "batch": {"micro_windows": 4},
-            "model": {"layers": 2, "width": 32, "heads": 4},
+            "model": {"layers": 2, "width": 32, "heads": 4, "tied_embeddings": True},
             "engine": {"precision": "fp32"},
             "evaluation": {"sets": {"docs": str(root / "shards/docs/heldout")}},
         }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lmscale.config.model import ModelConfig
 from lmscale.errors import ConfigError
 from lmscale.evaluation import Sampling, TextStream, generate
-from lmscale.model import build_layout
+from lmscale.model import build_layout, build_model, init_weights
 
 PROMPT = "The"
 
@@ -22,8 +23,8 @@ def test_greedy_text_is_the_likeliest_token_of_a_full_pass_each_time(model, toke
     so_far = generation.prompt[:]
     barred = [tokenizer.bos_id, tokenizer.pad_id, tokenizer.unk_id]
     for token in ids:
-        begins_BT = torch.zeros(1, len(so_far), dtype=torch.bool)
-        layout = build_layout(begins_BT, mask_documents=False, backend="causal")
+        begins = torch.zeros(1, len(so_far), dtype=torch.bool)
+        layout = build_layout(begins, mask_documents=False, backend="causal")
         with torch.no_grad():
             logits = model.head(model(torch.tensor([so_far]), layout))[0, -1]
         logits[barred] = -torch.inf
@@ -50,40 +51,63 @@ def test_ids_that_stand_for_no_text_never_come(model, tokenizer):
         assert all(token == tokenizer.eos_id or 3 < token < tokenizer.vocab_size for token in row)
 
 
-def test_it_stops_when_every_row_has_ended(model, tokenizer):
-    hidden_row = model.head.weight.data[tokenizer.eos_id]
-    hidden_row.copy_(model.head.weight.data.abs().max() * 50 * torch.randn(32))
-    generation = generate(model, tokenizer, PROMPT, Sampling(), max_tokens=20, batch=4)
-    rows = take(generation)
-    assert generation.stopped_by in ("eos", "max_tokens")
-    for row in rows:
-        if tokenizer.eos_id in row:  # nothing but eos after eos
-            assert set(row[row.index(tokenizer.eos_id) :]) == {tokenizer.eos_id}
+@pytest.fixture
+def constant_model():
+    """Build a model whose logits are the same everywhere: 0, but for those given by id."""
+
+    def build(logits: dict[int, float]):
+        config = ModelConfig(layers=1, width=32, heads=4, norm="layernorm", bias=True)
+        model = build_model(config, vocab_size=512, max_positions=24)
+        init_weights(model, config, seed=1)
+        model.norm.weight.data.zero_()
+        model.norm.bias.data.fill_(1 / 32)  # the hidden state, so that a row of ones scores 1
+        model.head.weight.data.zero_()
+        for token, logit in logits.items():
+            model.head.weight.data[token] = logit
+        return model
+
+    return build
 
 
-def test_an_end_of_document_ends_the_text(model, tokenizer):
-    model.norm.weight.data.zero_()
-    model.head.weight.data.zero_()  # all logits equal: greedy takes the lowest allowed id, eos = 2
+def test_an_end_of_document_ends_the_text(constant_model, tokenizer):
+    model = constant_model({tokenizer.eos_id: 5.0})
     generation = generate(model, tokenizer, PROMPT, Sampling(is_greedy=True), max_tokens=9)
     assert take(generation) == [[tokenizer.eos_id]]
     assert generation.stopped_by == "eos"
 
 
-def test_it_stops_at_max_tokens_or_at_the_model_s_last_position(model, tokenizer):
-    def run(max_tokens: int):
+def test_a_row_that_has_ended_stays_ended_while_others_go_on(constant_model, tokenizer):
+    # eos and one other id with 20 each against 0: each comes half of the time.
+    model = constant_model({tokenizer.eos_id: 20.0, 50: 20.0})
+    generation = generate(model, tokenizer, PROMPT, Sampling(seed=1), max_tokens=20, batch=6)
+    rows = take(generation)
+    assert generation.stopped_by == "eos"
+    ends = [row.index(tokenizer.eos_id) for row in rows]
+    assert len(set(ends)) > 1 and max(ends) == len(rows[0]) - 1
+    for row, end in zip(rows, ends, strict=True):
+        assert set(row[:end]) <= {50} and set(row[end:]) == {tokenizer.eos_id}
+
+
+def test_it_stops_at_max_tokens_or_at_the_model_s_last_position(constant_model, tokenizer):
+    model = constant_model({50: 5.0})
+    for max_tokens, reason in ((3, "max_tokens"), (1000, "max_positions")):
         sampling = Sampling(is_greedy=True)
         generation = generate(model, tokenizer, PROMPT, sampling, max_tokens=max_tokens)
-        return generation, take(generation)[0]
+        (ids,) = take(generation)
+        assert set(ids) == {50} and generation.stopped_by == reason
+        assert len(ids) == min(max_tokens, 24 - len(generation.prompt))
 
-    model.head.weight.data[tokenizer.eos_id] = 0
-    model.head.weight.data[tokenizer.eos_id + 2 :] += 0.5 * model.norm.weight.data
-    generation, ids = run(3)
-    if generation.stopped_by != "eos":
-        assert (generation.stopped_by, len(ids)) == ("max_tokens", 3)
-    generation, ids = run(1000)
-    if generation.stopped_by != "eos":
-        assert generation.stopped_by == "max_positions"
-        assert len(generation.prompt) + len(ids) == model.max_positions
+
+def test_the_repetition_penalty_counts_the_prompt_too(constant_model, tokenizer):
+    seen = int(tokenizer.encode(PROMPT)[0])
+    model = constant_model({seen: 6.0, 50: 4.0, 51: 3.9})
+
+    def run(penalty: float) -> list[int]:
+        sampling = Sampling(is_greedy=True, repetition_penalty=penalty)
+        return take(generate(model, tokenizer, PROMPT, sampling, max_tokens=3))[0]
+
+    assert run(1.0) == [seen, seen, seen]
+    assert run(2.0) == [50, 51, seen]  # 6/2 < 4, then 4/2 < 3.9, then 3 is the largest
 
 
 def test_all_problems_of_a_request_are_reported_together(model, tokenizer):
@@ -94,7 +118,9 @@ def test_all_problems_of_a_request_are_reported_together(model, tokenizer):
         generate(model, tokenizer, "x1 " * 40, Sampling(), max_tokens=5)
 
 
-@pytest.mark.parametrize("text", ["plain words", "天地玄黄 naïve 🙂🙂 ▁ é\n\n  end ", "\ufffd real"])
+@pytest.mark.parametrize(
+    "text", ["plain words", "天地玄黄 naïve 🙂🙂 ▁ é\n\n  end ", "\ufffd real"]
+)
 def test_streamed_pieces_join_to_the_text_and_break_no_character(tokenizer, text):
     stream = TextStream(tokenizer)
     pieces = [stream.add(int(token)) for token in tokenizer.encode(text)] + [stream.finish()]

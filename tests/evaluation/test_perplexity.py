@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import cross_entropy
 
 import lmscale.evaluation.perplexity as perplexity
 from lmscale.config.model import ObjectiveConfig
@@ -57,15 +57,18 @@ def cut(documents: list[np.ndarray], length: int) -> Windows:
 
 @pytest.fixture
 def documents(tokenizer):
-    texts = ["Each rank takes its share. ", "天地玄黄，宇宙洪荒。", "x", "def f(x):\n    return x * 2\n" * 3]
+    texts = [
+        "Each rank takes its share. ",
+        "天地玄黄，宇宙洪荒。",
+        "x",
+        "def f(x):\n    return x * 2\n" * 3,
+    ]
     return [tokenizer.encode(text) for text in texts]
 
 
 @pytest.fixture
 def plan(tokenizer):
-    return EvaluationPlan(
-        micro_windows=2, mask_documents=True, token_bytes=tokenizer.token_bytes()
-    )
+    return EvaluationPlan(micro_windows=2, mask_documents=True, token_bytes=tokenizer.token_bytes())
 
 
 @pytest.fixture
@@ -85,11 +88,11 @@ def test_the_sums_are_those_of_every_window_scored_alone(
             ids = torch.from_numpy(window.tokens[start:end].astype(np.int64))[None]
             if ids.shape[1] < 2:
                 continue
-            begins_BT = torch.zeros(1, ids.shape[1] - 1, dtype=torch.bool)
-            layout = build_layout(begins_BT, mask_documents=False, backend="causal")
+            begins = torch.zeros(1, ids.shape[1] - 1, dtype=torch.bool)
+            layout = build_layout(begins, mask_documents=False, backend="causal")
             with torch.no_grad():
                 logits = model.head(model(ids[:, :-1], layout))[0]
-            nll += F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+            nll += cross_entropy(logits, ids[0, 1:], reduction="sum").item()
             targets += ids.shape[1] - 1
             covered += len(tokenizer.decode_bytes(ids[0, 1:].tolist()))
     assert (score.windows, score.targets, score.bytes) == (len(source.windows), targets, covered)
@@ -118,7 +121,9 @@ def test_every_world_size_scores_every_window_once_in_equally_many_passes(
                 assert batch[0].shape == (2, 25)
                 return objective(*batch)
 
-        ranks = Ranks(rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size)
+        ranks = Ranks(
+            rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size
+        )
         evaluate_set(Counting(), source, plan, ranks=ranks, device=CPU)
         passes.append(count)
     assert len(set(passes)) == 1
@@ -128,8 +133,6 @@ def test_every_world_size_scores_every_window_once_in_equally_many_passes(
 
 
 def test_at_most_max_windows_are_scored_and_progress_adds_up(objective, documents, plan):
-    from dataclasses import replace
-
     steps = []
     score = evaluate_set(
         objective,
@@ -164,6 +167,7 @@ def test_a_hopeless_model_has_infinite_perplexity_not_an_error():
     score = SetScore(windows=1, targets=1, bytes=0, nll=1000.0)
     assert score.perplexity == math.inf
     assert math.isnan(score.bits_per_byte)
+    assert score.to_dict()["perplexity"] is None and score.to_dict()["loss"] == 1000.0
 
 
 def test_scores_render_as_an_aligned_table():

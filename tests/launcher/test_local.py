@@ -50,12 +50,17 @@ def run(tmp_path, monkeypatch, body, num_ranks=2):
 
 def start_launcher(tmp_path, body):
     """A launcher in a process of its own, whose ranks have all begun to listen; and their ids."""
-    script = (
-        "import sys; from launcher.local import plan_ranks, run_ranks; from pathlib import Path\n"
-        f"plans = plan_ranks([sys.executable, '-c', {LISTEN + textwrap.dedent(body)!r}], num_ranks=2,"
-        " logs=Path('.'), port=1, cores=2, environ={})\n"
-        "outcome = run_ranks(plans); print(*outcome.problems); sys.exit(outcome.exit_code)\n"
-    )
+    rank_script = LISTEN + textwrap.dedent(body)
+    script = textwrap.dedent(f"""
+        import sys
+        from pathlib import Path
+        from launcher.local import plan_ranks, run_ranks
+        argv = [sys.executable, "-c", {rank_script!r}]
+        plans = plan_ranks(argv, num_ranks=2, logs=Path("."), port=1, cores=2, environ={{}})
+        outcome = run_ranks(plans)
+        print(*outcome.problems)
+        sys.exit(outcome.exit_code)
+    """)
     launcher = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=tmp_path,

@@ -58,9 +58,7 @@ def test_a_killed_rank_is_named_with_a_guess():
     outputs = {1: ("r1.out", "")}
     outcome = judge([end(0, 1, 0.0), end(1, -9, 0.1)], outputs=outputs)
     assert outcome.exit_code == 1
-    assert outcome.problems == (
-        "rank 1 was killed by SIGKILL (out of memory?). r1.out is empty.",
-    )
+    assert outcome.problems == ("rank 1 was killed by SIGKILL (out of memory?). r1.out is empty.",)
 
 
 def test_ranks_that_were_told_to_end_are_not_judged():

@@ -71,7 +71,10 @@ def test_the_sparse_block_mask_is_the_one_made_from_every_pair(length, seed):
     assert sparse.shape == slow.shape
     # Every pair of blocks is the same in both lists, or the kernels would skip or not mask some.
     assert torch.equal(sparse.to_dense(), slow.to_dense())
-    for counts, indices in (("kv_num_blocks", "kv_indices"), ("full_kv_num_blocks", "full_kv_indices")):
+    for counts, indices in (
+        ("kv_num_blocks", "kv_indices"),
+        ("full_kv_num_blocks", "full_kv_indices"),
+    ):
         assert torch.equal(getattr(sparse, counts), getattr(slow, counts))
         for b, q in [(b, q) for b in range(3) for q in range(getattr(sparse, counts).shape[-1])]:
             count = getattr(sparse, counts)[b, 0, q]
@@ -98,7 +101,7 @@ def test_positions_restart_at_every_document():
         ("dense", dict(device_type="cuda", masked=True, dropout=0.1)),
         ("dense", dict(device_type="cuda", masked=True, head_width=8)),
         ("dense", dict(device_type="cuda", masked=True, choice="sdpa")),
-        ("flex", dict(device_type="cuda", masked=False, choice="flex")),
+        ("causal", dict(device_type="cuda", masked=False, choice="sdpa")),
     ],
 )
 def test_the_backend_follows_from_device_mask_and_dropout(expected, case):

@@ -95,7 +95,7 @@ def test_norms_compute_in_fp32_and_round_once(dtype, norm):
     low = norm(x)
     high = norm.float()(x.float())
     assert low.dtype == dtype
-    # Two fp32 orders of summation may land on either side of a rounding boundary: one in a thousand.
+    # Two orders of summation may fall on either side of a rounding edge: one in a thousand.
     assert (low != high.to(dtype)).float().mean() < 1e-3
 
 

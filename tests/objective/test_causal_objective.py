@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lmscale.config.model import ModelConfig, ObjectiveConfig
-from lmscale.model import build_model, init_weights
+from lmscale.model import build_layout, build_model, init_weights
 from lmscale.objective import CausalObjective, LossSum
 
 VOCAB = 37
@@ -96,8 +96,6 @@ def test_the_whole_gradient_is_that_of_plain_cross_entropy(is_tied):
     objective(tokens, starts, lengths).loss.backward()
     actual = {name: p.grad.clone() for name, p in objective.named_parameters()}
     objective.zero_grad()
-    from lmscale.model import build_layout
-
     begins_BT = torch.zeros(2, 8, dtype=torch.bool)
     layout = build_layout(begins_BT, mask_documents=False, backend="causal")
     logits = objective.model.head(objective.model(tokens[:, :-1], layout))

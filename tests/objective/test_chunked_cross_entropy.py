@@ -57,9 +57,7 @@ def test_bf16_gradients_are_within_bf16_rounding_of_fp32(chunk_tokens):
     hidden_ND, weight_VD, labels_N = draw(num_tokens=40, dtype=torch.bfloat16)
     loss = chunked_cross_entropy(hidden_ND, weight_VD, labels_N, chunk_tokens=chunk_tokens).loss
     actual = torch.autograd.grad(loss, (hidden_ND, weight_VD))
-    expected = torch.autograd.grad(
-        plain(hidden_ND, weight_VD, labels_N)[0], (hidden_ND, weight_VD)
-    )
+    expected = torch.autograd.grad(plain(hidden_ND, weight_VD, labels_N)[0], (hidden_ND, weight_VD))
     assert loss.dtype == torch.float32
     for mine, theirs in zip(actual, expected, strict=True):
         assert mine.dtype == torch.bfloat16

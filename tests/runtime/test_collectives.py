@@ -1,4 +1,4 @@
-"""Three real ranks over gloo run this file's script once; each test looks at a part of what they saw."""
+"""Three real ranks over gloo run a script once; each test looks at a part of what they saw."""
 
 import json
 import os

@@ -37,8 +37,8 @@ def test_a_restart_appends(tmp_path):
     ]
 
 
-def test_warnings_are_kept_and_others_chatter_is_not(tmp_path):
-    setup_logging(tmp_path, SECOND)
+def test_warnings_are_kept_in_the_file_and_others_chatter_is_not(tmp_path, capsys):
+    setup_logging(tmp_path, Ranks())
     logging.getLogger("other").info("chatter")
     logging.getLogger("other").warning("attention")
     with warnings.catch_warnings():
@@ -46,5 +46,7 @@ def test_warnings_are_kept_and_others_chatter_is_not(tmp_path):
         logging.captureWarnings(True)
         warnings.warn("beware", stacklevel=1)
         logging.captureWarnings(False)
-    text = log_path(tmp_path, 1).read_text()
+    text = log_path(tmp_path, 0).read_text()
     assert "attention" in text and "beware" in text and "chatter" not in text
+    terminal = capsys.readouterr().err
+    assert "attention" in terminal and "beware" not in terminal

@@ -18,7 +18,10 @@ def cache(tmp_path):
 
 
 def number_tokens(lengths):
-    """Documents whose tokens are 10, 11, 12, …: every token of the dataset has a number of its own."""
+    """Documents whose tokens are 10, 11, 12, …:
+
+    every token of the dataset has a number of its own.
+    """
     ends = np.cumsum(lengths) + 10
     return [np.arange(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
@@ -36,9 +39,7 @@ def test_every_token_of_every_document_is_a_target_once_unless_it_is_a_first(
     lengths = np.random.default_rng(4).integers(1, 50, 90)
     texts = number_tokens(lengths)
     folder = write_dataset(tmp_path / "d", texts, shard_documents=25, dtype="uint32")
-    dataset = open_dataset(
-        folder, sequence_length=sequence_length, packing=packing, cache=cache
-    )
+    dataset = open_dataset(folder, sequence_length=sequence_length, packing=packing, cache=cache)
     windows = [dataset.window(index) for index in range(dataset.num_windows)]
     targets = Counter(token for window in windows for token in targets_of(window))
     assert targets == Counter(int(token) for text in texts for token in text[1:])

@@ -58,7 +58,9 @@ def test_workers_hand_over_what_a_thread_does(stream_config, packing):
     stream = open_stream(stream_config(a=3, b=1, packing=packing), seed=1)
     expected = load(stream, plan(2), 1, first_n=7)
     for workers in (1, 3):
-        for step, other in zip(expected, load(stream, plan(2), 1, first_n=7, workers=workers)):
+        for step, other in zip(
+            expected, load(stream, plan(2), 1, first_n=7, workers=workers), strict=True
+        ):
             assert (step.first_n, step.samples, step.targets) == (
                 other.first_n,
                 other.samples,
@@ -68,7 +70,11 @@ def test_workers_hand_over_what_a_thread_does(stream_config, packing):
                 for name in ("tokens", "starts", "lengths"):
                     assert getattr(one, name).dtype == getattr(two, name).dtype
                     assert getattr(one, name).tolist() == getattr(two, name).tolist()
-                assert (one.first_n, one.digest, one.targets) == (two.first_n, two.digest, two.targets)
+                assert (one.first_n, one.digest, one.targets) == (
+                    two.first_n,
+                    two.digest,
+                    two.targets,
+                )
 
 
 def test_ranks_take_consecutive_slices_of_a_step(stream):
@@ -110,9 +116,7 @@ def test_an_error_while_reading_surfaces_as_itself_where_its_step_would_come(
     content[3000] ^= 1
     path.write_bytes(content)
     stream = open_stream(stream_config(folder=tmp_path, a=1), seed=1)
-    with open_loader(
-        stream, plan(1), 0, first_n=0, num_steps=5, workers=workers
-    ) as loader:
+    with open_loader(stream, plan(1), 0, first_n=0, num_steps=5, workers=workers) as loader:
         with pytest.raises(DataError, match=r"x-000000.tar: its content has changed") as caught:
             next(loader)
         assert caught.value.problems[0].startswith(str(path))

@@ -28,7 +28,10 @@ def test_quotas_are_dealt_by_largest_remainder():
 
 
 @settings(max_examples=80, deadline=None)
-@given(weights=st.dictionaries(st.sampled_from(NAMES), st.floats(0.1, 9), min_size=1), block=st.integers(400, 9000))
+@given(
+    weights=st.dictionaries(st.sampled_from(NAMES), st.floats(0.1, 9), min_size=1),
+    block=st.integers(400, 9000),
+)
 def test_quotas_fill_the_block_and_are_within_one_of_the_exact_share(weights, block):
     quotas = plan_quotas(weights, block)
     assert sum(quotas.values()) == block

@@ -38,7 +38,9 @@ def test_equal_words_keep_their_order(monkeypatch: pytest.MonkeyPatch):
 
 def test_keys_of_different_parts_never_meet():
     parts = [(1, "a", 12, 3), (1, "a", 1, 23), (11, "a", 2, 3), (1, "a1", 2, 3), (1, "a", 123)]
-    parts += [(seed, "a", epoch, window) for seed in range(5) for epoch in range(9) for window in range(9)]
+    parts += [
+        (seed, "a", epoch, window) for seed in range(5) for epoch in range(9) for window in range(9)
+    ]
     keys = {philox_key(*part).tobytes() for part in parts}
     assert len(keys) == len(set(parts))
 
@@ -97,7 +99,9 @@ def test_one_shard_and_one_window_make_an_endless_stream():
 
 
 def test_a_far_position_is_found_as_fast_as_a_near_one():
-    counts = [31_250] * 1000  # 1,000 shards of 64M tokens at T = 2048; a group of 8 has 250,000 windows
+    counts = [
+        31_250
+    ] * 1000  # 1,000 shards of 64M tokens at T = 2048; a group of 8 has 250,000 windows
 
     def seconds(index):
         started = time.perf_counter()

@@ -23,7 +23,7 @@ def short_delays(monkeypatch):
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; the first ``failures`` requests for a shard get a 503 or half of the file."""
+    """Serves a folder; the first ``failures`` requests for a shard get a 503 or half of it."""
 
     log: list[str] = []
     failures = 0

@@ -91,8 +91,7 @@ def test_over_any_changes_of_the_mixture_each_source_is_read_in_its_own_order(
     stream_config, changes
 ):
     own = {
-        name: content(open_stream(stream_config(**{name: 1}), seed=1), 0, 600)[0]
-        for name in "ab"
+        name: content(open_stream(stream_config(**{name: 1}), seed=1), 0, 600)[0] for name in "ab"
     }
     state, read = None, []
     for length, weights in changes:

@@ -17,6 +17,7 @@ from lmscale.config.data import CorpusConfig, TokenizerConfig
 from lmscale.corpus import build_corpus
 from lmscale.errors import ConfigError, DataError
 from lmscale.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from lmscale.tokenizer.codec import cut_before_words
 from lmscale.tokenizer.train import sample_passages, train_model
 
 ENGLISH = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)][:30]
@@ -85,6 +86,23 @@ def test_every_character_of_unicode_comes_back(tokenizer):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_encoding_in_stretches_gives_the_ids_of_the_whole(tokenizer):
+    whole = tokenizer._processor.encode
+    for text in [
+        *ENGLISH,
+        "\n".join(ENGLISH),
+        "a    b  c " * 500,
+        " " * 9000,
+        "".join(CHINESE) * 60,
+    ]:
+        stretches = list(cut_before_words(text))
+        assert "".join(stretches) == text
+        assert tokenizer.encode(text).tolist() == whole(text)
+    lines = "\n".join(CHINESE) * 200  # no spaces: cut after newlines
+    assert 4 < len(list(cut_before_words(lines))) < 10
+    assert tokenizer.decode(tokenizer.encode(lines)) == lines
+
+
 def test_english_and_chinese_get_pieces_of_their_own(tokenizer):
     english, chinese = ENGLISH[3], CHINESE[0]
     assert len(english.encode()) / len(tokenizer.encode(english)) > 2.0
@@ -133,6 +151,7 @@ def test_training_gives_the_same_bytes_on_any_number_of_cores(kind):
 import hashlib, os, pydoc_data.topics, sys
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
 from lmscale.config.data import TokenizerConfig
+from lmscale.tokenizer.codec import cut_before_words
 from lmscale.tokenizer.train import train_model
 texts = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)][:20]
 model = train_model(iter(texts), TokenizerConfig(kind={kind!r}, vocab_size=800))
@@ -185,7 +204,10 @@ def test_a_vocabulary_that_does_not_fit_is_explained_with_the_size_that_does(kin
 def corpus(tmp_path):
     (tmp_path / "raw.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ENGLISH))
     config = CorpusConfig.model_validate(
-        {"folder": str(tmp_path / "corpus"), "sources": {"s": {"inputs": [f"{tmp_path}/raw.jsonl"]}}}
+        {
+            "folder": str(tmp_path / "corpus"),
+            "sources": {"s": {"inputs": [f"{tmp_path}/raw.jsonl"]}},
+        }
     )
     build_corpus(config)
     return tmp_path / "corpus"

@@ -1,0 +1,165 @@
+"""``lmscale demo``: the whole way on real text, by the commands that a person would type."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmscale.errors import EXIT_FINISHED, EXIT_RESUMABLE, ClusterError, ConfigError
+
+HELDOUT = Path("data/demo/corpus/pydocs/heldout")
+RUN = Path("runs/demo")
+STOP_AT_FRACTION = 0.5
+
+
+def demo(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Default: the demo.yaml that lmscale brings.")
+    ] = None,
+) -> None:
+    """Run the whole way on this Python's documentation: a few minutes on two CPU cores.
+
+    Trains a tokenizer, builds shards, trains a small model, is stopped half-way as by a preemption,
+    goes on with another number of ranks and another ZeRO stage, evaluates, samples, audits.
+    """
+    from lmscale.config import load_config
+
+    started = time.monotonic()
+    path = config or find_config("demo.yaml")
+    steps = load_config(path).train.steps
+    first, second = _plan_ranks()
+    _run("corpus", "pydocs", "--out", "data/demo/raw")
+    _run("corpus", "build", path)
+    _run("tokenizer", "train", path)
+    _run("shards", "build", path)
+    _run("shards", "verify", "data/demo/shards/pydocs/train")
+    if not _is_finished(steps):
+        _say("Training, to be stopped half-way as a preemption would")
+        _train_until_stopped(path, first, stop_after=int(steps * STOP_AT_FRACTION))
+        _say(f"Going on with {second} rank{'s'[: second > 1]} and ZeRO 2 instead")
+        _run("launch", "local", path, "--nproc", second, "--set", "engine.zero_stage=2")
+    _say("The model on text it has not seen, and a sample from it")
+    _run("evaluate", RUN)
+    _run("generate", RUN, "--prompt", "Return the number of", "--max-tokens", "60", "--seed", "1")
+    _say("Was every sample used exactly once, through the stop and the change of ranks?")
+    _run("runs", "audit", RUN)
+    _summarize(path, time.monotonic() - started)
+
+
+def find_config(name: str) -> Path:
+    """A configuration that lmscale brings: from the checkout, or from the installed package."""
+    import lmscale
+
+    package = Path(lmscale.__file__).parent
+    for folder in (package.parent / "configs", package / "assets" / "configs"):
+        if (folder / name).is_file():
+            return folder / name
+    raise ConfigError(f"{name} is neither in {package.parent}/configs nor in the package.")
+
+
+def _plan_ranks() -> tuple[int, int]:
+    """Ranks before and after the stop: 2 and 1 on CPUs, as many as there are on GPUs."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus == 1:
+        return 1, 1  # NCCL takes one rank a GPU
+    return 2, 1
+
+
+def _is_finished(steps: int) -> bool:
+    return (RUN / "checkpoints" / f"step-{steps:09d}" / "manifest.json").is_file()
+
+
+def _train_until_stopped(path: Path, num_ranks: int, *, stop_after: int) -> None:
+    """Start training, and send SIGTERM once ``stop_after`` steps are in the ledger."""
+    argv = _argv("launch", "local", path, "--nproc", num_ranks)
+    ledger = RUN / "ledger.jsonl"
+    with subprocess.Popen(argv) as launcher:
+        while launcher.poll() is None and _count_lines(ledger) < stop_after:
+            time.sleep(0.2)
+        if launcher.poll() is None:
+            _say(f"kill -TERM {launcher.pid}")
+            launcher.send_signal(signal.SIGTERM)
+        code = launcher.wait()
+    if code not in (EXIT_FINISHED, EXIT_RESUMABLE):
+        raise typer.Exit(code)
+    print(f"  exit code {code}", flush=True)
+
+
+def _count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _argv(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "lmscale", *map(str, arguments)]
+
+
+def _run(*arguments: object) -> None:
+    print(f"\n$ lmscale {shlex.join(map(str, arguments))}", flush=True)
+    code = subprocess.run(_argv(*arguments), check=False).returncode
+    if code != EXIT_FINISHED:
+        raise typer.Exit(code)
+
+
+def _say(text: str) -> None:
+    print(f"\n# {text}", flush=True)
+
+
+def _summarize(path: Path, seconds: float) -> None:
+    figures = _last_figures(RUN / "metrics.jsonl")
+    compressed = _bits_per_byte_of_compressors(HELDOUT)
+    name = "evaluation/heldout"
+    lines = [
+        ("held-out loss", f"{figures[f'{name}/loss']:.3f} nats per token"),
+        (
+            "bits per byte",
+            f"{figures[f'{name}/bits_per_byte']:.3f}   (the same text: "
+            + ", ".join(f"{tool} {value:.3f}" for tool, value in compressed.items())
+            + ")",
+        ),
+        ("speed", f"{figures['speed/tokens_per_second']:,.0f} tokens/s"),
+        (
+            "goodput",
+            f"{100 * figures['speed/goodput']:.0f} % of the wall time, the restart included",
+        ),
+        ("time", f"{seconds:.0f} s for all of the above"),
+    ]
+    _say("Summary")
+    for title, text in lines:
+        print(f"  {title:<14}{text}")
+    print("\n  Look:  tensorboard --logdir runs/demo/events")
+    print("  Next:  lmscale runs status runs/demo")
+    print('         lmscale generate runs/demo --prompt "class Path"')
+    print(f"         lmscale config show {path}")
+    print("         README.md: your own text")
+
+
+def _last_figures(path: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        figures.update(json.loads(line))
+    if "evaluation/heldout/loss" not in figures:
+        raise ClusterError(f"{path} holds no evaluation of the set heldout; is it the demo's run?")
+    return figures
+
+
+def _bits_per_byte_of_compressors(folder: Path) -> dict[str, float]:
+    """What general compressors make of the same documents at their strongest, all in one piece."""
+    from lmscale.corpus import read_documents
+
+    text = "\n".join(read_documents(folder)).encode()
+    return {
+        "gzip": 8 * len(gzip.compress(text, 9)) / len(text),
+        "xz": 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text),
+    }

@@ -1,0 +1,99 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import lmscale
+from lmscale.cli import main as cli
+from lmscale.errors import ConfigError, GuardError
+from lmscale.layers import LAYERS
+
+ROOT = Path(__file__).parents[2]
+
+
+def lmscale_command(*arguments):
+    command = [sys.executable, "-m", "lmscale", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_the_help_lists_the_commands_in_the_order_of_the_flow(capsys):
+    assert cli.main(["--help"]) == 0
+    shown = re.findall(r"^│ (\w+) ", capsys.readouterr().out, re.MULTILINE)
+    assert tuple(shown) == tuple(cli.COMMANDS)
+    stages = [name for name in cli.COMMANDS if name in LAYERS]
+    assert stages == sorted(stages, key=LAYERS.index)
+
+
+def test_every_command_has_help(capsys):
+    for name in cli.COMMANDS:
+        assert cli.main([name, "--help"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) > 3
+
+
+def test_help_is_printed_without_loading_torch():
+    script = (
+        "import sys; from lmscale.cli.main import main; main(['--help'])\n"
+        "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0
+
+
+def test_the_version_is_printed():
+    done = lmscale_command("--version")
+    assert (done.returncode, done.stdout) == (0, f"lmscale {lmscale.__version__}\n")
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("trian", "train"), ("shard", "shards")])
+def test_a_misspelt_command_names_the_nearest(capsys, typo, meant):
+    assert cli.main([typo]) == 2
+    assert f"Did you mean '{meant}'" in capsys.readouterr().err
+
+
+def test_a_users_mistake_is_told_without_a_traceback(tmp_path):
+    done = lmscale_command("config", "show", str(tmp_path / "missing.yaml"))
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path}/missing.yaml: there is no such configuration file.\n"
+
+
+def raising(monkeypatch, error):
+    """The command line, of which one command fails."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+
+
+def test_all_problems_are_told_and_brackets_are_text(monkeypatch, capsys):
+    raising(monkeypatch, ConfigError(["[bold]a[/bold] in [x]", "b " * 100]))
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err == f"error: [bold]a[/bold] in [x]\nerror: {'b ' * 100}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(GuardError("x"), 76), (KeyboardInterrupt(), 130), (typer.Exit(75), 75)],
+)
+def test_the_exit_code_is_the_errors(monkeypatch, error, code):
+    raising(monkeypatch, error)
+    assert cli.main([]) == code
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    raising(monkeypatch, ZeroDivisionError("bug"))
+    with pytest.raises(ZeroDivisionError, match="bug"):
+        cli.main([])
+
+
+def test_a_reader_that_goes_away_is_no_bug():
+    script = f"{sys.executable} -m lmscale config schema | head -c 10"
+    done = subprocess.run(script, shell=True, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stderr == ""

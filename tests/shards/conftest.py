@@ -1,0 +1,53 @@
+"""One small corpus and tokenizer for all tests of the shards, and a dataset built of them."""
+
+import json
+import pydoc_data.topics
+
+import pytest
+from shard_cases import with_shards
+
+from lmscale.config import RunConfig
+from lmscale.corpus import build_corpus, read_documents
+from lmscale.shards import build_shards
+from lmscale.tokenizer import load_tokenizer, train_tokenizer
+
+TOPICS = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """A corpus and a tokenizer; the tests build shards of them in folders of their own."""
+    folder = tmp_path_factory.mktemp("base")
+    raw = folder / "raw.jsonl"
+    texts = [*TOPICS, "一段中文文字。", "\u2581<s>\x00 tail \n"]
+    raw.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = RunConfig.model_validate(
+        {
+            "run": {"name": "t"},
+            "corpus": {
+                "folder": str(folder / "corpus"),
+                "sources": {"topics": {"inputs": [str(raw)]}},
+                "heldout_fraction": 0.1,
+            },
+            "tokenizer": {"folder": str(folder / "tokenizer"), "vocab_size": 1000},
+            "shards": {"max_bytes": 2**16, "block_tokens": 4096, "processes": 1},
+        }
+    )
+    build_corpus(config.corpus)
+    train_tokenizer(config.tokenizer, config.corpus.folder, ["topics"])
+    return config
+
+
+@pytest.fixture
+def dataset(base, tmp_path):
+    """The folder of a built train part."""
+    build_shards(with_shards(base, tmp_path / "shards"))
+    return tmp_path / "shards" / "topics" / "train"
+
+
+@pytest.fixture
+def expected(base):
+    """The token ids of each document of the train part, eos last."""
+    tokenizer = load_tokenizer(base.tokenizer.folder)
+    texts = read_documents(f"{base.corpus.folder}/topics/train")
+    return [[*tokenizer.encode(text).tolist(), tokenizer.eos_id] for text in texts]

@@ -1,0 +1,83 @@
+"""The commands from raw text to shards work one after the other, and say what they did."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from lmscale.cli import corpus, shards, tokenizer
+from lmscale.errors import ConfigError, DataError
+
+
+def run(app, *arguments):
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+@pytest.fixture
+def config(tmp_path):
+    lines = [json.dumps({"text": f"Document number {n} of a few. 第{n}篇。"}) for n in range(300)]
+    (tmp_path / "raw.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    path = tmp_path / "run.yaml"
+    path.write_text(f"""
+run: {{name: t}}
+corpus:
+  folder: {tmp_path}/corpus
+  sources: {{docs: {{inputs: ["{tmp_path}/*.jsonl"]}}}}
+tokenizer: {{folder: {tmp_path}/tokenizer, vocab_size: 320}}
+shards: {{folder: {tmp_path}/shards, processes: 1}}
+""")
+    return path
+
+
+def test_from_raw_text_to_verified_shards(config, tmp_path):
+    assert "built" in run(corpus.app, "build", config)
+    assert "already built" in run(corpus.app, "build", config)
+    built = json.loads(run(corpus.app, "build", config, "--force", "--json"))
+    assert built == json.loads(run(corpus.app, "show", config, "--json"))
+    assert built["docs"]["documents_read"] == 300
+    assert "dropped: none" in run(corpus.app, "show", config)
+    assert "320 pieces" in run(tokenizer.app, "train", config)
+    assert "bpe, 320 pieces" in run(tokenizer.app, "show", config)
+    shown = json.loads(run(tokenizer.app, "show", config, "--json", "--text", "第1篇"))
+    assert len(shown["ids"]) == len(shown["pieces"])
+    built = json.loads(run(shards.app, "build", config, "--json"))
+    train = built[f"{tmp_path}/shards/docs/train"]
+    assert train["source"] == "docs"
+    assert train["shards"][0]["name"] == "docs-000000.tar"
+    assert "already built" in run(shards.app, "build", config)
+    assert ": sound" in run(shards.app, "verify", tmp_path / "shards")
+    assert ": sound" in run(shards.app, "verify", tmp_path / "shards", "--quick")
+    assert json.loads(run(shards.app, "show", tmp_path / "shards", "--json")) == built
+    assert "tokens (uint16)" in run(shards.app, "show", tmp_path / "shards" / "docs" / "train")
+
+
+def test_steps_out_of_order_say_what_to_run_first(config, tmp_path):
+    with pytest.raises(DataError, match="lmscale corpus build CONFIG"):
+        run(tokenizer.app, "train", config)
+    with pytest.raises(DataError, match="lmscale tokenizer train CONFIG"):
+        run(shards.app, "build", config)
+    with pytest.raises(DataError, match="lmscale shards build CONFIG"):
+        run(shards.app, "verify", tmp_path)
+    (tmp_path / "empty.yaml").write_text("run: {name: t}")
+    for app, command in ((corpus.app, "build"), (tokenizer.app, "train")):
+        with pytest.raises(ConfigError, match="names no source"):
+            run(app, command, tmp_path / "empty.yaml")
+
+
+def test_verify_fails_with_every_problem(config, tmp_path):
+    run(corpus.app, "build", config)
+    run(tokenizer.app, "train", config)
+    run(shards.app, "build", config)
+    for path in (tmp_path / "shards").rglob("*.tar"):
+        path.unlink()
+    with pytest.raises(DataError) as caught:
+        run(shards.app, "verify", tmp_path / "shards")
+    assert all("missing" in problem for problem in caught.value.problems)
+
+
+def test_a_source_name_that_is_no_folder_name_is_refused(config):
+    config.write_text(config.read_text().replace("{docs:", "{../docs:"))
+    with pytest.raises(ConfigError, match="names become folders and shards"):
+        run(corpus.app, "build", config)

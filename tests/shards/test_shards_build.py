@@ -1,0 +1,147 @@
+"""Shards hold every token of every document, whoever builds them and however often."""
+
+import itertools
+import re
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_cases import contents, webdataset_leaks, with_shards
+
+from lmscale.corpus import read_documents
+from lmscale.errors import DataError
+from lmscale.shards import build_shards, load_manifest, open_shard, verify_dataset
+from lmscale.shards.plan import plan_slices
+from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
+from lmscale.tokenizer import train_tokenizer
+
+
+@webdataset_leaks
+def test_plain_webdataset_yields_every_token_of_every_document_in_order(dataset, expected):
+    import webdataset
+
+    urls = sorted(map(str, dataset.glob("*.tar")))
+    assert len(urls) > 3
+    found = []
+    for sample in webdataset.WebDataset(urls, shardshuffle=False).decode():
+        tokens, docs, meta = sample["tokens.npy"], sample["docs.npy"], sample["meta.json"]
+        assert tokens.dtype == np.uint16
+        assert (len(docs) - 1, len(tokens)) == (meta["documents"], meta["tokens"])
+        found += [tokens[a:b].tolist() for a, b in itertools.pairwise(docs)]
+    assert found == expected
+
+
+def test_mapped_shards_yield_the_same(dataset, expected):
+    manifest = load_manifest(dataset)
+    found = []
+    for entry in manifest.shards:
+        shard = open_shard(dataset / entry.name, entry, manifest.dtype)
+        for block in range(shard.num_blocks):
+            tokens, docs = shard.tokens(block), shard.docs(block)
+            assert not tokens.flags.writeable
+            found += [tokens[a:b].tolist() for a, b in itertools.pairwise(docs)]
+    assert found == expected
+
+
+def test_the_manifest_counts_what_is_there(base, dataset, expected):
+    manifest = load_manifest(dataset)
+    texts = list(read_documents(f"{base.corpus.folder}/topics/train"))
+    assert manifest.tokens == sum(map(len, expected))
+    assert manifest.documents == len(expected)
+    assert manifest.text_bytes == sum(len(text.encode()) for text in texts)
+    names = [shard.name for shard in manifest.shards]
+    assert names == [f"topics-{number:06d}.tar" for number in range(len(names))]
+    assert sorted(path.name for path in dataset.iterdir()) == ["manifest.json", *names]
+    longest = max(map(len, expected)) * 2
+    for shard in manifest.shards:
+        assert shard.bytes == (dataset / shard.name).stat().st_size
+        assert shard.bytes <= max(2**16, longest + 20_480)
+
+
+def test_the_shards_are_the_same_whatever_the_number_of_processes(base, dataset, tmp_path):
+    build_shards(with_shards(base, tmp_path / "other"), processes=2)
+    assert contents(tmp_path / "other" / "topics" / "train") == contents(dataset)
+    assert load_manifest(tmp_path / "other/topics/heldout").split == "heldout"
+
+
+@webdataset_leaks
+def test_a_tar_is_what_webdatasets_own_writer_writes(dataset, tmp_path):
+    import webdataset
+
+    path = dataset / "topics-000000.tar"
+    with tarfile.open(path) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]
+    copy = tmp_path / "copy.tar"
+    with open(copy, "wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as writer:
+        for key, group in itertools.groupby(members, key=lambda m: re.split(r"\.", m[0])[0]):
+            sample = {name.removeprefix(f"{key}."): content for name, content in group}
+            writer.write({"__key__": key, **sample})
+    assert copy.read_bytes() == path.read_bytes()
+    assert [name for name, _ in members][-1] == "__index__/blocks.npy"
+
+
+def test_a_finished_dataset_is_left_alone_and_another_is_refused(base, dataset, tmp_path):
+    config = with_shards(base, tmp_path / "shards")
+    before = {path: path.stat() for path in dataset.iterdir()}
+    assert [summary.is_new for summary in build_shards(config)] == [False, False]
+    assert {path: path.stat() for path in dataset.iterdir()} == before
+    with pytest.raises(DataError, match="with another shards.max_bytes or shards.block_tokens"):
+        build_shards(with_shards(config, tmp_path / "shards", block_tokens=2048))
+    other = base.tokenizer.model_copy(update={"folder": str(tmp_path / "t"), "vocab_size": 800})
+    train_tokenizer(other, base.corpus.folder, ["topics"])
+    with pytest.raises(DataError, match="was built with another tokenizer") as caught:
+        build_shards(config.model_copy(update={"tokenizer": other}))
+    assert len(caught.value.problems) == 2  # train and heldout
+    assert {path: path.stat() for path in dataset.iterdir()} == before
+    assert build_shards(config.model_copy(update={"tokenizer": other}), force=True)[0].is_new
+    assert load_manifest(dataset).vocab_size == 800
+    assert verify_dataset(dataset) == []
+
+
+@settings(deadline=None)
+@given(st.integers(1, 10**13), st.floats(0, 1e13), st.integers(2**16, 2**30))
+def test_slices_cover_the_corpus_without_gap_or_overlap(total, expected_bytes, max_bytes):
+    expected_bytes = min(expected_bytes, 1e3 * max_bytes)
+    slices = plan_slices(total, expected_bytes=expected_bytes, max_bytes=max_bytes)
+    assert (slices[0].start, slices[-1].end) == (0, total)
+    assert all(a.end == b.start for a, b in itertools.pairwise(slices))
+    assert expected_bytes / len(slices) <= max_bytes
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 60_000), min_size=1, max_size=30),
+    block_tokens=st.sampled_from([1024, 20_000, 10**6]),
+    dtype=st.sampled_from(["uint16", "uint32"]),
+)
+def test_shards_keep_their_size_and_every_document(tmp_path_factory, lengths, block_tokens, dtype):
+    folder = tmp_path_factory.mktemp("writer")
+    rules = ShardRules(
+        source="s", split="train", tokenizer_fingerprint="f", max_bytes=2**17,
+        block_tokens=block_tokens, dtype=dtype,
+    )  # fmt: skip
+    every = [
+        TokenizedDocument(ids=np.full(n, k + 3, dtype=dtype), text_bytes=k, offset=k)
+        for k, n in enumerate(lengths)
+    ]
+    documents = Documents(iter(every))
+    found = []
+    while documents.peek() is not None:
+        path = folder / f"{len(found)}.tar"
+        entry = write_shard(path, name=path.name, key="s-0", documents=documents, rules=rules)
+        shard = open_shard(path, entry, dtype)
+        assert entry.bytes <= rules.max_bytes or entry.documents == 1
+        for block in range(shard.num_blocks):
+            tokens, docs = shard.tokens(block), shard.docs(block)
+            found += [tokens[a:b] for a, b in itertools.pairwise(docs)]
+    assert [(len(ids), ids[0]) for ids in found] == [(n, k + 3) for k, n in enumerate(lengths)]
+
+
+def test_importing_corpus_tokenizer_and_shards_loads_no_torch():
+    program = "import sys, lmscale.corpus, lmscale.tokenizer, lmscale.shards, lmscale.corpus.pydocs"
+    program += "; sys.exit('torch' in sys.modules or 'webdataset' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

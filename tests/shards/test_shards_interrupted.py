@@ -1,0 +1,167 @@
+"""A killed build goes on where it was, and a full disk loses nothing."""
+
+import os
+import resource
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from shard_cases import contents, with_shards
+
+from lmscale.config import dump_config
+from lmscale.errors import DataError
+from lmscale.shards import build_shards, verify_dataset
+
+KILLED = """
+import functools, os, signal, sys
+import lmscale.shards.build, lmscale.shards.tasks, lmscale.shards.writer
+from lmscale.config import parse_config
+from lmscale.shards import build_shards
+calls = 0
+module = functools.reduce(getattr, {module!r}.split('.'), lmscale.shards)
+original = module.{function}
+def killed(*arguments, **settings):
+    global calls
+    calls += 1
+    if calls == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments, **settings)
+module.{function} = killed
+build_shards(parse_config(sys.stdin.read()))
+"""
+
+
+def kill(config, *, module, function, call):
+    """Build in a process that is killed at the given call of a function."""
+    program = KILLED.format(module=module, function=function, call=call)
+    result = subprocess.run(
+        [sys.executable, "-c", program], input=dump_config(config), text=True, capture_output=True
+    )
+    assert result.returncode == -9, result.stderr
+
+
+def test_a_killed_build_goes_on_and_never_rebuilds_a_finished_shard(base, dataset, tmp_path):
+    config = with_shards(base, tmp_path / "killed")
+    parts = tmp_path / "killed/topics/.train.building/parts"
+    finished: dict[str, os.stat_result] = {}
+    for call in (3, 2, 2):  # inside a shard: its header is written, its end is not
+        kill(config, module="writer", function="_npy", call=call * 7)
+        assert not (tmp_path / "killed/topics/train").exists()
+        now = {path.name: path.stat() for path in parts.glob("part-*.tar")}
+        assert len(now) > len(finished)
+        for name, status in finished.items():
+            assert (now[name].st_ino, now[name].st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
+        finished = now
+    build_shards(config)
+    inodes = {path.stat().st_ino for path in (tmp_path / "killed/topics/train").glob("*.tar")}
+    assert {status.st_ino for status in finished.values()} <= inodes
+    assert contents(tmp_path / "killed/topics/train") == contents(dataset)
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "call"),
+    [
+        ("tasks", "write_json", 3),
+        ("build", "finished_parts", 1),
+        ("build.os", "replace", 1),
+        ("build.os", "replace", 4),
+        ("build", "save_manifest", 1),
+        ("build.shutil", "rmtree", 1),
+        ("build", "_swap_in", 1),
+        ("build", "_swap_in", 2),
+        ("build", "fsync_folder", 2),
+    ],
+)
+def test_a_kill_at_any_step_of_the_end_is_mended_by_the_next_build(
+    base, dataset, tmp_path, module, function, call
+):
+    config = with_shards(base, tmp_path / "killed")
+    kill(config, module=module, function=function, call=call)
+    build_shards(config)
+    for split in ("train", "heldout"):
+        assert verify_dataset(tmp_path / "killed/topics" / split) == []
+    found = contents(tmp_path / "killed/topics/train")
+    found.pop("build.json", None)
+    assert found == contents(dataset)
+    assert not list((tmp_path / "killed/topics").glob(".*.building"))
+
+
+def test_an_unfinished_build_of_something_else_is_refused(base, tmp_path):
+    config = with_shards(base, tmp_path / "killed")
+    kill(config, module="tasks", function="write_json", call=2)
+    other = with_shards(config, tmp_path / "killed", block_tokens=2048)
+    with pytest.raises(DataError, match="holds an unfinished build with another"):
+        build_shards(other)
+    assert build_shards(other, force=True)[0].is_new
+
+
+def test_a_killed_pool_worker_is_a_clear_error(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("lmscale.shards.build.build_slice", kill_this_process)
+    with pytest.raises(DataError, match="worker processes was killed.*Finished work is kept"):
+        build_shards(with_shards(base, tmp_path / "shards"), processes=2)
+
+
+def kill_this_process(task):
+    os.kill(os.getpid(), 9)
+
+
+@contextmanager
+def file_size_limit(size):
+    """Writing past ``size`` bytes fails with EFBIG, as a full disk does; Python ignores SIGXFSZ."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_a_full_disk_is_an_error_and_the_build_goes_on_later(base, dataset, tmp_path):
+    config = with_shards(base, tmp_path / "full")
+    with file_size_limit(30_000), pytest.raises(DataError, match="No space is left.*shards"):
+        build_shards(config)
+    assert not list((tmp_path / "full").rglob("*.tar"))
+    assert not list((tmp_path / "full").rglob("*.tmp"))
+    build_shards(config)
+    assert contents(tmp_path / "full/topics/train") == contents(dataset)
+
+
+def test_a_full_disk_in_a_worker_process_is_the_same_error(base, dataset, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system can be mounted by root only")
+    try:
+        config = with_shards(base, disk / "shards")
+        with pytest.raises(DataError, match="No space is left"):
+            build_shards(config, processes=2)
+        # A shard counts as finished once its record is there, which needs some space too.
+        records = [record.with_suffix(".tar") for record in disk.rglob("part-*.json")]
+        finished = {shard.name: shard.stat().st_ino for shard in records}
+        assert finished
+        assert subprocess.run(["mount", "-o", "remount,size=9m", str(disk)]).returncode == 0
+        build_shards(config, processes=2)
+        inodes = {path.stat().st_ino for path in disk.rglob("topics-*.tar")}
+        assert set(finished.values()) <= inodes
+        assert contents(disk / "shards/topics/train") == contents(dataset)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_corpus_that_changed_under_the_build_is_named(base, tmp_path):
+    config = with_shards(base, tmp_path / "shards")
+    source = Path(config.corpus.folder) / "topics" / "train"
+    path = source / "documents-00000.jsonl"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[:-1])
+        with pytest.raises(DataError, match=r"documents-00000.jsonl: has .* the corpus manifest"):
+            build_shards(config)
+        path.write_bytes(whole[:-4] + b"XXX\n")
+        with pytest.raises(DataError, match=r"documents-00000.jsonl: byte .*: not a document"):
+            build_shards(config)
+    finally:
+        path.write_bytes(whole)
