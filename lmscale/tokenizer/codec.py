@@ -129,11 +129,13 @@ class Tokenizer:
 
 
 def cut_before_words(text: str) -> Iterator[str]:
-    """The text in stretches of some hundred characters, which give the ids of the whole.
+    """The text in stretches of some hundred characters, to be encoded one by one.
 
-    SentencePiece takes time for a text that grows faster than its length: 256 characters at a time
-    are 1.5 to 4 times as fast. A piece holds a space only at its beginning or in a run of spaces, so
-    none reaches over the place before a word's space. Text without spaces is cut after newlines,
+    SentencePiece takes time for a text that grows faster than its length: 256 characters at a
+    time are 1.5 to 4 times as fast. A piece holds a space only at its beginning or in a run of
+    spaces, so none reaches over the place before a word's space: BPE's ids are those of the whole,
+    and unigram's differ at most where its float sums over a long text round two cuts to a tie.
+    Text without spaces is cut after newlines,
     seldom, because a piece may reach over those.
     """
     start = 0
