@@ -32,4 +32,4 @@ VENDORS = {
 }
 
 # What must load without torch: planning and launching happen on login nodes.
-TORCH_FREE = ("config", "errors", "layers", "corpus", "tokenizer", "shards")
+TORCH_FREE = ("config", "errors", "layers", "corpus", "tokenizer", "shards", "stream")

@@ -105,7 +105,8 @@ class StreamSourceConfig(Section):
 class ShardCacheConfig(Section):
     """Local copies of remote shards: one download per node, bounded."""
 
-    folder: str = "/tmp/lmscale-shards"
+    folder: str = ""
+    """Local to the node, shared by its ranks. Default: lmscale-shards-UID in TMPDIR."""
     max_bytes: PositiveInt = 200 * 2**30
     retries: int = Field(default=8, ge=0)
 

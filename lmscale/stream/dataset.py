@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -181,6 +182,12 @@ class Dataset:
                 file.close()
 
 
+def cache_folder(cache: ShardCacheConfig) -> Path:
+    """Where this node keeps its copies; every user's own, or the second could not write there."""
+    default = Path(tempfile.gettempdir()) / f"lmscale-shards-{os.getuid()}"
+    return Path(cache.folder).expanduser() if cache.folder else default
+
+
 def open_dataset(
     location: str | Path,
     *,
@@ -197,7 +204,7 @@ def open_dataset(
     """
     location = str(location)
     node_cache = NodeCache(
-        folder=Path(cache.folder).expanduser(), max_bytes=cache.max_bytes, retries=cache.retries
+        folder=cache_folder(cache), max_bytes=cache.max_bytes, retries=cache.retries
     )
     manifest = _load_manifest(location, cache.retries)
     problems = find_missing_shards(location, manifest)

@@ -58,7 +58,8 @@ class Run:
 def open_run(config: RunConfig, ranks: Ranks, device: torch.device) -> Iterator[Run]:
     """Open a run on all ranks together, in a folder that it has claimed (``claim_folder``).
 
-    The process group must be there.     Raises the same ``LmscaleError`` on every rank when any of them cannot go on.
+    The process group must be there. Raises the same ``LmscaleError`` on every rank when any of them
+    cannot go on.
     """
     plan = plan_batches(
         global_windows=config.batch.global_windows,

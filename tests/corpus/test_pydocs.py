@@ -2,10 +2,13 @@
 
 import json
 
+from lmscale.corpus import pydocs
 from lmscale.corpus.pydocs import write_python_documentation
 
 
-def test_the_documentation_is_large_and_stays_as_it_is_when_written_again(tmp_path):
+def test_the_documentation_is_large_and_stays_as_it_is_when_written_again(tmp_path, monkeypatch):
+    modules = list(pydocs._library_modules())  # parsing takes most of the time, so it is done once
+    monkeypatch.setattr(pydocs, "_library_modules", lambda: iter(modules))
     summary = write_python_documentation(tmp_path)
     assert [path.name for path in summary.files] == [
         "topics.jsonl", "docstrings.jsonl", "comments.jsonl", "modules.jsonl",

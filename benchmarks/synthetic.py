@@ -1,0 +1,89 @@
+"""What the step and GPU benchmarks train on: known shapes, and micro-batches of random tokens."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from lmscale.config import BatchPlan, RunConfig
+from lmscale.config.load import parse_config
+from lmscale.stream.batches import MicroBatch, StepBatch, count_targets
+
+MEAN_DOCUMENT_TOKENS = 700
+POOL_STEPS = 4  # steps made ahead and used in turn, so that no random number is drawn while timed
+
+# Every shape is a list of overrides of lmscale's defaults, as `--set` takes them.
+SHAPES: dict[str, tuple[str, ...]] = {
+    "tiny": (
+        "model={layers: 2, width: 64, heads: 4, kv_heads: 2, vocab_size: 512}",
+        "tokenizer.vocab_size=512",
+        "stream.sequence_length=64",
+        "batch={global_windows: 4, micro_windows: 2}",
+    ),
+    # A step of about half a second on one CPU core.
+    "small": (
+        "model={layers: 4, width: 256, heads: 4, vocab_size: 4096, tied_embeddings: true}",
+        "tokenizer.vocab_size=4096",
+        "stream.sequence_length=256",
+        "batch={global_windows: 8, micro_windows: 4}",
+    ),
+    # GPT-2's smallest (Radford et al. 2019); 50,257 ids rounded up to 50,304 = 393 · 128.
+    # The logits of a micro-batch exist at once, so none is computed twice: 2·768·50,304 FLOPs a
+    # token, 9 % of the step, for 10 GB.
+    "gpt2_124m": (
+        "model={layers: 12, width: 768, heads: 12, vocab_size: 50304, positions: learned, "
+        "norm: layernorm, activation: gelu, bias: true, tied_embeddings: true}",
+        "objective.chunk_tokens=32768",
+        "stream.sequence_length=1024",
+        "stream.mask_documents=false",
+        "batch={global_windows: 128, micro_windows: 32}",
+    ),
+    # 1.34 billion parameters in Llama's manner (Touvron et al. 2023).
+    "llama_1b": (
+        "model={layers: 24, width: 2048, heads: 16, ffn_width: 5504, vocab_size: 32000}",
+        "objective.chunk_tokens=16384",
+        "stream.sequence_length=2048",
+        "stream.mask_documents=false",
+        "batch={global_windows: 16, micro_windows: 8}",
+    ),
+}
+
+
+def build_config(shape: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """lmscale's defaults with a shape and more overrides; the schedule is constant, the rate
+    small.
+    """
+    steady = ("engine.schedule={kind: constant}", "train.steps=1000000")
+    return parse_config("run: {name: benchmark}", [*SHAPES[shape], *steady, *overrides], name=shape)
+
+
+def random_steps(config: RunConfig, plan: BatchPlan, *, seed: int = 0) -> Iterator[StepBatch]:
+    """Endless steps of random documents of exponential length, packed into full windows."""
+    generator = np.random.default_rng(seed)
+    pool = [_random_step(config, plan, generator) for _ in range(POOL_STEPS)]
+    return itertools.cycle(pool)
+
+
+def _random_step(config: RunConfig, plan: BatchPlan, generator: np.random.Generator) -> StepBatch:
+    micro_batches = tuple(_random_micro(config, plan, generator) for _ in range(plan.accumulation))
+    return StepBatch(first_n=0, samples=plan.global_windows, micro_batches=micro_batches)
+
+
+def _random_micro(config: RunConfig, plan: BatchPlan, generator: np.random.Generator) -> MicroBatch:
+    rows, row_tokens = plan.micro_windows, config.stream.sequence_length + 1
+    begins = generator.random((rows, row_tokens)) < 1 / MEAN_DOCUMENT_TOKENS
+    begins[:, 0] = True
+    starts = np.flatnonzero(begins).astype(np.int32)
+    lengths = np.full(rows, row_tokens, dtype=np.int32)
+    dtype = np.uint16 if config.vocab_size <= 2**16 else np.uint32
+    masked = config.stream.mask_documents
+    return MicroBatch(
+        tokens=generator.integers(0, config.vocab_size, (rows, row_tokens)).astype(dtype),
+        starts=starts,
+        lengths=lengths,
+        first_n=0,
+        digest=0,
+        targets=count_targets(lengths, len(starts), mask_documents=masked),
+    )

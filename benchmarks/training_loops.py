@@ -1,0 +1,275 @@
+"""The same model trained in several loops: lmscale's own, and bare ones to hold it against.
+
+Every loop takes the same micro-batches from the same initial weights with the same learning rate,
+so that, where the arithmetic is the same, the losses are the same too.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmscale.checkpoint.fragments import held_fragments, refresh_parameters
+from lmscale.checkpoint.layout import MASTER
+from lmscale.config import BatchPlan, RunConfig
+from lmscale.engine import Engine, learning_rate
+from lmscale.engine.optimizer import build_optimizer
+from lmscale.model import (
+    attention_backend,
+    build_layout,
+    build_model,
+    init_weights,
+    mark_starts,
+    parameter_kinds,
+)
+from lmscale.model.transformer import Transformer
+from lmscale.objective import CausalObjective, build_targets
+from lmscale.stream.batches import MicroBatch, StepBatch
+from lmscale.train.assemble import build_run_engine
+from lmscale.train.loop import to_device, train_steps
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class TrainingLoop(ABC):
+    """Steps on demand. ``losses`` holds the loss of every step done, nats per target."""
+
+    name: str
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.losses: list[float] = []
+
+    @abstractmethod
+    def step(self) -> None:
+        """One optimizer step, its loss read back to the host."""
+
+    def run(self, steps: int) -> float:
+        """Seconds that so many steps take, the device idle before and after."""
+        synchronize(self.device)
+        started = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        synchronize(self.device)
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+        self.__dict__.clear()
+
+
+class LmscaleLoop(TrainingLoop):
+    """``train_steps`` over ``build_run_engine``, which is what ``lmscale train`` runs."""
+
+    name = "lmscale"
+
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: BatchPlan,
+        device: torch.device,
+        batches: Iterator[StepBatch],
+        *,
+        weights_from_device: bool = False,
+    ) -> None:
+        super().__init__(device)
+        self.engine = build_run_engine(config, plan, device, fill=not weights_from_device)
+        if weights_from_device:
+            draw_on_device(self.engine, config.model.init_std)
+        self.reports = train_steps(
+            self.engine,
+            batches,
+            config.engine,
+            first_step=0,
+            total_steps=config.train.steps,
+            seed=config.run.seed,
+            rank=0,
+        )
+
+    def step(self) -> None:
+        self.losses.append(next(self.reports).loss)
+
+    def close(self) -> None:
+        self.engine.deepspeed.destroy()
+        super().close()
+
+
+class BareLoop(TrainingLoop):
+    """The same objective without DeepSpeed, with the arithmetic that lmscale asks of it.
+
+    In bf16 the module holds bf16 parameters, nothing is autocast, and AdamW (torch's, fused)
+    updates fp32 masters that are copied back after each step. Gradients of micro-batches are added
+    up in fp32, or in bf16 for ``zero_stage`` 0, as DeepSpeed does there. In fp32 the parameters
+    are the masters.
+    """
+
+    name = "bare torch loop"
+
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: BatchPlan,
+        device: torch.device,
+        batches: Iterator[StepBatch],
+        *,
+        weights_from_device: bool = False,
+    ) -> None:
+        super().__init__(device)
+        self.config, self.batches = config, batches
+        model = build_bare_model(config, device, weights_from_device=weights_from_device)
+        self.objective = CausalObjective(
+            model, config.objective, mask_documents=config.stream.mask_documents
+        )
+        named = dict(model.named_parameters())
+        masters = {name: p.detach().clone().requires_grad_() for name, p in named.items()}
+        self.has_masters = config.engine.precision != "fp32"
+        self.adds_in_fp32 = self.has_masters and config.engine.zero_stage > 0
+        if self.has_masters:
+            self.objective.to(DTYPES[config.engine.precision])
+        else:
+            masters = named
+        self.parameters, self.masters = list(named.values()), list(masters.values())
+        self.optimizer = build_optimizer(masters, parameter_kinds(model), config.engine.optimizer)
+
+    def step(self) -> None:
+        batch = next(self.batches)
+        total = torch.zeros((), device=self.device)
+        scale = 1 / batch.targets
+        for micro in batch.micro_batches:
+            output = self.objective(*to_device(micro, self.device))
+            (output.loss * scale).backward()
+            total += output.nll.total
+            if self.adds_in_fp32:
+                self._add_to_masters()
+        if self.has_masters and not self.adds_in_fp32:
+            self._add_to_masters()
+        self._update()
+        self.losses.append(float(total) * scale)
+
+    @torch.no_grad()
+    def _add_to_masters(self) -> None:
+        gradients = [parameter.grad for parameter in self.parameters]
+        if self.masters[0].grad is None:
+            for master, gradient in zip(self.masters, gradients, strict=True):
+                master.grad = gradient.float()
+        else:
+            torch._foreach_add_([master.grad for master in self.masters], gradients)
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _update(self) -> None:
+        settings = self.config.engine
+        if settings.optimizer.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.masters, settings.optimizer.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(
+                settings.schedule,
+                peak=settings.optimizer.lr,
+                step=len(self.losses) + 1,
+                total_steps=self.config.train.steps,
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.has_masters:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, self.masters)
+
+
+class AutocastLoop(BareLoop):
+    """As such loops are usually written: fp32 weights under autocast, all logits at once.
+
+    torch's autocast to bf16 wraps the forward pass, ``F.cross_entropy`` takes the whole [B·T, V]
+    logits, gradients add up in the fp32 weights. The model and its masks are the same.
+    """
+
+    name = "autocast torch loop"
+
+    def __init__(
+        self, config: RunConfig, plan: BatchPlan, device: torch.device, batches: Iterator[StepBatch]
+    ) -> None:
+        is_low = config.engine.precision != "fp32"
+        plain = config.model_dump()
+        plain["engine"]["precision"] = "fp32"
+        super().__init__(RunConfig.model_validate(plain), plan, device, batches)
+        self.autocast = torch.autocast(device.type, torch.bfloat16) if is_low else nullcontext()
+
+    def step(self) -> None:
+        batch = next(self.batches)
+        total = torch.zeros((), device=self.device)
+        scale = 1 / batch.targets
+        for micro in batch.micro_batches:
+            with self.autocast:
+                nll = self._nll(micro)
+            (nll * scale).backward()
+            total += nll.detach()
+        self._update()
+        self.losses.append(float(total) * scale)
+
+    def _nll(self, micro: MicroBatch) -> Tensor:
+        tokens, starts, lengths = to_device(micro, self.device)
+        masked = self.config.stream.mask_documents
+        ids = tokens.long()
+        begins = mark_starts(starts, batch=ids.shape[0], length=ids.shape[1])
+        labels = build_targets(ids, begins, lengths, mask_documents=masked)
+        backend = attention_backend(
+            device_type=self.device.type,
+            masked=masked,
+            head_width=self.config.model.resolved_head_width,
+            choice=self.config.model.attention,
+        )
+        layout = build_layout(begins[:, :-1], mask_documents=masked, backend=backend)
+        model = self.objective.model
+        logits = model.head(model(ids[:, :-1], layout))
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+
+
+def build_bare_model(
+    config: RunConfig, device: torch.device, *, weights_from_device: bool = False
+) -> Transformer:
+    """The configured model in fp32 with its initial weights, blocks compiled where configured."""
+    with device:
+        model = build_model(
+            config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
+        )
+    if weights_from_device:
+        for name, parameter in model.named_parameters():
+            _draw(name, parameter.data, config.model.init_std, is_matrix=parameter.ndim > 1)
+    else:
+        init_weights(model, config.model, config.run.seed)
+    if config.engine.compile:
+        for block in model.blocks:
+            block.compile()
+    return model
+
+
+@torch.no_grad()
+def draw_on_device(engine: Engine, std: float) -> None:
+    """Other initial weights than ``fill`` draws, as good for timing: a billion numbers take the
+    CPU half a minute.
+    """
+    is_matrix = {
+        name: len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+        for name, parameter in engine.named_parameters()
+    }
+    for fragment in held_fragments(engine):
+        name = fragment.parameter
+        _draw(name, fragment.tensors[MASTER], std, is_matrix=is_matrix[name])
+    refresh_parameters(engine)
+
+
+def _draw(name: str, values: Tensor, std: float, *, is_matrix: bool) -> None:
+    if is_matrix:
+        values.normal_(0.0, std)
+    else:
+        values.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,250 @@
+"""Kill a tiny run over and over, resume it in another shape each time, and audit what it did.
+
+    python tests/kills.py --kills 100 --seed 1
+
+Every attempt has a random number of ranks (1 to 4), ZeRO stage, micro-batch and number of loader
+workers; SIGKILL falls at a random moment, on all ranks, on one rank, or on the launcher. In the end
+the run is finished in peace, `lmscale runs audit` must find it clean, and its ledger must equal,
+byte for byte, that of the same run without an interruption. Linux only: it reads /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import kill
+from pathlib import Path
+
+from tiny_run import (
+    build_tiny_data,
+    children_of,
+    committed_steps,
+    is_gone,
+    launch,
+    losses_of,
+    run_lmscale,
+    settings,
+    start_lmscale,
+    write_tiny_config,
+)
+
+VICTIMS = ("all ranks", "one rank", "the launcher")
+# When the signal falls: a while after the start, after the attempt's first step, or inside a save.
+# Start-ups cost the most time and can break the least, so they get the smallest share.
+MOMENTS = (("starting", 15), ("stepping", 45), ("saving", 40))
+PATIENCE_SECONDS = 180.0
+END_SECONDS = 60.0  # by then every process of a killed attempt must be gone
+STEPS_AFTER = 3  # done in peace after the last kill
+ENDLESS = 1_000_000  # steps; the real end is set after the last kill
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """The shape of one attempt and where its end is planned."""
+
+    num_ranks: int
+    stage: int
+    micro_windows: int
+    workers: int
+    every_steps: int
+    victim: str
+    moment: str
+    delay: float  # seconds after the moment was seen
+
+    def overrides(self) -> dict[str, object]:
+        return {
+            "engine.zero_stage": self.stage,
+            "batch.micro_windows": self.micro_windows,
+            "stream.workers": self.workers,
+            "checkpoint.every_steps": self.every_steps,
+        }
+
+
+class KillsFailed(SystemExit):  # noqa: N818 - it ends the script with its text
+    pass
+
+
+def plan_attempt(seed: int, number: int) -> Attempt:
+    draw = random.Random(f"{seed}/{number}")
+    names, shares = zip(*MOMENTS, strict=True)
+    moment = draw.choices(names, shares)[0]
+    longest = {"starting": 8.0, "stepping": 1.0, "saving": 0.03}[moment]
+    return Attempt(
+        num_ranks=draw.choice((1, 2, 3, 4)),
+        stage=draw.choice((0, 1, 2, 3)),
+        micro_windows=draw.choice((1, 2, 3, 12)),
+        workers=draw.choice((0, 1, 2)),
+        every_steps=draw.choice((1, 2)),
+        victim=draw.choice(VICTIMS),
+        moment=moment,
+        delay=draw.uniform(0, longest),
+    )
+
+
+class Killer:
+    """Starts attempts on one run folder and kills them."""
+
+    def __init__(self, folder: Path, config: Path, seed: int) -> None:
+        self.folder, self.config, self.seed = folder, config, seed
+        self.run = folder / "run"
+        self.inside_saves = 0  # kills that left a checkpoint without its manifest
+
+    def attempt(self, number: int) -> str:
+        """One start and its violent end, told in a line."""
+        plan = plan_attempt(self.seed, number)
+        before = self.last_checkpoint()
+        leftovers = self.uncommitted()
+        log = self.folder / "logs" / f"attempt-{number:04d}.log"
+        began = time.monotonic()
+        with open(log, "w") as output:
+            launcher = start_lmscale(
+                *("launch", "local", self.config, "--nproc", str(plan.num_ranks)),
+                *settings({"train.steps": ENDLESS, **plan.overrides()}),
+                output=output,
+            )
+        try:
+            self.await_moment(plan, launcher, leftovers, log)
+            time.sleep(plan.delay)
+            seconds = time.monotonic() - began
+            self.kill(plan, launcher, random.Random(f"{self.seed}/{number}/victim"), log)
+        finally:
+            launcher.kill()
+            launcher.wait()
+        is_inside = bool(self.uncommitted() - leftovers)
+        self.inside_saves += is_inside
+        return (
+            f"kill {number:3d}  {plan.num_ranks} ranks, ZeRO {plan.stage}, micro-batch "
+            f"{plan.micro_windows:2d}, {plan.workers} workers: {plan.victim} killed {plan.moment} "
+            f"+{1000 * plan.delay:4.0f} ms, {seconds:5.1f} s after the start; checkpoint of step "
+            f"{before} -> {self.last_checkpoint()}{', a save torn' if is_inside else ''}"
+        )
+
+    def await_moment(
+        self, plan: Attempt, launcher: subprocess.Popen[str], leftovers: set[tuple[str, int]], log: Path
+    ) -> None:
+        if plan.moment == "starting":
+            return
+        starts = self.count_lines("attempts.jsonl", '"start"')
+        self.until(launcher, log, lambda: self.count_lines("attempts.jsonl", '"start"') > starts)
+        rows = self.count_lines("ledger.jsonl")
+        self.until(launcher, log, lambda: self.count_lines("ledger.jsonl") > rows)
+        if plan.moment == "saving":
+            self.until(launcher, log, lambda: bool(self.uncommitted() - leftovers), pause=0.0)
+
+    def until(
+        self,
+        launcher: subprocess.Popen[str],
+        log: Path,
+        condition: Callable[[], bool],
+        pause: float = 0.01,
+    ) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            if launcher.poll() is not None:
+                raise KillsFailed(
+                    f"an attempt ended by itself, with exit code {launcher.returncode}:\n"
+                    f"{log.read_text()[-4000:]}"
+                )
+            if time.monotonic() > deadline:
+                raise KillsFailed(f"an attempt hangs:\n{log.read_text()[-4000:]}")
+            time.sleep(pause)
+
+    def kill(
+        self, plan: Attempt, launcher: subprocess.Popen[str], draw: random.Random, log: Path
+    ) -> None:
+        """Kill the victim, and see that everything else ends too."""
+        ranks = list(children_of(launcher.pid))
+        family = [*ranks, *(child for rank in ranks for child in children_of(rank))]
+        if plan.victim == "the launcher" or not ranks:
+            victims = [launcher.pid]
+        else:
+            victims = ranks if plan.victim == "all ranks" else [draw.choice(ranks)]
+        for pid in victims:
+            try:
+                kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                raise KillsFailed(
+                    f"process {pid} had ended by itself:\n{log.read_text()[-4000:]}"
+                ) from None
+        deadline = time.monotonic() + END_SECONDS
+        while launcher.poll() is None or not all(map(is_gone, family)):
+            if time.monotonic() > deadline:
+                left = [pid for pid in family if not is_gone(pid)]
+                raise KillsFailed(f"{left} outlived the kill of {plan.victim} {victims}")
+            time.sleep(0.01)
+
+    def count_lines(self, name: str, marker: str = "\n") -> int:
+        try:
+            return (self.run / name).read_text().count(marker)
+        except FileNotFoundError:
+            return 0
+
+    def uncommitted(self) -> set[tuple[str, int]]:
+        """Checkpoint folders without a manifest: a save is under way there, or was torn.
+
+        With their inodes, because the same step is saved into a new folder of the same name.
+        """
+        found = set()
+        for folder in (self.run / "checkpoints").glob("step-*"):
+            try:
+                if not (folder / "manifest.json").exists():
+                    found.add((folder.name, folder.stat().st_ino))
+            except FileNotFoundError:  # removed between two looks
+                continue
+        return found
+
+    def last_checkpoint(self) -> int:
+        return max(committed_steps(self.run), default=0)
+
+
+def run_kills(folder: Path, *, kills: int, seed: int) -> None:
+    """Kill, finish, audit, compare. Raises ``KillsFailed`` with the reason."""
+    began = time.monotonic()
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    if not (folder / "data").exists():
+        build_tiny_data(folder / "data")
+    config = write_tiny_config(folder / "killed.yaml", folder / "data", folder / "run")
+    killer = Killer(folder, config, seed)
+    for number in range(1, kills + 1):
+        print(killer.attempt(number), flush=True)
+    steps = killer.last_checkpoint() + STEPS_AFTER
+    check(launch(config, 2, {"train.steps": steps, "engine.zero_stage": 1}), "finishing in peace")
+    check(run_lmscale("runs", "audit", killer.run), "the audit")
+    undisturbed = write_tiny_config(folder / "calm.yaml", folder / "data", folder / "calm")
+    check(launch(undisturbed, 1, {"train.steps": steps}), "the uninterrupted run")
+    ledgers = [(place / "ledger.jsonl").read_bytes() for place in (killer.run, folder / "calm")]
+    if ledgers[0] != ledgers[1]:
+        raise KillsFailed("the ledger is not that of an uninterrupted run")
+    last = [losses_of(place)[steps] for place in (killer.run, folder / "calm")]
+    print(
+        f"{kills} kills in {time.monotonic() - began:.0f} s, {killer.inside_saves} of them tore a "
+        f"save; {steps} steps done. Audit clean, ledger equal to an uninterrupted run's. Loss of "
+        f"the last step: {last[0]:.6f}, uninterrupted {last[1]:.6f}."
+    )
+
+
+def check(ended, what: str) -> None:
+    if ended.code != 0:
+        raise KillsFailed(f"{what} ended with exit code {ended.code}:\n{ended.output[-4000:]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="lmscale-kills-") as temporary:
+        folder = arguments.folder or Path(temporary)
+        run_kills(folder, kills=arguments.kills, seed=arguments.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""What is installed from a wheel is whole: the command, both packages, the files they bring."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command: str | Path, **more) -> str:
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, **more
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from what git would clone, without the network."""
+    clone = tmp_path_factory.mktemp("clone")
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    for name in listed.splitlines():
+        if (ROOT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            (clone / name).write_bytes((ROOT / name).read_bytes())
+    folder = tmp_path_factory.mktemp("wheel")
+    flags = ("--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", folder)
+    run(sys.executable, "-m", "pip", "wheel", *flags, clone)
+    (built,) = folder.glob("lmscale-*.whl")
+    return built
+
+
+def test_the_wheel_brings_both_packages_the_configs_and_the_templates(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"lmscale/cli/main.py", "launcher/local.py"} <= names
+    configs = {f"lmscale/assets/configs/{path.name}" for path in ROOT.glob("configs/*.yaml")}
+    assert configs and configs <= names
+    slurm = {f"lmscale/assets/slurm/{p.name}" for p in (ROOT / "slurm").iterdir() if p.is_file()}
+    assert slurm and slurm <= names
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "docs/"))]
+
+
+def test_an_installed_wheel_finds_its_demo_config_outside_any_checkout(wheel, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    script = "import lmscale.cli.demo as d; print(d.find_config('demo.yaml'))"
+    found = run(
+        sys.executable,
+        "-c",
+        script,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    ).strip()
+    assert Path(found) == site / "lmscale" / "assets" / "configs" / "demo.yaml"
+    shown = run(
+        sys.executable,
+        *("-m", "lmscale", "config", "show", found),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )
+    assert shown.startswith("run:\n  name: demo\n")
