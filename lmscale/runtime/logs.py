@@ -6,12 +6,12 @@ import logging
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.logging import RichHandler
 
 from lmscale.errors import DataError
 from lmscale.runtime.atomic import writing
 from lmscale.runtime.ranks import Ranks
+from lmscale.runtime.terminal import terminal
 
 _FORMAT = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"
 _OWNED = "lmscale-owned"  # marks our handlers on the root logger
@@ -59,10 +59,15 @@ def close_logging() -> None:
 
 
 def _terminal_handler() -> logging.Handler:
-    console = Console(stderr=True)
+    console = terminal()
     if console.is_terminal:
-        # rich's live progress redirects sys.stderr, so these lines appear above its bar.
-        return RichHandler(console=console, show_path=False, omit_repeated_times=False)
+        return RichHandler(
+            console=console,
+            show_path=False,
+            show_level=False,
+            omit_repeated_times=False,
+            log_time_format="%H:%M:%S",
+        )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     return handler

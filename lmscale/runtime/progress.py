@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lmscale.runtime.terminal import terminal
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -16,7 +17,7 @@ PLAIN_LINE_SECONDS = 10.0
 @contextmanager
 def progress(description: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
     """Yield ``advance(amount)``; ``total`` None means that the end is not known."""
-    console = Console(stderr=True)
+    console = terminal()
     if not console.is_terminal:
         yield from _plain(description, total, unit)
         return

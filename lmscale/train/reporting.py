@@ -10,12 +10,28 @@ from lmscale.config import dump_config
 from lmscale.model import flops_per_token
 from lmscale.runtime.device import device_name, peak_memory_bytes, peak_tflops
 from lmscale.runtime.goodput import AttemptLog, open_attempt
+from lmscale.runtime.terminal import terminal
 from lmscale.runtime.trackers import Trackers, open_trackers
 from lmscale.train.assemble import Run
 from lmscale.train.hooks import Hook, ProgressCounter
 from lmscale.train.loop import StepReport
 
 logger = logging.getLogger(__name__)
+
+# TensorBoard's "custom scalars" page: what a person looks at first, side by side.
+CHARTS = {
+    "learning": {
+        "loss, trained and held out": ["train/loss", "evaluation/.*/loss"],
+        "gradient norm": ["train/gradient_norm"],
+        "learning rate": ["train/learning_rate"],
+    },
+    "speed": {
+        "tokens per second": ["speed/tokens_per_second"],
+        "MFU, both conventions": ["speed/mfu_.*"],
+        "waiting for data": ["speed/data_wait_fraction"],
+        "goodput": ["speed/goodput"],
+    },
+}
 
 
 @contextmanager
@@ -32,6 +48,7 @@ def reporting_hooks(run: Run, counter: ProgressCounter) -> Iterator[tuple[Tracke
         )
         trackers = stack.enter_context(open_trackers(run.folder, resumed_step=run.start.step))
         trackers.log_text("config", dump_config(run.config), step=run.start.step)
+        trackers.log_layout(CHARTS)
         metrics = MetricsHook(run, counter, trackers, attempt)
         yield trackers, [metrics, stack.enter_context(progress_hook(run))]
 
@@ -110,11 +127,10 @@ class MetricsHook:
 @contextmanager
 def progress_hook(run: Run) -> Iterator[Hook]:
     """rich's progress on rank 0's terminal: steps, tokens, tokens/s, loss, time to go."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    console = Console(stderr=True)
+    console = terminal()
     if not console.is_terminal:
         yield lambda report: None  # the log's lines are there already
         return
