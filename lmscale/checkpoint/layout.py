@@ -15,6 +15,7 @@ docs/formats.md tells the same.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,9 @@ class Manifest:
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON data with a hash of itself: a flipped byte here would move the run's place."""
+        tree = json.loads(json.dumps(asdict(self)))
+        return tree | {"sha256": _hash_of(tree)}
 
 
 def parse_manifest(text: str, path: Path) -> Manifest:
@@ -69,6 +72,8 @@ def parse_manifest(text: str, path: Path) -> Manifest:
                 f"{path}: version {tree['version']} of the checkpoint format; this lmscale reads "
                 f"{VERSION}."
             )
+        if tree.pop("sha256") != _hash_of(tree):
+            raise CheckpointError(f"{path}: does not match its own hash; it is damaged.")
         files = tuple(
             FileEntry(
                 name=row["name"],
@@ -83,6 +88,11 @@ def parse_manifest(text: str, path: Path) -> Manifest:
         return Manifest(files=files, parameters=parameters, kinds=kinds, **tree)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint's manifest: {error!r}.") from None
+
+
+def _hash_of(tree: Mapping[str, Any]) -> str:
+    canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -107,17 +117,18 @@ def tensor_name(parameter: str, kind: str, offset: int) -> str:
 
 
 def plan_retention(
-    steps: Sequence[int], *, keep_last: int, keep_every_steps: int
+    steps: Sequence[int], *, newest: int, keep_last: int, keep_every_steps: int
 ) -> tuple[int, ...]:
-    """The steps to delete: all but the ``keep_last`` newest and the multiples of
-    ``keep_every_steps``.
+    """The steps to delete after a good checkpoint of step ``newest`` was committed.
+
+    All but the ``keep_last`` newest and the multiples of ``keep_every_steps``. And every step
+    after ``newest``: the run was resumed from before it, so it belongs to steps that were undone.
     """
-    newest = sorted(steps, reverse=True)
-    return tuple(
-        step
-        for step in newest[keep_last:]
-        if not (keep_every_steps and step % keep_every_steps == 0)
+    past = sorted((step for step in steps if step <= newest), reverse=True)
+    old = (
+        step for step in past[keep_last:] if not (keep_every_steps and step % keep_every_steps == 0)
     )
+    return (*(step for step in steps if step > newest), *old)
 
 
 def plan_reads(
@@ -144,6 +155,8 @@ def find_gaps(manifest: Manifest) -> list[str]:
             if offset != end:
                 break
             end = offset + count
-        if end != numel:
-            problems.append(f"{name}: elements from {end} of {numel} are missing or doubled")
+        else:
+            if end == numel:
+                continue
+        problems.append(f"{name}: elements around {end} of {numel} are missing or doubled")
     return problems

@@ -44,6 +44,7 @@ class Saved:
     folder: Path
     seconds: float
     bytes: int  # of all ranks
+    is_finite: bool
 
 
 def save_checkpoint(
@@ -96,7 +97,12 @@ def save_checkpoint(
             write_json(folder / MANIFEST, manifest.to_json())
             fsync_folder(root)
     total = sum(row["bytes"] for row in entries)
-    return Saved(folder=folder, seconds=time.monotonic() - started, bytes=total)
+    return Saved(
+        folder=folder,
+        seconds=time.monotonic() - started,
+        bytes=total,
+        is_finite=manifest.is_finite,
+    )
 
 
 def _write_fragments(folder: Path, engine: Engine, ranks: Ranks) -> tuple[FileEntry, bool]:
@@ -218,12 +224,16 @@ def find_resumable(root: Path, ranks: Ranks) -> Manifest | None:
     return None
 
 
-def delete_old_checkpoints(root: Path, *, keep_last: int, keep_every_steps: int) -> None:
-    """Apply the retention rule. Rank 0 calls this alone, after a commit, so the newest is a good
-    one.
+def delete_old_checkpoints(
+    root: Path, *, newest: int, keep_last: int, keep_every_steps: int
+) -> None:
+    """Apply the retention rule. Rank 0 calls this alone, after it committed a good checkpoint of
+    step ``newest``.
     """
     steps = list_steps(root)
-    for step in plan_retention(steps, keep_last=keep_last, keep_every_steps=keep_every_steps):
+    for step in plan_retention(
+        steps, newest=newest, keep_last=keep_last, keep_every_steps=keep_every_steps
+    ):
         folder = step_folder(root, step)
         (folder / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint is none
         shutil.rmtree(folder, ignore_errors=True)

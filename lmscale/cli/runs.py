@@ -158,7 +158,7 @@ def render_status(status: RunStatus) -> str:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["time"]))
         name = f"attempt {row['attempt']}"
         lines.append(
-            f"{name:16} {began} on {row['host']}, {row['world_size']} ranks, "
+            f"{name:16} {began} on {row['host']}, {row['world_size']} rank{'s'[: row['world_size'] > 1]}, "
             f"ZeRO {row['zero_stage']}, from step {row['first_step']:,}"
         )
     lines.append(f"{'checkpoints':16} {', '.join(status.checkpoints) or 'none yet'}")

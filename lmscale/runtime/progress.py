@@ -46,5 +46,7 @@ def _plain(description: str, total: float | None, unit: str) -> Iterator[Callabl
             print(f"{description}: {done:,.0f}{of_total} {unit}", file=sys.stderr, flush=True)
 
     yield advance
+    if not done:  # nothing needed doing
+        return
     seconds = time.monotonic() - started
     print(f"{description}: {done:,.0f} {unit} in {seconds:.1f} s", file=sys.stderr, flush=True)

@@ -24,7 +24,7 @@ from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream, open_stream
 from lmscale.tokenizer import Tokenizer, load_tokenizer
-from lmscale.train.folder import CHECKPOINTS, check_identity, identity_of
+from lmscale.train.folder import CHECKPOINTS, check_identity, freeze_run, identity_of
 from lmscale.train.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -98,6 +98,9 @@ def open_run(config: RunConfig, ranks: Ranks, device: torch.device) -> Iterator[
         if manifest is not None:
             load_checkpoint(root, manifest, engine)
             logger.info("resumed from %s at step %d", root, manifest.step)
+        with failing_together():
+            if ranks.is_first:
+                freeze_run(config)
         yield Run(
             config=config,
             ranks=ranks,

@@ -41,16 +41,29 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], *, where: str) ->
 
 
 def claim_folder(config: RunConfig, ranks: Ranks) -> None:
-    """Refuse another run's folder; else write what this run is into its own. All ranks together.
+    """Refuse another run's folder, before anything is written to it. All ranks together.
 
-    Writes config.yaml, code.json and environment.json. Raises ``ConfigError`` on all ranks.
+    Raises ``ConfigError`` on all ranks.
     """
     with failing_together():
         if ranks.is_first:
-            _claim(config.folder, config)
+            _check_folder(config.folder, config)
 
 
-def _claim(folder: Path, config: RunConfig) -> None:
+def freeze_run(config: RunConfig) -> None:
+    """Write what runs: config.yaml, code.json, environment.json.
+
+    Rank 0 only, and only once nothing can refuse to start any more: until then the folder tells of
+    the attempt before.
+    """
+    folder = config.folder
+    with writing("the run folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / CONFIG_FILE, dump_config(_with_absolute_paths(config)).encode())
+        save_provenance(folder)
+
+
+def _check_folder(folder: Path, config: RunConfig) -> None:
     frozen = folder / CONFIG_FILE
     if frozen.is_file():
         owner = _owner_of(frozen)
@@ -68,10 +81,6 @@ def _claim(folder: Path, config: RunConfig) -> None:
             )
     elif folder.exists():
         raise ConfigError(f"{folder} is a file; run.folder must name a folder.")
-    with writing("the run folder", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(frozen, dump_config(_with_absolute_paths(config)).encode())
-        save_provenance(folder)
 
 
 def _owner_of(frozen: Path) -> str | None:

@@ -56,9 +56,11 @@ class Saver:
             identity=run.identity,
             ranks=run.ranks,
         )
-        if run.ranks.is_first:
+        # One that is not finite will not be resumed from: it may push no good one out.
+        if run.ranks.is_first and saved.is_finite:
             delete_old_checkpoints(
                 run.checkpoints,
+                newest=progress.step,
                 keep_last=run.config.checkpoint.keep_last,
                 keep_every_steps=run.config.checkpoint.keep_every_steps,
             )
