@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from lmscale.runtime.environment import num_cores
 from lmscale.runtime.ranks import Ranks, open_process_group
 
 WARM_UP = 2  # steps of each loop before the first round: allocators fill, kernels are chosen
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 FLAGS = {  # option → the setting it overrides
     "layers": "model.layers",
     "width": "model.width",
@@ -57,15 +59,19 @@ class Timing:
 
 
 def measure(
-    loops: Mapping[str, TrainingLoop], *, rounds: int, steps: int, warm_up: int = WARM_UP
+    loops: Mapping[str, TrainingLoop],
+    *,
+    rounds: int,
+    steps: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Run the loops in turns; seconds per step of every round."""
     for loop in loops.values():
-        loop.run(warm_up)
+        loop.run(WARM_UP)
     seconds: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(rounds):
         for name, loop in loops.items():
-            seconds[name].append(loop.run(steps) / steps)
+            seconds[name].append(loop.run(steps, clock) / steps)
     return {
         name: Timing(seconds=tuple(seconds[name]), losses=tuple(loop.losses))
         for name, loop in loops.items()
@@ -160,7 +166,13 @@ def describe_work(config: RunConfig, plan: BatchPlan) -> str:
 
 
 def run(
-    config: RunConfig, device: torch.device, *, against: Sequence[str], rounds: int, steps: int
+    config: RunConfig,
+    device: torch.device,
+    *,
+    against: Sequence[str],
+    rounds: int,
+    steps: int,
+    clock: str = "wall",
 ) -> tuple[dict[str, TrainingLoop | None], dict[str, Timing]]:
     """Measure; the loops' names with None where one is not installed, and the timings."""
     plan = plan_batches(
@@ -173,10 +185,10 @@ def run(
         stack.enter_context(open_process_group(Ranks(), device))
         loops = open_loops(config, plan, device, against, stack)
         installed = {name: loop for name, loop in loops.items() if loop is not None}
-        timings = measure(installed, rounds=rounds, steps=steps)
+        timings = measure(installed, rounds=rounds, steps=steps, clock=CLOCKS[clock])
     print(describe_machine(device))
     print(describe_work(config, plan))
-    print(f"median of {rounds} rounds of {steps} steps each, in turns")
+    print(f"median of {rounds} rounds of {steps} steps each, in turns, {clock} time")
     print(render_table(config, loops, timings, peak))
     print(render_losses(timings))
     if peak:
@@ -196,6 +208,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="steps of each loop in a round")
     parser.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="process: CPU time of all threads, for a CPU that others use too",
+    )
+    parser.add_argument(
         "--against", nargs="*", choices=("bare", "autocast", "trainer"), default=["bare"]
     )
     return parser.parse_args(arguments)
@@ -213,7 +231,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = load_config(given.config, overrides)
     else:
         config = build_config(given.shape or ("gpt2_124m" if is_cuda else "small"), overrides)
-    run(config, device, against=given.against, rounds=given.rounds, steps=given.steps)
+    run(
+        config,
+        device,
+        against=given.against,
+        rounds=given.rounds,
+        steps=given.steps,
+        clock=given.clock,
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,12 +54,13 @@ class TrainerLoop(TrainingLoop):
         class Clock(TrainerCallback):
             """When each optimizer step ended."""
 
-            def __init__(self) -> None:
+            def __init__(self, clock: Callable[[], float]) -> None:
+                self.clock = clock
                 self.ended_at: list[float] = []
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
                 synchronize(device)
-                self.ended_at.append(time.perf_counter())
+                self.ended_at.append(self.clock())
 
         self.clock_class = Clock
         generator = np.random.default_rng(0)
@@ -69,17 +71,17 @@ class TrainerLoop(TrainingLoop):
     def step(self) -> None:
         self.run(1)
 
-    def run(self, steps: int) -> float:
+    def run(self, steps: int, clock: Callable[[], float] = time.perf_counter) -> float:
         """As for the others; each call of ``train`` begins with one step that is not counted."""
-        clock = self.clock_class()
+        ends = self.clock_class(clock)
         trainer = self.trainer_class(
             model=self.model,
             args=self.arguments_class(**self.arguments, max_steps=steps + 1),
             train_dataset=self.windows,
-            callbacks=[clock],
+            callbacks=[ends],
         )
         trainer.train()
-        return clock.ended_at[-1] - clock.ended_at[0]
+        return ends.ended_at[-1] - ends.ended_at[0]
 
     def close(self) -> None:
         self.folder.cleanup()

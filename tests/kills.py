@@ -127,7 +127,11 @@ class Killer:
         )
 
     def await_moment(
-        self, plan: Attempt, launcher: subprocess.Popen[str], leftovers: set[tuple[str, int]], log: Path
+        self,
+        plan: Attempt,
+        launcher: subprocess.Popen[str],
+        leftovers: set[tuple[str, int]],
+        log: Path,
     ) -> None:
         if plan.moment == "starting":
             return

@@ -156,9 +156,10 @@ def render_status(status: RunStatus) -> str:
     )
     for row in status.attempts:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["time"]))
+        plural = "s" if row["world_size"] > 1 else ""
         name = f"attempt {row['attempt']}"
         lines.append(
-            f"{name:16} {began} on {row['host']}, {row['world_size']} rank{'s'[: row['world_size'] > 1]}, "
+            f"{name:16} {began} on {row['host']}, {row['world_size']} rank{plural}, "
             f"ZeRO {row['zero_stage']}, from step {row['first_step']:,}"
         )
     lines.append(f"{'checkpoints':16} {', '.join(status.checkpoints) or 'none yet'}")

@@ -23,6 +23,8 @@ RESERVED = {
     "train_batch_size": "batch.global_windows",
     "train_micro_batch_size_per_gpu": "batch.micro_windows",
     "gradient_accumulation_steps": "batch.micro_windows",
+    "managed_gradient_accumulation": "nothing: the engine counts micro-batches by it",
+    "gradient_allreduce_op": "nothing: the loss is scaled for the mean",
     "gradient_clipping": "engine.optimizer.clip_norm",
     "optimizer": "engine.optimizer",
     "scheduler": "engine.schedule",
@@ -38,16 +40,27 @@ def render_deepspeed_config(
 ) -> dict[str, Any]:
     """The whole mapping that DeepSpeed is given, with ``engine.deepspeed`` merged in last.
 
-    Raises ``ConfigError`` for an override that lmscale itself sets elsewhere.
+    Raises ``ConfigError`` for an override that lmscale itself sets elsewhere, or of a whole
+    section by a value.
     """
     problems = [
         f"engine.deepspeed.{key}: set {instead} instead; lmscale's own arithmetic rests on it."
         for key, instead in RESERVED.items()
         if _has(engine.deepspeed, key.split("."))
     ]
+    mapping = _render_defaults(engine, plan, num_parameters)
+    problems += [
+        f"engine.deepspeed.{key}: give a mapping of single keys, not {value!r}."
+        for key, value in engine.deepspeed.items()
+        if isinstance(mapping.get(key), dict) and not isinstance(value, Mapping)
+    ]
     if problems:
         raise ConfigError(problems)
-    mapping = {
+    return _merge(mapping, engine.deepspeed)
+
+
+def _render_defaults(engine: EngineConfig, plan: BatchPlan, num_parameters: int) -> dict[str, Any]:
+    return {
         "train_batch_size": plan.global_windows,
         "train_micro_batch_size_per_gpu": plan.micro_windows,
         "gradient_accumulation_steps": plan.accumulation,
@@ -55,6 +68,7 @@ def render_deepspeed_config(
         "gradient_clipping": engine.optimizer.clip_norm,
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
+        "gradient_allreduce_op": "mean",  # of the ranks' sums: Engine.accumulate reckons with it
         "steps_per_print": None,
         "wall_clock_breakdown": False,
         "memory_breakdown": False,
@@ -89,7 +103,6 @@ def render_deepspeed_config(
         "torch_autocast": {"enabled": False},
         "zero_optimization": _zero(engine, bucket=_bucket(num_parameters)),
     }
-    return _merge(mapping, engine.deepspeed)
 
 
 def _bucket(num_parameters: int) -> int:
@@ -146,6 +159,7 @@ def _zero(engine: EngineConfig, *, bucket: int) -> dict[str, Any]:
         "log_trace_cache_warnings": False,
         "enable_sanity_checks": False,
         "save_muon_momentum_buffer_in_memory": False,
+        "leaf_module": {"classes": [], "names": [], "name_suffixes": []},
     }
 
 
