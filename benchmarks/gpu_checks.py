@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,7 @@ class Plan:
     parts: tuple[str, ...]
     seconds: float
     is_dry_run: bool
+    program: tuple[str, ...] = (sys.executable, __file__)  # what a part's process runs
 
 
 def run_all(plan: Plan) -> int:
@@ -100,7 +102,7 @@ def _run_process(part: str, plan: Plan, deadline: float) -> str | None:
     """None when the part came to its end; otherwise why it did not."""
     log = plan.folder / f"{part}.log"
     done = [row.check for row in read_rows(plan.folder) if row.part == part]
-    command = [sys.executable, __file__, "--out", str(plan.folder), "--part", part]
+    command = [*plan.program, "--out", str(plan.folder), "--part", part]
     command += ["--dry-run"] if plan.is_dry_run else []
     command += ["--skip", *done] if done else []
     with open(log, "ab") as output:
@@ -147,15 +149,15 @@ def _title(plan: Plan) -> str:
 
 
 def _facts(plan: Plan, seconds: float) -> list[str]:
-    import torch
-
-    machine = f"torch {torch.__version__}, Python {platform.python_version()}, {seconds:.0f} s"
+    machine = f"torch {version('torch')}, Python {platform.python_version()}, {seconds:.0f} s"
     if plan.is_dry_run:
         return [
             "A dry run on a CPU at tiny shapes: it shows that the script runs, not that a GPU "
             "does what it should. Speeds and memory in it mean nothing.",
             f"`benchmarks/gpu.sh --dry-run`; {machine}.",
         ]
+    import torch
+
     return [f"`benchmarks/gpu.sh`; {torch.cuda.get_device_name(0)}, {machine}."]
 
 

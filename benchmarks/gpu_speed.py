@@ -105,7 +105,7 @@ def check_speed(bench: Bench, shape: str, overrides: Sequence[str]) -> str:
     times = ratio(timings[LmscaleLoop.name], timings[BareLoop.name])
     parameters = count_parameters(config.model, config.vocab_size, config.max_positions).total
     lines = [
-        f"{parameters / 1e6:,.0f}M parameters, T = {config.stream.sequence_length}, "
+        f"{parameters / 1e6:,.1f}M parameters, T = {config.stream.sequence_length}, "
         f"{plan.micro_windows} windows × {plan.accumulation}, {config.engine.precision}, "
         f"ZeRO {config.engine.zero_stage}"
     ]

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lmscale.config.training import EngineConfig
 from lmscale.engine import Engine, learning_rate
+from lmscale.errors import LmscaleError
 from lmscale.objective import ObjectiveOutput
-from lmscale.runtime.collectives import sum_float64
+from lmscale.runtime.collectives import fail_together, sum_float64
 from lmscale.runtime.seeding import seed_step
 from lmscale.stream.batches import MicroBatch, StepBatch
 from lmscale.stream.ledger import NUM_LIMBS, digest_to_limbs, limbs_to_digest
@@ -51,6 +52,7 @@ class _StepTotals:
 
     targets: int
     digest: int
+    has_failed: bool  # some rank could not read its part
 
 
 def train_steps(
@@ -67,11 +69,15 @@ def train_steps(
     """Do the steps after ``first_step`` up to ``total_steps``, yielding a report after each.
 
     One all-reduce a step carries the loss, the requests to stop, and the next step's target count
-    and digest: the count must be known before the next step's first backward pass.
+    and digest: the count must be known before the next step's first backward pass. It also tells
+    whether a rank cannot read the next step: then all raise its ``LmscaleError``, and none is left
+    waiting.
     """
-    batch = next(loader, None)
-    totals, _, _ = _agree(None, batch, None)
+    batch, error = _take(loader)
+    totals, _, _ = _agree(None, batch, None, error)
     for step in range(first_step + 1, total_steps + 1):
+        if totals.has_failed:
+            fail_together(error)
         if batch is None:  # the loader was opened for exactly these steps
             raise AssertionError(f"the loader ended before step {step} of {total_steps}")
         started = time.perf_counter()
@@ -86,8 +92,8 @@ def train_steps(
         )
         update = engine.update(learning_rate=rate)
         waited, done, done_totals = batch.wait_seconds, batch, totals
-        batch = next(loader, None)
-        totals, (nll, z), stop_reason = _agree(sums, batch, stop_requested())
+        batch, error = _take(loader)
+        totals, (nll, z), stop_reason = _agree(sums, batch, stop_requested(), error)
         yield StepReport(
             step=step,
             first_n=done.first_n,
@@ -104,6 +110,14 @@ def train_steps(
             wait_seconds=waited,
             stop_reason=stop_reason,
         )
+
+
+def _take(loader: Iterator[StepBatch]) -> tuple[StepBatch | None, LmscaleError | None]:
+    """The next step, None behind the last one, or why it cannot be read."""
+    try:
+        return next(loader, None), None
+    except LmscaleError as error:
+        return None, error
 
 
 def _forward(engine: Engine, micro: MicroBatch, sums: Tensor) -> Tensor:
@@ -127,18 +141,24 @@ def to_device(micro: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, 
 
 
 def _agree(
-    sums: Tensor | None, upcoming: StepBatch | None, stop_reason: str | None
+    sums: Tensor | None,
+    upcoming: StepBatch | None,
+    stop_reason: str | None,
+    error: LmscaleError | None,
 ) -> tuple[_StepTotals, tuple[float, float], str | None]:
     """One sum over all ranks: this step's losses, its requests to stop, the next step's totals."""
     losses = [0.0, 0.0] if sums is None else sums.tolist()
     requests = [float(reason == stop_reason) for reason in STOP_REASONS]
     targets = 0 if upcoming is None else upcoming.targets
     limbs = digest_to_limbs(0 if upcoming is None else upcoming.digest)
-    agreed = sum_float64([*losses, *requests, float(targets), *limbs])
+    agreed = sum_float64([*losses, *requests, float(error is not None), float(targets), *limbs])
     nll, z = agreed[:2]
     votes = agreed[2 : 2 + len(STOP_REASONS)]
+    failures, all_targets = agreed[2 + len(STOP_REASONS) : -NUM_LIMBS]
     totals = _StepTotals(
-        targets=int(agreed[-1 - NUM_LIMBS]), digest=limbs_to_digest(agreed[-NUM_LIMBS:])
+        targets=int(all_targets),
+        digest=limbs_to_digest(agreed[-NUM_LIMBS:]),
+        has_failed=failures > 0,
     )
     reasons = [reason for reason, count in zip(STOP_REASONS, votes, strict=True) if count]
     return totals, (nll, z), reasons[0] if reasons else None

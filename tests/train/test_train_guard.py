@@ -32,9 +32,7 @@ def report(step, **changes) -> StepReport:
 
 def watch(*changes, max_nonfinite_steps=3, minimum_loss_scale=1):
     """The steps that the guard lets pass; the last one's message, if it stops the run."""
-    guard = Guard(
-        max_nonfinite_steps=max_nonfinite_steps, minimum_loss_scale=minimum_loss_scale
-    )
+    guard = Guard(max_nonfinite_steps=max_nonfinite_steps, minimum_loss_scale=minimum_loss_scale)
     for step, change in enumerate(changes, start=1):
         try:
             guard(report(step, **change))

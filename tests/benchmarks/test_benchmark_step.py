@@ -1,0 +1,51 @@
+"""The step benchmark runs, compares equal arithmetic, and computes its ratios within rounds."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+from step import Timing, ratio
+from synthetic import SHAPES, build_config, random_steps
+
+from lmscale.config import plan_batches
+from lmscale.model import count_parameters
+
+
+def test_lmscale_and_the_bare_loop_have_the_same_losses(run_script):
+    small = ("--shape", "tiny", "--rounds", "1", "--steps", "1", "--device", "cpu")
+    setting = ("--precision", "fp32", "--zero-stage", "2")
+    printed = run_script(sys.executable, "benchmarks/step.py", *small, *setting)
+    assert re.search(r"^lmscale +\d", printed, re.M)
+    assert re.search(r"^bare torch loop +\d.* \d\.\d{3}$", printed, re.M)
+    difference = re.search(r"difference from the bare loop's loss in 3 steps: (\S+)", printed)
+    assert difference is not None and float(difference[1]) < 1e-6  # fp32, 3 steps
+
+
+def test_a_ratio_is_taken_within_each_round():
+    # The machine slows down to a tenth in the second round: medians of each alone would hide it.
+    ours = Timing(seconds=(2.0, 20.0, 2.2), losses=())
+    theirs = Timing(seconds=(1.0, 10.0, 1.1), losses=())
+    assert ratio(ours, theirs) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_is_a_configuration_with_batches(shape):
+    config = build_config(shape)
+    plan = plan_batches(
+        global_windows=config.batch.micro_windows,
+        micro_windows=config.batch.micro_windows,
+        world_size=1,
+    )
+    micro = next(random_steps(config, plan)).micro_batches[0]
+    assert micro.tokens.shape == (plan.micro_windows, config.stream.sequence_length + 1)
+    assert micro.tokens.max() < config.vocab_size
+    assert 0 < micro.targets < micro.tokens.size
+
+
+@pytest.mark.parametrize(("shape", "millions"), [("gpt2_124m", 124), ("llama_1b", 1345)])
+def test_the_shapes_are_as_large_as_their_names(shape, millions):
+    config = build_config(shape)
+    count = count_parameters(config.model, config.vocab_size, config.max_positions).total
+    assert round(count / 1e6) == millions

@@ -1,0 +1,304 @@
+"""`lmscale train` by its exit codes and words: real processes, each a lone rank."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from forked_commands import open_commands
+from tiny_run import (
+    committed_steps,
+    ledger_of,
+    losses_of,
+    settings,
+    tiny_tree,
+    write_tiny_config,
+)
+
+from lmscale.cli.main import main
+from lmscale.config import load_config
+from lmscale.tokenizer import train_tokenizer
+
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def lmscale(tmp_path_factory):
+    with open_commands(tmp_path_factory.mktemp("commands")) as commands:
+        yield commands
+
+
+@pytest.fixture(scope="module")
+def finished(lmscale, tiny_data, tmp_path_factory):
+    """The folder of a run of 6 steps, finished; tests copy it."""
+    root = tmp_path_factory.mktemp("finished")
+    config = write_tiny_config(root / "tiny.yaml", tiny_data, root / "run", {"train.steps": 6})
+    ended = lmscale("train", config)
+    assert ended.code == 0, ended.output
+    return root / "run"
+
+
+@pytest.fixture
+def go_on(lmscale, finished, tiny_data, tmp_path):
+    """Train 4 steps more in a copy of the finished run's folder, with other settings."""
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+
+    def train(overrides=None, **limits):
+        overrides = {"train.steps": 10, **(overrides or {})}
+        config = write_tiny_config(tmp_path / "tiny.yaml", tiny_data, run, overrides)
+        return lmscale("train", config, **limits)
+
+    train.run = run
+    return train
+
+
+def refused(ended) -> str:
+    """What a refused command said: a message without a traceback, and exit code 2."""
+    assert ended.code == 2, ended.output
+    assert "error: " in ended.output
+    assert "Traceback" not in ended.output
+    return ended.output
+
+
+def audit(run) -> int:
+    return main(["runs", "audit", str(run)])
+
+
+def test_a_finished_run_has_nothing_left_to_do(go_on):
+    before = ledger_of(go_on.run)
+    ended = go_on({"train.steps": 6})
+    assert ended.code == 0, ended.output
+    assert ledger_of(go_on.run) == before
+    assert committed_steps(go_on.run) == [4, 6]
+
+
+def test_a_longer_run_goes_on_where_the_shorter_one_ended(go_on, finished):
+    ended = go_on()
+    assert ended.code == 0, ended.output
+    assert "resumed from" in ended.output and "at step 6" in ended.output
+    assert ledger_of(go_on.run)[:6] == ledger_of(finished)
+    assert sorted(losses_of(go_on.run)) == list(range(1, 11))
+    assert committed_steps(go_on.run) == [8, 10]
+    assert audit(go_on.run) == 0
+
+
+def test_a_changed_mixture_begins_a_segment_and_nothing_is_lost_or_repeated(go_on):
+    ended = go_on({"stream.sources.a.weight": 1, "stream.sources.b.weight": 3})
+    assert ended.code == 0, ended.output
+    state = json.loads((go_on.run / "stream.json").read_text())["state"]
+    assert [segment["start"] for segment in state["segments"]] == [0, 6 * 12]
+    first, second = (segment["quotas"] for segment in state["segments"])
+    assert first == {"a": 48, "b": 16} and second == {"a": 16, "b": 48}
+    assert audit(go_on.run) == 0
+
+
+def test_a_source_can_leave_and_the_run_is_still_audited(go_on):
+    ended = go_on(
+        {
+            "stream.sources": {
+                "b": load_config(go_on.run / "config.yaml").stream.sources["b"].model_dump()
+            }
+        }
+    )
+    assert ended.code == 0, ended.output
+    state = json.loads((go_on.run / "stream.json").read_text())["state"]
+    assert set(state["segments"][1]["quotas"]) == {"b"}
+    assert audit(go_on.run) == 0
+
+
+def test_precision_schedule_and_rate_may_change_on_resume(go_on):
+    changes = {
+        "engine.precision": "bf16",
+        "engine.zero_stage": 3,
+        "engine.optimizer.lr": 1e-3,
+        "engine.schedule": {"kind": "cosine", "warmup_steps": 2},
+        "model.dropout": 0.1,
+        "model.activation_checkpoint_every": 1,
+        "batch.micro_windows": 12,
+        "stream.workers": 2,
+    }
+    ended = go_on(changes)
+    assert ended.code == 0, ended.output
+    assert "at step 6" in ended.output
+    assert audit(go_on.run) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"run.name": "other"}, ["is the folder of the run 'tiny', not of 'other'", "run.folder"]),
+        (
+            {"model.layers": 3, "model.ffn_width": 96},
+            [
+                "model.layers was 2 when it was written and is 3 now",
+                "model.ffn_width was 64 when it was written and is 96 now",
+            ],
+        ),
+        ({"stream.sequence_length": 16, "model.max_positions": 32}, ["sequence_length"]),
+        ({"run.seed": 2}, ["seed"]),
+        ({"stream.window_shards": 3}, ["window_shards"]),
+        ({"stream.packing": "best_fit"}, ["packing"]),
+        ({"engine.precision": "fp16"}, ["fp16", "--set engine.precision=bf16"]),
+        (
+            {"model.vocab_size": 600},
+            ["model.vocab_size was 512 when it was written and is 600 now"],
+        ),
+        ({"stream.sources.a.shards": "/nowhere"}, ["/nowhere"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_may_not_change_on_resume_is_refused_by_name_and_nothing_changes(
+    go_on, finished, change, words
+):
+    said = refused(go_on(change))
+    for word in words:
+        assert word in said
+    for name in ("config.yaml", "ledger.jsonl", "metrics.jsonl", "stream.json"):
+        assert (go_on.run / name).read_bytes() == (finished / name).read_bytes()
+    assert committed_steps(go_on.run) == [4, 6]
+
+
+def test_a_changed_batch_changes_the_step_but_loses_no_sample(go_on):
+    ended = go_on({"batch.global_windows": 8})
+    assert ended.code == 0, ended.output
+    rows = [json.loads(line) for line in ledger_of(go_on.run)]
+    assert [row["first_n"] for row in rows[5:8]] == [60, 72, 80]
+    assert audit(go_on.run) == 0
+
+
+def test_a_full_disk_ends_with_a_message_and_the_older_checkpoint_resumes(go_on):
+    # Every other file of this run is smaller; a checkpoint's are not.
+    largest = max(p.stat().st_size for p in go_on.run.glob("checkpoints/*/*.safetensors"))
+    said = refused(go_on(max_file_bytes=largest - 1))
+    assert "No space is left in" in said and "while writing a checkpoint" in said
+    assert committed_steps(go_on.run) == [4, 6]
+    ended = go_on()
+    assert ended.code == 0, ended.output
+    assert "at step 6" in ended.output
+    assert audit(go_on.run) == 0
+
+
+def test_a_damaged_checkpoint_is_named_and_its_steps_are_done_again(go_on, finished):
+    damaged = go_on.run / "checkpoints" / "step-000000006" / "rank-00000.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    ended = go_on()
+    assert ended.code == 0, ended.output
+    assert "checkpoint of step 6 passed over" in ended.output and str(damaged) in ended.output
+    assert "at step 4" in ended.output
+    assert ledger_of(go_on.run)[:6] == ledger_of(finished)
+    assert (go_on.run / "ledger.rewound.jsonl").read_text().splitlines() == ledger_of(finished)[4:]
+    assert sorted(losses_of(go_on.run)) == list(range(1, 11))
+    assert audit(go_on.run) == 0
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_from_scratch(go_on):
+    for path in go_on.run.glob("checkpoints/*/*.safetensors"):
+        path.write_bytes(b"")
+    said = refused(go_on())
+    assert "None of the 2 checkpoints" in said
+    assert len(ledger_of(go_on.run)) == 6
+
+
+def test_a_diverged_run_is_stopped_by_the_guard_with_76_and_can_be_resumed(go_on):
+    ended = go_on({"engine.optimizer.lr": 1e30, "train.max_nonfinite_steps": 2})
+    assert ended.code == 76, ended.output
+    assert "2 steps in a row were not finite" in ended.output
+    assert "Traceback" not in ended.output
+    ended = go_on()
+    assert ended.code == 0, ended.output
+    assert audit(go_on.run) == 0
+
+
+@pytest.fixture
+def broken(tiny_data, tmp_path):
+    """A copy of the data to break, and a configuration that reads it."""
+    data = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    return data, write_tiny_config(tmp_path / "tiny.yaml", data, tmp_path / "run")
+
+
+def test_a_missing_tokenizer_is_told_with_the_command_that_makes_one(lmscale, broken):
+    data, config = broken
+    shutil.rmtree(data / "tokenizer")
+    said = refused(lmscale("train", config))
+    assert str(data / "tokenizer") in said and "lmscale tokenizer train" in said
+
+
+def test_a_tokenizer_that_is_not_the_shards_is_refused(lmscale, broken):
+    data, config = broken
+    shutil.rmtree(data / "tokenizer")
+    section = load_config(config).tokenizer.model_copy(update={"vocab_size": 480})
+    train_tokenizer(section, data / "corpus", ["a", "b"])
+    said = refused(lmscale("train", config))
+    assert "tokenizer" in said and "a" in said and str(data / "shards") in said
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(lmscale, broken):
+    said = refused(
+        lmscale(
+            "train", broken[1], *settings({"tokenizer.vocab_size": 300, "model.vocab_size": 400})
+        )
+    )
+    assert "512 pieces" in said and "only 400 embeddings" in said
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda shard: shard.unlink(), "a-000000.tar"),
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:-512]), "a-000000.tar"),
+        (lambda shard: _flip_middle(shard), "its content has changed since it was built"),
+        (lambda shard: (shard.parent / "manifest.json").unlink(), "lmscale shards build"),
+    ],
+    ids=["missing shard", "cut shard", "flipped byte", "missing manifest"],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_shards_are_named_and_end_the_run_with_2(lmscale, broken, harm, words, workers):
+    data, config = broken
+    harm(data / "shards" / "a" / "train" / "a-000000.tar")
+    said = refused(
+        lmscale("train", config, *settings({"stream.workers": workers, "train.steps": 60}))
+    )
+    assert words in said
+    assert said.count(words) == 1
+
+
+def _flip_middle(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("file", "is a file; run.folder must name a folder"),
+        ("folder", "is not empty and holds no run"),
+    ],
+)
+def test_a_place_that_is_not_the_runs_is_left_alone(lmscale, tiny_data, tmp_path, what, words):
+    place = tmp_path / "run"
+    if what == "file":
+        place.write_text("mine")
+    else:
+        place.mkdir()
+        (place / "thesis.txt").write_text("mine")
+    config = write_tiny_config(tmp_path / "tiny.yaml", tiny_data, place)
+    assert words in refused(lmscale("train", config))
+    left = [place] if what == "file" else list(place.iterdir())
+    assert [path.read_text() for path in left] == ["mine"]
+
+
+def test_all_problems_of_a_configuration_are_told_before_anything_is_written(
+    lmscale, tiny_data, tmp_path
+):
+    tree = tiny_tree(tiny_data, tmp_path / "run")
+    tree["trian"] = {"steps": 5}
+    tree["model"]["hedas"] = 4
+    tree["engine"]["zero_stage"] = 7
+    config = tmp_path / "tiny.yaml"
+    config.write_text(json.dumps(tree))
+    said = refused(lmscale("train", config))
+    assert "trian: unknown key. Did you mean train?" in said
+    assert "model.hedas: unknown key. Did you mean heads?" in said
+    assert "engine.zero_stage" in said
+    assert not (tmp_path / "run").exists()
