@@ -48,20 +48,20 @@ def random_heads(
 ) -> Heads:
     """Heads of random numbers of the given precision, held in fp32 on the CPU."""
     generator = torch.Generator().manual_seed(length)
-    counts = (heads, kv_heads, kv_heads, heads)
-    return Heads(
-        *(
-            torch.randn(2, count, length, width, generator=generator).to(dtype).float()
-            for count in counts
-        )
-    )
+
+    def draw(count: int) -> Tensor:
+        numbers = torch.randn((2, count, length, width), generator=generator)
+        return numbers.to(dtype).float()
+
+    return Heads(draw(heads), draw(kv_heads), draw(kv_heads), draw(heads))
 
 
 def attend_with_gradients(heads: Heads, mask: Any) -> list[Tensor]:
-    inputs = [tensor.detach().requires_grad_() for tensor in heads[:3]]
-    output = attend(*inputs, mask)
+    query, key, value = (tensor.detach().requires_grad_() for tensor in heads[:3])
+    output = attend(query, key, value, mask)
     output.backward(heads.grad)
-    return [output, *(tensor.grad for tensor in inputs if tensor.grad is not None)]
+    gradients = [tensor.grad for tensor in (query, key, value) if tensor.grad is not None]
+    return [output, *gradients]
 
 
 def compare_attention(bench: Bench, begins: Tensor, *, masked: bool, backend: Any) -> str:

@@ -53,13 +53,15 @@ def check_packages(bench: Bench) -> str:
 def check_device(bench: Bench) -> str:
     name = device_name(bench.device)
     bench.need_gpu()
+    from torch.cuda import nccl
+
     properties = torch.cuda.get_device_properties(bench.device)
     peak = peak_tflops(name, "bf16")
     expect(peak is not None, f"{name} is not in runtime/device.py's table, so there is no MFU")
-    nccl = ".".join(map(str, torch.cuda.nccl.version()))
+    nccl_version = ".".join(map(str, nccl.version()))
     return (
         f"{name}, {gib(properties.total_memory)}, {properties.multi_processor_count} SMs, "
-        f"CUDA {torch.version.cuda}, NCCL {nccl}, peak {peak:g} TFLOP/s bf16"
+        f"CUDA {torch.version.cuda}, NCCL {nccl_version}, peak {peak:g} TFLOP/s bf16"
     )
 
 

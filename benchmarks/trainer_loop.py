@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -80,7 +82,8 @@ class TrainerLoop(TrainingLoop):
             train_dataset=self.windows,
             callbacks=[ends],
         )
-        trainer.train()
+        with redirect_stdout(io.StringIO()):  # it prints a dictionary at the end of each training
+            trainer.train()
         return ends.ended_at[-1] - ends.ended_at[0]
 
     def close(self) -> None:

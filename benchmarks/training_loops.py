@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lmscale.checkpoint.fragments import held_fragments, refresh_parameters
@@ -61,7 +61,8 @@ class TrainingLoop(ABC):
 
     def close(self) -> None:
         """Give the device's memory back."""
-        self.__dict__.clear()
+        for name in list(vars(self)):
+            delattr(self, name)
 
 
 class LmscaleLoop(TrainingLoop):
@@ -127,13 +128,12 @@ class BareLoop(TrainingLoop):
             model, config.objective, mask_documents=config.stream.mask_documents
         )
         named = dict(model.named_parameters())
-        masters = {name: p.detach().clone().requires_grad_() for name, p in named.items()}
+        masters = named
         self.has_masters = config.engine.precision != "fp32"
         self.adds_in_fp32 = self.has_masters and config.engine.zero_stage > 0
         if self.has_masters:
+            masters = {name: nn.Parameter(p.detach().clone()) for name, p in named.items()}
             self.objective.to(DTYPES[config.engine.precision])
-        else:
-            masters = named
         self.parameters, self.masters = list(named.values()), list(masters.values())
         self.optimizer = build_optimizer(masters, parameter_kinds(model), config.engine.optimizer)
 
@@ -154,12 +154,13 @@ class BareLoop(TrainingLoop):
 
     @torch.no_grad()
     def _add_to_masters(self) -> None:
-        gradients = [parameter.grad for parameter in self.parameters]
-        if self.masters[0].grad is None:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        sums = [master.grad for master in self.masters if master.grad is not None]
+        if sums:
+            torch._foreach_add_(sums, gradients)  # pyright: ignore - not in torch's __all__
+        else:
             for master, gradient in zip(self.masters, gradients, strict=True):
                 master.grad = gradient.float()
-        else:
-            torch._foreach_add_([master.grad for master in self.masters], gradients)
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -178,7 +179,7 @@ class BareLoop(TrainingLoop):
         self.optimizer.zero_grad(set_to_none=True)
         if self.has_masters:
             with torch.no_grad():
-                torch._foreach_copy_(self.parameters, self.masters)
+                torch._foreach_copy_(self.parameters, self.masters)  # pyright: ignore
 
 
 class AutocastLoop(BareLoop):

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from forked_ranks import load_everything
 from tiny_run import ENVIRONMENT, ROOT, Ended
 
 
@@ -65,13 +66,7 @@ _OF_RANKS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_POR
 
 
 def serve() -> None:
-    import torch
-
-    import lmscale.evaluation
-    import lmscale.train  # noqa: F401 - loaded once, for all commands
-    from lmscale.engine.engine import prepare_deepspeed
-
-    prepare_deepspeed(torch.device("cpu"))
+    load_everything()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

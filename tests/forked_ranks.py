@@ -99,13 +99,22 @@ def _exit_after(work: Callable[[], None]) -> None:
         os._exit(code)  # past the parent's own clean-up
 
 
-def main(script: str, folder: str, *num_ranks: str) -> None:
+def load_everything() -> None:
+    """Import what a training rank imports, also what is imported late; start no thread."""
     import torch
+    import torch._dynamo
+    import torch.utils.tensorboard
 
-    import lmscale.train  # noqa: F401 - loaded once, for all ranks
+    import lmscale.evaluation
+    import lmscale.train  # noqa: F401
     from lmscale.engine.engine import prepare_deepspeed
 
     prepare_deepspeed(torch.device("cpu"))
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - by its check of optimizers
+
+
+def main(script: str, folder: str, *num_ranks: str) -> None:
+    load_everything()
     start = runpy.run_path(script)["start"]
     for number, ranks in enumerate(map(int, num_ranks)):
         fork_ranks(ranks, lambda number=number: start(Path(folder), number))

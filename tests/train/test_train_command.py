@@ -229,7 +229,8 @@ def test_a_tokenizer_that_is_not_the_shards_is_refused(lmscale, broken):
     section = load_config(config).tokenizer.model_copy(update={"vocab_size": 480})
     train_tokenizer(section, data / "corpus", ["a", "b"])
     said = refused(lmscale("train", config))
-    assert "tokenizer" in said and "a" in said and str(data / "shards") in said
+    for name in "ab":
+        assert f"stream.sources.{name}: its shards were made with another tokenizer" in said
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(lmscale, broken):
@@ -244,28 +245,31 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(lmscale, broken):
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (lambda shard: shard.unlink(), "a-000000.tar"),
-        (lambda shard: shard.write_bytes(shard.read_bytes()[:-512]), "a-000000.tar"),
-        (lambda shard: _flip_middle(shard), "its content has changed since it was built"),
-        (lambda shard: (shard.parent / "manifest.json").unlink(), "lmscale shards build"),
+        (lambda folder: (folder / "a-000000.tar").unlink(), "a-000000.tar"),
+        (lambda folder: _cut(folder / "a-000000.tar"), "a-000000.tar"),
+        (lambda folder: _flip_all(folder), "its content has changed since it was built"),
+        (lambda folder: (folder / "manifest.json").unlink(), "lmscale shards build"),
     ],
-    ids=["missing shard", "cut shard", "flipped byte", "missing manifest"],
+    ids=["missing shard", "cut shard", "flipped bytes", "missing manifest"],
 )
 @pytest.mark.parametrize("workers", [0, 1])
 def test_damaged_shards_are_named_and_end_the_run_with_2(lmscale, broken, harm, words, workers):
     data, config = broken
-    harm(data / "shards" / "a" / "train" / "a-000000.tar")
-    said = refused(
-        lmscale("train", config, *settings({"stream.workers": workers, "train.steps": 60}))
-    )
-    assert words in said
+    harm(data / "shards" / "a" / "train")
+    said = refused(lmscale("train", config, *settings({"stream.workers": workers})))
     assert said.count(words) == 1
 
 
-def _flip_middle(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-512])
+
+
+def _flip_all(folder):
+    """One bit in the middle of every shard: which one is read first is the order's business."""
+    for path in folder.glob("*.tar"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,8 @@ def test_dropout_is_on_and_differs_between_steps(attempts):
 def test_an_offloaded_optimizer_and_a_plain_one_resume_each_other(attempts, name):
     saw, _ = attempts
     halves = saw[f"{name}/first"] + saw[f"{name}/second"]
-    # The same fused AdamW updates the same fp32 masters; only the norm is summed differently, and
-    # clipping passes its rounding of 6e-8 on.
-    for report, other in zip(halves, saw[f"{name}/{WHOLE}"], strict=True):
-        assert report.loss == pytest.approx(other.loss, rel=1e-6)
+    # On a CPU both are the same fused AdamW on the same fp32 masters.
+    assert halves == saw[f"{name}/{WHOLE}"]
 
 
 def test_other_ranks_and_stages_end_within_a_thousandth_after_50_steps(attempts):
@@ -129,6 +127,6 @@ def test_other_ranks_and_stages_end_within_a_thousandth_after_50_steps(attempts)
             other.targets,
             other.digest,
         )
-        # The promise; measured here: 2e-6.
+        # The promise; measured here: 4e-7.
         assert abs(report.loss - other.loss) < 1e-3
     assert whole[-1].loss < whole[0].loss - 0.5

@@ -1,0 +1,148 @@
+"""The first steps of configs/demo.yaml on a text that ships with the repository: its LICENSE.
+
+    python tests/train/demo_loss.py
+
+records them anew in recorded_demo_loss.json. Do so when the model, the objective, the order of the
+samples or the optimizer were changed on purpose, and say so in the commit. The demo's own text is
+the documentation of the Python that runs it, which differs between versions; here a token is a
+byte, so no tokenizer has a say either. Everything else is the demo's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from lmscale.config import RunConfig
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RECORD = HERE / "recorded_demo_loss.json"
+STEPS = 6
+EOS, PAD, FIRST_BYTE = 2, 3, 4
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Train the first steps in a process of its own; ``folder`` takes the shards and the result."""
+    from forked_ranks import run_starts
+
+    run_starts(Path(__file__), folder, (1,))
+    return json.loads((folder / "curve.json").read_text())
+
+
+def start(folder: Path, number: int) -> None:
+    """What the rank does."""
+    import torch
+    from forked_ranks import one_group
+
+    from lmscale.config import plan_batches
+    from lmscale.stream.loader import open_loader
+    from lmscale.stream.stream import open_stream
+    from lmscale.train import build_run_engine, train_steps
+
+    config = _demo_config(_write_shards(folder / "shards"), folder)
+    plan = plan_batches(
+        global_windows=config.batch.global_windows,
+        micro_windows=config.batch.micro_windows,
+        world_size=1,
+    )
+    seed = config.run.seed
+    with one_group(), open_stream(config.stream, seed=seed) as stream:
+        engine = build_run_engine(config, plan, torch.device("cpu"), fill=True)
+        with open_loader(stream, plan, 0, first_n=0, num_steps=STEPS, workers=0) as loader:
+            reports = train_steps(
+                engine,
+                loader,
+                config.engine,
+                first_step=0,
+                total_steps=config.train.steps,
+                seed=seed,
+                rank=0,
+            )
+            curve = [next(reports) for _ in range(STEPS)]
+    result = {
+        "loss": [report.loss for report in curve],
+        "gradient_norm": [report.gradient_norm for report in curve],
+        "digest": [f"{report.digest:016x}" for report in curve],
+        "targets": [report.targets for report in curve],
+    }
+    (folder / "curve.json").write_text(json.dumps(result))
+
+
+def _demo_config(shards: Path, folder: Path) -> RunConfig:
+    from lmscale.config import load_config
+
+    return load_config(
+        ROOT / "configs" / "demo.yaml",
+        [
+            f"stream.sources={{license: {{shards: {shards}, weight: 1}}}}",
+            f"stream.cache.folder={folder / 'cache'}",
+        ],
+    )
+
+
+def _write_shards(folder: Path) -> Path:
+    """A dataset of one document per paragraph, one token per byte."""
+    from lmscale.shards.manifest import Manifest, save_manifest
+    from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
+
+    folder.mkdir(parents=True)
+    paragraphs = (ROOT / "LICENSE").read_bytes().split(b"\n\n")
+    rules = ShardRules(
+        source="license",
+        split="train",
+        tokenizer_fingerprint="0" * 64,
+        max_bytes=2**20,
+        block_tokens=1024,
+        dtype="uint16",
+    )
+    documents = (
+        TokenizedDocument(
+            ids=np.array([*(FIRST_BYTE + byte for byte in text), EOS], dtype=np.uint16),
+            text_bytes=len(text),
+            offset=0,
+        )
+        for text in paragraphs
+    )
+    shard = write_shard(
+        folder / "license-000000.tar",
+        name="license-000000.tar",
+        key="license-000000",
+        documents=Documents(documents),
+        rules=rules,
+    )
+    manifest = Manifest(
+        source="license",
+        split="train",
+        tokenizer_fingerprint=rules.tokenizer_fingerprint,
+        vocab_size=FIRST_BYTE + 256,
+        dtype=rules.dtype,
+        eos_id=EOS,
+        pad_id=PAD,
+        block_tokens=rules.block_tokens,
+        inputs="",
+        shards=(shard,),
+    )
+    save_manifest(manifest, folder)
+    return folder
+
+
+def record() -> None:
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        curve = measure(Path(folder))
+    made_with = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    text = {"command": "python tests/train/demo_loss.py", "made_with": made_with, **curve}
+    RECORD.write_text(json.dumps(text, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT), str(HERE.parent)]
+    record()
