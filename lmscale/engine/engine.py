@@ -171,7 +171,21 @@ def build_engine(
         deepspeed=engine, config=config, plan=plan, device=device, name_prefix=name_prefix
     )
     reset_states(base_optimizer(built), master_tensors(built))
+    if plan.world_size == 1 and _reduces_in_place(engine):
+        # One rank's sum is what it has: DeepSpeed 0.19.8 would still flatten, reduce and copy back
+        # every gradient (engine.py, buffered_allreduce_fallback). The losses stay bit-identical.
+        engine.enable_backward_allreduce = False
     return built
+
+
+def _reduces_in_place(engine: Any) -> bool:
+    """Whether the gradient reduction does nothing but the all-reduce: stage 0, and 1 in bf16.
+
+    The other optimizers also move gradients into their partitions as they reduce.
+    """
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+
+    return engine.zero_optimization_stage() == 0 or isinstance(engine.optimizer, BF16_Optimizer)
 
 
 def check_precision(config: EngineConfig, device: torch.device) -> None:

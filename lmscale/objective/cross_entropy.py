@@ -118,7 +118,7 @@ def _grad_logits(
     scale) before it is rounded.
     """
     scale_C = torch.where(labels_C != IGNORED, grad_loss, 0.0)
-    delta_CV = (logits_CV - log_z_C[:, None]).exp_()  # the difference of bf16 and fp32 is fp32
+    delta_CV = torch.softmax(logits_CV, dim=-1, dtype=torch.float32)
     delta_CV *= (scale_C * (1 + 2 * z_loss * log_z_C))[:, None]
     delta_CV.scatter_add_(1, labels_C.clamp(min=0)[:, None], -scale_C[:, None])
     return delta_CV.to(logits_CV.dtype)

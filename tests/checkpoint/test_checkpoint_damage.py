@@ -53,13 +53,18 @@ def test_the_newest_whole_checkpoint_is_resumed(checkpoints):
     assert find_resumable(checkpoints, ALONE).step == 6
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (damage, name)
+        for damage in DAMAGES
+        for name in FILES
+        if (damage, name) != (cut, FILES[0])  # its last byte is a newline: JSON needs none
+    ],
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_resumed(
     checkpoints, damage, name, caplog
 ):
-    if damage is cut and name == "manifest.json":
-        pytest.skip("its last byte is a newline, which JSON does not need")
     damage(checkpoints / "step-000000006" / name)
     with caplog.at_level(logging.WARNING):
         assert find_resumable(checkpoints, ALONE).step == 4

@@ -1,0 +1,173 @@
+import pytest
+import yaml
+
+from lmscale.config import RunConfig, dump_config, load_config, parse_config
+from lmscale.errors import ConfigError
+
+MINIMAL = "run: {name: a}\n"
+
+
+def problems_of(text, overrides=()):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, overrides, name="c.yaml")
+    return list(caught.value.problems)
+
+
+def test_everything_but_the_name_has_a_default():
+    config = parse_config(MINIMAL)
+    assert config.folder.as_posix() == "runs/a"
+    assert config.vocab_size == 32_000
+    assert config.tokens_per_step == 512 * 1024
+
+
+def test_what_is_dumped_is_read_back_equal():
+    text = "run: {name: a}\nmodel: {heads: 6}\nengine: {deepspeed: {bf16: {x: [1, null]}}}\n"
+    config = parse_config(
+        text, ["engine.optimizer.decay=[linear]", "corpus.sources={x: {inputs: [y]}}"]
+    )
+    assert parse_config(dump_config(config)) == config
+
+
+def test_a_configuration_cannot_be_changed_after_it_was_read():
+    config = parse_config(MINIMAL)
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.steps = 5  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("override", "read", "value"),
+    [
+        ("train.steps=7", lambda c: c.train.steps, 7),
+        ("engine.optimizer.lr=3e-4", lambda c: c.engine.optimizer.lr, 3e-4),
+        ("engine.optimizer.lr=1E-3", lambda c: c.engine.optimizer.lr, 1e-3),
+        ("engine.offload_optimizer=true", lambda c: c.engine.offload_optimizer, True),
+        ("engine.optimizer.betas=[0.8, 0.9]", lambda c: c.engine.optimizer.betas, (0.8, 0.9)),
+        ("run.folder=/x=y", lambda c: c.run.folder, "/x=y"),
+        ("model.kv_heads=null", lambda c: c.model.kv_heads, None),
+        (
+            "stream.sources.en.shards=s3://b/en",
+            lambda c: c.stream.sources["en"].shards,
+            "s3://b/en",
+        ),
+        (
+            "engine.deepspeed.zero_optimization.overlap_comm=false",
+            lambda c: c.engine.deepspeed,
+            {"zero_optimization": {"overlap_comm": False}},
+        ),
+    ],
+)
+def test_an_override_sets_one_key_of_any_depth(override, read, value):
+    assert read(parse_config(MINIMAL, [override])) == value
+
+
+def test_the_last_override_of_a_key_counts():
+    assert parse_config(MINIMAL, ["train.steps=7", "train.steps=8"]).train.steps == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.steps", "write it as section.key=value"),
+        ("=7", "write it as section.key=value"),
+        ("train..steps=7", "write it as section.key=value"),
+        ("run.name.first=x", "run.name is a single value, not a section"),
+        ("train.steps={", "not valid YAML"),
+    ],
+)
+def test_a_malformed_override_is_told(override, words):
+    assert any(words in problem for problem in problems_of(MINIMAL, [override]))
+
+
+def test_unknown_keys_are_told_with_their_path_and_the_nearest_known_one():
+    text = "run: {name: a}\ntrian: {}\nengine: {optimizer: {learning: 1}, schedule: {warmup: 3}}\n"
+    assert problems_of(text) == [
+        "c.yaml: engine.optimizer.learning: unknown key. Known here: lr, betas, eps, weight_decay, "
+        "decay, clip_norm.",
+        "c.yaml: engine.schedule.warmup: unknown key. Did you mean warmup_steps?",
+        "c.yaml: trian: unknown key. Did you mean train?",
+    ]
+
+
+def test_unknown_keys_below_a_name_of_ones_own_are_found():
+    text = "run: {name: a}\nstream: {sources: {en: {shards: x, wieght: 2}}}\n"
+    assert problems_of(text) == [
+        "c.yaml: stream.sources.en.wieght: unknown key. Did you mean weight?"
+    ]
+
+
+def test_all_problems_are_told_at_once():
+    text = """
+    run: {name: ../x}
+    train: {steps: many}
+    batch: {global_windows: 0}
+    model: {width: 10, heads: 3}
+    stream: {sources: {en: {weight: 1}}}
+    """
+    said = problems_of(text, ["oops"])
+    for path in ("run.name:", "train.steps:", "batch.global_windows:", "model:", "--set oops:"):
+        assert sum(path in problem for problem in said) == 1, (path, said)
+    assert any("stream.sources.en.shards: is required and missing" in p for p in said)
+    assert any("found 'many'" in problem for problem in said)
+    assert len(said) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1, 2]", "expected a mapping of sections, found list"),
+        ("run: {name: a", "not valid YAML"),
+        ("run: {name: a}\nrun: {name: b}", "gives run more than once"),
+        ("run: {name: a, name: b}", "gives name more than once"),
+        ("", "run: is required and missing"),
+        ("run: {name: a}\ntrain: {steps: 1.5}", "train.steps"),
+        ("run: {name: a}\nengine: {optimizer: {lr: .inf}}", "engine.optimizer.lr"),
+        ("run: {name: a}\nengine: {zero_stage: 1, offload_parameters: true}", "needs zero_stage 3"),
+        ("run: {name: a}\nengine: {zero_stage: 0, offload_optimizer: true}", "needs zero_stage 1"),
+        (
+            "run: {name: a}\nmodel: {heads: 6, kv_heads: 4}",
+            "heads = 6 is not a multiple of kv_heads",
+        ),
+        ("run: {name: a}\nmodel: {width: 12, heads: 4}", "rope rotates pairs"),
+        ("run: {name: a}\nmodel: {vocab_size: 100}", "smaller than tokenizer.vocab_size"),
+        ("run: {name: a}\nmodel: {max_positions: 10}", "shorter than stream.sequence_length"),
+        ("run: {name: a}\nstream: {sources: {x: {shards: y, weight: 0}}}", "every weight is 0"),
+        (
+            "run: {name: a}\ntrain: {steps: 5}\nengine: {schedule: {warmup_steps: 6}}",
+            "is more than",
+        ),
+        ("run: {name: a}\ncorpus: {sources: {a/b: {inputs: [x]}}}", "names become folders"),
+        ("run: {name: a}\nevaluation: {sets: {a b: x}}", "set names become folder"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_words(text, words):
+    assert any(words in problem for problem in problems_of(text))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    missing = tmp_path / "none.yaml"
+    with pytest.raises(ConfigError, match=f"{missing}: there is no such configuration file"):
+        load_config(missing)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("run: {name: ä}".encode("latin-1"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "latin.yaml")
+
+
+def test_scientific_notation_without_a_dot_is_a_number_and_text_stays_text():
+    config = parse_config("run: {name: '1e5'}\nengine: {optimizer: {eps: 1e-6, lr: 3e-4}}")
+    assert config.run.name == "1e5"
+    assert (config.engine.optimizer.eps, config.engine.optimizer.lr) == (1e-6, 3e-4)
+
+
+def test_the_vocabulary_is_padded_to_whole_tiles_unless_told():
+    text = "run: {name: a}\ntokenizer: {vocab_size: 4097}"
+    assert parse_config(text).vocab_size == 4224
+    assert parse_config(text, ["model.vocab_size=4097"]).vocab_size == 4097
+
+
+def test_the_fields_stand_in_the_order_of_the_datas_flow():
+    sections = ["run", "corpus", "tokenizer", "shards", "stream", "batch", "model", "objective"]
+    sections += ["engine", "checkpoint", "train", "evaluation"]
+    assert list(RunConfig.model_fields) == sections
+    assert list(yaml.safe_load(dump_config(parse_config(MINIMAL)))) == sections
