@@ -11,6 +11,7 @@ from pathlib import Path
 from launcher.rendezvous import LOCAL_ADDRESS, environment_for, find_free_port
 from launcher.supervise import Outcome, Supervisor
 from lmscale.config import load_config, plan_batches
+from lmscale.config.ownership import check_folder
 from lmscale.errors import ClusterError, ConfigError
 
 
@@ -72,8 +73,9 @@ def train_argv(config_path: str | Path, overrides: Sequence[str]) -> tuple[str, 
 def launch_local(config_path: str | Path, overrides: Sequence[str], *, num_ranks: int) -> Outcome:
     """Train on this machine with ``num_ranks`` ranks, until all have ended.
 
-    The configuration and its division among the ranks are checked before any rank starts; problems
-    raise ``ConfigError``. What the ranks did is in the outcome.
+    The configuration, its division among the ranks and whose folder it names are checked before any
+    rank starts or anything is written; problems raise ``ConfigError``. What the ranks did is in the
+    outcome.
     """
     if num_ranks < 1:
         raise ConfigError(f"--nproc {num_ranks}: at least one rank is needed.")
@@ -83,21 +85,30 @@ def launch_local(config_path: str | Path, overrides: Sequence[str], *, num_ranks
         micro_windows=config.batch.micro_windows,
         world_size=num_ranks,
     )
+    check_folder(config.folder, config)
     logs = config.folder / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ClusterError(f"The run's folder {config.folder} cannot be made: {error}.") from None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        raise ClusterError(
+            f"The run's folder {config.folder} cannot be made: {error}. Set run.folder."
+        ) from None
     plans = plan_ranks(
         train_argv(config_path, overrides),
         num_ranks=num_ranks,
         logs=logs,
         port=find_free_port(),
-        cores=cores or 1,
+        cores=_num_cores(),
         environ=os.environ,
     )
     return run_ranks(plans)
+
+
+def _num_cores() -> int:
+    """Cores this process may use, which under Slurm or a container are fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def run_ranks(plans: Sequence[RankPlan]) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from lmscale.errors import (
 EXIT_INTERRUPTED = 130  # the shell's 128 + SIGINT
 MOMENT_SECONDS = 1.0  # failures this close together may have one cause
 TAIL_LINES = 30
+# How a rank ends that has lost another one.
+_COLLATERAL_CODES = (EXIT_BUG, EXIT_USER, -signal.SIGABRT)
 # What a rank says when another one has gone: true, but not the cause.
 _COLLATERAL = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _COLLATERAL += ("DistNetworkError", "DistBackendError", "recvValue failed", "Socket Timeout")
@@ -57,6 +60,7 @@ def judge(
     """
     outputs = outputs or {}
     culprits = [e for e in ends if not e.was_told and not _is_calm(e.code, forwarded)]
+    culprits = _without_collateral(culprits, ends, forwarded)
     aborted = list(forwarded).count(signal.SIGINT) > 1
     if aborted and any(end.code not in (EXIT_FINISHED, EXIT_RESUMABLE) for end in ends):
         return Outcome(exit_code=EXIT_INTERRUPTED)
@@ -78,9 +82,25 @@ def _is_calm(code: int, forwarded: Collection[int]) -> bool:
 
     A rank that dies of a forwarded signal had not yet installed its handler, so nothing is lost.
     """
-    if code in (EXIT_FINISHED, EXIT_RESUMABLE) or -code in forwarded:
-        return True
-    return code == EXIT_INTERRUPTED and signal.SIGINT in forwarded
+    return code in (EXIT_FINISHED, EXIT_RESUMABLE) or _was_stopped(code, forwarded)
+
+
+def _was_stopped(code: int, forwarded: Collection[int]) -> bool:
+    """Whether a forwarded signal ended a rank that did not listen yet."""
+    return -code in forwarded or (code == EXIT_INTERRUPTED and signal.SIGINT in forwarded)
+
+
+def _without_collateral(
+    culprits: Sequence[RankEnd], ends: Sequence[RankEnd], forwarded: Collection[int]
+) -> list[RankEnd]:
+    """Leave out failures that follow from a rank being stopped while the ranks came up.
+
+    Such a rank takes its peers' connections with it, and they end as if something were wrong. Ends
+    are seen in the order of the ranks, so a failure just before may still be one.
+    """
+    stopped = [e.ended_at for e in ends if not e.was_told and _was_stopped(e.code, forwarded)]
+    since = min(stopped) - MOMENT_SECONDS if stopped else math.inf
+    return [e for e in culprits if e.code not in _COLLATERAL_CODES or e.ended_at < since]
 
 
 def find_culprit(failures: Sequence[RankEnd], outputs: Mapping[int, tuple[str, str]]) -> RankEnd:

@@ -89,6 +89,7 @@ def train(
     """Train to the end or to a requested stop, saving as the command does."""
     from lmscale.train import train_steps
     from lmscale.train.hooks import ProgressCounter, Saver
+    from lmscale.train.loop import DATA_ERROR
 
     counter = ProgressCounter(run.start)
     saver = Saver(run=run, counter=counter, ledger=None)
@@ -110,6 +111,6 @@ def train(
         saver(report)
         names = CaseReport.__dataclass_fields__
         reports.append(CaseReport(**{name: getattr(report, name) for name in names}))
-        if report.stop_reason:
+        if report.stop_reason not in (None, DATA_ERROR):  # that one is raised next
             break
     return reports

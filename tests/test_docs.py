@@ -179,6 +179,7 @@ def turn_down(folder: Path) -> None:
         "model.heads": 4,
         "model.kv_heads": 2,
         "engine.schedule.warmup_steps": 1,
+        "engine.schedule.decay_steps": 2,
         "train.steps": 4,
         "evaluation.max_windows": 4,
     }

@@ -53,7 +53,7 @@ class Manifest:
     state: dict[str, Any]  # the loop's own: stream, tokens, skipped steps
     identity: dict[str, Any]  # of the run and its model; compared before anything is loaded
     written_by: dict[str, Any]  # world size, ZeRO stage, precision, versions: for people
-    is_finite: bool  # every master weight was finite
+    is_finite: bool  # every weight and every state was finite
     files: tuple[FileEntry, ...]
     version: int = VERSION
 
@@ -61,6 +61,11 @@ class Manifest:
         """JSON data with a hash of itself: a flipped byte here would move the run's place."""
         tree = json.loads(json.dumps(asdict(self)))
         return tree | {"sha256": _hash_of(tree)}
+
+    @property
+    def hash(self) -> str:
+        """The same wherever the same manifest was read."""
+        return self.to_json()["sha256"]
 
 
 def parse_manifest(text: str, path: Path) -> Manifest:
@@ -99,15 +104,20 @@ def step_folder(root: Path, step: int) -> Path:
     return root / f"step-{step:09d}"
 
 
-def list_steps(root: Path) -> list[int]:
-    """Steps that have a manifest, newest first. Says nothing yet about what the manifest is
-    worth.
+def list_steps(root: Path, *, committed: bool = True) -> list[int]:
+    """Steps that have a manifest, newest first; or, not ``committed``, the folders without one.
+
+    Says nothing yet about what a manifest is worth.
     """
     if not root.is_dir():
         return []
-    found = ((_FOLDER.match(folder.name), folder) for folder in root.iterdir() if folder.is_dir())
+    found = ((_FOLDER.match(path.name), path) for path in root.iterdir() if path.is_dir())
     return sorted(
-        (int(match[1]) for match, folder in found if match and (folder / MANIFEST).is_file()),
+        (
+            int(match[1])
+            for match, path in found
+            if match and (path / MANIFEST).is_file() == committed
+        ),
         reverse=True,
     )
 

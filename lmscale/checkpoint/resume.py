@@ -14,13 +14,12 @@ from lmscale.checkpoint.fragments import held_fragments, parameter_shapes, refre
 from lmscale.checkpoint.layout import (
     MASTER,
     Manifest,
-    list_steps,
     plan_reads,
     step_folder,
     tensor_name,
 )
 from lmscale.checkpoint.optimizer_state import write_loss_scale, write_optimizer
-from lmscale.checkpoint.store import find_damage, load_manifest
+from lmscale.checkpoint.store import find_damage, find_sound, load_manifest
 from lmscale.engine.engine import Engine
 from lmscale.errors import CheckpointError
 from lmscale.runtime.collectives import failing_together
@@ -105,22 +104,22 @@ def check_same_model(root: Path, manifest: Manifest, shapes: dict[str, tuple[int
 def load_model_weights(run_folder: Path, step: int | None = None) -> dict[str, Tensor]:
     """The model's fp32 weights, whole, on the CPU: parameter name → tensor of its shape.
 
-    ``step`` None takes the newest checkpoint. Needs neither ranks nor DeepSpeed's engine. Raises
-    ``CheckpointError`` when there is none or its files are damaged.
+    ``step`` None takes the newest checkpoint that verifies and is finite. Needs neither ranks nor
+    DeepSpeed's engine. Raises ``CheckpointError`` when there is none or its files are damaged.
     """
     root = run_folder / "checkpoints"
     if step is None:
-        steps = list_steps(root)
-        if not steps:
+        manifest = find_sound(root)
+        if manifest is None:
             raise CheckpointError(
                 f"{run_folder} has no checkpoint yet. Train it first: lmscale train CONFIG"
             )
-        step = steps[0]
-    manifest = load_manifest(root, step)
-    folder = step_folder(root, step)
-    damage = find_damage(folder, manifest.files)
-    if damage:
-        raise CheckpointError([f"{problem}." for problem in damage])
+    else:
+        manifest = load_manifest(root, step)
+        damage = find_damage(step_folder(root, step), manifest.files)
+        if damage:
+            raise CheckpointError([f"{problem}." for problem in damage])
+    folder = step_folder(root, manifest.step)
     weights: dict[str, Tensor] = {}
     with ExitStack() as stack:
         reader = FragmentReader(folder, manifest, stack)

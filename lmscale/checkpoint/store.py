@@ -31,7 +31,13 @@ from lmscale.engine.engine import Engine
 from lmscale.engine.optimizer import ELEMENT_STATES
 from lmscale.errors import CheckpointError
 from lmscale.runtime.atomic import fsync_file, fsync_folder, sha256_file, write_json, writing
-from lmscale.runtime.collectives import barrier, failing_together, gather_json, sum_float64
+from lmscale.runtime.collectives import (
+    barrier,
+    broadcast_object,
+    failing_together,
+    gather_json,
+    sum_float64,
+)
 from lmscale.runtime.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -112,7 +118,7 @@ def _write_fragments(folder: Path, engine: Engine, ranks: Ranks) -> tuple[FileEn
     is_finite = True
     for fragment in owned_fragments(engine):
         fragments.append((fragment.parameter, fragment.offset, fragment.elements))
-        is_finite = is_finite and bool(torch.isfinite(fragment.tensors[MASTER]).all())
+        is_finite = is_finite and all(torch.isfinite(v).all() for v in fragment.tensors.values())
         tensors.update(_host_copies(fragment))
     _save_safetensors(tensors, path)
     fsync_file(path)
@@ -188,52 +194,79 @@ def find_damage(folder: Path, files: tuple[FileEntry, ...]) -> list[str]:
 def find_resumable(root: Path, ranks: Ranks) -> Manifest | None:
     """The newest checkpoint that verifies and is finite, or None where none was ever committed.
 
-    All ranks call this together and share the hashing. Damaged ones are named in the log and
-    passed over; when every checkpoint is damaged this raises ``CheckpointError`` rather than start
-    from scratch.
+    All ranks call this together, share the hashing, and get the same one: rank 0 says which there
+    are, and one whose manifest a rank reads differently (a stale directory cache) is not taken.
+    Those passed over are named in the log; when none is left this raises ``CheckpointError``
+    rather than start from scratch.
     """
     barrier()  # nobody looks while somebody still writes
-    steps = list_steps(root)
+    steps: list[int] = broadcast_object(list_steps(root) if ranks.is_first else None)
     rejected: list[str] = []
     for step in steps:
-        problems: list[str] = []
-        manifest = None
-        try:
-            manifest = load_manifest(root, step)
-        except CheckpointError as error:
-            problems = list(error.problems)
-        mine = manifest.files[ranks.rank :: ranks.world_size] if manifest else ()
-        problems += find_damage(step_folder(root, step), mine)
-        if manifest is not None and not manifest.is_finite:
-            problems.append(f"{step_folder(root, step)} holds weights that are not finite")
-        found = sorted({problem for rows in gather_json(problems) for problem in rows})
+        manifest, problems = _inspect(root, step, ranks)
+        views = gather_json([None if manifest is None else manifest.hash, problems])
+        found = sorted({problem for _, rows in views for problem in rows})
+        if len({seen for seen, _ in views}) > 1 and not found:
+            found.append(f"{step_folder(root, step)} does not look the same to all ranks")
         if manifest is not None and not found:
             return manifest
         for problem in found:
             logger.warning("checkpoint of step %d passed over: %s", step, problem)
         rejected += found
     if rejected:
-        raise CheckpointError(
-            [
-                *rejected,
-                f"None of the {len(steps)} checkpoints in {root} can be used. Restore one, or "
-                "move the "
-                f"folder away to start the run from the beginning.",
-            ]
-        )
+        raise CheckpointError([*rejected, _none_left(root, len(steps))])
     return None
+
+
+def find_sound(root: Path) -> Manifest | None:
+    """The same for one process alone, such as an evaluation; it hashes everything itself."""
+    rejected: list[str] = []
+    steps = list_steps(root)
+    for step in steps:
+        manifest, problems = _inspect(root, step, Ranks())
+        if manifest is not None and not problems:
+            for problem in rejected:
+                logger.warning("passed over: %s", problem)
+            return manifest
+        rejected += problems
+    if rejected:
+        raise CheckpointError([*rejected, _none_left(root, len(steps))])
+    return None
+
+
+def _inspect(root: Path, step: int, ranks: Ranks) -> tuple[Manifest | None, list[str]]:
+    """A checkpoint's manifest, and what is wrong with it or with this rank's part of the files."""
+    try:
+        manifest = load_manifest(root, step)
+    except CheckpointError as error:
+        return None, list(error.problems)
+    folder = step_folder(root, step)
+    problems = find_damage(folder, manifest.files[ranks.rank :: ranks.world_size])
+    if not manifest.is_finite:
+        problems.append(f"{folder} holds weights that are not finite")
+    return manifest, problems
+
+
+def _none_left(root: Path, count: int) -> str:
+    return (
+        f"None of the {count} checkpoints in {root} can be used. Restore one, or move the folder "
+        "away to start the run from the beginning."
+    )
 
 
 def delete_old_checkpoints(
     root: Path, *, newest: int, keep_last: int, keep_every_steps: int
 ) -> None:
-    """Apply the retention rule. Rank 0 calls this alone, after it committed a good checkpoint of
-    step ``newest``.
+    """Apply the retention rule, and clear away what interrupted saves and deletions left.
+
+    Rank 0 calls this alone, after it committed a good checkpoint of step ``newest``.
     """
-    steps = list_steps(root)
-    for step in plan_retention(
-        steps, newest=newest, keep_last=keep_last, keep_every_steps=keep_every_steps
-    ):
-        folder = step_folder(root, step)
-        (folder / MANIFEST).unlink(missing_ok=True)  # first: half a checkpoint is none
-        shutil.rmtree(folder, ignore_errors=True)
+    committed = list_steps(root)
+    doomed = plan_retention(
+        committed, newest=newest, keep_last=keep_last, keep_every_steps=keep_every_steps
+    )
+    for step in doomed:
+        (step_folder(root, step) / MANIFEST).unlink(missing_ok=True)  # half a checkpoint is none
+    for step in list_steps(root, committed=False):
+        if step in doomed or step < newest:  # a later one may be a save under way
+            shutil.rmtree(step_folder(root, step), ignore_errors=True)

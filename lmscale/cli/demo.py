@@ -68,12 +68,12 @@ def find_config(name: str) -> Path:
 
 
 def _plan_ranks() -> tuple[int, int]:
-    """Ranks before and after the stop: 2 and 1 on CPUs, as many as there are on GPUs."""
+    """Ranks before and after the stop: 2 and 1, or 1 and 1 on a machine with a single GPU."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus == 1:
-        return 1, 1  # NCCL takes one rank a GPU
+        return 1, 1  # NCCL takes one rank per GPU, so only the stage can change there
     return 2, 1
 
 
@@ -119,7 +119,7 @@ def _say(text: str) -> None:
 def _summarize(path: Path, seconds: float) -> None:
     figures = _last_figures(RUN / "metrics.jsonl")
     compressed = _bits_per_byte_of_compressors(HELDOUT)
-    name = "evaluation/heldout"
+    name = "final/heldout"
     lines = [
         ("held-out loss", f"{figures[f'{name}/loss']:.3f} nats per token"),
         (
@@ -149,7 +149,7 @@ def _last_figures(path: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         figures.update(json.loads(line))
-    if "evaluation/heldout/loss" not in figures:
+    if "final/heldout/loss" not in figures:
         raise ClusterError(f"{path} holds no evaluation of the set heldout; is it the demo's run?")
     return figures
 

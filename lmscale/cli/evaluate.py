@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 StepOption = Annotated[
     int | None,
-    typer.Option("--step", min=0, help="Checkpoint to use; default: the newest good one."),
+    typer.Option("--step", min=0, help="Checkpoint to use; default: the newest sound one."),
 ]
 
 
@@ -30,7 +30,11 @@ def evaluate(
     ] = None,
     max_windows: Annotated[
         int | None,
-        typer.Option("--max-windows", min=1, help="Score at most this many windows per set."),
+        typer.Option(
+            "--max-windows",
+            min=1,
+            help="Score at most this many windows per set, spread evenly over it.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,7 +76,7 @@ def _score(loaded: LoadedRun, name: str, dataset: Dataset, max_windows: int | No
         loaded.model, config.objective, mask_documents=config.stream.mask_documents
     )
     plan = plan_evaluation(config, loaded.tokenizer.token_bytes(), max_windows=max_windows)
-    with progress(f"evaluating {name}", plan.num_windows(dataset), "windows") as advance:
+    with progress(f"evaluating {name}", len(plan.window_numbers(dataset)), "windows") as advance:
         return evaluate_set(
             objective,
             dataset,

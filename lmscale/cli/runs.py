@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmscale.cli.options import JsonOption, RunArgument
-from lmscale.errors import EXIT_USER, DataError
+from lmscale.errors import EXIT_USER, DataError, LmscaleError
 
 if TYPE_CHECKING:
     from lmscale.runtime.run_folder import RunStatus
@@ -29,29 +29,58 @@ def list_(
     ),
     as_json: JsonOption = False,
 ) -> None:
-    """List the runs of a folder: step, tokens, loss, speed, goodput, restarts."""
+    """List the runs of a folder: step, tokens, loss, speed, goodput, restarts.
+
+    A folder that cannot be read says why in its row.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from lmscale.runtime.run_folder import find_runs, read_status
+    from lmscale.runtime.run_folder import find_runs
 
-    statuses = [read_status(path) for path in find_runs(folder)]
+    found = {path: _read_status(path) for path in find_runs(folder)}
     if as_json:
-        typer.echo(json.dumps([_to_json(status) for status in statuses], indent=1))
+        rows = [
+            _to_json(run)
+            if not isinstance(run, LmscaleError)
+            else {"run": path.name, "folder": str(path), "problems": list(run.problems)}
+            for path, run in found.items()
+        ]
+        typer.echo(json.dumps(rows, indent=1))
         return
-    if not statuses:
+    if not found:
         typer.echo(f"{folder} holds no runs.")
         return
     table = Table("run", "state", *_NUMBERS, box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
-    for status in statuses:
-        cells = [status.folder.name, status.state, *_render_numbers(status).values()]
+    for path, run in found.items():
+        if isinstance(run, LmscaleError):
+            cells = [path.name, _render_problems(run, path), *["-"] * len(_NUMBERS)]
+        else:
+            cells = [path.name, run.state, *_render_numbers(run).values()]
         table.add_row(*(Text(cell) for cell in cells))
-    console = Console()
     # A pipe has no width to fit; nothing may be cut or wrapped there.
-    console.print(table, width=None if console.is_terminal else 200)
+    console = Console() if Console().is_terminal else Console(width=1000)
+    console.print(table)
+
+
+def _read_status(folder: Path) -> RunStatus | LmscaleError:
+    """One run of another version, or a damaged one, must not hide the others."""
+    from lmscale.runtime.run_folder import read_status
+
+    try:
+        return read_status(folder)
+    except LmscaleError as error:
+        return error
+
+
+def _render_problems(error: LmscaleError, folder: Path) -> str:
+    """The first problem, its files named from the run's folder on, and how many more there are."""
+    first = error.problems[0].replace(f"{folder}/", "")
+    others = len(error.problems) - 1
+    return f"{first} (and {others} more)" if others else first
 
 
 @app.command()
@@ -90,8 +119,9 @@ def logs(
 def audit(run: RunArgument, as_json: JsonOption = False) -> None:
     """Recompute from the shards what every step should have read, and compare with the ledger.
 
-    Exit code 0: over all restarts no sample was lost, repeated or altered. 2: the first differences
-    are named.
+    The ledger must reach as far as the run's newest checkpoint and its last start. The exit code is
+    0 if over all restarts no sample was lost, repeated or altered; else it is 2, and the first
+    differences are named.
     """
     from lmscale.runtime.progress import progress
     from lmscale.runtime.run_folder import load_run_config

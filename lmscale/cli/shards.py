@@ -11,6 +11,7 @@ import typer
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
 
 if TYPE_CHECKING:
+    from lmscale.config.data import StreamConfig
     from lmscale.shards import Manifest
 
 app = typer.Typer(help="Documents → tar shards of tokens.", no_args_is_help=True)
@@ -32,17 +33,37 @@ def build(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Tokenise the corpus of CONFIG into shards; goes on where a killed build was."""
+    """Tokenise the corpus of CONFIG into shards; goes on where a killed build was.
+
+    With stream.packing best_fit it also counts the windows, which training would have to do first.
+    """
     from lmscale.config import load_config
     from lmscale.shards import build_shards
 
-    datasets = build_shards(load_config(config, set_ or ()), force=force)
+    settings = load_config(config, set_ or ())
+    datasets = build_shards(settings, force=force)
+    if settings.stream.packing == "best_fit":
+        _count_windows([d.folder for d in datasets if d.manifest.tokens], settings.stream)
     if json_:
         typer.echo(_render_json({str(d.folder): d.manifest for d in datasets}))
         return
     for dataset in datasets:
         state = "built" if dataset.is_new else "already built"
         typer.echo(f"{dataset.folder}: {state}\n{_render(dataset.manifest)}")
+
+
+def _count_windows(folders: list[Path], stream: StreamConfig) -> None:
+    from lmscale.runtime.progress import progress
+    from lmscale.stream.dataset import write_window_counts
+
+    with progress("packing", None, "shards") as advance:
+        for folder in folders:
+            write_window_counts(
+                folder,
+                sequence_length=stream.sequence_length,
+                cache=stream.cache,
+                advance=advance,
+            )
 
 
 @app.command()
@@ -87,9 +108,8 @@ def _render(manifest: Manifest) -> str:
     return "\n".join(
         [
             f"  {len(manifest.shards):,} shards, {manifest.bytes:,} bytes; {manifest.documents:,} "
-            "documents, "
-            f"{manifest.tokens:,} tokens ({manifest.dtype}), {bytes_per_token:.2f} bytes of text "
-            "a token",
+            f"documents, {manifest.tokens:,} tokens ({manifest.dtype}), {bytes_per_token:.2f} "
+            f"bytes of text a token",
             f"  tokenizer {manifest.tokenizer_fingerprint[:12]} ({manifest.vocab_size:,} pieces), "
             f"fingerprint {manifest.fingerprint[:12]}",
         ]

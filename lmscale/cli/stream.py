@@ -98,14 +98,12 @@ def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fal
         )
     typer.echo(
         f"{samples:,} samples of {length:,} + 1 tokens ({packing}) in {settings.train.steps:,} "
-        "steps; "
-        f"epochs as of the last step."
+        "steps; epochs as of the last step."
     )
 
 
 def open_config_stream(settings: RunConfig) -> Stream:
-    """The stream of a run that begins; checked against the config's tokenizer where that is "
-    "there."""
+    """The stream of a run that begins, checked against the config's tokenizer if that is there."""
     from pathlib import Path
 
     from lmscale.runtime.progress import progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ def train(config: ConfigArgument, set_: SetOption = None) -> None:
 
 def run_training(config: RunConfig) -> str | None:
     """Train on this rank; all ranks call it. Why it stopped early, or None when it finished."""
+    began_at = time.time()
     from lmscale.runtime.device import select_device
     from lmscale.runtime.logs import setup_logging
     from lmscale.runtime.ranks import open_process_group, ranks_from_environment
@@ -47,19 +49,27 @@ def run_training(config: RunConfig) -> str | None:
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequests(config.folder, watch_file=ranks.is_first))
         stack.enter_context(open_process_group(ranks, device))
-        claim_folder(config, ranks)
+        stack.enter_context(claim_folder(config, ranks))
         setup_logging(config.folder, ranks)
         run = stack.enter_context(open_run(config, ranks, device))
-        reason = _train(run, stop)
+        if run.start.step >= config.train.steps:
+            from lmscale.evaluation.in_loop import complete_evaluation
+
+            complete_evaluation(run)
+            logger.info("all %d steps were done before", config.train.steps)
+            reason = None
+        else:
+            reason = _train(run, stop, began_at)
         stop.consume_file()
         return reason
 
 
-def _train(run: Run, stop: StopRequests) -> str | None:
+def _train(run: Run, stop: StopRequests, began_at: float) -> str | None:
     from lmscale.train import train_steps
+    from lmscale.train.loop import DATA_ERROR
 
     config = run.config
-    with _open_hooks(run) as hooks:
+    with _open_hooks(run, began_at) as hooks:
         for report in train_steps(
             run.engine,
             run.loader,
@@ -72,7 +82,8 @@ def _train(run: Run, stop: StopRequests) -> str | None:
         ):
             for hook in hooks:
                 hook(report)
-            if report.stop_reason and report.step < config.train.steps:
+            is_stopping = report.stop_reason is not None and report.step < config.train.steps
+            if is_stopping and report.stop_reason != DATA_ERROR:  # that one is raised next
                 logger.info("stopped after step %d: %s", report.step, report.stop_reason)
                 return report.stop_reason
     logger.info("finished %d steps", config.train.steps)
@@ -80,31 +91,33 @@ def _train(run: Run, stop: StopRequests) -> str | None:
 
 
 @contextmanager
-def _open_hooks(run: Run) -> Iterator[list[Hook]]:
+def _open_hooks(run: Run, began_at: float) -> Iterator[list[Hook]]:
     """The hooks of this rank, in the order in which they are called after a step."""
-    from lmscale.evaluation.in_loop import evaluation_hook
+    from lmscale.evaluation.in_loop import open_evaluator
     from lmscale.stream.ledger import open_ledger
     from lmscale.train.guard import Guard
     from lmscale.train.hooks import ProgressCounter, Saver, ledger_hook
-    from lmscale.train.reporting import reporting_hooks
+    from lmscale.train.reporting import end_hook, open_reporting
 
     config, start = run.config, run.start
     with ExitStack() as stack:
         counter = ProgressCounter(start)
         hooks: list[Hook] = [counter]
-        ledger = trackers = None
+        ledger = reporting = None
         if run.ranks.is_first:
             ledger = stack.enter_context(
                 open_ledger(run.folder, next_step=start.step, stream=run.stream, n=start.n)
             )
-            trackers, reporting = stack.enter_context(reporting_hooks(run, counter))
-            hooks += [ledger_hook(ledger), *reporting]
+            reporting = stack.enter_context(open_reporting(run, counter, began_at=began_at))
+            hooks += [ledger_hook(ledger), *reporting.hooks]
         hooks += [
             Guard(
                 max_nonfinite_steps=config.train.max_nonfinite_steps,
                 minimum_loss_scale=config.engine.loss_scale.minimum,
             ),
             Saver(run=run, counter=counter, ledger=ledger),
-            stack.enter_context(evaluation_hook(run, trackers)),
+            stack.enter_context(open_evaluator(run, reporting and reporting.trackers)),
         ]
+        if reporting is not None:
+            hooks.append(end_hook(reporting.attempt, last_step=config.train.steps))
         yield hooks

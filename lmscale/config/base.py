@@ -6,13 +6,16 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration. Unknown keys are errors; docstrings become
-    descriptions.
+    """A frozen part of the configuration. Unknown keys are errors; docstrings become descriptions.
+
+    Types are strict: true is no number and "12" is text, though 3 may stand for 3.0. A field that
+    is a tuple says ``strict=False``, because YAML has only lists.
     """
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
+        strict=True,
         use_attribute_docstrings=True,
         validate_default=True,
         allow_inf_nan=False,

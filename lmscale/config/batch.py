@@ -33,8 +33,8 @@ def plan_batches(*, global_windows: int, micro_windows: int, world_size: int) ->
         divisors = [w for w in range(1, global_windows + 1) if global_windows % w == 0]
         near = sorted(sorted(divisors, key=lambda w: abs(w - world_size))[:4])
         raise ConfigError(
-            f"batch.global_windows = {global_windows} cannot be dealt evenly to {world_size} "
-            "ranks. "
+            f"batch.global_windows = {global_windows} cannot be dealt evenly to "
+            f"{world_size} ranks. "
             f"Use {' or '.join(map(str, fits))} windows, or {', '.join(map(str, near))} ranks."
         )
     share = global_windows // world_size

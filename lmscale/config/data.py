@@ -9,15 +9,14 @@ from pydantic import Field, PositiveInt, model_validator
 
 from lmscale.config.base import Section
 
-_SOURCE_NAME = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}"
-)  # 100 bytes is all that USTAR has for a name
+# USTAR has 100 bytes for a member's name, which begins with the source's.
+_SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
 class CorpusSourceConfig(Section):
     """One named collection of raw files."""
 
-    inputs: tuple[str, ...] = Field(min_length=1)
+    inputs: tuple[str, ...] = Field(min_length=1, strict=False)
     """Files or glob patterns."""
     format: Literal["auto", "text", "jsonl", "parquet", "webdataset"] = "auto"
     """``auto`` goes by the file's ending: .txt .jsonl .jsonl.gz .jsonl.zst .parquet .tar."""

@@ -16,20 +16,48 @@ from pydantic import BaseModel, ValidationError
 from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError
 
+_MERGE_TAG = "tag:yaml.org,2002:merge"  # <<: *anchor
+
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1's SafeLoader, but 3e-4 is a number and a repeated key is an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # pyright: ignore
-        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if repeated:
-            line = node.start_mark.line + 1
-            raise ConfigError(
-                f"{node.start_mark.name}: the mapping at line {line} gives {', '.join(repeated)} "
-                "more than once; keep one."
-            )
-        return super().construct_mapping(node, deep)
+    def get_single_node(self) -> yaml.Node | None:
+        # Here, not on construction, which writes merged keys into the nodes.
+        root = super().get_single_node()
+        problems = [problem for node in _mappings_in(root) if (problem := _repeated_in(node))]
+        if problems:
+            raise ConfigError(problems)
+        return root
+
+
+def _mappings_in(root: yaml.Node | None) -> list[yaml.MappingNode]:
+    """Every mapping at or below ``root``, one that is aliased once."""
+    mappings: list[yaml.MappingNode] = []
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            mappings.append(node)
+            waiting += [child for pair in node.value for child in pair]
+        else:
+            waiting += node.value
+    return sorted(mappings, key=lambda mapping: mapping.start_mark.index)
+
+
+def _repeated_in(mapping: yaml.MappingNode) -> str | None:
+    scalars = [key for key, _ in mapping.value if isinstance(key, yaml.ScalarNode)]
+    keys = [(key.tag, key.value) for key in scalars if key.tag != _MERGE_TAG]
+    repeated = sorted({value for tag, value in keys if keys.count((tag, value)) > 1})
+    if not repeated:
+        return None
+    return (
+        f"{mapping.start_mark.name}: the mapping at line {mapping.start_mark.line + 1} gives "
+        f"{', '.join(repeated)} more than once; keep one."
+    )
 
 
 # YAML 1.1 reads "3e-4" as text, because it wants a dot; 1.2 and everybody's habit read a number.

@@ -62,8 +62,8 @@ class RunConfig(Section):
         if self.vocab_size < self.tokenizer.vocab_size:
             problems.append(
                 f"model.vocab_size = {self.vocab_size} is smaller than tokenizer.vocab_size = "
-                f"{self.tokenizer.vocab_size}; "
-                f"leave it out to get the next multiple of {VOCAB_MULTIPLE}"
+                f"{self.tokenizer.vocab_size}; leave it out to get the next multiple of "
+                f"{VOCAB_MULTIPLE}"
             )
         if self.max_positions < self.stream.sequence_length:
             problems.append(
@@ -72,11 +72,9 @@ class RunConfig(Section):
             )
         if self.stream.sources and not any(s.weight > 0 for s in self.stream.sources.values()):
             problems.append("stream.sources: every weight is 0; give at least one source a share")
-        if self.engine.schedule.warmup_steps > self.train.steps:
-            problems.append(
-                f"engine.schedule.warmup_steps = {self.engine.schedule.warmup_steps} is more "
-                f"than train.steps = {self.train.steps}"
-            )
+        schedule_problem = self.engine.schedule.find_problem(total_steps=self.train.steps)
+        if schedule_problem:
+            problems.append(schedule_problem)
         if problems:
             raise ValueError("; ".join(problems))
         return self

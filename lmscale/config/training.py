@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from lmscale.config.base import Section
 
@@ -14,10 +14,12 @@ class OptimizerConfig(Section):
 
     lr: float = Field(default=3e-4, gt=0)
     """Peak learning rate; the schedule scales it."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
-    decay: tuple[Literal["linear", "embedding", "norm", "bias"], ...] = ("linear", "embedding")
+    decay: tuple[Literal["linear", "embedding", "norm", "bias"], ...] = Field(
+        default=("linear", "embedding"), strict=False
+    )
     """Kinds of parameters that are decayed."""
     clip_norm: float = Field(default=1.0, ge=0)
     """Global gradient norm above which gradients are scaled down; 0 never clips."""
@@ -35,6 +37,22 @@ class ScheduleConfig(Section):
     """
     final_ratio: float = Field(default=0.1, ge=0, le=1)
     """Learning rate at the end, relative to the peak."""
+
+    def find_problem(self, *, total_steps: int) -> str | None:
+        """Why a run of ``total_steps`` would not follow this schedule to its end, or None."""
+        if self.warmup_steps > total_steps:
+            return (
+                f"engine.schedule.warmup_steps = {self.warmup_steps} is more than train.steps = "
+                f"{total_steps}"
+            )
+        left = total_steps - self.warmup_steps
+        if self.kind == "constant" or self.decay_steps is None or self.decay_steps <= left:
+            return None
+        return (
+            f"engine.schedule.decay_steps = {self.decay_steps} is more than the {left} steps that "
+            f"train.steps = {total_steps} leaves after warmup_steps = {self.warmup_steps}, so "
+            f"{self.kind} would never reach final_ratio; lower decay_steps or leave it out"
+        )
 
 
 class LossScaleConfig(Section):
@@ -67,6 +85,13 @@ class EngineConfig(Section):
     """Single DeepSpeed keys to override, merged into what lmscale writes. ``lmscale config show``
     prints the result.
     """
+
+    @field_validator("zero_stage", mode="before")
+    @classmethod
+    def _stage_is_a_number(cls, stage: Any) -> Any:
+        if isinstance(stage, bool):  # which Python holds equal to 0 or 1
+            raise ValueError(f"give a number from 0 to 3, not {str(stage).lower()}")
+        return stage
 
     @model_validator(mode="after")
     def _offload_needs_a_stage(self) -> EngineConfig:
@@ -116,7 +141,9 @@ class EvaluationConfig(Section):
     every_steps: NonNegativeInt = 0
     """0 evaluates only after the last step."""
     max_windows: PositiveInt | None = None
-    """At most this many windows per set in the loop; default all."""
+    """At most this many windows per set in the loop, spread evenly over it; default all. The
+    evaluation at the end takes all.
+    """
     at_end: bool = True
 
     @model_validator(mode="after")

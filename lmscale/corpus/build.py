@@ -73,7 +73,8 @@ def build_corpus(config: CorpusConfig, *, processes: int = 1, force: bool = Fals
     jobs, found, problems = [], {}, []
     for name, files in inputs.items():
         job = _Job(name=name, config=config, files=files, key=_key(config, name, files))
-        old = None if force else _existing(job, problems)
+        with writing("the corpus", folder):
+            old = None if force else _existing(job, problems)
         if old is None:
             jobs.append(job)
         else:
@@ -174,7 +175,7 @@ def _write_source(job: _Job, work: Path) -> CorpusManifest:
             f"corpus.sources.{job.name}: no document is left for training of "
             f"{cleaner.read} read in {len(job.files)} files (dropped: {dropped or 'none'}; "
             f"held out: {sum(file.documents for file in splits['heldout'])}). "
-            f"Check the inputs, corpus.min_chars, corpus.max_chars and corpus.heldout_fraction."
+            "Check the inputs, corpus.min_chars, corpus.max_chars and corpus.heldout_fraction."
         )
     return CorpusManifest(
         source=job.name,

@@ -71,17 +71,19 @@ def load_corpus_manifest(folder: str | Path) -> CorpusManifest:
     path = Path(folder) / "manifest.json"
     try:
         tree = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{path}: there is no corpus here. Run `lmscale corpus build CONFIG` first."
         ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from None
     except ValueError as error:
         raise DataError(f"{path}: not a corpus manifest: {error}.") from None
     try:
         if tree.pop("version") != FORMAT_VERSION:
             raise DataError(
-                f"{path}: written by another version of lmscale. Build the corpus again with "
-                "--force."
+                f"{path}: written by another version of lmscale. "
+                "Build the corpus again with --force."
             )
         splits = {
             split: tuple(DocumentFile(**file) for file in files)

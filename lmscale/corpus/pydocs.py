@@ -64,9 +64,8 @@ def write_python_documentation(folder: str | Path) -> DocumentationSummary:
     if not any(parts.values()):
         raise DataError(
             f"This Python ({sysconfig.get_paths()['stdlib']}) has no documentation: neither "
-            "pydoc_data nor "
-            "the source of its library. Install it in full, or give corpus.sources files of your "
-            "own."
+            "pydoc_data nor the source of its library. Install it in full, or give corpus.sources "
+            "files of your own."
         )
     files = []
     with writing("Python's documentation", folder):

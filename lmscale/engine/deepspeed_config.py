@@ -7,6 +7,7 @@ itself declares.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,9 @@ from lmscale.errors import ConfigError
 # Elements of a communication bucket. DeepSpeed's 5e8 allocates 2 GB of fp32 before the first step;
 # on InfiniBand the gain flattens out well below (a bucket of 1e8 elements moves for milliseconds).
 MAX_BUCKET_ELEMENTS = 200_000_000
+
+# Sections that lmscale leaves out, but a person may add to look into DeepSpeed.
+DIAGNOSTICS = ("comms_logger", "flops_profiler", "timers", "aio")
 
 # What a person may not override: lmscale's own arithmetic rests on these.
 RESERVED = {
@@ -30,7 +34,11 @@ RESERVED = {
     "scheduler": "engine.schedule",
     "zero_optimization.stage": "engine.zero_stage",
     "zero_optimization.round_robin_gradients": "nothing: checkpoints rely on it",
+    "zero_optimization.offload_optimizer": "engine.offload_optimizer",
+    "zero_optimization.offload_param": "engine.offload_parameters",
     "bf16.enabled": "engine.precision",
+    "bf16.bf16_master_weights_and_grads": "nothing: checkpoints hold fp32 masters",
+    "bf16.bf16_optimizer_states": "nothing: checkpoints hold fp32 states",
     "fp16.enabled": "engine.precision",
 }
 
@@ -49,6 +57,8 @@ def render_deepspeed_config(
         if _has(engine.deepspeed, key.split("."))
     ]
     mapping = _render_defaults(engine, plan, num_parameters)
+    known = {**mapping, **dict.fromkeys((*DIAGNOSTICS, "optimizer", "scheduler"))}
+    problems += _find_unknown(engine.deepspeed, known)  # those two are told above
     problems += [
         f"engine.deepspeed.{key}: give a mapping of single keys, not {value!r}."
         for key, value in engine.deepspeed.items()
@@ -103,6 +113,21 @@ def _render_defaults(engine: EngineConfig, plan: BatchPlan, num_parameters: int)
         "torch_autocast": {"enabled": False},
         "zero_optimization": _zero(engine, bucket=_bucket(num_parameters)),
     }
+
+
+def _find_unknown(
+    override: Mapping[str, Any], known: Mapping[str, Any], path: str = "engine.deepspeed"
+) -> list[str]:
+    """Keys that DeepSpeed would ignore without a word: every key it reads is written out here."""
+    problems: list[str] = []
+    for key, value in override.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
+            problems.append(f"{path}.{key}: unknown key. {hint}")
+        elif isinstance(value, Mapping) and isinstance(known[key], Mapping):
+            problems += _find_unknown(value, known[key], f"{path}.{key}")
+    return problems
 
 
 def _bucket(num_parameters: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
@@ -76,14 +77,25 @@ class Engine:
             # Stage 0 in fp32: torch's bare optimizer, for which DeepSpeed keeps no norm.
             gradients = [p.grad for _, p in self.named_parameters() if p.grad is not None]
             plain_norm = float(torch.nn.utils.get_total_norm(gradients))
-        skipped_before = self.deepspeed.skipped_steps
+        skipped_before, scale_before = self.deepspeed.skipped_steps, self.loss_scale
         self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm() if plain_norm is None else plain_norm
+        unscaled = math.nan if norm is None else float(norm) / self._norm_scale(scale_before)
         return Update(
-            gradient_norm=float("nan") if norm is None else float(norm),
+            gradient_norm=unscaled,
             is_skipped=self.deepspeed.skipped_steps > skipped_before,
             loss_scale=self.loss_scale,
         )
+
+    def _norm_scale(self, scale_before: float) -> float:
+        """What is left of the gradient's loss scale in the norm that DeepSpeed 0.19.8 gives.
+
+        All of it at stage 0 (fp16/unfused_optimizer.py: "norm is in fact norm*scale"); at stage 3
+        what one update of the scale changed, as it divides by the new one (stage3.py, step).
+        """
+        if self.config.zero_stage == 0:
+            return scale_before
+        return scale_before / self.loss_scale if self.config.zero_stage == 3 else 1.0
 
     @property
     def loss_scale(self) -> float:

@@ -1,62 +1,98 @@
-"""Held-out loss while a run trains."""
+"""Held-out loss while a run trains, and once over the whole sets when it is done."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from lmscale.evaluation.perplexity import SetScore, evaluate_set, plan_evaluation, render_scores
 from lmscale.evaluation.sets import open_evaluation_sets
-from lmscale.runtime.collectives import failing_together
-from lmscale.runtime.trackers import Trackers
+from lmscale.runtime.collectives import broadcast_object, failing_together
+from lmscale.runtime.jsonl import read_rows
+from lmscale.runtime.trackers import METRICS_FILE, Trackers, open_trackers
+from lmscale.stream.dataset import Dataset
 from lmscale.train.assemble import Run
-from lmscale.train.hooks import Hook
 from lmscale.train.loop import StepReport
 
 logger = logging.getLogger(__name__)
 
+SAMPLED = "evaluation"  # of at most max_windows windows: one curve, alike from step to step
+WHOLE = "final"  # of all windows, after the last step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Scores the held-out sets of a run. All ranks call it together."""
+
+    run: Run
+    datasets: dict[str, Dataset]
+    trackers: Trackers | None  # rank 0's
+
+    def __call__(self, report: StepReport) -> None:
+        config = self.run.config.evaluation
+        is_last = report.step == self.run.config.train.steps
+        is_stopping = report.stop_reason is not None and not is_last
+        if config.every_steps and report.step % config.every_steps == 0 and not is_stopping:
+            self.score(report.step, SAMPLED, max_windows=config.max_windows)
+        if is_last and config.at_end:
+            self.score(report.step, WHOLE, max_windows=None)
+
+    def score(self, step: int, name: str, *, max_windows: int | None) -> None:
+        if not self.datasets:
+            return
+        run = self.run
+        plan = plan_evaluation(run.config, run.tokenizer.token_bytes(), max_windows=max_windows)
+        scores = {
+            set_name: evaluate_set(
+                run.engine.deepspeed, dataset, plan, ranks=run.ranks, device=run.device
+            )
+            for set_name, dataset in self.datasets.items()
+        }
+        if self.trackers is not None:
+            self.trackers.log(step, flatten_scores(name, scores))
+        logger.info("held out at step %d (%s)\n%s", step, name, render_scores(scores))
+
 
 @contextmanager
-def evaluation_hook(run: Run, trackers: Trackers | None) -> Iterator[Hook]:
-    """Score the held-out sets when they are due and after the last step. All ranks together.
-
-    ``trackers`` is rank 0's. A set that cannot be opened is an error before the first step.
-    """
-    config = run.config
+def open_evaluator(run: Run, trackers: Trackers | None) -> Iterator[Evaluator]:
+    """Open and check the held-out sets: one that is not there is an error before the first step."""
     with ExitStack() as stack:
         with failing_together():
-            datasets = open_evaluation_sets(config, run.tokenizer.fingerprint)
+            datasets = open_evaluation_sets(
+                run.config, run.tokenizer.fingerprint, check_files=run.ranks.is_first
+            )
         for dataset in datasets.values():
             stack.callback(dataset.close)
-        token_bytes = run.tokenizer.token_bytes()
-
-        def hook(report: StepReport) -> None:
-            is_last = report.step == config.train.steps
-            every = config.evaluation.every_steps
-            is_due = bool(every) and report.step % every == 0
-            if not datasets or not (is_due or (is_last and config.evaluation.at_end)):
-                return
-            limit = None if is_last else config.evaluation.max_windows
-            plan = plan_evaluation(config, token_bytes, max_windows=limit)
-            scores: dict[str, SetScore] = {
-                name: evaluate_set(
-                    run.engine.deepspeed, dataset, plan, ranks=run.ranks, device=run.device
-                )
-                for name, dataset in datasets.items()
-            }
-            if trackers is not None:
-                trackers.log(report.step, flatten_scores(scores))
-            logger.info("held out at step %d\n%s", report.step, render_scores(scores))
-
-        yield hook
+        yield Evaluator(run=run, datasets=datasets, trackers=trackers)
 
 
-def flatten_scores(scores: dict[str, SetScore]) -> dict[str, float]:
-    """``evaluation/<set>/<figure>`` for the trackers."""
+def complete_evaluation(run: Run) -> None:
+    """Score a run that was killed between its last checkpoint and its last evaluation."""
+    steps = run.config.train.steps
+    is_first = run.ranks.is_first
+    is_owed = run.config.evaluation.at_end and bool(run.config.evaluation.sets)
+    if not is_owed or broadcast_object(is_first and _was_scored(run.folder)):
+        return
+    with ExitStack() as stack:
+        opened = open_trackers(run.folder, resumed_step=steps) if is_first else None
+        trackers = None if opened is None else stack.enter_context(opened)
+        evaluator = stack.enter_context(open_evaluator(run, trackers))
+        evaluator.score(steps, WHOLE, max_windows=None)
+
+
+def _was_scored(folder: Path) -> bool:
+    rows = read_rows(folder / METRICS_FILE)
+    return any(name.startswith(f"{WHOLE}/") for row in rows for name in row)
+
+
+def flatten_scores(name: str, scores: dict[str, SetScore]) -> dict[str, float]:
+    """``<name>/<set>/<figure>`` for the trackers."""
     return {
-        f"evaluation/{name}/{figure}": value
-        for name, score in scores.items()
+        f"{name}/{set_name}/{figure}": value
+        for set_name, score in scores.items()
         for figure, value in (
             ("loss", score.loss),
             ("perplexity", score.perplexity),

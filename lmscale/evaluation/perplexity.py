@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -83,10 +83,17 @@ class EvaluationPlan:
     token_bytes: np.ndarray
     """int32 [vocabulary]: UTF-8 bytes of each id, 0 for special ids (``Tokenizer.token_bytes``)."""
     max_windows: int | None = None
-    """At most this many windows, from the front; None takes all."""
+    """At most this many windows, spread evenly over the set; None takes all."""
 
-    def num_windows(self, dataset: WindowSource) -> int:
-        return min(dataset.num_windows, self.max_windows or dataset.num_windows)
+    def window_numbers(self, dataset: WindowSource) -> Sequence[int]:
+        """The windows to score, in order.
+
+        Windows from the front alone would be biased: best_fit packing stores the full windows of
+        long documents first.
+        """
+        total = dataset.num_windows
+        limit = min(total, self.max_windows or total)
+        return range(total) if limit == total else [i * total // limit for i in range(limit)]
 
 
 def plan_evaluation(
@@ -113,13 +120,14 @@ def evaluate_set(
 ) -> SetScore:
     """Score a set; every rank calls this and every rank gets the whole set's score.
 
-    Rank r takes windows r, r + world, … All ranks run equally many forward passes of the same
-    shape, the last ones filled with windows without targets, because ZeRO-3 gathers parameters in
-    every pass. ``objective`` is a ``CausalObjective`` or the engine around it; its training mode is
-    restored. ``advance`` hears how many windows were done, over all ranks.
+    Of the plan's windows, rank r takes those at r, r + world, … All ranks run equally many forward
+    passes of the same shape, the last ones filled with windows without targets, because ZeRO-3
+    gathers parameters in every pass. ``objective`` is a ``CausalObjective`` or the engine around
+    it; its training mode is restored. ``advance`` hears how many windows were done, over all ranks.
     """
-    num_windows = plan.num_windows(dataset)
-    if not num_windows:
+    numbers = plan.window_numbers(dataset)
+    num_windows = len(numbers)
+    if not numbers:
         raise DataError(
             "The evaluation set holds no window: its shards are empty. Build shards from a "
             "held-out part that has documents (corpus.heldout_fraction), or drop the set."
@@ -130,7 +138,7 @@ def evaluate_set(
     was_training = objective.training
     objective.eval()
     try:
-        for arrays in _batches(dataset, num_windows, plan.micro_windows, ranks):
+        for arrays in _batches(dataset, numbers, plan.micro_windows, ranks):
             tokens, starts, lengths = (torch.from_numpy(array).to(device) for array in arrays)
             nll = objective(tokens, starts, lengths).nll
             covered = _target_bytes(tokens, starts, lengths, plan.mask_documents, bytes_of_id)
@@ -150,18 +158,18 @@ def evaluate_set(
 
 
 def _batches(
-    dataset: WindowSource, num_windows: int, micro_windows: int, ranks: Ranks
+    dataset: WindowSource, numbers: Sequence[int], micro_windows: int, ranks: Ranks
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """This rank's tokens [B, T+1] int64, flat starts int32 [N], lengths int32 [B].
 
-    B is ``micro_windows``.     Every rank yields the same number of batches; a missing window is a
-    copy of the first with length 0.
+    B is ``micro_windows``. Every rank yields the same number of batches; a missing window is a copy
+    of the first with length 0.
     """
-    largest_share = -(-num_windows // ranks.world_size)
-    numbers = range(ranks.rank, num_windows, ranks.world_size)
-    filler = dataset.window(0)
+    largest_share = -(-len(numbers) // ranks.world_size)
+    own = numbers[ranks.rank :: ranks.world_size]
+    filler = dataset.window(numbers[0])
     for first in range(0, largest_share, micro_windows):
-        windows = [dataset.window(n) for n in numbers[first : first + micro_windows]]
+        windows = [dataset.window(n) for n in own[first : first + micro_windows]]
         missing = micro_windows - len(windows)
         lengths = [w.length for w in windows] + [0] * missing
         windows += [filler] * missing

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lmscale.checkpoint import load_model_weights
-from lmscale.config import RunConfig, load_config
+from lmscale.config import RunConfig
 from lmscale.errors import CheckpointError
 from lmscale.model.transformer import Transformer, build_model
+from lmscale.runtime.run_folder import load_run_config
 from lmscale.tokenizer import Tokenizer, load_tokenizer
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,19 +28,13 @@ class LoadedRun:
 
 
 def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedRun:
-    """Load a run for evaluation and generation; ``step`` None takes the newest good checkpoint.
+    """Load a run for evaluation and generation; ``step`` None takes the newest sound checkpoint.
 
     The weights get the precision the run computes in, so that figures agree with those in the loop;
-    fp16 on a CPU becomes fp32. Raises ``CheckpointError`` if this is no run or the weights are of
-    another model.
+    fp16 on a CPU becomes fp32. Raises ``ConfigError`` if this is no run, and ``CheckpointError`` if
+    it holds no sound checkpoint or the weights are of another model.
     """
-    config_file = folder / "config.yaml"
-    if not config_file.is_file():
-        raise CheckpointError(
-            f"{folder} holds no config.yaml, so it is not a run's folder. Give the folder that "
-            f"`lmscale train` wrote, by default runs/NAME."
-        )
-    config = load_config(config_file)
+    config = load_run_config(folder)
     tokenizer = load_tokenizer(Path(config.tokenizer.folder))
     weights = load_model_weights(folder, step)
     precision = config.engine.precision

@@ -10,9 +10,15 @@ from lmscale.stream.dataset import Dataset, open_dataset
 
 
 def open_evaluation_sets(
-    config: RunConfig, tokenizer_fingerprint: str, names: Iterable[str] | None = None
+    config: RunConfig,
+    tokenizer_fingerprint: str,
+    names: Iterable[str] | None = None,
+    *,
+    check_files: bool = True,
 ) -> dict[str, Dataset]:
     """The sets by name, all of them or those named; the caller closes them.
+
+    ``check_files``: look for every shard now; one rank is enough.
 
     Raises every set's problems at once: unknown, missing, damaged, of another tokenizer.
     """
@@ -28,7 +34,7 @@ def open_evaluation_sets(
     problems: list[str] = []
     for name in names:
         try:
-            datasets[name] = _open_set(config, name, tokenizer_fingerprint)
+            datasets[name] = _open_set(config, name, tokenizer_fingerprint, check_files)
         except LmscaleError as error:
             problems += [f"evaluation.sets.{name}: {problem}" for problem in error.problems]
     if problems:
@@ -38,7 +44,9 @@ def open_evaluation_sets(
     return datasets
 
 
-def _open_set(config: RunConfig, name: str, tokenizer_fingerprint: str) -> Dataset:
+def _open_set(
+    config: RunConfig, name: str, tokenizer_fingerprint: str, check_files: bool
+) -> Dataset:
     stream = config.stream
     dataset = open_dataset(
         config.evaluation.sets[name],
@@ -46,6 +54,7 @@ def _open_set(config: RunConfig, name: str, tokenizer_fingerprint: str) -> Datas
         packing=stream.packing,
         cache=stream.cache,
         verify_hashes=stream.verify_hashes,
+        check_files=check_files,
     )
     if dataset.manifest.tokenizer_fingerprint != tokenizer_fingerprint:
         dataset.close()

@@ -84,12 +84,16 @@ def init_weights(
     seed: int,
     *,
     gathered: Callable[[nn.Parameter], AbstractContextManager[Any]] = nullcontext,
+    draws: bool = True,
 ) -> None:
     """Fill a bare ``Transformer`` in place, whatever its device and dtype, one parameter at a time.
 
-    ``gathered(parameter)`` makes a partitioned parameter whole while it is written.
+    ``gathered(parameter)`` makes a partitioned parameter whole while it is written. ``draws`` False
+    only takes part in the gathering, where another rank's values are dealt out.
     """
     kinds = parameter_kinds(model)
     for name, parameter in model.named_parameters():
         with gathered(parameter):
+            if not draws:
+                continue
             parameter.copy_(initial_value(name, parameter.shape, kinds[name], config, seed))

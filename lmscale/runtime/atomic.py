@@ -14,6 +14,23 @@ from typing import Any
 from lmscale.errors import DataError, LmscaleError
 
 _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_WHAT_TO_DO = {
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), "Name a place that this user may write to."
+    ),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+        "A file stands where a folder must be, or the other way round: name another place, or "
+        "move it away.",
+    ),
+    errno.ENAMETOOLONG: "Name a place with a shorter path.",
+    errno.ENOENT: "Something vanished meanwhile: see that nothing else uses the folder, and run "
+    "the same command again.",
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE),
+        "The disk or the network file system failed: see to it, and run the same command again.",
+    ),
+}
 
 
 @contextmanager
@@ -71,17 +88,22 @@ def sha256_of(file: Any) -> str:
 
 @contextmanager
 def writing(what: str, folder: str | Path, error: type[LmscaleError] = DataError) -> Iterator[None]:
-    """Turn a full disk or a refused write inside the block into an error a person can act on."""
+    """Turn what the file system refuses inside the block into an error a person can act on.
+
+    A full disk, a missing permission, a file in the way, a path that is too long, a folder that
+    vanished, a failing disk. Any other ``OSError`` passes through, as a bug.
+    """
     try:
         yield
     except OSError as failure:
         if failure.errno in _OUT_OF_SPACE:
             raise error(
                 f"No space is left in {folder} while writing {what}. Nothing half-written counts: "
-                f"free some space and run the same command again."
+                "free some space and run the same command again."
             ) from failure
-        if failure.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = _WHAT_TO_DO.get(failure.errno or 0)
+        if advice:
             raise error(
-                f"{folder} cannot be written to while writing {what}: {failure}."
+                f"{folder} cannot be written to while writing {what}: {failure}. {advice}"
             ) from failure
         raise

@@ -3,10 +3,12 @@
 Locks are ``flock``, which the kernel drops with its holder, so a killed process leaves nothing
 locked:
 
-- ``locks/KEY``: held exclusively while a file is made, so that the others wait for it;
+- ``locks/KEY``: held exclusively while a file is made, so that the others wait for it. What is
+  half made (``.part-SIZE-KEY-PROCESS``) is left alone as long as that;
 - ``locks/evict``: held exclusively while room is made;
-- a file itself: held shared by whoever uses it, exclusively by whoever makes it. A file that is
-  held is never evicted.
+- a file itself: held shared by whoever uses it, and then never evicted.
+
+Whoever holds a file of ``locks/`` removes it when done.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmscale.errors import ConfigError, DataError
 from lmscale.runtime.atomic import fsync_folder, sha256_file, writing
 from lmscale.runtime.remote import TransferError, download
+
+PRUNE_SECONDS = 24 * 3600
 
 
 class CachedFile:
@@ -86,43 +91,57 @@ class NodeCache:
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]
         path = self.folder / f"{digest}-{name}"
         with writing("a cached file (stream.cache.folder)", self.folder):
+            held = _hold(path)
+            if held is not None:
+                return held
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-            with _locked(self.folder / "locks" / digest):
+            with _locked(self._lock_path(digest)):
                 return _hold(path) or self._write(path, digest, size, write)
+
+    def _lock_path(self, digest: str) -> Path:
+        return self.folder / "locks" / digest
 
     def _write(
         self, path: Path, digest: str, size: int, write: Callable[[Path], None]
     ) -> CachedFile:
+        """Make the file; ``locks/digest`` is held, so nobody else touches its part."""
+        for stale in self.folder.glob(f".part-*-{digest}-*"):
+            stale.unlink(missing_ok=True)
         part = self.folder / f".part-{size}-{digest}-{os.getpid()}"
-        with _locked(self.folder / "locks" / "evict"):
-            self._make_room(size)
-            descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        descriptor = None
         try:
+            with _locked(self._lock_path("evict")):
+                self._make_room(size)
+                part.touch()  # claims the room
             write(part)
-            if os.fstat(descriptor).st_ino != part.stat().st_ino:
-                # The writer put a new file in place of ours; our lock is on the old one.
-                os.close(descriptor)
-                descriptor = os.open(part, os.O_RDWR)
+            # Only now: the writer may have put a new file in place of the first.
+            descriptor = os.open(part, os.O_RDONLY)
             os.fsync(descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             os.replace(part, path)
             fsync_folder(self.folder)
         except BaseException:
             part.unlink(missing_ok=True)
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
             raise
         return CachedFile(path, descriptor)
 
     def _make_room(self, size: int) -> None:
-        """Evict the files unused for longest until ``size`` more bytes fit. Raises "
-        "``ConfigError``."""
+        """Evict the files unused for longest until ``size`` more bytes fit.
+
+        ``locks/evict`` is held. Raises ``ConfigError``.
+        """
+        self._prune_if_due()
         files: list[tuple[float, int, Path]] = []
         for path in self.folder.iterdir():
             try:
                 if path.name.startswith(".part-"):
-                    if not _evict(path):  # being written: counts with the size it will have
-                        files.append((0.0, int(path.name.split("-")[1]), path))
+                    bytes_, digest = path.name[1:].split("-")[1:3]
+                    if _remove_unless_held(self._lock_path(digest)):
+                        path.unlink(missing_ok=True)  # its maker was killed
+                    else:  # being written: counts with the size it will have
+                        files.append((0.0, int(bytes_), path))
                 elif path.is_file():
                     status = path.stat()
                     files.append((status.st_mtime, status.st_size, path))
@@ -132,7 +151,7 @@ class NodeCache:
         for _, bytes_, path in sorted(files):
             if total + size <= self.max_bytes:
                 return
-            if not path.name.startswith(".part-") and _evict(path):
+            if not path.name.startswith(".part-") and _remove_unless_held(path):
                 total -= bytes_
         if total + size > self.max_bytes:
             raise ConfigError(
@@ -147,21 +166,56 @@ class NodeCache:
         Raises ``DataError`` where the hash differs. Where the cache's folder cannot be written, it
         is hashed each time.
         """
-        status = path.stat()
-        stamp = f"{path.resolve()}\0{size}\0{status.st_mtime_ns}\0{status.st_ino}\0{sha256}"
-        digest = hashlib.sha256(stamp.encode()).hexdigest()[:32]
+        stamp = _stamp(path, size, sha256)
+        digest = hashlib.sha256(stamp).hexdigest()[:32]
         marker = self.folder / "verified" / digest
         if marker.exists():
             return
         try:
             for name in ("locks", "verified"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
-            with _locked(self.folder / "locks" / digest):
+            with _locked(self._lock_path(digest)):
                 if not marker.exists():
                     _check_hash(path, sha256)
-                    marker.touch()
+                    marker.write_bytes(stamp)
+            self._prune_if_due()
         except OSError:
             _check_hash(path, sha256)
+
+    def _prune_if_due(self) -> None:
+        """Once a day, drop the markers of files that are gone or were written again since.
+
+        And the locks that killed processes have left.
+        """
+        done = self.folder / "verified" / ".pruned"
+        with suppress(FileNotFoundError):
+            if time.time() - done.stat().st_mtime < PRUNE_SECONDS:
+                return
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.touch()
+        for marker in done.parent.iterdir():
+            if marker != done and not _is_current(marker):
+                marker.unlink(missing_ok=True)
+        for lock in (self.folder / "locks").iterdir():
+            with suppress(FileNotFoundError):
+                _remove_unless_held(lock)
+
+
+def _stamp(path: Path, size: int, sha256: str) -> bytes:
+    """Another one for every file, and for every time that it was written."""
+    status = path.stat()
+    parts = (path.resolve(), size, status.st_mtime_ns, status.st_ino, sha256)
+    return b"\0".join(os.fsencode(str(part)) for part in parts)
+
+
+def _is_current(marker: Path) -> bool:
+    """Whether the file that ``marker`` vouches for is still there as it was."""
+    try:
+        stamp = marker.read_bytes()
+        path, size, _, _, sha256 = map(os.fsdecode, stamp.split(b"\0"))
+        return _stamp(Path(path), int(size), sha256) == stamp
+    except (OSError, ValueError):
+        return False
 
 
 def _check_hash(path: Path, sha256: str) -> None:
@@ -175,12 +229,23 @@ def _check_hash(path: Path, sha256: str) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    """Hold the file ``path``, made for this, exclusively; it is removed at the end."""
+    descriptor = _open_locked(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # its holder has removed it: a lock on it means nothing
 
 
 def _hold(path: Path) -> CachedFile | None:
@@ -197,12 +262,17 @@ def _hold(path: Path) -> CachedFile | None:
     return CachedFile(path, descriptor)
 
 
-def _evict(path: Path) -> bool:
-    """Remove ``path`` unless somebody holds it."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _remove_unless_held(path: Path) -> bool:
+    """Remove ``path`` unless somebody holds it; whether nobody did."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                path.unlink()
         return True
     except BlockingIOError:
         return False

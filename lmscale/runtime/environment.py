@@ -15,6 +15,7 @@ from typing import Any
 import lmscale
 from lmscale.runtime.atomic import write_json, writing
 from lmscale.runtime.device import cpu_name
+from lmscale.runtime.processes import num_cores
 
 MAX_DIFF_CHARS = 1_000_000
 PACKAGES = (
@@ -108,13 +109,6 @@ def installed_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def num_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def gpu_names() -> list[str]:

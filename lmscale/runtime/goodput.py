@@ -86,19 +86,23 @@ def _kept_until(first_steps: Sequence[int]) -> list[float]:
 class AttemptLog:
     """Rank 0's record of one attempt. Opened by ``open_attempt``."""
 
-    def __init__(self, path: Path, start: Row, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, path: Path, start: Row, began_at: float | None, clock: Callable[[], float]
+    ) -> None:
         mend_tail(path)
         self._path = path
         self._clock = clock
         earlier = read_rows(path)
-        self._start = {"event": "start", "time": clock(), "attempt": _count(earlier) + 1, **start}
+        now = clock()
+        began_at = now if began_at is None else began_at
+        self._start = {"event": "start", "time": began_at, "attempt": _count(earlier) + 1, **start}
         append_row(path, self._start)
         rows = [*earlier, self._start]
         self._earlier_productive = goodput(rows).productive_seconds
         self._began = next(row["time"] for row in rows if row["event"] == "start")
         self._step = self._start["first_step"]
         self._own_seconds = self._unwritten_seconds = 0.0
-        self._last_written = self._start["time"]
+        self._last_written = now
         self.has_ended = False
 
     @property
@@ -143,10 +147,13 @@ def open_attempt(
     first_step: int,
     world_size: int,
     zero_stage: int,
+    began_at: float | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Iterator[AttemptLog]:
     """Write the start of an attempt that has ``first_step`` steps behind it; on rank 0 only.
 
+    ``began_at`` is when its process began, on ``clock`` (default: now): setting up counts as time
+    in which nothing was trained, in the first attempt as in every other.
     The caller ends it with a reason; a block left by an exception ends with the exception's name.
     """
     start: Row = {
@@ -155,7 +162,7 @@ def open_attempt(
         "world_size": world_size,
         "zero_stage": zero_stage,
     }
-    attempt = AttemptLog(Path(folder) / ATTEMPTS_FILE, start, clock)
+    attempt = AttemptLog(Path(folder) / ATTEMPTS_FILE, start, began_at, clock)
     try:
         yield attempt
     except BaseException as error:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lmscale.errors import DataError
 from lmscale.runtime.atomic import atomic_path, fsync_folder, writing
@@ -20,11 +21,34 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
     """Add a line in a single write: a kill leaves at most one torn line, at the end.
 
     Numbers that are not finite become null, which every JSON reader takes. Raises ``DataError``
-    when the disk is full.
+    when the disk is full, and leaves the file as it was.
     """
-    line = json.dumps({key: _finite(value) for key, value in row.items()}, ensure_ascii=False)
+    append_rows(path, [row])
+
+
+def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """The same for several lines, in a single write."""
+    content = "".join(_to_line(row) for row in rows).encode()
     with writing(Path(path).name, Path(path).parent), open(path, "ab", buffering=0) as file:
-        file.write(line.encode() + b"\n")
+        _write_whole(file, content)
+
+
+def _write_whole(file: BinaryIO, content: bytes) -> None:
+    """All of ``content`` or nothing: a disk that fills up takes a part before it refuses."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        done = 0
+        while done < len(content):
+            done += file.write(content[done:])
+    except OSError:
+        with suppress(OSError):  # the first error is the one to tell
+            os.truncate(file.fileno(), end)
+        raise
+
+
+def _to_line(row: Mapping[str, Any]) -> str:
+    finite = {key: _finite(value) for key, value in row.items()}
+    return json.dumps(finite, ensure_ascii=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
@@ -46,7 +70,7 @@ def read_rows(path: str | Path) -> list[Row]:
         row = _parse(line)
         if row is None:
             raise DataError(
-                f"{path}, line {number}: not a JSON object. The file is only ever appended to, so "
+                f"{path}, line {number}: not a JSON object. lmscale writes whole lines only, so "
                 f"the disk or an editor damaged it; remove that line to go on."
             )
         rows.append(row)
@@ -86,9 +110,8 @@ def keep_rows(path: str | Path, keep: Callable[[Row], bool]) -> int:
     rows = read_rows(path)
     kept = [row for row in rows if keep(row)]
     if path.exists() and (len(kept) < len(rows) or not _ends_whole(path)):
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         with writing(path.name, path.parent), atomic_path(path) as temporary:
-            temporary.write_text("".join(lines), encoding="utf-8")
+            temporary.write_text("".join(_to_line(row) for row in kept), encoding="utf-8")
     return len(rows) - len(kept)
 
 

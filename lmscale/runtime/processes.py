@@ -30,7 +30,7 @@ def run_tasks(
     that end with this one, even if it is killed. After the first ``LmscaleError`` no new task is
     begun; the errors of those that ran are raised together.
     """
-    count = min(processes or available_cores(), len(tasks))
+    count = min(processes or num_cores(), len(tasks))
     if count <= 1:
         for task in tasks:
             yield task, work(task)
@@ -43,7 +43,7 @@ def run_tasks(
         except BrokenProcessPool:
             raise DataError(
                 f"One of {count} worker processes was killed, most likely for want of memory. "
-                f"Finished work is kept: run the same command again with fewer processes."
+                "Finished work is kept: run the same command again with fewer processes."
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -79,7 +79,7 @@ def _results(
         raise type(errors[0])(list(problems))
 
 
-def available_cores() -> int:
+def num_cores() -> int:
     """Cores this process may use, which under Slurm or a container are fewer than the machine's."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

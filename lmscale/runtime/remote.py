@@ -1,5 +1,4 @@
-"""Reading files that may be remote (fsspec): retries with backoff and jitter, messages a person "
-"can act on."""
+"""Reading files that may be remote (fsspec): retries, and messages that say what to do."""
 
 from __future__ import annotations
 
@@ -21,6 +20,10 @@ SILENCE_SECONDS = 60.0  # without a byte; a whole shard may take longer
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 # Credentials do not appear by waiting. By name: the vendors' packages need not be installed.
 PERMANENT = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
+
+
+class MissingFileError(DataError):
+    """There is no such file; the other reasons why one cannot be read are plain ``DataError``."""
 
 
 class TransferError(OSError):
@@ -46,10 +49,15 @@ def join_location(folder: str | Path, name: str) -> str:
 
 
 def read_bytes(location: str | Path, *, retries: int) -> bytes:
-    """The content of a small file, local or remote. Raises ``DataError`` naming it."""
+    """The content of a small file, local or remote.
+
+    Raises ``MissingFileError`` or another ``DataError`` naming it.
+    """
     if protocol_of(location) is None:
         try:
             return local_path(location).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingFileError(f"{location}: there is no such file.") from None
         except OSError as error:
             raise DataError(f"{location}: cannot be read: {error.strerror or error}.") from None
     url = str(location)
@@ -63,8 +71,10 @@ def download(
     retries: int,
     check: Callable[[Path], None],
 ) -> None:
-    """Copy ``url`` to ``path``; ``check`` raises ``TransferError`` for a bad copy, which is "
-    "fetched again."""
+    """Copy ``url`` to ``path``.
+
+    ``check`` raises ``TransferError`` for a bad copy, which is fetched again.
+    """
 
     def attempt() -> None:
         filesystem, remote_path = _open_filesystem(url)
@@ -85,7 +95,7 @@ def with_retries(
 
     Waits a random time up to 0.5, 1, 2, … 30 s between attempts (full jitter), so that thousands of
     ranks do not come back together. What waiting cannot mend is raised at once. Raises
-    ``DataError`` naming the URL.
+    ``MissingFileError`` or another ``DataError`` naming the URL.
     """
     for attempt in range(retries + 1):
         try:
@@ -93,12 +103,13 @@ def with_retries(
         except LmscaleError:
             raise
         except FileNotFoundError:
-            raise DataError(
+            raise MissingFileError(
                 f"{url}: there is no such file. Check the URL, and that all shards were uploaded."
             ) from None
         except PermissionError as error:
             raise DataError(
-                f"{url}: access is refused ({error}). Check this machine's credentials for it."
+                f"{url}: access is refused ({error}). Check this machine's credentials for it. "
+                f"S3 answers so for a file that is missing, too, unless listing is allowed."
             ) from None
         except (
             Exception

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lmscale.config import RunConfig, load_config
+from lmscale.config.ownership import CONFIG_FILE
 from lmscale.errors import ConfigError
 from lmscale.runtime.goodput import ATTEMPTS_FILE, Goodput, goodput
 from lmscale.runtime.jsonl import Row, last_row, read_rows, tail_rows
 from lmscale.runtime.trackers import METRICS_FILE
 
-CONFIG_FILE = "config.yaml"
 LEDGER_FILE = "ledger.jsonl"
 RUNNING = "running"
 ALIVE_SECONDS = 120.0  # a step longer than this shows as silence
@@ -66,7 +66,7 @@ def load_run_config(folder: str | Path) -> RunConfig:
     if not path.is_file():
         raise ConfigError(
             f"{folder} is not a run's folder: it holds no {CONFIG_FILE}. "
-            f"`lmscale runs list` shows the runs of a folder."
+            "`lmscale runs list` shows the runs of a folder."
         )
     return load_config(path)
 

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "events"
-FLUSH_SECONDS = (
-    10  # a killed run loses at most this much of the curves; metrics.jsonl loses nothing
-)
+# A killed run loses at most this much of the curves; metrics.jsonl loses nothing.
+FLUSH_SECONDS = 10
 
 
 class Trackers:
@@ -75,8 +74,9 @@ def open_trackers(folder: str | Path, *, resumed_step: int = 0) -> Iterator[Trac
         keep_rows(folder / METRICS_FILE, lambda row: row.get("step", math.inf) <= resumed_step)
         events = SummaryWriter(
             str(folder / EVENTS_FOLDER),
-            # TensorBoard hides steps from this one on; a new run has nothing to hide.
-            purge_step=resumed_step + 1 if resumed_step else None,
+            # TensorBoard hides what earlier attempts wrote from this step on; before the first
+            # checkpoint, all of it.
+            purge_step=resumed_step + 1,
             flush_secs=FLUSH_SECONDS,
         )
     try:

@@ -161,8 +161,7 @@ def _prepare(dataset: _Dataset, force: bool) -> None:
         if json.loads(note.read_bytes())["key"] != dataset.key:
             raise DataError(
                 f"{work} holds an unfinished build with another tokenizer, corpus or other "
-                "settings. "
-                f"Finish that one first, or start over with --force."
+                f"settings. Finish that one first, or start over with --force."
             )
         for torn in dataset.parts.glob(".*.tmp"):
             torn.unlink()

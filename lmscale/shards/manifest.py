@@ -13,10 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lmscale.errors import DataError
 from lmscale.runtime.atomic import write_json
+from lmscale.runtime.remote import MissingFileError, join_location, protocol_of, read_bytes
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -74,10 +73,6 @@ class Manifest:
     def bytes(self) -> int:
         return sum(shard.bytes for shard in self.shards)
 
-    @property
-    def numpy_dtype(self) -> np.dtype:
-        return np.dtype(self.dtype)
-
 
 def render_manifest(manifest: Manifest) -> dict[str, Any]:
     """The manifest as JSON data, its fingerprint included."""
@@ -92,17 +87,22 @@ def save_manifest(manifest: Manifest, folder: str | Path) -> None:
     write_json(Path(folder) / MANIFEST_NAME, render_manifest(manifest))
 
 
-def load_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a local dataset. Raises ``DataError`` when it is missing or damaged."""
-    path = Path(folder) / MANIFEST_NAME
+def load_manifest(location: str | Path, *, retries: int = 0) -> Manifest:
+    """The manifest of the dataset in a folder or at a URL, which is asked ``retries`` times more.
+
+    Raises ``DataError`` when it is missing or damaged.
+    """
+    path = join_location(location, MANIFEST_NAME)
     try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+        content = read_bytes(path, retries=retries)
+    except MissingFileError:
+        if protocol_of(location) is not None:
+            raise
         raise DataError(
             f"{path}: there is no dataset here. Run `lmscale shards build CONFIG` first, or "
             "correct the path."
         ) from None
-    return parse_manifest(content, name=str(path))
+    return parse_manifest(content, name=path)
 
 
 def parse_manifest(content: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
@@ -125,7 +125,6 @@ def parse_manifest(content: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
     if manifest.fingerprint != fingerprint:
         raise DataError(
             f"{name}: does not match its own fingerprint: it was edited or damaged. Build the "
-            "shards again, "
-            f"or restore the file."
+            f"shards again, or restore the file."
         )
     return manifest

@@ -90,8 +90,8 @@ def _read_index(path: Path, content: mmap.mmap, entry: ShardEntry) -> np.ndarray
             )
     except (tarfile.HeaderError, ValueError, EOFError) as error:
         raise DataError(
-            f"{path}: the shard has no readable index at byte {start:,}: {error}. "
-            f"Fetch or build it again."
+            f"{path}: the shard has no readable index at byte {start:,}: {error}. Fetch "
+            f"or build it again."
         ) from None
     return index
 
@@ -103,8 +103,7 @@ def _index_problem(index: np.ndarray, entry: ShardEntry, itemsize: int) -> str |
     if int(num_tokens.sum()) != entry.tokens or int(num_documents.sum()) != entry.documents:
         return (
             f"it counts {int(num_tokens.sum()):,} tokens in {int(num_documents.sum()):,} "
-            "documents; "
-            f"the manifest says {entry.tokens:,} in {entry.documents:,}"
+            f"documents; the manifest says {entry.tokens:,} in {entry.documents:,}"
         )
     # As written: docs, meta (of unknown size), tokens, and then the next block or the index.
     first = HEADER_BYTES + NPY_HEADER_BYTES

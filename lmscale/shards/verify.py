@@ -25,8 +25,7 @@ def find_datasets(folder: str | Path) -> list[Path]:
     if not found:
         raise DataError(
             f"{folder}: there is no dataset here or below. Run `lmscale shards build CONFIG` "
-            "first, "
-            f"or correct the path."
+            f"first, or correct the path."
         )
     return found
 

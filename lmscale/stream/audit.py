@@ -9,7 +9,14 @@ from pathlib import Path
 from lmscale.config.run import RunConfig
 from lmscale.errors import DataError
 from lmscale.stream.batches import add_digests
-from lmscale.stream.ledger import LedgerRow, load_record, read_ledger, sum_rows
+from lmscale.stream.ledger import (
+    LedgerRow,
+    load_record,
+    newest_progress,
+    read_ledger,
+    sum_rows,
+)
+from lmscale.stream.saved import SavedProgress
 from lmscale.stream.state import StreamState, geometry_of
 from lmscale.stream.stream import Stream, find_changed_data, open_datasets
 
@@ -24,7 +31,7 @@ class AuditReport:
     samples: int
     tokens: int
     lost: tuple[str, ...]
-    """Samples that no step used."""
+    """Samples that no step used, rows missing at the ledger's end included."""
     repeated: tuple[str, ...]
     """Samples that more than one step used."""
     altered: tuple[str, ...]
@@ -39,30 +46,23 @@ def audit_run(
     config: RunConfig,
     run_folder: str | Path,
     progress: Callable[[float], None] = lambda samples: None,
-    *,
-    max_samples: int | None = None,
 ) -> AuditReport:
     """Recompute every step's digest from the shards and compare it with the run's ledger.
 
     ``progress`` is called with the number of samples just checked. Sources that left the mixture
     are found where they were; the config may name another place for any of them. Raises
     ``DataError`` for shards that are missing, damaged or not the ones that the run read.
-    ``max_samples``: stop reading shards after so many; the order of the rows is always checked
-    whole.
     """
     rows = read_ledger(run_folder)
     lost, repeated = check_sequence(rows)
     altered: list[str] = []
     state, locations = load_record(run_folder)
+    lost += find_missing_tail(rows, started_at=state.n, saved=newest_progress(run_folder))
     with open_recorded(config, state, locations) as stream:
-        left = sum_rows(rows)[0] if max_samples is None else max_samples
         for row in rows:
-            if left <= 0:
-                break
             problem = check_row(stream, row, progress)
             if problem:
                 altered.append(problem)
-            left -= row.samples
     samples, tokens = sum_rows(rows)
     return AuditReport(
         steps=len(rows),
@@ -121,6 +121,27 @@ def check_sequence(rows: Sequence[LedgerRow]) -> tuple[list[str], list[str]]:
             lost.append(f"step {row.step} stands where step {next_step} should")
         next_step, next_n = row.step + 1, max(next_n, end)
     return lost, repeated
+
+
+def find_missing_tail(
+    rows: Sequence[LedgerRow], *, started_at: int, saved: SavedProgress | None
+) -> list[str]:
+    """The samples beyond the ledger's end that the run is known to have used; one problem or none.
+
+    Known from its last start, at sample ``started_at``, and from its newest checkpoint. The ledger
+    may be ahead of both: a run can be killed between two saves.
+    """
+    end = max((row.first_n + row.samples for row in rows), default=0)
+    known, witness = started_at, "the run's last start (stream.json)"
+    if saved is not None and saved.n >= known:
+        known, witness = saved.n, f"checkpoint {saved.name}"
+    if end >= known:
+        return []
+    where = f"after step {max(row.step for row in rows)}" if rows else "it has no rows"
+    return [
+        f"samples {end} to {known - 1} are missing at the ledger's end ({where}): {witness} has "
+        f"{known} samples used. The file was cut, or is another run's."
+    ]
 
 
 def check_row(

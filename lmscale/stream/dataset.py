@@ -15,8 +15,8 @@ import numpy as np
 from lmscale.config.data import ShardCacheConfig
 from lmscale.errors import DataError
 from lmscale.runtime.cache import CachedFile, NodeCache
-from lmscale.runtime.remote import join_location, local_path, protocol_of, read_bytes
-from lmscale.shards.manifest import Manifest, ShardEntry, parse_manifest
+from lmscale.runtime.remote import join_location, protocol_of
+from lmscale.shards.manifest import Manifest, ShardEntry, load_manifest
 from lmscale.shards.reader import MappedShard, open_shard
 from lmscale.stream.packed import count_pieces_windows, load_counts, load_pieces
 from lmscale.stream.packing import count_concat
@@ -155,9 +155,8 @@ class Dataset:
             path, file = self._locate(entry)
             return open_shard(path, entry, self.manifest.dtype), [file]
         path = Path(join_location(self.location, entry.name))
-        shard = open_shard(
-            path, entry, self.manifest.dtype
-        )  # a wrong size is found before the hash
+        # Opened first: a wrong size is found before the hash.
+        shard = open_shard(path, entry, self.manifest.dtype)
         if self._verify_hashes:
             self._cache.verify_once(path, size=entry.bytes, sha256=entry.sha256)
         return shard, []
@@ -195,19 +194,21 @@ def open_dataset(
     packing: Packing,
     cache: ShardCacheConfig,
     verify_hashes: bool = True,
+    check_files: bool = True,
     advance: Callable[[float], None] = lambda shards: None,
 ) -> Dataset:
     """The dataset in a folder or at a URL.
 
-    ``advance`` is called with 1 for each shard that must be packed first. Raises ``DataError`` with
-    every missing or cut local shard; remote ones show when they are fetched.
+    ``check_files``: look whether all local shards are there and whole; of the ranks of a run, one
+    has to. ``advance`` is called with 1 for each shard that must be packed first. Raises
+    ``DataError`` with every missing or cut local shard; remote ones show when they are fetched.
     """
     location = str(location)
     node_cache = NodeCache(
         folder=cache_folder(cache), max_bytes=cache.max_bytes, retries=cache.retries
     )
-    manifest = _load_manifest(location, cache.retries)
-    problems = find_missing_shards(location, manifest)
+    manifest = load_manifest(location, retries=cache.retries)
+    problems = find_missing_shards(location, manifest) if check_files else []
     if problems:
         raise DataError(problems)
     concat = [count_concat(entry.tokens, sequence_length) for entry in manifest.shards]
@@ -240,6 +241,28 @@ def open_dataset(
     return dataset
 
 
+def write_window_counts(
+    location: str | Path,
+    *,
+    sequence_length: int,
+    cache: ShardCacheConfig,
+    advance: Callable[[float], None] = lambda shards: None,
+) -> None:
+    """Pack a dataset that was just built, and leave its window counts beside its manifest.
+
+    So that no start of a run has to; nothing is done where they are there. Raises ``DataError``.
+    """
+    open_dataset(
+        location,
+        sequence_length=sequence_length,
+        packing="best_fit",
+        cache=cache,
+        verify_hashes=False,
+        check_files=False,
+        advance=advance,
+    ).close()
+
+
 def find_missing_shards(location: str, manifest: Manifest) -> list[str]:
     """Local shards that are not there or not of the manifest's size; one problem each."""
     if protocol_of(location) is not None:
@@ -251,8 +274,8 @@ def find_missing_shards(location: str, manifest: Manifest) -> list[str]:
             found = os.stat(path).st_size
         except OSError as error:
             problems.append(
-                f"{path}: the shard is missing ({error.strerror}); the manifest lists it. "
-                f"Restore it, or run `lmscale shards build` again."
+                f"{path}: the shard is missing ({error.strerror}); the manifest lists it. Restore "
+                f"it, or run `lmscale shards build` again."
             )
             continue
         if found != entry.bytes:
@@ -265,13 +288,3 @@ def find_missing_shards(location: str, manifest: Manifest) -> list[str]:
         more = len(problems) - MAX_SHOWN
         problems[MAX_SHOWN:] = [f"{location}: {more} more shards are missing or of a wrong size."]
     return problems
-
-
-def _load_manifest(location: str, retries: int) -> Manifest:
-    url = join_location(location, "manifest.json")
-    if protocol_of(location) is None and not local_path(url).is_file():
-        raise DataError(
-            f"{location}: there is no manifest.json here. Build the shards first "
-            f"(`lmscale shards build CONFIG`), or correct the path in the YAML."
-        )
-    return parse_manifest(read_bytes(url, retries=retries), name=url)

@@ -8,17 +8,22 @@ mean: the stream's seed, geometry and segments, and where each source's shards w
 from __future__ import annotations
 
 import json
-import os
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from lmscale.errors import DataError
-from lmscale.runtime.atomic import write_bytes, write_json, writing
+from lmscale.runtime.atomic import fsync_file, fsync_folder, write_json, writing
+from lmscale.runtime.jsonl import append_row, append_rows, keep_rows, mend_tail, read_rows
 from lmscale.stream.batches import DIGEST_BITS
+from lmscale.stream.saved import SavedProgress, iterate_saved
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream
+
+logger = logging.getLogger(__name__)
 
 LEDGER = "ledger.jsonl"
 REWOUND = "ledger.rewound.jsonl"
@@ -39,12 +44,15 @@ class LedgerRow:
     digest: int
     """Sum modulo 2^63 of the samples' digests."""
 
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"digest": f"{self.digest:016x}"}
+
     def to_line(self) -> str:
-        return json.dumps(asdict(self) | {"digest": f"{self.digest:016x}"}) + "\n"
+        return json.dumps(self.to_json()) + "\n"
 
     @staticmethod
-    def from_line(line: str) -> LedgerRow:
-        tree = json.loads(line)
+    def from_json(tree: Mapping[str, Any]) -> LedgerRow:
+        """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for what is no row."""
         numbers = {key: int(tree[key]) for key in ("step", "first_n", "samples", "tokens")}
         return LedgerRow(**numbers, digest=int(tree["digest"], 16))
 
@@ -62,108 +70,140 @@ def limbs_to_digest(limbs: Sequence[float]) -> int:
 
 
 class Ledger:
-    """Appends rows. One process of a run holds it (rank 0)."""
+    """Appends rows, unbuffered. One process of a run holds it (rank 0)."""
 
-    def __init__(self, folder: Path, file: IO[str], rows: int) -> None:
+    def __init__(self, folder: Path, rows: int) -> None:
         self.folder = folder
         self.rows = rows
-        self._file = file
 
     def append(self, row: LedgerRow) -> None:
-        """Write the row: it outlives this process and, once ``sync`` is called, the machine."""
-        with writing("the ledger", self.folder):
-            self._file.write(row.to_line())
-            self._file.flush()
+        """Write the row: it outlives this process and, once ``sync`` is called, the machine.
+
+        Raises ``DataError`` when the disk is full; the file is then as it was.
+        """
+        append_row(self.folder / LEDGER, row.to_json())
         self.rows += 1
 
     def sync(self) -> None:
         """Call before a checkpoint is committed: it must not know of steps the ledger lacks."""
         with writing("the ledger", self.folder):
-            os.fsync(self._file.fileno())
+            fsync_file(self.folder / LEDGER)
 
     def close(self) -> None:
-        if not self._file.closed:
-            self.sync()
-            self._file.close()
+        self.sync()
 
     def __enter__(self) -> Ledger:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except (DataError, OSError):
+            if kind is None:  # else the error on its way out is the one to tell
+                raise
 
 
 def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: int) -> Ledger:
     """The run's ledger, ready for step ``next_step``, whose first sample is ``n``.
 
-    Rows of ``next_step`` and later move to ``ledger.rewound.jsonl``, and a torn last line is
-    dropped. Then ``stream.json`` is brought up to date. Raises ``DataError`` for a damaged ledger.
+    ``stream.json`` is brought up to date. Rows of ``next_step`` and later move to
+    ``ledger.rewound.jsonl``, and a torn last line is dropped. Steps that have no row are named in
+    the log; the audit will call them lost. Raises ``DataError`` for a damaged ledger.
     """
     folder = Path(run_folder)
-    path = folder / LEDGER
+    path, aside = folder / LEDGER, folder / REWOUND
     with writing("the ledger", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        rows = read_ledger(folder) if path.exists() else []
-        kept = [row for row in rows if row.step < next_step]
+        path.touch()
+        rows = read_ledger(folder)
         rewound = [row for row in rows if row.step >= next_step]
+        save_record(folder, stream, n)
         if rewound:
             # First there, then away from here: a kill in between leaves a row twice in the rewound
             # file.
-            with open(folder / REWOUND, "a", encoding="utf-8") as file:
-                file.writelines(row.to_line() for row in rewound)
-                file.flush()
-                os.fsync(file.fileno())
-        write_bytes(path, "".join(row.to_line() for row in kept).encode())
-        save_record(folder, stream, n)
-        return Ledger(folder, open(path, "a", encoding="utf-8"), len(kept))  # noqa: SIM115
+            mend_tail(aside)
+            append_rows(aside, [row.to_json() for row in rewound])
+            fsync_file(aside)
+        keep_rows(path, lambda row: row["step"] < next_step)
+        fsync_folder(folder)
+    missing = next_step - len({row.step for row in rows} & set(range(next_step)))
+    if missing:
+        logger.warning(
+            "%s: %d of the %d steps done so far have no row: the file was cut or edited. Training "
+            "goes on; `lmscale runs audit` will name the steps as lost.",
+            *(path, missing, next_step),
+        )
+    return Ledger(folder, len(rows) - len(rewound))
 
 
 def read_ledger(run_folder: str | Path) -> list[LedgerRow]:
     """The rows in the order of the file, without a torn last line. Raises ``DataError``."""
     path = Path(run_folder) / LEDGER
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except FileNotFoundError:
+    if not path.exists():
         raise DataError(
             f"{path}: there is no ledger. Is {run_folder} the folder of a run that has done a step?"
+        )
+    return [
+        _parse_row(tree, f"{path}, line {number}")
+        for number, tree in enumerate(read_rows(path), start=1)
+    ]
+
+
+def _parse_row(tree: Mapping[str, Any], where: str) -> LedgerRow:
+    try:
+        return LedgerRow.from_json(tree)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{where}: not a row of a ledger ({type(error).__name__}: {error}): "
+            f"{json.dumps(tree)[:80]}."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if number == len(lines) and not line.endswith("\n"):
-            break  # the process was killed while it wrote this line
-        try:
-            rows.append(LedgerRow.from_line(line))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}: line {number} is damaged ({type(error).__name__}: {error}): "
-                f"{line.strip()[:80]!r}."
-            ) from None
-    return rows
 
 
 def save_record(run_folder: Path, stream: Stream, n: int) -> None:
-    """Write ``stream.json``: the state as of ``n``, and where all sources so far were."""
+    """Write ``stream.json``: the state as of ``n``, and where all sources so far were.
+
+    And the checkpoints of later steps, which a start at ``n`` undoes.
+    """
     locations = {name: dataset.location for name, dataset in stream.datasets.items()}
     path = run_folder / RECORD
     if path.exists():
         locations = dict(load_record(run_folder)[1]) | locations
     absolute = {name: _absolute(location) for name, location in sorted(locations.items())}
-    write_json(path, {"state": stream.state_at(n).to_json(), "shards": absolute})
+    later = takewhile(lambda saved: saved.n > n, iterate_saved(run_folder))
+    record = {
+        "state": stream.state_at(n).to_json(),
+        "shards": absolute,
+        "undone": {saved.name: saved.sha256 for saved in later},
+    }
+    write_json(path, record)
 
 
 def load_record(run_folder: str | Path) -> tuple[StreamState, Mapping[str, str]]:
     """The state of the run's last start, and source name → folder or URL of its shards."""
+    tree = _read_record(run_folder)
     path = Path(run_folder) / RECORD
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
         return StreamState.from_json(tree["state"]), dict(tree["shards"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from None
+
+
+def newest_progress(run_folder: str | Path) -> SavedProgress | None:
+    """What the newest checkpoint says, those aside that the run's last start has undone."""
+    undone = set(dict(_read_record(run_folder).get("undone", {})).values())
+    counted = (saved for saved in iterate_saved(run_folder) if saved.sha256 not in undone)
+    return next(counted, None)
+
+
+def _read_record(run_folder: str | Path) -> dict[str, Any]:
+    path = Path(run_folder) / RECORD
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise DataError(
             f"{path}: the run's stream is not recorded here. Is {run_folder} the folder of a run?"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from None
 
 

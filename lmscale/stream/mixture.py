@@ -78,8 +78,9 @@ class Mixture:
         self._blocks: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
     def locate(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source (index into ``names``) and index in the source, int64 [count] each, of first,
-        first + 1, …
+        """Source and index in the source, int64 [count] each, of samples first, first + 1, …
+
+        Sources are indices into ``names``.
         """
         sources = np.empty(count, dtype=np.int64)
         indices = np.empty(count, dtype=np.int64)

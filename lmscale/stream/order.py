@@ -60,9 +60,7 @@ class SourceOrder:
         self._groups: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def locate(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shard numbers and window numbers within the shard, int64 [count] each, of first, first +
-        1, …
-        """
+        """Shard and window in the shard, int64 [count] each, of samples first, first + 1, …"""
         shards = np.empty(count, dtype=np.int64)
         windows = np.empty(count, dtype=np.int64)
         done = 0

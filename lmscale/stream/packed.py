@@ -11,7 +11,7 @@ import numpy as np
 from lmscale.errors import DataError
 from lmscale.runtime.atomic import write_bytes
 from lmscale.runtime.cache import CachedFile, NodeCache
-from lmscale.runtime.remote import join_location, protocol_of, read_bytes
+from lmscale.runtime.remote import MissingFileError, join_location, protocol_of, read_bytes
 from lmscale.shards.manifest import Manifest, ShardEntry
 from lmscale.shards.reader import MappedShard
 from lmscale.stream.packing import plan_best_fit
@@ -32,16 +32,19 @@ def load_counts(
     """Windows per shard by best fit, int64 [shards].
 
     From ``windows-best_fit-T.json`` beside the manifest or in the cache. If neither is there, every
-    shard is packed (``count``), and the result is left in both places.
+    shard is packed (``count``), and the result is left in both places. Raises ``DataError`` where
+    the file may be there but cannot be read.
     """
     name = f"windows-best_fit-{sequence_length}.json"
     beside = join_location(location, name)
     try:
-        counts = _parse_counts(read_bytes(beside, retries=cache.retries), manifest, sequence_length)
+        content = read_bytes(beside, retries=cache.retries)
+    except MissingFileError:
+        pass  # nobody has packed this dataset at this length yet
+    else:
+        counts = _parse_counts(content, manifest, sequence_length)
         if counts is not None:
             return counts
-    except DataError:
-        pass  # nobody has packed this dataset at this length yet
 
     def count_all(path: Path) -> None:
         counted = []

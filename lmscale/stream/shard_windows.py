@@ -55,9 +55,9 @@ class ShardWindows:
     # which a document (or the rest of one that was cut) begins. 0 always begins one.
 
     def copy(self, window: int, row: np.ndarray) -> int:
-        """Write the window's tokens into ``row`` [T + 1];
+        """Write the window's tokens into ``row`` [T + 1] and return how many there are.
 
-        returns how many there are. The rest is left.
+        The rest of the row is left as it is.
         """
         if self._pieces is None:
             begin = window * self._sequence_length

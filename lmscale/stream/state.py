@@ -1,4 +1,7 @@
-"""The state of a stream: under 1 kB, enough to go on at any sample without replaying one."""
+"""The state of a stream: enough to go on at any sample without replaying one.
+
+Under 1 kB for a few sources; it grows with the sources and with each change of the mixture.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +45,6 @@ class StreamState:
                 for segment in self.segments
             ],
         }
-
-    def to_text(self) -> str:
-        return json.dumps(self.to_json(), separators=(",", ":"), ensure_ascii=False)
 
     @staticmethod
     def from_json(tree: dict[str, Any] | str) -> StreamState:

@@ -180,14 +180,16 @@ def open_stream(
     seed: int,
     state: StreamState | None = None,
     tokenizer_fingerprint: str | None = None,
+    check_files: bool = True,
     advance: Callable[[float], None] = lambda shards: None,
 ) -> Stream:
     """The stream of a run that begins (``state`` None) or goes on at ``state.n``.
 
     Where the mixture differs from the state's, a segment begins at ``state.n``. Raises
     ``ConfigError`` for settings a run cannot change and ``DataError`` for damaged, changed or
-    foreign data: all sources' problems at once. ``advance`` is called with 1 per shard that has to
-    be packed first (best_fit, once per dataset).
+    foreign data: all sources' problems at once. ``check_files``: look whether all local shards are
+    there and whole; of the ranks of a run, one has to. ``advance`` is called with 1 per shard that
+    has to be packed first (best_fit, once per dataset).
     """
     if not config.sources:
         raise ConfigError(
@@ -198,7 +200,7 @@ def open_stream(
     weights = {name: source.weight for name, source in config.sources.items()}
     quotas = plan_quotas(weights, config.mixture_block)
     locations = {name: config.sources[name].shards for name in quotas}
-    datasets = open_datasets(config, locations, advance=advance)
+    datasets = open_datasets(config, locations, check_files=check_files, advance=advance)
     problems = _find_foreign(datasets, tokenizer_fingerprint)
     if state is not None:
         problems += find_changed_data(datasets, state)
@@ -218,6 +220,7 @@ def open_datasets(
     config: StreamConfig,
     locations: Mapping[str, str],
     *,
+    check_files: bool = True,
     advance: Callable[[float], None] = lambda shards: None,
 ) -> dict[str, Dataset]:
     """The datasets by source name, in the order of the names.
@@ -234,6 +237,7 @@ def open_datasets(
                 packing=config.packing,
                 cache=config.cache,
                 verify_hashes=config.verify_hashes,
+                check_files=check_files,
                 advance=advance,
             )
         except LmscaleError as error:

@@ -1,6 +1,4 @@
-"""A loader worker: its own light process (no torch) that reads steps into memory shared with its
-rank.
-"""
+"""A loader worker: a light process (no torch) that reads steps into memory its rank shares."""
 
 from __future__ import annotations
 
@@ -21,8 +19,7 @@ from lmscale.config.batch import BatchPlan
 from lmscale.stream.batches import Rows
 from lmscale.stream.stream import Stream
 
-# The rank decides when to stop. Slurm's scancel --signal and a terminal's Ctrl-C reach workers as
-# well.
+# The rank decides when to stop, but Slurm's scancel --signal and Ctrl-C reach its workers as well.
 IGNORED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 ALIGNMENT = 64
 
@@ -95,9 +92,9 @@ class Slots:
 
 
 def slot_bytes(job: LoaderJob) -> int:
-    """Bytes of a slot, with room for a document start at every token;
+    """Bytes of a slot, with room for a document start at every token.
 
-    only pages that are used exist.
+    Only the pages that are used take memory.
     """
     rows, row_tokens = job.plan.windows_per_rank, job.stream.sequence_length + 1
     parts = (rows * row_tokens * job.stream.dtype.itemsize, 4 * rows, 8 * rows, 8 * rows)
@@ -112,9 +109,8 @@ def main(connection_descriptor: int, memory_descriptor: int) -> None:
     """Serve one rank until it closes the connection or dies."""
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, IGNORED_SIGNALS
-    )  # the rank started us with them blocked
+    # The rank started us with them blocked.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)
     connection = Connection(connection_descriptor)
     job, worker, workers, num_slots = connection.recv()
     memory = mmap.mmap(memory_descriptor, 0)

@@ -2,15 +2,15 @@
 
 SentencePiece writes a space as U+2581, and so cannot tell a real U+2581 from a space. Here a real
 one is taken out before encoding and written as its three byte pieces, and decoding joins the bytes
-that the ids stand for, so that every text comes back as it was.
-Control pieces such as ``<s>`` are never found in text.
+that the ids stand for, so that every text comes back as it was. Control pieces such as ``<s>`` are
+never found in text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,10 +61,6 @@ class Tokenizer:
         """The ids of a text, 1-D, without specials. Raises ``DataError`` for a lone surrogate."""
         return np.array(self._encode(text), dtype=self.dtype)
 
-    def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
-        """``encode`` of each text."""
-        return [self.encode(text) for text in texts]
-
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of the ids: exact for what ``encode`` gave.
 
@@ -81,8 +77,7 @@ class Tokenizer:
             wrong = numbers[(numbers < 0) | (numbers >= self.vocab_size)][0]
             raise DataError(
                 f"Token id {wrong} is outside the tokenizer's {self.vocab_size:,} pieces: these "
-                "tokens "
-                f"were made with another tokenizer."
+                "tokens were made with another tokenizer."
             )
         return b"".join([pieces[number] for number in numbers.tolist()])
 
@@ -135,8 +130,7 @@ def cut_before_words(text: str) -> Iterator[str]:
     time are 1.5 to 4 times as fast. A piece holds a space only at its beginning or in a run of
     spaces, so none reaches over the place before a word's space: BPE's ids are those of the whole,
     and unigram's differ at most where its float sums over a long text round two cuts to a tie.
-    Text without spaces is cut after newlines,
-    seldom, because a piece may reach over those.
+    Text without spaces is cut after newlines, seldom, because a piece may reach over those.
     """
     start = 0
     while len(text) - start > STRETCH_CHARS:
@@ -164,7 +158,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{folder}: there is no tokenizer here. Run `lmscale tokenizer train CONFIG` first, "
-            f"or set tokenizer.folder."
+            "or set tokenizer.folder."
         ) from None
     except ValueError as error:
         raise DataError(f"{folder / META_NAME}: not JSON: {error}.") from None
@@ -172,8 +166,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if hashlib.sha256(model).hexdigest() != expected:
         raise DataError(
             f"{folder / MODEL_NAME}: its sha256 is not the fingerprint in {META_NAME}: one of the "
-            "two is "
-            f"damaged or from another tokenizer. Train it again with --force."
+            "two is damaged or from another tokenizer. Train it again with --force."
         )
     return Tokenizer(model, meta.get("made_by", {}))
 

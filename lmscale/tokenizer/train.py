@@ -41,7 +41,8 @@ def train_tokenizer(
         raise ConfigError("corpus.sources: names no source; a tokenizer needs text to train on.")
     folder = Path(config.folder)
     made_by = _made_by(config, Path(corpus), sources)
-    old = None if force else _existing(folder, made_by)
+    with writing("the tokenizer", folder):
+        old = None if force else _existing(folder, made_by)
     if old is not None:
         return old
     total = sum(
@@ -155,8 +156,7 @@ def _explained(message: str, config: TokenizerConfig) -> DataError:
         least = int(found[1])
         return DataError(
             f"{setting} is too small: the corpus's characters, 256 bytes and special ids alone "
-            "need "
-            f"{least:,}. Set tokenizer.vocab_size to more than {least:,}, or lower "
+            f"need {least:,}. Set tokenizer.vocab_size to more than {least:,}, or lower "
             f"tokenizer.character_coverage = {config.character_coverage}."
         )
     if "!sentences_.empty()" in message:
@@ -184,6 +184,5 @@ def _existing(folder: Path, made_by: dict[str, Any]) -> Tokenizer | None:
     changed = sorted(key for key in made_by if old.made_by.get(key) != made_by[key])
     raise DataError(
         f"{folder} holds a tokenizer trained otherwise (other {', '.join(changed)}). Shards and "
-        "models made "
-        f"with it need it: name another tokenizer.folder, or replace it with --force."
+        "models made with it need it: name another tokenizer.folder, or replace it with --force."
     )

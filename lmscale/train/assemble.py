@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from lmscale.checkpoint import Manifest, find_resumable, load_checkpoint
 from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
 from lmscale.errors import DataError
-from lmscale.model import build_model, initial_value, parameter_kinds
-from lmscale.model.transformer import Transformer
+from lmscale.model import build_model, init_weights, parameter_kinds
 from lmscale.objective import CausalObjective
 from lmscale.runtime.collectives import failing_together
 from lmscale.runtime.ranks import Ranks
@@ -82,6 +82,7 @@ def open_run(config: RunConfig, ranks: Ranks, device: torch.device) -> Iterator[
                 seed=config.run.seed,
                 state=stream_state,
                 tokenizer_fingerprint=tokenizer.fingerprint,
+                check_files=ranks.is_first,  # 512 ranks × 100,000 shards would be 51 million stats
             )
         stack.enter_context(stream)
         loader = open_loader(
@@ -126,7 +127,9 @@ def build_run_engine(
             config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
         )
     if fill:
-        _fill(model, config)
+        # At ZeRO 3 rank 0's values are dealt out; elsewhere every rank draws the same.
+        draws = config.engine.zero_stage != 3 or dist.get_rank() == 0
+        init_weights(model, config.model, config.run.seed, gathered=gathered, draws=draws)
     if config.engine.compile:
         for block in model.blocks:
             block.compile()
@@ -137,17 +140,6 @@ def build_run_engine(
     return build_engine(
         objective, kinds, config.engine, plan=plan, device=device, name_prefix="model."
     )
-
-
-@torch.no_grad()
-def _fill(model: Transformer, config: RunConfig) -> None:
-    """Draw every parameter; at ZeRO 3 one at a time is whole, and rank 0's values are dealt out."""
-    kinds = parameter_kinds(model)
-    for name, parameter in model.named_parameters():
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        with gathered(parameter):
-            value = initial_value(name, shape, kinds[name], config.model, config.run.seed)
-            parameter.copy_(value)
 
 
 def _load_tokenizer(config: RunConfig) -> Tokenizer:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmscale.config import RunConfig, dump_config, load_config
-from lmscale.errors import CheckpointError, ConfigError, LmscaleError
+from filelock import FileLock, Timeout
+
+from lmscale.config import RunConfig, dump_config
+from lmscale.config.ownership import CONFIG_FILE, check_folder
+from lmscale.errors import CheckpointError, ConfigError
 from lmscale.runtime.atomic import write_bytes, writing
 from lmscale.runtime.collectives import failing_together
 from lmscale.runtime.environment import save_provenance
 from lmscale.runtime.ranks import Ranks
 
 CHECKPOINTS = "checkpoints"
-CONFIG_FILE = "config.yaml"
-# What a launcher may have put there before the first rank came.
-_HARMLESS = {"logs", "stop", "slurm"}
+LOCK_SECONDS = 10.0
 # Settings of the model that may change between restarts: they do not change what is computed.
 _FREE_MODEL_KEYS = {"activation_checkpoint_every", "attention", "dropout"}
 
@@ -40,14 +43,34 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], *, where: str) ->
         raise CheckpointError(problems)
 
 
-def claim_folder(config: RunConfig, ranks: Ranks) -> None:
-    """Refuse another run's folder, before anything is written to it. All ranks together.
+@contextmanager
+def claim_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
+    """Hold the run's folder for the time of the block. All ranks together.
 
-    Raises ``ConfigError`` on all ranks.
+    Raises ``ConfigError`` on all ranks when the folder is another run's, before anything is written
+    to it, or when another process trains in it.
     """
-    with failing_together():
-        if ranks.is_first:
-            _check_folder(config.folder, config)
+    with ExitStack() as stack:
+        with failing_together():
+            if ranks.is_first:
+                check_folder(config.folder, config)
+                _lock(config.folder, stack)
+        yield
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    """Two trainings in one folder would undo each other's checkpoints. A kill frees the lock."""
+    with writing("the run folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            # A rank that was just killed may take a moment to be gone.
+            stack.enter_context(lock.acquire(timeout=LOCK_SECONDS))
+        except Timeout:
+            raise ConfigError(
+                f"{folder}: another `lmscale train` is running in this folder. Wait until it ends, "
+                "stop it (touch the file `stop` in the folder), or set run.folder to another place."
+            ) from None
 
 
 def freeze_run(config: RunConfig) -> None:
@@ -61,33 +84,6 @@ def freeze_run(config: RunConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / CONFIG_FILE, dump_config(_with_absolute_paths(config)).encode())
         save_provenance(folder)
-
-
-def _check_folder(folder: Path, config: RunConfig) -> None:
-    frozen = folder / CONFIG_FILE
-    if frozen.is_file():
-        owner = _owner_of(frozen)
-        if owner is not None and owner != config.run.name:
-            raise ConfigError(
-                f"{folder} is the folder of the run {owner!r}, not of {config.run.name!r}. Set "
-                f"run.folder to another place, or run.name to {owner!r} to go on with that run."
-            )
-    elif folder.is_dir():
-        foreign = sorted(path.name for path in folder.iterdir() if path.name not in _HARMLESS)
-        if foreign:
-            raise ConfigError(
-                f"{folder} is not empty and holds no run (found {', '.join(foreign[:3])}). "
-                "Set run.folder to an empty or new place."
-            )
-    elif folder.exists():
-        raise ConfigError(f"{folder} is a file; run.folder must name a folder.")
-
-
-def _owner_of(frozen: Path) -> str | None:
-    try:
-        return load_config(frozen).run.name
-    except LmscaleError:
-        return None  # written by another version, or damaged: it is written anew
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -32,8 +32,8 @@ class Guard:
             raise GuardError(
                 f"{len(self._recent)} steps in a row were not finite, so the run "
                 f"stopped:\n{evidence}\n"
-                "The last checkpoint is from before them. Lower engine.optimizer.lr, lengthen the "
-                "warm-up, or look at these samples; then start the same command again."
+                "The same command goes on from the newest checkpoint with finite weights. First "
+                "lower engine.optimizer.lr, lengthen the warm-up, or look at these samples."
             )
 
     def _is_bad(self, report: StepReport) -> bool:

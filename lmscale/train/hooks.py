@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmscale.checkpoint import delete_old_checkpoints, save_checkpoint
+from lmscale.runtime.collectives import failing_together
 from lmscale.stream.ledger import Ledger, LedgerRow
 from lmscale.train.assemble import Run
 from lmscale.train.loop import StepReport
@@ -43,8 +44,9 @@ class Saver:
     def save(self) -> None:
         """Commit a checkpoint of the steps done so far. All ranks together."""
         run, progress = self.run, self.counter.now
-        if self.ledger is not None:
-            self.ledger.sync()  # no checkpoint may know of steps that the ledger lacks
+        with failing_together():
+            if self.ledger is not None:
+                self.ledger.sync()  # no checkpoint may know of steps that the ledger lacks
         saved = save_checkpoint(
             run.checkpoints,
             run.engine,

@@ -23,7 +23,8 @@ from lmscale.stream.batches import MicroBatch, StepBatch
 from lmscale.stream.ledger import NUM_LIMBS, digest_to_limbs, limbs_to_digest
 
 # Why a run may be asked to stop, in the order in which the ranks count their requests.
-STOP_REASONS = ("SIGTERM", "SIGUSR1", "SIGINT", "stop file")
+DATA_ERROR = "data error"
+STOP_REASONS = (DATA_ERROR, "SIGTERM", "SIGUSR1", "SIGINT", "stop file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,8 @@ class StepReport:
     gradient_norm: float  # before clipping
     is_skipped: bool  # a gradient overflowed, the weights did not change
     loss_scale: float
-    step_seconds: float  # this rank's, its wait for data included
-    wait_seconds: float  # this rank's wait for data
+    step_seconds: float  # this rank's, its wait for the next step's data included
+    wait_seconds: float  # that wait
     stop_reason: str | None  # why the run should stop after this step, agreed by all ranks
 
 
@@ -52,7 +53,6 @@ class _StepTotals:
 
     targets: int
     digest: int
-    has_failed: bool  # some rank could not read its part
 
 
 def train_steps(
@@ -70,13 +70,13 @@ def train_steps(
 
     One all-reduce a step carries the loss, the requests to stop, and the next step's target count
     and digest: the count must be known before the next step's first backward pass. It also tells
-    whether a rank cannot read the next step: then all raise its ``LmscaleError``, and none is left
-    waiting.
+    whether a rank cannot read the next step: the report then says ``DATA_ERROR``, for the caller to
+    save what is done, and the next turn raises that rank's ``LmscaleError`` on all of them.
     """
     batch, error = _take(loader)
-    totals, _, _ = _agree(None, batch, None, error)
+    totals, _, stop_reason = _agree(None, batch, DATA_ERROR if error else None)
     for step in range(first_step + 1, total_steps + 1):
-        if totals.has_failed:
+        if stop_reason == DATA_ERROR:
             fail_together(error)
         if batch is None:  # the loader was opened for exactly these steps
             raise AssertionError(f"the loader ended before step {step} of {total_steps}")
@@ -91,9 +91,10 @@ def train_steps(
             targets=totals.targets,
         )
         update = engine.update(learning_rate=rate)
-        waited, done, done_totals = batch.wait_seconds, batch, totals
+        done, done_totals = batch, totals
         batch, error = _take(loader)
-        totals, (nll, z), stop_reason = _agree(sums, batch, stop_requested(), error)
+        asked = DATA_ERROR if error else stop_requested()
+        totals, (nll, z), stop_reason = _agree(sums, batch, asked)
         yield StepReport(
             step=step,
             first_n=done.first_n,
@@ -107,7 +108,7 @@ def train_steps(
             is_skipped=update.is_skipped,
             loss_scale=update.loss_scale,
             step_seconds=time.perf_counter() - started,
-            wait_seconds=waited,
+            wait_seconds=0.0 if batch is None else batch.wait_seconds,
             stop_reason=stop_reason,
         )
 
@@ -141,24 +142,16 @@ def to_device(micro: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, 
 
 
 def _agree(
-    sums: Tensor | None,
-    upcoming: StepBatch | None,
-    stop_reason: str | None,
-    error: LmscaleError | None,
+    sums: Tensor | None, upcoming: StepBatch | None, stop_reason: str | None
 ) -> tuple[_StepTotals, tuple[float, float], str | None]:
     """One sum over all ranks: this step's losses, its requests to stop, the next step's totals."""
     losses = [0.0, 0.0] if sums is None else sums.tolist()
     requests = [float(reason == stop_reason) for reason in STOP_REASONS]
     targets = 0 if upcoming is None else upcoming.targets
     limbs = digest_to_limbs(0 if upcoming is None else upcoming.digest)
-    agreed = sum_float64([*losses, *requests, float(error is not None), float(targets), *limbs])
+    agreed = sum_float64([*losses, *requests, float(targets), *limbs])
     nll, z = agreed[:2]
-    votes = agreed[2 : 2 + len(STOP_REASONS)]
-    failures, all_targets = agreed[2 + len(STOP_REASONS) : -NUM_LIMBS]
-    totals = _StepTotals(
-        targets=int(all_targets),
-        digest=limbs_to_digest(agreed[-NUM_LIMBS:]),
-        has_failed=failures > 0,
-    )
+    votes, summed_limbs = agreed[2 : 2 + len(STOP_REASONS)], agreed[-NUM_LIMBS:]
+    totals = _StepTotals(targets=int(agreed[-1 - NUM_LIMBS]), digest=limbs_to_digest(summed_limbs))
     reasons = [reason for reason, count in zip(STOP_REASONS, votes, strict=True) if count]
     return totals, (nll, z), reasons[0] if reasons else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from lmscale.config import dump_config
 from lmscale.model import flops_per_token
@@ -34,9 +35,21 @@ CHARTS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """Rank 0's trackers, its record of this attempt, and the hooks that feed them."""
+
+    trackers: Trackers
+    attempt: AttemptLog
+    hooks: tuple[Hook, ...]
+
+
 @contextmanager
-def reporting_hooks(run: Run, counter: ProgressCounter) -> Iterator[tuple[Trackers, list[Hook]]]:
-    """Open the trackers and the record of this attempt; rank 0 only."""
+def open_reporting(run: Run, counter: ProgressCounter, *, began_at: float) -> Iterator[Reporting]:
+    """Open the trackers and the record of this attempt, which began at ``began_at`` (Unix time).
+
+    Rank 0 only. The caller ends the attempt when it stops early.
+    """
     with ExitStack() as stack:
         attempt = stack.enter_context(
             open_attempt(
@@ -44,13 +57,25 @@ def reporting_hooks(run: Run, counter: ProgressCounter) -> Iterator[tuple[Tracke
                 first_step=run.start.step,
                 world_size=run.ranks.world_size,
                 zero_stage=run.config.engine.zero_stage,
+                began_at=began_at,
             )
         )
         trackers = stack.enter_context(open_trackers(run.folder, resumed_step=run.start.step))
         trackers.log_text("config", dump_config(run.config), step=run.start.step)
         trackers.log_layout(CHARTS)
         metrics = MetricsHook(run, counter, trackers, attempt)
-        yield trackers, [metrics, stack.enter_context(progress_hook(run))]
+        progress = stack.enter_context(progress_hook(run))
+        yield Reporting(trackers=trackers, attempt=attempt, hooks=(metrics, progress))
+
+
+def end_hook(attempt: AttemptLog, *, last_step: int) -> Hook:
+    """Record why an attempt stops early; called last, so that its saving counts as its own."""
+
+    def hook(report: StepReport) -> None:
+        if report.stop_reason is not None and report.step < last_step:
+            attempt.end(report.stop_reason)
+
+    return hook
 
 
 class MetricsHook:
@@ -90,8 +115,6 @@ class MetricsHook:
                 100 * (values["speed/data_wait_fraction"] or 0),
             )
             self._since.clear()
-        if report.stop_reason:
-            self._attempt.end(report.stop_reason)
 
     def _values(self, report: StepReport) -> dict[str, float | None]:
         rows = self._since

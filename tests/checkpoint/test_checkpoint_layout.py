@@ -199,3 +199,14 @@ def test_steps_beyond_nine_digits_are_found(tmp_path):
         folder.mkdir()
         (folder / "manifest.json").touch()
     assert list_steps(tmp_path) == [1_000_000_000, 999_999_999]
+
+
+def test_what_interrupted_saves_left_goes_with_the_next_commit(tmp_path):
+    for step, is_committed in ((10, True), (15, False), (20, True)):
+        folder = step_folder(tmp_path, step)
+        folder.mkdir()
+        (folder / "rank-00000.safetensors").write_bytes(b"x")
+        if is_committed:
+            (folder / "manifest.json").write_text("{}")
+    delete_old_checkpoints(tmp_path, newest=20, keep_last=2, keep_every_steps=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000010", "step-000000020"]

@@ -97,3 +97,20 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert main(["runs", "list", str(tmp_path / "no")]) == 2
     assert main(["runs", "list", str(tmp_path)]) == 0
     assert "holds no runs" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_be_read_says_why_in_its_row_and_hides_no_other(run, capsys):
+    other = run.parent / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text("run: {name: other}\ntrian: {}\nmodle: {}\n")
+    assert main(["runs", "list", str(run.parent)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["run", "first", "other"]
+    assert lines[2].split()[1:] == (
+        "config.yaml: trian: unknown key. Did you mean train? (and 1 more) - - - - - -".split()
+    )
+    assert main(["runs", "list", str(run.parent), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0]["run"] == "first"
+    assert (rows[1]["run"], len(rows[1]["problems"])) == ("other", 2)
+    assert main(["runs", "status", str(other)]) == 2

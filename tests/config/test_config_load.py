@@ -171,3 +171,84 @@ def test_the_fields_stand_in_the_order_of_the_datas_flow():
     sections += ["engine", "checkpoint", "train", "evaluation"]
     assert list(RunConfig.model_fields) == sections
     assert list(yaml.safe_load(dump_config(parse_config(MINIMAL)))) == sections
+
+
+def test_merge_keys_are_read():
+    text = """
+    run: {name: a}
+    stream:
+      sources:
+        en: &source {shards: x, weight: 2}
+        de: {<<: *source, shards: y}
+        fr: {<<: [*source, {weight: 5}], shards: z}
+    corpus: {sources: {b: &b {inputs: [x]}, c: &c {<<: *b, format: text}, d: {<<: *c, inputs: [y]}}}
+    """
+    config = parse_config(text)
+    found = {name: (s.shards, s.weight) for name, s in config.stream.sources.items()}
+    assert found == {"en": ("x", 2), "de": ("y", 2), "fr": ("z", 2)}
+    last = config.corpus.sources["d"]
+    assert (last.inputs, last.format) == (("y",), "text")
+
+
+def test_a_key_that_is_merged_and_then_given_again_is_not_called_repeated():
+    # The shallow d is built before the deep c, and to build it c's own merge is written into c.
+    text = """
+    run: {name: a}
+    engine:
+      deepspeed:
+        a: {b: {c: &c {<<: {x: 1}, x: 2}}}
+        d: {<<: *c}
+    """
+    found = parse_config(text).engine.deepspeed
+    assert found == {"a": {"b": {"c": {"x": 2}}}, "d": {"x": 2}}
+    assert problems_of(
+        "run: {name: a}\nobjective: {<<: {z_loss: 1}, chunk_tokens: 1, chunk_tokens: 2}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.steps=true", "train.steps: input should be a valid integer; found True"),
+        ("train.steps='12'", "train.steps: input should be a valid integer; found '12'"),
+        ("engine.optimizer.lr=true", "engine.optimizer.lr: input should be a valid number"),
+        ("engine.optimizer.lr='1'", "engine.optimizer.lr: input should be a valid number"),
+        ("engine.optimizer.betas=[true, 0.9]", "engine.optimizer.betas.0: input should be"),
+        ("engine.compile=1", "engine.compile: input should be a valid boolean; found 1"),
+        ("engine.compile='on'", "engine.compile: input should be a valid boolean; found 'on'"),
+        ("engine.zero_stage=true", "engine.zero_stage: give a number from 0 to 3, not true"),
+        ("model.kv_heads=false", "model.kv_heads: input should be a valid integer; found False"),
+        ("run.name=5", "run.name: input should be a valid string; found 5"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(override, words):
+    assert [words in problem for problem in problems_of(MINIMAL, [override])] == [True]
+
+
+def test_a_whole_number_may_stand_for_a_float_and_a_list_for_a_tuple():
+    config = parse_config(
+        MINIMAL, ["engine.optimizer.clip_norm=1", "engine.optimizer.betas=[0, 1]"]
+    )
+    assert config.engine.optimizer.clip_norm == 1.0
+    assert config.engine.optimizer.betas == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "refused"),
+    [
+        ("{kind: wsd, warmup_steps: 2, decay_steps: 8}", False),
+        ("{kind: wsd, warmup_steps: 2, decay_steps: 9}", True),
+        ("{kind: linear, warmup_steps: 2, decay_steps: 9}", True),
+        ("{kind: cosine, warmup_steps: 2, decay_steps: 8}", False),
+        ("{kind: cosine, decay_steps: 11}", True),
+        ("{kind: constant, warmup_steps: 2, decay_steps: 11}", False),
+        ("{kind: linear, warmup_steps: 10}", False),
+    ],
+)
+def test_a_decay_that_would_not_end_with_the_run_is_refused(schedule, refused):
+    text = f"run: {{name: a}}\ntrain: {{steps: 10}}\nengine: {{schedule: {schedule}}}"
+    if not refused:
+        parse_config(text)
+        return
+    (said,) = problems_of(text)
+    assert "is more than the" in said and "would never reach final_ratio" in said

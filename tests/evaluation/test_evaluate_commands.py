@@ -110,7 +110,7 @@ def test_an_unknown_set_name_lists_the_known_ones(run):
 
 
 def test_a_folder_that_is_no_run_is_a_clear_error(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no config.yaml"):
+    with pytest.raises(ConfigError, match="holds no config.yaml"):
         call("generate", tmp_path, "--prompt", "x")
 
 

@@ -145,6 +145,40 @@ def test_at_most_max_windows_are_scored_and_progress_adds_up(objective, document
     assert score.windows == 3 and steps == [2, 1]
 
 
+class Untouchable:
+    """A set whose windows nobody may read yet."""
+
+    def __init__(self, num_windows):
+        self.num_windows = num_windows
+
+
+@pytest.mark.parametrize(
+    ("total", "limit", "numbers"),
+    [
+        (10, 3, [0, 3, 6]),
+        (10, 4, [0, 2, 5, 7]),
+        (3, 3, [0, 1, 2]),
+        (3, 9, [0, 1, 2]),
+        (3, None, [0, 1, 2]),
+        (1_000_000_000_000, 2, [0, 500_000_000_000]),
+    ],
+)
+def test_a_part_of_a_set_is_taken_evenly_from_all_of_it(plan, total, limit, numbers):
+    plan = replace(plan, max_windows=limit)
+    assert list(plan.window_numbers(Untouchable(total))) == numbers
+
+
+def test_of_a_sorted_set_a_part_is_not_biased(objective, documents, plan):
+    """As best_fit stores it: the full windows first, then the short ones."""
+    full = cut(documents, 24).windows[0]
+    short = replace(full, length=5, starts=full.starts[full.starts < 5])
+    source = Windows([full] * 8 + [short] * 8)
+    whole = evaluate_set(objective, source, plan, ranks=Ranks(), device=CPU)
+    part = evaluate_set(objective, source, replace(plan, max_windows=4), ranks=Ranks(), device=CPU)
+    assert part.targets * 4 == whole.targets
+    assert part.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
 def test_the_objective_s_mode_is_restored_and_no_gradient_is_kept(objective, documents, plan):
     objective.train()
     evaluate_set(objective, cut(documents, 24), plan, ranks=Ranks(), device=CPU)

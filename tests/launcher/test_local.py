@@ -188,6 +188,20 @@ def test_a_signal_reaches_every_rank_and_the_launcher_waits_for_them(tmp_path, n
     assert [(tmp_path / f"saved-{rank}").read_text() for rank in range(2)] == [number.name] * 2
 
 
+def test_a_rank_that_does_not_listen_yet_may_take_its_peers_along(tmp_path):
+    body = """
+    if rank == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    wait_for_request()
+    print("Connection closed by peer")
+    sys.exit(2)
+    """
+    launcher, _ = start_launcher(tmp_path, body)
+    launcher.send_signal(signal.SIGTERM)
+    said, _ = launcher.communicate(timeout=30)
+    assert (launcher.returncode, said.strip()) == (75, "")
+
+
 def test_a_closed_terminal_stops_the_ranks_as_sigterm_does(tmp_path):
     launcher, _ = start_launcher(tmp_path, "wait_for_request(); announce(stopped[0]); sys.exit(75)")
     launcher.send_signal(signal.SIGHUP)

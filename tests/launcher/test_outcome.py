@@ -85,3 +85,17 @@ def test_two_interrupts_end_like_an_interrupted_program():
 def test_ranks_that_would_not_end_are_named():
     outcome = judge([end(0, 75), end(1, -9, was_told=True)], overdue={1: "was still running."})
     assert outcome == Outcome(exit_code=1, problems=("rank 1 was still running.",))
+
+
+@pytest.mark.parametrize("code", [1, 2, -6])
+@pytest.mark.parametrize("ended_at", [-0.01, 0.6])
+def test_ranks_that_lost_a_peer_stopped_while_coming_up_are_not_at_fault(code, ended_at):
+    ends = [end(0, -15, 0.0), end(1, code, ended_at), end(2, -15, 1.1, was_told=True)]
+    outputs = {1: ("r1.out", RESET)}
+    assert judge(ends, forwarded=[signal.SIGTERM], outputs=outputs) == Outcome(exit_code=75)
+
+
+@pytest.mark.parametrize(("code", "ended_at"), [(2, -3.0), (76, 0.1), (-9, 0.1), (-11, 0.1)])
+def test_what_a_stopped_peer_does_not_explain_is_still_a_failure(code, ended_at):
+    ends = [end(0, -15, 0.0), end(1, code, ended_at)]
+    assert judge(ends, forwarded=[signal.SIGTERM]).exit_code not in (0, 75)

@@ -105,3 +105,16 @@ def test_the_callers_reason_stands(tmp_path):
     with open_attempt(tmp_path, first_step=3, world_size=1, zero_stage=0) as attempt:
         attempt.end("SIGTERM")
     assert [row.get("reason") for row in read_rows(tmp_path / ATTEMPTS_FILE)] == [None, "SIGTERM"]
+
+
+def test_setting_up_the_first_attempt_is_no_training(tmp_path):
+    clock = Clock()
+    with open_attempt(
+        tmp_path, first_step=0, world_size=1, zero_stage=0, began_at=clock.now - 60, clock=clock
+    ) as attempt:
+        clock.now += 40
+        attempt.step(1, 40.0)
+        assert attempt.goodput() == 0.4
+    rows = read_rows(tmp_path / ATTEMPTS_FILE)
+    assert rows[0]["time"] == 940.0
+    assert goodput(rows).fraction == 0.4

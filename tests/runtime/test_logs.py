@@ -3,6 +3,7 @@ import warnings
 
 import pytest
 
+from lmscale.errors import DataError
 from lmscale.runtime.logs import close_logging, log_path, setup_logging
 from lmscale.runtime.ranks import Ranks
 
@@ -50,3 +51,10 @@ def test_warnings_are_kept_in_the_file_and_others_chatter_is_not(tmp_path, capsy
     assert "attention" in text and "beware" in text and "chatter" not in text
     terminal = capsys.readouterr().err
     assert "attention" in terminal and "beware" not in terminal
+
+
+def test_a_log_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
+    (tmp_path / "x.txt").write_text("")
+    for place in ("x.txt", "x.txt/run"):
+        with pytest.raises(DataError, match="A file stands where a folder must be"):
+            setup_logging(tmp_path / place, Ranks())

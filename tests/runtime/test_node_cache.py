@@ -1,3 +1,4 @@
+import hashlib
 import os
 import subprocess
 import sys
@@ -94,6 +95,64 @@ def test_a_file_being_written_counts_with_the_size_it_will_have(tmp_path):
         path.write_bytes(b"x" * 60)
 
     cache.make("a", name="f.bin", size=60, write=write).close()
+
+
+def test_a_file_being_written_stays_when_its_writer_puts_a_new_one_in_its_place(tmp_path):
+    cache = build_cache(tmp_path)
+
+    def write(path):
+        new = path.with_name("new")
+        new.write_bytes(b"x" * 40)
+        os.replace(new, path)
+        make(cache, "b", size=50).close()  # makes room while nobody holds the new one
+        path.write_bytes(path.read_bytes())
+
+    with cache.make("a", name="f.bin", size=40, write=write) as file:
+        assert file.path.read_bytes() == b"x" * 40
+
+
+def test_locks_are_removed_by_whoever_held_them(tmp_path):
+    cache = build_cache(tmp_path)
+    for key in "abcd":
+        make(cache, key).close()
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_processes_that_wait_for_one_lock_hold_it_one_after_the_other(tmp_path):
+    program = f"""
+from pathlib import Path
+from lmscale.runtime.cache import _locked
+for _ in range(300):
+    with _locked(Path({str(tmp_path / "lock")!r})):
+        count = Path({str(tmp_path / "count")!r})
+        count.write_text(str(int(count.read_text()) + 1))
+"""
+    (tmp_path / "count").write_text("0")
+    running = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    assert (tmp_path / "count").read_text() == "900"
+    assert not (tmp_path / "lock").exists()
+
+
+def test_the_markers_of_files_that_are_gone_or_written_again_are_pruned(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmscale.runtime.cache.PRUNE_SECONDS", 0)
+    cache = build_cache(tmp_path / "cache")
+    shards = {name: tmp_path / name for name in ("kept", "gone", "again")}
+
+    def verify(name):
+        shards[name].write_bytes(name.encode())
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        cache.verify_once(shards[name], size=len(name), sha256=digest)
+
+    for name in shards:
+        verify(name)
+    (cache.folder / "locks" / "left by a killed process").touch()
+    shards["gone"].unlink()
+    os.utime(shards["again"], (1, 1))
+    make(cache, "a").close()
+    markers = [path for path in (cache.folder / "verified").iterdir() if path.name != ".pruned"]
+    assert [str(shards["kept"]).encode() in path.read_bytes() for path in markers] == [True]
+    assert list((cache.folder / "locks").iterdir()) == []
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):

@@ -73,3 +73,9 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
         (tmp_path / METRICS_FILE).symlink_to("/dev/full")
         with pytest.raises(DataError, match="No space is left .* while writing metrics.jsonl"):
             trackers.log(1, {"loss": 1.0})
+
+
+def test_after_a_kill_before_the_first_checkpoint_no_step_is_shown_twice(tmp_path):
+    log_steps(tmp_path, 1, 3, 0.5)
+    log_steps(tmp_path, 1, 2, 0.25)
+    assert scalars(tmp_path, "loss") == [(1, 0.25), (2, 0.25)]

@@ -53,6 +53,20 @@ def test_from_raw_text_to_verified_shards(config, tmp_path):
     assert "tokens (uint16)" in run(shards.app, "show", tmp_path / "shards" / "docs" / "train")
 
 
+def test_a_build_for_best_fit_leaves_the_window_counts(config, tmp_path):
+    with open(config, "a") as file:
+        file.write("stream:\n  packing: best_fit\n  sequence_length: 64\n")
+        file.write(f"  cache: {{folder: {tmp_path}/cache}}\n")
+    run(corpus.app, "build", config)
+    run(tokenizer.app, "train", config)
+    for _ in range(2):
+        run(shards.app, "build", config)
+        folder = tmp_path / "shards" / "docs" / "train"
+        kept = json.loads((folder / "windows-best_fit-64.json").read_text())
+        assert kept["manifest"] == json.loads((folder / "manifest.json").read_text())["fingerprint"]
+    assert ": sound" in run(shards.app, "verify", tmp_path / "shards")
+
+
 def test_steps_out_of_order_say_what_to_run_first(config, tmp_path):
     with pytest.raises(DataError, match="lmscale corpus build CONFIG"):
         run(tokenizer.app, "train", config)

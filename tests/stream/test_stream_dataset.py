@@ -7,7 +7,7 @@ import pytest
 
 from lmscale.config.data import ShardCacheConfig
 from lmscale.errors import DataError
-from lmscale.stream.dataset import open_dataset
+from lmscale.stream.dataset import open_dataset, write_window_counts
 
 PACKINGS = ("concat", "best_fit")
 
@@ -103,6 +103,27 @@ def test_all_missing_and_cut_shards_are_named_at_once(tmp_path, write_dataset, d
     assert "x-000002.tar: the shard is cut" in cut_problem
 
 
+def test_only_the_rank_that_checks_looks_at_all_shards(tmp_path, write_dataset, documents, cache):
+    folder = write_dataset(tmp_path / "d", documents(120, seed=1))
+    (folder / "x-000002.tar").unlink()
+    settings = {"sequence_length": 32, "packing": "concat", "cache": cache}
+    dataset = open_dataset(folder, check_files=False, **settings)
+    assert dataset.window(0).length == 33
+    with pytest.raises(DataError, match=r"x-000002.tar"):
+        dataset.window(dataset.num_windows - 1)
+
+
+def test_counts_written_at_the_build_serve_every_later_opening(
+    tmp_path, write_dataset, documents, cache, monkeypatch
+):
+    folder, packed = write_dataset(tmp_path / "d", documents(120, seed=1)), []
+    write_window_counts(folder, sequence_length=24, cache=cache, advance=packed.append)
+    assert len(packed) == 3
+    monkeypatch.setattr("lmscale.stream.dataset.Dataset.pack", None)
+    other_node = ShardCacheConfig(folder=str(tmp_path / "other"), retries=0)
+    open_dataset(folder, sequence_length=24, packing="best_fit", cache=other_node)
+
+
 def test_a_flipped_byte_is_found_before_the_shard_is_used(
     tmp_path, write_dataset, documents, cache
 ):
@@ -142,5 +163,5 @@ def test_an_empty_dataset_is_an_error(tmp_path, write_dataset, cache):
 
 
 def test_a_folder_without_a_manifest_says_what_to_run(tmp_path, cache):
-    with pytest.raises(DataError, match="no manifest.json here.*lmscale shards build"):
+    with pytest.raises(DataError, match="there is no dataset here.*lmscale shards build"):
         open_dataset(tmp_path, sequence_length=32, packing="concat", cache=cache)

@@ -1,4 +1,6 @@
 import json
+import resource
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given, settings
@@ -80,7 +82,7 @@ def test_a_torn_last_line_is_dropped_and_a_damaged_one_is_an_error(tmp_path, str
         ledger.append(row(1))
     assert read_ledger(tmp_path) == [row(0), row(1)]
     path.write_text("{}\n" + row(1).to_line())
-    with pytest.raises(DataError, match="ledger.jsonl: line 1 is damaged"):
+    with pytest.raises(DataError, match="ledger.jsonl, line 1: not a row of a ledger"):
         read_ledger(tmp_path)
 
 
@@ -158,6 +160,88 @@ def test_the_audit_names_what_is_lost_repeated_and_altered(tmp_path, stream_conf
         "step 4 (samples 32 to 39): the ledger's digest is 00000000000000aa, the shards give "
     )
     assert "the ledger counts 1 tokens, the shards give" in report.altered[1]
+
+
+def save(folder, step, *, text=""):
+    """A checkpoint as far as the audit reads it."""
+    place = folder / "checkpoints" / f"step-{step:09d}"
+    place.mkdir(parents=True, exist_ok=True)
+    progress = {"step": step, "n": step * PLAN.global_windows}
+    tree = {"state": {"progress": progress}, "written_by": text}
+    (place / "manifest.json").write_text(json.dumps(tree))
+
+
+def cut(folder, rows):
+    path = folder / "ledger.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:rows]))
+
+
+def test_a_ledger_without_its_tail_is_not_clean(tmp_path, stream_config):
+    config = stream_config(a=3, b=1)
+    train(tmp_path, config, first_step=0, last_step=6)
+    save(tmp_path, 3)
+    save(tmp_path, 5)
+    (tmp_path / "checkpoints" / "step-000000006").mkdir()  # killed while it saved
+    assert audit_run(config_of(config), tmp_path).is_clean  # ahead of the checkpoint
+    cut(tmp_path, 4)
+    (lost,) = audit_run(config_of(config), tmp_path).lost
+    assert lost.startswith("samples 32 to 39 are missing at the ledger's end (after step 3): ")
+    assert "checkpoint step-000000005 has 40 samples used" in lost
+    cut(tmp_path, 0)
+    (lost,) = audit_run(config_of(config), tmp_path).lost
+    assert lost.startswith("samples 0 to 39 are missing at the ledger's end (it has no rows)")
+
+
+def test_a_ledger_that_ends_before_the_last_start_is_not_clean(tmp_path, stream_config, caplog):
+    config = stream_config(a=1)
+    saved = train(tmp_path, config, first_step=0, last_step=6)
+    cut(tmp_path, 4)
+    train(tmp_path, config, first_step=6, last_step=6, state=saved)
+    assert "2 of the 6 steps done so far have no row" in caplog.text
+    (lost,) = audit_run(config_of(config), tmp_path).lost
+    assert "samples 32 to 47" in lost and "last start (stream.json) has 48" in lost
+
+
+def test_checkpoints_that_a_start_before_them_has_undone_do_not_count(tmp_path, stream_config):
+    config = stream_config(a=1)
+    saved = train(tmp_path, config, first_step=0, last_step=2)
+    for step in (2, 5):
+        save(tmp_path, step)
+    # Checkpoint 5 was damaged: the run goes on from 2, and is killed before it comes to 5 again.
+    train(tmp_path, config, first_step=2, last_step=4, state=saved)
+    assert audit_run(config_of(config), tmp_path).is_clean
+    save(tmp_path, 5, text="again")
+    assert len(audit_run(config_of(config), tmp_path).lost) == 1
+
+
+@contextmanager
+def full_disk(largest_file):
+    """No file of this process can grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_an_error_that_says_so_and_leaves_whole_lines(tmp_path, stream):
+    with pytest.raises(DataError, match=r"No space is left in .* ledger.jsonl"):  # noqa: SIM117
+        with open_ledger(tmp_path, next_step=0, stream=stream, n=0) as ledger:
+            ledger.append(row(0))
+            with full_disk(len(row(0).to_line()) + 20):
+                ledger.append(row(1))
+    assert (tmp_path / "ledger.jsonl").read_text() == row(0).to_line()
+
+
+def test_closing_the_ledger_does_not_hide_the_error_before_it(tmp_path, stream):
+    with pytest.raises(KeyError):  # noqa: SIM117
+        with open_ledger(tmp_path, next_step=0, stream=stream, n=0):
+            (tmp_path / "ledger.jsonl").unlink()
+            raise KeyError
+    with pytest.raises(DataError):  # noqa: SIM117
+        with open_ledger(tmp_path, next_step=0, stream=stream, n=0):
+            (tmp_path / "ledger.jsonl").unlink()
 
 
 def test_the_audit_refuses_shards_that_are_not_the_runs(

@@ -23,15 +23,20 @@ def short_delays(monkeypatch):
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; the first ``failures`` requests for a shard get a 503 or half of it."""
+    """Serves a folder; the first ``failures`` requests for a shard get a 503 or half of it.
+
+    Or requests for any name that ends in ``failing``, but not for ``spared``.
+    """
 
     log: list[str] = []
     failures = 0
     cut = False
+    failing = ".tar"
+    spared = ""
 
     def do_GET(self):  # noqa: N802
         type(self).log.append(self.path)
-        if self.path.endswith(".tar") and self.failures > 0:
+        if self.path.endswith(self.failing) and self.path != self.spared and self.failures > 0:
             type(self).failures -= 1
             if not self.cut:
                 return self.send_error(503)
@@ -113,6 +118,15 @@ def test_a_server_that_is_not_there_is_an_error_naming_the_url(remote_config):
         caught.value
     )
     assert "Check the network and the endpoint" in str(caught.value)
+
+
+def test_counts_that_cannot_be_reached_are_an_error_and_not_missing(server, remote_config, data):
+    url, handler = server
+    digests(remote_config(str(data / "a"), packing="best_fit"))  # leaves the counts in the folder
+    handler.failures, handler.failing = 1000, ".json"
+    handler.spared = "/a/manifest.json"
+    with pytest.raises(DataError, match=r"windows-best_fit-32.json: could not be read \(tried 2"):
+        digests(remote_config(f"{url}/a", packing="best_fit"))
 
 
 def test_a_missing_remote_shard_is_not_asked_for_again(

@@ -70,7 +70,7 @@ def test_the_evidence_names_each_step_its_figures_and_its_samples():
     assert step == 4
     assert "step 2: loss nan, gradient norm 1.0, learning rate 0.0003, samples from 12" in message
     assert "step 3: loss 2.0, gradient norm inf" in message
-    assert "Lower engine.optimizer.lr" in message
+    assert "lower engine.optimizer.lr" in message
 
 
 def test_fp16_may_search_its_loss_scale_but_not_below_the_smallest():

@@ -1,0 +1,57 @@
+"""Whose folder a run's folder is. Looked at before anything is written to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lmscale.config.load import load_config
+from lmscale.config.run import RunConfig
+from lmscale.errors import ConfigError, LmscaleError
+
+CONFIG_FILE = "config.yaml"
+# What a launcher may have put there before the first rank came.
+_HARMLESS = {"logs", "stop", "slurm"}
+
+
+def check_folder(folder: Path, config: RunConfig) -> None:
+    """Raise ``ConfigError`` when ``folder`` is another run's, foreign, or cannot be one.
+
+    Names that begin with a dot do not count: a run that was killed inside its very first write
+    leaves a temporary file of that kind.
+    """
+    try:
+        _check_folder(folder, config)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be the run's folder: {error}. Set run.folder."
+        ) from None
+
+
+def _check_folder(folder: Path, config: RunConfig) -> None:
+    frozen = folder / CONFIG_FILE
+    if frozen.is_file():
+        owner = _owner_of(frozen)
+        if owner is not None and owner != config.run.name:
+            raise ConfigError(
+                f"{folder} is the folder of the run {owner!r}, not of {config.run.name!r}. Set "
+                f"run.folder to another place, or run.name to {owner!r} to go on with that run."
+            )
+    elif folder.is_dir():
+        names = sorted(path.name for path in folder.iterdir())
+        foreign = [name for name in names if name not in _HARMLESS and not name.startswith(".")]
+        if foreign:
+            raise ConfigError(
+                f"{folder} is not empty and holds no run (found {', '.join(foreign[:3])}). "
+                "Set run.folder to an empty or new place."
+            )
+    else:
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+        if not nearest.is_dir():
+            raise ConfigError(f"{nearest} is a file; run.folder must name a folder.")
+
+
+def _owner_of(frozen: Path) -> str | None:
+    try:
+        return load_config(frozen).run.name
+    except LmscaleError:
+        return None  # written by another version, or damaged: it is written anew

@@ -1,0 +1,46 @@
+import pytest
+
+from lmscale.config import parse_config
+from lmscale.config.ownership import check_folder
+from lmscale.errors import ConfigError
+
+CONFIG = parse_config("run: {name: a}")
+
+
+def test_a_new_an_empty_and_the_runs_own_folder_are_fine(tmp_path):
+    check_folder(tmp_path / "new" / "deep", CONFIG)
+    check_folder(tmp_path, CONFIG)
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "config.yaml").write_text("run: {name: a}")
+    check_folder(tmp_path, CONFIG)
+
+
+def test_what_a_launcher_or_a_kill_in_the_first_write_left_is_harmless(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "stop").write_text("")
+    (tmp_path / ".config.yaml.123.tmp").write_text("run: {na")
+    check_folder(tmp_path, CONFIG)
+
+
+def test_a_damaged_config_does_not_lock_a_run_out(tmp_path):
+    (tmp_path / "config.yaml").write_text("run: {name: a}\nold_section: {}")
+    check_folder(tmp_path, CONFIG)
+
+
+def test_another_runs_folder_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("run: {name: b}")
+    with pytest.raises(ConfigError, match="is the folder of the run 'b', not of 'a'"):
+        check_folder(tmp_path, CONFIG)
+
+
+def test_foreign_files_and_a_file_in_the_way_are_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ConfigError, match=r"holds no run \(found thesis.tex\)"):
+        check_folder(tmp_path, CONFIG)
+    for place in ("thesis.tex", "thesis.tex/run"):
+        with pytest.raises(
+            ConfigError, match="thesis.tex is a file; run.folder must name a folder"
+        ):
+            check_folder(tmp_path / place, CONFIG)
+    with pytest.raises(ConfigError, match="cannot be the run's folder: .*name too long"):
+        check_folder(tmp_path / ("n" * 300), CONFIG)
