@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/lmscale demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup-test
 	$(BIN)/ruff check .
