@@ -116,7 +116,7 @@ def _existing(job: _Job, problems: list[str]) -> CorpusManifest | None:
         )
         return None
     if manifest.key == job.key:
-        return manifest
+        return manifest if _is_whole(folder, manifest) else None
     wanted = _made_by(job.config, job.name)
     changed = sorted(key for key in wanted if manifest.made_by.get(key) != wanted[key])
     what = (
@@ -143,6 +143,14 @@ def _build_source(job: _Job) -> CorpusManifest:
                 shutil.rmtree(work, ignore_errors=True)
                 raise
     return manifest
+
+
+def _is_whole(folder: Path, manifest: CorpusManifest) -> bool:
+    """Whether every file is there with its size; where one is lost, the source is built again."""
+    files = (
+        (folder / split / f.name, f.bytes) for split, rows in manifest.splits.items() for f in rows
+    )
+    return all(path.is_file() and path.stat().st_size == size for path, size in files)
 
 
 def _swap_in(work: Path, final: Path) -> None:

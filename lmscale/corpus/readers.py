@@ -195,7 +195,7 @@ def _text_of_sample(
 
 
 def missing_extra(what: str, package: str) -> DataError:
-    return DataError(f"{what} needs {package}: pip install 'lmscale[corpus]'.")
+    return DataError(f"{what} needs {package}: pip install '.[corpus]' in the clone.")
 
 
 Reader = Callable[[Path, str, CorpusSourceConfig, BadRecords], Iterator[RawDocument]]

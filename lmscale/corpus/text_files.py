@@ -90,7 +90,7 @@ def _zstd_pieces(path: Path) -> Iterator[bytes]:
         import zstandard
     except ImportError:
         raise DataError(
-            f"{path}: reading .zst needs zstandard: pip install 'lmscale[corpus]'."
+            f"{path}: reading .zst needs zstandard: pip install '.[corpus]' in the clone."
         ) from None
     # Not stream_reader: at a cut file it just ends, as if the text were shorter.
     unpacker = zstandard.ZstdDecompressor()

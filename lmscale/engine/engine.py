@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -112,6 +113,9 @@ def prepare_deepspeed(device: torch.device) -> Any:
     it is marked as not there (comm/torch.py, build_shm_op).
     """
     os.environ.setdefault("DS_ACCELERATOR", device.type)
+    # torch 2.13 renames collectives that DeepSpeed 0.19.8 calls by their old names; a user can do
+    # nothing about it. Retry without with the next DeepSpeed.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed  # imported here: it reads DS_ACCELERATOR as it loads
     from deepspeed.utils import logger

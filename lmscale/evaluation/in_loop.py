@@ -35,7 +35,9 @@ class Evaluator:
         config = self.run.config.evaluation
         is_last = report.step == self.run.config.train.steps
         is_stopping = report.stop_reason is not None and not is_last
-        if config.every_steps and report.step % config.every_steps == 0 and not is_stopping:
+        is_due = bool(config.every_steps) and report.step % config.every_steps == 0
+        is_covered = is_last and config.at_end and config.max_windows is None  # by the whole sets
+        if is_due and not is_stopping and not is_covered:
             self.score(report.step, SAMPLED, max_windows=config.max_windows)
         if is_last and config.at_end:
             self.score(report.step, WHOLE, max_windows=None)

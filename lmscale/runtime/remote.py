@@ -159,7 +159,9 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         extra = EXTRAS.get(protocol)
-        install = f"pip install 'lmscale[{extra}]'" if extra else f"install its package ({error})"
+        install = (
+            f"pip install '.[{extra}]' in the clone" if extra else f"install its package ({error})"
+        )
         raise ConfigError(
             f"{url}: reading {protocol}:// needs a package that is missing: {install}."
         ) from None

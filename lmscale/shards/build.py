@@ -138,7 +138,7 @@ def _existing(dataset: _Dataset, problems: list[str]) -> Manifest | None:
         problems.append(f"{final} exists and is no dataset: {error} Name another shards.folder.")
         return None
     if manifest.inputs == dataset.key:
-        return manifest
+        return manifest if _is_whole(final, manifest) else None
     if manifest.tokenizer_fingerprint != rules.tokenizer_fingerprint:
         what = (
             f"with another tokenizer ({manifest.tokenizer_fingerprint[:12]}; this one is "
@@ -150,6 +150,12 @@ def _existing(dataset: _Dataset, problems: list[str]) -> Manifest | None:
         f"{final} was built {what}. Name another shards.folder, or replace it with --force."
     )
     return manifest
+
+
+def _is_whole(final: Path, manifest: Manifest) -> bool:
+    """Whether every shard is there with its size; where one is lost, the dataset is built again."""
+    shards = ((final / entry.name, entry.bytes) for entry in manifest.shards)
+    return all(path.is_file() and path.stat().st_size == size for path, size in shards)
 
 
 def _prepare(dataset: _Dataset, force: bool) -> None:

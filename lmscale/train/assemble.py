@@ -16,9 +16,10 @@ from lmscale.checkpoint import Manifest, find_resumable, load_checkpoint
 from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
 from lmscale.errors import DataError
-from lmscale.model import build_model, init_weights, parameter_kinds
+from lmscale.model import build_model, count_parameters, init_weights, parameter_kinds
 from lmscale.objective import CausalObjective
 from lmscale.runtime.collectives import failing_together
+from lmscale.runtime.device import device_name
 from lmscale.runtime.ranks import Ranks
 from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.state import StreamState
@@ -102,6 +103,7 @@ def open_run(config: RunConfig, ranks: Ranks, device: torch.device) -> Iterator[
         with failing_together():
             if ranks.is_first:
                 freeze_run(config)
+        logger.info(describe_start(config, plan, device, start))
         yield Run(
             config=config,
             ranks=ranks,
@@ -114,6 +116,21 @@ def open_run(config: RunConfig, ranks: Ranks, device: torch.device) -> Iterator[
             identity=identity,
             start=start,
         )
+
+
+def describe_start(
+    config: RunConfig, plan: BatchPlan, device: torch.device, start: Progress
+) -> str:
+    """What is about to train, in one line."""
+    count = count_parameters(config.model, config.vocab_size, config.max_positions).total
+    name = "CPU" if device.type == "cpu" else device_name(device)
+    ranks = "1 rank" if plan.world_size == 1 else f"{plan.world_size} ranks"
+    return (
+        f"{config.run.name}: {count:,} parameters, {ranks} on {name}, {config.engine.precision}, "
+        f"ZeRO {config.engine.zero_stage}, {config.tokens_per_step:,} tokens a step "
+        f"({plan.accumulation} micro-batches of {plan.micro_windows} windows a rank), steps "
+        f"{start.step + 1} to {config.train.steps}, in {config.folder}"
+    )
 
 
 def build_run_engine(

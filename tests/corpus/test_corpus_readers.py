@@ -177,4 +177,4 @@ except Exception as error:
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout.startswith("DataError"), result.stderr
-    assert "pip install 'lmscale[corpus]'" in result.stdout
+    assert "pip install '.[corpus]'" in result.stdout

@@ -1,0 +1,51 @@
+"""A file that was lost after a build is built again by the same command."""
+
+from __future__ import annotations
+
+import json
+
+from lmscale.config import parse_config
+from lmscale.corpus import build_corpus
+from lmscale.shards import build_shards, verify_dataset
+from lmscale.tokenizer import train_tokenizer
+
+
+def build_all(tmp_path):
+    raw = tmp_path / "raw.jsonl"
+    if not raw.exists():
+        texts = (f"Document {n}: {'words and 文字 ' * 20}{n * n}" for n in range(200))
+        raw.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = parse_config(
+        f"""
+        run: {{name: lost}}
+        corpus: {{folder: {tmp_path}/corpus, sources: {{a: {{inputs: [{raw}]}}}}}}
+        tokenizer: {{folder: {tmp_path}/tokenizer, vocab_size: 320}}
+        shards: {{folder: {tmp_path}/shards, processes: 1}}
+        """
+    )
+    corpus = build_corpus(config.corpus)
+    train_tokenizer(config.tokenizer, tmp_path / "corpus", ["a"])
+    (train, *_) = build_shards(config)
+    return corpus.sources["a"], train
+
+
+def test_a_lost_shard_is_built_again_and_the_dataset_is_the_same(tmp_path):
+    _, before = build_all(tmp_path)
+    (shard, *_) = sorted(before.folder.glob("*.tar"))
+    shard.unlink()
+    _, again = build_all(tmp_path)
+    assert again.is_new
+    assert again.manifest.fingerprint == before.manifest.fingerprint
+    assert verify_dataset(again.folder) == []
+
+
+def test_a_lost_file_of_documents_is_built_again(tmp_path):
+    build_all(tmp_path)
+    (documents, *_) = sorted((tmp_path / "corpus" / "a" / "train").glob("*.jsonl"))
+    content = documents.read_bytes()
+    documents.unlink()
+    source, _ = build_all(tmp_path)
+    assert source.is_new
+    assert documents.read_bytes() == content
+    source, _ = build_all(tmp_path)
+    assert not source.is_new
