@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from lmscale.corpus.documents import (
 from lmscale.corpus.inputs import RawFile, find_inputs
 from lmscale.corpus.readers import BadRecords, RawDocument, read_source
 from lmscale.errors import ConfigError, DataError
-from lmscale.runtime.atomic import fsync_folder, write_json, writing
+from lmscale.runtime.atomic import have_sizes, replace_folder, write_json, writing
 from lmscale.runtime.processes import locked, run_tasks
 from lmscale.runtime.progress import progress
 
@@ -138,7 +137,9 @@ def _build_source(job: _Job) -> CorpusManifest:
             try:
                 manifest = _write_source(job, work)
                 write_json(work / "manifest.json", render_manifest(manifest))
-                _swap_in(work, final)
+                if final.exists():
+                    load_corpus_manifest(final)  # only what lmscale wrote is replaced
+                replace_folder(work, final)
             except BaseException:
                 shutil.rmtree(work, ignore_errors=True)
                 raise
@@ -146,23 +147,10 @@ def _build_source(job: _Job) -> CorpusManifest:
 
 
 def _is_whole(folder: Path, manifest: CorpusManifest) -> bool:
-    """Whether every file is there with its size; where one is lost, the source is built again."""
-    files = (
+    """Where a file is lost, the source is built again."""
+    return have_sizes(
         (folder / split / f.name, f.bytes) for split, rows in manifest.splits.items() for f in rows
     )
-    return all(path.is_file() and path.stat().st_size == size for path, size in files)
-
-
-def _swap_in(work: Path, final: Path) -> None:
-    """Name the finished folder; a kill between the renames leaves the old one beside it."""
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        load_corpus_manifest(final)  # only what lmscale wrote is replaced
-        os.replace(final, old)
-    os.replace(work, final)
-    fsync_folder(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_source(job: _Job, work: Path) -> CorpusManifest:

@@ -6,7 +6,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,25 @@ def fsync_file(path: str | Path) -> None:
 def fsync_folder(path: str | Path) -> None:
     """Make a rename or a new entry in ``path`` durable."""
     fsync_file(path)
+
+
+def replace_folder(work: Path, final: Path) -> None:
+    """Name a finished folder ``final``; a kill between the renames leaves the old one beside it.
+
+    The caller has made sure that what stands at ``final`` may go.
+    """
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(work, final)
+    fsync_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def have_sizes(files: Iterable[tuple[Path, int]]) -> bool:
+    """Whether every file is there and has as many bytes as its manifest says."""
+    return all(path.is_file() and path.stat().st_size == size for path, size in files)
 
 
 def sha256_file(path: str | Path) -> str:

@@ -18,7 +18,13 @@ from lmscale.config import RunConfig
 from lmscale.corpus import load_corpus_manifest
 from lmscale.corpus.documents import SPLITS, DocumentFile, document_paths
 from lmscale.errors import ConfigError, DataError
-from lmscale.runtime.atomic import fsync_folder, write_json, writing
+from lmscale.runtime.atomic import (
+    fsync_folder,
+    have_sizes,
+    replace_folder,
+    write_json,
+    writing,
+)
 from lmscale.runtime.processes import locked, run_tasks
 from lmscale.runtime.progress import progress
 from lmscale.shards.manifest import MANIFEST_NAME, Manifest, load_manifest, save_manifest
@@ -153,9 +159,8 @@ def _existing(dataset: _Dataset, problems: list[str]) -> Manifest | None:
 
 
 def _is_whole(final: Path, manifest: Manifest) -> bool:
-    """Whether every shard is there with its size; where one is lost, the dataset is built again."""
-    shards = ((final / entry.name, entry.bytes) for entry in manifest.shards)
-    return all(path.is_file() and path.stat().st_size == size for path, size in shards)
+    """Where a shard is lost, the dataset is built again."""
+    return have_sizes((final / entry.name, entry.bytes) for entry in manifest.shards)
 
 
 def _prepare(dataset: _Dataset, force: bool) -> None:
@@ -249,16 +254,7 @@ def _finish(dataset: _Dataset, tokenizer: Tokenizer) -> None:
     shutil.rmtree(dataset.parts, ignore_errors=True)
     for note in ("names.json", "slices.json"):
         (work / note).unlink(missing_ok=True)
-    _swap_in(work, dataset.final)
-
-
-def _swap_in(work: Path, final: Path) -> None:
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        load_manifest(final)  # only what lmscale wrote is replaced
-        os.replace(final, old)
-    os.replace(work, final)
-    fsync_folder(final.parent)
-    (final / "build.json").unlink(missing_ok=True)
-    shutil.rmtree(old, ignore_errors=True)
+    if dataset.final.exists():
+        load_manifest(dataset.final)  # only what lmscale wrote is replaced
+    replace_folder(work, dataset.final)
+    (dataset.final / "build.json").unlink(missing_ok=True)

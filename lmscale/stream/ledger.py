@@ -18,6 +18,7 @@ from typing import Any
 from lmscale.errors import DataError
 from lmscale.runtime.atomic import fsync_file, fsync_folder, write_json, writing
 from lmscale.runtime.jsonl import append_row, append_rows, keep_rows, mend_tail, read_rows
+from lmscale.runtime.remote import absolute_location
 from lmscale.stream.batches import DIGEST_BITS
 from lmscale.stream.saved import SavedProgress, iterate_saved
 from lmscale.stream.state import StreamState
@@ -168,7 +169,7 @@ def save_record(run_folder: Path, stream: Stream, n: int) -> None:
     path = run_folder / RECORD
     if path.exists():
         locations = dict(load_record(run_folder)[1]) | locations
-    absolute = {name: _absolute(location) for name, location in sorted(locations.items())}
+    absolute = {name: absolute_location(location) for name, location in sorted(locations.items())}
     later = takewhile(lambda saved: saved.n > n, iterate_saved(run_folder))
     record = {
         "state": stream.state_at(n).to_json(),
@@ -205,10 +206,6 @@ def _read_record(run_folder: str | Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from None
-
-
-def _absolute(location: str) -> str:
-    return location if "://" in location else str(Path(location).expanduser().absolute())
 
 
 def sum_rows(rows: Iterable[LedgerRow]) -> tuple[int, int]:

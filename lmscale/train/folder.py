@@ -16,6 +16,7 @@ from lmscale.runtime.atomic import write_bytes, writing
 from lmscale.runtime.collectives import failing_together
 from lmscale.runtime.environment import save_provenance
 from lmscale.runtime.ranks import Ranks
+from lmscale.runtime.remote import absolute_location
 
 CHECKPOINTS = "checkpoints"
 LOCK_SECONDS = 10.0
@@ -89,18 +90,14 @@ def freeze_run(config: RunConfig) -> None:
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same configuration from wherever ``lmscale evaluate`` and ``audit`` are called."""
     tree = config.model_dump(mode="json")
-    tree["run"]["folder"] = _absolute(str(config.folder))
+    tree["run"]["folder"] = absolute_location(str(config.folder))
     for section in ("corpus", "tokenizer", "shards"):
-        tree[section]["folder"] = _absolute(tree[section]["folder"])
+        tree[section]["folder"] = absolute_location(tree[section]["folder"])
     for source in tree["stream"]["sources"].values():
-        source["shards"] = _absolute(source["shards"])
+        source["shards"] = absolute_location(source["shards"])
     sets = tree["evaluation"]["sets"]
-    tree["evaluation"]["sets"] = {name: _absolute(place) for name, place in sets.items()}
+    tree["evaluation"]["sets"] = {name: absolute_location(place) for name, place in sets.items()}
     return RunConfig.model_validate(tree)
-
-
-def _absolute(place: str) -> str:
-    return place if "://" in place else str(Path(place).expanduser().absolute())
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
