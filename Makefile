@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= 2.13.0
+CUDA   ?=# anything: install torch for GPUs, though this machine (a cluster's login node) has none
 
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check
@@ -34,8 +35,8 @@ setup-test: $(VENV)/.ready-test
 $(VENV)/.torch:
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info[:2] <= (3, 13), "lmscale needs Python 3.10 to 3.13; set PYTHON="'
 	$(PYTHON) -m venv $(VENV)
-	@if nvidia-smi -L >/dev/null 2>&1; then \
-		echo "GPU found: installing torch $(TORCH) with CUDA"; \
+	@if [ -n '$(CUDA)' ] || nvidia-smi -L >/dev/null 2>&1; then \
+		echo "for GPUs: installing torch $(TORCH) with CUDA"; \
 		$(PIP) install -q 'torch==$(TORCH)'; \
 	else \
 		echo "no GPU found: installing torch $(TORCH) for the CPU"; \

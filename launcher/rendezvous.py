@@ -51,8 +51,10 @@ def find_free_port(address: str = LOCAL_ADDRESS) -> int:
 def rendezvous_from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
     """The same variables for a task that srun started, from SLURM_*.
 
-    Every task computes them alone and alike: the master is the step's first node, and the port
-    follows from the job's and the step's number. Raises ``ClusterError`` with all that is missing.
+    Where they meet is MASTER_ADDR and MASTER_PORT when both are set: the batch script resolves the
+    address once for all ranks and looks for a free port. Without them every task computes the same
+    alone: the step's first node, and a port that follows from the job's and the step's number.
+    Raises ``ClusterError`` with all that is missing.
     """
     names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_ID")
     problems = [
@@ -70,20 +72,27 @@ def rendezvous_from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
         )
     if not nodes_text:
         problems.append("SLURM_NODELIST is not set: the first node's name is needed.")
+    port_text = environ.get("MASTER_PORT", "") if environ.get("MASTER_ADDR") else ""
+    if port_text and not (port_text.isdecimal() and 0 < int(port_text) < 2**16):
+        problems.append(f"MASTER_PORT = {port_text!r} is not a TCP port.")
     if problems:
         raise ClusterError(problems)
     rank, local_rank, node_rank, job = (int(environ[name]) for name in names)
     world_size = int(tasks_text)
     nodes = expand_nodes(nodes_text)
-    address = nodes[0] if len(nodes) > 1 else LOCAL_ADDRESS
     step = environ.get("SLURM_STEP_ID", "0")
+    if port_text:
+        master = (environ["MASTER_ADDR"], int(port_text))
+    else:
+        address = nodes[0] if len(nodes) > 1 else LOCAL_ADDRESS
+        master = (address, plan_port(job, int(step) if step.isdecimal() else 0))
     return environment_for(
         rank,
         world_size=world_size,
         local_rank=local_rank,
         local_world_size=_tasks_on_node(environ, node_rank, len(nodes), world_size),
         node_rank=node_rank,
-        master=(address, plan_port(job, int(step) if step.isdecimal() else 0)),
+        master=master,
     )
 
 

@@ -50,3 +50,9 @@ class GuardError(LmscaleError):
     """Training was stopped because the loss is not finite or has diverged."""
 
     exit_code = EXIT_GUARD
+
+
+class LeaseLostError(LmscaleError):
+    """A newer start of the same run has taken it over: this one ends and writes nothing more."""
+
+    exit_code = EXIT_RESUMABLE

@@ -42,14 +42,39 @@ def test_the_wheel_brings_both_packages_the_configs_and_the_templates(wheel):
     assert {"lmscale/cli/main.py", "launcher/local.py"} <= names
     configs = {f"lmscale/assets/configs/{path.name}" for path in ROOT.glob("configs/*.yaml")}
     assert configs and configs <= names
-    slurm = {f"lmscale/assets/slurm/{p.name}" for p in (ROOT / "slurm").iterdir() if p.is_file()}
-    assert slurm and slurm <= names
+    files = [path for path in (ROOT / "slurm").rglob("*") if path.is_file()]
+    slurm = {f"lmscale/assets/slurm/{path.relative_to(ROOT / 'slurm')}" for path in files}
+    assert slurm <= names
+    assert {
+        "lmscale/assets/slurm/train.sbatch.j2",
+        "lmscale/assets/slurm/profiles/lab.yaml",
+    } <= slurm
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "docs/"))]
 
 
-def test_an_installed_wheel_finds_its_demo_config_outside_any_checkout(wheel, tmp_path):
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pip would put the packages."""
+    folder = tmp_path_factory.mktemp("site")
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
+
+
+def test_an_installed_wheel_writes_a_batch_script_and_freezes_itself(site, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    config = site / "lmscale/assets/configs/llama_7b.yaml"
+    command = (sys.executable, "-m", "lmscale", "launch", "slurm", config, "--cluster", "example")
+    script = run(*command, "--nodes", "8", "--dry-run", cwd=tmp_path, env=environment)
+    assert script.startswith("#!/bin/bash\n") and "#SBATCH --nodes=8\n" in script
+    code = "import pathlib, launcher.freeze as f; f.copy_code(pathlib.Path('code'))"
+    run(sys.executable, "-c", code, cwd=tmp_path, env=environment)
+    frozen = {**os.environ, "PYTHONPATH": str(tmp_path / "code")}
+    again = run(*command, "--nodes", "8", "--dry-run", cwd="/", env=frozen)
+    assert again.count("#SBATCH") == script.count("#SBATCH")
+    assert not (tmp_path / "code/lmscale/assets").exists()
+
+
+def test_an_installed_wheel_finds_its_demo_config_outside_any_checkout(site, tmp_path):
     script = "import lmscale.cli.demo as d; print(d.find_config('demo.yaml'))"
     found = run(
         sys.executable,

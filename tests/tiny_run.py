@@ -119,12 +119,16 @@ class Ended:
     seconds: float
 
 
-def start_lmscale(*arguments: str | Path, output: Any = subprocess.PIPE) -> subprocess.Popen[str]:
+def start_lmscale(
+    *arguments: str | Path,
+    output: Any = subprocess.PIPE,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
     """A real ``lmscale`` process, in a session of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "lmscale.cli.main", *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT, **(environment or {})},
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,

@@ -7,6 +7,7 @@ from lmscale.checkpoint.resume import load_checkpoint, load_model_weights
 from lmscale.checkpoint.store import (
     Saved,
     delete_old_checkpoints,
+    discard_uncommitted,
     find_resumable,
     load_manifest,
     save_checkpoint,
@@ -16,6 +17,7 @@ __all__ = [
     "Manifest",
     "Saved",
     "delete_old_checkpoints",
+    "discard_uncommitted",
     "find_resumable",
     "list_steps",
     "load_checkpoint",

@@ -5,7 +5,7 @@ checkpoint.
 
     checkpoints/step-000001000/
         rank-00000.safetensors    1-D fp32 tensors named "<parameter>:<kind>:<offset>"
-        rank-00001.safetensors
+        rank-00001.safetensors    (under Slurm rank-00001.4711.0.safetensors: job and restart)
         manifest.json             written last; a folder without it is not a checkpoint
 
 ``kind`` is ``master`` (the fp32 weight) or one of the optimizer's states. ``offset`` counts
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lmscale.errors import CheckpointError
+from lmscale.runtime.lease import LOCAL
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -120,6 +121,14 @@ def list_steps(root: Path, *, committed: bool = True) -> list[int]:
         ),
         reverse=True,
     )
+
+
+def fragment_file(rank: int, attempt: str) -> str:
+    """Another name in every attempt of a Slurm job: two live copies of it write no file in common.
+
+    Readers take the names from the manifest.
+    """
+    return f"rank-{rank:05d}{'' if attempt == LOCAL else f'.{attempt}'}.safetensors"
 
 
 def tensor_name(parameter: str, kind: str, offset: int) -> str:

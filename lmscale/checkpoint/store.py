@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from lmscale.checkpoint.layout import (
     FileEntry,
     Manifest,
     find_gaps,
+    fragment_file,
     list_steps,
     parse_manifest,
     plan_retention,
@@ -30,7 +33,15 @@ from lmscale.checkpoint.optimizer_state import read_loss_scale, read_optimizer
 from lmscale.engine.engine import Engine
 from lmscale.engine.optimizer import ELEMENT_STATES
 from lmscale.errors import CheckpointError
-from lmscale.runtime.atomic import fsync_file, fsync_folder, sha256_file, write_json, writing
+from lmscale.runtime import heartbeat
+from lmscale.runtime.atomic import (
+    fsync_file,
+    fsync_folder,
+    sha256_file,
+    write_json,
+    write_json_once,
+    writing,
+)
 from lmscale.runtime.collectives import (
     barrier,
     broadcast_object,
@@ -38,9 +49,11 @@ from lmscale.runtime.collectives import (
     gather_json,
     sum_float64,
 )
+from lmscale.runtime.lease import NO_LEASE, Lease
 from lmscale.runtime.ranks import Ranks
 
 logger = logging.getLogger(__name__)
+_DISCARDED = ".discarded-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,26 +74,29 @@ def save_checkpoint(
     state: Mapping[str, Any],
     identity: Mapping[str, Any],
     ranks: Ranks,
+    lease: Lease = NO_LEASE,
 ) -> Saved:
     """Write a checkpoint of ``step`` and commit it. All ranks call this together.
 
     Every rank writes and fsyncs its own file; then rank 0, which has heard of every file's size
     and hash, writes the manifest. A kill at any moment leaves the earlier checkpoints as they
-    were. Raises
-    ``CheckpointError`` on all ranks when any of them runs out of space.
+    were. Raises ``CheckpointError`` on all ranks when any of them runs out of space, and
+    ``LeaseLostError`` when a newer copy of the run is there: then nothing is committed.
     """
     started = time.monotonic()
     folder = step_folder(root, step)
-    with failing_together(), writing("a checkpoint", root, CheckpointError):
+    with _writing_while_held(root, lease):
         if ranks.rank == 0:
             # What an interrupted save of the same step left; other ranks may have been more in
             # number.
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
+        heartbeat.tick()
     entry: FileEntry | None = None
     is_finite = True
-    with failing_together(), writing("a checkpoint", root, CheckpointError):
-        entry, is_finite = _write_fragments(folder, engine, ranks)
+    with _writing_while_held(root, lease):
+        path = folder / fragment_file(ranks.rank, lease.attempt.name)
+        entry, is_finite = _write_fragments(path, engine)
     entries = gather_json(None if entry is None else vars(entry))
     nonfinite_ranks = sum_float64([float(not is_finite)])[0]
     manifest = Manifest(
@@ -95,13 +111,14 @@ def save_checkpoint(
         is_finite=nonfinite_ranks == 0,
         files=tuple(FileEntry(**row) for row in entries),
     )
-    with failing_together(), writing("a checkpoint", root, CheckpointError):
+    with _writing_while_held(root, lease):
         if ranks.rank == 0:
             gaps = find_gaps(manifest)
             if gaps:
                 raise AssertionError(f"the ranks' fragments do not cover the model: {gaps[:3]}")
-            write_json(folder / MANIFEST, manifest.to_json())
+            _commit(folder / MANIFEST, manifest.to_json(), lease)
             fsync_folder(root)
+        heartbeat.tick()
     total = sum(row["bytes"] for row in entries)
     return Saved(
         folder=folder,
@@ -111,8 +128,33 @@ def save_checkpoint(
     )
 
 
-def _write_fragments(folder: Path, engine: Engine, ranks: Ranks) -> tuple[FileEntry, bool]:
-    path = folder / f"rank-{ranks.rank:05d}.safetensors"
+@contextmanager
+def _writing_while_held(root: Path, lease: Lease) -> Iterator[None]:
+    """A part of a save, on all ranks; that the run is another copy's is told before anything else.
+
+    Such as that files have vanished, which the other copy has cleared away.
+    """
+    with failing_together(), writing("a checkpoint", root, CheckpointError):
+        lease.check()
+        try:
+            yield
+        finally:
+            lease.check()
+
+
+def _commit(path: Path, manifest: dict[str, Any], lease: Lease) -> None:
+    """Write the manifest, unless the run is another copy's at the last moment.
+
+    And after it: a write that a broken network holds up for minutes finds either that the folder is
+    gone (``discard_uncommitted``), or the other copy's manifest, which it does not replace.
+    """
+    lease.check()
+    if write_json_once(path, manifest) != manifest:
+        lease.check()
+        write_json(path, manifest)
+
+
+def _write_fragments(path: Path, engine: Engine) -> tuple[FileEntry, bool]:
     fragments: list[tuple[str, int, int]] = []
     tensors: dict[str, torch.Tensor] = {}
     is_finite = True
@@ -120,14 +162,18 @@ def _write_fragments(folder: Path, engine: Engine, ranks: Ranks) -> tuple[FileEn
         fragments.append((fragment.parameter, fragment.offset, fragment.elements))
         is_finite = is_finite and all(torch.isfinite(v).all() for v in fragment.tensors.values())
         tensors.update(_host_copies(fragment))
+    heartbeat.tick()  # as often on every rank, or who is behind would be misread
     _save_safetensors(tensors, path)
+    heartbeat.tick()
     fsync_file(path)
+    heartbeat.tick()
     entry = FileEntry(
         name=path.name,
         bytes=path.stat().st_size,
         sha256=sha256_file(path),
         fragments=tuple(fragments),
     )
+    heartbeat.tick()
     return entry, is_finite
 
 
@@ -139,7 +185,8 @@ def _save_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     except SafetensorError as error:
         # safetensors 0.8 wraps the system's error into its own text: "I/O error: ... (os error
         # 28)".
-        for number in (28, 27, 122, 13, 30):  # ENOSPC, EFBIG, EDQUOT, EACCES, EROFS
+        # ENOSPC, EFBIG, EDQUOT, EACCES, EROFS, ENOENT, EIO, ESTALE
+        for number in (28, 27, 122, 13, 30, 2, 5, 116):
             if f"(os error {number})" in str(error):
                 raise OSError(number, str(error)) from error
         raise
@@ -204,6 +251,7 @@ def find_resumable(root: Path, ranks: Ranks) -> Manifest | None:
     rejected: list[str] = []
     for step in steps:
         manifest, problems = _inspect(root, step, ranks)
+        heartbeat.tick()
         views = gather_json([None if manifest is None else manifest.hash, problems])
         found = sorted({problem for _, rows in views for problem in rows})
         if len({seen for seen, _ in views}) > 1 and not found:
@@ -254,6 +302,26 @@ def _none_left(root: Path, count: int) -> str:
     )
 
 
+def discard_uncommitted(root: Path) -> None:
+    """Clear away the saves that nobody has committed, so that nobody can any more.
+
+    Rank 0 calls this at a start, alone, before it looks for a checkpoint. A save may still be under
+    way there: an older copy of the run may have read that the lease was its own, just before it was
+    not. It cannot write its manifest into a folder that has gone; and what it has committed before,
+    this start will find.
+    """
+    with writing("checkpoints", root, CheckpointError):
+        for aside in root.glob(f"{_DISCARDED}*"):  # of a start that was killed in here
+            shutil.rmtree(aside, ignore_errors=True)
+        for step in list_steps(root, committed=False):
+            folder = step_folder(root, step)
+            aside = folder.with_name(f"{_DISCARDED}{folder.name}")
+            os.replace(folder, aside)
+            if (aside / MANIFEST).exists():
+                os.replace(aside, folder)
+            shutil.rmtree(aside, ignore_errors=True)
+
+
 def delete_old_checkpoints(
     root: Path, *, newest: int, keep_last: int, keep_every_steps: int
 ) -> None:
@@ -270,3 +338,4 @@ def delete_old_checkpoints(
     for step in list_steps(root, committed=False):
         if step in doomed or step < newest:  # a later one may be a save under way
             shutil.rmtree(step_folder(root, step), ignore_errors=True)
+            heartbeat.tick()

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmscale.cli.data_tasks import (
+    TaskOption,
+    TasksOption,
+    echo_progress,
+    echo_task,
+    task_as_data,
+)
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
 
 if TYPE_CHECKING:
@@ -24,23 +31,45 @@ def build(
         bool, typer.Option("--force", help="Rebuild even what is already there.")
     ] = False,
     processes: Annotated[
-        int, typer.Option(help="Sources built side by side; 0 means one per core.")
+        int, typer.Option(help="Runs of raw files cleaned side by side; 0 means one per core.")
     ] = 0,
+    task: TaskOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Clean and split every source of CONFIG; what is finished and unchanged is left alone."""
-    from lmscale.config import load_config
-    from lmscale.corpus import build_corpus
+    """Clean and split every source of CONFIG; what is finished and unchanged is left alone.
 
+    With --task the tasks of an array share the work, on nodes that see the same folders. Together
+    they make what one command makes. With --force they replace only what was built otherwise.
+    """
+    from lmscale.config import load_config
+    from lmscale.corpus import build_corpus, build_corpus_task
+    from lmscale.runtime.array_tasks import parse_task
+
+    member = parse_task(task) if task is not None else None
     section = load_config(config, set_ or ()).corpus
-    summary = build_corpus(section, processes=processes, force=force)
+    if member is None:
+        summary = build_corpus(section, processes=processes, force=force)
+    else:
+        summary = build_corpus_task(section, member, processes=processes, force=force)
     manifests = {name: source.manifest for name, source in summary.sources.items()}
     if json_:
-        typer.echo(_render_json(manifests))
+        typer.echo(_render_json(manifests, task_as_data(member, summary) if member else None))
         return
+    if member is not None:
+        echo_task(member, "parts", summary)
     for name, source in summary.sources.items():
         state = "built" if source.is_new else "already built"
         typer.echo(f"{summary.folder / name}: {state}\n{_render(source.manifest)}")
+
+
+@app.command()
+def status(
+    config: ConfigArgument, tasks: TasksOption, set_: SetOption = None, json_: JsonOption = False
+) -> None:
+    """Print which tasks of an array of N are missing from the corpus of CONFIG."""
+    from lmscale.config import load_config
+
+    echo_progress(load_config(config, set_ or ()), "corpus", tasks, as_json=json_)
 
 
 @app.command()
@@ -89,7 +118,8 @@ def _render(manifest: CorpusManifest) -> str:
     return "\n".join(lines)
 
 
-def _render_json(manifests: dict[str, CorpusManifest]) -> str:
+def _render_json(manifests: dict[str, CorpusManifest], task: dict[str, Any] | None = None) -> str:
     from lmscale.corpus.documents import render_manifest
 
-    return json.dumps({name: render_manifest(m) for name, m in manifests.items()}, indent=1)
+    sources = {name: render_manifest(m) for name, m in manifests.items()}
+    return json.dumps(sources if task is None else {**task, "finished": sources}, indent=1)

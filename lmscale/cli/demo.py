@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lmscale.errors import EXIT_FINISHED, EXIT_RESUMABLE, ClusterError, ConfigError
+from lmscale.errors import EXIT_FINISHED, EXIT_RESUMABLE, ClusterError
 
 HELDOUT = Path("data/demo/corpus/pydocs/heldout")
 RUN = Path("runs/demo")
@@ -58,13 +58,9 @@ def demo(
 
 def find_config(name: str) -> Path:
     """A configuration that lmscale brings: from the checkout, or from the installed package."""
-    import lmscale
+    from lmscale.config.assets import find_assets
 
-    package = Path(lmscale.__file__).parent
-    for folder in (package.parent / "configs", package / "assets" / "configs"):
-        if (folder / name).is_file():
-            return folder / name
-    raise ConfigError(f"{name} is neither in {package.parent}/configs nor in the package.")
+    return find_assets("configs") / name
 
 
 def _plan_ranks() -> tuple[int, int]:

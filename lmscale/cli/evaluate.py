@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmscale.cli.options import JsonOption, RunArgument
-from lmscale.errors import ConfigError
+from lmscale.errors import EXIT_RESUMABLE, ConfigError
 
 if TYPE_CHECKING:
     from lmscale.evaluation.perplexity import SetScore
     from lmscale.evaluation.run import LoadedRun
+    from lmscale.runtime.stop import StopRequests
+    from lmscale.runtime.votes import StopPoll
     from lmscale.stream.dataset import Dataset
 
 StepOption = Annotated[
@@ -38,11 +43,38 @@ def evaluate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a run's checkpoint on its held-out sets."""
-    from lmscale.evaluation import load_run, render_scores
+    """Score a run's checkpoint on its held-out sets. SIGTERM or SIGUSR1 ends it with 75."""
+    from lmscale.runtime.stop import StoppedError, StopRequests
+
+    # Ctrl-C stays what it is elsewhere: there is nothing here to bring to an end.
+    signals = (signal.SIGTERM, signal.SIGUSR1)
+    with StopRequests(run, watch_file=False, signals=signals) as stop:
+        stop.nothing_to_save()
+        try:
+            scores = _evaluate(run, step, set_name, max_windows, stop)
+        except StoppedError as stopped:
+            print(f"stopped by {stopped}; nothing was scored", file=sys.stderr)
+            raise typer.Exit(EXIT_RESUMABLE) from None
+    if as_json:
+        print(json.dumps({name: score.to_dict() for name, score in scores.items()}, indent=1))
+    else:
+        from lmscale.evaluation import render_scores
+
+        print(render_scores(scores))
+
+
+def _evaluate(
+    run: Path,
+    step: int | None,
+    set_names: list[str] | None,
+    max_windows: int | None,
+    stop: StopRequests,
+) -> dict[str, SetScore]:
+    from lmscale.evaluation import load_run
     from lmscale.evaluation.sets import open_evaluation_sets
     from lmscale.runtime.device import select_device
     from lmscale.runtime.ranks import Ranks
+    from lmscale.runtime.votes import StopPoll
 
     loaded = load_run(run, step=step, device=select_device(Ranks()))
     config = loaded.config
@@ -51,21 +83,22 @@ def evaluate(
             f"{run}: its config.yaml names no evaluation.sets; add at least one, "
             "NAME: folder of shards."
         )
-    datasets = open_evaluation_sets(config, loaded.tokenizer.fingerprint, set_name or None)
+    datasets = open_evaluation_sets(config, loaded.tokenizer.fingerprint, set_names or None)
+    poll = StopPoll(stop.requested)
+    stop.something_to_save()  # a terminal's progress bar, at least: from here on it is asked for
     try:
-        scores = {
-            name: _score(loaded, name, dataset, max_windows) for name, dataset in datasets.items()
+        return {
+            name: _score(loaded, name, dataset, max_windows, poll)
+            for name, dataset in datasets.items()
         }
     finally:
         for dataset in datasets.values():
             dataset.close()
-    if as_json:
-        print(json.dumps({name: score.to_dict() for name, score in scores.items()}, indent=1))
-    else:
-        print(render_scores(scores))
 
 
-def _score(loaded: LoadedRun, name: str, dataset: Dataset, max_windows: int | None) -> SetScore:
+def _score(
+    loaded: LoadedRun, name: str, dataset: Dataset, max_windows: int | None, poll: StopPoll
+) -> SetScore:
     from lmscale.evaluation.perplexity import evaluate_set, plan_evaluation
     from lmscale.objective import CausalObjective
     from lmscale.runtime.progress import progress
@@ -84,4 +117,5 @@ def _score(loaded: LoadedRun, name: str, dataset: Dataset, max_windows: int | No
             ranks=Ranks(),
             device=loaded.model.embedding.weight.device,
             advance=advance,
+            between_batches=poll,
         )

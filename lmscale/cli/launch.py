@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import shlex
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmscale.cli.options import ConfigArgument, SetOption
+from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+
+if TYPE_CHECKING:
+    from launcher.checks import Findings
+    from launcher.job import SlurmJob
+    from launcher.submissions import Submission
 
 app = typer.Typer(help="Start the ranks of a run.", no_args_is_help=True)
+
+
+class Job(str, Enum):
+    """What `launch slurm` can submit."""
+
+    train = "train"
+    evaluate = "evaluate"
+    corpus = "corpus"
+    shards = "shards"
 
 
 @app.callback()
@@ -35,3 +53,162 @@ def local(
     outcome = launch_local(config, set_ or (), num_ranks=num_ranks)
     print_problems(outcome.problems)
     raise typer.Exit(outcome.exit_code)
+
+
+ClusterOption = Annotated[
+    str,
+    typer.Option(
+        "--cluster",
+        metavar="PROFILE",
+        help="A profile's name (slurm/profiles/NAME.yaml) or path.",
+        show_default=False,
+    ),
+]
+NodesOption = Annotated[
+    str, typer.Option("--nodes", metavar="N|MIN-MAX", help="Nodes; of a range, what is free.")
+]
+TimeOption = Annotated[
+    str | None,
+    typer.Option("--time", metavar="T", help="Limit of one job in place of the profile's."),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the batch script and do nothing else.")
+]
+CheckOption = Annotated[bool, typer.Option("--check", help="Make all checks and submit nothing.")]
+JobOption = Annotated[Job, typer.Option("--job", help="What is submitted.")]
+TasksOption = Annotated[
+    int | None,
+    typer.Option("--tasks", metavar="N", min=1, help="Jobs that share a corpus or shards."),
+]
+PreflightOption = Annotated[
+    bool, typer.Option("--preflight-only", help="Look at the nodes alone, train nothing.")
+]
+ArrayOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--array",
+        metavar="A.B=C,D",
+        help="Train one run for each value; several times: for each combination.",
+    ),
+]
+SweepOption = Annotated[
+    str | None,
+    typer.Option("--sweep", metavar="NAME", help="Of the --array; default: RUN-sweep."),
+]
+ChainOption = Annotated[
+    int | None,
+    typer.Option(
+        "--chain", metavar="N", min=1, help="Jobs in a row, where a job may not be requeued."
+    ),
+]
+
+
+@app.command()
+def slurm(
+    config: ConfigArgument,
+    cluster: ClusterOption,
+    nodes: NodesOption = "1",
+    time: TimeOption = None,
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
+    check: CheckOption = False,
+    job: JobOption = Job.train,
+    tasks: TasksOption = None,
+    preflight_only: PreflightOption = False,
+    array: ArrayOption = None,
+    sweep: SweepOption = None,
+    chain: ChainOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Submit CONFIG to Slurm: checked, frozen into the run's folder, requeued until it is done.
+
+    Everything that can be known before is looked at first, and all problems are told at once. What
+    runs is a copy of code, configuration and script; the run may be changed and launched again when
+    no copy is queued or running.
+    """
+    from launcher.submit import LaunchOptions, command_of, prepare, submit
+    from launcher.submit import check as check_prepared
+    from lmscale.cli.problems import print_problems, print_warnings
+    from lmscale.errors import EXIT_USER
+
+    options = LaunchOptions(
+        config=config,
+        cluster=cluster,
+        overrides=tuple(set_ or ()),
+        kind="preflight" if preflight_only else job.value,
+        nodes=nodes,
+        time=time,
+        chain=chain,
+        tasks=tasks,
+        axes=tuple(array or ()),
+        sweep=sweep,
+    )
+    prepared = prepare(options)
+    if dry_run:
+        print_warnings(prepared.warnings)
+        typer.echo(prepared.script, nl=False)
+        return
+    findings = check_prepared(prepared)
+    print_warnings(findings.warnings)
+    if findings.problems:
+        print_problems(findings.problems)
+        raise typer.Exit(EXIT_USER)
+    if check:
+        _print_findings(findings, prepared.job, as_json=as_json)
+        return
+    submission = submit(prepared, command=command_of(options))
+    _print_submission(submission, prepared.job, findings, as_json=as_json)
+
+
+def _print_findings(findings: Findings, job: SlurmJob, *, as_json: bool) -> None:
+    if as_json:
+        rows = {"job": job.name, "passed": findings.passed, "warnings": findings.warnings}
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    for passed in findings.passed:
+        typer.echo(f"ok: {passed}")
+    typer.echo("Nothing was submitted.")
+
+
+def _print_submission(
+    submission: Submission, job: SlurmJob, findings: Findings, *, as_json: bool
+) -> None:
+    output = job.output.replace("%%", "\0").replace("%j", submission.job)
+    output = output.replace("%A", submission.job).replace("%a", "*").replace("\0", "%")
+    places = {"script": str(Path(submission.folder) / "job.sh"), "output": output}
+    if not job.members and job.kind == "train":
+        places["logs"] = str(job.run_folder / "logs")
+    commands = _next_commands(submission, job)
+    if as_json:
+        row = {
+            "job": submission.job,
+            "jobs": list(submission.jobs),
+            "name": job.name,
+            "submission": submission.submission,
+            "run": str(job.run_folder),
+            **places,
+            "warnings": findings.warnings,
+            "next": commands,
+        }
+        typer.echo(json.dumps(row, indent=1, ensure_ascii=False))
+        return
+    chain = f" and {len(submission.jobs) - 1} more of its chain" if len(submission.jobs) > 1 else ""
+    typer.echo(f"submitted job {submission.job}{chain}: {job.name}")
+    for name, place in places.items():
+        typer.echo(f"  {name:<8}{place}")
+    for number, command in enumerate(commands):
+        typer.echo(f"  {'' if number else 'next':<8}{command}")
+
+
+def _next_commands(submission: Submission, job: SlurmJob) -> list[str]:
+    """What a person wants to type now."""
+    from launcher.checks import cancel_command
+
+    cancel = cancel_command(job, *submission.jobs)
+    run = shlex.quote(str(job.run_folder))
+    if job.members:
+        parent = shlex.quote(str(job.run_folder.parent))
+        return [f"lmscale runs list {parent} --sweep {shlex.quote(job.run_folder.name)}", cancel]
+    if job.kind == "train":
+        return [f"lmscale runs status {run}", f"lmscale runs logs {run} -f", cancel]
+    return [f"squeue --jobs={','.join(submission.jobs)}", cancel]

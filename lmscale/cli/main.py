@@ -17,7 +17,8 @@ from lmscale.cli.evaluate import evaluate
 from lmscale.cli.generate import generate
 from lmscale.cli.problems import print_problems
 from lmscale.cli.train import train
-from lmscale.errors import EXIT_FINISHED, LmscaleError
+from lmscale.errors import EXIT_BUG, EXIT_FINISHED, LmscaleError
+from lmscale.runtime.exits import record_exit
 
 COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "corpus": corpus.app,
@@ -79,10 +80,20 @@ for _name, _command in COMMANDS.items():
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code.
+    """Run one command and return its exit code, told to the batch script too if there is one.
 
     An ``LmscaleError`` is told without a traceback; any other exception passes through, as a bug.
     """
+    try:
+        code = _run(arguments)
+    except BaseException:
+        record_exit(EXIT_BUG)
+        raise
+    record_exit(code)
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         app(args=arguments, prog_name="lmscale")
     except LmscaleError as error:

@@ -13,3 +13,10 @@ def print_problems(problems: Sequence[str]) -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for problem in problems:
         console.print(Text("error: ", style="bold red") + Text(problem, style="default"))
+
+
+def print_warnings(warnings: Sequence[str]) -> None:
+    """The same for what does not stand in the way."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for warning in warnings:
+        console.print(Text("warning: ", style="bold yellow") + Text(warning, style="default"))

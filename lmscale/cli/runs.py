@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,14 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmscale.cli.options import JsonOption, RunArgument
-from lmscale.errors import EXIT_USER, DataError, LmscaleError
+from lmscale.cli.runs_cancel import cancel
+from lmscale.cli.runs_logs import logs
+from lmscale.errors import EXIT_USER, LmscaleError
 
 if TYPE_CHECKING:
-    from lmscale.runtime.run_folder import RunStatus
+    from lmscale.cli.runs_look import RunLook
+    from lmscale.runtime.forecast import Forecast
+    from lmscale.runtime.jsonl import Row
     from lmscale.stream.audit import AuditReport
 
-app = typer.Typer(help="See, follow and audit runs.", no_args_is_help=True)
-POLL_SECONDS = 0.5
+app = typer.Typer(help="See, follow, cancel and audit runs.", no_args_is_help=True)
 MAX_SHOWN = 10
 
 
@@ -27,92 +29,129 @@ def list_(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Holds run folders.")] = Path(
         "runs"
     ),
+    sweep: Annotated[
+        str | None,
+        typer.Option("--sweep", metavar="NAME", help="The results of a sweep, by their loss."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the runs of a folder: step, tokens, loss, speed, goodput, restarts.
+    """List the runs of a folder: state, step, tokens, loss, speed, goodput, restarts.
 
-    A folder that cannot be read says why in its row.
+    The state is Slurm's word where a run has jobs and Slurm answers, else what its folder shows. A
+    folder that cannot be read says why in its row.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    from lmscale.cli.runs_look import look_at
+    from lmscale.cli.runs_view import NUMBERS, print_note, print_table, render_row, to_json
     from lmscale.runtime.run_folder import find_runs
+    from lmscale.runtime.sweep_folder import find_sweeps
 
-    found = {path: _read_status(path) for path in find_runs(folder)}
-    if as_json:
-        rows = [
-            _to_json(run)
-            if not isinstance(run, LmscaleError)
-            else {"run": path.name, "folder": str(path), "problems": list(run.problems)}
-            for path, run in found.items()
-        ]
-        typer.echo(json.dumps(rows, indent=1))
+    if sweep is not None:
+        _list_sweep(folder, sweep, as_json=as_json)
         return
-    if not found:
+    looks = look_at(find_runs(folder))
+    print_note(looks.note)
+    if as_json:
+        typer.echo(json.dumps([to_json(*item) for item in looks.runs.items()], indent=1))
+        return
+    sweeps = find_sweeps(folder)
+    if not looks.runs and not sweeps:
         typer.echo(f"{folder} holds no runs.")
         return
-    table = Table("run", "state", *_NUMBERS, box=None, pad_edge=False)
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for path, run in found.items():
-        if isinstance(run, LmscaleError):
-            cells = [path.name, _render_problems(run, path), *["-"] * len(_NUMBERS)]
-        else:
-            cells = [path.name, run.state, *_render_numbers(run).values()]
-        table.add_row(*(Text(cell) for cell in cells))
-    # A pipe has no width to fit; nothing may be cut or wrapped there.
-    console = Console() if Console().is_terminal else Console(width=1000)
-    console.print(table)
+    if looks.runs:
+        print_table(
+            ("run", "state", *NUMBERS),
+            (render_row(path, look) for path, look in looks.runs.items()),
+            num_texts=2,
+        )
+    for found in sweeps:
+        count = f"{len(found.members)} runs over {', '.join(found.keys)}"
+        typer.echo(f"{found.name}: a sweep of {count}; `lmscale runs list --sweep {found.name}`")
 
 
-def _read_status(folder: Path) -> RunStatus | LmscaleError:
-    """One run of another version, or a damaged one, must not hide the others."""
-    from lmscale.runtime.run_folder import read_status
+def _list_sweep(folder: Path, name: str, *, as_json: bool) -> None:
+    from lmscale.cli.runs_look import look_at
+    from lmscale.cli.runs_view import loss_of, print_note, print_sweep, to_json
+    from lmscale.runtime.sweep_folder import find_sweep
 
-    try:
-        return read_status(folder)
-    except LmscaleError as error:
-        return error
-
-
-def _render_problems(error: LmscaleError, folder: Path) -> str:
-    """The first problem, its files named from the run's folder on, and how many more there are."""
-    first = error.problems[0].replace(f"{folder}/", "")
-    others = len(error.problems) - 1
-    return f"{first} (and {others} more)" if others else first
+    sweep = find_sweep(folder, name)
+    looks = look_at([member.folder for member in sweep.members])
+    print_note(looks.note)
+    members = sorted(sweep.members, key=lambda member: loss_of(looks.runs[member.folder]))
+    if as_json:
+        rows = [
+            {**to_json(m.folder, looks.runs[m.folder]), "index": m.index, "values": dict(m.values)}
+            for m in members
+        ]
+        content = {"sweep": name, "keys": list(sweep.keys), "job": sweep.job, "runs": rows}
+        typer.echo(json.dumps(content, indent=1))
+        return
+    print_sweep(sweep.keys, [(member, looks.runs[member.folder]) for member in members])
 
 
 @app.command()
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Show how a run goes: its state, latest figures, attempts and checkpoints."""
-    from lmscale.runtime.run_folder import read_status
+    """Show how a run goes: state, figures, estimated end, and what became of every start."""
+    from launcher.history import excluded_nodes
+    from lmscale.cli.runs_look import history_of, look_at, other_jobs
+    from lmscale.cli.runs_view import forecast_json, render_status, to_json
+    from lmscale.runtime.heartbeat import read_heartbeats
 
-    found = read_status(run)
-    typer.echo(json.dumps(_to_json(found), indent=1) if as_json else render_status(found))
+    looks = look_at([run], with_past=True)
+    look = looks.runs[run]
+    if isinstance(look, LmscaleError):
+        raise look
+    history = history_of(look, looks.answer)
+    forecast = _forecast(look)
+    watch = _last_watch(run)
+    others = other_jobs(look, looks.answer)
+    beats = read_heartbeats(run) if look.state.name in ("hung", "silent") else []
+    if not as_json:
+        text = render_status(
+            look,
+            history=history,
+            others=others,
+            forecast=forecast,
+            watch=watch,
+            beats=beats,
+            note=looks.note,
+        )
+        typer.echo(text)
+        return
+    content: dict[str, Any] = {
+        **to_json(run, look),
+        "slurm_note": looks.note,
+        "forecast": forecast_json(forecast),
+        "history": [asdict(stretch) for stretch in history],
+        "other_jobs": others,
+        "excluded_nodes": excluded_nodes(look.status.events),
+        "watch": watch,
+        "heartbeats": [asdict(beat) for beat in beats],
+        "submissions": list(look.status.submissions),
+    }
+    typer.echo(json.dumps(content, indent=1))
 
 
-@app.command()
-def logs(
-    run: RunArgument,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows.")] = False,
-    rank: Annotated[int, typer.Option("--rank", min=0, help="Whose log.")] = 0,
-) -> None:
-    """Print a rank's log; a rank's raw output beside it is logs/rank-00001.out."""
-    from lmscale.runtime.logs import log_path
+def _forecast(look: RunLook) -> Forecast | None:
+    from lmscale.runtime.forecast import forecast
 
-    path = log_path(run, rank)
-    if not path.is_file():
-        known = sorted(path.parent.glob("rank-*.log"))
-        names = f"There: {', '.join(p.name for p in known)}." if known else "It holds no logs yet."
-        raise DataError(f"{path}: there is no such log. {names}")
-    with open(path, encoding="utf-8", errors="replace") as file:
-        while True:
-            for line in file:
-                typer.echo(line, nl=False)
-            if not follow:
-                return
-            time.sleep(POLL_SECONDS)
+    status = look.status
+    return forecast(
+        status.metrics,
+        starts=[row["time"] for row in status.starts],
+        step=status.step,
+        steps=status.config.train.steps,
+        goodput=status.goodput.fraction,
+    )
+
+
+def _last_watch(run: Path) -> Row | None:
+    from lmscale.cli.runs_look import WATCH_FILE
+    from lmscale.runtime.jsonl import last_row
+
+    return last_row(run / WATCH_FILE)
+
+
+app.command()(logs)
 
 
 @app.command()
@@ -154,62 +193,4 @@ def render_audit(run: Path, report: AuditReport) -> str:
     return "\n".join(lines)
 
 
-_NUMBERS = ("step", "tokens", "loss", "tokens/s", "goodput", "restarts")
-
-
-def _render_numbers(status: RunStatus) -> dict[str, str]:
-    """The cells of a run under the headings of ``_NUMBERS``; ``-`` where nothing is known yet."""
-    figures = status.figures
-    cells = (
-        f"{status.step:,}/{status.config.train.steps:,}",
-        _render_number(figures.get("train/tokens"), ",.0f"),
-        _render_number(figures.get("train/loss"), ".4f"),
-        _render_number(figures.get("speed/tokens_per_second"), ",.0f"),
-        f"{status.goodput.fraction:.1%}" if status.attempts else "-",
-        str(status.goodput.restarts),
-    )
-    return dict(zip(_NUMBERS, cells, strict=True))
-
-
-def _render_number(value: Any, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def render_status(status: RunStatus) -> str:
-    """A run's state as lines of text."""
-    gone = status.goodput
-    lines = [f"{'run':16} {status.folder}", f"{'state':16} {status.state}"]
-    lines += [f"{name:16} {cell}" for name, cell in _render_numbers(status).items()]
-    lines.append(
-        f"{'time':16} {gone.wall_seconds:,.0f} s in all, {gone.productive_seconds:,.0f} s in steps "
-        f"that count, {gone.redone_seconds:,.0f} s in steps done again"
-    )
-    for row in status.attempts:
-        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["time"]))
-        plural = "s" if row["world_size"] > 1 else ""
-        name = f"attempt {row['attempt']}"
-        lines.append(
-            f"{name:16} {began} on {row['host']}, {row['world_size']} rank{plural}, "
-            f"ZeRO {row['zero_stage']}, from step {row['first_step']:,}"
-        )
-    lines.append(f"{'checkpoints':16} {', '.join(status.checkpoints) or 'none yet'}")
-    lines += [
-        f"{name:32} {_render_number(value, '.6g')}"
-        for name, value in status.figures.items()
-        if "/" in name  # the rest are the row's own step and time
-    ]
-    return "\n".join(lines)
-
-
-def _to_json(status: RunStatus) -> dict[str, Any]:
-    return {
-        "run": status.config.run.name,
-        "folder": str(status.folder),
-        "state": status.state,
-        "step": status.step,
-        "steps": status.config.train.steps,
-        "figures": status.figures,
-        "goodput": {**asdict(status.goodput), "fraction": status.goodput.fraction},
-        "attempts": list(status.attempts),
-        "checkpoints": list(status.checkpoints),
-    }
+app.command()(cancel)

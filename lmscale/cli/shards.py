@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmscale.cli.data_tasks import (
+    TaskOption,
+    TasksOption,
+    echo_progress,
+    echo_task,
+    task_as_data,
+)
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
 
 if TYPE_CHECKING:
@@ -31,25 +38,54 @@ def build(
     force: Annotated[
         bool, typer.Option("--force", help="Build again what is there, from any settings.")
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Worker processes; 0 means one per core. Default: shards.processes."),
+    ] = None,
+    task: TaskOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Tokenise the corpus of CONFIG into shards; goes on where a killed build was.
 
     With stream.packing best_fit it also counts the windows, which training would have to do first.
+
+    With --task the tasks of an array share the work, on nodes that see the same folders. Together
+    they make what one command makes. With --force they replace only what was built otherwise.
     """
     from lmscale.config import load_config
-    from lmscale.shards import build_shards
+    from lmscale.runtime.array_tasks import parse_task
+    from lmscale.shards import build_shards, build_shards_task
 
+    member = parse_task(task) if task is not None else None
     settings = load_config(config, set_ or ())
-    datasets = build_shards(settings, force=force)
+    told = None
+    if member is None:
+        datasets = to_count = build_shards(settings, processes=processes, force=force)
+    else:
+        summary = build_shards_task(settings, member, processes=processes, force=force)
+        datasets = summary.datasets
+        to_count = tuple(dataset for dataset in datasets if dataset.is_new)
+        told = task_as_data(member, summary)
+        if not json_:
+            echo_task(member, "slices", summary)
     if settings.stream.packing == "best_fit":
-        _count_windows([d.folder for d in datasets if d.manifest.tokens], settings.stream)
+        _count_windows([d.folder for d in to_count if d.manifest.tokens], settings.stream)
     if json_:
-        typer.echo(_render_json({str(d.folder): d.manifest for d in datasets}))
+        typer.echo(_render_json({str(d.folder): d.manifest for d in datasets}, told))
         return
     for dataset in datasets:
         state = "built" if dataset.is_new else "already built"
         typer.echo(f"{dataset.folder}: {state}\n{_render(dataset.manifest)}")
+
+
+@app.command()
+def status(
+    config: ConfigArgument, tasks: TasksOption, set_: SetOption = None, json_: JsonOption = False
+) -> None:
+    """Print which tasks of an array of N are missing from the shards of CONFIG."""
+    from lmscale.config import load_config
+
+    echo_progress(load_config(config, set_ or ()), "shards", tasks, as_json=json_)
 
 
 def _count_windows(folders: list[Path], stream: StreamConfig) -> None:
@@ -116,7 +152,8 @@ def _render(manifest: Manifest) -> str:
     )
 
 
-def _render_json(manifests: dict[str, Manifest]) -> str:
+def _render_json(manifests: dict[str, Manifest], task: dict[str, Any] | None = None) -> str:
     from lmscale.shards.manifest import render_manifest
 
-    return json.dumps({path: render_manifest(m) for path, m in manifests.items()}, indent=1)
+    datasets = {path: render_manifest(m) for path, m in manifests.items()}
+    return json.dumps(datasets if task is None else {**task, "finished": datasets}, indent=1)

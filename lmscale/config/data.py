@@ -51,6 +51,10 @@ class CorpusConfig(Section):
     """Part of the documents kept for evaluation, chosen by a hash of the text, so a document stays
     where it is.
     """
+    part_bytes: PositiveInt = 64 * 2**20
+    """Raw files are cleaned in runs of about this size, each by one process; one file is never
+    divided. The documents do not depend on it.
+    """
 
     @model_validator(mode="after")
     def _named_sources(self) -> CorpusConfig:

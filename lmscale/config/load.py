@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,10 +16,12 @@ from pydantic import BaseModel, ValidationError
 from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError
 
+Tree = TypeVar("Tree", bound=BaseModel)
+
 _MERGE_TAG = "tag:yaml.org,2002:merge"  # <<: *anchor
 
 
-class _Loader(yaml.SafeLoader):
+class ConfigLoader(yaml.SafeLoader):
     """YAML 1.1's SafeLoader, but 3e-4 is a number and a repeated key is an error."""
 
     def get_single_node(self) -> yaml.Node | None:
@@ -61,7 +63,7 @@ def _repeated_in(mapping: yaml.MappingNode) -> str | None:
 
 
 # YAML 1.1 reads "3e-4" as text, because it wants a dot; 1.2 and everybody's habit read a number.
-_Loader.add_implicit_resolver(
+ConfigLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
     list("-+0123456789"),
@@ -82,24 +84,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def parse_config(text: str, overrides: Sequence[str] = (), *, name: str = "config") -> RunConfig:
     """The same from a string; ``name`` stands in the messages."""
-    tree = _parse_yaml(text, name)
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{name}: expected a mapping of sections, found {type(tree).__name__}.")
-    problems: list[str] = []
-    for override in overrides:
-        problem = _apply_override(tree, override)
-        if problem:
-            problems.append(problem)
+    tree = parse_yaml(text, name)
+    problems = [problem for override in overrides if (problem := _apply_override(tree, override))]
     try:
-        config = RunConfig.model_validate(tree)
-    except ValidationError as error:
-        problems += [_describe(problem, name) for problem in error.errors()]
-        raise ConfigError(problems) from None
+        config = validate_tree(RunConfig, tree, name=name)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def validate_tree(model: type[Tree], tree: Mapping[str, Any], *, name: str) -> Tree:
+    """``tree`` as a frozen value; every problem at once, with its path. ``name``: whose it is."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        described = (_describe(problem, name, model) for problem in error.errors())
+        raise ConfigError([line for text in described for line in text.splitlines()]) from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -109,9 +111,21 @@ def dump_config(config: RunConfig) -> str:
     )
 
 
-def _parse_yaml(text: str, name: str) -> Any:
+def parse_yaml(
+    text: str, name: str, loader_class: type[ConfigLoader] = ConfigLoader
+) -> dict[str, Any]:
+    """The mapping that a YAML text holds; an empty text is an empty one."""
+    tree = _parse_value(text, name, loader_class)
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name}: expected a mapping of sections, found {type(tree).__name__}.")
+    return tree
+
+
+def _parse_value(text: str, name: str, loader_class: type[ConfigLoader] = ConfigLoader) -> Any:
     try:
-        loader = _Loader(text)
+        loader = loader_class(text)
         loader.name = name
         return loader.get_single_data()
     except yaml.YAMLError as error:
@@ -131,16 +145,16 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
             return (
                 f"--set {override}: {'.'.join(keys[: depth + 1])} is a single value, not a section."
             )
-    tree[keys[-1]] = _parse_yaml(value, f"--set {override}")
+    tree[keys[-1]] = _parse_value(value, f"--set {override}")
     return None
 
 
-def _describe(problem: Mapping[str, Any], name: str) -> str:
+def _describe(problem: Mapping[str, Any], name: str, model: type[BaseModel]) -> str:
     location = problem["loc"]
     path = ".".join(str(part) for part in location)
     kind = problem["type"]
     if kind == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(location[:-1], model)
         near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
         return f"{name}: {path}: unknown key. {hint}"
@@ -148,15 +162,16 @@ def _describe(problem: Mapping[str, Any], name: str) -> str:
         return f"{name}: {path}: is required and missing."
     message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return f"{name}: {path + ': ' if path else ''}{message}."
+        where = f"{name}: {path + ': ' if path else ''}"
+        return "\n".join(f"{where}{line}." for line in message.splitlines())
     found = problem["input"]
     shown = f"{found!r}" if isinstance(found, (str, int, float, bool)) else type(found).__name__
     return f"{name}: {path}: {message[:1].lower()}{message[1:]}; found {shown}."
 
 
-def _known_keys(location: Sequence[str | int]) -> list[str]:
+def _known_keys(location: Sequence[str | int], model: type[BaseModel]) -> list[str]:
     """The keys of the section at ``location``."""
-    annotation: Any = RunConfig
+    annotation: Any = model
     for part in location:
         section = _section_in(annotation)
         if section is not None and part in section.model_fields:

@@ -9,8 +9,8 @@ from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError, LmscaleError
 
 CONFIG_FILE = "config.yaml"
-# What a launcher may have put there before the first rank came.
-_HARMLESS = {"logs", "stop", "slurm"}
+# What a launcher, or a start that did not come far, may have put there.
+_HARMLESS = {"logs", "stop", "slurm", "lease.json", "heartbeats", "watch.jsonl"}
 
 
 def check_folder(folder: Path, config: RunConfig) -> None:

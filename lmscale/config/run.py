@@ -15,7 +15,13 @@ from lmscale.config.data import (
     TokenizerConfig,
 )
 from lmscale.config.model import ModelConfig, ObjectiveConfig
-from lmscale.config.training import CheckpointConfig, EngineConfig, EvaluationConfig, TrainConfig
+from lmscale.config.training import (
+    CheckpointConfig,
+    EngineConfig,
+    EvaluationConfig,
+    TrainConfig,
+    WatchConfig,
+)
 
 VOCAB_MULTIPLE = 128  # rows of the embedding: tensor cores and vocabulary splits want whole tiles
 
@@ -54,6 +60,7 @@ class RunConfig(Section):
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     train: TrainConfig = TrainConfig()
+    watch: WatchConfig = WatchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Sections that say how it is trained, saved and judged: engine, checkpoint, train, evaluation."""
+"""Sections that say how it is trained, saved, watched and judged."""
 
 from __future__ import annotations
 
@@ -131,6 +131,53 @@ class TrainConfig(Section):
     """Steps in a row with a non-finite loss or gradient norm after which the run stops with exit
     code 76.
     """
+
+
+class WatchConfig(Section):
+    """Signs of life of every rank, and what happens when they stop. 0 switches a thing off."""
+
+    heartbeat_seconds: float = Field(default=5.0, ge=0)
+    """How often a rank writes where it is. Beyond 250 ranks less often, so that no more than 50
+    files a second are written. 0: no heartbeats, and nobody watches.
+    """
+    report_seconds: float = Field(default=60.0, ge=0)
+    """When no rank has moved for so long, the log names the one that holds the others up, and all
+    ranks dump their stacks.
+    """
+    limit_seconds: float = Field(default=600.0, ge=0)
+    """When no rank has moved for so long, all of them end with exit code 1."""
+    start_limit_seconds: float = Field(default=3600.0, ge=0)
+    """The same until the first step is done: loading and compiling may take long. The report is
+    later in proportion. 0: a start is not watched.
+    """
+    straggler_ratio: float = Field(default=1.5, ge=0)
+    """A rank whose own work of a step (forward passes, wait for data) takes so many times that of
+    the median rank is named.
+    """
+    straggler_steps: PositiveInt = 20
+    """Steps whose median counts for that."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> WatchConfig:
+        problems = []
+        if 0 < self.limit_seconds < self.report_seconds:
+            problems.append(
+                f"limit_seconds = {self.limit_seconds:g} is below report_seconds = "
+                f"{self.report_seconds:g}: the run would end before it is said why"
+            )
+        if 0 < self.report_seconds < 3 * self.heartbeat_seconds:
+            problems.append(
+                f"report_seconds = {self.report_seconds:g} is below 3 × heartbeat_seconds = "
+                f"{3 * self.heartbeat_seconds:g}: a late heartbeat would look like a hang"
+            )
+        if 0 < self.straggler_ratio <= 1:
+            problems.append(
+                f"straggler_ratio = {self.straggler_ratio:g} would name ranks that are as fast as "
+                "the others; give more than 1, or 0 to name none"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 class EvaluationConfig(Section):

@@ -1,36 +1,40 @@
-"""Build the corpus: read each source, clean, drop, split, write, and swap the result in."""
+"""Build the corpus: clean each part of each source, take duplicates out, swap the result in.
+
+One process does it all, or the tasks of an array share it: the documents, their order and their
+files are the same. ``lmscale.runtime.array_tasks`` says how tasks know of each other.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections import Counter
-from collections.abc import Iterator
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lmscale.config.data import CorpusConfig
-from lmscale.corpus.clean import digest_of, is_heldout, normalize, split_text, strip_html
-from lmscale.corpus.documents import (
-    FILE_BYTES,
-    FORMAT_VERSION,
-    SPLITS,
-    CorpusManifest,
-    Document,
-    DocumentWriter,
-    load_corpus_manifest,
-    render_manifest,
-)
-from lmscale.corpus.inputs import RawFile, find_inputs
-from lmscale.corpus.readers import BadRecords, RawDocument, read_source
+from lmscale.corpus.documents import CorpusManifest, load_corpus_manifest
+from lmscale.corpus.finish import finish_source, is_assembled
+from lmscale.corpus.inputs import find_inputs
+from lmscale.corpus.parts import PartTask, clean_part, load_part
+from lmscale.corpus.plan import SourcePlan, made_by, plan_source
 from lmscale.errors import ConfigError, DataError
-from lmscale.runtime.atomic import have_sizes, replace_folder, write_json, writing
+from lmscale.runtime.array_tasks import (
+    ALONE,
+    ArrayTask,
+    Conclusion,
+    Progress,
+    conclude,
+    discard_empty,
+    raise_unfinished,
+    read_progress,
+    tidy,
+)
+from lmscale.runtime.atomic import have_sizes, writing
 from lmscale.runtime.processes import locked, run_tasks
 from lmscale.runtime.progress import progress
-
-REASONS = ("broken", "empty", "short", "overlong", "duplicate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,63 +51,95 @@ class CorpusSummary:
 
     folder: Path
     sources: dict[str, SourceSummary]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One source to build; crosses to a worker process."""
-
-    name: str
-    config: CorpusConfig
-    files: tuple[RawFile, ...]
-    key: str
+    unfinished: dict[str, Conclusion]
+    """Sources that wait for other tasks."""
+    units_done: int
+    """Parts that were cleaned now."""
+    units_found: int
+    """Parts of this task that were there."""
 
 
 def build_corpus(config: CorpusConfig, *, processes: int = 1, force: bool = False) -> CorpusSummary:
-    """Build every source that is not built yet, in parallel when there are several.
+    """Build every source that is not built yet; 0 processes means one per core.
 
     A source built before from the same settings and raw files is left as it is; one built from
     others is a ``DataError`` unless ``force`` rebuilds it. A source appears whole or not at all.
+    What a killed build has finished is used.
     """
+    plans = _plan(config)
+    found = _find_built(plans, force=force, again=force)
+    missing = [plan for plan in plans if plan.name not in found]
+    with ExitStack() as locks:
+        for plan in missing:
+            final = plan.build.final
+            with writing(f"the documents of source {plan.name}", final.parent):
+                final.parent.mkdir(parents=True, exist_ok=True)
+                what = f"the corpus of source {plan.name}"
+                locks.enter_context(locked(final.with_name(f".{final.name}.lock"), what))
+                if force:
+                    shutil.rmtree(plan.build.folder, ignore_errors=True)
+        try:
+            summary = _build(config, plans, found, ALONE, processes=processes, force=force)
+        except BaseException:
+            for plan in missing:
+                _discard_empty(plan)
+            raise
+    raise_unfinished(summary.unfinished.values())
+    return summary
+
+
+def build_corpus_task(
+    config: CorpusConfig, task: ArrayTask, *, processes: int = 1, force: bool = False
+) -> CorpusSummary:
+    """Do one task's share. The one that finds no other missing finishes the sources.
+
+    ``force`` replaces a source that was built from something else, and only that.
+    """
+    plans = _plan(config)
+    found = _find_built(plans, force=force, again=False)
+    return _build(config, plans, found, task, processes=processes, force=False)
+
+
+def corpus_progress(config: CorpusConfig, num_tasks: int) -> tuple[Progress, ...]:
+    """How far each source is when built by ``num_tasks`` tasks. Changes nothing."""
+    plans = _plan(config)
+    built = _find_built(plans, force=False, again=False, clean=False)
+    return tuple(read_progress(p.build, num_tasks, is_built=p.name in built) for p in plans)
+
+
+def _plan(config: CorpusConfig) -> list[SourcePlan]:
     if not config.sources:
         raise ConfigError("corpus.sources: names no source; give at least one with its inputs.")
-    folder = Path(config.folder)
     inputs = find_inputs(config.sources)
-    jobs, found, problems = [], {}, []
-    for name, files in inputs.items():
-        job = _Job(name=name, config=config, files=files, key=_key(config, name, files))
-        with writing("the corpus", folder):
-            old = None if force else _existing(job, problems)
-        if old is None:
-            jobs.append(job)
-        else:
-            found[name] = SourceSummary(manifest=old, is_new=False)
+    return [
+        plan_source(config, name, files, rank=rank)
+        for rank, (name, files) in enumerate(inputs.items())
+    ]
+
+
+def _find_built(
+    plans: Sequence[SourcePlan], *, force: bool, again: bool, clean: bool = True
+) -> dict[str, SourceSummary]:
+    """Sources that are finished. One made of something else is a problem unless ``force``.
+
+    ``again`` finds none, so that all are built again. ``clean`` removes what a kill left of them.
+    """
+    found, problems = {}, []
+    for plan in plans:
+        with writing("the corpus", plan.build.final.parent):
+            manifest = _existing(plan, problems, force=force)
+            if manifest is not None and not again:
+                found[plan.name] = SourceSummary(manifest=manifest, is_new=False)
+                if clean:
+                    _tidy(plan)
     if problems:
         raise DataError(problems)
-    total = sum(file.bytes for job in jobs for file in job.files)
-    if jobs:
-        with progress("corpus", total, "raw bytes") as advance:
-            for job, manifest in run_tasks(_build_source, jobs, processes=processes):
-                found[job.name] = SourceSummary(manifest=manifest, is_new=True)
-                advance(sum(file.bytes for file in job.files))
-    return CorpusSummary(folder=folder, sources={name: found[name] for name in config.sources})
+    return found
 
 
-def _made_by(config: CorpusConfig, name: str) -> dict[str, Any]:
-    """The settings that a source's documents depend on."""
-    rules = config.model_dump(mode="json", exclude={"folder", "sources"})
-    return {**rules, **config.sources[name].model_dump(mode="json")}
-
-
-def _key(config: CorpusConfig, name: str, files: tuple[RawFile, ...]) -> str:
-    listing = [[str(file.path), file.bytes, file.mtime_ns] for file in files]
-    content = json.dumps([FORMAT_VERSION, name, _made_by(config, name), listing], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _existing(job: _Job, problems: list[str]) -> CorpusManifest | None:
+def _existing(plan: SourcePlan, problems: list[str], *, force: bool) -> CorpusManifest | None:
     """The manifest of an earlier build of the same; one of something else is a problem."""
-    folder = Path(job.config.folder) / job.name
+    folder = plan.build.final
     if not folder.exists():
         return None
     try:
@@ -114,9 +150,11 @@ def _existing(job: _Job, problems: list[str]) -> CorpusManifest | None:
             "it away."
         )
         return None
-    if manifest.key == job.key:
+    if manifest.key == plan.build.key:
         return manifest if _is_whole(folder, manifest) else None
-    wanted = _made_by(job.config, job.name)
+    if force:
+        return None
+    wanted = made_by(plan.config, plan.name)
     changed = sorted(key for key in wanted if manifest.made_by.get(key) != wanted[key])
     what = (
         f"other settings ({', '.join(changed)})" if changed else "raw files that have changed since"
@@ -124,26 +162,7 @@ def _existing(job: _Job, problems: list[str]) -> CorpusManifest | None:
     problems.append(
         f"{folder} was built from {what}. Rebuild it with --force, or name another corpus.folder."
     )
-    return manifest
-
-
-def _build_source(job: _Job) -> CorpusManifest:
-    final = Path(job.config.folder) / job.name
-    work = final.with_name(f".{job.name}.building")
-    with writing(f"the documents of source {job.name}", final.parent):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with locked(final.with_name(f".{job.name}.lock"), f"the corpus of source {job.name}"):
-            shutil.rmtree(work, ignore_errors=True)  # what a killed build left
-            try:
-                manifest = _write_source(job, work)
-                write_json(work / "manifest.json", render_manifest(manifest))
-                if final.exists():
-                    load_corpus_manifest(final)  # only what lmscale wrote is replaced
-                replace_folder(work, final)
-            except BaseException:
-                shutil.rmtree(work, ignore_errors=True)
-                raise
-    return manifest
+    return None
 
 
 def _is_whole(folder: Path, manifest: CorpusManifest) -> bool:
@@ -153,95 +172,73 @@ def _is_whole(folder: Path, manifest: CorpusManifest) -> bool:
     )
 
 
-def _write_source(job: _Job, work: Path) -> CorpusManifest:
-    cleaner = _Cleaner(job)
-    writers: dict[str, DocumentWriter] = {}
-    try:
-        for split in SPLITS:
-            writers[split] = DocumentWriter(work / split, file_bytes=FILE_BYTES)
-        for split, document in cleaner.documents():
-            writers[split].write(document)
-        splits = {split: writer.close() for split, writer in writers.items()}
-    finally:
-        for writer in writers.values():
-            writer.abandon()
-    if not splits["train"]:
-        dropped = ", ".join(f"{count} {reason}" for reason, count in cleaner.dropped().items())
-        raise DataError(
-            f"corpus.sources.{job.name}: no document is left for training of "
-            f"{cleaner.read} read in {len(job.files)} files (dropped: {dropped or 'none'}; "
-            f"held out: {sum(file.documents for file in splits['heldout'])}). "
-            "Check the inputs, corpus.min_chars, corpus.max_chars and corpus.heldout_fraction."
-        )
-    return CorpusManifest(
-        source=job.name,
-        key=job.key,
-        made_by=_made_by(job.config, job.name),
-        documents_read=cleaner.read,
-        dropped=cleaner.dropped(),
-        cut=dict(cleaner.cut),
-        splits=splits,
+def _is_built(plan: SourcePlan) -> bool:
+    return _existing(plan, [], force=True) is not None
+
+
+def _tidy(plan: SourcePlan) -> None:
+    tidy(plan.build, [plan.folder / part.key for part in plan.parts])
+
+
+def _discard_empty(plan: SourcePlan) -> None:
+    """A build that failed before any part was finished leaves no trace."""
+    parts = plan.folder
+    if parts.is_dir() and any(not path.name.startswith(".") for path in parts.iterdir()):
+        return
+    shutil.rmtree(parts, ignore_errors=True)
+    discard_empty(plan.build.folder)
+
+
+def _build(
+    config: CorpusConfig,
+    plans: Sequence[SourcePlan],
+    found: dict[str, SourceSummary],
+    task: ArrayTask,
+    *,
+    processes: int,
+    force: bool,
+) -> CorpusSummary:
+    began = time.monotonic()
+    missing = [plan for plan in plans if plan.name not in found]
+    mine = [
+        PartTask(source=plan.name, config=config, part=plan.parts[unit], folder=plan.folder)
+        for plan in missing
+        if not is_assembled(plan)
+        for unit in plan.build.units_of(task)
+    ]
+    to_do = [job for job in mine if load_part(job.folder / job.part.key) is None]
+    if to_do:
+        with progress("corpus", sum(job.part.bytes for job in to_do), "raw bytes") as advance:
+            for job, _ in run_tasks(clean_part, to_do, processes=processes):
+                advance(job.part.bytes)
+    sources, unfinished = dict(found), {}
+    problems: list[str] = []  # one source's do not keep the others from being finished
+    for plan in missing:
+        try:
+            conclusion = conclude(
+                plan.build,
+                task,
+                report={"seconds": round(time.monotonic() - began, 3)},
+                is_built=(lambda: False) if force else partial(_is_built, plan),
+                finish=partial(finish_source, plan, processes=processes),
+            )
+        except DataError as error:
+            problems += error.problems
+            continue
+        if conclusion.state == "already":
+            _tidy(plan)
+        if conclusion.is_finished:
+            manifest = load_corpus_manifest(plan.build.final)
+            is_new = conclusion.state == "finished"
+            sources[plan.name] = SourceSummary(manifest=manifest, is_new=is_new)
+        else:
+            unfinished[plan.name] = conclusion
+    if problems:
+        raise DataError(problems)
+    return CorpusSummary(
+        folder=Path(config.folder),
+        sources={name: sources[name] for name in config.sources if name in sources},
+        unfinished=unfinished,
+        units_done=len(to_do),
+        units_found=len(mine) - len(to_do),
     )
-
-
-class _Cleaner:
-    """Applies the rules to a source's documents and counts what they did."""
-
-    def __init__(self, job: _Job) -> None:
-        self.read = 0
-        self.cut: Counter[str] = Counter()
-        self._dropped: Counter[str] = Counter()
-        self._job = job
-        self._seen: set[bytes] = set()
-        self._bad = BadRecords(source=job.name, limit=job.config.sources[job.name].max_bad_records)
-
-    def dropped(self) -> dict[str, int]:
-        counts = {**self._dropped, "broken": self._bad.count}
-        return {reason: counts[reason] for reason in REASONS if counts.get(reason)}
-
-    def documents(self) -> Iterator[tuple[str, Document]]:
-        """Pairs of split and document, in the order of the raw files."""
-        source = self._job.config.sources[self._job.name]
-        for raw in read_source(self._job.name, source, self._job.files, self._bad):
-            self.read += 1
-            yield from self._clean(raw)
-        self.read += self._bad.count
-
-    def _clean(self, raw: RawDocument) -> Iterator[tuple[str, Document]]:
-        config = self._job.config
-        text = strip_html(raw.text) if config.strip_html else raw.text
-        text = normalize(text, config.normalization)
-        reason = self._reason_to_drop(text)
-        if reason is None:
-            digest = digest_of(text)
-            if config.drop_exact_duplicates:
-                if digest in self._seen:
-                    reason = "duplicate"
-                self._seen.add(digest)
-        if reason is not None:
-            self._dropped[reason] += 1
-            return
-        # The whole text decides, so the pieces of a split document stay on one side.
-        split = "heldout" if is_heldout(digest, config.heldout_fraction) else "train"
-        name = f"{raw.file.name}:{raw.record}"
-        pieces = self._pieces(text)
-        for number, piece in enumerate(pieces, start=1):
-            id_ = name if len(pieces) == 1 else f"{name}#{number}"
-            yield split, Document(text=piece, id=id_, source=self._job.name)
-
-    def _reason_to_drop(self, text: str) -> str | None:
-        config = self._job.config
-        chars = len(text.strip())
-        if chars < config.min_chars:
-            return "short" if chars else "empty"
-        if len(text) > config.max_chars and config.on_overlong == "drop":
-            return "overlong"
-        return None
-
-    def _pieces(self, text: str) -> list[str]:
-        config = self._job.config
-        if len(text) <= config.max_chars:
-            return [text]
-        self.cut["split" if config.on_overlong == "split" else "truncated"] += 1
-        pieces = split_text(text, config.max_chars)
-        return pieces if config.on_overlong == "split" else pieces[:1]

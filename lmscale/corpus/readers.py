@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class RawDocument:
 
 
 class BadRecords:
-    """Collects broken records of one source and raises when there are too many."""
+    """Collects broken records of one source, or of a part of it; raises when there are too many."""
 
     def __init__(self, *, source: str, limit: int) -> None:
         self.count = 0
@@ -45,6 +45,15 @@ class BadRecords:
             self._named.append(problem)
         if self.count >= self._limit + HANDFUL:
             self.check(more=True)
+
+    def include(self, count: int, named: Sequence[str]) -> None:
+        """Those of a part; ``named`` are some of them, in words."""
+        self.count += count
+        self._named += named[: 4 * HANDFUL - len(self._named)]
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return tuple(self._named)
 
     def check(self, *, more: bool = False) -> None:
         """Raise ``DataError`` if the limit is passed. Called at the end of every file."""

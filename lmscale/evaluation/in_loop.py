@@ -13,6 +13,7 @@ from lmscale.evaluation.sets import open_evaluation_sets
 from lmscale.runtime.collectives import broadcast_object, failing_together
 from lmscale.runtime.jsonl import read_rows
 from lmscale.runtime.trackers import METRICS_FILE, Trackers, open_trackers
+from lmscale.runtime.votes import StopPoll
 from lmscale.stream.dataset import Dataset
 from lmscale.train.assemble import Run
 from lmscale.train.loop import StepReport
@@ -23,13 +24,18 @@ SAMPLED = "evaluation"  # of at most max_windows windows: one curve, alike from 
 WHOLE = "final"  # of all windows, after the last step
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Evaluator:
-    """Scores the held-out sets of a run. All ranks call it together."""
+    """Scores the held-out sets of a run. All ranks call it together.
+
+    Raises ``StoppedError`` on all of them when one is asked to stop: there is no score then.
+    """
 
     run: Run
     datasets: dict[str, Dataset]
     trackers: Trackers | None  # rank 0's
+    poll: StopPoll
+    scored_step: int | None = None  # the last one
 
     def __call__(self, report: StepReport) -> None:
         config = self.run.config.evaluation
@@ -49,17 +55,23 @@ class Evaluator:
         plan = plan_evaluation(run.config, run.tokenizer.token_bytes(), max_windows=max_windows)
         scores = {
             set_name: evaluate_set(
-                run.engine.deepspeed, dataset, plan, ranks=run.ranks, device=run.device
+                run.engine.deepspeed,
+                dataset,
+                plan,
+                ranks=run.ranks,
+                device=run.device,
+                between_batches=self.poll,
             )
             for set_name, dataset in self.datasets.items()
         }
+        self.scored_step = step
         if self.trackers is not None:
             self.trackers.log(step, flatten_scores(name, scores))
         logger.info("held out at step %d (%s)\n%s", step, name, render_scores(scores))
 
 
 @contextmanager
-def open_evaluator(run: Run, trackers: Trackers | None) -> Iterator[Evaluator]:
+def open_evaluator(run: Run, trackers: Trackers | None, poll: StopPoll) -> Iterator[Evaluator]:
     """Open and check the held-out sets: one that is not there is an error before the first step."""
     with ExitStack() as stack:
         with failing_together():
@@ -68,10 +80,10 @@ def open_evaluator(run: Run, trackers: Trackers | None) -> Iterator[Evaluator]:
             )
         for dataset in datasets.values():
             stack.callback(dataset.close)
-        yield Evaluator(run=run, datasets=datasets, trackers=trackers)
+        yield Evaluator(run=run, datasets=datasets, trackers=trackers, poll=poll)
 
 
-def complete_evaluation(run: Run) -> None:
+def complete_evaluation(run: Run, poll: StopPoll) -> None:
     """Score a run that was killed between its last checkpoint and its last evaluation."""
     steps = run.config.train.steps
     is_first = run.ranks.is_first
@@ -79,9 +91,13 @@ def complete_evaluation(run: Run) -> None:
     if not is_owed or broadcast_object(is_first and _was_scored(run.folder)):
         return
     with ExitStack() as stack:
-        opened = open_trackers(run.folder, resumed_step=steps) if is_first else None
-        trackers = None if opened is None else stack.enter_context(opened)
-        evaluator = stack.enter_context(open_evaluator(run, trackers))
+        trackers = None
+        with failing_together():
+            if is_first:
+                run.lease.check()
+                opened = open_trackers(run.folder, resumed_step=steps)
+                trackers = stack.enter_context(opened)
+        evaluator = stack.enter_context(open_evaluator(run, trackers, poll))
         evaluator.score(steps, WHOLE, max_windows=None)
 
 

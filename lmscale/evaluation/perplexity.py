@@ -16,6 +16,7 @@ from lmscale.errors import DataError
 from lmscale.model.layout import mark_starts
 from lmscale.objective.causal import build_targets
 from lmscale.objective.cross_entropy import IGNORED
+from lmscale.runtime import heartbeat
 from lmscale.runtime.collectives import sum_float64
 from lmscale.runtime.ranks import Ranks
 
@@ -117,6 +118,7 @@ def evaluate_set(
     ranks: Ranks,
     device: torch.device,
     advance: Callable[[float], None] = lambda windows: None,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> SetScore:
     """Score a set; every rank calls this and every rank gets the whole set's score.
 
@@ -124,6 +126,7 @@ def evaluate_set(
     passes of the same shape, the last ones filled with windows without targets, because ZeRO-3
     gathers parameters in every pass. ``objective`` is a ``CausalObjective`` or the engine around
     it; its training mode is restored. ``advance`` hears how many windows were done, over all ranks.
+    ``between_batches`` is called equally often on all ranks, and may raise on all of them.
     """
     numbers = plan.window_numbers(dataset)
     num_windows = len(numbers)
@@ -137,15 +140,19 @@ def evaluate_set(
     num_left = num_windows
     was_training = objective.training
     objective.eval()
+    heartbeat.phase("evaluate")
     try:
         for arrays in _batches(dataset, numbers, plan.micro_windows, ranks):
+            heartbeat.tick()  # read: at ZeRO 3 the others wait for this rank in their forward pass
             tokens, starts, lengths = (torch.from_numpy(array).to(device) for array in arrays)
             nll = objective(tokens, starts, lengths).nll
             covered = _target_bytes(tokens, starts, lengths, plan.mask_documents, bytes_of_id)
             sums += torch.stack([nll.total.double(), nll.targets.double(), covered.double()])
             done = min(plan.micro_windows * ranks.world_size, num_left)
             num_left -= done
+            heartbeat.tick()
             advance(done)
+            between_batches()
     finally:
         objective.train(was_training)
     nll, targets, covered = sum_float64(sums.tolist())

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -41,7 +42,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     On any error the temporary file is removed and nothing at ``path`` has changed.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process's number: on another node a process of the same one may write the same file.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         fsync_file(temporary)
@@ -59,6 +61,23 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_json_once(path: str | Path, value: Any) -> Any:
+    """Write ``value`` unless the file is there, and return what the file holds: one writer wins."""
+    path = Path(path)
+    if not path.exists():
+        own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.once")
+        write_json(own, value)
+        try:
+            os.link(own, path)  # fails where the file is, which a rename would not
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links: the last writer wins
+            os.replace(own, path)
+        own.unlink(missing_ok=True)
+        fsync_folder(path.parent)
+    return json.loads(path.read_bytes())
 
 
 def fsync_file(path: str | Path) -> None:
@@ -83,7 +102,12 @@ def replace_folder(work: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         os.replace(final, old)
-    os.replace(work, final)
+    try:
+        os.replace(work, final)
+    except OSError:
+        if old.exists() and not final.exists():
+            os.replace(old, final)
+        raise
     fsync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from lmscale import errors
 from lmscale.errors import LmscaleError
+from lmscale.runtime.ranks import name_ranks
 
 _ERROR_CLASSES = {
     name: value
@@ -120,22 +121,10 @@ def combine_errors(gathered: Sequence[LmscaleError | None]) -> LmscaleError | No
     if first is None:
         return None
     problems = [
-        problem if len(ranks) == len(gathered) else f"{problem} ({_name_ranks(ranks)})"
+        problem if len(ranks) == len(gathered) else f"{problem} ({name_ranks(ranks)})"
         for problem, ranks in ranks_of.items()
     ]
     return type(first)(problems)
-
-
-def _name_ranks(ranks: Sequence[int]) -> str:
-    """``rank 3``, or ``ranks 0-3, 7``."""
-    runs: list[list[int]] = []
-    for rank in sorted(set(ranks)):
-        if runs and rank == runs[-1][-1] + 1:
-            runs[-1].append(rank)
-        else:
-            runs.append([rank])
-    names = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    return f"{'rank' if len(runs) == len(runs[0]) == 1 else 'ranks'} {', '.join(names)}"
 
 
 @contextmanager

@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import lmscale
+from lmscale.config.code_state import collect_code
 from lmscale.runtime.atomic import write_json, writing
 from lmscale.runtime.device import cpu_name
 from lmscale.runtime.processes import num_cores
 
-MAX_DIFF_CHARS = 1_000_000
 PACKAGES = (
     ("torch", "deepspeed", "numpy", "sentencepiece", "webdataset", "safetensors", "tensorboard")
     + ("pydantic", "typer", "rich", "fsspec", "xxhash", "triton", "s3fs", "gcsfs", "pyarrow")
@@ -53,36 +51,6 @@ def save_provenance(folder: str | Path) -> None:
     with writing("code.json and environment.json", folder):
         write_json(folder / "code.json", collect_code())
         write_json(folder / "environment.json", collect_environment())
-
-
-def collect_code(root: Path | None = None) -> dict[str, Any]:
-    """The package's version and, in a git checkout, its commit and what differs from it."""
-    root = Path(lmscale.__file__).parents[1] if root is None else root
-    code: dict[str, Any] = {"version": lmscale.__version__, "folder": str(root)}
-    tracked = _git(root, "ls-files", "--error-unmatch", "lmscale/__init__.py")
-    if tracked is None:  # also a package installed below somebody else's checkout
-        return {**code, "git": None, "note": "not a git checkout"}
-    difference = _git(root, "diff", "HEAD") or ""
-    return {
-        **code,
-        "git": {
-            "commit": (_git(root, "rev-parse", "HEAD") or "").strip() or None,
-            "branch": (_git(root, "rev-parse", "--abbrev-ref", "HEAD") or "").strip() or None,
-            "changed": (_git(root, "status", "--porcelain") or "").splitlines(),
-            "diff": difference[:MAX_DIFF_CHARS],
-            "diff_is_cut": len(difference) > MAX_DIFF_CHARS,
-        },
-    }
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints, or None when it is not installed or refuses."""
-    command = ["git", "-C", str(root), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
-    except (FileNotFoundError, NotADirectoryError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
 
 
 def collect_environment() -> dict[str, Any]:

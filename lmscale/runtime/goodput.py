@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmscale.runtime.jsonl import Row, append_row, mend_tail, read_rows
+from lmscale.errors import LeaseLostError
+from lmscale.runtime.jsonl import Row, read_rows, renew_rows
 
 ATTEMPTS_FILE = "attempts.jsonl"
 PROGRESS_SECONDS = 15.0  # a kill loses at most this much; a month of rows is 17 MB
@@ -89,14 +90,13 @@ class AttemptLog:
     def __init__(
         self, path: Path, start: Row, began_at: float | None, clock: Callable[[], float]
     ) -> None:
-        mend_tail(path)
-        self._path = path
+        self._rows = renew_rows(path)
         self._clock = clock
         earlier = read_rows(path)
         now = clock()
         began_at = now if began_at is None else began_at
         self._start = {"event": "start", "time": began_at, "attempt": _count(earlier) + 1, **start}
-        append_row(path, self._start)
+        self._rows.append(self._start)
         rows = [*earlier, self._start]
         self._earlier_productive = goodput(rows).productive_seconds
         self._began = next(row["time"] for row in rows if row["event"] == "start")
@@ -129,9 +129,12 @@ class AttemptLog:
             self.has_ended = True
             self._write("end", reason=reason)
 
+    def close(self) -> None:
+        self._rows.close()
+
     def _write(self, event: str, **more: str) -> None:
         row = {"event": event, "time": self._clock(), "attempt": self.number, "step": self._step}
-        append_row(self._path, {**row, "step_seconds": round(self._unwritten_seconds, 6), **more})
+        self._rows.append({**row, "step_seconds": round(self._unwritten_seconds, 6), **more})
         self._unwritten_seconds = 0.0
         self._last_written = row["time"]
 
@@ -154,7 +157,8 @@ def open_attempt(
 
     ``began_at`` is when its process began, on ``clock`` (default: now): setting up counts as time
     in which nothing was trained, in the first attempt as in every other.
-    The caller ends it with a reason; a block left by an exception ends with the exception's name.
+    The caller ends it with a reason; a block left by an exception ends with the exception's name,
+    unless the run is another copy's by then: that one's file gets no row from here.
     """
     start: Row = {
         "first_step": first_step,
@@ -165,7 +169,12 @@ def open_attempt(
     attempt = AttemptLog(Path(folder) / ATTEMPTS_FILE, start, began_at, clock)
     try:
         yield attempt
+    except LeaseLostError:
+        raise
     except BaseException as error:
         attempt.end(type(error).__name__)
         raise
-    attempt.end(FINISHED)
+    else:
+        attempt.end(FINISHED)
+    finally:
+        attempt.close()

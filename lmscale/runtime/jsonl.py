@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lmscale.errors import DataError
-from lmscale.runtime.atomic import atomic_path, fsync_folder, writing
+from lmscale.runtime.atomic import atomic_path, fsync_folder, write_bytes, writing
 
 Row = dict[str, Any]
 _TAIL_BYTES = 1 << 16
@@ -31,6 +31,50 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     content = "".join(_to_line(row) for row in rows).encode()
     with writing(Path(path).name, Path(path).parent), open(path, "ab", buffering=0) as file:
         _write_whole(file, content)
+
+
+class RowFile:
+    """Appends rows to the very file that it opened; made by ``renew_rows``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open(path, "ab", buffering=0)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """As ``append_row``: the row outlives this process and, once ``sync`` is called, the
+        machine.
+        """
+        with writing(self.path.name, self.path.parent):
+            _write_whole(self._file, _to_line(row).encode())
+            # Closing any descriptor of a file is what makes NFS send it off, for others to see.
+            os.close(os.dup(self._file.fileno()))
+
+    def sync(self) -> None:
+        """Raises ``DataError`` also where the file is not in its folder any more."""
+        with writing(self.path.name, self.path.parent):
+            os.fsync(self._file.fileno())
+            is_gone = os.fstat(self._file.fileno()).st_nlink == 0
+        if is_gone:
+            raise DataError(
+                f"{self.path} was removed or replaced while rows were appended to it; they are "
+                "lost. Leave the file to the run that writes it, and start the same command again."
+            )
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def renew_rows(path: str | Path, keep: Callable[[Row], bool] = lambda row: True) -> RowFile:
+    """Put a copy with the rows that ``keep`` wants in the file's place, and open it for more.
+
+    A process that has the file open since before, such as an older copy of the same run, goes on
+    writing to what is no longer there.
+    """
+    path = Path(path)
+    with writing(path.name, path.parent):
+        kept = [row for row in read_rows(path) if keep(row)]
+        write_bytes(path, "".join(map(_to_line, kept)).encode())
+        return RowFile(path)
 
 
 def _write_whole(file: BinaryIO, content: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +19,9 @@ PROCESS_GROUP_TIMEOUT = timedelta(minutes=10)
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+# gloo raises a bare RuntimeError.
+_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_PEER_GONE += ("Connection refused", "Socket closed", "Timed out waiting")
 _HOW_TO_START = "Start the ranks with `lmscale launch`, or with torchrun, which set it"
 
 
@@ -90,6 +93,30 @@ def ranks_from_environment(environ: Mapping[str, str] | None = None) -> Ranks:
         local_world_size=local_world_size,
         node_rank=node_rank,
     )
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """``rank 3``, or ``ranks 0-3, 7``."""
+    runs: list[list[int]] = []
+    for rank in sorted(set(ranks)):
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    names = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return f"{'rank' if len(runs) == len(runs[0]) == 1 else 'ranks'} {', '.join(names)}"
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether the error, or one that led to it, says that another rank is gone."""
+    import torch.distributed as dist
+
+    said: BaseException | None = error
+    while said is not None:
+        if isinstance(said, dist.DistError) or any(words in str(said) for words in _PEER_GONE):
+            return True
+        said = said.__cause__ or said.__context__
+    return False
 
 
 def _whole_number(environ: Mapping[str, str], name: str, problems: list[str]) -> int | None:
@@ -167,6 +194,9 @@ def _complete_environment(ranks: Ranks, device: torch.device) -> None:
     # DeepSpeed takes LOCAL_RANK for the device's number; they differ where each task sees one GPU.
     index = device.index if device.type == "cuda" else ranks.local_rank
     os.environ["LOCAL_RANK"] = str(index or 0)
+    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:  # its older name
+        # NCCL's last collectives, for whoever asks why one hangs; the default of newer torch.
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     if ranks.is_one_machine and "GLOO_SOCKET_IFNAME" not in os.environ:
         loopback = _loopback_interface()
         if loopback:  # otherwise gloo resolves the host's own name, which may be slow or wrong

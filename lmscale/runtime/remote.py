@@ -40,11 +40,6 @@ def local_path(location: str | Path) -> Path:
     return Path(str(location).removeprefix("file://")).expanduser()
 
 
-def absolute_location(location: str) -> str:
-    """The same place from wherever it is read; a URL stays as it is."""
-    return location if "://" in location else str(Path(location).expanduser().absolute())
-
-
 def join_location(folder: str | Path, name: str) -> str:
     """``name`` inside a folder or URL; a URL's query (a signature, say) stays at the end."""
     if protocol_of(folder) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,28 @@ from typing import Any
 from lmscale.config import RunConfig, load_config
 from lmscale.config.ownership import CONFIG_FILE
 from lmscale.errors import ConfigError
-from lmscale.runtime.goodput import ATTEMPTS_FILE, Goodput, goodput
+from lmscale.runtime.goodput import ATTEMPTS_FILE, FINISHED, Goodput, goodput
 from lmscale.runtime.jsonl import Row, last_row, read_rows, tail_rows
+from lmscale.runtime.sweep_folder import (
+    DATA_SLURM_FOLDER,
+    SLURM_FOLDER,
+    SUBMISSIONS_FILE,
+    SWEEP_FILE,
+    find_membership,
+    frozen_config,
+    member_submissions,
+    read_sweep,
+)
 from lmscale.runtime.trackers import METRICS_FILE
 
 LEDGER_FILE = "ledger.jsonl"
+EVENTS_FILE = "events.jsonl"
+_EVERY_EVENT = {"event", "time", "submission", "job", "restart"}
+_EVENT_KEYS = {
+    "start": _EVERY_EVENT | {"step", "nodes"},
+    "end": _EVERY_EVENT | {"step", "code", "reason", "action"},
+    "exclude": _EVERY_EVENT | {"nodes", "reason"},
+}
 RUNNING = "running"
 ALIVE_SECONDS = 120.0  # a step longer than this shows as silence
 
@@ -32,11 +50,48 @@ class RunStatus:
     """Steps done, by the ledger."""
     figures: Row
     """The latest value of every metric, by name."""
+    metrics: tuple[Row, ...]
+    """The last lines of metrics.jsonl."""
     goodput: Goodput
     attempts: tuple[Row, ...]
-    """The start rows."""
+    """All rows of attempts.jsonl."""
     checkpoints: tuple[str, ...]
     """Names of the committed ones, oldest first."""
+    submissions: tuple[Row, ...]
+    """To Slurm, oldest first."""
+    events: tuple[Row, ...]
+    """What the batch scripts wrote."""
+    last_sign: float | None
+    """When the run last wrote anything, as Unix time."""
+
+    @property
+    def starts(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.attempts if row["event"] == "start")
+
+    @property
+    def has_open_attempt(self) -> bool:
+        """Whether the last attempt has written no end."""
+        return bool(self.attempts) and self.attempts[-1]["event"] != "end"
+
+    @property
+    def end_reason(self) -> str | None:
+        """Why the last attempt ended; None when it did not, or there was none."""
+        has_ended = bool(self.attempts) and self.attempts[-1]["event"] == "end"
+        return str(self.attempts[-1]["reason"]) if has_ended else None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.end_reason == FINISHED and self.step >= self.config.train.steps
+
+    @property
+    def heldout(self) -> tuple[str, float] | None:
+        """The newest held-out loss and its name; of several sets the first by name."""
+        for kind in ("final", "evaluation"):
+            names = [n for n in self.figures if n.startswith(f"{kind}/") and n.endswith("/loss")]
+            values = [(n, self.figures[n]) for n in sorted(names) if self.figures[n] is not None]
+            if values:
+                return values[0]
+        return None
 
 
 def read_status(folder: str | Path) -> RunStatus:
@@ -46,24 +101,63 @@ def read_status(folder: str | Path) -> RunStatus:
     attempts = read_rows(folder / ATTEMPTS_FILE)
     ledger = last_row(folder / LEDGER_FILE)
     checkpoints = sorted(path.parent.name for path in folder.glob("checkpoints/*/manifest.json"))
-    state = _describe_state(folder, attempts)
+    last_sign = _last_sign(folder)
+    state = _describe_state(attempts, last_sign)
+    metrics = tail_rows(folder / METRICS_FILE)
     return RunStatus(
         folder=folder,
         config=config,
         state=state,
         step=ledger["step"] + 1 if ledger else 0,
-        figures=_latest_figures(folder / METRICS_FILE),
+        figures=_latest_figures(metrics),
+        metrics=tuple(metrics),
         # Of a run that is gone without a word, the time since then is not known to be lost.
         goodput=goodput(attempts, time.time() if state == RUNNING else None),
-        attempts=tuple(row for row in attempts if row["event"] == "start"),
+        attempts=tuple(attempts),
         checkpoints=tuple(checkpoints),
+        submissions=tuple(read_submissions(folder)),
+        events=tuple(read_events(folder)),
+        last_sign=last_sign,
     )
 
 
+def read_submissions(folder: str | Path) -> list[Row]:
+    """What was submitted to Slurm for this folder, oldest first; of a sweep's run its own task."""
+    folder = Path(folder)
+    rows = read_rows(folder / SLURM_FOLDER / SUBMISSIONS_FILE)
+    rows = rows or read_rows(folder / DATA_SLURM_FOLDER / SUBMISSIONS_FILE)
+    membership = find_membership(folder)
+    known = {row["submission"] for row in rows}
+    of_sweep = member_submissions(*membership) if membership else []
+    rows += [row for row in of_sweep if row["submission"] not in known]
+    return sorted(rows, key=lambda row: row["time"])
+
+
+def read_events(folder: Path) -> list[Row]:
+    """The rows that batch scripts wrote: two copies at once, on two nodes, may tear a line."""
+    try:
+        lines = (folder / SLURM_FOLDER / EVENTS_FILE).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.keys() >= _EVENT_KEYS.get(row.get("event", ""), {"?"}):
+            rows.append(row)
+    return rows
+
+
 def load_run_config(folder: str | Path) -> RunConfig:
-    """The configuration that ran. Raises ``ConfigError`` when ``folder`` is not a run's."""
-    path = Path(folder) / CONFIG_FILE
-    if not path.is_file():
+    """The configuration that ran, or of a run that waits for its first start, that will run.
+
+    Raises ``ConfigError`` when ``folder`` is not a run's.
+    """
+    own = Path(folder) / CONFIG_FILE
+    path = own if own.is_file() else frozen_config(Path(folder))
+    if path is None:
         raise ConfigError(
             f"{folder} is not a run's folder: it holds no {CONFIG_FILE}. "
             "`lmscale runs list` shows the runs of a folder."
@@ -72,27 +166,39 @@ def load_run_config(folder: str | Path) -> RunConfig:
 
 
 def find_runs(folder: str | Path) -> list[Path]:
-    """The run folders directly in ``folder``, by name. Raises ``ConfigError`` when it is none."""
+    """The run folders directly in ``folder``, by name; also those that only wait in a queue.
+
+    Raises ``ConfigError`` when it is no folder.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder. Name the one that holds the runs.")
-    return sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
+    started = {path.parent for path in folder.glob(f"*/{CONFIG_FILE}")}
+    submitted = {path.parents[2] for path in folder.glob(f"*/{SLURM_FOLDER}/*/{CONFIG_FILE}")}
+    sweeps = {path.parent for path in folder.glob(f"*/{SWEEP_FILE}")}
+    members = read_sweep(folder).members if (folder / SWEEP_FILE).is_file() else ()
+    return sorted((started | submitted) - sweeps | {member.folder for member in members})
 
 
-def _describe_state(folder: Path, attempts: list[Row]) -> str:
-    if not attempts:
+def _last_sign(folder: Path) -> float | None:
+    # Rank 0's heartbeat speaks for the run: its own thread writes it, also in a very long step.
+    names = (LEDGER_FILE, METRICS_FILE, ATTEMPTS_FILE, "heartbeats/rank-00000.json")
+    signs = [path.stat().st_mtime for path in map(folder.joinpath, names) if path.exists()]
+    return max(signs, default=None)
+
+
+def _describe_state(attempts: list[Row], last_sign: float | None) -> str:
+    if not attempts or last_sign is None:
         return "not started"
     if attempts[-1]["event"] == "end":
         return str(attempts[-1]["reason"])
-    names = (LEDGER_FILE, METRICS_FILE, ATTEMPTS_FILE)
-    signs = [path.stat().st_mtime for path in map(folder.joinpath, names) if path.exists()]
-    silence = time.time() - max(signs)
+    silence = time.time() - last_sign
     return RUNNING if silence < ALIVE_SECONDS else f"silent for {silence:,.0f} s"
 
 
-def _latest_figures(path: Path) -> Row:
+def _latest_figures(rows: list[Row]) -> Row:
     """Rows of steps and of evaluations hold different names: the last of each counts."""
     figures: dict[str, Any] = {}
-    for row in tail_rows(path):
+    for row in rows:
         figures.update(row)
     return figures

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lmscale.errors import EXIT_RESUMABLE
+from lmscale.runtime.exits import leave
+
+logger = logging.getLogger(__name__)
+
 STOP_FILE = "stop"
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# How often a rank that waits looks for the file, if it is not the one that looks at every step.
+FILE_SECONDS = 5.0
+_END = b"\0"  # no signal has this number
+
+
+class StoppedError(Exception):
+    """All ranks have agreed to stop; what was done is saved. Not an error for the user."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class StopRequests:
@@ -16,41 +38,146 @@ class StopRequests:
 
     Only the calling rank knows: the train loop spreads it in the step's own reduction. A second
     SIGINT raises ``KeyboardInterrupt``, for a person who will not wait for the checkpoint.
+
+    The signals are blocked in the main thread and taken by one of this object's own. So a main
+    thread that waits in native code is no hindrance, and whatever it starts, compilers included,
+    inherits them blocked: `scancel --signal` and Ctrl-C reach every process of a job.
     """
 
-    def __init__(self, folder: str | Path, *, watch_file: bool = True) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        watch_file: bool = True,
+        signals: Sequence[signal.Signals] = SIGNALS,
+    ) -> None:
         """``watch_file``: one rank is enough; spare the shared file system the others."""
         self._file = Path(folder) / STOP_FILE
         self._watch_file = watch_file
+        self._signals = tuple(signals)
         self._reason: str | None = None
         self._interrupts = 0
+        self._has_nothing_to_save = False
+        self._finish: Callable[[str], None] | None = None
+        self._stale: tuple[int, int] | None = None
+        self._looked_at = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequests:
-        for number in _SIGNALS:
+        self._stale = self._find_file()
+        self._wakes, self._wake_end = os.pipe()
+        os.set_blocking(self._wake_end, False)
+        for number in self._signals:
             self._previous[number] = signal.signal(number, self._remember)
+        self._previous_wakeup = signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, name="stop requests", daemon=True)
+        self._thread.start()  # before the next line: it must not inherit the mask
+        self._previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._has_nothing_to_save = False
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._previous_mask)
+        signal.set_wakeup_fd(self._previous_wakeup)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+        os.write(self._wake_end, _END)
+        self._thread.join()
+        os.close(self._wakes)
+        os.close(self._wake_end)
 
-    def requested(self) -> str | None:
-        """Why to stop (``SIGTERM``, ``SIGUSR1``, ``SIGINT``, ``stop file``), or None."""
-        if self._reason is None and self._watch_file and self._file.exists():
-            self._reason = "stop file"
+    def requested(self, *, is_waiting: bool = False) -> str | None:
+        """Why to stop (``SIGTERM``, ``SIGUSR1``, ``SIGINT``, ``stop file``), or None.
+
+        A rank that waits for something which may never come looks for the file itself.
+        """
+        if self._reason is None and (self._watch_file or (is_waiting and self._is_time_to_look())):
+            if self._find_file() not in (None, self._stale):
+                self._reason = "stop file"
         return self._reason
 
+    def wait(self, seconds: float) -> str | None:
+        """The request, when one comes within ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while self.requested() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self._reason
+
+    def nothing_to_save(self, finish: Callable[[str], None] | None = None) -> None:
+        """From here on a signal ends the process at once, with the exit code of a good stop.
+
+        ``finish`` is called with the reason first, in another thread.
+        """
+        self._finish = finish
+        self._has_nothing_to_save = True
+        if self._reason is not None and self._reason != "stop file":
+            self._leave()
+
+    def something_to_save(self) -> None:
+        """From here on requests wait until they are asked for."""
+        self._has_nothing_to_save = False
+
+    def ignore_from_here(self) -> None:
+        """All is done: more signals, such as Slurm's second SIGTERM, may not change how it ends."""
+        for number in self._signals:
+            signal.signal(number, signal.SIG_IGN)
+        self._previous.clear()
+
+    def discard_stale_file(self) -> None:
+        """Remove a stop file that is older than this start: it was meant for another.
+
+        For the rank that watches it, once the folder is this run's.
+        """
+        if self._watch_file and self._stale is not None and self._find_file() == self._stale:
+            self._file.unlink(missing_ok=True)
+            logger.info("%s was there before this start: removed, and not obeyed", self._file)
+
     def consume_file(self) -> None:
-        """Remove the stop file after it was obeyed, or the next attempt would stop at once."""
+        """Remove the stop file after it was obeyed, or the next attempt would find it."""
         if self._watch_file:
             self._file.unlink(missing_ok=True)
 
+    def _find_file(self) -> tuple[int, int] | None:
+        """What tells a stop file from another one made later, or None where there is none."""
+        try:
+            found = self._file.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+    def _is_time_to_look(self) -> bool:
+        now = time.monotonic()
+        is_time = now - self._looked_at >= FILE_SECONDS
+        if is_time:
+            self._looked_at = now
+        return is_time
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self._reason is None:
-            self._reason = signal.Signals(number).name
+        """Python's own handler: in the main thread, when that comes to it."""
+        self._note(number)
         if number == signal.SIGINT:
             self._interrupts += 1
             if self._interrupts > 1:
                 raise KeyboardInterrupt
+
+    def _listen(self) -> None:
+        """Python's C handler writes the number of every signal at once, whatever thread it hits."""
+        while True:
+            for number in os.read(self._wakes, 64):
+                if number == _END[0]:
+                    return
+                self._note(number)
+                if self._reason is not None and self._has_nothing_to_save:
+                    self._leave()
+
+    def _note(self, number: int) -> None:
+        if self._reason is None and number in self._signals:
+            self._reason = signal.Signals(number).name
+
+    def _leave(self) -> None:
+        reason = self._reason or ""
+        if self._finish is not None:
+            with suppress(Exception):
+                self._finish(reason)
+        leave(EXIT_RESUMABLE, f"stopped by {reason}; there was nothing to save")

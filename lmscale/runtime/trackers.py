@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmscale.runtime.atomic import writing
-from lmscale.runtime.jsonl import append_row, keep_rows
+from lmscale.runtime.jsonl import RowFile, renew_rows
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -24,8 +24,9 @@ FLUSH_SECONDS = 10
 class Trackers:
     """Rank 0's figures, to both places at once. Opened by ``open_trackers``."""
 
-    def __init__(self, folder: Path, events: SummaryWriter) -> None:
+    def __init__(self, folder: Path, metrics: RowFile, events: SummaryWriter) -> None:
         self._folder = folder
+        self._metrics = metrics
         self._events = events
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
@@ -33,7 +34,7 @@ class Trackers:
         figures = {name: value for name, value in values.items() if value is not None}
         now = time.time()
         row: dict[str, Any] = {"step": step, "time": round(now, 3), **figures}
-        append_row(self._folder / METRICS_FILE, row)
+        self._metrics.append(row)
         with writing("TensorBoard events", self._folder):
             for name, value in figures.items():
                 self._events.add_scalar(name, float(value), step, walltime=now)
@@ -71,7 +72,9 @@ def open_trackers(folder: str | Path, *, resumed_step: int = 0) -> Iterator[Trac
     folder = Path(folder)
     with writing("metrics and TensorBoard events", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        keep_rows(folder / METRICS_FILE, lambda row: row.get("step", math.inf) <= resumed_step)
+        metrics = renew_rows(
+            folder / METRICS_FILE, lambda row: row.get("step", math.inf) <= resumed_step
+        )
         events = SummaryWriter(
             str(folder / EVENTS_FOLDER),
             # TensorBoard hides what earlier attempts wrote from this step on; before the first
@@ -80,7 +83,8 @@ def open_trackers(folder: str | Path, *, resumed_step: int = 0) -> Iterator[Trac
             flush_secs=FLUSH_SECONDS,
         )
     try:
-        yield Trackers(folder, events)
+        yield Trackers(folder, metrics, events)
     finally:
+        metrics.close()
         with writing("TensorBoard events", folder):
             events.close()

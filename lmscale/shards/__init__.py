@@ -1,6 +1,12 @@
 """Documents → datasets: tars of token blocks and a manifest that binds them. Loads no torch."""
 
-from lmscale.shards.build import DatasetSummary, build_shards
+from lmscale.shards.build import (
+    DatasetSummary,
+    ShardsSummary,
+    build_shards,
+    build_shards_task,
+    shards_progress,
+)
 from lmscale.shards.manifest import (
     Manifest,
     ShardEntry,
@@ -16,11 +22,14 @@ __all__ = [
     "Manifest",
     "MappedShard",
     "ShardEntry",
+    "ShardsSummary",
     "build_shards",
+    "build_shards_task",
     "find_datasets",
     "load_manifest",
     "open_shard",
     "parse_manifest",
     "save_manifest",
+    "shards_progress",
     "verify_dataset",
 ]

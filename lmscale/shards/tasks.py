@@ -70,18 +70,23 @@ def build_slice(task: SliceTask) -> int:
                 return written
 
 
-def finished_parts(parts: Path, slices: Sequence[Slice]) -> list[ShardEntry]:
-    """The shards of all slices in order. Raises ``DataError`` when a slice is not finished."""
-    entries = []
+def is_slice_done(task: SliceTask) -> bool:
+    """Whether all of the slice's shards are there, whoever wrote them."""
+    records = _records(task.parts, task.slice)
+    return bool(records) and records[-1].next_offset is None
+
+
+def finished_shards(
+    parts: Path, slices: Sequence[Slice], *, check_sizes: bool
+) -> tuple[list[ShardEntry], list[int]]:
+    """The shards of all slices in order, and the numbers of slices that are not finished."""
+    entries, missing = [], []
     for part in slices:
-        records = _records(parts, part, check_sizes=False)
+        records = _records(parts, part, check_sizes=check_sizes)
         if not records or records[-1].next_offset is not None:
-            raise DataError(
-                f"{parts}: slice {part.number} is not finished, though its task ended. Run the "
-                "build again."
-            )
+            missing.append(part.number)
         entries += [record.entry for record in records if record.entry is not None]
-    return entries
+    return entries, missing
 
 
 def _records(parts: Path, part: Slice, *, check_sizes: bool = True) -> list[_Record]:

@@ -15,10 +15,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from lmscale.config.places import absolute_location
 from lmscale.errors import DataError
 from lmscale.runtime.atomic import fsync_file, fsync_folder, write_json, writing
-from lmscale.runtime.jsonl import append_row, append_rows, keep_rows, mend_tail, read_rows
-from lmscale.runtime.remote import absolute_location
+from lmscale.runtime.jsonl import RowFile, append_rows, mend_tail, read_rows, renew_rows
 from lmscale.stream.batches import DIGEST_BITS
 from lmscale.stream.saved import SavedProgress, iterate_saved
 from lmscale.stream.state import StreamState
@@ -73,8 +73,8 @@ def limbs_to_digest(limbs: Sequence[float]) -> int:
 class Ledger:
     """Appends rows, unbuffered. One process of a run holds it (rank 0)."""
 
-    def __init__(self, folder: Path, rows: int) -> None:
-        self.folder = folder
+    def __init__(self, file: RowFile, rows: int) -> None:
+        self._file = file
         self.rows = rows
 
     def append(self, row: LedgerRow) -> None:
@@ -82,16 +82,18 @@ class Ledger:
 
         Raises ``DataError`` when the disk is full; the file is then as it was.
         """
-        append_row(self.folder / LEDGER, row.to_json())
+        self._file.append(row.to_json())
         self.rows += 1
 
     def sync(self) -> None:
         """Call before a checkpoint is committed: it must not know of steps the ledger lacks."""
-        with writing("the ledger", self.folder):
-            fsync_file(self.folder / LEDGER)
+        self._file.sync()
 
     def close(self) -> None:
-        self.sync()
+        try:
+            self.sync()
+        finally:
+            self._file.close()
 
     def __enter__(self) -> Ledger:
         return self
@@ -110,6 +112,9 @@ def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: in
     ``stream.json`` is brought up to date. Rows of ``next_step`` and later move to
     ``ledger.rewound.jsonl``, and a torn last line is dropped. Steps that have no row are named in
     the log; the audit will call them lost. Raises ``DataError`` for a damaged ledger.
+
+    The ledger is always copied into a new file, which costs less than the reading of it: rows that
+    an older copy of the run still writes go to the old one, and no path is taken only then.
     """
     folder = Path(run_folder)
     path, aside = folder / LEDGER, folder / REWOUND
@@ -125,7 +130,7 @@ def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: in
             mend_tail(aside)
             append_rows(aside, [row.to_json() for row in rewound])
             fsync_file(aside)
-        keep_rows(path, lambda row: row["step"] < next_step)
+        file = renew_rows(path, lambda row: row["step"] < next_step)
         fsync_folder(folder)
     missing = next_step - len({row.step for row in rows} & set(range(next_step)))
     if missing:
@@ -134,7 +139,7 @@ def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: in
             "goes on; `lmscale runs audit` will name the steps as lost.",
             *(path, missing, next_step),
         )
-    return Ledger(folder, len(rows) - len(rewound))
+    return Ledger(file, len(rows) - len(rewound))
 
 
 def read_ledger(run_folder: str | Path) -> list[LedgerRow]:

@@ -19,7 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 
@@ -30,6 +31,7 @@ from lmscale.stream.stream import Stream
 from lmscale.stream.worker import IGNORED_SIGNALS, LoaderJob, Slots, slot_bytes
 
 STOP_SECONDS = 5.0
+POLL_SECONDS = 0.25  # how soon a rank that waits for data hears that it shall not
 # -c rather than -m: the worker finds what this process finds, installed or not.
 _WORKER_PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -44,16 +46,26 @@ class _WorkerTracebackError(Exception):
         return f"\n{self.args[0]}"
 
 
+class LoadingStopped(Exception):  # noqa: N818 - nothing has gone wrong
+    """Raised instead of waiting on for a step; it may be asked for again."""
+
+
 class StepLoader:
     """Iterate over it for ``StepBatch``es, in order. Close it, or use it in a ``with`` block.
 
     ``wait_seconds`` sums how long the consumer has waited; each step says its own.
     """
 
-    def __init__(self, job: LoaderJob, source: _ThreadReader | _ProcessReader) -> None:
+    def __init__(
+        self,
+        job: LoaderJob,
+        source: _ThreadReader | _ProcessReader,
+        should_stop: Callable[[], bool],
+    ) -> None:
         self.wait_seconds = 0.0
         self._job = job
         self._source = source
+        self._should_stop = should_stop
         self._next_step = 0
 
     def __len__(self) -> int:
@@ -66,6 +78,9 @@ class StepLoader:
         if self._next_step >= self._job.num_steps:
             raise StopIteration
         started = time.perf_counter()
+        while not self._source.is_ready(self._next_step, POLL_SECONDS):
+            if self._should_stop():
+                raise LoadingStopped
         rows = self._source.take(self._next_step)
         waited = time.perf_counter() - started
         self.wait_seconds += waited
@@ -100,18 +115,19 @@ def open_loader(
     num_steps: int,
     workers: int,
     prefetch_steps: int = 2,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> StepLoader:
     """Read ``num_steps`` steps from global sample ``first_n`` on, this rank's slice of each.
 
     What comes out does not depend on ``workers``: 0 reads on a thread of this process. Every worker
     keeps ``prefetch_steps`` steps ready. An error while reading is raised where its step would have
-    come.
+    come. While a step is waited for, ``should_stop`` is asked now and then.
     """
     job = LoaderJob(stream=stream, plan=plan, rank=rank, first_n=first_n, num_steps=num_steps)
     workers = min(workers, num_steps)
     if workers == 0 or stream.in_one_process:
-        return StepLoader(job, _ThreadReader(job, prefetch_steps))
-    return StepLoader(job, _ProcessReader(job, workers, prefetch_steps))
+        return StepLoader(job, _ThreadReader(job, prefetch_steps), should_stop)
+    return StepLoader(job, _ProcessReader(job, workers, prefetch_steps), should_stop)
 
 
 class _ThreadReader:
@@ -122,6 +138,7 @@ class _ThreadReader:
         self._job = replace(job, stream=pickle.loads(pickle.dumps(job.stream)))
         self._room = threading.Semaphore(prefetch_steps)
         self._ready: queue.SimpleQueue[Rows | BaseException] = queue.SimpleQueue()
+        self._next: Rows | BaseException | None = None
         self._is_closed = False
         self._thread = threading.Thread(target=self._produce, name="loader", daemon=True)
         self._thread.start()
@@ -136,11 +153,18 @@ class _ThreadReader:
         except BaseException as error:  # raised in the consumer
             self._ready.put(error)
 
+    def is_ready(self, step: int, seconds: float) -> bool:
+        """Wait for the step, at most so long."""
+        if self._next is None:
+            with suppress(queue.Empty):
+                self._next = self._ready.get(timeout=seconds)
+        return self._next is not None
+
     def take(self, step: int) -> Rows:
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            self._ready.put(item)  # for whoever asks again
-            raise item
+        assert self._next is not None
+        if isinstance(self._next, BaseException):
+            raise self._next  # also to whoever asks again
+        item, self._next = self._next, None
         self._room.release()
         return item
 
@@ -166,6 +190,10 @@ class _ProcessReader:
             self.close()
             raise
 
+    def is_ready(self, step: int, seconds: float) -> bool:
+        """Wait for the step, or for the news that its worker is gone, at most so long."""
+        return self._workers[step % len(self._workers)].connection.poll(seconds)
+
     def take(self, step: int) -> Rows:
         worker = self._workers[step % len(self._workers)]
         try:
@@ -190,8 +218,9 @@ class _ProcessReader:
     def close(self) -> None:
         for worker in self._workers:
             worker.connection.close()  # the sign to end
+        deadline = time.monotonic() + STOP_SECONDS
         for worker in self._workers:
-            worker.stop()
+            worker.stop(max(0.0, deadline - time.monotonic()))
 
 
 class _Worker:
@@ -225,9 +254,9 @@ class _Worker:
             f"start the run again; stream.workers=0 reads in the rank itself."
         )
 
-    def stop(self) -> None:
+    def stop(self, seconds: float) -> None:
         try:
-            self.process.wait(timeout=STOP_SECONDS)
+            self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lmscale.checkpoint import Manifest, find_resumable, load_checkpoint
+from lmscale.checkpoint import (
+    Manifest,
+    discard_uncommitted,
+    find_resumable,
+    load_checkpoint,
+)
 from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
 from lmscale.errors import DataError
 from lmscale.model import build_model, count_parameters, init_weights, parameter_kinds
 from lmscale.objective import CausalObjective
+from lmscale.runtime import heartbeat
 from lmscale.runtime.collectives import failing_together
 from lmscale.runtime.device import device_name
+from lmscale.runtime.lease import NO_LEASE, Lease
 from lmscale.runtime.ranks import Ranks
 from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.state import StreamState
@@ -45,6 +52,7 @@ class Run:
     engine: Engine
     identity: dict[str, Any]
     start: Progress  # where it goes on: zeros for a new run
+    lease: Lease  # this rank's
 
     @property
     def folder(self) -> Path:
@@ -56,11 +64,18 @@ class Run:
 
 
 @contextmanager
-def open_run(config: RunConfig, ranks: Ranks, device: torch.device) -> Iterator[Run]:
+def open_run(
+    config: RunConfig,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    lease: Lease = NO_LEASE,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Run]:
     """Open a run on all ranks together, in a folder that it has claimed (``claim_folder``).
 
-    The process group must be there. Raises the same ``LmscaleError`` on every rank when any of them
-    cannot go on.
+    The process group must be there. ``should_stop`` is asked while a rank waits for data. Raises
+    the same ``LmscaleError`` on every rank when any of them cannot go on.
     """
     plan = plan_batches(
         global_windows=config.batch.global_windows,
@@ -70,22 +85,13 @@ def open_run(config: RunConfig, ranks: Ranks, device: torch.device) -> Iterator[
     check_precision(config.engine, device)
     with failing_together():
         tokenizer = _load_tokenizer(config)
+        heartbeat.tick()
     identity = identity_of(config, tokenizer.fingerprint)
     root = config.folder / CHECKPOINTS
-    manifest = find_resumable(root, ranks)
-    if manifest is not None:
-        check_identity(manifest.identity, identity, where=f"{root}, step {manifest.step}")
+    manifest = _find_checkpoint(root, ranks, lease, identity)
     start, stream_state = _read_state(manifest)
     with ExitStack() as stack:
-        with failing_together():
-            stream = open_stream(
-                config.stream,
-                seed=config.run.seed,
-                state=stream_state,
-                tokenizer_fingerprint=tokenizer.fingerprint,
-                check_files=ranks.is_first,  # 512 ranks × 100,000 shards would be 51 million stats
-            )
-        stack.enter_context(stream)
+        stream = stack.enter_context(_open_stream(config, ranks, tokenizer, stream_state))
         loader = open_loader(
             stream,
             plan,
@@ -94,15 +100,20 @@ def open_run(config: RunConfig, ranks: Ranks, device: torch.device) -> Iterator[
             num_steps=max(0, config.train.steps - start.step),
             workers=config.stream.workers,
             prefetch_steps=config.stream.prefetch_steps,
+            should_stop=should_stop,
         )
         stack.enter_context(loader)
+        heartbeat.tick()
         engine = build_run_engine(config, plan, device, fill=manifest is None)
+        heartbeat.tick()
         if manifest is not None:
             load_checkpoint(root, manifest, engine)
             logger.info("resumed from %s at step %d", root, manifest.step)
         with failing_together():
             if ranks.is_first:
+                lease.check()
                 freeze_run(config)
+            heartbeat.tick()
         logger.info(describe_start(config, plan, device, start))
         yield Run(
             config=config,
@@ -115,7 +126,38 @@ def open_run(config: RunConfig, ranks: Ranks, device: torch.device) -> Iterator[
             engine=engine,
             identity=identity,
             start=start,
+            lease=lease,
         )
+
+
+def _find_checkpoint(
+    root: Path, ranks: Ranks, lease: Lease, identity: dict[str, Any]
+) -> Manifest | None:
+    """What to resume from, once no older copy of the run can commit anything there any more."""
+    with failing_together():
+        if ranks.is_first:
+            lease.check()  # else this is the older copy
+            discard_uncommitted(root)
+        heartbeat.tick()
+    manifest = find_resumable(root, ranks)
+    if manifest is not None:
+        check_identity(manifest.identity, identity, where=f"{root}, step {manifest.step}")
+    return manifest
+
+
+def _open_stream(
+    config: RunConfig, ranks: Ranks, tokenizer: Tokenizer, state: StreamState | None
+) -> Stream:
+    with failing_together():
+        stream = open_stream(
+            config.stream,
+            seed=config.run.seed,
+            state=state,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            check_files=ranks.is_first,  # 512 ranks × 100,000 shards would be 51 million stats
+        )
+        heartbeat.tick()
+    return stream
 
 
 def describe_start(

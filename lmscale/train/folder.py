@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lmscale.config import RunConfig, dump_config
 from lmscale.config.ownership import CONFIG_FILE, check_folder
-from lmscale.errors import CheckpointError, ConfigError
+from lmscale.config.places import with_absolute_places
+from lmscale.errors import CheckpointError, ConfigError, LeaseLostError
 from lmscale.runtime.atomic import write_bytes, writing
-from lmscale.runtime.collectives import failing_together
+from lmscale.runtime.collectives import failing_together, gather_json
 from lmscale.runtime.environment import save_provenance
+from lmscale.runtime.lease import (
+    Attempt,
+    Claim,
+    Lease,
+    attempt_from_environment,
+    is_beating,
+    judge_claim,
+    node_name,
+    read_lease,
+)
 from lmscale.runtime.ranks import Ranks
-from lmscale.runtime.remote import absolute_location
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-LOCK_SECONDS = 10.0
+LOCK_FILE = ".lock"
+LOCK_SECONDS = 10.0  # a rank that was just killed may take a moment to be gone
+# An NFS server keeps the lock of a node that died until that node's own lease with it runs out.
+DEAD_NODE_SECONDS = 100.0
+# For an older copy of this job, which polls the lease, to end its step and let go.
+TAKE_OVER_SECONDS = 30.0
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 # Settings of the model that may change between restarts: they do not change what is computed.
 _FREE_MODEL_KEYS = {"activation_checkpoint_every", "attention", "dropout"}
 
@@ -45,33 +66,82 @@ def check_identity(saved: dict[str, Any], now: dict[str, Any], *, where: str) ->
 
 
 @contextmanager
-def claim_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
-    """Hold the run's folder for the time of the block. All ranks together.
+def claim_folder(config: RunConfig, ranks: Ranks) -> Iterator[Lease]:
+    """Hold the run's folder for the time of the block. All ranks together; each gets its lease.
 
-    Raises ``ConfigError`` on all ranks when the folder is another run's, before anything is written
-    to it, or when another process trains in it.
+    Raises on all ranks, before anything of the run is written: ``ConfigError`` when the folder is
+    another run's or another process trains in it, ``LeaseLostError`` when a newer start of the same
+    Slurm job holds it. An older one is made to let go.
     """
+    with failing_together():
+        lease = Lease(attempt_from_environment())
+    hosts = sorted(set(gather_json(node_name())))
     with ExitStack() as stack:
         with failing_together():
             if ranks.is_first:
                 check_folder(config.folder, config)
-                _lock(config.folder, stack)
-        yield
+                with writing("the run folder", config.folder):
+                    lease = _claim(config.folder, lease.attempt, hosts, stack)
+        yield lease
 
 
-def _lock(folder: Path, stack: ExitStack) -> None:
-    """Two trainings in one folder would undo each other's checkpoints. A kill frees the lock."""
-    with writing("the run folder", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        try:
-            # A rank that was just killed may take a moment to be gone.
-            stack.enter_context(lock.acquire(timeout=LOCK_SECONDS))
-        except Timeout:
+def _claim(folder: Path, attempt: Attempt, hosts: Sequence[str], stack: ExitStack) -> Lease:
+    folder.mkdir(parents=True, exist_ok=True)
+    held = read_lease(folder)
+    is_locked = False
+    if judge_claim(held, attempt) in (Claim.ASK, Claim.FREE):
+        seconds = LOCK_SECONDS if attempt.job is None else DEAD_NODE_SECONDS
+        is_locked = _lock(folder, stack, seconds)
+        held = read_lease(folder)  # who has come meanwhile
+    claim = judge_claim(held, attempt)
+    if claim is Claim.REFUSE and held is not None:
+        raise LeaseLostError(
+            f"{folder} is held by attempt {held.attempt} of this job (rank 0: {held.rank0}), which "
+            f"is newer than this one, {attempt.name}: this one ends."
+        )
+    lease = Lease(attempt, folder)
+    if claim is Claim.TAKE_OVER:
+        lease.take(hosts)  # before the lock: it is what makes the older one let go
+        if not is_locked and not _lock(folder, stack, TAKE_OVER_SECONDS):
+            logger.warning(
+                "%s: the older copy of this job has not let go for %.0f s. Going on: it can commit "
+                "nothing any more.",
+                *(folder, TAKE_OVER_SECONDS),
+            )
+    else:
+        # Locks of another machine are not seen on every file system; a lease is.
+        is_elsewhere = held is not None and held.rank0.rpartition(":")[0] != node_name()
+        if not is_locked or (claim is Claim.ASK and is_elsewhere and is_beating(folder)):
+            who = f" (attempt {held.attempt}, rank 0: {held.rank0})" if held else ""
             raise ConfigError(
-                f"{folder}: another `lmscale train` is running in this folder. Wait until it ends, "
-                "stop it (touch the file `stop` in the folder), or set run.folder to another place."
-            ) from None
+                f"{folder}: another `lmscale train` is running in this folder{who}. Wait until it "
+                "ends, stop it (touch the file `stop` in the folder), or set run.folder to another "
+                "place."
+            )
+        lease.take(hosts)
+    stack.enter_context(lease.watched())
+    lease.check()
+    return lease
+
+
+def _lock(folder: Path, stack: ExitStack, seconds: float) -> bool:
+    """Two trainings in one folder would undo each other's checkpoints. A kill frees the lock."""
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    stack.callback(os.close, descriptor)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                logger.warning("%s: the file system has no locks (%s)", folder, error)
+                return True
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.05)
 
 
 def freeze_run(config: RunConfig) -> None:
@@ -83,21 +153,8 @@ def freeze_run(config: RunConfig) -> None:
     folder = config.folder
     with writing("the run folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / CONFIG_FILE, dump_config(_with_absolute_paths(config)).encode())
+        write_bytes(folder / CONFIG_FILE, dump_config(with_absolute_places(config)).encode())
         save_provenance(folder)
-
-
-def _with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The same configuration from wherever ``lmscale evaluate`` and ``audit`` are called."""
-    tree = config.model_dump(mode="json")
-    tree["run"]["folder"] = absolute_location(str(config.folder))
-    for section in ("corpus", "tokenizer", "shards"):
-        tree[section]["folder"] = absolute_location(tree[section]["folder"])
-    for source in tree["stream"]["sources"].values():
-        source["shards"] = absolute_location(source["shards"])
-    sets = tree["evaluation"]["sets"]
-    tree["evaluation"]["sets"] = {name: absolute_location(place) for name, place in sets.items()}
-    return RunConfig.model_validate(tree)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmscale.checkpoint import delete_old_checkpoints, save_checkpoint
+from lmscale.runtime import heartbeat
 from lmscale.runtime.collectives import failing_together
 from lmscale.stream.ledger import Ledger, LedgerRow
 from lmscale.train.assemble import Run
@@ -27,13 +28,14 @@ class ProgressCounter:
         self.now = self.now.after(report)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Saver:
     """Saves when a step is due, when the run is asked to stop, and after the last step."""
 
     run: Run
     counter: ProgressCounter
     ledger: Ledger | None  # rank 0's
+    saved_step: int | None = None  # the last one that this attempt has saved
 
     def __call__(self, report: StepReport) -> None:
         config = self.run.config
@@ -44,9 +46,12 @@ class Saver:
     def save(self) -> None:
         """Commit a checkpoint of the steps done so far. All ranks together."""
         run, progress = self.run, self.counter.now
+        heartbeat.phase("save")
         with failing_together():
+            run.lease.check()
             if self.ledger is not None:
                 self.ledger.sync()  # no checkpoint may know of steps that the ledger lacks
+            heartbeat.tick()
         saved = save_checkpoint(
             run.checkpoints,
             run.engine,
@@ -57,7 +62,9 @@ class Saver:
             },
             identity=run.identity,
             ranks=run.ranks,
+            lease=run.lease,
         )
+        self.saved_step = progress.step
         # One that is not finite will not be resumed from: it may push no good one out.
         if run.ranks.is_first and saved.is_finite:
             delete_old_checkpoints(

@@ -17,14 +17,14 @@ from lmscale.config.training import EngineConfig
 from lmscale.engine import Engine, learning_rate
 from lmscale.errors import LmscaleError
 from lmscale.objective import ObjectiveOutput
+from lmscale.runtime import heartbeat
 from lmscale.runtime.collectives import fail_together, sum_float64
 from lmscale.runtime.seeding import seed_step
+from lmscale.runtime.stop import StoppedError
+from lmscale.runtime.votes import DATA_ERROR, STOP_REASONS, cast_vote, count_votes
 from lmscale.stream.batches import MicroBatch, StepBatch
 from lmscale.stream.ledger import NUM_LIMBS, digest_to_limbs, limbs_to_digest
-
-# Why a run may be asked to stop, in the order in which the ranks count their requests.
-DATA_ERROR = "data error"
-STOP_REASONS = (DATA_ERROR, "SIGTERM", "SIGUSR1", "SIGINT", "stop file")
+from lmscale.stream.loader import LoadingStopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +71,23 @@ def train_steps(
     One all-reduce a step carries the loss, the requests to stop, and the next step's target count
     and digest: the count must be known before the next step's first backward pass. It also tells
     whether a rank cannot read the next step: the report then says ``DATA_ERROR``, for the caller to
-    save what is done, and the next turn raises that rank's ``LmscaleError`` on all of them.
+    save what is done, and the next turn raises that rank's ``LmscaleError`` on all of them. For any
+    other reason the next turn, which may be the first one, raises ``StoppedError``.
     """
+    heartbeat.phase("data", first_step + 1)
     batch, error = _take(loader)
-    totals, _, stop_reason = _agree(None, batch, DATA_ERROR if error else None)
+    heartbeat.phase("agree")
+    asked = DATA_ERROR if error else stop_requested()
+    totals, _, stop_reason = _agree(None, batch, asked)
     for step in range(first_step + 1, total_steps + 1):
         if stop_reason == DATA_ERROR:
             fail_together(error)
+        if stop_reason is not None:
+            raise StoppedError(stop_reason)
         if batch is None:  # the loader was opened for exactly these steps
             raise AssertionError(f"the loader ended before step {step} of {total_steps}")
         started = time.perf_counter()
+        heartbeat.phase("forward", step)
         seed_step(seed, step, rank)
         rate = learning_rate(
             config.schedule, peak=config.optimizer.lr, step=step, total_steps=total_steps
@@ -90,11 +97,15 @@ def train_steps(
             [partial(_forward, engine, micro, sums) for micro in batch.micro_batches],
             targets=totals.targets,
         )
+        heartbeat.phase("step")
         update = engine.update(learning_rate=rate)
         done, done_totals = batch, totals
+        heartbeat.phase("data")
         batch, error = _take(loader)
+        heartbeat.phase("agree")
         asked = DATA_ERROR if error else stop_requested()
         totals, (nll, z), stop_reason = _agree(sums, batch, asked)
+        heartbeat.end_step(0.0 if batch is None else batch.wait_seconds)
         yield StepReport(
             step=step,
             first_n=done.first_n,
@@ -114,16 +125,21 @@ def train_steps(
 
 
 def _take(loader: Iterator[StepBatch]) -> tuple[StepBatch | None, LmscaleError | None]:
-    """The next step, None behind the last one, or why it cannot be read."""
+    """The next step, None behind the last one or when asked to stop, or why it cannot be read."""
     try:
         return next(loader, None), None
+    except LoadingStopped:
+        return None, None
     except LmscaleError as error:
         return None, error
 
 
 def _forward(engine: Engine, micro: MicroBatch, sums: Tensor) -> Tensor:
-    output: ObjectiveOutput = engine(*to_device(micro, engine.device))
+    heartbeat.phase("forward")
+    with heartbeat.own_work(engine.device):
+        output: ObjectiveOutput = engine(*to_device(micro, engine.device))
     sums += torch.stack([output.nll.total, output.z]).double()
+    heartbeat.phase("backward")  # which the engine does with what is returned
     return output.loss
 
 
@@ -146,12 +162,11 @@ def _agree(
 ) -> tuple[_StepTotals, tuple[float, float], str | None]:
     """One sum over all ranks: this step's losses, its requests to stop, the next step's totals."""
     losses = [0.0, 0.0] if sums is None else sums.tolist()
-    requests = [float(reason == stop_reason) for reason in STOP_REASONS]
+    requests = cast_vote(stop_reason)
     targets = 0 if upcoming is None else upcoming.targets
     limbs = digest_to_limbs(0 if upcoming is None else upcoming.digest)
     agreed = sum_float64([*losses, *requests, float(targets), *limbs])
     nll, z = agreed[:2]
     votes, summed_limbs = agreed[2 : 2 + len(STOP_REASONS)], agreed[-NUM_LIMBS:]
     totals = _StepTotals(targets=int(agreed[-1 - NUM_LIMBS]), digest=limbs_to_digest(summed_limbs))
-    reasons = [reason for reason, count in zip(STOP_REASONS, votes, strict=True) if count]
-    return totals, (nll, z), reasons[0] if reasons else None
+    return totals, (nll, z), count_votes(votes)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lmscale.config import dump_config
 from lmscale.model import flops_per_token
+from lmscale.runtime import heartbeat
 from lmscale.runtime.device import device_name, peak_memory_bytes, peak_tflops
 from lmscale.runtime.goodput import AttemptLog, open_attempt
 from lmscale.runtime.terminal import terminal
@@ -31,6 +32,7 @@ CHARTS = {
         "MFU, both conventions": ["speed/mfu_.*"],
         "waiting for data": ["speed/data_wait_fraction"],
         "goodput": ["speed/goodput"],
+        "slowest rank, times the median's work": ["speed/slowest_ratio"],
     },
 }
 
@@ -66,16 +68,6 @@ def open_reporting(run: Run, counter: ProgressCounter, *, began_at: float) -> It
         metrics = MetricsHook(run, counter, trackers, attempt)
         progress = stack.enter_context(progress_hook(run))
         yield Reporting(trackers=trackers, attempt=attempt, hooks=(metrics, progress))
-
-
-def end_hook(attempt: AttemptLog, *, last_step: int) -> Hook:
-    """Record why an attempt stops early; called last, so that its saving counts as its own."""
-
-    def hook(report: StepReport) -> None:
-        if report.stop_reason is not None and report.step < last_step:
-            attempt.end(report.stop_reason)
-
-    return hook
 
 
 class MetricsHook:
@@ -143,6 +135,7 @@ class MetricsHook:
             "speed/data_wait_seconds": sum(row.wait_seconds for row in rows) / len(rows),
             "speed/data_wait_fraction": sum(row.wait_seconds for row in rows) / seconds,
             "speed/goodput": self._attempt.goodput(),
+            **heartbeat.slowest_figures(),
             "memory/peak_bytes": peak_memory_bytes(self._run.device),
         }
 

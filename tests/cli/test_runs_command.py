@@ -1,10 +1,16 @@
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
+from dataclasses import asdict
 
 import pytest
 
 from lmscale.cli.main import main
 from lmscale.runtime.goodput import open_attempt
+from lmscale.runtime.heartbeat import Beat, beat_path
 from lmscale.runtime.jsonl import append_row
 from lmscale.runtime.run_folder import read_status
 
@@ -68,7 +74,9 @@ def test_the_status_shows_attempts_and_checkpoints(run, capsys):
     restart(run)
     assert main(["runs", "status", str(run)]) == 0
     text = capsys.readouterr().out
-    assert "attempt 2" in text and "4 ranks, ZeRO 3, from step 10" in text
+    assert "attempt 1" in text and "h, 2 ranks" not in text
+    assert "2 ranks, ZeRO 1, steps 0-10: SIGTERM" in text
+    assert "attempt 2" in text and "h, 4 ranks, ZeRO 3, steps 10-12: goes on" in text
     assert "step-000000010" in text and "step-000000012" not in text
     assert "evaluation/heldout/loss" in text
 
@@ -80,14 +88,63 @@ def test_both_print_json(run, capsys):
     assert json.loads(capsys.readouterr().out)["steps"] == 1000
 
 
-def test_the_log_of_each_rank_is_printed(run, capsys):
+def log(run, rank, *lines):
+    with open(run / "logs" / f"rank-{rank:05d}.log", "a") as file:
+        file.writelines(
+            f"2026-11-22T01:00:{second:02d}.000 INFO {text}\n" for second, text in lines
+        )
+
+
+def test_the_logs_of_all_ranks_are_one(run, capsys):
+    log(run, 0, (1, "a"), (4, "d"))
+    log(run, 1, (2, "b"), (3, "c"))
+    assert main(["runs", "logs", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["[0] line of rank 0", "[1] line of rank 1"]
+    assert [(line[:3], line[-1]) for line in lines[2:]] == [
+        ("[0]", "a"),
+        ("[1]", "b"),
+        ("[1]", "c"),
+        ("[0]", "d"),
+    ]
+    assert main(["runs", "logs", str(run), "-n", "2"]) == 0
+    assert [line[-1] for line in capsys.readouterr().out.splitlines()] == ["c", "d"]
+
+
+def test_the_log_of_one_rank_is_printed_as_it_is(run, capsys):
     assert main(["runs", "logs", str(run), "--rank", "1"]) == 0
     assert capsys.readouterr().out == "line of rank 1\n"
+
+
+def test_what_a_rank_wrote_outside_its_log_is_asked_for(run, capsys):
+    (run / "logs" / "rank-00001.out").write_text("Traceback\n")
+    assert main(["runs", "logs", str(run), "--raw"]) == 0
+    assert capsys.readouterr().out == "[1] Traceback\n"
+    assert main(["runs", "logs", str(run), "--job"]) == 2
+    assert "job-*.out: there is no such log" in capsys.readouterr().err
+    assert main(["runs", "logs", str(run), "--job", "--raw"]) == 2
 
 
 def test_a_rank_without_a_log_lists_those_there_are(run, capsys):
     assert main(["runs", "logs", str(run), "--rank", "7"]) == 2
     assert "There: rank-00000.log, rank-00001.log." in capsys.readouterr().err
+
+
+def test_following_goes_on_over_new_lines_and_new_ranks_until_ctrl_c(run):
+    command = [sys.executable, "-m", "lmscale.cli.main", "runs", "logs", str(run), "-f"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as follower:
+        assert follower.stdout is not None
+        first = [follower.stdout.readline() for _ in range(2)]
+        log(run, 1, (5, "later"))
+        log(run, 3, (6, "of a new rank"))
+        later = [follower.stdout.readline() for _ in range(2)]
+        follower.send_signal(signal.SIGINT)
+        _, said = follower.communicate(timeout=20)
+    assert first == ["[0] line of rank 0\n", "[1] line of rank 1\n"]
+    assert [line[:3] for line in later] == ["[1]", "[3]"]
+    assert (follower.returncode, said) == (130, "")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
@@ -114,3 +171,205 @@ def test_a_run_that_cannot_be_read_says_why_in_its_row_and_hides_no_other(run, c
     assert rows[0]["run"] == "first"
     assert (rows[1]["run"], len(rows[1]["problems"])) == ("other", 2)
     assert main(["runs", "status", str(other)]) == 2
+
+
+def test_a_run_that_runs_here_is_cancelled_by_its_stop_file(run, capsys):
+    restart(run)
+    assert main(["runs", "cancel", str(run), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["stop_file"], said["jobs"]) == (True, [])
+    assert (run / "stop").exists()
+    assert main(["runs", "cancel", str(run)]) == 0
+    assert "running; it was asked before to save" in capsys.readouterr().out
+    assert main(["runs", "cancel", str(run), "--now"]) == 2
+    assert "--now ends Slurm jobs only" in capsys.readouterr().err
+
+
+def test_a_run_that_has_ended_is_left_alone(run, capsys):
+    assert main(["runs", "cancel", str(run)]) == 0
+    assert "nothing runs or waits: stopped: SIGTERM" in capsys.readouterr().out
+    assert not (run / "stop").exists()
+    assert main(["runs", "cancel"]) == 2
+    assert "or a sweep with --sweep NAME" in capsys.readouterr().err
+
+
+def beat(rank, phase, step):
+    return Beat(
+        rank=rank,
+        world_size=4,
+        host=f"n{1 + rank // 2}",
+        pid=1,
+        attempt="12.0",
+        beat=9,
+        step=step,
+        phase=phase,
+        place=1,
+        ticks=0,
+        phase_seconds=61.0,
+        still_seconds=61.0,
+        is_starting=False,
+        forward_seconds=None,
+        time=time.time(),
+    )
+
+
+def test_of_a_run_that_hangs_the_places_of_its_ranks_are_shown(run, capsys):
+    restart(run)
+    text = "rank 3 on n2 in data for 61 s, the others wait in agree of step 812"
+    append_row(run / "watch.jsonl", {"event": "hang", "time": time.time() + 1, "text": text})
+    (run / "heartbeats").mkdir()
+    for rank in range(4):
+        where = ("data", 812) if rank == 3 else ("agree", 812)
+        beat_path(run, rank).write_text(json.dumps(asdict(beat(rank, *where))))
+    assert main(["runs", "status", str(run)]) == 0
+    lines = [line[17:] for line in capsys.readouterr().out.splitlines()]
+    assert f"hung: {text}" in lines
+    assert "rank 3 on n2: data of step 812 for 1 min 1 s" in lines
+    assert "ranks 0-2 on n1, n2: agree of step 812 for 1 min 1 s" in lines
+    append_row(run / "watch.jsonl", {"event": "moving", "time": time.time() + 2, "text": text})
+    assert main(["runs", "status", str(run), "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert (seen["state"], seen["heartbeats"]) == ("running", [])
+
+
+def test_the_heartbeat_of_a_very_long_step_is_a_sign_of_life(run):
+    restart(run)
+    for path in run.glob("*.jsonl"):
+        os.utime(path, (time.time() - 900, time.time() - 900))
+    assert read_status(run).state.startswith("silent for ")
+    (run / "heartbeats").mkdir()
+    beat_path(run, 0).write_text("{}")
+    assert read_status(run).state == "running"
+
+
+def test_the_estimated_end_says_what_it_is_estimated_from(run, capsys):
+    restart(run)
+    for step in range(1, 5):
+        row = {"step": 12 + step, "time": time.time() + step, "speed/step_seconds": 1.0}
+        append_row(run / "metrics.jsonl", row)
+    assert main(["runs", "status", str(run)]) == 0
+    (line,) = [t for t in capsys.readouterr().out.splitlines() if t.startswith("estimated end")]
+    assert "(in 16 min 28 s) at the speed of the last 3 steps; " in line
+    assert line.endswith("with the goodput so far, 0%")
+    assert main(["runs", "status", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["forecast"]
+    assert (found["steps_left"], round(found["seconds_left"])) == (988, 988)
+
+
+@pytest.fixture
+def queued(tmp_path, monkeypatch):
+    """A run that was submitted, seen from a machine without Slurm."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    folder = tmp_path / "runs" / "waits"
+    frozen = folder / "slurm" / "20261122-011900-train"
+    frozen.mkdir(parents=True)
+    (frozen / "config.yaml").write_text("run: {name: waits}\ntrain: {steps: 1000}\n")
+    row = {"time": time.time(), "submission": frozen.name, "job": "12", "jobs": ["12"]}
+    append_row(folder / "slurm" / "submissions.jsonl", {**row, "kind": "train"})
+    return folder
+
+
+def event(run, kind, **more):
+    row = {"event": kind, "time": time.time(), "submission": "20261122-011900-train", "job": "12"}
+    append_row(run / "slurm" / "events.jsonl", {**row, "restart": 0, "step": -1, **more})
+
+
+def test_a_run_that_only_waits_is_in_the_list(queued, capsys):
+    assert main(["runs", "list", str(queued.parent)]) == 0
+    seen = capsys.readouterr()
+    assert "queued: submitted 2" in seen.out and "0/1,000" in seen.out
+    assert "Slurm was not asked, for there is no squeue on this machine." in seen.err
+    assert main(["runs", "cancel", str(queued)]) == 2
+    assert "its jobs (12) can only be cancelled where Slurm's commands are" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_line_torn_by_two_batch_scripts_hides_nothing(queued, capsys):
+    event(queued, "start", nodes="n[1-2]")
+    with open(queued / "slurm" / "events.jsonl", "a") as file:
+        file.write('{"event":"start","ti{"event":"end"}\n[]\n{"event":"end"}\n')
+    assert main(["runs", "status", str(queued), "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert (seen["state"], seen["job"], seen["nodes"]) == ("starting", "12", "n[1-2]")
+    assert len(seen["history"]) == 1
+
+
+def test_cancelling_from_a_machine_without_slurm_leaves_word_for_the_batch_script(queued, capsys):
+    event(queued, "start", nodes="n1")
+    assert main(["runs", "cancel", str(queued), "--now"]) == 2
+    assert main(["runs", "cancel", str(queued)]) == 0
+    assert "will not be requeued" in capsys.readouterr().out
+    assert (queued / "slurm" / "cancel").read_text() == "12\n"
+    assert (queued / "stop").exists()
+    assert main(["runs", "cancel", str(queued)]) == 0
+    assert (queued / "slurm" / "cancel").read_text() == "12\n"
+
+
+def test_nodes_left_out_and_the_end_of_every_start_are_told(queued, capsys):
+    event(queued, "start", nodes="n[1-2]")
+    event(queued, "exclude", nodes="n2", reason="GPU 3 is missing")
+    words = {"reason": "bad nodes excluded: n2", "action": "requeue"}
+    event(queued, "end", code=75, **words)
+    assert main(["runs", "status", str(queued)]) == 0
+    text = capsys.readouterr().out
+    assert "state            queued: requeued: bad nodes excluded: n2" in text
+    assert "job 12, n[1-2], steps 0-0: bad nodes excluded: n2, requeued" in text
+    assert "left out n2: GPU 3 is missing" in text
+    assert "Slurm            Slurm was not asked" in text
+
+
+@pytest.fixture
+def sweep(run, queued):
+    """Two runs over one setting, of which one has begun."""
+    root = run.parent / "rates"
+    (root / "slurm" / "s" / "configs").mkdir(parents=True)
+    for index in range(2):
+        text = f"run: {{name: rates-00{index}}}\ntrain: {{steps: 50}}\n"
+        (root / "slurm" / "s" / "configs" / f"00{index}.yaml").write_text(text)
+    (root / "slurm" / "s" / "config.yaml").write_text("run: {name: base}\n")
+    row = {"time": time.time(), "submission": "s", "job": "9", "jobs": ["9"], "kind": "train"}
+    append_row(root / "slurm" / "submissions.jsonl", row)
+    runs = [
+        {"index": n, "run": f"rates-00{n}", "folder": "elsewhere", "values": {"train.lr": lr}}
+        for n, lr in enumerate(("1e-3", "[3, 4]"))
+    ]
+    content = {"name": "rates", "keys": ["train.lr"], "runs": runs, "job": "9"}
+    (root / "sweep.json").write_text(json.dumps(content))
+    begun = root / "rates-001"
+    (begun / "slurm").mkdir(parents=True)
+    (begun / "config.yaml").write_text("run: {name: rates-001}\ntrain: {steps: 50}\n")
+    figures = {"train/loss": 2.5, "evaluation/b/loss": 3.5, "speed/tokens_per_second": 7.0}
+    append_row(begun / "metrics.jsonl", {"step": 50, "time": 1.0, **figures})
+    append_row(begun / "ledger.jsonl", {"step": 49})
+    event(begun, "start", job="9_1", nodes="n1")
+    event(begun, "end", job="9_1", code=0, action="done", reason="finished")
+    return root
+
+
+def test_a_sweep_is_shown_by_its_loss(sweep, capsys):
+    assert main(["runs", "list", str(sweep.parent), "--sweep", "rates"]) == 0
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == "run train.lr state step loss held out tokens/s".split()
+    assert first.split() == "rates-001 [3, 4] finished 50/50 2.5000 3.5000 7".split()
+    assert second.startswith("rates-000  1e-3      queued: submitted ")
+    assert main(["runs", "list", str(sweep.parent), "--sweep", "rates", "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert (seen["sweep"], seen["keys"], seen["job"]) == ("rates", ["train.lr"], "9")
+    assert [(row["index"], row["job"], row["state"]) for row in seen["runs"]] == [
+        (1, "9_1", "finished"),
+        (0, "9_0", "queued"),
+    ]
+    assert seen["runs"][0]["heldout"] == {"name": "evaluation/b/loss", "loss": 3.5}
+
+
+def test_a_sweep_is_named_in_the_list_and_its_runs_are_in_its_own(sweep, capsys):
+    assert main(["runs", "list", str(sweep.parent)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["run", "first", "waits", "rates:"]
+    assert "a sweep of 2 runs over train.lr; `lmscale runs list" in lines[-1]
+    assert main(["runs", "list", str(sweep)]) == 0
+    assert "rates-000" in capsys.readouterr().out
+    assert main(["runs", "list", str(sweep.parent), "--sweep", "no"]) == 2
+    assert "there is no sweep 'no'. There: rates." in capsys.readouterr().err

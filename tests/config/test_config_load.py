@@ -168,7 +168,7 @@ def test_the_vocabulary_is_padded_to_whole_tiles_unless_told():
 
 def test_the_fields_stand_in_the_order_of_the_datas_flow():
     sections = ["run", "corpus", "tokenizer", "shards", "stream", "batch", "model", "objective"]
-    sections += ["engine", "checkpoint", "train", "evaluation"]
+    sections += ["engine", "checkpoint", "train", "watch", "evaluation"]
     assert list(RunConfig.model_fields) == sections
     assert list(yaml.safe_load(dump_config(parse_config(MINIMAL)))) == sections
 

@@ -172,15 +172,16 @@ def test_a_kill_leaves_nothing_that_looks_like_a_corpus(tmp_path):
     config = make_config(tmp_path, [f"text {n}" for n in range(100)])
     program = f"""
 import os, signal
-import lmscale.corpus.build as build
+import lmscale.corpus.parts as parts
 from lmscale.config.data import CorpusConfig
-write = build.DocumentWriter.write
+from lmscale.corpus import build_corpus
+write = parts.DocumentWriter.write
 def killed(self, document):
     write(self, document)
     if document.id.endswith(":50"):
         os.kill(os.getpid(), signal.SIGKILL)
-build.DocumentWriter.write = killed
-build.build_corpus(CorpusConfig.model_validate({config.model_dump()!r}))
+parts.DocumentWriter.write = killed
+build_corpus(CorpusConfig.model_validate({config.model_dump()!r}))
 """
     assert subprocess.run([sys.executable, "-c", program]).returncode == -9
     assert not os.path.exists(f"{config.folder}/s")

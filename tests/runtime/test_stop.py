@@ -1,30 +1,46 @@
 import os
 import signal
+import subprocess
+import sys
+import textwrap
+import time
 
 import pytest
 
 from lmscale.runtime.stop import StopRequests
+
+SOON = 10.0  # a signal takes its way through another thread
+
+
+def send(stop, number):
+    os.kill(os.getpid(), number)
+    return stop.wait(SOON)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_is_a_request_and_its_name_the_reason(tmp_path, number):
     with StopRequests(tmp_path) as stop:
         assert stop.requested() is None
-        os.kill(os.getpid(), number)
+        assert send(stop, number) == number.name
         assert stop.requested() == number.name
 
 
-def test_the_first_reason_stands(tmp_path):
+def test_the_first_reason_stands_and_a_second_signal_changes_nothing(tmp_path):
     with StopRequests(tmp_path) as stop:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        assert send(stop, signal.SIGUSR1) == "SIGUSR1"
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
         assert stop.requested() == "SIGUSR1"
 
 
 def test_a_second_interrupt_does_not_wait(tmp_path):
-    with pytest.raises(KeyboardInterrupt), StopRequests(tmp_path):
+    with pytest.raises(KeyboardInterrupt), StopRequests(tmp_path) as stop:
+        send(stop, signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        deadline = time.monotonic() + SOON
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 def test_a_stop_file_is_a_request_until_it_was_obeyed(tmp_path):
@@ -36,16 +52,104 @@ def test_a_stop_file_is_a_request_until_it_was_obeyed(tmp_path):
         assert stop.requested() is None
 
 
-def test_only_one_rank_watches_the_file(tmp_path):
+def test_a_stop_file_from_before_the_start_is_removed_and_not_obeyed(tmp_path):
     (tmp_path / "stop").touch()
+    with StopRequests(tmp_path) as stop:
+        assert stop.requested() is None
+        stop.discard_stale_file()
+        assert not (tmp_path / "stop").exists()
+        (tmp_path / "stop").touch()
+        assert stop.requested() == "stop file"
+
+
+def test_an_old_stop_file_that_is_touched_again_is_a_request(tmp_path):
+    (tmp_path / "stop").touch()
+    with StopRequests(tmp_path) as stop:
+        os.utime(tmp_path / "stop", ns=(1, 1))
+        stop.discard_stale_file()
+        assert stop.requested() == "stop file"
+
+
+def test_only_one_rank_watches_the_file_unless_another_one_waits(tmp_path):
     with StopRequests(tmp_path, watch_file=False) as stop:
+        (tmp_path / "stop").touch()
         assert stop.requested() is None
         stop.consume_file()
-    assert (tmp_path / "stop").exists()
+        stop.discard_stale_file()
+        assert (tmp_path / "stop").exists()
+        assert stop.requested(is_waiting=True) == "stop file"
 
 
-def test_the_handlers_before_come_back(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+def test_the_handlers_and_the_mask_before_come_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with StopRequests(tmp_path):
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    after = signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert after == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_what_a_rank_starts_is_not_hit_by_its_signals(tmp_path):
+    """Such as a compiler, or git: `scancel --signal` reaches every process of a job step."""
+    with StopRequests(tmp_path):
+        with subprocess.Popen([sys.executable, "-c", "input(); print('whole')"], **PIPES) as child:
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                os.kill(child.pid, number)
+            assert child.communicate("\n")[0] == "whole\n"
+
+
+PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+# Native code that no handler interrupts, as a collective that waits for the other ranks.
+STUCK = """
+    import ctypes, os, pathlib, signal, sys, threading
+    from lmscale.runtime.stop import StopRequests
+    folder = pathlib.Path(sys.argv[1])
+    with StopRequests(folder) as stop:
+        stop.nothing_to_save(lambda reason: (folder / "finished").write_text(reason))
+        print("ready", flush=True)
+        ctypes.CDLL(None).sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_with_nothing_to_save_a_signal_ends_the_process_at_once(tmp_path, number):
+    environment = {**os.environ, "LMSCALE_EXITS": str(tmp_path), "RANK": "3"}
+    argv = [sys.executable, "-c", textwrap.dedent(STUCK), str(tmp_path)]
+    with subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, **PIPES) as process:
+        assert process.stdout.readline() == "ready\n"
+        began = time.monotonic()
+        process.send_signal(number)
+        said = process.communicate(timeout=30)[1]
+    assert time.monotonic() - began < 5
+    assert process.returncode == 75
+    assert said == f"stopped by {number.name}; there was nothing to save\n"
+    assert (tmp_path / "finished").read_text() == number.name
+    assert (tmp_path / "rank-00003").read_text() == "75\n"
+
+
+def test_a_signal_that_came_before_there_was_nothing_to_save_is_not_forgotten(tmp_path):
+    program = """
+        import os, signal, sys
+        from lmscale.runtime.stop import StopRequests
+        with StopRequests(sys.argv[1]) as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.wait(10) == "SIGTERM"
+            stop.nothing_to_save()
+    """
+    argv = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    assert subprocess.run(argv, capture_output=True).returncode == 75
+
+
+def test_when_all_is_done_a_signal_does_not_change_how_the_process_ends(tmp_path):
+    program = """
+        import os, signal, sys
+        from lmscale.runtime.stop import StopRequests
+        with StopRequests(sys.argv[1]) as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            stop.ignore_from_here()
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.kill(os.getpid(), number)
+    """
+    argv = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    assert subprocess.run(argv, capture_output=True).returncode == 0

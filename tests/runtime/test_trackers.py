@@ -1,5 +1,6 @@
 import json
 import math
+import resource
 
 import pytest
 
@@ -69,10 +70,15 @@ def test_text_and_layout_are_taken(tmp_path):
 
 
 def test_a_full_disk_is_a_clear_error(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with open_trackers(tmp_path) as trackers:
-        (tmp_path / METRICS_FILE).symlink_to("/dev/full")
-        with pytest.raises(DataError, match="No space is left .* while writing metrics.jsonl"):
-            trackers.log(1, {"loss": 1.0})
+        # Room for the head of the events' file, but not for a row of metrics.jsonl.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            with pytest.raises(DataError, match="No space is left .* while writing metrics.jsonl"):
+                trackers.log(1, {f"loss of set {number}": 1.0 for number in range(100)})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_after_a_kill_before_the_first_checkpoint_no_step_is_shown_twice(tmp_path):

@@ -1,26 +1,29 @@
 """A killed build goes on where it was, and a full disk loses nothing."""
 
+import itertools
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from shard_cases import contents, with_shards
+from kill_points import open_killer
+from shard_cases import contents, small_base, with_shards
 
 from lmscale.config import dump_config
 from lmscale.errors import DataError
 from lmscale.shards import build_shards, verify_dataset
 
 KILLED = """
-import functools, os, signal, sys
-import lmscale.shards.build, lmscale.shards.tasks, lmscale.shards.writer
+import os, signal, sys
+import lmscale.shards.tasks, lmscale.shards.writer
 from lmscale.config import parse_config
 from lmscale.shards import build_shards
 calls = 0
-module = functools.reduce(getattr, {module!r}.split('.'), lmscale.shards)
+module = lmscale.shards.{module}
 original = module.{function}
 def killed(*arguments, **settings):
     global calls
@@ -44,12 +47,12 @@ def kill(config, *, module, function, call):
 
 def test_a_killed_build_goes_on_and_never_rebuilds_a_finished_shard(base, dataset, tmp_path):
     config = with_shards(base, tmp_path / "killed")
-    parts = tmp_path / "killed/topics/.train.building/parts"
     finished: dict[str, os.stat_result] = {}
     for call in (3, 2, 2):  # inside a shard: its header is written, its end is not
         kill(config, module="writer", function="_npy", call=call * 7)
         assert not (tmp_path / "killed/topics/train").exists()
-        now = {path.name: path.stat() for path in parts.glob("part-*.tar")}
+        shards = (tmp_path / "killed/topics").glob(".train.building/*/parts/part-*.tar")
+        now = {path.name: path.stat() for path in shards}
         assert len(now) > len(finished)
         for name, status in finished.items():
             assert (now[name].st_ino, now[name].st_mtime_ns) == (status.st_ino, status.st_mtime_ns)
@@ -60,42 +63,42 @@ def test_a_killed_build_goes_on_and_never_rebuilds_a_finished_shard(base, datase
     assert contents(tmp_path / "killed/topics/train") == contents(dataset)
 
 
-@pytest.mark.parametrize(
-    ("module", "function", "call"),
-    [
-        ("tasks", "write_json", 3),
-        ("build", "finished_parts", 1),
-        ("build.os", "replace", 1),
-        ("build.os", "replace", 4),
-        ("build", "save_manifest", 1),
-        ("build.shutil", "rmtree", 1),
-        ("build.shutil", "rmtree", 3),  # the folder has its name, the build is not tidied up
-        ("build", "replace_folder", 1),
-        ("build", "replace_folder", 2),
-        ("build", "fsync_folder", 2),
-    ],
-)
-def test_a_kill_at_any_step_of_the_end_is_mended_by_the_next_build(
-    base, dataset, tmp_path, module, function, call
-):
-    config = with_shards(base, tmp_path / "killed")
-    kill(config, module=module, function=function, call=call)
+WORK = """
+from lmscale.config import parse_config
+from lmscale.shards import build_shards
+config = parse_config({config!r})
+def work():
     build_shards(config)
-    for split in ("train", "heldout"):
-        assert verify_dataset(tmp_path / "killed/topics" / split) == []
-    found = contents(tmp_path / "killed/topics/train")
-    found.pop("build.json", None)
-    assert found == contents(dataset)
-    assert not list((tmp_path / "killed/topics").glob(".*.building"))
+"""
 
 
-def test_an_unfinished_build_of_something_else_is_refused(base, tmp_path):
+@pytest.mark.slow
+def test_a_kill_before_any_change_of_the_disk_is_mended_by_the_next_build(tmp_path):
+    base = small_base(tmp_path, num_texts=30)
+    config = with_shards(base, tmp_path / "killed")
+    build_shards(with_shards(base, tmp_path / "whole"))
+    expected = contents(tmp_path / "whole/topics/train")
+    with open_killer(WORK.format(config=dump_config(config))) as kill_at:
+        for change in itertools.count(1):
+            was_killed = kill_at(change)
+            build_shards(config)
+            assert contents(tmp_path / "killed/topics/train") == expected, change
+            left = sorted(path.name for path in (tmp_path / "killed/topics").iterdir())
+            assert [name for name in left if not name.endswith(".lock")] == ["heldout", "train"]
+            if not was_killed:
+                break
+            shutil.rmtree(tmp_path / "killed")
+    assert change > 40
+
+
+def test_an_unfinished_build_of_something_else_is_not_used(base, tmp_path):
     config = with_shards(base, tmp_path / "killed")
     kill(config, module="tasks", function="write_json", call=2)
     other = with_shards(config, tmp_path / "killed", block_tokens=2048)
-    with pytest.raises(DataError, match="holds an unfinished build with another"):
-        build_shards(other)
-    assert build_shards(other, force=True)[0].is_new
+    (train, _) = build_shards(other)
+    assert train.manifest.block_tokens == 2048
+    assert verify_dataset(train.folder) == []
+    assert not list((tmp_path / "killed/topics").glob(".*.building"))
 
 
 def test_a_killed_pool_worker_is_a_clear_error(base, tmp_path, monkeypatch):

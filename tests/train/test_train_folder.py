@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 
 from lmscale.config import parse_config
-from lmscale.errors import ConfigError
+from lmscale.errors import ConfigError, LeaseLostError
+from lmscale.runtime import lease as leases
+from lmscale.runtime.lease import Attempt, Lease, read_lease
 from lmscale.runtime.ranks import Ranks
 from lmscale.train import folder as run_folder
 from lmscale.train.folder import claim_folder, freeze_run
@@ -42,4 +46,107 @@ def test_a_start_killed_inside_its_first_write_leaves_a_usable_folder(tmp_path):
     config.folder.mkdir()
     (config.folder / ".config.yaml.123.tmp").write_text("run:")
     with claim_folder(config, Ranks()):
+        pass
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Claim the folder as an attempt on a node, quickly where something is waited for."""
+    monkeypatch.setattr(leases, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "SILENT_SECONDS", 0.3)
+    for name in ("LOCK_SECONDS", "DEAD_NODE_SECONDS", "TAKE_OVER_SECONDS"):
+        monkeypatch.setattr(run_folder, name, 0.2)
+
+    def claim(attempt, node="n1"):
+        monkeypatch.setenv("LMSCALE_ATTEMPT", attempt)
+        monkeypatch.setenv("SLURMD_NODENAME", node)
+        return claim_folder(configure(tmp_path), Ranks())
+
+    return claim
+
+
+def test_the_lease_names_the_start_that_holds_the_folder_and_its_end(start, tmp_path):
+    with start("7.0") as lease:
+        assert lease.attempt.name == "7.0"
+        held = read_lease(tmp_path / "run")
+        assert (held.attempt, held.hosts, held.ended) == ("7.0", ("n1",), None)
+    assert read_lease(tmp_path / "run").ended is not None
+
+
+def test_a_later_start_of_the_job_takes_over_at_once_from_one_that_is_gone(start, tmp_path):
+    with start("7.0"):
+        pass
+    with start("7.1", node="n2"):
+        assert read_lease(tmp_path / "run").attempt == "7.1"
+
+
+def test_a_later_start_of_the_job_waits_for_a_live_one_but_not_for_ever(start, tmp_path, caplog):
+    with start("7.0") as older:
+        with start("7.1", node="n2") as newer:
+            assert "the older copy of this job has not let go" in caplog.text
+            newer.check()
+            with pytest.raises(LeaseLostError, match=r"attempt 7.1 \(rank 0: n2:"):
+                older.check()
+    assert read_lease(tmp_path / "run").attempt == "7.1"
+
+
+def test_a_start_that_waits_for_the_lock_sees_that_an_older_one_of_its_job_got_it(
+    start, tmp_path, monkeypatch, caplog
+):
+    """Both waited for that of a node that is dead."""
+    real = run_folder._lock
+    stack = ExitStack()
+
+    def lock_late(folder, *rest):
+        monkeypatch.setattr(run_folder, "_lock", real)
+        stack.enter_context(start("7.0"))
+        return real(folder, *rest)
+
+    with stack:
+        newer = start("7.1")
+        monkeypatch.setenv("LMSCALE_ATTEMPT", "7.1")
+        monkeypatch.setattr(run_folder, "_lock", lock_late)
+        with newer as lease:
+            assert lease.attempt.name == "7.1"
+            assert read_lease(tmp_path / "run").attempt == "7.1"
+
+
+def test_an_earlier_start_of_the_job_that_comes_late_is_refused(start, tmp_path):
+    with start("7.3"):
+        pass
+    before = read_lease(tmp_path / "run")
+    with pytest.raises(LeaseLostError, match="held by attempt 7.3 of this job.*newer than .*7.2"):
+        with start("7.2"):
+            pass
+    assert read_lease(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("attempt", ["8.0", "local"])
+def test_another_start_is_refused_while_a_holder_lives_whose_lock_is_not_seen_here(
+    start, tmp_path, attempt
+):
+    with start("7.0", node="n2"):
+        (tmp_path / "run" / ".lock").unlink()
+        with pytest.raises(ConfigError, match=r"another `lmscale train` .*attempt 7.0, rank 0: n2"):
+            with start(attempt):
+                pass
+    with start(attempt):
+        pass
+
+
+def test_a_holder_on_another_node_that_was_killed_is_no_hindrance(start, tmp_path):
+    (tmp_path / "run").mkdir()
+    Lease(Attempt(job="7"), tmp_path / "run").take(["n2"])
+    with start("8.0"):
+        assert read_lease(tmp_path / "run").attempt == "8.0"
+
+
+def test_a_folder_that_a_start_left_with_nothing_but_its_lease_is_usable(start):
+    for attempt in ("7.0", "8.0"):
+        with start(attempt):
+            pass
+
+
+def test_a_name_of_the_attempt_that_is_none_is_refused(start):
+    with pytest.raises(ConfigError, match="LMSCALE_ATTEMPT"), start("7"):
         pass

@@ -1,0 +1,111 @@
+"""Ending a run's jobs for good: what to do with each (pure), and doing it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from launcher.slurm import QueuedJob, scancel
+from launcher.status import TRAIN, Row, is_one_of, jobs_of
+from lmscale.errors import ClusterError
+
+CANCEL_FILE = "cancel"
+# In these states a job has a batch script that can be asked, and perhaps something to save.
+_ASKABLE = ("RUNNING", "SUSPENDED", "STOPPED")
+Deed = Literal["ask", "end"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobCancel:
+    """What is done about one job."""
+
+    job: str
+    raw_job: str
+    kind: str
+    """Of the submission: train, evaluate, …"""
+    state: str
+    """Slurm's."""
+    nodes: str
+    deed: Deed
+    """``ask``: to save and to end for good. ``end``: at once."""
+    was_asked: bool
+    """Before, too."""
+
+    @property
+    def line(self) -> str:
+        what = f"job {self.job}" if self.kind == TRAIN else f"job {self.job} ({self.kind})"
+        if self.deed == "ask":
+            again = " again" if self.was_asked else ""
+            return f"{what} on {self.nodes}: asked{again} to save and to end for good"
+        where = f"on {self.nodes}" if self.nodes else f"{self.state.lower()} in the queue"
+        return f"{what}, {where}: cancelled"
+
+
+def plan_cancel(
+    submissions: Sequence[Row],
+    queue: Sequence[QueuedJob],
+    *,
+    cancels: Collection[str] = (),
+    at_once: bool = False,
+) -> tuple[JobCancel, ...]:
+    """What to do with every job of a run that is not over, those that wait first.
+
+    A chain's next job would otherwise start as soon as the one before it ends.
+    """
+    plans = []
+    for submission in submissions:
+        kind = str(submission["kind"])
+        for job in queue:
+            if not job.is_active or not is_one_of(job.job, jobs_of(submission)):
+                continue
+            can_save = kind == TRAIN and job.state in _ASKABLE and not at_once
+            plans.append(
+                JobCancel(
+                    job=job.job,
+                    raw_job=job.raw_job,
+                    kind=kind,
+                    state=job.state,
+                    nodes=job.nodes,
+                    deed="ask" if can_save else "end",
+                    was_asked=job.job in cancels or job.raw_job in cancels,
+                )
+            )
+    return tuple(sorted(plans, key=lambda plan: plan.deed == "ask"))
+
+
+def cancel_jobs(state_folder: Path, plans: Sequence[JobCancel]) -> None:
+    """Carry the plans of one run out. Its jobs are noted first, so that none of them comes back."""
+    note_cancelled(state_folder, [plan.job for plan in plans])
+    ending = [plan.job for plan in plans if plan.deed == "end"]
+    asked = [plan.job for plan in plans if plan.deed == "ask"]
+    scancel(ending)
+    scancel(asked, ["--batch", "--signal=USR1"])  # its batch script passes it on to the ranks
+
+
+def read_cancelled(state_folder: Path) -> frozenset[str]:
+    """The jobs that were cancelled, whether or not they have ended."""
+    try:
+        return frozenset((state_folder / CANCEL_FILE).read_text(encoding="utf-8").split())
+    except FileNotFoundError:
+        return frozenset()
+
+
+def note_cancelled(state_folder: Path, jobs: Sequence[str]) -> None:
+    """Write down that these jobs must not be requeued, for their batch scripts to read."""
+    known = read_cancelled(state_folder)
+    lines = "".join(f"{job}\n" for job in jobs if job not in known)
+    if not lines:
+        return
+    try:
+        with open(state_folder / CANCEL_FILE, "a", encoding="utf-8") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ClusterError(
+            f"{state_folder / CANCEL_FILE} cannot be written: {error}. Without it a job would be "
+            "requeued: cancel it as the user who owns the folder, or with --now."
+        ) from None

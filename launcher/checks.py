@@ -1,0 +1,274 @@
+"""What is looked at before a job is submitted: all of it, and all that is wrong told at once."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launcher.job import JobRequest, SlurmJob
+from launcher.slurm import squeue, try_sbatch
+from launcher.submissions import read_submissions
+from launcher.sweep import find_conflict
+from lmscale.config import RunConfig, load_config
+from lmscale.config.ownership import CONFIG_FILE, check_folder
+from lmscale.config.places import is_remote
+from lmscale.errors import LmscaleError
+
+MANIFEST = "manifest.json"  # of a dataset, of a corpus source, of a checkpoint
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+MAX_KNOWN_ROWS = 50  # the newest submissions: Slurm itself forgets the jobs of old ones
+
+
+@dataclass
+class Findings:
+    """What the checks found, in the order in which they were made."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+
+    def take(self, problems: Iterable[str], otherwise: str) -> None:
+        """Problems, or what may be said if there is none."""
+        found = list(problems)
+        self.problems += found
+        self.passed += [] if found else [otherwise]
+
+
+def check_job(request: JobRequest, job: SlurmJob, script: str) -> Findings:
+    """Every check. Nothing is written, nothing is submitted."""
+    findings = Findings()
+    configs = runs_of(request)
+    findings.passed += _describe_plan(job)
+    findings.take(_folder_problems(request, job, configs), f"{job.run_folder} can be its folder")
+    findings.take(
+        dict.fromkeys(p for config in configs for p in _data_problems(config, job)),
+        "what it reads exists",
+    )
+    _check_places(request, job, configs, findings)
+    try:
+        live = find_live_jobs(job)
+        findings.take(live, "no copy of it is queued or running")
+        if not live or job.kind not in EXCLUSIVE:
+            findings.passed.append(f"Slurm would take it: {try_sbatch(script)}")
+    except LmscaleError as error:
+        findings.problems += error.problems
+    return findings
+
+
+EXCLUSIVE = ("train", "corpus", "shards")
+"""Kinds of which two at once in one folder would get in each other's way."""
+
+
+def runs_of(request: JobRequest) -> list[RunConfig]:
+    """The configuration, or those of the sweep."""
+    return [config for _, config in request.sweep.members] if request.sweep else [request.config]
+
+
+def _describe_plan(job: SlurmJob) -> list[str]:
+    if job.kind != "train":
+        return []
+    ranks = [str(count * job.tasks_per_node) for count in job.usable_nodes]
+    runs = f", in each of {len(job.members)} runs" if job.members else ""
+    return [f"a step divides among {_join(ranks)} ranks{runs}"]
+
+
+def describe_unusable_nodes(
+    request: JobRequest, job: SlurmJob, configs: Sequence[RunConfig]
+) -> list[str]:
+    """Which numbers of nodes in --nodes MIN-MAX the run could not use, and what follows."""
+    if job.kind != "train" or request.min_nodes == request.max_nodes:
+        return []
+    asked = range(request.min_nodes, request.max_nodes + 1)
+    unusable = [count for count in asked if count not in job.usable_nodes]
+    if not unusable:
+        return []
+    inside = [count for count in unusable if job.min_nodes < count < job.max_nodes]
+    idle = ""
+    if inside:
+        idle = f" On {_join(inside)} nodes it uses the next smaller number; the rest stay idle."
+    windows = " and ".join(sorted({f"{c.batch.global_windows:,}" for c in configs}))
+    asked_for = (
+        f"{job.min_nodes} nodes"
+        if job.min_nodes == job.max_nodes
+        else f"{job.min_nodes} to {job.max_nodes} nodes"
+    )
+    return [
+        f"--nodes {request.min_nodes}-{request.max_nodes}: {windows} windows a step cannot be "
+        f"shared evenly by {job.tasks_per_node} ranks on each of {_join(unusable)} nodes. "
+        f"The job asks for {asked_for}.{idle}"
+    ]
+
+
+def _join(parts: Sequence[object], last: str = "or") -> str:
+    words = list(map(str, parts))
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def _folder_problems(request: JobRequest, job: SlurmJob, configs: Sequence[RunConfig]) -> list[str]:
+    if job.kind in ("corpus", "shards"):
+        return []
+    problems = []
+    for config in configs:
+        try:
+            check_folder(config.folder, config)
+        except LmscaleError as error:
+            problems += error.problems
+    conflict = find_conflict(request.sweep) if request.sweep else None
+    return [*problems, conflict] if conflict else problems
+
+
+def _data_problems(config: RunConfig, job: SlurmJob) -> list[str]:
+    """Files that the job would miss on its first second; remote ones are left to the job."""
+    if job.kind == "preflight":
+        return []
+    if job.kind == "corpus":
+        return _input_problems(config)
+    if job.kind == "evaluate":
+        return _evaluation_problems(config.folder)
+    problems = []
+    folder = Path(config.tokenizer.folder)
+    if not all((folder / name).is_file() for name in TOKENIZER_FILES):
+        problems.append(
+            f"{folder}: there is no tokenizer here. Run `lmscale tokenizer train CONFIG` first, or "
+            "set tokenizer.folder."
+        )
+    if job.kind == "shards":
+        places = {
+            f"corpus.sources.{name}": f"{config.corpus.folder}/{name}"
+            for name in config.corpus.sources
+        }
+        return problems + _missing_manifests(places, "lmscale corpus build CONFIG")
+    if not config.stream.sources:
+        problems.append("stream.sources names no dataset; give at least one, NAME: {shards: …}.")
+    sets = {f"evaluation.sets.{name}": place for name, place in config.evaluation.sets.items()}
+    sources = {
+        f"stream.sources.{name}": source.shards for name, source in config.stream.sources.items()
+    }
+    return problems + _missing_manifests({**sources, **sets}, "lmscale shards build CONFIG")
+
+
+def _evaluation_problems(folder: Path) -> list[str]:
+    """`lmscale evaluate` goes by the run's own configuration, whatever is launched."""
+    if not list(folder.glob(f"checkpoints/*/{MANIFEST}")):
+        return [f"{folder} holds no checkpoint yet: there is nothing to evaluate."]
+    try:
+        config = load_config(folder / CONFIG_FILE)
+    except LmscaleError as error:
+        return list(error.problems)
+    sets = {f"evaluation.sets.{name}": place for name, place in config.evaluation.sets.items()}
+    if not sets:
+        return [f"{folder / CONFIG_FILE} names no evaluation.sets: there is nothing to score."]
+    return _missing_manifests(sets, "lmscale shards build CONFIG")
+
+
+def _input_problems(config: RunConfig) -> list[str]:
+    if not config.corpus.sources:
+        return ["corpus.sources names no source; give at least one with its inputs."]
+    return [
+        f"corpus.sources.{name}.inputs: no file matches {pattern} (looked from {os.getcwd()})."
+        for name, source in config.corpus.sources.items()
+        for pattern in source.inputs
+        if not os.path.exists(os.path.expanduser(pattern))
+        and not glob.glob(os.path.expanduser(pattern), recursive=True)
+    ]
+
+
+def _missing_manifests(places: dict[str, str], command: str) -> list[str]:
+    return [
+        f"{setting}: {place} holds no {MANIFEST}. Build it with `{command}`, or name another place."
+        for setting, place in places.items()
+        if not is_remote(place) and not (Path(place.removeprefix("file://")) / MANIFEST).is_file()
+    ]
+
+
+def _check_places(
+    request: JobRequest, job: SlurmJob, configs: Sequence[RunConfig], findings: Findings
+) -> None:
+    """Whether all nodes see what the job reads and writes."""
+    if not request.cluster.shared:
+        findings.warnings.append(
+            f"The profile {request.cluster_name} names no shared folders: whether all nodes see "
+            f"{job.run_folder} and the shards was not checked."
+        )
+        return
+    shared = ", ".join(request.cluster.shared)
+    wanted = dict.fromkeys(
+        place
+        for config in configs
+        for place in places_of(config, job, request.folder)
+        if not is_remote(place)
+    )
+    findings.take(
+        [
+            f"{place} is not below a folder that all nodes see ({shared}, by the profile "
+            f"{request.cluster_name}). Move it there, or add its place to the profile's `shared`."
+            for place in wanted
+            if not is_below(place, request.cluster.shared)
+        ],
+        f"all its places are below {shared}",
+    )
+    interpreter = request.cluster.container.kind == "none" and job.python.startswith("/")
+    if interpreter and not is_below(job.python, request.cluster.shared):
+        findings.warnings.append(
+            f"{job.python} is not below {shared}: every node needs that interpreter, with the "
+            "same packages, at the same place. Or name another by the profile's `python`."
+        )
+
+
+def places_of(config: RunConfig, job: SlurmJob, launched_in: Path) -> list[str]:
+    """The folders that the nodes must see."""
+    if job.kind == "corpus":
+        return [config.corpus.folder, str(launched_in)]
+    if job.kind == "shards":
+        return [config.corpus.folder, config.tokenizer.folder, config.shards.folder]
+    places = [str(config.folder)]
+    if job.kind in ("train", "evaluate"):
+        places += [config.tokenizer.folder, *config.evaluation.sets.values()]
+    if job.kind == "train":
+        places += [source.shards for source in config.stream.sources.values()]
+    return places
+
+
+def is_below(place: str, folders: Sequence[str]) -> bool:
+    """By name, or behind the symbolic links on the way."""
+    paths = (Path(place.removeprefix("file://")), Path(os.path.realpath(place)))
+    roots = [root for folder in folders for root in (Path(folder), Path(os.path.realpath(folder)))]
+    return any(path.is_relative_to(root) for path in paths for root in roots)
+
+
+def find_live_jobs(job: SlurmJob) -> list[str]:
+    """Why another copy must not be submitted now: one is queued or running."""
+    if job.kind not in EXCLUSIVE:
+        return []
+    rows = [row for row in read_submissions(job.state_folder) if row["kind"] == job.kind]
+    ids = [str(one) for row in rows[-MAX_KNOWN_ROWS:] for one in row["jobs"]]
+    # By name as well: a submission may have been cut off before it was written down.
+    known = (*squeue(tuple(dict.fromkeys(ids))), *squeue(name=job.name))
+    live = {queued.job: queued for queued in known if queued.is_active}
+    if not live:
+        return []
+    names = [*list(live)[:3], *([f"{len(live) - 3} more"] if len(live) > 3 else [])]
+    states = sorted({queued.state.lower() for queued in live.values()})
+    users = sorted({queued.user for queued in live.values()})
+    what = "run" if job.kind == "train" else job.kind
+    return [
+        f"job{'s'[: len(live) > 1]} {_join(names, 'and')} of this {what} "
+        f"{'are' if len(live) > 1 else 'is'} {_join(states, 'or')} (submitted by "
+        f"{_join(users, 'and')}). Two copies would undo each other's work: wait, or end it with "
+        f"`{cancel_command(job, *live)}`."
+    ]
+
+
+def cancel_command(job: SlurmJob, *jobs: str) -> str:
+    """What a person types to end these jobs for good."""
+    folder = shlex.quote(str(job.run_folder))
+    if job.kind != "train":
+        return f"scancel {' '.join(jobs)}"
+    if job.members:
+        parent = shlex.quote(str(job.run_folder.parent))
+        return f"lmscale runs cancel {parent} --sweep {shlex.quote(job.run_folder.name)}"
+    return f"lmscale runs cancel {folder}"

@@ -1,0 +1,92 @@
+"""What a cluster profile means in the words of sbatch, Pyxis and Apptainer. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from lmscale.config.cluster import ClusterConfig
+
+if TYPE_CHECKING:
+    from launcher.job import SlurmJob
+
+
+def plan_directives(job: SlurmJob, cluster: ClusterConfig) -> tuple[str, ...]:
+    """The #SBATCH lines, unquoted."""
+    is_whole = job.kind in ("train", "preflight")
+    array = len(job.members) or job.tasks or 0
+    limit = f"%{cluster.array_limit}" if cluster.array_limit else ""
+    nodes = f"{job.min_nodes}-{job.max_nodes}" if job.max_nodes > job.min_nodes else job.min_nodes
+    listens = job.kind != "evaluate" and job.signal_seconds
+    memory = cluster.memory_per_node if is_whole else _share_of(cluster)
+    gpu_type = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
+    given = {
+        "job-name": job.name,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "reservation": cluster.reservation,
+        "array": f"0-{array - 1}{limit}" if array else None,
+        "nodes": nodes,
+        "ntasks-per-node": job.tasks_per_node,
+        "cpus-per-task": job.cpus_per_task,
+        "gres": f"gpu:{gpu_type}{job.gpus_per_node}" if job.gpus_per_node else None,
+        "mem": memory,
+        "exclusive": "" if cluster.exclusive and is_whole else None,
+        "exclude": ",".join(job.excluded) or None,
+        "time": cluster.time,
+        # To the batch script alone (B:), which passes it on: it knows when the ranks can listen.
+        "signal": f"B:USR1@{job.signal_seconds}" if listens else None,
+        "requeue" if job.requeue else "no-requeue": "",
+        "dependency": "singleton" if job.chain > 1 else None,
+        "open-mode": "append",
+        "output": job.output,
+        "chdir": str(job.frozen_folder),
+    }
+    ours = (
+        f"--{name}={value}" if value != "" else f"--{name}"
+        for name, value in given.items()
+        if value is not None
+    )
+    return (*ours, *cluster.sbatch_options)
+
+
+def _share_of(cluster: ClusterConfig) -> str | None:
+    """One rank's part of a node's memory; of all of it (0), what Slurm gives by default."""
+    match = re.fullmatch(r"(\d+)([KMGTkmgt]?)", cluster.memory_per_node or "")
+    if not match or match[1] == "0":
+        return None
+    kilobytes = int(match[1]) * 1024 ** "KMGT".index((match[2] or "M").upper())
+    return f"{max(1, kilobytes // cluster.ranks_per_node)}K"
+
+
+def pyxis_options(cluster: ClusterConfig) -> tuple[str, ...]:
+    container = cluster.container
+    if container.kind != "pyxis":
+        return ()
+    # Variables that the image sets itself would otherwise win over the job's.
+    kept = ("PYTHONPATH", *cluster.variables)
+    return (
+        f"--container-image={container.image}",
+        f"--container-mounts={','.join(_mounts(cluster))}",
+        f"--container-env={','.join(kept)}",
+        *container.options,
+    )
+
+
+def apptainer_prefix(cluster: ClusterConfig, gpus: int) -> tuple[str, ...]:
+    container = cluster.container
+    if container.kind != "apptainer":
+        return ()
+    mounts = (part for mount in _mounts(cluster) for part in ("--bind", mount))
+    nvidia = ("--nv",) if gpus else ()
+    return ("apptainer", "exec", *nvidia, *mounts, *container.options, container.image)
+
+
+def _mounts(cluster: ClusterConfig) -> tuple[str, ...]:
+    """The shared and scratch folders at their own places, and what the profile adds."""
+    folders = (*(folder for folder in cluster.shared if folder != "/"), cluster.scratch)
+    both = (f"{folder}:{folder}" for folder in folders)
+    given = (mount if ":" in mount else f"{mount}:{mount}" for mount in cluster.container.mounts)
+    return tuple(dict.fromkeys((*both, *given)))

@@ -1,0 +1,95 @@
+"""What srun starts for every rank: finds its place, then becomes ``lmscale train``.
+
+    srun … PYTHON -m launcher.rank CONFIG --run-folder RUN
+
+Imports little, because every rank of a large job reads it from the shared file system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launcher.rendezvous import rendezvous_from_slurm
+from lmscale.errors import EXIT_USER, ClusterError
+
+# Compiled kernels: thousands of ranks that lock files in one shared cache wait for each other.
+CACHES = {
+    "TORCH_EXTENSIONS_DIR": "torch_extensions",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+}
+
+
+def plan_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a rank needs beyond the environment that srun gave it. Raises ``ClusterError``."""
+    scratch = environ.get("LMSCALE_SCRATCH")
+    caches = {name: f"{scratch}/{folder}" for name, folder in CACHES.items()} if scratch else {}
+    defaults = {
+        **caches,
+        # Every rank would otherwise start a thread per core and get in the others' way.
+        "OMP_NUM_THREADS": environ.get("SLURM_CPUS_PER_TASK", "1"),
+        "PYTHONFAULTHANDLER": "1",  # a crash in native code leaves a stack in the rank's output
+    }
+    unset = {name: value for name, value in defaults.items() if name not in environ}
+    return {**unset, **rendezvous_from_slurm(environ)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Replace this process by the rank's; returns only when that cannot be."""
+    parser = argparse.ArgumentParser(prog="python -m launcher.rank", description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("--run-folder", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        planned = plan_environment(os.environ)
+    except ClusterError as error:
+        print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
+        _leave_exit_code(error.exit_code)
+        return EXIT_USER
+    rank = int(planned["RANK"])
+    if rank and options.run_folder is not None:
+        _redirect_output(options.run_folder / "logs" / f"rank-{rank:05d}.out")
+    for name in CACHES.keys() & planned.keys():
+        _make_folder(planned, name)
+    argv = [sys.executable, "-m", "lmscale.cli.main", "train", options.config]
+    os.execve(sys.executable, argv, {**os.environ, **planned})
+
+
+def _redirect_output(path: Path) -> None:
+    """Rank 0 keeps the job's output; the others would interleave with it line by line."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        print(f"lmscale: {path} cannot be written ({error}).", file=sys.stderr)
+        return
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)
+
+
+def _make_folder(planned: dict[str, str], name: str) -> None:
+    """A scratch that cannot be written costs a compilation, not the run."""
+    try:
+        os.makedirs(planned[name], mode=0o700, exist_ok=True)
+    except OSError as error:
+        print(f"lmscale: {name} stays unset: {error}.", file=sys.stderr)
+        del planned[name]
+
+
+def _leave_exit_code(code: int) -> None:
+    """As ``lmscale`` does at its end: srun tells the largest code of all tasks, not the cause."""
+    folder, rank = os.environ.get("LMSCALE_EXITS"), os.environ.get("SLURM_PROCID", "")
+    if folder and rank.isdecimal():
+        try:
+            Path(folder, f"rank-{int(rank):05d}").write_text(f"{code}\n")
+        except OSError as error:
+            print(f"lmscale: {folder} cannot be written ({error}).", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+"""Slurm's commands, and what they print as values. Nothing else in lmscale calls them.
+
+Parsers are pure. A command that is missing, silent or refused is a ``ClusterError`` that says so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from lmscale.errors import ClusterError
+
+TIMEOUT_SECONDS = 30.0
+SBATCH_SECONDS = 120.0
+# States in which a job will still do something by itself.
+ACTIVE_STATES = frozenset(
+    ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED")
+    + ("REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SIGNALING", "STAGE_OUT", "SPECIAL_EXIT")
+)
+# The name stands last: a separator in it does no harm.
+_QUEUE_FIELDS = ("JobArrayID", "JobID", "RestartCnt", "State", "Reason", "Partition", "UserName")
+_QUEUE_FIELDS += ("NumNodes", "NodeList", "SubmitTime", "StartTime", "TimeUsed", "TimeLimit")
+_QUEUE_FIELDS += ("TimeLeft", "Name")
+_ACCOUNT_FIELDS = ("JobID", "JobIDRaw", "State", "ExitCode", "Submit", "Start", "End")
+_ACCOUNT_FIELDS += ("ElapsedRaw", "NodeList", "Reason", "User", "JobName")
+# Defaults that a user may have set would change what is submitted or how it is printed.
+_FOREIGN = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_")
+_OURS = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
+_RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+_RANK_VARIABLES += ("MASTER_ADDR", "MASTER_PORT", "LMSCALE_ATTEMPT", "LMSCALE_EXITS")
+_NO_SUCH_JOB = "Invalid job id"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedJob:
+    """A job as squeue knows it: waiting, running, or ended a short while ago."""
+
+    job: str
+    """As a person writes it: 12, or 12_3 for a task of an array, or 12_[4-7] for its rest."""
+    raw_job: str
+    """SLURM_JOB_ID: every started task of an array has one of its own."""
+    restarts: int
+    state: str
+    reason: str
+    """Why it waits; "" where there is nothing to say."""
+    partition: str
+    user: str
+    num_nodes: int
+    nodes: str
+    submitted_at: float | None
+    starts_at: float | None
+    """When it started, or when Slurm expects it to."""
+    used_seconds: float | None
+    limit_seconds: float | None
+    left_seconds: float | None
+    name: str
+
+    @property
+    def is_active(self) -> bool:
+        return self.state in ACTIVE_STATES
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccountedJob:
+    """One attempt of a job as the accounting remembers it."""
+
+    job: str
+    raw_job: str
+    state: str
+    exit_code: int
+    signal: int
+    submitted_at: float | None
+    started_at: float | None
+    ended_at: float | None
+    elapsed_seconds: float | None
+    nodes: str
+    reason: str
+    user: str
+    name: str
+
+
+class SlurmRefusedError(ClusterError):
+    """Slurm answered, and the answer was no; ``answer`` is what it said."""
+
+    def __init__(self, problems: str | Sequence[str], answer: str = "") -> None:
+        super().__init__(problems)
+        self.answer = answer or self.problems[0]
+
+
+def sbatch(script: Path, options: Sequence[str] = ()) -> str:
+    """Submit ``script`` and return the job's number. Raises ``ClusterError``."""
+    printed = _call(["sbatch", "--parsable", *options, str(script)], timeout=SBATCH_SECONDS)
+    return parse_submitted(printed)
+
+
+def try_sbatch(script: str, options: Sequence[str] = ()) -> str:
+    """What ``sbatch --test-only`` says to this text. Raises ``SlurmRefusedError`` when it is a no.
+
+    Partition, nodes, gres, memory, time and signal are checked; account and qos are not.
+    """
+    command = ["sbatch", "--test-only", *options]
+    done = _run(command, timeout=SBATCH_SECONDS, text=script)
+    said = _clean(done.stderr or done.stdout)
+    if done.returncode:
+        raise _refusal(command, said)
+    return said
+
+
+def squeue(jobs: Sequence[str] = (), *, name: str | None = None) -> tuple[QueuedJob, ...]:
+    """What Slurm knows of these jobs, or of all of a name. Those it has forgotten are left out."""
+    if not jobs and name is None:
+        return ()
+    fields = ",".join(f"{name}:|" for name in _QUEUE_FIELDS)
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--Format={fields}"]
+    try:
+        chosen = f"--jobs={','.join(jobs)}" if jobs else f"--name={name}"
+        return parse_queue(_call([*command, chosen]))
+    except SlurmRefusedError as refusal:
+        if _NO_SUCH_JOB in refusal.answer:  # of a single one, which is an error for squeue
+            return ()
+        raise
+
+
+def sacct(jobs: Sequence[str]) -> tuple[AccountedJob, ...] | None:
+    """Every attempt of these jobs, oldest first; None where the cluster keeps no accounting.
+
+    It lags some seconds behind a job's end.
+    """
+    if not jobs:
+        return ()
+    command = ["sacct", "--noheader", "--allocations", "--parsable2", "--duplicates"]
+    command += [f"--format={','.join(_ACCOUNT_FIELDS)}", f"--jobs={','.join(jobs)}"]
+    try:
+        return parse_accounting(_call(command))
+    except SlurmRefusedError as refusal:
+        if "accounting storage is disabled" in refusal.answer:
+            return None
+        raise
+
+
+def show_job(job: str) -> dict[str, str] | None:
+    """``scontrol show job``, as a mapping; None when Slurm has forgotten it."""
+    try:
+        return parse_record(_call(["scontrol", "show", "--oneliner", "job", job]))
+    except SlurmRefusedError as refusal:
+        if _NO_SUCH_JOB in refusal.answer:
+            return None
+        raise
+
+
+def ping() -> bool:
+    """Whether a controller answers. Raises ``ClusterError`` where there is no Slurm at all."""
+    done = _run(["scontrol", "ping"], timeout=TIMEOUT_SECONDS)
+    return done.returncode == 0 and " UP" in done.stdout
+
+
+def scancel(jobs: Sequence[str], options: Sequence[str] = ()) -> None:
+    """End or signal (``options``) these jobs; one that has ended already is no error."""
+    if jobs:
+        _call(["scancel", "--quiet", *options, *jobs])
+
+
+def parse_submitted(printed: str) -> str:
+    """``123`` or ``123;cluster`` → 123."""
+    job = printed.strip().partition(";")[0]
+    if not job.isdecimal():
+        raise ClusterError(f"sbatch printed {printed.strip()!r} in place of a job's number.")
+    return job
+
+
+def parse_queue(printed: str) -> tuple[QueuedJob, ...]:
+    """The lines of ``squeue --Format``."""
+    rows = (line.split("|", len(_QUEUE_FIELDS) - 1) for line in printed.splitlines() if line)
+    return tuple(_queued(*row) for row in rows if len(row) == len(_QUEUE_FIELDS))
+
+
+def _queued(*row: str) -> QueuedJob:
+    (job, raw_job, restarts, state, reason, partition, user, num_nodes, nodes) = row[:9]
+    submitted, starts, used, limit, left, name = row[9:]
+    return QueuedJob(
+        job=job,
+        raw_job=raw_job,
+        restarts=_whole_number(restarts),
+        state=state,
+        reason="" if reason == "None" else reason,
+        partition=partition,
+        user=user,
+        num_nodes=_whole_number(num_nodes),
+        nodes=nodes,
+        submitted_at=parse_instant(submitted),
+        starts_at=parse_instant(starts),
+        used_seconds=parse_duration(used),
+        limit_seconds=parse_duration(limit),
+        left_seconds=parse_duration(left),
+        name=name.removesuffix("|"),
+    )
+
+
+def parse_accounting(printed: str) -> tuple[AccountedJob, ...]:
+    """The lines of ``sacct --parsable2``."""
+    rows = (line.split("|", len(_ACCOUNT_FIELDS) - 1) for line in printed.splitlines() if line)
+    return tuple(_accounted(*row) for row in rows if len(row) == len(_ACCOUNT_FIELDS))
+
+
+def _accounted(*row: str) -> AccountedJob:
+    (job, raw_job, state, codes, submitted, started, ended, elapsed) = row[:8]
+    nodes, reason, user, name = row[8:]
+    code, _, number = codes.partition(":")
+    return AccountedJob(
+        job=job,
+        raw_job=raw_job,
+        state=state.split()[0] if state else "",  # "CANCELLED by 1000"
+        exit_code=_whole_number(code),
+        signal=_whole_number(number),
+        submitted_at=parse_instant(submitted),
+        started_at=parse_instant(started),
+        ended_at=parse_instant(ended),
+        elapsed_seconds=float(elapsed) if elapsed.isdecimal() else None,
+        nodes="" if nodes == "None assigned" else nodes,
+        reason="" if reason == "None" else reason,
+        user=user,
+        name=name,
+    )
+
+
+def parse_record(printed: str) -> dict[str, str]:
+    """``scontrol show --oneliner``: values may hold spaces, the next key ends them."""
+    line = printed.strip().partition("\n")[0]
+    parts = re.split(r"(?:^|\s+)([A-Z][A-Za-z:/]*)=", line)
+    return {key: value.strip() for key, value in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of ``D-HH:MM:SS``, ``HH:MM:SS`` or ``MM:SS``; None for UNLIMITED and the like."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text.strip())
+    if not match:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def parse_instant(text: str) -> float | None:
+    """Unix time of ``2026-11-22T01:28:48`` on this machine's clock; None for N/A or Unknown."""
+    try:
+        return datetime.strptime(text.strip(), "%Y-%m-%dT%H:%M:%S").timestamp()
+    except ValueError:
+        return None
+
+
+def _whole_number(text: str) -> int:
+    return int(text) if text.strip().isdecimal() else 0
+
+
+def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` without what would change a submission behind the script's back.
+
+    SBATCH_PARTITION, say, outweighs the script's own line; a job that is submitted from inside
+    another one would inherit its SLURM_* and rank variables.
+    """
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if (name in _OURS or not name.startswith(_FOREIGN)) and name not in _RANK_VARIABLES
+    }
+    return {**kept, "SLURM_TIME_FORMAT": "standard"}
+
+
+def _call(command: Sequence[str], *, timeout: float = TIMEOUT_SECONDS) -> str:
+    done = _run(command, timeout=timeout)
+    if done.returncode:
+        raise _refusal(command, _clean(done.stderr or done.stdout))
+    return done.stdout
+
+
+def _run(
+    command: Sequence[str], *, timeout: float, text: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands; that it cannot be run or does not answer is an error."""
+    name = command[0]
+    try:
+        return subprocess.run(
+            command,
+            input=text,
+            stdin=subprocess.DEVNULL if text is None else None,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout,
+            check=False,
+            env=clean_environment(os.environ),
+        )
+    except FileNotFoundError:
+        raise ClusterError(
+            f"{name}: there is no such command on this machine. Run this where Slurm's commands "
+            "are, such as a login node of the cluster."
+        ) from None
+    except OSError as error:
+        raise ClusterError(f"{name} cannot be run: {error}.") from None
+    except subprocess.TimeoutExpired:
+        advice = "`squeue --me` shows whether it was submitted all the same." * (name == "sbatch")
+        raise ClusterError(
+            f"{name} did not answer within {timeout:.0f} s: Slurm's controller is overloaded or "
+            f"cannot be reached. Try again later. {advice}".rstrip()
+        ) from None
+
+
+def _refusal(command: Sequence[str], said: str) -> SlurmRefusedError:
+    unreachable = ("Unable to contact", "Connection refused", "Communication connection failure")
+    name = " ".join(command[:2]) if command[0] == "scontrol" else command[0]
+    if any(phrase in said for phrase in unreachable):
+        return SlurmRefusedError(f"{name} cannot reach Slurm's controller: {said}", said)
+    return SlurmRefusedError(f"{name} refused: {said or 'it gave no reason'}", said)
+
+
+def _clean(said: str) -> str:
+    """What a command said, on one line and without its own name before each part."""
+    lines = (re.sub(r"^\w+: (error: |fatal: )?", "", line) for line in said.splitlines())
+    return "; ".join(line.strip() for line in lines if line.strip())

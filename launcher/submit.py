@@ -1,0 +1,266 @@
+"""From a configuration and a cluster to a job in Slurm's queue: prepare, check, freeze, submit."""
+
+from __future__ import annotations
+
+import getpass
+import itertools
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from launcher import cordon
+from launcher.checks import Findings, check_job, describe_unusable_nodes, find_live_jobs, runs_of
+from launcher.freeze import freeze
+from launcher.job import (
+    JobKind,
+    JobRequest,
+    SlurmJob,
+    plan_data_job,
+    plan_evaluate_job,
+    plan_folder,
+    plan_preflight_job,
+    plan_state_folder,
+    plan_train_job,
+)
+from launcher.render import render
+from launcher.slurm import sbatch, scancel
+from launcher.submissions import Submission, append_submission, submitting
+from launcher.sweep import SWEEP_FILE, parse_axis, plan_sweep, render_sweep
+from lmscale.config import load_config
+from lmscale.config.cluster import ClusterConfig, change_cluster, load_cluster
+from lmscale.config.places import with_absolute_places
+from lmscale.errors import ClusterError, ConfigError, LmscaleError
+
+Result = TypeVar("Result")
+PLANNERS: dict[JobKind, Callable[[JobRequest], SlurmJob]] = {
+    "train": plan_train_job,
+    "evaluate": plan_evaluate_job,
+    "corpus": lambda request: plan_data_job(request, "corpus"),
+    "shards": lambda request: plan_data_job(request, "shards"),
+    "preflight": plan_preflight_job,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """What a person typed."""
+
+    config: Path
+    cluster: str
+    overrides: tuple[str, ...] = ()
+    kind: JobKind = "train"
+    nodes: str = "1"
+    time: str | None = None
+    chain: int | None = None
+    tasks: int | None = None
+    axes: tuple[str, ...] = ()
+    sweep: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A job that could be submitted, as far as its configuration and the profile go."""
+
+    request: JobRequest
+    job: SlurmJob
+    script: str
+    warnings: tuple[str, ...]
+
+
+def prepare(options: LaunchOptions, *, now: float | None = None) -> Prepared:
+    """Load, plan and render. Raises ``ConfigError`` with the problems of config and profile."""
+    now = time.time() if now is None else now
+    problems: list[str] = []
+    cluster = _collect(problems, lambda: _load_cluster(options))
+    config = _collect(
+        problems, lambda: with_absolute_places(load_config(options.config, options.overrides))
+    )
+    nodes = _collect(problems, lambda: parse_nodes(options.nodes))
+    axes = [_collect(problems, lambda text=text: parse_axis(text)) for text in options.axes]
+    problems += _find_misfits(options)
+    if problems or cluster is None or config is None or nodes is None:
+        raise ConfigError(problems)
+    sweep = None
+    if options.axes:
+        axes = [axis for axis in axes if axis is not None]
+        sweep = plan_sweep(options.config, options.overrides, axes, name=options.sweep)
+    folder = plan_folder(options.kind, config, sweep)
+    request = JobRequest(
+        config=config,
+        cluster=cluster,
+        cluster_name=Path(options.cluster).stem,
+        submission=plan_submission(plan_state_folder(options.kind, folder), options.kind, now),
+        python=sys.executable,
+        folder=Path.cwd(),
+        min_nodes=nodes[0],
+        max_nodes=nodes[1],
+        excluded=tuple(_cordoned(cluster, now)),
+        tasks=options.tasks or 1,
+        sweep=sweep,
+    )
+    job = PLANNERS[options.kind](request)
+    warnings = describe_unusable_nodes(request, job, runs_of(request))
+    if request.excluded:
+        warnings.append(
+            f"{', '.join(request.excluded)} will be left out: found bad by a preflight "
+            f"({cluster.preflight.cordon_file})."
+        )
+    return Prepared(request=request, job=job, script=render(job), warnings=tuple(warnings))
+
+
+def parse_nodes(text: str) -> tuple[int, int]:
+    """``8`` or ``4-8``."""
+    match = re.fullmatch(r"([1-9]\d{0,5})(?:-([1-9]\d{0,5}))?", text.strip(), re.ASCII)
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+    if low > high:
+        raise ConfigError(f"--nodes {text}: give a number such as 8, or a range such as 4-8.")
+    return low, high
+
+
+def plan_submission(state: Path, kind: JobKind, now: float) -> str:
+    """An id that tells when and what, and that ``state`` has no folder of yet."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{kind}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if not (state / name).exists())
+
+
+def command_of(options: LaunchOptions) -> tuple[str, ...]:
+    """What was typed, in one form."""
+    command = ["lmscale", "launch", "slurm", str(options.config), "--cluster", options.cluster]
+    if options.kind == "preflight":
+        command += ["--preflight-only"]
+    elif options.kind != "train":
+        command += ["--job", options.kind]
+    values = {"--nodes": options.nodes if options.nodes != "1" else None, "--time": options.time}
+    values |= {"--tasks": options.tasks, "--sweep": options.sweep, "--chain": options.chain}
+    command += [w for name, value in values.items() if value for w in (name, str(value))]
+    command += [word for axis in options.axes for word in ("--array", axis)]
+    command += [word for override in options.overrides for word in ("--set", override)]
+    return tuple(command)
+
+
+def _collect(problems: list[str], make: Callable[[], Result]) -> Result | None:
+    """What ``make`` makes; its problems are kept for later, to be told with all others."""
+    try:
+        return make()
+    except LmscaleError as error:
+        problems += error.problems
+        return None
+
+
+def _load_cluster(options: LaunchOptions) -> ClusterConfig:
+    cluster = load_cluster(options.cluster)
+    changes: dict[str, Any] = {}
+    if options.time is not None:
+        changes["time"] = options.time
+    if options.chain is not None:
+        # A chain's jobs do not come back: the next one goes on.
+        changes |= {"chain": options.chain, "requeue": cluster.requeue and options.chain == 1}
+    given = {"--time": options.time, "--chain": options.chain}
+    name = f"{options.cluster} with {', '.join(k for k, v in given.items() if v is not None)}"
+    return change_cluster(cluster, changes, name=name) if changes else cluster
+
+
+def _find_misfits(options: LaunchOptions) -> list[str]:
+    """Options that say nothing about a job of this kind."""
+    is_data = options.kind in ("corpus", "shards")
+    job = f"--job {options.kind}" if options.kind != "preflight" else "--preflight-only"
+    given = {
+        "--tasks": options.tasks is not None and not is_data,
+        "--array": bool(options.axes) and options.kind != "train",
+        "--chain": options.chain is not None and options.kind != "train",
+        "--nodes": options.nodes != "1" and options.kind not in ("train", "preflight"),
+    }
+    misfits = (name for name, is_misfit in given.items() if is_misfit)
+    problems = [f"{name} has no meaning for {job}; leave it out." for name in misfits]
+    if is_data and options.tasks is None:
+        problems.append(f"{job} needs --tasks N: into how many jobs is the work divided?")
+    if options.sweep is not None and not options.axes:
+        problems.append("--sweep needs --array KEY=V1,V2: which setting takes which values?")
+    return problems
+
+
+def _cordoned(cluster: ClusterConfig, now: float) -> list[str]:
+    preflight = cluster.preflight
+    if preflight.cordon_file is None:
+        return []
+    return sorted(cordon.active(preflight.cordon_file, now, preflight.cordon_hours))
+
+
+def check(prepared: Prepared) -> Findings:
+    """All checks before a submission; nothing is written."""
+    findings = check_job(prepared.request, prepared.job, prepared.script)
+    findings.warnings[:0] = prepared.warnings
+    return findings
+
+
+def submit(prepared: Prepared, *, command: tuple[str, ...]) -> Submission:
+    """Freeze and submit. Raises ``ClusterError`` when a copy was submitted in the meantime."""
+    request, job = prepared.request, prepared.job
+    with submitting(job.state_folder):
+        live = find_live_jobs(job)
+        if live:
+            raise ClusterError(live)
+        members = {m.config: c for m, c in zip(job.members, runs_of(request), strict=False)}
+        script = freeze(
+            job,
+            script=prepared.script,
+            config=request.config,
+            cluster=request.cluster,
+            members=members if job.members else {},
+        )
+        try:
+            jobs = _submit_all(script, job.chain)
+        except BaseException:
+            shutil.rmtree(job.frozen_folder, ignore_errors=True)
+            raise
+        submission = Submission(
+            time=time.time(),
+            submission=job.submission,
+            job=jobs[0],
+            jobs=jobs,
+            kind=job.kind,
+            cluster=request.cluster_name,
+            nodes=(job.min_nodes, job.max_nodes),
+            tasks=job.tasks,
+            folder=str(job.frozen_folder),
+            command=command,
+            user=getpass.getuser(),
+            host=socket.gethostname(),
+        )
+        append_submission(job.state_folder, submission)
+        if request.sweep:
+            text = render_sweep(request.sweep, request.config, jobs[0])
+            _replace_text(request.sweep.root / SWEEP_FILE, text)
+    return submission
+
+
+def _submit_all(script: Path, count: int) -> tuple[str, ...]:
+    """All jobs of a chain, or none."""
+    jobs: list[str] = []
+    try:
+        for _ in range(count):
+            jobs.append(sbatch(script))
+    except BaseException:
+        scancel(jobs)
+        raise
+    return tuple(jobs)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ClusterError(
+            f"The job was submitted, but {path} cannot be written: {error}. `lmscale runs list "
+            "--sweep` will not know of it."
+        ) from None

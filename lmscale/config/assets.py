@@ -1,0 +1,20 @@
+"""Where the files are that come with lmscale: configs and Slurm templates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lmscale
+from lmscale.errors import ConfigError
+
+# What makes a folder of that name ours; beside an installed package there may be another's.
+_OURS = {"configs": "demo.yaml", "slurm": "train.sbatch.j2"}
+
+
+def find_assets(name: str) -> Path:
+    """The folder ``configs`` or ``slurm``: of the checkout, or of the installed package."""
+    package = Path(lmscale.__file__).parent
+    for folder in (package.parent / name, package / "assets" / name):
+        if (folder / _OURS[name]).is_file():
+            return folder
+    raise ConfigError(f"{name}/ is neither in {package.parent} nor in the installed package.")

@@ -1,0 +1,198 @@
+"""What is wrong with a cluster profile, beyond the types of its values. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmscale.config.cluster import ClusterConfig
+
+_TIME = re.compile(r"(?:(\d+)-)?(\d{1,4}):(\d{2}):(\d{2})", re.ASCII)
+_OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?:=(.+))?")
+OWN_OPTIONS = {
+    **dict.fromkeys(
+        ("job-name", "output", "error", "open-mode", "chdir", "array", "dependency", "wrap"),
+        "is the launcher's own; leave it out",
+    ),
+    **dict.fromkeys(("nodes", "ntasks"), "comes from --nodes of `lmscale launch slurm`"),
+    **dict.fromkeys(("requeue", "no-requeue"), "is the profile's key requeue"),
+    "time": "is the profile's key time",
+    "signal": "is the profile's key signal_seconds",
+    "partition": "is the profile's key partition",
+    "account": "is the profile's key account",
+    "qos": "is the profile's key qos",
+    "constraint": "is the profile's key constraint",
+    "reservation": "is the profile's key reservation",
+    "exclusive": "is the profile's key exclusive",
+    "ntasks-per-node": "is the profile's key tasks_per_node",
+    "cpus-per-task": "is the profile's key cpus_per_task",
+    "mem": "is the profile's key memory_per_node",
+    "gres": "comes from the profile's keys gpus_per_node and gpu_type",
+    "gpus-per-node": "is the profile's key gpus_per_node",
+}
+"""Options of sbatch that are decided elsewhere, and where."""
+_OWN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"}
+_OWN_VARIABLES |= {"MASTER_ADDR", "MASTER_PORT"}
+
+
+def find_problems(cluster: ClusterConfig) -> list[str]:
+    """Why a job made from this profile could not run, or would not do what is written there."""
+    return [
+        *_resource_problems(cluster),
+        *_text_problems(cluster),
+        *_option_problems(cluster.sbatch_options),
+        *_variable_problems(cluster.variables),
+        *_container_problems(cluster),
+        *_folder_problems(cluster),
+    ]
+
+
+def parse_time(text: str) -> int | None:
+    """Seconds of ``D-HH:MM:SS`` or ``HH:MM:SS``, or None.
+
+    Slurm's shorter forms are left out: its ``10:00`` is ten minutes, which few people expect.
+    """
+    match = _TIME.fullmatch(text)
+    if not match:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    return total if total and minutes < 60 and seconds < 60 else None
+
+
+def find_unsafe_text(text: str) -> str | None:
+    """Why ``text`` cannot stand in an #SBATCH line, or None.
+
+    Spaces and # are fine, because the value is quoted; for what ends a quotation there is no
+    escape that every version of sbatch reads alike.
+    """
+    if any(not character.isprintable() for character in text):
+        return "it holds a line break or another control character"
+    found = sorted(set(text) & set("\"'`\\"))
+    if found:
+        return f"it holds {' '.join(found)}"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "it is not valid UTF-8"
+    return None
+
+
+def _resource_problems(cluster: ClusterConfig) -> list[str]:
+    problems = []
+    limit = parse_time(cluster.time)
+    if limit is None:
+        problems.append(f'time: "{cluster.time}" is not of the form "D-HH:MM:SS" or "HH:MM:SS"')
+    elif cluster.signal_seconds >= limit:
+        problems.append(
+            f"signal_seconds = {cluster.signal_seconds} is not less than time = {cluster.time} "
+            f"({limit} s): the run would be told to stop as soon as it starts"
+        )
+    if not cluster.ranks_per_node:
+        problems.append("tasks_per_node is needed where gpus_per_node is 0: how many ranks a node?")
+    if cluster.gpu_type and not cluster.gpus_per_node:
+        problems.append(f"gpu_type = {cluster.gpu_type}, but gpus_per_node is 0")
+    if cluster.chain > 1 and cluster.requeue:
+        problems.append(
+            f"chain = {cluster.chain} is for clusters that forbid requeue; set requeue: false, or "
+            "leave chain out"
+        )
+    memory = cluster.memory_per_node
+    if memory is not None and not re.fullmatch(r"\d+[KMGT]?", memory, re.IGNORECASE):
+        problems.append(f'memory_per_node: "{memory}" is not of the form "64G"; "0" is all')
+    return problems
+
+
+def _text_problems(cluster: ClusterConfig) -> list[str]:
+    """Values that go into #SBATCH lines."""
+    names = ("partition", "account", "qos", "constraint", "reservation", "gpu_type")
+    texts = {name: getattr(cluster, name) for name in names}
+    problems = []
+    for name, text in texts.items():
+        if text is None:
+            continue
+        why = find_unsafe_text(text) if text.strip() else "it is empty; leave it out"
+        if why:
+            problems.append(f"{name} = {text!r}: {why}")
+    lines = {
+        "srun_options": cluster.srun_options,
+        "modules": cluster.modules,
+        "container.mounts": cluster.container.mounts,
+        "container.options": cluster.container.options,
+        "container.image": (cluster.container.image,),
+        "python": (cluster.python or "",),
+    }
+    for name, values in lines.items():
+        problems += [
+            f"{name}: {value!r} holds a line break or another control character"
+            for value in values
+            if not value.isprintable()
+        ]
+    return problems
+
+
+def _option_problems(options: tuple[str, ...]) -> list[str]:
+    problems = []
+    for option in options:
+        match = _OPTION.fullmatch(option)
+        if not match:
+            problems.append(f"sbatch_options: {option!r}: write it as --name or --name=value")
+        elif match[1] in OWN_OPTIONS:
+            problems.append(f"sbatch_options: --{match[1]} {OWN_OPTIONS[match[1]]}")
+        elif why := find_unsafe_text(option):
+            problems.append(f"sbatch_options: {option!r}: {why}")
+    return problems
+
+
+def _variable_problems(variables: dict[str, str]) -> list[str]:
+    problems = []
+    for name, value in variables.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            problems.append(f"variables: {name!r} is not a name that a shell can export")
+        elif name in _OWN_VARIABLES or name.startswith(("SLURM_", "SBATCH_", "LMSCALE_")):
+            problems.append(f"variables: {name} is set by the launcher or by Slurm; leave it out")
+        if not value.isprintable():
+            problems.append(
+                f"variables: {name} = {value!r} holds a line break or another control character"
+            )
+    return problems
+
+
+def _container_problems(cluster: ClusterConfig) -> list[str]:
+    container = cluster.container
+    problems = []
+    if container.kind == "none":
+        given = [name for name in ("image", "mounts", "options") if getattr(container, name)]
+        if given:
+            problems.append(
+                f"container.{given[0]} is given, but container.kind is none; set it to pyxis or "
+                "apptainer"
+            )
+        return problems
+    if not container.image:
+        problems.append(f"container.kind = {container.kind} needs container.image")
+    if not cluster.python:
+        problems.append(
+            f"container.kind = {container.kind} needs python: the interpreter inside of the image"
+        )
+    if not set(cluster.shared) - {"/"}:
+        problems.append(
+            f"container.kind = {container.kind} needs shared: the folders of runs and data, which "
+            "are mounted into it"
+        )
+    if container.kind == "pyxis" and any("," in mount for mount in container.mounts):
+        problems.append("container.mounts: Pyxis separates mounts by commas; give one an entry")
+    return problems
+
+
+def _folder_problems(cluster: ClusterConfig) -> list[str]:
+    folders = {"scratch": (cluster.scratch,), "shared": cluster.shared}
+    if cluster.preflight.cordon_file is not None:
+        folders["preflight.cordon_file"] = (cluster.preflight.cordon_file,)
+    return [
+        f"{name}: {folder!r} must be an absolute path on one line"
+        for name, values in folders.items()
+        for folder in values
+        if not folder.startswith("/") or not folder.isprintable()
+    ]

@@ -1,0 +1,36 @@
+"""The places that a configuration names, made absolute: the same from wherever it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lmscale.config.run import RunConfig
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location is a URL and not a path of this machine."""
+    return "://" in location and not location.startswith("file://")
+
+
+def absolute_location(location: str) -> str:
+    """The same place from wherever it is read; a URL stays as it is."""
+    return location if "://" in location else str(Path(location).expanduser().absolute())
+
+
+def with_absolute_places(config: RunConfig) -> RunConfig:
+    """The same configuration for a process that starts elsewhere.
+
+    ``corpus.sources`` keep their inputs as they stand: a built corpus is known by them, and would
+    count as built from other files.
+    """
+    tree = config.model_dump(mode="json")
+    tree["run"]["folder"] = absolute_location(str(config.folder))
+    for section in ("corpus", "tokenizer", "shards"):
+        tree[section]["folder"] = absolute_location(tree[section]["folder"])
+    cache = tree["stream"]["cache"]
+    cache["folder"] = cache["folder"] and absolute_location(cache["folder"])
+    for source in tree["stream"]["sources"].values():
+        source["shards"] = absolute_location(source["shards"])
+    sets = tree["evaluation"]["sets"]
+    tree["evaluation"]["sets"] = {name: absolute_location(place) for name, place in sets.items()}
+    return RunConfig.model_validate(tree)

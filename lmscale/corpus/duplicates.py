@@ -1,0 +1,145 @@
+"""Find the texts that several parts hold, and take them out of all but the first.
+
+Each part brings an index of its texts' digests, sorted, so that all parts can be compared one range
+of digests after the other: memory holds ``RANGE_ROWS`` rows and the places of the duplicates found.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from lmscale.corpus.documents import SPLITS, DocumentFile
+from lmscale.runtime.atomic import atomic_path, have_sizes, write_json, writing
+
+RANGE_ROWS = 2**24  # compared at once, in about 1 GB
+# An index is uint64 [5, texts]: these rows, and its columns in the order of the digests.
+HIGH, LOW, FIRST, LINES, FLAGS = range(5)
+_IS_CUT = 2  # beside the split's number in FLAGS
+
+
+class IndexRow(NamedTuple):
+    """One text of a part."""
+
+    digest: bytes  # 16 of them
+    split: str
+    first: int  # its first line in the part's split
+    lines: int  # more than one if it was split
+    is_cut: bool
+
+    def numbers(self) -> tuple[int, int, int, int, int]:
+        high = int.from_bytes(self.digest[:8], "big")
+        low = int.from_bytes(self.digest[8:], "big")
+        flags = SPLITS.index(self.split) + _IS_CUT * self.is_cut
+        return high, low, self.first, self.lines, flags
+
+
+def write_index(path: Path, numbers: array[int]) -> None:
+    """``numbers``: those of each row, one after the other."""
+    rows = np.frombuffer(numbers, dtype=np.uint64).reshape(-1, 5)
+    rows = rows[np.lexsort((rows[:, LOW], rows[:, HIGH]))]
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.ascontiguousarray(rows.T))
+
+
+def find_duplicates(indexes: Sequence[Path], *, range_rows: int = RANGE_ROWS) -> list[np.ndarray]:
+    """For each part, in order, the columns of its index whose text an earlier part holds."""
+    texts = sum(_open_index(path).shape[1] for path in indexes)
+    num_ranges = max(1, -(-texts // range_rows))
+    found: list[list[np.ndarray]] = [[] for _ in indexes]
+    edges = [2**64 * number // num_ranges for number in range(num_ranges + 1)]
+    for start, end in zip(edges, edges[1:], strict=False):
+        pieces = []
+        for part, path in enumerate(indexes):
+            table = _open_index(path)  # not all held open: Linux maps 65,530 files a process
+            a = np.searchsorted(table[HIGH], np.uint64(start))
+            b = np.searchsorted(table[HIGH], np.uint64(end - 1), side="right")
+            owner = np.full(b - a, part, dtype=np.uint32)
+            pieces.append((table[HIGH, a:b], table[LOW, a:b], owner, np.arange(a, b)))
+        high, low, owner, column = (np.concatenate(row) for row in zip(*pieces, strict=True))
+        order = np.lexsort((owner, low, high))  # the first part comes first among equals
+        high, low = high[order], low[order]
+        again = order[1:][(high[1:] == high[:-1]) & (low[1:] == low[:-1])]
+        owner, column = owner[again], column[again]
+        for part in np.unique(owner):
+            found[part].append(column[owner == part].astype(np.uint32))
+    return [np.concatenate(columns) if columns else _NOTHING for columns in found]
+
+
+_NOTHING = np.zeros(0, dtype=np.uint32)
+
+
+def _open_index(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
+
+
+class Dropped(NamedTuple):
+    """What a part loses to earlier ones."""
+
+    documents: int
+    cut: int  # of them, those that were split or truncated
+    lines: dict[str, np.ndarray]  # split → numbers of the lines, ascending
+
+
+def dropped_lines(index: Path, columns: np.ndarray) -> Dropped:
+    """The lines that the texts in ``columns`` of a part's index stand for."""
+    table = _open_index(index)[:, columns]
+    lines = {}
+    for number, split in enumerate(SPLITS):
+        mine = table[:, (table[FLAGS] & np.uint64(1)) == number].astype(np.int64)
+        starts = np.repeat(mine[FIRST] - np.cumsum(mine[LINES]) + mine[LINES], mine[LINES])
+        lines[split] = np.sort(starts + np.arange(len(starts)))
+    cut = int(np.count_nonzero(table[FLAGS] & np.uint64(_IS_CUT)))
+    return Dropped(documents=len(columns), cut=cut, lines=lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewriteTask:
+    """A file of documents to write again without some lines; crosses to a worker process."""
+
+    path: Path
+    lines: np.ndarray  # ascending
+    file: DocumentFile
+    target: Path
+
+
+def rewrite_file(task: RewriteTask) -> DocumentFile:
+    """Write ``target`` and, last, a record beside it; what a killed finisher wrote is kept."""
+    record = task.target.with_suffix(".json")
+    if record.exists():
+        kept = DocumentFile(**json.loads(record.read_bytes()))
+        if have_sizes([(task.target, kept.bytes)]):
+            return kept
+    drop = iter([*task.lines.tolist(), -1])
+    next_dropped = next(drop)
+    digest = xxhash.xxh128()
+    size = text_bytes = documents = 0
+    with writing("documents without duplicates", task.target.parent):
+        task.target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(task.target) as temporary:
+            with open(task.path, "rb") as source, open(temporary, "wb") as target:
+                for number, line in enumerate(source):
+                    if number == next_dropped:
+                        next_dropped = next(drop)
+                        text_bytes -= len(json.loads(line)["text"].encode())
+                        continue
+                    target.write(line)
+                    digest.update(line)
+                    size += len(line)
+                    documents += 1
+        kept = DocumentFile(
+            name=task.file.name,
+            bytes=size,
+            documents=documents,
+            text_bytes=task.file.text_bytes + text_bytes,
+            xxh128=digest.hexdigest(),
+        )
+        write_json(record, asdict(kept))
+    return kept

@@ -1,0 +1,189 @@
+"""What one process does: clean a run of raw files into a folder that appears whole.
+
+<key>/{train,heldout}/documents-00000.jsonl    as they stay, unless other parts hold the same
+<key>/index.npy                                what duplicates are found by
+<key>/part.json                                what was read, dropped and written
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lmscale.config.data import CorpusConfig
+from lmscale.corpus.clean import digest_of, is_heldout, normalize, split_text, strip_html
+from lmscale.corpus.documents import FILE_BYTES, SPLITS, Document, DocumentFile, DocumentWriter
+from lmscale.corpus.duplicates import IndexRow, write_index
+from lmscale.corpus.plan import Part
+from lmscale.corpus.readers import BadRecords, RawDocument, read_source
+from lmscale.runtime.atomic import fsync_folder, have_sizes, write_json, writing
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartTask:
+    """One part to clean; crosses to a worker process."""
+
+    source: str
+    config: CorpusConfig
+    part: Part
+    folder: Path  # of the source's parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRecord:
+    """What came of a part. ``dropped`` holds duplicates within the part only."""
+
+    documents_read: int
+    dropped: dict[str, int]
+    cut: dict[str, int]
+    broken: tuple[str, ...]  # the first broken records, in words
+    splits: dict[str, tuple[DocumentFile, ...]]
+
+
+def clean_part(task: PartTask) -> PartRecord:
+    """Clean the part's files. If another process was faster, its part stays."""
+    final = task.folder / task.part.key
+    with writing(f"the documents of source {task.source}", task.folder):
+        # Random, because a second copy of the task may run on another node.
+        work = task.folder / f".{task.part.key[:16]}.{secrets.token_hex(4)}"
+        work.mkdir(parents=True)
+        try:
+            record = _write_part(task, work)
+            write_json(work / "part.json", asdict(record))
+            try:
+                os.rename(work, final)
+            except OSError:
+                if load_part(final) is None:
+                    _fill(final, work)
+            fsync_folder(task.folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return record
+
+
+def _fill(part: Path, work: Path) -> None:
+    """Put files into a part that has lost some. Nothing is taken away: a finisher may be at it."""
+    for path in sorted(work.rglob("*")):
+        target = part / path.relative_to(work)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        elif path.name != "part.json":
+            os.replace(path, target)
+    os.replace(work / "part.json", part / "part.json")
+
+
+def load_part(folder: Path) -> PartRecord | None:
+    """A finished part's record, or None if it is not there or not whole."""
+    try:
+        tree = json.loads((folder / "part.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    splits = {
+        split: tuple(DocumentFile(**file) for file in files)
+        for split, files in tree.pop("splits").items()
+    }
+    record = PartRecord(**{**tree, "broken": tuple(tree["broken"])}, splits=splits)
+    sizes = ((folder / split / f.name, f.bytes) for split, rows in splits.items() for f in rows)
+    return record if have_sizes(sizes) else None
+
+
+def _write_part(task: PartTask, work: Path) -> PartRecord:
+    cleaner = _Cleaner(task)
+    writers: dict[str, DocumentWriter] = {}
+    try:
+        for split in SPLITS:
+            writers[split] = DocumentWriter(work / split, file_bytes=FILE_BYTES)
+        for split, document in cleaner.documents():
+            writers[split].write(document)
+        splits = {split: writer.close() for split, writer in writers.items()}
+    finally:
+        for writer in writers.values():
+            writer.abandon()
+    if task.config.drop_exact_duplicates:
+        write_index(work / "index.npy", cleaner.index)
+    return PartRecord(
+        documents_read=cleaner.read,
+        dropped=cleaner.dropped(),
+        cut=dict(cleaner.cut),
+        broken=cleaner.bad.named,
+        splits=splits,
+    )
+
+
+class _Cleaner:
+    """Applies the rules to a part's documents and counts what they did."""
+
+    def __init__(self, task: PartTask) -> None:
+        self.read = 0
+        self.cut: Counter[str] = Counter()
+        self.index = array("Q")
+        limit = task.config.sources[task.source].max_bad_records
+        self.bad = BadRecords(source=task.source, limit=limit)
+        self._dropped: Counter[str] = Counter()
+        self._task = task
+        self._seen: set[bytes] = set()
+        self._lines = dict.fromkeys(SPLITS, 0)
+
+    def dropped(self) -> dict[str, int]:
+        broken = {"broken": self.bad.count} if self.bad.count else {}
+        return {**self._dropped, **broken}
+
+    def documents(self) -> Iterator[tuple[str, Document]]:
+        """Pairs of split and document, in the order of the raw files."""
+        source = self._task.config.sources[self._task.source]
+        for raw in read_source(self._task.source, source, self._task.part.files, self.bad):
+            self.read += 1
+            yield from self._clean(raw)
+        self.read += self.bad.count
+
+    def _clean(self, raw: RawDocument) -> Iterator[tuple[str, Document]]:
+        config = self._task.config
+        text = strip_html(raw.text) if config.strip_html else raw.text
+        text = normalize(text, config.normalization)
+        reason = self._reason_to_drop(text)
+        if reason is None:
+            digest = digest_of(text)
+            if config.drop_exact_duplicates:
+                if digest in self._seen:
+                    reason = "duplicate"
+                self._seen.add(digest)
+        if reason is not None:
+            self._dropped[reason] += 1
+            return
+        # The whole text decides, so the pieces of a split document stay on one side.
+        split = "heldout" if is_heldout(digest, config.heldout_fraction) else "train"
+        name = f"{raw.file.name}:{raw.record}"
+        is_cut = len(text) > config.max_chars
+        pieces = self._pieces(text) if is_cut else [text]
+        if config.drop_exact_duplicates:
+            first = self._lines[split]
+            self.index.extend(IndexRow(digest, split, first, len(pieces), is_cut).numbers())
+        self._lines[split] += len(pieces)
+        for number, piece in enumerate(pieces, start=1):
+            id_ = name if len(pieces) == 1 else f"{name}#{number}"
+            yield split, Document(text=piece, id=id_, source=self._task.source)
+
+    def _reason_to_drop(self, text: str) -> str | None:
+        config = self._task.config
+        chars = len(text.strip())
+        if chars < config.min_chars:
+            return "short" if chars else "empty"
+        if len(text) > config.max_chars and config.on_overlong == "drop":
+            return "overlong"
+        return None
+
+    def _pieces(self, text: str) -> list[str]:
+        config = self._task.config
+        self.cut[CUT_AS[config.on_overlong]] += 1
+        pieces = split_text(text, config.max_chars)
+        return pieces if config.on_overlong == "split" else pieces[:1]
+
+
+CUT_AS = {"split": "split", "truncate": "truncated"}  # how corpus.on_overlong is counted

@@ -1,0 +1,144 @@
+"""The log files of all ranks read as one, in the order of time, also while they grow."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+PIECE_BYTES = 1 << 16
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.,]?\d*")  # sorts as text
+_NUMBERS = re.compile(r"\d+")
+
+
+class LogLine(NamedTuple):
+    """One line without its end, and the file that it is from; sorts by time, then by file."""
+
+    time: str
+    """Its own, or that of the last line before it that has one."""
+    number: tuple[int, ...]
+    """Of the file: the rank, or the job."""
+    text: str
+    path: Path
+
+
+@dataclass(kw_only=True)
+class _LogFile:
+    """How far a file was read. It is open only while a piece is read: ranks may be thousands."""
+
+    path: Path
+    number: tuple[int, ...]
+    offset: int = 0
+    torn: bytes = b""
+    """The line that was being written at the last look."""
+    time: str = ""
+
+    def lines(self, *, with_torn: bool) -> Iterator[LogLine]:
+        """The lines since the last time, piece by piece."""
+        while piece := self._read_piece():
+            *whole, self.torn = (self.torn + piece).split(b"\n")
+            yield from map(self._to_line, whole)
+        if with_torn and self.torn:
+            torn, self.torn = self.torn, b""
+            yield self._to_line(torn)
+
+    def _read_piece(self) -> bytes:
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                piece = file.read(PIECE_BYTES)
+        except FileNotFoundError:
+            return b""
+        self.offset += len(piece)
+        return piece
+
+    def _to_line(self, raw: bytes) -> LogLine:
+        text = raw.decode("utf-8", "replace").rstrip("\r")
+        found = _TIME.match(text)
+        # A clock that was set back must not tear a file's own order.
+        self.time = max(self.time, found[0]) if found else self.time
+        return LogLine(self.time, self.number, text, self.path)
+
+    def restart_if_shorter(self, size: int) -> None:
+        if size < self.offset:  # somebody emptied it, or put another one in its place
+            self.offset, self.torn, self.time = 0, b"", ""
+
+
+class LogFiles:
+    """The files of a folder that match a pattern, read together; new ones are found on the way."""
+
+    def __init__(self, folder: str | Path, pattern: str, *, by_time: bool = True) -> None:
+        """``by_time`` False takes one file after another, by their numbers."""
+        self._folder, self._pattern, self._by_time = Path(folder), pattern, by_time
+        self._files: dict[Path, _LogFile] = {}
+
+    @property
+    def place(self) -> Path:
+        return self._folder / self._pattern
+
+    def find(self) -> list[Path]:
+        """The files there are, by their numbers."""
+        return sorted(self._folder.glob(self._pattern), key=_number_of)
+
+    def skip_to_last(self, lines: int) -> None:
+        """Leave out what cannot be among the last ``lines`` lines of all files together."""
+        for file, size in self._look():
+            file.offset = _offset_of_last(file.path, size, lines)
+
+    def read(self, *, with_torn: bool) -> Iterator[LogLine]:
+        """Every line since the last time; ``with_torn`` also one that has no end yet."""
+        streams = [
+            file.lines(with_torn=with_torn)
+            for file, size in self._look()
+            if size > file.offset or (with_torn and file.torn)
+        ]
+        if self._by_time:
+            yield from heapq.merge(*streams)
+        else:
+            for stream in streams:
+                yield from stream
+
+    def _look(self) -> list[tuple[_LogFile, int]]:
+        """The files and their sizes."""
+        found = []
+        for path in self.find():
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                continue
+            file = self._files.setdefault(path, _LogFile(path=path, number=_number_of(path)))
+            file.restart_if_shorter(size)
+            found.append((file, size))
+        return found
+
+
+def keep_last(lines: Iterator[LogLine], count: int) -> Iterator[LogLine]:
+    return iter(deque(lines, maxlen=count))
+
+
+def _number_of(path: Path) -> tuple[int, ...]:
+    """``rank-00012.log`` → 12; ``job-34_5.out`` → 34, 5."""
+    return tuple(map(int, _NUMBERS.findall(path.name)))
+
+
+def _offset_of_last(path: Path, size: int, lines: int) -> int:
+    """Where the last ``lines`` lines of a file begin, read from its end backwards."""
+    start, seen = size, 0
+    with open(path, "rb") as file:
+        while start > 0:
+            end, start = start, max(0, start - PIECE_BYTES)
+            file.seek(start)
+            piece = file.read(end - start)
+            if end == size and piece.endswith(b"\n"):
+                piece = piece[:-1]
+            breaks = piece.count(b"\n")
+            if seen + breaks >= lines:
+                for _ in range(lines - seen):
+                    piece = piece[: piece.rfind(b"\n")]
+                return start + len(piece) + 1
+            seen += breaks
+    return 0

@@ -1,0 +1,161 @@
+"""Cluster profiles: what may stand in one, and how a mistake is told."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from lmscale.config.cluster import (
+    ClusterConfig,
+    change_cluster,
+    dump_cluster,
+    find_profile,
+    known_profiles,
+    load_cluster,
+    parse_cluster,
+)
+from lmscale.config.cluster_problems import OWN_OPTIONS, parse_time
+from lmscale.errors import ConfigError
+
+SMALL = "time: 1:00:00\ntasks_per_node: 2\n"
+PROFILES = sorted(known_profiles())
+
+
+def problems_of(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_cluster(text)
+    return list(caught.value.problems)
+
+
+def test_the_promised_profiles_are_there():
+    assert set(PROFILES) >= {"example", "lab", "h100-infiniband", "aws-efa", "gcp-tcpx"}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_loads_and_is_the_same_after_it_was_written_out(name):
+    cluster = load_cluster(name)
+    assert parse_cluster(dump_cluster(cluster)) == cluster
+    assert cluster.description
+
+
+@pytest.mark.parametrize("name", ["h100-infiniband", "aws-efa", "gcp-tcpx"])
+def test_a_profile_that_nobody_has_run_says_so(name):
+    assert "not run by us" in load_cluster(name).description
+
+
+def test_the_example_explains_every_key():
+    text = find_profile("example").read_text(encoding="utf-8")
+
+    def check(tree: dict, model: type[BaseModel]) -> None:
+        assert set(tree) == set(model.model_fields)
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                check(tree[name], field.annotation)
+
+    check(yaml.safe_load(text), ClusterConfig)
+
+
+def test_an_unknown_profile_lists_the_known_ones_and_names_the_nearest():
+    with pytest.raises(ConfigError) as caught:
+        load_cluster("exampel")
+    assert "Did you mean example?" in str(caught.value)
+    assert f"Known: {', '.join(PROFILES)}." in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["./mine.yaml", "mine.yaml", "/nowhere/mine"])
+def test_a_path_without_a_file_is_told_as_a_path(text):
+    with pytest.raises(ConfigError, match="there is no such cluster profile"):
+        load_cluster(text)
+
+
+def test_a_profile_may_be_given_by_its_path(tmp_path):
+    (tmp_path / "mine.yaml").write_text(SMALL)
+    assert load_cluster(tmp_path / "mine.yaml").ranks_per_node == 2
+
+
+def test_all_problems_of_a_profile_are_told_together():
+    found = problems_of(
+        "time: 0:01:00\n"
+        "chain: 3\n"
+        "gpu_type: h100\n"
+        "account: 'a\"b'\n"
+        "memory_per_node: lots\n"
+        "sbatch_options: [--nodes=3, -A x, --mail-type=END]\n"
+        "variables: {RANK: 1, 'a b': x, SLURM_JOB_ID: 7}\n"
+        "container: {kind: pyxis}\n"
+        "scratch: tmp\n"
+    )
+    assert len(found) == 15
+    told = "\n".join(found)
+    for words in (
+        "signal_seconds = 300 is not less than time = 0:01:00 (60 s)",
+        "tasks_per_node is needed where gpus_per_node is 0",
+        "chain = 3 is for clusters that forbid requeue; set requeue: false",
+        "gpu_type = h100, but gpus_per_node is 0",
+        "account = 'a\"b': it holds \"",
+        'memory_per_node: "lots" is not of the form "64G"',
+        "sbatch_options: --nodes comes from --nodes of `lmscale launch slurm`",
+        "sbatch_options: '-A x': write it as --name or --name=value",
+        "variables: RANK is set by the launcher",
+        "variables: SLURM_JOB_ID is set by the launcher",
+        "variables: 'a b' is not a name",
+        "container.kind = pyxis needs container.image",
+        "container.kind = pyxis needs python",
+        "container.kind = pyxis needs shared: the folders of runs and data",
+        "scratch: 'tmp' must be an absolute path",
+    ):
+        assert words in told
+    assert "mail-type" not in told
+
+
+def test_an_unknown_key_is_told_with_the_nearest():
+    assert problems_of(f"{SMALL}signal_second: 3") == [
+        "profile: signal_second: unknown key. Did you mean signal_seconds?"
+    ]
+    assert "Did you mean slow_ratio?" in problems_of(f"{SMALL}preflight: {{slow: 1}}")[0]
+
+
+def test_a_time_without_quotes_is_no_number_of_base_60():
+    assert parse_cluster("time: 12:00:00\ntasks_per_node: 1").time_seconds == 12 * 3600
+
+
+def test_whole_numbers_are_text_where_text_is_meant_and_others_want_quotes():
+    cluster = parse_cluster(f"{SMALL}memory_per_node: 0\nvariables: {{A: 4, B: 010, C: '1.50'}}")
+    assert cluster.memory_per_node == "0"
+    assert cluster.variables == {"A": "4", "B": "010", "C": "1.50"}
+    (problem,) = problems_of(f"{SMALL}variables: {{A: yes, B: 1.50}}")
+    assert "A = True, B = 1.5: write the value in quotes" in problem
+
+
+@pytest.mark.parametrize("option", sorted(OWN_OPTIONS))
+def test_an_option_that_is_decided_elsewhere_says_where(option):
+    (problem,) = problems_of(f"{SMALL}sbatch_options: [--{option}=1]")
+    assert f"--{option} {OWN_OPTIONS[option]}" in problem
+
+
+@pytest.mark.parametrize(
+    "key", ["gpus_per_node", "cpus_per_task", "max_restarts", "signal_seconds"]
+)
+def test_a_negative_number_is_refused(key):
+    assert problems_of(f"{SMALL}{key}: -1")
+
+
+def test_a_change_from_the_command_line_is_checked_as_the_profile_is():
+    cluster = parse_cluster(SMALL)
+    assert change_cluster(cluster, {"time": "2:00:00"}, name="--time").time_seconds == 7200
+    with pytest.raises(ConfigError, match=r'--time: time: "90" is not of the form'):
+        change_cluster(cluster, {"time": "90"}, name="--time")
+
+
+@given(st.integers(0, 40), st.integers(0, 99), st.integers(0, 59), st.integers(0, 59))
+def test_a_time_is_its_seconds(days, hours, minutes, seconds):
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    assert parse_time(f"{days}-{hours:02d}:{minutes:02d}:{seconds:02d}") == (total or None)
+
+
+@pytest.mark.parametrize("text", ["", "90", "10:00", "1-00", "1:60:00", "1:00:60", "0:00:00", "x"])
+def test_a_time_that_slurm_reads_otherwise_than_people_do_is_none(text):
+    assert parse_time(text) is None

@@ -1,0 +1,123 @@
+#!/bin/bash
+#
+# llama_7b: a look at the nodes of the cluster example, written by lmscale.
+#
+# What follows is a frozen copy: a requeued attempt runs this very text with the code beside it.
+# To change it, change the cluster profile and launch again.
+#
+#SBATCH --job-name=llama_7b-preflight-eef446ca
+#SBATCH --partition=gpu
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --gres=gpu:8
+#SBATCH --mem=0
+#SBATCH --exclusive
+#SBATCH --time=1-00:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/ada/runs/llama_7b/slurm/job-%j.out
+#SBATCH --chdir=/shared/ada/runs/llama_7b/slurm/20261122-011900-train
+
+# ---- Where things are ---------------------------------------------------------------------------
+
+submission=20261122-011900-train
+run=/shared/ada/runs/llama_7b
+config=/shared/ada/runs/llama_7b/slurm/20261122-011900-train/config.yaml
+frozen=/shared/ada/runs/llama_7b/slurm/20261122-011900-train
+state=$run/slurm
+
+# ---- What every process of the job finds in its environment ---------------------------------------
+
+export NCCL_DEBUG=WARN
+export PYTHONPATH=/shared/ada/runs/llama_7b/slurm/20261122-011900-train/code${PYTHONPATH:+:$PYTHONPATH} # the frozen code comes first
+export LMSCALE_SCRATCH=/tmp/lmscale-${USER:-$(id -un)} # caches, local to each node
+
+set -u -o pipefail # not -e: how a step ends is a value here, not an error
+
+# The number of an array's last task is the whole array's as well: always name the task.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+
+say() { printf '%s lmscale: %s\n' "$(date +%FT%T)" "$*"; }
+
+attempt=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+mkdir -p -- "$state" || exit 1
+say "submission $submission: a look at $SLURM_JOB_NODELIST"
+
+# ---- Signals ------------------------------------------------------------------------------------------
+
+# USR1 comes 300 s before the time limit (--signal=B:USR1@300) and where the cluster warns of preemption;
+# TERM on preemption, at the time limit and on scancel. Slurm tells this script alone, or the ranks alone, or
+# both, as it is configured: so whatever comes here is passed on. The ranks save at the next step's end.
+# The traps start no process: Slurm may signal that one too, and bash would wait for it in the trap for good.
+asked=
+trap 'asked=${asked:-USR1}' USR1
+trap 'asked=${asked:-TERM}' TERM
+
+await() { # await PID: its exit code, however many signals interrupt the waiting
+  local code again timer=
+  while :; do
+    wait "$1"
+    code=$?
+    if [[ -n $asked && -z $timer ]]; then
+      say "$asked: asking the ranks to save and to stop"
+      scancel --signal=USR1 "$job" 2>/dev/null # reaches the job's steps, not this script
+      # At its limit Slurm would end the job for good: where the ranks cannot save in time, go on without.
+      (sleep 280 && kill -KILL "$1") 2>/dev/null &
+      timer=$!
+    fi
+    kill -0 "$1" 2>/dev/null || break
+  done
+  [[ -z $timer ]] || kill "$timer" 2>/dev/null
+  if ((code > 128)); then # it may be the signal's code and not the process's, which bash still knows
+    wait "$1" 2>/dev/null
+    again=$?
+    ((again == 127)) || code=$again
+  fi
+  return "$code"
+}
+
+# ---- Where the ranks meet ---------------------------------------------------------------------------------
+
+# The first node's address, asked for once here and not by every rank of a large job, and a port that follows from
+# the job's number and that nobody on this node holds.
+MASTER_ADDR=$(getent ahostsv4 "$SLURMD_NODENAME" | awk 'NR == 1 { print $1 }')
+if [[ -z $MASTER_ADDR || $MASTER_ADDR == 127.* ]]; then MASTER_ADDR=$SLURMD_NODENAME; fi # its own loopback is no address for others
+
+meet() {
+  MASTER_PORT=$((10000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 20000))
+  while (exec 3<>"/dev/tcp/$MASTER_ADDR/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
+  export MASTER_ADDR MASTER_PORT
+}
+
+# ---- Are these nodes fit? ---------------------------------------------------------------------------------
+
+preflight=$state/preflight/$attempt
+
+check_nodes() { # 0 fit; 1 bad nodes, named in $preflight/bad-nodes; 2 nothing can work; 75 asked to stop
+  local began=$SECONDS
+  mkdir -p -- "$preflight" && printf '%s\n' "$attempt" >"$preflight/token"
+  meet
+  timeout --signal=TERM --kill-after=10 180 \
+    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=8 --cpus-per-task=12 \
+    --wait=0 --kill-on-bad-exit=0 \
+    /shared/ada/lmscale/.venv/bin/python -m launcher.preflight probe \
+    --folder "$preflight" --run-folder "$run" \
+    --cluster "$frozen/cluster.yaml" --config "$config" &
+  await $!
+  [[ -n $asked ]] && return 75
+  srun --nodes=1 --ntasks=1 \
+    /shared/ada/lmscale/.venv/bin/python -m launcher.preflight judge \
+    --folder "$preflight" --nodes "$SLURM_JOB_NODELIST" --cluster "$frozen/cluster.yaml" &
+  await $!
+  local verdict=$?
+  if ((verdict == 1)) && [[ ! -s $preflight/bad-nodes ]]; then verdict=3; fi # Python itself did not start
+  say "preflight took $((SECONDS - began)) s"
+  [[ -n $asked ]] && return 75
+  return "$verdict"
+}
+
+check_nodes
+exit $?

@@ -1,0 +1,288 @@
+#!/bin/bash
+#
+# llama_7b: training on the cluster example, written by lmscale.
+# 8 nodes with 8 ranks and 8 GPUs each.
+#
+# What follows is a frozen copy: a requeued attempt runs this very text with the code beside it.
+# To change it, change the cluster profile and launch again.
+#
+#SBATCH --job-name=llama_7b-eef446ca
+#SBATCH --partition=gpu
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --gres=gpu:8
+#SBATCH --mem=0
+#SBATCH --exclusive
+#SBATCH --time=1-00:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/ada/runs/llama_7b/slurm/job-%j.out
+#SBATCH --chdir=/shared/ada/runs/llama_7b/slurm/20261122-011900-train
+
+# ---- Where things are ---------------------------------------------------------------------------
+
+submission=20261122-011900-train
+run=/shared/ada/runs/llama_7b
+config=/shared/ada/runs/llama_7b/slurm/20261122-011900-train/config.yaml
+frozen=/shared/ada/runs/llama_7b/slurm/20261122-011900-train
+state=$run/slurm
+usable=(8) # numbers of nodes whose ranks share a step's windows evenly
+
+# ---- What every process of the job finds in its environment ---------------------------------------
+
+export NCCL_DEBUG=WARN
+export PYTHONPATH=/shared/ada/runs/llama_7b/slurm/20261122-011900-train/code${PYTHONPATH:+:$PYTHONPATH} # the frozen code comes first
+export LMSCALE_SCRATCH=/tmp/lmscale-${USER:-$(id -un)} # caches, local to each node
+
+set -u -o pipefail # not -e: how a step ends is a value here, not an error
+
+# The number of an array's last task is the whole array's as well: always name the task.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+
+say() { printf '%s lmscale: %s\n' "$(date +%FT%T)" "$*"; }
+
+# ---- Which attempt this is --------------------------------------------------------------------------
+
+restart=${SLURM_RESTART_COUNT:-0}
+attempt=$SLURM_JOB_ID.$restart
+exits=$state/exits/$attempt
+mkdir -p -- "$exits" "$run/logs" || exit 1
+export LMSCALE_ATTEMPT=$attempt LMSCALE_EXITS=$exits
+
+committed() { # the step of the newest checkpoint with a manifest; -1 where there is none
+  local path newest=-1
+  for path in "$run"/checkpoints/step-*/manifest.json; do
+    path=${path%/manifest.json} path=${path##*/step-}
+    if [[ $path =~ ^[0-9]+$ ]] && ((10#$path > newest)); then newest=$((10#$path)); fi
+  done
+  printf '%s' "$newest"
+}
+
+note() { # note EVENT FIELDS: a row of events.jsonl, which `lmscale runs status` reads
+  printf '{"event":"%s","time":%s,"submission":"%s","job":"%s","restart":%s,%s}\n' \
+    "$1" "$(date +%s.%3N)" "$submission" "$job" "$restart" "$2" >>"$state/events.jsonl"
+}
+
+events() { # events KIND: this submission's rows of one kind
+  grep -F "{\"event\":\"$1\"," "$state/events.jsonl" 2>/dev/null | grep -F "\"submission\":\"$submission\""
+}
+
+if [[ -e $frozen/ended ]]; then # a chain's later jobs, when an earlier one has said the last word
+  say "$(<"$frozen/ended")"
+  exit 0
+fi
+
+before=$(committed)
+printf '%s\n' "$attempt" >"$state/owner.$attempt" && mv -- "$state/owner.$attempt" "$state/owner"
+note start "\"step\":$before,\"nodes\":\"$SLURM_JOB_NODELIST\""
+if grep -qxF -e "$job" -e "$SLURM_JOB_ID" "$state/cancel" 2>/dev/null; then # asked for while it was being requeued
+  note end "\"step\":$before,\"code\":75,\"reason\":\"cancelled\",\"action\":\"cancelled\""
+  say "cancelled"
+  exit 75
+fi
+say "job $job, restart $restart, on $SLURM_JOB_NODELIST; newest checkpoint: step $before"
+
+# ---- Signals ------------------------------------------------------------------------------------------
+
+# USR1 comes 300 s before the time limit (--signal=B:USR1@300) and where the cluster warns of preemption;
+# TERM on preemption, at the time limit and on scancel. Slurm tells this script alone, or the ranks alone, or
+# both, as it is configured: so whatever comes here is passed on. The ranks save at the next step's end.
+# The traps start no process: Slurm may signal that one too, and bash would wait for it in the trap for good.
+asked=
+trap 'asked=${asked:-USR1}' USR1
+trap 'asked=${asked:-TERM}' TERM
+
+await() { # await PID: its exit code, however many signals interrupt the waiting
+  local code again timer=
+  while :; do
+    wait "$1"
+    code=$?
+    if [[ -n $asked && -z $timer ]]; then
+      say "$asked: asking the ranks to save and to stop"
+      scancel --signal=USR1 "$job" 2>/dev/null # reaches the job's steps, not this script
+      # At its limit Slurm would end the job for good: where the ranks cannot save in time, go on without.
+      (sleep 280 && kill -KILL "$1") 2>/dev/null &
+      timer=$!
+    fi
+    kill -0 "$1" 2>/dev/null || break
+  done
+  [[ -z $timer ]] || kill "$timer" 2>/dev/null
+  if ((code > 128)); then # it may be the signal's code and not the process's, which bash still knows
+    wait "$1" 2>/dev/null
+    again=$?
+    ((again == 127)) || code=$again
+  fi
+  return "$code"
+}
+
+# ---- How it ends ----------------------------------------------------------------------------------------
+
+weigh() { # weigh CODE: srun gives the largest code of its tasks; what the ranks said themselves counts more
+  local code=$1 file told calm=1
+  for file in "$exits"/rank-*; do
+    [[ -r $file ]] || continue
+    told=$(<"$file")
+    case $told in
+      76) code=76 ;;
+      2) [[ $code == 76 ]] || code=2 ;;
+      0 | 75) ;;
+      *) calm= ;;
+    esac
+  done
+  # Asked to stop, and nothing went wrong: ranks that did not listen yet died of the signal.
+  if [[ $code != 0 && $code != 2 && $code != 76 && -n $asked && -n $calm ]]; then code=75; fi
+  printf '%s' "$code"
+}
+
+fate() { # what Slurm has in mind for this job: requeued (already), cancelled, or going (it is up to us)
+  local row
+  row=$(scontrol show -o job "$job" 2>/dev/null)
+  if [[ $row =~ \ Restarts=([0-9]+) ]] && ((BASH_REMATCH[1] > restart)); then
+    echo requeued
+  elif [[ $row == *JobState=COMPLETING* && $row == *\ Reason=None* ]]; then
+    echo cancelled # while a time limit or a lost node would be named as the reason
+  else
+    echo going
+  fi
+}
+
+saved() { # saved STEP, in words
+  if (($1 < 0)); then echo "nothing saved yet"; else echo "saved at step $1"; fi
+}
+
+decide() { # decide CODE STEP: one of fenced, done, stop, cancelled, requeued, requeue; a colon; the reason
+  local code=$1 step=$2 failures fate
+  fate=$(fate)
+  if [[ $(<"$state/owner") != "$attempt" ]]; then
+    echo "fenced: attempt $(<"$state/owner") has taken this run over"
+  elif ((code == 0)); then
+    echo "done: finished"
+  elif ((code == 2)); then
+    echo "stop: something to mend (exit code 2), see the log"
+  elif ((code == 76)); then
+    echo "stop: stopped by the guard (exit code 76), see the log"
+  elif [[ $fate == cancelled ]] || grep -qxF -e "$job" -e "$SLURM_JOB_ID" "$state/cancel" 2>/dev/null; then
+    echo "cancelled: cancelled, $(saved "$step")"
+  elif [[ $fate == requeued ]]; then
+    echo "requeued: preempted (${asked:-exit code $code}), $(saved "$step")"
+  elif ((code == 75)) && ((step == before && $(events start | tail -n 3 | grep -cF "\"step\":$step,") == 3)); then
+    echo "stop: three attempts in a row committed no step; is the time limit too short?"
+  elif ((code == 75)); then
+    echo "requeue: stopped on request (${asked:-by the ranks}), $(saved "$step")"
+  elif ((step == before && $(events start | wc -l) > 1)); then
+    echo "stop: failed (exit code $code), and no step was committed since the last restart"
+  else
+    failures=$(events end | grep -cvF '"code":75,')
+    if ((failures >= 20)); then
+      echo "stop: failed (exit code $code) after 20 restarts, the most that the profile allows"
+    else
+      echo "requeue: failed (exit code $code), restart $((failures + 1)) of at most 20"
+    fi
+  fi
+}
+
+finish() { # finish CODE: write it down, and come back or not
+  local code step verdict action
+  code=$(weigh "$1") step=$(committed)
+  verdict=$(decide "$code" "$step")
+  action=${verdict%%: *}
+  note end "\"step\":$step,\"code\":$code,\"reason\":\"${verdict#*: }\",\"action\":\"$action\""
+  say "${verdict#*: } -> $action"
+  # Slurm may have requeued it already, preempted in the very moment in which it came to its end.
+  if [[ $action =~ ^(done|stop|cancelled)$ && $(fate) == requeued ]]; then scancel "$job"; fi
+  if [[ $action == requeue ]]; then
+    trap '' TERM USR1 # requeueing ends this script and its children by SIGTERM
+    if scontrol requeue "$job"; then exit "$code"; fi
+    say "this cluster refuses to requeue: set requeue: false and chain: N in the profile"
+  fi
+  exit "$code"
+}
+
+# ---- Where the ranks meet ---------------------------------------------------------------------------------
+
+# The first node's address, asked for once here and not by every rank of a large job, and a port that follows from
+# the job's number and that nobody on this node holds.
+MASTER_ADDR=$(getent ahostsv4 "$SLURMD_NODENAME" | awk 'NR == 1 { print $1 }')
+if [[ -z $MASTER_ADDR || $MASTER_ADDR == 127.* ]]; then MASTER_ADDR=$SLURMD_NODENAME; fi # its own loopback is no address for others
+
+meet() {
+  MASTER_PORT=$((10000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 20000))
+  while (exec 3<>"/dev/tcp/$MASTER_ADDR/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
+  export MASTER_ADDR MASTER_PORT
+}
+
+# ---- Are these nodes fit? ---------------------------------------------------------------------------------
+
+preflight=$state/preflight/$attempt
+
+check_nodes() { # 0 fit; 1 bad nodes, named in $preflight/bad-nodes; 2 nothing can work; 75 asked to stop
+  local began=$SECONDS
+  mkdir -p -- "$preflight" && printf '%s\n' "$attempt" >"$preflight/token"
+  meet
+  timeout --signal=TERM --kill-after=10 180 \
+    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=8 --cpus-per-task=12 \
+    --wait=0 --kill-on-bad-exit=0 \
+    /shared/ada/lmscale/.venv/bin/python -m launcher.preflight probe \
+    --folder "$preflight" --run-folder "$run" \
+    --cluster "$frozen/cluster.yaml" --config "$config" &
+  await $!
+  [[ -n $asked ]] && return 75
+  srun --nodes=1 --ntasks=1 \
+    /shared/ada/lmscale/.venv/bin/python -m launcher.preflight judge \
+    --folder "$preflight" --nodes "$SLURM_JOB_NODELIST" --cluster "$frozen/cluster.yaml" &
+  await $!
+  local verdict=$?
+  if ((verdict == 1)) && [[ ! -s $preflight/bad-nodes ]]; then verdict=3; fi # Python itself did not start
+  say "preflight took $((SECONDS - began)) s"
+  [[ -n $asked ]] && return 75
+  return "$verdict"
+}
+
+exclude_nodes() { # leave out what the preflight named, for good in this submission, and start elsewhere
+  local node reason nodes names=
+  while IFS=$'\t' read -r node reason; do
+    reason=${reason//[^[:alnum:] ._:,%()\/=<>+-]/ }
+    names=${names:+$names, }$node
+    say "bad node $node: $reason"
+    note exclude "\"nodes\":\"$node\",\"reason\":\"$reason\""
+  done <"$preflight/bad-nodes"
+  cut -f 1 -- "$preflight/bad-nodes" >>"$frozen/excluded"
+  nodes=$(sort -u -- "$frozen/excluded" | paste -s -d ,)
+  note end "\"step\":$before,\"code\":75,\"reason\":\"bad nodes excluded: $names\",\"action\":\"requeue\""
+  trap '' TERM USR1 # holding ends this script and its children by SIGTERM; the rest has to follow
+  if scontrol requeuehold "$job"; then
+    scontrol update JobId="$job" ExcNodeList="$nodes"
+    scontrol release "$job"
+    exit 75
+  fi
+}
+
+check_nodes
+verdict=$?
+if ((verdict == 1)); then exclude_nodes; fi # does not come back where the cluster requeues
+if ((verdict != 0)); then finish "$verdict"; fi
+
+# ---- The ranks ------------------------------------------------------------------------------------------------
+
+nodes=0
+for count in "${usable[@]}"; do
+  if ((count <= SLURM_JOB_NUM_NODES)); then nodes=$count; fi
+done
+if ((nodes == 0)); then
+  say "a step's windows cannot be shared evenly by 8 ranks on each of $SLURM_JOB_NUM_NODES nodes"
+  finish 2
+fi
+
+meet
+say "starting $((nodes * 8)) ranks on $nodes nodes; they meet at $MASTER_ADDR:$MASTER_PORT"
+# One task a GPU, all GPUs of a node visible to each of its tasks (NCCL's peer-to-peer wants that).
+# A rank that fails ends the others: they would wait for it in their next collective.
+srun --nodes="$nodes" --ntasks="$((nodes * 8))" --ntasks-per-node=8 \
+  --cpus-per-task=12 --kill-on-bad-exit=1 \
+  /shared/ada/lmscale/.venv/bin/python -m launcher.rank \
+  "$config" --run-folder "$run" &
+await $!
+finish $?

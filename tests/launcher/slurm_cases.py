@@ -1,0 +1,136 @@
+"""Jobs whose batch scripts are recorded whole in ``tests/launcher/recorded``.
+
+    python tests/launcher/slurm_cases.py     records them anew
+
+Look at the difference with git before you commit it: it is what clusters will run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.job import (
+    JobRequest,
+    SlurmJob,
+    SweepPlan,
+    plan_data_job,
+    plan_evaluate_job,
+    plan_preflight_job,
+    plan_train_job,
+)
+from launcher.render import render
+from lmscale.config import RunConfig, load_config
+from lmscale.config.assets import find_assets
+from lmscale.config.cluster import ClusterConfig, load_cluster, parse_cluster
+
+RECORDED = Path(__file__).with_name("recorded")
+HOME = "/shared/ada"
+PYTHON = "/shared/ada/lmscale/.venv/bin/python"
+SMALL = "time: 1:00:00\ntasks_per_node: 2\n"
+
+
+def make_config(name: str = "llama_7b", overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """One of lmscale's configurations in a place that is the same on every machine."""
+    places = {
+        "run.folder": f"{HOME}/runs/{name}",
+        "corpus.folder": f"{HOME}/data/corpus",
+        "shards.folder": f"{HOME}/data/shards",
+    }
+    settings = {**places, **(overrides or {})}
+    path = find_assets("configs") / f"{name}.yaml"
+    return load_config(path, [f"{key}={value}" for key, value in settings.items()])
+
+
+def make_request(cluster: ClusterConfig | str, **changes: Any) -> JobRequest:
+    """A request; ``cluster`` is a profile, or the text of one."""
+    values: dict[str, Any] = {
+        "config": make_config(),
+        "cluster": parse_cluster(cluster) if isinstance(cluster, str) else cluster,
+        "cluster_name": "case",
+        "submission": "20261122-011900-train",
+        "python": PYTHON,
+        "folder": Path(HOME),
+    }
+    return JobRequest(**{**values, **changes})
+
+
+def make_sweep() -> SweepPlan:
+    root = Path(f"{HOME}/runs/rates")
+    members = []
+    for index, rate in enumerate(("1e-3", "3e-4")):
+        folder = root / f"rates-{index:03d}"
+        places = {"run.name": folder.name, "run.folder": str(folder)}
+        config = make_config("demo", {**places, "engine.optimizer.lr": rate})
+        members.append(((f"engine.optimizer.lr={rate}",), config))
+    return SweepPlan(name="rates", root=root, keys=("engine.optimizer.lr",), members=tuple(members))
+
+
+def make_jobs() -> dict[str, SlurmJob]:
+    """Name of the recorded file → job."""
+    eight = {"min_nodes": 8, "max_nodes": 8}
+    example = make_request(load_cluster("example"), cluster_name="example", **eight)
+    data = make_request(f"{SMALL}array_limit: 100\n", submission="20261122-011900-data", tasks=64)
+    jobs = {
+        "train-example": plan_train_job(example),
+        "train-lab": plan_train_job(make_request(load_cluster("lab"), min_nodes=1, max_nodes=2)),
+        "train-elastic": plan_train_job(
+            make_request(load_cluster("example"), min_nodes=3, max_nodes=9, excluded=("n3", "n7"))
+        ),
+        "train-chain": plan_train_job(
+            make_request(f"{SMALL}requeue: false\nchain: 3\npreflight: {{enabled: false}}\n")
+        ),
+        "train-sweep": plan_train_job(
+            make_request(f"{SMALL}array_limit: 2\n", sweep=make_sweep(), min_nodes=1, max_nodes=2)
+        ),
+        "train-pyxis": plan_train_job(make_request(PYXIS, **eight)),
+        "train-apptainer": plan_train_job(make_request(APPTAINER, **eight)),
+        "evaluate-example": plan_evaluate_job(example),
+        "preflight-example": plan_preflight_job(example),
+        "corpus": plan_data_job(data, "corpus"),
+        "shards": plan_data_job(data, "shards"),
+    }
+    for name in ("h100-infiniband", "aws-efa", "gcp-tcpx"):
+        jobs[f"train-{name}"] = plan_train_job(make_request(load_cluster(name), **eight))
+    return jobs
+
+
+PYXIS = """
+time: 12:00:00
+account: proj 7
+qos: high
+constraint: h100&ib
+reservation: week-3
+gpus_per_node: 8
+gpu_type: h100
+memory_per_node: 1900G
+sbatch_options: ["--comment=three words here", --switches=1]
+srun_options: [--mpi=none]
+modules: [enroot/3.5, "odd name"]
+setup: ['source /opt/site/init.sh "$USER"', ulimit -l unlimited]
+variables: {NCCL_DEBUG: INFO, LABEL: "it's $HOME", EMPTY: ""}
+python: /opt/venv/bin/python
+container:
+  kind: pyxis
+  image: nvcr.io#nvidia/pytorch:25.08-py3
+  mounts: [/data:/data, "/odd folder"]
+  options: [--no-container-mount-home]
+shared: [/shared]
+scratch: /local
+preflight: {cordon_file: /shared/team/bad nodes}
+"""
+APPTAINER = """
+time: 12:00:00
+gpus_per_node: 4
+python: python3
+container: {kind: apptainer, image: /shared/images/a b.sif, options: [--cleanenv]}
+shared: [/shared]
+"""
+
+
+if __name__ == "__main__":
+    for old in RECORDED.glob("*.sh"):
+        old.unlink()
+    for name, job in make_jobs().items():
+        (RECORDED / f"{name}.sh").write_text(render(job), encoding="utf-8")

@@ -1,0 +1,157 @@
+"""What became of every start of a run, told from rows as batch scripts and attempts write them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.history import Evidence, Limits, excluded_nodes, limits_of_script, plan_history
+from launcher.slurm import parse_accounting
+
+ACCOUNTS = parse_accounting((Path(__file__).with_name("recorded") / "sacct.txt").read_text())
+T0 = 1_800_000_000.0
+
+
+def start(at: float, *, restart: int = 0, step: int = -1, job: str = "12", nodes: str = "n[1-2]"):
+    row = {"event": "start", "time": T0 + at, "submission": "s", "job": job, "restart": restart}
+    return {**row, "step": step, "nodes": nodes}
+
+
+def end(at: float, step: int, *, code: int, action: str, reason: str, restart: int = 0):
+    row = {"event": "end", "time": T0 + at, "submission": "s", "job": "12", "restart": restart}
+    return {**row, "step": step, "code": code, "reason": reason, "action": action}
+
+
+def attempt(number: int, at: float, first_step: int, *rows: tuple[float, int, str | None]):
+    begin = {"event": "start", "time": T0 + at, "attempt": number, "first_step": first_step}
+    made = [{**begin, "host": "n1", "world_size": 4, "zero_stage": 1}]
+    for later, step, reason in rows:
+        event = {"event": "end", "reason": reason} if reason else {"event": "progress"}
+        row = {"time": T0 + later, "attempt": number, "step": step, "step_seconds": 1.0}
+        made.append({**event, **row})
+    return made
+
+
+STOPPED = "stopped on request (USR1), saved at step 40"
+
+
+def test_every_start_is_one_line_with_its_end():
+    events = [
+        start(0),
+        end(100, 40, code=75, action="requeue", reason=STOPPED),
+        start(120, restart=1, step=40),
+        start(300, restart=2, step=60, nodes="n1"),
+    ]
+    attempts = [
+        *attempt(1, 5, 0, (50, 20, None), (99, 40, "SIGUSR1")),
+        *attempt(2, 125, 40, (200, 77, None)),
+        *attempt(3, 305, 60),
+    ]
+    history = plan_history(events, attempts, active_step=64)
+    when = [time.strftime("%Y-%m-%d %H:%M", time.localtime(T0 + at)) for at in (0, 120, 300)]
+    assert [stretch.line for stretch in history] == [
+        f"{when[0]} job 12, n[1-2], 4 ranks, ZeRO 1, steps 0-40: {STOPPED}, requeued",
+        f"{when[1]} job 12, n[1-2], 4 ranks, ZeRO 1, steps 40-60: lost: no end was written",
+        f"{when[2]} job 12, n1, 4 ranks, ZeRO 1, steps 60-64: goes on",
+    ]
+
+
+def test_a_stop_near_the_limit_is_the_time_limit_and_one_far_from_it_is_not():
+    limits = {"s": Limits(limit_seconds=3600, signal_seconds=300)}
+    ends = []
+    for seconds in (3250, 3400, 1000):
+        events = [start(0), end(seconds, 40, code=75, action="requeue", reason=STOPPED)]
+        (stretch,) = plan_history(events, [], Evidence(limits=limits))
+        ends.append(stretch.end)
+    assert ends == [
+        f"time limit: {STOPPED}, requeued",
+        f"time limit: {STOPPED}, requeued",
+        f"preempted or signalled: {STOPPED}, requeued",
+    ]
+
+
+def test_a_start_that_did_not_come_to_a_rank_has_its_end_as_well():
+    events = [
+        start(0),
+        {**start(10), "event": "exclude", "nodes": "n2", "reason": "GPU 3 is missing"},
+        end(11, -1, code=75, action="requeue", reason="bad nodes excluded: n2"),
+    ]
+    (stretch,) = plan_history(events, [])
+    assert stretch.line.endswith("n[1-2], steps 0-0: bad nodes excluded: n2, requeued")
+    assert stretch.excluded == ("n2: GPU 3 is missing",)
+    assert excluded_nodes(events) == {"n2": "GPU 3 is missing"}
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("nodefail", "a node failed"), ("preempted", "preempted"), ("limit", "time limit")],
+)
+def test_the_accounting_says_why_a_start_was_lost(name, cause):
+    record = next(a for a in ACCOUNTS if a.name == name)
+    assert record.started_at is not None
+    row = {**start(0, job=record.job), "time": record.started_at + 1}
+    (stretch,) = plan_history([row], [], Evidence(accounts=ACCOUNTS))
+    assert stretch.end == f"lost: no end was written ({cause})"
+    assert stretch.ended_at == record.ended_at
+
+
+def test_of_two_copies_of_a_job_each_has_its_own_end():
+    events = [
+        start(0),
+        start(60, restart=1, step=10),
+        end(65, 10, code=75, action="fenced", reason="attempt 12.1 has taken this run over"),
+        end(200, 90, code=0, action="done", reason="finished", restart=1),
+    ]
+    first, second = plan_history(events, [])
+    assert first.end == "attempt 12.1 has taken this run over"
+    assert (second.end, second.last_step) == ("finished", 90)
+
+
+def test_an_attempt_belongs_to_the_newest_copy_though_an_older_one_ends_after_its_start():
+    events = [
+        start(0),
+        start(60, restart=1, step=10),
+        end(65, 10, code=75, action="fenced", reason="taken over"),
+    ]
+    attempts = [*attempt(1, 5, 0, (58, 12, None)), *attempt(2, 70, 10, (80, 20, None))]
+    first, second = plan_history(events, attempts, active_step=22)
+    assert (first.end, first.first_step) == ("taken over", 0)
+    assert (second.job, second.first_step, second.last_step, second.end) == ("12", 10, 22, "")
+
+
+def test_a_start_that_the_watchdog_ended_says_who_held_it_up():
+    failed = end(100, 40, code=1, action="requeue", reason="failed (exit code 1)")
+    hang = {"event": "end", "time": T0 + 90, "text": "rank 3 on n2 in data for 600 s"}
+    first, second = plan_history([start(0), failed, start(120)], [], Evidence(hangs=[hang]))
+    words = "hung (rank 3 on n2 in data for 600 s): failed (exit code 1), requeued"
+    assert (first.end, second.end) == (words, "lost: no end was written")
+    (local,) = plan_history([], attempt(1, 5, 0, (80, 7, None)), Evidence(hangs=[hang]))
+    assert local.end == "hung (rank 3 on n2 in data for 600 s)"
+
+
+def test_starts_without_slurm_stand_among_the_others():
+    events = [start(0), end(100, 40, code=75, action="stop", reason="told to")]
+    attempts = [
+        *attempt(1, 5, 0, (99, 40, "stop file")),
+        *attempt(2, 500, 40, (600, 80, "SIGTERM")),
+        *attempt(3, 700, 80, (750, 90, None)),
+    ]
+    history = plan_history(events, attempts)
+    assert [(s.job, s.first_step, s.last_step) for s in history] == [
+        ("12", 0, 40),
+        (None, 40, 80),
+        (None, 80, 90),
+    ]
+    assert [s.end for s in history] == ["told to, stopped", "SIGTERM", "lost: no end was written"]
+
+
+def test_a_run_that_only_waits_has_no_history():
+    assert plan_history([], []) == ()
+
+
+def test_the_limits_are_read_from_the_script_that_ran():
+    script = "#!/bin/bash\n#SBATCH --time=1-00:30:00\n#SBATCH --signal=B:USR1@300\nsrun x\n"
+    assert limits_of_script(script) == Limits(limit_seconds=88_200, signal_seconds=300)
+    assert limits_of_script("#!/bin/bash\n") == Limits()

@@ -1,0 +1,220 @@
+"""What Slurm's commands print, as values; and what is said when they do not answer."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher import slurm
+from launcher.slurm import (
+    QueuedJob,
+    clean_environment,
+    parse_accounting,
+    parse_duration,
+    parse_instant,
+    parse_queue,
+    parse_record,
+    parse_submitted,
+    ping,
+    sacct,
+    sbatch,
+    scancel,
+    show_job,
+    squeue,
+    try_sbatch,
+)
+from lmscale.errors import ClusterError
+
+# Printed by Slurm 22.05.8.
+QUEUE = (
+    "5_1|5|0|PENDING|JobArrayTaskLimit|main|root|1||2026-11-22T01:34:51|N/A|0:00|UNLIMITED|"
+    "UNLIMITED|arr|\n"
+    "12|12|3|RUNNING|None|gpu|ada|2|n[1-2]|2026-11-22T01:28:48|2026-11-22T01:28:49|1-02:03:04|"
+    "2-00:00:00|21:56:56|llama|7|\n"
+)
+ACCOUNTS = (
+    "12|12|NODE_FAIL|0:0|2026-11-22T01:00:00|2026-11-22T01:00:05|2026-11-22T01:10:05|600|n[1-2]|"
+    "None|ada|llama|7\n"
+    "12|12|CANCELLED by 1000|0:15|2026-11-22T01:10:05|Unknown|Unknown|0|None assigned|None|ada|x\n"
+)
+RECORD = (
+    "JobId=1 JobName=x y#z UserId=root(0) Priority=4294901759 Reason=None Dependency=(null) "
+    "Restarts=2 ReqB:S:C:T=0:0:*:* CPUs/Task=1 WorkDir=/tmp/a b Comment=$(id) `id`  "
+    "StdOut=/tmp/a b/o-1.out Power= \n"
+)
+
+
+def test_a_line_of_squeue_is_a_job():
+    waiting, running = parse_queue(QUEUE)
+    assert waiting.reason == "JobArrayTaskLimit" and waiting.starts_at is None
+    assert waiting.limit_seconds is None and waiting.is_active
+    assert running == QueuedJob(
+        job="12",
+        raw_job="12",
+        restarts=3,
+        state="RUNNING",
+        reason="",
+        partition="gpu",
+        user="ada",
+        num_nodes=2,
+        nodes="n[1-2]",
+        submitted_at=parse_instant("2026-11-22T01:28:48"),
+        starts_at=parse_instant("2026-11-22T01:28:49"),
+        used_seconds=93784.0,
+        limit_seconds=172800.0,
+        left_seconds=79016.0,
+        name="llama|7",  # a separator in a name does no harm
+    )
+
+
+@pytest.mark.parametrize("state", ["COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL"])
+def test_a_job_that_has_ended_is_not_active(state):
+    (job,) = parse_queue(QUEUE.splitlines()[0].replace("PENDING", state))
+    assert not job.is_active
+
+
+def test_a_line_of_sacct_is_an_attempt():
+    lost, cancelled = parse_accounting(ACCOUNTS)
+    assert (lost.state, lost.elapsed_seconds, lost.name) == ("NODE_FAIL", 600.0, "llama|7")
+    assert (cancelled.state, cancelled.signal, cancelled.nodes) == ("CANCELLED", 15, "")
+    assert cancelled.started_at is None
+
+
+def test_lines_that_are_none_are_passed_over():
+    assert parse_queue("slurm_load_jobs: something\n\n") == ()
+    assert parse_accounting("\nx|y\n") == ()
+
+
+def test_a_record_of_scontrol_keeps_values_with_spaces():
+    record = parse_record(RECORD)
+    assert record["JobName"] == "x y#z" and record["WorkDir"] == "/tmp/a b"
+    assert record["Comment"] == "$(id) `id`" and record["Restarts"] == "2"
+    assert record["ReqB:S:C:T"] == "0:0:*:*" and record["CPUs/Task"] == "1"
+    assert record["Power"] == ""
+
+
+def test_a_job_number_may_come_with_its_clusters_name():
+    assert parse_submitted("123\n") == "123"
+    assert parse_submitted("123;west\n") == "123"
+    with pytest.raises(ClusterError, match="in place of a job's number"):
+        parse_submitted("Submitted batch job 123")
+
+
+@given(st.integers(0, 400), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_a_duration_is_its_seconds(days, hours, minutes, seconds):
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    assert parse_duration(f"{days}-{hours:02d}:{minutes:02d}:{seconds:02d}") == total
+    if days == 0:
+        assert parse_duration(f"{hours}:{minutes:02d}:{seconds:02d}") == total
+    if days == hours == 0:
+        assert parse_duration(f"{minutes}:{seconds:02d}") == total
+
+
+@pytest.mark.parametrize("text", ["UNLIMITED", "INVALID", "NOT_SET", "N/A", ""])
+def test_a_duration_that_is_none_is_none(text):
+    assert parse_duration(text) is None and parse_instant(text) is None
+
+
+def test_what_would_change_a_submission_behind_its_back_is_left_out():
+    environment = {
+        "PATH": "/bin",
+        "SLURM_CONF": "/etc/slurm.conf",
+        "SBATCH_PARTITION": "debug",
+        "SQUEUE_FORMAT": "%i",
+        "SLURM_JOB_ID": "7",
+        "SLURM_NTASKS_PER_NODE": "3",
+        "RANK": "1",
+        "MASTER_ADDR": "x",
+        "NCCL_DEBUG": "INFO",
+    }
+    assert clean_environment(environment) == {
+        "PATH": "/bin",
+        "SLURM_CONF": "/etc/slurm.conf",
+        "NCCL_DEBUG": "INFO",
+        "SLURM_TIME_FORMAT": "standard",
+    }
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch) -> Path:
+    """An otherwise empty folder of commands."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def put(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_a_machine_without_slurm_is_told_in_plain_words(commands):
+    for call in (
+        lambda: squeue(["1"]),
+        lambda: sacct(["1"]),
+        lambda: show_job("1"),
+        lambda: scancel(["1"]),
+        lambda: try_sbatch("#!/bin/bash\n"),
+        lambda: sbatch(commands / "job.sh"),
+        ping,
+    ):
+        with pytest.raises(ClusterError, match="there is no such command on this machine"):
+            call()
+
+
+def test_a_controller_that_cannot_be_reached_is_told_as_such(commands):
+    said = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+    put(commands, "squeue", f'echo "{said}" >&2; exit 1')
+    with pytest.raises(ClusterError, match=r"squeue cannot reach Slurm's controller: .*connect"):
+        squeue(["1"])
+
+
+def test_a_controller_that_does_not_answer_is_not_waited_for_without_end(commands, monkeypatch):
+    put(commands, "squeue", "exec /bin/sleep 60")
+    monkeypatch.setattr(slurm, "TIMEOUT_SECONDS", 0.2)
+    began = time.monotonic()
+    with pytest.raises(ClusterError, match="squeue did not answer within"):
+        slurm._call(["squeue"], timeout=slurm.TIMEOUT_SECONDS)
+    assert time.monotonic() - began < 10
+
+
+def test_a_submission_without_an_answer_may_have_been_made(commands, monkeypatch):
+    put(commands, "sbatch", "exec /bin/sleep 60")
+    monkeypatch.setattr(slurm, "SBATCH_SECONDS", 0.2)
+    with pytest.raises(ClusterError, match="`squeue --me` shows whether it was submitted"):
+        sbatch(commands / "job.sh")
+
+
+def test_a_refusal_says_what_slurm_said_on_one_line(commands):
+    put(
+        commands,
+        "sbatch",
+        'echo "sbatch: error: invalid partition specified: nope" >&2\n'
+        'echo "allocation failure: Invalid partition name specified" >&2; exit 1',
+    )
+    with pytest.raises(ClusterError) as caught:
+        try_sbatch("#!/bin/bash\n")
+    assert str(caught.value) == (
+        "sbatch refused: invalid partition specified: nope; "
+        "allocation failure: Invalid partition name specified"
+    )
+
+
+def test_a_job_that_slurm_has_forgotten_is_no_error(commands):
+    said = "slurm_load_jobs error: Invalid job id specified"
+    for name in ("squeue", "scontrol"):
+        put(commands, name, f'echo "{said}" >&2; exit 1')
+    assert squeue(["999"]) == () and show_job("999") is None
+
+
+def test_a_cluster_without_accounting_is_no_error(commands):
+    put(commands, "sacct", 'echo "Slurm accounting storage is disabled" >&2; exit 1')
+    assert sacct(["1"]) is None
+
+
+def test_nothing_is_asked_about_no_jobs(commands):
+    assert squeue([]) == () and sacct([]) == ()
+    scancel([])

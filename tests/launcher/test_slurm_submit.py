@@ -1,0 +1,306 @@
+"""What is looked at before a job is submitted, and that it is submitted once.
+
+Slurm's commands are stood in for by small scripts here; ``tests/slurm`` does it with a real one.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_run import tiny_tree
+
+from launcher.checks import cancel_command
+from launcher.submissions import append_submission, read_submissions, submitting
+from launcher.submit import LaunchOptions, Prepared, check, command_of, prepare, submit
+from lmscale.errors import ClusterError, ConfigError
+
+SBATCH = """
+if [[ $* == *--test-only* ]]; then cat >"$here/tested.sh"; echo "sbatch: Job 1 starts" >&2; exit; fi
+number=$(($(cat "$here/count" 2>/dev/null || echo 100) + 1))
+if [[ -e $here/refuse-$number ]]; then echo "sbatch: error: no more" >&2; exit 1; fi
+echo $number >"$here/count"; echo "$*" >>"$here/submitted"; echo "$number;lab"
+"""
+PROFILE = {"time": "1:00:00", "tasks_per_node": 2, "shared": ["/"], "python": sys.executable}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch) -> Path:
+    """A folder with stand-ins for Slurm's commands, and what they saw."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    scripts = {"sbatch": SBATCH, "squeue": 'cat "$here/queue" 2>/dev/null', "scancel": ""}
+    scripts["scancel"] = 'echo "$*" >>"$here/cancelled"'
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/bash\nhere={folder}\n{script}\nexit 0\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def queue(slurm: Path, job: str, state: str) -> None:
+    times = "2026-11-22T01:00:00|N/A|0:00|1:00:00|1:00:00"
+    (slurm / "queue").write_text(f"{job}|{job}|0|{state}|None|main|ada|2|n[1-2]|{times}|tiny|\n")
+
+
+@pytest.fixture
+def options(tmp_path: Path, tiny_data: Path) -> LaunchOptions:
+    """A run that has all it needs."""
+    tree = tiny_tree(tiny_data, tmp_path / "runs/tiny")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    (tmp_path / "lab.yaml").write_text(yaml.safe_dump(PROFILE))
+    return LaunchOptions(
+        config=tmp_path / "tiny.yaml", cluster=str(tmp_path / "lab.yaml"), nodes="2"
+    )
+
+
+def with_profile(options: LaunchOptions, **changes) -> LaunchOptions:
+    Path(options.cluster).write_text(yaml.safe_dump({**PROFILE, **changes}))
+    return options
+
+
+def test_a_run_that_has_all_it_needs_passes_and_nothing_is_written(options, slurm, tmp_path):
+    prepared = prepare(options)
+    findings = check(prepared)
+    assert findings.problems == [] and findings.warnings == []
+    assert "a step divides among 4 ranks" in findings.passed
+    assert "Slurm would take it: Job 1 starts" in findings.passed
+    assert (slurm / "tested.sh").read_text() == prepared.script
+    assert not (tmp_path / "runs").exists() and not (slurm / "submitted").exists()
+
+
+def test_what_was_submitted_is_written_down_beside_its_frozen_copy(options, slurm, tmp_path):
+    prepared = prepare(options)
+    submission = submit(prepared, command=command_of(options))
+    state = tmp_path / "runs/tiny/slurm"
+    assert (slurm / "submitted").read_text() == f"--parsable {submission.folder}/job.sh\n"
+    assert (Path(submission.folder) / "job.sh").read_text() == prepared.script
+    (row,) = read_submissions(state)
+    assert row["job"] == "101" and row["jobs"] == ["101"] and row["kind"] == "train"
+    assert row["nodes"] == [2, 2] and row["cluster"] == "lab" and row["tasks"] is None
+    assert row["folder"] == submission.folder == str(state / row["submission"])
+    assert row["command"] == [
+        *("lmscale", "launch", "slurm", str(options.config), "--cluster", options.cluster),
+        *("--nodes", "2"),
+    ]
+    assert {"time", "user", "host"} <= row.keys()
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED"])
+def test_a_second_copy_is_refused_while_slurm_knows_the_first(options, slurm, state):
+    submit(prepare(options), command=())
+    queue(slurm, "101", state)
+    (problem,) = check(prepare(options)).problems
+    assert problem.startswith(f"job 101 of this run is {state.lower()} (submitted by ada).")
+    assert "lmscale runs cancel" in problem
+    with pytest.raises(ClusterError, match="job 101 of this run"):
+        submit(prepare(options), command=())
+    assert (slurm / "submitted").read_text().count("\n") == 1
+
+
+def test_a_run_whose_job_has_ended_may_be_submitted_again(options, slurm, tmp_path):
+    for job in ("101", "102"):
+        assert submit(prepare(options), command=()).job == job
+        queue(slurm, job, "COMPLETED")
+    rows = read_submissions(tmp_path / "runs/tiny/slurm")
+    assert [row["job"] for row in rows] == ["101", "102"]
+    assert len({row["folder"] for row in rows}) == 2
+
+
+def test_an_evaluation_may_go_beside_a_running_training(options, slurm, tmp_path):
+    submit(prepare(options), command=())
+    queue(slurm, "101", "RUNNING")
+    submit(prepare(replace(options, kind="preflight")), command=())
+    assert [row["kind"] for row in read_submissions(tmp_path / "runs/tiny/slurm")] == [
+        "train",
+        "preflight",
+    ]
+
+
+def test_a_chain_is_submitted_whole(options, slurm, tmp_path):
+    submission = submit(prepare(replace(options, chain=3)), command=())
+    assert submission.jobs == ("101", "102", "103")
+    lines = set((slurm / "submitted").read_text().splitlines())
+    assert lines == {f"--parsable {submission.folder}/job.sh"}  # each time the same script
+    text = (Path(submission.folder) / "job.sh").read_text()
+    assert "#SBATCH --dependency=singleton\n" in text and "#SBATCH --no-requeue\n" in text
+
+
+def test_a_chain_that_breaks_off_leaves_no_job_and_no_trace(options, slurm, tmp_path):
+    (slurm / "refuse-103").touch()
+    with pytest.raises(ClusterError, match="sbatch refused: no more"):
+        submit(prepare(replace(options, chain=3)), command=())
+    assert (slurm / "cancelled").read_text() == "--quiet 101 102\n"
+    state = tmp_path / "runs/tiny/slurm"
+    assert read_submissions(state) == []
+    assert [path.name for path in state.iterdir() if not path.name.startswith(".")] == []
+
+
+def _submit(options: LaunchOptions, gate, outcomes) -> None:
+    gate.wait()
+    try:
+        outcomes.put(submit(prepare(options), command=()).job)
+    except ClusterError as error:
+        outcomes.put(str(error))
+
+
+def test_of_two_that_submit_at_once_one_waits_and_is_refused(options, slurm):
+    script = (slurm / "sbatch").read_text()
+    (slurm / "sbatch").write_text(script.replace("echo $number >", "sleep 0.5; echo $number >"))
+    # What squeue shows follows from what sbatch did.
+    (slurm / "squeue").write_text(
+        f'#!/bin/bash\nwhile read -r _; do echo "101|101|0|PENDING|None|m|ada|2||N/A|N/A|0:00|1:00|'
+        f'1:00|tiny|"; done < <(cat {slurm}/submitted 2>/dev/null)\n'
+    )
+    fork = multiprocessing.get_context("fork")
+    gate, outcomes = fork.Barrier(2), fork.Queue()
+    both = [fork.Process(target=_submit, args=(options, gate, outcomes)) for _ in range(2)]
+    for process in both:
+        process.start()
+    told = sorted(outcomes.get(timeout=60) for _ in both)
+    for process in both:
+        process.join()
+    assert told[0] == "101" and told[1].startswith("job 101 of this run is pending")
+    assert (slurm / "submitted").read_text().count("\n") == 1
+
+
+def test_the_right_to_submit_is_not_waited_for_without_end(tmp_path):
+    with submitting(tmp_path), pytest.raises(ClusterError, match="has been submitting"):
+        with submitting(tmp_path, seconds=0.2):
+            pass
+    with submitting(tmp_path):  # and it ends with its holder
+        pass
+
+
+def test_all_problems_of_a_submission_are_told_together(options, slurm, tmp_path):
+    (tmp_path / "runs/tiny").mkdir(parents=True)
+    (tmp_path / "runs/tiny/notes.txt").touch()
+    (slurm / "sbatch").write_text(
+        "#!/bin/bash\necho 'sbatch: error: no such partition' >&2\nexit 1\n"
+    )
+    with_profile(options, shared=["/elsewhere"])
+    changed = replace(
+        options,
+        overrides=(
+            f"tokenizer.folder={tmp_path}/none",
+            f"stream.sources.a.shards={tmp_path}/none/a",
+            f"evaluation.sets={{held: {tmp_path}/none/b}}",
+        ),
+    )
+    told = "\n".join(check(prepare(changed)).problems)
+    for words in (
+        "is not empty and holds no run (found notes.txt)",
+        f"{tmp_path}/none: there is no tokenizer here. Run `lmscale tokenizer train CONFIG`",
+        f"stream.sources.a: {tmp_path}/none/a holds no manifest.json",
+        f"evaluation.sets.held: {tmp_path}/none/b holds no manifest.json",
+        f"{tmp_path}/runs/tiny is not below a folder that all nodes see (/elsewhere",
+        "sbatch refused: no such partition",
+    ):
+        assert words in told
+
+
+def test_a_profile_without_shared_folders_is_a_warning(options, slurm):
+    (warning,) = check(prepare(with_profile(options, shared=[]))).warnings
+    assert "names no shared folders: whether all nodes see" in warning
+
+
+def test_an_interpreter_that_nodes_may_not_have_is_a_warning(options, slurm, tmp_path, tiny_data):
+    shared = [str(tmp_path), str(tiny_data)]
+    findings = check(prepare(with_profile(options, shared=shared, python="/opt/py/bin/python")))
+    assert findings.problems == []
+    (warning,) = findings.warnings
+    assert "/opt/py/bin/python is not below" in warning
+
+
+def test_remote_shards_are_left_to_the_job(options, slurm):
+    changed = replace(options, overrides=("stream.sources.a.shards=s3://bucket/a",))
+    assert check(prepare(changed)).problems == []
+
+
+def test_problems_of_configuration_profile_and_options_are_told_together(options):
+    with_profile(options, time="90")
+    changed = replace(
+        options, overrides=("train.step=3",), nodes="8-4", tasks=3, axes=("a",), sweep=None
+    )
+    with pytest.raises(ConfigError) as caught:
+        prepare(changed)
+    told = "\n".join(caught.value.problems)
+    for words in (
+        'time: "90" is not of the form',
+        "train.step: unknown key. Did you mean steps?",
+        "--nodes 8-4: give a number",
+        "--array a: write it as section.key=value1,value2.",
+        "--tasks has no meaning for --job train",
+    ):
+        assert words in told
+    assert len(caught.value.problems) == 5
+
+
+def test_a_data_job_needs_its_number_of_tasks(options):
+    with pytest.raises(ConfigError, match="--job corpus needs --tasks N"):
+        prepare(replace(options, kind="corpus", nodes="1"))
+    with pytest.raises(ConfigError, match="--nodes has no meaning for --job shards"):
+        prepare(replace(options, kind="shards", tasks=2))
+
+
+def test_nodes_that_a_preflight_found_bad_are_left_out(options, tmp_path):
+    from launcher import cordon
+
+    file = tmp_path / "cordon"
+    cordon.cordon(file, "n7", reason="slow", job="12")
+    prepared = prepare(with_profile(options, preflight={"cordon_file": str(file)}))
+    assert prepared.job.excluded == ("n7",)
+    assert "#SBATCH --exclude=n7\n" in prepared.script
+    assert prepared.warnings == (f"n7 will be left out: found bad by a preflight ({file}).",)
+
+
+def sweep_of(options: LaunchOptions, *values: str, name: str | None = None) -> Prepared:
+    axis = f"engine.optimizer.lr={','.join(values)}"
+    return prepare(replace(options, axes=(axis,), sweep=name))
+
+
+def test_a_sweep_is_one_job_array_with_a_table_of_what_it_tries(options, slurm, tmp_path):
+    prepared = sweep_of(options, "1e-3", "3e-3", name="rates")
+    submission = submit(prepared, command=())
+    root = tmp_path / "runs/rates"
+    table = json.loads((root / "sweep.json").read_text())
+    assert table["name"] == "rates" and table["keys"] == ["engine.optimizer.lr"]
+    assert table["job"] == submission.job == "101"
+    assert table["runs"] == [
+        {
+            "index": index,
+            "run": f"rates-00{index}",
+            "folder": str(root / f"rates-00{index}"),
+            "values": {"engine.optimizer.lr": value},
+        }
+        for index, value in enumerate(("1e-3", "3e-3"))
+    ]
+    assert table["base_config"]["run"]["name"] == "tiny"
+    configs = sorted((Path(submission.folder) / "configs").iterdir())
+    assert [path.name for path in configs] == ["000.yaml", "001.yaml"]
+    assert cancel_command(prepared.job) == f"lmscale runs cancel {tmp_path}/runs --sweep rates"
+
+
+def test_the_same_sweep_may_be_submitted_again_and_another_of_its_name_may_not(options, slurm):
+    submit(sweep_of(options, "1e-3", "3e-3"), command=())
+    assert check(sweep_of(options, "1e-3", "3e-3")).problems == []
+    (problem,) = check(sweep_of(options, "1e-3", "3e-4")).problems
+    assert "holds a sweep over other values (engine.optimizer.lr, 2 runs)" in problem
+    queue(slurm, "101_1", "RUNNING")
+    (problem,) = check(sweep_of(options, "1e-3", "3e-3")).problems
+    assert "job 101_1 of this run is running" in problem
+
+
+def test_a_line_torn_by_a_full_disk_hides_no_other(options, slurm, tmp_path):
+    submission = submit(prepare(options), command=())
+    state = tmp_path / "runs/tiny/slurm"
+    with open(state / "submissions.jsonl", "a") as file:
+        file.write('{"job": "7", "jo\n')
+    append_submission(state, replace(submission, job="102", jobs=("102",)))
+    assert [row["job"] for row in read_submissions(state)] == ["101", "102"]

@@ -1,0 +1,196 @@
+"""Real runs on the test cluster: submitted by the command line, looked at from outside."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cluster import Cluster, Process, wait_until
+from tiny_run import ENVIRONMENT, ROOT, Ended, committed_steps, ledger_of, write_tiny_config
+
+PACE = Path(__file__).with_name("pace")
+STEPS = 40
+SLOW = 0.3  # seconds added to a step, until a run may hurry
+START_SECONDS = 120.0  # four ranks import torch at once on two cores that other tests use as well
+END_SECONDS = 150.0
+OVERRIDES: Mapping[str, Any] = {"train.steps": STEPS, "checkpoint.every_steps": 10}
+"""Saves are few, so that where a run goes on tells whether it saved when it was asked to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lab:
+    """Submits runs to a cluster; all of them have the same ledger in the end."""
+
+    cluster: Cluster
+    data: Path
+    folder: Path
+    whole: list[str]  # the ledger of the same run without an interruption
+
+    def lmscale(self, *words: str | Path) -> Ended:
+        """A command as a person types it on the login node."""
+        began = time.monotonic()
+        ended = subprocess.run(
+            [sys.executable, "-m", "lmscale.cli.main", *map(str, words)],
+            cwd=ROOT,
+            env=self.cluster.full_environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        seconds = time.monotonic() - began
+        return Ended(code=ended.returncode, output=ended.stdout, seconds=seconds)
+
+    def write_profile(self, name: str, settings: Mapping[str, Any]) -> Path:
+        """The test cluster's profile, without the checks of the nodes, with other ``settings``."""
+        profile = yaml.safe_load((ROOT / "slurm/profiles/lab.yaml").read_text())
+        profile |= {"memory_per_node": "1000", "scratch": str(self.cluster.folder / "scratch")}
+        profile["preflight"]["enabled"] = False
+        profile["variables"] |= ENVIRONMENT
+        profile["variables"] |= {
+            "PYTHONPATH": str(PACE),
+            "TEST_STEP_PAUSE": str(self._pace(name)),
+        }
+        for key, value in settings.items():
+            if isinstance(value, Mapping):
+                value = {**profile[key], **value}
+            profile[key] = value
+        path = self.folder / f"{name}-cluster.yaml"
+        path.write_text(yaml.safe_dump(profile))
+        return path
+
+    def _pace(self, name: str) -> Path:
+        return self.folder / f"{name}-pace"
+
+    def submit(
+        self,
+        name: str = "run",
+        *,
+        nodes: str = "2",
+        overrides: Mapping[str, Any] | None = None,
+        options: Sequence[str] = (),
+        pace: float = SLOW,
+        **profile: Any,
+    ) -> Run:
+        """Submit a run; once more, when there is one of this name."""
+        folder = self.folder / name
+        config = self.folder / f"{name}.yaml"
+        given = {**OVERRIDES, "run.name": name, **(overrides or {})}
+        write_tiny_config(config, self.data, folder, given)
+        cluster = self.write_profile(name, profile)
+        self._pace(name).write_text(str(pace))
+        command = ("launch", "slurm", config, "--cluster", cluster, "--nodes", nodes, "--json")
+        ended = self.lmscale(*command, *options)
+        assert ended.code == 0, ended.output
+        row = json.loads(ended.output[ended.output.index("{") :])
+        return Run(lab=self, folder=folder, job=row["job"], jobs=row["jobs"], pace=self._pace(name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A submitted run."""
+
+    lab: Lab
+    folder: Path
+    job: str
+    jobs: list[str]  # of its chain
+    pace: Path
+
+    # ---- What happens
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until the ranks have done ``step`` steps."""
+        self._wait(lambda: len(self.ledger()) >= step, START_SECONDS, f"step {step}")
+
+    def wait_for_start(self, number: int) -> dict[str, Any]:
+        """Wait for the batch script's start ``number``, counted from 1; its row."""
+        self._wait(lambda: len(self.events("start")) >= number, START_SECONDS, f"start {number}")
+        return self.events("start")[number - 1]
+
+    def wait_for_text(self, text: str, seconds: float = START_SECONDS) -> None:
+        self._wait(lambda: text in self.output(), seconds, repr(text))
+
+    def hurry(self) -> None:
+        """From now on steps take as long as they take."""
+        self.pace.unlink(missing_ok=True)
+
+    def wait_for_end(self, state: str = "COMPLETED", job: str | None = None) -> dict[str, Any]:
+        """Wait until Slurm says the job is in ``state``; the row that the batch script wrote."""
+        job = job or self.job
+        try:
+            self.lab.cluster.wait_for(job, state, timeout=END_SECONDS)
+        except (TimeoutError, AssertionError) as error:
+            raise AssertionError(f"{error}\n{self.report()}") from None
+        ends = [row for row in self.events("end") if row["job"] == job]
+        return ends[-1] if ends else {}
+
+    def assert_whole(self, steps: int = STEPS) -> None:
+        """Every sample was used once and in order, as if nothing had happened."""
+        audit = self.lab.lmscale("runs", "audit", self.folder)
+        assert audit.code == 0 and f"clean. {steps} steps" in audit.output, audit.output
+        assert self.ledger() == self.lab.whole[:steps]
+        assert committed_steps(self.folder)[-1] == steps
+
+    # ---- What is seen
+
+    def ledger(self) -> list[str]:
+        try:
+            return ledger_of(self.folder)
+        except FileNotFoundError:
+            return []
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Of a file in the run's folder with a row of JSON a line."""
+        try:
+            return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [row for row in self.rows("slurm/events.jsonl") if row["event"] == kind]
+
+    def output(self) -> str:
+        """The batch script's, and rank 0's, over all restarts."""
+        paths = sorted((self.folder / "slurm").glob("job-*.out"))
+        return "\n".join(path.read_text(errors="replace") for path in paths)
+
+    def status(self) -> dict[str, Any]:
+        return json.loads(self.lab.lmscale("runs", "status", self.folder, "--json").output)
+
+    def ranks(self, node: str) -> list[Process]:
+        """Its ranks on a node, in the order of their start; their children are not among them."""
+        found = [p for p in self.lab.cluster.processes(node) if self._is_rank(p)]
+        parents = {process.pid for process in found}
+        return sorted((p for p in found if p.parent not in parents), key=lambda p: p.pid)
+
+    def children(self, rank: Process, node: str) -> list[Process]:
+        return [p for p in self.lab.cluster.processes(node) if p.parent == rank.pid]
+
+    def _is_rank(self, process: Process) -> bool:
+        # Before it becomes the training itself, the same process is `python -m launcher.rank`.
+        words = process.command.split()
+        is_python = process.name.startswith("python") and str(self.folder) in process.command
+        return is_python and ("lmscale.cli.main" in words or "launcher.rank" in words)
+
+    def report(self) -> str:
+        """For the message of a test that failed."""
+        parts = [f"---- events of job {self.job}", *map(str, self.rows("slurm/events.jsonl"))]
+        paths = [*(self.folder / "slurm").glob("job-*.out"), *(self.folder / "logs").glob("*")]
+        for path in sorted(paths):
+            parts += [f"---- {path.name}", *path.read_text(errors="replace").splitlines()[-25:]]
+        parts += ["---- queue", self.lab.cluster.run("squeue", "-o", "%i %T %r %N %S")]
+        return "\n".join(parts)
+
+    def _wait(self, is_done: Any, seconds: float, what: str) -> None:
+        try:
+            wait_until(is_done, seconds, what)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}\n{self.report()}\n{self.lab.cluster.logs()}") from None

@@ -1,0 +1,183 @@
+"""Corpus and shards are built by the tasks of an array, and a task that fails is redone alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cluster import Cluster, Process, wait_until
+from tiny_run import ENVIRONMENT, ROOT, Ended, run_lmscale
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+TASKS = 3
+END_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataLab:
+    """A configuration with raw text, and a cluster to build its data on."""
+
+    cluster: Cluster
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "run.yaml"
+
+    def write(self, *, file_bytes: int) -> None:
+        """Six raw files, each a part of its own; a third of their texts is in all of them."""
+        (self.folder / "raw").mkdir()
+        line = "words of a text that are said again and again " * 20
+        for number in range(6):
+            lines = [
+                json.dumps({"text": f"{n} of {number if n % 3 else 'all'} {line}"}) + "\n"
+                for n in range(file_bytes // len(line))
+            ]
+            (self.folder / f"raw/{number}.jsonl").write_text("".join(lines))
+        tree = {
+            "run": {"name": "data"},
+            "corpus": {
+                "folder": str(self.folder / "corpus"),
+                "sources": {"web": {"inputs": [f"{self.folder}/raw/*.jsonl"]}},
+                "part_bytes": 1,
+            },
+            "tokenizer": {"folder": str(self.folder / "tokenizer"), "vocab_size": 300},
+            "shards": {"folder": str(self.folder / "shards"), "max_bytes": 2**16},
+        }
+        self.config.write_text(yaml.safe_dump(tree))
+        profile = yaml.safe_load((ROOT / "slurm/profiles/lab.yaml").read_text())
+        profile |= {"memory_per_node": "1000", "scratch": str(self.cluster.folder / "scratch")}
+        profile["variables"] |= ENVIRONMENT
+        (self.folder / "cluster.yaml").write_text(yaml.safe_dump(profile))
+
+    def lmscale(self, *words: str | Path) -> Ended:
+        """A command as a person types it on the login node."""
+        ended = subprocess.run(
+            [sys.executable, "-m", "lmscale.cli.main", *map(str, words)],
+            cwd=ROOT,
+            env=self.cluster.full_environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        return Ended(code=ended.returncode, output=ended.stdout, seconds=0)
+
+    def submit(self, stage: str) -> str:
+        """The array's job number."""
+        cluster = self.folder / "cluster.yaml"
+        command = ("launch", "slurm", self.config, "--cluster", cluster, "--json")
+        ended = self.lmscale(*command, "--job", stage, "--tasks", str(TASKS))
+        assert ended.code == 0, ended.output
+        return json.loads(ended.output[ended.output.index("{") :])["job"]
+
+    def wait_for_end(self, job: str, states: dict[int, str] | None = None) -> None:
+        """Wait for all tasks; those in ``states`` end otherwise than well."""
+        for task in range(TASKS):
+            state = (states or {}).get(task, "COMPLETED")
+            try:
+                self.cluster.wait_for(f"{job}_{task}", state, timeout=END_SECONDS)
+            except (TimeoutError, AssertionError) as error:
+                raise AssertionError(f"{error}\n{self.outputs()}") from None
+
+    def status(self, stage: str) -> dict[str, Any]:
+        ended = self.lmscale(stage, "status", self.config, "--tasks", str(TASKS), "--json")
+        return json.loads(ended.output)
+
+    def processes(self, task: int) -> list[Process]:
+        """Those of a task that runs, on whichever node; srun's are not among them."""
+        nodes = self.cluster.shape.node_names
+        every = [process for node in nodes for process in self.cluster.processes(node)]
+        wanted = f"--task {task}/{TASKS} "
+        return [p for p in every if wanted in p.command and p.name.startswith("python")]
+
+    def outputs(self) -> str:
+        paths = sorted(self.folder.glob("*/.slurm/job-*.out"))
+        return "\n".join(f"---- {path.name}\n{path.read_text()}" for path in paths)
+
+    def assert_as_built_alone(self, *stages: str) -> None:
+        """Every file is what one process makes of the same."""
+        alone = self.folder / "alone"
+        for stage in stages:
+            places = [f"corpus.folder={alone}/corpus", f"shards.folder={alone}/shards"]
+            options = [word for place in places for word in ("--set", place)]
+            ended = run_lmscale(stage, "build", self.config, *options)
+            assert ended.code == 0, ended.output
+            assert contents(self.folder / stage) == contents(alone / stage)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of what was built; what Slurm's jobs left, and locks, aside."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = (name for name in found if name.parts[0] != ".slurm" and name.suffix != ".lock")
+    return {str(name): (folder / name).read_bytes() for name in names}
+
+
+@pytest.fixture
+def lab(cluster: Cluster, tmp_path: Path) -> DataLab:
+    return DataLab(cluster=cluster, folder=tmp_path)
+
+
+def test_an_array_builds_corpus_and_shards_though_one_of_its_tasks_is_killed(lab: DataLab):
+    lab.write(file_bytes=3_000_000)
+    job = lab.submit("corpus")
+    wait_until(lambda: bool(lab.processes(1)), END_SECONDS, "a process of task 1")
+    for process in lab.processes(1):
+        process.send()
+    lab.wait_for_end(job)
+    output = (lab.folder / f"corpus/.slurm/job-{job}_1.out").read_text()
+    assert "failed (exit code 137): attempt 2 of 3" in output
+    assert "task 1 of 3, restart 1" in output
+    assert lab.outputs().count("corpus/web: built") == 1, lab.outputs()
+    assert lab.status("corpus")["missing"] == []
+    lab.assert_as_built_alone("corpus")
+
+    assert lab.lmscale("tokenizer", "train", lab.config).code == 0
+    job = lab.submit("shards")
+    lab.wait_for_end(job)
+    lab.assert_as_built_alone("shards")
+    assert lab.outputs().count("shards/web/train: built") == 1, lab.outputs()
+
+
+def test_a_task_that_something_has_to_be_mended_for_is_not_requeued_and_redone_alone(lab: DataLab):
+    lab.write(file_bytes=20_000)
+    broken = lab.folder / "raw/2.jsonl"
+    whole = broken.read_text()
+    broken.write_text(whole[:-10])
+    job = lab.submit("corpus")
+    lab.wait_for_end(job, {1: "FAILED"})
+    output = (lab.folder / f"corpus/.slurm/job-{job}_1.out").read_text()
+    assert "2.jsonl:21: not JSON" in output
+    assert "something to mend (exit code 2)" in output and "restart 1" not in output
+    status = lab.status("corpus")
+    assert status["missing"] == [1]
+    assert not (lab.folder / "corpus/web").exists()
+
+    broken.write_text(whole)
+    job = lab.submit("corpus")
+    lab.wait_for_end(job)
+    assert lab.outputs().count("2 parts done now") == 3  # none of them twice
+    assert lab.outputs().count("0 parts done now, found 2 done") == 2
+    lab.assert_as_built_alone("corpus")
+
+
+def test_a_task_out_of_time_comes_again_and_a_cancelled_one_does_not(lab: DataLab):
+    lab.write(file_bytes=3_000_000)
+    job = lab.submit("corpus")
+    wait_until(lambda: bool(lab.processes(0) and lab.processes(2)), END_SECONDS, "tasks 0 and 2")
+    lab.cluster.run("scancel", "--batch", "--signal=USR1", f"{job}_0")  # as before the time limit
+    lab.cluster.run("scancel", f"{job}_2")
+    lab.wait_for_end(job, {2: "CANCELLED"})
+    assert "out of time: it goes on where it was" in lab.outputs()
+    assert "task 0 of 3, restart 1" in lab.outputs()
+    assert lab.status("corpus")["missing"] == [2]
+    job = lab.submit("corpus")
+    lab.wait_for_end(job)
+    lab.assert_as_built_alone("corpus")

@@ -1,0 +1,144 @@
+"""docs/slurm.md on a cluster of eight nodes: its commands, in its order, from data to a requeue."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import yaml
+from cluster import Cluster, wait_until, why_no_cluster
+from conftest import demand
+from jobs import PACE
+from tiny_run import ENVIRONMENT, ROOT
+
+PAGE = ROOT / "docs" / "slurm.md"
+SECONDS = 240.0  # eight ranks load torch on two cores
+# configs/demo.yaml, made small: the page is about the cluster.
+SMALL = {
+    "tokenizer.vocab_size": 512,
+    "shards.max_bytes": 70_000,
+    "shards.block_tokens": 4096,
+    "stream.sequence_length": 64,
+    "model.layers": 1,
+    "model.width": 32,
+    "model.heads": 2,
+    "engine.precision": "fp32",
+    "engine.schedule.warmup_steps": 1,
+    "engine.schedule.decay_steps": 2,
+    "train.steps": 400,
+    "train.log_every_steps": 1,
+    "evaluation.every_steps": 0,
+    "evaluation.at_end": False,
+}
+
+
+def commands() -> list[list[str]]:
+    """Every ``lmscale`` line of the page's bash blocks."""
+    found = re.findall(r"^```bash\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [shlex.split(line) for block in found for line in block.splitlines()]
+    return [words[1:] for words in lines if words and words[0] == "lmscale"]
+
+
+@pytest.fixture(scope="module")
+def eight_nodes() -> Iterator[Cluster]:
+    demand(why_no_cluster())
+    with Cluster(nodes=8, cpus=4, gpus=0) as cluster:
+        yield cluster
+
+
+class Reader:
+    """Someone who types what the page says, in the folder of the clone."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.run = folder / "runs" / "demo"
+        self.pace = folder / "pace"
+
+    def prepare(self) -> None:
+        """What the page has him write: a profile. And a demo of seconds instead of minutes."""
+        profile = yaml.safe_load((ROOT / "slurm/profiles/lab.yaml").read_text())
+        profile |= {"tasks_per_node": 1, "memory_per_node": "500"}
+        profile["scratch"] = str(self.cluster.folder / "scratch")
+        profile["variables"] |= ENVIRONMENT
+        profile["variables"] |= {"PYTHONPATH": str(PACE), "TEST_STEP_PAUSE": str(self.pace)}
+        (self.folder / "my-cluster.yaml").write_text(yaml.safe_dump(profile))
+        self.pace.write_text("0.5")  # as long as a run shall not finish
+        settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
+        shown = self.type(["config", "show", str(ROOT / "configs/demo.yaml"), *settings])
+        (self.folder / "configs").mkdir()
+        (self.folder / "configs/demo.yaml").write_text(shown)
+        raw = self.folder / "data/demo/raw/topics.jsonl"
+        raw.parent.mkdir(parents=True)
+        raw.write_text("".join(json.dumps({"text": topics[t]}) + "\n" for t in sorted(topics)))
+
+    def type(self, words: list[str]) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "lmscale.cli.main", *words],
+            cwd=self.folder,
+            env={**self.cluster.full_environment, **ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"lmscale {shlex.join(words)}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def await_queue(self) -> None:
+        queue = ("squeue", "--noheader", "--format=%i")
+        wait_until(lambda: not self.cluster.run(*queue).strip(), SECONDS, "an empty queue")
+
+    def events(self, kind: str) -> list[dict]:
+        path = self.run / "slurm" / "events.jsonl"
+        rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+        return [row for row in rows if row["event"] == kind]
+
+    def await_step(self, step: int) -> None:
+        ledger = self.run / "ledger.jsonl"
+
+        def has_done() -> bool:
+            return ledger.exists() and ledger.read_text().count("\n") >= step
+
+        wait_until(has_done, SECONDS, f"step {step}")
+
+    def see_it_requeued(self) -> None:
+        """Ask as Slurm does before the time limit; the job saves and starts again by itself."""
+        self.await_step(2)
+        (start,) = self.events("start")
+        assert start["nodes"] == "n[1-8]"
+        self.cluster.run("scancel", "--signal=USR1", "--batch", start["job"])
+        wait_until(lambda: len(self.events("start")) == 2, SECONDS, "a second start")
+        (end,) = self.events("end")
+        assert (end["code"], end["action"]) == (75, "requeue")
+        assert self.events("start")[1]["step"] == end["step"] >= 2
+        self.await_step(end["step"] + 1)
+
+
+@pytest.mark.slurm
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_page_leads_from_data_to_a_requeued_job_of_eight_nodes(eight_nodes, tmp_path):
+    reader = Reader(eight_nodes, tmp_path)
+    reader.prepare()
+    for words in commands():
+        if words[:2] == ["corpus", "pydocs"]:
+            continue  # 20 seconds for what is there already, though less of it
+        said = reader.type(words)
+        is_submitted = words[0] == "launch" and not {"--dry-run", "--check"} & set(words)
+        is_data = "--job" in words
+        if is_submitted and not is_data and words[-2:] == ["--nodes", "8"]:
+            reader.see_it_requeued()
+        elif is_submitted or words[:2] == ["runs", "cancel"]:
+            if "--array" in words:
+                reader.pace.unlink()
+            reader.await_queue()
+        if words[:2] == ["runs", "list"] and "--sweep" in words:
+            assert said.count("finished") == 2
+    assert reader.events("end")[-1]["action"] == "cancelled"

@@ -1,0 +1,72 @@
+"""Two ranks, the second of which is asked to stop while something other than a step is done."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from forked_ranks import one_group
+from rank_cases import Case, opened
+from tiny_run import committed_steps
+
+from lmscale.cli.train import _train
+from lmscale.evaluation.in_loop import Evaluator
+from lmscale.runtime.collectives import gather_json
+from lmscale.runtime.jsonl import read_rows
+from lmscale.runtime.stop import StoppedError, StopRequests
+from lmscale.runtime.votes import StopPoll
+from lmscale.stream.loader import LoadingStopped
+from lmscale.train.hooks import Saver
+
+MOMENTS = ("starting", "saved 2", "scoring 3", "stalled after 1", "scoring 6")
+SETTINGS = {"train.steps": 6, "checkpoint.every_steps": 2, "evaluation.every_steps": 3}
+
+
+def start(folder, number):
+    with one_group() as ranks:
+        saw = {moment: stop_when(moment, folder, ranks) for moment in MOMENTS}
+    if ranks.is_first:
+        (folder / "saw.json").write_text(json.dumps(saw))
+
+
+def stop_when(moment, folder, ranks):
+    """Of each rank, why it stopped; then what the run has done and saved."""
+    data = (folder / "data.txt").read_text()
+    sets = {"evaluation.sets": {"a": f"{data}/shards/a/train"}}
+    case = Case(name=moment, data=data, folder=str(folder / moment), overrides=SETTINGS | sets)
+    moments = {"starting"}
+    poll = StopPoll(lambda: "SIGUSR1" if ranks.rank == 1 and moment in moments else None)
+    with opened(case, ranks) as run, pytest.MonkeyPatch.context() as patch:
+        note_moments(patch, moments)
+        if moment == "stalled after 1" and ranks.rank == 1:
+            run = replace(run, loader=stalling(run.loader, moments))
+        reason = None
+        with StopRequests(run.folder) as stop:
+            try:
+                _train(run, stop, poll, began_at=0.0)
+            except StoppedError as stopped:
+                reason = stopped.reason
+    ends = [row["reason"] for row in read_rows(run.folder / "attempts.jsonl") if "reason" in row]
+    steps = len(read_rows(run.folder / "ledger.jsonl"))
+    return [gather_json(reason), ends, steps, committed_steps(run.folder)]
+
+
+def note_moments(patch, moments):
+    save, score = Saver.save, Evaluator.score
+
+    def noted_save(self):
+        save(self)
+        moments.add(f"saved {self.saved_step}")
+
+    def noted_score(self, step, *rest, **more):
+        moments.add(f"scoring {step}")
+        score(self, step, *rest, **more)
+
+    patch.setattr(Saver, "save", noted_save)
+    patch.setattr(Evaluator, "score", noted_score)
+
+
+def stalling(batches, moments):
+    """No data come after the first step's, until the rank that waits for them gives up."""
+    yield next(batches)
+    moments.add("stalled after 1")
+    raise LoadingStopped
