@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lmscale.config.cluster import ClusterConfig
@@ -16,7 +17,8 @@ def plan_directives(job: SlurmJob, cluster: ClusterConfig) -> tuple[str, ...]:
     is_whole = job.kind in ("train", "preflight")
     array = len(job.members) or job.tasks or 0
     limit = f"%{cluster.array_limit}" if cluster.array_limit else ""
-    nodes = f"{job.min_nodes}-{job.max_nodes}" if job.max_nodes > job.min_nodes else job.min_nodes
+    is_elastic = job.max_nodes > job.min_nodes
+    nodes = f"{job.min_nodes}-{job.max_nodes}" if is_elastic else job.min_nodes
     listens = job.kind != "evaluate" and job.signal_seconds
     memory = cluster.memory_per_node if is_whole else _share_of(cluster)
     gpu_type = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
@@ -27,10 +29,13 @@ def plan_directives(job: SlurmJob, cluster: ClusterConfig) -> tuple[str, ...]:
         "qos": cluster.qos,
         "constraint": cluster.constraint,
         "reservation": cluster.reservation,
-        "array": f"0-{array - 1}{limit}" if array else None,
+        "array": f"{render_numbers(job.only or range(array))}{limit}" if array else None,
         "nodes": nodes,
-        "ntasks-per-node": job.tasks_per_node,
-        "cpus-per-task": job.cpus_per_task,
+        # Slurm 22.05 remembers the number of tasks of the first start; asked for tasks, it would
+        # never requeue the job on fewer nodes. srun says how many run on the nodes there are.
+        "mincpus": job.tasks_per_node * job.cpus_per_task if is_elastic else None,
+        "ntasks-per-node": None if is_elastic else job.tasks_per_node,
+        "cpus-per-task": None if is_elastic else job.cpus_per_task,
         "gres": f"gpu:{gpu_type}{job.gpus_per_node}" if job.gpus_per_node else None,
         "mem": memory,
         "exclusive": "" if cluster.exclusive and is_whole else None,
@@ -50,6 +55,17 @@ def plan_directives(job: SlurmJob, cluster: ClusterConfig) -> tuple[str, ...]:
         if value is not None
     )
     return (*ours, *cluster.sbatch_options)
+
+
+def render_numbers(numbers: Iterable[int]) -> str:
+    """``0,3-5``, as sbatch's --array reads it."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in runs)
 
 
 def _share_of(cluster: ClusterConfig) -> str | None:

@@ -62,6 +62,8 @@ class JobRequest:
     excluded: tuple[str, ...] = ()
     tasks: int = 1
     """Of a data job's array."""
+    only: tuple[int, ...] = ()
+    """Those of them that are submitted; none named: all."""
     sweep: SweepPlan | None = None
 
 
@@ -126,7 +128,9 @@ class SlurmJob:
     excluded: tuple[str, ...] = ()
     """Nodes that this submission leaves out from the start."""
     tasks: int | None = None
-    """Tasks of a data job's array."""
+    """Tasks that share a data job's work."""
+    only: tuple[int, ...] = ()
+    """Those of them that the array has, when it has not all of them."""
     members: tuple[Member, ...] = ()
     """Runs of a sweep."""
 
@@ -357,6 +361,7 @@ def _plan(
         preflight=cluster.preflight,
         excluded=request.excluded,
         tasks=array if is_data else None,
+        only=request.only if is_data else (),
         members=members,
     )
     return replace(job, directives=plan_directives(job, cluster))

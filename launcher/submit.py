@@ -60,6 +60,7 @@ class LaunchOptions:
     time: str | None = None
     chain: int | None = None
     tasks: int | None = None
+    only: tuple[int, ...] = ()
     axes: tuple[str, ...] = ()
     sweep: str | None = None
 
@@ -103,6 +104,7 @@ def prepare(options: LaunchOptions, *, now: float | None = None) -> Prepared:
         max_nodes=nodes[1],
         excluded=tuple(_cordoned(cluster, now)),
         tasks=options.tasks or 1,
+        only=options.only,
         sweep=sweep,
     )
     job = PLANNERS[options.kind](request)

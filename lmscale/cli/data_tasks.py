@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -57,6 +57,8 @@ def echo_progress(
     config: RunConfig, stage: Literal["corpus", "shards"], num_tasks: int, *, as_json: bool
 ) -> None:
     """What is done and which tasks are missing, for ``status``."""
+    from launcher.directives import render_numbers
+
     builds = progress_of(config, stage, num_tasks)
     missing = _missing(builds)
     if as_json:
@@ -66,7 +68,7 @@ def echo_progress(
     for progress in builds:
         typer.echo(f"{progress.build.final}: {describe_progress(progress)}")
     if missing:
-        typer.echo(f"missing: --array={render_ranges(missing)}")
+        typer.echo(f"missing: --array={render_numbers(missing)}")
     else:
         typer.echo("nothing is missing")
 
@@ -93,6 +95,8 @@ def _state(progress: Progress) -> str:
 
 def describe_progress(progress: Progress) -> str:
     """In a line: which tasks are missing, and which markers do not count."""
+    from launcher.directives import render_numbers
+
     if progress.is_built:
         return "built"
     told = [
@@ -101,7 +105,7 @@ def describe_progress(progress: Progress) -> str:
     if progress.expected <= progress.done:
         told.append("what is missing is to finish it, which any task does")
     else:
-        told.append(f"missing: {render_ranges(progress.missing)}")
+        told.append(f"missing: {render_numbers(progress.missing)}")
     if progress.foreign:
         told.append(
             f"do not count, being of other settings or inputs: {', '.join(progress.foreign)}"
@@ -137,18 +141,3 @@ def task_as_data(task: ArrayTask, summary: CorpusSummary | ShardsSummary) -> dic
             for name, conclusion in summary.unfinished.items()
         },
     }
-
-
-def render_ranges(numbers: Sequence[int]) -> str:
-    """``0,3-5``, as --array of sbatch reads it."""
-    return ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in _runs(numbers))
-
-
-def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    runs: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if runs and runs[-1][1] == number - 1:
-            runs[-1] = (runs[-1][0], number)
-        else:
-            runs.append((number, number))
-    return runs

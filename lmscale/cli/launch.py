@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from launcher.checks import Findings
     from launcher.job import SlurmJob
     from launcher.submissions import Submission
+    from launcher.submit import LaunchOptions
 
 app = typer.Typer(help="Start the ranks of a run.", no_args_is_help=True)
 
@@ -143,6 +145,8 @@ def slurm(
         axes=tuple(array or ()),
         sweep=sweep,
     )
+    if tasks and job in (Job.corpus, Job.shards) and not dry_run:
+        options = replace(options, only=_find_missing(options, job, as_json=as_json))
     prepared = prepare(options)
     if dry_run:
         print_warnings(prepared.warnings)
@@ -158,6 +162,22 @@ def slurm(
         return
     submission = submit(prepared, command=command_of(options))
     _print_submission(submission, prepared.job, findings, as_json=as_json)
+
+
+def _find_missing(options: LaunchOptions, job: Job, *, as_json: bool) -> tuple[int, ...]:
+    """The tasks of a data job that have not done their share. Where none is left, this ends."""
+    from lmscale.cli.data_tasks import missing_tasks
+    from lmscale.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    missing = missing_tasks(config, "corpus" if job is Job.corpus else "shards", options.tasks or 1)
+    if not missing:
+        told = (
+            f"Nothing is missing from the {job.value} of {options.config}; nothing was submitted."
+        )
+        typer.echo(json.dumps({"job": None}) if as_json else told)
+        raise typer.Exit()
+    return missing
 
 
 def _print_findings(findings: Findings, job: SlurmJob, *, as_json: bool) -> None:

@@ -122,7 +122,24 @@ def prepare_deepspeed(device: torch.device) -> Any:
 
     logger.setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore
+    _import_muon_uncompiled()
     return deepspeed
+
+
+def _import_muon_uncompiled() -> None:
+    """Spare every start of every rank the import of Inductor, a second or more of its core.
+
+    Every ZeRO optimizer of DeepSpeed 0.19.8 imports its Muon, which hands a function to
+    torch.compile as it loads (runtime/zero/muon/original_muon.py); AdamW never calls it.
+    """
+    from deepspeed.runtime import compiler
+
+    compile_ = compiler.compile
+    compiler.compile = lambda *_, **__: lambda function: function  # pyright: ignore
+    try:
+        from deepspeed.runtime.zero.muon import original_muon  # noqa: F401
+    finally:
+        compiler.compile = compile_
 
 
 def parameter_context(

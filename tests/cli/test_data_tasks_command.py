@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lmscale.cli import corpus, shards, tokenizer
-from lmscale.cli.data_tasks import missing_tasks, render_ranges
+from lmscale.cli.data_tasks import missing_tasks
 from lmscale.config import load_config
 from lmscale.errors import ConfigError, DataError
 
@@ -111,9 +111,3 @@ def test_tasks_of_shards_do_the_same_and_count_the_windows(config, tmp_path):
 def test_a_task_that_is_none_is_a_mistake(app, config):
     with pytest.raises(ConfigError, match="--task 2/2: give I/N"):
         run(app, "build", config, "--task", "2/2")
-
-
-def test_numbers_are_written_as_sbatch_reads_them():
-    assert render_ranges([3, 7]) == "3,7"
-    assert render_ranges([5, 0, 1, 2, 4]) == "0-2,4-5"
-    assert render_ranges([]) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,8 @@ def test_training_takes_the_node_and_the_other_jobs_a_part_of_it():
     assert directive(train, "mem") == "800G"
     assert directive(score, "mem") == directive(data, "mem") == f"{100 * 2**20}K"
     assert directive(data, "array") == "0-15"
+    again = plan_data_job(replace(request, only=(3, 7, 8)), "corpus")
+    assert (directive(again, "array"), again.tasks) == ("3,7-8", 16)
     assert directive(score, "signal") is None  # it has nothing to save
 
 

@@ -42,6 +42,7 @@ ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "mariadb-ad
 PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # where daemons are, and often no user's PATH
 FIRST_PORT, LAST_PORT, PORT_STEP = 19_000, 29_000, 32
 START_SECONDS = 30.0
+MAX_FOLDER_LENGTH = 108 - len("/spool/n1/n1_1234567.4294967291")  # of a Unix socket's path
 NULL_DEVICE = os.makedev(1, 3)
 ENDED_STATES = frozenset(
     "COMPLETED CANCELLED FAILED TIMEOUT NODE_FAIL PREEMPTED OUT_OF_MEMORY BOOT_FAIL".split()
@@ -104,7 +105,9 @@ class Cluster:
         accounting: bool = False,
         keep: bool = False,
     ) -> None:
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="lmscale-slurm-"))
+        self.folder = folder or new_folder()
+        if len(str(self.folder)) > MAX_FOLDER_LENGTH:
+            raise ValueError(f"{self.folder}: too long a path for the sockets in it; new_folder()")
         self._reservation, base_port = _reserve_ports()
         self.shape = Shape(
             folder=self.folder,
@@ -290,12 +293,15 @@ class Cluster:
             return {}
         return dict(row.split() for row in rows)
 
-    def logs(self, lines: int = 15) -> str:
+    def logs(self, lines: int = 25) -> str:
         """The ends of the daemons' logs, for the message of a test that failed."""
         parts = []
-        for path in sorted((self.folder / "log").glob("*.log")):
-            end = path.read_text(errors="replace").splitlines()[-lines:]
-            parts += [f"---- {path.name}", *end]
+        for path in sorted((self.folder / "log").glob("slurm*.log")):
+            said = path.read_text(errors="replace").splitlines()
+            # What every start of a slurmd says, and every ping.
+            noise = ("mpi", "MPI", "plugin", "munge", "topology", "cgroup", "hardware")
+            said = [line for line in said if not any(word in line for word in noise)]
+            parts += [f"---- {path.name}", *said[-lines:]]
         return "\n".join(parts)
 
     # ---- Nodes
@@ -389,6 +395,11 @@ class Cluster:
                 if _read_process(pid).command.endswith(wanted) and _is_first(pid):
                     return pid
         return None
+
+
+def new_folder() -> Path:
+    """In /tmp whatever TMPDIR says: slurmd makes sockets, whose paths must be short."""
+    return Path(tempfile.mkdtemp(prefix="lmscale-slurm-", dir="/tmp"))
 
 
 def wait_until(is_done: Callable[[], bool], seconds: float, what: str) -> None:

@@ -150,9 +150,10 @@ class Run:
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Of a file in the run's folder with a row of JSON a line."""
         try:
-            return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+            lines = (self.folder / name).read_text().splitlines(keepends=True)
         except FileNotFoundError:
             return []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [row for row in self.rows("slurm/events.jsonl") if row["event"] == kind]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cluster import wait_until
-from jobs import Lab, Run
+from jobs import Lab
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks, pytest.mark.slow]
 
@@ -31,8 +31,8 @@ def test_a_run_goes_on_with_fewer_ranks_when_a_node_is_lost(lab: Lab, lost: str)
 
 def test_of_two_live_copies_the_older_one_ends_without_a_trace(lab: Lab):
     """A slurmd dies alone: the cluster gives its node up, but what it started goes on."""
-    run = lab.submit(nodes="1")
-    run.wait_for_step(4)
+    run = lab.submit(nodes="1", pace=2)  # the cluster needs half a minute to notice
+    run.wait_for_step(2)
     old = run.ranks("n1")
     assert len(old) == 2
     lab.cluster.kill_daemon("n1")
@@ -44,10 +44,10 @@ def test_of_two_live_copies_the_older_one_ends_without_a_trace(lab: Lab):
     wait_until(lambda: not run.ranks("n1"), 90, "the older copy's end")
     run.hurry()
     assert run.wait_for_end()["action"] == "done"
-    assert "was taken over" in run.output()
-    # Told by the older copy's batch script, which does not requeue what is no longer its own.
-    assert [row["action"] for row in run.events("end") if row["restart"] == 0] == ["fenced"]
-    assert run.lab.cluster.job(run.job)["Restarts"] == "1"
+    assert "was taken over by attempt" in (run.folder / "logs/rank-00000.log").read_text()
+    # For srun the tasks of a node that was given up are over, with exit code 0. They are not.
+    assert [row["action"] for row in run.events("end")] == ["requeued", "done"]
+    assert lab.cluster.job(run.job)["Restarts"] == "1"
     run.assert_whole()
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster import KEEPER, Cluster, wait_until, why_no_cluster
+from cluster import KEEPER, Cluster, new_folder, wait_until, why_no_cluster
 from conftest import demand
 
 pytestmark = pytest.mark.slurm
@@ -86,9 +86,9 @@ def test_two_clusters_run_side_by_side_and_leave_nothing(cluster: Cluster):
     assert cluster.run("srun", "hostname") == "n1\n"
 
 
-def test_a_cluster_ends_with_a_killed_owner(cluster: Cluster, tmp_path: Path):
+def test_a_cluster_ends_with_a_killed_owner(cluster: Cluster):
     """Its daemons, its jobs, what forks of the owner hold open, and its folder."""
-    folder = tmp_path / "cluster"
+    folder = new_folder()
     owner = f"""
 import os, sys, time
 from pathlib import Path
@@ -115,10 +115,7 @@ with Cluster(Path({str(folder)!r}), nodes=1) as cluster:
 
 @pytest.mark.slow
 def test_accounting_remembers_jobs():
-    reason = why_no_cluster(accounting=True)
-    demand(why_no_cluster())
-    if reason:
-        pytest.skip(reason)
+    demand(why_no_cluster(accounting=True))
     with Cluster(nodes=1, accounting=True) as cluster:
         job = cluster.submit(script="true")
         cluster.wait_for(job, "COMPLETED")

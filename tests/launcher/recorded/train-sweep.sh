@@ -10,8 +10,7 @@
 #SBATCH --job-name=rates-39ab02dd
 #SBATCH --array=0-1%2
 #SBATCH --nodes=1-2
-#SBATCH --ntasks-per-node=2
-#SBATCH --cpus-per-task=1
+#SBATCH --mincpus=2
 #SBATCH --time=1:00:00
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
@@ -138,6 +137,8 @@ weigh() { # weigh CODE: srun gives the largest code of its tasks; what the ranks
       *) calm= ;;
     esac
   done
+  # srun also gives 0 when Slurm has given a node up, though what runs there runs on.
+  if [[ $code == 0 && ! -s $exits/rank-00000 ]]; then code=1; fi
   # Asked to stop, and nothing went wrong: ranks that did not listen yet died of the signal.
   if [[ $code != 0 && $code != 2 && $code != 76 && -n $asked && -n $calm ]]; then code=75; fi
   printf '%s' "$code"
@@ -192,6 +193,7 @@ decide() { # decide CODE STEP: one of fenced, done, stop, cancelled, requeued, r
 
 finish() { # finish CODE: write it down, and come back or not
   local code step verdict action
+  trap '' TERM USR1 # the end of a job reaches this script's children as well, and some of them write what follows
   code=$(weigh "$1") step=$(committed)
   verdict=$(decide "$code" "$step")
   action=${verdict%%: *}
@@ -200,7 +202,6 @@ finish() { # finish CODE: write it down, and come back or not
   # Slurm may have requeued it already, preempted in the very moment in which it came to its end.
   if [[ $action =~ ^(done|stop|cancelled)$ && $(fate) == requeued ]]; then scancel "$job"; fi
   if [[ $action == requeue ]]; then
-    trap '' TERM USR1 # requeueing ends this script and its children by SIGTERM
     if scontrol requeue "$job"; then exit "$code"; fi
     say "this cluster refuses to requeue: set requeue: false and chain: N in the profile"
   fi
