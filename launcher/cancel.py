@@ -89,7 +89,7 @@ def read_cancelled(state_folder: Path) -> frozenset[str]:
     """The jobs that were cancelled, whether or not they have ended."""
     try:
         return frozenset((state_folder / CANCEL_FILE).read_text(encoding="utf-8").split())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return frozenset()
 
 
@@ -100,6 +100,8 @@ def note_cancelled(state_folder: Path, jobs: Sequence[str]) -> None:
     if not lines:
         return
     try:
+        # A run of a sweep that waits in the queue has no folder yet.
+        state_folder.mkdir(parents=True, exist_ok=True)
         with open(state_folder / CANCEL_FILE, "a", encoding="utf-8") as file:
             file.write(lines)
             file.flush()

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from launcher.job import JobRequest, SlurmJob
 from launcher.slurm import squeue, try_sbatch
-from launcher.submissions import read_submissions
 from launcher.sweep import find_conflict
 from lmscale.config import RunConfig, load_config
 from lmscale.config.ownership import CONFIG_FILE, check_folder
 from lmscale.config.places import is_remote
+from lmscale.config.run_files import read_submissions
 from lmscale.errors import LmscaleError
 
 MANIFEST = "manifest.json"  # of a dataset, of a corpus source, of a checkpoint

@@ -8,7 +8,6 @@ not of this form, and those of people who edited it, are passed over.
 from __future__ import annotations
 
 import calendar
-import fcntl
 import getpass
 import os
 import stat
@@ -16,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.locks import lock
 from lmscale.errors import ClusterError
 
 LOCK_SECONDS = 10.0
@@ -87,7 +87,7 @@ def append(file: str | Path, entry: Entry) -> None:
     try:
         descriptor = _open(path)
         try:
-            _lock(descriptor)
+            lock(descriptor, LOCK_SECONDS)
             head = _HEAD if os.fstat(descriptor).st_size == 0 else ""
             # One write at the end of the file, also where the file system knows no locks.
             os.write(descriptor, f"{head}{render_line(entry)}\n".encode("utf-8", "replace"))
@@ -119,19 +119,6 @@ def _open(path: Path) -> int:
         shared = folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         os.fchmod(descriptor, 0o644 | shared)
     return descriptor
-
-
-def _lock(descriptor: int) -> None:
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        except OSError:
-            return  # a file system without locks: the append alone has to do
 
 
 def cordon(file: str | Path, node: str, *, reason: str, job: str, is_out: bool = True) -> None:

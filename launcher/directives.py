@@ -19,7 +19,6 @@ def plan_directives(job: SlurmJob, cluster: ClusterConfig) -> tuple[str, ...]:
     limit = f"%{cluster.array_limit}" if cluster.array_limit else ""
     is_elastic = job.max_nodes > job.min_nodes
     nodes = f"{job.min_nodes}-{job.max_nodes}" if is_elastic else job.min_nodes
-    listens = job.kind != "evaluate" and job.signal_seconds
     memory = cluster.memory_per_node if is_whole else _share_of(cluster)
     gpu_type = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
     given = {
@@ -42,7 +41,7 @@ def plan_directives(job: SlurmJob, cluster: ClusterConfig) -> tuple[str, ...]:
         "exclude": ",".join(job.excluded) or None,
         "time": cluster.time,
         # To the batch script alone (B:), which passes it on: it knows when the ranks can listen.
-        "signal": f"B:USR1@{job.signal_seconds}" if listens else None,
+        "signal": f"B:USR1@{job.signal_seconds}" if job.kind != "evaluate" else None,
         "requeue" if job.requeue else "no-requeue": "",
         "dependency": "singleton" if job.chain > 1 else None,
         "open-mode": "append",

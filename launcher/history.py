@@ -117,7 +117,7 @@ def plan_history(
         else:
             own = _own_events(start.event, events)
             account = _account_of(start.event, evidence.accounts)
-            end = next((row for row in own if row["event"] == "end"), None)
+            end = next((row for row in own[::-1] if row["event"] == "end"), None)
             limit = evidence.limits.get(str(start.event["submission"]), Limits())
             why = "" if end is None and is_active else _describe_end(start, end, account, limit)
             if hang is not None and why:
@@ -216,7 +216,7 @@ def _job_stretch(
 ) -> Stretch:
     """``own``: its batch script's rows."""
     event = own[0]
-    end = next((row for row in own if row["event"] == "end"), None)
+    end = next((row for row in own[::-1] if row["event"] == "end"), None)
     if end is not None:
         last_step = max(start.first_step, int(end["step"]))
     else:

@@ -11,6 +11,7 @@ from launcher.directives import apptainer_prefix, plan_directives, pyxis_options
 from lmscale.config import RunConfig, plan_batches
 from lmscale.config.cluster import ClusterConfig, PreflightConfig
 from lmscale.config.code_state import FROZEN_CODE
+from lmscale.config.run_files import DATA_SLURM_FOLDER, SLURM_FOLDER
 from lmscale.errors import ConfigError
 
 JobKind = Literal["train", "evaluate", "corpus", "shards", "preflight"]
@@ -29,7 +30,7 @@ class Member:
     @property
     def state_folder(self) -> Path:
         """Its own events, exits, owner and cancel."""
-        return self.run_folder / "slurm"
+        return self.run_folder / SLURM_FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class JobRequest:
     min_nodes: int = 1
     max_nodes: int = 1
     excluded: tuple[str, ...] = ()
+    """Besides those of the profile: by its cordon file."""
     tasks: int = 1
     """Of a data job's array."""
     only: tuple[int, ...] = ()
@@ -134,10 +136,6 @@ class SlurmJob:
     members: tuple[Member, ...] = ()
     """Runs of a sweep."""
 
-    @property
-    def is_array(self) -> bool:
-        return bool(self.members) or self.tasks is not None
-
 
 @dataclass(frozen=True, kw_only=True)
 class NodePlan:
@@ -191,12 +189,18 @@ def plan_folder(kind: JobKind, config: RunConfig, sweep: SweepPlan | None = None
 
 def plan_state_folder(kind: JobKind, folder: Path) -> Path:
     """Where it keeps its frozen copies, its events and its output."""
-    return folder / (".slurm" if kind in ("corpus", "shards") else "slurm")
+    return folder / (DATA_SLURM_FOLDER if kind in ("corpus", "shards") else SLURM_FOLDER)
 
 
 def plan_train_job(request: JobRequest) -> SlurmJob:
     """A run, or with ``request.sweep`` an array of runs, in as many attempts as it takes."""
     cluster, sweep = request.cluster, request.sweep
+    if sweep and cluster.chain > 1:
+        raise ConfigError(
+            f"--array: a sweep cannot be a chain of {cluster.chain} jobs, whose tasks would wait "
+            "for each other's runs. Add --chain 1, with a time limit that each run can finish in; "
+            "the same command again goes on with runs that did not. Or use a profile that requeues."
+        )
     configs = [config for _, config in sweep.members] if sweep else [request.config]
     nodes = _common_nodes(request, configs)
     folder = plan_folder("train", request.config, sweep)
@@ -359,7 +363,7 @@ def _plan(
         max_restarts=cluster.max_restarts,
         chain=cluster.chain if kind == "train" else 1,
         preflight=cluster.preflight,
-        excluded=request.excluded,
+        excluded=tuple(dict.fromkeys((*cluster.exclude, *request.excluded))),
         tasks=array if is_data else None,
         only=request.only if is_data else (),
         members=members,

@@ -1,6 +1,7 @@
 """What is looked at on one node before the ranks start there, each look bounded in time.
 
-Never run: ``nvidia-smi`` on a real GPU; there was none. What it prints is parsed from recordings.
+Never run: ``nvidia-smi`` on a real GPU; there was none. The tests' examples of what it prints are
+composed from its manual, not recorded.
 """
 
 from __future__ import annotations
@@ -204,7 +205,13 @@ def library_versions() -> dict[str, str | None]:
 def look_at_gpus(
     count: int, environ: Mapping[str, str], versions: dict[str, Any]
 ) -> Sequence[Check]:
-    """Whether the GPUs are all there, sound and idle; notes in ``versions`` what they are."""
+    """Whether the GPUs are all there, sound and idle; notes in ``versions`` what they are.
+
+    Raises ``ValueError`` where the driver does not answer, or says that it cannot.
+    """
+    if shutil.which("nvidia-smi") is None:  # an image or a profile without it, rather than a node
+        text = "nvidia-smi is not installed or not on PATH"
+        return [Check(name="nvidia-smi", is_ok=False, found=text)]
     gpus = select_visible(parse_rows(_ask("--query-gpu", GPU_FIELDS), GPU_FIELDS), environ)
     versions["driver"] = ", ".join(sorted({gpu["driver_version"] for gpu in gpus}))
     versions["gpus"] = ", ".join(sorted({gpu["name"] for gpu in gpus}))
@@ -218,7 +225,7 @@ def look_at_gpus(
         gpus = select_visible(parse_rows(_ask("--query-gpu", GPU_FIELDS), GPU_FIELDS), environ)
         busy = find_busy(gpus, _processes())
     return [
-        Check(name="GPUs", is_ok=len(gpus) >= count, found=names),
+        Check(name="GPUs alive", is_ok=len(gpus) >= count, found=names),
         Check(name="GPU errors", is_ok=not errors, found="; ".join(errors) or "none"),
         Check(name="GPUs idle", is_ok=not busy, found="; ".join(busy) or "idle"),
     ]
@@ -240,8 +247,6 @@ def _ask(query: str, fields: Sequence[str], optional: bool = False) -> str:
             timeout=COMMAND_SECONDS,
             check=False,
         )
-    except FileNotFoundError:
-        raise ValueError("nvidia-smi is not installed or not on PATH") from None
     except subprocess.TimeoutExpired:
         raise ValueError(f"nvidia-smi gave no answer within {COMMAND_SECONDS:.0f} s") from None
     if done.returncode != 0:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lmscale.errors import (
-    EXIT_BUG,
+    EXIT_FAILED,
     EXIT_FINISHED,
     EXIT_GUARD,
     EXIT_RESUMABLE,
@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130  # the shell's 128 + SIGINT
 MOMENT_SECONDS = 1.0  # failures this close together may have one cause
 TAIL_LINES = 30
 # How a rank ends that has lost another one.
-_COLLATERAL_CODES = (EXIT_BUG, EXIT_USER, -signal.SIGABRT)
+_COLLATERAL_CODES = (EXIT_FAILED, EXIT_USER, -signal.SIGABRT)
 # What a rank says when another one has gone: true, but not the cause.
 _COLLATERAL = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _COLLATERAL += ("DistNetworkError", "DistBackendError", "recvValue failed", "Socket Timeout")
@@ -66,11 +66,11 @@ def judge(
         return Outcome(exit_code=EXIT_INTERRUPTED)
     if culprits:
         culprit = find_culprit(culprits, outputs)
-        code = culprit.code if culprit.code in (EXIT_USER, EXIT_GUARD) else EXIT_BUG
+        code = culprit.code if culprit.code in (EXIT_USER, EXIT_GUARD) else EXIT_FAILED
         return Outcome(exit_code=code, problems=_describe(culprit, outputs))
     if overdue:
         return Outcome(
-            exit_code=EXIT_BUG,
+            exit_code=EXIT_FAILED,
             problems=tuple(f"rank {rank} {why}" for rank, why in sorted(overdue.items())),
         )
     all_finished = all(end.code == 0 for end in ends)
@@ -134,7 +134,11 @@ def _describe(end: RankEnd, outputs: Mapping[int, tuple[str, str]]) -> tuple[str
     if on_terminal:
         return (f"{what}. What it said is above.",)
     path, text = outputs[end.rank]
-    tail = render_tail(text, only_errors=end.code in (EXIT_USER, EXIT_GUARD))
+    # A rank that an error ended which may pass has explained itself too, with the code of a bug.
+    has_explained = end.code in (EXIT_USER, EXIT_GUARD) or (
+        end.code == EXIT_FAILED and "Traceback" not in text
+    )
+    tail = render_tail(text, only_errors=has_explained)
     return (f"{what}. The end of {path}:\n{tail}" if tail else f"{what}. {path} is empty.",)
 
 

@@ -6,7 +6,8 @@ them the first of each node, measures (``lmscale.runtime.node_probe``, a process
 one never loads torch) and so takes part in an all-reduce. It ends with 0 whatever it found, because
 a task that fails may end the others. ``judge`` reads all reports (``launcher.verdict``), prints a
 table, writes ``FOLDER/verdict.json`` and ``FOLDER/bad-nodes``, and ends with 0 fit, 1 bad nodes, or
-2 nothing can work. ``cordon`` and ``lift`` write the profile's cordon file (``launcher.cordon``).
+2 nothing can work. With ``--job`` it also writes bad nodes into the profile's cordon file, if there
+is one (``launcher.cordon``); by ``cordon`` and ``lift`` people do.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def look_at_node(
     }
     if cluster.gpus_per_node:
         count = cluster.gpus_per_node
-        looks["GPUs"] = lambda: checks.look_at_gpus(count, os.environ, versions)
+        looks["GPUs alive"] = lambda: checks.look_at_gpus(count, os.environ, versions)
     found, took = checks.run_looks(looks, seconds)
     for check in found:
         if not check.is_ok:
@@ -288,7 +289,19 @@ def judge(arguments: argparse.Namespace) -> int:
         "problems": [vars(problem) for problem in judged.problems],
     }
     write_report(folder / "verdict.json", content)
+    if arguments.job and preflight.cordon_file is not None:
+        cordon_all(preflight.cordon_file, judged.bad, arguments.job)
     return judged.code
+
+
+def cordon_all(file: str, bad: Mapping[str, str], job: str) -> None:
+    """A cordon file that cannot be written changes nothing about the verdict."""
+    for node, reason in bad.items():
+        try:
+            cordon.cordon(file, node, reason=reason, job=job)
+        except ClusterError as error:
+            print(f"preflight: {error}", file=sys.stderr)
+            return
 
 
 def write_cordon(arguments: argparse.Namespace) -> int:
@@ -312,6 +325,7 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("judge", help="name the bad nodes")
     for name in ("--folder", "--nodes", "--cluster"):
         one.add_argument(name, required=True)
+    one.add_argument("--job", default="", help="whose bad nodes are cordoned; none: nobody's")
     one.set_defaults(run=judge)
     for name, text in (("cordon", "leave a node out"), ("lift", "take a node back")):
         one = commands.add_parser(name, help=f"{text}, in the cordon file")

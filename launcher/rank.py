@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         planned = plan_environment(os.environ)
     except ClusterError as error:
         print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
-        _leave_exit_code(error.exit_code)
+        # Imported here alone: every other rank leaves its code as `lmscale` ends.
+        from lmscale.config.exit_file import record_exit
+
+        record_exit(error.exit_code, {**os.environ, "RANK": os.environ.get("SLURM_PROCID", "")})
         return EXIT_USER
     rank = int(planned["RANK"])
     if rank and options.run_folder is not None:
@@ -79,16 +82,6 @@ def _make_folder(planned: dict[str, str], name: str) -> None:
     except OSError as error:
         print(f"lmscale: {name} stays unset: {error}.", file=sys.stderr)
         del planned[name]
-
-
-def _leave_exit_code(code: int) -> None:
-    """As ``lmscale`` does at its end: srun tells the largest code of all tasks, not the cause."""
-    folder, rank = os.environ.get("LMSCALE_EXITS"), os.environ.get("SLURM_PROCID", "")
-    if folder and rank.isdecimal():
-        try:
-            Path(folder, f"rank-{int(rank):05d}").write_text(f"{code}\n")
-        except OSError as error:
-            print(f"lmscale: {folder} cannot be written ({error}).", file=sys.stderr)
 
 
 if __name__ == "__main__":

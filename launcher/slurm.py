@@ -143,22 +143,6 @@ def sacct(jobs: Sequence[str]) -> tuple[AccountedJob, ...] | None:
         raise
 
 
-def show_job(job: str) -> dict[str, str] | None:
-    """``scontrol show job``, as a mapping; None when Slurm has forgotten it."""
-    try:
-        return parse_record(_call(["scontrol", "show", "--oneliner", "job", job]))
-    except SlurmRefusedError as refusal:
-        if _NO_SUCH_JOB in refusal.answer:
-            return None
-        raise
-
-
-def ping() -> bool:
-    """Whether a controller answers. Raises ``ClusterError`` where there is no Slurm at all."""
-    done = _run(["scontrol", "ping"], timeout=TIMEOUT_SECONDS)
-    return done.returncode == 0 and " UP" in done.stdout
-
-
 def scancel(jobs: Sequence[str], options: Sequence[str] = ()) -> None:
     """End or signal (``options``) these jobs; one that has ended already is no error."""
     if jobs:
@@ -226,13 +210,6 @@ def _accounted(*row: str) -> AccountedJob:
         user=user,
         name=name,
     )
-
-
-def parse_record(printed: str) -> dict[str, str]:
-    """``scontrol show --oneliner``: values may hold spaces, the next key ends them."""
-    line = printed.strip().partition("\n")[0]
-    parts = re.split(r"(?:^|\s+)([A-Z][A-Za-z:/]*)=", line)
-    return {key: value.strip() for key, value in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 def parse_duration(text: str) -> float | None:
@@ -311,7 +288,7 @@ def _run(
 
 def _refusal(command: Sequence[str], said: str) -> SlurmRefusedError:
     unreachable = ("Unable to contact", "Connection refused", "Communication connection failure")
-    name = " ".join(command[:2]) if command[0] == "scontrol" else command[0]
+    name = command[0]
     if any(phrase in said for phrase in unreachable):
         return SlurmRefusedError(f"{name} cannot reach Slurm's controller: {said}", said)
     return SlurmRefusedError(f"{name} refused: {said or 'it gave no reason'}", said)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from launcher.slurm import AccountedJob, QueuedJob
+from lmscale.config.run_files import ALIVE_SECONDS
 
 Row = Mapping[str, Any]
 StateName = Literal[
@@ -28,7 +29,6 @@ StateName = Literal[
     "lost",  # it ended without a word
 ]
 TRAIN = "train"
-ALIVE_SECONDS = 120.0  # a step longer than this shows as silence, unless the heartbeat runs
 _STOP_REASONS = ("SIGTERM", "SIGUSR1", "SIGINT", "stop file")
 _COMING_BACK = ("requeue", "requeued", "chain")
 _JOB_STATES: Mapping[str, StateName] = {
@@ -178,14 +178,15 @@ def is_local(signs: FolderSigns) -> bool:
 def last_word(events: Sequence[Row], jobs: Sequence[str] | None = None) -> Row | None:
     """The end of the newest start (of ``jobs``), or that start while it has none.
 
-    Not the last row: an older copy of a job, which the newer one has fenced off, ends after it.
+    Not the last row: an older copy of a job, which the newer one has fenced off, ends after it. Of
+    two ends the later one: the batch script adds it when Slurm would not requeue.
     """
     rows = [row for row in events if jobs is None or is_one_of(str(row["job"]), jobs)]
     start = next((row for row in reversed(rows) if row["event"] == "start"), None)
     if start is None:
         return None
     name = (start["job"], start["restart"])
-    own = (r for r in rows if r["event"] == "end" and (r["job"], r["restart"]) == name)
+    own = (r for r in rows[::-1] if r["event"] == "end" and (r["job"], r["restart"]) == name)
     return next(own, start)
 
 

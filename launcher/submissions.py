@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from launcher.locks import lock
+from lmscale.config.run_files import SUBMISSIONS_FILE
 from lmscale.errors import ClusterError
 
-SUBMISSIONS_FILE = "submissions.jsonl"
 LOCK_SECONDS = 60.0  # a submission takes a second or two
-_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,25 +34,6 @@ class Submission:
     command: tuple[str, ...]
     user: str
     host: str
-
-
-def read_submissions(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a state folder, oldest first; a line torn by a full disk is passed over."""
-    try:
-        lines = (folder / SUBMISSIONS_FILE).read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise ClusterError(f"{folder / SUBMISSIONS_FILE} cannot be read: {error}.") from None
-    rows = []
-    for line in lines.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, Mapping) and {"job", "jobs", "kind"} <= row.keys():
-            rows.append(dict(row))
-    return rows
 
 
 def append_submission(folder: Path, submission: Submission) -> None:
@@ -90,23 +68,13 @@ def submitting(folder: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]
             "there; set run.folder to another place."
         ) from None
     try:
-        _lock(file, folder, seconds)
+        try:
+            lock(file, seconds)
+        except BlockingIOError:
+            raise ClusterError(
+                f"{folder}: another `lmscale launch slurm` has been submitting for this folder for "
+                f"{seconds:.0f} s. Wait until it ends."
+            ) from None
         yield
     finally:
         os.close(file)
-
-
-def _lock(file: int, folder: Path, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ClusterError(
-                    f"{folder}: another `lmscale launch slurm` has been submitting for this folder "
-                    f"for {seconds:.0f} s. Wait until it ends."
-                ) from None
-            time.sleep(_POLL_SECONDS)
-        except OSError:  # a file system without locks, such as Lustre mounted without flock
-            return

@@ -32,10 +32,11 @@ from launcher.job import (
 from launcher.render import render
 from launcher.slurm import sbatch, scancel
 from launcher.submissions import Submission, append_submission, submitting
-from launcher.sweep import SWEEP_FILE, parse_axis, plan_sweep, render_sweep
+from launcher.sweep import parse_axis, plan_sweep, render_sweep
 from lmscale.config import load_config
 from lmscale.config.cluster import ClusterConfig, change_cluster, load_cluster
 from lmscale.config.places import with_absolute_places
+from lmscale.config.run_files import SWEEP_FILE
 from lmscale.errors import ClusterError, ConfigError, LmscaleError
 
 Result = TypeVar("Result")

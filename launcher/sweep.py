@@ -12,9 +12,9 @@ import yaml
 from launcher.job import SweepPlan
 from lmscale.config import RunConfig, load_config
 from lmscale.config.places import with_absolute_places
+from lmscale.config.run_files import SLURM_FOLDER, SWEEP_FILE
 from lmscale.errors import ConfigError
 
-SWEEP_FILE = "sweep.json"
 MAX_RUNS = 1000  # Slurm's own default for the size of an array is 1001
 
 
@@ -106,7 +106,7 @@ def find_conflict(plan: SweepPlan) -> str | None:
         old = json.loads((plan.root / SWEEP_FILE).read_bytes())
         before = [(run["run"], run["values"]) for run in old["runs"]]
     except FileNotFoundError:
-        foreign = [path for path in plan.root.glob("*") if path.name != "slurm"]
+        foreign = [path for path in plan.root.glob("*") if path.name != SLURM_FOLDER]
         if not foreign:
             return None
         return f"{plan.root} is not empty and holds no sweep. Name another one with --sweep."

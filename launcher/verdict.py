@@ -13,7 +13,9 @@ Report = Mapping[str, Any]
 FIT, BAD_NODES, NOTHING_WORKS = 0, 1, 2
 
 MAY_DIFFER = {"kernel"}  # shown, not judged: clusters are updated a node at a time
-NODES_OWN = {"GPU errors", "GPUs idle"}  # a job of one node can tell these from its own mistakes
+# No mistake of the job's brings these about, so a node is to blame for them though half of the
+# nodes have them, or the only one.
+NODES_OWN = {"GPUs alive", "GPU errors", "GPUs idle"}
 STARTING = {"report", "loading torch", "matrix product"}
 TALKING = {"all-reduce", "exchange"}
 SPEEDS = (
@@ -52,7 +54,7 @@ def judge(
 
     A failure that half of the nodes or more share, or that the only node has, is the job's mistake
     or the cluster's: excluding nodes for it would empty the cluster and mend nothing. Of two nodes
-    one may be bad.
+    one may be bad, and what is ``NODES_OWN`` counts against a node unless all of several share it.
     """
     there = {node: report for node, report in reports.items() if report is not None}
     problems = drop_consequences(
@@ -69,7 +71,8 @@ def judge(
     if not failing:
         return Verdict(code=FIT, message=f"{_count(nodes)} fit")
     is_shared = len(failing) == len(nodes) or (len(nodes) > 2 and 2 * len(failing) >= len(nodes))
-    is_own = len(nodes) == 1 and any(problem.check in NODES_OWN for problem in problems)
+    owning = {problem.node for problem in problems if problem.check in NODES_OWN}
+    is_own = owning == failing and (len(nodes) == 1 or len(failing) < len(nodes))
     if is_shared and not is_own:
         message = (
             f"{len(failing)} of {_count(nodes)} not fit. That is no bad node, but something in "

@@ -1,7 +1,8 @@
 """The errors a user can meet. Their message says what was found, where, and what to do.
 
 The command line prints such an error without a traceback and exits with its ``exit_code``. Any
-other exception is a bug in lmscale: it keeps its traceback and exits with 1.
+other exception is a bug in lmscale: it keeps its traceback and exits with 1. The code is also what
+the batch script goes by: it starts a run again after 1, with a brake, and never after 2.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 EXIT_FINISHED = 0
-EXIT_BUG = 1
+EXIT_FAILED = 1  # a bug, a hang, or what may pass by itself: worth another start
 EXIT_USER = 2  # the user's mistake: config, data, arguments, a full disk
 EXIT_RESUMABLE = 75  # stopped early on request; the launcher requeues (EX_TEMPFAIL of sysexits.h)
 EXIT_GUARD = 76  # stopped by the guard: the loss is not finite or has diverged
@@ -44,6 +45,15 @@ class CheckpointError(LmscaleError):
 
 class ClusterError(LmscaleError):
     """A launcher, scheduler or node refused or failed."""
+
+
+class TransientError(ClusterError):
+    """A node, the network or a file system failed: nobody need mend anything for another start.
+
+    So it exits with 1. A full disk or a missing permission stays until somebody does something.
+    """
+
+    exit_code = EXIT_FAILED
 
 
 class GuardError(LmscaleError):

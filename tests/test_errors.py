@@ -21,6 +21,12 @@ def test_a_users_mistake_exits_with_2(name):
     assert getattr(errors, name)("x").exit_code == errors.EXIT_USER == 2
 
 
+def test_what_may_pass_by_itself_exits_with_1_so_that_the_batch_script_starts_again():
+    error = errors.TransientError("the network")
+    assert error.exit_code == errors.EXIT_FAILED == 1
+    assert pickle.loads(pickle.dumps(error)).exit_code == 1
+
+
 def test_the_guard_exits_with_76():
     assert GuardError("diverged").exit_code == errors.EXIT_GUARD == 76
 

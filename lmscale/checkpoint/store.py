@@ -32,11 +32,12 @@ from lmscale.checkpoint.layout import (
 from lmscale.checkpoint.optimizer_state import read_loss_scale, read_optimizer
 from lmscale.engine.engine import Engine
 from lmscale.engine.optimizer import ELEMENT_STATES
-from lmscale.errors import CheckpointError
+from lmscale.errors import CheckpointError, TransientError
 from lmscale.runtime import heartbeat
 from lmscale.runtime.atomic import (
     fsync_file,
     fsync_folder,
+    may_pass,
     sha256_file,
     write_json,
     write_json_once,
@@ -221,7 +222,9 @@ def load_manifest(root: Path, step: int) -> Manifest:
             f"{root} has no checkpoint of step {step}. There are: {known}."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+        # Not passed over for an older one: this one may be whole.
+        kind = TransientError if may_pass(error) else CheckpointError
+        raise kind(f"{path} cannot be read: {error}.") from None
 
 
 def find_damage(folder: Path, files: tuple[FileEntry, ...]) -> list[str]:

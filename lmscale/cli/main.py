@@ -17,8 +17,8 @@ from lmscale.cli.evaluate import evaluate
 from lmscale.cli.generate import generate
 from lmscale.cli.problems import print_problems
 from lmscale.cli.train import train
-from lmscale.errors import EXIT_BUG, EXIT_FINISHED, LmscaleError
-from lmscale.runtime.exits import record_exit
+from lmscale.config.exit_file import record_exit
+from lmscale.errors import EXIT_FAILED, EXIT_FINISHED, LmscaleError
 
 COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "corpus": corpus.app,
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _run(arguments)
     except BaseException:
-        record_exit(EXIT_BUG)
+        record_exit(EXIT_FAILED)
         raise
     record_exit(code)
     return code

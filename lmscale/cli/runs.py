@@ -145,7 +145,7 @@ def _forecast(look: RunLook) -> Forecast | None:
 
 
 def _last_watch(run: Path) -> Row | None:
-    from lmscale.cli.runs_look import WATCH_FILE
+    from lmscale.config.run_files import WATCH_FILE
     from lmscale.runtime.jsonl import last_row
 
     return last_row(run / WATCH_FILE)

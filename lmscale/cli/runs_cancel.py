@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmscale.cli.options import JsonOption
-from lmscale.errors import ClusterError, ConfigError
+from lmscale.config.run_files import DATA_SLURM_FOLDER, SLURM_FOLDER, STOP_FILE
+from lmscale.errors import ClusterError, ConfigError, LmscaleError
 from lmscale.runtime.atomic import writing
-from lmscale.runtime.sweep_folder import DATA_SLURM_FOLDER, SLURM_FOLDER, find_sweep
+from lmscale.runtime.sweep_folder import find_sweep
 
 if TYPE_CHECKING:
     from launcher.cancel import JobCancel
     from launcher.slurm import QueuedJob
     from lmscale.runtime.jsonl import Row
-
-STOP_FILE = "stop"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,36 +84,38 @@ def cancel(
         if not (run / DATA_SLURM_FOLDER).is_dir():  # of a corpus or of shards
             load_run_config(run)  # refuses what is no run
         runs = [run]
-    done = cancel_runs(runs, at_once=at_once)
+    done, problems = cancel_runs(runs, at_once=at_once)
     if as_json:
         rows = [result.to_json() for result in done]
-        typer.echo(json.dumps(rows if sweep is not None else rows[0], indent=1))
-        return
-    for result in done:
-        for line in result.text:
-            typer.echo(f"{result.run}: {line}")
+        if sweep is not None or rows:
+            typer.echo(json.dumps(rows if sweep is not None else rows[0], indent=1))
+    else:
+        for result in done:
+            for line in result.text:
+                typer.echo(f"{result.run}: {line}")
+    if problems:
+        raise ClusterError(problems)
 
 
-def cancel_runs(runs: Sequence[Path], *, at_once: bool) -> list[Cancelled]:
-    """Cancel all of them, with one question to Slurm."""
+def cancel_runs(runs: Sequence[Path], *, at_once: bool) -> tuple[list[Cancelled], list[str]]:
+    """Cancel all of them, with one question to Slurm; one that cannot be holds no other up."""
     from launcher.slurm import squeue
     from launcher.status import jobs_of
     from lmscale.runtime.run_folder import read_submissions
 
     submissions = {run: read_submissions(run) for run in runs}
     jobs = [job for rows in submissions.values() for row in rows for job in jobs_of(row)]
-    if jobs and shutil.which("squeue") is not None:
-        queue = squeue(jobs)
-        return [_cancel_jobs(run, submissions[run], queue, at_once=at_once) for run in runs]
+    queue = squeue(jobs) if jobs and shutil.which("squeue") is not None else None
     done, problems = [], []
     for run in runs:
         try:
-            done.append(_cancel_by_files(run, submissions[run], at_once=at_once))
-        except ClusterError as error:
+            if queue is not None:
+                done.append(_cancel_jobs(run, submissions[run], queue, at_once=at_once))
+            else:
+                done.append(_cancel_by_files(run, submissions[run], at_once=at_once))
+        except LmscaleError as error:
             problems += error.problems
-    if problems:
-        raise ClusterError(problems)
-    return done
+    return done, problems
 
 
 def _cancel_jobs(

@@ -12,9 +12,10 @@ from typing import Annotated
 import typer
 
 from lmscale.cli.options import RunArgument
+from lmscale.config.run_files import DATA_SLURM_FOLDER
 from lmscale.errors import ConfigError, DataError
 from lmscale.runtime.log_merge import LogFiles, LogLine, keep_last
-from lmscale.runtime.sweep_folder import DATA_SLURM_FOLDER, job_outputs
+from lmscale.runtime.sweep_folder import job_outputs
 
 POLL_SECONDS = 0.5
 FILES_PER_SECOND = 500  # looked at while following: thousands of ranks share a file system

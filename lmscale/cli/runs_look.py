@@ -22,14 +22,14 @@ from launcher.status import (
     judge_run,
     newest_submission,
 )
+from lmscale.config.run_files import SLURM_FOLDER, WATCH_FILE
 from lmscale.errors import ClusterError, LmscaleError
 from lmscale.runtime.jsonl import Row, tail_rows
-from lmscale.runtime.run_folder import SLURM_FOLDER, read_status
+from lmscale.runtime.run_folder import read_status
 
 if TYPE_CHECKING:
     from lmscale.runtime.run_folder import RunStatus
 
-WATCH_FILE = "watch.jsonl"
 ENDED_HANG = "end"  # the watchdog has ended all ranks
 _STANDSTILLS = ("hang", ENDED_HANG, "moving")
 

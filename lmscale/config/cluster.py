@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from lmscale.config.assets import find_assets
 from lmscale.config.base import Section
-from lmscale.config.cluster_problems import find_problems, parse_time
+from lmscale.config.cluster_problems import find_problems
 from lmscale.config.load import ConfigLoader, parse_yaml, validate_tree
 from lmscale.errors import ConfigError
 
@@ -34,7 +34,7 @@ class PreflightConfig(Section):
     matrix_size: PositiveInt | None = None
     """Side of the matrices whose product is timed; default: by the device."""
     cordon_file: str | None = None
-    """Where bad nodes are remembered, so that the next job excludes them."""
+    """Where bad nodes are remembered, so that the next job excludes them; all nodes see it."""
     cordon_hours: float = Field(default=24, gt=0)
     """How long a node stays excluded."""
 
@@ -60,13 +60,15 @@ class ClusterConfig(Section):
     constraint: str | None = None
     """Features that every node must have, as Slurm writes them: ``h100&ib``."""
     reservation: str | None = None
+    exclude: tuple[str, ...] = Field(default=(), strict=False)
+    """Nodes that no job gets, as Slurm lists them: ``n7``, ``n[10-12]``."""
     exclusive: bool = False
     """Whole nodes, whatever is asked of them."""
 
     time: str
     """Limit of one job: ``D-HH:MM:SS`` or ``HH:MM:SS``. The run may need many of them."""
     signal_seconds: int = Field(default=300, ge=0, le=65_535)
-    """How long before the limit the run is told to save and make room."""
+    """How long before the limit the run is told to save and make room; at least 60."""
     requeue: bool = True
     """Whether a job may put itself back into the queue."""
     max_restarts: int = Field(default=20, ge=0)
@@ -131,10 +133,6 @@ class ClusterConfig(Section):
     @property
     def ranks_per_node(self) -> int:
         return self.tasks_per_node or self.gpus_per_node
-
-    @property
-    def time_seconds(self) -> int:
-        return parse_time(self.time) or 0
 
 
 class _Loader(ConfigLoader):

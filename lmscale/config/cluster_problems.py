@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lmscale.config.cluster import ClusterConfig
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,4}):(\d{2}):(\d{2})", re.ASCII)
+_NODES = re.compile(r"[A-Za-z0-9._-]+([\[\],A-Za-z0-9._-]*)")
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?:=(.+))?")
 OWN_OPTIONS = {
     **dict.fromkeys(
@@ -24,6 +27,7 @@ OWN_OPTIONS = {
     "qos": "is the profile's key qos",
     "constraint": "is the profile's key constraint",
     "reservation": "is the profile's key reservation",
+    "exclude": "is the profile's key exclude",
     "exclusive": "is the profile's key exclusive",
     "ntasks-per-node": "is the profile's key tasks_per_node",
     "cpus-per-task": "is the profile's key cpus_per_task",
@@ -32,6 +36,7 @@ OWN_OPTIONS = {
     "gpus-per-node": "is the profile's key gpus_per_node",
 }
 """Options of sbatch that are decided elsewhere, and where."""
+MIN_SIGNAL_SECONDS = 60
 _OWN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"}
 _OWN_VARIABLES |= {"MASTER_ADDR", "MASTER_PORT"}
 
@@ -89,6 +94,11 @@ def _resource_problems(cluster: ClusterConfig) -> list[str]:
             f"signal_seconds = {cluster.signal_seconds} is not less than time = {cluster.time} "
             f"({limit} s): the run would be told to stop as soon as it starts"
         )
+    if cluster.signal_seconds < MIN_SIGNAL_SECONDS:
+        problems.append(
+            f"signal_seconds = {cluster.signal_seconds} is less than {MIN_SIGNAL_SECONDS}: Slurm "
+            "looks at time limits every 30 to 60 s, so the run might not be told to save at all"
+        )
     if not cluster.ranks_per_node:
         problems.append("tasks_per_node is needed where gpus_per_node is 0: how many ranks a node?")
     if cluster.gpu_type and not cluster.gpus_per_node:
@@ -115,6 +125,11 @@ def _text_problems(cluster: ClusterConfig) -> list[str]:
         why = find_unsafe_text(text) if text.strip() else "it is empty; leave it out"
         if why:
             problems.append(f"{name} = {text!r}: {why}")
+    problems += [
+        f'exclude: {nodes!r} is not a list of nodes such as "n7" or "n[10-12]"'
+        for nodes in cluster.exclude
+        if not _NODES.fullmatch(nodes)
+    ]
     lines = {
         "srun_options": cluster.srun_options,
         "modules": cluster.modules,
@@ -190,9 +205,18 @@ def _folder_problems(cluster: ClusterConfig) -> list[str]:
     folders = {"scratch": (cluster.scratch,), "shared": cluster.shared}
     if cluster.preflight.cordon_file is not None:
         folders["preflight.cordon_file"] = (cluster.preflight.cordon_file,)
-    return [
+    problems = [
         f"{name}: {folder!r} must be an absolute path on one line"
         for name, values in folders.items()
         for folder in values
         if not folder.startswith("/") or not folder.isprintable()
     ]
+    file = cluster.preflight.cordon_file
+    if file is not None and cluster.shared and not problems:
+        place = PurePosixPath(posixpath.normpath(file))
+        if not any(place.is_relative_to(posixpath.normpath(root)) for root in cluster.shared):
+            problems.append(
+                f"preflight.cordon_file: {file!r} is not below a folder of shared "
+                f"({', '.join(cluster.shared)}): the nodes write it, and the login node reads it"
+            )
+    return problems

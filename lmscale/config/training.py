@@ -138,7 +138,8 @@ class WatchConfig(Section):
 
     heartbeat_seconds: float = Field(default=5.0, ge=0)
     """How often a rank writes where it is. Beyond 250 ranks less often, so that no more than 50
-    files a second are written. 0: no heartbeats, and nobody watches.
+    files a second are written. 0: no heartbeats, nobody watches, and a rank waits for the others
+    for up to a day.
     """
     report_seconds: float = Field(default=60.0, ge=0)
     """When no rank has moved for so long, the log names the one that holds the others up, and all

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lmscale.config import RunConfig
-from lmscale.errors import ConfigError, DataError, LmscaleError
+from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
 from lmscale.stream.dataset import Dataset, open_dataset
 
 
@@ -32,15 +32,17 @@ def open_evaluation_sets(
         )
     datasets: dict[str, Dataset] = {}
     problems: list[str] = []
+    may_pass = True
     for name in names:
         try:
             datasets[name] = _open_set(config, name, tokenizer_fingerprint, check_files)
         except LmscaleError as error:
             problems += [f"evaluation.sets.{name}: {problem}" for problem in error.problems]
+            may_pass = may_pass and isinstance(error, TransientError)
     if problems:
         for dataset in datasets.values():
             dataset.close()
-        raise DataError(problems)
+        raise (TransientError if may_pass else DataError)(problems)
     return datasets
 
 

@@ -13,9 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmscale.errors import DataError, LmscaleError
+from lmscale.errors import DataError, LmscaleError, TransientError
 
 _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What a disk or a network file system says that fails, or is away for a while; Lustre gives the
+# last two when its server has dropped a client.
+_FAILING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ESHUTDOWN, errno.ENOTCONN}
 _WHAT_TO_DO = {
     **dict.fromkeys(
         (errno.EACCES, errno.EPERM, errno.EROFS), "Name a place that this user may write to."
@@ -29,8 +32,9 @@ _WHAT_TO_DO = {
     errno.ENOENT: "Something vanished meanwhile: see that nothing else uses the folder, and run "
     "the same command again.",
     **dict.fromkeys(
-        (errno.EIO, errno.ESTALE),
-        "The disk or the network file system failed: see to it, and run the same command again.",
+        _FAILING,
+        "The disk or the network file system failed: run the same command again, and see to it if "
+        "it stays so.",
     ),
 }
 
@@ -130,12 +134,18 @@ def sha256_of(file: Any) -> str:
     return digest.hexdigest()
 
 
+def may_pass(failure: BaseException) -> bool:
+    """Whether the file system failed by itself, rather than refused what was asked of it."""
+    return isinstance(failure, OSError) and failure.errno in _FAILING
+
+
 @contextmanager
 def writing(what: str, folder: str | Path, error: type[LmscaleError] = DataError) -> Iterator[None]:
     """Turn what the file system refuses inside the block into an error a person can act on.
 
     A full disk, a missing permission, a file in the way, a path that is too long, a folder that
-    vanished, a failing disk. Any other ``OSError`` passes through, as a bug.
+    vanished: ``error``. A disk or a network that fails: ``TransientError``. Any other ``OSError``
+    passes through, as a bug.
     """
     try:
         yield
@@ -147,7 +157,8 @@ def writing(what: str, folder: str | Path, error: type[LmscaleError] = DataError
             ) from failure
         advice = _WHAT_TO_DO.get(failure.errno or 0)
         if advice:
-            raise error(
+            kind = TransientError if may_pass(failure) else error
+            raise kind(
                 f"{folder} cannot be written to while writing {what}: {failure}. {advice}"
             ) from failure
         raise

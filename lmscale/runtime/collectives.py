@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from lmscale import errors
-from lmscale.errors import LmscaleError
+from lmscale.errors import LmscaleError, TransientError
 from lmscale.runtime.ranks import name_ranks
 
 _ERROR_CLASSES = {
@@ -99,7 +99,8 @@ def gather_errors(error: LmscaleError | None) -> list[LmscaleError | None]:
 def fail_together(error: LmscaleError | None) -> None:
     """Raise on every rank when any rank has an error; return on all when none has.
 
-    Equal problems are told once, with the ranks that met them. The class is the first rank's.
+    Equal problems are told once, with the ranks that met them. The class is the first rank's that
+    no other start would mend, if there is one.
     """
     if _is_alone():
         if error is not None:
@@ -117,14 +118,15 @@ def combine_errors(gathered: Sequence[LmscaleError | None]) -> LmscaleError | No
     for rank, error in enumerate(gathered):
         for problem in error.problems if error is not None else ():
             ranks_of.setdefault(problem, []).append(rank)
-    first = next((error for error in gathered if error is not None), None)
-    if first is None:
+    met = [error for error in gathered if error is not None]
+    if not met:
         return None
+    lasting = [error for error in met if not isinstance(error, TransientError)]
     problems = [
         problem if len(ranks) == len(gathered) else f"{problem} ({name_ranks(ranks)})"
         for problem, ranks in ranks_of.items()
     ]
-    return type(first)(problems)
+    return type((lasting or met)[0])(problems)
 
 
 @contextmanager

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import re
 import resource
+import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmscale.errors import ConfigError
+from lmscale.errors import ConfigError, TransientError
 from lmscale.runtime.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
 
+GPUS_VARIABLE = "LMSCALE_GPUS_PER_NODE"
+_LIST_SECONDS = 30.0
 # Peak dense TFLOP/s with 16-bit inputs (bf16 and fp16 alike unless said) and fp32 accumulation,
 # without sparsity, from the makers' data sheets. The first pattern that matches the device's name
 # counts, so the narrower ones stand first.
@@ -77,11 +81,14 @@ def peak_tflops(name: str, precision: str) -> float | None:
 def select_device(ranks: Ranks) -> torch.device:
     """The rank's own GPU, made current, or the CPU where there is none.
 
-    Raises ``ConfigError`` when the node has more ranks than GPUs.
+    Raises ``ConfigError`` when the node has more ranks than GPUs, ``TransientError`` when it has
+    fewer GPUs than the batch script says.
     """
     import torch
 
-    if not torch.cuda.is_available():
+    is_available = torch.cuda.is_available()
+    check_gpus(torch.cuda.device_count() if is_available else 0, os.environ)
+    if not is_available:
         return torch.device("cpu")
     device = torch.device("cuda", plan_device_index(ranks, torch.cuda.device_count(), os.environ))
     torch.cuda.set_device(device)
@@ -99,6 +106,47 @@ def plan_device_index(ranks: Ranks, num_devices: int, environ: Mapping[str, str]
         f"{'' if num_devices == 1 else 's'}; NCCL takes one rank per GPU. Start at most "
         f"{num_devices}, or set CUDA_VISIBLE_DEVICES= (empty) to train on the CPU."
     )
+
+
+def check_gpus(num_devices: int, environ: Mapping[str, str]) -> None:
+    """Raise ``TransientError`` where torch sees fewer GPUs than ``LMSCALE_GPUS_PER_NODE``.
+
+    A node whose driver has failed would else train on its CPU, and all others wait for it.
+    """
+    text = environ.get(GPUS_VARIABLE, "0")
+    wanted = int(text) if text.isdecimal() else 0
+    if num_devices >= wanted or (num_devices == 1 and _task_sees_one_gpu(environ)):
+        return
+    node = environ.get("SLURMD_NODENAME") or socket.gethostname()
+    raise TransientError(
+        f"{node}: torch sees {num_devices} GPU{'' if num_devices == 1 else 's'}, and the cluster "
+        f"profile says {wanted} a node (CUDA_VISIBLE_DEVICES: "
+        f"{environ.get('CUDA_VISIBLE_DEVICES', 'not set')}). {_list_gpus()} If other nodes fare no "
+        "better, see that this torch has CUDA and suits the driver; gpus_per_node: 0 trains on the "
+        "CPU."
+    )
+
+
+def _list_gpus() -> str:
+    """What ``nvidia-smi -L`` says, in a sentence."""
+    try:
+        process = subprocess.Popen(
+            ["nvidia-smi", "-L"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        return f"nvidia-smi cannot be run: {error.strerror}."
+    try:
+        printed, _ = process.communicate(timeout=_LIST_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()  # and not waited for: it may hang in the driver, where no signal reaches it
+        return f"nvidia-smi -L gives no answer within {_LIST_SECONDS:.0f} s."
+    said = "; ".join(line.strip() for line in printed.splitlines() if line.strip())
+    return f"nvidia-smi -L says: {said[:2000] or 'nothing'}."
 
 
 def _task_sees_one_gpu(environ: Mapping[str, str]) -> bool:

@@ -1,49 +1,15 @@
-"""How this process ended, told in a file to the batch script that started it.
-
-srun gives the largest exit code of its tasks: of a rank that stopped in good order (75) and another
-that this took by surprise (1) it tells neither.
-"""
+"""Ending this process at once, with its exit code left for the batch script."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Mapping
-from pathlib import Path
 from typing import NoReturn
 
-FOLDER_VARIABLE = "LMSCALE_EXITS"
-
-
-def record_exit(code: int, environ: Mapping[str, str] | None = None) -> None:
-    """Write ``code`` into ``rank-00003`` in the folder that ``LMSCALE_EXITS`` names, if it does.
-
-    It changes nothing about the end where it cannot be written.
-    """
-    environ = os.environ if environ is None else environ
-    folder = environ.get(FOLDER_VARIABLE)
-    if not folder:
-        return
-    rank = environ.get("RANK", "")
-    path = Path(folder) / f"rank-{int(rank) if rank.isdecimal() else 0:05d}"
-    try:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(f"{code}\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        _say(f"lmscale: the exit code {code} could not be written to {path}: {error}")
+from lmscale.config.exit_file import record_exit, say_now
 
 
 def leave(code: int, words: str) -> NoReturn:
     """End this process from any thread, now, whatever its others wait for."""
-    _say(words)
+    say_now(words)
     record_exit(code)
     os._exit(code)
-
-
-def _say(words: str) -> None:
-    """Past Python's buffers and their locks, which a thread that hangs may hold."""
-    try:
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{words}\n".encode())
-    except (OSError, ValueError):
-        pass

@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 HEARTBEATS_FOLDER = "heartbeats"
 START = "start"
 END = "end"  # the rank has left the run in good order
-PHASES = (START, "data", "forward", "backward", "step", "agree", "save", "evaluate", END)
 # Of all ranks together: 512 ranks write every 10 s, which a shared file system does not notice.
 MAX_WRITES_PER_SECOND = 50.0
 # Time in which a process did not run (stopped, suspended with its job) is not time it stood still.

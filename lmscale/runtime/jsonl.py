@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lmscale.errors import DataError
-from lmscale.runtime.atomic import atomic_path, fsync_folder, write_bytes, writing
+from lmscale.runtime.atomic import fsync_folder, write_bytes, writing
 
 Row = dict[str, Any]
 _TAIL_BYTES = 1 << 16
@@ -146,17 +146,6 @@ def last_row(path: str | Path) -> Row | None:
     """The last whole line, or None."""
     rows = tail_rows(path)
     return rows[-1] if rows else None
-
-
-def keep_rows(path: str | Path, keep: Callable[[Row], bool]) -> int:
-    """Drop the rows that ``keep`` refuses and a torn last line, atomically; how many rows."""
-    path = Path(path)
-    rows = read_rows(path)
-    kept = [row for row in rows if keep(row)]
-    if path.exists() and (len(kept) < len(rows) or not _ends_whole(path)):
-        with writing(path.name, path.parent), atomic_path(path) as temporary:
-            temporary.write_text("".join(_to_line(row) for row in kept), encoding="utf-8")
-    return len(rows) - len(kept)
 
 
 def mend_tail(path: str | Path) -> None:

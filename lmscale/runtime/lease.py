@@ -1,9 +1,9 @@
 """The lease on a run: of two live copies of a job, the older one ends without committing anything.
 
-When a node's Slurm daemon dies alone, its job is requeued while the first copy still trains. So
-rank 0 of every start writes who it is into ``RUN/lease.json``, and reads the file again before it
-commits anything and every few seconds: a name that is not its own means that a newer start has
-taken the run over. docs/decisions/0014-lease.md.
+When a node's Slurm daemon dies alone, its job is requeued, or the next of its chain started, while
+the first copy still trains. So rank 0 of every start writes who it is into ``RUN/lease.json``, and
+reads the file again before it commits anything and every few seconds: a name that is not its own
+means that a newer start has taken the run over. docs/decisions/0014-lease.md.
 """
 
 from __future__ import annotations
@@ -44,25 +44,41 @@ class Attempt:
 
     job: str | None = None
     restart: int = 0
+    submission: str | None = None
+    """The jobs of a chain share one, and train one run after the other."""
 
     @property
     def name(self) -> str:
         return LOCAL if self.job is None else f"{self.job}.{self.restart}"
 
     def is_newer_than(self, other: Attempt) -> bool:
-        """Whether both are starts of one job and this is the later one."""
-        return self.job is not None and self.job == other.job and self.restart > other.restart
+        """Whether both are starts of one submission and this is the later one."""
+        if self.job is None or other.job is None:
+            return False
+        is_kin = self.submission is not None and self.submission == other.submission
+        return (is_kin or self.job == other.job) and self._order > other._order
+
+    @property
+    def _order(self) -> tuple[int, int]:
+        """Slurm counts its jobs up, and those of a chain run in that order."""
+        number = re.match(r"\d+", self.job or "")
+        return (int(number[0]) if number else 0, self.restart)
 
 
 def attempt_from_environment(environ: Mapping[str, str] | None = None) -> Attempt:
-    """The attempt that the batch script names in ``LMSCALE_ATTEMPT``; without it a local one."""
-    name = (os.environ if environ is None else environ).get("LMSCALE_ATTEMPT", LOCAL)
+    """The attempt that the batch script names in ``LMSCALE_ATTEMPT``, of ``LMSCALE_SUBMISSION``.
+
+    Without the first a local one.
+    """
+    environ = os.environ if environ is None else environ
+    name = environ.get("LMSCALE_ATTEMPT", LOCAL)
     if name == LOCAL:
         return Attempt()
     match = re.fullmatch(r"([\w+-]+)\.(\d+)", name)
     if match is None:
         raise ConfigError(f"LMSCALE_ATTEMPT = {name!r} is not JOB.RESTART, such as 4711.0.")
-    return Attempt(job=match[1], restart=int(match[2]))
+    submission = environ.get("LMSCALE_SUBMISSION") or None
+    return Attempt(job=match[1], restart=int(match[2]), submission=submission)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +96,11 @@ class LeaseRecord:
     time: float
     ended: float | None = None
     """When its holder has ended in good order."""
+    submission: str | None = None
 
     @property
     def holder(self) -> Attempt:
-        return Attempt(job=self.job, restart=self.restart)
+        return Attempt(job=self.job, restart=self.restart, submission=self.submission)
 
     @staticmethod
     def parse(text: str) -> LeaseRecord | None:
@@ -100,8 +117,8 @@ class LeaseRecord:
 class Claim(Enum):
     """What a start may do with a lease that it finds."""
 
-    REFUSE = "a newer start of the same job holds it"
-    TAKE_OVER = "an older start of the same job holds it, live or not"
+    REFUSE = "a newer start of the same submission holds it"
+    TAKE_OVER = "an older start of the same submission holds it, live or not"
     ASK = "someone else holds it, who may be alive"
     FREE = "nobody holds it"
 
@@ -122,7 +139,7 @@ class Finding(Enum):
 
     MINE = "it stands as it was written"
     LOST = "another start has taken it"
-    RETAKE = "it is gone, or an older start of the same job came late and wrote over it"
+    RETAKE = "it is gone, or an older start of the same submission came late and wrote over it"
 
 
 def judge_found(found: LeaseRecord | None, mine: LeaseRecord) -> Finding:
@@ -151,6 +168,7 @@ class Lease:
             attempt=self.attempt.name,
             job=self.attempt.job,
             restart=self.attempt.restart,
+            submission=self.attempt.submission,
             hosts=tuple(hosts),
             rank0=f"{node_name()}:{os.getpid()}",
             token=secrets.token_hex(8),

@@ -8,14 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lmscale.errors import ClusterError, ConfigError
+from lmscale.errors import ConfigError, TransientError
 
 if TYPE_CHECKING:
     import torch
 
 PROCESS_GROUP_TIMEOUT = timedelta(minutes=10)
+MEETING_TIMEOUT = timedelta(minutes=10)  # the scheduler has started all ranks at once
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
@@ -145,16 +146,16 @@ def open_process_group(
 ) -> Iterator[None]:
     """Meet the other ranks, over NCCL on CUDA and gloo on the CPU, for the time of the block.
 
-    ``timeout`` bounds the meeting and every later collective. DeepSpeed adopts the group. Raises
-    ``ClusterError`` when the ranks do not find each other.
+    ``timeout`` bounds every collective, and ``MEETING_TIMEOUT`` the meeting, which nothing watches.
+    DeepSpeed adopts the group. Raises ``TransientError`` when the ranks do not find each other.
     """
     import torch.distributed as dist
 
     _complete_environment(ranks, device)
     is_cuda = device.type == "cuda"
-    # One rank needs no server: a store in memory cannot meet a busy port or a slow name server.
-    store = dist.HashStore() if ranks.world_size == 1 else None  # pyright: ignore - not in __all__
+    meeting = min(timeout, MEETING_TIMEOUT)
     try:
+        store = _meet(ranks, meeting)
         dist.init_process_group(
             "nccl" if is_cuda else "gloo",
             store=store,
@@ -163,11 +164,12 @@ def open_process_group(
             timeout=timeout,
             device_id=device if is_cuda else None,
         )
+        store.set_timeout(timeout)  # for the groups that DeepSpeed makes
     except RuntimeError as error:  # DistNetworkError, DistStoreError and gloo's own are all of it
-        raise ClusterError(
+        raise TransientError(
             f"Rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()} could not meet the "
             f"others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within "
-            f"{timeout.total_seconds():.0f} s: {str(error).splitlines()[0]} See the logs of the "
+            f"{meeting.total_seconds():.0f} s: {str(error).splitlines()[0]} See the logs of the "
             f"other ranks; `lmscale doctor` checks this node's network."
         ) from error
     try:
@@ -179,6 +181,17 @@ def open_process_group(
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _meet(ranks: Ranks, timeout: timedelta) -> Any:
+    """The key-value store at MASTER_ADDR:MASTER_PORT, once all ranks have come to it."""
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    if ranks.world_size == 1:  # needs no server: no busy port and no slow name server in the way
+        return dist.HashStore()  # pyright: ignore - not in __all__
+    store, _, _ = next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
+    return store
 
 
 def _complete_environment(ranks: Ranks, device: torch.device) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmscale.errors import ConfigError, DataError, LmscaleError
+from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
+from lmscale.runtime.atomic import may_pass
 
 Result = TypeVar("Result")
 
@@ -20,6 +21,8 @@ SILENCE_SECONDS = 60.0  # without a byte; a whole shard may take longer
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 # Credentials do not appear by waiting. By name: the vendors' packages need not be installed.
 PERMANENT = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
+# Answers of HTTP with which a server says "later"; the other 4xx say that the request is wrong.
+_LATER = {408, 425, 429}
 
 
 class MissingFileError(DataError):
@@ -51,7 +54,7 @@ def join_location(folder: str | Path, name: str) -> str:
 def read_bytes(location: str | Path, *, retries: int) -> bytes:
     """The content of a small file, local or remote.
 
-    Raises ``MissingFileError`` or another ``DataError`` naming it.
+    Raises ``MissingFileError`` or another ``DataError`` naming it, or ``TransientError``.
     """
     if protocol_of(location) is None:
         try:
@@ -59,7 +62,8 @@ def read_bytes(location: str | Path, *, retries: int) -> bytes:
         except (FileNotFoundError, NotADirectoryError):
             raise MissingFileError(f"{location}: there is no such file.") from None
         except OSError as error:
-            raise DataError(f"{location}: cannot be read: {error.strerror or error}.") from None
+            kind = TransientError if may_pass(error) else DataError
+            raise kind(f"{location}: cannot be read: {error.strerror or error}.") from None
     url = str(location)
     return with_retries(lambda: _open_filesystem(url)[0].cat_file(url), url=url, retries=retries)
 
@@ -94,8 +98,9 @@ def with_retries(
     """Call ``action`` until it succeeds; ``retries`` more times after the first failure.
 
     Waits a random time up to 0.5, 1, 2, … 30 s between attempts (full jitter), so that thousands of
-    ranks do not come back together. What waiting cannot mend is raised at once. Raises
-    ``MissingFileError`` or another ``DataError`` naming the URL.
+    ranks do not come back together. What waiting cannot mend is raised at once, as
+    ``MissingFileError`` or another ``DataError`` naming the URL. After the last attempt a server or
+    a network that fails is a ``TransientError``.
     """
     for attempt in range(retries + 1):
         try:
@@ -122,10 +127,18 @@ def with_retries(
                     f"example by its environment variables, and run again."
                 ) from None
             if attempt == retries:
-                raise DataError(_describe_failure(url, error, retries + 1)) from error
+                kind = TransientError if _is_elsewhere(error) else DataError
+                raise kind(_describe_failure(url, error, retries + 1)) from error
             ceiling = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**attempt)
             sleep(random.uniform(0, ceiling))
     raise AssertionError("range(retries + 1) is never empty")
+
+
+def _is_elsewhere(error: Exception) -> bool:
+    """Whether it is the server or the network that fails, and not the file or the request."""
+    status = getattr(error, "status", None)  # aiohttp's
+    is_refused = isinstance(status, int) and 400 <= status < 500 and status not in _LATER
+    return not is_refused and not isinstance(error, TransferError)
 
 
 def _describe_failure(url: str, error: Exception, attempts: int) -> str:

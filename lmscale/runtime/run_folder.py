@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmscale.config import RunConfig, load_config
+from lmscale.config import RunConfig, load_config, run_files
 from lmscale.config.ownership import CONFIG_FILE
+from lmscale.config.run_files import ALIVE_SECONDS, DATA_SLURM_FOLDER, SLURM_FOLDER, SWEEP_FILE
 from lmscale.errors import ConfigError
 from lmscale.runtime.goodput import ATTEMPTS_FILE, FINISHED, Goodput, goodput
 from lmscale.runtime.jsonl import Row, last_row, read_rows, tail_rows
 from lmscale.runtime.sweep_folder import (
-    DATA_SLURM_FOLDER,
-    SLURM_FOLDER,
-    SUBMISSIONS_FILE,
-    SWEEP_FILE,
     find_membership,
     frozen_config,
     member_submissions,
@@ -34,7 +31,6 @@ _EVENT_KEYS = {
     "exclude": _EVERY_EVENT | {"nodes", "reason"},
 }
 RUNNING = "running"
-ALIVE_SECONDS = 120.0  # a step longer than this shows as silence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +120,8 @@ def read_status(folder: str | Path) -> RunStatus:
 def read_submissions(folder: str | Path) -> list[Row]:
     """What was submitted to Slurm for this folder, oldest first; of a sweep's run its own task."""
     folder = Path(folder)
-    rows = read_rows(folder / SLURM_FOLDER / SUBMISSIONS_FILE)
-    rows = rows or read_rows(folder / DATA_SLURM_FOLDER / SUBMISSIONS_FILE)
+    rows = run_files.read_submissions(folder / SLURM_FOLDER)
+    rows = rows or run_files.read_submissions(folder / DATA_SLURM_FOLDER)
     membership = find_membership(folder)
     known = {row["submission"] for row in rows}
     of_sweep = member_submissions(*membership) if membership else []

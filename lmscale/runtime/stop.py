@@ -13,12 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lmscale.config.run_files import STOP_FILE
 from lmscale.errors import EXIT_RESUMABLE
 from lmscale.runtime.exits import leave
 
 logger = logging.getLogger(__name__)
 
-STOP_FILE = "stop"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # How often a rank that waits looks for the file, if it is not the one that looks at every step.
 FILE_SECONDS = 5.0

@@ -8,13 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmscale.config.ownership import CONFIG_FILE
+from lmscale.config.run_files import SLURM_FOLDER, SWEEP_FILE, read_submissions
 from lmscale.errors import ConfigError
-from lmscale.runtime.jsonl import Row, read_rows
-
-SLURM_FOLDER = "slurm"
-DATA_SLURM_FOLDER = ".slurm"  # of a corpus or of shards, in whose folder names have a meaning
-SUBMISSIONS_FILE = "submissions.jsonl"
-SWEEP_FILE = "sweep.json"
+from lmscale.runtime.jsonl import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +89,7 @@ def find_membership(folder: Path) -> tuple[Sweep, SweepMember] | None:
 
 def member_submissions(sweep: Sweep, member: SweepMember) -> list[Row]:
     """The submissions of the whole array, as those of one of its tasks."""
-    rows = read_rows(sweep.root / SLURM_FOLDER / SUBMISSIONS_FILE)
+    rows = read_submissions(sweep.root / SLURM_FOLDER)
     return [_as_task(row, member.index) for row in rows if row["kind"] == "train"]
 
 

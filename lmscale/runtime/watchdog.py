@@ -21,12 +21,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from lmscale.config.run_files import WATCH_FILE
 from lmscale.config.training import WatchConfig
-from lmscale.errors import EXIT_BUG, LmscaleError
+from lmscale.errors import EXIT_FAILED, LmscaleError
 from lmscale.runtime import exits, heartbeat
 from lmscale.runtime.atomic import writing
 from lmscale.runtime.heartbeat import END, HEARTBEATS_FOLDER, Beat, BeatHook, Heartbeat
-from lmscale.runtime.jsonl import Row, append_row, read_rows
+from lmscale.runtime.jsonl import Row, append_row
 from lmscale.runtime.lease import attempt_from_environment, node_name
 from lmscale.runtime.ranks import PROCESS_GROUP_TIMEOUT, Ranks
 from lmscale.runtime.stacks import StackDumps, children_of
@@ -44,9 +45,9 @@ from lmscale.runtime.standstill import (
 
 logger = logging.getLogger(__name__)
 
-WATCH_FILE = "watch.jsonl"
 REQUEST_FILE = "request.json"  # in the folder of heartbeats: what all ranks are asked to do
 AFTERWARDS_SECONDS = 120.0  # by which collectives wait longer than the limit: see group_timeout
+UNWATCHED_TIMEOUT = timedelta(days=1)
 
 
 class Watchdog:
@@ -224,7 +225,7 @@ class Watchdog:
 
     def _end(self, text: str) -> None:
         """End this process, whatever its main thread waits for."""
-        exits.record_exit(EXIT_BUG)
+        exits.record_exit(EXIT_FAILED)
         # The first to end takes the others with it: by then all have read the request.
         ends_at = time.monotonic() + max(2 * self._interval, 1.0)
         self._stacks.wait(2 * self._interval)
@@ -232,7 +233,8 @@ class Watchdog:
         for child in children_of(os.getpid()):  # a loader worker that is stopped would stay
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-        exits.leave(EXIT_BUG, f"error: {text}. The stacks of all ranks are in {self._folder}/logs.")
+        where = f"The stacks of all ranks are in {self._folder}/logs."
+        exits.leave(EXIT_FAILED, f"error: {text}. {where}")
 
 
 def order_deputies(members: Sequence[Member]) -> list[int]:
@@ -242,8 +244,14 @@ def order_deputies(members: Sequence[Member]) -> list[int]:
 
 
 def group_timeout(watch: WatchConfig) -> timedelta:
-    """How long a collective may wait: until after the watchdog has named who is missing in it."""
-    return max(PROCESS_GROUP_TIMEOUT, timedelta(seconds=watch.limit_seconds + AFTERWARDS_SECONDS))
+    """How long a collective may wait: until after the watchdog has named who is missing in it.
+
+    Where the watchdog lets a standstill last, a collective does not end the run in its place.
+    """
+    limits = (watch.limit_seconds, watch.start_limit_seconds)
+    if not watch.heartbeat_seconds or not all(limits):
+        return UNWATCHED_TIMEOUT
+    return max(PROCESS_GROUP_TIMEOUT, timedelta(seconds=max(limits) + AFTERWARDS_SECONDS))
 
 
 @contextmanager
@@ -297,8 +305,3 @@ def _read_request(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return request if isinstance(request, dict) else {}
-
-
-def read_watch(folder: str | Path) -> list[Row]:
-    """The rows of a run's ``watch.jsonl``, the oldest first."""
-    return read_rows(Path(folder) / WATCH_FILE)

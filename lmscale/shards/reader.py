@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lmscale.errors import DataError
+from lmscale.errors import DataError, TransientError
+from lmscale.runtime.atomic import may_pass
 from lmscale.shards.manifest import ShardEntry
 from lmscale.shards.writer import HEADER_BYTES, INDEX_MEMBER, NPY_HEADER_BYTES
 
@@ -56,7 +57,8 @@ def open_shard(path: str | Path, entry: ShardEntry, dtype: str | np.dtype) -> Ma
     except FileNotFoundError:
         raise DataError(f"{path}: the shard is listed in the manifest and missing.") from None
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise DataError(f"{path}: the shard cannot be opened: {error}.") from None
+        kind = TransientError if may_pass(error) else DataError
+        raise kind(f"{path}: the shard cannot be opened: {error}.") from None
     if len(content) != entry.bytes:
         kind = "cut off" if len(content) < entry.bytes else "not the one in the manifest"
         raise DataError(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lmscale.config.places import absolute_location
-from lmscale.errors import DataError
+from lmscale.errors import DataError, LmscaleError
 from lmscale.runtime.atomic import fsync_file, fsync_folder, write_json, writing
 from lmscale.runtime.jsonl import RowFile, append_rows, mend_tail, read_rows, renew_rows
 from lmscale.stream.batches import DIGEST_BITS
@@ -101,7 +101,7 @@ class Ledger:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.close()
-        except (DataError, OSError):
+        except (LmscaleError, OSError):
             if kind is None:  # else the error on its way out is the one to tell
                 raise
 

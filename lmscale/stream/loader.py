@@ -25,7 +25,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 
 from lmscale.config.batch import BatchPlan
-from lmscale.errors import ClusterError
+from lmscale.errors import TransientError
 from lmscale.stream.batches import Rows, StepBatch, split_rows
 from lmscale.stream.stream import Stream
 from lmscale.stream.worker import IGNORED_SIGNALS, LoaderJob, Slots, slot_bytes
@@ -199,7 +199,7 @@ class _ProcessReader:
         try:
             message = worker.connection.recv()
         except (EOFError, ConnectionError):
-            raise ClusterError(worker.describe_death()) from None
+            raise TransientError(worker.describe_death()) from None
         if isinstance(message[0], BaseException):
             error, trace = message
             raise error from _WorkerTracebackError(trace)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lmscale.config.data import StreamConfig
-from lmscale.errors import ConfigError, DataError, LmscaleError
+from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
 from lmscale.stream.batches import Rows, count_targets, digest_rows
 from lmscale.stream.dataset import Dataset, Window, open_dataset
 from lmscale.stream.mixture import Mixture, Segment, append_segment, plan_quotas
@@ -229,6 +229,7 @@ def open_datasets(
     """
     datasets: dict[str, Dataset] = {}
     problems: list[str] = []
+    may_pass = True
     for name, location in sorted(locations.items()):
         try:
             datasets[name] = open_dataset(
@@ -242,8 +243,9 @@ def open_datasets(
             )
         except LmscaleError as error:
             problems += [f"stream.sources.{name}: {problem}" for problem in error.problems]
+            may_pass = may_pass and isinstance(error, TransientError)
     if problems:
-        raise DataError(problems)
+        raise (TransientError if may_pass else DataError)(problems)
     return datasets
 
 

@@ -38,7 +38,7 @@ LOCK_FILE = ".lock"
 LOCK_SECONDS = 10.0  # a rank that was just killed may take a moment to be gone
 # An NFS server keeps the lock of a node that died until that node's own lease with it runs out.
 DEAD_NODE_SECONDS = 100.0
-# For an older copy of this job, which polls the lease, to end its step and let go.
+# For an older copy of this run, which polls the lease, to end its step and let go.
 TAKE_OVER_SECONDS = 30.0
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 # Settings of the model that may change between restarts: they do not change what is computed.
@@ -71,7 +71,7 @@ def claim_folder(config: RunConfig, ranks: Ranks) -> Iterator[Lease]:
 
     Raises on all ranks, before anything of the run is written: ``ConfigError`` when the folder is
     another run's or another process trains in it, ``LeaseLostError`` when a newer start of the same
-    Slurm job holds it. An older one is made to let go.
+    submission holds it. An older one is made to let go.
     """
     with failing_together():
         lease = Lease(attempt_from_environment())
@@ -96,27 +96,35 @@ def _claim(folder: Path, attempt: Attempt, hosts: Sequence[str], stack: ExitStac
     claim = judge_claim(held, attempt)
     if claim is Claim.REFUSE and held is not None:
         raise LeaseLostError(
-            f"{folder} is held by attempt {held.attempt} of this job (rank 0: {held.rank0}), which "
-            f"is newer than this one, {attempt.name}: this one ends."
+            f"{folder} is held by attempt {held.attempt} (rank 0: {held.rank0}) of the same "
+            f"submission, which is newer than this one, {attempt.name}: this one ends."
         )
     lease = Lease(attempt, folder)
     if claim is Claim.TAKE_OVER:
         lease.take(hosts)  # before the lock: it is what makes the older one let go
         if not is_locked and not _lock(folder, stack, TAKE_OVER_SECONDS):
             logger.warning(
-                "%s: the older copy of this job has not let go for %.0f s. Going on: it can commit "
+                "%s: the older copy of this run has not let go for %.0f s. Going on: it can commit "
                 "nothing any more.",
                 *(folder, TAKE_OVER_SECONDS),
             )
     else:
-        # Locks of another machine are not seen on every file system; a lease is.
+        # Locks of another machine are not seen on every file system, and an NFS server may keep
+        # that of a dead one for ever; whether a lease moves is seen everywhere.
         is_elsewhere = held is not None and held.rank0.rpartition(":")[0] != node_name()
-        if not is_locked or (claim is Claim.ASK and is_elsewhere and is_beating(folder)):
+        is_asked = claim is Claim.ASK and is_elsewhere
+        if is_beating(folder) if is_asked else not is_locked:
             who = f" (attempt {held.attempt}, rank 0: {held.rank0})" if held else ""
             raise ConfigError(
                 f"{folder}: another `lmscale train` is running in this folder{who}. Wait until it "
                 "ends, stop it (touch the file `stop` in the folder), or set run.folder to another "
                 "place."
+            )
+        if not is_locked and held is not None:
+            logger.warning(
+                "%s: the lock of attempt %s (rank 0: %s) is still there, and that attempt gives no "
+                "sign of life. Going on: it can commit nothing any more.",
+                *(folder, held.attempt, held.rank0),
             )
         lease.take(hosts)
     stack.enter_context(lease.watched())
@@ -125,7 +133,11 @@ def _claim(folder: Path, attempt: Attempt, hosts: Sequence[str], stack: ExitStac
 
 
 def _lock(folder: Path, stack: ExitStack, seconds: float) -> bool:
-    """Two trainings in one folder would undo each other's checkpoints. A kill frees the lock."""
+    """Two trainings in one folder would undo each other's checkpoints. A kill frees the lock.
+
+    Not ``processes.locked``, whose library gives up where the file system has no locks: here there
+    is the lease as well.
+    """
     descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     stack.callback(os.close, descriptor)
     deadline = time.monotonic() + seconds

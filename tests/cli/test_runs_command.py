@@ -373,3 +373,42 @@ def test_a_sweep_is_named_in_the_list_and_its_runs_are_in_its_own(sweep, capsys)
     assert "rates-000" in capsys.readouterr().out
     assert main(["runs", "list", str(sweep.parent), "--sweep", "no"]) == 2
     assert "there is no sweep 'no'. There: rates." in capsys.readouterr().err
+
+
+def install_slurm(folder, *tasks):
+    """A squeue that knows these tasks of an array, and a scancel that notes what it is asked."""
+    rows = "".join(
+        f"{task}|{task}|0|{state}|None|main|ada|1|{nodes}|N/A|N/A|0:00|1:00|1:00|rates|\n"
+        for task, state, nodes in tasks
+    )
+    (folder / "queue").write_text(rows)
+    programs = {
+        "squeue": f'while read -r row; do echo "$row"; done <{folder}/queue',
+        "scancel": f'echo "$@" >>{folder}/cancelled',
+    }
+    for name, body in programs.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize("now", [(), ("--now",)])
+def test_a_sweep_is_cancelled_though_a_run_of_it_has_no_folder_yet(sweep, tmp_path, capsys, now):
+    install_slurm(tmp_path / "bin", ("9_0", "PENDING", ""), ("9_1", "RUNNING", "n1"))
+    arguments = ["runs", "cancel", str(sweep.parent), "--sweep", "rates", *now]
+    assert main(arguments) == 0
+    assert (sweep / "rates-000/slurm/cancel").read_text() == "9_0\n"
+    assert (sweep / "rates-001/slurm/cancel").read_text() == "9_1\n"
+    running = "--quiet 9_1" if now else "--quiet --batch --signal=USR1 9_1"
+    cancelled = (tmp_path / "bin/cancelled").read_text().splitlines()
+    assert cancelled == ["--quiet 9_0", running]
+    assert "job 9_0, pending in the queue: cancelled" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_be_cancelled_holds_no_other_up(sweep, tmp_path, capsys):
+    install_slurm(tmp_path / "bin", ("9_0", "PENDING", ""), ("9_1", "RUNNING", "n1"))
+    (sweep / "rates-000").write_text("a file")
+    assert main(["runs", "cancel", str(sweep.parent), "--sweep", "rates"]) == 2
+    seen = capsys.readouterr()
+    assert "rates-000/slurm/cancel cannot be written" in seen.err
+    assert "job 9_1 on n1: asked to save and to end for good" in seen.out
+    assert (sweep / "rates-001/slurm/cancel").read_text() == "9_1\n"

@@ -119,7 +119,7 @@ def test_an_unknown_key_is_told_with_the_nearest():
 
 
 def test_a_time_without_quotes_is_no_number_of_base_60():
-    assert parse_cluster("time: 12:00:00\ntasks_per_node: 1").time_seconds == 12 * 3600
+    assert parse_cluster("time: 12:00:00\ntasks_per_node: 1").time == "12:00:00"
 
 
 def test_whole_numbers_are_text_where_text_is_meant_and_others_want_quotes():
@@ -128,6 +128,34 @@ def test_whole_numbers_are_text_where_text_is_meant_and_others_want_quotes():
     assert cluster.variables == {"A": "4", "B": "010", "C": "1.50"}
     (problem,) = problems_of(f"{SMALL}variables: {{A: yes, B: 1.50}}")
     assert "A = True, B = 1.5: write the value in quotes" in problem
+
+
+@pytest.mark.parametrize("seconds", [0, 30, 59])
+def test_a_signal_that_slurm_might_send_too_late_is_refused(seconds):
+    (problem,) = problems_of(f"{SMALL}signal_seconds: {seconds}")
+    assert f"signal_seconds = {seconds} is less than 60: Slurm looks at time limits" in problem
+    assert parse_cluster(f"{SMALL}signal_seconds: 60").signal_seconds == 60
+
+
+def test_nodes_to_leave_out_are_slurms_lists():
+    assert parse_cluster(f'{SMALL}exclude: [n7, "n[1-2,4]"]').exclude == ("n7", "n[1-2,4]")
+    (problem,) = problems_of(f"{SMALL}exclude: [n7, 'n1; n2']")
+    assert "exclude: 'n1; n2' is not a list of nodes" in problem
+
+
+def test_an_exclusion_among_the_options_would_outweigh_those_of_the_preflight():
+    problems = problems_of(f"{SMALL}sbatch_options: [--exclude=n1, -x n2]")
+    assert "sbatch_options: --exclude is the profile's key exclude" in problems[0]
+    assert "sbatch_options: '-x n2': write it as --name or --name=value" in "\n".join(problems)
+
+
+@pytest.mark.parametrize("place", ["/home/bad-nodes", "/shared/../home/x", "/sharedx/bad-nodes"])
+def test_a_cordon_file_lies_where_all_nodes_see_it(place):
+    (problem,) = problems_of(f"{SMALL}shared: [/shared]\npreflight: {{cordon_file: {place}}}")
+    assert f"preflight.cordon_file: '{place}' is not below a folder of shared (/shared)" in problem
+    for shared in ("[/shared/]", "[/home, /shared]", "[/]", "[]"):
+        cordon = "preflight: {cordon_file: /shared/bad}"
+        assert parse_cluster(f"{SMALL}shared: {shared}\n{cordon}").preflight.cordon_file
 
 
 @pytest.mark.parametrize("option", sorted(OWN_OPTIONS))
@@ -145,7 +173,7 @@ def test_a_negative_number_is_refused(key):
 
 def test_a_change_from_the_command_line_is_checked_as_the_profile_is():
     cluster = parse_cluster(SMALL)
-    assert change_cluster(cluster, {"time": "2:00:00"}, name="--time").time_seconds == 7200
+    assert change_cluster(cluster, {"time": "2:00:00"}, name="--time").time == "2:00:00"
     with pytest.raises(ConfigError, match=r'--time: time: "90" is not of the form'):
         change_cluster(cluster, {"time": "90"}, name="--time")
 

@@ -129,7 +129,7 @@ def test_a_file_that_cannot_be_written_is_an_error_with_advice(tmp_path):
         active(tmp_path, NOON, 24)
 
 
-def test_the_batch_script_cordons_and_a_person_lifts(tmp_path, capsys):
+def test_a_person_cordons_and_lifts(tmp_path, capsys):
     file = tmp_path / "cordon.tsv"
     arguments = ["--file", str(file), "--node", "n2"]
     assert main(["cordon", *arguments, "--reason", "slow: 40%", "--job", "812"]) == 0

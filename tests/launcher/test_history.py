@@ -9,6 +9,7 @@ import pytest
 
 from launcher.history import Evidence, Limits, excluded_nodes, limits_of_script, plan_history
 from launcher.slurm import parse_accounting
+from launcher.status import last_word
 
 ACCOUNTS = parse_accounting((Path(__file__).with_name("recorded") / "sacct.txt").read_text())
 T0 = 1_800_000_000.0
@@ -82,6 +83,17 @@ def test_a_start_that_did_not_come_to_a_rank_has_its_end_as_well():
     assert stretch.line.endswith("n[1-2], steps 0-0: bad nodes excluded: n2, requeued")
     assert stretch.excluded == ("n2: GPU 3 is missing",)
     assert excluded_nodes(events) == {"n2": "GPU 3 is missing"}
+
+
+def test_a_job_that_slurm_would_not_requeue_has_stopped():
+    events = [
+        start(0),
+        end(10, 4, code=75, action="requeue", reason="stopped on request"),
+        end(11, 4, code=75, action="stop", reason="Slurm would not requeue"),
+    ]
+    (stretch,) = plan_history(events, [])
+    assert (stretch.end, stretch.action) == ("Slurm would not requeue, stopped", "stop")
+    assert last_word(events) == events[-1]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,15 @@ def test_another_ranks_own_words_are_shown_from_error_on():
     )
 
 
+def test_a_failure_that_may_pass_is_shown_like_a_mistake_and_ends_with_1():
+    outputs = {1: ("r1.out", "loading\nerror: a loader worker was killed\n")}
+    outcome = judge([end(0, -15, 0.5, was_told=True), end(1, 1, 0.1)], outputs=outputs)
+    assert outcome.exit_code == 1
+    assert outcome.problems == (
+        "rank 1 ended with exit code 1. The end of r1.out:\n  error: a loader worker was killed",
+    )
+
+
 def test_the_first_to_fail_is_the_culprit():
     outputs = {1: ("r1.out", TRACEBACK), 2: ("r2.out", "late\n")}
     outcome = judge([end(0, 1, 9.0), end(1, 1, 5.0), end(2, 2, 8.0)], outputs=outputs)

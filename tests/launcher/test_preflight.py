@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_run import write_tiny_config
 
+from launcher import cordon
 from launcher.preflight import find_place, main, read_reports
 from launcher.rendezvous import find_free_port
 from lmscale.errors import ClusterError
@@ -174,6 +175,28 @@ def test_a_report_that_is_cut_short_counts_as_none(judged):
     (judged.folder / "n2.json").write_text('{"node": "n2", "spe')
     assert judged.judge() == 1
     assert judged.bad_nodes["n2"].startswith("report: none")
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("job", ["812", ""])
+def test_the_judgement_of_a_job_remembers_its_bad_nodes(judged, tmp_path, capsys, job):
+    """By itself, because it runs inside of the image; the batch script may have no Python."""
+    (judged.folder / "n2.json").unlink()
+    profile = tmp_path / "profile.yaml"
+    file = tmp_path / "bad nodes"
+
+    def judge(cordon_file, nodes="n[1-2]"):
+        preflight = f"preflight: {{cordon_file: '{cordon_file}'}}"
+        profile.write_text(f"time: '00:10:00'\ntasks_per_node: 2\n{preflight}\n")
+        arguments = ["--nodes", nodes, "--cluster", str(profile), "--job", job]
+        return main(["judge", "--folder", str(judged.folder), *arguments])
+
+    assert judge(file, "n2") == 2  # nobody is blamed
+    assert not file.exists()
+    assert judge(file) == 1
+    assert list(cordon.active(file, time.time(), 1)) == (["n2"] if job else [])
+    assert judge(tmp_path) == 1  # a folder: it cannot be written, which changes no verdict
+    assert ("the cordon file cannot be written" in capsys.readouterr().err) == bool(job)
 
 
 @pytest.mark.ranks

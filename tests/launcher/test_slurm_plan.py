@@ -140,6 +140,13 @@ def test_where_requeue_is_forbidden_a_chain_runs_one_job_at_a_time():
     assert directive(alone, "dependency") is None and directive(alone, "requeue") == ""
 
 
+def test_a_sweep_is_no_chain():
+    chain = f"{SMALL}requeue: false\nchain: 3\n"
+    with pytest.raises(ConfigError, match="a sweep cannot be a chain of 3 jobs.*--chain 1"):
+        plan_train_job(make_request(chain, sweep=make_sweep()))
+    assert plan_train_job(make_request(f"{SMALL}requeue: false\n", sweep=make_sweep())).chain == 1
+
+
 def test_data_jobs_keep_their_state_in_the_folder_that_they_build():
     request = make_request(SMALL, tasks=3)
     for kind, folder in (("corpus", f"{HOME}/data/corpus"), ("shards", f"{HOME}/data/shards")):
@@ -148,7 +155,7 @@ def test_data_jobs_keep_their_state_in_the_folder_that_they_build():
         assert job.output == f"{folder}/.slurm/job-%A_%a.out"
         entry = ("launcher.task", HOME) if kind == "corpus" else ("lmscale.cli.main",)
         assert job.command[1:] == ("-m", *entry, kind, "build", str(job.config))
-        assert job.tasks == 3 and job.is_array
+        assert job.tasks == 3
 
 
 def test_each_run_of_a_sweep_has_its_own_folder_state_and_frozen_configuration():

@@ -17,8 +17,9 @@ import yaml
 from tiny_run import tiny_tree
 
 from launcher.checks import cancel_command
-from launcher.submissions import append_submission, read_submissions, submitting
+from launcher.submissions import append_submission, submitting
 from launcher.submit import LaunchOptions, Prepared, check, command_of, prepare, submit
+from lmscale.config.run_files import read_submissions
 from lmscale.errors import ClusterError, ConfigError
 
 SBATCH = """
@@ -258,6 +259,8 @@ def test_nodes_that_a_preflight_found_bad_are_left_out(options, tmp_path):
     assert prepared.job.excluded == ("n7",)
     assert "#SBATCH --exclude=n7\n" in prepared.script
     assert prepared.warnings == (f"n7 will be left out: found bad by a preflight ({file}).",)
+    profile = {"preflight": {"cordon_file": str(file)}, "exclude": ["n[1-2]", "n7"]}
+    assert "#SBATCH --exclude=n[1-2],n7\n" in prepare(with_profile(options, **profile)).script
 
 
 def sweep_of(options: LaunchOptions, *values: str, name: str | None = None) -> Prepared:

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from lmscale.errors import CheckpointError, DataError
+from lmscale.errors import CheckpointError, DataError, TransientError
 from lmscale.runtime.atomic import write_bytes, writing
 
 
@@ -27,8 +27,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
         (errno.EISDIR, "or the other way round"),
         (errno.ENAMETOOLONG, "Name a place with a shorter path"),
         (errno.ENOENT, "run the same command again"),
-        (errno.EIO, "network file system failed"),
-        (errno.ESTALE, "network file system failed"),
+        (errno.EDQUOT, "No space is left"),
     ],
 )
 def test_what_the_file_system_refuses_is_told_with_what_to_do(number, words):
@@ -36,6 +35,16 @@ def test_what_the_file_system_refuses_is_told_with_what_to_do(number, words):
         with writing("a checkpoint", "/place", CheckpointError):
             raise OSError(number, os.strerror(number), "/place/file")
     assert "/place" in str(caught.value) and "a checkpoint" in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ESHUTDOWN, errno.ENOTCONN]
+)
+def test_a_file_system_that_fails_is_worth_another_start(number):
+    with pytest.raises(TransientError, match="/place.*a checkpoint.*network file system failed"):
+        with writing("a checkpoint", "/place", CheckpointError):
+            raise OSError(number, os.strerror(number), "/place/file")
 
 
 def test_another_failure_of_the_system_stays_a_bug():

@@ -26,7 +26,7 @@ SCRIPT = """
 import json, sys
 from datetime import timedelta
 import torch
-from lmscale.errors import ConfigError, DataError, LmscaleError
+from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
 from lmscale.runtime import collectives as c
 from lmscale.runtime.ranks import open_process_group, ranks_from_environment
 
@@ -56,6 +56,10 @@ with open_process_group(ranks, torch.device("cpu"), timedelta(seconds=60)):
         "equal": raised(lambda: c.fail_together(DataError("same"))),
         "some": raised(lambda: c.fail_together(DataError("x") if r < 2 else ConfigError("y"))),
         "block": raised(block),
+        "transient": raised(lambda: c.fail_together(TransientError("EIO") if r == 1 else None)),
+        "mistake": raised(
+            lambda: c.fail_together(TransientError("EIO") if r < 2 else DataError("cut"))
+        ),
     }
     c.barrier()
 with open(f"saw-{r}.json", "w") as file:
@@ -120,6 +124,11 @@ def test_an_error_that_all_ranks_met_is_told_once(saw):
 
 def test_different_errors_are_all_told_and_the_first_ranks_class_counts(saw):
     assert everywhere(saw, "some") == ["DataError", ["x (ranks 0-1)", "y (rank 2)"]]
+
+
+def test_what_may_pass_stays_so_on_all_ranks_unless_one_has_met_a_mistake(saw):
+    assert everywhere(saw, "transient") == ["TransientError", ["EIO (rank 1)"]]
+    assert everywhere(saw, "mistake") == ["DataError", ["EIO (ranks 0-1)", "cut (rank 2)"]]
 
 
 def test_an_error_inside_a_block_is_raised_on_all_as_its_nearest_known_class(saw):

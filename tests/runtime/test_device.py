@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from lmscale.errors import ConfigError
+from lmscale.errors import ConfigError, TransientError
 from lmscale.runtime.device import (
+    check_gpus,
     cpu_name,
     device_name,
     peak_memory_bytes,
@@ -53,6 +54,53 @@ def test_more_ranks_than_gpus_are_refused():
     ranks = Ranks(rank=1, world_size=2, local_rank=1, local_world_size=2)
     with pytest.raises(ConfigError, match="2 ranks on this node, but torch sees 1 GPU;"):
         plan_device_index(ranks, 1, {"CUDA_VISIBLE_DEVICES": "0"})
+
+
+@pytest.fixture
+def listing(tmp_path, monkeypatch):
+    """Put an ``nvidia-smi`` of these words on PATH."""
+
+    def say(words):
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\nprintf '%s\\n' '{words}'\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    return say
+
+
+def test_a_node_that_has_lost_its_gpus_is_named_with_what_the_driver_says(listing):
+    listing("Unable to determine the device handle for GPU0")
+    with pytest.raises(TransientError, match="n7: torch sees 1 GPU, .* 8 a node") as caught:
+        check_gpus(1, {"LMSCALE_GPUS_PER_NODE": "8", "SLURMD_NODENAME": "n7"})
+    assert "nvidia-smi -L says: Unable to determine the device handle" in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+def test_without_nvidia_smi_it_says_that(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(TransientError, match="torch sees 0 GPUs.*nvidia-smi cannot be run"):
+        check_gpus(0, {"LMSCALE_GPUS_PER_NODE": "1"})
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "environ"),
+    [
+        (8, {"LMSCALE_GPUS_PER_NODE": "8"}),
+        (0, {"LMSCALE_GPUS_PER_NODE": "0"}),
+        (0, {}),
+        (1, {"LMSCALE_GPUS_PER_NODE": "8", "SLURM_STEP_ID": "0", "CUDA_VISIBLE_DEVICES": "3"}),
+    ],
+)
+def test_a_node_with_the_gpus_that_were_asked_for_is_taken(num_devices, environ):
+    check_gpus(num_devices, environ)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_rank_whose_node_should_have_gpus_does_not_train_on_the_cpu(monkeypatch):
+    monkeypatch.setenv("LMSCALE_GPUS_PER_NODE", "4")
+    with pytest.raises(TransientError, match="torch sees 0 GPUs"):
+        select_device(Ranks())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

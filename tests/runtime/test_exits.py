@@ -1,7 +1,7 @@
 import pytest
 
 from lmscale.cli.main import main
-from lmscale.runtime.exits import record_exit
+from lmscale.config.exit_file import record_exit
 
 
 def test_a_rank_leaves_its_exit_code_in_the_folder_that_the_batch_script_names(tmp_path):

@@ -180,8 +180,8 @@ def test_a_hook_that_fails_ends_the_heartbeat_with_a_word_and_is_closed(run_fold
 def test_reading_heartbeats_and_the_watchdogs_rows_loads_no_torch():
     script = (
         "import sys; from lmscale.runtime.heartbeat import read_heartbeats; "
-        "from lmscale.runtime.watchdog import read_watch; "
-        "assert read_heartbeats('none') == read_watch('none') == []; "
+        "import lmscale.runtime.watchdog; "
+        "assert read_heartbeats('none') == []; "
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

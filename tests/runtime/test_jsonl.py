@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.errors import DataError
-from lmscale.runtime.jsonl import append_row, keep_rows, last_row, mend_tail, read_rows, tail_rows
+from lmscale.runtime.jsonl import append_row, last_row, mend_tail, read_rows, renew_rows, tail_rows
 
 
 def test_rows_come_back_in_order(tmp_path):
@@ -18,7 +18,6 @@ def test_rows_come_back_in_order(tmp_path):
 def test_no_file_is_no_rows(tmp_path):
     assert read_rows(tmp_path / "a") == tail_rows(tmp_path / "a") == []
     assert last_row(tmp_path / "a") is None
-    assert keep_rows(tmp_path / "a", lambda row: True) == 0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -50,7 +49,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
 
 def test_dropping_rows_also_drops_a_torn_line(tmp_path):
     (tmp_path / "a").write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert keep_rows(tmp_path / "a", lambda row: row["step"] <= 1) == 1
+    renew_rows(tmp_path / "a", lambda row: row["step"] <= 1).close()
     assert (tmp_path / "a").read_text() == '{"step": 1}\n'
 
 

@@ -30,13 +30,14 @@ from lmscale.runtime.lease import (
 LOCAL = Attempt()
 
 
-def at(name: str) -> Attempt:
-    return attempt_from_environment({"LMSCALE_ATTEMPT": name})
+def at(name: str, submission: str = "") -> Attempt:
+    return attempt_from_environment({"LMSCALE_ATTEMPT": name, "LMSCALE_SUBMISSION": submission})
 
 
 def record(attempt: Attempt, token: str = "a", **changes) -> LeaseRecord:
     values = {"hosts": ("n1",), "rank0": "n1:7", "token": token, "time": 1.0} | changes
-    return LeaseRecord(attempt=attempt.name, job=attempt.job, restart=attempt.restart, **values)
+    values |= {"job": attempt.job, "restart": attempt.restart, "submission": attempt.submission}
+    return LeaseRecord(attempt=attempt.name, **values)
 
 
 def test_the_attempt_comes_from_the_batch_script_or_is_local():
@@ -71,6 +72,25 @@ def test_another_kind_of_name_is_refused(name):
 )
 def test_only_a_later_start_of_the_same_job_takes_over_from_a_live_holder(held, mine, claim):
     assert judge_claim(held, at(mine)) is claim
+
+
+@pytest.mark.parametrize(
+    ("held", "mine", "claim"),
+    [
+        (at("9.0", "a"), at("10.0", "a"), Claim.TAKE_OVER),  # as numbers
+        (at("9.3", "a"), at("10.0", "a"), Claim.TAKE_OVER),  # the job counts before the restart
+        (at("10.0", "a"), at("9.3", "a"), Claim.REFUSE),
+        (at("9.0", "a"), at("9.1", "a"), Claim.TAKE_OVER),
+        (at("9.0", "a"), at("10.0", "b"), Claim.ASK),
+        (at("9.0"), at("10.0"), Claim.ASK),  # of batch scripts that name no submission
+        (at("9.0"), at("10.0", "a"), Claim.ASK),
+        (at("9.0"), at("9.1", "a"), Claim.TAKE_OVER),
+    ],
+)
+def test_the_jobs_of_a_chain_are_ordered_by_their_numbers(held, mine, claim):
+    assert judge_claim(record(held), mine) is claim
+    found = judge_found(record(held, "other"), record(mine, "mine"))
+    assert found is (Finding.RETAKE if claim is Claim.TAKE_OVER else Finding.LOST)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +183,7 @@ def test_whatever_the_order_all_but_the_latest_start_end_when_they_look(steps, o
 
 def test_the_file_says_who_holds_the_run(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
-    lease = Lease(at("7.1"), tmp_path)
+    lease = Lease(at("7.1", "20261122-011900-train"), tmp_path)
     lease.take(["n1", "n2"])
     tree = json.loads((tmp_path / "lease.json").read_text())
     assert tree.pop("time") == pytest.approx(time.time(), abs=60)
@@ -175,6 +195,7 @@ def test_the_file_says_who_holds_the_run(tmp_path, monkeypatch):
         "hosts": ["n1", "n2"],
         "rank0": f"n1:{os.getpid()}",
         "ended": None,
+        "submission": "20261122-011900-train",
     }
 
 
@@ -252,6 +273,12 @@ def test_a_copy_that_hangs_when_it_has_lost_the_run_is_ended(tmp_path, quick, mo
         Lease(at("7.1"), tmp_path).take(["n2"])
         assert left.wait(10)
     assert said[0][0] == EXIT_RESUMABLE and "taken over by attempt 7.1" in said[0][1]
+
+
+def test_a_lease_of_before_there_were_submissions_is_read():
+    tree = {key: getattr(record(at("7.0")), key) for key in LeaseRecord.__dataclass_fields__}
+    del tree["submission"]
+    assert LeaseRecord.parse(json.dumps(tree)) == record(at("7.0"))
 
 
 def test_keys_that_a_later_version_may_add_are_passed_over(tmp_path):

@@ -1,8 +1,11 @@
 import os
+import time
+from datetime import timedelta
 
 import pytest
 
-from lmscale.errors import ConfigError
+from launcher.rendezvous import find_free_port
+from lmscale.errors import ConfigError, TransientError
 from lmscale.runtime.ranks import Ranks, ranks_from_environment
 
 LAUNCHED = {
@@ -67,6 +70,24 @@ def test_srun_tasks_without_a_rank_do_not_all_train_alone():
     with pytest.raises(ConfigError, match="srun started 4 tasks"):
         ranks_from_environment({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"})
     assert ranks_from_environment({"SLURM_NTASKS": "4"}) == Ranks()  # an sbatch script itself
+
+
+def test_ranks_that_do_not_meet_are_worth_another_start(monkeypatch):
+    import torch
+
+    from lmscale.runtime import ranks as runtime_ranks
+
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(find_free_port()))
+    monkeypatch.setattr(runtime_ranks, "MEETING_TIMEOUT", timedelta(seconds=1))
+    lonely = Ranks(rank=0, world_size=2, local_world_size=2)
+    began = time.monotonic()
+    with pytest.raises(TransientError, match="Rank 0 of 2 .* could not meet .* within 1 s"):
+        # What collectives may take is not what the meeting may take.
+        with runtime_ranks.open_process_group(lonely, torch.device("cpu"), timedelta(days=1)):
+            pass
+    assert time.monotonic() - began < 30
 
 
 def test_a_rank_alone_opens_a_group_without_a_network(monkeypatch):

@@ -15,10 +15,11 @@ from tiny_run import ENVIRONMENT, ROOT, children_of, is_gone, start_lmscale, wri
 
 from lmscale.config.training import WatchConfig
 from lmscale.runtime.heartbeat import read_heartbeats
+from lmscale.runtime.jsonl import read_rows
 from lmscale.runtime.lease import node_name
 from lmscale.runtime.ranks import Ranks
 from lmscale.runtime.standstill import Member
-from lmscale.runtime.watchdog import group_timeout, open_watch, order_deputies, read_watch
+from lmscale.runtime.watchdog import WATCH_FILE, group_timeout, open_watch, order_deputies
 
 HOST = node_name()
 QUICK = {
@@ -75,7 +76,7 @@ def stacks(folder, rank):
 
 
 def events(folder):
-    return [(row["event"], row.get("ranks"), row["by"]) for row in read_watch(folder)]
+    return [(row["event"], row.get("ranks"), row["by"]) for row in read_rows(folder / WATCH_FILE)]
 
 
 @pytest.mark.ranks
@@ -94,7 +95,7 @@ def test_a_loader_worker_that_hangs_is_found_by_its_rank_its_host_and_its_phase(
     finally:
         del os.environ["LMSCALE_EXITS"]
     assert process.returncode == 1, output
-    hang, end = read_watch(folder)
+    hang, end = read_rows(folder / WATCH_FILE)
     assert re.fullmatch(
         rf"rank 1 on {HOST} in data for \d s, the others wait in agree of step \d+", hang["text"]
     )
@@ -117,7 +118,7 @@ def test_rank_0_that_is_stopped_is_named_by_its_deputy_on_the_other_node(tiny_da
         output = process.communicate(timeout=60)[0]
     assert process.returncode == 1, output
     assert events(folder) == [("hang", [0], 2), ("end", [0], 2)], output
-    (text, _) = (row["text"] for row in read_watch(folder))
+    (text, _) = (row["text"] for row in read_rows(folder / WATCH_FILE))
     assert re.match(rf"rank 0 on {HOST} silent for \d s, last in \w+.*, the others wait in ", text)
     assert f"rank 0 on {HOST} silent for" in output  # in the launcher's words on how it ended
     assert "Thread" in stacks(folder, 1) and "Thread" in stacks(folder, 2)
@@ -168,7 +169,7 @@ def test_a_straggler_is_named_when_it_begins_and_when_it_ends_and_a_hang_may_pas
     kinds = [event for event, _, _ in events(folder)]  # a busy machine makes stragglers of its own
     assert kinds.index("straggler") < kinds.index("pace") < kinds.index("hang")
     assert [kind for kind in kinds if kind in ("hang", "moving", "end")] == ["hang", "moving"]
-    named = next(row for row in read_watch(folder) if row["event"] == "straggler")
+    named = next(row for row in read_rows(folder / WATCH_FILE) if row["event"] == "straggler")
     assert named["ratio"] >= 1.5 and named["hosts"] == [HOST]
     assert f"rank 1 on {HOST} is a straggler: its own work takes" in output
     assert "the ranks move again" in output
@@ -206,5 +207,15 @@ def test_the_first_rank_of_each_node_watches_in_turn_and_two_ranks_at_least():
 
 
 def test_collectives_wait_longer_than_the_watchdog():
-    assert group_timeout(WatchConfig()).total_seconds() == 720
-    assert group_timeout(WatchConfig(limit_seconds=0)).total_seconds() == 600
+    longer = WatchConfig(limit_seconds=7200)
+    assert group_timeout(WatchConfig()).total_seconds() == 3600 + 120  # a start may take so long
+    assert group_timeout(longer).total_seconds() == 7200 + 120
+    short = WatchConfig(
+        heartbeat_seconds=1, report_seconds=5, limit_seconds=10, start_limit_seconds=10
+    )
+    assert group_timeout(short).total_seconds() == 600
+
+
+@pytest.mark.parametrize("key", ["heartbeat_seconds", "limit_seconds", "start_limit_seconds"])
+def test_collectives_wait_a_day_where_the_watchdog_may_wait_for_ever(key):
+    assert group_timeout(WatchConfig(**{key: 0})).total_seconds() == 86_400

@@ -3,7 +3,7 @@
     with Cluster(nodes=2) as cluster:
         print(cluster.run("srun", "-N2", "hostname"))
 
-Nothing in /etc is read or written, and several clusters may run side by side. All of a cluster's
+Nothing in /etc is changed, and several clusters may run side by side. All of a cluster's
 processes live in one pid namespace whose first process ends when this process does, even if it is
 killed; the kernel then ends the rest, and a process outside removes the folder. Each node is a
 namespace within, with its own host name, so a node can be lost at once and as a whole.
@@ -22,10 +22,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from machine import Process, all_pids, is_first, is_gone, listens, read_process, reserve_ports
 from slurm_conf import (
     Shape,
     render_cgroup_conf,
@@ -40,7 +40,6 @@ KEEPER = Path(__file__).with_name("keeper.sh")
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "nsenter", "mount", "bash")
 ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "mariadb-admin", "mariadb")
 PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # where daemons are, and often no user's PATH
-FIRST_PORT, LAST_PORT, PORT_STEP = 19_000, 29_000, 32
 START_SECONDS = 30.0
 MAX_FOLDER_LENGTH = 108 - len("/spool/n1/n1_1234567.4294967291")  # of a Unix socket's path
 NULL_DEVICE = os.makedev(1, 3)
@@ -78,19 +77,6 @@ def why_no_cluster(*, accounting: bool = False) -> str | None:
     return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Process:
-    """A process on a node, by its number here, outside of the cluster."""
-
-    pid: int
-    parent: int
-    name: str
-    command: str
-
-    def send(self, number: int = signal.SIGKILL) -> None:
-        os.kill(self.pid, number)
-
-
 class Cluster:
     """Owns a cluster and its folder, which is removed in the end unless ``keep`` is set."""
 
@@ -108,7 +94,7 @@ class Cluster:
         self.folder = folder or new_folder()
         if len(str(self.folder)) > MAX_FOLDER_LENGTH:
             raise ValueError(f"{self.folder}: too long a path for the sockets in it; new_folder()")
-        self._reservation, base_port = _reserve_ports()
+        self._reservation, base_port = reserve_ports()
         self.shape = Shape(
             folder=self.folder,
             base_port=base_port,
@@ -218,7 +204,7 @@ class Cluster:
     def _start_accounting(self) -> None:
         self._tell(f"run {self.folder}/etc/accounting.sh")
         port = self.shape.accounting_port
-        self._wait_for_start(lambda: _listens(port), "slurmdbd")
+        self._wait_for_start(lambda: listens(port), "slurmdbd")
         self.run("sacctmgr", "-i", "add", "cluster", "test")
 
     def _tell(self, line: str) -> None:
@@ -311,11 +297,11 @@ class Cluster:
         keeper = self._node_keeper(node)
         space = os.readlink(f"/proc/{keeper}/ns/pid")
         found = []
-        for pid in _all_pids():
+        for pid in all_pids():
             with contextlib.suppress(OSError):  # ended meanwhile
                 if pid == keeper or os.readlink(f"/proc/{pid}/ns/pid") != space:
                     continue
-                found.append(_read_process(pid))
+                found.append(read_process(pid))
         return found
 
     def inside(self, node: str, *command: str) -> str:
@@ -333,7 +319,7 @@ class Cluster:
         """The node's power fails: nothing on it lives on."""
         keeper = self._node_keeper(node)
         os.kill(keeper, signal.SIGKILL)
-        self._wait_for_start(lambda: _is_gone(keeper), f"the end of {node}")
+        self._wait_for_start(lambda: is_gone(keeper), f"the end of {node}")
 
     def start_node(self, node: str) -> None:
         """Bring a node back, or its slurmd alone; returns when it takes jobs."""
@@ -390,9 +376,9 @@ class Cluster:
     def _find_node_keeper(self, node: str) -> int | None:
         """The number, here, of the first process of a node's namespace."""
         wanted = f"{KEEPER} node {self.folder} {node}"
-        for pid in _all_pids():
+        for pid in all_pids():
             with contextlib.suppress(OSError):
-                if _read_process(pid).command.endswith(wanted) and _is_first(pid):
+                if read_process(pid).command.endswith(wanted) and is_first(pid):
                     return pid
         return None
 
@@ -408,50 +394,3 @@ def wait_until(is_done: Callable[[], bool], seconds: float, what: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds:.0f} s")
         time.sleep(0.1)
-
-
-def _reserve_ports() -> tuple[socket.socket, int]:
-    """Ports for one cluster: its block is taken as long as the socket is open."""
-    for base in range(FIRST_PORT, LAST_PORT, PORT_STEP):
-        reservation = socket.socket()
-        try:
-            reservation.bind(("0.0.0.0", base + PORT_STEP - 1))
-            for port in range(base, base + PORT_STEP - 1):
-                with socket.socket() as trial:
-                    trial.bind(("0.0.0.0", port))
-        except OSError:
-            reservation.close()
-            continue
-        return reservation, base
-    raise RuntimeError(f"no block of {PORT_STEP} free ports between {FIRST_PORT} and {LAST_PORT}")
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as trial:
-        return trial.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _all_pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-
-
-def _read_process(pid: int) -> Process:
-    folder = Path(f"/proc/{pid}")
-    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    name = (folder / "comm").read_text().strip()
-    return Process(pid=pid, parent=parent, name=name, command=command.strip())
-
-
-def _is_first(pid: int) -> bool:
-    """Whether the process is the first one of its own pid namespace."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    numbers = re.search(r"^NSpid:(.*)$", status, re.MULTILINE)
-    return numbers is not None and numbers[1].split()[-1] == "1"
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True

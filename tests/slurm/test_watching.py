@@ -52,7 +52,7 @@ class Toys:
         axes: tuple[str, ...] = (),
         **profile: Any,
     ) -> Path:
-        given = {"partition": "main", "signal_seconds": 30, "requeue": "true", "chain": 1}
+        given = {"partition": "main", "signal_seconds": 60, "requeue": "true", "chain": 1}
         given |= {"variables": "{}", "options": "[]", "time": "0:10:00"}
         cluster = self.folder / "profile.yaml"
         cluster.write_text(PROFILE.format(**{**given, **profile}))
@@ -206,7 +206,7 @@ def test_a_held_job_says_how_it_is_let_go(toys):
 
 
 def test_a_restart_at_the_time_limit_is_told_with_its_reason(toys):
-    run = toys.submit(time="0:01:00", signal_seconds=55)
+    run = toys.submit(time="0:02:00", signal_seconds=110)
     status = toys.wait(run, "running", also=lambda s: len(s["history"]) > 1 and has_begun(s))
     first, second = status["history"][:2]
     assert first["end"].startswith("time limit: ") and first["end"].endswith(", requeued")

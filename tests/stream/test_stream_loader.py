@@ -10,7 +10,7 @@ import pytest
 import xxhash
 
 from lmscale.config.batch import plan_batches
-from lmscale.errors import ClusterError, DataError
+from lmscale.errors import DataError, TransientError
 from lmscale.stream.batches import add_digests
 from lmscale.stream.digest import digest_steps
 from lmscale.stream.loader import open_loader
@@ -134,7 +134,7 @@ def test_a_killed_worker_is_an_error_that_says_so(stream):
     with open_loader(stream, plan(1), 0, first_n=0, num_steps=99, workers=1) as loader:
         next(loader)
         os.kill(loader._source._workers[0].process.pid, signal.SIGKILL)
-        with pytest.raises(ClusterError, match="ended by signal SIGKILL.*memory runs out"):
+        with pytest.raises(TransientError, match="ended by signal SIGKILL.*memory runs out"):
             for _ in loader:
                 pass
 

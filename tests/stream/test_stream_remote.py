@@ -10,11 +10,11 @@ import fsspec
 import pytest
 
 from lmscale.config.batch import plan_batches
-from lmscale.errors import ConfigError, DataError
+from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
 from lmscale.runtime import remote
 from lmscale.runtime.remote import TransferError, join_location, with_retries
 from lmscale.stream.digest import digest_steps
-from lmscale.stream.stream import open_stream
+from lmscale.stream.stream import open_datasets, open_stream
 
 
 @pytest.fixture(autouse=True)
@@ -107,12 +107,13 @@ def test_a_server_that_fails_or_cuts_is_asked_again(server, remote_config, data,
 def test_a_server_that_keeps_failing_is_an_error_naming_the_url(server, remote_config):
     url, handler = server
     handler.failures = 1000
-    with pytest.raises(DataError, match=rf"{url}/a/x-\d+.tar: could not be read \(tried 2 times\)"):
+    message = rf"{url}/a/x-\d+.tar: could not be read \(tried 2 times\)"
+    with pytest.raises(TransientError, match=message):
         digests(remote_config(f"{url}/a"))
 
 
 def test_a_server_that_is_not_there_is_an_error_naming_the_url(remote_config):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(TransientError) as caught:
         digests(remote_config("http://127.0.0.1:9/a"))
     assert "http://127.0.0.1:9/a/manifest.json: could not be read (tried 2 times)" in str(
         caught.value
@@ -125,7 +126,8 @@ def test_counts_that_cannot_be_reached_are_an_error_and_not_missing(server, remo
     digests(remote_config(str(data / "a"), packing="best_fit"))  # leaves the counts in the folder
     handler.failures, handler.failing = 1000, ".json"
     handler.spared = "/a/manifest.json"
-    with pytest.raises(DataError, match=r"windows-best_fit-32.json: could not be read \(tried 2"):
+    message = r"windows-best_fit-32.json: could not be read \(tried 2"
+    with pytest.raises(TransientError, match=message):
         digests(remote_config(f"{url}/a", packing="best_fit"))
 
 
@@ -247,7 +249,7 @@ def test_retries_wait_longer_each_time_and_at_random(monkeypatch):
         attempts.append(1)
         raise ConnectionError("reset by peer")
 
-    with pytest.raises(DataError, match=r"tried 9 times\): ConnectionError: reset by peer"):
+    with pytest.raises(TransientError, match=r"tried 9 times\): ConnectionError: reset by peer"):
         with_retries(fail, url="s3://x", retries=8, sleep=waits.append)
     assert waits == [0.5, 1, 2, 4, 8, 16, 30, 30]
     assert len(attempts) == 9
@@ -264,6 +266,39 @@ def test_what_waiting_cannot_mend_is_not_tried_again(error):
     with pytest.raises((DataError, ConfigError)):
         with_retries(fail, url="s3://x", retries=8, sleep=lambda _: None)
     assert len(attempts) == 1
+
+
+class RefusedError(Exception):
+    """As aiohttp's, with the server's answer."""
+
+    def __init__(self, status):
+        self.status = status
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError("reset"), 1),
+        (RefusedError(500), 1),
+        (RefusedError(429), 1),
+        (RefusedError(403), 2),
+        (TransferError("another hash"), 2),
+    ],
+)
+def test_what_the_last_attempt_says_decides_whether_another_start_may_mend_it(error, code):
+    def fail():
+        raise error
+
+    with pytest.raises(LmscaleError, match="s3://x: could not be read") as caught:
+        with_retries(fail, url="s3://x", retries=1, sleep=lambda _: None)
+    assert caught.value.exit_code == code
+
+
+def test_a_mistake_in_one_source_counts_more_than_another_that_is_not_reached(remote_config, data):
+    nothing = "http://127.0.0.1:9/a"
+    with pytest.raises(DataError) as caught:
+        open_datasets(remote_config(nothing), {"far": nothing, "near": str(data / "none")})
+    assert "could not be read" in str(caught.value) and "no dataset here" in str(caught.value)
 
 
 def test_an_action_that_succeeds_later_gives_its_result():

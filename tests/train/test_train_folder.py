@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 from contextlib import ExitStack
 
 import pytest
@@ -57,8 +59,9 @@ def start(tmp_path, monkeypatch):
     for name in ("LOCK_SECONDS", "DEAD_NODE_SECONDS", "TAKE_OVER_SECONDS"):
         monkeypatch.setattr(run_folder, name, 0.2)
 
-    def claim(attempt, node="n1"):
+    def claim(attempt, node="n1", submission=""):
         monkeypatch.setenv("LMSCALE_ATTEMPT", attempt)
+        monkeypatch.setenv("LMSCALE_SUBMISSION", submission)
         monkeypatch.setenv("SLURMD_NODENAME", node)
         return claim_folder(configure(tmp_path), Ranks())
 
@@ -83,7 +86,7 @@ def test_a_later_start_of_the_job_takes_over_at_once_from_one_that_is_gone(start
 def test_a_later_start_of_the_job_waits_for_a_live_one_but_not_for_ever(start, tmp_path, caplog):
     with start("7.0") as older:
         with start("7.1", node="n2") as newer:
-            assert "the older copy of this job has not let go" in caplog.text
+            assert "the older copy of this run has not let go" in caplog.text
             newer.check()
             with pytest.raises(LeaseLostError, match=r"attempt 7.1 \(rank 0: n2:"):
                 older.check()
@@ -115,10 +118,54 @@ def test_an_earlier_start_of_the_job_that_comes_late_is_refused(start, tmp_path)
     with start("7.3"):
         pass
     before = read_lease(tmp_path / "run")
-    with pytest.raises(LeaseLostError, match="held by attempt 7.3 of this job.*newer than .*7.2"):
+    with pytest.raises(LeaseLostError, match="held by attempt 7.3 .*newer than .*7.2"):
         with start("7.2"):
             pass
     assert read_lease(tmp_path / "run") == before
+
+
+def test_the_next_job_of_a_chain_takes_over_from_one_that_lives_on(start, tmp_path):
+    with start("7.0", submission="chain") as older:
+        with start("8.0", node="n2", submission="chain"):
+            with pytest.raises(LeaseLostError, match="attempt 8.0"):
+                older.check()
+    with pytest.raises(LeaseLostError, match="held by attempt 8.0"):
+        with start("7.0", submission="chain"):
+            pass
+
+
+def hold_lock(folder):
+    """As an NFS server holds that of a node that is dead."""
+    folder.mkdir(exist_ok=True)
+    file = open(folder / ".lock", "w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+@pytest.mark.parametrize("attempt", ["8.0", "local"])
+def test_the_lock_of_a_silent_holder_on_another_node_is_no_hindrance(
+    start, tmp_path, attempt, caplog
+):
+    with hold_lock(tmp_path / "run"):
+        Lease(Attempt(job="7"), tmp_path / "run").take(["n2"])
+        rewrite_rank0(tmp_path / "run", "n2:1")
+        with start(attempt) as lease:
+            lease.check()
+            assert "the lock of attempt 7.0 (rank 0: n2:1) is still there" in caplog.text
+
+
+def test_the_lock_of_a_holder_on_the_same_node_counts_however_silent_it_is(start, tmp_path):
+    with hold_lock(tmp_path / "run"):
+        Lease(Attempt(job="7"), tmp_path / "run").take(["n1"])
+        rewrite_rank0(tmp_path / "run", "n1:1")
+        with pytest.raises(ConfigError, match="another `lmscale train` is running"):
+            with start("8.0"):
+                pass
+
+
+def rewrite_rank0(folder, name):
+    path = folder / "lease.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rank0": name}))
 
 
 @pytest.mark.parametrize("attempt", ["8.0", "local"])

@@ -56,21 +56,32 @@ asked=
 trap 'asked=${asked:-USR1}' USR1
 trap 'asked=${asked:-TERM}' TERM
 
+ask_ranks() { # ask_ranks SRUN: until it is gone; the step may not have begun yet, and would not hear
+  local row left=86400
+  row=$(scontrol show -o job "$job" 2>/dev/null)
+  if [[ $row =~ \ EndTime=([0-9T:-]+) ]]; then left=$(($(date -d "${BASH_REMATCH[1]}" +%s) - $(date +%s))); fi
+  # At its limit Slurm would end the job for good: where the ranks cannot save in time, it goes on without.
+  local last=$((SECONDS + left - 20))
+  while ((SECONDS < last)); do
+    scancel --signal=USR1 "$job" 2>/dev/null # reaches the job's steps, not this script
+    sleep 5
+  done
+  kill -KILL "$1"
+}
+
 await() { # await PID: its exit code, however many signals interrupt the waiting
-  local code again timer=
+  local code again asking=
   while :; do
+    if [[ -n $asked && -z $asking ]]; then
+      say "$asked: asking the ranks to save and to stop"
+      ask_ranks "$1" &
+      asking=$!
+    fi
     wait "$1"
     code=$?
-    if [[ -n $asked && -z $timer ]]; then
-      say "$asked: asking the ranks to save and to stop"
-      scancel --signal=USR1 "$job" 2>/dev/null # reaches the job's steps, not this script
-      # At its limit Slurm would end the job for good: where the ranks cannot save in time, go on without.
-      (sleep 280 && kill -KILL "$1") 2>/dev/null &
-      timer=$!
-    fi
     kill -0 "$1" 2>/dev/null || break
   done
-  [[ -z $timer ]] || kill "$timer" 2>/dev/null
+  [[ -z $asking ]] || kill "$asking" 2>/dev/null
   if ((code > 128)); then # it may be the signal's code and not the process's, which bash still knows
     wait "$1" 2>/dev/null
     again=$?
@@ -110,7 +121,8 @@ check_nodes() { # 0 fit; 1 bad nodes, named in $preflight/bad-nodes; 2 nothing c
   [[ -n $asked ]] && return 75
   srun --nodes=1 --ntasks=1 \
     /shared/ada/lmscale/.venv/bin/python -m launcher.preflight judge \
-    --folder "$preflight" --nodes "$SLURM_JOB_NODELIST" --cluster "$frozen/cluster.yaml" &
+    --folder "$preflight" --nodes "$SLURM_JOB_NODELIST" --cluster "$frozen/cluster.yaml" \
+    --job "$job" &
   await $!
   local verdict=$?
   if ((verdict == 1)) && [[ ! -s $preflight/bad-nodes ]]; then verdict=3; fi # Python itself did not start

@@ -66,17 +66,28 @@ fate() { # what Slurm has in mind for this job: requeued (already), cancelled, o
   row=$(scontrol show -o job "$job" 2>/dev/null)
   if [[ $row =~ \ Restarts=([0-9]+) ]] && ((BASH_REMATCH[1] > restart)); then
     echo requeued
-  elif [[ $row == *JobState=COMPLETING* && $row == *\ Reason=None* ]]; then
+  elif [[ $row == *JobState=COMPLETING* && $row == *\ Reason=None* && $row != *\ PreemptTime=[0-9]* ]]; then
     echo cancelled # while a time limit or a lost node would be named as the reason
   else
     echo going
   fi
 }
 
+ask_slurm() { # ask_slurm COMMAND...: once more for some minutes, unless it says no: its controller may be restarting
+  local said try
+  for try in {1..20}; do
+    if said=$("$@" 2>&1); then return 0; fi
+    say "$1 $2, try $try: $said"
+    if [[ $said == *disabled* || $said == *denied* || $said == *[Ii]nvalid* ]]; then return 1; fi
+    sleep 15
+  done
+  return 1
+}
+
 again() { # again REASON: back into the queue
   say "$1"
   trap '' TERM USR1 # requeueing ends this script and its children by SIGTERM
-  if scontrol requeue "$job"; then exit "$code"; fi
+  if ask_slurm scontrol requeue "$job"; then exit "$code"; fi
   say "this cluster refuses to requeue: set requeue: false in the profile"
 }
 
@@ -85,8 +96,6 @@ if ((code == 2)); then
   say "something to mend (exit code 2), see above; launch it again when that is done"
 elif [[ $(fate) != going ]]; then
   say "$(fate)"
-elif ((restart >= 20)); then
-  say "ended (exit code $code) after 20 restarts, the most that the profile allows"
 elif [[ -n $asked ]]; then
   again "out of time: it goes on where it was"
 else

@@ -50,7 +50,8 @@ restart=${SLURM_RESTART_COUNT:-0}
 attempt=$SLURM_JOB_ID.$restart
 exits=$state/exits/$attempt
 mkdir -p -- "$exits" "$run/logs" || exit 1
-export LMSCALE_ATTEMPT=$attempt LMSCALE_EXITS=$exits
+export LMSCALE_SUBMISSION=$submission LMSCALE_ATTEMPT=$attempt LMSCALE_EXITS=$exits
+export LMSCALE_GPUS_PER_NODE=8 # a node whose GPUs do not come up must not train on its CPU
 
 committed() { # the step of the newest checkpoint with a manifest; -1 where there is none
   local path newest=-1
@@ -95,21 +96,32 @@ asked=
 trap 'asked=${asked:-USR1}' USR1
 trap 'asked=${asked:-TERM}' TERM
 
+ask_ranks() { # ask_ranks SRUN: until it is gone; the step may not have begun yet, and would not hear
+  local row left=86400
+  row=$(scontrol show -o job "$job" 2>/dev/null)
+  if [[ $row =~ \ EndTime=([0-9T:-]+) ]]; then left=$(($(date -d "${BASH_REMATCH[1]}" +%s) - $(date +%s))); fi
+  # At its limit Slurm would end the job for good: where the ranks cannot save in time, it goes on without.
+  local last=$((SECONDS + left - 20))
+  while ((SECONDS < last)); do
+    scancel --signal=USR1 "$job" 2>/dev/null # reaches the job's steps, not this script
+    sleep 5
+  done
+  kill -KILL "$1"
+}
+
 await() { # await PID: its exit code, however many signals interrupt the waiting
-  local code again timer=
+  local code again asking=
   while :; do
+    if [[ -n $asked && -z $asking ]]; then
+      say "$asked: asking the ranks to save and to stop"
+      ask_ranks "$1" &
+      asking=$!
+    fi
     wait "$1"
     code=$?
-    if [[ -n $asked && -z $timer ]]; then
-      say "$asked: asking the ranks to save and to stop"
-      scancel --signal=USR1 "$job" 2>/dev/null # reaches the job's steps, not this script
-      # At its limit Slurm would end the job for good: where the ranks cannot save in time, go on without.
-      (sleep 280 && kill -KILL "$1") 2>/dev/null &
-      timer=$!
-    fi
     kill -0 "$1" 2>/dev/null || break
   done
-  [[ -z $timer ]] || kill "$timer" 2>/dev/null
+  [[ -z $asking ]] || kill "$asking" 2>/dev/null
   if ((code > 128)); then # it may be the signal's code and not the process's, which bash still knows
     wait "$1" 2>/dev/null
     again=$?
@@ -144,22 +156,39 @@ fate() { # what Slurm has in mind for this job: requeued (already), cancelled, o
   row=$(scontrol show -o job "$job" 2>/dev/null)
   if [[ $row =~ \ Restarts=([0-9]+) ]] && ((BASH_REMATCH[1] > restart)); then
     echo requeued
-  elif [[ $row == *JobState=COMPLETING* && $row == *\ Reason=None* ]]; then
+  elif [[ $row == *JobState=COMPLETING* && $row == *\ Reason=None* && $row != *\ PreemptTime=[0-9]* ]]; then
     echo cancelled # while a time limit or a lost node would be named as the reason
   else
     echo going
   fi
 }
 
+ask_slurm() { # ask_slurm COMMAND...: once more for some minutes, unless it says no: its controller may be restarting
+  local said try
+  for try in {1..20}; do
+    if said=$("$@" 2>&1); then return 0; fi
+    say "$1 $2, try $try: $said"
+    if [[ $said == *disabled* || $said == *denied* || $said == *[Ii]nvalid* ]]; then return 1; fi
+    sleep 15
+  done
+  return 1
+}
+
 saved() { # saved STEP, in words
   if (($1 < 0)); then echo "nothing saved yet"; else echo "saved at step $1"; fi
 }
 
+# How many earlier attempts of this submission ended by themselves with the run at a step: the brake counts only what
+# came to an end without progress, not attempts that were preempted, lost with their node, or left a bad one.
+failed_at() { events end | grep -E "\"step\":$1," | grep -cvF '"code":75,'; }
+stopped_at() { events end | grep -E "\"step\":$1,\"code\":75,.*\"action\":\"(requeue|chain)\"" | grep -cvF '"reason":"bad nodes'; }
+
 decide() { # decide CODE STEP: one of fenced, done, stop, cancelled, requeued, requeue; a colon; the reason
-  local code=$1 step=$2 failures fate
+  local code=$1 step=$2 failures fate owner
   fate=$(fate)
-  if [[ $(<"$state/owner") != "$attempt" ]]; then
-    echo "fenced: attempt $(<"$state/owner") has taken this run over"
+  owner=$(cat -- "$state/owner" 2>/dev/null) # empty where the file system fails, which is no other attempt
+  if [[ -n $owner && $owner != "$attempt" ]]; then
+    echo "fenced: attempt $owner has taken this run over"
   elif ((code == 0)); then
     echo "done: finished"
   elif ((code == 2)); then
@@ -169,15 +198,15 @@ decide() { # decide CODE STEP: one of fenced, done, stop, cancelled, requeued, r
   elif [[ $fate == cancelled ]] || grep -qxF -e "$job" -e "$SLURM_JOB_ID" "$state/cancel" 2>/dev/null; then
     echo "cancelled: cancelled, $(saved "$step")"
   elif [[ $fate == requeued ]]; then
-    echo "requeued: preempted (${asked:-exit code $code}), $(saved "$step")"
-  elif ((code == 75)) && ((step == before && $(events start | tail -n 3 | grep -cF "\"step\":$step,") == 3)); then
+    echo "requeued: requeued by Slurm, preempted or with a node lost (${asked:-exit code $code}), $(saved "$step")"
+  elif ((code == 75)) && (($(stopped_at "$step") >= 2)); then
     echo "stop: three attempts in a row committed no step; is the time limit too short?"
   elif ((code == 75)); then
     echo "requeue: stopped on request (${asked:-by the ranks}), $(saved "$step")"
-  elif ((step == before && $(events start | wc -l) > 1)); then
+  elif (($(failed_at "$step") >= 1)); then
     echo "stop: failed (exit code $code), and no step was committed since the last restart"
   else
-    failures=$(events end | grep -cvF '"code":75,')
+    failures=$(failed_at '-?[0-9]+')
     if ((failures >= 20)); then
       echo "stop: failed (exit code $code) after 20 restarts, the most that the profile allows"
     else
@@ -197,8 +226,9 @@ finish() { # finish CODE: write it down, and come back or not
   # Slurm may have requeued it already, preempted in the very moment in which it came to its end.
   if [[ $action =~ ^(done|stop|cancelled)$ && $(fate) == requeued ]]; then scancel "$job"; fi
   if [[ $action == requeue ]]; then
-    if scontrol requeue "$job"; then exit "$code"; fi
-    say "this cluster refuses to requeue: set requeue: false and chain: N in the profile"
+    if ask_slurm scontrol requeue "$job"; then exit "$code"; fi
+    note end "\"step\":$step,\"code\":$code,\"reason\":\"Slurm would not requeue\",\"action\":\"stop\""
+    say "not requeued: where the cluster forbids it, set requeue: false and chain: N in the profile"
   fi
   exit "$code"
 }
@@ -234,7 +264,8 @@ check_nodes() { # 0 fit; 1 bad nodes, named in $preflight/bad-nodes; 2 nothing c
   [[ -n $asked ]] && return 75
   srun --nodes=1 --ntasks=1 \
     /shared/ada/lmscale/.venv/bin/python -m launcher.preflight judge \
-    --folder "$preflight" --nodes "$SLURM_JOB_NODELIST" --cluster "$frozen/cluster.yaml" &
+    --folder "$preflight" --nodes "$SLURM_JOB_NODELIST" --cluster "$frozen/cluster.yaml" \
+    --job "$job" &
   await $!
   local verdict=$?
   if ((verdict == 1)) && [[ ! -s $preflight/bad-nodes ]]; then verdict=3; fi # Python itself did not start
@@ -255,17 +286,22 @@ exclude_nodes() { # leave out what the preflight named, for good in this submiss
   nodes=$(sort -u -- "$frozen/excluded" <(printf '%s\n' n3 n7) | paste -s -d ,)
   note end "\"step\":$before,\"code\":75,\"reason\":\"bad nodes excluded: $names\",\"action\":\"requeue\""
   trap '' TERM USR1 # holding ends this script and its children by SIGTERM; the rest has to follow
-  if scontrol requeuehold "$job"; then
-    scontrol update JobId="$job" ExcNodeList="$nodes"
-    scontrol release "$job"
-    exit 75
+  # Released only when they are excluded: it would start on the same nodes, over and over.
+  if ask_slurm scontrol requeuehold "$job" && ask_slurm scontrol update JobId="$job" ExcNodeList="$nodes"; then
+    ask_slurm scontrol release "$job"
   fi
+  exit 75
 }
 
 check_nodes
 verdict=$?
-if ((verdict == 1)); then exclude_nodes; fi # does not come back where the cluster requeues
-if ((verdict != 0)); then finish "$verdict"; fi
+case $verdict in
+  0) ;;
+  1) exclude_nodes ;;
+  # All nodes alike: a mistake, unless the run has trained here before; then it is the cluster's, and may pass.
+  2) if ((before < 0)); then finish 2; else finish 1; fi ;;
+  *) finish "$verdict" ;;
+esac
 
 # ---- The ranks ------------------------------------------------------------------------------------------------
 
@@ -281,8 +317,9 @@ fi
 meet
 say "starting $((nodes * 8)) ranks on $nodes nodes; they meet at $MASTER_ADDR:$MASTER_PORT"
 # One task a GPU, all GPUs of a node visible to each of its tasks (NCCL's peer-to-peer wants that).
-# A rank that fails ends the others: they would wait for it in their next collective.
-srun --nodes="$nodes" --ntasks="$((nodes * 8))" --ntasks-per-node=8 \
+# A rank that fails ends the others: they would wait for it in their next collective. Rank 0 is on this node, where
+# they meet, also when not all nodes are used.
+srun --relative=0 --nodes="$nodes" --ntasks="$((nodes * 8))" --ntasks-per-node=8 \
   --cpus-per-task=12 --kill-on-bad-exit=1 \
   /shared/ada/lmscale/.venv/bin/python -m launcher.rank \
   "$config" --run-folder "$run" &

@@ -1,0 +1,41 @@
+"""How a process of a job ended, told in a file to the batch script that started it.
+
+srun gives the largest exit code of its tasks: of a rank that stopped in good order (75) and another
+that this took by surprise (1) it tells neither.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+FOLDER_VARIABLE = "LMSCALE_EXITS"
+
+
+def record_exit(code: int, environ: Mapping[str, str] | None = None) -> None:
+    """Write ``code`` into ``rank-00003`` in the folder that ``LMSCALE_EXITS`` names, if it does.
+
+    It changes nothing about the end where it cannot be written.
+    """
+    environ = os.environ if environ is None else environ
+    folder = environ.get(FOLDER_VARIABLE)
+    if not folder:
+        return
+    rank = environ.get("RANK", "")
+    path = Path(folder) / f"rank-{int(rank) if rank.isdecimal() else 0:05d}"
+    try:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(f"{code}\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        say_now(f"lmscale: the exit code {code} could not be written to {path}: {error}")
+
+
+def say_now(words: str) -> None:
+    """Past Python's buffers and their locks, which a thread that hangs may hold."""
+    try:
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{words}\n".encode())
+    except (OSError, ValueError):
+        pass

@@ -1,0 +1,39 @@
+"""Names in a run's folder that both the launcher and the run itself go by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lmscale.errors import ClusterError
+
+SLURM_FOLDER = "slurm"
+DATA_SLURM_FOLDER = ".slurm"  # of a corpus or of shards, in whose folder names have a meaning
+SUBMISSIONS_FILE = "submissions.jsonl"  # in either of these
+SWEEP_FILE = "sweep.json"  # in the root of a sweep
+STOP_FILE = "stop"  # asks a run to save and to end
+WATCH_FILE = "watch.jsonl"  # what the watchdog saw
+ALIVE_SECONDS = 120.0  # a step longer than this shows as silence, unless the heartbeat runs
+_EVERY_SUBMISSION = {"time", "submission", "job", "jobs", "kind"}
+
+
+def read_submissions(state_folder: Path) -> list[dict[str, Any]]:
+    """The rows of a state folder, oldest first; a line torn by a full disk is passed over."""
+    path = state_folder / SUBMISSIONS_FILE
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ClusterError(f"{path} cannot be read: {error}.") from None
+    rows = []
+    for line in text.split("\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, Mapping) and row.keys() >= _EVERY_SUBMISSION:
+            rows.append(dict(row))
+    return rows

@@ -1,0 +1,308 @@
+"""What a training's batch script decides, run by bash with stand-ins for Slurm's commands.
+
+They give answers that a test cluster seldom or never gives; tests/slurm runs it under a real Slurm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slurm_cases import make_config, make_request
+
+from launcher.job import plan_train_job
+from launcher.render import render
+from lmscale.config.cluster import change_cluster, load_cluster
+
+# Every stand-in notes what it was asked; the rest of it is in the file NAME.body.
+STAND_IN = """\
+#!/bin/bash
+commit() { mkdir -p "$RUN/checkpoints/step-0$1"; touch "$RUN/checkpoints/step-0$1/manifest.json"; }
+leave() { echo "$2" >"$LMSCALE_EXITS/rank-0000$1"; }
+echo "${0##*/} $*" >>"$FAKES/calls"
+. "$FAKES/${0##*/}.body"
+"""
+RUNNING = "JobId=7 JobState=RUNNING Reason=None Restarts=0"
+BODIES = {
+    "srun": "exit 99",
+    "scontrol": '[[ $1 != show ]] || cat "$FAKES/record"',
+    "scancel": "",
+    "squeue": "",
+    "getent": "echo 127.0.0.1 STREAM",
+    "sleep": "exec /bin/sleep 0.05",
+}
+CHAIN = {"requeue": False, "chain": 3}
+# A preflight, of which the judgement names a bad node, or none is fit.
+BAD_NODE = """\
+case "$*" in
+*" probe "*) ;;
+*" judge "*)
+  printf 'n2\\tGPUs alive: 7 GPUs\\n' >"$RUN/slurm/preflight/$LMSCALE_ATTEMPT/bad-nodes"
+  exit 1
+  ;;
+*) exit 98 ;;
+esac"""
+NONE_FIT = 'case "$*" in *" judge "*) exit 2 ;; *" probe "*) ;; *) exit 98 ;; esac'
+CRASH = 'case "$*" in *launcher.rank*) leave 0 1; exit 1 ;; esac'
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt ended."""
+
+    code: int
+    row: dict[str, Any]
+    """Its last one in events.jsonl."""
+    calls: list[str]
+    """Of Slurm's commands, in this attempt."""
+    output: str
+
+    @property
+    def action(self) -> str:
+        return self.row["action"]
+
+    def called(self, words: str) -> bool:
+        return any(words in call for call in self.calls)
+
+
+class Submission:
+    """A rendered script, and the attempts that Slurm would make of it."""
+
+    def __init__(self, folder: Path, *, preflight: bool = False, **profile: Any) -> None:
+        self.run, self.fakes = folder / "run", folder / "fakes"
+        changes = {"preflight": {"enabled": preflight}, **profile}
+        cluster = change_cluster(load_cluster("lab"), changes, name="a test")
+        config = make_config("demo", {"run.folder": str(self.run)})
+        self.job = plan_train_job(make_request(cluster, config=config))
+        self.job.frozen_folder.mkdir(parents=True)
+        self.script = folder / "job.sh"
+        self.script.write_text(render(self.job))
+        self.fakes.mkdir()
+        for name in BODIES:
+            (self.fakes / name).write_text(STAND_IN)
+            (self.fakes / name).chmod(0o755)
+
+    def attempt(
+        self, srun: str, *, restart: int = 0, job: str = "7", record: str = RUNNING, **bodies: str
+    ) -> End:
+        """Run it; ``srun`` and ``bodies`` are lines of bash that stand for a command."""
+        for name, body in {**BODIES, "srun": srun, **bodies}.items():
+            (self.fakes / f"{name}.body").write_text(f"{body}\n")
+        (self.fakes / "record").write_text(f"{record}\n")
+        (self.fakes / "calls").write_text("")
+        variables = {
+            "PATH": f"{self.fakes}:{os.environ['PATH']}",
+            "HOME": str(self.run.parent),
+            "RUN": str(self.run),
+            "FAKES": str(self.fakes),
+            "SLURM_JOB_ID": job,
+            "SLURM_JOB_NODELIST": "n1",
+            "SLURM_JOB_NUM_NODES": "1",
+            "SLURMD_NODENAME": "localhost",
+        }
+        if restart:
+            variables["SLURM_RESTART_COUNT"] = str(restart)
+        output = self.fakes / "output"
+        start = f'echo $$ >"$FAKES/pid"; exec bash {self.script}'
+        with open(output, "wb") as file:
+            done = subprocess.run(
+                ["bash", "-c", start], env=variables, stdout=file, stderr=file, timeout=60
+            )
+        return End(
+            code=done.returncode,
+            row=self.rows()[-1],
+            calls=(self.fakes / "calls").read_text().splitlines(),
+            output=output.read_text(),
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        lines = (self.run / "slurm" / "events.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def test_ranks_that_were_stopped_put_the_job_back_into_the_queue(tmp_path):
+    end = Submission(tmp_path).attempt("commit 4; leave 0 75; leave 1 75; exit 75")
+    assert (end.code, end.action, end.row["code"], end.row["step"]) == (75, "requeue", 75, 4)
+    assert "scontrol requeue 7" in end.calls
+
+
+def test_ranks_that_finished_are_done(tmp_path):
+    end = Submission(tmp_path).attempt("commit 4; leave 0 0; leave 1 0")
+    assert (end.code, end.action) == (0, "done") and not end.called("requeue")
+
+
+@pytest.mark.parametrize("code", [2, 76])
+def test_a_mistake_or_the_guard_stops_it_though_another_rank_was_killed(tmp_path, code):
+    end = Submission(tmp_path).attempt(f"commit 4; leave 0 {code}; exit 137")
+    assert (end.code, end.action, end.row["code"]) == (code, "stop", code)
+    assert not end.called("requeue")
+
+
+def test_a_crash_after_progress_requeues_and_a_second_one_without_progress_stops(tmp_path):
+    submission = Submission(tmp_path)
+    first = submission.attempt("commit 4; leave 0 1; exit 1")
+    assert first.action == "requeue" and "scontrol requeue 7" in first.calls
+    second = submission.attempt("commit 5; leave 0 1; exit 1", restart=1)
+    assert second.action == "requeue"
+    third = submission.attempt("leave 0 1; exit 1", restart=2)
+    assert (third.code, third.action) == (1, "stop") and not third.called("requeue")
+    assert "no step was committed since the last restart" in third.row["reason"]
+
+
+def test_a_crash_before_the_first_step_is_tried_once_more(tmp_path):
+    submission = Submission(tmp_path)
+    assert submission.attempt("exit 1").action == "requeue"
+    assert submission.attempt("exit 1", restart=1).action == "stop"
+
+
+def test_a_crash_after_an_attempt_that_only_left_a_node_out_is_not_the_second_one(tmp_path):
+    submission = Submission(tmp_path, preflight=True)
+    excluded = submission.attempt(BAD_NODE)
+    assert (excluded.code, excluded.action) == (75, "requeue")
+    changes = [call for call in excluded.calls if not call.startswith(("scontrol show", "srun"))]
+    assert changes[-3:] == [
+        "scontrol requeuehold 7",
+        "scontrol update JobId=7 ExcNodeList=n2",
+        "scontrol release 7",
+    ]
+    assert submission.attempt(CRASH, restart=1).action == "requeue"
+    assert submission.attempt(CRASH, restart=2).action == "stop"
+
+
+def test_a_crash_after_a_preemption_is_not_the_second_one(tmp_path):
+    submission = Submission(tmp_path)
+    requeued = "JobId=7 JobState=COMPLETING Reason=None Restarts=1"
+    preempted = submission.attempt("leave 0 1; exit 143", record=requeued)
+    assert preempted.action == "requeued" and not preempted.called("scontrol requeue ")
+    record = requeued.replace("COMPLETING", "RUNNING")
+    assert submission.attempt("leave 0 1; exit 1", restart=1, record=record).action == "requeue"
+
+
+def test_three_attempts_in_a_row_without_a_step_are_enough(tmp_path):
+    submission = Submission(tmp_path)
+    stopped = "commit 4; leave 0 75; exit 75"
+    actions = [submission.attempt(stopped, restart=n).action for n in range(3)]
+    assert actions == ["requeue", "requeue", "stop"]
+
+
+def test_failures_are_counted_up_to_the_most_that_the_profile_allows(tmp_path):
+    submission = Submission(tmp_path, max_restarts=2)
+    steps = [(0, "leave 0 75; exit 75"), (1, "leave 0 1; exit 1"), (2, "exit 137"), (3, "exit 1")]
+    ends = [submission.attempt(f"commit {n + 1}; {srun}", restart=n) for n, srun in steps]
+    assert [end.action for end in ends] == ["requeue", "requeue", "requeue", "stop"]
+    assert "after 2 restarts" in ends[-1].row["reason"]
+
+
+def test_a_cancelled_job_does_not_come_back(tmp_path):
+    record = "JobId=7 JobState=COMPLETING Reason=None Dependency=(null) Restarts=0"
+    end = Submission(tmp_path).attempt("commit 4; leave 0 75; exit 75", record=record)
+    assert end.action == "cancelled" and not end.called("requeue")
+
+
+def test_a_job_that_was_noted_as_cancelled_does_not_come_back(tmp_path):
+    end = Submission(tmp_path).attempt('echo 7 >"$RUN/slurm/cancel"; leave 0 75; exit 75')
+    assert end.action == "cancelled" and not end.called("requeue")
+
+
+@pytest.mark.parametrize("chain", [{}, CHAIN])
+def test_a_preempted_job_that_slurm_does_not_requeue_is_not_cancelled(tmp_path, chain):
+    record = "JobId=7 JobState=COMPLETING Reason=None Restarts=0 PreemptTime=2026-11-22T01:28:48"
+    submission = Submission(tmp_path, **chain)
+    end = submission.attempt("commit 4; leave 0 75; exit 75", record=record)
+    assert end.action == ("chain" if chain else "requeue")
+    assert not (submission.job.frozen_folder / "ended").exists()
+
+
+def test_a_job_whose_preemption_never_came_is_cancelled_all_the_same(tmp_path):
+    record = "JobId=7 JobState=COMPLETING Reason=None Restarts=0 PreemptTime=None"
+    end = Submission(tmp_path).attempt("leave 0 75; exit 75", record=record)
+    assert end.action == "cancelled"
+
+
+def test_an_owner_that_cannot_be_read_is_no_other_attempt(tmp_path):
+    end = Submission(tmp_path).attempt('rm "$RUN/slurm/owner"; commit 4; leave 0 75; exit 75')
+    assert end.action == "requeue" and "scontrol requeue 7" in end.calls
+
+
+def test_an_attempt_that_another_one_has_taken_over_leaves_the_queue_alone(tmp_path):
+    end = Submission(tmp_path).attempt('echo 7.1 >"$RUN/slurm/owner"; leave 0 75; exit 75')
+    assert end.action == "fenced" and not end.called("requeue") and not end.called("scancel")
+
+
+def test_a_controller_that_is_away_for_a_while_still_requeues_the_job(tmp_path):
+    away = """\
+if [[ $1 == show ]]; then cat "$FAKES/record"; exit; fi
+(($(grep -c "scontrol requeue" "$FAKES/calls") > 2)) && exit
+echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2
+exit 1"""
+    end = Submission(tmp_path).attempt("commit 4; leave 0 75; exit 75", scontrol=away)
+    assert (end.code, end.action) == (75, "requeue")
+    assert end.calls.count("scontrol requeue 7") == 3
+    assert "not requeued" not in end.output
+
+
+def test_a_cluster_that_forbids_requeue_is_told_as_such(tmp_path):
+    forbids = """\
+if [[ $1 == show ]]; then cat "$FAKES/record"; exit; fi
+echo "Requested operation is presently disabled for job 7" >&2
+exit 1"""
+    end = Submission(tmp_path).attempt("commit 4; leave 0 75; exit 75", scontrol=forbids)
+    assert end.calls.count("scontrol requeue 7") == 1
+    assert end.action == "stop" and "set requeue: false and chain: N" in end.output
+
+
+def test_a_bad_node_in_a_chain_goes_on_with_the_next_job(tmp_path):
+    submission = Submission(tmp_path, preflight=True, **CHAIN)
+    end = submission.attempt(BAD_NODE, squeue="echo 8; echo 9")
+    assert end.action == "chain" and not end.called("requeue") and not end.called("launcher.rank")
+    updates = [call for call in end.calls if call.startswith("scontrol update")]
+    assert updates == [f"scontrol update JobId={job} ExcNodeList=n2" for job in (8, 9)]
+    assert not (submission.job.frozen_folder / "ended").exists()
+    (excluded,) = [row for row in submission.rows() if row["event"] == "exclude"]
+    assert (excluded["nodes"], excluded["reason"]) == ("n2", "GPUs alive: 7 GPUs")
+    assert submission.attempt(BAD_NODE, job="8").action == "chain"  # which is no second failure
+    works = 'case "$*" in *launcher.rank*) commit 4; leave 0 0 ;; esac'
+    assert submission.attempt(works, job="9").action == "done"
+    assert (submission.job.frozen_folder / "ended").exists()
+
+
+def test_a_chain_that_has_come_to_its_end_starts_nothing_more(tmp_path):
+    submission = Submission(tmp_path, **CHAIN)
+    end = submission.attempt("commit 4; leave 0 2; exit 2")
+    assert end.action == "stop" and end.called("scancel --state=PENDING")
+    later = submission.attempt("exit 99", job="8")
+    assert later.code == 0 and later.row == end.row and not later.called("srun")
+
+
+def test_nodes_that_are_all_unfit_stop_a_run_only_before_its_first_step(tmp_path):
+    stopped = Submission(tmp_path / "new", preflight=True).attempt(NONE_FIT)
+    assert (stopped.code, stopped.action) == (2, "stop")
+    submission = Submission(tmp_path / "old", preflight=True)
+    saved = 'case "$*" in *launcher.rank*) commit 4; leave 0 75; exit 75 ;; esac'
+    assert submission.attempt(saved).action == "requeue"
+    assert submission.attempt(NONE_FIT, restart=1).action == "requeue"
+    assert submission.attempt(NONE_FIT, restart=2).action == "stop"
+
+
+@pytest.mark.parametrize("when", ["before the ranks", "while they run"])
+def test_a_signal_reaches_the_ranks_also_between_two_stages(tmp_path, when):
+    listening = """\
+trap 'commit 4; leave 0 75; exit 75' USR1
+echo $$ >"$FAKES/ranks"
+"""
+    waiting = "for _ in {1..100}; do /bin/sleep 0.1; done; leave 0 0; exit 0"
+    tell = 'kill -USR1 "$(<"$FAKES/pid")"'
+    scancel = '[[ $1 != --signal=USR1 || ! -e $FAKES/ranks ]] || kill -USR1 "$(<"$FAKES/ranks")"'
+    bodies = {"scancel": scancel}
+    if when == "before the ranks":
+        bodies["getent"] = f"{tell}; {BODIES['getent']}"  # of which it makes where they meet
+        end = Submission(tmp_path).attempt(f"{listening}{waiting}", **bodies)
+    else:
+        end = Submission(tmp_path).attempt(f"{listening}{tell}; {waiting}", **bodies)
+    assert (end.code, end.action, end.row["code"]) == (75, "requeue", 75)
+    assert "USR1" in end.row["reason"]
