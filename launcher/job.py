@@ -52,6 +52,8 @@ class JobRequest:
     """With absolute places: ``lmscale.config.places``."""
     cluster: ClusterConfig
     cluster_name: str
+    cluster_file: Path | None = None
+    """Where the profile was read from."""
     submission: str
     """An id that the state folder has not seen yet."""
     python: str
@@ -381,4 +383,5 @@ def _describe_nodes(nodes: tuple[int, ...], cluster: ClusterConfig) -> str:
     counts = str(nodes[0]) if len(nodes) == 1 else f"{nodes[0]} to {nodes[-1]}"
     gpus = f" and {cluster.gpus_per_node} GPUs" if cluster.gpus_per_node else ""
     plural = "" if nodes[-1] == 1 else "s"
-    return f"{counts} node{plural} with {cluster.ranks_per_node} ranks{gpus} each."
+    ranks = f"{cluster.ranks_per_node} rank{'s'[: cluster.ranks_per_node > 1]}"
+    return f"{counts} node{plural} with {ranks}{gpus} each."

@@ -29,7 +29,7 @@ _QUEUE_FIELDS += ("TimeLeft", "Name")
 _ACCOUNT_FIELDS = ("JobID", "JobIDRaw", "State", "ExitCode", "Submit", "Start", "End")
 _ACCOUNT_FIELDS += ("ElapsedRaw", "NodeList", "Reason", "User", "JobName")
 # Defaults that a user may have set would change what is submitted or how it is printed.
-_FOREIGN = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_")
+_FOREIGN = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SLURM_")
 _OURS = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 _RANK_VARIABLES += ("MASTER_ADDR", "MASTER_PORT", "LMSCALE_ATTEMPT", "LMSCALE_EXITS")
@@ -109,6 +109,14 @@ def try_sbatch(script: str, options: Sequence[str] = ()) -> str:
     if done.returncode:
         raise _refusal(command, said)
     return said
+
+
+def list_partitions() -> tuple[str, ...]:
+    """The partitions that this user sees; none where Slurm cannot be asked."""
+    try:
+        return tuple(dict.fromkeys(_call(["sinfo", "--noheader", "--format=%R"]).split()))
+    except ClusterError:
+        return ()
 
 
 def squeue(jobs: Sequence[str] = (), *, name: str | None = None) -> tuple[QueuedJob, ...]:

@@ -92,6 +92,7 @@ class FolderSigns:
     end_reason: str | None = None
     """Of the newest attempt."""
     is_finished: bool = False
+    """With nothing submitted since."""
     last_sign: float | None = None
     """When the run last wrote anything."""
     hang: str | None = None
@@ -125,7 +126,10 @@ class RunState:
 
     @property
     def line(self) -> str:
-        return f"{self.name}: {self.detail}" if self.detail else self.name
+        rest = self.detail
+        if own := re.match(rf"{self.name}\b[,:;]?\s*", rest):  # a reason may begin with the word
+            rest = rest[own.end() :]
+        return f"{self.name}: {rest}" if rest else self.name
 
     @property
     def is_active(self) -> bool:
@@ -302,6 +306,8 @@ def _judge_end(signs: FolderSigns, jobs: Sequence[str], word: str) -> RunState:
     """``word``: Slurm's, or "" where it has forgotten the job."""
     last = last_word(signs.events, jobs)
     if last is None:
+        if signs.is_finished:  # without Slurm, after it was submitted
+            return RunState(name="finished")
         if word == "CANCELLED" or any(is_one_of(job, jobs) for job in signs.cancels):
             return RunState(name="cancelled", detail="before it began")
         if word in ("", "COMPLETED"):

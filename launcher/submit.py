@@ -34,7 +34,7 @@ from launcher.slurm import sbatch, scancel
 from launcher.submissions import Submission, append_submission, submitting
 from launcher.sweep import parse_axis, plan_sweep, render_sweep
 from lmscale.config import load_config
-from lmscale.config.cluster import ClusterConfig, change_cluster, load_cluster
+from lmscale.config.cluster import ClusterConfig, change_cluster, find_profile, load_cluster
 from lmscale.config.places import with_absolute_places
 from lmscale.config.run_files import SWEEP_FILE
 from lmscale.errors import ClusterError, ConfigError, LmscaleError
@@ -98,6 +98,7 @@ def prepare(options: LaunchOptions, *, now: float | None = None) -> Prepared:
         config=config,
         cluster=cluster,
         cluster_name=Path(options.cluster).stem,
+        cluster_file=find_profile(options.cluster).absolute(),
         submission=plan_submission(plan_state_folder(options.kind, folder), options.kind, now),
         python=sys.executable,
         folder=Path.cwd(),

@@ -193,6 +193,8 @@ def _print_findings(findings: Findings, job: SlurmJob, *, as_json: bool) -> None
 def _print_submission(
     submission: Submission, job: SlurmJob, findings: Findings, *, as_json: bool
 ) -> None:
+    from launcher.checks import describe_tasks, is_partial
+
     output = job.output.replace("%%", "\0").replace("%j", submission.job)
     output = output.replace("%A", submission.job).replace("%a", "*").replace("\0", "%")
     places = {"script": str(Path(submission.folder) / "job.sh"), "output": output}
@@ -214,6 +216,8 @@ def _print_submission(
         return
     chain = f" and {len(submission.jobs) - 1} more of its chain" if len(submission.jobs) > 1 else ""
     typer.echo(f"submitted job {submission.job}{chain}: {job.name}")
+    if is_partial(job):
+        typer.echo(f"  {describe_tasks(job)}; the others are done")
     for name, place in places.items():
         typer.echo(f"  {name:<8}{place}")
     for number, command in enumerate(commands):

@@ -92,10 +92,12 @@ def _list_sweep(folder: Path, name: str, *, as_json: bool) -> None:
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show how a run goes: state, figures, estimated end, and what became of every start."""
     from launcher.history import excluded_nodes
-    from lmscale.cli.runs_look import history_of, look_at, other_jobs
+    from lmscale.cli.runs_look import errors_of, history_of, look_at, other_jobs
     from lmscale.cli.runs_view import forecast_json, render_status, to_json
     from lmscale.runtime.heartbeat import read_heartbeats
+    from lmscale.runtime.sweep_folder import refuse_sweep
 
+    refuse_sweep(run)
     looks = look_at([run], with_past=True)
     look = looks.runs[run]
     if isinstance(look, LmscaleError):
@@ -105,9 +107,11 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     watch = _last_watch(run)
     others = other_jobs(look, looks.answer)
     beats = read_heartbeats(run) if look.state.name in ("hung", "silent") else []
+    errors = errors_of(look)
     if not as_json:
         text = render_status(
             look,
+            errors=errors,
             history=history,
             others=others,
             forecast=forecast,
@@ -119,6 +123,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
         return
     content: dict[str, Any] = {
         **to_json(run, look),
+        "errors": errors,
         "slurm_note": looks.note,
         "forecast": forecast_json(forecast),
         "history": [asdict(stretch) for stretch in history],
@@ -164,9 +169,11 @@ def audit(run: RunArgument, as_json: JsonOption = False) -> None:
     """
     from lmscale.runtime.progress import progress
     from lmscale.runtime.run_folder import load_run_config
+    from lmscale.runtime.sweep_folder import refuse_sweep
     from lmscale.stream.audit import audit_run
     from lmscale.stream.ledger import read_ledger, sum_rows
 
+    refuse_sweep(run)
     config = load_run_config(run)
     samples, _ = sum_rows(read_ledger(run))
     with progress("auditing", samples, "samples") as advance:

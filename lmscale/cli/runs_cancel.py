@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmscale.cli.options import JsonOption
-from lmscale.config.run_files import DATA_SLURM_FOLDER, SLURM_FOLDER, STOP_FILE
+from lmscale.config.run_files import DATA_SLURM_FOLDER, SLURM_FOLDER, STOP_FILE, SWEEP_FILE
 from lmscale.errors import ClusterError, ConfigError, LmscaleError
 from lmscale.runtime.atomic import writing
-from lmscale.runtime.sweep_folder import find_sweep
+from lmscale.runtime.sweep_folder import find_sweep, read_sweep
 
 if TYPE_CHECKING:
     from launcher.cancel import JobCancel
@@ -58,7 +58,7 @@ def cancel(
         Path | None,
         typer.Argument(
             metavar="[RUN]",
-            help="A run's folder; with --sweep the one that holds the sweep (runs).",
+            help="A run's folder, or a sweep's; with --sweep the one that holds the sweep (runs).",
             show_default=False,
         ),
     ] = None,
@@ -74,27 +74,34 @@ def cancel(
     nothing is saved. A run without Slurm is asked by the file `stop` in its folder. To go on later,
     launch it again.
     """
-    from lmscale.runtime.run_folder import load_run_config
-
-    if sweep is not None:
-        runs = [member.folder for member in find_sweep(run or Path("runs"), sweep).members]
-    elif run is None:
-        raise ConfigError("Name the run's folder, or a sweep with --sweep NAME.")
-    else:
-        if not (run / DATA_SLURM_FOLDER).is_dir():  # of a corpus or of shards
-            load_run_config(run)  # refuses what is no run
-        runs = [run]
+    runs = _choose(run, sweep)
+    is_sweep = sweep is not None or len(runs) != 1 or runs[0] != run
     done, problems = cancel_runs(runs, at_once=at_once)
     if as_json:
         rows = [result.to_json() for result in done]
-        if sweep is not None or rows:
-            typer.echo(json.dumps(rows if sweep is not None else rows[0], indent=1))
+        if is_sweep or rows:
+            typer.echo(json.dumps(rows if is_sweep else rows[0], indent=1))
     else:
         for result in done:
             for line in result.text:
                 typer.echo(f"{result.run}: {line}")
     if problems:
         raise ClusterError(problems)
+
+
+def _choose(run: Path | None, sweep: str | None) -> list[Path]:
+    """The run, or all runs of a sweep: by its name, or of which ``run`` is the folder."""
+    from lmscale.runtime.run_folder import load_run_config
+
+    if sweep is not None:
+        return [member.folder for member in find_sweep(run or Path("runs"), sweep).members]
+    if run is None:
+        raise ConfigError("Name the run's folder, or a sweep with --sweep NAME.")
+    if (run / SWEEP_FILE).is_file():
+        return [member.folder for member in read_sweep(run).members]
+    if not (run / DATA_SLURM_FOLDER).is_dir():  # of a corpus or of shards
+        load_run_config(run)  # refuses what is no run
+    return [run]
 
 
 def cancel_runs(runs: Sequence[Path], *, at_once: bool) -> tuple[list[Cancelled], list[str]]:

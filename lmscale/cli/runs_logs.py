@@ -13,9 +13,9 @@ import typer
 
 from lmscale.cli.options import RunArgument
 from lmscale.config.run_files import DATA_SLURM_FOLDER
-from lmscale.errors import ConfigError, DataError
+from lmscale.errors import ConfigError, DataError, LmscaleError
 from lmscale.runtime.log_merge import LogFiles, LogLine, keep_last
-from lmscale.runtime.sweep_folder import job_outputs
+from lmscale.runtime.sweep_folder import job_outputs, refuse_sweep
 
 POLL_SECONDS = 0.5
 FILES_PER_SECOND = 500  # looked at while following: thousands of ranks share a file system
@@ -52,11 +52,12 @@ def logs(
     """
     if job and (raw or rank is not None):
         raise ConfigError("--job prints what no rank has logged: leave --rank and --raw out.")
+    refuse_sweep(run)
     files = _choose(run, rank, raw=raw, job=job)
     _check(run, files, follow=follow)
     shown = _JobLines() if job else _plain_lines if rank is not None else _ranked_lines
     try:
-        _print(files, shown, follow=follow, lines=lines)
+        _print(run, files, shown, follow=follow, lines=lines)
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -87,6 +88,7 @@ def _check(run: Path, files: LogFiles, *, follow: bool) -> None:
 
 
 def _print(
+    run: Path,
     files: LogFiles,
     shown: Callable[[Iterator[LogLine]], Iterator[str]],
     *,
@@ -97,9 +99,22 @@ def _print(
         files.skip_to_last(lines)
     first = files.read(with_torn=not follow)
     _write(shown(first if lines is None else keep_last(first, lines)))
+    if follow:
+        _say_if_ended(run)
     while follow:
         time.sleep(max(POLL_SECONDS, len(files.find()) / FILES_PER_SECOND))
         _write(shown(files.read(with_torn=False)))
+
+
+def _say_if_ended(run: Path) -> None:
+    """Who follows a run that has ended would wait without knowing what for."""
+    from lmscale.cli.runs_look import look_at
+
+    look = look_at([run]).runs[run]
+    if isinstance(look, LmscaleError) or look.state.is_active or look.state.name == "not started":
+        return  # one that is no run, such as shards being built, is followed all the same
+    text = f"the run has ended: {look.state.line}; waiting for a next start, Ctrl-C ends this"
+    typer.echo(text, err=True)
 
 
 def _write(texts: Iterator[str]) -> None:

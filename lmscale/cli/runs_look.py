@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -26,11 +27,15 @@ from lmscale.config.run_files import SLURM_FOLDER, WATCH_FILE
 from lmscale.errors import ClusterError, LmscaleError
 from lmscale.runtime.jsonl import Row, tail_rows
 from lmscale.runtime.run_folder import read_status
+from lmscale.runtime.sweep_folder import job_outputs
 
 if TYPE_CHECKING:
     from lmscale.runtime.run_folder import RunStatus
 
 ENDED_HANG = "end"  # the watchdog has ended all ranks
+_ERROR = "error:"
+_BEGIN = re.compile(r" lmscale: starting \d+ rank")  # the batch script's word before the ranks'
+_MAX_ERRORS, _MAX_FILES, _TAIL_BYTES = 5, 16, 65_536
 _STANDSTILLS = ("hang", ENDED_HANG, "moving")
 
 
@@ -92,10 +97,18 @@ def signs_of(status: RunStatus) -> FolderSigns:
         attempt_began_at=began_at,
         has_open_attempt=status.has_open_attempt and not is_over,
         end_reason=f"hung: {text}" if is_over else status.end_reason,
-        is_finished=status.is_finished,
+        is_finished=_is_finished(status),
         last_sign=status.last_sign,
         hang=None if is_over else text,
     )
+
+
+def _is_finished(status: RunStatus) -> bool:
+    """Whether it has finished, and was not submitted again since."""
+    if not status.is_finished:
+        return False
+    newest = newest_submission(status.submissions)
+    return newest is None or newest["time"] <= status.attempts[-1]["time"]
 
 
 def _read_standstill(folder: Path, *, since: float) -> Row | None:
@@ -129,7 +142,7 @@ def _jobs_to_ask(status: RunStatus, with_past: bool) -> tuple[str, ...]:
     if with_past:
         return tuple(dict.fromkeys(job for row in status.submissions for job in jobs_of(row)))
     newest = newest_submission(status.submissions)
-    return () if newest is None or status.is_finished else jobs_of(newest)
+    return () if newest is None or _is_finished(status) else jobs_of(newest)
 
 
 def history_of(look: RunLook, answer: SlurmAnswer | None) -> tuple[Stretch, ...]:
@@ -164,6 +177,36 @@ def other_jobs(look: RunLook, answer: SlurmAnswer | None) -> list[dict[str, str]
         for job in answer.queue
         if row["kind"] != TRAIN and job.is_active and is_one_of(job.job, jobs_of(row))
     ]
+
+
+def errors_of(look: RunLook) -> list[str]:
+    """What the last attempt of a run that failed said was wrong; nothing of any other run."""
+    if look.state.name != "failed":
+        return []
+    folder = look.status.folder
+    output = job_outputs(folder)[0] / f"job-{look.state.job}.out"
+    lines = _tail_lines(output)
+    # The output of a job goes on over its requeues.
+    begins = [number for number, line in enumerate(lines) if _BEGIN.search(line)]
+    found = [line for line in lines[begins[-1] if begins else 0 :] if line.startswith(_ERROR)]
+    if not found:
+        began_at = max((row["time"] for row in look.status.starts), default=0.0)
+        began_at = max(
+            [began_at, *(e["time"] for e in look.status.events if e["event"] == "start")]
+        )
+        files = [f for f in (folder / "logs").glob("rank-*.out") if f.stat().st_mtime >= began_at]
+        files = sorted(files)[:_MAX_FILES]
+        found = [line for file in files for line in _tail_lines(file) if line.startswith(_ERROR)]
+    return list(dict.fromkeys(found))[:_MAX_ERRORS]
+
+
+def _tail_lines(path: Path) -> list[str]:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return file.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def _read_limits(status: RunStatus) -> dict[str, Limits]:

@@ -77,6 +77,7 @@ def render_number(value: Any, form: str) -> str:
 def render_status(
     look: RunLook,
     *,
+    errors: Sequence[str],
     history: Sequence[Stretch],
     others: Sequence[Mapping[str, str]],
     forecast: Forecast | None,
@@ -88,6 +89,7 @@ def render_status(
     status, state = look.status, look.state
     gone = status.goodput
     lines = [_line("run", status.folder), _line("state", state.line)]
+    lines += [_line("", error) for error in errors]
     lines += _render_job(look)
     lines += [_line(f"{job['kind']} job", _describe_other(job)) for job in others]
     lines += [_line("Slurm", note)] if note else []
@@ -101,7 +103,9 @@ def render_status(
     lines += [_line("watchdog", f"{render_time(watch['time'])} {watch['text']}")] if watch else []
     lines += [_line("", place) for place in render_places(beats)]
     lines.append(_line("checkpoints", ", ".join(status.checkpoints) or "none yet"))
-    lines.append(_line("logs", f"{status.folder / 'logs'} (lmscale runs logs {status.folder})"))
+    show = f"lmscale runs logs {status.folder}"
+    show += " --job" if state.name == "failed" and state.job is not None else ""
+    lines.append(_line("logs", f"{status.folder / 'logs'} ({show})"))
     lines += [
         f"{name:32} {render_number(value, '.6g')}"
         for name, value in status.figures.items()

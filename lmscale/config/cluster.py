@@ -106,6 +106,15 @@ class ClusterConfig(Section):
     array_limit: PositiveInt | None = None
     """Most tasks of an array at once."""
 
+    @field_validator("time", mode="before")
+    @classmethod
+    def _time_has_a_form(cls, value: Any) -> Any:
+        if type(value) in (int, float):
+            raise ValueError(
+                f'write it in quotes, as "D-HH:MM:SS" or "HH:MM:SS"; found the number {value}'
+            )
+        return value
+
     @field_validator("memory_per_node", mode="before")
     @classmethod
     def _memory_may_be_a_number(cls, value: Any) -> Any:

@@ -163,7 +163,9 @@ def _describe(problem: Mapping[str, Any], name: str, model: type[BaseModel]) -> 
     message = problem["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         where = f"{name}: {path + ': ' if path else ''}"
-        return "\n".join(f"{where}{line}." for line in message.splitlines())
+        ends = ("?", ".")
+        lines = message.splitlines()
+        return "\n".join(where + line + "." * (not line.endswith(ends)) for line in lines)
     found = problem["input"]
     shown = f"{found!r}" if isinstance(found, (str, int, float, bool)) else type(found).__name__
     return f"{name}: {path}: {message[:1].lower()}{message[1:]}; found {shown}."

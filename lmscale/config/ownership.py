@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from lmscale.config.load import load_config
@@ -40,6 +41,8 @@ def _check_folder(folder: Path, config: RunConfig) -> None:
     elif folder.is_dir():
         names = sorted(path.name for path in folder.iterdir())
         foreign = [name for name in names if name not in _HARMLESS and not name.startswith(".")]
+        if {"checkpoints", "ledger.jsonl"} & set(foreign):
+            raise ConfigError(_describe_lost_config(folder))
         if foreign:
             raise ConfigError(
                 f"{folder} is not empty and holds no run (found {', '.join(foreign[:3])}). "
@@ -49,6 +52,21 @@ def _check_folder(folder: Path, config: RunConfig) -> None:
         nearest = next(place for place in (folder, *folder.parents) if place.exists())
         if not nearest.is_dir():
             raise ConfigError(f"{nearest} is a file; run.folder must name a folder.")
+
+
+def _describe_lost_config(folder: Path) -> str:
+    """Of a folder that a run has been in. Every submission to Slurm has frozen a copy."""
+    frozen = folder / CONFIG_FILE
+    copies = sorted(folder.glob(f"{SLURM_FOLDER}/*/{CONFIG_FILE}"))
+    copies = [copy for copy in copies if "-train" in copy.parent.name] or copies
+    advice = "Copy it back from where there is one"
+    if copies:
+        command = f"cp {shlex.quote(str(copies[-1]))} {shlex.quote(str(frozen))}"
+        advice = f"Copy back what was submitted last (`{command}`)"
+    return (
+        f"{folder} holds what a run has made, but its {CONFIG_FILE} is missing, so it is not known "
+        f"whose it is. {advice}, or set run.folder to an empty or new place."
+    )
 
 
 def _owner_of(frozen: Path) -> str | None:

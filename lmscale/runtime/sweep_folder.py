@@ -78,6 +78,18 @@ def read_sweep(root: Path) -> Sweep:
         ) from None
 
 
+def refuse_sweep(folder: Path) -> None:
+    """Raise ``ConfigError`` where one run is to be named, and this is the folder of many."""
+    if not (folder / SWEEP_FILE).is_file():
+        return
+    sweep = read_sweep(folder)
+    example = f", such as {sweep.members[0].folder}" if sweep.members else ""
+    raise ConfigError(
+        f"{folder}: this is a sweep; `lmscale runs list {folder} --sweep {sweep.name}` shows its "
+        f"runs. Name one of them{example}."
+    )
+
+
 def find_membership(folder: Path) -> tuple[Sweep, SweepMember] | None:
     """The sweep that a run's folder belongs to."""
     root = folder.absolute().parent

@@ -9,13 +9,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from lmscale.config.continuation import STREAM_KEYS
 from lmscale.config.data import StreamConfig
 from lmscale.errors import CheckpointError, ConfigError
 from lmscale.stream.mixture import Segment
 
 VERSION = 1
-# What the order rests on: with another value, samples already seen would come again or never.
-GEOMETRY = ("sequence_length", "packing", "mask_documents", "window_shards", "mixture_block")
 FINGERPRINT_DIGITS = 16  # 64 bits tell datasets apart, and keep the state small
 
 
@@ -81,7 +80,7 @@ class StreamState:
 
 
 def geometry_of(config: StreamConfig) -> dict[str, Any]:
-    return {key: getattr(config, key) for key in GEOMETRY}
+    return {key: getattr(config, key) for key in STREAM_KEYS}
 
 
 def find_changes(state: StreamState, config: StreamConfig, *, seed: int) -> list[str]:

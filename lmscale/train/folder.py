@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lmscale.config import RunConfig, dump_config
+from lmscale.config.continuation import model_identity
 from lmscale.config.ownership import CONFIG_FILE, check_folder
 from lmscale.config.places import with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError, LeaseLostError
@@ -41,14 +42,11 @@ DEAD_NODE_SECONDS = 100.0
 # For an older copy of this run, which polls the lease, to end its step and let go.
 TAKE_OVER_SECONDS = 30.0
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
-# Settings of the model that may change between restarts: they do not change what is computed.
-_FREE_MODEL_KEYS = {"activation_checkpoint_every", "attention", "dropout"}
 
 
 def identity_of(config: RunConfig, tokenizer_fingerprint: str) -> dict[str, Any]:
     """What must stay the same over a run's restarts, as checkpoints carry it."""
-    model = config.model.model_dump(mode="json", exclude=_FREE_MODEL_KEYS)
-    model["vocab_size"], model["max_positions"] = config.vocab_size, config.max_positions
+    model = model_identity(config)
     return {"run": config.run.name, "tokenizer": tokenizer_fingerprint, "model": model}
 
 

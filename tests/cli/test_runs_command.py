@@ -144,7 +144,9 @@ def test_following_goes_on_over_new_lines_and_new_ranks_until_ctrl_c(run):
         _, said = follower.communicate(timeout=20)
     assert first == ["[0] line of rank 0\n", "[1] line of rank 1\n"]
     assert [line[:3] for line in later] == ["[1]", "[3]"]
-    assert (follower.returncode, said) == (130, "")
+    assert follower.returncode == 130
+    told = "the run has ended: stopped: SIGTERM; waiting for a next start, Ctrl-C ends this\n"
+    assert said == told
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
@@ -412,3 +414,66 @@ def test_a_run_that_cannot_be_cancelled_holds_no_other_up(sweep, tmp_path, capsy
     assert "rates-000/slurm/cancel cannot be written" in seen.err
     assert "job 9_1 on n1: asked to save and to end for good" in seen.out
     assert (sweep / "rates-001/slurm/cancel").read_text() == "9_1\n"
+
+
+def test_the_folder_of_a_sweep_is_cancelled_as_the_sweep(sweep, tmp_path, capsys):
+    install_slurm(tmp_path / "bin", ("9_0", "PENDING", ""), ("9_1", "RUNNING", "n1"))
+    assert main(["runs", "cancel", str(sweep), "--json"]) == 0
+    assert (sweep / "rates-000/slurm/cancel").read_text() == "9_0\n"
+    assert (sweep / "rates-001/slurm/cancel").read_text() == "9_1\n"
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "audit"])
+def test_the_folder_of_a_sweep_is_not_taken_for_a_run(sweep, capsys, command):
+    assert main(["runs", command, str(sweep)]) == 2
+    said = capsys.readouterr().err
+    assert f"this is a sweep; `lmscale runs list {sweep} --sweep rates`" in said
+    assert "rates-000" in said
+
+
+def finish(run):
+    """A run that was submitted as job 12 and came to its end."""
+    (run / "config.yaml").write_text("run: {name: waits}\ntrain: {steps: 1}\n")
+    event(run, "start", nodes="n1")
+    with open_attempt(run, first_step=0, world_size=1, zero_stage=1) as attempt:
+        append_row(run / "ledger.jsonl", {"step": 0})
+        attempt.step(1, 1.0)
+        attempt.end("finished")
+    event(run, "end", code=0, action="done", reason="finished")
+
+
+def launch_again(run):
+    row = {"time": time.time(), "submission": "again", "job": "13", "jobs": ["13"]}
+    append_row(run / "slurm" / "submissions.jsonl", {**row, "kind": "train"})
+
+
+def test_slurm_is_asked_about_a_finished_run_that_was_launched_again(queued, tmp_path, capsys):
+    finish(queued)
+    install_slurm(tmp_path / "bin", ("13", "PENDING", ""))
+    assert main(["runs", "list", str(queued.parent), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["state"] == "finished"
+    launch_again(queued)
+    assert main(["runs", "list", str(queued.parent), "--json"]) == 0
+    (seen,) = json.loads(capsys.readouterr().out)
+    assert (seen["state"], seen["job"]) == ("queued", "13")
+
+
+def test_a_launch_that_failed_is_told_though_the_run_had_finished(queued, capsys):
+    finish(queued)
+    launch_again(queued)
+    event(queued, "start", job="13", nodes="n1")
+    event(queued, "end", job="13", code=2, action="stop", reason="something to mend, see the log")
+    said = "error: old\n01:00 lmscale: starting 1 ranks on 1 nodes\nINFO\nerror: no shards\nbye\n"
+    (queued / "slurm" / "job-13.out").write_text(said)
+    assert main(["runs", "status", str(queued)]) == 0
+    text = capsys.readouterr().out
+    assert "failed: something to mend, see the log\n" + " " * 17 + "error: no shards\n" in text
+    assert f"{queued / 'logs'} (lmscale runs logs {queued} --job)" in text
+    assert main(["runs", "status", str(queued), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["errors"] == ["error: no shards"]
+    (queued / "slurm" / "job-13.out").unlink()
+    (queued / "logs").mkdir(exist_ok=True)
+    (queued / "logs" / "rank-00001.out").write_text("error: of a rank\n")
+    assert main(["runs", "status", str(queued), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["errors"] == ["error: of a rank"]

@@ -133,6 +133,11 @@ def test_a_running_job_that_was_cancelled_is_ending():
         (end("32", "stop", code=76, reason="guard"), {}, "failed: guard"),
         (end("32", "stop", code=75, reason="no step in three"), {}, "stopped: no step in three"),
         (end("32", "cancelled", reason="at step 40"), {}, "cancelled: at step 40"),
+        (
+            end("32", "cancelled", reason="cancelled, saved at step 4"),
+            {},
+            "cancelled: saved at step 4",
+        ),
         (end("32", "requeue"), {"is_finished": True}, "finished"),
     ],
 )

@@ -86,7 +86,7 @@ if grep -qxF -e "$job" -e "$SLURM_JOB_ID" "$state/cancel" 2>/dev/null; then # as
   say "cancelled"
   exit 75
 fi
-say "job $job, restart $restart, on $SLURM_JOB_NODELIST; newest checkpoint: step $before"
+say "job $job, restart $restart, on $SLURM_JOB_NODELIST; newest checkpoint: ${before/#-1/none}"
 
 # ---- Signals ------------------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ saved() { # saved STEP, in words
 
 # How many earlier attempts of this submission ended by themselves with the run at a step: the brake counts only what
 # came to an end without progress, not attempts that were preempted, lost with their node, or left a bad one.
-failed_at() { events end | grep -E "\"step\":$1," | grep -cvF '"code":75,'; }
+failed_at() { events end | grep -E "\"step\":$1," | grep -cvE '"code":75,|"action":"(requeued|fenced)"'; }
 stopped_at() { events end | grep -E "\"step\":$1,\"code\":75,.*\"action\":\"(requeue|chain)\"" | grep -cvF '"reason":"bad nodes'; }
 
 decide() { # decide CODE STEP: one of fenced, done, stop, cancelled, requeued, requeue; a colon; the reason
@@ -291,6 +291,8 @@ exclude_nodes() { # leave out what the preflight named, for good in this submiss
   # Released only when they are excluded: it would start on the same nodes, over and over.
   if ask_slurm scontrol requeuehold "$job" && ask_slurm scontrol update JobId="$job" ExcNodeList="$nodes"; then
     ask_slurm scontrol release "$job"
+  else
+    note end "\"step\":$before,\"code\":75,\"reason\":\"Slurm would not requeue\",\"action\":\"stop\""
   fi
   exit 75
 }

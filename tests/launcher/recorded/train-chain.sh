@@ -80,7 +80,7 @@ if grep -qxF -e "$job" -e "$SLURM_JOB_ID" "$state/cancel" 2>/dev/null; then # as
   say "cancelled"
   exit 75
 fi
-say "job $job, restart $restart, on $SLURM_JOB_NODELIST; newest checkpoint: step $before"
+say "job $job, restart $restart, on $SLURM_JOB_NODELIST; newest checkpoint: ${before/#-1/none}"
 
 # ---- Signals ------------------------------------------------------------------------------------------
 
@@ -159,24 +159,13 @@ fate() { # what Slurm has in mind for this job: requeued (already), cancelled, o
   fi
 }
 
-ask_slurm() { # ask_slurm COMMAND...: once more for some minutes, unless it says no: its controller may be restarting
-  local said try
-  for try in {1..20}; do
-    if said=$("$@" 2>&1); then return 0; fi
-    say "$1 $2, try $try: $said"
-    if [[ $said == *disabled* || $said == *denied* || $said == *[Ii]nvalid* ]]; then return 1; fi
-    sleep 15
-  done
-  return 1
-}
-
 saved() { # saved STEP, in words
   if (($1 < 0)); then echo "nothing saved yet"; else echo "saved at step $1"; fi
 }
 
 # How many earlier attempts of this submission ended by themselves with the run at a step: the brake counts only what
 # came to an end without progress, not attempts that were preempted, lost with their node, or left a bad one.
-failed_at() { events end | grep -E "\"step\":$1," | grep -cvF '"code":75,'; }
+failed_at() { events end | grep -E "\"step\":$1," | grep -cvE '"code":75,|"action":"(requeued|fenced)"'; }
 stopped_at() { events end | grep -E "\"step\":$1,\"code\":75,.*\"action\":\"(requeue|chain)\"" | grep -cvF '"reason":"bad nodes'; }
 
 decide() { # decide CODE STEP: one of fenced, done, stop, cancelled, requeued, requeue; a colon; the reason

@@ -1,0 +1,28 @@
+"""Slurm's refusal of a script, with what the reader needs to mend it: what was asked, and where."""
+
+from __future__ import annotations
+
+from launcher.job import JobRequest, SlurmJob
+from launcher.slurm import SlurmRefusedError, list_partitions
+
+# Of the #SBATCH lines: what Slurm refuses a job for.
+_ASKED = ("partition", "account", "qos", "constraint", "reservation", "array", "nodes", "mincpus")
+_ASKED += ("ntasks-per-node", "cpus-per-task", "gres", "mem", "exclusive", "exclude", "time")
+
+
+def explain_refusal(refusal: SlurmRefusedError, request: JobRequest, job: SlurmJob) -> list[str]:
+    """The refusal's problems; where it is about the job, with what was asked for."""
+    if " refused: " not in refusal.problems[0]:
+        return list(refusal.problems)  # Slurm was not reached
+    profile = request.cluster_file or request.cluster_name
+    told = f"{refusal.problems[0].rstrip('.')}. By the profile {profile} it was asked for "
+    told += f"{' '.join(describe_asked(job))}."
+    if "partition" in refusal.answer.lower():
+        partitions = list_partitions()
+        told += f" Partitions here: {', '.join(partitions)}." if partitions else ""
+    return [told, *refusal.problems[1:]]
+
+
+def describe_asked(job: SlurmJob) -> list[str]:
+    """The directives that Slurm chooses nodes by, as they stand in the script."""
+    return [one for one in job.directives if one[2:].partition("=")[0] in _ASKED]
