@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.job import JobRequest, SlurmJob
-from launcher.slurm import squeue, try_sbatch
+from launcher.refusal import explain_refusal
+from launcher.shard_files import find_shard_problems
+from launcher.slurm import SlurmRefusedError, squeue, try_sbatch
 from launcher.sweep import find_conflict
 from lmscale.config import RunConfig, load_config
+from lmscale.config.continuation import find_continuation_problems
 from lmscale.config.ownership import CONFIG_FILE, check_folder
 from lmscale.config.places import is_remote
 from lmscale.config.run_files import read_submissions
@@ -44,19 +47,30 @@ def check_job(request: JobRequest, job: SlurmJob, script: str) -> Findings:
     configs = runs_of(request)
     findings.passed += _describe_plan(job)
     findings.take(_folder_problems(request, job, configs), f"{job.run_folder} can be its folder")
-    findings.take(
-        dict.fromkeys(p for config in configs for p in _data_problems(config, job)),
-        "what it reads exists",
-    )
+    _check_data(job, configs, findings)
     _check_places(request, job, configs, findings)
     try:
         live = find_live_jobs(job)
         findings.take(live, "no copy of it is queued or running")
         if not live or job.kind not in EXCLUSIVE:
             findings.passed.append(f"Slurm would take it: {try_sbatch(script)}")
+    except SlurmRefusedError as refusal:
+        findings.problems += explain_refusal(refusal, request, job)
     except LmscaleError as error:
         findings.problems += error.problems
     return findings
+
+
+def _check_data(job: SlurmJob, configs: Sequence[RunConfig], findings: Findings) -> None:
+    problems = [p for config in configs for p in _data_problems(config, job)]
+    passed = "its inputs exist" if job.kind == "corpus" else "the manifests of what it reads exist"
+    if job.kind == "train":
+        places = dict.fromkeys(place for c in configs for place in _datasets_of(c).values())
+        told, is_complete = find_shard_problems(places)
+        problems += told
+        passed = "what it reads exists, with all its shards" if is_complete else passed
+    if job.kind != "preflight":
+        findings.take(dict.fromkeys(problems), passed)
 
 
 EXCLUSIVE = ("train", "corpus", "shards")
@@ -70,10 +84,20 @@ def runs_of(request: JobRequest) -> list[RunConfig]:
 
 def _describe_plan(job: SlurmJob) -> list[str]:
     if job.kind != "train":
-        return []
+        return [describe_tasks(job)] if is_partial(job) else []
     ranks = [str(count * job.tasks_per_node) for count in job.usable_nodes]
     runs = f", in each of {len(job.members)} runs" if job.members else ""
-    return [f"a step divides among {_join(ranks)} ranks{runs}"]
+    return [f"a step divides among {_join(ranks)} rank{'s'[: ranks != ['1']]}{runs}"]
+
+
+def is_partial(job: SlurmJob) -> bool:
+    """Whether only some tasks of a data job have work left."""
+    return job.tasks is not None and 0 < len(job.only) < job.tasks
+
+
+def describe_tasks(job: SlurmJob) -> str:
+    verb = "has" if len(job.only) == 1 else "have"
+    return f"{len(job.only)} of {job.tasks} tasks {verb} work"
 
 
 def describe_unusable_nodes(
@@ -90,6 +114,7 @@ def describe_unusable_nodes(
     idle = ""
     if inside:
         idle = f" On {_join(inside)} nodes it uses the next smaller number; the rest stay idle."
+    ranks = f"{job.tasks_per_node} rank{'s'[: job.tasks_per_node > 1]}"
     windows = " and ".join(sorted({f"{c.batch.global_windows:,}" for c in configs}))
     asked_for = (
         f"{job.min_nodes} nodes"
@@ -98,7 +123,7 @@ def describe_unusable_nodes(
     )
     return [
         f"--nodes {request.min_nodes}-{request.max_nodes}: {windows} windows a step cannot be "
-        f"shared evenly by {job.tasks_per_node} ranks on each of {_join(unusable)} nodes. "
+        f"shared evenly by {ranks} on each of {_join(unusable)} nodes. "
         f"The job asks for {asked_for}.{idle}"
     ]
 
@@ -115,6 +140,8 @@ def _folder_problems(request: JobRequest, job: SlurmJob, configs: Sequence[RunCo
     for config in configs:
         try:
             check_folder(config.folder, config)
+            if job.kind == "train":
+                problems += find_continuation_problems(config)
         except LmscaleError as error:
             problems += error.problems
     conflict = find_conflict(request.sweep) if request.sweep else None
@@ -144,11 +171,16 @@ def _data_problems(config: RunConfig, job: SlurmJob) -> list[str]:
         return problems + _missing_manifests(places, "lmscale corpus build CONFIG")
     if not config.stream.sources:
         problems.append("stream.sources names no dataset; give at least one, NAME: {shards: …}.")
-    sets = {f"evaluation.sets.{name}": place for name, place in config.evaluation.sets.items()}
+    return problems + _missing_manifests(_datasets_of(config), "lmscale shards build CONFIG")
+
+
+def _datasets_of(config: RunConfig) -> dict[str, str]:
+    """Setting → place of what a training reads."""
     sources = {
         f"stream.sources.{name}": source.shards for name, source in config.stream.sources.items()
     }
-    return problems + _missing_manifests({**sources, **sets}, "lmscale shards build CONFIG")
+    sets = {f"evaluation.sets.{name}": place for name, place in config.evaluation.sets.items()}
+    return {**sources, **sets}
 
 
 def _evaluation_problems(folder: Path) -> list[str]:
@@ -211,8 +243,15 @@ def _check_places(
         ],
         f"all its places are below {shared}",
     )
-    interpreter = request.cluster.container.kind == "none" and job.python.startswith("/")
-    if interpreter and not is_below(job.python, request.cluster.shared):
+    if request.cluster.container.kind != "none" or not job.python.startswith("/"):
+        return
+    if is_below(job.python, request.cluster.shared):
+        if not os.access(job.python, os.X_OK):
+            findings.problems.append(
+                f"{job.python}: there is no interpreter here that can be run, though all nodes see "
+                f"what is below {shared}. Correct the profile's `python` ({request.cluster_file})."
+            )
+    else:
         findings.warnings.append(
             f"{job.python} is not below {shared}: every node needs that interpreter, with the "
             "same packages, at the same place. Or name another by the profile's `python`."

@@ -155,6 +155,7 @@ def plan_nodes(
         raise ConfigError(f"--nodes {min_nodes}-{max_nodes}: give N, or MIN-MAX from 1 on.")
     windows = config.batch.global_windows
     counts = range(min_nodes, max_nodes + 1)
+    ranks = f"{ranks_per_node} rank{'s'[: ranks_per_node > 1]}"
     usable = tuple(count for count in counts if windows % (count * ranks_per_node) == 0)
     if not usable and min_nodes == max_nodes:
         try:
@@ -167,15 +168,15 @@ def plan_nodes(
             fits = [n for n in range(1, windows + 1) if windows % (n * ranks_per_node) == 0]
             near = sorted(sorted(fits, key=lambda n: abs(n - min_nodes))[:4])
             advice = (
-                f"With {ranks_per_node} ranks a node that is --nodes {' or '.join(map(str, near))}."
+                f"With {ranks} a node that is --nodes {' or '.join(map(str, near))}."
                 if near
-                else f"No number of nodes with {ranks_per_node} ranks each will do."
+                else f"No number of nodes with {ranks} each will do."
             )
             raise ConfigError(f"{error} {advice}") from None
     if not usable:
         raise ConfigError(
             f"--nodes {min_nodes}-{max_nodes}: no number of nodes in this range, with "
-            f"{ranks_per_node} ranks each, shares batch.global_windows = {windows} evenly."
+            f"{ranks} each, shares batch.global_windows = {windows} evenly."
         )
     return NodePlan(usable=usable, unusable=tuple(c for c in counts if c not in usable))
 

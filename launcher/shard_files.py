@@ -1,4 +1,4 @@
-"""Whether the shards that a dataset's manifest names are there: by name and size, not by content."""
+"""Whether the shards of a manifest are there: by name and size, not by content."""
 
 from __future__ import annotations
 

@@ -187,3 +187,14 @@ def test_a_time_is_its_seconds(days, hours, minutes, seconds):
 @pytest.mark.parametrize("text", ["", "90", "10:00", "1-00", "1:60:00", "1:00:60", "0:00:00", "x"])
 def test_a_time_that_slurm_reads_otherwise_than_people_do_is_none(text):
     assert parse_time(text) is None
+
+
+def test_a_time_that_is_a_number_is_told_its_form():
+    with pytest.raises(ConfigError, match='as "D-HH:MM:SS" or "HH:MM:SS"; found the number 360'):
+        parse_cluster("time: 360\ntasks_per_node: 1")
+
+
+def test_a_question_at_the_end_of_a_message_gets_no_full_stop():
+    with pytest.raises(ConfigError) as caught:
+        parse_cluster("time: 1:00:00")
+    assert caught.value.problems[0].endswith("how many ranks a node?")

@@ -44,3 +44,17 @@ def test_foreign_files_and_a_file_in_the_way_are_refused(tmp_path):
             check_folder(tmp_path / place, CONFIG)
     with pytest.raises(ConfigError, match="cannot be the run's folder: .*name too long"):
         check_folder(tmp_path / ("n" * 300), CONFIG)
+
+
+def test_a_lost_config_of_a_run_is_told_with_the_copy_to_take(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "attempts.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="its config.yaml is missing.* Copy it back from where"):
+        check_folder(tmp_path, CONFIG)
+    for name in ("20260101-000000-train", "20260102-000000-train", "20260103-000000-evaluate"):
+        (tmp_path / "slurm" / name).mkdir(parents=True)
+        (tmp_path / "slurm" / name / "config.yaml").write_text("run: {name: a}")
+    copy = tmp_path / "slurm/20260102-000000-train/config.yaml"
+    with pytest.raises(ConfigError) as caught:
+        check_folder(tmp_path, CONFIG)
+    assert f"`cp {copy} {tmp_path}/config.yaml`" in str(caught.value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ import pytest
 import yaml
 from tiny_run import tiny_tree
 
-from launcher.checks import cancel_command
+from launcher.checks import cancel_command, describe_tasks, is_partial
 from launcher.submissions import append_submission, submitting
 from launcher.submit import LaunchOptions, Prepared, check, command_of, prepare, submit
+from lmscale.config import dump_config
 from lmscale.config.run_files import read_submissions
 from lmscale.errors import ClusterError, ConfigError
 
@@ -307,3 +309,65 @@ def test_a_line_torn_by_a_full_disk_hides_no_other(options, slurm, tmp_path):
         file.write('{"job": "7", "jo\n')
     append_submission(state, replace(submission, job="102", jobs=("102",)))
     assert [row["job"] for row in read_submissions(state)] == ["101", "102"]
+
+
+def begun(options: LaunchOptions, folder: Path, step: int) -> None:
+    """The folder of a run with this configuration and a checkpoint."""
+    checkpoint = folder / f"checkpoints/step-{step:09d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    (folder / "config.yaml").write_text(dump_config(prepare(options).request.config))
+
+
+def test_what_a_run_with_checkpoints_cannot_go_on_with_is_told_before(options, slurm, tmp_path):
+    begun(options, tmp_path / "runs/tiny", step=7)
+    free = ("model.dropout=0.1", "train.steps=7")
+    assert check(prepare(replace(options, overrides=free))).problems == []
+    changes = ("run.seed=99", "model.norm_eps=0.5", "stream.window_shards=77", "train.steps=6")
+    told = check(prepare(replace(options, overrides=changes))).problems
+    assert len(told) == 4
+    assert "train.steps = 6, but the newest checkpoint" in told[0] and "has 7 steps" in told[0]
+    for key in ("run.seed = 99", "model.norm_eps = 0.5", "stream.window_shards = 77"):
+        assert any(line.startswith(f"{key}, but the run began with ") for line in told)
+
+
+def test_without_a_checkpoint_a_run_may_begin_anew_with_other_settings(options, slurm, tmp_path):
+    begun(options, tmp_path / "runs/tiny", step=7)
+    (tmp_path / "runs/tiny/checkpoints/step-000000007/manifest.json").unlink()
+    assert check(prepare(replace(options, overrides=("run.seed=99",)))).problems == []
+
+
+def test_a_refusal_of_slurm_is_told_with_what_was_asked_for_and_where(options, slurm):
+    (slurm / "sbatch").write_text(
+        "#!/bin/bash\necho 'sbatch: error: invalid partition specified: gpux' >&2\nexit 1\n"
+    )
+    (slurm / "sinfo").write_text("#!/bin/bash\nprintf 'gpu\\ncpu\\ngpu\\n'\n")
+    (slurm / "sinfo").chmod(0o755)
+    (problem,) = check(prepare(with_profile(options, partition="gpux"))).problems
+    assert problem.startswith("sbatch refused: invalid partition specified: gpux. By the profile ")
+    for words in (options.cluster, "--partition=gpux --nodes=2 ", "--time=1:00:00."):
+        assert words in problem
+    assert problem.endswith("Partitions here: gpu, cpu.")
+
+
+def test_an_interpreter_that_all_nodes_would_see_must_be_there(options, slurm):
+    (problem,) = check(prepare(with_profile(options, python="/nope/python"))).problems
+    assert problem.startswith("/nope/python: there is no interpreter here that can be run")
+
+
+def test_a_missing_shard_and_one_that_is_cut_short_are_told(options, slurm, tmp_path):
+    shards = Path(yaml.safe_load(options.config.read_text())["stream"]["sources"]["a"]["shards"])
+    copy = shutil.copytree(shards, tmp_path / "copy")
+    changed = replace(options, overrides=(f"stream.sources.a.shards={copy}",))
+    assert "what it reads exists, with all its shards" in check(prepare(changed)).passed
+    first, *_, last = sorted(copy.glob("*.tar"))
+    os.truncate(last, 10)
+    first.unlink()
+    (problem,) = check(prepare(changed)).problems
+    assert f"{first.name} (No such file or directory)" in problem
+    assert f"{last.name} (10 bytes in place of " in problem
+
+
+def test_how_many_tasks_of_a_data_job_have_work_is_told(options):
+    prepared = prepare(replace(options, kind="corpus", nodes="1", tasks=2, only=(1,)))
+    assert is_partial(prepared.job) and describe_tasks(prepared.job) == "1 of 2 tasks has work"

@@ -100,8 +100,9 @@ ask_ranks() { # ask_ranks SRUN: until it is gone; the step may not have begun ye
   local row left=86400
   row=$(scontrol show -o job "$job" 2>/dev/null)
   if [[ $row =~ \ EndTime=([0-9T:-]+) ]]; then left=$(($(date -d "${BASH_REMATCH[1]}" +%s) - $(date +%s))); fi
-  # At its limit Slurm would end the job for good: where the ranks cannot save in time, it goes on without.
-  local last=$((SECONDS + left - 20))
+  # At its limit Slurm would end the job for good: where the ranks cannot save in time, it goes on without. (Of a job
+  # that is preempted or cancelled the end is near or past; there Slurm itself does not wait for ever.)
+  local last=$((SECONDS + (left < 60 ? 60 : left) - 20))
   while ((SECONDS < last)); do
     scancel --signal=USR1 "$job" 2>/dev/null # reaches the job's steps, not this script
     sleep 5
