@@ -19,7 +19,7 @@ from lmscale.config.continuation import find_continuation_problems
 from lmscale.config.ownership import CONFIG_FILE, check_folder
 from lmscale.config.places import is_remote
 from lmscale.config.run_files import read_submissions
-from lmscale.errors import LmscaleError
+from lmscale.errors import ClusterError, LmscaleError
 
 MANIFEST = "manifest.json"  # of a dataset, of a corpus source, of a checkpoint
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
@@ -53,12 +53,17 @@ def check_job(request: JobRequest, job: SlurmJob, script: str) -> Findings:
         live = find_live_jobs(job)
         findings.take(live, "no copy of it is queued or running")
         if not live or job.kind not in EXCLUSIVE:
-            findings.passed.append(f"Slurm would take it: {try_sbatch(script)}")
-    except SlurmRefusedError as refusal:
-        findings.problems += explain_refusal(refusal, request, job)
+            findings.passed.append(f"Slurm would take it: {_ask_sbatch(request, job, script)}")
     except LmscaleError as error:
         findings.problems += error.problems
     return findings
+
+
+def _ask_sbatch(request: JobRequest, job: SlurmJob, script: str) -> str:
+    try:
+        return try_sbatch(script)
+    except SlurmRefusedError as refusal:
+        raise ClusterError(explain_refusal(refusal, request, job)) from None
 
 
 def _check_data(job: SlurmJob, configs: Sequence[RunConfig], findings: Findings) -> None:

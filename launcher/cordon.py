@@ -126,13 +126,19 @@ def cordon(file: str | Path, node: str, *, reason: str, job: str, is_out: bool =
     append(
         file,
         Entry(
-            time=time.time(), node=node, is_out=is_out, user=_user(), job=job or "-", reason=reason
+            time=time.time(),
+            node=node,
+            is_out=is_out,
+            user=user_name(),
+            job=job or "-",
+            reason=reason,
         ),
     )
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Of this process's user; the number where no user database on this node knows a name."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a number that no user database on this node knows
+    except (KeyError, OSError):
         return str(os.getuid())

@@ -11,9 +11,7 @@ _ASKED += ("ntasks-per-node", "cpus-per-task", "gres", "mem", "exclusive", "excl
 
 
 def explain_refusal(refusal: SlurmRefusedError, request: JobRequest, job: SlurmJob) -> list[str]:
-    """The refusal's problems; where it is about the job, with what was asked for."""
-    if " refused: " not in refusal.problems[0]:
-        return list(refusal.problems)  # Slurm was not reached
+    """What ``sbatch --test-only`` refused the job for, with what was asked for."""
     profile = request.cluster_file or request.cluster_name
     told = f"{refusal.problems[0].rstrip('.')}. By the profile {profile} it was asked for "
     told += f"{' '.join(describe_asked(job))}."

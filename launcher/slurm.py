@@ -22,6 +22,9 @@ ACTIVE_STATES = frozenset(
     ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "REQUEUED")
     + ("REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SIGNALING", "STAGE_OUT", "SPECIAL_EXIT")
 )
+# How a command says that it found no controller, or no configuration that names one.
+_UNREACHABLE = ("Unable to contact", "Connection refused", "Communication connection failure")
+_UNREACHABLE += ("Could not establish a configuration source",)
 # The name stands last: a separator in it does no harm.
 _QUEUE_FIELDS = ("JobArrayID", "JobID", "RestartCnt", "State", "Reason", "Partition", "UserName")
 _QUEUE_FIELDS += ("NumNodes", "NodeList", "SubmitTime", "StartTime", "TimeUsed", "TimeLimit")
@@ -294,11 +297,11 @@ def _run(
         ) from None
 
 
-def _refusal(command: Sequence[str], said: str) -> SlurmRefusedError:
-    unreachable = ("Unable to contact", "Connection refused", "Communication connection failure")
+def _refusal(command: Sequence[str], said: str) -> ClusterError:
+    """Slurm's no, or, of a command that found no Slurm to ask, a plain error."""
     name = command[0]
-    if any(phrase in said for phrase in unreachable):
-        return SlurmRefusedError(f"{name} cannot reach Slurm's controller: {said}", said)
+    if any(phrase in said for phrase in _UNREACHABLE):
+        return ClusterError(f"{name} cannot reach Slurm's controller: {said}")
     return SlurmRefusedError(f"{name} refused: {said or 'it gave no reason'}", said)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import itertools
 import os
 import re
@@ -236,7 +235,7 @@ def submit(prepared: Prepared, *, command: tuple[str, ...]) -> Submission:
             tasks=job.tasks,
             folder=str(job.frozen_folder),
             command=command,
-            user=getpass.getuser(),
+            user=cordon.user_name(),
             host=socket.gethostname(),
         )
         append_submission(job.state_folder, submission)

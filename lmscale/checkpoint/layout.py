@@ -17,19 +17,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lmscale.config.run_files import STEP_FOLDER
 from lmscale.errors import CheckpointError
 from lmscale.runtime.lease import LOCAL
 
 VERSION = 1
 MANIFEST = "manifest.json"
 MASTER = "master"
-_FOLDER = re.compile(r"step-(\d{9,})$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +111,7 @@ def list_steps(root: Path, *, committed: bool = True) -> list[int]:
     """
     if not root.is_dir():
         return []
-    found = ((_FOLDER.match(path.name), path) for path in root.iterdir() if path.is_dir())
+    found = ((STEP_FOLDER.fullmatch(path.name), path) for path in root.iterdir() if path.is_dir())
     return sorted(
         (
             int(match[1])

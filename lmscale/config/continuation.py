@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from lmscale.config.load import load_config
 from lmscale.config.ownership import CONFIG_FILE
 from lmscale.config.run import RunConfig
+from lmscale.config.run_files import STEP_FOLDER
 from lmscale.errors import LmscaleError
 
 FREE_MODEL_KEYS = frozenset({"activation_checkpoint_every", "attention", "dropout"})
@@ -16,7 +16,6 @@ FREE_MODEL_KEYS = frozenset({"activation_checkpoint_every", "attention", "dropou
 STREAM_KEYS = ("sequence_length", "packing", "mask_documents", "window_shards", "mixture_block")
 """What the order of the samples rests on, as on run.seed: with another value, samples already seen
 would come again or never."""
-_STEP_FOLDER = re.compile(r"step-(\d{9,})")
 
 
 def model_identity(config: RunConfig) -> dict[str, Any]:
@@ -65,5 +64,5 @@ def find_continuation_problems(config: RunConfig) -> list[str]:
 def _checkpoint_steps(folder: Path) -> list[int]:
     """Of those whose manifest was written."""
     manifests = folder.glob("checkpoints/*/manifest.json")
-    found = (_STEP_FOLDER.fullmatch(path.parent.name) for path in manifests)
+    found = (STEP_FOLDER.fullmatch(path.parent.name) for path in manifests)
     return [int(match[1]) for match in found if match]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ SUBMISSIONS_FILE = "submissions.jsonl"  # in either of these
 SWEEP_FILE = "sweep.json"  # in the root of a sweep
 STOP_FILE = "stop"  # asks a run to save and to end
 WATCH_FILE = "watch.jsonl"  # what the watchdog saw
+STEP_FOLDER = re.compile(r"step-(\d{9,})")  # of a checkpoint, below checkpoints/
 ALIVE_SECONDS = 120.0  # a step longer than this shows as silence, unless the heartbeat runs
 _EVERY_SUBMISSION = {"time", "submission", "job", "jobs", "kind"}
 
