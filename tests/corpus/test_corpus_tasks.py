@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import time
-from array import array
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,8 +27,6 @@ from lmscale.corpus import (
     load_corpus_manifest,
     read_documents,
 )
-from lmscale.corpus.clean import digest_of
-from lmscale.corpus.duplicates import IndexRow, dropped_lines, find_duplicates, write_index
 from lmscale.corpus.plan import cut_into_runs
 from lmscale.errors import DataError
 from lmscale.runtime.array_tasks import ArrayTask
@@ -143,33 +140,6 @@ def test_a_file_of_which_nothing_is_left_is_not_listed(tmp_path):
     files = load_corpus_manifest(f"{config.folder}/s").splits["train"]
     assert [file.name for file in files] == ["documents-00000.jsonl", "documents-00001.jsonl"]
     assert list(read_documents(f"{config.folder}/s/train")) == ["one", "two", "three"]
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    parts=st.lists(st.lists(st.integers(0, 30), unique=True), min_size=1, max_size=6),
-    range_rows=st.integers(1, 20),
-)
-def test_duplicates_are_found_in_ranges_as_at_once(tmp_path_factory, parts, range_rows):
-    folder = tmp_path_factory.mktemp("index")
-    seen, expected = set(), []
-    for number, texts in enumerate(parts):
-        numbers, line, lost = array("Q"), 0, []
-        for text in texts:
-            lines = 1 + text % 3
-            row = IndexRow(digest_of(str(text)), "train", line, lines, lines > 1)
-            numbers.extend(row.numbers())
-            if text in seen:
-                lost += range(line, line + lines)
-            line += lines
-        seen |= set(texts)
-        write_index(folder / f"{number}.npy", numbers)
-        expected.append(lost)
-    indexes = [folder / f"{number}.npy" for number in range(len(parts))]
-    found = find_duplicates(indexes, range_rows=range_rows)
-    lines = [dropped_lines(i, c).lines for i, c in zip(indexes, found, strict=True)]
-    assert [part["train"].tolist() for part in lines] == expected
-    assert not any(len(part["heldout"]) for part in lines)
 
 
 @given(sizes=st.lists(st.integers(0, 100), max_size=20), at_least=st.integers(1, 150))

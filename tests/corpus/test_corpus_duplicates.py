@@ -1,0 +1,38 @@
+"""Duplicates across the parts of a source, found from their indexes."""
+
+from __future__ import annotations
+
+from array import array
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmscale.corpus.clean import digest_of
+from lmscale.corpus.duplicates import IndexRow, dropped_lines, find_duplicates, write_index
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    parts=st.lists(st.lists(st.integers(0, 30), unique=True), min_size=1, max_size=6),
+    range_rows=st.integers(1, 20),
+)
+def test_duplicates_are_found_in_ranges_as_at_once(tmp_path_factory, parts, range_rows):
+    folder = tmp_path_factory.mktemp("index")
+    seen, expected = set(), []
+    for number, texts in enumerate(parts):
+        numbers, line, lost = array("Q"), 0, []
+        for text in texts:
+            lines = 1 + text % 3
+            row = IndexRow(digest_of(str(text)), "train", line, lines, lines > 1)
+            numbers.extend(row.numbers())
+            if text in seen:
+                lost += range(line, line + lines)
+            line += lines
+        seen |= set(texts)
+        write_index(folder / f"{number}.npy", numbers)
+        expected.append(lost)
+    indexes = [folder / f"{number}.npy" for number in range(len(parts))]
+    found = find_duplicates(indexes, range_rows=range_rows)
+    lines = [dropped_lines(i, c).lines for i, c in zip(indexes, found, strict=True)]
+    assert [part["train"].tolist() for part in lines] == expected
+    assert not any(len(part["heldout"]) for part in lines)
