@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -348,4 +349,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # Asks the ranks for a save, and may come before there are any; what measures inherits this.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     sys.exit(main())

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,6 +42,8 @@ def plan_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Replace this process by the rank's; returns only when that cannot be."""
+    # A request for a save waits until the rank is ready to listen, in place of killing it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR2,))
     parser = argparse.ArgumentParser(prog="python -m launcher.rank", description=__doc__)
     parser.add_argument("config")
     parser.add_argument("--run-folder", type=Path)
@@ -76,9 +80,20 @@ def _redirect_output(path: Path) -> None:
 
 
 def _make_folder(planned: dict[str, str], name: str) -> None:
-    """A scratch that cannot be written costs a compilation, not the run."""
+    """A scratch that cannot be written costs a compilation, not the run.
+
+    One that others can write to costs the same: compiled code is run, and torch's own caches hold
+    pickles.
+    """
     try:
-        os.makedirs(planned[name], mode=0o700, exist_ok=True)
+        # Not lmscale.config.private_folder, which would load pydantic in every rank.
+        for folder in (Path(planned[name]).parent, Path(planned[name])):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = folder.lstat()
+            if found.st_uid not in (os.getuid(), 0) or not stat.S_ISDIR(found.st_mode):
+                raise PermissionError(f"{folder} belongs to another user, or is a link")
+            if found.st_mode & stat.S_IWOTH:
+                raise PermissionError(f"every user may write to {folder}")
     except OSError as error:
         print(f"lmscale: {name} stays unset: {error}.", file=sys.stderr)
         del planned[name]

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from launcher.job import JobKind, SlurmJob
 from lmscale.config.assets import find_assets
 from lmscale.config.cluster_problems import find_unsafe_text
+from lmscale.config.redact import redact
 from lmscale.errors import ClusterError
 
 TEMPLATES: dict[JobKind, str] = {
@@ -72,4 +73,4 @@ def quote_directive(directive: str) -> str:
 
 def clean_comment(value: object) -> str:
     """One line that stays a comment."""
-    return "".join(c if c.isprintable() else "?" for c in str(value))
+    return "".join(c if c.isprintable() else "?" for c in redact(str(value)))

@@ -35,6 +35,7 @@ from launcher.sweep import parse_axis, plan_sweep, render_sweep
 from lmscale.config import load_config
 from lmscale.config.cluster import ClusterConfig, change_cluster, find_profile, load_cluster
 from lmscale.config.places import with_absolute_places
+from lmscale.config.redact import redact_command
 from lmscale.config.run_files import SWEEP_FILE
 from lmscale.errors import ClusterError, ConfigError, LmscaleError
 
@@ -146,7 +147,7 @@ def command_of(options: LaunchOptions) -> tuple[str, ...]:
     command += [w for name, value in values.items() if value for w in (name, str(value))]
     command += [word for axis in options.axes for word in ("--array", axis)]
     command += [word for override in options.overrides for word in ("--set", override)]
-    return tuple(command)
+    return tuple(redact_command(command))
 
 
 def _collect(problems: list[str], make: Callable[[], Result]) -> Result | None:

@@ -19,6 +19,7 @@ from lmscale.errors import EXIT_FINISHED, EXIT_RESUMABLE
 
 POLL_SECONDS = 0.05
 TAIL_BYTES = 1 << 16
+SAVE_SIGNAL = signal.SIGUSR2  # asks the ranks for a save, and nobody to stop
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Loaded before any fork: the child may not take the loader's locks between fork and exec.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -58,7 +59,7 @@ class Supervisor:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Supervisor:
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, SAVE_SIGNAL):
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish stands
                 self._previous[number] = signal.signal(number, self._remember)
         return self
@@ -131,8 +132,9 @@ class Supervisor:
             number = self._arrived.pop(0)
             # A closed terminal should end in a checkpoint, and the ranks handle SIGTERM.
             number = signal.SIGTERM if number == signal.SIGHUP else number
-            self._forwarded.append(number)
-            self._forwarded_at = time.monotonic()
+            if number != SAVE_SIGNAL:
+                self._forwarded.append(number)
+                self._forwarded_at = time.monotonic()
             for rank in self._running().values():
                 # To the rank alone: its workers are its own to end.
                 rank.process.send_signal(number)
@@ -184,10 +186,12 @@ def _signal_group(pid: int, number: int) -> None:
 def _die_with(launcher: int) -> Callable[[], None]:
     """For the child between fork and exec: the kernel kills it when the launcher is gone.
 
-    The parent for this purpose is the thread that forks, hence the main one.
+    The parent for this purpose is the thread that forks, hence the main one. And a request for a
+    save waits until the rank is ready to listen.
     """
 
     def arrange() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, (SAVE_SIGNAL,))
         if _LIBC is not None:
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != launcher:  # it went before the line above took hold

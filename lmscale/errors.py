@@ -56,6 +56,18 @@ class TransientError(ClusterError):
     exit_code = EXIT_FAILED
 
 
+class NoSpaceError(LmscaleError):
+    """A run's disk is full, also after its old checkpoints went; what was committed is whole."""
+
+    exit_code = EXIT_RESUMABLE
+
+
+class CorruptionError(LmscaleError):
+    """A rank's memory or arithmetic went wrong without a sign: it differs from the other ranks."""
+
+    exit_code = EXIT_RESUMABLE
+
+
 class GuardError(LmscaleError):
     """Training was stopped because the loss is not finite or has diverged."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,30 +87,33 @@ def train(
     run: Run, *, stop_after: int | None = None, hook: Callable[[StepReport], None] | None = None
 ) -> list[CaseReport]:
     """Train to the end or to a requested stop, saving as the command does."""
+    from lmscale.runtime.votes import DATA_ERROR
     from lmscale.train import train_steps
-    from lmscale.train.hooks import ProgressCounter, Saver
-    from lmscale.train.loop import DATA_ERROR
+    from lmscale.train.hooks import ProgressCounter
+    from lmscale.train.saver import Saver
 
     counter = ProgressCounter(run.start)
     saver = Saver(run=run, counter=counter, ledger=None)
     reports = []
-    for report in train_steps(
-        run.engine,
-        run.loader,
-        run.config.engine,
-        first_step=run.start.step,
-        total_steps=run.config.train.steps,
-        seed=run.config.run.seed,
-        rank=run.ranks.rank,
-        # Asked while the step is done, before the counter has heard of it.
-        stop_requested=lambda: "stop file" if counter.now.step + 1 == stop_after else None,
-    ):
-        counter(report)
-        if hook is not None:
-            hook(report)
-        saver(report)
-        names = CaseReport.__dataclass_fields__
-        reports.append(CaseReport(**{name: getattr(report, name) for name in names}))
-        if report.stop_reason not in (None, DATA_ERROR):  # that one is raised next
-            break
+    with closing(saver):
+        for report in train_steps(
+            run.engine,
+            run.loader,
+            run.config.engine,
+            first_step=run.start.step,
+            total_steps=run.config.train.steps,
+            seed=run.config.run.seed,
+            rank=run.ranks.rank,
+            # Asked while the step is done, before the counter has heard of it.
+            stop_requested=lambda: "stop file" if counter.now.step + 1 == stop_after else None,
+        ):
+            counter(report)
+            if hook is not None:
+                hook(report)
+            saver(report)
+            names = CaseReport.__dataclass_fields__
+            reports.append(CaseReport(**{name: getattr(report, name) for name in names}))
+            if report.stop_reason not in (None, DATA_ERROR):  # that one is raised next
+                break
+        saver.finish()
     return reports

@@ -2,26 +2,24 @@
 in it.
 """
 
-from lmscale.checkpoint.layout import Manifest, list_steps
+from lmscale.checkpoint.find import find_resumable, load_manifest
+from lmscale.checkpoint.layout import Manifest
+from lmscale.checkpoint.place import LocalPlace, Place
+from lmscale.checkpoint.places import open_place
 from lmscale.checkpoint.resume import load_checkpoint, load_model_weights
-from lmscale.checkpoint.store import (
-    Saved,
-    delete_old_checkpoints,
-    discard_uncommitted,
-    find_resumable,
-    load_manifest,
-    save_checkpoint,
-)
+from lmscale.checkpoint.retention import delete_old_checkpoints, free_space
+from lmscale.checkpoint.save import save_checkpoint
 
 __all__ = [
+    "LocalPlace",
     "Manifest",
-    "Saved",
+    "Place",
     "delete_old_checkpoints",
-    "discard_uncommitted",
     "find_resumable",
-    "list_steps",
+    "free_space",
     "load_checkpoint",
     "load_manifest",
     "load_model_weights",
+    "open_place",
     "save_checkpoint",
 ]

@@ -1,90 +1,134 @@
 """What of the model and the optimizer this rank holds, as views, at every ZeRO stage.
 
-DeepSpeed keeps the fp32 master weights and optimizer states in five ways; this file is the only one
-that knows them (deepspeed 0.19.8, read in its source):
-
-=============== ============================ ==================================================
-stage           its optimizer                where the masters are
-=============== ============================ ==================================================
-0, fp32         torch's own                  the parameters themselves, whole on every rank
-0, bf16 or fp16 FP16_UnfusedOptimizer        ``fp32_groups``, whole on every rank
-1, bf16         BF16_Optimizer               a slice of a flat group; ``param._hp_mapping``
-1, 2            DeepSpeedZeroOptimizer       the same
-3               ..._Stage3                   ``fp32_partitioned_groups_flat``; ``grad_position``
-=============== ============================ ==================================================
+Of trained parameters the fp32 masters and the optimizer's states (engine/masters.py knows where);
+of frozen parameters and of the buffers in a model's ``state_dict`` their values, in their own
+dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lmscale.checkpoint.layout import MASTER
-from lmscale.engine.engine import Engine, base_optimizer, master_tensors
-from lmscale.engine.optimizer import ELEMENT_STATES
-from lmscale.errors import CheckpointError
+from lmscale.checkpoint.layout import BUFFER, FROZEN, MASTER
+from lmscale.engine.engine import Engine
+from lmscale.engine.masters import base_optimizer, dealt_part, held_slices, masters_by_parameter
+from lmscale.engine.optimizer import element_states
+from lmscale.runtime.fingerprint import add_fingerprints, fingerprint
+
+# What safetensors calls the dtypes that a model's frozen parameters and buffers may have.
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.complex64: "C64",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fragment:
-    """A run of elements of one flattened parameter, with all that is stored of them, fp32
-    [elements].
-    """
+    """A run of elements of one flattened parameter or buffer, with all that is stored of them."""
 
     parameter: str
     offset: int
-    tensors: dict[str, Tensor]  # kind → view: writing to it changes the engine
+    tensors: dict[str, Tensor]  # kind → view [elements]: writing to it changes the engine
+    is_shared: bool  # every rank holds the same, whole
 
     @property
     def elements(self) -> int:
-        return self.tensors[MASTER].numel()
+        return next(iter(self.tensors.values())).numel()
 
     def narrow(self, start: int, end: int) -> Fragment:
-        tensors = {kind: view[start:end] for kind, view in self.tensors.items()}
-        return Fragment(parameter=self.parameter, offset=self.offset + start, tensors=tensors)
+        return Fragment(
+            parameter=self.parameter,
+            offset=self.offset + start,
+            tensors={kind: view[start:end] for kind, view in self.tensors.items()},
+            is_shared=False,
+        )
+
+    def share_of(self, rank: int, num_ranks: int) -> tuple[int, int]:
+        """The elements [start, end) that a rank writes, and reads, of what all ranks hold."""
+        return self.elements * rank // num_ranks, self.elements * (rank + 1) // num_ranks
 
 
 def held_fragments(engine: Engine) -> Iterator[Fragment]:
     """All that this rank holds: what it must load. At stage 0 that is everything, on every rank."""
-    frozen = [name for name, p in engine.named_parameters() if not p.requires_grad]
-    buffers = [name for name, _ in engine.module.named_buffers()]
-    if frozen or buffers:
-        raise CheckpointError(
-            "Checkpoints hold trained parameters only, but the model has frozen parameters "
-            f"{frozen} "
-            f"and buffers {buffers}."
-        )
-    if engine.config.zero_stage == 0:
-        yield from _whole(engine)
-    elif engine.config.zero_stage == 3:
-        yield from _stage_3(engine)
-    else:
-        yield from _flat_slices(engine)
+    yield from _trained(engine)
+    yield from _frozen(engine)
+    for name, buffer in persistent_buffers(engine):
+        tensors = {BUFFER: buffer.detach().view(-1)}
+        yield Fragment(parameter=name, offset=0, tensors=tensors, is_shared=True)
 
 
 def owned_fragments(engine: Engine) -> Iterator[Fragment]:
-    """What this rank writes: together the ranks' pieces cover everything exactly once."""
-    if engine.config.zero_stage != 0:
-        yield from held_fragments(engine)
-        return
-    rank, world_size = engine.deepspeed.global_rank, engine.plan.world_size
+    """What this rank writes: together the ranks' pieces cover everything exactly once.
+
+    Buffers are taken to be the same on all ranks.
+    """
     for fragment in held_fragments(engine):
-        start = fragment.elements * rank // world_size
-        end = fragment.elements * (rank + 1) // world_size
+        if not fragment.is_shared:
+            yield fragment
+            continue
+        start, end = fragment.share_of(engine.deepspeed.global_rank, engine.plan.world_size)
         if end > start:
             yield fragment.narrow(start, end)
 
 
 def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
-    """Name → shape of the whole parameter, also where ZeRO 3 has dealt it out."""
-    return {
-        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+    """Trained parameter → shape of the whole one, also where ZeRO 3 has dealt it out."""
+    return {name: engine.shape_of(parameter) for name, parameter in engine.trained_parameters()}
+
+
+def parameter_states(engine: Engine) -> dict[str, tuple[str, ...]]:
+    """Trained parameter → the kinds that are stored of it: its master, its optimizer's states."""
+    return {name: (MASTER, *_states_of(engine, name)) for name, _ in engine.trained_parameters()}
+
+
+def replicated_tensors(engine: Engine) -> dict[str, dict[str, Any]]:
+    """Frozen parameter or buffer → its shape, dtype and kind, as the manifest has them."""
+    rows = {
+        name: (engine.shape_of(parameter), parameter.dtype, FROZEN)
         for name, parameter in engine.named_parameters()
+        if not parameter.requires_grad
     }
+    for name, buffer in persistent_buffers(engine):
+        rows[name] = (tuple(buffer.shape), buffer.dtype, BUFFER)
+    return {
+        name: {"shape": list(shape), "dtype": _DTYPE_NAMES[dtype], "kind": kind}
+        for name, (shape, dtype, kind) in rows.items()
+    }
+
+
+def persistent_buffers(engine: Engine) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that are part of the model's ``state_dict``, each once."""
+    seen: set[int] = set()
+    for module_name, module in engine.module.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if id(buffer) in seen or name in module._non_persistent_buffers_set:
+                continue
+            seen.add(id(buffer))
+            path = f"{module_name}.{name}" if module_name else name
+            yield path.removeprefix(engine.name_prefix), buffer
+
+
+def weights_fingerprint(fragments: Iterable[Fragment]) -> int:
+    """That of the masters among them; the sum over all ranks' owned ones is the checkpoint's."""
+    return add_fingerprints(
+        fingerprint(fragment.tensors[MASTER], name=fragment.parameter, offset=fragment.offset)
+        for fragment in fragments
+        if MASTER in fragment.tensors
+    )
 
 
 @torch.no_grad()
@@ -101,7 +145,7 @@ def refresh_parameters(engine: Engine) -> None:
         if outer.persistent_parameters:  # small ones stay gathered: gather them again
             outer.persistent_parameters[0].all_gather(outer.persistent_parameters)
     elif engine.config.zero_stage == 0:
-        for parameter, master in _masters_by_parameter(engine):
+        for parameter, master in masters_by_parameter(engine):
             if master is not parameter:
                 parameter.data.copy_(master.data)
     elif hasattr(outer, "update_lp_params"):  # BF16_Optimizer
@@ -115,7 +159,7 @@ def _gather_stage_1_and_2(engine: Engine) -> None:
     from deepspeed.runtime.utils import all_gather_dp_groups
 
     outer = engine.deepspeed.optimizer
-    for _, parameter in engine.named_parameters():
+    for _, parameter in engine.trained_parameters():
         mapping = parameter._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]
         if mapping is not None:
             mapping.update_lp()
@@ -128,61 +172,35 @@ def _gather_stage_1_and_2(engine: Engine) -> None:
     )
 
 
-def _states_of(engine: Engine, master: Tensor) -> dict[str, Tensor]:
-    state = base_optimizer(engine).state[master]
-    return {kind: state[kind] for kind in ELEMENT_STATES}
+def _states_of(engine: Engine, parameter: str) -> tuple[str, ...]:
+    return element_states(engine.methods[parameter], engine.config.optimizer)
 
 
-def _masters_by_parameter(engine: Engine) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
-    """Stage 0: each parameter with its fp32 master, which in fp32 is itself."""
-    outer = engine.deepspeed.optimizer
-    if isinstance(outer, torch.optim.Optimizer):
-        for _, parameter in engine.named_parameters():
-            yield parameter, parameter
-        return
-    for parameters, masters in zip(outer.fp16_groups, outer.fp32_groups, strict=True):
-        yield from zip(parameters, masters, strict=True)
-
-
-def _whole(engine: Engine) -> Iterator[Fragment]:
-    master_of = {id(parameter): master for parameter, master in _masters_by_parameter(engine)}
-    for name, parameter in engine.named_parameters():
-        master = master_of[id(parameter)]
-        tensors = {MASTER: master, **_states_of(engine, master)}
-        flat = {kind: tensor.detach().reshape(-1) for kind, tensor in tensors.items()}
-        yield Fragment(parameter=name, offset=0, tensors=flat)
-
-
-def _flat_slices(engine: Engine) -> Iterator[Fragment]:
-    masters = master_tensors(engine)
-    for name, parameter in engine.named_parameters():
-        mapping: Any = parameter._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]
-        if mapping is None:  # none of it is in this rank's slice
-            continue
-        place = mapping.get_hp_fragment_address()
-        states = _states_of(engine, masters[mapping.param_group_index])
-        tensors = {MASTER: mapping.get_hp_fragment().detach()}
-        for kind, state in states.items():
-            tensors[kind] = state.narrow(0, place.start, place.numel)
-        yield Fragment(parameter=name, offset=mapping.lp_fragment_address.start, tensors=tensors)
-
-
-def _stage_3(engine: Engine) -> Iterator[Fragment]:
-    outer = engine.deepspeed.optimizer
-    rank = engine.deepspeed.global_rank
-    for name, parameter in engine.named_parameters():
-        held: Any = parameter
-        group, start, elements = outer.grad_position[outer.get_param_id(parameter)]
-        # Every rank's part is as long as the first's: the last ones are padded, or nothing but
-        # padding.
-        offset = rank * held.ds_tensor.ds_numel
-        real = min(elements, held.ds_numel - offset)
-        if real <= 0:
-            continue
-        master = outer.fp32_partitioned_groups_flat[group]
-        tensors = {MASTER: master.detach(), **_states_of(engine, master)}
+def _trained(engine: Engine) -> Iterator[Fragment]:
+    state = base_optimizer(engine).state
+    for held in held_slices(engine):
+        tensors = {MASTER: held.of(held.master)}
+        for kind in _states_of(engine, held.parameter):
+            tensors[kind] = held.of(state[held.master][kind])
         yield Fragment(
-            parameter=name,
-            offset=offset,
-            tensors={kind: flat.narrow(0, start, real) for kind, flat in tensors.items()},
+            parameter=held.parameter,
+            offset=held.offset,
+            tensors=tensors,
+            is_shared=engine.config.zero_stage == 0,
         )
+
+
+def _frozen(engine: Engine) -> Iterator[Fragment]:
+    """Frozen parameters: ZeRO 3 deals them out too, else every rank has them."""
+    for name, parameter in engine.named_parameters():
+        if parameter.requires_grad:
+            continue
+        held: Any = parameter
+        if engine.config.zero_stage != 3:
+            tensors = {FROZEN: parameter.detach().view(-1)}
+            yield Fragment(parameter=name, offset=0, tensors=tensors, is_shared=True)
+            continue
+        offset, elements = dealt_part(held, engine.deepspeed.global_rank)
+        if elements > 0:
+            tensors = {FROZEN: held.ds_tensor.detach().view(-1)[:elements]}
+            yield Fragment(parameter=name, offset=offset, tensors=tensors, is_shared=False)

@@ -1,34 +1,42 @@
-"""The layout on disk: fragments of flattened fp32 tensors, and the manifest that makes them a
+"""The layout on disk: fragments of flattened tensors, and the manifest that makes them a
 checkpoint.
 
 ::
 
     checkpoints/step-000001000/
-        rank-00000.safetensors    1-D fp32 tensors named "<parameter>:<kind>:<offset>"
+        rank-00000.safetensors    1-D tensors named "<parameter>:<kind>:<offset>"
         rank-00001.safetensors    (under Slurm rank-00001.4711.0.safetensors: job and restart)
         manifest.json             written last; a folder without it is not a checkpoint
 
-``kind`` is ``master`` (the fp32 weight) or one of the optimizer's states. ``offset`` counts
-elements of the flattened parameter. Which rank wrote what is of no meaning to a reader.
-docs/formats.md tells the same.
+``kind`` is ``master`` (the fp32 weight) or one of the optimizer's states, fp32 too; or, in its own
+dtype, ``frozen`` (a parameter that is not trained) or ``buffer``. ``offset`` counts elements of the
+flattened parameter. Which rank wrote what is of no meaning to a reader. docs/formats.md tells the
+same.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lmscale.checkpoint.plausible import find_lies
 from lmscale.config.run_files import STEP_FOLDER
 from lmscale.errors import CheckpointError
 from lmscale.runtime.lease import LOCAL
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
+MAX_NAMED = 8  # problems told one by one
 MASTER = "master"
+FROZEN = "frozen"
+BUFFER = "buffer"
+# Why a checkpoint was written. One that somebody asked for is kept until somebody removes it.
+REGULAR, ASKED, STOP, LAST = REASONS = ("regular", "asked", "stop", "last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +54,20 @@ class Manifest:
     """What a checkpoint holds. Its presence, and its files' hashes, are what makes it one."""
 
     step: int
-    parameters: dict[str, tuple[int, ...]]  # name → shape
-    kinds: tuple[str, ...]  # what is stored of every trained element: master, exp_avg, …
-    optimizer: dict[str, Any]  # {"name": "AdamW", "step": updates taken, without skipped ones}
+    parameters: dict[str, tuple[int, ...]]  # of the trained ones: name → shape
+    states: dict[str, tuple[str, ...]]  # what is stored of each: master, exp_avg, …
+    # Frozen parameters and buffers: name → {"shape": [2, 3], "dtype": "F32", "kind": "frozen"}
+    replicated: dict[str, dict[str, Any]] = field(default_factory=dict)
+    optimizer: dict[str, Any]  # {"kind": "adamw", "step": updates taken, without skipped ones}
     loss_scale: dict[str, Any] | None  # fp16's dynamic scale and its counters
-    state: dict[str, Any]  # the loop's own: stream, tokens, skipped steps
+    state: dict[str, Any]  # the loop's own: progress, stream, the guard's figures
     identity: dict[str, Any]  # of the run and its model; compared before anything is loaded
     written_by: dict[str, Any]  # world size, ZeRO stage, precision, versions: for people
     is_finite: bool  # every weight and every state was finite
+    weights: str = ""  # runtime/fingerprint.py of all masters, 16 hex digits; empty: not known
+    reason: str = REGULAR  # one of REASONS
+    rewinds: int = 0  # that had happened in the run when it was written
+    probe: dict[str, Any] | None = None  # a loss measured on these weights, and on what
     files: tuple[FileEntry, ...]
     version: int = VERSION
 
@@ -68,7 +82,7 @@ class Manifest:
         return self.to_json()["sha256"]
 
 
-def parse_manifest(text: str, path: Path) -> Manifest:
+def parse_manifest(text: str, path: Path | str) -> Manifest:
     """Read a manifest back. Raises ``CheckpointError`` for anything that is not one."""
     try:
         tree = json.loads(text)
@@ -89,10 +103,14 @@ def parse_manifest(text: str, path: Path) -> Manifest:
             for row in tree.pop("files")
         )
         parameters = {name: tuple(shape) for name, shape in tree.pop("parameters").items()}
-        kinds = tuple(tree.pop("kinds"))
-        return Manifest(files=files, parameters=parameters, kinds=kinds, **tree)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        states = {name: tuple(kinds) for name, kinds in tree.pop("states").items()}
+        manifest = Manifest(files=files, parameters=parameters, states=states, **tree)
+        lies = find_lies(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a checkpoint's manifest: {error!r}.") from None
+    if lies:
+        raise CheckpointError([f"{path}: refused: {lie}." for lie in lies[:MAX_NAMED]])
+    return manifest
 
 
 def _hash_of(tree: Mapping[str, Any]) -> str:
@@ -134,21 +152,6 @@ def tensor_name(parameter: str, kind: str, offset: int) -> str:
     return f"{parameter}:{kind}:{offset}"
 
 
-def plan_retention(
-    steps: Sequence[int], *, newest: int, keep_last: int, keep_every_steps: int
-) -> tuple[int, ...]:
-    """The steps to delete after a good checkpoint of step ``newest`` was committed.
-
-    All but the ``keep_last`` newest and the multiples of ``keep_every_steps``. And every step
-    after ``newest``: the run was resumed from before it, so it belongs to steps that were undone.
-    """
-    past = sorted((step for step in steps if step <= newest), reverse=True)
-    old = (
-        step for step in past[keep_last:] if not (keep_every_steps and step % keep_every_steps == 0)
-    )
-    return (*(step for step in steps if step > newest), *old)
-
-
 def plan_reads(
     files: Sequence[FileEntry],
 ) -> Mapping[str, tuple[tuple[int, int, str], ...]]:
@@ -164,10 +167,9 @@ def find_gaps(manifest: Manifest) -> list[str]:
     """Parameters whose pieces do not cover them exactly once."""
     problems = []
     reads = plan_reads(manifest.files)
-    for name, shape in manifest.parameters.items():
-        numel = 1
-        for extent in shape:
-            numel *= extent
+    replicated = {name: row["shape"] for name, row in manifest.replicated.items()}
+    for name, shape in (manifest.parameters | replicated).items():
+        numel = math.prod(shape)
         end = 0
         for offset, count, _ in reads.get(name, ()):
             if offset != end:

@@ -4,33 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmscale.engine.engine import Engine, base_optimizer, master_tensors
+from lmscale.engine.engine import Engine
+from lmscale.engine.masters import base_optimizer, master_groups
+from lmscale.engine.optimizer import STEP
 from lmscale.errors import CheckpointError
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def read_optimizer(engine: Engine) -> dict[str, Any]:
-    """The optimizer's name and the updates it has taken, which are fewer than steps when some were
-    skipped.
+    """The optimizer's kind, and the updates it has taken, which are fewer than steps when some
+    were skipped; None where it does not count them.
     """
-    optimizer = base_optimizer(engine)
-    steps = {int(optimizer.state[master]["step"]) for master in master_tensors(engine)}
-    if len(steps) != 1:
+    steps = {int(state[STEP]) for state in _counted_states(engine)}
+    if len(steps) > 1:
         raise AssertionError(f"the optimizer counts differ between parameters: {steps}")
-    return {"name": type(optimizer).__name__, "step": steps.pop()}
+    return {"kind": engine.config.optimizer.kind, "step": steps.pop() if steps else None}
+
+
+def check_optimizer(engine: Engine, saved: dict[str, Any], where: str) -> None:
+    """Raise ``CheckpointError`` when a checkpoint's states are of another optimizer's."""
+    kind = engine.config.optimizer.kind
+    if saved["kind"] != kind:
+        raise CheckpointError(
+            f"{where} holds the states of engine.optimizer.kind = {saved['kind']}, but this run is "
+            f"configured for {kind}. Set it back to {saved['kind']}, or give this run a folder of "
+            "its own (run.folder)."
+        )
 
 
 def write_optimizer(engine: Engine, saved: dict[str, Any]) -> None:
-    optimizer = base_optimizer(engine)
-    name = type(optimizer).__name__
-    if saved["name"] != name:
-        raise CheckpointError(
-            f"The checkpoint holds states of {saved['name']}, but this run is configured for "
-            f"{name}."
-        )
-    for master in master_tensors(engine):
-        optimizer.state[master]["step"].fill_(saved["step"])
+    for state in _counted_states(engine):
+        state[STEP].fill_(saved["step"])
 
 
 def read_loss_scale(engine: Engine) -> dict[str, Any] | None:
@@ -50,6 +55,11 @@ def write_loss_scale(engine: Engine, saved: dict[str, Any] | None) -> None:
     for name in _SCALER_FIELDS:
         if name in saved and hasattr(scaler, name):
             setattr(scaler, name, saved[name])
+
+
+def _counted_states(engine: Engine) -> list[dict[str, Any]]:
+    state = base_optimizer(engine).state
+    return [state[master] for master, _ in master_groups(engine) if STEP in state[master]]
 
 
 def _scaler(engine: Engine) -> Any:

@@ -1,98 +1,219 @@
-"""Reading a checkpoint back: into an engine of any stage and world size, or as whole tensors."""
+"""Reading a checkpoint back: into an engine of any stage and world size, or tensor by tensor."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lmscale.checkpoint.fragments import held_fragments, parameter_shapes, refresh_parameters
+from lmscale.checkpoint.find import find_damage, find_sound, load_manifest
+from lmscale.checkpoint.fragments import (
+    Fragment,
+    held_fragments,
+    owned_fragments,
+    parameter_shapes,
+    refresh_parameters,
+    replicated_tensors,
+    weights_fingerprint,
+)
 from lmscale.checkpoint.layout import (
+    BUFFER,
+    FROZEN,
     MASTER,
+    FileEntry,
     Manifest,
     plan_reads,
-    step_folder,
     tensor_name,
 )
-from lmscale.checkpoint.optimizer_state import write_loss_scale, write_optimizer
-from lmscale.checkpoint.store import find_damage, find_sound, load_manifest
+from lmscale.checkpoint.optimizer_state import check_optimizer, write_loss_scale, write_optimizer
+from lmscale.checkpoint.place import LocalPlace, Place
+from lmscale.checkpoint.places import CHECKPOINTS
 from lmscale.engine.engine import Engine
 from lmscale.errors import CheckpointError
-from lmscale.runtime.collectives import failing_together
+from lmscale.runtime.collectives import failing_together, sum_float64
+from lmscale.stream.ledger import digest_to_limbs, limbs_to_digest
 
 MAX_NAMED = 8  # differences told one by one
+PIECE_ELEMENTS = 2**24  # read at once
+EXCHANGE_BYTES = 2**26  # between ranks at once; a multiple of 4
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
+_DTYPES |= {"BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16}
+_DTYPES |= {"I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64}
 
 
 class FragmentReader:
-    """Reads any run of elements of any parameter; opens each file once, copies nothing else."""
+    """Reads any run of elements of any parameter; opens each file that it needs once."""
 
-    def __init__(self, folder: Path, manifest: Manifest, stack: ExitStack) -> None:
-        self._folder = folder
+    def __init__(self, place: Place, manifest: Manifest, stack: ExitStack) -> None:
+        self._place = place
+        self._step = manifest.step
         self._pieces = plan_reads(manifest.files)
+        self._entries = {entry.name: entry for entry in manifest.files}
         self._stack = stack
         self._open: dict[str, Any] = {}
 
     def read_into(self, target: Tensor, parameter: str, kind: str, offset: int) -> None:
         """Fill ``target`` (1-D) with elements [offset, offset + len(target)) of the flattened
-        parameter.
+        parameter, converted to its dtype.
         """
         end = offset + target.numel()
         filled = 0
-        for start, count, file_name in self._pieces[parameter]:
+        for start, count, file_name in self._pieces.get(parameter, ()):
             low, high = max(start, offset), min(start + count, end)
             if low >= high:
                 continue
-            stored = self._file(file_name).get_slice(tensor_name(parameter, kind, start))
-            target[low - offset : high - offset].copy_(stored[low - start : high - start])
+            stored = self._piece(file_name, tensor_name(parameter, kind, start), count)
+            for first in range(low, high, PIECE_ELEMENTS):
+                last = min(first + PIECE_ELEMENTS, high)
+                target[first - offset : last - offset].copy_(stored[first - start : last - start])
             filled += high - low
         if filled != target.numel():
             raise CheckpointError(
-                f"{self._folder}: {parameter} has only {filled} of the elements {offset} to {end}."
+                f"{self._place.name_of(self._step)}: {parameter} has only {filled} of the elements "
+                f"{offset} to {end}."
             )
+
+    def _piece(self, file_name: str, tensor: str, count: int) -> Any:
+        """A tensor of a file; that its hash is right says nothing about what is in it."""
+        try:
+            stored = self._file(file_name).get_slice(tensor)
+            found = stored.get_shape()
+        except SafetensorError as error:
+            found = str(error)
+        if found != [count]:
+            raise CheckpointError(
+                f"{self._place.name_of(self._step)}/{file_name}: {tensor} should have {count} "
+                f"elements, as the manifest says; found: {found}."
+            )
+        return stored
 
     def _file(self, name: str) -> Any:
         if name not in self._open:
-            handle = safe_open(str(self._folder / name), framework="pt", device="cpu")
+            entry: FileEntry = self._entries[name]
+            path = self._stack.enter_context(self._place.opened(self._step, entry))
+            handle = safe_open(str(path), framework="pt", device="cpu")
             self._open[name] = self._stack.enter_context(handle)  # pyright: ignore
         return self._open[name]
 
 
-def load_checkpoint(root: Path, manifest: Manifest, engine: Engine) -> None:
+def load_checkpoint(place: Place, manifest: Manifest, engine: Engine) -> None:
     """Put a verified checkpoint into the engine, whatever stage and world size wrote it.
 
-    All ranks call this together; each reads only the elements that it holds. Raises
-    ``CheckpointError`` when the checkpoint is of another model.
+    All ranks call this together, with a new engine or one that has trained: what it had accumulated
+    is dropped. Each rank reads only the elements that it holds; of what all of them hold, a share,
+    and gets the rest from the others. Raises ``CheckpointError`` when the checkpoint is of another
+    model or optimizer, or when the weights are not those that were saved.
     """
-    check_same_model(root, manifest, parameter_shapes(engine))
+    where = place.name_of(manifest.step)
+    check_same_model(
+        where, manifest, parameter_shapes(engine), replicated=replicated_tensors(engine)
+    )
+    check_optimizer(engine, manifest.optimizer, where)
+    engine.release_weights()
+    shared: list[tuple[Tensor, int, int]] = []
     with failing_together(), ExitStack() as stack, torch.no_grad():
-        reader = FragmentReader(step_folder(root, manifest.step), manifest, stack)
+        reader = FragmentReader(place, manifest, stack)
         for fragment in held_fragments(engine):
-            for kind, view in fragment.tensors.items():
-                reader.read_into(view, fragment.parameter, kind, fragment.offset)
-        write_optimizer(engine, manifest.optimizer)
-        write_loss_scale(engine, manifest.loss_scale)
+            part = fragment
+            if fragment.is_shared:
+                start, end = fragment.share_of(_rank(engine), engine.plan.world_size)
+                part = fragment.narrow(start, end)
+                shared += [(view, start, end) for view in fragment.tensors.values()]
+            _check_kinds(where, manifest, part)
+            for kind, view in part.tensors.items():
+                reader.read_into(view, part.parameter, kind, part.offset)
+    complete_from_ranks(shared)
+    write_optimizer(engine, manifest.optimizer)
+    write_loss_scale(engine, manifest.loss_scale)
+    engine.discard_gradient()
     refresh_parameters(engine)
+    check_weights(where, manifest, engine)
 
 
-def check_same_model(root: Path, manifest: Manifest, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise ``CheckpointError`` naming the parameters by which two models differ."""
-    stored = manifest.parameters
-    differences = [f"{name} is not in the checkpoint" for name in shapes if name not in stored]
-    differences += [f"{name} is only in the checkpoint" for name in stored if name not in shapes]
+def check_weights(where: str, manifest: Manifest, engine: Engine) -> None:
+    """Raise ``CheckpointError`` on all ranks when the engine's masters are not those that were
+    saved.
+    """
+    if not manifest.weights:
+        return
+    own = weights_fingerprint(owned_fragments(engine))
+    found = f"{limbs_to_digest(sum_float64(digest_to_limbs(own))):016x}"
+    if found != manifest.weights:
+        raise CheckpointError(
+            f"{where}: the weights that were loaded have the hash {found}, but those that were "
+            f"saved had {manifest.weights}, although every file is as it was written: the memory "
+            "of a node that saved or loaded them is faulty, or this is a bug in lmscale. Go back "
+            "to an earlier checkpoint."
+        )
+
+
+@torch.no_grad()
+def complete_from_ranks(parts: Iterable[tuple[Tensor, int, int]]) -> None:
+    """Fill in, from the ranks that have them, the elements of 1-D views outside of [start, end).
+
+    All ranks call this together, with shares that make up the whole. The bits arrive unchanged:
+    they are summed as whole numbers with zeros.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    batch: list[Tensor] = []
+    for view, start, end in parts:
+        size = view.element_size()
+        content = view.view(torch.uint8)
+        content[: start * size].zero_()
+        content[end * size :].zero_()
+        for piece in content.split(EXCHANGE_BYTES):
+            if sum(map(len, batch)) + len(piece) > EXCHANGE_BYTES:
+                _sum_over_ranks(batch)
+                batch = []
+            batch.append(piece)
+    _sum_over_ranks(batch)
+
+
+def _sum_over_ranks(batch: Sequence[Tensor]) -> None:
+    """Bytes of which at most one rank's are not zero, [num_bytes] each, in place."""
+    if not batch:
+        return
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    padding = torch.zeros(-sum(map(len, batch)) % 4, dtype=torch.uint8)
+    packed = torch.cat([piece.to(device) for piece in (*batch, padding)])
+    dist.all_reduce(packed.view(torch.int32))
+    for piece, summed in zip(batch, packed.split([*map(len, batch), len(padding)]), strict=False):
+        piece.copy_(summed)
+
+
+def check_same_model(
+    where: str,
+    manifest: Manifest,
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    replicated: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Raise ``CheckpointError`` naming the tensors by which two models differ.
+
+    ``shapes`` are those of trained parameters, ``replicated`` the frozen ones and the buffers.
+    """
+    stored = _describe(manifest.parameters, manifest.replicated)
+    here = _describe(shapes, replicated)
+    differences = [f"{name} is not in the checkpoint" for name in here if name not in stored]
+    differences += [f"{name} is only in the checkpoint" for name in stored if name not in here]
     differences += [
-        f"{name} is {stored[name]} in the checkpoint and {shape} in this model"
-        for name, shape in shapes.items()
-        if name in stored and stored[name] != shape
+        f"{name} is {stored[name]} in the checkpoint and {described} in this model"
+        for name, described in here.items()
+        if name in stored and stored[name] != described
     ]
     if differences:
         more = len(differences) - MAX_NAMED
         raise CheckpointError(
             [
-                f"{step_folder(root, manifest.step)} is a checkpoint of another model:",
+                f"{where} is a checkpoint of another model:",
                 *(f"  {difference}" for difference in differences[:MAX_NAMED]),
                 *([f"  and {more} more"] if more > 0 else []),
                 "Give this run a folder of its own (run.folder), or restore the model section of "
@@ -101,29 +222,85 @@ def check_same_model(root: Path, manifest: Manifest, shapes: dict[str, tuple[int
         )
 
 
+def _describe(
+    shapes: Mapping[str, Sequence[int]], replicated: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    # Not the dtypes of what is replicated: they follow the precision, which may change.
+    described = {name: f"{tuple(shape)}" for name, shape in shapes.items()}
+    return described | {
+        name: f"a {'frozen parameter' if row['kind'] == FROZEN else 'buffer'} {tuple(row['shape'])}"
+        for name, row in replicated.items()
+    }
+
+
+def _check_kinds(where: str, manifest: Manifest, fragment: Fragment) -> None:
+    row = manifest.replicated.get(fragment.parameter)
+    stored = manifest.states[fragment.parameter] if row is None else (row["kind"],)
+    missing = [kind for kind in fragment.tensors if kind not in stored]
+    if missing:
+        raise CheckpointError(
+            f"{where} has no {' and '.join(missing)} of {fragment.parameter}, only "
+            f"{' and '.join(stored)}. Restore the section engine.optimizer of its YAML."
+        )
+
+
+def _rank(engine: Engine) -> int:
+    return engine.deepspeed.global_rank
+
+
+def iterate_weights(place: Place, manifest: Manifest) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole tensor on the CPU), one after the other: parameters, then buffers.
+
+    Trained parameters in fp32, frozen ones and buffers in the dtype they were saved in. Holds one
+    of them at a time. The files must have been verified.
+    """
+    with ExitStack() as stack:
+        reader = FragmentReader(place, manifest, stack)
+        for name, shape in manifest.parameters.items():
+            yield name, _read_whole(reader, name, MASTER, shape, torch.float32)
+        for name, row in sorted(
+            manifest.replicated.items(), key=lambda item: item[1]["kind"] == BUFFER
+        ):
+            dtype = _DTYPES[row["dtype"]]
+            yield name, _read_whole(reader, name, row["kind"], row["shape"], dtype)
+
+
+def _read_whole(
+    reader: FragmentReader, name: str, kind: str, shape: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    flat = torch.empty(prod(shape), dtype=dtype)
+    reader.read_into(flat, name, kind, 0)
+    return flat.view(tuple(shape))
+
+
 def load_model_weights(run_folder: Path, step: int | None = None) -> dict[str, Tensor]:
-    """The model's fp32 weights, whole, on the CPU: parameter name → tensor of its shape.
+    """``load_weights`` of a run whose checkpoints are in its own folder."""
+    return load_weights(LocalPlace(run_folder / CHECKPOINTS), step, origin=str(run_folder))
+
+
+def load_weights(
+    place: Place, step: int | None = None, *, origin: str | None = None
+) -> dict[str, Tensor]:
+    """All of a model's weights, whole, on the CPU, as ``iterate_weights`` gives them.
 
     ``step`` None takes the newest checkpoint that verifies and is finite. Needs neither ranks nor
     DeepSpeed's engine. Raises ``CheckpointError`` when there is none or its files are damaged.
     """
-    root = run_folder / "checkpoints"
+    return dict(iterate_weights(place, find_weights(place, step, origin=origin)))
+
+
+def find_weights(place: Place, step: int | None = None, *, origin: str | None = None) -> Manifest:
+    """The checkpoint of ``step``, verified; None: the newest that verifies and is finite."""
     if step is None:
-        manifest = find_sound(root)
+        manifest = find_sound(place)
         if manifest is None:
             raise CheckpointError(
-                f"{run_folder} has no checkpoint yet. Train it first: lmscale train CONFIG"
+                f"{origin or place.location} has no checkpoint yet. Train it first: "
+                "lmscale train CONFIG"
             )
-    else:
-        manifest = load_manifest(root, step)
-        damage = find_damage(step_folder(root, step), manifest.files)
-        if damage:
-            raise CheckpointError([f"{problem}." for problem in damage])
-    folder = step_folder(root, manifest.step)
-    weights: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        reader = FragmentReader(folder, manifest, stack)
-        for name, shape in manifest.parameters.items():
-            weights[name] = torch.empty(shape, dtype=torch.float32)
-            reader.read_into(weights[name].view(-1), name, MASTER, 0)
-    return weights
+        return manifest
+    manifest = load_manifest(place, step)
+    damage = find_damage(place, step, manifest.files)
+    if damage:
+        raise CheckpointError([f"{problem}." for problem in damage])
+    return manifest

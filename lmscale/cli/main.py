@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import lmscale
-from lmscale.cli import config, corpus, launch, runs, shards, stream, tokenizer
+from lmscale.cli import checkpoint, config, corpus, launch, runs, shards, stream, tokenizer
 from lmscale.cli.demo import demo
 from lmscale.cli.doctor import doctor
 from lmscale.cli.evaluate import evaluate
@@ -25,6 +25,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "tokenizer": tokenizer.app,
     "shards": shards.app,
     "stream": stream.app,
+    "checkpoint": checkpoint.app,
     "train": train,
     "evaluate": evaluate,
     "generate": generate,

@@ -90,11 +90,15 @@ def _list_sweep(folder: Path, name: str, *, as_json: bool) -> None:
 
 @app.command()
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Show how a run goes: state, figures, estimated end, and what became of every start."""
+    """Show how a run goes: state, figures, estimated end, where its time went, and what became of
+    every start.
+    """
     from launcher.history import excluded_nodes
+    from lmscale.cli.runs_health import health_json
     from lmscale.cli.runs_look import errors_of, history_of, look_at, other_jobs
     from lmscale.cli.runs_view import forecast_json, render_status, to_json
     from lmscale.runtime.heartbeat import read_heartbeats
+    from lmscale.runtime.run_folder import find_last_checkpoint
     from lmscale.runtime.sweep_folder import refuse_sweep
 
     refuse_sweep(run)
@@ -108,6 +112,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     others = other_jobs(look, looks.answer)
     beats = read_heartbeats(run) if look.state.name in ("hung", "silent") else []
     errors = errors_of(look)
+    last_checkpoint = find_last_checkpoint(look.status)
     if not as_json:
         text = render_status(
             look,
@@ -117,12 +122,14 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
             forecast=forecast,
             watch=watch,
             beats=beats,
+            last_checkpoint=last_checkpoint,
             note=looks.note,
         )
         typer.echo(text)
         return
     content: dict[str, Any] = {
         **to_json(run, look),
+        **health_json(look.status, last_checkpoint),
         "errors": errors,
         "slurm_note": looks.note,
         "forecast": forecast_json(forecast),
@@ -189,6 +196,8 @@ def audit(run: RunArgument, as_json: JsonOption = False) -> None:
 def render_audit(run: Path, report: AuditReport) -> str:
     """The verdict, then the first differences of each kind."""
     counted = f"{report.steps:,} steps, {report.samples:,} samples, {report.tokens:,} tokens"
+    if report.jumped:
+        counted += f"; {report.jumped:,} samples were jumped on purpose (rewinds.jsonl)"
     if report.is_clean:
         return f"{run}: clean. {counted}: every sample once, in order, as it is in the shards."
     lines = [f"{run}: NOT clean. {counted}."]

@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from lmscale.cli.runs_health import (
+    goodput_json,
+    render_checkpoints,
+    render_faults,
+    render_guard,
+    render_share,
+    render_time_spent,
+)
+from lmscale.cli.units import render_duration, render_line, render_time
 from lmscale.errors import LmscaleError
 from lmscale.runtime.sweep_folder import job_outputs
 
@@ -19,7 +28,7 @@ if TYPE_CHECKING:
     from lmscale.runtime.forecast import Forecast
     from lmscale.runtime.heartbeat import Beat
     from lmscale.runtime.jsonl import Row
-    from lmscale.runtime.run_folder import RunStatus
+    from lmscale.runtime.run_folder import LastCheckpoint, RunStatus
     from lmscale.runtime.sweep_folder import SweepMember
 
 MAX_STRETCHES = 10
@@ -83,39 +92,55 @@ def render_status(
     forecast: Forecast | None,
     watch: Row | None,
     beats: Sequence[Beat],
+    last_checkpoint: LastCheckpoint | None,
     note: str,
 ) -> str:
     """A run's state as lines of text."""
     status, state = look.status, look.state
-    gone = status.goodput
-    lines = [_line("run", status.folder), _line("state", state.line)]
-    lines += [_line("", error) for error in errors]
+    lines = [render_line("run", status.folder), render_line("state", state.line)]
+    lines += [render_line("", error) for error in errors]
+    lines += render_faults(status.faults)
     lines += _render_job(look)
-    lines += [_line(f"{job['kind']} job", _describe_other(job)) for job in others]
-    lines += [_line("Slurm", note)] if note else []
-    lines += [_line(name, cell) for name, cell in render_numbers(status).items()]
+    lines += [render_line(f"{job['kind']} job", _describe_other(job)) for job in others]
+    lines += [render_line("Slurm", note)] if note else []
+    lines += _render_figures(status)
     lines += _render_forecast(look, forecast)
-    lines.append(
-        f"{'time':16} {gone.wall_seconds:,.0f} s in all, {gone.productive_seconds:,.0f} s in steps "
-        f"that count, {gone.redone_seconds:,.0f} s in steps done again"
-    )
+    lines += render_time_spent(status.goodput)
     lines += _render_history(history)
-    lines += [_line("watchdog", f"{render_time(watch['time'])} {watch['text']}")] if watch else []
-    lines += [_line("", place) for place in render_places(beats)]
-    lines.append(_line("checkpoints", ", ".join(status.checkpoints) or "none yet"))
+    if watch:
+        lines.append(render_line("watchdog", f"{render_time(watch['time'])} {watch['text']}"))
+    lines += [render_line("", place) for place in render_places(beats)]
+    lines += render_checkpoints(status, last_checkpoint)
+    lines += render_guard(status)
     show = f"lmscale runs logs {status.folder}"
     show += " --job" if state.name == "failed" and state.job is not None else ""
-    lines.append(_line("logs", f"{status.folder / 'logs'} ({show})"))
+    lines.append(render_line("logs", f"{status.folder / 'logs'} ({show})"))
     lines += [
-        f"{name:32} {render_number(value, '.6g')}"
+        f"{name:32} {render_number(value, '.6g'):>14}{_at_step(status, name)}"
         for name, value in status.figures.items()
-        if "/" in name  # the rest are the row's own step and time
+        # The rest are the row's own step and time, and the table of the time says more.
+        if "/" in name and not name.startswith("goodput/")
     ]
     return "\n".join(lines)
 
 
-def _line(name: str, text: object) -> str:
-    return f"{name:16} {text}"
+def _render_figures(status: RunStatus) -> list[str]:
+    """Those of ``NUMBERS``, with the step that each of them is of."""
+    cells = render_numbers(status)
+    names = {
+        "tokens": "train/tokens",
+        "loss": "train/loss",
+        "tokens/s": "speed/tokens_per_second",
+    }
+    cells |= {name: cells[name] + _at_step(status, figure) for name, figure in names.items()}
+    if status.attempts:
+        cells["goodput"] = render_share(status.goodput)
+    return [render_line(name, cell) for name, cell in cells.items()]
+
+
+def _at_step(status: RunStatus, figure: str) -> str:
+    step = status.figure_steps.get(figure)
+    return "" if step is None else f"  at step {step:,}"
 
 
 def _describe_other(job: Mapping[str, str]) -> str:
@@ -133,10 +158,12 @@ def _render_job(look: RunLook) -> list[str]:
         parts.append(f"expected to start {render_time(state.starts_at)}")
     if state.left_seconds is not None:
         parts.append(f"{render_duration(state.left_seconds)} left of its time limit")
-    lines = [_line("job", ", ".join(parts))]
+    lines = [render_line("job", ", ".join(parts))]
     output = job_outputs(status.folder)[0] / f"job-{state.job}.out"
     if output.exists():
-        lines.append(_line("job's output", f"{output} (lmscale runs logs {status.folder} --job)"))
+        lines.append(
+            render_line("job's output", f"{output} (lmscale runs logs {status.folder} --job)")
+        )
     return lines
 
 
@@ -149,13 +176,13 @@ def _render_forecast(look: RunLook, forecast: Forecast | None) -> list[str]:
     with_goodput = forecast.seconds_left_with_goodput
     if look.state.name not in ("running", "hung", "ending"):
         text = f"{render_duration(forecast.seconds_left)} of steps are left, by {steps}"
-        return [_line("estimated end", text)]
+        return [render_line("estimated end", text)]
     now = time.time()
     text = f"{_render_end(now, forecast.seconds_left)} at the speed of {steps}"
     if with_goodput is not None:
         share = f"{forecast.goodput:.0%}"
         text += f"; {_render_end(now, with_goodput)} with the goodput so far, {share}"
-    return [_line("estimated end", text)]
+    return [render_line("estimated end", text)]
 
 
 def _render_end(now: float, seconds: float) -> str:
@@ -166,10 +193,10 @@ def _render_history(history: Sequence[Stretch]) -> list[str]:
     lines = []
     hidden = max(0, len(history) - MAX_STRETCHES)
     if hidden:
-        lines.append(_line("attempts", f"{hidden:,} earlier ones; --json prints them all"))
+        lines.append(render_line("attempts", f"{hidden:,} earlier ones; --json prints them all"))
     for number, stretch in list(enumerate(history, start=1))[hidden:]:
-        lines.append(_line(f"attempt {number}", stretch.line))
-        lines += [_line("", f"left out {node}") for node in stretch.excluded]
+        lines.append(render_line(f"attempt {number}", stretch.line))
+        lines += [render_line("", f"left out {node}") for node in stretch.excluded]
     return lines
 
 
@@ -189,23 +216,6 @@ def render_places(beats: Sequence[Beat]) -> list[str]:
     return lines
 
 
-def render_time(instant: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(instant))
-
-
-def render_duration(seconds: float) -> str:
-    """``3 d 4 h``, ``5 min``, ``12 s``: two units at most."""
-    left = max(0, round(seconds))
-    parts = []
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count:,} {unit}")
-        elif parts:
-            break
-    return " ".join(parts[:2]) or "0 s"
-
-
 def to_json(folder: Path, look: RunLook | LmscaleError) -> dict[str, Any]:
     """A run as ``runs list --json`` prints it."""
     from lmscale.cli.runs_look import state_json
@@ -220,7 +230,8 @@ def to_json(folder: Path, look: RunLook | LmscaleError) -> dict[str, Any]:
         "step": status.step,
         "steps": status.config.train.steps,
         "figures": status.figures,
-        "goodput": {**asdict(status.goodput), "fraction": status.goodput.fraction},
+        "figure_steps": dict(status.figure_steps),
+        "goodput": goodput_json(status.goodput),
         "attempts": list(status.starts),
         "checkpoints": list(status.checkpoints),
         "heldout": dict(zip(("name", "loss"), status.heldout or (), strict=False)) or None,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,14 +14,13 @@ from lmscale.cli.options import ConfigArgument, SetOption
 from lmscale.errors import EXIT_RESUMABLE
 
 if TYPE_CHECKING:
+    from lmscale.cli.train_hooks import Hooks
     from lmscale.config import RunConfig
-    from lmscale.evaluation.in_loop import Evaluator
-    from lmscale.runtime.goodput import AttemptLog
+    from lmscale.engine import Engine
+    from lmscale.runtime.attempts import AttemptLog
     from lmscale.runtime.ranks import Ranks
     from lmscale.runtime.stop import StopRequests
-    from lmscale.runtime.votes import StopPoll
-    from lmscale.train import Run, StepReport
-    from lmscale.train.hooks import Hook, ProgressCounter, Saver
+    from lmscale.train import Run
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +77,12 @@ def _requested_as_well(stop: StopRequests, error: Exception) -> str | None:
 
 
 def _run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: float) -> None:
-    from lmscale.evaluation.in_loop import complete_evaluation
+    from lmscale.cli.train_hooks import open_run_attempt
+    from lmscale.runtime import faults
     from lmscale.runtime.device import select_device
     from lmscale.runtime.logs import setup_logging
     from lmscale.runtime.ranks import open_process_group
-    from lmscale.runtime.votes import LEASE_LOST, StopPoll
+    from lmscale.runtime.votes import LEASE_LOST
     from lmscale.runtime.watchdog import group_timeout, open_watch
     from lmscale.train import claim_folder, open_run
 
@@ -92,135 +91,91 @@ def _run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: float) -
         stack.enter_context(open_process_group(ranks, device, group_timeout(config.watch)))
         lease = stack.enter_context(claim_folder(config, ranks))
         setup_logging(config.folder, ranks)
+        faults.arm(allowed=config.run.allow_faults, rank=ranks.rank, folder=config.folder)
         stop.discard_stale_file()
         stack.enter_context(open_watch(config.folder, config.watch, ranks))
 
         def requested(*, is_waiting: bool = False) -> str | None:
             return stop.requested(is_waiting=is_waiting) if lease.still_mine() else LEASE_LOST
 
-        run = stack.enter_context(
-            open_run(
+        engine: Engine | None = None
+        attempt: AttemptLog | None = None
+        is_done = False
+        while not is_done:
+            with open_run(
                 *(config, ranks, device),
                 lease=lease,
                 should_stop=lambda: requested(is_waiting=True) is not None,
-            )
-        )
-        poll = StopPoll(requested)
-        if run.start.step < config.train.steps:
-            _train(run, stop, poll, began_at)
-        else:
-            complete_evaluation(run, poll)
-            logger.info("all %d steps were done before", config.train.steps)
+                engine=engine,
+            ) as run:
+                if engine is None and run.start.step < config.train.steps:
+                    attempt = stack.enter_context(open_run_attempt(run, began_at))
+                engine = run.engine
+                is_done = _go_on(run, stop, requested, attempt)
 
 
-def _train(run: Run, stop: StopRequests, poll: StopPoll, began_at: float) -> None:
+def _go_on(
+    run: Run,
+    stop: StopRequests,
+    requested: Callable[[], str | None],
+    attempt: AttemptLog | None,
+) -> bool:
+    """Train to the end, or (False) until the run has been rewound and must be opened again."""
+    from lmscale.cli.train_hooks import open_hooks
+    from lmscale.evaluation.in_loop import complete_evaluation
+    from lmscale.runtime.votes import StopPoll
+    from lmscale.train.guard import RewindRequest
+    from lmscale.train.rewinding import rewind
+
+    steps = run.config.train.steps
+    if run.start.step >= steps:
+        complete_evaluation(run, StopPoll(requested))
+        logger.info("all %d steps were done before", steps)
+        return True
+    with open_hooks(run, requested, stop, attempt) as hooks:
+        try:
+            _train(run, stop, hooks)
+        except RewindRequest as request:
+            hooks.saver.finish()
+            to_step = rewind(run, request)
+            if attempt is not None:
+                attempt.rewound(to_step)
+            stop.nothing_to_save(hooks.end)
+            return False
+    logger.info("finished %d steps", steps)
+    return True
+
+
+def _train(run: Run, stop: StopRequests, hooks: Hooks) -> None:
     from lmscale.runtime.stop import StoppedError
-    from lmscale.runtime.votes import LEASE_LOST
+    from lmscale.runtime.votes import LEASE_LOST, SAVE_FAILED
     from lmscale.train import train_steps
 
     config = run.config
-    with _open_hooks(run, poll, began_at) as hooks:
-        stop.nothing_to_save(hooks.end)
-        try:
-            for report in train_steps(
-                run.engine,
-                run.loader,
-                config.engine,
-                first_step=run.start.step,
-                total_steps=config.train.steps,
-                seed=config.run.seed,
-                rank=run.ranks.rank,
-                stop_requested=poll.requested,
-            ):
-                stop.something_to_save()
-                hooks(report)
-        except StoppedError as stopped:
-            if stopped.reason == LEASE_LOST:
-                raise run.lease.lost_error() from None
-            hooks.save_what_is_left()
-            logger.info("stopped after step %d: %s", hooks.counter.now.step, stopped.reason)
-            hooks.end(stopped.reason)
-            raise
-    logger.info("finished %d steps", config.train.steps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Hooks:
-    """What follows a step on this rank, and what follows the last one."""
-
-    run: Run
-    each: tuple[Hook, ...]  # in the order in which they are called
-    counter: ProgressCounter
-    saver: Saver
-    evaluator: Evaluator
-    poll: StopPoll
-    attempt: AttemptLog | None  # rank 0's
-
-    def __call__(self, report: StepReport) -> None:
-        """Raises ``StoppedError`` when no further step shall be begun."""
-        from lmscale.runtime.stop import StoppedError
-        from lmscale.runtime.votes import DATA_ERROR, LEASE_LOST
-
-        reason = report.stop_reason
-        if reason == LEASE_LOST:
-            raise StoppedError(reason)
-        for hook in self.each:
-            hook(report)
-        if report.step == self.run.config.train.steps or reason == DATA_ERROR:
-            return  # that one is raised by the next step
-        if reason is not None:
-            raise StoppedError(reason)
-        if report.step in (self.saver.saved_step, self.evaluator.scored_step):
-            self.poll.now()  # that may have taken minutes, and a step takes one
-
-    def save_what_is_left(self) -> None:
-        step = self.counter.now.step
-        if step not in (self.run.start.step, self.saver.saved_step):
-            self.saver.save()
-
-    def end(self, reason: str) -> None:
-        """Record why the attempt stops."""
-        if self.attempt is not None:
-            self.attempt.end(reason)
-
-
-@contextmanager
-def _open_hooks(run: Run, poll: StopPoll, began_at: float) -> Iterator[_Hooks]:
-    from lmscale.evaluation.in_loop import open_evaluator
-    from lmscale.runtime import heartbeat
-    from lmscale.runtime.collectives import failing_together
-    from lmscale.stream.ledger import open_ledger
-    from lmscale.train.guard import Guard
-    from lmscale.train.hooks import ProgressCounter, Saver, ledger_hook
-    from lmscale.train.reporting import open_reporting
-
-    config, start = run.config, run.start
-    with ExitStack() as stack:
-        counter = ProgressCounter(start)
-        each: list[Hook] = [counter]
-        ledger = reporting = None
-        with failing_together():
-            if run.ranks.is_first:
-                run.lease.check()
-                ledger = stack.enter_context(
-                    open_ledger(run.folder, next_step=start.step, stream=run.stream, n=start.n)
-                )
-                reporting = stack.enter_context(open_reporting(run, counter, began_at=began_at))
-                each += [ledger_hook(ledger), *reporting.hooks]
-            heartbeat.tick()
-        guard = Guard(
-            max_nonfinite_steps=config.train.max_nonfinite_steps,
-            minimum_loss_scale=config.engine.loss_scale.minimum,
-        )
-        saver = Saver(run=run, counter=counter, ledger=ledger)
-        trackers = reporting and reporting.trackers
-        evaluator = stack.enter_context(open_evaluator(run, trackers, poll))
-        yield _Hooks(
-            run=run,
-            each=(*each, guard, saver, evaluator),
-            counter=counter,
-            saver=saver,
-            evaluator=evaluator,
-            poll=poll,
-            attempt=reporting and reporting.attempt,
-        )
+    stop.nothing_to_save(hooks.end)
+    try:
+        for report in train_steps(
+            run.engine,
+            run.loader,
+            config.engine,
+            first_step=run.start.step,
+            total_steps=config.train.steps,
+            seed=config.run.seed,
+            rank=run.ranks.rank,
+            stop_requested=hooks.stop_requested,
+            save_requested=hooks.save_requested,
+            recompute_every_steps=config.guard.recompute_every_steps,
+        ):
+            stop.something_to_save()
+            hooks(report)
+        hooks.saver.finish()
+    except StoppedError as stopped:
+        if stopped.reason == LEASE_LOST:
+            raise run.lease.lost_error() from None
+        if stopped.reason == SAVE_FAILED:
+            hooks.saver.finish()  # raises why
+            raise AssertionError("a save had failed, and ended well") from None
+        hooks.save_what_is_left()
+        logger.info("stopped after step %d: %s", hooks.counter.now.step, stopped.reason)
+        hooks.end(stopped.reason)
+        raise

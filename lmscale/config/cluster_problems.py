@@ -7,6 +7,8 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from lmscale.config.redact import names_secret, redact
+
 if TYPE_CHECKING:
     from lmscale.config.cluster import ClusterConfig
 
@@ -48,6 +50,7 @@ def find_problems(cluster: ClusterConfig) -> list[str]:
         *_text_problems(cluster),
         *_option_problems(cluster.sbatch_options),
         *_variable_problems(cluster.variables),
+        *_secret_problems(cluster),
         *_container_problems(cluster),
         *_folder_problems(cluster),
     ]
@@ -171,6 +174,31 @@ def _variable_problems(variables: dict[str, str]) -> list[str]:
             problems.append(
                 f"variables: {name} = {value!r} holds a line break or another control character"
             )
+    return problems
+
+
+def _secret_problems(cluster: ClusterConfig) -> list[str]:
+    """What would stand in the batch script and in cluster.yaml, for all to read who see the run."""
+    advice = (
+        "would be written into the batch script. Export it before `lmscale launch slurm`, or in "
+        "setup from a file that only you can read: export NAME=$(cat ~/.name)."
+    )
+    problems = [
+        f"variables: {name} sounds like a secret, and {advice}"
+        for name, value in cluster.variables.items()
+        if value and (names_secret(name) or redact(value) != value)
+    ]
+    for name, values in (
+        ("setup", cluster.setup),
+        ("sbatch_options", cluster.sbatch_options),
+        ("srun_options", cluster.srun_options),
+        ("container.options", cluster.container.options),
+    ):
+        problems += [
+            f"{name}: {redact(value)!r} holds a secret (here as ***), which {advice}"
+            for value in values
+            if redact(value) != value
+        ]
     return problems
 
 

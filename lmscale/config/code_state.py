@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lmscale
+from lmscale.config.redact import redact
 
 MAX_DIFF_CHARS = 1_000_000
 FROZEN_CODE = "code"  # a launcher's copy of the packages, with code.json beside it
@@ -33,7 +34,7 @@ def collect_code(root: Path | None = None) -> dict[str, Any]:
             "commit": (_git(root, "rev-parse", "HEAD") or "").strip() or None,
             "branch": (_git(root, "rev-parse", "--abbrev-ref", "HEAD") or "").strip() or None,
             "changed": (_git(root, "status", "--porcelain") or "").splitlines(),
-            "diff": difference[:MAX_DIFF_CHARS],
+            "diff": redact(difference[:MAX_DIFF_CHARS]),
             "diff_is_cut": len(difference) > MAX_DIFF_CHARS,
         },
     }

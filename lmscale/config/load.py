@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import types
 import typing
@@ -13,11 +14,16 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from lmscale.config.redact import find_url_secrets
 from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError
 
 Tree = TypeVar("Tree", bound=BaseModel)
 
+MAX_NODES = 100_000
+"""Values of a YAML text, those that an alias repeats counted every time: a few lines of aliases of
+aliases would else fill the memory.
+"""
 _MERGE_TAG = "tag:yaml.org,2002:merge"  # <<: *anchor
 
 
@@ -27,10 +33,30 @@ class ConfigLoader(yaml.SafeLoader):
     def get_single_node(self) -> yaml.Node | None:
         # Here, not on construction, which writes merged keys into the nodes.
         root = super().get_single_node()
+        if _expanded_size(root, {}) > MAX_NODES:
+            raise ConfigError(
+                f"{self.name}: its aliases (*name) make more than {MAX_NODES:,} values of it, or "
+                "one without an end. Write out what they stand for."
+            )
         problems = [problem for node in _mappings_in(root) if (problem := _repeated_in(node))]
         if problems:
             raise ConfigError(problems)
         return root
+
+
+def _expanded_size(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """Nodes at and below ``node``, counting an alias as what it repeats; without end: infinite."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # where it holds itself
+        children = (
+            [child for pair in node.value for child in pair]
+            if isinstance(node, yaml.MappingNode)
+            else node.value
+        )
+        known[id(node)] = 1 + sum(_expanded_size(child, known) for child in children)
+    return known[id(node)]
 
 
 def _mappings_in(root: yaml.Node | None) -> list[yaml.MappingNode]:
@@ -90,6 +116,12 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, name: str = "confi
         config = validate_tree(RunConfig, tree, name=name)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
+    problems += [
+        f"{name}: {path}: the URL holds credentials, which would be written to config.yaml and to "
+        "logs. Leave them out: libraries find them in the environment and in files of their own, "
+        "such as ~/.aws/credentials or ~/.config/fsspec."
+        for path in find_url_secrets(tree)
+    ]
     if problems:
         raise ConfigError(problems)
     return config
@@ -128,8 +160,13 @@ def _parse_value(text: str, name: str, loader_class: type[ConfigLoader] = Config
         loader = loader_class(text)
         loader.name = name
         return loader.get_single_data()
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # ValueError: 2026-13-01, a number of 5,000 digits
         raise ConfigError(f"{name}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: not valid YAML: it is nested too deeply.") from None
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> str | None:

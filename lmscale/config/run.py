@@ -15,8 +15,8 @@ from lmscale.config.data import (
     TokenizerConfig,
 )
 from lmscale.config.model import ModelConfig, ObjectiveConfig
+from lmscale.config.safety import CheckpointConfig, GuardConfig, find_best_problems
 from lmscale.config.training import (
-    CheckpointConfig,
     EngineConfig,
     EvaluationConfig,
     TrainConfig,
@@ -34,6 +34,8 @@ class RunSection(Section):
     """Default: runs/NAME."""
     seed: int = Field(default=1, ge=0, lt=2**31)
     """Seeds the order of the samples, the initial weights and dropout."""
+    allow_faults: bool = False
+    """Whether LMSCALE_FAULTS may break this run on purpose, which only tests want."""
 
     @field_validator("name")
     @classmethod
@@ -59,6 +61,7 @@ class RunConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     train: TrainConfig = TrainConfig()
     watch: WatchConfig = WatchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -82,6 +85,7 @@ class RunConfig(Section):
         schedule_problem = self.engine.schedule.find_problem(total_steps=self.train.steps)
         if schedule_problem:
             problems.append(schedule_problem)
+        problems += find_best_problems(self.checkpoint, self.evaluation)
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -1,4 +1,4 @@
-"""Sections that say how it is trained, saved, watched and judged."""
+"""Sections that say how it is trained, watched and judged."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from lmscale.config.base import Section
 
+FIGURES = ("loss", "perplexity", "bits_per_byte")  # of an evaluation set
+
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter 2019)."""
+    """AdamW (Loshchilov and Hutter 2019), Muon (Jordan et al. 2024) or SGD with momentum."""
 
+    kind: Literal["adamw", "muon", "sgd"] = "adamw"
+    """``muon``: the matrices of the blocks by Muon, everything else by AdamW. Its updates are given
+    the size of AdamW's (Liu et al. 2025), so that ``lr`` and ``weight_decay`` serve both.
+    """
     lr: float = Field(default=3e-4, gt=0)
     """Peak learning rate; the schedule scales it."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Of muon and sgd."""
+    muon_lr_ratio: float = Field(default=1.0, gt=0)
+    """Learning rate of Muon's matrices, relative to ``lr``."""
     betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
@@ -105,15 +115,6 @@ class EngineConfig(Section):
         return self
 
 
-class CheckpointConfig(Section):
-    """When a run is saved and which checkpoints are kept."""
-
-    every_steps: PositiveInt = 1000
-    keep_last: PositiveInt = 3
-    keep_every_steps: NonNegativeInt = 0
-    """Checkpoints at multiples of this are kept for good; 0 keeps none beyond ``keep_last``."""
-
-
 class TrainConfig(Section):
     """The loop."""
 
@@ -126,10 +127,6 @@ class TrainConfig(Section):
     peak_tflops: float | None = Field(default=None, gt=0)
     """Peak dense TFLOP/s of one device in this precision, for MFU; default: from a table by the
     device's name.
-    """
-    max_nonfinite_steps: PositiveInt = 5
-    """Steps in a row with a non-finite loss or gradient norm after which the run stops with exit
-    code 76.
     """
 
 

@@ -77,7 +77,7 @@ _NOTHING = np.zeros(0, dtype=np.uint32)
 
 
 def _open_index(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 class Dropped(NamedTuple):

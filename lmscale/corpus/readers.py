@@ -7,16 +7,19 @@ more are broken than ``max_bad_records`` allows. An unreadable file is a ``DataE
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lmscale.config.data import CorpusSourceConfig
 from lmscale.corpus.inputs import RawFile
 from lmscale.corpus.text_files import read_lines, read_text
 from lmscale.errors import DataError
+from lmscale.runtime.tar_members import describe_unsafe
 
 HANDFUL = 5  # how many broken records beyond the limit are named before the error is raised
 
@@ -162,17 +165,13 @@ def _read_parquet(
 def _read_webdataset(
     path: Path, name: str, source: CorpusSourceConfig, bad: BadRecords
 ) -> Iterator[RawDocument]:
-    # webdataset loads torch with itself, so it is imported only where a tar is read. Its lower
-    # functions are used because WebDataset() runs a path that begins with "pipe:" as a command.
-    from webdataset.tariterators import group_by_keys, tar_file_iterator
+    # webdataset loads torch with itself, so it is imported only where a tar is read. Its own opener
+    # runs a path that begins with "pipe:" as a command, and passes links and devices by.
+    from webdataset.tariterators import group_by_keys
 
     try:
-        with open(path, "rb") as file:
-            members = (
-                {**member, "__url__": str(path)}
-                for member in tar_file_iterator(file, select_files=_is_text_member)  # pyright: ignore[reportArgumentType]  # it opens a file object
-            )
-            for number, sample in enumerate(group_by_keys(members), start=1):
+        with tarfile.open(path, mode="r|*") as tar:
+            for number, sample in enumerate(group_by_keys(_read_members(tar, path)), start=1):
                 text = _text_of_sample(sample, name, source, path, bad)
                 if text is not None:
                     yield RawDocument(text=text, file=path, record=number)
@@ -180,8 +179,25 @@ def _read_webdataset(
         raise DataError(f"{path}: damaged or not a webdataset tar: {error.args[0]}.") from None
 
 
-def _is_text_member(member: str) -> bool:
-    return member.lower().endswith((".txt", ".json"))
+def _read_members(tar: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
+    """The files that may hold text, as webdataset groups them. Raises ``DataError``."""
+    for member in tar:
+        unsafe = describe_unsafe(member)
+        if unsafe:
+            raise DataError(
+                f"{path}: {unsafe}. A webdataset tar holds plain files below its own place only: "
+                "pack it again."
+            )
+        file = tar.extractfile(member) if _may_hold_text(member) else None
+        if file is not None:
+            yield {"fname": member.name, "data": file.read(), "__url__": str(path)}
+        tar.members = []  # or a large tar would keep all of them
+
+
+def _may_hold_text(member: tarfile.TarInfo) -> bool:
+    # As webdataset: names such as __index__/blocks.npy are about the tar, and are no samples.
+    is_meta = re.match(r"__[^/]*__($|/)", member.name) is not None
+    return member.isreg() and not is_meta and member.name.lower().endswith((".txt", ".json"))
 
 
 def _text_of_sample(

@@ -87,7 +87,7 @@ def _render_defaults(engine: EngineConfig, plan: BatchPlan, num_parameters: int)
         "disable_python_gc": False,
         # torch's own AdamW stands in for DeepSpeedCPUAdam: fused, vectorised, nothing to compile.
         "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": False,
+        "zero_allow_untested_optimizer": engine.optimizer.kind != "adamw",
         # Sums over ranks in fp32, so that the number of ranks moves the result least (as
         # torchtitan does).
         "communication_data_type": "fp32",

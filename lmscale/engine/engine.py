@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,17 +17,34 @@ from torch import Tensor
 from lmscale.config.batch import BatchPlan
 from lmscale.config.training import EngineConfig
 from lmscale.engine.deepspeed_config import render_deepspeed_config
-from lmscale.engine.optimizer import build_optimizer, reset_states
+from lmscale.engine.masters import base_optimizer, held_slices, master_groups
+from lmscale.engine.muon import Matrix, Muon
+from lmscale.engine.optimizer import build_optimizer, plan_parameter_groups, reset_states
+from lmscale.engine.skip import gradient_norm, scalar, skipping
 from lmscale.errors import ConfigError
+from lmscale.runtime.collectives import gather_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What one optimizer step did."""
+    """What one optimizer step did.
 
-    gradient_norm: float  # global, before clipping; inf when not finite
-    is_skipped: bool  # a gradient overflowed, the weights did not change
+    Its figures stay on the device, for the caller to read together with the loss: that is where it
+    waits for the step.
+    """
+
+    figures: Tensor  # f64 [2]: gradient_norm, is_skipped
     loss_scale: float  # 1 unless fp16
+
+    @property
+    def gradient_norm(self) -> float:
+        """Global, before clipping; not finite when a gradient is not."""
+        return float(self.figures[0])
+
+    @property
+    def is_skipped(self) -> bool:
+        """A gradient was not finite, so the weights and the optimizer did not change."""
+        return bool(self.figures[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +56,10 @@ class Engine:
     plan: BatchPlan
     device: torch.device
     name_prefix: str = ""  # what the objective puts before the model's own parameter names
+    methods: Mapping[str, str] = field(default_factory=dict)
+    """Trained parameter → what updates it: adamw, muon or sgd."""
+    before_update: list[Callable[[], None]] = field(default_factory=list)
+    """What must have happened before the weights change the next time; each is called once."""
 
     @property
     def module(self) -> torch.nn.Module:
@@ -53,6 +73,14 @@ class Engine:
         """The model's parameters by the names they have without the objective around it."""
         for name, parameter in self.module.named_parameters():
             yield name.removeprefix(self.name_prefix), parameter
+
+    def trained_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Those that are not frozen."""
+        return (row for row in self.named_parameters() if row[1].requires_grad)
+
+    def shape_of(self, parameter: torch.nn.Parameter) -> tuple[int, ...]:
+        """That of the whole parameter, also where ZeRO 3 has dealt it out."""
+        return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
     def accumulate(self, losses: Iterable[Callable[[], Tensor]], *, targets: int) -> None:
         """Add up the gradient of one step.
@@ -70,23 +98,49 @@ class Engine:
                 self.deepspeed.step()  # counts the micro-batch; the last one is counted by update()
 
     def update(self, *, learning_rate: float) -> Update:
-        """Clip, take one AdamW step, and clear the gradient."""
+        """Clip, take one step of the optimizer, and clear the gradient."""
+        self.release_weights()
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
-        plain_norm = None
-        if isinstance(self.deepspeed.optimizer, torch.optim.Optimizer):
-            # Stage 0 in fp32: torch's bare optimizer, for which DeepSpeed keeps no norm.
-            gradients = [p.grad for _, p in self.named_parameters() if p.grad is not None]
-            plain_norm = float(torch.nn.utils.get_total_norm(gradients))
+            group["lr"] = learning_rate * group["lr_ratio"]
+        outer = self.deepspeed.optimizer
         skipped_before, scale_before = self.deepspeed.skipped_steps, self.loss_scale
-        self.deepspeed.step()
-        norm = self.deepspeed.get_global_grad_norm() if plain_norm is None else plain_norm
-        unscaled = math.nan if norm is None else float(norm) / self._norm_scale(scale_before)
+        if isinstance(outer, torch.optim.Optimizer):
+            # Stage 0 in fp32: torch's bare optimizer, for which DeepSpeed keeps no norm.
+            norm = gradient_norm(parameter for _, parameter in self.trained_parameters())
+            is_skipped = ~torch.isfinite(norm)
+            with skipping(outer, is_skipped):
+                self.deepspeed.step()
+        else:
+            self.deepspeed.step()
+            norm = self.deepspeed.get_global_grad_norm()
+            is_skipped = float(self.deepspeed.skipped_steps > skipped_before)
+        unscaled = scalar(norm, self.device) / self._norm_scale(scale_before)
         return Update(
-            gradient_norm=unscaled,
-            is_skipped=self.deepspeed.skipped_steps > skipped_before,
+            figures=torch.stack([unscaled, scalar(is_skipped, self.device)]),
             loss_scale=self.loss_scale,
         )
+
+    def release_weights(self) -> None:
+        """Have done what must happen before the weights change, such as a save's copying."""
+        while self.before_update:
+            self.before_update.pop()()
+
+    def discard_gradient(self) -> None:
+        """Forget what was accumulated since the last update, if anything was."""
+        outer = self.deepspeed.optimizer
+        self.deepspeed.micro_steps -= self.deepspeed.micro_steps % self.plan.accumulation
+        outer.zero_grad(set_to_none=True)
+        # DeepSpeed 0.19.8 clears what follows in step() alone, and differently at each stage. A
+        # gradient of micro-batch 0 overwrites what its buffers hold.
+        if hasattr(outer, "micro_step_id"):
+            outer.micro_step_id = 0 if self.config.zero_stage == 3 else -1
+        for sums in ("averaged_gradients", "all_grad_tensors"):
+            if hasattr(outer, sums):
+                setattr(outer, sums, dict.fromkeys(getattr(outer, sums)))
+        if hasattr(outer, "_offload_accumulated_param_ids"):
+            outer._offload_accumulated_param_ids = set()
+        if hasattr(outer, "reset_cpu_buffers"):
+            outer.reset_cpu_buffers()
 
     def _norm_scale(self, scale_before: float) -> float:
         """What is left of the gradient's loss scale in the norm that DeepSpeed 0.19.8 gives.
@@ -130,7 +184,7 @@ def _import_muon_uncompiled() -> None:
     """Spare every start of every rank the import of Inductor, a second or more of its core.
 
     Every ZeRO optimizer of DeepSpeed 0.19.8 imports its Muon, which hands a function to
-    torch.compile as it loads (runtime/zero/muon/original_muon.py); AdamW never calls it.
+    torch.compile as it loads (runtime/zero/muon/original_muon.py). Nobody calls it: engine/muon.py.
     """
     from deepspeed.runtime import compiler
 
@@ -180,8 +234,9 @@ def build_engine(
 ) -> Engine:
     """Wrap ``module``, whose parameters hold the initial weights, in DeepSpeed.
 
-    ``kinds`` maps each parameter's name (without ``name_prefix``) to linear, embedding, norm or
-    bias. Needs the process group. Raises ``ConfigError`` for a precision that the device cannot do.
+    ``kinds`` maps each parameter's name (without ``name_prefix``) to linear, head, embedding, norm
+    or bias; those that need no gradient are frozen. Needs the process group. Raises
+    ``ConfigError`` for a precision that the device cannot do.
     """
     check_precision(config, device)
     deepspeed = prepare_deepspeed(device)
@@ -190,6 +245,9 @@ def build_engine(
         name.removeprefix(name_prefix): parameter for name, parameter in module.named_parameters()
     }
     count = sum(getattr(p, "ds_numel", p.numel()) for p in parameters.values())
+    trained = {name: kind for name, kind in kinds.items() if parameters[name].requires_grad}
+    groups = plan_parameter_groups(trained, config.optimizer)
+    _make_contiguous(module)
     with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints memory tables as it is built
         engine, *_ = deepspeed.initialize(
             model=module,
@@ -201,9 +259,16 @@ def build_engine(
     if scaler is not None and hasattr(scaler, "raise_error_at_min_scale"):
         scaler.raise_error_at_min_scale = False  # the guard decides, with a message
     built = Engine(
-        deepspeed=engine, config=config, plan=plan, device=device, name_prefix=name_prefix
+        deepspeed=engine,
+        config=config,
+        plan=plan,
+        device=device,
+        name_prefix=name_prefix,
+        methods={name: group.method for group in groups for name in group.names},
     )
-    reset_states(base_optimizer(built), master_tensors(built))
+    reset_states(base_optimizer(built), master_groups(built), config.optimizer)
+    _check_methods(built)
+    _bind_muon(built)
     if plan.world_size == 1 and _reduces_in_place(engine):
         # One rank's sum is what it has: DeepSpeed 0.19.8 would still flatten, reduce and copy back
         # every gradient (engine.py, buffered_allreduce_fallback). The losses stay bit-identical.
@@ -237,15 +302,55 @@ def check_precision(config: EngineConfig, device: torch.device) -> None:
             )
 
 
-def base_optimizer(engine: Engine) -> torch.optim.Optimizer:
-    """torch's optimizer under whatever DeepSpeed has put around it."""
-    outer = engine.deepspeed.optimizer
-    return outer if isinstance(outer, torch.optim.Optimizer) else outer.optimizer
+@torch.no_grad()
+def _make_contiguous(module: torch.nn.Module) -> None:
+    """Lay every tensor out in the order of its elements: checkpoints address them by it."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.contiguous()
 
 
-def master_tensors(engine: Engine) -> list[Tensor]:
-    """The fp32 tensors that this rank's optimizer updates."""
-    outer = engine.deepspeed.optimizer
-    if engine.config.zero_stage == 3:
-        return list(outer.fp32_partitioned_groups_flat)
-    return [master for group in base_optimizer(engine).param_groups for master in group["params"]]
+def _check_methods(engine: Engine) -> None:
+    """That every trained parameter is where the optimizer it was planned for will find it.
+
+    DeepSpeed has trained by another one than was asked for, without a word (#8438, #8441).
+    """
+    group_of = {id(master): group for master, group in master_groups(engine)}
+    for held in held_slices(engine):
+        method = group_of[id(held.master)]["method"]
+        planned = engine.methods[held.parameter]
+        assert method == planned, f"{held.parameter} is updated by {method}, not by {planned}"
+
+
+def _bind_muon(engine: Engine) -> None:
+    """Tell Muon which matrices, or parts of them, this rank's masters hold, and which the others'.
+
+    All ranks call this together.
+    """
+    optimizer = base_optimizer(engine)
+    if not isinstance(optimizer, Muon):
+        return
+    masters = [master for master, _ in master_groups(engine)]
+    index_of = {id(master): index for index, master in enumerate(masters)}
+    held = {
+        part.parameter: [index_of[id(part.master)], part.start, part.offset, part.elements]
+        for part in held_slices(engine)
+        if engine.methods[part.parameter] == "muon"
+    }
+    # At stage 0 every rank has everything, and does everything.
+    of_ranks = [held] if engine.config.zero_stage == 0 else gather_json(held)
+    matrices: dict[Tensor, list[Matrix]] = {master: [] for master in masters}
+    for name, parameter in engine.trained_parameters():
+        parts = [part[name] for part in of_ranks if name in part]
+        if not parts:
+            continue
+        offsets = [offset for _, _, offset, _ in parts]
+        assert offsets == sorted(offsets), f"{name}: its parts are not in the ranks' order"
+        rows, columns = engine.shape_of(parameter)
+        matrices[masters[parts[0][0]]].append(
+            Matrix(
+                shape=(rows, columns),
+                start=held[name][1] if name in held else 0,
+                elements_of=tuple(part[name][3] if name in part else 0 for part in of_ranks),
+            )
+        )
+    optimizer.bind(matrices, engine.device)

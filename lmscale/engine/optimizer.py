@@ -1,51 +1,118 @@
-"""AdamW with parameter groups by module kind."""
+"""Which optimizer updates which parameter, and what it keeps of every element.
+
+=========== ======================================== ===================================
+kind        the matrices of the blocks               everything else
+=========== ======================================== ===================================
+``adamw``   AdamW                                    AdamW
+``muon``    Muon (engine/muon.py)                    AdamW
+``sgd``     SGD with momentum                        SGD with momentum
+=========== ======================================== ===================================
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
 from lmscale.config.training import OptimizerConfig
+from lmscale.engine.muon import Muon
 
-# The states that belong to every element of a parameter, in torch's names.
-ELEMENT_STATES = ("exp_avg", "exp_avg_sq")
+Method = Literal["adamw", "muon", "sgd"]
+_COUNTED: tuple[Method, ...] = ("adamw",)  # those that keep the number of their updates
+STEP = "step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Parameters that are updated alike."""
+
+    method: Method
+    weight_decay: float
+    lr_ratio: float  # of the configured learning rate
+    names: tuple[str, ...]
 
 
 def plan_parameter_groups(
     kinds: Mapping[str, str], config: OptimizerConfig
-) -> tuple[tuple[float, tuple[str, ...]], ...]:
-    """(weight decay, parameter names) per group: the decayed kinds first, then the others.
+) -> tuple[ParameterGroup, ...]:
+    """Groups that are not empty: of each method the decayed kinds first, then the others.
 
-    ``kinds`` maps a parameter's name to linear, embedding, norm or bias.
+    ``kinds`` maps a trained parameter's name to linear, head, embedding, norm or bias. A head is
+    decayed as other linear maps are; Muon leaves it, whose rows are tokens, to AdamW.
     """
-    decayed = tuple(name for name, kind in kinds.items() if kind in config.decay)
-    others = tuple(name for name, kind in kinds.items() if kind not in config.decay)
-    groups = ((config.weight_decay, decayed), (0.0, others))
-    return tuple(group for group in groups if group[1])
+    muon = {name for name, kind in kinds.items() if config.kind == "muon" and kind == "linear"}
+    rest: Method = "sgd" if config.kind == "sgd" else "adamw"
+    methods: tuple[tuple[Method, float, list[str]], ...] = (
+        ("muon", config.muon_lr_ratio, [name for name in kinds if name in muon]),
+        (rest, 1.0, [name for name in kinds if name not in muon]),
+    )
+    groups = []
+    for method, ratio, names in methods:
+        decayed = tuple(name for name in names if _decayed_as(kinds[name]) in config.decay)
+        others = tuple(name for name in names if _decayed_as(kinds[name]) not in config.decay)
+        for weight_decay, members in ((config.weight_decay, decayed), (0.0, others)):
+            if members:
+                groups.append(
+                    ParameterGroup(
+                        method=method, weight_decay=weight_decay, lr_ratio=ratio, names=members
+                    )
+                )
+    return tuple(groups)
+
+
+def _decayed_as(kind: str) -> str:
+    return "linear" if kind == "head" else kind
+
+
+def element_states(method: str, config: OptimizerConfig) -> tuple[str, ...]:
+    """The states that belong to every element of a parameter, in torch's names."""
+    if method == "adamw":
+        return ("exp_avg", "exp_avg_sq")
+    if method == "sgd" and config.momentum == 0:
+        return ()
+    return ("momentum_buffer",)
 
 
 def build_optimizer(
     parameters: Mapping[str, torch.nn.Parameter], kinds: Mapping[str, str], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """torch's AdamW; fused, on the CPU too.
+    """The optimizer of the trained ones among ``parameters``; torch's are fused, on the CPU too.
 
     It is built with lr 0 and every step sets its own: DeepSpeed takes a step of its own while it
     builds stage 0 in low precision (fp16/unfused_optimizer.py, 0.19.8), which would decay the
     initial weights.
     """
+    trained = {name: kind for name, kind in kinds.items() if parameters[name].requires_grad}
     groups: list[dict[str, Any]] = [
-        {"params": [parameters[name] for name in names], "weight_decay": decay}
-        for decay, names in plan_parameter_groups(kinds, config)
+        {
+            "params": [parameters[name] for name in group.names],
+            "weight_decay": group.weight_decay,
+            "lr_ratio": group.lr_ratio,
+            "method": group.method,
+        }
+        for group in plan_parameter_groups(trained, config)
     ]
+    if config.kind == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+    if config.kind == "muon":
+        return Muon(groups, momentum=config.momentum, betas=config.betas, eps=config.eps)
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 
 
-def reset_states(optimizer: torch.optim.Optimizer, masters: Iterable[torch.Tensor]) -> None:
-    """Give every master tensor zeroed states, so that they exist before the first step."""
-    for master in masters:
-        optimizer.state[master] = {
-            "step": torch.zeros((), dtype=torch.float32, device=master.device),
-            **{key: torch.zeros_like(master) for key in ELEMENT_STATES},
-        }
+def reset_states(
+    optimizer: torch.optim.Optimizer,
+    masters: Iterable[tuple[torch.Tensor, Mapping[str, Any]]],
+    config: OptimizerConfig,
+) -> None:
+    """Give every master tensor of a group zeroed states, so that they exist before the first
+    step.
+    """
+    for master, group in masters:
+        states = element_states(group["method"], config)
+        optimizer.state[master] = {key: torch.zeros_like(master) for key in states}
+        if group["method"] in _COUNTED:
+            zero = torch.zeros((), dtype=torch.float32, device=master.device)
+            optimizer.state[master][STEP] = zero

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmscale.config.training import FIGURES
 from lmscale.evaluation.perplexity import SetScore, evaluate_set, plan_evaluation, render_scores
 from lmscale.evaluation.sets import open_evaluation_sets
 from lmscale.runtime.collectives import broadcast_object, failing_together
@@ -111,9 +112,7 @@ def flatten_scores(name: str, scores: dict[str, SetScore]) -> dict[str, float]:
     return {
         f"{name}/{set_name}/{figure}": value
         for set_name, score in scores.items()
-        for figure, value in (
-            ("loss", score.loss),
-            ("perplexity", score.perplexity),
-            ("bits_per_byte", score.bits_per_byte),
+        for figure, value in zip(
+            FIGURES, (score.loss, score.perplexity, score.bits_per_byte), strict=True
         )
     }

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lmscale.checkpoint import load_model_weights
+from lmscale.checkpoint import open_place
+from lmscale.checkpoint.resume import load_weights
 from lmscale.config import RunConfig
 from lmscale.errors import CheckpointError
 from lmscale.model.transformer import Transformer, build_model
@@ -36,7 +37,7 @@ def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedR
     """
     config = load_run_config(folder)
     tokenizer = load_tokenizer(Path(config.tokenizer.folder))
-    weights = load_model_weights(folder, step)
+    weights = load_weights(open_place(config, folder), step, origin=str(folder))
     precision = config.engine.precision
     dtype = _DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]
     with torch.device("meta"):

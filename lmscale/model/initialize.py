@@ -20,14 +20,14 @@ from lmscale.model.norm import LayerNorm, RMSNorm
 from lmscale.model.transformer import Head
 from lmscale.runtime.seeding import derive_seed
 
-ParameterKind = Literal["linear", "embedding", "norm", "bias"]
+ParameterKind = Literal["linear", "head", "embedding", "norm", "bias"]
 _RESIDUAL_WRITERS = ("attention.out.weight", "feed_forward.down.weight")
 
 
 def parameter_kinds(model: nn.Module) -> dict[str, ParameterKind]:
     """The kind of every parameter by its name in ``model``, which may be wrapped.
 
-    A norm's bias is a ``bias``. A head of its own is ``linear``; a tied one is the ``embedding``.
+    A norm's bias is a ``bias``. A tied ``head`` is the ``embedding``.
     """
     kinds: dict[str, ParameterKind] = {}
     seen: set[nn.Parameter] = set()
@@ -46,8 +46,10 @@ def _kind(module: nn.Module, name: str) -> ParameterKind:
         return "embedding"
     if isinstance(module, (RMSNorm, LayerNorm)):
         return "norm"
-    if isinstance(module, (nn.Linear, Head)):
+    if isinstance(module, nn.Linear):
         return "linear"
+    if isinstance(module, Head):
+        return "head"
     raise AssertionError(f"{type(module).__name__}.{name} has no kind: add the module here")
 
 

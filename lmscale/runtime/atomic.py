@@ -64,15 +64,19 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, to_json_bytes(value))
 
 
-def write_json_once(path: str | Path, value: Any) -> Any:
-    """Write ``value`` unless the file is there, and return what the file holds: one writer wins."""
+def to_json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def write_bytes_once(path: str | Path, content: bytes) -> bytes:
+    """Write the file unless it is there, and return what it holds: one writer wins."""
     path = Path(path)
     if not path.exists():
         own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.once")
-        write_json(own, value)
+        write_bytes(own, content)
         try:
             os.link(own, path)  # fails where the file is, which a rename would not
         except FileExistsError:
@@ -81,7 +85,12 @@ def write_json_once(path: str | Path, value: Any) -> Any:
             os.replace(own, path)
         own.unlink(missing_ok=True)
         fsync_folder(path.parent)
-    return json.loads(path.read_bytes())
+    return path.read_bytes()
+
+
+def write_json_once(path: str | Path, value: Any) -> Any:
+    """The same for a JSON value."""
+    return json.loads(write_bytes_once(path, to_json_bytes(value)))
 
 
 def fsync_file(path: str | Path) -> None:
@@ -140,18 +149,24 @@ def may_pass(failure: BaseException) -> bool:
 
 
 @contextmanager
-def writing(what: str, folder: str | Path, error: type[LmscaleError] = DataError) -> Iterator[None]:
+def writing(
+    what: str,
+    folder: str | Path,
+    error: type[LmscaleError] = DataError,
+    *,
+    no_space: type[LmscaleError] | None = None,
+) -> Iterator[None]:
     """Turn what the file system refuses inside the block into an error a person can act on.
 
     A full disk, a missing permission, a file in the way, a path that is too long, a folder that
     vanished: ``error``. A disk or a network that fails: ``TransientError``. Any other ``OSError``
-    passes through, as a bug.
+    passes through, as a bug. ``no_space``: another class for a full disk, in a run that trains.
     """
     try:
         yield
     except OSError as failure:
         if failure.errno in _OUT_OF_SPACE:
-            raise error(
+            raise (no_space or error)(
                 f"No space is left in {folder} while writing {what}. Nothing half-written counts: "
                 "free some space and run the same command again."
             ) from failure

@@ -9,10 +9,15 @@ locked:
 - a file itself: held shared by whoever uses it, and then never evicted.
 
 Whoever holds a file of ``locks/`` removes it when done.
+
+What is taken from here is not hashed again, so nobody else may put anything in: a folder is made
+with mode 0700, another user's or one that all may write to is refused, and so is every file in it
+that is a link or another user's.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -22,9 +27,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmscale.config.private_folder import find_risk, is_own_file, make_private
 from lmscale.errors import ConfigError, DataError
 from lmscale.runtime.atomic import fsync_folder, sha256_file, writing
-from lmscale.runtime.remote import TransferError, download
+from lmscale.runtime.remote import SHARDS, Purpose, TransferError, download
 
 PRUNE_SECONDS = 24 * 3600
 
@@ -59,11 +65,12 @@ class NodeCache:
     max_bytes: int
     retries: int
 
-    def fetch(self, url: str, *, size: int, sha256: str) -> CachedFile:
+    def fetch(self, url: str, *, size: int, sha256: str, purpose: Purpose = SHARDS) -> CachedFile:
         """A local copy of ``url``, downloaded once per node and checked against its size and hash.
 
         Keyed by the whole URL and the hash: two shards of one basename never meet, and a shard
-        that was rebuilt is another file. Raises ``DataError`` or ``ConfigError`` naming the URL.
+        that was rebuilt is another file. Raises the purpose's error or ``ConfigError`` naming the
+        URL.
         """
 
         def check(path: Path) -> None:
@@ -79,8 +86,17 @@ class NodeCache:
             f"{url}\0{sha256}",
             name=name,
             size=size,
-            write=lambda path: download(url, path, retries=self.retries, check=check),
+            write=lambda path: download(
+                url, path, retries=self.retries, check=check, purpose=purpose
+            ),
         )
+
+    def clear(self) -> None:
+        """Remove every file that nobody uses at the moment."""
+        with suppress(FileNotFoundError):
+            for path in self.folder.iterdir():
+                if path.is_file() and not path.name.startswith(".part-"):
+                    _remove_unless_held(path)
 
     def make(self, key: str, *, name: str, size: int, write: Callable[[Path], None]) -> CachedFile:
         """The file of ``key``, made by ``write`` if it is not there.
@@ -90,13 +106,24 @@ class NodeCache:
         """
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]
         path = self.folder / f"{digest}-{name}"
+        self._refuse_risk()
         with writing("a cached file (stream.cache.folder)", self.folder):
             held = _hold(path)
             if held is not None:
                 return held
-            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+            make_private(self.folder)
+            make_private(self.folder / "locks")
             with _locked(self._lock_path(digest)):
                 return _hold(path) or self._write(path, digest, size, write)
+
+    def _refuse_risk(self) -> None:
+        risk = find_risk(self.folder)
+        if risk is not None:
+            raise ConfigError(
+                f"{self.folder} is no safe place for cached shards: {risk}. Set "
+                "stream.cache.folder to a folder that only you can write to, or TMPDIR where it "
+                "is not set."
+            )
 
     def _lock_path(self, digest: str) -> Path:
         return self.folder / "locks" / digest
@@ -163,19 +190,22 @@ class NodeCache:
     def verify_once(self, path: Path, *, size: int, sha256: str) -> None:
         """Hash the local file ``path`` unless this node has done so since it was last written.
 
-        Raises ``DataError`` where the hash differs. Where the cache's folder cannot be written, it
-        is hashed each time.
+        Raises ``DataError`` where the hash differs. Where the cache's folder cannot be written, or
+        others may write to it, it is hashed each time.
         """
         stamp = _stamp(path, size, sha256)
         digest = hashlib.sha256(stamp).hexdigest()[:32]
         marker = self.folder / "verified" / digest
-        if marker.exists():
+        if find_risk(self.folder) is not None:  # others could vouch for the file
+            _check_hash(path, sha256)
+            return
+        if is_own_file(marker):
             return
         try:
-            for name in ("locks", "verified"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            for folder in (self.folder, self.folder / "locks", self.folder / "verified"):
+                make_private(folder)
             with _locked(self._lock_path(digest)):
-                if not marker.exists():
+                if not is_own_file(marker):
                     _check_hash(path, sha256)
                     marker.write_bytes(stamp)
             self._prune_if_due()
@@ -191,7 +221,7 @@ class NodeCache:
         with suppress(FileNotFoundError):
             if time.time() - done.stat().st_mtime < PRUNE_SECONDS:
                 return
-        done.parent.mkdir(parents=True, exist_ok=True)
+        make_private(done.parent)
         done.touch()
         for marker in done.parent.iterdir():
             if marker != done and not _is_current(marker):
@@ -240,7 +270,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _open_locked(path: Path) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
@@ -249,9 +279,11 @@ def _open_locked(path: Path) -> int:
 
 
 def _hold(path: Path) -> CachedFile | None:
-    """Hold ``path`` if it is there, and mark it as used now."""
+    """Hold ``path`` if it is there and this user's, and mark it as used now."""
+    if not is_own_file(path):
+        return None
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -265,8 +297,13 @@ def _hold(path: Path) -> CachedFile | None:
 def _remove_unless_held(path: Path) -> bool:
     """Remove ``path`` unless somebody holds it; whether nobody did."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        path.unlink(missing_ok=True)  # a link, which nobody of us has made
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -85,15 +85,20 @@ def gather_errors(error: LmscaleError | None) -> list[LmscaleError | None]:
     """Every rank's error or None, in the order of the ranks, on every rank."""
     if _is_alone():
         return [error]
-    described = None
-    if error is not None:
-        # A subclass that only one module knows travels as its nearest known parent.
-        name = next(c.__name__ for c in type(error).__mro__ if c.__name__ in _ERROR_CLASSES)
-        described = {"class": name, "problems": list(error.problems)}
-    return [
-        None if row is None else _ERROR_CLASSES[row["class"]](row["problems"])
-        for row in gather_json(described)
-    ]
+    return [error_from_json(row) for row in gather_json(error_to_json(error))]
+
+
+def error_to_json(error: LmscaleError | None) -> dict[str, Any] | None:
+    """How an error travels from one rank to another."""
+    if error is None:
+        return None
+    # A subclass that only one module knows travels as its nearest known parent.
+    name = next(c.__name__ for c in type(error).__mro__ if c.__name__ in _ERROR_CLASSES)
+    return {"class": name, "problems": list(error.problems)}
+
+
+def error_from_json(row: dict[str, Any] | None) -> LmscaleError | None:
+    return None if row is None else _ERROR_CLASSES[row["class"]](row["problems"])
 
 
 def fail_together(error: LmscaleError | None) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmscale.config.code_state import collect_code
+from lmscale.config.redact import may_be_secret, redact, redact_command
 from lmscale.runtime.atomic import write_json, writing
 from lmscale.runtime.device import cpu_name
 from lmscale.runtime.processes import num_cores
@@ -42,7 +43,6 @@ _EXACT = (
     "NODE_RANK",
     "TMPDIR",
 )
-_SECRET = ("KEY", "TOKEN", "SECRET", "PASSW", "CREDENTIAL", "AUTH", "JWT", "COOKIE")
 
 
 def save_provenance(folder: str | Path) -> None:
@@ -54,12 +54,15 @@ def save_provenance(folder: str | Path) -> None:
 
 
 def collect_environment() -> dict[str, Any]:
-    """Versions, machine and the variables that change how a run behaves; secrets are left out."""
+    """Versions, machine and the variables that change how a run behaves; secrets are left out.
+
+    A value that quotes one, such as a URL with a password, is kept without it.
+    """
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "host": socket.gethostname(),
-        "command": sys.argv,
+        "command": redact_command(sys.argv),
         "packages": package_versions(),
         "cpu": {"name": cpu_name(), "cores": num_cores()},
         "gpus": gpu_names(),
@@ -89,8 +92,7 @@ def gpu_names() -> list[str]:
 def select_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables of known meaning, sorted, without any whose name sounds like a secret."""
     return {
-        name: value
+        name: redact(value)
         for name, value in sorted(environ.items())
-        if (name.startswith(_PREFIXES) or name in _EXACT)
-        and not any(word in name.upper() for word in _SECRET)
+        if (name.startswith(_PREFIXES) or name in _EXACT) and not may_be_secret(name)
     }

@@ -3,7 +3,8 @@
 The loop calls ``phase`` as it goes, which sets attributes and nothing else; a thread writes them to
 ``RUN/heartbeats/rank-00003.json`` every few seconds. A process has one heartbeat, so that whoever
 works deep inside it, such as a checkpoint's writer, can say where it is without being handed one:
-the functions of this module do nothing where none is open. Reading and writing load no torch.
+the functions of this module do nothing where none is open, but that ``phase`` always keeps account
+of the time (phases.py). Reading and writing load no torch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lmscale.runtime.lease import attempt_from_environment, node_name
+from lmscale.runtime.phases import BETWEEN_STEPS, START, PhaseClock
 from lmscale.runtime.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HEARTBEATS_FOLDER = "heartbeats"
-START = "start"
 END = "end"  # the rank has left the run in good order
 # Of all ranks together: 512 ranks write every 10 s, which a shared file system does not notice.
 MAX_WRITES_PER_SECOND = 50.0
@@ -262,12 +263,21 @@ class _CudaStopwatch:
 
 
 _current: Heartbeat | None = None
+_phases = PhaseClock()  # from this module's import on, with or without a heartbeat
 
 
 def phase(name: str, step: int | None = None) -> None:
-    """``Heartbeat.phase`` of this process's heartbeat, if one is open."""
+    """The process begins something else: for ``phase_seconds``, and for its heartbeat if one is
+    open (``Heartbeat.phase``).
+    """
+    _phases.enter(name)
     if _current is not None:
         _current.phase(name, step)
+
+
+def phase_seconds() -> dict[str, float]:
+    """What this process has spent in each phase so far."""
+    return _phases.seconds()
 
 
 def tick() -> None:
@@ -282,7 +292,10 @@ def own_work(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def end_step(wait_seconds: float) -> None:
-    """``Heartbeat.end_step`` of this process's heartbeat, if one is open."""
+    """``Heartbeat.end_step`` of this process's heartbeat, if one is open. What follows, up to the
+    next phase, is no part of the step.
+    """
+    _phases.enter(BETWEEN_STEPS)
     if _current is not None:
         _current.end_step(wait_seconds)
 

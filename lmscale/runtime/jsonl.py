@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lmscale.errors import DataError
+from lmscale.errors import DataError, LmscaleError
 from lmscale.runtime.atomic import fsync_folder, write_bytes, writing
 
 Row = dict[str, Any]
@@ -36,22 +36,23 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
 class RowFile:
     """Appends rows to the very file that it opened; made by ``renew_rows``."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, no_space: type[LmscaleError] = DataError) -> None:
         self.path = path
         self._file = open(path, "ab", buffering=0)
+        self._no_space = no_space
 
     def append(self, row: Mapping[str, Any]) -> None:
         """As ``append_row``: the row outlives this process and, once ``sync`` is called, the
         machine.
         """
-        with writing(self.path.name, self.path.parent):
+        with writing(self.path.name, self.path.parent, no_space=self._no_space):
             _write_whole(self._file, _to_line(row).encode())
             # Closing any descriptor of a file is what makes NFS send it off, for others to see.
             os.close(os.dup(self._file.fileno()))
 
     def sync(self) -> None:
         """Raises ``DataError`` also where the file is not in its folder any more."""
-        with writing(self.path.name, self.path.parent):
+        with writing(self.path.name, self.path.parent, no_space=self._no_space):
             os.fsync(self._file.fileno())
             is_gone = os.fstat(self._file.fileno()).st_nlink == 0
         if is_gone:
@@ -64,7 +65,12 @@ class RowFile:
         self._file.close()
 
 
-def renew_rows(path: str | Path, keep: Callable[[Row], bool] = lambda row: True) -> RowFile:
+def renew_rows(
+    path: str | Path,
+    keep: Callable[[Row], bool] = lambda row: True,
+    *,
+    no_space: type[LmscaleError] = DataError,
+) -> RowFile:
     """Put a copy with the rows that ``keep`` wants in the file's place, and open it for more.
 
     A process that has the file open since before, such as an older copy of the same run, goes on
@@ -74,7 +80,7 @@ def renew_rows(path: str | Path, keep: Callable[[Row], bool] = lambda row: True)
     with writing(path.name, path.parent):
         kept = [row for row in read_rows(path) if keep(row)]
         write_bytes(path, "".join(map(_to_line, kept)).encode())
-        return RowFile(path)
+        return RowFile(path, no_space=no_space)
 
 
 def _write_whole(file: BinaryIO, content: bytes) -> None:
@@ -129,11 +135,11 @@ def _parse(line: bytes) -> Row | None:
     return row if isinstance(row, dict) else None
 
 
-def tail_rows(path: str | Path) -> list[Row]:
+def tail_rows(path: str | Path, *, max_bytes: int = _TAIL_BYTES) -> list[Row]:
     """The whole lines among the last 64 KiB, so that no long file need be read; no file is none."""
     try:
         with open(path, "rb") as file:
-            start = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
+            start = max(0, file.seek(0, os.SEEK_END) - max_bytes)
             file.seek(start)
             lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:

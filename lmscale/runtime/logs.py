@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.logging import RichHandler
 
+from lmscale.config.redact import printable, redact
 from lmscale.errors import DataError
 from lmscale.runtime.atomic import writing
 from lmscale.runtime.ranks import Ranks
@@ -33,7 +34,7 @@ def setup_logging(folder: str | Path, ranks: Ranks) -> Path:
     with writing("log files", path.parent, DataError):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter(_FORMAT, datefmt="%Y-%m-%dT%H:%M:%S"))
+    file.setFormatter(_SafeFormatter(_FORMAT, datefmt="%Y-%m-%dT%H:%M:%S"))
     handlers: list[logging.Handler] = [file]
     if ranks.is_first:
         terminal = _terminal_handler()
@@ -61,13 +62,22 @@ def close_logging() -> None:
 def _terminal_handler() -> logging.Handler:
     console = terminal()
     if console.is_terminal:
-        return RichHandler(
+        rich = RichHandler(
             console=console,
             show_path=False,
             show_level=False,
             omit_repeated_times=False,
             log_time_format="%H:%M:%S",
         )
+        rich.setFormatter(_SafeFormatter("%(message)s"))
+        return rich
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_SafeFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     return handler
+
+
+class _SafeFormatter(logging.Formatter):
+    """Without the secrets that a message or a traceback may quote, and what steers a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(redact(super().format(record)))

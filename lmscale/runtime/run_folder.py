@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmscale.config import RunConfig, load_config, run_files
 from lmscale.config.ownership import CONFIG_FILE
-from lmscale.config.run_files import ALIVE_SECONDS, DATA_SLURM_FOLDER, SLURM_FOLDER, SWEEP_FILE
+from lmscale.config.run_files import (
+    ALIVE_SECONDS,
+    DATA_SLURM_FOLDER,
+    SLURM_FOLDER,
+    STEP_FOLDER,
+    SWEEP_FILE,
+)
 from lmscale.errors import ConfigError
-from lmscale.runtime.goodput import ATTEMPTS_FILE, FINISHED, Goodput, goodput
+from lmscale.runtime.attempts import ATTEMPTS_FILE, FINISHED
+from lmscale.runtime.goodput import Goodput, goodput
 from lmscale.runtime.jsonl import Row, last_row, read_rows, tail_rows
 from lmscale.runtime.sweep_folder import (
     find_membership,
@@ -23,6 +31,8 @@ from lmscale.runtime.sweep_folder import (
 from lmscale.runtime.trackers import METRICS_FILE
 
 LEDGER_FILE = "ledger.jsonl"
+REWINDS_FILE = "rewinds.jsonl"
+FAULTS_FILE = "faults.jsonl"
 EVENTS_FILE = "events.jsonl"
 _EVERY_EVENT = {"event", "time", "submission", "job", "restart"}
 _EVENT_KEYS = {
@@ -31,6 +41,21 @@ _EVENT_KEYS = {
     "exclude": _EVERY_EVENT | {"nodes", "reason"},
 }
 RUNNING = "running"
+_METRICS_BYTES = 1 << 18  # some 200 lines: evaluations are rarer than steps
+# With what an attempt ends that could not be saved.
+_FAILED_SAVES = ("save failed", "CheckpointError", "NoSpaceError")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastCheckpoint:
+    """The newest committed one, by its manifest."""
+
+    step: int
+    committed_at: float
+    """Unix time."""
+    bytes: int | None
+    """Of all its files; None where the manifest cannot be read."""
+    reason: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +71,20 @@ class RunStatus:
     """Steps done, by the ledger."""
     figures: Row
     """The latest value of every metric, by name."""
+    figure_steps: Mapping[str, int]
+    """The step that each of them is of."""
     metrics: tuple[Row, ...]
     """The last lines of metrics.jsonl."""
     goodput: Goodput
     attempts: tuple[Row, ...]
     """All rows of attempts.jsonl."""
     checkpoints: tuple[str, ...]
-    """Names of the committed ones, oldest first."""
+    """Names of the committed ones, oldest first; of those elsewhere there is a copy of the
+    manifest."""
+    rewinds: tuple[Row, ...]
+    """What the guard undid, oldest first."""
+    faults: tuple[Row, ...]
+    """What was made to fail on purpose, oldest first."""
     submissions: tuple[Row, ...]
     """To Slurm, oldest first."""
     events: tuple[Row, ...]
@@ -76,6 +108,11 @@ class RunStatus:
         return str(self.attempts[-1]["reason"]) if has_ended else None
 
     @property
+    def failed_saves(self) -> tuple[Row, ...]:
+        """The ends of the attempts that ended because they could not be saved."""
+        return tuple(row for row in self.attempts if row.get("reason") in _FAILED_SAVES)
+
+    @property
     def is_finished(self) -> bool:
         return self.end_reason == FINISHED and self.step >= self.config.train.steps
 
@@ -96,21 +133,27 @@ def read_status(folder: str | Path) -> RunStatus:
     config = load_run_config(folder)
     attempts = read_rows(folder / ATTEMPTS_FILE)
     ledger = last_row(folder / LEDGER_FILE)
-    checkpoints = sorted(path.parent.name for path in folder.glob("checkpoints/*/manifest.json"))
+    paths = folder.glob("checkpoints/*/manifest.json")
+    found = (path.parent.name for path in paths if STEP_FOLDER.fullmatch(path.parent.name))
+    checkpoints = sorted(found, key=lambda name: (len(name), name))
     last_sign = _last_sign(folder)
     state = _describe_state(attempts, last_sign)
-    metrics = tail_rows(folder / METRICS_FILE)
+    metrics = tail_rows(folder / METRICS_FILE, max_bytes=_METRICS_BYTES)
+    figures, figure_steps = _latest_figures(metrics)
     return RunStatus(
         folder=folder,
         config=config,
         state=state,
         step=ledger["step"] + 1 if ledger else 0,
-        figures=_latest_figures(metrics),
+        figures=figures,
+        figure_steps=figure_steps,
         metrics=tuple(metrics),
         # Of a run that is gone without a word, the time since then is not known to be lost.
         goodput=goodput(attempts, time.time() if state == RUNNING else None),
         attempts=tuple(attempts),
         checkpoints=tuple(checkpoints),
+        rewinds=tuple(read_rows(folder / REWINDS_FILE)),
+        faults=tuple(read_rows(folder / FAULTS_FILE)),
         submissions=tuple(read_submissions(folder)),
         events=tuple(read_events(folder)),
         last_sign=last_sign,
@@ -192,9 +235,34 @@ def _describe_state(attempts: list[Row], last_sign: float | None) -> str:
     return RUNNING if silence < ALIVE_SECONDS else f"silent for {silence:,.0f} s"
 
 
-def _latest_figures(rows: list[Row]) -> Row:
+def find_last_checkpoint(status: RunStatus) -> LastCheckpoint | None:
+    """The newest one, whose manifest may be large; None while there is none."""
+    names = status.checkpoints
+    if not names:
+        return None
+    path = status.folder / "checkpoints" / names[-1] / "manifest.json"
+    try:
+        committed_at = path.stat().st_mtime
+        manifest = json.loads(path.read_bytes())
+    except OSError:  # removed by retention at this very moment: the next look finds another
+        return None
+    except ValueError:
+        manifest = {}
+    files = manifest.get("files")
+    return LastCheckpoint(
+        step=int(names[-1].rpartition("-")[2]),
+        committed_at=committed_at,
+        bytes=None if files is None else sum(entry["bytes"] for entry in files),
+        reason=manifest.get("reason"),
+    )
+
+
+def _latest_figures(rows: Sequence[Row]) -> tuple[Row, dict[str, int]]:
     """Rows of steps and of evaluations hold different names: the last of each counts."""
     figures: dict[str, Any] = {}
+    steps: dict[str, int] = {}
     for row in rows:
         figures.update(row)
-    return figures
+        if "step" in row:
+            steps.update({name: int(row["step"]) for name in row})
+    return figures, steps

@@ -1,6 +1,6 @@
 """What a rank was doing: its stacks and those of its loader workers, written to the run's logs.
 
-Three ways lead there. The watchdog asks (``dump``). A person sends SIGUSR2, which needs no thread
+Three ways lead there. The watchdog asks (``dump``). A person sends SIGQUIT, which needs no thread
 of the process to run Python. And a net, armed anew at every heartbeat, fires in a process whose
 interpreter is stuck, so that no thread of it can run Python at all: it dumps from C, and ends it.
 """
@@ -38,11 +38,11 @@ class StackDumps:
         # Kept open: what writes in a signal handler or without the interpreter cannot open it.
         self._file = open(path, "a", encoding="utf-8")
         self._slow: threading.Thread | None = None
-        faulthandler.register(signal.SIGUSR2, self._file, all_threads=True)
+        faulthandler.register(signal.SIGQUIT, self._file, all_threads=True)
 
     def close(self) -> None:
         faulthandler.cancel_dump_traceback_later()
-        faulthandler.unregister(signal.SIGUSR2)
+        faulthandler.unregister(signal.SIGQUIT)
         self.wait(PYSPY_SECONDS)
         if self._slow is None or not self._slow.is_alive():
             self._file.close()

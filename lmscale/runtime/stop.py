@@ -1,4 +1,4 @@
-"""Requests to stop early: a signal, or a file named ``stop`` in the run folder."""
+"""Requests to stop early, or to save and go on: a signal, or a file in the run's folder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lmscale.config.run_files import STOP_FILE
+from lmscale.config.run_files import SAVE_FILE, STOP_FILE
 from lmscale.errors import EXIT_RESUMABLE
 from lmscale.runtime.exits import leave
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SAVE_SIGNAL = signal.SIGUSR2
+# One `scancel --signal`, or one launcher that passes it on, reaches all ranks within this: what
+# comes so soon after a save has begun asked for that one.
+SAME_REQUEST_SECONDS = 2.0
 # How often a rank that waits looks for the file, if it is not the one that looks at every step.
 FILE_SECONDS = 5.0
 _END = b"\0"  # no signal has this number
@@ -37,7 +41,8 @@ class StopRequests:
     """Remembers this rank's first request to stop, for the time of a ``with`` block.
 
     Only the calling rank knows: the train loop spreads it in the step's own reduction. A second
-    SIGINT raises ``KeyboardInterrupt``, for a person who will not wait for the checkpoint.
+    SIGINT raises ``KeyboardInterrupt``, for a person who will not wait for the checkpoint. SIGUSR2
+    and the file ``save`` ask for a checkpoint and end nothing, at any time.
 
     The signals are blocked in the main thread and taken by one of this object's own. So a main
     thread that waits in native code is no hindrance, and whatever it starts, compilers included,
@@ -53,8 +58,12 @@ class StopRequests:
     ) -> None:
         """``watch_file``: one rank is enough; spare the shared file system the others."""
         self._file = Path(folder) / STOP_FILE
+        self._save_file = Path(folder) / SAVE_FILE
         self._watch_file = watch_file
         self._signals = tuple(signals)
+        self._heard = (*self._signals, SAVE_SIGNAL)
+        self._save_signalled = False
+        self._saved_at = -SAME_REQUEST_SECONDS
         self._reason: str | None = None
         self._interrupts = 0
         self._has_nothing_to_save = False
@@ -67,12 +76,12 @@ class StopRequests:
         self._stale = self._find_file()
         self._wakes, self._wake_end = os.pipe()
         os.set_blocking(self._wake_end, False)
-        for number in self._signals:
+        for number in self._heard:
             self._previous[number] = signal.signal(number, self._remember)
         self._previous_wakeup = signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._listen, name="stop requests", daemon=True)
         self._thread.start()  # before the next line: it must not inherit the mask
-        self._previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+        self._previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._heard)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -97,6 +106,20 @@ class StopRequests:
                 self._reason = "stop file"
         return self._reason
 
+    def save_asked(self) -> bool:
+        """Whether a save is asked for: by SIGUSR2 to this rank, or by the file, of any age.
+
+        A file from before the start has asked an attempt that could not answer any more.
+        """
+        return self._save_signalled or (self._watch_file and self._save_file.exists())
+
+    def consume_save(self) -> None:
+        """The save that was asked for begins now, on all ranks: ask for no second one."""
+        self._saved_at = time.monotonic()
+        self._save_signalled = False
+        if self._watch_file:
+            self._save_file.unlink(missing_ok=True)
+
     def wait(self, seconds: float) -> str | None:
         """The request, when one comes within ``seconds``."""
         deadline = time.monotonic() + seconds
@@ -120,7 +143,7 @@ class StopRequests:
 
     def ignore_from_here(self) -> None:
         """All is done: more signals, such as Slurm's second SIGTERM, may not change how it ends."""
-        for number in self._signals:
+        for number in self._heard:
             signal.signal(number, signal.SIG_IGN)
         self._previous.clear()
 
@@ -163,17 +186,24 @@ class StopRequests:
 
     def _listen(self) -> None:
         """Python's C handler writes the number of every signal at once, whatever thread it hits."""
+        # A launcher starts a rank with SIGUSR2 blocked, so that it waits for somebody who listens.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._heard)
         while True:
             for number in os.read(self._wakes, 64):
                 if number == _END[0]:
                     return
                 self._note(number)
+                if number == SAVE_SIGNAL and self._is_new_save():
+                    self._save_signalled = True
                 if self._reason is not None and self._has_nothing_to_save:
                     self._leave()
 
     def _note(self, number: int) -> None:
         if self._reason is None and number in self._signals:
             self._reason = signal.Signals(number).name
+
+    def _is_new_save(self) -> bool:
+        return time.monotonic() - self._saved_at >= SAME_REQUEST_SECONDS
 
     def _leave(self) -> None:
         reason = self._reason or ""

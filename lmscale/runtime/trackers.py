@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmscale.config.redact import redact
+from lmscale.errors import NoSpaceError
 from lmscale.runtime.atomic import writing
 from lmscale.runtime.jsonl import RowFile, renew_rows
 
@@ -35,14 +37,14 @@ class Trackers:
         now = time.time()
         row: dict[str, Any] = {"step": step, "time": round(now, 3), **figures}
         self._metrics.append(row)
-        with writing("TensorBoard events", self._folder):
+        with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
             for name, value in figures.items():
                 self._events.add_scalar(name, float(value), step, walltime=now)
 
     def log_text(self, name: str, text: str, *, step: int = 0) -> None:
         """Show text on TensorBoard's text page, in a fixed-width font as it is."""
-        fenced = "\n".join(f"    {line}" for line in text.splitlines())
-        with writing("TensorBoard events", self._folder):
+        fenced = "\n".join(f"    {line}" for line in redact(text).splitlines())
+        with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
             self._events.add_text(name, fenced, step)
 
     def log_layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
@@ -54,7 +56,7 @@ class Trackers:
         self._events.add_custom_scalars(layout)
 
     def flush(self) -> None:
-        with writing("TensorBoard events", self._folder):
+        with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
             self._events.flush()
 
 
@@ -73,7 +75,9 @@ def open_trackers(folder: str | Path, *, resumed_step: int = 0) -> Iterator[Trac
     with writing("metrics and TensorBoard events", folder):
         folder.mkdir(parents=True, exist_ok=True)
         metrics = renew_rows(
-            folder / METRICS_FILE, lambda row: row.get("step", math.inf) <= resumed_step
+            folder / METRICS_FILE,
+            lambda row: row.get("step", math.inf) <= resumed_step,
+            no_space=NoSpaceError,
         )
         events = SummaryWriter(
             str(folder / EVENTS_FOLDER),
@@ -86,5 +90,5 @@ def open_trackers(folder: str | Path, *, resumed_step: int = 0) -> Iterator[Trac
         yield Trackers(folder, metrics, events)
     finally:
         metrics.close()
-        with writing("TensorBoard events", folder):
+        with writing("TensorBoard events", folder, no_space=NoSpaceError):
             events.close()

@@ -10,9 +10,16 @@ from lmscale.runtime.collectives import sum_float64
 from lmscale.runtime.stop import StoppedError
 
 LEASE_LOST = "lease lost"  # a newer copy of the run is there: nothing is saved
+RANKS_DIFFER = "ranks differ"  # a rank's memory is wrong: nothing is saved
+SAVE_FAILED = "save failed"  # in the background, after the step that it holds
 DATA_ERROR = "data error"
 # Why a run may be asked to stop, in the order in which the ranks count their requests.
-STOP_REASONS = (LEASE_LOST, DATA_ERROR, "SIGTERM", "SIGUSR1", "SIGINT", "stop file")
+_ERRORS = (LEASE_LOST, RANKS_DIFFER, SAVE_FAILED, DATA_ERROR)
+STOP_REASONS = (*_ERRORS, "SIGTERM", "SIGUSR1", "SIGINT", "stop file")
+# Why a run may be asked to save after a step at which no save is due.
+ASKED = "asked"  # by a person: kept until it is pruned by hand
+LOCAL = "local"  # the nodes' own disks are due
+SAVE_REASONS = (ASKED, LOCAL)
 POLL_SECONDS = 1.0
 
 
@@ -24,6 +31,16 @@ def cast_vote(reason: str | None) -> list[float]:
 def count_votes(votes: Sequence[float]) -> str | None:
     """The first reason that any rank has."""
     return next((known for known, n in zip(STOP_REASONS, votes, strict=True) if n), None)
+
+
+def cast_save_votes(reasons: Sequence[str]) -> list[float]:
+    """This rank's part of the sum of those who ask for a save."""
+    return [float(known in reasons) for known in SAVE_REASONS]
+
+
+def count_save_votes(votes: Sequence[float]) -> tuple[str, ...]:
+    """The reasons that any rank has."""
+    return tuple(known for known, n in zip(SAVE_REASONS, votes, strict=True) if n)
 
 
 class StopPoll:

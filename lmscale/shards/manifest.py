@@ -15,10 +15,12 @@ from typing import Any
 
 from lmscale.errors import DataError
 from lmscale.runtime.atomic import write_json
+from lmscale.runtime.file_names import describe_unsafe_name
 from lmscale.runtime.remote import MissingFileError, join_location, protocol_of, read_bytes
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+MAX_NAMED = 8  # problems told one by one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,9 @@ def parse_manifest(content: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
         raise DataError(f"{name}: not a manifest of shards: {error}.") from None
     if manifest.dtype not in ("uint16", "uint32"):
         raise DataError(f"{name}: dtype {manifest.dtype!r} is neither uint16 nor uint32.")
+    unsafe = [why for entry in manifest.shards if (why := describe_unsafe_name(entry.name))]
+    if unsafe:
+        raise DataError([f"{name}: {why}; it is refused." for why in unsafe[:MAX_NAMED]])
     if manifest.fingerprint != fingerprint:
         raise DataError(
             f"{name}: does not match its own fingerprint: it was edited or damaged. Build the "

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from lmscale.errors import DataError, TransientError
+from lmscale.runtime import faults
 from lmscale.runtime.atomic import may_pass
+from lmscale.runtime.tar_members import describe_unsafe
 from lmscale.shards.manifest import ShardEntry
 from lmscale.shards.writer import HEADER_BYTES, INDEX_MEMBER, NPY_HEADER_BYTES
 
@@ -52,6 +54,7 @@ def open_shard(path: str | Path, entry: ShardEntry, dtype: str | np.dtype) -> Ma
     """
     path = Path(path)
     try:
+        faults.hit("read.shard", path=path)
         with open(path, "rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
@@ -84,6 +87,8 @@ def _read_index(path: Path, content: mmap.mmap, entry: ShardEntry) -> np.ndarray
         header = tarfile.TarInfo.frombuf(content[start : start + HEADER_BYTES], "utf-8", "strict")
         if header.name != INDEX_MEMBER:
             raise ValueError(f"found the member {header.name!r} in its place")
+        if unsafe := describe_unsafe(header):
+            raise ValueError(unsafe)
         payload = content[start + HEADER_BYTES : start + HEADER_BYTES + header.size]
         index = np.lib.format.read_array(io.BytesIO(payload), allow_pickle=False)
         if index.dtype != np.int64 or index.shape != (entry.blocks, 4):

@@ -10,9 +10,12 @@ import numpy as np
 
 from lmscale.errors import DataError
 from lmscale.runtime.atomic import sha256_file
+from lmscale.runtime.tar_members import describe_unsafe
 from lmscale.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
 from lmscale.shards.reader import MappedShard, open_shard
 from lmscale.shards.writer import INDEX_MEMBER, NPY_HEADER_BYTES
+
+MAX_NAMED = 8  # members told one by one
 
 
 def find_datasets(folder: str | Path) -> list[Path]:
@@ -80,12 +83,15 @@ def _tar_problems(path: Path, shard: MappedShard, manifest: Manifest) -> list[st
     try:
         with tarfile.open(path, mode="r:") as tar:
             members = tar.getmembers()
+            unsafe = [why for member in members if (why := describe_unsafe(member))]
+            if unsafe:
+                return [*unsafe[:MAX_NAMED], "the tar is not one that lmscale has written"]
             metas = [
                 json.loads(tar.extractfile(member).read())  # pyright: ignore[reportOptionalMemberAccess]  # a regular file
                 for member in members
-                if member.name.endswith(".meta.json")
+                if member.isreg() and member.name.endswith(".meta.json")
             ]
-    except (tarfile.TarError, ValueError, OSError) as error:
+    except (tarfile.TarError, ValueError, OSError, EOFError, RecursionError) as error:
         return [f"the tar cannot be read: {error}"]
     offsets = {member.name: member.offset_data for member in members}
     if not members or members[-1].name != INDEX_MEMBER:
@@ -96,6 +102,8 @@ def _tar_problems(path: Path, shard: MappedShard, manifest: Manifest) -> list[st
         expected = (shard.index[:, column] - NPY_HEADER_BYTES).tolist()
         if found != expected:
             problems.append(f"the members of {kind} do not lie where the index says")
+    if not all(isinstance(meta, dict) for meta in metas):
+        return [*problems, "a block's meta.json is not a JSON object"]
     counts = [(meta.get("tokens"), meta.get("documents")) for meta in metas]
     if counts != [(int(row[1]), int(row[3])) for row in shard.index]:
         problems.append("the counts in the blocks' meta.json differ from the index")

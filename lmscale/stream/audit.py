@@ -36,6 +36,8 @@ class AuditReport:
     """Samples that more than one step used."""
     altered: tuple[str, ...]
     """Steps whose samples were not the ones that their numbers stand for."""
+    jumped: int
+    """Samples that the run left out on purpose, as its rewinds say; they are not lost."""
 
     @property
     def is_clean(self) -> bool:
@@ -63,6 +65,9 @@ def audit_run(
             problem = check_row(stream, row, progress)
             if problem:
                 altered.append(problem)
+        jumped = stream.mixture.jumped_at(
+            max((row.first_n + row.samples for row in rows), default=0)
+        )
     samples, tokens = sum_rows(rows)
     return AuditReport(
         steps=len(rows),
@@ -71,6 +76,7 @@ def audit_run(
         lost=tuple(lost),
         repeated=tuple(repeated),
         altered=tuple(altered),
+        jumped=jumped,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lmscale.config.places import absolute_location
-from lmscale.errors import DataError, LmscaleError
+from lmscale.errors import DataError, LmscaleError, NoSpaceError
 from lmscale.runtime.atomic import fsync_file, fsync_folder, write_json, writing
 from lmscale.runtime.jsonl import RowFile, append_rows, mend_tail, read_rows, renew_rows
 from lmscale.stream.batches import DIGEST_BITS
@@ -80,7 +80,7 @@ class Ledger:
     def append(self, row: LedgerRow) -> None:
         """Write the row: it outlives this process and, once ``sync`` is called, the machine.
 
-        Raises ``DataError`` when the disk is full; the file is then as it was.
+        Raises ``NoSpaceError`` when the disk is full; the file is then as it was.
         """
         self._file.append(row.to_json())
         self.rows += 1
@@ -130,7 +130,7 @@ def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: in
             mend_tail(aside)
             append_rows(aside, [row.to_json() for row in rewound])
             fsync_file(aside)
-        file = renew_rows(path, lambda row: row["step"] < next_step)
+        file = renew_rows(path, lambda row: row["step"] < next_step, no_space=NoSpaceError)
         fsync_folder(folder)
     missing = next_step - len({row.step for row in rows} & set(range(next_step)))
     if missing:

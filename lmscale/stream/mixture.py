@@ -2,14 +2,17 @@
 
 A segment is a stretch of the run under one mixture. It is cut into blocks that all hold the same
 whole number (quota) of samples of every source, permuted by key. So the count of a source after n
-samples is closed-form, never goes down, and a change of the mixture only appends a segment.
+samples is closed-form, never goes down, and a change of the mixture only appends a segment. Where a
+run jumps over a window of samples, a segment as well begins, which goes on with the same blocks
+behind the window: the order is what it was, less the window, and the numbers stay without a gap.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
@@ -18,19 +21,28 @@ from lmscale.errors import ConfigError
 from lmscale.stream.order import permute
 
 KEPT_BLOCKS = 8
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """One mixture, in force from global sample number ``start`` on."""
+    """One mixture, in force from global sample number ``start`` on, or the same behind a jump."""
 
     start: int
     quotas: Mapping[str, int]
     """Samples of each source in a block; all above 0, in the order of the names."""
     base: Mapping[str, int]
-    """Samples of each source used before ``start``, sources of earlier segments included."""
+    """Samples of each source used before its first block, sources of earlier segments included."""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """The dataset each source name stands for, likewise."""
+    key: int | None = None
+    """The number by which its blocks are drawn; None: its own ``start``."""
+    offset: int = 0
+    """Where in its blocks sample ``start`` is: behind a jump not at their beginning."""
+
+    @property
+    def block_key(self) -> int:
+        return self.start if self.key is None else self.key
 
     @property
     def block(self) -> int:
@@ -98,7 +110,7 @@ class Mixture:
         return sources, indices
 
     def counts_at(self, n: int) -> dict[str, int]:
-        """Samples of every source among the first ``n``."""
+        """How far every source has come when sample ``n`` is next: those used, and those jumped."""
         number, block, offset = self._position(n)
         segment = self.segments[number]
         counts = dict(segment.base)
@@ -108,10 +120,14 @@ class Mixture:
             counts[name] = counts.get(name, 0) + block * quota + in_block
         return counts
 
+    def jumped_at(self, n: int) -> int:
+        """How many samples were left out on purpose by the time that sample ``n`` is next."""
+        return sum(self.counts_at(n).values()) - n
+
     def _position(self, n: int) -> tuple[int, int, int]:
         number = int(np.searchsorted(self._starts, n, side="right")) - 1
         segment = self.segments[number]
-        return (number, *divmod(n - segment.start, segment.block))
+        return (number, *divmod(n - segment.start + segment.offset, segment.block))
 
     def _block(self, number: int, block: int) -> tuple[np.ndarray, np.ndarray]:
         key = (number, block)
@@ -119,8 +135,8 @@ class Mixture:
             segment = self.segments[number]
             names = [self.names.index(name) for name in segment.quotas]
             quotas = np.array(list(segment.quotas.values()))
-            # The key is the segment's start, not its number: what was read before stays as it was.
-            drawn = permute(segment.block, self._seed, "mixture", segment.start, block)
+            # By the segment's start, not its number: what was read before stays as it was.
+            drawn = permute(segment.block, self._seed, "mixture", segment.block_key, block)
             sources = np.repeat(names, quotas)[drawn]
             indices = np.empty(segment.block, dtype=np.int64)
             for name, quota in segment.quotas.items():
@@ -144,7 +160,8 @@ def append_segment(
     """The segments of a run that goes on from sample ``n`` under ``quotas``.
 
     Unchanged where nothing changed. Every source carries on at the sample after its last one, also
-    one that comes back after a while; so nothing is lost or repeated.
+    one that comes back after a while; so nothing is lost or repeated. Jumps that lie ahead are
+    dropped by a change, with a warning: the samples come in another order then.
     """
     kept = tuple(segment for segment in segments if segment.start <= n)
     quotas = dict(sorted(quotas.items()))
@@ -153,7 +170,13 @@ def append_segment(
         return (Segment(start=n, quotas=quotas, base=base, fingerprints=dict(fingerprints)),)
     last = kept[-1]
     if dict(last.quotas) == quotas:
-        return kept
+        return tuple(segments)  # what lies ahead is jumps
+    for jump in segments[len(kept) :]:
+        logger.warning(
+            "the mixture changes at sample %d, so the samples that the run was to jump at sample "
+            "%d come in another order, and will be used",
+            *(n, jump.start),
+        )
     base = dict.fromkeys(quotas, 0) | Mixture(kept, seed=seed).counts_at(n)
     known = dict(last.fingerprints) | dict(fingerprints)
     segment = Segment(
@@ -165,3 +188,28 @@ def append_segment(
     if last.start == n:  # the last mixture was never used
         kept = kept[:-1]
     return (*kept, segment)
+
+
+def jump_window(segments: Sequence[Segment], *, start: int, samples: int) -> tuple[Segment, ...]:
+    """The segments of a run that leaves out the ``samples`` from global number ``start`` on.
+
+    What was sample ``start + samples`` is sample ``start`` now, and so on with all behind it.
+    """
+    if samples == 0:
+        return tuple(segments)
+    end = start + samples
+    resumed = next(segment for segment in reversed(segments) if segment.start <= end)
+    return (
+        *(segment for segment in segments if segment.start < start),
+        replace(
+            resumed,
+            start=start,
+            key=resumed.block_key,
+            offset=resumed.offset + end - resumed.start,
+        ),
+        *(
+            replace(segment, start=segment.start - samples, key=segment.block_key)
+            for segment in segments
+            if segment.start > end
+        ),
+    )

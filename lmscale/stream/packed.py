@@ -95,7 +95,10 @@ def load_pieces(
     # A piece is a document, or a full window that was cut from one.
     most_pieces = entry.documents + entry.tokens // sequence_length
     file = cache.make(key, name="pieces.npy", size=24 * most_pieces + 128, write=pack)
-    return np.load(file.path, mmap_mode="r", allow_pickle=False), file
+    try:
+        return np.load(file.path, mmap_mode="r", allow_pickle=False), file
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{file.path}: damaged: {error}. Delete this file.") from None
 
 
 def count_pieces_windows(pieces: np.ndarray) -> int:

@@ -1,6 +1,6 @@
 """The state of a stream: enough to go on at any sample without replaying one.
 
-Under 1 kB for a few sources; it grows with the sources and with each change of the mixture.
+Under 1 kB for a few sources; it grows with the sources and with each change of the mixture or jump.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from lmscale.config.data import StreamConfig
 from lmscale.errors import CheckpointError, ConfigError
 from lmscale.stream.mixture import Segment
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # the first one knew no jumps
 FINGERPRINT_DIGITS = 16  # 64 bits tell datasets apart, and keep the state small
 
 
@@ -40,6 +41,8 @@ class StreamState:
                     "quotas": dict(segment.quotas),
                     "base": dict(segment.base),
                     "fingerprints": dict(segment.fingerprints),
+                    "key": segment.key,
+                    "offset": segment.offset,
                 }
                 for segment in self.segments
             ],
@@ -52,10 +55,10 @@ class StreamState:
             if isinstance(tree, str):
                 tree = json.loads(tree)
             assert isinstance(tree, dict)
-            if tree["version"] != VERSION:
+            if tree["version"] not in READABLE:
                 raise CheckpointError(
                     f"The stream's state has version {tree['version']}; this lmscale reads "
-                    f"{VERSION}. Resume with the lmscale that wrote it."
+                    f"{' and '.join(map(str, READABLE))}. Resume with the lmscale that wrote it."
                 )
             segments = tuple(
                 Segment(
@@ -63,6 +66,8 @@ class StreamState:
                     quotas=dict(sorted(segment["quotas"].items())),
                     base=dict(segment["base"]),
                     fingerprints=dict(segment["fingerprints"]),
+                    key=None if segment.get("key") is None else int(segment["key"]),
+                    offset=int(segment.get("offset", 0)),
                 )
                 for segment in tree["segments"]
             )

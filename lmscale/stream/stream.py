@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from lmscale.config.data import StreamConfig
 from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
 from lmscale.stream.batches import Rows, count_targets, digest_rows
 from lmscale.stream.dataset import Dataset, Window, open_dataset
-from lmscale.stream.mixture import Mixture, Segment, append_segment, plan_quotas
+from lmscale.stream.mixture import Mixture, Segment, append_segment, jump_window, plan_quotas
 from lmscale.stream.order import SourceOrder
 from lmscale.stream.state import (
     FINGERPRINT_DIGITS,
@@ -70,13 +71,9 @@ class Stream:
         return any(dataset.location.startswith("memory://") for dataset in self.datasets.values())
 
     def state_at(self, n: int) -> StreamState:
-        """The state to save once the first ``n`` samples are used."""
-        return StreamState(
-            seed=self.seed,
-            n=n,
-            geometry=geometry_of(self.config),
-            segments=tuple(s for s in self.segments if s.start <= n) or self.segments[:1],
-        )
+        """The state to save once the first ``n`` samples are used; jumps to come are in it."""
+        geometry = geometry_of(self.config)
+        return StreamState(seed=self.seed, n=n, geometry=geometry, segments=self.segments)
 
     def epochs_at(self, n: int) -> dict[str, float]:
         """How often each source has been read after ``n`` samples."""
@@ -111,9 +108,8 @@ class Stream:
         found: list[Any] = [None] * count
         shift = np.empty(count, dtype=np.int64)
         sources, indices = self.mixture.locate(first_n, count)
-        for source in np.unique(sources):
-            rows = np.flatnonzero(sources == source)
-            dataset, order = self._source(int(source))
+        for source, rows in _split_runs(sources, indices):
+            dataset, order = self._source(source)
             self._fetch_ahead(self.mixture.names[source], int(indices[rows[0]]))
             shards, windows = order.locate(int(indices[rows[0]]), len(rows))
             for row, number, window in zip(
@@ -179,13 +175,16 @@ def open_stream(
     *,
     seed: int,
     state: StreamState | None = None,
+    jumps: Sequence[tuple[int, int]] = (),
     tokenizer_fingerprint: str | None = None,
     check_files: bool = True,
     advance: Callable[[float], None] = lambda shards: None,
 ) -> Stream:
     """The stream of a run that begins (``state`` None) or goes on at ``state.n``.
 
-    Where the mixture differs from the state's, a segment begins at ``state.n``. Raises
+    ``jumps``, (global number, samples) each, are windows to leave out that the state does not know
+    yet; each is numbered as they are once those before it are left out. Where the mixture differs
+    from the state's, a segment begins at ``state.n``. Raises
     ``ConfigError`` for settings a run cannot change and ``DataError`` for damaged, changed or
     foreign data: all sources' problems at once. ``check_files``: look whether all local shards are
     there and whole; of the ranks of a run, one has to. ``advance`` is called with 1 per shard that
@@ -206,14 +205,32 @@ def open_stream(
         problems += find_changed_data(datasets, state)
     if problems:
         raise DataError(problems)
-    segments = append_segment(
-        state.segments if state else (),
-        n=state.n if state else 0,
+    segments = _plan_segments(
+        state,
+        jumps,
         seed=seed,
         quotas=quotas,
         fingerprints={name: _short_fingerprint(dataset) for name, dataset in datasets.items()},
     )
     return Stream(config, seed=seed, datasets=datasets, segments=segments)
+
+
+def _plan_segments(
+    state: StreamState | None,
+    jumps: Sequence[tuple[int, int]],
+    *,
+    seed: int,
+    quotas: Mapping[str, int],
+    fingerprints: Mapping[str, str],
+) -> tuple[Segment, ...]:
+    """First the jumps, which were decided under the mixture that was; then the mixture that is."""
+    n = state.n if state else 0
+    mixture = partial(append_segment, n=n, seed=seed, quotas=quotas, fingerprints=fingerprints)
+    segments = state.segments if state else mixture(())
+    for start, samples in jumps:
+        assert start >= n, f"a jump at sample {start}, which is before the next sample, {n}"
+        segments = jump_window(segments, start=start, samples=samples)
+    return mixture(segments)
 
 
 def open_datasets(
@@ -282,6 +299,14 @@ def _find_foreign(datasets: Mapping[str, Dataset], tokenizer_fingerprint: str | 
 
 def _short_fingerprint(dataset: Dataset) -> str:
     return dataset.manifest.fingerprint[:FINGERPRINT_DIGITS]
+
+
+def _split_runs(sources: np.ndarray, indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Source and rows of every stretch in which a source is read without a gap: jumps leave one."""
+    for source in np.unique(sources):
+        rows = np.flatnonzero(sources == source)
+        cuts = np.flatnonzero(np.diff(indices[rows]) != 1) + 1
+        yield from ((int(source), part) for part in np.split(rows, cuts))
 
 
 def _flatten_starts(

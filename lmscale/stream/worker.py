@@ -16,11 +16,13 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from lmscale.config.batch import BatchPlan
+from lmscale.runtime import faults
 from lmscale.stream.batches import Rows
 from lmscale.stream.stream import Stream
 
 # The rank decides when to stop, but Slurm's scancel --signal and Ctrl-C reach its workers as well.
 IGNORED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+IGNORED_SIGNALS += (signal.SIGQUIT,)  # Ctrl-\ asks the rank for its stacks
 ALIGNMENT = 64
 
 
@@ -111,6 +113,7 @@ def main(connection_descriptor: int, memory_descriptor: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # The rank started us with them blocked.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)
+    faults.arm_child()
     connection = Connection(connection_descriptor)
     job, worker, workers, num_slots = connection.recv()
     memory = mmap.mmap(memory_descriptor, 0)

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from lmscale.checkpoint import (
-    Manifest,
-    discard_uncommitted,
-    find_resumable,
-    load_checkpoint,
-)
+from lmscale.checkpoint import Manifest, Place, load_checkpoint, open_place
+from lmscale.checkpoint.find import Found, Search, Topology
+from lmscale.checkpoint.local_tier import describe_superseded, open_node_place, read_starts
+from lmscale.checkpoint.resumes import record_resume
 from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
-from lmscale.errors import DataError
+from lmscale.errors import CheckpointError, DataError, TransientError
 from lmscale.model import build_model, count_parameters, init_weights, parameter_kinds
 from lmscale.objective import CausalObjective
 from lmscale.runtime import heartbeat
-from lmscale.runtime.collectives import failing_together
+from lmscale.runtime.atomic import writing
+from lmscale.runtime.collectives import broadcast_object, failing_together
 from lmscale.runtime.device import device_name
 from lmscale.runtime.lease import NO_LEASE, Lease
 from lmscale.runtime.ranks import Ranks
@@ -32,8 +31,10 @@ from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream, open_stream
 from lmscale.tokenizer import Tokenizer, load_tokenizer
-from lmscale.train.folder import CHECKPOINTS, check_identity, freeze_run, identity_of
+from lmscale.train.folder import freeze_run, identity_of
+from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import Progress
+from lmscale.train.rewinds import Rewind, is_undone, pending_jumps, read_rewinds
 
 logger = logging.getLogger(__name__)
 
@@ -50,17 +51,32 @@ class Run:
     stream: Stream
     loader: StepLoader
     engine: Engine
+    place: Place  # of its checkpoints
     identity: dict[str, Any]
     start: Progress  # where it goes on: zeros for a new run
+    guard_state: dict[str, Any] | None  # at the start, as the guard had left it
+    rewinds: tuple[Rewind, ...]  # of the whole run, oldest first; all are behind the start
     lease: Lease  # this rank's
 
     @property
     def folder(self) -> Path:
         return self.config.folder
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / CHECKPOINTS
+
+@dataclass(frozen=True, kw_only=True)
+class _Setting:
+    """What a run is made of before it is known where it goes on."""
+
+    config: RunConfig
+    ranks: Ranks
+    device: torch.device
+    plan: BatchPlan
+    tokenizer: Tokenizer
+    place: Place
+    identity: dict[str, Any]
+    rewinds: tuple[Rewind, ...]
+    lease: Lease
+    should_stop: Callable[[], bool]
 
 
 @contextmanager
@@ -71,11 +87,15 @@ def open_run(
     *,
     lease: Lease = NO_LEASE,
     should_stop: Callable[[], bool] = lambda: False,
+    engine: Engine | None = None,
 ) -> Iterator[Run]:
     """Open a run on all ranks together, in a folder that it has claimed (``claim_folder``).
 
-    The process group must be there. ``should_stop`` is asked while a rank waits for data. Raises
-    the same ``LmscaleError`` on every rank when any of them cannot go on.
+    It goes on from the newest checkpoint that verifies, is of this run, was not undone by a rewind,
+    and turns out right once it is loaded; every one that is passed over is named with the reason.
+    ``engine``: one of the same run to load it into, for a rewind; else one is built. The process
+    group must be there. ``should_stop`` is asked while a rank waits for data. Raises the same
+    ``LmscaleError`` on every rank when any of them cannot go on.
     """
     plan = plan_batches(
         global_windows=config.batch.global_windows,
@@ -86,75 +106,183 @@ def open_run(
     with failing_together():
         tokenizer = _load_tokenizer(config)
         heartbeat.tick()
-    identity = identity_of(config, tokenizer.fingerprint)
-    root = config.folder / CHECKPOINTS
-    manifest = _find_checkpoint(root, ranks, lease, identity)
-    start, stream_state = _read_state(manifest)
+    setting = _Setting(
+        config=config,
+        ranks=ranks,
+        device=device,
+        plan=plan,
+        tokenizer=tokenizer,
+        place=_prepare_place(config, ranks, lease),
+        identity=identity_of(config, tokenizer.fingerprint),
+        rewinds=_share_rewinds(config.folder, ranks),
+        lease=lease,
+        should_stop=should_stop,
+    )
     with ExitStack() as stack:
-        stream = stack.enter_context(_open_stream(config, ranks, tokenizer, stream_state))
-        loader = open_loader(
-            stream,
-            plan,
-            ranks.rank,
-            first_n=start.n,
-            num_steps=max(0, config.train.steps - start.step),
-            workers=config.stream.workers,
-            prefetch_steps=config.stream.prefetch_steps,
-            should_stop=should_stop,
-        )
-        stack.enter_context(loader)
-        heartbeat.tick()
-        engine = build_run_engine(config, plan, device, fill=manifest is None)
-        heartbeat.tick()
-        if manifest is not None:
-            load_checkpoint(root, manifest, engine)
-            logger.info("resumed from %s at step %d", root, manifest.step)
+        search = _search(setting)
+        run, found = _resume(setting, search, engine, stack)
         with failing_together():
             if ranks.is_first:
                 lease.check()
                 freeze_run(config)
+                record_resume(config.folder, found, search.passed_over)
             heartbeat.tick()
-        logger.info(describe_start(config, plan, device, start))
-        yield Run(
-            config=config,
-            ranks=ranks,
-            device=device,
-            plan=plan,
-            tokenizer=tokenizer,
-            stream=stream,
-            loader=loader,
-            engine=engine,
-            identity=identity,
-            start=start,
-            lease=lease,
-        )
+        logger.info(describe_start(config, plan, device, run.start))
+        yield run
 
 
-def _find_checkpoint(
-    root: Path, ranks: Ranks, lease: Lease, identity: dict[str, Any]
-) -> Manifest | None:
-    """What to resume from, once no older copy of the run can commit anything there any more."""
+def _prepare_place(config: RunConfig, ranks: Ranks, lease: Lease) -> Place:
+    """Where the checkpoints are, once no older copy of the run can commit anything there."""
+    place = open_place(config)
     with failing_together():
         if ranks.is_first:
             lease.check()  # else this is the older copy
-            discard_uncommitted(root)
+            with writing("checkpoints", place.location, CheckpointError):
+                place.prepare()
         heartbeat.tick()
-    manifest = find_resumable(root, ranks)
-    if manifest is not None:
-        check_identity(manifest.identity, identity, where=f"{root}, step {manifest.step}")
-    return manifest
+    return place
+
+
+def _share_rewinds(folder: Path, ranks: Ranks) -> tuple[Rewind, ...]:
+    """The run's rewinds as rank 0 reads them: a stale copy elsewhere may not count."""
+    with failing_together():
+        rewinds = read_rewinds(folder) if ranks.is_first else ()
+    rows = broadcast_object([asdict(rewind) for rewind in rewinds])
+    return tuple(Rewind.from_json(row) for row in rows)
+
+
+def _search(setting: _Setting) -> Search:
+    starts = []
+    with failing_together():
+        if setting.ranks.is_first:
+            starts = read_starts(setting.config.folder)
+
+    def undone(manifest: Manifest) -> str | None:
+        if is_undone(manifest.step, manifest.rewinds, setting.rewinds):
+            return f"the guard has undone step {manifest.step} since"
+        return describe_superseded(manifest, starts)
+
+    engine = setting.config.engine
+    node_place = None
+    with failing_together():
+        node_place = open_node_place(setting.config)
+    return Search(
+        [setting.place] if node_place is None else [node_place, setting.place],
+        setting.ranks,
+        identity=setting.identity,
+        undone=undone,
+        topology=Topology(
+            world_size=setting.ranks.world_size,
+            zero_stage=engine.zero_stage,
+            precision=engine.precision,
+        ),
+    )
+
+
+def _resume(
+    setting: _Setting, search: Search, engine: Engine | None, stack: ExitStack
+) -> tuple[Run, Found | None]:
+    """The run at its newest good checkpoint; at its beginning where nothing was ever saved."""
+    for found in search:
+        with ExitStack() as trial:
+            try:
+                run = _open_at(setting, found, engine, trial)
+            except LoadedWrongError as error:
+                engine = error.engine
+                search.reject(found, error.problems)
+                continue
+            stack.enter_context(trial.pop_all())
+            location, step = found.place.location, found.manifest.step
+            logger.info("resumed from %s at step %d", location, step)
+            return run, found
+    return _open_at(setting, None, engine, stack), None
+
+
+class LoadedWrongError(CheckpointError):
+    """A checkpoint whose files are sound, but which did not load as what was saved."""
+
+    def __init__(self, problems: Sequence[str], engine: Engine) -> None:
+        super().__init__(problems)
+        self.engine = engine
+
+
+def _open_at(
+    setting: _Setting, found: Found | None, engine: Engine | None, stack: ExitStack
+) -> Run:
+    """The run at a checkpoint, or (None) at its beginning."""
+    config, ranks = setting.config, setting.ranks
+    start, stream_state = _read_state(found.manifest if found else None)
+    history = found.manifest.rewinds if found else 0
+    jumps = pending_jumps(setting.rewinds, rewinds_in_history=history)
+    stream = stack.enter_context(_open_stream(setting, stream_state, jumps))
+    loader = open_loader(
+        stream,
+        setting.plan,
+        ranks.rank,
+        first_n=start.n,
+        num_steps=max(0, config.train.steps - start.step),
+        workers=config.stream.workers,
+        prefetch_steps=config.stream.prefetch_steps,
+        should_stop=setting.should_stop,
+    )
+    stack.enter_context(loader)
+    heartbeat.tick()
+    if engine is None:
+        engine = build_run_engine(config, setting.plan, setting.device, fill=found is None)
+    heartbeat.phase("load")
+    if found is not None:
+        _load(found, engine, stream, ranks)
+    return Run(
+        config=config,
+        ranks=ranks,
+        device=setting.device,
+        plan=setting.plan,
+        tokenizer=setting.tokenizer,
+        stream=stream,
+        loader=loader,
+        engine=engine,
+        place=setting.place,
+        identity=setting.identity,
+        start=start,
+        guard_state=found.manifest.state.get("guard") if found else None,
+        rewinds=setting.rewinds,
+        lease=setting.lease,
+    )
+
+
+def _load(found: Found, engine: Engine, stream: Stream, ranks: Ranks) -> None:
+    """Load a checkpoint, and see whether what was loaded is what was saved."""
+    try:
+        load_checkpoint(found.place, found.manifest, engine)
+    except TransientError:
+        raise
+    except CheckpointError as error:
+        raise LoadedWrongError(error.problems, engine) from error
+    saved = found.manifest.probe
+    if not saved:
+        return
+    try:
+        now = measure_probe(engine, stream, ranks, windows=int(saved["windows"]))
+    except DataError as error:  # such as of a source that has left the mixture since
+        logger.warning("%s: its known loss could not be measured again: %s", found.name, error)
+        return
+    difference = find_probe_difference(saved, now)
+    if difference is not None:
+        raise LoadedWrongError([f"{found.name}: {difference}."], engine)
 
 
 def _open_stream(
-    config: RunConfig, ranks: Ranks, tokenizer: Tokenizer, state: StreamState | None
+    setting: _Setting, state: StreamState | None, jumps: Sequence[tuple[int, int]]
 ) -> Stream:
     with failing_together():
         stream = open_stream(
-            config.stream,
-            seed=config.run.seed,
+            setting.config.stream,
+            seed=setting.config.run.seed,
             state=state,
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            check_files=ranks.is_first,  # 512 ranks × 100,000 shards would be 51 million stats
+            jumps=jumps,
+            tokenizer_fingerprint=setting.tokenizer.fingerprint,
+            # 512 ranks × 100,000 shards would be 51 million stats
+            check_files=setting.ranks.is_first,
         )
         heartbeat.tick()
     return stream

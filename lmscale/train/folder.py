@@ -16,7 +16,7 @@ from lmscale.config import RunConfig, dump_config
 from lmscale.config.continuation import model_identity
 from lmscale.config.ownership import CONFIG_FILE, check_folder
 from lmscale.config.places import with_absolute_places
-from lmscale.errors import CheckpointError, ConfigError, LeaseLostError
+from lmscale.errors import ConfigError, LeaseLostError
 from lmscale.runtime.atomic import write_bytes, writing
 from lmscale.runtime.collectives import failing_together, gather_json
 from lmscale.runtime.environment import save_provenance
@@ -34,7 +34,6 @@ from lmscale.runtime.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
 LOCK_FILE = ".lock"
 LOCK_SECONDS = 10.0  # a rank that was just killed may take a moment to be gone
 # An NFS server keeps the lock of a node that died until that node's own lease with it runs out.
@@ -48,19 +47,6 @@ def identity_of(config: RunConfig, tokenizer_fingerprint: str) -> dict[str, Any]
     """What must stay the same over a run's restarts, as checkpoints carry it."""
     model = model_identity(config)
     return {"run": config.run.name, "tokenizer": tokenizer_fingerprint, "model": model}
-
-
-def check_identity(saved: dict[str, Any], now: dict[str, Any], *, where: str) -> None:
-    """Raise ``CheckpointError`` naming every setting by which a checkpoint is of another run."""
-    before, after = _flatten(saved), _flatten(now)
-    problems = [
-        f"{where}: {key} was {before.get(key)!r} when it was written and is {after.get(key)!r} now."
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-    if problems:
-        problems.append("Give this run a folder of its own (run.folder), or set these back.")
-        raise CheckpointError(problems)
 
 
 @contextmanager
@@ -165,13 +151,3 @@ def freeze_run(config: RunConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / CONFIG_FILE, dump_config(with_absolute_places(config)).encode())
         save_provenance(folder)
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -5,9 +5,10 @@ for-loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -15,16 +16,26 @@ from torch import Tensor
 
 from lmscale.config.training import EngineConfig
 from lmscale.engine import Engine, learning_rate
-from lmscale.errors import LmscaleError
+from lmscale.errors import CorruptionError, LmscaleError
 from lmscale.objective import ObjectiveOutput
-from lmscale.runtime import heartbeat
+from lmscale.runtime import faults, heartbeat
 from lmscale.runtime.collectives import fail_together, sum_float64
 from lmscale.runtime.seeding import seed_step
 from lmscale.runtime.stop import StoppedError
-from lmscale.runtime.votes import DATA_ERROR, STOP_REASONS, cast_vote, count_votes
+from lmscale.runtime.votes import (
+    DATA_ERROR,
+    RANKS_DIFFER,
+    SAVE_REASONS,
+    STOP_REASONS,
+    cast_save_votes,
+    cast_vote,
+    count_save_votes,
+    count_votes,
+)
 from lmscale.stream.batches import MicroBatch, StepBatch
 from lmscale.stream.ledger import NUM_LIMBS, digest_to_limbs, limbs_to_digest
 from lmscale.stream.loader import LoadingStopped
+from lmscale.train.recompute import recompute_error, recompute_matches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +56,19 @@ class StepReport:
     step_seconds: float  # this rank's, its wait for the next step's data included
     wait_seconds: float  # that wait
     stop_reason: str | None  # why the run should stop after this step, agreed by all ranks
+    save_for: tuple[str, ...] = ()  # why it should be saved, beside what is due by the step
 
 
 @dataclass(frozen=True, kw_only=True)
-class _StepTotals:
-    """What the ranks must agree on before a step begins."""
+class _Agreement:
+    """What the ranks say to each other between two steps: sums of the last, totals of the next."""
 
+    nll: float
+    z: float
     targets: int
     digest: int
+    stop_reason: str | None
+    save_for: tuple[str, ...]
 
 
 def train_steps(
@@ -65,25 +81,26 @@ def train_steps(
     seed: int,
     rank: int,
     stop_requested: Callable[[], str | None] = lambda: None,
+    save_requested: Callable[[], Sequence[str]] = lambda: (),
+    recompute_every_steps: int = 0,
 ) -> Iterator[StepReport]:
     """Do the steps after ``first_step`` up to ``total_steps``, yielding a report after each.
 
     One all-reduce a step carries the loss, the requests to stop, and the next step's target count
     and digest: the count must be known before the next step's first backward pass. It also tells
     whether a rank cannot read the next step: the report then says ``DATA_ERROR``, for the caller to
-    save what is done, and the next turn raises that rank's ``LmscaleError`` on all of them. For any
-    other reason the next turn, which may be the first one, raises ``StoppedError``.
+    save what is done, and the next turn raises that rank's ``LmscaleError`` on all of them. So it
+    does for ``RANKS_DIFFER``, with nothing to be saved, when a forward pass done twice (every
+    ``recompute_every_steps``) does not agree with itself on a rank. For any other reason the next
+    turn, which may be the first one, raises ``StoppedError``.
     """
     heartbeat.phase("data", first_step + 1)
     batch, error = _take(loader)
     heartbeat.phase("agree")
-    asked = DATA_ERROR if error else stop_requested()
-    totals, _, stop_reason = _agree(None, batch, asked)
+    mistake: LmscaleError | None = None
+    agreed = _agree((0.0, 0.0), batch, DATA_ERROR if error else stop_requested(), ())
     for step in range(first_step + 1, total_steps + 1):
-        if stop_reason == DATA_ERROR:
-            fail_together(error)
-        if stop_reason is not None:
-            raise StoppedError(stop_reason)
+        _end_if_agreed(agreed.stop_reason, mistake or error)
         if batch is None:  # the loader was opened for exactly these steps
             raise AssertionError(f"the loader ended before step {step} of {total_steps}")
         started = time.perf_counter()
@@ -92,36 +109,64 @@ def train_steps(
         rate = learning_rate(
             config.schedule, peak=config.optimizer.lr, step=step, total_steps=total_steps
         )
-        sums = torch.zeros(2, dtype=torch.float64, device=engine.device)  # nll, z
-        engine.accumulate(
-            [partial(_forward, engine, micro, sums) for micro in batch.micro_batches],
-            targets=totals.targets,
-        )
-        heartbeat.phase("step")
-        update = engine.update(learning_rate=rate)
-        done, done_totals = batch, totals
+        if recompute_every_steps and step % recompute_every_steps == 0:
+            mistake = _recompute(engine, batch, step, partial(seed_step, seed, step, rank))
+        done, targets, digest = batch, agreed.targets, agreed.digest
+        figures, loss_scale = _do_step(engine, done, step, targets=targets, learning_rate=rate)
         heartbeat.phase("data")
         batch, error = _take(loader)
         heartbeat.phase("agree")
+        # The one place at which the host waits for the device.
+        nll, z, gradient_norm, is_skipped = figures.tolist()
         asked = DATA_ERROR if error else stop_requested()
-        totals, (nll, z), stop_reason = _agree(sums, batch, asked)
+        agreed = _agree((nll, z), batch, RANKS_DIFFER if mistake else asked, save_requested())
         heartbeat.end_step(0.0 if batch is None else batch.wait_seconds)
         yield StepReport(
             step=step,
             first_n=done.first_n,
             samples=done.samples,
-            targets=done_totals.targets,
-            digest=done_totals.digest,
-            loss=nll / done_totals.targets,
-            z_loss=z / done_totals.targets,
+            targets=targets,
+            digest=digest,
+            loss=agreed.nll / targets,
+            z_loss=agreed.z / targets,
             learning_rate=rate,
-            gradient_norm=update.gradient_norm,
-            is_skipped=update.is_skipped,
-            loss_scale=update.loss_scale,
+            gradient_norm=gradient_norm,
+            is_skipped=bool(is_skipped),
+            loss_scale=loss_scale,
             step_seconds=time.perf_counter() - started,
             wait_seconds=0.0 if batch is None else batch.wait_seconds,
-            stop_reason=stop_reason,
+            stop_reason=agreed.stop_reason,
+            save_for=agreed.save_for,
         )
+    if agreed.stop_reason == RANKS_DIFFER:
+        fail_together(mistake)  # of the very last step
+
+
+def _end_if_agreed(stop_reason: str | None, error: LmscaleError | None) -> None:
+    """Raise on all ranks what they have agreed upon; ``error`` is this rank's, if it has one."""
+    if stop_reason in (DATA_ERROR, RANKS_DIFFER):
+        fail_together(error)
+    if stop_reason is not None:
+        raise StoppedError(stop_reason)
+
+
+def _do_step(
+    engine: Engine, batch: StepBatch, step: int, *, targets: int, learning_rate: float
+) -> tuple[Tensor, float]:
+    """This rank's nll and z, then the global gradient norm and whether the step was skipped, f64
+    [4] on the device; and the loss scale.
+    """
+    faults.hit("step.begin", step=step)
+    faults.flip_gradient(engine.module, step)
+    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    engine.accumulate(
+        [partial(_forward, engine, micro, sums) for micro in batch.micro_batches], targets=targets
+    )
+    heartbeat.phase("step")
+    faults.hit("step.update", step=step)
+    update = engine.update(learning_rate=learning_rate)
+    faults.flip_weight(engine.module, step)
+    return torch.cat([sums, update.figures]), update.loss_scale
 
 
 def _take(loader: Iterator[StepBatch]) -> tuple[StepBatch | None, LmscaleError | None]:
@@ -134,13 +179,21 @@ def _take(loader: Iterator[StepBatch]) -> tuple[StepBatch | None, LmscaleError |
         return None, error
 
 
+def _recompute(
+    engine: Engine, batch: StepBatch, step: int, reseed: Callable[[], None]
+) -> CorruptionError | None:
+    inputs = to_device(batch.micro_batches[0], engine.device)
+    is_same = recompute_matches(lambda: engine(*inputs).loss, reseed)
+    return None if is_same else recompute_error(step)
+
+
 def _forward(engine: Engine, micro: MicroBatch, sums: Tensor) -> Tensor:
     heartbeat.phase("forward")
     with heartbeat.own_work(engine.device):
         output: ObjectiveOutput = engine(*to_device(micro, engine.device))
     sums += torch.stack([output.nll.total, output.z]).double()
     heartbeat.phase("backward")  # which the engine does with what is returned
-    return output.loss
+    return faults.poison(output.loss)
 
 
 def to_device(micro: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,15 +211,30 @@ def to_device(micro: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, 
 
 
 def _agree(
-    sums: Tensor | None, upcoming: StepBatch | None, stop_reason: str | None
-) -> tuple[_StepTotals, tuple[float, float], str | None]:
-    """One sum over all ranks: this step's losses, its requests to stop, the next step's totals."""
-    losses = [0.0, 0.0] if sums is None else sums.tolist()
-    requests = cast_vote(stop_reason)
-    targets = 0 if upcoming is None else upcoming.targets
-    limbs = digest_to_limbs(0 if upcoming is None else upcoming.digest)
-    agreed = sum_float64([*losses, *requests, float(targets), *limbs])
-    nll, z = agreed[:2]
-    votes, summed_limbs = agreed[2 : 2 + len(STOP_REASONS)], agreed[-NUM_LIMBS:]
-    totals = _StepTotals(targets=int(agreed[-1 - NUM_LIMBS]), digest=limbs_to_digest(summed_limbs))
-    return totals, (nll, z), count_votes(votes)
+    sums: tuple[float, float],
+    upcoming: StepBatch | None,
+    stop_reason: str | None,
+    save_reasons: Sequence[str],
+) -> _Agreement:
+    """One sum over all ranks: this step's losses and its requests, the next step's totals."""
+    vector = [
+        *sums,
+        *cast_vote(stop_reason),
+        *cast_save_votes(save_reasons),
+        float(0 if upcoming is None else upcoming.targets),
+        *digest_to_limbs(0 if upcoming is None else upcoming.digest),
+    ]
+    summed = iter(sum_float64(vector))
+
+    def take(count: int) -> list[float]:
+        return list(islice(summed, count))
+
+    nll, z = take(2)
+    return _Agreement(
+        nll=nll,
+        z=z,
+        stop_reason=count_votes(take(len(STOP_REASONS))),
+        save_for=count_save_votes(take(len(SAVE_REASONS))),
+        targets=int(*take(1)),
+        digest=limbs_to_digest(take(NUM_LIMBS)),
+    )

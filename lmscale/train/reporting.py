@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from lmscale.config import dump_config
 from lmscale.model import flops_per_token
 from lmscale.runtime import heartbeat
+from lmscale.runtime.attempts import AttemptLog
 from lmscale.runtime.device import device_name, peak_memory_bytes, peak_tflops
-from lmscale.runtime.goodput import AttemptLog, open_attempt
 from lmscale.runtime.terminal import terminal
 from lmscale.runtime.trackers import Trackers, open_trackers
 from lmscale.train.assemble import Run
@@ -31,52 +31,74 @@ CHARTS = {
         "tokens per second": ["speed/tokens_per_second"],
         "MFU, both conventions": ["speed/mfu_.*"],
         "waiting for data": ["speed/data_wait_fraction"],
-        "goodput": ["speed/goodput"],
+        "goodput, of the wall time and of the running time": ["speed/.*goodput"],
         "slowest rank, times the median's work": ["speed/slowest_ratio"],
+    },
+    "goodput": {
+        "where the wall time went, all of it": ["goodput/.*"],
+        "what was lost": ["goodput/(redone|undone|down)"],
+        "what held the steps up": ["goodput/(stalls|saves|evaluation|other)"],
+        "getting to the first step": ["goodput/(start|load)"],
+    },
+    "checkpoints": {
+        "seconds in which a save held the steps up": ["checkpoint/(stopped|waited)_seconds"],
+        "seconds until it was committed": ["checkpoint/commit_seconds"],
+        "bytes": ["checkpoint/bytes"],
+        "GB/s": ["checkpoint/gigabytes_per_second"],
+    },
+    "guard": {
+        "steps that were not finite, spikes, skipped steps": [
+            "guard/(nonfinite|spike|skipped)_steps",
+            "train/skipped_steps",
+        ],
+        "rewinds": ["guard/rewinds"],
+        "samples jumped": ["guard/jumped_samples"],
     },
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reporting:
-    """Rank 0's trackers, its record of this attempt, and the hooks that feed them."""
+    """Rank 0's trackers, and the hooks that feed them."""
 
     trackers: Trackers
-    attempt: AttemptLog
     hooks: tuple[Hook, ...]
 
 
 @contextmanager
-def open_reporting(run: Run, counter: ProgressCounter, *, began_at: float) -> Iterator[Reporting]:
-    """Open the trackers and the record of this attempt, which began at ``began_at`` (Unix time).
+def open_reporting(
+    run: Run,
+    counter: ProgressCounter,
+    attempt: AttemptLog,
+    *,
+    more_figures: Callable[[], Mapping[str, float]] = dict,
+) -> Iterator[Reporting]:
+    """Open the trackers of a run that goes on at ``run.start``. Rank 0 only.
 
-    Rank 0 only. The caller ends the attempt when it stops early.
+    ``attempt`` is the record of this attempt, which goes on over rewinds. ``more_figures`` are
+    asked for with every line, such as the guard's.
     """
     with ExitStack() as stack:
-        attempt = stack.enter_context(
-            open_attempt(
-                run.folder,
-                first_step=run.start.step,
-                world_size=run.ranks.world_size,
-                zero_stage=run.config.engine.zero_stage,
-                began_at=began_at,
-            )
-        )
         trackers = stack.enter_context(open_trackers(run.folder, resumed_step=run.start.step))
         trackers.log_text("config", dump_config(run.config), step=run.start.step)
         trackers.log_layout(CHARTS)
-        metrics = MetricsHook(run, counter, trackers, attempt)
+        metrics = MetricsHook(run, counter, trackers, attempt, more_figures)
         progress = stack.enter_context(progress_hook(run))
-        yield Reporting(trackers=trackers, attempt=attempt, hooks=(metrics, progress))
+        yield Reporting(trackers=trackers, hooks=(metrics, progress))
 
 
 class MetricsHook:
     """Every ``log_every_steps``: the figures since the last line, to the trackers and the log."""
 
     def __init__(
-        self, run: Run, counter: ProgressCounter, trackers: Trackers, attempt: AttemptLog
+        self,
+        run: Run,
+        counter: ProgressCounter,
+        trackers: Trackers,
+        attempt: AttemptLog,
+        more_figures: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        self._run, self._counter = run, counter
+        self._run, self._counter, self._more_figures = run, counter, more_figures
         self._trackers, self._attempt = trackers, attempt
         self._since: list[StepReport] = []
         config = run.config
@@ -90,7 +112,7 @@ class MetricsHook:
         )
 
     def __call__(self, report: StepReport) -> None:
-        self._attempt.step(report.step, report.step_seconds)
+        self._attempt.step(report.step, report.step_seconds, is_skipped=report.is_skipped)
         self._since.append(report)
         is_last = report.step == self._run.config.train.steps or report.stop_reason is not None
         if report.step % self._run.config.train.log_every_steps == 0 or is_last:
@@ -119,6 +141,7 @@ class MetricsHook:
             f"speed/mfu_{name}": achieved * flops / self._peak if self._peak else None
             for name, flops in (("dense", self._flops.dense), ("causal", self._flops.causal))
         }
+        goodput = self._attempt.goodput()
         return {
             "train/loss": sum(row.loss * row.targets for row in rows) / targets,
             "train/z_loss": sum(row.z_loss * row.targets for row in rows) / targets,
@@ -134,9 +157,12 @@ class MetricsHook:
             "speed/step_seconds": seconds / len(rows),
             "speed/data_wait_seconds": sum(row.wait_seconds for row in rows) / len(rows),
             "speed/data_wait_fraction": sum(row.wait_seconds for row in rows) / seconds,
-            "speed/goodput": self._attempt.goodput(),
+            "speed/goodput": goodput.fraction,
+            "speed/running_goodput": goodput.running_fraction,
+            **{f"goodput/{cause}": round(v, 5) for cause, v in goodput.fractions.items()},
             **heartbeat.slowest_figures(),
             "memory/peak_bytes": peak_memory_bytes(self._run.device),
+            **self._more_figures(),
         }
 
 

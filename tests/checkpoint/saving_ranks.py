@@ -2,19 +2,25 @@
 
 import json
 import resource
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
 from forked_ranks import one_group
 from rank_cases import Case, opened, train
 
-from lmscale.checkpoint import find_resumable, list_steps, load_model_weights, save_checkpoint
+from lmscale.checkpoint import (
+    LocalPlace,
+    find_resumable,
+    load_model_weights,
+    save_checkpoint,
+)
 from lmscale.checkpoint.fragments import held_fragments, owned_fragments
 from lmscale.checkpoint.layout import MASTER, step_folder
 from lmscale.errors import LmscaleError
 from lmscale.runtime.collectives import barrier, gather_json
-from lmscale.train.hooks import ProgressCounter, Saver
+from lmscale.train.hooks import ProgressCounter
+from lmscale.train.saver import Saver
 
 DATA = "data.txt"  # names the folder of the tiny data
 
@@ -80,7 +86,7 @@ def leftover(folder, ranks):
     return {
         "resumed from": resumed_from,
         "files": sorted(path.name for path in torn.iterdir()),
-        "resumable": step_of(find_resumable(torn.parent, ranks)),
+        "resumable": step_of(find_resumable(run.place, ranks)),
     }
 
 
@@ -90,17 +96,17 @@ def not_finite(folder, ranks):
     with opened(this, ranks) as run:
         train(run, stop_after=2)
         counter = ProgressCounter(run.start)
-        saver = Saver(run=run, counter=counter, ledger=None)
         if ranks.rank == 1:
             next(iter(owned_fragments(run.engine))).tensors[MASTER][0] = float("nan")
         counter.now = type(run.start)(step=3, n=36)
-        saver.save()
-        found = {"steps": list_steps(run.checkpoints)}
-        found["resumable"] = step_of(find_resumable(run.checkpoints, ranks))
+        with closing(Saver(run=run, counter=counter, ledger=None)) as saver:
+            saver.save()
+        found = {"steps": run.place.list_steps()}
+        found["resumable"] = step_of(find_resumable(run.place, ranks))
     with opened(this, ranks) as run:  # goes on from step 2 and undoes step 3
         found["resumed from"] = run.start.step
         train(run)
-    found["steps at the end"] = list_steps(run.checkpoints)
+    found["steps at the end"] = run.place.list_steps()
     return found
 
 
@@ -115,18 +121,18 @@ def full_disk(folder, ranks):
         first = try_to_save(run, ranks, step=3)
         found = {
             "problems": gather_json(first),
-            "resumable": step_of(find_resumable(run.checkpoints, ranks)),
+            "resumable": step_of(find_resumable(run.place, ranks)),
         }
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         found["again"] = gather_json(try_to_save(run, ranks, step=3))
-        found["resumable then"] = step_of(find_resumable(run.checkpoints, ranks))
+        found["resumable then"] = step_of(find_resumable(run.place, ranks))
     return found
 
 
 def try_to_save(run, ranks, *, step):
     try:
         save_checkpoint(
-            run.checkpoints, run.engine, step=step, state={}, identity=run.identity, ranks=ranks
+            run.place, run.engine, step=step, state={}, identity=run.identity, ranks=ranks
         )
     except LmscaleError as error:
         return [type(error).__name__, *error.problems]
@@ -141,7 +147,7 @@ def walk_back(folder, ranks):
     barrier()
     if ranks.is_first:
         damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    found = gather_json(step_of(find_resumable(root, ranks)))
+    found = gather_json(step_of(find_resumable(LocalPlace(root), ranks)))
     barrier()
     if ranks.is_first:
         damaged.write_bytes(whole)

@@ -1,161 +1,469 @@
-"""Real checkpoints, damaged in every way: what is not whole is passed over, and never loaded."""
+"""Checkpoints damaged in every way: what is not whole is passed over with the reason, and never
+loaded.
+"""
 
+import errno
 import json
 import logging
 import shutil
+import tempfile
+from pathlib import Path
 
+import fsspec
 import pytest
+import torch
+from handmade_checkpoints import (
+    IDENTITY,
+    first,
+    manifest_of,
+    render,
+    save,
+    search,
+    step_taken,
+    weights_of,
+    write_part,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from lmscale.checkpoint import find_resumable, list_steps, load_manifest, load_model_weights
-from lmscale.checkpoint.layout import step_folder
-from lmscale.checkpoint.resume import check_same_model
-from lmscale.errors import CheckpointError
+from lmscale.checkpoint import find_resumable, load_manifest, load_model_weights
+from lmscale.checkpoint.layout import list_steps, parse_manifest, step_folder
+from lmscale.checkpoint.place import LocalPlace
+from lmscale.checkpoint.remote_place import RemotePlace
+from lmscale.checkpoint.resume import check_same_model, load_weights
+from lmscale.checkpoint.resumes import RESUMES_FILE, record_resume
+from lmscale.errors import CheckpointError, TransientError
+from lmscale.runtime.cache import NodeCache
+from lmscale.runtime.jsonl import read_rows
 from lmscale.runtime.ranks import Ranks
 
-pytestmark = [pytest.mark.ranks, pytest.mark.slow]
-
 ALONE = Ranks()
+STEPS = (2, 4, 6)
 FILES = ("manifest.json", "rank-00000.safetensors", "rank-00001.safetensors")
 
 
-def flip_first(path):
-    content = path.read_bytes()
-    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+@pytest.fixture
+def place(tmp_path):
+    """Checkpoints of steps 2, 4 and 6, to be damaged."""
+    place = LocalPlace(tmp_path / "checkpoints")
+    for step in STEPS:
+        save(place, step)
+    return place
 
 
-def flip_middle(path):
-    content = path.read_bytes()
+def flip_first(content):
+    return bytes([content[0] ^ 1]) + content[1:]
+
+
+def flip_middle(content):
     middle = len(content) // 2
-    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-1])
+def cut(content):
+    return content[:-1]
 
 
-def empty(path):
-    path.write_bytes(b"")
+def halve(content):
+    return content[: len(content) // 2]
 
 
-def grow(path):
-    path.write_bytes(path.read_bytes() + b"\0")
+def empty(content):
+    return b""
 
 
-def remove(path):
-    path.unlink()
+def grow(content):
+    return content + b"\0"
 
 
-DAMAGES = (flip_first, flip_middle, cut, empty, grow, remove)
+def scramble(content):
+    return b"\xff" * len(content)
 
 
-def test_the_newest_whole_checkpoint_is_resumed(checkpoints):
-    assert list_steps(checkpoints) == [6, 4, 2]
-    assert find_resumable(checkpoints, ALONE).step == 6
+def remove(content):
+    return None
+
+
+DAMAGES = {
+    flip_first: "does not have the hash",
+    flip_middle: "does not have the hash",
+    cut: "bytes instead of",
+    halve: "bytes instead of",
+    empty: "bytes instead of",
+    grow: "bytes instead of",
+    scramble: "does not have the hash",
+    remove: "is missing",
+}
+# Whatever a manifest's first or middle byte is: it is no JSON any more, or another hash.
+OF_MANIFEST = "not a checkpoint's manifest|does not match its own hash|cannot be read|version"
+
+
+def damage(place, step, name, change):
+    path = step_folder(place.root, step) / name
+    content = change(path.read_bytes())
+    path.unlink() if content is None else path.write_bytes(content)
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_resumed(place):
+    assert place.list_steps() == [6, 4, 2]
+    assert find_resumable(place, ALONE).step == 6
+    assert step_taken(place) == 6
 
 
 @pytest.mark.parametrize(
-    ("damage", "name"),
+    ("change", "name"),
     [
-        (damage, name)
-        for damage in DAMAGES
+        (change, name)
+        for change in DAMAGES
         for name in FILES
-        if (damage, name) != (cut, FILES[0])  # its last byte is a newline: JSON needs none
+        if (change, name) != (cut, FILES[0])  # its last byte is a newline: JSON needs none
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_resumed(
-    checkpoints, damage, name, caplog
+def test_a_damaged_checkpoint_is_named_with_the_reason_and_the_one_before_is_resumed(
+    place, change, name, caplog
 ):
-    damage(checkpoints / "step-000000006" / name)
+    path = damage(place, 6, name, change)
+    looking = search(place)
     with caplog.at_level(logging.WARNING):
-        assert find_resumable(checkpoints, ALONE).step == 4
-    if (damage, name) != (remove, "manifest.json"):  # without a manifest it never was one
-        assert "checkpoint of step 6 passed over" in caplog.text
-        assert str(checkpoints / "step-000000006" / name) in caplog.text
+        assert next(looking).manifest.step == 4
+    if (change, name) == (remove, FILES[0]):
+        assert looking.passed_over == []  # without a manifest it never was one
+        return
+    (passed,) = looking.passed_over
+    assert (passed.step, passed.name) == (6, place.name_of(6))
+    why = OF_MANIFEST if name == FILES[0] else DAMAGES[change]
+    with pytest.raises(CheckpointError, match=f"{path}.*({why})"):
+        raise CheckpointError(passed.why)
+    assert f"checkpoint of step 6 passed over: {passed.why[0]}" in caplog.text
 
 
-def test_two_damaged_checkpoints_are_passed_over(checkpoints):
-    cut(checkpoints / "step-000000006" / FILES[1])
-    flip_middle(checkpoints / "step-000000004" / FILES[0])
-    assert find_resumable(checkpoints, ALONE).step == 2
+def test_a_save_that_was_never_committed_is_named_when_it_is_cleared_away(place, caplog):
+    place.begin(8)
+    write_part(place, 8, 0, 2)
+    with caplog.at_level(logging.WARNING):
+        place.prepare()
+    assert "step-000000008 was never committed: it is cleared away" in caplog.text
+    assert place.list_steps(committed=False) == [] and step_taken(place) == 6
 
 
-def test_when_all_are_damaged_the_run_does_not_start_from_scratch(checkpoints):
-    for step, damage in zip((2, 4, 6), (cut, flip_middle, empty), strict=True):
-        damage(step_folder(checkpoints, step) / FILES[1])
+def test_weights_that_are_not_finite_are_passed_over(place):
+    save(place, 8, is_finite=False)
+    looking = search(place)
+    assert next(looking).manifest.step == 6
+    assert looking.passed_over[0].why == (f"{place.name_of(8)} holds weights that are not finite.",)
+
+
+def test_a_manifest_of_another_version_is_passed_over_by_its_number(place):
+    def of_the_future(content):
+        return json.dumps({**json.loads(content), "version": 99}).encode()
+
+    path = damage(place, 6, FILES[0], of_the_future)
+    looking = search(place)
+    assert next(looking).manifest.step == 4
+    assert looking.passed_over[0].why[0].startswith(f"{path}: version 99 of the checkpoint format")
+    with pytest.raises(CheckpointError, match="version 99 of the checkpoint format"):
+        load_manifest(place, 6)
+
+
+def test_a_changed_value_in_a_manifest_is_found_although_it_is_good_json(place):
+    def skip_samples(content):
+        tree = json.loads(content)
+        tree["state"]["progress"]["n"] += 12  # 12 samples would never be used
+        return json.dumps(tree).encode()
+
+    damage(place, 6, FILES[0], skip_samples)
+    with pytest.raises(CheckpointError, match="does not match its own hash"):
+        load_manifest(place, 6)
+    assert step_taken(place) == 4
+
+
+def test_a_checkpoint_under_another_steps_name_is_passed_over(place):
+    shutil.copytree(step_folder(place.root, 4), step_folder(place.root, 8))
+    looking = search(place)
+    assert next(looking).manifest.step == 6
+    assert looking.passed_over[0].why == (
+        f"{place.name_of(8)}/manifest.json is the manifest of step 4: somebody has renamed its "
+        "folder.",
+    )
+
+
+def test_several_damaged_checkpoints_are_passed_over(place):
+    damage(place, 6, FILES[1], cut)
+    damage(place, 4, FILES[2], flip_middle)
+    looking = search(place)
+    assert next(looking).manifest.step == 2
+    assert [one.step for one in looking.passed_over] == [6, 4]
+
+
+def test_when_all_are_damaged_the_run_does_not_start_from_scratch(place):
+    for step, change in zip(STEPS, (cut, flip_middle, empty), strict=True):
+        damage(place, step, FILES[1], change)
     with pytest.raises(CheckpointError) as caught:
-        find_resumable(checkpoints, ALONE)
+        first(place)
     assert len(caught.value.problems) == 4
-    for step in (2, 4, 6):
+    for step in STEPS:
         assert any(f"step-{step:09d}/rank-00000" in problem for problem in caught.value.problems)
-    assert "None of the 3 checkpoints" in caught.value.problems[-1]
-    assert "move the folder away to start the run from the beginning" in caught.value.problems[-1]
+    assert caught.value.problems[-1] == (
+        f"None of the 3 checkpoints in {place.location} can be used. Restore one, or move the "
+        "folder away to start the run from the beginning."
+    )
 
 
 def test_a_run_that_never_saved_starts_from_scratch(tmp_path):
-    assert find_resumable(tmp_path / "checkpoints", ALONE) is None
-    (tmp_path / "checkpoints" / "step-000000001").mkdir(parents=True)  # a torn first save
-    assert find_resumable(tmp_path / "checkpoints", ALONE) is None
+    place = LocalPlace(tmp_path / "checkpoints")
+    assert first(place) is None
+    place.begin(1)  # a torn first save
+    assert first(place) is None
 
 
-def test_what_is_no_checkpoints_folder_is_not_looked_at(checkpoints):
-    shutil.copytree(checkpoints / "step-000000006", checkpoints / "step-000000009.old")
-    shutil.copytree(checkpoints / "step-000000006", checkpoints / "copy of step-000000009")
-    (checkpoints / "step-000000010").touch()
-    assert list_steps(checkpoints) == [6, 4, 2]
+def test_one_that_loads_wrong_is_passed_over_for_the_next(place):
+    looking = search(place)
+    found = next(looking)
+    looking.reject(found, ["its loss is another"])
+    assert next(looking).manifest.step == 4
+    assert looking.passed_over[0].why == ("its loss is another",)
+    looking = search(place)
+    with pytest.raises(CheckpointError, match="(?s)of step 6.*of step 2.*None of the 3"):
+        for found in looking:
+            looking.reject(found, [f"the loss of step {found.manifest.step} is another"])
 
 
-def test_a_changed_value_in_a_manifest_is_found_although_it_is_good_json(checkpoints):
-    path = checkpoints / "step-000000006" / "manifest.json"
-    tree = json.loads(path.read_text())
-    tree["state"]["progress"]["n"] += 12  # 12 samples would never be used
-    path.write_text(json.dumps(tree))
-    with pytest.raises(CheckpointError, match="does not match its own hash"):
-        load_manifest(checkpoints, 6)
-    assert find_resumable(checkpoints, ALONE).step == 4
+def test_checkpoints_of_another_run_are_passed_over_and_named(place):
+    other = {**IDENTITY, "model": {"width": 64}}
+    save(place, 8, identity=other)
+    looking = search(place)
+    assert next(looking).manifest.step == 6
+    why = f"{place.name_of(8)}: model.width was 64 when it was written and is 32 now."
+    assert looking.passed_over[0].why == (why,)
 
 
-def test_a_manifest_of_another_version_is_refused_by_its_number(checkpoints):
-    path = checkpoints / "step-000000006" / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
-    with pytest.raises(CheckpointError, match="version 99 of the checkpoint format"):
-        load_manifest(checkpoints, 6)
+def test_when_all_are_of_another_run_it_is_told_what_differs(place):
+    now = {"run": "tiny", "tokenizer": "u", "model": {"width": 32, "layers": 2}}
+    with pytest.raises(CheckpointError) as caught:
+        first(place, identity=now)
+    newest = place.name_of(6)
+    assert caught.value.problems == (
+        f"{newest}: model.layers was None when it was written and is 2 now.",
+        f"{newest}: tokenizer was 't' when it was written and is 'u' now.",
+        "Give this run a folder of its own (run.folder), or set these back.",
+    )
+
+
+def test_what_was_undone_is_passed_over_and_leaves_a_run_at_its_beginning(place):
+    def undone(manifest):
+        return "a rewind has undone it" if manifest.step > limit else None
+
+    limit = 4
+    looking = search(place, undone=undone)
+    assert next(looking).manifest.step == 4
+    assert looking.passed_over[0].why == (f"{place.name_of(6)}: a rewind has undone it",)
+    limit = 0
+    assert first(place, undone=undone) is None
+    damage(place, 2, FILES[1], cut)
+    with pytest.raises(CheckpointError, match="bytes instead of"):
+        first(place, undone=lambda manifest: "undone" if manifest.step > 2 else None)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_what_a_file_system_cannot_read_for_now_stops_the_start(place, name, number, monkeypatch):
+    def failing(path, *_, **__):
+        raise OSError(number, "away", str(path))
+
+    if name == FILES[0]:
+        monkeypatch.setattr(Path, "read_text", failing)
+    else:
+        monkeypatch.setattr("lmscale.checkpoint.place.sha256_file", failing)
+    with pytest.raises(TransientError, match="step-000000006/.* cannot be read"):
+        first(place)
+
+
+def test_what_a_file_system_refuses_to_read_is_passed_over(place, monkeypatch):
+    from lmscale.checkpoint import place as module
+
+    def refusing(path):
+        if "step-000000006" in str(path):
+            raise PermissionError(errno.EACCES, "not yours", str(path))
+        return original(path)
+
+    original = module.sha256_file
+    monkeypatch.setattr(module, "sha256_file", refusing)
+    assert step_taken(place) == 4
+
+
+def test_of_two_places_the_newest_checkpoint_of_either_is_taken(place, tmp_path):
+    other = LocalPlace(tmp_path / "other")
+    save(other, 5)
+    save(other, 6)
+    looking = search(other, place)
+    taken = [(found.place, found.manifest.step) for found in looking]
+    assert taken == [(other, 6), (place, 6), (other, 5), (place, 4), (place, 2)]
+
+
+def test_what_a_start_passed_over_is_on_record(place, tmp_path):
+    record_resume(tmp_path, None, [])
+    assert not (tmp_path / RESUMES_FILE).exists()
+    path = damage(place, 6, FILES[1], remove)
+    looking = search(place)
+    record_resume(tmp_path, next(looking), looking.passed_over)
+    (row,) = read_rows(tmp_path / RESUMES_FILE)
+    assert row.pop("time") > 0
+    assert row == {
+        "step": 4,
+        "checkpoint": place.name_of(4),
+        "passed_over": [{"step": 6, "checkpoint": place.name_of(6), "why": [f"{path} is missing"]}],
+    }
+    with (tmp_path / RESUMES_FILE).open("a") as file:
+        file.write('{"time": 1')  # a kill
+    record_resume(tmp_path, None, looking.passed_over)
+    assert [row["checkpoint"] for row in read_rows(tmp_path / RESUMES_FILE)] == [
+        place.name_of(4),
+        None,
+    ]
+
+
+def test_what_is_no_checkpoints_folder_is_not_looked_at(place):
+    root = place.root
+    shutil.copytree(root / "step-000000006", root / "step-000000009.old")
+    shutil.copytree(root / "step-000000006", root / "copy of step-000000009")
+    (root / "step-000000010").touch()
+    assert list_steps(root) == [6, 4, 2]
 
 
 @pytest.mark.parametrize("name", FILES[1:])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_weights_are_never_read_from_a_damaged_file(checkpoints, damage, name):
-    damage(checkpoints / "step-000000004" / name)
+@pytest.mark.parametrize("change", DAMAGES)
+def test_weights_are_never_read_from_a_damaged_file(place, change, name):
+    damage(place, 4, name, change)
     with pytest.raises(CheckpointError, match=f"step-000000004/{name}"):
-        load_model_weights(checkpoints.parent, step=4)
-    assert load_model_weights(checkpoints.parent)  # the newest
+        load_model_weights(place.root.parent, step=4)
+    assert torch.equal(load_model_weights(place.root.parent)["w"], weights_of(6))  # the newest
 
 
-def test_a_step_that_was_not_saved_is_refused_with_those_that_were(checkpoints):
+def test_a_step_that_was_not_saved_is_refused_with_those_that_were(place):
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 5. There are: 6, 4, 2\."):
-        load_model_weights(checkpoints.parent, step=5)
-    shutil.rmtree(checkpoints)
+        load_model_weights(place.root.parent, step=5)
+    shutil.rmtree(place.root)
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
-        load_model_weights(checkpoints.parent)
+        load_model_weights(place.root.parent)
 
 
-def test_models_that_differ_are_told_apart_parameter_by_parameter(checkpoints):
-    manifest = load_manifest(checkpoints, 6)
-    shapes = dict(manifest.parameters)
-    check_same_model(checkpoints, manifest, shapes)
-    gone, wider = list(shapes)[:2]
-    shapes["new.weight"] = shapes.pop(gone)
-    shapes[wider] = (*shapes[wider], 7)
+def test_models_that_differ_are_told_apart_parameter_by_parameter():
+    shapes = {"gone": (2, 3), "wider": (4,), "same": (5,)}
+    manifest = manifest_of(6, [], parameters=shapes)
+    check_same_model("here", manifest, shapes, replicated={})
     with pytest.raises(CheckpointError) as caught:
-        check_same_model(checkpoints, manifest, shapes)
-    text = str(caught.value)
-    assert "is a checkpoint of another model" in text
-    assert "new.weight is not in the checkpoint" in text
-    assert f"{gone} is only in the checkpoint" in text
-    assert f"{wider} is {manifest.parameters[wider]} in the checkpoint and {shapes[wider]}" in text
+        check_same_model(
+            "here", manifest, {"new": (2, 3), "wider": (4, 7), "same": (5,)}, replicated={}
+        )
+    assert caught.value.problems[:4] == (
+        "here is a checkpoint of another model:",
+        "  new is not in the checkpoint",
+        "  gone is only in the checkpoint",
+        "  wider is (4,) in the checkpoint and (4, 7) in this model",
+    )
 
 
-def test_of_many_differences_the_first_are_told(checkpoints):
-    manifest = load_manifest(checkpoints, 6)
-    with pytest.raises(CheckpointError) as caught:
-        check_same_model(checkpoints, manifest, {})
-    assert f"and {len(manifest.parameters) - 8} more" in str(caught.value)
+def test_of_many_differences_the_first_are_told():
+    manifest = manifest_of(6, [], parameters={f"layer{n}": (2,) for n in range(11)})
+    with pytest.raises(CheckpointError, match="and 3 more"):
+        check_same_model("here", manifest, {}, replicated={})
+
+
+@pytest.fixture(scope="module", params=["folder", "url"])
+def specimen(request, tmp_path_factory):
+    """A place with three checkpoints, and a way to get at the bytes of any file."""
+    folder = tmp_path_factory.mktemp("specimen")
+    if request.param == "folder":
+        place = LocalPlace(folder / "checkpoints")
+        files = Bytes(fsspec.filesystem("file"), str(folder / "checkpoints"))
+    else:
+        cache = NodeCache(folder=Path(tempfile.mkdtemp(dir=folder)), max_bytes=2**40, retries=0)
+        place = RemotePlace("memory://damage", retries=0, cache=cache)
+        files = Bytes(fsspec.filesystem("memory"), "/damage")
+    for step in STEPS:
+        save(place, step)
+    return place, files
+
+
+class Bytes:
+    """All files below a folder of any file system, to be changed and put back."""
+
+    def __init__(self, filesystem, root):
+        self._filesystem, self._root = filesystem, root
+
+    def read(self):
+        return {path: self._filesystem.cat_file(path) for path in self._filesystem.find(self._root)}
+
+    def write(self, contents):
+        for path in self._filesystem.find(self._root):
+            self._filesystem.rm_file(path)
+        for path, content in contents.items():
+            self._filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._filesystem.pipe_file(path, content)
+
+
+@st.composite
+def corruptions(draw):
+    """Which file, and how it is changed: (share of the files, share of the bytes, what)."""
+    share = st.floats(0, 1, exclude_max=True)
+    kind = draw(st.sampled_from(["flip", "cut", "grow", "replace", "swap", "remove"]))
+    return draw(share), draw(share), draw(share), kind, draw(st.binary(min_size=1, max_size=64))
+
+
+def corrupt(contents, corruption):
+    which, where, other, kind, junk = corruption
+    names = sorted(contents)
+    if not names:
+        return
+    name = names[int(which * len(names))]
+    content = contents[name]
+    at = int(where * len(content))
+    if kind == "flip" and content:
+        contents[name] = content[:at] + bytes([content[at] ^ (junk[0] or 1)]) + content[at + 1 :]
+    elif kind == "cut":
+        contents[name] = content[:at]
+    elif kind == "grow":
+        contents[name] = content + junk
+    elif kind == "replace":
+        contents[name] = content[:at] + junk + content[at + len(junk) :]
+    elif kind == "swap":
+        second = names[int(other * len(names))]
+        contents[name], contents[second] = contents[second], content
+    elif kind == "remove":
+        del contents[name]
+
+
+@given(st.lists(corruptions(), min_size=1, max_size=5))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_happens_to_the_files_other_weights_than_were_saved_are_never_loaded(
+    specimen, damages
+):
+    place, files = specimen
+    whole = files.read()
+    contents = dict(whole)
+    for one in damages:
+        corrupt(contents, one)
+    try:
+        files.write(contents)
+        untouched = [
+            step
+            for step in STEPS
+            if all(
+                contents.get(path) == content
+                for path, content in whole.items()
+                if f"step-{step:09d}" in path
+            )
+        ]
+        try:
+            found = first(place)
+        except CheckpointError:
+            found = None
+        step = 0 if found is None else found.manifest.step
+        assert step >= max(untouched, default=0)
+        if found is not None:
+            assert found.manifest == parse_manifest(render(found.manifest).decode(), "")
+            assert found.manifest.state["progress"]["n"] == 12 * step
+            assert torch.equal(load_weights(place, step)["w"], weights_of(step))
+    finally:
+        files.write(whole)

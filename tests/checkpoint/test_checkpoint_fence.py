@@ -1,13 +1,11 @@
 """What an older copy of a run finds when it comes late: test_train_lease.py has the real copies."""
 
-import json
-
 import pytest
 
-from lmscale.checkpoint import discard_uncommitted, list_steps, store
+from lmscale.checkpoint import LocalPlace
 from lmscale.checkpoint.layout import MANIFEST, fragment_file, step_folder
-from lmscale.checkpoint.store import _commit
-from lmscale.errors import LeaseLostError
+from lmscale.checkpoint.writer import commit
+from lmscale.errors import CheckpointError, LeaseLostError
 from lmscale.runtime.atomic import write_json
 from lmscale.runtime.lease import Attempt, Lease
 
@@ -42,8 +40,9 @@ def test_names_of_fragments_differ_between_the_attempts_of_a_job_and_are_plain_w
 
 
 def test_a_start_clears_away_a_save_under_way_and_its_manifest_cannot_be_written_then(root):
-    discard_uncommitted(root)
-    assert list_steps(root) == [4, 2]
+    place = LocalPlace(root)
+    place.discard_uncommitted()
+    assert place.list_steps() == [4, 2]
     assert sorted(path.name for path in root.iterdir()) == ["step-000000002", "step-000000004"]
     with pytest.raises(FileNotFoundError):
         write_json(step_folder(root, 6) / MANIFEST, {})
@@ -52,40 +51,41 @@ def test_a_start_clears_away_a_save_under_way_and_its_manifest_cannot_be_written
 def test_a_manifest_that_came_just_before_the_clearing_counts(root, monkeypatch):
     committed = step_folder(root, 6) / MANIFEST
     committed.write_text("{}")
-    monkeypatch.setattr(store, "list_steps", lambda root, committed: [6])  # as seen before
-    discard_uncommitted(root)
+    place = LocalPlace(root)
+    with monkeypatch.context() as patch:  # as seen before
+        patch.setattr(place, "list_steps", lambda *, committed: [6])
+        place.discard_uncommitted()
     assert committed.exists() and (committed.parent / "rank-00000.7.0.safetensors").exists()
-    assert list_steps(root) == [6, 4, 2]
+    assert place.list_steps() == [6, 4, 2]
 
 
 def test_what_a_start_that_was_killed_while_clearing_left_goes_with_the_next(root):
     (root / ".discarded-step-000000008").mkdir()
-    discard_uncommitted(root)
+    LocalPlace(root).discard_uncommitted()
     assert not list(root.glob(".*"))
-    discard_uncommitted(root / "none")  # a run that has not saved yet
+    LocalPlace(root / "none").discard_uncommitted()  # a run that has not saved yet
 
 
 def test_a_late_manifest_does_not_replace_the_newer_copys(root, leases, monkeypatch):
     older, newer = leases
-    path = step_folder(root, 6) / MANIFEST
-    _commit(path, {"of": "newer"}, newer)
+    commit(LocalPlace(root), 6, b"newer", newer)
     with monkeypatch.context() as patch:  # the look before the write was before the take-over
         looks = iter((lambda: None, older.check))
         patch.setattr(older, "check", lambda: next(looks)())
         with pytest.raises(LeaseLostError):
-            _commit(path, {"of": "older"}, older)
-    assert json.loads(path.read_text()) == {"of": "newer"}
+            commit(LocalPlace(root), 6, b"older", older)
+    assert (step_folder(root, 6) / MANIFEST).read_bytes() == b"newer"
 
 
-def test_the_holder_replaces_a_manifest_that_came_late_into_its_folder(root, leases):
+def test_the_holder_is_told_of_a_manifest_that_came_late_into_its_folder(root, leases):
     path = step_folder(root, 6) / MANIFEST
-    path.write_text('{"of": "older"}')
-    _commit(path, {"of": "newer"}, leases[1])
-    assert json.loads(path.read_text()) == {"of": "newer"}
+    path.write_bytes(b"older")
+    with pytest.raises(CheckpointError, match="was committed by somebody else meanwhile"):
+        commit(LocalPlace(root), 6, b"newer", leases[1])
+    assert path.read_bytes() == b"older"
 
 
 def test_a_copy_that_knows_it_has_lost_the_run_writes_nothing(root, leases):
-    path = step_folder(root, 6) / MANIFEST
     with pytest.raises(LeaseLostError):
-        _commit(path, {"of": "older"}, leases[0])
-    assert not path.exists()
+        commit(LocalPlace(root), 6, b"older", leases[0])
+    assert not (step_folder(root, 6) / MANIFEST).exists()

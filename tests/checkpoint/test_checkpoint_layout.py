@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lmscale.checkpoint import delete_old_checkpoints, list_steps
+from lmscale.checkpoint import LocalPlace
 from lmscale.checkpoint.layout import (
     FileEntry,
     Manifest,
     find_gaps,
+    list_steps,
     parse_manifest,
     plan_reads,
-    plan_retention,
     step_folder,
     tensor_name,
 )
@@ -32,7 +32,7 @@ def make_manifest(parameters, files) -> Manifest:
     return Manifest(
         step=7,
         parameters=parameters,
-        kinds=KINDS,
+        states=dict.fromkeys(parameters, KINDS),
         optimizer={"name": "AdamW", "step": 7},
         loss_scale=None,
         state={"progress": {"step": 7, "n": 84}, "ratio": 0.1},
@@ -76,7 +76,8 @@ def test_whatever_division_was_written_any_other_reads_the_same_elements(divisio
         (number, kind): torch.rand(size) for number, size in enumerate(sizes) for kind in KINDS
     }
     with TemporaryDirectory() as temporary, ExitStack() as stack:
-        folder = Path(temporary)
+        place = LocalPlace(Path(temporary))
+        place.begin(7)
         files = {}
         for number, (low, high), file in written:
             tensors, fragments = files.setdefault(f"rank-{file:05d}.safetensors", ({}, []))
@@ -86,13 +87,13 @@ def test_whatever_division_was_written_any_other_reads_the_same_elements(divisio
                     low:high
                 ].clone()
         for name, (tensors, _) in files.items():
-            save_file(tensors, folder / name)
+            save_file(tensors, step_folder(place.root, 7) / name)
         manifest = make_manifest(
             {f"p{number}": (size,) for number, size in enumerate(sizes)},
             [file_of(name, *fragments) for name, (_, fragments) in files.items()],
         )
         assert find_gaps(manifest) == []
-        reader = FragmentReader(folder, manifest, stack)
+        reader = FragmentReader(place, manifest, stack)
         for number, (low, high) in read:
             for kind in KINDS:
                 target = torch.full((high - low,), float("nan"))
@@ -101,10 +102,12 @@ def test_whatever_division_was_written_any_other_reads_the_same_elements(divisio
 
 
 def test_elements_that_no_file_holds_are_an_error_not_garbage(tmp_path):
-    save_file({"p:master:0": torch.ones(4)}, tmp_path / "f")
+    place = LocalPlace(tmp_path)
+    place.begin(7)
+    save_file({"p:master:0": torch.ones(4)}, step_folder(tmp_path, 7) / "f")
     manifest = make_manifest({"p": (6,)}, [file_of("f", ("p", 0, 4))])
     with ExitStack() as stack, pytest.raises(CheckpointError, match="p has only 2 of the elements"):
-        FragmentReader(tmp_path, manifest, stack).read_into(torch.empty(3), "p", "master", 2)
+        FragmentReader(place, manifest, stack).read_into(torch.empty(3), "p", "master", 2)
 
 
 @pytest.mark.parametrize(
@@ -156,57 +159,9 @@ def test_no_flipped_bit_in_a_manifest_changes_what_is_read(data):
     assert read == manifest  # one kind of white space became another
 
 
-RETENTION = [
-    # steps there, newest, keep_last, keep_every_steps, steps that stay
-    ([], 0, 1, 0, []),
-    ([10], 10, 1, 0, [10]),
-    ([10, 20, 30], 30, 1, 0, [30]),
-    ([10, 20, 30], 30, 2, 0, [20, 30]),
-    ([10, 20, 30], 30, 9, 0, [10, 20, 30]),
-    ([10, 20, 30, 40], 40, 1, 20, [20, 40]),
-    ([10, 20, 30, 40], 40, 2, 30, [30, 40]),
-    ([10, 20, 30, 40, 50], 50, 2, 20, [20, 40, 50]),
-    # Resumed from step 20, because 30 was damaged: 30 must neither push 25 out nor come back.
-    ([10, 20, 25, 30], 25, 1, 0, [25]),
-    ([10, 20, 25, 30], 25, 2, 0, [20, 25]),
-    ([10, 20, 25, 30], 25, 2, 10, [10, 20, 25]),
-]
-
-
-@pytest.mark.parametrize(("steps", "newest", "keep_last", "keep_every", "stay"), RETENTION)
-def test_retention_keeps_the_newest_and_the_multiples(steps, newest, keep_last, keep_every, stay):
-    gone = plan_retention(steps, newest=newest, keep_last=keep_last, keep_every_steps=keep_every)
-    assert sorted(set(steps) - set(gone)) == stay
-    assert newest not in gone
-
-
-def test_what_retention_removes_is_gone_with_all_its_files(tmp_path):
-    for step in (1, 2, 3, 4):
-        folder = step_folder(tmp_path, step)
-        folder.mkdir()
-        (folder / "rank-00000.safetensors").write_bytes(b"x")
-        (folder / "manifest.json").write_text("{}")
-    step_folder(tmp_path, 5).mkdir()  # a save under way
-    delete_old_checkpoints(tmp_path, newest=4, keep_last=1, keep_every_steps=2)
-    assert list_steps(tmp_path) == [4, 2]
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["step-000000002", "step-000000004", "step-000000005"]
-
-
 def test_steps_beyond_nine_digits_are_found(tmp_path):
     for step in (999_999_999, 1_000_000_000):
         folder = step_folder(tmp_path, step)
         folder.mkdir()
         (folder / "manifest.json").touch()
     assert list_steps(tmp_path) == [1_000_000_000, 999_999_999]
-
-
-def test_what_interrupted_saves_left_goes_with_the_next_commit(tmp_path):
-    for step, is_committed in ((10, True), (15, False), (20, True)):
-        folder = step_folder(tmp_path, step)
-        folder.mkdir()
-        (folder / "rank-00000.safetensors").write_bytes(b"x")
-        if is_committed:
-            (folder / "manifest.json").write_text("{}")
-    delete_old_checkpoints(tmp_path, newest=20, keep_last=2, keep_every_steps=0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000010", "step-000000020"]

@@ -46,11 +46,14 @@ def test_weights_that_are_not_finite_are_marked_passed_over_and_push_no_good_one
 def test_one_full_disk_is_told_by_all_ranks_and_the_older_checkpoint_stays(saved):
     found = saved[0]["full disk"]
     assert found["problems"][0] == found["problems"][1]
-    kind, problem = found["problems"][0]
-    assert kind == "CheckpointError"
+    kind, problem, needed, advice = found["problems"][0]
+    assert kind == "NoSpaceError"
     assert "No space is left in" in problem and problem.endswith(
         "run the same command again. (rank 1)"
     )
+    assert "The checkpoint of step 3 in" in needed and "takes 0.6 MB" in needed
+    assert "There was nothing to remove" in needed
+    assert advice.startswith("The run is whole and goes on from its last commit")
     assert found["resumable"] == 2
     assert found["again"] == [[], []]
     assert found["resumable then"] == 3

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmscale.runtime.goodput import open_attempt
+from lmscale.runtime.attempts import open_attempt
 from lmscale.runtime.jsonl import append_row
 
 
@@ -19,7 +19,9 @@ def run(tmp_path):
         append_row(folder / "metrics.jsonl", {"step": step, "time": 1.0, **figures})
     append_row(folder / "metrics.jsonl", {"step": 12, "time": 2.0, "evaluation/heldout/loss": 3.5})
     clock = iter(range(1000, 2000, 100)).__next__
-    with open_attempt(folder, first_step=0, world_size=2, zero_stage=1, clock=clock) as attempt:
+    with open_attempt(
+        folder, first_step=0, world_size=2, zero_stage=1, clock=clock, phase_seconds=dict
+    ) as attempt:
         attempt.step(10, 50.0)
         attempt.end("SIGTERM")
     for rank in range(2):

@@ -61,6 +61,94 @@ def test_both_print_json(run, capsys):
     assert json.loads(capsys.readouterr().out)["steps"] == 1000
 
 
+def lines_of(capsys):
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_status_says_of_which_step_a_figure_is(run, capsys):
+    append_row(run / "metrics.jsonl", {"step": 14, "time": 3.0, "train/loss": 2.75})
+    assert main(["runs", "status", str(run)]) == 0
+    lines = lines_of(capsys)
+    assert "loss             2.7500  at step 14" in lines
+    assert "tokens           12,288  at step 12" in lines
+    assert "evaluation/heldout/loss                     3.5  at step 12" in lines
+    assert main(["runs", "status", str(run), "--json"]) == 0
+    steps = json.loads(capsys.readouterr().out)["figure_steps"]
+    assert (steps["train/loss"], steps["train/tokens"]) == (14, 12)
+
+
+def test_the_status_says_where_the_time_went(run, capsys):
+    begun = {"event": "start", "time": 11_400.0, "attempt": 2, "first_step": 10}
+    append_row(run / "attempts.jsonl", {**begun, "host": "h", "world_size": 2, "zero_stage": 1})
+    seconds = {"start": 20.0, "step": 140.0, "data": 30.0, "save": 10.0}
+    ended = {"event": "end", "time": 11_600.0, "attempt": 2, "step": 12, "step_seconds": 170.0}
+    append_row(run / "attempts.jsonl", {**ended, "seconds": seconds, "reason": "SIGTERM"})
+    assert main(["runs", "status", str(run)]) == 0
+    lines = lines_of(capsys)
+    begin = lines.index("time             2 h 56 min in all, 10 min of them running")
+    assert [" ".join(line.split()) for line in lines[begin + 1 : begin + 7]] == [
+        "1.8% 3 min 10 s in steps that count",
+        "0.3% 30 s waiting for data",
+        "0.1% 10 s held up by saves",
+        "1.1% 2 min starting up",
+        "94.3% 2 h 46 min down, between attempts",
+        "2.4% 4 min 10 s otherwise",
+    ]
+    assert any(
+        line.startswith("goodput") and line.endswith("time, 31.7% of the time in which it ran")
+        for line in lines
+    )
+    assert main(["runs", "status", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["goodput"]
+    assert (found["wall_seconds"], found["running_seconds"]) == (10_600.0, 600.0)
+    assert (found["stalls_seconds"], found["down_seconds"]) == (30.0, 10_000.0)
+    assert round(sum(found["fractions"].values()), 9) == 1.0
+
+
+def test_the_status_shows_the_last_checkpoint_and_saves_that_failed(run, capsys):
+    manifest = run / "checkpoints" / "step-000000010" / "manifest.json"
+    files = [{"name": "a", "bytes": 1_500_000}, {"name": "b", "bytes": 500_000}]
+    manifest.write_text(json.dumps({"files": files, "reason": "asked"}))
+    os.utime(manifest, (time.time() - 300.2, time.time() - 300.2))
+    restart(run)
+    ended = {"event": "end", "time": time.time(), "attempt": 2, "step": 12, "step_seconds": 1.0}
+    append_row(run / "attempts.jsonl", {**ended, "reason": "NoSpaceError"})
+    assert main(["runs", "status", str(run)]) == 0
+    lines = lines_of(capsys)
+    text = "last checkpoint  step 10, 5 min ago, 2 MB, asked for; 2 steps were done since"
+    assert text in lines
+    (failed,) = [line for line in lines if line.startswith("failed saves")]
+    assert failed.endswith("(NoSpaceError)")
+    assert "1 attempt ended because a save failed" in failed
+    assert main(["runs", "status", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["last_checkpoint"]["bytes"] == 2_000_000
+    assert [row["reason"] for row in found["failed_saves"]] == ["NoSpaceError"]
+
+
+def test_the_status_tells_what_the_guard_did_and_that_faults_were_injected(run, capsys):
+    assert main(["runs", "status", str(run)]) == 0
+    quiet = capsys.readouterr().out
+    assert "guard" not in quiet and "FAULTS" not in quiet
+    for number in (1, 2):
+        row = {"number": number, "at_step": 20 * number, "to_step": 10 * number, "to_n": 1}
+        row |= {"jump_from_n": 5, "jump_samples": 64, "why": "3 steps in a row were spikes"}
+        append_row(run / "rewinds.jsonl", {**row, "time": 1000.0 * number})
+    append_row(run / "metrics.jsonl", {"step": 12, "time": 3.0, "guard/nonfinite_steps": 1.0})
+    for rank in range(3):
+        fault = {"time": 2000.0, "fault": f"kill:at=save.write,rank={rank}", "rank": rank}
+        append_row(run / "faults.jsonl", {**fault, "step": 5, "pid": 1})
+    assert main(["runs", "status", str(run)]) == 0
+    lines = lines_of(capsys)
+    assert "guard            2 rewinds, 128 samples jumped, 1 non-finite step" in lines
+    (last,) = [line for line in lines if "rewind 2 at" in line]
+    assert last.endswith("from step 40 back to 20, 64 samples jumped: 3 steps in a row were spikes")
+    assert "!!! FAULTS !!!   INJECTED ON PURPOSE, 3 of them: kill 3" in lines
+    assert main(["runs", "status", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert ([row["number"] for row in found["rewinds"]], len(found["faults"])) == ([1, 2], 3)
+
+
 def log(run, rank, *lines):
     with open(run / "logs" / f"rank-{rank:05d}.log", "a") as file:
         file.writelines(

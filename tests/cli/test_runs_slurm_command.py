@@ -6,7 +6,7 @@ import time
 import pytest
 
 from lmscale.cli.main import main
-from lmscale.runtime.goodput import open_attempt
+from lmscale.runtime.attempts import open_attempt
 from lmscale.runtime.jsonl import append_row
 
 

@@ -81,8 +81,8 @@ def test_a_malformed_override_is_told(override, words):
 def test_unknown_keys_are_told_with_their_path_and_the_nearest_known_one():
     text = "run: {name: a}\ntrian: {}\nengine: {optimizer: {learning: 1}, schedule: {warmup: 3}}\n"
     assert problems_of(text) == [
-        "c.yaml: engine.optimizer.learning: unknown key. Known here: lr, betas, eps, weight_decay, "
-        "decay, clip_norm.",
+        "c.yaml: engine.optimizer.learning: unknown key. Known here: kind, lr, momentum, "
+        "muon_lr_ratio, betas, eps, weight_decay, decay, clip_norm.",
         "c.yaml: engine.schedule.warmup: unknown key. Did you mean warmup_steps?",
         "c.yaml: trian: unknown key. Did you mean train?",
     ]
@@ -168,7 +168,7 @@ def test_the_vocabulary_is_padded_to_whole_tiles_unless_told():
 
 def test_the_fields_stand_in_the_order_of_the_datas_flow():
     sections = ["run", "corpus", "tokenizer", "shards", "stream", "batch", "model", "objective"]
-    sections += ["engine", "checkpoint", "train", "watch", "evaluation"]
+    sections += ["engine", "checkpoint", "guard", "train", "watch", "evaluation"]
     assert list(RunConfig.model_fields) == sections
     assert list(yaml.safe_load(dump_config(parse_config(MINIMAL)))) == sections
 
@@ -252,3 +252,30 @@ def test_a_decay_that_would_not_end_with_the_run_is_refused(schedule, refused):
         return
     (said,) = problems_of(text)
     assert "is more than the" in said and "would never reach final_ratio" in said
+
+
+BEST = "checkpoint: {every_steps: 100, keep_best: {metric: evaluation/docs/loss}}\n"
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ("{}", "is never measured"),
+        ("{sets: {other: x}, every_steps: 100}", "evaluation/other/bits_per_byte"),
+        ("{sets: {docs: x}}", "set evaluation.every_steps (now 0) to 100"),
+        ("{sets: {docs: x}, every_steps: 30}", "or to a divisor of it"),
+    ],
+)
+def test_keeping_the_best_checkpoint_needs_a_figure_at_every_save(evaluation, words):
+    said = problems_of(f"run: {{name: a}}\n{BEST}evaluation: {evaluation}\n")
+    assert any(words in problem for problem in said), said
+
+
+def test_the_best_checkpoint_may_be_kept_by_a_figure_measured_more_often():
+    text = "run: {name: a}\n" + BEST + "evaluation: {sets: {docs: x}, every_steps: 50}\n"
+    assert parse_config(text).checkpoint.keep_best.metric == "evaluation/docs/loss"
+
+
+def test_a_guard_whose_window_is_no_longer_than_a_spike_is_refused():
+    said = problems_of("run: {name: a}\nguard: {spike_window: 8, spike_steps: 3}\n")
+    assert any("the spike itself would move the median" in problem for problem in said)

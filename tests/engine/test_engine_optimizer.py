@@ -6,29 +6,60 @@ import torch
 from lmscale.config.model import ModelConfig
 from lmscale.config.training import OptimizerConfig
 from lmscale.engine.optimizer import (
-    ELEMENT_STATES,
+    ParameterGroup,
     build_optimizer,
     plan_parameter_groups,
     reset_states,
 )
 from lmscale.model import build_model, parameter_kinds
 
-KINDS = {"e": "embedding", "a": "linear", "b": "bias", "n": "norm", "c": "linear"}
+KINDS = {"e": "embedding", "a": "linear", "b": "bias", "n": "norm", "c": "linear", "h": "head"}
 
 
+def group(method, weight_decay, *names, lr_ratio=1.0) -> ParameterGroup:
+    return ParameterGroup(
+        method=method, weight_decay=weight_decay, lr_ratio=lr_ratio, names=tuple(names)
+    )
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
 @pytest.mark.parametrize(
     ("decay", "decayed", "others"),
     [
-        (("linear", "embedding"), ("e", "a", "c"), ("b", "n")),
-        (("linear",), ("a", "c"), ("e", "b", "n")),
-        (("linear", "embedding", "norm", "bias"), ("e", "a", "b", "n", "c"), ()),
-        ((), (), ("e", "a", "b", "n", "c")),
+        (("linear", "embedding"), ("e", "a", "c", "h"), ("b", "n")),
+        (("linear",), ("a", "c", "h"), ("e", "b", "n")),
+        (("linear", "embedding", "norm", "bias"), ("e", "a", "b", "n", "c", "h"), ()),
+        ((), (), ("e", "a", "b", "n", "c", "h")),
     ],
 )
-def test_the_kinds_that_are_named_are_decayed_and_no_others(decay, decayed, others):
-    config = OptimizerConfig(decay=decay, weight_decay=0.3)
-    expected = [group for group in ((0.3, decayed), (0.0, others)) if group[1]]
+def test_the_kinds_that_are_named_are_decayed_and_no_others(kind, decay, decayed, others):
+    config = OptimizerConfig(kind=kind, decay=decay, weight_decay=0.3)
+    expected = [group(kind, *row) for row in ((0.3, *decayed), (0.0, *others)) if row[1:]]
     assert list(plan_parameter_groups(KINDS, config)) == expected
+
+
+def test_muon_takes_the_matrices_of_the_blocks_at_a_rate_of_their_own():
+    config = OptimizerConfig(kind="muon", weight_decay=0.3, muon_lr_ratio=2.5)
+    assert list(plan_parameter_groups(KINDS, config)) == [
+        group("muon", 0.3, "a", "c", lr_ratio=2.5),
+        group("adamw", 0.3, "e", "h"),
+        group("adamw", 0.0, "b", "n"),
+    ]
+
+
+def test_a_model_without_matrices_to_train_leaves_muon_no_group():
+    assert list(plan_parameter_groups({"e": "embedding"}, OptimizerConfig(kind="muon"))) == [
+        group("adamw", 0.1, "e")
+    ]
+
+
+def test_frozen_parameters_are_in_no_group():
+    parameters = {name: torch.nn.Parameter(torch.ones(2, 2)) for name in KINDS}
+    for name in ("a", "b"):
+        parameters[name].requires_grad_(False)
+    optimizer = build_optimizer(parameters, KINDS, OptimizerConfig())
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert set(grouped) == {id(parameters[name]) for name in ("e", "n", "c", "h")}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -58,17 +89,37 @@ def test_every_parameter_of_a_model_is_in_one_group(tied, positions):
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
 
 
-def test_the_optimizer_begins_at_rate_0_with_states_of_zeros():
-    parameter = torch.nn.Parameter(torch.ones(3))
-    config = OptimizerConfig(betas=(0.8, 0.9), eps=1e-5)
-    optimizer = build_optimizer({"a": parameter}, {"a": "linear"}, config)
-    reset_states(optimizer, [parameter])
-    group = optimizer.param_groups[0]
-    assert (group["lr"], group["betas"], group["eps"]) == (0.0, (0.8, 0.9), 1e-5)
-    state = optimizer.state[parameter]
-    assert set(state) == {"step", *ELEMENT_STATES}
-    assert all(float(value.abs().sum()) == 0 for value in state.values())
-    parameter.grad = torch.full((3,), 0.5)
+STATES = {
+    "adamw": {"a": {"exp_avg", "exp_avg_sq", "step"}, "e": {"exp_avg", "exp_avg_sq", "step"}},
+    "muon": {"a": {"momentum_buffer"}, "e": {"exp_avg", "exp_avg_sq", "step"}},
+    "sgd": {"a": {"momentum_buffer"}, "e": {"momentum_buffer"}},
+    "sgd without momentum": {"a": set(), "e": set()},
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_an_optimizer_begins_at_rate_0_with_states_of_zeros(name):
+    parameters = {key: torch.nn.Parameter(torch.ones(3, 2)) for key in ("a", "e")}
+    kind, *without = name.split()
+    config = OptimizerConfig(
+        kind=kind, betas=(0.8, 0.9), eps=1e-5, momentum=0.0 if without else 0.7
+    )
+    optimizer = build_optimizer(parameters, KINDS_OF_TWO, config)
+    masters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+    reset_states(optimizer, masters, config)
+    for key, parameter in parameters.items():
+        state = optimizer.state[parameter]
+        assert set(state) == STATES[name][key]
+        assert all(float(value.abs().sum()) == 0 for value in state.values())
+        parameter.grad = torch.full((3, 2), 0.5)
+    for method, parameter_group in ((g["method"], g) for g in optimizer.param_groups):
+        assert parameter_group["lr"] == 0.0
+        if method == "adamw":
+            assert (parameter_group["betas"], parameter_group["eps"]) == ((0.8, 0.9), 1e-5)
     optimizer.step()
-    assert torch.equal(parameter.detach(), torch.ones(3))  # rate 0 changes nothing, decay included
-    assert float(state["step"]) == 1
+    for parameter in parameters.values():  # rate 0 changes nothing, decay included
+        assert torch.equal(parameter.detach(), torch.ones(3, 2))
+        assert optimizer.state[parameter].get("step", torch.tensor(1.0)) == 1
+
+
+KINDS_OF_TWO = {"a": "linear", "e": "embedding"}

@@ -188,6 +188,22 @@ def test_a_signal_reaches_every_rank_and_the_launcher_waits_for_them(tmp_path, n
     assert [(tmp_path / f"saved-{rank}").read_text() for rank in range(2)] == [number.name] * 2
 
 
+def test_a_request_for_a_save_reaches_every_rank_and_is_no_request_to_stop(tmp_path):
+    body = """
+    announce(str(os.getpid()))
+    pathlib.Path(f"asked-{rank}").write_text(signal.sigwait([signal.SIGUSR2]).name)
+    wait_for_request()
+    sys.exit(75)
+    """
+    launcher, _ = start_launcher(tmp_path, body)
+    launcher.send_signal(signal.SIGUSR2)  # blocked in a rank since before it began
+    until(lambda: all((tmp_path / f"asked-{rank}").exists() for rank in range(2)))
+    assert launcher.poll() is None
+    launcher.terminate()
+    launcher.communicate(timeout=30)
+    assert launcher.returncode == 75
+
+
 def test_a_rank_that_does_not_listen_yet_may_take_its_peers_along(tmp_path):
     body = """
     if rank == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,29 @@ def test_a_scratch_that_cannot_be_written_costs_a_compilation_and_not_the_run(tm
     done = start(tmp_path, 0)
     assert "TRITON_CACHE_DIR stays unset" in done.stderr
     assert "there is no such configuration file" in done.stderr  # it went on
+
+
+def test_compiled_code_is_taken_from_no_folder_that_others_can_write_to(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch").chmod(0o777)
+    done = start(tmp_path, 0)
+    for name in CACHES:
+        assert f"{name} stays unset: every user may write to {tmp_path}/scratch" in done.stderr
+
+
+def test_a_rank_is_started_with_requests_for_a_save_waiting(tmp_path):
+    lists = tmp_path / "python"  # in place of the interpreter that it becomes
+    says = "print(*signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+    lists.write_text(f"#!{sys.executable}\nimport signal\n{says}\n")
+    lists.chmod(0o755)
+    program = (
+        "import sys; from launcher.rank import main; "
+        f"sys.executable = {str(lists)!r}; main(['none.yaml'])"
+    )
+    environment = {**os.environ, **TASK}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert str(int(signal.SIGUSR2)) in done.stdout.split()
 
 
 def test_a_data_task_works_in_the_folder_of_the_launch_and_by_the_frozen_code(tmp_path):

@@ -4,11 +4,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 
 from lmscale.runtime import heartbeat
 from lmscale.runtime.heartbeat import Heartbeat, beat_path, beat_seconds, read_beat, read_heartbeats
+from lmscale.runtime.phases import PhaseClock
 from lmscale.runtime.ranks import Ranks
 
 INTERVAL = 0.02
@@ -102,6 +104,46 @@ def test_without_a_heartbeat_nothing_happens():
     with heartbeat.own_work(torch.device("cpu")):
         pass
     assert heartbeat.slowest_figures() == {}
+
+
+def test_the_seconds_of_the_phases_are_counted_with_or_without_a_heartbeat(run_folder):
+    for number in range(2):
+        before = heartbeat.phase_seconds()
+        with Heartbeat(run_folder, ALONE, interval=60) if number else nullcontext():
+            heartbeat.phase("forward", 1)
+            time.sleep(0.02)
+            heartbeat.phase("save")
+            time.sleep(0.01)
+            heartbeat.end_step(0.0)
+        after = heartbeat.phase_seconds()
+        gained = {name: after[name] - before.get(name, 0.0) for name in ("forward", "save")}
+        assert 0.02 <= gained["forward"] < 5
+        assert 0.01 <= gained["save"] < 5
+
+
+def clock_of(*instants):
+    return iter(instants).__next__
+
+
+def test_a_start_lasts_until_the_first_step_and_a_rewind_as_well():
+    phases = PhaseClock(clock_of(0.0, *range(10, 200, 10)))
+    for name in ("load", "start", "data", "agree", "forward", "data", "hooks", "rewind"):
+        phases.enter(name)
+    assert phases.seconds() == {"start": 40, "load": 10, "forward": 10, "data": 10, "hooks": 10} | {
+        "rewind": 10
+    }
+    for name in ("save", "load", "data", "forward", "data"):
+        phases.enter(name)
+    found = phases.seconds()
+    assert (found["rewind"], found["load"], found["data"]) == (50, 10, 20)
+
+
+def test_what_another_thread_does_is_no_phase_of_the_process():
+    phases = PhaseClock(clock_of(0.0, 5.0))
+    writer = threading.Thread(target=phases.enter, args=("save",))
+    writer.start()
+    writer.join()
+    assert phases.seconds() == {"start": 5.0}
 
 
 def test_the_slowest_rank_is_known_to_the_trackers(run_folder):

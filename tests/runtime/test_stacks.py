@@ -38,14 +38,14 @@ def test_a_net_that_is_armed_again_in_time_does_not_fire(tmp_path):
     assert not stacks_path(tmp_path, 3).exists(), "no file where nothing happened"
 
 
-def test_sigusr2_shows_the_stack_of_a_process_that_runs_no_python(tmp_path):
+def test_sigquit_shows_the_stack_of_a_process_that_runs_no_python(tmp_path):
     ready = tmp_path / "ready"
     then = f"Path({str(ready)!r}).touch()\nwhere_it_hangs()"
     process = start(tmp_path, hang="ctypes.PyDLL(None).pause()", then=then)
     while not ready.exists():
         time.sleep(0.01)
     time.sleep(0.2)  # for the pause
-    process.send_signal(signal.SIGUSR2)
+    process.send_signal(signal.SIGQUIT)
     process.wait(timeout=30)  # the pause is over
     assert "in where_it_hangs" in stacks_path(tmp_path, 3).read_text()
 

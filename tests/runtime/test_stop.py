@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lmscale.runtime.stop import StopRequests
+from lmscale.runtime.stop import SAME_REQUEST_SECONDS, SAVE_SIGNAL, StopRequests
 
 SOON = 10.0  # a signal takes its way through another thread
 
@@ -15,6 +15,27 @@ SOON = 10.0  # a signal takes its way through another thread
 def send(stop, number):
     os.kill(os.getpid(), number)
     return stop.wait(SOON)
+
+
+def ask_for_save(stop):
+    os.kill(os.getpid(), SAVE_SIGNAL)
+    wait_for_save(stop)
+
+
+def wait_for_save(stop):
+    deadline = time.monotonic() + SOON
+    while not stop.save_asked():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class FakeClock:
+    """``time`` with another ``monotonic``."""
+
+    sleep = staticmethod(time.sleep)
+
+    def __init__(self, monotonic):
+        self.monotonic = monotonic
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -41,6 +62,63 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
         deadline = time.monotonic() + SOON
         while time.monotonic() < deadline:
             time.sleep(0.01)
+
+
+def test_sigusr2_asks_for_a_save_and_ends_nothing(tmp_path):
+    with StopRequests(tmp_path) as stop:
+        stop.nothing_to_save()  # at the start, when other signals end the process
+        assert not stop.save_asked()
+        ask_for_save(stop)
+        stop.something_to_save()
+        assert stop.save_asked(), "until a save begins"
+        assert stop.requested() is None
+        stop.consume_save()
+        assert not stop.save_asked()
+
+
+def test_a_second_signal_so_soon_after_asked_for_the_same_save(tmp_path, monkeypatch):
+    """One scancel reaches the ranks one after the other, and a step may end in between."""
+    now = [1000.0]
+    monkeypatch.setattr("lmscale.runtime.stop.time", FakeClock(lambda: now[0]))
+    with StopRequests(tmp_path) as stop:
+        stop.consume_save()  # another rank had heard of it before
+        now[0] += SAME_REQUEST_SECONDS - 0.1
+        os.kill(os.getpid(), SAVE_SIGNAL)
+        assert send(stop, signal.SIGUSR1) == "SIGUSR1"  # behind which the other one was heard
+        assert not stop.save_asked()
+        now[0] += 0.1
+        ask_for_save(stop)
+
+
+def test_a_save_file_asks_for_a_save_until_one_begins(tmp_path):
+    (tmp_path / "save").touch()
+    with StopRequests(tmp_path) as stop:
+        stop.discard_stale_file()
+        assert stop.save_asked(), "from before the start: nobody has answered it yet"
+        assert stop.requested() is None
+        stop.consume_save()
+        assert not stop.save_asked() and not (tmp_path / "save").exists()
+        (tmp_path / "save").touch()
+        assert stop.save_asked()
+
+
+def test_only_the_rank_that_watches_the_save_file_sees_and_removes_it(tmp_path):
+    (tmp_path / "save").touch()
+    with StopRequests(tmp_path, watch_file=False) as stop:
+        assert not stop.save_asked()
+        stop.consume_save()
+    assert (tmp_path / "save").exists()
+
+
+def test_a_save_that_was_asked_for_before_anybody_listened_is_remembered(tmp_path):
+    """A launcher starts a rank with the signal blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [SAVE_SIGNAL])
+    try:
+        os.kill(os.getpid(), SAVE_SIGNAL)
+        with StopRequests(tmp_path) as stop:
+            wait_for_save(stop)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_a_stop_file_is_a_request_until_it_was_obeyed(tmp_path):
@@ -94,7 +172,7 @@ def test_what_a_rank_starts_is_not_hit_by_its_signals(tmp_path):
     """Such as a compiler, or git: `scancel --signal` reaches every process of a job step."""
     with StopRequests(tmp_path):
         with subprocess.Popen([sys.executable, "-c", "input(); print('whole')"], **PIPES) as child:
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
                 os.kill(child.pid, number)
             assert child.communicate("\n")[0] == "whole\n"
 
@@ -148,7 +226,7 @@ def test_when_all_is_done_a_signal_does_not_change_how_the_process_ends(tmp_path
         with StopRequests(sys.argv[1]) as stop:
             os.kill(os.getpid(), signal.SIGTERM)
             stop.ignore_from_here()
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
             os.kill(os.getpid(), number)
     """
     argv = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]

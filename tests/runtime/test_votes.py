@@ -9,9 +9,14 @@ from lmscale.runtime.stop import StoppedError
 from lmscale.runtime.votes import (
     DATA_ERROR,
     LEASE_LOST,
+    RANKS_DIFFER,
+    SAVE_FAILED,
+    SAVE_REASONS,
     STOP_REASONS,
     StopPoll,
+    cast_save_votes,
     cast_vote,
+    count_save_votes,
     count_votes,
     plan_interval,
 )
@@ -25,7 +30,14 @@ def test_all_ranks_count_the_first_reason_in_the_order_of_their_weight(reasons):
 
 
 def test_a_lost_lease_outweighs_all_else_and_an_error_every_request():
-    assert STOP_REASONS[:2] == (LEASE_LOST, DATA_ERROR)
+    assert STOP_REASONS[0] == LEASE_LOST
+    assert set(STOP_REASONS[1:4]) == {RANKS_DIFFER, SAVE_FAILED, DATA_ERROR}
+
+
+@given(asked=st.lists(st.lists(st.sampled_from(SAVE_REASONS)), min_size=1, max_size=5))
+def test_a_save_is_made_for_every_reason_that_any_rank_has(asked):
+    summed = [sum(column) for column in zip(*map(cast_save_votes, asked), strict=True)]
+    assert set(count_save_votes(summed)) == {reason for reasons in asked for reason in reasons}
 
 
 @given(interval=st.integers(1, 10_000), seconds=st.floats(0, 1e6))

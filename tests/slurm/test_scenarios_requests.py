@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cluster import wait_until
 from jobs import STEPS, Lab, Run
+from tiny_run import committed_steps
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks, pytest.mark.slow]
 
@@ -53,6 +55,21 @@ def test_a_run_makes_room_for_a_job_of_a_higher_partition_and_comes_back(lab: La
     run.hurry()
     assert run.wait_for_end()["action"] == "done"
     assert_saved_where_it_stood(run)
+    run.assert_whole()
+
+
+def test_a_run_that_is_asked_for_a_save_keeps_it_and_goes_on(lab: Lab):
+    run = lab.submit()
+    run.wait_for_step(4)
+    # --full: to every process of the job, the batch script and srun among them
+    lab.cluster.run("scancel", "--full", "--signal=USR2", run.job)
+    wait_until(lambda: committed_steps(run.folder), 60, "a checkpoint")
+    asked = committed_steps(run.folder)[0]
+    assert asked % 10, "as if by chance: at a step that is saved anyway"
+    run.hurry()
+    assert run.wait_for_end()["action"] == "done"
+    assert len(run.events("start")) == 1
+    assert asked in committed_steps(run.folder)
     run.assert_whole()
 
 

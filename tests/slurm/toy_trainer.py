@@ -16,7 +16,7 @@ from contextlib import ExitStack
 
 from lmscale.config import load_config
 from lmscale.config.ownership import CONFIG_FILE
-from lmscale.runtime.goodput import open_attempt
+from lmscale.runtime.attempts import open_attempt
 from lmscale.runtime.jsonl import append_row
 
 STEP_SECONDS = 0.1

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.config import parse_config, plan_batches
-from lmscale.errors import DataError
+from lmscale.errors import DataError, NoSpaceError
 from lmscale.stream.audit import audit_run, check_sequence
 from lmscale.stream.batches import DIGEST_BITS
 from lmscale.stream.digest import digest_steps
@@ -226,7 +226,7 @@ def full_disk(largest_file):
 
 
 def test_a_full_disk_is_an_error_that_says_so_and_leaves_whole_lines(tmp_path, stream):
-    with pytest.raises(DataError, match=r"No space is left in .* ledger.jsonl"):  # noqa: SIM117
+    with pytest.raises(NoSpaceError, match=r"No space is left in .* ledger.jsonl"):  # noqa: SIM117
         with open_ledger(tmp_path, next_step=0, stream=stream, n=0) as ledger:
             ledger.append(row(0))
             with full_disk(len(row(0).to_line()) + 20):

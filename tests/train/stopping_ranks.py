@@ -15,7 +15,7 @@ from lmscale.runtime.jsonl import read_rows
 from lmscale.runtime.stop import StoppedError, StopRequests
 from lmscale.runtime.votes import StopPoll
 from lmscale.stream.loader import LoadingStopped
-from lmscale.train.hooks import Saver
+from lmscale.train.saver import Saver
 
 MOMENTS = ("starting", "saved 2", "scoring 3", "stalled after 1", "scoring 6")
 SETTINGS = {"train.steps": 6, "checkpoint.every_steps": 2, "evaluation.every_steps": 3}

@@ -8,7 +8,7 @@ import itertools
 import pytest
 from rank_cases import Case, run_cases
 
-from lmscale.checkpoint import list_steps, load_manifest
+from lmscale.checkpoint import LocalPlace, load_manifest
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -82,9 +82,8 @@ def attempts(tiny_data, tmp_path_factory):
 
 def stored(root, name):
     """What identifies every byte of a run's last checkpoint."""
-    manifest = load_manifest(
-        root / name / "checkpoints", list_steps(root / name / "checkpoints")[0]
-    )
+    place = LocalPlace(root / name / "checkpoints")
+    manifest = load_manifest(place, place.list_steps()[0])
     return manifest.step, manifest.optimizer, manifest.state, manifest.files
 
 

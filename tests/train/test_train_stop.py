@@ -22,7 +22,8 @@ from tiny_run import (
 )
 
 from launcher.rendezvous import environment_for, find_free_port
-from lmscale.checkpoint.store import find_sound
+from lmscale.checkpoint import LocalPlace
+from lmscale.checkpoint.find import find_sound
 from lmscale.cli.main import main
 from lmscale.runtime.heartbeat import read_beat
 from lmscale.runtime.jsonl import read_rows
@@ -226,7 +227,7 @@ def test_more_signals_do_not_break_the_save_under_way(launched):
         time.sleep(0.01)
     assert launched.stop(None) < 30
     assert launched.told() == {"rank-00000": "75", "rank-00001": "75"}
-    saved = find_sound(launched.run / "checkpoints")
+    saved = find_sound(LocalPlace(launched.run / "checkpoints"))
     assert saved is not None and saved.step == launched.steps_done()
 
 

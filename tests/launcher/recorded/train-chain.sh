@@ -88,7 +88,9 @@ say "job $job, restart $restart, on $SLURM_JOB_NODELIST; newest checkpoint: ${be
 # TERM on preemption, at the time limit and on scancel. Slurm tells this script alone, or the ranks alone, or
 # both, as it is configured: so whatever comes here is passed on. The ranks save at the next step's end.
 # The traps start no process: Slurm may signal that one too, and bash would wait for it in the trap for good.
+# USR2 asks the ranks for a save: `scancel --signal=USR2` reaches them, and not this script unless it is told --full.
 asked=
+trap '' USR2
 trap 'asked=${asked:-USR1}' USR1
 trap 'asked=${asked:-TERM}' TERM
 

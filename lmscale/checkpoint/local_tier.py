@@ -1,0 +1,171 @@
+"""A second tier of checkpoints on every node's own disk, or in its memory: faster, less safe.
+
+Every rank writes its file on its own node; no file goes over the network. The manifest, which rank
+0 makes as for any other checkpoint, is committed on every node::
+
+    FOLDER/lmscale-RUN-0123456789ab/step-000000012/     on each node, with its own ranks' files
+
+On a node the newest is kept, and the one before until the next save begins, by when every node has
+committed the newest. What is here is lost with the node, and of no use to ranks that come to other
+nodes. So it counts on resume only if every rank finds all it needs on its own node
+(``find.Search``), and if it is of this run's history (``describe_superseded``): nobody clears away
+what a run left on a node that it does not use any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lmscale.checkpoint.layout import MANIFEST, FileEntry, Manifest, step_folder
+from lmscale.checkpoint.place import LocalPlace
+from lmscale.config import RunConfig
+from lmscale.config.private_folder import find_risk, make_private
+from lmscale.errors import CheckpointError, ConfigError
+from lmscale.runtime.atomic import write_bytes, writing
+from lmscale.runtime.attempts import ATTEMPTS_FILE
+from lmscale.runtime.jsonl import Row, read_rows
+from lmscale.runtime.ranks import Ranks
+
+LOCAL = "local"  # what ``written_by`` calls this tier
+
+
+class NodePlace(LocalPlace):
+    """This node's part of the checkpoints: another folder on every node."""
+
+    is_shared = False
+
+    def begin(self, step: int) -> None:
+        """Make room, also for ranks that write already: only what is no part of this save goes.
+
+        Of what was committed the newest before this step stays; later ones are of steps undone.
+        """
+        (step_folder(self.root, step) / MANIFEST).unlink(missing_ok=True)
+        committed = self.list_steps()
+        kept = max((old for old in committed if old < step), default=None)
+        for old in (*committed, *self.list_steps(committed=False)):
+            if old not in (step, kept):
+                self.delete(old)
+
+    def write_file(self, step: int, name: str, pieces: Iterable[memoryview]) -> None:
+        step_folder(self.root, step).mkdir(parents=True, exist_ok=True)
+        super().write_file(step, name, pieces)
+
+    def commit(self, step: int, manifest: bytes) -> bytes:
+        """In place of any other: who may commit is decided where the run's lease is."""
+        folder = step_folder(self.root, step)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / MANIFEST, manifest)
+        return manifest
+
+    def holds(self, step: int, entry: FileEntry) -> bool:
+        path = step_folder(self.root, step) / entry.name
+        return path.is_file() and path.stat().st_size == entry.bytes
+
+
+class LocalTier:
+    """What a rank does for the tier: for each save ``begin``, the file, ``commit_here``."""
+
+    def __init__(self, place: NodePlace, ranks: Ranks, *, run_folder: Path, every_minutes: float):
+        """Once the attempt's start is in attempts.jsonl, which rank 0 reads."""
+        self.place = place
+        self._ranks = ranks
+        self._every_seconds = 60 * every_minutes
+        self._saved_at = time.monotonic()
+        self._attempt = attempt_of(run_folder) if ranks.is_first else {}
+
+    def is_due(self) -> bool:
+        """Rank 0 asks, for all."""
+        return time.monotonic() - self._saved_at >= self._every_seconds
+
+    def restart_clock(self) -> None:
+        """A save begins, of either tier."""
+        self._saved_at = time.monotonic()
+
+    def written_by(self) -> dict[str, Any]:
+        """What rank 0 adds to ``Manifest.written_by``."""
+        return {"tier": LOCAL, **self._attempt}
+
+    def begin(self, step: int) -> None:
+        """Every rank, before its file; no rank need wait for another."""
+        if self._ranks.is_first_on_node:
+            with writing(
+                "a checkpoint (checkpoint.local.folder)", self.place.root, CheckpointError
+            ):
+                self.place.begin(step)
+
+    def commit_here(self, step: int, manifest: bytes) -> None:
+        """Every rank, once rank 0 says that all files are written, and what the manifest is."""
+        if self._ranks.is_first_on_node:
+            with writing(
+                "a checkpoint (checkpoint.local.folder)", self.place.root, CheckpointError
+            ):
+                self.place.commit(step, manifest)
+
+
+def open_node_place(config: RunConfig) -> NodePlace | None:
+    """This node's place, if the run has the tier. Environment variables in its folder are filled
+    in: a batch system may give every job, or every node, a folder of its own.
+
+    Closed to all other users of the node, who could else read the weights, or put others there.
+    Raises ``ConfigError`` where one of them was first.
+    """
+    folder = config.checkpoint.local.folder
+    if not folder:
+        return None
+    path = str(config.folder.expanduser().absolute())
+    digest = hashlib.sha256(path.encode()).hexdigest()[:12]
+    root = Path(os.path.expandvars(folder)).expanduser().absolute()
+    own = root / f"lmscale-{config.run.name}-{digest}"
+    with suppress(OSError):  # the first save will say it
+        make_private(own)
+    risk = find_risk(own)
+    if risk is not None:
+        raise ConfigError(
+            f"checkpoint.local.folder: {own} is no safe place for checkpoints: {risk}. Name a "
+            "folder that only you can write to."
+        )
+    return NodePlace(own)
+
+
+def attempt_of(run_folder: Path) -> dict[str, Any]:
+    """The attempt that is under way, as ``written_by`` names it; empty before the first one."""
+    starts = read_starts(run_folder)
+    if not starts:
+        return {}
+    return {"attempt": starts[-1]["attempt"], "attempt_time": starts[-1]["time"]}
+
+
+def read_starts(run_folder: Path) -> list[Row]:
+    return [row for row in read_rows(run_folder / ATTEMPTS_FILE) if row["event"] == "start"]
+
+
+def describe_superseded(manifest: Manifest, starts: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a checkpoint is not of the run's history any more, by the starts of its attempts.
+
+    A checkpoint of step s, written in attempt a, counts only if a is among the run's attempts, and
+    no later one began before s: that one has done those steps again, and the ledger is its own.
+    An attempt is known by its number and its time: a run that was begun anew in the same folder
+    counts from 1 again. Of the shared tier, one that names no attempt, or one that nobody knows
+    (attempts.jsonl was lost), is of the history: it is where the run's owner has put it.
+    """
+    written_by = manifest.written_by
+    key = (written_by.get("attempt"), written_by.get("attempt_time"))
+    known = [(row["attempt"], row["time"]) for row in starts]
+    if key not in known:
+        if written_by.get("tier") == LOCAL:
+            return f"was written by attempt {key[0]}, which {ATTEMPTS_FILE} does not know"
+        return None
+    later = starts[known.index(key) + 1 :]
+    undoing = next((row for row in later if row["first_step"] < manifest.step), None)
+    if undoing is None:
+        return None
+    return (
+        f"was written by attempt {key[0]}, but attempt {undoing['attempt']} has gone on from step "
+        f"{undoing['first_step']} since"
+    )

@@ -1,0 +1,139 @@
+"""All checkpoints of a run at one look, why each is kept, and what a person may remove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from lmscale.checkpoint.find import load_manifest
+from lmscale.checkpoint.layout import ASKED, Manifest, find_gaps
+from lmscale.checkpoint.place import Place
+from lmscale.checkpoint.retention import Candidate, Rule, plan_retention
+from lmscale.errors import CheckpointError, TransientError
+
+COMMITTED, TORN, UNREADABLE, UNDONE = "committed", "torn", "unreadable", "undone"
+"""States. Torn: without a manifest, by a save that was cut off or is under way. Unreadable: with
+one that is damaged. Undone: of steps that a rewind, or a resume from before them, has undone.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A folder of one step, as far as its manifest tells; its files are not looked at."""
+
+    step: int
+    name: str
+    state: str
+    manifest: Manifest | None = None
+    problems: tuple[str, ...] = ()
+    kept_for: tuple[str, ...] = ()
+    """``last``, ``every``, ``best``, ``asked``; none of them: the next save removes it."""
+
+    @property
+    def bytes(self) -> int | None:
+        """Of its files, without the manifest."""
+        return None if self.manifest is None else sum(file.bytes for file in self.manifest.files)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether a run could go on from it, if its files are whole."""
+        return self.state == COMMITTED and self.manifest is not None and self.manifest.is_finite
+
+    @property
+    def is_asked(self) -> bool:
+        return self.manifest is not None and self.manifest.reason == ASKED
+
+
+def survey(
+    place: Place, rule: Rule, is_undone: Callable[[Manifest], bool] = lambda manifest: False
+) -> tuple[Listed, ...]:
+    """Every step of a place, the newest first. Raises what its place raises."""
+    found = [_look_at(place, step, is_undone) for step in place.list_steps()]
+    last = [one.step for one in found if one.is_good][: rule.keep_last]
+    found = [replace(one, kept_for=tuple(_reasons(one, rule, last))) for one in found]
+    torn = place.list_steps(committed=False)
+    found += [Listed(step=step, name=place.name_of(step), state=TORN) for step in torn]
+    return tuple(sorted(found, key=lambda one: -one.step))
+
+
+def _look_at(place: Place, step: int, is_undone: Callable[[Manifest], bool]) -> Listed:
+    name = place.name_of(step)
+    try:
+        manifest = load_manifest(place, step)
+    except TransientError:
+        raise
+    except CheckpointError as error:
+        return Listed(step=step, name=name, state=UNREADABLE, problems=error.problems)
+    state = UNDONE if is_undone(manifest) else COMMITTED
+    return Listed(step=step, name=name, state=state, manifest=manifest)
+
+
+def _reasons(one: Listed, rule: Rule, last: Sequence[int]) -> Iterator[str]:
+    if one.step in last:
+        yield "last"
+    if rule.keep_every_steps and one.step % rule.keep_every_steps == 0:
+        yield "every"
+    if one.step in rule.best_steps:
+        yield "best"
+    if one.is_asked:
+        yield "asked"
+
+
+def find_problems(
+    place: Place, one: Listed, advance: Callable[[float], None] = lambda size: None
+) -> list[str]:
+    """What is wrong with a committed checkpoint, every file read; empty: nothing.
+
+    ``advance`` is called with the bytes of each file that was looked at.
+    """
+    if one.manifest is None:
+        return list(one.problems)
+    problems = []
+    for entry in one.manifest.files:
+        damage = place.describe_damage(one.step, entry)
+        if damage is not None:
+            problems.append(f"{damage}.")
+        advance(entry.bytes)
+    return problems + [f"{one.name}: {gap}." for gap in find_gaps(one.manifest)]
+
+
+def plan_prune(
+    listed: Sequence[Listed], rule: Rule, *, with_asked: bool = False
+) -> tuple[Listed, ...]:
+    """What a person may remove: all that the rule does not keep, the undone, and the torn.
+
+    Those asked for stay unless ``with_asked``. The newest that a run could go on from never goes.
+    """
+    torn = [one for one in listed if one.state == TORN]
+    there = [one for one in listed if one.state != TORN]
+    candidates = [
+        Candidate(step=one.step, is_good=one.is_good, is_asked=one.is_asked and not with_asked)
+        for one in there
+    ]
+    newest = max((one.step for one in there), default=0)
+    doomed = {*plan_retention(candidates, rule, newest=newest)} if candidates else set()
+    undone = [
+        one
+        for one in there
+        if one.state == UNDONE and one.step not in doomed and (with_asked or not one.is_asked)
+    ]
+    return tuple(
+        sorted([*torn, *undone, *(o for o in there if o.step in doomed)], key=lambda o: -o.step)
+    )
+
+
+def spare_a_sound_one(
+    place: Place,
+    listed: Sequence[Listed],
+    doomed: Sequence[Listed],
+    advance: Callable[[float], None] = lambda size: None,
+) -> tuple[tuple[Listed, ...], Listed | None]:
+    """``doomed`` without the newest one whose files are whole, unless a newer one stays anyway.
+
+    By its manifest the newest looks good; what a disk did to its files since, only reading tells.
+    Returns also the one that was found whole, or None.
+    """
+    for one in listed:
+        if one.is_good and not find_problems(place, one, advance):
+            return tuple(other for other in doomed if other.step != one.step), one
+    return tuple(one for one in doomed if not one.is_good), None

@@ -1,0 +1,377 @@
+"""Writing a checkpoint: by a thread of every rank, beside the training, committed last by rank 0.
+
+::
+
+    rank 0                                          every other rank
+    lease, ledger, place.begin ── "begin: go" ───→  waits
+    writes its file                                 writes its file
+    reads all entries        ←─── "entry 3" ──────  what it wrote, or why it could not
+    lease, manifest, retention ── "end: saved" ──→  the outcome, the same on all ranks
+
+Instead of an outcome rank 0 may say ``again``: the disk was full, and old checkpoints have gone
+since. The notes travel by runtime/mailbox.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from lmscale.checkpoint.job import Duties, Job, Saved, describe_full_disk, name_steps
+from lmscale.checkpoint.layout import FileEntry, Manifest, find_gaps, fragment_file
+from lmscale.checkpoint.local_tier import LocalTier
+from lmscale.checkpoint.place import Place
+from lmscale.checkpoint.snapshot import Copy
+from lmscale.checkpoint.write_file import NUM_MARKS, GivenUpError, inspect, write_file
+from lmscale.errors import CheckpointError, LmscaleError, NoSpaceError, TransientError
+from lmscale.runtime import faults, heartbeat
+from lmscale.runtime.atomic import to_json_bytes, writing
+from lmscale.runtime.collectives import (
+    combine_errors,
+    error_from_json,
+    error_to_json,
+    fail_together,
+    sum_float64,
+)
+from lmscale.runtime.fingerprint import add_fingerprints
+from lmscale.runtime.lease import Lease
+from lmscale.runtime.mailbox import Mailbox
+from lmscale.runtime.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+GO, AGAIN = "go", "again"
+ATTEMPTS = 2
+LOOK_SECONDS = 0.2  # how long a rank that waits looks at its own writer before it asks the others
+_JOIN_SECONDS = 10.0
+
+
+class ForeignManifestError(CheckpointError):
+    """An older copy's manifest came late into the folder of a save by the run's holder."""
+
+
+class CheckpointWriter:
+    """A rank's thread that writes checkpoints, one after the other. Close it."""
+
+    def __init__(self, ranks: Ranks, mailbox: Mailbox, duties: Duties, *, retries: int) -> None:
+        self._ranks, self._mailbox, self._duties = ranks, mailbox, duties
+        self._retries = retries
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._job: Job | None = None  # the last one
+        self._notes: list[str] = []  # of the job before: all have read them
+        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+        started = threading.Event()
+        self._jobs_started = started
+        self._thread.start()
+        started.wait()
+        # The thread has said that it computes alone, which torch takes as the default of threads
+        # to come; this thread's own number is that of before.
+        torch.set_num_threads(torch.get_num_threads())
+
+    def start(
+        self,
+        *,
+        step: int,
+        place: Place,
+        copy: Copy,
+        draft: Manifest | None,
+        tier: LocalTier | None = None,
+    ) -> Job:
+        """Begin to write; all ranks together, each when the job before is done."""
+        number = 1 if self._job is None else self._job.number + 1
+        job = Job(number=number, step=step, place=place, copy=copy, draft=draft, tier=tier)
+        self._job = job
+        self._jobs.put(job)
+        return job
+
+    def wait(self, job: Job) -> Saved:
+        """Return when the job is done on all ranks; all of them together.
+
+        Raises the same error on all ranks where it has failed; on a rank whose thread has met a
+        bug, that one.
+        """
+        if not self._wait_for_all(job):
+            bug = job.bug and TransientError(
+                f"The checkpoint of step {job.step} could not be written: {job.bug!r}; the log of "
+                "this rank says where."
+            )
+            try:
+                fail_together(job.error or bug)
+            except LmscaleError:
+                if job.bug is not None and job.tier is None:
+                    raise job.bug from None
+                raise
+        if job.saved is None:
+            raise AssertionError("a save has ended without an outcome")
+        return job.saved
+
+    def _wait_for_all(self, job: Job) -> bool:
+        """Whether it has gone well."""
+        ticks = 0
+        while True:
+            deadline = time.monotonic() + LOOK_SECONDS
+            while not job.done.wait(LOOK_SECONDS / 4) and time.monotonic() < deadline:
+                ticks = _tick_up_to(job.marks, ticks)
+            is_done = job.done.is_set()
+            if is_done:
+                ticks = _tick_up_to(job.marks, ticks)
+            # It also shows at once that a rank has gone, which the threads would not notice.
+            done, failed, alone = sum_float64(
+                [is_done, is_done and job.has_failed, is_done and not job.is_agreed]
+            )
+            if done == self._ranks.world_size:
+                return failed == 0
+            if alone:  # that rank has told nobody: the others would wait for it for ever
+                job.given_up.set()
+
+    def close(self) -> bool:
+        """End the thread, giving up what it may still be writing. Whether it has ended."""
+        if self._job is not None:
+            self._job.given_up.set()
+        self._jobs.put(None)
+        self._thread.join(_JOIN_SECONDS)  # it may be held up by a file system that hangs
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        torch.set_num_threads(1)  # the cores are the training's
+        self._jobs_started.set()
+        while (job := self._jobs.get()) is not None:
+            try:
+                if self._ranks.is_first:
+                    self._lead(job)
+                else:
+                    self._follow(job)
+            except GivenUpError:
+                logger.warning("the save of step %d was given up", job.step)
+            except LmscaleError as error:  # the mailbox's: nobody can be told
+                job.error = error
+            except Exception as error:
+                logger.exception("the writer of checkpoints has met a bug")
+                job.bug = error
+            finally:
+                job.move(NUM_MARKS + 2)
+                job.done.set()
+
+    def _lead(self, job: Job) -> None:
+        """Rank 0's part."""
+        freed: tuple[int, ...] = ()
+        error = self._try(job, self._prepare)
+        if error is not None:
+            self._post(job, 0, "begin", {"error": error_to_json(error), "saved": None})
+            job.error, job.is_agreed = error, True
+            return
+        for attempt in range(ATTEMPTS):
+            where, reports, error = self._attempt(job, attempt)
+            if isinstance(error, NoSpaceError) and attempt + 1 < ATTEMPTS and job.tier is None:
+                freed = self._make_room(job)
+                if freed:
+                    self._post(job, attempt, where, AGAIN)
+                    continue
+            if isinstance(error, ForeignManifestError) and attempt + 1 < ATTEMPTS:
+                self._post(job, attempt, where, AGAIN)  # which begins with clearing the folder
+                continue
+            if isinstance(error, NoSpaceError):
+                needed = sum(row["bytes"] for row in reports)
+                error = describe_full_disk(error, job, freed, needed)
+            job.error, job.saved = error, None if error else self._saved(job, reports)
+            saved = job.saved and asdict(job.saved)
+            outcome: dict[str, Any] = {"error": error_to_json(error), "saved": saved}
+            if job.tier is not None and error is None:
+                outcome["manifest"] = to_json_bytes(complete(job.draft, reports).to_json()).decode()
+            self._post(job, attempt, where, outcome)
+            break
+        job.is_agreed = True
+
+    def _attempt(
+        self, job: Job, attempt: int
+    ) -> tuple[str, list[dict[str, Any]], LmscaleError | None]:
+        """How far it came, what the ranks have written, and what went wrong."""
+        error = self._try(job, self._begin)
+        if error is not None:
+            return "begin", [], error
+        self._post(job, attempt, "begin", GO)
+        reports = self._gather(job, attempt)
+        return "end", reports, self._try(job, partial(self._conclude, reports))
+
+    def _follow(self, job: Job) -> None:
+        """Every other rank's."""
+        for attempt in range(ATTEMPTS):
+            decision = self._read(job, f"{attempt}/begin")
+            if decision == GO:
+                note = f"{job.number}/{attempt}/{self._ranks.rank}"
+                self._mailbox.post(note, self._write(job))
+                decision = self._read(job, f"{attempt}/end")
+            if decision != AGAIN:
+                break
+        else:
+            raise AssertionError(f"rank 0 wants more than {ATTEMPTS} attempts")
+        saved = decision["saved"]
+        if job.tier is not None and saved:
+            job.tier.commit_here(job.step, decision["manifest"].encode())
+        job.error, job.saved = error_from_json(decision["error"]), saved and Saved(**saved)
+        job.is_agreed = True
+
+    def _prepare(self, job: Job) -> None:
+        self._duties.lease.check()
+        self._duties.prepare()
+
+    def _begin(self, job: Job) -> None:
+        if job.tier is None:
+            job.place.begin(job.step)
+        job.move(1)
+
+    def _write(self, job: Job) -> dict[str, Any]:
+        """Write this rank's file, and say how it went."""
+        name = fragment_file(self._ranks.rank, self._duties.lease.attempt.name)
+        report: dict[str, Any] = {"error": None, "bytes": sum(p.bytes for p in job.copy.parts)}
+        try:
+            with writing(
+                "a checkpoint", job.place.location, CheckpointError, no_space=NoSpaceError
+            ):
+                if job.tier is not None:
+                    job.tier.begin(job.step)
+                job.copy.ready()
+                found = inspect(job.copy.parts)
+                entry = write_file(
+                    job.place,
+                    job.step,
+                    name,
+                    job.copy.parts,
+                    retries=self._retries,
+                    moved=lambda mark: job.move(1 + mark),
+                    given_up=job.given_up,
+                )
+            report |= {"entry": asdict(entry), **asdict(found)}
+        except LmscaleError as error:
+            report["error"] = error_to_json(error)
+        except GivenUpError:
+            raise
+        except Exception as error:
+            logger.exception("the writer of checkpoints has met a bug")
+            job.bug = error
+            report["error"] = error_to_json(
+                TransientError(f"The checkpoint of step {job.step} could not be written: {error!r}")
+            )
+        return report
+
+    def _gather(self, job: Job, attempt: int) -> list[dict[str, Any]]:
+        """Every rank's report, its own among them."""
+        reports = [self._write(job)]
+        for rank in range(1, self._ranks.world_size):
+            reports.append(self._read(job, f"{attempt}/{rank}"))
+            self._mailbox.remove(f"{job.number}/{attempt}/{rank}")
+        for note in self._notes:  # who has written for this job has read the end of the last
+            self._mailbox.remove(note)
+        self._notes.clear()
+        return reports
+
+    def _conclude(self, reports: list[dict[str, Any]], job: Job) -> None:
+        """Commit what the ranks have written, unless something went wrong with it."""
+        lease = self._duties.lease
+        # That the run is another copy's is told before anything else: such as that files have
+        # vanished, which the other copy has cleared away.
+        lease.check()
+        error = combine_errors([error_from_json(row["error"]) for row in reports])
+        if error is not None:
+            raise error
+        manifest = complete(job.draft, reports)
+        content = to_json_bytes(manifest.to_json())
+        if job.tier is not None:
+            lease.check()
+            job.tier.commit_here(job.step, content)
+            return
+        commit(job.place, job.step, content, lease)
+        try:
+            self._duties.tidy(job.place, manifest)
+        except (LmscaleError, OSError) as failure:  # the next save comes by here again
+            logger.warning("old checkpoints in %s stay: %s", job.place.location, failure)
+
+    def _saved(self, job: Job, reports: list[dict[str, Any]]) -> Saved:
+        return Saved(
+            step=job.step,
+            name=job.place.name_of(job.step),
+            seconds=time.monotonic() - job.began_at,
+            bytes=sum(row["entry"]["bytes"] for row in reports),
+            is_finite=all(row["is_finite"] for row in reports),
+        )
+
+    def _try(self, job: Job, action: Callable[[Job], None]) -> LmscaleError | None:
+        """What went wrong with it. A bug is told to the other ranks as well."""
+        try:
+            with writing(
+                "a checkpoint", job.place.location, CheckpointError, no_space=NoSpaceError
+            ):
+                action(job)
+        except LmscaleError as error:
+            return error
+        except Exception as error:
+            logger.exception("the writer of checkpoints has met a bug")
+            job.bug = error
+            return TransientError(f"The checkpoint of step {job.step} failed: {error!r}")
+        return None
+
+    def _make_room(self, job: Job) -> tuple[int, ...]:
+        freed: list[int] = []
+        self._try(job, lambda job: freed.extend(self._duties.make_room(job.place, job.step)))
+        if freed:
+            logger.warning(
+                "%s is full: what was there of %s was removed to save step %d",
+                *(job.place.location, name_steps(freed), job.step),
+            )
+        return tuple(freed)
+
+    def _post(self, job: Job, attempt: int, where: str, value: Any) -> None:
+        note = f"{job.number}/{attempt}/{where}"
+        self._mailbox.post(note, value)
+        self._notes.append(note)
+
+    def _read(self, job: Job, name: str) -> Any:
+        value = self._mailbox.read(f"{job.number}/{name}", given_up=job.given_up)
+        if value is None:
+            raise GivenUpError
+        return value
+
+
+def complete(draft: Manifest | None, reports: list[dict[str, Any]]) -> Manifest:
+    """The manifest, with what every rank has told of its file."""
+    assert draft is not None, "rank 0 has a draft"
+    manifest = replace(
+        draft,
+        is_finite=all(row["is_finite"] for row in reports),
+        weights=f"{add_fingerprints(row['weights'] for row in reports):016x}",
+        files=tuple(FileEntry(**row["entry"]) for row in reports),
+    )
+    gaps = find_gaps(manifest)
+    if gaps:
+        raise AssertionError(f"the ranks' fragments do not cover the model: {gaps[:3]}")
+    return manifest
+
+
+def commit(place: Place, step: int, manifest: bytes, lease: Lease) -> None:
+    """Write the manifest, unless the run is another copy's at the last moment.
+
+    And after it: a write that a broken network holds up for minutes finds either that the folder is
+    gone (``discard_uncommitted``), or the other copy's manifest, which it does not replace.
+    """
+    lease.check()
+    faults.hit("save.commit", step=step)
+    if place.commit(step, manifest) != manifest:
+        lease.check()
+        raise ForeignManifestError(
+            f"{place.name_of(step)} was committed by somebody else meanwhile."
+        )
+
+
+def _tick_up_to(marks: int, ticks: int) -> int:
+    """A sign of life for each that the writer gave: as many on every rank in the end."""
+    for _ in range(ticks, marks):
+        heartbeat.tick()
+    return max(ticks, marks)

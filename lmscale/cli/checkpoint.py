@@ -1,0 +1,253 @@
+"""``lmscale checkpoint``: what a run has saved, whether it is whole, and what may go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lmscale.cli.options import JsonOption, RunArgument
+from lmscale.errors import EXIT_USER, CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from lmscale.checkpoint.layout import Manifest
+    from lmscale.checkpoint.place import Place
+    from lmscale.checkpoint.retention import Rule
+    from lmscale.checkpoint.survey import Listed
+    from lmscale.config import RunConfig
+
+app = typer.Typer(help="See, verify and prune what runs have saved.", no_args_is_help=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Saves:
+    """A run's checkpoints at one look."""
+
+    config: RunConfig
+    place: Place
+    rule: Rule
+    listed: tuple[Listed, ...]  # the newest first
+
+    @property
+    def committed(self) -> list[Listed]:
+        from lmscale.checkpoint.survey import TORN
+
+        return [one for one in self.listed if one.state != TORN]
+
+
+def _look_at(run: Path) -> _Saves:
+    from lmscale.checkpoint.local_tier import describe_superseded, read_starts
+    from lmscale.checkpoint.places import open_place
+    from lmscale.checkpoint.retention import plan_rule
+    from lmscale.checkpoint.survey import survey
+    from lmscale.runtime.run_folder import load_run_config
+    from lmscale.runtime.sweep_folder import refuse_sweep
+    from lmscale.train.rewinds import is_undone, read_rewinds
+
+    refuse_sweep(run)
+    config = load_run_config(run)
+    place = open_place(config, run)
+    rewinds, starts = read_rewinds(run), read_starts(run)
+
+    def undone(manifest: Manifest) -> bool:
+        was_rewound = is_undone(manifest.step, manifest.rewinds, rewinds)
+        return was_rewound or describe_superseded(manifest, starts) is not None
+
+    rule = plan_rule(config.checkpoint, place.list_steps(), run)
+    return _Saves(config=config, place=place, rule=rule, listed=survey(place, rule, undone))
+
+
+@app.command("list")
+def list_(run: RunArgument, as_json: JsonOption = False) -> None:
+    """List what RUN has saved, the newest first, and why each is kept.
+
+    Reads the manifests only: `lmscale checkpoint verify` reads the files.
+    """
+    from lmscale.cli.checkpoint_view import LISTED, listed_to_json, render_listed
+    from lmscale.cli.runs_view import print_table
+
+    saves = _look_at(run)
+    if as_json:
+        rows = [listed_to_json(one) for one in saves.listed]
+        content = {"run": str(run), "location": saves.place.location, "checkpoints": rows}
+        typer.echo(json.dumps(content, indent=1))
+        return
+    if not saves.listed:
+        typer.echo(f"{saves.place.location} holds no checkpoints yet.")
+        return
+    print_table(LISTED, map(render_listed, saves.listed), num_texts=len(LISTED) - 3)
+    for one in saves.listed:
+        for problem in one.problems:
+            typer.echo(problem)
+
+
+@app.command()
+def verify(
+    run: RunArgument,
+    step: Annotated[
+        int | None, typer.Option("--step", min=0, help="This one only; default: all.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every file of RUN's checkpoints and compare it with the size and hash in the manifest.
+
+    The exit code is 2 when any committed one is damaged, and every problem is named.
+    """
+    from lmscale.checkpoint.survey import find_problems
+    from lmscale.cli.checkpoint_view import render_verdict
+
+    saves = _look_at(run)
+    chosen = saves.committed if step is None else [_find(saves, step)]
+    problems: dict[int, list[str]] = {}
+    with _progress("verifying", chosen, as_json=as_json) as advance:
+        for one in chosen:
+            problems[one.step] = find_problems(saves.place, one, advance)
+            if not as_json and not problems[one.step]:
+                typer.echo(render_verdict(one))
+    if as_json:
+        rows = [
+            {"step": one.step, "name": one.name, "is_whole": not found, "problems": found}
+            for one, found in ((one, problems[one.step]) for one in chosen)
+        ]
+        typer.echo(json.dumps({"run": str(run), "checkpoints": rows}, indent=1))
+        if any(problems.values()):
+            raise typer.Exit(EXIT_USER)
+        return
+    if any(problems.values()):
+        raise CheckpointError([problem for found in problems.values() for problem in found])
+    if not chosen:
+        typer.echo(f"{saves.place.location} holds no checkpoints yet.")
+
+
+@app.command()
+def show(
+    run: RunArgument,
+    step: Annotated[
+        int | None, typer.Option("--step", min=0, help="Which one; default: the newest.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one checkpoint of RUN: what it holds, who wrote it, where in the data it stands."""
+    from lmscale.cli.checkpoint_view import render_checkpoint
+
+    saves = _look_at(run)
+    if step is None and not saves.committed:
+        raise CheckpointError(f"{saves.place.location} holds no checkpoint yet.")
+    one = saves.committed[0] if step is None else _find(saves, step)
+    if one.manifest is None:
+        raise CheckpointError(one.problems)
+    figures = _figures_at(run, one.step)
+    if as_json:
+        content = {"name": one.name, "state": one.state, "kept_for": one.kept_for}
+        content |= {"figures": figures, "manifest": one.manifest.to_json()}
+        typer.echo(json.dumps(content, indent=1))
+        return
+    typer.echo(render_checkpoint(one, figures))
+
+
+@app.command()
+def prune(
+    run: RunArgument,
+    keep_last: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-last", min=1, help="Good ones to keep. Default: the run's own setting."
+        ),
+    ] = None,
+    keep_every: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-every", min=0, help="Keep multiples of N steps. Default: the run's own setting."
+        ),
+    ] = None,
+    asked: Annotated[
+        bool, typer.Option("--asked", help="Those that somebody asked for may go as well.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove checkpoints of RUN by rule, and what interrupted saves have left.
+
+    The newest one whose files are whole never goes; they are read to make sure. The best by
+    checkpoint.keep_best stay. Refused while the run is live: it prunes by itself at every save, and
+    a save under way cannot be told from one that was cut off.
+    """
+    from dataclasses import replace
+
+    from lmscale.checkpoint.survey import plan_prune, spare_a_sound_one
+    from lmscale.cli.checkpoint_view import listed_to_json, render_pruned
+
+    saves = _look_at(run)
+    if not dry_run:
+        _refuse_live(run)
+    rule = saves.rule
+    rule = replace(rule, keep_last=rule.keep_last if keep_last is None else keep_last)
+    if keep_every is not None:
+        rule = replace(rule, keep_every_steps=keep_every)
+    doomed = plan_prune(saves.listed, rule, with_asked=asked)
+    with _progress("verifying", saves.committed[:1], as_json=as_json) as advance:
+        doomed, sound = spare_a_sound_one(saves.place, saves.listed, doomed, advance)
+    if doomed and not dry_run:
+        _refuse_live(run)  # reading takes its time
+        for one in doomed:
+            saves.place.delete(one.step)
+    kept = [one for one in saves.listed if one not in doomed]
+    if as_json:
+        content: dict[str, Any] = {"run": str(run), "dry_run": dry_run}
+        content |= {"sound_step": None if sound is None else sound.step}
+        content |= {"deleted": [listed_to_json(one) for one in doomed]}
+        content |= {"kept": [listed_to_json(one) for one in kept]}
+        typer.echo(json.dumps(content, indent=1))
+        return
+    typer.echo(render_pruned(doomed, kept, sound, is_dry=dry_run))
+
+
+def _find(saves: _Saves, step: int) -> Listed:
+    found = next((one for one in saves.committed if one.step == step), None)
+    if found is None:
+        known = ", ".join(str(one.step) for one in saves.committed) or "none"
+        raise CheckpointError(
+            f"{saves.place.location} has no checkpoint of step {step}. There are: {known}."
+        )
+    return found
+
+
+def _refuse_live(run: Path) -> None:
+    from lmscale.runtime.lease import is_beating, read_lease
+
+    held = read_lease(run)
+    if held is not None and held.ended is None and is_beating(run):
+        raise ConfigError(
+            f"{run} is being trained (attempt {held.attempt}, rank 0: {held.rank0}), and prunes by "
+            "itself at every save. Wait until it ends, or stop it: touch the file `stop` in the "
+            "folder. --dry-run says what would go."
+        )
+
+
+def _figures_at(run: Path, step: int) -> dict[str, float]:
+    """What metrics.jsonl holds of a step: its loss, and scores where it was evaluated."""
+    from lmscale.runtime.jsonl import read_rows
+    from lmscale.runtime.trackers import METRICS_FILE
+
+    figures: dict[str, float] = {}
+    for row in read_rows(run / METRICS_FILE):
+        if row.get("step") == step:
+            figures |= {name: value for name, value in row.items() if "/" in name}
+    return figures
+
+
+@contextmanager
+def _progress(what: str, chosen: Sequence[Listed], *, as_json: bool) -> Iterator[Any]:
+    from lmscale.runtime.progress import progress
+
+    total = sum(one.bytes or 0 for one in chosen) / 1e6
+    if as_json or not total:
+        yield lambda size: None
+        return
+    with progress(what, total, "MB") as advance:
+        yield lambda size: advance(size / 1e6)

@@ -1,0 +1,181 @@
+"""Checkpoints as people read them, and as programs do."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmscale.cli.units import render_bytes, render_line, render_time
+
+if TYPE_CHECKING:
+    from lmscale.checkpoint.layout import Manifest
+    from lmscale.checkpoint.survey import Listed
+
+LISTED = ("step", "state", "saved", "why", "kept for", "precision", "size", "ranks", "ZeRO")
+_REASONS = {
+    "regular": "a save that was due",
+    "asked": "somebody asked for it: kept until `lmscale checkpoint prune --asked`",
+    "stop": "the run was asked to stop",
+    "last": "all steps were done",
+}
+
+
+def describe_state(one: Listed) -> str:
+    is_nonfinite = one.manifest is not None and not one.manifest.is_finite
+    return f"{one.state}, not finite" if is_nonfinite else one.state
+
+
+def render_listed(one: Listed) -> list[str]:
+    """The cells of a row under ``LISTED``."""
+    if one.manifest is None:
+        return [f"{one.step:,}", one.state, *["-"] * (len(LISTED) - 2)]
+    writer = one.manifest.written_by
+    time = writer.get("time")
+    return [
+        f"{one.step:,}",
+        describe_state(one),
+        "-" if time is None else render_time(time),
+        one.manifest.reason,
+        ", ".join(one.kept_for) or "-",
+        str(writer.get("precision", "-")),
+        render_bytes(one.bytes or 0),
+        str(writer.get("world_size", "-")),
+        str(writer.get("zero_stage", "-")),
+    ]
+
+
+def listed_to_json(one: Listed) -> dict[str, Any]:
+    manifest = one.manifest
+    writer: Mapping[str, Any] = {} if manifest is None else manifest.written_by
+    return {
+        "step": one.step,
+        "name": one.name,
+        "state": one.state,
+        "is_finite": None if manifest is None else manifest.is_finite,
+        "reason": None if manifest is None else manifest.reason,
+        "kept_for": list(one.kept_for),
+        "bytes": one.bytes,
+        "time": writer.get("time"),
+        "world_size": writer.get("world_size"),
+        "zero_stage": writer.get("zero_stage"),
+        "precision": writer.get("precision"),
+        "rewinds": None if manifest is None else manifest.rewinds,
+        "problems": list(one.problems),
+    }
+
+
+def _count(number: object, noun: str) -> str:
+    return f"{number} {noun}{'s'[: number != 1]}"
+
+
+def render_verdict(one: Listed) -> str:
+    count = len(one.manifest.files) if one.manifest else 0
+    files = f"{_count(count, 'file')}, {render_bytes(one.bytes or 0)}"
+    note = "" if one.is_good else f" ({describe_state(one)}: no run goes on from it)"
+    return f"{one.name}: whole, {files}{note}"
+
+
+def render_pruned(
+    doomed: Sequence[Listed], kept: Sequence[Listed], sound: Listed | None, *, is_dry: bool
+) -> str:
+    verb = "would remove" if is_dry else "removed"
+    lines = [
+        f"{verb} {one.name} ({one.state}"
+        + (f", {render_bytes(one.bytes)})" if one.bytes is not None else ")")
+        for one in doomed
+    ]
+    if not doomed:
+        lines.append("nothing to remove")
+    steps = ", ".join(f"{one.step:,}" for one in kept) or "none"
+    lines.append(f"{'would keep' if is_dry else 'kept'} steps: {steps}")
+    if sound is not None:
+        lines.append(f"the newest whole one is of step {sound.step:,}: every file was read")
+    elif kept:
+        lines.append("none of them is whole: of those with a manifest that looks good, all stay")
+    return "\n".join(lines)
+
+
+def render_checkpoint(one: Listed, figures: Mapping[str, float]) -> str:
+    manifest = one.manifest
+    assert manifest is not None
+    return "\n".join(
+        [
+            one.name,
+            *_render_origin(one, manifest),
+            *_render_tensors(manifest),
+            *_render_place(manifest),
+            *_render_figures(manifest, figures),
+        ]
+    )
+
+
+def _render_origin(one: Listed, manifest: Manifest) -> Iterator[str]:
+    writer = manifest.written_by
+    yield render_line("state", describe_state(one))
+    time = writer.get("time")
+    when = "" if time is None else f"{render_time(time)}: "
+    yield render_line("saved", when + _REASONS.get(manifest.reason, manifest.reason))
+    yield render_line("kept for", ", ".join(one.kept_for) or "nothing: the next save removes it")
+    yield render_line(
+        "written by",
+        f"{_count(writer.get('world_size', '?'), 'rank')}, ZeRO {writer.get('zero_stage', '?')}, "
+        f"{writer.get('precision', '?')}, torch {writer.get('torch', '?')}",
+    )
+    yield render_line("run", manifest.identity.get("run", "?"))
+
+
+def _render_tensors(manifest: Manifest) -> Iterator[str]:
+    trained = sum(math.prod(shape) for shape in manifest.parameters.values())
+    count = len(manifest.parameters)
+    yield render_line("parameters", f"{trained:,} trained, in {count:,} tensors, fp32")
+    kinds = Counter(kind for kinds in manifest.states.values() for kind in kinds)
+    yield render_line("of each", ", ".join(f"{kind} ({n:,})" for kind, n in kinds.items()))
+    for kind in ("frozen", "buffer"):
+        rows = [row for row in manifest.replicated.values() if row["kind"] == kind]
+        if rows:
+            elements = sum(math.prod(row["shape"]) for row in rows)
+            dtypes = ", ".join(sorted({row["dtype"] for row in rows}))
+            yield render_line(kind, f"{elements:,} elements in {len(rows):,} tensors, {dtypes}")
+    size = sum(file.bytes for file in manifest.files)
+    yield render_line("files", f"{len(manifest.files)}, {render_bytes(size)}")
+    yield render_line("weights' hash", manifest.weights or "not known")
+    optimizer = manifest.optimizer
+    name = optimizer.get("kind", optimizer.get("name", "?"))
+    yield render_line("optimizer", f"{name}, {optimizer.get('step', '?')} updates")
+    if manifest.loss_scale is not None:
+        yield render_line("loss scale", manifest.loss_scale)
+
+
+def _render_place(manifest: Manifest) -> Iterator[str]:
+    progress = manifest.state.get("progress", {})
+    yield render_line("step", f"{manifest.step:,}")
+    if progress:
+        yield render_line(
+            "data",
+            f"{progress.get('n', 0):,} samples, {progress.get('tokens', 0):,} tokens trained on",
+        )
+    segments = manifest.state.get("stream", {}).get("segments", [])
+    if segments:
+        quotas = segments[-1].get("quotas", {})
+        total = sum(quotas.values()) or 1
+        mixture = ", ".join(f"{name} {quota / total:.1%}" for name, quota in quotas.items())
+        since = f", since sample {segments[-1]['start']:,}" if len(segments) > 1 else ""
+        yield render_line("mixture", mixture + since)
+
+
+def _render_figures(manifest: Manifest, figures: Mapping[str, float]) -> Iterator[str]:
+    for name, value in sorted(figures.items()):
+        if name == "train/loss" or name.split("/")[0] in ("evaluation", "final"):
+            yield render_line("", f"{name} {value:.4f}" if value is not None else name)
+    if manifest.probe is not None:
+        probe = manifest.probe
+        yield render_line("probe", f"loss {probe['loss']:.6f} of {probe['windows']} windows")
+    if manifest.rewinds:
+        yield render_line("rewinds", f"{manifest.rewinds} before it")
+    guard = manifest.state.get("guard")
+    if guard:
+        seen = f"{guard.get('nonfinite_steps', 0):,} non-finite steps and "
+        seen += f"{guard.get('spike_steps', 0):,} spiking ones in the run so far; "
+        yield render_line("guard", f"{seen}{len(guard.get('window', ())):,} steps in its window")

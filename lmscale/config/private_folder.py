@@ -1,0 +1,59 @@
+"""Folders that only this user may fill, in places that all users of a machine share."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+MODE = 0o700
+
+
+def find_risk(folder: Path) -> str | None:
+    """Why another user could have put files into ``folder``, or could yet, or None.
+
+    root's folders are trusted, and so is the group of one's own folder: whoever opens it to a group
+    means to share it. Folders above count where anybody could have made them.
+    """
+    folder = folder.absolute()
+    try:
+        if folder.stat().st_mode & stat.S_IWOTH:
+            return "every user may write to it"
+        problem = _describe_owner(folder)
+    except FileNotFoundError:
+        problem = None
+    for path in (folder, *folder.parents):
+        try:
+            above = path.parent.stat().st_mode
+            if problem or path == path.parent or not above & stat.S_IWOTH:
+                continue
+            if not above & stat.S_ISVTX:
+                return f"every user may put another one in its place ({path.parent} is not sticky)"
+            problem = _describe_owner(path)
+        except FileNotFoundError:
+            continue
+    return problem
+
+
+def _describe_owner(path: Path) -> str | None:
+    # Of a link and of what it leads to: another user's link leads where he likes.
+    owners = {path.lstat().st_uid, path.stat().st_uid}
+    strangers = sorted(owners - {os.getuid(), 0})
+    if not strangers:
+        return None
+    return f"{path} belongs to user {strangers[0]}, not to this one ({os.getuid()})"
+
+
+def make_private(folder: Path) -> None:
+    """Make the folder, closed to all other users; one that is there keeps its mode."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=MODE, exist_ok=True)
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether a plain file of this user, or of root, lies there; a link is none."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_uid in (os.getuid(), 0)

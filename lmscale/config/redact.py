@@ -1,0 +1,168 @@
+"""Text that will be kept or shown, without the secrets that it may quote. Pure.
+
+A net, not a proof: it knows credentials in URLs, signed queries, assignments whose name sounds
+secret, and the shapes of common tokens. Tests hold what it must catch and what it must leave alone.
+Every pattern is bounded, so that a megabyte takes no longer than a megabyte.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+HIDDEN = "***"
+
+# Whole words of a name: MAX_TOKENS and tokenizer are none, HF_TOKEN and accessToken are.
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_STRONG = {"password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials"}
+_STRONG |= {"apikey", "accesskey", "secretkey", "privatekey", "authorization", "jwt"}
+_WEAK = {"key", "token", "auth", "cookie", "signature", "sig", "bearer"}
+_STRONG_PAIRS = {("api", "key"), ("access", "key"), ("secret", "key"), ("private", "key")}
+_STRONG_PAIRS |= {("auth", "token"), ("access", "token"), ("refresh", "token")}
+# In a variable's name it is better to hide one too many.
+_PARTS_OF_SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSW", "PASSPHRASE", "CREDENTIAL")
+_PARTS_OF_SECRET_NAMES += ("AUTH", "JWT", "COOKIE", "SIGNATURE")
+_PLAIN_LOGINS = {"ssh", "git", "git+ssh", "sftp", "scp", "rsync"}
+
+_SCHEME = r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{0,30})://"
+_USER = re.compile(_SCHEME + r"([^\s/?#'\"<>]{1,512})@")
+# A secret may hold a slash, which belongs into no URL; but host:8080/path@2 holds none.
+_LOOSE_USER = re.compile(_SCHEME + r"([^\s/?#@:'\"<>]{1,128}:(?!\d+/)[^\s@'\"<>]{1,256})@")
+_QUERY = re.compile(r"([?&;])([A-Za-z0-9_.%-]{1,64})=([^&;\s'\"<>#]+)")
+_VARIABLE = re.compile(
+    r"(?<![A-Za-z0-9_])([A-Z][A-Z0-9_]{2,63})(=|:[ \t]{1,8})(['\"]?)([^\s'\"$<{(*][^\s'\"]{5,})"
+)
+_QUOTED = re.compile(
+    r"(?<![A-Za-z0-9_.-])([A-Za-z_][A-Za-z0-9_.-]{0,63})(['\"]?[ \t]{0,8}[=:][ \t]{0,8}[rbuf]?)"
+    r"(['\"])([^\s'\"]{4,4096})\3"
+)
+_LINE = re.compile(
+    r"^([+\- \t]{0,40})([A-Za-z_][A-Za-z0-9_.-]{0,63})([ \t]{0,8}[:=][ \t]{1,8})"
+    r"([^\s'\"$<{\[(|>&*!][^\s]*)[ \t]*$",
+    re.MULTILINE,
+)
+_OPTION = re.compile(r"(?<!\S)(--?[A-Za-z][A-Za-z0-9_-]{1,63})(=|[ \t]{1,8})([^\s'\"$<-][^\s'\"]*)")
+_BEARER = re.compile(r"\b(bearer|basic)([ \t]{1,8})([A-Za-z0-9+/=_.~-]{12,})", re.IGNORECASE)
+_SHAPES = re.compile(
+    r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_[A-Za-z0-9_]{30,255}"
+    r"|glpat-[A-Za-z0-9_-]{20,64}|hf_[A-Za-z0-9]{30,64}|sk-[A-Za-z0-9_-]{20,200}"
+    r"|xox[abprs]-[A-Za-z0-9-]{10,200}|AIza[A-Za-z0-9_-]{35}"
+    r"|eyJ[A-Za-z0-9_-]{8,2000}\.eyJ[A-Za-z0-9_-]{8,4000}\.[A-Za-z0-9_-]{8,2000})"
+)
+_PRIVATE_KEY = re.compile(
+    r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)[^-]{1,20000}(-----END [A-Z ]{0,40}PRIVATE KEY-----)"
+)
+# What steers a terminal: escape sequences among them. Not line breaks and tabs.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def redact(text: str) -> str:
+    """``text`` with every secret that is recognised replaced by ``***``."""
+    text = _redact_urls(text)
+    text = _PRIVATE_KEY.sub(rf"\1{HIDDEN}\2", text)
+    text = _SHAPES.sub(HIDDEN, text)
+    text = _BEARER.sub(rf"\1\2{HIDDEN}", text)
+    text = _VARIABLE.sub(_hide_variable, text)
+    text = _QUOTED.sub(_hide_quoted, text)
+    text = _LINE.sub(_hide_line, text)
+    return _OPTION.sub(_hide_option, text)
+
+
+def redact_command(words: Sequence[str]) -> list[str]:
+    """The same for a command's words, whose secret may be a word of its own: ``--token``, ``x``."""
+    shown, hides_next = [], False
+    for word in words:
+        is_option = word.startswith("-")
+        shown.append(HIDDEN if hides_next and not is_option else redact(word))
+        hides_next = is_option and "=" not in word and names_secret(word)
+    return shown
+
+
+def names_secret(name: str) -> bool:
+    """Whether what is called so is a secret, by the whole words of its name."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    return bool({*words} & (_STRONG | _WEAK))
+
+
+def may_be_secret(variable: str) -> bool:
+    """Whether an environment variable of this name is better not shown, by any part of its name."""
+    return any(part in variable.upper() for part in _PARTS_OF_SECRET_NAMES)
+
+
+def find_url_secrets(tree: Any, path: str = "") -> Iterator[str]:
+    """The keys of ``tree``, as ``a.b``, whose text holds a URL with credentials in it."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from find_url_secrets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from find_url_secrets(value, path)
+    elif isinstance(tree, str) and "://" in tree and _redact_urls(tree) != tree:
+        yield path
+
+
+def printable(text: str) -> str:
+    """``text`` without control characters, which could steer the terminal that shows it.
+
+    Line breaks and tabs stay; an escape is shown as ``\\x1b``.
+    """
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _redact_urls(text: str) -> str:
+    if "://" in text:
+        text = _USER.sub(_hide_login, text)
+        text = _LOOSE_USER.sub(_hide_login, text)
+    if "=" in text:
+        text = _QUERY.sub(_hide_query, text)
+    return text
+
+
+def _hide_login(found: re.Match[str]) -> str:
+    scheme, login = found[1], found[2]
+    if login == HIDDEN or (":" not in login and scheme.lower() in _PLAIN_LOGINS):
+        return found[0]  # git@ is no secret
+    return f"{scheme}://{HIDDEN}@"
+
+
+def _hide_query(found: re.Match[str]) -> str:
+    return f"{found[1]}{found[2]}={HIDDEN}" if names_secret(found[2]) else found[0]
+
+
+def _hide_variable(found: re.Match[str]) -> str:
+    name, sign, quote, _ = found.groups()
+    return f"{name}{sign}{quote}{HIDDEN}" if names_secret(name) else found[0]
+
+
+def _hide_quoted(found: re.Match[str]) -> str:
+    name, sign, quote, value = found.groups()
+    is_secret = _is_strong(name) or (names_secret(name) and _looks_random(value))
+    # A reference is none: "${TOKEN}", "$(cat file)".
+    if not is_secret or value.startswith(("$", "<", "{", HIDDEN)):
+        return found[0]
+    return f"{name}{sign}{quote}{HIDDEN}{quote}"
+
+
+def _hide_line(found: re.Match[str]) -> str:
+    indent, name, sign, value = found.groups()
+    # Code reads `secret = load(path)`; a value has no brackets.
+    if not _is_strong(name) or value in (HIDDEN, "null", "None") or "(" in value:
+        return found[0]
+    return f"{indent}{name}{sign}{HIDDEN}"
+
+
+def _hide_option(found: re.Match[str]) -> str:
+    name, sign, _ = found.groups()
+    return f"{name}{sign}{HIDDEN}" if names_secret(name) else found[0]
+
+
+def _is_strong(name: str) -> bool:
+    words = [word.lower() for word in _WORD.findall(name)]
+    return bool({*words} & _STRONG) or any(
+        pair in _STRONG_PAIRS for pair in zip(words, words[1:], strict=False)
+    )
+
+
+def _looks_random(value: str) -> bool:
+    return len(value) >= 20 or (len(value) >= 12 and any(c.isdigit() for c in value))

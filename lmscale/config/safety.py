@@ -1,0 +1,119 @@
+"""Sections that keep a run from being lost: its checkpoints, and the guard over its figures."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from lmscale.config.base import Section
+from lmscale.config.training import FIGURES, EvaluationConfig
+
+
+class KeepBestConfig(Section):
+    """Checkpoints that are kept for a figure which was measured at their step."""
+
+    metric: str = ""
+    """Such as ``evaluation/heldout/loss``, as metrics.jsonl names it; empty: none."""
+    count: PositiveInt = 1
+    mode: Literal["min", "max"] = "min"
+
+
+class LocalTierConfig(Section):
+    """A second, faster place on every node, for more frequent saves."""
+
+    folder: str = ""
+    """On every node's own disk, or below /dev/shm; empty: none."""
+    every_minutes: float = Field(default=5.0, gt=0)
+    """The newest one is kept, and the one before until that is committed."""
+
+
+class CheckpointConfig(Section):
+    """When a run is saved, where, and which checkpoints are kept."""
+
+    folder: str = ""
+    """A folder that all nodes see, or a URL (``s3://bucket/run``). Default: ``checkpoints`` in the
+    run's folder.
+    """
+    every_steps: PositiveInt = 1000
+    asynchronous: bool = True
+    """Copy what is saved to host memory, and write it while training goes on. Takes as much host
+    memory as the checkpoint is large; false: training waits until it is written.
+    """
+    when_busy: Literal["wait", "skip"] = "wait"
+    """What a save does that is due while the one before is still being written."""
+    retries: NonNegativeInt = 4
+    """How often a write is tried again that a file system or a server failed, not refused."""
+    keep_last: PositiveInt = 3
+    keep_every_steps: NonNegativeInt = 0
+    """Checkpoints at multiples of this are kept for good; 0 keeps none beyond ``keep_last``."""
+    keep_best: KeepBestConfig = KeepBestConfig()
+    probe_windows: NonNegativeInt = 0
+    """Windows whose loss is measured at every save, and again after loading: it must be the same.
+    Costs a forward pass per save; 0: only the weights' hash is compared.
+    """
+    local: LocalTierConfig = LocalTierConfig()
+
+
+def find_best_problems(checkpoint: CheckpointConfig, evaluation: EvaluationConfig) -> list[str]:
+    """Why ``checkpoint.keep_best`` could never keep anything."""
+    metric = checkpoint.keep_best.metric
+    if not metric:
+        return []
+    known = [f"evaluation/{name}/{figure}" for name in evaluation.sets for figure in FIGURES]
+    if metric not in known:
+        names = ", ".join(known) or "none, as evaluation.sets is empty"
+        return [f"checkpoint.keep_best.metric = {metric!r} is never measured. There are: {names}"]
+    if not evaluation.every_steps or checkpoint.every_steps % evaluation.every_steps:
+        return [
+            f"checkpoint.keep_best needs a score at every save: set evaluation.every_steps "
+            f"(now {evaluation.every_steps}) to {checkpoint.every_steps} as checkpoint.every_steps "
+            "is, or to a divisor of it"
+        ]
+    return []
+
+
+class GuardConfig(Section):
+    """What happens when a run's figures go wrong. Every decision is the same on all ranks, and
+    after a restart.
+    """
+
+    max_nonfinite_steps: PositiveInt = 5
+    """Steps in a row with a non-finite loss or gradient norm that are skipped before it counts as
+    a divergence.
+    """
+    spike_window: NonNegativeInt = 128
+    """Steps over which the median of the loss and of the gradient norm are taken; 0: spikes are
+    not looked for.
+    """
+    spike_threshold: float = Field(default=12.0, gt=0)
+    """How far above the median a spike is, in standard deviations as the median absolute deviation
+    estimates them; at least 2 % of a median loss, 25 % of a median norm are taken for one.
+    """
+    spike_steps: PositiveInt = 3
+    """Steps in a row that must be so high: a single one is clipped and passes."""
+    on_divergence: Literal["rewind", "stop"] = "rewind"
+    """``rewind``: go back to the last good checkpoint, and jump over the samples that did it.
+    ``stop``: end with exit code 76.
+    """
+    jump_steps: PositiveInt = 16
+    """Steps whose samples are jumped: as many, up to the last bad one, or all bad ones in a row if
+    those are more. A checkpoint from before them must be there.
+    """
+    max_rewinds: NonNegativeInt = 3
+    """Rewinds in a run; one more divergence ends it with exit code 76."""
+    compare_every_steps: NonNegativeInt = 1000
+    """How often the ranks compare a hash of what all of them hold alike; 0: never. A difference is
+    silent corruption of memory: it names the rank and stops with exit code 75.
+    """
+    recompute_every_steps: NonNegativeInt = 0
+    """How often each rank does a step's first forward pass twice and compares; 0: never."""
+
+    @model_validator(mode="after")
+    def _window_is_long_enough(self) -> GuardConfig:
+        if 0 < self.spike_window < 4 * self.spike_steps:
+            raise ValueError(
+                f"spike_window = {self.spike_window} is shorter than 4 × spike_steps = "
+                f"{4 * self.spike_steps}: the spike itself would move the median"
+            )
+        return self

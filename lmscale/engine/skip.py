@@ -1,0 +1,58 @@
+"""A step whose gradient is not finite changes nothing, in the optimizer that skips none by itself.
+
+DeepSpeed 0.19.8 skips such a step in each of its own optimizers, and each asks the host for it once
+a step or more: the step waits there until the device has done the backward pass. At stage 0 in fp32
+it has no optimizer of its own, and torch's would put NaN into every weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> Tensor:
+    """Of all gradients together, fp32 []; on their device, which is not waited for."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients).float()
+
+
+@contextmanager
+def skipping(optimizer: torch.optim.Optimizer, is_skipped: Tensor) -> Iterator[None]:
+    """A block in which ``optimizer.step()`` changes nothing if ``is_skipped``, bool [], is true.
+
+    torch's fused optimizers look at it on the device (``found_inf``, as for torch's GradScaler);
+    any other has to be kept from its step, which takes a look from the host.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = is_skipped.float()  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            yield
+        finally:
+            del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    if not bool(is_skipped):
+        yield
+        return
+    kept = optimizer.__dict__.get("step")
+    optimizer.step = _do_nothing  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        del optimizer.step
+        optimizer.__dict__.update({"step": kept} if kept else {})
+
+
+def _do_nothing(closure: None = None) -> None:
+    return None
+
+
+def scalar(value: Tensor | float | None, device: torch.device) -> Tensor:
+    """fp64 [] on the device, without waiting for it; None is NaN."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device=device, dtype=torch.float64).reshape(())
+    number = float("nan") if value is None else float(value)
+    return torch.full((), number, dtype=torch.float64, device=device)

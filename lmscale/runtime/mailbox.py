@@ -1,0 +1,93 @@
+"""Small messages between rank 0 and the others, beside the training group's collectives.
+
+The threads that write checkpoints talk while the main threads train: a collective of theirs would
+have to be ordered with those of the step on every rank, so they leave notes in the key-value store
+at which the ranks have met. docs/decisions/0019-asynchronous-saves.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from lmscale.errors import TransientError
+from lmscale.runtime.collectives import broadcast_object
+from lmscale.runtime.ranks import MEETING_TIMEOUT, Ranks
+
+_PREFIX = "lmscale/saves"
+_FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.002, 0.25
+_CALL_TIMEOUT = timedelta(seconds=60)  # of the store's own answer
+
+
+class Mailbox:
+    """Notes under names, each written once. Made by ``open_mailbox``; for one thread at a time."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def post(self, name: str, value: Any) -> None:
+        """Leave a note; a small thing that JSON can hold."""
+        with _telling_what_broke():
+            self._store.set(name, json.dumps(value))
+
+    def read(self, name: str, *, given_up: threading.Event) -> Any:
+        """The note, as soon as it is there; None once ``given_up`` says that nobody waits.
+
+        Looks again and again: torch 2.13 writes two lines to stderr for every ``wait`` of a store
+        that runs into its time limit.
+        """
+        pause = _FIRST_LOOK_SECONDS
+        with _telling_what_broke():
+            while not self._store.check([name]):
+                if given_up.wait(pause):
+                    return None
+                pause = min(_LONGEST_LOOK_SECONDS, 1.5 * pause)
+            return json.loads(self._store.get(name))
+
+    def remove(self, name: str) -> None:
+        """Take a note away that everybody has read."""
+        with _telling_what_broke():
+            self._store.delete_key(name)
+
+
+def open_mailbox(ranks: Ranks) -> Mailbox:
+    """This rank's, over a connection of its own. All ranks together, in their process group.
+
+    It ends with the last reference to it. Rank 0 may host the store, so it closes its group last.
+    """
+    import torch.distributed as dist
+
+    # Another word every time: the store may be that of torchrun's agent, which outlives the ranks,
+    # and a process may open several mailboxes.
+    word = broadcast_object(secrets.token_hex(4) if ranks.is_first else None)
+    if ranks.world_size == 1:
+        return Mailbox(dist.HashStore())  # pyright: ignore - not in __all__
+    with _telling_what_broke():
+        # As a client, on rank 0 as well. It makes no difference whether the server is rank 0's,
+        # from torch's rendezvous, or the agent's (TORCHELASTIC_USE_AGENT_STORE): both listen here.
+        store = dist.TCPStore(  # pyright: ignore - not in __all__
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=min(MEETING_TIMEOUT, _CALL_TIMEOUT),
+            wait_for_workers=False,
+        )
+    return Mailbox(dist.PrefixStore(f"{_PREFIX}/{word}", store))  # pyright: ignore
+
+
+@contextmanager
+def _telling_what_broke() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # DistNetworkError, DistStoreError and others are all of it
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise TransientError(
+            f"The ranks' key-value store at {where} does not answer: {str(error).splitlines()[0]} "
+            "Rank 0, or torchrun's agent, which hosts it, may be gone: see its log."
+        ) from error

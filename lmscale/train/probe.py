@@ -1,0 +1,70 @@
+"""The loss of a few known windows: measured when a run is saved, and again when it was loaded.
+
+The weights' hash says that the bytes are back where they were. This says that the model which they
+make computes what it did: with another attention kernel, precision or library it may not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from lmscale.engine import Engine
+from lmscale.runtime import heartbeat
+from lmscale.runtime.collectives import failing_together, sum_float64
+from lmscale.runtime.ranks import Ranks
+from lmscale.stream.batches import split_rows
+from lmscale.stream.stream import Stream
+from lmscale.train.loop import to_device
+
+# Of the loss. The windows go through the model one by one on every world size, so only kernels
+# differ: bf16 keeps 8 bits of a number, and the mean over hundreds of tokens is far closer.
+TOLERANCE = 1e-3
+TOLERANCE_ACROSS = 5e-2  # precisions or kinds of devices
+
+
+@torch.no_grad()
+def measure_probe(engine: Engine, stream: Stream, ranks: Ranks, *, windows: int) -> dict[str, Any]:
+    """The mean loss in nats of the run's first ``windows`` windows. All ranks together.
+
+    Every rank does as many forward passes, as ZeRO 3 needs, and counts those that are its own.
+    Raises ``DataError`` on all ranks where the windows cannot be read any more.
+    """
+    each = -(-windows // ranks.world_size)
+    numbers = range(ranks.rank * each, (ranks.rank + 1) * each)
+    with failing_together():
+        rows = [stream.read_rows(min(n, windows - 1), 1, digest=False) for n in numbers]
+    nll = targets = 0.0
+    engine.deepspeed.eval()
+    try:
+        for n, row in zip(numbers, rows, strict=True):
+            (micro,) = split_rows(row, 1, mask_documents=stream.config.mask_documents)
+            output = engine(*to_device(micro, engine.device))
+            if n < windows:
+                nll += float(output.nll.total)
+                targets += micro.targets
+            heartbeat.tick()
+    finally:
+        engine.deepspeed.train()
+    nll, targets = sum_float64([nll, targets])
+    return {
+        "windows": windows,
+        "loss": nll / targets if targets else math.nan,
+        "precision": engine.config.precision,
+        "device": engine.device.type,
+    }
+
+
+def find_probe_difference(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Why a loaded model is not the one that was saved, or None."""
+    alike = all(saved.get(key) == now[key] for key in ("precision", "device"))
+    tolerance = TOLERANCE if alike else TOLERANCE_ACROSS
+    before, after = float(saved["loss"]), float(now["loss"])
+    if abs(after - before) <= tolerance * max(1.0, abs(before)):
+        return None
+    return (
+        f"the loss of {saved['windows']} known windows was {before:.6f} when it was saved and is "
+        f"{after:.6f} now that it is loaded"
+    )

@@ -1,0 +1,186 @@
+"""Rewinds: what a run undid, and which samples it jumps since, in ``RUN/rewinds.jsonl``.
+
+A row is durable before anything else happens, and everything else follows from the rows: which
+checkpoints are of a branch that was undone, and which jumps the samples' order has behind any
+other. So a kill at any moment changes nothing.
+
+A rewind's ``jump_from_n`` is in the numbers of the branch that it undoes, which has the jumps of
+all rewinds before it. A checkpoint knows how many rewinds its own branch has (``Manifest.rewinds``)
+and holds their jumps in the stream's state; those of the later ones are applied at the start.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lmscale.config.safety import GuardConfig
+from lmscale.errors import DataError, NoSpaceError
+from lmscale.runtime.atomic import fsync_folder, writing
+from lmscale.runtime.jsonl import RowFile, mend_tail, read_rows
+from lmscale.train.guard import Divergence
+
+logger = logging.getLogger(__name__)
+
+REWINDS_FILE = "rewinds.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewind:
+    """One return to an older checkpoint, and the window of samples left out since."""
+
+    number: int
+    """Counted from 1, over the whole run."""
+    at_step: int
+    """Where the divergence was noticed."""
+    to_step: int
+    """The checkpoint that the run went back to."""
+    to_n: int
+    """Samples used there."""
+    jump_from_n: int
+    """The first sample left out, by its number on the branch that is undone."""
+    jump_samples: int
+    why: str
+    time: float
+    """Unix time."""
+
+    @staticmethod
+    def from_json(tree: Mapping[str, Any]) -> Rewind:
+        """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for what is no row."""
+        whole = ("number", "at_step", "to_step", "to_n", "jump_from_n", "jump_samples")
+        numbers = {key: int(tree[key]) for key in whole}
+        return Rewind(**numbers, why=str(tree["why"]), time=float(tree["time"]))
+
+
+def read_rewinds(folder: str | Path) -> tuple[Rewind, ...]:
+    """The run's rewinds, oldest first; none where there is no file. Raises ``DataError``.
+
+    A torn last line was never decided on: the run goes on as if it had not got that far.
+    """
+    path = Path(folder) / REWINDS_FILE
+    rewinds = []
+    for expected, tree in enumerate(read_rows(path), start=1):
+        try:
+            rewind = Rewind.from_json(tree)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}, line {expected}: not a rewind ({type(error).__name__}: {error}). "
+                "Restore the file: the order of the samples follows from it."
+            ) from None
+        if rewind.number != expected or not rewind.to_n <= rewind.jump_from_n:
+            raise DataError(
+                f"{path}, line {expected}: rewind {rewind.number} from sample "
+                f"{rewind.jump_from_n} on, back to {rewind.to_n}, cannot stand here. Restore the "
+                "file: the order of the samples follows from it."
+            )
+        rewinds.append(rewind)
+    return tuple(rewinds)
+
+
+def record_rewind(folder: str | Path, rewind: Rewind) -> None:
+    """Append the row; when this returns, the run is rewound, whatever happens to it then.
+
+    Rank 0 only, which holds the run's lease. Raises ``NoSpaceError`` for a disk that is full, and
+    ``DataError`` when the row before it is not there.
+    """
+    path = Path(folder) / REWINDS_FILE
+    mend_tail(path)
+    known = len(read_rewinds(folder))
+    if rewind.number != known + 1:
+        raise DataError(
+            f"{path}: it holds {known} rewinds, so this is not number {rewind.number}. Another "
+            "process writes to the run's folder, or the file was edited."
+        )
+    with writing(REWINDS_FILE, folder, no_space=NoSpaceError):
+        file = RowFile(path, no_space=NoSpaceError)
+        try:
+            file.append(asdict(rewind))
+            file.sync()
+        finally:
+            file.close()
+        fsync_folder(folder)
+    logger.warning(
+        "rewind %d: from step %d back to step %d; %d samples from number %d on are jumped: %s",
+        *(rewind.number, rewind.at_step, rewind.to_step, rewind.jump_samples),
+        *(rewind.jump_from_n, rewind.why),
+    )
+
+
+def is_undone(step: int, rewinds_in_history: int, rewinds: Sequence[Rewind]) -> bool:
+    """Whether a checkpoint is of a branch that a rewind has undone.
+
+    It has the first ``rewinds_in_history`` rewinds behind it; any later one that went back to
+    before it undoes it.
+    """
+    return any(step > rewind.to_step for rewind in rewinds[rewinds_in_history:])
+
+
+def pending_jumps(
+    rewinds: Sequence[Rewind], *, rewinds_in_history: int
+) -> tuple[tuple[int, int], ...]:
+    """(first sample, samples) that a start at a checkpoint must add to its stream's state.
+
+    In the order in which they were decided: each is in the numbers that hold behind those before
+    it. Raises ``DataError`` when the checkpoint knows of rewinds that the run does not.
+    """
+    if rewinds_in_history > len(rewinds):
+        raise DataError(
+            f"The checkpoint has {rewinds_in_history} rewinds behind it, but {REWINDS_FILE} in the "
+            f"run's folder holds {len(rewinds)}. Restore that file."
+        )
+    return tuple((r.jump_from_n, r.jump_samples) for r in rewinds[rewinds_in_history:])
+
+
+def plan_rewind(
+    divergence: Divergence, committed: Mapping[int, int], *, number: int, time: float
+) -> Rewind | None:
+    """Back to the newest checkpoint from before the window in question, or None without one.
+
+    ``committed`` maps the step of every checkpoint that can be resumed from (finite, not undone) to
+    the samples used there.
+    """
+    steps = [
+        step
+        for step, n in committed.items()
+        if step <= divergence.not_after_step and n <= divergence.jump_from_n
+    ]
+    if not steps:
+        return None
+    step = max(steps)
+    return Rewind(
+        number=number,
+        at_step=divergence.at_step,
+        to_step=step,
+        to_n=committed[step],
+        jump_from_n=divergence.jump_from_n,
+        jump_samples=divergence.jump_samples,
+        why=divergence.why,
+        time=time,
+    )
+
+
+def describe_no_checkpoint(divergence: Divergence, committed: Mapping[int, int]) -> str:
+    """Why ``plan_rewind`` found none, and what would have helped."""
+    known = ", ".join(map(str, sorted(committed))) or "none"
+    return (
+        "The run could not be rewound: that takes a checkpoint of step "
+        f"{divergence.not_after_step} or before, and sample {divergence.jump_from_n} or before; "
+        f"there are: {known}. Raise checkpoint.keep_last or checkpoint.every_steps, or lower "
+        "guard.jump_steps."
+    )
+
+
+def find_rewindable(steps: Sequence[int], *, newest: int, config: GuardConfig) -> int | None:
+    """The checkpoint that retention must keep: a divergence noticed next would go back to it.
+
+    The newest one from before the ``jump_steps`` that end with the step after ``newest``. Of a
+    window that long, and as long as a row of bad steps can be.
+    """
+    if config.on_divergence != "rewind":
+        return None
+    longest_row = config.max_nonfinite_steps + config.spike_steps - 1
+    last = newest + 1 - max(config.jump_steps, longest_row)
+    return max((step for step in steps if step <= last), default=None)

@@ -1,0 +1,318 @@
+"""When a run is saved, and what the loop sees of it: a copy, and later an outcome."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lmscale.checkpoint import delete_old_checkpoints, free_space
+from lmscale.checkpoint.fragments import owned_fragments
+from lmscale.checkpoint.job import Duties, Job
+from lmscale.checkpoint.layout import ASKED, LAST, REGULAR, STOP, Manifest
+from lmscale.checkpoint.local_tier import LocalTier, attempt_of, open_node_place
+from lmscale.checkpoint.place import Place
+from lmscale.checkpoint.save import draft_manifest, live_copy
+from lmscale.checkpoint.snapshot import Copy, Snapshot, parts_of
+from lmscale.checkpoint.writer import CheckpointWriter
+from lmscale.errors import ConfigError, LeaseLostError, LmscaleError, NoSpaceError
+from lmscale.runtime import faults, heartbeat, votes
+from lmscale.runtime.collectives import fail_together, failing_together, sum_float64
+from lmscale.runtime.mailbox import open_mailbox
+from lmscale.runtime.trackers import Trackers
+from lmscale.stream.ledger import Ledger
+from lmscale.train.assemble import Run
+from lmscale.train.hooks import Hook, ProgressCounter
+from lmscale.train.loop import StepReport
+from lmscale.train.probe import measure_probe
+
+logger = logging.getLogger(__name__)
+
+
+class Saver:
+    """Saves when a step is due, when somebody asks for it, on a request to stop, and after the last
+    step. All ranks make one together and call it in the same order; ``close`` it.
+
+    At most one save is under way. One that is due meanwhile waits for it or is left out, as
+    ``checkpoint.when_busy`` says; those for any other reason wait.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: Run,
+        counter: ProgressCounter,
+        ledger: Ledger | None,
+        trackers: Trackers | None = None,
+        guard_state: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        """``ledger`` and ``trackers`` are rank 0's. Memory for the copy is taken here."""
+        self.saved_step: int | None = None  # the last one that all ranks know to be committed
+        self._run, self._counter, self._ledger = run, counter, ledger
+        self._trackers, self._guard_state = trackers, guard_state
+        self._refusal: LmscaleError | None = None
+        self._job: Job | None = None  # until all ranks have seen its outcome
+        self._untold: tuple[Job, dict[str, float]] | None = None  # what a save has cost the loop
+        duties = Duties(
+            lease=run.lease, prepare=self._prepare, tidy=self._tidy, make_room=self._make_room
+        )
+        with failing_together():
+            self._tier = self._open_tier()
+            # A checkpoint tells of which attempt it is (local_tier.describe_superseded).
+            self._attempt = attempt_of(run.folder) if run.ranks.is_first else {}
+        self._snapshot = self._open_snapshot() if run.config.checkpoint.asynchronous else None
+        self._writer = CheckpointWriter(
+            run.ranks, open_mailbox(run.ranks), duties, retries=run.config.checkpoint.retries
+        )
+
+    def _open_tier(self) -> LocalTier | None:
+        run = self._run
+        place = open_node_place(run.config)
+        if place is None:
+            return None
+        minutes = run.config.checkpoint.local.every_minutes
+        return LocalTier(place, run.ranks, run_folder=run.folder, every_minutes=minutes)
+
+    def _open_snapshot(self) -> Snapshot:
+        engine = self._run.engine
+        with failing_together():
+            try:
+                return Snapshot(parts_of(owned_fragments(engine)), engine.device)
+            except RuntimeError as error:
+                raise ConfigError(
+                    "checkpoint.asynchronous = true takes as much host memory as a rank's part of "
+                    f"a checkpoint, which is not there: {str(error).splitlines()[0]} Save with "
+                    "--set checkpoint.asynchronous=false, or use more nodes."
+                ) from error
+        raise AssertionError("failing_together raises what was raised in it")
+
+    def __call__(self, report: StepReport) -> None:
+        if report.stop_reason in (votes.LEASE_LOST, votes.RANKS_DIFFER):
+            return  # nothing may be saved
+        if report.stop_reason == votes.SAVE_FAILED:
+            self.finish()
+            return
+        self.tell()
+        config = self._run.config
+        if votes.ASKED in report.save_for:
+            reason = ASKED
+        elif report.stop_reason is not None:
+            reason = STOP
+        elif report.step == config.train.steps:
+            reason = LAST
+        elif report.step % config.checkpoint.every_steps == 0:
+            reason = REGULAR
+        elif votes.LOCAL in report.save_for and self._tier is not None:
+            self._save_locally(self._tier)
+            return
+        else:
+            return
+        is_over = report.stop_reason is not None or report.step == config.train.steps
+        self.save(reason=reason, wait=is_over)
+
+    def save(self, *, reason: str = REGULAR, wait: bool = True) -> None:
+        """Save the steps done so far. All ranks together.
+
+        ``wait``: return when it is committed. Without, when the copy is taken. Raises what went
+        wrong with the save before, and with this one where it is waited for.
+        """
+        checkpoint = self._run.config.checkpoint
+        heartbeat.phase("save")
+        began_at = time.monotonic()
+        may_skip = reason == REGULAR and checkpoint.when_busy == "skip"
+        step = self._counter.now.step
+        if not self._make_way(may_skip=may_skip):
+            logger.warning("step %d is not saved: the last save is still under way", step)
+        elif step != self.saved_step:
+            # Else it is saved already, as when a stop is asked for at a step that was due.
+            self._start(reason, began_at, waits=wait or not checkpoint.asynchronous)
+
+    def _save_locally(self, tier: LocalTier) -> None:
+        """The same to the nodes' own disks, unless a save is under way: then at the next step."""
+        heartbeat.phase("save")
+        began_at = time.monotonic()
+        if self._make_way(may_skip=True):
+            waits = not self._run.config.checkpoint.asynchronous
+            self._start(REGULAR, began_at, waits=waits, tier=tier)
+
+    def _start(
+        self, reason: str, began_at: float, *, waits: bool, tier: LocalTier | None = None
+    ) -> None:
+        step = self._counter.now.step
+        waited_seconds = time.monotonic() - began_at
+        if self._tier is not None:
+            self._tier.restart_clock()
+        draft = self._draft(reason, tier)
+        faults.hit("save.copy", step=step)
+        copy_at = time.monotonic()
+        copy = self._copy()
+        copied_at = time.monotonic()
+        place = self._run.place if tier is None else tier.place
+        job = self._writer.start(step=step, place=place, copy=copy, draft=draft, tier=tier)
+        self._job = job
+        if waits:
+            self._settle(job)
+        costs = {
+            "stopped_seconds": time.monotonic() - began_at,
+            "copy_seconds": copied_at - copy_at,
+            "waited_seconds": waited_seconds,
+        }
+        self._untold = job, costs
+        self.tell()
+
+    def failed(self) -> bool:
+        """Whether this rank knows that nothing can be saved any more: it votes ``SAVE_FAILED``."""
+        job = self._job
+        return self.has_refused or (job is not None and job.tier is None and job.has_failed)
+
+    def wants(self) -> tuple[str, ...]:
+        """Why this rank would have a step saved that is not due by its number."""
+        is_due = self._tier is not None and self._run.ranks.is_first and self._tier.is_due()
+        return (votes.LOCAL,) if is_due else ()
+
+    @property
+    def has_refused(self) -> bool:
+        return self._refusal is not None
+
+    def refuse(self, error: LmscaleError) -> None:
+        """Save nothing from here on, and have all ranks end with this error of rank 0.
+
+        As when the ledger lacks a row: no checkpoint may know of that step.
+        """
+        logger.error("%s", error)
+        self._refusal = error
+
+    def finish(self) -> None:
+        """Wait for what is under way, and raise its error, or ``refuse``'s. All ranks together."""
+        heartbeat.phase("save")
+        if self._job is not None:
+            self._settle(self._job)
+        self.tell()
+        fail_together(self._refusal)
+
+    def close(self) -> None:
+        """Give up what is under way and free the memory. ``finish`` first, in good order."""
+        if self._writer.close() and self._snapshot is not None:
+            self._snapshot.close()
+
+    def tell(self) -> None:
+        """Say what the last save has cost, once, as soon as this rank knows its outcome."""
+        if self._untold is None or not self._untold[0].done.is_set():
+            return
+        (job, costs), self._untold = self._untold, None
+        if job.saved is None:
+            return
+        saved = job.saved
+        logger.info(
+            "saved %s%s: %.1f MB in %.2f s, training stopped for %.3f s",
+            *(saved.name.rpartition("/")[2], "" if job.tier is None else " on the nodes"),
+            *(saved.bytes / 1e6, saved.seconds, costs["stopped_seconds"]),
+        )
+        if self._trackers is None or self.has_refused:
+            return
+        figures = {
+            **costs,
+            "commit_seconds": saved.seconds,
+            "bytes": float(saved.bytes),
+            "gigabytes_per_second": saved.bytes / 1e9 / max(saved.seconds, 1e-9),
+        }
+        page = "checkpoint" if job.tier is None else "checkpoint_local"
+        named = {f"{page}/{name}": value for name, value in figures.items()}
+        try:
+            self._trackers.log(self._counter.now.step, named)
+        except NoSpaceError as error:
+            self.refuse(error)
+
+    def _make_way(self, *, may_skip: bool) -> bool:
+        """Whether a save may begin: none is under way any more. All ranks get the same answer."""
+        job = self._job
+        if job is None:
+            return True
+        if may_skip:
+            done = sum_float64([job.done.is_set()])[0]
+            if done < self._run.ranks.world_size:
+                return False
+        self._settle(job)
+        self.tell()
+        return True
+
+    def _settle(self, job: Job) -> None:
+        """Wait for it on all ranks, and take note of the outcome."""
+        self._job = None
+        try:
+            saved = self._writer.wait(job)
+        except LeaseLostError:
+            raise
+        except LmscaleError as error:
+            if job.tier is None:
+                raise
+            # The shared place is what a run relies on.
+            logger.warning("step %d is not on the nodes' own disks: %s", job.step, error)
+        else:
+            if job.tier is None:
+                self.saved_step = saved.step
+
+    def _draft(self, reason: str, tier: LocalTier | None) -> Manifest | None:
+        """Rank 0's manifest, but for what the files' writers know."""
+        run, progress = self._run, self._counter.now
+        windows = run.config.checkpoint.probe_windows
+        probe = None
+        if windows:
+            probe = measure_probe(run.engine, run.stream, run.ranks, windows=windows)
+        if not run.ranks.is_first:
+            return None
+        return draft_manifest(
+            run.engine,
+            step=progress.step,
+            state={
+                "progress": progress.to_json(),
+                "stream": run.stream.state_at(progress.n).to_json(),
+                "guard": self._guard_state(),
+            },
+            identity=run.identity,
+            reason=reason,
+            rewinds=len(run.rewinds),
+            probe=probe,
+            written_by=self._attempt if tier is None else tier.written_by(),
+        )
+
+    def _copy(self) -> Copy:
+        engine = self._run.engine
+        if self._snapshot is None:
+            return live_copy(engine)
+        return self._snapshot.take(parts_of(owned_fragments(engine)), engine.before_update)
+
+    # What follows is done in the writer's thread of rank 0.
+
+    def _prepare(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        if self._ledger is not None:
+            self._ledger.sync()  # no checkpoint may know of steps that the ledger lacks
+
+    def _tidy(self, place: Place, manifest: Manifest) -> None:
+        # One that is not finite will not be resumed from: it may push no good one out.
+        if manifest.is_finite:
+            config = self._run.config
+            delete_old_checkpoints(place, config.checkpoint, config.folder, newest=manifest.step)
+
+    def _make_room(self, place: Place, step: int) -> tuple[int, ...]:
+        config = self._run.config
+        return free_space(place, config.checkpoint, config.folder, saving=step)
+
+
+def writing_rows(hook: Hook, saver: Saver) -> Hook:
+    """A hook of rank 0 that appends rows: once the disk is full it does nothing any more, and the
+    saver has all ranks end together.
+    """
+
+    def wrapped(report: StepReport) -> None:
+        if saver.has_refused:
+            return
+        try:
+            hook(report)
+        except NoSpaceError as error:
+            saver.refuse(error)
+
+    return wrapped

@@ -1,0 +1,156 @@
+"""Whole runs whose checkpoints are in an S3 server, or in a folder that is not the run's."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from s3_server import open_s3
+from tiny_run import (
+    committed_steps,
+    launch,
+    ledger_of,
+    losses_of,
+    run_lmscale,
+    start_lmscale,
+    write_tiny_config,
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ranks,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def s3():
+    pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    with open_s3("runs") as address:
+        yield address
+
+
+@pytest.fixture
+def client(s3):
+    import boto3
+
+    client = boto3.client("s3")
+    yield client
+    client.close()
+
+
+def steps_in(client):
+    """Of the manifests in the bucket."""
+    found = client.list_objects_v2(Bucket="runs").get("Contents", ())
+    keys = [row["Key"] for row in found if row["Key"].endswith("/manifest.json")]
+    return sorted(int(key.split("/")[-2].removeprefix("step-")) for key in keys)
+
+
+def kill_after(config, step, run, *overrides):
+    """Start two ranks, and kill them all once that step is committed."""
+    process = start_lmscale("launch", "local", config, "--nproc", "2", *overrides)
+    deadline = time.monotonic() + 100
+    while max(committed_steps(run), default=0) < step and process.poll() is None:
+        assert time.monotonic() < deadline, "nothing was committed"
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[0]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_run_in_s3_is_killed_and_resumed_by_other_ranks_and_nothing_is_lost(
+    s3, client, tiny_data, tmp_path
+):
+    run = tmp_path / "run"
+    overrides = {
+        "checkpoint.folder": "s3://runs/tiny",
+        "engine.zero_stage": 2,
+        "train.steps": 400,
+        "evaluation.sets": {"docs": str(tiny_data / "shards/a/train")},
+        "evaluation.every_steps": 0,
+    }
+    config = write_tiny_config(tmp_path / "tiny.yaml", tiny_data, run, overrides)
+    kill_after(config, 4, run)
+    committed = steps_in(client)
+    assert committed[-1] >= 4
+    assert not list(run.glob("checkpoints/*/*.safetensors"))
+    steps = committed[-1] + 4
+    ended = run_lmscale(
+        *("train", config, "--set", f"train.steps={steps}", "--set", "engine.zero_stage=3")
+    )
+    assert ended.code == 0, ended.output
+    assert f"resumed from s3://runs/tiny at step {committed[-1]}" in ended.output
+    assert [json.loads(line)["step"] for line in ledger_of(run)] == list(range(steps))
+    assert steps_in(client) == committed_steps(run) == [steps - 2, steps]
+    audit = run_lmscale("runs", "audit", run)
+    assert audit.code == 0, audit.output
+    scored = run_lmscale("evaluate", run, "--json", "--max-windows", "8")
+    assert scored.code == 0 and json.loads(scored.output)["docs"]["loss"] > 0
+    written = run_lmscale("generate", run, "--prompt", "The ", "--max-tokens", "3")
+    assert written.code == 0, written.output
+    missing = run_lmscale("evaluate", run, "--step", "1")
+    assert missing.code == 2
+    assert f"s3://runs/tiny has no checkpoint of step 1. There are: {steps}" in missing.output
+
+
+def test_a_bucket_that_is_missing_is_told_before_the_first_step(s3, tiny_data, tmp_path):
+    overrides = {"checkpoint.folder": "s3://nowhere/tiny"}
+    config = write_tiny_config(tmp_path / "tiny.yaml", tiny_data, tmp_path / "run", overrides)
+    ended = run_lmscale("train", config)
+    assert ended.code == 2
+    assert "Make the bucket, or correct checkpoint.folder." in ended.output
+    assert not (tmp_path / "run" / "ledger.jsonl").exists()
+
+
+def test_a_run_with_its_checkpoints_in_another_folder_gives_the_same_weights(tiny_data, tmp_path):
+    losses = []
+    for name, folder in (("own", ""), ("other", str(tmp_path / "elsewhere"))):
+        run = tmp_path / name
+        overrides = {"checkpoint.folder": folder, "train.steps": 8}
+        config = write_tiny_config(tmp_path / "tiny.yaml", tiny_data, run, overrides)
+        for steps in (5, 8):
+            ended = launch(config, 2, {"train.steps": steps})
+            assert ended.code == 0, ended.output
+        assert committed_steps(run) == [6, 8]
+        losses.append(losses_of(run))
+    assert losses[0] == losses[1]
+    assert sorted(path.name for path in (tmp_path / "elsewhere").glob("step-*")) == [
+        "step-000000006",
+        "step-000000008",
+    ]
+
+
+def test_a_run_goes_on_from_the_nodes_own_disk_when_that_is_newer(tiny_data, tmp_path):
+    run = tmp_path / "run"
+    overrides = {
+        "train.steps": 400,
+        "checkpoint.every_steps": 300,
+        "checkpoint.local.folder": str(tmp_path / "disk"),
+        "checkpoint.local.every_minutes": 1e-6,
+    }
+    config = write_tiny_config(tmp_path / "tiny.yaml", tiny_data, run, overrides)
+    process = start_lmscale("launch", "local", config, "--nproc", "2")
+    deadline = time.monotonic() + 100
+    while len(found := newest_on_disk(tmp_path)) < 2 and process.poll() is None:
+        assert time.monotonic() < deadline, "nothing was committed"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    found = newest_on_disk(tmp_path)
+    assert committed_steps(run) == []
+    steps = found[-1] + 2
+    ended = launch(config, 1, {"train.steps": steps})
+    assert ended.code == 0, ended.output
+    assert f"at step {found[-1]}" in ended.output
+    assert [json.loads(line)["step"] for line in ledger_of(run)] == list(range(steps))
+    audit = run_lmscale("runs", "audit", run)
+    assert audit.code == 0, audit.output
+
+
+def newest_on_disk(tmp_path):
+    manifests = (tmp_path / "disk").glob("lmscale-tiny-*/step-*/manifest.json")
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in manifests)

@@ -1,0 +1,169 @@
+"""Shards and tars of raw text come from elsewhere: nothing in them leaves its place or runs."""
+
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from hostile import make_trap
+
+from lmscale.config.data import CorpusSourceConfig
+from lmscale.corpus.inputs import RawFile
+from lmscale.corpus.readers import BadRecords, read_source
+from lmscale.errors import DataError
+from lmscale.runtime.atomic import sha256_file
+from lmscale.shards import load_manifest, open_shard, save_manifest, verify_dataset
+from lmscale.shards.manifest import parse_manifest, render_manifest
+
+
+def member(name, kind=tarfile.REGTYPE, *, target="", content=b"text"):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    info.size = len(content) if kind == tarfile.REGTYPE else 0
+    return info, content
+
+
+EVIL = {
+    "an absolute path": member("/etc/cron.d/x.txt"),
+    "leads out": member("a/../../x.txt"),
+    "a symbolic link": member("x.txt", tarfile.SYMTYPE, target="/etc/passwd"),
+    "a hard link": member("x.txt", tarfile.LNKTYPE, target="../secret"),
+    "a device": member("x.txt", tarfile.CHRTYPE),
+    "a pipe": member("x.txt", tarfile.FIFOTYPE),
+    "of the unknown type": member("x.txt", b"9"),
+}
+
+
+def append(path, evil):
+    """Add a member before the end of a tar, as an attacker would who keeps the rest whole."""
+    info, content = evil
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(info, io.BytesIO(content))
+
+
+def read_tar(path):
+    files = (RawFile(path=path, format="webdataset", bytes=path.stat().st_size, mtime_ns=0),)
+    source = CorpusSourceConfig(inputs=[str(path)])
+    return list(read_source("web", source, files, BadRecords(source="web", limit=0)))
+
+
+@pytest.fixture
+def dataset(tiny_data, tmp_path):
+    return shutil.copytree(tiny_data / "shards/a/train", tmp_path / "train")
+
+
+def reseal(dataset, number=0, **changes):
+    """The attacker makes the manifest too: sizes and hashes are those of what is there."""
+    manifest = load_manifest(dataset)
+    shards = list(manifest.shards)
+    path = dataset / shards[number].name
+    entry = {**vars(shards[number]), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    shards[number] = type(shards[number])(**{**entry, **changes})
+    tree = {**vars(manifest), "shards": tuple(shards)}
+    tree.pop("fingerprint", None)
+    save_manifest(type(manifest)(**tree), dataset)
+    return shards[number]
+
+
+@pytest.mark.parametrize("kind", EVIL)
+def test_an_evil_member_of_a_raw_tar_is_refused_and_named(tmp_path, kind):
+    path = tmp_path / "web.tar"
+    with tarfile.open(path, "w") as tar:
+        for info, content in (member("good.txt"), EVIL[kind]):
+            tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(DataError, match=kind) as caught:
+        read_tar(path)
+    assert repr(EVIL[kind][0].name) in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_folders_and_files_in_them_are_taken(tmp_path):
+    path = tmp_path / "web.tar"
+    with tarfile.open(path, "w") as tar:
+        for info, content in (member("./a", tarfile.DIRTYPE), member("./a/good.txt")):
+            tar.addfile(info, io.BytesIO(content))
+    assert [document.text for document in read_tar(path)] == ["text"]
+
+
+@pytest.mark.parametrize("kind", EVIL)
+def test_an_evil_member_of_a_shard_is_found_and_named(dataset, kind):
+    name = load_manifest(dataset).shards[0].name
+    append(dataset / name, EVIL[kind])
+    reseal(dataset)
+    problems = "\n".join(verify_dataset(dataset))
+    assert kind in problems and repr(EVIL[kind][0].name) in problems and name in problems
+
+
+def test_an_index_that_is_a_link_is_refused(dataset):
+    entry = load_manifest(dataset).shards[0]
+    path = dataset / entry.name
+    content = bytearray(path.read_bytes())
+    header = tarfile.TarInfo.frombuf(content[entry.index_offset :][:512], "utf-8", "strict")
+    header.type, header.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    content[entry.index_offset : entry.index_offset + 512] = header.tobuf(tarfile.USTAR_FORMAT)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="'__index__/blocks.npy' is a symbolic link"):
+        open_shard(path, reseal(dataset), "uint16")
+
+
+def object_array(trap):
+    """An .npy file whose header announces objects: numpy would unpickle what follows."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|O", "fortran_order": False, "shape": (1,)}
+    )
+    return file.getvalue() + trap
+
+
+def test_a_pickle_in_a_shards_index_is_refused_and_never_loaded(dataset, tmp_path):
+    mark = tmp_path / "it ran"
+    entry = load_manifest(dataset).shards[0]
+    path = dataset / entry.name
+    content = path.read_bytes()[: entry.index_offset]
+    evil = object_array(make_trap(mark))
+    with io.BytesIO() as tail:
+        with tarfile.open(fileobj=tail, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            tar.addfile(*map_content(member("__index__/blocks.npy", content=evil)))
+        path.write_bytes(content + tail.getvalue())
+    with pytest.raises(DataError, match="no readable index"):
+        open_shard(path, reseal(dataset), "uint16")
+    assert verify_dataset(dataset)
+    assert not mark.exists()
+
+
+def map_content(evil):
+    return evil[0], io.BytesIO(evil[1])
+
+
+def test_a_pickle_in_place_of_a_shards_tokens_is_refused_and_never_loaded(dataset, tmp_path):
+    mark = tmp_path / "it ran"
+    entry = load_manifest(dataset).shards[0]
+    path = dataset / entry.name
+    evil = object_array(make_trap(mark))
+    at = int(open_shard(path, entry, "uint16").index[0, 0]) - 128
+    content = bytearray(path.read_bytes())
+    content[at : at + len(evil)] = evil
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        open_shard(path, reseal(dataset), "uint16")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.tar", "/etc/passwd", "b/../../a.tar", "pipe:id", "..", "x\\y"]
+)
+def test_a_shard_that_lies_elsewhere_is_refused(dataset, name):
+    shutil.copy(next(iter(dataset.glob("*.tar"))), dataset.parent / "a.tar")
+    reseal(dataset, name=name)
+    with pytest.raises(DataError, match="the file name .* it is refused"):
+        load_manifest(dataset)
+
+
+def test_every_evil_name_in_a_manifest_is_told(dataset):
+    tree = render_manifest(load_manifest(dataset))
+    for number, entry in enumerate(tree["shards"]):
+        entry["name"] = f"../{number}"
+    with pytest.raises(DataError) as caught:
+        parse_manifest(json.dumps(tree, default=vars).encode())
+    assert len(caught.value.problems) == min(8, len(tree["shards"]))

@@ -1,0 +1,177 @@
+"""What is taken from a cache is taken as it is: so nobody else may put anything into it."""
+
+import hashlib
+import os
+import shutil
+import stat
+
+import numpy as np
+import pytest
+from hostile import make_trap
+
+from lmscale.config.private_folder import find_risk, is_own_file
+from lmscale.errors import ConfigError, DataError
+from lmscale.runtime.cache import NodeCache
+
+STRANGER = 54321
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+
+
+def open_cache(folder):
+    return NodeCache(folder=folder, max_bytes=2**20, retries=0)
+
+
+def make(cache, key="k"):
+    return cache.make(key, name="f", size=4, write=lambda path: path.write_bytes(b"ours"))
+
+
+def test_a_cache_is_closed_to_all_others(tmp_path):
+    cache = open_cache(tmp_path / "cache")
+    make(cache).close()
+    shard = tmp_path / "shard"
+    shard.write_bytes(b"x")
+    cache.verify_once(shard, size=1, sha256=hashlib.sha256(b"x").hexdigest())
+    for folder in (cache.folder, cache.folder / "locks", cache.folder / "verified"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_all_may_write_to_is_refused(tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    with pytest.raises(ConfigError, match="every user may write to it. Set stream.cache.folder"):
+        make(open_cache(folder))
+
+
+def test_ones_own_group_may_share_it(tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    folder.chmod(0o2770)
+    make(open_cache(folder)).close()
+
+
+@as_root
+@pytest.mark.parametrize("mode", [0o755, 0o770])
+def test_another_users_folder_is_refused(tmp_path, mode):
+    folder = tmp_path / "cache"
+    make(open_cache(folder)).close()
+    os.chown(folder, STRANGER, STRANGER)
+    folder.chmod(mode)
+    with pytest.raises(ConfigError, match=f"belongs to user {STRANGER}"):
+        make(open_cache(folder))
+
+
+@as_root
+def test_a_folder_below_another_users_is_refused_where_anybody_could_have_made_that(tmp_path):
+    tmp_path.chmod(0o1777)
+    planted = tmp_path / "lmscale-shards-0"
+    (planted / "checkpoints").mkdir(parents=True)
+    os.chown(planted, STRANGER, STRANGER)
+    assert "belongs to user" in str(find_risk(planted / "checkpoints"))
+    tmp_path.chmod(0o755)  # somebody has given us a place in a folder of their own
+    assert find_risk(planted / "checkpoints") is None
+
+
+@as_root
+def test_a_folder_reached_by_another_users_link_is_refused(tmp_path):
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "cache").symlink_to(tmp_path / "ours")
+    assert find_risk(tmp_path / "cache") is None, "one's own link is taken"
+    os.chown(tmp_path / "cache", STRANGER, STRANGER, follow_symlinks=False)
+    with pytest.raises(ConfigError, match=f"belongs to user {STRANGER}"):
+        make(open_cache(tmp_path / "cache"))
+
+
+def test_a_folder_that_could_be_replaced_is_refused(tmp_path):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)  # not sticky
+    with pytest.raises(ConfigError, match="may put another one in its place"):
+        make(open_cache(tmp_path / "open" / "cache"))
+
+
+def test_a_link_in_the_cache_is_replaced_and_not_followed(tmp_path):
+    cache = open_cache(tmp_path / "cache")
+    with make(cache) as file:
+        path = file.path
+    path.unlink()
+    (tmp_path / "theirs").write_bytes(b"evil")
+    path.symlink_to(tmp_path / "theirs")
+    with make(cache) as file:
+        assert file.path.read_bytes() == b"ours"
+    assert (tmp_path / "theirs").read_bytes() == b"evil"
+
+
+@as_root
+def test_another_users_file_in_the_cache_is_not_used(tmp_path):
+    cache = open_cache(tmp_path / "cache")
+    with make(cache) as file:
+        path = file.path
+    path.write_bytes(b"evil")
+    os.chown(path, STRANGER, STRANGER)
+    with make(cache) as file:
+        assert file.path.read_bytes() == b"ours"
+
+
+def test_a_marker_vouches_for_nothing_where_others_could_have_made_it(tmp_path):
+    cache = open_cache(tmp_path / "cache")
+    shard = tmp_path / "shard"
+    shard.write_bytes(b"good")
+    right = hashlib.sha256(b"good").hexdigest()
+    cache.verify_once(shard, size=4, sha256=right)
+    (marker,) = (p for p in (cache.folder / "verified").iterdir() if p.name != ".pruned")
+    before = shard.stat()
+    shard.write_bytes(b"evil")
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    cache.verify_once(shard, size=4, sha256=right)  # the marker still vouches for it
+    target = shutil.move(marker, tmp_path / "elsewhere")
+    marker.symlink_to(target)
+    assert not is_own_file(marker)
+    with pytest.raises(DataError, match="its content has changed"):
+        cache.verify_once(shard, size=4, sha256=right)
+    marker.unlink()
+    cache.folder.chmod(0o1777)
+    with pytest.raises(DataError, match="its content has changed"):
+        cache.verify_once(shard, size=4, sha256=right)
+
+
+def test_a_pickle_in_the_cache_is_refused_and_never_loaded(tmp_path, tiny_data):
+    from lmscale.shards import load_manifest, open_shard
+    from lmscale.stream.packed import load_pieces
+
+    mark = tmp_path / "it ran"
+    dataset = tiny_data / "shards/a/train"
+    manifest = load_manifest(dataset)
+    entry = manifest.shards[0]
+    shard = open_shard(dataset / entry.name, entry, manifest.dtype)
+    cache = open_cache(tmp_path / "cache")
+    pieces, file = load_pieces(cache, manifest, entry, shard, 32)
+    assert isinstance(pieces, np.ndarray)
+    file.close()
+    for evil in (make_trap(mark), _object_array(make_trap(mark)), b""):
+        file.path.write_bytes(evil)
+        with pytest.raises(DataError, match="damaged: .* Delete this file"):
+            load_pieces(cache, manifest, entry, shard, 32)
+    assert not mark.exists()
+
+
+def _object_array(trap):
+    return (
+        b"\x93NUMPY\x01\x00v\x00"
+        + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117)
+        + b"\n"
+        + trap
+    )
+
+
+def test_the_local_tier_of_checkpoints_is_closed_and_refused_where_others_came_first(tmp_path):
+    from tiny_run import tiny_config
+
+    from lmscale.checkpoint.local_tier import open_node_place
+
+    local = {"checkpoint.local.folder": str(tmp_path / "shm")}
+    config = tiny_config(tmp_path, tmp_path / "run", local)
+    place = open_node_place(config)
+    assert place is not None and stat.S_IMODE(place.root.stat().st_mode) == 0o700
+    place.root.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"checkpoint.local.folder: .* every user may write"):
+        open_node_place(config)

@@ -1,0 +1,146 @@
+"""What is recognised as a secret, and what is left as it is."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmscale.config.redact import (
+    HIDDEN,
+    find_url_secrets,
+    may_be_secret,
+    names_secret,
+    printable,
+    redact,
+    redact_command,
+)
+
+S = "s3cr3tVALUE0123456789"  # what may never be left over
+
+CAUGHT = [
+    f"s3://AKIDEXAMPLE:{S}@bucket/run",
+    f"s3://AKIDEXAMPLE:a/b+{S}/c@bucket/run",
+    f"https://user:{S}@host:8080/path?x=1",
+    f"https://{S}@github.com/me/lmscale.git",
+    f"git clone 'https://oauth2:{S}@gitlab.com/me/x.git'",
+    f"https://b.s3.amazonaws.com/k?X-Amz-Date=1&X-Amz-Credential={S}%2F1&x=2",
+    f"https://b.s3.amazonaws.com/k?X-Amz-Signature={S}",
+    f"https://b.s3.amazonaws.com/k?AWSAccessKeyId={S}&Expires=1",
+    f"https://a.blob.core.windows.net/c/x?sv=2024&sig={S}%3D&se=2027",
+    f"https://storage.googleapis.com/b/k?X-Goog-Signature={S}",
+    f"https://host/x?access_token={S}",
+    f"HF_TOKEN={S}",
+    f"export WANDB_API_KEY='{S}'",
+    f"AWS_SECRET_ACCESS_KEY: {S}",
+    f'{{"api_key": "{S}", "x": 1}}',
+    f"token = '{S}'",
+    f"db_password: {S}",
+    f"password={S[:5]} ".replace(S[:5], f"'{S}'"),
+    f"--token {S} --steps 3",
+    f"--api-key={S}",
+    f"Authorization: Bearer {S}",
+    f"authorization: basic {S}==",
+    f"ghp_{S}{S}",
+    f"hf_{S}{S}",
+    f"eyJhbGciOiJI.eyJzdWIi{S}.{S}",
+    f"-----BEGIN RSA PRIVATE KEY-----\n{S}\n{S}\n-----END RSA PRIVATE KEY-----",
+    f"OSError: [Errno 5] https://user:{S}@host/x: [Errno 5] again https://user:{S}@host/y",
+]
+
+LEFT = [
+    "train/tokens 12,000, max_tokens=2048, MAX_TOKENS=123456789",
+    "tokenizer.folder=data/tokenizer tokenizer: data/tokenizer-of-mine-2026",
+    "sorted(rows, key=lambda row: row.step)",
+    'sort_key: str = "position"',
+    "secret = load(path)",
+    "HF_TOKEN=$(cat ~/.hf)",
+    'export API_KEY="${API_KEY}"',
+    "ssh://git@github.com/me/x.git and git@github.com:me/x.git",
+    "http://host:8080/path@2/x and user@host.org",
+    "s3://bucket/run/checkpoints/step-000001000",
+    "https://host/list?prefix=a/b&marker=c&max-keys=1000",
+    "PWD=/home/someone/lmscale",
+    "step 12: loss 3.25, gradient norm 0.5, samples from 2,400",
+    "error: stream.sources.a.shards: there is no such folder",
+    "   key   value\nauthor: me",
+    "-  keep_last: 3\n+  keep_last: 5",
+]
+
+
+@pytest.mark.parametrize("text", CAUGHT)
+def test_a_secret_is_hidden(text):
+    shown = redact(text)
+    assert S not in shown and HIDDEN in shown
+    assert redact(shown) == shown, "once is enough"
+
+
+@pytest.mark.parametrize("text", LEFT)
+def test_what_is_no_secret_stays(text):
+    assert redact(text) == text
+
+
+def test_around_a_secret_everything_stays():
+    assert (
+        redact(f"saving s3://k:{S}@bucket/run failed") == f"saving s3://{HIDDEN}@bucket/run failed"
+    )
+    query = f"https://h/x?a=1&sig={S}&b=2"
+    assert redact(query) == f"https://h/x?a=1&sig={HIDDEN}&b=2"
+
+
+def test_a_commands_secret_may_be_a_word_of_its_own():
+    command = ["lmscale", "--api-key", S, "--set", "a=1", f"--token={S}", "--token", "--steps"]
+    shown = ["lmscale", "--api-key", HIDDEN, "--set", "a=1", f"--token={HIDDEN}"]
+    assert redact_command(command) == [*shown, "--token", "--steps"]
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "apiKey", "AWSAccessKeyId", "db-password", "X-Auth"])
+def test_a_name_of_a_secret(name):
+    assert names_secret(name) and may_be_secret(name)
+
+
+@pytest.mark.parametrize("name", ["MAX_TOKENS", "tokenizer", "keyboard", "author", "keep_last"])
+def test_a_name_that_only_looks_like_one(name):
+    assert not names_secret(name)
+
+
+def test_urls_with_credentials_are_found_by_their_key():
+    tree = {
+        "a": {"b": f"s3://k:{S}@x/y", "c": "s3://x/y"},
+        "d": ["x", f"http://h/x?sig={S}"],
+        "e": 3,
+    }
+    assert list(find_url_secrets(tree)) == ["a.b", "d"]
+
+
+def test_nothing_steers_the_terminal():
+    assert printable("\x1b]0;title\x07\x1b[2Ja\tb\nc\rd\x9b1m") == (
+        "\\x1b]0;title\\x07\\x1b[2Ja\tb\nc\\x0dd\\x9b1m"
+    )
+
+
+@given(st.text(alphabet="aK:/@=?&\"'- \n.0", max_size=200))
+def test_any_text_comes_through_and_a_second_time_changes_nothing(text):
+    once = redact(text)
+    assert redact(once) == once
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a://b:x",
+        "A",
+        "key=",
+        "- ",
+        "x" * 63 + "=",
+        'a="',
+        "?a=b&",
+        "A_KEY=",
+        "-----BEGIN PRIVATE KEY-----",
+    ],
+)
+def test_a_megabyte_takes_seconds_at_most_whatever_it_holds(piece):
+    text = piece * (10**6 // len(piece))
+    began = time.process_time()
+    redact(text)
+    assert time.process_time() - began < 10, "what grows with the square takes minutes"

@@ -1,0 +1,82 @@
+"""A run that is killed anywhere in a rewind is the run that was rewound in peace, bit by bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rewind_kills import AT_KILL, BAD, STEPS, config_of
+
+from lmscale.checkpoint import load_model_weights
+from lmscale.stream.audit import audit_run
+from lmscale.train.evidence import load_evidence
+from lmscale.train.rewinds import read_rewinds
+
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
+HERE = Path(__file__).parent
+# Before and in the evidence, before the row and behind it, in the files of the start that follows,
+# and in its first save.
+MOMENTS = (1, 5, 6, 7, 16, 20, 28)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_data, tmp_path_factory):
+    root = tmp_path_factory.mktemp("rewinds")
+    ended = subprocess.run(
+        [sys.executable, HERE / "rewind_kills.py", tiny_data, root, *map(str, (0, *MOMENTS))],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent, HERE.parents[1]))),
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout[-6000:]
+    return root
+
+
+def test_a_run_with_bad_samples_jumps_them_and_ends_well(runs, tiny_data):
+    run = runs / "0"
+    (rewind,) = read_rewinds(run)
+    assert (rewind.at_step, rewind.to_step, rewind.to_n) == (7, 4, 48)
+    assert (rewind.jump_from_n, rewind.jump_samples) == (BAD.start, len(BAD))
+    report = audit_run(config_of(tiny_data, run), run)
+    assert report.is_clean
+    assert (report.steps, report.jumped) == (STEPS, len(BAD))
+    evidence = load_evidence(run / "guard" / "step-000000007")
+    assert [row["n"] for row in evidence["samples"]["texts"]] == list(BAD)
+    assert [row["is_skipped"] for row in evidence["steps"]] == [False] * 5 + [True] * 2
+    assert all(sum(row["nonfinite"].values()) == 0 for row in evidence["parameters"].values())
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_in_a_rewind_changes_nothing(runs, tiny_data, moment):
+    whole, broken = runs / "0", runs / str(moment)
+    assert (broken / "ledger.jsonl").read_text() == (whole / "ledger.jsonl").read_text()
+    rows = [
+        [{**vars(rewind), "time": 0} for rewind in read_rewinds(run)] for run in (whole, broken)
+    ]
+    assert rows[0] == rows[1]
+    assert audit_run(config_of(tiny_data, broken), broken).is_clean
+    expected, found = load_model_weights(whole), load_model_weights(broken)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    names = [path.name for path in (broken / "guard").iterdir()]
+    assert names == ["step-000000007"]
+    manifests = [
+        json.loads((run / f"checkpoints/step-{STEPS:09d}/manifest.json").read_text())
+        for run in (whole, broken)
+    ]
+    guards = [manifest["state"]["guard"] for manifest in manifests]
+    assert guards[0] == guards[1]
+    assert [manifest["rewinds"] for manifest in manifests] == [1, 1]
+
+
+def test_the_kills_fall_before_the_row_and_behind_it(runs):
+    rows = [json.loads((runs / str(moment) / AT_KILL).read_text()) for moment in MOMENTS]
+    assert rows == [0, 0, 0, 1, 1, 1, 1]
