@@ -14,7 +14,7 @@ from gpu_check import Bench, Check, expect, gib, join_group
 from synthetic import build_config, random_steps
 from training_loops import BareLoop
 
-from lmscale.checkpoint import find_resumable, load_checkpoint, save_checkpoint
+from lmscale.checkpoint import LocalPlace, find_resumable, load_checkpoint, save_checkpoint
 from lmscale.checkpoint.fragments import held_fragments
 from lmscale.config import RunConfig, plan_batches
 from lmscale.engine import Engine
@@ -171,14 +171,15 @@ def check_loss_scale(bench: Bench) -> str:
 
 
 def save(trial: Trial, folder, *, step: int) -> None:
-    save_checkpoint(folder, trial.engine, step=step, state={}, identity={}, ranks=Ranks())
+    place = LocalPlace(folder)
+    save_checkpoint(place, trial.engine, step=step, state={}, identity={}, ranks=Ranks())
 
 
 def restore(trial: Trial, folder) -> None:
-    manifest = find_resumable(folder, Ranks())
+    manifest = find_resumable(LocalPlace(folder), Ranks())
     expect(manifest is not None, f"{folder} holds no checkpoint")
     assert manifest is not None
-    load_checkpoint(folder, manifest, trial.engine)
+    load_checkpoint(LocalPlace(folder), manifest, trial.engine)
 
 
 def masters(trial: Trial) -> dict[str, torch.Tensor]:

@@ -29,6 +29,13 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "stream.sequence_length=256",
         "batch={global_windows: 8, micro_windows: 4}",
     ),
+    # 200 million parameters, for checkpoints: so few tokens that a CPU does a step in seconds.
+    "200m": (
+        "model={layers: 13, width: 1024, heads: 16, ffn_width: 2816, vocab_size: 32000, "
+        "tied_embeddings: true}",
+        "stream.sequence_length=64",
+        "batch={global_windows: 2, micro_windows: 1}",
+    ),
     # GPT-2's smallest (Radford et al. 2019); 50,257 ids rounded up to 50,304 = 393 · 128.
     # The logits of a micro-batch exist at once, so none is computed twice: 2·768·50,304 FLOPs a
     # token, 9 % of the step, for 10 GB.

@@ -91,7 +91,7 @@ class Chaos:
             self.fail(plan, ended, f"it ended with {ended.code} instead of {plan.codes}")
         struck = self.struck(plan)
         if plan.is_deadly_injected and struck.get(plan.faults[-1].partition(":")[0], 0) < 1:
-            if plan.deadly != "hang" or "has not moved" not in ended.output:
+            if plan.deadly != "hang" or ": the run ends" not in ended.output:
                 self.fail(plan, ended, f"{plan.faults[-1]} has not struck")
         done, after = self.steps_done(), self.newest_whole()
         least = max(before, done - plan.max_lost_steps) if steps else before

@@ -137,10 +137,10 @@ def plan_attempt(family: Family, seed: int, number: int, *, start: int) -> Attem
         overrides["engine.zero_stage"] = draw.choice((0, 1, 2))  # there nothing is held twice
     at_step = start + draw.randint(2, 9)
     last, codes = _plan_deadly(deadly, draw, num_ranks, at_step, every, overrides)
-    harmless = [
-        _plan_harmless(draw.choice(harmless_kinds), draw, num_ranks, start, at_step, every)
-        for _ in range(draw.choice((0, 1, 2, 3, 4)))
-    ]
+    kinds = draw.choices(harmless_kinds, k=draw.choice((0, 1, 2, 3, 4)))
+    # Failures of several faults would add up to more than the retries.
+    kinds = [k for i, k in enumerate(kinds) if not k.startswith("fail") or k not in kinds[:i]]
+    harmless = [_plan_harmless(k, draw, num_ranks, start, at_step, every) for k in kinds]
     if deadly == "divergence":
         harmless += [f"nan:rank=0,step={step}" for step in (at_step, at_step + 1)]
     is_cut = deadly in ("kill", "kill all") and draw.random() < 0.15

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,13 +27,22 @@ class Commands:
     def __init__(self, server: subprocess.Popen[str], output: Path) -> None:
         self._server, self._output = server, output
 
-    def __call__(self, *arguments: str | Path, max_file_bytes: int | None = None) -> Ended:
-        """``max_file_bytes``: no file may grow beyond it, as on a disk that is full."""
+    def __call__(
+        self,
+        *arguments: str | Path,
+        max_file_bytes: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Ended:
+        """``max_file_bytes``: no file may grow beyond it, as on a disk that is full.
+
+        ``environment`` is added to that of this process.
+        """
         began = time.monotonic()
         request = {
             "arguments": [str(argument) for argument in arguments],
             "output": str(self._output),
             "max_file_bytes": max_file_bytes,
+            "environment": dict(environment or {}),
         }
         assert self._server.stdin and self._server.stdout
         self._server.stdin.write(json.dumps(request) + "\n")
@@ -75,7 +84,9 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _run(arguments: list[str], output: str, max_file_bytes: int | None) -> None:
+def _run(
+    arguments: list[str], output: str, max_file_bytes: int | None, environment: dict[str, str]
+) -> None:
     """What ``python -m lmscale.cli.main`` does, and never return."""
     from lmscale.cli.main import main
 
@@ -89,6 +100,7 @@ def _run(arguments: list[str], output: str, max_file_bytes: int | None) -> None:
         os.dup2(1, 2)
         if max_file_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+        os.environ |= environment
         code = main(arguments)
     except BaseException:
         traceback.print_exc()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -68,7 +67,8 @@ def render(manifest: Manifest) -> bytes:
 
 
 def search(*places: Place, **settings: Any) -> Search:
-    return Search(places, Ranks(), **({"identity": IDENTITY} | settings))
+    wanted: dict[str, Any] = {"identity": IDENTITY} | settings
+    return Search(places, Ranks(), **wanted)
 
 
 def first(*places: Place, **settings: Any) -> Found | None:
@@ -78,7 +78,3 @@ def first(*places: Place, **settings: Any) -> Found | None:
 def step_taken(*places: Place, **settings: Any) -> int | None:
     found = first(*places, **settings)
     return None if found is None else found.manifest.step
-
-
-def described(manifest: Manifest) -> dict[str, Any]:
-    return asdict(manifest)

@@ -60,8 +60,9 @@ class Search:
     ``places`` are looked at as one; of the same step in two, the earlier place's comes first. When
     one shows only after it was loaded that it is no good, ``reject`` it and go on iterating. Where
     nothing is left although something was saved, the iteration ends with a ``CheckpointError`` that
-    has every reason, rather than that the run starts from scratch; what was undone does not count.
-    What cannot be read for a reason that may pass is not passed over: ``TransientError``.
+    has every reason, rather than that the run starts from scratch. What was undone does not count,
+    nor what a node's own disk lacks. What cannot be read for a reason that may pass is not passed
+    over: ``TransientError``.
     """
 
     def __init__(
@@ -99,8 +100,7 @@ class Search:
 
     def reject(self, found: Found, why: Sequence[str]) -> None:
         """Pass over what this search has given. All ranks, with the same reasons."""
-        self._broken += why
-        self._pass_over(found.place, found.manifest.step, why)
+        self._blame(found.place, found.manifest.step, why)
 
     def _walk(self) -> Iterator[Found]:
         self._gather(None)  # nobody looks while somebody still writes
@@ -116,8 +116,7 @@ class Search:
             if manifest is not None and not problems:
                 yield Found(place=place, manifest=manifest)
             else:
-                self._broken += problems
-                self._pass_over(place, step, problems)
+                self._blame(place, step, problems)
         if self._broken:
             locations = " and ".join(place.location for place in self._places)
             raise CheckpointError(
@@ -138,10 +137,9 @@ class Search:
             steps: list[int] = []
             with self._failing_together():
                 if self._ranks.is_first or not place.is_shared:
-                    steps = place.list_steps()
-            rows += [
-                (-step, index) for step in {step for part in self._gather(steps) for step in part}
-            ]
+                    steps = _list_steps(place)
+            seen = {step for part in self._gather(steps) for step in part}
+            rows += [(-step, index) for step in seen]
         return [(-step, self._places[index]) for step, index in sorted(rows)]
 
     def _read(self, place: Place, step: int) -> tuple[Manifest | None, list[str]]:
@@ -167,7 +165,8 @@ class Search:
         if self._identity is not None:
             foreign = describe_differences(manifest.identity, self._identity, where=name)
             if foreign:
-                self._foreign = self._foreign or foreign
+                if place.is_shared:
+                    self._foreign = self._foreign or foreign
                 return foreign
         reasons = self._gather(self._undone(manifest) if self._ranks.is_first else None)
         return [f"{name}: {reasons[0]}"] if reasons[0] else []
@@ -205,6 +204,12 @@ class Search:
         rank = f"rank-{self._ranks.rank:05d}"
         return next((e for e in manifest.files if e.name.partition(".")[0] == rank), None)
 
+    def _blame(self, place: Place, step: int, why: Sequence[str]) -> None:
+        """Pass over what should be good; a node's own disk is no place to rely on."""
+        if place.is_shared:
+            self._broken += why
+        self._pass_over(place, step, why)
+
     def _pass_over(self, place: Place, step: int, why: Sequence[str]) -> None:
         self.passed_over.append(PassedOver(step=step, name=place.name_of(step), why=tuple(why)))
         for problem in why:
@@ -215,6 +220,14 @@ class Search:
 
     def _failing_together(self) -> AbstractContextManager[None]:
         return nullcontext() if self._is_alone else failing_together()
+
+
+def _list_steps(place: Place) -> list[int]:
+    try:
+        return place.list_steps()
+    except OSError as error:
+        kind = TransientError if may_pass(error) else CheckpointError
+        raise kind(f"The checkpoints in {place.location} cannot be listed: {error}.") from error
 
 
 def load_manifest(place: Place, step: int) -> Manifest:

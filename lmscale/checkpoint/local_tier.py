@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -64,8 +65,10 @@ class NodePlace(LocalPlace):
         return manifest
 
     def holds(self, step: int, entry: FileEntry) -> bool:
-        path = step_folder(self.root, step) / entry.name
-        return path.is_file() and path.stat().st_size == entry.bytes
+        try:
+            return (step_folder(self.root, step) / entry.name).stat().st_size == entry.bytes
+        except OSError:
+            return False
 
 
 class LocalTier:
@@ -106,6 +109,11 @@ class LocalTier:
                 "a checkpoint (checkpoint.local.folder)", self.place.root, CheckpointError
             ):
                 self.place.commit(step, manifest)
+
+    def clear(self) -> None:
+        """Every rank, once the run's last step is committed elsewhere: memory disks are memory."""
+        if self._ranks.is_first_on_node:
+            shutil.rmtree(self.place.root, ignore_errors=True)
 
 
 def open_node_place(config: RunConfig) -> NodePlace | None:

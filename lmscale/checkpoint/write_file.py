@@ -11,6 +11,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,34 +164,49 @@ def write_file(
     given_up = given_up or threading.Event()
     header = render_header(parts)
     total = len(header) + sum(part.bytes for part in parts)
-    for attempt in range(retries + 1):
+    digest = hashlib.sha256()
+
+    def pieces() -> Iterator[memoryview]:
+        done = 0
+        for piece in (memoryview(header), *cut_pieces(parts)):
+            if given_up.is_set():
+                raise GivenUpError
+            digest.update(piece)
+            yield piece
+            done += len(piece)
+            moved(NUM_MARKS * done // total)
+
+    def attempt() -> None:
+        nonlocal digest
         digest = hashlib.sha256()
+        faults.hit("save.write", step=step)
+        place.write_file(step, name, pieces())
 
-        def pieces(digest=digest) -> Iterator[memoryview]:
-            done = 0
-            for piece in (memoryview(header), *cut_pieces(parts)):
-                if given_up.is_set():
-                    raise GivenUpError
-                digest.update(piece)
-                yield piece
-                done += len(piece)
-                moved(NUM_MARKS * done // total)
+    try_again(attempt, what=f"writing {name}", retries=retries, given_up=given_up)
+    return FileEntry(
+        name=name, bytes=total, sha256=digest.hexdigest(), fragments=_fragments_of(parts)
+    )
 
+
+def try_again(
+    action: Callable[[], Any], *, what: str, retries: int, given_up: threading.Event
+) -> Any:
+    """What ``action`` returns; it is called ``retries`` more times while what it raises may pass.
+
+    Not ``remote.with_retries``: here a refusal keeps its errno, and the wait can be cut short.
+    """
+    for attempt in range(retries + 1):
         try:
-            faults.hit("save.write", step=step)
-            place.write_file(step, name, pieces())
-            break
+            return action()
         except (OSError, TransientError) as error:
             if attempt == retries or not (isinstance(error, TransientError) or may_pass(error)):
                 raise
             longest = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**attempt)
             seconds = random.uniform(0, longest)
-            logger.warning("writing %s failed (%s); once more in %.1f s", name, error, seconds)
+            logger.warning("%s failed (%s); once more in %.1f s", what, error, seconds)
             if given_up.wait(seconds):
                 raise GivenUpError from error
-    return FileEntry(
-        name=name, bytes=total, sha256=digest.hexdigest(), fragments=_fragments_of(parts)
-    )
+    raise AssertionError("range(retries + 1) is never empty")
 
 
 def _fragments_of(parts: Sequence[Part]) -> tuple[tuple[str, int, int], ...]:

@@ -30,7 +30,13 @@ from lmscale.checkpoint.layout import FileEntry, Manifest, find_gaps, fragment_f
 from lmscale.checkpoint.local_tier import LocalTier
 from lmscale.checkpoint.place import Place
 from lmscale.checkpoint.snapshot import Copy
-from lmscale.checkpoint.write_file import NUM_MARKS, GivenUpError, inspect, write_file
+from lmscale.checkpoint.write_file import (
+    NUM_MARKS,
+    GivenUpError,
+    inspect,
+    try_again,
+    write_file,
+)
 from lmscale.errors import CheckpointError, LmscaleError, NoSpaceError, TransientError
 from lmscale.runtime import faults, heartbeat
 from lmscale.runtime.atomic import to_json_bytes, writing
@@ -225,7 +231,7 @@ class CheckpointWriter:
 
     def _begin(self, job: Job) -> None:
         if job.tier is None:
-            job.place.begin(job.step)
+            self._try_again(job, "clearing the folder", lambda: job.place.begin(job.step))
         job.move(1)
 
     def _write(self, job: Job) -> dict[str, Any]:
@@ -288,7 +294,7 @@ class CheckpointWriter:
             lease.check()
             job.tier.commit_here(job.step, content)
             return
-        commit(job.place, job.step, content, lease)
+        self._try_again(job, "the commit", lambda: commit(job.place, job.step, content, lease))
         try:
             self._duties.tidy(job.place, manifest)
         except (LmscaleError, OSError) as failure:  # the next save comes by here again
@@ -312,11 +318,16 @@ class CheckpointWriter:
                 action(job)
         except LmscaleError as error:
             return error
+        except GivenUpError:
+            raise
         except Exception as error:
             logger.exception("the writer of checkpoints has met a bug")
             job.bug = error
             return TransientError(f"The checkpoint of step {job.step} failed: {error!r}")
         return None
+
+    def _try_again(self, job: Job, what: str, action: Callable[[], None]) -> None:
+        try_again(action, what=what, retries=self._retries, given_up=job.given_up)
 
     def _make_room(self, job: Job) -> tuple[int, ...]:
         freed: list[int] = []

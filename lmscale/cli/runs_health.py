@@ -102,6 +102,7 @@ def render_guard(status: RunStatus) -> list[str]:
         text = f"rewind {row['number']} at {render_time(row['time'])}: from step "
         text += f"{row['at_step']:,} back to {row['to_step']:,}, {row['jump_samples']:,} samples "
         lines.append(render_line("", f"{text}jumped: {row['why']}"))
+    lines += [render_line("guard's evidence", path) for path in status.evidence[-MAX_REWINDS:]]
     return lines
 
 
@@ -143,5 +144,6 @@ def health_json(status: RunStatus, last: LastCheckpoint | None) -> Mapping[str, 
         "last_checkpoint": last and asdict(last),
         "failed_saves": list(status.failed_saves),
         "rewinds": list(status.rewinds),
+        "evidence": list(map(str, status.evidence)),
         "faults": list(status.faults),
     }

@@ -123,6 +123,7 @@ def _go_on(
     """Train to the end, or (False) until the run has been rewound and must be opened again."""
     from lmscale.cli.train_hooks import open_hooks
     from lmscale.evaluation.in_loop import complete_evaluation
+    from lmscale.runtime import heartbeat
     from lmscale.runtime.votes import StopPoll
     from lmscale.train.guard import RewindRequest
     from lmscale.train.rewinding import rewind
@@ -136,6 +137,7 @@ def _go_on(
         try:
             _train(run, stop, hooks)
         except RewindRequest as request:
+            heartbeat.phase("rewind")
             hooks.saver.finish()
             to_step = rewind(run, request)
             if attempt is not None:

@@ -23,7 +23,9 @@ class LocalTierConfig(Section):
     """A second, faster place on every node, for more frequent saves."""
 
     folder: str = ""
-    """On every node's own disk, or below /dev/shm; empty: none."""
+    """On every node's own disk, or below /dev/shm; environment variables in it are filled in.
+    Empty: none.
+    """
     every_minutes: float = Field(default=5.0, gt=0)
     """The newest one is kept, and the one before until that is committed."""
 

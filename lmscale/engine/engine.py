@@ -20,7 +20,7 @@ from lmscale.engine.deepspeed_config import render_deepspeed_config
 from lmscale.engine.masters import base_optimizer, held_slices, master_groups
 from lmscale.engine.muon import Matrix, Muon
 from lmscale.engine.optimizer import build_optimizer, plan_parameter_groups, reset_states
-from lmscale.engine.skip import gradient_norm, scalar, skipping
+from lmscale.engine.skip import clip_gradients, scalar, skipping
 from lmscale.errors import ConfigError
 from lmscale.runtime.collectives import gather_json
 
@@ -106,7 +106,9 @@ class Engine:
         skipped_before, scale_before = self.deepspeed.skipped_steps, self.loss_scale
         if isinstance(outer, torch.optim.Optimizer):
             # Stage 0 in fp32: torch's bare optimizer, for which DeepSpeed keeps no norm.
-            norm = gradient_norm(parameter for _, parameter in self.trained_parameters())
+            parameters = [parameter for _, parameter in self.trained_parameters()]
+            max_norm = self.config.optimizer.clip_norm
+            norm = clip_gradients(self.deepspeed, parameters, max_norm=max_norm)
             is_skipped = ~torch.isfinite(norm)
             with skipping(outer, is_skipped):
                 self.deepspeed.step()

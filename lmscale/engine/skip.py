@@ -9,15 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> Tensor:
-    """Of all gradients together, fp32 []; on their device, which is not waited for."""
+def clip_gradients(
+    deepspeed: Any, parameters: Iterable[torch.nn.Parameter], *, max_norm: float
+) -> Tensor:
+    """Scale the gradients down to ``max_norm`` (0: not at all), instead of the DeepSpeed engine.
+
+    Returns the norm of all of them together before that, fp32 []. DeepSpeed 0.19.8 would take it
+    again, sum it over the ranks, which all have the same, and copy two numbers from the host: each
+    copy waits for the device (runtime/utils.py, clip_grad_norm_).
+    """
+    deepspeed.gradient_clipping = _never
+    parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients).float()
+    norm = torch.nn.utils.get_total_norm(gradients).float()
+    if max_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+def _never() -> float:
+    return 0.0
 
 
 @contextmanager

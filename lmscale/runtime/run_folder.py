@@ -83,6 +83,8 @@ class RunStatus:
     manifest."""
     rewinds: tuple[Row, ...]
     """What the guard undid, oldest first."""
+    evidence: tuple[Path, ...]
+    """Files with what the guard knew when it acted, oldest step first."""
     faults: tuple[Row, ...]
     """What was made to fail on purpose, oldest first."""
     submissions: tuple[Row, ...]
@@ -153,6 +155,7 @@ def read_status(folder: str | Path) -> RunStatus:
         attempts=tuple(attempts),
         checkpoints=tuple(checkpoints),
         rewinds=tuple(read_rows(folder / REWINDS_FILE)),
+        evidence=tuple(sorted(folder.glob("guard/*/evidence.json"))),
         faults=tuple(read_rows(folder / FAULTS_FILE)),
         submissions=tuple(read_submissions(folder)),
         events=tuple(read_events(folder)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,16 +30,29 @@ class Trackers:
         self._folder = folder
         self._metrics = metrics
         self._events = events
+        # What to do in place of raising when the disk is full: rank 0 logs in the middle of what
+        # all ranks do together, so it may not end there alone.
+        self.on_no_space: Callable[[NoSpaceError], None] | None = None
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
         """Record a step's figures. None is left out; one that is not finite is null in JSON."""
         figures = {name: value for name, value in values.items() if value is not None}
         now = time.time()
         row: dict[str, Any] = {"step": step, "time": round(now, 3), **figures}
-        self._metrics.append(row)
-        with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
-            for name, value in figures.items():
-                self._events.add_scalar(name, float(value), step, walltime=now)
+        with self._noticing_full_disk():
+            self._metrics.append(row)
+            with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
+                for name, value in figures.items():
+                    self._events.add_scalar(name, float(value), step, walltime=now)
+
+    @contextmanager
+    def _noticing_full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except NoSpaceError as error:
+            if self.on_no_space is None:
+                raise
+            self.on_no_space(error)
 
     def log_text(self, name: str, text: str, *, step: int = 0) -> None:
         """Show text on TensorBoard's text page, in a fixed-width font as it is."""

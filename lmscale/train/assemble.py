@@ -229,9 +229,10 @@ def _open_at(
     heartbeat.tick()
     if engine is None:
         engine = build_run_engine(config, setting.plan, setting.device, fill=found is None)
-    heartbeat.phase("load")
     if found is not None:
+        heartbeat.phase("load")
         _load(found, engine, stream, ranks)
+        heartbeat.phase("start")
     return Run(
         config=config,
         ranks=ranks,

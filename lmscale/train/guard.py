@@ -302,6 +302,7 @@ class Guard:
             "guard/nonfinite_steps": self.state.nonfinite_steps,
             "guard/spike_steps": self.state.spike_steps,
             "guard/rewinds": len(self.rewinds),
+            "guard/jumped_samples": sum(rewind.jump_samples for rewind in self.rewinds),
         }
 
     def __call__(self, report: StepReport) -> None:

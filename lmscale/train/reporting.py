@@ -41,7 +41,7 @@ CHARTS = {
         "getting to the first step": ["goodput/(start|load)"],
     },
     "checkpoints": {
-        "seconds in which a save held the steps up": ["checkpoint/(stopped|waited)_seconds"],
+        "seconds in which a save held the steps up": ["checkpoint/(stopped|waited|copy)_seconds"],
         "seconds until it was committed": ["checkpoint/commit_seconds"],
         "bytes": ["checkpoint/bytes"],
         "GB/s": ["checkpoint/gigabytes_per_second"],

@@ -6,11 +6,11 @@ import logging
 import time
 
 from lmscale.checkpoint import load_manifest
-from lmscale.errors import CheckpointError, GuardError
+from lmscale.errors import CheckpointError
 from lmscale.runtime import heartbeat
 from lmscale.runtime.collectives import broadcast_object, failing_together
 from lmscale.train.assemble import Run
-from lmscale.train.guard import RewindRequest
+from lmscale.train.guard import RewindRequest, stop_error
 from lmscale.train.rewinds import (
     describe_no_checkpoint,
     is_undone,
@@ -37,7 +37,7 @@ def rewind(run: Run, request: RewindRequest) -> int:
             )
             if planned is None:
                 why = describe_no_checkpoint(request.divergence, committed)
-                raise GuardError([f"{request.divergence.why}, so the run stopped.", why])
+                raise stop_error(request.divergence, run.config.guard, run.rewinds, problem=why)
             record_rewind(run.folder, planned)
             to_step = planned.to_step
         heartbeat.tick()

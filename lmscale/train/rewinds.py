@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lmscale.checkpoint import Manifest
 from lmscale.config.safety import GuardConfig
 from lmscale.errors import DataError, NoSpaceError
 from lmscale.runtime.atomic import fsync_folder, writing
@@ -116,6 +117,13 @@ def is_undone(step: int, rewinds_in_history: int, rewinds: Sequence[Rewind]) -> 
     before it undoes it.
     """
     return any(step > rewind.to_step for rewind in rewinds[rewinds_in_history:])
+
+
+def describe_undone(manifest: Manifest, rewinds: Sequence[Rewind]) -> str | None:
+    """Why a checkpoint is not to be gone on from, or None."""
+    if is_undone(manifest.step, manifest.rewinds, rewinds):
+        return f"the guard has undone step {manifest.step} since"
+    return None
 
 
 def pending_jumps(

@@ -49,8 +49,11 @@ class Saver:
     ) -> None:
         """``ledger`` and ``trackers`` are rank 0's. Memory for the copy is taken here."""
         self.saved_step: int | None = None  # the last one that all ranks know to be committed
+        self.waited_step: int | None = None  # after which the loop has waited for a save
         self._run, self._counter, self._ledger = run, counter, ledger
         self._trackers, self._guard_state = trackers, guard_state
+        if trackers is not None:
+            trackers.on_no_space = self.refuse
         self._refusal: LmscaleError | None = None
         self._job: Job | None = None  # until all ranks have seen its outcome
         self._untold: tuple[Job, dict[str, float]] | None = None  # what a save has cost the loop
@@ -180,8 +183,9 @@ class Saver:
 
         As when the ledger lacks a row: no checkpoint may know of that step.
         """
-        logger.error("%s", error)
-        self._refusal = error
+        if self._refusal is None:
+            logger.error("%s", error)
+            self._refusal = error
 
     def finish(self) -> None:
         """Wait for what is under way, and raise its error, or ``refuse``'s. All ranks together."""
@@ -219,10 +223,7 @@ class Saver:
         }
         page = "checkpoint" if job.tier is None else "checkpoint_local"
         named = {f"{page}/{name}": value for name, value in figures.items()}
-        try:
-            self._trackers.log(self._counter.now.step, named)
-        except NoSpaceError as error:
-            self.refuse(error)
+        self._trackers.log(self._counter.now.step, named)
 
     def _make_way(self, *, may_skip: bool) -> bool:
         """Whether a save may begin: none is under way any more. All ranks get the same answer."""
@@ -239,7 +240,7 @@ class Saver:
 
     def _settle(self, job: Job) -> None:
         """Wait for it on all ranks, and take note of the outcome."""
-        self._job = None
+        self._job, self.waited_step = None, self._counter.now.step
         try:
             saved = self._writer.wait(job)
         except LeaseLostError:
@@ -252,6 +253,9 @@ class Saver:
         else:
             if job.tier is None:
                 self.saved_step = saved.step
+                is_last = saved.is_finite and saved.step == self._run.config.train.steps
+                if is_last and self._tier is not None:
+                    self._tier.clear()
 
     def _draft(self, reason: str, tier: LocalTier | None) -> Manifest | None:
         """Rank 0's manifest, but for what the files' writers know."""

@@ -282,6 +282,28 @@ def overtaken(folder, ranks):
     return gather_json([ended, committed])
 
 
+class LatePlace(LocalPlace):
+    """An older copy's manifest of step 2 comes late, right before ours."""
+
+    is_late = True
+
+    def commit(self, step, manifest):
+        if step == 2 and self.is_late:
+            self.is_late = False
+            (step_folder(self.root, 2) / MANIFEST).write_bytes(b"of an older copy")
+        return super().commit(step, manifest)
+
+
+def late(folder, ranks):
+    """What is there of step 2 in the end, and what of it is damaged."""
+    with opened_case(folder, "late", ranks, train__steps=4) as run:
+        place = LatePlace(run.place.root)
+        ended = try_to_train(replace(run, place=place))
+        files = load_manifest(place, 2).files
+        damage = [place.describe_damage(2, entry) for entry in files]
+        return gather_json([ended, len(files), damage, place.list_steps()])
+
+
 def lost(folder, ranks):
     """What the first rank sees that waits for a save when another one dies in it. The last part."""
     with opened_case(folder, "lost", ranks) as run:
@@ -311,4 +333,5 @@ PARTS = {
     "full": full,
     "refused": refused,
     "overtaken": overtaken,
+    "late": late,
 }

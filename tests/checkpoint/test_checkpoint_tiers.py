@@ -326,3 +326,35 @@ def test_ranks_of_two_nodes_take_a_checkpoint_only_if_each_finds_what_it_needs(t
     assert first_saw[0] == step
     reasons = [reason for reasons in first_saw[1] for reason in reasons]
     assert [why in reason for reason in reasons] == ([True] if why else [])
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory):
+    """What the starts of one run saw (tier_ranks.py)."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "data.txt").write_text(str(tiny_data))
+    run_starts(Path(__file__).with_name("tier_ranks.py"), folder, (2, 2, 2, 2))
+    return [json.loads((folder / f"saw-{number}.json").read_text()) for number in range(4)]
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_a_run_on_two_nodes_goes_on_from_their_own_disks(trained):
+    first, second = trained[:2]
+    newest = first["on the nodes"][0][0][0]
+    assert newest >= 3
+    assert all(steps[0] == newest and files == len(steps) for steps, files in first["on the nodes"])
+    assert first["began at"] == 0 and second["began at"] == newest
+    for step in first["losses"].keys() & second["losses"].keys():
+        assert first["losses"][step] == second["losses"][step]
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_a_run_that_comes_to_other_nodes_does_not_go_on_from_there(trained):
+    elsewhere, back = trained[2:]
+    assert elsewhere["began at"] == 0
+    assert elsewhere["losses"]["1"] == trained[0]["losses"]["1"]
+    # Back on its first nodes, where all is as it was: but it is undone since.
+    assert back["on the nodes"][0][0] == trained[1]["on the nodes"][0][0] != []
+    assert back["began at"] == 0

@@ -138,8 +138,12 @@ def test_the_status_tells_what_the_guard_did_and_that_faults_were_injected(run, 
     for rank in range(3):
         fault = {"time": 2000.0, "fault": f"kill:at=save.write,rank={rank}", "rank": rank}
         append_row(run / "faults.jsonl", {**fault, "step": 5, "pid": 1})
+    evidence = run / "guard" / "step-000000040-1" / "evidence.json"
+    evidence.parent.mkdir(parents=True)
+    evidence.write_text("{}")
     assert main(["runs", "status", str(run)]) == 0
     lines = lines_of(capsys)
+    assert f"guard's evidence {evidence}" in lines
     assert "guard            2 rewinds, 128 samples jumped, 1 non-finite step" in lines
     (last,) = [line for line in lines if "rewind 2 at" in line]
     assert last.endswith("from step 40 back to 20, 64 samples jumped: 3 steps in a row were spikes")

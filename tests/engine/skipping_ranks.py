@@ -11,6 +11,7 @@ import torch
 from forked_ranks import one_group
 from rank_cases import Case
 from tiny_run import tiny_config
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
     from lmscale.engine import Engine
@@ -57,6 +58,9 @@ def watch_steps(case: Case, ranks: Ranks) -> list[dict]:
 def watch(engine: Engine, reports: Iterable[StepReport], *, spoils: bool) -> Iterator[dict]:
     before = snapshot(engine)
     injection = None
+    reads = _HostReads()
+    # As the loop calls it; the engine itself is frozen.
+    type(engine).update = _counting(type(engine).update, reads)
     for report in reports:
         after = snapshot(engine)
         changed = [key for key in after if not torch.equal(after[key], before[key])]
@@ -64,6 +68,7 @@ def watch(engine: Engine, reports: Iterable[StepReport], *, spoils: bool) -> Ite
             "is_skipped": report.is_skipped,
             "gradient_norm": report.gradient_norm,
             "loss": report.loss,
+            "host_reads": reads.take(),
             "changed": changed,
             "finite": all(bool(torch.isfinite(tensor).all()) for tensor in after.values()),
             "kept": len(after),
@@ -75,6 +80,33 @@ def watch(engine: Engine, reports: Iterable[StepReport], *, spoils: bool) -> Ite
         # The last rank's alone: the others must hear of it.
         if spoils and report.step == BAD_STEP - 1:
             injection = inject(engine)
+
+
+class _HostReads(TorchDispatchMode):
+    """Counts the numbers that the host asks a tensor for: on a GPU it waits for each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self._count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+    def take(self) -> int:
+        count, self._count = self._count, 0
+        return count
+
+
+def _counting(update, reads: _HostReads):
+    update = getattr(update, "uncounted", update)
+
+    def counted(engine, **arguments):
+        with reads:
+            return update(engine, **arguments)
+
+    counted.uncounted = update
+    return counted
 
 
 def inject(engine: Engine):

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from forked_ranks import run_starts
 from rank_cases import Case
 from torch import nn
 
-from lmscale.engine.skip import gradient_norm, scalar, skipping
+from lmscale.engine.skip import clip_gradients, scalar, skipping
 
 STAGES = {
     f"{precision}-zero{stage}": {"engine.precision": precision, "engine.zero_stage": stage}
@@ -86,6 +87,18 @@ def test_adam_does_not_count_a_skipped_step(saw):
     # The bad one left them as they were: its "changed" is empty, as tested for all cases.
 
 
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_where_lmscale_itself_skips_the_host_reads_nothing_in_an_update(saw):
+    """DeepSpeed's own optimizers read the norm or an overflow in every step, good or bad."""
+    for name, by_rank in saw.items():
+        reads = [row["host_reads"] for rows in by_rank for row in rows]
+        if name in ("fp32-zero0", "sgd-zero0", "unclipped-zero0"):
+            assert set(reads) == {0}, name
+        else:
+            assert min(reads) >= 1, name
+
+
 def build(kind):
     parameters = [nn.Parameter(torch.arange(6.0).reshape(2, 3)), nn.Parameter(torch.ones(3))]
     if kind == "sgd":
@@ -116,7 +129,7 @@ def test_an_optimizer_of_any_kind_is_kept_from_its_step(kind, value):
     before = state_of(parameters, optimizer)
     fill(parameters)
     parameters[1].grad[1] = value
-    norm = gradient_norm(parameters)
+    norm = clip_gradients(SimpleNamespace(), parameters, max_norm=1.0)
     with skipping(optimizer, ~torch.isfinite(norm)):
         optimizer.step()
     after = state_of(parameters, optimizer)
@@ -125,6 +138,19 @@ def test_an_optimizer_of_any_kind_is_kept_from_its_step(kind, value):
     fill(parameters)
     optimizer.step()  # outside of the block nothing is left of it
     assert not any(torch.equal(a, b.detach()) for a, b in zip(before[:2], parameters, strict=True))
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 2.0, 100.0])
+def test_clipping_scales_all_gradients_by_their_norm_together(max_norm):
+    parameters, _ = build("fused")
+    fill(parameters, 2.0)
+    engine = SimpleNamespace(gradient_clipping=lambda: max_norm)
+    norm = clip_gradients(engine, parameters, max_norm=max_norm)
+    assert norm.item() == pytest.approx(6.0)  # 9 elements of 2
+    scale = max_norm / 6 if 0 < max_norm < 6 else 1.0
+    for parameter in parameters:
+        assert parameter.grad.flatten().tolist() == pytest.approx([2 * scale] * parameter.numel())
+    assert engine.gradient_clipping() == 0.0  # DeepSpeed does not do it once more
 
 
 def test_the_figures_are_one_tensor_whatever_they_were():
@@ -151,7 +177,7 @@ def test_the_host_does_not_wait_for_a_gpu_to_learn_whether_it_skips(value):
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        norm = gradient_norm(parameters)
+        norm = clip_gradients(SimpleNamespace(), parameters, max_norm=1.0)
         is_skipped = ~torch.isfinite(norm)
         with skipping(optimizer, is_skipped):
             optimizer.step()

@@ -12,7 +12,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from lmscale.checkpoint import load_model_weights, save_checkpoint
+from lmscale.checkpoint import LocalPlace, load_model_weights, save_checkpoint
 from lmscale.cli.evaluate import evaluate
 from lmscale.cli.generate import generate
 from lmscale.config import RunConfig, dump_config, plan_batches
@@ -54,7 +54,12 @@ def run(config: RunConfig, tokenizer) -> RunConfig:
             name_prefix="model.",
         )
         save_checkpoint(
-            config.folder / "checkpoints", engine, step=3, state={}, identity={}, ranks=Ranks()
+            LocalPlace(config.folder / "checkpoints"),
+            engine,
+            step=3,
+            state={},
+            identity={},
+            ranks=Ranks(),
         )
     return config
 

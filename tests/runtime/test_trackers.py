@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from lmscale.errors import DataError
+from lmscale.errors import NoSpaceError
 from lmscale.runtime.jsonl import read_rows
 from lmscale.runtime.trackers import EVENTS_FOLDER, METRICS_FILE, open_trackers
 
@@ -75,7 +75,9 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
         # Room for the head of the events' file, but not for a row of metrics.jsonl.
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         try:
-            with pytest.raises(DataError, match="No space is left .* while writing metrics.jsonl"):
+            with pytest.raises(
+                NoSpaceError, match="No space is left .* while writing metrics.jsonl"
+            ):
                 trackers.log(1, {f"loss of set {number}": 1.0 for number in range(100)})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -45,7 +45,7 @@ def append(path, evil):
 
 def read_tar(path):
     files = (RawFile(path=path, format="webdataset", bytes=path.stat().st_size, mtime_ns=0),)
-    source = CorpusSourceConfig(inputs=[str(path)])
+    source = CorpusSourceConfig(inputs=(str(path),))
     return list(read_source("web", source, files, BadRecords(source="web", limit=0)))
 
 

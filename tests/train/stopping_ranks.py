@@ -8,17 +8,18 @@ from forked_ranks import one_group
 from rank_cases import Case, opened
 from tiny_run import committed_steps
 
-from lmscale.cli.train import _train
+from lmscale.cli.train import _go_on
+from lmscale.cli.train_hooks import open_run_attempt
 from lmscale.evaluation.in_loop import Evaluator
 from lmscale.runtime.collectives import gather_json
 from lmscale.runtime.jsonl import read_rows
 from lmscale.runtime.stop import StoppedError, StopRequests
-from lmscale.runtime.votes import StopPoll
 from lmscale.stream.loader import LoadingStopped
 from lmscale.train.saver import Saver
 
 MOMENTS = ("starting", "saved 2", "scoring 3", "stalled after 1", "scoring 6")
 SETTINGS = {"train.steps": 6, "checkpoint.every_steps": 2, "evaluation.every_steps": 3}
+SETTINGS |= {"checkpoint.asynchronous": False}  # a save that the loop waits for
 
 
 def start(folder, number):
@@ -34,15 +35,18 @@ def stop_when(moment, folder, ranks):
     sets = {"evaluation.sets": {"a": f"{data}/shards/a/train"}}
     case = Case(name=moment, data=data, folder=str(folder / moment), overrides=SETTINGS | sets)
     moments = {"starting"}
-    poll = StopPoll(lambda: "SIGUSR1" if ranks.rank == 1 and moment in moments else None)
+
+    def requested():
+        return "SIGUSR1" if ranks.rank == 1 and moment in moments else None
+
     with opened(case, ranks) as run, pytest.MonkeyPatch.context() as patch:
         note_moments(patch, moments)
         if moment == "stalled after 1" and ranks.rank == 1:
             run = replace(run, loader=stalling(run.loader, moments))
         reason = None
-        with StopRequests(run.folder) as stop:
+        with StopRequests(run.folder) as stop, open_run_attempt(run, began_at=0.0) as attempt:
             try:
-                _train(run, stop, poll, began_at=0.0)
+                _go_on(run, stop, requested, attempt)
             except StoppedError as stopped:
                 reason = stopped.reason
     ends = [row["reason"] for row in read_rows(run.folder / "attempts.jsonl") if "reason" in row]
@@ -53,9 +57,9 @@ def stop_when(moment, folder, ranks):
 def note_moments(patch, moments):
     save, score = Saver.save, Evaluator.score
 
-    def noted_save(self):
-        save(self)
-        moments.add(f"saved {self.saved_step}")
+    def noted_save(self, **how):
+        save(self, **how)
+        moments.add(f"saved {self._counter.now.step}")
 
     def noted_score(self, step, *rest, **more):
         moments.add(f"scoring {step}")

@@ -1,0 +1,55 @@
+"""A disk that fills up while a run trains: it ends with 75 on every rank, and is whole."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from tiny_run import committed_steps, launch, run_lmscale, write_tiny_config
+
+from lmscale.cli.main import main
+
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
+
+SETTINGS = {"batch.micro_windows": 3, "checkpoint.every_steps": 3, "stream.workers": 0}
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """No file of the processes that are started in here can grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.jsonl"])
+def test_when_rank_0_cannot_write_its_rows_all_ranks_end_with_75_and_nothing_is_lost(
+    tiny_data, tmp_path, name
+):
+    run = tmp_path / "run"
+    config = write_tiny_config(tmp_path / "tiny.yaml", tiny_data, run, SETTINGS)
+    ended = launch(config, 2, {"train.steps": 3})
+    assert ended.code == 0, ended.output
+    # Larger than any file of a checkpoint, and with room for a row or two, but not for all.
+    path = run / name
+    lines = path.read_text().splitlines()
+    row = json.dumps({**json.loads(lines[0]), "note": "x" * 1_000_000})
+    path.write_text("\n".join([row, *lines[1:]]) + "\n")
+    with largest_file(path.stat().st_size + 600):
+        ended = launch(config, 2, {"train.steps": 30})
+    assert ended.code == 75, ended.output
+    assert f"No space is left in {run} while writing {name}" in ended.output
+    assert "Traceback" not in ended.output
+    saved = committed_steps(run)
+    assert saved and saved[-1] < 30
+    ended = run_lmscale("train", config, "--set", "train.steps=30")
+    assert ended.code == 0, ended.output
+    assert committed_steps(run)[-1] == 30
+    if name != "ledger.jsonl":  # whose first row has been tampered with
+        assert main(["runs", "audit", str(run)]) == 0
