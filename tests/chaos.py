@@ -155,8 +155,8 @@ class Chaos:
         newest = self.folder_of(whole[-1]) if len(whole) > 1 else None
         if plan.damage == "torn":
             torn = self.folder_of(self.steps_done() + draw.choice((0, 1)))
-            if torn.exists():
-                return ""
+            if torn.exists() or not (self.run / "config.yaml").exists():
+                return ""  # a run freezes its configuration before it saves
             torn.mkdir(parents=True)
             (torn / "rank-00000.safetensors").write_bytes(draw.randbytes(5000))
         elif plan.damage == "ledger":

@@ -143,7 +143,8 @@ def plan_attempt(family: Family, seed: int, number: int, *, start: int) -> Attem
     harmless = [_plan_harmless(k, draw, num_ranks, start, at_step, every) for k in kinds]
     if deadly == "divergence":
         harmless += [f"nan:rank=0,step={step}" for step in (at_step, at_step + 1)]
-    is_cut = deadly in ("kill", "kill all") and draw.random() < 0.15
+    # Not the run's first one: a run whose checkpoints are all damaged does not start from scratch.
+    is_cut = start > 0 and deadly in ("kill", "kill all") and draw.random() < 0.15
     if is_cut:
         at = draw.choice(("save.written", "save.committed"))
         rank = 0 if at in RANK0_MOMENTS else draw.randrange(num_ranks)

@@ -281,9 +281,11 @@ def find_resumable(place: Place, ranks: Ranks) -> Manifest | None:
     return None if found is None else found.manifest
 
 
-def find_sound(place: Place) -> Manifest | None:
+def find_sound(
+    place: Place, undone: Callable[[Manifest], str | None] = lambda manifest: None
+) -> Manifest | None:
     """The same for one process alone, such as an evaluation; it hashes everything itself."""
-    found = next(Search([place], None), None)
+    found = next(Search([place], None, undone=undone), None)
     return None if found is None else found.manifest
 
 

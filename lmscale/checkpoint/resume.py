@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
@@ -279,20 +279,33 @@ def load_model_weights(run_folder: Path, step: int | None = None) -> dict[str, T
 
 
 def load_weights(
-    place: Place, step: int | None = None, *, origin: str | None = None
+    place: Place,
+    step: int | None = None,
+    *,
+    origin: str | None = None,
+    undone: Callable[[Manifest], str | None] = lambda manifest: None,
 ) -> dict[str, Tensor]:
     """All of a model's weights, whole, on the CPU, as ``iterate_weights`` gives them.
 
     ``step`` None takes the newest checkpoint that verifies and is finite. Needs neither ranks nor
     DeepSpeed's engine. Raises ``CheckpointError`` when there is none or its files are damaged.
     """
-    return dict(iterate_weights(place, find_weights(place, step, origin=origin)))
+    return dict(iterate_weights(place, find_weights(place, step, origin=origin, undone=undone)))
 
 
-def find_weights(place: Place, step: int | None = None, *, origin: str | None = None) -> Manifest:
-    """The checkpoint of ``step``, verified; None: the newest that verifies and is finite."""
+def find_weights(
+    place: Place,
+    step: int | None = None,
+    *,
+    origin: str | None = None,
+    undone: Callable[[Manifest], str | None] = lambda manifest: None,
+) -> Manifest:
+    """The checkpoint of ``step``, verified; None: the newest that verifies and is finite.
+
+    ``undone`` says why one does not belong to the run's history any more, or None.
+    """
     if step is None:
-        manifest = find_sound(place)
+        manifest = find_sound(place, undone)
         if manifest is None:
             raise CheckpointError(
                 f"{origin or place.location} has no checkpoint yet. Train it first: "

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from lmscale.checkpoint.find import Found, PassedOver
 from lmscale.runtime.jsonl import append_row, mend_tail
-
-RESUMES_FILE = "resumes.jsonl"
+from lmscale.runtime.run_folder import RESUMES_FILE
 
 
 def record_resume(run_folder: Path, found: Found | None, passed_over: Sequence[PassedOver]) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lmscale.runtime.jsonl import Row
     from lmscale.runtime.run_folder import LastCheckpoint, RunStatus
 
-MAX_REWINDS = 5
+MAX_SHOWN = 5
 _CAUSES = {
     "productive": "in steps that count",
     "redone": "in steps done again after a restart",
@@ -74,6 +74,9 @@ def render_checkpoints(
         count = f"{len(failed)} attempt{'s'[: len(failed) > 1]} ended because a save failed"
         text = f"{count}, the last at {render_time(latest['time'])} ({latest['reason']})"
         lines.append(render_line("failed saves", text))
+    for row in status.passed_over[-MAX_SHOWN:]:
+        text = f"{row['checkpoint']} at {render_time(row['time'])}: {'; '.join(row['why'])}"
+        lines.append(render_line("passed over", text))
     return lines
 
 
@@ -96,13 +99,13 @@ def render_guard(status: RunStatus) -> list[str]:
     parts = [f"{part} jumped" if " sample" in part else part for part in parts]
     if parts:
         lines.append(render_line("guard", ", ".join(parts)))
-    if len(rewinds) > MAX_REWINDS:
-        lines.append(render_line("", f"{len(rewinds) - MAX_REWINDS:,} earlier rewinds: --json"))
-    for row in rewinds[-MAX_REWINDS:]:
+    if len(rewinds) > MAX_SHOWN:
+        lines.append(render_line("", f"{len(rewinds) - MAX_SHOWN:,} earlier rewinds: --json"))
+    for row in rewinds[-MAX_SHOWN:]:
         text = f"rewind {row['number']} at {render_time(row['time'])}: from step "
         text += f"{row['at_step']:,} back to {row['to_step']:,}, {row['jump_samples']:,} samples "
         lines.append(render_line("", f"{text}jumped: {row['why']}"))
-    lines += [render_line("guard's evidence", path) for path in status.evidence[-MAX_REWINDS:]]
+    lines += [render_line("guard's evidence", path) for path in status.evidence[-MAX_SHOWN:]]
     return lines
 
 
@@ -143,6 +146,7 @@ def health_json(status: RunStatus, last: LastCheckpoint | None) -> Mapping[str, 
     return {
         "last_checkpoint": last and asdict(last),
         "failed_saves": list(status.failed_saves),
+        "passed_over": list(status.passed_over),
         "rewinds": list(status.rewinds),
         "evidence": list(map(str, status.evidence)),
         "faults": list(status.faults),

@@ -27,6 +27,11 @@ def with_absolute_places(config: RunConfig) -> RunConfig:
     tree["run"]["folder"] = absolute_location(str(config.folder))
     for section in ("corpus", "tokenizer", "shards"):
         tree[section]["folder"] = absolute_location(tree[section]["folder"])
+    saves = tree["checkpoint"]
+    saves["folder"] = saves["folder"] and absolute_location(saves["folder"])
+    local = saves["local"]
+    if local["folder"] and not local["folder"].startswith("$"):  # every node's own, at run time
+        local["folder"] = absolute_location(local["folder"])
     cache = tree["stream"]["cache"]
     cache["folder"] = cache["folder"] and absolute_location(cache["folder"])
     for source in tree["stream"]["sources"].values():

@@ -191,7 +191,8 @@ def _read_members(tar: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
         file = tar.extractfile(member) if _may_hold_text(member) else None
         if file is not None:
             yield {"fname": member.name, "data": file.read(), "__url__": str(path)}
-        tar.members = []  # or a large tar would keep all of them
+        # Or a large tar would keep all of them.
+        tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _may_hold_text(member: tarfile.TarInfo) -> bool:

@@ -16,6 +16,7 @@ from lmscale.errors import CheckpointError
 from lmscale.model.transformer import Transformer, build_model
 from lmscale.runtime.run_folder import load_run_config
 from lmscale.tokenizer import Tokenizer, load_tokenizer
+from lmscale.train.rewinds import describe_undone, read_rewinds
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,7 +38,13 @@ def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedR
     """
     config = load_run_config(folder)
     tokenizer = load_tokenizer(Path(config.tokenizer.folder))
-    weights = load_weights(open_place(config, folder), step, origin=str(folder))
+    rewinds = read_rewinds(folder)
+    weights = load_weights(
+        open_place(config, folder),
+        step,
+        origin=str(folder),
+        undone=lambda manifest: describe_undone(manifest, rewinds),
+    )
     precision = config.engine.precision
     dtype = _DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]
     with torch.device("meta"):

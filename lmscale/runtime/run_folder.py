@@ -32,6 +32,7 @@ from lmscale.runtime.trackers import METRICS_FILE
 
 LEDGER_FILE = "ledger.jsonl"
 REWINDS_FILE = "rewinds.jsonl"
+RESUMES_FILE = "resumes.jsonl"
 FAULTS_FILE = "faults.jsonl"
 EVENTS_FILE = "events.jsonl"
 _EVERY_EVENT = {"event", "time", "submission", "job", "restart"}
@@ -83,6 +84,8 @@ class RunStatus:
     manifest."""
     rewinds: tuple[Row, ...]
     """What the guard undid, oldest first."""
+    passed_over: tuple[Row, ...]
+    """Checkpoints that starts did not take, oldest start first: time, checkpoint, why."""
     evidence: tuple[Path, ...]
     """Files with what the guard knew when it acted, oldest step first."""
     faults: tuple[Row, ...]
@@ -155,6 +158,11 @@ def read_status(folder: str | Path) -> RunStatus:
         attempts=tuple(attempts),
         checkpoints=tuple(checkpoints),
         rewinds=tuple(read_rows(folder / REWINDS_FILE)),
+        passed_over=tuple(
+            {"time": row["time"], **one}
+            for row in read_rows(folder / RESUMES_FILE)
+            for one in row["passed_over"]
+        ),
         evidence=tuple(sorted(folder.glob("guard/*/evidence.json"))),
         faults=tuple(read_rows(folder / FAULTS_FILE)),
         submissions=tuple(read_submissions(folder)),

@@ -34,7 +34,7 @@ from lmscale.tokenizer import Tokenizer, load_tokenizer
 from lmscale.train.folder import freeze_run, identity_of
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import Progress
-from lmscale.train.rewinds import Rewind, is_undone, pending_jumps, read_rewinds
+from lmscale.train.rewinds import Rewind, describe_undone, pending_jumps, read_rewinds
 
 logger = logging.getLogger(__name__)
 
@@ -158,9 +158,7 @@ def _search(setting: _Setting) -> Search:
             starts = read_starts(setting.config.folder)
 
     def undone(manifest: Manifest) -> str | None:
-        if is_undone(manifest.step, manifest.rewinds, setting.rewinds):
-            return f"the guard has undone step {manifest.step} since"
-        return describe_superseded(manifest, starts)
+        return describe_undone(manifest, setting.rewinds) or describe_superseded(manifest, starts)
 
     engine = setting.config.engine
     node_place = None
