@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,15 +121,23 @@ def look_at(place: Place, step: int) -> Candidate:
 
 
 def delete_old_checkpoints(
-    place: Place, config: CheckpointConfig, run_folder: Path, *, newest: int
+    place: Place,
+    config: CheckpointConfig,
+    run_folder: Path,
+    *,
+    newest: int,
+    spared: Callable[[Sequence[int]], int | None] = lambda steps: None,
 ) -> tuple[int, ...]:
     """Apply the retention rule, and clear away what interrupted saves and deletions left.
 
-    Rank 0 calls this alone, after it committed a good checkpoint of step ``newest``. Returns the
-    steps of the checkpoints that went.
+    Rank 0 calls this alone, after it committed a good checkpoint of step ``newest``. ``spared``
+    names one of the committed steps that is kept as well. Returns the steps of the checkpoints that
+    went.
     """
     steps = place.list_steps()
-    doomed = _plan(place, config, run_folder, steps, newest=newest)
+    planned = _plan(place, config, run_folder, steps, newest=newest)
+    kept = spared([step for step in steps if step <= newest])
+    doomed = tuple(step for step in planned if step != kept)
     for step in doomed:
         place.delete(step)
     for step in place.list_steps(committed=False):

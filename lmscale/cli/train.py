@@ -79,6 +79,7 @@ def _requested_as_well(stop: StopRequests, error: Exception) -> str | None:
 def _run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: float) -> None:
     from lmscale.cli.train_hooks import open_run_attempt
     from lmscale.runtime import faults
+    from lmscale.runtime.collectives import failing_together
     from lmscale.runtime.device import select_device
     from lmscale.runtime.logs import setup_logging
     from lmscale.runtime.ranks import open_process_group
@@ -91,7 +92,8 @@ def _run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: float) -
         stack.enter_context(open_process_group(ranks, device, group_timeout(config.watch)))
         lease = stack.enter_context(claim_folder(config, ranks))
         setup_logging(config.folder, ranks)
-        faults.arm(allowed=config.run.allow_faults, rank=ranks.rank, folder=config.folder)
+        with failing_together():
+            faults.arm(allowed=config.run.allow_faults, rank=ranks.rank, folder=config.folder)
         stop.discard_stale_file()
         stack.enter_context(open_watch(config.folder, config.watch, ranks))
 

@@ -59,7 +59,7 @@ class Hooks:
             return  # that one is raised by the next step
         if reason is not None:
             raise StoppedError(reason)
-        if report.step in (self.saver.saved_step, self.evaluator.scored_step):
+        if report.step in (self.saver.waited_step, self.evaluator.scored_step):
             self.poll.now()  # that may have taken minutes, and a step takes one
 
     def save_requested(self) -> tuple[str, ...]:
@@ -108,13 +108,13 @@ def open_hooks(
     from lmscale.train.evidence import GuardHook
     from lmscale.train.hooks import ProgressCounter, ledger_hook
     from lmscale.train.reporting import open_reporting
-    from lmscale.train.saver import Saver
+    from lmscale.train.saver import Saver, writing_rows
 
     start = run.start
     with ExitStack() as stack:
         counter = ProgressCounter(start)
         guard = _build_guard(run)
-        each: list[Hook] = [counter]
+        rows: list[Hook] = []
         ledger = trackers = None
         with failing_together():
             if attempt is not None:
@@ -126,12 +126,13 @@ def open_hooks(
                     open_reporting(run, counter, attempt, more_figures=guard.figures)
                 )
                 trackers = reporting.trackers
-                each += [ledger_hook(ledger), *reporting.hooks]
+                rows = [ledger_hook(ledger), *reporting.hooks]
             heartbeat.tick()
         saver = Saver(
             run=run, counter=counter, ledger=ledger, trackers=trackers, guard_state=guard.to_json
         )
         stack.callback(saver.close)
+        each: list[Hook] = [counter, *(writing_rows(hook, saver) for hook in rows)]
 
         def asked() -> str | None:
             return SAVE_FAILED if saver.failed() else requested()

@@ -7,12 +7,19 @@ from pathlib import Path
 
 from lmscale.config.load import load_config
 from lmscale.config.run import RunConfig
-from lmscale.config.run_files import SLURM_FOLDER, STOP_FILE, WATCH_FILE
+from lmscale.config.run_files import (
+    FAULTS_FILE,
+    SAVE_FILE,
+    SLURM_FOLDER,
+    STOP_FILE,
+    WATCH_FILE,
+)
 from lmscale.errors import ConfigError, LmscaleError
 
 CONFIG_FILE = "config.yaml"
 # What a launcher, or a start that did not come far, may have put there.
-_HARMLESS = {"logs", STOP_FILE, SLURM_FOLDER, "lease.json", "heartbeats", WATCH_FILE}
+_HARMLESS = {"logs", STOP_FILE, SAVE_FILE, SLURM_FOLDER, "lease.json", "heartbeats", WATCH_FILE}
+_HARMLESS |= {FAULTS_FILE}
 
 
 def check_folder(folder: Path, config: RunConfig) -> None:

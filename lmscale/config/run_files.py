@@ -16,6 +16,7 @@ SUBMISSIONS_FILE = "submissions.jsonl"  # in either of these
 SWEEP_FILE = "sweep.json"  # in the root of a sweep
 STOP_FILE = "stop"  # asks a run to save and to end
 SAVE_FILE = "save"  # asks a run to save and to go on
+FAULTS_FILE = "faults.jsonl"  # what was made to fail on purpose
 WATCH_FILE = "watch.jsonl"  # what the watchdog saw
 STEP_FOLDER = re.compile(r"step-(\d{9,})")  # of a checkpoint, below checkpoints/
 ALIVE_SECONDS = 120.0  # a step longer than this shows as silence, unless the heartbeat runs

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from lmscale.config.run_files import FAULTS_FILE
 from lmscale.errors import ConfigError
 from lmscale.runtime.jsonl import append_row, mend_tail, read_rows
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 VARIABLE = "LMSCALE_FAULTS"
-FAULTS_FILE = "faults.jsonl"
 _CHILD_VARIABLE = "LMSCALE_FAULTS_OF"  # what a rank's loader workers arm themselves with
 
 STEP_MOMENTS = ("step.begin", "step.forward", "step.gradient", "step.update")

@@ -14,6 +14,7 @@ from lmscale.config.ownership import CONFIG_FILE
 from lmscale.config.run_files import (
     ALIVE_SECONDS,
     DATA_SLURM_FOLDER,
+    FAULTS_FILE,
     SLURM_FOLDER,
     STEP_FOLDER,
     SWEEP_FILE,
@@ -33,7 +34,6 @@ from lmscale.runtime.trackers import METRICS_FILE
 LEDGER_FILE = "ledger.jsonl"
 REWINDS_FILE = "rewinds.jsonl"
 RESUMES_FILE = "resumes.jsonl"
-FAULTS_FILE = "faults.jsonl"
 EVENTS_FILE = "events.jsonl"
 _EVERY_EVENT = {"event", "time", "submission", "job", "restart"}
 _EVENT_KEYS = {

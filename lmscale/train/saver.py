@@ -26,6 +26,7 @@ from lmscale.train.assemble import Run
 from lmscale.train.hooks import Hook, ProgressCounter
 from lmscale.train.loop import StepReport
 from lmscale.train.probe import measure_probe
+from lmscale.train.rewinds import find_rewindable
 
 logger = logging.getLogger(__name__)
 
@@ -299,7 +300,14 @@ class Saver:
         # One that is not finite will not be resumed from: it may push no good one out.
         if manifest.is_finite:
             config = self._run.config
-            delete_old_checkpoints(place, config.checkpoint, config.folder, newest=manifest.step)
+            delete_old_checkpoints(
+                *(place, config.checkpoint, config.folder),
+                newest=manifest.step,
+                # What the guard would go back to, were the next step a divergence.
+                spared=lambda steps: find_rewindable(
+                    steps, newest=manifest.step, config=config.guard
+                ),
+            )
 
     def _make_room(self, place: Place, step: int) -> tuple[int, ...]:
         config = self._run.config
