@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmscale.checkpoint.find import load_manifest
@@ -24,7 +24,7 @@ class Candidate:
 
     step: int
     is_good: bool = True
-    """It is finite, and its manifest can be read."""
+    """It is finite, its manifest can be read, and no start has passed it over."""
     is_asked: bool = False
     """Somebody asked for it: it is kept until somebody removes it."""
 
@@ -126,16 +126,18 @@ def delete_old_checkpoints(
     run_folder: Path,
     *,
     newest: int,
+    distrusted: Collection[int] = (),
     spared: Callable[[Sequence[int]], int | None] = lambda steps: None,
 ) -> tuple[int, ...]:
     """Apply the retention rule, and clear away what interrupted saves and deletions left.
 
-    Rank 0 calls this alone, after it committed a good checkpoint of step ``newest``. ``spared``
+    Rank 0 calls this alone, after it committed a good checkpoint of step ``newest``. The
+    ``distrusted`` steps were passed over: none of them counts as one to go on from. ``spared``
     names one of the committed steps that is kept as well. Returns the steps of the checkpoints that
     went.
     """
     steps = place.list_steps()
-    planned = _plan(place, config, run_folder, steps, newest=newest)
+    planned = _plan(place, config, run_folder, steps, newest=newest, distrusted=distrusted)
     kept = spared([step for step in steps if step <= newest])
     doomed = tuple(step for step in planned if step != kept)
     for step in doomed:
@@ -147,24 +149,36 @@ def delete_old_checkpoints(
 
 
 def free_space(
-    place: Place, config: CheckpointConfig, run_folder: Path, *, saving: int
+    place: Place,
+    config: CheckpointConfig,
+    run_folder: Path,
+    *,
+    saving: int,
+    distrusted: Collection[int] = (),
 ) -> tuple[int, ...]:
     """Make room for the checkpoint of step ``saving`` on a full disk; returns the steps that went.
 
     What interrupted saves left goes, and all checkpoints but the newest good one and those that are
-    kept for good.
+    kept for good. The ``distrusted`` steps, which were passed over, are not good.
     """
     torn = [step for step in place.list_steps(committed=False) if step != saving]
     steps = [step for step in place.list_steps() if step != saving]
     only_one = config.model_copy(update={"keep_last": 1})
-    doomed = _plan(place, only_one, run_folder, steps, newest=saving)
-    for step in (*torn, *doomed):
+    doomed = _plan(place, only_one, run_folder, steps, newest=saving, distrusted=distrusted)
+    useless = [step for step in steps if step in distrusted and step not in doomed]
+    for step in (*torn, *useless, *doomed):
         place.delete(step)
-    return (*torn, *doomed)
+    return (*torn, *useless, *doomed)
 
 
 def _plan(
-    place: Place, config: CheckpointConfig, run_folder: Path, steps: Sequence[int], *, newest: int
+    place: Place,
+    config: CheckpointConfig,
+    run_folder: Path,
+    steps: Sequence[int],
+    *,
+    newest: int,
+    distrusted: Collection[int],
 ) -> tuple[int, ...]:
     rule = plan_rule(config, steps, run_folder)
     candidates: list[Candidate] = []
@@ -172,5 +186,6 @@ def _plan(
         # Its manifest is read only where it decides: a remote place is asked for each.
         num_good = sum(c.is_good for c in candidates if c.step <= newest)
         is_clear = step > newest or (num_good >= rule.keep_last and _is_chosen(step, rule))
-        candidates.append(Candidate(step=step) if is_clear else look_at(place, step))
+        candidate = Candidate(step=step) if is_clear else look_at(place, step)
+        candidates.append(replace(candidate, is_good=False) if step in distrusted else candidate)
     return plan_retention(candidates, rule, newest=newest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Run:
     guard_state: dict[str, Any] | None  # at the start, as the guard had left it
     rewinds: tuple[Rewind, ...]  # of the whole run, oldest first; all are behind the start
     lease: Lease  # this rank's
+    passed_over: frozenset[int] = frozenset()  # steps of checkpoints that this start did not take
 
     @property
     def folder(self) -> Path:
@@ -128,7 +129,9 @@ def open_run(
                 record_resume(config.folder, found, search.passed_over)
             heartbeat.tick()
         logger.info(describe_start(config, plan, device, run.start))
-        yield run
+        name_of = setting.place.name_of
+        passed = {one.step for one in search.passed_over if one.name == name_of(one.step)}
+        yield replace(run, passed_over=frozenset(passed))
 
 
 def _prepare_place(config: RunConfig, ranks: Ranks, lease: Lease) -> Place:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lmscale.checkpoint import delete_old_checkpoints, free_space
@@ -55,6 +55,7 @@ class Saver:
         self._trackers, self._guard_state = trackers, guard_state
         if trackers is not None:
             trackers.on_no_space = self.refuse
+        self._distrusted = set(run.passed_over)  # the writer's thread of rank 0 alone uses it
         self._refusal: LmscaleError | None = None
         self._job: Job | None = None  # until all ranks have seen its outcome
         self._untold: tuple[Job, dict[str, float]] | None = None  # what a save has cost the loop
@@ -298,20 +299,26 @@ class Saver:
 
     def _tidy(self, place: Place, manifest: Manifest) -> None:
         # One that is not finite will not be resumed from: it may push no good one out.
+        self._distrusted.discard(manifest.step)
         if manifest.is_finite:
             config = self._run.config
             delete_old_checkpoints(
                 *(place, config.checkpoint, config.folder),
                 newest=manifest.step,
-                # What the guard would go back to, were the next step a divergence.
-                spared=lambda steps: find_rewindable(
-                    steps, newest=manifest.step, config=config.guard
-                ),
+                distrusted=self._distrusted,
+                spared=lambda steps: self._rewindable(steps, manifest.step),
             )
+
+    def _rewindable(self, steps: Sequence[int], newest: int) -> int | None:
+        """What the guard would go back to, were the next step a divergence."""
+        trusted = [step for step in steps if step not in self._distrusted]
+        return find_rewindable(trusted, newest=newest, config=self._run.config.guard)
 
     def _make_room(self, place: Place, step: int) -> tuple[int, ...]:
         config = self._run.config
-        return free_space(place, config.checkpoint, config.folder, saving=step)
+        return free_space(
+            *(place, config.checkpoint, config.folder), saving=step, distrusted=self._distrusted
+        )
 
 
 def writing_rows(hook: Hook, saver: Saver) -> Hook:

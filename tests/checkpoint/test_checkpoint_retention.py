@@ -195,3 +195,25 @@ def test_a_full_disk_takes_all_but_the_last_good_one_and_those_kept_for_good(pla
     assert place.list_steps() == [10, 8, 5, 4]  # 10 is newer than the last good one
     assert place.list_steps(committed=False) == [12]
     assert free_space(place, config, tmp_path, saving=12) == ()
+
+
+def test_a_checkpoint_that_a_start_has_passed_over_is_not_the_last_good_one(place, tmp_path):
+    for step in (2, 4, 6):
+        write(place, step)
+    config = CheckpointConfig(keep_last=2)
+    # 6 is damaged, which only reading all of it shows, so the run has gone on from 4.
+    assert free_space(place, config, tmp_path, saving=7, distrusted={6}) == (6, 2)
+    assert place.list_steps() == [4]
+    for step in (6, 8):
+        write(place, step)
+    config = CheckpointConfig(keep_last=1)
+    delete_old_checkpoints(place, config, tmp_path, newest=8, distrusted={6})
+    assert place.list_steps() == [8]
+
+
+def test_what_a_rewind_would_need_stays(place, tmp_path):
+    for step in (2, 4, 6, 8):
+        write(place, step)
+    config = CheckpointConfig(keep_last=1)
+    spared = lambda steps: min(steps, default=None)  # noqa: E731
+    assert delete_old_checkpoints(place, config, tmp_path, newest=8, spared=spared) == (6, 4)
