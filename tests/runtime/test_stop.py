@@ -111,14 +111,21 @@ def test_only_the_rank_that_watches_the_save_file_sees_and_removes_it(tmp_path):
 
 
 def test_a_save_that_was_asked_for_before_anybody_listened_is_remembered(tmp_path):
-    """A launcher starts a rank with the signal blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [SAVE_SIGNAL])
-    try:
+    """A launcher starts a rank with the signal blocked: in a process without other threads."""
+    program = """
+        import os, signal, sys, time
+        from lmscale.runtime.stop import SAVE_SIGNAL, StopRequests
+
+        signal.pthread_sigmask(signal.SIG_BLOCK, [SAVE_SIGNAL])
         os.kill(os.getpid(), SAVE_SIGNAL)
-        with StopRequests(tmp_path) as stop:
-            wait_for_save(stop)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with StopRequests(sys.argv[1]) as stop:
+            deadline = time.monotonic() + float(sys.argv[2])
+            while not stop.save_asked() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            sys.exit(0 if stop.save_asked() else 1)
+    """
+    arguments = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path), str(SOON)]
+    assert subprocess.run(arguments, check=False).returncode == 0
 
 
 def test_a_stop_file_is_a_request_until_it_was_obeyed(tmp_path):
