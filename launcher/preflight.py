@@ -12,10 +12,16 @@ is one (``launcher.cordon``); by ``cordon`` and ``lift`` people do.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    # Asks the ranks for a save, and may come before there are any, or while this still imports.
+    # What measures inherits it.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -349,6 +355,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Asks the ranks for a save, and may come before there are any; what measures inherits this.
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     sys.exit(main())

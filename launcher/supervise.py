@@ -62,12 +62,15 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, SAVE_SIGNAL):
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish stands
                 self._previous[number] = signal.signal(number, self._remember)
+        # `lmscale` blocks it from its first line on; what has come since then is heard now.
+        self._previous_mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, (SAVE_SIGNAL,))
         return self
 
     def __exit__(self, *exception: object) -> None:
         for rank in self._ranks.values():
             _signal_group(rank.process.pid, signal.SIGKILL)
             rank.process.wait()
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._previous_mask)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -7,12 +7,15 @@ the batch script goes by: it starts a run again after 1, with a brake, and never
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1  # a bug, a hang, or what may pass by itself: worth another start
-EXIT_USER = 2  # the user's mistake: config, data, arguments, a full disk
-EXIT_RESUMABLE = 75  # stopped early on request; the launcher requeues (EX_TEMPFAIL of sysexits.h)
+EXIT_USER = 2  # the user's mistake: config, data, arguments, no room before the first step
+# Ended early, and another start goes on from what was committed: on request, or because of what an
+# error says (a full disk, a rank that went wrong). The batch script requeues; EX_TEMPFAIL.
+EXIT_RESUMABLE = 75
 EXIT_GUARD = 76  # stopped by the guard: the loss is not finite or has diverged
 
 
@@ -20,6 +23,10 @@ class LmscaleError(Exception):
     """One or more problems a person can act on, all reported at once."""
 
     exit_code = EXIT_USER
+    summary = ""
+    """In a few words, of a fault that ends a run with ``EXIT_RESUMABLE`` though nobody asked it to:
+    the batch script names it, and counts it like a failure.
+    """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems: tuple[str, ...] = (
@@ -60,12 +67,29 @@ class NoSpaceError(LmscaleError):
     """A run's disk is full, also after its old checkpoints went; what was committed is whole."""
 
     exit_code = EXIT_RESUMABLE
+    summary = "disk full"
 
 
 class CorruptionError(LmscaleError):
     """A rank's memory or arithmetic went wrong without a sign: it differs from the other ranks."""
 
     exit_code = EXIT_RESUMABLE
+
+    def __init__(
+        self,
+        problems: str | Sequence[str],
+        *,
+        summary: str = "the ranks differ",
+        bad_nodes: Mapping[str, str] | None = None,
+    ) -> None:
+        """``bad_nodes``: node → reason, of those that are certainly at fault."""
+        super().__init__(problems)
+        self.summary = summary
+        self.bad_nodes = dict(bad_nodes or {})
+
+    def __reduce__(self):
+        keywords = {"summary": self.summary, "bad_nodes": self.bad_nodes}
+        return (partial(type(self), **keywords), (self.problems,))
 
 
 class GuardError(LmscaleError):

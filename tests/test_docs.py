@@ -16,7 +16,7 @@ import typer.main
 from config_reference import PAGE, replace_reference
 
 import lmscale
-from lmscale.cli.main import app
+from lmscale.cli.app import app
 from lmscale.config import load_config, parse_config
 from lmscale.model.accounting import count_parameters
 

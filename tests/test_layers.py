@@ -100,7 +100,7 @@ def torch_free_modules() -> Iterator[str]:
     for module in sorted(MODULES):
         if folder_of(module) in TORCH_FREE or module.split(".")[0] == "launcher":
             yield module
-    yield from ("lmscale", "lmscale.cli.main")
+    yield from ("lmscale", "lmscale.cli.main", "lmscale.cli.app")
 
 
 def test_what_runs_on_login_nodes_loads_no_torch():

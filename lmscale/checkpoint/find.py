@@ -6,22 +6,42 @@ every finding of the others, so all of them take the same one.
 
 from __future__ import annotations
 
+import errno
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from lmscale.checkpoint.identity import describe_differences
 from lmscale.checkpoint.layout import MANIFEST, FileEntry, Manifest, parse_manifest
 from lmscale.checkpoint.place import Place
-from lmscale.errors import CheckpointError, TransientError
+from lmscale.errors import CheckpointError, LmscaleError, TransientError
 from lmscale.runtime import heartbeat
-from lmscale.runtime.atomic import may_pass
 from lmscale.runtime.collectives import failing_together, gather_json
 from lmscale.runtime.ranks import Ranks
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+# How long to wait before each further attempt at a file that cannot be read.
+WAITS_SECONDS = (1.0, 4.0, 10.0)
+# What shows that there is no such file.
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+# What no other start will mend, and what says nothing of the file.
+_REFUSED = {errno.EACCES, errno.EPERM}
+# What a file system says of a bad place on its disk, and a network's of a server that is away.
+_BAD_DISK = {errno.EIO, errno.EUCLEAN, errno.EBADMSG}
+
+
+class RefusedError(CheckpointError):
+    """A checkpoint may not be looked at, which is no reason to take an older one."""
+
+
+class BadDiskError(CheckpointError):
+    """A file of a checkpoint fails whenever it is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +81,11 @@ class Search:
     one shows only after it was loaded that it is no good, ``reject`` it and go on iterating. Where
     nothing is left although something was saved, the iteration ends with a ``CheckpointError`` that
     has every reason, rather than that the run starts from scratch. What was undone does not count,
-    nor what a node's own disk lacks. What cannot be read for a reason that may pass is not passed
-    over: ``TransientError``.
+    nor what a node's own disk lacks.
+
+    Passed over is only what shows that it is no good: a file that is missing, of another size or
+    hash, or that fails whenever it is read. One that may not be read is a ``CheckpointError``, and
+    any other failure a ``TransientError``: the newest may be whole.
     """
 
     def __init__(
@@ -89,6 +112,7 @@ class Search:
         self._topology = topology
         self._foreign: list[str] = []
         self._broken: list[str] = []
+        self._is_disk_bad = False  # of any of the broken ones
         self.passed_over: list[PassedOver] = []
         self._walking = self._walk()
 
@@ -119,9 +143,9 @@ class Search:
                 self._blame(place, step, problems)
         if self._broken:
             locations = " and ".join(place.location for place in self._places)
-            raise CheckpointError(
-                [*self._broken, *self._foreign, _none_left(locations, len(candidates))]
-            )
+            # A file system that fails altogether comes back.
+            kind = TransientError if self._is_disk_bad else CheckpointError
+            raise kind([*self._broken, *self._foreign, _none_left(locations, len(candidates))])
         if self._foreign:
             raise CheckpointError(
                 [
@@ -144,16 +168,19 @@ class Search:
 
     def _read(self, place: Place, step: int) -> tuple[Manifest | None, list[str]]:
         """A checkpoint's manifest, and what any rank finds wrong with it."""
-        manifest, problems = None, []
+        manifest, problems, is_disk_bad = None, [], False
         with self._failing_together():
             try:
                 manifest = load_manifest(place, step)
+            except RefusedError:
+                raise
             except CheckpointError as error:
-                problems = list(error.problems)
+                problems, is_disk_bad = list(error.problems), isinstance(error, BadDiskError)
         heartbeat.tick()
-        views = self._gather([None if manifest is None else manifest.hash, problems])
-        problems = list(dict.fromkeys(problem for _, found in views for problem in found))
-        if len({seen for seen, _ in views}) > 1 and not problems:
+        views = self._gather([manifest and manifest.hash, problems, is_disk_bad])
+        self._note_bad_disk(place, (is_bad for *_, is_bad in views))
+        problems = list(dict.fromkeys(problem for _, found, _ in views for problem in found))
+        if len({seen for seen, *_ in views}) > 1 and not problems:
             problems.append(f"{place.name_of(step)} does not look the same to all ranks.")
         if manifest is not None and not manifest.is_finite:
             problems.append(f"{place.name_of(step)} holds weights that are not finite.")
@@ -190,10 +217,12 @@ class Search:
                     f"{place.name_of(step)}: its files are on several nodes' own disks, and not "
                     "every rank finds what it needs on its node."
                 ]
-        problems: list[str] = []
+        damage: list[tuple[str, bool]] = []
         with self._failing_together():
-            problems = find_damage(place, step, share)
-        return sorted({problem for found in self._gather(problems) for problem in found})
+            damage = list(_look_for_damage(place, step, share))
+        found = [row for rows in self._gather(damage) for row in rows]
+        self._note_bad_disk(place, (is_disk_bad for _, is_disk_bad in found))
+        return sorted({problem for problem, _ in found})
 
     def _own_file(self, manifest: Manifest) -> FileEntry | None:
         """The only one that this rank reads, where it holds, and shares, what its writer did."""
@@ -203,6 +232,9 @@ class Search:
             return None
         rank = f"rank-{self._ranks.rank:05d}"
         return next((e for e in manifest.files if e.name.partition(".")[0] == rank), None)
+
+    def _note_bad_disk(self, place: Place, are_bad: Iterable[bool]) -> None:
+        self._is_disk_bad |= any(are_bad) and place.is_shared
 
     def _blame(self, place: Place, step: int, why: Sequence[str]) -> None:
         """Pass over what should be good; a node's own disk is no place to rely on."""
@@ -224,52 +256,104 @@ class Search:
 
 def _list_steps(place: Place) -> list[int]:
     try:
-        return place.list_steps()
+        return _read_patiently(place.list_steps)
     except OSError as error:
-        kind = TransientError if may_pass(error) else CheckpointError
+        kind = CheckpointError if error.errno in _REFUSED | _ABSENT else TransientError
         raise kind(f"The checkpoints in {place.location} cannot be listed: {error}.") from error
 
 
 def load_manifest(place: Place, step: int) -> Manifest:
-    """The manifest of one step. Raises ``CheckpointError`` when it is not there or not readable."""
+    """The manifest of one step.
+
+    Raises ``CheckpointError`` when it is not there, is not one, or cannot be read whenever it is
+    tried; its subclass ``RefusedError`` when it may not be read; else ``TransientError``.
+    """
     path = f"{place.name_of(step)}/{MANIFEST}"
     try:
-        manifest = parse_manifest(place.read_manifest(step), path)
-        if manifest.step != step:
+        text = _read_patiently(lambda: place.read_manifest(step))
+    except CheckpointError as error:  # a store's: such as that the credentials are not good
+        raise RefusedError(error.problems) from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+    except OSError as error:
+        if _is_absent(error):
+            known = ", ".join(map(str, _list_steps(place))) or "none"
             raise CheckpointError(
-                f"{path} is the manifest of step {manifest.step}: somebody has renamed its folder."
-            )
-        return manifest
-    except FileNotFoundError:
-        known = ", ".join(map(str, place.list_steps())) or "none"
+                f"{place.location} has no checkpoint of step {step}. There are: {known}."
+            ) from None
+        if error.errno in _BAD_DISK:
+            raise BadDiskError(f"{_describe_failure(path, error)}.") from error
+        raise _not_passed_over(path, error) from error
+    manifest = parse_manifest(text, path)
+    if manifest.step != step:
         raise CheckpointError(
-            f"{place.location} has no checkpoint of step {step}. There are: {known}."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        # Not passed over for an older one: this one may be whole.
-        kind = TransientError if may_pass(error) else CheckpointError
-        raise kind(f"{path} cannot be read: {error}.") from None
+            f"{path} is the manifest of step {manifest.step}: somebody has renamed its folder."
+        )
+    return manifest
 
 
 def find_damage(place: Place, step: int, files: Iterable[FileEntry]) -> list[str]:
-    """What is wrong with these files: missing, of another size, of another hash.
+    """What is wrong with these files: missing, of another size, of another hash, on a bad disk.
 
-    Raises ``TransientError`` when one cannot be read for a reason that may pass.
+    Raises ``CheckpointError`` when one may not be read, and ``TransientError`` when it cannot be
+    for any other reason.
     """
-    problems = []
+    return [problem for problem, _ in _look_for_damage(place, step, files)]
+
+
+def _look_for_damage(
+    place: Place, step: int, files: Iterable[FileEntry]
+) -> Iterator[tuple[str, bool]]:
+    """(what is wrong with a file, whether it is that the disk does not give it)."""
     for entry in files:
+        path = f"{place.name_of(step)}/{entry.name}"
         try:
-            problem = place.describe_damage(step, entry)
+            problem = _read_patiently(lambda entry=entry: place.describe_damage(step, entry))
+            if problem is not None:
+                yield problem, False
         except OSError as error:
-            if may_pass(error):
-                raise TransientError(
-                    f"{place.name_of(step)}/{entry.name} cannot be read: {error}."
-                ) from error
-            problem = f"{place.name_of(step)}/{entry.name} cannot be read: {error}"
+            if _is_absent(error):
+                yield f"{path} is missing", False
+            elif error.errno in _BAD_DISK:
+                yield _describe_failure(path, error), True
+            else:
+                raise _not_passed_over(path, error) from error
         heartbeat.tick()
-        if problem is not None:
-            problems.append(problem)
-    return problems
+
+
+def _read_patiently(action: Callable[[], Result]) -> Result:
+    """What ``action`` returns, which is tried again while waiting may help."""
+    for seconds in WAITS_SECONDS:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno is None or error.errno in _ABSENT | _REFUSED:
+                raise
+            logger.warning("%s; once more in %.0f s", error, seconds)
+            time.sleep(seconds)
+    return action()
+
+
+def _is_absent(error: OSError) -> bool:
+    return error.errno in _ABSENT or isinstance(error, FileNotFoundError)  # a store's has no errno
+
+
+def _describe_failure(path: str, error: OSError) -> str:
+    tried = len(WAITS_SECONDS) + 1
+    return f"{path} cannot be read (tried {tried} times): {error}"
+
+
+def _not_passed_over(path: str, error: OSError) -> LmscaleError:
+    """It may be whole, so no older one is taken for it."""
+    if error.errno in _REFUSED:
+        return RefusedError(
+            f"{path} cannot be read: {error}. It may be whole, so no older one is taken: see that "
+            "this user may read it, or move its folder away to go on from an older one."
+        )
+    return TransientError(
+        f"{_describe_failure(path, error)}. It may be whole, so no older one is taken: run the "
+        "same command again."
+    )
 
 
 def find_resumable(place: Place, ranks: Ranks) -> Manifest | None:

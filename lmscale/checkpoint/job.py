@@ -41,9 +41,11 @@ class Job:
     done: threading.Event = field(default_factory=threading.Event)
     given_up: threading.Event = field(default_factory=threading.Event)
     saved: Saved | None = None
-    error: LmscaleError | None = None  # the same on all ranks where ``is_agreed``
+    manifest: bytes | None = None  # rank 0's, once all files are written
+    error: LmscaleError | None = None
     bug: Exception | None = None  # what this rank's thread did not expect
-    is_agreed: bool = False
+    is_agreed: bool = False  # this rank has told, and been told, what there was to tell
+    is_cut_off: bool = False  # one was not, and none will be in later jobs; the same on all ranks
 
     @property
     def has_failed(self) -> bool:

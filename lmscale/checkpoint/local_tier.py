@@ -5,8 +5,8 @@ Every rank writes its file on its own node; no file goes over the network. The m
 
     FOLDER/lmscale-RUN-0123456789ab/step-000000012/     on each node, with its own ranks' files
 
-On a node the newest is kept, and the one before until the next save begins, by when every node has
-committed the newest. What is here is lost with the node, and of no use to ranks that come to other
+On a node the newest that every node has committed is kept until the next one is, and besides it
+what the save after it has left. What is here is lost with the node, and of no use to ranks that come to other
 nodes. So it counts on resume only if every rank finds all it needs on its own node
 (``find.Search``), and if it is of this run's history (``describe_superseded``): nobody clears away
 what a run left on a node that it does not use any more.
@@ -31,6 +31,7 @@ from lmscale.errors import CheckpointError, ConfigError
 from lmscale.runtime.atomic import write_bytes, writing
 from lmscale.runtime.attempts import ATTEMPTS_FILE
 from lmscale.runtime.jsonl import Row, read_rows
+from lmscale.runtime.lease import node_name
 from lmscale.runtime.ranks import Ranks
 
 LOCAL = "local"  # what ``written_by`` calls this tier
@@ -40,15 +41,20 @@ class NodePlace(LocalPlace):
     """This node's part of the checkpoints: another folder on every node."""
 
     is_shared = False
+    whole_up_to: int | None = None
+    """The last step that every node has committed, as far as anybody knows. Here a later one may be
+    committed all the same, where another node's disk refused it. None: nobody has said."""
 
     def begin(self, step: int) -> None:
         """Make room, also for ranks that write already: only what is no part of this save goes.
 
-        Of what was committed the newest before this step stays; later ones are of steps undone.
+        Of what was committed the newest before this step stays, up to ``whole_up_to``; later ones
+        are of steps undone.
         """
         (step_folder(self.root, step) / MANIFEST).unlink(missing_ok=True)
         committed = self.list_steps()
-        kept = max((old for old in committed if old < step), default=None)
+        newest = step - 1 if self.whole_up_to is None else min(step - 1, self.whole_up_to)
+        kept = max((old for old in committed if old <= newest), default=None)
         for old in (*committed, *self.list_steps(committed=False)):
             if old not in (step, kept):
                 self.delete(old)
@@ -72,11 +78,25 @@ class NodePlace(LocalPlace):
 
 
 class LocalTier:
-    """What a rank does for the tier: for each save ``begin``, the file, ``commit_here``."""
+    """What a rank does for the tier: for each save ``begin``, its file, ``commit_here``, and
+    ``settle``.
+    """
 
-    def __init__(self, place: NodePlace, ranks: Ranks, *, run_folder: Path, every_minutes: float):
-        """Once the attempt's start is in attempts.jsonl, which rank 0 reads."""
+    def __init__(
+        self,
+        place: NodePlace,
+        ranks: Ranks,
+        *,
+        run_folder: Path,
+        every_minutes: float,
+        first_step: int | None = None,
+    ):
+        """Once the attempt's start is in attempts.jsonl, which rank 0 reads.
+
+        ``first_step``: the one that the run has gone on from; what is here of later ones is undone.
+        """
         self.place = place
+        place.whole_up_to = first_step
         self._ranks = ranks
         self._every_seconds = 60 * every_minutes
         self._saved_at = time.monotonic()
@@ -110,6 +130,14 @@ class LocalTier:
             ):
                 self.place.commit(step, manifest)
 
+    def settle(self, step: int, *, is_whole: bool) -> None:
+        """Every rank, once all know whether every node has committed it: what ``begin`` keeps."""
+        known = self.place.whole_up_to
+        if is_whole:
+            self.place.whole_up_to = step
+        else:
+            self.place.whole_up_to = step - 1 if known is None else min(known, step - 1)
+
     def clear(self) -> None:
         """Every rank, once the run's last step is committed elsewhere: memory disks are memory."""
         if self._ranks.is_first_on_node:
@@ -121,14 +149,14 @@ def open_node_place(config: RunConfig) -> NodePlace | None:
     in: a batch system may give every job, or every node, a folder of its own.
 
     Closed to all other users of the node, who could else read the weights, or put others there.
-    Raises ``ConfigError`` where one of them was first.
+    Raises ``ConfigError`` where one of them was first, or where a variable is not set.
     """
     folder = config.checkpoint.local.folder
     if not folder:
         return None
     path = str(config.folder.expanduser().absolute())
     digest = hashlib.sha256(path.encode()).hexdigest()[:12]
-    root = Path(os.path.expandvars(folder)).expanduser().absolute()
+    root = Path(_expand(folder)).expanduser().absolute()
     own = root / f"lmscale-{config.run.name}-{digest}"
     with suppress(OSError):  # the first save will say it
         make_private(own)
@@ -139,6 +167,16 @@ def open_node_place(config: RunConfig) -> NodePlace | None:
             "folder that only you can write to."
         )
     return NodePlace(own)
+
+
+def _expand(folder: str) -> str:
+    expanded = os.path.expandvars(folder)
+    if "$" in expanded:
+        raise ConfigError(
+            f"checkpoint.local.folder: {folder} names an environment variable that is not set on "
+            f"{node_name()}: {expanded}. Have the batch script set it, or name the folder itself."
+        )
+    return expanded
 
 
 def attempt_of(run_folder: Path) -> dict[str, Any]:

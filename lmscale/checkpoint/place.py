@@ -201,5 +201,6 @@ def check_owner(content: bytes | None, run_name: str, location: str) -> None:
     if owner not in (None, run_name):
         raise CheckpointError(
             f"checkpoint.folder = {location} holds the checkpoints of the run {owner!r}, not of "
-            f"{run_name!r}. Name another place: saves of this run would undo that one's."
+            f"{run_name!r}. Name another place: saves of this run would undo that one's. Of a run "
+            f"that was moved or copied here on purpose, remove {OWNER_FILE} there."
         )

@@ -45,7 +45,8 @@ def open_place(config: RunConfig, run_folder: Path | None = None) -> Place:
             retries=config.checkpoint.retries,
         )
         elsewhere = RemotePlace(folder, retries=config.checkpoint.retries, cache=cache)
-    return ReceiptedPlace(elsewhere, receipts=own, run_name=config.run.name)
+    owner = f"{config.run.name} in {own.parent.absolute()}"
+    return ReceiptedPlace(elsewhere, receipts=own, run_name=owner)
 
 
 class ReceiptedPlace(Place):
@@ -66,6 +67,7 @@ class ReceiptedPlace(Place):
 
     def prepare(self) -> None:
         self._refuse_real_checkpoints()
+        self._refuse_emptiness()
         self._place.claim(self._run_name)
         self.discard_uncommitted()
         steps = self._place.list_steps()
@@ -78,6 +80,16 @@ class ReceiptedPlace(Place):
             if step == steps[0] or not self._receipt(step).exists():
                 with suppress(UnicodeDecodeError):  # damaged: passed over when it is looked at
                     self._write_receipt(step, self._place.read_manifest(step).encode())
+
+    def _refuse_emptiness(self) -> None:
+        """A file system that is not mounted looks like a run that has never saved."""
+        known = list_steps(self._receipts)
+        if known and not self._place.list_steps():
+            raise CheckpointError(
+                f"{self.location} holds no checkpoint, but this run has saved there before (up to "
+                f"step {known[0]}, by its receipts in {self._receipts}). Is it mounted, and the "
+                f"right place? To begin the run anew, remove {self._receipts}."
+            )
 
     def _refuse_real_checkpoints(self) -> None:
         for step in list_steps(self._receipts):

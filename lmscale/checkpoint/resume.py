@@ -36,7 +36,7 @@ from lmscale.checkpoint.optimizer_state import check_optimizer, write_loss_scale
 from lmscale.checkpoint.place import LocalPlace, Place
 from lmscale.checkpoint.places import CHECKPOINTS
 from lmscale.engine.engine import Engine
-from lmscale.errors import CheckpointError
+from lmscale.errors import CheckpointError, ClusterError, TransientError
 from lmscale.runtime.collectives import failing_together, sum_float64
 from lmscale.stream.ledger import digest_to_limbs, limbs_to_digest
 
@@ -95,11 +95,24 @@ class FragmentReader:
         return stored
 
     def _file(self, name: str) -> Any:
+        """Raises ``CheckpointError`` only where there is no such file: then an older one is tried."""
         if name not in self._open:
             entry: FileEntry = self._entries[name]
-            path = self._stack.enter_context(self._place.opened(self._step, entry))
-            handle = safe_open(str(path), framework="pt", device="cpu")
-            self._open[name] = self._stack.enter_context(handle)  # pyright: ignore
+            where = f"{self._place.name_of(self._step)}/{name}"
+            try:
+                path = self._stack.enter_context(self._place.opened(self._step, entry))
+                with open(path, "rb"):  # safetensors 0.8 calls a file that cannot be opened missing
+                    handle = safe_open(str(path), framework="pt", device="cpu")
+                self._open[name] = self._stack.enter_context(handle)  # pyright: ignore
+            except FileNotFoundError as error:  # such as on another node's own disk
+                raise CheckpointError(f"{where} is not to be found here.") from error
+            except PermissionError as error:  # it may be whole, so no older one is taken
+                raise ClusterError(
+                    f"{where} cannot be read: {error}. See that this user may read it on every "
+                    "node."
+                ) from error
+            except OSError as error:
+                raise TransientError(f"{where} cannot be read: {error}.") from error
         return self._open[name]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lmscale.checkpoint.find import load_manifest
-from lmscale.checkpoint.layout import ASKED
+from lmscale.checkpoint.layout import ASKED, Manifest
 from lmscale.checkpoint.place import Place
 from lmscale.config.safety import CheckpointConfig
 from lmscale.errors import CheckpointError, TransientError
@@ -24,7 +24,7 @@ class Candidate:
 
     step: int
     is_good: bool = True
-    """It is finite, its manifest can be read, and no start has passed it over."""
+    """It is finite, its manifest can be read, and it is of the run's history."""
     is_asked: bool = False
     """Somebody asked for it: it is kept until somebody removes it."""
 
@@ -109,7 +109,9 @@ def plan_rule(config: CheckpointConfig, steps: Sequence[int], run_folder: Path) 
     )
 
 
-def look_at(place: Place, step: int) -> Candidate:
+def look_at(
+    place: Place, step: int, undone: Callable[[Manifest], str | None] = lambda manifest: None
+) -> Candidate:
     """What retention has to know of a committed checkpoint. Raises what its place raises."""
     try:
         manifest = load_manifest(place, step)
@@ -117,7 +119,8 @@ def look_at(place: Place, step: int) -> Candidate:
         raise
     except CheckpointError:
         return Candidate(step=step, is_good=False)
-    return Candidate(step=step, is_good=manifest.is_finite, is_asked=manifest.reason == ASKED)
+    is_good = manifest.is_finite and undone(manifest) is None
+    return Candidate(step=step, is_good=is_good, is_asked=manifest.reason == ASKED)
 
 
 def delete_old_checkpoints(
@@ -126,19 +129,20 @@ def delete_old_checkpoints(
     run_folder: Path,
     *,
     newest: int,
-    distrusted: Collection[int] = (),
+    look: Callable[[Place, int], Candidate] = look_at,
     spared: Callable[[Sequence[int]], int | None] = lambda steps: None,
 ) -> tuple[int, ...]:
     """Apply the retention rule, and clear away what interrupted saves and deletions left.
 
-    Rank 0 calls this alone, after it committed a good checkpoint of step ``newest``. The
-    ``distrusted`` steps were passed over: none of them counts as one to go on from. ``spared``
-    names one of the committed steps that is kept as well. Returns the steps of the checkpoints that
-    went.
+    Rank 0 calls this alone, after it committed a good checkpoint of step ``newest``. ``look`` tells
+    what a step's is worth. ``spared`` names one of the good ones of the given steps that is kept as
+    well. Returns the steps of the checkpoints that went.
     """
     steps = place.list_steps()
-    planned = _plan(place, config, run_folder, steps, newest=newest, distrusted=distrusted)
-    kept = spared([step for step in steps if step <= newest])
+    planned = _plan(place, config, run_folder, steps, newest=newest, look=look)
+    rest = [step for step in steps if step <= newest]
+    while (kept := spared(rest)) is not None and not look(place, kept).is_good:
+        rest.remove(kept)
     doomed = tuple(step for step in planned if step != kept)
     for step in doomed:
         place.delete(step)
@@ -154,21 +158,20 @@ def free_space(
     run_folder: Path,
     *,
     saving: int,
-    distrusted: Collection[int] = (),
+    look: Callable[[Place, int], Candidate] = look_at,
 ) -> tuple[int, ...]:
     """Make room for the checkpoint of step ``saving`` on a full disk; returns the steps that went.
 
-    What interrupted saves left goes, and all checkpoints but the newest good one and those that are
-    kept for good. The ``distrusted`` steps, which were passed over, are not good.
+    What interrupted saves left goes, and all checkpoints but the newest good one, what is newer
+    than it, and those that are kept for good.
     """
     torn = [step for step in place.list_steps(committed=False) if step != saving]
     steps = [step for step in place.list_steps() if step != saving]
     only_one = config.model_copy(update={"keep_last": 1})
-    doomed = _plan(place, only_one, run_folder, steps, newest=saving, distrusted=distrusted)
-    useless = [step for step in steps if step in distrusted and step not in doomed]
-    for step in (*torn, *useless, *doomed):
+    doomed = _plan(place, only_one, run_folder, steps, newest=saving, look=look)
+    for step in (*torn, *doomed):
         place.delete(step)
-    return (*torn, *useless, *doomed)
+    return (*torn, *doomed)
 
 
 def _plan(
@@ -178,7 +181,7 @@ def _plan(
     steps: Sequence[int],
     *,
     newest: int,
-    distrusted: Collection[int],
+    look: Callable[[Place, int], Candidate],
 ) -> tuple[int, ...]:
     rule = plan_rule(config, steps, run_folder)
     candidates: list[Candidate] = []
@@ -186,6 +189,5 @@ def _plan(
         # Its manifest is read only where it decides: a remote place is asked for each.
         num_good = sum(c.is_good for c in candidates if c.step <= newest)
         is_clear = step > newest or (num_good >= rule.keep_last and _is_chosen(step, rule))
-        candidate = Candidate(step=step) if is_clear else look_at(place, step)
-        candidates.append(replace(candidate, is_good=False) if step in distrusted else candidate)
+        candidates.append(Candidate(step=step) if is_clear else look(place, step))
     return plan_retention(candidates, rule, newest=newest)

@@ -104,7 +104,10 @@ class CheckpointWriter:
         Raises the same error on all ranks where it has failed; on a rank whose thread has met a
         bug, that one.
         """
-        if not self._wait_for_all(job):
+        is_whole = self._wait_for_all(job)
+        if job.tier is not None:
+            job.tier.settle(job.step, is_whole=is_whole)
+        if not is_whole:
             bug = job.bug and TransientError(
                 f"The checkpoint of step {job.step} could not be written: {job.bug!r}; the log of "
                 "this rank says where."
@@ -133,6 +136,7 @@ class CheckpointWriter:
             done, failed, alone = sum_float64(
                 [is_done, is_done and job.has_failed, is_done and not job.is_agreed]
             )
+            job.is_cut_off = alone > 0
             if done == self._ranks.world_size:
                 return failed == 0
             if alone:  # that rank has told nobody: the others would wait for it for ever
@@ -189,10 +193,9 @@ class CheckpointWriter:
                 error = describe_full_disk(error, job, freed, needed)
             job.error, job.saved = error, None if error else self._saved(job, reports)
             saved = job.saved and asdict(job.saved)
-            outcome: dict[str, Any] = {"error": error_to_json(error), "saved": saved}
-            if job.tier is not None and error is None:
-                outcome["manifest"] = to_json_bytes(complete(job.draft, reports).to_json()).decode()
-            self._post(job, attempt, where, outcome)
+            if job.tier is not None and job.manifest and saved and not self._ranks.is_one_machine:
+                self._post(job, attempt, "manifest", job.manifest.decode())
+            self._post(job, attempt, where, {"error": error_to_json(error), "saved": saved})
             break
         job.is_agreed = True
 
@@ -219,10 +222,13 @@ class CheckpointWriter:
                 break
         else:
             raise AssertionError(f"rank 0 wants more than {ATTEMPTS} attempts")
-        saved = decision["saved"]
-        if job.tier is not None and saved:
-            job.tier.commit_here(job.step, decision["manifest"].encode())
-        job.error, job.saved = error_from_json(decision["error"]), saved and Saved(**saved)
+        saved, error = decision["saved"], error_from_json(decision["error"])
+        tier = job.tier
+        if tier is not None and saved and self._ranks.is_first_on_node:
+            # A large note, at 512 ranks of megabytes: none but those who write it down read it.
+            manifest = self._read(job, f"{attempt}/manifest").encode()
+            error = self._try(job, lambda job: tier.commit_here(job.step, manifest))
+        job.error, job.saved = error, None if error else Saved(**saved)
         job.is_agreed = True
 
     def _prepare(self, job: Job) -> None:
@@ -289,7 +295,7 @@ class CheckpointWriter:
         if error is not None:
             raise error
         manifest = complete(job.draft, reports)
-        content = to_json_bytes(manifest.to_json())
+        content = job.manifest = to_json_bytes(manifest.to_json())
         if job.tier is not None:
             lease.check()
             job.tier.commit_here(job.step, content)

@@ -47,16 +47,18 @@ def _look_at(run: Path) -> _Saves:
     from lmscale.checkpoint.survey import survey
     from lmscale.runtime.run_folder import load_run_config
     from lmscale.runtime.sweep_folder import refuse_sweep
+    from lmscale.train.corruptions import describe_tainted, read_corruptions
     from lmscale.train.rewinds import is_undone, read_rewinds
 
     refuse_sweep(run)
     config = load_run_config(run)
     place = open_place(config, run)
-    rewinds, starts = read_rewinds(run), read_starts(run)
+    rewinds, starts, corruptions = read_rewinds(run), read_starts(run), read_corruptions(run)
 
     def undone(manifest: Manifest) -> bool:
         was_rewound = is_undone(manifest.step, manifest.rewinds, rewinds)
-        return was_rewound or describe_superseded(manifest, starts) is not None
+        is_tainted = describe_tainted(manifest, corruptions) is not None
+        return was_rewound or is_tainted or describe_superseded(manifest, starts) is not None
 
     rule = plan_rule(config.checkpoint, place.list_steps(), run)
     return _Saves(config=config, place=place, rule=rule, listed=survey(place, rule, undone))

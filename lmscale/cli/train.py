@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lmscale.cli.options import ConfigArgument, SetOption
-from lmscale.errors import EXIT_RESUMABLE
+from lmscale.errors import EXIT_RESUMABLE, GuardError
 
 if TYPE_CHECKING:
     from lmscale.cli.train_hooks import Hooks
@@ -111,7 +111,8 @@ def _run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: float) -
                 engine=engine,
             ) as run:
                 if engine is None and run.start.step < config.train.steps:
-                    attempt = stack.enter_context(open_run_attempt(run, began_at))
+                    with failing_together():
+                        attempt = stack.enter_context(open_run_attempt(run, began_at))
                 engine = run.engine
                 is_done = _go_on(run, stop, requested, attempt)
 
@@ -126,6 +127,7 @@ def _go_on(
     from lmscale.cli.train_hooks import open_hooks
     from lmscale.evaluation.in_loop import complete_evaluation
     from lmscale.runtime import heartbeat
+    from lmscale.runtime.collectives import failing_together
     from lmscale.runtime.votes import StopPoll
     from lmscale.train.guard import RewindRequest
     from lmscale.train.rewinding import rewind
@@ -142,10 +144,14 @@ def _go_on(
             heartbeat.phase("rewind")
             hooks.saver.finish()
             to_step = rewind(run, request)
-            if attempt is not None:
-                attempt.rewound(to_step)
+            with failing_together():
+                if attempt is not None:
+                    attempt.rewound(to_step)
             stop.nothing_to_save(hooks.end)
             return False
+        except GuardError:
+            hooks.saver.finish()  # a good step's save may be under way
+            raise
     logger.info("finished %d steps", steps)
     return True
 

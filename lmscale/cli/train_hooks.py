@@ -51,10 +51,10 @@ class Hooks:
             raise StoppedError(reason)
         if reason == RANKS_DIFFER:
             return  # the next step raises it; nothing of this one may be kept
-        if ASKED in report.save_for:
-            self.stop.consume_save()
         for hook in self.each:
             hook(report)
+        if ASKED in report.save_for:
+            self.stop.consume_save()
         if report.step == self.run.config.train.steps or reason == DATA_ERROR:
             return  # that one is raised by the next step
         if reason is not None:

@@ -19,18 +19,36 @@ def record_exit(code: int, environ: Mapping[str, str] | None = None) -> None:
 
     It changes nothing about the end where it cannot be written.
     """
+    _write("rank", f"{code}\n", f"exit code {code}", environ)
+
+
+def record_fault(
+    summary: str, bad_nodes: Mapping[str, str], environ: Mapping[str, str] | None = None
+) -> None:
+    """Write why a run ends with 75 though nobody asked it to into ``fault-00003``, beside the code.
+
+    The first line is ``summary``; every other one a node that is certainly at fault, a tab and the
+    reason, as in the preflight's ``bad-nodes``. Every rank writes its own, before its code: srun
+    kills the others as soon as the first one has ended.
+    """
+    rows = (" ".join(row.split("\n")) for row in (f"{n}\t{why}" for n, why in bad_nodes.items()))
+    text = "".join(f"{row}\n" for row in (" ".join(summary.split()), *rows))
+    _write("fault", text, f"fault '{summary}'", environ)
+
+
+def _write(kind: str, text: str, what: str, environ: Mapping[str, str] | None) -> None:
     environ = os.environ if environ is None else environ
     folder = environ.get(FOLDER_VARIABLE)
     if not folder:
         return
     rank = environ.get("RANK", "")
-    path = Path(folder) / f"rank-{int(rank) if rank.isdecimal() else 0:05d}"
+    path = Path(folder) / f"{kind}-{int(rank) if rank.isdecimal() else 0:05d}"
     try:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(f"{code}\n")
+        temporary.write_text(text)
         os.replace(temporary, path)
     except OSError as error:
-        say_now(f"lmscale: the exit code {code} could not be written to {path}: {error}")
+        say_now(f"lmscale: the {what} could not be written to {path}: {error}")
 
 
 def say_now(words: str) -> None:

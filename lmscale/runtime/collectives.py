@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from lmscale import errors
-from lmscale.errors import LmscaleError, TransientError
+from lmscale.errors import CorruptionError, LmscaleError, TransientError
 from lmscale.runtime.ranks import name_ranks
 
 _ERROR_CLASSES = {
@@ -19,6 +19,9 @@ _ERROR_CLASSES = {
     for name, value in vars(errors).items()
     if isinstance(value, type) and issubclass(value, LmscaleError)
 }
+
+
+MAX_SUMMARIES = 3  # in one line of the batch script's
 
 
 def _is_alone() -> bool:
@@ -94,11 +97,20 @@ def error_to_json(error: LmscaleError | None) -> dict[str, Any] | None:
         return None
     # A subclass that only one module knows travels as its nearest known parent.
     name = next(c.__name__ for c in type(error).__mro__ if c.__name__ in _ERROR_CLASSES)
-    return {"class": name, "problems": list(error.problems)}
+    return {"class": name, "problems": list(error.problems), **_more_of(error)}
 
 
 def error_from_json(row: dict[str, Any] | None) -> LmscaleError | None:
-    return None if row is None else _ERROR_CLASSES[row["class"]](row["problems"])
+    if row is None:
+        return None
+    more = {key: value for key, value in row.items() if key not in ("class", "problems")}
+    return _ERROR_CLASSES[row["class"]](row["problems"], **more)
+
+
+def _more_of(error: LmscaleError) -> dict[str, Any]:
+    if isinstance(error, CorruptionError):
+        return {"summary": error.summary, "bad_nodes": error.bad_nodes}
+    return {}
 
 
 def fail_together(error: LmscaleError | None) -> None:
@@ -131,7 +143,17 @@ def combine_errors(gathered: Sequence[LmscaleError | None]) -> LmscaleError | No
         problem if len(ranks) == len(gathered) else f"{problem} ({name_ranks(ranks)})"
         for problem, ranks in ranks_of.items()
     ]
-    return type((lasting or met)[0])(problems)
+    first = (lasting or met)[0]
+    if not isinstance(first, CorruptionError):
+        return type(first)(problems)
+    corrupt = [error for error in met if isinstance(error, CorruptionError)]
+    # Where more than half of the ranks find fault with themselves, it is hardly their nodes.
+    named = [error.bad_nodes for error in corrupt if 2 * len(met) <= len(gathered)]
+    return CorruptionError(
+        problems,
+        summary=", ".join(dict.fromkeys(error.summary for error in corrupt[:MAX_SUMMARIES])),
+        bad_nodes={node: why for nodes in named for node, why in nodes.items()},
+    )
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def renew_rows(
     writing to what is no longer there.
     """
     path = Path(path)
-    with writing(path.name, path.parent):
+    with writing(path.name, path.parent, no_space=no_space):
         kept = [row for row in read_rows(path) if keep(row)]
         write_bytes(path, "".join(map(_to_line, kept)).encode())
         return RowFile(path, no_space=no_space)

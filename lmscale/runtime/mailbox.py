@@ -23,18 +23,28 @@ from lmscale.runtime.ranks import MEETING_TIMEOUT, Ranks
 _PREFIX = "lmscale/saves"
 _FIRST_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = 0.002, 0.25
 _CALL_TIMEOUT = timedelta(seconds=60)  # of the store's own answer
+# torch 2.13's TCPStore closes the connection, for good, over a value of more than 8 MiB.
+PIECE_BYTES = 1 << 20
 
 
 class Mailbox:
-    """Notes under names, each written once. Made by ``open_mailbox``; for one thread at a time."""
+    """Notes under names, each written once. Made by ``open_mailbox``; for one thread at a time.
+
+    In the store a note is "<number of pieces more>:<first piece>", the others are beside it.
+    """
 
     def __init__(self, store: Any) -> None:
         self._store = store
+        self._more: dict[str, int] = {}  # of the notes that this rank knows to have several pieces
 
     def post(self, name: str, value: Any) -> None:
-        """Leave a note; a small thing that JSON can hold."""
+        """Leave a note: what JSON can hold, of any size."""
+        text = json.dumps(value)  # in ASCII: a character is a byte
+        first, *others = (text[at : at + PIECE_BYTES] for at in range(0, len(text), PIECE_BYTES))
         with _telling_what_broke():
-            self._store.set(name, json.dumps(value))
+            for piece, key in zip(others, self._keys(name, len(others)), strict=True):
+                self._store.set(key, piece)
+            self._store.set(name, f"{len(others)}:{first}")  # last: a note that is there is whole
 
     def read(self, name: str, *, given_up: threading.Event) -> Any:
         """The note, as soon as it is there; None once ``given_up`` says that nobody waits.
@@ -48,12 +58,23 @@ class Mailbox:
                 if given_up.wait(pause):
                     return None
                 pause = min(_LONGEST_LOOK_SECONDS, 1.5 * pause)
-            return json.loads(self._store.get(name))
+            more, _, first = self._store.get(name).partition(b":")
+            pieces = [first, *(self._store.get(key) for key in self._keys(name, int(more)))]
+        return json.loads(b"".join(pieces))
 
     def remove(self, name: str) -> None:
-        """Take a note away that everybody has read."""
+        """Take a note away that everybody has read; whoever posted it, or has read it, may."""
         with _telling_what_broke():
             self._store.delete_key(name)
+            for key in self._keys(name, self._more.get(name, 0)):
+                self._store.delete_key(key)
+        self._more.pop(name, None)
+
+    def _keys(self, name: str, more: int) -> list[str]:
+        """Of its pieces but for the first."""
+        if more:
+            self._more[name] = more
+        return [f"{name}/piece {number}" for number in range(1, more + 1)]
 
 
 def open_mailbox(ranks: Ranks) -> Mailbox:

@@ -31,6 +31,7 @@ from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream, open_stream
 from lmscale.tokenizer import Tokenizer, load_tokenizer
+from lmscale.train.corruptions import describe_tainted, read_corruptions
 from lmscale.train.folder import freeze_run, identity_of
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import Progress
@@ -155,13 +156,18 @@ def _share_rewinds(folder: Path, ranks: Ranks) -> tuple[Rewind, ...]:
 
 
 def _search(setting: _Setting) -> Search:
-    starts = []
+    starts, corruptions = [], ()
     with failing_together():
         if setting.ranks.is_first:
             starts = read_starts(setting.config.folder)
+            corruptions = read_corruptions(setting.config.folder)
 
     def undone(manifest: Manifest) -> str | None:
-        return describe_undone(manifest, setting.rewinds) or describe_superseded(manifest, starts)
+        return (
+            describe_undone(manifest, setting.rewinds)
+            or describe_superseded(manifest, starts)
+            or describe_tainted(manifest, corruptions)
+        )
 
     engine = setting.config.engine
     node_place = None
@@ -196,7 +202,13 @@ def _resume(
             location, step = found.place.location, found.manifest.step
             logger.info("resumed from %s at step %d", location, step)
             return run, found
-    return _open_at(setting, None, engine, stack), None
+    if engine is not None:  # it holds the weights of what was tried, and no new run's
+        raise CheckpointError(
+            f"No checkpoint of {setting.place.location} could be gone on from once it was loaded; "
+            "the reasons are in the log above. Start the same command again: without a checkpoint "
+            "to try, it begins anew."
+        )
+    return _open_at(setting, None, None, stack), None
 
 
 class LoadedWrongError(CheckpointError):

@@ -18,6 +18,8 @@ them: what went wrong in a copy is gone by then, and so it must be looked for be
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,16 +29,20 @@ from typing import Any
 from torch import Tensor
 
 from lmscale.checkpoint.fragments import held_fragments
+from lmscale.checkpoint.local_tier import attempt_of
 from lmscale.engine import Engine
 from lmscale.engine.masters import base_optimizer
-from lmscale.errors import CorruptionError
+from lmscale.errors import CorruptionError, LmscaleError
 from lmscale.runtime import heartbeat
-from lmscale.runtime.collectives import gather_json
+from lmscale.runtime.collectives import failing_together, gather_json
 from lmscale.runtime.fingerprint import add_fingerprints, fingerprint
 from lmscale.runtime.lease import node_name
 from lmscale.runtime.ranks import name_ranks
 from lmscale.train.assemble import Run
+from lmscale.train.corruptions import Corruption, record_corruption
 from lmscale.train.loop import StepReport
+
+logger = logging.getLogger(__name__)
 
 MAX_NAMED = 5  # parameters in the message
 
@@ -53,6 +59,20 @@ class Difference:
     """What they hold differently."""
     is_certain: bool
     """A majority tells which ranks are wrong."""
+
+    @property
+    def summary(self) -> str:
+        """For one line of the batch script's."""
+        verb = "differs" if len(self.ranks) == 1 else "differ"
+        return f"{name_ranks(self.ranks)} on {', '.join(self.hosts[:MAX_NAMED])} {verb}"
+
+    @property
+    def bad_nodes(self) -> dict[str, str]:
+        """Node → reason; none where nobody knows which ranks are right."""
+        if not self.is_certain:
+            return {}
+        what = f"memory or arithmetic: {name_ranks(self.ranks)} held wrong values"
+        return dict.fromkeys(self.hosts, what)
 
 
 def replicated_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
@@ -143,8 +163,8 @@ def describe_difference(difference: Difference, *, step: int) -> str:
         "without an error, so the run ends here and nothing is saved. Check the memory of "
         f"{hosts} (ECC counters: nvidia-smi -q -d ECC, edac-util, dmesg), leave the node out until "
         "it is known to be good (`exclude` in the cluster's profile), and start again: the run "
-        "goes on from the newest checkpoint. At ZeRO 0 one that was saved since the last "
-        "comparison without a difference may hold the wrong values too."
+        "goes on from the newest checkpoint. At ZeRO 0 those that were saved since the last "
+        "comparison without a difference may hold the wrong values too, and are passed over."
     )
 
 
@@ -156,7 +176,10 @@ class RankComparison:
     """
 
     def __init__(self, run: Run) -> None:
-        self._engine, self._ranks = run.engine, run.ranks
+        self._run, self._engine, self._ranks = run, run.engine, run.ranks
+        # What a save of this step holds was alike on all ranks: at the start all have read it from
+        # the same files.
+        self._clean_step = run.start.step
         self._every_steps = run.config.guard.compare_every_steps
         self._plan(run.start.step + 1)
 
@@ -168,12 +191,39 @@ class RankComparison:
         if is_due and self._ranks.world_size > 1:
             self._engine.before_update.append(partial(self.compare, step))
 
+    def _record(self, difference: Difference, step: int) -> None:
+        """What was saved since the last comparison without a difference may be wrong for good."""
+        with failing_together():
+            if self._ranks.is_first:
+                self._run.lease.check()
+                found = Corruption(
+                    clean_step=self._clean_step,
+                    at_step=step,
+                    zero_stage=self._engine.config.zero_stage,
+                    **attempt_of(self._run.folder),
+                    ranks=difference.ranks,
+                    hosts=difference.hosts,
+                    is_certain=difference.is_certain,
+                    names=difference.names[:MAX_NAMED],
+                    time=time.time(),
+                )
+                try:
+                    record_corruption(self._run.folder, found)
+                except LmscaleError as error:  # which rank is wrong matters more
+                    logger.error("%s", error)
+
     def compare(self, step: int) -> None:
         """Raises ``CorruptionError``, the same on all ranks, when they differ."""
         heartbeat.phase("compare")
         difference = find_differing_ranks(self._engine)
         if difference is not None:
-            raise CorruptionError(describe_difference(difference, step=step))
+            self._record(difference, step)
+            raise CorruptionError(
+                describe_difference(difference, step=step),
+                summary=difference.summary,
+                bad_nodes=difference.bad_nodes,
+            )
+        self._clean_step = step
         heartbeat.phase("step")
 
 

@@ -4,6 +4,7 @@ for-loop.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from lmscale.errors import CorruptionError, LmscaleError
 from lmscale.objective import ObjectiveOutput
 from lmscale.runtime import faults, heartbeat
 from lmscale.runtime.collectives import fail_together, sum_float64
+from lmscale.runtime.lease import node_name
 from lmscale.runtime.seeding import seed_step
 from lmscale.runtime.stop import StoppedError
 from lmscale.runtime.votes import (
     DATA_ERROR,
+    LEASE_LOST,
     RANKS_DIFFER,
     SAVE_REASONS,
     STOP_REASONS,
@@ -36,6 +39,8 @@ from lmscale.stream.batches import MicroBatch, StepBatch
 from lmscale.stream.ledger import NUM_LIMBS, digest_to_limbs, limbs_to_digest
 from lmscale.stream.loader import LoadingStopped
 from lmscale.train.recompute import recompute_error, recompute_matches
+
+NO_FIGURES = (0.0, 0.0, 0.0, 0.0)  # of a step that was not done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,8 @@ class _Agreement:
 
     nll: float
     z: float
+    gradient_norm: float  # inf where a rank's is not finite
+    num_skipped: int  # ranks that have skipped the step; all of them, or none
     targets: int
     digest: int
     stop_reason: str | None
@@ -98,7 +105,7 @@ def train_steps(
     batch, error = _take(loader)
     heartbeat.phase("agree")
     mistake: LmscaleError | None = None
-    agreed = _agree((0.0, 0.0), batch, DATA_ERROR if error else stop_requested(), ())
+    agreed = _agree(NO_FIGURES, batch, DATA_ERROR if error else stop_requested(), ())
     for step in range(first_step + 1, total_steps + 1):
         _end_if_agreed(agreed.stop_reason, mistake or error)
         if batch is None:  # the loader was opened for exactly these steps
@@ -116,10 +123,10 @@ def train_steps(
         heartbeat.phase("data")
         batch, error = _take(loader)
         heartbeat.phase("agree")
-        # The one place at which the host waits for the device.
-        nll, z, gradient_norm, is_skipped = figures.tolist()
-        asked = DATA_ERROR if error else stop_requested()
-        agreed = _agree((nll, z), batch, RANKS_DIFFER if mistake else asked, save_requested())
+        asked = RANKS_DIFFER if mistake else DATA_ERROR if error else stop_requested()
+        own = figures.tolist()  # here the host waits for the device
+        agreed = _agree(own, batch, asked, save_requested())
+        mistake = mistake or _judge_skip(own, agreed.num_skipped, engine.plan.world_size, step)
         heartbeat.end_step(0.0 if batch is None else batch.wait_seconds)
         yield StepReport(
             step=step,
@@ -130,8 +137,8 @@ def train_steps(
             loss=agreed.nll / targets,
             z_loss=agreed.z / targets,
             learning_rate=rate,
-            gradient_norm=gradient_norm,
-            is_skipped=bool(is_skipped),
+            gradient_norm=agreed.gradient_norm,
+            is_skipped=agreed.num_skipped > 0,
             loss_scale=loss_scale,
             step_seconds=time.perf_counter() - started,
             wait_seconds=0.0 if batch is None else batch.wait_seconds,
@@ -140,6 +147,21 @@ def train_steps(
         )
     if agreed.stop_reason == RANKS_DIFFER:
         fail_together(mistake)  # of the very last step
+
+
+def _judge_skip(
+    figures: Sequence[float], num_skipped: int, world_size: int, step: int
+) -> CorruptionError | None:
+    """What a rank says that has skipped a step alone, or not skipped one with the others."""
+    is_skipped = bool(figures[3])
+    if num_skipped in (0, world_size) or is_skipped == (2 * num_skipped > world_size):
+        return None
+    did = "skipped the update" if is_skipped else "did the update"
+    return CorruptionError(
+        f"{node_name()}: this rank {did} of step {step} (its gradient norm is {figures[2]:.6g}), "
+        "and most others did not: its memory or arithmetic is wrong, and so are its weights by "
+        "now. Nothing is saved. Check that node before it is used again."
+    )
 
 
 def _end_if_agreed(stop_reason: str | None, error: LmscaleError | None) -> None:
@@ -211,14 +233,20 @@ def to_device(micro: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, 
 
 
 def _agree(
-    sums: tuple[float, float],
+    figures: Sequence[float],
     upcoming: StepBatch | None,
     stop_reason: str | None,
     save_reasons: Sequence[str],
 ) -> _Agreement:
-    """One sum over all ranks: this step's losses and its requests, the next step's totals."""
+    """One sum over all ranks: this step's figures and its requests, the next step's totals.
+
+    ``figures``: this rank's nll and z, its gradient norm, and whether it has skipped the step. The
+    norm should be the same on all ranks; that their mean is, and so is what follows from it.
+    """
+    nll, z, norm, is_skipped = figures
+    is_finite = math.isfinite(norm)
     vector = [
-        *sums,
+        *(nll, z, norm if is_finite else 0.0, float(not is_finite), is_skipped, 1.0),
         *cast_vote(stop_reason),
         *cast_save_votes(save_reasons),
         float(0 if upcoming is None else upcoming.targets),
@@ -229,11 +257,15 @@ def _agree(
     def take(count: int) -> list[float]:
         return list(islice(summed, count))
 
-    nll, z = take(2)
+    nll, z, norms, num_nonfinite, num_skipped, num_ranks = take(6)
+    votes = count_votes(take(len(STOP_REASONS)))
+    is_split = 0 < num_skipped < num_ranks
     return _Agreement(
         nll=nll,
         z=z,
-        stop_reason=count_votes(take(len(STOP_REASONS))),
+        gradient_norm=math.inf if num_nonfinite else norms / num_ranks,
+        num_skipped=int(num_skipped),
+        stop_reason=RANKS_DIFFER if is_split and votes != LEASE_LOST else votes,
         save_for=count_save_votes(take(len(SAVE_REASONS))),
         targets=int(*take(1)),
         digest=limbs_to_digest(take(NUM_LIMBS)),

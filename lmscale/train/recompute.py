@@ -45,5 +45,7 @@ def recompute_error(step: int) -> CorruptionError:
         "and power), leave it out until it is known to be good (`exclude` in the cluster's "
         "profile), and start again: the run goes on from the newest checkpoint. If it happens on "
         "every node, the model's forward pass is not deterministic: set "
-        "guard.recompute_every_steps to 0."
+        "guard.recompute_every_steps to 0.",
+        summary=f"a forward pass on {host} did not repeat",
+        bad_nodes={host: "a forward pass done twice gave two results"},
     )

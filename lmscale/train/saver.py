@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from lmscale.checkpoint import delete_old_checkpoints, free_space
@@ -13,10 +14,11 @@ from lmscale.checkpoint.job import Duties, Job
 from lmscale.checkpoint.layout import ASKED, LAST, REGULAR, STOP, Manifest
 from lmscale.checkpoint.local_tier import LocalTier, attempt_of, open_node_place
 from lmscale.checkpoint.place import Place
+from lmscale.checkpoint.retention import Candidate, look_at
 from lmscale.checkpoint.save import draft_manifest, live_copy
 from lmscale.checkpoint.snapshot import Copy, Snapshot, parts_of
 from lmscale.checkpoint.writer import CheckpointWriter
-from lmscale.errors import ConfigError, LeaseLostError, LmscaleError, NoSpaceError
+from lmscale.errors import ConfigError, DataError, LeaseLostError, LmscaleError
 from lmscale.runtime import faults, heartbeat, votes
 from lmscale.runtime.collectives import fail_together, failing_together, sum_float64
 from lmscale.runtime.mailbox import open_mailbox
@@ -26,7 +28,7 @@ from lmscale.train.assemble import Run
 from lmscale.train.hooks import Hook, ProgressCounter
 from lmscale.train.loop import StepReport
 from lmscale.train.probe import measure_probe
-from lmscale.train.rewinds import find_rewindable
+from lmscale.train.rewinds import describe_undone, find_rewindable
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,9 @@ class Saver:
         self._trackers, self._guard_state = trackers, guard_state
         if trackers is not None:
             trackers.on_no_space = self.refuse
-        self._distrusted = set(run.passed_over)  # the writer's thread of rank 0 alone uses it
+        # Both are used by the writer's thread of rank 0 alone.
+        self._passed_over = set(run.passed_over)
+        self._candidates: dict[int, Candidate] = {}
         self._refusal: LmscaleError | None = None
         self._job: Job | None = None  # until all ranks have seen its outcome
         self._untold: tuple[Job, dict[str, float]] | None = None  # what a save has cost the loop
@@ -265,7 +269,10 @@ class Saver:
         windows = run.config.checkpoint.probe_windows
         probe = None
         if windows:
-            probe = measure_probe(run.engine, run.stream, run.ranks, windows=windows)
+            try:
+                probe = measure_probe(run.engine, run.stream, run.ranks, windows=windows)
+            except DataError as error:  # such as of a source that has left the mixture since
+                logger.warning("checkpoint.probe_windows: no loss goes with this save: %s", error)
         if not run.ranks.is_first:
             return None
         return draft_manifest(
@@ -299,31 +306,43 @@ class Saver:
 
     def _tidy(self, place: Place, manifest: Manifest) -> None:
         # One that is not finite will not be resumed from: it may push no good one out.
-        self._distrusted.discard(manifest.step)
+        config = self._run.config
+        self._passed_over.discard(manifest.step)
+        is_asked = manifest.reason == ASKED
+        self._candidates[manifest.step] = Candidate(
+            step=manifest.step, is_good=manifest.is_finite, is_asked=is_asked
+        )
         if manifest.is_finite:
-            config = self._run.config
             delete_old_checkpoints(
                 *(place, config.checkpoint, config.folder),
                 newest=manifest.step,
-                distrusted=self._distrusted,
-                spared=lambda steps: self._rewindable(steps, manifest.step),
+                look=self._look,
+                # What the guard would go back to, were the next step a divergence.
+                spared=lambda steps: find_rewindable(
+                    steps, newest=manifest.step, config=config.guard
+                ),
             )
 
-    def _rewindable(self, steps: Sequence[int], newest: int) -> int | None:
-        """What the guard would go back to, were the next step a divergence."""
-        trusted = [step for step in steps if step not in self._distrusted]
-        return find_rewindable(trusted, newest=newest, config=self._run.config.guard)
-
     def _make_room(self, place: Place, step: int) -> tuple[int, ...]:
+        self._run.lease.check()  # else these are another copy's
         config = self._run.config
-        return free_space(
-            *(place, config.checkpoint, config.folder), saving=step, distrusted=self._distrusted
-        )
+        return free_space(*(place, config.checkpoint, config.folder), saving=step, look=self._look)
+
+    def _look(self, place: Place, step: int) -> Candidate:
+        """As ``look_at``, once a step; what this start has passed over is not good."""
+        known = self._candidates.get(step)
+        if known is None:
+            rewinds = self._run.rewinds
+            known = look_at(place, step, lambda manifest: describe_undone(manifest, rewinds))
+            if step in self._passed_over:
+                known = replace(known, is_good=False)
+            self._candidates[step] = known
+        return known
 
 
 def writing_rows(hook: Hook, saver: Saver) -> Hook:
-    """A hook of rank 0 that appends rows: once the disk is full it does nothing any more, and the
-    saver has all ranks end together.
+    """A hook of rank 0 that appends rows: once a row is refused, as on a full disk, it does nothing
+    any more, and the saver has all ranks end together.
     """
 
     def wrapped(report: StepReport) -> None:
@@ -331,7 +350,7 @@ def writing_rows(hook: Hook, saver: Saver) -> Hook:
             return
         try:
             hook(report)
-        except NoSpaceError as error:
+        except LmscaleError as error:
             saver.refuse(error)
 
     return wrapped

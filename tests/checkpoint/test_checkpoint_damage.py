@@ -26,13 +26,13 @@ from handmade_checkpoints import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmscale.checkpoint import find_resumable, load_manifest, load_model_weights
+from lmscale.checkpoint import find, find_resumable, load_manifest, load_model_weights
 from lmscale.checkpoint.layout import list_steps, parse_manifest, step_folder
 from lmscale.checkpoint.place import LocalPlace
 from lmscale.checkpoint.remote_place import RemotePlace
 from lmscale.checkpoint.resume import check_same_model, load_weights
 from lmscale.checkpoint.resumes import RESUMES_FILE, record_resume
-from lmscale.errors import CheckpointError, TransientError
+from lmscale.errors import CheckpointError, LmscaleError, TransientError
 from lmscale.runtime.cache import NodeCache
 from lmscale.runtime.jsonl import read_rows
 from lmscale.runtime.ranks import Ranks
@@ -265,31 +265,106 @@ def test_what_was_undone_is_passed_over_and_leaves_a_run_at_its_beginning(place)
         first(place, undone=lambda manifest: "undone" if manifest.step > 2 else None)
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_what_a_file_system_cannot_read_for_now_stops_the_start(place, name, number, monkeypatch):
-    def failing(path, *_, **__):
-        raise OSError(number, "away", str(path))
+# What a file system may say when it is asked for a file of the newest checkpoint.
+ABSENT = {"ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENAMETOOLONG"}
+REFUSED = {"EACCES", "EPERM"}
+BAD_DISK = {"EIO", "EUCLEAN", "EBADMSG"}
 
-    if name == FILES[0]:
-        monkeypatch.setattr(Path, "read_text", failing)
-    else:
-        monkeypatch.setattr("lmscale.checkpoint.place.sha256_file", failing)
-    with pytest.raises(TransientError, match="step-000000006/.* cannot be read"):
+
+class FailingPlace(LocalPlace):
+    """The manifest or the files of some steps fail, so many times, when they are read."""
+
+    def __init__(self, root, number, *, of_manifest=False, steps=(6,), times=10**6):
+        super().__init__(root)
+        self.number, self.of_manifest, self.steps, self.left = number, of_manifest, steps, times
+
+    def fail(self, step, *, of_manifest):
+        if step in self.steps and of_manifest == self.of_manifest and self.left:
+            self.left -= 1
+            raise OSError(self.number, "so it says")
+
+    def read_manifest(self, step):
+        self.fail(step, of_manifest=True)
+        return super().read_manifest(step)
+
+    def describe_damage(self, step, entry):
+        self.fail(step, of_manifest=False)
+        return super().describe_damage(step, entry)
+
+
+@pytest.fixture
+def no_waits(monkeypatch):
+    monkeypatch.setattr(find, "WAITS_SECONDS", (0.0, 0.0, 0.0))
+
+
+@pytest.fixture(scope="module")
+def saved_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("saved") / "checkpoints"
+    for step in STEPS:
+        save(LocalPlace(root), step)
+    return root
+
+
+@pytest.mark.parametrize("of_manifest", [True, False])
+@pytest.mark.parametrize("name", sorted(errno.errorcode.values()))
+def test_the_newest_is_passed_over_only_for_what_shows_that_it_is_no_good(
+    saved_root, no_waits, name, of_manifest
+):
+    place = FailingPlace(saved_root, getattr(errno, name), of_manifest=of_manifest)
+    looking = search(place)
+    if name in ABSENT | BAD_DISK:
+        assert next(looking).manifest.step == 4
+        (passed,) = looking.passed_over
+        what = "cannot be read .tried 4 times.*so it says" if name in BAD_DISK else "missing|has no"
+        with pytest.raises(CheckpointError, match=what):
+            raise CheckpointError(passed.why)
+        return
+    with pytest.raises(
+        LmscaleError, match="step-000000006/.* cannot be read.*so it says"
+    ) as caught:
+        next(looking)
+    assert isinstance(caught.value, CheckpointError if name in REFUSED else TransientError)
+    assert caught.value.exit_code == (2 if name in REFUSED else 1)
+    assert looking.passed_over == []
+
+
+@pytest.mark.parametrize("of_manifest", [True, False])
+@pytest.mark.parametrize("name", ["EIO", "EMFILE", "ENOMEM", "EINTR", "ESTALE"])
+def test_what_can_be_read_at_another_attempt_is_taken(saved_root, no_waits, name, of_manifest):
+    place = FailingPlace(saved_root, getattr(errno, name), of_manifest=of_manifest, times=3)
+    assert step_taken(place) == 6
+
+
+@pytest.mark.parametrize("of_manifest", [True, False])
+def test_a_file_system_that_fails_altogether_stops_the_start_until_it_is_back(
+    saved_root, no_waits, of_manifest
+):
+    place = FailingPlace(saved_root, errno.EIO, of_manifest=of_manifest, steps=STEPS)
+    with pytest.raises(TransientError, match="(?s)cannot be read.*None of the 3"):
         first(place)
 
 
-def test_what_a_file_system_refuses_to_read_is_passed_over(place, monkeypatch):
-    from lmscale.checkpoint import place as module
+def test_a_place_that_cannot_be_listed_for_now_stops_the_start(place, no_waits, monkeypatch):
+    kinds = {errno.EMFILE: TransientError, errno.EIO: TransientError, errno.EACCES: CheckpointError}
+    for number, kind in kinds.items():
 
-    def refusing(path):
-        if "step-000000006" in str(path):
-            raise PermissionError(errno.EACCES, "not yours", str(path))
-        return original(path)
+        def failing(number=number, **_):
+            raise OSError(number, "so it says")
 
-    original = module.sha256_file
-    monkeypatch.setattr(module, "sha256_file", refusing)
-    assert step_taken(place) == 4
+        monkeypatch.setattr(place, "list_steps", failing)
+        with pytest.raises(kind, match="cannot be listed.*so it says"):
+            first(place)
+
+
+def test_a_store_that_refuses_to_give_a_manifest_stops_the_start(place, monkeypatch):
+    def refusing(step):
+        raise CheckpointError("access is refused, says the test")
+
+    monkeypatch.setattr(place, "read_manifest", refusing)
+    looking = search(place)
+    with pytest.raises(CheckpointError, match="access is refused, says the test") as caught:
+        next(looking)
+    assert caught.value.exit_code == 2 and looking.passed_over == []
 
 
 def test_of_two_places_the_newest_checkpoint_of_either_is_taken(place, tmp_path):

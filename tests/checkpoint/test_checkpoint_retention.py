@@ -1,6 +1,7 @@
 """Which checkpoints stay: the rule as arithmetic, and what is left of real folders."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -197,17 +198,20 @@ def test_a_full_disk_takes_all_but_the_last_good_one_and_those_kept_for_good(pla
     assert free_space(place, config, tmp_path, saving=12) == ()
 
 
+def look_with_6_damaged(place, step):
+    """Which only reading all of it shows."""
+    return replace(look_at(place, step), is_good=False) if step == 6 else look_at(place, step)
+
+
 def test_a_checkpoint_that_a_start_has_passed_over_is_not_the_last_good_one(place, tmp_path):
     for step in (2, 4, 6):
         write(place, step)
     config = CheckpointConfig(keep_last=2)
-    # 6 is damaged, which only reading all of it shows, so the run has gone on from 4.
-    assert free_space(place, config, tmp_path, saving=7, distrusted={6}) == (6, 2)
-    assert place.list_steps() == [4]
-    for step in (6, 8):
-        write(place, step)
+    assert free_space(place, config, tmp_path, saving=7, look=look_with_6_damaged) == (2,)
+    assert place.list_steps() == [6, 4]
+    write(place, 8)
     config = CheckpointConfig(keep_last=1)
-    delete_old_checkpoints(place, config, tmp_path, newest=8, distrusted={6})
+    delete_old_checkpoints(place, config, tmp_path, newest=8, look=look_with_6_damaged)
     assert place.list_steps() == [8]
 
 
@@ -217,3 +221,16 @@ def test_what_a_rewind_would_need_stays(place, tmp_path):
     config = CheckpointConfig(keep_last=1)
     spared = lambda steps: min(steps, default=None)  # noqa: E731
     assert delete_old_checkpoints(place, config, tmp_path, newest=8, spared=spared) == (6, 4)
+
+
+def test_what_is_kept_for_a_rewind_is_one_that_can_be_gone_back_to(place, tmp_path):
+    for step in (2, 4, 6, 8):
+        write(place, step)
+    config = CheckpointConfig(keep_last=1)
+    delete_old_checkpoints(
+        *(place, config, tmp_path),
+        newest=8,
+        look=look_with_6_damaged,
+        spared=lambda steps: max((step for step in steps if step < 7), default=None),
+    )
+    assert place.list_steps() == [8, 4]

@@ -20,7 +20,7 @@ from lmscale.checkpoint.local_tier import (
     read_starts,
 )
 from lmscale.checkpoint.place import LocalPlace
-from lmscale.errors import CheckpointError
+from lmscale.errors import CheckpointError, ConfigError
 from lmscale.runtime.attempts import open_attempt
 from lmscale.runtime.ranks import Ranks
 
@@ -137,6 +137,19 @@ def test_every_run_has_a_folder_of_its_own_on_a_node(tiny_data, tmp_path, monkey
     assert roots[0] == roots[3] and len(set(roots)) == 3
     assert all(root.parent == tmp_path / "disk" / "x" for root in roots)
     assert roots[0].name.startswith("lmscale-tiny-")
+
+
+@pytest.mark.parametrize("folder", ["$NO_SUCH_DISK", "/mnt/${NO_SUCH_DISK}/x", "$"])
+def test_a_variable_that_is_not_set_is_told_and_makes_no_folder_of_that_name(
+    tiny_data, tmp_path, monkeypatch, folder
+):
+    monkeypatch.delenv("NO_SUCH_DISK", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    config = tiny_config(tiny_data, tmp_path / "run", {"checkpoint.local.folder": folder})
+    with pytest.raises(ConfigError, match=r"checkpoint.local.folder: .*\$.* that is not set"):
+        open_node_place(config)
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 # Which history a checkpoint belongs to.

@@ -7,6 +7,7 @@ import pytest
 import typer
 
 import lmscale
+from lmscale.cli import app as commands
 from lmscale.cli import main as cli
 from lmscale.errors import ConfigError, GuardError
 from lmscale.layers import LAYERS
@@ -22,13 +23,13 @@ def lmscale_command(*arguments):
 def test_the_help_lists_the_commands_in_the_order_of_the_flow(capsys):
     assert cli.main(["--help"]) == 0
     shown = re.findall(r"^│ (\w+) ", capsys.readouterr().out, re.MULTILINE)
-    assert tuple(shown) == tuple(cli.COMMANDS)
-    stages = [name for name in cli.COMMANDS if name in LAYERS]
+    assert tuple(shown) == tuple(commands.COMMANDS)
+    stages = [name for name in commands.COMMANDS if name in LAYERS]
     assert stages == sorted(stages, key=LAYERS.index)
 
 
 def test_every_command_has_help(capsys):
-    for name in cli.COMMANDS:
+    for name in commands.COMMANDS:
         assert cli.main([name, "--help"]) == 0
         assert len(capsys.readouterr().out.splitlines()) > 3
 
@@ -69,7 +70,7 @@ def raising(monkeypatch, error):
     def fail():
         raise error
 
-    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(commands, "app", app)
 
 
 def test_all_problems_are_told_and_brackets_are_text(monkeypatch, capsys):

@@ -49,12 +49,12 @@ def fail(error):
 
 
 def test_a_bug_is_recorded_as_1_and_keeps_its_traceback(exit_of, monkeypatch):
-    monkeypatch.setattr("lmscale.cli.main.app", fail(ZeroDivisionError()))
+    monkeypatch.setattr("lmscale.cli.app.app", fail(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         exit_of()
     assert exit_of.file.read_text().strip() == "1"
 
 
 def test_an_interrupt_is_recorded_as_130(exit_of, monkeypatch):
-    monkeypatch.setattr("lmscale.cli.main.app", fail(KeyboardInterrupt()))
+    monkeypatch.setattr("lmscale.cli.app.app", fail(KeyboardInterrupt()))
     assert exit_of() == (130, 130)

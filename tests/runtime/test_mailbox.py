@@ -12,7 +12,7 @@ import torch
 from forked_ranks import run_starts
 
 from lmscale.errors import TransientError
-from lmscale.runtime.mailbox import Mailbox, open_mailbox
+from lmscale.runtime.mailbox import PIECE_BYTES, Mailbox, open_mailbox
 from lmscale.runtime.ranks import Ranks
 
 NEVER = threading.Event()
@@ -100,6 +100,44 @@ def test_a_note_that_was_removed_is_not_there_any_more():
     given_up = threading.Event()
     given_up.set()
     assert mailbox.read("a", given_up=given_up) is None
+
+
+def host_and_clients(count):
+    """A store of its own, and connections to it."""
+    host = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return host, [
+        torch.distributed.TCPStore("127.0.0.1", host.port, is_master=False, wait_for_workers=False)
+        for _ in range(count)
+    ]
+
+
+def test_a_note_of_any_size_arrives_whole_and_leaves_the_connection_open():
+    host, (own, other) = host_and_clients(2)
+    writer, reader = Mailbox(own), Mailbox(other)
+    num_keys = host.num_keys()
+    # The store takes 8 MiB in one value; what is as long as one piece, and a byte more; in bytes
+    # beyond ASCII.
+    notes = ["x" * (9 << 20), *("x" * (PIECE_BYTES - 2 + more) for more in (-1, 0, 1)), "ä€" * 999]
+    for number, note in enumerate(notes):
+        writer.post(f"{number}", note)
+        assert reader.read(f"{number}", given_up=NEVER) == note
+    assert host.num_keys() > num_keys
+    for number in range(len(notes)):  # by who has read it, and by who posted it
+        (reader, writer)[number % 2].remove(f"{number}")
+    assert host.num_keys() == num_keys
+
+
+def test_a_note_is_there_only_when_all_its_pieces_are():
+    class Store:
+        def __init__(self):
+            self.names = []
+
+        def set(self, name, value):
+            self.names.append(name)
+
+    store = Store()
+    Mailbox(store).post("a", "x" * 3 * PIECE_BYTES)
+    assert len(store.names) == 4 and store.names.index("a") == 3
 
 
 def test_a_store_whose_host_has_gone_is_told_with_its_address(monkeypatch):

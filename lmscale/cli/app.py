@@ -1,0 +1,76 @@
+"""The commands of ``lmscale`` and their groups, in the order of the flow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import lmscale
+from lmscale.cli import checkpoint, config, corpus, launch, runs, shards, stream, tokenizer
+from lmscale.cli.demo import demo
+from lmscale.cli.doctor import doctor
+from lmscale.cli.evaluate import evaluate
+from lmscale.cli.generate import generate
+from lmscale.cli.train import train
+
+COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
+    "corpus": corpus.app,
+    "tokenizer": tokenizer.app,
+    "shards": shards.app,
+    "stream": stream.app,
+    "checkpoint": checkpoint.app,
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+    "launch": launch.app,
+    "runs": runs.app,
+    "doctor": doctor,
+    "config": config.app,
+    "demo": demo,
+}
+
+
+class FlowGroup(TyperGroup):
+    """Lists commands in the order of the flow; typer alone would put groups after commands."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+
+app = typer.Typer(
+    name="lmscale",
+    cls=FlowGroup,
+    help="Pretraining of language models: raw text to a trained, resumable model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a bug keeps Python's own traceback, whole, for the report
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"lmscale {lmscale.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Pretraining of language models: raw text to a trained, resumable model."""
+
+
+for _name, _command in COMMANDS.items():
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_name)
+    else:
+        app.command(_name)(_command)
