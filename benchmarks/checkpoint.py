@@ -95,6 +95,7 @@ class Bench:
             identity={},
             lease=NO_LEASE,
             rewinds=(),
+            passed_over=frozenset(),
         )
         return Saver(run=run, counter=self.counter, ledger=None)
 

@@ -274,7 +274,7 @@ def _describe_end(
 
 def _cause_by_time(start: _Start, ended: Row, limit: Limits) -> str:
     """A job that stopped on request near its limit was asked to for that reason."""
-    if limit.limit_seconds is None or ended["code"] != 75:
+    if limit.limit_seconds is None or ended["code"] != 75 or "fault" in ended:
         return ""
     early = min(SIGNAL_EARLY_SECONDS, limit.limit_seconds / 2)
     due = limit.limit_seconds - limit.signal_seconds - early

@@ -106,6 +106,7 @@ def load_everything() -> None:
     import torch._dynamo
     import torch.utils.tensorboard
 
+    import lmscale.cli.app
     import lmscale.evaluation
     import lmscale.train  # noqa: F401
     from lmscale.engine.engine import prepare_deepspeed

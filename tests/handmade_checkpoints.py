@@ -11,7 +11,6 @@ from lmscale.checkpoint.find import Found, Search
 from lmscale.checkpoint.layout import MASTER, FileEntry, Manifest, fragment_file
 from lmscale.checkpoint.place import Place
 from lmscale.checkpoint.write_file import Part, arrange, write_file
-from lmscale.runtime.atomic import to_json_bytes
 from lmscale.runtime.fingerprint import fingerprint
 from lmscale.runtime.ranks import Ranks
 
@@ -25,15 +24,20 @@ def weights_of(step: int) -> Tensor:
     return torch.randn(8, 5, generator=generator)
 
 
-def write_part(place: Place, step: int, rank: int, world_size: int) -> FileEntry:
-    """The file of one rank."""
+def parts_of_rank(step: int, rank: int, world_size: int) -> list[Part]:
+    """What one rank has to write."""
     flat = weights_of(step).view(-1)
     start, end = ELEMENTS * rank // world_size, ELEMENTS * (rank + 1) // world_size
-    parts = [
+    return arrange(
         Part(parameter="w", kind=kind, offset=start, tensor=(flat[start:end] * factor).contiguous())
         for kind, factor in ((MASTER, 1), ("exp_avg", 2))
-    ]
-    return write_file(place, step, fragment_file(rank, "local"), arrange(parts), retries=0)
+    )
+
+
+def write_part(place: Place, step: int, rank: int, world_size: int) -> FileEntry:
+    """The file of one rank."""
+    parts = parts_of_rank(step, rank, world_size)
+    return write_file(place, step, fragment_file(rank, "local"), parts, retries=0)
 
 
 def manifest_of(step: int, files: list[FileEntry], **changes: Any) -> Manifest:
@@ -63,7 +67,7 @@ def save(place: Place, step: int, *, world_size: int = 2, **changes: Any) -> Man
 
 
 def render(manifest: Manifest) -> bytes:
-    return to_json_bytes(manifest.to_json())
+    return manifest.to_bytes()
 
 
 def search(*places: Place, **settings: Any) -> Search:

@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from lmscale import errors
-from lmscale.errors import ConfigError, GuardError, LmscaleError
+from lmscale.errors import ConfigError, CorruptionError, GuardError, LmscaleError
 
 
 def test_an_error_carries_all_its_problems():
@@ -35,3 +35,13 @@ def test_an_error_crosses_process_boundaries_whole():
     error = pickle.loads(pickle.dumps(GuardError(["a", "b"])))
     assert type(error) is GuardError
     assert error.problems == ("a", "b")
+
+
+def test_a_corruption_keeps_the_nodes_that_it_names():
+    error = CorruptionError(["a"], summary="rank 3 differs", bad_nodes={"n2": "why"})
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.problems, again.summary, again.bad_nodes) == (
+        ("a",),
+        "rank 3 differs",
+        {"n2": "why"},
+    )

@@ -5,11 +5,12 @@ Every rank writes its file on its own node; no file goes over the network. The m
 
     FOLDER/lmscale-RUN-0123456789ab/step-000000012/     on each node, with its own ranks' files
 
-On a node the newest that every node has committed is kept until the next one is, and besides it
-what the save after it has left. What is here is lost with the node, and of no use to ranks that come to other
-nodes. So it counts on resume only if every rank finds all it needs on its own node
-(``find.Search``), and if it is of this run's history (``describe_superseded``): nobody clears away
-what a run left on a node that it does not use any more.
+On a node the newest that every node has committed stays until the next one has been. A later one
+that another node's disk refused goes when the next save begins. What is here is lost with the node,
+and of no use to ranks that come to other nodes. So it counts on resume only if every rank finds all
+it needs on its own node (``find.Search``), and if it is of this run's history
+(``describe_superseded``): nobody clears away what a run left on a node that it does not use any
+more.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -133,8 +134,10 @@ class LocalPlace(Place):
     def begin(self, step: int) -> None:
         # Of the same step; other ranks may have been more in number.
         folder = step_folder(self.root, step)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        self.delete(step)
+        if folder.exists():  # NFS keeps files that somebody has open
+            shutil.rmtree(_set_aside(folder), ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
 
     def write_file(self, step: int, name: str, pieces: Iterable[memoryview]) -> None:
         path = step_folder(self.root, step) / name
@@ -166,8 +169,7 @@ class LocalPlace(Place):
         for step in self.list_steps(committed=False):
             folder = step_folder(self.root, step)
             logger.warning("%s was never committed: it is cleared away", folder)
-            aside = folder.with_name(f"{_DISCARDED}{folder.name}")
-            os.replace(folder, aside)
+            aside = _set_aside(folder)
             if (aside / MANIFEST).exists():
                 os.replace(aside, folder)
             shutil.rmtree(aside, ignore_errors=True)
@@ -185,6 +187,13 @@ class LocalPlace(Place):
     @contextmanager
     def opened(self, step: int, entry: FileEntry) -> Iterator[Path]:
         yield step_folder(self.root, step) / entry.name
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename it; the new name, which the next start clears away."""
+    aside = folder.with_name(f"{_DISCARDED}{folder.name}-{secrets.token_hex(4)}")
+    os.replace(folder, aside)
+    return aside
 
 
 def describe_owner(run_name: str) -> bytes:

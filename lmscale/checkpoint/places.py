@@ -8,6 +8,7 @@ are the checkpoints themselves.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from collections.abc import Iterable
@@ -18,11 +19,13 @@ from lmscale.checkpoint.layout import MANIFEST, FileEntry, list_steps, step_fold
 from lmscale.checkpoint.place import LocalPlace, Place
 from lmscale.checkpoint.remote_place import RemotePlace
 from lmscale.config import RunConfig
-from lmscale.errors import CheckpointError
+from lmscale.errors import CheckpointError, LmscaleError
 from lmscale.runtime.atomic import write_bytes, writing
 from lmscale.runtime.cache import NodeCache
 from lmscale.runtime.remote import local_path, protocol_of
 from lmscale.stream.dataset import cache_folder
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 
@@ -103,7 +106,13 @@ class ReceiptedPlace(Place):
 
     def commit(self, step: int, manifest: bytes) -> bytes:
         found = self._place.commit(step, manifest)
-        self._write_receipt(step, found)
+        try:
+            self._write_receipt(step, found)
+        except (LmscaleError, OSError) as error:
+            logger.warning(
+                "%s is committed, but has no receipt until the next start: %s",
+                *(self.name_of(step), error),
+            )
         return found
 
     def begin(self, step: int) -> None:

@@ -95,7 +95,7 @@ class FragmentReader:
         return stored
 
     def _file(self, name: str) -> Any:
-        """Raises ``CheckpointError`` only where there is no such file: then an older one is tried."""
+        """Raises ``CheckpointError`` only where there is none: then an older one is tried."""
         if name not in self._open:
             entry: FileEntry = self._entries[name]
             where = f"{self._place.name_of(self._step)}/{name}"

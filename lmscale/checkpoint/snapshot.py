@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +43,8 @@ class Snapshot:
     """
 
     def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._buffer = torch.empty(0, dtype=torch.uint8)
@@ -69,7 +72,14 @@ class Snapshot:
             return Copy(parts=copies, ready=lambda: None)
         done = self._copy_beside(parts, self._stream)
         before_update.append(lambda: torch.cuda.current_stream(self._device).wait_event(done))
-        return Copy(parts=copies, ready=done.synchronize)
+
+        def ready() -> None:
+            # The writer's thread has a current device of its own, the first one: to wait there
+            # would take memory of that GPU for every rank of the node.
+            torch.cuda.set_device(self._device)
+            done.synchronize()
+
+        return Copy(parts=copies, ready=ready)
 
     def _copy_beside(self, parts: Sequence[Part], stream: torch.cuda.Stream) -> Any:
         """Start all copies, and return what is reached when they are done."""
@@ -93,7 +103,7 @@ class Snapshot:
         # as long, and a machine that lacks the memory says so before the first step.
         self._buffer = torch.empty(total, dtype=torch.uint8).zero_()
         if self._stream is not None:
-            self._is_pinned = _pin(self._buffer)
+            self._is_pinned = _pin(self._buffer, self._device)
         self._views, self._shape = [], _shape_of(parts)
         end = 0
         for part in parts:
@@ -101,7 +111,10 @@ class Snapshot:
             self._views.append(self._buffer[start:end].view(part.tensor.dtype))
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back, once what is being copied has arrived."""
+        if self._stream is not None:
+            with suppress(RuntimeError):  # after a failure of the GPU nothing arrives any more
+                self._stream.synchronize()
         if self._is_pinned:
             _cudart().cudaHostUnregister(self._buffer.data_ptr())
         self._is_pinned = False
@@ -112,12 +125,14 @@ def _shape_of(parts: Sequence[Part]) -> list[Any]:
     return [(p.parameter, p.kind, p.offset, p.tensor.dtype, p.tensor.numel()) for p in parts]
 
 
-def _pin(buffer: Tensor) -> bool:
+def _pin(buffer: Tensor, device: torch.device) -> bool:
     """Not by torch's own allocator, which rounds up to a power of two: 70 GB would take 128."""
     if buffer.numel() == 0:
         return False
     error = int(_cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0))
     if error:
+        with suppress(RuntimeError):  # CUDA keeps the error, and says it once of the next kernel
+            torch.ones(1, device=device).add_(1)
         logger.warning(
             "%.1f GB of host memory could not be pinned (CUDA error %d; `ulimit -l`?): training "
             "waits for the copy at every save",

@@ -39,7 +39,7 @@ from lmscale.checkpoint.write_file import (
 )
 from lmscale.errors import CheckpointError, LmscaleError, NoSpaceError, TransientError
 from lmscale.runtime import faults, heartbeat
-from lmscale.runtime.atomic import to_json_bytes, writing
+from lmscale.runtime.atomic import writing
 from lmscale.runtime.collectives import (
     combine_errors,
     error_from_json,
@@ -295,7 +295,7 @@ class CheckpointWriter:
         if error is not None:
             raise error
         manifest = complete(job.draft, reports)
-        content = job.manifest = to_json_bytes(manifest.to_json())
+        content = job.manifest = manifest.to_bytes()
         if job.tier is not None:
             lease.check()
             job.tier.commit_here(job.step, content)

@@ -7,6 +7,7 @@ more are broken than ``max_bad_records`` allows. An unreadable file is a ``DataE
 from __future__ import annotations
 
 import json
+import lzma
 import re
 import tarfile
 import zlib
@@ -19,8 +20,11 @@ from lmscale.config.data import CorpusSourceConfig
 from lmscale.corpus.inputs import RawFile
 from lmscale.corpus.text_files import read_lines, read_text
 from lmscale.errors import DataError
-from lmscale.runtime.tar_members import describe_unsafe
+from lmscale.runtime.tar_members import BoundedMember, describe_unsafe
 
+# Of the text members of one sample in a tar, together: they are read whole, and a packed tar of a
+# few kilobytes can hold any size.
+MAX_SAMPLE_BYTES = 1 << 30
 HANDFUL = 5  # how many broken records beyond the limit are named before the error is raised
 
 
@@ -170,17 +174,21 @@ def _read_webdataset(
     from webdataset.tariterators import group_by_keys
 
     try:
-        with tarfile.open(path, mode="r|*") as tar:
+        with tarfile.open(path, mode="r|*", tarinfo=BoundedMember) as tar:
             for number, sample in enumerate(group_by_keys(_read_members(tar, path)), start=1):
                 text = _text_of_sample(sample, name, source, path, bad)
                 if text is not None:
                     yield RawDocument(text=text, file=path, record=number)
-    except (tarfile.TarError, ValueError, EOFError, OSError, zlib.error) as error:
+    except (
+        *(tarfile.TarError, ValueError, EOFError, OSError),
+        *(OverflowError, zlib.error, lzma.LZMAError),
+    ) as error:
         raise DataError(f"{path}: damaged or not a webdataset tar: {error.args[0]}.") from None
 
 
 def _read_members(tar: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
     """The files that may hold text, as webdataset groups them. Raises ``DataError``."""
+    sample, size = "", 0
     for member in tar:
         unsafe = describe_unsafe(member)
         if unsafe:
@@ -189,6 +197,17 @@ def _read_members(tar: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
                 "pack it again."
             )
         file = tar.extractfile(member) if _may_hold_text(member) else None
+        if file is not None:
+            folder, _, name = member.name.rpartition("/")
+            key = f"{folder}/{name.partition('.')[0]}"  # as webdataset groups them
+            size = member.size + (size if key == sample else 0)
+            sample = key
+            if size > MAX_SAMPLE_BYTES:
+                raise DataError(
+                    f"{path}: member {member.name!r}: the texts of this sample unpack to "
+                    f"{size:,} bytes, and {MAX_SAMPLE_BYTES:,} is the most that is read. Cut it into "
+                    "several samples."
+                )
         if file is not None:
             yield {"fname": member.name, "data": file.read(), "__url__": str(path)}
         # Or a large tar would keep all of them.

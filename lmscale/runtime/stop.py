@@ -69,11 +69,12 @@ class StopRequests:
         self._has_nothing_to_save = False
         self._finish: Callable[[str], None] | None = None
         self._stale: tuple[int, int] | None = None
+        self._obeyed_save: tuple[int, int] | None = None
         self._looked_at = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequests:
-        self._stale = self._find_file()
+        self._stale = _identify(self._file)
         self._wakes, self._wake_end = os.pipe()
         os.set_blocking(self._wake_end, False)
         for number in self._heard:
@@ -102,23 +103,27 @@ class StopRequests:
         A rank that waits for something which may never come looks for the file itself.
         """
         if self._reason is None and (self._watch_file or (is_waiting and self._is_time_to_look())):
-            if self._find_file() not in (None, self._stale):
+            if _identify(self._file) not in (None, self._stale):
                 self._reason = "stop file"
         return self._reason
 
     def save_asked(self) -> bool:
         """Whether a save is asked for: by SIGUSR2 to this rank, or by the file, of any age.
 
-        A file from before the start has asked an attempt that could not answer any more.
+        A file from before the start has asked an attempt that could not answer any more. One that
+        was obeyed and cannot be removed asks again when it is touched.
         """
-        return self._save_signalled or (self._watch_file and self._save_file.exists())
+        if self._save_signalled or not self._watch_file:
+            return self._save_signalled
+        return _identify(self._save_file) not in (None, self._obeyed_save)
 
     def consume_save(self) -> None:
         """The save that was asked for begins now, on all ranks: ask for no second one."""
         self._saved_at = time.monotonic()
         self._save_signalled = False
         if self._watch_file:
-            self._save_file.unlink(missing_ok=True)
+            self._obeyed_save = _identify(self._save_file)
+            _remove(self._save_file)
 
     def wait(self, seconds: float) -> str | None:
         """The request, when one comes within ``seconds``."""
@@ -152,22 +157,14 @@ class StopRequests:
 
         For the rank that watches it, once the folder is this run's.
         """
-        if self._watch_file and self._stale is not None and self._find_file() == self._stale:
-            self._file.unlink(missing_ok=True)
-            logger.info("%s was there before this start: removed, and not obeyed", self._file)
+        if self._watch_file and self._stale is not None and _identify(self._file) == self._stale:
+            if _remove(self._file):
+                logger.info("%s was there before this start: removed, and not obeyed", self._file)
 
     def consume_file(self) -> None:
         """Remove the stop file after it was obeyed, or the next attempt would find it."""
         if self._watch_file:
-            self._file.unlink(missing_ok=True)
-
-    def _find_file(self) -> tuple[int, int] | None:
-        """What tells a stop file from another one made later, or None where there is none."""
-        try:
-            found = self._file.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino
+            _remove(self._file)
 
     def _is_time_to_look(self) -> bool:
         now = time.monotonic()
@@ -211,3 +208,22 @@ class StopRequests:
             with suppress(Exception):
                 self._finish(reason)
         leave(EXIT_RESUMABLE, f"stopped by {reason}; there was nothing to save")
+
+
+def _identify(file: Path) -> tuple[int, int] | None:
+    """What tells a file from another one made or touched later, or None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
+def _remove(file: Path) -> bool:
+    """A folder of that name, or another user's file, may not end the run: one rank alone sees it."""
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s cannot be removed, please do: %s", file, error)
+        return False
+    return True

@@ -6,6 +6,11 @@ from __future__ import annotations
 
 import tarfile
 
+# Headers that tarfile reads whole before it gives a member: long names, attributes. In a packed tar
+# they may unpack to anything.
+MAX_HEADER_BYTES = 1 << 20
+_LONG_HEADERS = {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
+_LONG_HEADERS |= {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
 _KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
@@ -13,6 +18,16 @@ _KINDS = {
     tarfile.BLKTYPE: "a device",
     tarfile.FIFOTYPE: "a pipe",
 }
+
+
+class BoundedMember(tarfile.TarInfo):
+    """For ``tarfile.open(tarinfo=…)`` of what may be packed. Raises ``OverflowError``."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        # Python's source names this method as the one that a subclass may override.
+        if self.type in _LONG_HEADERS and self.size > MAX_HEADER_BYTES:
+            raise OverflowError(f"a header of {self.size:,} bytes, more than any name needs")
+        return super()._proc_member(archive)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def describe_unsafe(member: tarfile.TarInfo) -> str | None:
@@ -24,6 +39,8 @@ def describe_unsafe(member: tarfile.TarInfo) -> str | None:
         return f"member {member.name!r} leads out of the folder it is unpacked in"
     if "\0" in member.name:
         return f"member {member.name!r} has a name that no file can have"
+    if member.issparse():
+        return f"member {member.name!r} is a sparse file, which may hold more than any memory"
     if member.isreg() or member.isdir():
         return None
     kind = _KINDS.get(member.type, f"of the unknown type {member.type!r}")

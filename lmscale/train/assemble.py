@@ -31,7 +31,7 @@ from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream, open_stream
 from lmscale.tokenizer import Tokenizer, load_tokenizer
-from lmscale.train.corruptions import describe_tainted, read_corruptions
+from lmscale.train.corruptions import describe_tainted, read_corruptions, refuse_scratch
 from lmscale.train.folder import freeze_run, identity_of
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import Progress
@@ -202,6 +202,7 @@ def _resume(
             location, step = found.place.location, found.manifest.step
             logger.info("resumed from %s at step %d", location, step)
             return run, found
+    refuse_scratch(why for one in search.passed_over for why in one.why)
     if engine is not None:  # it holds the weights of what was tried, and no new run's
         raise CheckpointError(
             f"No checkpoint of {setting.place.location} could be gone on from once it was loaded; "

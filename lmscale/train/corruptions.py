@@ -12,13 +12,13 @@ dealt out anew by the next update and is in no checkpoint. There nothing is tain
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lmscale.checkpoint import Manifest
-from lmscale.errors import DataError, NoSpaceError
+from lmscale.errors import CheckpointError, DataError, NoSpaceError
 from lmscale.runtime.atomic import fsync_folder, writing
 from lmscale.runtime.jsonl import RowFile, mend_tail, read_rows
 from lmscale.runtime.ranks import name_ranks
@@ -26,6 +26,7 @@ from lmscale.runtime.ranks import name_ranks
 logger = logging.getLogger(__name__)
 
 CORRUPTIONS_FILE = "corruptions.jsonl"
+_MAY_HOLD = "may hold the wrong values of"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +112,25 @@ def describe_tainted(manifest: Manifest, corruptions: Sequence[Corruption]) -> s
         is_between = one.clean_step < manifest.step < one.at_step
         if one.zero_stage == 0 and is_same_attempt and is_between:
             return (
-                f"may hold the wrong values of {name_ranks(one.ranks)} on {', '.join(one.hosts)}: "
+                f"{_MAY_HOLD} {name_ranks(one.ranks)} on {', '.join(one.hosts)}: "
                 f"the ranks were found to differ before the update of step {one.at_step}, and were "
                 f"alike for the last time at step {one.clean_step}"
             )
     return None
+
+
+def refuse_scratch(reasons: Iterable[str]) -> None:
+    """Raise ``CheckpointError`` where nothing is left to go on from but what may hold wrong values.
+
+    ``reasons``: why each checkpoint was passed over.
+    """
+    tainted = [reason for reason in reasons if _MAY_HOLD in reason]
+    if tainted:
+        raise CheckpointError(
+            [
+                *tainted,
+                "No other checkpoint is left, and the run does not begin anew by itself. Move these "
+                "folders away to have it do so; or, if you trust them, move away "
+                f"{CORRUPTIONS_FILE} in the run's folder.",
+            ]
+        )

@@ -30,9 +30,9 @@ from lmscale.checkpoint import find, find_resumable, load_manifest, load_model_w
 from lmscale.checkpoint.layout import list_steps, parse_manifest, step_folder
 from lmscale.checkpoint.place import LocalPlace
 from lmscale.checkpoint.remote_place import RemotePlace
-from lmscale.checkpoint.resume import check_same_model, load_weights
+from lmscale.checkpoint.resume import check_same_model, iterate_weights, load_weights
 from lmscale.checkpoint.resumes import RESUMES_FILE, record_resume
-from lmscale.errors import CheckpointError, LmscaleError, TransientError
+from lmscale.errors import CheckpointError, ClusterError, LmscaleError, TransientError
 from lmscale.runtime.cache import NodeCache
 from lmscale.runtime.jsonl import read_rows
 from lmscale.runtime.ranks import Ranks
@@ -413,6 +413,28 @@ def test_weights_are_never_read_from_a_damaged_file(place, change, name):
     with pytest.raises(CheckpointError, match=f"step-000000004/{name}"):
         load_model_weights(place.root.parent, step=4)
     assert torch.equal(load_model_weights(place.root.parent)["w"], weights_of(6))  # the newest
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("ENOENT", CheckpointError), ("EACCES", ClusterError)]
+    + [(name, TransientError) for name in ("EMFILE", "ENOMEM", "EIO", "ENFILE")],
+)
+def test_a_file_that_cannot_be_opened_to_be_loaded_is_no_bug(place, monkeypatch, name, kind):
+    def failing(path, mode):
+        raise OSError(getattr(errno, name), "so it says", str(path))
+
+    monkeypatch.setattr("lmscale.checkpoint.resume.open", failing, raising=False)
+    with pytest.raises(LmscaleError, match=f"step-000000006/{FILES[1]}") as caught:
+        list(iterate_weights(place, load_manifest(place, 6)))
+    assert type(caught.value) is kind  # after any but CheckpointError no older one is tried
+
+
+def test_a_file_of_another_node_is_named_when_it_is_to_be_loaded(place):
+    manifest = load_manifest(place, 6)
+    damage(place, 6, FILES[2], remove)
+    with pytest.raises(CheckpointError, match=f"step-000000006/{FILES[2]} is not to be found here"):
+        list(iterate_weights(place, manifest))
 
 
 def test_a_step_that_was_not_saved_is_refused_with_those_that_were(place):

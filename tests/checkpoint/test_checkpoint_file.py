@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from lmscale.checkpoint import LocalPlace
+from lmscale.checkpoint import snapshot as snapshot_module
 from lmscale.checkpoint import write_file as module
 from lmscale.checkpoint.fragments import Fragment
 from lmscale.checkpoint.layout import MASTER, step_folder, tensor_name
@@ -213,6 +214,72 @@ def test_a_copy_of_another_shape_gets_memory_of_its_own(caplog):
     copy = snapshot.take(more, [])
     assert "another shape than before" in caplog.text
     assert all(torch.equal(a.tensor, b.tensor) for a, b in zip(copy.parts, more, strict=True))
+
+
+class Recorder:
+    """Stands for CUDA: takes note of what is called, in order."""
+
+    def __init__(self, error=0):
+        self.calls, self.error = [], error
+
+    def synchronize(self):
+        self.calls.append("wait")
+
+    def set_device(self, device):
+        self.calls.append(f"set {device}")
+
+    def cudaHostRegister(self, *_):  # noqa: N802
+        return self.error
+
+    def cudaHostUnregister(self, *_):  # noqa: N802
+        self.calls.append("unregister")
+
+
+def test_the_memory_of_a_copy_is_not_given_back_before_the_copy_has_arrived(monkeypatch):
+    cuda = Recorder()
+    monkeypatch.setattr(snapshot_module, "_cudart", lambda: cuda)
+    snapshot = Snapshot(parts_of(fragments()), torch.device("cpu"))
+    snapshot._stream, snapshot._is_pinned = cuda, True
+    snapshot.close()
+    assert cuda.calls == ["wait", "unregister"]
+
+
+def test_whoever_waits_for_a_copy_waits_on_the_gpu_that_it_comes_from(monkeypatch):
+    cuda = Recorder()
+    parts = parts_of(fragments())
+    snapshot = Snapshot(parts, torch.device("cpu"))
+    snapshot._stream, snapshot._device = cuda, torch.device("cuda", 3)
+    monkeypatch.setattr(snapshot, "_copy_beside", lambda *_: cuda)
+    monkeypatch.setattr(torch.cuda, "set_device", cuda.set_device)
+    copy = snapshot.take(parts, [])
+    assert cuda.calls == []
+    copy.ready()
+    assert cuda.calls == ["set cuda:3", "wait"]
+
+
+def test_memory_that_cannot_be_pinned_leaves_no_error_for_the_next_kernel(monkeypatch, caplog):
+    told = []
+
+    def kernel(*_, device):
+        told.append(device)
+        raise RuntimeError("CUDA error: of cudaHostRegister, says the test")
+
+    monkeypatch.setattr(snapshot_module, "_cudart", lambda: Recorder(error=2))
+    monkeypatch.setattr(torch, "ones", kernel)
+    assert not snapshot_module._pin(torch.zeros(8, dtype=torch.uint8), torch.device("cuda", 3))
+    assert told == [torch.device("cuda", 3)]
+    assert "could not be pinned (CUDA error 2" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_memory_that_cannot_be_pinned_leaves_no_error_for_the_next_kernel():
+    device = torch.device("cuda", 0)
+    buffer = torch.zeros(1 << 20, dtype=torch.uint8)
+    assert snapshot_module._pin(buffer, device)
+    assert not snapshot_module._pin(buffer, device)  # it is already
+    assert torch.ones(1, device=device).add_(1).item() == 2
+    torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
 
 
 @pytest.mark.gpu

@@ -455,6 +455,19 @@ def test_a_run_that_has_checkpoints_in_its_folder_is_not_moved_silently(elsewher
     assert LocalPlace(receipts).list_steps() == [2]
 
 
+def test_a_place_that_is_suddenly_empty_is_no_new_run(elsewhere):
+    """As where a file system is not mounted: the run may neither begin anew nor forget."""
+    place, receipts = elsewhere
+    place.prepare()
+    save(place, 2)
+    save(place, 4)
+    for step in (4, 2):  # past the receipts
+        place._place.delete(step)
+    with pytest.raises(CheckpointError, match=r"saved there before \(up to step 4"):
+        place.prepare()
+    assert receipts_in(receipts) == [2, 4]
+
+
 def test_a_place_is_found_where_the_run_is_now(tiny_data, tmp_path):
     from tiny_run import tiny_config
 

@@ -346,8 +346,8 @@ def trained(tiny_data, tmp_path_factory):
     """What the starts of one run saw (tier_ranks.py)."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "data.txt").write_text(str(tiny_data))
-    run_starts(Path(__file__).with_name("tier_ranks.py"), folder, (2, 2, 2, 2))
-    return [json.loads((folder / f"saw-{number}.json").read_text()) for number in range(4)]
+    run_starts(Path(__file__).with_name("tier_ranks.py"), folder, [2] * 6)
+    return [json.loads((folder / f"saw-{n}.json").read_text()) for n in range(6)]
 
 
 @pytest.mark.ranks
@@ -365,9 +365,17 @@ def test_a_run_on_two_nodes_goes_on_from_their_own_disks(trained):
 @pytest.mark.ranks
 @pytest.mark.slow
 def test_a_run_that_comes_to_other_nodes_does_not_go_on_from_there(trained):
-    elsewhere, back = trained[2:]
+    elsewhere, back = trained[2:4]
     assert elsewhere["began at"] == 0
     assert elsewhere["losses"]["1"] == trained[0]["losses"]["1"]
     # Back on its first nodes, where all is as it was: but it is undone since.
     assert back["on the nodes"][0][0] == trained[1]["on the nodes"][0][0] != []
     assert back["began at"] == 0
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_ranks_that_need_what_lies_on_the_other_node_go_on_from_the_shared_place(trained):
+    before, after = trained[4:]
+    assert [steps[0] for steps, _ in before["on the nodes"]] == [5, 5]
+    assert after["began at"] == 4

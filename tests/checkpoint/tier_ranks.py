@@ -15,17 +15,23 @@ from lmscale.train import train_steps
 from lmscale.train.hooks import ProgressCounter
 from lmscale.train.saver import Saver
 
-# (which of the nodes each rank is on, steps to do before all are killed, whether any is saved)
+SHARED = {"checkpoint.every_steps": 2, "checkpoint.asynchronous": False}
+# Deals the same elements otherwise to the ranks, which neither world size nor stage tells.
+DEALT = {**SHARED, "engine.optimizer.decay": ["linear"]}
+# (run, which of the nodes each rank is on, steps to do before all are killed, whether any is saved,
+# overrides)
 STARTS = (
-    ((0, 1), 5, True),
-    ((0, 1), 3, True),
-    ((1, 0), 1, False),  # each has only the other's files
-    ((0, 1), 1, False),
+    ("run", (0, 1), 5, True, {}),
+    ("run", (0, 1), 3, True, {}),
+    ("run", (1, 0), 1, False, {}),  # each has only the other's files
+    ("run", (0, 1), 1, False, {}),
+    ("dealt", (0, 1), 5, True, SHARED),
+    ("dealt", (0, 1), 1, False, DEALT),
 )
 
 
 def start(folder: Path, number: int) -> None:
-    nodes, steps, saves = STARTS[number]
+    name, nodes, steps, saves, more = STARTS[number]
     rank = int(os.environ["RANK"])
     os.environ |= {
         "LOCAL_RANK": "0",
@@ -40,8 +46,9 @@ def start(folder: Path, number: int) -> None:
         "checkpoint.local.folder": "$NODE_DISK",
         "checkpoint.local.every_minutes": 1e-9,
         "engine.zero_stage": 2,
+        **more,
     }
-    case = Case(name="run", data=data, folder=str(folder / "run"), overrides=overrides)
+    case = Case(name="run", data=data, folder=str(folder / name), overrides=overrides)
     with one_group() as ranks, opened(case, ranks) as run:
         attempt = (
             open_attempt(run.folder, first_step=run.start.step, world_size=2, zero_stage=2)

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -92,6 +93,45 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     raising(monkeypatch, ZeroDivisionError("bug"))
     with pytest.raises(ZeroDivisionError, match="bug"):
         cli.main([])
+
+
+# Sends a request for a save as soon as anything is imported that takes time.
+SIGNAL_WHILE_IMPORTING = """
+import os, runpy, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        is_light = name.startswith(("launcher", "lmscale.cli.main")) or name == "lmscale.cli"
+        if not is_light and name != "lmscale" and name.split(".")[0] not in sys.stdlib_module_names:
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                print("asked", flush=True)
+                os.kill(os.getpid(), signal.SIGUSR2)
+
+sys.meta_path.insert(0, Finder())
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("lmscale", "--version"),
+        ("lmscale.cli.main", "--version"),
+        ("launcher.preflight", "lift", "--file", "cordon.jsonl", "--node", "n1"),
+    ],
+)
+def test_a_request_for_a_save_does_not_kill_a_command_that_is_still_importing(tmp_path, words):
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNAL_WHILE_IMPORTING, *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert (done.returncode, done.stdout[:6]) == (0, "asked\n"), done.stderr
 
 
 def test_a_reader_that_goes_away_is_no_bug():

@@ -24,6 +24,7 @@ STAND_IN = """\
 #!/bin/bash
 commit() { mkdir -p "$RUN/checkpoints/step-0$1"; touch "$RUN/checkpoints/step-0$1/manifest.json"; }
 leave() { echo "$2" >"$LMSCALE_EXITS/rank-0000$1"; }
+fault() { printf "$2" >"$LMSCALE_EXITS/fault-0000$1"; }
 echo "${0##*/} $*" >>"$FAKES/calls"
 . "$FAKES/${0##*/}.body"
 """
@@ -73,9 +74,16 @@ class End:
 class Submission:
     """A rendered script, and the attempts that Slurm would make of it."""
 
-    def __init__(self, folder: Path, *, preflight: bool = False, **profile: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        preflight: bool = False,
+        cordon: dict[str, Any] | None = None,
+        **profile: Any,
+    ) -> None:
         self.run, self.fakes = folder / "run", folder / "fakes"
-        changes = {"preflight": {"enabled": preflight}, **profile}
+        changes = {"preflight": cordon or {"enabled": preflight}, **profile}
         cluster = change_cluster(load_cluster("lab"), changes, name="a test")
         config = make_config("demo", {"run.folder": str(self.run)})
         self.job = plan_train_job(make_request(cluster, config=config))
@@ -188,6 +196,83 @@ def test_three_attempts_in_a_row_without_a_step_are_enough(tmp_path):
     stopped = "commit 4; leave 0 75; exit 75"
     actions = [submission.attempt(stopped, restart=n).action for n in range(3)]
     assert actions == ["requeue", "requeue", "stop"]
+
+
+FULL = r"fault 0 'disk full\n'; fault 1 'disk full\n'; leave 0 75; leave 1 75; exit 75"
+DIFFERS = r"fault 1 'rank 3 on n2 differs\nn2\tmemory: rank 3 held wrong \"values\"\n'"
+
+
+def test_a_full_disk_is_named_and_no_request_to_stop(tmp_path):
+    end = Submission(tmp_path).attempt(f"commit 4; {FULL}")
+    assert (end.code, end.action, end.row["code"], end.row["fault"]) == (
+        75,
+        "requeue",
+        75,
+        "disk full",
+    )
+    assert end.row["reason"] == "disk full, saved at step 4, restart 1 of at most 20"
+    assert "scontrol requeue 7" in end.calls and not end.called("ExcNodeList")
+
+
+def test_a_disk_that_stays_full_stops_after_three_attempts_without_a_step(tmp_path):
+    submission = Submission(tmp_path)
+    ends = [submission.attempt(f"commit 4; {FULL}", restart=n) for n in range(3)]
+    assert [end.action for end in ends] == ["requeue", "requeue", "stop"]
+    assert ends[2].row["reason"] == "disk full; three attempts in a row committed no step"
+
+
+def test_faults_that_ranks_name_count_like_failures(tmp_path):
+    submission = Submission(tmp_path, max_restarts=2)
+    srun = [FULL, "leave 0 1; exit 1", f"{DIFFERS}; exit 75"]
+    ends = [submission.attempt(f"commit {n + 1}; {body}", restart=n) for n, body in enumerate(srun)]
+    assert [end.action for end in ends] == ["requeue", "requeue", "stop"]
+    assert ends[2].row["reason"].startswith("rank 3 on n2 differs, after 2 restarts")
+    later = Submission(tmp_path / "later", max_restarts=1)
+    assert later.attempt(f"commit 1; {FULL}").action == "requeue"
+    assert later.attempt("commit 2; leave 0 1; exit 1", restart=1).action == "stop"
+
+
+@pytest.mark.parametrize("code", [75, 143])  # srun kills the others when the first one has ended
+@pytest.mark.parametrize("preflight", [False, True])
+def test_a_node_whose_rank_differs_is_left_out_of_the_next_attempt(tmp_path, preflight, code):
+    submission = Submission(tmp_path, preflight=preflight)
+    srun = f'case "$*" in *launcher.rank*) commit 4; {DIFFERS}; leave 1 75; exit {code} ;; esac'
+    end = submission.attempt(srun)
+    assert (end.code, end.action, end.row["fault"]) == (75, "requeue", "rank 3 on n2 differs")
+    changes = [call for call in end.calls if not call.startswith(("scontrol show", "srun"))]
+    assert changes[-3:] == [
+        "scontrol requeuehold 7",
+        "scontrol update JobId=7 ExcNodeList=n2",
+        "scontrol release 7",
+    ]
+    assert not end.called("scontrol requeue ")
+    (excluded,) = [row for row in submission.rows() if row["event"] == "exclude"]
+    assert excluded["nodes"] == "n2"
+    assert excluded["reason"] == "memory: rank 3 held wrong  values "
+    # A crash after it is not the second failure without a step.
+    assert submission.attempt(CRASH, restart=1).action == "requeue"
+
+
+def test_a_node_whose_rank_differs_goes_into_the_cordon_file(tmp_path):
+    cordon = {"enabled": False, "cordon_file": str(tmp_path / "bad nodes")}
+    submission = Submission(tmp_path, preflight=False, shared=[str(tmp_path)], cordon=cordon)
+    end = submission.attempt(f'case "$*" in *launcher.rank*) {DIFFERS}; exit 75 ;; esac')
+    (call,) = [call for call in end.calls if "launcher.preflight cordon" in call]
+    assert call.startswith("srun ") and f"--file {tmp_path}/bad nodes --node n2 --reason" in call
+
+
+def test_in_a_chain_the_next_jobs_leave_out_a_node_whose_rank_differs(tmp_path):
+    submission = Submission(tmp_path, **CHAIN)
+    end = submission.attempt(f"commit 4; {DIFFERS}; leave 0 75; exit 75", squeue="echo 8; echo 9")
+    assert end.action == "chain" and end.row["fault"] == "rank 3 on n2 differs"
+    updates = [call for call in end.calls if call.startswith("scontrol update")]
+    assert updates == [f"scontrol update JobId={job} ExcNodeList=n2" for job in (8, 9)]
+
+
+@pytest.mark.parametrize("code", [2, 76])
+def test_a_mistake_counts_more_than_a_fault(tmp_path, code):
+    end = Submission(tmp_path).attempt(f"{DIFFERS}; leave 0 {code}; exit {code}")
+    assert (end.code, end.action) == (code, "stop") and "fault" not in end.row
 
 
 def test_failures_are_counted_up_to_the_most_that_the_profile_allows(tmp_path):

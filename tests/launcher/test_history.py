@@ -163,6 +163,17 @@ def test_a_run_that_only_waits_has_no_history():
     assert plan_history([], []) == ()
 
 
+def test_a_fault_that_the_ranks_named_is_no_time_limit_however_late_it_comes():
+    told = end(990, 40, code=75, action="requeue", reason="disk full, saved at step 40")
+    limits = {"s": Limits(limit_seconds=1000.0, signal_seconds=100.0)}
+    (stretch,) = plan_history(
+        [start(0), {**told, "fault": "disk full"}], [], Evidence(limits=limits)
+    )
+    assert stretch.end == "disk full, saved at step 40, requeued"
+    (stretch,) = plan_history([start(0), told], [], Evidence(limits=limits))
+    assert stretch.end.startswith("time limit: ")
+
+
 def test_the_limits_are_read_from_the_script_that_ran():
     script = "#!/bin/bash\n#SBATCH --time=1-00:30:00\n#SBATCH --signal=B:USR1@300\nsrun x\n"
     assert limits_of_script(script) == Limits(limit_seconds=88_200, signal_seconds=300)

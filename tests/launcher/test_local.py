@@ -48,7 +48,7 @@ def run(tmp_path, monkeypatch, body, num_ranks=2):
     return run_ranks(plan(tmp_path, body, num_ranks))
 
 
-def start_launcher(tmp_path, body):
+def start_launcher(tmp_path, body, before=""):
     """A launcher in a process of its own, whose ranks have all begun to listen; and their ids."""
     rank_script = LISTEN + textwrap.dedent(body)
     script = textwrap.dedent(f"""
@@ -57,6 +57,7 @@ def start_launcher(tmp_path, body):
         from launcher.local import plan_ranks, run_ranks
         argv = [sys.executable, "-c", {rank_script!r}]
         plans = plan_ranks(argv, num_ranks=2, logs=Path("."), port=1, cores=2, environ={{}})
+        {before}
         outcome = run_ranks(plans)
         print(*outcome.problems)
         sys.exit(outcome.exit_code)
@@ -199,6 +200,36 @@ def test_a_request_for_a_save_reaches_every_rank_and_is_no_request_to_stop(tmp_p
     launcher.send_signal(signal.SIGUSR2)  # blocked in a rank since before it began
     until(lambda: all((tmp_path / f"asked-{rank}").exists() for rank in range(2)))
     assert launcher.poll() is None
+    launcher.terminate()
+    launcher.communicate(timeout=30)
+    assert launcher.returncode == 75
+
+
+def test_a_request_for_a_save_that_came_before_the_ranks_reaches_every_one(tmp_path):
+    """`lmscale` blocks the signal from its first line on, and the launcher takes it from there."""
+    body = """
+    pathlib.Path(f"asked-{rank}").write_text(signal.sigwait([signal.SIGUSR2]).name)
+    wait_for_request()
+    sys.exit(75)
+    """
+    block = "import os, signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])"
+    launcher, _ = start_launcher(
+        tmp_path, body, before=f"{block}; os.kill(os.getpid(), signal.SIGUSR2)"
+    )
+    launcher.send_signal(signal.SIGUSR2)  # and it goes on listening
+    launcher.terminate()
+    launcher.communicate(timeout=30)
+    assert launcher.returncode == 75
+
+
+def test_when_all_ranks_have_ended_a_late_request_for_a_save_does_not_kill_the_launcher(tmp_path):
+    launcher, _ = start_launcher(
+        tmp_path,
+        "wait_for_request(); sys.exit(75)",
+        before="""import os, signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+        import atexit; atexit.register(lambda: os.kill(os.getpid(), signal.SIGUSR2))""",
+    )
     launcher.terminate()
     launcher.communicate(timeout=30)
     assert launcher.returncode == 75

@@ -9,10 +9,12 @@ import pytest
 
 from launcher.local import plan_ranks, run_ranks
 from launcher.rendezvous import find_free_port
-from lmscale.errors import CheckpointError, ConfigError, DataError, GuardError
+from lmscale.errors import CheckpointError, ConfigError, CorruptionError, DataError, GuardError
 from lmscale.runtime.collectives import (
     broadcast_object,
     combine_errors,
+    error_from_json,
+    error_to_json,
     fail_together,
     failing_together,
     gather_errors,
@@ -152,3 +154,20 @@ def test_ranks_with_the_same_problem_are_named_as_ranges():
     assert str(combine_errors(gathered)) == "p (ranks 0-2, 5, 7-8)"
     assert combine_errors([None, None]) is None
     assert isinstance(combine_errors([None, DataError("d")]), DataError)
+
+
+def corrupt(node):
+    return CorruptionError(f"{node} is bad", summary=f"{node} differs", bad_nodes={node: "why"})
+
+
+def test_the_nodes_that_a_corruption_names_reach_the_other_ranks():
+    gathered = [error_from_json(error_to_json(error)) for error in (None, None, corrupt("n2"))]
+    found = combine_errors(gathered)
+    assert isinstance(found, CorruptionError)
+    assert (found.summary, found.bad_nodes) == ("n2 differs", {"n2": "why"})
+
+
+def test_no_node_is_to_blame_where_most_ranks_find_fault_with_themselves():
+    found = combine_errors([corrupt("n1"), corrupt("n1"), None])
+    assert isinstance(found, CorruptionError)
+    assert (found.summary, found.bad_nodes) == ("n1 differs", {})

@@ -1,7 +1,8 @@
 import pytest
 
 from lmscale.cli.main import main
-from lmscale.config.exit_file import record_exit
+from lmscale.config.exit_file import record_exit, record_fault
+from lmscale.errors import CorruptionError, NoSpaceError
 
 
 def test_a_rank_leaves_its_exit_code_in_the_folder_that_the_batch_script_names(tmp_path):
@@ -58,3 +59,24 @@ def test_a_bug_is_recorded_as_1_and_keeps_its_traceback(exit_of, monkeypatch):
 def test_an_interrupt_is_recorded_as_130(exit_of, monkeypatch):
     monkeypatch.setattr("lmscale.cli.app.app", fail(KeyboardInterrupt()))
     assert exit_of() == (130, 130)
+
+
+def test_a_fault_is_told_in_a_file_of_its_own_beside_the_code(exit_of, monkeypatch):
+    fault = exit_of.file.with_name("fault-00000")
+    monkeypatch.setattr("lmscale.cli.main.app", fail(NoSpaceError("No space is left.")))
+    assert exit_of() == (75, 75)
+    assert fault.read_text() == "disk full\n"
+    error = CorruptionError("long", summary="rank 3 on n2 differs", bad_nodes={"n2": "rank\n3"})
+    monkeypatch.setattr("lmscale.cli.main.app", fail(error))
+    assert exit_of() == (75, 75)
+    assert fault.read_text() == "rank 3 on n2 differs\nn2\trank 3\n"
+
+
+def test_every_other_end_tells_of_no_fault(exit_of):
+    assert exit_of("train", "/nowhere.yaml") == (2, 2)
+    assert [path.name for path in exit_of.file.parent.iterdir()] == ["rank-00000"]
+
+
+def test_a_fault_that_cannot_be_written_changes_nothing_about_the_end(tmp_path, capfd):
+    record_fault("disk full", {}, {"LMSCALE_EXITS": str(tmp_path / "gone")})
+    assert "the fault 'disk full' could not be written" in capfd.readouterr().err

@@ -102,6 +102,28 @@ def test_a_save_file_asks_for_a_save_until_one_begins(tmp_path):
         assert stop.save_asked()
 
 
+def test_a_save_file_that_cannot_be_removed_asks_once_for_each_time_it_is_touched(tmp_path, caplog):
+    (tmp_path / "save").mkdir()
+    with StopRequests(tmp_path) as stop:
+        assert stop.save_asked()
+        stop.consume_save()
+        assert not stop.save_asked()
+        assert f"{tmp_path}/save cannot be removed" in caplog.text
+        os.utime(tmp_path / "save", ns=(1, 1))
+        assert stop.save_asked()
+
+
+def test_a_stop_file_that_cannot_be_removed_is_obeyed_once(tmp_path, caplog):
+    with StopRequests(tmp_path) as stop:
+        (tmp_path / "stop").mkdir()
+        assert stop.requested() == "stop file"
+        stop.consume_file()
+    assert f"{tmp_path}/stop cannot be removed" in caplog.text
+    with StopRequests(tmp_path) as stop:
+        stop.discard_stale_file()
+        assert stop.requested() is None
+
+
 def test_only_the_rank_that_watches_the_save_file_sees_and_removes_it(tmp_path):
     (tmp_path / "save").touch()
     with StopRequests(tmp_path, watch_file=False) as stop:

@@ -136,7 +136,7 @@ def test_a_shape_that_no_tensor_has_is_refused_before_memory_is_taken(tmp_path, 
         load_manifest(place, 7)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "7", "{}", '{"version": 2, "sha256": ""}'])
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "7", "{}", '{"version": 3, "sha256": ""}'])
 def test_what_is_no_manifest_is_an_error_and_no_crash(text):
     with pytest.raises(CheckpointError):
         parse_manifest(text, "manifest.json")

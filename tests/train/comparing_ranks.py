@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ def train_and_look(case: Case, ranks: Ranks) -> dict[str, Any]:
 
     from lmscale.errors import CorruptionError
     from lmscale.train.compare import RankComparison
+    from lmscale.train.corruptions import read_corruptions
 
     saw: dict[str, Any] = {"found": {}, "steps": 0, "error": None, "code": None}
     with opened(case, ranks) as run:
@@ -84,6 +86,8 @@ def train_and_look(case: Case, ranks: Ranks) -> dict[str, Any]:
                 hook(report.step)
         except CorruptionError as error:
             saw["error"], saw["code"] = str(error), error.exit_code
+            saw["summary"], saw["bad_nodes"] = error.summary, error.bad_nodes
+            saw["rows"] = [asdict(row) for row in read_corruptions(run.folder)]
     return saw
 
 

@@ -74,6 +74,13 @@ def test_training_ends_on_all_ranks_before_the_next_update_and_was_silent_until_
     assert errors[0].startswith(said)
     assert "norm" in errors[0]
     assert "nothing is saved" in errors[0]
+    (row,) = saw[count][0][mode]["rows"]
+    assert (row["clean_step"], row["at_step"]) == (FLIP_AFTER, FLIP_AFTER + 1)
+    assert row["ranks"] == ([0, 1] if count == 2 else [WRONG])
+    verb = "differ" if count == 2 else "differs"
+    for rank in saw[count]:
+        assert rank[mode]["summary"] == f"{who} on {node_name()} {verb}"
+        assert list(rank[mode]["bad_nodes"]) == ([] if count == 2 else [node_name()])
 
 
 @pytest.mark.slow

@@ -143,11 +143,27 @@ weigh() { # weigh CODE: srun gives the largest code of its tasks; what the ranks
       *) calm= ;;
     esac
   done
+  # A fault that the ranks named: those that srun killed when the first one ended say nothing of their own.
+  if [[ $code != 2 && $code != 76 && -n $(fault_file) ]]; then code=75; fi
   # srun also gives 0 when Slurm has given a node up, though what runs there runs on.
   if [[ $code == 0 && ! -s $exits/rank-00000 ]]; then code=1; fi
   # Asked to stop, and nothing went wrong: ranks that did not listen yet died of the signal.
   if [[ $code != 0 && $code != 2 && $code != 76 && -n $asked && -n $calm ]]; then code=75; fi
   printf '%s' "$code"
+}
+
+fault_file() { # what a rank wrote of a fault that ends a run though nobody asked it to: a full disk, ranks that differ
+  local file
+  for file in "$exits"/fault-*; do
+    if [[ -s $file ]]; then printf '%s' "$file" && return; fi
+  done
+}
+
+fault_words() { # in words, fit for a row; empty where there was none
+  local file words=
+  file=$(fault_file)
+  [[ -z $file ]] || IFS= read -r words <"$file"
+  printf '%s' "${words//[^[:alnum:] ._:,%()\/=<>+-]/ }"
 }
 
 fate() { # what Slurm has in mind for this job: requeued (already), cancelled, or going (it is up to us)
@@ -162,6 +178,35 @@ fate() { # what Slurm has in mind for this job: requeued (already), cancelled, o
   fi
 }
 
+ask_slurm() { # ask_slurm COMMAND...: once more for some minutes, unless it says no: its controller may be restarting
+  local said try
+  for try in {1..20}; do
+    if said=$("$@" 2>&1); then return 0; fi
+    say "$1 $2, try $try: $said"
+    if [[ $said == *disabled* || $said == *denied* || $said == *[Ii]nvalid* ]]; then return 1; fi
+    sleep 15
+  done
+  return 1
+}
+
+name_bad_nodes() { # name_bad_nodes FILE: leave them out for good in this submission; sets `names`, and `nodes` to all
+  local node reason
+  names=
+  while IFS=$'\t' read -r node reason; do
+    reason=${reason//[^[:alnum:] ._:,%()\/=<>+-]/ }
+    names=${names:+$names, }$node
+    say "bad node $node: $reason"
+    note exclude "\"nodes\":\"$node\",\"reason\":\"$reason\""
+  done <"$1"
+  cut -f 1 -- "$1" >>"$frozen/excluded"
+  nodes=$(sort -u -- "$frozen/excluded" | paste -s -d ,)
+}
+
+start_elsewhere() { # start_elsewhere: without `nodes`; fails where Slurm refuses
+  squeue --noheader --states=PENDING --user="$(id -un)" --name=llama_7b-eef446ca --format=%i |
+    while read -r next; do ask_slurm scontrol update JobId="$next" ExcNodeList="$nodes"; done
+}
+
 saved() { # saved STEP, in words
   if (($1 < 0)); then echo "nothing saved yet"; else echo "saved at step $1"; fi
 }
@@ -170,10 +215,13 @@ saved() { # saved STEP, in words
 # came to an end without progress, not attempts that were preempted, lost with their node, or left a bad one.
 failed_at() { events end | grep -E "\"step\":$1," | grep -cvE '"code":75,|"action":"(requeued|fenced)"'; }
 stopped_at() { events end | grep -E "\"step\":$1,\"code\":75,.*\"action\":\"(requeue|chain)\"" | grep -cvF '"reason":"bad nodes'; }
+# Faults that the ranks named count like failures, but for the one without a step: another node may do better.
+faults() { events end | grep -E '"action":"(requeue|chain)"' | grep -cF '"fault":"'; }
 
-decide() { # decide CODE STEP: one of fenced, done, stop, cancelled, requeued, requeue; a colon; the reason
-  local code=$1 step=$2 failures fate owner
+decide() { # decide CODE STEP FAULT: one of fenced, done, stop, cancelled, requeued, requeue; a colon; the reason
+  local code=$1 step=$2 fault=$3 failures fate owner
   fate=$(fate)
+  failures=$(($(failed_at '-?[0-9]+') + $(faults)))
   owner=$(cat -- "$state/owner" 2>/dev/null) # empty where the file system fails, which is no other attempt
   if [[ -n $owner && $owner != "$attempt" ]]; then
     echo "fenced: attempt $owner has taken this run over"
@@ -187,33 +235,44 @@ decide() { # decide CODE STEP: one of fenced, done, stop, cancelled, requeued, r
     echo "cancelled: cancelled, $(saved "$step")"
   elif [[ $fate == requeued ]]; then
     echo "requeued: requeued by Slurm, preempted or with a node lost (${asked:-exit code $code}), $(saved "$step")"
+  elif ((code == 75)) && [[ -n $fault ]] && (($(stopped_at "$step") >= 2)); then
+    echo "stop: $fault; three attempts in a row committed no step"
+  elif ((code == 75)) && [[ -n $fault ]] && ((failures >= 20)); then
+    echo "stop: $fault, after 20 restarts, the most that the profile allows"
+  elif ((code == 75)) && [[ -n $fault ]]; then
+    echo "requeue: $fault, $(saved "$step"), restart $((failures + 1)) of at most 20"
   elif ((code == 75)) && (($(stopped_at "$step") >= 2)); then
     echo "stop: three attempts in a row committed no step; is the time limit too short?"
   elif ((code == 75)); then
     echo "requeue: stopped on request (${asked:-by the ranks}), $(saved "$step")"
   elif (($(failed_at "$step") >= 1)); then
     echo "stop: failed (exit code $code), and no step was committed since the last restart"
+  elif ((failures >= 20)); then
+    echo "stop: failed (exit code $code) after 20 restarts, the most that the profile allows"
   else
-    failures=$(failed_at '-?[0-9]+')
-    if ((failures >= 20)); then
-      echo "stop: failed (exit code $code) after 20 restarts, the most that the profile allows"
-    else
-      echo "requeue: failed (exit code $code), restart $((failures + 1)) of at most 20"
-    fi
+    echo "requeue: failed (exit code $code), restart $((failures + 1)) of at most 20"
   fi
 }
 
 finish() { # finish CODE: write it down, and come back or not
-  local code step verdict action
+  local code step verdict action fault nodes names=
   trap '' TERM USR1 # the end of a job reaches this script's children as well, and some of them write what follows
   code=$(weigh "$1") step=$(committed)
-  verdict=$(decide "$code" "$step")
+  if ((code == 75)); then fault=$(fault_words); else fault=; fi
+  verdict=$(decide "$code" "$step" "$fault")
   action=${verdict%%: *}
   if [[ $action == requeue ]]; then action=chain; fi # the next job of the chain starts when this one ends
-  note end "\"step\":$step,\"code\":$code,\"reason\":\"${verdict#*: }\",\"action\":\"$action\""
+  if [[ -n $fault && $action != fenced ]]; then
+    tail -n +2 -- "$(fault_file)" >"$exits/bad-nodes"
+  fi
+  if [[ -s $exits/bad-nodes ]]; then
+    name_bad_nodes "$exits/bad-nodes"
+  fi
+  note end "\"step\":$step,\"code\":$code,\"reason\":\"${verdict#*: }\",\"action\":\"$action\"${fault:+,\"fault\":\"$fault\"}"
   say "${verdict#*: } -> $action"
   # Slurm may have requeued it already, preempted in the very moment in which it came to its end.
   if [[ $action =~ ^(done|stop|cancelled)$ && $(fate) == requeued ]]; then scancel "$job"; fi
+  if [[ $action == chain && -n $names ]]; then start_elsewhere; fi
   if [[ $action == "done" || $action == stop || $action == cancelled ]]; then
     say "the rest of the chain is not needed: $action" >"$frozen/ended"
     scancel --state=PENDING --user="$(id -un)" --name=llama_7b-eef446ca 2>/dev/null

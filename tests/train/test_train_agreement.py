@@ -1,0 +1,42 @@
+"""After a step all ranks decide alike, also where they have not computed alike."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from forked_ranks import run_starts
+
+from lmscale.runtime.votes import RANKS_DIFFER
+
+
+@pytest.fixture(scope="module")
+def saw(tmp_path_factory):
+    """By case: of each rank the gradient norm, the ranks that skipped, why to stop, problems."""
+    folder = tmp_path_factory.mktemp("agreement")
+    run_starts(Path(__file__).with_name("agreeing_ranks.py"), folder, (3,))
+    return json.loads((folder / "saw.json").read_text())
+
+
+def test_every_rank_hears_the_same_norm_and_the_same_decision(saw):
+    for name, (first, *others) in saw.items():
+        assert all(other == first for other in others), name
+    assert saw["alike"][0] == [0.5, 0, None, []]
+    assert saw["another norm"][0][0] == pytest.approx(0.6)
+
+
+def test_a_step_that_all_have_skipped_is_no_difference(saw):
+    norm, num_skipped, reason, _ = saw["all skipped"][0]
+    assert norm == math.inf and num_skipped == 3 and reason is None
+
+
+@pytest.mark.parametrize(
+    ("case", "rank", "did"), [("one skipped", 1, "skipped the"), ("one did not", 2, "did the")]
+)
+def test_a_rank_that_skips_or_not_against_the_others_is_named_and_nothing_is_saved(
+    saw, case, rank, did
+):
+    norm, _, reason, problems = saw[case][0]
+    assert norm == math.inf and reason == RANKS_DIFFER
+    (problem,) = problems
+    assert f"this rank {did} update of step 7" in problem and problem.endswith(f"(rank {rank})")
