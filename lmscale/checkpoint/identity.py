@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lmscale.config.redact import printable_name
+
 MAX_NAMED = 8  # told one by one
 
 
@@ -14,7 +16,8 @@ def describe_differences(
     """Every setting by which a checkpoint is of another run."""
     before, after = _flatten(saved), _flatten(now)
     differences = [
-        f"{where}: {key} was {before.get(key)!r} when it was written and is {after.get(key)!r} now."
+        f"{where}: {printable_name(key)} was {before.get(key)!r} when it was written and is "
+        f"{after.get(key)!r} now."
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     ]

@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +35,7 @@ from lmscale.config.run_files import STEP_FOLDER
 from lmscale.errors import CheckpointError
 from lmscale.runtime.lease import LOCAL
 
-VERSION = 3
+VERSION = 2
 MANIFEST = "manifest.json"
 MAX_NAMED = 8  # problems told one by one
 MASTER = "master"
@@ -137,6 +137,8 @@ def parse_manifest(text: str, path: Path | str) -> Manifest:
         manifest = Manifest(files=files, parameters=parameters, states=states, **tree)
         vars(manifest)["hash"] = sha256
         lies = find_lies(manifest)
+        if manifest.reason not in REASONS:
+            lies.append(f"it was written for the reason {manifest.reason!r}, which is none")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a checkpoint's manifest: {error!r}.") from None
     if lies:
@@ -152,10 +154,10 @@ def _names_in_order(tree: Mapping[str, Any]) -> list[str]:
 def _name_fragments(
     columns: Sequence[Sequence[Any]], names: Sequence[str]
 ) -> tuple[tuple[str, int, int], ...]:
-    """With the parameters' names. What is no number of one is left, and is a lie."""
+    """With the parameters' names. What is no number of one gets a name that none has: a lie."""
     numbers, offsets, counts = columns
     known: dict[Any, str] = dict(enumerate(names))
-    named = [known.get(n, repr(n)) if type(n) is int else repr(n) for n in numbers]
+    named = [known[n] if type(n) is int and n in known else f"number {n!r}" for n in numbers]
     return tuple(zip(named, offsets, counts, strict=True))
 
 

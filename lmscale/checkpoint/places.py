@@ -81,7 +81,8 @@ class ReceiptedPlace(Place):
             # One that is there has the content, but for a save of the same step that a kill cut
             # off right after its commit: that is the newest.
             if step == steps[0] or not self._receipt(step).exists():
-                with suppress(UnicodeDecodeError):  # damaged: passed over when it is looked at
+                # What cannot be read is dealt with by whoever looks for a checkpoint to go on from.
+                with suppress(UnicodeDecodeError, OSError):
                     self._write_receipt(step, self._place.read_manifest(step).encode())
 
     def _refuse_emptiness(self) -> None:

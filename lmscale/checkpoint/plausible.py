@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lmscale.config.redact import printable_name
 from lmscale.runtime.file_names import describe_unsafe_name
 
 if TYPE_CHECKING:
@@ -32,35 +33,35 @@ def find_lies(manifest: Manifest) -> list[str]:
         if all(map(_is_count, shape)) and math.prod(shape) < MAX_ELEMENTS:
             numels[name] = math.prod(shape)
         else:
-            problems.append(f"{name} has the shape {tuple(shape)}")
+            problems.append(f"{printable_name(name)} has the shape {tuple(shape)}")
     for entry in manifest.files:
         problems += _find_file_lies(entry, numels)
     names = [entry.name for entry in manifest.files]
     problems += [
-        f"{name} is named twice" for name in sorted({n for n in names if names.count(n) > 1})
+        f"{printable_name(name)} is named twice"
+        for name in sorted({n for n in names if names.count(n) > 1})
     ]
     return problems
 
 
 def _find_file_lies(entry: FileEntry, numels: Mapping[str, int]) -> Iterator[str]:
-    unsafe = describe_unsafe_name(entry.name)
+    name, unsafe = printable_name(entry.name), describe_unsafe_name(entry.name)
     if unsafe is not None:
         yield unsafe
     if not _is_count(entry.bytes):
-        yield f"{entry.name} has {entry.bytes!r} bytes"
+        yield f"{name} has {entry.bytes!r} bytes"
     if not isinstance(entry.sha256, str) or not _SHA256.fullmatch(entry.sha256):
-        yield f"{entry.name} has the sha256 {entry.sha256!r}"
+        yield f"{name} has the sha256 {entry.sha256!r}"
     for parameter, offset, count in entry.fragments:
-        # A large run has hundreds of thousands, of which none is a lie.
-        if type(offset) is type(count) is int and 0 <= offset <= offset + count <= numels.get(
-            parameter, -1
-        ):
+        numel = numels.get(parameter, -1)
+        # In a large run there are hundreds of thousands: one comparison for each that is sound.
+        if type(offset) is type(count) is int and 0 <= offset <= offset + count <= numel:
             continue
-        where = f"{entry.name}: a piece of {parameter!r}, {count!r} elements from {offset!r} on,"
-        if parameter not in numels:
+        where = f"{name}: a piece of {parameter!r}, {count!r} elements from {offset!r} on,"
+        if numel < 0:
             yield f"{where} is of no tensor of this checkpoint"
-        elif not _is_count(offset) or not _is_count(count) or offset + count > numels[parameter]:
-            yield f"{where} does not lie within its {numels[parameter]} elements"
+        else:
+            yield f"{where} does not lie within its {numel} elements"
 
 
 def _is_count(value: Any) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmscale.checkpoint.find import load_manifest
+from lmscale.checkpoint.find import RefusedError, load_manifest
 from lmscale.checkpoint.layout import ASKED, Manifest
 from lmscale.checkpoint.place import Place
 from lmscale.config.safety import CheckpointConfig
@@ -115,7 +115,7 @@ def look_at(
     """What retention has to know of a committed checkpoint. Raises what its place raises."""
     try:
         manifest = load_manifest(place, step)
-    except TransientError:
+    except (TransientError, RefusedError):
         raise
     except CheckpointError:
         return Candidate(step=step, is_good=False)
@@ -130,20 +130,23 @@ def delete_old_checkpoints(
     *,
     newest: int,
     look: Callable[[Place, int], Candidate] = look_at,
-    spared: Callable[[Sequence[int]], int | None] = lambda steps: None,
+    spared: Sequence[Callable[[Sequence[int]], int | None]] = (),
 ) -> tuple[int, ...]:
     """Apply the retention rule, and clear away what interrupted saves and deletions left.
 
     Rank 0 calls this alone, after it committed a good checkpoint of step ``newest``. ``look`` tells
-    what a step's is worth. ``spared`` names one of the good ones of the given steps that is kept as
-    well. Returns the steps of the checkpoints that went.
+    what a step's is worth. Each of ``spared`` names one of the good ones of the given steps that is
+    kept as well. Returns the steps of the checkpoints that went.
     """
     steps = place.list_steps()
     planned = _plan(place, config, run_folder, steps, newest=newest, look=look)
-    rest = [step for step in steps if step <= newest]
-    while (kept := spared(rest)) is not None and not look(place, kept).is_good:
-        rest.remove(kept)
-    doomed = tuple(step for step in planned if step != kept)
+    kept = set()
+    for choose in spared:
+        rest = [step for step in steps if step <= newest]
+        while (step := choose(rest)) is not None and not look(place, step).is_good:
+            rest.remove(step)
+        kept.add(step)
+    doomed = tuple(step for step in planned if step not in kept)
     for step in doomed:
         place.delete(step)
     for step in place.list_steps(committed=False):

@@ -72,6 +72,7 @@ def list_(run: RunArgument, as_json: JsonOption = False) -> None:
     """
     from lmscale.cli.checkpoint_view import LISTED, listed_to_json, render_listed
     from lmscale.cli.runs_view import print_table
+    from lmscale.config.redact import printable
 
     saves = _look_at(run)
     if as_json:
@@ -85,7 +86,7 @@ def list_(run: RunArgument, as_json: JsonOption = False) -> None:
     print_table(LISTED, map(render_listed, saves.listed), num_texts=len(LISTED) - 3)
     for one in saves.listed:
         for problem in one.problems:
-            typer.echo(problem)
+            typer.echo(printable(problem))
 
 
 @app.command()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmscale.cli.units import render_bytes, render_line, render_time
+from lmscale.config.redact import printable
 
 if TYPE_CHECKING:
     from lmscale.checkpoint.layout import Manifest
@@ -39,10 +40,10 @@ def render_listed(one: Listed) -> list[str]:
         "-" if time is None else render_time(time),
         one.manifest.reason,
         ", ".join(one.kept_for) or "-",
-        str(writer.get("precision", "-")),
+        _plain(writer.get("precision", "-")),
         render_bytes(one.bytes or 0),
-        str(writer.get("world_size", "-")),
-        str(writer.get("zero_stage", "-")),
+        _plain(writer.get("world_size", "-")),
+        _plain(writer.get("zero_stage", "-")),
     ]
 
 
@@ -64,6 +65,15 @@ def listed_to_json(one: Listed) -> dict[str, Any]:
         "rewinds": None if manifest is None else manifest.rewinds,
         "problems": list(one.problems),
     }
+
+
+def _plain(value: object) -> str:
+    """What a manifest says, on one line: whoever made it may want to steer the terminal."""
+    return printable(" ".join(str(value).split()))
+
+
+def _line(name: str, value: object) -> str:
+    return render_line(name, _plain(value))
 
 
 def _count(number: object, noun: str) -> str:
@@ -113,46 +123,46 @@ def render_checkpoint(one: Listed, figures: Mapping[str, float]) -> str:
 
 def _render_origin(one: Listed, manifest: Manifest) -> Iterator[str]:
     writer = manifest.written_by
-    yield render_line("state", describe_state(one))
+    yield _line("state", describe_state(one))
     time = writer.get("time")
     when = "" if time is None else f"{render_time(time)}: "
-    yield render_line("saved", when + _REASONS.get(manifest.reason, manifest.reason))
-    yield render_line("kept for", ", ".join(one.kept_for) or "nothing: the next save removes it")
-    yield render_line(
+    yield _line("saved", when + _REASONS.get(manifest.reason, manifest.reason))
+    yield _line("kept for", ", ".join(one.kept_for) or "nothing: the next save removes it")
+    yield _line(
         "written by",
         f"{_count(writer.get('world_size', '?'), 'rank')}, ZeRO {writer.get('zero_stage', '?')}, "
         f"{writer.get('precision', '?')}, torch {writer.get('torch', '?')}",
     )
-    yield render_line("run", manifest.identity.get("run", "?"))
+    yield _line("run", manifest.identity.get("run", "?"))
 
 
 def _render_tensors(manifest: Manifest) -> Iterator[str]:
     trained = sum(math.prod(shape) for shape in manifest.parameters.values())
     count = len(manifest.parameters)
-    yield render_line("parameters", f"{trained:,} trained, in {count:,} tensors, fp32")
+    yield _line("parameters", f"{trained:,} trained, in {count:,} tensors, fp32")
     kinds = Counter(kind for kinds in manifest.states.values() for kind in kinds)
-    yield render_line("of each", ", ".join(f"{kind} ({n:,})" for kind, n in kinds.items()))
+    yield _line("of each", ", ".join(f"{kind} ({n:,})" for kind, n in kinds.items()))
     for kind in ("frozen", "buffer"):
         rows = [row for row in manifest.replicated.values() if row["kind"] == kind]
         if rows:
             elements = sum(math.prod(row["shape"]) for row in rows)
             dtypes = ", ".join(sorted({row["dtype"] for row in rows}))
-            yield render_line(kind, f"{elements:,} elements in {len(rows):,} tensors, {dtypes}")
+            yield _line(kind, f"{elements:,} elements in {len(rows):,} tensors, {dtypes}")
     size = sum(file.bytes for file in manifest.files)
-    yield render_line("files", f"{len(manifest.files)}, {render_bytes(size)}")
-    yield render_line("weights' hash", manifest.weights or "not known")
+    yield _line("files", f"{len(manifest.files)}, {render_bytes(size)}")
+    yield _line("weights' hash", manifest.weights or "not known")
     optimizer = manifest.optimizer
     name = optimizer.get("kind", optimizer.get("name", "?"))
-    yield render_line("optimizer", f"{name}, {optimizer.get('step', '?')} updates")
+    yield _line("optimizer", f"{name}, {optimizer.get('step', '?')} updates")
     if manifest.loss_scale is not None:
-        yield render_line("loss scale", manifest.loss_scale)
+        yield _line("loss scale", manifest.loss_scale)
 
 
 def _render_place(manifest: Manifest) -> Iterator[str]:
     progress = manifest.state.get("progress", {})
-    yield render_line("step", f"{manifest.step:,}")
+    yield _line("step", f"{manifest.step:,}")
     if progress:
-        yield render_line(
+        yield _line(
             "data",
             f"{progress.get('n', 0):,} samples, {progress.get('tokens', 0):,} tokens trained on",
         )
@@ -162,20 +172,20 @@ def _render_place(manifest: Manifest) -> Iterator[str]:
         total = sum(quotas.values()) or 1
         mixture = ", ".join(f"{name} {quota / total:.1%}" for name, quota in quotas.items())
         since = f", since sample {segments[-1]['start']:,}" if len(segments) > 1 else ""
-        yield render_line("mixture", mixture + since)
+        yield _line("mixture", mixture + since)
 
 
 def _render_figures(manifest: Manifest, figures: Mapping[str, float]) -> Iterator[str]:
     for name, value in sorted(figures.items()):
         if name == "train/loss" or name.split("/")[0] in ("evaluation", "final"):
-            yield render_line("", f"{name} {value:.4f}" if value is not None else name)
+            yield _line("", f"{name} {value:.4f}" if value is not None else name)
     if manifest.probe is not None:
         probe = manifest.probe
-        yield render_line("probe", f"loss {probe['loss']:.6f} of {probe['windows']} windows")
+        yield _line("probe", f"loss {probe['loss']:.6f} of {probe['windows']} windows")
     if manifest.rewinds:
-        yield render_line("rewinds", f"{manifest.rewinds} before it")
+        yield _line("rewinds", f"{manifest.rewinds} before it")
     guard = manifest.state.get("guard")
     if guard:
         seen = f"{guard.get('nonfinite_steps', 0):,} non-finite steps and "
         seen += f"{guard.get('spike_steps', 0):,} spiking ones in the run so far; "
-        yield render_line("guard", f"{seen}{len(guard.get('window', ())):,} steps in its window")
+        yield _line("guard", f"{seen}{len(guard.get('window', ())):,} steps in its window")

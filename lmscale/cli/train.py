@@ -30,9 +30,9 @@ PEER_SECONDS = 0.5  # one `scancel --signal` reaches all ranks within this
 def train(config: ConfigArgument, set_: SetOption = None) -> None:
     """Train CONFIG, from its newest checkpoint if it has one.
 
-    Exit codes: 0 finished; 75 stopped early on request and resumable; 76 stopped by the guard;
-    2 something to mend; 1 a failure that may pass, or a bug. To start several ranks use
-    `lmscale launch`.
+    Exit codes: 0 finished; 75 ended early and resumable, on request, or with a message that says
+    why; 76 stopped by the guard; 2 something to mend; 1 a failure that may pass, or a bug. To start
+    several ranks use `lmscale launch`.
     """
     from lmscale.config import load_config
 

@@ -163,6 +163,7 @@ def _build_guard(run: Run) -> Guard:
     return Guard(
         config.guard,
         minimum_loss_scale=config.engine.loss_scale.minimum,
+        vocab_size=config.vocab_size,
         state=run.guard_state,
         rewinds=run.rewinds,
         context=context,

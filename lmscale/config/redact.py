@@ -20,14 +20,20 @@ _STRONG |= {"apikey", "accesskey", "secretkey", "privatekey", "authorization", "
 _WEAK = {"key", "token", "auth", "cookie", "signature", "sig", "bearer"}
 _STRONG_PAIRS = {("api", "key"), ("access", "key"), ("secret", "key"), ("private", "key")}
 _STRONG_PAIRS |= {("auth", "token"), ("access", "token"), ("refresh", "token")}
+_STRONG_PAIRS |= {("account", "key")}
 # In a variable's name it is better to hide one too many.
 _PARTS_OF_SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSW", "PASSPHRASE", "CREDENTIAL")
 _PARTS_OF_SECRET_NAMES += ("AUTH", "JWT", "COOKIE", "SIGNATURE")
+_PLAIN_VALUES = {"null", "None", "none", "true", "false", "True", "False", "str", "bool", "bytes"}
 _PLAIN_LOGINS = {"ssh", "git", "git+ssh", "sftp", "scp", "rsync"}
 
 _SCHEME = r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{0,30})://"
 _USER = re.compile(_SCHEME + r"([^\s/?#'\"<>]{1,512})@")
-# A secret may hold a slash, which belongs into no URL; but host:8080/path@2 holds none.
+# A secret may hold a slash or an @, which belong into no URL: the last @ counts. But
+# host:8080/path@2 holds none.
+_WIDE_USER = re.compile(
+    _SCHEME + r"([^\s/?#@:'\"<>]{1,128}:(?!\d+/)(?:(?!://)[^\s?#'\"<>]){1,256})@"
+)
 _LOOSE_USER = re.compile(_SCHEME + r"([^\s/?#@:'\"<>]{1,128}:(?!\d+/)[^\s@'\"<>]{1,256})@")
 _QUERY = re.compile(r"([?&;])([A-Za-z0-9_.%-]{1,64})=([^&;\s'\"<>#]+)")
 _VARIABLE = re.compile(
@@ -35,24 +41,47 @@ _VARIABLE = re.compile(
 )
 _QUOTED = re.compile(
     r"(?<![A-Za-z0-9_.-])([A-Za-z_][A-Za-z0-9_.-]{0,63})(['\"]?[ \t]{0,8}[=:][ \t]{0,8}[rbuf]?)"
-    r"(['\"])([^\s'\"]{4,4096})\3"
+    r"(['\"])([^\n'\"]{1,4096})\3"
 )
 _LINE = re.compile(
-    r"^([+\- \t]{0,40})([A-Za-z_][A-Za-z0-9_.-]{0,63})([ \t]{0,8}[:=][ \t]{1,8})"
-    r"([^\s'\"$<{\[(|>&*!][^\s]*)[ \t]*$",
+    r"^([+\- \t]{0,40})([A-Za-z_][A-Za-z0-9_.-]{0,63})([ \t]{0,8}[:=][ \t]{0,8})"
+    r"([^\s'\"$<{\[(|>&*!=:][^\s]{0,4096})((?:[ \t]{1,8}#[^\n]{0,512})?[ \t]{0,8})$",
     re.MULTILINE,
+)
+_PAIR = re.compile(
+    r"(?<![A-Za-z0-9_.-])([A-Za-z_][A-Za-z0-9_.-]{0,63})="
+    r"([^\s'\"$<{\[(|>&*!=,;)][^\s'\",;&]{0,4096})"
+)
+# A header in quotes, as curl -H takes it; and those whose value is of several words.
+_HEADER = re.compile(
+    r"(['\"])([A-Za-z][A-Za-z0-9-]{0,63})(:[ \t]{0,8})([^'\"\n*][^'\"\n]{0,4096})\1"
+)
+_AUTHORIZATION = re.compile(
+    r"\b(authorization['\"]?[ \t]{0,8}[:=][ \t]{0,8}['\"]?[A-Za-z]{1,32}[ \t]{1,8})"
+    r"([A-Za-z0-9+/=_.~:-]{4,4096})",
+    re.IGNORECASE,
+)
+_COOKIE = re.compile(
+    r"\b(cookie['\"]?[ \t]{0,8}:[ \t]{0,8}['\"]?)([^\s=;:'\"]{1,128}=[^'\"\n]{1,4096})",
+    re.IGNORECASE,
 )
 _OPTION = re.compile(r"(?<!\S)(--?[A-Za-z][A-Za-z0-9_-]{1,63})(=|[ \t]{1,8})([^\s'\"$<-][^\s'\"]*)")
 _BEARER = re.compile(r"\b(bearer|basic)([ \t]{1,8})([A-Za-z0-9+/=_.~-]{12,})", re.IGNORECASE)
 _SHAPES = re.compile(
     r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_[A-Za-z0-9_]{30,255}"
-    r"|glpat-[A-Za-z0-9_-]{20,64}|hf_[A-Za-z0-9]{30,64}|sk-[A-Za-z0-9_-]{20,200}"
+    r"|glpat-[A-Za-z0-9_-]{20,64}|npm_[A-Za-z0-9]{30,64}|hf_[A-Za-z0-9]{30,64}|sk-[A-Za-z0-9_-]{20,200}"
     r"|xox[abprs]-[A-Za-z0-9-]{10,200}|AIza[A-Za-z0-9_-]{35}"
     r"|eyJ[A-Za-z0-9_-]{8,2000}\.eyJ[A-Za-z0-9_-]{8,4000}\.[A-Za-z0-9_-]{8,2000})"
 )
-_PRIVATE_KEY = re.compile(
-    r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)[^-]{1,20000}(-----END [A-Z ]{0,40}PRIVATE KEY-----)"
+_HOOK = re.compile(
+    r"(//hooks\.slack\.com/[a-z]{1,16}/|//discord(?:app)?\.com/api/webhooks/)[A-Za-z0-9/_-]{8,256}"
 )
+# A key under a password has headers with hyphens; so has each line of a difference.
+_PRIVATE_KEY = re.compile(
+    r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)(?:[^-]|-(?!----)){1,20000}"
+    r"(-{5,6}END [A-Z ]{0,40}PRIVATE KEY-----)"
+)
+_PATH = re.compile(r"(?:~|\.{1,2}|[A-Za-z0-9._-]{1,64})?(?:/[A-Za-z0-9._-]{1,64})+/?")
 # What steers a terminal: escape sequences among them. Not line breaks and tabs.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -62,10 +91,15 @@ def redact(text: str) -> str:
     text = _redact_urls(text)
     text = _PRIVATE_KEY.sub(rf"\1{HIDDEN}\2", text)
     text = _SHAPES.sub(HIDDEN, text)
+    text = _HOOK.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1\2{HIDDEN}", text)
+    text = _AUTHORIZATION.sub(rf"\1{HIDDEN}", text)
+    text = _COOKIE.sub(rf"\1{HIDDEN}", text)
     text = _VARIABLE.sub(_hide_variable, text)
     text = _QUOTED.sub(_hide_quoted, text)
+    text = _HEADER.sub(_hide_header, text)
     text = _LINE.sub(_hide_line, text)
+    text = _PAIR.sub(_hide_pair, text)
     return _OPTION.sub(_hide_option, text)
 
 
@@ -110,8 +144,16 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+def printable_name(name: str) -> str:
+    """A name from a file that somebody else made, for the middle of a message: quoted if it holds
+    what is not shown, line breaks included.
+    """
+    return name if name.isprintable() else repr(name)
+
+
 def _redact_urls(text: str) -> str:
     if "://" in text:
+        text = _WIDE_USER.sub(_hide_login, text)
         text = _USER.sub(_hide_login, text)
         text = _LOOSE_USER.sub(_hide_login, text)
     if "=" in text:
@@ -131,30 +173,44 @@ def _hide_query(found: re.Match[str]) -> str:
 
 
 def _hide_variable(found: re.Match[str]) -> str:
-    name, sign, quote, _ = found.groups()
-    return f"{name}{sign}{quote}{HIDDEN}" if names_secret(name) else found[0]
+    name, sign, quote, value = found.groups()
+    if not names_secret(name) or _is_count(name, value):
+        return found[0]
+    return f"{name}{sign}{quote}{HIDDEN}"
 
 
 def _hide_quoted(found: re.Match[str]) -> str:
     name, sign, quote, value = found.groups()
-    is_secret = _is_strong(name) or (names_secret(name) and _looks_random(value))
+    is_word = not any(c.isspace() for c in value) and len(value) >= 4
+    is_random = is_word and names_secret(name) and _looks_random(value)
+    is_secret = _is_strong(name) or is_random
     # A reference is none: "${TOKEN}", "$(cat file)".
     if not is_secret or value.startswith(("$", "<", "{", HIDDEN)):
         return found[0]
     return f"{name}{sign}{quote}{HIDDEN}{quote}"
 
 
+def _hide_header(found: re.Match[str]) -> str:
+    quote, name, sign, _ = found.groups()
+    is_secret = _is_strong(name) and HIDDEN not in found[0]
+    return f"{quote}{name}{sign}{HIDDEN}{quote}" if is_secret else found[0]
+
+
 def _hide_line(found: re.Match[str]) -> str:
-    indent, name, sign, value = found.groups()
-    # Code reads `secret = load(path)`; a value has no brackets.
-    if not _is_strong(name) or value in (HIDDEN, "null", "None") or "(" in value:
-        return found[0]
-    return f"{indent}{name}{sign}{HIDDEN}"
+    indent, name, sign, value, rest = found.groups()
+    is_secret = _is_secret_word(name, value)
+    return f"{indent}{name}{sign}{HIDDEN}{rest}" if is_secret else found[0]
+
+
+def _hide_pair(found: re.Match[str]) -> str:
+    name, value = found.groups()
+    return f"{name}={HIDDEN}" if _is_secret_word(name, value.rstrip(")]}:")) else found[0]
 
 
 def _hide_option(found: re.Match[str]) -> str:
-    name, sign, _ = found.groups()
-    return f"{name}{sign}{HIDDEN}" if names_secret(name) else found[0]
+    name, sign, value = found.groups()
+    is_secret = names_secret(name) and not _is_count(name, value)
+    return f"{name}{sign}{HIDDEN}" if is_secret else found[0]
 
 
 def _is_strong(name: str) -> bool:
@@ -162,6 +218,35 @@ def _is_strong(name: str) -> bool:
     return bool({*words} & _STRONG) or any(
         pair in _STRONG_PAIRS for pair in zip(words, words[1:], strict=False)
     )
+
+
+def _is_secret_word(name: str, value: str) -> bool:
+    """Whether what stands without quotes behind a name is a secret; much of it is code."""
+    # Code reads `secret = load(path)` and `password=self.password`; a value has no brackets.
+    is_code = "(" in value or value.rpartition(".")[2].lower() == name.lower()
+    if is_code or value.rstrip(",;:") in _PLAIN_VALUES or HIDDEN in value or _is_path(value):
+        return False
+    if _is_strong(name):
+        return True
+    # Of a weak name, such as a key to sort by, only what mixes letters and digits as no word does.
+    return names_secret(name) and len(value) >= 16 and _is_mixed(value, 12)
+
+
+def _is_path(value: str) -> bool:
+    # Base64 has slashes as well, and capitals among them.
+    is_plain = value.startswith(("~/", "./", "../")) or value == value.lower()
+    return is_plain and _PATH.fullmatch(value) is not None and not _is_mixed(value, 8)
+
+
+def _is_mixed(value: str, length: int) -> bool:
+    runs = re.findall(r"[A-Za-z0-9]+", value)
+    return any(len(run) >= length and not run.isdigit() and not run.isalpha() for run in runs)
+
+
+def _is_count(name: str, value: str) -> bool:
+    """TOKEN_COUNT=123456, --key-size 4096: the name is of what it counts."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    return value.isdigit() and words[-1] not in _WEAK and not _is_strong(name)
 
 
 def _looks_random(value: str) -> bool:

@@ -7,7 +7,6 @@ more are broken than ``max_bad_records`` allows. An unreadable file is a ``DataE
 from __future__ import annotations
 
 import json
-import lzma
 import re
 import tarfile
 import zlib
@@ -25,6 +24,7 @@ from lmscale.runtime.tar_members import BoundedMember, describe_unsafe
 # Of the text members of one sample in a tar, together: they are read whole, and a packed tar of a
 # few kilobytes can hold any size.
 MAX_SAMPLE_BYTES = 1 << 30
+_TAR_DAMAGE = (tarfile.TarError, ValueError, EOFError, OSError, OverflowError, zlib.error)
 HANDFUL = 5  # how many broken records beyond the limit are named before the error is raised
 
 
@@ -179,16 +179,15 @@ def _read_webdataset(
                 text = _text_of_sample(sample, name, source, path, bad)
                 if text is not None:
                     yield RawDocument(text=text, file=path, record=number)
-    except (
-        *(tarfile.TarError, ValueError, EOFError, OSError),
-        *(OverflowError, zlib.error, lzma.LZMAError),
-    ) as error:
+    except _TAR_DAMAGE as error:
         raise DataError(f"{path}: damaged or not a webdataset tar: {error.args[0]}.") from None
 
 
 def _read_members(tar: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
     """The files that may hold text, as webdataset groups them. Raises ``DataError``."""
-    sample, size = "", 0
+    from webdataset.tariterators import base_plus_ext
+
+    sample, size = None, 0
     for member in tar:
         unsafe = describe_unsafe(member)
         if unsafe:
@@ -196,19 +195,16 @@ def _read_members(tar: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
                 f"{path}: {unsafe}. A webdataset tar holds plain files below its own place only: "
                 "pack it again."
             )
-        file = tar.extractfile(member) if _may_hold_text(member) else None
+        key = base_plus_ext(member.name)[0] if _may_hold_text(member) else None
+        file = None if key is None else tar.extractfile(member)
         if file is not None:
-            folder, _, name = member.name.rpartition("/")
-            key = f"{folder}/{name.partition('.')[0]}"  # as webdataset groups them
-            size = member.size + (size if key == sample else 0)
-            sample = key
+            sample, size = key, member.size + (size if key == sample else 0)
             if size > MAX_SAMPLE_BYTES:
                 raise DataError(
                     f"{path}: member {member.name!r}: the texts of this sample unpack to "
-                    f"{size:,} bytes, and {MAX_SAMPLE_BYTES:,} is the most that is read. Cut it into "
-                    "several samples."
+                    f"{size:,} bytes, and {MAX_SAMPLE_BYTES:,} is the most that is read. Cut it "
+                    "into several samples."
                 )
-        if file is not None:
             yield {"fname": member.name, "data": file.read(), "__url__": str(path)}
         # Or a large tar would keep all of them.
         tar.members = []  # pyright: ignore[reportAttributeAccessIssue]

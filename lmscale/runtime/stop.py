@@ -220,7 +220,7 @@ def _identify(file: Path) -> tuple[int, int] | None:
 
 
 def _remove(file: Path) -> bool:
-    """A folder of that name, or another user's file, may not end the run: one rank alone sees it."""
+    """A folder of that name, or another user's file, may not end the run."""
     try:
         file.unlink(missing_ok=True)
     except OSError as error:

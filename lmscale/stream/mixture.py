@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import takewhile
 
 import numpy as np
 
@@ -77,6 +78,17 @@ def plan_quotas(weights: Mapping[str, float], block: int) -> dict[str, int]:
             ]
         )
     return quotas
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jump:
+    """A window of samples to leave out."""
+
+    start: int
+    """Its first global number, on the branch of the run that ``segments`` are of."""
+    samples: int
+    segments: tuple[Segment, ...] = ()
+    """Empty: those that the run goes on with otherwise."""
 
 
 class Mixture:
@@ -159,24 +171,25 @@ def append_segment(
 ) -> tuple[Segment, ...]:
     """The segments of a run that goes on from sample ``n`` under ``quotas``.
 
-    Unchanged where nothing changed. Every source carries on at the sample after its last one, also
-    one that comes back after a while; so nothing is lost or repeated. Jumps that lie ahead are
-    dropped by a change, with a warning: the samples come in another order then.
+    Unchanged where they end with these: what lies ahead are jumps, and mixtures of a branch that is
+    taken up again. Every source carries on at the sample after its last one, also one that comes
+    back after a while; so nothing is lost or repeated. A change drops the jumps that lie ahead of
+    it, with a warning: the samples come in another order then.
     """
-    kept = tuple(segment for segment in segments if segment.start <= n)
     quotas = dict(sorted(quotas.items()))
+    if segments and dict(segments[-1].quotas) == quotas:
+        return tuple(segments)
+    kept = tuple(segment for segment in segments if segment.start <= n)
     if not kept:
         base = dict.fromkeys(quotas, 0)
         return (Segment(start=n, quotas=quotas, base=base, fingerprints=dict(fingerprints)),)
     last = kept[-1]
+    if dict(last.quotas) == quotas:  # as far ahead as it is still this mixture
+        ahead = segments[len(kept) :]
+        kept += tuple(takewhile(lambda segment: dict(segment.quotas) == quotas, ahead))
+    _warn_of_dropped_jumps(segments, len(kept), n=n, seed=seed)
     if dict(last.quotas) == quotas:
-        return tuple(segments)  # what lies ahead is jumps
-    for jump in segments[len(kept) :]:
-        logger.warning(
-            "the mixture changes at sample %d, so the samples that the run was to jump at sample "
-            "%d come in another order, and will be used",
-            *(n, jump.start),
-        )
+        return kept
     base = dict.fromkeys(quotas, 0) | Mixture(kept, seed=seed).counts_at(n)
     known = dict(last.fingerprints) | dict(fingerprints)
     segment = Segment(
@@ -188,6 +201,17 @@ def append_segment(
     if last.start == n:  # the last mixture was never used
         kept = kept[:-1]
     return (*kept, segment)
+
+
+def _warn_of_dropped_jumps(segments: Sequence[Segment], kept: int, *, n: int, seed: int) -> None:
+    mixture = Mixture(segments, seed=seed)
+    for start in (segment.start for segment in segments[kept:]):
+        if mixture.jumped_at(start) > mixture.jumped_at(start - 1):
+            logger.warning(
+                "the mixture changes at sample %d, so the samples that the run was to jump at "
+                "sample %d come in another order, and will be used",
+                *(n, start),
+            )
 
 
 def jump_window(segments: Sequence[Segment], *, start: int, samples: int) -> tuple[Segment, ...]:

@@ -6,6 +6,7 @@ Under 1 kB for a few sources; it grows with the sources and with each change of 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,17 +36,7 @@ class StreamState:
             "seed": self.seed,
             "n": self.n,
             "geometry": dict(self.geometry),
-            "segments": [
-                {
-                    "start": segment.start,
-                    "quotas": dict(segment.quotas),
-                    "base": dict(segment.base),
-                    "fingerprints": dict(segment.fingerprints),
-                    "key": segment.key,
-                    "offset": segment.offset,
-                }
-                for segment in self.segments
-            ],
+            "segments": segments_to_json(self.segments),
         }
 
     @staticmethod
@@ -60,28 +51,46 @@ class StreamState:
                     f"The stream's state has version {tree['version']}; this lmscale reads "
                     f"{' and '.join(map(str, READABLE))}. Resume with the lmscale that wrote it."
                 )
-            segments = tuple(
-                Segment(
-                    start=int(segment["start"]),
-                    quotas=dict(sorted(segment["quotas"].items())),
-                    base=dict(segment["base"]),
-                    fingerprints=dict(segment["fingerprints"]),
-                    key=None if segment.get("key") is None else int(segment["key"]),
-                    offset=int(segment.get("offset", 0)),
-                )
-                for segment in tree["segments"]
-            )
             return StreamState(
                 seed=int(tree["seed"]),
                 n=int(tree["n"]),
                 geometry=dict(tree["geometry"]),
-                segments=segments,
+                segments=segments_from_json(tree["segments"]),
             )
         except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"The stream's state cannot be read ({type(error).__name__}: {error}). The file "
                 f"that holds it is damaged; resume from another checkpoint."
             ) from None
+
+
+def segments_to_json(segments: Sequence[Segment]) -> list[dict[str, Any]]:
+    return [
+        {
+            "start": segment.start,
+            "quotas": dict(segment.quotas),
+            "base": dict(segment.base),
+            "fingerprints": dict(segment.fingerprints),
+            "key": segment.key,
+            "offset": segment.offset,
+        }
+        for segment in segments
+    ]
+
+
+def segments_from_json(tree: Sequence[Mapping[str, Any]]) -> tuple[Segment, ...]:
+    """Raises ``AttributeError``, ``KeyError``, ``TypeError`` or ``ValueError`` for what is none."""
+    return tuple(
+        Segment(
+            start=int(segment["start"]),
+            quotas=dict(sorted(segment["quotas"].items())),
+            base=dict(segment["base"]),
+            fingerprints=dict(segment["fingerprints"]),
+            key=None if segment.get("key") is None else int(segment["key"]),
+            offset=int(segment.get("offset", 0)),
+        )
+        for segment in tree
+    )
 
 
 def geometry_of(config: StreamConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,14 @@ from lmscale.config.data import StreamConfig
 from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
 from lmscale.stream.batches import Rows, count_targets, digest_rows
 from lmscale.stream.dataset import Dataset, Window, open_dataset
-from lmscale.stream.mixture import Mixture, Segment, append_segment, jump_window, plan_quotas
+from lmscale.stream.mixture import (
+    Jump,
+    Mixture,
+    Segment,
+    append_segment,
+    jump_window,
+    plan_quotas,
+)
 from lmscale.stream.order import SourceOrder
 from lmscale.stream.state import (
     FINGERPRINT_DIGITS,
@@ -175,16 +183,16 @@ def open_stream(
     *,
     seed: int,
     state: StreamState | None = None,
-    jumps: Sequence[tuple[int, int]] = (),
+    jumps: Sequence[Jump] = (),
     tokenizer_fingerprint: str | None = None,
     check_files: bool = True,
     advance: Callable[[float], None] = lambda shards: None,
 ) -> Stream:
     """The stream of a run that begins (``state`` None) or goes on at ``state.n``.
 
-    ``jumps``, (global number, samples) each, are windows to leave out that the state does not know
-    yet; each is numbered as they are once those before it are left out. Where the mixture differs
-    from the state's, a segment begins at ``state.n``. Raises
+    ``jumps`` are windows to leave out that the state does not know yet; one without segments is
+    numbered as the samples are once those before it are left out. Where the mixture differs from
+    the one at the end of the segments, a segment begins at ``state.n``. Raises
     ``ConfigError`` for settings a run cannot change and ``DataError`` for damaged, changed or
     foreign data: all sources' problems at once. ``check_files``: look whether all local shards are
     there and whole; of the ranks of a run, one has to. ``advance`` is called with 1 per shard that
@@ -202,7 +210,9 @@ def open_stream(
     datasets = open_datasets(config, locations, check_files=check_files, advance=advance)
     problems = _find_foreign(datasets, tokenizer_fingerprint)
     if state is not None:
-        problems += find_changed_data(datasets, state)
+        undone = tuple(segment for jump in jumps for segment in jump.segments)
+        known = replace(state, segments=(*state.segments, *undone))
+        problems += find_changed_data(datasets, known)
     if problems:
         raise DataError(problems)
     segments = _plan_segments(
@@ -217,19 +227,21 @@ def open_stream(
 
 def _plan_segments(
     state: StreamState | None,
-    jumps: Sequence[tuple[int, int]],
+    jumps: Sequence[Jump],
     *,
     seed: int,
     quotas: Mapping[str, int],
     fingerprints: Mapping[str, str],
 ) -> tuple[Segment, ...]:
-    """First the jumps, which were decided under the mixture that was; then the mixture that is."""
+    """First the jumps, each in the order of samples in which it was decided; then the mixture that
+    is. The state's own order may lack mixtures that began between it and the jump.
+    """
     n = state.n if state else 0
     mixture = partial(append_segment, n=n, seed=seed, quotas=quotas, fingerprints=fingerprints)
     segments = state.segments if state else mixture(())
-    for start, samples in jumps:
-        assert start >= n, f"a jump at sample {start}, which is before the next sample, {n}"
-        segments = jump_window(segments, start=start, samples=samples)
+    for jump in jumps:
+        assert jump.start >= n, f"a jump at sample {jump.start}, before the next sample, {n}"
+        segments = jump_window(jump.segments or segments, start=jump.start, samples=jump.samples)
     return mixture(segments)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from lmscale.runtime.device import device_name
 from lmscale.runtime.lease import NO_LEASE, Lease
 from lmscale.runtime.ranks import Ranks
 from lmscale.stream.loader import StepLoader, open_loader
+from lmscale.stream.mixture import Jump
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream, open_stream
 from lmscale.tokenizer import Tokenizer, load_tokenizer
@@ -151,7 +152,7 @@ def _share_rewinds(folder: Path, ranks: Ranks) -> tuple[Rewind, ...]:
     """The run's rewinds as rank 0 reads them: a stale copy elsewhere may not count."""
     with failing_together():
         rewinds = read_rewinds(folder) if ranks.is_first else ()
-    rows = broadcast_object([asdict(rewind) for rewind in rewinds])
+    rows = broadcast_object([rewind.to_json() for rewind in rewinds])
     return tuple(Rewind.from_json(row) for row in rows)
 
 
@@ -187,9 +188,10 @@ def _search(setting: _Setting) -> Search:
 
 
 def _resume(
-    setting: _Setting, search: Search, engine: Engine | None, stack: ExitStack
+    setting: _Setting, search: Search, given: Engine | None, stack: ExitStack
 ) -> tuple[Run, Found | None]:
     """The run at its newest good checkpoint; at its beginning where nothing was ever saved."""
+    engine = given
     for found in search:
         with ExitStack() as trial:
             try:
@@ -203,12 +205,13 @@ def _resume(
             logger.info("resumed from %s at step %d", location, step)
             return run, found
     refuse_scratch(why for one in search.passed_over for why in one.why)
-    if engine is not None:  # it holds the weights of what was tried, and no new run's
+    if given is not None:
         raise CheckpointError(
-            f"No checkpoint of {setting.place.location} could be gone on from once it was loaded; "
-            "the reasons are in the log above. Start the same command again: without a checkpoint "
-            "to try, it begins anew."
+            f"No checkpoint of {setting.place.location} could be gone back to; the log above says "
+            "why of each. Start the same command again."
         )
+    # One that has tried checkpoints of the nodes' own disks in vain holds no new run's weights.
+    del engine
     return _open_at(setting, None, None, stack), None
 
 
@@ -286,9 +289,7 @@ def _load(found: Found, engine: Engine, stream: Stream, ranks: Ranks) -> None:
         raise LoadedWrongError([f"{found.name}: {difference}."], engine)
 
 
-def _open_stream(
-    setting: _Setting, state: StreamState | None, jumps: Sequence[tuple[int, int]]
-) -> Stream:
+def _open_stream(setting: _Setting, state: StreamState | None, jumps: Sequence[Jump]) -> Stream:
     with failing_together():
         stream = open_stream(
             setting.config.stream,

@@ -196,18 +196,18 @@ class RankComparison:
         with failing_together():
             if self._ranks.is_first:
                 self._run.lease.check()
-                found = Corruption(
-                    clean_step=self._clean_step,
-                    at_step=step,
-                    zero_stage=self._engine.config.zero_stage,
-                    **attempt_of(self._run.folder),
-                    ranks=difference.ranks,
-                    hosts=difference.hosts,
-                    is_certain=difference.is_certain,
-                    names=difference.names[:MAX_NAMED],
-                    time=time.time(),
-                )
                 try:
+                    found = Corruption(
+                        clean_step=self._clean_step,
+                        at_step=step,
+                        zero_stage=self._engine.config.zero_stage,
+                        **attempt_of(self._run.folder),
+                        ranks=difference.ranks,
+                        hosts=difference.hosts,
+                        is_certain=difference.is_certain,
+                        names=difference.names[:MAX_NAMED],
+                        time=time.time(),
+                    )
                     record_corruption(self._run.folder, found)
                 except LmscaleError as error:  # which rank is wrong matters more
                     logger.error("%s", error)

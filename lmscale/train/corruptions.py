@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from lmscale.checkpoint import Manifest
+from lmscale.config import RunConfig
 from lmscale.errors import CheckpointError, DataError, NoSpaceError
 from lmscale.runtime.atomic import fsync_folder, writing
 from lmscale.runtime.jsonl import RowFile, mend_tail, read_rows
-from lmscale.runtime.ranks import name_ranks
+from lmscale.runtime.ranks import Ranks, name_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,21 @@ def describe_tainted(manifest: Manifest, corruptions: Sequence[Corruption]) -> s
     return None
 
 
+def find_untainted(
+    steps: Sequence[int], config: RunConfig, ranks: Ranks, *, newest: int, first_step: int
+) -> int | None:
+    """The checkpoint that retention must keep: a difference found next would leave no newer one.
+
+    Of the last comparison before the save of step ``newest``, or of ``first_step``, where the
+    attempt began.
+    """
+    every_steps = config.guard.compare_every_steps
+    if config.engine.zero_stage != 0 or ranks.world_size == 1 or every_steps == 0:
+        return None
+    clean_step = max(first_step, newest // every_steps * every_steps)
+    return max((step for step in steps if step <= clean_step), default=None)
+
+
 def refuse_scratch(reasons: Iterable[str]) -> None:
     """Raise ``CheckpointError`` where nothing is left to go on from but what may hold wrong values.
 
@@ -129,8 +145,8 @@ def refuse_scratch(reasons: Iterable[str]) -> None:
         raise CheckpointError(
             [
                 *tainted,
-                "No other checkpoint is left, and the run does not begin anew by itself. Move these "
-                "folders away to have it do so; or, if you trust them, move away "
+                "No other checkpoint is left, and the run does not begin anew by itself. Move "
+                "these folders away to have it do so; or, if you trust them, move away "
                 f"{CORRUPTIONS_FILE} in the run's folder.",
             ]
         )

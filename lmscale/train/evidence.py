@@ -27,7 +27,8 @@ from lmscale.runtime.atomic import write_json
 from lmscale.runtime.collectives import gather_json, sum_float64
 from lmscale.stream.stream import Stream
 from lmscale.tokenizer import Tokenizer
-from lmscale.train.guard import Divergence, Guard, RewindRequest, plain
+from lmscale.train.figures import plain
+from lmscale.train.guard import Divergence, Guard, RewindRequest
 from lmscale.train.loop import StepReport
 
 if TYPE_CHECKING:
@@ -92,6 +93,15 @@ def save_evidence(
     return evidence
 
 
+def change_decision(run_folder: Path, divergence: Divergence, rewinds: int, decision: str) -> None:
+    """Where it turned out otherwise behind the evidence: no checkpoint was old enough. Rank 0."""
+    folder = evidence_folder(run_folder, divergence.at_step, rewinds=rewinds)
+    try:
+        write_json(folder / EVIDENCE_FILE, load_evidence(folder) | {"decision": decision})
+    except (OSError, ValueError) as error:
+        logger.warning("the evidence in %s could not be corrected: %s", folder, error)
+
+
 def evidence_folder(run_folder: Path, step: int, *, rewinds: int) -> Path:
     """Another one for the same step on another branch, the same for a run that was killed in it."""
     branch = f"-after-{rewinds}-rewinds" if rewinds else ""
@@ -109,8 +119,8 @@ def describe_judgement(guard: Guard, divergence: Divergence) -> dict[str, Any]:
             "config": guard.config.model_dump(mode="json"),
             "limits": limits and {key: plain(value) for key, value in limits.items()},
         },
-        "rewinds": [asdict(rewind) for rewind in guard.rewinds],
-        "bad_steps": [row.step for row in divergence.state.bad],
+        "rewinds": [rewind.to_json() for rewind in guard.rewinds],
+        "bad_steps": [row.step for row in divergence.bad],
         "steps": [row.to_json() for row in divergence.state.recent],
     }
 

@@ -2,9 +2,11 @@
 
 A step is good, or it is not finite, or a spike: its loss or gradient norm is far above the median
 of the good steps before it. What a single bad step does is little, as one that is not finite
-changes no weight and a large gradient is clipped; several in a row are a divergence. Every
-judgement is a pure function of the steps before it, so all ranks judge alike, and so does a run
-that was interrupted: the guard's state is in the checkpoints.
+changes no weight and a large gradient is clipped. Several severe ones in a row are a divergence,
+and so are more than half of the last 100 steps. Spikes of the loss alone or of the norm alone are
+none: where more than half of the steps have them, the data has another level, and the medians
+follow it. Every judgement is a pure function of the steps before it, so all ranks judge
+alike, and so does a run that was interrupted: the guard's state is in the checkpoints.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import takewhile
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from lmscale.config.safety import GuardConfig
 from lmscale.errors import CheckpointError, GuardError
+from lmscale.train.figures import Limits, StepFigures, figures_of, find_limits
 from lmscale.train.loop import StepReport
 
 if TYPE_CHECKING:
@@ -26,46 +30,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RECENT_STEPS = 100  # for the evidence
-SIGMAS_PER_MAD = 1.4826  # the standard deviation of a normal distribution, in its MADs
-# The least spread that is reckoned with: figures that hardly vary are no reason to call the next
-# one that does a spike. With the default threshold of 12 a loss must be 24 % and 0.06 nats above
-# the median, and a gradient norm, which varies more by nature, 4 times the median.
-LOSS_SPREAD = 0.02  # of the median
-LOSS_SPREAD_NATS = 0.005  # a loss that is nearly 0 says nothing by its ratio
-NORM_SPREAD = 0.25  # of the median
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepFigures:
-    """What the guard keeps of a step."""
-
-    step: int
-    first_n: int
-    samples: int
-    loss: float
-    gradient_norm: float
-    learning_rate: float
-    is_skipped: bool
-
-    def to_json(self) -> dict[str, Any]:
-        return {key: plain(value) for key, value in asdict(self).items()}
-
-    @staticmethod
-    def from_json(tree: Mapping[str, Any]) -> StepFigures:
-        floats = {key: float(tree[key]) for key in ("loss", "gradient_norm", "learning_rate")}
-        return StepFigures(**{**tree, **floats})
-
-    def __str__(self) -> str:
-        return (
-            f"step {self.step}: loss {self.loss}, gradient norm {self.gradient_norm}, "
-            f"learning rate {self.learning_rate:.3g}, samples from {self.first_n}"
-        )
-
-
-def plain(value: Any) -> Any:
-    """As JSON has it: numbers that are not finite as ``"nan"``, ``"inf"``, which float() reads."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+RECENT_STEPS = 100  # for the evidence, and for what goes wrong again and again
+# A loss beyond this share of what guessing would have: no other text does that to a model that knew
+# better a moment before. Unigram statistics alone are about two thirds.
+LOST_SHARE = 0.6
 
 
 class Verdict(Enum):
@@ -76,22 +44,14 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Above what a figure is a spike, as of the good steps so far."""
-
-    median_loss: float
-    loss: float
-    median_gradient_norm: float
-    gradient_norm: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class GuardState:
     """All that the guard remembers."""
 
     window: tuple[tuple[float, float], ...] = ()  # loss and gradient norm of the last good steps
     bad: tuple[StepFigures, ...] = ()  # the bad steps since the last good one
-    recent: tuple[StepFigures, ...] = ()  # the last steps of any kind, for the evidence
+    recent: tuple[StepFigures, ...] = ()  # the last steps of any kind
+    recent_bad: tuple[int, ...] = ()  # the numbers of the bad ones of them
+    searching: StepFigures | None = None  # since when fp16 has searched, up to the first bad step
     nonfinite_steps: int = 0  # of the whole run, what rewinds have undone aside
     spike_steps: int = 0
 
@@ -100,6 +60,8 @@ class GuardState:
             "window": [list(pair) for pair in self.window],
             "bad": [row.to_json() for row in self.bad],
             "recent": [row.to_json() for row in self.recent],
+            "recent_bad": list(self.recent_bad),
+            "searching": self.searching and self.searching.to_json(),
             "nonfinite_steps": self.nonfinite_steps,
             "spike_steps": self.spike_steps,
         }
@@ -108,10 +70,14 @@ class GuardState:
     def from_json(tree: Mapping[str, Any]) -> GuardState:
         """Raises ``CheckpointError`` for what is no guard's state."""
         try:
+            search = tree.get("searching")
             return GuardState(
                 window=tuple((float(loss), float(norm)) for loss, norm in tree["window"]),
                 bad=tuple(map(StepFigures.from_json, tree["bad"])),
                 recent=tuple(map(StepFigures.from_json, tree["recent"])),
+                # An older lmscale had neither.
+                recent_bad=tuple(map(int, tree.get("recent_bad", ()))),
+                searching=StepFigures.from_json(search) if search else None,
                 nonfinite_steps=int(tree["nonfinite_steps"]),
                 spike_steps=int(tree["spike_steps"]),
             )
@@ -120,29 +86,6 @@ class GuardState:
                 f"The guard's state in the checkpoint cannot be read ({type(error).__name__}: "
                 f"{error}). Resume with the lmscale that wrote it."
             ) from None
-
-
-def find_limits(window: Sequence[tuple[float, float]], config: GuardConfig) -> Limits | None:
-    """From the good steps' losses and gradient norms; None while there are too few to judge by."""
-    if not config.spike_window or len(window) < config.spike_window:
-        return None
-    losses, norms = zip(*window, strict=True)
-    median_loss, loss_spread = _median_and_spread(losses)
-    median_norm, norm_spread = _median_and_spread(norms)
-    loss_spread = max(loss_spread, LOSS_SPREAD * abs(median_loss), LOSS_SPREAD_NATS)
-    norm_spread = max(norm_spread, NORM_SPREAD * median_norm)
-    return Limits(
-        median_loss=median_loss,
-        loss=median_loss + config.spike_threshold * loss_spread,
-        median_gradient_norm=median_norm,
-        # A model without a gradient has no spread to reckon with either.
-        gradient_norm=median_norm + config.spike_threshold * norm_spread or math.inf,
-    )
-
-
-def _median_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    middle = median(values)
-    return middle, SIGMAS_PER_MAD * median(abs(value - middle) for value in values)
 
 
 def judge_step(
@@ -168,32 +111,69 @@ def advance(
 ) -> GuardState:
     """The state after a step. Only a good step enters the window, and ends a row of bad ones."""
     recent = (*state.recent, figures)[-RECENT_STEPS:]
+    past = tuple(step for step in state.recent_bad if step >= recent[0].step)
+    state = replace(state, recent=recent, recent_bad=past)
     if verdict is Verdict.SEARCHING:
-        return replace(state, recent=recent)
+        return state if state.bad else replace(state, searching=state.searching or figures)
     if verdict is Verdict.GOOD:
         pair = (figures.loss, figures.gradient_norm)
         kept = (*state.window, pair)[-config.spike_window :] if config.spike_window else ()
-        return replace(state, recent=recent, window=kept, bad=())
+        return replace(state, window=kept, bad=(), searching=None)
     return replace(
         state,
-        recent=recent,
         bad=(*state.bad, figures),
+        recent_bad=(*past, figures.step),
         nonfinite_steps=state.nonfinite_steps + (verdict is Verdict.NONFINITE),
         spike_steps=state.spike_steps + (verdict is Verdict.SPIKE),
     )
 
 
-def describe_divergence(
-    bad: Sequence[StepFigures], limits: Limits | None, config: GuardConfig
-) -> str | None:
-    """Why the steps since the last good one are a divergence, or None while they are not."""
-    is_finite = [math.isfinite(row.loss) and math.isfinite(row.gradient_norm) for row in bad]
-    nonfinite, spikes = is_finite.count(False), is_finite.count(True)
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """Bad steps that something has to be done about."""
+
+    rows: tuple[StepFigures, ...]
+    why: str
+    is_level: bool = False
+    """It is the data's level that has changed: the medians have to follow."""
+
+
+def find_trouble(
+    state: GuardState, limits: Limits | None, config: GuardConfig, *, lost_loss: float
+) -> Trouble | None:
+    """After a bad step: whether it is enough, with the bad steps before it."""
+
+    def is_severe(row: StepFigures) -> bool:
+        if limits is None:
+            return not row.is_finite
+        return limits.is_severe(row, lost_loss=lost_loss)
+
+    row = tuple(takewhile(is_severe, reversed(state.bad)))[::-1]
+    nonfinite = sum(not figures.is_finite for figures in row)
     if nonfinite >= config.max_nonfinite_steps:
-        return f"{_in_a_row(nonfinite)} not finite"
-    if spikes < config.spike_steps or limits is None:
+        return Trouble(rows=row, why=f"{_in_a_row(nonfinite)} not finite")
+    spikes = len(row) - nonfinite
+    if limits is not None and spikes >= config.spike_steps:
+        kind = "spikes" if spikes > 1 else "a spike"
+        figures = _describe_last(row[-1], limits)
+        why = f"{_in_a_row(spikes)} {kind}: at step {row[-1].step} the {figures}"
+        return Trouble(rows=row, why=why)
+    if len(state.recent_bad) <= RECENT_STEPS // 2:
         return None
-    last = bad[-1]
+    numbers = set(state.recent_bad)
+    bad = tuple(figures for figures in state.recent if figures.step in numbers)
+    severe = tuple(filter(is_severe, bad))
+    if limits is not None and len(severe) <= len(bad) // 2:
+        if row:  # it may become a divergence: the medians stay until that is known
+            return None
+        return Trouble(rows=bad, why=_describe_last(bad[-1], limits), is_level=True)
+    return Trouble(
+        rows=severe,
+        why=f"{len(bad)} of the last {len(state.recent)} steps were not finite or spikes",
+    )
+
+
+def _describe_last(last: StepFigures, limits: Limits) -> str:
     parts = [
         f"{what} {value:.4g} is above {limit:.4g} (median {middle:.4g})"
         for what, value, limit, middle in (
@@ -205,9 +185,17 @@ def describe_divergence(
         )
         if value > limit
     ]
-    figures = ", ".join(parts) or "the last one was not finite"
-    kind = "spikes" if spikes > 1 else "a spike"
-    return f"{_in_a_row(spikes)} {kind}: at step {last.step} the {figures}"
+    return ", ".join(parts) or "last one was not finite"
+
+
+def follow_level(state: GuardState, rows: Sequence[StepFigures], limits: Limits) -> GuardState:
+    """The window moved up to the level of these steps, with the spread that it had."""
+    finite = [row for row in rows if row.is_finite]
+    loss = max(0.0, median(row.loss for row in finite) - limits.median_loss)
+    norm = median(row.gradient_norm for row in finite) - limits.median_gradient_norm
+    norm = max(0.0, norm)
+    window = tuple((one + loss, other + norm) for one, other in state.window)
+    return replace(state, window=window, bad=(), recent_bad=(), searching=None)
 
 
 def _in_a_row(steps: int) -> str:
@@ -225,26 +213,33 @@ class Divergence:
     not_after_step: int  # the last step that was done before any of them
     limits: Limits | None
     state: GuardState
+    bad: tuple[StepFigures, ...] = ()  # the steps that decided it
 
 
 def plan_divergence(
-    why: str, state: GuardState, limits: Limits | None, jump_steps: int
+    trouble: Trouble, state: GuardState, limits: Limits | None, jump_steps: int
 ) -> Divergence:
     """The window in question: ``jump_steps`` steps up to the last bad one, and all the bad ones.
 
-    Never before sample 0. ``state`` holds at least one bad step.
+    Never before sample 0. Where fp16 searched its loss scale up to the first bad step, and so found
+    none, the weights were bad before: the window begins with the step before the search.
     """
-    first, last = state.bad[0], state.bad[-1]
+    first, last = trouble.rows[0], trouble.rows[-1]
+    first_step, first_n = first.step, first.first_n
+    if (search := state.searching) is not None:
+        first_step = min(first_step, search.step - 1)
+        first_n = min(first_n, search.first_n - search.samples)
     end = last.first_n + last.samples
-    begin = max(0, min(first.first_n, end - jump_steps * last.samples))
+    begin = max(0, min(first_n, end - jump_steps * last.samples))
     return Divergence(
-        why=why,
+        why=trouble.why,
         at_step=last.step,
         jump_from_n=begin,
         jump_samples=end - begin,
-        not_after_step=max(0, min(first.step - 1, last.step - jump_steps)),
+        not_after_step=max(0, min(first_step - 1, last.step - jump_steps)),
         limits=limits,
         state=state,
+        bad=trouble.rows,
     )
 
 
@@ -273,6 +268,7 @@ class Guard:
         config: GuardConfig,
         *,
         minimum_loss_scale: float,
+        vocab_size: int,
         state: Mapping[str, Any] | None = None,
         rewinds: Sequence[Rewind] = (),
         context: Mapping[str, Any] | None = None,
@@ -282,10 +278,11 @@ class Guard:
         self.state = GuardState() if not state else GuardState.from_json(state)
         self.divergence: Divergence | None = None  # what it has raised for
         self._minimum_loss_scale = minimum_loss_scale
+        self._lost_loss = LOST_SHARE * math.log(vocab_size)
         self._context = dict(context or {})
         if state and dict(state.get("context", {})) != self._context and self.state.window:
             logger.info("guard: the mixture or the batch has changed, so the medians begin anew")
-            self.state = replace(self.state, window=(), bad=())
+            self.state = replace(self.state, window=(), bad=(), recent_bad=())
 
     @property
     def may_rewind(self) -> bool:
@@ -318,25 +315,18 @@ class Guard:
         logger.warning(
             "guard: %s, %s; bad steps in a row: %d", verdict.value, figures, len(self.state.bad)
         )
-        why = describe_divergence(self.state.bad, limits, self.config)
-        if why is None:
+        trouble = find_trouble(self.state, limits, self.config, lost_loss=self._lost_loss)
+        if trouble is None:
             return
-        self.divergence = plan_divergence(why, self.state, limits, self.config.jump_steps)
+        if trouble.is_level:
+            assert limits is not None
+            logger.warning("guard: the medians follow the data's new level: %s", trouble.why)
+            self.state = follow_level(self.state, trouble.rows, limits)
+            return
+        self.divergence = plan_divergence(trouble, self.state, limits, self.config.jump_steps)
         if self.may_rewind:
             raise RewindRequest(self.divergence)
         raise stop_error(self.divergence, self.config, self.rewinds)
-
-
-def figures_of(report: StepReport) -> StepFigures:
-    return StepFigures(
-        step=report.step,
-        first_n=report.first_n,
-        samples=report.samples,
-        loss=float(report.loss),
-        gradient_norm=float(report.gradient_norm),
-        learning_rate=report.learning_rate,
-        is_skipped=bool(report.is_skipped),
-    )
 
 
 def stop_error(
@@ -347,7 +337,7 @@ def stop_error(
     problem: str | None = None,
 ) -> GuardError:
     """Why the run ends; ``problem`` says what stands against a rewind that might still be made."""
-    steps = "\n".join(f"  {row}" for row in divergence.state.bad)
+    steps = "\n".join(f"  {row}" for row in divergence.bad)
     if problem is None and config.on_divergence == "rewind":
         done = "; ".join(f"from step {r.at_step} to {r.to_step} ({r.why})" for r in rewinds)
         problem = (

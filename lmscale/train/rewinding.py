@@ -8,8 +8,10 @@ import time
 from lmscale.checkpoint import load_manifest
 from lmscale.errors import CheckpointError
 from lmscale.runtime import heartbeat
+from lmscale.runtime.atomic import writing
 from lmscale.runtime.collectives import broadcast_object, failing_together
 from lmscale.train.assemble import Run
+from lmscale.train.evidence import change_decision
 from lmscale.train.guard import RewindRequest, stop_error
 from lmscale.train.rewinds import (
     describe_no_checkpoint,
@@ -31,12 +33,18 @@ def rewind(run: Run, request: RewindRequest) -> int:
     with failing_together():
         if run.ranks.is_first:
             run.lease.check()
-            committed = _committed(run)
+            with writing("the checkpoints' list", run.place.location, CheckpointError):
+                committed = _committed(run)
             planned = plan_rewind(
-                request.divergence, committed, number=len(run.rewinds) + 1, time=time.time()
+                request.divergence,
+                committed,
+                number=len(run.rewinds) + 1,
+                time=time.time(),
+                segments=run.stream.segments,
             )
             if planned is None:
                 why = describe_no_checkpoint(request.divergence, committed)
+                change_decision(run.folder, request.divergence, len(run.rewinds), "stop")
                 raise stop_error(request.divergence, run.config.guard, run.rewinds, problem=why)
             record_rewind(run.folder, planned)
             to_step = planned.to_step

@@ -6,14 +6,15 @@ other. So a kill at any moment changes nothing.
 
 A rewind's ``jump_from_n`` is in the numbers of the branch that it undoes, which has the jumps of
 all rewinds before it. A checkpoint knows how many rewinds its own branch has (``Manifest.rewinds``)
-and holds their jumps in the stream's state; those of the later ones are applied at the start.
+and holds their jumps in the stream's state; those of the later ones are applied at the start, to
+the segments of the branch that was undone: its mixture may have begun behind the checkpoint.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from lmscale.config.safety import GuardConfig
 from lmscale.errors import DataError, NoSpaceError
 from lmscale.runtime.atomic import fsync_folder, writing
 from lmscale.runtime.jsonl import RowFile, mend_tail, read_rows
+from lmscale.stream.mixture import Jump, Segment
+from lmscale.stream.state import segments_from_json, segments_to_json
 from lmscale.train.guard import Divergence
 
 logger = logging.getLogger(__name__)
@@ -47,13 +50,23 @@ class Rewind:
     why: str
     time: float
     """Unix time."""
+    segments: tuple[Segment, ...] = ()
+    """The stream's, of the branch that is undone; empty in a row of an older lmscale."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(replace(self, segments=())) | {"segments": segments_to_json(self.segments)}
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> Rewind:
-        """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for what is no row."""
+        """Raises as ``segments_from_json`` does for what is no row."""
         whole = ("number", "at_step", "to_step", "to_n", "jump_from_n", "jump_samples")
         numbers = {key: int(tree[key]) for key in whole}
-        return Rewind(**numbers, why=str(tree["why"]), time=float(tree["time"]))
+        return Rewind(
+            **numbers,
+            why=str(tree["why"]),
+            time=float(tree["time"]),
+            segments=segments_from_json(tree.get("segments", ())),
+        )
 
 
 def read_rewinds(folder: str | Path) -> tuple[Rewind, ...]:
@@ -66,7 +79,7 @@ def read_rewinds(folder: str | Path) -> tuple[Rewind, ...]:
     for expected, tree in enumerate(read_rows(path), start=1):
         try:
             rewind = Rewind.from_json(tree)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}, line {expected}: not a rewind ({type(error).__name__}: {error}). "
                 "Restore the file: the order of the samples follows from it."
@@ -98,7 +111,7 @@ def record_rewind(folder: str | Path, rewind: Rewind) -> None:
     with writing(REWINDS_FILE, folder, no_space=NoSpaceError):
         file = RowFile(path, no_space=NoSpaceError)
         try:
-            file.append(asdict(rewind))
+            file.append(rewind.to_json())
             file.sync()
         finally:
             file.close()
@@ -126,29 +139,34 @@ def describe_undone(manifest: Manifest, rewinds: Sequence[Rewind]) -> str | None
     return None
 
 
-def pending_jumps(
-    rewinds: Sequence[Rewind], *, rewinds_in_history: int
-) -> tuple[tuple[int, int], ...]:
-    """(first sample, samples) that a start at a checkpoint must add to its stream's state.
+def pending_jumps(rewinds: Sequence[Rewind], *, rewinds_in_history: int) -> tuple[Jump, ...]:
+    """What a start at a checkpoint must add to its stream's state, in the order of the decisions.
 
-    In the order in which they were decided: each is in the numbers that hold behind those before
-    it. Raises ``DataError`` when the checkpoint knows of rewinds that the run does not.
+    Raises ``DataError`` when the checkpoint knows of rewinds that the run does not.
     """
     if rewinds_in_history > len(rewinds):
         raise DataError(
             f"The checkpoint has {rewinds_in_history} rewinds behind it, but {REWINDS_FILE} in the "
             f"run's folder holds {len(rewinds)}. Restore that file."
         )
-    return tuple((r.jump_from_n, r.jump_samples) for r in rewinds[rewinds_in_history:])
+    return tuple(
+        Jump(start=row.jump_from_n, samples=row.jump_samples, segments=row.segments)
+        for row in rewinds[rewinds_in_history:]
+    )
 
 
 def plan_rewind(
-    divergence: Divergence, committed: Mapping[int, int], *, number: int, time: float
+    divergence: Divergence,
+    committed: Mapping[int, int],
+    *,
+    number: int,
+    time: float,
+    segments: Sequence[Segment],
 ) -> Rewind | None:
     """Back to the newest checkpoint from before the window in question, or None without one.
 
     ``committed`` maps the step of every checkpoint that can be resumed from (finite, not undone) to
-    the samples used there.
+    the samples used there. ``segments`` are the stream's, now.
     """
     steps = [
         step
@@ -167,6 +185,7 @@ def plan_rewind(
         jump_samples=divergence.jump_samples,
         why=divergence.why,
         time=time,
+        segments=tuple(segments),
     )
 
 

@@ -25,6 +25,7 @@ from lmscale.runtime.mailbox import open_mailbox
 from lmscale.runtime.trackers import Trackers
 from lmscale.stream.ledger import Ledger
 from lmscale.train.assemble import Run
+from lmscale.train.corruptions import find_untainted
 from lmscale.train.hooks import Hook, ProgressCounter
 from lmscale.train.loop import StepReport
 from lmscale.train.probe import measure_probe
@@ -81,7 +82,12 @@ class Saver:
         if place is None:
             return None
         minutes = run.config.checkpoint.local.every_minutes
-        return LocalTier(place, run.ranks, run_folder=run.folder, every_minutes=minutes)
+        return LocalTier(
+            *(place, run.ranks),
+            run_folder=run.folder,
+            every_minutes=minutes,
+            first_step=run.start.step,
+        )
 
     def _open_snapshot(self) -> Snapshot:
         engine = self._run.engine
@@ -173,7 +179,10 @@ class Saver:
     def failed(self) -> bool:
         """Whether this rank knows that nothing can be saved any more: it votes ``SAVE_FAILED``."""
         job = self._job
-        return self.has_refused or (job is not None and job.tier is None and job.has_failed)
+        if self.has_refused or job is None:
+            return self.has_refused
+        # A save to the nodes' own disks may fail, unless its writers have lost each other.
+        return job.has_failed and (job.tier is None or not job.is_agreed)
 
     def wants(self) -> tuple[str, ...]:
         """Why this rank would have a step saved that is not due by its number."""
@@ -252,7 +261,7 @@ class Saver:
         except LeaseLostError:
             raise
         except LmscaleError as error:
-            if job.tier is None:
+            if job.tier is None or job.is_cut_off:
                 raise
             # The shared place is what a run relies on.
             logger.warning("step %d is not on the nodes' own disks: %s", job.step, error)
@@ -317,10 +326,16 @@ class Saver:
                 *(place, config.checkpoint, config.folder),
                 newest=manifest.step,
                 look=self._look,
-                # What the guard would go back to, were the next step a divergence.
-                spared=lambda steps: find_rewindable(
-                    steps, newest=manifest.step, config=config.guard
-                ),
+                spared=[
+                    # What the guard would go back to, were the next step a divergence.
+                    lambda steps: find_rewindable(steps, newest=manifest.step, config=config.guard),
+                    # What a start would go back to, were the ranks to differ before it.
+                    lambda steps: find_untainted(
+                        *(steps, config, self._run.ranks),
+                        newest=manifest.step,
+                        first_step=self._run.start.step,
+                    ),
+                ],
             )
 
     def _make_room(self, place: Place, step: int) -> tuple[int, ...]:

@@ -147,6 +147,46 @@ def test_a_save_that_was_never_committed_is_named_when_it_is_cleared_away(place,
     assert place.list_steps(committed=False) == [] and step_taken(place) == 6
 
 
+@pytest.fixture
+def held_open(monkeypatch):
+    """As on NFS, where a file that somebody has open stays under another name."""
+    original = shutil.rmtree
+
+    def all_but_one(folder, ignore_errors=False):
+        for path in sorted(Path(folder).glob("*"))[1:]:
+            path.unlink()
+        assert ignore_errors, "OSError: the folder is not empty"
+
+    monkeypatch.setattr("lmscale.checkpoint.place.shutil.rmtree", all_but_one)
+    yield
+    monkeypatch.setattr("lmscale.checkpoint.place.shutil.rmtree", original)
+
+
+def test_a_step_is_saved_again_although_a_file_of_it_is_still_held_open(place, held_open):
+    for _ in range(2):
+        save(place, 6)
+        assert {path.name for path in step_folder(place.root, 6).iterdir()} == set(FILES)
+    assert step_taken(place) == 6
+
+
+def test_a_torn_save_is_cleared_away_although_a_file_of_it_is_still_held_open(place, held_open):
+    for _ in range(2):
+        place.begin(8)
+        write_part(place, 8, 0, 2)
+        place.prepare()
+        assert place.list_steps(committed=False) == [] and step_taken(place) == 6
+
+
+def test_a_kill_while_room_is_made_for_the_same_step_leaves_no_manifest(place, monkeypatch):
+    def killed(folder, ignore_errors=False):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lmscale.checkpoint.place.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        place.begin(6)
+    assert place.list_steps() == [4, 2]
+
+
 def test_weights_that_are_not_finite_are_passed_over(place):
     save(place, 8, is_finite=False)
     looking = search(place)

@@ -1,6 +1,9 @@
 """The layout's arithmetic, and fragments read back by any other division than wrote them."""
 
+import hashlib
+import json
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -134,22 +137,69 @@ def test_reads_are_planned_over_all_files_in_the_order_of_the_elements():
     assert plan_reads(files) == {"p": ((0, 2, "a"), (2, 2, "b")), "q": ((0, 1, "b"),)}
 
 
-def as_text(manifest) -> str:
-    import json
-
-    return json.dumps(manifest.to_json(), indent=1) + "\n"
+def as_saved(manifest) -> str:
+    return manifest.to_bytes().decode()
 
 
-def test_a_manifest_is_read_back_equal():
+def as_laid_out(manifest) -> str:
+    """By somebody else: with other white space, in another order."""
+    return json.dumps(dict(reversed(manifest.to_json().items())), indent=1) + "\n"
+
+
+@pytest.mark.parametrize("form", [as_saved, as_laid_out])
+def test_a_manifest_is_read_back_equal_and_with_the_same_hash(form):
+    manifest = make_manifest({"ä": (2, 3)}, [file_of("f", ("ä", 0, 6)), file_of("g")])
+    read = parse_manifest(form(manifest), Path("x"))
+    assert read == manifest and as_saved(read) == as_saved(manifest)
+    assert read.hash == manifest.hash == manifest.to_json()["sha256"]
+
+
+def test_a_manifest_that_was_changed_has_another_hash():
     manifest = make_manifest({"p": (2, 3)}, [file_of("f", ("p", 0, 6))])
-    assert parse_manifest(as_text(manifest), Path("x")) == manifest
+    read = parse_manifest(as_saved(manifest), Path("x"))
+    changed = replace(read, rewinds=1)
+    assert changed.hash != read.hash
+    assert parse_manifest(as_saved(changed), Path("x")).rewinds == 1
+
+
+def test_fragments_are_numbered_by_the_sorted_names_of_the_trained_and_then_of_the_others():
+    frozen = {name: {"shape": [2], "dtype": "F32", "kind": "frozen"} for name in ("c", "a")}
+    names = ("b.10", "b.2", "Z", "c", "a")
+    files = [file_of("f", *((name, 0, 2) for name in names)), file_of("g")]
+    manifest = replace(make_manifest({n: (2,) for n in names[:3]}, files), replicated=frozen)
+    numbers, offsets, elements = manifest.to_json()["files"][0]["fragments"]
+    assert (numbers, offsets, elements) == ([1, 2, 0, 4, 3], [0] * 5, [2] * 5)
+    assert parse_manifest(as_laid_out(manifest), Path("x")).files == manifest.files
+
+
+@pytest.mark.parametrize("number", [-1, 1, True, 0.0, "p", None, [0]])
+def test_a_number_that_is_no_parameters_is_refused(number):
+    manifest = make_manifest({"p": (2, 3)}, [file_of("f", ("p", 0, 6))])
+    with pytest.raises(CheckpointError, match=r"refused: f: a piece of .*of no tensor"):
+        parse_manifest(sealed_with(manifest, [[number], [0], [6]]), Path("x"))
+
+
+@pytest.mark.parametrize("columns", [[], [[0], [0]], [[0], [0, 1], [6]], [0, 0, 6], {"p": 6}])
+def test_fragments_that_are_no_three_lists_of_one_length_are_an_error(columns):
+    manifest = make_manifest({"p": (2, 3)}, [file_of("f")])
+    with pytest.raises(CheckpointError, match="not a checkpoint's manifest"):
+        parse_manifest(sealed_with(manifest, columns), Path("x"))
+
+
+def sealed_with(manifest, columns) -> str:
+    """With these fragments of its one file, and the hash that goes with them."""
+    tree = manifest.to_json()
+    del tree["sha256"]
+    tree["files"][0]["fragments"] = columns
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    return json.dumps(tree | {"sha256": hashlib.sha256(text.encode()).hexdigest()})
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.data())
-def test_no_flipped_bit_in_a_manifest_changes_what_is_read(data):
+@given(st.data(), st.sampled_from([as_saved, as_laid_out]))
+def test_no_flipped_bit_in_a_manifest_changes_what_is_read(data, form):
     manifest = make_manifest({"p": (2, 3)}, [file_of("f", ("p", 0, 6))])
-    content = bytearray(as_text(manifest).encode())
+    content = bytearray(form(manifest).encode())
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= 1 << data.draw(st.integers(0, 7))
     try:

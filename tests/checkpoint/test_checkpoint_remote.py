@@ -1,5 +1,6 @@
 """Checkpoints in a real S3 server, and what happens when it or the way to it fails."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -445,6 +446,38 @@ def test_receipts_that_a_kill_has_left_wrong_are_mended_at_the_start(elsewhere):
     place.prepare()
     assert {path: path.read_bytes() for path in receipts.rglob("manifest.json")} == whole
     assert not (receipts / "step-000000009").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE])
+def test_a_receipt_that_cannot_be_written_undoes_no_commit(elsewhere, monkeypatch, caplog, number):
+    place, receipts = elsewhere
+    place.prepare()
+
+    def refusing(path, content):
+        raise OSError(number, "so it says", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(places_module, "write_bytes", refusing)
+        save(place, 2)
+    assert "step-000000002 is committed, but has no receipt until the next start" in caplog.text
+    assert place.list_steps() == [2] and receipts_in(receipts) == []
+    place.prepare()
+    assert receipts_in(receipts) == [2]
+
+
+def test_a_manifest_that_cannot_be_read_does_not_keep_a_run_from_looking_for_an_older_one(
+    elsewhere, monkeypatch
+):
+    place, receipts = elsewhere
+    place.prepare()
+    save(place, 2)
+
+    def failing(step):
+        raise OSError(errno.EIO, "a bad sector, says the test")
+
+    monkeypatch.setattr(place._place, "read_manifest", failing)
+    place.prepare()
+    assert receipts_in(receipts) == [2]
 
 
 def test_a_run_that_has_checkpoints_in_its_folder_is_not_moved_silently(elsewhere):

@@ -220,7 +220,15 @@ def test_what_a_rewind_would_need_stays(place, tmp_path):
         write(place, step)
     config = CheckpointConfig(keep_last=1)
     spared = lambda steps: min(steps, default=None)  # noqa: E731
-    assert delete_old_checkpoints(place, config, tmp_path, newest=8, spared=spared) == (6, 4)
+    assert delete_old_checkpoints(place, config, tmp_path, newest=8, spared=[spared]) == (6, 4)
+
+
+def test_what_is_kept_for_two_reasons_both_stays(place, tmp_path):
+    for step in (2, 4, 6, 8):
+        write(place, step)
+    spared = [lambda steps: 2, lambda steps: 6]
+    config = CheckpointConfig(keep_last=1)
+    assert delete_old_checkpoints(place, config, tmp_path, newest=8, spared=spared) == (4,)
 
 
 def test_what_is_kept_for_a_rewind_is_one_that_can_be_gone_back_to(place, tmp_path):
@@ -231,6 +239,6 @@ def test_what_is_kept_for_a_rewind_is_one_that_can_be_gone_back_to(place, tmp_pa
         *(place, config, tmp_path),
         newest=8,
         look=look_with_6_damaged,
-        spared=lambda steps: max((step for step in steps if step < 7), default=None),
+        spared=[lambda steps: max((step for step in steps if step < 7), default=None)],
     )
     assert place.list_steps() == [8, 4]

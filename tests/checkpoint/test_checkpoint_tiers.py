@@ -10,7 +10,7 @@ from handmade_checkpoints import first, manifest_of, render, save, search, step_
 from tiny_run import tiny_config
 
 from lmscale.checkpoint.find import Topology
-from lmscale.checkpoint.layout import Manifest, step_folder
+from lmscale.checkpoint.layout import Manifest, parse_manifest, step_folder
 from lmscale.checkpoint.local_tier import (
     LocalTier,
     NodePlace,
@@ -285,8 +285,8 @@ def nothing_on_one_node(place, folder, rank):
 def another_manifest_on_one_node(place, folder, rank):
     if rank == 1:
         path = step_folder(place.root, 4) / "manifest.json"
-        tree = json.loads(path.read_text())
-        manifest = manifest_of(4, _entries(tree["files"]), rewinds=1)
+        files = parse_manifest(path.read_text(), path).files
+        manifest = manifest_of(4, [*files], rewinds=1)
         path.write_bytes(render(manifest))
 
 

@@ -130,7 +130,8 @@ def test_lists_json_says_what_it_is_and_why_it_is_kept(lmscale, run):
 
 
 def test_list_names_what_cannot_be_gone_on_from(lmscale, run):
-    flip_byte(folder_of(run, 6) / "manifest.json", 100)
+    path = folder_of(run, 6) / "manifest.json"
+    flip_byte(path, path.read_bytes().index(b'"weights":"') + len(b'"weights":"'))
     change_manifest(run, 4, is_finite=False)
     row = {"number": 1, "at_step": 3, "to_step": 0, "to_n": 0, "jump_from_n": 24}
     row |= {"jump_samples": 12, "why": "a spike", "time": 1.0}

@@ -63,11 +63,11 @@ def test_an_interrupt_is_recorded_as_130(exit_of, monkeypatch):
 
 def test_a_fault_is_told_in_a_file_of_its_own_beside_the_code(exit_of, monkeypatch):
     fault = exit_of.file.with_name("fault-00000")
-    monkeypatch.setattr("lmscale.cli.main.app", fail(NoSpaceError("No space is left.")))
+    monkeypatch.setattr("lmscale.cli.app.app", fail(NoSpaceError("No space is left.")))
     assert exit_of() == (75, 75)
     assert fault.read_text() == "disk full\n"
     error = CorruptionError("long", summary="rank 3 on n2 differs", bad_nodes={"n2": "rank\n3"})
-    monkeypatch.setattr("lmscale.cli.main.app", fail(error))
+    monkeypatch.setattr("lmscale.cli.app.app", fail(error))
     assert exit_of() == (75, 75)
     assert fault.read_text() == "rank 3 on n2 differs\nn2\trank 3\n"
 

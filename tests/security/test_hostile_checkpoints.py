@@ -11,9 +11,12 @@ from hostile import Trap, make_trap
 from safetensors.torch import save
 
 from lmscale.checkpoint.find import find_damage, load_manifest
+from lmscale.checkpoint.identity import describe_differences
 from lmscale.checkpoint.layout import FileEntry, Manifest, parse_manifest
 from lmscale.checkpoint.place import LocalPlace
 from lmscale.checkpoint.resume import load_weights
+from lmscale.checkpoint.survey import Listed
+from lmscale.cli.checkpoint_view import render_checkpoint, render_listed
 from lmscale.errors import CheckpointError
 
 WEIGHTS = torch.arange(8, dtype=torch.float32)
@@ -136,7 +139,7 @@ def test_a_shape_that_no_tensor_has_is_refused_before_memory_is_taken(tmp_path, 
         load_manifest(place, 7)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "7", "{}", '{"version": 3, "sha256": ""}'])
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "7", "{}", '{"version": 2, "sha256": ""}'])
 def test_what_is_no_manifest_is_an_error_and_no_crash(text):
     with pytest.raises(CheckpointError):
         parse_manifest(text, "manifest.json")
@@ -147,3 +150,50 @@ def test_a_manifest_in_another_steps_folder_is_refused(tmp_path):
     (tmp_path / "step-000000007").rename(tmp_path / "step-000000009")
     with pytest.raises(CheckpointError, match="of step 7"):
         load_manifest(place, 9)
+
+
+ESCAPE = "\x1b]0;title\x07\x1b[2J\nnew line"
+
+
+def test_a_reason_that_no_save_has_is_refused_and_quoted(tmp_path):
+    with pytest.raises(CheckpointError, match="for the reason '.*', which is none") as caught:
+        load_manifest(write(tmp_path, reason=ESCAPE), 7)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"parameters": {ESCAPE: (-1,)}}, {"name": ESCAPE}, {"fragments": ((ESCAPE, 0, 8),)}]
+)
+def test_a_name_that_is_told_of_a_manifest_steers_no_terminal(tmp_path, changes):
+    with pytest.raises(CheckpointError) as caught:
+        load_manifest(write(tmp_path, **changes), 7)
+    assert "title" in str(caught.value)
+    assert all(problem.isprintable() for problem in caught.value.problems)
+
+
+def test_a_setting_of_another_run_steers_no_terminal():
+    found = describe_differences({"model": {ESCAPE: ESCAPE}}, {"model": {}}, where="here")
+    assert len(found) == 1 and found[0].isprintable()
+
+
+def test_what_a_manifest_says_of_itself_is_shown_on_its_own_line_and_steers_no_terminal(tmp_path):
+    writer = dict.fromkeys(("precision", "world_size", "zero_stage", "torch"), ESCAPE)
+    place = write(
+        tmp_path,
+        states={"w": ("master", ESCAPE)},
+        identity={"run": ESCAPE},
+        written_by=writer,
+        optimizer={"kind": ESCAPE, "step": ESCAPE},
+        loss_scale={ESCAPE: ESCAPE},
+        weights=ESCAPE,
+        state={"progress": {"n": 1, "tokens": 2}, "stream": {"segments": [mixture(ESCAPE)]}},
+    )
+    one = Listed(step=7, name="step-000000007", state="committed", manifest=load_manifest(place, 7))
+    shown = render_checkpoint(one, {})
+    assert shown.count("title") == 12
+    assert all(line.isprintable() for line in [*shown.split("\n"), *render_listed(one)])
+    assert not any(line.startswith("new line") for line in shown.split("\n"))
+
+
+def mixture(name):
+    return {"start": 0, "quotas": {name: 1}}

@@ -78,6 +78,77 @@ def test_an_evil_member_of_a_raw_tar_is_refused_and_named(tmp_path, kind):
     assert repr(EVIL[kind][0].name) in str(caught.value) and str(path) in str(caught.value)
 
 
+# Sparse files as GNU tar writes them: 8 GiB of nothing in a tar of 10 kB.
+SPARSE_SIZE = 8 << 30
+
+
+def sparse_member(kind):
+    info = tarfile.TarInfo("x.txt")
+    if kind == "gnu":
+        info.type, info.size = tarfile.GNUTYPE_SPARSE, 0
+        header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+        header[386:410] = b"%011o\0%011o\0" % (0, 0)  # one piece, at 0, of nothing
+        header[483:495] = b"\x80" + SPARSE_SIZE.to_bytes(11, "big")
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header[:512])
+        return bytes(header)
+    fields = {"GNU.sparse.size": str(SPARSE_SIZE), "GNU.sparse.map": "0,0"}
+    if kind == "pax 1.0":
+        fields = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        fields |= {"GNU.sparse.realsize": str(SPARSE_SIZE), "GNU.sparse.name": "x.txt"}
+        info.size = 512
+    info.pax_headers = fields
+    buffer = info.tobuf(tarfile.PAX_FORMAT)
+    return buffer + (b"1\n0\n0\n".ljust(512, b"\0") if kind == "pax 1.0" else b"")
+
+
+@pytest.mark.parametrize("kind", ["gnu", "pax 0.1", "pax 1.0"])
+def test_a_sparse_member_is_refused_before_it_takes_any_memory(tmp_path, kind):
+    path = tmp_path / "web.tar"
+    path.write_bytes(sparse_member(kind) + bytes(1024))
+    with tarfile.open(path) as tar:
+        found = tar.getmembers()
+    assert [(one.issparse(), one.size) for one in found] == [(True, SPARSE_SIZE)]
+    with pytest.raises(DataError, match="member 'x.txt' is a sparse file"):
+        read_tar(path)
+
+
+@pytest.mark.parametrize("names", [["x.txt"], ["x.1.txt", "x.2.txt"], ["x.1.txt", ".txt", "x.txt"]])
+def test_a_packed_sample_that_unpacks_to_too_much_is_refused_before_it_is_read(
+    tmp_path, monkeypatch, names
+):
+    monkeypatch.setattr("lmscale.corpus.readers.MAX_SAMPLE_BYTES", 2000)
+    path = tmp_path / "web.tar"
+    with tarfile.open(path, "w:gz") as tar:
+        for name in ["w.txt", *names]:
+            info, content = member(name, content=b"a" * (2001 // len(names[::2]) + 1))
+            tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(DataError, match="sample unpack to 2,00. bytes, and 2,000 is the most"):
+        read_tar(path)
+
+
+def test_samples_that_are_not_too_large_each_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmscale.corpus.readers.MAX_SAMPLE_BYTES", 2000)
+    path = tmp_path / "web.tar"
+    with tarfile.open(path, "w:xz") as tar:
+        for name in ("a.txt", "b.txt", "b.json", "c/b.txt", "d.bin", "e.txt"):
+            info, content = member(name, content=b"a" * (5000 if name == "d.bin" else 1000))
+            tar.addfile(info, io.BytesIO(content))
+    assert [len(document.text) for document in read_tar(path)] == [1000] * 4
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_packed_header_that_unpacks_to_too_much_is_refused(tmp_path, kind):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, 2 << 20
+    path = tmp_path / "web.tar"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.addfile(info, io.BytesIO(b"a" * info.size))
+        tar.addfile(*((lambda i, c: (i, io.BytesIO(c)))(*member("a.txt"))))
+    with pytest.raises(DataError, match="a header of 2,097,152 bytes, more than any name needs"):
+        read_tar(path)
+
+
 def test_folders_and_files_in_them_are_taken(tmp_path):
     path = tmp_path / "web.tar"
     with tarfile.open(path, "w") as tar:

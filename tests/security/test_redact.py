@@ -45,6 +45,27 @@ CAUGHT = [
     f"hf_{S}{S}",
     f"eyJhbGciOiJI.eyJzdWIi{S}.{S}",
     f"-----BEGIN RSA PRIVATE KEY-----\n{S}\n{S}\n-----END RSA PRIVATE KEY-----",
+    "aws_secret_access_key=wJalrXUtnFEMI/K7MDENG/s3cr3tVALUE0123456789",
+    f"+aws_secret_access_key = {S}/{S}",
+    f"password: {S} # the one of the database",
+    f"password={S} user=me",
+    f"connection to host=db password={S}, user=me failed",
+    f"password='two words {S}'",
+    f"{{'password': 'two words {S}', 'user': 'me'}}",
+    f"hf_token: {S}",
+    f"token={S}",
+    f"DefaultEndpointsProtocol=https;AccountName=x;AccountKey={S}+/==;EndpointSuffix=core",
+    f"curl -H 'Authorization: Token {S}' https://host/x",
+    f'curl -H "X-Api-Key: two words {S}"',
+    f"Cookie: session={S}; theme=dark",
+    f"npm_{S}{S}",
+    f"https://hooks.slack.com/services/T000/B000/{S}",
+    f"https://discord.com/api/webhooks/1234/{S}",
+    f"postgres://user:p@ss/{S}@host/db",
+    f"s3://key:{S}?{S}@bucket/x",
+    f"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,X\nDEK-Info: A-B,1\n\n{S}\n"
+    "-----END RSA PRIVATE KEY-----",
+    f"------BEGIN PRIVATE KEY-----\n-{S}\n------END PRIVATE KEY-----",
     f"OSError: [Errno 5] https://user:{S}@host/x: [Errno 5] again https://user:{S}@host/y",
 ]
 
@@ -65,6 +86,22 @@ LEFT = [
     "error: stream.sources.a.shards: there is no such folder",
     "   key   value\nauthor: me",
     "-  keep_last: 3\n+  keep_last: 5",
+    "tokens: 512",
+    "tokens=512 max_token=512 token_count: 123456789012",
+    "TOKEN_COUNT=123456789 --token-count 512 --key-size 4096",
+    "vocab_size: 32000\nvocab_size=32000 key=value",
+    "train/tokens: 1234567890123 train/tokens_per_second=123456.789",
+    '{"train/tokens": 123456, "tokenizer": "data/tokenizer-2026", "token": "the"}',
+    "tokenizer: {kind: sentencepiece, bos_token: <s>, pad_token: null}",
+    "tokenizer.bos_token=</s> pad_token_id=0 special_tokens=['<s>', '</s>']",
+    "sort_key=position_of_the_first_token, key=step-000001000-rank-00001",
+    "key: /shared/ada/runs/llama_7b/checkpoints",
+    "credentials: ~/.aws/credentials\nsecrets=./data/secrets\nprivate_key: /home/ada/.ssh/id",
+    "def connect(user, password=None): login(user, password=self.password)",
+    "password: str",
+    "host:8080/path@2 and http://host:8080/path@2, s3://bucket/a@b",
+    "cookies: 3, the author: Ada, authorization is needed",
+    "'error: no shard of a token' and \"step: 12\"",
 ]
 
 
@@ -83,6 +120,12 @@ def test_what_is_no_secret_stays(text):
 def test_around_a_secret_everything_stays():
     assert (
         redact(f"saving s3://k:{S}@bucket/run failed") == f"saving s3://{HIDDEN}@bucket/run failed"
+    )
+    assert redact(f"s3://a:{S}@x/y,s3://b:{S}@z/w") == f"s3://{HIDDEN}@x/y,s3://{HIDDEN}@z/w"
+    assert redact(f"host=db password={S} user=me") == f"host=db password={HIDDEN} user=me"
+    assert redact(f"password: {S}  # note") == f"password: {HIDDEN}  # note"
+    assert redact(f"curl -H 'Authorization: Token {S}' x") == (
+        f"curl -H 'Authorization: Token {HIDDEN}' x"
     )
     query = f"https://h/x?a=1&sig={S}&b=2"
     assert redact(query) == f"https://h/x?a=1&sig={HIDDEN}&b=2"
@@ -136,6 +179,14 @@ def test_any_text_comes_through_and_a_second_time_changes_nothing(text):
         'a="',
         "?a=b&",
         "A_KEY=",
+        "password=a",
+        "a_key=b1,",
+        "'a-key: ",
+        "cookie: a=",
+        "authorization: a ",
+        "password: a #",
+        "a://b:c@",
+        "key/",
         "-----BEGIN PRIVATE KEY-----",
     ],
 )

@@ -13,7 +13,7 @@ from lmscale.errors import CheckpointError
 from lmscale.stream.audit import audit_run
 from lmscale.stream.digest import digest_steps
 from lmscale.stream.ledger import load_record, open_ledger
-from lmscale.stream.mixture import Mixture, append_segment, jump_window, plan_quotas
+from lmscale.stream.mixture import Jump, Mixture, append_segment, jump_window, plan_quotas
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import open_stream
 
@@ -103,6 +103,31 @@ def test_a_change_of_the_mixture_drops_the_jumps_ahead_with_a_warning(caplog):
     )
 
 
+def test_what_lies_ahead_is_kept_as_far_as_the_mixture_is_the_same(caplog):
+    changes = [(80, {"a": 1.0}), (1, {"a": 1.0, "b": 1.0})]
+    segments = jump_window(mixture_of(changes, 1), start=50, samples=10)
+    same, back = ({"a": 16, "b": 16}, {"a": 32})
+    assert append_segment(segments, n=20, seed=1, quotas=same, fingerprints={}) == segments
+    changed = append_segment(segments, n=20, seed=1, quotas=back, fingerprints={})
+    assert changed == segments[:2] and Mixture(changed, seed=1).jumped_at(60) == 10
+    assert not caplog.records
+
+
+def test_a_jump_behind_a_change_of_the_mixture_is_made_from_before_the_change(stream_config):
+    """The mixture changed at a start, and the next start is at the same checkpoint again."""
+    saved = open_stream(stream_config(a=3, b=1), seed=1).state_at(48)
+    config = stream_config(a=1, b=1)
+    undone = open_stream(config, seed=1, state=saved)
+    plain = content(undone, 0, 300)
+    jump = Jump(start=72, samples=24, segments=undone.segments)
+    stream = open_stream(config, seed=1, state=saved, jumps=(jump,))
+    assert content(stream, 0, 200) == (plain[:72] + plain[96:])[:200]
+    assert stream.mixture.jumped_at(200) == 24
+    again = Jump(start=80, samples=8, segments=stream.segments)
+    twice = open_stream(config, seed=1, state=saved, jumps=(jump, again))
+    assert content(twice, 0, 200) == (plain[:72] + plain[96:104] + plain[112:])[:200]
+
+
 def content(stream, first_n, count):
     return stream.read_rows(first_n, count).tokens.tolist()
 
@@ -114,7 +139,9 @@ def test_a_stream_reads_across_a_jump_and_its_state_keeps_one_that_lies_ahead(
     config = stream_config(a=3, b=1, packing=packing)
     plain = content(open_stream(config, seed=1), 0, 300)
     saved = open_stream(config, seed=1).state_at(40)
-    stream = open_stream(config, seed=1, state=saved, jumps=((50, 30), (90, 7)))
+    stream = open_stream(
+        config, seed=1, state=saved, jumps=(Jump(start=50, samples=30), Jump(start=90, samples=7))
+    )
     expected = plain[:50] + plain[80:120] + plain[127:]
     assert content(stream, 0, 260) == expected[:260]
     for n in (40, 45, 50, 51, 200):
@@ -144,7 +171,9 @@ def test_the_digest_of_a_step_at_a_jump_does_not_depend_on_the_ranks(stream_conf
     state = open_stream(config, seed=1).state_at(0)
 
     def digests(plan, workers):
-        with open_stream(config, seed=1, state=state, jumps=((29, 13),)) as stream:
+        with open_stream(
+            config, seed=1, state=state, jumps=(Jump(start=29, samples=13),)
+        ) as stream:
             rows = digest_steps(stream, plan, first_step=0, num_steps=8, workers=workers)
             return [(row.first_n, row.digest, row.tokens) for row in rows]
 
@@ -172,7 +201,7 @@ def test_the_audit_of_a_run_with_jumps_is_clean_and_counts_them(tmp_path, stream
     plain = audit_run(run_config, tmp_path)
     assert plain.is_clean and plain.jumped == 0
     # Step 9 was bad: back to step 4, and over the samples of the last two of them.
-    saved = train(4, 6, saved, ((56, 16),))
+    saved = train(4, 6, saved, (Jump(start=56, samples=16),))
     before = audit_run(run_config, tmp_path)
     assert before.is_clean and (before.steps, before.jumped) == (6, 0)
     train(6, 12, saved)
@@ -191,7 +220,9 @@ def test_rows_are_read_in_their_source_s_order_where_a_jump_is_inside_them(strea
     config = stream_config(a=1)
     plain = open_stream(config, seed=1).read_rows(0, 40)
     state = open_stream(config, seed=1).state_at(0)
-    jumped = open_stream(config, seed=1, state=state, jumps=((10, 5),)).read_rows(0, 35)
+    jumped = open_stream(config, seed=1, state=state, jumps=(Jump(start=10, samples=5),)).read_rows(
+        0, 35
+    )
     kept = np.r_[0:10, 15:40]
     assert (jumped.tokens == plain.tokens[kept]).all()
     assert (jumped.lengths == plain.lengths[kept]).all()

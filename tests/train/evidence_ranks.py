@@ -58,7 +58,7 @@ def diverge(case: Case, folder: Path, ranks: Any) -> None:
             tokenizer=load_tokenizer(config.tokenizer.folder),
             folder=folder,
         )
-        hook = GuardHook(run, Guard(config.guard, minimum_loss_scale=1))
+        hook = GuardHook(run, Guard(config.guard, minimum_loss_scale=1, vocab_size=300))
         try:
             for step in range(1, 99):
                 hook(report(step))

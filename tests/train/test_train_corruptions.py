@@ -7,15 +7,17 @@ import pytest
 import torch
 from forked_commands import open_commands
 from handmade_checkpoints import manifest_of
-from tiny_run import write_tiny_config
+from tiny_run import tiny_config, write_tiny_config
 
 from lmscale.checkpoint.layout import parse_manifest
 from lmscale.errors import CheckpointError, DataError
 from lmscale.evaluation.run import load_run
+from lmscale.runtime.ranks import Ranks
 from lmscale.train.corruptions import (
     CORRUPTIONS_FILE,
     Corruption,
     describe_tainted,
+    find_untainted,
     read_corruptions,
     record_corruption,
     refuse_scratch,
@@ -80,6 +82,25 @@ def test_a_run_does_not_begin_anew_because_all_that_it_saved_is_tainted():
     refuse_scratch(["checkpoints/step-4: the guard has undone step 4 since"])
     with pytest.raises(CheckpointError, match="does not begin anew by itself"):
         refuse_scratch([f"checkpoints/step-4: {describe_tainted(saved(1500), [FOUND])}"])
+
+
+def test_retention_keeps_one_that_a_difference_found_next_would_leave(tiny_data, tmp_path):
+    changes = {"engine.zero_stage": 0, "guard.compare_every_steps": 1000}
+    config = tiny_config(tiny_data, tmp_path, changes)
+    ranks = Ranks(rank=0, world_size=2)
+
+    def kept(newest, *, first_step=0, ranks=ranks, config=config, every_steps=100):
+        steps = range(0, newest + 1, every_steps)
+        return find_untainted(steps, config, ranks, newest=newest, first_step=first_step)
+
+    assert (kept(1900), kept(2000), kept(2100)) == (1000, 2000, 2000)
+    assert kept(2900, first_step=2500) == 2500
+    assert kept(2900, every_steps=700) == 1400
+    assert kept(1900, ranks=Ranks()) is None, "nobody to differ from"
+    sharded = tiny_config(tiny_data, tmp_path, {**changes, "engine.zero_stage": 1})
+    assert kept(1900, config=sharded) is None
+    unseen = tiny_config(tiny_data, tmp_path, {**changes, "guard.compare_every_steps": 0})
+    assert kept(1900, config=unseen) is None
 
 
 @pytest.fixture(scope="module")

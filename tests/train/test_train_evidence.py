@@ -1,5 +1,6 @@
 """What the guard leaves behind names the samples and shows the parameters that went wrong."""
 
+import errno
 import json
 import math
 from dataclasses import asdict
@@ -8,12 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 from evidence_ranks import SPIKE, report
-from forked_ranks import run_starts
+from forked_ranks import one_group, run_starts
 from rank_cases import Case
 from tiny_run import tiny_config
 
 from lmscale.config.safety import GuardConfig
-from lmscale.errors import DataError, GuardError
+from lmscale.errors import DataError, GuardError, TransientError
+from lmscale.runtime.lease import NO_LEASE
 from lmscale.stream.stream import open_stream
 from lmscale.tokenizer import load_tokenizer
 from lmscale.train import Guard
@@ -27,7 +29,8 @@ from lmscale.train.evidence import (
     load_evidence,
     spread,
 )
-from lmscale.train.guard import Divergence, GuardState
+from lmscale.train.guard import Divergence, GuardState, RewindRequest
+from lmscale.train.rewinding import rewind
 
 STAGES = (0, 1, 2, 3)
 
@@ -178,7 +181,7 @@ def run(reading, tmp_path, monkeypatch):
 
 def stop(run):
     config = GuardConfig(on_divergence="stop")
-    hook = GuardHook(run, Guard(config, minimum_loss_scale=1))
+    hook = GuardHook(run, Guard(config, minimum_loss_scale=1, vocab_size=300))
     for step in range(1, 99):
         hook(report(step))
 
@@ -214,7 +217,29 @@ def test_samples_that_cannot_be_read_do_not_hide_the_divergence(run, tmp_path, m
 
 
 def test_a_good_step_leaves_nothing_behind(run, tmp_path):
-    hook = GuardHook(run, Guard(GuardConfig(), minimum_loss_scale=1))
+    hook = GuardHook(run, Guard(GuardConfig(), minimum_loss_scale=1, vocab_size=300))
     for step in range(1, 20):
         hook(report(step))
     assert not (tmp_path / "guard").exists()
+
+
+def test_without_a_checkpoint_to_go_back_to_the_evidence_says_that_the_run_stopped(run, tmp_path):
+    hook = GuardHook(run, Guard(GuardConfig(), minimum_loss_scale=1, vocab_size=300))
+    with pytest.raises(RewindRequest) as raised:
+        for step in range(1, 99):
+            hook(report(step))
+    folder = tmp_path / "guard/step-000000025"
+    assert load_evidence(folder)["decision"] == "rewind"
+    run.rewinds, run.lease, run.config = (), NO_LEASE, SimpleNamespace(guard=GuardConfig())
+    run.place = SimpleNamespace(list_steps=list, location="here")
+
+    def fail():
+        raise OSError(errno.EIO, "Input/output error")
+
+    with one_group():
+        with pytest.raises(GuardError, match="could not be rewound"):
+            rewind(run, raised.value)
+        assert load_evidence(folder)["decision"] == "stop"
+        run.place.list_steps = fail
+        with pytest.raises(TransientError, match="Input/output error"):
+            rewind(run, raised.value)

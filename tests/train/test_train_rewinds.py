@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lmscale.config.safety import GuardConfig
 from lmscale.errors import DataError, NoSpaceError
-from lmscale.stream.mixture import Mixture, Segment, append_segment, jump_window
+from lmscale.stream.mixture import Jump, Mixture, Segment, append_segment, jump_window
 from lmscale.train.guard import Divergence, GuardState
 from lmscale.train.rewinds import (
     Rewind,
@@ -26,7 +26,7 @@ from lmscale.train.rewinds import (
     record_rewind,
 )
 
-QUOTAS = {"a": 11, "b": 5}
+QUOTAS, OTHER = {"a": 11, "b": 5}, {"a": 4, "b": 9, "c": 3}
 G = 4  # samples of a step
 
 
@@ -62,7 +62,13 @@ def divergence(**changes) -> Divergence:
 
 def test_rows_are_read_back_as_they_were_written(tmp_path):
     assert read_rewinds(tmp_path) == ()
-    rows = (rewind(1), rewind(2, why="Ärger \"'\n"), rewind(3, to_step=0, to_n=0))
+    segments = append_segment((), n=0, seed=1, quotas=QUOTAS, fingerprints={"a": "12"})
+    segments = jump_window(segments, start=40, samples=5)
+    rows = (
+        rewind(1),
+        rewind(2, why="Ärger \"'\n", segments=segments),
+        rewind(3, to_step=0, to_n=0),
+    )
     for row in rows:
         record_rewind(tmp_path, row)
     assert read_rewinds(tmp_path) == rows
@@ -122,17 +128,17 @@ def test_two_processes_do_not_record_the_same_rewind(tmp_path):
 
 def test_it_goes_back_to_the_newest_checkpoint_from_before_the_window():
     committed = {step: step * G for step in (4, 10, 14, 15, 30)}
-    planned = plan_rewind(divergence(), committed, number=1, time=1.5)
+    planned = plan_rewind(divergence(), committed, number=1, time=1.5, segments=())
     assert planned == rewind(1, why="a test", to_step=14, to_n=56)
     # With the batch of half the run: step 14 had used more samples than the window leaves.
     committed[14] = 57
-    assert plan_rewind(divergence(), committed, number=1, time=1.5).to_step == 10
+    assert plan_rewind(divergence(), committed, number=1, time=1.5, segments=()).to_step == 10
 
 
 def test_without_a_checkpoint_that_is_old_enough_there_is_no_rewind():
     committed = {15: 60, 20: 80}
-    assert plan_rewind(divergence(), committed, number=1, time=0) is None
-    assert plan_rewind(divergence(), {}, number=1, time=0) is None
+    assert plan_rewind(divergence(), committed, number=1, time=0, segments=()) is None
+    assert plan_rewind(divergence(), {}, number=1, time=0, segments=()) is None
     text = describe_no_checkpoint(divergence(), committed)
     assert (
         "takes a checkpoint of step 14 or before, and sample 56 or before; there are: 15, 20"
@@ -157,7 +163,9 @@ def test_what_retention_keeps_is_what_a_divergence_goes_back_to(steps, newest, j
             not_after_step=max(0, at_step - max(jump, 3)),
             jump_from_n=G * max(0, at_step - max(jump, 3)),
         )
-        planned = plan_rewind(noticed, {step: step * G for step in steps}, number=1, time=0)
+        planned = plan_rewind(
+            noticed, {step: step * G for step in steps}, number=1, time=0, segments=()
+        )
         assert (planned is None) <= (kept is None)
     assert find_rewindable(steps, newest=newest, config=GuardConfig(on_divergence="stop")) is None
 
@@ -173,7 +181,7 @@ def test_checkpoints_of_an_undone_branch_are_told_from_the_others():
     assert is_undone(14, 1, rewinds)
     assert not is_undone(14, 2, rewinds)
     assert pending_jumps(rewinds, rewinds_in_history=2) == ()
-    assert pending_jumps(rewinds, rewinds_in_history=0) == ((56, 64), (56, 64))
+    assert pending_jumps(rewinds, rewinds_in_history=0) == (Jump(start=56, samples=64),) * 2
 
 
 def test_a_run_whose_record_was_cut_is_not_gone_on_with():
@@ -199,6 +207,8 @@ class Disk:
 
     checkpoints: dict[int, Saved] = field(default_factory=dict)
     rewinds: list[Rewind] = field(default_factory=list)
+    has_changed: bool = False  # the mixture in the configuration
+    rewinds_at_change: int = 0
     ledger: dict[int, tuple] = field(default_factory=dict)  # step → its samples
 
 
@@ -209,6 +219,9 @@ class Story:
     steps: int
     every: int
     diverges: tuple[tuple[int, int], ...]
+    changes_behind: int | None = (
+        None  # step behind which the run is stopped, and its mixture changed
+    )
     global_samples: int = G
 
 
@@ -229,13 +242,22 @@ def attempt(disk, story, is_killed):
     fresh = append_segment((), n=0, seed=1, quotas=QUOTAS, fingerprints={})
     saved = good.get(step, Saved(0, fresh, 0))
     segments = saved.segments
-    for start, samples in pending_jumps(rewinds, rewinds_in_history=saved.rewinds):
-        assert start >= saved.n
-        segments = jump_window(segments, start=start, samples=samples)
+    for jump in pending_jumps(rewinds, rewinds_in_history=saved.rewinds):
+        assert jump.start >= saved.n
+        segments = jump_window(jump.segments, start=jump.start, samples=jump.samples)
+    quotas = OTHER if disk.has_changed else QUOTAS
+    segments = append_segment(segments, n=saved.n, seed=1, quotas=quotas, fingerprints={})
     n, mixture = saved.n, Mixture(segments, seed=1)
     for undone in [s for s in disk.ledger if s > step]:
         del disk.ledger[undone]
     while step < story.steps:
+        if step == story.changes_behind and not disk.has_changed:
+            saved = Saved(n, segments, len(rewinds))
+            disk.checkpoints[step] = saved
+            moment()
+            disk.has_changed, disk.rewinds_at_change = True, len(rewinds)
+            moment()
+            return attempt(disk, story, is_killed)
         step += 1
         sources, indices = mixture.locate(n, story.global_samples)
         moment()
@@ -251,7 +273,9 @@ def attempt(disk, story, is_killed):
                 jump_samples=min(n, jumped * story.global_samples),
             )
             committed = {s: c.n for s, c in disk.checkpoints.items() if s in good}
-            planned = plan_rewind(noticed, committed, number=len(rewinds) + 1, time=0)
+            planned = plan_rewind(
+                noticed, committed, number=len(rewinds) + 1, time=0, segments=segments
+            )
             if planned is None:
                 return
             moment()
@@ -293,8 +317,13 @@ STORIES = st.builds(
 )
 
 
+CHANGING = st.builds(
+    lambda story, step: replace(story, changes_behind=step), STORIES, st.integers(1, 30)
+)
+
+
 @settings(max_examples=300, deadline=None)
-@given(story=STORIES, kills=st.lists(st.integers(0, 90), max_size=8))
+@given(story=CHANGING, kills=st.lists(st.integers(0, 90), max_size=8))
 def test_kills_and_resumes_give_the_same_samples_as_the_run_without(story, kills):
     whole, broken = run(story), run(story, kills)
     assert broken.ledger == whole.ledger
@@ -328,6 +357,27 @@ def test_what_a_run_with_rewinds_uses_is_the_plain_order_without_the_windows(sto
     used = [sample for step in sorted(disk.ledger) for sample in disk.ledger[step]]
     assert used == expected[: len(used)]
     assert max(Counter(used).values()) == 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(story=CHANGING)
+def test_what_was_jumped_is_not_used_although_the_mixture_has_changed(story):
+    disk = run(story)
+    used = [sample for step in sorted(disk.ledger) for sample in disk.ledger[step]]
+    assert max(Counter(used).values()) == 1
+    for row in disk.rewinds[disk.rewinds_at_change :]:
+        mixture = Mixture(row.segments, seed=1)
+        sources, indices = mixture.locate(row.jump_from_n, row.jump_samples)
+        assert not set(used) & set(zip(sources.tolist(), indices.tolist(), strict=True))
+
+
+def test_a_rewind_to_the_step_at_which_the_mixture_changed_jumps():
+    story = Story(steps=30, every=6, diverges=((15, 2), (16, 2)), changes_behind=12)
+    disk = run(story)
+    assert [(row.to_step, row.jump_from_n) for row in disk.rewinds] == [(12, 52), (12, 56)]
+    assert [segment.start for segment in disk.rewinds[0].segments] == [0, 48]
+    last = disk.checkpoints[30]
+    assert Mixture(last.segments, seed=1).jumped_at(last.n) == 16
 
 
 def test_the_stories_have_rewinds_in_them():
