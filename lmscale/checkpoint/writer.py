@@ -236,6 +236,7 @@ class CheckpointWriter:
         self._duties.prepare()
 
     def _begin(self, job: Job) -> None:
+        self._duties.lease.check()  # before anything of another copy's is cleared away
         if job.tier is None:
             self._try_again(job, "clearing the folder", lambda: job.place.begin(job.step))
         job.move(1)

@@ -93,7 +93,9 @@ class GuardConfig(Section):
     estimates them; at least 2 % of a median loss, 25 % of a median norm are taken for one.
     """
     spike_steps: PositiveInt = 3
-    """Steps in a row that must be so high: a single one is clipped and passes."""
+    """Steps in a row whose loss and gradient norm are both so high, or whose loss is that of an
+    untrained model: a single one is clipped and passes.
+    """
     on_divergence: Literal["rewind", "stop"] = "rewind"
     """``rewind``: go back to the last good checkpoint, and jump over the samples that did it.
     ``stop``: end with exit code 76.

@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 from lmscale.errors import TransientError
-from lmscale.runtime.collectives import broadcast_object
+from lmscale.runtime.collectives import broadcast_object, failing_together
 from lmscale.runtime.ranks import MEETING_TIMEOUT, Ranks
 
 _PREFIX = "lmscale/saves"
@@ -89,7 +89,7 @@ def open_mailbox(ranks: Ranks) -> Mailbox:
     word = broadcast_object(secrets.token_hex(4) if ranks.is_first else None)
     if ranks.world_size == 1:
         return Mailbox(dist.HashStore())  # pyright: ignore - not in __all__
-    with _telling_what_broke():
+    with failing_together(), _telling_what_broke():
         # As a client, on rank 0 as well. It makes no difference whether the server is rank 0's,
         # from torch's rendezvous, or the agent's (TORCHELASTIC_USE_AGENT_STORE): both listen here.
         store = dist.TCPStore(  # pyright: ignore - not in __all__
@@ -99,7 +99,8 @@ def open_mailbox(ranks: Ranks) -> Mailbox:
             timeout=min(MEETING_TIMEOUT, _CALL_TIMEOUT),
             wait_for_workers=False,
         )
-    return Mailbox(dist.PrefixStore(f"{_PREFIX}/{word}", store))  # pyright: ignore
+        return Mailbox(dist.PrefixStore(f"{_PREFIX}/{word}", store))  # pyright: ignore
+    raise AssertionError("failing_together raises what was raised in it")
 
 
 @contextmanager

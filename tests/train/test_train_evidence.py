@@ -13,9 +13,11 @@ from forked_ranks import one_group, run_starts
 from rank_cases import Case
 from tiny_run import tiny_config
 
+from lmscale.checkpoint import LocalPlace, find
 from lmscale.config.safety import GuardConfig
 from lmscale.errors import DataError, GuardError, TransientError
 from lmscale.runtime.lease import NO_LEASE
+from lmscale.runtime.ranks import Ranks
 from lmscale.stream.stream import open_stream
 from lmscale.tokenizer import load_tokenizer
 from lmscale.train import Guard
@@ -173,9 +175,8 @@ def run(reading, tmp_path, monkeypatch):
     """A run of one rank without an engine."""
     stream, tokenizer = reading
     monkeypatch.setattr(evidence_module, "measure_states", lambda engine: {})
-    ranks = SimpleNamespace(is_first=True)
     return SimpleNamespace(
-        engine=None, ranks=ranks, stream=stream, tokenizer=tokenizer, folder=tmp_path
+        engine=None, ranks=Ranks(), stream=stream, tokenizer=tokenizer, folder=tmp_path
     )
 
 
@@ -223,7 +224,9 @@ def test_a_good_step_leaves_nothing_behind(run, tmp_path):
     assert not (tmp_path / "guard").exists()
 
 
-def test_without_a_checkpoint_to_go_back_to_the_evidence_says_that_the_run_stopped(run, tmp_path):
+def test_without_a_checkpoint_to_go_back_to_the_evidence_says_that_the_run_stopped(
+    run, tmp_path, monkeypatch
+):
     hook = GuardHook(run, Guard(GuardConfig(), minimum_loss_scale=1, vocab_size=300))
     with pytest.raises(RewindRequest) as raised:
         for step in range(1, 99):
@@ -231,7 +234,8 @@ def test_without_a_checkpoint_to_go_back_to_the_evidence_says_that_the_run_stopp
     folder = tmp_path / "guard/step-000000025"
     assert load_evidence(folder)["decision"] == "rewind"
     run.rewinds, run.lease, run.config = (), NO_LEASE, SimpleNamespace(guard=GuardConfig())
-    run.place = SimpleNamespace(list_steps=list, location="here")
+    run.place, run.identity = LocalPlace(tmp_path / "none"), None
+    monkeypatch.setattr(find, "WAITS_SECONDS", ())
 
     def fail():
         raise OSError(errno.EIO, "Input/output error")
