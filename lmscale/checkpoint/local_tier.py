@@ -20,7 +20,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from lmscale.checkpoint.place import LocalPlace
 from lmscale.config import RunConfig
 from lmscale.config.private_folder import find_risk, make_private
 from lmscale.errors import CheckpointError, ConfigError
-from lmscale.runtime.atomic import write_bytes, writing
+from lmscale.runtime.atomic import is_full, write_bytes, writing
 from lmscale.runtime.attempts import ATTEMPTS_FILE
 from lmscale.runtime.jsonl import Row, read_rows
 from lmscale.runtime.lease import node_name
@@ -159,8 +158,14 @@ def open_node_place(config: RunConfig) -> NodePlace | None:
     digest = hashlib.sha256(path.encode()).hexdigest()[:12]
     root = Path(_expand(folder)).expanduser().absolute()
     own = root / f"lmscale-{config.run.name}-{digest}"
-    with suppress(OSError):  # the first save will say it
+    try:
         make_private(own)
+    except OSError as error:
+        if not is_full(error):  # which no run shall wait for: the first save will say it
+            raise ConfigError(
+                f"checkpoint.local.folder: {own} cannot be made on {node_name()}: {error}. Name a "
+                "folder that every node can make."
+            ) from None
     risk = find_risk(own)
     if risk is not None:
         raise ConfigError(

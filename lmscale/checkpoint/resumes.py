@@ -5,8 +5,8 @@
     {"time": 1700000000.0, "step": 4, "checkpoint": "runs/x/checkpoints/step-000000004",
      "passed_over": [{"step": 6, "checkpoint": "…/step-000000006", "why": ["… is missing"]}]}
 
-``checkpoint`` is null, and ``step`` 0, for a start from scratch that passed something over. A start
-that found nothing at all leaves no row.
+``checkpoint`` is null, and ``step`` 0, for a start from scratch that passed something over, or one
+that refused to start. A start that found nothing at all leaves no row.
 """
 
 from __future__ import annotations

@@ -131,9 +131,12 @@ def spare_a_sound_one(
     """``doomed`` without the newest one whose files are whole, unless a newer one stays anyway.
 
     By its manifest the newest looks good; what a disk did to its files since, only reading tells.
-    Returns also the one that was found whole, or None.
+    Returns also the one that was found whole, or None: then nothing that was ever committed goes,
+    as somebody may want to mend one of them.
     """
     for one in listed:
         if one.is_good and not find_problems(place, one, advance):
             return tuple(other for other in doomed if other.step != one.step), one
-    return tuple(one for one in doomed if not one.is_good), None
+    if any(one.state != TORN for one in listed):
+        return (), None
+    return tuple(doomed), None

@@ -103,7 +103,7 @@ def render_pruned(
     if sound is not None:
         lines.append(f"the newest whole one is of step {sound.step:,}: every file was read")
     elif kept:
-        lines.append("none of them is whole: of those with a manifest that looks good, all stay")
+        lines.append("none of them is whole, so nothing is removed: one of them may be mended")
     return "\n".join(lines)
 
 

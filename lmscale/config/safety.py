@@ -65,7 +65,10 @@ def find_best_problems(checkpoint: CheckpointConfig, evaluation: EvaluationConfi
     known = [f"evaluation/{name}/{figure}" for name in evaluation.sets for figure in FIGURES]
     if metric not in known:
         names = ", ".join(known) or "none, as evaluation.sets is empty"
-        return [f"checkpoint.keep_best.metric = {metric!r} is never measured. There are: {names}"]
+        return [
+            f"checkpoint.keep_best.metric = {metric!r} is never measured by an evaluation, whose "
+            f"figures alone can be used. There are: {names}"
+        ]
     if not evaluation.every_steps or checkpoint.every_steps % evaluation.every_steps:
         return [
             f"checkpoint.keep_best needs a score at every save: set evaluation.every_steps "

@@ -148,6 +148,11 @@ def may_pass(failure: BaseException) -> bool:
     return isinstance(failure, OSError) and failure.errno in _FAILING
 
 
+def is_full(failure: BaseException) -> bool:
+    """Whether the file system has no room left for this user."""
+    return isinstance(failure, OSError) and failure.errno in _OUT_OF_SPACE
+
+
 @contextmanager
 def writing(
     what: str,

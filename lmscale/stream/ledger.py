@@ -132,6 +132,11 @@ def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: in
             fsync_file(aside)
         file = renew_rows(path, lambda row: row["step"] < next_step, no_space=NoSpaceError)
         fsync_folder(folder)
+    if rewound:
+        logger.info(
+            "%d steps after step %d were done, but not saved: they are done again",
+            *(len(rewound), next_step),
+        )
     missing = next_step - len({row.step for row in rows} & set(range(next_step)))
     if missing:
         logger.warning(

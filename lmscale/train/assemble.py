@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lmscale.checkpoint.local_tier import describe_superseded, open_node_place, 
 from lmscale.checkpoint.resumes import record_resume
 from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
-from lmscale.errors import CheckpointError, DataError, TransientError
+from lmscale.errors import CheckpointError, DataError, LmscaleError, TransientError
 from lmscale.model import build_model, count_parameters, init_weights, parameter_kinds
 from lmscale.objective import CausalObjective
 from lmscale.runtime import heartbeat
@@ -123,7 +123,13 @@ def open_run(
     )
     with ExitStack() as stack:
         search = _search(setting)
-        run, found = _resume(setting, search, engine, stack)
+        try:
+            run, found = _resume(setting, search, engine, stack)
+        except CheckpointError:  # on all ranks; `runs status` is to show why nothing goes on
+            if ranks.is_first:
+                with suppress(LmscaleError):
+                    record_resume(config.folder, None, search.passed_over)
+            raise
         with failing_together():
             if ranks.is_first:
                 lease.check()

@@ -195,8 +195,8 @@ def describe_no_checkpoint(divergence: Divergence, committed: Mapping[int, int])
     return (
         "The run could not be rewound: that takes a checkpoint of step "
         f"{divergence.not_after_step} or before, and sample {divergence.jump_from_n} or before; "
-        f"there are: {known}. Raise checkpoint.keep_last or checkpoint.every_steps, or lower "
-        "guard.jump_steps."
+        f"there are: {known}. Save more often (checkpoint.every_steps), keep more "
+        "(checkpoint.keep_last), or lower guard.jump_steps."
     )
 
 

@@ -260,7 +260,7 @@ BEST = "checkpoint: {every_steps: 100, keep_best: {metric: evaluation/docs/loss}
 @pytest.mark.parametrize(
     ("evaluation", "words"),
     [
-        ("{}", "is never measured"),
+        ("{}", "is never measured by an evaluation"),
         ("{sets: {other: x}, every_steps: 100}", "evaluation/other/bits_per_byte"),
         ("{sets: {docs: x}}", "set evaluation.every_steps (now 0) to 100"),
         ("{sets: {docs: x}, every_steps: 30}", "or to a divisor of it"),
