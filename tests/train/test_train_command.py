@@ -198,6 +198,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_from_scratch(go_
         path.write_bytes(b"")
     said = refused(go_on())
     assert "None of the 2 checkpoints" in said
+    row = json.loads((go_on.run / "resumes.jsonl").read_text().splitlines()[-1])
+    assert row["checkpoint"] is None and [one["step"] for one in row["passed_over"]] == [6, 4]
     assert len(ledger_of(go_on.run)) == 6
 
 
