@@ -15,25 +15,11 @@ import torch
 from torch import Tensor
 
 from lmscale.checkpoint.layout import BUFFER, FROZEN, MASTER
+from lmscale.checkpoint.write_file import DTYPE_NAMES
 from lmscale.engine.engine import Engine
 from lmscale.engine.masters import base_optimizer, dealt_part, held_slices, masters_by_parameter
 from lmscale.engine.optimizer import element_states
 from lmscale.runtime.fingerprint import add_fingerprints, fingerprint
-
-# What safetensors calls the dtypes that a model's frozen parameters and buffers may have.
-_DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.complex64: "C64",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +91,7 @@ def replicated_tensors(engine: Engine) -> dict[str, dict[str, Any]]:
     for name, buffer in persistent_buffers(engine):
         rows[name] = (tuple(buffer.shape), buffer.dtype, BUFFER)
     return {
-        name: {"shape": list(shape), "dtype": _DTYPE_NAMES[dtype], "kind": kind}
+        name: {"shape": list(shape), "dtype": DTYPE_NAMES[dtype], "kind": kind}
         for name, (shape, dtype, kind) in rows.items()
     }
 

@@ -35,6 +35,7 @@ from lmscale.checkpoint.layout import (
 from lmscale.checkpoint.optimizer_state import check_optimizer, write_loss_scale, write_optimizer
 from lmscale.checkpoint.place import LocalPlace, Place
 from lmscale.checkpoint.places import CHECKPOINTS
+from lmscale.checkpoint.write_file import DTYPE_NAMES
 from lmscale.engine.engine import Engine
 from lmscale.errors import CheckpointError, ClusterError, TransientError
 from lmscale.runtime.collectives import failing_together, sum_float64
@@ -43,9 +44,7 @@ from lmscale.stream.ledger import digest_to_limbs, limbs_to_digest
 MAX_NAMED = 8  # differences told one by one
 PIECE_ELEMENTS = 2**24  # read at once
 EXCHANGE_BYTES = 2**26  # between ranks at once; a multiple of 4
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
-_DTYPES |= {"BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16}
-_DTYPES |= {"I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64}
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 class FragmentReader:
