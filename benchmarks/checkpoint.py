@@ -96,6 +96,7 @@ class Bench:
             lease=NO_LEASE,
             rewinds=(),
             passed_over=frozenset(),
+            start=Progress(),
         )
         return Saver(run=run, counter=self.counter, ledger=None)
 
