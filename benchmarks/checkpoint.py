@@ -230,7 +230,7 @@ def print_table(bench: Bench, num_bytes: int) -> None:
         f"{ranks.world_size} ranks of {torch.get_num_threads()} threads on {num_cores()} cores, "
         f"{num_bytes / 1e9:.2f} GB a rank, {len(bench.rounds)} rounds"
     )
-    given = sys.argv[1:-2]  # without the folder that the first process has made
+    given = sys.argv[1:-3]  # without what `start_ranks` adds
     print(f"command: {' '.join(['python benchmarks/checkpoint.py', *given])}\n")
     for name in bench.rounds[0]:
         median = statistics.median(seen[name] for seen in bench.rounds)
@@ -306,7 +306,7 @@ def start_ranks(number: int, folder: str) -> int:
     master = ("127.0.0.1", find_free_port())
     started = [
         subprocess.Popen(
-            [sys.executable, *sys.argv, "--folder", folder],
+            [sys.executable, *sys.argv, "--is-rank", "--folder", folder],
             env=os.environ
             | environment_for(
                 rank,
@@ -332,6 +332,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--zero-stage", type=int, default=1)
     parser.add_argument("--threads", type=int, help="a rank's; default: one core is left over")
     parser.add_argument("--folder", help="for the checkpoints, which are removed; default: /tmp's")
+    parser.add_argument("--is-rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     arguments.shape = arguments.shape or ("llama_1b" if arguments.gpu else "200m")
@@ -342,7 +343,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    if "RANK" in os.environ:
+    if arguments.is_rank:
         run(arguments)
         return
     with tempfile.TemporaryDirectory(prefix="lmscale-checkpoints-", dir=arguments.folder) as folder:

@@ -146,12 +146,18 @@ def open_process_group(
 ) -> Iterator[None]:
     """Meet the other ranks, over NCCL on CUDA and gloo on the CPU, for the time of the block.
 
-    ``timeout`` bounds every collective, and ``MEETING_TIMEOUT`` the meeting, which nothing watches.
-    DeepSpeed adopts the group. Raises ``TransientError`` when the ranks do not find each other.
+    The environment is completed for as long. ``timeout`` bounds every collective, and
+    ``MEETING_TIMEOUT`` the meeting, which nothing watches. DeepSpeed adopts the group. Raises
+    ``TransientError`` when the ranks do not find each other.
     """
+    with _completed_environment(ranks, device), _group(ranks, device, timeout):
+        yield
+
+
+@contextmanager
+def _group(ranks: Ranks, device: torch.device, timeout: timedelta) -> Iterator[None]:
     import torch.distributed as dist
 
-    _complete_environment(ranks, device)
     is_cuda = device.type == "cuda"
     meeting = min(timeout, MEETING_TIMEOUT)
     try:
@@ -194,26 +200,43 @@ def _meet(ranks: Ranks, timeout: timedelta) -> Any:
     return store
 
 
-def _complete_environment(ranks: Ranks, device: torch.device) -> None:
-    """Set what torch and DeepSpeed read from the environment and the launcher may have left out."""
-    os.environ.setdefault("RANK", str(ranks.rank))
-    os.environ.setdefault("WORLD_SIZE", str(ranks.world_size))
-    os.environ.setdefault("LOCAL_WORLD_SIZE", str(ranks.local_world_size))
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if "MASTER_PORT" not in os.environ:  # DeepSpeed names its shared memory by it: must be unique
+@contextmanager
+def _completed_environment(ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """With what torch and DeepSpeed read from the environment and the launcher may have left out.
+
+    Taken back at the end: a process that goes on, or starts others, is no rank any more.
+    """
+    before = dict(os.environ)
+    needed = _variables_of(ranks, device, before)
+    os.environ.update(needed)
+    try:
+        yield
+    finally:
+        for name in needed:
+            os.environ.pop(name) if name not in before else os.environ.update({name: before[name]})
+
+
+def _variables_of(ranks: Ranks, device: torch.device, given: Mapping[str, str]) -> dict[str, str]:
+    wanted = {
+        "RANK": str(ranks.rank),
+        "WORLD_SIZE": str(ranks.world_size),
+        "LOCAL_WORLD_SIZE": str(ranks.local_world_size),
+        "MASTER_ADDR": "127.0.0.1",
+    }
+    if "MASTER_PORT" not in given:  # DeepSpeed names its shared memory by it: must be unique
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+            wanted["MASTER_PORT"] = str(probe.getsockname()[1])
+    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in given:  # its older name
+        # NCCL's last collectives, for whoever asks why one hangs; the default of newer torch.
+        wanted["TORCH_FR_BUFFER_SIZE"] = "2000"
+    if ranks.is_one_machine and (loopback := _loopback_interface()):
+        # Otherwise gloo resolves the host's own name, which may be slow or wrong.
+        wanted["GLOO_SOCKET_IFNAME"] = loopback
+    missing = {name: value for name, value in wanted.items() if name not in given}
     # DeepSpeed takes LOCAL_RANK for the device's number; they differ where each task sees one GPU.
     index = device.index if device.type == "cuda" else ranks.local_rank
-    os.environ["LOCAL_RANK"] = str(index or 0)
-    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:  # its older name
-        # NCCL's last collectives, for whoever asks why one hangs; the default of newer torch.
-        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
-    if ranks.is_one_machine and "GLOO_SOCKET_IFNAME" not in os.environ:
-        loopback = _loopback_interface()
-        if loopback:  # otherwise gloo resolves the host's own name, which may be slow or wrong
-            os.environ["GLOO_SOCKET_IFNAME"] = loopback
+    return missing | {"LOCAL_RANK": str(index or 0)}
 
 
 def _loopback_interface() -> str | None:

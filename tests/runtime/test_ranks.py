@@ -104,3 +104,16 @@ def test_a_rank_alone_opens_a_group_without_a_network(monkeypatch):
         assert sum_float64([1.5]) == [1.5]
         assert os.environ["LOCAL_RANK"] == "0" and int(os.environ["MASTER_PORT"]) > 0
     assert not dist.is_initialized()
+
+
+def test_the_environment_is_completed_for_the_time_of_the_group_only(monkeypatch):
+    import torch
+
+    from lmscale.runtime.ranks import open_process_group
+
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.delenv("RANK", raising=False)
+    before = dict(os.environ)
+    with open_process_group(Ranks(), torch.device("cpu")):
+        assert (os.environ["RANK"], os.environ["LOCAL_RANK"]) == ("0", "0")
+    assert dict(os.environ) == before
