@@ -87,11 +87,11 @@ class LocalTier:
         place: NodePlace,
         ranks: Ranks,
         *,
-        run_folder: Path,
+        attempt: Mapping[str, Any],
         every_minutes: float,
         first_step: int | None = None,
-    ):
-        """Once the attempt's start is in attempts.jsonl, which rank 0 reads.
+    ) -> None:
+        """``attempt``: as ``attempt_of`` gives it; rank 0's alone matters.
 
         ``first_step``: the one that the run has gone on from; what is here of later ones is undone.
         """
@@ -100,7 +100,7 @@ class LocalTier:
         self._ranks = ranks
         self._every_seconds = 60 * every_minutes
         self._saved_at = time.monotonic()
-        self._attempt = attempt_of(run_folder) if ranks.is_first else {}
+        self._attempt = attempt
 
     def is_due(self) -> bool:
         """Rank 0 asks, for all."""

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmscale.checkpoint.find import Found, PassedOver
+from lmscale.config.run_files import RESUMES_FILE
 from lmscale.runtime.jsonl import append_row, mend_tail
-from lmscale.runtime.run_folder import RESUMES_FILE
 
 
 def record_resume(run_folder: Path, found: Found | None, passed_over: Sequence[PassedOver]) -> None:

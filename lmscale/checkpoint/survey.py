@@ -45,10 +45,10 @@ class Listed:
 
 
 def survey(
-    place: Place, rule: Rule, is_undone: Callable[[Manifest], bool] = lambda manifest: False
+    place: Place, rule: Rule, undone: Callable[[Manifest], str | None] = lambda manifest: None
 ) -> tuple[Listed, ...]:
     """Every step of a place, the newest first. Raises what its place raises."""
-    found = [_look_at(place, step, is_undone) for step in place.list_steps()]
+    found = [_look_at(place, step, undone) for step in place.list_steps()]
     last = [one.step for one in found if one.is_good][: rule.keep_last]
     found = [replace(one, kept_for=tuple(_reasons(one, rule, last))) for one in found]
     torn = place.list_steps(committed=False)
@@ -56,7 +56,7 @@ def survey(
     return tuple(sorted(found, key=lambda one: -one.step))
 
 
-def _look_at(place: Place, step: int, is_undone: Callable[[Manifest], bool]) -> Listed:
+def _look_at(place: Place, step: int, undone: Callable[[Manifest], str | None]) -> Listed:
     name = place.name_of(step)
     try:
         manifest = load_manifest(place, step)
@@ -64,8 +64,12 @@ def _look_at(place: Place, step: int, is_undone: Callable[[Manifest], bool]) -> 
         raise
     except CheckpointError as error:
         return Listed(step=step, name=name, state=UNREADABLE, problems=error.problems)
-    state = UNDONE if is_undone(manifest) else COMMITTED
-    return Listed(step=step, name=name, state=state, manifest=manifest)
+    why = undone(manifest)
+    if why is None:
+        return Listed(step=step, name=name, state=COMMITTED, manifest=manifest)
+    return Listed(
+        step=step, name=name, state=UNDONE, manifest=manifest, problems=(f"{name}: {why}",)
+    )
 
 
 def _reasons(one: Listed, rule: Rule, last: Sequence[int]) -> Iterator[str]:

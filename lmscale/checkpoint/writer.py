@@ -244,36 +244,25 @@ class CheckpointWriter:
     def _write(self, job: Job) -> dict[str, Any]:
         """Write this rank's file, and say how it went."""
         name = fragment_file(self._ranks.rank, self._duties.lease.attempt.name)
-        report: dict[str, Any] = {"error": None, "bytes": sum(p.bytes for p in job.copy.parts)}
-        try:
-            with writing(
-                "a checkpoint", job.place.location, CheckpointError, no_space=NoSpaceError
-            ):
-                if job.tier is not None:
-                    job.tier.begin(job.step)
-                job.copy.ready()
-                found = inspect(job.copy.parts)
-                entry = write_file(
-                    job.place,
-                    job.step,
-                    name,
-                    job.copy.parts,
-                    retries=self._retries,
-                    moved=lambda mark: job.move(1 + mark),
-                    given_up=job.given_up,
-                )
-            report |= {"entry": asdict(entry), **asdict(found)}
-        except LmscaleError as error:
-            report["error"] = error_to_json(error)
-        except GivenUpError:
-            raise
-        except Exception as error:
-            logger.exception("the writer of checkpoints has met a bug")
-            job.bug = error
-            report["error"] = error_to_json(
-                TransientError(f"The checkpoint of step {job.step} could not be written: {error!r}")
+        report: dict[str, Any] = {"bytes": sum(part.bytes for part in job.copy.parts)}
+
+        def write(job: Job) -> None:
+            if job.tier is not None:
+                job.tier.begin(job.step)
+            job.copy.ready()
+            found = inspect(job.copy.parts)
+            entry = write_file(
+                job.place,
+                job.step,
+                name,
+                job.copy.parts,
+                retries=self._retries,
+                moved=lambda mark: job.move(1 + mark),
+                given_up=job.given_up,
             )
-        return report
+            report.update({"entry": asdict(entry), **asdict(found)})
+
+        return report | {"error": error_to_json(self._try(job, write))}
 
     def _gather(self, job: Job, attempt: int) -> list[dict[str, Any]]:
         """Every rank's report, its own among them."""
@@ -330,7 +319,9 @@ class CheckpointWriter:
         except Exception as error:
             logger.exception("the writer of checkpoints has met a bug")
             job.bug = error
-            return TransientError(f"The checkpoint of step {job.step} failed: {error!r}")
+            return TransientError(
+                f"The checkpoint of step {job.step} could not be written: {error!r}"
+            )
         return None
 
     def _try_again(self, job: Job, what: str, action: Callable[[], None]) -> None:

@@ -15,7 +15,6 @@ from lmscale.cli.options import JsonOption, RunArgument
 from lmscale.errors import EXIT_USER, CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from lmscale.checkpoint.layout import Manifest
     from lmscale.checkpoint.place import Place
     from lmscale.checkpoint.retention import Rule
     from lmscale.checkpoint.survey import Listed
@@ -41,27 +40,19 @@ class _Saves:
 
 
 def _look_at(run: Path) -> _Saves:
-    from lmscale.checkpoint.local_tier import describe_superseded, read_starts
     from lmscale.checkpoint.places import open_place
     from lmscale.checkpoint.retention import plan_rule
     from lmscale.checkpoint.survey import survey
     from lmscale.runtime.run_folder import load_run_config
     from lmscale.runtime.sweep_folder import refuse_sweep
-    from lmscale.train.corruptions import describe_tainted, read_corruptions
-    from lmscale.train.rewinds import is_undone, read_rewinds
+    from lmscale.train.history import read_history
 
     refuse_sweep(run)
     config = load_run_config(run)
     place = open_place(config, run)
-    rewinds, starts, corruptions = read_rewinds(run), read_starts(run), read_corruptions(run)
-
-    def undone(manifest: Manifest) -> bool:
-        was_rewound = is_undone(manifest.step, manifest.rewinds, rewinds)
-        is_tainted = describe_tainted(manifest, corruptions) is not None
-        return was_rewound or is_tainted or describe_superseded(manifest, starts) is not None
-
     rule = plan_rule(config.checkpoint, place.list_steps(), run)
-    return _Saves(config=config, place=place, rule=rule, listed=survey(place, rule, undone))
+    listed = survey(place, rule, read_history(run).undone)
+    return _Saves(config=config, place=place, rule=rule, listed=listed)
 
 
 @app.command("list")

@@ -124,6 +124,7 @@ def render_checkpoint(one: Listed, figures: Mapping[str, float]) -> str:
 def _render_origin(one: Listed, manifest: Manifest) -> Iterator[str]:
     writer = manifest.written_by
     yield _line("state", describe_state(one))
+    yield from (_line("", problem) for problem in one.problems)
     time = writer.get("time")
     when = "" if time is None else f"{render_time(time)}: "
     yield _line("saved", when + _REASONS.get(manifest.reason, manifest.reason))

@@ -165,6 +165,6 @@ def _build_guard(run: Run) -> Guard:
         minimum_loss_scale=config.engine.loss_scale.minimum,
         vocab_size=config.vocab_size,
         state=run.guard_state,
-        rewinds=run.rewinds,
+        rewinds=run.history.rewinds,
         context=context,
     )

@@ -9,15 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lmscale.checkpoint import Manifest, open_place
+from lmscale.checkpoint import open_place
 from lmscale.checkpoint.resume import load_weights
 from lmscale.config import RunConfig
 from lmscale.errors import CheckpointError
 from lmscale.model.transformer import Transformer, build_model
 from lmscale.runtime.run_folder import load_run_config
 from lmscale.tokenizer import Tokenizer, load_tokenizer
-from lmscale.train.corruptions import describe_tainted, read_corruptions
-from lmscale.train.rewinds import describe_undone, read_rewinds
+from lmscale.train.history import read_history
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,16 +38,8 @@ def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedR
     """
     config = load_run_config(folder)
     tokenizer = load_tokenizer(Path(config.tokenizer.folder))
-    rewinds, corruptions = read_rewinds(folder), read_corruptions(folder)
-
-    def undone(manifest: Manifest) -> str | None:
-        return describe_undone(manifest, rewinds) or describe_tainted(manifest, corruptions)
-
     weights = load_weights(
-        open_place(config, folder),
-        step,
-        origin=str(folder),
-        undone=undone,
+        open_place(config, folder), step, origin=str(folder), undone=read_history(folder).undone
     )
     precision = config.engine.precision
     dtype = _DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]

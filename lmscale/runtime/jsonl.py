@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,8 +33,21 @@ def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
         _write_whole(file, content)
 
 
+def append_durable_row(
+    path: str | Path, row: Mapping[str, Any], *, no_space: type[LmscaleError] = DataError
+) -> None:
+    """Add a line that outlives this machine once this returns, behind the last whole one."""
+    path = Path(path)
+    mend_tail(path)
+    with writing(path.name, path.parent, no_space=no_space):
+        with closing(RowFile(path, no_space=no_space)) as file:
+            file.append(row)
+            file.sync()
+        fsync_folder(path.parent)
+
+
 class RowFile:
-    """Appends rows to the very file that it opened; made by ``renew_rows``."""
+    """Appends rows to the very file that it opened."""
 
     def __init__(self, path: Path, *, no_space: type[LmscaleError] = DataError) -> None:
         self.path = path

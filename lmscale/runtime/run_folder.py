@@ -15,6 +15,8 @@ from lmscale.config.run_files import (
     ALIVE_SECONDS,
     DATA_SLURM_FOLDER,
     FAULTS_FILE,
+    RESUMES_FILE,
+    REWINDS_FILE,
     SLURM_FOLDER,
     STEP_FOLDER,
     SWEEP_FILE,
@@ -32,8 +34,6 @@ from lmscale.runtime.sweep_folder import (
 from lmscale.runtime.trackers import METRICS_FILE
 
 LEDGER_FILE = "ledger.jsonl"
-REWINDS_FILE = "rewinds.jsonl"
-RESUMES_FILE = "resumes.jsonl"
 EVENTS_FILE = "events.jsonl"
 _EVERY_EVENT = {"event", "time", "submission", "job", "restart"}
 _EVENT_KEYS = {

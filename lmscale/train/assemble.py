@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from lmscale.checkpoint import Manifest, Place, load_checkpoint, open_place
 from lmscale.checkpoint.find import Found, Search, Topology
-from lmscale.checkpoint.local_tier import describe_superseded, open_node_place, read_starts
+from lmscale.checkpoint.local_tier import open_node_place
 from lmscale.checkpoint.resumes import record_resume
 from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
@@ -32,11 +32,12 @@ from lmscale.stream.mixture import Jump
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream, open_stream
 from lmscale.tokenizer import Tokenizer, load_tokenizer
-from lmscale.train.corruptions import describe_tainted, read_corruptions, refuse_scratch
+from lmscale.train.corruptions import refuse_scratch
 from lmscale.train.folder import freeze_run, identity_of
+from lmscale.train.history import History, read_history
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import Progress
-from lmscale.train.rewinds import Rewind, describe_undone, pending_jumps, read_rewinds
+from lmscale.train.rewinds import pending_jumps
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Run:
     identity: dict[str, Any]
     start: Progress  # where it goes on: zeros for a new run
     guard_state: dict[str, Any] | None  # at the start, as the guard had left it
-    rewinds: tuple[Rewind, ...]  # of the whole run, oldest first; all are behind the start
+    history: History  # as it was at the start: all its rewinds are behind that
     lease: Lease  # this rank's
     passed_over: frozenset[int] = frozenset()  # steps of checkpoints that this start did not take
 
@@ -77,7 +78,7 @@ class _Setting:
     tokenizer: Tokenizer
     place: Place
     identity: dict[str, Any]
-    rewinds: tuple[Rewind, ...]
+    history: History
     lease: Lease
     should_stop: Callable[[], bool]
 
@@ -117,7 +118,7 @@ def open_run(
         tokenizer=tokenizer,
         place=_prepare_place(config, ranks, lease),
         identity=identity_of(config, tokenizer.fingerprint),
-        rewinds=_share_rewinds(config.folder, ranks),
+        history=_share_history(config.folder, ranks),
         lease=lease,
         should_stop=should_stop,
     )
@@ -154,28 +155,16 @@ def _prepare_place(config: RunConfig, ranks: Ranks, lease: Lease) -> Place:
     return place
 
 
-def _share_rewinds(folder: Path, ranks: Ranks) -> tuple[Rewind, ...]:
-    """The run's rewinds as rank 0 reads them: a stale copy elsewhere may not count."""
+def _share_history(folder: Path, ranks: Ranks) -> History:
+    """The run's history as rank 0 reads it: a stale copy elsewhere may not count."""
+    history = History()
     with failing_together():
-        rewinds = read_rewinds(folder) if ranks.is_first else ()
-    rows = broadcast_object([rewind.to_json() for rewind in rewinds])
-    return tuple(Rewind.from_json(row) for row in rows)
+        if ranks.is_first:
+            history = read_history(folder)
+    return History.from_json(broadcast_object(history.to_json()))
 
 
 def _search(setting: _Setting) -> Search:
-    starts, corruptions = [], ()
-    with failing_together():
-        if setting.ranks.is_first:
-            starts = read_starts(setting.config.folder)
-            corruptions = read_corruptions(setting.config.folder)
-
-    def undone(manifest: Manifest) -> str | None:
-        return (
-            describe_undone(manifest, setting.rewinds)
-            or describe_superseded(manifest, starts)
-            or describe_tainted(manifest, corruptions)
-        )
-
     engine = setting.config.engine
     node_place = None
     with failing_together():
@@ -184,7 +173,7 @@ def _search(setting: _Setting) -> Search:
         [setting.place] if node_place is None else [node_place, setting.place],
         setting.ranks,
         identity=setting.identity,
-        undone=undone,
+        undone=setting.history.undone,
         topology=Topology(
             world_size=setting.ranks.world_size,
             zero_stage=engine.zero_stage,
@@ -235,8 +224,8 @@ def _open_at(
     """The run at a checkpoint, or (None) at its beginning."""
     config, ranks = setting.config, setting.ranks
     start, stream_state = _read_state(found.manifest if found else None)
-    history = found.manifest.rewinds if found else 0
-    jumps = pending_jumps(setting.rewinds, rewinds_in_history=history)
+    rewinds = found.manifest.rewinds if found else 0
+    jumps = pending_jumps(setting.history.rewinds, rewinds_in_history=rewinds)
     stream = stack.enter_context(_open_stream(setting, stream_state, jumps))
     loader = open_loader(
         stream,
@@ -269,7 +258,7 @@ def _open_at(
         identity=setting.identity,
         start=start,
         guard_state=found.manifest.state.get("guard") if found else None,
-        rewinds=setting.rewinds,
+        history=setting.history,
         lease=setting.lease,
     )
 

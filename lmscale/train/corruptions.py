@@ -19,14 +19,13 @@ from typing import Any
 
 from lmscale.checkpoint import Manifest
 from lmscale.config import RunConfig
+from lmscale.config.run_files import CORRUPTIONS_FILE
 from lmscale.errors import CheckpointError, DataError, NoSpaceError
-from lmscale.runtime.atomic import fsync_folder, writing
-from lmscale.runtime.jsonl import RowFile, mend_tail, read_rows
+from lmscale.runtime.jsonl import append_durable_row, read_rows
 from lmscale.runtime.ranks import Ranks, name_ranks
 
 logger = logging.getLogger(__name__)
 
-CORRUPTIONS_FILE = "corruptions.jsonl"
 _MAY_HOLD = "may hold the wrong values of"
 
 
@@ -88,16 +87,7 @@ def read_corruptions(folder: str | Path) -> tuple[Corruption, ...]:
 
 def record_corruption(folder: str | Path, found: Corruption) -> None:
     """Append the row; it is durable on return. Rank 0 only, which holds the run's lease."""
-    path = Path(folder) / CORRUPTIONS_FILE
-    mend_tail(path)
-    with writing(CORRUPTIONS_FILE, folder, no_space=NoSpaceError):
-        file = RowFile(path, no_space=NoSpaceError)
-        try:
-            file.append(asdict(found))
-            file.sync()
-        finally:
-            file.close()
-        fsync_folder(folder)
+    append_durable_row(Path(folder) / CORRUPTIONS_FILE, asdict(found), no_space=NoSpaceError)
 
 
 def describe_tainted(manifest: Manifest, corruptions: Sequence[Corruption]) -> str | None:

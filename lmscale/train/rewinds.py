@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from lmscale.checkpoint import Manifest
+from lmscale.checkpoint.find import PassedOver
+from lmscale.config.run_files import REWINDS_FILE
 from lmscale.config.safety import GuardConfig
 from lmscale.errors import DataError, NoSpaceError
-from lmscale.runtime.atomic import fsync_folder, writing
-from lmscale.runtime.jsonl import RowFile, mend_tail, read_rows
+from lmscale.runtime.jsonl import append_durable_row, read_rows
 from lmscale.stream.mixture import Jump, Segment
 from lmscale.stream.state import segments_from_json, segments_to_json
 from lmscale.train.guard import Divergence
 
 logger = logging.getLogger(__name__)
-
-REWINDS_FILE = "rewinds.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,21 +100,13 @@ def record_rewind(folder: str | Path, rewind: Rewind) -> None:
     ``DataError`` when the row before it is not there.
     """
     path = Path(folder) / REWINDS_FILE
-    mend_tail(path)
     known = len(read_rewinds(folder))
     if rewind.number != known + 1:
         raise DataError(
             f"{path}: it holds {known} rewinds, so this is not number {rewind.number}. Another "
             "process writes to the run's folder, or the file was edited."
         )
-    with writing(REWINDS_FILE, folder, no_space=NoSpaceError):
-        file = RowFile(path, no_space=NoSpaceError)
-        try:
-            file.append(rewind.to_json())
-            file.sync()
-        finally:
-            file.close()
-        fsync_folder(folder)
+    append_durable_row(path, rewind.to_json(), no_space=NoSpaceError)
     logger.warning(
         "rewind %d: from step %d back to step %d; %d samples from number %d on are jumped: %s",
         *(rewind.number, rewind.at_step, rewind.to_step, rewind.jump_samples),
@@ -189,13 +180,16 @@ def plan_rewind(
     )
 
 
-def describe_no_checkpoint(divergence: Divergence, committed: Mapping[int, int]) -> str:
-    """Why ``plan_rewind`` found none, and what would have helped."""
-    known = ", ".join(map(str, sorted(committed))) or "none"
+def describe_no_checkpoint(divergence: Divergence, passed_over: Sequence[PassedOver]) -> str:
+    """Why there was none to go back to, and what would have helped."""
+    known = ", ".join(str(step) for step in sorted(one.step for one in passed_over)) or "none"
+    # Of those that are old enough it is worth knowing what is the matter with them.
+    old = [one for one in passed_over if one.step <= divergence.not_after_step]
+    unfit = "".join(f"; {why.rstrip('.')}" for one in old for why in one.why)
     return (
         "The run could not be rewound: that takes a checkpoint of step "
         f"{divergence.not_after_step} or before, and sample {divergence.jump_from_n} or before; "
-        f"there are: {known}. Save more often (checkpoint.every_steps), keep more "
+        f"there are: {known}{unfit}. Save more often (checkpoint.every_steps), keep more "
         "(checkpoint.keep_last), or lower guard.jump_steps."
     )
 

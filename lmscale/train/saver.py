@@ -29,7 +29,7 @@ from lmscale.train.corruptions import find_untainted
 from lmscale.train.hooks import Hook, ProgressCounter
 from lmscale.train.loop import StepReport
 from lmscale.train.probe import measure_probe
-from lmscale.train.rewinds import describe_undone, find_rewindable
+from lmscale.train.rewinds import find_rewindable
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,7 @@ class Saver:
         self._trackers, self._guard_state = trackers, guard_state
         if trackers is not None:
             trackers.on_no_space = self.refuse
-        # Both are used by the writer's thread of rank 0 alone.
-        self._passed_over = set(run.passed_over)
+        # Used by the writer's thread of rank 0 alone.
         self._candidates: dict[int, Candidate] = {}
         self._refusal: LmscaleError | None = None
         self._job: Job | None = None  # until all ranks have seen its outcome
@@ -68,9 +67,9 @@ class Saver:
             lease=run.lease, prepare=self._prepare, tidy=self._tidy, make_room=self._make_room
         )
         with failing_together():
-            self._tier = self._open_tier()
             # A checkpoint tells of which attempt it is (local_tier.describe_superseded).
             self._attempt = attempt_of(run.folder) if run.ranks.is_first else {}
+            self._tier = self._open_tier()
         self._snapshot = self._open_snapshot() if run.config.checkpoint.asynchronous else None
         self._writer = CheckpointWriter(
             run.ranks, open_mailbox(run.ranks), duties, retries=run.config.checkpoint.retries
@@ -84,7 +83,7 @@ class Saver:
         minutes = run.config.checkpoint.local.every_minutes
         return LocalTier(
             *(place, run.ranks),
-            run_folder=run.folder,
+            attempt=self._attempt,
             every_minutes=minutes,
             first_step=run.start.step,
         )
@@ -294,7 +293,7 @@ class Saver:
             },
             identity=run.identity,
             reason=reason,
-            rewinds=len(run.rewinds),
+            rewinds=len(run.history.rewinds),
             probe=probe,
             written_by=self._attempt if tier is None else tier.written_by(),
         )
@@ -314,14 +313,12 @@ class Saver:
             self._ledger.sync()  # no checkpoint may know of steps that the ledger lacks
 
     def _tidy(self, place: Place, manifest: Manifest) -> None:
-        # One that is not finite will not be resumed from: it may push no good one out.
         config = self._run.config
-        self._passed_over.discard(manifest.step)
         is_asked = manifest.reason == ASKED
         self._candidates[manifest.step] = Candidate(
             step=manifest.step, is_good=manifest.is_finite, is_asked=is_asked
         )
-        if manifest.is_finite:
+        if manifest.is_finite:  # else no run goes on from it: it may push no good one out
             delete_old_checkpoints(
                 *(place, config.checkpoint, config.folder),
                 newest=manifest.step,
@@ -347,9 +344,8 @@ class Saver:
         """As ``look_at``, once a step; what this start has passed over is not good."""
         known = self._candidates.get(step)
         if known is None:
-            rewinds = self._run.rewinds
-            known = look_at(place, step, lambda manifest: describe_undone(manifest, rewinds))
-            if step in self._passed_over:
+            known = look_at(place, step, self._run.history.undone)
+            if step in self._run.passed_over:
                 known = replace(known, is_good=False)
             self._candidates[step] = known
         return known

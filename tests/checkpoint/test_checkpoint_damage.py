@@ -31,7 +31,8 @@ from lmscale.checkpoint.layout import list_steps, parse_manifest, step_folder
 from lmscale.checkpoint.place import LocalPlace
 from lmscale.checkpoint.remote_place import RemotePlace
 from lmscale.checkpoint.resume import check_same_model, iterate_weights, load_weights
-from lmscale.checkpoint.resumes import RESUMES_FILE, record_resume
+from lmscale.checkpoint.resumes import record_resume
+from lmscale.config.run_files import RESUMES_FILE
 from lmscale.errors import CheckpointError, ClusterError, LmscaleError, TransientError
 from lmscale.runtime.cache import NodeCache
 from lmscale.runtime.jsonl import read_rows

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import threading
 from dataclasses import replace
@@ -141,6 +142,9 @@ def test_list_names_what_cannot_be_gone_on_from(lmscale, run):
     assert [rows[step]["state"] for step in STEPS] == ["unreadable", "committed", "undone"]
     assert "does not match its own hash" in rows[6]["problems"][0]
     assert rows[4]["is_finite"] is False and rows[4]["kept_for"] == []
+    assert rows[2]["problems"][0].endswith("step-000000002: the guard has undone step 2 since")
+    shown = lmscale("checkpoint", "show", run, "--step", 2).output
+    assert re.search(r"state +undone\n.*the guard has undone step 2 since", shown), shown
 
 
 def test_a_run_without_checkpoints_has_none(lmscale, run):

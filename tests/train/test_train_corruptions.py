@@ -10,11 +10,11 @@ from handmade_checkpoints import manifest_of
 from tiny_run import tiny_config, write_tiny_config
 
 from lmscale.checkpoint.layout import parse_manifest
+from lmscale.config.run_files import CORRUPTIONS_FILE
 from lmscale.errors import CheckpointError, DataError
 from lmscale.evaluation.run import load_run
 from lmscale.runtime.ranks import Ranks
 from lmscale.train.corruptions import (
-    CORRUPTIONS_FILE,
     Corruption,
     describe_tainted,
     find_untainted,

@@ -32,6 +32,7 @@ from lmscale.train.evidence import (
     spread,
 )
 from lmscale.train.guard import Divergence, GuardState, RewindRequest
+from lmscale.train.history import History
 from lmscale.train.rewinding import rewind
 
 STAGES = (0, 1, 2, 3)
@@ -233,7 +234,7 @@ def test_without_a_checkpoint_to_go_back_to_the_evidence_says_that_the_run_stopp
             hook(report(step))
     folder = tmp_path / "guard/step-000000025"
     assert load_evidence(folder)["decision"] == "rewind"
-    run.rewinds, run.lease, run.config = (), NO_LEASE, SimpleNamespace(guard=GuardConfig())
+    run.history, run.lease, run.config = History(), NO_LEASE, SimpleNamespace(guard=GuardConfig())
     run.place, run.identity = LocalPlace(tmp_path / "none"), None
     monkeypatch.setattr(find, "WAITS_SECONDS", ())
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmscale.checkpoint.find import PassedOver
 from lmscale.config.safety import GuardConfig
 from lmscale.errors import DataError, NoSpaceError
 from lmscale.stream.mixture import Jump, Mixture, Segment, append_segment, jump_window
@@ -139,12 +140,15 @@ def test_without_a_checkpoint_that_is_old_enough_there_is_no_rewind():
     committed = {15: 60, 20: 80}
     assert plan_rewind(divergence(), committed, number=1, time=0, segments=()) is None
     assert plan_rewind(divergence(), {}, number=1, time=0, segments=()) is None
-    text = describe_no_checkpoint(divergence(), committed)
+    passed_over = [
+        PassedOver(step=step, name=f"step-{step}", why=(why,))
+        for step, why in ((20, "too new"), (15, "too new"), (10, "step-10/a is missing."))
+    ]
     assert (
-        "takes a checkpoint of step 14 or before, and sample 56 or before; there are: 15, 20"
-        in (text)
+        "takes a checkpoint of step 14 or before, and sample 56 or before; there are: 10, 15, 20; "
+        "step-10/a is missing. Save more often" in describe_no_checkpoint(divergence(), passed_over)
     )
-    assert "there are: none" in describe_no_checkpoint(divergence(), {})
+    assert "there are: none. Save" in describe_no_checkpoint(divergence(), [])
 
 
 @settings(max_examples=100, deadline=None)
