@@ -50,6 +50,8 @@ def plan_sweep(
 ) -> SweepPlan:
     """The runs NAME-000, NAME-001, …: the last axis turns fastest.
 
+    Each has a folder of its own, also below ``checkpoint.folder`` where that is set.
+
     Raises ``ConfigError`` with the problems of all runs.
     """
     base = with_absolute_places(load_config(config_path, overrides))
@@ -68,6 +70,10 @@ def plan_sweep(
         own = [f"run.name={json.dumps(run)}", f"run.folder={json.dumps(str(root / run))}"]
         try:
             config = load_config(config_path, [*overrides, *values, *own])
+            if config.checkpoint.folder and "checkpoint.folder" not in keys:
+                place = f"{config.checkpoint.folder.rstrip('/')}/{run}"
+                own.append(f"checkpoint.folder={json.dumps(place)}")
+                config = load_config(config_path, [*overrides, *values, *own])
         except ConfigError as error:
             problems += [f"{' '.join(values)}: {problem}" for problem in error.problems]
             continue

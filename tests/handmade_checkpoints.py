@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +11,20 @@ from torch import Tensor
 from lmscale.checkpoint.find import Found, Search
 from lmscale.checkpoint.layout import MASTER, FileEntry, Manifest, fragment_file
 from lmscale.checkpoint.place import Place
+from lmscale.checkpoint.remote_place import RemotePlace
 from lmscale.checkpoint.write_file import Part, arrange, write_file
+from lmscale.runtime.cache import NodeCache
 from lmscale.runtime.fingerprint import fingerprint
 from lmscale.runtime.ranks import Ranks
 
 IDENTITY = {"run": "tiny", "tokenizer": "t", "model": {"width": 32}}
 ELEMENTS = 40
+
+
+def place_at(url: str, folder: Path, retries: int = 2) -> RemotePlace:
+    """``folder`` takes the files that are being read."""
+    cache = NodeCache(folder=folder / "cache", max_bytes=2**40, retries=retries)
+    return RemotePlace(url, retries=retries, cache=cache)
 
 
 def weights_of(step: int) -> Tensor:

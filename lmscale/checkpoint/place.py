@@ -20,6 +20,7 @@ from lmscale.errors import CheckpointError
 from lmscale.runtime import faults
 from lmscale.runtime.atomic import (
     fsync_folder,
+    is_full,
     sha256_file,
     to_json_bytes,
     write_bytes,
@@ -121,9 +122,13 @@ class LocalPlace(Place):
     def claim(self, run_name: str) -> None:
         with writing("a checkpoint (checkpoint.folder)", self.root, CheckpointError):
             self.root.mkdir(parents=True, exist_ok=True)
-            path = self.root / OWNER_FILE
-            check_owner(path.read_bytes() if path.exists() else None, run_name, self.location)
-            write_bytes(path, describe_owner(run_name))
+            path, owner = self.root / OWNER_FILE, describe_owner(run_name)
+            check_owner(write_bytes_once(path, owner), run_name, self.location)
+            try:
+                write_bytes(path, owner)  # its own: it shows that saves can be written as well
+            except OSError as error:
+                if not is_full(error):  # which a save that was cut off may be the reason of
+                    raise
 
     def list_steps(self, *, committed: bool = True) -> list[int]:
         return list_steps(self.root, committed=committed)
@@ -165,14 +170,11 @@ class LocalPlace(Place):
 
     def discard_uncommitted(self) -> None:
         for aside in self.root.glob(f"{_DISCARDED}*"):  # of a start that was killed in here
-            shutil.rmtree(aside, ignore_errors=True)
+            _discard(aside, self.root / aside.name.removeprefix(_DISCARDED).rpartition("-")[0])
         for step in self.list_steps(committed=False):
             folder = step_folder(self.root, step)
             logger.warning("%s was never committed: it is cleared away", folder)
-            aside = _set_aside(folder)
-            if (aside / MANIFEST).exists():
-                os.replace(aside, folder)
-            shutil.rmtree(aside, ignore_errors=True)
+            _discard(_set_aside(folder), folder)
 
     def describe_damage(self, step: int, entry: FileEntry) -> str | None:
         path = step_folder(self.root, step) / entry.name
@@ -194,6 +196,13 @@ def _set_aside(folder: Path) -> Path:
     aside = folder.with_name(f"{_DISCARDED}{folder.name}-{secrets.token_hex(4)}")
     os.replace(folder, aside)
     return aside
+
+
+def _discard(aside: Path, folder: Path) -> None:
+    """Remove it; or put it back, where somebody has committed it before it was set aside."""
+    if (aside / MANIFEST).exists() and not folder.exists():
+        os.replace(aside, folder)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def describe_owner(run_name: str) -> bytes:

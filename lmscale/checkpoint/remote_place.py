@@ -8,7 +8,7 @@ that cannot, the last one wins). Listings are always the store's own, never fssp
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOSYS
 from pathlib import Path
@@ -17,13 +17,12 @@ from typing import Any, TypeVar
 from lmscale.checkpoint.layout import MANIFEST, FileEntry, step_folder
 from lmscale.checkpoint.place import OWNER_FILE, Place, check_owner, describe_owner
 from lmscale.config.run_files import STEP_FOLDER
-from lmscale.errors import CheckpointError
+from lmscale.errors import CheckpointError, TransientError
 from lmscale.runtime import faults
 from lmscale.runtime.atomic import sha256_of
 from lmscale.runtime.cache import NodeCache
 from lmscale.runtime.remote import (
     Purpose,
-    TransferError,
     join_location,
     open_filesystem,
     protocol_of,
@@ -69,8 +68,10 @@ class RemotePlace(Place):
         url = join_location(self.location, OWNER_FILE)
 
         def attempt(filesystem: Any, path: str) -> None:
-            check_owner(_read_or_none(filesystem, path), run_name, self.location)
-            filesystem.pipe_file(path, describe_owner(run_name))
+            owner = describe_owner(run_name)
+            _put_once(filesystem, path, owner)
+            check_owner(filesystem.cat_file(path), run_name, self.location)
+            filesystem.pipe_file(path, owner)  # its own: it shows that saves can be written as well
 
         self._do(attempt, url, WRITING)
         self.list_steps()
@@ -102,18 +103,21 @@ class RemotePlace(Place):
                 failure.append(error)
                 raise
 
-        def attempt(filesystem: Any, path: str) -> None:
-            size = _upload(filesystem, path, given())
-            arrived = filesystem.info(path)["size"]
-            if arrived != size:
-                raise TransferError(f"{arrived} bytes arrived of {size}")
+        def attempt(filesystem: Any, path: str) -> tuple[int, int]:
+            return _upload(filesystem, path, given()), filesystem.info(path)["size"]
 
+        url = self._url(step, name)
         try:  # once: the pieces do not come again
-            self._do(attempt, self._url(step, name), WRITING, retries=0)
+            size, arrived = self._do(attempt, url, WRITING, retries=0)
         except Exception:
             if failure:
                 raise failure[0] from None
             raise
+        if arrived != size:  # which whoever makes the pieces may try again
+            raise TransientError(
+                f"{url}: could not be written: {arrived} bytes arrived of {size}. "
+                f"{WRITING.if_damaged}"
+            )
         faults.hit("save.written", step=step)
 
     def commit(self, step: int, manifest: bytes) -> bytes:
@@ -260,9 +264,33 @@ def _abandon(file: Any) -> None:
 def _abort_uploads(filesystem: Any, root: str) -> None:
     """End the multipart uploads that a killed process has left: they cost, and nobody sees them."""
     bucket, prefix, _ = filesystem.split_path(root)
-    found = filesystem.call_s3(
-        "list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/step-" if prefix else "step-"
-    )
-    for upload in found.get("Uploads", ()):
-        with suppress(FileNotFoundError):  # ended meanwhile
-            filesystem.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+    wanted = {"Bucket": bucket, "Prefix": f"{prefix}/step-" if prefix else "step-"}
+    try:
+        uploads = _list_uploads(filesystem, wanted)
+        for upload in uploads:
+            with suppress(FileNotFoundError):  # ended meanwhile
+                filesystem.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+    except OSError as refused:
+        if not isinstance(refused, PermissionError) and refused.errno != ENOSYS:
+            raise
+        logger.warning(
+            "%s: uploads that were cut off cannot be cleared away (%s). They cost until somebody "
+            "does: allow s3:ListBucketMultipartUploads and s3:AbortMultipartUpload, or have the "
+            "bucket end them by a lifecycle rule.",
+            *(root, refused),
+        )
+
+
+def _list_uploads(filesystem: Any, wanted: Mapping[str, str]) -> list[dict[str, Any]]:
+    """All of them: one answer has a thousand at most."""
+    uploads: list[dict[str, Any]] = []
+    marker: dict[str, str] = {}
+    while True:
+        page = filesystem.call_s3("list_multipart_uploads", **wanted, **marker)
+        uploads += page.get("Uploads", ())
+        if not page.get("IsTruncated"):
+            return uploads
+        marker = {
+            "KeyMarker": page["NextKeyMarker"],
+            "UploadIdMarker": page["NextUploadIdMarker"],
+        }

@@ -15,6 +15,8 @@ from typing import Any
 
 from lmscale.errors import DataError, LmscaleError, TransientError
 
+# What a file system says that has no hard links.
+_NO_LINKS = {errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What a disk or a network file system says that fails, or is away for a while; Lustre gives the
 # last two when its server has dropped a client.
@@ -81,9 +83,12 @@ def write_bytes_once(path: str | Path, content: bytes) -> bytes:
             os.link(own, path)  # fails where the file is, which a rename would not
         except FileExistsError:
             pass
-        except OSError:  # a file system without hard links: the last writer wins
-            os.replace(own, path)
-        own.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.replace(own, path)  # the last writer wins
+        finally:
+            own.unlink(missing_ok=True)
         fsync_folder(path.parent)
     return path.read_bytes()
 

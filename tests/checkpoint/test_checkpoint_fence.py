@@ -66,6 +66,15 @@ def test_what_a_start_that_was_killed_while_clearing_left_goes_with_the_next(roo
     LocalPlace(root / "none").discard_uncommitted()  # a run that has not saved yet
 
 
+def test_a_checkpoint_that_such_a_start_had_set_aside_comes_back(root):
+    place = LocalPlace(root)
+    (root / "step-000000004").rename(root / ".discarded-step-000000004-0a1b2c3d")
+    (root / "step-000000002").rename(root / ".discarded-step-000000002-0a1b2c3d")
+    (root / "step-000000002").mkdir()  # begun again since: the newer one stands
+    place.discard_uncommitted()
+    assert place.list_steps() == [4] and not list(root.glob(".*"))
+
+
 def test_a_late_manifest_does_not_replace_the_newer_copys(root, leases, monkeypatch):
     older, newer = leases
     commit(LocalPlace(root), 6, b"newer", newer)

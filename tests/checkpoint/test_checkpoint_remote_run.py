@@ -7,7 +7,6 @@ import time
 
 import pytest
 from forked_commands import open_commands
-from s3_server import open_s3
 from tiny_run import (
     committed_steps,
     ledger_of,
@@ -23,14 +22,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def s3():
-    pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    with open_s3("runs") as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

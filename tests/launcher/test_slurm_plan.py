@@ -252,6 +252,16 @@ def test_a_sweep_is_every_combination_with_the_last_axis_turning_fastest():
     assert plan.members[4][1].folder == Path("/x/grid/grid-004")
 
 
+def test_every_run_of_a_sweep_has_a_place_of_its_own_for_its_checkpoints():
+    def places(*axes):
+        plan = plan_sweep(DEMO, ["checkpoint.folder=s3://bucket/grid/"], axes, name="grid")
+        return [config.checkpoint.folder for _, config in plan.members]
+
+    seeds = ("run.seed", ("1", "2"))
+    assert places(seeds) == ["s3://bucket/grid/grid-000", "s3://bucket/grid/grid-001"]
+    assert places(("checkpoint.folder", ("/a", "/b"))) == ["/a", "/b"]
+
+
 def test_the_default_name_of_a_sweep_is_the_runs():
     plan = plan_sweep(DEMO, ["run.folder=/x/demo"], [("run.seed", ("1", "2"))])
     assert (plan.name, plan.root) == ("demo-sweep", Path("/x/demo-sweep"))
