@@ -34,7 +34,8 @@ def collect_code(root: Path | None = None) -> dict[str, Any]:
             "commit": (_git(root, "rev-parse", "HEAD") or "").strip() or None,
             "branch": (_git(root, "rev-parse", "--abbrev-ref", "HEAD") or "").strip() or None,
             "changed": (_git(root, "status", "--porcelain") or "").splitlines(),
-            "diff": redact(difference[:MAX_DIFF_CHARS]),
+            # What is cut inside a secret is not known for one: the part that is kept is whole.
+            "diff": redact(difference[: 2 * MAX_DIFF_CHARS])[:MAX_DIFF_CHARS],
             "diff_is_cut": len(difference) > MAX_DIFF_CHARS,
         },
     }

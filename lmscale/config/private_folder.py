@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 MODE = 0o700
+MAX_LINKS = 40  # Linux follows no more
 
 
 def find_risk(folder: Path) -> str | None:
     """Why another user could have put files into ``folder``, or could yet, or None.
 
     root's folders are trusted, and so is the group of one's own folder: whoever opens it to a group
-    means to share it. Folders above count where anybody could have made them.
+    means to share it. Folders above count where anybody could have made them. Behind a link, all
+    this is asked of what it leads to as well.
     """
-    folder = folder.absolute()
+    for way in _find_ways(folder.absolute()):
+        risk = _find_risk_on_way(way)
+        if risk is not None:
+            return risk
+    return None
+
+
+def _find_ways(folder: Path) -> Iterator[Path]:
+    """The folder as it is named, then with one link more of its path followed each time."""
+    yield folder
+    for _ in range(MAX_LINKS):
+        links = (path for path in (*reversed(folder.parents), folder) if path.is_symlink())
+        link = next(links, None)
+        if link is None:
+            return
+        folder = link.parent / link.readlink() / folder.relative_to(link)
+        yield folder
+
+
+def _find_risk_on_way(folder: Path) -> str | None:
     try:
         if folder.stat().st_mode & stat.S_IWOTH:
             return "every user may write to it"

@@ -7,6 +7,7 @@ Every pattern is bounded, so that a megabyte takes no longer than a megabyte.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,13 +18,21 @@ HIDDEN = "***"
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _STRONG = {"password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials"}
 _STRONG |= {"apikey", "accesskey", "secretkey", "privatekey", "authorization", "jwt"}
+_STRONG_ENDINGS = ("password", "passwd", "secret")  # PGPASSWORD, clientsecret
 _WEAK = {"key", "token", "auth", "cookie", "signature", "sig", "bearer"}
 _STRONG_PAIRS = {("api", "key"), ("access", "key"), ("secret", "key"), ("private", "key")}
 _STRONG_PAIRS |= {("auth", "token"), ("access", "token"), ("refresh", "token")}
 _STRONG_PAIRS |= {("account", "key")}
+# As the last word only: pass_rate is none, and bypass is another word.
+_PASS = {"pass", "pwd", "dbpass", "sshpass", "userpass"}
+# A count, a share, a verdict or a folder: pass=2, pass: 0.97, pass: yes, PWD=/home/ada.
+_NO_PASSWORD = re.compile(
+    r"(?:\d{1,5}%?|\d{0,9}\.\d{1,20}%?|yes|no|ok|done|failed|~?/[\w./-]*)[,;:)\]}]*", re.IGNORECASE
+)
 # In a variable's name it is better to hide one too many.
-_PARTS_OF_SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSW", "PASSPHRASE", "CREDENTIAL")
+_PARTS_OF_SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASS", "PWD", "CREDENTIAL")
 _PARTS_OF_SECRET_NAMES += ("AUTH", "JWT", "COOKIE", "SIGNATURE")
+_FOLDER_NAMES = {"PWD", "OLDPWD"}  # the shell's own
 _PLAIN_VALUES = {"null", "None", "none", "true", "false", "True", "False", "str", "bool", "bytes"}
 _PLAIN_LOGINS = {"ssh", "git", "git+ssh", "sftp", "scp", "rsync"}
 
@@ -76,10 +85,13 @@ _SHAPES = re.compile(
 _HOOK = re.compile(
     r"(//hooks\.slack\.com/[a-z]{1,16}/|//discord(?:app)?\.com/api/webhooks/)[A-Za-z0-9/_-]{8,256}"
 )
-# A key under a password has headers with hyphens; so has each line of a difference.
+# A key under a password has headers with hyphens; so has each line of a difference. One whose end
+# is missing, as where a text was cut, goes as far as its lines look like a key's.
 _PRIVATE_KEY = re.compile(
-    r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)(?:[^-]|-(?!----)){1,20000}"
-    r"(-{5,6}END [A-Z ]{0,40}PRIVATE KEY-----)"
+    r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)(?:"
+    r"(?:[^-]|-(?!----)){1,20000}(-{5,6}END [A-Z ]{0,40}PRIVATE KEY-----)"
+    r"|(?:(?:[\s+-]|\\[nr]){1,60}(?:[A-Za-z]{2,20}-[A-Za-z]{2,20}: [^\n\\]{1,200}"
+    r"|[A-Za-z0-9+/=]{16,4096}|[A-Za-z0-9+/=]{1,15}\Z)){1,2000})"
 )
 _PATH = re.compile(r"(?:~|\.{1,2}|[A-Za-z0-9._-]{1,64})?(?:/[A-Za-z0-9._-]{1,64})+/?")
 # What steers a terminal: escape sequences among them. Not line breaks and tabs.
@@ -115,12 +127,13 @@ def redact_command(words: Sequence[str]) -> list[str]:
 
 def names_secret(name: str) -> bool:
     """Whether what is called so is a secret, by the whole words of its name."""
-    words = [word.lower() for word in _WORD.findall(name)]
-    return bool({*words} & (_STRONG | _WEAK))
+    return not _WEAK.isdisjoint(_words(name)) or _is_pass(name) or _is_strong(name)
 
 
 def may_be_secret(variable: str) -> bool:
     """Whether an environment variable of this name is better not shown, by any part of its name."""
+    if variable in _FOLDER_NAMES:
+        return False
     return any(part in variable.upper() for part in _PARTS_OF_SECRET_NAMES)
 
 
@@ -169,12 +182,15 @@ def _hide_login(found: re.Match[str]) -> str:
 
 
 def _hide_query(found: re.Match[str]) -> str:
-    return f"{found[1]}{found[2]}={HIDDEN}" if names_secret(found[2]) else found[0]
+    _, name, value = found.groups()
+    is_secret = names_secret(name) and not _is_no_password(name, value)
+    return f"{found[1]}{name}={HIDDEN}" if is_secret else found[0]
 
 
 def _hide_variable(found: re.Match[str]) -> str:
     name, sign, quote, value = found.groups()
-    if not names_secret(name) or _is_count(name, value):
+    is_verdict = name == "PASS" and sign != "="  # PASS: test_resume.py
+    if not names_secret(name) or is_verdict or _is_count(name, value):
         return found[0]
     return f"{name}{sign}{quote}{HIDDEN}"
 
@@ -183,7 +199,7 @@ def _hide_quoted(found: re.Match[str]) -> str:
     name, sign, quote, value = found.groups()
     is_word = not any(c.isspace() for c in value) and len(value) >= 4
     is_random = is_word and names_secret(name) and _looks_random(value)
-    is_secret = _is_strong(name) or is_random
+    is_secret = (_is_strong(name) or is_random) and not _is_no_password(name, value)
     # A reference is none: "${TOKEN}", "$(cat file)".
     if not is_secret or value.startswith(("$", "<", "{", HIDDEN)):
         return found[0]
@@ -192,7 +208,8 @@ def _hide_quoted(found: re.Match[str]) -> str:
 
 def _hide_header(found: re.Match[str]) -> str:
     quote, name, sign, _ = found.groups()
-    is_secret = _is_strong(name) and HIDDEN not in found[0]
+    # There is no header called pass, but much prose: 'pass: the ball'.
+    is_secret = _is_strong(name) and not _is_pass(name) and HIDDEN not in found[0]
     return f"{quote}{name}{sign}{HIDDEN}{quote}" if is_secret else found[0]
 
 
@@ -210,21 +227,37 @@ def _hide_pair(found: re.Match[str]) -> str:
 def _hide_option(found: re.Match[str]) -> str:
     name, sign, value = found.groups()
     is_secret = names_secret(name) and not _is_count(name, value)
+    if _is_pass(name) and not name.startswith("--"):
+        is_secret = False  # a line that a difference has removed: -pass the ball
     return f"{name}{sign}{HIDDEN}" if is_secret else found[0]
 
 
+@functools.lru_cache(4096)  # the names of a text come again and again
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(word.lower() for word in _WORD.findall(name))
+
+
+def _is_pass(name: str) -> bool:
+    return any(word in _PASS for word in _words(name)[-1:])
+
+
 def _is_strong(name: str) -> bool:
-    words = [word.lower() for word in _WORD.findall(name)]
-    return bool({*words} & _STRONG) or any(
-        pair in _STRONG_PAIRS for pair in zip(words, words[1:], strict=False)
-    )
+    words = _words(name)
+    if not _STRONG.isdisjoint(words) or any(word.endswith(_STRONG_ENDINGS) for word in words):
+        return True
+    if any(pair in _STRONG_PAIRS for pair in zip(words, words[1:], strict=False)):
+        return True
+    # forward_pass is code and PASS a verdict; DB_PASS, db_pwd and pass are neither.
+    may_be_code = words[-1:] == ("pass",) and (not name.isupper() or name == "PASS")
+    return _is_pass(name) and (name == "pass" or not may_be_code)
 
 
 def _is_secret_word(name: str, value: str) -> bool:
     """Whether what stands without quotes behind a name is a secret; much of it is code."""
     # Code reads `secret = load(path)` and `password=self.password`; a value has no brackets.
     is_code = "(" in value or value.rpartition(".")[2].lower() == name.lower()
-    if is_code or value.rstrip(",;:") in _PLAIN_VALUES or HIDDEN in value or _is_path(value):
+    is_code = is_code or value.rstrip(",;:") in _PLAIN_VALUES
+    if is_code or HIDDEN in value or _is_path(value) or _is_no_password(name, value):
         return False
     if _is_strong(name):
         return True
@@ -244,9 +277,14 @@ def _is_mixed(value: str, length: int) -> bool:
 
 
 def _is_count(name: str, value: str) -> bool:
-    """TOKEN_COUNT=123456, --key-size 4096: the name is of what it counts."""
-    words = [word.lower() for word in _WORD.findall(name)]
-    return value.isdigit() and words[-1] not in _WEAK and not _is_strong(name)
+    """TOKEN_COUNT=123456, --key-size 4096, pass=2: the name is of what it counts."""
+    if _is_no_password(name, value):
+        return True
+    return value.isdigit() and _words(name)[-1] not in _WEAK and not _is_strong(name)
+
+
+def _is_no_password(name: str, value: str) -> bool:
+    return _is_pass(name) and _NO_PASSWORD.fullmatch(value) is not None
 
 
 def _looks_random(value: str) -> bool:

@@ -112,6 +112,7 @@ class NodeCache:
             if held is not None:
                 return held
             make_private(self.folder)
+            self._refuse_risk()  # another user may have made it since
             make_private(self.folder / "locks")
             with _locked(self._lock_path(digest)):
                 return _hold(path) or self._write(path, digest, size, write)

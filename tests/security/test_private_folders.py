@@ -89,6 +89,36 @@ def test_a_folder_that_could_be_replaced_is_refused(tmp_path):
         make(open_cache(tmp_path / "open" / "cache"))
 
 
+def test_a_folder_that_could_be_replaced_behind_ones_own_link_is_refused(tmp_path):
+    (tmp_path / "open" / "real").mkdir(parents=True)
+    (tmp_path / "open").chmod(0o777)  # not sticky
+    (tmp_path / "cache").symlink_to(tmp_path / "open" / "real")
+    with pytest.raises(ConfigError, match="may put another one in its place"):
+        make(open_cache(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("cache", ["first", "first/cache", "below/../first/not/made/yet"])
+def test_a_link_that_could_be_replaced_behind_ones_own_link_is_a_risk(tmp_path, cache):
+    for name in ("real/cache", "open", "below"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "open" / "second").symlink_to("../real")
+    (tmp_path / "first").symlink_to(tmp_path / "open" / "second")
+    assert find_risk(tmp_path / cache) is None
+    (tmp_path / "open").chmod(0o777)
+    assert "may put another one in its place" in str(find_risk(tmp_path / cache))
+
+
+def test_a_folder_that_somebody_made_open_in_the_meantime_is_refused(tmp_path, monkeypatch):
+    def make_late(folder):
+        folder.mkdir()  # another user was first
+        folder.chmod(0o1777)
+
+    monkeypatch.setattr("lmscale.runtime.cache.make_private", make_late)
+    with pytest.raises(ConfigError, match="every user may write to it"):
+        make(open_cache(tmp_path / "cache"))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_a_link_in_the_cache_is_replaced_and_not_followed(tmp_path):
     cache = open_cache(tmp_path / "cache")
     with make(cache) as file:
@@ -129,6 +159,8 @@ def test_a_marker_vouches_for_nothing_where_others_could_have_made_it(tmp_path):
     with pytest.raises(DataError, match="its content has changed"):
         cache.verify_once(shard, size=4, sha256=right)
     marker.unlink()
+    shutil.move(target, marker)
+    cache.verify_once(shard, size=4, sha256=right)  # our own again, so it vouches
     cache.folder.chmod(0o1777)
     with pytest.raises(DataError, match="its content has changed"):
         cache.verify_once(shard, size=4, sha256=right)

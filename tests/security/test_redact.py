@@ -67,6 +67,23 @@ CAUGHT = [
     "-----END RSA PRIVATE KEY-----",
     f"------BEGIN PRIVATE KEY-----\n-{S}\n------END PRIVATE KEY-----",
     f"OSError: [Errno 5] https://user:{S}@host/x: [Errno 5] again https://user:{S}@host/y",
+    f"DB_PASS={S}",
+    "MYSQL_PWD=s3cr3tVALUE0123456789 mysql -u me",
+    f"export PGPASSWORD={S}",
+    f"SSHPASS={S} sshpass -e ssh host",
+    f"clientsecret: {S}",
+    f"mypasswd={S}",
+    f"pass: {S}",
+    f"+  db_pass: {S}",
+    f"connect(user='me', pass='{S}')",
+    f"Server=db;Uid=me;Pwd={S};",
+    f"https://host/x?user=me&pass={S}",
+    f"mysql --pass {S}",
+    f"mysql --db-pass={S}",
+    f"-----BEGIN PRIVATE KEY-----\n{S}{S}{S}\n{S}",
+    f"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,X\nDEK-Info: A-B,1\n\n{S}\n",
+    f"+-----BEGIN PRIVATE KEY-----\n+{S}{S}{S}\n+{S}\n@@ -9,3 +9,3 @@\n x = 1",
+    f'"-----BEGIN PRIVATE KEY-----\\n{S}{S}{S}\\n{S}',
 ]
 
 LEFT = [
@@ -102,6 +119,16 @@ LEFT = [
     "host:8080/path@2 and http://host:8080/path@2, s3://bucket/a@b",
     "cookies: 3, the author: Ada, authorization is needed",
     "'error: no shard of a token' and \"step: 12\"",
+    "passed_over: 12\npass_rate=0.97531 bypass=tokenizer --passes 3 num_passes: 123456",
+    "pass: 2\npass: 0.97\npass: yes\npass: True\nPASS=12 FAIL=0 pass=98% (pass=3)",
+    "PASS: tests/train/test_resume.py\nPASS: test_resume",
+    "    may_pass = True\nforward_pass = attention_then_mlp\n-pass the ball\n    pass",
+    "'pass: the ball to me' and compass: north, surpassed=everything_before",
+    "PWD=/home/Ada/lmscale OLDPWD=/home/Ada/Data2026\npwd: /home/Ada",
+    "https://host/x?pass=2&secretary=ada ffmpeg --pass 2 --bypass cache",
+    "PASSTHROUGH=everything_that_comes passenger: someone-else secretary=ada",
+    "a -----BEGIN PRIVATE KEY----- is looked for\nin every line of a text",
+    '    "-----BEGIN PRIVATE KEY-----",\n]\nlong_names_of_a_program = 1',
 ]
 
 
@@ -131,10 +158,27 @@ def test_around_a_secret_everything_stays():
     assert redact(query) == f"https://h/x?a=1&sig={HIDDEN}&b=2"
 
 
+def test_a_key_without_its_end_hides_no_more_than_what_looks_like_one():
+    head = "-----BEGIN PRIVATE KEY-----"
+    text = f"+{head}\n+{S}{S}{S}\n+{S}\n@@ -9,3 +9,3 @@\n a_name_of_a_program = 1\n"
+    assert redact(text) == f"+{head}{HIDDEN}\n@@ -9,3 +9,3 @@\n a_name_of_a_program = 1\n"
+
+
+@pytest.mark.parametrize("length", [*range(29, 110, 9)])
+def test_a_text_that_is_cut_within_a_key_holds_nothing_of_it(length):
+    body = "\n".join(["MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcw"] * 3)
+    key = f"-----BEGIN PRIVATE KEY-----\n{body}"
+    assert redact(key[:length]).rstrip() == f"-----BEGIN PRIVATE KEY-----{HIDDEN}"
+
+
 def test_a_commands_secret_may_be_a_word_of_its_own():
     command = ["lmscale", "--api-key", S, "--set", "a=1", f"--token={S}", "--token", "--steps"]
     shown = ["lmscale", "--api-key", HIDDEN, "--set", "a=1", f"--token={HIDDEN}"]
     assert redact_command(command) == [*shown, "--token", "--steps"]
+    assert redact_command(["mysql", "--pass", S, "-pass", S]) == [
+        *("mysql", "--pass", HIDDEN),
+        *("-pass", HIDDEN),
+    ]
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "apiKey", "AWSAccessKeyId", "db-password", "X-Auth"])
@@ -142,9 +186,23 @@ def test_a_name_of_a_secret(name):
     assert names_secret(name) and may_be_secret(name)
 
 
+@pytest.mark.parametrize("name", ["DB_PASS", "MYSQL_PWD", "PGPASSWORD", "clientsecret", "pass"])
+def test_a_name_that_ends_like_a_password_is_one_of_a_secret(name):
+    assert names_secret(name) and may_be_secret(name)
+
+
 @pytest.mark.parametrize("name", ["MAX_TOKENS", "tokenizer", "keyboard", "author", "keep_last"])
 def test_a_name_that_only_looks_like_one(name):
     assert not names_secret(name)
+
+
+@pytest.mark.parametrize("name", ["passed_over", "pass_rate", "bypass", "passes", "secretary"])
+def test_a_name_with_the_letters_of_a_password_in_it_is_none(name):
+    assert not names_secret(name)
+
+
+def test_the_shells_names_of_folders_are_shown():
+    assert not may_be_secret("PWD") and not may_be_secret("OLDPWD")
 
 
 def test_urls_with_credentials_are_found_by_their_key():
@@ -188,10 +246,24 @@ def test_any_text_comes_through_and_a_second_time_changes_nothing(text):
         "a://b:c@",
         "key/",
         "-----BEGIN PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY-----\n+",
+        "-----BEGIN PRIVATE KEY-----\nab-cd: ",
+        "DB_PASS=",
+        "--pass ",
+        "pass: 1",
+        "pass=/a",
     ],
 )
 def test_a_megabyte_takes_seconds_at_most_whatever_it_holds(piece):
     text = piece * (10**6 // len(piece))
+    began = time.process_time()
+    redact(text)
+    assert time.process_time() - began < 10, "what grows with the square takes minutes"
+
+
+@pytest.mark.parametrize("piece", ["+", "A", "a-b", "\n+A", "A" * 64 + "\n", "\\n", "aa-bb: c\n"])
+def test_a_megabyte_behind_the_start_of_a_key_takes_seconds_at_most(piece):
+    text = "-----BEGIN PRIVATE KEY-----\n" + piece * (10**6 // len(piece))
     began = time.process_time()
     redact(text)
     assert time.process_time() - began < 10, "what grows with the square takes minutes"

@@ -3,6 +3,7 @@
 import json
 import logging
 import subprocess
+import sys
 
 import pytest
 from tiny_run import ROOT, start_lmscale, write_tiny_config
@@ -13,6 +14,7 @@ from lmscale.config.assets import find_assets
 from lmscale.config.cluster import parse_cluster
 from lmscale.config.code_state import collect_code
 from lmscale.errors import ConfigError
+from lmscale.runtime.environment import collect_environment, select_variables
 from lmscale.runtime.logs import close_logging, setup_logging
 from lmscale.runtime.ranks import Ranks
 from lmscale.runtime.trackers import open_trackers
@@ -27,6 +29,9 @@ ENVIRONMENT = {
     "NCCL_AUTH": S,
     "TORCH_CREDENTIALS": S,
     "MASTER_SECRET": S,
+    "LMSCALE_DB_PASS": S,
+    "SLURM_PWD": S,
+    "TORCH_SSHPASS": S,
     # Of innocent names, whose values quote one.
     "LMSCALE_MIRROR": f"https://me:{S}@mirror.example/x",
     "PYTHON_INDEX": f"https://mirror.example/x?token={S}",
@@ -65,6 +70,21 @@ def test_no_batch_script_holds_the_environment(monkeypatch, tmp_path, capfd):
         assert out.startswith("#!/bin/bash") and S not in out + err
 
 
+def test_no_variable_with_a_secret_is_kept():
+    kept = select_variables({**ENVIRONMENT, "LMSCALE_KEPT": "1"})
+    assert S not in str(kept)
+    assert set(kept) == {"LMSCALE_KEPT", "LMSCALE_MIRROR", "PYTHON_INDEX"}
+
+
+def test_the_command_that_a_run_keeps_holds_no_secret(monkeypatch):
+    monkeypatch.setattr("lmscale.runtime.environment.gpu_names", list)  # which would load torch
+    command = ["lmscale", "train", "--token", S, f"--password={S}", f"https://me:{S}@host/x"]
+    monkeypatch.setattr(sys, "argv", command)
+    found = collect_environment()
+    assert S not in json.dumps(found["command"])
+    assert found["command"][:4] == ["lmscale", "train", "--token", "***"]
+
+
 PROFILE = "time: 1:00:00\ntasks_per_node: 1\nshared: [/shared]\n"
 
 
@@ -73,7 +93,9 @@ PROFILE = "time: 1:00:00\ntasks_per_node: 1\nshared: [/shared]\n"
     [
         (f"variables: {{WANDB_API_KEY: {S}}}", "variables: WANDB_API_KEY sounds like a secret"),
         (f"variables: {{MIRROR: 'https://me:{S}@x'}}", "variables: MIRROR"),
+        (f"variables: {{DB_PASS: {S}}}", "variables: DB_PASS sounds like a secret"),
         (f"setup: ['export HF_TOKEN={S}']", "setup: 'export HF_TOKEN="),
+        (f"setup: ['export MYSQL_PWD={S}']", "setup: 'export MYSQL_PWD="),
         (f"srun_options: ['--container-env=HF_TOKEN={S}']", "srun_options:"),
         (f"sbatch_options: ['--comment=ghp_{S}{S}']", "sbatch_options:"),
     ],
