@@ -34,6 +34,7 @@ from lmscale.checkpoint.plausible import find_lies
 from lmscale.config.run_files import STEP_FOLDER
 from lmscale.errors import CheckpointError
 from lmscale.runtime.lease import LOCAL
+from lmscale.runtime.strangers import quote
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -116,8 +117,8 @@ def parse_manifest(text: str, path: Path | str) -> Manifest:
         tree = json.loads(text)
         if tree["version"] != VERSION:
             raise CheckpointError(
-                f"{path}: version {tree['version']} of the checkpoint format; this lmscale reads "
-                f"{VERSION}."
+                f"{path}: version {quote(tree['version'])} of the checkpoint format; this lmscale "
+                f"reads {VERSION}."
             )
         sha256 = tree.pop("sha256")
         if not _has_hash(text, tree, sha256):
@@ -138,7 +139,7 @@ def parse_manifest(text: str, path: Path | str) -> Manifest:
         vars(manifest)["hash"] = sha256
         lies = find_lies(manifest)
         if manifest.reason not in REASONS:
-            lies.append(f"it was written for the reason {manifest.reason!r}, which is none")
+            lies.append(f"it was written for the reason {quote(manifest.reason)}, which is none")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a checkpoint's manifest: {error!r}.") from None
     if lies:

@@ -25,12 +25,15 @@ def read_optimizer(engine: Engine) -> dict[str, Any]:
 def check_optimizer(engine: Engine, saved: dict[str, Any], where: str) -> None:
     """Raise ``CheckpointError`` when a checkpoint's states are of another optimizer's."""
     kind = engine.config.optimizer.kind
-    if saved["kind"] != kind:
+    was = saved.get("kind")
+    if was != kind:
         raise CheckpointError(
-            f"{where} holds the states of engine.optimizer.kind = {saved['kind']}, but this run is "
-            f"configured for {kind}. Set it back to {saved['kind']}, or give this run a folder of "
-            "its own (run.folder)."
+            f"{where} holds the states of engine.optimizer.kind = {was}, but this run is "
+            f"configured for {kind}. Set it back to {was}, or give this run a folder of its own "
+            "(run.folder)."
         )
+    if _counted_states(engine) and saved.get("step") is None:
+        raise CheckpointError(f"{where} does not say how many updates its optimizer has taken.")
 
 
 def write_optimizer(engine: Engine, saved: dict[str, Any]) -> None:

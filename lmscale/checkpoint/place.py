@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -27,6 +26,7 @@ from lmscale.runtime.atomic import (
     write_bytes_once,
     writing,
 )
+from lmscale.runtime.strangers import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def describe_owner(run_name: str) -> bytes:
 def check_owner(content: bytes | None, run_name: str, location: str) -> None:
     """Raise ``CheckpointError`` when ``content`` of an ``OWNER_FILE`` names another run."""
     try:
-        owner = None if content is None else json.loads(content)["run"]
+        owner = None if content is None else parse_json(content)["run"]
     except (ValueError, KeyError, TypeError):
         owner = None  # torn: it is written anew
     if owner not in (None, run_name):

@@ -29,6 +29,7 @@ from lmscale.checkpoint.layout import (
     MASTER,
     FileEntry,
     Manifest,
+    find_gaps,
     plan_reads,
     tensor_name,
 )
@@ -312,7 +313,8 @@ def find_weights(
     origin: str | None = None,
     undone: Callable[[Manifest], str | None] = lambda manifest: None,
 ) -> Manifest:
-    """The checkpoint of ``step``, verified; None: the newest that verifies and is finite.
+    """The checkpoint of ``step``, verified; None: the newest that verifies and is finite. Its
+    fragments cover every tensor.
 
     ``undone`` says why one does not belong to the run's history any more, or None.
     """
@@ -323,9 +325,14 @@ def find_weights(
                 f"{origin or place.location} has no checkpoint yet. Train it first: "
                 "lmscale train CONFIG"
             )
-        return manifest
-    manifest = load_manifest(place, step)
-    damage = find_damage(place, step, manifest.files)
-    if damage:
-        raise CheckpointError([f"{problem}." for problem in damage])
+    else:
+        manifest = load_manifest(place, step)
+        damage = find_damage(place, step, manifest.files)
+        if damage:
+            raise CheckpointError([f"{problem}." for problem in damage])
+    # Here no model says how large a tensor is: memory is taken only for what the files hold.
+    gaps = find_gaps(manifest)
+    if gaps:
+        where = place.name_of(manifest.step)
+        raise CheckpointError([f"{where}: {gap}." for gap in gaps[:MAX_NAMED]])
     return manifest

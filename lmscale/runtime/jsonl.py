@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from lmscale.errors import DataError, LmscaleError
 from lmscale.runtime.atomic import fsync_folder, write_bytes, writing
+from lmscale.runtime.strangers import parse_json
 
 Row = dict[str, Any]
 _TAIL_BYTES = 1 << 16
@@ -142,7 +143,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 def _parse(line: bytes) -> Row | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:  # also bytes that are not UTF-8
         return None
     return row if isinstance(row, dict) else None

@@ -25,6 +25,7 @@ from lmscale.errors import ConfigError
 from lmscale.runtime.attempts import ATTEMPTS_FILE, FINISHED
 from lmscale.runtime.goodput import Goodput, goodput
 from lmscale.runtime.jsonl import Row, last_row, read_rows, tail_rows
+from lmscale.runtime.strangers import is_count, parse_json
 from lmscale.runtime.sweep_folder import (
     find_membership,
     frozen_config,
@@ -254,18 +255,27 @@ def find_last_checkpoint(status: RunStatus) -> LastCheckpoint | None:
     path = status.folder / "checkpoints" / names[-1] / "manifest.json"
     try:
         committed_at = path.stat().st_mtime
-        manifest = json.loads(path.read_bytes())
+        size, reason = _read_manifest(path.read_bytes())
     except OSError:  # removed by retention at this very moment: the next look finds another
         return None
-    except ValueError:
-        manifest = {}
-    files = manifest.get("files")
     return LastCheckpoint(
         step=int(names[-1].rpartition("-")[2]),
         committed_at=committed_at,
-        bytes=None if files is None else sum(entry["bytes"] for entry in files),
-        reason=manifest.get("reason"),
+        bytes=size,
+        reason=reason,
     )
+
+
+def _read_manifest(content: bytes) -> tuple[int | None, str | None]:
+    """The bytes of a checkpoint's files and why it was written; None where it does not say."""
+    try:
+        manifest = parse_json(content)
+        sizes, reason = [entry["bytes"] for entry in manifest["files"]], manifest.get("reason")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None, None
+    if not all(map(is_count, sizes)) or not isinstance(reason, str | None):
+        return None, None
+    return sum(sizes), reason
 
 
 def _latest_figures(rows: Sequence[Row]) -> tuple[Row, dict[str, int]]:

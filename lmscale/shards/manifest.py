@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lmscale.errors import DataError
 from lmscale.runtime.atomic import write_json
 from lmscale.runtime.file_names import describe_unsafe_name
 from lmscale.runtime.remote import MissingFileError, join_location, protocol_of, read_bytes
+from lmscale.runtime.strangers import is_count, is_sha256, parse_json, quote
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -110,12 +112,12 @@ def load_manifest(location: str | Path, *, retries: int = 0) -> Manifest:
 def parse_manifest(content: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
     """The same from bytes, for remote datasets; ``name`` stands in the messages."""
     try:
-        tree = json.loads(content)
+        tree = parse_json(content)
         version = tree.pop("version")
         if version != FORMAT_VERSION:
             raise DataError(
-                f"{name}: has format version {version}; this lmscale reads {FORMAT_VERSION}. "
-                f"Build the shards again."
+                f"{name}: has format version {quote(version)}; this lmscale reads "
+                f"{FORMAT_VERSION}. Build the shards again."
             )
         fingerprint = tree.pop("fingerprint")
         shards = tuple(ShardEntry(**entry) for entry in tree.pop("shards"))
@@ -123,13 +125,32 @@ def parse_manifest(content: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{name}: not a manifest of shards: {error}.") from None
     if manifest.dtype not in ("uint16", "uint32"):
-        raise DataError(f"{name}: dtype {manifest.dtype!r} is neither uint16 nor uint32.")
-    unsafe = [why for entry in manifest.shards if (why := describe_unsafe_name(entry.name))]
-    if unsafe:
-        raise DataError([f"{name}: {why}; it is refused." for why in unsafe[:MAX_NAMED]])
+        raise DataError(f"{name}: dtype {quote(manifest.dtype)} is neither uint16 nor uint32.")
+    lies = [why for entry in manifest.shards if (why := describe_unsafe_name(entry.name))]
+    lies += _find_odd_values(manifest)
+    for number, entry in enumerate(manifest.shards):
+        lies += [f"of shard {number} the {why}" for why in _find_odd_values(entry)]
+    if lies:
+        raise DataError([f"{name}: {why}; it is refused." for why in lies[:MAX_NAMED]])
     if manifest.fingerprint != fingerprint:
         raise DataError(
             f"{name}: does not match its own fingerprint: it was edited or damaged. Build the "
             f"shards again, or restore the file."
         )
     return manifest
+
+
+def _find_odd_values(part: Manifest | ShardEntry) -> Iterator[str]:
+    """By the types that the fields are declared with; text will be shown."""
+    for each in fields(part):
+        value = getattr(part, each.name)
+        if each.name in ("name", "shards"):  # which have rules of their own
+            continue
+        if each.name == "sha256":
+            is_sound = is_sha256(value)
+        elif each.type == "int":
+            is_sound = is_count(value)
+        else:
+            is_sound = isinstance(value, str) and value.isprintable()
+        if not is_sound:
+            yield f"{each.name} is {quote(value)}"

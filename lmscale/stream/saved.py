@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from lmscale.runtime.strangers import is_count, parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,10 @@ def iterate_saved(run_folder: str | Path) -> Iterator[SavedProgress]:
     for path in sorted(paths, key=lambda p: (len(p.parent.name), p.parent.name), reverse=True):
         try:
             content = path.read_bytes()
-            progress = json.loads(content)["state"]["progress"]
-            yield SavedProgress(
-                name=path.parent.name,
-                step=int(progress["step"]),
-                n=int(progress["n"]),
-                sha256=hashlib.sha256(content).hexdigest(),
-            )
+            progress = parse_json(content)["state"]["progress"]
+            step, n = progress["step"], progress["n"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
+        if is_count(step) and is_count(n):
+            sha256 = hashlib.sha256(content).hexdigest()
+            yield SavedProgress(name=path.parent.name, step=step, n=n, sha256=sha256)

@@ -47,7 +47,7 @@ def make_manifest(parameters, files) -> Manifest:
 
 
 def file_of(name, *fragments) -> FileEntry:
-    return FileEntry(name=name, bytes=1, sha256="0" * 64, fragments=fragments)
+    return FileEntry(name=name, bytes=1000, sha256="0" * 64, fragments=fragments)
 
 
 @st.composite

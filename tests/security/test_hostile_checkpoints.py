@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import struct
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -10,12 +12,15 @@ import torch
 from hostile import Trap, make_trap
 from safetensors.torch import save
 
-from lmscale.checkpoint.find import find_damage, load_manifest
+from lmscale.checkpoint.find import Search, find_damage, find_sound, load_manifest
 from lmscale.checkpoint.identity import describe_differences
 from lmscale.checkpoint.layout import FileEntry, Manifest, parse_manifest
 from lmscale.checkpoint.place import LocalPlace
+from lmscale.checkpoint.plausible import ITEM_BYTES, MAX_DEPTH
 from lmscale.checkpoint.resume import load_weights
-from lmscale.checkpoint.survey import Listed
+from lmscale.checkpoint.retention import Rule
+from lmscale.checkpoint.survey import Listed, survey
+from lmscale.checkpoint.write_file import DTYPE_NAMES
 from lmscale.cli.checkpoint_view import render_checkpoint, render_listed
 from lmscale.errors import CheckpointError
 
@@ -27,16 +32,22 @@ def write(
     root, content=SOUND, *, name="rank-00000.safetensors", fragments=(("w", 0, 8),), **changes
 ):
     """A checkpoint of one file, sealed by whoever wrote it: all of its hashes are right."""
-    folder = root / "step-000000007"
+    folder = root / f"step-{changes.get('step', 7):09d}"
     folder.mkdir(parents=True)
+    (folder / "rank-00000.safetensors").write_bytes(content)
+    manifest = draft(content, name=name, fragments=fragments, **changes)
+    (folder / "manifest.json").write_text(json.dumps(manifest.to_json()))
+    return LocalPlace(root)
+
+
+def draft(content=SOUND, *, name="rank-00000.safetensors", fragments=(("w", 0, 8),), **changes):
     entry = FileEntry(
         name=name,
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
         fragments=tuple(fragments),
     )
-    (folder / "rank-00000.safetensors").write_bytes(content)
-    manifest = Manifest(
+    return Manifest(
         **{
             "step": 7,
             "parameters": {"w": (2, 4)},
@@ -51,8 +62,19 @@ def write(
             **changes,
         }
     )
-    (folder / "manifest.json").write_text(json.dumps(manifest.to_json()))
-    return LocalPlace(root)
+
+
+def seal(**changes):
+    """The text of a manifest with these of its values, whatever they are, and a hash that fits.
+
+    ``file`` changes those of its one file.
+    """
+    tree = draft().to_json()
+    del tree["sha256"]
+    tree["files"][0] |= changes.pop("file", {})
+    tree |= changes
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    return json.dumps(tree | {"sha256": hashlib.sha256(text.encode()).hexdigest()})
 
 
 def safetensors_of(header, data=bytes(32)):
@@ -95,12 +117,12 @@ LIES = {
         {**row(0, 32), "x": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}
     ),
     "an unknown dtype": safetensors_of(row(0, 32, dtype="OBJECT")),
-    "a header longer than the file": struct.pack("<Q", 2**60) + b"{}",
+    "a header longer than the file": struct.pack("<Q", 2**60) + b"{}" + bytes(32),
     "a header that is no JSON": safetensors_of(b"{" * 100),
     "another tensor": save({"v:master:0": WEIGHTS}),
     "fewer elements": save({"w:master:0": WEIGHTS[:4].clone()}),
     "another shape": save({"w:master:0": WEIGHTS.view(2, 4).clone()}),
-    "nothing": b"",
+    "nothing but zeros": bytes(40),
 }
 
 
@@ -132,11 +154,214 @@ def test_a_piece_outside_of_its_tensor_is_refused(tmp_path, fragment):
         load_manifest(place, 7)
 
 
-@pytest.mark.parametrize("shape", [(2**40, 2**40), (-1, 8), (2.0,), ("8",)])
-def test_a_shape_that_no_tensor_has_is_refused_before_memory_is_taken(tmp_path, shape):
-    place = write(tmp_path, parameters={"w": shape})
+SHAPES = {
+    "too many elements": (2**40, 2**40),
+    "the fewest that are too many": (2**30, 2**30),
+    "a negative one": (-1, 8),
+    "a fraction": (2.0,),
+    "a text": ("8",),
+    "none, in a dimension of too many": (0, 2**70),
+    "none, in dimensions that are too many together": (0, 2**30, 2**30),
+    "too many dimensions": (1,) * 65,
+    "a million dimensions": (2**59,) * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_shape_that_no_tensor_has_is_refused_before_memory_is_taken(shape, is_trained):
+    size = list(SHAPES[shape])
+    row = {"shape": size, "dtype": "F32", "kind": "buffer"}
+    trained = {"parameters": {"w": size}, "states": {"w": ["master"]}}
+    changes = trained if is_trained else {"parameters": {}, "states": {}, "replicated": {"w": row}}
     with pytest.raises(CheckpointError, match="refused: w has the shape"):
-        load_manifest(place, 7)
+        parse_manifest(seal(file={"fragments": [[], [], []]}, **changes), "x")
+
+
+PIECES = {
+    "a tensor larger than its file": ([2**38], [[0], [0], [2**38]]),
+    "a piece larger than its file": ([2**38], [[0], [0], [27]]),
+    "one piece again and again": ([2, 4], [[0] * 4, [0] * 4, [8] * 4]),
+}
+
+
+@pytest.mark.parametrize("case", PIECES)
+def test_pieces_that_need_more_bytes_than_their_file_has_are_refused(case):
+    shape, pieces = PIECES[case]
+    assert len(SOUND) == 104, "26 elements of 4 bytes, if it had no header"
+    with pytest.raises(CheckpointError, match=r"its pieces need \d+ bytes, and it has 104"):
+        parse_manifest(seal(parameters={"w": shape}, file={"fragments": pieces}), "x")
+
+
+def test_of_a_trained_tensor_all_kinds_are_counted_in_its_files_bytes():
+    pieces = {"fragments": [[0], [0], [13]]}
+    states = {"w": ["master", "exp_avg"]}
+    assert parse_manifest(seal(parameters={"w": [13]}, states=states, file=pieces), "x")
+    states["w"].append("exp_avg_sq")
+    with pytest.raises(CheckpointError, match="need 156 bytes"):
+        parse_manifest(seal(parameters={"w": [13]}, states=states, file=pieces), "x")
+
+
+def test_the_bytes_of_an_element_are_known_of_every_dtype_that_is_stored():
+    assert {name: dtype.itemsize for dtype, name in DTYPE_NAMES.items()} == ITEM_BYTES
+
+
+@pytest.mark.parametrize("step", [7, None])
+def test_no_memory_is_taken_for_a_tensor_of_which_no_file_has_a_piece(tmp_path, step):
+    place = write(tmp_path, parameters={"w": (2**58,)}, fragments=())
+    with pytest.raises(CheckpointError, match=f"elements around 0 of {2**58} are missing"):
+        load_weights(place, step)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Manifest)])
+@pytest.mark.parametrize("value", [[1], -1, "x", math.nan, True])
+def test_no_field_of_a_manifest_is_taken_with_a_value_of_another_kind(field, value):
+    is_what_it_should_be = field == "is_finite" and value is True
+    if not is_what_it_should_be:
+        with pytest.raises(CheckpointError):
+            parse_manifest(seal(**{field: value}), "x")
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(FileEntry)])
+@pytest.mark.parametrize("value", [[1], -1, None, True, 2**63, {"x": 1}])
+def test_no_field_of_a_file_is_taken_with_a_value_of_another_kind(field, value):
+    with pytest.raises(CheckpointError):
+        parse_manifest(seal(file={field: value}), "x")
+
+
+def nested(depth):
+    return [nested(depth - 1)] if depth else []
+
+
+def of(name, value):
+    """The tree of one leaf whose path is ``name``."""
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return value
+
+
+SEGMENT = {"start": 0, "quotas": {"a": 1}}
+STEP = {"step": 1, "first_n": 0, "samples": 1}
+# What is read of what is nested: values of the right kind, then of wrong ones.
+READ = {
+    "step": ([0], [2**63, 7.0, None]),
+    "rewinds": ([1], [2**63, 10**4000, 1.0]),
+    "weights": (["", "0" * 16], ["0" * 15, None]),
+    "written_by.time": ([0, 1.7e9], ["x", 1e300, 1e12, -1, math.nan, math.inf, True, 10**4000]),
+    "optimizer.kind": (["adamw"], [1, None, []]),
+    "optimizer.step": ([7, None], ["7", -1, 10**4000, math.inf]),
+    "loss_scale": ([None, {"cur_scale": 2.0}], [{"cur_scale": "2"}, {"cur_scale": math.inf}]),
+    "probe": ([None, {"loss": 1.0, "windows": 4}], [{}, {"loss": 1.0}, {"windows": 4}]),
+    "probe.loss": ([], ["x", None]),
+    "state.progress": ([{}, {"n": 7}], [None, [], {"n": "7"}, {"n": 2**63}, {"tokens": math.nan}]),
+    "state.stream": ([{}, {"segments": [SEGMENT]}], [None, [], {"segments": {}}]),
+    "state.stream.n": ([7], ["x", math.inf]),
+    "state.stream.seed": ([7], ["x", math.inf]),
+    "state.stream.segments": (
+        [[], [SEGMENT], [SEGMENT | {"key": None, "offset": 3, "base": {"a": 1}}]],
+        [
+            *([1], [{}], [{"start": 0}], [SEGMENT | {"start": "x"}], [SEGMENT | {"quotas": [1]}]),
+            *([SEGMENT | {"quotas": {"a": "x"}}], [SEGMENT | {"base": {"a": None}}]),
+            *([SEGMENT | {"key": math.inf}], [SEGMENT | {"offset": math.inf}]),
+        ],
+    ),
+    "state.guard": ([None, {}], [[], "x"]),
+    "state.guard.window": ([[], [[1.0, 2]]], [7, [1], [[1]], [["x", 1]], {}]),
+    "state.guard.bad": ([[STEP]], [[1], [{}], [STEP | {"step": "x"}]]),
+    "state.guard.recent": ([[STEP]], [[1], [STEP | {"first_n": None}]]),
+    "state.guard.recent_bad": ([[1]], [[math.inf], 1]),
+    "state.guard.searching": ([None, STEP], [1, STEP | {"samples": -1}]),
+    "state.guard.nonfinite_steps": ([1], ["x", math.inf]),
+    "state.guard.spike_steps": ([1], ["x", math.inf]),
+    "identity.run": (["x", 7, None], [nested(MAX_DEPTH), 10**4000, -(10**4000)]),
+    "written_by.world_size": ([2, "x"], [nested(MAX_DEPTH), 10**4000]),
+    "states": ([{"w": ["master"]}], [{}, {"w": ["exp_avg"]}, {"w": ["master", 1]}, {"v": ["x"]}]),
+    "replicated.w": ([], [{"shape": [2, 4], "dtype": "F32", "kind": "buffer"}]),
+    "replicated.b": (
+        [{"shape": [0], "dtype": "BOOL", "kind": "frozen"}],
+        [
+            *(1, {}, {"shape": [0], "dtype": "F32"}, {"shape": [0], "kind": "buffer"}),
+            *({"shape": [0], "dtype": "OBJ", "kind": "buffer"},),
+            *({"shape": [0], "dtype": ["F32"], "kind": "buffer"},),
+            *({"shape": [0], "dtype": "F32", "kind": "x"},),
+            *({"shape": 0, "dtype": "F32", "kind": "buffer"},),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_is_read_of_a_manifests_nested_values_is_taken_only_when_it_is_of_its_kind(name):
+    right, wrong = READ[name]
+    for value in right:
+        assert parse_manifest(seal(**of(name, value)), "x")
+    for value in wrong:
+        with pytest.raises(CheckpointError, match="refused: ") as caught:
+            parse_manifest(seal(**of(name, value)), "x")
+        assert all(len(problem) < 300 for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ({"bytes": -1}, "rank-00000.safetensors has -1 bytes"),
+        ({"bytes": 2**63}, f"has {2**63} bytes"),
+        ({"sha256": "0" * 63}, "has the sha256 '00000"),
+        ({"sha256": "A" * 64}, "has the sha256 'AAAA"),
+    ],
+)
+def test_a_file_whose_bytes_or_hash_no_file_has_is_refused(entry, found):
+    with pytest.raises(CheckpointError, match=found):
+        parse_manifest(seal(file=entry), "x")
+
+
+def test_a_file_that_is_named_twice_is_refused():
+    (entry,) = draft().to_json()["files"]
+    other = entry | {"name": "other"}
+    with pytest.raises(CheckpointError, match="rank-00000.safetensors is named twice") as caught:
+        parse_manifest(seal(files=[entry, other, entry]), "x")
+    assert len(caught.value.problems) == 1
+
+
+def test_a_checkpoint_with_an_identity_that_is_none_is_passed_over_for_an_older_one(tmp_path):
+    write(tmp_path, step=6)
+    place = write(tmp_path)
+    (tmp_path / "step-000000007" / "manifest.json").write_text(seal(identity=[1]))
+    search = Search([place], None, identity={})
+    assert next(search).manifest.step == 6
+    assert "identity is [1]" in search.passed_over[0].why[0]
+    found = find_sound(place)
+    assert found is not None and found.step == 6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"written_by": [1]},
+        {"rewinds": "x"},
+        {"written_by": {"time": 1e300}},
+        {"file": {"bytes": 10**4000}},
+        {"state": 7},
+    ],
+)
+def test_a_manifest_that_says_what_none_can_is_listed_as_unreadable(tmp_path, changes):
+    place = write(tmp_path)
+    (tmp_path / "step-000000007" / "manifest.json").write_text(seal(**changes))
+    (one,) = survey(place, Rule(keep_last=1))
+    assert one.state == "unreadable" and "refused: " in one.problems[0]
+    assert render_listed(one)
+
+
+def test_half_a_character_in_a_manifest_is_shown_escaped(tmp_path):
+    place = write(tmp_path, identity={"run": "\ud800"}, written_by={"precision": "\udfff"})
+    one = Listed(step=7, name="step-000000007", state="committed", manifest=load_manifest(place, 7))
+    assert "\\ud800" in render_checkpoint(one, {}) and "\\udfff" in " ".join(render_listed(one))
+
+
+def test_a_version_that_is_no_number_is_quoted():
+    with pytest.raises(CheckpointError, match="version") as caught:
+        parse_manifest(seal(version=ESCAPE), "x")
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "7", "{}", '{"version": 2, "sha256": ""}'])
@@ -183,14 +408,13 @@ def test_what_a_manifest_says_of_itself_is_shown_on_its_own_line_and_steers_no_t
         states={"w": ("master", ESCAPE)},
         identity={"run": ESCAPE},
         written_by=writer,
-        optimizer={"kind": ESCAPE, "step": ESCAPE},
-        loss_scale={ESCAPE: ESCAPE},
-        weights=ESCAPE,
+        optimizer={"kind": ESCAPE, "step": 7},
+        loss_scale={ESCAPE: 1},
         state={"progress": {"n": 1, "tokens": 2}, "stream": {"segments": [mixture(ESCAPE)]}},
     )
     one = Listed(step=7, name="step-000000007", state="committed", manifest=load_manifest(place, 7))
     shown = render_checkpoint(one, {})
-    assert shown.count("title") == 12
+    assert shown.count("title") == 9
     assert all(line.isprintable() for line in [*shown.split("\n"), *render_listed(one)])
     assert not any(line.startswith("new line") for line in shown.split("\n"))
 

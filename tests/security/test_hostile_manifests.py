@@ -1,0 +1,160 @@
+"""Manifests that are looked at without their checkpoint or shards: whatever they say, no crash."""
+
+import hashlib
+import json
+from dataclasses import fields
+
+import pytest
+
+from lmscale.cli.main import main
+from lmscale.errors import EXIT_USER, DataError
+from lmscale.runtime.run_folder import find_last_checkpoint, read_status
+from lmscale.shards.manifest import (
+    Manifest,
+    ShardEntry,
+    parse_manifest,
+    render_manifest,
+)
+from lmscale.stream.saved import iterate_saved
+
+DEEP = "[" * 100_000
+SHARD = ShardEntry(
+    name="a.tar",
+    bytes=10_240,
+    tokens=9,
+    documents=1,
+    blocks=1,
+    text_bytes=20,
+    index_offset=1024,
+    sha256="0" * 64,
+)
+DATASET = Manifest(
+    source="a",
+    split="train",
+    tokenizer_fingerprint="0" * 64,
+    vocab_size=800,
+    dtype="uint16",
+    eos_id=2,
+    pad_id=3,
+    block_tokens=64,
+    inputs="",
+    shards=(SHARD,),
+)
+
+
+def seal(shard=None, **changes):
+    """A dataset's manifest with these values, whatever they are, and a fingerprint that fits."""
+    tree = render_manifest(DATASET) | changes
+    del tree["fingerprint"]
+    if "shards" not in changes:
+        tree["shards"] = [vars(SHARD) | (shard or {})]
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    fingerprint = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    return json.dumps(tree | {"fingerprint": fingerprint}).encode()
+
+
+def test_a_datasets_manifest_that_is_sealed_by_its_maker_is_read():
+    assert parse_manifest(seal()) == DATASET
+
+
+@pytest.mark.parametrize("content", [DEEP, "[]", "7", "null", '{"version": 1}', '{"version": []}'])
+def test_what_is_no_datasets_manifest_is_an_error_and_no_crash(content):
+    with pytest.raises(DataError):
+        parse_manifest(content.encode())
+
+
+# None of them is a count, a hash, or text that can be shown.
+NO_VALUES = [[1], {"x": 1}, -1, 1.5, None, True, 2**63, 10**4000, "\ud800", "\x1b]0;title\x07"]
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Manifest)])
+@pytest.mark.parametrize("value", NO_VALUES, ids=lambda value: ascii(value)[:20])
+def test_no_field_of_a_datasets_manifest_is_taken_with_a_value_of_another_kind(field, value):
+    with pytest.raises(DataError) as caught:
+        parse_manifest(seal(**{field: value}))
+    assert "fingerprint: it was edited" not in str(caught.value)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(ShardEntry)])
+@pytest.mark.parametrize("value", NO_VALUES, ids=lambda value: ascii(value)[:20])
+def test_no_field_of_a_shard_is_taken_with_a_value_of_another_kind(field, value):
+    with pytest.raises(DataError) as caught:
+        parse_manifest(seal({field: value}))
+    assert "it is refused" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("field", [f.name for f in fields(Manifest) if f.type == "int"])
+def test_no_count_of_a_dataset_is_a_text(field):
+    with pytest.raises(DataError, match=f"{field} is 'x'; it is refused"):
+        parse_manifest(seal(**{field: "x"}))
+
+
+@pytest.mark.parametrize("field", [f.name for f in fields(ShardEntry) if f.name != "name"])
+def test_no_count_and_no_hash_of_a_shard_is_a_text(field):
+    with pytest.raises(DataError, match=f"of shard 0 the {field} is 'x'; it is refused"):
+        parse_manifest(seal({field: "x"}))
+
+
+def test_a_version_of_the_shards_that_is_no_number_is_quoted():
+    with pytest.raises(DataError, match="has format version '.*'; this lmscale reads") as caught:
+        parse_manifest(seal(version="\x1b[2J"))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("command", ["show", "verify"])
+@pytest.mark.parametrize("content", [DEEP.encode(), seal({"tokens": "x"}), seal(vocab_size="x")])
+def test_the_commands_tell_of_a_datasets_manifest_that_is_none(tmp_path, capsys, command, content):
+    (tmp_path / "manifest.json").write_bytes(content)
+    assert main(["shards", command, str(tmp_path)]) == EXIT_USER
+    assert "manifest.json: " in capsys.readouterr().err
+
+
+# ---- checkpoints, as the status of a run and its ledger see them
+
+
+def checkpoint(run, step, content):
+    folder = run / "checkpoints" / f"step-{step:09d}"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(content)
+
+
+UNREADABLE = [
+    *(DEEP, "", "[]", "null", "7", '"x"', "{}", '{"files": [{}]}', '{"files": 7}'),
+    *('{"files": null}', '{"files": [7]}', '{"files": [{"bytes": "x"}]}', '{"files": "x"}'),
+    *('{"files": [{"bytes": -1}]}', '{"files": [{"bytes": NaN}]}', '{"files": [{"bytes": true}]}'),
+    *(f'{{"files": [{{"bytes": {10**4000}}}]}}', '{"files": [], "reason": []}'),
+]
+
+
+@pytest.mark.parametrize("content", UNREADABLE, ids=lambda content: content[:30])
+def test_of_a_checkpoint_whose_manifest_is_none_the_status_knows_no_size(tmp_path, content):
+    (tmp_path / "config.yaml").write_text("run: {name: first}\n")
+    checkpoint(tmp_path, 7, content)
+    last = find_last_checkpoint(read_status(tmp_path))
+    assert last is not None
+    assert (last.step, last.bytes, last.reason) == (7, None, None)
+
+
+@pytest.mark.parametrize("content", [DEEP, "[]", '{"files": [{"bytes": "x"}]}'])
+def test_the_command_shows_a_run_whose_last_checkpoint_has_no_manifest(tmp_path, capsys, content):
+    (tmp_path / "config.yaml").write_text("run: {name: first}\n")
+    checkpoint(tmp_path, 7, content)
+    assert main(["runs", "status", str(tmp_path)]) == 0
+    assert "size unknown" in capsys.readouterr().out
+
+
+PROGRESS = '{{"state": {{"progress": {{"step": {}, "n": {}}}}}}}'
+NO_PROGRESS = [
+    *(DEEP, "", "[]", "null", "{}", '{"state": []}', '{"state": {"progress": [1]}}'),
+    *(PROGRESS.format(*pair) for pair in (('"x"', 1), (1, "Infinity"), ("NaN", 1), (-1, 1))),
+    *(PROGRESS.format(*pair) for pair in ((1.5, 1), ("null", 1), (1, "true"), (1, 10**4000))),
+]
+
+
+@pytest.mark.parametrize("content", NO_PROGRESS, ids=lambda content: content[:60])
+def test_a_checkpoint_that_does_not_say_how_far_it_is_counts_for_nothing(tmp_path, content):
+    checkpoint(tmp_path, 5, PROGRESS.format(5, 60))
+    checkpoint(tmp_path, 7, content)
+    assert [(saved.step, saved.n) for saved in iterate_saved(tmp_path)] == [(5, 60)]
