@@ -46,6 +46,12 @@ class Job:
     bug: Exception | None = None  # what this rank's thread did not expect
     is_agreed: bool = False  # this rank has told, and been told, what there was to tell
     is_cut_off: bool = False  # one was not, and none will be in later jobs; the same on all ranks
+    is_whole: bool | None = None  # it went well on all ranks, as ``CheckpointWriter.wait`` learns
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this rank knows how it has ended: another node may yet refuse what this took."""
+        return self.done.is_set() if self.tier is None else self.is_whole is not None
 
     @property
     def has_failed(self) -> bool:
@@ -78,11 +84,21 @@ def describe_full_disk(
     error: NoSpaceError, job: Job, freed: tuple[int, ...], needed: int
 ) -> NoSpaceError:
     """What a person has to know to go on."""
+    takes = f"takes {needed / 1e6:,.1f} MB" if needed else "takes more than there is"
+    takes = f"The checkpoint of step {job.step} in {job.place.location} {takes}"
+    if job.tier is not None:
+        return NoSpaceError(
+            [
+                *error.problems,
+                f"{takes}, all nodes together. It is left out, nothing of it stays there, and the "
+                "run trains on: make room, or name another folder at the next start "
+                "(checkpoint.local.folder).",
+            ]
+        )
     return NoSpaceError(
         [
             *error.problems,
-            f"The checkpoint of step {job.step} in {job.place.location} takes "
-            + (f"{needed / 1e6:,.1f} MB. " if needed else "more than there is. ")
+            f"{takes}. "
             + (
                 f"What was there of {name_steps(freed)} was removed, which was not enough."
                 if freed

@@ -5,12 +5,12 @@ Every rank writes its file on its own node; no file goes over the network. The m
 
     FOLDER/lmscale-RUN-0123456789ab/step-000000012/     on each node, with its own ranks' files
 
-On a node the newest that every node has committed stays until the next one has been. A later one
-that another node's disk refused goes when the next save begins. What is here is lost with the node,
-and of no use to ranks that come to other nodes. So it counts on resume only if every rank finds all
-it needs on its own node (``find.Search``), and if it is of this run's history
-(``describe_superseded``): nobody clears away what a run left on a node that it does not use any
-more.
+On a node the newest that every node has committed stays until the next one has been. Of a later one
+that it cannot take nothing stays; what other nodes have of that goes when the next save begins.
+What is here is lost with the node, and of no use to ranks that come to other nodes. So it counts on
+resume only if every rank finds all it needs on its own node (``find.Search``), and if it is of this
+run's history (``describe_superseded``): nobody clears away what a run left on a node that it does
+not use any more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from lmscale.checkpoint.layout import MANIFEST, FileEntry, Manifest, step_folder
 from lmscale.checkpoint.place import LocalPlace
 from lmscale.config import RunConfig
 from lmscale.config.private_folder import find_risk, make_private
-from lmscale.errors import CheckpointError, ConfigError
+from lmscale.errors import CheckpointError, ConfigError, DataError, NoSpaceError
 from lmscale.runtime.atomic import is_full, write_bytes, writing
 from lmscale.runtime.attempts import ATTEMPTS_FILE
 from lmscale.runtime.jsonl import Row, read_rows
@@ -60,8 +61,9 @@ class NodePlace(LocalPlace):
                 self.delete(old)
 
     def write_file(self, step: int, name: str, pieces: Iterable[memoryview]) -> None:
-        step_folder(self.root, step).mkdir(parents=True, exist_ok=True)
-        super().write_file(step, name, pieces)
+        with _writing(self.root):
+            step_folder(self.root, step).mkdir(parents=True, exist_ok=True)
+            super().write_file(step, name, pieces)
 
     def commit(self, step: int, manifest: bytes) -> bytes:
         """In place of any other: who may commit is decided where the run's lease is."""
@@ -75,6 +77,19 @@ class NodePlace(LocalPlace):
             return (step_folder(self.root, step) / entry.name).stat().st_size == entry.bytes
         except OSError:
             return False
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """As ``atomic.writing``, for a run that trains on when the node refuses."""
+    what = "a checkpoint (checkpoint.local.folder)"
+    with writing(what, folder, CheckpointError):
+        try:
+            yield
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise NoSpaceError(f"No space is left in {folder} for {what}.") from error
 
 
 class LocalTier:
@@ -117,18 +132,21 @@ class LocalTier:
     def begin(self, step: int) -> None:
         """Every rank, before its file; no rank need wait for another."""
         if self._ranks.is_first_on_node:
-            with writing(
-                "a checkpoint (checkpoint.local.folder)", self.place.root, CheckpointError
-            ):
+            with _writing(self.place.root):
                 self.place.begin(step)
 
     def commit_here(self, step: int, manifest: bytes) -> None:
         """Every rank, once rank 0 says that all files are written, and what the manifest is."""
         if self._ranks.is_first_on_node:
-            with writing(
-                "a checkpoint (checkpoint.local.folder)", self.place.root, CheckpointError
-            ):
+            with _writing(self.place.root):
                 self.place.commit(step, manifest)
+
+    def drop(self, step: int) -> None:
+        """Every rank, of a save that has failed, once no rank writes any more: what is there of it
+        would fill the node's memory until the next one.
+        """
+        if self._ranks.is_first_on_node:
+            self.place.delete(step)
 
     def settle(self, step: int, *, is_whole: bool) -> None:
         """Every rank, once all know whether every node has committed it: what ``begin`` keeps."""
@@ -194,7 +212,21 @@ def attempt_of(run_folder: Path) -> dict[str, Any]:
 
 
 def read_starts(run_folder: Path) -> list[Row]:
-    return [row for row in read_rows(run_folder / ATTEMPTS_FILE) if row["event"] == "start"]
+    """The run's attempts, by the rows of their starts. Raises ``DataError`` for what is no row."""
+    path = run_folder / ATTEMPTS_FILE
+    starts = []
+    for number, row in enumerate(read_rows(path), start=1):
+        try:
+            if row["event"] == "start":
+                known = {key: int(row[key]) for key in ("attempt", "first_step")}
+                starts.append(row | known | {"time": float(row["time"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}, line {number}: not an attempt's row ({type(error).__name__}: {error}). "
+                "Restore that line, or remove it where the run has not written it: which "
+                "checkpoints still count follows from the file."
+            ) from None
+    return starts
 
 
 def describe_superseded(manifest: Manifest, starts: Sequence[Mapping[str, Any]]) -> str | None:

@@ -19,14 +19,15 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
 
+from lmscale.checkpoint.commit import ForeignManifestError, commit, complete
 from lmscale.checkpoint.job import Duties, Job, Saved, describe_full_disk, name_steps
-from lmscale.checkpoint.layout import FileEntry, Manifest, find_gaps, fragment_file
+from lmscale.checkpoint.layout import Manifest, fragment_file
 from lmscale.checkpoint.local_tier import LocalTier
 from lmscale.checkpoint.place import Place
 from lmscale.checkpoint.snapshot import Copy
@@ -37,8 +38,14 @@ from lmscale.checkpoint.write_file import (
     try_again,
     write_file,
 )
-from lmscale.errors import CheckpointError, LmscaleError, NoSpaceError, TransientError
-from lmscale.runtime import faults, heartbeat
+from lmscale.errors import (
+    CheckpointError,
+    LeaseLostError,
+    LmscaleError,
+    NoSpaceError,
+    TransientError,
+)
+from lmscale.runtime import heartbeat
 from lmscale.runtime.atomic import writing
 from lmscale.runtime.collectives import (
     combine_errors,
@@ -47,8 +54,6 @@ from lmscale.runtime.collectives import (
     fail_together,
     sum_float64,
 )
-from lmscale.runtime.fingerprint import add_fingerprints
-from lmscale.runtime.lease import Lease
 from lmscale.runtime.mailbox import Mailbox
 from lmscale.runtime.ranks import Ranks
 
@@ -58,10 +63,6 @@ GO, AGAIN = "go", "again"
 ATTEMPTS = 2
 LOOK_SECONDS = 0.2  # how long a rank that waits looks at its own writer before it asks the others
 _JOIN_SECONDS = 10.0
-
-
-class ForeignManifestError(CheckpointError):
-    """An older copy's manifest came late into the folder of a save by the run's holder."""
 
 
 class CheckpointWriter:
@@ -102,25 +103,31 @@ class CheckpointWriter:
         """Return when the job is done on all ranks; all of them together.
 
         Raises the same error on all ranks where it has failed; on a rank whose thread has met a
-        bug, that one.
+        bug, that one, unless there is more to mend than the bug.
         """
-        is_whole = self._wait_for_all(job)
+        job.is_whole = self._wait_for_all(job)
         if job.tier is not None:
-            job.tier.settle(job.step, is_whole=is_whole)
-        if not is_whole:
-            bug = job.bug and TransientError(
-                f"The checkpoint of step {job.step} could not be written: {job.bug!r}; the log of "
-                "this rank says where."
-            )
-            try:
-                fail_together(job.error or bug)
-            except LmscaleError:
-                if job.bug is not None and job.tier is None:
-                    raise job.bug from None
-                raise
+            job.tier.settle(job.step, is_whole=job.is_whole)
+        if not job.is_whole:
+            job.saved = None  # on this rank it may have gone well
+            self._fail(job)
         if job.saved is None:
             raise AssertionError("a save has ended without an outcome")
         return job.saved
+
+    def _fail(self, job: Job) -> None:
+        bug = job.bug and TransientError(
+            f"The checkpoint of step {job.step} could not be written: {job.bug!r}; the log of "
+            "this rank says where."
+        )
+        try:
+            if job.error is not None and job.tier is None and not job.is_cut_off:
+                raise job.error  # rank 0 has told all ranks the same
+            fail_together(job.error or bug)
+        except TransientError:  # else there was more than the bug, and all ranks end with that
+            if job.bug is not None and job.tier is None:
+                raise job.bug from None
+            raise
 
     def _wait_for_all(self, job: Job) -> bool:
         """Whether it has gone well."""
@@ -191,6 +198,7 @@ class CheckpointWriter:
             if isinstance(error, NoSpaceError):
                 needed = sum(row["bytes"] for row in reports)
                 error = describe_full_disk(error, job, freed, needed)
+            error = error and self._clear(job, error)
             job.error, job.saved = error, None if error else self._saved(job, reports)
             saved = job.saved and asdict(job.saved)
             if job.tier is not None and job.manifest and saved and not self._ranks.is_one_machine:
@@ -228,6 +236,8 @@ class CheckpointWriter:
             # A large note, at 512 ranks of megabytes: none but those who write it down read it.
             manifest = self._read(job, f"{attempt}/manifest").encode()
             error = self._try(job, lambda job: tier.commit_here(job.step, manifest))
+        if tier is not None and error is not None:
+            error = self._clear(job, error)
         job.error, job.saved = error, None if error else Saved(**saved)
         job.is_agreed = True
 
@@ -329,13 +339,40 @@ class CheckpointWriter:
 
     def _make_room(self, job: Job) -> tuple[int, ...]:
         freed: list[int] = []
-        self._try(job, lambda job: freed.extend(self._duties.make_room(job.place, job.step)))
+        failure = self._try(
+            job, lambda job: freed.extend(self._duties.make_room(job.place, job.step))
+        )
+        if failure is not None:
+            logger.warning("no room could be made in %s: %s", job.place.location, failure)
         if freed:
             logger.warning(
                 "%s is full: what was there of %s was removed to save step %d",
                 *(job.place.location, name_steps(freed), job.step),
             )
         return tuple(freed)
+
+    def _clear(self, job: Job, error: LmscaleError) -> LmscaleError:
+        """What a failed save has ended with, once its files are gone, as all ranks have reported.
+
+        They may be what fills the disk, on which the next start, or the next save, needs room.
+        """
+        if isinstance(error, LeaseLostError):  # they may be another copy's
+            return error
+        if job.tier is None and not isinstance(error, NoSpaceError):
+            return error  # the next start clears them away
+        failure = self._try(job, self._drop)
+        if isinstance(failure, LeaseLostError):
+            return failure
+        if failure is not None:
+            logger.warning("what is there of step %d stays: %s", job.step, failure)
+        return error
+
+    def _drop(self, job: Job) -> None:
+        self._duties.lease.check()
+        if job.tier is not None:
+            job.tier.drop(job.step)
+        elif job.step in job.place.list_steps(committed=False):
+            job.place.delete(job.step)
 
     def _post(self, job: Job, attempt: int, where: str, value: Any) -> None:
         note = f"{job.number}/{attempt}/{where}"
@@ -347,36 +384,6 @@ class CheckpointWriter:
         if value is None:
             raise GivenUpError
         return value
-
-
-def complete(draft: Manifest | None, reports: list[dict[str, Any]]) -> Manifest:
-    """The manifest, with what every rank has told of its file."""
-    assert draft is not None, "rank 0 has a draft"
-    manifest = replace(
-        draft,
-        is_finite=all(row["is_finite"] for row in reports),
-        weights=f"{add_fingerprints(row['weights'] for row in reports):016x}",
-        files=tuple(FileEntry(**row["entry"]) for row in reports),
-    )
-    gaps = find_gaps(manifest)
-    if gaps:
-        raise AssertionError(f"the ranks' fragments do not cover the model: {gaps[:3]}")
-    return manifest
-
-
-def commit(place: Place, step: int, manifest: bytes, lease: Lease) -> None:
-    """Write the manifest, unless the run is another copy's at the last moment.
-
-    And after it: a write that a broken network holds up for minutes finds either that the folder is
-    gone (``discard_uncommitted``), or the other copy's manifest, which it does not replace.
-    """
-    lease.check()
-    faults.hit("save.commit", step=step)
-    if place.commit(step, manifest) != manifest:
-        lease.check()
-        raise ForeignManifestError(
-            f"{place.name_of(step)} was committed by somebody else meanwhile."
-        )
 
 
 def _tick_up_to(marks: int, ticks: int) -> int:

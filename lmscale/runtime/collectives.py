@@ -22,6 +22,7 @@ _ERROR_CLASSES = {
 
 
 MAX_SUMMARIES = 3  # in one line of the batch script's
+MAX_ERRORS = 8  # that differ and are told: hundreds of ranks may each fail with a path of their own
 
 
 def _is_alone() -> bool:
@@ -116,8 +117,7 @@ def _more_of(error: LmscaleError) -> dict[str, Any]:
 def fail_together(error: LmscaleError | None) -> None:
     """Raise on every rank when any rank has an error; return on all when none has.
 
-    Equal problems are told once, with the ranks that met them. The class is the first rank's that
-    no other start would mend, if there is one.
+    Which one ``combine_errors`` says.
     """
     if _is_alone():
         if error is not None:
@@ -130,20 +130,35 @@ def fail_together(error: LmscaleError | None) -> None:
 
 
 def combine_errors(gathered: Sequence[LmscaleError | None]) -> LmscaleError | None:
-    """One error out of those of all ranks (list index = rank), or None."""
-    ranks_of: dict[str, list[int]] = {}
-    for rank, error in enumerate(gathered):
-        for problem in error.problems if error is not None else ():
-            ranks_of.setdefault(problem, []).append(rank)
+    """One error out of those of all ranks (list index = rank), or None.
+
+    Equal problems are told once, with the ranks that met them. The class is the first rank's that
+    no other start would mend, if there is one. Of more than ``MAX_ERRORS`` that differ only the
+    ranks of the others are told.
+    """
     met = [error for error in gathered if error is not None]
     if not met:
         return None
-    lasting = [error for error in met if not isinstance(error, TransientError)]
+    # Those that no other start would mend come first; sorting keeps the order of the ranks.
+    lasting_first = sorted(met, key=lambda error: isinstance(error, TransientError))
+    told = list(dict.fromkeys(error.problems for error in lasting_first))[:MAX_ERRORS]
+    ranks_of: dict[str, list[int]] = {}
+    untold: list[int] = []
+    for rank, error in enumerate(gathered):
+        if error is None:
+            continue
+        if error.problems not in told:
+            untold.append(rank)
+            continue
+        for problem in error.problems:
+            ranks_of.setdefault(problem, []).append(rank)
     problems = [
         problem if len(ranks) == len(gathered) else f"{problem} ({name_ranks(ranks)})"
         for problem, ranks in ranks_of.items()
     ]
-    first = (lasting or met)[0]
+    if untold:
+        problems.append(f"There are other errors on {name_ranks(untold)}.")
+    first = lasting_first[0]
     if not isinstance(first, CorruptionError):
         return type(first)(problems)
     corrupt = [error for error in met if isinstance(error, CorruptionError)]

@@ -49,7 +49,7 @@ def start(folder: Path, number: int) -> None:
         tier = LocalTier(place, ranks, attempt={}, every_minutes=1.0)
         mailbox = open_mailbox(ranks)
         writer = CheckpointWriter(ranks, mailbox, Duties(lease=NO_LEASE), retries=0)
-        saw = []
+        saw, outcomes = [], []
         for step in STEPS:
             place.refuses = step == REFUSED and rank == 1
             if step == CUT_OFF and rank == 1:
@@ -58,25 +58,36 @@ def start(folder: Path, number: int) -> None:
             # Of more than the 8 MiB that the store takes in one value.
             draft = manifest_of(step, [], state={"long": "x" * (9 << 20)}) if rank == 0 else None
             job = writer.start(step=step, place=place, copy=copy, draft=draft, tier=tier)
+            at_first = None
+            if step == REFUSED:
+                job.done.wait()
+                at_first = [job.is_over, job.saved is not None, place.list_steps(committed=False)]
             try:
                 ended = writer.wait(job).step
             except LmscaleError as error:
                 ended = [type(error).__name__, *error.problems]
+            outcomes.append([at_first, [job.is_over, job.saved is not None]])
             saw.append([ended, job.is_cut_off, place.list_steps()])
         writer.close()
-        of_all = gather_json(saw)
+        of_all = gather_json([saw, outcomes])
     if group.is_first:
         (folder / "saw.json").write_text(json.dumps(of_all))
 
 
 @pytest.fixture(scope="module")
-def saw(tmp_path_factory):
-    """Of each node, and of each of ``STEPS``: what the save ended with, whether its ranks were cut
-    off from each other, and which steps the node has then.
-    """
+def seen(tmp_path_factory):
+    """What each node saw."""
     folder = tmp_path_factory.mktemp("saves")
     run_starts(Path(__file__), folder, (2,))
     return json.loads((folder / "saw.json").read_text())
+
+
+@pytest.fixture
+def saw(seen):
+    """Of each node, and of each of ``STEPS``: what the save ended with, whether its ranks were cut
+    off from each other, and which steps the node has then.
+    """
+    return [of_node for of_node, _ in seen]
 
 
 @pytest.mark.ranks
@@ -92,6 +103,21 @@ def test_a_save_that_one_node_refuses_costs_no_node_the_last_whole_one(saw):
         assert not is_cut_off  # the run may go on, and so may the tier
     assert (refused[2], other_refused[2]) == ([4, 2], [2])
     assert after == other_after == [6, False, [6, 2]]
+
+
+@pytest.mark.ranks
+def test_no_rank_knows_a_save_to_the_nodes_as_made_before_it_knows_that_of_every_node(seen):
+    (_, at_rank_0), (_, at_rank_1) = seen
+    (is_over, is_saved, _), known = at_rank_0[STEPS.index(REFUSED)]
+    assert (is_over, is_saved) == (False, True)  # it has gone well here
+    assert known == at_rank_1[STEPS.index(REFUSED)][1] == [True, False]
+    assert at_rank_0[0] == at_rank_1[0] == [None, [True, True]]
+
+
+@pytest.mark.ranks
+def test_what_a_node_cannot_commit_is_gone_from_it_at_once(seen):
+    (_, _, uncommitted), _ = seen[1][1][STEPS.index(REFUSED)]
+    assert uncommitted == []
 
 
 @pytest.mark.ranks

@@ -6,8 +6,10 @@ import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from small_disk import run_on_small_disk
 from tiny_run import committed_steps, launch, run_lmscale, write_tiny_config
 
 from lmscale.cli.main import main
@@ -53,3 +55,26 @@ def test_when_rank_0_cannot_write_its_rows_all_ranks_end_with_75_and_nothing_is_
     assert committed_steps(run)[-1] == 30
     if name != "ledger.jsonl":  # whose first row has been tampered with
         assert main(["runs", "audit", str(run)]) == 0
+
+
+def test_a_run_on_a_full_disk_ends_with_75_as_often_as_it_is_started_and_goes_on_once_there_is_room(
+    tiny_data, tmp_path
+):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    config = write_tiny_config(
+        tmp_path / "tiny.yaml",
+        tiny_data,
+        disk / "run",
+        {"checkpoint.every_steps": 3, "train.steps": 9},
+    )
+    script = Path(__file__).parent / "full_disk_starts.py"
+    # A checkpoint takes 0.62 MB and the rest 0.22 MB.
+    *too_small, large = json.loads(run_on_small_disk(disk, 1_200_000, script, config))
+    for start in too_small:
+        assert start["code"] == 75, start["output"]
+        assert "The checkpoint of step 6 in" in start["output"]
+        assert start["committed"] == [3] and start["folders"] == ["step-000000003"]
+        assert start["free"] > 200_000
+    assert large["code"] == 0, large["output"]
+    assert large["committed"] == [6, 9]
