@@ -91,7 +91,7 @@ def test_a_save_that_is_due_while_another_is_under_way_is_left_out_if_the_rule_i
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_else_it_waits_and_there_is_never_more_than_one_under_way(seen, world_size):
+def test_a_save_waits_for_another_if_the_rule_is_wait_and_never_are_two_under_way(seen, world_size):
     ended, committed, at_3, at_4 = the_same_of_all(seen[world_size]["skipping"]["wait"])
     assert ended == [7]
     assert committed == [7, 6, 4]  # keep_last is 3
@@ -105,7 +105,9 @@ def test_a_full_disk_first_takes_old_checkpoints(seen, world_size):
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_then_it_ends_all_ranks_saying_what_it_needs_and_the_run_is_whole(seen, world_size):
+def test_a_disk_that_stays_full_ends_all_ranks_saying_what_is_needed_and_the_run_is_whole(
+    seen, world_size
+):
     full = seen[world_size]["full"]
     assert full["start"] == 6
     ended, committed = the_same_of_all(full["gives up"])

@@ -39,7 +39,9 @@ def test_a_kill_at_50_moments_of_a_save_never_costs_a_committed_checkpoint(summa
     assert by_time.get("torn", 0) > 0
 
 
-def test_nor_does_one_before_any_change_that_a_save_makes_to_the_disk(summary):
+def test_a_kill_before_any_change_that_a_save_makes_to_the_disk_never_costs_a_committed_checkpoint(
+    summary,
+):
     by_change = summary["by change"]
     assert sum(by_change.values()) == 2 * sum(summary["changes"]) + 1  # and a save in peace
     assert all(changes > 0 for changes in summary["changes"]), "the changes were not seen"
