@@ -50,6 +50,10 @@ class CheckpointError(LmscaleError):
     """A checkpoint is missing, damaged, or belongs to another model or run."""
 
 
+class RefusedError(CheckpointError):
+    """A checkpoint may not be looked at, which is no reason to take an older one."""
+
+
 class ClusterError(LmscaleError):
     """A launcher, scheduler or node refused or failed."""
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from lmscale.checkpoint.identity import describe_differences
 from lmscale.checkpoint.layout import MANIFEST, FileEntry, Manifest, parse_manifest
 from lmscale.checkpoint.place import Place
-from lmscale.errors import CheckpointError, LmscaleError, TransientError
+from lmscale.errors import CheckpointError, LmscaleError, RefusedError, TransientError
 from lmscale.runtime import heartbeat
 from lmscale.runtime.collectives import failing_together, gather_json
 from lmscale.runtime.ranks import Ranks
@@ -34,10 +34,6 @@ _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETO
 _REFUSED = {errno.EACCES, errno.EPERM}
 # What a file system says of a bad place on its disk, and a network's of a server that is away.
 _BAD_DISK = {errno.EIO, errno.EUCLEAN, errno.EBADMSG}
-
-
-class RefusedError(CheckpointError):
-    """A checkpoint may not be looked at, which is no reason to take an older one."""
 
 
 class BadDiskError(CheckpointError):
@@ -258,7 +254,9 @@ def _list_steps(place: Place) -> list[int]:
     try:
         return _read_patiently(place.list_steps)
     except OSError as error:
-        kind = CheckpointError if error.errno in _REFUSED | _ABSENT else TransientError
+        kind = TransientError
+        if error.errno in _REFUSED | _ABSENT:
+            kind = RefusedError if error.errno in _REFUSED else CheckpointError
         raise kind(f"The checkpoints in {place.location} cannot be listed: {error}.") from error
 
 

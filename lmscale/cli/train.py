@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lmscale.cli.options import ConfigArgument, SetOption
-from lmscale.errors import EXIT_RESUMABLE, GuardError
+from lmscale.errors import EXIT_RESUMABLE, GuardError, LeaseLostError, LmscaleError
 
 if TYPE_CHECKING:
     from lmscale.cli.train_hooks import Hooks
@@ -90,10 +90,13 @@ def _run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: float) -
     device = select_device(ranks)
     with ExitStack() as stack:
         stack.enter_context(open_process_group(ranks, device, group_timeout(config.watch)))
+        with failing_together():  # before the folder is claimed, which ends an older copy
+            planned_faults = faults.read_faults(
+                allowed=config.run.allow_faults, world_size=ranks.world_size
+            )
         lease = stack.enter_context(claim_folder(config, ranks))
         setup_logging(config.folder, ranks)
-        with failing_together():
-            faults.arm(allowed=config.run.allow_faults, rank=ranks.rank, folder=config.folder)
+        faults.arm(planned_faults, rank=ranks.rank, folder=config.folder)
         stop.discard_stale_file()
         stack.enter_context(open_watch(config.folder, config.watch, ranks))
 
@@ -110,9 +113,11 @@ def _run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: float) -
                 should_stop=lambda: requested(is_waiting=True) is not None,
                 engine=engine,
             ) as run:
-                if engine is None and run.start.step < config.train.steps:
-                    with failing_together():
+                with failing_together():
+                    if engine is None and run.start.step < config.train.steps:
                         attempt = stack.enter_context(open_run_attempt(run, began_at))
+                    elif attempt is not None:  # rewound, if need be to before where it was to go
+                        attempt.rewound(run.start.step)
                 engine = run.engine
                 is_done = _go_on(run, stop, requested, attempt)
 
@@ -127,7 +132,6 @@ def _go_on(
     from lmscale.cli.train_hooks import open_hooks
     from lmscale.evaluation.in_loop import complete_evaluation
     from lmscale.runtime import heartbeat
-    from lmscale.runtime.collectives import failing_together
     from lmscale.runtime.votes import StopPoll
     from lmscale.train.guard import RewindRequest
     from lmscale.train.rewinding import rewind
@@ -143,17 +147,24 @@ def _go_on(
         except RewindRequest as request:
             heartbeat.phase("rewind")
             hooks.saver.finish()
-            to_step = rewind(run, request)
-            with failing_together():
-                if attempt is not None:
-                    attempt.rewound(to_step)
+            rewind(run, request)
             stop.nothing_to_save(hooks.end)
             return False
         except GuardError:
-            hooks.saver.finish()  # a good step's save may be under way
+            _finish_save(hooks)
             raise
     logger.info("finished %d steps", steps)
     return True
+
+
+def _finish_save(hooks: Hooks) -> None:
+    """End the save that may be under way; should it fail, the run ends for what the guard found."""
+    try:
+        hooks.saver.finish()
+    except LeaseLostError:
+        raise
+    except LmscaleError as error:
+        logger.error("%s", error)
 
 
 def _train(run: Run, stop: StopRequests, hooks: Hooks) -> None:

@@ -91,8 +91,32 @@ class Fault:
         return f"{self.kind}:{','.join(parts)}"
 
 
-def parse_faults(text: str) -> tuple[Fault, ...]:
-    """The faults of ``LMSCALE_FAULTS``. Raises ``ConfigError`` with every problem at once."""
+def read_faults(*, allowed: bool, world_size: int) -> tuple[Fault, ...]:
+    """The faults of ``LMSCALE_FAULTS``, for a start of so many ranks; none where it is not set.
+
+    Raises ``ConfigError`` with all problems, the run's refusal among them.
+    """
+    text = os.environ.get(VARIABLE, "").strip()
+    problems: list[str] = []
+    if text and not allowed:
+        problems.append(
+            f"{VARIABLE} is set ({text[:80]!r}), and this run does not allow faults. Unset it; "
+            "only a test sets run.allow_faults=true."
+        )
+    try:
+        faults = parse_faults(text, world_size=world_size)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    return faults
+
+
+def parse_faults(text: str, *, world_size: int | None = None) -> tuple[Fault, ...]:
+    """The faults that a text names, for a start of so many ranks or (None) of any number.
+
+    Raises ``ConfigError`` with every problem at once.
+    """
     faults: list[Fault] = []
     problems: list[str] = []
     for piece in filter(None, (part.strip() for part in text.split(";"))):
@@ -106,6 +130,12 @@ def parse_faults(text: str) -> tuple[Fault, ...]:
         f"{VARIABLE}: {text!r} is there {texts.count(text)} times: say times={texts.count(text)}, "
         "or give each an id of its own."
         for text in sorted({text for text in texts if texts.count(text) > 1})
+    ]
+    problems += [
+        f"{VARIABLE}: {fault.text!r}: there is no rank {fault.rank} among {world_size}, which are "
+        "counted from 0."
+        for fault in faults
+        if fault.rank is not None and world_size is not None and fault.rank >= world_size
     ]
     if problems:
         raise ConfigError(problems)
@@ -168,24 +198,14 @@ def _parse_seconds(text: str, problems: list[str]) -> float:
     return seconds
 
 
-def arm(*, allowed: bool, rank: int, folder: Path) -> None:
-    """Read ``LMSCALE_FAULTS`` for this rank of the run in ``folder``; without it disarm.
-
-    Raises ``ConfigError`` with all problems, the run's refusal among them.
-    """
+def arm(faults: tuple[Fault, ...], *, rank: int, folder: Path) -> None:
+    """Have what ``read_faults`` gave strike this rank of the run in ``folder``; or nothing."""
     global _armed
-    _armed = None
-    os.environ.pop(_CHILD_VARIABLE, None)
-    text = os.environ.get(VARIABLE, "").strip()
-    if not text:
+    disarm()
+    if not faults:
         return
-    faults = parse_faults(text)
-    if not allowed:
-        raise ConfigError(
-            f"{VARIABLE} is set ({text[:80]!r}), and this run does not allow faults. Unset it; "
-            "only a test sets run.allow_faults=true."
-        )
-    logger.warning("faults will be injected into this run: %s", text)
+    texts = "; ".join(fault.text for fault in faults)
+    logger.warning("faults will be injected into this run: %s", texts)
     # For the loader's workers, which are processes of their own.
     os.environ[_CHILD_VARIABLE] = json.dumps([rank, str(folder.absolute())])
     _armed = _Armed(faults, rank, folder)

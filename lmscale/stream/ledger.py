@@ -134,7 +134,7 @@ def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: in
         fsync_folder(folder)
     if rewound:
         logger.info(
-            "%d steps after step %d were done, but not saved: they are done again",
+            "%d steps that were done after step %d are undone: training goes on from there",
             *(len(rewound), next_step),
         )
     missing = next_step - len({row.step for row in rows} & set(range(next_step)))

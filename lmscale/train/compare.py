@@ -181,14 +181,14 @@ class RankComparison:
         # the same files.
         self._clean_step = run.start.step
         self._every_steps = run.config.guard.compare_every_steps
+        self._is_on = self._every_steps > 0 and self._ranks.world_size > 1
         self._plan(run.start.step + 1)
 
     def __call__(self, report: StepReport) -> None:
         self._plan(report.step + 1)
 
     def _plan(self, step: int) -> None:
-        is_due = self._every_steps > 0 and step % self._every_steps == 0
-        if is_due and self._ranks.world_size > 1:
+        if self._is_on and step % self._every_steps == 0:
             self._engine.before_update.append(partial(self.compare, step))
 
     def _record(self, difference: Difference, step: int) -> None:
@@ -225,6 +225,11 @@ class RankComparison:
             )
         self._clean_step = step
         heartbeat.phase("step")
+
+    def compare_after(self, step: int) -> None:
+        """The same out of turn, with this step done: all that was saved so far is in question."""
+        if self._is_on:
+            self.compare(step + 1)
 
 
 def _scalars(engine: Engine) -> dict[str, Any]:

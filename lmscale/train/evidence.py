@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,15 +51,22 @@ class GuardHook:
     What the guard raises is raised, once the evidence is written; it never fails for want of it.
     """
 
-    def __init__(self, run: Run, guard: Guard) -> None:
+    def __init__(
+        self, run: Run, guard: Guard, compare_after: Callable[[int], None] = lambda step: None
+    ) -> None:
+        """``compare_after``: raises where the ranks differ, once a step is done."""
         self._run = run
         self.guard = guard
+        self._compare_after = compare_after
 
     def __call__(self, report: StepReport) -> None:
         try:
             self.guard(report)
         except (RewindRequest, GuardError) as raised:
             assert self.guard.divergence is not None
+            # A rank's wrong memory looks like bad samples, and soon: long before its turn to be
+            # compared. A rewind would load what was saved since, and all ranks be wrong alike.
+            self._compare_after(report.step)
             decision = "rewind" if isinstance(raised, RewindRequest) else "stop"
             save_evidence(self._run, self.guard, self.guard.divergence, decision=decision)
             raise

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import takewhile
@@ -258,9 +258,9 @@ class Guard:
     """Called after every step; raises ``RewindRequest``, or ``GuardError`` where that may not be.
 
     ``state`` is what ``to_json`` gave when the checkpoint was saved at which the run goes on, and
-    ``rewinds`` are those of the whole run. ``context`` is what the figures depend on by intent,
-    such as the mixture and the batch: where it is another one than the state's, what was seen under
-    the old one is no measure any more.
+    ``rewinds`` are those of the whole run. ``context`` gives what the figures depend on by intent
+    from a sample's number on, such as the mixture and the batch: where it is another one than the
+    step's before, or the state's, what was seen under the old one is no measure any more.
     """
 
     def __init__(
@@ -271,7 +271,7 @@ class Guard:
         vocab_size: int,
         state: Mapping[str, Any] | None = None,
         rewinds: Sequence[Rewind] = (),
-        context: Mapping[str, Any] | None = None,
+        context: Callable[[int], Mapping[str, Any]] = lambda n: {},
     ) -> None:
         self.config = config
         self.rewinds = tuple(rewinds)
@@ -279,10 +279,8 @@ class Guard:
         self.divergence: Divergence | None = None  # what it has raised for
         self._minimum_loss_scale = minimum_loss_scale
         self._lost_loss = LOST_SHARE * math.log(vocab_size)
-        self._context = dict(context or {})
-        if state and dict(state.get("context", {})) != self._context and self.state.window:
-            logger.info("guard: the mixture or the batch has changed, so the medians begin anew")
-            self.state = replace(self.state, window=(), bad=(), recent_bad=())
+        self._context_at = context
+        self._context = dict((state or {}).get("context", {}))  # of the last step
 
     @property
     def may_rewind(self) -> bool:
@@ -302,7 +300,14 @@ class Guard:
             "guard/jumped_samples": sum(rewind.jump_samples for rewind in self.rewinds),
         }
 
+    def _enter(self, context: Mapping[str, Any]) -> None:
+        if context != self._context and self.state.window:
+            logger.info("guard: the mixture or the batch has changed, so the medians begin anew")
+            self.state = replace(self.state, window=(), bad=(), recent_bad=())
+        self._context = dict(context)
+
     def __call__(self, report: StepReport) -> None:
+        self._enter(self._context_at(report.first_n))
         figures = figures_of(report)
         limits = find_limits(self.state.window, self.config)
         # A skipped step is how fp16 finds its loss scale; only at the smallest scale it means

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Sequence
 
 from lmscale.checkpoint import Manifest
-from lmscale.checkpoint.find import PassedOver, Search
-from lmscale.errors import CheckpointError, TransientError
+from lmscale.checkpoint.find import Search
+from lmscale.errors import CheckpointError, RefusedError
 from lmscale.runtime import heartbeat
 from lmscale.runtime.collectives import broadcast_object, failing_together
 from lmscale.train.assemble import Run
@@ -21,18 +19,17 @@ from lmscale.train.rewinds import (
     record_rewind,
 )
 
-logger = logging.getLogger(__name__)
-
 
 def rewind(run: Run, request: RewindRequest) -> int:
     """Decide to which step the run goes back, and make it so. All ranks; returns the step.
 
     Once this has returned, or was killed after the row was written, every start of the run goes on
-    from there. Raises ``GuardError`` on all ranks where no checkpoint is old enough and whole.
+    from there. Raises ``GuardError`` on all ranks where no checkpoint is old enough and whole, and
+    ``RefusedError`` where one may not be looked at.
     """
-    target, passed_over = _find_target(run, request.divergence)
+    target, why_none = _find_target(run, request.divergence)
     rewinds = run.history.rewinds
-    to_step = -1
+    to_step, problem = -1, None
     with failing_together():
         if run.ranks.is_first:
             run.lease.check()
@@ -44,17 +41,20 @@ def rewind(run: Run, request: RewindRequest) -> int:
                 segments=run.stream.segments,
             )
             if planned is None:
-                why = describe_no_checkpoint(request.divergence, passed_over)
+                problem = why_none
                 change_decision(run.folder, request.divergence, len(rewinds), "stop")
-                raise stop_error(request.divergence, run.config.guard, rewinds, problem=why)
-            record_rewind(run.folder, planned)
-            to_step = planned.to_step
+            else:
+                record_rewind(run.folder, planned)
+                to_step = planned.to_step
         heartbeat.tick()
-    return int(broadcast_object(to_step))
+    to_step, problem = broadcast_object([to_step, problem])
+    if problem is not None:  # of the run, not of the rank that has found it
+        raise stop_error(request.divergence, run.config.guard, rewinds, problem=problem)
+    return int(to_step)
 
 
-def _find_target(run: Run, divergence: Divergence) -> tuple[Manifest | None, Sequence[PassedOver]]:
-    """The newest checkpoint from before the samples in question, and what is newer or no good.
+def _find_target(run: Run, divergence: Divergence) -> tuple[Manifest | None, str]:
+    """The newest checkpoint from before the samples in question, or why there is none.
 
     Verified by all ranks together: once the row is written there is no way back to a newer one.
     """
@@ -71,14 +71,18 @@ def _find_target(run: Run, divergence: Divergence) -> tuple[Manifest | None, Seq
         return history.undone(manifest)
 
     search = Search([run.place], run.ranks, identity=run.identity, undone=unfit)
+    problems: tuple[str, ...] = ()
     try:
         found = next(search, None)
-    except TransientError:
+    except RefusedError:  # it may be the one to go back to
         raise
     except CheckpointError as error:  # on all ranks alike
-        logger.warning("%s", error)
-        found = None
-    return None if found is None else found.manifest, search.passed_over
+        found, problems = None, error.problems
+    if found is not None:
+        return found.manifest, ""
+    told = {why for one in search.passed_over for why in one.why}
+    more = [problem for problem in problems if problem not in told]
+    return None, "\n".join([describe_no_checkpoint(divergence, search.passed_over), *more])
 
 
 def _samples_of(manifest: Manifest) -> int:

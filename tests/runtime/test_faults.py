@@ -23,6 +23,7 @@ from lmscale.runtime.faults import (
     arm,
     hit,
     parse_faults,
+    read_faults,
 )
 from lmscale.runtime.jsonl import read_rows
 
@@ -40,7 +41,7 @@ def armed(monkeypatch, tmp_path):
 
     def again(text, *, rank=0):
         monkeypatch.setenv(VARIABLE, text)
-        arm(allowed=True, rank=rank, folder=tmp_path)
+        arm(read_faults(allowed=True, world_size=4), rank=rank, folder=tmp_path)
         return tmp_path
 
     return again
@@ -107,18 +108,34 @@ def test_all_problems_of_all_faults_are_told_at_once():
     assert len(problems) == 12  # step = 0 besides
 
 
-def test_a_run_that_does_not_allow_faults_refuses_to_start_with_them(monkeypatch, tmp_path):
+def test_a_run_that_does_not_allow_faults_refuses_to_start_with_them(monkeypatch):
     monkeypatch.setenv(VARIABLE, "kill")
     with pytest.raises(ConfigError, match="this run does not allow faults"):
-        arm(allowed=False, rank=0, folder=tmp_path)
+        read_faults(allowed=False, world_size=1)
     hit("step.begin", step=1)  # and nothing is armed
     monkeypatch.setenv(VARIABLE, " ")
-    arm(allowed=False, rank=0, folder=tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert read_faults(allowed=False, world_size=1) == ()
+
+
+def test_a_refusal_comes_with_what_is_wrong_with_the_faults(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "explode; kill:rank=2")
+    with pytest.raises(ConfigError) as caught:
+        read_faults(allowed=False, world_size=2)
+    refused, unknown, nobody = caught.value.problems
+    assert "this run does not allow faults" in refused
+    assert "there is no fault 'explode'" in unknown
+    assert "'kill:at=step.begin,rank=2': there is no rank 2 among 2, which are" in nobody
+
+
+def test_a_fault_of_a_rank_that_a_start_does_not_have_is_refused(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "kill:rank=3; nan")
+    with pytest.raises(ConfigError, match="there is no rank 3 among 3"):
+        read_faults(allowed=True, world_size=3)
+    assert len(read_faults(allowed=True, world_size=4)) == 2
 
 
 def test_without_faults_nothing_happens_and_nothing_is_written(tmp_path):
-    arm(allowed=True, rank=0, folder=tmp_path)
+    arm((), rank=0, folder=tmp_path)
     for moment in MOMENTS:
         hit(moment, step=1, path=tmp_path)
     loss = object()

@@ -8,7 +8,7 @@ import pytest
 from forked_commands import open_commands
 from tiny_run import committed_steps, ledger_of, settings, write_tiny_config
 
-from lmscale.runtime.faults import FAULTS_FILE, VARIABLE
+from lmscale.runtime.faults import VARIABLE
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -45,14 +45,16 @@ def test_a_run_that_does_not_allow_faults_ends_with_2_and_says_so(go_on):
     ended = go_on("kill:step=2", {"run.allow_faults": False})
     assert ended.code == 2
     assert f"{VARIABLE} is set ('kill:step=2'), and this run does not allow faults" in ended.output
-    assert not (go_on.folder / FAULTS_FILE).exists()
+    assert not go_on.folder.exists(), "a refused start claims nothing"
 
 
 def test_faults_that_are_not_understood_end_a_run_with_2(go_on):
-    ended = go_on("explode; kill:at=lunch")
+    ended = go_on("explode; kill:at=lunch; nan:rank=1")
     assert ended.code == 2
     assert "there is no fault 'explode'" in ended.output
     assert "there is no moment 'lunch'" in ended.output
+    assert "there is no rank 1 among 1" in ended.output
+    assert not go_on.folder.exists(), "a refused start claims nothing"
 
 
 def test_a_run_that_is_killed_by_a_fault_passes_it_when_it_is_started_again(go_on):

@@ -3,13 +3,16 @@
 import json
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmscale.cli.train_hooks import _build_guard
 from lmscale.config.safety import GuardConfig
 from lmscale.errors import EXIT_GUARD, CheckpointError, GuardError, LmscaleError
+from lmscale.stream.mixture import Segment
 from lmscale.train import Guard, Progress, StepReport
 from lmscale.train.figures import find_limits
 from lmscale.train.guard import RewindRequest
@@ -45,7 +48,9 @@ def config(**changes) -> GuardConfig:
     return GuardConfig(**(values | changes))
 
 
-def guard_of(*, minimum_loss_scale=1, state=None, rewinds=(), context=None, **changes) -> Guard:
+def guard_of(
+    *, minimum_loss_scale=1, state=None, rewinds=(), context=lambda n: {}, **changes
+) -> Guard:
     return Guard(
         config(**changes),
         minimum_loss_scale=minimum_loss_scale,
@@ -353,14 +358,60 @@ def test_an_interrupted_run_decides_exactly_as_one_that_was_not(stretches, cuts)
 
 
 def test_another_mixture_or_batch_begins_the_medians_anew():
-    before = guard_of(context={"mixture": {"a": 64}})
+    before = guard_of(context=lambda n: {"mixture": {"a": 64}})
     watch(before, FULL)
     state = before.to_json()
-    same = guard_of(state=state, context={"mixture": {"a": 64}})
+    same = guard_of(state=state, context=lambda n: {"mixture": {"a": 64}})
     assert watch(same, [SPIKES[0]] * 5, first_step=WINDOW + 1)[1] is not None
-    other = guard_of(state=state, context={"mixture": {"b": 64}})
+    other = guard_of(state=state, context=lambda n: {"mixture": {"b": 64}})
     assert watch(other, [SPIKES[0]] * 5, first_step=WINDOW + 1)[1] is None
     assert len(other.state.recent) == WINDOW + 5
+
+
+def test_the_medians_begin_anew_where_another_mixture_comes_into_force_as_on_a_resume():
+    """As after a rewind to before the step at which it was changed."""
+    change = (WINDOW + 3) * 12
+
+    def context(n):
+        return {"mixture": {"b" if n >= change else "a": 64}}
+
+    changes = [*FULL, {}, {}, {}, *[SPIKES[0]] * 5]
+    whole = guard_of(context=context)
+    assert watch(whole, changes)[1] is None
+    assert len(whole.state.window) == 5, "of the new mixture alone"
+    for cut in range(WINDOW, WINDOW + 6):
+        before = guard_of(context=context)
+        watch(before, changes[:cut])
+        state = json.loads(json.dumps(before.to_json()))
+        after = guard_of(state=state, context=context)
+        watch(after, changes[cut:], first_step=cut + 1)
+        assert after.to_json() == whole.to_json()
+
+
+def test_the_guards_mixture_is_the_one_in_force_though_another_lies_ahead():
+    first, second = ({"a": 48, "b": 16}, {"a": 64})
+    segments = (
+        Segment(start=0, quotas=first, base={}),
+        Segment(start=24, quotas=second, base={}),
+    )
+    run = SimpleNamespace(
+        config=SimpleNamespace(
+            guard=config(),
+            batch=SimpleNamespace(global_windows=12),
+            engine=SimpleNamespace(loss_scale=SimpleNamespace(minimum=1)),
+            vocab_size=VOCAB,
+        ),
+        stream=SimpleNamespace(segments=segments),
+        guard_state=None,
+        history=SimpleNamespace(rewinds=()),
+    )
+    guard = _build_guard(run)  # pyright: ignore[reportArgumentType]
+    seen = []
+    for step in (1, 2, 3):
+        guard(report(step))
+        seen.append(guard.to_json()["context"])
+    assert [context["mixture"] for context in seen] == [first, first, second]
+    assert all(context["global_windows"] == 12 for context in seen)
 
 
 def test_a_state_that_is_none_is_refused():

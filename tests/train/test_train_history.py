@@ -8,6 +8,7 @@ from handmade_checkpoints import IDENTITY, manifest_of, save
 
 from lmscale.checkpoint import LocalPlace
 from lmscale.config.safety import GuardConfig
+from lmscale.errors import GuardError
 from lmscale.runtime.jsonl import append_row
 from lmscale.runtime.lease import NO_LEASE
 from lmscale.runtime.ranks import Ranks
@@ -42,6 +43,17 @@ CORRUPTION = Corruption(
 STARTS = tuple(
     {"event": "start", "attempt": number, "time": float(number), "first_step": first}
     for number, first in ((1, 0), (2, 16))
+)
+
+
+DIVERGENCE = Divergence(
+    why="a spike",
+    at_step=14,
+    jump_from_n=150,
+    jump_samples=12,
+    not_after_step=12,
+    limits=None,
+    state=GuardState(),
 )
 
 
@@ -102,15 +114,17 @@ def test_a_rewind_goes_back_to_what_a_start_would_take_up(tmp_path, by_what):
     else:
         for row in (STARTS[0], {**STARTS[1], "first_step": 8}):
             append_row(tmp_path / "attempts.jsonl", row)
-    divergence = Divergence(
-        why="a spike",
-        at_step=14,
-        jump_from_n=150,
-        jump_samples=12,
-        not_after_step=12,
-        limits=None,
-        state=GuardState(),
-    )
     with one_group():
-        assert rewind(run_at(tmp_path, place), RewindRequest(divergence)) == 8
+        assert rewind(run_at(tmp_path, place), RewindRequest(DIVERGENCE)) == 8
     assert [row.to_step for row in read_rewinds(tmp_path)] == [8]
+
+
+def test_a_run_that_cannot_be_rewound_tells_all_that_the_search_has_found(tmp_path):
+    place = LocalPlace(tmp_path / "checkpoints")
+    save(place, 8, identity={**IDENTITY, "run": "another"})
+    with one_group(), pytest.raises(GuardError) as caught:
+        rewind(run_at(tmp_path, place), RewindRequest(DIVERGENCE))
+    said = str(caught.value)
+    assert "The run could not be rewound" in said
+    assert "Give this run a folder of its own (run.folder), or set these back." in said
+    assert said.count("another") == 1, "each reason once"
