@@ -1,4 +1,7 @@
-"""Which checkpoints are kept: the newest, every n steps, the best by a figure, those asked for."""
+"""Which checkpoints are kept: the newest, every n steps, the best by a figure, those asked for.
+
+And those that the run itself would go back to, which a ``Spare`` names.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmscale.checkpoint.find import RefusedError, load_manifest
+from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.layout import ASKED, Manifest
 from lmscale.checkpoint.place import Place
 from lmscale.config.safety import CheckpointConfig
-from lmscale.errors import CheckpointError, TransientError
+from lmscale.errors import CheckpointError, RefusedError
 from lmscale.runtime.trackers import METRICS_FILE
 
 logger = logging.getLogger(__name__)
+
+Spare = Callable[[Sequence[int], int], Mapping[str, Sequence[int]]]
+"""What is kept beside the rule: from the good steps, and the newest that the run has committed, to
+reason → steps.
+"""
+
+
+def spare_none(steps: Sequence[int], newest: int) -> Mapping[str, Sequence[int]]:
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +53,11 @@ class Rule:
 def plan_retention(candidates: Iterable[Candidate], rule: Rule, *, newest: int) -> tuple[int, ...]:
     """The steps to delete once ``newest`` is the last that the run has committed.
 
-    Every step after ``newest`` goes: the run was resumed from before it, so it belongs to steps
-    that were undone. Of the others stay the ``keep_last`` newest good ones and what is newer than
-    the oldest of these, the multiples of ``keep_every_steps``, the best, and those asked for. So
-    the newest good one never goes.
+    Every step after ``newest`` goes, also one that was asked for: the run was resumed from before
+    it, so it belongs to steps that were undone, and would pass for how far the run has come. Of the
+    others stay the ``keep_last`` newest good ones and what is newer than the oldest of these, the
+    multiples of ``keep_every_steps``, the best, and those asked for. So the newest good one never
+    goes.
     """
     ordered = sorted(candidates, key=lambda candidate: -candidate.step)
     undone = [candidate.step for candidate in ordered if candidate.step > newest]
@@ -115,7 +128,7 @@ def look_at(
     """What retention has to know of a committed checkpoint. Raises what its place raises."""
     try:
         manifest = load_manifest(place, step)
-    except (TransientError, RefusedError):
+    except RefusedError:
         raise
     except CheckpointError:
         return Candidate(step=step, is_good=False)
@@ -130,23 +143,17 @@ def delete_old_checkpoints(
     *,
     newest: int,
     look: Callable[[Place, int], Candidate] = look_at,
-    spared: Sequence[Callable[[Sequence[int]], int | None]] = (),
+    spare: Spare = spare_none,
 ) -> tuple[int, ...]:
     """Apply the retention rule, and clear away what interrupted saves and deletions left.
 
     Rank 0 calls this alone, after it committed a good checkpoint of step ``newest``. ``look`` tells
-    what a step's is worth. Each of ``spared`` names one of the good ones of the given steps that is
-    kept as well. Returns the steps of the checkpoints that went.
+    what a step's is worth. Returns the steps of the checkpoints that went.
     """
     steps = place.list_steps()
     planned = _plan(place, config, run_folder, steps, newest=newest, look=look)
-    kept = set()
-    for choose in spared:
-        rest = [step for step in steps if step <= newest]
-        while (step := choose(rest)) is not None and not look(place, step).is_good:
-            rest.remove(step)
-        kept.add(step)
-    doomed = tuple(step for step in planned if step not in kept)
+    spared = _find_spared(place, steps, spare, newest=newest, look=look)
+    doomed = tuple(step for step in planned if step not in spared)
     for step in doomed:
         place.delete(step)
     for step in place.list_steps(committed=False):
@@ -162,19 +169,41 @@ def free_space(
     *,
     saving: int,
     look: Callable[[Place, int], Candidate] = look_at,
+    spare: Spare = spare_none,
 ) -> tuple[int, ...]:
     """Make room for the checkpoint of step ``saving`` on a full disk; returns the steps that went.
 
     What interrupted saves left goes, and all checkpoints but the newest good one, what is newer
-    than it, and those that are kept for good.
+    than it, those that are kept for good, and those that ``spare`` names. These go as well where
+    no other checkpoint can: one that goes makes room for one.
     """
     torn = [step for step in place.list_steps(committed=False) if step != saving]
     steps = [step for step in place.list_steps() if step != saving]
     only_one = config.model_copy(update={"keep_last": 1})
-    doomed = _plan(place, only_one, run_folder, steps, newest=saving, look=look)
+    planned = _plan(place, only_one, run_folder, steps, newest=saving, look=look)
+    spared = _find_spared(place, steps, spare, newest=saving, look=look)
+    doomed = tuple(step for step in planned if step not in spared) or planned
     for step in (*torn, *doomed):
         place.delete(step)
     return (*torn, *doomed)
+
+
+def _find_spared(
+    place: Place,
+    steps: Sequence[int],
+    spare: Spare,
+    *,
+    newest: int,
+    look: Callable[[Place, int], Candidate],
+) -> set[int]:
+    """What ``spare`` names of the good ones. Only those that it names are looked at."""
+    rest = [step for step in steps if step <= newest]
+    while True:
+        named = {step for chosen in spare(rest, newest).values() for step in chosen}
+        unfit = {step for step in named if not look(place, step).is_good}
+        if not unfit:
+            return named
+        rest = [step for step in rest if step not in unfit]
 
 
 def _plan(

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.layout import ASKED, Manifest, find_gaps
 from lmscale.checkpoint.place import Place
-from lmscale.checkpoint.retention import Candidate, Rule, plan_retention
-from lmscale.errors import CheckpointError, TransientError
+from lmscale.checkpoint.retention import Candidate, Rule, Spare, plan_retention, spare_none
+from lmscale.errors import CheckpointError, RefusedError
 
 COMMITTED, TORN, UNREADABLE, UNDONE = "committed", "torn", "unreadable", "undone"
 """States. Torn: without a manifest, by a save that was cut off or is under way. Unreadable: with
@@ -27,7 +27,11 @@ class Listed:
     manifest: Manifest | None = None
     problems: tuple[str, ...] = ()
     kept_for: tuple[str, ...] = ()
-    """``last``, ``every``, ``best``, ``asked``; none of them: the next save removes it."""
+    """``last``, ``every``, ``best``, ``asked``, or what a ``Spare`` says; empty: the next save
+    removes it.
+    """
+    is_spared: bool = False
+    """The run itself may go back to it."""
 
     @property
     def bytes(self) -> int | None:
@@ -45,12 +49,20 @@ class Listed:
 
 
 def survey(
-    place: Place, rule: Rule, undone: Callable[[Manifest], str | None] = lambda manifest: None
+    place: Place,
+    rule: Rule,
+    undone: Callable[[Manifest], str | None] = lambda manifest: None,
+    spare: Spare = spare_none,
 ) -> tuple[Listed, ...]:
     """Every step of a place, the newest first. Raises what its place raises."""
     found = [_look_at(place, step, undone) for step in place.list_steps()]
-    last = [one.step for one in found if one.is_good][: rule.keep_last]
-    found = [replace(one, kept_for=tuple(_reasons(one, rule, last))) for one in found]
+    good = [one.step for one in found if one.is_good]
+    spared = spare(good, good[0]) if good else {}
+    last = good[: rule.keep_last]
+    for index, one in enumerate(found):
+        more = [reason for reason, steps in spared.items() if one.step in steps]
+        reasons = (*_reasons(one, rule, last), *more)
+        found[index] = replace(one, kept_for=reasons, is_spared=bool(more))
     torn = place.list_steps(committed=False)
     found += [Listed(step=step, name=place.name_of(step), state=TORN) for step in torn]
     return tuple(sorted(found, key=lambda one: -one.step))
@@ -60,7 +72,7 @@ def _look_at(place: Place, step: int, undone: Callable[[Manifest], str | None]) 
     name = place.name_of(step)
     try:
         manifest = load_manifest(place, step)
-    except TransientError:
+    except RefusedError:  # it may be whole
         raise
     except CheckpointError as error:
         return Listed(step=step, name=name, state=UNREADABLE, problems=error.problems)
@@ -106,7 +118,8 @@ def plan_prune(
 ) -> tuple[Listed, ...]:
     """What a person may remove: all that the rule does not keep, the undone, and the torn.
 
-    Those asked for stay unless ``with_asked``. The newest that a run could go on from never goes.
+    Those asked for stay unless ``with_asked``. The newest that a run could go on from never goes,
+    nor what it may go back to.
     """
     torn = [one for one in listed if one.state == TORN]
     there = [one for one in listed if one.state != TORN]
@@ -116,6 +129,7 @@ def plan_prune(
     ]
     newest = max((one.step for one in there), default=0)
     doomed = {*plan_retention(candidates, rule, newest=newest)} if candidates else set()
+    doomed -= {one.step for one in there if one.is_spared}
     undone = [
         one
         for one in there

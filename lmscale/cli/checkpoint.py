@@ -46,12 +46,14 @@ def _look_at(run: Path) -> _Saves:
     from lmscale.runtime.run_folder import load_run_config
     from lmscale.runtime.sweep_folder import refuse_sweep
     from lmscale.train.history import read_history
+    from lmscale.train.spared import plan_spared_of
 
     refuse_sweep(run)
     config = load_run_config(run)
     place = open_place(config, run)
     rule = plan_rule(config.checkpoint, place.list_steps(), run)
-    listed = survey(place, rule, read_history(run).undone)
+    history = read_history(run)
+    listed = survey(place, rule, history.undone, plan_spared_of(config, history))
     return _Saves(config=config, place=place, rule=rule, listed=listed)
 
 
@@ -168,8 +170,9 @@ def prune(
     """Remove checkpoints of RUN by rule, and what interrupted saves have left.
 
     The newest one whose files are whole never goes; they are read to make sure. The best by
-    checkpoint.keep_best stay. Refused while the run is live: it prunes by itself at every save, and
-    a save under way cannot be told from one that was cut off.
+    checkpoint.keep_best stay, and until all steps are done what the run itself may go back to.
+    Refused while the run is live: it prunes by itself at every save, and a save under way cannot be
+    told from one that was cut off.
     """
     from dataclasses import replace
 

@@ -23,6 +23,12 @@ _REASONS = {
 }
 
 
+_KEPT_FOR = {
+    "rewind": "rewind (the guard goes back to it, or will once it is old enough)",
+    "untainted": "untainted (from before the last comparison of the ranks)",
+}
+
+
 def describe_state(one: Listed) -> str:
     is_nonfinite = one.manifest is not None and not one.manifest.is_finite
     return f"{one.state}, not finite" if is_nonfinite else one.state
@@ -69,7 +75,8 @@ def listed_to_json(one: Listed) -> dict[str, Any]:
 
 def _plain(value: object) -> str:
     """What a manifest says, on one line: whoever made it may want to steer the terminal."""
-    return printable(" ".join(str(value).split()))
+    text = str(value).encode(errors="backslashreplace").decode()  # JSON can escape half a character
+    return printable(" ".join(text.split()))
 
 
 def _line(name: str, value: object) -> str:
@@ -98,13 +105,18 @@ def render_pruned(
     ]
     if not doomed:
         lines.append("nothing to remove")
-    steps = ", ".join(f"{one.step:,}" for one in kept) or "none"
+    steps = ", ".join(map(_name_kept, kept)) or "none"
     lines.append(f"{'would keep' if is_dry else 'kept'} steps: {steps}")
     if sound is not None:
         lines.append(f"the newest whole one is of step {sound.step:,}: every file was read")
     elif kept:
         lines.append("none of them is whole, so nothing is removed: one of them may be mended")
     return "\n".join(lines)
+
+
+def _name_kept(one: Listed) -> str:
+    """Its step, and why it is there although no rule of the command keeps it."""
+    return f"{one.step:,}" + (f" ({', '.join(one.kept_for)})" if one.is_spared else "")
 
 
 def render_checkpoint(one: Listed, figures: Mapping[str, float]) -> str:
@@ -128,7 +140,8 @@ def _render_origin(one: Listed, manifest: Manifest) -> Iterator[str]:
     time = writer.get("time")
     when = "" if time is None else f"{render_time(time)}: "
     yield _line("saved", when + _REASONS.get(manifest.reason, manifest.reason))
-    yield _line("kept for", ", ".join(one.kept_for) or "nothing: the next save removes it")
+    reasons = ", ".join(_KEPT_FOR.get(reason, reason) for reason in one.kept_for)
+    yield _line("kept for", reasons or "nothing: the next save removes it")
     yield _line(
         "written by",
         f"{_count(writer.get('world_size', '?'), 'rank')}, ZeRO {writer.get('zero_stage', '?')}, "

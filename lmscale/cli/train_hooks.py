@@ -54,7 +54,8 @@ class Hooks:
         for hook in self.each:
             hook(report)
         if ASKED in report.save_for:
-            self.stop.consume_save()
+            self.stop.obey_save(report.step)
+        self.consume_save()
         if report.step == self.run.config.train.steps or reason == DATA_ERROR:
             return  # that one is raised by the next step
         if reason is not None:
@@ -66,6 +67,10 @@ class Hooks:
         """Why this rank would save after the step under way, whatever is due."""
         asked = (ASKED,) if self.stop.save_asked() else ()
         return (*asked, *self.saver.wants())
+
+    def consume_save(self) -> None:
+        """Forget the request that was obeyed, once its save is committed."""
+        self.stop.consume_save(self.saver.committed_step)
 
     def save_what_is_left(self) -> None:
         step = self.counter.now.step
@@ -139,9 +144,11 @@ def open_hooks(
 
         poll = StopPoll(asked)
         evaluator = stack.enter_context(open_evaluator(run, trackers, poll))
-        yield Hooks(
+        comparison = RankComparison(run)
+        guarding = GuardHook(run, guard, comparison.compare_after)
+        hooks = Hooks(
             run=run,
-            each=(*each, GuardHook(run, guard), RankComparison(run), saver, evaluator),
+            each=(*each, guarding, comparison, saver, evaluator),
             counter=counter,
             saver=saver,
             evaluator=evaluator,
@@ -150,16 +157,22 @@ def open_hooks(
             stop_requested=asked,
             attempt=attempt,
         )
+        stack.callback(hooks.consume_save)  # of what was still under way
+        yield hooks
 
 
 def _build_guard(run: Run) -> Guard:
     from lmscale.train.guard import Guard
 
     config = run.config
-    context: dict[str, Any] = {
-        "global_windows": config.batch.global_windows,
-        "mixture": dict(run.stream.segments[-1].quotas),
-    }
+    segments = run.stream.segments
+
+    def context(n: int) -> dict[str, Any]:
+        # Not the last one's: after a rewind a change of the mixture may lie ahead once more.
+        in_force = next(segment for segment in reversed(segments) if segment.start <= n)
+        mixture = dict(in_force.quotas)
+        return {"global_windows": config.batch.global_windows, "mixture": mixture}
+
     return Guard(
         config.guard,
         minimum_loss_scale=config.engine.loss_scale.minimum,

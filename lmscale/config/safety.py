@@ -43,7 +43,9 @@ class CheckpointConfig(Section):
     memory as the checkpoint is large; false: training waits until it is written.
     """
     when_busy: Literal["wait", "skip"] = "wait"
-    """What a save does that is due while the one before is still being written."""
+    """What a save does that is due while the one before is still being written. ``skip``: it is
+    left out, but never two in a row, and for none of ``checkpoint.local``.
+    """
     retries: NonNegativeInt = 4
     """How often a write is tried again that a file system or a server failed, not refused."""
     keep_last: PositiveInt = 3
@@ -110,8 +112,9 @@ class GuardConfig(Section):
     max_rewinds: NonNegativeInt = 3
     """Rewinds in a run; one more divergence ends it with exit code 76."""
     compare_every_steps: NonNegativeInt = 1000
-    """How often the ranks compare a hash of what all of them hold alike; 0: never. A difference is
-    silent corruption of memory: it names the rank and stops with exit code 75.
+    """How often the ranks compare a hash of what all of them hold alike, and also before a
+    divergence is acted on; 0: never. A difference is silent corruption of memory: it names the rank
+    and stops with exit code 75.
     """
     recompute_every_steps: NonNegativeInt = 0
     """How often each rank does a step's first forward pass twice and compares; 0: never."""

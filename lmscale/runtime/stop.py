@@ -70,6 +70,7 @@ class StopRequests:
         self._finish: Callable[[str], None] | None = None
         self._stale: tuple[int, int] | None = None
         self._obeyed_save: tuple[int, int] | None = None
+        self._obeyed_step: int | None = None  # of the save, until it is committed
         self._looked_at = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -117,13 +118,23 @@ class StopRequests:
             return self._save_signalled
         return _identify(self._save_file) not in (None, self._obeyed_save)
 
-    def consume_save(self) -> None:
+    def obey_save(self, step: int) -> None:
         """The save that was asked for begins now, on all ranks: ask for no second one."""
         self._saved_at = time.monotonic()
         self._save_signalled = False
         if self._watch_file:
-            self._obeyed_save = _identify(self._save_file)
-            _remove(self._save_file)
+            self._obeyed_save, self._obeyed_step = _identify(self._save_file), step
+
+    def consume_save(self, committed_step: int | None) -> None:
+        """Remove the file that was obeyed, once its save is committed: until then a failure or a
+        kill leaves it to ask the next attempt. One that was touched since asks for another save.
+        """
+        if self._obeyed_step is None or committed_step is None:
+            return
+        if committed_step >= self._obeyed_step:
+            self._obeyed_step = None
+            if _identify(self._save_file) == self._obeyed_save:
+                _remove(self._save_file)
 
     def wait(self, seconds: float) -> str | None:
         """The request, when one comes within ``seconds``."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmscale.config.redact import redact
-from lmscale.errors import NoSpaceError
+from lmscale.errors import LmscaleError, NoSpaceError
 from lmscale.runtime.atomic import writing
 from lmscale.runtime.jsonl import RowFile, renew_rows
 
@@ -30,29 +30,29 @@ class Trackers:
         self._folder = folder
         self._metrics = metrics
         self._events = events
-        # What to do in place of raising when the disk is full: rank 0 logs in the middle of what
-        # all ranks do together, so it may not end there alone.
-        self.on_no_space: Callable[[NoSpaceError], None] | None = None
+        # What to do in place of raising when a row is refused, as by a full disk: rank 0 logs in
+        # the middle of what all ranks do together, so it may not end there alone.
+        self.on_refusal: Callable[[LmscaleError], None] | None = None
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
         """Record a step's figures. None is left out; one that is not finite is null in JSON."""
         figures = {name: value for name, value in values.items() if value is not None}
         now = time.time()
         row: dict[str, Any] = {"step": step, "time": round(now, 3), **figures}
-        with self._noticing_full_disk():
+        with self._noticing_refusal():
             self._metrics.append(row)
             with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
                 for name, value in figures.items():
                     self._events.add_scalar(name, float(value), step, walltime=now)
 
     @contextmanager
-    def _noticing_full_disk(self) -> Iterator[None]:
+    def _noticing_refusal(self) -> Iterator[None]:
         try:
             yield
-        except NoSpaceError as error:
-            if self.on_no_space is None:
+        except LmscaleError as error:
+            if self.on_refusal is None:
                 raise
-            self.on_no_space(error)
+            self.on_refusal(error)
 
     def log_text(self, name: str, text: str, *, step: int = 0) -> None:
         """Show text on TensorBoard's text page, in a fixed-width font as it is."""

@@ -18,7 +18,7 @@ from lmscale.checkpoint.local_tier import open_node_place
 from lmscale.checkpoint.resumes import record_resume
 from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
-from lmscale.errors import CheckpointError, DataError, LmscaleError, TransientError
+from lmscale.errors import CheckpointError, DataError, LmscaleError
 from lmscale.model import build_model, count_parameters, init_weights, parameter_kinds
 from lmscale.objective import CausalObjective
 from lmscale.runtime import heartbeat
@@ -267,8 +267,6 @@ def _load(found: Found, engine: Engine, stream: Stream, ranks: Ranks) -> None:
     """Load a checkpoint, and see whether what was loaded is what was saved."""
     try:
         load_checkpoint(found.place, found.manifest, engine)
-    except TransientError:
-        raise
     except CheckpointError as error:
         raise LoadedWrongError(error.problems, engine) from error
     saved = found.manifest.probe
@@ -355,7 +353,13 @@ def _load_tokenizer(config: RunConfig) -> Tokenizer:
 def _read_state(manifest: Manifest | None) -> tuple[Progress, StreamState | None]:
     if manifest is None:
         return Progress(), None
-    return (
-        Progress(**manifest.state["progress"]),
-        StreamState.from_json(manifest.state["stream"]),
-    )
+    try:
+        return (
+            Progress(**manifest.state["progress"]),
+            StreamState.from_json(manifest.state["stream"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The checkpoint of step {manifest.step} does not say where the run was ({error!r}): "
+            "no run of this lmscale wrote it. Move its folder away to go on from an older one."
+        ) from error

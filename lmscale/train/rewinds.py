@@ -26,7 +26,7 @@ from lmscale.errors import DataError, NoSpaceError
 from lmscale.runtime.jsonl import append_durable_row, read_rows
 from lmscale.stream.mixture import Jump, Segment
 from lmscale.stream.state import segments_from_json, segments_to_json
-from lmscale.train.guard import Divergence
+from lmscale.train.guard import RECENT_STEPS, Divergence
 
 logger = logging.getLogger(__name__)
 
@@ -186,22 +186,40 @@ def describe_no_checkpoint(divergence: Divergence, passed_over: Sequence[PassedO
     # Of those that are old enough it is worth knowing what is the matter with them.
     old = [one for one in passed_over if one.step <= divergence.not_after_step]
     unfit = "".join(f"; {why.rstrip('.')}" for one in old for why in one.why)
+    if not passed_over:
+        advice = "Save earlier (checkpoint.every_steps)"
+    elif old:
+        advice = "Keep more (checkpoint.keep_last, checkpoint.keep_every_steps)"
+    else:
+        advice = "Keep older ones (checkpoint.keep_every_steps, or a larger checkpoint.keep_last)"
     return (
         "The run could not be rewound: that takes a checkpoint of step "
         f"{divergence.not_after_step} or before, and sample {divergence.jump_from_n} or before; "
-        f"there are: {known}{unfit}. Save more often (checkpoint.every_steps), keep more "
-        "(checkpoint.keep_last), or lower guard.jump_steps."
+        f"there are: {known}{unfit}. {advice}, or lower guard.jump_steps."
     )
 
 
-def find_rewindable(steps: Sequence[int], *, newest: int, config: GuardConfig) -> int | None:
-    """The checkpoint that retention must keep: a divergence noticed next would go back to it.
+def reach_of(config: GuardConfig) -> int:
+    """How many steps a divergence may reach back: those it judges, and those it jumps.
 
-    The newest one from before the ``jump_steps`` that end with the step after ``newest``. Of a
-    window that long, and as long as a row of bad steps can be.
+    A row of bad steps, or ``jump_steps`` up to the last bad one of the ``RECENT_STEPS``. Only
+    fp16's search for its loss scale, which goes before the first of them, knows no bound.
+    """
+    longest_row = config.max_nonfinite_steps + config.spike_steps - 1
+    return max(longest_row, RECENT_STEPS + config.jump_steps)
+
+
+def find_rewindable(steps: Sequence[int], *, newest: int, config: GuardConfig) -> tuple[int, ...]:
+    """The checkpoints that retention must keep, so that a divergence can always be undone.
+
+    The newest one that a divergence noticed next could go back to, and the oldest newer one, which
+    grows into that role: else all would be deleted before they are old enough. So from the
+    moment on at which the oldest is as old as ``reach_of``, there is always one of that age; it is
+    younger than twice that and the longest way between two good saves.
     """
     if config.on_divergence != "rewind":
-        return None
-    longest_row = config.max_nonfinite_steps + config.spike_steps - 1
-    last = newest + 1 - max(config.jump_steps, longest_row)
-    return max((step for step in steps if step <= last), default=None)
+        return ()
+    last = newest + 1 - reach_of(config)
+    target = max((step for step in steps if step <= last), default=-1)
+    successor = min((step for step in steps if step > target), default=target)
+    return tuple(sorted({target, successor} - {-1}))

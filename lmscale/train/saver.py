@@ -25,11 +25,10 @@ from lmscale.runtime.mailbox import open_mailbox
 from lmscale.runtime.trackers import Trackers
 from lmscale.stream.ledger import Ledger
 from lmscale.train.assemble import Run
-from lmscale.train.corruptions import find_untainted
 from lmscale.train.hooks import Hook, ProgressCounter
 from lmscale.train.loop import StepReport
 from lmscale.train.probe import measure_probe
-from lmscale.train.rewinds import find_rewindable
+from lmscale.train.spared import plan_spared
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,8 @@ class Saver:
     step. All ranks make one together and call it in the same order; ``close`` it.
 
     At most one save is under way. One that is due meanwhile waits for it or is left out, as
-    ``checkpoint.when_busy`` says; those for any other reason wait.
+    ``checkpoint.when_busy`` says; those for any other reason wait. Never are two in a row left out,
+    nor one for the nodes' own disks: in the wait the watchdog notices a writer that hangs.
     """
 
     def __init__(
@@ -57,12 +57,16 @@ class Saver:
         self._run, self._counter, self._ledger = run, counter, ledger
         self._trackers, self._guard_state = trackers, guard_state
         if trackers is not None:
-            trackers.on_no_space = self.refuse
+            trackers.on_refusal = self.refuse
         # Used by the writer's thread of rank 0 alone.
         self._candidates: dict[int, Candidate] = {}
         self._refusal: LmscaleError | None = None
         self._job: Job | None = None  # until all ranks have seen its outcome
         self._untold: tuple[Job, dict[str, float]] | None = None  # what a save has cost the loop
+        self._has_left_one_out = False  # the last save that was due; alike on all ranks
+        self._spare = plan_spared(
+            run.config, world_size=run.ranks.world_size, first_step=run.start.step
+        )
         duties = Duties(
             lease=run.lease, prepare=self._prepare, tidy=self._tidy, make_room=self._make_room
         )
@@ -102,11 +106,7 @@ class Saver:
         raise AssertionError("failing_together raises what was raised in it")
 
     def __call__(self, report: StepReport) -> None:
-        if report.stop_reason in (votes.LEASE_LOST, votes.RANKS_DIFFER):
-            return  # nothing may be saved
-        if report.stop_reason == votes.SAVE_FAILED:
-            self.finish()
-            return
+        """Not for a step of which nothing may be kept: ``Hooks`` ends before that."""
         self.tell()
         config = self._run.config
         if votes.ASKED in report.save_for:
@@ -134,9 +134,15 @@ class Saver:
         checkpoint = self._run.config.checkpoint
         heartbeat.phase("save")
         began_at = time.monotonic()
-        may_skip = reason == REGULAR and checkpoint.when_busy == "skip"
+        may_skip = (
+            reason == REGULAR
+            and checkpoint.when_busy == "skip"
+            and not self._has_left_one_out
+            and (self._job is None or self._job.tier is None)
+        )
         step = self._counter.now.step
-        if not self._make_way(may_skip=may_skip):
+        self._has_left_one_out = not self._make_way(may_skip=may_skip)
+        if self._has_left_one_out:
             logger.warning("step %d is not saved: the last save is still under way", step)
         elif step != self.saved_step:
             # Else it is saved already, as when a stop is asked for at a step that was due.
@@ -189,6 +195,14 @@ class Saver:
         return (votes.LOCAL,) if is_due else ()
 
     @property
+    def committed_step(self) -> int | None:
+        """The last one that this rank knows to be committed, before all ranks do."""
+        job = self._job
+        if job is not None and job.tier is None and job.done.is_set() and job.saved is not None:
+            return job.step
+        return self.saved_step
+
+    @property
     def has_refused(self) -> bool:
         return self._refusal is not None
 
@@ -216,7 +230,7 @@ class Saver:
 
     def tell(self) -> None:
         """Say what the last save has cost, once, as soon as this rank knows its outcome."""
-        if self._untold is None or not self._untold[0].done.is_set():
+        if self._untold is None or not self._untold[0].is_over:
             return
         (job, costs), self._untold = self._untold, None
         if job.saved is None:
@@ -323,22 +337,18 @@ class Saver:
                 *(place, config.checkpoint, config.folder),
                 newest=manifest.step,
                 look=self._look,
-                spared=[
-                    # What the guard would go back to, were the next step a divergence.
-                    lambda steps: find_rewindable(steps, newest=manifest.step, config=config.guard),
-                    # What a start would go back to, were the ranks to differ before it.
-                    lambda steps: find_untainted(
-                        *(steps, config, self._run.ranks),
-                        newest=manifest.step,
-                        first_step=self._run.start.step,
-                    ),
-                ],
+                spare=self._spare,
             )
 
     def _make_room(self, place: Place, step: int) -> tuple[int, ...]:
         self._run.lease.check()  # else these are another copy's
         config = self._run.config
-        return free_space(*(place, config.checkpoint, config.folder), saving=step, look=self._look)
+        return free_space(
+            *(place, config.checkpoint, config.folder),
+            saving=step,
+            look=self._look,
+            spare=self._spare,
+        )
 
     def _look(self, place: Place, step: int) -> Candidate:
         """As ``look_at``, once a step; what this start has passed over is not good."""

@@ -1,5 +1,6 @@
 """Which checkpoints stay: the rule as arithmetic, and what is left of real folders."""
 
+import errno
 import json
 from dataclasses import replace
 
@@ -17,7 +18,9 @@ from lmscale.checkpoint.retention import (
     plan_retention,
     read_figures,
 )
+from lmscale.checkpoint.survey import plan_prune, survey
 from lmscale.config.safety import CheckpointConfig
+from lmscale.errors import RefusedError
 from lmscale.runtime.atomic import to_json_bytes
 
 RETENTION = [
@@ -219,16 +222,16 @@ def test_what_a_rewind_would_need_stays(place, tmp_path):
     for step in (2, 4, 6, 8):
         write(place, step)
     config = CheckpointConfig(keep_last=1)
-    spared = lambda steps: min(steps, default=None)  # noqa: E731
-    assert delete_old_checkpoints(place, config, tmp_path, newest=8, spared=[spared]) == (6, 4)
+    spare = lambda steps, newest: {"a test": steps[-1:]}  # noqa: E731
+    assert delete_old_checkpoints(place, config, tmp_path, newest=8, spare=spare) == (6, 4)
 
 
 def test_what_is_kept_for_two_reasons_both_stays(place, tmp_path):
     for step in (2, 4, 6, 8):
         write(place, step)
-    spared = [lambda steps: 2, lambda steps: 6]
+    spare = lambda steps, newest: {"one": (2,), "other": (newest - 2,)}  # noqa: E731
     config = CheckpointConfig(keep_last=1)
-    assert delete_old_checkpoints(place, config, tmp_path, newest=8, spared=spared) == (4,)
+    assert delete_old_checkpoints(place, config, tmp_path, newest=8, spare=spare) == (4,)
 
 
 def test_what_is_kept_for_a_rewind_is_one_that_can_be_gone_back_to(place, tmp_path):
@@ -239,6 +242,56 @@ def test_what_is_kept_for_a_rewind_is_one_that_can_be_gone_back_to(place, tmp_pa
         *(place, config, tmp_path),
         newest=8,
         look=look_with_6_damaged,
-        spared=[lambda steps: max((step for step in steps if step < 7), default=None)],
+        spare=lambda steps, newest: {"a test": (max(step for step in steps if step < 7),)},
     )
     assert place.list_steps() == [8, 4]
+
+
+def test_on_a_full_disk_what_a_rewind_would_need_goes_only_where_nothing_else_can(place, tmp_path):
+    for step in (2, 4, 6, 8):
+        write(place, step)
+    config = CheckpointConfig(keep_last=9)
+    spare = lambda steps, newest: {"a test": (2, 4)}  # noqa: E731
+    assert free_space(place, config, tmp_path, saving=10, spare=spare) == (6,)
+    assert free_space(place, config, tmp_path, saving=10, spare=spare) == (4, 2)
+    assert place.list_steps() == [8]
+
+
+def test_a_listing_says_of_what_is_kept_beside_the_rule_why_and_nobody_is_told_to_prune_it(place):
+    for step in (2, 4, 6, 8, 10):
+        write(place, step, is_finite=step != 10)
+
+    def spare(steps, newest):
+        assert (list(steps), newest) == ([8, 6, 4, 2], 8), "the good ones"
+        return {"rewind": (2, 4), "untainted": (4, 8)}
+
+    rule = Rule(keep_last=1)
+    listed = survey(place, rule, spare=spare)
+    assert {one.step: one.kept_for for one in listed} == {
+        10: (),
+        8: ("last", "untainted"),
+        6: (),
+        4: ("rewind", "untainted"),
+        2: ("rewind",),
+    }
+    assert [one.step for one in plan_prune(listed, rule)] == [6]
+    assert [one.step for one in plan_prune(survey(place, rule), rule)] == [6, 4, 2]
+
+
+class RefusingPlace(LocalPlace):
+    """Another user's checkpoint of step 4, which may be whole."""
+
+    def read_manifest(self, step):
+        if step == 4:
+            raise PermissionError(errno.EACCES, "refused, says the test")
+        return super().read_manifest(step)
+
+
+def test_a_manifest_that_may_not_be_read_is_not_taken_for_a_damaged_one(place):
+    for step in (2, 4):
+        write(place, step)
+    refusing = RefusingPlace(place.root)
+    with pytest.raises(RefusedError, match="It may be whole"):
+        survey(refusing, Rule(keep_last=1))
+    with pytest.raises(RefusedError, match="It may be whole"):
+        look_at(refusing, 4)

@@ -279,6 +279,22 @@ def test_prune_takes_the_undone_before_the_good(lmscale, run):
     assert steps_of(run) == [2]
 
 
+def test_what_an_unfinished_run_may_go_back_to_is_listed_with_the_reason_and_not_pruned(
+    lmscale, run
+):
+    set_key(run, "train.steps", 100)
+    set_key(run, "checkpoint.keep_last", 1)
+    rows = ask(lmscale, "list", run)["checkpoints"]
+    assert {row["step"]: row["kept_for"] for row in rows} == {6: ["last"], 4: [], 2: ["rewind"]}
+    shown = lmscale("checkpoint", "show", run, "--step", "2").output
+    assert re.search(r"kept for +rewind \(the guard goes back to it", shown), shown
+    shown = lmscale("checkpoint", "show", run, "--step", "4").output
+    assert "nothing: the next save removes it" in shown
+    ended = lmscale("checkpoint", "prune", run)
+    assert ended.code == 0 and "kept steps: 6, 2 (rewind)" in ended.output, ended.output
+    assert steps_of(run) == [6, 2]
+
+
 def test_prune_is_refused_while_the_run_is_live_and_a_dry_run_is_not(lmscale, run):
     lease = Lease(Attempt(), run)
     lease.take(["here"])

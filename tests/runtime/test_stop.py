@@ -72,7 +72,7 @@ def test_sigusr2_asks_for_a_save_and_ends_nothing(tmp_path):
         stop.something_to_save()
         assert stop.save_asked(), "until a save begins"
         assert stop.requested() is None
-        stop.consume_save()
+        stop.obey_save(4)
         assert not stop.save_asked()
 
 
@@ -81,7 +81,7 @@ def test_a_second_signal_so_soon_after_asked_for_the_same_save(tmp_path, monkeyp
     now = [1000.0]
     monkeypatch.setattr("lmscale.runtime.stop.time", FakeClock(lambda: now[0]))
     with StopRequests(tmp_path) as stop:
-        stop.consume_save()  # another rank had heard of it before
+        stop.obey_save(4)  # another rank had heard of it before
         now[0] += SAME_REQUEST_SECONDS - 0.1
         os.kill(os.getpid(), SAVE_SIGNAL)
         assert send(stop, signal.SIGUSR1) == "SIGUSR1"  # behind which the other one was heard
@@ -90,23 +90,45 @@ def test_a_second_signal_so_soon_after_asked_for_the_same_save(tmp_path, monkeyp
         ask_for_save(stop)
 
 
-def test_a_save_file_asks_for_a_save_until_one_begins(tmp_path):
+def test_a_save_file_asks_until_a_save_begins_and_the_next_attempt_until_it_is_committed(tmp_path):
     (tmp_path / "save").touch()
     with StopRequests(tmp_path) as stop:
         stop.discard_stale_file()
         assert stop.save_asked(), "from before the start: nobody has answered it yet"
         assert stop.requested() is None
-        stop.consume_save()
+        stop.obey_save(4)
+        for committed_step in (None, 2):
+            stop.consume_save(committed_step)
+            assert not stop.save_asked() and (tmp_path / "save").exists()
+    with StopRequests(tmp_path) as stop:
+        assert stop.save_asked(), "the save was cut off"
+        stop.obey_save(6)
+        stop.consume_save(6)
         assert not stop.save_asked() and not (tmp_path / "save").exists()
         (tmp_path / "save").touch()
+        stop.consume_save(6)
         assert stop.save_asked()
+
+
+def test_a_save_file_that_is_touched_while_the_save_is_written_asks_for_another_one(tmp_path):
+    (tmp_path / "save").touch()
+    with StopRequests(tmp_path) as stop:
+        stop.obey_save(4)
+        os.utime(tmp_path / "save", ns=(1, 1))
+        assert stop.save_asked()
+        stop.consume_save(4)
+        assert stop.save_asked() and (tmp_path / "save").exists()
+        stop.obey_save(5)
+        stop.consume_save(5)
+        assert not stop.save_asked() and not (tmp_path / "save").exists()
 
 
 def test_a_save_file_that_cannot_be_removed_asks_once_for_each_time_it_is_touched(tmp_path, caplog):
     (tmp_path / "save").mkdir()
     with StopRequests(tmp_path) as stop:
         assert stop.save_asked()
-        stop.consume_save()
+        stop.obey_save(4)
+        stop.consume_save(4)
         assert not stop.save_asked()
         assert f"{tmp_path}/save cannot be removed" in caplog.text
         os.utime(tmp_path / "save", ns=(1, 1))
@@ -128,7 +150,8 @@ def test_only_the_rank_that_watches_the_save_file_sees_and_removes_it(tmp_path):
     (tmp_path / "save").touch()
     with StopRequests(tmp_path, watch_file=False) as stop:
         assert not stop.save_asked()
-        stop.consume_save()
+        stop.obey_save(4)
+        stop.consume_save(4)
     assert (tmp_path / "save").exists()
 
 

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from tiny_run import committed_steps, start_lmscale, write_tiny_config
+from tiny_run import committed_steps, run_lmscale, start_lmscale, write_tiny_config
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 MANY = 100_000
@@ -45,7 +45,7 @@ def test_a_save_is_asked_for_by_signal_and_by_file_and_kept_while_the_run_goes_o
         until(lambda: committed_steps(run)[-1] > first[0] + EVERY)
         (run / "save").touch()
         both = until(lambda: len(found := asked_steps(run)) > 1 and found)
-        assert not (run / "save").exists()
+        until(lambda: not (run / "save").exists())
         until(lambda: committed_steps(run)[-1] > both[1] + 2 * EVERY)
         assert asked_steps(run) == both, "once each, and retention has left them"
         assert len(committed_steps(run)) <= 4
@@ -57,3 +57,23 @@ def test_a_save_is_asked_for_by_signal_and_by_file_and_kept_while_the_run_goes_o
     finally:
         launcher.kill()
         launcher.communicate()
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_request_to_save_is_removed_when_the_save_is_committed_and_not_before(
+    tiny_data, tmp_path, monkeypatch, is_killed
+):
+    run = tmp_path / "run"
+    overrides = {"train.steps": 6, "checkpoint.every_steps": 50, "run.allow_faults": True}
+    config = write_tiny_config(tmp_path / "c.yaml", tiny_data, run, overrides)
+    run.mkdir()
+    (run / "save").touch()
+    if is_killed:  # once the loop has gone on
+        faults = "delay:seconds=1,at=save.write; kill:at=save.commit"
+        monkeypatch.setenv("LMSCALE_FAULTS", faults)
+        assert run_lmscale("train", config).code != 0
+        assert asked_steps(run) == [] and (run / "save").exists()
+    ended = run_lmscale("train", config)
+    assert ended.code == 0, ended.output
+    assert asked_steps(run) == [1], "once, though it lay there for some steps"
+    assert not (run / "save").exists()
