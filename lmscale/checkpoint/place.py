@@ -1,6 +1,6 @@
 """Where a run's checkpoints are: what may be done there, and how it is done in a folder.
 
-``places.open_place`` gives a run's own; ``remote_place`` has what is behind a URL.
+``run_place.open_place`` gives a run's own; ``remote_place`` has what is behind a URL.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ class _Saves:
 
 
 def _look_at(run: Path) -> _Saves:
-    from lmscale.checkpoint.places import open_place
     from lmscale.checkpoint.retention import plan_rule
+    from lmscale.checkpoint.run_place import open_place
     from lmscale.checkpoint.survey import survey
     from lmscale.runtime.run_folder import load_run_config
     from lmscale.runtime.sweep_folder import refuse_sweep

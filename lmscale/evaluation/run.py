@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lmscale.checkpoint import open_place
-from lmscale.checkpoint.resume import load_weights
+from lmscale.checkpoint.load import load_weights
 from lmscale.config import RunConfig
 from lmscale.errors import CheckpointError
 from lmscale.model.transformer import Transformer, build_model

@@ -14,7 +14,7 @@ from toy_engine import Setup, accumulate_garbage, build, content_of, take_step
 
 from lmscale.checkpoint import LocalPlace, load_checkpoint, load_manifest, save_checkpoint
 from lmscale.checkpoint.fragments import owned_fragments
-from lmscale.checkpoint.resume import FragmentReader
+from lmscale.checkpoint.load import FragmentReader
 from lmscale.errors import CheckpointError
 from lmscale.runtime.collectives import gather_json
 

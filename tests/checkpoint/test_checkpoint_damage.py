@@ -31,9 +31,9 @@ from hypothesis import strategies as st
 
 from lmscale.checkpoint import find_resumable, load_manifest, load_model_weights
 from lmscale.checkpoint.layout import parse_manifest, step_folder
+from lmscale.checkpoint.load import iterate_weights, load_weights
 from lmscale.checkpoint.place import LocalPlace
 from lmscale.checkpoint.remote_place import RemotePlace
-from lmscale.checkpoint.resume import iterate_weights, load_weights
 from lmscale.errors import CheckpointError
 from lmscale.runtime.cache import NodeCache
 from lmscale.runtime.ranks import Ranks

@@ -15,7 +15,7 @@ from forked_ranks import run_starts
 from toy_engine import Setup, Toy
 
 from lmscale.checkpoint import LocalPlace, load_manifest
-from lmscale.checkpoint.resume import iterate_weights, load_weights
+from lmscale.checkpoint.load import iterate_weights, load_weights
 from lmscale.runtime.fingerprint import add_fingerprints, fingerprint
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]

@@ -25,7 +25,7 @@ from lmscale.checkpoint.layout import (
     step_folder,
     tensor_name,
 )
-from lmscale.checkpoint.resume import FragmentReader
+from lmscale.checkpoint.load import FragmentReader
 from lmscale.errors import CheckpointError
 
 KINDS = ("master", "exp_avg")

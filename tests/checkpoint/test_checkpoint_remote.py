@@ -15,8 +15,8 @@ from s3_server import REFUSED, environment, open_proxy
 
 from lmscale.checkpoint import remote_place
 from lmscale.checkpoint.layout import MASTER, FileEntry
+from lmscale.checkpoint.load import load_weights
 from lmscale.checkpoint.place import OWNER_FILE
-from lmscale.checkpoint.resume import load_weights
 from lmscale.checkpoint.write_file import Part, write_file
 from lmscale.errors import CheckpointError, TransientError
 from lmscale.runtime import remote

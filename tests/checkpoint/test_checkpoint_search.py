@@ -10,8 +10,8 @@ from handmade_checkpoints import IDENTITY, first, manifest_of, save, search, ste
 
 from lmscale.checkpoint import find, load_manifest, load_model_weights
 from lmscale.checkpoint.layout import list_steps, step_folder
+from lmscale.checkpoint.load import check_same_model, iterate_weights
 from lmscale.checkpoint.place import LocalPlace
-from lmscale.checkpoint.resume import check_same_model, iterate_weights
 from lmscale.checkpoint.resumes import record_resume
 from lmscale.config.run_files import RESUMES_FILE
 from lmscale.errors import CheckpointError, ClusterError, LmscaleError, TransientError
@@ -266,7 +266,7 @@ def test_a_file_that_cannot_be_opened_to_be_loaded_is_no_bug(place, monkeypatch,
     def failing(path, mode):
         raise OSError(getattr(errno, name), "so it says", str(path))
 
-    monkeypatch.setattr("lmscale.checkpoint.resume.open", failing, raising=False)
+    monkeypatch.setattr("lmscale.checkpoint.load.open", failing, raising=False)
     with pytest.raises(LmscaleError, match=f"step-000000006/{FILES[1]}") as caught:
         list(iterate_weights(place, load_manifest(place, 6)))
     assert type(caught.value) is kind  # after any but CheckpointError no older one is tried

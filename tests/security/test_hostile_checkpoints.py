@@ -15,9 +15,9 @@ from safetensors.torch import save
 from lmscale.checkpoint.find import Search, find_damage, find_sound, load_manifest
 from lmscale.checkpoint.identity import describe_differences
 from lmscale.checkpoint.layout import FileEntry, Manifest, parse_manifest
+from lmscale.checkpoint.load import load_weights
 from lmscale.checkpoint.place import LocalPlace
 from lmscale.checkpoint.plausible import ITEM_BYTES, MAX_DEPTH
-from lmscale.checkpoint.resume import load_weights
 from lmscale.checkpoint.retention import Rule
 from lmscale.checkpoint.survey import Listed, survey
 from lmscale.checkpoint.write_file import DTYPE_NAMES

@@ -11,9 +11,9 @@ import pytest
 from handmade_checkpoints import place_at, save, step_taken
 
 from lmscale.checkpoint import place as place_module
-from lmscale.checkpoint import places as places_module
+from lmscale.checkpoint import run_place
 from lmscale.checkpoint.place import OWNER_FILE, LocalPlace
-from lmscale.checkpoint.places import open_place
+from lmscale.checkpoint.run_place import open_place
 from lmscale.errors import CheckpointError
 
 pytestmark = [
@@ -141,7 +141,7 @@ def test_a_receipt_that_cannot_be_written_undoes_no_commit(elsewhere, monkeypatc
         raise OSError(number, "so it says", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(places_module, "write_bytes", refusing)
+        patched.setattr(run_place, "write_bytes", refusing)
         save(place, 2)
     assert "step-000000002 is committed, but has no receipt until the next start" in caplog.text
     assert place.list_steps() == [2] and receipts_in(receipts) == []
@@ -191,4 +191,4 @@ def test_a_place_is_found_where_the_run_is_now(tiny_data, tmp_path):
     config = tiny_config(tiny_data, tmp_path / "run")
     assert open_place(config).location == str(tmp_path / "run" / "checkpoints")
     moved = open_place(config, Path("moved"))
-    assert moved.location == str(Path("moved") / places_module.CHECKPOINTS)
+    assert moved.location == str(Path("moved") / run_place.CHECKPOINTS)

@@ -35,7 +35,7 @@ from lmscale.checkpoint.layout import (
 )
 from lmscale.checkpoint.optimizer_state import check_optimizer, write_loss_scale, write_optimizer
 from lmscale.checkpoint.place import LocalPlace, Place
-from lmscale.checkpoint.places import CHECKPOINTS
+from lmscale.checkpoint.run_place import CHECKPOINTS
 from lmscale.checkpoint.write_file import DTYPE_NAMES
 from lmscale.engine.engine import Engine
 from lmscale.errors import CheckpointError, ClusterError, TransientError
