@@ -97,7 +97,7 @@ def test_a_loader_worker_that_hangs_is_found_by_its_rank_its_host_and_its_phase(
     assert process.returncode == 1, output
     hang, end = read_rows(folder / WATCH_FILE)
     assert re.fullmatch(
-        rf"rank 1 on {HOST} in data for \d s, the others wait in agree of step \d+", hang["text"]
+        rf"rank 1 on {HOST} in data for \d+ s, the others wait in agree of step \d+", hang["text"]
     )
     assert (hang["event"], hang["ranks"], hang["hosts"]) == ("hang", [1], [HOST])
     assert (hang["phase"], hang["attempt"], hang["by"]) == ("data", "local", 0)
@@ -119,7 +119,7 @@ def test_rank_0_that_is_stopped_is_named_by_its_deputy_on_the_other_node(tiny_da
     assert process.returncode == 1, output
     assert events(folder) == [("hang", [0], 2), ("end", [0], 2)], output
     (text, _) = (row["text"] for row in read_rows(folder / WATCH_FILE))
-    assert re.match(rf"rank 0 on {HOST} silent for \d s, last in \w+.*, the others wait in ", text)
+    assert re.match(rf"rank 0 on {HOST} silent for \d+ s, last in \w+.*, the others wait in ", text)
     assert f"rank 0 on {HOST} silent for" in output  # in the launcher's words on how it ended
     assert "Thread" in stacks(folder, 1) and "Thread" in stacks(folder, 2)
     assert re.search(rf"seen by rank 1 .*\n---- process {beats[0].pid}: state T", stacks(folder, 0))
