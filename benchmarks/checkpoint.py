@@ -46,6 +46,7 @@ from lmscale.runtime.environment import num_cores
 from lmscale.runtime.lease import NO_LEASE
 from lmscale.runtime.ranks import Ranks, open_process_group, ranks_from_environment
 from lmscale.train.assemble import build_run_engine
+from lmscale.train.history import History
 from lmscale.train.loop import StepReport, train_steps
 from lmscale.train.progress import Progress
 from lmscale.train.saver import Saver
@@ -94,7 +95,7 @@ class Bench:
             stream=SimpleNamespace(state_at=lambda n: SimpleNamespace(to_json=dict)),
             identity={},
             lease=NO_LEASE,
-            rewinds=(),
+            history=History(),
             passed_over=frozenset(),
             start=Progress(),
         )
