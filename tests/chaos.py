@@ -82,7 +82,7 @@ class Chaos:
         """One start, its violent end, and what it left."""
         before = self.newest_whole()
         plan = plan_attempt(self.family, self.seed, number, start=before)
-        starts = len(self.first_steps())
+        starts, rows = len(self.first_steps()), self.ledger()
         ended = self.start(plan)
         steps = self.first_steps()[starts:]
         if steps and steps[0] != before:
@@ -94,7 +94,9 @@ class Chaos:
             if plan.deadly != "hang" or ": the run ends" not in ended.output:
                 self.fail(plan, ended, f"{plan.faults[-1]} has not struck")
         done, after = self.steps_done(), self.newest_whole()
-        least = max(before, done - plan.max_lost_steps) if steps else before
+        # Killed before it has opened the ledger, it has done none of the steps that are there.
+        has_begun = bool(steps) and self.ledger() != rows
+        least = max(before, done - plan.max_lost_steps) if has_begun else before
         if after < least and not plan.is_cut:
             self.fail(plan, ended, f"step {after} is its newest checkpoint, at step {done}")
         if plan.deadly == "stop" and after != done:
@@ -224,8 +226,11 @@ class Chaos:
 
     def steps_done(self) -> int:
         """As the ledger says, a torn row left out."""
+        return self.ledger().count(b"\n")
+
+    def ledger(self) -> bytes:
         path = self.run / "ledger.jsonl"
-        return path.read_bytes().count(b"\n") if path.exists() else 0
+        return path.read_bytes() if path.exists() else b""
 
     def struck(self, plan: Attempt) -> collections.Counter[str]:
         """How many of the attempt's faults of each kind have struck, as the run wrote it down."""
