@@ -169,12 +169,12 @@ class LocalPlace(Place):
         shutil.rmtree(folder, ignore_errors=True)
 
     def discard_uncommitted(self) -> None:
-        for aside in self.root.glob(f"{_DISCARDED}*"):  # of a start that was killed in here
-            _discard(aside, self.root / aside.name.removeprefix(_DISCARDED).rpartition("-")[0])
         for step in self.list_steps(committed=False):
             folder = step_folder(self.root, step)
             logger.warning("%s was never committed: it is cleared away", folder)
             _discard(_set_aside(folder), folder)
+        for aside in self.root.glob(f"{_DISCARDED}*"):  # of a start that was killed in here
+            _discard(aside, self.root / aside.name.removeprefix(_DISCARDED).rpartition("-")[0])
 
     def describe_damage(self, step: int, entry: FileEntry) -> str | None:
         path = step_folder(self.root, step) / entry.name

@@ -154,7 +154,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return _is_number(value) and -MAX_COUNT < value < MAX_COUNT
+    return _is_number(value) and math.isfinite(value)
 
 
 def _is_instant(value: Any) -> bool:

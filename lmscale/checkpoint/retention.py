@@ -174,15 +174,17 @@ def free_space(
     """Make room for the checkpoint of step ``saving`` on a full disk; returns the steps that went.
 
     What interrupted saves left goes, and all checkpoints but the newest good one, what is newer
-    than it, those that are kept for good, and those that ``spare`` names. These go as well where
-    no other checkpoint can: one that goes makes room for one.
+    than it, those that are kept for good, and those that ``spare`` names. Of these one goes, the
+    oldest, where nothing else can: it makes room for one.
     """
     torn = [step for step in place.list_steps(committed=False) if step != saving]
     steps = [step for step in place.list_steps() if step != saving]
     only_one = config.model_copy(update={"keep_last": 1})
     planned = _plan(place, only_one, run_folder, steps, newest=saving, look=look)
     spared = _find_spared(place, steps, spare, newest=saving, look=look)
-    doomed = tuple(step for step in planned if step not in spared) or planned
+    doomed = tuple(step for step in planned if step not in spared)
+    if not torn and not doomed:
+        doomed = tuple(sorted(planned)[:1])
     for step in (*torn, *doomed):
         place.delete(step)
     return (*torn, *doomed)
@@ -199,7 +201,7 @@ def _find_spared(
     """What ``spare`` names of the good ones. Only those that it names are looked at."""
     rest = [step for step in steps if step <= newest]
     while True:
-        named = {step for chosen in spare(rest, newest).values() for step in chosen}
+        named = {step for chosen in spare(rest, newest).values() for step in chosen if step in rest}
         unfit = {step for step in named if not look(place, step).is_good}
         if not unfit:
             return named

@@ -102,8 +102,8 @@ class CheckpointWriter:
     def wait(self, job: Job) -> Saved:
         """Return when the job is done on all ranks; all of them together.
 
-        Raises the same error on all ranks where it has failed; on a rank whose thread has met a
-        bug, that one, unless there is more to mend than the bug.
+        Raises the same error on all ranks where it has failed; a ``TransientError`` for a bug that
+        a rank's thread has met, whose log shows it.
         """
         job.is_whole = self._wait_for_all(job)
         if job.tier is not None:
@@ -116,18 +116,13 @@ class CheckpointWriter:
         return job.saved
 
     def _fail(self, job: Job) -> None:
+        if job.error is not None and job.tier is None and not job.is_cut_off:
+            raise job.error  # rank 0 has told all ranks the same
         bug = job.bug and TransientError(
             f"The checkpoint of step {job.step} could not be written: {job.bug!r}; the log of "
             "this rank says where."
         )
-        try:
-            if job.error is not None and job.tier is None and not job.is_cut_off:
-                raise job.error  # rank 0 has told all ranks the same
-            fail_together(job.error or bug)
-        except TransientError:  # else there was more than the bug, and all ranks end with that
-            if job.bug is not None and job.tier is None:
-                raise job.bug from None
-            raise
+        fail_together(job.error or bug)
 
     def _wait_for_all(self, job: Job) -> bool:
         """Whether it has gone well."""

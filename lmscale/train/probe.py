@@ -66,7 +66,10 @@ def find_probe_difference(saved: dict[str, Any], now: dict[str, Any]) -> str | N
     alike = all(saved.get(key) == now[key] for key in ("precision", "device"))
     tolerance = TOLERANCE if alike else TOLERANCE_ACROSS
     before, after = float(saved["loss"]), float(now["loss"])
-    if abs(after - before) <= tolerance * max(1.0, abs(before)):
+    if not math.isfinite(before) and not math.isfinite(after):
+        return None  # as of fp16, or of windows without a target: it tells nothing
+    # Of one of the two that is not finite, too.
+    if abs(after - before) <= tolerance * max(1.0, min(abs(before), abs(after))):
         return None
     return (
         f"the loss of {saved['windows']} known windows was {before:.6f} when it was saved and is "

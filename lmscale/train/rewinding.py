@@ -64,6 +64,8 @@ def _find_target(run: Run, divergence: Divergence) -> tuple[Manifest | None, str
             history = read_history(run.folder)
 
     def unfit(manifest: Manifest) -> str | None:
+        if "n" not in manifest.state.get("progress", {}):
+            return "does not say how many samples were used"
         if manifest.step > divergence.not_after_step:
             return "is not from before the samples that the guard suspects"
         if _samples_of(manifest) > divergence.jump_from_n:

@@ -203,7 +203,7 @@ def reach_of(config: GuardConfig) -> int:
     """How many steps a divergence may reach back: those it judges, and those it jumps.
 
     A row of bad steps, or ``jump_steps`` up to the last bad one of the ``RECENT_STEPS``. Only
-    fp16's search for its loss scale, which goes before the first of them, knows no bound.
+    fp16's search for its loss scale, before the first of them or between them, knows no bound.
     """
     longest_row = config.max_nonfinite_steps + config.spike_steps - 1
     return max(longest_row, RECENT_STEPS + config.jump_steps)

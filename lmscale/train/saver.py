@@ -65,7 +65,10 @@ class Saver:
         self._untold: tuple[Job, dict[str, float]] | None = None  # what a save has cost the loop
         self._has_left_one_out = False  # the last save that was due; alike on all ranks
         self._spare = plan_spared(
-            run.config, world_size=run.ranks.world_size, first_step=run.start.step
+            run.config,
+            world_size=run.ranks.world_size,
+            first_step=run.start.step,
+            num_rewinds=len(run.history.rewinds),
         )
         duties = Duties(
             lease=run.lease, prepare=self._prepare, tidy=self._tidy, make_room=self._make_room

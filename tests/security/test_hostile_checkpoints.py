@@ -250,7 +250,7 @@ READ = {
     "written_by.time": ([0, 1.7e9], ["x", 1e300, 1e12, -1, math.nan, math.inf, True, 10**4000]),
     "optimizer.kind": (["adamw"], [1, None, []]),
     "optimizer.step": ([7, None], ["7", -1, 10**4000, math.inf]),
-    "loss_scale": ([None, {"cur_scale": 2.0}], [{"cur_scale": "2"}, {"cur_scale": math.inf}]),
+    "loss_scale": ([None, {"cur_scale": 2.0**64}], [{"cur_scale": "2"}, {"cur_scale": math.inf}]),
     "probe": ([None, {"loss": 1.0, "windows": 4}], [{}, {"loss": 1.0}, {"windows": 4}]),
     "probe.loss": ([], ["x", None]),
     "state.progress": ([{}, {"n": 7}], [None, [], {"n": "7"}, {"n": 2**63}, {"tokens": math.nan}]),

@@ -34,6 +34,13 @@ def test_a_loss_that_is_another_one_is_told_with_room_for_another_precision(loss
     assert (find_probe_difference(PROBE, now) is not None) == differs
 
 
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_was_not_finite_when_it_was_saved_is_no_difference_where_it_is_not_now(loss):
+    saved = {**PROBE, "loss": loss}
+    assert find_probe_difference(saved, saved) is None
+    assert find_probe_difference(saved, PROBE) is not None
+
+
 @pytest.fixture(scope="module")
 def saw(tiny_data, tmp_path_factory):
     """Saved by 2 ranks; gone on with by 1 rank, of another stage, after a manifest was altered."""

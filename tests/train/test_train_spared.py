@@ -39,6 +39,15 @@ def test_one_rank_alone_compares_nothing_and_a_guard_that_stops_goes_back_to_not
     assert spare(STEPS, 1200) == {"rewind": (), "untainted": ()}
 
 
+def test_nothing_is_spared_for_a_rewind_that_the_guard_may_not_make_any_more():
+    config = config_of(guard={"max_rewinds": 2})
+    for num_rewinds, is_spared in ((0, True), (1, True), (2, False), (3, False)):
+        spare = plan_spared(config, world_size=1, first_step=0, num_rewinds=num_rewinds)
+        assert bool(spare(STEPS, 1200)["rewind"]) == is_spared
+        history = History(rewinds=(rewound(1050, time=0.5),) * num_rewinds)
+        assert bool(plan_spared_of(config, history)(STEPS, 1200)["rewind"]) == is_spared
+
+
 @pytest.mark.parametrize(("newest", "is_spared"), [(4999, True), (5000, False), (5001, False)])
 def test_once_all_steps_are_done_nothing_is_spared(newest, is_spared):
     spare = plan_spared(config_of(), world_size=2, first_step=0)
