@@ -48,6 +48,8 @@ def _check_folder(folder: Path, config: RunConfig) -> None:
     elif folder.is_dir():
         names = sorted(path.name for path in folder.iterdir())
         foreign = [name for name in names if name not in _HARMLESS and not name.startswith(".")]
+        if foreign == ["checkpoints"] and _holds_receipts_only(folder / "checkpoints"):
+            return  # a start was killed between writing them and writing what runs
         if {"checkpoints", "ledger.jsonl"} & set(foreign):
             raise ConfigError(_describe_lost_config(folder))
         if foreign:
@@ -59,6 +61,12 @@ def _check_folder(folder: Path, config: RunConfig) -> None:
         nearest = next(place for place in (folder, *folder.parents) if place.exists())
         if not nearest.is_dir():
             raise ConfigError(f"{nearest} is a file; run.folder must name a folder.")
+
+
+def _holds_receipts_only(checkpoints: Path) -> bool:
+    """Copies of the manifests of checkpoints elsewhere; whose those are is known there."""
+    names = {path.name for path in checkpoints.glob("*/*") if not path.name.startswith(".")}
+    return names <= {"manifest.json"}
 
 
 def _describe_lost_config(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -40,9 +41,9 @@ def client(s3):
 
 
 def steps_in(client):
-    """Of the manifests of the run `tiny`."""
+    """Of the manifests of the run that is killed."""
     # The server keeps what other tests of this process have put into the bucket.
-    found = client.list_objects_v2(Bucket="runs", Prefix="tiny/").get("Contents", ())
+    found = client.list_objects_v2(Bucket="runs", Prefix="killed/").get("Contents", ())
     keys = [row["Key"] for row in found if row["Key"].endswith("/manifest.json")]
     return sorted(int(key.split("/")[-2].removeprefix("step-")) for key in keys)
 
@@ -64,7 +65,7 @@ def test_a_run_in_s3_is_killed_and_resumed_by_other_ranks_and_nothing_is_lost(
 ):
     run = tmp_path / "run"
     overrides = {
-        "checkpoint.folder": "s3://runs/tiny",
+        "checkpoint.folder": "s3://runs/killed",
         "engine.zero_stage": 2,
         "train.steps": 400,
         "evaluation.sets": {"docs": str(tiny_data / "shards/a/train")},
@@ -80,7 +81,7 @@ def test_a_run_in_s3_is_killed_and_resumed_by_other_ranks_and_nothing_is_lost(
         *("train", config, "--set", f"train.steps={steps}", "--set", "engine.zero_stage=3")
     )
     assert ended.code == 0, ended.output
-    assert f"resumed from s3://runs/tiny at step {committed[-1]}" in ended.output
+    assert f"resumed from s3://runs/killed at step {committed[-1]}" in ended.output
     assert [json.loads(line)["step"] for line in ledger_of(run)] == list(range(steps))
     assert steps_in(client) == committed_steps(run) == [steps - 2, steps]
     audit = lmscale("runs", "audit", run)
@@ -91,7 +92,7 @@ def test_a_run_in_s3_is_killed_and_resumed_by_other_ranks_and_nothing_is_lost(
     assert written.code == 0, written.output
     missing = lmscale("evaluate", run, "--step", "1")
     assert missing.code == 2
-    assert f"s3://runs/tiny has no checkpoint of step 1. There are: {steps}" in missing.output
+    assert f"s3://runs/killed has no checkpoint of step 1. There are: {steps}" in missing.output
 
 
 def test_a_bucket_that_is_missing_is_told_before_the_first_step(lmscale, tiny_data, tmp_path):
@@ -121,6 +122,23 @@ def test_a_run_with_its_checkpoints_in_another_folder_gives_the_same_weights(
         "step-000000006",
         "step-000000008",
     ]
+
+
+def test_a_run_that_lost_its_folder_and_was_killed_on_taking_up_its_checkpoints_goes_on(
+    lmscale, tiny_data, tmp_path
+):
+    run = tmp_path / "run"
+    overrides = {"checkpoint.folder": str(tmp_path / "elsewhere"), "train.steps": 8}
+    config = write_tiny_config(tmp_path / "tiny.yaml", tiny_data, run, overrides)
+    ended = lmscale("train", config, "--set", "train.steps=6")
+    assert ended.code == 0, ended.output
+    for path in run.iterdir():  # receipts are all that a start has written before it was killed
+        if path.name != "checkpoints":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    ended = lmscale("train", config)
+    assert ended.code == 0, ended.output
+    assert "at step 6" in ended.output
+    assert committed_steps(run) == [6, 8]
 
 
 def test_a_run_goes_on_from_the_nodes_own_disk_when_that_is_newer(lmscale, tiny_data, tmp_path):

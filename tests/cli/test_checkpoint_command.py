@@ -340,17 +340,17 @@ def test_checkpoints_behind_a_url_are_listed_verified_and_pruned(run, capsys):
 
     from lmscale.cli.main import main
 
-    with open_s3("runs") as (host, port):
+    with open_s3("listed") as (host, port):
         client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
         for path in sorted((run / "checkpoints").rglob("*.*")):
             key = f"tiny/{Path(path).relative_to(run / 'checkpoints')}"
-            client.put_object(Bucket="runs", Key=key, Body=path.read_bytes())
+            client.put_object(Bucket="listed", Key=key, Body=path.read_bytes())
         shutil.rmtree(run / "checkpoints")
-        set_key(run, "checkpoint.folder", "s3://runs/tiny")
+        set_key(run, "checkpoint.folder", "s3://listed/tiny")
         assert main(["checkpoint", "verify", str(run)]) == 0
-        assert "s3://runs/tiny/step-000000004: whole" in capsys.readouterr().out
+        assert "s3://listed/tiny/step-000000004: whole" in capsys.readouterr().out
         key = "tiny/step-000000004/rank-00000.safetensors"
-        client.put_object(Bucket="runs", Key=key, Body=b"damaged")
+        client.put_object(Bucket="listed", Key=key, Body=b"damaged")
         assert main(["checkpoint", "verify", str(run), "--step", "4"]) == 2
         assert main(["checkpoint", "prune", str(run), "--keep-last", "1"]) == 0
         capsys.readouterr()
