@@ -9,6 +9,7 @@ from lmscale.config.load import load_config
 from lmscale.config.run import RunConfig
 from lmscale.config.run_files import (
     FAULTS_FILE,
+    RESUMES_FILE,
     SAVE_FILE,
     SLURM_FOLDER,
     STOP_FILE,
@@ -19,7 +20,7 @@ from lmscale.errors import ConfigError, LmscaleError
 CONFIG_FILE = "config.yaml"
 # What a launcher, or a start that did not come far, may have put there.
 _HARMLESS = {"logs", STOP_FILE, SAVE_FILE, SLURM_FOLDER, "lease.json", "heartbeats", WATCH_FILE}
-_HARMLESS |= {FAULTS_FILE}
+_HARMLESS |= {FAULTS_FILE, RESUMES_FILE}
 
 
 def check_folder(folder: Path, config: RunConfig) -> None:

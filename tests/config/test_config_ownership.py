@@ -27,6 +27,7 @@ def test_receipts_of_checkpoints_elsewhere_do_not_lock_out_a_run_that_was_killed
     receipt.mkdir(parents=True)
     check_folder(tmp_path, CONFIG)  # killed before it wrote the first
     (receipt / "manifest.json").write_text("{}")
+    (tmp_path / "resumes.jsonl").write_text("")  # why it could take up none of them
     (receipt / ".manifest.json.0123abcd.tmp").write_text("{")
     check_folder(tmp_path, CONFIG)
     (receipt / "rank-00000.safetensors").write_bytes(b"")
