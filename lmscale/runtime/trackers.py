@@ -92,6 +92,7 @@ def open_trackers(folder: str | Path, *, resumed_step: int = 0) -> Iterator[Trac
             lambda row: row.get("step", math.inf) <= resumed_step,
             no_space=NoSpaceError,
         )
+        _outlast_second(folder / EVENTS_FOLDER)
         events = SummaryWriter(
             str(folder / EVENTS_FOLDER),
             # TensorBoard hides what earlier attempts wrote from this step on; before the first
@@ -105,3 +106,18 @@ def open_trackers(folder: str | Path, *, resumed_step: int = 0) -> Iterator[Trac
         metrics.close()
         with writing("TensorBoard events", folder, no_space=NoSpaceError):
             events.close()
+
+
+def _outlast_second(events: Path) -> None:
+    """Wait until the next file of events sorts behind those that are there.
+
+    TensorBoard reads them in the order of their names: the second, and then the host and the
+    numbers of the process and the file as text, so that of two of one second (a rewind soon after
+    the start) the newer may come first and be hidden (tensorboard 2.21). Waits for one second at
+    most: a host whose clock is further behind is not waited for.
+    """
+    prefix = "events.out.tfevents."
+    newest = max((path.name for path in events.glob(f"{prefix}*")), default="")
+    deadline = time.monotonic() + 1
+    while newest > f"{prefix}{int(time.time()):010d}" and time.monotonic() < deadline:
+        time.sleep(0.01)
