@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, why_no_cluster
+from demands import demand
 from filelock import FileLock
 from jobs import OVERRIDES, Lab
 from tiny_run import launch, ledger_of, write_tiny_config
-
-REQUIRED = "LMSCALE_REQUIRE_SLURM"
-"""Set where the tests must run: continuous integration may not skip them in silence."""
-
-
-def demand(reason: str | None) -> None:
-    """Skip the test that asks, or fail it where ``REQUIRED`` is set, if there is a reason."""
-    if reason is None:
-        return
-    if os.environ.get(REQUIRED):
-        pytest.fail(f"{REQUIRED} is set, but {reason}", pytrace=False)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cluster import KEEPER, Cluster, new_folder, wait_until, why_no_cluster
-from conftest import demand
+from demands import demand
 
 pytestmark = pytest.mark.slurm
 FOREVER = "while :; do sleep 1; done"

@@ -14,7 +14,7 @@ from pydoc_data.topics import topics
 import pytest
 import yaml
 from cluster import Cluster, wait_until, why_no_cluster
-from conftest import demand
+from demands import demand
 from jobs import PACE
 from tiny_run import ENVIRONMENT, ROOT
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster, wait_until, why_no_cluster
-from conftest import demand
+from demands import demand
 
 import lmscale
 from launcher.render import render
