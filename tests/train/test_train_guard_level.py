@@ -3,9 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_train_guard import (
+from guard_cases import (
     BAD_NORM,
     FULL,
     GOOD,
@@ -17,6 +15,8 @@ from test_train_guard import (
     guard_of,
     watch,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lmscale.train.figures import find_limits
 

@@ -6,28 +6,21 @@ import random
 import resource
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmscale.checkpoint import delete_old_checkpoints
 from lmscale.checkpoint.find import PassedOver
-from lmscale.checkpoint.retention import Candidate
-from lmscale.config.safety import CheckpointConfig, GuardConfig
 from lmscale.errors import DataError, NoSpaceError
 from lmscale.stream.mixture import Jump, Mixture, Segment, append_segment, jump_window
-from lmscale.train.guard import Divergence, Guard, GuardState, RewindRequest
-from lmscale.train.loop import StepReport
+from lmscale.train.guard import Divergence, GuardState
 from lmscale.train.rewinds import (
     Rewind,
     describe_no_checkpoint,
-    find_rewindable,
     is_undone,
     pending_jumps,
     plan_rewind,
-    reach_of,
     read_rewinds,
     record_rewind,
 )
@@ -158,129 +151,6 @@ def test_without_a_checkpoint_that_is_old_enough_there_is_no_rewind():
     assert "there are: 15, 20. Keep older ones (checkpoint.keep_every_steps" in newer
     assert "Save" not in newer
     assert "there are: none. Save earlier" in describe_no_checkpoint(divergence(), [])
-
-
-# What retention keeps for it
-
-
-@dataclass(frozen=True)
-class Saves:
-    """A run that saves again and again, and what it keeps."""
-
-    ways: tuple[int, ...]  # steps from one save to the next
-    bad: frozenset[int]  # which of them, counted from 0, are not finite
-    keep_last: int
-    keep_every: int
-    guard: GuardConfig
-
-
-class Steps(dict):
-    """As much of a place as retention asks: step → whether its checkpoint is good."""
-
-    def list_steps(self, *, committed=True):
-        return sorted(self, reverse=True) if committed else []
-
-    def delete(self, step):
-        del self[step]
-
-    def look(self, place, step):
-        return Candidate(step=step, is_good=self[step])
-
-
-SAVES = st.builds(
-    Saves,
-    ways=st.lists(st.integers(1, 60), min_size=1, max_size=80).map(tuple)
-    | st.builds(lambda every, count: (every,) * count, st.integers(1, 60), st.integers(1, 200)),
-    bad=st.frozensets(st.integers(0, 80), max_size=5),
-    keep_last=st.integers(1, 4),
-    keep_every=st.sampled_from([0, 0, 7, 100]),
-    guard=st.builds(
-        GuardConfig,
-        jump_steps=st.integers(1, 300),
-        max_nonfinite_steps=st.integers(1, 250),
-        spike_steps=st.integers(1, 5),
-    ),
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(saves=SAVES)
-@example(Saves((100,) * 40, frozenset(), 3, 0, GuardConfig(jump_steps=500)))
-@example(Saves((2,) * 300, frozenset(), 2, 0, GuardConfig()))
-@example(Saves((1,) * 300, frozenset(), 1, 0, GuardConfig()))
-def test_as_soon_as_a_checkpoint_can_be_old_enough_for_a_rewind_there_always_is_one(saves):
-    """``find_rewindable`` says how old it may be, and that it takes one checkpoint more."""
-    reach, place, step, good = reach_of(saves.guard), Steps(), 0, []
-    for number, way in enumerate(saves.ways):
-        step += way
-        place[step] = number not in saves.bad
-        if not place[step]:
-            continue  # as the saver does
-        good.append(step)
-        delete_old_checkpoints(
-            *(place, retention(saves), Path("nowhere")),
-            newest=step,
-            look=place.look,
-            spare=lambda steps, newest: {
-                "rewind": find_rewindable(steps, newest=newest, config=saves.guard)
-            },
-        )
-        longest = max(b - a for a, b in zip([good[0], *good], good, strict=False))
-        if good[0] <= step + 1 - reach:
-            target = max(s for s in place if place[s] and s <= step + 1 - reach)
-            assert step - target < 2 * reach + longest
-        kept = [s for s in place if not (saves.keep_every and s % saves.keep_every == 0)]
-        assert sum(place[s] for s in kept) <= saves.keep_last + 2
-
-
-def retention(saves):
-    return CheckpointConfig(keep_last=saves.keep_last, keep_every_steps=saves.keep_every)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    kinds=st.lists(st.sampled_from(["good", "not finite", "high norm"]), min_size=51, max_size=150),
-    jump=st.integers(1, 150),
-)
-@example(["not finite"] * 30 + ["high norm"] * 21, 150)  # the last severe one is not the last
-@example(["not finite"] * 30 + ["good"] * 49 + ["not finite"] * 21, 1)
-def test_no_divergence_reaches_back_further_than_what_is_kept_for_it(kinds, jump):
-    config = GuardConfig(jump_steps=jump, max_nonfinite_steps=31)
-    guard = Guard(config, minimum_loss_scale=1.0, vocab_size=512)
-    for step, kind in enumerate([*["good"] * 200, *kinds], start=1):
-        loss = math.nan if kind == "not finite" else 3.0
-        norm = 100.0 if kind == "high norm" else 1.0
-        try:
-            guard(report(step, loss, norm))
-        except RewindRequest as request:
-            assert step - request.divergence.not_after_step <= reach_of(config)
-            return
-
-
-def report(step, loss, norm):
-    return StepReport(
-        step=step,
-        first_n=(step - 1) * G,
-        samples=G,
-        targets=96,
-        digest=0,
-        loss=loss,
-        z_loss=0.0,
-        learning_rate=1e-3,
-        gradient_norm=norm,
-        is_skipped=False,
-        loss_scale=1.0,
-        step_seconds=0.1,
-        wait_seconds=0.0,
-        stop_reason=None,
-    )
-
-
-def test_a_run_that_does_not_rewind_keeps_nothing_for_it():
-    stops = GuardConfig(on_divergence="stop")
-    assert find_rewindable([2, 4], newest=400, config=stops) == ()
-    assert find_rewindable([2, 4], newest=400, config=GuardConfig()) == (4,)
-    assert find_rewindable([], newest=400, config=GuardConfig()) == ()
 
 
 # Branches
