@@ -40,14 +40,15 @@ from lmscale.checkpoint import LocalPlace, find_resumable, load_checkpoint, save
 from lmscale.checkpoint.fragments import owned_fragments
 from lmscale.checkpoint.snapshot import parts_of
 from lmscale.config import RunConfig, plan_batches
-from lmscale.runtime.collectives import barrier, gather_json
-from lmscale.runtime.device import device_name
-from lmscale.runtime.environment import num_cores
-from lmscale.runtime.lease import NO_LEASE
-from lmscale.runtime.ranks import Ranks, open_process_group, ranks_from_environment
+from lmscale.engine.step_report import StepReport
+from lmscale.history.history import History
+from lmscale.ranks.collectives import barrier, gather_json
+from lmscale.ranks.device import device_name
+from lmscale.ranks.ranks import Ranks, open_process_group, ranks_from_environment
+from lmscale.runs.environment import num_cores
+from lmscale.runs.lease import NO_LEASE
 from lmscale.train.assemble import build_run_engine
-from lmscale.train.history import History
-from lmscale.train.loop import StepReport, train_steps
+from lmscale.train.loop import train_steps
 from lmscale.train.progress import Progress
 from lmscale.train.saver import Saver
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lmscale.runtime.ranks import Ranks, open_process_group
+from lmscale.ranks.ranks import Ranks, open_process_group
 
 
 class CheckFailedError(Exception):

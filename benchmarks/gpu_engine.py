@@ -18,11 +18,12 @@ from lmscale.checkpoint import LocalPlace, find_resumable, load_checkpoint, save
 from lmscale.checkpoint.fragments import held_fragments
 from lmscale.config import RunConfig, plan_batches
 from lmscale.engine import Engine
-from lmscale.runtime.collectives import sum_float64
-from lmscale.runtime.device import peak_memory_bytes
-from lmscale.runtime.ranks import Ranks
+from lmscale.engine.step_report import StepReport
+from lmscale.ranks.collectives import sum_float64
+from lmscale.ranks.device import peak_memory_bytes
+from lmscale.ranks.ranks import Ranks
 from lmscale.train.assemble import build_run_engine
-from lmscale.train.loop import StepReport, train_steps
+from lmscale.train.loop import train_steps
 
 STAGES = (0, 1, 2, 3)
 STEPS = 6  # each half of a resumed run is 3

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from gpu_check import Bench, Check, expect, gib
 
-from lmscale.runtime.device import device_name, peak_tflops
-from lmscale.runtime.environment import installed_version
+from lmscale.ranks.device import device_name, peak_tflops
+from lmscale.runs.environment import installed_version
 
 # Module → the wheel that brings it: all that the checks import beside torch, numpy included.
 NEEDED = {
@@ -57,7 +57,7 @@ def check_device(bench: Bench) -> str:
 
     properties = torch.cuda.get_device_properties(bench.device)
     peak = peak_tflops(name, "bf16")
-    expect(peak is not None, f"{name} is not in runtime/device.py's table, so there is no MFU")
+    expect(peak is not None, f"{name} is not in ranks/device.py's table, so there is no MFU")
     nccl_version = ".".join(map(str, nccl.version()))
     return (
         f"{name}, {gib(properties.total_memory)}, {properties.multi_processor_count} SMs, "

@@ -18,7 +18,7 @@ from training_loops import BareLoop, LmscaleLoop, TrainingLoop
 
 from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.model import count_parameters, flops_per_token
-from lmscale.runtime.device import device_name, peak_tflops
+from lmscale.ranks.device import device_name, peak_tflops
 from lmscale.shards.manifest import Manifest, save_manifest
 from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
 from lmscale.stream.loader import open_loader

@@ -26,9 +26,9 @@ from training_loops import AutocastLoop, BareLoop, LmscaleLoop, TrainingLoop
 
 from lmscale.config import BatchPlan, RunConfig, load_config, plan_batches
 from lmscale.model import count_parameters, flops_per_token
-from lmscale.runtime.device import device_name, peak_tflops
-from lmscale.runtime.environment import num_cores
-from lmscale.runtime.ranks import Ranks, open_process_group
+from lmscale.ranks.device import device_name, peak_tflops
+from lmscale.ranks.ranks import Ranks, open_process_group
+from lmscale.runs.environment import num_cores
 
 WARM_UP = 2  # steps of each loop before the first round: allocators fill, kernels are chosen
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}

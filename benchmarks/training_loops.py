@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lmscale.checkpoint.fragments import held_fragments, refresh_parameters
-from lmscale.checkpoint.layout import MASTER
+from lmscale.checkpoint.manifest import MASTER
 from lmscale.config import BatchPlan, RunConfig
 from lmscale.engine import Engine, learning_rate
 from lmscale.engine.optimizer import build_optimizer

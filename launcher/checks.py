@@ -15,11 +15,11 @@ from launcher.shard_files import find_shard_problems
 from launcher.slurm import SlurmRefusedError, squeue, try_sbatch
 from launcher.sweep import find_conflict
 from lmscale.config import RunConfig, load_config
-from lmscale.config.continuation import find_continuation_problems
-from lmscale.config.ownership import CONFIG_FILE, check_folder
-from lmscale.config.places import is_remote
-from lmscale.config.run_files import read_submissions
 from lmscale.errors import ClusterError, LmscaleError
+from lmscale.files.locations import is_remote
+from lmscale.files.run_files import read_submissions
+from lmscale.runs.continuation import find_continuation_problems
+from lmscale.runs.ownership import CONFIG_FILE, check_folder
 
 MANIFEST = "manifest.json"  # of a dataset, of a corpus source, of a checkpoint
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")

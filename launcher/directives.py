@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-from lmscale.config.cluster import ClusterConfig
-
-if TYPE_CHECKING:
-    from launcher.job import SlurmJob
+from launcher.job import SlurmJob
+from lmscale.config.cluster_profile import ClusterConfig
 
 
 def plan_directives(job: SlurmJob, cluster: ClusterConfig) -> tuple[str, ...]:

@@ -15,9 +15,10 @@ from pathlib import Path
 import launcher
 from launcher.job import SlurmJob
 from lmscale.config import RunConfig, assets, dump_config
-from lmscale.config.cluster import ClusterConfig, dump_cluster
-from lmscale.config.code_state import collect_code
+from lmscale.config.cluster import dump_cluster
+from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.errors import ClusterError
+from lmscale.runs.code_state import collect_code
 
 SCRIPT = "job.sh"
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from launcher.rendezvous import LOCAL_ADDRESS, environment_for, find_free_port
 from launcher.supervise import Outcome, Supervisor
 from lmscale.config import load_config, plan_batches
-from lmscale.config.ownership import check_folder
 from lmscale.errors import ClusterError, ConfigError
+from lmscale.files.cores import num_cores
+from lmscale.runs.ownership import check_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +99,10 @@ def launch_local(config_path: str | Path, overrides: Sequence[str], *, num_ranks
         num_ranks=num_ranks,
         logs=logs,
         port=find_free_port(),
-        cores=_num_cores(),
+        cores=num_cores(),
         environ=os.environ,
     )
     return run_ranks(plans)
-
-
-def _num_cores() -> int:
-    """Cores this process may use, which under Slurm or a container are fewer than the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_ranks(plans: Sequence[RankPlan]) -> Outcome:

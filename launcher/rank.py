@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClusterError as error:
         print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
         # Imported here alone: every other rank leaves its code as `lmscale` ends.
-        from lmscale.config.exit_file import record_exit
+        from lmscale.ranks.exit_file import record_exit
 
         record_exit(error.exit_code, {**os.environ, "RANK": os.environ.get("SLURM_PROCID", "")})
         return EXIT_USER
@@ -86,7 +86,7 @@ def _make_folder(planned: dict[str, str], name: str) -> None:
     pickles.
     """
     try:
-        # Not lmscale.config.private_folder, which would load pydantic in every rank.
+        # Not lmscale.files.private_folder, which would load pydantic in every rank.
         for folder in (Path(planned[name]).parent, Path(planned[name])):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = folder.lstat()

@@ -15,8 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from launcher.job import JobKind, SlurmJob
 from lmscale.config.assets import find_assets
 from lmscale.config.cluster_problems import find_unsafe_text
-from lmscale.config.redact import redact
 from lmscale.errors import ClusterError
+from lmscale.files.redact import redact
 
 TEMPLATES: dict[JobKind, str] = {
     "train": "train.sbatch.j2",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from lmscale.config.places import is_remote
+from lmscale.files.locations import is_remote
 
 MAX_SHARDS = 100_000  # a look at each; on a slow file system some minutes
 MAX_NAMED = 3

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from launcher.slurm import AccountedJob, QueuedJob
-from lmscale.config.run_files import ALIVE_SECONDS
+from lmscale.files.run_files import ALIVE_SECONDS
 
 Row = Mapping[str, Any]
 StateName = Literal[

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher.locks import lock
-from lmscale.config.run_files import SUBMISSIONS_FILE
 from lmscale.errors import ClusterError
+from lmscale.files.locks import lock
+from lmscale.files.run_files import SUBMISSIONS_FILE
 
 LOCK_SECONDS = 60.0  # a submission takes a second or two
 

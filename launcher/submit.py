@@ -14,13 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from launcher import cordon
 from launcher.checks import Findings, check_job, describe_unusable_nodes, find_live_jobs, runs_of
 from launcher.freeze import freeze
-from launcher.job import (
-    JobKind,
-    JobRequest,
-    SlurmJob,
+from launcher.job import JobKind, JobRequest, SlurmJob
+from launcher.plan import (
     plan_data_job,
     plan_evaluate_job,
     plan_folder,
@@ -28,16 +25,18 @@ from launcher.job import (
     plan_state_folder,
     plan_train_job,
 )
+from launcher.preflight import cordon
 from launcher.render import render
 from launcher.slurm import sbatch, scancel
 from launcher.submissions import Submission, append_submission, submitting
 from launcher.sweep import parse_axis, plan_sweep, render_sweep
 from lmscale.config import load_config
-from lmscale.config.cluster import ClusterConfig, change_cluster, find_profile, load_cluster
+from lmscale.config.cluster import change_cluster, find_profile, load_cluster
+from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.config.places import with_absolute_places
-from lmscale.config.redact import redact_command
-from lmscale.config.run_files import SWEEP_FILE
 from lmscale.errors import ClusterError, ConfigError, LmscaleError
+from lmscale.files.redact import redact_command
+from lmscale.files.run_files import SWEEP_FILE
 
 Result = TypeVar("Result")
 PLANNERS: dict[JobKind, Callable[[JobRequest], SlurmJob]] = {

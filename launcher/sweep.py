@@ -12,8 +12,8 @@ import yaml
 from launcher.job import SweepPlan
 from lmscale.config import RunConfig, load_config
 from lmscale.config.places import with_absolute_places
-from lmscale.config.run_files import SLURM_FOLDER, SWEEP_FILE
 from lmscale.errors import ConfigError
+from lmscale.files.run_files import SLURM_FOLDER, SWEEP_FILE
 
 MAX_RUNS = 1000  # Slurm's own default for the size of an array is 1001
 

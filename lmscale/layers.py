@@ -1,24 +1,35 @@
 """The only statement of the order of the folders.
 
 A folder imports itself, the shared folders, and folders to its left; imports inside functions
-count.
+and for type checking count. Among the shared ones the same holds.
 ``tests/test_layers.py`` enforces it. ``launcher`` stands outside: it imports the standard library,
-yaml, jinja2, ``lmscale.config`` and ``lmscale.errors``, and never torch.
+yaml, jinja2 and the folders named in ``LAUNCHER_MAY_IMPORT``, and never loads torch.
 """
 
-SHARED = ("errors", "layers", "config", "runtime")
+SHARED = (
+    "errors",
+    "layers",
+    "files",  # bytes and paths: atomic writes, rows of JSON, locks, places elsewhere
+    "config",  # what is written in YAML
+    "ranks",  # which rank among how many, and how they talk
+    "watch",  # does it still move: heartbeats, watchdog, stacks
+    "runs",  # the run folder: lease, attempts, logs, trackers, goodput
+)
 
 LAYERS = (
+    "tasks",  # processes of a build, and who takes over from whom
     "corpus",  # raw files → cleaned documents
     "tokenizer",  # documents → a SentencePiece model
     "shards",  # documents → tar shards of tokens
     "stream",  # shards → the global order of samples → micro-batches
     "model",  # tokens → hidden states; knows no data
-    "objective",  # a micro-batch and a model → LossSum
+    "objective",  # a micro-batch and a model → sums and their counts
     "engine",  # DeepSpeed: parameters, optimizer, schedule
     "checkpoint",  # the engine's state ↔ fragments on disk
-    "train",  # the loop
+    "history",  # what a run has been through
     "evaluation",  # a trained model → figures and text
+    "guard",  # a step's figures → a verdict, a way back
+    "train",  # the loop, and what follows a step
     "cli",
 )
 
@@ -27,9 +38,13 @@ VENDORS = {
     "sentencepiece": ("tokenizer/",),
     "webdataset": ("corpus/", "shards/", "stream/"),
     "deepspeed": ("engine/", "checkpoint/"),
-    "tensorboard": ("runtime/",),
-    "torch.utils.tensorboard": ("runtime/",),
+    "tensorboard": ("runs/",),
+    "torch.utils.tensorboard": ("runs/",),
 }
 
 # What must load without torch: planning and launching happen on login nodes.
-TORCH_FREE = ("config", "errors", "layers", "corpus", "tokenizer", "shards", "stream")
+TORCH_FREE = (
+    *("errors", "layers", "files", "config", "watch", "runs"),
+    *("tasks", "corpus", "tokenizer", "shards", "stream"),
+)
+LAUNCHER_MAY_IMPORT = ("errors", "files", "config", "ranks", "watch", "runs")

@@ -197,9 +197,9 @@ class Chaos:
 
         And whether it is of the branch on which the run is, where it was rewound.
         """
-        from lmscale.checkpoint.layout import parse_manifest
+        from lmscale.checkpoint.manifest_file import parse_manifest
         from lmscale.errors import LmscaleError
-        from lmscale.train.rewinds import is_undone, read_rewinds
+        from lmscale.history.rewinds import is_undone, read_rewinds
 
         path = self.folder_of(step) / "manifest.json"
         try:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lmscale.runtime.faults import SAVE_MOMENTS
+from lmscale.runs.faults import SAVE_MOMENTS
 
 ENOUGH = 400  # steps of a start, which a fault ends before; the real end is set after the last one
 RETRIES = 3  # of a write and of a read: fewer failures than that are harmless

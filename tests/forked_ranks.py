@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lmscale.runtime.ranks import Ranks
+    from lmscale.ranks.ranks import Ranks
 
 TESTS = Path(__file__).parent
 
@@ -49,7 +49,7 @@ def one_group() -> Iterator[Ranks]:
     """For a rank: its place, in a process group for the time of the block."""
     import torch
 
-    from lmscale.runtime.ranks import open_process_group, ranks_from_environment
+    from lmscale.ranks.ranks import open_process_group, ranks_from_environment
 
     ranks = ranks_from_environment()
     with open_process_group(ranks, torch.device("cpu")):
@@ -109,7 +109,7 @@ def load_everything() -> None:
     import lmscale.cli.app
     import lmscale.evaluation
     import lmscale.train  # noqa: F401
-    from lmscale.engine.engine import prepare_deepspeed
+    from lmscale.engine.build import prepare_deepspeed
 
     prepare_deepspeed(torch.device("cpu"))
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - by its check of optimizers

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from lmscale.checkpoint.find import Found, Search
-from lmscale.checkpoint.layout import MASTER, FileEntry, Manifest, fragment_file
-from lmscale.checkpoint.place import Place
-from lmscale.checkpoint.remote_place import RemotePlace
+from lmscale.checkpoint.layout import fragment_file
+from lmscale.checkpoint.manifest import MASTER, FileEntry, Manifest
+from lmscale.checkpoint.places.place import Place
+from lmscale.checkpoint.places.remote_place import RemotePlace
 from lmscale.checkpoint.write_file import Part, arrange, write_file
-from lmscale.runtime.cache import NodeCache
-from lmscale.runtime.fingerprint import fingerprint
-from lmscale.runtime.ranks import Ranks
+from lmscale.files.cache import NodeCache
+from lmscale.ranks.fingerprint import fingerprint
+from lmscale.ranks.ranks import Ranks
 
 IDENTITY = {"run": "tiny", "tokenizer": "t", "model": {"width": 32}}
 ELEMENTS = 40

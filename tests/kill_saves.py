@@ -258,7 +258,7 @@ def end(pid: int) -> None:
 
 
 def ranks_meet() -> None:
-    from lmscale.runtime.collectives import barrier
+    from lmscale.ranks.collectives import barrier
 
     barrier()
 

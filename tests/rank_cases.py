@@ -17,7 +17,7 @@ from forked_ranks import one_group, run_starts
 from tiny_run import tiny_config
 
 if TYPE_CHECKING:
-    from lmscale.runtime.ranks import Ranks
+    from lmscale.ranks.ranks import Ranks
     from lmscale.train import Run, StepReport
 
 
@@ -87,10 +87,10 @@ def train(
     run: Run, *, stop_after: int | None = None, hook: Callable[[StepReport], None] | None = None
 ) -> list[CaseReport]:
     """Train to the end or to a requested stop, saving as the command does."""
-    from lmscale.runtime.votes import DATA_ERROR
     from lmscale.train import train_steps
     from lmscale.train.hooks import ProgressCounter
     from lmscale.train.saver import Saver
+    from lmscale.train.votes import DATA_ERROR
 
     counter = ProgressCounter(run.start)
     saver = Saver(run=run, counter=counter, ledger=None)

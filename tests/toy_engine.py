@@ -16,8 +16,8 @@ from lmscale.checkpoint.fragments import owned_fragments
 from lmscale.config import plan_batches
 from lmscale.config.training import EngineConfig
 from lmscale.engine import Engine, build_engine, gathered, parameter_context
-from lmscale.runtime.collectives import gather_json, sum_float64
-from lmscale.runtime.fingerprint import add_fingerprints, fingerprint
+from lmscale.ranks.collectives import gather_json, sum_float64
+from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 
 CPU = torch.device("cpu")
 VOCABULARY, WIDTH, HIDDEN, LENGTH = 23, 7, 13, 5

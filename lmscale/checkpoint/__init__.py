@@ -3,11 +3,11 @@ in it.
 """
 
 from lmscale.checkpoint.find import find_resumable, load_manifest
-from lmscale.checkpoint.layout import Manifest
 from lmscale.checkpoint.load import load_checkpoint, load_model_weights
-from lmscale.checkpoint.place import LocalPlace, Place
+from lmscale.checkpoint.manifest import Manifest
+from lmscale.checkpoint.places.place import LocalPlace, Place
+from lmscale.checkpoint.places.run_place import open_place
 from lmscale.checkpoint.retention import delete_old_checkpoints, free_space
-from lmscale.checkpoint.run_place import open_place
 from lmscale.checkpoint.save import save_checkpoint
 
 __all__ = [

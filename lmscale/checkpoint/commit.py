@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lmscale.checkpoint.layout import FileEntry, Manifest, find_gaps
-from lmscale.checkpoint.place import Place
+from lmscale.checkpoint.layout import find_gaps
+from lmscale.checkpoint.manifest import FileEntry, Manifest
+from lmscale.checkpoint.places.place import Place
 from lmscale.errors import CheckpointError
-from lmscale.runtime import faults
-from lmscale.runtime.fingerprint import add_fingerprints
-from lmscale.runtime.lease import Lease
+from lmscale.files import fault_points
+from lmscale.ranks.fingerprint import add_fingerprints
+from lmscale.runs.lease import Lease
 
 
 class ForeignManifestError(CheckpointError):
@@ -39,7 +40,7 @@ def commit(place: Place, step: int, manifest: bytes, lease: Lease) -> None:
     gone (``discard_uncommitted``), or the other copy's manifest, which it does not replace.
     """
     lease.check()
-    faults.hit("save.commit", step=step)
+    fault_points.hit("save.commit", step=step)
     if place.commit(step, manifest) != manifest:
         lease.check()
         raise ForeignManifestError(

@@ -15,12 +15,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from lmscale.checkpoint.identity import describe_differences
-from lmscale.checkpoint.layout import MANIFEST, FileEntry, Manifest, parse_manifest
-from lmscale.checkpoint.place import Place
+from lmscale.checkpoint.layout import MANIFEST
+from lmscale.checkpoint.manifest import FileEntry, Manifest
+from lmscale.checkpoint.manifest_file import parse_manifest
+from lmscale.checkpoint.places.place import Place
 from lmscale.errors import CheckpointError, LmscaleError, RefusedError, TransientError
-from lmscale.runtime import heartbeat
-from lmscale.runtime.collectives import failing_together, gather_json
-from lmscale.runtime.ranks import Ranks
+from lmscale.ranks.collectives import failing_together, gather_json
+from lmscale.ranks.ranks import Ranks
+from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmscale.checkpoint.layout import BUFFER, FROZEN, MASTER
+from lmscale.checkpoint.manifest import BUFFER, FROZEN, MASTER
 from lmscale.checkpoint.write_file import DTYPE_NAMES
 from lmscale.engine.engine import Engine
 from lmscale.engine.masters import base_optimizer, dealt_part, held_slices, masters_by_parameter
 from lmscale.engine.optimizer import element_states
-from lmscale.runtime.fingerprint import add_fingerprints, fingerprint
+from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)

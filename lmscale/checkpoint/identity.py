@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lmscale.config.redact import printable_name
+from lmscale.files.redact import printable_name
 
 MAX_NAMED = 8  # told one by one
 

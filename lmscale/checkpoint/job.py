@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lmscale.checkpoint.layout import Manifest
-from lmscale.checkpoint.local_tier import LocalTier
-from lmscale.checkpoint.place import Place
+from lmscale.checkpoint.manifest import Manifest
+from lmscale.checkpoint.places.local_tier import LocalTier
+from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.snapshot import Copy
 from lmscale.errors import LmscaleError, NoSpaceError
-from lmscale.runtime.lease import Lease
+from lmscale.runs.lease import Lease
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,24 +23,16 @@ from lmscale.checkpoint.fragments import (
     replicated_tensors,
     weights_fingerprint,
 )
-from lmscale.checkpoint.layout import (
-    BUFFER,
-    FROZEN,
-    MASTER,
-    FileEntry,
-    Manifest,
-    find_gaps,
-    plan_reads,
-    tensor_name,
-)
+from lmscale.checkpoint.layout import find_gaps, plan_reads, tensor_name
+from lmscale.checkpoint.manifest import BUFFER, FROZEN, MASTER, FileEntry, Manifest
 from lmscale.checkpoint.optimizer_state import check_optimizer, write_loss_scale, write_optimizer
-from lmscale.checkpoint.place import LocalPlace, Place
-from lmscale.checkpoint.run_place import CHECKPOINTS
+from lmscale.checkpoint.places.place import LocalPlace, Place
+from lmscale.checkpoint.places.run_place import CHECKPOINTS
 from lmscale.checkpoint.write_file import DTYPE_NAMES
 from lmscale.engine.engine import Engine
 from lmscale.errors import CheckpointError, ClusterError, TransientError
-from lmscale.runtime.collectives import failing_together, sum_float64
-from lmscale.stream.ledger import digest_to_limbs, limbs_to_digest
+from lmscale.ranks.collectives import failing_together, sum_float64
+from lmscale.ranks.limbs import digest_to_limbs, limbs_to_digest
 
 MAX_NAMED = 8  # differences told one by one
 PIECE_ELEMENTS = 2**24  # read at once

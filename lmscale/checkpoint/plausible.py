@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from lmscale.config.redact import printable_name
-from lmscale.runtime.file_names import describe_unsafe_name
-from lmscale.runtime.strangers import MAX_COUNT, is_count, is_sha256, quote
+from lmscale.files.file_names import describe_unsafe_name
+from lmscale.files.redact import printable_name
+from lmscale.files.strangers import MAX_COUNT, is_count, is_sha256, quote
 
 if TYPE_CHECKING:
-    from lmscale.checkpoint.layout import FileEntry, Manifest
+    from lmscale.checkpoint.manifest import FileEntry, Manifest
 
 MAX_ELEMENTS = 2**60
 MAX_DIMENSIONS = 64

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmscale.checkpoint.find import load_manifest
-from lmscale.checkpoint.layout import ASKED, Manifest
-from lmscale.checkpoint.place import Place
+from lmscale.checkpoint.manifest import ASKED, Manifest
+from lmscale.checkpoint.places.place import Place
 from lmscale.config.safety import CheckpointConfig
 from lmscale.errors import CheckpointError, RefusedError
-from lmscale.runtime.trackers import METRICS_FILE
+from lmscale.runs.trackers import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 

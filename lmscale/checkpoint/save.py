@@ -15,15 +15,15 @@ from lmscale.checkpoint.fragments import (
     replicated_tensors,
 )
 from lmscale.checkpoint.job import Duties, Saved
-from lmscale.checkpoint.layout import REGULAR, Manifest
+from lmscale.checkpoint.manifest import REGULAR, Manifest
 from lmscale.checkpoint.optimizer_state import read_loss_scale, read_optimizer
-from lmscale.checkpoint.place import Place
+from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.snapshot import Copy, parts_of
 from lmscale.checkpoint.writer import CheckpointWriter
 from lmscale.engine.engine import Engine
-from lmscale.runtime.lease import NO_LEASE, Lease
-from lmscale.runtime.mailbox import open_mailbox
-from lmscale.runtime.ranks import Ranks
+from lmscale.ranks.mailbox import open_mailbox
+from lmscale.ranks.ranks import Ranks
+from lmscale.runs.lease import NO_LEASE, Lease
 
 
 def draft_manifest(

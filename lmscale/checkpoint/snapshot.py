@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lmscale.checkpoint.fragments import Fragment
-from lmscale.checkpoint.layout import BUFFER
+from lmscale.checkpoint.manifest import BUFFER
 from lmscale.checkpoint.write_file import Part, arrange
 
 logger = logging.getLogger(__name__)

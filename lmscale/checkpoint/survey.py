@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lmscale.checkpoint.find import load_manifest
-from lmscale.checkpoint.layout import ASKED, Manifest, find_gaps
-from lmscale.checkpoint.place import Place
+from lmscale.checkpoint.layout import find_gaps
+from lmscale.checkpoint.manifest import ASKED, Manifest
+from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.retention import Candidate, Rule, Spare, plan_retention, spare_none
 from lmscale.errors import CheckpointError, RefusedError
 

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmscale.checkpoint.layout import MASTER, FileEntry, tensor_name
-from lmscale.checkpoint.place import Place
+from lmscale.checkpoint.layout import tensor_name
+from lmscale.checkpoint.manifest import MASTER, FileEntry
+from lmscale.checkpoint.places.place import Place
 from lmscale.errors import TransientError
-from lmscale.runtime import faults
-from lmscale.runtime.atomic import may_pass
-from lmscale.runtime.fingerprint import add_fingerprints, fingerprint
+from lmscale.files import fault_points
+from lmscale.files.atomic import may_pass
+from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ def write_file(
     def attempt() -> None:
         nonlocal digest
         digest = hashlib.sha256()
-        faults.hit("save.write", step=step)
+        fault_points.hit("save.write", step=step)
         place.write_file(step, name, pieces())
 
     try_again(attempt, what=f"writing {name}", retries=retries, given_up=given_up)

@@ -9,7 +9,7 @@
     lease, manifest, retention ── "end: saved" ──→  the outcome, the same on all ranks
 
 Instead of an outcome rank 0 may say ``again``: the disk was full, and old checkpoints have gone
-since. The notes travel by runtime/mailbox.py.
+since. The notes travel by ranks/mailbox.py.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ import torch
 
 from lmscale.checkpoint.commit import ForeignManifestError, commit, complete
 from lmscale.checkpoint.job import Duties, Job, Saved, describe_full_disk, name_steps
-from lmscale.checkpoint.layout import Manifest, fragment_file
-from lmscale.checkpoint.local_tier import LocalTier
-from lmscale.checkpoint.place import Place
+from lmscale.checkpoint.layout import fragment_file
+from lmscale.checkpoint.manifest import Manifest
+from lmscale.checkpoint.places.local_tier import LocalTier
+from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.snapshot import Copy
 from lmscale.checkpoint.write_file import (
     NUM_MARKS,
@@ -45,17 +46,17 @@ from lmscale.errors import (
     NoSpaceError,
     TransientError,
 )
-from lmscale.runtime import heartbeat
-from lmscale.runtime.atomic import writing
-from lmscale.runtime.collectives import (
+from lmscale.files.atomic import writing
+from lmscale.ranks.collectives import (
     combine_errors,
     error_from_json,
     error_to_json,
     fail_together,
     sum_float64,
 )
-from lmscale.runtime.mailbox import Mailbox
-from lmscale.runtime.ranks import Ranks
+from lmscale.ranks.mailbox import Mailbox
+from lmscale.ranks.ranks import Ranks
+from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from lmscale.cli.options import JsonOption, RunArgument
 from lmscale.errors import EXIT_USER, CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from lmscale.checkpoint.place import Place
+    from lmscale.checkpoint.places.place import Place
     from lmscale.checkpoint.retention import Rule
     from lmscale.checkpoint.survey import Listed
     from lmscale.config import RunConfig
@@ -40,13 +40,13 @@ class _Saves:
 
 
 def _look_at(run: Path) -> _Saves:
+    from lmscale.checkpoint.places.run_place import open_place
     from lmscale.checkpoint.retention import plan_rule
-    from lmscale.checkpoint.run_place import open_place
     from lmscale.checkpoint.survey import survey
-    from lmscale.runtime.run_folder import load_run_config
-    from lmscale.runtime.sweep_folder import refuse_sweep
-    from lmscale.train.history import read_history
-    from lmscale.train.spared import plan_spared_of
+    from lmscale.guard.spared import plan_spared_of
+    from lmscale.history.history import read_history
+    from lmscale.runs.run_folder import load_run_config
+    from lmscale.runs.sweep_folder import refuse_sweep
 
     refuse_sweep(run)
     config = load_run_config(run)
@@ -64,8 +64,8 @@ def list_(run: RunArgument, as_json: JsonOption = False) -> None:
     Reads the manifests only: `lmscale checkpoint verify` reads the files.
     """
     from lmscale.cli.checkpoint_view import LISTED, listed_to_json, render_listed
-    from lmscale.cli.runs_view import print_table
-    from lmscale.config.redact import printable
+    from lmscale.cli.runs.view import print_table
+    from lmscale.files.redact import printable
 
     saves = _look_at(run)
     if as_json:
@@ -215,7 +215,7 @@ def _find(saves: _Saves, step: int) -> Listed:
 
 
 def _refuse_live(run: Path) -> None:
-    from lmscale.runtime.lease import is_beating, read_lease
+    from lmscale.runs.lease import is_beating, read_lease
 
     held = read_lease(run)
     if held is not None and held.ended is None and is_beating(run):
@@ -228,8 +228,8 @@ def _refuse_live(run: Path) -> None:
 
 def _figures_at(run: Path, step: int) -> dict[str, float]:
     """What metrics.jsonl holds of a step: its loss, and scores where it was evaluated."""
-    from lmscale.runtime.jsonl import read_rows
-    from lmscale.runtime.trackers import METRICS_FILE
+    from lmscale.files.jsonl import read_rows
+    from lmscale.runs.trackers import METRICS_FILE
 
     figures: dict[str, float] = {}
     for row in read_rows(run / METRICS_FILE):
@@ -240,7 +240,7 @@ def _figures_at(run: Path, step: int) -> dict[str, float]:
 
 @contextmanager
 def _progress(what: str, chosen: Sequence[Listed], *, as_json: bool) -> Iterator[Any]:
-    from lmscale.runtime.progress import progress
+    from lmscale.files.progress import progress
 
     total = sum(one.bytes or 0 for one in chosen) / 1e6
     if as_json or not total:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmscale.cli.units import render_bytes, render_line, render_time
-from lmscale.config.redact import printable
+from lmscale.files.redact import printable
 
 if TYPE_CHECKING:
-    from lmscale.checkpoint.layout import Manifest
+    from lmscale.checkpoint.manifest import Manifest
     from lmscale.checkpoint.survey import Listed
 
 LISTED = ("step", "state", "saved", "why", "kept for", "precision", "size", "ranks", "ZeRO")

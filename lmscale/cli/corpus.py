@@ -43,7 +43,7 @@ def build(
     """
     from lmscale.config import load_config
     from lmscale.corpus import build_corpus, build_corpus_task
-    from lmscale.runtime.array_tasks import parse_task
+    from lmscale.tasks.array_tasks import parse_task
 
     member = parse_task(task) if task is not None else None
     section = load_config(config, set_ or ()).corpus

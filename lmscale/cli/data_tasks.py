@@ -11,8 +11,8 @@ import typer
 if TYPE_CHECKING:
     from lmscale.config import RunConfig
     from lmscale.corpus import CorpusSummary
-    from lmscale.runtime.array_tasks import ArrayTask, Conclusion, Progress
     from lmscale.shards import ShardsSummary
+    from lmscale.tasks.array_tasks import ArrayTask, Conclusion, Progress
 
 TaskOption = Annotated[
     str | None,

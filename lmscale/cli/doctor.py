@@ -24,7 +24,7 @@ def doctor(
     from rich.console import Console
     from rich.text import Text
 
-    from lmscale.runtime.diagnosis import diagnose
+    from lmscale.cli.diagnosis import diagnose
 
     findings = diagnose(folder or [])
     if as_json:

@@ -16,9 +16,9 @@ from lmscale.errors import EXIT_RESUMABLE, ConfigError
 if TYPE_CHECKING:
     from lmscale.evaluation.perplexity import SetScore
     from lmscale.evaluation.run import LoadedRun
-    from lmscale.runtime.stop import StopRequests
-    from lmscale.runtime.votes import StopPoll
+    from lmscale.runs.stop import StopRequests
     from lmscale.stream.dataset import Dataset
+    from lmscale.train.votes import StopPoll
 
 StepOption = Annotated[
     int | None,
@@ -44,7 +44,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score a run's checkpoint on its held-out sets. SIGTERM or SIGUSR1 ends it with 75."""
-    from lmscale.runtime.stop import StoppedError, StopRequests
+    from lmscale.runs.stop import StoppedError, StopRequests
 
     # Ctrl-C stays what it is elsewhere: there is nothing here to bring to an end.
     signals = (signal.SIGTERM, signal.SIGUSR1)
@@ -72,9 +72,9 @@ def _evaluate(
 ) -> dict[str, SetScore]:
     from lmscale.evaluation import load_run
     from lmscale.evaluation.sets import open_evaluation_sets
-    from lmscale.runtime.device import select_device
-    from lmscale.runtime.ranks import Ranks
-    from lmscale.runtime.votes import StopPoll
+    from lmscale.ranks.device import select_device
+    from lmscale.ranks.ranks import Ranks
+    from lmscale.train.votes import StopPoll
 
     loaded = load_run(run, step=step, device=select_device(Ranks()))
     config = loaded.config
@@ -100,9 +100,9 @@ def _score(
     loaded: LoadedRun, name: str, dataset: Dataset, max_windows: int | None, poll: StopPoll
 ) -> SetScore:
     from lmscale.evaluation.perplexity import evaluate_set, plan_evaluation
+    from lmscale.files.progress import progress
     from lmscale.objective import CausalObjective
-    from lmscale.runtime.progress import progress
-    from lmscale.runtime.ranks import Ranks
+    from lmscale.ranks.ranks import Ranks
 
     config = loaded.config
     objective = CausalObjective(

@@ -33,8 +33,8 @@ def generate(
     """Continue a prompt with a run's model; the text streams to the terminal."""
     from lmscale.evaluation import Sampling, TextStream, load_run
     from lmscale.evaluation import generate as start
-    from lmscale.runtime.device import select_device
-    from lmscale.runtime.ranks import Ranks
+    from lmscale.ranks.device import select_device
+    from lmscale.ranks.ranks import Ranks
 
     sampling = Sampling(
         temperature=temperature,

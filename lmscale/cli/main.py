@@ -18,8 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A SIGUSR2 waits, for ever where nobody comes to listen: it may not end any command.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR2,))
-    from lmscale.config.exit_file import record_exit
     from lmscale.errors import EXIT_FAILED
+    from lmscale.ranks.exit_file import record_exit
 
     try:
         code = _run(arguments)
@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    from lmscale.config.exit_file import record_fault
     from lmscale.errors import EXIT_FINISHED, LmscaleError
+    from lmscale.ranks.exit_file import record_fault
 
     try:
         from lmscale.cli.app import app

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from lmscale.config.redact import printable, redact
+from lmscale.files.redact import printable, redact
 
 
 def print_problems(problems: Sequence[str]) -> None:

@@ -53,8 +53,8 @@ def build(
     they make what one command makes. With --force they replace only what was built otherwise.
     """
     from lmscale.config import load_config
-    from lmscale.runtime.array_tasks import parse_task
     from lmscale.shards import build_shards, build_shards_task
+    from lmscale.tasks.array_tasks import parse_task
 
     member = parse_task(task) if task is not None else None
     settings = load_config(config, set_ or ())
@@ -89,7 +89,7 @@ def status(
 
 
 def _count_windows(folders: list[Path], stream: StreamConfig) -> None:
-    from lmscale.runtime.progress import progress
+    from lmscale.files.progress import progress
     from lmscale.stream.dataset import write_window_counts
 
     with progress("packing", None, "shards") as advance:

@@ -106,7 +106,7 @@ def open_config_stream(settings: RunConfig) -> Stream:
     """The stream of a run that begins, checked against the config's tokenizer if that is there."""
     from pathlib import Path
 
-    from lmscale.runtime.progress import progress
+    from lmscale.files.progress import progress
     from lmscale.stream.stream import open_stream
 
     fingerprint = None

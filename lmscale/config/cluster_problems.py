@@ -5,12 +5,9 @@ from __future__ import annotations
 import posixpath
 import re
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
 
-from lmscale.config.redact import names_secret, redact
-
-if TYPE_CHECKING:
-    from lmscale.config.cluster import ClusterConfig
+from lmscale.config.cluster_profile import ClusterConfig
+from lmscale.files.redact import names_secret, redact
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,4}):(\d{2}):(\d{2})", re.ASCII)
 _NODES = re.compile(r"[A-Za-z0-9._-]+([\[\],A-Za-z0-9._-]*)")

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lmscale.config.redact import find_url_secrets
 from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError
+from lmscale.files.redact import find_url_secrets
 
 Tree = TypeVar("Tree", bound=BaseModel)
 

@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lmscale.config.run import RunConfig
-
-
-def is_remote(location: str) -> bool:
-    """Whether a location is a URL and not a path of this machine."""
-    return "://" in location and not location.startswith("file://")
-
-
-def absolute_location(location: str) -> str:
-    """The same place from wherever it is read; a URL stays as it is."""
-    return location if "://" in location else str(Path(location).expanduser().absolute())
+from lmscale.files.locations import absolute_location
 
 
 def with_absolute_places(config: RunConfig) -> RunConfig:

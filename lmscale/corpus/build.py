@@ -1,7 +1,7 @@
 """Build the corpus: clean each part of each source, take duplicates out, swap the result in.
 
 One process does it all, or the tasks of an array share it: the documents, their order and their
-files are the same. ``lmscale.runtime.array_tasks`` says how tasks know of each other.
+files are the same. ``lmscale.tasks.array_tasks`` says how tasks know of each other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from lmscale.corpus.inputs import find_inputs
 from lmscale.corpus.parts import PartTask, clean_part, load_part
 from lmscale.corpus.plan import SourcePlan, made_by, plan_source
 from lmscale.errors import ConfigError, DataError
-from lmscale.runtime.array_tasks import (
+from lmscale.files.atomic import have_sizes, writing
+from lmscale.files.progress import progress
+from lmscale.tasks.array_tasks import (
     ALONE,
     ArrayTask,
     Conclusion,
@@ -32,9 +34,7 @@ from lmscale.runtime.array_tasks import (
     read_progress,
     tidy,
 )
-from lmscale.runtime.atomic import have_sizes, writing
-from lmscale.runtime.processes import locked, run_tasks
-from lmscale.runtime.progress import progress
+from lmscale.tasks.processes import locked, run_tasks
 
 
 @dataclass(frozen=True, kw_only=True)

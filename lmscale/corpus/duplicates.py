@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from lmscale.corpus.documents import SPLITS, DocumentFile
-from lmscale.runtime.atomic import atomic_path, have_sizes, write_json, writing
+from lmscale.files.atomic import atomic_path, have_sizes, write_json, writing
 
 RANGE_ROWS = 2**24  # compared at once, in about 1 GB
 # An index is uint64 [5, texts]: these rows, and its columns in the order of the digests.

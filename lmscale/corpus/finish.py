@@ -28,10 +28,10 @@ from lmscale.corpus.parts import CUT_AS, PartRecord, load_part
 from lmscale.corpus.plan import SourcePlan, made_by
 from lmscale.corpus.readers import BadRecords
 from lmscale.errors import DataError
-from lmscale.runtime.array_tasks import UnitsMissing
-from lmscale.runtime.atomic import fsync_folder, have_sizes, replace_folder, write_json, writing
-from lmscale.runtime.processes import run_tasks
-from lmscale.runtime.takeover import Turn, fresh_names
+from lmscale.files.atomic import fsync_folder, have_sizes, replace_folder, write_json, writing
+from lmscale.tasks.array_tasks import UnitsMissing
+from lmscale.tasks.processes import run_tasks
+from lmscale.tasks.takeover import Turn, fresh_names
 
 REASONS = ("broken", "empty", "short", "overlong", "duplicate")
 Moves = list[tuple[str, str]]  # from a file below the build's folder, to one below its work

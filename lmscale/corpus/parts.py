@@ -23,7 +23,7 @@ from lmscale.corpus.documents import FILE_BYTES, SPLITS, Document, DocumentFile,
 from lmscale.corpus.duplicates import IndexRow, write_index
 from lmscale.corpus.plan import Part
 from lmscale.corpus.readers import BadRecords, RawDocument, read_source
-from lmscale.runtime.atomic import fsync_folder, have_sizes, write_json, writing
+from lmscale.files.atomic import fsync_folder, have_sizes, write_json, writing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 from lmscale.config.data import CorpusConfig
 from lmscale.corpus.documents import FORMAT_VERSION
 from lmscale.corpus.inputs import RawFile
-from lmscale.runtime.array_tasks import SharedBuild
+from lmscale.tasks.array_tasks import SharedBuild
 
 PART_VERSION = 1
 # Settings that no document depends on: which files are read is in their list, and the limit is

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmscale.errors import DataError
-from lmscale.runtime.atomic import write_bytes, writing
+from lmscale.files.atomic import write_bytes, writing
 
 # Not documentation, absent from many distributions, or not importable.
 SKIPPED_FOLDERS = frozenset(

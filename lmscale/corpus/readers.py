@@ -19,7 +19,7 @@ from lmscale.config.data import CorpusSourceConfig
 from lmscale.corpus.inputs import RawFile
 from lmscale.corpus.text_files import read_lines, read_text
 from lmscale.errors import DataError
-from lmscale.runtime.tar_members import BoundedMember, describe_unsafe
+from lmscale.files.tar_members import BoundedMember, describe_unsafe
 
 # Of the text members of one sample in a tar, together: they are read whole, and a packed tar of a
 # few kilobytes can hold any size.

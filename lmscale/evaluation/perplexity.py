@@ -16,9 +16,9 @@ from lmscale.errors import DataError
 from lmscale.model.layout import mark_starts
 from lmscale.objective.causal import build_targets
 from lmscale.objective.cross_entropy import IGNORED
-from lmscale.runtime import heartbeat
-from lmscale.runtime.collectives import sum_float64
-from lmscale.runtime.ranks import Ranks
+from lmscale.ranks.collectives import sum_float64
+from lmscale.ranks.ranks import Ranks
+from lmscale.watch import heartbeat
 
 if TYPE_CHECKING:
     from lmscale.stream.dataset import Window

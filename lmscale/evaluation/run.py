@@ -13,10 +13,10 @@ from lmscale.checkpoint import open_place
 from lmscale.checkpoint.load import load_weights
 from lmscale.config import RunConfig
 from lmscale.errors import CheckpointError
+from lmscale.history.history import read_history
 from lmscale.model.transformer import Transformer, build_model
-from lmscale.runtime.run_folder import load_run_config
+from lmscale.runs.run_folder import load_run_config
 from lmscale.tokenizer import Tokenizer, load_tokenizer
-from lmscale.train.history import read_history
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lmscale.config.model import ModelConfig
 from lmscale.model.norm import LayerNorm, RMSNorm
 from lmscale.model.transformer import Head
-from lmscale.runtime.seeding import derive_seed
+from lmscale.ranks.seeding import derive_seed
 
 ParameterKind = Literal["linear", "head", "embedding", "norm", "bias"]
 _RESIDUAL_WRITERS = ("attention.out.weight", "feed_forward.down.weight")

@@ -18,19 +18,8 @@ from pathlib import Path
 
 from lmscale.config import RunConfig
 from lmscale.errors import DataError
-from lmscale.runtime.array_tasks import (
-    ALONE,
-    ArrayTask,
-    Conclusion,
-    Progress,
-    conclude,
-    raise_unfinished,
-    read_progress,
-    tidy,
-)
-from lmscale.runtime.atomic import writing
-from lmscale.runtime.processes import locked, run_tasks
-from lmscale.runtime.progress import progress
+from lmscale.files.atomic import writing
+from lmscale.files.progress import progress
 from lmscale.shards.datasets import (
     Dataset,
     DatasetPlan,
@@ -41,6 +30,17 @@ from lmscale.shards.datasets import (
 from lmscale.shards.finish import finish_dataset, is_assembled
 from lmscale.shards.manifest import Manifest, load_manifest
 from lmscale.shards.tasks import SliceTask, build_slice, is_slice_done
+from lmscale.tasks.array_tasks import (
+    ALONE,
+    ArrayTask,
+    Conclusion,
+    Progress,
+    conclude,
+    raise_unfinished,
+    read_progress,
+    tidy,
+)
+from lmscale.tasks.processes import locked, run_tasks
 from lmscale.tokenizer import Tokenizer, load_tokenizer
 
 

@@ -11,11 +11,11 @@ from lmscale.config import RunConfig
 from lmscale.corpus import load_corpus_manifest
 from lmscale.corpus.documents import SPLITS, DocumentFile, document_paths
 from lmscale.errors import ConfigError, DataError
-from lmscale.runtime.array_tasks import SharedBuild
-from lmscale.runtime.atomic import have_sizes, write_json_once, writing
+from lmscale.files.atomic import have_sizes, write_json_once, writing
 from lmscale.shards.manifest import Manifest, load_manifest
 from lmscale.shards.plan import Slice, build_key, expect_bytes, plan_slices
 from lmscale.shards.writer import ShardRules
+from lmscale.tasks.array_tasks import SharedBuild
 from lmscale.tokenizer import Tokenizer
 
 SLICES = "slices.json"

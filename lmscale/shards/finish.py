@@ -9,12 +9,12 @@ import os
 import shutil
 from dataclasses import replace
 
-from lmscale.runtime.array_tasks import UnitsMissing
-from lmscale.runtime.atomic import fsync_folder, have_sizes, replace_folder, write_json, writing
-from lmscale.runtime.takeover import Turn, fresh_names
+from lmscale.files.atomic import fsync_folder, have_sizes, replace_folder, write_json, writing
 from lmscale.shards.datasets import DatasetPlan
 from lmscale.shards.manifest import MANIFEST_NAME, Manifest, load_manifest, save_manifest
 from lmscale.shards.tasks import finished_shards
+from lmscale.tasks.array_tasks import UnitsMissing
+from lmscale.tasks.takeover import Turn, fresh_names
 from lmscale.tokenizer import Tokenizer
 
 NAMES = "names.json"

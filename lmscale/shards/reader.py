@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from lmscale.errors import DataError, TransientError
-from lmscale.runtime import faults
-from lmscale.runtime.atomic import may_pass
-from lmscale.runtime.tar_members import describe_unsafe
+from lmscale.files import fault_points
+from lmscale.files.atomic import may_pass
+from lmscale.files.tar_members import describe_unsafe
 from lmscale.shards.manifest import ShardEntry
 from lmscale.shards.writer import HEADER_BYTES, INDEX_MEMBER, NPY_HEADER_BYTES
 
@@ -54,7 +54,7 @@ def open_shard(path: str | Path, entry: ShardEntry, dtype: str | np.dtype) -> Ma
     """
     path = Path(path)
     try:
-        faults.hit("read.shard", path=path)
+        fault_points.hit("read.shard", path=path)
         with open(path, "rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:

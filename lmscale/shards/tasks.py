@@ -12,7 +12,7 @@ import numpy as np
 
 from lmscale.corpus.documents import DocumentFile
 from lmscale.errors import DataError
-from lmscale.runtime.atomic import atomic_path, write_json, writing
+from lmscale.files.atomic import atomic_path, write_json, writing
 from lmscale.shards.manifest import ShardEntry
 from lmscale.shards.plan import Slice, read_slice
 from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from lmscale.errors import DataError
-from lmscale.runtime.atomic import sha256_file
-from lmscale.runtime.tar_members import describe_unsafe
+from lmscale.files.atomic import sha256_file
+from lmscale.files.tar_members import describe_unsafe
 from lmscale.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
 from lmscale.shards.reader import MappedShard, open_shard
 from lmscale.shards.writer import INDEX_MEMBER, NPY_HEADER_BYTES

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-DIGEST_BITS = 63
+from lmscale.ranks.limbs import DIGEST_BITS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ import numpy as np
 
 from lmscale.config.data import ShardCacheConfig
 from lmscale.errors import DataError
-from lmscale.runtime.cache import CachedFile, NodeCache
-from lmscale.runtime.remote import join_location, protocol_of
+from lmscale.files.cache import CachedFile, NodeCache
+from lmscale.files.locations import join_location, protocol_of
 from lmscale.shards.manifest import Manifest, ShardEntry, load_manifest
 from lmscale.shards.reader import MappedShard, open_shard
 from lmscale.stream.packed import count_pieces_windows, load_counts, load_pieces

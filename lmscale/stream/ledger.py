@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from lmscale.config.places import absolute_location
 from lmscale.errors import DataError, LmscaleError, NoSpaceError
-from lmscale.runtime.atomic import fsync_file, fsync_folder, write_json, writing
-from lmscale.runtime.jsonl import RowFile, append_rows, mend_tail, read_rows, renew_rows
-from lmscale.stream.batches import DIGEST_BITS
+from lmscale.files.atomic import fsync_file, fsync_folder, write_json, writing
+from lmscale.files.jsonl import RowFile, append_rows, mend_tail, read_rows, renew_rows
+from lmscale.files.locations import absolute_location
 from lmscale.stream.saved import SavedProgress, iterate_saved
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream
@@ -29,8 +28,6 @@ logger = logging.getLogger(__name__)
 LEDGER = "ledger.jsonl"
 REWOUND = "ledger.rewound.jsonl"
 RECORD = "stream.json"
-LIMB_BITS = 16
-NUM_LIMBS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +53,6 @@ class LedgerRow:
         """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for what is no row."""
         numbers = {key: int(tree[key]) for key in ("step", "first_n", "samples", "tokens")}
         return LedgerRow(**numbers, digest=int(tree["digest"], 16))
-
-
-def digest_to_limbs(digest: int) -> list[float]:
-    """Four 16-bit limbs, lowest first: their float64 sums are exact over 2^37 ranks."""
-    mask = 2**LIMB_BITS - 1
-    return [float(digest >> (LIMB_BITS * limb) & mask) for limb in range(NUM_LIMBS)]
-
-
-def limbs_to_digest(limbs: Sequence[float]) -> int:
-    """The digest of limbs that were summed over ranks."""
-    total = sum(int(value) << (LIMB_BITS * limb) for limb, value in enumerate(limbs))
-    return total % 2**DIGEST_BITS
 
 
 class Ledger:

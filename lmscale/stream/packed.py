@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from lmscale.errors import DataError
-from lmscale.runtime.atomic import write_bytes
-from lmscale.runtime.cache import CachedFile, NodeCache
-from lmscale.runtime.remote import MissingFileError, join_location, protocol_of, read_bytes
+from lmscale.files.atomic import write_bytes
+from lmscale.files.cache import CachedFile, NodeCache
+from lmscale.files.locations import join_location, protocol_of
+from lmscale.files.remote import MissingFileError, read_bytes
 from lmscale.shards.manifest import Manifest, ShardEntry
 from lmscale.shards.reader import MappedShard
 from lmscale.stream.packing import plan_best_fit

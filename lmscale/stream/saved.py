@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmscale.runtime.strangers import is_count, parse_json
+from lmscale.files.strangers import is_count, parse_json
 
 
 @dataclass(frozen=True, kw_only=True)

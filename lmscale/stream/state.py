@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmscale.config.continuation import STREAM_KEYS
 from lmscale.config.data import StreamConfig
 from lmscale.errors import CheckpointError, ConfigError
+from lmscale.runs.continuation import STREAM_KEYS
 from lmscale.stream.mixture import Segment
 
 VERSION = 2

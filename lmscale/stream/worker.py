@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from lmscale.config.batch import BatchPlan
-from lmscale.runtime import faults
+from lmscale.runs import faults
 from lmscale.stream.batches import Rows
 from lmscale.stream.stream import Stream
 

@@ -13,7 +13,7 @@ from typing import Any
 from lmscale.config.data import TokenizerConfig
 from lmscale.corpus import load_corpus_manifest, read_documents
 from lmscale.errors import ConfigError, DataError
-from lmscale.runtime.atomic import write_bytes, write_json, writing
+from lmscale.files.atomic import write_bytes, write_json, writing
 from lmscale.tokenizer.codec import (
     META_NAME,
     MODEL_NAME,

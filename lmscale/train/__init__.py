@@ -1,9 +1,10 @@
 """The loop and what surrounds it: assembling a run, the step reports, the hooks, the guard."""
 
+from lmscale.engine.step_report import StepReport
+from lmscale.guard.guard import Guard
 from lmscale.train.assemble import Run, build_run_engine, open_run
 from lmscale.train.folder import claim_folder
-from lmscale.train.guard import Guard
-from lmscale.train.loop import StepReport, train_steps
+from lmscale.train.loop import train_steps
 from lmscale.train.progress import Progress
 
 __all__ = [

@@ -14,30 +14,30 @@ import torch.distributed as dist
 
 from lmscale.checkpoint import Manifest, Place, load_checkpoint, open_place
 from lmscale.checkpoint.find import Found, Search, Topology
-from lmscale.checkpoint.local_tier import open_node_place
-from lmscale.checkpoint.resumes import record_resume
+from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
 from lmscale.errors import CheckpointError, DataError, LmscaleError
+from lmscale.files.atomic import writing
+from lmscale.history.corruptions import refuse_scratch
+from lmscale.history.history import History, read_history
+from lmscale.history.resumes import record_resume
+from lmscale.history.rewinds import pending_jumps
 from lmscale.model import build_model, count_parameters, init_weights, parameter_kinds
 from lmscale.objective import CausalObjective
-from lmscale.runtime import heartbeat
-from lmscale.runtime.atomic import writing
-from lmscale.runtime.collectives import broadcast_object, failing_together
-from lmscale.runtime.device import device_name
-from lmscale.runtime.lease import NO_LEASE, Lease
-from lmscale.runtime.ranks import Ranks
+from lmscale.ranks.collectives import broadcast_object, failing_together
+from lmscale.ranks.device import device_name
+from lmscale.ranks.ranks import Ranks
+from lmscale.runs.lease import NO_LEASE, Lease
 from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.mixture import Jump
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream, open_stream
 from lmscale.tokenizer import Tokenizer, load_tokenizer
-from lmscale.train.corruptions import refuse_scratch
 from lmscale.train.folder import freeze_run, identity_of
-from lmscale.train.history import History, read_history
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import Progress
-from lmscale.train.rewinds import pending_jumps
+from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
 

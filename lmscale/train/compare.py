@@ -29,18 +29,18 @@ from typing import Any
 from torch import Tensor
 
 from lmscale.checkpoint.fragments import held_fragments
-from lmscale.checkpoint.local_tier import attempt_of
 from lmscale.engine import Engine
 from lmscale.engine.masters import base_optimizer
+from lmscale.engine.step_report import StepReport
 from lmscale.errors import CorruptionError, LmscaleError
-from lmscale.runtime import heartbeat
-from lmscale.runtime.collectives import failing_together, gather_json
-from lmscale.runtime.fingerprint import add_fingerprints, fingerprint
-from lmscale.runtime.lease import node_name
-from lmscale.runtime.ranks import name_ranks
+from lmscale.history.corruptions import Corruption, record_corruption
+from lmscale.history.starts import attempt_of
+from lmscale.ranks.attempt import node_name
+from lmscale.ranks.collectives import failing_together, gather_json
+from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
+from lmscale.ranks.ranks import name_ranks
 from lmscale.train.assemble import Run
-from lmscale.train.corruptions import Corruption, record_corruption
-from lmscale.train.loop import StepReport
+from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
 

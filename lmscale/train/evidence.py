@@ -21,15 +21,16 @@ from torch import Tensor
 
 from lmscale.checkpoint.fragments import Fragment, owned_fragments, parameter_shapes
 from lmscale.engine import Engine
+from lmscale.engine.step_report import StepReport
 from lmscale.errors import GuardError, LmscaleError
-from lmscale.runtime import heartbeat
-from lmscale.runtime.atomic import write_json
-from lmscale.runtime.collectives import gather_json, sum_float64
+from lmscale.files.atomic import write_json
+from lmscale.guard.divergence import Divergence
+from lmscale.guard.figures import plain
+from lmscale.guard.guard import Guard, RewindRequest
+from lmscale.ranks.collectives import gather_json, sum_float64
 from lmscale.stream.stream import Stream
 from lmscale.tokenizer import Tokenizer
-from lmscale.train.figures import plain
-from lmscale.train.guard import Divergence, Guard, RewindRequest
-from lmscale.train.loop import StepReport
+from lmscale.watch import heartbeat
 
 if TYPE_CHECKING:
     from lmscale.train.assemble import Run

@@ -13,24 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from lmscale.config import RunConfig, dump_config
-from lmscale.config.continuation import model_identity
-from lmscale.config.ownership import CONFIG_FILE, check_folder
 from lmscale.config.places import with_absolute_places
 from lmscale.errors import ConfigError, LeaseLostError
-from lmscale.runtime.atomic import write_bytes, writing
-from lmscale.runtime.collectives import failing_together, gather_json
-from lmscale.runtime.environment import save_provenance
-from lmscale.runtime.lease import (
-    Attempt,
-    Claim,
-    Lease,
-    attempt_from_environment,
-    is_beating,
-    judge_claim,
-    node_name,
-    read_lease,
-)
-from lmscale.runtime.ranks import Ranks
+from lmscale.files.atomic import write_bytes, writing
+from lmscale.ranks.attempt import Attempt, attempt_from_environment, node_name
+from lmscale.ranks.collectives import failing_together, gather_json
+from lmscale.ranks.ranks import Ranks
+from lmscale.runs.continuation import model_identity
+from lmscale.runs.environment import save_provenance
+from lmscale.runs.lease import Claim, Lease, is_beating, judge_claim, read_lease
+from lmscale.runs.ownership import CONFIG_FILE, check_folder
 
 logger = logging.getLogger(__name__)
 

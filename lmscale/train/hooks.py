@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lmscale.engine.step_report import StepReport
 from lmscale.stream.ledger import Ledger, LedgerRow
-from lmscale.train.loop import StepReport
 from lmscale.train.progress import Progress
 
 Hook = Callable[[StepReport], None]

@@ -16,15 +16,20 @@ import torch
 from torch import Tensor
 
 from lmscale.config.training import EngineConfig
-from lmscale.engine import Engine, learning_rate
+from lmscale.engine import Engine, learning_rate, tensor_faults
+from lmscale.engine.step_report import StepReport
 from lmscale.errors import CorruptionError, LmscaleError
+from lmscale.files import fault_points
 from lmscale.objective import ObjectiveOutput
-from lmscale.runtime import faults, heartbeat
-from lmscale.runtime.collectives import fail_together, sum_float64
-from lmscale.runtime.lease import node_name
-from lmscale.runtime.seeding import seed_step
-from lmscale.runtime.stop import StoppedError
-from lmscale.runtime.votes import (
+from lmscale.ranks.attempt import node_name
+from lmscale.ranks.collectives import fail_together, sum_float64
+from lmscale.ranks.limbs import NUM_LIMBS, digest_to_limbs, limbs_to_digest
+from lmscale.ranks.seeding import seed_step
+from lmscale.runs.stop import StoppedError
+from lmscale.stream.batches import MicroBatch, StepBatch
+from lmscale.stream.loader import LoadingStopped
+from lmscale.train.recompute import recompute_error, recompute_matches
+from lmscale.train.votes import (
     DATA_ERROR,
     LEASE_LOST,
     RANKS_DIFFER,
@@ -35,33 +40,9 @@ from lmscale.runtime.votes import (
     count_save_votes,
     count_votes,
 )
-from lmscale.stream.batches import MicroBatch, StepBatch
-from lmscale.stream.ledger import NUM_LIMBS, digest_to_limbs, limbs_to_digest
-from lmscale.stream.loader import LoadingStopped
-from lmscale.train.recompute import recompute_error, recompute_matches
+from lmscale.watch import heartbeat
 
 NO_FIGURES = (0.0, 0.0, 0.0, 0.0)  # of a step that was not done
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """One optimizer step over all ranks: the same on every rank, except the two times."""
-
-    step: int  # counted from 1: the steps done after it
-    first_n: int  # global number of its first sample
-    samples: int
-    targets: int  # target positions that counted
-    digest: int  # of its samples, for the ledger
-    loss: float  # nats per target
-    z_loss: float  # what the z-loss added per target
-    learning_rate: float
-    gradient_norm: float  # before clipping
-    is_skipped: bool  # a gradient overflowed, the weights did not change
-    loss_scale: float
-    step_seconds: float  # this rank's, its wait for the next step's data included
-    wait_seconds: float  # that wait
-    stop_reason: str | None  # why the run should stop after this step, agreed by all ranks
-    save_for: tuple[str, ...] = ()  # why it should be saved, beside what is due by the step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,16 +159,16 @@ def _do_step(
     """This rank's nll and z, then the global gradient norm and whether the step was skipped, f64
     [4] on the device; and the loss scale.
     """
-    faults.hit("step.begin", step=step)
-    faults.flip_gradient(engine.module, step)
+    fault_points.hit("step.begin", step=step)
+    tensor_faults.flip_gradient(engine.module, step)
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
     engine.accumulate(
         [partial(_forward, engine, micro, sums) for micro in batch.micro_batches], targets=targets
     )
     heartbeat.phase("step")
-    faults.hit("step.update", step=step)
+    fault_points.hit("step.update", step=step)
     update = engine.update(learning_rate=learning_rate)
-    faults.flip_weight(engine.module, step)
+    tensor_faults.flip_weight(engine.module, step)
     return torch.cat([sums, update.figures]), update.loss_scale
 
 
@@ -215,7 +196,7 @@ def _forward(engine: Engine, micro: MicroBatch, sums: Tensor) -> Tensor:
         output: ObjectiveOutput = engine(*to_device(micro, engine.device))
     sums += torch.stack([output.nll.total, output.z]).double()
     heartbeat.phase("backward")  # which the engine does with what is returned
-    return faults.poison(output.loss)
+    return tensor_faults.poison(output.loss)
 
 
 def to_device(micro: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from lmscale.engine import Engine
-from lmscale.runtime import heartbeat
-from lmscale.runtime.collectives import failing_together, sum_float64
-from lmscale.runtime.ranks import Ranks
+from lmscale.ranks.collectives import failing_together, sum_float64
+from lmscale.ranks.ranks import Ranks
 from lmscale.stream.batches import split_rows
 from lmscale.stream.stream import Stream
 from lmscale.train.loop import to_device
+from lmscale.watch import heartbeat
 
 # Of the loss. The windows go through the model one by one on every world size, so only kernels
 # differ: bf16 keeps 8 bits of a number, and the mean over hundreds of tokens is far closer.

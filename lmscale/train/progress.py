@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lmscale.train.loop import StepReport
+from lmscale.engine.step_report import StepReport
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lmscale.errors import CorruptionError
-from lmscale.runtime import heartbeat
-from lmscale.runtime.lease import node_name
+from lmscale.ranks.attempt import node_name
+from lmscale.watch import heartbeat
 
 
 def recompute_matches(forward: Callable[[], Tensor], reseed: Callable[[], None]) -> bool:

@@ -8,15 +8,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from lmscale.config import dump_config
+from lmscale.engine.step_report import StepReport
+from lmscale.files.terminal import terminal
 from lmscale.model import flops_per_token
-from lmscale.runtime import heartbeat
-from lmscale.runtime.attempts import AttemptLog
-from lmscale.runtime.device import device_name, peak_memory_bytes, peak_tflops
-from lmscale.runtime.terminal import terminal
-from lmscale.runtime.trackers import Trackers, open_trackers
+from lmscale.ranks.device import device_name, peak_memory_bytes, peak_tflops
+from lmscale.runs.attempts import AttemptLog
+from lmscale.runs.trackers import Trackers, open_trackers
 from lmscale.train.assemble import Run
 from lmscale.train.hooks import Hook, ProgressCounter
-from lmscale.train.loop import StepReport
+from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
 

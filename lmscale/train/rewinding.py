@@ -7,17 +7,15 @@ import time
 from lmscale.checkpoint import Manifest
 from lmscale.checkpoint.find import Search
 from lmscale.errors import CheckpointError, RefusedError
-from lmscale.runtime import heartbeat
-from lmscale.runtime.collectives import broadcast_object, failing_together
+from lmscale.guard.divergence import Divergence
+from lmscale.guard.guard import RewindRequest, stop_error
+from lmscale.guard.rewind_plan import describe_no_checkpoint, plan_rewind
+from lmscale.history.history import History, read_history
+from lmscale.history.rewinds import record_rewind
+from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.train.assemble import Run
 from lmscale.train.evidence import change_decision
-from lmscale.train.guard import Divergence, RewindRequest, stop_error
-from lmscale.train.history import History, read_history
-from lmscale.train.rewinds import (
-    describe_no_checkpoint,
-    plan_rewind,
-    record_rewind,
-)
+from lmscale.watch import heartbeat
 
 
 def rewind(run: Run, request: RewindRequest) -> int:

@@ -11,24 +11,27 @@ from typing import Any
 from lmscale.checkpoint import delete_old_checkpoints, free_space
 from lmscale.checkpoint.fragments import owned_fragments
 from lmscale.checkpoint.job import Duties, Job
-from lmscale.checkpoint.layout import ASKED, LAST, REGULAR, STOP, Manifest
-from lmscale.checkpoint.local_tier import LocalTier, attempt_of, open_node_place
-from lmscale.checkpoint.place import Place
+from lmscale.checkpoint.manifest import ASKED, LAST, REGULAR, STOP, Manifest
+from lmscale.checkpoint.places.local_tier import LocalTier, open_node_place
+from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.retention import Candidate, look_at
 from lmscale.checkpoint.save import draft_manifest, live_copy
 from lmscale.checkpoint.snapshot import Copy, Snapshot, parts_of
 from lmscale.checkpoint.writer import CheckpointWriter
+from lmscale.engine.step_report import StepReport
 from lmscale.errors import ConfigError, DataError, LeaseLostError, LmscaleError
-from lmscale.runtime import faults, heartbeat, votes
-from lmscale.runtime.collectives import fail_together, failing_together, sum_float64
-from lmscale.runtime.mailbox import open_mailbox
-from lmscale.runtime.trackers import Trackers
+from lmscale.files import fault_points
+from lmscale.guard.spared import plan_spared
+from lmscale.history.starts import attempt_of
+from lmscale.ranks.collectives import fail_together, failing_together, sum_float64
+from lmscale.ranks.mailbox import open_mailbox
+from lmscale.runs.trackers import Trackers
 from lmscale.stream.ledger import Ledger
+from lmscale.train import votes
 from lmscale.train.assemble import Run
 from lmscale.train.hooks import Hook, ProgressCounter
-from lmscale.train.loop import StepReport
 from lmscale.train.probe import measure_probe
-from lmscale.train.spared import plan_spared
+from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +170,7 @@ class Saver:
         if self._tier is not None:
             self._tier.restart_clock()
         draft = self._draft(reason, tier)
-        faults.hit("save.copy", step=step)
+        fault_points.hit("save.copy", step=step)
         copy_at = time.monotonic()
         copy = self._copy()
         copied_at = time.monotonic()

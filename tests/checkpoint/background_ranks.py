@@ -15,14 +15,15 @@ from lmscale.checkpoint import LocalPlace, load_manifest, save_checkpoint
 from lmscale.checkpoint import write_file as write_file_module
 from lmscale.checkpoint.layout import MANIFEST, step_folder
 from lmscale.errors import LmscaleError, NoSpaceError
-from lmscale.runtime.atomic import sha256_file
-from lmscale.runtime.collectives import barrier, gather_json
-from lmscale.runtime.lease import Attempt, Lease
-from lmscale.runtime.ranks import is_lost_connection
-from lmscale.runtime.votes import SAVE_FAILED
+from lmscale.files.atomic import sha256_file
+from lmscale.ranks.attempt import Attempt
+from lmscale.ranks.collectives import barrier, gather_json
+from lmscale.ranks.ranks import is_lost_connection
+from lmscale.runs.lease import Lease
 from lmscale.train import train_steps
 from lmscale.train.hooks import ProgressCounter
 from lmscale.train.saver import Saver
+from lmscale.train.votes import SAVE_FAILED
 
 DATA = "data.txt"  # names the folder of the tiny data
 STAGES = [f"{precision}-zero{stage}" for precision in ("fp32", "bf16") for stage in (0, 1, 2, 3)]

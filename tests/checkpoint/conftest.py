@@ -9,7 +9,7 @@ from forked_ranks import run_starts
 from handmade_checkpoints import place_at
 from s3_server import open_s3
 
-from lmscale.runtime import remote
+from lmscale.files import remote
 
 HERE = Path(__file__).parent
 

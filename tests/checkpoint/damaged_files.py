@@ -5,7 +5,7 @@ from pathlib import Path
 from handmade_checkpoints import save
 
 from lmscale.checkpoint.layout import step_folder
-from lmscale.checkpoint.place import LocalPlace
+from lmscale.checkpoint.places.place import LocalPlace
 
 STEPS = (2, 4, 6)
 FILES = ("manifest.json", "rank-00000.safetensors", "rank-00001.safetensors")

@@ -16,7 +16,7 @@ from lmscale.checkpoint import LocalPlace, load_checkpoint, load_manifest, save_
 from lmscale.checkpoint.fragments import owned_fragments
 from lmscale.checkpoint.load import FragmentReader
 from lmscale.errors import CheckpointError
-from lmscale.runtime.collectives import gather_json
+from lmscale.ranks.collectives import gather_json
 
 SAVED_STEP, LAST_STEP = 2, 4
 

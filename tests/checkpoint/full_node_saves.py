@@ -12,15 +12,15 @@ import torch
 from handmade_checkpoints import manifest_of, parts_of_rank
 
 from lmscale.checkpoint.job import Duties
-from lmscale.checkpoint.layout import MASTER
-from lmscale.checkpoint.local_tier import LocalTier, NodePlace
+from lmscale.checkpoint.manifest import MASTER
+from lmscale.checkpoint.places.local_tier import LocalTier, NodePlace
 from lmscale.checkpoint.snapshot import Copy
 from lmscale.checkpoint.write_file import Part
 from lmscale.checkpoint.writer import CheckpointWriter
 from lmscale.errors import LmscaleError
-from lmscale.runtime.lease import NO_LEASE
-from lmscale.runtime.mailbox import open_mailbox
-from lmscale.runtime.ranks import Ranks
+from lmscale.ranks.mailbox import open_mailbox
+from lmscale.ranks.ranks import Ranks
+from lmscale.runs.lease import NO_LEASE
 
 disk = Path(sys.argv[1])
 place, ranks = NodePlace(disk / "run"), Ranks()

@@ -16,9 +16,10 @@ from lmscale.checkpoint import (
     save_checkpoint,
 )
 from lmscale.checkpoint.fragments import held_fragments, owned_fragments
-from lmscale.checkpoint.layout import MASTER, step_folder
+from lmscale.checkpoint.layout import step_folder
+from lmscale.checkpoint.manifest import MASTER
 from lmscale.errors import LmscaleError
-from lmscale.runtime.collectives import barrier, gather_json
+from lmscale.ranks.collectives import barrier, gather_json
 from lmscale.train.hooks import ProgressCounter
 from lmscale.train.saver import Saver
 

@@ -30,13 +30,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmscale.checkpoint import find_resumable, load_manifest, load_model_weights
-from lmscale.checkpoint.layout import parse_manifest, step_folder
+from lmscale.checkpoint.layout import step_folder
 from lmscale.checkpoint.load import iterate_weights, load_weights
-from lmscale.checkpoint.place import LocalPlace
-from lmscale.checkpoint.remote_place import RemotePlace
+from lmscale.checkpoint.manifest_file import parse_manifest
+from lmscale.checkpoint.places.place import LocalPlace
+from lmscale.checkpoint.places.remote_place import RemotePlace
 from lmscale.errors import CheckpointError
-from lmscale.runtime.cache import NodeCache
-from lmscale.runtime.ranks import Ranks
+from lmscale.files.cache import NodeCache
+from lmscale.ranks.ranks import Ranks
 
 ALONE = Ranks()
 

@@ -16,7 +16,7 @@ from toy_engine import Setup, Toy
 
 from lmscale.checkpoint import LocalPlace, load_manifest
 from lmscale.checkpoint.load import iterate_weights, load_weights
-from lmscale.runtime.fingerprint import add_fingerprints, fingerprint
+from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 

@@ -6,8 +6,9 @@ from lmscale.checkpoint import LocalPlace
 from lmscale.checkpoint.layout import MANIFEST, fragment_file, step_folder
 from lmscale.checkpoint.writer import commit
 from lmscale.errors import CheckpointError, LeaseLostError
-from lmscale.runtime.atomic import write_json
-from lmscale.runtime.lease import Attempt, Lease
+from lmscale.files.atomic import write_json
+from lmscale.ranks.attempt import Attempt
+from lmscale.runs.lease import Lease
 
 OLDER, NEWER = Attempt(job="7", restart=0), Attempt(job="7", restart=1)
 

@@ -17,7 +17,8 @@ from lmscale.checkpoint import LocalPlace
 from lmscale.checkpoint import snapshot as snapshot_module
 from lmscale.checkpoint import write_file as module
 from lmscale.checkpoint.fragments import Fragment
-from lmscale.checkpoint.layout import MASTER, step_folder, tensor_name
+from lmscale.checkpoint.layout import step_folder, tensor_name
+from lmscale.checkpoint.manifest import MASTER
 from lmscale.checkpoint.snapshot import Snapshot, parts_of
 from lmscale.checkpoint.write_file import (
     NUM_MARKS,
@@ -29,7 +30,7 @@ from lmscale.checkpoint.write_file import (
     write_file,
 )
 from lmscale.errors import TransientError
-from lmscale.runtime.fingerprint import add_fingerprints, fingerprint
+from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 
 NAME = "rank-00000.safetensors"
 DTYPES = (

@@ -12,13 +12,14 @@ from small_disk import run_on_small_disk
 from lmscale.checkpoint import writer as writer_module
 from lmscale.checkpoint.job import Duties
 from lmscale.checkpoint.layout import MANIFEST, step_folder
-from lmscale.checkpoint.place import LocalPlace
+from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.snapshot import Copy
 from lmscale.checkpoint.writer import CheckpointWriter
 from lmscale.errors import CheckpointError, LeaseLostError, NoSpaceError
-from lmscale.runtime.lease import NO_LEASE, Attempt, Lease
-from lmscale.runtime.mailbox import open_mailbox
-from lmscale.runtime.ranks import Ranks
+from lmscale.ranks.attempt import Attempt
+from lmscale.ranks.mailbox import open_mailbox
+from lmscale.ranks.ranks import Ranks
+from lmscale.runs.lease import NO_LEASE, Lease
 
 
 class RefusingPlace(LocalPlace):

@@ -15,17 +15,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lmscale.checkpoint import LocalPlace
-from lmscale.checkpoint.layout import (
-    FileEntry,
-    Manifest,
-    find_gaps,
-    list_steps,
-    parse_manifest,
-    plan_reads,
-    step_folder,
-    tensor_name,
-)
+from lmscale.checkpoint.layout import find_gaps, list_steps, plan_reads, step_folder, tensor_name
 from lmscale.checkpoint.load import FragmentReader
+from lmscale.checkpoint.manifest import FileEntry, Manifest
+from lmscale.checkpoint.manifest_file import parse_manifest
 from lmscale.errors import CheckpointError
 
 KINDS = ("master", "exp_avg")

@@ -13,13 +13,13 @@ import torch
 from handmade_checkpoints import first, place_at, save, search, step_taken, weights_of, write_part
 from s3_server import REFUSED, environment, open_proxy
 
-from lmscale.checkpoint import remote_place
-from lmscale.checkpoint.layout import MASTER, FileEntry
 from lmscale.checkpoint.load import load_weights
-from lmscale.checkpoint.place import OWNER_FILE
+from lmscale.checkpoint.manifest import MASTER, FileEntry
+from lmscale.checkpoint.places import remote_place
+from lmscale.checkpoint.places.place import OWNER_FILE
 from lmscale.checkpoint.write_file import Part, write_file
 from lmscale.errors import CheckpointError, TransientError
-from lmscale.runtime import remote
+from lmscale.files import remote
 
 pytestmark = [
     pytest.mark.slow,
@@ -71,7 +71,7 @@ def test_processes_of_a_node_fetch_a_file_once_and_the_last_one_removes_it(place
     fetched = []
     original = remote.download
     monkeypatch.setattr(
-        "lmscale.runtime.cache.download",
+        "lmscale.files.cache.download",
         lambda url, *rest, **named: fetched.append(url) or original(url, *rest, **named),
     )
     with place.opened(2, entry) as first_path:
@@ -247,8 +247,8 @@ def test_what_others_did_to_a_store_is_seen_at_once(place, client):
 KILLED = """
 import sys, time
 from pathlib import Path
-from lmscale.checkpoint import remote_place
-from lmscale.runtime.cache import NodeCache
+from lmscale.checkpoint.places import remote_place
+from lmscale.files.cache import NodeCache
 
 remote_place.PART_BYTES = 5 * 2**20
 cache = NodeCache(folder=Path("unused"), max_bytes=1, retries=0)

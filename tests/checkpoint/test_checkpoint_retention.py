@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.checkpoint import LocalPlace, delete_old_checkpoints, free_space
-from lmscale.checkpoint.layout import ASKED, REGULAR, Manifest, step_folder
+from lmscale.checkpoint.layout import step_folder
+from lmscale.checkpoint.manifest import ASKED, REGULAR, Manifest
 from lmscale.checkpoint.retention import (
     Candidate,
     Rule,
@@ -21,7 +22,7 @@ from lmscale.checkpoint.retention import (
 from lmscale.checkpoint.survey import plan_prune, survey
 from lmscale.config.safety import CheckpointConfig
 from lmscale.errors import RefusedError
-from lmscale.runtime.atomic import to_json_bytes
+from lmscale.files.atomic import to_json_bytes
 
 RETENTION = [
     # steps there, newest, keep_last, keep_every_steps, steps that stay

@@ -10,10 +10,10 @@ from threading import Barrier
 import pytest
 from handmade_checkpoints import place_at, save, step_taken
 
-from lmscale.checkpoint import place as place_module
-from lmscale.checkpoint import run_place
-from lmscale.checkpoint.place import OWNER_FILE, LocalPlace
-from lmscale.checkpoint.run_place import open_place
+from lmscale.checkpoint.places import place as place_module
+from lmscale.checkpoint.places import run_place
+from lmscale.checkpoint.places.place import OWNER_FILE, LocalPlace
+from lmscale.checkpoint.places.run_place import open_place
 from lmscale.errors import CheckpointError
 
 pytestmark = [

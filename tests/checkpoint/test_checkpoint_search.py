@@ -11,11 +11,11 @@ from handmade_checkpoints import IDENTITY, first, manifest_of, save, search, ste
 from lmscale.checkpoint import find, load_manifest, load_model_weights
 from lmscale.checkpoint.layout import list_steps, step_folder
 from lmscale.checkpoint.load import check_same_model, iterate_weights
-from lmscale.checkpoint.place import LocalPlace
-from lmscale.checkpoint.resumes import record_resume
-from lmscale.config.run_files import RESUMES_FILE
+from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.errors import CheckpointError, ClusterError, LmscaleError, TransientError
-from lmscale.runtime.jsonl import read_rows
+from lmscale.files.jsonl import read_rows
+from lmscale.files.run_files import RESUMES_FILE
+from lmscale.history.resumes import record_resume
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def held_open(monkeypatch):
             path.unlink()
         assert ignore_errors, "OSError: the folder is not empty"
 
-    monkeypatch.setattr("lmscale.checkpoint.place.shutil.rmtree", all_but_one)
+    monkeypatch.setattr("lmscale.checkpoint.places.place.shutil.rmtree", all_but_one)
     yield
-    monkeypatch.setattr("lmscale.checkpoint.place.shutil.rmtree", original)
+    monkeypatch.setattr("lmscale.checkpoint.places.place.shutil.rmtree", original)
 
 
 def test_a_step_is_saved_again_although_a_file_of_it_is_still_held_open(place, held_open):
@@ -58,7 +58,7 @@ def test_a_kill_while_room_is_made_for_the_same_step_leaves_no_manifest(place, m
     def killed(folder, ignore_errors=False):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lmscale.checkpoint.place.shutil.rmtree", killed)
+    monkeypatch.setattr("lmscale.checkpoint.places.place.shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         place.begin(6)
     assert place.list_steps() == [4, 2]

@@ -5,10 +5,10 @@ import json
 import pytest
 from tiny_run import run_lmscale, write_tiny_config
 
-from lmscale.checkpoint.local_tier import attempt_of, read_starts
 from lmscale.cli.main import main
 from lmscale.errors import DataError
-from lmscale.runtime.attempts import ATTEMPTS_FILE, open_attempt
+from lmscale.history.starts import attempt_of, read_starts
+from lmscale.runs.attempts import ATTEMPTS_FILE, open_attempt
 
 
 @pytest.fixture

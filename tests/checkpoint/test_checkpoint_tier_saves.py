@@ -8,9 +8,9 @@ import pytest
 from forked_ranks import run_starts
 from handmade_checkpoints import manifest_of, parts_of_rank, save
 
-from lmscale.checkpoint.local_tier import LocalTier, NodePlace
+from lmscale.checkpoint.places.local_tier import LocalTier, NodePlace
 from lmscale.errors import LmscaleError, TransientError
-from lmscale.runtime.ranks import Ranks
+from lmscale.ranks.ranks import Ranks
 
 REFUSED, CUT_OFF = 4, 8  # steps
 STEPS = (2, REFUSED, 6, CUT_OFF)
@@ -38,9 +38,9 @@ def start(folder: Path, number: int) -> None:
     from lmscale.checkpoint.job import Duties
     from lmscale.checkpoint.snapshot import Copy
     from lmscale.checkpoint.writer import CheckpointWriter
-    from lmscale.runtime.collectives import gather_json
-    from lmscale.runtime.lease import NO_LEASE
-    from lmscale.runtime.mailbox import open_mailbox
+    from lmscale.ranks.collectives import gather_json
+    from lmscale.ranks.mailbox import open_mailbox
+    from lmscale.runs.lease import NO_LEASE
 
     with one_group() as group:
         rank = group.rank

@@ -10,19 +10,15 @@ from handmade_checkpoints import first, manifest_of, render, save, search, step_
 from tiny_run import tiny_config
 
 from lmscale.checkpoint.find import Topology
-from lmscale.checkpoint.layout import Manifest, parse_manifest, step_folder
-from lmscale.checkpoint.local_tier import (
-    LocalTier,
-    NodePlace,
-    attempt_of,
-    describe_superseded,
-    open_node_place,
-    read_starts,
-)
-from lmscale.checkpoint.place import LocalPlace
+from lmscale.checkpoint.layout import step_folder
+from lmscale.checkpoint.manifest import Manifest
+from lmscale.checkpoint.manifest_file import parse_manifest
+from lmscale.checkpoint.places.local_tier import LocalTier, NodePlace, open_node_place
+from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.errors import CheckpointError, ConfigError
-from lmscale.runtime.attempts import open_attempt
-from lmscale.runtime.ranks import Ranks
+from lmscale.history.starts import attempt_of, describe_superseded, read_starts
+from lmscale.ranks.ranks import Ranks
+from lmscale.runs.attempts import open_attempt
 
 TOPOLOGY = Topology(world_size=2, zero_stage=1, precision="fp32")
 
@@ -106,7 +102,7 @@ def test_the_first_rank_of_a_node_commits_for_all_of_it(tmp_path):
 
 def test_it_is_due_by_the_clock_since_the_last_save(node, tmp_path, monkeypatch):
     now = 0.0
-    monkeypatch.setattr("lmscale.checkpoint.local_tier.time.monotonic", lambda: now)
+    monkeypatch.setattr("lmscale.checkpoint.places.local_tier.time.monotonic", lambda: now)
     tier = LocalTier(node, Ranks(), attempt={}, every_minutes=2.0)
     now = 119.0
     assert not tier.is_due()
@@ -211,7 +207,7 @@ def start(folder: Path, number: int) -> None:
     """What each rank of a start does: see ``test_ranks_of_two_nodes…``."""
     from forked_ranks import one_group
 
-    from lmscale.runtime.collectives import barrier, gather_json
+    from lmscale.ranks.collectives import barrier, gather_json
 
     with one_group() as ranks:
         saw = {}
@@ -243,7 +239,7 @@ def search_as(ranks, *places, topology=TOPOLOGY):
 
 
 def _entries(rows):
-    from lmscale.checkpoint.layout import FileEntry
+    from lmscale.checkpoint.manifest import FileEntry
 
     return [FileEntry(**row) for row in rows]
 

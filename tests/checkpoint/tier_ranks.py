@@ -8,9 +8,9 @@ from pathlib import Path
 from forked_ranks import one_group
 from rank_cases import Case, opened
 
-from lmscale.checkpoint.local_tier import open_node_place
-from lmscale.runtime.attempts import open_attempt
-from lmscale.runtime.collectives import gather_json
+from lmscale.checkpoint.places.local_tier import open_node_place
+from lmscale.ranks.collectives import gather_json
+from lmscale.runs.attempts import open_attempt
 from lmscale.train import train_steps
 from lmscale.train.hooks import ProgressCounter
 from lmscale.train.saver import Saver

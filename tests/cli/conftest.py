@@ -2,8 +2,8 @@
 
 import pytest
 
-from lmscale.runtime.attempts import open_attempt
-from lmscale.runtime.jsonl import append_row
+from lmscale.files.jsonl import append_row
+from lmscale.runs.attempts import open_attempt
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ import yaml
 from forked_commands import open_commands
 from tiny_run import write_tiny_config
 
-from lmscale.checkpoint.layout import parse_manifest
-from lmscale.runtime.jsonl import append_row
-from lmscale.runtime.lease import Attempt, Lease
+from lmscale.checkpoint.manifest_file import parse_manifest
+from lmscale.files.jsonl import append_row
+from lmscale.ranks.attempt import Attempt
+from lmscale.runs.lease import Lease
 
 pytestmark = pytest.mark.slow
 STEPS = (6, 4, 2)

@@ -7,9 +7,9 @@ import time
 from dataclasses import asdict
 
 from lmscale.cli.main import main
-from lmscale.runtime.heartbeat import Beat, beat_path
-from lmscale.runtime.jsonl import append_row
-from lmscale.runtime.run_folder import read_status
+from lmscale.files.jsonl import append_row
+from lmscale.runs.run_folder import read_status
+from lmscale.watch.heartbeat import Beat, beat_path
 
 
 def restart(folder):

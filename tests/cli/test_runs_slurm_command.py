@@ -6,8 +6,8 @@ import time
 import pytest
 
 from lmscale.cli.main import main
-from lmscale.runtime.attempts import open_attempt
-from lmscale.runtime.jsonl import append_row
+from lmscale.files.jsonl import append_row
+from lmscale.runs.attempts import open_attempt
 
 
 @pytest.fixture

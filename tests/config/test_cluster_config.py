@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from lmscale.config.cluster import (
-    ClusterConfig,
     change_cluster,
     dump_cluster,
     find_profile,
@@ -18,6 +17,7 @@ from lmscale.config.cluster import (
     parse_cluster,
 )
 from lmscale.config.cluster_problems import OWN_OPTIONS, parse_time
+from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.errors import ConfigError
 
 SMALL = "time: 1:00:00\ntasks_per_node: 2\n"

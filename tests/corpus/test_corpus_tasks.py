@@ -29,7 +29,7 @@ from lmscale.corpus import (
 )
 from lmscale.corpus.plan import cut_into_runs
 from lmscale.errors import DataError
-from lmscale.runtime.array_tasks import ArrayTask
+from lmscale.tasks.array_tasks import ArrayTask
 
 
 def write_raw(folder: Path, files: list[list[str]], name: str = "raw") -> None:
@@ -347,7 +347,7 @@ def test_tasks_that_end_together_have_one_finisher(config, expected, tmp_path):
 KILLED = """
 from lmscale.config.data import CorpusConfig
 from lmscale.corpus import build_corpus_task
-from lmscale.runtime.array_tasks import ArrayTask
+from lmscale.tasks.array_tasks import ArrayTask
 config = CorpusConfig.model_validate({config!r})
 def work():
     build_corpus_task(config, ArrayTask(1, 2))

@@ -8,8 +8,8 @@ from forked_ranks import one_group
 from toy_engine import Setup, build, take_step
 
 from lmscale.checkpoint.fragments import owned_fragments
-from lmscale.checkpoint.layout import MASTER
-from lmscale.runtime.collectives import gather_json
+from lmscale.checkpoint.manifest import MASTER
+from lmscale.ranks.collectives import gather_json
 
 STEPS = 3
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
     from lmscale.engine import Engine
-    from lmscale.runtime.ranks import Ranks
+    from lmscale.ranks.ranks import Ranks
     from lmscale.train import StepReport
 
 BAD_STEP = 2

@@ -31,7 +31,7 @@ def render(num_parameters=10_000, **settings):
 
 @pytest.fixture(scope="module")
 def deepspeed():
-    from lmscale.engine.engine import prepare_deepspeed
+    from lmscale.engine.build import prepare_deepspeed
 
     return prepare_deepspeed(torch.device("cpu"))
 

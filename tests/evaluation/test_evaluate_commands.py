@@ -17,12 +17,12 @@ from lmscale.cli.evaluate import evaluate
 from lmscale.cli.generate import generate
 from lmscale.config import RunConfig, dump_config, plan_batches
 from lmscale.corpus import read_documents
-from lmscale.engine.engine import build_engine
+from lmscale.engine.build import build_engine
 from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.evaluation import evaluate_set, load_run, plan_evaluation
 from lmscale.model import build_model, init_weights, parameter_kinds
 from lmscale.objective import CausalObjective
-from lmscale.runtime.ranks import Ranks, open_process_group
+from lmscale.ranks.ranks import Ranks, open_process_group
 from lmscale.shards import build_shards, load_manifest, save_manifest
 from lmscale.stream.dataset import open_dataset
 

@@ -16,7 +16,7 @@ from lmscale.errors import DataError
 from lmscale.evaluation import EvaluationPlan, SetScore, evaluate_set, render_scores
 from lmscale.model import build_layout
 from lmscale.objective import CausalObjective
-from lmscale.runtime.ranks import Ranks
+from lmscale.ranks.ranks import Ranks
 from lmscale.stream.dataset import Window
 
 CPU = torch.device("cpu")

@@ -11,19 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.job import (
-    JobRequest,
-    SlurmJob,
-    SweepPlan,
-    plan_data_job,
-    plan_evaluate_job,
-    plan_preflight_job,
-    plan_train_job,
-)
+from launcher.job import JobRequest, SlurmJob, SweepPlan
+from launcher.plan import plan_data_job, plan_evaluate_job, plan_preflight_job, plan_train_job
 from launcher.render import render
 from lmscale.config import RunConfig, load_config
 from lmscale.config.assets import find_assets
-from lmscale.config.cluster import ClusterConfig, load_cluster, parse_cluster
+from lmscale.config.cluster import load_cluster, parse_cluster
+from lmscale.config.cluster_profile import ClusterConfig
 
 RECORDED = Path(__file__).with_name("recorded")
 HOME = "/shared/ada"

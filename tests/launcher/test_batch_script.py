@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from slurm_cases import make_config, make_request
 
-from launcher.job import plan_train_job
+from launcher.plan import plan_train_job
 from launcher.render import render
 from lmscale.config.cluster import change_cluster, load_cluster
 

@@ -12,12 +12,12 @@ import pytest
 from slurm_cases import SMALL, make_config, make_request, make_sweep
 
 from launcher.freeze import copy_code, freeze
-from launcher.job import plan_train_job
+from launcher.plan import plan_train_job
 from launcher.render import render
 from lmscale.config import load_config
 from lmscale.config.cluster import load_cluster
-from lmscale.config.code_state import collect_code
 from lmscale.errors import ClusterError
+from lmscale.runs.code_state import collect_code
 
 MAX_BYTES = 8 * 2**20
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from slurm_cases import APPTAINER, HOME, PYXIS, SMALL, make_config, make_request, make_sweep
 
 from launcher.checks import describe_unusable_nodes, is_below
-from launcher.job import (
-    SlurmJob,
+from launcher.job import SlurmJob
+from launcher.plan import (
     job_name,
     plan_data_job,
     plan_evaluate_job,

@@ -14,7 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from slurm_cases import RECORDED, SMALL, make_config, make_jobs, make_request
 
-from launcher.job import SlurmJob, plan_data_job, plan_evaluate_job, plan_train_job
+from launcher.job import SlurmJob
+from launcher.plan import plan_data_job, plan_evaluate_job, plan_train_job
 from launcher.render import clean_comment, quote_directive, quote_for_shell, render
 from lmscale.config.cluster import parse_cluster
 from lmscale.errors import ClusterError, ConfigError

@@ -21,8 +21,8 @@ from launcher.checks import cancel_command, describe_tasks, is_partial
 from launcher.submissions import append_submission, submitting
 from launcher.submit import LaunchOptions, Prepared, check, command_of, prepare, submit
 from lmscale.config import dump_config
-from lmscale.config.run_files import read_submissions
 from lmscale.errors import ClusterError, ConfigError
+from lmscale.files.run_files import read_submissions
 
 SBATCH = """
 if [[ $* == *--test-only* ]]; then cat >"$here/tested.sh"; echo "sbatch: Job 1 starts" >&2; exit; fi
@@ -253,7 +253,7 @@ def test_a_data_job_needs_its_number_of_tasks(options):
 
 
 def test_nodes_that_a_preflight_found_bad_are_left_out(options, tmp_path):
-    from launcher import cordon
+    from launcher.preflight import cordon
 
     file = tmp_path / "cordon"
     cordon.cordon(file, "n7", reason="slow", job="12")

@@ -8,8 +8,8 @@ import json
 import torch
 from safetensors.torch import save
 
-from lmscale.checkpoint.layout import FileEntry, Manifest
-from lmscale.checkpoint.place import LocalPlace
+from lmscale.checkpoint.manifest import FileEntry, Manifest
+from lmscale.checkpoint.places.place import LocalPlace
 
 WEIGHTS = torch.arange(8, dtype=torch.float32)
 SOUND = save({"w:master:0": WEIGHTS})

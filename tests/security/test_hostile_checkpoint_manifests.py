@@ -8,7 +8,8 @@ from sealed import draft, seal, write
 
 from lmscale.checkpoint.find import Search, find_sound, load_manifest
 from lmscale.checkpoint.identity import describe_differences
-from lmscale.checkpoint.layout import FileEntry, Manifest, parse_manifest
+from lmscale.checkpoint.manifest import FileEntry, Manifest
+from lmscale.checkpoint.manifest_file import parse_manifest
 from lmscale.checkpoint.plausible import MAX_DEPTH
 from lmscale.checkpoint.retention import Rule
 from lmscale.checkpoint.survey import Listed, survey

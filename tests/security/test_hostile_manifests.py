@@ -8,7 +8,7 @@ import pytest
 
 from lmscale.cli.main import main
 from lmscale.errors import EXIT_USER, DataError
-from lmscale.runtime.run_folder import find_last_checkpoint, read_status
+from lmscale.runs.run_folder import find_last_checkpoint, read_status
 from lmscale.shards.manifest import (
     Manifest,
     ShardEntry,

@@ -13,7 +13,7 @@ from lmscale.config.data import CorpusSourceConfig
 from lmscale.corpus.inputs import RawFile
 from lmscale.corpus.readers import BadRecords, read_source
 from lmscale.errors import DataError
-from lmscale.runtime.atomic import sha256_file
+from lmscale.files.atomic import sha256_file
 from lmscale.shards import load_manifest, open_shard, save_manifest, verify_dataset
 from lmscale.shards.manifest import parse_manifest, render_manifest
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hostile import make_trap
 
-from lmscale.config.private_folder import find_risk, is_own_file
 from lmscale.errors import ConfigError, DataError
-from lmscale.runtime.cache import NodeCache
+from lmscale.files.cache import NodeCache
+from lmscale.files.private_folder import find_risk, is_own_file
 
 STRANGER = 54321
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
@@ -113,7 +113,7 @@ def test_a_folder_that_somebody_made_open_in_the_meantime_is_refused(tmp_path, m
         folder.mkdir()  # another user was first
         folder.chmod(0o1777)
 
-    monkeypatch.setattr("lmscale.runtime.cache.make_private", make_late)
+    monkeypatch.setattr("lmscale.files.cache.make_private", make_late)
     with pytest.raises(ConfigError, match="every user may write to it"):
         make(open_cache(tmp_path / "cache"))
     assert list((tmp_path / "cache").iterdir()) == []
@@ -198,7 +198,7 @@ def _object_array(trap):
 def test_the_local_tier_of_checkpoints_is_closed_and_refused_where_others_came_first(tmp_path):
     from tiny_run import tiny_config
 
-    from lmscale.checkpoint.local_tier import open_node_place
+    from lmscale.checkpoint.places.local_tier import open_node_place
 
     local = {"checkpoint.local.folder": str(tmp_path / "shm")}
     config = tiny_config(tmp_path, tmp_path / "run", local)

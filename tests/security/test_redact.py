@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmscale.config.redact import (
+from lmscale.files.redact import (
     HIDDEN,
     find_url_secrets,
     may_be_secret,

@@ -12,12 +12,12 @@ from lmscale.cli.main import main
 from lmscale.config import load_config, parse_config
 from lmscale.config.assets import find_assets
 from lmscale.config.cluster import parse_cluster
-from lmscale.config.code_state import collect_code
 from lmscale.errors import ConfigError
-from lmscale.runtime.environment import collect_environment, select_variables
-from lmscale.runtime.logs import close_logging, setup_logging
-from lmscale.runtime.ranks import Ranks
-from lmscale.runtime.trackers import open_trackers
+from lmscale.ranks.ranks import Ranks
+from lmscale.runs.code_state import collect_code
+from lmscale.runs.environment import collect_environment, select_variables
+from lmscale.runs.logs import close_logging, setup_logging
+from lmscale.runs.trackers import open_trackers
 
 S = "s3cr3tVALUE0123456789"
 ENVIRONMENT = {
@@ -77,7 +77,7 @@ def test_no_variable_with_a_secret_is_kept():
 
 
 def test_the_command_that_a_run_keeps_holds_no_secret(monkeypatch):
-    monkeypatch.setattr("lmscale.runtime.environment.gpu_names", list)  # which would load torch
+    monkeypatch.setattr("lmscale.runs.environment.gpu_names", list)  # which would load torch
     command = ["lmscale", "train", "--token", S, f"--password={S}", f"https://me:{S}@host/x"]
     monkeypatch.setattr(sys, "argv", command)
     found = collect_environment()

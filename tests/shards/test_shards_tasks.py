@@ -20,9 +20,9 @@ from tiny_run import start_lmscale
 
 from lmscale.config import dump_config
 from lmscale.errors import DataError
-from lmscale.runtime.array_tasks import ArrayTask
-from lmscale.runtime.atomic import sha256_file
+from lmscale.files.atomic import sha256_file
 from lmscale.shards import build_shards, build_shards_task, shards_progress, verify_dataset
+from lmscale.tasks.array_tasks import ArrayTask
 
 
 def everything(folder: Path) -> dict[str, str]:
@@ -164,7 +164,7 @@ def test_real_processes_at_once_build_it_though_one_is_killed(base, expected, tm
 
 WORK = """
 from lmscale.config import parse_config
-from lmscale.runtime.array_tasks import ArrayTask
+from lmscale.tasks.array_tasks import ArrayTask
 from lmscale.shards import build_shards_task
 config = parse_config({config!r})
 def work():

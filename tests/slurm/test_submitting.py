@@ -13,14 +13,15 @@ import yaml
 from cluster import Cluster, wait_until
 from tiny_run import tiny_tree
 
-from launcher.job import JobRequest, plan_train_job
+from launcher.job import JobRequest
+from launcher.plan import plan_train_job
 from launcher.render import quote_directive
 from launcher.slurm import sacct, scancel, squeue, try_sbatch
 from launcher.submit import LaunchOptions, check, prepare, submit
 from lmscale.config.cluster import parse_cluster
 from lmscale.config.run import RunConfig
-from lmscale.config.run_files import read_submissions
 from lmscale.errors import ClusterError, LmscaleError
+from lmscale.files.run_files import read_submissions
 
 pytestmark = pytest.mark.slurm
 NAMES = (

@@ -15,9 +15,9 @@ import time
 from contextlib import ExitStack
 
 from lmscale.config import load_config
-from lmscale.config.ownership import CONFIG_FILE
-from lmscale.runtime.attempts import open_attempt
-from lmscale.runtime.jsonl import append_row
+from lmscale.files.jsonl import append_row
+from lmscale.runs.attempts import open_attempt
+from lmscale.runs.ownership import CONFIG_FILE
 
 STEP_SECONDS = 0.1
 SAVE_EVERY = 10

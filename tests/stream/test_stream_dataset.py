@@ -143,7 +143,7 @@ def test_a_flipped_byte_is_found_before_the_shard_is_used(
 
 def test_a_shard_is_hashed_once_per_node_and_again_after_a_write(data, cache, monkeypatch):
     hashed = []
-    monkeypatch.setattr("lmscale.runtime.cache._check_hash", lambda path, _: hashed.append(path))
+    monkeypatch.setattr("lmscale.files.cache._check_hash", lambda path, _: hashed.append(path))
     settings = {"sequence_length": 32, "packing": "concat", "cache": cache}
     for _ in range(3):
         open_dataset(data / "b", **settings).window(0)

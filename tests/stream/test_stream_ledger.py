@@ -8,17 +8,10 @@ from hypothesis import strategies as st
 
 from lmscale.config import parse_config, plan_batches
 from lmscale.errors import DataError, NoSpaceError
+from lmscale.ranks.limbs import DIGEST_BITS, digest_to_limbs, limbs_to_digest
 from lmscale.stream.audit import audit_run, check_sequence
-from lmscale.stream.batches import DIGEST_BITS
 from lmscale.stream.digest import digest_steps
-from lmscale.stream.ledger import (
-    LedgerRow,
-    digest_to_limbs,
-    limbs_to_digest,
-    load_record,
-    open_ledger,
-    read_ledger,
-)
+from lmscale.stream.ledger import LedgerRow, load_record, open_ledger, read_ledger
 from lmscale.stream.stream import open_stream
 
 PLAN = plan_batches(global_windows=8, micro_windows=4, world_size=2)

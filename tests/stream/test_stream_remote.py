@@ -11,8 +11,9 @@ import pytest
 
 from lmscale.config.batch import plan_batches
 from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
-from lmscale.runtime import remote
-from lmscale.runtime.remote import TransferError, join_location, with_retries
+from lmscale.files import remote
+from lmscale.files.locations import join_location
+from lmscale.files.remote import TransferError, with_retries
 from lmscale.stream.digest import digest_steps
 from lmscale.stream.stream import open_datasets, open_stream
 

@@ -5,9 +5,9 @@ import json
 from forked_ranks import one_group
 
 from lmscale.errors import CorruptionError
-from lmscale.runtime.collectives import fail_together, gather_json
-from lmscale.runtime.votes import RANKS_DIFFER
+from lmscale.ranks.collectives import fail_together, gather_json
 from lmscale.train.loop import _agree, _judge_skip
+from lmscale.train.votes import RANKS_DIFFER
 
 # (gradient norm, is_skipped) of ranks 0, 1, 2
 CASES = {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmscale.engine import Engine
-    from lmscale.runtime.ranks import Ranks
+    from lmscale.ranks.ranks import Ranks
     from lmscale.train import Run
 
 STEPS = 6
@@ -63,8 +63,8 @@ def train_and_look(case: Case, ranks: Ranks) -> dict[str, Any]:
     import torch
 
     from lmscale.errors import CorruptionError
+    from lmscale.history.corruptions import read_corruptions
     from lmscale.train.compare import RankComparison
-    from lmscale.train.corruptions import read_corruptions
 
     saw: dict[str, Any] = {"found": {}, "steps": 0, "error": None, "code": None}
     with opened(case, ranks) as run:
@@ -146,7 +146,7 @@ def describe(engine: Engine) -> dict[str, Any] | None:
 
 def losses(case: Case, ranks: Ranks, *, recomputes: bool) -> list[str]:
     """Of every step, with a forward pass done twice before each of them, or without."""
-    from lmscale.runtime.seeding import seed_step
+    from lmscale.ranks.seeding import seed_step
     from lmscale.train import loop
     from lmscale.train.recompute import recompute_matches
 

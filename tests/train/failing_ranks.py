@@ -7,7 +7,7 @@ from forked_ranks import one_group
 from rank_cases import Case, opened, train
 
 from lmscale.errors import DataError, LmscaleError
-from lmscale.runtime.collectives import gather_json
+from lmscale.ranks.collectives import gather_json
 
 
 def start(folder, number):

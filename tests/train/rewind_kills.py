@@ -45,7 +45,7 @@ def config_of(data: Path, folder: Path):
 
 def main(data: str, folder: str, *moments: str) -> None:
     load_everything()
-    from lmscale.runtime.jsonl import read_rows
+    from lmscale.files.jsonl import read_rows
 
     bad = read_bad(Path(data))
     for moment in map(int, moments):
@@ -87,8 +87,8 @@ def _fork(work) -> int:
 def attempt(data: Path, folder: Path, bad: frozenset[bytes], *, kill_at: int) -> None:
     """Train, as the command does, from where the run is; die before its ``kill_at``-th change."""
     from lmscale.cli.train import run_training
+    from lmscale.guard.guard import RewindRequest
     from lmscale.train import assemble
-    from lmscale.train.guard import RewindRequest
 
     build = assemble.build_run_engine
 

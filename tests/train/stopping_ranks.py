@@ -8,14 +8,14 @@ from forked_ranks import one_group
 from rank_cases import Case, opened
 from tiny_run import committed_steps
 
-from lmscale.cli.train import _go_on
-from lmscale.cli.train_hooks import open_run_attempt
-from lmscale.evaluation.in_loop import Evaluator
-from lmscale.runtime.collectives import gather_json
-from lmscale.runtime.jsonl import read_rows
-from lmscale.runtime.stop import StoppedError, StopRequests
+from lmscale.files.jsonl import read_rows
+from lmscale.ranks.collectives import gather_json
+from lmscale.runs.stop import StoppedError, StopRequests
 from lmscale.stream.loader import LoadingStopped
+from lmscale.train.after_step import open_run_attempt
 from lmscale.train.saver import Saver
+from lmscale.train.scoring import Evaluator
+from lmscale.train.session import _go_on
 
 MOMENTS = ("starting", "saved 2", "scoring 3", "stalled after 1", "scoring 6")
 SETTINGS = {"train.steps": 6, "checkpoint.every_steps": 2, "evaluation.every_steps": 3}

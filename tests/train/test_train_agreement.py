@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from forked_ranks import run_starts
 
-from lmscale.runtime.votes import RANKS_DIFFER
+from lmscale.train.votes import RANKS_DIFFER
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from chaos_plan import DAMAGES, FAMILIES, plan_attempt
 
-from lmscale.runtime.faults import KINDS, MOMENTS, parse_faults
+from lmscale.runs.faults import KINDS, MOMENTS, parse_faults
 
 SCRIPT = Path(__file__).parents[1] / "chaos.py"
 FAULTS, SEED = 40, 3

@@ -9,7 +9,7 @@ import pytest
 from comparing_ranks import FLIP_AFTER, MODES, RECOMPUTED, STEPS, WRONG
 from forked_ranks import run_starts
 
-from lmscale.runtime.lease import node_name
+from lmscale.ranks.attempt import node_name
 from lmscale.train.compare import describe_difference, judge
 
 pytestmark = [pytest.mark.ranks]

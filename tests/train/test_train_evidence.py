@@ -16,8 +16,12 @@ from tiny_run import tiny_config
 from lmscale.checkpoint import LocalPlace, find
 from lmscale.config.safety import GuardConfig
 from lmscale.errors import DataError, GuardError, TransientError
-from lmscale.runtime.lease import NO_LEASE
-from lmscale.runtime.ranks import Ranks
+from lmscale.guard.divergence import Divergence
+from lmscale.guard.guard import RewindRequest
+from lmscale.guard.state import GuardState
+from lmscale.history.history import History
+from lmscale.ranks.ranks import Ranks
+from lmscale.runs.lease import NO_LEASE
 from lmscale.stream.stream import open_stream
 from lmscale.tokenizer import load_tokenizer
 from lmscale.train import Guard
@@ -31,8 +35,6 @@ from lmscale.train.evidence import (
     load_evidence,
     spread,
 )
-from lmscale.train.guard import Divergence, GuardState, RewindRequest
-from lmscale.train.history import History
 from lmscale.train.rewinding import rewind
 
 STAGES = (0, 1, 2, 3)

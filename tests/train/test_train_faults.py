@@ -8,7 +8,7 @@ import pytest
 from forked_commands import open_commands
 from tiny_run import committed_steps, ledger_of, settings, write_tiny_config
 
-from lmscale.runtime.faults import VARIABLE
+from lmscale.runs.faults import VARIABLE
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 

@@ -10,9 +10,10 @@ import pytest
 
 from lmscale.config import parse_config
 from lmscale.errors import ConfigError, LeaseLostError
-from lmscale.runtime import lease as leases
-from lmscale.runtime.lease import Attempt, Lease, read_lease
-from lmscale.runtime.ranks import Ranks
+from lmscale.ranks.attempt import Attempt
+from lmscale.ranks.ranks import Ranks
+from lmscale.runs import lease as leases
+from lmscale.runs.lease import Lease, read_lease
 from lmscale.train import folder as run_folder
 from lmscale.train.folder import claim_folder, freeze_run
 

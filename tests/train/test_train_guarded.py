@@ -9,13 +9,13 @@ from forked_ranks import run_starts
 from guarded_ranks import FLIP_AFTER, REFUSED, STARTS, WRONG
 from tiny_run import ledger_of, settings, write_tiny_config
 
-from lmscale.runtime.faults import VARIABLE
-from lmscale.runtime.goodput import goodput
-from lmscale.runtime.jsonl import read_rows
-from lmscale.runtime.lease import node_name
-from lmscale.train.corruptions import read_corruptions
+from lmscale.files.jsonl import read_rows
+from lmscale.history.corruptions import read_corruptions
+from lmscale.history.rewinds import read_rewinds
+from lmscale.ranks.attempt import node_name
+from lmscale.runs.faults import VARIABLE
+from lmscale.runs.goodput import goodput
 from lmscale.train.evidence import load_evidence
-from lmscale.train.rewinds import read_rewinds
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 NUM_RANKS = 2

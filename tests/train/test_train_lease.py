@@ -24,7 +24,7 @@ from tiny_run import (
 
 from lmscale.cli.main import main
 from lmscale.config import plan_batches
-from lmscale.runtime.jsonl import read_rows
+from lmscale.files.jsonl import read_rows
 from lmscale.stream.digest import digest_steps
 from lmscale.stream.stream import open_stream
 

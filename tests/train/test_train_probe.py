@@ -10,7 +10,7 @@ from tiny_run import committed_steps
 
 from lmscale.checkpoint import LocalPlace, load_manifest
 from lmscale.checkpoint.layout import MANIFEST, step_folder
-from lmscale.runtime.atomic import to_json_bytes
+from lmscale.files.atomic import to_json_bytes
 from lmscale.train.probe import find_probe_difference
 
 PROBE = {"windows": 5, "loss": 6.0, "precision": "fp32", "device": "cpu"}

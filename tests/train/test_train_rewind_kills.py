@@ -11,9 +11,9 @@ import torch
 from rewind_kills import AT_KILL, BAD, STEPS, config_of
 
 from lmscale.checkpoint import load_model_weights
+from lmscale.history.rewinds import read_rewinds
 from lmscale.stream.audit import audit_run
 from lmscale.train.evidence import load_evidence
-from lmscale.train.rewinds import read_rewinds
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 HERE = Path(__file__).parent

@@ -26,7 +26,7 @@ def start(folder: Path, number: int) -> None:
     from forked_ranks import one_group
     from rank_cases import Case, opened
 
-    from lmscale.runtime.collectives import gather_json
+    from lmscale.ranks.collectives import gather_json
 
     saw = {}
     with one_group() as ranks:

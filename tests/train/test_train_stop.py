@@ -25,8 +25,8 @@ from launcher.rendezvous import environment_for, find_free_port
 from lmscale.checkpoint import LocalPlace
 from lmscale.checkpoint.find import find_sound
 from lmscale.cli.main import main
-from lmscale.runtime.heartbeat import Beat, beat_path, read_beat
-from lmscale.runtime.jsonl import read_rows
+from lmscale.files.jsonl import read_rows
+from lmscale.watch.heartbeat import Beat, beat_path, read_beat
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 

@@ -1,0 +1,1 @@
+"""Are the allocated nodes fit? Probe, judge, cordon."""

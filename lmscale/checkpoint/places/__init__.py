@@ -1,0 +1,1 @@
+"""Where checkpoints lie: a folder, a URL, the disks of the nodes."""

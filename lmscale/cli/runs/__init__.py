@@ -1,0 +1,1 @@
+"""``lmscale runs``: list, status, logs, audit, cancel."""

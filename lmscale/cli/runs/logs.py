@@ -1,0 +1,146 @@
+"""``lmscale runs logs``: all ranks' logs as one, one rank's, or what the batch script wrote."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmscale.cli.options import RunArgument
+from lmscale.errors import ConfigError, DataError, LmscaleError
+from lmscale.files.run_files import DATA_SLURM_FOLDER
+from lmscale.runs.log_merge import LogFiles, LogLine, keep_last
+from lmscale.runs.sweep_folder import job_outputs, refuse_sweep
+
+POLL_SECONDS = 0.5
+FILES_PER_SECOND = 500  # looked at while following: thousands of ranks share a file system
+LINES_AT_ONCE = 1_000
+EXIT_INTERRUPTED = 130
+
+
+def logs(
+    run: RunArgument,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Go on as it grows, over restarts.")
+    ] = False,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", min=0, help="Only this rank's.", show_default="all ranks"),
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help="What ranks wrote outside their log, such as a crash; not rank 0."
+        ),
+    ] = False,
+    job: Annotated[
+        bool, typer.Option("--job", help="The Slurm batch scripts' output, with rank 0's.")
+    ] = False,
+    lines: Annotated[
+        int | None,
+        typer.Option("-n", "--lines", min=1, help="Only the last N.", show_default="all"),
+    ] = None,
+) -> None:
+    """Print what a run logged: all ranks in the order of time, each line behind its rank.
+
+    A line without a time stays with the one before it. Ctrl-C ends --follow.
+    """
+    if job and (raw or rank is not None):
+        raise ConfigError("--job prints what no rank has logged: leave --rank and --raw out.")
+    refuse_sweep(run)
+    files = _choose(run, rank, raw=raw, job=job)
+    _check(run, files, follow=follow)
+    shown = _JobLines() if job else _plain_lines if rank is not None else _ranked_lines
+    try:
+        _print(run, files, shown, follow=follow, lines=lines)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _choose(run: Path, rank: int | None, *, raw: bool, job: bool) -> LogFiles:
+    if job:
+        folder, pattern = job_outputs(run)
+        data = run / DATA_SLURM_FOLDER  # of a corpus or of shards
+        return LogFiles(data if data.is_dir() else folder, pattern, by_time=False)
+    ending = "out" if raw else "log"
+    number = "*" if rank is None else f"{rank:05d}"
+    return LogFiles(run / "logs", f"rank-{number}.{ending}", by_time=not raw)
+
+
+def _check(run: Path, files: LogFiles, *, follow: bool) -> None:
+    """Where there is nothing to show, say what there is; who follows may wait for it."""
+    if files.find():
+        return
+    if not run.is_dir():
+        raise ConfigError(f"{run}: there is no such folder. `lmscale runs list` shows the runs.")
+    if follow:
+        typer.echo(f"{files.place}: nothing there yet; waiting", err=True)
+        return
+    known = sorted(p.name for pattern in ("*.log", "*.out") for p in (run / "logs").glob(pattern))
+    shown = ", ".join(known[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
+    there = f"There: {shown}." if known else "It holds no logs yet; -f waits for them."
+    raise DataError(f"{files.place}: there is no such log. {there}")
+
+
+def _print(
+    run: Path,
+    files: LogFiles,
+    shown: Callable[[Iterator[LogLine]], Iterator[str]],
+    *,
+    follow: bool,
+    lines: int | None,
+) -> None:
+    if lines is not None:
+        files.skip_to_last(lines)
+    first = files.read(with_torn=not follow)
+    _write(shown(first if lines is None else keep_last(first, lines)))
+    if follow:
+        _say_if_ended(run)
+    while follow:
+        time.sleep(max(POLL_SECONDS, len(files.find()) / FILES_PER_SECOND))
+        _write(shown(files.read(with_torn=False)))
+
+
+def _say_if_ended(run: Path) -> None:
+    """Who follows a run that has ended would wait without knowing what for."""
+    from lmscale.cli.runs.look import look_at
+
+    look = look_at([run]).runs[run]
+    if isinstance(look, LmscaleError) or look.state.is_active or look.state.name == "not started":
+        return  # one that is no run, such as shards being built, is followed all the same
+    text = f"the run has ended: {look.state.line}; waiting for a next start, Ctrl-C ends this"
+    typer.echo(text, err=True)
+
+
+def _write(texts: Iterator[str]) -> None:
+    while batch := "".join(islice(texts, LINES_AT_ONCE)):
+        sys.stdout.write(batch)
+    sys.stdout.flush()
+
+
+def _plain_lines(lines: Iterator[LogLine]) -> Iterator[str]:
+    return (f"{line.text}\n" for line in lines)
+
+
+def _ranked_lines(lines: Iterator[LogLine]) -> Iterator[str]:
+    return (f"[{line.number[0]}] {line.text}\n" for line in lines)
+
+
+class _JobLines:
+    """A chain has a file for each of its jobs: say whenever another one begins."""
+
+    def __init__(self) -> None:
+        self._last: Path | None = None
+
+    def __call__(self, lines: Iterator[LogLine]) -> Iterator[str]:
+        for line in lines:
+            if line.path != self._last:
+                if self._last is not None:
+                    yield f"==> {line.path.name} <==\n"
+                self._last = line.path
+            yield f"{line.text}\n"

@@ -1,0 +1,1 @@
+"""Bytes and paths: atomic writes, rows of JSON, locks, places elsewhere. No torch."""

@@ -1,0 +1,318 @@
+"""A bounded folder of files that all processes of a node share: each file is made once.
+
+Locks are ``flock``, which the kernel drops with its holder, so a killed process leaves nothing
+locked:
+
+- ``locks/KEY``: held exclusively while a file is made, so that the others wait for it. What is
+  half made (``.part-SIZE-KEY-PROCESS``) is left alone as long as that;
+- ``locks/evict``: held exclusively while room is made;
+- a file itself: held shared by whoever uses it, and then never evicted.
+
+Whoever holds a file of ``locks/`` removes it when done.
+
+What is taken from here is not hashed again, so nobody else may put anything in: a folder is made
+with mode 0700, another user's or one that all may write to is refused, and so is every file in it
+that is a link or another user's.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmscale.errors import ConfigError, DataError
+from lmscale.files.atomic import fsync_folder, sha256_file, writing
+from lmscale.files.private_folder import find_risk, is_own_file, make_private
+from lmscale.files.remote import SHARDS, Purpose, TransferError, download
+
+PRUNE_SECONDS = 24 * 3600
+
+
+class CachedFile:
+    """A file in the cache that stays there until ``close``."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor: int | None = descriptor
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)  # drops the flock
+            self._descriptor = None
+
+    def __enter__(self) -> CachedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeCache:
+    """The cache in ``folder``, at most ``max_bytes`` large. Picklable; holds nothing open."""
+
+    folder: Path
+    max_bytes: int
+    retries: int
+
+    def fetch(self, url: str, *, size: int, sha256: str, purpose: Purpose = SHARDS) -> CachedFile:
+        """A local copy of ``url``, downloaded once per node and checked against its size and hash.
+
+        Keyed by the whole URL and the hash: two shards of one basename never meet, and a shard
+        that was rebuilt is another file. Raises the purpose's error or ``ConfigError`` naming the
+        URL.
+        """
+
+        def check(path: Path) -> None:
+            found = path.stat().st_size
+            if found != size:
+                raise TransferError(f"{found} bytes arrived, the manifest says {size}")
+            digest = sha256_file(path)
+            if digest != sha256:
+                raise TransferError(f"its sha256 is {digest}, the manifest says {sha256}")
+
+        name = url.partition("?")[0].rsplit("/", 1)[-1]
+        return self.make(
+            f"{url}\0{sha256}",
+            name=name,
+            size=size,
+            write=lambda path: download(
+                url, path, retries=self.retries, check=check, purpose=purpose
+            ),
+        )
+
+    def clear(self) -> None:
+        """Remove every file that nobody uses at the moment."""
+        with suppress(FileNotFoundError):
+            for path in self.folder.iterdir():
+                if path.is_file() and not path.name.startswith(".part-"):
+                    _remove_unless_held(path)
+
+    def make(self, key: str, *, name: str, size: int, write: Callable[[Path], None]) -> CachedFile:
+        """The file of ``key``, made by ``write`` if it is not there.
+
+        Only one process of the node makes it; the others wait. ``size``: its bytes, or an upper
+        estimate, for which room is made first.
+        """
+        digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+        path = self.folder / f"{digest}-{name}"
+        self._refuse_risk()
+        with writing("a cached file (stream.cache.folder)", self.folder):
+            held = _hold(path)
+            if held is not None:
+                return held
+            make_private(self.folder)
+            self._refuse_risk()  # another user may have made it since
+            make_private(self.folder / "locks")
+            with _locked(self._lock_path(digest)):
+                return _hold(path) or self._write(path, digest, size, write)
+
+    def _refuse_risk(self) -> None:
+        risk = find_risk(self.folder)
+        if risk is not None:
+            raise ConfigError(
+                f"{self.folder} is no safe place for cached shards: {risk}. Set "
+                "stream.cache.folder to a folder that only you can write to, or TMPDIR where it "
+                "is not set."
+            )
+
+    def _lock_path(self, digest: str) -> Path:
+        return self.folder / "locks" / digest
+
+    def _write(
+        self, path: Path, digest: str, size: int, write: Callable[[Path], None]
+    ) -> CachedFile:
+        """Make the file; ``locks/digest`` is held, so nobody else touches its part."""
+        for stale in self.folder.glob(f".part-*-{digest}-*"):
+            stale.unlink(missing_ok=True)
+        part = self.folder / f".part-{size}-{digest}-{os.getpid()}"
+        descriptor = None
+        try:
+            with _locked(self._lock_path("evict")):
+                self._make_room(size)
+                part.touch()  # claims the room
+            write(part)
+            # Only now: the writer may have put a new file in place of the first.
+            descriptor = os.open(part, os.O_RDONLY)
+            os.fsync(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            os.replace(part, path)
+            fsync_folder(self.folder)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            if descriptor is not None:
+                os.close(descriptor)
+            raise
+        return CachedFile(path, descriptor)
+
+    def _make_room(self, size: int) -> None:
+        """Evict the files unused for longest until ``size`` more bytes fit.
+
+        ``locks/evict`` is held. Raises ``ConfigError``.
+        """
+        self._prune_if_due()
+        files: list[tuple[float, int, Path]] = []
+        for path in self.folder.iterdir():
+            try:
+                if path.name.startswith(".part-"):
+                    bytes_, digest = path.name[1:].split("-")[1:3]
+                    if _remove_unless_held(self._lock_path(digest)):
+                        path.unlink(missing_ok=True)  # its maker was killed
+                    else:  # being written: counts with the size it will have
+                        files.append((0.0, int(bytes_), path))
+                elif path.is_file():
+                    status = path.stat()
+                    files.append((status.st_mtime, status.st_size, path))
+            except FileNotFoundError:
+                continue  # finished or evicted meanwhile
+        total = sum(bytes_ for _, bytes_, _ in files)
+        for _, bytes_, path in sorted(files):
+            if total + size <= self.max_bytes:
+                return
+            if not path.name.startswith(".part-") and _remove_unless_held(path):
+                total -= bytes_
+        if total + size > self.max_bytes:
+            raise ConfigError(
+                f"stream.cache.max_bytes = {self.max_bytes} is too small: {size} more bytes are "
+                f"needed in {self.folder}, and {total} bytes there are in use. Every source needs "
+                f"stream.window_shards + 1 shards at once: raise max_bytes or lower window_shards."
+            )
+
+    def verify_once(self, path: Path, *, size: int, sha256: str) -> None:
+        """Hash the local file ``path`` unless this node has done so since it was last written.
+
+        Raises ``DataError`` where the hash differs. Where the cache's folder cannot be written, or
+        others may write to it, it is hashed each time.
+        """
+        stamp = _stamp(path, size, sha256)
+        digest = hashlib.sha256(stamp).hexdigest()[:32]
+        marker = self.folder / "verified" / digest
+        if find_risk(self.folder) is not None:  # others could vouch for the file
+            _check_hash(path, sha256)
+            return
+        if is_own_file(marker):
+            return
+        try:
+            for folder in (self.folder, self.folder / "locks", self.folder / "verified"):
+                make_private(folder)
+            with _locked(self._lock_path(digest)):
+                if not is_own_file(marker):
+                    _check_hash(path, sha256)
+                    marker.write_bytes(stamp)
+            self._prune_if_due()
+        except OSError:
+            _check_hash(path, sha256)
+
+    def _prune_if_due(self) -> None:
+        """Once a day, drop the markers of files that are gone or were written again since.
+
+        And the locks that killed processes have left.
+        """
+        done = self.folder / "verified" / ".pruned"
+        with suppress(FileNotFoundError):
+            if time.time() - done.stat().st_mtime < PRUNE_SECONDS:
+                return
+        make_private(done.parent)
+        done.touch()
+        for marker in done.parent.iterdir():
+            if marker != done and not _is_current(marker):
+                marker.unlink(missing_ok=True)
+        for lock in (self.folder / "locks").iterdir():
+            with suppress(FileNotFoundError):
+                _remove_unless_held(lock)
+
+
+def _stamp(path: Path, size: int, sha256: str) -> bytes:
+    """Another one for every file, and for every time that it was written."""
+    status = path.stat()
+    parts = (path.resolve(), size, status.st_mtime_ns, status.st_ino, sha256)
+    return b"\0".join(os.fsencode(str(part)) for part in parts)
+
+
+def _is_current(marker: Path) -> bool:
+    """Whether the file that ``marker`` vouches for is still there as it was."""
+    try:
+        stamp = marker.read_bytes()
+        path, size, _, _, sha256 = map(os.fsdecode, stamp.split(b"\0"))
+        return _stamp(Path(path), int(size), sha256) == stamp
+    except (OSError, ValueError):
+        return False
+
+
+def _check_hash(path: Path, sha256: str) -> None:
+    found = sha256_file(path)
+    if found != sha256:
+        raise DataError(
+            f"{path}: its content has changed since it was built: sha256 is {found}, the manifest "
+            f"says {sha256}. Restore the file, or delete it and run `lmscale shards build` again."
+        )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the file ``path``, made for this, exclusively; it is removed at the end."""
+    descriptor = _open_locked(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # its holder has removed it: a lock on it means nothing
+
+
+def _hold(path: Path) -> CachedFile | None:
+    """Hold ``path`` if it is there and this user's, and mark it as used now."""
+    if not is_own_file(path):
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    if os.fstat(descriptor).st_nlink == 0:  # evicted between open and flock
+        os.close(descriptor)
+        return None
+    os.utime(path)
+    return CachedFile(path, descriptor)
+
+
+def _remove_unless_held(path: Path) -> bool:
+    """Remove ``path`` unless somebody holds it; whether nobody did."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        path.unlink(missing_ok=True)  # a link, which nobody of us has made
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                path.unlink()
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)

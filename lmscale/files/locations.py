@@ -1,0 +1,33 @@
+"""Where a file lies: a path of this machine, or a URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location is a URL and not a path of this machine."""
+    return "://" in location and not location.startswith("file://")
+
+
+def absolute_location(location: str) -> str:
+    """The same place from wherever it is read; a URL stays as it is."""
+    return location if "://" in location else str(Path(location).expanduser().absolute())
+
+
+def protocol_of(location: str | Path) -> str | None:
+    """``s3``, ``http``, … or None for a path on this machine."""
+    protocol, separator, _ = str(location).partition("://")
+    return protocol if separator and protocol != "file" else None
+
+
+def local_path(location: str | Path) -> Path:
+    return Path(str(location).removeprefix("file://")).expanduser()
+
+
+def join_location(folder: str | Path, name: str) -> str:
+    """``name`` inside a folder or URL; a URL's query (a signature, say) stays at the end."""
+    if protocol_of(folder) is None:
+        return str(local_path(folder) / name)
+    path, question, query = str(folder).partition("?")
+    return f"{path.rstrip('/')}/{name}{question}{query}"

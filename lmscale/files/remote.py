@@ -1,0 +1,213 @@
+"""Files that may be remote (fsspec): retries, and messages that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
+from lmscale.files import fault_points
+from lmscale.files.atomic import may_pass
+from lmscale.files.locations import local_path, protocol_of
+
+Result = TypeVar("Result")
+
+FIRST_DELAY_SECONDS = 0.5
+LONGEST_DELAY_SECONDS = 30.0
+CONNECT_SECONDS = 30.0
+SILENCE_SECONDS = 60.0  # without a byte; a whole shard may take longer
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
+# Credentials do not appear by waiting. By name: the vendors' packages need not be installed.
+PERMANENT = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
+# Answers of HTTP with which a server says "later"; the other 4xx say that the request is wrong.
+_LATER = {408, 409, 425, 429}
+# S3's, with the status 400 of a request that is wrong, for what the network has cut or changed.
+_GARBLED = {"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"}
+
+
+class MissingFileError(DataError):
+    """There is no such file; the other reasons why one cannot be read are plain ``DataError``."""
+
+
+class TransferError(OSError):
+    """What arrived is not what was announced; worth another attempt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purpose:
+    """What remote files are wanted for: the words and the classes of their errors."""
+
+    done: str
+    """``read``, as in "could not be read"."""
+    error: type[LmscaleError]
+    missing: type[LmscaleError]
+    if_missing: str
+    """What to do when there is no such file, bucket or folder."""
+    if_damaged: str
+    """What to do when, time after time, not what was announced arrives."""
+    retries_key: str
+
+
+SHARDS = Purpose(
+    done="read",
+    error=DataError,
+    missing=MissingFileError,
+    if_missing="there is no such file. Check the URL, and that all shards were uploaded.",
+    if_damaged="If it stays so, the remote file is damaged: upload it again.",
+    retries_key="stream.cache.retries",
+)
+
+
+def read_bytes(location: str | Path, *, retries: int) -> bytes:
+    """The content of a small file, local or remote.
+
+    Raises ``MissingFileError`` or another ``DataError`` naming it, or ``TransientError``.
+    """
+    if protocol_of(location) is None:
+        try:
+            return local_path(location).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingFileError(f"{location}: there is no such file.") from None
+        except OSError as error:
+            kind = TransientError if may_pass(error) else DataError
+            raise kind(f"{location}: cannot be read: {error.strerror or error}.") from None
+    url = str(location)
+    return with_retries(lambda: open_filesystem(url)[0].cat_file(url), url=url, retries=retries)
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    retries: int,
+    check: Callable[[Path], None],
+    purpose: Purpose = SHARDS,
+) -> None:
+    """Copy ``url`` to ``path``.
+
+    ``check`` raises ``TransferError`` for a bad copy, which is fetched again.
+    """
+
+    def attempt() -> None:
+        filesystem, remote_path = open_filesystem(url)
+        filesystem.get_file(remote_path, str(path))
+        check(path)
+
+    with_retries(attempt, url=url, retries=retries, purpose=purpose)
+
+
+def with_retries(
+    action: Callable[[], Result],
+    *,
+    url: str,
+    retries: int,
+    purpose: Purpose = SHARDS,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Result:
+    """Call ``action`` until it succeeds; ``retries`` more times after the first failure.
+
+    Waits a random time up to 0.5, 1, 2, … 30 s between attempts (full jitter), so that thousands of
+    ranks do not come back together. What waiting cannot mend is raised at once, as the purpose's
+    ``missing`` or ``error``, naming the URL. After the last attempt a server or a network that
+    fails is a ``TransientError``.
+    """
+    for attempt in range(retries + 1):
+        try:
+            fault_points.hit("read.remote")
+            return action()
+        except LmscaleError:
+            raise
+        except FileNotFoundError:
+            raise purpose.missing(f"{url}: {purpose.if_missing}") from None
+        except PermissionError as error:
+            raise purpose.error(
+                f"{url}: access is refused ({error}). Check this machine's credentials for it. "
+                f"S3 answers so for a file that is missing, too, unless listing is allowed."
+            ) from None
+        except (
+            Exception
+        ) as error:  # vendors raise classes of their own, which we cannot import here
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # ours, not the server's
+            if type(error).__name__ in PERMANENT:
+                raise purpose.error(
+                    f"{url}: no credentials were found ({error}). Give this machine access, for "
+                    f"example by its environment variables, and run again."
+                ) from None
+            if attempt == retries:
+                kind = TransientError if _is_elsewhere(error) else purpose.error
+                raise kind(_describe_failure(url, error, retries + 1, purpose)) from error
+            ceiling = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**attempt)
+            sleep(random.uniform(0, ceiling))
+    raise AssertionError("range(retries + 1) is never empty")
+
+
+def _is_elsewhere(error: Exception) -> bool:
+    """Whether it is the server or the network that fails, and not the file or the request."""
+    status = _status_of(error)
+    is_refused = status is not None and 400 <= status < 500 and status not in _LATER
+    return not is_refused and not isinstance(error, TransferError)
+
+
+def _status_of(error: BaseException) -> int | None:
+    """What HTTP's answer was, where the error tells; None for what the network has garbled."""
+    status = getattr(error, "status", None)  # aiohttp's
+    if isinstance(status, int):
+        return status
+    # botocore's, which s3fs translates to an OSError
+    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    if not isinstance(answer, dict) or answer.get("Error", {}).get("Code") in _GARBLED:
+        return None
+    return answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+
+
+def _describe_failure(url: str, error: Exception, attempts: int, purpose: Purpose) -> str:
+    tried = "" if attempts == 1 else f" (tried {attempts} times)"
+    reason = f"{type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, TransferError):
+        advice = purpose.if_damaged
+    else:
+        advice = (
+            f"Check the network and the endpoint from this machine; {purpose.retries_key} sets how "
+            "often it is tried."
+        )
+    return f"{url}: could not be {purpose.done}{tried}: {reason}. {advice}"
+
+
+def open_filesystem(url: str, **options: Any) -> tuple[Any, str]:
+    """The fsspec filesystem of ``url``, and the path in its terms. Raises ``ConfigError``.
+
+    Credentials and endpoint are the environment's. To be asked for anew by every thread and every
+    process: fsspec keeps one object for each. ``options`` are fsspec's.
+    """
+    import fsspec  # here: a loader worker that reads local shards starts without it
+
+    protocol = protocol_of(url) or "file"
+    try:
+        if protocol in ("http", "https"):
+            import aiohttp
+
+            # aiohttp's default ends every transfer after five minutes, however well it goes.
+            timeout = aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
+            )
+            options["client_kwargs"] = {"timeout": timeout}
+        return fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = EXTRAS.get(protocol)
+        install = (
+            f"pip install '.[{extra}]' in the clone" if extra else f"install its package ({error})"
+        )
+        raise ConfigError(
+            f"{url}: {protocol}:// needs a package that is missing: {install}."
+        ) from None
+    except ValueError as error:
+        raise ConfigError(
+            f"{url}: unknown kind of URL ({error}). Known and tested: s3://, gs://, http(s)://, "
+            "memory://."
+        ) from None

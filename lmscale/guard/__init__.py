@@ -1,0 +1,1 @@
+"""Judge a step by its figures, and plan a way back."""

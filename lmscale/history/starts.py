@@ -1,0 +1,65 @@
+"""The starts of a run, as its attempts file tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmscale.checkpoint.manifest import Manifest
+from lmscale.checkpoint.places.local_tier import LOCAL
+from lmscale.errors import DataError
+from lmscale.files.jsonl import Row, read_rows
+from lmscale.runs.attempts import ATTEMPTS_FILE
+
+
+def attempt_of(run_folder: Path) -> dict[str, Any]:
+    """The attempt that is under way, as ``written_by`` names it; empty before the first one."""
+    starts = read_starts(run_folder)
+    if not starts:
+        return {}
+    return {"attempt": starts[-1]["attempt"], "attempt_time": starts[-1]["time"]}
+
+
+def read_starts(run_folder: Path) -> list[Row]:
+    """The run's attempts, by the rows of their starts. Raises ``DataError`` for what is no row."""
+    path = run_folder / ATTEMPTS_FILE
+    starts = []
+    for number, row in enumerate(read_rows(path), start=1):
+        try:
+            if row["event"] == "start":
+                known = {key: int(row[key]) for key in ("attempt", "first_step")}
+                starts.append(row | known | {"time": float(row["time"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}, line {number}: not an attempt's row ({type(error).__name__}: {error}). "
+                "Restore that line, or remove it where the run has not written it: which "
+                "checkpoints still count follows from the file."
+            ) from None
+    return starts
+
+
+def describe_superseded(manifest: Manifest, starts: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a checkpoint is not of the run's history any more, by the starts of its attempts.
+
+    A checkpoint of step s, written in attempt a, counts only if a is among the run's attempts, and
+    no later one began before s: that one has done those steps again, and the ledger is its own.
+    An attempt is known by its number and its time: a run that was begun anew in the same folder
+    counts from 1 again. Of the shared tier, one that names no attempt, or one that nobody knows
+    (attempts.jsonl was lost), is of the history: it is where the run's owner has put it.
+    """
+    written_by = manifest.written_by
+    key = (written_by.get("attempt"), written_by.get("attempt_time"))
+    known = [(row["attempt"], row["time"]) for row in starts]
+    if key not in known:
+        if written_by.get("tier") == LOCAL:
+            return f"was written by attempt {key[0]}, which {ATTEMPTS_FILE} does not know"
+        return None
+    later = starts[known.index(key) + 1 :]
+    undoing = next((row for row in later if row["first_step"] < manifest.step), None)
+    if undoing is None:
+        return None
+    return (
+        f"was written by attempt {key[0]}, but attempt {undoing['attempt']} has gone on from step "
+        f"{undoing['first_step']} since"
+    )

@@ -1,0 +1,185 @@
+"""Small things the ranks agree on: sums, errors, one rank's values. All work without a group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lmscale import errors
+from lmscale.errors import CorruptionError, LmscaleError, TransientError
+from lmscale.ranks.ranks import name_ranks
+
+_ERROR_CLASSES = {
+    name: value
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and issubclass(value, LmscaleError)
+}
+
+
+MAX_SUMMARIES = 3  # in one line of the batch script's
+MAX_ERRORS = 8  # that differ and are told: hundreds of ranks may each fail with a path of their own
+
+
+def _is_alone() -> bool:
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
+def _device() -> torch.device:
+    """Where the group's collectives want their tensors."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def sum_float64(vector: Sequence[float]) -> list[float]:
+    """Each entry summed over all ranks: one all-reduce. Whole numbers are exact below 2^53."""
+    if _is_alone():
+        return [float(value) for value in vector]
+    summed = torch.tensor(vector, dtype=torch.float64, device=_device())
+    dist.all_reduce(summed)
+    return summed.tolist()
+
+
+def barrier() -> None:
+    """Return when every rank has called it."""
+    sum_float64([0.0])
+
+
+def gather_json(value: Any) -> list[Any]:
+    """Every rank's value, in the order of the ranks, on every rank. For small things."""
+    if _is_alone():
+        return [value]
+    payload = json.dumps(value).encode()
+    device = _device()
+    length = torch.tensor([len(payload)], dtype=torch.int64, device=device)
+    lengths = [torch.zeros_like(length) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, length)
+    sizes = [int(size) for size in lengths]
+    padded = bytearray(payload.ljust(max(sizes), b" "))
+    mine = torch.frombuffer(padded, dtype=torch.uint8).to(device)
+    pieces = [torch.empty_like(mine) for _ in sizes]
+    dist.all_gather(pieces, mine)
+    return [
+        json.loads(piece.cpu().numpy().tobytes()[:size])
+        for piece, size in zip(pieces, sizes, strict=True)
+    ]
+
+
+def broadcast_object(value: Any = None) -> Any:
+    """Rank 0's value, on every rank; a small thing that JSON can hold."""
+    if _is_alone():
+        return value
+    device = _device()
+    payload = bytearray(json.dumps(value).encode()) if dist.get_rank() == 0 else bytearray()
+    length = torch.tensor([len(payload)], dtype=torch.int64, device=device)
+    dist.broadcast(length, src=0)
+    if dist.get_rank() != 0:
+        payload = bytearray(int(length))
+    content = torch.frombuffer(payload, dtype=torch.uint8).to(device)
+    dist.broadcast(content, src=0)
+    return json.loads(content.cpu().numpy().tobytes())
+
+
+def gather_errors(error: LmscaleError | None) -> list[LmscaleError | None]:
+    """Every rank's error or None, in the order of the ranks, on every rank."""
+    if _is_alone():
+        return [error]
+    return [error_from_json(row) for row in gather_json(error_to_json(error))]
+
+
+def error_to_json(error: LmscaleError | None) -> dict[str, Any] | None:
+    """How an error travels from one rank to another."""
+    if error is None:
+        return None
+    # A subclass that only one module knows travels as its nearest known parent.
+    name = next(c.__name__ for c in type(error).__mro__ if c.__name__ in _ERROR_CLASSES)
+    return {"class": name, "problems": list(error.problems), **_more_of(error)}
+
+
+def error_from_json(row: dict[str, Any] | None) -> LmscaleError | None:
+    if row is None:
+        return None
+    more = {key: value for key, value in row.items() if key not in ("class", "problems")}
+    return _ERROR_CLASSES[row["class"]](row["problems"], **more)
+
+
+def _more_of(error: LmscaleError) -> dict[str, Any]:
+    if isinstance(error, CorruptionError):
+        return {"summary": error.summary, "bad_nodes": error.bad_nodes}
+    return {}
+
+
+def fail_together(error: LmscaleError | None) -> None:
+    """Raise on every rank when any rank has an error; return on all when none has.
+
+    Which one ``combine_errors`` says.
+    """
+    if _is_alone():
+        if error is not None:
+            raise error
+        return
+    gathered = gather_errors(error)
+    combined = combine_errors(gathered)
+    if combined is not None:
+        raise combined from error
+
+
+def combine_errors(gathered: Sequence[LmscaleError | None]) -> LmscaleError | None:
+    """One error out of those of all ranks (list index = rank), or None.
+
+    Equal problems are told once, with the ranks that met them. The class is the first rank's that
+    no other start would mend, if there is one. Of more than ``MAX_ERRORS`` that differ only the
+    ranks of the others are told.
+    """
+    met = [error for error in gathered if error is not None]
+    if not met:
+        return None
+    # Those that no other start would mend come first; sorting keeps the order of the ranks.
+    lasting_first = sorted(met, key=lambda error: isinstance(error, TransientError))
+    told = list(dict.fromkeys(error.problems for error in lasting_first))[:MAX_ERRORS]
+    ranks_of: dict[str, list[int]] = {}
+    untold: list[int] = []
+    for rank, error in enumerate(gathered):
+        if error is None:
+            continue
+        if error.problems not in told:
+            untold.append(rank)
+            continue
+        for problem in error.problems:
+            ranks_of.setdefault(problem, []).append(rank)
+    problems = [
+        problem if len(ranks) == len(gathered) else f"{problem} ({name_ranks(ranks)})"
+        for problem, ranks in ranks_of.items()
+    ]
+    if untold:
+        problems.append(f"There are other errors on {name_ranks(untold)}.")
+    first = lasting_first[0]
+    if not isinstance(first, CorruptionError):
+        return type(first)(problems)
+    corrupt = [error for error in met if isinstance(error, CorruptionError)]
+    # Where more than half of the ranks find fault with themselves, it is hardly their nodes.
+    named = [error.bad_nodes for error in corrupt if 2 * len(met) <= len(gathered)]
+    return CorruptionError(
+        problems,
+        summary=", ".join(dict.fromkeys(error.summary for error in corrupt[:MAX_SUMMARIES])),
+        bad_nodes={node: why for nodes in named for node, why in nodes.items()},
+    )
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """A block whose ``LmscaleError`` on any rank is raised on every rank.
+
+    The block must hold no collective: ranks that go on would wait in it for the one that failed.
+    """
+    error: LmscaleError | None = None
+    try:
+        yield
+    except LmscaleError as caught:
+        error = caught
+    fail_together(error)

@@ -1,0 +1,188 @@
+"""The device a rank computes on: which one, what it is called, what it can do at most."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmscale.errors import ConfigError, TransientError
+from lmscale.ranks.ranks import Ranks
+
+if TYPE_CHECKING:
+    import torch
+
+GPUS_VARIABLE = "LMSCALE_GPUS_PER_NODE"
+_LIST_SECONDS = 30.0
+# Peak dense TFLOP/s with 16-bit inputs (bf16 and fp16 alike unless said) and fp32 accumulation,
+# without sparsity, from the makers' data sheets. The first pattern that matches the device's name
+# counts, so the narrower ones stand first.
+_PEAK_16_BIT = (
+    (r"GB200|GB300", 2500.0),  # NVIDIA GB200 NVL72: 5,000 sparse a GPU
+    (r"\bB300", 2250.0),  # NVIDIA HGX B300
+    (r"\bB200", 2250.0),  # NVIDIA HGX B200: 4,500 sparse
+    (r"\bB100", 1750.0),  # NVIDIA HGX B100: 3,500 sparse
+    (r"\bH200.*NVL", 835.0),  # H200 data sheet: NVL 1,671 sparse
+    (r"\bGH200|\bH200", 989.0),  # H200 data sheet: SXM 1,979 sparse
+    (r"\bH100.*PCIe", 756.0),  # H100 data sheet: PCIe 1,513 sparse
+    (r"\bH100.*NVL", 835.0),  # H100 data sheet: NVL 1,671 sparse a GPU
+    (r"\bH100|\bH800", 989.0),  # H100 data sheet: SXM 1,979 sparse
+    (r"\bH20\b", 148.0),  # NVIDIA H20
+    (r"\bA100|\bA800", 312.0),  # A100 data sheet
+    (r"\bA40\b", 149.7),  # A40 data sheet
+    (r"\bA30\b", 165.0),  # A30 data sheet
+    (r"\bA10G", 70.0),  # AWS: 140 sparse
+    (r"\bA10\b", 125.0),  # A10 data sheet
+    (r"\bL40S", 362.0),  # L40S data sheet: 733 sparse
+    (r"\bL40\b", 181.0),  # L40 data sheet: 362 sparse
+    (r"\bL4\b", 121.0),  # L4 data sheet: 242 sparse
+    (r"RTX 6000 Ada", 182.1),  # Ada white paper, fp32 accumulation
+    (r"RTX 5090", 209.5),  # Blackwell RTX white paper, fp32 accumulation
+    (r"RTX 4090", 165.2),  # Ada white paper, appendix A, fp32 accumulation
+    (r"RTX 3090\b", 71.0),  # GA102 white paper, fp32 accumulation
+    (r"\bMI300X", 1307.0),  # AMD MI300X data sheet
+    (r"\bMI250X", 383.0),  # AMD MI250X data sheet
+)
+_PEAK_FP16_ONLY = (  # no bf16 units
+    (r"\bV100", 125.0),  # V100 SXM2 data sheet (PCIe: 112)
+    (r"\bT4\b", 65.0),  # T4 data sheet
+)
+# fp32 outside the tensor cores: lmscale leaves TF32 off.
+_PEAK_32_BIT = (
+    (r"\bB200|\bB100|GB200", 80.0),
+    (r"\bH100.*PCIe", 51.0),
+    (r"\bH200|\bH100|\bGH200|\bH800", 67.0),
+    (r"\bA100|\bA800", 19.5),
+    (r"\bL40S", 91.6),
+    (r"RTX 4090", 82.6),
+    (r"\bV100", 15.7),
+    (r"\bT4\b", 8.1),
+)
+
+
+def peak_tflops(name: str, precision: str) -> float | None:
+    """Peak dense TFLOP/s of a device by its name, for MFU; None when it is not in the table.
+
+    ``precision`` is bf16, fp16 or fp32. CPUs are never in it.
+    """
+    if precision == "fp32":
+        table = _PEAK_32_BIT
+    else:
+        table = _PEAK_16_BIT + (_PEAK_FP16_ONLY if precision == "fp16" else ())
+    return next((peak for pattern, peak in table if re.search(pattern, name, re.I)), None)
+
+
+def select_device(ranks: Ranks) -> torch.device:
+    """The rank's own GPU, made current, or the CPU where there is none.
+
+    Raises ``ConfigError`` when the node has more ranks than GPUs, ``TransientError`` when it has
+    fewer GPUs than the batch script says.
+    """
+    import torch
+
+    is_available = torch.cuda.is_available()
+    check_gpus(torch.cuda.device_count() if is_available else 0, os.environ)
+    if not is_available:
+        return torch.device("cpu")
+    device = torch.device("cuda", plan_device_index(ranks, torch.cuda.device_count(), os.environ))
+    torch.cuda.set_device(device)
+    return device
+
+
+def plan_device_index(ranks: Ranks, num_devices: int, environ: Mapping[str, str]) -> int:
+    """Which of the visible GPUs a rank takes."""
+    if ranks.local_world_size <= num_devices:
+        return ranks.local_rank
+    if num_devices == 1 and _task_sees_one_gpu(environ):
+        return 0
+    raise ConfigError(
+        f"{ranks.local_world_size} ranks on this node, but torch sees {num_devices} GPU"
+        f"{'' if num_devices == 1 else 's'}; NCCL takes one rank per GPU. Start at most "
+        f"{num_devices}, or set CUDA_VISIBLE_DEVICES= (empty) to train on the CPU."
+    )
+
+
+def check_gpus(num_devices: int, environ: Mapping[str, str]) -> None:
+    """Raise ``TransientError`` where torch sees fewer GPUs than ``LMSCALE_GPUS_PER_NODE``.
+
+    A node whose driver has failed would else train on its CPU, and all others wait for it.
+    """
+    text = environ.get(GPUS_VARIABLE, "0")
+    wanted = int(text) if text.isdecimal() else 0
+    if num_devices >= wanted or (num_devices == 1 and _task_sees_one_gpu(environ)):
+        return
+    node = environ.get("SLURMD_NODENAME") or socket.gethostname()
+    raise TransientError(
+        f"{node}: torch sees {num_devices} GPU{'' if num_devices == 1 else 's'}, and the cluster "
+        f"profile says {wanted} a node (CUDA_VISIBLE_DEVICES: "
+        f"{environ.get('CUDA_VISIBLE_DEVICES', 'not set')}). {_list_gpus()} If other nodes fare no "
+        "better, see that this torch has CUDA and suits the driver; gpus_per_node: 0 trains on the "
+        "CPU."
+    )
+
+
+def _list_gpus() -> str:
+    """What ``nvidia-smi -L`` says, in a sentence."""
+    try:
+        process = subprocess.Popen(
+            ["nvidia-smi", "-L"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        return f"nvidia-smi cannot be run: {error.strerror}."
+    try:
+        printed, _ = process.communicate(timeout=_LIST_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()  # and not waited for: it may hang in the driver, where no signal reaches it
+        return f"nvidia-smi -L gives no answer within {_LIST_SECONDS:.0f} s."
+    said = "; ".join(line.strip() for line in printed.splitlines() if line.strip())
+    return f"nvidia-smi -L says: {said[:2000] or 'nothing'}."
+
+
+def _task_sees_one_gpu(environ: Mapping[str, str]) -> bool:
+    """Whether the scheduler gave each task a GPU of its own (srun --gpus-per-task)."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "")
+    return "SLURM_STEP_ID" in environ and visible != "" and "," not in visible
+
+
+def device_name(device: torch.device) -> str:
+    """The maker's name for the device, which ``peak_tflops`` knows or does not."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return cpu_name()
+
+
+def cpu_name() -> str:
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory used so far: the allocator's on CUDA, the resident set on the CPU."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB

@@ -1,0 +1,1 @@
+"""The run folder: its lease, attempts, logs, trackers, goodput; for whoever looks at it."""

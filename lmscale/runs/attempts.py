@@ -1,0 +1,207 @@
+"""What every attempt of a run did with its time, as rank 0 tells it while it goes on.
+
+``attempts.jsonl`` in the run folder has rows of four events::
+
+    start     time attempt first_step host world_size zero_stage
+    progress  time attempt step step_seconds seconds [skipped_steps]
+    rewind    time attempt step step_seconds seconds [skipped_steps] to_step
+    end       time attempt step step_seconds seconds [skipped_steps] reason
+
+``first_step`` steps were done before; ``step_seconds`` were spent in the steps since the last row,
+``seconds`` in ``step`` (an unfinished one included), ``data``, ``save``, ``evaluation``, ``start``,
+``load``, ``rewind``, ``other``. ``skipped_steps`` of the steps changed nothing. The first progress
+row comes right after the start, and others after a second, two, four, up to every 15 s, whatever
+the run does. An attempt that is killed has no end; its last progress row bounds what is not known.
+goodput.py judges the rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lmscale.errors import LeaseLostError, LmscaleError, NoSpaceError
+from lmscale.files.jsonl import Row, read_rows, renew_rows
+from lmscale.runs.goodput import (
+    FIRST_SECONDS,
+    PROGRESS_SECONDS,
+    Account,
+    Goodput,
+    causes_of,
+    pause_after,
+)
+from lmscale.watch import heartbeat
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS_FILE = "attempts.jsonl"
+FINISHED = "finished"
+
+
+class AttemptLog:
+    """Rank 0's record of one attempt. Opened by ``open_attempt``."""
+
+    def __init__(
+        self,
+        path: Path,
+        start: Row,
+        *,
+        began_at: float | None,
+        clock: Callable[[], float],
+        phase_seconds: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self._path, self._rows = path, renew_rows(path, no_space=NoSpaceError)
+        self._clock, self._phase_seconds = clock, phase_seconds
+        earlier = read_rows(path)
+        self._opened_at = self._written_at = clock()
+        began_at = self._opened_at if began_at is None else began_at
+        number = 1 + sum(row["event"] == "start" for row in earlier)
+        self._start = {"event": "start", "time": began_at, "attempt": number, **start}
+        self._rows.append(self._start)
+        self._account = _account_of([*earlier, self._start])
+        self._step = self._start["first_step"]
+        self._step_seconds, self._skipped_steps = 0.0, 0
+        # What the process did before it came here is this attempt's as well.
+        self._told = {key: v for key, v in self._causes().items() if key not in ("start", "load")}
+        self._lock = threading.RLock()  # a signal's handler may end the attempt
+        self._write("progress")  # what it took to come here
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="attempt's log", daemon=True)
+        self._thread.start()
+        self.has_ended = False
+
+    @property
+    def number(self) -> int:
+        """1 for the run's first attempt."""
+        return self._start["attempt"]
+
+    def step(self, step: int, step_seconds: float, *, is_skipped: bool = False) -> None:
+        """Count one finished step; a row is written now and then."""
+        with self._lock:
+            self._step = step
+            self._step_seconds += step_seconds
+            self._skipped_steps += is_skipped
+            if self._is_due():
+                self._write("progress")
+
+    def rewound(self, to_step: int) -> None:
+        """What was done after ``to_step`` is undone, and the steps begin anew there."""
+        with self._lock:
+            self._write("rewind", to_step=to_step)
+            self._step = to_step
+            self._account = _account_of(read_rows(self._path))
+
+    def goodput(self) -> Goodput:
+        """Where the run's time went so far."""
+        with self._lock:
+            return self._account.with_row(self._row("progress")).at()
+
+    def end(self, reason: str) -> None:
+        """Write why the attempt ended; later calls are ignored."""
+        with self._lock:
+            if not self.has_ended:
+                self.has_ended = True
+                self._write("end", reason=reason)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join(PROGRESS_SECONDS)  # a file system that hangs may hold it up
+        self._rows.close()
+
+    def _run(self) -> None:
+        """Rows come also while a step, a save or a hang takes minutes: they are signs of life."""
+        while not self._closing.wait(FIRST_SECONDS):
+            with self._lock:
+                if self.has_ended or not self._is_due():
+                    continue
+                try:
+                    self._write("progress")
+                except LmscaleError as error:  # the next step's row meets it as well
+                    logger.warning("%s", error)
+
+    def _is_due(self) -> bool:
+        pause = pause_after(self._written_at, opened_at=self._opened_at)
+        return self._clock() - self._written_at >= pause
+
+    def _causes(self) -> dict[str, float]:
+        return causes_of(self._phase_seconds())
+
+    def _row(self, event: str, **more: Any) -> Row:
+        seconds = {key: v - self._told.get(key, 0.0) for key, v in self._causes().items()}
+        row: Row = {
+            "event": event,
+            "time": self._clock(),
+            "attempt": self.number,
+            "step": self._step,
+            "step_seconds": round(self._step_seconds, 6),
+            "seconds": {key: round(v, 6) for key, v in seconds.items() if v > 0},
+        }
+        skipped = {"skipped_steps": self._skipped_steps} if self._skipped_steps else {}
+        return {**row, **skipped, **more}
+
+    def _write(self, event: str, **more: Any) -> None:
+        row = self._row(event, **more)
+        self._rows.append(row)
+        self._account.add(row)
+        for key, seconds in row["seconds"].items():
+            self._told[key] = self._told.get(key, 0.0) + seconds
+        self._step_seconds, self._skipped_steps = 0.0, 0
+        self._written_at = row["time"]
+
+
+def _account_of(rows: list[Row]) -> Account:
+    account = Account(rows)
+    for row in rows:
+        account.add(row)
+    return account
+
+
+@contextmanager
+def open_attempt(
+    folder: str | Path,
+    *,
+    first_step: int,
+    world_size: int,
+    zero_stage: int,
+    began_at: float | None = None,
+    clock: Callable[[], float] = time.time,
+    phase_seconds: Callable[[], Mapping[str, float]] = heartbeat.phase_seconds,
+) -> Iterator[AttemptLog]:
+    """Write the start of an attempt that has ``first_step`` steps behind it; on rank 0 only.
+
+    ``began_at`` is when its process began, on ``clock`` (default: now): setting up counts as time
+    in which nothing was trained, in the first attempt as in every other. ``phase_seconds`` tells
+    what its time has gone to so far. The caller ends it with a reason; a block left by an exception
+    ends with the exception's name, unless the run is another copy's by then: that one's file gets
+    no row from here.
+    """
+    start: Row = {
+        "first_step": first_step,
+        "host": socket.gethostname(),
+        "world_size": world_size,
+        "zero_stage": zero_stage,
+    }
+    attempt = AttemptLog(
+        Path(folder) / ATTEMPTS_FILE,
+        start,
+        began_at=began_at,
+        clock=clock,
+        phase_seconds=phase_seconds,
+    )
+    try:
+        yield attempt
+    except LeaseLostError:
+        raise
+    except BaseException as error:
+        attempt.end(type(error).__name__)
+        raise
+    else:
+        attempt.end(FINISHED)
+    finally:
+        attempt.close()

@@ -1,0 +1,68 @@
+"""What a run cannot change once it has begun: one list, for the launcher and for the run itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lmscale.config.load import load_config
+from lmscale.config.run import RunConfig
+from lmscale.errors import LmscaleError
+from lmscale.files.run_files import STEP_FOLDER
+from lmscale.runs.ownership import CONFIG_FILE
+
+FREE_MODEL_KEYS = frozenset({"activation_checkpoint_every", "attention", "dropout"})
+"""Settings of the model that may change between restarts: they do not change what is computed."""
+STREAM_KEYS = ("sequence_length", "packing", "mask_documents", "window_shards", "mixture_block")
+"""What the order of the samples rests on, as on run.seed: with another value, samples already seen
+would come again or never."""
+
+
+def model_identity(config: RunConfig) -> dict[str, Any]:
+    """The model's settings that must stay the same over a run's restarts."""
+    model = config.model.model_dump(mode="json", exclude=set(FREE_MODEL_KEYS))
+    model["vocab_size"], model["max_positions"] = config.vocab_size, config.max_positions
+    return model
+
+
+def fixed_settings(config: RunConfig) -> dict[str, Any]:
+    """Dotted key → value of everything that must stay the same."""
+    fixed = {f"model.{key}": value for key, value in model_identity(config).items()}
+    fixed |= {f"stream.{key}": getattr(config.stream, key) for key in STREAM_KEYS}
+    return fixed | {"run.seed": config.run.seed}
+
+
+def find_continuation_problems(config: RunConfig) -> list[str]:
+    """Why the run in ``config.folder`` cannot go on with ``config``, by its own config.yaml.
+
+    Empty where there is no checkpoint: such a run begins anew. Only reads.
+    """
+    steps = _checkpoint_steps(config.folder)
+    if not steps:
+        return []
+    problems = []
+    if config.train.steps < max(steps):
+        problems.append(
+            f"train.steps = {config.train.steps:,}, but the newest checkpoint in {config.folder} "
+            f"has {max(steps):,} steps already. Raise train.steps, or start a new run."
+        )
+    frozen = config.folder / CONFIG_FILE
+    try:
+        before = fixed_settings(load_config(frozen))
+    except LmscaleError:
+        return problems  # written by another version, or damaged: the checkpoint itself decides
+    now = fixed_settings(config)
+    return problems + [
+        f"{key} = {now[key]!r}, but the run began with {before[key]!r} ({frozen}), and its "
+        "checkpoints fit nothing else. Set it back, or give the new run a folder of its own "
+        "(run.folder)."
+        for key in now
+        if before[key] != now[key]
+    ]
+
+
+def _checkpoint_steps(folder: Path) -> list[int]:
+    """Of those whose manifest was written."""
+    manifests = folder.glob("checkpoints/*/manifest.json")
+    found = (STEP_FOLDER.fullmatch(path.parent.name) for path in manifests)
+    return [int(match[1]) for match in found if match]

@@ -1,0 +1,313 @@
+"""Faults on purpose: what ``LMSCALE_FAULTS`` names goes wrong in a run that allows it. For tests.
+
+The code that may be hit calls ``files.fault_points.hit(moment)``; ``arm`` makes it strike. A
+fault is ``KIND:key=value,…``, several are separated by semicolons::
+
+    kill:rank=1,step=7,at=save.write; nan:rank=0,step=9; delay:seconds=2,at=save.commit
+
+Every rank counts for itself how often a fault has struck, in ``RUN/faults.jsonl`` and before it
+strikes: a run that is started again with the same environment is not hit by the same fault again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from lmscale.errors import ConfigError
+from lmscale.files import fault_points
+from lmscale.files.jsonl import append_row, mend_tail, read_rows
+from lmscale.files.run_files import FAULTS_FILE
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "LMSCALE_FAULTS"
+_CHILD_VARIABLE = "LMSCALE_FAULTS_OF"  # what a rank's loader workers arm themselves with
+
+STEP_MOMENTS = ("step.begin", "step.forward", "step.gradient", "step.update")
+# Of a save: before the copy to host memory; before a file's first byte, before its fsync, and once
+# it is durable; before the manifest, and once that is there. The last five in the writer's thread.
+SAVE_MOMENTS = ("save.copy", "save.write", "save.fsync", "save.written")
+SAVE_MOMENTS += ("save.commit", "save.committed")
+READ_MOMENTS = ("read.shard", "read.remote")  # which know no step
+MOMENTS = STEP_MOMENTS + SAVE_MOMENTS + READ_MOMENTS
+
+# Kind → the moments at which it can strike, its default first.
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "kill": MOMENTS,
+    "hang": MOMENTS,
+    "delay": MOMENTS,
+    "nan": ("step.forward",),
+    "flip-gradient": ("step.gradient",),
+    "flip-weight": ("step.update",),
+    "fail-fsync": ("save.fsync",),
+    "full-disk": ("save.write", "save.commit"),
+    "cut": ("save.written", "save.committed"),
+    "drop-shard": ("read.shard",),
+    "fail-read": ("read.remote",),
+}
+KEYS = ("rank", "step", "at", "times", "seconds", "bit", "id")
+# Counted from the highest: 0 is the sign, 1 the exponent's first (the number becomes huge), 9 the
+# first behind fp32's and bf16's exponent (it changes by up to a half, without a sign).
+DEFAULT_BITS = {"flip-gradient": 1, "flip-weight": 9}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One thing that goes wrong."""
+
+    kind: str
+    at: str
+    rank: int | None = None
+    """None: on every rank."""
+    step: int | None = None
+    """Counted from 1, at a save the checkpoint's; None: the first one that comes."""
+    times: int = 1
+    """How often on a rank, over all starts of the run."""
+    seconds: float = 1.0
+    """How long a delay is."""
+    bit: int = 1
+    id: str = ""
+    """Tells two faults apart that are alike otherwise."""
+
+    @property
+    def text(self) -> str:
+        """What names it in ``faults.jsonl``."""
+        given = {"rank": self.rank, "step": self.step, "id": self.id or None}
+        parts = [f"at={self.at}", *(f"{k}={v}" for k, v in given.items() if v is not None)]
+        return f"{self.kind}:{','.join(parts)}"
+
+
+def read_faults(*, allowed: bool, world_size: int) -> tuple[Fault, ...]:
+    """The faults of ``LMSCALE_FAULTS``, for a start of so many ranks; none where it is not set.
+
+    Raises ``ConfigError`` with all problems, the run's refusal among them.
+    """
+    text = os.environ.get(VARIABLE, "").strip()
+    problems: list[str] = []
+    if text and not allowed:
+        problems.append(
+            f"{VARIABLE} is set ({text[:80]!r}), and this run does not allow faults. Unset it; "
+            "only a test sets run.allow_faults=true."
+        )
+    try:
+        faults = parse_faults(text, world_size=world_size)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    return faults
+
+
+def parse_faults(text: str, *, world_size: int | None = None) -> tuple[Fault, ...]:
+    """The faults that a text names, for a start of so many ranks or (None) of any number.
+
+    Raises ``ConfigError`` with every problem at once.
+    """
+    faults: list[Fault] = []
+    problems: list[str] = []
+    for piece in filter(None, (part.strip() for part in text.split(";"))):
+        found = _parse_fault(piece)
+        if isinstance(found, Fault):
+            faults.append(found)
+        else:
+            problems += [f"{VARIABLE}: {piece!r}: {problem}" for problem in found]
+    texts = [fault.text for fault in faults]
+    problems += [
+        f"{VARIABLE}: {text!r} is there {texts.count(text)} times: say times={texts.count(text)}, "
+        "or give each an id of its own."
+        for text in sorted({text for text in texts if texts.count(text) > 1})
+    ]
+    problems += [
+        f"{VARIABLE}: {fault.text!r}: there is no rank {fault.rank} among {world_size}, which are "
+        "counted from 0."
+        for fault in faults
+        if fault.rank is not None and world_size is not None and fault.rank >= world_size
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return tuple(faults)
+
+
+def _parse_fault(piece: str) -> Fault | list[str]:
+    kind, _, rest = piece.partition(":")
+    kind = kind.strip()
+    if kind not in KINDS:
+        return [f"there is no fault {kind!r}. There are: {', '.join(KINDS)}."]
+    problems: list[str] = []
+    given: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in rest.split(","))):
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if key not in KEYS:
+            problems.append(f"there is no key {key!r}. There are: {', '.join(KEYS)}.")
+        elif not equals or not value:
+            problems.append(f"{key} has no value; write {key}=VALUE.")
+        elif key in given:
+            problems.append(f"{key} is given twice.")
+        else:
+            given[key] = value
+    moments = KINDS[kind]
+    at = given.get("at", moments[0])
+    if at not in MOMENTS:
+        problems.append(f"there is no moment {at!r}. There are: {', '.join(MOMENTS)}.")
+    elif at not in moments:
+        problems.append(f"a {kind} cannot strike at {at}, but at: {', '.join(moments)}.")
+    elif at in READ_MOMENTS and "step" in given:
+        problems.append(f"step is not known at {at}: leave it out.")
+    numbers = {
+        name: _parse_number(name, given[name], least, problems)
+        for name, least in (("rank", 0), ("step", 1), ("times", 1), ("bit", 0))
+        if name in given
+    }
+    numbers.setdefault("bit", DEFAULT_BITS.get(kind, 0))
+    seconds = _parse_seconds(given.get("seconds", "1"), problems)
+    if problems:
+        return problems
+    return Fault(kind=kind, at=at, seconds=seconds, id=given.get("id", ""), **numbers)
+
+
+def _parse_number(name: str, text: str, least: int, problems: list[str]) -> int:
+    if not text.isdecimal() or int(text) < least:
+        problems.append(f"{name} = {text!r} is not a whole number of at least {least}.")
+        return least
+    if name == "bit" and int(text) > 15:
+        problems.append(f"bit = {text} is beyond the 16 highest: 0 is the sign.")
+    return int(text)
+
+
+def _parse_seconds(text: str, problems: list[str]) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e6:
+        problems.append(f"seconds = {text!r} is not a number of seconds.")
+    return seconds
+
+
+def arm(faults: tuple[Fault, ...], *, rank: int, folder: Path) -> None:
+    """Have what ``read_faults`` gave strike this rank of the run in ``folder``; or nothing."""
+    disarm()
+    if not faults:
+        return
+    texts = "; ".join(fault.text for fault in faults)
+    logger.warning("faults will be injected into this run: %s", texts)
+    # For the loader's workers, which are processes of their own.
+    os.environ[_CHILD_VARIABLE] = json.dumps([rank, str(folder.absolute())])
+    fault_points.armed = _Armed(faults, rank, folder)
+
+
+def arm_child() -> None:
+    """The same in a process that an armed rank has started."""
+    if _CHILD_VARIABLE in os.environ:
+        rank, folder = json.loads(os.environ[_CHILD_VARIABLE])
+        fault_points.armed = _Armed(parse_faults(os.environ[VARIABLE]), rank, Path(folder))
+
+
+def disarm() -> None:
+    """Nothing goes wrong from here on in this process."""
+    fault_points.armed = None
+    os.environ.pop(_CHILD_VARIABLE, None)
+
+
+class _Armed:
+    """The faults of a process of one rank."""
+
+    def __init__(self, faults: tuple[Fault, ...], rank: int, folder: Path) -> None:
+        self._faults = [fault for fault in faults if fault.rank in (None, rank)]
+        self._rank = rank
+        self._path = folder / FAULTS_FILE
+        self._spent: set[str] = set()
+        self.step: int | None = None  # the one that the loop is at
+
+    def hit(self, moment: str, step: int | None, path: Path | None) -> None:
+        if moment == "step.begin":
+            self.step = step
+        for fault in self.strikes(_STRIKES, moment, step):
+            _STRIKES[fault.kind](fault, path)
+
+    def strikes(self, kinds: Container[str], moment: str, step: int | None) -> Iterator[Fault]:
+        """The faults of these kinds that strike now, in their order, each of them counted."""
+        for fault in self._faults:
+            is_due = fault.kind in kinds and fault.at == moment and fault.text not in self._spent
+            if is_due and fault.step in (None, step) and self._count(fault, step):
+                logger.warning("fault: %s", fault.text)
+                yield fault
+
+    def _count(self, fault: Fault, step: int | None) -> bool:
+        """Write down that the fault strikes, unless it has struck often enough."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._path, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # other ranks, threads and workers count here too
+            mend_tail(self._path)
+            mine = [self._rank, fault.text]
+            rows = read_rows(self._path)
+            done = sum([row.get("rank"), row.get("fault")] == mine for row in rows)
+            if done + 1 >= fault.times:
+                self._spent.add(fault.text)
+            if done >= fault.times:
+                return False
+            row = {"time": round(time.time(), 3), "fault": fault.text, "rank": self._rank}
+            append_row(self._path, {**row, "step": step, "pid": os.getpid()})
+            os.fsync(file.fileno())
+        return True
+
+
+def _kill(fault: Fault, path: Path | None) -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("SIGKILL came back")
+
+
+def _hang(fault: Fault, path: Path | None) -> None:
+    threading.Event().wait()
+
+
+def _delay(fault: Fault, path: Path | None) -> None:
+    time.sleep(fault.seconds)
+
+
+def _fail_fsync(fault: Fault, path: Path | None) -> NoReturn:
+    raise OSError(errno.EIO, "an fsync failed on purpose", str(path))
+
+
+def _fill_disk(fault: Fault, path: Path | None) -> NoReturn:
+    raise OSError(errno.ENOSPC, "the disk is full on purpose", str(path))
+
+
+def _cut(fault: Fault, path: Path | None) -> None:
+    """A file loses its last third; a folder stands for its largest file."""
+    if path is not None and path.is_dir():
+        path = max(path.iterdir(), key=lambda file: (file.stat().st_size, file.name))
+    if path is not None:
+        os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def _drop_shard(fault: Fault, path: Path | None) -> NoReturn:
+    raise FileNotFoundError(errno.ENOENT, "a shard is gone on purpose", str(path))
+
+
+def _fail_read(fault: Fault, path: Path | None) -> NoReturn:
+    raise ConnectionResetError(errno.ECONNRESET, "a remote read failed on purpose")
+
+
+# The kinds that work on tensors strike in engine/tensor_faults.py.
+_STRIKES = {
+    "kill": _kill,
+    "hang": _hang,
+    "delay": _delay,
+    "fail-fsync": _fail_fsync,
+    "full-disk": _fill_disk,
+    "cut": _cut,
+    "drop-shard": _drop_shard,
+    "fail-read": _fail_read,
+}

@@ -1,0 +1,253 @@
+"""Goodput: the part of a run's wall time, restarts included, that became training that counts.
+
+Pure: it judges the rows of ``attempts.jsonl``, which attempts.py writes and describes. Every second
+of the wall time is put down to one cause.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from lmscale.files.jsonl import Row
+
+PROGRESS_SECONDS = 15.0  # a kill loses at most this much detail; a month of rows is 25 MB
+FIRST_SECONDS = 1.0  # the first rows come sooner: a run that is killed all the time gets on as well
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goodput:
+    """Where a run's time went, in seconds, each second once."""
+
+    productive_seconds: float = 0.0
+    """In steps whose result was kept."""
+    redone_seconds: float = 0.0
+    """In steps that a later attempt did again, because it resumed from before them, and from the
+    last row of an attempt that was killed to its end, as far as that can be told."""
+    undone_seconds: float = 0.0
+    """In steps that were skipped or that a rewind has undone, and in going back."""
+    stalls_seconds: float = 0.0
+    """Waiting for data."""
+    saves_seconds: float = 0.0
+    """In which a save held the steps up."""
+    evaluation_seconds: float = 0.0
+    start_seconds: float = 0.0
+    """From the start of a process to its first step, without what follows."""
+    load_seconds: float = 0.0
+    """Of the start, reading a checkpoint."""
+    down_seconds: float = 0.0
+    """Between attempts: in Slurm's queue, or nobody started it. An attempt that ended before its
+    first step counts here as well."""
+    other_seconds: float = 0.0
+    """What is left, such as writing figures."""
+    attempts: int = 0
+
+    @property
+    def wall_seconds(self) -> float:
+        """Since the first attempt began, whether or not the run was running."""
+        return sum(self.seconds.values())
+
+    @property
+    def running_seconds(self) -> float:
+        return self.wall_seconds - self.down_seconds
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By cause, in the order in which they are shown."""
+        names = (name for name in asdict(self) if name.endswith("_seconds"))
+        return {name.removesuffix("_seconds"): getattr(self, name) for name in names}
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """Of the wall time, by cause."""
+        return {name: _share(value, self.wall_seconds) for name, value in self.seconds.items()}
+
+    @property
+    def fraction(self) -> float:
+        """The goodput: productive time over wall time."""
+        return _share(self.productive_seconds, self.wall_seconds)
+
+    @property
+    def running_fraction(self) -> float:
+        """Productive time over the time in which the run was running."""
+        return _share(self.productive_seconds, self.running_seconds)
+
+    @property
+    def restarts(self) -> int:
+        return max(0, self.attempts - 1)
+
+
+def _share(part: float, whole: float) -> float:
+    return min(1.0, part / whole) if whole > 0 else 0.0
+
+
+# A row's own names of causes → whose seconds they are. ``step`` is told apart by what became of it.
+_CAUSES = {
+    "data": "stalls",
+    "save": "saves",
+    "evaluation": "evaluation",
+    "start": "start",
+    "load": "load",
+    "rewind": "undone",
+}
+STEP = "step"
+_CAUSE_OF_PHASE = {
+    "forward": STEP,
+    "backward": STEP,
+    "step": STEP,
+    "agree": STEP,
+    "evaluate": "evaluation",
+    **{name: name for name in _CAUSES},
+}
+
+
+def causes_of(phase_seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of phases as the rows of attempts.jsonl name their causes."""
+    found: dict[str, float] = {}
+    for phase, seconds in phase_seconds.items():
+        cause = _CAUSE_OF_PHASE.get(phase, "other")
+        found[cause] = found.get(cause, 0.0) + seconds
+    return found
+
+
+def pause_after(written_at: float, *, opened_at: float) -> float:
+    """When the next row of an attempt is due that was opened, and last written to, at these times:
+    after as much again as all before it, up to 15 s.
+    """
+    return min(PROGRESS_SECONDS, max(FIRST_SECONDS, written_at - opened_at))
+
+
+def goodput(rows: Sequence[Row], now: float | None = None) -> Goodput:
+    """Judge the rows of ``attempts.jsonl``; ``now`` defaults to the time of the last row."""
+    account = Account(rows)
+    for row in rows:
+        account.add(row)
+    return account.at(now)
+
+
+class Account:
+    """The rows of a run, added up in their order.
+
+    ``rows`` are those that say where it began anew: a step counts only if none of them is before
+    it. Rows without a beginning may be added that ``rows`` does not hold.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._begins = [row for row in rows if row["event"] in ("start", "rewind")]
+        self._firsts = [_first_step(row) for row in self._begins]
+        self._lower = _next_lower(self._firsts)
+        self._seconds = dict.fromkeys(Goodput().seconds, 0.0)
+        self._number = -1  # of the stretch between two beginnings that is being added
+        self._attempts = 0
+        self._step = 0
+        self._unfinished = 0.0  # seconds in a step of which no row has told the end
+        self._time: float | None = None  # as far as the seconds are told
+        self._opened_at: float | None = None  # of the attempt that has no end yet
+        self._is_open = self._is_first = False
+
+    def at(self, now: float | None = None) -> Goodput:
+        """The sum. What was after the last row, up to ``now``, is not known: ``other``."""
+        seconds = dict(self._seconds)
+        seconds["other"] += self._unfinished
+        if now is not None and self._time is not None:
+            seconds["other"] += max(0.0, now - self._time)
+        named = {f"{name}_seconds": value for name, value in seconds.items()}
+        return Goodput(**named, attempts=self._attempts)
+
+    def with_row(self, row: Row) -> Account:
+        """Another account that holds this row as well."""
+        other = copy.copy(self)
+        other._seconds = dict(self._seconds)
+        other.add(row)
+        return other
+
+    def add(self, row: Row) -> None:
+        gap = 0.0 if self._time is None else max(0.0, row["time"] - self._time)
+        unknown = self._unknown_seconds()
+        self._time = max(row["time"], self._time or row["time"])
+        if row["event"] == "start":
+            self._begin_attempt(row, gap, lost=min(gap, unknown))
+            return
+        if self._number < 0:  # damaged by hand: nothing has begun
+            return
+        self._add_progress(row, gap)
+        if row["event"] == "end":
+            self._give_up("redone")
+            self._is_open = False
+        elif row["event"] == "rewind":
+            self._give_up("undone")
+            self._number += 1
+            self._step = row["to_step"]
+
+    def _begin_attempt(self, row: Row, gap: float, *, lost: float) -> None:
+        self._give_up("redone")
+        self._seconds["redone"] += lost
+        self._seconds["down"] += gap - lost
+        self._number += 1
+        self._attempts += 1
+        self._step = row["first_step"]
+        self._is_open = self._is_first = True
+        self._opened_at = None
+
+    def _unknown_seconds(self) -> float:
+        """How long the attempt may have gone on after its last row."""
+        if not self._is_open:
+            return 0.0
+        if self._time is None or self._opened_at is None:  # rows of before the causes were told
+            return PROGRESS_SECONDS
+        return pause_after(self._time, opened_at=self._opened_at)
+
+    def _add_progress(self, row: Row, gap: float) -> None:
+        steps = row["step"] - self._step
+        seconds = {key: max(0.0, value) for key, value in row.get("seconds", {}).items()}
+        if steps > 0 and STEP not in seconds:  # a row of before the causes were told
+            seconds = {STEP: row["step_seconds"]}
+        told = sum(seconds.values())
+        if told > gap:  # another clock counted them
+            seconds = {key: value * gap / told for key, value in seconds.items()}
+        in_steps = self._unfinished + seconds.pop(STEP, 0.0)
+        for key, value in seconds.items():
+            self._seconds[_CAUSES.get(key, "other")] += value
+        # Before the first row, the interpreter's own start.
+        left = "start" if self._is_first and "seconds" in row else "other"
+        self._seconds[left] += max(0.0, gap - told)
+        if self._is_first and "seconds" in row:
+            self._opened_at = row["time"]
+        self._is_first = False
+        self._unfinished = 0.0 if steps > 0 else in_steps
+        if steps > 0:
+            self._share_out(row, in_steps / steps)
+            self._step = row["step"]
+
+    def _share_out(self, row: Row, seconds: float) -> None:
+        """Put steps down to what became of them; each took ``seconds``."""
+        first, last = self._step, row["step"]
+        number = self._number + 1
+        while number < len(self._firsts) and last > first:
+            kept = min(last, max(first, self._firsts[number]))
+            cause = "redone" if self._begins[number]["event"] == "start" else "undone"
+            self._seconds[cause] += (last - kept) * seconds
+            last, number = kept, self._lower[number]
+        skipped = min(row.get("skipped_steps", 0) / (row["step"] - first), 1.0)
+        self._seconds["undone"] += skipped * (last - first) * seconds
+        self._seconds["productive"] += (1 - skipped) * (last - first) * seconds
+
+    def _give_up(self, cause: str) -> None:
+        self._seconds[cause] += self._unfinished
+        self._unfinished = 0.0
+
+
+def _first_step(row: Row) -> int:
+    return row["first_step" if row["event"] == "start" else "to_step"]
+
+
+def _next_lower(values: Sequence[int]) -> list[int]:
+    """For each place the next one with a lower value; ``len(values)`` where there is none."""
+    found = [len(values)] * len(values)
+    for place in range(len(values) - 2, -1, -1):
+        other = place + 1
+        while other < len(values) and values[other] >= values[place]:
+            other = found[other]
+        found[place] = other
+    return found

@@ -1,0 +1,290 @@
+"""What a run's folder tells about the run, running or not, without loading torch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmscale.config import RunConfig, load_config
+from lmscale.errors import ConfigError
+from lmscale.files import run_files
+from lmscale.files.jsonl import Row, last_row, read_rows, tail_rows
+from lmscale.files.run_files import (
+    ALIVE_SECONDS,
+    DATA_SLURM_FOLDER,
+    FAULTS_FILE,
+    RESUMES_FILE,
+    REWINDS_FILE,
+    SLURM_FOLDER,
+    STEP_FOLDER,
+    SWEEP_FILE,
+)
+from lmscale.files.strangers import is_count, parse_json
+from lmscale.runs.attempts import ATTEMPTS_FILE, FINISHED
+from lmscale.runs.goodput import Goodput, goodput
+from lmscale.runs.ownership import CONFIG_FILE
+from lmscale.runs.sweep_folder import (
+    find_membership,
+    frozen_config,
+    member_submissions,
+    read_sweep,
+)
+from lmscale.runs.trackers import METRICS_FILE
+
+LEDGER_FILE = "ledger.jsonl"
+EVENTS_FILE = "events.jsonl"
+_EVERY_EVENT = {"event", "time", "submission", "job", "restart"}
+_EVENT_KEYS = {
+    "start": _EVERY_EVENT | {"step", "nodes"},
+    "end": _EVERY_EVENT | {"step", "code", "reason", "action"},
+    "exclude": _EVERY_EVENT | {"nodes", "reason"},
+}
+RUNNING = "running"
+_METRICS_BYTES = 1 << 18  # some 200 lines: evaluations are rarer than steps
+# With what an attempt ends that could not be saved.
+_FAILED_SAVES = ("save failed", "CheckpointError", "NoSpaceError")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastCheckpoint:
+    """The newest committed one, by its manifest."""
+
+    step: int
+    committed_at: float
+    """Unix time."""
+    bytes: int | None
+    """Of all its files; None where the manifest cannot be read."""
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """A run at one look."""
+
+    folder: Path
+    config: RunConfig
+    state: str
+    """``running``, ``silent for … s`` (killed, or in a very long step), ``not started``, or why the
+    last attempt ended."""
+    step: int
+    """Steps done, by the ledger."""
+    figures: Row
+    """The latest value of every metric, by name."""
+    figure_steps: Mapping[str, int]
+    """The step that each of them is of."""
+    metrics: tuple[Row, ...]
+    """The last lines of metrics.jsonl."""
+    goodput: Goodput
+    attempts: tuple[Row, ...]
+    """All rows of attempts.jsonl."""
+    checkpoints: tuple[str, ...]
+    """Names of the committed ones, oldest first; of those elsewhere there is a copy of the
+    manifest."""
+    rewinds: tuple[Row, ...]
+    """What the guard undid, oldest first."""
+    passed_over: tuple[Row, ...]
+    """Checkpoints that starts did not take, oldest start first: time, checkpoint, why."""
+    evidence: tuple[Path, ...]
+    """Files with what the guard knew when it acted, oldest step first."""
+    faults: tuple[Row, ...]
+    """What was made to fail on purpose, oldest first."""
+    submissions: tuple[Row, ...]
+    """To Slurm, oldest first."""
+    events: tuple[Row, ...]
+    """What the batch scripts wrote."""
+    last_sign: float | None
+    """When the run last wrote anything, as Unix time."""
+
+    @property
+    def starts(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.attempts if row["event"] == "start")
+
+    @property
+    def has_open_attempt(self) -> bool:
+        """Whether the last attempt has written no end."""
+        return bool(self.attempts) and self.attempts[-1]["event"] != "end"
+
+    @property
+    def end_reason(self) -> str | None:
+        """Why the last attempt ended; None when it did not, or there was none."""
+        has_ended = bool(self.attempts) and self.attempts[-1]["event"] == "end"
+        return str(self.attempts[-1]["reason"]) if has_ended else None
+
+    @property
+    def failed_saves(self) -> tuple[Row, ...]:
+        """The ends of the attempts that ended because they could not be saved."""
+        return tuple(row for row in self.attempts if row.get("reason") in _FAILED_SAVES)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.end_reason == FINISHED and self.step >= self.config.train.steps
+
+    @property
+    def heldout(self) -> tuple[str, float] | None:
+        """The newest held-out loss and its name; of several sets the first by name."""
+        for kind in ("final", "evaluation"):
+            names = [n for n in self.figures if n.startswith(f"{kind}/") and n.endswith("/loss")]
+            values = [(n, self.figures[n]) for n in sorted(names) if self.figures[n] is not None]
+            if values:
+                return values[0]
+        return None
+
+
+def read_status(folder: str | Path) -> RunStatus:
+    """Read a run's folder. Raises ``ConfigError`` when it is none."""
+    folder = Path(folder)
+    config = load_run_config(folder)
+    attempts = read_rows(folder / ATTEMPTS_FILE)
+    ledger = last_row(folder / LEDGER_FILE)
+    paths = folder.glob("checkpoints/*/manifest.json")
+    found = (path.parent.name for path in paths if STEP_FOLDER.fullmatch(path.parent.name))
+    checkpoints = sorted(found, key=lambda name: (len(name), name))
+    last_sign = _last_sign(folder)
+    state = _describe_state(attempts, last_sign)
+    metrics = tail_rows(folder / METRICS_FILE, max_bytes=_METRICS_BYTES)
+    figures, figure_steps = _latest_figures(metrics)
+    return RunStatus(
+        folder=folder,
+        config=config,
+        state=state,
+        step=ledger["step"] + 1 if ledger else 0,
+        figures=figures,
+        figure_steps=figure_steps,
+        metrics=tuple(metrics),
+        # Of a run that is gone without a word, the time since then is not known to be lost.
+        goodput=goodput(attempts, time.time() if state == RUNNING else None),
+        attempts=tuple(attempts),
+        checkpoints=tuple(checkpoints),
+        rewinds=tuple(read_rows(folder / REWINDS_FILE)),
+        passed_over=tuple(
+            {"time": row["time"], **one}
+            for row in read_rows(folder / RESUMES_FILE)
+            for one in row["passed_over"]
+        ),
+        evidence=tuple(sorted(folder.glob("guard/*/evidence.json"))),
+        faults=tuple(read_rows(folder / FAULTS_FILE)),
+        submissions=tuple(read_submissions(folder)),
+        events=tuple(read_events(folder)),
+        last_sign=last_sign,
+    )
+
+
+def read_submissions(folder: str | Path) -> list[Row]:
+    """What was submitted to Slurm for this folder, oldest first; of a sweep's run its own task."""
+    folder = Path(folder)
+    rows = run_files.read_submissions(folder / SLURM_FOLDER)
+    rows = rows or run_files.read_submissions(folder / DATA_SLURM_FOLDER)
+    membership = find_membership(folder)
+    known = {row["submission"] for row in rows}
+    of_sweep = member_submissions(*membership) if membership else []
+    rows += [row for row in of_sweep if row["submission"] not in known]
+    return sorted(rows, key=lambda row: row["time"])
+
+
+def read_events(folder: Path) -> list[Row]:
+    """The rows that batch scripts wrote: two copies at once, on two nodes, may tear a line."""
+    try:
+        lines = (folder / SLURM_FOLDER / EVENTS_FILE).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.keys() >= _EVENT_KEYS.get(row.get("event", ""), {"?"}):
+            rows.append(row)
+    return rows
+
+
+def load_run_config(folder: str | Path) -> RunConfig:
+    """The configuration that ran, or of a run that waits for its first start, that will run.
+
+    Raises ``ConfigError`` when ``folder`` is not a run's.
+    """
+    own = Path(folder) / CONFIG_FILE
+    path = own if own.is_file() else frozen_config(Path(folder))
+    if path is None:
+        raise ConfigError(
+            f"{folder} is not a run's folder: it holds no {CONFIG_FILE}. "
+            "`lmscale runs list` shows the runs of a folder."
+        )
+    return load_config(path)
+
+
+def find_runs(folder: str | Path) -> list[Path]:
+    """The run folders directly in ``folder``, by name; also those that only wait in a queue.
+
+    Raises ``ConfigError`` when it is no folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder. Name the one that holds the runs.")
+    started = {path.parent for path in folder.glob(f"*/{CONFIG_FILE}")}
+    submitted = {path.parents[2] for path in folder.glob(f"*/{SLURM_FOLDER}/*/{CONFIG_FILE}")}
+    sweeps = {path.parent for path in folder.glob(f"*/{SWEEP_FILE}")}
+    members = read_sweep(folder).members if (folder / SWEEP_FILE).is_file() else ()
+    return sorted((started | submitted) - sweeps | {member.folder for member in members})
+
+
+def _last_sign(folder: Path) -> float | None:
+    # Rank 0's heartbeat speaks for the run: its own thread writes it, also in a very long step.
+    names = (LEDGER_FILE, METRICS_FILE, ATTEMPTS_FILE, "heartbeats/rank-00000.json")
+    signs = [path.stat().st_mtime for path in map(folder.joinpath, names) if path.exists()]
+    return max(signs, default=None)
+
+
+def _describe_state(attempts: list[Row], last_sign: float | None) -> str:
+    if not attempts or last_sign is None:
+        return "not started"
+    if attempts[-1]["event"] == "end":
+        return str(attempts[-1]["reason"])
+    silence = time.time() - last_sign
+    return RUNNING if silence < ALIVE_SECONDS else f"silent for {silence:,.0f} s"
+
+
+def find_last_checkpoint(status: RunStatus) -> LastCheckpoint | None:
+    """The newest one, whose manifest may be large; None while there is none."""
+    names = status.checkpoints
+    if not names:
+        return None
+    path = status.folder / "checkpoints" / names[-1] / "manifest.json"
+    try:
+        committed_at = path.stat().st_mtime
+        size, reason = _read_manifest(path.read_bytes())
+    except OSError:  # removed by retention at this very moment: the next look finds another
+        return None
+    return LastCheckpoint(
+        step=int(names[-1].rpartition("-")[2]),
+        committed_at=committed_at,
+        bytes=size,
+        reason=reason,
+    )
+
+
+def _read_manifest(content: bytes) -> tuple[int | None, str | None]:
+    """The bytes of a checkpoint's files and why it was written; None where it does not say."""
+    try:
+        manifest = parse_json(content)
+        sizes, reason = [entry["bytes"] for entry in manifest["files"]], manifest.get("reason")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None, None
+    if not all(map(is_count, sizes)) or not isinstance(reason, str | None):
+        return None, None
+    return sum(sizes), reason
+
+
+def _latest_figures(rows: Sequence[Row]) -> tuple[Row, dict[str, int]]:
+    """Rows of steps and of evaluations hold different names: the last of each counts."""
+    figures: dict[str, Any] = {}
+    steps: dict[str, int] = {}
+    for row in rows:
+        figures.update(row)
+        if "step" in row:
+            steps.update({name: int(row["step"]) for name in row})
+    return figures, steps

@@ -1,0 +1,240 @@
+"""Requests to stop early, or to save and go on: a signal, or a file in the run's folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lmscale.errors import EXIT_RESUMABLE
+from lmscale.files.run_files import SAVE_FILE, STOP_FILE
+from lmscale.ranks.exits import leave
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SAVE_SIGNAL = signal.SIGUSR2
+# One `scancel --signal`, or one launcher that passes it on, reaches all ranks within this: what
+# comes so soon after a save has begun asked for that one.
+SAME_REQUEST_SECONDS = 2.0
+# How often a rank that waits looks for the file, if it is not the one that looks at every step.
+FILE_SECONDS = 5.0
+_END = b"\0"  # no signal has this number
+
+
+class StoppedError(Exception):
+    """All ranks have agreed to stop; what was done is saved. Not an error for the user."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class StopRequests:
+    """Remembers this rank's first request to stop, for the time of a ``with`` block.
+
+    Only the calling rank knows: the train loop spreads it in the step's own reduction. A second
+    SIGINT raises ``KeyboardInterrupt``, for a person who will not wait for the checkpoint. SIGUSR2
+    and the file ``save`` ask for a checkpoint and end nothing, at any time.
+
+    The signals are blocked in the main thread and taken by one of this object's own. So a main
+    thread that waits in native code is no hindrance, and whatever it starts, compilers included,
+    inherits them blocked: `scancel --signal` and Ctrl-C reach every process of a job.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        watch_file: bool = True,
+        signals: Sequence[signal.Signals] = SIGNALS,
+    ) -> None:
+        """``watch_file``: one rank is enough; spare the shared file system the others."""
+        self._file = Path(folder) / STOP_FILE
+        self._save_file = Path(folder) / SAVE_FILE
+        self._watch_file = watch_file
+        self._signals = tuple(signals)
+        self._heard = (*self._signals, SAVE_SIGNAL)
+        self._save_signalled = False
+        self._saved_at = -SAME_REQUEST_SECONDS
+        self._reason: str | None = None
+        self._interrupts = 0
+        self._has_nothing_to_save = False
+        self._finish: Callable[[str], None] | None = None
+        self._stale: tuple[int, int] | None = None
+        self._obeyed_save: tuple[int, int] | None = None
+        self._obeyed_step: int | None = None  # of the save, until it is committed
+        self._looked_at = 0.0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        self._stale = _identify(self._file)
+        self._wakes, self._wake_end = os.pipe()
+        os.set_blocking(self._wake_end, False)
+        for number in self._heard:
+            self._previous[number] = signal.signal(number, self._remember)
+        self._previous_wakeup = signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, name="stop requests", daemon=True)
+        self._thread.start()  # before the next line: it must not inherit the mask
+        self._previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._heard)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._has_nothing_to_save = False
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._previous_mask)
+        signal.set_wakeup_fd(self._previous_wakeup)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+        os.write(self._wake_end, _END)
+        self._thread.join()
+        os.close(self._wakes)
+        os.close(self._wake_end)
+
+    def requested(self, *, is_waiting: bool = False) -> str | None:
+        """Why to stop (``SIGTERM``, ``SIGUSR1``, ``SIGINT``, ``stop file``), or None.
+
+        A rank that waits for something which may never come looks for the file itself.
+        """
+        if self._reason is None and (self._watch_file or (is_waiting and self._is_time_to_look())):
+            if _identify(self._file) not in (None, self._stale):
+                self._reason = "stop file"
+        return self._reason
+
+    def save_asked(self) -> bool:
+        """Whether a save is asked for: by SIGUSR2 to this rank, or by the file, of any age.
+
+        A file from before the start has asked an attempt that could not answer any more. One that
+        was obeyed and cannot be removed asks again when it is touched.
+        """
+        if self._save_signalled or not self._watch_file:
+            return self._save_signalled
+        return _identify(self._save_file) not in (None, self._obeyed_save)
+
+    def obey_save(self, step: int) -> None:
+        """The save that was asked for begins now, on all ranks: ask for no second one."""
+        self._saved_at = time.monotonic()
+        self._save_signalled = False
+        if self._watch_file:
+            self._obeyed_save, self._obeyed_step = _identify(self._save_file), step
+
+    def consume_save(self, committed_step: int | None) -> None:
+        """Remove the file that was obeyed, once its save is committed: until then a failure or a
+        kill leaves it to ask the next attempt. One that was touched since asks for another save.
+        """
+        if self._obeyed_step is None or committed_step is None:
+            return
+        if committed_step >= self._obeyed_step:
+            self._obeyed_step = None
+            if _identify(self._save_file) == self._obeyed_save:
+                _remove(self._save_file)
+
+    def wait(self, seconds: float) -> str | None:
+        """The request, when one comes within ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while self.requested() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self._reason
+
+    def nothing_to_save(self, finish: Callable[[str], None] | None = None) -> None:
+        """From here on a signal ends the process at once, with the exit code of a good stop.
+
+        ``finish`` is called with the reason first, in another thread.
+        """
+        self._finish = finish
+        self._has_nothing_to_save = True
+        if self._reason is not None and self._reason != "stop file":
+            self._leave()
+
+    def something_to_save(self) -> None:
+        """From here on requests wait until they are asked for."""
+        self._has_nothing_to_save = False
+
+    def ignore_from_here(self) -> None:
+        """All is done: more signals, such as Slurm's second SIGTERM, may not change how it ends."""
+        for number in self._heard:
+            signal.signal(number, signal.SIG_IGN)
+        self._previous.clear()
+
+    def discard_stale_file(self) -> None:
+        """Remove a stop file that is older than this start: it was meant for another.
+
+        For the rank that watches it, once the folder is this run's.
+        """
+        if self._watch_file and self._stale is not None and _identify(self._file) == self._stale:
+            if _remove(self._file):
+                logger.info("%s was there before this start: removed, and not obeyed", self._file)
+
+    def consume_file(self) -> None:
+        """Remove the stop file after it was obeyed, or the next attempt would find it."""
+        if self._watch_file:
+            _remove(self._file)
+
+    def _is_time_to_look(self) -> bool:
+        now = time.monotonic()
+        is_time = now - self._looked_at >= FILE_SECONDS
+        if is_time:
+            self._looked_at = now
+        return is_time
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        """Python's own handler: in the main thread, when that comes to it."""
+        self._note(number)
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                raise KeyboardInterrupt
+
+    def _listen(self) -> None:
+        """Python's C handler writes the number of every signal at once, whatever thread it hits."""
+        # A launcher starts a rank with SIGUSR2 blocked, so that it waits for somebody who listens.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._heard)
+        while True:
+            for number in os.read(self._wakes, 64):
+                if number == _END[0]:
+                    return
+                self._note(number)
+                if number == SAVE_SIGNAL and self._is_new_save():
+                    self._save_signalled = True
+                if self._reason is not None and self._has_nothing_to_save:
+                    self._leave()
+
+    def _note(self, number: int) -> None:
+        if self._reason is None and number in self._signals:
+            self._reason = signal.Signals(number).name
+
+    def _is_new_save(self) -> bool:
+        return time.monotonic() - self._saved_at >= SAME_REQUEST_SECONDS
+
+    def _leave(self) -> None:
+        reason = self._reason or ""
+        if self._finish is not None:
+            with suppress(Exception):
+                self._finish(reason)
+        leave(EXIT_RESUMABLE, f"stopped by {reason}; there was nothing to save")
+
+
+def _identify(file: Path) -> tuple[int, int] | None:
+    """What tells a file from another one made or touched later, or None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
+def _remove(file: Path) -> bool:
+    """A folder of that name, or another user's file, may not end the run."""
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s cannot be removed, please do: %s", file, error)
+        return False
+    return True

@@ -1,0 +1,135 @@
+"""What a sweep's folder tells: its runs, the values they were given, their job array."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmscale.errors import ConfigError
+from lmscale.files.jsonl import Row
+from lmscale.files.run_files import SLURM_FOLDER, SWEEP_FILE, read_submissions
+from lmscale.runs.ownership import CONFIG_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepMember:
+    """One run of a sweep."""
+
+    index: int
+    run: str
+    folder: Path
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Runs that differ in some settings, below one folder."""
+
+    name: str
+    root: Path
+    keys: tuple[str, ...]
+    members: tuple[SweepMember, ...]
+    job: str
+    """The array of the newest submission."""
+
+
+def find_sweep(folder: str | Path, name: str) -> Sweep:
+    """The sweep of that name in ``folder``, or of which ``folder`` is the root."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder. Name the one that holds the sweep.")
+    found = {sweep.name: sweep for sweep in find_sweeps(folder)}
+    if name not in found:
+        known = f"There: {', '.join(sorted(found))}." if found else "It holds no sweeps."
+        raise ConfigError(f"{folder}: there is no sweep {name!r}. {known}")
+    return found[name]
+
+
+def find_sweeps(folder: Path) -> list[Sweep]:
+    paths = [folder / SWEEP_FILE, *sorted(folder.glob(f"*/{SWEEP_FILE}"))]
+    return [read_sweep(path.parent) for path in paths if path.is_file()]
+
+
+def read_sweep(root: Path) -> Sweep:
+    path = root / SWEEP_FILE
+    try:
+        content = json.loads(path.read_bytes())
+        members = tuple(
+            SweepMember(
+                index=row["index"],
+                run=row["run"],
+                folder=root / row["run"],  # wherever the whole folder is seen from
+                values=row["values"],
+            )
+            for row in content["runs"]
+        )
+        return Sweep(
+            name=content["name"],
+            root=root,
+            keys=tuple(content["keys"]),
+            members=members,
+            job=str(content["job"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as a sweep: {error!r}. Launch the sweep again to write it anew."
+        ) from None
+
+
+def refuse_sweep(folder: Path) -> None:
+    """Raise ``ConfigError`` where one run is to be named, and this is the folder of many."""
+    if not (folder / SWEEP_FILE).is_file():
+        return
+    sweep = read_sweep(folder)
+    example = f", such as {sweep.members[0].folder}" if sweep.members else ""
+    raise ConfigError(
+        f"{folder}: this is a sweep; `lmscale runs list {folder} --sweep {sweep.name}` shows its "
+        f"runs. Name one of them{example}."
+    )
+
+
+def find_membership(folder: Path) -> tuple[Sweep, SweepMember] | None:
+    """The sweep that a run's folder belongs to."""
+    root = folder.absolute().parent
+    if not (root / SWEEP_FILE).is_file():
+        return None
+    sweep = read_sweep(root)
+    return next(((sweep, m) for m in sweep.members if m.run == folder.absolute().name), None)
+
+
+def member_submissions(sweep: Sweep, member: SweepMember) -> list[Row]:
+    """The submissions of the whole array, as those of one of its tasks."""
+    rows = read_submissions(sweep.root / SLURM_FOLDER)
+    return [_as_task(row, member.index) for row in rows if row["kind"] == "train"]
+
+
+def _as_task(row: Row, index: int) -> Row:
+    jobs = row.get("jobs") or [row["job"]]
+    return {**row, "job": f"{row['job']}_{index}", "jobs": [f"{job}_{index}" for job in jobs]}
+
+
+def job_outputs(folder: Path) -> tuple[Path, str]:
+    """Where the batch scripts of a run write, and the pattern of their files there."""
+    membership = find_membership(folder)
+    if membership is None:
+        return folder / SLURM_FOLDER, "job-*.out"
+    sweep, member = membership
+    return sweep.root / SLURM_FOLDER, f"job-*_{member.index}.out"
+
+
+def frozen_member_config(sweep: Sweep, member: SweepMember) -> Path | None:
+    """What a task will train that has not begun yet."""
+    pattern = f"{SLURM_FOLDER}/*/configs/{member.index:03d}.yaml"
+    found = sorted(sweep.root.glob(pattern))
+    return found[-1] if found else None
+
+
+def frozen_config(folder: Path) -> Path | None:
+    """What a run was last submitted with; a submission's name begins with its time."""
+    found = sorted(folder.glob(f"{SLURM_FOLDER}/*/{CONFIG_FILE}"))
+    if found:
+        return found[-1]
+    membership = find_membership(folder)
+    return frozen_member_config(*membership) if membership else None

@@ -1,0 +1,123 @@
+"""What a run shows of itself: ``metrics.jsonl`` for programs, TensorBoard events for people."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmscale.errors import LmscaleError, NoSpaceError
+from lmscale.files.atomic import writing
+from lmscale.files.jsonl import RowFile, renew_rows
+from lmscale.files.redact import redact
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "events"
+# A killed run loses at most this much of the curves; metrics.jsonl loses nothing.
+FLUSH_SECONDS = 10
+
+
+class Trackers:
+    """Rank 0's figures, to both places at once. Opened by ``open_trackers``."""
+
+    def __init__(self, folder: Path, metrics: RowFile, events: SummaryWriter) -> None:
+        self._folder = folder
+        self._metrics = metrics
+        self._events = events
+        # What to do in place of raising when a row is refused, as by a full disk: rank 0 logs in
+        # the middle of what all ranks do together, so it may not end there alone.
+        self.on_refusal: Callable[[LmscaleError], None] | None = None
+
+    def log(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Record a step's figures. None is left out; one that is not finite is null in JSON."""
+        figures = {name: value for name, value in values.items() if value is not None}
+        now = time.time()
+        row: dict[str, Any] = {"step": step, "time": round(now, 3), **figures}
+        with self._noticing_refusal():
+            self._metrics.append(row)
+            with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
+                for name, value in figures.items():
+                    self._events.add_scalar(name, float(value), step, walltime=now)
+
+    @contextmanager
+    def _noticing_refusal(self) -> Iterator[None]:
+        try:
+            yield
+        except LmscaleError as error:
+            if self.on_refusal is None:
+                raise
+            self.on_refusal(error)
+
+    def log_text(self, name: str, text: str, *, step: int = 0) -> None:
+        """Show text on TensorBoard's text page, in a fixed-width font as it is."""
+        fenced = "\n".join(f"    {line}" for line in redact(text).splitlines())
+        with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
+            self._events.add_text(name, fenced, step)
+
+    def log_layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
+        """Group curves on TensorBoard's custom page: ``{page: {chart: [name or pattern, …]}}``."""
+        layout = {
+            page: {title: ["Multiline", names] for title, names in of_page.items()}
+            for page, of_page in charts.items()
+        }
+        self._events.add_custom_scalars(layout)
+
+    def flush(self) -> None:
+        with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
+            self._events.flush()
+
+
+@contextmanager
+def open_trackers(folder: str | Path, *, resumed_step: int = 0) -> Iterator[Trackers]:
+    """Go on with a run's curves from ``resumed_step`` (0 for a new run); on rank 0 only.
+
+    Rows of later steps, written by an attempt that came further than its last checkpoint, are
+    dropped from ``metrics.jsonl`` and hidden in TensorBoard, so no step is shown twice.
+    """
+    # torch's writer adds 0.4 s to a rank that has loaded torch anyway, and it knows the text and
+    # custom-scalar plugins; the bare tensorboard writer would need those protocol buffers here.
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = Path(folder)
+    with writing("metrics and TensorBoard events", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics = renew_rows(
+            folder / METRICS_FILE,
+            lambda row: row.get("step", math.inf) <= resumed_step,
+            no_space=NoSpaceError,
+        )
+        _outlast_second(folder / EVENTS_FOLDER)
+        events = SummaryWriter(
+            str(folder / EVENTS_FOLDER),
+            # TensorBoard hides what earlier attempts wrote from this step on; before the first
+            # checkpoint, all of it.
+            purge_step=resumed_step + 1,
+            flush_secs=FLUSH_SECONDS,
+        )
+    try:
+        yield Trackers(folder, metrics, events)
+    finally:
+        metrics.close()
+        with writing("TensorBoard events", folder, no_space=NoSpaceError):
+            events.close()
+
+
+def _outlast_second(events: Path) -> None:
+    """Wait until the next file of events sorts behind those that are there.
+
+    TensorBoard reads them in the order of their names: the second, and then the host and the
+    numbers of the process and the file as text, so that of two of one second (a rewind soon after
+    the start) the newer may come first and be hidden (tensorboard 2.21). Waits for one second at
+    most: a host whose clock is further behind is not waited for.
+    """
+    prefix = "events.out.tfevents."
+    newest = max((path.name for path in events.glob(f"{prefix}*")), default="")
+    deadline = time.monotonic() + 1
+    while newest > f"{prefix}{int(time.time()):010d}" and time.monotonic() < deadline:
+        time.sleep(0.01)

@@ -1,1 +1,0 @@
-"""What every part of a run shares: atomic files, ranks, collectives, logs, trackers, stopping."""

@@ -1,0 +1,1 @@
+"""The processes of a corpus or shard build, and who takes over from whom."""

@@ -1,0 +1,109 @@
+"""Work that several processes of a machine share: a pool of tasks, and a lock."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+
+from lmscale.errors import DataError, LmscaleError
+from lmscale.files.cores import num_cores
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def run_tasks(
+    work: Callable[[Task], Result], tasks: Sequence[Task], *, processes: int
+) -> Iterator[tuple[Task, Result]]:
+    """Yield (task, result) as tasks finish, in any order; ``processes`` 0 means one per core.
+
+    One process, or one task, runs here. Otherwise ``work`` and the tasks are pickled to processes
+    that end with this one, even if it is killed. After the first ``LmscaleError`` no new task is
+    begun; the errors of those that ran are raised together.
+    """
+    count = min(processes or num_cores(), len(tasks))
+    if count <= 1:
+        for task in tasks:
+            yield task, work(task)
+        return
+    # Not fork: this process may have threads, which a forked child would find half dead.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
+        try:
+            yield from _results(pool, work, tasks, count)
+        except BrokenProcessPool:
+            raise DataError(
+                f"One of {count} worker processes was killed, most likely for want of memory. "
+                "Finished work is kept: run the same command again with fewer processes."
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _results(
+    pool: ProcessPoolExecutor, work: Callable[[Task], Result], tasks: Sequence[Task], count: int
+) -> Iterator[tuple[Task, Result]]:
+    """Keep the pool busy with few tasks in flight, so that an error stops the rest."""
+    waiting = iter(tasks)
+    running: dict[Future[Result], Task] = {}
+    errors: list[LmscaleError] = []
+    while True:
+        while len(running) < count + 1 and not errors:
+            task = next(waiting, None)
+            if task is None:
+                break
+            running[pool.submit(work, task)] = task
+        if not running:
+            break
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            task = running.pop(future)
+            try:
+                result = future.result()
+            except LmscaleError as error:
+                errors.append(error)
+                continue
+            yield task, result
+    if errors:
+        kinds = [error for error in errors if type(error) is type(errors[0])]
+        problems = dict.fromkeys(problem for error in kinds for problem in error.problems)
+        raise type(errors[0])(list(problems))
+
+
+def _end_with_parent() -> None:
+    """A killed parent leaves its pool's processes waiting for ever; this ends them."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch(sentinel: int) -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file, or raise ``DataError`` at once. A kill releases it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(
+            f"{path}: another process is building {what}. Wait until it has finished, or stop it."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,118 @@
+"""Held-out loss while a run trains, and once over the whole sets when it is done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmscale.config.training import FIGURES
+from lmscale.engine.step_report import StepReport
+from lmscale.evaluation.perplexity import SetScore, evaluate_set, plan_evaluation, render_scores
+from lmscale.evaluation.sets import open_evaluation_sets
+from lmscale.files.jsonl import read_rows
+from lmscale.ranks.collectives import broadcast_object, failing_together
+from lmscale.runs.trackers import METRICS_FILE, Trackers, open_trackers
+from lmscale.stream.dataset import Dataset
+from lmscale.train.assemble import Run
+from lmscale.train.votes import StopPoll
+
+logger = logging.getLogger(__name__)
+
+SAMPLED = "evaluation"  # of at most max_windows windows: one curve, alike from step to step
+WHOLE = "final"  # of all windows, after the last step
+
+
+@dataclass(kw_only=True)
+class Evaluator:
+    """Scores the held-out sets of a run. All ranks call it together.
+
+    Raises ``StoppedError`` on all of them when one is asked to stop: there is no score then.
+    """
+
+    run: Run
+    datasets: dict[str, Dataset]
+    trackers: Trackers | None  # rank 0's
+    poll: StopPoll
+    scored_step: int | None = None  # the last one
+
+    def __call__(self, report: StepReport) -> None:
+        config = self.run.config.evaluation
+        is_last = report.step == self.run.config.train.steps
+        is_stopping = report.stop_reason is not None and not is_last
+        is_due = bool(config.every_steps) and report.step % config.every_steps == 0
+        is_covered = is_last and config.at_end and config.max_windows is None  # by the whole sets
+        if is_due and not is_stopping and not is_covered:
+            self.score(report.step, SAMPLED, max_windows=config.max_windows)
+        if is_last and config.at_end:
+            self.score(report.step, WHOLE, max_windows=None)
+
+    def score(self, step: int, name: str, *, max_windows: int | None) -> None:
+        if not self.datasets:
+            return
+        run = self.run
+        plan = plan_evaluation(run.config, run.tokenizer.token_bytes(), max_windows=max_windows)
+        scores = {
+            set_name: evaluate_set(
+                run.engine.deepspeed,
+                dataset,
+                plan,
+                ranks=run.ranks,
+                device=run.device,
+                between_batches=self.poll,
+            )
+            for set_name, dataset in self.datasets.items()
+        }
+        self.scored_step = step
+        if self.trackers is not None:
+            self.trackers.log(step, flatten_scores(name, scores))
+        logger.info("held out at step %d (%s)\n%s", step, name, render_scores(scores))
+
+
+@contextmanager
+def open_evaluator(run: Run, trackers: Trackers | None, poll: StopPoll) -> Iterator[Evaluator]:
+    """Open and check the held-out sets: one that is not there is an error before the first step."""
+    with ExitStack() as stack:
+        with failing_together():
+            datasets = open_evaluation_sets(
+                run.config, run.tokenizer.fingerprint, check_files=run.ranks.is_first
+            )
+        for dataset in datasets.values():
+            stack.callback(dataset.close)
+        yield Evaluator(run=run, datasets=datasets, trackers=trackers, poll=poll)
+
+
+def complete_evaluation(run: Run, poll: StopPoll) -> None:
+    """Score a run that was killed between its last checkpoint and its last evaluation."""
+    steps = run.config.train.steps
+    is_first = run.ranks.is_first
+    is_owed = run.config.evaluation.at_end and bool(run.config.evaluation.sets)
+    if not is_owed or broadcast_object(is_first and _was_scored(run.folder)):
+        return
+    with ExitStack() as stack:
+        trackers = None
+        with failing_together():
+            if is_first:
+                run.lease.check()
+                opened = open_trackers(run.folder, resumed_step=steps)
+                trackers = stack.enter_context(opened)
+        evaluator = stack.enter_context(open_evaluator(run, trackers, poll))
+        evaluator.score(steps, WHOLE, max_windows=None)
+
+
+def _was_scored(folder: Path) -> bool:
+    rows = read_rows(folder / METRICS_FILE)
+    return any(name.startswith(f"{WHOLE}/") for row in rows for name in row)
+
+
+def flatten_scores(name: str, scores: dict[str, SetScore]) -> dict[str, float]:
+    """``<name>/<set>/<figure>`` for the trackers."""
+    return {
+        f"{name}/{set_name}/{figure}": value
+        for set_name, score in scores.items()
+        for figure, value in zip(
+            FIGURES, (score.loss, score.perplexity, score.bits_per_byte), strict=True
+        )
+    }

@@ -1,0 +1,350 @@
+"""Where every rank is, told in one small file a rank: for the watchdog, and for people.
+
+The loop calls ``phase`` as it goes, which sets attributes and nothing else; a thread writes them to
+``RUN/heartbeats/rank-00003.json`` every few seconds. A process has one heartbeat, so that whoever
+works deep inside it, such as a checkpoint's writer, can say where it is without being handed one:
+the functions of this module do nothing where none is open, but that ``phase`` always keeps account
+of the time (phases.py). Reading and writing load no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lmscale.ranks.attempt import attempt_from_environment, node_name
+from lmscale.ranks.ranks import Ranks
+from lmscale.watch.phases import BETWEEN_STEPS, START, PhaseClock
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+HEARTBEATS_FOLDER = "heartbeats"
+END = "end"  # the rank has left the run in good order
+# Of all ranks together: 512 ranks write every 10 s, which a shared file system does not notice.
+MAX_WRITES_PER_SECOND = 50.0
+# Time in which a process did not run (stopped, suspended with its job) is not time it stood still.
+MAX_INTERVALS_AT_ONCE = 3.0
+FILE_BYTES = 1024  # always the same, so that a file is overwritten in place by a single write
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """A rank at one moment, by its own account."""
+
+    rank: int
+    world_size: int
+    host: str
+    pid: int
+    attempt: str
+    """``JOB.RESTART`` under Slurm, else ``local``."""
+    beat: int
+    """Counts up with every write: one that stands still is of a process that does not run."""
+    step: int
+    phase: str
+    place: int
+    """Calls of ``phase`` since the step began. All ranks make the same ones in the same order, so
+    (step, place, ticks) tells who is behind.
+    """
+    ticks: int
+    """Calls of ``tick`` since the phase began."""
+    phase_seconds: float
+    still_seconds: float
+    """Since the last call of either; time in which the whole process was stopped does not count."""
+    is_starting: bool
+    """Until the first step is done."""
+    forward_seconds: float | None
+    """Own work of a step: its forward passes and its wait for data, the median of recent steps."""
+    time: float
+
+
+class BeatHook(Protocol):
+    """What else happens at every beat, in the heartbeat's thread."""
+
+    def __call__(self, beat: Beat) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def beat_seconds(heartbeat_seconds: float, world_size: int) -> float:
+    """The interval of a rank, longer where many ranks write."""
+    return max(heartbeat_seconds, world_size / MAX_WRITES_PER_SECOND)
+
+
+class Heartbeat:
+    """This process's signs of life, for the time of a ``with`` block. Opened by the watchdog."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        ranks: Ranks,
+        *,
+        interval: float,
+        recent_steps: int = 20,
+        hooks: Sequence[BeatHook] = (),
+    ) -> None:
+        """``interval`` as ``beat_seconds`` gives it; ``recent_steps``: see ``forward_seconds``."""
+        self.path = beat_path(folder, ranks.rank)
+        self.slowest: tuple[int, float] | None = None  # set by rank 0's watchdog: (rank, ratio)
+        self._ranks, self._interval, self._hooks = ranks, interval, tuple(hooks)
+        self._host, self._attempt = node_name(), attempt_from_environment().name
+        self._beats = 0
+        self._step, self._phase, self._place, self._ticks = 0, START, 0, 0
+        self._is_starting = True
+        self._moves = self._moves_before = 0
+        self._still_seconds = 0.0
+        self._phase_at = self._moved_at = self._beat_at = time.monotonic()
+        self._own_seconds: deque[float] = deque(maxlen=max(1, recent_steps))
+        self._stopwatch: _Stopwatch | _CudaStopwatch | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._has_warned = False
+
+    def __enter__(self) -> Heartbeat:
+        global _current
+        self._write(self.observe())
+        _current = self
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        global _current
+        _current = None
+        self._closing.set()
+        self._thread.join(self._interval + 1)  # it may be held up by a file system that hangs
+        self.phase(END)
+        self._write(self.observe())
+
+    def phase(self, name: str, step: int | None = None) -> None:
+        """The rank begins something else, in a step of that number from here on."""
+        if step is not None and step != self._step:
+            self._step, self._place = step, 0
+        else:
+            self._place += 1
+        self._phase, self._ticks = name, 0
+        self._moves += 1
+        self._phase_at = self._moved_at = time.monotonic()
+
+    def tick(self) -> None:
+        """Something was done within the phase. Every rank ticks before it waits for the others."""
+        self._ticks += 1
+        self._moves += 1
+        self._moved_at = time.monotonic()
+
+    def own_work(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Time a forward pass in a ``with`` block; ``end_step`` adds the passes of a step up."""
+        if self._stopwatch is None:
+            self._stopwatch = _CudaStopwatch() if device.type == "cuda" else _Stopwatch()
+        return self._stopwatch
+
+    def end_step(self, wait_seconds: float) -> None:
+        """A step is done, and the device has been waited for.
+
+        Its own work is what the rank does alone: its forward passes and ``wait_seconds`` for data.
+        The backward pass and the update hold collectives, in which a fast rank waits for a slow one
+        and looks as slow. At ZeRO 3 the forward pass holds them too: there the times of the ranks
+        draw together, and only the wait for data still tells them apart.
+        """
+        self._is_starting = False
+        seconds = self._stopwatch.take() if self._stopwatch is not None else None
+        if seconds is not None:
+            self._own_seconds.append(seconds + wait_seconds)
+
+    def observe(self) -> Beat:
+        """The next beat."""
+        now = time.monotonic()
+        elapsed = min(now - self._beat_at, MAX_INTERVALS_AT_ONCE * self._interval)
+        if self._moves != self._moves_before:
+            self._still_seconds = min(now - self._moved_at, elapsed)
+        else:
+            self._still_seconds += elapsed
+        self._moves_before, self._beat_at = self._moves, now
+        self._beats += 1
+        own = self._own_seconds.copy()
+        is_full = len(own) == own.maxlen
+        return Beat(
+            rank=self._ranks.rank,
+            world_size=self._ranks.world_size,
+            host=self._host,
+            pid=os.getpid(),
+            attempt=self._attempt,
+            beat=self._beats,
+            step=self._step,
+            phase=self._phase,
+            place=self._place,
+            ticks=self._ticks,
+            phase_seconds=round(now - self._phase_at, 3),
+            still_seconds=round(self._still_seconds, 3),
+            is_starting=self._is_starting,
+            forward_seconds=round(statistics.median(own), 6) if is_full else None,
+            time=round(time.time(), 3),
+        )
+
+    def _run(self) -> None:
+        # The ranks came up together: their writes are spread over the interval.
+        pause = self._interval * (self._ranks.rank + 1) / self._ranks.world_size
+        try:
+            while not self._closing.wait(pause):
+                pause = self._interval
+                beat = self.observe()
+                self._write(beat)
+                for hook in self._hooks:
+                    hook(beat)
+        except Exception:  # training goes on; what watches it says why it does not any more
+            logger.exception("the heartbeat of rank %d has ended", self._ranks.rank)
+        finally:
+            for hook in self._hooks:
+                hook.close()
+
+    def _write(self, beat: Beat) -> None:
+        try:
+            overwrite(self.path, asdict(beat))
+        except OSError as error:  # a full disk or a file system that is away for a moment
+            if not self._has_warned:
+                self._has_warned = True
+                logger.warning("%s could not be written: %s", self.path, error)
+
+
+class _Stopwatch:
+    """Adds up the wall time of ``with`` blocks."""
+
+    def __init__(self) -> None:
+        self._seconds = self._began = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._seconds += time.perf_counter() - self._began
+
+    def take(self) -> float | None:
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+class _CudaStopwatch:
+    """Adds up the device's time of ``with`` blocks by events, without ever waiting for it."""
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._free: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> None:
+        import torch
+
+        if not self._free:
+            events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            self._free.append(events)
+        self._pairs.append(self._free.pop())
+        self._pairs[-1][0].record()
+
+    def __exit__(self, *exception: object) -> None:
+        self._pairs[-1][1].record()
+
+    def take(self) -> float | None:
+        """None when the device has not come so far, which the step's own wait should prevent."""
+        pairs, self._pairs = self._pairs, []
+        is_done = all(end.query() for _, end in pairs)
+        seconds = sum(start.elapsed_time(end) for start, end in pairs) / 1e3 if is_done else None
+        self._free += pairs if is_done else []
+        return seconds
+
+
+_current: Heartbeat | None = None
+_phases = PhaseClock()  # from this module's import on, with or without a heartbeat
+
+
+def phase(name: str, step: int | None = None) -> None:
+    """The process begins something else: for ``phase_seconds``, and for its heartbeat if one is
+    open (``Heartbeat.phase``).
+    """
+    _phases.enter(name)
+    if _current is not None:
+        _current.phase(name, step)
+
+
+def phase_seconds() -> dict[str, float]:
+    """What this process has spent in each phase so far."""
+    return _phases.seconds()
+
+
+def tick() -> None:
+    """``Heartbeat.tick`` of this process's heartbeat, if one is open."""
+    if _current is not None:
+        _current.tick()
+
+
+def own_work(device: torch.device) -> AbstractContextManager[Any]:
+    """``Heartbeat.own_work`` of this process's heartbeat, if one is open."""
+    return nullcontext() if _current is None else _current.own_work(device)
+
+
+def end_step(wait_seconds: float) -> None:
+    """``Heartbeat.end_step`` of this process's heartbeat, if one is open. What follows, up to the
+    next phase, is no part of the step.
+    """
+    _phases.enter(BETWEEN_STEPS)
+    if _current is not None:
+        _current.end_step(wait_seconds)
+
+
+def set_slowest(rank: int, ratio: float) -> None:
+    """What the watchdog of rank 0 found, for ``slowest_figures``."""
+    if _current is not None:
+        _current.slowest = (rank, ratio)
+
+
+def slowest_figures() -> dict[str, float]:
+    """The rank whose own work takes longest, and by how much, for the trackers; empty where nobody
+    knows.
+    """
+    if _current is None or _current.slowest is None:
+        return {}
+    rank, ratio = _current.slowest
+    return {"speed/slowest_rank": float(rank), "speed/slowest_ratio": ratio}
+
+
+def beat_path(folder: str | Path, rank: int) -> Path:
+    return Path(folder) / HEARTBEATS_FOLDER / f"rank-{rank:05d}.json"
+
+
+def overwrite(path: Path, value: Any) -> None:
+    """Write JSON over a file's earlier content, at a length that does not change.
+
+    Not a rename: a new name takes some network file systems a minute to show, and every interval a
+    new file a rank is hard on their metadata. A reader may see half of it, and takes the next.
+    """
+    content = json.dumps(value, ensure_ascii=False).encode().ljust(FILE_BYTES - 1) + b"\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        os.pwrite(descriptor, content, 0)
+        os.ftruncate(descriptor, len(content))
+    finally:
+        os.close(descriptor)  # also what sends it off on NFS
+
+
+def read_beat(path: Path) -> Beat | None:
+    """A rank's file; None when it is not there, or was read while it was written."""
+    try:
+        row = json.loads(path.read_bytes())
+        return Beat(**{field.name: row[field.name] for field in fields(Beat)})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_heartbeats(folder: str | Path) -> list[Beat]:
+    """What the ranks of a run's newest start last told, in their order."""
+    paths = sorted((Path(folder) / HEARTBEATS_FOLDER).glob("rank-*.json"))
+    return [beat for beat in map(read_beat, paths) if beat is not None]

@@ -1,0 +1,60 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmscale.errors import DataError
+from lmscale.files.jsonl import append_row, last_row, mend_tail, read_rows, renew_rows, tail_rows
+
+
+def test_rows_come_back_in_order(tmp_path):
+    for step in range(3):
+        append_row(tmp_path / "a", {"step": step, "text": "é"})
+    assert [row["step"] for row in read_rows(tmp_path / "a")] == [0, 1, 2]
+    assert last_row(tmp_path / "a") == {"step": 2, "text": "é"}
+
+
+def test_no_file_is_no_rows(tmp_path):
+    assert read_rows(tmp_path / "a") == tail_rows(tmp_path / "a") == []
+    assert last_row(tmp_path / "a") is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_becomes_null(tmp_path, value):
+    append_row(tmp_path / "a", {"loss": value})
+    assert (tmp_path / "a").read_text() == '{"loss": null}\n'
+
+
+@given(cut=st.integers(0, 60))
+@settings(max_examples=25, deadline=None)
+def test_a_file_cut_anywhere_reads_as_its_whole_lines(tmp_path_factory, cut):
+    path = tmp_path_factory.mktemp("cut") / "a"
+    for step in range(5):
+        append_row(path, {"step": step})
+    content = path.read_bytes()[:cut]
+    path.write_bytes(content)
+    steps = list(range(content.count(b"\n")))
+    assert [row["step"] for row in read_rows(path)] == steps
+    mend_tail(path)
+    append_row(path, {"step": 99})
+    assert [row["step"] for row in read_rows(path)] == [*steps, 99]
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    (tmp_path / "a").write_text('{"a": 1}\n{"a"\n{"a": 3}\n')
+    with pytest.raises(DataError, match="line 2: not a JSON object"):
+        read_rows(tmp_path / "a")
+
+
+def test_dropping_rows_also_drops_a_torn_line(tmp_path):
+    (tmp_path / "a").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    renew_rows(tmp_path / "a", lambda row: row["step"] <= 1).close()
+    assert (tmp_path / "a").read_text() == '{"step": 1}\n'
+
+
+def test_the_tail_of_a_long_file_is_whole_lines(tmp_path):
+    (tmp_path / "a").write_text("".join(f'{{"step": {n}}}\n' for n in range(20_000)))
+    steps = [row["step"] for row in tail_rows(tmp_path / "a")]
+    assert steps == list(range(steps[0], 20_000))
+    assert len(steps) > 1000

@@ -1,0 +1,176 @@
+import hashlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lmscale.errors import ConfigError, DataError
+from lmscale.files.cache import NodeCache
+
+
+def build_cache(folder, max_bytes=100):
+    return NodeCache(folder=folder, max_bytes=max_bytes, retries=0)
+
+
+def make(cache, key, size=40, made=None):
+    def write(path):
+        path.write_bytes(b"x" * size)
+        if made is not None:
+            made.append(key)
+
+    return cache.make(key, name="f.bin", size=size, write=write)
+
+
+def files(cache):
+    return sorted(path for path in cache.folder.iterdir() if path.is_file())
+
+
+def test_a_file_is_made_once(tmp_path):
+    cache, made = build_cache(tmp_path), []
+    for _ in range(3):
+        with make(cache, "a", made=made) as file:
+            assert file.path.read_bytes() == b"x" * 40
+    assert made == ["a"]
+
+
+def test_the_file_unused_for_longest_makes_room(tmp_path):
+    cache, made = build_cache(tmp_path), []
+    for key in ("a", "b"):
+        with make(cache, key, made=made) as file:
+            os.utime(file.path, (len(made), len(made)))
+    make(cache, "a", made=made).close()  # used again: now b is the older one
+    make(cache, "c", made=made).close()
+    make(cache, "a", made=made).close()
+    assert made == ["a", "b", "c"]
+    assert sum(path.stat().st_size for path in files(cache)) <= 100
+
+
+def test_a_file_in_use_is_never_evicted(tmp_path):
+    cache = build_cache(tmp_path)
+    held = [make(cache, "a"), make(cache, "b")]
+    with pytest.raises(ConfigError, match="max_bytes = 100 is too small: 40 more bytes are needed"):
+        make(cache, "c")
+    assert len(files(cache)) == 2
+    held[0].close()
+    make(cache, "c").close()
+    assert held[1].path.exists() and not held[0].path.exists()
+
+
+def test_a_file_in_use_by_another_process_is_never_evicted(tmp_path):
+    cache = build_cache(tmp_path)
+    program = f"""
+import sys
+from pathlib import Path
+from lmscale.files.cache import NodeCache
+cache = NodeCache(folder=Path({str(tmp_path)!r}), max_bytes=100, retries=0)
+held = cache.make("a", name="f.bin", size=80, write=lambda path: path.write_bytes(b"x" * 80))
+print("held", flush=True)
+sys.stdin.read()
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(ConfigError, match="80 bytes there are in use"):
+        make(cache, "c")
+    other.kill()  # the kernel drops its lock
+    other.communicate()
+    make(cache, "c").close()
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    cache = build_cache(tmp_path)
+    (tmp_path / ".part-90-0123-1").write_bytes(b"half")
+    make(cache, "a").close()
+    assert [path.name.endswith("f.bin") for path in files(cache)] == [True]
+
+
+def test_a_file_being_written_counts_with_the_size_it_will_have(tmp_path):
+    cache = build_cache(tmp_path)
+
+    def write(path):
+        with pytest.raises(ConfigError, match="60 bytes there are in use"):
+            make(cache, "b", size=50)
+        path.write_bytes(b"x" * 60)
+
+    cache.make("a", name="f.bin", size=60, write=write).close()
+
+
+def test_a_file_being_written_stays_when_its_writer_puts_a_new_one_in_its_place(tmp_path):
+    cache = build_cache(tmp_path)
+
+    def write(path):
+        new = path.with_name("new")
+        new.write_bytes(b"x" * 40)
+        os.replace(new, path)
+        make(cache, "b", size=50).close()  # makes room while nobody holds the new one
+        path.write_bytes(path.read_bytes())
+
+    with cache.make("a", name="f.bin", size=40, write=write) as file:
+        assert file.path.read_bytes() == b"x" * 40
+
+
+def test_locks_are_removed_by_whoever_held_them(tmp_path):
+    cache = build_cache(tmp_path)
+    for key in "abcd":
+        make(cache, key).close()
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_processes_that_wait_for_one_lock_hold_it_one_after_the_other(tmp_path):
+    program = f"""
+from pathlib import Path
+from lmscale.files.cache import _locked
+for _ in range(300):
+    with _locked(Path({str(tmp_path / "lock")!r})):
+        count = Path({str(tmp_path / "count")!r})
+        count.write_text(str(int(count.read_text()) + 1))
+"""
+    (tmp_path / "count").write_text("0")
+    running = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    assert (tmp_path / "count").read_text() == "900"
+    assert not (tmp_path / "lock").exists()
+
+
+def test_the_markers_of_files_that_are_gone_or_written_again_are_pruned(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmscale.files.cache.PRUNE_SECONDS", 0)
+    cache = build_cache(tmp_path / "cache")
+    shards = {name: tmp_path / name for name in ("kept", "gone", "again")}
+
+    def verify(name):
+        shards[name].write_bytes(name.encode())
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        cache.verify_once(shards[name], size=len(name), sha256=digest)
+
+    for name in shards:
+        verify(name)
+    (cache.folder / "locks" / "left by a killed process").touch()
+    shards["gone"].unlink()
+    os.utime(shards["again"], (1, 1))
+    make(cache, "a").close()
+    markers = [path for path in (cache.folder / "verified").iterdir() if path.name != ".pruned"]
+    assert [str(shards["kept"]).encode() in path.read_bytes() for path in markers] == [True]
+    assert list((cache.folder / "locks").iterdir()) == []
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    cache = build_cache(tmp_path)
+
+    def write(path):
+        path.write_bytes(b"half")
+        raise DataError("the server is gone")
+
+    with pytest.raises(DataError, match="the server is gone"):
+        cache.make("a", name="f.bin", size=40, write=write)
+    assert files(cache) == []
+    make(cache, "a").close()
+
+
+def test_a_full_disk_is_an_error_that_says_so(tmp_path):
+    def write(path):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(DataError, match="No space is left in .* a cached file"):
+        build_cache(tmp_path).make("a", name="f.bin", size=40, write=write)

@@ -1,0 +1,183 @@
+"""What retention keeps beside its rule: the same for the run itself and for who looks at it."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from guard_cases import report
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lmscale.checkpoint import delete_old_checkpoints
+from lmscale.checkpoint.retention import Candidate
+from lmscale.config import RunConfig
+from lmscale.config.safety import CheckpointConfig, GuardConfig
+from lmscale.guard.guard import Guard, RewindRequest
+from lmscale.guard.rewind_plan import find_rewindable, reach_of
+from lmscale.guard.spared import plan_spared, plan_spared_of
+from lmscale.history.history import History
+from lmscale.history.rewinds import Rewind
+
+STEPS = (1200, 1150, 1100, 1050, 900, 100)
+
+
+def config_of(**sections) -> RunConfig:
+    tree = {
+        "run": {"name": "test"},
+        "train": {"steps": 5000},
+        "engine": {"zero_stage": 0},
+        "guard": {"compare_every_steps": 500, "jump_steps": 16},
+    }
+    return RunConfig.model_validate({**tree, **sections})
+
+
+def started(first_step, *, world_size=2, time=1.0):
+    return {"event": "start", "first_step": first_step, "world_size": world_size, "time": time}
+
+
+def rewound(to_step, *, time) -> Rewind:
+    values = {"number": 1, "at_step": 1170, "to_step": to_step, "to_n": 0, "jump_from_n": 0}
+    return Rewind(**values, jump_samples=1, why="a test", time=time)
+
+
+def test_a_rewinds_target_and_its_successor_are_spared_and_one_from_before_the_comparison():
+    spare = plan_spared(config_of(), world_size=2, first_step=0)
+    assert spare(STEPS, 1200) == {"rewind": (1050, 1100), "untainted": (900,)}
+
+
+def test_one_rank_alone_compares_nothing_and_a_guard_that_stops_goes_back_to_nothing():
+    spare = plan_spared(config_of(guard={"on_divergence": "stop"}), world_size=1, first_step=0)
+    assert spare(STEPS, 1200) == {"rewind": (), "untainted": ()}
+
+
+def test_nothing_is_spared_for_a_rewind_that_the_guard_may_not_make_any_more():
+    config = config_of(guard={"max_rewinds": 2})
+    for num_rewinds, is_spared in ((0, True), (1, True), (2, False), (3, False)):
+        spare = plan_spared(config, world_size=1, first_step=0, num_rewinds=num_rewinds)
+        assert bool(spare(STEPS, 1200)["rewind"]) == is_spared
+        history = History(rewinds=(rewound(1050, time=0.5),) * num_rewinds)
+        assert bool(plan_spared_of(config, history)(STEPS, 1200)["rewind"]) == is_spared
+
+
+@pytest.mark.parametrize(("newest", "is_spared"), [(4999, True), (5000, False), (5001, False)])
+def test_once_all_steps_are_done_nothing_is_spared(newest, is_spared):
+    spare = plan_spared(config_of(), world_size=2, first_step=0)
+    assert any(spare(STEPS, newest).values()) == is_spared
+
+
+def test_who_looks_from_outside_takes_what_the_last_attempt_had():
+    def untainted(**history):
+        return plan_spared_of(config_of(), History(**history))(STEPS, 1200)["untainted"]
+
+    assert untainted() == ()  # as of one rank: nobody knows of any attempt
+    assert untainted(starts=(started(0),)) == (900,)
+    assert untainted(starts=(started(0), started(1100))) == (1100,)
+    # Rewound since, to before where it began; or before that.
+    assert untainted(starts=(started(1100),), rewinds=(rewound(1050, time=2.0),)) == (1050,)
+    assert untainted(starts=(started(1100),), rewinds=(rewound(1050, time=0.5),)) == (1100,)
+    assert untainted(starts=(started(0), started(0, world_size=1))) == ()
+
+
+# For a rewind
+
+
+@dataclass(frozen=True)
+class Saves:
+    """A run that saves again and again, and what it keeps."""
+
+    ways: tuple[int, ...]  # steps from one save to the next
+    bad: frozenset[int]  # which of them, counted from 0, are not finite
+    keep_last: int
+    keep_every: int
+    guard: GuardConfig
+
+
+class Steps(dict):
+    """As much of a place as retention asks: step → whether its checkpoint is good."""
+
+    def list_steps(self, *, committed=True):
+        return sorted(self, reverse=True) if committed else []
+
+    def delete(self, step):
+        del self[step]
+
+    def look(self, place, step):
+        return Candidate(step=step, is_good=self[step])
+
+
+SAVES = st.builds(
+    Saves,
+    ways=st.lists(st.integers(1, 60), min_size=1, max_size=80).map(tuple)
+    | st.builds(lambda every, count: (every,) * count, st.integers(1, 60), st.integers(1, 200)),
+    bad=st.frozensets(st.integers(0, 80), max_size=5),
+    keep_last=st.integers(1, 4),
+    keep_every=st.sampled_from([0, 0, 7, 100]),
+    guard=st.builds(
+        GuardConfig,
+        jump_steps=st.integers(1, 300),
+        max_nonfinite_steps=st.integers(1, 250),
+        spike_steps=st.integers(1, 5),
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(saves=SAVES)
+@example(Saves((100,) * 40, frozenset(), 3, 0, GuardConfig(jump_steps=500)))
+@example(Saves((2,) * 300, frozenset(), 2, 0, GuardConfig()))
+@example(Saves((1,) * 300, frozenset(), 1, 0, GuardConfig()))
+def test_as_soon_as_a_checkpoint_can_be_old_enough_for_a_rewind_there_always_is_one(saves):
+    """``find_rewindable`` says how old it may be, and that it takes one checkpoint more."""
+    reach, place, step, good = reach_of(saves.guard), Steps(), 0, []
+    for number, way in enumerate(saves.ways):
+        step += way
+        place[step] = number not in saves.bad
+        if not place[step]:
+            continue  # as the saver does
+        good.append(step)
+        delete_old_checkpoints(
+            *(place, retention(saves), Path("nowhere")),
+            newest=step,
+            look=place.look,
+            spare=lambda steps, newest: {
+                "rewind": find_rewindable(steps, newest=newest, config=saves.guard)
+            },
+        )
+        longest = max(b - a for a, b in zip([good[0], *good], good, strict=False))
+        if good[0] <= step + 1 - reach:
+            target = max(s for s in place if place[s] and s <= step + 1 - reach)
+            assert step - target < 2 * reach + longest
+        kept = [s for s in place if not (saves.keep_every and s % saves.keep_every == 0)]
+        assert sum(place[s] for s in kept) <= saves.keep_last + 2
+
+
+def retention(saves):
+    return CheckpointConfig(keep_last=saves.keep_last, keep_every_steps=saves.keep_every)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from(["good", "not finite", "high norm"]), min_size=51, max_size=150),
+    jump=st.integers(1, 150),
+)
+@example(["not finite"] * 30 + ["high norm"] * 21, 150)  # the last severe one is not the last
+@example(["not finite"] * 30 + ["good"] * 49 + ["not finite"] * 21, 1)
+def test_no_divergence_reaches_back_further_than_what_is_kept_for_it(kinds, jump):
+    config = GuardConfig(jump_steps=jump, max_nonfinite_steps=31)
+    guard = Guard(config, minimum_loss_scale=1.0, vocab_size=512)
+    for step, kind in enumerate([*["good"] * 200, *kinds], start=1):
+        loss = math.nan if kind == "not finite" else 3.0
+        norm = 100.0 if kind == "high norm" else 1.0
+        try:
+            guard(report(step, loss=loss, gradient_norm=norm))
+        except RewindRequest as request:
+            assert step - request.divergence.not_after_step <= reach_of(config)
+            return
+
+
+def test_a_run_that_does_not_rewind_keeps_nothing_for_it():
+    stops = GuardConfig(on_divergence="stop")
+    assert find_rewindable([2, 4], newest=400, config=stops) == ()
+    assert find_rewindable([2, 4], newest=400, config=GuardConfig()) == (4,)
+    assert find_rewindable([], newest=400, config=GuardConfig()) == ()

@@ -1,0 +1,94 @@
+import json
+import math
+import resource
+
+import pytest
+
+from lmscale.errors import NoSpaceError
+from lmscale.files.jsonl import read_rows
+from lmscale.runs.trackers import EVENTS_FOLDER, METRICS_FILE, open_trackers
+
+
+def scalars(folder, name):
+    """(step, value) as TensorBoard shows them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder / EVENTS_FOLDER))
+    accumulator.Reload()
+    return [(event.step, event.value) for event in accumulator.Scalars(name)]
+
+
+def log_steps(folder, first, last, loss, resumed_step=0):
+    with open_trackers(folder, resumed_step=resumed_step) as trackers:
+        for step in range(first, last + 1):
+            trackers.log(step, {"loss": loss, "nothing": None})
+
+
+def test_figures_go_to_both_places(tmp_path):
+    log_steps(tmp_path, 1, 2, 0.5)
+    rows = read_rows(tmp_path / METRICS_FILE)
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 0.5), (2, 0.5)]
+    assert set(rows[0]) == {"step", "time", "loss"}
+    assert scalars(tmp_path, "loss") == [(1, 0.5), (2, 0.5)]
+
+
+def test_after_a_resume_no_step_is_shown_twice(tmp_path):
+    log_steps(tmp_path, 1, 5, 0.5)
+    with open(tmp_path / METRICS_FILE, "a") as file:
+        file.write('{"step": 6, "lo')  # killed while it wrote
+    log_steps(tmp_path, 4, 6, 0.25, resumed_step=3)
+    expected = [(1, 0.5), (2, 0.5), (3, 0.5), (4, 0.25), (5, 0.25), (6, 0.25)]
+    assert [(row["step"], row["loss"]) for row in read_rows(tmp_path / METRICS_FILE)] == expected
+    assert scalars(tmp_path, "loss") == expected
+
+
+def test_a_run_that_starts_over_keeps_nothing(tmp_path):
+    log_steps(tmp_path, 1, 3, 0.5)
+    log_steps(tmp_path, 1, 1, 0.25)
+    assert [row["loss"] for row in read_rows(tmp_path / METRICS_FILE)] == [0.25]
+
+
+def test_a_loss_that_is_not_finite_is_valid_json(tmp_path):
+    with open_trackers(tmp_path) as trackers:
+        trackers.log(1, {"loss": math.nan})
+    assert json.loads((tmp_path / METRICS_FILE).read_text())["loss"] is None
+
+
+def test_text_and_layout_are_taken(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with open_trackers(tmp_path) as trackers:
+        trackers.log_text("config", "run:\n  name: x")
+        trackers.log_layout({"training": {"losses": ["loss", "evaluation/.*"]}})
+        trackers.flush()
+    accumulator = EventAccumulator(str(tmp_path / EVENTS_FOLDER))
+    accumulator.Reload()
+    tags = accumulator.Tags()["tensors"]
+    assert "config/text_summary" in tags
+    text = accumulator.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert text == "    run:\n      name: x"
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with open_trackers(tmp_path) as trackers:
+        # Room for the head of the events' file, but not for a row of metrics.jsonl.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            with pytest.raises(
+                NoSpaceError, match="No space is left .* while writing metrics.jsonl"
+            ):
+                trackers.log(1, {f"loss of set {number}": 1.0 for number in range(100)})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_after_a_kill_before_the_first_checkpoint_no_step_is_shown_twice(tmp_path):
+    log_steps(tmp_path, 1, 3, 0.5)
+    (events,) = (tmp_path / EVENTS_FOLDER).iterdir()
+    # As if by a host of a later name: of one second, it would be read last.
+    second = events.name.split(".")[3]
+    events.rename(events.with_name(f"events.out.tfevents.{second}.zzz.1.0"))
+    for loss in (0.25, 0.125):
+        log_steps(tmp_path, 1, 2, loss)
+        assert scalars(tmp_path, "loss") == [(1, loss), (2, loss)]
