@@ -73,7 +73,8 @@ def test_every_link_leads_to_a_file_and_a_heading(path):
 @pytest.mark.parametrize("path", PAGES, ids=page_name)
 def test_every_file_of_the_repository_that_a_page_names_exists(path):
     named = re.findall(
-        r"(?<![\w./-])((?:lmscale|launcher|tests|benchmarks|configs)/[\w/]+\.\w+)", prose(path)
+        r"(?<![\w./-])((?:lmscale|launcher|tests|benchmarks|configs|examples)/[\w/]+\.\w+)",
+        prose(path),
     )
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing, f"{page_name(path)} names {missing}"
@@ -190,7 +191,7 @@ def turn_down(folder: Path) -> None:
 
 
 def write_topics(path: Path) -> None:
-    """The smallest part of what `lmscale corpus pydocs` writes."""
+    """The smallest part of what `examples/pydocs.py` writes."""
     path.parent.mkdir(parents=True)
     lines = (json.dumps({"text": topics[name]}) + "\n" for name in sorted(topics))
     path.write_text("".join(lines), encoding="utf-8")

@@ -37,7 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_brings_both_packages_the_configs_and_the_templates(wheel):
+def test_the_wheel_brings_both_packages_the_configs_the_templates_and_the_examples(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"lmscale/cli/main.py", "launcher/local.py"} <= names
     configs = {f"lmscale/assets/configs/{path.name}" for path in ROOT.glob("configs/*.yaml")}
@@ -45,6 +45,8 @@ def test_the_wheel_brings_both_packages_the_configs_and_the_templates(wheel):
     files = [path for path in (ROOT / "slurm").rglob("*") if path.is_file()]
     slurm = {f"lmscale/assets/slurm/{path.relative_to(ROOT / 'slurm')}" for path in files}
     assert slurm <= names
+    examples = {f"lmscale/assets/examples/{path.name}" for path in ROOT.glob("examples/*.py")}
+    assert examples and examples <= names
     assert {
         "lmscale/assets/slurm/train.sbatch.j2",
         "lmscale/assets/slurm/profiles/lab.yaml",
@@ -74,7 +76,7 @@ def test_an_installed_wheel_writes_a_batch_script_and_freezes_itself(site, tmp_p
     assert not (tmp_path / "code/lmscale/assets").exists()
 
 
-def test_an_installed_wheel_finds_its_demo_config_outside_any_checkout(site, tmp_path):
+def test_an_installed_wheel_finds_its_demo_config_and_text_outside_any_checkout(site, tmp_path):
     script = "import lmscale.cli.demo as d; print(d.find_config('demo.yaml'))"
     found = run(
         sys.executable,
@@ -84,6 +86,11 @@ def test_an_installed_wheel_finds_its_demo_config_outside_any_checkout(site, tmp
         env={**os.environ, "PYTHONPATH": str(site)},
     ).strip()
     assert Path(found) == site / "lmscale" / "assets" / "configs" / "demo.yaml"
+    script = "import lmscale.cli.demo as d; d._run_example('pydocs.py', '--out', 'data/demo/raw')"
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    written = run(sys.executable, "-c", script, cwd=tmp_path, env=environment)
+    assert "$ python examples/pydocs.py --out data/demo/raw" in written
+    assert (tmp_path / "data/demo/raw/docstrings.jsonl").is_file()
     shown = run(
         sys.executable,
         *("-m", "lmscale", "config", "show", found),

@@ -88,20 +88,6 @@ def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fal
         typer.echo(f"{folder / name}\n{_render(manifest)}")
 
 
-@app.command()
-def pydocs(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the JSONL files go.")],
-) -> None:
-    """Write the running Python's documentation as raw documents: real text on every machine."""
-    from lmscale.corpus.pydocs import write_python_documentation
-
-    summary = write_python_documentation(out)
-    typer.echo(
-        f"{out}: {summary.documents:,} documents, {summary.chars:,} characters in "
-        f"{', '.join(path.name for path in summary.files)}"
-    )
-
-
 def _render(manifest: CorpusManifest) -> str:
     lines = [
         f"  {split:8} {manifest.documents(split):>12,} documents "

@@ -38,7 +38,7 @@ def demo(
     path = config or find_config("demo.yaml")
     steps = load_config(path).train.steps
     first, second = _plan_ranks()
-    _run("corpus", "pydocs", "--out", "data/demo/raw")
+    _run_example("pydocs.py", "--out", "data/demo/raw")
     _run("corpus", "build", path)
     _run("tokenizer", "train", path)
     _run("shards", "build", path)
@@ -46,18 +46,19 @@ def demo(
     if not _is_finished(steps):
         _say("Training, to be stopped half-way as a preemption would")
         _train_until_stopped(path, first, stop_after=int(steps * STOP_AT_FRACTION))
-        _say(f"Going on with {second} rank{'s'[: second > 1]} and ZeRO 2 instead")
+        _say(f"Going on with {second} {'rank' if second == 1 else 'ranks'} and ZeRO 2 instead")
         _run("launch", "local", path, "--nproc", second, "--set", "engine.zero_stage=2")
     _say("The model on text it has not seen, and a sample from it")
     _run("evaluate", RUN)
     _run("generate", RUN, "--prompt", "Return the number of", "--max-tokens", "60", "--seed", "1")
     _say("Was every sample used exactly once, through the stop and the change of ranks?")
     _run("runs", "audit", RUN)
+    _run_example("loss_curve.py", RUN)
     _summarize(path, time.monotonic() - started)
 
 
 def find_config(name: str) -> Path:
-    """A configuration that lmscale brings: from the checkout, or from the installed package."""
+    """Path of a configuration that comes with lmscale, in a checkout or an installed package."""
     from lmscale.config.assets import find_assets
 
     return find_assets("configs") / name
@@ -103,7 +104,20 @@ def _argv(*arguments: object) -> list[str]:
 
 def _run(*arguments: object) -> None:
     print(f"\n$ lmscale {shlex.join(map(str, arguments))}", flush=True)
-    code = subprocess.run(_argv(*arguments), check=False).returncode
+    _call(_argv(*arguments))
+
+
+def _run_example(name: str, *arguments: object) -> None:
+    """Run a script of ``examples/``, as a person in a clone would."""
+    from lmscale.config.assets import find_assets
+
+    words = list(map(str, arguments))
+    print(f"\n$ python {shlex.join([f'examples/{name}', *words])}", flush=True)
+    _call([sys.executable, str(find_assets("examples") / name), *words])
+
+
+def _call(argv: list[str]) -> None:
+    code = subprocess.run(argv, check=False).returncode
     if code != EXIT_FINISHED:
         raise typer.Exit(code)
 
@@ -134,7 +148,7 @@ def _summarize(path: Path, seconds: float) -> None:
     _say("Summary")
     for title, text in lines:
         print(f"  {title:<14}{text}")
-    print("\n  Look:  tensorboard --logdir runs/demo/events")
+    print("\n  Look:  runs/demo/loss.svg, in a browser; tensorboard --logdir runs/demo/events")
     print("  Next:  lmscale runs status runs/demo")
     print('         lmscale generate runs/demo --prompt "class Path"')
     print(f"         lmscale config show {path}")

@@ -1,4 +1,4 @@
-"""Where the files are that come with lmscale: configs and Slurm templates."""
+"""Where files lie that come with lmscale: configs, Slurm templates, examples."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import lmscale
 from lmscale.errors import ConfigError
 
 # What makes a folder of that name ours; beside an installed package there may be another's.
-_OURS = {"configs": "demo.yaml", "slurm": "train.sbatch.j2"}
+_OURS = {"configs": "demo.yaml", "slurm": "train.sbatch.j2", "examples": "pydocs.py"}
 
 
 def find_assets(name: str) -> Path:
-    """The folder ``configs`` or ``slurm``: of the checkout, or of the installed package."""
+    """The folder ``configs``, ``slurm`` or ``examples``: the checkout's, else the package's."""
     package = Path(lmscale.__file__).parent
     for folder in (package.parent / name, package / "assets" / name):
         if (folder / _OURS[name]).is_file():

@@ -40,7 +40,10 @@ SMALL = {
 
 
 def commands() -> list[list[str]]:
-    """Every ``lmscale`` line of the page's bash blocks."""
+    """Every ``lmscale`` line of the page's bash blocks.
+
+    Not ``examples/pydocs.py``: 20 seconds for text of which ``prepare`` has written enough.
+    """
     found = re.findall(r"^```bash\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     lines = [shlex.split(line) for block in found for line in block.splitlines()]
     return [words[1:] for words in lines if words and words[0] == "lmscale"]
@@ -128,8 +131,6 @@ def test_the_page_leads_from_data_to_a_requeued_job_of_eight_nodes(eight_nodes, 
     reader = Reader(eight_nodes, tmp_path)
     reader.prepare()
     for words in commands():
-        if words[:2] == ["corpus", "pydocs"]:
-            continue  # 20 seconds for what is there already, though less of it
         said = reader.type(words)
         is_submitted = words[0] == "launch" and not {"--dry-run", "--check"} & set(words)
         is_data = "--job" in words

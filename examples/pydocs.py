@@ -1,24 +1,26 @@
-"""The documentation of the running Python as raw documents: real English text on every machine.
+"""Write the documentation of the running Python as raw documents: real text on every machine.
 
-The topics of ``help()`` (``pydoc_data.topics``), and from the standard library's source:
-signatures, docstrings, and the comment blocks that explain the code. Nothing is imported or run
-but the topics' table; the source is parsed. The same Python gives the same files on every machine.
+    python examples/pydocs.py --out data/demo/raw
+
+The demo trains on it, and it shows what raw text for lmscale looks like: files of JSON lines with
+the key "text". The topics of help() (pydoc_data.topics), and from the standard library's source:
+signatures, docstrings, comment blocks, and the modules themselves. Nothing is imported or run but
+the topics' table; the source is parsed. The same Python gives the same files on every machine.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
+import os
 import re
+import sys
 import sysconfig
 import tokenize
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-
-from lmscale.errors import DataError
-from lmscale.files.atomic import write_bytes, writing
 
 # Not documentation, absent from many distributions, or not importable.
 SKIPPED_FOLDERS = frozenset(
@@ -32,23 +34,30 @@ DOCUMENT_CHARS = 6_000  # functions of a module are gathered into documents of a
 _Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-@dataclass(frozen=True, kw_only=True)
-class DocumentationSummary:
-    """The files written, with their number of documents and characters of text."""
-
-    files: tuple[Path, ...]
-    documents: int
-    chars: int
+Documents = list[tuple[str, str]]  # (name, text)
 
 
-def write_python_documentation(folder: str | Path) -> DocumentationSummary:
-    """Write topics, docstrings, comments and modules.jsonl, ``{"text", "name"}`` a line.
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write Python's documentation as JSON lines.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the JSONL files")
+    folder = parser.parse_args().out
+    try:
+        parts = gather_documentation()
+        write_parts(folder, parts)
+    except (LookupError, OSError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    texts = [text for documents in parts.values() for _, text in documents]
+    names = ", ".join(f"{part}.jsonl" for part in parts)
+    print(f"{folder}: {len(texts):,} documents, {sum(map(len, texts)):,} characters in {names}")
 
-    The first three are English, about 4 MB; ``modules.jsonl`` holds the documented modules' whole
-    source. A file that would not change is left alone, so that a corpus built from it stays valid.
-    Raises ``DataError`` when this Python has neither topics nor source.
+
+def gather_documentation() -> dict[str, Documents]:
+    """The documents of each file: topics, docstrings, comments, modules.
+
+    The first three are English, about 4 MB; modules are the documented modules' whole source.
+    Raises ``LookupError`` when this Python has neither topics nor source.
     """
-    folder = Path(folder)
     docstrings, comments, modules = [], [], []
     for name, source, tree in _library_modules():
         described = [(name, text) for text in _docstring_documents(name, tree)]
@@ -62,31 +71,32 @@ def write_python_documentation(folder: str | Path) -> DocumentationSummary:
         "modules": modules,
     }
     if not any(parts.values()):
-        raise DataError(
+        raise LookupError(
             f"This Python ({sysconfig.get_paths()['stdlib']}) has no documentation: neither "
             "pydoc_data nor the source of its library. Install it in full, or give corpus.sources "
             "files of your own."
         )
-    files = []
-    with writing("Python's documentation", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for part, documents in parts.items():
-            path = folder / f"{part}.jsonl"
-            lines = [
-                json.dumps({"text": text, "name": name}, ensure_ascii=False) + "\n"
-                for name, text in documents
-            ]
-            content = "".join(lines).encode()
-            if not path.exists() or path.read_bytes() != content:
-                write_bytes(path, content)
-            files.append(path)
-    texts = [text for documents in parts.values() for _, text in documents]
-    return DocumentationSummary(
-        files=tuple(files), documents=len(texts), chars=sum(map(len, texts))
-    )
+    return parts
 
 
-def _topics() -> list[tuple[str, str]]:
+def write_parts(folder: Path, parts: dict[str, Documents]) -> None:
+    """Write ``<part>.jsonl``, ``{"text", "name"}`` a line.
+
+    A file that would not change is left alone, so that a corpus built from it stays valid.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, documents in parts.items():
+        rows = ({"text": text, "name": name} for name, text in documents)
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        content = "".join(lines).encode()
+        path = folder / f"{part}.jsonl"
+        if not path.exists() or path.read_bytes() != content:
+            temporary = folder / f".{part}.tmp"
+            temporary.write_bytes(content)
+            os.replace(temporary, path)  # whole or not at all
+
+
+def _topics() -> Documents:
     try:
         from pydoc_data.topics import topics
     except ImportError:  # Debian's python3-minimal leaves it out
@@ -204,3 +214,7 @@ def _block(lines: list[str]) -> Iterator[str]:
     text = [line for line in lines if not re.fullmatch(r"[-=*#~ ]*|.*-\*-.*", line)]
     if sum(map(len, text)) >= MIN_COMMENT_CHARS:
         yield "\n".join(lines).strip("\n") + "\n"
+
+
+if __name__ == "__main__":
+    main()
