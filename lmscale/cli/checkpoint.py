@@ -43,7 +43,7 @@ def _look_at(run: Path) -> _Saves:
     from lmscale.checkpoint.places.run_place import open_place
     from lmscale.checkpoint.retention import plan_rule
     from lmscale.checkpoint.survey import survey
-    from lmscale.guard.spared import plan_spared_of
+    from lmscale.guard.rewind_plan import plan_spared
     from lmscale.history.history import read_history
     from lmscale.runs.run_folder import load_run_config
     from lmscale.runs.sweep_folder import refuse_sweep
@@ -53,7 +53,8 @@ def _look_at(run: Path) -> _Saves:
     place = open_place(config, run)
     rule = plan_rule(config.checkpoint, place.list_steps(), run)
     history = read_history(run)
-    listed = survey(place, rule, history.undone, plan_spared_of(config, history))
+    spare = plan_spared(config, num_rewinds=len(history.rewinds))
+    listed = survey(place, rule, history.undone, spare)
     return _Saves(config=config, place=place, rule=rule, listed=listed)
 
 

@@ -25,7 +25,6 @@ _REASONS = {
 
 _KEPT_FOR = {
     "rewind": "rewind (the guard goes back to it, or will once it is old enough)",
-    "untainted": "untainted (from before the last comparison of the ranks)",
 }
 
 

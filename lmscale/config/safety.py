@@ -112,9 +112,9 @@ class GuardConfig(Section):
     max_rewinds: NonNegativeInt = 3
     """Rewinds in a run; one more divergence ends it with exit code 76."""
     compare_every_steps: NonNegativeInt = 1000
-    """How often the ranks compare a hash of what all of them hold alike, and also before a
-    divergence is acted on; 0: never. A difference is silent corruption of memory: it names the rank
-    and stops with exit code 75.
+    """How often the ranks compare a hash of what all of them hold alike; they do so as well before
+    every save, and before a divergence is acted on. 0: never. A difference is silent corruption of
+    memory: it names the rank and stops with exit code 75.
     """
     recompute_every_steps: NonNegativeInt = 0
     """How often each rank does a step's first forward pass twice and compares; 0: never."""

@@ -1,15 +1,19 @@
-"""Which checkpoint a divergence goes back to, and what is jumped."""
+"""Which checkpoint a divergence goes back to, what is jumped, and what retention keeps for it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from lmscale.checkpoint.find import PassedOver
+from lmscale.checkpoint.retention import Spare
+from lmscale.config import RunConfig
 from lmscale.config.safety import GuardConfig
 from lmscale.guard.divergence import Divergence
 from lmscale.guard.state import RECENT_STEPS
 from lmscale.history.rewinds import Rewind
 from lmscale.stream.mixture import Segment
+
+REWIND = "rewind"  # why retention keeps a checkpoint: the guard goes back to it, or will later
 
 
 def plan_rewind(
@@ -89,3 +93,18 @@ def find_rewindable(steps: Sequence[int], *, newest: int, config: GuardConfig) -
     target = max((step for step in steps if step <= last), default=-1)
     successor = min((step for step in steps if step > target), default=target)
     return tuple(sorted({target, successor} - {-1}))
+
+
+def plan_spared(config: RunConfig, *, num_rewinds: int) -> Spare:
+    """What retention keeps beside its rule, in a run that was rewound ``num_rewinds`` times.
+
+    Nothing once all steps are done, or once the guard has made all the rewinds that it may make.
+    """
+    may_rewind = num_rewinds < config.guard.max_rewinds
+
+    def spare(steps: Sequence[int], newest: int) -> Mapping[str, Sequence[int]]:
+        if newest >= config.train.steps or not may_rewind:
+            return {}
+        return {REWIND: find_rewindable(steps, newest=newest, config=config.guard)}
+
+    return spare

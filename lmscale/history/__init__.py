@@ -1,1 +1,1 @@
-"""What a run has been through: its starts, rewinds, corruptions and resumes."""
+"""What a run has been through: its starts, rewinds and resumes."""

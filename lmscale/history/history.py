@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmscale.checkpoint import Manifest
-from lmscale.history.corruptions import Corruption, describe_tainted, read_corruptions
 from lmscale.history.rewinds import Rewind, describe_undone, read_rewinds
 from lmscale.history.starts import describe_superseded, read_starts
 
@@ -18,22 +17,16 @@ class History:
     """Of a whole run; each the oldest first."""
 
     rewinds: tuple[Rewind, ...] = ()
-    corruptions: tuple[Corruption, ...] = ()
     starts: tuple[dict[str, Any], ...] = ()
     """Of its attempts, as attempts.jsonl has them."""
 
     def undone(self, manifest: Manifest) -> str | None:
         """Why a checkpoint is not to be gone on from, or None."""
-        return (
-            describe_undone(manifest, self.rewinds)
-            or describe_superseded(manifest, self.starts)
-            or describe_tainted(manifest, self.corruptions)
-        )
+        return describe_undone(manifest, self.rewinds) or describe_superseded(manifest, self.starts)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "rewinds": [rewind.to_json() for rewind in self.rewinds],
-            "corruptions": [asdict(corruption) for corruption in self.corruptions],
             "starts": list(self.starts),
         }
 
@@ -41,7 +34,6 @@ class History:
     def from_json(tree: Mapping[str, Any]) -> History:
         return History(
             rewinds=tuple(map(Rewind.from_json, tree["rewinds"])),
-            corruptions=tuple(map(Corruption.from_json, tree["corruptions"])),
             starts=tuple(tree["starts"]),
         )
 
@@ -51,6 +43,5 @@ def read_history(folder: str | Path) -> History:
     folder = Path(folder)
     return History(
         rewinds=read_rewinds(folder),
-        corruptions=read_corruptions(folder),
         starts=tuple(read_starts(folder)),
     )

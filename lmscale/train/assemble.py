@@ -19,7 +19,6 @@ from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
 from lmscale.errors import CheckpointError, DataError, LmscaleError
 from lmscale.files.atomic import writing
-from lmscale.history.corruptions import refuse_scratch
 from lmscale.history.history import History, read_history
 from lmscale.history.resumes import record_resume
 from lmscale.history.rewinds import pending_jumps
@@ -199,7 +198,6 @@ def _resume(
             location, step = found.place.location, found.manifest.step
             logger.info("resumed from %s at step %d", location, step)
             return run, found
-    refuse_scratch(why for one in search.passed_over for why in one.why)
     if given is not None:
         raise CheckpointError(
             f"No checkpoint of {setting.place.location} could be gone back to; the log above says "

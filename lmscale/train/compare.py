@@ -13,7 +13,9 @@ all   the optimizer's step, the learning rates, the loss scale
 ===== ==========================================================================================
 
 At ZeRO 1 to 3 the update deals the parameters out anew, from the masters of the rank that owns
-them: what went wrong in a copy is gone by then, and so it must be looked for before.
+them: what went wrong in a copy is gone by then, and so it must be looked for before. Before a save
+what the checkpoint takes in shares from all ranks is compared (``compare_for_save``), so no
+checkpoint holds what only one rank held.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,8 +34,9 @@ from lmscale.checkpoint.fragments import held_fragments
 from lmscale.engine import Engine
 from lmscale.engine.masters import base_optimizer
 from lmscale.engine.step_report import StepReport
-from lmscale.errors import CorruptionError, LmscaleError
-from lmscale.history.corruptions import Corruption, record_corruption
+from lmscale.errors import CorruptionError, LmscaleError, NoSpaceError
+from lmscale.files.jsonl import append_durable_row
+from lmscale.files.run_files import CORRUPTIONS_FILE
 from lmscale.history.starts import attempt_of
 from lmscale.ranks.attempt import node_name
 from lmscale.ranks.collectives import failing_together, gather_json
@@ -85,6 +88,15 @@ def replicated_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
+def shared_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
+    """Those of which a checkpoint takes a share from every rank: at ZeRO 0 all masters and states;
+    at every stage buffers, and frozen parameters that ZeRO 3 has not dealt out.
+    """
+    for fragment in held_fragments(engine):
+        for kind, tensor in fragment.tensors.items() if fragment.is_shared else ():
+            yield f"{fragment.parameter} ({kind})", tensor
+
+
 def _replicas(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in engine.named_parameters():
         held: Any = parameter
@@ -93,32 +105,27 @@ def _replicas(engine: Engine) -> Iterator[tuple[str, Tensor]]:
             yield name, parameter.detach()
     for name, buffer in engine.module.named_buffers():
         yield f"{name.removeprefix(engine.name_prefix)} (buffer)", buffer
-    for fragment in held_fragments(engine):
-        for kind, tensor in fragment.tensors.items() if fragment.is_shared else ():
-            yield f"{fragment.parameter} ({kind})", tensor
+    yield from shared_tensors(engine)
 
 
-def fingerprint_replicas(engine: Engine) -> dict[str, int]:
-    """Name → hash of what this rank should hold as all others do. Reads every byte of it once."""
-    found = {}
-    for name, tensor in replicated_tensors(engine):
-        found[name] = fingerprint(tensor, name=name)
-        heartbeat.tick()
-    return found
+def find_differing_ranks(
+    engine: Engine, tensors: Iterable[tuple[str, Tensor]]
+) -> Difference | None:
+    """Compare ``tensors``, which all ranks should hold alike, and the optimizer's single numbers.
 
-
-def find_differing_ranks(engine: Engine) -> Difference | None:
-    """Compare what all ranks should hold alike; all of them call this together, with one result.
-
-    One number a rank is gathered, and the numbers of all tensors only when those differ.
+    All ranks call this together, and get the same result. Reads every byte once. One number a rank
+    is gathered, and the numbers of all tensors only where those differ.
     """
-    found = fingerprint_replicas(engine)
+    hashes: dict[str, int] = {}
+    for name, tensor in tensors:
+        hashes[name] = fingerprint(tensor, name=name)
+        heartbeat.tick()
     scalars = _scalars(engine)
-    total = add_fingerprints(found.values())
+    total = add_fingerprints(hashes.values())
     summaries = gather_json([total, scalars])
     if all(summary == summaries[0] for summary in summaries):
         return None
-    rows = gather_json({"host": node_name(), "values": found | scalars})
+    rows = gather_json({"host": node_name(), "values": hashes | scalars})
     return judge([row["values"] for row in rows], [row["host"] for row in rows])
 
 
@@ -147,8 +154,8 @@ def judge(values: Sequence[dict[str, Any]], hosts: Sequence[str]) -> Difference 
     )
 
 
-def describe_difference(difference: Difference, *, step: int) -> str:
-    """Who, where, what, and what to do."""
+def describe_difference(difference: Difference, *, moment: str) -> str:
+    """Who, where, what, and what to do; ``moment``: "the update of step 4", which is not done."""
     who, hosts = name_ranks(difference.ranks), ", ".join(difference.hosts)
     named = ", ".join(difference.names[:MAX_NAMED])
     others = len(difference.names) - MAX_NAMED
@@ -159,77 +166,91 @@ def describe_difference(difference: Difference, *, step: int) -> str:
     else:
         found = f"{who} on {hosts} hold different values, and no majority tells which are right"
     return (
-        f"Before the update of step {step}, {found}: {named}. Memory or arithmetic failed there "
+        f"Before {moment}, {found}: {named}. Memory or arithmetic failed there "
         "without an error, so the run ends here and nothing is saved. Check the memory of "
         f"{hosts} (ECC counters: nvidia-smi -q -d ECC, edac-util, dmesg), leave the node out until "
         "it is known to be good (`exclude` in the cluster's profile), and start again: the run "
-        "goes on from the newest checkpoint. At ZeRO 0 those that were saved since the last "
-        "comparison without a difference may hold the wrong values too, and are passed over."
+        "goes on from the newest checkpoint, before whose save the ranks were alike."
     )
 
 
 class RankComparison:
     """Compares the ranks at every ``guard.compare_every_steps``-th step, before its update.
 
-    Called with every report, on all ranks. What a save of that step holds was compared then, but
-    for the update itself.
+    Called with every report, on all ranks.
     """
 
     def __init__(self, run: Run) -> None:
-        self._run, self._engine, self._ranks = run, run.engine, run.ranks
-        # What a save of this step holds was alike on all ranks: at the start all have read it from
-        # the same files.
-        self._clean_step = run.start.step
-        self._every_steps = run.config.guard.compare_every_steps
-        self._is_on = self._every_steps > 0 and self._ranks.world_size > 1
+        self._run, self._every_steps = run, run.config.guard.compare_every_steps
         self._plan(run.start.step + 1)
 
     def __call__(self, report: StepReport) -> None:
         self._plan(report.step + 1)
 
     def _plan(self, step: int) -> None:
-        if self._is_on and step % self._every_steps == 0:
-            self._engine.before_update.append(partial(self.compare, step))
-
-    def _record(self, difference: Difference, step: int) -> None:
-        """What was saved since the last comparison without a difference may be wrong for good."""
-        with failing_together():
-            if self._ranks.is_first:
-                self._run.lease.check()
-                try:
-                    found = Corruption(
-                        clean_step=self._clean_step,
-                        at_step=step,
-                        zero_stage=self._engine.config.zero_stage,
-                        **attempt_of(self._run.folder),
-                        ranks=difference.ranks,
-                        hosts=difference.hosts,
-                        is_certain=difference.is_certain,
-                        names=difference.names[:MAX_NAMED],
-                        time=time.time(),
-                    )
-                    record_corruption(self._run.folder, found)
-                except LmscaleError as error:  # which rank is wrong matters more
-                    logger.error("%s", error)
+        if is_compared(self._run) and step % self._every_steps == 0:
+            self._run.engine.before_update.append(partial(self.compare, step))
 
     def compare(self, step: int) -> None:
         """Raises ``CorruptionError``, the same on all ranks, when they differ."""
-        heartbeat.phase("compare")
-        difference = find_differing_ranks(self._engine)
-        if difference is not None:
-            self._record(difference, step)
-            raise CorruptionError(
-                describe_difference(difference, step=step),
-                summary=difference.summary,
-                bad_nodes=difference.bad_nodes,
-            )
-        self._clean_step = step
+        tensors = replicated_tensors(self._run.engine)
+        _compare(self._run, tensors, step=step, moment=f"the update of step {step}")
         heartbeat.phase("step")
 
     def compare_after(self, step: int) -> None:
-        """The same out of turn, with this step done: all that was saved so far is in question."""
-        if self._is_on:
+        """The same out of turn, with this step done."""
+        if is_compared(self._run):
             self.compare(step + 1)
+
+
+def is_compared(run: Run) -> bool:
+    """Whether there are ranks to compare, and the configuration wants it."""
+    return run.config.guard.compare_every_steps > 0 and run.ranks.world_size > 1
+
+
+def compare_for_save(run: Run, step: int) -> None:
+    """Compare what a checkpoint takes in shares, once ``step`` is done and before it is saved.
+
+    Every rank writes its share of what all should hold alike. A wrong value of one rank would be in
+    the checkpoint, and loaded from there it is alike on all ranks: no later comparison can see it.
+    """
+    if is_compared(run):
+        tensors = shared_tensors(run.engine)
+        _compare(run, tensors, step=step, moment=f"the save of step {step}")
+
+
+def _compare(run: Run, tensors: Iterable[tuple[str, Tensor]], *, step: int, moment: str) -> None:
+    heartbeat.phase("compare")
+    difference = find_differing_ranks(run.engine, tensors)
+    if difference is None:
+        return
+    with failing_together():
+        if run.ranks.is_first:
+            run.lease.check()
+            try:
+                _record(run, difference, step)
+            except LmscaleError as error:  # which rank is wrong matters more
+                logger.error("%s", error)
+    raise CorruptionError(
+        describe_difference(difference, moment=moment),
+        summary=difference.summary,
+        bad_nodes=difference.bad_nodes,
+    )
+
+
+def _record(run: Run, difference: Difference, step: int) -> None:
+    """Append a row to ``RUN/corruptions.jsonl``, for people; it is durable on return."""
+    row = {
+        "at_step": step,
+        "zero_stage": run.config.engine.zero_stage,
+        **attempt_of(run.folder),
+        "ranks": difference.ranks,
+        "hosts": difference.hosts,
+        "is_certain": difference.is_certain,
+        "names": difference.names[:MAX_NAMED],
+        "time": time.time(),
+    }
+    append_durable_row(run.folder / CORRUPTIONS_FILE, row, no_space=NoSpaceError)
 
 
 def _scalars(engine: Engine) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from lmscale.checkpoint.writer import CheckpointWriter
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import ConfigError, DataError, LeaseLostError, LmscaleError
 from lmscale.files import fault_points
-from lmscale.guard.spared import plan_spared
+from lmscale.guard.rewind_plan import plan_spared
 from lmscale.history.starts import attempt_of
 from lmscale.ranks.collectives import fail_together, failing_together, sum_float64
 from lmscale.ranks.mailbox import open_mailbox
@@ -29,6 +29,7 @@ from lmscale.runs.trackers import Trackers
 from lmscale.stream.ledger import Ledger
 from lmscale.train import votes
 from lmscale.train.assemble import Run
+from lmscale.train.compare import compare_for_save
 from lmscale.train.hooks import Hook, ProgressCounter
 from lmscale.train.probe import measure_probe
 from lmscale.watch import heartbeat
@@ -67,12 +68,7 @@ class Saver:
         self._job: Job | None = None  # until all ranks have seen its outcome
         self._untold: tuple[Job, dict[str, float]] | None = None  # what a save has cost the loop
         self._has_left_one_out = False  # the last save that was due; alike on all ranks
-        self._spare = plan_spared(
-            run.config,
-            world_size=run.ranks.world_size,
-            first_step=run.start.step,
-            num_rewinds=len(run.history.rewinds),
-        )
+        self._spare = plan_spared(run.config, num_rewinds=len(run.history.rewinds))
         duties = Duties(
             lease=run.lease, prepare=self._prepare, tidy=self._tidy, make_room=self._make_room
         )
@@ -169,6 +165,8 @@ class Saver:
         waited_seconds = time.monotonic() - began_at
         if self._tier is not None:
             self._tier.restart_clock()
+        compare_for_save(self._run, step)
+        heartbeat.phase("save")
         draft = self._draft(reason, tier)
         fault_points.hit("save.copy", step=step)
         copy_at = time.monotonic()

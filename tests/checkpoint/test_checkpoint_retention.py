@@ -268,15 +268,15 @@ def test_a_listing_says_of_what_is_kept_beside_the_rule_why_and_nobody_is_told_t
 
     def spare(steps, newest):
         assert (list(steps), newest) == ([8, 6, 4, 2], 8), "the good ones"
-        return {"rewind": (2, 4), "untainted": (4, 8)}
+        return {"rewind": (2, 4), "audited": (4, 8)}
 
     rule = Rule(keep_last=1)
     listed = survey(place, rule, spare=spare)
     assert {one.step: one.kept_for for one in listed} == {
         10: (),
-        8: ("last", "untainted"),
+        8: ("last", "audited"),
         6: (),
-        4: ("rewind", "untainted"),
+        4: ("rewind", "audited"),
         2: ("rewind",),
     }
     assert [one.step for one in plan_prune(listed, rule)] == [6]

@@ -13,7 +13,6 @@ from lmscale.files.jsonl import append_row
 from lmscale.guard.divergence import Divergence
 from lmscale.guard.guard import RewindRequest
 from lmscale.guard.state import GuardState
-from lmscale.history.corruptions import Corruption, record_corruption
 from lmscale.history.history import History, read_history
 from lmscale.history.rewinds import Rewind, read_rewinds, record_rewind
 from lmscale.ranks.ranks import Ranks
@@ -28,18 +27,6 @@ REWIND = Rewind(
     jump_from_n=300,
     jump_samples=60,
     why="a spike",
-    time=1.0,
-)
-CORRUPTION = Corruption(
-    clean_step=8,
-    at_step=12,
-    zero_stage=0,
-    attempt=1,
-    attempt_time=1.0,
-    ranks=(1,),
-    hosts=("n2",),
-    is_certain=True,
-    names=("w",),
     time=1.0,
 )
 STARTS = tuple(
@@ -66,20 +53,18 @@ def by(attempt):
 @pytest.fixture
 def folder(tmp_path):
     record_rewind(tmp_path, REWIND)
-    record_corruption(tmp_path, CORRUPTION)
     for row in STARTS:
         append_row(tmp_path / "attempts.jsonl", row)
     return tmp_path
 
 
-def test_a_rewind_a_later_start_and_a_corruption_each_undo_what_they_have_to(folder):
+def test_a_rewind_and_a_later_start_each_undo_what_they_have_to(folder):
     history = read_history(folder)
     said = {
         (step, attempt): history.undone(manifest_of(step, [], written_by=by(attempt)))
-        for step, attempt in ((8, 1), (10, 1), (14, 1), (18, 1), (18, 2), (22, 2))
+        for step, attempt in ((8, 1), (14, 1), (18, 1), (18, 2), (22, 2))
     }
     assert {key for key, why in said.items() if why is None} == {(8, 1), (14, 1), (18, 2)}
-    assert "may hold the wrong values of rank 1" in said[10, 1]
     assert "attempt 2 has gone on from step 16 since" in said[18, 1]
     assert "the guard has undone step 22 since" in said[22, 2]
     assert History().undone(manifest_of(22, [], written_by=by(1))) is None
@@ -88,7 +73,7 @@ def test_a_rewind_a_later_start_and_a_corruption_each_undo_what_they_have_to(fol
 def test_the_other_ranks_get_it_as_rank_0_has_read_it(folder):
     history = read_history(folder)
     assert History.from_json(history.to_json()) == history
-    assert history.corruptions == (CORRUPTION,) and history.starts == STARTS
+    assert history.rewinds == (REWIND,) and history.starts == STARTS
     assert read_history(folder / "none") == History()
 
 
@@ -105,18 +90,14 @@ def run_at(folder, place):
     )
 
 
-@pytest.mark.parametrize("by_what", ["a corruption", "a later start"])
-def test_a_rewind_goes_back_to_what_a_start_would_take_up(tmp_path, by_what):
+def test_a_rewind_goes_back_to_what_a_start_would_take_up(tmp_path):
     # Step 10 is of an earlier attempt whose steps were done again, and nothing has replaced it.
     place = LocalPlace(tmp_path / "checkpoints")
     save(place, 8, written_by=by(1))
     save(place, 10, written_by=by(1))
     save(place, 11, state={})  # of which nobody knows how many samples were used
-    if by_what == "a corruption":
-        record_corruption(tmp_path, CORRUPTION)
-    else:
-        for row in (STARTS[0], {**STARTS[1], "first_step": 8}):
-            append_row(tmp_path / "attempts.jsonl", row)
+    for row in (STARTS[0], {**STARTS[1], "first_step": 8}):
+        append_row(tmp_path / "attempts.jsonl", row)
     with one_group():
         assert rewind(run_at(tmp_path, place), RewindRequest(DIVERGENCE)) == 8
     assert [row.to_step for row in read_rewinds(tmp_path)] == [8]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +62,8 @@ def train_and_look(case: Case, ranks: Ranks) -> dict[str, Any]:
     import torch
 
     from lmscale.errors import CorruptionError
-    from lmscale.history.corruptions import read_corruptions
+    from lmscale.files.jsonl import read_rows
+    from lmscale.files.run_files import CORRUPTIONS_FILE
     from lmscale.train.compare import RankComparison
 
     saw: dict[str, Any] = {"found": {}, "steps": 0, "error": None, "code": None}
@@ -87,7 +87,7 @@ def train_and_look(case: Case, ranks: Ranks) -> dict[str, Any]:
         except CorruptionError as error:
             saw["error"], saw["code"] = str(error), error.exit_code
             saw["summary"], saw["bad_nodes"] = error.summary, error.bad_nodes
-            saw["rows"] = [asdict(row) for row in read_corruptions(run.folder)]
+            saw["rows"] = list(read_rows(run.folder / CORRUPTIONS_FILE))
     return saw
 
 
@@ -136,9 +136,9 @@ def look(engine: Engine, ranks: Ranks, tensor: Tensor) -> dict[str, Any] | None:
 
 
 def describe(engine: Engine) -> dict[str, Any] | None:
-    from lmscale.train.compare import find_differing_ranks
+    from lmscale.train.compare import find_differing_ranks, replicated_tensors
 
-    found = find_differing_ranks(engine)
+    found = find_differing_ranks(engine, replicated_tensors(engine))
     if found is None:
         return None
     return {"ranks": found.ranks, "names": found.names, "is_certain": found.is_certain}

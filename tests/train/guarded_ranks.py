@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FLIP_AFTER = 5  # step: saved at 4 and 6, compared before the updates of 4 and 8
+FLIP_AFTER = 5  # step: compared before the updates of 4 and 8, and before every save
 WRONG = 1  # the rank
 NAN_AT = (6, 7)  # steps
 REFUSED = 4  # the step of a checkpoint that a rank may not look at
@@ -29,8 +29,9 @@ NAN = "; ".join(f"nan:rank=0,step={step}" for step in NAN_AT)
 FLIP = f"flip-weight:rank={WRONG},step={FLIP_AFTER},bit=1"
 # The run, the faults, other settings. One after the other, each on two ranks.
 STARTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("flipped", FLIP, {}),
-    ("flipped", FLIP, {}),
+    ("flipped", FLIP, {"checkpoint.every_steps": 100}),
+    ("flipped before a save", FLIP, {}),
+    ("flipped before a save", FLIP, {}),
     *((f"bad samples {stage}", NAN, {"engine.zero_stage": stage}) for stage in range(4)),
     ("no way back", NAN, {"guard.jump_steps": 7, "checkpoint.every_steps": 6}),
     ("refused", NAN, {}),

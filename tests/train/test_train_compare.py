@@ -75,7 +75,7 @@ def test_training_ends_on_all_ranks_before_the_next_update_and_was_silent_until_
     assert "norm" in errors[0]
     assert "nothing is saved" in errors[0]
     (row,) = saw[count][0][mode]["rows"]
-    assert (row["clean_step"], row["at_step"]) == (FLIP_AFTER, FLIP_AFTER + 1)
+    assert row["at_step"] == FLIP_AFTER + 1
     assert row["ranks"] == ([0, 1] if count == 2 else [WRONG])
     verb = "differ" if count == 2 else "differs"
     for rank in saw[count]:
@@ -112,7 +112,9 @@ def test_where_no_majority_says_who_is_right_all_are_named():
         found = judge(of(*values), HOSTS)
         assert found is not None and found.ranks == tuple(range(len(values)))
         assert not found.is_certain
-        assert "no majority tells which are right" in describe_difference(found, step=9)
+        assert "no majority tells which are right" in describe_difference(
+            found, moment="the update of step 9"
+        )
 
 
 def test_a_tensor_that_one_rank_does_not_hold_is_a_difference():
@@ -124,7 +126,7 @@ def test_the_first_of_many_parameters_are_named():
     rows = [{f"p{i}": i + (rank == 3) for i in range(40)} for rank in range(4)]
     found = judge(rows, HOSTS)
     assert found is not None
-    said = describe_difference(found, step=1000)
+    said = describe_difference(found, moment="the update of step 1000")
     assert "Before the update of step 1000, rank 3 on n2 holds other values than the other" in said
     assert "p0, p1, p2, p3, p4 and 35 more" in said
     assert "leave the node out" in said

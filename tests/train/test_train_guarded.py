@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from forked_commands import open_commands
 from forked_ranks import run_starts
-from guarded_ranks import FLIP_AFTER, REFUSED, STARTS, WRONG
+from guarded_ranks import REFUSED, STARTS, WRONG
 from tiny_run import ledger_of, settings, write_tiny_config
 
 from lmscale.files.jsonl import read_rows
-from lmscale.history.corruptions import read_corruptions
+from lmscale.files.run_files import CORRUPTIONS_FILE
 from lmscale.history.rewinds import read_rewinds
 from lmscale.ranks.attempt import node_name
 from lmscale.runs.faults import VARIABLE
@@ -49,22 +49,23 @@ def test_a_rank_with_a_flipped_bit_is_named_where_the_guard_would_have_blamed_th
     assert not (runs / "flipped" / "guard").exists()
 
 
-def test_what_was_saved_between_the_last_comparison_in_turn_and_the_guards_is_passed_over(runs):
-    (found,) = read_corruptions(runs / "flipped")
-    assert (found.clean_step, found.at_step) == (4, 8)
-    assert found.clean_step < FLIP_AFTER < 6 < found.at_step
-    assert ended(runs, "flipped", again=True)["code"] == 0
-    *_, resumed = read_rows(runs / "flipped" / "resumes.jsonl")
-    assert resumed["step"] == 4
-    (passed,) = resumed["passed_over"]
-    assert passed["step"] == 6 and "may hold the wrong values" in passed["why"][0]
-    assert len(ledger_of(runs / "flipped")) == 10
+def test_what_one_rank_alone_holds_is_in_no_checkpoint_and_the_run_ends_instead_of_the_save(runs):
+    name = "flipped before a save"
+    how = ended(runs, name)
+    assert (how["class"], how["code"]) == ("CorruptionError", 75)
+    assert "Before the save of step 6, ranks 0-1" in how["said"]
+    (row,) = read_rows(runs / name / CORRUPTIONS_FILE)
+    assert (row["at_step"], row["ranks"], row["hosts"]) == (6, [0, 1], [node_name()])
+    assert ended(runs, name, again=True)["code"] == 0
+    *_, resumed = read_rows(runs / name / "resumes.jsonl")
+    assert (resumed["step"], resumed["passed_over"]) == (4, [])
+    assert len(ledger_of(runs / name)) == 10
 
 
 @pytest.mark.parametrize("stage", range(4))
 def test_ranks_that_are_alike_are_rewound(runs, stage):
     assert ended(runs, f"bad samples {stage}")["code"] == 0
-    assert not read_corruptions(runs / f"bad samples {stage}")
+    assert not (runs / f"bad samples {stage}" / CORRUPTIONS_FILE).exists()
     (rewind,) = read_rewinds(runs / f"bad samples {stage}")
     assert (rewind.at_step, rewind.to_step) == (7, 4)
 
@@ -99,7 +100,7 @@ def test_steps_that_a_rewind_undoes_beyond_its_target_are_not_productive(runs):
 def test_where_ranks_are_never_compared_the_guard_compares_them_neither(runs):
     how = ended(runs, "not compared")
     assert (how["class"], how["code"]) == ("GuardError", 76)
-    assert not read_corruptions(runs / "not compared")
+    assert not (runs / "not compared" / CORRUPTIONS_FILE).exists()
 
 
 @pytest.fixture(scope="module")
