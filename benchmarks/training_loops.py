@@ -21,14 +21,12 @@ from lmscale.config import BatchPlan, RunConfig
 from lmscale.engine import Engine, learning_rate
 from lmscale.engine.optimizer import build_optimizer
 from lmscale.model import (
-    attention_backend,
-    build_layout,
     build_model,
     init_weights,
     mark_starts,
     parameter_kinds,
 )
-from lmscale.model.transformer import Transformer
+from lmscale.model.decoder import Decoder
 from lmscale.objective import CausalObjective, build_targets
 from lmscale.stream.batches import MicroBatch, StepBatch
 from lmscale.train.assemble import build_run_engine
@@ -218,21 +216,15 @@ class AutocastLoop(BareLoop):
         ids = tokens.long()
         begins = mark_starts(starts, batch=ids.shape[0], length=ids.shape[1])
         labels = build_targets(ids, begins, lengths, mask_documents=masked)
-        backend = attention_backend(
-            device_type=self.device.type,
-            masked=masked,
-            head_width=self.config.model.resolved_head_width,
-            choice=self.config.model.attention,
-        )
-        layout = build_layout(begins[:, :-1], mask_documents=masked, backend=backend)
         model = self.objective.model
+        layout = model.lay_out(begins[:, :-1], mask_documents=masked)
         logits = model.head(model(ids[:, :-1], layout))
         return cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
 
 
 def build_bare_model(
     config: RunConfig, device: torch.device, *, weights_from_device: bool = False
-) -> Transformer:
+) -> Decoder:
     """The configured model in fp32 with its initial weights, blocks compiled where configured."""
     with device:
         model = build_model(
@@ -242,9 +234,9 @@ def build_bare_model(
         for name, parameter in model.named_parameters():
             _draw(name, parameter.data, config.model.init_std, is_matrix=parameter.ndim > 1)
     else:
-        init_weights(model, config.model, config.run.seed)
+        init_weights(model, config.run.seed)
     if config.engine.compile:
-        for block in model.blocks:
+        for block in model.blocks_to_compile():
             block.compile()
     return model
 

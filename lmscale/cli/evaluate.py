@@ -115,7 +115,7 @@ def _score(
             dataset,
             plan,
             ranks=Ranks(),
-            device=loaded.model.embedding.weight.device,
+            device=loaded.model.device,
             advance=advance,
             between_batches=poll,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
@@ -80,6 +81,15 @@ class ModelConfig(Section):
     @property
     def resolved_head_width(self) -> int:
         return self.head_width or self.width // self.heads
+
+    @property
+    def residual_std(self) -> float:
+        """``init_std`` of the matrices that write to the residual stream.
+
+        There are 2 · layers of them and each adds its variance, so theirs is divided by as many
+        (GPT-2, section 2.3).
+        """
+        return self.init_std / math.sqrt(2 * self.layers)
 
     @property
     def resolved_ffn_width(self) -> int:

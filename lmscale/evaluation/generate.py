@@ -1,19 +1,18 @@
 # Shape letters: B batch, T time, V vocabulary.
-"""Text from a model, token by token, with a cache of keys and values."""
+"""Text from a model, token by token, with what it keeps of the tokens so far."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lmscale.errors import ConfigError
 from lmscale.evaluation.sampling import Sampling, next_tokens
-from lmscale.model.cache import build_caches
-from lmscale.model.layout import build_step_layout
-from lmscale.model.transformer import Transformer
+from lmscale.model.family import Model
 from lmscale.tokenizer import Tokenizer
 
 
@@ -26,7 +25,7 @@ class Generation:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Model,
         prompt: list[int],
         sampling: Sampling,
         *,
@@ -63,20 +62,14 @@ class Generation:
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator("cpu").manual_seed(self._sampling.seed)
         batch, length = self._prompt_BT.shape
-        weight = self._model.embedding.weight
-        caches = build_caches(
-            self._model.config,
-            batch=batch,
-            capacity=length + self._num_tokens,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
+        device = self._model.device
+        state = self._model.build_state(batch=batch, capacity=length + self._num_tokens)
         seen_BV = torch.zeros(batch, self._model.vocab_size, dtype=torch.bool)
         seen_BV.scatter_(1, self._prompt_BT, True)
-        ids_BT, offset = self._prompt_BT, 0
+        ids_BT = self._prompt_BT
         has_ended_B = torch.zeros(batch, dtype=torch.bool)
         for _ in range(self._num_tokens):
-            logits_BV = self._last_logits(ids_BT.to(weight.device), offset, caches)
+            logits_BV = self._last_logits(ids_BT.to(device), state)
             logits_BV = logits_BV.masked_fill(self._barred_V, -math.inf)
             next_B = next_tokens(logits_BV, seen_BV, self._sampling, generator)
             next_B = torch.where(has_ended_B, self._eos_id, next_B)
@@ -86,20 +79,17 @@ class Generation:
                 self.stopped_by = "eos"
                 return
             seen_BV.scatter_(1, next_B[:, None], True)
-            offset += ids_BT.shape[1]
             ids_BT = next_B[:, None]
         self.stopped_by = self._limit
 
     @torch.no_grad()
-    def _last_logits(self, ids_BT: Tensor, offset: int, caches: list) -> Tensor:
-        batch, length = ids_BT.shape
-        layout = build_step_layout(batch=batch, offset=offset, length=length, device=ids_BT.device)
-        hidden_BTD = self._model(ids_BT, layout, caches)
+    def _last_logits(self, ids_BT: Tensor, state: Any) -> Tensor:
+        hidden_BTD = self._model.extend(ids_BT, state)
         return self._model.head(hidden_BTD[:, -1]).float().cpu()
 
 
 def generate(
-    model: Transformer,
+    model: Model,
     tokenizer: Tokenizer,
     prompt: str,
     sampling: Sampling,

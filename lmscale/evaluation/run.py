@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from lmscale.checkpoint.load import load_weights
 from lmscale.config import RunConfig
 from lmscale.errors import CheckpointError
 from lmscale.history.history import read_history
-from lmscale.model.transformer import Transformer, build_model
+from lmscale.model import Model, build_model
 from lmscale.runs.run_folder import load_run_config
 from lmscale.tokenizer import Tokenizer, load_tokenizer
 
@@ -25,7 +26,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class LoadedRun:
     config: RunConfig
     tokenizer: Tokenizer
-    model: Transformer
+    model: Model
     """On the asked device in the run's precision, in eval mode."""
 
 
@@ -43,19 +44,27 @@ def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedR
     )
     precision = config.engine.precision
     dtype = _DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]
-    with torch.device("meta"):
+    with device, _default_dtype(dtype):
         model = build_model(
             config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
         )
-    model = model.to(dtype).to_empty(device=device)
-    if config.model.tied_embeddings:
-        model.head.weight = model.embedding.weight  # to_empty allocates each name of its own
     fill_weights(model, weights, origin=str(folder))
     return LoadedRun(config=config, tokenizer=tokenizer, model=model.eval())
 
 
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """A block in which new parameters get ``dtype``."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @torch.no_grad()
-def fill_weights(model: Transformer, weights: Mapping[str, Tensor], *, origin: str) -> None:
+def fill_weights(model: Model, weights: Mapping[str, Tensor], *, origin: str) -> None:
     """Copy fp32 weights into the model, each name and shape checked; every mismatch is reported."""
     parameters = dict(model.named_parameters())
     problems = [f"{name} is missing" for name in parameters if name not in weights]

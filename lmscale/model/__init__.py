@@ -11,7 +11,15 @@ from lmscale.model.accounting import (
     flops_per_token,
 )
 from lmscale.model.cache import KeyValueCache, build_caches
-from lmscale.model.initialize import init_weights, initial_value, parameter_kinds, parameter_std
+from lmscale.model.decoder import Decoder, build_model
+from lmscale.model.family import Head, Model
+from lmscale.model.initialize import (
+    Declared,
+    declared_parameters,
+    init_weights,
+    initial_value,
+    parameter_kinds,
+)
 from lmscale.model.layout import (
     Layout,
     attention_backend,
@@ -19,25 +27,26 @@ from lmscale.model.layout import (
     build_step_layout,
     mark_starts,
 )
-from lmscale.model.transformer import Head, Transformer, build_model
 
 __all__ = [
+    "Declared",
+    "Decoder",
     "Flops",
     "Head",
     "KeyValueCache",
     "Layout",
+    "Model",
     "ParameterCount",
-    "Transformer",
     "attention_backend",
     "build_caches",
     "build_layout",
     "build_model",
     "build_step_layout",
     "count_parameters",
+    "declared_parameters",
     "flops_per_token",
     "init_weights",
     "initial_value",
     "mark_starts",
     "parameter_kinds",
-    "parameter_std",
 ]

@@ -11,11 +11,13 @@ from lmscale.model.linear import Linear
 
 
 class GeluFeedForward(nn.Module):
+    """down(gelu(up(x)))."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         inner = config.resolved_ffn_width
-        self.up = Linear(config.width, inner, bias=config.bias)
-        self.down = Linear(inner, config.width, bias=config.bias)
+        self.up = Linear(config.width, inner, bias=config.bias, std=config.init_std)
+        self.down = Linear(inner, config.width, bias=config.bias, std=config.residual_std)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x_BTD), approximate="tanh"))  # GPT-2's gelu_new
@@ -27,8 +29,8 @@ class SwigluFeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         inner = config.resolved_ffn_width
-        self.gate_up = Linear(config.width, 2 * inner, bias=config.bias)
-        self.down = Linear(inner, config.width, bias=config.bias)
+        self.gate_up = Linear(config.width, 2 * inner, bias=config.bias, std=config.init_std)
+        self.down = Linear(inner, config.width, bias=config.bias, std=config.residual_std)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)

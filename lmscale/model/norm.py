@@ -7,9 +7,13 @@ copy of the activations is kept for the backward pass.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lmscale.model.initialize import Declared
 
 
 class RMSNorm(nn.Module):
@@ -23,6 +27,9 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
+    def declare(self) -> Mapping[str, Declared]:
+        return {"weight": Declared(kind="norm", constant=1.0)}
+
 
 class LayerNorm(nn.Module):
     """(x - mean) / std · weight (+ bias) over the last dimension."""
@@ -35,6 +42,9 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
+
+    def declare(self) -> Mapping[str, Declared]:
+        return {"weight": Declared(kind="norm", constant=1.0), "bias": Declared(kind="bias")}
 
 
 def build_norm(kind: str, width: int, eps: float, *, bias: bool) -> nn.Module:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lmscale.config.model import ObjectiveConfig
-from lmscale.model.layout import attention_backend, build_layout, mark_starts
-from lmscale.model.transformer import Transformer
+from lmscale.model.family import Model
+from lmscale.model.layout import mark_starts
 from lmscale.objective.cross_entropy import IGNORED, CrossEntropySums, chunked_cross_entropy
 from lmscale.objective.loss_sum import LossSum
 
@@ -34,7 +34,7 @@ class CausalObjective(nn.Module):
     """
 
     def __init__(
-        self, model: Transformer, config: ObjectiveConfig, *, mask_documents: bool = True
+        self, model: Model, config: ObjectiveConfig, *, mask_documents: bool = True
     ) -> None:
         super().__init__()
         self.model = model
@@ -51,17 +51,7 @@ class CausalObjective(nn.Module):
         begins_BW = mark_starts(starts, batch=ids_BW.shape[0], length=ids_BW.shape[1])
         labels_BT = build_targets(ids_BW, begins_BW, lengths_B, mask_documents=self.mask_documents)
         model = self.model
-        layout = build_layout(
-            begins_BW[:, :-1],
-            mask_documents=self.mask_documents,
-            backend=attention_backend(
-                device_type=ids_BW.device.type,
-                masked=self.mask_documents,
-                dropout=model.config.dropout if self.training else 0.0,
-                head_width=model.config.resolved_head_width,
-                choice=model.config.attention,
-            ),
-        )
+        layout = model.lay_out(begins_BW[:, :-1], mask_documents=self.mask_documents)
         hidden_BTD = model(ids_BW[:, :-1], layout)
         score = partial(
             _score_labels,

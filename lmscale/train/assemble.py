@@ -323,9 +323,9 @@ def build_run_engine(
     if fill:
         # At ZeRO 3 rank 0's values are dealt out; elsewhere every rank draws the same.
         draws = config.engine.zero_stage != 3 or dist.get_rank() == 0
-        init_weights(model, config.model, config.run.seed, gathered=gathered, draws=draws)
+        init_weights(model, config.run.seed, gathered=gathered, draws=draws)
     if config.engine.compile:
-        for block in model.blocks:
+        for block in model.blocks_to_compile():
             block.compile()
     kinds = parameter_kinds(model)
     objective = CausalObjective(

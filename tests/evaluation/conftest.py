@@ -11,7 +11,7 @@ import torch
 from lmscale.config import RunConfig
 from lmscale.config.model import ModelConfig
 from lmscale.corpus import build_corpus
-from lmscale.model import Transformer, build_model, init_weights
+from lmscale.model import Decoder, build_model, init_weights
 from lmscale.tokenizer import Tokenizer, train_tokenizer
 
 CHINESE = "天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。寒来暑往，秋收冬藏。"
@@ -56,8 +56,8 @@ def tokenizer(config) -> Tokenizer:
 
 
 @pytest.fixture
-def model() -> Transformer:
+def model() -> Decoder:
     config = ModelConfig(layers=2, width=32, heads=4, init_std=0.2)
     model = build_model(config, vocab_size=512, max_positions=LENGTH)
-    init_weights(model, config, seed=1)
+    init_weights(model, seed=1)
     return model.eval()

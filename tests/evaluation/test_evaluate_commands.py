@@ -41,7 +41,7 @@ def run(config: RunConfig, tokenizer) -> RunConfig:
     model = build_model(
         config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
     )
-    init_weights(model, config.model, config.run.seed)
+    init_weights(model, config.run.seed)
     kinds = parameter_kinds(model)
     stage_0 = config.engine.model_copy(update={"zero_stage": 0})
     with open_process_group(Ranks(), CPU):

@@ -58,7 +58,7 @@ def constant_model():
     def build(logits: dict[int, float]):
         config = ModelConfig(layers=1, width=32, heads=4, norm="layernorm", bias=True)
         model = build_model(config, vocab_size=512, max_positions=24)
-        init_weights(model, config, seed=1)
+        init_weights(model, seed=1)
         model.norm.weight.data.zero_()
         model.norm.bias.data.fill_(1 / 32)  # the hidden state, so that a row of ones scores 1
         model.head.weight.data.zero_()

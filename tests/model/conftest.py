@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lmscale.config.model import ModelConfig
-from lmscale.model import Transformer, build_model, init_weights
+from lmscale.model import Decoder, build_model, init_weights
 
 
 @pytest.fixture(autouse=True)
@@ -20,10 +20,10 @@ def make_model():
 
     def make(
         *, vocab_size: int = 61, max_positions: int = 32, dtype=torch.float32, **switches
-    ) -> Transformer:
+    ) -> Decoder:
         config = ModelConfig(**{"layers": 2, "width": 32, "heads": 4, "init_std": 0.3} | switches)
         model = build_model(config, vocab_size=vocab_size, max_positions=max_positions)
-        init_weights(model, config, seed=1)
+        init_weights(model, seed=1)
         return model.to(dtype).eval()
 
     return make

@@ -6,15 +6,16 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from lmscale.config.model import ModelConfig, ObjectiveConfig
-from lmscale.model import build_model, init_weights, initial_value, parameter_kinds
+from lmscale.model import Declared, build_model, init_weights, initial_value, parameter_kinds
 from lmscale.objective import CausalObjective
 
 
 def build(config: ModelConfig, seed: int = 1, dtype=torch.float32):
     model = build_model(config, vocab_size=211, max_positions=64).to(dtype)
-    init_weights(model, config, seed)
+    init_weights(model, seed)
     return model
 
 
@@ -66,14 +67,36 @@ def test_one_parameter_can_be_made_without_the_model():
     model = build(config)
     name = "blocks.1.feed_forward.down.weight"
     parameter = model.get_parameter(name)
-    assert torch.equal(initial_value(name, parameter.shape, "linear", config, 1), parameter)
+    declared = Declared(kind="linear", std=0.02 / math.sqrt(2 * 2))
+    assert torch.equal(initial_value(name, parameter.shape, declared, 1), parameter)
 
 
 def test_the_values_are_the_recorded_ones():
     """A change here changes every new run: say so in the changelog."""
-    config = ModelConfig(layers=2, width=32, heads=4)
-    value = initial_value("embedding.weight", (4, 32), "embedding", config, 1)
+    declared = Declared(kind="embedding", std=0.02)
+    value = initial_value("embedding.weight", (4, 32), declared, 1)
     assert value[0, :3].tolist() == pytest.approx(RECORDED, rel=1e-5)
+
+
+def test_a_parameter_that_no_module_declares_is_named():
+    with pytest.raises(AssertionError, match="no module declares 0.weight, 0.bias"):
+        parameter_kinds(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_a_module_may_declare_the_parameters_of_its_children():
+    class Cells(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells = nn.LSTM(4, 4, bias=False)
+
+        def declare(self):
+            spread = {f"cells.weight_{side}_l0": 0.1 for side in ("ih", "hh")}
+            return {name: Declared(kind="stacked", std=std) for name, std in spread.items()}
+
+    model = nn.Sequential(Cells())
+    init_weights(model, seed=1)
+    assert set(parameter_kinds(model).values()) == {"stacked"}
+    assert model[0].cells.weight_ih_l0.std().item() == pytest.approx(0.1, rel=0.4)
 
 
 RECORDED = [0.026327066123485565, -0.01804373599588871, 0.03864332288503647]

@@ -16,7 +16,7 @@ VOCAB = 37
 def build(*, mask_documents: bool = True, z_loss: float = 0.0, **switches) -> CausalObjective:
     config = ModelConfig(layers=2, width=32, heads=4, init_std=0.3, **switches)
     model = build_model(config, vocab_size=VOCAB, max_positions=16)
-    init_weights(model, config, seed=1)
+    init_weights(model, seed=1)
     settings = ObjectiveConfig(chunk_tokens=5, z_loss=z_loss)
     return CausalObjective(model, settings, mask_documents=mask_documents)
 

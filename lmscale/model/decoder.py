@@ -1,52 +1,36 @@
 # Shape letters: B batch, T time, D model width, V vocabulary.
-"""The decoder: embeddings, blocks, final norm, and a head that others score with."""
+"""The decoder Transformer: embeddings, blocks, final norm, and a head that others score with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lmscale.config.model import ModelConfig
 from lmscale.model.block import Block
-from lmscale.model.cache import KeyValueCache
-from lmscale.model.layout import Layout
+from lmscale.model.cache import KeyValueCache, build_caches
+from lmscale.model.family import Head, Model
+from lmscale.model.layout import Layout, attention_backend, build_layout, build_step_layout
 from lmscale.model.linear import Embedding
 from lmscale.model.norm import build_norm
 from lmscale.model.rope import plan_rotation
 
 
-class Head(nn.Module):
-    """Owns the output matrix, [V, D], and hands it to whoever scores the hidden states.
-
-    ZeRO-3 gathers a module's parameters around its forward and backward: a loss that uses the
-    matrix has to run inside this forward, not beside it.
-    """
-
-    def __init__(self, weight: nn.Parameter) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def forward(self, hidden: Tensor, score: Callable[[Tensor, Tensor], Any] = F.linear) -> Any:
-        """``score(hidden, weight)``; by default the logits."""
-        return score(hidden, self.weight)
-
-
-class Transformer(nn.Module):
-    """Ids → hidden states after the final norm. ``init_weights`` gives the parameters values."""
+class Decoder(Model):
+    """GPT-2's and Llama's architecture, by the switches of its settings."""
 
     def __init__(self, config: ModelConfig, *, vocab_size: int, max_positions: int) -> None:
-        super().__init__()
+        super().__init__(vocab_size=vocab_size, max_positions=max_positions)
         self.config = config
-        self.vocab_size = vocab_size
-        self.max_positions = max_positions
-        self.embedding = Embedding(vocab_size, config.width)
+        std = config.init_std
+        self.embedding = Embedding(vocab_size, config.width, std=std)
         self.position_embedding = (
-            Embedding(max_positions, config.width) if config.positions == "learned" else None
+            Embedding(max_positions, config.width, std=std)
+            if config.positions == "learned"
+            else None
         )
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -54,13 +38,24 @@ class Transformer(nn.Module):
         self.head = Head(
             self.embedding.weight
             if config.tied_embeddings
-            else nn.Parameter(torch.empty(vocab_size, config.width))
+            else nn.Parameter(torch.empty(vocab_size, config.width)),
+            std=std,
         )
+
+    def lay_out(self, begins_BT: Tensor, *, mask_documents: bool) -> Layout:
+        config = self.config
+        backend = attention_backend(
+            device_type=begins_BT.device.type,
+            masked=mask_documents,
+            dropout=config.dropout if self.training else 0.0,
+            head_width=config.resolved_head_width,
+            choice=config.attention,
+        )
+        return build_layout(begins_BT, mask_documents=mask_documents, backend=backend)
 
     def forward(
         self, ids_BT: Tensor, layout: Layout, caches: Sequence[KeyValueCache] | None = None
     ) -> Tensor:
-        """Hidden states [B, T, D] of int64 ids; ``self.head`` turns them into logits or a loss."""
         x_BTD = self.embedding(ids_BT)
         if self.position_embedding is not None:
             x_BTD = x_BTD + self.position_embedding(layout.positions)
@@ -92,10 +87,26 @@ class Transformer(nn.Module):
         is_chosen = every > 0 and number % every == every - 1
         return is_chosen and self.training and torch.is_grad_enabled()
 
+    def blocks_to_compile(self) -> Iterable[nn.Module]:
+        return self.blocks
 
-def build_model(config: ModelConfig, *, vocab_size: int, max_positions: int) -> Transformer:
+    def build_state(self, *, batch: int, capacity: int) -> list[KeyValueCache]:
+        weight = self.embedding.weight
+        return build_caches(
+            self.config, batch=batch, capacity=capacity, dtype=weight.dtype, device=weight.device
+        )
+
+    def extend(self, ids_BT: Tensor, state: list[KeyValueCache]) -> Tensor:
+        batch, length = ids_BT.shape
+        layout = build_step_layout(
+            batch=batch, offset=state[0].length, length=length, device=ids_BT.device
+        )
+        return self(ids_BT, layout, state)
+
+
+def build_model(config: ModelConfig, *, vocab_size: int, max_positions: int) -> Decoder:
     """The module of a configuration, on torch's current default device and dtype.
 
     Its matrices hold whatever the memory held, until ``init_weights`` or a checkpoint fills them.
     """
-    return Transformer(config, vocab_size=vocab_size, max_positions=max_positions)
+    return Decoder(config, vocab_size=vocab_size, max_positions=max_positions)
