@@ -48,7 +48,7 @@ from lmscale.ranks.ranks import Ranks, open_process_group, ranks_from_environmen
 from lmscale.runs.environment import num_cores
 from lmscale.runs.lease import NO_LEASE
 from lmscale.train.assemble import build_run_engine
-from lmscale.train.loop import train_steps
+from lmscale.train.loop import plan_steps, train_steps
 from lmscale.train.progress import Progress
 from lmscale.train.saver import Saver
 
@@ -115,11 +115,7 @@ def open_bench(config: RunConfig, device: torch.device, folder: Path, ranks: Ran
     bench.reports = train_steps(
         bench.engine,
         random_steps(config, plan),
-        config.engine,
-        first_step=0,
-        total_steps=config.train.steps,
-        seed=1,
-        rank=ranks.rank,
+        plan_steps(config, rank=ranks.rank),
     )
     bench.step()
     return bench

@@ -23,7 +23,7 @@ from lmscale.ranks.collectives import sum_float64
 from lmscale.ranks.device import peak_memory_bytes
 from lmscale.ranks.ranks import Ranks
 from lmscale.train.assemble import build_run_engine
-from lmscale.train.loop import train_steps
+from lmscale.train.loop import plan_steps, train_steps
 
 STAGES = (0, 1, 2, 3)
 STEPS = 6  # each half of a resumed run is 3
@@ -59,11 +59,7 @@ def open_trial(bench: Bench, overrides: Sequence[str], *, first_step: int = 0) -
     reports = train_steps(
         engine,
         batches,
-        config.engine,
-        first_step=first_step,
-        total_steps=config.train.steps,
-        seed=1,
-        rank=0,
+        plan_steps(config, first_step=first_step),
     )
     try:
         yield Trial(config=config, engine=engine, reports=reports)

@@ -30,7 +30,7 @@ from lmscale.model.decoder import Decoder
 from lmscale.objective import CausalObjective, build_targets
 from lmscale.stream.batches import MicroBatch, StepBatch
 from lmscale.train.assemble import build_run_engine
-from lmscale.train.loop import to_device, train_steps
+from lmscale.train.loop import plan_steps, to_device, train_steps
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -81,15 +81,7 @@ class LmscaleLoop(TrainingLoop):
         self.engine = build_run_engine(config, plan, device, fill=not weights_from_device)
         if weights_from_device:
             draw_on_device(self.engine, config.model.init_std)
-        self.reports = train_steps(
-            self.engine,
-            batches,
-            config.engine,
-            first_step=0,
-            total_steps=config.train.steps,
-            seed=config.run.seed,
-            rank=0,
-        )
+        self.reports = train_steps(self.engine, batches, plan_steps(config))
 
     def step(self) -> None:
         self.losses.append(next(self.reports).loss)

@@ -87,8 +87,8 @@ def train(
     run: Run, *, stop_after: int | None = None, hook: Callable[[StepReport], None] | None = None
 ) -> list[CaseReport]:
     """Train to the end or to a requested stop, saving as the command does."""
-    from lmscale.train import train_steps
     from lmscale.train.hooks import ProgressCounter
+    from lmscale.train.loop import Requests, plan_steps, train_steps
     from lmscale.train.saver import Saver
     from lmscale.train.votes import DATA_ERROR
 
@@ -99,13 +99,9 @@ def train(
         for report in train_steps(
             run.engine,
             run.loader,
-            run.config.engine,
-            first_step=run.start.step,
-            total_steps=run.config.train.steps,
-            seed=run.config.run.seed,
-            rank=run.ranks.rank,
+            plan_steps(run.config, rank=run.ranks.rank, first_step=run.start.step),
             # Asked while the step is done, before the counter has heard of it.
-            stop_requested=lambda: "stop file" if counter.now.step + 1 == stop_after else None,
+            Requests(stop=lambda: "stop file" if counter.now.step + 1 == stop_after else None),
         ):
             counter(report)
             if hook is not None:

@@ -49,7 +49,7 @@ def evaluate(
     # Ctrl-C stays what it is elsewhere: there is nothing here to bring to an end.
     signals = (signal.SIGTERM, signal.SIGUSR1)
     with StopRequests(run, watch_file=False, signals=signals) as stop:
-        stop.nothing_to_save()
+        stop.leave_unless(lambda: False)
         try:
             scores = _evaluate(run, step, set_name, max_windows, stop)
         except StoppedError as stopped:
@@ -85,7 +85,7 @@ def _evaluate(
         )
     datasets = open_evaluation_sets(config, loaded.tokenizer.fingerprint, set_names or None)
     poll = StopPoll(stop.requested)
-    stop.something_to_save()  # a terminal's progress bar, at least: from here on it is asked for
+    stop.wait_to_be_asked()  # a terminal's progress bar, at least: from here on it is asked for
     try:
         return {
             name: _score(loaded, name, dataset, max_windows, poll)

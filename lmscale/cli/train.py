@@ -35,9 +35,8 @@ def run_training(config: RunConfig) -> str | None:
     from lmscale.runs.stop import StopRequests
 
     ranks = ranks_from_environment()
-    with StopRequests(config.folder, watch_file=ranks.is_first) as stop:
-        stop.nothing_to_save()
+    with StopRequests(config.folder, watch_file=ranks.is_first, leaves_at_once=True) as stop:
         # Only here: torch and DeepSpeed take seconds to import, and a request is heard meanwhile.
-        from lmscale.train.session import open_session
+        from lmscale.train.session import train_run
 
-        return open_session(config, ranks, stop, began_at)
+        return train_run(config, ranks, stop, began_at)

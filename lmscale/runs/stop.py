@@ -55,8 +55,11 @@ class StopRequests:
         *,
         watch_file: bool = True,
         signals: Sequence[signal.Signals] = SIGNALS,
+        leaves_at_once: bool = False,
     ) -> None:
-        """``watch_file``: one rank is enough; spare the shared file system the others."""
+        """``watch_file``: one rank is enough; spare the shared file system the others.
+        ``leaves_at_once``: as ``leave_unless`` with no work, from the first moment on.
+        """
         self._file = Path(folder) / STOP_FILE
         self._save_file = Path(folder) / SAVE_FILE
         self._watch_file = watch_file
@@ -66,7 +69,7 @@ class StopRequests:
         self._saved_at = -SAME_REQUEST_SECONDS
         self._reason: str | None = None
         self._interrupts = 0
-        self._has_nothing_to_save = False
+        self._has_work: Callable[[], bool] = (lambda: False) if leaves_at_once else _always
         self._finish: Callable[[str], None] | None = None
         self._stale: tuple[int, int] | None = None
         self._obeyed_save: tuple[int, int] | None = None
@@ -87,7 +90,7 @@ class StopRequests:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._has_nothing_to_save = False
+        self._has_work = _always
         signal.pthread_sigmask(signal.SIG_SETMASK, self._previous_mask)
         signal.set_wakeup_fd(self._previous_wakeup)
         for number, handler in self._previous.items():
@@ -143,19 +146,22 @@ class StopRequests:
             time.sleep(0.05)
         return self._reason
 
-    def nothing_to_save(self, finish: Callable[[str], None] | None = None) -> None:
-        """From here on a signal ends the process at once, with the exit code of a good stop.
+    def leave_unless(
+        self, has_work: Callable[[], bool], finish: Callable[[str], None] | None = None
+    ) -> None:
+        """From here on a signal ends the process at once, with the exit code of a good stop, unless
+        ``has_work()``: then the request waits until it is asked for.
 
-        ``finish`` is called with the reason first, in another thread.
+        ``has_work`` and ``finish``, which is called with the reason first, run in another thread. A
+        signal that came before is obeyed in this call.
         """
-        self._finish = finish
-        self._has_nothing_to_save = True
-        if self._reason is not None and self._reason != "stop file":
+        self._finish, self._has_work = finish, has_work
+        if self._reason is not None and self._reason != "stop file" and not has_work():
             self._leave()
 
-    def something_to_save(self) -> None:
-        """From here on requests wait until they are asked for."""
-        self._has_nothing_to_save = False
+    def wait_to_be_asked(self) -> None:
+        """From here on every request waits until it is asked for."""
+        self._has_work = _always
 
     def ignore_from_here(self) -> None:
         """All is done: more signals, such as Slurm's second SIGTERM, may not change how it ends."""
@@ -203,7 +209,7 @@ class StopRequests:
                 self._note(number)
                 if number == SAVE_SIGNAL and self._is_new_save():
                     self._save_signalled = True
-                if self._reason is not None and self._has_nothing_to_save:
+                if self._reason is not None and not self._has_work():
                     self._leave()
 
     def _note(self, number: int) -> None:
@@ -219,6 +225,10 @@ class StopRequests:
             with suppress(Exception):
                 self._finish(reason)
         leave(EXIT_RESUMABLE, f"stopped by {reason}; there was nothing to save")
+
+
+def _always() -> bool:
+    return True
 
 
 def _identify(file: Path) -> tuple[int, int] | None:

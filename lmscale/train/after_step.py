@@ -1,47 +1,54 @@
-"""What follows every step of `lmscale train`: count, record, show, guard, compare, save, score."""
+"""What follows every step of a run: count, record, show, judge, compare, save, score."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lmscale.engine.step_report import StepReport
+from lmscale.guard.guard import Guard
 from lmscale.ranks.collectives import failing_together
+from lmscale.runs.attempts import AttemptLog
 from lmscale.runs.stop import StoppedError, StopRequests
-from lmscale.train.votes import (
-    ASKED,
-    DATA_ERROR,
-    LEASE_LOST,
-    RANKS_DIFFER,
-    SAVE_FAILED,
-    StopPoll,
-)
+from lmscale.stream.ledger import open_ledger
+from lmscale.train.assemble import Run
+from lmscale.train.compare import RankComparison
+from lmscale.train.evidence import GuardHook
+from lmscale.train.hooks import Hook, ProgressCounter, ledger_hook
+from lmscale.train.reporting import open_reporting
+from lmscale.train.saver import Saver, writing_rows
+from lmscale.train.scoring import Evaluator, open_evaluator
+from lmscale.train.votes import ASKED, DATA_ERROR, LEASE_LOST, RANKS_DIFFER, SAVE_FAILED, StopPoll
 from lmscale.watch import heartbeat
 
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+# The order in which the hooks are called. Nothing is saved that was not recorded before, nor
+# before it was judged; what others show of a step is written before anything can end it.
+ORDER = ("count", "record", "show", "progress", "judge", "compare", "save", "score")
 
-    from lmscale.guard.guard import Guard
-    from lmscale.runs.attempts import AttemptLog
-    from lmscale.train import Run, StepReport
-    from lmscale.train.hooks import Hook, ProgressCounter
-    from lmscale.train.saver import Saver
-    from lmscale.train.scoring import Evaluator
+
+def in_order(hooks: Mapping[str, Hook]) -> tuple[Hook, ...]:
+    """This rank's hooks as they are called; ``record`` to ``progress`` are rank 0's alone."""
+    unknown = hooks.keys() - set(ORDER)
+    if unknown:
+        raise AssertionError(f"hooks without a place in ORDER: {', '.join(sorted(unknown))}")
+    return tuple(hooks[name] for name in ORDER if name in hooks)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hooks:
+class AfterStep:
     """What follows a step on this rank, and what follows the last one."""
 
-    run: Run
-    each: tuple[Hook, ...]  # in the order in which they are called
+    first_step: int  # steps done before
+    last_step: int
+    hooks: tuple[Hook, ...]
     counter: ProgressCounter
     saver: Saver
     evaluator: Evaluator
     poll: StopPoll
     stop: StopRequests
-    stop_requested: Callable[[], str | None]  # why this rank would stop after the step under way
+    stop_reason: Callable[[], str | None]  # why this rank would stop after the step under way
     attempt: AttemptLog | None  # rank 0's
 
     def __call__(self, report: StepReport) -> None:
@@ -51,19 +58,23 @@ class Hooks:
             raise StoppedError(reason)
         if reason == RANKS_DIFFER:
             return  # the next step raises it; nothing of this one may be kept
-        for hook in self.each:
+        for hook in self.hooks:
             hook(report)
         if ASKED in report.save_for:
             self.stop.obey_save(report.step)
         self.consume_save()
-        if report.step == self.run.config.train.steps or reason == DATA_ERROR:
+        if report.step == self.last_step or reason == DATA_ERROR:
             return  # that one is raised by the next step
         if reason is not None:
             raise StoppedError(reason)
         if report.step in (self.saver.waited_step, self.evaluator.scored_step):
             self.poll.now()  # that may have taken minutes, and a step takes one
 
-    def save_requested(self) -> tuple[str, ...]:
+    def has_work(self) -> bool:
+        """Whether a stop has something to save: a step was done here."""
+        return self.counter.now.step != self.first_step
+
+    def save_reasons(self) -> tuple[str, ...]:
         """Why this rank would save after the step under way, whatever is due."""
         asked = (ASKED,) if self.stop.save_asked() else ()
         return (*asked, *self.saver.wants())
@@ -73,8 +84,7 @@ class Hooks:
         self.stop.consume_save(self.saver.committed_step)
 
     def save_what_is_left(self) -> None:
-        step = self.counter.now.step
-        if step not in (self.run.start.step, self.saver.saved_step):
+        if self.counter.now.step not in (self.first_step, self.saver.saved_step):
             self.saver.save(reason="stop", wait=True)
         self.saver.finish()
 
@@ -84,86 +94,69 @@ class Hooks:
             self.attempt.end(reason)
 
 
-def open_run_attempt(run: Run, began_at: float) -> AbstractContextManager[AttemptLog | None]:
-    """Rank 0's record of this attempt, which goes on over rewinds."""
-    from lmscale.runs.attempts import open_attempt
-
-    if not run.ranks.is_first:
-        return nullcontext()
-    return open_attempt(
-        run.folder,
-        first_step=run.start.step,
-        world_size=run.ranks.world_size,
-        zero_stage=run.config.engine.zero_stage,
-        began_at=began_at,
-    )
-
-
 @contextmanager
-def open_hooks(
+def open_after_step(
     run: Run,
-    requested: Callable[[], str | None],
     stop: StopRequests,
+    stop_reason: Callable[[], str | None],
     attempt: AttemptLog | None,
-) -> Iterator[Hooks]:
+) -> Iterator[AfterStep]:
     """The hooks of a run that goes on at ``run.start``. All ranks together."""
-    from lmscale.stream.ledger import open_ledger
-    from lmscale.train.compare import RankComparison
-    from lmscale.train.evidence import GuardHook
-    from lmscale.train.hooks import ProgressCounter, ledger_hook
-    from lmscale.train.reporting import open_reporting
-    from lmscale.train.saver import Saver, writing_rows
-    from lmscale.train.scoring import open_evaluator
-
-    start = run.start
     with ExitStack() as stack:
-        counter = ProgressCounter(start)
-        guard = _build_guard(run)
-        rows: list[Hook] = []
+        counter = ProgressCounter(run.start)
+        guard = build_guard(run)
+        recording: dict[str, Hook] = {}
         ledger = trackers = None
         with failing_together():
             if attempt is not None:
                 run.lease.check()
                 ledger = stack.enter_context(
-                    open_ledger(run.folder, next_step=start.step, stream=run.stream, n=start.n)
+                    open_ledger(
+                        run.folder, next_step=run.start.step, stream=run.stream, n=run.start.n
+                    )
                 )
                 reporting = stack.enter_context(
                     open_reporting(run, counter, attempt, more_figures=guard.figures)
                 )
                 trackers = reporting.trackers
-                rows = [ledger_hook(ledger), *reporting.hooks]
+                recording = {"record": ledger_hook(ledger), **reporting.hooks}
             heartbeat.tick()
         saver = Saver(
             run=run, counter=counter, ledger=ledger, trackers=trackers, guard_state=guard.to_json
         )
         stack.callback(saver.close)
-        each: list[Hook] = [counter, *(writing_rows(hook, saver) for hook in rows)]
 
         def asked() -> str | None:
-            return SAVE_FAILED if saver.failed() else requested()
+            return SAVE_FAILED if saver.failed() else stop_reason()
 
         poll = StopPoll(asked)
         evaluator = stack.enter_context(open_evaluator(run, trackers, poll))
         comparison = RankComparison(run)
-        guarding = GuardHook(run, guard, comparison.compare_after)
-        hooks = Hooks(
-            run=run,
-            each=(*each, guarding, comparison, saver, evaluator),
+        hooks: dict[str, Hook] = {
+            "count": counter,
+            **{name: writing_rows(hook, saver) for name, hook in recording.items()},
+            "judge": GuardHook(run, guard, comparison.compare_after),
+            "compare": comparison,
+            "save": saver,
+            "score": evaluator,
+        }
+        after_step = AfterStep(
+            first_step=run.start.step,
+            last_step=run.config.train.steps,
+            hooks=in_order(hooks),
             counter=counter,
             saver=saver,
             evaluator=evaluator,
             poll=poll,
             stop=stop,
-            stop_requested=asked,
+            stop_reason=asked,
             attempt=attempt,
         )
-        stack.callback(hooks.consume_save)  # of what was still under way
-        yield hooks
+        stack.callback(after_step.consume_save)  # of what was still under way
+        yield after_step
 
 
-def _build_guard(run: Run) -> Guard:
-    from lmscale.guard.guard import Guard
-
+def build_guard(run: Run) -> Guard:
     config = run.config
     segments = run.stream.segments
 

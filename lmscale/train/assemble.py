@@ -65,6 +65,11 @@ class Run:
     def folder(self) -> Path:
         return self.config.folder
 
+    @property
+    def is_complete(self) -> bool:
+        """All steps were done before this start."""
+        return self.start.step >= self.config.train.steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Setting:

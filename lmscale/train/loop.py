@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lmscale.config.training import EngineConfig
+from lmscale.config import RunConfig
+from lmscale.config.training import ScheduleConfig
 from lmscale.engine import Engine, learning_rate, tensor_faults
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import CorruptionError, LmscaleError
@@ -42,7 +44,70 @@ from lmscale.train.votes import (
 )
 from lmscale.watch import heartbeat
 
-NO_FIGURES = (0.0, 0.0, 0.0, 0.0)  # of a step that was not done
+NO_FIGURES = (0.0, 0.0, 0.0, 0.0)  # before the first step
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """Which optimizer steps are to be done, and how: the same on all ranks but for ``rank``."""
+
+    first_step: int = 0
+    """Steps done before."""
+    total_steps: int
+    """The last step, over all restarts; the schedule's length."""
+    schedule: ScheduleConfig
+    peak_rate: float
+    """The schedule's highest learning rate."""
+    seed: int
+    rank: int = 0
+    """Of this process, for the seed of its dropout."""
+    recompute_every_steps: int = 0
+    """How often a forward pass is done twice and compared; 0: never."""
+
+    def recomputes(self, step: int) -> bool:
+        return bool(self.recompute_every_steps) and step % self.recompute_every_steps == 0
+
+    def learning_rate(self, step: int) -> float:
+        return learning_rate(
+            self.schedule, peak=self.peak_rate, step=step, total_steps=self.total_steps
+        )
+
+
+def plan_steps(config: RunConfig, *, rank: int = 0, first_step: int = 0) -> StepPlan:
+    """The steps of a run that has done ``first_step`` of them."""
+    return StepPlan(
+        first_step=first_step,
+        total_steps=config.train.steps,
+        schedule=config.engine.schedule,
+        peak_rate=config.engine.optimizer.lr,
+        seed=config.run.seed,
+        rank=rank,
+        recompute_every_steps=config.guard.recompute_every_steps,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """What this rank would have all ranks do after the step under way."""
+
+    stop: Callable[[], str | None] = lambda: None
+    """Why to stop, one of ``votes.STOP_REASONS``, or None."""
+    save: Callable[[], Sequence[str]] = lambda: ()
+    """Why to save a step that is not due: some of ``votes.SAVE_REASONS``."""
+
+
+NO_REQUESTS = Requests()
+
+
+class _Upcoming(NamedTuple):
+    """The next step's batch; None behind the last one, or with the reason why it cannot be read."""
+
+    batch: StepBatch | None
+    error: LmscaleError | None = None
+
+    @property
+    def wait_seconds(self) -> float:
+        return 0.0 if self.batch is None else self.batch.wait_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,57 +127,54 @@ class _Agreement:
 def train_steps(
     engine: Engine,
     loader: Iterator[StepBatch],
-    config: EngineConfig,
-    *,
-    first_step: int,
-    total_steps: int,
-    seed: int,
-    rank: int,
-    stop_requested: Callable[[], str | None] = lambda: None,
-    save_requested: Callable[[], Sequence[str]] = lambda: (),
-    recompute_every_steps: int = 0,
+    plan: StepPlan,
+    requests: Requests = NO_REQUESTS,
 ) -> Iterator[StepReport]:
-    """Do the steps after ``first_step`` up to ``total_steps``, yielding a report after each.
+    """Do the steps of ``plan``, yielding a report after each.
 
-    One all-reduce a step carries the loss, the requests to stop, and the next step's target count
-    and digest: the count must be known before the next step's first backward pass. It also tells
-    whether a rank cannot read the next step: the report then says ``DATA_ERROR``, for the caller to
-    save what is done, and the next turn raises that rank's ``LmscaleError`` on all of them. So it
-    does for ``RANKS_DIFFER``, with nothing to be saved, when a forward pass done twice (every
-    ``recompute_every_steps``) does not agree with itself on a rank. For any other reason the next
-    turn, which may be the first one, raises ``StoppedError``.
+    One all-reduce a step carries the loss, the ranks' requests, and the next step's target count
+    and digest: the count must be known before the next step's first backward pass. The all-reduce
+    also tells whether a rank cannot read the next step: the report then says ``DATA_ERROR``, for
+    the caller to save what is done, and the next turn raises that rank's ``LmscaleError`` on all
+    ranks. ``RANKS_DIFFER`` works alike, with nothing to be saved: a forward pass that was done
+    twice does not agree with itself on a rank, or a rank skipped an update alone. For any other
+    reason the next turn, which may be the first one, raises ``StoppedError``.
     """
-    heartbeat.phase("data", first_step + 1)
-    batch, error = _take(loader)
+    heartbeat.phase("data", plan.first_step + 1)
+    upcoming = _take(loader)
     heartbeat.phase("agree")
-    mistake: LmscaleError | None = None
-    agreed = _agree(NO_FIGURES, batch, DATA_ERROR if error else stop_requested(), ())
-    for step in range(first_step + 1, total_steps + 1):
-        _end_if_agreed(agreed.stop_reason, mistake or error)
+    stop_reason = DATA_ERROR if upcoming.error else requests.stop()
+    agreed = _agree(NO_FIGURES, upcoming.batch, stop_reason, ())
+    corruption: CorruptionError | None = None
+    for step in range(plan.first_step + 1, plan.total_steps + 1):
+        _end_if_agreed(agreed.stop_reason, corruption or upcoming.error)
+        batch, targets, digest = upcoming.batch, agreed.targets, agreed.digest
         if batch is None:  # the loader was opened for exactly these steps
-            raise AssertionError(f"the loader ended before step {step} of {total_steps}")
+            raise AssertionError(f"the loader ended before step {step} of {plan.total_steps}")
         started = time.perf_counter()
         heartbeat.phase("forward", step)
-        seed_step(seed, step, rank)
-        rate = learning_rate(
-            config.schedule, peak=config.optimizer.lr, step=step, total_steps=total_steps
-        )
-        if recompute_every_steps and step % recompute_every_steps == 0:
-            mistake = _recompute(engine, batch, step, partial(seed_step, seed, step, rank))
-        done, targets, digest = batch, agreed.targets, agreed.digest
-        figures, loss_scale = _do_step(engine, done, step, targets=targets, learning_rate=rate)
+        reseed = partial(seed_step, plan.seed, step, plan.rank)
+        reseed()
+        if plan.recomputes(step):
+            corruption = _recompute(engine, batch, step, reseed)
+        rate = plan.learning_rate(step)
+        sums, loss_scale = _do_step(engine, batch, step, targets=targets, learning_rate=rate)
         heartbeat.phase("data")
-        batch, error = _take(loader)
+        upcoming = _take(loader)
         heartbeat.phase("agree")
-        asked = RANKS_DIFFER if mistake else DATA_ERROR if error else stop_requested()
-        own = figures.tolist()  # here the host waits for the device
-        agreed = _agree(own, batch, asked, save_requested())
-        mistake = mistake or _judge_skip(own, agreed.num_skipped, engine.plan.world_size, step)
-        heartbeat.end_step(0.0 if batch is None else batch.wait_seconds)
+        stop_reason = (
+            RANKS_DIFFER if corruption else DATA_ERROR if upcoming.error else requests.stop()
+        )
+        figures = sums.tolist()  # here the host waits for the device
+        agreed = _agree(figures, upcoming.batch, stop_reason, requests.save())
+        corruption = corruption or _judge_skip(
+            figures, agreed.num_skipped, engine.plan.world_size, step
+        )
+        heartbeat.end_step(upcoming.wait_seconds)
         yield StepReport(
             step=step,
-            first_n=done.first_n,
-            samples=done.samples,
+            first_n=batch.first_n,
+            samples=batch.samples,
             targets=targets,
             digest=digest,
             loss=agreed.nll / targets,
@@ -122,12 +184,12 @@ def train_steps(
             is_skipped=agreed.num_skipped > 0,
             loss_scale=loss_scale,
             step_seconds=time.perf_counter() - started,
-            wait_seconds=0.0 if batch is None else batch.wait_seconds,
+            wait_seconds=upcoming.wait_seconds,
             stop_reason=agreed.stop_reason,
             save_for=agreed.save_for,
         )
     if agreed.stop_reason == RANKS_DIFFER:
-        fail_together(mistake)  # of the very last step
+        fail_together(corruption)  # of the very last step
 
 
 def _judge_skip(
@@ -172,14 +234,14 @@ def _do_step(
     return torch.cat([sums, update.figures]), update.loss_scale
 
 
-def _take(loader: Iterator[StepBatch]) -> tuple[StepBatch | None, LmscaleError | None]:
-    """The next step, None behind the last one or when asked to stop, or why it cannot be read."""
+def _take(loader: Iterator[StepBatch]) -> _Upcoming:
+    """The next step; without a batch behind the last one, and when asked to stop meanwhile."""
     try:
-        return next(loader, None), None
+        return _Upcoming(next(loader, None))
     except LoadingStopped:
-        return None, None
+        return _Upcoming(None)
     except LmscaleError as error:
-        return None, error
+        return _Upcoming(None, error)
 
 
 def _recompute(

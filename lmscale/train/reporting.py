@@ -62,7 +62,8 @@ class Reporting:
     """Rank 0's trackers, and the hooks that feed them."""
 
     trackers: Trackers
-    hooks: tuple[Hook, ...]
+    hooks: dict[str, Hook]
+    """By their names in ``after_step.ORDER``."""
 
 
 @contextmanager
@@ -84,7 +85,7 @@ def open_reporting(
         trackers.log_layout(CHARTS)
         metrics = MetricsHook(run, counter, trackers, attempt, more_figures)
         progress = stack.enter_context(progress_hook(run))
-        yield Reporting(trackers=trackers, hooks=(metrics, progress))
+        yield Reporting(trackers=trackers, hooks={"show": metrics, "progress": progress})
 
 
 class MetricsHook:

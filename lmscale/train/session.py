@@ -1,37 +1,76 @@
-"""A run from its start to its end, in reading order."""
+"""A run from its start to its end, in reading order.
+
+::
+
+    train_run          the ranks meet, the folder is claimed, the watch begins
+      open_run         from the newest good checkpoint; again after every rewind
+        train_steps    for each report: after_step(report)
+
+Requests to stop are heard all the way: ``runs/stop.py``.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 
+import torch
+
+from lmscale.config import RunConfig
 from lmscale.errors import GuardError, LeaseLostError, LmscaleError
-
-if TYPE_CHECKING:
-    from lmscale.config import RunConfig
-    from lmscale.engine import Engine
-    from lmscale.ranks.ranks import Ranks
-    from lmscale.runs.attempts import AttemptLog
-    from lmscale.runs.stop import StopRequests
-    from lmscale.train import Run
-    from lmscale.train.after_step import Hooks
-
+from lmscale.guard.guard import RewindRequest
+from lmscale.ranks.collectives import failing_together
+from lmscale.ranks.device import select_device
+from lmscale.ranks.ranks import Ranks, is_lost_connection, open_process_group
+from lmscale.runs import faults
+from lmscale.runs.attempts import AttemptLog, open_attempt
+from lmscale.runs.lease import Lease
+from lmscale.runs.logs import setup_logging
+from lmscale.runs.stop import StoppedError, StopRequests
+from lmscale.train.after_step import AfterStep, open_after_step
+from lmscale.train.assemble import Run, open_run
+from lmscale.train.folder import claim_folder
+from lmscale.train.loop import Requests, plan_steps, train_steps
+from lmscale.train.rewinding import rewind
+from lmscale.train.scoring import complete_evaluation
+from lmscale.train.votes import LEASE_LOST, SAVE_FAILED, StopPoll
+from lmscale.watch import heartbeat
+from lmscale.watch.watchdog import group_timeout, open_watch
 
 logger = logging.getLogger(__name__)
 PEER_SECONDS = 0.5  # one `scancel --signal` reaches all ranks within this
 
 
-def open_session(
-    config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: float
-) -> str | None:
-    """Train on this rank; all ranks call it. Why it stopped early, or None when it finished."""
-    from lmscale.runs.stop import StoppedError
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One start of a run on this rank: what stays the same over its rewinds."""
 
+    config: RunConfig
+    ranks: Ranks
+    device: torch.device
+    lease: Lease
+    stop: StopRequests
+
+    def stop_reason(self) -> str | None:
+        """Why this rank would stop after the step under way."""
+        return self.stop.requested() if self.lease.still_mine() else LEASE_LOST
+
+    def should_stop_waiting(self) -> bool:
+        """For a rank that waits for data, which may never come."""
+        return not self.lease.still_mine() or self.stop.requested(is_waiting=True) is not None
+
+
+def train_run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: float) -> str | None:
+    """Train on this rank; all ranks call it. Why it stopped early, or None when it finished.
+
+    ``began_at``: when the process began, seconds since 1970. Raises ``LmscaleError``.
+    """
     reason: str | None = None
     try:
-        _run(config, ranks, stop, began_at)
+        with open_session(config, ranks, stop) as session:
+            _train_with_rewinds(session, began_at)
     except StoppedError as stopped:
         reason = stopped.reason
     except Exception as error:
@@ -43,33 +82,13 @@ def open_session(
     return reason
 
 
-def _requested_as_well(stop: StopRequests, error: Exception) -> str | None:
-    """The request to stop that has ended another rank first, which is all that went wrong."""
-    from lmscale.ranks.ranks import is_lost_connection
-
-    if not is_lost_connection(error):
-        return None
-    reason = stop.wait(PEER_SECONDS)
-    if reason is not None:
-        logger.warning("stopped by %s, without saving: another rank had ended before", reason)
-    return reason
-
-
-def _run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: float) -> None:
-    from lmscale.ranks.collectives import failing_together
-    from lmscale.ranks.device import select_device
-    from lmscale.ranks.ranks import open_process_group
-    from lmscale.runs import faults
-    from lmscale.runs.logs import setup_logging
-    from lmscale.train import claim_folder, open_run
-    from lmscale.train.after_step import open_run_attempt
-    from lmscale.train.votes import LEASE_LOST
-    from lmscale.watch.watchdog import group_timeout, open_watch
-
+@contextmanager
+def open_session(config: RunConfig, ranks: Ranks, stop: StopRequests) -> Iterator[Session]:
+    """Have the ranks meet and claim the run's folder, which ends an older copy of the run."""
     device = select_device(ranks)
     with ExitStack() as stack:
         stack.enter_context(open_process_group(ranks, device, group_timeout(config.watch)))
-        with failing_together():  # before the folder is claimed, which ends an older copy
+        with failing_together():  # before the folder is claimed
             planned_faults = faults.read_faults(
                 allowed=config.run.allow_faults, world_size=ranks.world_size
             )
@@ -78,104 +97,106 @@ def _run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: float) -
         faults.arm(planned_faults, rank=ranks.rank, folder=config.folder)
         stop.discard_stale_file()
         stack.enter_context(open_watch(config.folder, config.watch, ranks))
+        yield Session(config=config, ranks=ranks, device=device, lease=lease, stop=stop)
 
-        def requested(*, is_waiting: bool = False) -> str | None:
-            return stop.requested(is_waiting=is_waiting) if lease.still_mine() else LEASE_LOST
 
-        engine: Engine | None = None
-        attempt: AttemptLog | None = None
-        is_done = False
+def _train_with_rewinds(session: Session, began_at: float) -> None:
+    """Open the run and train it, anew after every rewind, with the engine of before."""
+    engine, attempt, is_done = None, None, False
+    with ExitStack() as stack:
         while not is_done:
             with open_run(
-                *(config, ranks, device),
-                lease=lease,
-                should_stop=lambda: requested(is_waiting=True) is not None,
+                session.config,
+                session.ranks,
+                session.device,
+                lease=session.lease,
+                should_stop=session.should_stop_waiting,
                 engine=engine,
             ) as run:
                 with failing_together():
-                    if engine is None and run.start.step < config.train.steps:
+                    if engine is None and run.ranks.is_first and not run.is_complete:
                         attempt = stack.enter_context(open_run_attempt(run, began_at))
                     elif attempt is not None:  # rewound, if need be to before where it was to go
                         attempt.rewound(run.start.step)
                 engine = run.engine
-                is_done = _go_on(run, stop, requested, attempt)
+                is_done = train_until_rewound(run, session.stop, session.stop_reason, attempt)
 
 
-def _go_on(
+def open_run_attempt(run: Run, began_at: float) -> AbstractContextManager[AttemptLog]:
+    """Rank 0's record of this start, which goes on over rewinds."""
+    return open_attempt(
+        run.folder,
+        first_step=run.start.step,
+        world_size=run.ranks.world_size,
+        zero_stage=run.config.engine.zero_stage,
+        began_at=began_at,
+    )
+
+
+def train_until_rewound(
     run: Run,
     stop: StopRequests,
-    requested: Callable[[], str | None],
+    stop_reason: Callable[[], str | None],
     attempt: AttemptLog | None,
 ) -> bool:
-    """Train to the end, or (False) until the run has been rewound and must be opened again."""
-    from lmscale.guard.guard import RewindRequest
-    from lmscale.train.after_step import open_hooks
-    from lmscale.train.rewinding import rewind
-    from lmscale.train.scoring import complete_evaluation
-    from lmscale.train.votes import StopPoll
-    from lmscale.watch import heartbeat
-
+    """Train to the end (True), or until the run has been rewound and must be opened again."""
     steps = run.config.train.steps
-    if run.start.step >= steps:
-        complete_evaluation(run, StopPoll(requested))
+    if run.is_complete:
+        complete_evaluation(run, StopPoll(stop_reason))
         logger.info("all %d steps were done before", steps)
         return True
-    with open_hooks(run, requested, stop, attempt) as hooks:
+    with open_after_step(run, stop, stop_reason, attempt) as after_step:
+        stop.leave_unless(after_step.has_work, after_step.end)
         try:
-            _train(run, stop, hooks)
+            _train(run, after_step)
         except RewindRequest as request:
             heartbeat.phase("rewind")
-            hooks.saver.finish()
+            after_step.saver.finish()
             rewind(run, request)
-            stop.nothing_to_save(hooks.end)
+            stop.leave_unless(lambda: False, after_step.end)
             return False
         except GuardError:
-            _finish_save(hooks)
+            _finish_save(after_step)
             raise
     logger.info("finished %d steps", steps)
     return True
 
 
-def _finish_save(hooks: Hooks) -> None:
+def _train(run: Run, after_step: AfterStep) -> None:
+    """All steps that are left. Raises ``StoppedError`` once a stop was agreed and all is saved."""
+    plan = plan_steps(run.config, rank=run.ranks.rank, first_step=run.start.step)
+    requests = Requests(stop=after_step.stop_reason, save=after_step.save_reasons)
+    try:
+        for report in train_steps(run.engine, run.loader, plan, requests):
+            after_step(report)
+        after_step.saver.finish()
+    except StoppedError as stopped:
+        if stopped.reason == LEASE_LOST:
+            raise run.lease.lost_error() from None
+        if stopped.reason == SAVE_FAILED:
+            after_step.saver.finish()  # raises why
+            raise AssertionError("a save had failed, and ended well") from None
+        after_step.save_what_is_left()
+        logger.info("stopped after step %d: %s", after_step.counter.now.step, stopped.reason)
+        after_step.end(stopped.reason)
+        raise
+
+
+def _finish_save(after_step: AfterStep) -> None:
     """End the save that may be under way; should it fail, the run ends for what the guard found."""
     try:
-        hooks.saver.finish()
+        after_step.saver.finish()
     except LeaseLostError:
         raise
     except LmscaleError as error:
         logger.error("%s", error)
 
 
-def _train(run: Run, stop: StopRequests, hooks: Hooks) -> None:
-    from lmscale.runs.stop import StoppedError
-    from lmscale.train import train_steps
-    from lmscale.train.votes import LEASE_LOST, SAVE_FAILED
-
-    config = run.config
-    stop.nothing_to_save(hooks.end)
-    try:
-        for report in train_steps(
-            run.engine,
-            run.loader,
-            config.engine,
-            first_step=run.start.step,
-            total_steps=config.train.steps,
-            seed=config.run.seed,
-            rank=run.ranks.rank,
-            stop_requested=hooks.stop_requested,
-            save_requested=hooks.save_requested,
-            recompute_every_steps=config.guard.recompute_every_steps,
-        ):
-            stop.something_to_save()
-            hooks(report)
-        hooks.saver.finish()
-    except StoppedError as stopped:
-        if stopped.reason == LEASE_LOST:
-            raise run.lease.lost_error() from None
-        if stopped.reason == SAVE_FAILED:
-            hooks.saver.finish()  # raises why
-            raise AssertionError("a save had failed, and ended well") from None
-        hooks.save_what_is_left()
-        logger.info("stopped after step %d: %s", hooks.counter.now.step, stopped.reason)
-        hooks.end(stopped.reason)
-        raise
+def _requested_as_well(stop: StopRequests, error: Exception) -> str | None:
+    """The request to stop that has ended another rank first, which is all that went wrong."""
+    if not is_lost_connection(error):
+        return None
+    reason = stop.wait(PEER_SECONDS)
+    if reason is not None:
+        logger.warning("stopped by %s, without saving: another rank had ended before", reason)
+    return reason

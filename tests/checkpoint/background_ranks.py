@@ -20,8 +20,8 @@ from lmscale.ranks.attempt import Attempt
 from lmscale.ranks.collectives import barrier, gather_json
 from lmscale.ranks.ranks import is_lost_connection
 from lmscale.runs.lease import Lease
-from lmscale.train import train_steps
 from lmscale.train.hooks import ProgressCounter
+from lmscale.train.loop import Requests, plan_steps, train_steps
 from lmscale.train.saver import Saver
 from lmscale.train.votes import SAVE_FAILED
 
@@ -110,12 +110,8 @@ def train(run, saver, counter, hook=lambda report: None):
     for report in train_steps(
         run.engine,
         run.loader,
-        run.config.engine,
-        first_step=run.start.step,
-        total_steps=run.config.train.steps,
-        seed=run.config.run.seed,
-        rank=run.ranks.rank,
-        stop_requested=lambda: SAVE_FAILED if saver.failed() else None,
+        plan_steps(run.config, rank=run.ranks.rank, first_step=run.start.step),
+        Requests(stop=lambda: SAVE_FAILED if saver.failed() else None),
     ):
         counter(report)
         hook(report)

@@ -11,8 +11,8 @@ from rank_cases import Case, opened
 from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.ranks.collectives import gather_json
 from lmscale.runs.attempts import open_attempt
-from lmscale.train import train_steps
 from lmscale.train.hooks import ProgressCounter
+from lmscale.train.loop import NO_REQUESTS, Requests, plan_steps, train_steps
 from lmscale.train.saver import Saver
 
 SHARED = {"checkpoint.every_steps": 2, "checkpoint.asynchronous": False}
@@ -77,12 +77,8 @@ def train_until_killed(run, steps, *, saves):
         for report in train_steps(
             run.engine,
             run.loader,
-            run.config.engine,
-            first_step=run.start.step,
-            total_steps=run.config.train.steps,
-            seed=run.config.run.seed,
-            rank=run.ranks.rank,
-            save_requested=saver.wants if saves else lambda: (),
+            plan_steps(run.config, rank=run.ranks.rank, first_step=run.start.step),
+            Requests(save=saver.wants) if saves else NO_REQUESTS,
         ):
             counter(report)
             saver(report)

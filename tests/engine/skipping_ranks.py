@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,8 @@ def watch_steps(case: Case, ranks: Ranks) -> list[dict]:
     from lmscale.config import plan_batches
     from lmscale.stream.loader import open_loader
     from lmscale.stream.stream import open_stream
-    from lmscale.train import build_run_engine, train_steps
+    from lmscale.train import build_run_engine
+    from lmscale.train.loop import plan_steps, train_steps
 
     config = tiny_config(Path(case.data), Path(case.folder), case.overrides)
     plan = plan_batches(global_windows=12, micro_windows=3, world_size=ranks.world_size)
@@ -46,11 +48,9 @@ def watch_steps(case: Case, ranks: Ranks) -> list[dict]:
         open_loader(stream, plan, rank, first_n=0, num_steps=steps, workers=0) as loader,
     ):
         reports = train_steps(
-            *(engine, loader, config.engine),
-            first_step=0,
-            total_steps=steps,
-            seed=1,
-            rank=rank,
+            engine,
+            loader,
+            replace(plan_steps(config, rank=rank), total_steps=steps, seed=1),
         )
         return list(watch(engine, reports, spoils=rank == ranks.world_size - 1))
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from lmscale.errors import CheckpointError
 from lmscale.stream.mixture import Segment
-from lmscale.train.after_step import _build_guard
+from lmscale.train.after_step import build_guard
 
 STEP_KINDS = st.sampled_from(
     [
@@ -116,7 +116,7 @@ def test_the_guards_mixture_is_the_one_in_force_though_another_lies_ahead():
         guard_state=None,
         history=SimpleNamespace(rewinds=()),
     )
-    guard = _build_guard(run)  # pyright: ignore[reportArgumentType]
+    guard = build_guard(run)  # pyright: ignore[reportArgumentType]
     seen = []
     for step in (1, 2, 3):
         guard(report(step))

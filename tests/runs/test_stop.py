@@ -66,10 +66,10 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
 
 def test_sigusr2_asks_for_a_save_and_ends_nothing(tmp_path):
     with StopRequests(tmp_path) as stop:
-        stop.nothing_to_save()  # at the start, when other signals end the process
+        stop.leave_unless(lambda: False)  # at the start, when other signals end the process
         assert not stop.save_asked()
         ask_for_save(stop)
-        stop.something_to_save()
+        stop.wait_to_be_asked()
         assert stop.save_asked(), "until a save begins"
         assert stop.requested() is None
         stop.obey_save(4)
@@ -236,7 +236,7 @@ STUCK = """
     from lmscale.runs.stop import StopRequests
     folder = pathlib.Path(sys.argv[1])
     with StopRequests(folder) as stop:
-        stop.nothing_to_save(lambda reason: (folder / "finished").write_text(reason))
+        stop.leave_unless(lambda: False, lambda reason: (folder / "finished").write_text(reason))
         print("ready", flush=True)
         ctypes.CDLL(None).sleep(60)
 """
@@ -263,7 +263,7 @@ def test_a_signal_that_came_before_there_was_nothing_to_save_is_not_forgotten(tm
         with StopRequests(sys.argv[1]) as stop:
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop.wait(10) == "SIGTERM"
-            stop.nothing_to_save()
+            stop.leave_unless(lambda: False)
     """
     argv = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
     assert subprocess.run(argv, capture_output=True).returncode == 75

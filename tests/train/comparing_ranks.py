@@ -92,16 +92,12 @@ def train_and_look(case: Case, ranks: Ranks) -> dict[str, Any]:
 
 
 def reports_of(run: Run) -> Any:
-    from lmscale.train import train_steps
+    from lmscale.train.loop import plan_steps, train_steps
 
     return train_steps(
         run.engine,
         run.loader,
-        run.config.engine,
-        first_step=run.start.step,
-        total_steps=run.config.train.steps,
-        seed=run.config.run.seed,
-        rank=run.ranks.rank,
+        plan_steps(run.config, rank=run.ranks.rank, first_step=run.start.step),
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,8 @@ def start(folder: Path, number: int) -> None:
     from lmscale.config import plan_batches
     from lmscale.stream.loader import open_loader
     from lmscale.stream.stream import open_stream
-    from lmscale.train import build_run_engine, train_steps
+    from lmscale.train import build_run_engine
+    from lmscale.train.loop import plan_steps, train_steps
 
     config = _demo_config(_write_shards(folder / "shards"), folder)
     plan = plan_batches(
@@ -56,15 +58,7 @@ def start(folder: Path, number: int) -> None:
     with one_group(), open_stream(config.stream, seed=seed) as stream:
         engine = build_run_engine(config, plan, torch.device("cpu"), fill=True)
         with open_loader(stream, plan, 0, first_n=0, num_steps=STEPS, workers=0) as loader:
-            reports = train_steps(
-                engine,
-                loader,
-                config.engine,
-                first_step=0,
-                total_steps=config.train.steps,
-                seed=seed,
-                rank=0,
-            )
+            reports = train_steps(engine, loader, replace(plan_steps(config), seed=seed))
             curve = [next(reports) for _ in range(STEPS)]
     result = {
         "loss": [report.loss for report in curve],

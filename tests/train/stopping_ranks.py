@@ -1,6 +1,7 @@
 """Two ranks, the second of which is asked to stop while something other than a step is done."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -12,10 +13,9 @@ from lmscale.files.jsonl import read_rows
 from lmscale.ranks.collectives import gather_json
 from lmscale.runs.stop import StoppedError, StopRequests
 from lmscale.stream.loader import LoadingStopped
-from lmscale.train.after_step import open_run_attempt
 from lmscale.train.saver import Saver
 from lmscale.train.scoring import Evaluator
-from lmscale.train.session import _go_on
+from lmscale.train.session import open_run_attempt, train_until_rewound
 
 MOMENTS = ("starting", "saved 2", "scoring 3", "stalled after 1", "scoring 6")
 SETTINGS = {"train.steps": 6, "checkpoint.every_steps": 2, "evaluation.every_steps": 3}
@@ -44,14 +44,18 @@ def stop_when(moment, folder, ranks):
         if moment == "stalled after 1" and ranks.rank == 1:
             run = replace(run, loader=stalling(run.loader, moments))
         reason = None
-        with StopRequests(run.folder) as stop, open_run_attempt(run, began_at=0.0) as attempt:
+        with StopRequests(run.folder) as stop, open_attempt_of(run) as attempt:
             try:
-                _go_on(run, stop, requested, attempt)
+                train_until_rewound(run, stop, requested, attempt)
             except StoppedError as stopped:
                 reason = stopped.reason
     ends = [row["reason"] for row in read_rows(run.folder / "attempts.jsonl") if "reason" in row]
     steps = len(read_rows(run.folder / "ledger.jsonl"))
     return [gather_json(reason), ends, steps, committed_steps(run.folder)]
+
+
+def open_attempt_of(run):
+    return open_run_attempt(run, began_at=0.0) if run.ranks.is_first else nullcontext()
 
 
 def note_moments(patch, moments):

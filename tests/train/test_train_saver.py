@@ -44,8 +44,8 @@ def start(folder: Path, number: int) -> None:
 
 def train(run):
     """[after which step the loop has waited, for the save of which step], of every wait."""
-    from lmscale.train import train_steps
     from lmscale.train.hooks import ProgressCounter
+    from lmscale.train.loop import Requests, plan_steps, train_steps
     from lmscale.train.saver import Saver
 
     counter, gate, waits = ProgressCounter(run.start), threading.Event(), []
@@ -66,12 +66,8 @@ def train(run):
         for report in train_steps(
             run.engine,
             run.loader,
-            run.config.engine,
-            first_step=0,
-            total_steps=run.config.train.steps,
-            seed=run.config.run.seed,
-            rank=run.ranks.rank,
-            save_requested=saver.wants,
+            plan_steps(run.config, rank=run.ranks.rank),
+            Requests(save=saver.wants),
         ):
             counter(report)
             saver(report)
