@@ -11,18 +11,19 @@ from pathlib import Path
 
 from launcher.job import JobRequest, SlurmJob
 from launcher.refusal import explain_refusal
-from launcher.shard_files import find_shard_problems
 from launcher.slurm import SlurmRefusedError, squeue, try_sbatch
 from launcher.sweep import find_conflict
 from lmscale.config import RunConfig, load_config
-from lmscale.errors import ClusterError, LmscaleError
-from lmscale.files.locations import is_remote
+from lmscale.errors import ClusterError, DataError, LmscaleError
+from lmscale.files.locations import is_remote, local_path
 from lmscale.files.run_files import read_submissions
+from lmscale.files.shard_files import MANIFEST, find_wrong_files, read_shard_sizes
 from lmscale.runs.continuation import find_continuation_problems
 from lmscale.runs.ownership import CONFIG_FILE, check_folder
 
-MANIFEST = "manifest.json"  # of a dataset, of a corpus source, of a checkpoint
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+MAX_SHARDS = 100_000  # a look at each; on a slow file system some minutes
+MAX_NAMED = 3  # wrong shards of a dataset
 MAX_KNOWN_ROWS = 50  # the newest submissions: Slurm itself forgets the jobs of old ones
 
 
@@ -71,8 +72,8 @@ def _check_data(job: SlurmJob, configs: Sequence[RunConfig], findings: Findings)
     passed = "its inputs exist" if job.kind == "corpus" else "the manifests of what it reads exist"
     if job.kind == "train":
         places = dict.fromkeys(place for c in configs for place in _datasets_of(c).values())
-        told, is_complete = find_shard_problems(places)
-        problems += told
+        shard_problems, is_complete = find_shard_problems(places)
+        problems += shard_problems
         passed = "what it reads exists, with all its shards" if is_complete else passed
     if job.kind != "preflight":
         findings.take(dict.fromkeys(problems), passed)
@@ -188,6 +189,38 @@ def _datasets_of(config: RunConfig) -> dict[str, str]:
     return {**sources, **sets}
 
 
+def find_shard_problems(places: Iterable[str]) -> tuple[list[str], bool]:
+    """A line for each dataset that is not whole, and whether every shard was looked at.
+
+    A place without a manifest is passed over: ``_missing_manifests`` says so.
+    """
+    problems: list[str] = []
+    left = MAX_SHARDS
+    is_complete = True
+    for place in places:
+        if is_remote(place) or not (local_path(place) / MANIFEST).is_file():
+            is_complete = False
+            continue
+        try:
+            sizes = read_shard_sizes(place)
+        except (OSError, DataError) as error:
+            problems.append(str(error))
+            continue
+        if len(sizes) > left:
+            is_complete = False
+            continue
+        left -= len(sizes)
+        if wrong := find_wrong_files(place, sizes):
+            named = ", ".join(map(str, wrong[:MAX_NAMED]))
+            more = f" and {len(wrong) - MAX_NAMED:,} more" if len(wrong) > MAX_NAMED else ""
+            problems.append(
+                f"{local_path(place)}: {len(wrong):,} of {len(sizes):,} shards are not as "
+                f"{MANIFEST} says: {named}{more}. Copy them again, or build them with "
+                "`lmscale shards build CONFIG`."
+            )
+    return problems, is_complete
+
+
 def _evaluation_problems(folder: Path) -> list[str]:
     """`lmscale evaluate` goes by the run's own configuration, whatever is launched."""
     if not list(folder.glob(f"checkpoints/*/{MANIFEST}")):
@@ -218,7 +251,7 @@ def _missing_manifests(places: dict[str, str], command: str) -> list[str]:
     return [
         f"{setting}: {place} holds no {MANIFEST}. Build it with `{command}`, or name another place."
         for setting, place in places.items()
-        if not is_remote(place) and not (Path(place.removeprefix("file://")) / MANIFEST).is_file()
+        if not is_remote(place) and not (local_path(place) / MANIFEST).is_file()
     ]
 
 
@@ -279,7 +312,7 @@ def places_of(config: RunConfig, job: SlurmJob, launched_in: Path) -> list[str]:
 
 def is_below(place: str, folders: Sequence[str]) -> bool:
     """By name, or behind the symbolic links on the way."""
-    paths = (Path(place.removeprefix("file://")), Path(os.path.realpath(place)))
+    paths = (local_path(place), Path(os.path.realpath(place)))
     roots = [root for folder in folders for root in (Path(folder), Path(os.path.realpath(folder)))]
     return any(path.is_relative_to(root) for path in paths for root in roots)
 

@@ -1,10 +1,10 @@
 """Are the allocated nodes fit? ``python -m launcher.preflight probe | judge | cordon | lift``.
 
 ``probe`` is a task of an srun step over all nodes of the job. The first task of each node looks at
-the node (``node_checks``) and writes ``FOLDER/NODE.json``; with GPUs every task, without them the
+the node (``node_checks``) and writes ``FOLDER/NODE.json``; with GPUs every task, without GPUs the
 first of each node, measures (``node_probe``, a process of its own: this one never loads torch) and
-so takes part in an all-reduce. It ends with 0 whatever it found, because a task that fails may end
-the others. ``judge`` reads all reports (``verdict``), prints a table, writes
+so takes part in an all-reduce. ``probe`` ends with 0 whatever it found, because a task that fails
+may end the others. ``judge`` reads all reports (``verdict``), prints a table, writes
 ``FOLDER/verdict.json`` and ``FOLDER/bad-nodes``, and ends with 0 fit, 1 bad nodes, or 2 nothing can
 work. With ``--job`` it also writes bad nodes into the profile's cordon file, if there is one
 (``cordon``); by ``cordon`` and ``lift`` people do.
@@ -24,18 +24,19 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
 from launcher.preflight import cordon, verdict
 from launcher.rendezvous import expand_nodes, rendezvous_from_slurm
 from lmscale.errors import EXIT_USER, ClusterError, LmscaleError
+from lmscale.files.atomic import write_json
 
 if TYPE_CHECKING:
     from lmscale.config import RunConfig
@@ -63,13 +64,11 @@ class Place:
     @property
     def report(self) -> str:
         """The name of this task's report."""
-        return (
-            f"{self.node}.json" if self.local_rank == 0 else task_report(self.node, self.local_rank)
-        )
+        return report_name(self.node, self.local_rank)
 
 
-def task_report(node: str, task: int) -> str:
-    return f"{node}.task-{task}.json"
+def report_name(node: str, task: int) -> str:
+    return f"{node}.task-{task}.json" if task else f"{node}.json"
 
 
 def uses_gpus(profile: Path) -> bool:
@@ -90,11 +89,8 @@ def find_place(environ: Mapping[str, str], *, uses_gpus: bool) -> Place | None:
         if local_rank:
             return None
         # One process a node: together they are a world of their own.
-        variables |= {
-            "RANK": str(node_rank),
-            "WORLD_SIZE": str(len(nodes)),
-            "LOCAL_WORLD_SIZE": "1",
-        }
+        world = {"RANK": str(node_rank), "WORLD_SIZE": str(len(nodes)), "LOCAL_WORLD_SIZE": "1"}
+        variables |= world
     return Place(
         node=environ.get("SLURMD_NODENAME") or nodes[node_rank],
         local_rank=local_rank,
@@ -115,14 +111,14 @@ def probe(arguments: argparse.Namespace) -> int:
     limit = cluster.preflight.timeout_seconds  # of the whole step, its start and end included
     seconds = limit - min(15.0, limit / 5)
     report: dict[str, Any] = {"node": place.node, "time": time.time(), "speed": None}
-    with Measuring(place, cluster, seconds) as measuring:  # loads torch while we look
-        if place.local_rank == 0:
-            report |= look_at_node(arguments, cluster, place, seconds / 3)
-            write_report(folder / place.report, report)  # it counts even if measuring never ends
-        else:
-            wait_for(folder / f"{place.node}.json", seconds / 3 + LAST_SECONDS)
-        measuring.begin()
-        report["speed"] = measuring.result(began + seconds)
+    if place.local_rank == 0:
+        report |= look_at_node(arguments, cluster, place, seconds / 3)
+        write_report(folder / place.report, report)  # it counts even if measuring never ends
+    else:  # the node's health check may need the GPUs to itself
+        deadline = began + seconds / 3 + LAST_SECONDS
+        while not (folder / report_name(place.node, 0)).exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    report["speed"] = measure(place, cluster, began, seconds)
     report.setdefault("seconds", {})["total"] = round(time.monotonic() - began, 3)
     write_report(folder / place.report, report)
     return 0
@@ -135,32 +131,40 @@ def look_at_node(
     from launcher.preflight import node_checks as checks
     from lmscale.config import load_config
 
-    folder, run_folder = Path(arguments.folder), Path(arguments.run_folder)
-    clock: dict[str, float] = {}
-    free: dict[str, float] = {}
-    versions: dict[str, Any] = checks.library_versions()
-    min_gb = cluster.preflight.min_free_gb
+    folder, run_folder, scratch = map(
+        Path, (arguments.folder, arguments.run_folder, cluster.scratch)
+    )
+    preflight, num_gpus, command = (
+        cluster.preflight,
+        cluster.gpus_per_node,
+        cluster.preflight.command,
+    )
+    min_gb = preflight.min_free_gb
+    free_gb: dict[str, float] = {}
+    versions = checks.library_versions()
     looks: dict[str, checks.Look] = {
-        "run folder": lambda: checks.look_at_run_folder(folder, place.node, clock),
-        "run folder's space": lambda: checks.look_at_space("run folder", run_folder, min_gb, free),
-        "scratch": lambda: checks.look_at_space("scratch", Path(cluster.scratch), min_gb, free),
+        "run folder": lambda: checks.look_at_run_folder(folder, place.node),
+        "run folder's space": lambda: checks.look_at_space(
+            "run folder", run_folder, min_gb, free_gb
+        ),
+        "scratch": lambda: checks.look_at_space("scratch", scratch, min_gb, free_gb),
         "shards": lambda: checks.look_at_shards(datasets_of(load_config(arguments.config))),
         "machine": lambda: checks.look_at_machine(cluster),
     }
-    if cluster.gpus_per_node:
-        count = cluster.gpus_per_node
-        looks["GPUs alive"] = lambda: checks.look_at_gpus(count, os.environ, versions)
-    found, took = checks.run_looks(looks, seconds)
-    for check in found:
+    if num_gpus:
+        looks["GPUs alive"] = lambda: checks.look_at_gpus(num_gpus, versions, seconds)
+    if command:
+        looks["preflight.command"] = lambda: checks.look_at_health(command, seconds - 1)
+    results, took = checks.run_looks(looks, seconds)
+    for check in results:
         if not check.is_ok:
             print(f"preflight: {place.node}: {check.name}: {check.found}", file=sys.stderr)
     return {
-        "uses_gpus": cluster.gpus_per_node > 0,
+        "uses_gpus": num_gpus > 0,
         "tasks": place.num_tasks,
-        "checks": [{"check": c.name, "ok": c.is_ok, "found": c.found} for c in found],
+        "checks": [{"check": c.name, "ok": c.is_ok, "found": c.found} for c in results],
         "versions": dict(versions),
-        "clock": dict(clock),
-        "free_gb": dict(sorted(free.items())),
+        "free_gb": dict(sorted(free_gb.items())),
         "seconds": took,
     }
 
@@ -175,78 +179,42 @@ def datasets_of(config: RunConfig) -> dict[str, str]:
     }
 
 
-class Measuring:
-    """The process that measures, from its start to its result; it does not outlive the block."""
+def measure(place: Place, cluster: ClusterConfig, began: float, seconds: float) -> dict[str, Any]:
+    """What ``node_probe`` measured until ``seconds`` after ``began``, on the monotonic clock.
 
-    def __init__(self, place: Place, cluster: ClusterConfig, seconds: float) -> None:
-        preflight = cluster.preflight
-        command = [sys.executable, "-m", "launcher.preflight.node_probe", "--node", place.node]
-        command += ["--seconds", str(seconds), "--megabytes", str(preflight.all_reduce_mb)]
-        command += ["--matrix", str(preflight.matrix_size or 0)]
-        command += ["--gpu"] if cluster.gpus_per_node else []
-        self._rows: dict[str, Any] = {}
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**_DEFAULTS, **os.environ, **place.variables},
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def __enter__(self) -> Measuring:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._process.kill()
-        try:
-            self._process.wait(LAST_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass  # stuck in the kernel: it dies when it can
-
-    def _read(self) -> None:
-        assert self._process.stdout
-        for line in self._process.stdout:
-            if line.endswith("\n"):  # else it was killed while it wrote
-                self._rows |= json.loads(line)
-
-    def begin(self) -> None:
-        """Let it measure: the node has been looked at."""
-        assert self._process.stdin
-        try:
-            self._process.stdin.write("begin\n")
-            self._process.stdin.close()
-        except BrokenPipeError:
-            pass  # it has ended; the result says how
-
-    def result(self, deadline: float) -> dict[str, Any]:
-        """What it found by the deadline, with an ``error`` unless it came to its end."""
-        self._reader.join(max(0.0, deadline - time.monotonic()))
-        result = {"part": "starting", **self._rows}
-        if result["part"] != "done" and "error" not in result:
-            if self._reader.is_alive():
-                result["error"] = "has not come to an end in time"
-            else:
-                result["error"] = f"ended with code {self._process.wait()}, see the log"
-        return result
+    With an ``error`` unless it came to its end; it does not outlive this call.
+    """
+    command = [sys.executable, "-m", "launcher.preflight.node_probe"]
+    command += ["--began", str(began), "--seconds", str(seconds)]
+    command += ["--megabytes", str(cluster.preflight.all_reduce_mb)]
+    command += ["--matrix", str(cluster.preflight.matrix_size or 0)]
+    command += ["--gpu"] if cluster.gpus_per_node else []
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,  # a few rows, which fit into the pipe
+        env={**_DEFAULTS, **os.environ, **place.variables},
+    )
+    error = "has not come to an end in time"
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.0, began + seconds - time.monotonic()))
+        error = f"ended with code {process.returncode}, see the log"
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it dies when it can
+        process.wait(LAST_SECONDS)
+    assert process.stdout
+    os.set_blocking(process.stdout.fileno(), False)
+    result: dict[str, Any] = {"part": "starting"}
+    for line in (process.stdout.read() or b"").splitlines(keepends=True):
+        if line.endswith(b"\n"):  # else it was killed while it wrote
+            result |= json.loads(line)
+    return result if result["part"] == "done" or "error" in result else {**result, "error": error}
 
 
-def wait_for(path: Path, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-
-
-def write_report(path: Path, value: Any) -> None:
-    """Whole or not at all. A folder that is not there is not made: it would be a local one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_report(path: Path, value: Mapping[str, Any]) -> None:
+    """A folder that is not there is not made: it would be a local one."""
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_json(path, value)
     except OSError as error:
         print(f"preflight: {path} cannot be written: {error}", file=sys.stderr)
 
@@ -258,14 +226,15 @@ def read_report(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def read_reports(folder: Path, nodes: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+def read_reports(folder: Path, nodes: Sequence[str]) -> dict[str, verdict.Report | None]:
     """Each node's report, with its tasks' speeds as a list."""
-    reports = {node: read_report(folder / f"{node}.json") for node in nodes}
-    for node, report in reports.items():
+    reports: dict[str, verdict.Report | None] = {}
+    for node in nodes:
+        report = read_report(folder / report_name(node, 0))
         if report is not None:
-            others = range(1, report["tasks"])
-            tasks = [read_report(folder / task_report(node, task)) for task in others]
-            report["speeds"] = [report["speed"], *(task and task["speed"] for task in tasks)]
+            others = (read_report(folder / report_name(node, n)) for n in range(1, report["tasks"]))
+            report["speeds"] = [report["speed"], *(task and task["speed"] for task in others)]
+        reports[node] = cast("verdict.Report | None", report)
     return reports
 
 
@@ -287,28 +256,15 @@ def judge(arguments: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"{node}\t{reason}\n" for node, reason in judged.bad.items()]
     (folder / BAD_NODES).write_text("".join(lines), encoding="utf-8")
-    content = {
-        "code": judged.code,
-        "message": judged.message,
-        "time": time.time(),
-        "nodes": list(reports),
-        "bad": dict(judged.bad),
-        "problems": [vars(problem) for problem in judged.problems],
-    }
+    content = {"time": time.time(), "nodes": list(reports), **asdict(judged)}
     write_report(folder / "verdict.json", content)
     if arguments.job and preflight.cordon_file is not None:
-        cordon_all(preflight.cordon_file, judged.bad, arguments.job)
-    return judged.code
-
-
-def cordon_all(file: str, bad: Mapping[str, str], job: str) -> None:
-    """A cordon file that cannot be written changes nothing about the verdict."""
-    for node, reason in bad.items():
         try:
-            cordon.cordon(file, node, reason=reason, job=job)
-        except ClusterError as error:
+            for node, reason in judged.bad.items():
+                cordon.cordon(preflight.cordon_file, node, reason=reason, job=arguments.job)
+        except ClusterError as error:  # changes nothing about the verdict
             print(f"preflight: {error}", file=sys.stderr)
-            return
+    return judged.code
 
 
 def write_cordon(arguments: argparse.Namespace) -> int:
@@ -325,22 +281,22 @@ def write_cordon(arguments: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launcher.preflight", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("probe", help="look at this node and measure, in an srun step")
+    command = commands.add_parser("probe", help="look at this node and measure, in an srun step")
     for name in ("--folder", "--run-folder", "--cluster", "--config"):
-        one.add_argument(name, required=True)
-    one.set_defaults(run=probe)
-    one = commands.add_parser("judge", help="name the bad nodes")
+        command.add_argument(name, required=True)
+    command.set_defaults(run=probe)
+    command = commands.add_parser("judge", help="name the bad nodes")
     for name in ("--folder", "--nodes", "--cluster"):
-        one.add_argument(name, required=True)
-    one.add_argument("--job", default="", help="whose bad nodes are cordoned; none: nobody's")
-    one.set_defaults(run=judge)
+        command.add_argument(name, required=True)
+    command.add_argument("--job", default="", help="whose bad nodes are cordoned; none: nobody's")
+    command.set_defaults(run=judge)
     for name, text in (("cordon", "leave a node out"), ("lift", "take a node back")):
-        one = commands.add_parser(name, help=f"{text}, in the cordon file")
-        one.add_argument("--file", required=True)
-        one.add_argument("--node", required=True)
-        one.add_argument("--reason", required=name == "cordon", default="lifted")
-        one.add_argument("--job", default="")
-        one.set_defaults(run=write_cordon)
+        command = commands.add_parser(name, help=f"{text}, in the cordon file")
+        command.add_argument("--file", required=True)
+        command.add_argument("--node", required=True)
+        command.add_argument("--reason", required=name == "cordon", default="lifted")
+        command.add_argument("--job", default="")
+        command.set_defaults(run=write_cordon)
     return parser
 
 

@@ -190,6 +190,7 @@ def _secret_problems(cluster: ClusterConfig) -> list[str]:
         ("sbatch_options", cluster.sbatch_options),
         ("srun_options", cluster.srun_options),
         ("container.options", cluster.container.options),
+        ("preflight.command", (cluster.preflight.command or "",)),
     ):
         problems += [
             f"{name}: {redact(value)!r} holds a secret (here as ***), which {advice}"

@@ -24,6 +24,8 @@ class PreflightConfig(Section):
     """Size of the all-reduce whose speed is compared."""
     matrix_size: PositiveInt | None = None
     """Side of the matrices whose product is timed; default: by the device."""
+    command: str | None = None
+    """A line of shell, run once on each node: the site's own health check. 0 is fit."""
     cordon_file: str | None = None
     """Where bad nodes are remembered, so that the next job excludes them; all nodes see it."""
     cordon_hours: float = Field(default=24, gt=0)

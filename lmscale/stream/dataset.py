@@ -16,6 +16,7 @@ from lmscale.config.data import ShardCacheConfig
 from lmscale.errors import DataError
 from lmscale.files.cache import CachedFile, NodeCache
 from lmscale.files.locations import join_location, protocol_of
+from lmscale.files.shard_files import find_wrong_files
 from lmscale.shards.manifest import Manifest, ShardEntry, load_manifest
 from lmscale.shards.reader import MappedShard, open_shard
 from lmscale.stream.packed import count_pieces_windows, load_counts, load_pieces
@@ -268,21 +269,17 @@ def find_missing_shards(location: str, manifest: Manifest) -> list[str]:
     if protocol_of(location) is not None:
         return []
     problems: list[str] = []
-    for entry in manifest.shards:
-        path = join_location(location, entry.name)
-        try:
-            found = os.stat(path).st_size
-        except OSError as error:
+    for file in find_wrong_files(location, {entry.name: entry.bytes for entry in manifest.shards}):
+        if file.size is None:
             problems.append(
-                f"{path}: the shard is missing ({error.strerror}); the manifest lists it. Restore "
-                f"it, or run `lmscale shards build` again."
+                f"{file.path}: the shard is missing ({file.reason}); the manifest lists it. "
+                f"Restore it, or run `lmscale shards build` again."
             )
-            continue
-        if found != entry.bytes:
-            what = "cut" if found < entry.bytes else "too long"
+        else:
+            what = "cut" if file.size < file.wanted else "too long"
             problems.append(
-                f"{path}: the shard is {what}: {found} bytes, the manifest says {entry.bytes}. "
-                f"Restore it, or delete it and run `lmscale shards build` again."
+                f"{file.path}: the shard is {what}: {file.size} bytes, the manifest says "
+                f"{file.wanted}. Restore it, or delete it and run `lmscale shards build` again."
             )
     if len(problems) > MAX_SHOWN:
         more = len(problems) - MAX_SHOWN

@@ -9,23 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.preflight import cordon as cordon_file
 from launcher.preflight.__main__ import main
-from launcher.preflight.cordon import Entry, active, append, cordon, parse_line, render_line
+from launcher.preflight.cordon import active, cordon
 from lmscale.errors import ClusterError
 
 NOON = 1_795_262_400.0  # 2026-11-21T12:00:00Z
+MOMENT = (2026, 11, 21, 12, 0, 0, 5, 325, 0)
 
 
-def entry(node="n2", *, hours=0.0, is_out=True, reason="GPU errors: GPU 3"):
-    return Entry(
-        time=NOON + hours * 3600, node=node, is_out=is_out, user="eve", job="812", reason=reason
-    )
+def line(node="n2", *, when="2026-11-21T12:00:00Z", state="out", reason="GPUs alive: 7 GPUs"):
+    return f"{when}\t{node}\t{state}\teve\t812\t{reason}\n"
 
 
 def test_a_node_is_out_for_as_long_as_the_profile_says(tmp_path):
     file = tmp_path / "cordon.tsv"
-    append(file, entry())
-    reason = "GPU errors: GPU 3 (job 812 of eve, 2026-11-21T12:00:00Z)"
+    file.write_text(line())
+    reason = "GPUs alive: 7 GPUs (job 812 of eve, 2026-11-21T12:00:00Z)"
     assert active(file, NOON + 3600, 24) == {"n2": reason}
     assert active(file, NOON + 24 * 3600, 24) == {}
     assert active(file, NOON + 3600, 0.5) == {}
@@ -33,13 +33,9 @@ def test_a_node_is_out_for_as_long_as_the_profile_says(tmp_path):
 
 def test_the_newest_line_of_a_node_counts(tmp_path):
     file = tmp_path / "cordon.tsv"
-    for line in (
-        entry(),
-        entry("n3"),
-        entry(hours=1, is_out=False),
-        entry("n3", hours=2, reason="slow"),
-    ):
-        append(file, line)
+    lifted = line(when="2026-11-21T13:00:00Z", state="in")
+    again = line("n3", when="2026-11-21T14:00:00Z", reason="slow")
+    file.write_text(line() + line("n3") + lifted + again)
     assert list(active(file, NOON + 3 * 3600, 24)) == ["n3"]
     assert active(file, NOON + 3 * 3600, 24)["n3"].startswith("slow")
 
@@ -50,42 +46,36 @@ def test_no_file_is_an_empty_one(tmp_path):
 
 def test_what_people_write_into_it_is_passed_over(tmp_path):
     file = tmp_path / "cordon.tsv"
-    append(file, entry())
-    with open(file, "ab") as stream:
-        stream.write(
-            b"# a comment\n\nn4 is bad, too\nyesterday\tn5\tout\teve\t1\tslow\n\xff\xfe\t\n"
-        )
-    append(file, entry("n6"))
+    strange = b"# a comment\n\nn4 is bad, too\nyesterday\tn5\tout\teve\t1\tslow\n\xff\xfe\t\n"
+    file.write_bytes(line().encode() + strange + line("n2", state="off").encode())
+    cordon(file, "n6", reason="slow", job="1")
     assert list(active(file, NOON, 24)) == ["n2", "n6"]
 
 
-def test_the_file_reads_without_a_manual(tmp_path):
+def test_the_file_reads_without_a_manual(tmp_path, monkeypatch):
+    monkeypatch.setattr(cordon_file, "user_name", lambda: "eve")
+    monkeypatch.setattr(cordon_file.time, "gmtime", lambda: time.struct_time(MOMENT))
     file = tmp_path / "cordon.tsv"
-    append(file, entry())
+    cordon(file, "n2", reason="GPUs alive: 7 GPUs", job="812")
     assert file.read_text() == (
         "# Nodes that lmscale leaves out; a node's newest line counts.\n"
         "# time\tnode\tout or in\tuser\tjob\treason\n"
-        "2026-11-21T12:00:00Z\tn2\tout\teve\t812\tGPU errors: GPU 3\n"
+        "2026-11-21T12:00:00Z\tn2\tout\teve\t812\tGPUs alive: 7 GPUs\n"
     )
 
 
 @given(
     node=st.text(st.characters(codec="utf-8"), min_size=1),
     reason=st.text(st.characters(codec="utf-8")),
-    is_out=st.booleans(),
-    when=st.integers(0, 2**32),
 )
-@settings(max_examples=200, deadline=None)
-def test_whatever_a_reason_holds_it_is_one_line(node, reason, is_out, when):
-    line = render_line(
-        Entry(time=when, node=node, is_out=is_out, user="eve", job="", reason=reason)
-    )
-    assert len(line.splitlines()) == 1
-    read = parse_line(line)
-    assert read is not None
-    assert (read.time, read.is_out, read.job) == (when, is_out, "-")
-    assert read.reason == (" ".join(reason.split()) or "-")
-    assert read.node == (" ".join(node.split()) or "-")
+@settings(max_examples=100, deadline=None)
+def test_whatever_a_reason_holds_it_is_one_line(tmp_path_factory, node, reason):
+    file = tmp_path_factory.mktemp("cordon") / "cordon.tsv"
+    cordon(file, node, reason=reason, job="")
+    assert len(file.read_text().splitlines()) == 3
+    (found,) = active(file, time.time(), 1).items()
+    assert found[0] == (" ".join(node.split()) or "-")
+    assert found[1].startswith(f"{' '.join(reason.split()) or '-'} (job - of ")
 
 
 def test_many_jobs_that_end_at_once_lose_no_line(tmp_path):
@@ -116,7 +106,7 @@ def test_who_may_add_files_to_the_folder_may_add_lines(tmp_path, folder_mode, fi
     folder.chmod(folder_mode)
     before = os.umask(0o077)
     try:
-        append(folder / "cordon.tsv", entry())
+        cordon(folder / "cordon.tsv", "n2", reason="slow", job="1")
     finally:
         os.umask(before)
     assert (folder / "cordon.tsv").stat().st_mode & 0o777 == file_mode
@@ -124,7 +114,7 @@ def test_who_may_add_files_to_the_folder_may_add_lines(tmp_path, folder_mode, fi
 
 def test_a_file_that_cannot_be_written_is_an_error_with_advice(tmp_path):
     with pytest.raises(ClusterError, match="Its folder must exist"):
-        append(tmp_path / "none" / "cordon.tsv", entry())
+        cordon(tmp_path / "none" / "cordon.tsv", "n2", reason="slow", job="1")
     with pytest.raises(ClusterError, match="cannot be read"):
         active(tmp_path, NOON, 24)
 

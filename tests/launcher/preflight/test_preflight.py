@@ -142,14 +142,13 @@ def test_a_report_says_what_was_looked_at_and_how_long_it_took(measured):
         "cores",
     ]
     assert all(check["ok"] for check in report["checks"])
-    assert set(report["versions"]) == {"python", "torch", "lmscale", "libc", "kernel"}
+    assert set(report["versions"]) == {"python", "torch", "lmscale", "libc"}
     seconds = report["seconds"]
     assert {"run folder", "shards", "total"} <= set(seconds)
     assert seconds["total"] < measured.timeout_seconds
     speed = report["speed"]
-    for part in ("torch", "matmul", "meeting", "network"):
-        assert 0 <= speed[f"{part}_seconds"] <= seconds["total"]
-    assert speed["absent"] == [] and list(speed["links"]) == ["n1"]
+    assert (speed["part"], speed["absent"]) == ("done", [])
+    assert speed["matmul_tflops"] > 0 and speed["all_reduce_gbs"] > 0
     # Nothing else was left behind.
     names = {path.name for path in measured.folder.iterdir()}
     assert names == {"token", "n1.json", "n2.json"}
@@ -233,8 +232,8 @@ def test_a_node_that_never_reports_holds_nobody_longer_than_agreed(tmp_path, tin
     assert time.monotonic() - began < step.timeout_seconds
     assert output == ""
     speed = step.report("n1")["speed"]
-    assert (speed["part"], speed["absent"]) == ("done", [1])
-    assert "all_reduce_gbs" not in speed
+    assert speed["part"] == "meeting" and speed["error"]
+    assert speed["matmul_tflops"] > 0 and "all_reduce_gbs" not in speed
     assert step.judge() == 1
     assert list(step.bad_nodes) == ["n2"]
     assert "never answered" in step.bad_nodes["n2"]
@@ -244,7 +243,7 @@ def test_a_node_that_never_reports_holds_nobody_longer_than_agreed(tmp_path, tin
 
 @pytest.mark.ranks
 def test_a_node_that_does_not_see_the_run_says_so_and_makes_no_folder(tmp_path, tiny_data):
-    step = Step(tmp_path, tiny_data, timeout_seconds=30)
+    step = Step(tmp_path, tiny_data, timeout_seconds=120)
     elsewhere = tmp_path / "unmounted" / "slurm" / "preflight" / ATTEMPT
     good, bad = step.end(
         step.start(0), step.start(1, folder=elsewhere, run_folder=tmp_path / "unmounted")

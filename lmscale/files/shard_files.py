@@ -1,0 +1,59 @@
+"""Whether the shards of a dataset are there: by name and size, as its manifest lists them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmscale.errors import DataError
+from lmscale.files.locations import local_path
+
+MANIFEST = "manifest.json"  # of a dataset, of a corpus source, of a checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongFile:
+    """A shard that is missing or has another size than the manifest says."""
+
+    path: Path
+    wanted: int
+    """Bytes, by the manifest."""
+    size: int | None
+    """Bytes; None: the file cannot be looked at, and ``reason`` says why."""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.size is None:
+            return f"{self.path.name} ({self.reason})"
+        return f"{self.path.name} ({self.size:,} bytes in place of {self.wanted:,})"
+
+
+def read_shard_sizes(location: str | Path) -> dict[str, int]:
+    """Name → bytes of every shard of a local dataset, in the manifest's order.
+
+    Raises ``OSError`` for a missing manifest, ``DataError`` for one that lists no shards.
+    """
+    manifest = local_path(location) / MANIFEST
+    content = manifest.read_bytes()
+    try:
+        shards = json.loads(content)["shards"]
+        return {str(shard["name"]): int(shard["bytes"]) for shard in shards}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{manifest} is not a manifest of shards: {error!r}.") from None
+
+
+def find_wrong_files(location: str | Path, sizes: Mapping[str, int]) -> list[WrongFile]:
+    """The shards of a local dataset that are not as ``sizes`` (name → bytes) says."""
+    wrong = []
+    for name, wanted in sizes.items():
+        path = local_path(location) / name
+        try:
+            size, reason = os.stat(path).st_size, ""
+        except OSError as error:
+            size, reason = None, error.strerror or str(error)
+        if size != wanted:
+            wrong.append(WrongFile(path=path, wanted=wanted, size=size, reason=reason))
+    return wrong
