@@ -1,5 +1,7 @@
 """A job → the text of its batch script, by the templates in ``slurm/``. Pure but for reading them.
 
+The script's sections are numbered, and listed in its head (``add_map``).
+
 Three filters keep values from becoming anything else: ``sh`` quotes for the shell, ``directive``
 for an #SBATCH line, which is no shell, ``comment`` for a comment.
 """
@@ -25,6 +27,8 @@ TEMPLATES: dict[JobKind, str] = {
     "shards": "data.sbatch.j2",
     "preflight": "preflight.sbatch.j2",
 }
+_MAP_MARK = "# In this order:\n"
+_SECTION = re.compile(r"^# ---- (.+?) -{4,}$", re.MULTILINE)
 # What sbatch reads as one word without quotes.
 _PLAIN = re.compile(r"[A-Za-z0-9@%_+=:,./\[\]&|*!-]+")
 
@@ -40,7 +44,24 @@ def render(job: SlurmJob, templates: Path | None = None) -> str:
         autoescape=False,  # shell, not HTML: see the filters
     )
     environment.filters.update(sh=quote_for_shell, directive=quote_directive, comment=clean_comment)
-    return environment.get_template(TEMPLATES[job.kind]).render(job=job)
+    return add_map(environment.get_template(TEMPLATES[job.kind]).render(job=job))
+
+
+def add_map(script: str) -> str:
+    """``script`` with its sections (``# ---- NAME ----``) numbered, and a list of them at its head.
+
+    The list stands where the head has a line ``# In this order:``.
+    """
+    head, mark, body = script.partition(_MAP_MARK)
+    names: list[str] = []
+
+    def number(match: re.Match[str]) -> str:
+        names.append(match[1])
+        return f"# ---- {len(names)}. {match[1]} ----"
+
+    body = _SECTION.sub(number, body)
+    lines = [f"#   {index}. {name}\n" for index, name in enumerate(names, start=1)]
+    return "".join([head, mark, *lines, body])
 
 
 def quote_for_shell(value: object) -> str:

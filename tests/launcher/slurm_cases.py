@@ -1,12 +1,17 @@
-"""Jobs whose batch scripts are recorded whole in ``tests/launcher/recorded``.
+"""Jobs whose batch scripts are recorded in ``tests/launcher/recorded``.
 
     python tests/launcher/slurm_cases.py     records them anew
+    python tests/launcher/slurm_cases.py show train-sweep     prints one whole
 
-Look at the difference with git before you commit it: it is what clusters will run.
+One script of each template is recorded whole; each of the others as its difference from that one,
+which says all of it as well. Look at the changes with git before you commit them: they are what
+clusters will run.
 """
 
 from __future__ import annotations
 
+import difflib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -122,9 +127,36 @@ container: {kind: apptainer, image: /shared/images/a b.sif, options: [--cleanenv
 shared: [/shared]
 """
 
+WHOLE = {
+    "train": "train-example",
+    "evaluate": "evaluate-example",
+    "preflight": "preflight-example",
+    "corpus": "corpus",
+    "shards": "corpus",
+}
+"""Kind of job → the case of its template that is recorded whole."""
+
+
+def make_records() -> dict[str, str]:
+    """File in ``RECORDED`` → what it holds."""
+    jobs = make_jobs()
+    scripts = {name: render(job) for name, job in jobs.items()}
+    records = {}
+    for name, job in jobs.items():
+        whole = WHOLE[job.kind]
+        if name == whole:
+            records[f"{name}.sh"] = scripts[name]
+        else:
+            lines = (scripts[case].splitlines(keepends=True) for case in (whole, name))
+            diff = difflib.unified_diff(*lines, f"{whole}.sh", f"{name}.sh", n=1)
+            records[f"{name}.diff"] = "".join(diff)
+    return records
+
 
 if __name__ == "__main__":
-    for old in RECORDED.glob("*.sh"):
+    if sys.argv[1:2] == ["show"]:
+        sys.exit(print(render(make_jobs()[sys.argv[2]]), end=""))
+    for old in (*RECORDED.glob("*.sh"), *RECORDED.glob("*.diff")):
         old.unlink()
-    for name, job in make_jobs().items():
-        (RECORDED / f"{name}.sh").write_text(render(job), encoding="utf-8")
+    for file_name, content in make_records().items():
+        (RECORDED / file_name).write_text(content, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,15 +13,15 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from slurm_cases import RECORDED, SMALL, make_config, make_jobs, make_request
+from slurm_cases import RECORDED, SMALL, make_config, make_jobs, make_records, make_request
 
-from launcher.job import SlurmJob
 from launcher.plan import plan_data_job, plan_evaluate_job, plan_train_job
 from launcher.render import clean_comment, quote_directive, quote_for_shell, render
 from lmscale.config.cluster import parse_cluster
 from lmscale.errors import ClusterError, ConfigError
 
-NAMES = sorted(path.stem for path in RECORDED.glob("*.sh"))
+FILES = sorted(path.name for kind in ("*.sh", "*.diff") for path in RECORDED.glob(kind))
+NAMES = sorted(make_jobs())
 HOSTILE = (
     "a b; touch CANARY",
     "$(touch CANARY)",
@@ -43,37 +44,53 @@ printable = st.text().filter(lambda text: text.isprintable() and "\0" not in tex
 
 
 @pytest.fixture(scope="module")
-def jobs() -> dict[str, SlurmJob]:
-    return make_jobs()
+def records() -> dict[str, str]:
+    return make_records()
 
 
-def test_every_recorded_script_has_its_case_and_every_case_its_script(jobs):
-    assert sorted(jobs) == NAMES
+@pytest.fixture(scope="module")
+def scripts() -> dict[str, str]:
+    return {name: render(job) for name, job in make_jobs().items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_script_is_the_recorded_one(jobs, name):
+def test_every_recorded_script_has_its_case_and_every_case_its_script(records):
+    assert sorted(records) == FILES
+    assert sorted(Path(file).stem for file in FILES) == NAMES
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_script_is_the_recorded_one(records, file):
     """Meant to be another? ``python tests/launcher/slurm_cases.py`` records them anew."""
-    recorded = (RECORDED / f"{name}.sh").read_text(encoding="utf-8")
-    assert render(jobs[name]) == recorded
+    assert records[file] == (RECORDED / file).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_script_is_bash(name):
+def test_a_script_lists_its_sections_in_their_order(scripts, name):
+    headings = re.findall(r"^# ---- (\d+\. .+) ----$", scripts[name], re.MULTILINE)
+    assert [int(heading.partition(".")[0]) for heading in headings] == [
+        *range(1, len(headings) + 1)
+    ]
+    lines = "".join(f"#   {heading}\n" for heading in headings)
+    assert len(headings) >= 3 and f"# In this order:\n{lines}#\n#SBATCH" in scripts[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_is_bash(scripts, name):
     done = subprocess.run(
-        ["bash", "-n", RECORDED / f"{name}.sh"], capture_output=True, text=True, check=False
+        ["bash", "-n"], input=scripts[name], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_shellcheck_has_nothing_to_say(name):
+def test_shellcheck_has_nothing_to_say(scripts, name):
     shellcheck = shutil.which("shellcheck")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed: apt-get install shellcheck")
     done = subprocess.run(
         # A profile's own words: a file that the cluster has (SC1091), a $ as it is (SC2016).
-        [shellcheck, "--shell=bash", "--norc", "--exclude=SC1091,SC2016", RECORDED / f"{name}.sh"],
+        [shellcheck, "--shell=bash", "--norc", "--exclude=SC1091,SC2016", "-"],
+        input=scripts[name],
         capture_output=True,
         text=True,
         check=False,
@@ -82,9 +99,9 @@ def test_shellcheck_has_nothing_to_say(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_directives_stand_before_the_first_command(name):
+def test_directives_stand_before_the_first_command(scripts, name):
     """sbatch stops looking for them there."""
-    lines = (RECORDED / f"{name}.sh").read_text(encoding="utf-8").splitlines()
+    lines = scripts[name].splitlines()
     directives = [number for number, line in enumerate(lines) if line.startswith("#SBATCH")]
     first = next(n for n, line in enumerate(lines) if line.strip() and not line.startswith("#"))
     assert directives and max(directives) < first

@@ -5,6 +5,12 @@
 # What follows is a frozen copy: a requeued attempt runs this very text with the code beside it.
 # To change it, change the cluster profile and launch again.
 #
+# In this order:
+#   1. Where things are
+#   2. What every process of the job finds in its environment
+#   3. One task's share of the work
+#   4. Whether it comes again
+#
 #SBATCH --job-name=llama_7b-corpus-fbfd6c84
 #SBATCH --array=0-63%100
 #SBATCH --nodes=1
@@ -17,12 +23,12 @@
 #SBATCH --output=/shared/ada/data/corpus/.slurm/job-%A_%a.out
 #SBATCH --chdir=/shared/ada/data/corpus/.slurm/20261122-011900-data
 
-# ---- Where things are ---------------------------------------------------------------------------
+# ---- 1. Where things are ----
 
 submission=20261122-011900-data
 frozen=/shared/ada/data/corpus/.slurm/20261122-011900-data
 
-# ---- What every process of the job finds in its environment ---------------------------------------
+# ---- 2. What every process of the job finds in its environment ----
 
 export PYTHONPATH=/shared/ada/data/corpus/.slurm/20261122-011900-data/code${PYTHONPATH:+:$PYTHONPATH} # the frozen code comes first
 export LMSCALE_SCRATCH=/tmp/lmscale-${USER:-$(id -un)} # caches, local to each node
@@ -39,7 +45,7 @@ restart=${SLURM_RESTART_COUNT:-0}
 task=$SLURM_ARRAY_TASK_ID
 say "submission $submission: task $task of 64, restart $restart, on $SLURM_JOB_NODELIST"
 
-# ---- One task's share of the work -----------------------------------------------------------------------------
+# ---- 3. One task's share of the work ----
 
 # Which share it is follows from its number. What it finished counts for good, and so it needs no warning before
 # it ends: preempted, cancelled, out of time or with its node lost, it goes on behind that when it comes again.
@@ -59,7 +65,7 @@ if [[ -n $asked ]]; then # it may be the signal's code and not the task's
   ((really == 127)) || code=$really
 fi
 
-# ---- Whether it comes again --------------------------------------------------------------------------------------
+# ---- 4. Whether it comes again ----
 
 fate() { # what Slurm has in mind for this job: requeued (already), cancelled, or going (it is up to us)
   local row

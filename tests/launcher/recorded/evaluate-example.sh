@@ -5,6 +5,11 @@
 # What follows is a frozen copy: a requeued attempt runs this very text with the code beside it.
 # To change it, change the cluster profile and launch again.
 #
+# In this order:
+#   1. Where things are
+#   2. What every process of the job finds in its environment
+#   3. One rank scores the newest checkpoint
+#
 #SBATCH --job-name=llama_7b-evaluate-eef446ca
 #SBATCH --partition=gpu
 #SBATCH --nodes=1
@@ -17,11 +22,11 @@
 #SBATCH --output=/shared/ada/runs/llama_7b/slurm/job-%j.out
 #SBATCH --chdir=/shared/ada/runs/llama_7b/slurm/20261122-011900-train
 
-# ---- Where things are ---------------------------------------------------------------------------
+# ---- 1. Where things are ----
 
 submission=20261122-011900-train
 
-# ---- What every process of the job finds in its environment ---------------------------------------
+# ---- 2. What every process of the job finds in its environment ----
 
 export NCCL_DEBUG=WARN
 export PYTHONPATH=/shared/ada/runs/llama_7b/slurm/20261122-011900-train/code${PYTHONPATH:+:$PYTHONPATH} # the frozen code comes first
@@ -35,7 +40,7 @@ job=${job:-$SLURM_JOB_ID}
 
 say() { printf '%s lmscale: %s\n' "$(date +%FT%T)" "$*"; }
 
-# ---- One rank scores the newest checkpoint ----------------------------------------------------------------
+# ---- 3. One rank scores the newest checkpoint ----
 
 say "submission $submission: evaluating on $SLURM_JOB_NODELIST"
 srun --nodes=1 --ntasks=1 --cpus-per-task=12 \

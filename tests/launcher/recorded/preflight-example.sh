@@ -5,6 +5,13 @@
 # What follows is a frozen copy: a requeued attempt runs this very text with the code beside it.
 # To change it, change the cluster profile and launch again.
 #
+# In this order:
+#   1. Where things are
+#   2. What every process of the job finds in its environment
+#   3. Signals
+#   4. Where the ranks meet
+#   5. Are these nodes fit?
+#
 #SBATCH --job-name=llama_7b-preflight-eef446ca
 #SBATCH --partition=gpu
 #SBATCH --nodes=8
@@ -20,7 +27,7 @@
 #SBATCH --output=/shared/ada/runs/llama_7b/slurm/job-%j.out
 #SBATCH --chdir=/shared/ada/runs/llama_7b/slurm/20261122-011900-train
 
-# ---- Where things are ---------------------------------------------------------------------------
+# ---- 1. Where things are ----
 
 submission=20261122-011900-train
 run=/shared/ada/runs/llama_7b
@@ -28,7 +35,7 @@ config=/shared/ada/runs/llama_7b/slurm/20261122-011900-train/config.yaml
 frozen=/shared/ada/runs/llama_7b/slurm/20261122-011900-train
 state=$run/slurm
 
-# ---- What every process of the job finds in its environment ---------------------------------------
+# ---- 2. What every process of the job finds in its environment ----
 
 export NCCL_DEBUG=WARN
 export PYTHONPATH=/shared/ada/runs/llama_7b/slurm/20261122-011900-train/code${PYTHONPATH:+:$PYTHONPATH} # the frozen code comes first
@@ -46,7 +53,7 @@ attempt=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
 mkdir -p -- "$state" || exit 1
 say "submission $submission: a look at $SLURM_JOB_NODELIST"
 
-# ---- Signals ------------------------------------------------------------------------------------------
+# ---- 3. Signals ----
 
 # USR1 comes 300 s before the time limit (--signal=B:USR1@300) and where the cluster warns of preemption;
 # TERM on preemption, at the time limit and on scancel. Slurm tells this script alone, or the ranks alone, or
@@ -93,7 +100,7 @@ await() { # await PID: its exit code, however many signals interrupt the waiting
   return "$code"
 }
 
-# ---- Where the ranks meet ---------------------------------------------------------------------------------
+# ---- 4. Where the ranks meet ----
 
 # The first node's address, asked for once here and not by every rank of a large job, and a port that follows from
 # the job's number and that nobody on this node holds.
@@ -106,7 +113,7 @@ meet() {
   export MASTER_ADDR MASTER_PORT
 }
 
-# ---- Are these nodes fit? ---------------------------------------------------------------------------------
+# ---- 5. Are these nodes fit? ----
 
 preflight=$state/preflight/$attempt
 

@@ -6,6 +6,16 @@
 # What follows is a frozen copy: a requeued attempt runs this very text with the code beside it.
 # To change it, change the cluster profile and launch again.
 #
+# In this order:
+#   1. Where things are
+#   2. What every process of the job finds in its environment
+#   3. Which attempt this is
+#   4. Signals
+#   5. How it ends
+#   6. Where the ranks meet
+#   7. Are these nodes fit?
+#   8. The ranks
+#
 #SBATCH --job-name=llama_7b-eef446ca
 #SBATCH --partition=gpu
 #SBATCH --nodes=8
@@ -21,7 +31,7 @@
 #SBATCH --output=/shared/ada/runs/llama_7b/slurm/job-%j.out
 #SBATCH --chdir=/shared/ada/runs/llama_7b/slurm/20261122-011900-train
 
-# ---- Where things are ---------------------------------------------------------------------------
+# ---- 1. Where things are ----
 
 submission=20261122-011900-train
 run=/shared/ada/runs/llama_7b
@@ -30,7 +40,7 @@ frozen=/shared/ada/runs/llama_7b/slurm/20261122-011900-train
 state=$run/slurm
 usable=(8) # numbers of nodes whose ranks share a step's windows evenly
 
-# ---- What every process of the job finds in its environment ---------------------------------------
+# ---- 2. What every process of the job finds in its environment ----
 
 export NCCL_DEBUG=WARN
 export PYTHONPATH=/shared/ada/runs/llama_7b/slurm/20261122-011900-train/code${PYTHONPATH:+:$PYTHONPATH} # the frozen code comes first
@@ -44,7 +54,7 @@ job=${job:-$SLURM_JOB_ID}
 
 say() { printf '%s lmscale: %s\n' "$(date +%FT%T)" "$*"; }
 
-# ---- Which attempt this is --------------------------------------------------------------------------
+# ---- 3. Which attempt this is ----
 
 restart=${SLURM_RESTART_COUNT:-0}
 attempt=$SLURM_JOB_ID.$restart
@@ -86,7 +96,7 @@ if grep -qxF -e "$job" -e "$SLURM_JOB_ID" "$state/cancel" 2>/dev/null; then # as
 fi
 say "job $job, restart $restart, on $SLURM_JOB_NODELIST; newest checkpoint: ${before/#-1/none}"
 
-# ---- Signals ------------------------------------------------------------------------------------------
+# ---- 4. Signals ----
 
 # USR1 comes 300 s before the time limit (--signal=B:USR1@300) and where the cluster warns of preemption;
 # TERM on preemption, at the time limit and on scancel. Slurm tells this script alone, or the ranks alone, or
@@ -133,7 +143,7 @@ await() { # await PID: its exit code, however many signals interrupt the waiting
   return "$code"
 }
 
-# ---- How it ends ----------------------------------------------------------------------------------------
+# ---- 5. How it ends ----
 
 weigh() { # weigh CODE: srun gives the largest code of its tasks; what the ranks said themselves counts more
   local code=$1 file told calm=1
@@ -299,7 +309,7 @@ finish() { # finish CODE: write it down, and come back or not
   exit "$code"
 }
 
-# ---- Where the ranks meet ---------------------------------------------------------------------------------
+# ---- 6. Where the ranks meet ----
 
 # The first node's address, asked for once here and not by every rank of a large job, and a port that follows from
 # the job's number and that nobody on this node holds.
@@ -312,7 +322,7 @@ meet() {
   export MASTER_ADDR MASTER_PORT
 }
 
-# ---- Are these nodes fit? ---------------------------------------------------------------------------------
+# ---- 7. Are these nodes fit? ----
 
 preflight=$state/preflight/$attempt
 
@@ -350,7 +360,7 @@ case $verdict in
   *) finish "$verdict" ;;
 esac
 
-# ---- The ranks ------------------------------------------------------------------------------------------------
+# ---- 8. The ranks ----
 
 nodes=0
 for count in "${usable[@]}"; do
