@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmscale.cli.data_tasks import (
-    TaskOption,
-    TasksOption,
-    echo_progress,
-    echo_task,
-    task_as_data,
-)
+from lmscale.cli.data_tasks import TaskOption, TasksOption, echo_progress, echo_summary
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
 
 if TYPE_CHECKING:
@@ -42,24 +36,21 @@ def build(
     they make what one command makes. With --force they replace only what was built otherwise.
     """
     from lmscale.config import load_config
-    from lmscale.corpus import build_corpus, build_corpus_task
+    from lmscale.corpus import build_corpus
+    from lmscale.corpus.documents import render_manifest
     from lmscale.tasks.array_tasks import parse_task
 
     member = parse_task(task) if task is not None else None
     section = load_config(config, set_ or ()).corpus
-    if member is None:
-        summary = build_corpus(section, processes=processes, force=force)
-    else:
-        summary = build_corpus_task(section, member, processes=processes, force=force)
-    manifests = {name: source.manifest for name, source in summary.sources.items()}
-    if json_:
-        typer.echo(_render_json(manifests, task_as_data(member, summary) if member else None))
-        return
-    if member is not None:
-        echo_task(member, "parts", summary)
-    for name, source in summary.sources.items():
-        state = "built" if source.is_new else "already built"
-        typer.echo(f"{summary.folder / name}: {state}\n{_render(source.manifest)}")
+    summary = build_corpus(section, member, processes=processes, force=force)
+    echo_summary(
+        summary,
+        member,
+        unit="parts",
+        describe=_render,
+        as_data=render_manifest,
+        as_json=json_,
+    )
 
 
 @app.command()
@@ -77,12 +68,14 @@ def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fal
     """Print what the corpus of CONFIG holds and what was dropped, by reason."""
     from lmscale.config import load_config
     from lmscale.corpus import load_corpus_manifest
+    from lmscale.corpus.documents import render_manifest
 
     section = load_config(config, set_ or ()).corpus
     folder = Path(section.folder)
     manifests = {name: load_corpus_manifest(folder / name) for name in section.sources}
     if json_:
-        typer.echo(_render_json(manifests))
+        rows = {name: render_manifest(manifest) for name, manifest in manifests.items()}
+        typer.echo(json.dumps(rows, indent=1))
         return
     for name, manifest in manifests.items():
         typer.echo(f"{folder / name}\n{_render(manifest)}")
@@ -102,10 +95,3 @@ def _render(manifest: CorpusManifest) -> str:
         cut = ", ".join(f"{count:,} {how}" for how, count in manifest.cut.items())
         lines.append(f"  over-long documents: {cut}")
     return "\n".join(lines)
-
-
-def _render_json(manifests: dict[str, CorpusManifest], task: dict[str, Any] | None = None) -> str:
-    from lmscale.corpus.documents import render_manifest
-
-    sources = {name: render_manifest(m) for name, m in manifests.items()}
-    return json.dumps(sources if task is None else {**task, "finished": sources}, indent=1)

@@ -1,19 +1,19 @@
-"""Building data by the tasks of an array: what the commands of corpus and shards share."""
+"""What the commands of corpus and shards share: building alone or by the tasks of an array."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from lmscale.config import RunConfig
-    from lmscale.corpus import CorpusSummary
-    from lmscale.shards import ShardsSummary
-    from lmscale.tasks.array_tasks import ArrayTask, Conclusion, Progress
+    from lmscale.tasks.array_tasks import ArrayTask, Progress
+    from lmscale.tasks.building import BuildSummary, Conclusion
 
+Stage = Literal["corpus", "shards"]
 TaskOption = Annotated[
     str | None,
     typer.Option(
@@ -27,23 +27,19 @@ TasksOption = Annotated[
 ]
 
 
-def missing_tasks(
-    config: RunConfig, stage: Literal["corpus", "shards"], num_tasks: int
-) -> tuple[int, ...]:
-    """Tasks, of ``num_tasks``, that a build still needs: what a resubmission has to submit.
+def missing_tasks(config: RunConfig, stage: Stage, num_tasks: int) -> tuple[int, ...]:
+    """Tasks, of ``num_tasks``, that a build still needs: those that a resubmission submits.
 
-    Empty when all is built. Raises ``LmscaleError`` for what each of them would refuse.
+    Empty when all is built. Raises ``LmscaleError`` for mistakes that each task would refuse.
     """
-    return _missing(progress_of(config, stage, num_tasks))
+    return _missing(_progress_of(config, stage, num_tasks))
 
 
 def _missing(builds: Iterable[Progress]) -> tuple[int, ...]:
     return tuple(sorted({task for progress in builds for task in progress.missing}))
 
 
-def progress_of(
-    config: RunConfig, stage: Literal["corpus", "shards"], num_tasks: int
-) -> tuple[Progress, ...]:
+def _progress_of(config: RunConfig, stage: Stage, num_tasks: int) -> tuple[Progress, ...]:
     if stage == "corpus":
         from lmscale.corpus import corpus_progress
 
@@ -53,84 +49,50 @@ def progress_of(
     return shards_progress(config, num_tasks)
 
 
-def echo_progress(
-    config: RunConfig, stage: Literal["corpus", "shards"], num_tasks: int, *, as_json: bool
-) -> None:
-    """What is done and which tasks are missing, for ``status``."""
+def echo_progress(config: RunConfig, stage: Stage, num_tasks: int, *, as_json: bool) -> None:
+    """Print each build's state and the missing tasks, for ``status``."""
     from launcher.directives import render_numbers
 
-    builds = progress_of(config, stage, num_tasks)
+    builds = _progress_of(config, stage, num_tasks)
     missing = _missing(builds)
     if as_json:
         rows = {str(progress.build.final): _as_data(progress) for progress in builds}
         typer.echo(json.dumps({"tasks": num_tasks, "missing": missing, "builds": rows}, indent=1))
         return
     for progress in builds:
-        typer.echo(f"{progress.build.final}: {describe_progress(progress)}")
-    if missing:
-        typer.echo(f"missing: --array={render_numbers(missing)}")
-    else:
-        typer.echo("nothing is missing")
+        typer.echo(f"{progress.build.final}: {_describe_progress(progress)}")
+    typer.echo(f"missing: --array={render_numbers(missing)}" if missing else "nothing is missing")
 
 
-def _as_data(progress: Progress) -> dict[str, Any]:
-    return {
-        "state": _state(progress),
-        "units": len(progress.build.sizes),
-        "done": sorted(progress.done),
-        "missing": list(progress.missing),
-        "foreign": list(progress.foreign),
-        "other_counts": list(progress.other_counts),
-    }
+def echo_summary(
+    summary: BuildSummary[Any],
+    task: ArrayTask | None,
+    *,
+    unit: str,
+    describe: Callable[[Any], str],
+    as_data: Callable[[Any], dict[str, Any]],
+    as_json: bool,
+) -> None:
+    """Print what a build did, and the builds that wait for other tasks.
+
+    ``unit`` is parts or slices; ``describe`` and ``as_data`` show a manifest.
+    """
+    if as_json:
+        manifests = {name: as_data(built.manifest) for name, built in summary.built.items()}
+        data = {**_task_as_data(task, summary), "finished": manifests} if task else manifests
+        typer.echo(json.dumps(data, indent=1))
+        return
+    if task:
+        earlier = f", found {summary.units_found} done" if summary.units_found else ""
+        typer.echo(f"{task}: {summary.units_done} {unit} done now{earlier}")
+        for name, conclusion in summary.unfinished.items():
+            typer.echo(f"{name}: {_describe(conclusion)}")
+    for built in summary.built.values():
+        state = "built" if built.is_new else "already built"
+        typer.echo(f"{built.folder}: {state}\n{describe(built.manifest)}")
 
 
-def _state(progress: Progress) -> str:
-    if progress.is_built:
-        return "built"
-    if progress.expected <= progress.done:
-        return "to be finished"
-    has_begun = progress.done or progress.foreign or progress.other_counts
-    return "unfinished" if has_begun else "no task has ended"
-
-
-def describe_progress(progress: Progress) -> str:
-    """In a line: which tasks are missing, and which markers do not count."""
-    from launcher.directives import render_numbers
-
-    if progress.is_built:
-        return "built"
-    told = [
-        f"{len(progress.expected & progress.done)} of {len(progress.expected)} tasks have ended"
-    ]
-    if progress.expected <= progress.done:
-        told.append("what is missing is to finish it, which any task does")
-    else:
-        told.append(f"missing: {render_numbers(progress.missing)}")
-    if progress.foreign:
-        told.append(
-            f"do not count, being of other settings or inputs: {', '.join(progress.foreign)}"
-        )
-    if progress.other_counts:
-        counts = ", ".join(map(str, progress.other_counts))
-        told.append(f"what tasks of an array of {counts} have finished is used")
-    return "; ".join(told)
-
-
-def echo_task(task: ArrayTask, unit: str, summary: CorpusSummary | ShardsSummary) -> None:
-    """What a task did, and what is left to others. ``unit``: parts or slices."""
-    found = f", found {summary.units_found} done" if summary.units_found else ""
-    typer.echo(f"{task}: {summary.units_done} {unit} done now{found}")
-    for name, conclusion in summary.unfinished.items():
-        typer.echo(f"{name}: {_describe(conclusion)}")
-
-
-def _describe(conclusion: Conclusion) -> str:
-    if conclusion.state == "elsewhere":
-        return f"is being finished by {conclusion.holder}"
-    return describe_progress(conclusion.progress)
-
-
-def task_as_data(task: ArrayTask, summary: CorpusSummary | ShardsSummary) -> dict[str, Any]:
+def _task_as_data(task: ArrayTask, summary: BuildSummary[Any]) -> dict[str, Any]:
     return {
         "task": task.number,
         "tasks": task.count,
@@ -141,3 +103,50 @@ def task_as_data(task: ArrayTask, summary: CorpusSummary | ShardsSummary) -> dic
             for name, conclusion in summary.unfinished.items()
         },
     }
+
+
+def _as_data(progress: Progress) -> dict[str, Any]:
+    return {
+        "state": _state(progress),
+        "units": len(progress.build.sizes),
+        "done": sorted(progress.ended),
+        "missing": list(progress.missing),
+        "foreign": list(progress.foreign),
+        "other_counts": list(progress.other_counts),
+    }
+
+
+def _state(progress: Progress) -> str:
+    if progress.is_built:
+        return "built"
+    if progress.expected <= progress.ended:
+        return "to be finished"
+    has_begun = progress.ended or progress.foreign or progress.other_counts
+    return "unfinished" if has_begun else "no task has ended"
+
+
+def _describe(conclusion: Conclusion) -> str:
+    if conclusion.state == "elsewhere":
+        return f"is being finished by {conclusion.holder}"
+    return _describe_progress(conclusion.progress)
+
+
+def _describe_progress(progress: Progress) -> str:
+    """The missing tasks, and the markers that do not count, in a line."""
+    from launcher.directives import render_numbers
+
+    if progress.is_built:
+        return "built"
+    num_ended = len(progress.expected & progress.ended)
+    sentences = [f"{num_ended} of {len(progress.expected)} tasks have ended"]
+    if progress.expected <= progress.ended:
+        sentences.append("what is missing is to finish it, which any task does")
+    else:
+        sentences.append(f"missing: {render_numbers(progress.missing)}")
+    if progress.foreign:
+        names = ", ".join(progress.foreign)
+        sentences.append(f"do not count, being of other settings or inputs: {names}")
+    if progress.other_counts:
+        counts = ", ".join(map(str, progress.other_counts))
+        sentences.append(f"what tasks of an array of {counts} have finished is used")
+    return "; ".join(sentences)

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmscale.cli.data_tasks import (
-    TaskOption,
-    TasksOption,
-    echo_progress,
-    echo_task,
-    task_as_data,
-)
+from lmscale.cli.data_tasks import TaskOption, TasksOption, echo_progress, echo_summary
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
 
 if TYPE_CHECKING:
@@ -53,29 +47,25 @@ def build(
     they make what one command makes. With --force they replace only what was built otherwise.
     """
     from lmscale.config import load_config
-    from lmscale.shards import build_shards, build_shards_task
+    from lmscale.shards import build_shards
+    from lmscale.shards.manifest import render_manifest
     from lmscale.tasks.array_tasks import parse_task
 
     member = parse_task(task) if task is not None else None
     settings = load_config(config, set_ or ())
-    told = None
-    if member is None:
-        datasets = to_count = build_shards(settings, processes=processes, force=force)
-    else:
-        summary = build_shards_task(settings, member, processes=processes, force=force)
-        datasets = summary.datasets
-        to_count = tuple(dataset for dataset in datasets if dataset.is_new)
-        told = task_as_data(member, summary)
-        if not json_:
-            echo_task(member, "slices", summary)
+    summary = build_shards(settings, member, processes=processes, force=force)
     if settings.stream.packing == "best_fit":
-        _count_windows([d.folder for d in to_count if d.manifest.tokens], settings.stream)
-    if json_:
-        typer.echo(_render_json({str(d.folder): d.manifest for d in datasets}, told))
-        return
-    for dataset in datasets:
-        state = "built" if dataset.is_new else "already built"
-        typer.echo(f"{dataset.folder}: {state}\n{_render(dataset.manifest)}")
+        datasets = (built for built in summary.built.values() if member is None or built.is_new)
+        folders = [built.folder for built in datasets if built.manifest.tokens]
+        _count_windows(folders, settings.stream)
+    echo_summary(
+        summary,
+        member,
+        unit="slices",
+        describe=_render,
+        as_data=render_manifest,
+        as_json=json_,
+    )
 
 
 @app.command()
@@ -115,9 +105,9 @@ def verify(
 
     problems = []
     for dataset in find_datasets(folder):
-        found = verify_dataset(dataset, deep=not quick)
-        problems += found
-        if not found:
+        faults = verify_dataset(dataset, deep=not quick)
+        problems += faults
+        if not faults:
             manifest = load_manifest(dataset)
             typer.echo(
                 f"{dataset}: {len(manifest.shards):,} shards, {manifest.tokens:,} tokens: sound"
@@ -130,10 +120,12 @@ def verify(
 def show(folder: DirArgument, json_: JsonOption = False) -> None:
     """Print what the datasets in DIR hold."""
     from lmscale.shards import find_datasets, load_manifest
+    from lmscale.shards.manifest import render_manifest
 
     manifests = {str(path): load_manifest(path) for path in find_datasets(folder)}
     if json_:
-        typer.echo(_render_json(manifests))
+        rows = {path: render_manifest(manifest) for path, manifest in manifests.items()}
+        typer.echo(json.dumps(rows, indent=1))
         return
     for path, manifest in manifests.items():
         typer.echo(f"{path}\n{_render(manifest)}")
@@ -150,10 +142,3 @@ def _render(manifest: Manifest) -> str:
             f"fingerprint {manifest.fingerprint[:12]}",
         ]
     )
-
-
-def _render_json(manifests: dict[str, Manifest], task: dict[str, Any] | None = None) -> str:
-    from lmscale.shards.manifest import render_manifest
-
-    datasets = {path: render_manifest(m) for path, m in manifests.items()}
-    return json.dumps(datasets if task is None else {**task, "finished": datasets}, indent=1)

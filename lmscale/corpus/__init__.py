@@ -1,21 +1,22 @@
-"""Raw files → cleaned documents: read, normalised, split into train and heldout. Loads no torch."""
+"""Raw files → cleaned documents: read, normalised, split into train and heldout. Loads no torch.
 
-from lmscale.corpus.build import (
-    CorpusSummary,
-    SourceSummary,
-    build_corpus,
-    build_corpus_task,
-    corpus_progress,
-)
+::
+
+    raw files ──→ runs (inputs.py, plan.py) ──→ readers.py ──→ clean.py ──→ a part (parts.py)
+                                                                                │
+    documents-00000.jsonl …, manifest.json ←── duplicates.py, finish.py ←───────┘
+
+The first call to read is ``build_corpus``; one part is cleaned by ``parts.clean_part``. Every
+dropped document is counted with its reason. Layout on disk: docs/formats.md, Documents.
+"""
+
+from lmscale.corpus.build import build_corpus, corpus_progress
 from lmscale.corpus.documents import CorpusManifest, Document, load_corpus_manifest, read_documents
 
 __all__ = [
     "CorpusManifest",
-    "CorpusSummary",
     "Document",
-    "SourceSummary",
     "build_corpus",
-    "build_corpus_task",
     "corpus_progress",
     "load_corpus_manifest",
     "read_documents",

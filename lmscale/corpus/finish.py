@@ -1,13 +1,7 @@
-"""Make one source's folder of its parts: duplicates out, files numbered, manifest written.
-
-May be killed at any point, and may be done over by another process: the same comes of it.
-"""
+"""Make one source's documents of its parts: duplicates out, files numbered, manifest rendered."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,84 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from lmscale.corpus.documents import (
-    SPLITS,
-    CorpusManifest,
-    DocumentFile,
-    load_corpus_manifest,
-    render_manifest,
-)
+from lmscale.corpus.documents import SPLITS, CorpusManifest, DocumentFile, render_manifest
 from lmscale.corpus.duplicates import RewriteTask, dropped_lines, find_duplicates, rewrite_file
 from lmscale.corpus.parts import CUT_AS, PartRecord, load_part
 from lmscale.corpus.plan import SourcePlan, made_by
 from lmscale.corpus.readers import BadRecords
 from lmscale.errors import DataError
-from lmscale.files.atomic import fsync_folder, have_sizes, replace_folder, write_json, writing
-from lmscale.tasks.array_tasks import UnitsMissing
 from lmscale.tasks.processes import run_tasks
-from lmscale.tasks.takeover import Turn, fresh_names
+from lmscale.tasks.target import Move, UnitsMissing
 
 REASONS = ("broken", "empty", "short", "overlong", "duplicate")
-Moves = list[tuple[str, str]]  # from a file below the build's folder, to one below its work
 
 
-def finish_source(plan: SourcePlan, turn: Turn, *, processes: int) -> CorpusManifest:
-    """Name the finished folder. Raises ``DataError`` where nothing is left to train on."""
-    work, final = plan.build.work, plan.build.final
-    with writing(f"the documents of source {plan.name}", final.parent):
-        work.mkdir(exist_ok=True)
-        note = work / "moves.json"
-        if not (work / "manifest.json").exists():
-            if not note.exists():
-                manifest, moves = _assemble(plan, processes)
-                turn.check()
-                write_json(note, {"manifest": render_manifest(manifest), "moves": moves})
-            _move(plan, turn, json.loads(note.read_bytes()))
-        manifest = load_corpus_manifest(work)
-        _remove_notes(work)
-        if final.exists():
-            load_corpus_manifest(final)  # only what lmscale wrote is replaced
-        turn.check()
-        replace_folder(work, final)
-    return manifest
+def assemble(plan: SourcePlan, processes: int) -> tuple[dict[str, Any], list[Move]]:
+    """The source's manifest, and where each of its files comes from.
 
-
-def is_assembled(plan: SourcePlan) -> bool:
-    """Whether a finisher has begun to move the files out of the parts, which are then not whole."""
-    work = plan.build.work
-    return (work / "moves.json").exists() or (work / "manifest.json").exists()
-
-
-def _move(plan: SourcePlan, turn: Turn, note: dict[str, Any]) -> None:
-    """Only renames are left. One that was done before is passed over."""
-    work = plan.build.work
-    for split in SPLITS:
-        (work / split).mkdir(exist_ok=True)
-    turn.check()
-    for source, target in note["moves"]:
-        if (plan.build.folder / source).exists():
-            os.replace(plan.build.folder / source, work / target)
-    for split in SPLITS:
-        fsync_folder(work / split)
-    splits = note["manifest"]["splits"].items()
-    sizes = ((work / split / f["name"], f["bytes"]) for split, files in splits for f in files)
-    if not have_sizes(sizes):
-        (work / "moves.json").unlink(missing_ok=True)
-        _load_parts(plan)  # raises for parts that have given files away
-        raise UnitsMissing(range(len(plan.parts)))
-    write_json(work / "manifest.json", note["manifest"])
-
-
-def _remove_notes(work: Path) -> None:
-    for path in work.iterdir():
-        if path.name == "kept":
-            shutil.rmtree(path)
-        elif path.name not in ("manifest.json", *SPLITS):
-            path.unlink(missing_ok=True)  # also what a kill has left half-written
-
-
-def _assemble(plan: SourcePlan, processes: int) -> tuple[CorpusManifest, Moves]:
-    """What the source's folder will hold, and where each of its files comes from."""
+    Raises ``DataError`` where no document is left to train on.
+    """
     records = _load_parts(plan)
     _check_broken(plan, records)
     dropped: Counter[str] = Counter()
@@ -104,8 +37,9 @@ def _assemble(plan: SourcePlan, processes: int) -> tuple[CorpusManifest, Moves]:
     rewrites = _plan_rewrites(plan, records, dropped, cut)
     rewritten = dict(_run_rewrites(rewrites, processes))
     splits: dict[str, tuple[DocumentFile, ...]] = {}
-    moves: Moves = []
+    moves: list[Move] = []
     for split in SPLITS:
+        (plan.build.work / split).mkdir(exist_ok=True)
         files = []
         for part, record in zip(plan.parts, records, strict=True):
             for file in record.splits[split]:
@@ -117,7 +51,8 @@ def _assemble(plan: SourcePlan, processes: int) -> tuple[CorpusManifest, Moves]:
                     continue
                 name = f"documents-{len(files):05d}.jsonl"
                 files.append(replace(file, name=name))
-                moves.append((str(source.relative_to(plan.build.folder)), f"{split}/{name}"))
+                source = str(source.relative_to(plan.build.folder))
+                moves.append((source, f"{split}/{name}", file.bytes))
         splits[split] = tuple(files)
     manifest = CorpusManifest(
         source=plan.name,
@@ -129,11 +64,11 @@ def _assemble(plan: SourcePlan, processes: int) -> tuple[CorpusManifest, Moves]:
         splits=splits,
     )
     _check_left(plan, manifest)
-    return manifest, moves
+    return render_manifest(manifest), moves
 
 
 def _load_parts(plan: SourcePlan) -> list[PartRecord]:
-    fresh_names(plan.folder)  # what other nodes finished a moment ago
+    """The records of all parts. Raises ``UnitsMissing`` for parts that are not whole."""
     records = [load_part(plan.folder / part.key) for part in plan.parts]
     missing = [number for number, record in enumerate(records) if record is None]
     if missing:

@@ -1,8 +1,8 @@
-"""What one process does: clean a run of raw files into a folder that appears whole.
+"""A part of a source: a run of raw files, cleaned by one process into a folder.
 
-<key>/{train,heldout}/documents-00000.jsonl    as they stay, unless other parts hold the same
-<key>/index.npy                                what duplicates are found by
-<key>/part.json                                what was read, dropped and written
+<key>/{train,heldout}/documents-00000.jsonl    the documents, before duplicates of other parts go
+<key>/index.npy                                digests of the texts, to find duplicates by
+<key>/part.json                                counts of documents read, dropped and written
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from lmscale.corpus.duplicates import IndexRow, write_index
 from lmscale.corpus.plan import Part
 from lmscale.corpus.readers import BadRecords, RawDocument, read_source
 from lmscale.files.atomic import fsync_folder, have_sizes, write_json, writing
+from lmscale.tasks.target import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartTask:
+class PartTask(Unit):
     """One part to clean; crosses to a worker process."""
 
     source: str
@@ -35,10 +36,20 @@ class PartTask:
     part: Part
     folder: Path  # of the source's parts
 
+    @property
+    def bytes(self) -> int:
+        return self.part.bytes
+
+    def is_done(self) -> bool:
+        return load_part(self.folder / self.part.key) is not None
+
+    def do(self) -> PartRecord:
+        return clean_part(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PartRecord:
-    """What came of a part. ``dropped`` holds duplicates within the part only."""
+    """A part's counts and files. Its duplicates are texts that came twice within the part."""
 
     documents_read: int
     dropped: dict[str, int]
@@ -69,7 +80,7 @@ def clean_part(task: PartTask) -> PartRecord:
 
 
 def _fill(part: Path, work: Path) -> None:
-    """Put files into a part that has lost some. Nothing is taken away: a finisher may be at it."""
+    """Put files into a part that has lost some. No file is removed: a finisher may be at work."""
     for path in sorted(work.rglob("*")):
         target = part / path.relative_to(work)
         if path.is_dir():
@@ -80,7 +91,7 @@ def _fill(part: Path, work: Path) -> None:
 
 
 def load_part(folder: Path) -> PartRecord | None:
-    """A finished part's record, or None if it is not there or not whole."""
+    """A finished part's record, or None if the part is missing or not whole."""
     try:
         tree = json.loads((folder / "part.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -118,7 +129,7 @@ def _write_part(task: PartTask, work: Path) -> PartRecord:
 
 
 class _Cleaner:
-    """Applies the rules to a part's documents and counts what they did."""
+    """Applies the rules to a part's documents and counts the documents that each rule dropped."""
 
     def __init__(self, task: PartTask) -> None:
         self.read = 0

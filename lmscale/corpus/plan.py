@@ -1,7 +1,7 @@
-"""How a source is cut into parts, and what each part and the whole are known by. Pure.
+"""How a source is cut into parts, and the hashes of each part and of the whole. Pure.
 
 A part is a run of raw files that one process cleans. Parts depend on the raw files alone, never on
-the number of tasks or processes, so the documents' files do not depend on it either.
+the number of tasks or processes, and so do the documents' files.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SourcePlan:
 
     @property
     def folder(self) -> Path:
-        """Where finished parts are, each in a folder named by its key."""
+        """Folder of the finished parts, each in a folder named by its key."""
         return self.build.folder / "parts"
 
     @property
@@ -76,14 +76,14 @@ def plan_source(
 
 
 def cut_into_runs(sizes: Sequence[int], at_least: int) -> list[tuple[int, int]]:
-    """(first, end) of runs that are closed once they hold ``at_least``; the last may hold less."""
+    """(first, end) of runs of at least so many bytes; the last run may hold less."""
     runs = []
-    first = held = 0
+    first = run_bytes = 0
     for number, size in enumerate(sizes):
-        held += size
-        if held >= at_least or number == len(sizes) - 1:
+        run_bytes += size
+        if run_bytes >= at_least or number == len(sizes) - 1:
             runs.append((first, number + 1))
-            first, held = number + 1, 0
+            first, run_bytes = number + 1, 0
     return runs
 
 

@@ -1,12 +1,16 @@
-"""Documents → datasets: tars of token blocks and a manifest that binds them. Loads no torch."""
+"""Documents → datasets: tars of token blocks and a manifest that binds them. Loads no torch.
 
-from lmscale.shards.build import (
-    DatasetSummary,
-    ShardsSummary,
-    build_shards,
-    build_shards_task,
-    shards_progress,
-)
+::
+
+    documents ──→ slices (plan.py) ──→ a tar of token blocks (writer.py) ──→ Manifest (manifest.py)
+                                                                                 │
+    stream ←── MappedShard: blocks without a copy (reader.py) ←──────────────────┘
+
+The first call to read is ``build_shards``; a slice is tokenised by ``tasks.build_slice``.
+``verify_dataset`` reads every byte of a dataset. Layout on disk: docs/formats.md, Shards.
+"""
+
+from lmscale.shards.build import build_shards, shards_progress
 from lmscale.shards.manifest import (
     Manifest,
     ShardEntry,
@@ -18,13 +22,10 @@ from lmscale.shards.reader import MappedShard, open_shard
 from lmscale.shards.verify import find_datasets, verify_dataset
 
 __all__ = [
-    "DatasetSummary",
     "Manifest",
     "MappedShard",
     "ShardEntry",
-    "ShardsSummary",
     "build_shards",
-    "build_shards_task",
     "find_datasets",
     "load_manifest",
     "open_shard",

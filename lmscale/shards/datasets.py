@@ -1,18 +1,16 @@
-"""Which datasets a configuration stands for, how each is cut, and whether it is there already."""
+"""Which datasets a configuration stands for, and the slices that each is cut into."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmscale.config import RunConfig
 from lmscale.corpus import load_corpus_manifest
 from lmscale.corpus.documents import SPLITS, DocumentFile, document_paths
-from lmscale.errors import ConfigError, DataError
-from lmscale.files.atomic import have_sizes, write_json_once, writing
-from lmscale.shards.manifest import Manifest, load_manifest
+from lmscale.errors import ConfigError
+from lmscale.files.atomic import write_json_once, writing
 from lmscale.shards.plan import Slice, build_key, expect_bytes, plan_slices
 from lmscale.shards.writer import ShardRules
 from lmscale.tasks.array_tasks import SharedBuild
@@ -23,7 +21,7 @@ SLICES = "slices.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One dataset to build. ``rank`` is its number among those that go together."""
+    """One dataset to build. ``rank`` is its number among the datasets of the configuration."""
 
     final: Path
     documents: Path  # the folder of the document files
@@ -31,23 +29,16 @@ class Dataset:
     rules: ShardRules
     key: str
     rank: int
+    slices: tuple[Slice, ...] = ()  # of the corpus, each a unit of work; empty until planned
 
-    def build(self, slices: Sequence[Slice] = ()) -> SharedBuild:
-        sizes = tuple(part.end - part.start for part in slices)
+    @property
+    def build(self) -> SharedBuild:
+        sizes = tuple(part.bytes for part in self.slices)
         return SharedBuild(final=self.final, key=self.key, sizes=sizes, rank=self.rank)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetPlan:
-    """A dataset and the slices of its corpus, each a unit of work."""
-
-    dataset: Dataset
-    slices: tuple[Slice, ...]
-    build: SharedBuild
 
     @property
     def parts(self) -> Path:
-        """Where finished shards and their records are."""
+        """Folder of the finished shards and their records."""
         return self.build.work / "parts"
 
 
@@ -84,11 +75,11 @@ def find_datasets_to_build(config: RunConfig, tokenizer: Tokenizer) -> list[Data
     return datasets
 
 
-def plan_dataset(dataset: Dataset, tokenizer: Tokenizer, *, keep: bool) -> DatasetPlan:
-    """``keep`` writes the slices down, so that every task and every later build has the same."""
-    path = dataset.build().work / SLICES
-    if path.exists():
-        rows = json.loads(path.read_bytes())
+def cut_dataset(dataset: Dataset, tokenizer: Tokenizer, *, keep: bool) -> Dataset:
+    """The dataset with its slices. ``keep`` writes them down: all tasks must have the same."""
+    work = dataset.build.work
+    if (work / SLICES).exists():
+        rows = json.loads((work / SLICES).read_bytes())
     else:
         slices = plan_slices(
             sum(file.bytes for file in dataset.files),
@@ -98,38 +89,6 @@ def plan_dataset(dataset: Dataset, tokenizer: Tokenizer, *, keep: bool) -> Datas
         rows = [vars(part) for part in slices]
         if keep:
             with writing("the plan of the shards", dataset.final.parent):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                rows = write_json_once(path, rows)
-    slices = tuple(Slice(**row) for row in rows)
-    return DatasetPlan(dataset=dataset, slices=slices, build=dataset.build(slices))
-
-
-def existing_manifest(dataset: Dataset, problems: list[str], *, force: bool) -> Manifest | None:
-    """The manifest of a finished build of the same; one of something else is a problem.
-
-    Where a shard is lost, the dataset is built again.
-    """
-    final, rules = dataset.final, dataset.rules
-    if not final.exists():
-        return None
-    try:
-        manifest = load_manifest(final)
-    except DataError as error:
-        problems.append(f"{final} exists and is no dataset: {error} Name another shards.folder.")
-        return None
-    if manifest.inputs == dataset.key:
-        is_whole = have_sizes((final / entry.name, entry.bytes) for entry in manifest.shards)
-        return manifest if is_whole else None
-    if force:
-        return None
-    if manifest.tokenizer_fingerprint != rules.tokenizer_fingerprint:
-        what = (
-            f"with another tokenizer ({manifest.tokenizer_fingerprint[:12]}; this one is "
-            f"{rules.tokenizer_fingerprint[:12]})"
-        )
-    else:
-        what = "from other documents or with another shards.max_bytes or shards.block_tokens"
-    problems.append(
-        f"{final} was built {what}. Name another shards.folder, or replace it with --force."
-    )
-    return None
+                work.mkdir(parents=True, exist_ok=True)
+                rows = write_json_once(work / SLICES, rows)
+    return replace(dataset, slices=tuple(Slice(**row) for row in rows))

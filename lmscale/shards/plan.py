@@ -31,6 +31,10 @@ class Slice:
     start: int
     end: int
 
+    @property
+    def bytes(self) -> int:
+        return self.end - self.start
+
 
 def plan_slices(total_bytes: int, *, expected_bytes: float, max_bytes: int) -> tuple[Slice, ...]:
     """Cut [0, total_bytes) evenly into as many slices as there should be shards."""

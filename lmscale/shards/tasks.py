@@ -1,4 +1,4 @@
-"""What one process does: tokenise a slice of the corpus into shards, recording each."""
+"""A slice of the corpus, tokenised into shards by one process, with a record of each shard."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from lmscale.files.atomic import atomic_path, write_json, writing
 from lmscale.shards.manifest import ShardEntry
 from lmscale.shards.plan import Slice, read_slice
 from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
+from lmscale.tasks.target import Unit, UnitsMissing
 from lmscale.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class SliceTask:
+class SliceTask(Unit):
     """One slice to tokenise; crosses to a worker process."""
 
     slice: Slice
@@ -29,6 +30,17 @@ class SliceTask:
     parts: Path  # where the finished shards and their records go
     tokenizer_folder: Path
     rules: ShardRules
+
+    @property
+    def bytes(self) -> int:
+        return self.slice.bytes
+
+    def is_done(self) -> bool:
+        records = _records(self.parts, self.slice)
+        return bool(records) and records[-1].next_offset is None
+
+    def do(self) -> int:
+        return build_slice(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +52,7 @@ class _Record:
 
 
 def build_slice(task: SliceTask) -> int:
-    """Write the slice's shards that are not there yet; returns how many it wrote."""
+    """Write the slice's missing shards; returns the number of shards written."""
     name = f"part-{task.slice.number:05d}"
     records = _records(task.parts, task.slice)
     if records and records[-1].next_offset is None:
@@ -70,27 +82,21 @@ def build_slice(task: SliceTask) -> int:
                 return written
 
 
-def is_slice_done(task: SliceTask) -> bool:
-    """Whether all of the slice's shards are there, whoever wrote them."""
-    records = _records(task.parts, task.slice)
-    return bool(records) and records[-1].next_offset is None
-
-
-def finished_shards(
-    parts: Path, slices: Sequence[Slice], *, check_sizes: bool
-) -> tuple[list[ShardEntry], list[int]]:
-    """The shards of all slices in order, and the numbers of slices that are not finished."""
+def finished_shards(parts: Path, slices: Sequence[Slice]) -> list[ShardEntry]:
+    """The shards of all slices in order. Raises ``UnitsMissing`` for unfinished slices."""
     entries, missing = [], []
     for part in slices:
-        records = _records(parts, part, check_sizes=check_sizes)
+        records = _records(parts, part)
         if not records or records[-1].next_offset is not None:
             missing.append(part.number)
         entries += [record.entry for record in records if record.entry is not None]
-    return entries, missing
+    if missing:
+        raise UnitsMissing(missing)
+    return entries
 
 
-def _records(parts: Path, part: Slice, *, check_sizes: bool = True) -> list[_Record]:
-    """A slice's records up to one that is missing or whose shard is not whole."""
+def _records(parts: Path, part: Slice) -> list[_Record]:
+    """A slice's records up to the first that is missing or whose shard is not whole."""
     records = []
     while True:
         path = parts / f"part-{part.number:05d}-{len(records):03d}.json"
@@ -98,7 +104,7 @@ def _records(parts: Path, part: Slice, *, check_sizes: bool = True) -> list[_Rec
             return records
         tree = json.loads(path.read_bytes())
         entry = ShardEntry(**tree["entry"]) if tree["entry"] else None
-        if entry is not None and check_sizes:
+        if entry is not None:
             shard = parts / entry.name
             if not shard.is_file() or shard.stat().st_size != entry.bytes:
                 return records

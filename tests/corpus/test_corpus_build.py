@@ -35,7 +35,7 @@ def texts_of(config, split="train"):
 def test_dropped_documents_are_counted_by_reason_and_nothing_else_is_lost(tmp_path):
     texts = ["one", "", " \n", "ab", "one", "x" * 21, "two", "e\u0301t\u00e9", "\u00e9t\u00e9"]
     config = make_config(tmp_path, texts, min_chars=3, max_chars=20, on_overlong="drop")
-    manifest = build_corpus(config).sources["s"].manifest
+    manifest = build_corpus(config).built["s"].manifest
     assert texts_of(config) == ["one", "two", "\u00e9t\u00e9"]
     assert manifest.dropped == {"empty": 2, "short": 1, "overlong": 1, "duplicate": 2}
     assert manifest.documents_read == len(texts)
@@ -49,7 +49,7 @@ def test_skipped_broken_records_are_counted_too(tmp_path):
         file.write("{broken\n")
     sources = {"s": {"inputs": [str(tmp_path / "raw.jsonl")], "max_bad_records": 1}}
     config = CorpusConfig.model_validate({**config.model_dump(), "sources": sources})
-    manifest = build_corpus(config).sources["s"].manifest
+    manifest = build_corpus(config).built["s"].manifest
     assert (manifest.documents_read, manifest.dropped) == (2, {"broken": 1})
 
 
@@ -65,7 +65,7 @@ def test_texts_are_normalised_as_configured(tmp_path, form, expected):
 def test_overlong_documents_are_split_without_losing_a_character(tmp_path):
     text = "line of words\n" * 40
     config = make_config(tmp_path, [text], max_chars=100)
-    manifest = build_corpus(config).sources["s"].manifest
+    manifest = build_corpus(config).built["s"].manifest
     pieces = texts_of(config)
     assert "".join(pieces) == text
     assert all(len(piece) <= 100 and piece.endswith("\n") for piece in pieces)
@@ -77,7 +77,7 @@ def test_overlong_documents_are_split_without_losing_a_character(tmp_path):
 
 def test_overlong_documents_can_be_truncated(tmp_path):
     config = make_config(tmp_path, ["x" * 25], max_chars=10, on_overlong="truncate")
-    manifest = build_corpus(config).sources["s"].manifest
+    manifest = build_corpus(config).built["s"].manifest
     assert (texts_of(config), manifest.cut) == (["x" * 10], {"truncated": 1})
 
 
@@ -115,9 +115,9 @@ def test_the_heldout_part_is_chosen_by_the_text_alone_and_only_grows_with_its_fr
 
 def test_an_unchanged_source_is_not_rebuilt_and_a_changed_one_needs_force(tmp_path):
     config = make_config(tmp_path, ["one", "two"])
-    assert build_corpus(config).sources["s"].is_new
+    assert build_corpus(config).built["s"].is_new
     written = os.stat(f"{config.folder}/s/manifest.json")
-    assert not build_corpus(config).sources["s"].is_new
+    assert not build_corpus(config).built["s"].is_new
     assert os.stat(f"{config.folder}/s/manifest.json") == written
     changed = make_config(tmp_path, ["one", "two", "three"])
     with pytest.raises(DataError, match="raw files that have changed since.*--force"):
@@ -125,7 +125,7 @@ def test_an_unchanged_source_is_not_rebuilt_and_a_changed_one_needs_force(tmp_pa
     with pytest.raises(DataError, match=r"other settings \(min_chars\)"):
         build_corpus(changed.model_copy(update={"min_chars": 2}))
     assert texts_of(config) == ["one", "two"]
-    assert build_corpus(changed, force=True).sources["s"].is_new
+    assert build_corpus(changed, force=True).built["s"].is_new
     assert texts_of(config) == ["one", "two", "three"]
 
 

@@ -22,7 +22,6 @@ from tiny_run import start_lmscale
 from lmscale.config.data import CorpusConfig
 from lmscale.corpus import (
     build_corpus,
-    build_corpus_task,
     corpus_progress,
     load_corpus_manifest,
     read_documents,
@@ -64,7 +63,7 @@ def contents(folder: str | Path) -> dict[str, bytes]:
 
 
 def build_by_tasks(config: CorpusConfig, order: list[int]) -> list:
-    return [build_corpus_task(config, ArrayTask(number, len(order))) for number in order]
+    return [build_corpus(config, ArrayTask(number, len(order))) for number in order]
 
 
 # Few texts, so that most come again in the same file and in others; some are too long or too short.
@@ -97,7 +96,7 @@ def test_any_number_of_tasks_in_any_order_makes_the_same_corpus(
     whole = elsewhere(config, tmp_path / "whole", part_bytes=10**9)  # all in one run, in memory
     alone = elsewhere(config, tmp_path / "alone")
     try:
-        expected = build_corpus(whole).sources["s"].manifest
+        expected = build_corpus(whole).built["s"].manifest
     except DataError as error:  # all of it may be held out
         with pytest.raises(DataError) as caught:
             build_by_tasks(config, list(range(num_tasks)))
@@ -107,7 +106,7 @@ def test_any_number_of_tasks_in_any_order_makes_the_same_corpus(
     order = random.Random(seed).sample(range(num_tasks), num_tasks)
     *_, last = build_by_tasks(config, order)
     assert contents(config.folder) == contents(alone.folder)
-    found = last.sources["s"].manifest
+    found = last.built["s"].manifest
     for split in ("train", "heldout"):
         same = list(read_documents(f"{config.folder}/s/{split}"))
         assert same == list(read_documents(f"{whole.folder}/s/{split}"))
@@ -121,10 +120,10 @@ def test_the_first_of_equal_texts_stays_and_only_files_that_hold_another_are_wri
 ):
     write_raw(tmp_path / "raw", [["one", "two"], ["three", "four"], ["five", "one", "six"]])
     config = make_config(tmp_path, heldout_fraction=0)
-    build_corpus_task(config, ArrayTask(0, 2))
+    build_corpus(config, ArrayTask(0, 2))
     parts = [path / "train" for path in Path(config.folder).glob(".s.building/parts/*")]
     before = {path.stat().st_ino for part in parts for path in part.iterdir()}
-    build_corpus_task(config, ArrayTask(1, 2))
+    build_corpus(config, ArrayTask(1, 2))
     files = sorted(Path(config.folder, "s", "train").iterdir())
     lines = [[json.loads(line)["text"] for line in path.read_text().splitlines()] for path in files]
     assert lines == [["one", "two"], ["three", "four"], ["five", "six"]]
@@ -172,8 +171,8 @@ def expected(config, tmp_path):
 
 
 def test_a_finished_task_run_again_does_nothing(config):
-    first = build_corpus_task(config, ArrayTask(1, 3))
-    again = build_corpus_task(config, ArrayTask(1, 3))
+    first = build_corpus(config, ArrayTask(1, 3))
+    again = build_corpus(config, ArrayTask(1, 3))
     assert (first.units_done, first.units_found) == (4, 0)
     assert (again.units_done, again.units_found) == (0, 4)
     assert again.unfinished["s"].progress.missing == (0, 2)
@@ -184,7 +183,7 @@ def test_another_number_of_tasks_loses_nothing_and_does_nothing_twice(config, ex
     first = build_by_tasks(config, [0, 1])[:1]
     assert first[0].units_done == 6
     shutil.rmtree(f"{config.folder}/s")
-    build_corpus_task(config, ArrayTask(1, 2))
+    build_corpus(config, ArrayTask(1, 2))
     summaries = build_by_tasks(config, [0, 1, 2, 3])
     assert sum(summary.units_done for summary in summaries) == 6
     assert sum(summary.units_found for summary in summaries) == 6
@@ -192,22 +191,22 @@ def test_another_number_of_tasks_loses_nothing_and_does_nothing_twice(config, ex
 
 
 def test_one_process_goes_on_with_what_tasks_have_done(config, expected):
-    build_corpus_task(config, ArrayTask(0, 3))
+    build_corpus(config, ArrayTask(0, 3))
     assert build_corpus(config).units_found == 4
     assert contents(config.folder) == expected
 
 
 def test_a_changed_configuration_between_tasks_is_named_and_mixes_nothing(config, expected):
-    build_corpus_task(config, ArrayTask(0, 2))
+    build_corpus(config, ArrayTask(0, 2))
     other = config.model_copy(update={"min_chars": 2})
-    summary = build_corpus_task(other, ArrayTask(1, 2))
+    summary = build_corpus(other, ArrayTask(1, 2))
     progress = summary.unfinished["s"].progress
     assert (progress.missing, progress.foreign) == ((0,), ("0-of-2",))
     assert not os.path.exists(f"{config.folder}/s")
     # The marker that the other has left under the same name does not stand for this one.
     (progress,) = corpus_progress(config, 2)
     assert (progress.missing, progress.foreign) == ((1,), ("1-of-2",))
-    build_corpus_task(config, ArrayTask(1, 2))
+    build_corpus(config, ArrayTask(1, 2))
     assert contents(config.folder) == expected
 
 
@@ -215,19 +214,19 @@ def test_after_an_input_was_mended_only_its_run_of_files_is_done_again(config, t
     broken = tmp_path / "raw" / "raw07.jsonl"
     whole = broken.read_text()
     broken.write_text(whole[:-20])
-    done = build_corpus_task(config, ArrayTask(0, 2))
+    done = build_corpus(config, ArrayTask(0, 2))
     with pytest.raises(DataError, match=r"raw07.jsonl:10: not JSON"):
-        build_corpus_task(config, ArrayTask(1, 2))
+        build_corpus(config, ArrayTask(1, 2))
     (progress,) = corpus_progress(config, 2)
     assert progress.missing == (1,)
     time.sleep(0.01)
     broken.write_text(whole)
-    again = build_corpus_task(config, ArrayTask(1, 2))
+    again = build_corpus(config, ArrayTask(1, 2))
     assert again.units_done == 5  # those that came before it were done
     assert again.unfinished["s"].progress.foreign == ("0-of-2",)
-    redone = build_corpus_task(config, ArrayTask(0, 2))
+    redone = build_corpus(config, ArrayTask(0, 2))
     assert (redone.units_done, redone.units_found) == (0, done.units_done)
-    assert redone.sources["s"].is_new
+    assert redone.built["s"].is_new
 
 
 def test_the_limit_of_broken_records_holds_for_all_parts_together(config, tmp_path):
@@ -239,45 +238,45 @@ def test_the_limit_of_broken_records_holds_for_all_parts_together(config, tmp_pa
         sources = {"s": {**config.sources["s"].model_dump(), "max_bad_records": count}}
         return CorpusConfig.model_validate({**config.model_dump(), "sources": sources})
 
-    build_corpus_task(allowing(1), ArrayTask(0, 2))
+    build_corpus(allowing(1), ArrayTask(0, 2))
     with pytest.raises(DataError, match=r"2 broken records; .* = 1 allows 1") as caught:
-        build_corpus_task(allowing(1), ArrayTask(1, 2))
+        build_corpus(allowing(1), ArrayTask(1, 2))
     assert [p.split(":")[1] for p in caught.value.problems[:2]] == ["11", "11"]
     assert corpus_progress(allowing(1), 2)[0].missing == (0,)  # all that is missing is the end
     summaries = build_by_tasks(allowing(2), [0, 1])
     assert [summary.units_done for summary in summaries] == [0, 0]
-    assert summaries[1].sources["s"].manifest.dropped["broken"] == 2
+    assert summaries[1].built["s"].manifest.dropped["broken"] == 2
 
 
 def test_a_part_that_was_lost_is_made_again_by_its_task(config, expected):
     for number in (0, 1):
-        build_corpus_task(config, ArrayTask(number, 3))
+        build_corpus(config, ArrayTask(number, 3))
     part = next(Path(config.folder).glob(".s.building/parts/*/train/*")).parents[1]
     shutil.rmtree(part)
     with pytest.raises(DataError, match=r"1 of 12 pieces of work are not there .* Run task") as e:
-        build_corpus_task(config, ArrayTask(2, 3))
+        build_corpus(config, ArrayTask(2, 3))
     (missing,) = corpus_progress(config, 3)[0].missing
     assert f"Run task {missing} of 3 again" in str(e.value)
-    assert build_corpus_task(config, ArrayTask(missing, 3)).units_done == 1
+    assert build_corpus(config, ArrayTask(missing, 3)).units_done == 1
     assert contents(config.folder) == expected
 
 
 def test_a_file_lost_while_its_parts_are_put_together_is_made_again(config, expected, monkeypatch):
-    build_corpus_task(config, ArrayTask(0, 2))
+    build_corpus(config, ArrayTask(0, 2))
     with monkeypatch.context() as patch:
 
         def end_here(folder):
             raise KeyboardInterrupt
 
-        patch.setattr("lmscale.corpus.finish.fsync_folder", end_here)  # all files are moved
+        patch.setattr("lmscale.tasks.finishing.fsync_folder", end_here)  # all files are moved
         with pytest.raises(KeyboardInterrupt):
-            build_corpus_task(config, ArrayTask(1, 2))
+            build_corpus(config, ArrayTask(1, 2))
     moved = sorted(Path(config.folder).glob(".s.building/*/train/documents-*.jsonl"))
     assert len(moved) == 12
     moved[0].unlink()  # as it came from its part
     moved[-1].unlink()  # written without duplicates
     with pytest.raises(DataError, match=r"1\d of 12 pieces of work .* Run task 0, 1 of 2 again"):
-        build_corpus_task(config, ArrayTask(1, 2))
+        build_corpus(config, ArrayTask(1, 2))
     build_by_tasks(config, [0, 1])
     assert contents(config.folder) == expected
 
@@ -286,12 +285,12 @@ def test_force_replaces_what_was_built_otherwise_and_only_that(config, expected)
     other = config.model_copy(update={"min_chars": 3})
     build_corpus(other)
     with pytest.raises(DataError, match=r"other settings \(min_chars\).*--force"):
-        build_corpus_task(config, ArrayTask(0, 1))
+        build_corpus(config, ArrayTask(0, 1))
     for number in range(2):
-        build_corpus_task(config, ArrayTask(number, 2), force=True)
+        build_corpus(config, ArrayTask(number, 2), force=True)
     assert contents(config.folder) == expected
-    again = build_corpus_task(config, ArrayTask(0, 2), force=True)
-    assert (again.units_done, again.sources["s"].is_new) == (0, False)
+    again = build_corpus(config, ArrayTask(0, 2), force=True)
+    assert (again.units_done, again.built["s"].is_new) == (0, False)
 
 
 def test_sources_are_shared_too_and_each_is_there_as_soon_as_it_is_whole(tmp_path):
@@ -301,7 +300,7 @@ def test_sources_are_shared_too_and_each_is_there_as_soon_as_it_is_whole(tmp_pat
     config = make_config(tmp_path, sources=inputs)
     summaries = build_by_tasks(config, [3, 2, 1, 0])
     assert [summary.units_done for summary in summaries] == [3, 2, 2, 2]
-    states = [sorted(summary.sources) for summary in summaries]
+    states = [sorted(summary.built) for summary in summaries]
     assert states[-1] == ["big", "small"]
     assert ["small"] in states[:-1]
 
@@ -334,7 +333,7 @@ def test_tasks_that_end_together_have_one_finisher(config, expected, tmp_path):
     """All markers but the last one's are there; several copies of the last come at once."""
     yaml = write_yaml(config, tmp_path / "run.yaml")
     for number in range(3):
-        build_corpus_task(config, ArrayTask(number, 4))
+        build_corpus(config, ArrayTask(number, 4))
     copies = [start_lmscale("corpus", "build", yaml, "--task", "3/4") for _ in range(4)]
     printed = [copy.communicate(timeout=120)[0] for copy in copies]
     assert contents(config.folder) == expected
@@ -346,11 +345,11 @@ def test_tasks_that_end_together_have_one_finisher(config, expected, tmp_path):
 
 KILLED = """
 from lmscale.config.data import CorpusConfig
-from lmscale.corpus import build_corpus_task
+from lmscale.corpus import build_corpus
 from lmscale.tasks.array_tasks import ArrayTask
 config = CorpusConfig.model_validate({config!r})
 def work():
-    build_corpus_task(config, ArrayTask(1, 2))
+    build_corpus(config, ArrayTask(1, 2))
 """
 
 
@@ -361,12 +360,12 @@ def test_a_task_killed_before_any_change_of_the_disk_is_mended_by_running_it_aga
     config = make_config(tmp_path)
     alone = elsewhere(config, tmp_path / "alone")
     build_corpus(alone)
-    build_corpus_task(config, ArrayTask(0, 2))
+    build_corpus(config, ArrayTask(0, 2))
     shutil.copytree(config.folder, tmp_path / "begun")
     with open_killer(KILLED.format(config=config.model_dump())) as kill_at:
         for change in itertools.count(1):
             was_killed = kill_at(change)
-            build_corpus_task(config, ArrayTask(1, 2))
+            build_corpus(config, ArrayTask(1, 2))
             assert contents(config.folder) == contents(alone.folder), change
             if not was_killed:
                 break
@@ -376,7 +375,7 @@ def test_a_task_killed_before_any_change_of_the_disk_is_mended_by_running_it_aga
 
 
 def test_an_index_is_uint64_and_sorted(config):
-    build_corpus_task(config, ArrayTask(0, 2))
+    build_corpus(config, ArrayTask(0, 2))
     for path in Path(config.folder).glob(".s.building/parts/*/index.npy"):
         index = np.load(path)
         assert (index.dtype, index.shape) == (np.uint64, (5, 10))

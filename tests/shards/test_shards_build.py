@@ -87,7 +87,7 @@ def test_a_tar_is_what_webdatasets_own_writer_writes(dataset, tmp_path):
 def test_a_finished_dataset_is_left_alone_and_another_is_refused(base, dataset, tmp_path):
     config = with_shards(base, tmp_path / "shards")
     before = {path: path.stat() for path in dataset.iterdir()}
-    assert [summary.is_new for summary in build_shards(config)] == [False, False]
+    assert [built.is_new for built in build_shards(config).built.values()] == [False, False]
     assert {path: path.stat() for path in dataset.iterdir()} == before
     with pytest.raises(DataError, match="with another shards.max_bytes or shards.block_tokens"):
         build_shards(with_shards(config, tmp_path / "shards", block_tokens=2048))
@@ -97,7 +97,8 @@ def test_a_finished_dataset_is_left_alone_and_another_is_refused(base, dataset, 
         build_shards(config.model_copy(update={"tokenizer": other}))
     assert len(caught.value.problems) == 2  # train and heldout
     assert {path: path.stat() for path in dataset.iterdir()} == before
-    assert build_shards(config.model_copy(update={"tokenizer": other}), force=True)[0].is_new
+    again = build_shards(config.model_copy(update={"tokenizer": other}), force=True)
+    assert all(built.is_new for built in again.built.values())
     assert load_manifest(dataset).vocab_size == 800
     assert verify_dataset(dataset) == []
 

@@ -95,14 +95,14 @@ def test_an_unfinished_build_of_something_else_is_not_used(base, tmp_path):
     config = with_shards(base, tmp_path / "killed")
     kill(config, module="tasks", function="write_json", call=2)
     other = with_shards(config, tmp_path / "killed", block_tokens=2048)
-    (train, _) = build_shards(other)
+    (train, _) = build_shards(other).built.values()
     assert train.manifest.block_tokens == 2048
     assert verify_dataset(train.folder) == []
     assert not list((tmp_path / "killed/topics").glob(".*.building"))
 
 
 def test_a_killed_pool_worker_is_a_clear_error(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("lmscale.shards.build.build_slice", kill_this_process)
+    monkeypatch.setattr("lmscale.tasks.building._do", kill_this_process)
     with pytest.raises(DataError, match="worker processes was killed.*Finished work is kept"):
         build_shards(with_shards(base, tmp_path / "shards"), processes=2)
 

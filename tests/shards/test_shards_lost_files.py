@@ -25,8 +25,8 @@ def build_all(tmp_path):
     )
     corpus = build_corpus(config.corpus)
     train_tokenizer(config.tokenizer, tmp_path / "corpus", ["a"])
-    (train, *_) = build_shards(config)
-    return corpus.sources["a"], train
+    (train, *_) = build_shards(config).built.values()
+    return corpus.built["a"], train
 
 
 def test_a_lost_shard_is_built_again_and_the_dataset_is_the_same(tmp_path):

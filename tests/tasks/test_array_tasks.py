@@ -11,16 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmscale.errors import ConfigError, DataError
-from lmscale.tasks.array_tasks import (
-    ArrayTask,
-    SharedBuild,
-    UnitsMissing,
-    conclude,
-    deal,
-    parse_task,
-    read_progress,
-    tidy,
-)
+from lmscale.tasks.array_tasks import ArrayTask, SharedBuild, deal, parse_task, read_progress
+from lmscale.tasks.building import conclude
+from lmscale.tasks.finishing import tidy
+from lmscale.tasks.target import UnitsMissing
 
 SIZES = st.lists(st.one_of(st.integers(0, 5), st.integers(0, 10**12)), max_size=40)
 
@@ -108,7 +102,7 @@ def test_a_task_without_units_leaves_no_marker_and_is_not_waited_for(tmp_path):
 def test_a_marker_of_another_build_does_not_count_and_is_named(build, change):
     end(replace(build, **change), 0, 2)
     progress = read_progress(build, 2, is_built=False)
-    assert (progress.done, progress.foreign) == (frozenset(), ("0-of-2",))
+    assert (progress.ended, progress.foreign) == (frozenset(), ("0-of-2",))
     assert end(build, 1, 2).state == "waiting"
     assert end(build, 0, 2).state == "finished"
 
@@ -117,7 +111,7 @@ def test_a_marker_of_another_number_of_tasks_does_not_count(build):
     for number in range(3):
         end(build, number, 4)
     progress = read_progress(build, 2, is_built=False)
-    assert (progress.done, progress.foreign, progress.other_counts) == (frozenset(), (), (4,))
+    assert (progress.ended, progress.foreign, progress.other_counts) == (frozenset(), (), (4,))
     assert progress.missing == (0, 1)
     # Renamed to look like this array's, it still does not count.
     (build.markers / "0-of-4.json").rename(build.markers / "0-of-2.json")
