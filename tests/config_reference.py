@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 
 import lmscale
 from lmscale.config import RunConfig
+from lmscale.config.kinds import Kinds
 
 PAGE = Path(lmscale.__file__).parents[1] / "docs" / "configuration.md"
 BEGIN = "<!-- The rest of this page is written by tests/config_reference.py. -->"
@@ -34,17 +35,14 @@ def replace_reference(page: str) -> str:
 
 
 def _render_section(name: str, field: FieldInfo) -> str:
-    section = _section_in(field.annotation)
-    assert section is not None, f"{name} is not a section"
-    lines = [
-        f"## {name}",
-        "",
-        _one_line(section.__doc__),
-        "",
-        "| key | default | |",
-        "|---|---|---|",
-    ]
-    return "\n".join([*lines, *_render_rows(section, f"{name}.")]) + "\n"
+    kinds = next((found for found in field.metadata if isinstance(found, Kinds)), None)
+    sections = kinds.own.values() if kinds else [_section_in(field.annotation)]
+    lines = [f"## {name}", ""]
+    for section in sections:
+        assert section is not None, f"{name} is not a section"
+        lines += [_one_line(section.__doc__), "", "| key | default | |", "|---|---|---|"]
+        lines += [*_render_rows(section, f"{name}."), ""]
+    return "\n".join(lines)
 
 
 def _render_rows(section: type[BaseModel], prefix: str) -> list[str]:

@@ -99,12 +99,14 @@ def _evaluate(
 def _score(
     loaded: LoadedRun, name: str, dataset: Dataset, max_windows: int | None, poll: StopPoll
 ) -> SetScore:
+    from lmscale.config.objective import CausalConfig
     from lmscale.evaluation.perplexity import evaluate_set, plan_evaluation
     from lmscale.files.progress import progress
     from lmscale.objective import CausalObjective
     from lmscale.ranks.ranks import Ranks
 
     config = loaded.config
+    assert isinstance(config.objective, CausalConfig)
     objective = CausalObjective(
         loaded.model, config.objective, mask_documents=config.stream.mask_documents
     )

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from lmscale.config.kinds import Kinds
 from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError
 from lmscale.files.redact import find_url_secrets
@@ -132,7 +133,7 @@ def validate_tree(model: type[Tree], tree: Mapping[str, Any], *, name: str) -> T
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        described = (_describe(problem, name, model) for problem in error.errors())
+        described = (_describe(problem, name, model, tree) for problem in error.errors())
         raise ConfigError([line for text in described for line in text.splitlines()]) from None
 
 
@@ -186,12 +187,14 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
     return None
 
 
-def _describe(problem: Mapping[str, Any], name: str, model: type[BaseModel]) -> str:
+def _describe(
+    problem: Mapping[str, Any], name: str, model: type[BaseModel], tree: Mapping[str, Any]
+) -> str:
     location = problem["loc"]
     path = ".".join(str(part) for part in location)
     kind = problem["type"]
     if kind == "extra_forbidden":
-        known = _known_keys(location[:-1], model)
+        known = _known_keys(location[:-1], model, tree)
         near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
         return f"{name}: {path}: unknown key. {hint}"
@@ -208,13 +211,19 @@ def _describe(problem: Mapping[str, Any], name: str, model: type[BaseModel]) -> 
     return f"{name}: {path}: {message[:1].lower()}{message[1:]}; found {shown}."
 
 
-def _known_keys(location: Sequence[str | int], model: type[BaseModel]) -> list[str]:
+def _known_keys(
+    location: Sequence[str | int], model: type[BaseModel], tree: Mapping[str, Any]
+) -> list[str]:
     """The keys of the section at ``location``."""
     annotation: Any = model
+    value: Any = tree
     for part in location:
         section = _section_in(annotation)
+        value = value[part]
         if section is not None and part in section.model_fields:
-            annotation = section.model_fields[str(part)].annotation
+            field = section.model_fields[str(part)]
+            kinds = next((known for known in field.metadata if isinstance(known, Kinds)), None)
+            annotation = kinds.section_for(value) if kinds else field.annotation
         else:  # a key of a mapping such as stream.sources
             arguments = typing.get_args(annotation)
             annotation = arguments[-1] if arguments else None

@@ -1,4 +1,4 @@
-"""Sections that say what is trained: the model and the objective."""
+"""The section ``model``."""
 
 from __future__ import annotations
 
@@ -98,12 +98,3 @@ class ModelConfig(Section):
         if self.activation == "gelu":
             return 4 * self.width
         return -(-8 * self.width // 3 // 256) * 256
-
-
-class ObjectiveConfig(Section):
-    """Causal language modelling: predict the next token."""
-
-    z_loss: float = Field(default=0.0, ge=0)
-    """Weight of log(Z)², which keeps the logits' scale in check (PaLM, section 5)."""
-    chunk_tokens: PositiveInt = 2048
-    """Tokens whose logits exist at once."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from lmscale.config.base import Section
 from lmscale.config.data import (
@@ -14,7 +15,8 @@ from lmscale.config.data import (
     StreamConfig,
     TokenizerConfig,
 )
-from lmscale.config.model import ModelConfig, ObjectiveConfig
+from lmscale.config.model import ModelConfig
+from lmscale.config.objective import OBJECTIVES, CausalConfig, ObjectiveConfig
 from lmscale.config.safety import CheckpointConfig, GuardConfig, find_best_problems
 from lmscale.config.training import (
     EngineConfig,
@@ -58,7 +60,7 @@ class RunConfig(Section):
     stream: StreamConfig = StreamConfig()
     batch: BatchConfig = BatchConfig()
     model: ModelConfig = ModelConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: Annotated[SerializeAsAny[ObjectiveConfig], OBJECTIVES] = CausalConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()

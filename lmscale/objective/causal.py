@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lmscale.config.model import ObjectiveConfig
+from lmscale.config.objective import CausalConfig
 from lmscale.model.family import Model
 from lmscale.model.layout import mark_starts
 from lmscale.objective.cross_entropy import IGNORED, CrossEntropySums, chunked_cross_entropy
@@ -33,9 +33,7 @@ class CausalObjective(nn.Module):
     The model's parameters appear here as ``model.…``.
     """
 
-    def __init__(
-        self, model: Model, config: ObjectiveConfig, *, mask_documents: bool = True
-    ) -> None:
+    def __init__(self, model: Model, config: CausalConfig, *, mask_documents: bool = True) -> None:
         super().__init__()
         self.model = model
         self.config = config

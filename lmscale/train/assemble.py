@@ -16,6 +16,7 @@ from lmscale.checkpoint import Manifest, Place, load_checkpoint, open_place
 from lmscale.checkpoint.find import Found, Search, Topology
 from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.config import BatchPlan, RunConfig, plan_batches
+from lmscale.config.objective import CausalConfig
 from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
 from lmscale.errors import CheckpointError, DataError, LmscaleError
 from lmscale.files.atomic import writing
@@ -333,6 +334,7 @@ def build_run_engine(
         for block in model.blocks_to_compile():
             block.compile()
     kinds = parameter_kinds(model)
+    assert isinstance(config.objective, CausalConfig)
     objective = CausalObjective(
         model, config.objective, mask_documents=config.stream.mask_documents
     )

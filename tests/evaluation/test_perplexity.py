@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import lmscale.evaluation.perplexity as perplexity
-from lmscale.config.model import ObjectiveConfig
+from lmscale.config.objective import CausalConfig
 from lmscale.errors import DataError
 from lmscale.evaluation import EvaluationPlan, SetScore, evaluate_set, render_scores
 from lmscale.model import build_layout
@@ -73,7 +73,7 @@ def plan(tokenizer):
 
 @pytest.fixture
 def objective(model):
-    return CausalObjective(model, ObjectiveConfig(chunk_tokens=16))
+    return CausalObjective(model, CausalConfig(chunk_tokens=16))
 
 
 def test_the_sums_are_those_of_every_window_scored_alone(

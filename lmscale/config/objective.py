@@ -1,0 +1,39 @@
+"""The section ``objective``: what is predicted, and how it is scored."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from lmscale.config.base import Section
+from lmscale.config.kinds import Ability, Kinds
+
+
+class ObjectiveConfig(Section):
+    """The keys of every objective; each objective's section adds its own."""
+
+    needs: ClassVar[frozenset[Ability]] = frozenset()
+    """What the model's family must offer."""
+
+    name: str
+
+
+class CausalConfig(ObjectiveConfig):
+    """Causal language modelling: predict the next token."""
+
+    needs = frozenset({Ability.CAUSAL})
+
+    name: Literal["causal"] = "causal"
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of log(Z)², which keeps the logits' scale in check (PaLM, section 5)."""
+    chunk_tokens: PositiveInt = 2048
+    """Tokens whose logits exist at once."""
+
+
+OBJECTIVES = Kinds(
+    ObjectiveConfig,
+    key="name",
+    group="lmscale.objectives",
+    own={"causal": CausalConfig},
+)
