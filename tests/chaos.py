@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos_plan import FAMILIES, Attempt, Family, plan_attempt
-from forked_ranks import load_everything
+from fork_server import load_everything
 from forked_starts import Ended, ForkedStart, fork
 from tiny_run import build_tiny_data, committed_steps, ledger_of, settings, write_tiny_config
 

@@ -3,11 +3,43 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from tiny_run import build_tiny_data
+
+
+def pytest_configure() -> None:
+    """What a shell ignores for a command in the background, and nohup, is not for those we start.
+
+    They would inherit it; a handler, even one that does nothing, is not inherited.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that no worker of pytest-xdist is left alone with one.
+
+    A file whose jobs wait in Slurm, and keep no core busy, comes between two that do not.
+    """
+
+    def has(file: Sequence[pytest.Item], marker: str) -> bool:
+        return any(item.get_closest_marker(marker) for item in file)
+
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    waiting = [file for file in files.values() if has(file, "slurm")]
+    busy = [file for file in files.values() if not has(file, "slurm")]
+    busy.sort(key=lambda file: has(file, "slow") + has(file, "ranks"), reverse=True)
+    pairs = zip_longest(waiting, busy, fillvalue=())
+    items[:] = [item for pair in pairs for file in pair for item in file]
 
 
 @pytest.fixture(scope="session")

@@ -1,47 +1,46 @@
-"""Real ranks, without each paying for its imports: one process loads DeepSpeed once, then forks.
+"""Real ranks, without each paying for its imports: forks of fork_server.py.
 
 ``run_starts(script, folder, (1, 2, 4))`` calls the script's ``start(folder, number)`` on 1 rank,
-then on 2, then on 4: start 0, 1 and 2. Loading takes some four seconds; a fork takes none. This is
-for tests that look at numbers; how ranks are launched is tested with the launcher.
+then on 2, then on 4: start 0, 1 and 2. This is for tests that look at numbers; how ranks are
+launched is tested with the launcher. ``run_on_ranks(work, 3, folder)`` does a function on 3 ranks.
 """
 
 from __future__ import annotations
 
-import gc
+import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from fork_server import run_process
 
 if TYPE_CHECKING:
     from lmscale.ranks.ranks import Ranks
-
-TESTS = Path(__file__).parent
 
 
 def run_starts(script: Path, folder: Path, num_ranks: Sequence[int]) -> None:
     """Run all starts; an assertion fails with their output when a rank of any of them does."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [str(TESTS), str(TESTS.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    ended = subprocess.run(
-        [sys.executable, __file__, str(script), str(folder), *map(str, num_ranks)],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    code, said = run_process("ranks", [script, folder, *num_ranks])
+    assert code == 0, said[-6000:]
+
+
+def run_on_ranks(work: Callable[[Ranks], Any], num_ranks: int, folder: Path) -> list[Any]:
+    """What ``work``, a function of a test's file, gives on each rank; it travels as JSON."""
+    code, said = run_process(
+        "function", [work.__code__.co_filename, work.__name__, folder, num_ranks]
     )
-    assert ended.returncode == 0, ended.stdout[-6000:]
+    assert code == 0, said[-6000:]
+    return [
+        json.loads((folder / f"{work.__name__}-{rank}.json").read_text())
+        for rank in range(num_ranks)
+    ]
 
 
 @contextmanager
@@ -100,30 +99,20 @@ def _exit_after(work: Callable[[], None]) -> None:
         os._exit(code)  # past the parent's own clean-up
 
 
-def load_everything() -> None:
-    """Import what a training rank imports, also what is imported late; start no thread."""
-    import torch
-    import torch._dynamo
-    import torch.utils.tensorboard
-
-    import lmscale.cli.app
-    import lmscale.evaluation
-    import lmscale.train  # noqa: F401
-    from lmscale.engine.build import prepare_deepspeed
-
-    prepare_deepspeed(torch.device("cpu"))
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - by its check of optimizers
-
-
-def main(script: str, folder: str, *num_ranks: str) -> None:
-    load_everything()
-    # Out of the collector's sight: ZeRO 3 of DeepSpeed 0.19.8 collects as it is built, which takes
-    # 2 s over all that was imported, and every page it touches is copied for every rank.
-    gc.freeze()
+def fork_starts(script: str, folder: str, *num_ranks: str) -> None:
+    """What the forked process does for ``run_starts``."""
     start = runpy.run_path(script)["start"]
     for number, ranks in enumerate(map(int, num_ranks)):
         fork_ranks(ranks, lambda number=number: start(Path(folder), number))
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def fork_function(script: str, name: str, folder: str, num_ranks: str) -> None:
+    """What the forked process does for ``run_on_ranks``."""
+    work = runpy.run_path(script)[name]
+
+    def of_rank() -> None:
+        with one_group() as ranks:
+            result = work(ranks)
+        Path(folder, f"{name}-{ranks.rank}.json").write_text(json.dumps(result))
+
+    fork_ranks(int(num_ranks), of_rank)

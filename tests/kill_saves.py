@@ -31,7 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forked_ranks import load_everything, one_group
+from fork_server import load_everything
+from forked_ranks import one_group
 from forked_starts import fork
 from rank_cases import Case, opened
 from tiny_run import build_tiny_data, committed_steps

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from os import kill
 from pathlib import Path
 
+from fork_server import Process
 from tiny_run import (
     build_tiny_data,
     children_of,
@@ -103,12 +103,11 @@ class Killer:
         leftovers = self.uncommitted()
         log = self.folder / "logs" / f"attempt-{number:04d}.log"
         began = time.monotonic()
-        with open(log, "w") as output:
-            launcher = start_lmscale(
-                *("launch", "local", self.config, "--nproc", str(plan.num_ranks)),
-                *settings({"train.steps": ENDLESS, **plan.overrides()}),
-                output=output,
-            )
+        launcher = start_lmscale(
+            *("launch", "local", self.config, "--nproc", str(plan.num_ranks)),
+            *settings({"train.steps": ENDLESS, **plan.overrides()}),
+            output=log,
+        )
         try:
             self.await_moment(plan, launcher, leftovers, log)
             time.sleep(plan.delay)
@@ -129,7 +128,7 @@ class Killer:
     def await_moment(
         self,
         plan: Attempt,
-        launcher: subprocess.Popen[str],
+        launcher: Process,
         leftovers: set[tuple[str, int]],
         log: Path,
     ) -> None:
@@ -144,7 +143,7 @@ class Killer:
 
     def until(
         self,
-        launcher: subprocess.Popen[str],
+        launcher: Process,
         log: Path,
         condition: Callable[[], bool],
         pause: float = 0.01,
@@ -160,9 +159,7 @@ class Killer:
                 raise KillsFailed(f"an attempt hangs:\n{log.read_text()[-4000:]}")
             time.sleep(pause)
 
-    def kill(
-        self, plan: Attempt, launcher: subprocess.Popen[str], draw: random.Random, log: Path
-    ) -> None:
+    def kill(self, plan: Attempt, launcher: Process, draw: random.Random, log: Path) -> None:
         """Kill the victim, and see that everything else ends too."""
         ranks = list(children_of(launcher.pid))
         family = [*ranks, *(child for rank in ranks for child in children_of(rank))]

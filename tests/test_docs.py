@@ -14,6 +14,7 @@ from pydoc_data.topics import topics
 import pytest
 import typer.main
 from config_reference import PAGE, replace_reference
+from fork_server import run_process
 
 import lmscale
 from lmscale.cli.app import app
@@ -154,17 +155,11 @@ def test_the_readme_names_the_two_commands_first():
 
 
 def run(words: list[str], folder: Path) -> str:
-    """Run one ``lmscale`` command as this Python would, and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lmscale", *words],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"lmscale {shlex.join(words)}\n{done.stdout}{done.stderr}"
-    return done.stdout
+    """Run one ``lmscale`` command in a fork (fork_server.py), and return what it prints."""
+    errors = folder / "stderr.txt"
+    code, said = run_process("command", words, errors=errors, folder=folder)
+    assert code == 0, f"lmscale {shlex.join(words)}\n{said}{errors.read_text()}"
+    return said
 
 
 def turn_down(folder: Path) -> None:
@@ -204,7 +199,11 @@ def test_the_readme_s_commands_run_after_a_small_demo(tmp_path):
     write_topics(tmp_path / "data/demo/raw/topics.jsonl")
     for group, verb in (("corpus", "build"), ("tokenizer", "train"), ("shards", "build")):
         run([group, verb, "configs/demo.yaml"], tmp_path)
-    run(["launch", "local", "configs/demo.yaml", "--nproc", "1"], tmp_path)
+    launch = [sys.executable, "-m", "lmscale", "launch", "local", "configs/demo.yaml"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    # Interpreters of their own: nothing here has loaded what the launcher and its rank need.
+    ended = subprocess.run([*launch, "--nproc", "1"], cwd=tmp_path, env=environment, check=False)
+    assert ended.returncode == 0
     printed = {}
     for words in commands(README):
         if words[0] == "lmscale":

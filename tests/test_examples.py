@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tiny_run import ROOT
+from fork_server import ROOT
 
 
 def load_example(name: str) -> ModuleType:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+from fork_server import ROOT, Process, start_process
+
 from lmscale.config import RunConfig, dump_config
 
-ROOT = Path(__file__).parents[1]
 MAX_TEXT = 4000  # characters of a document: several fit in a shard, some are cut by windows
-# A process that trains so little must not fight for cores with the other ranks.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def build_tiny_data(folder: Path) -> None:
@@ -116,41 +111,40 @@ class Ended:
 
     code: int
     output: str  # stdout and stderr as they came
-    seconds: float
 
 
 def start_lmscale(
     *arguments: str | Path,
-    output: Any = subprocess.PIPE,
+    output: Path | None = None,
     environment: Mapping[str, str] | None = None,
-) -> subprocess.Popen[str]:
-    """A real ``lmscale`` process, in a session of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "lmscale.cli.main", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT, **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
+    max_file_bytes: int | None = None,
+) -> Process:
+    """A real ``lmscale`` process, in a session of its own: a fork (fork_server.py)."""
+    return start_process(
+        "command",
+        arguments,
+        output=output,
+        folder=ROOT,
+        environment=environment,
+        max_file_bytes=max_file_bytes,
     )
 
 
-def run_lmscale(*arguments: str | Path, timeout: float = 120) -> Ended:
-    began = time.monotonic()
-    process = start_lmscale(*arguments)
+def run_lmscale(*arguments: str | Path, timeout: float = 120, **options: Any) -> Ended:
+    """The same to its end; ``options`` are those of ``start_lmscale``."""
+    process = start_lmscale(*arguments, **options)
     try:
         output, _ = process.communicate(timeout=timeout)
     finally:
         process.kill()  # the kernel ends its ranks with it
-    return Ended(code=process.returncode, output=output, seconds=time.monotonic() - began)
+    return Ended(code=process.wait(), output=output)
 
 
-def launch(config: Path, num_ranks: int, overrides: Mapping[str, Any] | None = None) -> Ended:
-    return run_lmscale(
-        "launch", "local", config, "--nproc", str(num_ranks), *settings(overrides or {})
-    )
+def launch(
+    config: Path, num_ranks: int, overrides: Mapping[str, Any] | None = None, **options: Any
+) -> Ended:
+    words = ("launch", "local", config, "--nproc", str(num_ranks))
+    return run_lmscale(*words, *settings(overrides or {}), **options)
 
 
 def ledger_of(run_folder: Path) -> list[str]:

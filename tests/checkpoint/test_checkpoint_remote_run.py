@@ -7,11 +7,11 @@ import signal
 import time
 
 import pytest
-from forked_commands import open_commands
 from tiny_run import (
     committed_steps,
     ledger_of,
     losses_of,
+    run_lmscale,
     start_lmscale,
     write_tiny_config,
 )
@@ -26,9 +26,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def lmscale(s3, tmp_path_factory):
-    with open_commands(tmp_path_factory.mktemp("commands")) as commands:
-        yield commands
+def lmscale(s3):
+    return run_lmscale
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from forked_commands import open_commands
-from tiny_run import write_tiny_config
+from tiny_run import run_lmscale, write_tiny_config
 
 from lmscale.checkpoint.manifest_file import parse_manifest
 from lmscale.files.jsonl import append_row
@@ -23,9 +22,8 @@ STEPS = (6, 4, 2)
 
 
 @pytest.fixture(scope="module")
-def lmscale(tmp_path_factory):
-    with open_commands(tmp_path_factory.mktemp("output")) as commands:
-        yield commands
+def lmscale():
+    return run_lmscale
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,17 @@
-"""Three real ranks over gloo run a script once; each test looks at a part of what they saw."""
-
-import json
-import os
-import sys
-from pathlib import Path
+"""Three real ranks over gloo exchange once; each test looks at a part of what they saw."""
 
 import pytest
+from forked_ranks import run_on_ranks
 
-from launcher.local import plan_ranks, run_ranks
-from launcher.rendezvous import find_free_port
-from lmscale.errors import CheckpointError, ConfigError, CorruptionError, DataError, GuardError
+from lmscale.errors import (
+    CheckpointError,
+    ConfigError,
+    CorruptionError,
+    DataError,
+    GuardError,
+    LmscaleError,
+    TransientError,
+)
 from lmscale.ranks.collectives import (
     broadcast_object,
     combine_errors,
@@ -22,76 +24,49 @@ from lmscale.ranks.collectives import (
     sum_float64,
 )
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.ranks
 
-SCRIPT = """
-import json, sys
-from datetime import timedelta
-import torch
-from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
-from lmscale.ranks import collectives as c
-from lmscale.ranks.ranks import open_process_group, ranks_from_environment
 
 class OwnError(DataError):
-    "Known to this script alone."
+    """Known to this file alone."""
 
-def raised(action):
-    try:
-        action()
-    except LmscaleError as error:
-        return [type(error).__name__, list(error.problems)]
 
-def block():
-    with c.failing_together():
-        if ranks.rank == 1:
-            raise OwnError("shard is cut")
+def exchange(ranks):
+    """All that the tests look at, on one rank of three."""
+    own = ranks.rank
 
-ranks = ranks_from_environment()
-r = ranks.rank
-with open_process_group(ranks, torch.device("cpu"), timedelta(seconds=60)):
-    saw = {
-        "sum": c.sum_float64([r, 2.0**52 if r == 0 else 1.0, 0.5]),
-        "gathered": c.gather_json({"rank": r, "text": "é" * (r * 40)}),
-        "broadcast": c.broadcast_object({"from": r, "list": [1, None]}),
-        "no error": raised(lambda: c.fail_together(None)),
-        "one": raised(lambda: c.fail_together(ConfigError(["a", "b"]) if r == 2 else None)),
-        "equal": raised(lambda: c.fail_together(DataError("same"))),
-        "some": raised(lambda: c.fail_together(DataError("x") if r < 2 else ConfigError("y"))),
-        "block": raised(block),
-        "transient": raised(lambda: c.fail_together(TransientError("EIO") if r == 1 else None)),
-        "mistake": raised(
-            lambda: c.fail_together(TransientError("EIO") if r < 2 else DataError("cut"))
-        ),
+    def raised(error=None):
+        try:
+            fail_together(error)
+        except LmscaleError as told:
+            return [type(told).__name__, list(told.problems)]
+
+    def block():
+        try:
+            with failing_together():
+                if own == 1:
+                    raise OwnError("shard is cut")
+        except LmscaleError as told:
+            return [type(told).__name__, list(told.problems)]
+
+    return {
+        "sum": sum_float64([own, 2.0**52 if own == 0 else 1.0, 0.5]),
+        "gathered": gather_json({"rank": own, "text": "é" * (own * 40)}),
+        "broadcast": broadcast_object({"from": own, "list": [1, None]}),
+        "no error": raised(),
+        "one": raised(ConfigError(["a", "b"]) if own == 2 else None),
+        "equal": raised(DataError("same")),
+        "some": raised(DataError("x") if own < 2 else ConfigError("y")),
+        "block": block(),
+        "transient": raised(TransientError("EIO") if own == 1 else None),
+        "mistake": raised(TransientError("EIO") if own < 2 else DataError("cut")),
     }
-    c.barrier()
-with open(f"saw-{r}.json", "w") as file:
-    json.dump(saw, file)
-"""
 
 
 @pytest.fixture(scope="module")
 def saw(tmp_path_factory):
     """What each of three ranks saw."""
-    folder = tmp_path_factory.mktemp("collectives")
-    plans = plan_ranks(
-        [sys.executable, "-c", f"import os; os.chdir({str(folder)!r})\n{SCRIPT}"],
-        num_ranks=3,
-        logs=folder,
-        port=find_free_port(),
-        cores=1,
-        environ={},
-    )
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)
-    try:
-        outcome = run_ranks(plans)
-    finally:
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
-    assert outcome.exit_code == 0, outcome.problems
-    return [json.loads((folder / f"saw-{rank}.json").read_text()) for rank in range(3)]
-
-
-pytestmark = pytest.mark.ranks
+    return run_on_ranks(exchange, 3, tmp_path_factory.mktemp("collectives"))
 
 
 def everywhere(saw, key):

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from tiny_run import ROOT, start_lmscale, write_tiny_config
+from fork_server import ROOT
+from tiny_run import start_lmscale, write_tiny_config
 
 from lmscale.cli.main import main
 from lmscale.config import load_config, parse_config

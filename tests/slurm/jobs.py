@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +10,8 @@ from typing import Any
 
 import yaml
 from cluster import Cluster, Process, wait_until
-from tiny_run import ENVIRONMENT, ROOT, Ended, committed_steps, ledger_of, write_tiny_config
+from fork_server import ENVIRONMENT, ROOT
+from tiny_run import Ended, committed_steps, ledger_of, run_lmscale, write_tiny_config
 
 PACE = Path(__file__).with_name("pace")
 STEPS = 40
@@ -35,25 +33,14 @@ class Lab:
 
     def lmscale(self, *words: str | Path) -> Ended:
         """A command as a person types it on the login node."""
-        began = time.monotonic()
-        ended = subprocess.run(
-            [sys.executable, "-m", "lmscale.cli.main", *map(str, words)],
-            cwd=ROOT,
-            env=self.cluster.full_environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-        )
-        seconds = time.monotonic() - began
-        return Ended(code=ended.returncode, output=ended.stdout, seconds=seconds)
+        return run_lmscale(*words, environment=self.cluster.environment)
 
     def write_profile(self, name: str, settings: Mapping[str, Any]) -> Path:
-        """The test cluster's profile, without the checks of the nodes, with other ``settings``."""
+        """The test cluster's profile with ``settings``: one unchecked rank a node."""
         profile = yaml.safe_load((ROOT / "slurm/profiles/lab.yaml").read_text())
         profile |= {"memory_per_node": "1000", "scratch": str(self.cluster.folder / "scratch")}
         profile["preflight"]["enabled"] = False
+        profile["tasks_per_node"] = 1  # each rank keeps a core busy for seconds: it loads torch
         profile["variables"] |= ENVIRONMENT
         profile["variables"] |= {
             "PYTHONPATH": str(PACE),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from cluster import Cluster, Process, wait_until
-from tiny_run import ENVIRONMENT, ROOT, Ended, run_lmscale
+from fork_server import ENVIRONMENT, ROOT
+from tiny_run import Ended, run_lmscale
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 TASKS = 3
@@ -59,17 +58,7 @@ class DataLab:
 
     def lmscale(self, *words: str | Path) -> Ended:
         """A command as a person types it on the login node."""
-        ended = subprocess.run(
-            [sys.executable, "-m", "lmscale.cli.main", *map(str, words)],
-            cwd=ROOT,
-            env=self.cluster.full_environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-        )
-        return Ended(code=ended.returncode, output=ended.stdout, seconds=0)
+        return run_lmscale(*words, environment=self.cluster.environment)
 
     def submit(self, stage: str) -> Any:
         """The array's job number; None if there was nothing to submit."""

@@ -19,13 +19,13 @@ def test_a_run_goes_on_with_fewer_ranks_when_a_node_is_lost(lab: Lab, lost: str)
         lab.cluster.drain(node)
     run = lab.submit(nodes="1-2")
     run.wait_for_step(12)
-    assert "starting 4 ranks on 2 nodes" in run.output()
+    assert "starting 2 ranks on 2 nodes" in run.output()
     lab.cluster.lose_node(lost)
     run.wait_for_start(2)
     run.hurry()
     assert run.wait_for_end()["action"] == "done"
     assert run.events("start")[-1]["step"] >= 10
-    assert "starting 2 ranks on 1 nodes" in run.output()
+    assert "starting 1 ranks on 1 nodes" in run.output()
     run.assert_whole()
 
 
@@ -34,13 +34,13 @@ def test_of_two_live_copies_the_older_one_ends_without_a_trace(lab: Lab):
     run = lab.submit(nodes="1", pace=2)  # the cluster needs half a minute to notice
     run.wait_for_step(2)
     old = run.ranks("n1")
-    assert len(old) == 2
+    assert len(old) == 1
     lab.cluster.kill_daemon("n1")
     run.wait_for_start(2)
     new = run.events("start")[1]["nodes"]
     assert new != "n1"
-    wait_until(lambda: len(run.ranks(new)) == 2, 60, "the new copy")
-    assert len(run.ranks("n1")) == 2, "the older copy ended too early for this test"
+    wait_until(lambda: len(run.ranks(new)) == 1, 60, "the new copy")
+    assert len(run.ranks("n1")) == 1, "the older copy ended too early for this test"
     wait_until(lambda: not run.ranks("n1"), 90, "the older copy's end")
     run.hurry()
     assert run.wait_for_end()["action"] == "done"
@@ -52,7 +52,7 @@ def test_of_two_live_copies_the_older_one_ends_without_a_trace(lab: Lab):
 
 
 def test_a_crashed_rank_restarts_the_run_as_often_as_the_profile_allows(lab: Lab):
-    run = lab.submit(max_restarts=1, tasks_per_node=1)
+    run = lab.submit(max_restarts=1)
     for number, step in ((1, 12), (2, 22)):
         run.wait_for_start(number)
         run.wait_for_step(step)
@@ -61,13 +61,13 @@ def test_a_crashed_rank_restarts_the_run_as_often_as_the_profile_allows(lab: Lab
     first, second = run.events("end")
     assert first["action"] == "requeue" and "restart 1 of at most 1" in first["reason"]
     assert "after 1 restarts, the most that the profile allows" in second["reason"]
-    again = lab.submit(pace=0, tasks_per_node=1)
+    again = lab.submit(pace=0)
     assert again.wait_for_end()["action"] == "done"
     again.assert_whole()
 
 
 def test_a_run_that_crashes_before_its_first_step_again_and_again_is_stopped(lab: Lab):
-    run = lab.submit(nodes="1", tasks_per_node=1)
+    run = lab.submit(nodes="1")
     for number in (1, 2):
         node = run.wait_for_start(number)["nodes"]
         wait_until(lambda node=node: bool(run.ranks(node)), 60, "the rank")
@@ -82,7 +82,7 @@ def test_a_run_that_crashes_before_its_first_step_again_and_again_is_stopped(lab
 def test_a_rank_that_hangs_is_named_and_dumped_and_the_run_restarts(lab: Lab):
     watch = {"heartbeat_seconds": 0.5, "report_seconds": 4, "limit_seconds": 10}
     overrides = {"stream.workers": 1, **{f"watch.{key}": value for key, value in watch.items()}}
-    run = lab.submit(tasks_per_node=1, overrides=overrides)
+    run = lab.submit(overrides=overrides)
     run.wait_for_step(12)
     rank = run.ranks("n2")[0]
     workers = [process for process in run.children(rank, "n2") if "python" in process.name]
@@ -106,7 +106,7 @@ def test_a_bad_node_is_excluded_and_remembered(lab: Lab):
     cordon = lab.folder / "cordon"
     settings = {"preflight": {"enabled": True, "cordon_file": str(cordon)}}
     try:
-        run = lab.submit(pace=0, tasks_per_node=1, **settings)
+        run = lab.submit(pace=0, **settings)
         assert run.wait_for_end()["action"] == "done"
         (excluded,) = run.events("exclude")
         assert excluded["nodes"] == "n1" and "free" in excluded["reason"]
@@ -114,7 +114,7 @@ def test_a_bad_node_is_excluded_and_remembered(lab: Lab):
         assert lab.cluster.job(run.job)["ExcNodeList"] == "n1"
         assert "n1" in cordon.read_text()
         run.assert_whole()
-        later = lab.submit("later", pace=0, nodes="1", tasks_per_node=1, **settings)
+        later = lab.submit("later", pace=0, nodes="1", **settings)
         assert lab.cluster.job(later.job)["ExcNodeList"] == "n1"
     finally:
         lab.cluster.inside("n1", "umount", scratch)
@@ -124,7 +124,7 @@ def test_a_mistake_that_only_the_job_can_see_ends_it_for_good(lab: Lab):
     shards = lab.folder / "shards"
     shutil.copytree(lab.data / "shards", shards)
     overrides = {f"stream.sources.{name}.shards": str(shards / name / "train") for name in "ab"}
-    run = lab.submit(overrides=overrides, nodes="1", sbatch_options=["--hold"])
+    run = lab.submit(overrides=overrides, nodes="1", tasks_per_node=2, sbatch_options=["--hold"])
     Path(shards / "a/train/manifest.json").unlink()
     lab.cluster.run("scontrol", "release", run.job)
     assert run.wait_for_end("FAILED")["action"] == "stop"

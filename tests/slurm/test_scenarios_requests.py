@@ -26,7 +26,7 @@ def assert_saved_where_it_stood(run: Run) -> None:
 
 
 def test_a_run_is_submitted_and_finishes(lab: Lab):
-    run = lab.submit(pace=0, preflight={"enabled": True})
+    run = lab.submit(pace=0, tasks_per_node=2, preflight={"enabled": True})
     assert run.wait_for_end()["action"] == "done"
     (start,) = run.events("start")
     assert (start["nodes"], start["step"]) == ("n[1-2]", -1)
@@ -119,7 +119,7 @@ def test_where_requeue_is_forbidden_the_next_job_of_the_chain_goes_on(lab: Lab):
 
 def test_a_sweep_is_one_array_with_a_table_of_results(lab: Lab):
     axis = "engine.optimizer.lr=1e-3,3e-3"
-    run = lab.submit("rates", nodes="1", pace=0, options=["--array", axis], tasks_per_node=1)
+    run = lab.submit("rates", nodes="1", pace=0, options=["--array", axis])
     lab.cluster.wait_for(run.job, "COMPLETED", timeout=150)
     assert len(lab.cluster.tasks(run.job)) == 2
     listed = lab.lmscale("runs", "list", lab.folder, "--sweep", "rates-sweep", "--json")

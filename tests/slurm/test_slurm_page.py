@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -15,8 +13,8 @@ import pytest
 import yaml
 from cluster import Cluster, wait_until, why_no_cluster
 from demands import demand
+from fork_server import ENVIRONMENT, ROOT, run_process
 from jobs import PACE
-from tiny_run import ENVIRONMENT, ROOT
 
 PAGE = ROOT / "docs" / "slurm.md"
 SECONDS = 240.0  # eight ranks load torch on two cores
@@ -82,16 +80,10 @@ class Reader:
         raw.write_text("".join(json.dumps({"text": topics[t]}) + "\n" for t in sorted(topics)))
 
     def type(self, words: list[str]) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "lmscale.cli.main", *words],
-            cwd=self.folder,
-            env={**self.cluster.full_environment, **ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"lmscale {shlex.join(words)}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        environment = {**self.cluster.environment, "PYTHONPATH": str(ROOT)}
+        code, said = run_process("command", words, folder=self.folder, environment=environment)
+        assert code == 0, f"lmscale {shlex.join(words)}\n{said}"
+        return said
 
     def await_queue(self) -> None:
         queue = ("squeue", "--noheader", "--format=%i")

@@ -17,7 +17,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from forked_ranks import load_everything
+from fork_server import load_everything
 from kill_points import CHANGES
 from tiny_run import tiny_config
 

@@ -1,12 +1,10 @@
 """The short form of chaos.py; `python tests/chaos.py --faults 1000 --seed 1` does it at length."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from chaos_plan import DAMAGES, FAMILIES, plan_attempt
+from fork_server import run_process
 
 from lmscale.runs.faults import KINDS, MOMENTS, parse_faults
 
@@ -18,20 +16,11 @@ FAULTS, SEED = 40, 3
 @pytest.mark.slow
 def test_a_run_that_is_broken_in_every_way_loses_nothing_and_repeats_nothing(tiny_data, tmp_path):
     (tmp_path / "data").symlink_to(tiny_data)
-    paths = [str(SCRIPT.parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    ended = subprocess.run(
-        [sys.executable, SCRIPT, "--faults", str(FAULTS), "--seed", str(SEED)]
-        + ["--folder", tmp_path],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout[-8000:]
-    assert "weights bit-equal" in ended.stdout
-    assert ended.stdout.endswith("Nothing was lost and nothing repeated.\n")
+    words = ("--faults", FAULTS, "--seed", SEED, "--folder", tmp_path)
+    code, said = run_process("script", [SCRIPT, *words])
+    assert code == 0, said[-8000:]
+    assert "weights bit-equal" in said
+    assert said.endswith("Nothing was lost and nothing repeated.\n")
 
 
 def attempts(family, count=600):

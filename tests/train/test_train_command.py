@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from forked_commands import open_commands
 from tiny_run import (
     committed_steps,
     ledger_of,
     losses_of,
+    run_lmscale,
     settings,
     tiny_tree,
     write_tiny_config,
@@ -23,9 +23,8 @@ pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def lmscale(tmp_path_factory):
-    with open_commands(tmp_path_factory.mktemp("commands")) as commands:
-        yield commands
+def lmscale():
+    return run_lmscale
 
 
 @pytest.fixture(scope="module")

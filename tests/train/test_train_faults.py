@@ -5,8 +5,7 @@ import math
 import signal
 
 import pytest
-from forked_commands import open_commands
-from tiny_run import committed_steps, ledger_of, settings, write_tiny_config
+from tiny_run import committed_steps, ledger_of, run_lmscale, settings, write_tiny_config
 
 from lmscale.runs.faults import VARIABLE
 
@@ -14,9 +13,8 @@ pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def lmscale(tmp_path_factory):
-    with open_commands(tmp_path_factory.mktemp("commands")) as commands:
-        yield commands
+def lmscale():
+    return run_lmscale
 
 
 @pytest.fixture

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,17 +14,6 @@ from lmscale.cli.main import main
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 SETTINGS = {"batch.micro_windows": 3, "checkpoint.every_steps": 3, "stream.workers": 0}
-
-
-@contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """No file of the processes that are started in here can grow beyond so many bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.jsonl"])
@@ -43,8 +29,7 @@ def test_when_rank_0_cannot_write_its_rows_all_ranks_end_with_75_and_nothing_is_
     lines = path.read_text().splitlines()
     row = json.dumps({**json.loads(lines[0]), "note": "x" * 1_000_000})
     path.write_text("\n".join([row, *lines[1:]]) + "\n")
-    with largest_file(path.stat().st_size + 600):
-        ended = launch(config, 2, {"train.steps": 30})
+    ended = launch(config, 2, {"train.steps": 30}, max_file_bytes=path.stat().st_size + 600)
     assert ended.code == 75, ended.output
     assert f"No space is left in {run} while writing {name}" in ended.output
     assert "Traceback" not in ended.output

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from forked_commands import open_commands
 from forked_ranks import run_starts
 from guarded_ranks import REFUSED, STARTS, WRONG
-from tiny_run import ledger_of, settings, write_tiny_config
+from tiny_run import ledger_of, run_lmscale, settings, write_tiny_config
 
 from lmscale.files.jsonl import read_rows
 from lmscale.files.run_files import CORRUPTIONS_FILE
@@ -104,9 +103,8 @@ def test_where_ranks_are_never_compared_the_guard_compares_them_neither(runs):
 
 
 @pytest.fixture(scope="module")
-def lmscale(tmp_path_factory):
-    with open_commands(tmp_path_factory.mktemp("commands")) as commands:
-        yield commands
+def lmscale():
+    return run_lmscale
 
 
 def test_a_save_that_fails_meanwhile_does_not_hide_what_the_guard_stops_for(

@@ -50,7 +50,7 @@ class Copies:
         process = start_lmscale(
             *("launch", "local", self.config, "--nproc", str(num_ranks)),
             *settings({"train.steps": ENDLESS}),
-            output=self._stack.enter_context(open(log, "w")),
+            output=log,
             environment={"LMSCALE_ATTEMPT": attempt, "LMSCALE_EXITS": str(exits)},
         )
         self._stack.callback(process.wait)

@@ -1,13 +1,11 @@
 """A run that is killed anywhere in a rewind is the run that was rewound in peace, bit by bit."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fork_server import run_process
 from rewind_kills import AT_KILL, BAD, STEPS, config_of
 
 from lmscale.checkpoint import load_model_weights
@@ -25,19 +23,9 @@ MOMENTS = (1, 5, 6, 7, 16, 20, 28)
 @pytest.fixture(scope="module")
 def runs(tiny_data, tmp_path_factory):
     root = tmp_path_factory.mktemp("rewinds")
-    ended = subprocess.run(
-        [sys.executable, HERE / "rewind_kills.py", tiny_data, root, *map(str, (0, *MOMENTS))],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent, HERE.parents[1]))),
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stdout[-6000:]
+    moments = map(str, (0, *MOMENTS))
+    code, said = run_process("script", [HERE / "rewind_kills.py", tiny_data, root, *moments])
+    assert code == 0, said[-6000:]
     return root
 
 

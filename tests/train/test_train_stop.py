@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from fork_server import Process
 from forked_ranks import run_starts
 from tiny_run import (
     children_of,
@@ -51,27 +51,28 @@ class Launched:
 
     def __init__(self, data: Path, folder: Path) -> None:
         self.data, self.folder, self.run = data, folder, folder / "run"
-        self.started: list[subprocess.Popen[str]] = []
+        self.started: list[Process] = []
 
     def start(self, overrides: dict, num_ranks: int = 2) -> None:
         overrides = {"watch.heartbeat_seconds": 0.2, **overrides}  # for is_in to tell of now
         self.config = write_tiny_config(self.folder / "tiny.yaml", self.data, self.run, overrides)
         self.exits = self.folder / "exits"
         self.exits.mkdir(exist_ok=True)
-        with open(self.folder / "output.txt", "w") as output:
-            process = start_lmscale(
-                *("launch", "local", self.config, "--nproc", str(num_ranks)),
-                output=output,
-                environment={
-                    "LMSCALE_EXITS": str(self.exits),
-                    # What others have compiled before would make it quick.
-                    "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "compiled"),
-                },
-            )
+        output = self.folder / "output.txt"
+        output.unlink(missing_ok=True)
+        process = start_lmscale(
+            *("launch", "local", self.config, "--nproc", str(num_ranks)),
+            output=output,
+            environment={
+                "LMSCALE_EXITS": str(self.exits),
+                # What others have compiled before would make it quick.
+                "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "compiled"),
+            },
+        )
         self.started.append(process)
 
     @property
-    def process(self) -> subprocess.Popen[str]:
+    def process(self) -> Process:
         return self.started[-1]
 
     @property
@@ -263,7 +264,7 @@ def test_more_signals_do_not_break_the_save_under_way(launched):
     assert saved is not None and saved.step == launched.steps_done()
 
 
-def start_rank(config: Path, rank: int, port: int, folder: Path) -> subprocess.Popen[str]:
+def start_rank(config: Path, rank: int, port: int, folder: Path) -> Process:
     """A rank without a launcher, which would end it when another one fails."""
     environment = environment_for(
         rank,
@@ -273,12 +274,11 @@ def start_rank(config: Path, rank: int, port: int, folder: Path) -> subprocess.P
         node_rank=0,
         master=("127.0.0.1", port),
     )
-    with open(folder / f"rank-{rank}.txt", "w") as output:
-        return start_lmscale(
-            *("train", config),
-            output=output,
-            environment={**environment, "LMSCALE_EXITS": str(folder)},
-        )
+    return start_lmscale(
+        *("train", config),
+        output=folder / f"rank-{rank}.txt",
+        environment={**environment, "LMSCALE_EXITS": str(folder)},
+    )
 
 
 @pytest.mark.parametrize("is_asked", [True, False])
@@ -315,8 +315,7 @@ def test_lmscale_evaluate_ends_with_75_when_it_is_asked_to_stop(tiny_data, tmp_p
     ended = run_lmscale("train", config)
     assert ended.code == 0, ended.output
     said = tmp_path / "said.txt"
-    with open(said, "w") as output:
-        evaluation = start_lmscale("evaluate", tmp_path / "run", output=output)
+    evaluation = start_lmscale("evaluate", tmp_path / "run", output=said)
     try:
         until(lambda: "evaluating s00: " in said.read_text(), said.read_text)
         evaluation.send_signal(signal.SIGUSR1)

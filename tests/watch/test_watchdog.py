@@ -3,15 +3,14 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tiny_run import ENVIRONMENT, ROOT, children_of, is_gone, start_lmscale, write_tiny_config
+from fork_server import start_process
+from tiny_run import children_of, is_gone, start_lmscale, write_tiny_config
 
 from lmscale.config.training import WatchConfig
 from lmscale.files.jsonl import read_rows
@@ -50,14 +49,7 @@ def running(tmp_path, data, num_ranks, overrides=None, *, nodes=1):
     if nodes == 1:
         process = start_lmscale("launch", "local", config, "--nproc", str(num_ranks))
     else:
-        process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("two_nodes.py"), config],
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        process = start_process("script", [Path(__file__).with_name("two_nodes.py"), config])
 
     def all_step():
         beats = read_heartbeats(folder)
