@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from launcher.slurm import QueuedJob, scancel
-from launcher.status import TRAIN, Row, is_one_of, jobs_of
+from launcher.status import TRAIN, Row, jobs_of
 from lmscale.errors import ClusterError
+from lmscale.runs.starts import is_one_of
 
 CANCEL_FILE = "cancel"
 # In these states a job has a batch script that can be asked, and perhaps something to save.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from launcher.slurm import AccountedJob, QueuedJob
 from lmscale.files.run_files import ALIVE_SECONDS
+from lmscale.runs.starts import Start, is_one_of, newest_of
 
 Row = Mapping[str, Any]
 StateName = Literal[
@@ -83,14 +84,9 @@ class FolderSigns:
     """What a run's folder says of it, without anybody being asked."""
 
     submissions: Sequence[Row] = ()
-    events: Sequence[Row] = ()
+    starts: Sequence[Start] = ()
     cancels: frozenset[str] = frozenset()
     """Jobs that were asked to end for good."""
-    attempt_began_at: float | None = None
-    """When the newest attempt began to train."""
-    has_open_attempt: bool = False
-    end_reason: str | None = None
-    """Of the newest attempt."""
     is_finished: bool = False
     """With nothing submitted since."""
     last_sign: float | None = None
@@ -163,35 +159,14 @@ def jobs_of(submission: Row) -> tuple[str, ...]:
     return tuple(map(str, submission.get("jobs") or [submission["job"]]))
 
 
-def is_one_of(job: str, jobs: Iterable[str]) -> bool:
-    """Whether ``job`` is among ``jobs``, or a task of an array that is."""
-    return any(job == one or job.startswith(f"{one}_") for one in jobs)
-
-
 def is_local(signs: FolderSigns) -> bool:
-    """Whether the newest attempt was started without Slurm, in a folder that had jobs before."""
-    if signs.attempt_began_at is None:
+    """Whether the newest start was made without Slurm, in a folder that had jobs before."""
+    newest = signs.starts[-1] if signs.starts else None
+    if newest is None or newest.job is not None:
         return False
     submitted_at = max((row["time"] for row in signs.submissions), default=0.0)
-    last = last_word(signs.events)
-    if last is None:
-        return signs.attempt_began_at > submitted_at and signs.has_open_attempt
-    return last["event"] == "end" and signs.attempt_began_at > max(last["time"], submitted_at)
-
-
-def last_word(events: Sequence[Row], jobs: Sequence[str] | None = None) -> Row | None:
-    """The end of the newest start (of ``jobs``), or that start while it has none.
-
-    Not the last row: an older copy of a job, which the newer one has fenced off, ends after it. Of
-    two ends the later one: the batch script adds it when Slurm would not requeue.
-    """
-    rows = [row for row in events if jobs is None or is_one_of(str(row["job"]), jobs)]
-    start = next((row for row in reversed(rows) if row["event"] == "start"), None)
-    if start is None:
-        return None
-    name = (start["job"], start["restart"])
-    own = (r for r in rows[::-1] if r["event"] == "end" and (r["job"], r["restart"]) == name)
-    return next(own, start)
+    has_jobs = any(start.job is not None for start in signs.starts)
+    return newest.began_at > submitted_at and (has_jobs or newest.is_training)
 
 
 def _order(job: QueuedJob) -> tuple[int, int]:
@@ -206,15 +181,14 @@ def _is_of(account: AccountedJob, submission: Row) -> bool:
 
 def _judge_folder(signs: FolderSigns, now: float) -> RunState:
     """Of a run that Slurm does not know."""
-    if signs.has_open_attempt:
-        return _judge_training(signs, now)
-    if signs.end_reason is None:
+    if not signs.starts:
         return RunState(name="not started")
+    reason = signs.starts[-1].attempt_end
+    if reason is None:
+        return _judge_training(signs, now)
     if signs.is_finished:
         return RunState(name="finished")
-    if signs.end_reason in _STOP_REASONS:
-        return RunState(name="stopped", detail=signs.end_reason)
-    return RunState(name="failed", detail=signs.end_reason)
+    return RunState(name="stopped" if reason in _STOP_REASONS else "failed", detail=reason)
 
 
 def _judge_training(signs: FolderSigns, now: float) -> RunState:
@@ -248,27 +222,23 @@ def _judge_job(signs: FolderSigns, job: QueuedJob, now: float) -> RunState:
     if job.state != "RUNNING":  # CONFIGURING, SUSPENDED, REQUEUE_HOLD, …
         name = _JOB_STATES.get(job.state, "starting")
         return RunState(name=name, detail=job.state.lower())
-    if _is_cancelled(signs, job):
+    if not signs.cancels.isdisjoint((job.job, job.raw_job)):
         return RunState(name="ending", detail="asked to save and to end for good")
+    start = newest_of(signs.starts, [job.job])
+    if start is None or start.began_at < (job.starts_at or 0.0) - 5:
+        return RunState(name="starting", detail="its batch script has not begun")
+    return _judge_start(signs, start, now)
+
+
+def _judge_start(signs: FolderSigns, start: Start, now: float) -> RunState:
+    """Of a batch script that has written no end."""
     if signs.hang is not None:
         return RunState(name="hung", detail=signs.hang)
-    start = _last_event(signs.events, "start", job.job)
-    began_at = max(start["time"] if start else 0.0, (job.starts_at or 0.0) - 5)
-    if start is None or start["time"] < (job.starts_at or 0.0) - 5:
-        return RunState(name="starting", detail="its batch script has not begun")
-    if signs.attempt_began_at is None or signs.attempt_began_at < began_at:
-        return RunState(name="starting", detail=f"no step yet, {now - start['time']:,.0f} s in")
-    if signs.has_open_attempt:
-        return _judge_training(signs, now)
-    return RunState(name="ending", detail=str(signs.end_reason))
-
-
-def _is_cancelled(signs: FolderSigns, job: QueuedJob) -> bool:
-    return job.job in signs.cancels or job.raw_job in signs.cancels
-
-
-def _last_event(events: Sequence[Row], kind: str, job: str) -> Row | None:
-    return next((e for e in reversed(events) if e["event"] == kind and e["job"] == job), None)
+    if not start.attempt:
+        return RunState(name="starting", detail=f"no step yet, {now - start.began_at:,.0f} s in")
+    if start.attempt_end is not None:
+        return RunState(name="ending", detail=start.attempt_end)
+    return _judge_training(signs, now)
 
 
 def describe_wait(job: QueuedJob, now: float) -> str:
@@ -304,8 +274,8 @@ def _judge_gone(
 
 def _judge_end(signs: FolderSigns, jobs: Sequence[str], word: str) -> RunState:
     """``word``: Slurm's, or "" where it has forgotten the job."""
-    last = last_word(signs.events, jobs)
-    if last is None:
+    start = newest_of(signs.starts, jobs)
+    if start is None:
         if signs.is_finished:  # without Slurm, after it was submitted
             return RunState(name="finished")
         if word == "CANCELLED" or any(is_one_of(job, jobs) for job in signs.cancels):
@@ -313,23 +283,22 @@ def _judge_end(signs: FolderSigns, jobs: Sequence[str], word: str) -> RunState:
         if word in ("", "COMPLETED"):
             return RunState(name="lost", detail="it never began, and Slurm has forgotten it")
         return RunState(name="failed", detail=f"{ENDS.get(word, word)}, before it began")
-    job = str(last["job"])
-    if last["event"] == "start":
-        return replace(_judge_wordless(signs, last, word), job=job)
-    reason, action = str(last["reason"]), last["action"]
-    if action == "done" or signs.is_finished:
-        return RunState(name="finished", job=job)
-    if action == "cancelled" or (action in _COMING_BACK and word == "CANCELLED"):
-        return RunState(name="cancelled", detail=reason, job=job)
-    name = "failed" if action == "stop" and last["code"] != 75 else "stopped"
-    return RunState(name=name, detail=reason, job=job)
+    end = start.script_end
+    if end is None:
+        return replace(_judge_wordless(signs, start, word), job=start.job)
+    if end.action == "done" or signs.is_finished:
+        return RunState(name="finished", job=start.job)
+    if end.action == "cancelled" or (end.action in _COMING_BACK and word == "CANCELLED"):
+        return RunState(name="cancelled", detail=end.reason, job=start.job)
+    name = "failed" if end.action == "stop" and end.code != 75 else "stopped"
+    return RunState(name=name, detail=end.reason, job=start.job)
 
 
-def _judge_wordless(signs: FolderSigns, start: Row, word: str) -> RunState:
-    """Of an attempt that began and never said how it ended."""
+def _judge_wordless(signs: FolderSigns, start: Start, word: str) -> RunState:
+    """Of a start that never said how it ended."""
     if signs.is_finished:
         return RunState(name="finished")
-    if word == "CANCELLED" or str(start["job"]) in signs.cancels:
+    if word == "CANCELLED" or start.job in signs.cancels:
         return RunState(name="cancelled", detail="without saving")
     why = ENDS.get(word, word.lower()) if word != "COMPLETED" else ""
     return RunState(name="lost", detail=f"{why}; no end was written".removeprefix("; "))
@@ -337,23 +306,14 @@ def _judge_wordless(signs: FolderSigns, start: Row, word: str) -> RunState:
 
 def _judge_events(signs: FolderSigns, jobs: Sequence[str], now: float) -> RunState:
     """Where Slurm cannot be asked: what the batch scripts wrote, and the signs of life."""
-    last = last_word(signs.events, jobs)
-    if last is None:
+    start = newest_of(signs.starts, jobs)
+    if start is None:
         submitted = newest_submission(signs.submissions) or {}
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(submitted.get("time", now)))
         return RunState(name="queued", detail=f"submitted {when}, has not begun", job=jobs[0])
-    job = str(last["job"])
-    if last["event"] == "start":
-        nodes = str(last["nodes"])
-        if signs.hang is not None:
-            return RunState(name="hung", detail=signs.hang, job=job, nodes=nodes)
-        if (signs.attempt_began_at or 0.0) >= last["time"]:
-            if not signs.has_open_attempt:
-                return RunState(name="ending", detail=str(signs.end_reason), job=job, nodes=nodes)
-            return replace(_judge_training(signs, now), job=job, nodes=nodes)
-        silence = now - last["time"]
-        detail = f"no step yet, {silence:,.0f} s in"
-        return RunState(name="starting", detail=detail, job=job, nodes=nodes)
-    if last["action"] in _COMING_BACK and not signs.is_finished:
-        return RunState(name="queued", detail=f"requeued: {last['reason']}", job=job)
+    end = start.script_end
+    if end is None:
+        return replace(_judge_start(signs, start, now), job=start.job, nodes=start.nodes)
+    if end.action in _COMING_BACK and not signs.is_finished:
+        return RunState(name="queued", detail=f"requeued: {end.reason}", job=start.job)
     return _judge_end(signs, jobs, "")

@@ -29,6 +29,10 @@ class Submission:
     cluster: str
     nodes: tuple[int, int]
     tasks: int | None
+    limit_seconds: float | None
+    """A job's time limit."""
+    signal_seconds: float
+    """How long before its limit a job is asked to stop."""
     folder: str
     """The frozen copy."""
     command: tuple[str, ...]

@@ -27,7 +27,7 @@ from launcher.plan import (
 )
 from launcher.preflight import cordon
 from launcher.render import render
-from launcher.slurm import sbatch, scancel
+from launcher.slurm import parse_duration, sbatch, scancel
 from launcher.submissions import Submission, append_submission, submitting
 from launcher.sweep import parse_axis, plan_sweep, render_sweep
 from lmscale.config import load_config
@@ -233,6 +233,8 @@ def submit(prepared: Prepared, *, command: tuple[str, ...]) -> Submission:
             cluster=request.cluster_name,
             nodes=(job.min_nodes, job.max_nodes),
             tasks=job.tasks,
+            limit_seconds=parse_duration(request.cluster.time),
+            signal_seconds=float(request.cluster.signal_seconds),
             folder=str(job.frozen_folder),
             command=command,
             user=cordon.user_name(),

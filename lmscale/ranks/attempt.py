@@ -56,6 +56,15 @@ def attempt_from_environment(environ: Mapping[str, str] | None = None) -> Attemp
     return Attempt(job=match[1], restart=int(match[2]), submission=submission)
 
 
+def job_and_restart(environ: Mapping[str, str] | None = None) -> tuple[str | None, int]:
+    """The job as Slurm's commands show it, 12 or 12_3 of an array; None and 0 without Slurm."""
+    environ = os.environ if environ is None else environ
+    attempt = attempt_from_environment(environ)
+    if attempt.job is None or "SLURM_ARRAY_JOB_ID" not in environ:
+        return attempt.job, attempt.restart
+    return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}", attempt.restart
+
+
 def node_name() -> str:
     """Slurm's name of this node, which the host's need not be."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

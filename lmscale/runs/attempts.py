@@ -2,12 +2,13 @@
 
 ``attempts.jsonl`` in the run folder has rows of four events::
 
-    start     time attempt first_step host world_size zero_stage
+    start     time attempt job restart first_step host world_size zero_stage
     progress  time attempt step step_seconds seconds [skipped_steps]
     rewind    time attempt step step_seconds seconds [skipped_steps] to_step
     end       time attempt step step_seconds seconds [skipped_steps] reason
 
-``first_step`` steps were done before; ``step_seconds`` were spent in the steps since the last row,
+``job`` and ``restart`` are Slurm's; the job is null without it. ``first_step`` steps were done
+before; ``step_seconds`` were spent in the steps since the last row,
 ``seconds`` in ``step`` (an unfinished one included), ``data``, ``save``, ``evaluation``, ``start``,
 ``load``, ``rewind``, ``other``. ``skipped_steps`` of the steps changed nothing. The first progress
 row comes right after the start, and others after a second, two, four, up to every 15 s, whatever
@@ -28,6 +29,7 @@ from typing import Any
 
 from lmscale.errors import LeaseLostError, LmscaleError, NoSpaceError
 from lmscale.files.jsonl import Row, read_rows, renew_rows
+from lmscale.ranks.attempt import job_and_restart
 from lmscale.runs.goodput import (
     FIRST_SECONDS,
     PROGRESS_SECONDS,
@@ -181,7 +183,10 @@ def open_attempt(
     ends with the exception's name, unless the run is another copy's by then: that one's file gets
     no row from here.
     """
+    job, restart = job_and_restart()
     start: Row = {
+        "job": job,
+        "restart": restart,
         "first_step": first_step,
         "host": socket.gethostname(),
         "world_size": world_size,

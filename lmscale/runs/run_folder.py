@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +21,13 @@ from lmscale.files.run_files import (
     SLURM_FOLDER,
     STEP_FOLDER,
     SWEEP_FILE,
+    WATCH_FILE,
 )
 from lmscale.files.strangers import is_count, parse_json
 from lmscale.runs.attempts import ATTEMPTS_FILE, FINISHED
 from lmscale.runs.goodput import Goodput, goodput
 from lmscale.runs.ownership import CONFIG_FILE
+from lmscale.runs.starts import Start, plan_starts, read_events
 from lmscale.runs.sweep_folder import (
     find_membership,
     frozen_config,
@@ -36,14 +37,6 @@ from lmscale.runs.sweep_folder import (
 from lmscale.runs.trackers import METRICS_FILE
 
 LEDGER_FILE = "ledger.jsonl"
-EVENTS_FILE = "events.jsonl"
-_EVERY_EVENT = {"event", "time", "submission", "job", "restart"}
-_EVENT_KEYS = {
-    "start": _EVERY_EVENT | {"step", "nodes"},
-    "end": _EVERY_EVENT | {"step", "code", "reason", "action"},
-    "exclude": _EVERY_EVENT | {"nodes", "reason"},
-}
-RUNNING = "running"
 _METRICS_BYTES = 1 << 18  # some 200 lines: evaluations are rarer than steps
 # With what an attempt ends that could not be saved.
 _FAILED_SAVES = ("save failed", "CheckpointError", "NoSpaceError")
@@ -67,9 +60,6 @@ class RunStatus:
 
     folder: Path
     config: RunConfig
-    state: str
-    """``running``, ``silent for … s`` (killed, or in a very long step), ``not started``, or why the
-    last attempt ended."""
     step: int
     """Steps done, by the ledger."""
     figures: Row
@@ -81,6 +71,8 @@ class RunStatus:
     goodput: Goodput
     attempts: tuple[Row, ...]
     """All rows of attempts.jsonl."""
+    starts: tuple[Start, ...]
+    """Oldest first, those included in which no rank came to train."""
     checkpoints: tuple[str, ...]
     """Names of the committed ones, oldest first; of those elsewhere there is a copy of the
     manifest."""
@@ -94,25 +86,12 @@ class RunStatus:
     """What was made to fail on purpose, oldest first."""
     submissions: tuple[Row, ...]
     """To Slurm, oldest first."""
-    events: tuple[Row, ...]
-    """What the batch scripts wrote."""
     last_sign: float | None
     """When the run last wrote anything, as Unix time."""
 
     @property
-    def starts(self) -> tuple[Row, ...]:
+    def attempt_starts(self) -> tuple[Row, ...]:
         return tuple(row for row in self.attempts if row["event"] == "start")
-
-    @property
-    def has_open_attempt(self) -> bool:
-        """Whether the last attempt has written no end."""
-        return bool(self.attempts) and self.attempts[-1]["event"] != "end"
-
-    @property
-    def end_reason(self) -> str | None:
-        """Why the last attempt ended; None when it did not, or there was none."""
-        has_ended = bool(self.attempts) and self.attempts[-1]["event"] == "end"
-        return str(self.attempts[-1]["reason"]) if has_ended else None
 
     @property
     def failed_saves(self) -> tuple[Row, ...]:
@@ -121,7 +100,8 @@ class RunStatus:
 
     @property
     def is_finished(self) -> bool:
-        return self.end_reason == FINISHED and self.step >= self.config.train.steps
+        reason = self.attempts[-1].get("reason") if self.attempts else None
+        return reason == FINISHED and self.step >= self.config.train.steps
 
     @property
     def heldout(self) -> tuple[str, float] | None:
@@ -144,20 +124,20 @@ def read_status(folder: str | Path) -> RunStatus:
     found = (path.parent.name for path in paths if STEP_FOLDER.fullmatch(path.parent.name))
     checkpoints = sorted(found, key=lambda name: (len(name), name))
     last_sign = _last_sign(folder)
-    state = _describe_state(attempts, last_sign)
+    starts = plan_starts(read_events(folder), attempts, tail_rows(folder / WATCH_FILE))
     metrics = tail_rows(folder / METRICS_FILE, max_bytes=_METRICS_BYTES)
     figures, figure_steps = _latest_figures(metrics)
     return RunStatus(
         folder=folder,
         config=config,
-        state=state,
         step=ledger["step"] + 1 if ledger else 0,
         figures=figures,
         figure_steps=figure_steps,
         metrics=tuple(metrics),
         # Of a run that is gone without a word, the time since then is not known to be lost.
-        goodput=goodput(attempts, time.time() if state == RUNNING else None),
+        goodput=goodput(attempts, time.time() if _is_alive(attempts, last_sign) else None),
         attempts=tuple(attempts),
+        starts=starts,
         checkpoints=tuple(checkpoints),
         rewinds=tuple(read_rows(folder / REWINDS_FILE)),
         passed_over=tuple(
@@ -168,7 +148,6 @@ def read_status(folder: str | Path) -> RunStatus:
         evidence=tuple(sorted(folder.glob("guard/*/evidence.json"))),
         faults=tuple(read_rows(folder / FAULTS_FILE)),
         submissions=tuple(read_submissions(folder)),
-        events=tuple(read_events(folder)),
         last_sign=last_sign,
     )
 
@@ -183,23 +162,6 @@ def read_submissions(folder: str | Path) -> list[Row]:
     of_sweep = member_submissions(*membership) if membership else []
     rows += [row for row in of_sweep if row["submission"] not in known]
     return sorted(rows, key=lambda row: row["time"])
-
-
-def read_events(folder: Path) -> list[Row]:
-    """The rows that batch scripts wrote: two copies at once, on two nodes, may tear a line."""
-    try:
-        lines = (folder / SLURM_FOLDER / EVENTS_FILE).read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and row.keys() >= _EVENT_KEYS.get(row.get("event", ""), {"?"}):
-            rows.append(row)
-    return rows
 
 
 def load_run_config(folder: str | Path) -> RunConfig:
@@ -239,13 +201,9 @@ def _last_sign(folder: Path) -> float | None:
     return max(signs, default=None)
 
 
-def _describe_state(attempts: list[Row], last_sign: float | None) -> str:
-    if not attempts or last_sign is None:
-        return "not started"
-    if attempts[-1]["event"] == "end":
-        return str(attempts[-1]["reason"])
-    silence = time.time() - last_sign
-    return RUNNING if silence < ALIVE_SECONDS else f"silent for {silence:,.0f} s"
+def _is_alive(attempts: Sequence[Row], last_sign: float | None) -> bool:
+    is_open = bool(attempts) and attempts[-1]["event"] != "end"
+    return is_open and last_sign is not None and time.time() - last_sign < ALIVE_SECONDS
 
 
 def find_last_checkpoint(status: RunStatus) -> LastCheckpoint | None:

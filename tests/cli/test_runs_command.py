@@ -7,21 +7,29 @@ import time
 from dataclasses import asdict
 
 from lmscale.cli.main import main
+from lmscale.cli.runs.look import RunLook, look_at
 from lmscale.files.jsonl import append_row
 from lmscale.runs.run_folder import read_status
 from lmscale.watch.heartbeat import Beat, beat_path
 
 
 def restart(folder):
-    start = {"first_step": 10, "host": "h", "world_size": 4, "zero_stage": 3}
+    start = {"job": None, "restart": 0, "first_step": 10}
+    start |= {"host": "h", "world_size": 4, "zero_stage": 3}
     append_row(
         folder / "attempts.jsonl", {"event": "start", "time": time.time(), "attempt": 2, **start}
     )
 
 
+def state_of(run):
+    look = look_at([run]).runs[run]
+    assert isinstance(look, RunLook)
+    return look.state.line
+
+
 def test_a_stopped_run_says_why(run):
     status = read_status(run)
-    assert status.state == "SIGTERM"
+    assert state_of(run) == "stopped: SIGTERM"
     assert status.step == 12
     assert status.figures["train/loss"] == 3.0
     assert status.figures["evaluation/heldout/loss"] == 3.5
@@ -31,7 +39,7 @@ def test_a_stopped_run_says_why(run):
 
 def test_a_run_that_writes_is_running(run):
     restart(run)
-    assert read_status(run).state == "running"
+    assert state_of(run) == "running"
     assert read_status(run).goodput.restarts == 1
 
 
@@ -79,6 +87,7 @@ def test_the_status_says_of_which_step_a_figure_is(run, capsys):
 
 def test_the_status_says_where_the_time_went(run, capsys):
     begun = {"event": "start", "time": 11_400.0, "attempt": 2, "first_step": 10}
+    begun |= {"job": None, "restart": 0}
     append_row(run / "attempts.jsonl", {**begun, "host": "h", "world_size": 2, "zero_stage": 1})
     seconds = {"start": 20.0, "step": 140.0, "data": 30.0, "save": 10.0}
     ended = {"event": "end", "time": 11_600.0, "attempt": 2, "step": 12, "step_seconds": 170.0}
@@ -303,10 +312,10 @@ def test_the_heartbeat_of_a_very_long_step_is_a_sign_of_life(run):
     restart(run)
     for path in run.glob("*.jsonl"):
         os.utime(path, (time.time() - 900, time.time() - 900))
-    assert read_status(run).state.startswith("silent for ")
+    assert state_of(run).startswith("silent: for ")
     (run / "heartbeats").mkdir()
     beat_path(run, 0).write_text("{}")
-    assert read_status(run).state == "running"
+    assert state_of(run) == "running"
 
 
 def test_the_estimated_end_says_what_it_is_estimated_from(run, capsys):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.history import Evidence, Limits, excluded_nodes, limits_of_script, plan_history
+from launcher.history import excluded_nodes, plan_history
 from launcher.slurm import parse_accounting
-from launcher.status import last_word
+from lmscale.runs.starts import EVENT_ROW, newest_of, plan_starts
 
 ACCOUNTS = parse_accounting((Path(__file__).with_name("recorded") / "sacct.txt").read_text())
 T0 = 1_800_000_000.0
@@ -25,14 +25,26 @@ def end(at: float, step: int, *, code: int, action: str, reason: str, restart: i
     return {**row, "step": step, "code": code, "reason": reason, "action": action}
 
 
-def attempt(number: int, at: float, first_step: int, *rows: tuple[float, int, str | None]):
+def attempt(
+    number: int,
+    at: float,
+    first_step: int,
+    *rows: tuple[float, int, str | None],
+    job: str | None = "12",
+    restart: int = 0,
+):
     begin = {"event": "start", "time": T0 + at, "attempt": number, "first_step": first_step}
+    begin |= {"job": job, "restart": restart}
     made = [{**begin, "host": "n1", "world_size": 4, "zero_stage": 1}]
     for later, step, reason in rows:
         event = {"event": "end", "reason": reason} if reason else {"event": "progress"}
         row = {"time": T0 + later, "attempt": number, "step": step, "step_seconds": 1.0}
         made.append({**event, **row})
     return made
+
+
+def starts_of(events, attempts=(), watch=()):
+    return plan_starts([EVENT_ROW.validate_python(row) for row in events], attempts, watch)
 
 
 STOPPED = "stopped on request (USR1), saved at step 40"
@@ -47,10 +59,10 @@ def test_every_start_is_one_line_with_its_end():
     ]
     attempts = [
         *attempt(1, 5, 0, (50, 20, None), (99, 40, "SIGUSR1")),
-        *attempt(2, 125, 40, (200, 77, None)),
-        *attempt(3, 305, 60),
+        *attempt(2, 125, 40, (200, 77, None), restart=1),
+        *attempt(3, 305, 60, restart=2),
     ]
-    history = plan_history(events, attempts, active_step=64)
+    history = plan_history(starts_of(events, attempts), active_step=64)
     when = [time.strftime("%Y-%m-%d %H:%M", time.localtime(T0 + at)) for at in (0, 120, 300)]
     assert [stretch.line for stretch in history] == [
         f"{when[0]} job 12, n[1-2], 4 ranks, ZeRO 1, steps 0-40: {STOPPED}, requeued",
@@ -60,11 +72,11 @@ def test_every_start_is_one_line_with_its_end():
 
 
 def test_a_stop_near_the_limit_is_the_time_limit_and_one_far_from_it_is_not():
-    limits = {"s": Limits(limit_seconds=3600, signal_seconds=300)}
+    submission = {"submission": "s", "limit_seconds": 3600.0, "signal_seconds": 300.0}
     ends = []
     for seconds in (3250, 3400, 1000):
         events = [start(0), end(seconds, 40, code=75, action="requeue", reason=STOPPED)]
-        (stretch,) = plan_history(events, [], Evidence(limits=limits))
+        (stretch,) = plan_history(starts_of(events), submissions=[submission])
         ends.append(stretch.end)
     assert ends == [
         f"time limit: {STOPPED}, requeued",
@@ -79,10 +91,10 @@ def test_a_start_that_did_not_come_to_a_rank_has_its_end_as_well():
         {**start(10), "event": "exclude", "nodes": "n2", "reason": "GPU 3 is missing"},
         end(11, -1, code=75, action="requeue", reason="bad nodes excluded: n2"),
     ]
-    (stretch,) = plan_history(events, [])
+    (stretch,) = plan_history(starts_of(events))
     assert stretch.line.endswith("n[1-2], steps 0-0: bad nodes excluded: n2, requeued")
     assert stretch.excluded == ("n2: GPU 3 is missing",)
-    assert excluded_nodes(events) == {"n2": "GPU 3 is missing"}
+    assert excluded_nodes(starts_of(events)) == {"n2": "GPU 3 is missing"}
 
 
 def test_a_job_that_slurm_would_not_requeue_has_stopped():
@@ -91,9 +103,8 @@ def test_a_job_that_slurm_would_not_requeue_has_stopped():
         end(10, 4, code=75, action="requeue", reason="stopped on request"),
         end(11, 4, code=75, action="stop", reason="Slurm would not requeue"),
     ]
-    (stretch,) = plan_history(events, [])
+    (stretch,) = plan_history(starts_of(events))
     assert (stretch.end, stretch.action) == ("Slurm would not requeue, stopped", "stop")
-    assert last_word(events) == events[-1]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +115,7 @@ def test_the_accounting_says_why_a_start_was_lost(name, cause):
     record = next(a for a in ACCOUNTS if a.name == name)
     assert record.started_at is not None
     row = {**start(0, job=record.job), "time": record.started_at + 1}
-    (stretch,) = plan_history([row], [], Evidence(accounts=ACCOUNTS))
+    (stretch,) = plan_history(starts_of([row]), accounts=ACCOUNTS)
     assert stretch.end == f"lost: no end was written ({cause})"
     assert stretch.ended_at == record.ended_at
 
@@ -116,7 +127,9 @@ def test_of_two_copies_of_a_job_each_has_its_own_end():
         end(65, 10, code=75, action="fenced", reason="attempt 12.1 has taken this run over"),
         end(200, 90, code=0, action="done", reason="finished", restart=1),
     ]
-    first, second = plan_history(events, [])
+    starts = starts_of(events)
+    assert newest_of(starts, ["12"]) == starts[-1]
+    first, second = plan_history(starts)
     assert first.end == "attempt 12.1 has taken this run over"
     assert (second.end, second.last_step) == ("finished", 90)
 
@@ -127,8 +140,8 @@ def test_an_attempt_belongs_to_the_newest_copy_though_an_older_one_ends_after_it
         start(60, restart=1, step=10),
         end(65, 10, code=75, action="fenced", reason="taken over"),
     ]
-    attempts = [*attempt(1, 5, 0, (58, 12, None)), *attempt(2, 70, 10, (80, 20, None))]
-    first, second = plan_history(events, attempts, active_step=22)
+    attempts = [*attempt(1, 5, 0, (58, 12, None)), *attempt(2, 70, 10, (80, 20, None), restart=1)]
+    first, second = plan_history(starts_of(events, attempts), active_step=22)
     assert (first.end, first.first_step) == ("taken over", 0)
     assert (second.job, second.first_step, second.last_step, second.end) == ("12", 10, 22, "")
 
@@ -136,10 +149,10 @@ def test_an_attempt_belongs_to_the_newest_copy_though_an_older_one_ends_after_it
 def test_a_start_that_the_watchdog_ended_says_who_held_it_up():
     failed = end(100, 40, code=1, action="requeue", reason="failed (exit code 1)")
     hang = {"event": "end", "time": T0 + 90, "text": "rank 3 on n2 in data for 600 s"}
-    first, second = plan_history([start(0), failed, start(120)], [], Evidence(hangs=[hang]))
+    first, second = plan_history(starts_of([start(0), failed, start(120, restart=1)], watch=[hang]))
     words = "hung (rank 3 on n2 in data for 600 s): failed (exit code 1), requeued"
     assert (first.end, second.end) == (words, "lost: no end was written")
-    (local,) = plan_history([], attempt(1, 5, 0, (80, 7, None)), Evidence(hangs=[hang]))
+    (local,) = plan_history(starts_of([], attempt(1, 5, 0, (80, 7, None), job=None), [hang]))
     assert local.end == "hung (rank 3 on n2 in data for 600 s)"
 
 
@@ -147,10 +160,10 @@ def test_starts_without_slurm_stand_among_the_others():
     events = [start(0), end(100, 40, code=75, action="stop", reason="told to")]
     attempts = [
         *attempt(1, 5, 0, (99, 40, "stop file")),
-        *attempt(2, 500, 40, (600, 80, "SIGTERM")),
-        *attempt(3, 700, 80, (750, 90, None)),
+        *attempt(2, 500, 40, (600, 80, "SIGTERM"), job=None),
+        *attempt(3, 700, 80, (750, 90, None), job=None),
     ]
-    history = plan_history(events, attempts)
+    history = plan_history(starts_of(events, attempts))
     assert [(s.job, s.first_step, s.last_step) for s in history] == [
         ("12", 0, 40),
         (None, 40, 80),
@@ -160,21 +173,14 @@ def test_starts_without_slurm_stand_among_the_others():
 
 
 def test_a_run_that_only_waits_has_no_history():
-    assert plan_history([], []) == ()
+    assert plan_history(starts_of([])) == ()
 
 
 def test_a_fault_that_the_ranks_named_is_no_time_limit_however_late_it_comes():
     told = end(990, 40, code=75, action="requeue", reason="disk full, saved at step 40")
-    limits = {"s": Limits(limit_seconds=1000.0, signal_seconds=100.0)}
-    (stretch,) = plan_history(
-        [start(0), {**told, "fault": "disk full"}], [], Evidence(limits=limits)
-    )
+    submission = {"submission": "s", "limit_seconds": 1000.0, "signal_seconds": 100.0}
+    starts = starts_of([start(0), {**told, "fault": "disk full"}])
+    (stretch,) = plan_history(starts, submissions=[submission])
     assert stretch.end == "disk full, saved at step 40, requeued"
-    (stretch,) = plan_history([start(0), told], [], Evidence(limits=limits))
+    (stretch,) = plan_history(starts_of([start(0), told]), submissions=[submission])
     assert stretch.end.startswith("time limit: ")
-
-
-def test_the_limits_are_read_from_the_script_that_ran():
-    script = "#!/bin/bash\n#SBATCH --time=1-00:30:00\n#SBATCH --signal=B:USR1@300\nsrun x\n"
-    assert limits_of_script(script) == Limits(limit_seconds=88_200, signal_seconds=300)
-    assert limits_of_script("#!/bin/bash\n") == Limits()

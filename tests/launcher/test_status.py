@@ -14,10 +14,10 @@ from launcher.status import (
     FolderSigns,
     SlurmAnswer,
     describe_wait,
-    is_one_of,
     judge_run,
     newest_submission,
 )
+from lmscale.runs.starts import EVENT_ROW, is_one_of, plan_starts
 
 RECORDED = Path(__file__).with_name("recorded")
 QUEUE = parse_queue((RECORDED / "squeue.txt").read_text())
@@ -44,20 +44,33 @@ def end(job: str, action: str, *, code: int = 75, at: float = NOW - 5, reason: s
     return {**row, "code": code, "reason": reason, "action": action}
 
 
+def attempt(
+    at: float, *, job: str | None = None, restart: int = 0, reason: str | None = None
+) -> list[dict]:
+    row = {"event": "start", "time": at, "attempt": 1, "job": job, "restart": restart}
+    begin = {**row, "first_step": 0, "host": "n1", "world_size": 4, "zero_stage": 1}
+    ended = {"event": "end", "time": at + 1, "attempt": 1, "step": 40, "reason": reason}
+    return [begin, ended] if reason is not None else [begin]
+
+
 def judge(
     job: str | None,
     *events: dict,
+    attempts: list[dict] | None = None,
     queue: tuple[QueuedJob, ...] = QUEUE,
     accounts: tuple[AccountedJob, ...] | None = None,
     is_asked: bool = True,
     **signs,
 ):
     submissions = (submission(job),) if job else ()
+    starts = plan_starts([EVENT_ROW.validate_python(row) for row in events], attempts or [])
     answer = SlurmAnswer(queue=queue, accounts=accounts) if is_asked else None
-    return judge_run(FolderSigns(submissions=submissions, events=events, **signs), answer, NOW)
+    return judge_run(FolderSigns(submissions=submissions, starts=starts, **signs), answer, NOW)
 
 
-TRAINING = {"attempt_began_at": NOW - 8, "has_open_attempt": True, "last_sign": NOW - 1}
+def training(job: str | None = None, *, at: float = NOW - 8, restart: int = 0) -> dict:
+    """What is known of a start whose ranks train."""
+    return {"attempts": attempt(at, job=job, restart=restart), "last_sign": NOW - 1}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +90,7 @@ TRAINING = {"attempt_began_at": NOW - 8, "has_open_attempt": True, "last_sign": 
 def test_a_recorded_job_has_its_state_in_words(name, state, words):
     job = of(name)
     events = [start(job.job)] if state == "running" else []
-    found = judge(job.job, *events, **(TRAINING if events else {}))
+    found = judge(job.job, *events, **(training(job.job) if events else {}))
     assert (found.name, found.source, found.job) == (state, "squeue", job.job)
     assert found.detail.startswith(words)
     assert found.is_active
@@ -104,7 +117,8 @@ def test_a_job_without_a_step_is_starting():
     assert judge("37").line == "starting: its batch script has not begun"
     assert judge("37", start("37")).line == "starting: no step yet, 10 s in"
     # The attempt of an earlier start does not count.
-    found = judge("37", start("37"), attempt_began_at=NOW - 100, has_open_attempt=True)
+    events = [start("37", at=NOW - 110), start("37", restart=1)]
+    found = judge("37", *events, **training("37", at=NOW - 100))
     assert found.name == "starting"
 
 
@@ -112,7 +126,7 @@ def test_a_job_that_writes_nothing_is_silent_and_one_that_stands_still_is_hung()
     at = NOW - 1000
     job = next(job for job in QUEUE if job.job == "37")
     old = tuple(QueuedJob(**{**vars(job), "starts_at": at}) if j is job else j for j in QUEUE)
-    signs = {"attempt_began_at": at + 5, "has_open_attempt": True}
+    signs = {"attempts": attempt(at + 5, job="37")}
     found = judge("37", start("37", at=at), queue=old, last_sign=NOW - 130, **signs)
     assert found.line == "silent: for 130 s"
     text = "rank 3 on n2 in data for 61 s, the others wait in agree of step 812"
@@ -121,7 +135,7 @@ def test_a_job_that_writes_nothing_is_silent_and_one_that_stands_still_is_hung()
 
 
 def test_a_running_job_that_was_cancelled_is_ending():
-    found = judge("37", start("37"), cancels=frozenset(["37"]), **TRAINING)
+    found = judge("37", start("37"), cancels=frozenset(["37"]), **training("37"))
     assert (found.name, found.detail) == ("ending", "asked to save and to end for good")
 
 
@@ -178,7 +192,7 @@ def test_an_older_job_of_the_same_number_is_not_this_one():
 def test_where_slurm_cannot_be_asked_the_folder_is_believed():
     assert judge("7", is_asked=False).line.startswith("queued: submitted ")
     assert judge("7", start("7"), is_asked=False).name == "starting"
-    running = judge("7", start("7"), is_asked=False, **TRAINING)
+    running = judge("7", start("7"), is_asked=False, **training("7"))
     assert (running.name, running.job, running.source) == ("running", "7", "folder")
     asked = judge("7", start("7"), end("7", "requeue"), is_asked=False)
     assert asked.line == "queued: requeued: why"
@@ -187,23 +201,26 @@ def test_where_slurm_cannot_be_asked_the_folder_is_believed():
 
 def test_a_run_without_slurm_is_judged_by_its_attempts():
     assert judge(None).line == "not started"
-    assert judge(None, **TRAINING).line == "running"
-    ended = {"attempt_began_at": NOW - 50}
-    assert judge(None, end_reason="SIGTERM", **ended).line == "stopped: SIGTERM"
-    assert judge(None, end_reason="OutOfMemoryError", **ended).line == "failed: OutOfMemoryError"
-    assert judge(None, end_reason="finished", is_finished=True, **ended).line == "finished"
+    assert judge(None, **training()).line == "running"
+    for reason, line in {
+        "SIGTERM": "stopped: SIGTERM",
+        "OutOfMemoryError": "failed: OutOfMemoryError",
+    }.items():
+        assert judge(None, attempts=attempt(NOW - 50, reason=reason)).line == line
+    finished = attempt(NOW - 50, reason="finished")
+    assert judge(None, attempts=finished, is_finished=True).line == "finished"
 
 
 def test_a_start_without_slurm_after_the_jobs_is_the_newest_word():
     events = (start("32"), end("32", "stop", code=2))
-    found = judge("32", *events, attempt_began_at=NOW - 2, has_open_attempt=True, last_sign=NOW)
+    found = judge("32", *events, attempts=attempt(NOW - 2), last_sign=NOW)
     assert (found.line, found.job) == ("running", None)
 
 
 def test_an_older_copy_that_was_fenced_off_does_not_speak_for_the_newer_one():
-    events = (start("7"), start("7", restart=1), end("7", "fenced"))
+    events = (start("7"), start("7", at=NOW - 9, restart=1), end("7", "fenced"))
     assert judge("7", *events, is_asked=False).name == "starting"
-    assert judge("7", *events, is_asked=False, **TRAINING).name == "running"
+    assert judge("7", *events, is_asked=False, **training("7", restart=1)).name == "running"
     assert judge("7", *events).line == "lost: no end was written"
 
 
@@ -268,10 +285,11 @@ events = st.lists(
     accounts=st.sampled_from([None, (), ACCOUNTS]),
     is_asked=st.booleans(),
     began=st.none() | st.floats(NOW - 100, NOW),
-    has_open_attempt=st.booleans(),
+    reason=st.sampled_from([None, "SIGTERM"]),
+    is_local=st.booleans(),
 )
 def test_every_mixture_of_signs_has_a_state(
-    job, events, queue, accounts, is_asked, began, has_open_attempt
+    job, events, queue, accounts, is_asked, began, reason, is_local
 ):
     found = judge(
         job,
@@ -279,9 +297,7 @@ def test_every_mixture_of_signs_has_a_state(
         queue=queue,
         accounts=accounts,
         is_asked=is_asked,
-        attempt_began_at=began,
-        has_open_attempt=has_open_attempt and began is not None,
-        end_reason="SIGTERM" if began and not has_open_attempt else None,
+        attempts=attempt(began, job=None if is_local else job, reason=reason) if began else [],
         last_sign=began,
     )
     assert found.line and "None" not in found.line

@@ -135,7 +135,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
         "forecast": forecast_json(forecast),
         "history": [asdict(stretch) for stretch in history],
         "other_jobs": others,
-        "excluded_nodes": excluded_nodes(look.status.events),
+        "excluded_nodes": excluded_nodes(look.status.starts),
         "watch": watch,
         "heartbeats": [asdict(beat) for beat in beats],
         "submissions": list(look.status.submissions),
@@ -149,7 +149,7 @@ def _forecast(look: RunLook) -> Forecast | None:
     status = look.status
     return forecast(
         status.metrics,
-        starts=[row["time"] for row in status.starts],
+        starts=[row["time"] for row in status.attempt_starts],
         step=status.step,
         steps=status.config.train.steps,
         goodput=status.goodput.fraction,

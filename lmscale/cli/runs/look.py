@@ -11,32 +11,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.cancel import read_cancelled
-from launcher.history import Evidence, Limits, Stretch, limits_of_script, plan_history
+from launcher.history import Stretch, plan_history
 from launcher.slurm import sacct, squeue
 from launcher.status import (
     TRAIN,
     FolderSigns,
     RunState,
     SlurmAnswer,
-    is_one_of,
     jobs_of,
     judge_run,
     newest_submission,
 )
 from lmscale.errors import ClusterError, LmscaleError
-from lmscale.files.jsonl import Row, tail_rows
+from lmscale.files.jsonl import tail_rows
 from lmscale.files.run_files import SLURM_FOLDER, WATCH_FILE
 from lmscale.runs.run_folder import read_status
+from lmscale.runs.starts import HANG_ENDED, is_one_of
 from lmscale.runs.sweep_folder import job_outputs
 
 if TYPE_CHECKING:
     from lmscale.runs.run_folder import RunStatus
 
-ENDED_HANG = "end"  # the watchdog has ended all ranks
 _ERROR = "error:"
 _BEGIN = re.compile(r" lmscale: starting \d+ rank")  # the batch script's word before the ranks'
 _MAX_ERRORS, _MAX_FILES, _TAIL_BYTES = 5, 16, 65_536
-_STANDSTILLS = ("hang", ENDED_HANG, "moving")
+_STANDSTILLS = ("hang", HANG_ENDED, "moving")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,22 +83,14 @@ def _read(folder: Path) -> RunStatus | LmscaleError:
 
 
 def signs_of(status: RunStatus) -> FolderSigns:
-    starts = status.starts
-    began_at = starts[-1]["time"] if starts else None
-    events = [row["time"] for row in status.events if row["event"] == "start"]
-    standstill = _read_standstill(status.folder, since=max([began_at or 0.0, *events[-1:]]))
-    text = None if standstill is None else str(standstill["text"])
-    is_over = standstill is not None and standstill["event"] == ENDED_HANG
+    since = status.starts[-1].began_at if status.starts else 0.0
     return FolderSigns(
         submissions=status.submissions,
-        events=status.events,
+        starts=status.starts,
         cancels=read_cancelled(status.folder / SLURM_FOLDER),
-        attempt_began_at=began_at,
-        has_open_attempt=status.has_open_attempt and not is_over,
-        end_reason=f"hung: {text}" if is_over else status.end_reason,
         is_finished=_is_finished(status),
         last_sign=status.last_sign,
-        hang=None if is_over else text,
+        hang=_read_hang(status.folder, since=since),
     )
 
 
@@ -111,12 +102,11 @@ def _is_finished(status: RunStatus) -> bool:
     return newest is None or newest["time"] <= status.attempts[-1]["time"]
 
 
-def _read_standstill(folder: Path, *, since: float) -> Row | None:
-    """The watchdog's last word, if the ranks have not moved since it said so."""
+def _read_hang(folder: Path, *, since: float) -> str | None:
+    """What the watchdog said of a hang, if the ranks have not moved nor ended since."""
     rows = [row for row in tail_rows(folder / WATCH_FILE) if row["event"] in _STANDSTILLS]
-    if not rows or rows[-1]["event"] == "moving" or rows[-1]["time"] < since:
-        return None
-    return rows[-1]
+    hangs = rows and rows[-1]["event"] == "hang" and rows[-1]["time"] >= since
+    return str(rows[-1]["text"]) if hangs else None
 
 
 def _ask_slurm(statuses: Sequence[RunStatus], *, with_past: bool) -> tuple[SlurmAnswer | None, str]:
@@ -148,15 +138,10 @@ def _jobs_to_ask(status: RunStatus, with_past: bool) -> tuple[str, ...]:
 def history_of(look: RunLook, answer: SlurmAnswer | None) -> tuple[Stretch, ...]:
     status = look.status
     may_go_on = look.state.is_active and look.state.name not in ("queued", "held")
-    watch = tail_rows(status.folder / WATCH_FILE)
     return plan_history(
-        status.events,
-        status.attempts,
-        Evidence(
-            accounts=(answer.accounts or ()) if answer is not None else (),
-            limits=_read_limits(status),
-            hangs=[row for row in watch if row["event"] == ENDED_HANG],
-        ),
+        status.starts,
+        accounts=(answer.accounts or ()) if answer is not None else (),
+        submissions=status.submissions,
         active_step=status.step if may_go_on else None,
     )
 
@@ -190,10 +175,7 @@ def errors_of(look: RunLook) -> list[str]:
     begins = [number for number, line in enumerate(lines) if _BEGIN.search(line)]
     found = [line for line in lines[begins[-1] if begins else 0 :] if line.startswith(_ERROR)]
     if not found:
-        began_at = max((row["time"] for row in look.status.starts), default=0.0)
-        began_at = max(
-            [began_at, *(e["time"] for e in look.status.events if e["event"] == "start")]
-        )
+        began_at = max((start.began_at for start in look.status.starts), default=0.0)
         files = [f for f in (folder / "logs").glob("rank-*.out") if f.stat().st_mtime >= began_at]
         files = sorted(files)[:_MAX_FILES]
         found = [line for file in files for line in _tail_lines(file) if line.startswith(_ERROR)]
@@ -207,20 +189,6 @@ def _tail_lines(path: Path) -> list[str]:
             return file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         return []
-
-
-def _read_limits(status: RunStatus) -> dict[str, Limits]:
-    limits = {}
-    for row in status.submissions:
-        name = str(row["submission"])
-        own = status.folder / SLURM_FOLDER / name
-        folder = own if own.is_dir() else Path(row.get("folder", own))  # of a sweep's run elsewhere
-        try:
-            script = (folder / "job.sh").read_text(encoding="utf-8")
-        except OSError:
-            continue
-        limits[name] = limits_of_script(script)
-    return limits
 
 
 def state_json(state: RunState) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def to_json(folder: Path, look: RunLook | LmscaleError) -> dict[str, Any]:
         "figures": status.figures,
         "figure_steps": dict(status.figure_steps),
         "goodput": goodput_json(status.goodput),
-        "attempts": list(status.starts),
+        "attempts": list(status.attempt_starts),
         "checkpoints": list(status.checkpoints),
         "heldout": dict(zip(("name", "loss"), status.heldout or (), strict=False)) or None,
     }
