@@ -6,12 +6,11 @@ parameter and optimizer state looks like. docs/formats.md names its fields.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmscale.checkpoint.fragments import Fragment, owned_fragments, parameter_shapes
+from lmscale.checkpoint.fragments import owned_fragments, parameter_shapes
 from lmscale.engine import Engine
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import GuardError, LmscaleError
@@ -43,7 +42,6 @@ VERSION = 1
 MAX_SAMPLES = 64
 MAX_TEXT = 300  # characters of a sample
 CHUNK = 1 << 22  # elements looked at at once: the memory may be as good as full
-SHOWN = 3  # parameters named in the log
 
 
 class GuardHook:
@@ -73,41 +71,33 @@ class GuardHook:
             raise
 
 
-def save_evidence(
-    run: Run, guard: Guard, divergence: Divergence, *, decision: str
-) -> dict[str, Any]:
-    """Gather the evidence and write it. All ranks together; returns what was gathered.
+def save_evidence(run: Run, guard: Guard, divergence: Divergence, *, decision: str) -> None:
+    """Gather the evidence and write it, on rank 0. All ranks together.
 
     What cannot be read or written is said in the log, and in the evidence as far as there is one.
     """
     heartbeat.phase("save")
-    states = measure_states(run.engine)
+    parameters = measure_states(run.engine)
     if not run.ranks.is_first:
-        return {}
+        return
     folder = evidence_folder(run.folder, divergence.at_step, rewinds=len(guard.rewinds))
-    evidence = {
-        "version": VERSION,
-        "decision": decision,
-        **describe_judgement(guard, divergence),
-        "samples": describe_window(run.stream, run.tokenizer, divergence),
-        "parameters": {name: state.to_json() for name, state in states.items()},
-    }
+    window = describe_window(run.stream, run.tokenizer, divergence)
+    evidence = {"version": VERSION, "decision": decision, **describe_judgement(guard, divergence)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / EVIDENCE_FILE, evidence)
+        write_json(folder / EVIDENCE_FILE, evidence | {"samples": window, "parameters": parameters})
     except OSError as error:  # the divergence is what has to be told
         logger.warning("the evidence could not be written to %s: %s", folder, error)
-    logger.warning("%s", render_summary(divergence, evidence["samples"], states, folder))
-    return evidence
-
-
-def change_decision(run_folder: Path, divergence: Divergence, rewinds: int, decision: str) -> None:
-    """Where it turned out otherwise behind the evidence: no checkpoint was old enough. Rank 0."""
-    folder = evidence_folder(run_folder, divergence.at_step, rewinds=rewinds)
-    try:
-        write_json(folder / EVIDENCE_FILE, load_evidence(folder) | {"decision": decision})
-    except (OSError, ValueError) as error:
-        logger.warning("the evidence in %s could not be corrected: %s", folder, error)
+    sources = ", ".join(f"{count} of {name}" for name, count in window["sources"].items())
+    logger.warning(
+        "diverged at step %d: %s\n  samples in question: %d to %d (%s)\n  evidence: %s",
+        divergence.at_step,
+        divergence.why,
+        window["first"],
+        window["first"] + window["count"] - 1,
+        sources,
+        folder / EVIDENCE_FILE,
+    )
 
 
 def evidence_folder(run_folder: Path, step: int, *, rewinds: int) -> Path:
@@ -134,29 +124,22 @@ def describe_judgement(guard: Guard, divergence: Divergence) -> dict[str, Any]:
 
 
 def describe_window(stream: Stream, tokenizer: Tokenizer, divergence: Divergence) -> dict[str, Any]:
-    """The samples in question: how many of each source, and the text of some of them."""
+    """The samples in question: how many of each source, and the text of some, evenly spread."""
     first, count = divergence.jump_from_n, divergence.jump_samples
     sources, _ = stream.mixture.locate(first, count)
     names = [stream.mixture.names[source] for source in sources.tolist()]
-    window: dict[str, Any] = {
-        "first": first,
-        "count": count,
-        "sources": dict(sorted(Counter(names).items())),
-    }
+    window: dict[str, Any] = {"first": first, "count": count}
+    window["sources"] = dict(sorted(Counter(names).items()))
+    shown = np.unique(np.linspace(0, count - 1, min(count, MAX_SAMPLES)).astype(int)).tolist()
     try:
         window["texts"] = [
-            {"n": n, "source": names[n - first], "text": _text_of(stream, tokenizer, n)}
-            for n in spread(first, count, MAX_SAMPLES)
+            {"n": first + i, "source": names[i], "text": _text_of(stream, tokenizer, first + i)}
+            for i in shown
         ]
     except (LmscaleError, OSError) as error:
         window["problem"] = f"the samples cannot be read: {error}"
         logger.warning("the evidence is without the samples' text: %s", error)
     return window
-
-
-def spread(first: int, count: int, most: int) -> list[int]:
-    """At most so many of the numbers first, first + 1, …, evenly, both ends included."""
-    return np.unique(np.linspace(first, first + count - 1, min(count, most)).astype(int)).tolist()
 
 
 def _text_of(stream: Stream, tokenizer: Tokenizer, n: int) -> str:
@@ -166,124 +149,39 @@ def _text_of(stream: Stream, tokenizer: Tokenizer, n: int) -> str:
     return tokenizer.decode(tokens)[:MAX_TEXT]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ParameterState:
-    """A parameter and its optimizer states, whole, over all ranks."""
-
-    elements: int
-    norms: Mapping[str, float]  # kind → root of the sum of squares of its finite elements
-    nonfinite: Mapping[str, int]  # kind → elements that are not finite
-
-    def rms(self, kind: str) -> float:
-        return self.norms[kind] / math.sqrt(max(1, self.elements))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "elements": self.elements,
-            "norms": {kind: plain(value) for kind, value in self.norms.items()},
-            "nonfinite": dict(self.nonfinite),
-        }
-
-
-def measure_states(engine: Engine) -> dict[str, ParameterState]:
-    """Norms and counts of all that a checkpoint would hold, by parameter. All ranks together."""
-    mine: dict[tuple[str, str], tuple[float, float, float]] = {}
+def measure_states(engine: Engine) -> dict[str, dict[str, Any]]:
+    """Of every parameter its ``elements``, and of its weight and states, whole, over all ranks, the
+    ``norms`` of the finite elements and the number of ``nonfinite`` ones. All ranks together.
+    """
+    sums: dict[tuple[str, str], np.ndarray] = {}  # squares, elements not finite, elements
     try:
         for fragment in owned_fragments(engine):
-            _add_fragment(mine, fragment)
+            for kind, tensor in fragment.tensors.items():
+                key = (fragment.parameter, kind)
+                sums[key] = sums.get(key, np.zeros(3)) + _measure(tensor)
             heartbeat.tick()
     except LmscaleError as error:  # on all ranks alike; and the others wait below
         logger.warning("the evidence is without the parameters' norms: %s", error)
     # A rank knows the kinds of what it owns; small, and the same order for all of them.
-    known = sorted({(name, kind) for rows in gather_json(list(mine)) for name, kind in rows})
-    summed = sum_float64([value for key in known for value in mine.get(key, (0.0, 0.0, 0.0))])
-    shapes = parameter_shapes(engine)
-    rows: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for number, (name, kind) in enumerate(known):
-        squares, nonfinite, elements = summed[3 * number : 3 * number + 3]
-        rows.setdefault(name, {})[kind] = (squares, nonfinite, elements)
-    order = {name: number for number, name in enumerate(shapes)}
-    return {
-        name: ParameterState(
-            elements=int(max(elements for _, _, elements in kinds.values())),
-            norms={kind: math.sqrt(squares) for kind, (squares, _, _) in kinds.items()},
-            nonfinite={kind: int(count) for kind, (_, count, _) in kinds.items()},
-        )
-        for name, kinds in sorted(rows.items(), key=lambda item: order.get(item[0], len(order)))
-    }
-
-
-def _add_fragment(
-    sums: dict[tuple[str, str], tuple[float, float, float]], fragment: Fragment
-) -> None:
-    for kind, tensor in fragment.tensors.items():
-        squares, nonfinite = _measure(tensor)
-        before = sums.get((fragment.parameter, kind), (0.0, 0.0, 0.0))
-        sums[fragment.parameter, kind] = (
-            before[0] + squares,
-            before[1] + nonfinite,
-            before[2] + tensor.numel(),
-        )
+    keys = sorted({(name, kind) for rows in gather_json(list(sums)) for name, kind in rows})
+    totals = sum_float64([value for key in keys for value in sums.get(key, np.zeros(3)).tolist()])
+    states: dict[str, dict[str, Any]] = {name: {} for name in parameter_shapes(engine)}
+    for number, (name, kind) in enumerate(keys):
+        squares, nonfinite, elements = totals[3 * number : 3 * number + 3]
+        state = states.setdefault(name, {})
+        state["elements"] = int(elements)
+        state.setdefault("norms", {})[kind] = plain(math.sqrt(squares))
+        state.setdefault("nonfinite", {})[kind] = int(nonfinite)
+    return {name: state for name, state in states.items() if state}
 
 
 @torch.no_grad()
-def _measure(tensor: Tensor) -> tuple[float, float]:
-    """Sum of squares of the finite elements, and how many are not."""
+def _measure(tensor: Tensor) -> np.ndarray:
+    """Sum of squares of the finite elements, how many are not finite, and how many there are."""
     squares = nonfinite = 0.0
     for chunk in tensor.reshape(-1).split(CHUNK):
         is_finite = torch.isfinite(chunk)
-        kept = torch.where(is_finite, chunk, torch.zeros_like(chunk)).double()
-        squares += float(kept.square().sum())
+        finite = torch.where(is_finite, chunk, torch.zeros_like(chunk)).double()
+        squares += float(finite.square().sum())
         nonfinite += float((~is_finite).sum())
-    return squares, nonfinite
-
-
-def find_conspicuous(states: Mapping[str, ParameterState]) -> list[str]:
-    """The parameters to look at first, most conspicuous first, with the reason.
-
-    Those with elements that are not finite; then those whose first optimizer state, which follows
-    the gradient, is largest by its mean square: Adam divides it out of the update, not out of the
-    norm that is clipped.
-    """
-    broken = [
-        f"{name} has {count:,} of {state.elements:,} elements of its {kind} not finite"
-        for name, state in states.items()
-        for kind, count in state.nonfinite.items()
-        if count
-    ]
-    gradients = [
-        (state.rms(kind), name, kind)
-        for name, state in states.items()
-        for kind in state.norms
-        if kind in ("exp_avg", "momentum_buffer")
-    ]
-    gradients.sort(key=lambda row: (-row[0], row[1]))
-    largest = [f"{name} has the {kind} {rms:.3g} (RMS)" for rms, name, kind in gradients[:SHOWN]]
-    return [*broken[:SHOWN], *_more(len(broken) - SHOWN), *largest]
-
-
-def _more(count: int) -> list[str]:
-    return [f"{count:,} more states are not finite"] if count > 0 else []
-
-
-def render_summary(
-    divergence: Divergence,
-    window: Mapping[str, Any],
-    states: Mapping[str, ParameterState],
-    folder: Path,
-) -> str:
-    """What the log says, in a few lines."""
-    sources = ", ".join(f"{count} of {name}" for name, count in window["sources"].items())
-    lines = [
-        f"diverged at step {divergence.at_step}: {divergence.why}",
-        f"  samples in question: {window['first']} to {window['first'] + window['count'] - 1} "
-        f"({sources})",
-        *(f"  {line}" for line in find_conspicuous(states)),
-        f"  evidence: {folder / EVIDENCE_FILE}",
-    ]
-    return "\n".join(lines)
-
-
-def load_evidence(folder: str | Path) -> dict[str, Any]:
-    """The evidence in a folder that ``save_evidence`` wrote."""
-    return json.loads((Path(folder) / EVIDENCE_FILE).read_text(encoding="utf-8"))
+    return np.array([squares, nonfinite, tensor.numel()])

@@ -14,7 +14,6 @@ from lmscale.history.history import History, read_history
 from lmscale.history.rewinds import record_rewind
 from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.train.assemble import Run
-from lmscale.train.evidence import change_decision
 from lmscale.watch import heartbeat
 
 
@@ -40,7 +39,6 @@ def rewind(run: Run, request: RewindRequest) -> int:
             )
             if planned is None:
                 problem = why_none
-                change_decision(run.folder, request.divergence, len(rewinds), "stop")
             else:
                 record_rewind(run.folder, planned)
                 to_step = planned.to_step

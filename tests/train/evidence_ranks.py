@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +38,7 @@ def diverge(case: Case, folder: Path, ranks: Any) -> None:
     config = tiny_config(Path(case.data), folder, case.overrides)
     plan = plan_batches(global_windows=12, micro_windows=1, world_size=ranks.world_size)
     engine = build_run_engine(config, plan, torch.device("cpu"), fill=True)
-    sound = {name: asdict(state) for name, state in measure_states(engine).items()}
+    sound = measure_states(engine)
     broken, spiking = (
         next(name for name, _ in engine.named_parameters() if part in name)
         for part in ("blocks.0.feed_forward.", "blocks.1.feed_forward.")

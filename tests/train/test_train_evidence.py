@@ -27,17 +27,18 @@ from lmscale.tokenizer import load_tokenizer
 from lmscale.train import Guard
 from lmscale.train import evidence as evidence_module
 from lmscale.train.evidence import (
+    EVIDENCE_FILE,
     GuardHook,
-    ParameterState,
     describe_window,
     evidence_folder,
-    find_conspicuous,
-    load_evidence,
-    spread,
 )
 from lmscale.train.rewinding import rewind
 
 STAGES = (0, 1, 2, 3)
+
+
+def load_evidence(folder):
+    return json.loads((folder / EVIDENCE_FILE).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +83,6 @@ def test_a_weight_that_is_nan_and_a_spiking_layer_are_visible_at_every_stage(tol
         assert row["elements"] == sound["elements"]
         # The norm of the weight with the NaN is that of its other elements.
         assert row["norms"]["master"] == pytest.approx(sound["norms"]["master"], rel=1e-2)
-    states = {
-        name: ParameterState(**{key: row[key] for key in ("elements", "norms", "nonfinite")})
-        for name, row in parameters.items()
-    }
-    first, second, *_ = find_conspicuous(states)
-    assert first.startswith(f"{seen['broken']} has 1 of ")
-    assert second == f"{seen['spiking']} has the exp_avg 1e+04 (RMS)"
 
 
 @pytest.mark.ranks
@@ -158,13 +152,12 @@ def test_the_samples_have_their_numbers_their_source_and_the_beginning_of_their_
     assert window["sources"] == {"a": 9, "b": 3} or sum(window["sources"].values()) == 12
 
 
-def test_many_samples_are_shown_by_some_from_all_over_the_window():
-    assert spread(10, 3, 64) == [10, 11, 12]
-    assert spread(7, 1, 64) == [7]
-    numbers = spread(1000, 5000, 64)
-    assert len(numbers) == 64 and (numbers[0], numbers[-1]) == (1000, 5999)
-    gaps = {b - a for a, b in zip(numbers, numbers[1:], strict=False)}
-    assert gaps <= {79, 80}
+def test_many_samples_are_shown_by_some_from_all_over_the_window(reading):
+    window = describe_window(*reading, window_of(24, 640))
+    numbers = [row["n"] for row in window["texts"]]
+    assert len(numbers) == 64 and (numbers[0], numbers[-1]) == (24, 24 + 639)
+    assert {b - a for a, b in zip(numbers, numbers[1:], strict=False)} <= {10, 11}
+    assert len(describe_window(*reading, window_of(7, 1))["texts"]) == 1
 
 
 def test_the_same_step_on_another_branch_has_a_folder_of_its_own(tmp_path):
@@ -227,15 +220,12 @@ def test_a_good_step_leaves_nothing_behind(run, tmp_path):
     assert not (tmp_path / "guard").exists()
 
 
-def test_without_a_checkpoint_to_go_back_to_the_evidence_says_that_the_run_stopped(
-    run, tmp_path, monkeypatch
-):
+def test_a_run_without_a_checkpoint_to_go_back_to_is_not_rewound(run, tmp_path, monkeypatch):
     hook = GuardHook(run, Guard(GuardConfig(), minimum_loss_scale=1, vocab_size=300))
     with pytest.raises(RewindRequest) as raised:
         for step in range(1, 99):
             hook(report(step))
-    folder = tmp_path / "guard/step-000000025"
-    assert load_evidence(folder)["decision"] == "rewind"
+    assert load_evidence(tmp_path / "guard/step-000000025")["decision"] == "rewind"
     run.history, run.lease, run.config = History(), NO_LEASE, SimpleNamespace(guard=GuardConfig())
     run.place, run.identity = LocalPlace(tmp_path / "none"), None
     monkeypatch.setattr(find, "WAITS_SECONDS", ())
@@ -246,7 +236,6 @@ def test_without_a_checkpoint_to_go_back_to_the_evidence_says_that_the_run_stopp
     with one_group():
         with pytest.raises(GuardError, match="could not be rewound"):
             rewind(run, raised.value)
-        assert load_evidence(folder)["decision"] == "stop"
         run.place.list_steps = fail
         with pytest.raises(TransientError, match="Input/output error"):
             rewind(run, raised.value)
