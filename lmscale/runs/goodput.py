@@ -104,11 +104,11 @@ _CAUSE_OF_PHASE = {
 
 def causes_of(phase_seconds: Mapping[str, float]) -> dict[str, float]:
     """Seconds of phases as the rows of attempts.jsonl name their causes."""
-    found: dict[str, float] = {}
+    causes: dict[str, float] = {}
     for phase, seconds in phase_seconds.items():
         cause = _CAUSE_OF_PHASE.get(phase, "other")
-        found[cause] = found.get(cause, 0.0) + seconds
-    return found
+        causes[cause] = causes.get(cause, 0.0) + seconds
+    return causes
 
 
 def pause_after(written_at: float, *, opened_at: float) -> float:
@@ -169,8 +169,6 @@ class Account:
         if row["event"] == "start":
             self._begin_attempt(row, gap, lost=min(gap, unknown))
             return
-        if self._number < 0:  # damaged by hand: nothing has begun
-            return
         self._add_progress(row, gap)
         if row["event"] == "end":
             self._give_up("redone")
@@ -194,25 +192,21 @@ class Account:
         """How long the attempt may have gone on after its last row."""
         if not self._is_open:
             return 0.0
-        if self._time is None or self._opened_at is None:  # rows of before the causes were told
-            return PROGRESS_SECONDS
+        if self._time is None or self._opened_at is None:  # killed before its first row
+            return FIRST_SECONDS
         return pause_after(self._time, opened_at=self._opened_at)
 
     def _add_progress(self, row: Row, gap: float) -> None:
         steps = row["step"] - self._step
-        seconds = {key: max(0.0, value) for key, value in row.get("seconds", {}).items()}
-        if steps > 0 and STEP not in seconds:  # a row of before the causes were told
-            seconds = {STEP: row["step_seconds"]}
-        told = sum(seconds.values())
-        if told > gap:  # another clock counted them
-            seconds = {key: value * gap / told for key, value in seconds.items()}
+        total = sum(row["seconds"].values())
+        scale = gap / total if total > gap else 1.0  # another clock counted them
+        seconds = {key: value * scale for key, value in row["seconds"].items()}
         in_steps = self._unfinished + seconds.pop(STEP, 0.0)
         for key, value in seconds.items():
             self._seconds[_CAUSES.get(key, "other")] += value
         # Before the first row, the interpreter's own start.
-        left = "start" if self._is_first and "seconds" in row else "other"
-        self._seconds[left] += max(0.0, gap - told)
-        if self._is_first and "seconds" in row:
+        self._seconds["start" if self._is_first else "other"] += max(0.0, gap - total)
+        if self._is_first:
             self._opened_at = row["time"]
         self._is_first = False
         self._unfinished = 0.0 if steps > 0 else in_steps
@@ -243,11 +237,11 @@ def _first_step(row: Row) -> int:
 
 
 def _next_lower(values: Sequence[int]) -> list[int]:
-    """For each place the next one with a lower value; ``len(values)`` where there is none."""
-    found = [len(values)] * len(values)
+    """For each place the next place with a lower value; ``len(values)`` where there is none."""
+    lower = [len(values)] * len(values)
     for place in range(len(values) - 2, -1, -1):
         other = place + 1
         while other < len(values) and values[other] >= values[place]:
-            other = found[other]
-        found[place] = other
-    return found
+            other = lower[other]
+        lower[place] = other
+    return lower

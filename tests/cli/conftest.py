@@ -18,10 +18,11 @@ def run(tmp_path):
         figures = {"train/loss": loss, "train/tokens": 12_288, "speed/tokens_per_second": 99.5}
         append_row(folder / "metrics.jsonl", {"step": step, "time": 1.0, **figures})
     append_row(folder / "metrics.jsonl", {"step": 12, "time": 2.0, "evaluation/heldout/loss": 3.5})
-    clock = iter(range(1000, 2000, 100)).__next__
+    clock, spent = iter(range(1000, 2000, 100)).__next__, {}
     with open_attempt(
-        folder, first_step=0, world_size=2, zero_stage=1, clock=clock, phase_seconds=dict
+        folder, first_step=0, world_size=2, zero_stage=1, clock=clock, phase_seconds=spent.copy
     ) as attempt:
+        spent["forward"] = 50.0
         attempt.step(10, 50.0)
         attempt.end("SIGTERM")
     for rank in range(2):

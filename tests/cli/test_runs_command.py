@@ -121,7 +121,8 @@ def test_the_status_shows_the_last_checkpoint_and_saves_that_failed(run, capsys)
     os.utime(manifest, (time.time() - 300.2, time.time() - 300.2))
     restart(run)
     ended = {"event": "end", "time": time.time(), "attempt": 2, "step": 12, "step_seconds": 1.0}
-    append_row(run / "attempts.jsonl", {**ended, "reason": "NoSpaceError"})
+    ended |= {"seconds": {"step": 1.0}, "reason": "NoSpaceError"}
+    append_row(run / "attempts.jsonl", ended)
     assert main(["runs", "status", str(run)]) == 0
     lines = lines_of(capsys)
     text = "last checkpoint  step 10, 5 min ago, 2 MB, asked for; 2 steps were done since"

@@ -17,7 +17,8 @@ def start(time, first_step=0):
 
 
 def progress(time, step, step_seconds, event="progress", **more):
-    """A row as they were before the causes were told, unless it has ``seconds``."""
+    """A row whose seconds were all spent in steps, unless it has ``seconds``."""
+    more = {"seconds": {"step": step_seconds}} | more
     row = {"event": event, "time": time, "attempt": 1, "step": step, "step_seconds": step_seconds}
     return row | more
 
@@ -35,6 +36,7 @@ def test_no_rows_are_no_time():
 def test_start_up_and_saving_are_not_productive():
     found = goodput([start(100), progress(160, 10, 40), end(200, 20, 40)])
     assert (found.productive_seconds, found.wall_seconds) == (80, 100)
+    assert found.start_seconds == 20
     assert found.fraction == 0.8
 
 
@@ -68,7 +70,8 @@ def test_two_restarts_in_a_row_keep_only_what_the_earliest_left():
 
 
 def test_after_the_last_row_of_a_killed_attempt_so_much_is_lost_as_a_row_would_have_come():
-    soon, late = ([start(0), progress(50, 5, 50), start(50 + later, 5)] for later in (10, 1000))
+    rows = [start(0), progress(0, 0, 0.0), progress(50, 5, 50)]
+    soon, late = ([*rows, start(50 + later, 5)] for later in (10, 1000))
     assert (goodput(soon).redone_seconds, goodput(soon).down_seconds) == (10, 0)
     found = goodput(late)
     assert (found.redone_seconds, found.down_seconds) == (PROGRESS_SECONDS, 1000 - PROGRESS_SECONDS)
