@@ -4,10 +4,12 @@ import json
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from forked_ranks import run_starts
+from forked_ranks import one_group, run_starts
+from rank_cases import Case, opened, train
 from tiny_run import (
     committed_steps,
     launch,
@@ -19,10 +21,11 @@ from tiny_run import (
 )
 
 from lmscale.cli.main import main
+from lmscale.errors import DataError, LmscaleError
+from lmscale.ranks.collectives import gather_json
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
-HERE = Path(__file__).parent
 PATIENCE_SECONDS = 120.0
 ENDLESS = 1_000_000  # steps: an attempt that is stopped cannot come to its end before
 LAST_STEPS = 40  # of the attempt that finishes the run
@@ -155,9 +158,41 @@ def test_all_attempts_are_recorded_with_their_ends(runs):
     assert [row["reason"] for row in ends] == ["SIGTERM", "SIGUSR1", "stop file", "finished"]
 
 
+# Two ranks, of which the second cannot read its part of the third step; then of the first.
+
+
+def start(folder, number):
+    data = (folder / "data.txt").read_text()
+    with one_group() as ranks:
+        saw = {str(step): fail_at(folder, data, ranks, step) for step in (3, 1)}
+    if ranks.is_first:
+        (folder / "saw.json").write_text(json.dumps(saw))
+
+
+def fail_at(folder, data, ranks, step):
+    """Every rank's error, and the steps of which it saw a report."""
+    seen = []
+    case = Case(name=str(step), data=data, folder=str(folder / f"run-{step}"))
+    with opened(case, ranks) as run:
+        batches = iter(run.loader)
+
+        def cut_short():
+            for number, batch in enumerate(batches, start=1):
+                if number == step and ranks.rank == 1:
+                    raise DataError("x-000007.tar: is cut.")
+                yield batch
+
+        error = None
+        try:
+            train(replace(run, loader=cut_short()), hook=lambda report: seen.append(report.step))
+        except LmscaleError as caught:
+            error = [type(caught).__name__, *caught.problems]
+    return gather_json([error, seen])
+
+
 def test_a_ranks_error_is_raised_by_all_at_the_same_step(tiny_data, tmp_path):
     (tmp_path / "data.txt").write_text(str(tiny_data))
-    run_starts(HERE / "failing_ranks.py", tmp_path, (2,))
+    run_starts(Path(__file__), tmp_path, (2,))
     saw = json.loads((tmp_path / "saw.json").read_text())
     error = ["DataError", "x-000007.tar: is cut. (rank 1)"]
     assert saw == {"3": [[error, [1, 2]]] * 2, "1": [[error, []]] * 2}

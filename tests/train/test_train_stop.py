@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from fork_server import Process
-from forked_ranks import run_starts
 from tiny_run import (
     children_of,
     committed_steps,
@@ -30,7 +28,6 @@ from lmscale.watch.heartbeat import Beat, beat_path, read_beat
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
-HERE = Path(__file__).parent
 PATIENCE_SECONDS = 120.0
 # A stop takes a second or two, and ten where a loader's worker must be killed. One that does not
 # come takes 600 s, or for ever: there is room for what a shared machine does meanwhile.
@@ -170,30 +167,6 @@ def test_a_signal_in_start_up_ends_all_ranks_at_once_with_75(launched, moment):
         assert "stopped by SIGTERM; there was nothing to save" in launched.output
     if moment == "compiling":
         assert launched.reasons() == ["SIGTERM"]
-
-
-@pytest.fixture(scope="module")
-def stopped(tiny_data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stopping")
-    (folder / "data.txt").write_text(str(tiny_data))
-    run_starts(HERE / "stopping_ranks.py", folder, (2,))
-    return json.loads((folder / "saw.json").read_text())
-
-
-@pytest.mark.parametrize(
-    ("moment", "steps", "saved"),
-    [
-        ("starting", 0, []),
-        ("saved 2", 2, [2]),  # no further step is begun
-        ("scoring 3", 3, [2, 3]),
-        ("stalled after 1", 1, [1]),
-        ("scoring 6", 6, [4, 6]),
-    ],
-)
-def test_one_ranks_request_outside_a_step_stops_all_and_all_steps_are_saved(
-    stopped, moment, steps, saved
-):
-    assert stopped[moment] == [["SIGUSR1"] * 2, ["SIGUSR1"], steps, saved]
 
 
 def test_a_signal_in_an_evaluation_abandons_it_and_saves_the_step(launched, tiny_data):

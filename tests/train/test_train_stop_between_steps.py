@@ -1,11 +1,12 @@
-"""Two ranks, the second of which is asked to stop while something other than a step is done."""
+"""Of two ranks the second is asked to stop while something other than a step is done."""
 
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from forked_ranks import one_group
+from forked_ranks import one_group, run_starts
 from rank_cases import Case, opened
 from tiny_run import committed_steps
 
@@ -17,6 +18,7 @@ from lmscale.train.saver import Saver
 from lmscale.train.scoring import Evaluator
 from lmscale.train.session import open_run_attempt, train_until_rewound
 
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 MOMENTS = ("starting", "saved 2", "scoring 3", "stalled after 1", "scoring 6")
 SETTINGS = {"train.steps": 6, "checkpoint.every_steps": 2, "evaluation.every_steps": 3}
 SETTINGS |= {"checkpoint.asynchronous": False}  # a save that the loop waits for
@@ -78,3 +80,27 @@ def stalling(batches, moments):
     yield next(batches)
     moments.add("stalled after 1")
     raise LoadingStopped
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopping")
+    (folder / "data.txt").write_text(str(tiny_data))
+    run_starts(Path(__file__), folder, (2,))
+    return json.loads((folder / "saw.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("moment", "steps", "saved"),
+    [
+        ("starting", 0, []),
+        ("saved 2", 2, [2]),  # no further step is begun
+        ("scoring 3", 3, [2, 3]),
+        ("stalled after 1", 1, [1]),
+        ("scoring 6", 6, [4, 6]),
+    ],
+)
+def test_one_ranks_request_outside_a_step_stops_all_and_all_steps_are_saved(
+    stopped, moment, steps, saved
+):
+    assert stopped[moment] == [["SIGUSR1"] * 2, ["SIGUSR1"], steps, saved]
