@@ -25,9 +25,9 @@ from training_loops import build_bare_model, synchronize
 from lmscale.config import RunConfig, plan_batches
 from lmscale.model import attention_backend, build_layout, mark_starts
 from lmscale.model.attention import attend
-from lmscale.objective import CausalObjective
-from lmscale.stream.batches import MicroBatch
-from lmscale.train.loop import to_device
+from lmscale.objective.inputs import to_device
+from lmscale.objective.objective import build_scoring
+from lmscale.stream.batches import Batch
 
 KERNEL_LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 MODEL_LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -127,14 +127,12 @@ def check_documents(bench: Bench) -> str:
 
 
 def score(
-    config: RunConfig, micro: MicroBatch, device: torch.device, dtype: torch.dtype
+    config: RunConfig, micro: Batch, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients of one micro-batch on a device."""
     model = build_bare_model(config, torch.device("cpu")).to(torch.bfloat16).to(torch.float32)
-    objective = CausalObjective(
-        model, config.objective, mask_documents=config.stream.mask_documents
-    ).to(device, dtype)
-    output = objective(*to_device(micro, device))
+    objective = build_scoring(model, config).to(device, dtype)
+    output = objective(**to_device(micro.arrays, device))
     (output.loss / micro.targets).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return output.loss / micro.targets, gradients
@@ -173,7 +171,7 @@ def _flat(gradients: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([gradients[name].detach().cpu().double().flatten() for name in gradients])
 
 
-def one_micro_batch(config: RunConfig) -> MicroBatch:
+def one_micro_batch(config: RunConfig) -> Batch:
     plan = plan_batches(
         global_windows=config.batch.micro_windows,
         micro_windows=config.batch.micro_windows,
@@ -219,14 +217,10 @@ def check_compiled(bench: Bench) -> str:
 
 
 def _loss_and_gradients(
-    model: nn.Module, config: RunConfig, micro: MicroBatch, device: torch.device
+    model: nn.Module, config: RunConfig, micro: Batch, device: torch.device
 ) -> dict[str, Tensor]:
-    objective = CausalObjective(
-        model,  # pyright: ignore[reportArgumentType]
-        config.objective,
-        mask_documents=config.stream.mask_documents,
-    )
-    output = objective(*to_device(micro, device))
+    objective = build_scoring(model, config)  # pyright: ignore[reportArgumentType]
+    output = objective(**to_device(micro.arrays, device))
     (output.loss / micro.targets).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {"loss": (output.loss / micro.targets)[None], **gradients}
@@ -247,27 +241,16 @@ def check_transfers(bench: Bench) -> str:
     """Transfers neither wait for the device nor are overtaken by the reuse of pinned memory."""
     config = build_config("tiny", ["stream.sequence_length=1024", "batch.micro_windows=64"])
     micro = one_micro_batch(config)
-    to_device(micro, bench.device)  # the first one allocates the pinned memory
+    to_device(micro.arrays, bench.device)  # the first one allocates the pinned memory
     generator = np.random.default_rng(0)
-    shape = micro.tokens.shape
+    shape = micro.arrays["tokens"].shape
     batches = [generator.integers(0, 512, shape).astype(np.uint16) for _ in range(40)]
     synchronize(bench.device)
     if bench.is_cuda:
         torch.cuda._sleep(2 * 10**9)  # cycles: about a second in which the stream does nothing else
     started = time.perf_counter()
     arrived = [
-        to_device(
-            MicroBatch(
-                tokens=tokens,
-                starts=micro.starts,
-                lengths=micro.lengths,
-                first_n=0,
-                digest=0,
-                targets=0,
-            ),
-            bench.device,
-        )[0]
-        for tokens in batches
+        to_device({**micro.arrays, "tokens": tokens}, bench.device)["tokens"] for tokens in batches
     ]
     issued = time.perf_counter() - started
     synchronize(bench.device)
@@ -283,10 +266,10 @@ def check_transfers(bench: Bench) -> str:
 def check_marks(bench: Bench) -> str:
     """Document starts and the choice of backend on the device are those of the CPU."""
     micro = one_micro_batch(build_config("tiny"))
-    _, starts, _ = to_device(micro, bench.device)
-    rows, length = micro.tokens.shape
+    starts = to_device(micro.arrays, bench.device)["starts"]
+    rows, length = micro.arrays["tokens"].shape
     ours = mark_starts(starts, batch=rows, length=length).cpu()
-    theirs = mark_starts(torch.from_numpy(micro.starts), batch=rows, length=length)
+    theirs = mark_starts(torch.from_numpy(micro.arrays["starts"]), batch=rows, length=length)
     expect(torch.equal(ours, theirs), "document starts differ")
     chosen = attention_backend(device_type=bench.device.type, masked=True)
     expect(chosen == ("flex" if bench.is_cuda else "dense"), f"the backend is {chosen}")

@@ -18,6 +18,7 @@ from training_loops import BareLoop, LmscaleLoop, TrainingLoop
 
 from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.model import count_parameters, flops_per_token
+from lmscale.objective.objective import build_preparation
 from lmscale.ranks.device import device_name, peak_tflops
 from lmscale.shards.manifest import Manifest, save_manifest
 from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
@@ -223,6 +224,7 @@ def check_loader(bench: Bench) -> str:
             stream,
             plan,
             0,
+            preparation=build_preparation(config),
             first_n=0,
             num_steps=steps,
             workers=config.stream.workers,

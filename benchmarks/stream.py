@@ -25,6 +25,7 @@ import numpy as np
 
 from lmscale.config.batch import plan_batches
 from lmscale.config.data import StreamConfig
+from lmscale.objective.causal import CausalPreparation
 from lmscale.shards.manifest import Manifest, save_manifest
 from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
 from lmscale.stream.loader import open_loader
@@ -101,7 +102,14 @@ def open_lmscale(folder: Path, packing: str, length: int) -> Stream:
 def read_lmscale(stream: Stream, batch: int, workers: int) -> Iterator[object]:
     plan = plan_batches(global_windows=batch, micro_windows=batch, world_size=1)
     with open_loader(
-        stream, plan, 0, first_n=0, num_steps=10**6, workers=workers, prefetch_steps=2
+        stream,
+        plan,
+        0,
+        preparation=CausalPreparation(mask_documents=stream.config.mask_documents),
+        first_n=0,
+        num_steps=10**6,
+        workers=workers,
+        prefetch_steps=2,
     ) as loader:
         yield from loader
 

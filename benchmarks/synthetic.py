@@ -9,7 +9,8 @@ import numpy as np
 
 from lmscale.config import BatchPlan, RunConfig
 from lmscale.config.load import parse_config
-from lmscale.stream.batches import MicroBatch, StepBatch, count_targets
+from lmscale.objective.objective import build_preparation
+from lmscale.stream.batches import Batch, Rows, StepBatch
 
 MEAN_DOCUMENT_TOKENS = 700
 POOL_STEPS = 4  # steps made ahead and used in turn, so that no random number is drawn while timed
@@ -78,19 +79,19 @@ def _random_step(config: RunConfig, plan: BatchPlan, generator: np.random.Genera
     return StepBatch(first_n=0, samples=plan.global_windows, micro_batches=micro_batches)
 
 
-def _random_micro(config: RunConfig, plan: BatchPlan, generator: np.random.Generator) -> MicroBatch:
+def _random_micro(config: RunConfig, plan: BatchPlan, generator: np.random.Generator) -> Batch:
     rows, row_tokens = plan.micro_windows, config.stream.sequence_length + 1
     begins = generator.random((rows, row_tokens)) < 1 / MEAN_DOCUMENT_TOKENS
     begins[:, 0] = True
-    starts = np.flatnonzero(begins).astype(np.int32)
-    lengths = np.full(rows, row_tokens, dtype=np.int32)
     dtype = np.uint16 if config.vocab_size <= 2**16 else np.uint32
-    masked = config.stream.mask_documents
-    return MicroBatch(
-        tokens=generator.integers(0, config.vocab_size, (rows, row_tokens)).astype(dtype),
-        starts=starts,
-        lengths=lengths,
-        first_n=0,
-        digest=0,
-        targets=count_targets(lengths, len(starts), mask_documents=masked),
+    prepared = build_preparation(config).prepare(
+        Rows(
+            numbers=np.arange(rows),
+            tokens=generator.integers(0, config.vocab_size, (rows, row_tokens)).astype(dtype),
+            lengths=np.full(rows, row_tokens, dtype=np.int32),
+            starts=np.flatnonzero(begins).astype(np.int32),
+            start_ends=np.cumsum(begins.sum(1)),
+            digests=np.zeros(rows, dtype=np.uint64),
+        )
     )
+    return Batch(arrays=prepared.arrays, first_n=0, digest=0, targets=prepared.targets)

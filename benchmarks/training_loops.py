@@ -27,10 +27,12 @@ from lmscale.model import (
     parameter_kinds,
 )
 from lmscale.model.decoder import Decoder
-from lmscale.objective import CausalObjective, build_targets
-from lmscale.stream.batches import MicroBatch, StepBatch
+from lmscale.objective.causal_scoring import build_targets
+from lmscale.objective.inputs import to_device
+from lmscale.objective.objective import build_scoring
+from lmscale.stream.batches import Batch, StepBatch
 from lmscale.train.assemble import build_run_engine
-from lmscale.train.loop import plan_steps, to_device, train_steps
+from lmscale.train.loop import plan_steps, train_steps
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -114,9 +116,7 @@ class BareLoop(TrainingLoop):
         super().__init__(device)
         self.config, self.batches = config, batches
         model = build_bare_model(config, device, weights_from_device=weights_from_device)
-        self.objective = CausalObjective(
-            model, config.objective, mask_documents=config.stream.mask_documents
-        )
+        self.objective = build_scoring(model, config)
         named = dict(model.named_parameters())
         masters = named
         self.has_masters = config.engine.precision != "fp32"
@@ -132,7 +132,7 @@ class BareLoop(TrainingLoop):
         total = torch.zeros((), device=self.device)
         scale = 1 / batch.targets
         for micro in batch.micro_batches:
-            output = self.objective(*to_device(micro, self.device))
+            output = self.objective(**to_device(micro.arrays, self.device))
             (output.loss * scale).backward()
             total += output.nll.total
             if self.adds_in_fp32:
@@ -202,12 +202,12 @@ class AutocastLoop(BareLoop):
         self._update()
         self.losses.append(float(total) * scale)
 
-    def _nll(self, micro: MicroBatch) -> Tensor:
-        tokens, starts, lengths = to_device(micro, self.device)
+    def _nll(self, micro: Batch) -> Tensor:
+        arrays = to_device(micro.arrays, self.device)
         masked = self.config.stream.mask_documents
-        ids = tokens.long()
-        begins = mark_starts(starts, batch=ids.shape[0], length=ids.shape[1])
-        labels = build_targets(ids, begins, lengths, mask_documents=masked)
+        ids = arrays["tokens"].long()
+        begins = mark_starts(arrays["starts"], batch=ids.shape[0], length=ids.shape[1])
+        labels = build_targets(ids, begins, arrays["lengths"], mask_documents=masked)
         model = self.objective.model
         layout = model.lay_out(begins[:, :-1], mask_documents=masked)
         logits = model.head(model(ids[:, :-1], layout))

@@ -99,21 +99,16 @@ def _evaluate(
 def _score(
     loaded: LoadedRun, name: str, dataset: Dataset, max_windows: int | None, poll: StopPoll
 ) -> SetScore:
-    from lmscale.config.objective import CausalConfig
     from lmscale.evaluation.perplexity import evaluate_set, plan_evaluation
     from lmscale.files.progress import progress
-    from lmscale.objective import CausalObjective
+    from lmscale.objective.objective import build_scoring
     from lmscale.ranks.ranks import Ranks
 
     config = loaded.config
-    assert isinstance(config.objective, CausalConfig)
-    objective = CausalObjective(
-        loaded.model, config.objective, mask_documents=config.stream.mask_documents
-    )
     plan = plan_evaluation(config, loaded.tokenizer.token_bytes(), max_windows=max_windows)
     with progress(f"evaluating {name}", len(plan.window_numbers(dataset)), "windows") as advance:
         return evaluate_set(
-            objective,
+            build_scoring(loaded.model, config),
             dataset,
             plan,
             ranks=Ranks(),

@@ -36,6 +36,7 @@ def digest(
     The sum modulo 2^63 over the step's samples of xxh64 of the sample's number and its tokens.
     """
     from lmscale.config import load_config, plan_batches
+    from lmscale.objective.objective import build_preparation
     from lmscale.stream.digest import digest_steps
 
     settings = load_config(config, set_ or ())
@@ -49,6 +50,7 @@ def digest(
         rows = digest_steps(
             stream,
             plan,
+            preparation=build_preparation(settings),
             first_step=first,
             num_steps=last - first,
             workers=settings.stream.workers if workers is None else workers,

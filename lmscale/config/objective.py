@@ -15,6 +15,8 @@ class ObjectiveConfig(Section):
 
     needs: ClassVar[frozenset[Ability]] = frozenset()
     """What the model's family must offer."""
+    implementation: ClassVar[str]
+    """``module:name`` of an ``lmscale.objective.objective.Objective``; it loads no torch."""
 
     name: str
 
@@ -23,6 +25,7 @@ class CausalConfig(ObjectiveConfig):
     """Causal language modelling: predict the next token."""
 
     needs = frozenset({Ability.CAUSAL})
+    implementation = "lmscale.objective.causal:CAUSAL"
 
     name: Literal["causal"] = "causal"
     z_loss: float = Field(default=0.0, ge=0)

@@ -54,9 +54,9 @@ class Engine:
     def module(self) -> torch.nn.Module:
         return self.deepspeed.module
 
-    def __call__(self, *inputs: Tensor) -> Any:
+    def __call__(self, **inputs: Tensor) -> Any:
         """One forward pass, through DeepSpeed's hooks."""
-        return self.deepspeed(*inputs)
+        return self.deepspeed(**inputs)
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """The model's parameters by the names they have without the objective around it."""

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lmscale.config import RunConfig
 from lmscale.errors import DataError
-from lmscale.model.layout import mark_starts
-from lmscale.objective.causal import build_targets
-from lmscale.objective.cross_entropy import IGNORED
+from lmscale.objective.inputs import to_device
+from lmscale.objective.objective import build_preparation
 from lmscale.ranks.collectives import sum_float64
 from lmscale.ranks.ranks import Ranks
+from lmscale.stream.batches import Preparation, Rows
 from lmscale.watch import heartbeat
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class EvaluationPlan:
     """How the windows of a set are scored; the same for every set of a run."""
 
     micro_windows: int
-    mask_documents: bool
+    preparation: Preparation
     token_bytes: np.ndarray
     """int32 [vocabulary]: UTF-8 bytes of each id, 0 for special ids (``Tokenizer.token_bytes``)."""
     max_windows: int | None = None
@@ -100,10 +100,10 @@ class EvaluationPlan:
 def plan_evaluation(
     config: RunConfig, token_bytes: np.ndarray, *, max_windows: int | None
 ) -> EvaluationPlan:
-    """The plan of a run: its micro-batch and its rule for documents."""
+    """The plan of a run: its micro-batch and its objective's preparation."""
     return EvaluationPlan(
         micro_windows=config.batch.micro_windows,
-        mask_documents=config.stream.mask_documents,
+        preparation=build_preparation(config),
         token_bytes=token_bytes,
         max_windows=max_windows,
     )
@@ -124,9 +124,9 @@ def evaluate_set(
 
     Of the plan's windows, rank r takes those at r, r + world, … All ranks run equally many forward
     passes of the same shape, the last ones filled with windows without targets, because ZeRO-3
-    gathers parameters in every pass. ``objective`` is a ``CausalObjective`` or the engine around
-    it; its training mode is restored. ``advance`` hears how many windows were done, over all ranks.
-    ``between_batches`` is called equally often on all ranks, and may raise on all of them.
+    gathers parameters in every pass. ``objective`` is the run's scoring module or the engine
+    around it; its training mode is restored. ``advance`` hears how many windows were done, over all
+    ranks. ``between_batches`` is called equally often on all ranks, and may raise on all of them.
     """
     numbers = plan.window_numbers(dataset)
     num_windows = len(numbers)
@@ -135,19 +135,19 @@ def evaluate_set(
             "The evaluation set holds no window: its shards are empty. Build shards from a "
             "held-out part that has documents (corpus.heldout_fraction), or drop the set."
         )
-    bytes_of_id = torch.as_tensor(plan.token_bytes.astype(np.int64), device=device)
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    num_bytes = 0
     num_left = num_windows
     was_training = objective.training
     objective.eval()
     heartbeat.phase("evaluate")
     try:
-        for arrays in _batches(dataset, numbers, plan.micro_windows, ranks):
+        for rows in _batches(dataset, numbers, plan.micro_windows, ranks):
+            arrays = plan.preparation.prepare(rows).arrays
             heartbeat.tick()  # read: at ZeRO 3 the others wait for this rank in their forward pass
-            tokens, starts, lengths = (torch.from_numpy(array).to(device) for array in arrays)
-            nll = objective(tokens, starts, lengths).nll
-            covered = _target_bytes(tokens, starts, lengths, plan.mask_documents, bytes_of_id)
-            sums += torch.stack([nll.total.double(), nll.targets.double(), covered.double()])
+            nll = objective(**to_device(arrays, device)).nll
+            sums += torch.stack([nll.total.double(), nll.targets.double()])
+            num_bytes += int(plan.token_bytes[plan.preparation.target_ids(arrays)].sum())
             done = min(plan.micro_windows * ranks.world_size, num_left)
             num_left -= done
             heartbeat.tick()
@@ -155,7 +155,7 @@ def evaluate_set(
             between_batches()
     finally:
         objective.train(was_training)
-    nll, targets, covered = sum_float64(sums.tolist())
+    nll, targets, covered = sum_float64([*sums.tolist(), num_bytes])
     if not targets:
         raise DataError(
             f"The {num_windows} windows of the evaluation set hold no target: "
@@ -166,34 +166,31 @@ def evaluate_set(
 
 def _batches(
     dataset: WindowSource, numbers: Sequence[int], micro_windows: int, ranks: Ranks
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """This rank's tokens [B, T+1] int64, flat starts int32 [N], lengths int32 [B].
+) -> Iterator[Rows]:
+    """This rank's windows, ``micro_windows`` at a time.
 
-    B is ``micro_windows``. Every rank yields the same number of batches; a missing window is a copy
-    of the first with length 0.
+    Every rank yields the same number of batches; a missing window is a copy of the first with
+    length 0.
     """
     largest_share = -(-len(numbers) // ranks.world_size)
     own = numbers[ranks.rank :: ranks.world_size]
-    filler = dataset.window(numbers[0])
     for first in range(0, largest_share, micro_windows):
-        windows = [dataset.window(n) for n in own[first : first + micro_windows]]
-        missing = micro_windows - len(windows)
-        lengths = [w.length for w in windows] + [0] * missing
-        windows += [filler] * missing
-        tokens = np.stack([np.asarray(w.tokens).astype(np.int64) for w in windows])
-        width = tokens.shape[1]
-        starts = np.concatenate(
-            [np.asarray(w.starts, dtype=np.int32) + row * width for row, w in enumerate(windows)]
+        chosen = list(own[first : first + micro_windows])
+        missing = micro_windows - len(chosen)
+        windows = [dataset.window(n) for n in [*chosen, *[numbers[0]] * missing]]
+        tokens = np.stack([np.asarray(w.tokens) for w in windows])
+        starts = [
+            np.asarray(w.starts, dtype=np.int32) + np.int32(row * tokens.shape[1])
+            for row, w in enumerate(windows)
+        ]
+        yield Rows(
+            numbers=np.array([*chosen, *[numbers[0]] * missing]),
+            tokens=tokens,
+            lengths=np.array([w.length for w in windows[: len(chosen)]] + [0] * missing, np.int32),
+            starts=np.concatenate(starts),
+            start_ends=np.cumsum([len(part) for part in starts]),
+            digests=np.zeros(micro_windows, dtype=np.uint64),
         )
-        yield tokens, starts.astype(np.int32), np.asarray(lengths, dtype=np.int32)
-
-
-def _target_bytes(
-    tokens: Tensor, starts: Tensor, lengths: Tensor, mask_documents: bool, bytes_of_id: Tensor
-) -> Tensor:
-    begins = mark_starts(starts, batch=tokens.shape[0], length=tokens.shape[1])
-    targets = build_targets(tokens, begins, lengths, mask_documents=mask_documents)
-    return bytes_of_id[targets[targets != IGNORED]].sum()
 
 
 def render_scores(scores: Mapping[str, SetScore]) -> str:

@@ -1,15 +1,9 @@
-"""What is predicted and how it is scored: a micro-batch and a model → sums and counts."""
+"""What is predicted and how it is scored: raw rows and a model → sums and counts.
 
-from lmscale.objective.causal import CausalObjective, ObjectiveOutput, build_targets
-from lmscale.objective.cross_entropy import IGNORED, CrossEntropySums, chunked_cross_entropy
-from lmscale.objective.loss_sum import LossSum
+    Rows ──Preparation (worker, no torch)──▶ arrays by name ──to_device──▶ scoring(model) ──▶ sums
 
-__all__ = [
-    "IGNORED",
-    "CausalObjective",
-    "CrossEntropySums",
-    "LossSum",
-    "ObjectiveOutput",
-    "build_targets",
-    "chunked_cross_entropy",
-]
+An objective has two halves. Its preparation turns the rows of a micro-batch into arrays by name, in
+the loader's workers: ``causal``. Its scoring is a module around the model, which takes those arrays
+and gives sums with their counts: ``causal_scoring``, by ``cross_entropy``. The modules of the first
+half load no torch; this one imports nothing, so that a worker may unpickle a preparation.
+"""

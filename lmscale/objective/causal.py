@@ -1,81 +1,60 @@
-# Shape letters: B batch, T time, W window (T + 1), D model width, N = B·T.
-"""Causal language modelling: predict the next token of the same document."""
+"""Causal language modelling, the half without torch: windows as they are read."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
+from lmscale.config import RunConfig
 from lmscale.config.objective import CausalConfig
-from lmscale.model.family import Model
-from lmscale.model.layout import mark_starts
-from lmscale.objective.cross_entropy import IGNORED, CrossEntropySums, chunked_cross_entropy
-from lmscale.objective.loss_sum import LossSum
+from lmscale.objective.objective import Objective
+from lmscale.stream.batches import TOKENS, Field, Prepared, Rows
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lmscale.model.family import Model
 
 
-class ObjectiveOutput(NamedTuple):
-    """Plain tensors in tuples, so that DeepSpeed's hooks reach them."""
+@dataclass(frozen=True, kw_only=True)
+class CausalPreparation:
+    """Hands the rows over in their compact types; the labels are made of them on the device."""
 
-    loss: Tensor
-    """f32 [], with gradient: the sum of nll and z over the targets. Backpropagate this."""
-    nll: LossSum
-    """Sum of -log p in nats and its count, without gradient. Report this."""
-    z: Tensor
-    """f32 [], without gradient: the z-loss's part of ``loss``."""
-
-
-class CausalObjective(nn.Module):
-    """A model with its loss, so that a training engine wraps and calls one module.
-
-    The model's parameters appear here as ``model.…``.
-    """
-
-    def __init__(self, model: Model, config: CausalConfig, *, mask_documents: bool = True) -> None:
-        super().__init__()
-        self.model = model
-        self.config = config
-        self.mask_documents = mask_documents
-
-    def forward(self, tokens_BW: Tensor, starts: Tensor, lengths_B: Tensor) -> ObjectiveOutput:
-        """Score windows of T + 1 tokens (uint16, uint32 or int64), on the model's device.
-
-        ``starts``: flat positions into [B, W] where documents begin. ``lengths_B``: valid tokens of
-        each row; what follows is padding. A window of length 0 or 1 has no targets.
-        """
-        ids_BW = tokens_BW.long()
-        begins_BW = mark_starts(starts, batch=ids_BW.shape[0], length=ids_BW.shape[1])
-        labels_BT = build_targets(ids_BW, begins_BW, lengths_B, mask_documents=self.mask_documents)
-        model = self.model
-        layout = model.lay_out(begins_BW[:, :-1], mask_documents=self.mask_documents)
-        hidden_BTD = model(ids_BW[:, :-1], layout)
-        score = partial(
-            _score_labels,
-            labels_N=labels_BT.flatten(),
-            chunk_tokens=self.config.chunk_tokens,
-            z_loss=self.config.z_loss,
-        )
-        sums = model.head(hidden_BTD.flatten(0, 1), score)
-        targets = (labels_BT != IGNORED).sum()
-        return ObjectiveOutput(loss=sums.loss, nll=LossSum(sums.nll, targets), z=sums.z)
-
-
-def build_targets(
-    ids_BW: Tensor, begins_BW: Tensor, lengths_B: Tensor, *, mask_documents: bool
-) -> Tensor:
-    """Labels, int64 [B, T]: the next token; ``IGNORED`` for padding and another document's."""
-    columns_T = torch.arange(1, ids_BW.shape[1], device=ids_BW.device)
-    is_target_BT = columns_T < lengths_B.long()[:, None]
-    if mask_documents:
-        is_target_BT &= ~begins_BW[:, 1:]
-    return torch.where(is_target_BT, ids_BW[:, 1:], IGNORED)
-
-
-def _score_labels(
-    hidden_ND: Tensor, weight_VD: Tensor, *, labels_N: Tensor, chunk_tokens: int, z_loss: float
-) -> CrossEntropySums:
-    return chunked_cross_entropy(
-        hidden_ND, weight_VD, labels_N, chunk_tokens=chunk_tokens, z_loss=z_loss
+    fields: tuple[Field, ...] = (
+        Field("tokens", TOKENS, ("B", "W")),
+        Field("starts", "int32", ("N",)),
+        Field("lengths", "int32", ("B",)),
     )
+    mask_documents: bool
+
+    def prepare(self, rows: Rows) -> Prepared:
+        """Every token is a target but the first of a document; unmasked, of a row."""
+        num_firsts = len(rows.starts) if self.mask_documents else len(rows.lengths)
+        arrays = {"tokens": rows.tokens, "starts": rows.starts, "lengths": rows.lengths}
+        return Prepared(arrays, targets=int(rows.lengths.sum()) - num_firsts)
+
+    def target_ids(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        tokens = arrays["tokens"]
+        is_target = np.arange(tokens.shape[1]) < arrays["lengths"][:, None]
+        is_target[:, 0] = False
+        if self.mask_documents:
+            is_target.reshape(-1)[arrays["starts"]] = False
+        return tokens[is_target]
+
+
+def _prepare(config: RunConfig) -> CausalPreparation:
+    return CausalPreparation(mask_documents=config.stream.mask_documents)
+
+
+def _build(model: Model, config: RunConfig) -> nn.Module:
+    from lmscale.objective.causal_scoring import CausalScoring
+
+    settings = config.objective
+    assert isinstance(settings, CausalConfig)
+    return CausalScoring(model, settings, mask_documents=config.stream.mask_documents)
+
+
+CAUSAL = Objective(prepare=_prepare, build=_build)

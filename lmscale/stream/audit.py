@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lmscale.config.run import RunConfig
 from lmscale.errors import DataError
-from lmscale.stream.batches import add_digests
+from lmscale.stream.batches import Preparation, add_digests
 from lmscale.stream.ledger import (
     LedgerRow,
     load_record,
@@ -47,11 +47,13 @@ class AuditReport:
 def audit_run(
     config: RunConfig,
     run_folder: str | Path,
+    prepare: Callable[[RunConfig], Preparation],
     progress: Callable[[float], None] = lambda samples: None,
 ) -> AuditReport:
     """Recompute every step's digest from the shards and compare it with the run's ledger.
 
-    ``progress`` is called with the number of samples just checked. Sources that left the mixture
+    ``prepare`` gives the preparation of a configuration, which counts the targets. ``progress`` is
+    called with the number of samples just checked. Sources that left the mixture
     are found where they were; the config may name another place for any of them. Raises
     ``DataError`` for shards that are missing, damaged or not the ones that the run read.
     """
@@ -61,8 +63,9 @@ def audit_run(
     state, locations = load_record(run_folder)
     lost += find_missing_tail(rows, started_at=state.n, saved=newest_progress(run_folder))
     with open_recorded(config, state, locations) as stream:
+        preparation = prepare(config.model_copy(update={"stream": stream.config}))
         for row in rows:
-            problem = check_row(stream, row, progress)
+            problem = check_row(stream, row, preparation, progress)
             if problem:
                 altered.append(problem)
         jumped = stream.mixture.jumped_at(
@@ -151,14 +154,17 @@ def find_missing_tail(
 
 
 def check_row(
-    stream: Stream, row: LedgerRow, progress: Callable[[float], None] = lambda samples: None
+    stream: Stream,
+    row: LedgerRow,
+    preparation: Preparation,
+    progress: Callable[[float], None] = lambda samples: None,
 ) -> str | None:
     """What is wrong with the row's digest or its tokens, or None."""
     digest, targets, done = 0, 0, 0
     while done < row.samples:
         rows = stream.read_rows(row.first_n + done, min(ROWS_AT_ONCE, row.samples - done))
         digest = add_digests([digest, *rows.digests.tolist()])
-        targets += stream.count_targets(rows)
+        targets += preparation.prepare(rows).targets
         done += len(rows.tokens)
         progress(len(rows.tokens))
     where = f"step {row.step} (samples {row.first_n} to {row.first_n + row.samples - 1})"

@@ -1,29 +1,96 @@
-"""What the loader hands over: compact arrays, and the digest that proves what they hold."""
+"""What a step is made of: raw rows of tokens, and the arrays by name that an objective scores.
+
+    Rows ──cut──▶ Rows of a micro-batch ──Preparation──▶ Batch(arrays by name) ──▶ device
+
+A preparation says by ``Field``s what its arrays are: that lays out the memory which the loader's
+workers share with their rank.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import xxhash
 
 from lmscale.ranks.limbs import DIGEST_BITS
 
+TOKENS = "tokens"
+
 
 @dataclass(frozen=True, kw_only=True)
-class MicroBatch:
+class Rows:
+    """Some samples as they are read, R windows of T + 1 tokens."""
+
+    numbers: np.ndarray
+    """int64 [R]: each sample's global number; of a held-out set, the window's index."""
+    tokens: np.ndarray
+    """uint16 or uint32 [R, T + 1]; the pad id from each row's length on"""
+    lengths: np.ndarray
+    """int32 [R]: tokens that are not padding"""
+    starts: np.ndarray
+    """int32 [N]: flat positions into R × (T + 1) where a document begins, each row's 0 too"""
+    start_ends: np.ndarray
+    """int64 [R]: how many of ``starts`` lie in the rows up to and with this one"""
+    digests: np.ndarray
+    """uint64 [R]: xxh64 of each sample"""
+
+
+class Field(NamedTuple):
+    """One array of every micro-batch, by name.
+
+    A letter of ``shape`` stands for a number that the run settles: ``B`` rows of the micro-batch,
+    ``T`` the sequence length, ``W`` = T + 1 raw tokens. ``N``, only as the first letter of a ragged
+    field, is another one in every micro-batch, at most B × W.
+    """
+
+    name: str
+    dtype: str
+    """numpy's name; ``TOKENS``: that of the shards' tokens, uint16 or uint32."""
+    shape: tuple[str | int, ...]
+
+
+class Prepared(NamedTuple):
+    """What a preparation makes of the rows of one micro-batch."""
+
+    arrays: Mapping[str, np.ndarray]
+    targets: int
+    """Positions that count: over all ranks, what the step's loss is divided by."""
+
+
+class Preparation(Protocol):
+    """Rows → the arrays of an objective: the half of it that runs in the loader's workers.
+
+    Pure: a function of its settings, the samples' numbers and their tokens, so that the same sample
+    is prepared alike on any number of ranks and after any restart. Picklable; its module loads
+    no torch.
+    """
+
+    @property
+    def fields(self) -> Sequence[Field]:
+        """Every array that ``prepare`` returns."""
+        ...
+
+    def prepare(self, rows: Rows) -> Prepared: ...
+
+    def target_ids(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The token ids that have to be predicted, [targets]: for the bytes that they stand for."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
     """B windows for one forward pass."""
 
-    tokens: np.ndarray
-    """uint16 or uint32 [B, T + 1]; pad_id from each row's length on."""
-    starts: np.ndarray
-    """int32 [N]: flat positions into B × (T + 1) at which a document begins, each row's 0 too."""
-    lengths: np.ndarray
-    """int32 [B]: tokens that are not padding."""
+    arrays: Mapping[str, np.ndarray]
+    """As the preparation's fields say."""
     first_n: int
     """Global number of the first row's sample; the others follow."""
     digest: int
-    """``digest_rows`` of the rows."""
+    """The sum of ``digest_rows`` of the raw rows, whatever was made of them."""
     targets: int
     """Target positions that count."""
 
@@ -36,7 +103,7 @@ class StepBatch:
     """Global number of the step's first sample, over all ranks."""
     samples: int
     """Samples in the step, over all ranks."""
-    micro_batches: tuple[MicroBatch, ...]
+    micro_batches: tuple[Batch, ...]
     wait_seconds: float = 0.0
     """How long the rank waited for it."""
 
@@ -51,21 +118,85 @@ class StepBatch:
         return add_digests(batch.digest for batch in self.micro_batches)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Consecutive samples as they are read: arrays over R windows."""
+class Layout:
+    """The fields of a preparation with the letters of their shapes filled in."""
 
-    first_n: int
-    tokens: np.ndarray
-    """uint16 or uint32 [R, T + 1]"""
-    lengths: np.ndarray
-    """int32 [R]"""
-    starts: np.ndarray
-    """int32 [N]: flat positions into R × (T + 1)"""
-    start_ends: np.ndarray
-    """int64 [R]: how many of ``starts`` lie in the rows up to and with this one"""
-    digests: np.ndarray
-    """uint64 [R]: xxh64 of each sample"""
+    def __init__(
+        self,
+        fields: Sequence[Field],
+        *,
+        rows: int,
+        sequence_length: int,
+        token_dtype: np.dtype,
+    ) -> None:
+        self.rows = rows
+        self._letters = {"B": rows, "T": sequence_length, "W": sequence_length + 1}
+        self._most = rows * (sequence_length + 1)
+        self.dtypes = {
+            field.name: token_dtype if field.dtype == TOKENS else np.dtype(field.dtype)
+            for field in fields
+        }
+        self._shapes = {field.name: field.shape for field in fields}
+
+    def shape(self, name: str, ragged: int | None = None) -> tuple[int, ...]:
+        """The array's shape; of a ragged field with ``ragged`` values, by default the most."""
+        letters = {**self._letters, "N": self._most if ragged is None else ragged}
+        shape = self._shapes[name]
+        return tuple(letters[part] if isinstance(part, str) else part for part in shape)
+
+    def is_ragged(self, name: str) -> bool:
+        return "N" in self._shapes[name]
+
+    def max_bytes(self, name: str) -> int:
+        return math.prod(self.shape(name)) * self.dtypes[name].itemsize
+
+    def check(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raises ``ValueError`` for arrays that are not what the fields say."""
+        if arrays.keys() != self.dtypes.keys():
+            raise ValueError(f"prepared {sorted(arrays)}, but declared {sorted(self.dtypes)}")
+        for name, array in arrays.items():
+            ragged = len(array) if self.is_ragged(name) and array.ndim else None
+            expected = self.dtypes[name], self.shape(name, ragged)
+            if (array.dtype, array.shape) != expected or (ragged or 0) > self._most:
+                raise ValueError(
+                    f"{name} is {array.dtype} {array.shape}, but was declared as {expected[0]} "
+                    f"{self._shapes[name]} with {self._letters}"
+                )
+
+
+def prepare_batches(rows: Rows, preparation: Preparation, layout: Layout) -> tuple[Batch, ...]:
+    """Cut rows into micro-batches and prepare each."""
+    batches = []
+    for part in split_rows(rows, layout.rows):
+        prepared = preparation.prepare(part)
+        layout.check(prepared.arrays)
+        batches.append(
+            Batch(
+                arrays=prepared.arrays,
+                first_n=int(part.numbers[0]),
+                digest=add_digests(part.digests.tolist()),
+                targets=prepared.targets,
+            )
+        )
+    return tuple(batches)
+
+
+def split_rows(rows: Rows, micro_windows: int) -> Iterator[Rows]:
+    """Cut rows into groups of ``micro_windows``; arrays are views where they can be."""
+    row_tokens = rows.tokens.shape[1]
+    for begin in range(0, len(rows.tokens), micro_windows):
+        end = begin + micro_windows
+        first_start = int(rows.start_ends[begin - 1]) if begin else 0
+        part = slice(begin, end)
+        ends = rows.start_ends[part]
+        yield Rows(
+            numbers=rows.numbers[part],
+            tokens=rows.tokens[part],
+            lengths=rows.lengths[part],
+            starts=rows.starts[first_start : ends[-1]] - np.int32(begin * row_tokens),
+            start_ends=ends - first_start,
+            digests=rows.digests[part],
+        )
 
 
 def digest_rows(first_n: int, tokens: np.ndarray) -> np.ndarray:
@@ -83,33 +214,6 @@ def digest_rows(first_n: int, tokens: np.ndarray) -> np.ndarray:
     return digests
 
 
-def add_digests(digests) -> int:
+def add_digests(digests: Iterable[int]) -> int:
     """The sum modulo 2^63: independent of the order and of who adds."""
     return sum(int(digest) for digest in digests) % 2**DIGEST_BITS
-
-
-def count_targets(lengths: np.ndarray, num_starts: int, *, mask_documents: bool) -> int:
-    """Target positions of some rows: all but the first token of a document (unmasked: of a row)."""
-    return int(lengths.sum()) - (num_starts if mask_documents else len(lengths))
-
-
-def split_rows(rows: Rows, micro_windows: int, *, mask_documents: bool) -> tuple[MicroBatch, ...]:
-    """Cut rows into micro-batches of ``micro_windows``; arrays are views."""
-    batches = []
-    row_tokens = rows.tokens.shape[1]
-    for begin in range(0, len(rows.tokens), micro_windows):
-        end = min(begin + micro_windows, len(rows.tokens))
-        first_start = int(rows.start_ends[begin - 1]) if begin else 0
-        starts = rows.starts[first_start : rows.start_ends[end - 1]] - np.int32(begin * row_tokens)
-        lengths = rows.lengths[begin:end]
-        batches.append(
-            MicroBatch(
-                tokens=rows.tokens[begin:end],
-                starts=starts,
-                lengths=lengths,
-                first_n=rows.first_n + begin,
-                digest=add_digests(rows.digests[begin:end].tolist()),
-                targets=count_targets(lengths, len(starts), mask_documents=mask_documents),
-            )
-        )
-    return tuple(batches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lmscale.config.batch import BatchPlan
-from lmscale.stream.batches import add_digests
+from lmscale.stream.batches import Preparation, add_digests
 from lmscale.stream.ledger import LedgerRow
 from lmscale.stream.loader import open_loader
 from lmscale.stream.stream import Stream
@@ -13,6 +13,7 @@ def digest_steps(
     stream: Stream,
     plan: BatchPlan,
     *,
+    preparation: Preparation,
     first_step: int,
     num_steps: int,
     workers: int,
@@ -27,6 +28,7 @@ def digest_steps(
             stream,
             plan,
             rank,
+            preparation=preparation,
             first_n=first_n,
             num_steps=num_steps,
             workers=workers,

@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection, Pipe
 
 from lmscale.config.batch import BatchPlan
 from lmscale.errors import TransientError
-from lmscale.stream.batches import Rows, StepBatch, split_rows
+from lmscale.stream.batches import Batch, Preparation, StepBatch
 from lmscale.stream.stream import Stream
 from lmscale.stream.worker import IGNORED_SIGNALS, LoaderJob, Slots, slot_bytes
 
@@ -81,16 +81,14 @@ class StepLoader:
         while not self._source.is_ready(self._next_step, POLL_SECONDS):
             if self._should_stop():
                 raise LoadingStopped
-        rows = self._source.take(self._next_step)
+        micro_batches = self._source.take(self._next_step)
         waited = time.perf_counter() - started
         self.wait_seconds += waited
         plan = self._job.plan
         batch = StepBatch(
             first_n=self._job.first_n + self._next_step * plan.global_windows,
             samples=plan.global_windows,
-            micro_batches=split_rows(
-                rows, plan.micro_windows, mask_documents=self._job.stream.config.mask_documents
-            ),
+            micro_batches=micro_batches,
             wait_seconds=waited,
         )
         self._next_step += 1
@@ -111,6 +109,7 @@ def open_loader(
     plan: BatchPlan,
     rank: int,
     *,
+    preparation: Preparation,
     first_n: int,
     num_steps: int,
     workers: int,
@@ -119,11 +118,19 @@ def open_loader(
 ) -> StepLoader:
     """Read ``num_steps`` steps from global sample ``first_n`` on, this rank's slice of each.
 
-    What comes out does not depend on ``workers``: 0 reads on a thread of this process. Every worker
-    keeps ``prefetch_steps`` steps ready. An error while reading is raised where its step would have
-    come. While a step is waited for, ``should_stop`` is asked now and then.
+    ``preparation`` makes the micro-batches' arrays of the rows. What comes out does not depend on
+    ``workers``: 0 reads on a thread of this process. Every worker keeps ``prefetch_steps`` steps
+    ready. An error while reading is raised where its step would have come. While a step is waited
+    for, ``should_stop`` is asked now and then.
     """
-    job = LoaderJob(stream=stream, plan=plan, rank=rank, first_n=first_n, num_steps=num_steps)
+    job = LoaderJob(
+        stream=stream,
+        preparation=preparation,
+        plan=plan,
+        rank=rank,
+        first_n=first_n,
+        num_steps=num_steps,
+    )
     workers = min(workers, num_steps)
     if workers == 0 or stream.in_one_process:
         return StepLoader(job, _ThreadReader(job, prefetch_steps), should_stop)
@@ -137,8 +144,8 @@ class _ThreadReader:
         # A copy with shards of its own: the caller may read from the stream meanwhile.
         self._job = replace(job, stream=pickle.loads(pickle.dumps(job.stream)))
         self._room = threading.Semaphore(prefetch_steps)
-        self._ready: queue.SimpleQueue[Rows | BaseException] = queue.SimpleQueue()
-        self._next: Rows | BaseException | None = None
+        self._ready: queue.SimpleQueue[tuple[Batch, ...] | BaseException] = queue.SimpleQueue()
+        self._next: tuple[Batch, ...] | BaseException | None = None
         self._is_closed = False
         self._thread = threading.Thread(target=self._produce, name="loader", daemon=True)
         self._thread.start()
@@ -160,7 +167,7 @@ class _ThreadReader:
                 self._next = self._ready.get(timeout=seconds)
         return self._next is not None
 
-    def take(self, step: int) -> Rows:
+    def take(self, step: int) -> tuple[Batch, ...]:
         assert self._next is not None
         if isinstance(self._next, BaseException):
             raise self._next  # also to whoever asks again
@@ -194,7 +201,7 @@ class _ProcessReader:
         """Wait for the step, or for the news that its worker is gone, at most so long."""
         return self._workers[step % len(self._workers)].connection.poll(seconds)
 
-    def take(self, step: int) -> Rows:
+    def take(self, step: int) -> tuple[Batch, ...]:
         worker = self._workers[step % len(self._workers)]
         try:
             message = worker.connection.recv()
@@ -203,17 +210,14 @@ class _ProcessReader:
         if isinstance(message[0], BaseException):
             error, trace = message
             raise error from _WorkerTracebackError(trace)
-        number, slot, num_starts = message
+        number, slot, notes = message
         assert number == step, f"a worker sent step {number} for step {step}"
-        plan = self._job.plan
-        first = self._job.first_n + step * plan.global_windows
-        first += self._job.rank * plan.windows_per_rank
-        rows = worker.slots.read(slot, num_starts, first)
+        batches = worker.slots.read(slot, notes)
         try:
             worker.connection.send(slot)
         except ConnectionError:
             pass  # it died after this step; the next one says so
-        return rows
+        return batches
 
     def close(self) -> None:
         for worker in self._workers:

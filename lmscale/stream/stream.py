@@ -12,7 +12,7 @@ import numpy as np
 
 from lmscale.config.data import StreamConfig
 from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
-from lmscale.stream.batches import Rows, count_targets, digest_rows
+from lmscale.stream.batches import Rows, digest_rows
 from lmscale.stream.dataset import Dataset, Window, open_dataset
 from lmscale.stream.mixture import (
     Jump,
@@ -102,11 +102,6 @@ class Stream:
             for row in range(count)
         ]
 
-    def count_targets(self, rows: Rows) -> int:
-        return count_targets(
-            rows.lengths, len(rows.starts), mask_documents=self.config.mask_documents
-        )
-
     def read_rows(self, first_n: int, count: int, *, digest: bool = True) -> Rows:
         """The same as arrays. Raises ``DataError`` for a shard that is missing or damaged."""
         row_tokens = self.sequence_length + 1
@@ -132,7 +127,7 @@ class Stream:
                 shift[row] = row * row_tokens - shard.starts_from[window]
         starts, start_ends = _flatten_starts(found, shift, row_tokens)
         return Rows(
-            first_n=first_n,
+            numbers=np.arange(first_n, first_n + count),
             tokens=tokens,
             lengths=lengths,
             starts=starts,

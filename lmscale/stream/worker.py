@@ -1,7 +1,10 @@
-"""A loader worker: a light process (no torch) that reads steps into memory its rank shares."""
+"""A loader worker: a light process (no torch) that reads steps, prepares them for the objective,
+and puts them into memory that its rank shares.
+"""
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import pickle
@@ -10,14 +13,16 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 import numpy as np
 
 from lmscale.config.batch import BatchPlan
 from lmscale.runs import faults
-from lmscale.stream.batches import Rows
+from lmscale.stream.batches import Batch, Layout, Preparation, prepare_batches
 from lmscale.stream.stream import Stream
 
 # The rank decides when to stop, but Slurm's scancel --signal and Ctrl-C reach its workers as well.
@@ -31,76 +36,99 @@ class LoaderJob:
     """Which samples to read: one rank's share of ``num_steps`` steps."""
 
     stream: Stream
+    preparation: Preparation
     plan: BatchPlan
     rank: int
     first_n: int
     num_steps: int
 
-    def read_step(self, step: int) -> Rows:
-        """This rank's contiguous slice of step ``step``."""
+    @property
+    def layout(self) -> Layout:
+        """Of every micro-batch's arrays."""
+        return Layout(
+            self.preparation.fields,
+            rows=self.plan.micro_windows,
+            sequence_length=self.stream.sequence_length,
+            token_dtype=self.stream.dtype,
+        )
+
+    def read_step(self, step: int) -> tuple[Batch, ...]:
+        """This rank's contiguous slice of step ``step``, prepared."""
         share = self.plan.windows_per_rank
         first = self.first_n + step * self.plan.global_windows + self.rank * share
-        return self.stream.read_rows(first, share)
+        rows = self.stream.read_rows(first, share)
+        return prepare_batches(rows, self.preparation, self.layout)
+
+
+class BatchNote(NamedTuple):
+    """What a worker says of a micro-batch whose arrays lie in the shared memory."""
+
+    first_n: int
+    digest: int
+    targets: int
+    ragged: dict[str, int]
+    """Ragged field → number of its values."""
 
 
 class Slots:
-    """Places in shared memory, one step's rows each: fixed arrays first, then the starts."""
+    """Places in shared memory, one step's micro-batches each.
+
+    An array has the room for its most values, so its place depends on nothing that is read: only
+    the pages that are used take memory.
+    """
 
     def __init__(self, memory: mmap.mmap, job: LoaderJob) -> None:
         self._memory = memory
-        self._dtype = job.stream.dtype
-        self._rows = job.plan.windows_per_rank
-        self._row_tokens = job.stream.sequence_length + 1
+        self._layout = job.layout
         self._bytes = slot_bytes(job)
+        self._batch_bytes = self._bytes // job.plan.accumulation
 
-    def write(self, slot: int, rows: Rows) -> int:
-        """Copy ``rows`` into the slot; returns how many starts they have."""
-        tokens, lengths, ends, digests, starts = self._views(slot, len(rows.starts))
-        tokens[:] = rows.tokens
-        lengths[:] = rows.lengths
-        ends[:] = rows.start_ends
-        digests[:] = rows.digests
-        starts[:] = rows.starts
-        return len(rows.starts)
+    def write(self, slot: int, batches: Sequence[Batch]) -> list[BatchNote]:
+        """Copy the arrays into the slot; returns what ``read`` needs to know."""
+        notes = []
+        for number, batch in enumerate(batches):
+            ragged = {
+                name: len(array)
+                for name, array in batch.arrays.items()
+                if self._layout.is_ragged(name)
+            }
+            for name, view in self._views(slot, number, ragged).items():
+                view[...] = batch.arrays[name]
+            notes.append(BatchNote(batch.first_n, batch.digest, batch.targets, ragged))
+        return notes
 
-    def read(self, slot: int, num_starts: int, first_n: int) -> Rows:
+    def read(self, slot: int, notes: Sequence[BatchNote]) -> tuple[Batch, ...]:
         """A copy of the slot, so that it can be written again at once."""
-        views = self._views(slot, num_starts)
-        tokens, lengths, ends, digests, starts = (view.copy() for view in views)
-        return Rows(
-            first_n=first_n,
-            tokens=tokens,
-            lengths=lengths,
-            starts=starts,
-            start_ends=ends,
-            digests=digests,
+        return tuple(
+            Batch(
+                arrays={
+                    name: view.copy()
+                    for name, view in self._views(slot, number, note.ragged).items()
+                },
+                first_n=note.first_n,
+                digest=note.digest,
+                targets=note.targets,
+            )
+            for number, note in enumerate(notes)
         )
 
-    def _views(self, slot: int, num_starts: int) -> tuple[np.ndarray, ...]:
-        offset = slot * self._bytes
-        views = []
-        for dtype, shape in (
-            (self._dtype, (self._rows, self._row_tokens)),
-            (np.dtype(np.int32), (self._rows,)),
-            (np.dtype(np.int64), (self._rows,)),
-            (np.dtype(np.uint64), (self._rows,)),
-            (np.dtype(np.int32), (num_starts,)),
-        ):
-            count = int(np.prod(shape))
+    def _views(self, slot: int, number: int, ragged: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """Every array of micro-batch ``number`` of the slot, by name, in place."""
+        offset = slot * self._bytes + number * self._batch_bytes
+        views = {}
+        for name, dtype in self._layout.dtypes.items():
+            shape = self._layout.shape(name, ragged.get(name))
+            count = math.prod(shape)
             view = np.frombuffer(self._memory, dtype=dtype, count=count, offset=offset)
-            views.append(view.reshape(shape))
-            offset += _aligned(view.nbytes)
-        return tuple(views)
+            views[name] = view.reshape(shape)
+            offset += _aligned(self._layout.max_bytes(name))
+        return views
 
 
 def slot_bytes(job: LoaderJob) -> int:
-    """Bytes of a slot, with room for a document start at every token.
-
-    Only the pages that are used take memory.
-    """
-    rows, row_tokens = job.plan.windows_per_rank, job.stream.sequence_length + 1
-    parts = (rows * row_tokens * job.stream.dtype.itemsize, 4 * rows, 8 * rows, 8 * rows)
-    return sum(map(_aligned, parts)) + _aligned(4 * rows * row_tokens)
+    """Bytes of a slot, with room for the most values of every array."""
+    layout = job.layout
+    return job.plan.accumulation * sum(_aligned(layout.max_bytes(name)) for name in layout.dtypes)
 
 
 def _aligned(size: int) -> int:

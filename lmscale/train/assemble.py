@@ -16,7 +16,6 @@ from lmscale.checkpoint import Manifest, Place, load_checkpoint, open_place
 from lmscale.checkpoint.find import Found, Search, Topology
 from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.config import BatchPlan, RunConfig, plan_batches
-from lmscale.config.objective import CausalConfig
 from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
 from lmscale.errors import CheckpointError, DataError, LmscaleError
 from lmscale.files.atomic import writing
@@ -24,11 +23,12 @@ from lmscale.history.history import History, read_history
 from lmscale.history.resumes import record_resume
 from lmscale.history.rewinds import pending_jumps
 from lmscale.model import build_model, count_parameters, init_weights, parameter_kinds
-from lmscale.objective import CausalObjective
+from lmscale.objective.objective import build_preparation, build_scoring
 from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.ranks.device import device_name
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.lease import NO_LEASE, Lease
+from lmscale.stream.batches import Preparation
 from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.mixture import Jump
 from lmscale.stream.state import StreamState
@@ -52,6 +52,7 @@ class Run:
     plan: BatchPlan
     tokenizer: Tokenizer
     stream: Stream
+    preparation: Preparation  # of the stream's rows, for the objective
     loader: StepLoader
     engine: Engine
     place: Place  # of its checkpoints
@@ -231,10 +232,12 @@ def _open_at(
     rewinds = found.manifest.rewinds if found else 0
     jumps = pending_jumps(setting.history.rewinds, rewinds_in_history=rewinds)
     stream = stack.enter_context(_open_stream(setting, stream_state, jumps))
+    preparation = build_preparation(config)
     loader = open_loader(
         stream,
         setting.plan,
         ranks.rank,
+        preparation=preparation,
         first_n=start.n,
         num_steps=max(0, config.train.steps - start.step),
         workers=config.stream.workers,
@@ -247,7 +250,7 @@ def _open_at(
         engine = build_run_engine(config, setting.plan, setting.device, fill=found is None)
     if found is not None:
         heartbeat.phase("load")
-        _load(found, engine, stream, ranks)
+        _load(found, engine, stream, preparation, ranks)
         heartbeat.phase("start")
     return Run(
         config=config,
@@ -256,6 +259,7 @@ def _open_at(
         plan=setting.plan,
         tokenizer=setting.tokenizer,
         stream=stream,
+        preparation=preparation,
         loader=loader,
         engine=engine,
         place=setting.place,
@@ -267,7 +271,9 @@ def _open_at(
     )
 
 
-def _load(found: Found, engine: Engine, stream: Stream, ranks: Ranks) -> None:
+def _load(
+    found: Found, engine: Engine, stream: Stream, preparation: Preparation, ranks: Ranks
+) -> None:
     """Load a checkpoint, and see whether what was loaded is what was saved."""
     try:
         load_checkpoint(found.place, found.manifest, engine)
@@ -277,7 +283,7 @@ def _load(found: Found, engine: Engine, stream: Stream, ranks: Ranks) -> None:
     if not saved:
         return
     try:
-        now = measure_probe(engine, stream, ranks, windows=int(saved["windows"]))
+        now = measure_probe(engine, stream, preparation, ranks, windows=int(saved["windows"]))
     except DataError as error:  # such as of a source that has left the mixture since
         logger.warning("%s: its known loss could not be measured again: %s", found.name, error)
         return
@@ -334,12 +340,9 @@ def build_run_engine(
         for block in model.blocks_to_compile():
             block.compile()
     kinds = parameter_kinds(model)
-    assert isinstance(config.objective, CausalConfig)
-    objective = CausalObjective(
-        model, config.objective, mask_documents=config.stream.mask_documents
-    )
+    scoring = build_scoring(model, config)
     return build_engine(
-        objective, kinds, config.engine, plan=plan, device=device, name_prefix="model."
+        scoring, kinds, config.engine, plan=plan, device=device, name_prefix="model."
     )
 
 

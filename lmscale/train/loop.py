@@ -12,7 +12,6 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,13 +21,14 @@ from lmscale.engine import Engine, learning_rate, tensor_faults
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import CorruptionError, LmscaleError
 from lmscale.files import fault_points
-from lmscale.objective import ObjectiveOutput
+from lmscale.objective.causal_scoring import ObjectiveOutput
+from lmscale.objective.inputs import to_device
 from lmscale.ranks.attempt import node_name
 from lmscale.ranks.collectives import fail_together, sum_float64
 from lmscale.ranks.limbs import NUM_LIMBS, digest_to_limbs, limbs_to_digest
 from lmscale.ranks.seeding import seed_step
 from lmscale.runs.stop import StoppedError
-from lmscale.stream.batches import MicroBatch, StepBatch
+from lmscale.stream.batches import Batch, StepBatch
 from lmscale.stream.loader import LoadingStopped
 from lmscale.train.recompute import recompute_error, recompute_matches
 from lmscale.train.votes import (
@@ -247,32 +247,18 @@ def _take(loader: Iterator[StepBatch]) -> _Upcoming:
 def _recompute(
     engine: Engine, batch: StepBatch, step: int, reseed: Callable[[], None]
 ) -> CorruptionError | None:
-    inputs = to_device(batch.micro_batches[0], engine.device)
-    is_same = recompute_matches(lambda: engine(*inputs).loss, reseed)
+    inputs = to_device(batch.micro_batches[0].arrays, engine.device)
+    is_same = recompute_matches(lambda: engine(**inputs).loss, reseed)
     return None if is_same else recompute_error(step)
 
 
-def _forward(engine: Engine, micro: MicroBatch, sums: Tensor) -> Tensor:
+def _forward(engine: Engine, micro: Batch, sums: Tensor) -> Tensor:
     heartbeat.phase("forward")
     with heartbeat.own_work(engine.device):
-        output: ObjectiveOutput = engine(*to_device(micro, engine.device))
+        output: ObjectiveOutput = engine(**to_device(micro.arrays, engine.device))
     sums += torch.stack([output.nll.total, output.z]).double()
     heartbeat.phase("backward")  # which the engine does with what is returned
     return tensor_faults.poison(output.loss)
-
-
-def to_device(micro: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens [B, T+1], starts [N] and lengths [B] on the device, in the loader's compact types."""
-    tensors = []
-    for array in (micro.tokens, micro.starts, micro.lengths):
-        # torch wants writable memory, though nobody writes; what a worker sent is not.
-        writable = array if array.flags.writeable else np.array(array)
-        tensor = torch.from_numpy(writable)
-        if device.type == "cuda":
-            tensor = tensor.pin_memory().to(device, non_blocking=True)
-        tensors.append(tensor)
-    tokens, starts, lengths = tensors
-    return tokens, starts, lengths
 
 
 def _agree(

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from lmscale.engine import Engine
+from lmscale.objective.inputs import to_device
 from lmscale.ranks.collectives import failing_together, sum_float64
 from lmscale.ranks.ranks import Ranks
-from lmscale.stream.batches import split_rows
+from lmscale.stream.batches import Preparation
 from lmscale.stream.stream import Stream
-from lmscale.train.loop import to_device
 from lmscale.watch import heartbeat
 
 # Of the loss. The windows go through the model one by one on every world size, so only kernels
@@ -26,7 +26,9 @@ TOLERANCE_ACROSS = 5e-2  # precisions or kinds of devices
 
 
 @torch.no_grad()
-def measure_probe(engine: Engine, stream: Stream, ranks: Ranks, *, windows: int) -> dict[str, Any]:
+def measure_probe(
+    engine: Engine, stream: Stream, preparation: Preparation, ranks: Ranks, *, windows: int
+) -> dict[str, Any]:
     """The mean loss in nats of the run's first ``windows`` windows. All ranks together.
 
     Every rank does as many forward passes, as ZeRO 3 needs, and counts those that are its own.
@@ -44,11 +46,11 @@ def measure_probe(engine: Engine, stream: Stream, ranks: Ranks, *, windows: int)
     engine.deepspeed.eval()
     try:
         for n, row in zip(numbers, rows, strict=True):
-            (micro,) = split_rows(row, 1, mask_documents=stream.config.mask_documents)
-            output = engine(*to_device(micro, engine.device))
+            prepared = preparation.prepare(row)
+            output = engine(**to_device(prepared.arrays, engine.device))
             if n < windows:
                 nll += float(output.nll.total)
-                targets += micro.targets
+                targets += prepared.targets
             heartbeat.tick()
     finally:
         engine.deepspeed.train()

@@ -39,9 +39,10 @@ def test_every_shape_is_a_configuration_with_batches(shape):
         world_size=1,
     )
     micro = next(random_steps(config, plan)).micro_batches[0]
-    assert micro.tokens.shape == (plan.micro_windows, config.stream.sequence_length + 1)
-    assert micro.tokens.max() < config.vocab_size
-    assert 0 < micro.targets < micro.tokens.size
+    tokens = micro.arrays["tokens"]
+    assert tokens.shape == (plan.micro_windows, config.stream.sequence_length + 1)
+    assert tokens.max() < config.vocab_size
+    assert 0 < micro.targets < tokens.size
 
 
 @pytest.mark.parametrize(("shape", "millions"), [("gpt2_124m", 124), ("llama_1b", 1345)])

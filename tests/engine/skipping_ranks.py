@@ -34,6 +34,7 @@ def start(folder: Path, number: int) -> None:
 def watch_steps(case: Case, ranks: Ranks) -> list[dict]:
     """Every step's report, and what of this rank's state it changed."""
     from lmscale.config import plan_batches
+    from lmscale.objective.objective import build_preparation
     from lmscale.stream.loader import open_loader
     from lmscale.stream.stream import open_stream
     from lmscale.train import build_run_engine
@@ -45,7 +46,15 @@ def watch_steps(case: Case, ranks: Ranks) -> list[dict]:
     steps, rank = config.train.steps, ranks.rank
     with (
         open_stream(config.stream, seed=1) as stream,
-        open_loader(stream, plan, rank, first_n=0, num_steps=steps, workers=0) as loader,
+        open_loader(
+            stream,
+            plan,
+            rank,
+            preparation=build_preparation(config),
+            first_n=0,
+            num_steps=steps,
+            workers=0,
+        ) as loader,
     ):
         reports = train_steps(
             engine,

@@ -21,7 +21,7 @@ from lmscale.engine.build import build_engine
 from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.evaluation import evaluate_set, load_run, plan_evaluation
 from lmscale.model import build_model, init_weights, parameter_kinds
-from lmscale.objective import CausalObjective
+from lmscale.objective.objective import build_scoring
 from lmscale.ranks.ranks import Ranks, open_process_group
 from lmscale.shards import build_shards, load_manifest, save_manifest
 from lmscale.stream.dataset import open_dataset
@@ -46,7 +46,7 @@ def run(config: RunConfig, tokenizer) -> RunConfig:
     stage_0 = config.engine.model_copy(update={"zero_stage": 0})
     with open_process_group(Ranks(), CPU):
         engine = build_engine(
-            CausalObjective(model, config.objective),
+            build_scoring(model, config),
             kinds,
             stage_0,
             plan=plan_batches(global_windows=4, micro_windows=4, world_size=1),
@@ -85,7 +85,7 @@ def test_evaluate_prints_what_the_loop_would_measure(run, tokenizer):
         run.evaluation.sets["docs"], sequence_length=24, packing="concat", cache=run.stream.cache
     )
     loaded = load_run(run.folder, step=3, device=CPU)
-    objective = CausalObjective(loaded.model, run.objective)
+    objective = build_scoring(loaded.model, run)
     plan = plan_evaluation(run, tokenizer.token_bytes(), max_windows=None)
     score = evaluate_set(objective, dataset, plan, ranks=Ranks(), device=CPU)
     dataset.close()

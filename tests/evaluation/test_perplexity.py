@@ -15,7 +15,8 @@ from lmscale.config.objective import CausalConfig
 from lmscale.errors import DataError
 from lmscale.evaluation import EvaluationPlan, SetScore, evaluate_set, render_scores
 from lmscale.model import build_layout
-from lmscale.objective import CausalObjective
+from lmscale.objective.causal import CausalPreparation
+from lmscale.objective.causal_scoring import CausalScoring
 from lmscale.ranks.ranks import Ranks
 from lmscale.stream.dataset import Window
 
@@ -68,12 +69,16 @@ def documents(tokenizer):
 
 @pytest.fixture
 def plan(tokenizer):
-    return EvaluationPlan(micro_windows=2, mask_documents=True, token_bytes=tokenizer.token_bytes())
+    return EvaluationPlan(
+        micro_windows=2,
+        preparation=CausalPreparation(mask_documents=True),
+        token_bytes=tokenizer.token_bytes(),
+    )
 
 
 @pytest.fixture
 def objective(model):
-    return CausalObjective(model, CausalConfig(chunk_tokens=16))
+    return CausalScoring(model, CausalConfig(chunk_tokens=16))
 
 
 def test_the_sums_are_those_of_every_window_scored_alone(
@@ -115,11 +120,11 @@ def test_every_world_size_scores_every_window_once_in_equally_many_passes(
         count = 0
 
         class Counting(torch.nn.Module):
-            def forward(self, *batch):
+            def forward(self, **arrays):
                 nonlocal count
                 count += 1
-                assert batch[0].shape == (2, 25)
-                return objective(*batch)
+                assert arrays["tokens"].shape == (2, 25)
+                return objective(**arrays)
 
         ranks = Ranks(
             rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size

@@ -9,17 +9,18 @@ import torch.nn.functional as F
 from lmscale.config.model import ModelConfig
 from lmscale.config.objective import CausalConfig
 from lmscale.model import build_layout, build_model, init_weights
-from lmscale.objective import CausalObjective, LossSum
+from lmscale.objective.causal_scoring import CausalScoring
+from lmscale.objective.loss_sum import LossSum
 
 VOCAB = 37
 
 
-def build(*, mask_documents: bool = True, z_loss: float = 0.0, **switches) -> CausalObjective:
+def build(*, mask_documents: bool = True, z_loss: float = 0.0, **switches) -> CausalScoring:
     config = ModelConfig(layers=2, width=32, heads=4, init_std=0.3, **switches)
     model = build_model(config, vocab_size=VOCAB, max_positions=16)
     init_weights(model, seed=1)
     settings = CausalConfig(chunk_tokens=5, z_loss=z_loss)
-    return CausalObjective(model, settings, mask_documents=mask_documents)
+    return CausalScoring(model, settings, mask_documents=mask_documents)
 
 
 def batch(*rows: list[list[int]], width: int = 9):

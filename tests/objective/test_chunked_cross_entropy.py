@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lmscale.objective import IGNORED, chunked_cross_entropy
+from lmscale.objective.cross_entropy import IGNORED, chunked_cross_entropy
 
 
 def draw(num_tokens: int = 23, width: int = 16, vocab_size: int = 50, dtype=torch.float32):

@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 from lmscale.config import parse_config
 from lmscale.config.batch import plan_batches
 from lmscale.errors import CheckpointError
+from lmscale.objective.causal import CausalPreparation
+from lmscale.objective.objective import build_preparation
 from lmscale.stream.audit import audit_run
 from lmscale.stream.digest import digest_steps
 from lmscale.stream.ledger import load_record, open_ledger
 from lmscale.stream.mixture import Jump, Mixture, append_segment, jump_window, plan_quotas
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import open_stream
+
+PREPARATION = CausalPreparation(mask_documents=True)
 
 PLAN = plan_batches(global_windows=8, micro_windows=2, world_size=1)
 MIXTURES = st.dictionaries(st.sampled_from("abc"), st.sampled_from([1.0, 2.0, 7.0]), min_size=1)
@@ -174,7 +178,9 @@ def test_the_digest_of_a_step_at_a_jump_does_not_depend_on_the_ranks(stream_conf
         with open_stream(
             config, seed=1, state=state, jumps=(Jump(start=29, samples=13),)
         ) as stream:
-            rows = digest_steps(stream, plan, first_step=0, num_steps=8, workers=workers)
+            rows = digest_steps(
+                stream, plan, preparation=PREPARATION, first_step=0, num_steps=8, workers=workers
+            )
             return [(row.first_n, row.digest, row.tokens) for row in rows]
 
     plan = plan_batches(global_windows=8, micro_windows=2, world_size=world_size)
@@ -189,7 +195,12 @@ def test_the_audit_of_a_run_with_jumps_is_clean_and_counts_them(tmp_path, stream
         with open_stream(config, seed=1, state=state, jumps=jumps) as stream:
             n = first_step * 8
             steps = digest_steps(
-                stream, PLAN, first_step=first_step, num_steps=last_step - first_step, workers=0
+                stream,
+                PLAN,
+                preparation=PREPARATION,
+                first_step=first_step,
+                num_steps=last_step - first_step,
+                workers=0,
             )
             with open_ledger(tmp_path, next_step=first_step, stream=stream, n=n) as ledger:
                 for step in steps:
@@ -198,14 +209,14 @@ def test_the_audit_of_a_run_with_jumps_is_clean_and_counts_them(tmp_path, stream
 
     saved = train(0, 4, None)
     train(4, 9, saved)
-    plain = audit_run(run_config, tmp_path)
+    plain = audit_run(run_config, tmp_path, build_preparation)
     assert plain.is_clean and plain.jumped == 0
     # Step 9 was bad: back to step 4, and over the samples of the last two of them.
     saved = train(4, 6, saved, (Jump(start=56, samples=16),))
-    before = audit_run(run_config, tmp_path)
+    before = audit_run(run_config, tmp_path, build_preparation)
     assert before.is_clean and (before.steps, before.jumped) == (6, 0)
     train(6, 12, saved)
-    report = audit_run(run_config, tmp_path)
+    report = audit_run(run_config, tmp_path, build_preparation)
     assert report.is_clean and (report.steps, report.samples, report.jumped) == (12, 96, 16)
     assert len(load_record(tmp_path)[0].segments) == 2
     # Without the jump in the run's record, its samples are not what the ledger says.
@@ -213,7 +224,7 @@ def test_the_audit_of_a_run_with_jumps_is_clean_and_counts_them(tmp_path, stream
     tree = json.loads(path.read_text())
     del tree["state"]["segments"][1]
     path.write_text(json.dumps(tree))
-    assert len(audit_run(run_config, tmp_path).altered) == 12 - 7
+    assert len(audit_run(run_config, tmp_path, build_preparation).altered) == 12 - 7
 
 
 def test_rows_are_read_in_their_source_s_order_where_a_jump_is_inside_them(stream_config):

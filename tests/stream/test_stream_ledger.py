@@ -8,11 +8,15 @@ from hypothesis import strategies as st
 
 from lmscale.config import parse_config, plan_batches
 from lmscale.errors import DataError, NoSpaceError
+from lmscale.objective.causal import CausalPreparation
+from lmscale.objective.objective import build_preparation
 from lmscale.ranks.limbs import DIGEST_BITS, digest_to_limbs, limbs_to_digest
 from lmscale.stream.audit import audit_run, check_sequence
 from lmscale.stream.digest import digest_steps
 from lmscale.stream.ledger import LedgerRow, load_record, open_ledger, read_ledger
 from lmscale.stream.stream import open_stream
+
+PREPARATION = CausalPreparation(mask_documents=True)
 
 PLAN = plan_batches(global_windows=8, micro_windows=4, world_size=2)
 
@@ -108,7 +112,12 @@ def train(folder, config, *, first_step, last_step, state=None):
     with open_stream(config, seed=1, state=state) as stream:
         n = first_step * PLAN.global_windows
         steps = digest_steps(
-            stream, PLAN, first_step=first_step, num_steps=last_step - first_step, workers=0
+            stream,
+            PLAN,
+            preparation=PREPARATION,
+            first_step=first_step,
+            num_steps=last_step - first_step,
+            workers=0,
         )
         with open_ledger(folder, next_step=first_step, stream=stream, n=n) as ledger:
             for step in steps:
@@ -127,7 +136,7 @@ def test_the_audit_of_a_run_with_restarts_and_other_mixtures_is_clean(
     saved = train(tmp_path, other, first_step=6, last_step=11, state=saved)
     train(tmp_path, one, first_step=11, last_step=13, state=saved)
     checked = []
-    report = audit_run(config_of(other), tmp_path, checked.append)
+    report = audit_run(config_of(other), tmp_path, build_preparation, checked.append)
     assert report.is_clean
     assert (report.steps, report.samples, sum(checked)) == (13, 104, 104)
     assert len(load_record(tmp_path)[0].segments) == 3
@@ -144,7 +153,7 @@ def test_the_audit_names_what_is_lost_repeated_and_altered(tmp_path, stream_conf
         "".join([lines[0], lines[2], lines[2], lines[3]])
         + f"{json.dumps(altered)}\n{json.dumps(recounted)}\n"
     )
-    report = audit_run(config_of(config), tmp_path)
+    report = audit_run(config_of(config), tmp_path, build_preparation)
     assert not report.is_clean
     assert report.lost == ("samples 8 to 15 were used by no step (between step 0 and step 2)",)
     assert report.repeated == ("samples 16 to 23 were used again by step 2",)
@@ -175,13 +184,15 @@ def test_a_ledger_without_its_tail_is_not_clean(tmp_path, stream_config):
     save(tmp_path, 3)
     save(tmp_path, 5)
     (tmp_path / "checkpoints" / "step-000000006").mkdir()  # killed while it saved
-    assert audit_run(config_of(config), tmp_path).is_clean  # ahead of the checkpoint
+    assert audit_run(
+        config_of(config), tmp_path, build_preparation
+    ).is_clean  # ahead of the checkpoint
     cut(tmp_path, 4)
-    (lost,) = audit_run(config_of(config), tmp_path).lost
+    (lost,) = audit_run(config_of(config), tmp_path, build_preparation).lost
     assert lost.startswith("samples 32 to 39 are missing at the ledger's end (after step 3): ")
     assert "checkpoint step-000000005 has 40 samples used" in lost
     cut(tmp_path, 0)
-    (lost,) = audit_run(config_of(config), tmp_path).lost
+    (lost,) = audit_run(config_of(config), tmp_path, build_preparation).lost
     assert lost.startswith("samples 0 to 39 are missing at the ledger's end (it has no rows)")
 
 
@@ -191,7 +202,7 @@ def test_a_ledger_that_ends_before_the_last_start_is_not_clean(tmp_path, stream_
     cut(tmp_path, 4)
     train(tmp_path, config, first_step=6, last_step=6, state=saved)
     assert "2 of the 6 steps done so far have no row" in caplog.text
-    (lost,) = audit_run(config_of(config), tmp_path).lost
+    (lost,) = audit_run(config_of(config), tmp_path, build_preparation).lost
     assert "samples 32 to 47" in lost and "last start (stream.json) has 48" in lost
 
 
@@ -202,9 +213,9 @@ def test_checkpoints_that_a_start_before_them_has_undone_do_not_count(tmp_path, 
         save(tmp_path, step)
     # Checkpoint 5 was damaged: the run goes on from 2, and is killed before it comes to 5 again.
     train(tmp_path, config, first_step=2, last_step=4, state=saved)
-    assert audit_run(config_of(config), tmp_path).is_clean
+    assert audit_run(config_of(config), tmp_path, build_preparation).is_clean
     save(tmp_path, 5, text="again")
-    assert len(audit_run(config_of(config), tmp_path).lost) == 1
+    assert len(audit_run(config_of(config), tmp_path, build_preparation).lost) == 1
 
 
 @contextmanager
@@ -245,4 +256,4 @@ def test_the_audit_refuses_shards_that_are_not_the_runs(
     train(tmp_path, config, first_step=0, last_step=2)
     write_dataset(tmp_path / "a", documents(50, seed=2))
     with pytest.raises(DataError, match="is not the one that the run has read"):
-        audit_run(config_of(config), tmp_path)
+        audit_run(config_of(config), tmp_path, build_preparation)

@@ -11,10 +11,13 @@ import xxhash
 
 from lmscale.config.batch import plan_batches
 from lmscale.errors import DataError, TransientError
+from lmscale.objective.causal import CausalPreparation
 from lmscale.stream.batches import add_digests
 from lmscale.stream.digest import digest_steps
 from lmscale.stream.loader import open_loader
 from lmscale.stream.stream import open_stream
+
+PREPARATION = CausalPreparation(mask_documents=True)
 
 
 def plan(world_size, global_windows=16, micro_windows=4):
@@ -24,9 +27,21 @@ def plan(world_size, global_windows=16, micro_windows=4):
 
 
 def load(stream, batch_plan, rank, **settings):
-    arguments = {"first_n": 0, "num_steps": 5, "workers": 0} | settings
-    with open_loader(stream, batch_plan, rank, **arguments) as loader:
+    arguments = {"preparation": PREPARATION, "first_n": 0, "num_steps": 5, "workers": 0}
+    with open_loader(stream, batch_plan, rank, **arguments | settings) as loader:
         return list(loader)
+
+
+def opened(stream, *, num_steps, workers):
+    return open_loader(
+        stream,
+        plan(1),
+        0,
+        preparation=PREPARATION,
+        first_n=0,
+        num_steps=num_steps,
+        workers=workers,
+    )
 
 
 @pytest.fixture
@@ -48,9 +63,12 @@ MANY_PROCESSES = {(4, 3), (8, 1), (8, 3)}
 )
 def test_digests_do_not_depend_on_ranks_and_workers(stream, world_size, workers):
     settings = {"first_step": 2, "num_steps": 5}
-    expected = digest_steps(stream, plan(1), workers=0, **settings)
+    expected = digest_steps(stream, plan(1), preparation=PREPARATION, workers=0, **settings)
     assert [row.first_n for row in expected] == [32, 48, 64, 80, 96]
-    assert digest_steps(stream, plan(world_size), workers=workers, **settings) == expected
+    assert (
+        digest_steps(stream, plan(world_size), preparation=PREPARATION, workers=workers, **settings)
+        == expected
+    )
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
@@ -67,9 +85,10 @@ def test_workers_hand_over_what_a_thread_does(stream_config, packing):
                 other.targets,
             )
             for one, two in zip(step.micro_batches, other.micro_batches, strict=True):
-                for name in ("tokens", "starts", "lengths"):
-                    assert getattr(one, name).dtype == getattr(two, name).dtype
-                    assert getattr(one, name).tolist() == getattr(two, name).tolist()
+                assert list(one.arrays) == list(two.arrays) == ["tokens", "starts", "lengths"]
+                for name, array in one.arrays.items():
+                    assert array.dtype == two.arrays[name].dtype
+                    assert array.tolist() == two.arrays[name].tolist()
                 assert (one.first_n, one.digest, one.targets) == (
                     two.first_n,
                     two.digest,
@@ -91,13 +110,14 @@ def test_ranks_take_consecutive_slices_of_a_step(stream):
 def test_micro_batches_hold_the_samples_their_numbers_say(stream):
     for step in load(stream, plan(2), 1, num_steps=3):
         for batch in step.micro_batches:
-            windows = stream.read(batch.first_n, len(batch.tokens))
+            tokens, lengths = batch.arrays["tokens"], batch.arrays["lengths"]
+            windows = stream.read(batch.first_n, len(tokens))
             starts = [33 * r + int(s) for r, w in enumerate(windows) for s in w.starts]
-            assert batch.tokens.tolist() == [window.tokens.tolist() for window in windows]
-            assert batch.starts.tolist() == starts
-            assert batch.starts.dtype == np.int32 and batch.tokens.dtype == np.uint16
-            assert batch.lengths.tolist() == [window.length for window in windows]
-            assert batch.targets == batch.lengths.sum() - len(starts)
+            assert tokens.tolist() == [window.tokens.tolist() for window in windows]
+            assert batch.arrays["starts"].tolist() == starts
+            assert batch.arrays["starts"].dtype == np.int32 and tokens.dtype == np.uint16
+            assert lengths.tolist() == [window.length for window in windows]
+            assert batch.targets == lengths.sum() - len(starts)
             assert batch.digest == add_digests(
                 xxhash.xxh64(
                     (batch.first_n + row).to_bytes(8, "little") + window.tokens.tobytes()
@@ -116,7 +136,7 @@ def test_an_error_while_reading_surfaces_as_itself_where_its_step_would_come(
     content[3000] ^= 1
     path.write_bytes(content)
     stream = open_stream(stream_config(folder=tmp_path, a=1), seed=1)
-    with open_loader(stream, plan(1), 0, first_n=0, num_steps=5, workers=workers) as loader:
+    with opened(stream, num_steps=5, workers=workers) as loader:
         with pytest.raises(DataError, match=r"x-000000.tar: its content has changed") as caught:
             next(loader)
         assert caught.value.problems[0].startswith(str(path))
@@ -124,14 +144,14 @@ def test_an_error_while_reading_surfaces_as_itself_where_its_step_would_come(
 
 def test_a_bug_in_a_worker_keeps_its_class_and_shows_the_workers_traceback(stream):
     stream.mixture.segments = ()
-    with open_loader(stream, plan(1), 0, first_n=0, num_steps=2, workers=1) as loader:
+    with opened(stream, num_steps=2, workers=1) as loader:
         with pytest.raises(IndexError) as caught:
             next(loader)
     assert "in _position" in str(caught.value.__cause__)
 
 
 def test_a_killed_worker_is_an_error_that_says_so(stream):
-    with open_loader(stream, plan(1), 0, first_n=0, num_steps=99, workers=1) as loader:
+    with opened(stream, num_steps=99, workers=1) as loader:
         next(loader)
         os.kill(loader._source._workers[0].process.pid, signal.SIGKILL)
         with pytest.raises(TransientError, match="ended by signal SIGKILL.*memory runs out"):
@@ -140,7 +160,7 @@ def test_a_killed_worker_is_an_error_that_says_so(stream):
 
 
 def test_workers_ignore_the_signals_meant_for_the_rank(stream):
-    with open_loader(stream, plan(1), 0, first_n=0, num_steps=6, workers=2) as loader:
+    with opened(stream, num_steps=6, workers=2) as loader:
         for worker in loader._source._workers:  # also while they are still starting
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 os.kill(worker.process.pid, number)
@@ -148,7 +168,7 @@ def test_workers_ignore_the_signals_meant_for_the_rank(stream):
 
 
 def test_workers_end_when_their_loader_is_closed_early(stream):
-    with open_loader(stream, plan(1), 0, first_n=0, num_steps=10**6, workers=2) as loader:
+    with opened(stream, num_steps=10**6, workers=2) as loader:
         next(loader)
         processes = [worker.process for worker in loader._source._workers]
     assert [process.returncode for process in processes] == [0, 0]
@@ -158,10 +178,14 @@ def test_workers_die_with_their_rank_even_by_sigkill(stream_config, tmp_path):
     program = """
         import os, pickle, signal, sys
         from lmscale.config.batch import plan_batches
+        from lmscale.objective.causal import CausalPreparation
         from lmscale.stream.loader import open_loader
         stream = pickle.load(open(sys.argv[1], "rb"))
         plan = plan_batches(global_windows=4, micro_windows=4, world_size=1)
-        loader = open_loader(stream, plan, 0, first_n=0, num_steps=10**6, workers=2)
+        causal = CausalPreparation(mask_documents=True)
+        loader = open_loader(
+            stream, plan, 0, preparation=causal, first_n=0, num_steps=10**6, workers=2
+        )
         next(loader)
         os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -177,12 +201,15 @@ def test_workers_die_with_their_rank_even_by_sigkill(stream_config, tmp_path):
 
 
 def test_the_time_a_rank_waits_for_data_is_counted(stream):
-    with open_loader(stream, plan(1), 0, first_n=0, num_steps=4, workers=0) as loader:
+    with opened(stream, num_steps=4, workers=0) as loader:
         waits = [step.wait_seconds for step in loader]
         assert sum(waits) == pytest.approx(loader.wait_seconds)
         assert loader.wait_seconds > 0
 
 
 def test_a_worker_loads_no_torch():
-    program = "import lmscale.stream.worker, sys; sys.exit('torch' in sys.modules)"
+    program = (
+        "import lmscale.stream.worker, lmscale.objective.causal, sys; "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -14,8 +14,11 @@ from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
 from lmscale.files import remote
 from lmscale.files.locations import join_location
 from lmscale.files.remote import TransferError, with_retries
+from lmscale.objective.causal import CausalPreparation
 from lmscale.stream.digest import digest_steps
 from lmscale.stream.stream import open_datasets, open_stream
+
+PREPARATION = CausalPreparation(mask_documents=True)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +81,9 @@ def remote_config(stream_config):
 def digests(config, workers=0):
     plan = plan_batches(global_windows=8, micro_windows=8, world_size=1)
     with open_stream(config, seed=1) as stream:
-        return digest_steps(stream, plan, first_step=0, num_steps=30, workers=workers)
+        return digest_steps(
+            stream, plan, preparation=PREPARATION, first_step=0, num_steps=30, workers=workers
+        )
 
 
 def shards_in(folder):

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmscale.errors import CheckpointError, ConfigError, DataError
+from lmscale.objective.causal import CausalPreparation
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import open_stream
 
@@ -65,13 +66,15 @@ def test_windows_and_rows_say_the_same(stream_config):
         for start in window.starts
     ]
     assert rows.starts.tolist() == flat
-    assert stream.count_targets(rows) == rows.lengths.sum() - len(flat)
+    prepared = CausalPreparation(mask_documents=True).prepare(rows)
+    assert prepared.targets == rows.lengths.sum() - len(flat)
 
 
 def test_without_document_masks_only_padding_and_firsts_do_not_count(stream_config):
     stream = open_stream(stream_config(a=1, settings={"mask_documents": False}), seed=1)
     rows = stream.read_rows(0, 50)
-    assert stream.count_targets(rows) == rows.lengths.sum() - 50
+    prepared = CausalPreparation(mask_documents=False).prepare(rows)
+    assert prepared.targets == rows.lengths.sum() - 50
 
 
 # The fixtures only build values; nothing in them changes between examples.

@@ -142,8 +142,8 @@ def describe(engine: Engine) -> dict[str, Any] | None:
 
 def losses(case: Case, ranks: Ranks, *, recomputes: bool) -> list[str]:
     """Of every step, with a forward pass done twice before each of them, or without."""
+    from lmscale.objective.inputs import to_device
     from lmscale.ranks.seeding import seed_step
-    from lmscale.train import loop
     from lmscale.train.recompute import recompute_matches
 
     overrides = {**case.overrides, "model.dropout": 0.2}  # a pass draws random numbers
@@ -163,7 +163,7 @@ def losses(case: Case, ranks: Ranks, *, recomputes: bool) -> list[str]:
             accumulate(engine, forwards, **more)
 
         def forward(engine: Engine, micro: Any) -> Tensor:
-            return engine(*loop.to_device(micro, engine.device)).loss
+            return engine(**to_device(micro.arrays, engine.device)).loss
 
         if recomputes:
             type(run.engine).accumulate = checked  # pyright: ignore[reportAttributeAccessIssue]

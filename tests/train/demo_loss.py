@@ -43,6 +43,7 @@ def start(folder: Path, number: int) -> None:
     from forked_ranks import one_group
 
     from lmscale.config import plan_batches
+    from lmscale.objective.objective import build_preparation
     from lmscale.stream.loader import open_loader
     from lmscale.stream.stream import open_stream
     from lmscale.train import build_run_engine
@@ -57,7 +58,15 @@ def start(folder: Path, number: int) -> None:
     seed = config.run.seed
     with one_group(), open_stream(config.stream, seed=seed) as stream:
         engine = build_run_engine(config, plan, torch.device("cpu"), fill=True)
-        with open_loader(stream, plan, 0, first_n=0, num_steps=STEPS, workers=0) as loader:
+        with open_loader(
+            stream,
+            plan,
+            0,
+            preparation=build_preparation(config),
+            first_n=0,
+            num_steps=STEPS,
+            workers=0,
+        ) as loader:
             reports = train_steps(engine, loader, replace(plan_steps(config), seed=seed))
             curve = [next(reports) for _ in range(STEPS)]
     result = {

@@ -25,8 +25,11 @@ from tiny_run import (
 from lmscale.cli.main import main
 from lmscale.config import plan_batches
 from lmscale.files.jsonl import read_rows
+from lmscale.objective.causal import CausalPreparation
 from lmscale.stream.digest import digest_steps
 from lmscale.stream.stream import open_stream
+
+PREPARATION = CausalPreparation(mask_documents=True)
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -97,7 +100,9 @@ class Copies:
         config = tiny_config(self.data, self.run)
         plan = plan_batches(global_windows=12, micro_windows=12, world_size=1)
         with open_stream(config.stream, seed=config.run.seed) as stream:
-            rows = digest_steps(stream, plan, first_step=0, num_steps=steps, workers=0)
+            rows = digest_steps(
+                stream, plan, preparation=PREPARATION, first_step=0, num_steps=steps, workers=0
+            )
         return [row.to_line().rstrip("\n") for row in rows]
 
 

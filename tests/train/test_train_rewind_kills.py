@@ -10,6 +10,7 @@ from rewind_kills import AT_KILL, BAD, STEPS, config_of
 
 from lmscale.checkpoint import load_model_weights
 from lmscale.history.rewinds import read_rewinds
+from lmscale.objective.objective import build_preparation
 from lmscale.stream.audit import audit_run
 from lmscale.train.evidence import load_evidence
 
@@ -34,7 +35,7 @@ def test_a_run_with_bad_samples_jumps_them_and_ends_well(runs, tiny_data):
     (rewind,) = read_rewinds(run)
     assert (rewind.at_step, rewind.to_step, rewind.to_n) == (7, 4, 48)
     assert (rewind.jump_from_n, rewind.jump_samples) == (BAD.start, len(BAD))
-    report = audit_run(config_of(tiny_data, run), run)
+    report = audit_run(config_of(tiny_data, run), run, build_preparation)
     assert report.is_clean
     assert (report.steps, report.jumped) == (STEPS, len(BAD))
     evidence = load_evidence(run / "guard" / "step-000000007")
@@ -51,7 +52,7 @@ def test_a_kill_in_a_rewind_changes_nothing(runs, tiny_data, moment):
         [{**vars(rewind), "time": 0} for rewind in read_rewinds(run)] for run in (whole, broken)
     ]
     assert rows[0] == rows[1]
-    assert audit_run(config_of(tiny_data, broken), broken).is_clean
+    assert audit_run(config_of(tiny_data, broken), broken, build_preparation).is_clean
     expected, found = load_model_weights(whole), load_model_weights(broken)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     names = [path.name for path in (broken / "guard").iterdir()]

@@ -175,6 +175,7 @@ def audit(run: RunArgument, as_json: JsonOption = False) -> None:
     differences are named.
     """
     from lmscale.files.progress import progress
+    from lmscale.objective.objective import build_preparation
     from lmscale.runs.run_folder import load_run_config
     from lmscale.runs.sweep_folder import refuse_sweep
     from lmscale.stream.audit import audit_run
@@ -184,7 +185,7 @@ def audit(run: RunArgument, as_json: JsonOption = False) -> None:
     config = load_run_config(run)
     samples, _ = sum_rows(read_ledger(run))
     with progress("auditing", samples, "samples") as advance:
-        report = audit_run(config, run, advance)
+        report = audit_run(config, run, build_preparation, advance)
     if as_json:
         typer.echo(json.dumps({"is_clean": report.is_clean, **asdict(report)}, indent=1))
     else:

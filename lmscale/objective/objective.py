@@ -1,0 +1,43 @@
+"""What an objective is to the rest of lmscale, and how a run's is found. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from lmscale.config import RunConfig
+from lmscale.stream.batches import Preparation
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lmscale.model.family import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The two halves of an objective. Its section in the configuration names where this lies."""
+
+    prepare: Callable[[RunConfig], Preparation]
+    """Called in a rank; the value travels to the loader's workers, which load no torch for it."""
+    build: Callable[[Model, RunConfig], nn.Module]
+    """The module that scores. It holds the model as ``model``, and is called with the arrays of the
+    preparation by name. Torch is imported inside.
+    """
+
+
+def build_preparation(config: RunConfig) -> Preparation:
+    """What turns the run's raw rows into its objective's arrays."""
+    return _find(config).prepare(config)
+
+
+def build_scoring(model: Model, config: RunConfig) -> nn.Module:
+    """The model with its loss, so that a training engine wraps and calls one module."""
+    return _find(config).build(model, config)
+
+
+def _find(config: RunConfig) -> Objective:
+    module, _, name = config.objective.implementation.partition(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,119 @@
+"""Arrays by name: what a preparation declares is what travels, from the worker to its rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from lmscale.config.batch import plan_batches
+from lmscale.stream.batches import TOKENS, Field, Prepared, Rows, split_rows
+from lmscale.stream.loader import open_loader
+from lmscale.stream.stream import open_stream
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Five arrays of as many kinds; nothing of them is a causal objective's."""
+
+    fields: tuple[Field, ...] = (
+        Field("ids", TOKENS, ("B", "W")),
+        Field("noise", "float32", ("B", "T")),
+        Field("classes", "int64", ("B",)),
+        Field("halves", "int32", ("B", 2)),
+        Field("chosen", "int32", ("N",)),
+    )
+
+    def prepare(self, rows: Rows) -> Prepared:
+        noise = np.stack([np.random.default_rng(int(n)).random(32) for n in rows.numbers])
+        chosen = np.flatnonzero(rows.tokens % 7 == 0).astype(np.int32)
+        arrays = {
+            "ids": rows.tokens[:, ::-1],
+            "noise": noise.astype(np.float32),
+            "classes": rows.numbers % 3,
+            "halves": np.stack([rows.lengths // 2, rows.lengths - rows.lengths // 2], axis=1),
+            "chosen": chosen,
+        }
+        return Prepared(arrays, targets=len(chosen))
+
+    def target_ids(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        return arrays["ids"].reshape(-1)[arrays["chosen"]]
+
+
+@dataclass(frozen=True)
+class Wrong(Pairs):
+    """Does not keep to its fields."""
+
+    change: str = ""
+
+    def prepare(self, rows: Rows) -> Prepared:
+        arrays, targets = super().prepare(rows)
+        arrays = dict(arrays)
+        if self.change == "dtype":
+            arrays["classes"] = arrays["classes"].astype(np.int32)
+        elif self.change == "shape":
+            arrays["noise"] = arrays["noise"][:, 1:]
+        else:
+            arrays["more"] = arrays["classes"]
+        return Prepared(arrays, targets)
+
+
+@pytest.fixture
+def stream(stream_config):
+    with open_stream(stream_config(a=3, b=1), seed=1) as opened:
+        yield opened
+
+
+def load(stream, preparation, *, world_size=1, workers=0):
+    """Every micro-batch of three steps, by rank."""
+    plan = plan_batches(global_windows=16, micro_windows=4, world_size=world_size)
+    batches = []
+    for rank in range(world_size):
+        with open_loader(
+            stream,
+            plan,
+            rank,
+            preparation=preparation,
+            first_n=5,
+            num_steps=3,
+            workers=workers,
+        ) as loader:
+            batches += [batch for step in loader for batch in step.micro_batches]
+    return sorted(batches, key=lambda batch: batch.first_n)
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 2), (2, 0), (4, 1)])
+def test_any_declared_arrays_are_the_same_on_all_ranks_and_workers(stream, world_size, workers):
+    expected = load(stream, Pairs())
+    others = load(stream, Pairs(), world_size=world_size, workers=workers)
+    assert len(expected) == len(others) == 12
+    for one, two in zip(expected, others, strict=True):
+        assert (one.first_n, one.digest, one.targets) == (two.first_n, two.digest, two.targets)
+        assert one.arrays.keys() == two.arrays.keys()
+        for name, array in one.arrays.items():
+            assert array.dtype == two.arrays[name].dtype
+            assert np.array_equal(array, two.arrays[name])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("dtype", r"classes is int32 \(4,\), but was declared as int64"),
+        ("shape", r"noise is float32 \(4, 31\), but was declared as float32 \('B', 'T'\)"),
+        ("more", r"prepared \[.*'more'.*\], but declared \["),
+    ],
+)
+def test_a_preparation_that_does_not_keep_to_its_fields_is_told(stream, change, message, workers):
+    with pytest.raises(ValueError, match=message):
+        load(stream, Wrong(change=change), workers=workers)
+
+
+def test_rows_that_are_cut_are_the_rows_that_are_read(stream):
+    for number, part in enumerate(split_rows(stream.read_rows(3, 10), 4)):
+        first, count = 3 + 4 * number, 4 if number < 2 else 2
+        alone = stream.read_rows(first, count)
+        for name in ("numbers", "tokens", "lengths", "starts", "start_ends", "digests"):
+            assert np.array_equal(getattr(part, name), getattr(alone, name)), name
