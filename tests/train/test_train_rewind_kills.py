@@ -12,7 +12,7 @@ from lmscale.checkpoint import load_model_weights
 from lmscale.history.rewinds import read_rewinds
 from lmscale.objective.objective import build_preparation
 from lmscale.stream.audit import audit_run
-from lmscale.train.evidence import load_evidence
+from lmscale.train.evidence import EVIDENCE_FILE
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 HERE = Path(__file__).parent
@@ -38,7 +38,7 @@ def test_a_run_with_bad_samples_jumps_them_and_ends_well(runs, tiny_data):
     report = audit_run(config_of(tiny_data, run), run, build_preparation)
     assert report.is_clean
     assert (report.steps, report.jumped) == (STEPS, len(BAD))
-    evidence = load_evidence(run / "guard" / "step-000000007")
+    evidence = json.loads((run / "guard/step-000000007" / EVIDENCE_FILE).read_text())
     assert [row["n"] for row in evidence["samples"]["texts"]] == list(BAD)
     assert [row["is_skipped"] for row in evidence["steps"]] == [False] * 5 + [True] * 2
     assert all(sum(row["nonfinite"].values()) == 0 for row in evidence["parameters"].values())
