@@ -18,6 +18,7 @@ from lmscale.errors import ClusterError, DataError, LmscaleError
 from lmscale.files.locations import is_remote, local_path
 from lmscale.files.run_files import read_submissions
 from lmscale.files.shard_files import MANIFEST, find_wrong_files, read_shard_sizes
+from lmscale.runs.commits import read_commits
 from lmscale.runs.continuation import find_continuation_problems
 from lmscale.runs.ownership import CONFIG_FILE, check_folder
 
@@ -223,7 +224,7 @@ def find_shard_problems(places: Iterable[str]) -> tuple[list[str], bool]:
 
 def _evaluation_problems(folder: Path) -> list[str]:
     """`lmscale evaluate` goes by the run's own configuration, whatever is launched."""
-    if not list(folder.glob(f"checkpoints/*/{MANIFEST}")):
+    if not read_commits(folder):
         return [f"{folder} holds no checkpoint yet: there is nothing to evaluate."]
     try:
         config = load_config(folder / CONFIG_FILE)

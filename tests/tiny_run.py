@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from fork_server import ROOT, Process, start_process
 
 from lmscale.config import RunConfig, dump_config
+from lmscale.runs.commits import Commit, append_commit, read_commits
 
 MAX_TEXT = 4000  # characters of a document: several fit in a shard, some are cut by windows
 
@@ -159,9 +161,22 @@ def losses_of(run_folder: Path) -> dict[int, float]:
 
 
 def committed_steps(run_folder: Path) -> list[int]:
-    """Steps of the checkpoints that have a manifest, oldest first."""
+    """Steps of the checkpoints in the run's folder that have a manifest, oldest first."""
     manifests = (run_folder / "checkpoints").glob("step-*/manifest.json")
     return sorted(int(re.sub(r"\D", "", path.parent.name)) for path in manifests)
+
+
+def logged_steps(run_folder: Path) -> list[int]:
+    """Steps of the checkpoints that ``commits.jsonl`` names, oldest first."""
+    return sorted(commit.step for commit in read_commits(run_folder))
+
+
+def log_commit(run_folder: Path, step: int, **changes: Any) -> None:
+    """The row of a checkpoint in the run's folder."""
+    folder = f"checkpoints/step-{step:09d}"
+    fields = {"step": step, "n": 0, "folder": folder, "sha256": f"of step {step}", "bytes": 0}
+    fields |= {"reason": "regular", "time": time.time()}
+    append_commit(run_folder, Commit.model_validate(fields | changes))
 
 
 def children_of(pid: int) -> Sequence[int]:

@@ -22,17 +22,15 @@ them: as rows with names it took eight times as long. docs/formats.md tells the 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lmscale.checkpoint.manifest import (
-    FileEntry,
-    Manifest,
-)
-from lmscale.files.run_files import STEP_FOLDER
+from lmscale.checkpoint.manifest import FileEntry, Manifest
 from lmscale.ranks.attempt import LOCAL
 
 MANIFEST = "manifest.json"
+STEP_FOLDER = re.compile(r"step-(\d{9,})")
 MAX_NAMED = 8  # problems told one by one
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmscale.checkpoint.commit_log import record_removals
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.manifest import ASKED, Manifest
 from lmscale.checkpoint.places.place import Place
@@ -154,8 +155,7 @@ def delete_old_checkpoints(
     planned = _plan(place, config, run_folder, steps, newest=newest, look=look)
     spared = _find_spared(place, steps, spare, newest=newest, look=look)
     doomed = tuple(step for step in planned if step not in spared)
-    for step in doomed:
-        place.delete(step)
+    remove(run_folder, place, doomed)
     for step in place.list_steps(committed=False):
         if step in doomed or step < newest:  # a later one may be a save under way
             place.delete(step)
@@ -185,9 +185,17 @@ def free_space(
     doomed = tuple(step for step in planned if step not in spared)
     if not torn and not doomed:
         doomed = tuple(sorted(planned)[:1])
-    for step in (*torn, *doomed):
+    for step in torn:
         place.delete(step)
+    remove(run_folder, place, doomed)
     return (*torn, *doomed)
+
+
+def remove(run_folder: Path, place: Place, steps: Sequence[int]) -> None:
+    """Remove committed checkpoints of a run, and say so in its ``commits.jsonl`` before."""
+    record_removals(run_folder, steps)
+    for step in steps:
+        place.delete(step)
 
 
 def _find_spared(

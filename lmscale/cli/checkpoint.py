@@ -177,6 +177,7 @@ def prune(
     """
     from dataclasses import replace
 
+    from lmscale.checkpoint.retention import remove
     from lmscale.checkpoint.survey import plan_prune, spare_a_sound_one
     from lmscale.cli.checkpoint_view import listed_to_json, render_pruned
 
@@ -192,8 +193,7 @@ def prune(
         doomed, sound = spare_a_sound_one(saves.place, saves.listed, doomed, advance)
     if doomed and not dry_run:
         _refuse_live(run)  # reading takes its time
-        for one in doomed:
-            saves.place.delete(one.step)
+        remove(run, saves.place, [one.step for one in doomed])
     kept = [one for one in saves.listed if one not in doomed]
     if as_json:
         content: dict[str, Any] = {"run": str(run), "dry_run": dry_run}

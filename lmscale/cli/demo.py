@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from lmscale.errors import EXIT_FINISHED, EXIT_RESUMABLE, ClusterError
+from lmscale.runs.commits import read_commits
 
 HELDOUT = Path("data/demo/corpus/pydocs/heldout")
 RUN = Path("runs/demo")
@@ -75,7 +76,7 @@ def _plan_ranks() -> tuple[int, int]:
 
 
 def _is_finished(steps: int) -> bool:
-    return (RUN / "checkpoints" / f"step-{steps:09d}" / "manifest.json").is_file()
+    return any(commit.step == steps for commit in read_commits(RUN))
 
 
 def _train_until_stopped(path: Path, num_ranks: int, *, stop_after: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ SWEEP_FILE = "sweep.json"  # in the root of a sweep
 STOP_FILE = "stop"  # asks a run to save and to end
 SAVE_FILE = "save"  # asks a run to save and to go on
 FAULTS_FILE = "faults.jsonl"  # what was made to fail on purpose
+COMMITS_FILE = "commits.jsonl"  # which checkpoints there are
 RESUMES_FILE = "resumes.jsonl"  # what every start took up, and what it passed over
 REWINDS_FILE = "rewinds.jsonl"  # what the guard undid
 CORRUPTIONS_FILE = "corruptions.jsonl"  # where ranks were found to differ
 WATCH_FILE = "watch.jsonl"  # what the watchdog saw
-STEP_FOLDER = re.compile(r"step-(\d{9,})")  # of a checkpoint, below checkpoints/
 ALIVE_SECONDS = 120.0  # a step longer than this shows as silence, unless the heartbeat runs
 _EVERY_SUBMISSION = {"time", "submission", "job", "jobs", "kind"}
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from lmscale.config.load import load_config
 from lmscale.config.run import RunConfig
 from lmscale.errors import LmscaleError
-from lmscale.files.run_files import STEP_FOLDER
+from lmscale.runs.commits import read_commits
 from lmscale.runs.ownership import CONFIG_FILE
 
 FREE_MODEL_KEYS = frozenset({"activation_checkpoint_every", "attention", "dropout"})
@@ -37,14 +36,14 @@ def find_continuation_problems(config: RunConfig) -> list[str]:
 
     Empty where there is no checkpoint: such a run begins anew. Only reads.
     """
-    steps = _checkpoint_steps(config.folder)
-    if not steps:
+    newest = max((commit.step for commit in read_commits(config.folder)), default=None)
+    if newest is None:
         return []
     problems = []
-    if config.train.steps < max(steps):
+    if config.train.steps < newest:
         problems.append(
-            f"train.steps = {config.train.steps:,}, but the newest checkpoint in {config.folder} "
-            f"has {max(steps):,} steps already. Raise train.steps, or start a new run."
+            f"train.steps = {config.train.steps:,}, but the newest checkpoint of {config.folder} "
+            f"has {newest:,} steps already. Raise train.steps, or start a new run."
         )
     frozen = config.folder / CONFIG_FILE
     try:
@@ -59,10 +58,3 @@ def find_continuation_problems(config: RunConfig) -> list[str]:
         for key in now
         if before[key] != now[key]
     ]
-
-
-def _checkpoint_steps(folder: Path) -> list[int]:
-    """Of those whose manifest was written."""
-    manifests = folder.glob("checkpoints/*/manifest.json")
-    found = (STEP_FOLDER.fullmatch(path.parent.name) for path in manifests)
-    return [int(match[1]) for match in found if match]

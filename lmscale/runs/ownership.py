@@ -9,6 +9,7 @@ from lmscale.config.load import load_config
 from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError, LmscaleError
 from lmscale.files.run_files import (
+    COMMITS_FILE,
     FAULTS_FILE,
     RESUMES_FILE,
     SAVE_FILE,
@@ -20,7 +21,7 @@ from lmscale.files.run_files import (
 CONFIG_FILE = "config.yaml"
 # What a launcher, or a start that did not come far, may have put there.
 _HARMLESS = {"logs", STOP_FILE, SAVE_FILE, SLURM_FOLDER, "lease.json", "heartbeats", WATCH_FILE}
-_HARMLESS |= {FAULTS_FILE, RESUMES_FILE}
+_HARMLESS |= {COMMITS_FILE, FAULTS_FILE, RESUMES_FILE}
 
 
 def check_folder(folder: Path, config: RunConfig) -> None:
@@ -49,8 +50,6 @@ def _check_folder(folder: Path, config: RunConfig) -> None:
     elif folder.is_dir():
         names = sorted(path.name for path in folder.iterdir())
         foreign = [name for name in names if name not in _HARMLESS and not name.startswith(".")]
-        if foreign == ["checkpoints"] and _holds_receipts_only(folder / "checkpoints"):
-            return  # a start was killed between writing them and writing what runs
         if {"checkpoints", "ledger.jsonl"} & set(foreign):
             raise ConfigError(_describe_lost_config(folder))
         if foreign:
@@ -62,12 +61,6 @@ def _check_folder(folder: Path, config: RunConfig) -> None:
         nearest = next(place for place in (folder, *folder.parents) if place.exists())
         if not nearest.is_dir():
             raise ConfigError(f"{nearest} is a file; run.folder must name a folder.")
-
-
-def _holds_receipts_only(checkpoints: Path) -> bool:
-    """Copies of the manifests of checkpoints elsewhere; whose those are is known there."""
-    names = {path.name for path in checkpoints.glob("*/*") if not path.name.startswith(".")}
-    return names <= {"manifest.json"}
 
 
 def _describe_lost_config(folder: Path) -> str:

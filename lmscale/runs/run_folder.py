@@ -19,12 +19,11 @@ from lmscale.files.run_files import (
     RESUMES_FILE,
     REWINDS_FILE,
     SLURM_FOLDER,
-    STEP_FOLDER,
     SWEEP_FILE,
     WATCH_FILE,
 )
-from lmscale.files.strangers import is_count, parse_json
 from lmscale.runs.attempts import ATTEMPTS_FILE, FINISHED
+from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.goodput import Goodput, goodput
 from lmscale.runs.ownership import CONFIG_FILE
 from lmscale.runs.starts import Start, plan_starts, read_events
@@ -40,18 +39,6 @@ LEDGER_FILE = "ledger.jsonl"
 _METRICS_BYTES = 1 << 18  # some 200 lines: evaluations are rarer than steps
 # With what an attempt ends that could not be saved.
 _FAILED_SAVES = ("save failed", "CheckpointError", "NoSpaceError")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LastCheckpoint:
-    """The newest committed one, by its manifest."""
-
-    step: int
-    committed_at: float
-    """Unix time."""
-    bytes: int | None
-    """Of all its files; None where the manifest cannot be read."""
-    reason: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +60,8 @@ class RunStatus:
     """All rows of attempts.jsonl."""
     starts: tuple[Start, ...]
     """Oldest first, those included in which no rank came to train."""
-    checkpoints: tuple[str, ...]
-    """Names of the committed ones, oldest first; of those elsewhere there is a copy of the
-    manifest."""
+    commits: tuple[Commit, ...]
+    """The run's checkpoints, wherever they are, in the order of their commits."""
     rewinds: tuple[Row, ...]
     """What the guard undid, oldest first."""
     passed_over: tuple[Row, ...]
@@ -120,9 +106,6 @@ def read_status(folder: str | Path) -> RunStatus:
     config = load_run_config(folder)
     attempts = read_rows(folder / ATTEMPTS_FILE)
     ledger = last_row(folder / LEDGER_FILE)
-    paths = folder.glob("checkpoints/*/manifest.json")
-    found = (path.parent.name for path in paths if STEP_FOLDER.fullmatch(path.parent.name))
-    checkpoints = sorted(found, key=lambda name: (len(name), name))
     last_sign = _last_sign(folder)
     starts = plan_starts(read_events(folder), attempts, tail_rows(folder / WATCH_FILE))
     metrics = tail_rows(folder / METRICS_FILE, max_bytes=_METRICS_BYTES)
@@ -138,7 +121,7 @@ def read_status(folder: str | Path) -> RunStatus:
         goodput=goodput(attempts, time.time() if _is_alive(attempts, last_sign) else None),
         attempts=tuple(attempts),
         starts=starts,
-        checkpoints=tuple(checkpoints),
+        commits=read_commits(folder),
         rewinds=tuple(read_rows(folder / REWINDS_FILE)),
         passed_over=tuple(
             {"time": row["time"], **one}
@@ -204,37 +187,6 @@ def _last_sign(folder: Path) -> float | None:
 def _is_alive(attempts: Sequence[Row], last_sign: float | None) -> bool:
     is_open = bool(attempts) and attempts[-1]["event"] != "end"
     return is_open and last_sign is not None and time.time() - last_sign < ALIVE_SECONDS
-
-
-def find_last_checkpoint(status: RunStatus) -> LastCheckpoint | None:
-    """The newest one, whose manifest may be large; None while there is none."""
-    names = status.checkpoints
-    if not names:
-        return None
-    path = status.folder / "checkpoints" / names[-1] / "manifest.json"
-    try:
-        committed_at = path.stat().st_mtime
-        size, reason = _read_manifest(path.read_bytes())
-    except OSError:  # removed by retention at this very moment: the next look finds another
-        return None
-    return LastCheckpoint(
-        step=int(names[-1].rpartition("-")[2]),
-        committed_at=committed_at,
-        bytes=size,
-        reason=reason,
-    )
-
-
-def _read_manifest(content: bytes) -> tuple[int | None, str | None]:
-    """The bytes of a checkpoint's files and why it was written; None where it does not say."""
-    try:
-        manifest = parse_json(content)
-        sizes, reason = [entry["bytes"] for entry in manifest["files"]], manifest.get("reason")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None, None
-    if not all(map(is_count, sizes)) or not isinstance(reason, str | None):
-        return None, None
-    return sum(sizes), reason
 
 
 def _latest_figures(rows: Sequence[Row]) -> tuple[Row, dict[str, int]]:

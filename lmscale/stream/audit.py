@@ -8,15 +8,15 @@ from pathlib import Path
 
 from lmscale.config.run import RunConfig
 from lmscale.errors import DataError
+from lmscale.runs.commits import Commit
 from lmscale.stream.batches import Preparation, add_digests
 from lmscale.stream.ledger import (
     LedgerRow,
     load_record,
-    newest_progress,
+    newest_commit,
     read_ledger,
     sum_rows,
 )
-from lmscale.stream.saved import SavedProgress
 from lmscale.stream.state import StreamState, geometry_of
 from lmscale.stream.stream import Stream, find_changed_data, open_datasets
 
@@ -61,7 +61,7 @@ def audit_run(
     lost, repeated = check_sequence(rows)
     altered: list[str] = []
     state, locations = load_record(run_folder)
-    lost += find_missing_tail(rows, started_at=state.n, saved=newest_progress(run_folder))
+    lost += find_missing_tail(rows, started_at=state.n, newest=newest_commit(run_folder))
     with open_recorded(config, state, locations) as stream:
         preparation = prepare(config.model_copy(update={"stream": stream.config}))
         for row in rows:
@@ -133,7 +133,7 @@ def check_sequence(rows: Sequence[LedgerRow]) -> tuple[list[str], list[str]]:
 
 
 def find_missing_tail(
-    rows: Sequence[LedgerRow], *, started_at: int, saved: SavedProgress | None
+    rows: Sequence[LedgerRow], *, started_at: int, newest: Commit | None
 ) -> list[str]:
     """The samples beyond the ledger's end that the run is known to have used; one problem or none.
 
@@ -142,8 +142,8 @@ def find_missing_tail(
     """
     end = max((row.first_n + row.samples for row in rows), default=0)
     known, witness = started_at, "the run's last start (stream.json)"
-    if saved is not None and saved.n >= known:
-        known, witness = saved.n, f"checkpoint {saved.name}"
+    if newest is not None and newest.n >= known:
+        known, witness = newest.n, f"checkpoint {newest.name}"
     if end >= known:
         return []
     where = f"after step {max(row.step for row in rows)}" if rows else "it has no rows"

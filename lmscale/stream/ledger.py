@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from lmscale.errors import DataError, LmscaleError, NoSpaceError
 from lmscale.files.atomic import fsync_file, fsync_folder, write_json, writing
 from lmscale.files.jsonl import RowFile, append_rows, mend_tail, read_rows, renew_rows
 from lmscale.files.locations import absolute_location
-from lmscale.stream.saved import SavedProgress, iterate_saved
+from lmscale.runs.commits import Commit, read_commits
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream
 
@@ -165,11 +164,12 @@ def save_record(run_folder: Path, stream: Stream, n: int) -> None:
     if path.exists():
         locations = dict(load_record(run_folder)[1]) | locations
     absolute = {name: absolute_location(location) for name, location in sorted(locations.items())}
-    later = takewhile(lambda saved: saved.n > n, iterate_saved(run_folder))
     record = {
         "state": stream.state_at(n).to_json(),
         "shards": absolute,
-        "undone": {saved.name: saved.sha256 for saved in later},
+        "undone": {
+            commit.name: commit.sha256 for commit in read_commits(run_folder) if commit.n > n
+        },
     }
     write_json(path, record)
 
@@ -184,11 +184,11 @@ def load_record(run_folder: str | Path) -> tuple[StreamState, Mapping[str, str]]
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from None
 
 
-def newest_progress(run_folder: str | Path) -> SavedProgress | None:
-    """What the newest checkpoint says, those aside that the run's last start has undone."""
+def newest_commit(run_folder: str | Path) -> Commit | None:
+    """The newest checkpoint, those aside that the run's last start has undone."""
     undone = set(dict(_read_record(run_folder).get("undone", {})).values())
-    counted = (saved for saved in iterate_saved(run_folder) if saved.sha256 not in undone)
-    return next(counted, None)
+    counted = (commit for commit in read_commits(run_folder) if commit.sha256 not in undone)
+    return max(counted, key=lambda commit: commit.n, default=None)
 
 
 def _read_record(run_folder: str | Path) -> dict[str, Any]:

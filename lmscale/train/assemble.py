@@ -15,6 +15,7 @@ import torch.distributed as dist
 from lmscale.checkpoint import Manifest, Place, load_checkpoint, open_place
 from lmscale.checkpoint.find import Found, Search, Topology
 from lmscale.checkpoint.places.local_tier import open_node_place
+from lmscale.checkpoint.places.run_place import prepare_place
 from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
 from lmscale.errors import CheckpointError, DataError, LmscaleError
@@ -156,7 +157,7 @@ def _prepare_place(config: RunConfig, ranks: Ranks, lease: Lease) -> Place:
         if ranks.is_first:
             lease.check()  # else this is the older copy
             with writing("checkpoints", place.location, CheckpointError):
-                place.prepare()
+                prepare_place(config, place)
         heartbeat.tick()
     return place
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from lmscale.checkpoint import delete_old_checkpoints, free_space
+from lmscale.checkpoint.commit_log import record_commit
 from lmscale.checkpoint.fragments import owned_fragments
 from lmscale.checkpoint.job import Duties, Job
 from lmscale.checkpoint.manifest import ASKED, LAST, REGULAR, STOP, Manifest
@@ -334,6 +335,7 @@ class Saver:
 
     def _tidy(self, place: Place, manifest: Manifest) -> None:
         config = self._run.config
+        record_commit(config.folder, place, manifest)
         is_asked = manifest.reason == ASKED
         self._candidates[manifest.step] = Candidate(
             step=manifest.step, is_good=manifest.is_finite, is_asked=is_asked

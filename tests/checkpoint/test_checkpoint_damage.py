@@ -99,7 +99,7 @@ def test_a_save_that_was_never_committed_is_named_when_it_is_cleared_away(place,
     place.begin(8)
     write_part(place, 8, 0, 2)
     with caplog.at_level(logging.WARNING):
-        place.prepare()
+        place.discard_uncommitted()
     assert "step-000000008 was never committed: it is cleared away" in caplog.text
     assert place.list_steps(committed=False) == [] and step_taken(place) == 6
 

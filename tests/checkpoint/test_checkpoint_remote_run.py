@@ -10,6 +10,7 @@ import pytest
 from tiny_run import (
     committed_steps,
     ledger_of,
+    logged_steps,
     losses_of,
     run_lmscale,
     start_lmscale,
@@ -51,7 +52,7 @@ def kill_after(config, step, run, *overrides):
     """Start two ranks, and kill them all once that step is committed."""
     process = start_lmscale("launch", "local", config, "--nproc", "2", *overrides)
     deadline = time.monotonic() + 100
-    while max(committed_steps(run), default=0) < step and process.poll() is None:
+    while max(logged_steps(run), default=0) < step and process.poll() is None:
         assert time.monotonic() < deadline, "nothing was committed"
         time.sleep(0.02)
     assert process.poll() is None, process.communicate()[0]
@@ -82,7 +83,7 @@ def test_a_run_in_s3_is_killed_and_resumed_by_other_ranks_and_nothing_is_lost(
     assert ended.code == 0, ended.output
     assert f"resumed from s3://runs/killed at step {committed[-1]}" in ended.output
     assert [json.loads(line)["step"] for line in ledger_of(run)] == list(range(steps))
-    assert steps_in(client) == committed_steps(run) == [steps - 2, steps]
+    assert steps_in(client) == logged_steps(run) == [steps - 2, steps]
     audit = lmscale("runs", "audit", run)
     assert audit.code == 0, audit.output
     scored = lmscale("evaluate", run, "--json", "--max-windows", "8")
@@ -114,7 +115,7 @@ def test_a_run_with_its_checkpoints_in_another_folder_gives_the_same_weights(
         for steps in (5, 8):
             ended = lmscale("train", config, "--set", f"train.steps={steps}")
             assert ended.code == 0, ended.output
-        assert committed_steps(run) == [6, 8]
+        assert logged_steps(run) == [6, 8]
         losses.append(losses_of(run))
     assert losses[0] == losses[1]
     assert sorted(path.name for path in (tmp_path / "elsewhere").glob("step-*")) == [
@@ -131,13 +132,13 @@ def test_a_run_that_lost_its_folder_and_was_killed_on_taking_up_its_checkpoints_
     config = write_tiny_config(tmp_path / "tiny.yaml", tiny_data, run, overrides)
     ended = lmscale("train", config, "--set", "train.steps=6")
     assert ended.code == 0, ended.output
-    for path in run.iterdir():  # receipts are all that a start has written before it was killed
-        if path.name != "checkpoints":
+    for path in run.iterdir():  # the log is all that a start has written before it was killed
+        if path.name != "commits.jsonl":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     ended = lmscale("train", config)
     assert ended.code == 0, ended.output
     assert "at step 6" in ended.output
-    assert committed_steps(run) == [6, 8]
+    assert logged_steps(run) == [6, 8]
 
 
 def test_a_run_goes_on_from_the_nodes_own_disk_when_that_is_newer(lmscale, tiny_data, tmp_path):

@@ -1,6 +1,7 @@
-"""Whose a place is that is not in the run's folder, and what its receipts there tell."""
+"""Whose a place is that is not in the run's folder, and what ``commits.jsonl`` tells of it."""
 
 import errno
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -8,13 +9,20 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from handmade_checkpoints import place_at, save, step_taken
+from handmade_checkpoints import place_at, save
+from tiny_run import log_commit, logged_steps
 
+from lmscale.checkpoint import commit_log
+from lmscale.checkpoint.commit_log import record_commit
+from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.places import place as place_module
 from lmscale.checkpoint.places import run_place
 from lmscale.checkpoint.places.place import OWNER_FILE, LocalPlace
-from lmscale.checkpoint.places.run_place import open_place
+from lmscale.checkpoint.places.run_place import open_place, prepare_place
+from lmscale.checkpoint.retention import remove
 from lmscale.errors import CheckpointError
+from lmscale.files.run_files import COMMITS_FILE
+from lmscale.runs.commits import append_removals, read_commits
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,11 +34,9 @@ pytestmark = [
 
 
 def test_a_missing_bucket_is_told_at_the_start(s3, tmp_path, tiny_data):
-    from tiny_run import tiny_config
-
-    config = tiny_config(tiny_data, tmp_path / "run", {"checkpoint.folder": "s3://nowhere/run"})
+    config = make_config(tiny_data, tmp_path / "run", folder="s3://nowhere/run")
     with pytest.raises(CheckpointError) as caught:
-        open_place(config).prepare()
+        prepare_place(config, open_place(config))
     assert str(caught.value) == (
         f"s3://nowhere/run/{OWNER_FILE}: there is no such file, bucket or folder. Make the bucket, "
         "or correct checkpoint.folder."
@@ -88,107 +94,150 @@ def test_a_full_disk_does_not_keep_a_run_from_its_own_place(tmp_path, monkeypatc
         place.claim("tiny")
 
 
-@pytest.fixture(params=["s3", "folder"])
-def elsewhere(request, s3, tmp_path, tiny_data):
-    """A run's place that is not in its folder, and the folder."""
+def make_config(data, run, **checkpoint):
     from tiny_run import tiny_config
 
-    folder = f"s3://runs/{tmp_path.name}" if request.param == "s3" else str(tmp_path / "elsewhere")
-    config = tiny_config(tiny_data, tmp_path / "run", {"checkpoint.folder": folder})
-    return open_place(config), config.folder / "checkpoints"
+    run.mkdir()
+    overrides = {f"checkpoint.{key}": value for key, value in checkpoint.items()}
+    return tiny_config(data, run, overrides)
 
 
-def receipts_in(folder):
-    return sorted(int(path.parent.name[5:]) for path in folder.glob("step-*/manifest.json"))
+@pytest.fixture(params=["s3", "elsewhere", "run"])
+def config(request, s3, tmp_path, tiny_data):
+    """Of a run whose checkpoints are in S3, in another folder, in its own."""
+    folder = {
+        "s3": f"s3://runs/{tmp_path.name}",
+        "elsewhere": str(tmp_path / "elsewhere"),
+        "run": "",
+    }[request.param]
+    return make_config(tiny_data, tmp_path / "run", folder=folder)
 
 
-def test_checkpoints_elsewhere_leave_receipts_in_the_runs_folder(elsewhere):
-    place, receipts = elsewhere
-    place.prepare()
-    for step in (2, 4, 6):
-        save(place, step)
-        copy = receipts / f"step-{step:09d}" / "manifest.json"
-        assert copy.read_text() == place.read_manifest(step)
-    place.delete(2)
-    assert receipts_in(receipts) == place.list_steps()[::-1] == [4, 6]
-    place.begin(6)
-    assert receipts_in(receipts) == place.list_steps() == [4]
-    assert step_taken(place) == 4
+def save_and_log(config, *steps):
+    """As the run's writer does it."""
+    place = open_place(config)
+    for step in steps:
+        record_commit(config.folder, place, save(place, step))
 
 
-def test_receipts_that_a_kill_has_left_wrong_are_mended_at_the_start(elsewhere):
-    place, receipts = elsewhere
-    place.prepare()
-    for step in (2, 4, 6):
-        save(place, step)
-    whole = {path: path.read_bytes() for path in receipts.rglob("manifest.json")}
-    newest = receipts / "step-000000006" / "manifest.json"
-    newest.write_text("of the save before")
-    (receipts / "step-000000004" / "manifest.json").unlink()
-    (receipts / "step-000000009").mkdir()
-    (receipts / "step-000000009" / "manifest.json").write_text("of nothing")
-    place.prepare()
-    assert {path: path.read_bytes() for path in receipts.rglob("manifest.json")} == whole
-    assert not (receipts / "step-000000009").exists()
+def test_the_log_names_what_was_committed_and_not_what_was_removed(config):
+    place = open_place(config)
+    prepare_place(config, place)
+    save_and_log(config, 2, 4, 6)
+    remove(config.folder, place, [2])
+    commits = read_commits(config.folder)
+    assert [commit.step for commit in commits] == place.list_steps()[::-1] == [4, 6]
+    for commit in commits:
+        manifest = load_manifest(place, commit.step)
+        assert commit.sha256 == manifest.hash and commit.n == 12 * commit.step
+        assert commit.bytes == sum(entry.bytes for entry in manifest.files)
+        is_own = place.location == str(config.folder / "checkpoints")
+        folder = f"checkpoints/step-{commit.step:09d}" if is_own else place.name_of(commit.step)
+        assert (commit.folder, commit.is_elsewhere) == (folder, not is_own)
+
+
+def test_a_log_that_a_kill_has_left_wrong_is_mended_at_the_start(config):
+    place = open_place(config)
+    prepare_place(config, place)
+    save_and_log(config, 2, 4, 6)
+    whole = {commit.step: commit.key for commit in read_commits(config.folder)}
+    append_removals(config.folder, [4])  # as if it had no row
+    log_commit(config.folder, 6)  # of the save before
+    log_commit(config.folder, 9)  # of nothing
+    prepare_place(config, place)
+    assert {commit.step: commit.key for commit in read_commits(config.folder)} == whole
+    rows = (config.folder / COMMITS_FILE).read_text()
+    prepare_place(config, place)
+    assert (config.folder / COMMITS_FILE).read_text() == rows, "there is nothing left to mend"
+
+
+def test_a_log_that_was_lost_is_made_anew(config):
+    place = open_place(config)
+    prepare_place(config, place)
+    save_and_log(config, 2, 4)
+    (config.folder / COMMITS_FILE).unlink()
+    prepare_place(config, place)
+    assert logged_steps(config.folder) == [2, 4]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE])
-def test_a_receipt_that_cannot_be_written_undoes_no_commit(elsewhere, monkeypatch, caplog, number):
-    place, receipts = elsewhere
-    place.prepare()
+def test_a_row_that_cannot_be_written_undoes_no_commit_and_no_removal(
+    config, monkeypatch, caplog, number
+):
+    place = open_place(config)
+    prepare_place(config, place)
 
-    def refusing(path, content):
-        raise OSError(number, "so it says", str(path))
+    def refusing(run_folder, *values):
+        raise OSError(number, "so it says", str(run_folder))
 
     with monkeypatch.context() as patched:
-        patched.setattr(run_place, "write_bytes", refusing)
-        save(place, 2)
-    assert "step-000000002 is committed, but has no receipt until the next start" in caplog.text
-    assert place.list_steps() == [2] and receipts_in(receipts) == []
-    place.prepare()
-    assert receipts_in(receipts) == [2]
+        patched.setattr(commit_log, "append_commit", refusing)
+        patched.setattr(commit_log, "append_removals", refusing)
+        save_and_log(config, 2, 4)
+        remove(config.folder, place, [2])
+    assert "step-000000004 is committed, but has no row in commits.jsonl until" in caplog.text
+    assert place.list_steps() == [4] and logged_steps(config.folder) == []
+    prepare_place(config, place)
+    assert logged_steps(config.folder) == [4]
 
 
 def test_a_manifest_that_cannot_be_read_does_not_keep_a_run_from_looking_for_an_older_one(
-    elsewhere, monkeypatch
+    config, monkeypatch
 ):
-    place, receipts = elsewhere
-    place.prepare()
+    place = open_place(config)
     save(place, 2)
+    save(place, 4)
+    read = place.read_manifest
 
     def failing(step):
-        raise OSError(errno.EIO, "a bad sector, says the test")
+        if step == 4:
+            raise OSError(errno.EIO, "a bad sector, says the test")
+        return read(step)
 
-    monkeypatch.setattr(place._place, "read_manifest", failing)
-    place.prepare()
-    assert receipts_in(receipts) == [2]
+    monkeypatch.setattr(place, "read_manifest", failing)
+    prepare_place(config, place)
+    assert logged_steps(config.folder) == [2]
+
+
+@pytest.fixture
+def elsewhere(tiny_data, tmp_path):
+    """Of a run whose checkpoints are in another folder."""
+    return make_config(tiny_data, tmp_path / "run", folder=str(tmp_path / "elsewhere"))
 
 
 def test_a_run_that_has_checkpoints_in_its_folder_is_not_moved_silently(elsewhere):
-    place, receipts = elsewhere
-    save(LocalPlace(receipts), 2)
+    own = LocalPlace(elsewhere.folder / "checkpoints")
+    save(own, 2)
     with pytest.raises(CheckpointError, match="step-000000002 is a checkpoint, but"):
-        place.prepare()
-    assert LocalPlace(receipts).list_steps() == [2]
+        prepare_place(elsewhere, open_place(elsewhere))
+    assert own.list_steps() == [2]
 
 
-def test_a_place_that_is_suddenly_empty_is_no_new_run(elsewhere):
+def test_a_place_that_is_suddenly_empty_is_no_new_run(elsewhere, tiny_data, tmp_path):
     """As where a file system is not mounted: the run may neither begin anew nor forget."""
-    place, receipts = elsewhere
-    place.prepare()
-    save(place, 2)
-    save(place, 4)
-    for step in (4, 2):  # past the receipts
-        place._place.delete(step)
-    with pytest.raises(CheckpointError, match=r"saved there before \(up to step 4"):
-        place.prepare()
-    assert receipts_in(receipts) == [2, 4]
+    prepare_place(elsewhere, open_place(elsewhere))
+    save_and_log(elsewhere, 2, 4)
+    (tmp_path / "elsewhere").rename(tmp_path / "unmounted")
+    for folder in (str(tmp_path / "elsewhere"), "", str(tmp_path / "another")):
+        checkpoint = elsewhere.checkpoint.model_copy(update={"folder": folder})
+        config = elsewhere.model_copy(update={"checkpoint": checkpoint})
+        with pytest.raises(
+            CheckpointError, match=r"has saved before \(up to step 4, to /.*-000000004"
+        ):
+            prepare_place(config, open_place(config))
+    assert logged_steps(elsewhere.folder) == [2, 4]
+
+
+def test_a_run_whose_own_checkpoints_were_removed_begins_anew(tiny_data, tmp_path):
+    config = make_config(tiny_data, tmp_path / "run")
+    save_and_log(config, 2)
+    shutil.rmtree(config.folder / "checkpoints")
+    prepare_place(config, open_place(config))
+    assert logged_steps(config.folder) == []
 
 
 def test_a_place_is_found_where_the_run_is_now(tiny_data, tmp_path):
-    from tiny_run import tiny_config
-
-    config = tiny_config(tiny_data, tmp_path / "run")
+    config = make_config(tiny_data, tmp_path / "run")
     assert open_place(config).location == str(tmp_path / "run" / "checkpoints")
     moved = open_place(config, Path("moved"))
     assert moved.location == str(Path("moved") / run_place.CHECKPOINTS)

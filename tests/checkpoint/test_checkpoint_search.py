@@ -50,7 +50,7 @@ def test_a_torn_save_is_cleared_away_although_a_file_of_it_is_still_held_open(pl
     for _ in range(2):
         place.begin(8)
         write_part(place, 8, 0, 2)
-        place.prepare()
+        place.discard_uncommitted()
         assert place.list_steps(committed=False) == [] and step_taken(place) == 6
 
 

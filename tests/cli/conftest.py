@@ -1,6 +1,7 @@
 """A run's folder, as the tests of the commands look at it."""
 
 import pytest
+from tiny_run import log_commit
 
 from lmscale.files.jsonl import append_row
 from lmscale.runs.attempts import open_attempt
@@ -27,7 +28,5 @@ def run(tmp_path):
         attempt.end("SIGTERM")
     for rank in range(2):
         (folder / "logs" / f"rank-{rank:05d}.log").write_text(f"line of rank {rank}\n")
-    (folder / "checkpoints" / "step-000000010").mkdir(parents=True)
-    (folder / "checkpoints" / "step-000000010" / "manifest.json").write_text("{}")
-    (folder / "checkpoints" / "step-000000012").mkdir()  # being written
+    log_commit(folder, 10)
     return folder

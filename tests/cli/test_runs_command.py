@@ -6,6 +6,8 @@ import sys
 import time
 from dataclasses import asdict
 
+from tiny_run import log_commit
+
 from lmscale.cli.main import main
 from lmscale.cli.runs.look import RunLook, look_at
 from lmscale.files.jsonl import append_row
@@ -33,7 +35,7 @@ def test_a_stopped_run_says_why(run):
     assert status.step == 12
     assert status.figures["train/loss"] == 3.0
     assert status.figures["evaluation/heldout/loss"] == 3.5
-    assert status.checkpoints == ("step-000000010",)
+    assert [commit.name for commit in status.commits] == ["step-000000010"]
     assert status.goodput.productive_seconds == 50.0
 
 
@@ -115,10 +117,7 @@ def test_the_status_says_where_the_time_went(run, capsys):
 
 
 def test_the_status_shows_the_last_checkpoint_and_saves_that_failed(run, capsys):
-    manifest = run / "checkpoints" / "step-000000010" / "manifest.json"
-    files = [{"name": "a", "bytes": 1_500_000}, {"name": "b", "bytes": 500_000}]
-    manifest.write_text(json.dumps({"files": files, "reason": "asked"}))
-    os.utime(manifest, (time.time() - 300.2, time.time() - 300.2))
+    log_commit(run, 10, bytes=2_000_000, reason="asked", time=time.time() - 300.2)
     restart(run)
     ended = {"event": "end", "time": time.time(), "attempt": 2, "step": 12, "step_seconds": 1.0}
     ended |= {"seconds": {"step": 1.0}, "reason": "NoSpaceError"}

@@ -22,7 +22,7 @@ from lmscale.config.cluster import change_cluster, load_cluster
 # Every stand-in notes what it was asked; the rest of it is in the file NAME.body.
 STAND_IN = """\
 #!/bin/bash
-commit() { mkdir -p "$RUN/checkpoints/step-0$1"; touch "$RUN/checkpoints/step-0$1/manifest.json"; }
+commit() { echo '{"event": "commit", "step": '"$1"', "n": 0}' >>"$RUN/commits.jsonl"; }
 leave() { echo "$2" >"$LMSCALE_EXITS/rank-0000$1"; }
 fault() { printf "$2" >"$LMSCALE_EXITS/fault-0000$1"; }
 echo "${0##*/} $*" >>"$FAKES/calls"

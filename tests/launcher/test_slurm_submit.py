@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_run import tiny_tree
+from tiny_run import log_commit, tiny_tree
 
 from launcher.checks import cancel_command, describe_tasks, is_partial
 from launcher.submissions import append_submission, submitting
@@ -23,6 +23,7 @@ from launcher.submit import LaunchOptions, Prepared, check, command_of, prepare,
 from lmscale.config import dump_config
 from lmscale.errors import ClusterError, ConfigError
 from lmscale.files.run_files import read_submissions
+from lmscale.runs.commits import append_removals
 
 SBATCH = """
 if [[ $* == *--test-only* ]]; then cat >"$here/tested.sh"; echo "sbatch: Job 1 starts" >&2; exit; fi
@@ -313,9 +314,8 @@ def test_a_line_torn_by_a_full_disk_hides_no_other(options, slurm, tmp_path):
 
 def begun(options: LaunchOptions, folder: Path, step: int) -> None:
     """The folder of a run with this configuration and a checkpoint."""
-    checkpoint = folder / f"checkpoints/step-{step:09d}"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "manifest.json").write_text("{}")
+    folder.mkdir(parents=True)
+    log_commit(folder, step)
     (folder / "config.yaml").write_text(dump_config(prepare(options).request.config))
 
 
@@ -333,7 +333,7 @@ def test_what_a_run_with_checkpoints_cannot_go_on_with_is_told_before(options, s
 
 def test_without_a_checkpoint_a_run_may_begin_anew_with_other_settings(options, slurm, tmp_path):
     begun(options, tmp_path / "runs/tiny", step=7)
-    (tmp_path / "runs/tiny/checkpoints/step-000000007/manifest.json").unlink()
+    append_removals(tmp_path / "runs/tiny", [7])
     assert check(prepare(replace(options, overrides=("run.seed=99",)))).problems == []
 
 

@@ -22,15 +22,11 @@ def test_what_a_launcher_or_a_kill_in_the_first_write_left_is_harmless(tmp_path)
     check_folder(tmp_path, CONFIG)
 
 
-def test_receipts_of_checkpoints_elsewhere_do_not_lock_out_a_run_that_was_killed_early(tmp_path):
-    receipt = tmp_path / "checkpoints/step-000000006"
-    receipt.mkdir(parents=True)
-    check_folder(tmp_path, CONFIG)  # killed before it wrote the first
-    (receipt / "manifest.json").write_text("{}")
+def test_the_log_of_checkpoints_elsewhere_does_not_lock_out_a_run_that_was_killed_early(tmp_path):
+    (tmp_path / "commits.jsonl").write_text("")
     (tmp_path / "resumes.jsonl").write_text("")  # why it could take up none of them
-    (receipt / ".manifest.json.0123abcd.tmp").write_text("{")
     check_folder(tmp_path, CONFIG)
-    (receipt / "rank-00000.safetensors").write_bytes(b"")
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ConfigError, match="its config.yaml is missing"):
         check_folder(tmp_path, CONFIG)
 

@@ -8,14 +8,13 @@ import pytest
 
 from lmscale.cli.main import main
 from lmscale.errors import EXIT_USER, DataError
-from lmscale.runs.run_folder import find_last_checkpoint, read_status
+from lmscale.runs.commits import read_commits
 from lmscale.shards.manifest import (
     Manifest,
     ShardEntry,
     parse_manifest,
     render_manifest,
 )
-from lmscale.stream.saved import iterate_saved
 
 DEEP = "[" * 100_000
 SHARD = ShardEntry(
@@ -114,47 +113,30 @@ def test_the_commands_tell_of_a_datasets_manifest_that_is_none(tmp_path, capsys,
 # ---- checkpoints, as the status of a run and its ledger see them
 
 
-def checkpoint(run, step, content):
-    folder = run / "checkpoints" / f"step-{step:09d}"
-    folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(content)
-
-
-UNREADABLE = [
-    *(DEEP, "", "[]", "null", "7", '"x"', "{}", '{"files": [{}]}', '{"files": 7}'),
-    *('{"files": null}', '{"files": [7]}', '{"files": [{"bytes": "x"}]}', '{"files": "x"}'),
-    *('{"files": [{"bytes": -1}]}', '{"files": [{"bytes": NaN}]}', '{"files": [{"bytes": true}]}'),
-    *(f'{{"files": [{{"bytes": {10**4000}}}]}}', '{"files": [], "reason": []}'),
+GOOD = {"step": 7, "n": 84, "folder": "checkpoints/step-000000007", "sha256": "a", "bytes": 10}
+GOOD |= {"event": "commit", "reason": "regular", "time": 1.0, "attempt": 1}
+NO_COMMIT = [
+    *(DEEP, "", "[]", "null", "7", '"x"', "{}", '{"event": "commit"}', '{"event": "remove"}'),
+    '{"event": "remove", "step": [5]}',
+    *(
+        json.dumps({**GOOD, **change})
+        for change in (
+            *({"step": step} for step in ("7", -1, 7.5, True, None, [7], 10**20)),
+            *({"n": n} for n in ("x", float("inf"), -1, True)),
+            *({"folder": folder} for folder in ("", "a\x1b[2J", "a\nb", 7)),
+            *({"bytes": float("nan")}, {"reason": []}, {"time": "now"}, {"sha256": None}),
+        )
+    ),
+    json.dumps(GOOD).replace("84", str(10**4000)),
 ]
 
 
-@pytest.mark.parametrize("content", UNREADABLE, ids=lambda content: content[:30])
-def test_of_a_checkpoint_whose_manifest_is_none_the_status_knows_no_size(tmp_path, content):
+@pytest.mark.parametrize("line", NO_COMMIT, ids=lambda line: line[:60])
+def test_a_row_that_is_none_of_a_commit_counts_for_nothing_and_hides_no_other(
+    tmp_path, capsys, line
+):
     (tmp_path / "config.yaml").write_text("run: {name: first}\n")
-    checkpoint(tmp_path, 7, content)
-    last = find_last_checkpoint(read_status(tmp_path))
-    assert last is not None
-    assert (last.step, last.bytes, last.reason) == (7, None, None)
-
-
-@pytest.mark.parametrize("content", [DEEP, "[]", '{"files": [{"bytes": "x"}]}'])
-def test_the_command_shows_a_run_whose_last_checkpoint_has_no_manifest(tmp_path, capsys, content):
-    (tmp_path / "config.yaml").write_text("run: {name: first}\n")
-    checkpoint(tmp_path, 7, content)
+    (tmp_path / "commits.jsonl").write_text(f"{json.dumps(GOOD | {'step': 5})}\n{line}\n")
+    assert [commit.step for commit in read_commits(tmp_path)] == [5]
     assert main(["runs", "status", str(tmp_path)]) == 0
-    assert "size unknown" in capsys.readouterr().out
-
-
-PROGRESS = '{{"state": {{"progress": {{"step": {}, "n": {}}}}}}}'
-NO_PROGRESS = [
-    *(DEEP, "", "[]", "null", "{}", '{"state": []}', '{"state": {"progress": [1]}}'),
-    *(PROGRESS.format(*pair) for pair in (('"x"', 1), (1, "Infinity"), ("NaN", 1), (-1, 1))),
-    *(PROGRESS.format(*pair) for pair in ((1.5, 1), ("null", 1), (1, "true"), (1, 10**4000))),
-]
-
-
-@pytest.mark.parametrize("content", NO_PROGRESS, ids=lambda content: content[:60])
-def test_a_checkpoint_that_does_not_say_how_far_it_is_counts_for_nothing(tmp_path, content):
-    checkpoint(tmp_path, 5, PROGRESS.format(5, 60))
-    checkpoint(tmp_path, 7, content)
-    assert [(saved.step, saved.n) for saved in iterate_saved(tmp_path)] == [(5, 60)]
+    assert "last checkpoint  step 5," in capsys.readouterr().out

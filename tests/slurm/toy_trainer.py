@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from lmscale.config import load_config
 from lmscale.files.jsonl import append_row
 from lmscale.runs.attempts import open_attempt
+from lmscale.runs.commits import Commit, append_commit, read_commits
 from lmscale.runs.ownership import CONFIG_FILE
 
 STEP_SECONDS = 0.1
@@ -41,9 +42,18 @@ def say(text: str) -> None:
 
 
 def save(step: int) -> None:
-    place = folder / "checkpoints" / f"step-{step:09d}"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "manifest.json").write_text("{}")
+    append_commit(
+        folder,
+        Commit(
+            step=step,
+            n=step,
+            folder=f"checkpoints/step-{step:09d}",
+            sha256="",
+            bytes=0,
+            reason="regular",
+            time=time.time(),
+        ),
+    )
 
 
 def leave(code: int) -> None:
@@ -53,8 +63,7 @@ def leave(code: int) -> None:
     sys.exit(code)
 
 
-saved = [int(path.parent.name[5:]) for path in folder.glob("checkpoints/*/manifest.json")]
-first = max(saved, default=0)
+first = max((commit.step for commit in read_commits(folder)), default=0)
 (folder / "logs").mkdir(exist_ok=True)
 say(f"from step {first} with {world_size} ranks")
 with ExitStack() as stack:

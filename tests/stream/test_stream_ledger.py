@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_run import log_commit
 
 from lmscale.config import parse_config, plan_batches
 from lmscale.errors import DataError, NoSpaceError
@@ -164,13 +165,9 @@ def test_the_audit_names_what_is_lost_repeated_and_altered(tmp_path, stream_conf
     assert "the ledger counts 1 tokens, the shards give" in report.altered[1]
 
 
-def save(folder, step, *, text=""):
-    """A checkpoint as far as the audit reads it."""
-    place = folder / "checkpoints" / f"step-{step:09d}"
-    place.mkdir(parents=True, exist_ok=True)
-    progress = {"step": step, "n": step * PLAN.global_windows}
-    tree = {"state": {"progress": progress}, "written_by": text}
-    (place / "manifest.json").write_text(json.dumps(tree))
+def save(folder, step, **changes):
+    """A checkpoint as far as the audit knows of it."""
+    log_commit(folder, step, n=step * PLAN.global_windows, **changes)
 
 
 def cut(folder, rows):
@@ -183,7 +180,6 @@ def test_a_ledger_without_its_tail_is_not_clean(tmp_path, stream_config):
     train(tmp_path, config, first_step=0, last_step=6)
     save(tmp_path, 3)
     save(tmp_path, 5)
-    (tmp_path / "checkpoints" / "step-000000006").mkdir()  # killed while it saved
     assert audit_run(
         config_of(config), tmp_path, build_preparation
     ).is_clean  # ahead of the checkpoint
@@ -214,7 +210,7 @@ def test_checkpoints_that_a_start_before_them_has_undone_do_not_count(tmp_path, 
     # Checkpoint 5 was damaged: the run goes on from 2, and is killed before it comes to 5 again.
     train(tmp_path, config, first_step=2, last_step=4, state=saved)
     assert audit_run(config_of(config), tmp_path, build_preparation).is_clean
-    save(tmp_path, 5, text="again")
+    save(tmp_path, 5, sha256="of another save")
     assert len(audit_run(config_of(config), tmp_path, build_preparation).lost) == 1
 
 

@@ -50,13 +50,6 @@ class Place(ABC):
         does not answer. Rank 0 alone, before anything else.
         """
 
-    def prepare(self) -> None:
-        """What rank 0 does first at every start: nobody else is to commit anything here any more.
-
-        Raises ``CheckpointError`` when nothing can be saved here.
-        """
-        self.discard_uncommitted()
-
     @abstractmethod
     def list_steps(self, *, committed: bool = True) -> list[int]:
         """Steps that have a manifest, newest first; or, not ``committed``, those without one."""

@@ -14,7 +14,7 @@ from errno import EINVAL, ENOSYS
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmscale.checkpoint.layout import MANIFEST, step_folder
+from lmscale.checkpoint.layout import MANIFEST, STEP_FOLDER, step_folder
 from lmscale.checkpoint.manifest import FileEntry
 from lmscale.checkpoint.places.place import OWNER_FILE, Place, check_owner, describe_owner
 from lmscale.errors import CheckpointError, TransientError
@@ -23,7 +23,6 @@ from lmscale.files.atomic import sha256_of
 from lmscale.files.cache import NodeCache
 from lmscale.files.locations import join_location, protocol_of
 from lmscale.files.remote import Purpose, open_filesystem, with_retries
-from lmscale.files.run_files import STEP_FOLDER
 
 logger = logging.getLogger(__name__)
 

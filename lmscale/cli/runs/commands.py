@@ -97,7 +97,6 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     from lmscale.cli.runs.health import health_json
     from lmscale.cli.runs.look import errors_of, history_of, look_at, other_jobs
     from lmscale.cli.runs.view import forecast_json, render_status, to_json
-    from lmscale.runs.run_folder import find_last_checkpoint
     from lmscale.runs.sweep_folder import refuse_sweep
     from lmscale.watch.heartbeat import read_heartbeats
 
@@ -112,7 +111,6 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     others = other_jobs(look, looks.answer)
     beats = read_heartbeats(run) if look.state.name in ("hung", "silent") else []
     errors = errors_of(look)
-    last_checkpoint = find_last_checkpoint(look.status)
     if not as_json:
         text = render_status(
             look,
@@ -122,14 +120,13 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
             forecast=forecast,
             watch=watch,
             beats=beats,
-            last_checkpoint=last_checkpoint,
             note=looks.note,
         )
         typer.echo(text)
         return
     content: dict[str, Any] = {
         **to_json(run, look),
-        **health_json(look.status, last_checkpoint),
+        **health_json(look.status),
         "errors": errors,
         "slurm_note": looks.note,
         "forecast": forecast_json(forecast),

@@ -13,7 +13,7 @@ from lmscale.cli.units import render_bytes, render_duration, render_line, render
 if TYPE_CHECKING:
     from lmscale.files.jsonl import Row
     from lmscale.runs.goodput import Goodput
-    from lmscale.runs.run_folder import LastCheckpoint, RunStatus
+    from lmscale.runs.run_folder import RunStatus
 
 MAX_SHOWN = 5
 _CAUSES = {
@@ -52,14 +52,12 @@ def render_time_spent(goodput: Goodput) -> list[str]:
     return lines
 
 
-def render_checkpoints(
-    status: RunStatus, last: LastCheckpoint | None, now: float | None = None
-) -> list[str]:
+def render_checkpoints(status: RunStatus, now: float | None = None) -> list[str]:
     lines = []
-    if last is not None:
-        age = render_duration((time.time() if now is None else now) - last.committed_at)
-        size = "size unknown" if last.bytes is None else render_bytes(last.bytes)
-        why = {None: "", "regular": "", "asked": ", asked for"}.get(last.reason, "")
+    for last in status.commits[-1:]:
+        age = render_duration((time.time() if now is None else now) - last.time)
+        size = render_bytes(last.bytes)
+        why = ", asked for" if last.reason == "asked" else ""
         behind = max(0, status.step - last.step)
         lines.append(
             render_line(
@@ -67,7 +65,8 @@ def render_checkpoints(
                 f"step {last.step:,}, {age} ago, {size}{why}; {behind:,} steps were done since",
             )
         )
-    lines.append(render_line("checkpoints", ", ".join(status.checkpoints) or "none yet"))
+    names = [commit.name for commit in status.commits]
+    lines.append(render_line("checkpoints", ", ".join(names) or "none yet"))
     failed = status.failed_saves
     if failed:
         latest = failed[-1]
@@ -141,10 +140,17 @@ def goodput_json(goodput: Goodput) -> dict[str, Any]:
     }
 
 
-def health_json(status: RunStatus, last: LastCheckpoint | None) -> Mapping[str, Any]:
+def health_json(status: RunStatus) -> Mapping[str, Any]:
     """What ``runs status --json`` adds."""
+    last = status.commits[-1] if status.commits else None
     return {
-        "last_checkpoint": last and asdict(last),
+        "last_checkpoint": last
+        and {
+            "step": last.step,
+            "committed_at": last.time,
+            "bytes": last.bytes,
+            "reason": last.reason,
+        },
         "failed_saves": list(status.failed_saves),
         "passed_over": list(status.passed_over),
         "rewinds": list(status.rewinds),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lmscale.cli.runs.look import RunLook
     from lmscale.files.jsonl import Row
     from lmscale.runs.forecast import Forecast
-    from lmscale.runs.run_folder import LastCheckpoint, RunStatus
+    from lmscale.runs.run_folder import RunStatus
     from lmscale.runs.sweep_folder import SweepMember
     from lmscale.watch.heartbeat import Beat
 
@@ -92,7 +92,6 @@ def render_status(
     forecast: Forecast | None,
     watch: Row | None,
     beats: Sequence[Beat],
-    last_checkpoint: LastCheckpoint | None,
     note: str,
 ) -> str:
     """A run's state as lines of text."""
@@ -110,7 +109,7 @@ def render_status(
     if watch:
         lines.append(render_line("watchdog", f"{render_time(watch['time'])} {watch['text']}"))
     lines += [render_line("", place) for place in render_places(beats)]
-    lines += render_checkpoints(status, last_checkpoint)
+    lines += render_checkpoints(status)
     lines += render_guard(status)
     show = f"lmscale runs logs {status.folder}"
     show += " --job" if state.name == "failed" and state.job is not None else ""
@@ -233,7 +232,7 @@ def to_json(folder: Path, look: RunLook | LmscaleError) -> dict[str, Any]:
         "figure_steps": dict(status.figure_steps),
         "goodput": goodput_json(status.goodput),
         "attempts": list(status.attempt_starts),
-        "checkpoints": list(status.checkpoints),
+        "checkpoints": [commit.name for commit in status.commits],
         "heldout": dict(zip(("name", "loss"), status.heldout or (), strict=False)) or None,
     }
 

@@ -63,13 +63,10 @@ mkdir -p -- "$exits" "$run/logs" || exit 1
 export LMSCALE_SUBMISSION=$submission LMSCALE_ATTEMPT=$attempt LMSCALE_EXITS=$exits
 export LMSCALE_GPUS_PER_NODE=8 # a node whose GPUs do not come up must not train on its CPU
 
-committed() { # the step of the newest checkpoint with a manifest; -1 where there is none
-  local path newest=-1
-  for path in "$run"/checkpoints/step-*/manifest.json; do
-    path=${path%/manifest.json} path=${path##*/step-}
-    if [[ $path =~ ^[0-9]+$ ]] && ((10#$path > newest)); then newest=$((10#$path)); fi
-  done
-  printf '%s' "$newest"
+committed() { # the step of the last commit; -1 where there is none
+  local step
+  step=$(sed -n 's/^{"event": "commit", "step": \([0-9]*\),.*/\1/p' "$run/commits.jsonl" 2>/dev/null | tail -n 1)
+  printf '%s' "${step:--1}"
 }
 
 note() { # note EVENT FIELDS: a row of events.jsonl, which `lmscale runs status` reads

@@ -1,0 +1,102 @@
+"""``RUN/commits.jsonl``: which checkpoints a run has, wherever they are.
+
+::
+
+    {"event": "commit", "step": 240, "n": 7680, "folder": "checkpoints/step-000000240", …}
+    {"event": "remove", "step": 120, "time": 1795301723.3}
+
+Rank 0 appends a row right after each commit and right before each removal
+(``checkpoint/commit_log.py``); the audit, the launcher, the batch script and ``lmscale runs`` read
+the file. Which checkpoint a run resumes from is decided by the checkpoints themselves: every start
+compares the file with them, and adds the rows that a kill or a full disk has kept out of it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lmscale.files.jsonl import Row, append_durable_row, tail_rows
+from lmscale.files.run_files import COMMITS_FILE
+from lmscale.files.strangers import MAX_COUNT, is_count
+
+_Count = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
+
+
+class Commit(BaseModel):
+    """One checkpoint that was committed."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    step: _Count
+    """Steps done."""
+    n: _Count
+    """Samples used."""
+    folder: str = Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
+    """Of a checkpoint in the run's folder: its path in there; else a whole path, or a URL."""
+    sha256: str
+    """As in the manifest: another save of the same step has another one."""
+    bytes: _Count
+    """Of all files but the manifest."""
+    reason: str
+    """As in the manifest."""
+    time: float
+    """Unix time of the commit."""
+    attempt: int | None = None
+    """Its number in attempts.jsonl."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the folder."""
+        return self.folder.rpartition("/")[2]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells two checkpoints of one step apart."""
+        return self.folder, self.sha256
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the checkpoint is not in the run's folder."""
+        return "://" in self.folder or os.path.isabs(self.folder)
+
+
+def read_commits(run_folder: str | Path) -> tuple[Commit, ...]:
+    """The checkpoints that are not removed, in the order of their commits.
+
+    A line that is no row is passed over: the next start adds what is missing.
+    """
+    commits: dict[int, Commit] = {}
+    for row in tail_rows(Path(run_folder) / COMMITS_FILE, max_bytes=sys.maxsize):
+        commit = _parse_commit(row)
+        if commit is not None:
+            commits.pop(commit.step, None)
+            commits[commit.step] = commit
+        elif row.get("event") == "remove" and is_count(row.get("step")):
+            commits.pop(row["step"], None)
+    return tuple(commits.values())
+
+
+def _parse_commit(row: Row) -> Commit | None:
+    try:
+        return Commit.model_validate(row) if row.get("event") == "commit" else None
+    except ValidationError:
+        return None
+
+
+def append_commit(run_folder: Path, commit: Commit) -> None:
+    """Add the row of a commit, durable once this returns."""
+    append_durable_row(run_folder / COMMITS_FILE, {"event": "commit", **commit.model_dump()})
+
+
+def append_removals(run_folder: Path, steps: Iterable[int]) -> None:
+    """Add the rows of checkpoints that are about to be removed."""
+    for step in steps:
+        row = {"event": "remove", "step": step, "time": time.time()}
+        append_durable_row(run_folder / COMMITS_FILE, row)
