@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -140,6 +141,26 @@ def test_no_module_imports_itself_over_others():
 
     for module in sorted(graph):
         visit(module, ())
+
+
+def test_only_the_engine_and_checkpoints_know_what_deepspeed_is_like_inside():
+    assert find_outside(("engine", "checkpoint"), r"\bds_[a-z]+|\.deepspeed\b") == []
+
+
+def test_only_checkpoints_know_how_a_checkpoint_is_laid_out():
+    layout = r"step-\S*manifest\.json|checkpoints/(\*|step-\*)|/ \"checkpoints\""
+    assert find_outside(("checkpoint",), layout) == []
+
+
+def find_outside(folders: tuple[str, ...], pattern: str) -> list[str]:
+    """The lines of code and of batch scripts, outside these folders of lmscale, that match."""
+    files = [path for path in FILES if folder_of(module_of(path)) not in folders]
+    return [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in (*files, *(ROOT / "slurm").glob("*.j2"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(pattern, line)
+    ]
 
 
 def test_files_and_functions_stay_small():

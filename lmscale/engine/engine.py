@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +39,7 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """A model under DeepSpeed. ``deepspeed`` is its engine; nobody but checkpoint/ looks inside."""
+    """A model under DeepSpeed, whose own engine ``deepspeed`` is; only checkpoint/ looks inside."""
 
     deepspeed: Any
     config: EngineConfig
@@ -58,6 +59,20 @@ class Engine:
         """One forward pass, through DeepSpeed's hooks."""
         return self.deepspeed(**inputs)
 
+    @property
+    def forward_module(self) -> torch.nn.Module:
+        """The same forward pass as a torch module."""
+        return self.deepspeed
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The model is in evaluation mode, without dropout, for the time of the block."""
+        self.deepspeed.eval()
+        try:
+            yield
+        finally:
+            self.deepspeed.train()
+
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """The model's parameters by the names they have without the objective around it."""
         for name, parameter in self.module.named_parameters():
@@ -70,6 +85,22 @@ class Engine:
     def shape_of(self, parameter: torch.nn.Parameter) -> tuple[int, ...]:
         """That of the whole parameter, also where ZeRO 3 has dealt it out."""
         return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+    def replicas(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters and buffers that every rank holds whole: at ZeRO 3 the small ones."""
+        for name, parameter in self.named_parameters():
+            dealt: Any = parameter if hasattr(parameter, "ds_id") else None
+            if dealt is None or (dealt.ds_persist and dealt.ds_status.name == "AVAILABLE"):
+                yield name, parameter.detach()
+        for name, buffer in self.module.named_buffers():
+            yield f"{name.removeprefix(self.name_prefix)} (buffer)", buffer
+
+    def counters(self) -> dict[str, int]:
+        """DeepSpeed's counts, which are alike on all ranks."""
+        return {
+            "DeepSpeed's steps": int(self.deepspeed.global_steps),
+            "DeepSpeed's skipped steps": int(self.deepspeed.skipped_steps),
+        }
 
     def accumulate(self, losses: Iterable[Callable[[], Tensor]], *, targets: int) -> None:
         """Add up the gradient of one step.

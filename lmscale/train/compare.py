@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -81,7 +82,7 @@ class Difference:
 def replicated_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     """What every rank should hold alike, each once, by a name that is the same on all of them."""
     seen: set[tuple[int, int]] = set()
-    for name, tensor in _replicas(engine):
+    for name, tensor in chain(engine.replicas(), shared_tensors(engine)):
         place = (tensor.data_ptr(), tensor.numel())
         if place not in seen:  # in fp32 at ZeRO 0 a parameter is its own master
             seen.add(place)
@@ -95,17 +96,6 @@ def shared_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     for fragment in held_fragments(engine):
         for kind, tensor in fragment.tensors.items() if fragment.is_shared else ():
             yield f"{fragment.parameter} ({kind})", tensor
-
-
-def _replicas(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in engine.named_parameters():
-        held: Any = parameter
-        is_dealt = hasattr(held, "ds_id")  # at ZeRO 3, where small ones are kept whole as well
-        if not is_dealt or (held.ds_persist and held.ds_status.name == "AVAILABLE"):
-            yield name, parameter.detach()
-    for name, buffer in engine.module.named_buffers():
-        yield f"{name.removeprefix(engine.name_prefix)} (buffer)", buffer
-    yield from shared_tensors(engine)
 
 
 def find_differing_ranks(
@@ -259,9 +249,7 @@ def _scalars(engine: Engine) -> dict[str, Any]:
     found: dict[str, Any] = {
         "learning rates": repr([float(group["lr"]) for group in optimizer.param_groups]),
         "loss scale": engine.loss_scale,
-        "DeepSpeed's steps": int(engine.deepspeed.global_steps),
-        "DeepSpeed's skipped steps": int(engine.deepspeed.skipped_steps),
-    }
+    } | engine.counters()
     if engine.config.zero_stage == 0:  # elsewhere a rank has those of its own masters
         steps = [float(state.get("step", -1.0)) for state in optimizer.state.values()]
         found["optimizer's steps"] = repr(steps)

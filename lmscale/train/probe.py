@@ -43,8 +43,7 @@ def measure_probe(
     with failing_together():
         rows = [beginning.read_rows(min(n, windows - 1), 1, digest=False) for n in numbers]
     nll = targets = 0.0
-    engine.deepspeed.eval()
-    try:
+    with engine.evaluating():
         for n, row in zip(numbers, rows, strict=True):
             prepared = preparation.prepare(row)
             output = engine(**to_device(prepared.arrays, engine.device))
@@ -52,8 +51,6 @@ def measure_probe(
                 nll += float(output.nll.total)
                 targets += prepared.targets
             heartbeat.tick()
-    finally:
-        engine.deepspeed.train()
     nll, targets = sum_float64([nll, targets])
     return {
         "windows": windows,

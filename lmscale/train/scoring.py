@@ -56,7 +56,7 @@ class Evaluator:
         plan = plan_evaluation(run.config, run.tokenizer.token_bytes(), max_windows=max_windows)
         scores = {
             set_name: evaluate_set(
-                run.engine.deepspeed,
+                run.engine.forward_module,
                 dataset,
                 plan,
                 ranks=run.ranks,
