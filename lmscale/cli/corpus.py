@@ -32,8 +32,8 @@ def build(
 ) -> None:
     """Clean and split every source of CONFIG; what is finished and unchanged is left alone.
 
-    With --task the tasks of an array share the work, on nodes that see the same folders. Together
-    they make what one command makes. With --force they replace only what was built otherwise.
+    With --task the tasks of an array share the work, on nodes that see the same folders. The
+    result is that of one command. With --force, tasks replace only what was built otherwise.
     """
     from lmscale.config import load_config
     from lmscale.corpus import build_corpus

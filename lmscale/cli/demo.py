@@ -166,7 +166,7 @@ def _last_figures(path: Path) -> dict[str, Any]:
 
 
 def _bits_per_byte_of_compressors(folder: Path) -> dict[str, float]:
-    """What general compressors make of the same documents at their strongest, all in one piece."""
+    """Bits per byte of general compressors, at their strongest level, on the same documents."""
     from lmscale.corpus import read_documents
 
     text = "\n".join(read_documents(folder)).encode()

@@ -31,11 +31,11 @@ class Finding:
     is_ok: bool
     found: str
     advice: str = ""
-    """What to do about it; also worth reading where nothing is broken."""
+    """Advice for the reader; worth reading even where nothing is broken."""
 
 
 def diagnose(folders: Sequence[str] = ()) -> list[Finding]:
-    """Look at everything. Loads torch; starts nothing and leaves nothing behind."""
+    """All findings about this machine. Loads torch; no process stays, and no file."""
     return [
         check_python(sys.version_info[:2]),
         *check_packages(),
@@ -48,11 +48,11 @@ def diagnose(folders: Sequence[str] = ()) -> list[Finding]:
 
 
 def check_python(version: tuple[int, int]) -> Finding:
-    found = f"{version[0]}.{version[1]}"
+    python = f"{version[0]}.{version[1]}"
     if (3, 10) <= version <= (3, 13):
-        return Finding(subject="python", is_ok=True, found=found)
+        return Finding(subject="python", is_ok=True, found=python)
     advice = "Make the environment with Python 3.10, 3.11, 3.12 or 3.13."
-    return Finding(subject="python", is_ok=False, found=found, advice=advice)
+    return Finding(subject="python", is_ok=False, found=python, advice=advice)
 
 
 def check_packages() -> Iterable[Finding]:
@@ -74,16 +74,16 @@ def check_packages() -> Iterable[Finding]:
     for needed in declared:
         if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
             continue
-        found = installed_version(needed.name)
-        is_ok = found is not None and needed.specifier.contains(found, prereleases=True)
+        version = installed_version(needed.name)
+        is_ok = version is not None and needed.specifier.contains(version, prereleases=True)
         yield Finding(
             subject=needed.name,
             is_ok=is_ok,
-            found=found or "not installed",
+            found=version or "not installed",
             advice="" if is_ok else f'pip install "{needed.name}{needed.specifier}"',
         )
-    there = [f"{name} {found}" for name in _OPTIONAL if (found := installed_version(name))]
-    yield Finding(subject="optional", is_ok=True, found=", ".join(there) or "none installed")
+    optional = [f"{name} {version}" for name in _OPTIONAL if (version := installed_version(name))]
+    yield Finding(subject="optional", is_ok=True, found=", ".join(optional) or "none installed")
 
 
 def check_devices() -> Iterable[Finding]:

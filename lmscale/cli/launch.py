@@ -165,17 +165,17 @@ def slurm(
 
 
 def _find_missing(options: LaunchOptions, job: Job, *, as_json: bool) -> tuple[int, ...]:
-    """The tasks of a data job that have not done their share. Where none is left, this ends."""
+    """The unfinished tasks of a data job. Exits the command when none is left."""
     from lmscale.cli.data_tasks import missing_tasks
     from lmscale.config import load_config
 
     config = load_config(options.config, options.overrides)
     missing = missing_tasks(config, "corpus" if job is Job.corpus else "shards", options.tasks or 1)
     if not missing:
-        told = (
+        sentence = (
             f"Nothing is missing from the {job.value} of {options.config}; nothing was submitted."
         )
-        typer.echo(json.dumps({"job": None}) if as_json else told)
+        typer.echo(json.dumps({"job": None}) if as_json else sentence)
         raise typer.Exit()
     return missing
 

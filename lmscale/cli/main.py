@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code, told to the batch script too if there is one.
+    """Run one command, leave its exit code for a batch script, and return it.
 
-    An ``LmscaleError`` is told without a traceback; any other exception passes through, as a bug.
-    A SIGUSR2 waits, for ever where nobody comes to listen: it may not end any command.
+    An ``LmscaleError`` is printed without a traceback; any other exception passes through, as a
+    bug. SIGUSR2 is blocked until a run listens, so that the signal ends no command.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR2,))
     from lmscale.errors import EXIT_FAILED

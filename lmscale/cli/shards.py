@@ -43,8 +43,8 @@ def build(
 
     With stream.packing best_fit it also counts the windows, which training would have to do first.
 
-    With --task the tasks of an array share the work, on nodes that see the same folders. Together
-    they make what one command makes. With --force they replace only what was built otherwise.
+    With --task the tasks of an array share the work, on nodes that see the same folders. The
+    result is that of one command. With --force, tasks replace only what was built otherwise.
     """
     from lmscale.config import load_config
     from lmscale.shards import build_shards

@@ -143,11 +143,11 @@ class StreamConfig(Section):
 
 
 class BatchConfig(Section):
-    """How many windows make a step. What fits on a device is found from it by ``plan_batches``."""
+    """How many windows make a step; ``plan_batches`` divides them into micro-batches."""
 
     global_windows: PositiveInt = 512
-    """Windows in one optimizer step, over all ranks. Changing it changes the training; nothing
-    else here does.
+    """Windows in one optimizer step, over all ranks. No other key of this section changes
+    the training.
     """
     micro_windows: PositiveInt = 8
     """Most windows a rank takes in one forward pass; the largest divisor of its share that is not

@@ -45,30 +45,30 @@ class ConfigLoader(yaml.SafeLoader):
         return root
 
 
-def _expanded_size(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """Nodes at and below ``node``, counting an alias as what it repeats; without end: infinite."""
+def _expanded_size(node: yaml.Node | None, sizes: dict[int, float]) -> float:
+    """Number of nodes at and below ``node`` with every alias expanded; infinite for a cycle."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
-    if id(node) not in known:
-        known[id(node)] = math.inf  # where it holds itself
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf  # where it holds itself
         children = (
             [child for pair in node.value for child in pair]
             if isinstance(node, yaml.MappingNode)
             else node.value
         )
-        known[id(node)] = 1 + sum(_expanded_size(child, known) for child in children)
-    return known[id(node)]
+        sizes[id(node)] = 1 + sum(_expanded_size(child, sizes) for child in children)
+    return sizes[id(node)]
 
 
 def _mappings_in(root: yaml.Node | None) -> list[yaml.MappingNode]:
-    """Every mapping at or below ``root``, one that is aliased once."""
+    """Every mapping at or below ``root``; an aliased mapping once."""
     mappings: list[yaml.MappingNode] = []
-    waiting, seen = [root], set()
+    waiting, visited = [root], set()
     while waiting:
         node = waiting.pop()
-        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+        if not isinstance(node, yaml.CollectionNode) or id(node) in visited:
             continue
-        seen.add(id(node))
+        visited.add(id(node))
         if isinstance(node, yaml.MappingNode):
             mappings.append(node)
             waiting += [child for pair in node.value for child in pair]
@@ -194,9 +194,9 @@ def _describe(
     path = ".".join(str(part) for part in location)
     kind = problem["type"]
     if kind == "extra_forbidden":
-        known = _known_keys(location[:-1], model, tree)
-        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
+        keys = _known_keys(location[:-1], model, tree)
+        near = difflib.get_close_matches(str(location[-1]), keys, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(keys)}."
         return f"{name}: {path}: unknown key. {hint}"
     if kind == "missing":
         return f"{name}: {path}: is required and missing."
@@ -206,8 +206,8 @@ def _describe(
         ends = ("?", ".")
         lines = message.splitlines()
         return "\n".join(where + line + "." * (not line.endswith(ends)) for line in lines)
-    found = problem["input"]
-    shown = f"{found!r}" if isinstance(found, (str, int, float, bool)) else type(found).__name__
+    value = problem["input"]
+    shown = f"{value!r}" if isinstance(value, (str, int, float, bool)) else type(value).__name__
     return f"{name}: {path}: {message[:1].lower()}{message[1:]}; found {shown}."
 
 
@@ -222,7 +222,7 @@ def _known_keys(
         value = value[part]
         if section is not None and part in section.model_fields:
             field = section.model_fields[str(part)]
-            kinds = next((known for known in field.metadata if isinstance(known, Kinds)), None)
+            kinds = next((item for item in field.metadata if isinstance(item, Kinds)), None)
             annotation = kinds.section_for(value) if kinds else field.annotation
         else:  # a key of a mapping such as stream.sources
             arguments = typing.get_args(annotation)

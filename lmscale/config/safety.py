@@ -53,8 +53,8 @@ class CheckpointConfig(Section):
     """Checkpoints at multiples of this are kept for good; 0 keeps none beyond ``keep_last``."""
     keep_best: KeepBestConfig = KeepBestConfig()
     probe_windows: NonNegativeInt = 0
-    """Windows whose loss is measured at every save, and again after loading: it must be the same.
-    Costs a forward pass per save; 0: only the weights' hash is compared.
+    """Windows whose loss is measured at every save, and again after loading: the losses must be
+    equal. Costs a forward pass per save; 0: only the weights' hash is compared.
     """
     local: LocalTierConfig = LocalTierConfig()
 
@@ -64,9 +64,9 @@ def find_best_problems(checkpoint: CheckpointConfig, evaluation: EvaluationConfi
     metric = checkpoint.keep_best.metric
     if not metric:
         return []
-    known = [f"evaluation/{name}/{figure}" for name in evaluation.sets for figure in FIGURES]
-    if metric not in known:
-        names = ", ".join(known) or "none, as evaluation.sets is empty"
+    measured = [f"evaluation/{name}/{figure}" for name in evaluation.sets for figure in FIGURES]
+    if metric not in measured:
+        names = ", ".join(measured) or "none, as evaluation.sets is empty"
         return [
             f"checkpoint.keep_best.metric = {metric!r} is never measured by an evaluation, whose "
             f"figures alone can be used. There are: {names}"

@@ -15,8 +15,9 @@ class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter 2019), Muon (Jordan et al. 2024) or SGD with momentum."""
 
     kind: Literal["adamw", "muon", "sgd"] = "adamw"
-    """``muon``: the matrices of the blocks by Muon, everything else by AdamW. Its updates are given
-    the size of AdamW's (Liu et al. 2025), so that ``lr`` and ``weight_decay`` serve both.
+    """``muon``: the matrices of the blocks by Muon, everything else by AdamW. Muon's updates are
+    scaled to the size of AdamW's (Liu et al. 2025), so that both take the same ``lr`` and
+    ``weight_decay``.
     """
     lr: float = Field(default=3e-4, gt=0)
     """Peak learning rate; the schedule scales it."""
@@ -153,7 +154,7 @@ class WatchConfig(Section):
     the median rank is named.
     """
     straggler_steps: PositiveInt = 20
-    """Steps whose median counts for that."""
+    """Number of recent steps over which ``straggler_ratio`` compares medians."""
 
     @model_validator(mode="after")
     def _in_order(self) -> WatchConfig:

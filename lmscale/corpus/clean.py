@@ -44,11 +44,11 @@ def strip_html(text: str) -> str:
             block.insert_before("\n")
         block.append("\n")
     lines = tree.get_text().split("\n")
-    kept: list[str] = []
+    shown: list[str] = []
     for line in map(str.rstrip, lines):
-        if line or (kept and kept[-1]):  # at most one empty line in a row
-            kept.append(line)
-    return "\n".join(kept).strip("\n")
+        if line or (shown and shown[-1]):  # at most one empty line in a row
+            shown.append(line)
+    return "\n".join(shown).strip("\n")
 
 
 def digest_of(text: str) -> bytes:
@@ -57,7 +57,7 @@ def digest_of(text: str) -> bytes:
 
 
 def is_heldout(digest: bytes, fraction: float) -> bool:
-    """Whether a text is held out. A larger fraction holds all that a smaller one holds."""
+    """Whether a text is held out. A larger fraction holds out every text of a smaller one."""
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
@@ -73,9 +73,9 @@ def split_text(text: str, max_chars: int) -> list[str]:
         earliest = start + max_chars - max_chars // 4
         end = start + max_chars
         for separator in ("\n", " "):
-            found = text.rfind(separator, earliest, end)
-            if found >= 0:
-                end = found + 1
+            cut = text.rfind(separator, earliest, end)
+            if cut >= 0:
+                end = cut + 1
                 break
         pieces.append(text[start:end])
         start = end

@@ -44,7 +44,7 @@ class DocumentFile:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusManifest:
-    """What one source was made from and what came of it. ``dropped`` counts documents by reason."""
+    """A source's inputs, counts and files. ``dropped`` counts documents by reason."""
 
     source: str
     key: str  # hash of the settings and of the raw files' sizes and times
@@ -97,7 +97,7 @@ def load_corpus_manifest(folder: str | Path) -> CorpusManifest:
 def document_paths(source_folder: str | Path, split: str) -> list[tuple[Path, DocumentFile]]:
     """A split's files in order, each checked to be there with its size. Raises ``DataError``."""
     manifest = load_corpus_manifest(source_folder)
-    found, problems = [], []
+    paths, problems = [], []
     for file in manifest.splits[split]:
         path = Path(source_folder) / split / file.name
         size = path.stat().st_size if path.is_file() else None
@@ -105,10 +105,10 @@ def document_paths(source_folder: str | Path, split: str) -> list[tuple[Path, Do
             problems.append(f"{path}: is listed in the corpus manifest and missing.")
         elif size != file.bytes:
             problems.append(f"{path}: has {size:,} bytes; the corpus manifest says {file.bytes:,}.")
-        found.append((path, file))
+        paths.append((path, file))
     if problems:
         raise DataError([*problems, "Build the corpus again with --force."])
-    return found
+    return paths
 
 
 def read_documents(folder: str | Path) -> Iterator[str]:
@@ -121,7 +121,7 @@ def read_documents(folder: str | Path) -> Iterator[str]:
 
 
 class DocumentWriter:
-    """Writes one split into a folder, file after file; ``close`` returns what was written."""
+    """Writes one split into a folder, file after file; ``close`` returns the files."""
 
     def __init__(self, folder: Path, *, file_bytes: int = FILE_BYTES) -> None:
         self._folder = folder

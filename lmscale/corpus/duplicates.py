@@ -1,4 +1,4 @@
-"""Find the texts that several parts hold, and take them out of all but the first.
+"""Find the texts that several parts hold, and take the later copies out.
 
 Each part brings an index of its texts' digests, sorted, so that all parts can be compared one range
 of digests after the other: memory holds ``RANGE_ROWS`` rows and the places of the duplicates found.
@@ -42,7 +42,7 @@ class IndexRow(NamedTuple):
 
 
 def write_index(path: Path, numbers: array[int]) -> None:
-    """``numbers``: those of each row, one after the other."""
+    """Save an index sorted by digest; ``numbers`` holds each text's ``IndexRow.numbers()``."""
     rows = np.frombuffer(numbers, dtype=np.uint64).reshape(-1, 5)
     rows = rows[np.lexsort((rows[:, LOW], rows[:, HIGH]))]
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -53,7 +53,7 @@ def find_duplicates(indexes: Sequence[Path], *, range_rows: int = RANGE_ROWS) ->
     """For each part, in order, the columns of its index whose text an earlier part holds."""
     texts = sum(_open_index(path).shape[1] for path in indexes)
     num_ranges = max(1, -(-texts // range_rows))
-    found: list[list[np.ndarray]] = [[] for _ in indexes]
+    columns_of: list[list[np.ndarray]] = [[] for _ in indexes]
     edges = [2**64 * number // num_ranges for number in range(num_ranges + 1)]
     for start, end in zip(edges, edges[1:], strict=False):
         pieces = []
@@ -69,8 +69,8 @@ def find_duplicates(indexes: Sequence[Path], *, range_rows: int = RANGE_ROWS) ->
         again = order[1:][(high[1:] == high[:-1]) & (low[1:] == low[:-1])]
         owner, column = owner[again], column[again]
         for part in np.unique(owner):
-            found[part].append(column[owner == part].astype(np.uint32))
-    return [np.concatenate(columns) if columns else _NOTHING for columns in found]
+            columns_of[part].append(column[owner == part].astype(np.uint32))
+    return [np.concatenate(columns) if columns else _NOTHING for columns in columns_of]
 
 
 _NOTHING = np.zeros(0, dtype=np.uint32)
@@ -81,7 +81,7 @@ def _open_index(path: Path) -> np.ndarray:
 
 
 class Dropped(NamedTuple):
-    """What a part loses to earlier ones."""
+    """The documents that a part loses because an earlier part holds the same text."""
 
     documents: int
     cut: int  # of them, those that were split or truncated
@@ -111,12 +111,12 @@ class RewriteTask:
 
 
 def rewrite_file(task: RewriteTask) -> DocumentFile:
-    """Write ``target`` and, last, a record beside it; what a killed finisher wrote is kept."""
+    """Write ``target`` and, last, a record beside it; a killed finisher's whole files are used."""
     record = task.target.with_suffix(".json")
     if record.exists():
-        kept = DocumentFile(**json.loads(record.read_bytes()))
-        if have_sizes([(task.target, kept.bytes)]):
-            return kept
+        file = DocumentFile(**json.loads(record.read_bytes()))
+        if have_sizes([(task.target, file.bytes)]):
+            return file
     drop = iter([*task.lines.tolist(), -1])
     next_dropped = next(drop)
     digest = xxhash.xxh128()
@@ -134,12 +134,12 @@ def rewrite_file(task: RewriteTask) -> DocumentFile:
                     digest.update(line)
                     size += len(line)
                     documents += 1
-        kept = DocumentFile(
+        file = DocumentFile(
             name=task.file.name,
             bytes=size,
             documents=documents,
             text_bytes=task.file.text_bytes + text_bytes,
             xxh128=digest.hexdigest(),
         )
-        write_json(record, asdict(kept))
-    return kept
+        write_json(record, asdict(file))
+    return file

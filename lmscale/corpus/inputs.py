@@ -39,10 +39,10 @@ def find_inputs(sources: Mapping[str, CorpusSourceConfig]) -> dict[str, tuple[Ra
     folder, an ending that ``format: auto`` does not know.
     """
     problems: list[str] = []
-    found = {name: _find(name, source, problems) for name, source in sources.items()}
+    raw_files = {name: _find(name, source, problems) for name, source in sources.items()}
     if problems:
         raise DataError(problems)
-    return found
+    return raw_files
 
 
 def _find(name: str, source: CorpusSourceConfig, problems: list[str]) -> tuple[RawFile, ...]:

@@ -66,7 +66,7 @@ def _decoded(path: Path, source: str, encoding: str) -> Iterator[str]:
 
 
 def _with_end(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same and one empty piece, which tells the decoder that nothing follows."""
+    """The pieces and an empty one, which tells the decoder that the file ends."""
     yield from pieces
     yield b""
 

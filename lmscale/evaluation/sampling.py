@@ -50,14 +50,14 @@ class Sampling:
 
 
 def next_tokens(
-    logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator
+    logits: Tensor, occurred: Tensor, sampling: Sampling, generator: torch.Generator
 ) -> Tensor:
     """Draw one id per row, int64 [B], from logits [B, V], -inf for ids that must not come.
 
-    ``seen``: bool [B, V], the ids that occurred. All on the CPU, so that a seed gives the same text
-    whatever the device.
+    ``occurred``: bool [B, V]. All tensors are on the CPU, so that a seed gives the same text on
+    every device.
     """
-    logits = penalise_repetition(logits.float(), seen, sampling.repetition_penalty)
+    logits = penalise_repetition(logits.float(), occurred, sampling.repetition_penalty)
     if sampling.is_greedy:
         return logits.argmax(-1)
     logits = logits / sampling.temperature
@@ -68,12 +68,12 @@ def next_tokens(
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
-def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Seen ids: positive logits divided by the penalty, negative ones multiplied."""
+def penalise_repetition(logits: Tensor, occurred: Tensor, penalty: float) -> Tensor:
+    """Ids that occurred: positive logits divided by the penalty, negative ones multiplied."""
     if penalty == 1:
         return logits
     lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(seen, lowered, logits)
+    return torch.where(occurred, lowered, logits)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

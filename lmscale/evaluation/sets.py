@@ -22,11 +22,11 @@ def open_evaluation_sets(
 
     Raises every set's problems at once: unknown, missing, damaged, of another tokenizer.
     """
-    known = config.evaluation.sets
-    names = list(known) if names is None else list(names)
-    unknown = [name for name in names if name not in known]
+    sets = config.evaluation.sets
+    names = list(sets) if names is None else list(names)
+    unknown = [name for name in names if name not in sets]
     if unknown:
-        listed = ", ".join(known) or "none"
+        listed = ", ".join(sets) or "none"
         raise ConfigError(
             [f"evaluation.sets has no set {name!r}. Known: {listed}." for name in unknown]
         )

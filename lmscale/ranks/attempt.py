@@ -1,4 +1,4 @@
-"""Which start of a run this process belongs to: the submission, its restart, its hosts."""
+"""The start of a run that this process belongs to: job, restart, submission, node."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ LOCAL = "local"
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """Which start of a run this is: a Slurm job's, counted by its restarts, or a local one."""
+    """A start of a run: a Slurm job with its number of restarts, or a local start."""
 
     job: str | None = None
     restart: int = 0
     submission: str | None = None
-    """The jobs of a chain share one, and train one run after the other."""
+    """Shared by the jobs of a chain, which train the run one after the other."""
 
     @property
     def name(self) -> str:
         return LOCAL if self.job is None else f"{self.job}.{self.restart}"
 
     def is_newer_than(self, other: Attempt) -> bool:
-        """Whether both are starts of one submission and this is the later one."""
+        """Whether both starts belong to one submission and this start is the later."""
         if self.job is None or other.job is None:
             return False
         is_kin = self.submission is not None and self.submission == other.submission
@@ -35,7 +35,7 @@ class Attempt:
 
     @property
     def _order(self) -> tuple[int, int]:
-        """Slurm counts its jobs up, and those of a chain run in that order."""
+        """Slurm counts jobs up, and the jobs of a chain run in that order."""
         number = re.match(r"\d+", self.job or "")
         return (int(number[0]) if number else 0, self.restart)
 
@@ -43,7 +43,7 @@ class Attempt:
 def attempt_from_environment(environ: Mapping[str, str] | None = None) -> Attempt:
     """The attempt that the batch script names in ``LMSCALE_ATTEMPT``, of ``LMSCALE_SUBMISSION``.
 
-    Without the first a local one.
+    Without ``LMSCALE_ATTEMPT`` it is a local start.
     """
     environ = os.environ if environ is None else environ
     name = environ.get("LMSCALE_ATTEMPT", LOCAL)

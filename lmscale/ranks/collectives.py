@@ -1,4 +1,4 @@
-"""Small things the ranks agree on: sums, errors, one rank's values. All work without a group."""
+"""Sums, errors and small values that ranks exchange. Every function also works without a group."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ _ERROR_CLASSES = {
 
 
 MAX_SUMMARIES = 3  # in one line of the batch script's
-MAX_ERRORS = 8  # that differ and are told: hundreds of ranks may each fail with a path of their own
+MAX_ERRORS = (
+    8  # that differ and are named: hundreds of ranks may each fail with a path of their own
+)
 
 
 def _is_alone() -> bool:
@@ -30,14 +32,14 @@ def _is_alone() -> bool:
 
 
 def _device() -> torch.device:
-    """Where the group's collectives want their tensors."""
+    """The device on which the group's collectives take tensors."""
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
 def sum_float64(vector: Sequence[float]) -> list[float]:
-    """Each entry summed over all ranks: one all-reduce. Whole numbers are exact below 2^53."""
+    """Sums of the entries over all ranks, by one all-reduce. Whole numbers are exact below 2^53."""
     if _is_alone():
         return [float(value) for value in vector]
     summed = torch.tensor(vector, dtype=torch.float64, device=_device())
@@ -51,7 +53,7 @@ def barrier() -> None:
 
 
 def gather_json(value: Any) -> list[Any]:
-    """Every rank's value, in the order of the ranks, on every rank. For small things."""
+    """Every rank's value, in the order of the ranks, on every rank. For small values."""
     if _is_alone():
         return [value]
     payload = json.dumps(value).encode()
@@ -71,7 +73,7 @@ def gather_json(value: Any) -> list[Any]:
 
 
 def broadcast_object(value: Any = None) -> Any:
-    """Rank 0's value, on every rank; a small thing that JSON can hold."""
+    """Rank 0's value, on every rank; small, and JSON."""
     if _is_alone():
         return value
     device = _device()
@@ -93,7 +95,7 @@ def gather_errors(error: LmscaleError | None) -> list[LmscaleError | None]:
 
 
 def error_to_json(error: LmscaleError | None) -> dict[str, Any] | None:
-    """How an error travels from one rank to another."""
+    """An error as JSON data, to send it to other ranks."""
     if error is None:
         return None
     # A subclass that only one module knows travels as its nearest known parent.
@@ -115,10 +117,7 @@ def _more_of(error: LmscaleError) -> dict[str, Any]:
 
 
 def fail_together(error: LmscaleError | None) -> None:
-    """Raise on every rank when any rank has an error; return on all when none has.
-
-    Which one ``combine_errors`` says.
-    """
+    """Raise ``combine_errors``' result on every rank if any rank has an error, else return."""
     if _is_alone():
         if error is not None:
             raise error
@@ -130,25 +129,25 @@ def fail_together(error: LmscaleError | None) -> None:
 
 
 def combine_errors(gathered: Sequence[LmscaleError | None]) -> LmscaleError | None:
-    """One error out of those of all ranks (list index = rank), or None.
+    """A single error for the errors of all ranks (list index = rank), or None.
 
-    Equal problems are told once, with the ranks that met them. The class is the first rank's that
-    no other start would mend, if there is one. Of more than ``MAX_ERRORS`` that differ only the
-    ranks of the others are told.
+    Equal problems are named once, with the ranks that met them. The class is the first rank's
+    error that no other start would mend, if any. Beyond ``MAX_ERRORS`` different errors only the
+    ranks are named.
     """
     met = [error for error in gathered if error is not None]
     if not met:
         return None
     # Those that no other start would mend come first; sorting keeps the order of the ranks.
     lasting_first = sorted(met, key=lambda error: isinstance(error, TransientError))
-    told = list(dict.fromkeys(error.problems for error in lasting_first))[:MAX_ERRORS]
+    named_problems = list(dict.fromkeys(error.problems for error in lasting_first))[:MAX_ERRORS]
     ranks_of: dict[str, list[int]] = {}
-    untold: list[int] = []
+    unnamed_ranks: list[int] = []
     for rank, error in enumerate(gathered):
         if error is None:
             continue
-        if error.problems not in told:
-            untold.append(rank)
+        if error.problems not in named_problems:
+            unnamed_ranks.append(rank)
             continue
         for problem in error.problems:
             ranks_of.setdefault(problem, []).append(rank)
@@ -156,8 +155,8 @@ def combine_errors(gathered: Sequence[LmscaleError | None]) -> LmscaleError | No
         problem if len(ranks) == len(gathered) else f"{problem} ({name_ranks(ranks)})"
         for problem, ranks in ranks_of.items()
     ]
-    if untold:
-        problems.append(f"There are other errors on {name_ranks(untold)}.")
+    if unnamed_ranks:
+        problems.append(f"There are other errors on {name_ranks(unnamed_ranks)}.")
     first = lasting_first[0]
     if not isinstance(first, CorruptionError):
         return type(first)(problems)
@@ -175,7 +174,7 @@ def combine_errors(gathered: Sequence[LmscaleError | None]) -> LmscaleError | No
 def failing_together() -> Iterator[None]:
     """A block whose ``LmscaleError`` on any rank is raised on every rank.
 
-    The block must hold no collective: ranks that go on would wait in it for the one that failed.
+    The block must hold no collective: the other ranks would wait in it for the rank that failed.
     """
     error: LmscaleError | None = None
     try:

@@ -1,4 +1,4 @@
-"""The device a rank computes on: which one, what it is called, what it can do at most."""
+"""The device of a rank: its choice, its name, its peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -145,8 +145,8 @@ def _list_gpus() -> str:
     except subprocess.TimeoutExpired:
         process.kill()  # and not waited for: it may hang in the driver, where no signal reaches it
         return f"nvidia-smi -L gives no answer within {_LIST_SECONDS:.0f} s."
-    said = "; ".join(line.strip() for line in printed.splitlines() if line.strip())
-    return f"nvidia-smi -L says: {said[:2000] or 'nothing'}."
+    lines = "; ".join(line.strip() for line in printed.splitlines() if line.strip())
+    return f"nvidia-smi -L says: {lines[:2000] or 'nothing'}."
 
 
 def _task_sees_one_gpu(environ: Mapping[str, str]) -> bool:

@@ -1,7 +1,7 @@
-"""How a process of a job ended, told in a file to the batch script that started it.
+"""The exit code of each rank of a job, in a file for the batch script.
 
-srun gives the largest exit code of its tasks: of a rank that stopped in good order (75) and another
-that this took by surprise (1) it tells neither.
+srun gives only the largest exit code of its tasks, which tells apart neither a rank that stopped in
+good order (75) nor one that lost its peer by that (1).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ FOLDER_VARIABLE = "LMSCALE_EXITS"
 
 
 def record_exit(code: int, environ: Mapping[str, str] | None = None) -> None:
-    """Write ``code`` into ``rank-00003`` in the folder that ``LMSCALE_EXITS`` names, if it does.
+    """Write ``code`` into ``rank-00003`` in the folder that ``LMSCALE_EXITS`` names, if set.
 
-    It changes nothing about the end where it cannot be written.
+    A file that cannot be written does not change how the process ends.
     """
     _write("rank", f"{code}\n", f"exit code {code}", environ)
 

@@ -9,7 +9,7 @@ from lmscale.ranks.exit_file import record_exit, say_now
 
 
 def leave(code: int, words: str) -> NoReturn:
-    """End this process from any thread, now, whatever its others wait for."""
+    """End this process now, from any thread, even if other threads hang."""
     say_now(words)
     record_exit(code)
     os._exit(code)

@@ -1,4 +1,4 @@
-"""A hash of tensors' bits that may be added up: of fragments, of ranks, of chunks.
+"""A hash of tensors' bits that can be added up over fragments, ranks and chunks.
 
 An element counts as ``(its bits + a constant) × an odd weight`` modulo 2^63, and the weight hangs
 on the parameter's name and on the element's place in the whole parameter. So the sum over any
@@ -38,27 +38,27 @@ def fingerprint(tensor: Tensor, *, name: str, offset: int = 0) -> int:
     weights, sums = _weights(str(tensor.device))
     seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    done = 0
-    while done < words.numel():
-        first = (start + done) % _CHUNK
-        whole = 0 if first else (words.numel() - done) // _CHUNK
+    num_added = 0
+    while num_added < words.numel():
+        first = (start + num_added) % _CHUNK
+        whole = 0 if first else (words.numel() - num_added) // _CHUNK
         if whole:  # as many whole chunks as fit, in one go
             rows = min(whole, max(1, _BLOCK.get(tensor.device.type, _CHUNK) // _CHUNK))
-            block = words[done : done + rows * _CHUNK].view(rows, _CHUNK)
+            block = words[num_added : num_added + rows * _CHUNK].view(rows, _CHUNK)
             part = (block.to(torch.int64) * weights).sum(dim=1) + sums[_CHUNK]
             count = rows * _CHUNK
         else:
-            count = min(words.numel() - done, _CHUNK - first)
-            block = words[done : done + count].to(torch.int64)
+            count = min(words.numel() - num_added, _CHUNK - first)
+            block = words[num_added : num_added + count].to(torch.int64)
             part = (block * weights[first : first + count]).sum(dim=0, keepdim=True)
             part += sums[first + count] - sums[first]
-        total += (part * _keys(seed, (start + done) // _CHUNK, len(part), tensor.device)).sum()
-        done += count
+        total += (part * _keys(seed, (start + num_added) // _CHUNK, len(part), tensor.device)).sum()
+        num_added += count
     return int(total) & _MASK
 
 
 def add_fingerprints(values: Iterable[int]) -> int:
-    """That of disjoint fragments, or of several parameters, together."""
+    """The fingerprint of disjoint fragments, or of several parameters, together."""
     return sum(values) & _MASK
 
 

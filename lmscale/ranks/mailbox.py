@@ -1,8 +1,8 @@
 """Small messages between rank 0 and the others, beside the training group's collectives.
 
-The threads that write checkpoints talk while the main threads train: a collective of theirs would
-have to be ordered with those of the step on every rank, so they leave notes in the key-value store
-at which the ranks have met. docs/decisions/0019-asynchronous-saves.md.
+The threads that write checkpoints talk while the main threads train. Collectives of these threads
+would have to keep one order with the step's collectives on every rank, so the threads leave notes
+in the key-value store at which the ranks have met. docs/decisions/0019-asynchronous-saves.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Mailbox:
         self._more: dict[str, int] = {}  # of the notes that this rank knows to have several pieces
 
     def post(self, name: str, value: Any) -> None:
-        """Leave a note: what JSON can hold, of any size."""
+        """Leave a note: a JSON value of any size."""
         text = json.dumps(value)  # in ASCII: a character is a byte
         first, *others = (text[at : at + PIECE_BYTES] for at in range(0, len(text), PIECE_BYTES))
         with _telling_what_broke():
@@ -47,7 +47,7 @@ class Mailbox:
             self._store.set(name, f"{len(others)}:{first}")  # last: a note that is there is whole
 
     def read(self, name: str, *, given_up: threading.Event) -> Any:
-        """The note, as soon as it is there; None once ``given_up`` says that nobody waits.
+        """The note, as soon as it is posted; None once ``given_up`` is set.
 
         Looks again and again: torch 2.13 writes two lines to stderr for every ``wait`` of a store
         that runs into its time limit.
@@ -63,7 +63,7 @@ class Mailbox:
         return json.loads(b"".join(pieces))
 
     def remove(self, name: str) -> None:
-        """Take a note away that everybody has read; whoever posted it, or has read it, may."""
+        """Remove a note after every reader has read it; only its poster or a reader may do so."""
         with _telling_what_broke():
             self._store.delete_key(name)
             for key in self._keys(name, self._more.get(name, 0)):
@@ -71,16 +71,17 @@ class Mailbox:
         self._more.pop(name, None)
 
     def _keys(self, name: str, more: int) -> list[str]:
-        """Of its pieces but for the first."""
+        """The keys of a note's pieces after the first."""
         if more:
             self._more[name] = more
         return [f"{name}/piece {number}" for number in range(1, more + 1)]
 
 
 def open_mailbox(ranks: Ranks) -> Mailbox:
-    """This rank's, over a connection of its own. All ranks together, in their process group.
+    """Open this rank's mailbox, over a connection of its own. All ranks together, in their group.
 
-    It ends with the last reference to it. Rank 0 may host the store, so it closes its group last.
+    The connection ends with the last reference to the mailbox. Rank 0 may host the store, so rank 0
+    closes its group last.
     """
     import torch.distributed as dist
 

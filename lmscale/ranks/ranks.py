@@ -109,14 +109,14 @@ def name_ranks(ranks: Sequence[int]) -> str:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether the error, or one that led to it, says that another rank is gone."""
+    """Whether the error, or one of its causes, says that another rank is gone."""
     import torch.distributed as dist
 
-    said: BaseException | None = error
-    while said is not None:
-        if isinstance(said, dist.DistError) or any(words in str(said) for words in _PEER_GONE):
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, dist.DistError) or any(words in str(cause) for words in _PEER_GONE):
             return True
-        said = said.__cause__ or said.__context__
+        cause = cause.__cause__ or cause.__context__
     return False
 
 

@@ -76,7 +76,7 @@ def find_datasets_to_build(config: RunConfig, tokenizer: Tokenizer) -> list[Data
 
 
 def cut_dataset(dataset: Dataset, tokenizer: Tokenizer, *, keep: bool) -> Dataset:
-    """The dataset with its slices. ``keep`` writes them down: all tasks must have the same."""
+    """The dataset with its slices. ``keep`` writes the slices down, for all tasks."""
     work = dataset.build.work
     if (work / SLICES).exists():
         rows = json.loads((work / SLICES).read_bytes())

@@ -23,12 +23,12 @@ from lmscale.files.strangers import is_count, is_sha256, parse_json, quote
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-MAX_NAMED = 8  # problems told one by one
+MAX_NAMED = 8  # problems named one by one
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """One tar. Its tokens are those of its blocks in order; each document's last token is eos."""
+    """One tar: the tokens of its blocks in order. Each document's last token is eos."""
 
     name: str
     bytes: int

@@ -133,14 +133,14 @@ def _padded_array(payload_bytes: np.ndarray) -> np.ndarray:
 
 
 def _first_header_problem(content: mmap.mmap, index: np.ndarray, dtype: np.dtype) -> str | None:
-    """Whether the first block's array is of the type that it is about to be read as."""
+    """Why the first block's array cannot be read with ``dtype``, or None."""
     start = int(index[0, 0]) - NPY_HEADER_BYTES
     try:
         header = io.BytesIO(content[start : start + NPY_HEADER_BYTES])
         np.lib.format.read_magic(header)
-        shape, _, found = np.lib.format.read_array_header_1_0(header)
+        shape, _, written = np.lib.format.read_array_header_1_0(header)
     except ValueError as error:
         return f"no array at byte {start:,}: {error}"
-    if found != dtype or shape != (int(index[0, 1]),):
-        return f"it points to {found} {shape} where {dtype} ({index[0, 1]},) should be"
+    if written != dtype or shape != (int(index[0, 1]),):
+        return f"it points to {written} {shape} where {dtype} ({index[0, 1]},) should be"
     return None

@@ -15,22 +15,22 @@ from lmscale.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, load_ma
 from lmscale.shards.reader import MappedShard, open_shard
 from lmscale.shards.writer import INDEX_MEMBER, NPY_HEADER_BYTES
 
-MAX_NAMED = 8  # members told one by one
+MAX_NAMED = 8  # members named one by one
 
 
 def find_datasets(folder: str | Path) -> list[Path]:
-    """The folder itself, or all datasets below it. Raises ``DataError`` when there is none."""
+    """The folder itself, or all datasets below ``folder``. Raises ``DataError`` without any."""
     folder = Path(folder)
     if (folder / MANIFEST_NAME).is_file():
         return [folder]
-    found = sorted(path.parent for path in folder.rglob(MANIFEST_NAME))
-    found = [path for path in found if not _is_hidden(path.relative_to(folder))]
-    if not found:
+    below = sorted(path.parent for path in folder.rglob(MANIFEST_NAME))
+    datasets = [path for path in below if not _is_hidden(path.relative_to(folder))]
+    if not datasets:
         raise DataError(
             f"{folder}: there is no dataset here or below. Run `lmscale shards build CONFIG` "
             f"first, or correct the path."
         )
-    return found
+    return datasets
 
 
 def _is_hidden(path: Path) -> bool:
@@ -98,9 +98,9 @@ def _tar_problems(path: Path, shard: MappedShard, manifest: Manifest) -> list[st
         problems.append(f"the last member is not {INDEX_MEMBER}")
     tokens = [at for name, at in offsets.items() if name.endswith(".tokens.npy")]
     docs = [at for name, at in offsets.items() if name.endswith(".docs.npy")]
-    for kind, found, column in (("tokens", tokens, 0), ("docs", docs, 2)):
+    for kind, at, column in (("tokens", tokens, 0), ("docs", docs, 2)):
         expected = (shard.index[:, column] - NPY_HEADER_BYTES).tolist()
-        if found != expected:
+        if at != expected:
             problems.append(f"the members of {kind} do not lie where the index says")
     if not all(isinstance(meta, dict) for meta in metas):
         return [*problems, "a block's meta.json is not a JSON object"]

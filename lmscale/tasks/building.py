@@ -1,4 +1,4 @@
-"""Build folders, by one process or by the tasks of an array: the same bytes come of both.
+"""Build folders, by one process or by the tasks of an array, with the same bytes as the result.
 
 targets ──→ find the finished ones ──→ do this task's units ──→ leave a marker
                                                                     │ all markers there
@@ -61,9 +61,9 @@ class BuildSummary(Generic[ManifestT]):
     built: Mapping[str, Built[ManifestT]]
     unfinished: Mapping[str, Conclusion]
     units_done: int
-    """Units that this call did."""
+    """Units of work done by this call."""
     units_found: int
-    """Units of this task that were done before."""
+    """Units of this task that an earlier call had done."""
 
 
 @dataclass(frozen=True, kw_only=True)

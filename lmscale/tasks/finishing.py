@@ -69,7 +69,7 @@ def _move(target: Target[Any], processes: int, turn: Turn, note: dict[str, Any])
 def tidy(build: SharedBuild, leftovers: Sequence[Path] = ()) -> None:
     """Remove what is left of a finished build: a kill came between, or a task came late.
 
-    What belongs to other settings stays. ``leftovers`` are folders of this build beside its own.
+    Builds of other settings stay. ``leftovers`` are folders of this build beside its own.
     """
     if not build.folder.exists():
         return

@@ -27,9 +27,9 @@ def run_tasks(
 ) -> Iterator[tuple[Task, Result]]:
     """Yield (task, result) as tasks finish, in any order; ``processes`` 0 means one per core.
 
-    One process, or one task, runs here. Otherwise ``work`` and the tasks are pickled to processes
-    that end with this one, even if it is killed. After the first ``LmscaleError`` no new task is
-    begun; the errors of those that ran are raised together.
+    A single process or task runs in this process. Otherwise ``work`` and the tasks are pickled to
+    processes that end with this one, even if it is killed. After the first ``LmscaleError`` no new
+    task is begun; the errors of the tasks that ran are raised together.
     """
     count = min(processes or num_cores(), len(tasks))
     if count <= 1:

@@ -2,8 +2,8 @@
 
 ``flock`` works between nodes on some network file systems and is local to a node, or missing, on
 others. Here a holder creates the file of the next number, which only one can, and changes it every
-few seconds. Who sees it unchanged for long enough takes its holder for dead and creates the next.
-No clocks are compared: a watcher measures by its own how long nothing changed.
+few seconds. A process that sees the file unchanged for long enough takes the holder for dead
+and creates the next. No clocks are compared: a watcher measures by its own clock.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ POLL_SECONDS = 0.5
 
 
 class Turn:
-    """Held by one process at a time; ``check`` before anything that cannot be undone."""
+    """The lock, held by one process at a time; ``check`` before what cannot be undone."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self._folder, self._number = folder, number
@@ -56,13 +56,13 @@ def take_turn(folder: Path) -> Iterator[Turn | None]:
     if number is None:
         yield None
         return
-    done = threading.Event()
-    beat = threading.Thread(target=_beat, args=(_path(folder, number), done), daemon=True)
+    is_over = threading.Event()
+    beat = threading.Thread(target=_beat, args=(_path(folder, number), is_over), daemon=True)
     beat.start()
     try:
         yield Turn(folder, number)
     finally:
-        done.set()
+        is_over.set()
         beat.join()
         _path(folder, number).unlink(missing_ok=True)
 
@@ -119,7 +119,7 @@ def _newest(folder: Path) -> int:
 
 
 def _watch(path: Path) -> Literal["alive", "dead", "gone"]:
-    """Whether a holder changes its file, leaves it as it is for too long, or lets go of it."""
+    """Whether a holder keeps changing its file, has stopped, or has removed it."""
     began = time.monotonic()
     first = None
     while time.monotonic() - began < STALE_SECONDS:
@@ -167,7 +167,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine began, in ticks since the boot; None if it is gone."""
+    """Start of a process of this machine, in ticks since the boot; None once it has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -176,9 +176,9 @@ def _started(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
-def _beat(path: Path, done: threading.Event) -> None:
+def _beat(path: Path, is_over: threading.Event) -> None:
     number = 0
-    while not done.wait(BEAT_SECONDS):
+    while not is_over.wait(BEAT_SECONDS):
         number += 1
         try:
             with open(path, "r+b") as file:  # never created again: another may have taken over

@@ -90,21 +90,21 @@ def sample_passages(texts: Iterable[str], *, total_bytes: int, max_bytes: int) -
 
 def _passages(text: str) -> Iterator[str]:
     """Cut a text after lines, or where a line is too long for one passage, anywhere."""
-    held: list[str] = []
-    held_bytes = 0
+    lines: list[str] = []
+    passage_bytes = 0
     for line in text.split("\n"):
         pieces = [
             line[at : at + PASSAGE_BYTES // 4] for at in range(0, len(line), PASSAGE_BYTES // 4)
         ]
         for number, piece in enumerate(pieces or [""]):
             size = len(piece.encode()) + 1
-            if held and (held_bytes + size > PASSAGE_BYTES or number):
-                yield "\n".join(held)
-                held, held_bytes = [], 0
-            held.append(piece)
-            held_bytes += size
-    if any(held):
-        yield "\n".join(held)
+            if lines and (passage_bytes + size > PASSAGE_BYTES or number):
+                yield "\n".join(lines)
+                lines, passage_bytes = [], 0
+            lines.append(piece)
+            passage_bytes += size
+    if any(lines):
+        yield "\n".join(lines)
 
 
 def train_model(passages: Iterable[str], config: TokenizerConfig) -> bytes:
@@ -146,14 +146,14 @@ def train_model(passages: Iterable[str], config: TokenizerConfig) -> bytes:
 def _explained(message: str, config: TokenizerConfig) -> DataError:
     """SentencePiece's C++ check failures, in the words of the configuration."""
     setting = f"tokenizer.vocab_size = {config.vocab_size:,}"
-    if found := re.search(r"Vocabulary size too high.*<= (\d+)", message):
-        fits = int(found[1])
+    if match := re.search(r"Vocabulary size too high.*<= (\d+)", message):
+        fits = int(match[1])
         return DataError(
             f"{setting} is more than the corpus can fill: at most {fits:,} pieces fit. Set "
             f"tokenizer.vocab_size to {fits:,} or less, or train on more text."
         )
-    if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
-        least = int(found[1])
+    if match := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
+        least = int(match[1])
         return DataError(
             f"{setting} is too small: the corpus's characters, 256 bytes and special ids alone "
             f"need {least:,}. Set tokenizer.vocab_size to more than {least:,}, or lower "

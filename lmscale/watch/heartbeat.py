@@ -1,10 +1,10 @@
-"""Where every rank is, told in one small file a rank: for the watchdog, and for people.
+"""Where every rank is, in one small file a rank: for the watchdog, and for people.
 
 The loop calls ``phase`` as it goes, which sets attributes and nothing else; a thread writes them to
-``RUN/heartbeats/rank-00003.json`` every few seconds. A process has one heartbeat, so that whoever
-works deep inside it, such as a checkpoint's writer, can say where it is without being handed one:
-the functions of this module do nothing where none is open, but that ``phase`` always keeps account
-of the time (phases.py). Reading and writing load no torch.
+``RUN/heartbeats/rank-00003.json`` every few seconds. A process has one heartbeat, which code deep
+inside the process, such as a checkpoint's writer, reaches by this module's functions. Without an
+open heartbeat the functions do nothing, except that ``phase`` always keeps account of the time
+(phases.py). Reading and writing load no torch.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FILE_BYTES = 1024  # always the same, so that a file is overwritten in place by 
 
 @dataclass(frozen=True, kw_only=True)
 class Beat:
-    """A rank at one moment, by its own account."""
+    """A rank's report of one moment."""
 
     rank: int
     world_size: int
@@ -51,20 +51,21 @@ class Beat:
     attempt: str
     """``JOB.RESTART`` under Slurm, else ``local``."""
     beat: int
-    """Counts up with every write: one that stands still is of a process that does not run."""
+    """Counts up with every write, as long as the process runs at all."""
     step: int
     phase: str
     place: int
-    """Calls of ``phase`` since the step began. All ranks make the same ones in the same order, so
-    (step, place, ticks) tells who is behind.
+    """Calls of ``phase`` since the step began. All ranks make the same calls in the same order, so
+    (step, place, ticks) shows which rank is behind.
     """
     ticks: int
     """Calls of ``tick`` since the phase began."""
     phase_seconds: float
     still_seconds: float
-    """Since the last call of either; time in which the whole process was stopped does not count."""
+    """Seconds since the last ``phase`` or ``tick``, without time in which the process was stopped.
+    """
     is_starting: bool
-    """Until the first step is done."""
+    """True until the first step is done."""
     forward_seconds: float | None
     """Own work of a step: its forward passes and its wait for data, the median of recent steps."""
     time: float
@@ -172,8 +173,8 @@ class Heartbeat:
             self._still_seconds += elapsed
         self._moves_before, self._beat_at = self._moves, now
         self._beats += 1
-        own = self._own_seconds.copy()
-        is_full = len(own) == own.maxlen
+        recent_seconds = self._own_seconds.copy()
+        is_full = len(recent_seconds) == recent_seconds.maxlen
         return Beat(
             rank=self._ranks.rank,
             world_size=self._ranks.world_size,
@@ -188,7 +189,7 @@ class Heartbeat:
             phase_seconds=round(now - self._phase_at, 3),
             still_seconds=round(self._still_seconds, 3),
             is_starting=self._is_starting,
-            forward_seconds=round(statistics.median(own), 6) if is_full else None,
+            forward_seconds=round(statistics.median(recent_seconds), 6) if is_full else None,
             time=round(time.time(), 3),
         )
 
@@ -276,7 +277,7 @@ def phase(name: str, step: int | None = None) -> None:
 
 
 def phase_seconds() -> dict[str, float]:
-    """What this process has spent in each phase so far."""
+    """Seconds of this process in each phase so far."""
     return _phases.seconds()
 
 
@@ -292,8 +293,8 @@ def own_work(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def end_step(wait_seconds: float) -> None:
-    """``Heartbeat.end_step`` of this process's heartbeat, if one is open. What follows, up to the
-    next phase, is no part of the step.
+    """``Heartbeat.end_step`` of this process's heartbeat, if one is open. The time up to
+    the next phase is no part of the step.
     """
     _phases.enter(BETWEEN_STEPS)
     if _current is not None:
@@ -301,14 +302,14 @@ def end_step(wait_seconds: float) -> None:
 
 
 def set_slowest(rank: int, ratio: float) -> None:
-    """What the watchdog of rank 0 found, for ``slowest_figures``."""
+    """Keep rank 0's finding for ``slowest_figures``."""
     if _current is not None:
         _current.slowest = (rank, ratio)
 
 
 def slowest_figures() -> dict[str, float]:
-    """The rank whose own work takes longest, and by how much, for the trackers; empty where nobody
-    knows.
+    """The rank whose own work takes longest, and by how much, for the trackers; empty where that
+    is unknown.
     """
     if _current is None or _current.slowest is None:
         return {}
@@ -336,7 +337,7 @@ def overwrite(path: Path, value: Any) -> None:
 
 
 def read_beat(path: Path) -> Beat | None:
-    """A rank's file; None when it is not there, or was read while it was written."""
+    """A rank's heartbeat; None for a file that is missing or half-written."""
     try:
         row = json.loads(path.read_bytes())
         return Beat(**{field.name: row[field.name] for field in fields(Beat)})
@@ -345,6 +346,6 @@ def read_beat(path: Path) -> Beat | None:
 
 
 def read_heartbeats(folder: str | Path) -> list[Beat]:
-    """What the ranks of a run's newest start last told, in their order."""
+    """The last heartbeats of a run's newest start, in the order of the ranks."""
     paths = sorted((Path(folder) / HEARTBEATS_FOLDER).glob("rank-*.json"))
     return [beat for beat in map(read_beat, paths) if beat is not None]

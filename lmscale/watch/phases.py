@@ -1,4 +1,4 @@
-"""Where a process's time goes: the seconds that its main thread spent in each phase of its work."""
+"""Where a process's time goes: seconds of the main thread in each phase of the work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ON_THE_WAY = ("data", "agree", "hooks")
 class PhaseClock:
     """Adds up the seconds per phase. Begins in ``start``, which lasts until the first step.
 
-    So does ``rewind``, of which also the loading is a part. Work of other threads is no phase.
+    ``rewind`` lasts until the next step, too, with the loading. Other threads have no phases.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -44,9 +44,9 @@ class PhaseClock:
             self._name, self._since = name, now
 
     def seconds(self) -> dict[str, float]:
-        """Those of every phase so far, the running one included; they only ever grow."""
+        """Seconds of every phase so far, the running one included; they only ever grow."""
         with self._lock:
-            found = dict(self._seconds)
+            seconds = dict(self._seconds)
             running = self._clock() - self._since
-            found[self._name] = found.get(self._name, 0.0) + running
-            return found
+            seconds[self._name] = seconds.get(self._name, 0.0) + running
+            return seconds

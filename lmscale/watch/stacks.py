@@ -59,8 +59,8 @@ class StackDumps:
     def dump(self, title: str, *, others: Mapping[int, int] | None = None) -> None:
         """Write the stacks of all threads now; what may take long follows from another thread.
 
-        ``others``, rank to process, are ranks of this node that cannot do it themselves: what one
-        sees of them goes to their files.
+        ``others``, rank to process, are ranks of this node that cannot dump their own stacks: the
+        kernel's view of them goes to their files.
         """
         self._say(f"{title} (process {os.getpid()})")
         faulthandler.dump_traceback(self._file, all_threads=True)
@@ -96,17 +96,17 @@ def _headline(title: str) -> str:
 
 def children_of(pid: int) -> list[int]:
     """The processes that any thread of ``pid`` has started and that still run; Linux, else none."""
-    found: list[int] = []
+    children: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            found += map(int, path.read_text().split())
+            children += map(int, path.read_text().split())
         except OSError:  # that thread has just ended
             continue
-    return sorted(found)
+    return sorted(children)
 
 
 def _describe_process(pid: int) -> str:
-    """What the kernel knows of a process, without its help; and its stacks, where py-spy is."""
+    """The kernel's view of a process, and its stacks where py-spy is installed."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
         status = Path(f"/proc/{pid}/status").read_text()
@@ -123,7 +123,7 @@ def _describe_process(pid: int) -> str:
 
 
 def _pyspy(pid: int) -> str:
-    """py-spy's stacks of a process, or why there are none; nothing where it is not installed.
+    """py-spy's stacks of a process, or the reason for none; empty without py-spy.
 
     ``--nonblocking``: py-spy would else stop the process while it reads, this one included.
     """
@@ -133,12 +133,12 @@ def _pyspy(pid: int) -> str:
         return ""
     command = [program, "dump", "--nonblocking", "--pid", str(pid)]
     try:
-        done = subprocess.run(
+        dump = subprocess.run(
             command, capture_output=True, text=True, timeout=PYSPY_SECONDS, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"py-spy: {error}\n"
-    return done.stdout if done.returncode == 0 else f"py-spy: {done.stderr.strip()}\n"
+    return dump.stdout if dump.returncode == 0 else f"py-spy: {dump.stderr.strip()}\n"
 
 
 def _dump_nccl_recorder(folder: Path, rank: int) -> None:

@@ -1,4 +1,4 @@
-"""Who holds a run up: the judgement on what its ranks have told of themselves. Pure."""
+"""Which ranks hold a run up: a judgement on their heartbeats. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOISE_SECONDS = 0.01  # a difference below this is no straggler, whatever the ra
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A rank of this start, as all ranks have told each other."""
+    """A rank of this start: its number, host and process."""
 
     rank: int
     host: str
@@ -38,25 +38,25 @@ class Sighting:
         return now - self.changed_at
 
     def still_seconds(self, now: float, *, silence: float) -> float:
-        """For how long nothing about it has moved: by its own account, as long as it gives one."""
-        said = 0.0 if self.beat is None else self.beat.still_seconds
+        """Seconds without progress, as the rank reported them; plus those since a last beat."""
+        reported = 0.0 if self.beat is None else self.beat.still_seconds
         silent = self.silent_seconds(now)
-        return said + silent if silent >= silence else said
+        return reported + silent if silent >= silence else reported
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hang:
-    """All ranks stand still, because of some of them."""
+    """All ranks stand still, and some ranks are the reason."""
 
     text: str
     ranks: tuple[int, ...]
-    """Those that hold the others up; all of them where nobody is behind."""
+    """Ranks that hold the others up; all ranks where none is behind."""
     silent: tuple[int, ...]
-    """Those whose processes do not even run."""
+    """Ranks whose processes do not even run."""
     phase: str
     step: int
     seconds: float
-    """For how long not a single rank has moved."""
+    """Seconds in which not a single rank has moved."""
     is_over_limit: bool
 
 
@@ -76,10 +76,10 @@ class Pace:
 def judge_heartbeats(
     sightings: Sequence[Sighting], watch: WatchConfig, *, now: float, interval: float
 ) -> Hang | None:
-    """Who holds the run up, if it has stood still for long enough.
+    """The ranks that hold the run up, if no rank has moved for long enough.
 
-    It stands still when no rank has moved. To blame are the ranks whose heartbeats have stopped;
-    where there are none, those behind the others by (step, place in the step).
+    To blame are the ranks whose heartbeats have stopped; if every heartbeat goes on, the ranks
+    behind the others by (step, place in the step).
     """
     present = [s for s in sightings if s.beat is None or s.beat.phase != END]
     if not present:
@@ -115,8 +115,8 @@ def judge_heartbeats(
 def limits(watch: WatchConfig, *, is_starting: bool, interval: float) -> tuple[float, float]:
     """After how many seconds a standstill is reported, and after how many it ends the run.
 
-    A start may take long: loading, compiling, the first step. Both stretch alike then. A single
-    late heartbeat is no standstill.
+    A start may take long: loading, compiling, the first step. Both limits stretch alike then. A
+    single late heartbeat is no standstill.
     """
     report = watch.report_seconds or math.inf
     limit = watch.limit_seconds or math.inf

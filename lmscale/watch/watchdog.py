@@ -1,9 +1,9 @@
 """Says which rank holds the others up, and ends a run that stands still.
 
-Every rank has a watchdog in its heartbeat's thread. That of rank 0 reads all heartbeats; should it
-fall silent, the first rank of another node does (its deputy). What it finds goes to the log and to
-``RUN/watch.jsonl``. A hang is told first, and all ranks dump their stacks; if nothing has moved by
-the limit, all ranks end with exit code 1, for whoever started them to start them again.
+Every rank has a watchdog in its heartbeat's thread. Rank 0's watchdog reads all heartbeats; should
+rank 0 fall silent, the first rank of another node (the deputy) reads them. Findings go to the log
+and to ``RUN/watch.jsonl``. A hang is reported first, and all ranks dump their stacks; if no rank
+has moved by the limit, all ranks end with exit code 1, so that the launcher starts the run again.
 The judgement itself is in ``lmscale.watch.standstill``. Loads no torch until a run opens it.
 """
 
@@ -52,7 +52,7 @@ UNWATCHED_TIMEOUT = timedelta(days=1)
 
 
 class Watchdog:
-    """One rank's: does what all ranks are asked to do, and watches them when it is its turn."""
+    """A rank's watchdog: obeys requests to all ranks, and watches them when its turn comes."""
 
     def __init__(
         self,
@@ -87,17 +87,17 @@ class Watchdog:
         is_my_turn = self._is_my_turn()
         if not is_my_turn and self._hang is None:
             return
-        own = Sighting(member=self._members[self._rank], beat=beat, changed_at=self._now)
+        sighting = Sighting(member=self._members[self._rank], beat=beat, changed_at=self._now)
         others = [self._look_at(rank) for rank in self._members if rank != self._rank]
-        self._judge([own, *others], beat, is_my_turn=is_my_turn)
+        self._judge([sighting, *others], beat, is_my_turn=is_my_turn)
 
     def close(self) -> None:
         self._stacks.close()
 
     def _arm(self, beat: Beat) -> None:
-        """Set the net for an interpreter that is stuck, a little behind what the others would do.
+        """Set the net for a stuck interpreter, a little later than the other ranks would act.
 
-        It may also fire when a job that was suspended for longer than the limit goes on: the
+        The net may also fire when a job that was suspended for longer than the limit goes on: the
         kernel's clock ran meanwhile.
         """
         _, limit = limits(self._watch, is_starting=beat.is_starting, interval=self._interval)
@@ -118,7 +118,7 @@ class Watchdog:
         return True
 
     def _look_at(self, rank: int) -> Sighting:
-        """Read a rank's file. One of an earlier start, or of another copy of the job, is none."""
+        """Read a rank's file, unless it is of an earlier start or of another copy of the job."""
         member = self._members[rank]
         last = self._sightings.get(rank)
         if last is None:
@@ -192,11 +192,11 @@ class Watchdog:
 
     @property
     def _start_name(self) -> str:
-        """What tells this start's requests from those of another copy of the job."""
+        """Name of this start, by which its requests differ from another copy's of the job."""
         return f"{self._members[0].host}:{self._members[0].pid}"
 
     def _request(self, kind: str, hang: Hang, beat: Beat) -> None:
-        """Ask all ranks, which look once an interval, and begin here."""
+        """Ask all ranks, which look once an interval, and begin with this rank."""
         request = {
             "number": 1 + int(_read_request(self._request_path).get("number", 0)),
             "start": self._start_name,
@@ -225,7 +225,7 @@ class Watchdog:
             self._end(request["text"])
 
     def _end(self, text: str) -> None:
-        """End this process, whatever its main thread waits for."""
+        """End this process, even if its main thread hangs."""
         exits.record_exit(EXIT_FAILED)
         # The first to end takes the others with it: by then all have read the request.
         ends_at = time.monotonic() + max(2 * self._interval, 1.0)
@@ -239,15 +239,15 @@ class Watchdog:
 
 
 def order_deputies(members: Sequence[Member]) -> list[int]:
-    """Who watches, in this order: the first rank of each node, then rank 1 for one node alone."""
+    """The ranks that may watch, in order: the first of each node, and rank 1 on a single node."""
     firsts = [member.rank for member in members if member.is_first_on_node or member.rank == 0]
     return firsts + [member.rank for member in members if member.rank == 1 and 1 not in firsts]
 
 
 def group_timeout(watch: WatchConfig) -> timedelta:
-    """How long a collective may wait: until after the watchdog has named who is missing in it.
+    """Time limit of a collective: the watchdog must be able to name the missing rank before it.
 
-    Where the watchdog lets a standstill last, a collective does not end the run in its place.
+    Where the watchdog lets a standstill last, no collective ends the run in its place.
     """
     limits = (watch.limit_seconds, watch.start_limit_seconds)
     if not watch.heartbeat_seconds or not all(limits):
@@ -259,7 +259,7 @@ def group_timeout(watch: WatchConfig) -> timedelta:
 def open_watch(
     folder: Path, watch: WatchConfig, ranks: Ranks, *, hooks: Sequence[BeatHook] = ()
 ) -> Iterator[None]:
-    """Give this process its heartbeat and its watchdog. All ranks together, in a claimed folder.
+    """Open this process's heartbeat and watchdog. All ranks together, in a claimed folder.
 
     ``hooks`` are called at every beat too.
     """
@@ -274,10 +274,10 @@ def open_watch(
             _clear(folder / HEARTBEATS_FOLDER)
         stacks = StackDumps(folder, ranks.rank)
     assert stacks is not None
-    own = [node_name(), os.getpid(), ranks.is_first_on_node]
+    this_rank = [node_name(), os.getpid(), ranks.is_first_on_node]
     members = [
         Member(rank=rank, host=host, pid=pid, is_first_on_node=is_first)
-        for rank, (host, pid, is_first) in enumerate(gather_json(own))
+        for rank, (host, pid, is_first) in enumerate(gather_json(this_rank))
     ]
     interval = heartbeat.beat_seconds(watch.heartbeat_seconds, ranks.world_size)
     watchdog = Watchdog(folder, ranks.rank, members, watch, interval=interval, stacks=stacks)
@@ -292,7 +292,7 @@ def open_watch(
 
 
 def _clear(folder: Path) -> None:
-    """Remove what earlier starts left, which may have had more ranks."""
+    """Remove the files of earlier starts, which may have had more ranks."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.json"):
         path.unlink(missing_ok=True)
