@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -109,6 +110,29 @@ def test_every_command_in_the_documents_exists_with_its_options(page, words):
     if config is not None:
         settings = [rest[at + 1] for at, word in enumerate(rest) if word == "--set"]
         load_config(ROOT / config, settings)
+
+
+def names_in(path: Path) -> set[str]:
+    """Functions, classes, their methods, and constants of a module: ``Stream.read_rows``."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{m.name}" for m in node.body if isinstance(m, ast.FunctionDef)}
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def test_what_the_page_of_places_names_is_where_it_says():
+    """``path.py`: `Name``, or several names after one path."""
+    text = (ROOT / "docs" / "where.md").read_text(encoding="utf-8")
+    places = re.findall(r"`([\w/]+\.py)`: ((?:`[\w.]+`(?:, | and )?)+)", text)
+    assert len(places) > 15
+    for path, listed in places:
+        missing = set(re.findall(r"`([\w.]+)`", listed)) - names_in(ROOT / path)
+        assert not missing, f"{path} has no {missing}"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_name)
