@@ -132,10 +132,10 @@ def score(
     """Loss and gradients of one micro-batch on a device."""
     model = build_bare_model(config, torch.device("cpu")).to(torch.bfloat16).to(torch.float32)
     objective = build_scoring(model, config).to(device, dtype)
-    output = objective(**to_device(micro.arrays, device))
-    (output.loss / micro.targets).backward()
+    loss = objective(**to_device(micro.arrays, device)).loss.total / micro.targets
+    loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return output.loss / micro.targets, gradients
+    return loss, gradients
 
 
 LIKE_GPT2 = "model={positions: learned, norm: layernorm, activation: gelu, bias: true, heads: 4, "
@@ -220,10 +220,10 @@ def _loss_and_gradients(
     model: nn.Module, config: RunConfig, micro: Batch, device: torch.device
 ) -> dict[str, Tensor]:
     objective = build_scoring(model, config)  # pyright: ignore[reportArgumentType]
-    output = objective(**to_device(micro.arrays, device))
-    (output.loss / micro.targets).backward()
+    loss = objective(**to_device(micro.arrays, device)).loss.total / micro.targets
+    loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {"loss": (output.loss / micro.targets)[None], **gradients}
+    return {"loss": loss[None], **gradients}
 
 
 def check_compact_tokens(bench: Bench) -> str:

@@ -132,9 +132,9 @@ class BareLoop(TrainingLoop):
         total = torch.zeros((), device=self.device)
         scale = 1 / batch.targets
         for micro in batch.micro_batches:
-            output = self.objective(**to_device(micro.arrays, self.device))
-            (output.loss * scale).backward()
-            total += output.nll.total
+            scores = self.objective(**to_device(micro.arrays, self.device))
+            (scores.loss.total * scale).backward()
+            total += scores.figures["loss"].total
             if self.adds_in_fp32:
                 self._add_to_masters()
         if self.has_masters and not self.adds_in_fp32:

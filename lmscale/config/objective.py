@@ -17,6 +17,12 @@ class ObjectiveConfig(Section):
     """What the model's family must offer."""
     implementation: ClassVar[str]
     """``module:name`` of an ``lmscale.objective.objective.Objective``; it loads no torch."""
+    figures: ClassVar[tuple[str, ...]] = ("loss",)
+    """What a step reports, as ``train/<name>``, in the order in which the ranks add the sums. The
+    first is ``loss``, in nats per target: what the log shows and the guard judges.
+    """
+    held_out: ClassVar[tuple[str, ...]] = ()
+    """Those that an evaluation reports beside loss, perplexity and bits per byte."""
 
     name: str
 
@@ -26,6 +32,7 @@ class CausalConfig(ObjectiveConfig):
 
     needs = frozenset({Ability.CAUSAL})
     implementation = "lmscale.objective.causal:CAUSAL"
+    figures = ("loss", "z_loss")
 
     name: Literal["causal"] = "causal"
     z_loss: float = Field(default=0.0, ge=0)

@@ -87,7 +87,7 @@ class RunConfig(Section):
         schedule_problem = self.engine.schedule.find_problem(total_steps=self.train.steps)
         if schedule_problem:
             problems.append(schedule_problem)
-        problems += find_best_problems(self.checkpoint, self.evaluation)
+        problems += find_best_problems(self.checkpoint, self.evaluation, self.objective.held_out)
         if problems:
             raise ValueError("; ".join(problems))
         return self

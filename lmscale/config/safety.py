@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -59,12 +60,18 @@ class CheckpointConfig(Section):
     local: LocalTierConfig = LocalTierConfig()
 
 
-def find_best_problems(checkpoint: CheckpointConfig, evaluation: EvaluationConfig) -> list[str]:
-    """Why ``checkpoint.keep_best`` could never keep anything."""
+def find_best_problems(
+    checkpoint: CheckpointConfig, evaluation: EvaluationConfig, held_out: Sequence[str] = ()
+) -> list[str]:
+    """Why ``checkpoint.keep_best`` could never keep anything.
+
+    ``held_out``: what the objective reports of a held-out set beside ``FIGURES``.
+    """
     metric = checkpoint.keep_best.metric
     if not metric:
         return []
-    measured = [f"evaluation/{name}/{figure}" for name in evaluation.sets for figure in FIGURES]
+    figures = (*FIGURES, *held_out)
+    measured = [f"evaluation/{name}/{figure}" for name in evaluation.sets for figure in figures]
     if metric not in measured:
         names = ", ".join(measured) or "none, as evaluation.sets is empty"
         return [

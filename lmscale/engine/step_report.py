@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -14,8 +15,8 @@ class StepReport:
     samples: int
     targets: int  # target positions that counted
     digest: int  # of its samples, for the ledger
-    loss: float  # nats per target
-    z_loss: float  # what the z-loss added per target
+    figures: Mapping[str, float]  # the objective's, by name: each a sum over its count
+    counts: Mapping[str, float]  # those counts
     learning_rate: float
     gradient_norm: float  # before clipping
     is_skipped: bool  # a gradient overflowed, the weights did not change
@@ -24,3 +25,19 @@ class StepReport:
     wait_seconds: float  # that wait
     stop_reason: str | None  # why the run should stop after this step, agreed by all ranks
     save_for: tuple[str, ...] = ()  # why it should be saved, beside what is due by the step
+
+    @property
+    def loss(self) -> float:
+        """Nats per target."""
+        return self.figures["loss"]
+
+
+def mean_figures(reports: Iterable[StepReport]) -> dict[str, float]:
+    """The figures of some steps together, weighted by their counts."""
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for report in reports:
+        for name, value in report.figures.items():
+            sums[name] = sums.get(name, 0) + value * report.counts[name]
+            counts[name] = counts.get(name, 0) + report.counts[name]
+    return {name: total / counts[name] for name, total in sums.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from lmscale.config import RunConfig
+from lmscale.config.training import FIGURES
 from lmscale.errors import DataError
 from lmscale.objective.inputs import to_device
 from lmscale.objective.objective import build_preparation
+from lmscale.objective.scores import ScoreSums
 from lmscale.ranks.collectives import sum_float64
 from lmscale.ranks.ranks import Ranks
 from lmscale.stream.batches import Preparation, Rows
@@ -48,6 +50,8 @@ class SetScore:
     """UTF-8 bytes that the targets stand for."""
     nll: float
     """Sum of -log p over the targets, in nats."""
+    others: Mapping[str, float] = field(default_factory=dict)
+    """The objective's other figures of held-out sets."""
 
     @property
     def loss(self) -> float:
@@ -63,15 +67,17 @@ class SetScore:
         """NaN for a set without text."""
         return self.nll / math.log(2) / self.bytes if self.bytes else math.nan
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """By the names that trackers and ``checkpoint.keep_best`` know."""
+        ours = zip(FIGURES, (self.loss, self.perplexity, self.bits_per_byte), strict=True)
+        return {**dict(ours), **self.others}
+
     def to_dict(self) -> dict[str, float | None]:
         """Sums and figures; None for a figure that is not finite, which JSON cannot say."""
-        figures = {
-            "loss": self.loss,
-            "perplexity": self.perplexity,
-            "bits_per_byte": self.bits_per_byte,
-        }
-        return asdict(self) | {
-            name: value if math.isfinite(value) else None for name, value in figures.items()
+        sums = {name: getattr(self, name) for name in ("windows", "targets", "bytes", "nll")}
+        return sums | {
+            name: value if math.isfinite(value) else None for name, value in self.figures.items()
         }
 
 
@@ -83,6 +89,8 @@ class EvaluationPlan:
     preparation: Preparation
     token_bytes: np.ndarray
     """int32 [vocabulary]: UTF-8 bytes of each id, 0 for special ids (``Tokenizer.token_bytes``)."""
+    held_out: tuple[str, ...] = ()
+    """Names of the objective's figures to report beside the loss."""
     max_windows: int | None = None
     """At most this many windows, spread evenly over the set; None takes all."""
 
@@ -104,6 +112,7 @@ def plan_evaluation(
     return EvaluationPlan(
         micro_windows=config.batch.micro_windows,
         preparation=build_preparation(config),
+        held_out=config.objective.held_out,
         token_bytes=token_bytes,
         max_windows=max_windows,
     )
@@ -135,7 +144,7 @@ def evaluate_set(
             "The evaluation set holds no window: its shards are empty. Build shards from a "
             "held-out part that has documents (corpus.heldout_fraction), or drop the set."
         )
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    sums = ScoreSums(("loss", *plan.held_out), device)
     num_bytes = 0
     num_left = num_windows
     was_training = objective.training
@@ -145,8 +154,7 @@ def evaluate_set(
         for rows in _batches(dataset, numbers, plan.micro_windows, ranks):
             arrays = plan.preparation.prepare(rows).arrays
             heartbeat.tick()  # read: at ZeRO 3 the others wait for this rank in their forward pass
-            nll = objective(**to_device(arrays, device)).nll
-            sums += torch.stack([nll.total.double(), nll.targets.double()])
+            sums.add(objective(**to_device(arrays, device)))
             num_bytes += int(plan.token_bytes[plan.preparation.target_ids(arrays)].sum())
             done = min(plan.micro_windows * ranks.world_size, num_left)
             num_left -= done
@@ -155,13 +163,21 @@ def evaluate_set(
             between_batches()
     finally:
         objective.train(was_training)
-    nll, targets, covered = sum_float64([*sums.tolist(), num_bytes])
+    *summed, covered = sum_float64([*sums.values.tolist(), num_bytes])
+    figures, _ = sums.means(summed)
+    nll, targets = summed[:2]
     if not targets:
         raise DataError(
             f"The {num_windows} windows of the evaluation set hold no target: "
             "every document is a single token."
         )
-    return SetScore(windows=num_windows, targets=round(targets), bytes=round(covered), nll=nll)
+    return SetScore(
+        windows=num_windows,
+        targets=round(targets),
+        bytes=round(covered),
+        nll=nll,
+        others={name: value for name, value in figures.items() if name != "loss"},
+    )
 
 
 def _batches(
@@ -195,7 +211,8 @@ def _batches(
 
 def render_scores(scores: Mapping[str, SetScore]) -> str:
     """The scores as an aligned table, one set a line."""
-    header = ("set", "windows", "targets", "loss", "perplexity", "bits/byte")
+    others = list(dict.fromkeys(name for score in scores.values() for name in score.others))
+    header = ("set", "windows", "targets", "loss", "perplexity", "bits/byte", *others)
     rows: list[tuple[Any, ...]] = [header]
     for name, score in scores.items():
         rows.append(
@@ -206,6 +223,7 @@ def render_scores(scores: Mapping[str, SetScore]) -> str:
                 f"{score.loss:.4f}",
                 f"{score.perplexity:,.2f}",
                 f"{score.bits_per_byte:.4f}",
+                *(f"{score.others.get(name, math.nan):.4f}" for name in others),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]

@@ -1,9 +1,10 @@
 """What is predicted and how it is scored: raw rows and a model → sums and counts.
 
-    Rows ──Preparation (worker, no torch)──▶ arrays by name ──to_device──▶ scoring(model) ──▶ sums
+    Rows ──Preparation (worker, no torch)──▶ arrays by name ──to_device──▶ scoring(model) ──▶ Scores
 
 An objective has two halves. Its preparation turns the rows of a micro-batch into arrays by name, in
 the loader's workers: ``causal``. Its scoring is a module around the model, which takes those arrays
-and gives sums with their counts: ``causal_scoring``, by ``cross_entropy``. The modules of the first
-half load no torch; this one imports nothing, so that a worker may unpickle a preparation.
+and gives sums by name with their counts (``scores``): ``causal_scoring``, by ``cross_entropy``.
+Start with ``objective``, which joins the two. The modules of the first half load no torch; this one
+imports nothing, so that a worker may unpickle a preparation.
 """

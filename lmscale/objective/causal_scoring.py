@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +12,7 @@ from lmscale.config.objective import CausalConfig
 from lmscale.model.family import Model
 from lmscale.model.layout import mark_starts
 from lmscale.objective.cross_entropy import IGNORED, CrossEntropySums, chunked_cross_entropy
-from lmscale.objective.loss_sum import LossSum
-
-
-class ObjectiveOutput(NamedTuple):
-    """Plain tensors in tuples, so that DeepSpeed's hooks reach them."""
-
-    loss: Tensor
-    """f32 [], with gradient: the sum of nll and z over the targets. Backpropagate this."""
-    nll: LossSum
-    """Sum of -log p in nats and its count, without gradient. Report this."""
-    z: Tensor
-    """f32 [], without gradient: the z-loss's part of ``loss``."""
+from lmscale.objective.scores import LossSum, Scores
 
 
 class CausalScoring(nn.Module):
@@ -39,7 +27,7 @@ class CausalScoring(nn.Module):
         self.config = config
         self.mask_documents = mask_documents
 
-    def forward(self, tokens: Tensor, starts: Tensor, lengths: Tensor) -> ObjectiveOutput:
+    def forward(self, tokens: Tensor, starts: Tensor, lengths: Tensor) -> Scores:
         """Score windows of T + 1 tokens, on the model's device.
 
         ``tokens`` [B, W]: uint16, uint32 or int64. ``starts``: flat positions into [B, W] where
@@ -60,7 +48,10 @@ class CausalScoring(nn.Module):
         )
         sums = model.head(hidden_BTD.flatten(0, 1), score)
         targets = (labels_BT != IGNORED).sum()
-        return ObjectiveOutput(loss=sums.loss, nll=LossSum(sums.nll, targets), z=sums.z)
+        return Scores(
+            loss=LossSum(sums.loss, targets),
+            figures={"loss": LossSum(sums.nll, targets), "z_loss": LossSum(sums.z, targets)},
+        )
 
 
 def build_targets(

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from lmscale.config import RunConfig
 from lmscale.config.training import ScheduleConfig
-from lmscale.engine import Engine, learning_rate, tensor_faults
+from lmscale.engine import Engine, Update, learning_rate, tensor_faults
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import CorruptionError, LmscaleError
 from lmscale.files import fault_points
-from lmscale.objective.causal_scoring import ObjectiveOutput
 from lmscale.objective.inputs import to_device
+from lmscale.objective.scores import Scores, ScoreSums
 from lmscale.ranks.attempt import node_name
 from lmscale.ranks.collectives import fail_together, sum_float64
 from lmscale.ranks.limbs import NUM_LIMBS, digest_to_limbs, limbs_to_digest
@@ -44,8 +44,6 @@ from lmscale.train.votes import (
 )
 from lmscale.watch import heartbeat
 
-NO_FIGURES = (0.0, 0.0, 0.0, 0.0)  # before the first step
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
@@ -61,6 +59,8 @@ class StepPlan:
     seed: int
     rank: int = 0
     """Of this process, for the seed of its dropout."""
+    figures: tuple[str, ...] = ("loss",)
+    """Names of what the objective reports."""
     recompute_every_steps: int = 0
     """How often a forward pass is done twice and compared; 0: never."""
 
@@ -82,6 +82,7 @@ def plan_steps(config: RunConfig, *, rank: int = 0, first_step: int = 0) -> Step
         peak_rate=config.engine.optimizer.lr,
         seed=config.run.seed,
         rank=rank,
+        figures=config.objective.figures,
         recompute_every_steps=config.guard.recompute_every_steps,
     )
 
@@ -114,8 +115,7 @@ class _Upcoming(NamedTuple):
 class _Agreement:
     """What the ranks say to each other between two steps: sums of the last, totals of the next."""
 
-    nll: float
-    z: float
+    sums: tuple[float, ...]  # of the objective's figures, a sum and its count each
     gradient_norm: float  # inf where a rank's is not finite
     num_skipped: int  # ranks that have skipped the step; all of them, or none
     targets: int
@@ -144,7 +144,8 @@ def train_steps(
     upcoming = _take(loader)
     heartbeat.phase("agree")
     stop_reason = DATA_ERROR if upcoming.error else requests.stop()
-    agreed = _agree(NO_FIGURES, upcoming.batch, stop_reason, ())
+    before_any_step = [0.0] * (2 * len(plan.figures) + 2)
+    agreed = _agree(before_any_step, upcoming.batch, stop_reason, ())
     corruption: CorruptionError | None = None
     for step in range(plan.first_step + 1, plan.total_steps + 1):
         _end_if_agreed(agreed.stop_reason, corruption or upcoming.error)
@@ -158,18 +159,21 @@ def train_steps(
         if plan.recomputes(step):
             corruption = _recompute(engine, batch, step, reseed)
         rate = plan.learning_rate(step)
-        sums, loss_scale = _do_step(engine, batch, step, targets=targets, learning_rate=rate)
+        sums = ScoreSums(plan.figures, engine.device)
+        update = _do_step(engine, batch, step, sums, targets=targets, learning_rate=rate)
         heartbeat.phase("data")
         upcoming = _take(loader)
         heartbeat.phase("agree")
         stop_reason = (
             RANKS_DIFFER if corruption else DATA_ERROR if upcoming.error else requests.stop()
         )
-        figures = sums.tolist()  # here the host waits for the device
-        agreed = _agree(figures, upcoming.batch, stop_reason, requests.save())
+        # here the host waits for the device
+        numbers = torch.cat([sums.values, update.figures]).tolist()
+        agreed = _agree(numbers, upcoming.batch, stop_reason, requests.save())
         corruption = corruption or _judge_skip(
-            figures, agreed.num_skipped, engine.plan.world_size, step
+            numbers, agreed.num_skipped, engine.plan.world_size, step
         )
+        figures, counts = sums.means(agreed.sums)
         heartbeat.end_step(upcoming.wait_seconds)
         yield StepReport(
             step=step,
@@ -177,12 +181,12 @@ def train_steps(
             samples=batch.samples,
             targets=targets,
             digest=digest,
-            loss=agreed.nll / targets,
-            z_loss=agreed.z / targets,
+            figures=figures,
+            counts=counts,
             learning_rate=rate,
             gradient_norm=agreed.gradient_norm,
             is_skipped=agreed.num_skipped > 0,
-            loss_scale=loss_scale,
+            loss_scale=update.loss_scale,
             step_seconds=time.perf_counter() - started,
             wait_seconds=upcoming.wait_seconds,
             stop_reason=agreed.stop_reason,
@@ -193,15 +197,15 @@ def train_steps(
 
 
 def _judge_skip(
-    figures: Sequence[float], num_skipped: int, world_size: int, step: int
+    numbers: Sequence[float], num_skipped: int, world_size: int, step: int
 ) -> CorruptionError | None:
     """What a rank says that has skipped a step alone, or not skipped one with the others."""
-    is_skipped = bool(figures[3])
+    norm, is_skipped = numbers[-2], bool(numbers[-1])
     if num_skipped in (0, world_size) or is_skipped == (2 * num_skipped > world_size):
         return None
     did = "skipped the update" if is_skipped else "did the update"
     return CorruptionError(
-        f"{node_name()}: this rank {did} of step {step} (its gradient norm is {figures[2]:.6g}), "
+        f"{node_name()}: this rank {did} of step {step} (its gradient norm is {norm:.6g}), "
         "and most others did not: its memory or arithmetic is wrong, and so are its weights by "
         "now. Nothing is saved. Check that node before it is used again."
     )
@@ -216,14 +220,17 @@ def _end_if_agreed(stop_reason: str | None, error: LmscaleError | None) -> None:
 
 
 def _do_step(
-    engine: Engine, batch: StepBatch, step: int, *, targets: int, learning_rate: float
-) -> tuple[Tensor, float]:
-    """This rank's nll and z, then the global gradient norm and whether the step was skipped, f64
-    [4] on the device; and the loss scale.
-    """
+    engine: Engine,
+    batch: StepBatch,
+    step: int,
+    sums: ScoreSums,
+    *,
+    targets: int,
+    learning_rate: float,
+) -> Update:
+    """Accumulate the gradient of this rank's micro-batches, adding to ``sums``; then update."""
     fault_points.hit("step.begin", step=step)
     tensor_faults.flip_gradient(engine.module, step)
-    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
     engine.accumulate(
         [partial(_forward, engine, micro, sums) for micro in batch.micro_batches], targets=targets
     )
@@ -231,7 +238,7 @@ def _do_step(
     fault_points.hit("step.update", step=step)
     update = engine.update(learning_rate=learning_rate)
     tensor_faults.flip_weight(engine.module, step)
-    return torch.cat([sums, update.figures]), update.loss_scale
+    return update
 
 
 def _take(loader: Iterator[StepBatch]) -> _Upcoming:
@@ -248,34 +255,35 @@ def _recompute(
     engine: Engine, batch: StepBatch, step: int, reseed: Callable[[], None]
 ) -> CorruptionError | None:
     inputs = to_device(batch.micro_batches[0].arrays, engine.device)
-    is_same = recompute_matches(lambda: engine(**inputs).loss, reseed)
+    is_same = recompute_matches(lambda: engine(**inputs).loss.total, reseed)
     return None if is_same else recompute_error(step)
 
 
-def _forward(engine: Engine, micro: Batch, sums: Tensor) -> Tensor:
+def _forward(engine: Engine, micro: Batch, sums: ScoreSums) -> Tensor:
     heartbeat.phase("forward")
     with heartbeat.own_work(engine.device):
-        output: ObjectiveOutput = engine(**to_device(micro.arrays, engine.device))
-    sums += torch.stack([output.nll.total, output.z]).double()
+        scores: Scores = engine(**to_device(micro.arrays, engine.device))
+    sums.add(scores)
     heartbeat.phase("backward")  # which the engine does with what is returned
-    return tensor_faults.poison(output.loss)
+    return tensor_faults.poison(scores.loss.total)
 
 
 def _agree(
-    figures: Sequence[float],
+    numbers: Sequence[float],
     upcoming: StepBatch | None,
     stop_reason: str | None,
     save_reasons: Sequence[str],
 ) -> _Agreement:
     """One sum over all ranks: this step's figures and its requests, the next step's totals.
 
-    ``figures``: this rank's nll and z, its gradient norm, and whether it has skipped the step. The
-    norm should be the same on all ranks; that their mean is, and so is what follows from it.
+    ``numbers``: this rank's sums, its gradient norm, and whether it has skipped the step. The norm
+    should be the same on all ranks; that their mean is, and so is what follows from it.
     """
-    nll, z, norm, is_skipped = figures
+    *sums, norm, is_skipped = numbers
     is_finite = math.isfinite(norm)
     vector = [
-        *(nll, z, norm if is_finite else 0.0, float(not is_finite), is_skipped, 1.0),
+        *sums,
+        *(norm if is_finite else 0.0, float(not is_finite), is_skipped, 1.0),
         *cast_vote(stop_reason),
         *cast_save_votes(save_reasons),
         float(0 if upcoming is None else upcoming.targets),
@@ -286,12 +294,12 @@ def _agree(
     def take(count: int) -> list[float]:
         return list(islice(summed, count))
 
-    nll, z, norms, num_nonfinite, num_skipped, num_ranks = take(6)
+    summed_figures = tuple(take(len(sums)))
+    norms, num_nonfinite, num_skipped, num_ranks = take(4)
     votes = count_votes(take(len(STOP_REASONS)))
     is_split = 0 < num_skipped < num_ranks
     return _Agreement(
-        nll=nll,
-        z=z,
+        sums=summed_figures,
         gradient_norm=math.inf if num_nonfinite else norms / num_ranks,
         num_skipped=int(num_skipped),
         stop_reason=RANKS_DIFFER if is_split and votes != LEASE_LOST else votes,

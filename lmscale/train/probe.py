@@ -46,9 +46,9 @@ def measure_probe(
     with engine.evaluating():
         for n, row in zip(numbers, rows, strict=True):
             prepared = preparation.prepare(row)
-            output = engine(**to_device(prepared.arrays, engine.device))
+            scores = engine(**to_device(prepared.arrays, engine.device))
             if n < windows:
-                nll += float(output.nll.total)
+                nll += float(scores.figures["loss"].total)
                 targets += prepared.targets
             heartbeat.tick()
     nll, targets = sum_float64([nll, targets])

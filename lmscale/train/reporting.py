@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from lmscale.config import dump_config
-from lmscale.engine.step_report import StepReport
+from lmscale.engine.step_report import StepReport, mean_figures
 from lmscale.files.terminal import terminal
 from lmscale.model import flops_per_token
 from lmscale.ranks.device import device_name, peak_memory_bytes, peak_tflops
@@ -144,8 +144,7 @@ class MetricsHook:
         }
         goodput = self._attempt.goodput()
         return {
-            "train/loss": sum(row.loss * row.targets for row in rows) / targets,
-            "train/z_loss": sum(row.z_loss * row.targets for row in rows) / targets,
+            **{f"train/{name}": value for name, value in mean_figures(rows).items()},
             "train/learning_rate": report.learning_rate,
             "train/gradient_norm": report.gradient_norm,
             "train/loss_scale": report.loss_scale,

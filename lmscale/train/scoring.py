@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmscale.config.training import FIGURES
 from lmscale.engine.step_report import StepReport
 from lmscale.evaluation.perplexity import SetScore, evaluate_set, plan_evaluation, render_scores
 from lmscale.evaluation.sets import open_evaluation_sets
@@ -112,7 +111,5 @@ def flatten_scores(name: str, scores: dict[str, SetScore]) -> dict[str, float]:
     return {
         f"{name}/{set_name}/{figure}": value
         for set_name, score in scores.items()
-        for figure, value in zip(
-            FIGURES, (score.loss, score.perplexity, score.bits_per_byte), strict=True
-        )
+        for figure, value in score.figures.items()
     }

@@ -10,7 +10,7 @@ from lmscale.config.model import ModelConfig
 from lmscale.config.objective import CausalConfig
 from lmscale.model import build_layout, build_model, init_weights
 from lmscale.objective.causal_scoring import CausalScoring
-from lmscale.objective.loss_sum import LossSum
+from lmscale.objective.scores import LossSum, ScoreSums
 
 VOCAB = 37
 
@@ -45,20 +45,24 @@ ROWS = ([[5, 6, 7, 2], [8, 9, 2]], [[10, 11, 12, 13, 14, 15, 16, 17, 2]])
 def test_the_loss_is_the_sum_over_each_document_alone():
     objective = build()
     output = objective(*batch(*ROWS))
-    alone = [objective(*batch([doc], width=len(doc))).nll for row in ROWS for doc in row]
-    assert output.nll.targets.item() == 3 + 2 + 8
+    alone = [
+        objective(*batch([doc], width=len(doc))).figures["loss"] for row in ROWS for doc in row
+    ]
+    assert output.figures["loss"].targets.item() == 3 + 2 + 8
     total = sum(alone[1:], start=alone[0])
     assert total.targets.item() == 13
-    torch.testing.assert_close(output.nll.total, total.total)
+    torch.testing.assert_close(output.figures["loss"].total, total.total)
 
 
 def test_without_document_masks_every_token_but_padding_is_a_target():
     objective = build(mask_documents=False)
     tokens, starts, lengths = batch(*ROWS)
     output = objective(tokens, starts, lengths)
-    assert output.nll.targets.item() == 6 + 8
+    assert output.figures["loss"].targets.item() == 6 + 8
     no_starts = torch.tensor([0, 9], dtype=torch.int32)
-    torch.testing.assert_close(objective(tokens, no_starts, lengths).nll.total, output.nll.total)
+    torch.testing.assert_close(
+        objective(tokens, no_starts, lengths).figures["loss"].total, output.figures["loss"].total
+    )
 
 
 def test_padding_changes_nothing():
@@ -67,7 +71,7 @@ def test_padding_changes_nothing():
     padded = tokens.clone()
     padded[0, 7:] = 30
     torch.testing.assert_close(
-        objective(padded, starts, lengths).loss, objective(tokens, starts, lengths).loss
+        objective(padded, starts, lengths).loss.total, objective(tokens, starts, lengths).loss.total
     )
 
 
@@ -75,8 +79,8 @@ def test_padding_changes_nothing():
 def test_tokens_may_come_in_the_loader_s_dtypes(dtype):
     objective = build()
     tokens, starts, lengths = batch(*ROWS)
-    expected = objective(tokens, starts, lengths).loss
-    assert torch.equal(objective(tokens.to(dtype), starts, lengths).loss, expected)
+    expected = objective(tokens, starts, lengths).loss.total
+    assert torch.equal(objective(tokens.to(dtype), starts, lengths).loss.total, expected)
 
 
 @pytest.mark.parametrize("length", [0, 1])
@@ -85,8 +89,8 @@ def test_a_window_without_targets_adds_nothing(length):
     tokens, starts, lengths = batch(*ROWS)
     lengths[0] = length
     output = objective(tokens, starts, lengths)
-    output.loss.backward()
-    assert output.nll.targets.item() == 8
+    output.loss.total.backward()
+    assert output.figures["loss"].targets.item() == 8
     assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
 
 
@@ -95,7 +99,7 @@ def test_the_whole_gradient_is_that_of_plain_cross_entropy(is_tied):
     objective = build(mask_documents=False, tied_embeddings=is_tied, kv_heads=2)
     tokens, starts, lengths = batch(*ROWS)
     lengths.fill_(9)
-    objective(tokens, starts, lengths).loss.backward()
+    objective(tokens, starts, lengths).loss.total.backward()
     actual = {name: p.grad.clone() for name, p in objective.named_parameters()}
     objective.zero_grad()
     begins_BT = torch.zeros(2, 8, dtype=torch.bool)
@@ -110,9 +114,10 @@ def test_the_z_loss_is_trained_but_reported_apart():
     tokens, starts, lengths = batch(*ROWS)
     without = build()(tokens, starts, lengths)
     with_z = build(z_loss=0.01)(tokens, starts, lengths)
-    torch.testing.assert_close(with_z.nll.total, without.nll.total)
-    assert without.z.item() == 0 and with_z.z.item() > 0
-    torch.testing.assert_close(with_z.loss, with_z.nll.total + with_z.z)
+    nll, z = (with_z.figures[name].total for name in ("loss", "z_loss"))
+    torch.testing.assert_close(nll, without.figures["loss"].total)
+    assert without.figures["z_loss"].total.item() == 0 and z.item() > 0
+    torch.testing.assert_close(with_z.loss.total, nll + z)
 
 
 def test_sums_add_and_do_not_concatenate():
@@ -126,3 +131,21 @@ def test_the_model_s_parameters_are_named_after_it():
     objective = build()
     names = {name for name, _ in objective.named_parameters()}
     assert names == {f"model.{name}" for name, _ in objective.model.named_parameters()}
+
+
+def test_sums_of_figures_are_added_by_name_and_one_that_is_missing_is_told():
+    scores = build()(*batch(*ROWS))
+    sums = ScoreSums(("z_loss", "loss"), torch.device("cpu"))
+    sums.add(scores)
+    sums.add(scores)
+    figures, counts = sums.means(sums.values.tolist())
+    nll = scores.figures["loss"]
+    assert list(figures) == ["z_loss", "loss"] and counts == {"z_loss": 26, "loss": 26}
+    assert figures["loss"] == pytest.approx((nll.total / nll.targets).item())
+    with pytest.raises(ValueError, match=r"lists the figures \['accuracy'\], but its scoring"):
+        ScoreSums(("accuracy",), torch.device("cpu")).add(scores)
+
+
+def test_a_figure_that_counted_nothing_in_a_step_is_left_out():
+    sums = ScoreSums(("loss", "accuracy"), torch.device("cpu"))
+    assert sums.means([6.0, 3.0, 0.0, 0.0]) == ({"loss": 2.0}, {"loss": 3.0})

@@ -163,7 +163,7 @@ def losses(case: Case, ranks: Ranks, *, recomputes: bool) -> list[str]:
             accumulate(engine, forwards, **more)
 
         def forward(engine: Engine, micro: Any) -> Tensor:
-            return engine(**to_device(micro.arrays, engine.device)).loss
+            return engine(**to_device(micro.arrays, engine.device)).loss.total
 
         if recomputes:
             type(run.engine).accumulate = checked  # pyright: ignore[reportAttributeAccessIssue]

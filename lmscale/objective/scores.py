@@ -1,0 +1,54 @@
+"""What a scoring returns: sums by name, each with its count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LossSum(NamedTuple):
+    """A sum and its count, never a mean: sums of micro-batches and ranks may simply be added."""
+
+    total: Tensor  # f32 []
+    targets: Tensor  # i64 []
+
+    def __add__(self, other: LossSum) -> LossSum:  # type: ignore[override]  # a tuple's + concatenates
+        return LossSum(self.total + other.total, self.targets + other.targets)
+
+
+class Scores(NamedTuple):
+    """Plain tensors in tuples and a dict, so that DeepSpeed's hooks reach them."""
+
+    loss: LossSum
+    """What to backpropagate, with gradient, and what to divide it by: the targets that the
+    preparation counted, whatever else was added to the sum.
+    """
+    figures: dict[str, LossSum]
+    """What to report, without gradient, by the names that the objective's section lists."""
+
+
+class ScoreSums:
+    """This rank's sums of some figures over micro-batches, kept on the device."""
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        self.names = names
+        self.values = torch.zeros(2 * len(names), dtype=torch.float64, device=device)
+        """f64: a sum and its count for each name."""
+
+    def add(self, scores: Scores) -> None:
+        if not scores.figures.keys() >= set(self.names):
+            raise ValueError(
+                f"the objective's section lists the figures {list(self.names)}, but its scoring "
+                f"returned {sorted(scores.figures)}"
+            )
+        numbers = [number for name in self.names for number in scores.figures[name]]
+        self.values += torch.stack([number.double() for number in numbers])
+
+    def means(self, sums: Sequence[float]) -> tuple[dict[str, float], dict[str, float]]:
+        """All ranks' sums → figures and counts by name, without those that counted nothing."""
+        rows = zip(self.names, sums[::2], sums[1::2], strict=True)
+        rows = [(name, total, count) for name, total, count in rows if count]
+        return {name: total / n for name, total, n in rows}, {name: n for name, _, n in rows}
