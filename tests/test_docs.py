@@ -23,7 +23,7 @@ from lmscale.config import load_config, parse_config
 from lmscale.model.accounting import count_parameters
 
 ROOT = Path(lmscale.__file__).parents[1]
-TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+TOP = [ROOT / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = [*TOP, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "slurm").glob("*.md"))]
 README = ROOT / "README.md"
 OWN_TEXT = ROOT / "docs" / "your-own-text.md"
@@ -174,6 +174,19 @@ def test_every_make_target_in_the_documents_exists(path):
             assert done.returncode == 0, done.stderr
 
 
+def test_the_chinese_readme_has_the_same_commands_outputs_and_links():
+    chinese = ROOT / "README.zh-CN.md"
+    assert commands(chinese) == commands(README)
+    drawing = "stream"  # the way of the data, whose words are translated
+    same = [block for block in blocks(README, "text") if f" {drawing}: " not in block]
+    assert [block for block in blocks(chinese, "text") if f" {drawing}：" not in block] == same
+    english = set(re.findall(r"\]\(([^)\s]+)\)", prose(README)))
+    assert set(re.findall(r"\]\(([^)\s]+)\)", prose(chinese))) ^ english == {
+        "README.md",
+        "README.zh-CN.md",
+    }
+
+
 def test_the_readme_names_the_two_commands_first():
     assert commands(README)[:2] == [["make", "demo"], ["make", "test"]]
 
@@ -214,6 +227,16 @@ def write_topics(path: Path) -> None:
     path.parent.mkdir(parents=True)
     lines = (json.dumps({"text": topics[name]}) + "\n" for name in sorted(topics))
     path.write_text("".join(lines), encoding="utf-8")
+
+
+def test_the_readme_s_table_beside_others_is_the_comparison_s():
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    rows = [
+        line for line in README.read_text(encoding="utf-8").splitlines() if "torchtitan" in line
+    ]
+    (head,) = (row for row in rows if row.startswith("| | lmscale |"))
+    table = page[page.index(head) :].split("\n\n")[0]
+    assert table in README.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
