@@ -1,4 +1,4 @@
-"""What rank 0 makes of the ranks' reports: one manifest, which is committed once."""
+"""Rank 0 turns the ranks' reports into a manifest, and commits the manifest once."""
 
 from __future__ import annotations
 

@@ -39,12 +39,12 @@ class Candidate:
     is_good: bool = True
     """It is finite, its manifest can be read, and it is of the run's history."""
     is_asked: bool = False
-    """Somebody asked for it: it is kept until somebody removes it."""
+    """A person asked for this save; it is kept until a person removes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What of a run's checkpoints is kept."""
+    """Which checkpoints of a run are kept."""
 
     keep_last: int
     keep_every_steps: int = 0
@@ -77,7 +77,7 @@ def plan_retention(candidates: Iterable[Candidate], rule: Rule, *, newest: int) 
 
 
 def _is_chosen(step: int, rule: Rule) -> bool:
-    """Whether it is kept whatever its manifest says."""
+    """Whether the checkpoint of ``step`` is kept without a look at its manifest."""
     every = rule.keep_every_steps
     return (every > 0 and step % every == 0) or step in rule.best_steps
 
@@ -87,8 +87,8 @@ def find_best(
 ) -> frozenset[int]:
     """The steps, of those that have a figure, with the best ones; of equal ones the earlier."""
     sign = 1.0 if mode == "min" else -1.0
-    known = sorted((sign * figures[step], step) for step in set(steps) if step in figures)
-    return frozenset(step for _, step in known[:count])
+    measured = sorted((sign * figures[step], step) for step in set(steps) if step in figures)
+    return frozenset(step for _, step in measured[:count])
 
 
 def read_figures(run_folder: Path, metric: str) -> dict[int, float]:
@@ -126,7 +126,7 @@ def plan_rule(config: CheckpointConfig, steps: Sequence[int], run_folder: Path) 
 def look_at(
     place: Place, step: int, undone: Callable[[Manifest], str | None] = lambda manifest: None
 ) -> Candidate:
-    """What retention has to know of a committed checkpoint. Raises what its place raises."""
+    """A committed checkpoint as retention sees it. Raises the errors of ``load_manifest``."""
     try:
         manifest = load_manifest(place, step)
     except RefusedError:
@@ -173,9 +173,9 @@ def free_space(
 ) -> tuple[int, ...]:
     """Make room for the checkpoint of step ``saving`` on a full disk; returns the steps that went.
 
-    What interrupted saves left goes, and all checkpoints but the newest good one, what is newer
-    than it, those that are kept for good, and those that ``spare`` names. Of these one goes, the
-    oldest, where nothing else can: it makes room for one.
+    Interrupted saves go, and all checkpoints except the newest good one, newer ones, those kept for
+    good, and those that ``spare`` names. Where no other can go, the oldest spared checkpoint goes:
+    one makes room for one.
     """
     torn = [step for step in place.list_steps(committed=False) if step != saving]
     steps = [step for step in place.list_steps() if step != saving]
@@ -206,7 +206,7 @@ def _find_spared(
     newest: int,
     look: Callable[[Place, int], Candidate],
 ) -> set[int]:
-    """What ``spare`` names of the good ones. Only those that it names are looked at."""
+    """The good checkpoints that ``spare`` names; only named checkpoints are looked at."""
     rest = [step for step in steps if step <= newest]
     while True:
         named = {step for chosen in spare(rest, newest).values() for step in chosen if step in rest}

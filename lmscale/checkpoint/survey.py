@@ -14,7 +14,7 @@ from lmscale.errors import CheckpointError, RefusedError
 
 COMMITTED, TORN, UNREADABLE, UNDONE = "committed", "torn", "unreadable", "undone"
 """States. Torn: without a manifest, by a save that was cut off or is under way. Unreadable: with
-one that is damaged. Undone: of steps that a rewind, or a resume from before them, has undone.
+a damaged manifest. Undone: of steps that a rewind, or a resume from before them, has undone.
 """
 
 
@@ -55,18 +55,18 @@ def survey(
     undone: Callable[[Manifest], str | None] = lambda manifest: None,
     spare: Spare = spare_none,
 ) -> tuple[Listed, ...]:
-    """Every step of a place, the newest first. Raises what its place raises."""
-    found = [_look_at(place, step, undone) for step in place.list_steps()]
-    good = [one.step for one in found if one.is_good]
+    """Every step of a place, the newest first. Raises the errors of ``Place``."""
+    listed_steps = [_look_at(place, step, undone) for step in place.list_steps()]
+    good = [saved.step for saved in listed_steps if saved.is_good]
     spared = spare(good, good[0]) if good else {}
     last = good[: rule.keep_last]
-    for index, one in enumerate(found):
-        more = [reason for reason, steps in spared.items() if one.step in steps]
-        reasons = (*_reasons(one, rule, last), *more)
-        found[index] = replace(one, kept_for=reasons, is_spared=bool(more))
+    for index, saved in enumerate(listed_steps):
+        more = [reason for reason, steps in spared.items() if saved.step in steps]
+        reasons = (*_reasons(saved, rule, last), *more)
+        listed_steps[index] = replace(saved, kept_for=reasons, is_spared=bool(more))
     torn = place.list_steps(committed=False)
-    found += [Listed(step=step, name=place.name_of(step), state=TORN) for step in torn]
-    return tuple(sorted(found, key=lambda one: -one.step))
+    listed_steps += [Listed(step=step, name=place.name_of(step), state=TORN) for step in torn]
+    return tuple(sorted(listed_steps, key=lambda saved: -saved.step))
 
 
 def _look_at(place: Place, step: int, undone: Callable[[Manifest], str | None]) -> Listed:
@@ -85,33 +85,33 @@ def _look_at(place: Place, step: int, undone: Callable[[Manifest], str | None]) 
     )
 
 
-def _reasons(one: Listed, rule: Rule, last: Sequence[int]) -> Iterator[str]:
-    if one.step in last:
+def _reasons(saved: Listed, rule: Rule, last: Sequence[int]) -> Iterator[str]:
+    if saved.step in last:
         yield "last"
-    if rule.keep_every_steps and one.step % rule.keep_every_steps == 0:
+    if rule.keep_every_steps and saved.step % rule.keep_every_steps == 0:
         yield "every"
-    if one.step in rule.best_steps:
+    if saved.step in rule.best_steps:
         yield "best"
-    if one.is_asked:
+    if saved.is_asked:
         yield "asked"
 
 
 def find_problems(
-    place: Place, one: Listed, advance: Callable[[float], None] = lambda size: None
+    place: Place, saved: Listed, advance: Callable[[float], None] = lambda size: None
 ) -> list[str]:
     """What is wrong with a committed checkpoint, every file read; empty: nothing.
 
     ``advance`` is called with the bytes of each file that was looked at.
     """
-    if one.manifest is None:
-        return list(one.problems)
+    if saved.manifest is None:
+        return list(saved.problems)
     problems = []
-    for entry in one.manifest.files:
-        damage = place.describe_damage(one.step, entry)
+    for entry in saved.manifest.files:
+        damage = place.describe_damage(saved.step, entry)
         if damage is not None:
             problems.append(f"{damage}.")
         advance(entry.bytes)
-    return problems + [f"{one.name}: {gap}." for gap in find_gaps(one.manifest)]
+    return problems + [f"{saved.name}: {gap}." for gap in find_gaps(saved.manifest)]
 
 
 def plan_prune(
@@ -122,19 +122,21 @@ def plan_prune(
     Those asked for stay unless ``with_asked``. The newest that a run could go on from never goes,
     nor what it may go back to.
     """
-    torn = [one for one in listed if one.state == TORN]
-    there = [one for one in listed if one.state != TORN]
+    torn = [saved for saved in listed if saved.state == TORN]
+    there = [saved for saved in listed if saved.state != TORN]
     candidates = [
-        Candidate(step=one.step, is_good=one.is_good, is_asked=one.is_asked and not with_asked)
-        for one in there
+        Candidate(
+            step=saved.step, is_good=saved.is_good, is_asked=saved.is_asked and not with_asked
+        )
+        for saved in there
     ]
-    newest = max((one.step for one in there), default=0)
+    newest = max((saved.step for saved in there), default=0)
     doomed = {*plan_retention(candidates, rule, newest=newest)} if candidates else set()
-    doomed -= {one.step for one in there if one.is_spared}
+    doomed -= {saved.step for saved in there if saved.is_spared}
     undone = [
-        one
-        for one in there
-        if one.state == UNDONE and one.step not in doomed and (with_asked or not one.is_asked)
+        saved
+        for saved in there
+        if saved.state == UNDONE and saved.step not in doomed and (with_asked or not saved.is_asked)
     ]
     return tuple(
         sorted([*torn, *undone, *(o for o in there if o.step in doomed)], key=lambda o: -o.step)
@@ -147,15 +149,15 @@ def spare_a_sound_one(
     doomed: Sequence[Listed],
     advance: Callable[[float], None] = lambda size: None,
 ) -> tuple[tuple[Listed, ...], Listed | None]:
-    """``doomed`` without the newest one whose files are whole, unless a newer one stays anyway.
+    """``doomed`` without the newest checkpoint whose files are whole, unless a newer one stays.
 
-    By its manifest the newest looks good; what a disk did to its files since, only reading tells.
-    Returns also the one that was found whole, or None: then nothing that was ever committed goes,
-    as somebody may want to mend one of them.
+    A manifest looks good even if the disk has lost its files; only reading shows that. Returns also
+    the checkpoint that was read and is whole. None: no committed checkpoint goes, as a person may
+    want to mend one.
     """
-    for one in listed:
-        if one.is_good and not find_problems(place, one, advance):
-            return tuple(other for other in doomed if other.step != one.step), one
-    if any(one.state != TORN for one in listed):
+    for saved in listed:
+        if saved.is_good and not find_problems(place, saved, advance):
+            return tuple(other for other in doomed if other.step != saved.step), saved
+    if any(saved.state != TORN for saved in listed):
         return (), None
     return tuple(doomed), None

@@ -36,7 +36,7 @@ class _Saves:
     def committed(self) -> list[Listed]:
         from lmscale.checkpoint.survey import TORN
 
-        return [one for one in self.listed if one.state != TORN]
+        return [saved for saved in self.listed if saved.state != TORN]
 
 
 def _look_at(run: Path) -> _Saves:
@@ -70,7 +70,7 @@ def list_(run: RunArgument, as_json: JsonOption = False) -> None:
 
     saves = _look_at(run)
     if as_json:
-        rows = [listed_to_json(one) for one in saves.listed]
+        rows = [listed_to_json(saved) for saved in saves.listed]
         content = {"run": str(run), "location": saves.place.location, "checkpoints": rows}
         typer.echo(json.dumps(content, indent=1))
         return
@@ -78,8 +78,8 @@ def list_(run: RunArgument, as_json: JsonOption = False) -> None:
         typer.echo(f"{saves.place.location} holds no checkpoints yet.")
         return
     print_table(LISTED, map(render_listed, saves.listed), num_texts=len(LISTED) - 3)
-    for one in saves.listed:
-        for problem in one.problems:
+    for saved in saves.listed:
+        for problem in saved.problems:
             typer.echo(printable(problem))
 
 
@@ -102,21 +102,21 @@ def verify(
     chosen = saves.committed if step is None else [_find(saves, step)]
     problems: dict[int, list[str]] = {}
     with _progress("verifying", chosen, as_json=as_json) as advance:
-        for one in chosen:
-            problems[one.step] = find_problems(saves.place, one, advance)
-            if not as_json and not problems[one.step]:
-                typer.echo(render_verdict(one))
+        for saved in chosen:
+            problems[saved.step] = find_problems(saves.place, saved, advance)
+            if not as_json and not problems[saved.step]:
+                typer.echo(render_verdict(saved))
     if as_json:
         rows = [
-            {"step": one.step, "name": one.name, "is_whole": not found, "problems": found}
-            for one, found in ((one, problems[one.step]) for one in chosen)
+            {"step": saved.step, "name": saved.name, "is_whole": not faults, "problems": faults}
+            for saved, faults in ((saved, problems[saved.step]) for saved in chosen)
         ]
         typer.echo(json.dumps({"run": str(run), "checkpoints": rows}, indent=1))
         if any(problems.values()):
             raise typer.Exit(EXIT_USER)
         return
     if any(problems.values()):
-        raise CheckpointError([problem for found in problems.values() for problem in found])
+        raise CheckpointError([problem for faults in problems.values() for problem in faults])
     if not chosen:
         typer.echo(f"{saves.place.location} holds no checkpoints yet.")
 
@@ -129,22 +129,22 @@ def show(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one checkpoint of RUN: what it holds, who wrote it, where in the data it stands."""
+    """Show a checkpoint of RUN: its files, its writer, its place in the data."""
     from lmscale.cli.checkpoint_view import render_checkpoint
 
     saves = _look_at(run)
     if step is None and not saves.committed:
         raise CheckpointError(f"{saves.place.location} holds no checkpoint yet.")
-    one = saves.committed[0] if step is None else _find(saves, step)
-    if one.manifest is None:
-        raise CheckpointError(one.problems)
-    figures = _figures_at(run, one.step)
+    saved = saves.committed[0] if step is None else _find(saves, step)
+    if saved.manifest is None:
+        raise CheckpointError(saved.problems)
+    figures = _figures_at(run, saved.step)
     if as_json:
-        content = {"name": one.name, "state": one.state, "kept_for": one.kept_for}
-        content |= {"figures": figures, "manifest": one.manifest.to_json()}
+        content = {"name": saved.name, "state": saved.state, "kept_for": saved.kept_for}
+        content |= {"figures": figures, "manifest": saved.manifest.to_json()}
         typer.echo(json.dumps(content, indent=1))
         return
-    typer.echo(render_checkpoint(one, figures))
+    typer.echo(render_checkpoint(saved, figures))
 
 
 @app.command()
@@ -193,36 +193,36 @@ def prune(
         doomed, sound = spare_a_sound_one(saves.place, saves.listed, doomed, advance)
     if doomed and not dry_run:
         _refuse_live(run)  # reading takes its time
-        remove(run, saves.place, [one.step for one in doomed])
-    kept = [one for one in saves.listed if one not in doomed]
+        remove(run, saves.place, [saved.step for saved in doomed])
+    remaining = [saved for saved in saves.listed if saved not in doomed]
     if as_json:
         content: dict[str, Any] = {"run": str(run), "dry_run": dry_run}
         content |= {"sound_step": None if sound is None else sound.step}
-        content |= {"deleted": [listed_to_json(one) for one in doomed]}
-        content |= {"kept": [listed_to_json(one) for one in kept]}
+        content |= {"deleted": [listed_to_json(saved) for saved in doomed]}
+        content |= {"kept": [listed_to_json(saved) for saved in remaining]}
         typer.echo(json.dumps(content, indent=1))
         return
-    typer.echo(render_pruned(doomed, kept, sound, is_dry=dry_run))
+    typer.echo(render_pruned(doomed, remaining, sound, is_dry=dry_run))
 
 
 def _find(saves: _Saves, step: int) -> Listed:
-    found = next((one for one in saves.committed if one.step == step), None)
-    if found is None:
-        known = ", ".join(str(one.step) for one in saves.committed) or "none"
+    match = next((saved for saved in saves.committed if saved.step == step), None)
+    if match is None:
+        steps = ", ".join(str(saved.step) for saved in saves.committed) or "none"
         raise CheckpointError(
-            f"{saves.place.location} has no checkpoint of step {step}. There are: {known}."
+            f"{saves.place.location} has no checkpoint of step {step}. There are: {steps}."
         )
-    return found
+    return match
 
 
 def _refuse_live(run: Path) -> None:
     from lmscale.runs.lease import is_beating, read_lease
 
-    held = read_lease(run)
-    if held is not None and held.ended is None and is_beating(run):
+    lease = read_lease(run)
+    if lease is not None and lease.ended is None and is_beating(run):
         raise ConfigError(
-            f"{run} is being trained (attempt {held.attempt}, rank 0: {held.rank0}), and prunes by "
-            "itself at every save. Wait until it ends, or stop it: touch the file `stop` in the "
+            f"{run} is being trained (attempt {lease.attempt}, rank 0: {lease.rank0}), and prunes "
+            "by itself at every save. Wait until it ends, or stop it: touch the file `stop` in the "
             "folder. --dry-run says what would go."
         )
 
@@ -243,7 +243,7 @@ def _figures_at(run: Path, step: int) -> dict[str, float]:
 def _progress(what: str, chosen: Sequence[Listed], *, as_json: bool) -> Iterator[Any]:
     from lmscale.files.progress import progress
 
-    total = sum(one.bytes or 0 for one in chosen) / 1e6
+    total = sum(saved.bytes or 0 for saved in chosen) / 1e6
     if as_json or not total:
         yield lambda size: None
         return

@@ -33,18 +33,18 @@ class Matrix:
 
     @property
     def holder(self) -> int | None:
-        """The rank that has all of it, if there is one."""
+        """The rank that holds the whole matrix, or None."""
         whole = math.prod(self.shape)
-        return next((rank for rank, held in enumerate(self.elements_of) if held == whole), None)
+        return next((rank for rank, size in enumerate(self.elements_of) if size == whole), None)
 
 
 @torch.no_grad()
 def orthogonalize(matrix: Tensor) -> Tensor:
     """An almost orthogonal matrix near ``matrix`` in direction, fp32 [rows, columns].
 
-    Scaled by 0.2 · sqrt(the longer side), which gives an update the size that AdamW's have (Liu et
-    al. 2025), so that both may be given one learning rate. In bf16 on a GPU, as is usual; in fp32
-    on a CPU, where that is faster.
+    Scaled by 0.2 · sqrt(the longer side) to the size of AdamW's updates (Liu et al. 2025), so that
+    AdamW and Muon take the same learning rate. Computed in bf16 on a GPU, as is usual, and in fp32
+    on a CPU, where fp32 is faster.
     """
     a, b, c = _COEFFICIENTS
     x = matrix.to(torch.bfloat16 if matrix.device.type == "cuda" else torch.float32)
@@ -86,7 +86,7 @@ class Muon(torch.optim.Optimizer):
         self._device = torch.device("cpu")
 
     def bind(self, matrices: Mapping[Tensor, Sequence[Matrix]], device: torch.device) -> None:
-        """Master → what it holds, the same matrices in the same order on all ranks.
+        """``matrices``: master → its matrices, in the same order on all ranks.
 
         ``device`` is where matrices are exchanged and orthogonalised.
         """
@@ -95,7 +95,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update. All ranks call this together, with the same masters in the same order."""
+        """Update the masters. A collective: all ranks, with the same masters in the same order."""
         groups = [group for group in self.param_groups if group["params"]]
         for group in groups:
             if group["method"] == "muon" and self._matrices is not None:

@@ -1,4 +1,4 @@
-"""Which optimizer updates which parameter, and what it keeps of every element.
+"""The optimizer of each parameter, and the states it keeps for every element.
 
 =========== ======================================== ===================================
 kind        the matrices of the blocks               everything else

@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the step: nothing to save, nothing to restore."""
+"""Learning rates as pure functions of the step, without any state to save."""
 
 from __future__ import annotations
 

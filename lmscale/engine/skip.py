@@ -54,13 +54,13 @@ def skipping(optimizer: torch.optim.Optimizer, is_skipped: Tensor) -> Iterator[N
     if not bool(is_skipped):
         yield
         return
-    kept = optimizer.__dict__.get("step")
+    own_step = optimizer.__dict__.get("step")
     optimizer.step = _do_nothing  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
         del optimizer.step
-        optimizer.__dict__.update({"step": kept} if kept else {})
+        optimizer.__dict__.update({"step": own_step} if own_step else {})
 
 
 def _do_nothing(closure: None = None) -> None:

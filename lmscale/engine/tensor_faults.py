@@ -54,7 +54,7 @@ def _flip_next_gradient(parameter: torch.nn.Parameter, bit: int) -> None:
 
 
 def _flipped(tensor: torch.Tensor, bit: int) -> torch.Tensor:
-    """A copy in which one element, the middle one, has one bit the other way round."""
+    """A copy of ``tensor`` with one bit of the middle element flipped."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     copy = tensor.clone(memory_format=torch.contiguous_format)
     bits = copy.view(-1).view(integers)

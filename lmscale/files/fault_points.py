@@ -1,7 +1,7 @@
-"""Where a run can be made to fail on purpose; in every other run each is one comparison.
+"""Points at which a run can be made to fail on purpose; an unarmed point costs one comparison.
 
-Code that may be hit calls ``hit(moment)`` where it can go wrong. What then strikes is armed by
-``lmscale.runs.faults``, which reads the plan; nothing here knows of plans, ranks or tensors.
+Code under test calls ``hit(moment)``. ``lmscale.runs.faults``, which reads the plan of faults, arms
+the points; this module knows no plans, ranks or tensors.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What may stand in a tar that lmscale reads. Nothing is ever unpacked; a tar that would do harm
-when somebody else unpacks it is refused all the same.
+"""The members allowed in a tar that lmscale reads. lmscale never unpacks a tar; a tar that would do
+harm to a person who unpacks it is refused all the same.
 """
 
 from __future__ import annotations

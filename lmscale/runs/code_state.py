@@ -1,4 +1,4 @@
-"""The code that runs: its version, its git commit and what differs from it."""
+"""The state of the running code: version, git commit, and the difference from the commit."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _git(root: Path, *arguments: str) -> str | None:
     """What git prints, or None when it is not installed or refuses."""
     command = ["git", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        git = subprocess.run(command, capture_output=True, timeout=60, check=False)
     except (FileNotFoundError, NotADirectoryError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+    return git.stdout.decode("utf-8", "replace") if git.returncode == 0 else None

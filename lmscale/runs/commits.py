@@ -30,7 +30,7 @@ _Count = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
 
 
 class Commit(BaseModel):
-    """One checkpoint that was committed."""
+    """A row: a checkpoint that was committed."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -39,9 +39,9 @@ class Commit(BaseModel):
     n: _Count
     """Samples used."""
     folder: str = Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
-    """Of a checkpoint in the run's folder: its path in there; else a whole path, or a URL."""
+    """Path below the run's folder, or the whole path or URL of a checkpoint elsewhere."""
     sha256: str
-    """As in the manifest: another save of the same step has another one."""
+    """Hash of the manifest, which differs between two saves of one step."""
     bytes: _Count
     """Of all files but the manifest."""
     reason: str

@@ -71,7 +71,7 @@ def collect_environment() -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str | None]:
-    """Installed versions of what matters; None where it is not installed."""
+    """Installed versions of ``PACKAGES``; None for a package that is not installed."""
     return {name: installed_version(name) for name in PACKAGES}
 
 

@@ -24,12 +24,12 @@ class Forecast:
 
     @property
     def seconds_left(self) -> float:
-        """If nothing interrupts it any more: at the speed of the last stretch."""
+        """Seconds to the end at the speed of the last stretch, without interruptions."""
         return self.steps_left * self.stretch_seconds / self.stretch_steps
 
     @property
     def seconds_left_with_goodput(self) -> float | None:
-        """If as much time goes lost as has so far, to waiting, restarts and steps done again."""
+        """Seconds to the end if waiting, restarts and repeated steps take their share of before."""
         return self.seconds_left / self.goodput if self.goodput > 0 else None
 
 
@@ -41,9 +41,9 @@ def forecast(
     steps: int,
     goodput: float,
 ) -> Forecast | None:
-    """From the lines of metrics.jsonl; None before the first one.
+    """A forecast from the lines of metrics.jsonl; None before the first line.
 
-    ``starts`` are when the attempts began: the newest that wrote a line is the one that tells.
+    ``starts`` are the beginnings of the attempts; the newest attempt that wrote a line counts.
     ``step`` of ``steps`` are done. Saves and evaluations between two lines count as well.
     """
     rows = _newest_stretch([row for row in metrics if row.get(STEP_SECONDS)], starts)
@@ -51,12 +51,12 @@ def forecast(
         return None
     last = rows[-1]
     recent = [row for row in rows if row["time"] >= last["time"] - STRETCH_SECONDS]
-    seconds, done = last["time"] - recent[0]["time"], last["step"] - recent[0]["step"]
-    if done <= 0 or seconds <= 0:  # a single line holds the mean of its own steps
-        seconds, done = last[STEP_SECONDS], 1
+    seconds, num_steps = last["time"] - recent[0]["time"], last["step"] - recent[0]["step"]
+    if num_steps <= 0 or seconds <= 0:  # a single line holds the mean of its own steps
+        seconds, num_steps = last[STEP_SECONDS], 1
     return Forecast(
         steps_left=steps - step,
-        stretch_steps=done,
+        stretch_steps=num_steps,
         stretch_seconds=seconds,
         goodput=goodput,
     )

@@ -129,8 +129,8 @@ def goodput(rows: Sequence[Row], now: float | None = None) -> Goodput:
 class Account:
     """The rows of a run, added up in their order.
 
-    ``rows`` are those that say where it began anew: a step counts only if none of them is before
-    it. Rows without a beginning may be added that ``rows`` does not hold.
+    ``rows`` are the rows that say where the run began anew: a step counts unless a later beginning
+    lies before it. Rows without a beginning may be added that ``rows`` does not hold.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -156,7 +156,7 @@ class Account:
         return Goodput(**named, attempts=self._attempts)
 
     def with_row(self, row: Row) -> Account:
-        """Another account that holds this row as well."""
+        """A copy of this account with ``row`` added."""
         other = copy.copy(self)
         other._seconds = dict(self._seconds)
         other.add(row)
@@ -219,10 +219,10 @@ class Account:
         first, last = self._step, row["step"]
         number = self._number + 1
         while number < len(self._firsts) and last > first:
-            kept = min(last, max(first, self._firsts[number]))
+            num_kept = min(last, max(first, self._firsts[number]))
             cause = "redone" if self._begins[number]["event"] == "start" else "undone"
-            self._seconds[cause] += (last - kept) * seconds
-            last, number = kept, self._lower[number]
+            self._seconds[cause] += (last - num_kept) * seconds
+            last, number = num_kept, self._lower[number]
         skipped = min(row.get("skipped_steps", 0) / (row["step"] - first), 1.0)
         self._seconds["undone"] += skipped * (last - first) * seconds
         self._seconds["productive"] += (1 - skipped) * (last - first) * seconds
@@ -237,7 +237,7 @@ def _first_step(row: Row) -> int:
 
 
 def _next_lower(values: Sequence[int]) -> list[int]:
-    """For each place the next place with a lower value; ``len(values)`` where there is none."""
+    """For each place the next place with a lower value, or ``len(values)``."""
     lower = [len(values)] * len(values)
     for place in range(len(values) - 2, -1, -1):
         other = place + 1

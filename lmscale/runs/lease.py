@@ -47,10 +47,10 @@ class LeaseRecord:
     rank0: str
     """``HOST:PROCESS``"""
     token: str
-    """Another one for every start."""
+    """Random; differs for every start."""
     time: float
     ended: float | None = None
-    """When its holder has ended in good order."""
+    """Instant at which the holder ended in good order."""
     submission: str | None = None
 
     @property
@@ -59,7 +59,7 @@ class LeaseRecord:
 
     @staticmethod
     def parse(text: str) -> LeaseRecord | None:
-        """None for what is no lease."""
+        """The record in ``text``, or None if ``text`` is no lease."""
         try:
             tree: dict[str, Any] = json.loads(text)
             names = LeaseRecord.__dataclass_fields__
@@ -132,7 +132,7 @@ class Lease:
         _write(self._folder, self._record)
 
     def still_mine(self) -> bool:
-        """What the last look has shown; costs nothing, from any thread."""
+        """Result of the last look; costs no I/O, from any thread."""
         return self._lost_to is None
 
     def check(self) -> None:
@@ -203,7 +203,7 @@ NO_LEASE = Lease(Attempt())  # of a run that nobody has claimed, as in a test
 
 
 def read_lease(folder: Path) -> LeaseRecord | None:
-    """What the lease says; None where there is none, or none that can be understood."""
+    """The lease of a run's folder; None if it is missing or cannot be understood."""
     try:
         return LeaseRecord.parse((folder / LEASE_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, UnicodeDecodeError):

@@ -16,10 +16,10 @@ _NUMBERS = re.compile(r"\d+")
 
 
 class LogLine(NamedTuple):
-    """One line without its end, and the file that it is from; sorts by time, then by file."""
+    """A log line without its line end, and its file. Lines sort by time, then by file."""
 
     time: str
-    """Its own, or that of the last line before it that has one."""
+    """The line's time, or the time of the last line before that has a time."""
     number: tuple[int, ...]
     """Of the file: the rank, or the job."""
     text: str

@@ -52,7 +52,7 @@ class RunStatus:
     figures: Row
     """The latest value of every metric, by name."""
     figure_steps: Mapping[str, int]
-    """The step that each of them is of."""
+    """The step of each figure."""
     metrics: tuple[Row, ...]
     """The last lines of metrics.jsonl."""
     goodput: Goodput
@@ -101,7 +101,7 @@ class RunStatus:
 
 
 def read_status(folder: str | Path) -> RunStatus:
-    """Read a run's folder. Raises ``ConfigError`` when it is none."""
+    """Read a run's folder. Raises ``ConfigError`` for any other folder."""
     folder = Path(folder)
     config = load_run_config(folder)
     attempts = read_rows(folder / ATTEMPTS_FILE)

@@ -129,8 +129,8 @@ class StopRequests:
             self._obeyed_save, self._obeyed_step = _identify(self._save_file), step
 
     def consume_save(self, committed_step: int | None) -> None:
-        """Remove the file that was obeyed, once its save is committed: until then a failure or a
-        kill leaves it to ask the next attempt. One that was touched since asks for another save.
+        """Remove the file ``save`` once the save is committed; until then a failure or a kill
+        leaves the file for the next attempt. A file that was touched since asks for another save.
         """
         if self._obeyed_step is None or committed_step is None:
             return
@@ -170,9 +170,9 @@ class StopRequests:
         self._previous.clear()
 
     def discard_stale_file(self) -> None:
-        """Remove a stop file that is older than this start: it was meant for another.
+        """Remove a stop file that is older than this start: it was meant for an earlier start.
 
-        For the rank that watches it, once the folder is this run's.
+        For the rank that watches the file, once the folder is this run's.
         """
         if self._watch_file and self._stale is not None and _identify(self._file) == self._stale:
             if _remove(self._file):
@@ -232,12 +232,12 @@ def _always() -> bool:
 
 
 def _identify(file: Path) -> tuple[int, int] | None:
-    """What tells a file from another one made or touched later, or None where there is none."""
+    """Identity of a file as it was last touched, or None without a file."""
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino
+    return status.st_mtime_ns, status.st_ino
 
 
 def _remove(file: Path) -> bool:

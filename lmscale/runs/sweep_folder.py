@@ -25,7 +25,7 @@ class SweepMember:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Runs that differ in some settings, below one folder."""
+    """A sweep: runs below a common folder that differ in some settings."""
 
     name: str
     root: Path
@@ -40,11 +40,11 @@ def find_sweep(folder: str | Path, name: str) -> Sweep:
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder. Name the one that holds the sweep.")
-    found = {sweep.name: sweep for sweep in find_sweeps(folder)}
-    if name not in found:
-        known = f"There: {', '.join(sorted(found))}." if found else "It holds no sweeps."
+    sweeps = {sweep.name: sweep for sweep in find_sweeps(folder)}
+    if name not in sweeps:
+        known = f"There: {', '.join(sorted(sweeps))}." if sweeps else "It holds no sweeps."
         raise ConfigError(f"{folder}: there is no sweep {name!r}. {known}")
-    return found[name]
+    return sweeps[name]
 
 
 def find_sweeps(folder: Path) -> list[Sweep]:
@@ -122,14 +122,14 @@ def job_outputs(folder: Path) -> tuple[Path, str]:
 def frozen_member_config(sweep: Sweep, member: SweepMember) -> Path | None:
     """What a task will train that has not begun yet."""
     pattern = f"{SLURM_FOLDER}/*/configs/{member.index:03d}.yaml"
-    found = sorted(sweep.root.glob(pattern))
-    return found[-1] if found else None
+    paths = sorted(sweep.root.glob(pattern))
+    return paths[-1] if paths else None
 
 
 def frozen_config(folder: Path) -> Path | None:
     """What a run was last submitted with; a submission's name begins with its time."""
-    found = sorted(folder.glob(f"{SLURM_FOLDER}/*/{CONFIG_FILE}"))
-    if found:
-        return found[-1]
+    paths = sorted(folder.glob(f"{SLURM_FOLDER}/*/{CONFIG_FILE}"))
+    if paths:
+        return paths[-1]
     membership = find_membership(folder)
     return frozen_member_config(*membership) if membership else None

@@ -1,4 +1,4 @@
-"""What a run shows of itself: ``metrics.jsonl`` for programs, TensorBoard events for people."""
+"""The figures that a run shows: ``metrics.jsonl`` for programs, TensorBoard events for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit of a run: its ledger against the shards, over all its restarts."""
+"""The audit of a run: the ledger against the shards, over all restarts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class AuditReport:
     repeated: tuple[str, ...]
     """Samples that more than one step used."""
     altered: tuple[str, ...]
-    """Steps whose samples were not the ones that their numbers stand for."""
+    """Steps whose samples differ from the samples of their numbers in the shards."""
     jumped: int
     """Samples that the run left out on purpose, as its rewinds say; they are not lost."""
 
@@ -135,21 +135,21 @@ def check_sequence(rows: Sequence[LedgerRow]) -> tuple[list[str], list[str]]:
 def find_missing_tail(
     rows: Sequence[LedgerRow], *, started_at: int, newest: Commit | None
 ) -> list[str]:
-    """The samples beyond the ledger's end that the run is known to have used; one problem or none.
+    """Used samples beyond the ledger's end, as a list of at most one problem.
 
-    Known from its last start, at sample ``started_at``, and from its newest checkpoint. The ledger
+    The evidence is the last start, at sample ``started_at``, and the newest checkpoint. The ledger
     may be ahead of both: a run can be killed between two saves.
     """
     end = max((row.first_n + row.samples for row in rows), default=0)
-    known, witness = started_at, "the run's last start (stream.json)"
-    if newest is not None and newest.n >= known:
-        known, witness = newest.n, f"checkpoint {newest.name}"
-    if end >= known:
+    used_up_to, witness = started_at, "the run's last start (stream.json)"
+    if newest is not None and newest.n >= used_up_to:
+        used_up_to, witness = newest.n, f"checkpoint {newest.name}"
+    if end >= used_up_to:
         return []
     where = f"after step {max(row.step for row in rows)}" if rows else "it has no rows"
     return [
-        f"samples {end} to {known - 1} are missing at the ledger's end ({where}): {witness} has "
-        f"{known} samples used. The file was cut, or is another run's."
+        f"samples {end} to {used_up_to - 1} are missing at the ledger's end ({where}): {witness} "
+        f"has {used_up_to} samples used. The file was cut, or is another run's."
     ]
 
 
@@ -160,12 +160,12 @@ def check_row(
     progress: Callable[[float], None] = lambda samples: None,
 ) -> str | None:
     """What is wrong with the row's digest or its tokens, or None."""
-    digest, targets, done = 0, 0, 0
-    while done < row.samples:
-        rows = stream.read_rows(row.first_n + done, min(ROWS_AT_ONCE, row.samples - done))
+    digest, targets, num_read = 0, 0, 0
+    while num_read < row.samples:
+        rows = stream.read_rows(row.first_n + num_read, min(ROWS_AT_ONCE, row.samples - num_read))
         digest = add_digests([digest, *rows.digests.tolist()])
         targets += preparation.prepare(rows).targets
-        done += len(rows.tokens)
+        num_read += len(rows.tokens)
         progress(len(rows.tokens))
     where = f"step {row.step} (samples {row.first_n} to {row.first_n + row.samples - 1})"
     if digest != row.digest:

@@ -97,7 +97,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
-    """One rank's share of one step."""
+    """A rank's share of a step."""
 
     first_n: int
     """Global number of the step's first sample, over all ranks."""

@@ -129,19 +129,19 @@ class Dataset:
         while self._open:
             self._close(*self._open.popitem()[1])
 
-    def _close(self, shard: ShardWindows, held: list[CachedFile]) -> None:
-        for file in held:
+    def _close(self, shard: ShardWindows, cached: list[CachedFile]) -> None:
+        for file in cached:
             file.close()
 
     def _open_shard(self, number: int) -> tuple[ShardWindows, list[CachedFile]]:
         entry = self.manifest.shards[number]
-        mapped, held = self._map(entry)
+        mapped, cached = self._map(entry)
         pieces = None
         if self.packing == "best_fit":
             pieces, file = load_pieces(
                 self._cache, self.manifest, entry, mapped, self.sequence_length
             )
-            held.append(file)
+            cached.append(file)
         shard = ShardWindows(mapped, entry.blocks, self.sequence_length, pieces)
         if shard.num_windows != self.counts[number]:
             raise DataError(
@@ -149,7 +149,7 @@ class Dataset:
                 f"but the manifest or the counts beside it say {self.counts[number]}. Run "
                 f"`lmscale shards verify` on the folder."
             )
-        return shard, held
+        return shard, cached
 
     def _map(self, entry: ShardEntry) -> tuple[MappedShard, list[CachedFile]]:
         if self.is_remote:
@@ -170,20 +170,20 @@ class Dataset:
     def pack(self, number: int) -> int:
         """Windows of shard ``number`` by best fit, found by packing it."""
         entry = self.manifest.shards[number]
-        mapped, held = self._map(entry)
+        mapped, cached = self._map(entry)
         try:
             plan, file = load_pieces(
                 self._cache, self.manifest, entry, mapped, self.sequence_length
             )
-            held.append(file)
+            cached.append(file)
             return count_pieces_windows(plan)
         finally:
-            for file in held:
+            for file in cached:
                 file.close()
 
 
 def cache_folder(cache: ShardCacheConfig) -> Path:
-    """Where this node keeps its copies; every user's own, or the second could not write there."""
+    """Folder of this node's copies of shards; one per user, as users may not share it."""
     default = Path(tempfile.gettempdir()) / f"lmscale-shards-{os.getuid()}"
     return Path(cache.folder).expanduser() if cache.folder else default
 
@@ -251,7 +251,7 @@ def write_window_counts(
 ) -> None:
     """Pack a dataset that was just built, and leave its window counts beside its manifest.
 
-    So that no start of a run has to; nothing is done where they are there. Raises ``DataError``.
+    Starts of runs then find the counts. Existing counts are left as they are. Raises ``DataError``.
     """
     open_dataset(
         location,

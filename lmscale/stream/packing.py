@@ -16,8 +16,8 @@ def count_concat(tokens: int, sequence_length: int) -> int:
 def plan_best_fit(lengths: np.ndarray, sequence_length: int) -> np.ndarray:
     """Pack documents of ``lengths`` tokens whole where they fit; int64 [3, pieces].
 
-    Rows: the piece's first token within the shard, its tokens, its window. Windows ascend; pieces
-    of one window follow each other in it. A document longer than T + 1 is first cut into full
+    Rows: the piece's first token within the shard, its tokens, its window. Windows ascend, and
+    so do the pieces within a window. A document longer than T + 1 is first cut into full
     windows with stride T, so that each of its targets exists exactly once; the rest is a piece like
     a short document. The pieces go best-fit-decreasing into windows of T + 1.
     """

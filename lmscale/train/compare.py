@@ -53,14 +53,14 @@ MAX_NAMED = 5  # parameters in the message
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Ranks that hold something else than the others."""
+    """Ranks whose values differ from those of the other ranks."""
 
     ranks: tuple[int, ...]
-    """Those that are wrong; where no majority says who is right, all that are not alike."""
+    """The wrong ranks; without a majority, all ranks whose values differ."""
     hosts: tuple[str, ...]
     """Of these ranks."""
     names: tuple[str, ...]
-    """What they hold differently."""
+    """Names of the differing values."""
     is_certain: bool
     """A majority tells which ranks are wrong."""
 
@@ -72,7 +72,7 @@ class Difference:
 
     @property
     def bad_nodes(self) -> dict[str, str]:
-        """Node → reason; none where nobody knows which ranks are right."""
+        """Node → reason; empty without a majority."""
         if not self.is_certain:
             return {}
         what = f"memory or arithmetic: {name_ranks(self.ranks)} held wrong values"
@@ -80,12 +80,12 @@ class Difference:
 
 
 def replicated_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    """What every rank should hold alike, each once, by a name that is the same on all of them."""
-    seen: set[tuple[int, int]] = set()
+    """(name, tensor) of the tensors that should be equal on all ranks, each once."""
+    places: set[tuple[int, int]] = set()
     for name, tensor in chain(engine.replicas(), shared_tensors(engine)):
         place = (tensor.data_ptr(), tensor.numel())
-        if place not in seen:  # in fp32 at ZeRO 0 a parameter is its own master
-            seen.add(place)
+        if place not in places:  # in fp32 at ZeRO 0 a parameter is its own master
+            places.add(place)
             yield name, tensor
 
 
@@ -120,7 +120,7 @@ def find_differing_ranks(
 
 
 def judge(values: Sequence[dict[str, Any]], hosts: Sequence[str]) -> Difference | None:
-    """Who differs in what, given each rank's values by name; None where all are alike."""
+    """The difference between the ranks' values by name; None if all are equal."""
     wrong: set[int] = set()
     names, is_certain = [], True
     for name in dict.fromkeys(name for of_rank in values for name in of_rank):
@@ -145,18 +145,18 @@ def judge(values: Sequence[dict[str, Any]], hosts: Sequence[str]) -> Difference 
 
 
 def describe_difference(difference: Difference, *, moment: str) -> str:
-    """Who, where, what, and what to do; ``moment``: "the update of step 4", which is not done."""
+    """A sentence on ranks, hosts, values and remedy before ``moment``: "the update of step 4"."""
     who, hosts = name_ranks(difference.ranks), ", ".join(difference.hosts)
     named = ", ".join(difference.names[:MAX_NAMED])
     others = len(difference.names) - MAX_NAMED
     named += f" and {others} more" if others > 0 else ""
     if difference.is_certain:
         verb = "holds" if len(difference.ranks) == 1 else "hold"
-        found = f"{who} on {hosts} {verb} other values than the other ranks"
+        sentence = f"{who} on {hosts} {verb} other values than the other ranks"
     else:
-        found = f"{who} on {hosts} hold different values, and no majority tells which are right"
+        sentence = f"{who} on {hosts} hold different values, and no majority tells which are right"
     return (
-        f"Before {moment}, {found}: {named}. Memory or arithmetic failed there "
+        f"Before {moment}, {sentence}: {named}. Memory or arithmetic failed there "
         "without an error, so the run ends here and nothing is saved. Check the memory of "
         f"{hosts} (ECC counters: nvidia-smi -q -d ECC, edac-util, dmesg), leave the node out until "
         "it is known to be good (`exclude` in the cluster's profile), and start again: the run "

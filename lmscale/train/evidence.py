@@ -101,7 +101,7 @@ def save_evidence(run: Run, guard: Guard, divergence: Divergence, *, decision: s
 
 
 def evidence_folder(run_folder: Path, step: int, *, rewinds: int) -> Path:
-    """Another one for the same step on another branch, the same for a run that was killed in it."""
+    """Folder of a divergence; differs by branch, and is the same again after a kill."""
     branch = f"-after-{rewinds}-rewinds" if rewinds else ""
     return run_folder / EVIDENCE_FOLDER / f"step-{step:09d}{branch}"
 

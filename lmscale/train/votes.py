@@ -25,22 +25,22 @@ POLL_SECONDS = 1.0
 
 def cast_vote(reason: str | None) -> list[float]:
     """This rank's part of the sum."""
-    return [float(known == reason) for known in STOP_REASONS]
+    return [float(candidate == reason) for candidate in STOP_REASONS]
 
 
 def count_votes(votes: Sequence[float]) -> str | None:
     """The first reason that any rank has."""
-    return next((known for known, n in zip(STOP_REASONS, votes, strict=True) if n), None)
+    return next((candidate for candidate, n in zip(STOP_REASONS, votes, strict=True) if n), None)
 
 
 def cast_save_votes(reasons: Sequence[str]) -> list[float]:
     """This rank's part of the sum of those who ask for a save."""
-    return [float(known in reasons) for known in SAVE_REASONS]
+    return [float(candidate in reasons) for candidate in SAVE_REASONS]
 
 
 def count_save_votes(votes: Sequence[float]) -> tuple[str, ...]:
-    """The reasons that any rank has."""
-    return tuple(known for known, n in zip(SAVE_REASONS, votes, strict=True) if n)
+    """The reasons for which at least one rank has voted."""
+    return tuple(candidate for candidate, n in zip(SAVE_REASONS, votes, strict=True) if n)
 
 
 class StopPoll:

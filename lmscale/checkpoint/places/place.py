@@ -40,11 +40,11 @@ class Place(ABC):
 
     location: str
     is_shared = True
-    """Whether all nodes see the same; else each node has its own, with what its ranks wrote."""
+    """Whether all nodes see the same files; else each node sees the files of its own ranks."""
 
     @abstractmethod
     def claim(self, run_name: str) -> None:
-        """Write down whose place this is, which shows as well that saves can be written to it.
+        """Write down the run that owns this place, which shows as well that saves can be written.
 
         Raises ``CheckpointError`` when it is another run's, or refuses; ``TransientError`` when it
         does not answer. Rank 0 alone, before anything else.
@@ -52,19 +52,19 @@ class Place(ABC):
 
     @abstractmethod
     def list_steps(self, *, committed: bool = True) -> list[int]:
-        """Steps that have a manifest, newest first; or, not ``committed``, those without one."""
+        """Steps with a manifest, newest first; or, not ``committed``, steps without a manifest."""
 
     @abstractmethod
     def read_manifest(self, step: int) -> str:
-        """Its text. Raises ``FileNotFoundError`` where there is none."""
+        """The text of the step's manifest. Raises ``FileNotFoundError``."""
 
     @abstractmethod
     def begin(self, step: int) -> None:
-        """Make room for a save, clearing away what an interrupted one of this step has left."""
+        """Begin a save: clear away the files of an interrupted save of this step."""
 
     @abstractmethod
     def write_file(self, step: int, name: str, pieces: Iterable[memoryview]) -> None:
-        """Write a file of a checkpoint, in one attempt; it is durable when this returns.
+        """Write a file of a checkpoint, in one attempt; on return the file is durable.
 
         What may pass by itself is raised as ``TransientError`` or ``OSError``: a caller that can
         give the pieces once more may try again.
@@ -72,21 +72,21 @@ class Place(ABC):
 
     @abstractmethod
     def commit(self, step: int, manifest: bytes) -> bytes:
-        """Write the manifest unless there is one; returns the one that stands there now.
+        """Write the manifest unless the step has one; returns the manifest that stands there now.
 
-        Of two that write at once one wins, where the store can tell them apart.
+        Of two writers at once one wins, where the store can tell them apart.
         """
 
     @abstractmethod
     def delete(self, step: int) -> None:
-        """Remove a checkpoint, the manifest first: half a one is none."""
+        """Remove a checkpoint, the manifest first: without a manifest it does not count."""
 
     @abstractmethod
     def discard_uncommitted(self) -> None:
-        """Clear away the saves that nobody has committed, so that nobody can any more.
+        """Clear away the uncommitted saves, so that no process can commit them any more.
 
-        One may still be under way there: an older copy of the run may have read that the lease was
-        its own, just before it was not. It cannot commit what has gone.
+        A save may still be under way: an older copy of the run may have read that the lease was its
+        own, just before that ended. Such a copy cannot commit files that are gone.
         """
 
     @abstractmethod
@@ -142,9 +142,9 @@ class LocalPlace(Place):
         path = step_folder(self.root, step) / name
         with open(path, "wb", buffering=0) as file:
             for piece in pieces:
-                done = 0
-                while done < len(piece):
-                    done += file.write(piece[done:])
+                num_written = 0
+                while num_written < len(piece):
+                    num_written += file.write(piece[num_written:])
             fault_points.hit("save.fsync", step=step, path=path)
             os.fsync(file.fileno())
         fault_points.hit("save.written", step=step, path=path)
@@ -152,10 +152,10 @@ class LocalPlace(Place):
     def commit(self, step: int, manifest: bytes) -> bytes:
         folder = step_folder(self.root, step)
         fsync_folder(folder)
-        found = write_bytes_once(folder / MANIFEST, manifest)
+        standing = write_bytes_once(folder / MANIFEST, manifest)
         fsync_folder(self.root)
         fault_points.hit("save.committed", step=step, path=folder)
-        return found
+        return standing
 
     def delete(self, step: int) -> None:
         folder = step_folder(self.root, step)

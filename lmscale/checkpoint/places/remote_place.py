@@ -75,8 +75,8 @@ class RemotePlace(Place):
         has_manifest: dict[int, bool] = {}
         for step, name in self._do(_list_files, self.location, READING):
             has_manifest[step] = has_manifest.get(step, False) or name == MANIFEST
-        found = (step for step, is_there in has_manifest.items() if is_there == committed)
-        return sorted(found, reverse=True)
+        steps = (step for step, is_there in has_manifest.items() if is_there == committed)
+        return sorted(steps, reverse=True)
 
     def read_manifest(self, step: int) -> str:
         url = self._url(step, MANIFEST)
@@ -120,9 +120,9 @@ class RemotePlace(Place):
             _put_once(filesystem, path, manifest)
             return filesystem.cat_file(path)
 
-        found = self._do(attempt, self._url(step, MANIFEST), WRITING)
+        standing = self._do(attempt, self._url(step, MANIFEST), WRITING)
         fault_points.hit("save.committed", step=step)
-        return found
+        return standing
 
     def delete(self, step: int) -> None:
         def remove_manifest(filesystem: Any, path: str) -> None:
@@ -257,7 +257,7 @@ def _abandon(file: Any) -> None:
 
 
 def _abort_uploads(filesystem: Any, root: str) -> None:
-    """End the multipart uploads that a killed process has left: they cost, and nobody sees them."""
+    """End the multipart uploads that a killed process has left: invisible, but paid for."""
     bucket, prefix, _ = filesystem.split_path(root)
     wanted = {"Bucket": bucket, "Prefix": f"{prefix}/step-" if prefix else "step-"}
     try:
@@ -272,7 +272,8 @@ def _abort_uploads(filesystem: Any, root: str) -> None:
             "%s: uploads that were cut off cannot be cleared away (%s). They cost until somebody "
             "does: allow s3:ListBucketMultipartUploads and s3:AbortMultipartUpload, or have the "
             "bucket end them by a lifecycle rule.",
-            *(root, refused),
+            root,
+            refused,
         )
 
 

@@ -38,7 +38,7 @@ def open_place(config: RunConfig, run_folder: Path | None = None) -> Place:
 
 
 def prepare_place(config: RunConfig, place: Place) -> None:
-    """What rank 0 does first at every start: nobody else is to commit anything here any more.
+    """Prepare the place at every start, on rank 0: from now on no other process commits here.
 
     A place outside the run's folder is claimed for the run. Saves that were cut off are cleared
     away, and ``commits.jsonl`` is brought up to date. Raises ``CheckpointError`` when nothing can
