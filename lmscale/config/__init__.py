@@ -1,4 +1,15 @@
-"""One YAML a run: frozen, validated sections in the order of the data's flow. Loads no torch."""
+"""One YAML a run: frozen, validated sections in the order of the data's flow. Loads no torch.
+
+::
+
+    YAML, --set ──load_config (load.py)──→ RunConfig (run.py), frozen, or all problems at once
+                                             ├ data, model, objective, training, safety
+                                             └ batch.py: plan_batches, windows of ranks and passes
+    profile ──→ ClusterConfig (cluster_profile.py), judged by cluster_problems.py
+
+A section is a ``Section`` (base.py); the docstrings of its fields are the table in
+docs/configuration.md. The first call to read is ``load_config``.
+"""
 
 from lmscale.config.batch import BatchPlan, plan_batches
 from lmscale.config.load import dump_config, load_config, parse_config

@@ -1,4 +1,15 @@
-"""A trained model → held-out figures and text."""
+"""A trained model → held-out figures and text.
+
+::
+
+    RUN ──load_run──→ LoadedRun ──┬─→ evaluate_set (perplexity.py): loss, perplexity, bits per byte
+                                  │      over the sets that sets.py opens and checks
+                                  └─→ generate (generate.py): a prompt → ids (sampling.py) → text
+                                         that never breaks a character (streaming.py)
+
+The first calls to read are ``load_run`` and ``evaluate_set``. The evaluation between the steps of a
+run, by the same functions, is ``lmscale/train/scoring.py``.
+"""
 
 from lmscale.evaluation.generate import Generation, generate
 from lmscale.evaluation.perplexity import (

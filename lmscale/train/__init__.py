@@ -1,4 +1,16 @@
-"""The loop and what surrounds it: assembling a run, the step reports, the hooks, the guard."""
+"""Training a run: assemble it, do its steps, and what follows a step.
+
+::
+
+    train_run (session.py) ──→ claim_folder (folder.py), the ranks meet
+        └→ open_run (assemble.py): stream, model, engine, the checkpoint to resume from
+             └→ train_steps (loop.py) ──StepReport──→ AfterStep (after_step.py):
+                    count, record, show, judge, compare, save, score, in this order
+
+The first call to read is ``train_run``, then ``train_steps``, which is a generator. ``saver.py``
+saves while training goes on, ``rewinding.py`` takes the run back, ``compare.py`` finds ranks that
+differ, ``evidence.py`` writes down a divergence, ``votes.py`` agrees on stops and saves.
+"""
 
 from lmscale.engine.step_report import StepReport
 from lmscale.guard.guard import Guard
