@@ -5,8 +5,6 @@ RUN/slurm/ID/    job.sh config.yaml cluster.yaml code/ code.json    configs/ of 
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ from lmscale.config import RunConfig, assets, dump_config
 from lmscale.config.cluster import dump_cluster
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.errors import ClusterError
+from lmscale.files.atomic import atomic_folder, to_json_bytes
 from lmscale.runs.code_state import collect_code
 
 SCRIPT = "job.sh"
@@ -37,19 +36,13 @@ def freeze(
     written.
     """
     final = job.frozen_folder
-    work = final.with_name(f".{final.name}.{os.getpid()}.partial")
     try:
-        work.mkdir(parents=True)
-        try:
+        with atomic_folder(final) as work:  # an id is new, so nothing is there
             _write_files(job, work, script=script, config=config, cluster=cluster)
             for path, member in members.items():
                 place = work / path.relative_to(final)
                 place.parent.mkdir(exist_ok=True)
                 place.write_text(dump_config(member), encoding="utf-8")
-            os.rename(work, final)  # an id is new, so nothing is there
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
     except OSError as error:
         raise ClusterError(
             f"{final} cannot be written: {error.strerror or error}. The job needs its frozen copy "
@@ -65,8 +58,7 @@ def _write_files(
     (work / SCRIPT).chmod(0o755)
     (work / job.config.name).write_text(dump_config(config), encoding="utf-8")
     (work / "cluster.yaml").write_text(dump_cluster(cluster), encoding="utf-8")
-    state = json.dumps(collect_code(), indent=1, ensure_ascii=False)
-    (work / "code.json").write_text(state + "\n", encoding="utf-8")
+    (work / "code.json").write_bytes(to_json_bytes(collect_code()))
     copy_code(work / job.code.name)
 
 

@@ -14,6 +14,7 @@ from lmscale.errors import (
     EXIT_RESUMABLE,
     EXIT_USER,
 )
+from lmscale.ranks.exits import says_peer_gone
 
 EXIT_INTERRUPTED = 130  # the shell's 128 + SIGINT
 MOMENT_SECONDS = 1.0  # failures this close together may have one cause
@@ -21,8 +22,6 @@ TAIL_LINES = 30
 # How a rank ends that has lost another one.
 _COLLATERAL_CODES = (EXIT_FAILED, EXIT_USER, -signal.SIGABRT)
 # What a rank says when another one has gone: true, but not the cause.
-_COLLATERAL = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-_COLLATERAL += ("DistNetworkError", "DistBackendError", "recvValue failed", "Socket Timeout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +119,7 @@ def find_culprit(failures: Sequence[RankEnd], outputs: Mapping[int, tuple[str, s
         if end.rank not in outputs:
             return (2, 1, end.ended_at, end.rank)
         last_words = "\n".join(outputs[end.rank][1].splitlines()[-TAIL_LINES:])
-        is_collateral = any(phrase in last_words for phrase in _COLLATERAL)
+        is_collateral = says_peer_gone(last_words)
         return (2, 2 if is_collateral else 0, end.ended_at, end.rank)
 
     return min(near, key=order)

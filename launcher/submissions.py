@@ -1,16 +1,15 @@
-"""What was submitted for a folder: one row a submission, and a lock against two at once."""
+"""The submissions of a folder: one row each, and a lock against two at once."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lmscale.errors import ClusterError
-from lmscale.files.locks import lock
+from lmscale.errors import ClusterError, DataError
+from lmscale.files.jsonl import append_durable_row
+from lmscale.files.locks import locked_file
 from lmscale.files.run_files import SUBMISSIONS_FILE
 
 LOCK_SECONDS = 60.0  # a submission takes a second or two
@@ -24,7 +23,7 @@ class Submission:
     submission: str
     job: str
     jobs: tuple[str, ...]
-    """All of a chain; otherwise the one."""
+    """Numbers of all jobs of a chain; otherwise the one job's."""
     kind: str
     cluster: str
     nodes: tuple[int, int]
@@ -41,15 +40,11 @@ class Submission:
 
 
 def append_submission(folder: Path, submission: Submission) -> None:
-    """Add a row, on disk before this returns: Slurm has the job already."""
-    line = json.dumps(asdict(submission), ensure_ascii=False) + "\n"
+    """Add a row that is on disk before this returns: Slurm has the job already."""
     path = folder / SUBMISSIONS_FILE
     try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
+        append_durable_row(path, asdict(submission))
+    except (OSError, DataError) as error:
         raise ClusterError(
             f"Job {submission.job} was submitted, but {path} cannot be written ({error}), so "
             f"`lmscale runs` will not know of it. Cancel it (scancel {submission.job}) and make "
@@ -63,22 +58,18 @@ def submitting(folder: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]
 
     Where the file system has no locks, the look at Slurm's queue must do.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / ".submitting", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise ClusterError(
-            f"{folder} cannot be written: {error.strerror or error}. The job keeps its state "
-            "there; set run.folder to another place."
-        ) from None
-    try:
+    with ExitStack() as stack:
         try:
-            lock(file, seconds)
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked_file(folder / ".submitting", seconds))
         except BlockingIOError:
             raise ClusterError(
                 f"{folder}: another `lmscale launch slurm` has been submitting for this folder for "
                 f"{seconds:.0f} s. Wait until it ends."
             ) from None
+        except OSError as error:
+            raise ClusterError(
+                f"{folder} cannot be written: {error.strerror or error}. The job keeps its state "
+                "there; set run.folder to another place."
+            ) from None
         yield
-    finally:
-        os.close(file)

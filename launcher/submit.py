@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import shutil
 import socket
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 from launcher.checks import Findings, check_job, describe_unusable_nodes, find_live_jobs, runs_of
 from launcher.freeze import freeze
-from launcher.job import JobKind, JobRequest, SlurmJob
+from launcher.job import JobKind, JobRequest, SlurmJob, SweepPlan
 from launcher.plan import (
     plan_data_job,
     plan_evaluate_job,
@@ -35,6 +34,7 @@ from lmscale.config.cluster import change_cluster, find_profile, load_cluster
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.config.places import with_absolute_places
 from lmscale.errors import ClusterError, ConfigError, LmscaleError
+from lmscale.files.atomic import write_bytes
 from lmscale.files.redact import redact_command
 from lmscale.files.run_files import SWEEP_FILE
 
@@ -50,7 +50,7 @@ PLANNERS: dict[JobKind, Callable[[JobRequest], SlurmJob]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
-    """What a person typed."""
+    """The arguments of ``lmscale launch slurm``."""
 
     config: Path
     cluster: str
@@ -128,14 +128,14 @@ def parse_nodes(text: str) -> tuple[int, int]:
 
 
 def plan_submission(state: Path, kind: JobKind, now: float) -> str:
-    """An id that tells when and what, and that ``state`` has no folder of yet."""
+    """An id made of the time and the kind of job, of which ``state`` has no folder yet."""
     stem = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{kind}"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     return next(name for name in names if not (state / name).exists())
 
 
 def command_of(options: LaunchOptions) -> tuple[str, ...]:
-    """What was typed, in one form."""
+    """The command that a person typed, in one form."""
     command = ["lmscale", "launch", "slurm", str(options.config), "--cluster", options.cluster]
     if options.kind == "preflight":
         command += ["--preflight-only"]
@@ -172,7 +172,7 @@ def _load_cluster(options: LaunchOptions) -> ClusterConfig:
 
 
 def _find_misfits(options: LaunchOptions) -> list[str]:
-    """Options that say nothing about a job of this kind."""
+    """A problem for each option that has no meaning for a job of this kind."""
     is_data = options.kind in ("corpus", "shards")
     job = f"--job {options.kind}" if options.kind != "preflight" else "--preflight-only"
     given = {
@@ -242,8 +242,7 @@ def submit(prepared: Prepared, *, command: tuple[str, ...]) -> Submission:
         )
         append_submission(job.state_folder, submission)
         if request.sweep:
-            text = render_sweep(request.sweep, request.config, jobs[0])
-            _replace_text(request.sweep.root / SWEEP_FILE, text)
+            _write_sweep(request.sweep, render_sweep(request.sweep, request.config, jobs[0]))
     return submission
 
 
@@ -259,11 +258,10 @@ def _submit_all(script: Path, count: int) -> tuple[str, ...]:
     return tuple(jobs)
 
 
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def _write_sweep(sweep: SweepPlan, text: str) -> None:
+    path = sweep.root / SWEEP_FILE
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_bytes(path, text.encode())
     except OSError as error:
         raise ClusterError(
             f"The job was submitted, but {path} cannot be written: {error}. `lmscale runs list "

@@ -16,9 +16,9 @@ from typing import Any
 
 from launcher.outcome import MOMENT_SECONDS, Outcome, RankEnd, judge
 from lmscale.errors import EXIT_FINISHED, EXIT_RESUMABLE
+from lmscale.files.jsonl import read_tail
 
 POLL_SECONDS = 0.05
-TAIL_BYTES = 1 << 16
 SAVE_SIGNAL = signal.SIGUSR2  # asks the ranks for a save, and nobody to stop
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Loaded before any fork: the child may not take the loader's locks between fork and exec.
@@ -105,11 +105,11 @@ class Supervisor:
             if self._running() and not self._arrived:
                 time.sleep(POLL_SECONDS)
         ends = [rank.end for rank in self._ranks.values() if rank.end]
-        outputs = {
-            number: (str(rank.output), _read_tail(rank.output, rank.output_start))
-            for number, rank in self._ranks.items()
-            if rank.output
-        }
+        outputs = {}
+        for number, rank in self._ranks.items():
+            if rank.output:  # earlier attempts have written to the same file
+                tail = read_tail(rank.output, start=rank.output_start)
+                outputs[number] = (str(rank.output), tail.decode("utf-8", "replace"))
         return judge(ends, forwarded=self._forwarded, overdue=self._overdue, outputs=outputs)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -201,10 +201,3 @@ def _die_with(launcher: int) -> Callable[[], None]:
                 os._exit(1)
 
     return arrange
-
-
-def _read_tail(path: Path, start: int) -> str:
-    """The end of what was written from ``start`` on: earlier attempts append to the same file."""
-    with open(path, "rb") as file:
-        file.seek(max(start, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-        return file.read().decode("utf-8", "replace")

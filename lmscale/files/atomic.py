@@ -42,21 +42,40 @@ _WHAT_TO_DO = {
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success fsync it and rename it into place.
 
-    On any error the temporary file is removed and nothing at ``path`` has changed.
+    On any error the temporary file is removed and nothing at ``path`` has changed. Not ``durable``:
+    without fsync, for what the next start of this machine need not know.
     """
     path = Path(path)
     # Not the process's number: on another node a process of the same one may write the same file.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        fsync_file(temporary)
+        if durable:
+            fsync_file(temporary)
         os.replace(temporary, path)
-        fsync_folder(path.parent)
+        if durable:
+            fsync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``; on success rename it into place, where nothing may be.
+
+    On any error the new folder is removed.
+    """
+    work = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        work.mkdir(parents=True)
+        yield work
+        os.rename(work, path)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
         raise
 
 
@@ -74,27 +93,27 @@ def to_json_bytes(value: Any) -> bytes:
 
 
 def write_bytes_once(path: str | Path, content: bytes) -> bytes:
-    """Write the file unless it is there, and return what it holds: one writer wins."""
+    """Write a file that does not exist yet, and return its content: one writer wins."""
     path = Path(path)
     if not path.exists():
-        own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.once")
-        write_bytes(own, content)
+        candidate = path.with_name(f".{path.name}.{secrets.token_hex(4)}.once")
+        write_bytes(candidate, content)
         try:
-            os.link(own, path)  # fails where the file is, which a rename would not
+            os.link(candidate, path)  # fails where the file exists, which a rename would not
         except FileExistsError:
             pass
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            os.replace(own, path)  # the last writer wins
+            os.replace(candidate, path)  # the last writer wins
         finally:
-            own.unlink(missing_ok=True)
+            candidate.unlink(missing_ok=True)
         fsync_folder(path.parent)
     return path.read_bytes()
 
 
 def write_json_once(path: str | Path, value: Any) -> Any:
-    """The same for a JSON value."""
+    """``write_bytes_once`` for a JSON value."""
     return json.loads(write_bytes_once(path, to_json_bytes(value)))
 
 
@@ -131,7 +150,7 @@ def replace_folder(work: Path, final: Path) -> None:
 
 
 def have_sizes(files: Iterable[tuple[Path, int]]) -> bool:
-    """Whether every file is there and has as many bytes as its manifest says."""
+    """Whether every file exists and has as many bytes as its manifest says."""
     return all(path.is_file() and path.stat().st_size == size for path, size in files)
 
 
@@ -141,7 +160,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def sha256_of(file: Any) -> str:
-    """The digest of what is left of an open binary file, read in 4 MiB pieces."""
+    """The digest of the rest of an open binary file, read in 4 MiB pieces."""
     digest = hashlib.sha256()
     while piece := file.read(1 << 22):
         digest.update(piece)
@@ -166,7 +185,7 @@ def writing(
     *,
     no_space: type[LmscaleError] | None = None,
 ) -> Iterator[None]:
-    """Turn what the file system refuses inside the block into an error a person can act on.
+    """Turn a file system's refusal inside the block into an error that a person can act on.
 
     A full disk, a missing permission, a file in the way, a path that is too long, a folder that
     vanished: ``error``. A disk or a network that fails: ``TransientError``. Any other ``OSError``

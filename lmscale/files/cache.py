@@ -1,7 +1,6 @@
 """A bounded folder of files that all processes of a node share: each file is made once.
 
-Locks are ``flock``, which the kernel drops with its holder, so a killed process leaves nothing
-locked:
+Locks (``files/locks.py``) end with their holder, so a killed process leaves nothing locked:
 
 - ``locks/KEY``: held exclusively while a file is made, so that the others wait for it. What is
   half made (``.part-SIZE-KEY-PROCESS``) is left alone as long as that;
@@ -18,7 +17,6 @@ that is a link or another user's.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import time
@@ -29,6 +27,7 @@ from pathlib import Path
 
 from lmscale.errors import ConfigError, DataError
 from lmscale.files.atomic import fsync_folder, sha256_file, writing
+from lmscale.files.locks import lock
 from lmscale.files.private_folder import find_risk, is_own_file, make_private
 from lmscale.files.remote import SHARDS, Purpose, TransferError, download
 
@@ -59,7 +58,7 @@ class CachedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeCache:
-    """The cache in ``folder``, at most ``max_bytes`` large. Picklable; holds nothing open."""
+    """The cache in ``folder``, at most ``max_bytes`` large. Picklable: it holds no file open."""
 
     folder: Path
     max_bytes: int
@@ -74,9 +73,9 @@ class NodeCache:
         """
 
         def check(path: Path) -> None:
-            found = path.stat().st_size
-            if found != size:
-                raise TransferError(f"{found} bytes arrived, the manifest says {size}")
+            num_bytes = path.stat().st_size
+            if num_bytes != size:
+                raise TransferError(f"{num_bytes} bytes arrived, the manifest says {size}")
             digest = sha256_file(path)
             if digest != sha256:
                 raise TransferError(f"its sha256 is {digest}, the manifest says {sha256}")
@@ -99,7 +98,7 @@ class NodeCache:
                     _remove_unless_held(path)
 
     def make(self, key: str, *, name: str, size: int, write: Callable[[Path], None]) -> CachedFile:
-        """The file of ``key``, made by ``write`` if it is not there.
+        """The cached file of ``key``, made by ``write`` if the cache has none.
 
         Only one process of the node makes it; the others wait. ``size``: its bytes, or an upper
         estimate, for which room is made first.
@@ -108,9 +107,9 @@ class NodeCache:
         path = self.folder / f"{digest}-{name}"
         self._refuse_risk()
         with writing("a cached file (stream.cache.folder)", self.folder):
-            held = _hold(path)
-            if held is not None:
-                return held
+            cached = _hold(path)
+            if cached is not None:
+                return cached
             make_private(self.folder)
             self._refuse_risk()  # another user may have made it since
             make_private(self.folder / "locks")
@@ -145,7 +144,7 @@ class NodeCache:
             # Only now: the writer may have put a new file in place of the first.
             descriptor = os.open(part, os.O_RDONLY)
             os.fsync(descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            lock(descriptor, shared=True)
             os.replace(part, path)
             fsync_folder(self.folder)
         except BaseException:
@@ -227,13 +226,13 @@ class NodeCache:
         for marker in done.parent.iterdir():
             if marker != done and not _is_current(marker):
                 marker.unlink(missing_ok=True)
-        for lock in (self.folder / "locks").iterdir():
+        for path in (self.folder / "locks").iterdir():
             with suppress(FileNotFoundError):
-                _remove_unless_held(lock)
+                _remove_unless_held(path)
 
 
 def _stamp(path: Path, size: int, sha256: str) -> bytes:
-    """Another one for every file, and for every time that it was written."""
+    """A text that differs for every file, and whenever the file has been written again."""
     status = path.stat()
     parts = (path.resolve(), size, status.st_mtime_ns, status.st_ino, sha256)
     return b"\0".join(os.fsencode(str(part)) for part in parts)
@@ -250,10 +249,10 @@ def _is_current(marker: Path) -> bool:
 
 
 def _check_hash(path: Path, sha256: str) -> None:
-    found = sha256_file(path)
-    if found != sha256:
+    digest = sha256_file(path)
+    if digest != sha256:
         raise DataError(
-            f"{path}: its content has changed since it was built: sha256 is {found}, the manifest "
+            f"{path}: its content has changed since it was built: sha256 is {digest}, the manifest "
             f"says {sha256}. Restore the file, or delete it and run `lmscale shards build` again."
         )
 
@@ -272,7 +271,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _open_locked(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
@@ -280,14 +279,14 @@ def _open_locked(path: Path) -> int:
 
 
 def _hold(path: Path) -> CachedFile | None:
-    """Hold ``path`` if it is there and this user's, and mark it as used now."""
+    """Hold the file ``path`` of this user, if there is one, and mark it as used now."""
     if not is_own_file(path):
         return None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    lock(descriptor, shared=True)
     if os.fstat(descriptor).st_nlink == 0:  # evicted between open and flock
         os.close(descriptor)
         return None
@@ -307,7 +306,7 @@ def _remove_unless_held(path: Path) -> bool:
         path.unlink(missing_ok=True)  # a link, which nobody of us has made
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor, 0)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 path.unlink()

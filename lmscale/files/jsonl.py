@@ -15,7 +15,7 @@ from lmscale.files.atomic import fsync_folder, write_bytes, writing
 from lmscale.files.strangers import parse_json
 
 Row = dict[str, Any]
-_TAIL_BYTES = 1 << 16
+TAIL_BYTES = 1 << 16
 
 
 def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
 
 
 def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """The same for several lines, in a single write."""
+    """``append_row`` for several rows, in a single write."""
     content = "".join(_to_line(row) for row in rows).encode()
     with writing(Path(path).name, Path(path).parent), open(path, "ab", buffering=0) as file:
         _write_whole(file, content)
@@ -85,15 +85,15 @@ def renew_rows(
     *,
     no_space: type[LmscaleError] = DataError,
 ) -> RowFile:
-    """Put a copy with the rows that ``keep`` wants in the file's place, and open it for more.
+    """Put a copy with the rows that ``keep`` wants in the file's place, and open the copy for more.
 
     A process that has the file open since before, such as an older copy of the same run, goes on
     writing to what is no longer there.
     """
     path = Path(path)
     with writing(path.name, path.parent, no_space=no_space):
-        kept = [row for row in read_rows(path) if keep(row)]
-        write_bytes(path, "".join(map(_to_line, kept)).encode())
+        rows = filter(keep, read_rows(path))
+        write_bytes(path, "".join(map(_to_line, rows)).encode())
         return RowFile(path, no_space=no_space)
 
 
@@ -101,9 +101,9 @@ def _write_whole(file: BinaryIO, content: bytes) -> None:
     """All of ``content`` or nothing: a disk that fills up takes a part before it refuses."""
     end = file.seek(0, os.SEEK_END)
     try:
-        done = 0
-        while done < len(content):
-            done += file.write(content[done:])
+        num_written = 0
+        while num_written < len(content):
+            num_written += file.write(content[num_written:])
     except OSError:
         with suppress(OSError):  # the first error is the one to tell
             os.truncate(file.fileno(), end)
@@ -149,17 +149,21 @@ def _parse(line: bytes) -> Row | None:
     return row if isinstance(row, dict) else None
 
 
-def tail_rows(path: str | Path, *, max_bytes: int = _TAIL_BYTES) -> list[Row]:
-    """The whole lines among the last 64 KiB, so that no long file need be read; no file is none."""
+def tail_rows(path: str | Path, *, max_bytes: int = TAIL_BYTES) -> list[Row]:
+    """The rows among the last 64 KiB, so that no long file need be read; no file has no rows."""
     try:
-        with open(path, "rb") as file:
-            start = max(0, file.seek(0, os.SEEK_END) - max_bytes)
-            file.seek(start)
-            lines = file.read().split(b"\n")[:-1]
+        lines = read_tail(path, max_bytes=max_bytes).split(b"\n")[:-1]
     except FileNotFoundError:
         return []
     rows = [_parse(line) for line in lines]
     return [row for row in rows if row is not None]
+
+
+def read_tail(path: str | Path, *, start: int = 0, max_bytes: int = TAIL_BYTES) -> bytes:
+    """The end of what a file holds from ``start`` on, at most ``max_bytes``."""
+    with open(path, "rb") as file:
+        file.seek(max(start, file.seek(0, os.SEEK_END) - max_bytes))
+        return file.read()
 
 
 def last_row(path: str | Path) -> Row | None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 def is_remote(location: str) -> bool:
     """Whether a location is a URL and not a path of this machine."""
-    return "://" in location and not location.startswith("file://")
+    return protocol_of(location) is not None
 
 
 def absolute_location(location: str) -> str:
-    """The same place from wherever it is read; a URL stays as it is."""
+    """A location that means the same place in every working directory; a URL stays as it is."""
     return location if "://" in location else str(Path(location).expanduser().absolute())
 
 

@@ -1,26 +1,55 @@
-"""One writer of a file at a time, also between machines where the file system can."""
+"""One user of a file at a time, also between machines where the file system can.
+
+Locks are ``flock``, which the kernel drops with its holder, so a killed process leaves nothing
+locked. A lock is on the open file itself: on a cached file that must not be evicted, on a file that
+several users append to. (The library filelock empties the file that it locks, and cannot share.)
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 POLL_SECONDS = 0.05
+_HELD = {errno.EAGAIN, errno.EACCES}
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
-def lock(descriptor: int, seconds: float) -> None:
-    """Wait so long for the lock on an open file, which ends with the process at the latest.
+def lock(descriptor: int, seconds: float | None = None, *, shared: bool = False) -> bool:
+    """Wait so long (None: for ever) for the lock on an open file, which closing the file ends.
 
-    Raises ``BlockingIOError`` when another holds it all that time. A file system without locks,
-    such as Lustre mounted without flock, gives none: the callers' own care has to do.
+    False where the file system has no locks, such as Lustre mounted without flock: the callers' own
+    care has to do. Raises ``BlockingIOError`` when another process holds the lock all that time.
     """
-    deadline = time.monotonic() + seconds
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    deadline = time.monotonic() + (seconds or 0.0)
     while True:
         try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
+            fcntl.flock(descriptor, kind if seconds is None else kind | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return False
+            if error.errno not in _HELD:
                 raise
-            time.sleep(POLL_SECONDS)
-        except OSError:
-            return
+            if time.monotonic() >= deadline:
+                raise BlockingIOError(error.errno, error.strerror) from None
+        time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def locked_file(path: Path, seconds: float | None = None) -> Iterator[bool]:
+    """Hold the lock on the file ``path``, which is made for this and stays.
+
+    Yields and raises what ``lock`` returns and raises.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield lock(descriptor, seconds)
+    finally:
+        os.close(descriptor)

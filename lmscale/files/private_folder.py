@@ -67,15 +67,15 @@ def _describe_owner(path: Path) -> str | None:
 
 
 def make_private(folder: Path) -> None:
-    """Make the folder, closed to all other users; one that is there keeps its mode."""
+    """Create the folder with mode 0700; an existing folder keeps its mode."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=MODE, exist_ok=True)
 
 
 def is_own_file(path: Path) -> bool:
-    """Whether a plain file of this user, or of root, lies there; a link is none."""
+    """Whether ``path`` is a plain file, no link, of this user or of root."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except FileNotFoundError:
         return False
-    return stat.S_ISREG(found.st_mode) and found.st_uid in (os.getuid(), 0)
+    return stat.S_ISREG(status.st_mode) and status.st_uid in (os.getuid(), 0)

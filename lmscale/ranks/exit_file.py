@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from lmscale.files.atomic import atomic_path
+
 FOLDER_VARIABLE = "LMSCALE_EXITS"
 
 
@@ -44,9 +46,8 @@ def _write(kind: str, text: str, what: str, environ: Mapping[str, str] | None) -
     rank = environ.get("RANK", "")
     path = Path(folder) / f"{kind}-{int(rank) if rank.isdecimal() else 0:05d}"
     try:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        with atomic_path(path, durable=False) as temporary:
+            temporary.write_text(text)
     except OSError as error:
         say_now(f"lmscale: the {what} could not be written to {path}: {error}")
 

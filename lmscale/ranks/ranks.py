@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lmscale.errors import ConfigError, TransientError
+from lmscale.ranks.exits import says_peer_gone
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +21,6 @@ MEETING_TIMEOUT = timedelta(minutes=10)  # the scheduler has started all ranks a
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
-# gloo raises a bare RuntimeError.
-_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-_PEER_GONE += ("Connection refused", "Socket closed", "Timed out waiting")
 _HOW_TO_START = "Start the ranks with `lmscale launch`, or with torchrun, which set it"
 
 
@@ -114,7 +112,7 @@ def is_lost_connection(error: BaseException) -> bool:
 
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, dist.DistError) or any(words in str(cause) for words in _PEER_GONE):
+        if isinstance(cause, dist.DistError) or says_peer_gone(str(cause)):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

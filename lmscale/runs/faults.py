@@ -12,7 +12,6 @@ strikes: a run that is started again with the same environment is not hit by the
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from typing import NoReturn
 from lmscale.errors import ConfigError
 from lmscale.files import fault_points
 from lmscale.files.jsonl import append_row, mend_tail, read_rows
+from lmscale.files.locks import lock
 from lmscale.files.run_files import FAULTS_FILE
 
 logger = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ class _Armed:
         """Write down that the fault strikes, unless it has struck often enough."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # other ranks, threads and workers count here too
+            lock(file.fileno())  # other ranks, threads and workers count here too
             mend_tail(self._path)
             mine = [self._rank, fault.text]
             rows = read_rows(self._path)

@@ -9,14 +9,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
-
 from lmscale.errors import DataError, LmscaleError
 from lmscale.files.cores import num_cores
+from lmscale.files.locks import locked_file
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -96,14 +95,12 @@ def _end_with_parent() -> None:
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file, or raise ``DataError`` at once. A kill releases it."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise DataError(
-            f"{path}: another process is building {what}. Wait until it has finished, or stop it."
-        ) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked_file(path, 0))
+        except BlockingIOError:
+            raise DataError(
+                f"{path}: another process is building {what}. Wait until it has finished, or stop "
+                "it."
+            ) from None
         yield
-    finally:
-        lock.release()

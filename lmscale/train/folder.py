@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
-import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +12,7 @@ from lmscale.config import RunConfig, dump_config
 from lmscale.config.places import with_absolute_places
 from lmscale.errors import ConfigError, LeaseLostError
 from lmscale.files.atomic import write_bytes, writing
+from lmscale.files.locks import locked_file
 from lmscale.ranks.attempt import Attempt, attempt_from_environment, node_name
 from lmscale.ranks.collectives import failing_together, gather_json
 from lmscale.ranks.ranks import Ranks
@@ -32,7 +29,6 @@ LOCK_SECONDS = 10.0  # a rank that was just killed may take a moment to be gone
 DEAD_NODE_SECONDS = 100.0
 # For an older copy of this run, which polls the lease, to end its step and let go.
 TAKE_OVER_SECONDS = 30.0
-_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 def identity_of(config: RunConfig, tokenizer_fingerprint: str) -> dict[str, Any]:
@@ -111,25 +107,14 @@ def _claim(folder: Path, attempt: Attempt, hosts: Sequence[str], stack: ExitStac
 def _lock(folder: Path, stack: ExitStack, seconds: float) -> bool:
     """Two trainings in one folder would undo each other's checkpoints. A kill frees the lock.
 
-    Not ``processes.locked``, whose library gives up where the file system has no locks: here there
-    is the lease as well.
+    Where the file system has no locks, the lease has to do.
     """
-    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    stack.callback(os.close, descriptor)
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                logger.warning("%s: the file system has no locks (%s)", folder, error)
-                return True
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.05)
+    try:
+        if not stack.enter_context(locked_file(folder / LOCK_FILE, seconds)):
+            logger.warning("%s: the file system has no locks", folder)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def freeze_run(config: RunConfig) -> None:

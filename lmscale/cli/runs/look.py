@@ -23,7 +23,7 @@ from launcher.status import (
     newest_submission,
 )
 from lmscale.errors import ClusterError, LmscaleError
-from lmscale.files.jsonl import tail_rows
+from lmscale.files.jsonl import read_tail, tail_rows
 from lmscale.files.run_files import SLURM_FOLDER, WATCH_FILE
 from lmscale.runs.run_folder import read_status
 from lmscale.runs.starts import HANG_ENDED, is_one_of
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _ERROR = "error:"
 _BEGIN = re.compile(r" lmscale: starting \d+ rank")  # the batch script's word before the ranks'
-_MAX_ERRORS, _MAX_FILES, _TAIL_BYTES = 5, 16, 65_536
+_MAX_ERRORS, _MAX_FILES = 5, 16
 _STANDSTILLS = ("hang", HANG_ENDED, "moving")
 
 
@@ -184,9 +184,7 @@ def errors_of(look: RunLook) -> list[str]:
 
 def _tail_lines(path: Path) -> list[str]:
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            return file.read().decode("utf-8", errors="replace").splitlines()
+        return read_tail(path).decode("utf-8", errors="replace").splitlines()
     except OSError:
         return []
 
