@@ -1,1 +1,15 @@
-"""Starts the ranks of a run, on one machine or under a scheduler. Never loads torch."""
+"""Starts the ranks of a run, on one machine or under Slurm. Never loads torch.
+
+::
+
+    lmscale launch local   local.launch_local → supervise.Supervisor      ranks are child processes
+    lmscale launch slurm   submit.prepare → checks.check_job → submit.submit
+
+    configuration ─┐
+    profile ───────┼→ plan.py → SlurmJob → render.py → batch script → freeze.py → sbatch (slurm.py)
+    --nodes, … ────┘
+
+On the nodes the batch script starts ``launcher.preflight`` (are the nodes fit?), ``launcher.rank``
+(one rank of a training) or ``launcher.task`` (one task of a data job). ``status``, ``history`` and
+``cancel`` serve `lmscale runs`. Read ``submit.prepare`` first, then ``slurm/train.sbatch.j2``.
+"""

@@ -1,4 +1,4 @@
-"""What is looked at before a job is submitted: all of it, and all that is wrong told at once."""
+"""The checks before a job is submitted: all of them, and all problems in one message."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.job import JobRequest, SlurmJob
+from launcher.plan import count_of
 from launcher.refusal import explain_refusal
 from launcher.slurm import SlurmRefusedError, squeue, try_sbatch
 from launcher.sweep import find_conflict
@@ -37,10 +38,10 @@ class Findings:
     passed: list[str] = field(default_factory=list)
 
     def take(self, problems: Iterable[str], otherwise: str) -> None:
-        """Problems, or what may be said if there is none."""
-        found = list(problems)
-        self.problems += found
-        self.passed += [] if found else [otherwise]
+        """Add ``problems``; without any, ``otherwise`` is passed."""
+        before = len(self.problems)
+        self.problems += problems
+        self.passed += [otherwise] if len(self.problems) == before else []
 
 
 def check_job(request: JobRequest, job: SlurmJob, script: str) -> Findings:
@@ -94,7 +95,8 @@ def _describe_plan(job: SlurmJob) -> list[str]:
         return [describe_tasks(job)] if is_partial(job) else []
     ranks = [str(count * job.tasks_per_node) for count in job.usable_nodes]
     runs = f", in each of {len(job.members)} runs" if job.members else ""
-    return [f"a step divides among {_join(ranks)} rank{'s'[: ranks != ['1']]}{runs}"]
+    noun = "rank" if ranks == ["1"] else "ranks"
+    return [f"a step divides among {_join(ranks)} {noun}{runs}"]
 
 
 def is_partial(job: SlurmJob) -> bool:
@@ -121,7 +123,7 @@ def describe_unusable_nodes(
     idle = ""
     if inside:
         idle = f" On {_join(inside)} nodes it uses the next smaller number; the rest stay idle."
-    ranks = f"{job.tasks_per_node} rank{'s'[: job.tasks_per_node > 1]}"
+    ranks = count_of(job.tasks_per_node, "rank")
     windows = " and ".join(sorted({f"{c.batch.global_windows:,}" for c in configs}))
     asked_for = (
         f"{job.min_nodes} nodes"
@@ -182,7 +184,7 @@ def _data_problems(config: RunConfig, job: SlurmJob) -> list[str]:
 
 
 def _datasets_of(config: RunConfig) -> dict[str, str]:
-    """Setting → place of what a training reads."""
+    """Setting → place of every dataset that a training reads."""
     sources = {
         f"stream.sources.{name}": source.shards for name, source in config.stream.sources.items()
     }
@@ -259,7 +261,7 @@ def _missing_manifests(places: dict[str, str], command: str) -> list[str]:
 def _check_places(
     request: JobRequest, job: SlurmJob, configs: Sequence[RunConfig], findings: Findings
 ) -> None:
-    """Whether all nodes see what the job reads and writes."""
+    """Whether all nodes see the places that the job reads and writes."""
     if not request.cluster.shared:
         findings.warnings.append(
             f"The profile {request.cluster_name} names no shared folders: whether all nodes see "
@@ -312,7 +314,7 @@ def places_of(config: RunConfig, job: SlurmJob, launched_in: Path) -> list[str]:
 
 
 def is_below(place: str, folders: Sequence[str]) -> bool:
-    """By name, or behind the symbolic links on the way."""
+    """Whether a place lies below one of the folders, by its name or behind symbolic links."""
     paths = (local_path(place), Path(os.path.realpath(place)))
     roots = [root for folder in folders for root in (Path(folder), Path(os.path.realpath(folder)))]
     return any(path.is_relative_to(root) for path in paths for root in roots)
@@ -323,10 +325,10 @@ def find_live_jobs(job: SlurmJob) -> list[str]:
     if job.kind not in EXCLUSIVE:
         return []
     rows = [row for row in read_submissions(job.state_folder) if row["kind"] == job.kind]
-    ids = [str(one) for row in rows[-MAX_KNOWN_ROWS:] for one in row["jobs"]]
+    numbers = [str(number) for row in rows[-MAX_KNOWN_ROWS:] for number in row["jobs"]]
     # By name as well: a submission may have been cut off before it was written down.
-    known = (*squeue(tuple(dict.fromkeys(ids))), *squeue(name=job.name))
-    live = {queued.job: queued for queued in known if queued.is_active}
+    queue = (*squeue(tuple(dict.fromkeys(numbers))), *squeue(name=job.name))
+    live = {queued.job: queued for queued in queue if queued.is_active}
     if not live:
         return []
     names = [*list(live)[:3], *([f"{len(live) - 3} more"] if len(live) > 3 else [])]
@@ -334,7 +336,7 @@ def find_live_jobs(job: SlurmJob) -> list[str]:
     users = sorted({queued.user for queued in live.values()})
     what = "run" if job.kind == "train" else job.kind
     return [
-        f"job{'s'[: len(live) > 1]} {_join(names, 'and')} of this {what} "
+        f"{'jobs' if len(live) > 1 else 'job'} {_join(names, 'and')} of this {what} "
         f"{'are' if len(live) > 1 else 'is'} {_join(states, 'or')} (submitted by "
         f"{_join(users, 'and')}). Two copies would undo each other's work: wait, or end it with "
         f"`{cancel_command(job, *live)}`."
@@ -342,7 +344,7 @@ def find_live_jobs(job: SlurmJob) -> list[str]:
 
 
 def cancel_command(job: SlurmJob, *jobs: str) -> str:
-    """What a person types to end these jobs for good."""
+    """The command with which a person ends these jobs for good."""
     folder = shlex.quote(str(job.run_folder))
     if job.kind != "train":
         return f"scancel {' '.join(jobs)}"

@@ -9,8 +9,9 @@ from launcher.job import SlurmJob
 from lmscale.config.cluster_profile import ClusterConfig
 
 
-def plan_directives(job: SlurmJob, cluster: ClusterConfig) -> tuple[str, ...]:
+def plan_directives(job: SlurmJob) -> tuple[str, ...]:
     """The #SBATCH lines, unquoted."""
+    cluster = job.cluster
     is_whole = job.kind in ("train", "preflight")
     array = len(job.members) or job.tasks or 0
     limit = f"%{cluster.array_limit}" if cluster.array_limit else ""
@@ -18,7 +19,7 @@ def plan_directives(job: SlurmJob, cluster: ClusterConfig) -> tuple[str, ...]:
     nodes = f"{job.min_nodes}-{job.max_nodes}" if is_elastic else job.min_nodes
     memory = cluster.memory_per_node if is_whole else _share_of(cluster)
     gpu_type = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
-    given = {
+    options = {
         "job-name": job.name,
         "partition": cluster.partition,
         "account": cluster.account,
@@ -38,8 +39,8 @@ def plan_directives(job: SlurmJob, cluster: ClusterConfig) -> tuple[str, ...]:
         "exclude": ",".join(job.excluded) or None,
         "time": cluster.time,
         # To the batch script alone (B:), which passes it on: it knows when the ranks can listen.
-        "signal": f"B:USR1@{job.signal_seconds}" if job.kind != "evaluate" else None,
-        "requeue" if job.requeue else "no-requeue": "",
+        "signal": f"B:USR1@{cluster.signal_seconds}" if job.kind != "evaluate" else None,
+        "requeue" if cluster.requeue else "no-requeue": "",
         "dependency": "singleton" if job.chain > 1 else None,
         "open-mode": "append",
         "output": job.output,
@@ -47,7 +48,7 @@ def plan_directives(job: SlurmJob, cluster: ClusterConfig) -> tuple[str, ...]:
     }
     ours = (
         f"--{name}={value}" if value != "" else f"--{name}"
-        for name, value in given.items()
+        for name, value in options.items()
         if value is not None
     )
     return (*ours, *cluster.sbatch_options)
@@ -65,7 +66,7 @@ def render_numbers(numbers: Iterable[int]) -> str:
 
 
 def _share_of(cluster: ClusterConfig) -> str | None:
-    """One rank's part of a node's memory; of all of it (0), what Slurm gives by default."""
+    """One rank's part of a node's memory; None, Slurm's default, where the profile takes all."""
     match = re.fullmatch(r"(\d+)([KMGTkmgt]?)", cluster.memory_per_node or "")
     if not match or match[1] == "0":
         return None
@@ -78,11 +79,11 @@ def pyxis_options(cluster: ClusterConfig) -> tuple[str, ...]:
     if container.kind != "pyxis":
         return ()
     # Variables that the image sets itself would otherwise win over the job's.
-    kept = ("PYTHONPATH", *cluster.variables)
+    variables = ("PYTHONPATH", *cluster.variables)
     return (
         f"--container-image={container.image}",
         f"--container-mounts={','.join(_mounts(cluster))}",
-        f"--container-env={','.join(kept)}",
+        f"--container-env={','.join(variables)}",
         *container.options,
     )
 

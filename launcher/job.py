@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmscale.config import RunConfig
-from lmscale.config.cluster_profile import ClusterConfig, PreflightConfig
+from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.files.run_files import SLURM_FOLDER
 
 JobKind = Literal["train", "evaluate", "corpus", "shards", "preflight"]
@@ -25,7 +25,7 @@ class Member:
 
     @property
     def state_folder(self) -> Path:
-        """Its own events, exits, owner and cancel."""
+        """Where the run keeps its events, exits, owner and cancel."""
         return self.run_folder / SLURM_FOLDER
 
 
@@ -59,11 +59,11 @@ class JobRequest:
     min_nodes: int = 1
     max_nodes: int = 1
     excluded: tuple[str, ...] = ()
-    """Besides those of the profile: by its cordon file."""
+    """Nodes that the profile's cordon file leaves out, besides the profile's own ``exclude``."""
     tasks: int = 1
-    """Of a data job's array."""
+    """Tasks of a data job's array."""
     only: tuple[int, ...] = ()
-    """Those of them that are submitted; none named: all."""
+    """Numbers of the tasks to submit; empty: all."""
     sweep: SweepPlan | None = None
 
 
@@ -73,9 +73,10 @@ class SlurmJob:
 
     kind: JobKind
     submission: str
-    """Its id, such as 20261122-011900-train."""
+    """The submission's id, such as 20261122-011900-train."""
     name: str
-    """Slurm's job name: the same for every submission of this kind to this folder, unique to it."""
+    """Slurm's name for the job: that of every submission of this kind to this folder, and of none
+    to another folder."""
     title: tuple[str, ...]
     """Lines of comment for the head of the script, without the #."""
     directives: tuple[str, ...]
@@ -96,8 +97,8 @@ class SlurmJob:
 
     python: str
     command: tuple[str, ...]
-    """What one task runs, from the interpreter on. The template adds what a task alone knows: of a
-    training its configuration and folder, of a data job the task's number."""
+    """The command line of one task, from the interpreter on. The template adds what only a task
+    knows: a training's configuration and folder, a data job's task number."""
 
     min_nodes: int
     max_nodes: int
@@ -107,29 +108,20 @@ class SlurmJob:
     cpus_per_task: int
     gpus_per_node: int
 
-    variables: tuple[tuple[str, str], ...]
-    modules: tuple[str, ...]
-    setup: tuple[str, ...]
-    """The administrator's own shell lines, verbatim."""
+    cluster: ClusterConfig
+    """The profile, for all that it says of every job alike."""
     srun_options: tuple[str, ...]
-    """The profile's, and those of a Pyxis container."""
+    """The profile's options, and those of a Pyxis container."""
     launch_prefix: tuple[str, ...]
-    """What stands between srun and the interpreter: ``apptainer exec … IMAGE``, or nothing."""
-    scratch: str
-    """Local to the node."""
-
-    signal_seconds: int
-    requeue: bool
-    max_restarts: int
+    """The words between srun and the interpreter: ``apptainer exec … IMAGE``, or nothing."""
     chain: int
     """Jobs of a singleton chain; 1 is a job alone."""
-    preflight: PreflightConfig
 
     excluded: tuple[str, ...] = ()
     """Nodes that this submission leaves out from the start."""
     tasks: int | None = None
     """Tasks that share a data job's work."""
     only: tuple[int, ...] = ()
-    """Those of them that the array has, when it has not all of them."""
+    """Numbers of the tasks to submit; empty: all."""
     members: tuple[Member, ...] = ()
     """Runs of a sweep."""

@@ -75,8 +75,8 @@ def launch_local(config_path: str | Path, overrides: Sequence[str], *, num_ranks
     """Train on this machine with ``num_ranks`` ranks, until all have ended.
 
     The configuration, its division among the ranks and whose folder it names are checked before any
-    rank starts or anything is written; problems raise ``ConfigError``. What the ranks did is in the
-    outcome.
+    rank starts or anything is written; problems raise ``ConfigError``. The outcome says how the
+    ranks ended.
     """
     if num_ranks < 1:
         raise ConfigError(f"--nproc {num_ranks}: at least one rank is needed.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,25 +14,20 @@ from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.errors import ConfigError
 from lmscale.files.run_files import DATA_SLURM_FOLDER, SLURM_FOLDER
 from lmscale.runs.code_state import FROZEN_CODE
-
-
-@dataclass(frozen=True, kw_only=True)
-class NodePlan:
-    """Which numbers of nodes in a range can train a configuration."""
-
-    usable: tuple[int, ...]
-    unusable: tuple[int, ...]
+from lmscale.runs.ownership import CONFIG_FILE
 
 
 def plan_nodes(
     config: RunConfig, *, ranks_per_node: int, min_nodes: int, max_nodes: int
-) -> NodePlan:
-    """Raises ``ConfigError`` when no number of nodes in the range will do."""
-    if not 1 <= min_nodes <= max_nodes:
-        raise ConfigError(f"--nodes {min_nodes}-{max_nodes}: give N, or MIN-MAX from 1 on.")
+) -> tuple[int, ...]:
+    """The numbers of nodes in a range that can train a configuration.
+
+    Raises ``ConfigError`` when no number of nodes in the range will do.
+    """
+    _check_range(min_nodes, max_nodes)
     windows = config.batch.global_windows
     counts = range(min_nodes, max_nodes + 1)
-    ranks = f"{ranks_per_node} rank{'s'[: ranks_per_node > 1]}"
+    ranks = count_of(ranks_per_node, "rank")
     usable = tuple(count for count in counts if windows % (count * ranks_per_node) == 0)
     if not usable and min_nodes == max_nodes:
         try:
@@ -55,11 +50,16 @@ def plan_nodes(
             f"--nodes {min_nodes}-{max_nodes}: no number of nodes in this range, with "
             f"{ranks} each, shares batch.global_windows = {windows} evenly."
         )
-    return NodePlan(usable=usable, unusable=tuple(c for c in counts if c not in usable))
+    return usable
+
+
+def _check_range(min_nodes: int, max_nodes: int) -> None:
+    if not 1 <= min_nodes <= max_nodes:
+        raise ConfigError(f"--nodes {min_nodes}-{max_nodes}: give N, or MIN-MAX from 1 on.")
 
 
 def plan_folder(kind: JobKind, config: RunConfig, sweep: SweepPlan | None = None) -> Path:
-    """Whose folder a job works for."""
+    """The folder that a job works for: a run's, a sweep's, or that of the data it builds."""
     if kind == "corpus":
         return Path(config.corpus.folder)
     if kind == "shards":
@@ -68,7 +68,7 @@ def plan_folder(kind: JobKind, config: RunConfig, sweep: SweepPlan | None = None
 
 
 def plan_state_folder(kind: JobKind, folder: Path) -> Path:
-    """Where it keeps its frozen copies, its events and its output."""
+    """Where a job keeps its frozen copies, its events and its output."""
     return folder / (DATA_SLURM_FOLDER if kind in ("corpus", "shards") else SLURM_FOLDER)
 
 
@@ -94,83 +94,53 @@ def plan_train_job(request: JobRequest) -> SlurmJob:
         )
         for index, config in enumerate(configs if sweep else ())
     )
-    name = sweep.name if sweep else request.config.run.name
-    return _plan(
-        request,
-        kind="train",
-        name=name,
-        run_folder=folder,
-        nodes=nodes,
-        title=(
-            f"{name}: training on the cluster {request.cluster_name}, written by lmscale.",
-            _describe_nodes(nodes, cluster),
-            *((f"A sweep of {len(members)} runs in {folder}.",) if members else ()),
-        ),
-        command=("-m", "launcher.rank"),
-        array=len(members),
-        members=members,
+    title = (
+        f"{_name_of(request)}: training on the cluster {request.cluster_name}, written by lmscale.",
+        _describe_nodes(nodes, cluster),
+        *((f"A sweep of {len(members)} runs in {folder}.",) if members else ()),
     )
+    command = ("-m", "launcher.rank")
+    return _plan(request, "train", title, command=command, nodes=nodes, members=members)
 
 
 def plan_evaluate_job(request: JobRequest) -> SlurmJob:
     """One rank that scores the run's newest checkpoint."""
-    folder = request.config.folder
-    return _plan(
-        request,
-        kind="evaluate",
-        name=request.config.run.name,
-        run_folder=folder,
-        nodes=(1,),
-        title=(
-            f"{request.config.run.name}: evaluation on the cluster {request.cluster_name}, "
-            "written by lmscale.",
-        ),
-        command=("-m", "lmscale.cli.main", "evaluate", str(folder)),
+    title = (
+        f"{_name_of(request)}: evaluation on the cluster {request.cluster_name}, "
+        "written by lmscale.",
     )
+    command = ("-m", "lmscale.cli.main", "evaluate", str(request.config.folder))
+    return _plan(request, "evaluate", title, command=command)
 
 
 def plan_preflight_job(request: JobRequest) -> SlurmJob:
     """The look at the nodes alone."""
+    _check_range(request.min_nodes, request.max_nodes)
     nodes = tuple(range(request.min_nodes, request.max_nodes + 1))
-    if not nodes or nodes[0] < 1:
-        raise ConfigError(
-            f"--nodes {request.min_nodes}-{request.max_nodes}: give N, or MIN-MAX from 1 on."
-        )
-    return _plan(
-        request,
-        kind="preflight",
-        name=request.config.run.name,
-        run_folder=request.config.folder,
-        nodes=nodes,
-        title=(
-            f"{request.config.run.name}: a look at the nodes of the cluster "
-            f"{request.cluster_name}, written by lmscale.",
-        ),
-        command=(),
+    title = (
+        f"{_name_of(request)}: a look at the nodes of the cluster {request.cluster_name}, "
+        "written by lmscale.",
     )
+    return _plan(request, "preflight", title, nodes=nodes)
 
 
 def plan_data_job(request: JobRequest, kind: Literal["corpus", "shards"]) -> SlurmJob:
     """An array whose tasks share the building of the corpus, or of the shards."""
     if request.tasks < 1:
         raise ConfigError(f"--tasks {request.tasks}: at least one task is needed.")
-    folder = plan_folder(kind, request.config)
-    config = plan_state_folder(kind, folder) / request.submission / "config.yaml"
+    state = plan_state_folder(kind, plan_folder(kind, request.config))
+    config = str(state / request.submission / CONFIG_FILE)
     # Only the corpus' inputs are relative to where the job is launched.
     entry = ("launcher.task", str(request.folder)) if kind == "corpus" else ("lmscale.cli.main",)
-    return _plan(
-        request,
-        kind=kind,
-        name=request.config.run.name,
-        run_folder=folder,
-        nodes=(1,),
-        title=(
-            f"{kind} of {request.config.run.name} in {request.tasks} tasks on the cluster "
-            f"{request.cluster_name}, written by lmscale.",
-        ),
-        command=("-m", *entry, kind, "build", str(config)),
-        array=request.tasks,
+    title = (
+        f"{kind} of {_name_of(request)} in {request.tasks} tasks on the cluster "
+        f"{request.cluster_name}, written by lmscale.",
     )
+    return _plan(request, kind, title, command=("-m", *entry, kind, "build", config))
+
+
+def _name_of(request: JobRequest) -> str:
+    return request.sweep.name if request.sweep else request.config.run.name
 
 
 def _common_nodes(request: JobRequest, configs: list[RunConfig]) -> tuple[int, ...]:
@@ -184,7 +154,7 @@ def _common_nodes(request: JobRequest, configs: list[RunConfig]) -> tuple[int, .
         )
         for config in configs
     ]
-    common = set.intersection(*(set(plan.usable) for plan in plans))
+    common = set.intersection(*(set(plan) for plan in plans))
     if not common:
         raise ConfigError(
             f"--nodes {request.min_nodes}-{request.max_nodes}: no number of nodes in this range "
@@ -195,19 +165,17 @@ def _common_nodes(request: JobRequest, configs: list[RunConfig]) -> tuple[int, .
 
 def _plan(
     request: JobRequest,
-    *,
     kind: JobKind,
-    name: str,
-    run_folder: Path,
-    nodes: tuple[int, ...],
     title: tuple[str, ...],
-    command: tuple[str, ...],
-    array: int = 0,
+    *,
+    command: tuple[str, ...] = (),
+    nodes: tuple[int, ...] = (1,),
     members: tuple[Member, ...] = (),
 ) -> SlurmJob:
     cluster = request.cluster
     is_parallel = kind in ("train", "preflight")
     is_data = kind in ("corpus", "shards")
+    run_folder = plan_folder(kind, request.config, request.sweep)
     state = plan_state_folder(kind, run_folder)
     frozen = state / request.submission
     python = cluster.python or request.python
@@ -215,15 +183,15 @@ def _plan(
     job = SlurmJob(
         kind=kind,
         submission=request.submission,
-        name=job_name(name, kind, run_folder),
+        name=job_name(_name_of(request), kind, run_folder),
         title=title,
         directives=(),
         run_folder=run_folder,
         state_folder=state,
         frozen_folder=frozen,
         code=frozen / FROZEN_CODE,
-        config=frozen / "config.yaml",
-        output=f"{str(state).replace('%', '%%')}/job-{'%A_%a' if array else '%j'}.out",
+        config=frozen / CONFIG_FILE,
+        output=f"{str(state).replace('%', '%%')}/job-{'%A_%a' if members or is_data else '%j'}.out",
         python=python,
         command=(python, *command),
         min_nodes=nodes[0],
@@ -232,23 +200,16 @@ def _plan(
         tasks_per_node=cluster.ranks_per_node if is_parallel else 1,
         cpus_per_task=cluster.cpus_per_task,
         gpus_per_node=gpus if is_parallel else min(gpus, 1),
-        variables=tuple(cluster.variables.items()),
-        modules=cluster.modules,
-        setup=cluster.setup,
+        cluster=cluster,
         srun_options=(*cluster.srun_options, *pyxis_options(cluster)),
         launch_prefix=apptainer_prefix(cluster, gpus),
-        scratch=cluster.scratch,
-        signal_seconds=cluster.signal_seconds,
-        requeue=cluster.requeue,
-        max_restarts=cluster.max_restarts,
         chain=cluster.chain if kind == "train" else 1,
-        preflight=cluster.preflight,
         excluded=tuple(dict.fromkeys((*cluster.exclude, *request.excluded))),
-        tasks=array if is_data else None,
+        tasks=request.tasks if is_data else None,
         only=request.only if is_data else (),
         members=members,
     )
-    return replace(job, directives=plan_directives(job, cluster))
+    return replace(job, directives=plan_directives(job))
 
 
 def job_name(name: str, kind: JobKind, folder: Path) -> str:
@@ -258,8 +219,12 @@ def job_name(name: str, kind: JobKind, folder: Path) -> str:
 
 
 def _describe_nodes(nodes: tuple[int, ...], cluster: ClusterConfig) -> str:
-    counts = str(nodes[0]) if len(nodes) == 1 else f"{nodes[0]} to {nodes[-1]}"
+    counts = count_of(nodes[-1], "node")
+    counts = counts if len(nodes) == 1 else f"{nodes[0]} to {counts}"
     gpus = f" and {cluster.gpus_per_node} GPUs" if cluster.gpus_per_node else ""
-    plural = "" if nodes[-1] == 1 else "s"
-    ranks = f"{cluster.ranks_per_node} rank{'s'[: cluster.ranks_per_node > 1]}"
-    return f"{counts} node{plural} with {ranks}{gpus} each."
+    return f"{counts} with {count_of(cluster.ranks_per_node, 'rank')}{gpus} each."
+
+
+def count_of(number: int, noun: str) -> str:
+    """``1 rank``, ``2 ranks``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

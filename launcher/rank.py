@@ -27,7 +27,7 @@ CACHES = {
 
 
 def plan_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a rank needs beyond the environment that srun gave it. Raises ``ClusterError``."""
+    """The variables that a rank needs beside those that srun gave it. Raises ``ClusterError``."""
     scratch = environ.get("LMSCALE_SCRATCH")
     caches = {name: f"{scratch}/{folder}" for name, folder in CACHES.items()} if scratch else {}
     defaults = {
@@ -41,7 +41,7 @@ def plan_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Replace this process by the rank's; returns only when that cannot be."""
+    """Replace this process by the rank's; returns only when that is impossible."""
     # A request for a save waits until the rank is ready to listen, in place of killing it.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR2,))
     parser = argparse.ArgumentParser(prog="python -m launcher.rank", description=__doc__)
@@ -80,19 +80,18 @@ def _redirect_output(path: Path) -> None:
 
 
 def _make_folder(planned: dict[str, str], name: str) -> None:
-    """A scratch that cannot be written costs a compilation, not the run.
+    """Make a cache's folder, or unset its variable: that costs a compilation, not the run.
 
-    One that others can write to costs the same: compiled code is run, and torch's own caches hold
-    pickles.
+    A folder that others can write to is as good as none: compiled code is run, and torch's own
+    caches hold pickles.
     """
     try:
-        # Not lmscale.files.private_folder, which would load pydantic in every rank.
         for folder in (Path(planned[name]).parent, Path(planned[name])):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = folder.lstat()
-            if found.st_uid not in (os.getuid(), 0) or not stat.S_ISDIR(found.st_mode):
+            status = folder.lstat()
+            if status.st_uid not in (os.getuid(), 0) or not stat.S_ISDIR(status.st_mode):
                 raise PermissionError(f"{folder} belongs to another user, or is a link")
-            if found.st_mode & stat.S_IWOTH:
+            if status.st_mode & stat.S_IWOTH:
                 raise PermissionError(f"every user may write to {folder}")
     except OSError as error:
         print(f"lmscale: {name} stays unset: {error}.", file=sys.stderr)

@@ -13,14 +13,14 @@ _ASKED += ("ntasks-per-node", "cpus-per-task", "gres", "mem", "exclusive", "excl
 def explain_refusal(refusal: SlurmRefusedError, request: JobRequest, job: SlurmJob) -> list[str]:
     """What ``sbatch --test-only`` refused the job for, with what was asked for."""
     profile = request.cluster_file or request.cluster_name
-    told = f"{refusal.problems[0].rstrip('.')}. By the profile {profile} it was asked for "
-    told += f"{' '.join(describe_asked(job))}."
+    problem = f"{refusal.problems[0].rstrip('.')}. By the profile {profile} it was asked for "
+    problem += f"{' '.join(describe_asked(job))}."
     if "partition" in refusal.answer.lower():
         partitions = list_partitions()
-        told += f" Partitions here: {', '.join(partitions)}." if partitions else ""
-    return [told, *refusal.problems[1:]]
+        problem += f" Partitions here: {', '.join(partitions)}." if partitions else ""
+    return [problem, *refusal.problems[1:]]
 
 
 def describe_asked(job: SlurmJob) -> list[str]:
     """The directives that Slurm chooses nodes by, as they stand in the script."""
-    return [one for one in job.directives if one[2:].partition("=")[0] in _ASKED]
+    return [option for option in job.directives if option[2:].partition("=")[0] in _ASKED]

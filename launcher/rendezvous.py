@@ -49,12 +49,12 @@ def find_free_port(address: str = LOCAL_ADDRESS) -> int:
 
 
 def rendezvous_from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
-    """The same variables for a task that srun started, from SLURM_*.
+    """A rank's variables for a task that srun started, from SLURM_*.
 
-    Where they meet is MASTER_ADDR and MASTER_PORT when both are set: the batch script resolves the
-    address once for all ranks and looks for a free port. Without them every task computes the same
-    alone: the step's first node, and a port that follows from the job's and the step's number.
-    Raises ``ClusterError`` with all that is missing.
+    The ranks meet at MASTER_ADDR and MASTER_PORT when both are set: the batch script resolves the
+    address once for all ranks and looks for a free port. Without these every task computes the same
+    place alone: the step's first node, and a port that follows from the numbers of job and step.
+    Raises ``ClusterError`` with everything that is missing.
     """
     names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_ID")
     problems = [

@@ -1,4 +1,4 @@
-"""Slurm's commands, and what they print as values. Nothing else in lmscale calls them.
+"""Slurm's commands, and their output as values. No other file of lmscale calls them.
 
 Parsers are pure. A command that is missing, silent or refused is a ``ClusterError`` that says so.
 """
@@ -123,7 +123,7 @@ def list_partitions() -> tuple[str, ...]:
 
 
 def squeue(jobs: Sequence[str] = (), *, name: str | None = None) -> tuple[QueuedJob, ...]:
-    """What Slurm knows of these jobs, or of all of a name. Those it has forgotten are left out."""
+    """The queue's rows of these jobs, or of all jobs of a name; forgotten jobs have none."""
     if not jobs and name is None:
         return ()
     fields = ",".join(f"{name}:|" for name in _QUEUE_FIELDS)
@@ -140,7 +140,7 @@ def squeue(jobs: Sequence[str] = (), *, name: str | None = None) -> tuple[Queued
 def sacct(jobs: Sequence[str]) -> tuple[AccountedJob, ...] | None:
     """Every attempt of these jobs, oldest first; None where the cluster keeps no accounting.
 
-    It lags some seconds behind a job's end.
+    The accounting lags some seconds behind a job's end.
     """
     if not jobs:
         return ()
@@ -155,7 +155,7 @@ def sacct(jobs: Sequence[str]) -> tuple[AccountedJob, ...] | None:
 
 
 def scancel(jobs: Sequence[str], options: Sequence[str] = ()) -> None:
-    """End or signal (``options``) these jobs; one that has ended already is no error."""
+    """End or signal (``options``) these jobs; a job that has ended already is no error."""
     if jobs:
         _call(["scancel", "--quiet", *options, *jobs])
 
@@ -245,17 +245,17 @@ def _whole_number(text: str) -> int:
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` without what would change a submission behind the script's back.
+    """``environ`` without variables that would change a submission behind the script's back.
 
     SBATCH_PARTITION, say, outweighs the script's own line; a job that is submitted from inside
     another one would inherit its SLURM_* and rank variables.
     """
-    kept = {
+    harmless = {
         name: value
         for name, value in environ.items()
         if (name in _OURS or not name.startswith(_FOREIGN)) and name not in _RANK_VARIABLES
     }
-    return {**kept, "SLURM_TIME_FORMAT": "standard"}
+    return {**harmless, "SLURM_TIME_FORMAT": "standard"}
 
 
 def _call(command: Sequence[str], *, timeout: float = TIMEOUT_SECONDS) -> str:
@@ -268,7 +268,10 @@ def _call(command: Sequence[str], *, timeout: float = TIMEOUT_SECONDS) -> str:
 def _run(
     command: Sequence[str], *, timeout: float, text: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands; that it cannot be run or does not answer is an error."""
+    """Run one of Slurm's commands.
+
+    Raises ``ClusterError`` where the command cannot be run or does not answer.
+    """
     name = command[0]
     try:
         return subprocess.run(
@@ -306,6 +309,6 @@ def _refusal(command: Sequence[str], said: str) -> ClusterError:
 
 
 def _clean(said: str) -> str:
-    """What a command said, on one line and without its own name before each part."""
+    """A command's message on one line, without the command's name before each part."""
     lines = (re.sub(r"^\w+: (error: |fatal: )?", "", line) for line in said.splitlines())
     return "; ".join(line.strip() for line in lines if line.strip())

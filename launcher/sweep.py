@@ -50,7 +50,7 @@ def plan_sweep(
 ) -> SweepPlan:
     """The runs NAME-000, NAME-001, …: the last axis turns fastest.
 
-    Each has a folder of its own, also below ``checkpoint.folder`` where that is set.
+    Each run has a folder of its own, also below ``checkpoint.folder`` where that is set.
 
     Raises ``ConfigError`` with the problems of all runs.
     """
@@ -84,7 +84,7 @@ def plan_sweep(
 
 
 def render_sweep(plan: SweepPlan, base: RunConfig, job: str) -> str:
-    """``sweep.json``."""
+    """The text of ``sweep.json``."""
     runs = [
         {
             "index": index,

@@ -45,17 +45,19 @@ def load_cluster(name_or_path: str | Path) -> ClusterConfig:
 
 
 def parse_cluster(text: str, *, name: str = "profile") -> ClusterConfig:
-    """The same from a string; ``name`` stands in the messages."""
+    """A profile from its YAML text; ``name`` stands in the messages."""
     return _judge(parse_yaml(text, name, _Loader), name)
 
 
-def change_cluster(cluster: ClusterConfig, changes: Mapping[str, Any], *, name: str):
-    """``cluster`` with some keys changed, and checked again; ``name`` says whose wish it is."""
+def change_cluster(
+    cluster: ClusterConfig, changes: Mapping[str, Any], *, name: str
+) -> ClusterConfig:
+    """``cluster`` with some keys changed, and checked again; ``name`` stands in the messages."""
     return _judge({**cluster.model_dump(mode="json"), **changes}, name)
 
 
 def _judge(tree: Mapping[str, Any], name: str) -> ClusterConfig:
-    """The profile, if a job could be made from it."""
+    """The profile. Raises ``ConfigError`` if no job could be made from it."""
     cluster = validate_tree(ClusterConfig, tree, name=name)
     if problems := find_problems(cluster):
         raise ConfigError(
@@ -74,7 +76,7 @@ def dump_cluster(cluster: ClusterConfig) -> str:
 
 
 def find_profile(name_or_path: str | Path) -> Path:
-    """The file of a profile; one that is not there lists those that are."""
+    """Path of a profile. A missing profile's error lists the known ones."""
     text = str(name_or_path)
     if "/" in text or text.endswith((".yaml", ".yml")):
         path = Path(text).expanduser()

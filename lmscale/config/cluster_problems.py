@@ -41,7 +41,7 @@ _OWN_VARIABLES |= {"MASTER_ADDR", "MASTER_PORT"}
 
 
 def find_problems(cluster: ClusterConfig) -> list[str]:
-    """Why a job made from this profile could not run, or would not do what is written there."""
+    """Why a job made from this profile could not run, or would not do what the profile says."""
     return [
         *_resource_problems(cluster),
         *_text_problems(cluster),
@@ -74,9 +74,9 @@ def find_unsafe_text(text: str) -> str | None:
     """
     if any(not character.isprintable() for character in text):
         return "it holds a line break or another control character"
-    found = sorted(set(text) & set("\"'`\\"))
-    if found:
-        return f"it holds {' '.join(found)}"
+    quotes = sorted(set(text) & set("\"'`\\"))
+    if quotes:
+        return f"it holds {' '.join(quotes)}"
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -175,7 +175,7 @@ def _variable_problems(variables: dict[str, str]) -> list[str]:
 
 
 def _secret_problems(cluster: ClusterConfig) -> list[str]:
-    """What would stand in the batch script and in cluster.yaml, for all to read who see the run."""
+    """Secrets that the batch script and cluster.yaml would show to everybody who sees the run."""
     advice = (
         "would be written into the batch script. Export it before `lmscale launch slurm`, or in "
         "setup from a file that only you can read: export NAME=$(cat ~/.name)."

@@ -1,4 +1,4 @@
-"""What a cluster profile says, as values."""
+"""A cluster profile as values: the keys, their types and their defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lmscale.config.base import Section
 
 
 class PreflightConfig(Section):
-    """What is looked at on the allocated nodes before the ranks start."""
+    """The checks of the allocated nodes before the ranks start."""
 
     enabled: bool = True
     timeout_seconds: PositiveInt = 180
