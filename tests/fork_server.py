@@ -17,8 +17,10 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import runpy
 import select
@@ -213,10 +215,13 @@ def load_everything() -> None:
     import torch._dynamo
     import torch.utils.tensorboard
 
-    import lmscale.cli.app
-    import lmscale.cli.runs.commands
-    import lmscale.evaluation
-    import lmscale.train  # noqa: F401
+    import launcher
+    import lmscale
+
+    for package in (lmscale, launcher):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
     from lmscale.engine.build import prepare_deepspeed
 
     prepare_deepspeed(torch.device("cpu"))

@@ -36,9 +36,9 @@ def test_a_run_is_submitted_and_finishes(lab: Lab):
 
 
 def test_a_run_saves_before_the_time_limit_and_goes_on_in_the_next_attempt(lab: Lab):
-    run = lab.submit(overrides=ASKED_ONLY, pace=1, time="0:10:00", signal_seconds=540)
+    run = lab.submit(overrides=ASKED_ONLY, pace=1, time="0:30:00", signal_seconds=540)
     run.wait_for_step(4)
-    # The time to signal is near at once; Slurm looks at limits every 30 s.
+    # The time to signal has come at once; Slurm looks at limits every 30 s.
     lab.cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=9")
     run.wait_for_text("USR1: asking the ranks to save")
     lab.cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=20")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -86,8 +86,17 @@ class Reader:
         return said
 
     def await_queue(self) -> None:
-        queue = ("squeue", "--noheader", "--format=%i")
-        wait_until(lambda: not self.cluster.run(*queue).strip(), SECONDS, "an empty queue")
+        self.wait(lambda: not self.cluster.run("squeue", "--noheader"), "an empty queue")
+
+    def wait(self, is_done: Callable[[], bool], what: str) -> None:
+        try:
+            wait_until(is_done, SECONDS, what)
+        except TimeoutError as error:
+            outputs = [
+                f"---- {path}\n{path.read_text()}" for path in self.folder.rglob("job-*.out")
+            ]
+            queue = self.cluster.run("squeue")
+            raise AssertionError("\n".join([str(error), queue, *outputs])) from None
 
     def events(self, kind: str) -> list[dict]:
         path = self.run / "slurm" / "events.jsonl"
@@ -100,7 +109,7 @@ class Reader:
         def has_done() -> bool:
             return ledger.exists() and ledger.read_text().count("\n") >= step
 
-        wait_until(has_done, SECONDS, f"step {step}")
+        self.wait(has_done, f"step {step}")
 
     def see_it_requeued(self) -> None:
         """Ask as Slurm does before the time limit; the job saves and starts again by itself."""
@@ -108,7 +117,7 @@ class Reader:
         (start,) = self.events("start")
         assert start["nodes"] == "n[1-8]"
         self.cluster.run("scancel", "--signal=USR1", "--batch", start["job"])
-        wait_until(lambda: len(self.events("start")) == 2, SECONDS, "a second start")
+        self.wait(lambda: len(self.events("start")) == 2, "a second start")
         (end,) = self.events("end")
         assert (end["code"], end["action"]) == (75, "requeue")
         assert self.events("start")[1]["step"] == end["step"] >= 2

@@ -2,10 +2,11 @@
 
     python tests/train/demo_loss.py
 
-records them anew in recorded_demo_loss.json. Do so when the model, the objective, the order of the
-samples or the optimizer were changed on purpose, and say so in the commit. The demo's own text is
-the documentation of the Python that runs it, which differs between versions; here a token is a
-byte, so no tokenizer has a say either. Everything else is the demo's.
+records them anew in recorded_demo_loss*.json: in bf16, as the demo trains, and in fp32. Do so when
+the model, the objective, the order of the samples or the optimizer were changed on purpose, and say
+so in the commit. The demo's own text is the documentation of the Python that runs it, which differs
+between versions; here a token is a byte, so no tokenizer has a say either. Everything else is the
+demo's.
 """
 
 from __future__ import annotations
@@ -24,15 +25,20 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RECORD = HERE / "recorded_demo_loss.json"
+RECORDS = {
+    "fp32": HERE / "recorded_demo_loss_fp32.json",
+    "bf16": HERE / "recorded_demo_loss.json",
+}
 STEPS = 6
 EOS, PAD, FIRST_BYTE = 2, 3, 4
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def measure(folder: Path, precision: str) -> dict[str, Any]:
     """Train the first steps in a process of its own; ``folder`` takes the shards and the result."""
     from forked_ranks import run_starts
 
+    folder.mkdir(parents=True)
+    (folder / "precision").write_text(precision)
     run_starts(Path(__file__), folder, (1,))
     return json.loads((folder / "curve.json").read_text())
 
@@ -86,6 +92,7 @@ def _demo_config(shards: Path, folder: Path) -> RunConfig:
         [
             f"stream.sources={{license: {{shards: {shards}, weight: 1}}}}",
             f"stream.cache.folder={folder / 'cache'}",
+            f"engine.precision={(folder / 'precision').read_text()}",
         ],
     )
 
@@ -139,11 +146,12 @@ def _write_shards(folder: Path) -> Path:
 def record() -> None:
     import torch
 
-    with tempfile.TemporaryDirectory() as folder:
-        curve = measure(Path(folder))
-    made_with = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
-    text = {"command": "python tests/train/demo_loss.py", "made_with": made_with, **curve}
-    RECORD.write_text(json.dumps(text, indent=1) + "\n")
+    for precision, path in RECORDS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            curve = measure(Path(folder) / precision, precision)
+        made_with = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+        text = {"command": "python tests/train/demo_loss.py", "made_with": made_with, **curve}
+        path.write_text(json.dumps(text, indent=1) + "\n")
 
 
 if __name__ == "__main__":
