@@ -134,7 +134,7 @@ def forwards(engine: Engine, step: int, seen: list[float]) -> Iterator[Callable[
         first = (rank * plan.accumulation + micro) * plan.micro_windows
 
         def forward(first: int = first) -> Tensor:
-            loss = engine(windows[first : first + plan.micro_windows])
+            loss = engine(ids=windows[first : first + plan.micro_windows])
             seen.append(float(loss.detach()))
             return loss
 
