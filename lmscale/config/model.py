@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from lmscale.config.base import Section
+from lmscale.config.kinds import Ability
 
 
 class ModelConfig(Section):
     """A decoder Transformer. The switches are those by which GPT-2 and Llama differ."""
+
+    offers: ClassVar[frozenset[Ability]] = frozenset({Ability.CAUSAL})
+    """What an objective may need of it."""
 
     layers: PositiveInt = 12
     width: PositiveInt = 768

@@ -17,6 +17,8 @@ class ObjectiveConfig(Section):
     """What the model's family must offer."""
     implementation: ClassVar[str]
     """``module:name`` of an ``lmscale.objective.objective.Objective``; it loads no torch."""
+    free: ClassVar[frozenset[str]] = frozenset()
+    """Keys that may change between a run's restarts: those on which no target count depends."""
     figures: ClassVar[tuple[str, ...]] = ("loss",)
     """What a step reports, as ``train/<name>``, in the order in which the ranks add the sums. The
     first is ``loss``, in nats per target: what the log shows and the guard judges.
@@ -32,6 +34,7 @@ class CausalConfig(ObjectiveConfig):
 
     needs = frozenset({Ability.CAUSAL})
     implementation = "lmscale.objective.causal:CAUSAL"
+    free = frozenset({"z_loss", "chunk_tokens"})
     figures = ("loss", "z_loss")
 
     name: Literal["causal"] = "causal"

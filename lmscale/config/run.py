@@ -87,6 +87,12 @@ class RunConfig(Section):
         schedule_problem = self.engine.schedule.find_problem(total_steps=self.train.steps)
         if schedule_problem:
             problems.append(schedule_problem)
+        missing = sorted(self.objective.needs - self.model.offers)
+        if missing:
+            problems.append(
+                f"objective.name = {self.objective.name!r} needs a model that is "
+                f"{' and '.join(missing)}, which the one of section model is not"
+            )
         problems += find_best_problems(self.checkpoint, self.evaluation, self.objective.held_out)
         if problems:
             raise ValueError("; ".join(problems))

@@ -50,11 +50,11 @@ def _prepare(config: RunConfig) -> CausalPreparation:
 
 
 def _build(model: Model, config: RunConfig) -> nn.Module:
-    from lmscale.objective.causal_scoring import CausalScoring
+    from lmscale.objective.causal_scoring import build_causal_scoring
 
     settings = config.objective
     assert isinstance(settings, CausalConfig)
-    return CausalScoring(model, settings, mask_documents=config.stream.mask_documents)
+    return build_causal_scoring(model, settings, mask_documents=config.stream.mask_documents)
 
 
 CAUSAL = Objective(prepare=_prepare, build=_build)

@@ -1,12 +1,12 @@
-"""What a scoring returns: sums by name, each with its count."""
+"""What a scoring is and returns: sums by name, each with its count."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class LossSum(NamedTuple):
@@ -28,6 +28,23 @@ class Scores(NamedTuple):
     """
     figures: dict[str, LossSum]
     """What to report, without gradient, by the names that the objective's section lists."""
+
+
+class Scoring(nn.Module):
+    """A model with the function that scores it, so that a training engine wraps and calls one
+    module.
+
+    ``score`` is called with the model and the preparation's arrays by name, on the model's device.
+    The model's parameters appear here as ``model.…``.
+    """
+
+    def __init__(self, model: nn.Module, score: Callable[..., Scores]) -> None:
+        super().__init__()
+        self.model = model
+        self.score = score
+
+    def forward(self, **arrays: Tensor) -> Scores:
+        return self.score(self.model, **arrays)
 
 
 class ScoreSums:

@@ -24,9 +24,15 @@ def model_identity(config: RunConfig) -> dict[str, Any]:
     return model
 
 
+def objective_identity(config: RunConfig) -> dict[str, Any]:
+    """The objective's settings that must stay the same: a step's targets are recounted by them."""
+    return config.objective.model_dump(mode="json", exclude=set(config.objective.free))
+
+
 def fixed_settings(config: RunConfig) -> dict[str, Any]:
     """Dotted key → value of everything that must stay the same."""
     fixed = {f"model.{key}": value for key, value in model_identity(config).items()}
+    fixed |= {f"objective.{key}": value for key, value in objective_identity(config).items()}
     fixed |= {f"stream.{key}": getattr(config.stream, key) for key in STREAM_KEYS}
     return fixed | {"run.seed": config.run.seed}
 
@@ -52,9 +58,9 @@ def find_continuation_problems(config: RunConfig) -> list[str]:
         return problems  # written by another version, or damaged: the checkpoint itself decides
     now = fixed_settings(config)
     return problems + [
-        f"{key} = {now[key]!r}, but the run began with {before[key]!r} ({frozen}), and its "
+        f"{key} = {now[key]!r}, but the run began with {before.get(key)!r} ({frozen}), and its "
         "checkpoints fit nothing else. Set it back, or give the new run a folder of its own "
         "(run.folder)."
         for key in now
-        if before[key] != now[key]
+        if before.get(key) != now[key]
     ]

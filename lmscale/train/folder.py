@@ -16,7 +16,7 @@ from lmscale.files.locks import locked_file
 from lmscale.ranks.attempt import Attempt, attempt_from_environment, node_name
 from lmscale.ranks.collectives import failing_together, gather_json
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.continuation import model_identity
+from lmscale.runs.continuation import model_identity, objective_identity
 from lmscale.runs.environment import save_provenance
 from lmscale.runs.lease import Claim, Lease, is_beating, judge_claim, read_lease
 from lmscale.runs.ownership import CONFIG_FILE, check_folder
@@ -33,8 +33,12 @@ TAKE_OVER_SECONDS = 30.0
 
 def identity_of(config: RunConfig, tokenizer_fingerprint: str) -> dict[str, Any]:
     """What must stay the same over a run's restarts, as checkpoints carry it."""
-    model = model_identity(config)
-    return {"run": config.run.name, "tokenizer": tokenizer_fingerprint, "model": model}
+    return {
+        "run": config.run.name,
+        "tokenizer": tokenizer_fingerprint,
+        "model": model_identity(config),
+        "objective": objective_identity(config),
+    }
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 
 from lmscale.config import dump_config, kinds, parse_config
+from lmscale.config.kinds import Ability
 from lmscale.config.objective import OBJECTIVES, CausalConfig, ObjectiveConfig
 from lmscale.errors import ConfigError
 
@@ -80,3 +81,18 @@ def test_an_entry_point_that_cannot_be_used_is_named(installed):
     (gone,), (wrong,) = problems_of("{name: gone}"), problems_of("{name: wrong}")
     assert "'gone' (no_such_package:It, entry point lmscale.objectives) cannot be imported" in gone
     assert f"'wrong' ({__name__}:NoObjective, entry point lmscale.objectives) is no" in wrong
+
+
+class ClozeConfig(ObjectiveConfig):
+    """An objective that no model of this version can serve."""
+
+    needs = frozenset({Ability.BIDIRECTIONAL})
+    name: Literal["cloze"] = "cloze"
+
+
+def test_what_an_objective_needs_of_the_model_is_asked_of_the_configuration(installed):
+    installed(cloze=f"{__name__}:ClozeConfig")
+    assert problems_of("{name: cloze}") == [
+        "c.yaml: objective.name = 'cloze' needs a model that is bidirectional, which the one of "
+        "section model is not."
+    ]

@@ -16,7 +16,7 @@ from lmscale.errors import DataError
 from lmscale.evaluation import EvaluationPlan, SetScore, evaluate_set, render_scores
 from lmscale.model import build_layout
 from lmscale.objective.causal import CausalPreparation
-from lmscale.objective.causal_scoring import CausalScoring
+from lmscale.objective.causal_scoring import build_causal_scoring
 from lmscale.ranks.ranks import Ranks
 from lmscale.stream.dataset import Window
 
@@ -78,7 +78,7 @@ def plan(tokenizer):
 
 @pytest.fixture
 def objective(model):
-    return CausalScoring(model, CausalConfig(chunk_tokens=16))
+    return build_causal_scoring(model, CausalConfig(chunk_tokens=16))
 
 
 def test_the_sums_are_those_of_every_window_scored_alone(

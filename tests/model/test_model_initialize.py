@@ -11,7 +11,7 @@ from torch import nn
 from lmscale.config.model import ModelConfig
 from lmscale.config.objective import CausalConfig
 from lmscale.model import Declared, build_model, init_weights, initial_value, parameter_kinds
-from lmscale.objective.causal_scoring import CausalScoring
+from lmscale.objective.causal_scoring import build_causal_scoring
 
 
 def build(config: ModelConfig, seed: int = 1, dtype=torch.float32):
@@ -110,7 +110,7 @@ def test_every_parameter_has_its_kind_also_when_wrapped(is_tied):
         qk_norm=True, tied_embeddings=is_tied,
     )  # fmt: skip
     model = build_model(config, vocab_size=211, max_positions=64)
-    kinds = parameter_kinds(CausalScoring(model, CausalConfig()))
+    kinds = parameter_kinds(build_causal_scoring(model, CausalConfig()))
     assert set(kinds) == {f"model.{name}" for name, _ in model.named_parameters()}
     by_kind = {kind: {n for n, k in kinds.items() if k == kind} for kind in set(kinds.values())}
     head = set() if is_tied else {"model.head.weight"}

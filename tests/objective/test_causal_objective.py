@@ -9,18 +9,18 @@ import torch.nn.functional as F
 from lmscale.config.model import ModelConfig
 from lmscale.config.objective import CausalConfig
 from lmscale.model import build_layout, build_model, init_weights
-from lmscale.objective.causal_scoring import CausalScoring
-from lmscale.objective.scores import LossSum, ScoreSums
+from lmscale.objective.causal_scoring import build_causal_scoring
+from lmscale.objective.scores import LossSum, Scores, ScoreSums, Scoring
 
 VOCAB = 37
 
 
-def build(*, mask_documents: bool = True, z_loss: float = 0.0, **switches) -> CausalScoring:
+def build(*, mask_documents: bool = True, z_loss: float = 0.0, **switches) -> Scoring:
     config = ModelConfig(layers=2, width=32, heads=4, init_std=0.3, **switches)
     model = build_model(config, vocab_size=VOCAB, max_positions=16)
     init_weights(model, seed=1)
     settings = CausalConfig(chunk_tokens=5, z_loss=z_loss)
-    return CausalScoring(model, settings, mask_documents=mask_documents)
+    return build_causal_scoring(model, settings, mask_documents=mask_documents)
 
 
 def batch(*rows: list[list[int]], width: int = 9):
@@ -39,14 +39,20 @@ def batch(*rows: list[list[int]], width: int = 9):
     )
 
 
+def score(objective: Scoring, tokens, starts, lengths) -> Scores:
+    return objective(tokens=tokens, starts=starts, lengths=lengths)
+
+
 ROWS = ([[5, 6, 7, 2], [8, 9, 2]], [[10, 11, 12, 13, 14, 15, 16, 17, 2]])
 
 
 def test_the_loss_is_the_sum_over_each_document_alone():
     objective = build()
-    output = objective(*batch(*ROWS))
+    output = score(objective, *batch(*ROWS))
     alone = [
-        objective(*batch([doc], width=len(doc))).figures["loss"] for row in ROWS for doc in row
+        score(objective, *batch([doc], width=len(doc))).figures["loss"]
+        for row in ROWS
+        for doc in row
     ]
     assert output.figures["loss"].targets.item() == 3 + 2 + 8
     total = sum(alone[1:], start=alone[0])
@@ -57,11 +63,12 @@ def test_the_loss_is_the_sum_over_each_document_alone():
 def test_without_document_masks_every_token_but_padding_is_a_target():
     objective = build(mask_documents=False)
     tokens, starts, lengths = batch(*ROWS)
-    output = objective(tokens, starts, lengths)
+    output = score(objective, tokens, starts, lengths)
     assert output.figures["loss"].targets.item() == 6 + 8
     no_starts = torch.tensor([0, 9], dtype=torch.int32)
     torch.testing.assert_close(
-        objective(tokens, no_starts, lengths).figures["loss"].total, output.figures["loss"].total
+        score(objective, tokens, no_starts, lengths).figures["loss"].total,
+        output.figures["loss"].total,
     )
 
 
@@ -71,7 +78,8 @@ def test_padding_changes_nothing():
     padded = tokens.clone()
     padded[0, 7:] = 30
     torch.testing.assert_close(
-        objective(padded, starts, lengths).loss.total, objective(tokens, starts, lengths).loss.total
+        score(objective, padded, starts, lengths).loss.total,
+        score(objective, tokens, starts, lengths).loss.total,
     )
 
 
@@ -79,8 +87,8 @@ def test_padding_changes_nothing():
 def test_tokens_may_come_in_the_loader_s_dtypes(dtype):
     objective = build()
     tokens, starts, lengths = batch(*ROWS)
-    expected = objective(tokens, starts, lengths).loss.total
-    assert torch.equal(objective(tokens.to(dtype), starts, lengths).loss.total, expected)
+    expected = score(objective, tokens, starts, lengths).loss.total
+    assert torch.equal(score(objective, tokens.to(dtype), starts, lengths).loss.total, expected)
 
 
 @pytest.mark.parametrize("length", [0, 1])
@@ -88,7 +96,7 @@ def test_a_window_without_targets_adds_nothing(length):
     objective = build()
     tokens, starts, lengths = batch(*ROWS)
     lengths[0] = length
-    output = objective(tokens, starts, lengths)
+    output = score(objective, tokens, starts, lengths)
     output.loss.total.backward()
     assert output.figures["loss"].targets.item() == 8
     assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
@@ -99,7 +107,7 @@ def test_the_whole_gradient_is_that_of_plain_cross_entropy(is_tied):
     objective = build(mask_documents=False, tied_embeddings=is_tied, kv_heads=2)
     tokens, starts, lengths = batch(*ROWS)
     lengths.fill_(9)
-    objective(tokens, starts, lengths).loss.total.backward()
+    score(objective, tokens, starts, lengths).loss.total.backward()
     actual = {name: p.grad.clone() for name, p in objective.named_parameters()}
     objective.zero_grad()
     begins_BT = torch.zeros(2, 8, dtype=torch.bool)
@@ -112,8 +120,8 @@ def test_the_whole_gradient_is_that_of_plain_cross_entropy(is_tied):
 
 def test_the_z_loss_is_trained_but_reported_apart():
     tokens, starts, lengths = batch(*ROWS)
-    without = build()(tokens, starts, lengths)
-    with_z = build(z_loss=0.01)(tokens, starts, lengths)
+    without = score(build(), tokens, starts, lengths)
+    with_z = score(build(z_loss=0.01), tokens, starts, lengths)
     nll, z = (with_z.figures[name].total for name in ("loss", "z_loss"))
     torch.testing.assert_close(nll, without.figures["loss"].total)
     assert without.figures["z_loss"].total.item() == 0 and z.item() > 0
@@ -134,7 +142,7 @@ def test_the_model_s_parameters_are_named_after_it():
 
 
 def test_sums_of_figures_are_added_by_name_and_one_that_is_missing_is_told():
-    scores = build()(*batch(*ROWS))
+    scores = score(build(), *batch(*ROWS))
     sums = ScoreSums(("z_loss", "loss"), torch.device("cpu"))
     sums.add(scores)
     sums.add(scores)
