@@ -99,6 +99,7 @@ PROFILE = "time: 1:00:00\ntasks_per_node: 1\nshared: [/shared]\n"
         (f"setup: ['export MYSQL_PWD={S}']", "setup: 'export MYSQL_PWD="),
         (f"srun_options: ['--container-env=HF_TOKEN={S}']", "srun_options:"),
         (f"sbatch_options: ['--comment=ghp_{S}{S}']", "sbatch_options:"),
+        (f"preflight: {{command: 'check --token={S}'}}", "preflight.command: 'check"),
     ],
 )
 def test_a_secret_in_a_cluster_profile_is_refused(text, key):

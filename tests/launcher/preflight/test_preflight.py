@@ -38,7 +38,8 @@ class Step:
 
     @staticmethod
     def write_profile(path, timeout_seconds, scratch):
-        preflight = f"{{timeout_seconds: {timeout_seconds}, min_free_gb: 0.01, all_reduce_mb: 4}}"
+        preflight = f"{{timeout_seconds: {timeout_seconds}, min_free_gb: 0.01, all_reduce_mb: 4"
+        preflight += ", command: echo all is well}"
         path.write_text(
             f"time: '00:10:00'\ntasks_per_node: 2\nscratch: {scratch}\npreflight: {preflight}\n"
         )
@@ -140,6 +141,7 @@ def test_a_report_says_what_was_looked_at_and_how_long_it_took(measured):
         "shards of a",
         "shards of b",
         "cores",
+        "health check",
     ]
     assert all(check["ok"] for check in report["checks"])
     assert set(report["versions"]) == {"python", "torch", "lmscale", "libc"}
