@@ -16,7 +16,6 @@ from lmscale.runs.starts import is_one_of
 CANCEL_FILE = "cancel"
 # In these states a job has a batch script that can be asked, and perhaps something to save.
 _ASKABLE = ("RUNNING", "SUSPENDED", "STOPPED")
-Deed = Literal["ask", "end"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,22 +23,23 @@ class JobCancel:
     """What is done about one job."""
 
     job: str
-    raw_job: str
     kind: str
     """Of the submission: train, evaluate, …"""
     state: str
     """Slurm's."""
     nodes: str
-    deed: Deed
-    """``ask``: to save and to end for good. ``end``: at once."""
-    was_asked: bool
-    """Before, too."""
+    done: Literal["asked to save and end", "cancelled"]
+    was_asked_before: bool
+
+    @property
+    def can_save(self) -> bool:
+        return self.done != "cancelled"
 
     @property
     def line(self) -> str:
         what = f"job {self.job}" if self.kind == TRAIN else f"job {self.job} ({self.kind})"
-        if self.deed == "ask":
-            again = " again" if self.was_asked else ""
+        if self.can_save:
+            again = " again" if self.was_asked_before else ""
             return f"{what} on {self.nodes}: asked{again} to save and to end for good"
         where = f"on {self.nodes}" if self.nodes else f"{self.state.lower()} in the queue"
         return f"{what}, {where}: cancelled"
@@ -66,24 +66,22 @@ def plan_cancel(
             plans.append(
                 JobCancel(
                     job=job.job,
-                    raw_job=job.raw_job,
                     kind=kind,
                     state=job.state,
                     nodes=job.nodes,
-                    deed="ask" if can_save else "end",
-                    was_asked=job.job in cancels or job.raw_job in cancels,
+                    done="asked to save and end" if can_save else "cancelled",
+                    was_asked_before=job.job in cancels or job.raw_job in cancels,
                 )
             )
-    return tuple(sorted(plans, key=lambda plan: plan.deed == "ask"))
+    return tuple(sorted(plans, key=lambda plan: plan.can_save))
 
 
 def cancel_jobs(state_folder: Path, plans: Sequence[JobCancel]) -> None:
     """Carry the plans of one run out. Its jobs are noted first, so that none of them comes back."""
     note_cancelled(state_folder, [plan.job for plan in plans])
-    ending = [plan.job for plan in plans if plan.deed == "end"]
-    asked = [plan.job for plan in plans if plan.deed == "ask"]
-    scancel(ending)
-    scancel(asked, ["--batch", "--signal=USR1"])  # its batch script passes it on to the ranks
+    scancel([plan.job for plan in plans if not plan.can_save])
+    # Its batch script passes it on to the ranks.
+    scancel([plan.job for plan in plans if plan.can_save], ["--batch", "--signal=USR1"])
 
 
 def read_cancelled(state_folder: Path) -> frozenset[str]:

@@ -239,25 +239,25 @@ def test_a_job_is_not_taken_for_another_that_begins_alike():
 def test_cancelling_ends_what_waits_before_it_asks_what_runs():
     chain = submission("37", jobs=["37", "38"])
     plans = plan_cancel([chain], QUEUE)
-    assert [(plan.job, plan.deed) for plan in plans] == [("38", "end"), ("37", "ask")]
-    assert [plan.deed for plan in plan_cancel([chain], QUEUE, at_once=True)] == ["end", "end"]
+    assert [(plan.job, plan.can_save) for plan in plans] == [("38", False), ("37", True)]
+    assert not any(plan.can_save for plan in plan_cancel([chain], QUEUE, at_once=True))
     (again,) = plan_cancel([submission("37")], QUEUE, cancels=["37"])
-    assert again.was_asked and "asked again to save" in again.line
+    assert again.was_asked_before and "asked again to save" in again.line
 
 
 def test_cancelling_leaves_jobs_alone_that_have_ended_and_saves_nothing_of_other_kinds():
     assert plan_cancel([submission("32")], QUEUE) == ()
     (plan,) = plan_cancel([submission("37", kind="evaluate")], QUEUE)
-    assert (plan.deed, plan.line) == ("end", "job 37 (evaluate), on n2: cancelled")
+    assert (plan.done, plan.line) == ("cancelled", "job 37 (evaluate), on n2: cancelled")
 
 
 def test_cancelling_a_sweep_names_every_task():
     plans = plan_cancel([submission("40")], QUEUE)
-    assert {(plan.job, plan.raw_job, plan.deed) for plan in plans} == {
-        ("40_0", "42", "ask"),
-        ("40_1", "43", "ask"),
-        ("40_2", "40", "end"),
-        ("40_3", "40", "end"),
+    assert {(plan.job, plan.can_save) for plan in plans} == {
+        ("40_0", True),
+        ("40_1", True),
+        ("40_2", False),
+        ("40_3", False),
     }
 
 

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,17 +37,7 @@ class Cancelled:
     def to_json(self) -> dict[str, Any]:
         return {
             "folder": str(self.run),
-            "jobs": [
-                {
-                    "job": job.job,
-                    "kind": job.kind,
-                    "state": job.state,
-                    "nodes": job.nodes,
-                    "done": {"ask": "asked to save and end", "end": "cancelled"}[job.deed],
-                    "was_asked_before": job.was_asked,
-                }
-                for job in self.jobs
-            ],
+            "jobs": [asdict(job) for job in self.jobs],
             "stop_file": self.has_stop_file,
             "text": list(self.text),
         }
@@ -76,13 +66,13 @@ def cancel(
     """
     runs = _choose(run, sweep)
     is_sweep = sweep is not None or len(runs) != 1 or runs[0] != run
-    done, problems = cancel_runs(runs, at_once=at_once)
+    cancelled, problems = cancel_runs(runs, at_once=at_once)
     if as_json:
-        rows = [result.to_json() for result in done]
+        rows = [result.to_json() for result in cancelled]
         if is_sweep or rows:
             typer.echo(json.dumps(rows if is_sweep else rows[0], indent=1))
     else:
-        for result in done:
+        for result in cancelled:
             for line in result.text:
                 typer.echo(f"{result.run}: {line}")
     if problems:
@@ -113,16 +103,16 @@ def cancel_runs(runs: Sequence[Path], *, at_once: bool) -> tuple[list[Cancelled]
     submissions = {run: read_submissions(run) for run in runs}
     jobs = [job for rows in submissions.values() for row in rows for job in jobs_of(row)]
     queue = squeue(jobs) if jobs and shutil.which("squeue") is not None else None
-    done, problems = [], []
+    cancelled, problems = [], []
     for run in runs:
         try:
             if queue is not None:
-                done.append(_cancel_jobs(run, submissions[run], queue, at_once=at_once))
+                cancelled.append(_cancel_jobs(run, submissions[run], queue, at_once=at_once))
             else:
-                done.append(_cancel_by_files(run, submissions[run], at_once=at_once))
+                cancelled.append(_cancel_by_files(run, submissions[run], at_once=at_once))
         except LmscaleError as error:
             problems += error.problems
-    return done, problems
+    return cancelled, problems
 
 
 def _cancel_jobs(
@@ -136,7 +126,7 @@ def _cancel_jobs(
         return _cancel_by_files(run, (), at_once=at_once)
     cancel_jobs(state_folder, plans)
     text = [plan.line for plan in plans]
-    if any(plan.deed == "ask" for plan in plans):
+    if any(plan.can_save for plan in plans):
         text.append(
             f"it saves at the end of its step and ends. `lmscale runs status {run}` shows how it "
             f"goes; `lmscale runs cancel {run} --now` does not wait for that."

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmscale.cli.options import JsonOption, RunArgument
 from lmscale.cli.runs.cancel import cancel
 from lmscale.cli.runs.logs import logs
-from lmscale.errors import EXIT_USER, LmscaleError
+from lmscale.errors import EXIT_USER
 
 if TYPE_CHECKING:
-    from lmscale.cli.runs.look import RunLook
-    from lmscale.files.jsonl import Row
-    from lmscale.runs.forecast import Forecast
     from lmscale.stream.audit import AuditReport
 
 app = typer.Typer(help="See, follow, cancel and audit runs.", no_args_is_help=True)
@@ -63,9 +60,9 @@ def list_(
             (render_row(path, look) for path, look in looks.runs.items()),
             num_texts=2,
         )
-    for found in sweeps:
-        count = f"{len(found.members)} runs over {', '.join(found.keys)}"
-        typer.echo(f"{found.name}: a sweep of {count}; `lmscale runs list --sweep {found.name}`")
+    for item in sweeps:
+        count = f"{len(item.members)} runs over {', '.join(item.keys)}"
+        typer.echo(f"{item.name}: a sweep of {count}; `lmscale runs list --sweep {item.name}`")
 
 
 def _list_sweep(folder: Path, name: str, *, as_json: bool) -> None:
@@ -93,71 +90,14 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show how a run goes: state, figures, estimated end, where its time went, and what became of
     every start.
     """
-    from launcher.history import excluded_nodes
-    from lmscale.cli.runs.health import health_json
-    from lmscale.cli.runs.look import errors_of, history_of, look_at, other_jobs
-    from lmscale.cli.runs.view import forecast_json, render_status, to_json
-    from lmscale.runs.sweep_folder import refuse_sweep
-    from lmscale.watch.heartbeat import read_heartbeats
+    from lmscale.cli.runs.page import read_page
+    from lmscale.cli.runs.view import render_page, to_json
 
-    refuse_sweep(run)
-    looks = look_at([run], with_past=True)
-    look = looks.runs[run]
-    if isinstance(look, LmscaleError):
-        raise look
-    history = history_of(look, looks.answer)
-    forecast = _forecast(look)
-    watch = _last_watch(run)
-    others = other_jobs(look, looks.answer)
-    beats = read_heartbeats(run) if look.state.name in ("hung", "silent") else []
-    errors = errors_of(look)
-    if not as_json:
-        text = render_status(
-            look,
-            errors=errors,
-            history=history,
-            others=others,
-            forecast=forecast,
-            watch=watch,
-            beats=beats,
-            note=looks.note,
-        )
-        typer.echo(text)
-        return
-    content: dict[str, Any] = {
-        **to_json(run, look),
-        **health_json(look.status),
-        "errors": errors,
-        "slurm_note": looks.note,
-        "forecast": forecast_json(forecast),
-        "history": [asdict(stretch) for stretch in history],
-        "other_jobs": others,
-        "excluded_nodes": excluded_nodes(look.status.starts),
-        "watch": watch,
-        "heartbeats": [asdict(beat) for beat in beats],
-        "submissions": list(look.status.submissions),
-    }
-    typer.echo(json.dumps(content, indent=1))
-
-
-def _forecast(look: RunLook) -> Forecast | None:
-    from lmscale.runs.forecast import forecast
-
-    status = look.status
-    return forecast(
-        status.metrics,
-        starts=[row["time"] for row in status.attempt_starts],
-        step=status.step,
-        steps=status.config.train.steps,
-        goodput=status.goodput.fraction,
-    )
-
-
-def _last_watch(run: Path) -> Row | None:
-    from lmscale.files.jsonl import last_row
-    from lmscale.files.run_files import WATCH_FILE
-
-    return last_row(run / WATCH_FILE)
+    page = read_page(run)
+    if as_json:
+        typer.echo(json.dumps({**to_json(run, page.look), **page.to_json()}, indent=1))
+    else:
+        typer.echo(render_page(page))
 
 
 app.command()(logs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,7 @@ def render_checkpoints(status: RunStatus, now: float | None = None) -> list[str]
     failed = status.failed_saves
     if failed:
         latest = failed[-1]
-        count = f"{len(failed)} attempt{'s'[: len(failed) > 1]} ended because a save failed"
+        count = f"{len(failed)} attempt{'s' if len(failed) > 1 else ''} ended because a save failed"
         text = f"{count}, the last at {render_time(latest['time'])} ({latest['reason']})"
         lines.append(render_line("failed saves", text))
     for row in status.passed_over[-MAX_SHOWN:]:
@@ -85,7 +85,7 @@ def render_guard(status: RunStatus) -> list[str]:
     lines = []
     jumped = sum(int(row.get("jump_samples", 0)) for row in rewinds)
     parts = [
-        f"{count:,} {name}{'s'[: count != 1]}"
+        f"{count:,} {name}{'s' if count != 1 else ''}"
         for name, count in (
             ("rewind", len(rewinds)),
             ("sample", jumped),
@@ -137,23 +137,4 @@ def goodput_json(goodput: Goodput) -> dict[str, Any]:
         "fraction": goodput.fraction,
         "running_fraction": goodput.running_fraction,
         "fractions": goodput.fractions,
-    }
-
-
-def health_json(status: RunStatus) -> Mapping[str, Any]:
-    """What ``runs status --json`` adds."""
-    last = status.commits[-1] if status.commits else None
-    return {
-        "last_checkpoint": last
-        and {
-            "step": last.step,
-            "committed_at": last.time,
-            "bytes": last.bytes,
-            "reason": last.reason,
-        },
-        "failed_saves": list(status.failed_saves),
-        "passed_over": list(status.passed_over),
-        "rewinds": list(status.rewinds),
-        "evidence": list(map(str, status.evidence)),
-        "faults": list(status.faults),
     }

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launcher.cancel import read_cancelled
-from launcher.history import Stretch, plan_history
 from launcher.slurm import sacct, squeue
 from launcher.status import (
-    TRAIN,
     FolderSigns,
     RunState,
     SlurmAnswer,
@@ -23,18 +20,14 @@ from launcher.status import (
     newest_submission,
 )
 from lmscale.errors import ClusterError, LmscaleError
-from lmscale.files.jsonl import read_tail, tail_rows
+from lmscale.files.jsonl import tail_rows
 from lmscale.files.run_files import SLURM_FOLDER, WATCH_FILE
 from lmscale.runs.run_folder import read_status
 from lmscale.runs.starts import HANG_ENDED, is_one_of
-from lmscale.runs.sweep_folder import job_outputs
 
 if TYPE_CHECKING:
     from lmscale.runs.run_folder import RunStatus
 
-_ERROR = "error:"
-_BEGIN = re.compile(r" lmscale: starting \d+ rank")  # the batch script's word before the ranks'
-_MAX_ERRORS, _MAX_FILES = 5, 16
 _STANDSTILLS = ("hang", HANG_ENDED, "moving")
 
 
@@ -62,15 +55,15 @@ def look_at(folders: Sequence[Path], *, with_past: bool = False) -> Looks:
 
     ``with_past`` asks the accounting also of runs whose state is known without it.
     """
-    found = {folder: _read(folder) for folder in folders}
-    statuses = [status for status in found.values() if not isinstance(status, LmscaleError)]
-    answer, note = _ask_slurm(statuses, with_past=with_past)
+    statuses = {folder: _read(folder) for folder in folders}
+    readable = [status for status in statuses.values() if not isinstance(status, LmscaleError)]
+    answer, note = _ask_slurm(readable, with_past=with_past)
     now = time.time()
     runs = {
         folder: status
         if isinstance(status, LmscaleError)
         else RunLook(status=status, state=judge_run(signs_of(status), answer, now))
-        for folder, status in found.items()
+        for folder, status in statuses.items()
     }
     return Looks(runs=runs, answer=answer, note=note)
 
@@ -96,10 +89,9 @@ def signs_of(status: RunStatus) -> FolderSigns:
 
 def _is_finished(status: RunStatus) -> bool:
     """Whether it has finished, and was not submitted again since."""
-    if not status.is_finished:
-        return False
     newest = newest_submission(status.submissions)
-    return newest is None or newest["time"] <= status.attempts[-1]["time"]
+    is_last = newest is None or not status.attempts or newest["time"] <= status.attempts[-1]["time"]
+    return status.is_finished and is_last
 
 
 def _read_hang(folder: Path, *, since: float) -> str | None:
@@ -110,8 +102,7 @@ def _read_hang(folder: Path, *, since: float) -> str | None:
 
 
 def _ask_slurm(statuses: Sequence[RunStatus], *, with_past: bool) -> tuple[SlurmAnswer | None, str]:
-    jobs = {status.folder: _jobs_to_ask(status, with_past) for status in statuses}
-    asked = [job for of_run in jobs.values() for job in of_run]
+    asked = [job for status in statuses for job in _jobs_to_ask(status, with_past)]
     if not asked:
         return None, ""
     if shutil.which("squeue") is None:
@@ -133,70 +124,3 @@ def _jobs_to_ask(status: RunStatus, with_past: bool) -> tuple[str, ...]:
         return tuple(dict.fromkeys(job for row in status.submissions for job in jobs_of(row)))
     newest = newest_submission(status.submissions)
     return () if newest is None or _is_finished(status) else jobs_of(newest)
-
-
-def history_of(look: RunLook, answer: SlurmAnswer | None) -> tuple[Stretch, ...]:
-    status = look.status
-    may_go_on = look.state.is_active and look.state.name not in ("queued", "held")
-    return plan_history(
-        status.starts,
-        accounts=(answer.accounts or ()) if answer is not None else (),
-        submissions=status.submissions,
-        active_step=status.step if may_go_on else None,
-    )
-
-
-def other_jobs(look: RunLook, answer: SlurmAnswer | None) -> list[dict[str, str]]:
-    """The run's jobs that are not its training and not over: an evaluation, a look at the nodes."""
-    if answer is None:
-        return []
-    return [
-        {
-            "kind": str(row["kind"]),
-            "job": job.job,
-            "state": job.state,
-            "reason": job.reason,
-            "nodes": job.nodes,
-        }
-        for row in look.status.submissions
-        for job in answer.queue
-        if row["kind"] != TRAIN and job.is_active and is_one_of(job.job, jobs_of(row))
-    ]
-
-
-def errors_of(look: RunLook) -> list[str]:
-    """What the last attempt of a run that failed said was wrong; nothing of any other run."""
-    if look.state.name != "failed":
-        return []
-    folder = look.status.folder
-    output = job_outputs(folder)[0] / f"job-{look.state.job}.out"
-    lines = _tail_lines(output)
-    # The output of a job goes on over its requeues.
-    begins = [number for number, line in enumerate(lines) if _BEGIN.search(line)]
-    found = [line for line in lines[begins[-1] if begins else 0 :] if line.startswith(_ERROR)]
-    if not found:
-        began_at = max((start.began_at for start in look.status.starts), default=0.0)
-        files = [f for f in (folder / "logs").glob("rank-*.out") if f.stat().st_mtime >= began_at]
-        files = sorted(files)[:_MAX_FILES]
-        found = [line for file in files for line in _tail_lines(file) if line.startswith(_ERROR)]
-    return list(dict.fromkeys(found))[:_MAX_ERRORS]
-
-
-def _tail_lines(path: Path) -> list[str]:
-    try:
-        return read_tail(path).decode("utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-def state_json(state: RunState) -> dict[str, Any]:
-    return {
-        "state": state.name,
-        "detail": state.detail,
-        "source": state.source,
-        "job": state.job,
-        "nodes": state.nodes,
-        "reason": state.reason,
-        "starts_at": state.starts_at,
-        "left_seconds": state.left_seconds,
-    }

@@ -25,7 +25,7 @@ from lmscale.runs.sweep_folder import job_outputs
 if TYPE_CHECKING:
     from launcher.history import Stretch
     from lmscale.cli.runs.look import RunLook
-    from lmscale.files.jsonl import Row
+    from lmscale.cli.runs.page import RunPage
     from lmscale.runs.forecast import Forecast
     from lmscale.runs.run_folder import RunStatus
     from lmscale.runs.sweep_folder import SweepMember
@@ -83,32 +83,23 @@ def render_number(value: Any, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def render_status(
-    look: RunLook,
-    *,
-    errors: Sequence[str],
-    history: Sequence[Stretch],
-    others: Sequence[Mapping[str, str]],
-    forecast: Forecast | None,
-    watch: Row | None,
-    beats: Sequence[Beat],
-    note: str,
-) -> str:
+def render_page(page: RunPage) -> str:
     """A run's state as lines of text."""
-    status, state = look.status, look.state
+    status, state = page.look.status, page.look.state
     lines = [render_line("run", status.folder), render_line("state", state.line)]
-    lines += [render_line("", error) for error in errors]
+    lines += [render_line("", error) for error in page.errors]
     lines += render_faults(status.faults)
-    lines += _render_job(look)
-    lines += [render_line(f"{job['kind']} job", _describe_other(job)) for job in others]
-    lines += [render_line("Slurm", note)] if note else []
+    lines += _render_job(page.look)
+    lines += [render_line(f"{job['kind']} job", _describe_other(job)) for job in page.other_jobs]
+    lines += [render_line("Slurm", page.note)] if page.note else []
     lines += _render_figures(status)
-    lines += _render_forecast(look, forecast)
+    lines += _render_forecast(page.look, page.forecast)
     lines += render_time_spent(status.goodput)
-    lines += _render_history(history)
-    if watch:
-        lines.append(render_line("watchdog", f"{render_time(watch['time'])} {watch['text']}"))
-    lines += [render_line("", place) for place in render_places(beats)]
+    lines += _render_history(page.history)
+    if page.watch:
+        text = f"{render_time(page.watch['time'])} {page.watch['text']}"
+        lines.append(render_line("watchdog", text))
+    lines += [render_line("", place) for place in render_places(page.heartbeats)]
     lines += render_checkpoints(status)
     lines += render_guard(status)
     show = f"lmscale runs logs {status.folder}"
@@ -169,9 +160,8 @@ def _render_job(look: RunLook) -> list[str]:
 def _render_forecast(look: RunLook, forecast: Forecast | None) -> list[str]:
     if forecast is None or look.state.name in ("finished", "failed", "cancelled"):
         return []
-    steps = "the last step" if forecast.stretch_steps == 1 else (
-        f"the last {forecast.stretch_steps:,} steps"
-    )  # fmt: skip
+    count = forecast.stretch_steps
+    steps = "the last step" if count == 1 else f"the last {count:,} steps"
     with_goodput = forecast.seconds_left_with_goodput
     if look.state.name not in ("running", "hung", "ending"):
         text = f"{render_duration(forecast.seconds_left)} of steps are left, by {steps}"
@@ -217,15 +207,14 @@ def render_places(beats: Sequence[Beat]) -> list[str]:
 
 def to_json(folder: Path, look: RunLook | LmscaleError) -> dict[str, Any]:
     """A run as ``runs list --json`` prints it."""
-    from lmscale.cli.runs.look import state_json
-
     if isinstance(look, LmscaleError):
         return {"run": folder.name, "folder": str(folder), "problems": list(look.problems)}
-    status = look.status
+    status, state = look.status, asdict(look.state)
     return {
         "run": status.config.run.name,
         "folder": str(status.folder),
-        **state_json(look.state),
+        "state": state.pop("name"),
+        **state,
         "step": status.step,
         "steps": status.config.train.steps,
         "figures": status.figures,
@@ -234,16 +223,6 @@ def to_json(folder: Path, look: RunLook | LmscaleError) -> dict[str, Any]:
         "attempts": list(status.attempt_starts),
         "checkpoints": [commit.name for commit in status.commits],
         "heldout": dict(zip(("name", "loss"), status.heldout or (), strict=False)) or None,
-    }
-
-
-def forecast_json(forecast: Forecast | None) -> dict[str, Any] | None:
-    if forecast is None:
-        return None
-    return {
-        **asdict(forecast),
-        "seconds_left": forecast.seconds_left,
-        "seconds_left_with_goodput": forecast.seconds_left_with_goodput,
     }
 
 

@@ -1,0 +1,141 @@
+"""All that ``lmscale runs status`` shows of one run, read at one look."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.history import Stretch, excluded_nodes, plan_history
+from launcher.status import TRAIN, SlurmAnswer, jobs_of
+from lmscale.cli.runs.look import RunLook, look_at
+from lmscale.errors import LmscaleError
+from lmscale.files.jsonl import Row, last_row
+from lmscale.files.run_files import WATCH_FILE
+from lmscale.runs.forecast import Forecast, forecast
+from lmscale.runs.starts import is_one_of
+from lmscale.runs.sweep_folder import job_outputs, refuse_sweep
+from lmscale.watch.heartbeat import read_heartbeats
+
+if TYPE_CHECKING:
+    from lmscale.watch.heartbeat import Beat
+
+_ERROR = "error:"
+_BEGIN = re.compile(r" lmscale: starting \d+ rank")  # the batch script's word before the ranks'
+_MAX_ERRORS, _MAX_FILES, _TAIL_BYTES = 5, 16, 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPage:
+    """One run, with its past and its expected end."""
+
+    look: RunLook
+    note: str
+    """Why Slurm was not asked; "" when there is nothing to say."""
+    errors: Sequence[str]
+    """What the last attempt of a run that failed said was wrong; nothing of any other run."""
+    history: Sequence[Stretch]
+    other_jobs: Sequence[dict[str, str]]
+    """Jobs that do not train and are not over: an evaluation, a look at the nodes."""
+    forecast: Forecast | None
+    watch: Row | None
+    """The watchdog's last row."""
+    heartbeats: Sequence[Beat]
+    """Of a run that is hung or silent: where each rank is."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``runs status --json`` prints beyond ``runs list --json``."""
+        status, expected = self.look.status, self.forecast
+        last = status.commits[-1] if status.commits else None
+        return {
+            "last_checkpoint": last
+            and {
+                "step": last.step,
+                "committed_at": last.time,
+                "bytes": last.bytes,
+                "reason": last.reason,
+            },
+            "failed_saves": list(status.failed_saves),
+            "passed_over": list(status.passed_over),
+            "rewinds": list(status.rewinds),
+            "evidence": list(map(str, status.evidence)),
+            "faults": list(status.faults),
+            "errors": list(self.errors),
+            "slurm_note": self.note,
+            "forecast": expected
+            and {
+                **asdict(expected),
+                "seconds_left": expected.seconds_left,
+                "seconds_left_with_goodput": expected.seconds_left_with_goodput,
+            },
+            "history": [asdict(stretch) for stretch in self.history],
+            "other_jobs": list(self.other_jobs),
+            "excluded_nodes": excluded_nodes(status.starts),
+            "watch": self.watch,
+            "heartbeats": [asdict(beat) for beat in self.heartbeats],
+            "submissions": list(status.submissions),
+        }
+
+
+def read_page(run: Path) -> RunPage:
+    """Look at one run. Raises ``ConfigError`` where the folder is none, or is a sweep's."""
+    refuse_sweep(run)
+    looks = look_at([run], with_past=True)
+    look = looks.runs[run]
+    if isinstance(look, LmscaleError):
+        raise look
+    status, state, answer = look.status, look.state, looks.answer or SlurmAnswer()
+    may_go_on = state.is_active and state.name not in ("queued", "held")
+    return RunPage(
+        look=look,
+        note=looks.note,
+        errors=_read_errors(look) if state.name == "failed" else (),
+        history=plan_history(
+            status.starts,
+            accounts=answer.accounts or (),
+            submissions=status.submissions,
+            active_step=status.step if may_go_on else None,
+        ),
+        other_jobs=[
+            {"kind": str(row["kind"])}
+            | {name: getattr(job, name) for name in ("job", "state", "reason", "nodes")}
+            for row in status.submissions
+            for job in answer.queue
+            if row["kind"] != TRAIN and job.is_active and is_one_of(job.job, jobs_of(row))
+        ],
+        forecast=forecast(
+            status.metrics,
+            starts=[row["time"] for row in status.attempt_starts],
+            step=status.step,
+            steps=status.config.train.steps,
+            goodput=status.goodput.fraction,
+        ),
+        watch=last_row(run / WATCH_FILE),
+        heartbeats=read_heartbeats(run) if state.name in ("hung", "silent") else (),
+    )
+
+
+def _read_errors(look: RunLook) -> list[str]:
+    """The ``error:`` lines of the last start: of its job's output, else of its ranks'."""
+    folder = look.status.folder
+    lines = _tail_lines(job_outputs(folder)[0] / f"job-{look.state.job}.out")
+    # The output of a job goes on over its requeues.
+    begins = [number for number, line in enumerate(lines) if _BEGIN.search(line)]
+    errors = [line for line in lines[begins[-1] if begins else 0 :] if line.startswith(_ERROR)]
+    if not errors:
+        began_at = look.status.starts[-1].began_at if look.status.starts else 0.0
+        files = [f for f in (folder / "logs").glob("rank-*.out") if f.stat().st_mtime >= began_at]
+        tails = (line for file in sorted(files)[:_MAX_FILES] for line in _tail_lines(file))
+        errors = [line for line in tails if line.startswith(_ERROR)]
+    return list(dict.fromkeys(errors))[:_MAX_ERRORS]
+
+
+def _tail_lines(path: Path) -> list[str]:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return file.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
