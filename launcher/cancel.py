@@ -94,8 +94,8 @@ def read_cancelled(state_folder: Path) -> frozenset[str]:
 
 def note_cancelled(state_folder: Path, jobs: Sequence[str]) -> None:
     """Write down that these jobs must not be requeued, for their batch scripts to read."""
-    known = read_cancelled(state_folder)
-    lines = "".join(f"{job}\n" for job in jobs if job not in known)
+    noted = read_cancelled(state_folder)
+    lines = "".join(f"{job}\n" for job in jobs if job not in noted)
     if not lines:
         return
     try:

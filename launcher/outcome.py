@@ -145,9 +145,9 @@ def describe_code(code: int) -> str:
     """``ended with exit code 1`` or ``was killed by SIGKILL (out of memory?)``."""
     if code >= 0:
         return f"ended with exit code {code}"
-    known = {int(number): number.name for number in signal.Signals}
+    signals = {int(number): number.name for number in signal.Signals}
     hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-    return f"was killed by {known.get(-code, f'signal {-code}')}{hint}"
+    return f"was killed by {signals.get(-code, f'signal {-code}')}{hint}"
 
 
 def render_tail(text: str, *, only_errors: bool) -> str:

@@ -123,8 +123,8 @@ class RunState:
     @property
     def line(self) -> str:
         rest = self.detail
-        if own := re.match(rf"{self.name}\b[,:;]?\s*", rest):  # a reason may begin with the word
-            rest = rest[own.end() :]
+        if word := re.match(rf"{self.name}\b[,:;]?\s*", rest):  # a reason may begin with the word
+            rest = rest[word.end() :]
         return f"{self.name}: {rest}" if rest else self.name
 
     @property
@@ -142,12 +142,12 @@ def judge_run(signs: FolderSigns, answer: SlurmAnswer | None, now: float) -> Run
     jobs = jobs_of(submission)
     if answer is None:
         return _judge_events(signs, jobs, now)
-    known = [job for job in answer.queue if is_one_of(job.job, jobs)]
-    active = sorted((job for job in known if job.is_active), key=_order)
+    queued = [job for job in answer.queue if is_one_of(job.job, jobs)]
+    active = sorted((job for job in queued if job.is_active), key=_order)
     if active:
         return _judge_active(signs, active[0], now)
     ends = [a for a in answer.accounts or () if is_one_of(a.job, jobs) and _is_of(a, submission)]
-    return _judge_gone(signs, jobs, known, ends)
+    return _judge_gone(signs, jobs, queued, ends)
 
 
 def newest_submission(submissions: Sequence[Row], kind: str = TRAIN) -> Row | None:
@@ -249,22 +249,22 @@ def describe_wait(job: QueuedJob, now: float) -> str:
         words = f"may begin in {job.starts_at - now:,.0f} s"
     if not job.reason:
         return "Slurm has not looked at it yet"
-    own = job.reason.partition("(")[0].strip()
-    return f"{words.format(job=job.job)} ({own})" if words else own
+    reason = job.reason.partition("(")[0].strip()
+    return f"{words.format(job=job.job)} ({reason})" if words else reason
 
 
 def _judge_gone(
     signs: FolderSigns,
     jobs: Sequence[str],
-    known: Sequence[QueuedJob],
+    queued: Sequence[QueuedJob],
     ends: Sequence[AccountedJob],
 ) -> RunState:
     """Of jobs that have ended: by Slurm's last word on them, and the batch script's."""
     newest = max(ends, key=lambda end: (end.ended_at or 0, end.job), default=None)
     if newest is not None and newest.state not in ("PENDING", "RUNNING"):
         word, nodes, source = newest.state, newest.nodes, "sacct"
-    elif known:  # without accounting Slurm remembers a job for some minutes
-        last = max(known, key=lambda job: (job.starts_at or 0, job.job))
+    elif queued:  # without accounting Slurm remembers a job for some minutes
+        last = max(queued, key=lambda job: (job.starts_at or 0, job.job))
         word, nodes, source = last.state, last.nodes, "squeue"
     else:
         word, nodes, source = "", "", "folder"

@@ -7,6 +7,6 @@ Rank 0 writes, as values with ``append`` or ``end``; nothing here loads torch::
     lease.py        lease.json       which start may commit
     logs.py, trackers.py             log files, metrics.jsonl, TensorBoard
 
-Readers: ``run_folder.read_status`` gives all of a folder as one ``RunStatus``, ``starts.plan_starts``
-every start of a run as one ``Start``. Read those two first.
+Readers: ``run_folder.read_status`` gives all of a folder as one ``RunStatus``,
+``starts.plan_starts`` every start of a run as one ``Start``. Read those two first.
 """

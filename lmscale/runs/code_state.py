@@ -55,7 +55,7 @@ def _git(root: Path, *arguments: str) -> str | None:
     """What git prints, or None when it is not installed or refuses."""
     command = ["git", "-C", str(root), *arguments]
     try:
-        git = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        process = subprocess.run(command, capture_output=True, timeout=60, check=False)
     except (FileNotFoundError, NotADirectoryError, subprocess.TimeoutExpired):
         return None
-    return git.stdout.decode("utf-8", "replace") if git.returncode == 0 else None
+    return process.stdout.decode("utf-8", "replace") if process.returncode == 0 else None

@@ -58,9 +58,9 @@ class _LogFile:
 
     def _to_line(self, raw: bytes) -> LogLine:
         text = raw.decode("utf-8", "replace").rstrip("\r")
-        found = _TIME.match(text)
+        time = _TIME.match(text)
         # A clock that was set back must not tear a file's own order.
-        self.time = max(self.time, found[0]) if found else self.time
+        self.time = max(self.time, time[0]) if time else self.time
         return LogLine(self.time, self.number, text, self.path)
 
     def restart_if_shorter(self, size: int) -> None:
@@ -104,7 +104,7 @@ class LogFiles:
 
     def _look(self) -> list[tuple[_LogFile, int]]:
         """The files and their sizes."""
-        found = []
+        files = []
         for path in self.find():
             try:
                 size = path.stat().st_size
@@ -112,8 +112,8 @@ class LogFiles:
                 continue
             file = self._files.setdefault(path, _LogFile(path=path, number=_number_of(path)))
             file.restart_if_shorter(size)
-            found.append((file, size))
-        return found
+            files.append((file, size))
+        return files
 
 
 def keep_last(lines: Iterator[LogLine], count: int) -> Iterator[LogLine]:

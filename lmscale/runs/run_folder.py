@@ -124,9 +124,9 @@ def read_status(folder: str | Path) -> RunStatus:
         commits=read_commits(folder),
         rewinds=tuple(read_rows(folder / REWINDS_FILE)),
         passed_over=tuple(
-            {"time": row["time"], **one}
+            {"time": row["time"], **checkpoint}
             for row in read_rows(folder / RESUMES_FILE)
-            for one in row["passed_over"]
+            for checkpoint in row["passed_over"]
         ),
         evidence=tuple(sorted(folder.glob("guard/*/evidence.json"))),
         faults=tuple(read_rows(folder / FAULTS_FILE)),
@@ -141,9 +141,9 @@ def read_submissions(folder: str | Path) -> list[Row]:
     rows = run_files.read_submissions(folder / SLURM_FOLDER)
     rows = rows or run_files.read_submissions(folder / DATA_SLURM_FOLDER)
     membership = find_membership(folder)
-    known = {row["submission"] for row in rows}
+    submissions = {row["submission"] for row in rows}
     of_sweep = member_submissions(*membership) if membership else []
-    rows += [row for row in of_sweep if row["submission"] not in known]
+    rows += [row for row in of_sweep if row["submission"] not in submissions]
     return sorted(rows, key=lambda row: row["time"])
 
 
@@ -152,8 +152,8 @@ def load_run_config(folder: str | Path) -> RunConfig:
 
     Raises ``ConfigError`` when ``folder`` is not a run's.
     """
-    own = Path(folder) / CONFIG_FILE
-    path = own if own.is_file() else frozen_config(Path(folder))
+    begun = Path(folder) / CONFIG_FILE
+    path = begun if begun.is_file() else frozen_config(Path(folder))
     if path is None:
         raise ConfigError(
             f"{folder} is not a run's folder: it holds no {CONFIG_FILE}. "

@@ -42,8 +42,8 @@ def find_sweep(folder: str | Path, name: str) -> Sweep:
         raise ConfigError(f"{folder}: there is no such folder. Name the one that holds the sweep.")
     sweeps = {sweep.name: sweep for sweep in find_sweeps(folder)}
     if name not in sweeps:
-        known = f"There: {', '.join(sorted(sweeps))}." if sweeps else "It holds no sweeps."
-        raise ConfigError(f"{folder}: there is no sweep {name!r}. {known}")
+        there = f"There: {', '.join(sorted(sweeps))}." if sweeps else "It holds no sweeps."
+        raise ConfigError(f"{folder}: there is no sweep {name!r}. {there}")
     return sweeps[name]
 
 
@@ -119,17 +119,10 @@ def job_outputs(folder: Path) -> tuple[Path, str]:
     return sweep.root / SLURM_FOLDER, f"job-*_{member.index}.out"
 
 
-def frozen_member_config(sweep: Sweep, member: SweepMember) -> Path | None:
-    """What a task will train that has not begun yet."""
-    pattern = f"{SLURM_FOLDER}/*/configs/{member.index:03d}.yaml"
-    paths = sorted(sweep.root.glob(pattern))
-    return paths[-1] if paths else None
-
-
 def frozen_config(folder: Path) -> Path | None:
-    """What a run was last submitted with; a submission's name begins with its time."""
-    paths = sorted(folder.glob(f"{SLURM_FOLDER}/*/{CONFIG_FILE}"))
-    if paths:
-        return paths[-1]
-    membership = find_membership(folder)
-    return frozen_member_config(*membership) if membership else None
+    """The configuration a run was last submitted with; a submission's name begins with its time."""
+    configs = sorted(folder.glob(f"{SLURM_FOLDER}/*/{CONFIG_FILE}"))
+    if not configs and (membership := find_membership(folder)):
+        sweep, member = membership
+        configs = sorted(sweep.root.glob(f"{SLURM_FOLDER}/*/configs/{member.index:03d}.yaml"))
+    return configs[-1] if configs else None

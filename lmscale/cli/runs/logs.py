@@ -81,9 +81,9 @@ def _check(run: Path, files: LogFiles, *, follow: bool) -> None:
     if follow:
         typer.echo(f"{files.place}: nothing there yet; waiting", err=True)
         return
-    known = sorted(p.name for pattern in ("*.log", "*.out") for p in (run / "logs").glob(pattern))
-    shown = ", ".join(known[:5]) + (f" and {len(known) - 5} more" if len(known) > 5 else "")
-    there = f"There: {shown}." if known else "It holds no logs yet; -f waits for them."
+    names = sorted(p.name for pattern in ("*.log", "*.out") for p in (run / "logs").glob(pattern))
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    there = f"There: {shown}." if names else "It holds no logs yet; -f waits for them."
     raise DataError(f"{files.place}: there is no such log. {there}")
 
 

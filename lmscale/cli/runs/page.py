@@ -12,7 +12,7 @@ from launcher.history import Stretch, excluded_nodes, plan_history
 from launcher.status import TRAIN, SlurmAnswer, jobs_of
 from lmscale.cli.runs.look import RunLook, look_at
 from lmscale.errors import LmscaleError
-from lmscale.files.jsonl import Row, last_row
+from lmscale.files.jsonl import Row, last_row, read_tail
 from lmscale.files.run_files import WATCH_FILE
 from lmscale.runs.forecast import Forecast, forecast
 from lmscale.runs.starts import is_one_of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _ERROR = "error:"
 _BEGIN = re.compile(r" lmscale: starting \d+ rank")  # the batch script's word before the ranks'
-_MAX_ERRORS, _MAX_FILES, _TAIL_BYTES = 5, 16, 65_536
+_MAX_ERRORS, _MAX_FILES = 5, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +134,6 @@ def _read_errors(look: RunLook) -> list[str]:
 
 def _tail_lines(path: Path) -> list[str]:
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            return file.read().decode("utf-8", errors="replace").splitlines()
+        return read_tail(path).decode("utf-8", errors="replace").splitlines()
     except OSError:
         return []
