@@ -1,4 +1,4 @@
-"""The checks before a job is submitted: all of them, and all problems in one message."""
+"""The checks before a job is submitted. All problems come in one message."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Findings:
 
 
 def check_job(request: JobRequest, job: SlurmJob, script: str) -> Findings:
-    """Every check. Nothing is written, nothing is submitted."""
+    """Run every check, without writing or submitting."""
     findings = Findings()
     configs = runs_of(request)
     findings.passed += _describe_plan(job)

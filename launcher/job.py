@@ -69,14 +69,13 @@ class JobRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmJob:
-    """All that a template may say. Nothing in it is quoted yet: ``launcher.render`` does that."""
+    """The values of a batch script's template, unquoted: ``launcher.render`` quotes them."""
 
     kind: JobKind
     submission: str
     """The submission's id, such as 20261122-011900-train."""
     name: str
-    """Slurm's name for the job: that of every submission of this kind to this folder, and of none
-    to another folder."""
+    """Slurm's name for the job: equal for submissions of the same kind to the same folder only."""
     title: tuple[str, ...]
     """Lines of comment for the head of the script, without the #."""
     directives: tuple[str, ...]

@@ -103,10 +103,10 @@ def _without_collateral(
 
 
 def find_culprit(failures: Sequence[RankEnd], outputs: Mapping[int, tuple[str, str]]) -> RankEnd:
-    """The failure that caused the others: the first, or one a moment later that explains it.
+    """The failure that caused the other failures: the first, or a later one that explains it.
 
-    A rank that says what the user should do comes first, then one that was killed, then one whose
-    last words are not merely about a lost connection.
+    A rank whose error tells the user what to do comes first, then a killed rank, then a rank whose
+    last words are about more than a lost connection.
     """
     first = min(end.ended_at for end in failures)
     near = [end for end in failures if end.ended_at - first <= MOMENT_SECONDS]

@@ -27,7 +27,7 @@ CACHES = {
 
 
 def plan_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a rank needs beside those that srun gave it. Raises ``ClusterError``."""
+    """The variables that a rank needs and srun does not set. Raises ``ClusterError``."""
     scratch = environ.get("LMSCALE_SCRATCH")
     caches = {name: f"{scratch}/{folder}" for name, folder in CACHES.items()} if scratch else {}
     defaults = {

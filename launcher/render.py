@@ -93,5 +93,5 @@ def quote_directive(directive: str) -> str:
 
 
 def clean_comment(value: object) -> str:
-    """``value`` on one line, so that all of it stays a comment."""
+    """``value`` on one line, so that the whole value stays a comment."""
     return "".join(c if c.isprintable() else "?" for c in redact(str(value)))

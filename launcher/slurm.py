@@ -50,7 +50,7 @@ class QueuedJob:
     restarts: int
     state: str
     reason: str
-    """Why it waits; "" where there is nothing to say."""
+    """Why the job waits, or ""."""
     partition: str
     user: str
     num_nodes: int
@@ -88,7 +88,7 @@ class AccountedJob:
 
 
 class SlurmRefusedError(ClusterError):
-    """Slurm answered, and the answer was no; ``answer`` is what it said."""
+    """Slurm refused a request; ``answer`` is its text."""
 
     def __init__(self, problems: str | Sequence[str], answer: str = "") -> None:
         super().__init__(problems)
@@ -102,7 +102,7 @@ def sbatch(script: Path, options: Sequence[str] = ()) -> str:
 
 
 def try_sbatch(script: str, options: Sequence[str] = ()) -> str:
-    """What ``sbatch --test-only`` says to this text. Raises ``SlurmRefusedError`` when it is a no.
+    """The answer of ``sbatch --test-only`` to a batch script. Raises ``SlurmRefusedError``.
 
     Partition, nodes, gres, memory, time and signal are checked; account and qos are not.
     """
@@ -115,7 +115,7 @@ def try_sbatch(script: str, options: Sequence[str] = ()) -> str:
 
 
 def list_partitions() -> tuple[str, ...]:
-    """The partitions that this user sees; none where Slurm cannot be asked."""
+    """The partitions visible to this user; empty where Slurm cannot be asked."""
     try:
         return tuple(dict.fromkeys(_call(["sinfo", "--noheader", "--format=%R"]).split()))
     except ClusterError:

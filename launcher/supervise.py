@@ -1,4 +1,4 @@
-"""Processes that live and end together: signals forwarded, one failure ends all, none is left."""
+"""Processes that live and end together: signals are forwarded, and a failure ends all."""
 
 from __future__ import annotations
 

@@ -59,9 +59,9 @@ class ClusterError(LmscaleError):
 
 
 class TransientError(ClusterError):
-    """A node, the network or a file system failed: nobody need mend anything for another start.
+    """A node, the network or a file system failed, and another start may succeed without a repair.
 
-    So it exits with 1. A full disk or a missing permission stays until somebody does something.
+    So the exit code is 1. A full disk or a missing permission, by contrast, stays until repaired.
     """
 
     exit_code = EXIT_FAILED
@@ -75,7 +75,7 @@ class NoSpaceError(LmscaleError):
 
 
 class CorruptionError(LmscaleError):
-    """A rank's memory or arithmetic went wrong without a sign: it differs from the other ranks."""
+    """A rank's memory or arithmetic went wrong without a sign: its values differ from others'."""
 
     exit_code = EXIT_RESUMABLE
 
@@ -103,6 +103,6 @@ class GuardError(LmscaleError):
 
 
 class LeaseLostError(LmscaleError):
-    """A newer start of the same run has taken it over: this one ends and writes nothing more."""
+    """A newer start of the run has taken over: this process ends and writes nothing more."""
 
     exit_code = EXIT_RESUMABLE

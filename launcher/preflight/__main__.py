@@ -2,7 +2,7 @@
 
 ``probe`` is a task of an srun step over all nodes of the job. The first task of each node looks at
 the node (``node_checks``) and writes ``FOLDER/NODE.json``; with GPUs every task, without GPUs the
-first of each node, measures (``node_probe``, a process of its own: this one never loads torch) and
+first of each node, measures (``node_probe``, its own process: this one never loads torch) and
 so takes part in an all-reduce. ``probe`` ends with 0 whatever it found, because a task that fails
 may end the others. ``judge`` reads all reports (``verdict``), prints a table, writes
 ``FOLDER/verdict.json`` and ``FOLDER/bad-nodes``, and ends with 0 fit, 1 bad nodes, or 2 nothing can
@@ -58,7 +58,7 @@ class Place:
     node: str
     local_rank: int
     num_tasks: int
-    """Tasks of this node that measure."""
+    """Number of measuring tasks on this node."""
     variables: Mapping[str, str]
 
     @property
@@ -80,7 +80,7 @@ def uses_gpus(profile: Path) -> bool:
 
 
 def find_place(environ: Mapping[str, str], *, uses_gpus: bool) -> Place | None:
-    """From SLURM_*; None for a task that has nothing to do. Raises ``ClusterError``."""
+    """This task by SLURM_*, or None for a task without work. Raises ``ClusterError``."""
     variables = rendezvous_from_slurm(environ)
     local_rank, node_rank = int(variables["LOCAL_RANK"]), int(variables["GROUP_RANK"])
     names = ("SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST")
@@ -182,7 +182,7 @@ def datasets_of(config: RunConfig) -> dict[str, str]:
 def measure(place: Place, cluster: ClusterConfig, began: float, seconds: float) -> dict[str, Any]:
     """What ``node_probe`` measured until ``seconds`` after ``began``, on the monotonic clock.
 
-    With an ``error`` unless it came to its end; it does not outlive this call.
+    With an ``error`` unless the probe came to its end. The process does not outlive this call.
     """
     command = [sys.executable, "-m", "launcher.preflight.node_probe"]
     command += ["--began", str(began), "--seconds", str(seconds)]
@@ -212,7 +212,7 @@ def measure(place: Place, cluster: ClusterConfig, began: float, seconds: float) 
 
 
 def write_report(path: Path, value: Mapping[str, Any]) -> None:
-    """A folder that is not there is not made: it would be a local one."""
+    """Write a report. A missing folder is not made: it would be local to the node."""
     try:
         write_json(path, value)
     except OSError as error:

@@ -159,7 +159,7 @@ def memory_gib(text: str) -> float:
 
 
 def library_versions() -> dict[str, str | None]:
-    """What has to be the same on all nodes; torch's version without loading torch."""
+    """Versions that must be equal on all nodes; torch's version without loading torch."""
     try:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
@@ -208,7 +208,7 @@ def look_at_health(command: str, seconds: float) -> Sequence[Check]:
 
 
 def run_bounded(command: str, seconds: float) -> tuple[int, str]:
-    """Exit code and output of a line of shell; kills all that it started when time is up.
+    """Exit code and output of a line of shell; all its processes are killed when time is up.
 
     Raises ``TimeoutError``.
     """

@@ -230,8 +230,8 @@ def _leave(ranks: Ranks, store: Store) -> None:
 def measure_all_reduce(device: torch.device, num_floats: int) -> Row:
     """GB/s that each member sends and receives while all of them add up a vector.
 
-    Also ``met_at``, the clock's time at a moment that is the same on all members but for
-    milliseconds: it compares their clocks.
+    Also ``met_at``, each member's clock at a moment that is common to within milliseconds: the
+    members' clocks are compared by it.
     """
     import torch
     import torch.distributed as dist

@@ -18,7 +18,7 @@ TALKING = {"meeting", "all-reduce"}
 
 
 class Speed(TypedDict, total=False):
-    """What one process measured (``node_probe``)."""
+    """The measurements of a process (``node_probe``)."""
 
     part: str
     error: str
@@ -36,7 +36,7 @@ class CheckRow(TypedDict):
 
 
 class Report(TypedDict):
-    """What is known of one node: its own ``NODE.json``, and the speed of each of its tasks."""
+    """A node's results: its own ``NODE.json``, and the speed of each of its tasks."""
 
     uses_gpus: bool
     checks: list[CheckRow]

@@ -1,4 +1,4 @@
-"""A Slurm cluster as a YAML profile: what every job there needs, whatever it runs."""
+"""A Slurm cluster as a YAML profile: the settings that all jobs on the cluster share."""
 
 from __future__ import annotations
 

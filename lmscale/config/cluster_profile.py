@@ -27,7 +27,7 @@ class PreflightConfig(Section):
     command: str | None = None
     """A line of shell, run once on each node: the site's own health check. 0 is fit."""
     cordon_file: str | None = None
-    """Where bad nodes are remembered, so that the next job excludes them; all nodes see it."""
+    """File of bad nodes, which the next job excludes; visible on all nodes."""
     cordon_hours: float = Field(default=24, gt=0)
     """How long a node stays excluded."""
 
@@ -38,13 +38,13 @@ class ContainerConfig(Section):
     kind: Literal["none", "pyxis", "apptainer"] = "none"
     image: str = ""
     mounts: tuple[str, ...] = Field(default=(), strict=False)
-    """``/host:/inside`` or one path for both."""
+    """``/host:/inside``, or a single path for both sides."""
     options: tuple[str, ...] = Field(default=(), strict=False)
     """More for srun (pyxis) or ``apptainer exec``."""
 
 
 class ClusterConfig(Section):
-    """One cluster, or one partition of it. ``slurm/profiles/example.yaml`` explains every key."""
+    """A cluster, or a partition of one. ``slurm/profiles/example.yaml`` explains every key."""
 
     description: str = ""
     partition: str | None = None
@@ -88,13 +88,13 @@ class ClusterConfig(Section):
     variables: dict[str, str] = Field(default_factory=dict)
     """Exported to the ranks: ``NCCL_*``, ``GLOO_SOCKET_IFNAME``, …"""
     python: str | None = None
-    """The interpreter on the nodes; default: the one that submits."""
+    """The interpreter on the nodes; default: the submitting interpreter."""
     container: ContainerConfig = ContainerConfig()
 
     scratch: str = "/tmp"
     """Local to each node: caches of compiled kernels."""
     shared: tuple[str, ...] = Field(default=(), strict=False)
-    """Folders that all nodes see. Runs and shards must lie below one; empty: not known."""
+    """Folders visible on all nodes. Runs and shards must lie below one; empty: not known."""
     preflight: PreflightConfig = PreflightConfig()
     array_limit: PositiveInt | None = None
     """Most tasks of an array at once."""

@@ -169,7 +169,7 @@ def check_precision(config: EngineConfig, device: torch.device) -> None:
 
 @torch.no_grad()
 def _make_contiguous(module: torch.nn.Module) -> None:
-    """Lay every tensor out in the order of its elements: checkpoints address them by it."""
+    """Lay every tensor out in the order of its elements, by which checkpoints address them."""
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.contiguous()
 
@@ -189,7 +189,7 @@ def _check_methods(engine: Engine) -> None:
 def _bind_muon(engine: Engine) -> None:
     """Tell Muon which matrices, or parts of them, this rank's masters hold, and which the others'.
 
-    All ranks call this together.
+    A collective of all ranks.
     """
     optimizer = base_optimizer(engine)
     if not isinstance(optimizer, Muon):

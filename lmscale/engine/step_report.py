@@ -1,4 +1,4 @@
-"""What one optimizer step gives, over all ranks."""
+"""The result of an optimizer step, over all ranks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """One optimizer step over all ranks: the same on every rank, except the two times."""
+    """An optimizer step over all ranks: equal on every rank, except the two times."""
 
     step: int  # counted from 1: the steps done after it
     first_n: int  # global number of its first sample

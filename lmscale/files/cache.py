@@ -131,7 +131,7 @@ class NodeCache:
     def _write(
         self, path: Path, digest: str, size: int, write: Callable[[Path], None]
     ) -> CachedFile:
-        """Make the file; ``locks/digest`` is held, so nobody else touches its part."""
+        """Make the file. The caller holds ``locks/digest``; no other process touches the part."""
         for stale in self.folder.glob(f".part-*-{digest}-*"):
             stale.unlink(missing_ok=True)
         part = self.folder / f".part-{size}-{digest}-{os.getpid()}"
@@ -295,7 +295,7 @@ def _hold(path: Path) -> CachedFile | None:
 
 
 def _remove_unless_held(path: Path) -> bool:
-    """Remove ``path`` unless somebody holds it; whether nobody did."""
+    """Remove ``path`` unless a process holds it. True if it could be removed."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:

@@ -98,7 +98,7 @@ def renew_rows(
 
 
 def _write_whole(file: BinaryIO, content: bytes) -> None:
-    """All of ``content`` or nothing: a disk that fills up takes a part before it refuses."""
+    """Append the whole ``content`` or nothing; a disk that fills up takes a part and then fails."""
     end = file.seek(0, os.SEEK_END)
     try:
         num_written = 0

@@ -37,7 +37,7 @@ LOST_SHARE = 0.6
 class RewindRequest(Exception):  # noqa: N818 - a request: the run goes on
     """Raised on all ranks alike: go back to an older checkpoint, and jump over a window of samples.
 
-    ``rewinds.plan_rewind`` says to which one.
+    ``rewind_plan.plan_rewind`` chooses the checkpoint.
     """
 
     def __init__(self, divergence: Divergence) -> None:

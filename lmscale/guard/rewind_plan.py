@@ -70,10 +70,10 @@ def describe_no_checkpoint(divergence: Divergence, passed_over: Sequence[PassedO
 
 
 def reach_of(config: GuardConfig) -> int:
-    """How many steps a divergence may reach back: those it judges, and those it jumps.
+    """Most steps that a divergence reaches back, judged and jumped steps together.
 
-    A row of bad steps, or ``jump_steps`` up to the last bad one of the ``RECENT_STEPS``. Only
-    fp16's search for its loss scale, before the first of them or between them, knows no bound.
+    A row of bad steps, or ``jump_steps`` up to the last bad step of the ``RECENT_STEPS``. Only
+    fp16's search for a loss scale, before or between these steps, has no bound.
     """
     longest_row = config.max_nonfinite_steps + config.spike_steps - 1
     return max(longest_row, RECENT_STEPS + config.jump_steps)

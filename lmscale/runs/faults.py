@@ -64,14 +64,14 @@ DEFAULT_BITS = {"flip-gradient": 1, "flip-weight": 9}
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One thing that goes wrong."""
+    """A fault to strike on purpose: its kind, moment, rank and step."""
 
     kind: str
     at: str
     rank: int | None = None
     """None: on every rank."""
     step: int | None = None
-    """Counted from 1, at a save the checkpoint's; None: the first one that comes."""
+    """Step, counted from 1; at a save the checkpoint's step; None: the first that comes."""
     times: int = 1
     """How often on a rank, over all starts of the run."""
     seconds: float = 1.0
@@ -82,14 +82,14 @@ class Fault:
 
     @property
     def text(self) -> str:
-        """What names it in ``faults.jsonl``."""
+        """Name of the fault in ``faults.jsonl``."""
         given = {"rank": self.rank, "step": self.step, "id": self.id or None}
         parts = [f"at={self.at}", *(f"{k}={v}" for k, v in given.items() if v is not None)]
         return f"{self.kind}:{','.join(parts)}"
 
 
 def read_faults(*, allowed: bool, world_size: int) -> tuple[Fault, ...]:
-    """The faults of ``LMSCALE_FAULTS``, for a start of so many ranks; none where it is not set.
+    """The faults of ``LMSCALE_FAULTS``, for a start of so many ranks; empty without the variable.
 
     Raises ``ConfigError`` with all problems, the run's refusal among them.
     """
@@ -215,7 +215,7 @@ def arm_child() -> None:
 
 
 def disarm() -> None:
-    """Nothing goes wrong from here on in this process."""
+    """Strike no more faults in this process."""
     fault_points.armed = None
     os.environ.pop(_CHILD_VARIABLE, None)
 
@@ -237,7 +237,7 @@ class _Armed:
             _STRIKES[fault.kind](fault, path)
 
     def strikes(self, kinds: Container[str], moment: str, step: int | None) -> Iterator[Fault]:
-        """The faults of these kinds that strike now, in their order, each of them counted."""
+        """The faults of these kinds that are due now, in order; each is counted as struck."""
         for fault in self._faults:
             is_due = fault.kind in kinds and fault.at == moment and fault.text not in self._spent
             if is_due and fault.step in (None, step) and self._count(fault, step):

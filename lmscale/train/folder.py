@@ -43,11 +43,11 @@ def identity_of(config: RunConfig, tokenizer_fingerprint: str) -> dict[str, Any]
 
 @contextmanager
 def claim_folder(config: RunConfig, ranks: Ranks) -> Iterator[Lease]:
-    """Hold the run's folder for the time of the block. All ranks together; each gets its lease.
+    """Hold the run's folder for the time of the block. All ranks together; yields the rank's lease.
 
     Raises on all ranks, before anything of the run is written: ``ConfigError`` when the folder is
     another run's or another process trains in it, ``LeaseLostError`` when a newer start of the same
-    submission holds it. An older one is made to let go.
+    submission holds it. An older start is made to let go.
     """
     with failing_together():
         lease = Lease(attempt_from_environment())
@@ -82,7 +82,8 @@ def _claim(folder: Path, attempt: Attempt, hosts: Sequence[str], stack: ExitStac
             logger.warning(
                 "%s: the older copy of this run has not let go for %.0f s. Going on: it can commit "
                 "nothing any more.",
-                *(folder, TAKE_OVER_SECONDS),
+                folder,
+                TAKE_OVER_SECONDS,
             )
     else:
         # Locks of another machine are not seen on every file system, and an NFS server may keep
@@ -100,7 +101,9 @@ def _claim(folder: Path, attempt: Attempt, hosts: Sequence[str], stack: ExitStac
             logger.warning(
                 "%s: the lock of attempt %s (rank 0: %s) is still there, and that attempt gives no "
                 "sign of life. Going on: it can commit nothing any more.",
-                *(folder, held.attempt, held.rank0),
+                folder,
+                held.attempt,
+                held.rank0,
             )
         lease.take(hosts)
     stack.enter_context(lease.watched())
