@@ -65,7 +65,7 @@ class ScoreSums:
         self.values += torch.stack([number.double() for number in numbers])
 
     def means(self, sums: Sequence[float]) -> tuple[dict[str, float], dict[str, float]]:
-        """All ranks' sums → figures and counts by name, without those that counted nothing."""
+        """All ranks' sums → figures and counts by name; a figure whose count is 0 is left out."""
         rows = zip(self.names, sums[::2], sums[1::2], strict=True)
         rows = [(name, total, count) for name, total, count in rows if count]
         return {name: total / n for name, total, n in rows}, {name: n for name, _, n in rows}

@@ -126,7 +126,9 @@ def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: in
         logger.warning(
             "%s: %d of the %d steps done so far have no row: the file was cut or edited. Training "
             "goes on; `lmscale runs audit` will name the steps as lost.",
-            *(path, missing, next_step),
+            path,
+            missing,
+            next_step,
         )
     return Ledger(file, len(rows) - len(rewound))
 

@@ -53,7 +53,7 @@ class LoadingStopped(Exception):  # noqa: N818 - nothing has gone wrong
 class StepLoader:
     """Iterate over it for ``StepBatch``es, in order. Close it, or use it in a ``with`` block.
 
-    ``wait_seconds`` sums how long the consumer has waited; each step says its own.
+    ``wait_seconds`` sums how long the consumer has waited; each step has the part of its own.
     """
 
     def __init__(
@@ -267,7 +267,7 @@ class _Worker:
 
 
 def _start(connection: Connection, memory_descriptor: int) -> subprocess.Popen:
-    """Start a worker; it inherits our signals blocked, so none kills it before it ignores them."""
+    """Start a worker with the signals blocked, so that none kills it before it ignores them."""
     descriptors = (connection.fileno(), memory_descriptor)
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)

@@ -108,21 +108,21 @@ class Mixture:
         """
         sources = np.empty(count, dtype=np.int64)
         indices = np.empty(count, dtype=np.int64)
-        done = 0
-        while done < count:
-            number, block, offset = self._position(first + done)
+        filled = 0
+        while filled < count:
+            number, block, offset = self._position(first + filled)
             segment = self.segments[number]
-            take = min(count - done, segment.block - offset)
+            take = min(count - filled, segment.block - offset)
             if number + 1 < len(self.segments):
-                take = min(take, self.segments[number + 1].start - first - done)
+                take = min(take, self.segments[number + 1].start - first - filled)
             block_sources, block_indices = self._block(number, block)
-            sources[done : done + take] = block_sources[offset : offset + take]
-            indices[done : done + take] = block_indices[offset : offset + take]
-            done += take
+            sources[filled : filled + take] = block_sources[offset : offset + take]
+            indices[filled : filled + take] = block_indices[offset : offset + take]
+            filled += take
         return sources, indices
 
     def counts_at(self, n: int) -> dict[str, int]:
-        """How far every source has come when sample ``n`` is next: those used, and those jumped."""
+        """How far every source has come when sample ``n`` is next: its samples used and jumped."""
         number, block, offset = self._position(n)
         segment = self.segments[number]
         counts = dict(segment.base)
@@ -171,46 +171,47 @@ def append_segment(
 ) -> tuple[Segment, ...]:
     """The segments of a run that goes on from sample ``n`` under ``quotas``.
 
-    Unchanged where they end with these: what lies ahead are jumps, and mixtures of a branch that is
-    taken up again. Every source carries on at the sample after its last one, also one that comes
-    back after a while; so nothing is lost or repeated. A change drops the jumps that lie ahead of
-    it, with a warning: the samples come in another order then.
+    Unchanged where the segments end with ``quotas``: ahead of ``n`` lie jumps then, and mixtures of
+    a branch that is taken up again. Every source carries on at the sample after its last one, also
+    a source that comes back after a while, so no sample is lost or repeated. A new mixture drops
+    the jumps ahead of ``n``, with a warning, because the samples come in another order.
     """
     quotas = dict(sorted(quotas.items()))
     if segments and dict(segments[-1].quotas) == quotas:
         return tuple(segments)
-    kept = tuple(segment for segment in segments if segment.start <= n)
-    if not kept:
+    past = tuple(segment for segment in segments if segment.start <= n)
+    if not past:
         base = dict.fromkeys(quotas, 0)
         return (Segment(start=n, quotas=quotas, base=base, fingerprints=dict(fingerprints)),)
-    last = kept[-1]
+    last = past[-1]
     if dict(last.quotas) == quotas:  # as far ahead as it is still this mixture
-        ahead = segments[len(kept) :]
-        kept += tuple(takewhile(lambda segment: dict(segment.quotas) == quotas, ahead))
-    _warn_of_dropped_jumps(segments, len(kept), n=n, seed=seed)
+        ahead = segments[len(past) :]
+        past += tuple(takewhile(lambda segment: dict(segment.quotas) == quotas, ahead))
+    _warn_of_dropped_jumps(segments, len(past), n=n, seed=seed)
     if dict(last.quotas) == quotas:
-        return kept
-    base = dict.fromkeys(quotas, 0) | Mixture(kept, seed=seed).counts_at(n)
-    known = dict(last.fingerprints) | dict(fingerprints)
+        return past
+    base = dict.fromkeys(quotas, 0) | Mixture(past, seed=seed).counts_at(n)
+    all_fingerprints = dict(last.fingerprints) | dict(fingerprints)
     segment = Segment(
         start=n,
         quotas=quotas,
         base=dict(sorted(base.items())),
-        fingerprints=dict(sorted(known.items())),
+        fingerprints=dict(sorted(all_fingerprints.items())),
     )
     if last.start == n:  # the last mixture was never used
-        kept = kept[:-1]
-    return (*kept, segment)
+        past = past[:-1]
+    return (*past, segment)
 
 
-def _warn_of_dropped_jumps(segments: Sequence[Segment], kept: int, *, n: int, seed: int) -> None:
+def _warn_of_dropped_jumps(segments: Sequence[Segment], first: int, *, n: int, seed: int) -> None:
     mixture = Mixture(segments, seed=seed)
-    for start in (segment.start for segment in segments[kept:]):
+    for start in (segment.start for segment in segments[first:]):
         if mixture.jumped_at(start) > mixture.jumped_at(start - 1):
             logger.warning(
                 "the mixture changes at sample %d, so the samples that the run was to jump at "
                 "sample %d come in another order, and will be used",
-                *(n, start),
+                n,
+                start,
             )
 
 

@@ -63,21 +63,21 @@ class SourceOrder:
         """Shard and window in the shard, int64 [count] each, of samples first, first + 1, …"""
         shards = np.empty(count, dtype=np.int64)
         windows = np.empty(count, dtype=np.int64)
-        done = 0
-        while done < count:
-            epoch, position = divmod(first + done, self.total)
+        filled = 0
+        while filled < count:
+            epoch, position = divmod(first + filled, self.total)
             order, ends = self._epoch(epoch)
             group = int(np.searchsorted(ends, position, side="right"))
             begin = int(ends[group - 1]) if group else 0
-            take = min(count - done, int(ends[group]) - position)
+            take = min(count - filled, int(ends[group]) - position)
             chosen = order[group * self._window_shards : (group + 1) * self._window_shards]
             offset = position - begin
             picks = self._group(epoch, group, int(ends[group]) - begin)[offset : offset + take]
             shard_ends = np.cumsum(self.counts[chosen])
             which = np.searchsorted(shard_ends, picks, side="right")
-            shards[done : done + take] = chosen[which]
-            windows[done : done + take] = picks - (shard_ends - self.counts[chosen])[which]
-            done += take
+            shards[filled : filled + take] = chosen[which]
+            windows[filled : filled + take] = picks - (shard_ends - self.counts[chosen])[which]
+            filled += take
         return shards, windows
 
     def shards_ahead(self, index: int) -> list[int]:

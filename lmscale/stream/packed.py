@@ -110,9 +110,9 @@ def _parse_counts(content: bytes, manifest: Manifest, sequence_length: int) -> n
     """The counts, or None where they are of another dataset, length or version."""
     try:
         tree = json.loads(content)
-        found = (tree["version"], tree["manifest"], tree["sequence_length"])
+        key = (tree["version"], tree["manifest"], tree["sequence_length"])
         counts = np.array(tree["counts"], dtype=np.int64)
     except (ValueError, KeyError, TypeError):
         return None
-    is_ours = found == (VERSION, manifest.fingerprint, sequence_length)
+    is_ours = key == (VERSION, manifest.fingerprint, sequence_length)
     return counts if is_ours and counts.shape == (len(manifest.shards),) else None

@@ -65,12 +65,12 @@ class ShardWindows:
             self._copy_range(begin, end, row)
             return end - begin
         piece_starts, piece_tokens, bounds = self._pieces
-        done = 0
+        filled = 0
         for piece in range(bounds[window], bounds[window + 1]):
             begin, tokens = int(piece_starts[piece]), int(piece_tokens[piece])
-            self._copy_range(begin, begin + tokens, row[done:])
-            done += tokens
-        return done
+            self._copy_range(begin, begin + tokens, row[filled:])
+            filled += tokens
+        return filled
 
     def _copy_range(self, begin: int, end: int, row: np.ndarray) -> None:
         block = bisect_right(self._block_starts, begin) - 1
@@ -78,11 +78,11 @@ class ShardWindows:
         if end <= self._block_starts[block + 1]:  # nearly always
             row[: end - begin] = self._blocks[block][offset : offset + end - begin]
             return
-        done = 0
-        while done < end - begin:
-            part = self._blocks[block][offset : offset + end - begin - done]
-            row[done : done + len(part)] = part
-            done += len(part)
+        filled = 0
+        while filled < end - begin:
+            part = self._blocks[block][offset : offset + end - begin - filled]
+            row[filled : filled + len(part)] = part
+            filled += len(part)
             block, offset = block + 1, 0
 
 

@@ -108,7 +108,7 @@ class Stream:
         tokens = np.empty((count, row_tokens), dtype=self.dtype)
         lengths = np.empty(count, dtype=np.int32)
         # Each row's document starts beyond its first, and what turns them into flat positions.
-        found: list[Any] = [None] * count
+        row_starts: list[Any] = [None] * count
         shift = np.empty(count, dtype=np.int64)
         sources, indices = self.mixture.locate(first_n, count)
         for source, rows in _split_runs(sources, indices):
@@ -123,9 +123,9 @@ class Stream:
                 if length < row_tokens:
                     tokens[row, length:] = self.pad_id
                 lengths[row] = length
-                found[row] = shard.starts[shard.first_start[window] : shard.last_start[window]]
+                row_starts[row] = shard.starts[shard.first_start[window] : shard.last_start[window]]
                 shift[row] = row * row_tokens - shard.starts_from[window]
-        starts, start_ends = _flatten_starts(found, shift, row_tokens)
+        starts, start_ends = _flatten_starts(row_starts, shift, row_tokens)
         return Rows(
             numbers=np.arange(first_n, first_n + count),
             tokens=tokens,
@@ -206,8 +206,8 @@ def open_stream(
     problems = _find_foreign(datasets, tokenizer_fingerprint)
     if state is not None:
         undone = tuple(segment for jump in jumps for segment in jump.segments)
-        known = replace(state, segments=(*state.segments, *undone))
-        problems += find_changed_data(datasets, known)
+        whole = replace(state, segments=(*state.segments, *undone))
+        problems += find_changed_data(datasets, whole)
     if problems:
         raise DataError(problems)
     segments = _plan_segments(
@@ -275,7 +275,7 @@ def open_datasets(
 
 def find_changed_data(datasets: Mapping[str, Dataset], state: StreamState) -> list[str]:
     """Sources whose shards are not those that the run has read under this name."""
-    known = {
+    read_before = {
         name: fingerprint
         for segment in state.segments
         for name, fingerprint in segment.fingerprints.items()
@@ -283,9 +283,9 @@ def find_changed_data(datasets: Mapping[str, Dataset], state: StreamState) -> li
     return [
         f"stream.sources.{name}: the dataset in {dataset.location} (fingerprint "
         f"{_short_fingerprint(dataset)}) is not the one that the run has read so far "
-        f"({known[name]}). Restore it, or add the new shards as a source under another name."
+        f"({read_before[name]}). Restore it, or add the new shards as a source under another name."
         for name, dataset in datasets.items()
-        if known.get(name, _short_fingerprint(dataset)) != _short_fingerprint(dataset)
+        if read_before.get(name, _short_fingerprint(dataset)) != _short_fingerprint(dataset)
     ]
 
 
@@ -317,16 +317,16 @@ def _split_runs(sources: np.ndarray, indices: np.ndarray) -> Iterator[tuple[int,
 
 
 def _flatten_starts(
-    found: list[np.ndarray], shift: np.ndarray, row_tokens: int
+    row_starts: list[np.ndarray], shift: np.ndarray, row_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Flat positions over all rows, with every row's own 0 in front; and where each row's end."""
-    more = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
+    more = np.fromiter(map(len, row_starts), dtype=np.int64, count=len(row_starts))
     ends = np.cumsum(more + 1)
     heads = ends - more - 1
     starts = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.int32)
     is_body = np.ones(len(starts), dtype=bool)
     is_body[heads] = False
-    starts[heads] = np.arange(len(found)) * row_tokens
+    starts[heads] = np.arange(len(row_starts)) * row_tokens
     if is_body.any():
-        starts[is_body] = np.concatenate(found) + np.repeat(shift, more)
+        starts[is_body] = np.concatenate(row_starts) + np.repeat(shift, more)
     return starts, ends
