@@ -7,7 +7,7 @@ from enum import Enum
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from lmscale.config.base import Section
@@ -72,3 +72,10 @@ class Kinds(Generic[Kind]):
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         return core_schema.no_info_before_validator_function(self.parse, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """For ``lmscale config schema``: the keys of any of the kinds."""
+        sections = [self.section(name).__pydantic_core_schema__ for name in self.names()]
+        return {"anyOf": [handler(section) for section in sections]}

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from lmscale.config import dump_config, kinds, parse_config
+from lmscale.config import RunConfig, dump_config, kinds, parse_config
 from lmscale.config.kinds import Ability
 from lmscale.config.objective import OBJECTIVES, CausalConfig, ObjectiveConfig
 from lmscale.errors import ConfigError
@@ -96,3 +96,10 @@ def test_what_an_objective_needs_of_the_model_is_asked_of_the_configuration(inst
         "c.yaml: objective.name = 'cloze' needs a model that is bidirectional, which the one of "
         "section model is not."
     ]
+
+
+def test_the_schema_has_the_keys_of_every_kind(installed):
+    installed(guess=f"{__name__}:GuessConfig")
+    schema = RunConfig.model_json_schema()
+    keys = [set(kind["properties"]) for kind in schema["properties"]["objective"]["anyOf"]]
+    assert keys == [{"name", "z_loss", "chunk_tokens"}, {"name", "rate"}]
