@@ -148,9 +148,7 @@ def measure_round(bench: Bench, saver: Saver, copy: Callable[[], float]) -> dict
     place = LocalPlace(bench.folder / "waited")
     step = bench.counter.now.step
     seen["synchronous"] = timed(
-        lambda: save_checkpoint(
-            place, bench.engine, step=step, state={}, identity={}, ranks=bench.ranks
-        )
+        lambda: save_checkpoint(place, bench.engine, step=step, identity={}, ranks=bench.ranks)
     )
     theirs = str(bench.folder / "deepspeed")
     seen["DeepSpeed's save"] = timed(
@@ -249,7 +247,7 @@ def cross_stages(arguments: argparse.Namespace, device: torch.device, folder: Pa
             config = read_config(arguments, f"engine.zero_stage={stage}")
             bench = open_bench(config, device, folder, Ranks())
             if stage == writer:
-                save_checkpoint(place, bench.engine, step=1, state={}, identity={}, ranks=Ranks())
+                save_checkpoint(place, bench.engine, step=1, identity={}, ranks=Ranks())
             else:
                 manifest = find_resumable(place, Ranks())
                 assert manifest is not None

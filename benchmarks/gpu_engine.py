@@ -169,7 +169,7 @@ def check_loss_scale(bench: Bench) -> str:
 
 def save(trial: Trial, folder, *, step: int) -> None:
     place = LocalPlace(folder)
-    save_checkpoint(place, trial.engine, step=step, state={}, identity={}, ranks=Ranks())
+    save_checkpoint(place, trial.engine, step=step, identity={}, ranks=Ranks())
 
 
 def restore(trial: Trial, folder) -> None:

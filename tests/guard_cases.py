@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+from handmade_checkpoints import manifest_of
+
 from lmscale.config.safety import GuardConfig
 from lmscale.errors import GuardError
 from lmscale.guard.guard import RewindRequest
+from lmscale.guard.state import read_guard_state
 from lmscale.train import Guard, StepReport
 
 NAN, INF = math.nan, math.inf
@@ -42,11 +45,13 @@ def config(**changes) -> GuardConfig:
 def guard_of(
     *, minimum_loss_scale=1, state=None, rewinds=(), context=lambda n: {}, **changes
 ) -> Guard:
+    """``state``: what ``to_json`` gave, as a manifest has it."""
+    saved = manifest_of(1, [], state={"guard": state})
     return Guard(
         config(**changes),
         minimum_loss_scale=minimum_loss_scale,
         vocab_size=VOCAB,
-        state=state,
+        state=read_guard_state(saved, where="step 1"),
         rewinds=rewinds,
         context=context,
     )

@@ -55,7 +55,7 @@ def manifest_of(step: int, files: list[FileEntry], **changes: Any) -> Manifest:
         "step": step,
         "parameters": {"w": (8, 5)},
         "states": {"w": (MASTER, "exp_avg")},
-        "optimizer": {"name": "AdamW", "step": step},
+        "optimizer": {"kind": "adamw", "step": step},
         "loss_scale": None,
         "state": {"progress": {"step": step, "n": 12 * step, "tokens": 0, "skipped_steps": 0}},
         "identity": IDENTITY,

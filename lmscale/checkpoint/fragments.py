@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmscale.checkpoint.manifest import BUFFER, FROZEN, MASTER
+from lmscale.checkpoint.manifest import BUFFER, FROZEN, MASTER, Untrained
 from lmscale.checkpoint.write_file import DTYPE_NAMES
 from lmscale.engine.engine import Engine
 from lmscale.engine.masters import base_optimizer, dealt_part, held_slices, masters_by_parameter
@@ -81,7 +81,7 @@ def parameter_states(engine: Engine) -> dict[str, tuple[str, ...]]:
     return {name: (MASTER, *_states_of(engine, name)) for name, _ in engine.trained_parameters()}
 
 
-def replicated_tensors(engine: Engine) -> dict[str, dict[str, Any]]:
+def replicated_tensors(engine: Engine) -> dict[str, Untrained]:
     """Frozen parameter or buffer → its shape, dtype and kind, as the manifest has them."""
     rows = {
         name: (engine.shape_of(parameter), parameter.dtype, FROZEN)
@@ -91,7 +91,7 @@ def replicated_tensors(engine: Engine) -> dict[str, dict[str, Any]]:
     for name, buffer in persistent_buffers(engine):
         rows[name] = (tuple(buffer.shape), buffer.dtype, BUFFER)
     return {
-        name: {"shape": list(shape), "dtype": DTYPE_NAMES[dtype], "kind": kind}
+        name: Untrained(shape=shape, dtype=DTYPE_NAMES[dtype], kind=kind)
         for name, (shape, dtype, kind) in rows.items()
     }
 

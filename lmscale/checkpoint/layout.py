@@ -83,7 +83,7 @@ def find_gaps(manifest: Manifest) -> list[str]:
     """Parameters whose pieces do not cover them exactly once."""
     problems = []
     reads = plan_reads(manifest.files)
-    replicated = {name: row["shape"] for name, row in manifest.replicated.items()}
+    replicated = {name: row.shape for name, row in manifest.replicated.items()}
     for name, shape in (manifest.parameters | replicated).items():
         numel = math.prod(shape)
         end = 0

@@ -24,7 +24,7 @@ from lmscale.checkpoint.fragments import (
     weights_fingerprint,
 )
 from lmscale.checkpoint.layout import find_gaps, plan_reads, tensor_name
-from lmscale.checkpoint.manifest import BUFFER, FROZEN, MASTER, FileEntry, Manifest
+from lmscale.checkpoint.manifest import BUFFER, FROZEN, MASTER, FileEntry, Manifest, Untrained
 from lmscale.checkpoint.optimizer_state import check_optimizer, write_loss_scale, write_optimizer
 from lmscale.checkpoint.places.place import LocalPlace, Place
 from lmscale.checkpoint.places.run_place import CHECKPOINTS
@@ -199,7 +199,7 @@ def check_same_model(
     manifest: Manifest,
     shapes: Mapping[str, Sequence[int]],
     *,
-    replicated: Mapping[str, Mapping[str, Any]],
+    replicated: Mapping[str, Untrained],
 ) -> None:
     """Raise ``CheckpointError`` naming the tensors by which two models differ.
 
@@ -228,19 +228,19 @@ def check_same_model(
 
 
 def _describe(
-    shapes: Mapping[str, Sequence[int]], replicated: Mapping[str, Mapping[str, Any]]
+    shapes: Mapping[str, Sequence[int]], replicated: Mapping[str, Untrained]
 ) -> dict[str, str]:
     # Not the dtypes of what is replicated: they follow the precision, which may change.
     described = {name: f"{tuple(shape)}" for name, shape in shapes.items()}
     return described | {
-        name: f"a {'frozen parameter' if row['kind'] == FROZEN else 'buffer'} {tuple(row['shape'])}"
+        name: f"a {'frozen parameter' if row.kind == FROZEN else 'buffer'} {tuple(row.shape)}"
         for name, row in replicated.items()
     }
 
 
 def _check_kinds(where: str, manifest: Manifest, fragment: Fragment) -> None:
     row = manifest.replicated.get(fragment.parameter)
-    stored = manifest.states[fragment.parameter] if row is None else (row["kind"],)
+    stored = manifest.states[fragment.parameter] if row is None else (row.kind,)
     missing = [kind for kind in fragment.tensors if kind not in stored]
     if missing:
         raise CheckpointError(
@@ -264,10 +264,9 @@ def iterate_weights(place: Place, manifest: Manifest) -> Iterator[tuple[str, Ten
         for name, shape in manifest.parameters.items():
             yield name, _read_whole(reader, name, MASTER, shape, torch.float32)
         for name, row in sorted(
-            manifest.replicated.items(), key=lambda item: item[1]["kind"] == BUFFER
+            manifest.replicated.items(), key=lambda item: item[1].kind == BUFFER
         ):
-            dtype = _DTYPES[row["dtype"]]
-            yield name, _read_whole(reader, name, row["kind"], row["shape"], dtype)
+            yield name, _read_whole(reader, name, row.kind, row.shape, _DTYPES[row.dtype])
 
 
 def _read_whole(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from lmscale.checkpoint.layout import MAX_NAMED
 from lmscale.checkpoint.manifest import (
-    REASONS,
+    ITEM_BYTES,
+    MASTER,
     VERSION,
     FileEntry,
     Manifest,
@@ -18,9 +23,13 @@ from lmscale.checkpoint.manifest import (
     _render,
     _seal,
 )
-from lmscale.checkpoint.plausible import find_lies
 from lmscale.errors import CheckpointError
-from lmscale.files.strangers import quote
+from lmscale.files.file_names import describe_unsafe_name
+from lmscale.files.redact import printable_name
+from lmscale.files.strangers import ImplausibleError, checked, quote
+
+_MANIFEST = TypeAdapter(Manifest)
+_STATE_BYTES = ITEM_BYTES["F32"]  # masters and optimizers' states
 
 
 def parse_manifest(text: str, path: Path | str) -> Manifest:
@@ -36,27 +45,22 @@ def parse_manifest(text: str, path: Path | str) -> Manifest:
         if not _has_hash(text, tree, sha256):
             raise CheckpointError(f"{path}: does not match its own hash; it is damaged.")
         names = _names_in_order(tree)
-        files = tuple(
-            FileEntry(
-                name=row["name"],
-                bytes=row["bytes"],
-                sha256=row["sha256"],
-                fragments=_name_fragments(row["fragments"], names),
-            )
-            for row in tree.pop("files")
-        )
-        parameters = {name: tuple(shape) for name, shape in tree.pop("parameters").items()}
-        states = {name: tuple(kinds) for name, kinds in tree.pop("states").items()}
-        manifest = Manifest(files=files, parameters=parameters, states=states, **tree)
-        vars(manifest)["hash"] = sha256
-        lies = find_lies(manifest)
-        if manifest.reason not in REASONS:
-            lies.append(f"it was written for the reason {quote(manifest.reason)}, which is none")
+        for row in tree["files"]:
+            row["fragments"] = _name_fragments(row["fragments"], names)
+        manifest = checked(_MANIFEST, tree)
+        lies = _find_lies(manifest)
+    except ImplausibleError as error:
+        raise _refuse(path, error.problems) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a checkpoint's manifest: {error!r}.") from None
     if lies:
-        raise CheckpointError([f"{path}: refused: {lie}." for lie in lies[:MAX_NAMED]])
+        raise _refuse(path, lies)
+    vars(manifest)["hash"] = sha256
     return manifest
+
+
+def _refuse(path: Path | str, problems: Sequence[str]) -> CheckpointError:
+    return CheckpointError([f"{path}: refused: {problem}." for problem in problems[:MAX_NAMED]])
 
 
 def _name_fragments(
@@ -64,9 +68,57 @@ def _name_fragments(
 ) -> tuple[tuple[str, int, int], ...]:
     """With the parameters' names. What is no number of one gets a name that none has: a lie."""
     numbers, offsets, counts = columns
-    known: dict[Any, str] = dict(enumerate(names))
-    named = [known[n] if type(n) is int and n in known else f"number {n!r}" for n in numbers]
+    name_of: dict[Any, str] = dict(enumerate(names))
+    named = [name_of[n] if type(n) is int and n in name_of else f"number {n!r}" for n in numbers]
     return tuple(zip(named, offsets, counts, strict=True))
+
+
+def _find_lies(manifest: Manifest) -> list[str]:
+    """What the fields' own types do not tell: files elsewhere, pieces of nothing, or more of them
+    than their file has bytes. Whether the pieces cover every tensor is ``find_gaps``.
+    """
+    problems: list[str] = []
+    if manifest.parameters.keys() != manifest.states.keys():
+        problems.append("parameters and states are not of the same tensors")
+    for name in sorted(manifest.parameters.keys() & manifest.replicated.keys()):
+        problems.append(f"{printable_name(name)} is trained and not trained")
+    for name, kinds in manifest.states.items():
+        if MASTER not in kinds:
+            problems.append(f"{printable_name(name)} has the states {quote(kinds)}")
+    sizes = {
+        name: (math.prod(shape), _STATE_BYTES * len(manifest.states.get(name, ())))
+        for name, shape in manifest.parameters.items()
+    } | {
+        name: (math.prod(row.shape), ITEM_BYTES[row.dtype])
+        for name, row in manifest.replicated.items()
+    }
+    for entry in manifest.files:
+        problems += _find_file_lies(entry, sizes)
+    counts = Counter(entry.name for entry in manifest.files)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    return problems + [f"{printable_name(name)} is named twice" for name in twice]
+
+
+def _find_file_lies(entry: FileEntry, sizes: Mapping[str, tuple[int, int]]) -> Iterator[str]:
+    """``sizes``: a tensor's elements, and the bytes that are stored of each."""
+    unsafe = describe_unsafe_name(entry.name)
+    if unsafe is not None:
+        yield unsafe
+    name = printable_name(entry.name)
+    needed, unknown = 0, (-1, 0)
+    for parameter, offset, count in entry.fragments:
+        numel, item_bytes = sizes.get(parameter, unknown)
+        # In a large run there are hundreds of thousands: one comparison for each that is sound.
+        if type(offset) is type(count) is int and 0 <= offset <= offset + count <= numel:
+            needed += count * item_bytes
+            continue
+        where = f"{name}: a piece of {parameter!r}, {quote(count)} elements from {quote(offset)} on"
+        if numel < 0:
+            yield f"{where}, is of no tensor of this checkpoint"
+        else:
+            yield f"{where}, does not lie within its {numel} elements"
+    if needed > entry.bytes:
+        yield f"{name}: its pieces need {needed} bytes, and it has {entry.bytes}"
 
 
 def _has_hash(text: str, tree: Mapping[str, Any], sha256: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lmscale.checkpoint.manifest import OptimizerKind
 from lmscale.engine.engine import Engine
 from lmscale.engine.masters import base_optimizer, master_groups
 from lmscale.engine.optimizer import STEP
@@ -12,33 +13,30 @@ from lmscale.errors import CheckpointError
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def read_optimizer(engine: Engine) -> dict[str, Any]:
-    """The optimizer's kind, and the updates it has taken, which are fewer than steps when some
-    were skipped; None where it does not count them.
-    """
+def read_optimizer(engine: Engine) -> OptimizerKind:
     steps = {int(state[STEP]) for state in _counted_states(engine)}
     if len(steps) > 1:
         raise AssertionError(f"the optimizer counts differ between parameters: {steps}")
-    return {"kind": engine.config.optimizer.kind, "step": steps.pop() if steps else None}
+    kind = engine.config.optimizer.kind
+    return OptimizerKind(kind=kind, step=steps.pop() if steps else None)
 
 
-def check_optimizer(engine: Engine, saved: dict[str, Any], where: str) -> None:
+def check_optimizer(engine: Engine, saved: OptimizerKind, where: str) -> None:
     """Raise ``CheckpointError`` when a checkpoint's states are of another optimizer's."""
     kind = engine.config.optimizer.kind
-    was = saved.get("kind")
-    if was != kind:
+    if saved.kind != kind:
         raise CheckpointError(
-            f"{where} holds the states of engine.optimizer.kind = {was}, but this run is "
-            f"configured for {kind}. Set it back to {was}, or give this run a folder of its own "
-            "(run.folder)."
+            f"{where} holds the states of engine.optimizer.kind = {saved.kind}, but this run is "
+            f"configured for {kind}. Set it back to {saved.kind}, or give this run a folder of "
+            "its own (run.folder)."
         )
-    if _counted_states(engine) and saved.get("step") is None:
+    if _counted_states(engine) and saved.step is None:
         raise CheckpointError(f"{where} does not say how many updates its optimizer has taken.")
 
 
-def write_optimizer(engine: Engine, saved: dict[str, Any]) -> None:
+def write_optimizer(engine: Engine, saved: OptimizerKind) -> None:
     for state in _counted_states(engine):
-        state[STEP].fill_(saved["step"])
+        state[STEP].fill_(saved.step)
 
 
 def read_loss_scale(engine: Engine) -> dict[str, Any] | None:

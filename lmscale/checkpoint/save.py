@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from lmscale.checkpoint.fragments import (
     replicated_tensors,
 )
 from lmscale.checkpoint.job import Duties, Saved
-from lmscale.checkpoint.manifest import REGULAR, Manifest
+from lmscale.checkpoint.manifest import REGULAR, Manifest, Probe
 from lmscale.checkpoint.optimizer_state import read_loss_scale, read_optimizer
 from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.snapshot import Copy, parts_of
+from lmscale.checkpoint.state import RunState
 from lmscale.checkpoint.writer import CheckpointWriter
 from lmscale.engine.engine import Engine
 from lmscale.ranks.mailbox import open_mailbox
@@ -30,11 +31,11 @@ def draft_manifest(
     engine: Engine,
     *,
     step: int,
-    state: Mapping[str, Any],
+    states: Iterable[RunState] = (),
     identity: Mapping[str, Any],
     reason: str = REGULAR,
     rewinds: int = 0,
-    probe: dict[str, Any] | None = None,
+    probe: Probe | None = None,
     written_by: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """The manifest of what the engine holds now, without what only the files' writers know.
@@ -48,7 +49,7 @@ def draft_manifest(
         replicated=replicated_tensors(engine),
         optimizer=read_optimizer(engine),
         loss_scale=read_loss_scale(engine),
-        state=dict(state),
+        state={state.name: state.to_json() for state in states},
         identity=dict(identity),
         written_by={**_describe_writer(engine), **(written_by or {})},
         is_finite=True,
@@ -76,7 +77,7 @@ def save_checkpoint(
     engine: Engine,
     *,
     step: int,
-    state: Mapping[str, Any],
+    states: Iterable[RunState] = (),
     identity: Mapping[str, Any],
     ranks: Ranks,
     lease: Lease = NO_LEASE,
@@ -91,7 +92,7 @@ def save_checkpoint(
     duties = Duties(lease=lease)
     writer = CheckpointWriter(ranks, open_mailbox(ranks), duties, retries=retries)
     try:
-        draft = draft_manifest(engine, step=step, state=state, identity=identity)
+        draft = draft_manifest(engine, step=step, states=states, identity=identity)
         job = writer.start(step=step, place=place, copy=live_copy(engine), draft=draft)
         return writer.wait(job)
     finally:

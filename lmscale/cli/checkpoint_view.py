@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmscale.cli.units import render_bytes, render_line, render_time
+from lmscale.errors import CheckpointError
 from lmscale.files.redact import printable
 
 if TYPE_CHECKING:
@@ -156,36 +157,37 @@ def _render_tensors(manifest: Manifest) -> Iterator[str]:
     kinds = Counter(kind for kinds in manifest.states.values() for kind in kinds)
     yield _line("of each", ", ".join(f"{kind} ({n:,})" for kind, n in kinds.items()))
     for kind in ("frozen", "buffer"):
-        rows = [row for row in manifest.replicated.values() if row["kind"] == kind]
+        rows = [row for row in manifest.replicated.values() if row.kind == kind]
         if rows:
-            elements = sum(math.prod(row["shape"]) for row in rows)
-            dtypes = ", ".join(sorted({row["dtype"] for row in rows}))
+            elements = sum(math.prod(row.shape) for row in rows)
+            dtypes = ", ".join(sorted({row.dtype for row in rows}))
             yield _line(kind, f"{elements:,} elements in {len(rows):,} tensors, {dtypes}")
     size = sum(file.bytes for file in manifest.files)
     yield _line("files", f"{len(manifest.files)}, {render_bytes(size)}")
     yield _line("weights' hash", manifest.weights or "not known")
-    optimizer = manifest.optimizer
-    name = optimizer.get("kind", optimizer.get("name", "?"))
-    yield _line("optimizer", f"{name}, {optimizer.get('step', '?')} updates")
+    kind, updates = manifest.optimizer.kind, manifest.optimizer.step
+    yield _line("optimizer", f"{kind}, {'?' if updates is None else updates} updates")
     if manifest.loss_scale is not None:
         yield _line("loss scale", manifest.loss_scale)
 
 
 def _render_place(manifest: Manifest) -> Iterator[str]:
-    progress = manifest.state.get("progress", {})
+    from lmscale.stream.state import StreamState
+    from lmscale.train.progress import STREAM, read_progress
+
     yield _line("step", f"{manifest.step:,}")
-    if progress:
-        yield _line(
-            "data",
-            f"{progress.get('n', 0):,} samples, {progress.get('tokens', 0):,} tokens trained on",
-        )
-    segments = manifest.state.get("stream", {}).get("segments", [])
-    if segments:
-        quotas = segments[-1].get("quotas", {})
-        total = sum(quotas.values()) or 1
-        mixture = ", ".join(f"{name} {quota / total:.1%}" for name, quota in quotas.items())
-        since = f", since sample {segments[-1]['start']:,}" if len(segments) > 1 else ""
-        yield _line("mixture", mixture + since)
+    try:
+        progress = read_progress(manifest, where="it")
+        segments = StreamState.from_json(manifest.state.get(STREAM)).segments
+    except CheckpointError as error:  # no run can go on from it; one may look at it
+        yield from (_line("", problem) for problem in error.problems)
+        return
+    yield _line("data", f"{progress.n:,} samples, {progress.tokens:,} tokens trained on")
+    mixture = ", ".join(
+        f"{name} {quota / segments[-1].block:.1%}" for name, quota in segments[-1].quotas.items()
+    )
+    since = f", since sample {segments[-1].start:,}" if len(segments) > 1 else ""
+    yield _line("mixture", mixture + since)
 
 
 def _render_figures(manifest: Manifest, figures: Mapping[str, float]) -> Iterator[str]:
@@ -194,11 +196,20 @@ def _render_figures(manifest: Manifest, figures: Mapping[str, float]) -> Iterato
             yield _line("", f"{name} {value:.4f}" if value is not None else name)
     if manifest.probe is not None:
         probe = manifest.probe
-        yield _line("probe", f"loss {probe['loss']:.6f} of {probe['windows']} windows")
+        yield _line("probe", f"loss {probe.loss:.6f} of {probe.windows} windows")
     if manifest.rewinds:
         yield _line("rewinds", f"{manifest.rewinds} before it")
-    guard = manifest.state.get("guard")
-    if guard:
-        seen = f"{guard.get('nonfinite_steps', 0):,} non-finite steps and "
-        seen += f"{guard.get('spike_steps', 0):,} spiking ones in the run so far; "
-        yield _line("guard", f"{seen}{len(guard.get('window', ())):,} steps in its window")
+    yield from _render_guard(manifest)
+
+
+def _render_guard(manifest: Manifest) -> Iterator[str]:
+    from lmscale.guard.state import read_guard_state
+
+    try:
+        guard = read_guard_state(manifest, where="it")
+    except CheckpointError as error:
+        yield from (_line("guard", problem) for problem in error.problems)
+        return
+    if guard is not None:
+        seen = f"{guard.nonfinite_steps:,} non-finite steps and {guard.spike_steps:,} spiking ones"
+        yield _line("guard", f"{seen} in the run so far; {len(guard.window):,} steps in its window")

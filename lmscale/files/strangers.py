@@ -1,14 +1,95 @@
-"""JSON that somebody else made, such as a manifest: what it may say before it is believed."""
+"""JSON that somebody else made, such as a manifest: what it may say before it is believed.
+
+Who reads such a file has a dataclass of what is in it, with the types below, and checks it by
+``checked``. Numbers are strict (true is no number, "12" is text); a list may stand for a tuple.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import reprlib
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+
+from lmscale.files.redact import printable_name
 
 MAX_COUNT = 2**63  # beyond what any file, step or tensor has; and beyond it floats overflow
+MAX_DEPTH = 32  # of lists and mappings in each other; what is saved has some six
+_LAST_INSTANT = 250_000_000_000  # in the year 9892: datetime ends with 9999
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+Value = TypeVar("Value")
+
+
+def _tame(value: Any, depth: int = 0) -> Any:
+    """Return a value that can be walked through and reckoned with."""
+    if isinstance(value, int) and abs(value) >= MAX_COUNT:
+        raise ValueError("holds a number that nothing has")
+    if isinstance(value, Mapping | list | tuple):
+        if depth == MAX_DEPTH:
+            raise ValueError("is nested too deeply")
+        for each in value.values() if isinstance(value, Mapping) else value:
+            _tame(each, depth + 1)
+    return value
+
+
+def one_of(names: Collection[str]) -> AfterValidator:
+    """Of a ``Text``: that it is one of these."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"is {quote(value)}, which is none of {', '.join(names)}")
+        return value
+
+    return AfterValidator(check)
+
+
+Text = Annotated[str, Strict()]
+Flag = Annotated[bool, Strict()]
+Count = Annotated[int, Strict(), Field(ge=0, lt=MAX_COUNT)]
+Number = Annotated[float, Strict()]  # nan and inf too
+Finite = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Instant = Annotated[Finite, Field(ge=0, lt=_LAST_INSTANT)]  # Unix time
+Sha256 = Annotated[str, Strict(), Field(pattern=r"^[0-9a-f]{64}$")]
+Tree = Annotated[dict[str, Any], AfterValidator(_tame)]  # whatever JSON holds; compared or shown
+EXACT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)  # no keys but the fields
+
+
+def checked(adapter: TypeAdapter[Value], tree: Any, *, at: str = "") -> Value:
+    """The value that ``tree`` is; raises ``ValueError`` with a short line for each thing wrong.
+
+    ``at``: the place of ``tree`` in the file, which begins the path of each thing.
+    """
+    try:
+        return adapter.validate_python(tree)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False)
+        lines = [_describe({**each, "at": at}) for each in found]
+        raise ImplausibleError(list(dict.fromkeys(lines))) from None
+
+
+class ImplausibleError(ValueError):
+    """What a file says cannot be; ``problems`` has a line for each thing."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    path = ".".join(
+        printable_name(str(part)) for part in (problem["at"], *problem["loc"]) if part != ""
+    )
+    kind = problem["type"]
+    if kind in ("missing", "missing_keyword_only_argument"):
+        return f"{path} is missing"
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{path} is none of what belongs there"
+    if kind == "value_error":
+        return f"{path} {problem['msg'].removeprefix('Value error, ')}"
+    return f"{path} is {quote(problem['input'])}"
 
 
 def parse_json(content: str | bytes) -> Any:

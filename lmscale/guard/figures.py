@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer
 
 from lmscale.config.safety import GuardConfig
 from lmscale.engine.step_report import StepReport
+from lmscale.files.strangers import EXACT, Count, Flag, Number
 
 SIGMAS_PER_MAD = 1.4826  # the standard deviation of a normal distribution, in its MADs
 # The least spread that is reckoned with: figures that hardly vary are no reason to call the next
@@ -20,17 +23,30 @@ LOSS_SPREAD_NATS = 0.025  # a loss that is nearly 0 says nothing by its ratio
 NORM_SPREAD = 0.25  # of the median
 
 
+def plain(value: Any) -> Any:
+    """As JSON has it: numbers that are not finite as ``"nan"``, ``"inf"``, which float() reads."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_plain(value: Any) -> Any:
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+Figure = Annotated[Number, BeforeValidator(_from_plain), PlainSerializer(plain)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepFigures:
     """What the guard keeps of a step."""
 
-    step: int
-    first_n: int
-    samples: int
-    loss: float
-    gradient_norm: float
-    learning_rate: float
-    is_skipped: bool
+    __pydantic_config__ = EXACT
+    step: Count
+    first_n: Count
+    samples: Count
+    loss: Figure
+    gradient_norm: Figure
+    learning_rate: Figure
+    is_skipped: Flag
 
     @property
     def is_finite(self) -> bool:
@@ -39,21 +55,11 @@ class StepFigures:
     def to_json(self) -> dict[str, Any]:
         return {key: plain(value) for key, value in asdict(self).items()}
 
-    @staticmethod
-    def from_json(tree: Mapping[str, Any]) -> StepFigures:
-        floats = {key: float(tree[key]) for key in ("loss", "gradient_norm", "learning_rate")}
-        return StepFigures(**{**tree, **floats})
-
     def __str__(self) -> str:
         return (
             f"step {self.step}: loss {self.loss}, gradient norm {self.gradient_norm}, "
             f"learning rate {self.learning_rate:.3g}, samples from {self.first_n}"
         )
-
-
-def plain(value: Any) -> Any:
-    """As JSON has it: numbers that are not finite as ``"nan"``, ``"inf"``, which float() reads."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from lmscale.engine.step_report import StepReport
 from lmscale.errors import GuardError
 from lmscale.guard.divergence import Divergence, find_trouble, follow_level, plan_divergence
 from lmscale.guard.figures import figures_of, find_limits
-from lmscale.guard.state import GuardState, Verdict, advance, judge_step
+from lmscale.guard.state import GUARD, GuardState, Verdict, advance, judge_step
 
 if TYPE_CHECKING:
     from lmscale.history.rewinds import Rewind
@@ -60,27 +60,31 @@ class Guard:
         *,
         minimum_loss_scale: float,
         vocab_size: int,
-        state: Mapping[str, Any] | None = None,
+        state: GuardState | None = None,
         rewinds: Sequence[Rewind] = (),
         context: Callable[[int], Mapping[str, Any]] = lambda n: {},
     ) -> None:
         self.config = config
         self.rewinds = tuple(rewinds)
-        self.state = GuardState() if not state else GuardState.from_json(state)
+        self.state = state or GuardState()
         self.divergence: Divergence | None = None  # what it has raised for
         self._minimum_loss_scale = minimum_loss_scale
         self._lost_loss = LOST_SHARE * math.log(vocab_size)
         self._context_at = context
-        self._context = dict((state or {}).get("context", {}))  # of the last step
 
     @property
     def may_rewind(self) -> bool:
         """Whether another divergence would be answered by a rewind."""
         return self.config.on_divergence == "rewind" and len(self.rewinds) < self.config.max_rewinds
 
+    @property
+    def name(self) -> str:
+        """As a RunState."""
+        return GUARD
+
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint carries."""
-        return self.state.to_json() | {"context": self._context}
+        return self.state.to_json()
 
     def figures(self) -> dict[str, float]:
         """For the trackers."""
@@ -92,10 +96,10 @@ class Guard:
         }
 
     def _enter(self, context: Mapping[str, Any]) -> None:
-        if context != self._context and self.state.window:
+        if context != self.state.context and self.state.window:
             logger.info("guard: the mixture or the batch has changed, so the medians begin anew")
             self.state = replace(self.state, window=(), bad=(), recent_bad=())
-        self._context = dict(context)
+        self.state = replace(self.state, context=dict(context))
 
     def __call__(self, report: StepReport) -> None:
         self._enter(self._context_at(report.first_n))

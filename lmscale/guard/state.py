@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pydantic import TypeAdapter
+
+from lmscale.checkpoint.manifest import Manifest
+from lmscale.checkpoint.state import read_state
 from lmscale.config.safety import GuardConfig
-from lmscale.errors import CheckpointError
-from lmscale.guard.figures import Limits, StepFigures
-
-if TYPE_CHECKING:
-    pass
-
+from lmscale.files.strangers import EXACT, Count, Tree
+from lmscale.guard.figures import Figure, Limits, StepFigures
 
 RECENT_STEPS = 100  # for the evidence, and for what goes wrong again and again
 
@@ -30,45 +29,28 @@ class Verdict(Enum):
 class GuardState:
     """All that the guard remembers."""
 
-    window: tuple[tuple[float, float], ...] = ()  # loss and gradient norm of the last good steps
+    __pydantic_config__ = EXACT
+    window: tuple[tuple[Figure, Figure], ...] = ()
+    """Loss and gradient norm of the last good steps."""
     bad: tuple[StepFigures, ...] = ()  # the bad steps since the last good one
     recent: tuple[StepFigures, ...] = ()  # the last steps of any kind
-    recent_bad: tuple[int, ...] = ()  # the numbers of the bad ones of them
+    recent_bad: tuple[Count, ...] = ()  # the numbers of the bad ones of them
     searching: StepFigures | None = None  # since when fp16 has searched, up to the first bad step
-    nonfinite_steps: int = 0  # of the whole run, what rewinds have undone aside
-    spike_steps: int = 0
+    nonfinite_steps: Count = 0  # of the whole run, what rewinds have undone aside
+    spike_steps: Count = 0
+    context: Tree = field(default_factory=dict)  # of the last step: what the figures depend on
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "window": [list(pair) for pair in self.window],
-            "bad": [row.to_json() for row in self.bad],
-            "recent": [row.to_json() for row in self.recent],
-            "recent_bad": list(self.recent_bad),
-            "searching": self.searching and self.searching.to_json(),
-            "nonfinite_steps": self.nonfinite_steps,
-            "spike_steps": self.spike_steps,
-        }
+        return _STATE.dump_python(self, mode="json")
 
-    @staticmethod
-    def from_json(tree: Mapping[str, Any]) -> GuardState:
-        """Raises ``CheckpointError`` for what is no guard's state."""
-        try:
-            search = tree.get("searching")
-            return GuardState(
-                window=tuple((float(loss), float(norm)) for loss, norm in tree["window"]),
-                bad=tuple(map(StepFigures.from_json, tree["bad"])),
-                recent=tuple(map(StepFigures.from_json, tree["recent"])),
-                # An older lmscale had neither.
-                recent_bad=tuple(map(int, tree.get("recent_bad", ()))),
-                searching=StepFigures.from_json(search) if search else None,
-                nonfinite_steps=int(tree["nonfinite_steps"]),
-                spike_steps=int(tree["spike_steps"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"The guard's state in the checkpoint cannot be read ({type(error).__name__}: "
-                f"{error}). Resume with the lmscale that wrote it."
-            ) from None
+
+GUARD = "guard"  # its key in a manifest's ``state``
+_STATE = TypeAdapter(GuardState)
+
+
+def read_guard_state(manifest: Manifest, *, where: str) -> GuardState | None:
+    """As the guard left it; None of a run without one. Raises ``CheckpointError``."""
+    return read_state(manifest, GUARD, _STATE, where=where)
 
 
 def judge_step(

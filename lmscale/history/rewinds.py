@@ -13,17 +13,19 @@ the segments of the branch that was undone: its mixture may have begun behind th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from lmscale.checkpoint import Manifest
 from lmscale.errors import DataError, NoSpaceError
 from lmscale.files.jsonl import append_durable_row, read_rows
 from lmscale.files.run_files import REWINDS_FILE
+from lmscale.files.strangers import Count, Finite, ImplausibleError, Text, checked
 from lmscale.stream.mixture import Jump, Segment
-from lmscale.stream.state import segments_from_json, segments_to_json
 
 logger = logging.getLogger(__name__)
 
@@ -32,37 +34,28 @@ logger = logging.getLogger(__name__)
 class Rewind:
     """One return to an older checkpoint, and the window of samples left out since."""
 
-    number: int
+    number: Count
     """Counted from 1, over the whole run."""
-    at_step: int
+    at_step: Count
     """Where the divergence was noticed."""
-    to_step: int
+    to_step: Count
     """The checkpoint that the run went back to."""
-    to_n: int
+    to_n: Count
     """Samples used there."""
-    jump_from_n: int
+    jump_from_n: Count
     """The first sample left out, by its number on the branch that is undone."""
-    jump_samples: int
-    why: str
-    time: float
+    jump_samples: Count
+    why: Text
+    time: Finite
     """Unix time."""
     segments: tuple[Segment, ...] = ()
-    """The stream's, of the branch that is undone; empty in a row of an older lmscale."""
+    """The stream's, of the branch that is undone."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(replace(self, segments=())) | {"segments": segments_to_json(self.segments)}
+        return asdict(self)
 
-    @staticmethod
-    def from_json(tree: Mapping[str, Any]) -> Rewind:
-        """Raises as ``segments_from_json`` does for what is no row."""
-        whole = ("number", "at_step", "to_step", "to_n", "jump_from_n", "jump_samples")
-        numbers = {key: int(tree[key]) for key in whole}
-        return Rewind(
-            **numbers,
-            why=str(tree["why"]),
-            time=float(tree["time"]),
-            segments=segments_from_json(tree.get("segments", ())),
-        )
+
+_REWIND = TypeAdapter(Rewind)
 
 
 def read_rewinds(folder: str | Path) -> tuple[Rewind, ...]:
@@ -74,10 +67,10 @@ def read_rewinds(folder: str | Path) -> tuple[Rewind, ...]:
     rewinds = []
     for expected, tree in enumerate(read_rows(path), start=1):
         try:
-            rewind = Rewind.from_json(tree)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            rewind = checked(_REWIND, tree)
+        except ImplausibleError as error:
             raise DataError(
-                f"{path}, line {expected}: not a rewind ({type(error).__name__}: {error}). "
+                f"{path}, line {expected}: not a rewind ({error}). "
                 "Restore the file: the order of the samples follows from it."
             ) from None
         if rewind.number != expected or not rewind.to_n <= rewind.jump_from_n:

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from lmscale.checkpoint.manifest import Manifest
 from lmscale.checkpoint.places.local_tier import LOCAL
 from lmscale.errors import DataError
-from lmscale.files.jsonl import Row, read_rows
+from lmscale.files.jsonl import read_rows
+from lmscale.files.strangers import Count, Finite, ImplausibleError, checked
 from lmscale.runs.attempts import ATTEMPTS_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """One attempt of a run, as far as it decides which checkpoints count."""
+
+    attempt: Count
+    """Counted from 1, over the whole run."""
+    time: Finite
+    """Unix time."""
+    first_step: Count
+    """Steps done where it began."""
+
+
+_START = TypeAdapter(Start)
 
 
 def attempt_of(run_folder: Path) -> dict[str, Any]:
@@ -18,19 +37,18 @@ def attempt_of(run_folder: Path) -> dict[str, Any]:
     starts = read_starts(run_folder)
     if not starts:
         return {}
-    return {"attempt": starts[-1]["attempt"], "attempt_time": starts[-1]["time"]}
+    return {"attempt": starts[-1].attempt, "attempt_time": starts[-1].time}
 
 
-def read_starts(run_folder: Path) -> list[Row]:
+def read_starts(run_folder: Path) -> list[Start]:
     """The run's attempts, by the rows of their starts. Raises ``DataError`` for what is no row."""
     path = run_folder / ATTEMPTS_FILE
     starts = []
     for number, row in enumerate(read_rows(path), start=1):
         try:
             if row["event"] == "start":
-                known = {key: int(row[key]) for key in ("attempt", "first_step")}
-                starts.append(row | known | {"time": float(row["time"])})
-        except (KeyError, TypeError, ValueError) as error:
+                starts.append(checked(_START, row))
+        except (KeyError, ImplausibleError) as error:
             raise DataError(
                 f"{path}, line {number}: not an attempt's row ({type(error).__name__}: {error}). "
                 "Restore that line, or remove it where the run has not written it: which "
@@ -39,7 +57,7 @@ def read_starts(run_folder: Path) -> list[Row]:
     return starts
 
 
-def describe_superseded(manifest: Manifest, starts: Sequence[Mapping[str, Any]]) -> str | None:
+def describe_superseded(manifest: Manifest, starts: Sequence[Start]) -> str | None:
     """Why a checkpoint is not of the run's history any more, by the starts of its attempts.
 
     A checkpoint of step s, written in attempt a, counts only if a is among the run's attempts, and
@@ -49,17 +67,17 @@ def describe_superseded(manifest: Manifest, starts: Sequence[Mapping[str, Any]])
     (attempts.jsonl was lost), is of the history: it is where the run's owner has put it.
     """
     written_by = manifest.written_by
-    key = (written_by.get("attempt"), written_by.get("attempt_time"))
-    known = [(row["attempt"], row["time"]) for row in starts]
-    if key not in known:
+    key: Any = (written_by.get("attempt"), written_by.get("attempt_time"))
+    keys = [(start.attempt, start.time) for start in starts]
+    if key not in keys:
         if written_by.get("tier") == LOCAL:
             return f"was written by attempt {key[0]}, which {ATTEMPTS_FILE} does not know"
         return None
-    later = starts[known.index(key) + 1 :]
-    undoing = next((row for row in later if row["first_step"] < manifest.step), None)
+    later = starts[keys.index(key) + 1 :]
+    undoing = next((start for start in later if start.first_step < manifest.step), None)
     if undoing is None:
         return None
     return (
-        f"was written by attempt {key[0]}, but attempt {undoing['attempt']} has gone on from step "
-        f"{undoing['first_step']} since"
+        f"was written by attempt {key[0]}, but attempt {undoing.attempt} has gone on from step "
+        f"{undoing.first_step} since"
     )

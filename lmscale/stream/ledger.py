@@ -12,12 +12,15 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, TypeAdapter
 
 from lmscale.errors import DataError, LmscaleError, NoSpaceError
 from lmscale.files.atomic import fsync_file, fsync_folder, write_json, writing
 from lmscale.files.jsonl import RowFile, append_rows, mend_tail, read_rows, renew_rows
 from lmscale.files.locations import absolute_location
+from lmscale.files.strangers import Count, ImplausibleError, checked
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream
@@ -29,16 +32,20 @@ REWOUND = "ledger.rewound.jsonl"
 RECORD = "stream.json"
 
 
+def _from_hex(digest: Any) -> int:
+    return int(digest, 16) if isinstance(digest, str) else -1  # which no digest is
+
+
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
     """One optimizer step over all ranks."""
 
-    step: int
-    first_n: int
-    samples: int
-    tokens: int
+    step: Count
+    first_n: Count
+    samples: Count
+    tokens: Count
     """Target positions that counted."""
-    digest: int
+    digest: Annotated[Count, BeforeValidator(_from_hex)]
     """Sum modulo 2^63 of the samples' digests."""
 
     def to_json(self) -> dict[str, Any]:
@@ -47,11 +54,8 @@ class LedgerRow:
     def to_line(self) -> str:
         return json.dumps(self.to_json()) + "\n"
 
-    @staticmethod
-    def from_json(tree: Mapping[str, Any]) -> LedgerRow:
-        """Raises ``KeyError``, ``TypeError`` or ``ValueError`` for what is no row."""
-        numbers = {key: int(tree[key]) for key in ("step", "first_n", "samples", "tokens")}
-        return LedgerRow(**numbers, digest=int(tree["digest"], 16))
+
+_ROW = TypeAdapter(LedgerRow)
 
 
 class Ledger:
@@ -148,11 +152,10 @@ def read_ledger(run_folder: str | Path) -> list[LedgerRow]:
 
 def _parse_row(tree: Mapping[str, Any], where: str) -> LedgerRow:
     try:
-        return LedgerRow.from_json(tree)
-    except (ValueError, KeyError, TypeError) as error:
+        return checked(_ROW, tree)
+    except ImplausibleError as error:
         raise DataError(
-            f"{where}: not a row of a ledger ({type(error).__name__}: {error}): "
-            f"{json.dumps(tree)[:80]}."
+            f"{where}: not a row of a ledger ({error}): {json.dumps(tree)[:80]}."
         ) from None
 
 

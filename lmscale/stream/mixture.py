@@ -15,30 +15,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import takewhile
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 from lmscale.errors import ConfigError
+from lmscale.files.strangers import EXACT, Count, Text
 from lmscale.stream.order import permute
 
 KEPT_BLOCKS = 8
 logger = logging.getLogger(__name__)
 
 
+Share = Annotated[Count, Field(ge=1)]
+
+
+def _in_order(quotas: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(quotas.items()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Segment:
     """One mixture, in force from global sample number ``start`` on, or the same behind a jump."""
 
-    start: int
-    quotas: Mapping[str, int]
+    __pydantic_config__ = EXACT
+    start: Count
+    quotas: Annotated[dict[str, Share], Field(min_length=1), AfterValidator(_in_order)]
     """Samples of each source in a block; all above 0, in the order of the names."""
-    base: Mapping[str, int]
+    base: dict[str, Count]
     """Samples of each source used before its first block, sources of earlier segments included."""
-    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    fingerprints: dict[str, Text] = field(default_factory=dict)
     """The dataset each source name stands for, likewise."""
-    key: int | None = None
+    key: Count | None = None
     """The number by which its blocks are drawn; None: its own ``start``."""
-    offset: int = 0
+    offset: Count = 0
     """Where in its blocks sample ``start`` is: behind a jump not at their beginning."""
 
     @property

@@ -5,18 +5,18 @@ Under 1 kB for a few sources; it grows with the sources and with each change of 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from lmscale.config.data import StreamConfig
 from lmscale.errors import CheckpointError, ConfigError
+from lmscale.files.strangers import EXACT, Count, ImplausibleError, Tree, checked
 from lmscale.runs.continuation import STREAM_KEYS
 from lmscale.stream.mixture import Segment
 
 VERSION = 2
-READABLE = (1, 2)  # the first one knew no jumps
 FINGERPRINT_DIGITS = 16  # 64 bits tell datasets apart, and keep the state small
 
 
@@ -24,73 +24,35 @@ FINGERPRINT_DIGITS = 16  # 64 bits tell datasets apart, and keep the state small
 class StreamState:
     """The next sample is number ``n``; what it is follows from the rest and the shards."""
 
-    version: int = VERSION
-    seed: int
-    n: int
-    geometry: dict[str, Any]
-    segments: tuple[Segment, ...]
+    __pydantic_config__ = EXACT
+    version: Count = VERSION
+    seed: Count
+    n: Count
+    geometry: Tree
+    segments: Annotated[tuple[Segment, ...], Field(min_length=1)]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "version": self.version,
-            "seed": self.seed,
-            "n": self.n,
-            "geometry": dict(self.geometry),
-            "segments": segments_to_json(self.segments),
-        }
+        return asdict(self)
 
     @staticmethod
-    def from_json(tree: dict[str, Any] | str) -> StreamState:
+    def from_json(tree: Any) -> StreamState:
         """Raises ``CheckpointError`` for what is not a stream's state, or of another version."""
         try:
-            if isinstance(tree, str):
-                tree = json.loads(tree)
-            assert isinstance(tree, dict)
-            if tree["version"] not in READABLE:
-                raise CheckpointError(
-                    f"The stream's state has version {tree['version']}; this lmscale reads "
-                    f"{' and '.join(map(str, READABLE))}. Resume with the lmscale that wrote it."
-                )
-            return StreamState(
-                seed=int(tree["seed"]),
-                n=int(tree["n"]),
-                geometry=dict(tree["geometry"]),
-                segments=segments_from_json(tree["segments"]),
-            )
-        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+            state = checked(_STATE, tree)
+        except ImplausibleError as error:
             raise CheckpointError(
-                f"The stream's state cannot be read ({type(error).__name__}: {error}). The file "
-                f"that holds it is damaged; resume from another checkpoint."
+                f"The stream's state cannot be read ({error}). The file that holds it is damaged; "
+                "resume from another checkpoint."
             ) from None
+        if state.version != VERSION:
+            raise CheckpointError(
+                f"The stream's state has version {state.version}; this lmscale reads {VERSION}. "
+                "Resume with the lmscale that wrote it."
+            )
+        return state
 
 
-def segments_to_json(segments: Sequence[Segment]) -> list[dict[str, Any]]:
-    return [
-        {
-            "start": segment.start,
-            "quotas": dict(segment.quotas),
-            "base": dict(segment.base),
-            "fingerprints": dict(segment.fingerprints),
-            "key": segment.key,
-            "offset": segment.offset,
-        }
-        for segment in segments
-    ]
-
-
-def segments_from_json(tree: Sequence[Mapping[str, Any]]) -> tuple[Segment, ...]:
-    """Raises ``AttributeError``, ``KeyError``, ``TypeError`` or ``ValueError`` for what is none."""
-    return tuple(
-        Segment(
-            start=int(segment["start"]),
-            quotas=dict(sorted(segment["quotas"].items())),
-            base=dict(segment["base"]),
-            fingerprints=dict(segment["fingerprints"]),
-            key=None if segment.get("key") is None else int(segment["key"]),
-            offset=int(segment.get("offset", 0)),
-        )
-        for segment in tree
-    )
+_STATE = TypeAdapter(StreamState)
 
 
 def geometry_of(config: StreamConfig) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def open_after_step(
                 recording = {"record": ledger_hook(ledger), **reporting.hooks}
             heartbeat.tick()
         saver = Saver(
-            run=run, counter=counter, ledger=ledger, trackers=trackers, guard_state=guard.to_json
+            run=run, counter=counter, ledger=ledger, trackers=trackers, more_states=(guard,)
         )
         stack.callback(saver.close)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lmscale.checkpoint import Manifest, Place, load_checkpoint, open_place
+from lmscale.checkpoint import Place, load_checkpoint, open_place
 from lmscale.checkpoint.find import Found, Search, Topology
 from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.checkpoint.places.run_place import prepare_place
@@ -20,7 +20,9 @@ from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
 from lmscale.errors import CheckpointError, DataError, LmscaleError
 from lmscale.files.atomic import writing
-from lmscale.history.history import History, read_history
+from lmscale.files.strangers import checked
+from lmscale.guard.state import GuardState, read_guard_state
+from lmscale.history.history import HISTORY, History, read_history
 from lmscale.history.resumes import record_resume
 from lmscale.history.rewinds import pending_jumps
 from lmscale.model import build_model, count_parameters, init_weights, parameter_kinds
@@ -37,7 +39,7 @@ from lmscale.stream.stream import Stream, open_stream
 from lmscale.tokenizer import Tokenizer, load_tokenizer
 from lmscale.train.folder import freeze_run, identity_of
 from lmscale.train.probe import find_probe_difference, measure_probe
-from lmscale.train.progress import Progress
+from lmscale.train.progress import STREAM, Progress, read_progress
 from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class Run:
     place: Place  # of its checkpoints
     identity: dict[str, Any]
     start: Progress  # where it goes on: zeros for a new run
-    guard_state: dict[str, Any] | None  # at the start, as the guard had left it
+    guard_state: GuardState | None  # at the start, as the guard had left it
     history: History  # as it was at the start: all its rewinds are behind that
     lease: Lease  # this rank's
     passed_over: frozenset[int] = frozenset()  # steps of checkpoints that this start did not take
@@ -72,6 +74,15 @@ class Run:
     def is_complete(self) -> bool:
         """All steps were done before this start."""
         return self.start.step >= self.config.train.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run goes on, as its RunStates have kept it; without arguments at its beginning."""
+
+    progress: Progress = Progress()
+    stream: StreamState | None = None
+    guard: GuardState | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +179,7 @@ def _share_history(folder: Path, ranks: Ranks) -> History:
     with failing_together():
         if ranks.is_first:
             history = read_history(folder)
-    return History.from_json(broadcast_object(history.to_json()))
+    return checked(HISTORY, broadcast_object(history.to_json()))
 
 
 def _search(setting: _Setting) -> Search:
@@ -195,9 +206,14 @@ def _resume(
     """The run at its newest good checkpoint; at its beginning where nothing was ever saved."""
     engine = given
     for found in search:
+        try:
+            start = _read_start(found)
+        except CheckpointError as error:  # on all ranks alike: they have the same manifest
+            search.reject(found, error.problems)
+            continue
         with ExitStack() as trial:
             try:
-                run = _open_at(setting, found, engine, trial)
+                run = _open_at(setting, found, start, engine, trial)
             except LoadedWrongError as error:
                 engine = error.engine
                 search.reject(found, error.problems)
@@ -213,7 +229,7 @@ def _resume(
         )
     # One that has tried checkpoints of the nodes' own disks in vain holds no new run's weights.
     del engine
-    return _open_at(setting, None, None, stack), None
+    return _open_at(setting, None, Start(), None, stack), None
 
 
 class LoadedWrongError(CheckpointError):
@@ -225,22 +241,21 @@ class LoadedWrongError(CheckpointError):
 
 
 def _open_at(
-    setting: _Setting, found: Found | None, engine: Engine | None, stack: ExitStack
+    setting: _Setting, found: Found | None, start: Start, engine: Engine | None, stack: ExitStack
 ) -> Run:
-    """The run at a checkpoint, or (None) at its beginning."""
-    config, ranks = setting.config, setting.ranks
-    start, stream_state = _read_state(found.manifest if found else None)
+    """The run at a checkpoint, which says ``start``; or (None) at its beginning."""
+    config, ranks, progress = setting.config, setting.ranks, start.progress
     rewinds = found.manifest.rewinds if found else 0
     jumps = pending_jumps(setting.history.rewinds, rewinds_in_history=rewinds)
-    stream = stack.enter_context(_open_stream(setting, stream_state, jumps))
+    stream = stack.enter_context(_open_stream(setting, start.stream, jumps))
     preparation = build_preparation(config)
     loader = open_loader(
         stream,
         setting.plan,
         ranks.rank,
         preparation=preparation,
-        first_n=start.n,
-        num_steps=max(0, config.train.steps - start.step),
+        first_n=progress.n,
+        num_steps=max(0, config.train.steps - progress.step),
         workers=config.stream.workers,
         prefetch_steps=config.stream.prefetch_steps,
         should_stop=setting.should_stop,
@@ -265,8 +280,8 @@ def _open_at(
         engine=engine,
         place=setting.place,
         identity=setting.identity,
-        start=start,
-        guard_state=found.manifest.state.get("guard") if found else None,
+        start=progress,
+        guard_state=start.guard,
         history=setting.history,
         lease=setting.lease,
     )
@@ -281,10 +296,10 @@ def _load(
     except CheckpointError as error:
         raise LoadedWrongError(error.problems, engine) from error
     saved = found.manifest.probe
-    if not saved:
+    if saved is None:
         return
     try:
-        now = measure_probe(engine, stream, preparation, ranks, windows=int(saved["windows"]))
+        now = measure_probe(engine, stream, preparation, ranks, windows=saved.windows)
     except DataError as error:  # such as of a source that has left the mixture since
         logger.warning("%s: its known loss could not be measured again: %s", found.name, error)
         return
@@ -359,16 +374,14 @@ def _load_tokenizer(config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
-def _read_state(manifest: Manifest | None) -> tuple[Progress, StreamState | None]:
-    if manifest is None:
-        return Progress(), None
-    try:
-        return (
-            Progress(**manifest.state["progress"]),
-            StreamState.from_json(manifest.state["stream"]),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"The checkpoint of step {manifest.step} does not say where the run was ({error!r}): "
-            "no run of this lmscale wrote it. Move its folder away to go on from an older one."
-        ) from error
+def _read_start(found: Found | None) -> Start:
+    """Raises ``CheckpointError`` for a checkpoint that does not say where the run was."""
+    if found is None:
+        return Start()
+    manifest, where = found.manifest, found.name
+    progress = read_progress(manifest, where=where)
+    return Start(
+        progress=progress,
+        stream=StreamState.from_json(manifest.state.get(STREAM)),
+        guard=read_guard_state(manifest, where=where),
+    )

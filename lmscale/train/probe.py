@@ -7,10 +7,10 @@ make computes what it did: with another attention kernel, precision or library i
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
+from lmscale.checkpoint.manifest import Probe
 from lmscale.engine import Engine
 from lmscale.objective.inputs import to_device
 from lmscale.ranks.collectives import failing_together, sum_float64
@@ -28,7 +28,7 @@ TOLERANCE_ACROSS = 5e-2  # precisions or kinds of devices
 @torch.no_grad()
 def measure_probe(
     engine: Engine, stream: Stream, preparation: Preparation, ranks: Ranks, *, windows: int
-) -> dict[str, Any]:
+) -> Probe:
     """The mean loss in nats of the run's first ``windows`` windows. All ranks together.
 
     Every rank does as many forward passes, as ZeRO 3 needs, and counts those that are its own.
@@ -52,25 +52,25 @@ def measure_probe(
                 targets += prepared.targets
             heartbeat.tick()
     nll, targets = sum_float64([nll, targets])
-    return {
-        "windows": windows,
-        "loss": nll / targets if targets else math.nan,
-        "precision": engine.config.precision,
-        "device": engine.device.type,
-    }
+    return Probe(
+        windows=windows,
+        loss=nll / targets if targets else math.nan,
+        precision=engine.config.precision,
+        device=engine.device.type,
+    )
 
 
-def find_probe_difference(saved: dict[str, Any], now: dict[str, Any]) -> str | None:
+def find_probe_difference(saved: Probe, now: Probe) -> str | None:
     """Why a loaded model is not the one that was saved, or None."""
-    alike = all(saved.get(key) == now[key] for key in ("precision", "device"))
-    tolerance = TOLERANCE if alike else TOLERANCE_ACROSS
-    before, after = float(saved["loss"]), float(now["loss"])
+    is_alike = (saved.precision, saved.device) == (now.precision, now.device)
+    tolerance = TOLERANCE if is_alike else TOLERANCE_ACROSS
+    before, after = saved.loss, now.loss
     if not math.isfinite(before) and not math.isfinite(after):
         return None  # as of fp16, or of windows without a target: it tells nothing
     # Of one of the two that is not finite, too.
     if abs(after - before) <= tolerance * max(1.0, min(abs(before), abs(after))):
         return None
     return (
-        f"the loss of {saved['windows']} known windows was {before:.6f} when it was saved and is "
+        f"the loss of {saved.windows} known windows was {before:.6f} when it was saved and is "
         f"{after:.6f} now that it is loaded"
     )

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from lmscale.checkpoint.manifest import Manifest
+from lmscale.checkpoint.state import read_state
 from lmscale.engine.step_report import StepReport
+from lmscale.errors import CheckpointError
+from lmscale.files.strangers import EXACT, Count
+from lmscale.stream.stream import Stream
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """Steps done and what they used, over all restarts."""
 
-    step: int = 0  # optimizer steps done
-    n: int = 0  # samples used, which is the number of the next one
-    tokens: int = 0  # target positions trained on
-    skipped_steps: int = 0  # steps whose gradient overflowed
+    __pydantic_config__ = EXACT
+    step: Count = 0  # optimizer steps done
+    n: Count = 0  # samples used, which is the number of the next one
+    tokens: Count = 0  # target positions trained on
+    skipped_steps: Count = 0  # steps whose gradient overflowed
 
     def after(self, report: StepReport) -> Progress:
         return replace(
@@ -28,3 +37,29 @@ class Progress:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+PROGRESS, STREAM = "progress", "stream"  # keys of a manifest's ``state``
+_PROGRESS = TypeAdapter(Progress)
+
+
+def read_progress(manifest: Manifest, *, where: str) -> Progress:
+    """How far a checkpoint's run was. Raises ``CheckpointError`` where it does not say so."""
+    progress = read_state(manifest, PROGRESS, _PROGRESS, where=where)
+    if progress is None:
+        raise CheckpointError(
+            f"{where} does not say how many samples were used: no run of this lmscale wrote it."
+        )
+    return progress
+
+
+class StreamPlace:
+    """Where a run is in its stream. A RunState."""
+
+    name = STREAM
+
+    def __init__(self, stream: Stream, samples_used: Callable[[], int]) -> None:
+        self._stream, self._samples_used = stream, samples_used
+
+    def to_json(self) -> dict[str, Any]:
+        return self._stream.state_at(self._samples_used()).to_json()

@@ -14,6 +14,7 @@ from lmscale.history.history import History, read_history
 from lmscale.history.rewinds import record_rewind
 from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.train.assemble import Run
+from lmscale.train.progress import read_progress
 from lmscale.watch import heartbeat
 
 
@@ -60,11 +61,13 @@ def _find_target(run: Run, divergence: Divergence) -> tuple[Manifest | None, str
             history = read_history(run.folder)
 
     def unfit(manifest: Manifest) -> str | None:
-        if "n" not in manifest.state.get("progress", {}):
-            return "does not say how many samples were used"
+        try:
+            num_samples = _samples_of(manifest)
+        except CheckpointError as error:
+            return "; ".join(error.problems)
         if manifest.step > divergence.not_after_step:
             return "is not from before the samples that the guard suspects"
-        if _samples_of(manifest) > divergence.jump_from_n:
+        if num_samples > divergence.jump_from_n:
             return "has used some of the samples that the guard suspects"
         return history.undone(manifest)
 
@@ -84,4 +87,4 @@ def _find_target(run: Run, divergence: Divergence) -> tuple[Manifest | None, str
 
 
 def _samples_of(manifest: Manifest) -> int:
-    return int(manifest.state["progress"]["n"])
+    return read_progress(manifest, where=f"the checkpoint of step {manifest.step}").n

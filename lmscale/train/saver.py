@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from lmscale.checkpoint import delete_old_checkpoints, free_space
 from lmscale.checkpoint.commit_log import record_commit
@@ -18,6 +17,7 @@ from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.retention import Candidate, look_at
 from lmscale.checkpoint.save import draft_manifest, live_copy
 from lmscale.checkpoint.snapshot import Copy, Snapshot, parts_of
+from lmscale.checkpoint.state import RunState
 from lmscale.checkpoint.writer import CheckpointWriter
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import ConfigError, DataError, LeaseLostError, LmscaleError
@@ -33,6 +33,7 @@ from lmscale.train.assemble import Run
 from lmscale.train.compare import compare_for_save
 from lmscale.train.hooks import Hook, ProgressCounter
 from lmscale.train.probe import measure_probe
+from lmscale.train.progress import StreamPlace
 from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
@@ -54,13 +55,18 @@ class Saver:
         counter: ProgressCounter,
         ledger: Ledger | None,
         trackers: Trackers | None = None,
-        guard_state: Callable[[], dict[str, Any]] = dict,
+        more_states: Sequence[RunState] = (),
     ) -> None:
-        """``ledger`` and ``trackers`` are rank 0's. Memory for the copy is taken here."""
+        """``ledger`` and ``trackers`` are rank 0's. Memory for the copy is taken here.
+
+        ``more_states``: what the run keeps over a restart beside its progress and its stream.
+        """
         self.saved_step: int | None = None  # the last one that all ranks know to be committed
         self.waited_step: int | None = None  # after which the loop has waited for a save
         self._run, self._counter, self._ledger = run, counter, ledger
-        self._trackers, self._guard_state = trackers, guard_state
+        self._trackers = trackers
+        stream = StreamPlace(run.stream, lambda: counter.now.n)
+        self._states: Sequence[RunState] = (counter, stream, *more_states)
         if trackers is not None:
             trackers.on_refusal = self.refuse
         # Used by the writer's thread of rank 0 alone.
@@ -292,7 +298,7 @@ class Saver:
 
     def _draft(self, reason: str, tier: LocalTier | None) -> Manifest | None:
         """Rank 0's manifest, but for what the files' writers know."""
-        run, progress = self._run, self._counter.now
+        run = self._run
         windows = run.config.checkpoint.probe_windows
         probe = None
         if windows:
@@ -306,12 +312,8 @@ class Saver:
             return None
         return draft_manifest(
             run.engine,
-            step=progress.step,
-            state={
-                "progress": progress.to_json(),
-                "stream": run.stream.state_at(progress.n).to_json(),
-                "guard": self._guard_state(),
-            },
+            step=self._counter.now.step,
+            states=self._states,
             identity=run.identity,
             reason=reason,
             rewinds=len(run.history.rewinds),

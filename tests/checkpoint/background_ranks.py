@@ -151,7 +151,7 @@ def same_bytes(folder, ranks):
 
             def hook(report, run=run, waited=waited, gated=gated, before=before):
                 if report.step == 2:
-                    save_checkpoint(waited, run.engine, step=2, state={}, identity={}, ranks=ranks)
+                    save_checkpoint(waited, run.engine, step=2, identity={}, ranks=ranks)
                     before.append(weights_of(run))
                 if report.step == 4:
                     before.append(weights_of(run))

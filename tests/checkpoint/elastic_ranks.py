@@ -30,7 +30,7 @@ def train_and_save(folder, setup, ranks):
 
 
 def save(folder, engine, ranks):
-    save_checkpoint(LocalPlace(folder), engine, step=SAVED_STEP, state={}, identity={}, ranks=ranks)
+    save_checkpoint(LocalPlace(folder), engine, step=SAVED_STEP, identity={}, ranks=ranks)
 
 
 def load(folder, engine, **changes):

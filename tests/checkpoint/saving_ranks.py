@@ -132,9 +132,7 @@ def full_disk(folder, ranks):
 
 def try_to_save(run, ranks, *, step):
     try:
-        save_checkpoint(
-            run.place, run.engine, step=step, state={}, identity=run.identity, ranks=ranks
-        )
+        save_checkpoint(run.place, run.engine, step=step, identity=run.identity, ranks=ranks)
     except LmscaleError as error:
         return [type(error).__name__, *error.problems]
     return []

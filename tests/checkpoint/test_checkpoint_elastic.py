@@ -160,7 +160,8 @@ def test_whole_tensors_are_read_without_ranks_one_at_a_time(saw, setup):
     shapes = {}
     for name, tensor in iterate_weights(place, manifest):
         shapes[name] = tuple(tensor.shape)
-        kind = manifest.replicated.get(name, {}).get("kind", "master")
+        row = manifest.replicated.get(name)
+        kind = "master" if row is None else row.kind
         if kind == "master":
             assert tensor.dtype == torch.float32
             masters.append(fingerprint(tensor, name=name))
@@ -170,7 +171,7 @@ def test_whole_tensors_are_read_without_ranks_one_at_a_time(saw, setup):
     assert f"{add_fingerprints(masters):016x}" == manifest.weights
     assert add_fingerprints(masters) == saw[setup.name]["saved"]["master"]
     assert add_fingerprints(frozen) == saw[setup.name]["saved"]["frozen"]
-    assert manifest.optimizer["kind"] == setup.kind
+    assert manifest.optimizer.kind == setup.kind
     weights = load_weights(place)
     assert {name: tuple(weight.shape) for name, weight in weights.items()} == expected
 

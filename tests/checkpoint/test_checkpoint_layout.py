@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from lmscale.checkpoint import LocalPlace
 from lmscale.checkpoint.layout import find_gaps, list_steps, plan_reads, step_folder, tensor_name
 from lmscale.checkpoint.load import FragmentReader
-from lmscale.checkpoint.manifest import FileEntry, Manifest
+from lmscale.checkpoint.manifest import FileEntry, Manifest, OptimizerKind, Untrained
 from lmscale.checkpoint.manifest_file import parse_manifest
 from lmscale.errors import CheckpointError
 
@@ -29,7 +29,7 @@ def make_manifest(parameters, files) -> Manifest:
         step=7,
         parameters=parameters,
         states=dict.fromkeys(parameters, KINDS),
-        optimizer={"name": "AdamW", "step": 7},
+        optimizer=OptimizerKind(kind="adamw", step=7),
         loss_scale=None,
         state={"progress": {"step": 7, "n": 84}, "ratio": 0.1},
         identity={"run": "tiny"},
@@ -156,7 +156,7 @@ def test_a_manifest_that_was_changed_has_another_hash():
 
 
 def test_fragments_are_numbered_by_the_sorted_names_of_the_trained_and_then_of_the_others():
-    frozen = {name: {"shape": [2], "dtype": "F32", "kind": "frozen"} for name in ("c", "a")}
+    frozen = {name: Untrained(shape=(2,), dtype="F32", kind="frozen") for name in ("c", "a")}
     names = ("b.10", "b.2", "Z", "c", "a")
     files = [file_of("f", *((name, 0, 2) for name in names)), file_of("g")]
     manifest = replace(make_manifest({n: (2,) for n in names[:3]}, files), replicated=frozen)

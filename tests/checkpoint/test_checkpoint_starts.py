@@ -49,7 +49,7 @@ def test_what_is_no_row_of_an_attempt_is_named_with_its_file_and_line(run, row):
 def test_of_rows_of_other_events_nothing_is_asked(run):
     append(run, {"event": "progress"})
     append(run, START)
-    assert [row["attempt"] for row in read_starts(run)] == [1, 2]
+    assert [start.attempt for start in read_starts(run)] == [1, 2]
     assert attempt_of(run) == {"attempt": 2, "attempt_time": 5.5}
 
 

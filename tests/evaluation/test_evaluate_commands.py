@@ -57,7 +57,6 @@ def run(config: RunConfig, tokenizer) -> RunConfig:
             LocalPlace(config.folder / "checkpoints"),
             engine,
             step=3,
-            state={},
             identity={},
             ranks=Ranks(),
         )

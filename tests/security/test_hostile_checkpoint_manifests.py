@@ -10,11 +10,16 @@ from lmscale.checkpoint.find import Search, find_sound, load_manifest
 from lmscale.checkpoint.identity import describe_differences
 from lmscale.checkpoint.manifest import FileEntry, Manifest
 from lmscale.checkpoint.manifest_file import parse_manifest
-from lmscale.checkpoint.plausible import MAX_DEPTH
 from lmscale.checkpoint.retention import Rule
 from lmscale.checkpoint.survey import Listed, survey
 from lmscale.cli.checkpoint_view import render_checkpoint, render_listed
 from lmscale.errors import CheckpointError
+from lmscale.files.strangers import MAX_DEPTH
+from lmscale.guard.figures import StepFigures
+from lmscale.guard.state import GuardState, read_guard_state
+from lmscale.stream.mixture import Segment
+from lmscale.stream.state import StreamState
+from lmscale.train.progress import Progress, read_progress
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(Manifest)])
@@ -44,39 +49,19 @@ def of(name, value):
     return value
 
 
-SEGMENT = {"start": 0, "quotas": {"a": 1}}
-STEP = {"step": 1, "first_n": 0, "samples": 1}
 # What is read of what is nested: values of the right kind, then of wrong ones.
 READ = {
     "step": ([0], [2**63, 7.0, None]),
     "rewinds": ([1], [2**63, 10**4000, 1.0]),
     "weights": (["", "0" * 16], ["0" * 15, None]),
     "written_by.time": ([0, 1.7e9], ["x", 1e300, 1e12, -1, math.nan, math.inf, True, 10**4000]),
-    "optimizer.kind": (["adamw"], [1, None, []]),
-    "optimizer.step": ([7, None], ["7", -1, 10**4000, math.inf]),
+    "optimizer": ([{"kind": "adamw"}, {"kind": "sgd", "step": None}], [{}, {"step": 7}]),
+    "optimizer.kind": ([], [1, None, []]),
+    "optimizer.step": ([], ["7", -1, 10**4000, math.inf]),
     "loss_scale": ([None, {"cur_scale": 2.0**64}], [{"cur_scale": "2"}, {"cur_scale": math.inf}]),
     "probe": ([None, {"loss": 1.0, "windows": 4}], [{}, {"loss": 1.0}, {"windows": 4}]),
     "probe.loss": ([], ["x", None]),
-    "state.progress": ([{}, {"n": 7}], [None, [], {"n": "7"}, {"n": 2**63}, {"tokens": math.nan}]),
-    "state.stream": ([{}, {"segments": [SEGMENT]}], [None, [], {"segments": {}}]),
-    "state.stream.n": ([7], ["x", math.inf]),
-    "state.stream.seed": ([7], ["x", math.inf]),
-    "state.stream.segments": (
-        [[], [SEGMENT], [SEGMENT | {"key": None, "offset": 3, "base": {"a": 1}}]],
-        [
-            *([1], [{}], [{"start": 0}], [SEGMENT | {"start": "x"}], [SEGMENT | {"quotas": [1]}]),
-            *([SEGMENT | {"quotas": {"a": "x"}}], [SEGMENT | {"base": {"a": None}}]),
-            *([SEGMENT | {"key": math.inf}], [SEGMENT | {"offset": math.inf}]),
-        ],
-    ),
-    "state.guard": ([None, {}], [[], "x"]),
-    "state.guard.window": ([[], [[1.0, 2]]], [7, [1], [[1]], [["x", 1]], {}]),
-    "state.guard.bad": ([[STEP]], [[1], [{}], [STEP | {"step": "x"}]]),
-    "state.guard.recent": ([[STEP]], [[1], [STEP | {"first_n": None}]]),
-    "state.guard.recent_bad": ([[1]], [[math.inf], 1]),
-    "state.guard.searching": ([None, STEP], [1, STEP | {"samples": -1}]),
-    "state.guard.nonfinite_steps": ([1], ["x", math.inf]),
-    "state.guard.spike_steps": ([1], ["x", math.inf]),
+    "state": ([{}, {"x": [1]}], [None, [], {"x": nested(MAX_DEPTH)}, {"x": 10**4000}]),
     "identity.run": (["x", 7, None], [nested(MAX_DEPTH), 10**4000, -(10**4000)]),
     "written_by.world_size": ([2, "x"], [nested(MAX_DEPTH), 10**4000]),
     "states": ([{"w": ["master"]}], [{}, {"w": ["exp_avg"]}, {"w": ["master", 1]}, {"v": ["x"]}]),
@@ -105,13 +90,66 @@ def test_what_is_read_of_a_manifests_nested_values_is_taken_only_when_it_is_of_i
         assert all(len(problem) < 300 for problem in caught.value.problems)
 
 
+SEGMENT = {"start": 0, "quotas": {"a": 1}, "base": {"a": 0}}
+STREAM = {"version": 2, "seed": 0, "n": 7, "geometry": {}, "segments": [SEGMENT]}
+NUMBERS = {"loss": 1.0, "gradient_norm": "inf", "learning_rate": 0.1, "is_skipped": False}
+STEP = {"step": 1, "first_n": 0, "samples": 1, **NUMBERS}
+# What a run keeps over a restart, as it is read where the run goes on: what it says, and a reader.
+KEPT = {
+    Progress: ({"n": 7}, lambda tree: read_progress(of_state(progress=tree), where="x")),
+    StreamState: (STREAM, StreamState.from_json),
+    Segment: (SEGMENT, lambda tree: StreamState.from_json(STREAM | {"segments": [tree]})),
+    GuardState: ({"window": [[1.0, 2]]}, lambda tree: guard_of(tree)),
+    StepFigures: (STEP, lambda tree: guard_of({"bad": [STEP, tree]})),
+}
+
+
+def of_state(**state):
+    return parse_manifest(seal(state=state), "x")
+
+
+def guard_of(tree):
+    return read_guard_state(of_state(guard=tree), where="x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), [(kind, field.name) for kind in KEPT for field in fields(kind)]
+)
+@pytest.mark.parametrize("value", ["x", [{}], True, {"x": [2**63]}, 10**400])
+def test_nothing_that_a_run_keeps_is_taken_with_a_value_of_another_kind(kind, field, value):
+    right, read = KEPT[kind]
+    assert read(right)
+    is_what_it_should_be = field == "is_skipped" and value is True
+    if not is_what_it_should_be:
+        with pytest.raises(CheckpointError) as caught:
+            read(right | {field: value})
+        assert all(len(problem) < 300 for problem in caught.value.problems)
+
+
+WRONG = {
+    Progress: [{"n": "7"}, {"n": 2**63}, {"tokens": math.nan}, {"x": 1}],
+    StreamState: [{"n": math.inf}, {"seed": -1}, {"segments": []}, {"segments": [{"start": 0}]}],
+    Segment: [{"quotas": {"a": "x"}}, {"quotas": {"a": 0}}, {"quotas": {}}, {"base": {"a": None}}],
+    GuardState: [{"window": [[1]]}, {"window": [["x", 1]]}, {"recent_bad": [math.inf]}, {"x": 1}],
+    StepFigures: [{"samples": -1}, {"loss": None}, {"gradient_norm": [math.nan]}, {"x": 1}],
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_is_nested_in_what_a_run_keeps_is_checked_as_well(kind):
+    right, read = KEPT[kind]
+    for change in WRONG[kind]:
+        with pytest.raises(CheckpointError):
+            read(right | change)
+
+
 @pytest.mark.parametrize(
     ("entry", "found"),
     [
-        ({"bytes": -1}, "rank-00000.safetensors has -1 bytes"),
-        ({"bytes": 2**63}, f"has {2**63} bytes"),
-        ({"sha256": "0" * 63}, "has the sha256 '00000"),
-        ({"sha256": "A" * 64}, "has the sha256 'AAAA"),
+        ({"bytes": -1}, "files.0.bytes is -1"),
+        ({"bytes": 2**63}, f"files.0.bytes is {2**63}"),
+        ({"sha256": "0" * 63}, "files.0.sha256 is '00000"),
+        ({"sha256": "A" * 64}, "files.0.sha256 is 'AAAA"),
     ],
 )
 def test_a_file_whose_bytes_or_hash_no_file_has_is_refused(entry, found):
@@ -185,7 +223,9 @@ ESCAPE = "\x1b]0;title\x07\x1b[2J\nnew line"
 
 
 def test_a_reason_that_no_save_has_is_refused_and_quoted(tmp_path):
-    with pytest.raises(CheckpointError, match="for the reason '.*', which is none") as caught:
+    with pytest.raises(
+        CheckpointError, match="reason is '.*', which is none of regular, asked"
+    ) as caught:
         load_manifest(write(tmp_path, reason=ESCAPE), 7)
     assert str(caught.value).isprintable()
 
@@ -214,7 +254,7 @@ def test_what_a_manifest_says_of_itself_is_shown_on_its_own_line_and_steers_no_t
         written_by=writer,
         optimizer={"kind": ESCAPE, "step": 7},
         loss_scale={ESCAPE: 1},
-        state={"progress": {"n": 1, "tokens": 2}, "stream": {"segments": [mixture(ESCAPE)]}},
+        state={"progress": {"n": 1}, "stream": STREAM | {"segments": [mixture(ESCAPE)]}},
     )
     one = Listed(step=7, name="step-000000007", state="committed", manifest=load_manifest(place, 7))
     shown = render_checkpoint(one, {})
@@ -224,4 +264,4 @@ def test_what_a_manifest_says_of_itself_is_shown_on_its_own_line_and_steers_no_t
 
 
 def mixture(name):
-    return {"start": 0, "quotas": {name: 1}}
+    return SEGMENT | {"quotas": {name: 1}}

@@ -10,10 +10,11 @@ from tiny_run import committed_steps
 
 from lmscale.checkpoint import LocalPlace, load_manifest
 from lmscale.checkpoint.layout import MANIFEST, step_folder
+from lmscale.checkpoint.manifest import Probe
 from lmscale.files.atomic import to_json_bytes
 from lmscale.train.probe import find_probe_difference
 
-PROBE = {"windows": 5, "loss": 6.0, "precision": "fp32", "device": "cpu"}
+PROBE = Probe(windows=5, loss=6.0, precision="fp32", device="cpu")
 SETTINGS = {"checkpoint.probe_windows": 5, "checkpoint.every_steps": 2, "train.steps": 6}
 RUN = "probed"
 
@@ -30,13 +31,13 @@ RUN = "probed"
     ],
 )
 def test_a_loss_that_is_another_one_is_told_with_room_for_another_precision(loss, more, differs):
-    now = {**PROBE, "loss": loss, **more}
+    now = replace(PROBE, loss=loss, **more)
     assert (find_probe_difference(PROBE, now) is not None) == differs
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_was_not_finite_when_it_was_saved_is_no_difference_where_it_is_not_now(loss):
-    saved = {**PROBE, "loss": loss}
+    saved = replace(PROBE, loss=loss)
     assert find_probe_difference(saved, saved) is None
     assert find_probe_difference(saved, PROBE) is not None
 
@@ -67,7 +68,8 @@ def lie(run: Path) -> None:
     place = LocalPlace(run / "checkpoints")
     step = place.list_steps()[0]
     manifest = load_manifest(place, step)
-    told = replace(manifest, probe={**(manifest.probe or {}), "loss": 1.0})
+    assert manifest.probe is not None
+    told = replace(manifest, probe=replace(manifest.probe, loss=1.0))
     (step_folder(place.root, step) / MANIFEST).write_bytes(to_json_bytes(told.to_json()))
 
 
@@ -75,7 +77,7 @@ def test_what_loads_as_it_was_saved_is_gone_on_with_in_any_topology(saw):
     reports, root = saw
     assert [report.step for report in reports["second"]] == [5, 6]
     manifest = load_manifest(LocalPlace(root / RUN / "checkpoints"), 6)
-    assert manifest.probe is not None and manifest.probe["windows"] == 5
+    assert manifest.probe is not None and manifest.probe.windows == 5
 
 
 def test_a_checkpoint_that_computes_another_loss_is_passed_over_with_the_reason(saw):
