@@ -17,6 +17,7 @@ from lmscale.checkpoint.manifest_file import parse_manifest
 from lmscale.checkpoint.places.place import Place
 from lmscale.errors import CheckpointError, LmscaleError
 from lmscale.files.run_files import COMMITS_FILE
+from lmscale.files.strangers import is_count
 from lmscale.runs.commits import Commit, append_commit, append_removals, read_commits
 
 logger = logging.getLogger(__name__)
@@ -69,10 +70,16 @@ def _read_commit(run_folder: Path, place: Place, step: int) -> Commit | None:
 
 
 def describe_commit(run_folder: Path, place: Place, manifest: Manifest, *, at: float) -> Commit:
-    """A checkpoint's row; ``at``: when it was committed."""
+    """A checkpoint's row; ``at``: when it was committed.
+
+    Raises ``KeyError``, ``TypeError`` or ``ValueError`` for one that does not say how far it was.
+    """
+    num_samples = manifest.state["progress"]["n"]
+    if not is_count(num_samples):
+        raise ValueError(f"state.progress.n is {num_samples!r}")
     return Commit(
         step=manifest.step,
-        n=manifest.state["progress"]["n"],
+        n=num_samples,
         folder=_folder_of(run_folder, place, manifest.step),
         sha256=manifest.hash,
         bytes=sum(entry.bytes for entry in manifest.files),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -259,14 +259,27 @@ def iterate_weights(place: Place, manifest: Manifest) -> Iterator[tuple[str, Ten
     Trained parameters in fp32, frozen ones and buffers in the dtype they were saved in. Holds one
     of them at a time. The files must have been verified.
     """
+    others = sorted(manifest.replicated, key=lambda name: manifest.replicated[name].kind == BUFFER)
+    with open_weights(place, manifest) as read:
+        for name in (*manifest.parameters, *others):
+            yield name, read(name)
+
+
+@contextmanager
+def open_weights(place: Place, manifest: Manifest) -> Iterator[Callable[[str], Tensor]]:
+    """A function from a parameter's or buffer's name to the whole tensor, as ``iterate_weights``
+    gives it. The files must have been verified.
+    """
     with ExitStack() as stack:
         reader = FragmentReader(place, manifest, stack)
-        for name, shape in manifest.parameters.items():
-            yield name, _read_whole(reader, name, MASTER, shape, torch.float32)
-        for name, row in sorted(
-            manifest.replicated.items(), key=lambda item: item[1].kind == BUFFER
-        ):
-            yield name, _read_whole(reader, name, row.kind, row.shape, _DTYPES[row.dtype])
+
+        def read(name: str) -> Tensor:
+            row = manifest.replicated.get(name)
+            if row is None:
+                return _read_whole(reader, name, MASTER, manifest.parameters[name], torch.float32)
+            return _read_whole(reader, name, row.kind, row.shape, _DTYPES[row.dtype])
+
+        yield read
 
 
 def _read_whole(

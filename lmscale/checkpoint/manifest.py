@@ -132,6 +132,12 @@ class Manifest:
     files: tuple[FileEntry, ...]
     version: Count = VERSION
 
+    @property
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every parameter, trained or frozen."""
+        frozen = {n: row.shape for n, row in self.replicated.items() if row.kind == FROZEN}
+        return self.parameters | frozen
+
     def to_bytes(self) -> bytes:
         """The file. It has a hash of itself: a flipped byte here would move the run's place."""
         return _seal(self._text, self.hash).encode()

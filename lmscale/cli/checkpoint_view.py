@@ -200,6 +200,20 @@ def _render_figures(manifest: Manifest, figures: Mapping[str, float]) -> Iterato
     if manifest.rewinds:
         yield _line("rewinds", f"{manifest.rewinds} before it")
     yield from _render_guard(manifest)
+    yield from _render_origin_of_weights(manifest)
+
+
+def _render_origin_of_weights(manifest: Manifest) -> Iterator[str]:
+    from lmscale.checkpoint.state import read_state
+    from lmscale.train.initial import ORIGIN, ORIGINS
+
+    try:
+        origin = read_state(manifest, ORIGIN, ORIGINS, where="it")
+    except CheckpointError as error:
+        yield from (_line("began with", problem) for problem in error.problems)
+        return
+    if origin is not None:
+        yield _line("began with", f"the weights of {origin.checkpoint} (run {origin.run})")
 
 
 def _render_guard(manifest: Manifest) -> Iterator[str]:

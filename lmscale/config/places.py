@@ -14,6 +14,11 @@ def with_absolute_places(config: RunConfig) -> RunConfig:
     """
     tree = config.model_dump(mode="json")
     tree["run"]["folder"] = absolute_location(str(config.folder))
+    folder, step = config.run.initial_run
+    if config.run.init_from:
+        tree["run"]["init_from"] = absolute_location(str(folder)) + (
+            "" if step is None else f"@{step}"
+        )
     for section in ("corpus", "tokenizer", "shards"):
         tree[section]["folder"] = absolute_location(tree[section]["folder"])
     saves = tree["checkpoint"]

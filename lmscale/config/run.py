@@ -36,8 +36,19 @@ class RunSection(Section):
     """Default: runs/NAME."""
     seed: int = Field(default=1, ge=0, lt=2**31)
     """Seeds the order of the samples, the initial weights and dropout."""
+    init_from: str = ""
+    """Another run whose weights this one begins with: its folder, or FOLDER@STEP; without a step
+    its newest sound checkpoint. Read when the run begins, never when it goes on. Empty: random
+    weights.
+    """
     allow_faults: bool = False
     """Whether LMSCALE_FAULTS may break this run on purpose, which only tests want."""
+
+    @property
+    def initial_run(self) -> tuple[Path, int | None]:
+        """The folder and the step that ``init_from`` names."""
+        folder, at, step = self.init_from.rpartition("@")
+        return (Path(folder), int(step)) if at and step.isdigit() else (Path(self.init_from), None)
 
     @field_validator("name")
     @classmethod

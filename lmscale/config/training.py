@@ -121,6 +121,10 @@ class TrainConfig(Section):
 
     steps: PositiveInt = 10_000
     """Optimizer steps of the whole run, restarts included."""
+    freeze: tuple[str, ...] = Field(default=(), strict=False)
+    """Parameters that stay as they begin, by patterns of their names, such as ["embedding.*",
+    "blocks.0.*"]. Checkpoints hold them, and `lmscale checkpoint show` counts them.
+    """
     log_every_steps: PositiveInt = 10
     """How often the terminal, TensorBoard and metrics.jsonl get a line. The ledger gets every
     step.

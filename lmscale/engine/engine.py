@@ -37,6 +37,11 @@ class Update:
         return bool(self.figures[1])
 
 
+def whole_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """That of the whole parameter, also where ZeRO 3 has dealt it out."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """A model under DeepSpeed, whose own engine ``deepspeed`` is; only checkpoint/ looks inside."""
@@ -83,8 +88,7 @@ class Engine:
         return (row for row in self.named_parameters() if row[1].requires_grad)
 
     def shape_of(self, parameter: torch.nn.Parameter) -> tuple[int, ...]:
-        """That of the whole parameter, also where ZeRO 3 has dealt it out."""
-        return tuple(getattr(parameter, "ds_shape", parameter.shape))
+        return whole_shape(parameter)
 
     def replicas(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters and buffers that every rank holds whole: at ZeRO 3 the small ones."""

@@ -16,8 +16,10 @@ from lmscale.checkpoint import Place, load_checkpoint, open_place
 from lmscale.checkpoint.find import Found, Search, Topology
 from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.checkpoint.places.run_place import prepare_place
+from lmscale.checkpoint.state import read_state
 from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
+from lmscale.engine.engine import whole_shape
 from lmscale.errors import CheckpointError, DataError, LmscaleError
 from lmscale.files.atomic import writing
 from lmscale.files.strangers import checked
@@ -25,7 +27,7 @@ from lmscale.guard.state import GuardState, read_guard_state
 from lmscale.history.history import HISTORY, History, read_history
 from lmscale.history.resumes import record_resume
 from lmscale.history.rewinds import pending_jumps
-from lmscale.model import build_model, count_parameters, init_weights, parameter_kinds
+from lmscale.model import build_model, count_parameters, parameter_kinds
 from lmscale.objective.objective import build_preparation, build_scoring
 from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.ranks.device import device_name
@@ -38,6 +40,16 @@ from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream, open_stream
 from lmscale.tokenizer import Tokenizer, load_tokenizer
 from lmscale.train.folder import freeze_run, identity_of
+from lmscale.train.initial import (
+    ORIGIN,
+    ORIGINS,
+    Fresh,
+    InitialWeights,
+    Origin,
+    fill_weights,
+    open_initial_weights,
+    plan_adaptation,
+)
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import STREAM, Progress, read_progress
 from lmscale.watch import heartbeat
@@ -62,6 +74,7 @@ class Run:
     identity: dict[str, Any]
     start: Progress  # where it goes on: zeros for a new run
     guard_state: GuardState | None  # at the start, as the guard had left it
+    origin: Origin | None  # which checkpoint of another run its first weights were
     history: History  # as it was at the start: all its rewinds are behind that
     lease: Lease  # this rank's
     passed_over: frozenset[int] = frozenset()  # steps of checkpoints that this start did not take
@@ -83,6 +96,7 @@ class Start:
     progress: Progress = Progress()
     stream: StreamState | None = None
     guard: GuardState | None = None
+    origin: Origin | None = None  # which checkpoint of another run its first weights were
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +277,8 @@ def _open_at(
     stack.enter_context(loader)
     heartbeat.tick()
     if engine is None:
-        engine = build_run_engine(config, setting.plan, setting.device, fill=found is None)
+        engine, origin = _build_engine(setting, is_new=found is None)
+        start = replace(start, origin=start.origin or origin)
     if found is not None:
         heartbeat.phase("load")
         _load(found, engine, stream, preparation, ranks)
@@ -282,6 +297,7 @@ def _open_at(
         identity=setting.identity,
         start=progress,
         guard_state=start.guard,
+        origin=start.origin,
         history=setting.history,
         lease=setting.lease,
     )
@@ -338,20 +354,41 @@ def describe_start(
     )
 
 
+def _build_engine(setting: _Setting, *, is_new: bool) -> tuple[Engine, Origin | None]:
+    """The run's engine; of a new run with its first weights, and where they came from."""
+    config, plan, device = setting.config, setting.plan, setting.device
+    if not is_new:
+        return build_run_engine(config, plan, device, fill=False), None
+    with open_initial_weights(
+        config, setting.ranks, tokenizer_fingerprint=setting.tokenizer.fingerprint
+    ) as initial:
+        engine = build_run_engine(config, plan, device, fill=True, initial=initial)
+        return engine, initial.origin
+
+
 def build_run_engine(
-    config: RunConfig, plan: BatchPlan, device: torch.device, *, fill: bool
+    config: RunConfig,
+    plan: BatchPlan,
+    device: torch.device,
+    *,
+    fill: bool,
+    initial: InitialWeights | None = None,
 ) -> Engine:
-    """The configured model with its objective under DeepSpeed; ``fill`` draws its initial
-    weights.
+    """The configured model with its objective under DeepSpeed.
+
+    ``fill`` gives it its first weights: ``initial``, by default random ones. Without, its memory is
+    as it was, for a checkpoint.
     """
     with parameter_context(config.engine, plan, device):
         model = build_model(
             config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
         )
     if fill:
-        # At ZeRO 3 rank 0's values are dealt out; elsewhere every rank draws the same.
+        initial = initial or Fresh(seed=config.run.seed)
+        # At ZeRO 3 rank 0's values are dealt out; elsewhere every rank draws, or reads, the same.
         draws = config.engine.zero_stage != 3 or dist.get_rank() == 0
-        init_weights(model, config.run.seed, gathered=gathered, draws=draws)
+        fill_weights(model, initial, gathered=gathered, shape_of=whole_shape, draws=draws)
+    plan_adaptation(config).apply(model)
     if config.engine.compile:
         for block in model.blocks_to_compile():
             block.compile()
@@ -384,4 +421,5 @@ def _read_start(found: Found | None) -> Start:
         progress=progress,
         stream=StreamState.from_json(manifest.state.get(STREAM)),
         guard=read_guard_state(manifest, where=where),
+        origin=read_state(manifest, ORIGIN, ORIGINS, where=where),
     )

@@ -66,7 +66,8 @@ class Saver:
         self._run, self._counter, self._ledger = run, counter, ledger
         self._trackers = trackers
         stream = StreamPlace(run.stream, lambda: counter.now.n)
-        self._states: Sequence[RunState] = (counter, stream, *more_states)
+        origin = () if run.origin is None else (run.origin,)
+        self._states: Sequence[RunState] = (counter, stream, *origin, *more_states)
         if trackers is not None:
             trackers.on_refusal = self.refuse
         # Used by the writer's thread of rank 0 alone.
