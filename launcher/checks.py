@@ -20,7 +20,7 @@ from lmscale.files.locations import is_remote, local_path
 from lmscale.files.run_files import read_submissions
 from lmscale.files.shard_files import MANIFEST, find_wrong_files, read_shard_sizes
 from lmscale.runs.commits import read_commits
-from lmscale.runs.continuation import find_continuation_problems
+from lmscale.runs.continuation import find_continuation_problems, find_source_problems
 from lmscale.runs.ownership import CONFIG_FILE, check_folder
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
@@ -151,6 +151,7 @@ def _folder_problems(request: JobRequest, job: SlurmJob, configs: Sequence[RunCo
             check_folder(config.folder, config)
             if job.kind == "train":
                 problems += find_continuation_problems(config)
+                problems += find_source_problems(config)
         except LmscaleError as error:
             problems += error.problems
     conflict = find_conflict(request.sweep) if request.sweep else None

@@ -1,5 +1,14 @@
-"""Elastic checkpoints: one layout for every ZeRO stage, world size and precision, with no pickle
-in it.
+"""Elastic checkpoints: one layout for every ZeRO stage, world size and precision, no pickle in it.
+
+::
+
+    Engine ── fragments.py ──▶ Snapshot ── CheckpointWriter ──▶ Place: rank-*.safetensors
+    RunStates ── draft_manifest ──────────── complete, commit ──▶ Place: manifest.json, last
+    Place ── Search: the newest that verifies ──▶ Found ── load_checkpoint ──▶ Engine
+
+In go an engine of any topology and what the run keeps beside it (``state.RunState``); out comes the
+same in an engine of any other, or tensor by tensor (``load.iterate_weights``). ``manifest.py`` says
+what a checkpoint says of itself, ``retention.py`` which ones stay. Read ``save.py`` first.
 """
 
 from lmscale.checkpoint.find import find_resumable, load_manifest

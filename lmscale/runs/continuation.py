@@ -9,6 +9,7 @@ from lmscale.config.run import RunConfig
 from lmscale.errors import LmscaleError
 from lmscale.runs.commits import read_commits
 from lmscale.runs.ownership import CONFIG_FILE
+from lmscale.runs.run_folder import load_run_config
 
 FREE_MODEL_KEYS = frozenset({"activation_checkpoint_every", "attention", "dropout"})
 """Settings of the model that may change between restarts: they do not change what is computed."""
@@ -64,3 +65,24 @@ def find_continuation_problems(config: RunConfig) -> list[str]:
         for key in now
         if before.get(key) != now[key]
     ]
+
+
+def find_source_problems(config: RunConfig) -> list[str]:
+    """Why ``run.init_from`` names nothing that a new run can begin with, as far as folders tell.
+
+    Empty where the run goes on from checkpoints of its own. Only reads.
+    """
+    if not config.run.init_from or read_commits(config.folder):
+        return []
+    folder, step = config.run.initial_run
+    named = f"run.init_from = {config.run.init_from}"
+    try:
+        load_run_config(folder)
+    except LmscaleError as error:
+        return [f"{named}: {problem}" for problem in error.problems]
+    steps = sorted({commit.step for commit in read_commits(folder)})
+    if steps and (step is None or step in steps):
+        return []
+    known = ", ".join(map(str, steps)) or "none"
+    what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+    return [f"{named}: that run has {what}. There are: {known}."]

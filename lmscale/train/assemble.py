@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from lmscale.checkpoint import Place, load_checkpoint, open_place
 from lmscale.checkpoint.find import Found, Search, Topology
@@ -18,8 +17,7 @@ from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.checkpoint.places.run_place import prepare_place
 from lmscale.checkpoint.state import read_state
 from lmscale.config import BatchPlan, RunConfig, plan_batches
-from lmscale.engine import Engine, build_engine, check_precision, gathered, parameter_context
-from lmscale.engine.engine import whole_shape
+from lmscale.engine import Engine, check_precision
 from lmscale.errors import CheckpointError, DataError, LmscaleError
 from lmscale.files.atomic import writing
 from lmscale.files.strangers import checked
@@ -27,8 +25,8 @@ from lmscale.guard.state import GuardState, read_guard_state
 from lmscale.history.history import HISTORY, History, read_history
 from lmscale.history.resumes import record_resume
 from lmscale.history.rewinds import pending_jumps
-from lmscale.model import build_model, count_parameters, parameter_kinds
-from lmscale.objective.objective import build_preparation, build_scoring
+from lmscale.model import count_parameters
+from lmscale.objective.objective import build_preparation
 from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.ranks.device import device_name
 from lmscale.ranks.ranks import Ranks
@@ -39,16 +37,13 @@ from lmscale.stream.mixture import Jump
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream, open_stream
 from lmscale.tokenizer import Tokenizer, load_tokenizer
+from lmscale.train.build import build_run_engine
 from lmscale.train.folder import freeze_run, identity_of
 from lmscale.train.initial import (
     ORIGIN,
     ORIGINS,
-    Fresh,
-    InitialWeights,
     Origin,
-    fill_weights,
     open_initial_weights,
-    plan_adaptation,
 )
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import STREAM, Progress, read_progress
@@ -364,39 +359,6 @@ def _build_engine(setting: _Setting, *, is_new: bool) -> tuple[Engine, Origin | 
     ) as initial:
         engine = build_run_engine(config, plan, device, fill=True, initial=initial)
         return engine, initial.origin
-
-
-def build_run_engine(
-    config: RunConfig,
-    plan: BatchPlan,
-    device: torch.device,
-    *,
-    fill: bool,
-    initial: InitialWeights | None = None,
-) -> Engine:
-    """The configured model with its objective under DeepSpeed.
-
-    ``fill`` gives it its first weights: ``initial``, by default random ones. Without, its memory is
-    as it was, for a checkpoint.
-    """
-    with parameter_context(config.engine, plan, device):
-        model = build_model(
-            config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
-        )
-    if fill:
-        initial = initial or Fresh(seed=config.run.seed)
-        # At ZeRO 3 rank 0's values are dealt out; elsewhere every rank draws, or reads, the same.
-        draws = config.engine.zero_stage != 3 or dist.get_rank() == 0
-        fill_weights(model, initial, gathered=gathered, shape_of=whole_shape, draws=draws)
-    plan_adaptation(config).apply(model)
-    if config.engine.compile:
-        for block in model.blocks_to_compile():
-            block.compile()
-    kinds = parameter_kinds(model)
-    scoring = build_scoring(model, config)
-    return build_engine(
-        scoring, kinds, config.engine, plan=plan, device=device, name_prefix="model."
-    )
 
 
 def _load_tokenizer(config: RunConfig) -> Tokenizer:

@@ -148,7 +148,11 @@ def _find_source(folder: Path, step: int | None, ranks: Ranks) -> tuple[Place, M
     """The checkpoint of ``step``, or the newest sound one; the same on all ranks."""
     verified = -1
     with failing_together():
-        place = open_place(load_run_config(folder), folder)
+        try:
+            source = load_run_config(folder)
+        except ConfigError as error:
+            raise ConfigError([f"run.init_from = {folder}: {p}" for p in error.problems]) from None
+        place = open_place(source, folder)
         if ranks.is_first:
             undone = read_history(folder).undone
             verified = find_weights(place, step, origin=str(folder), undone=undone).step

@@ -1,0 +1,204 @@
+"""Where a run's first weights come from, and what of them is never trained."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from rank_cases import Case, run_cases
+from tiny_run import log_commit, tiny_config
+
+from lmscale.checkpoint import LocalPlace, load_manifest, load_model_weights
+from lmscale.config import dump_config
+from lmscale.config.places import with_absolute_places
+from lmscale.errors import CheckpointError, ConfigError
+from lmscale.model import build_model
+from lmscale.ranks.ranks import Ranks
+from lmscale.runs.continuation import find_source_problems
+from lmscale.tokenizer import load_tokenizer
+from lmscale.train.initial import (
+    Fresh,
+    Frozen,
+    Full,
+    fill_weights,
+    open_initial_weights,
+    plan_adaptation,
+)
+
+STEPS = {"train.steps": 4, "checkpoint.every_steps": 2}
+FROZEN = ["embedding.*", "blocks.0.*"]
+pytestmark = [pytest.mark.ranks]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_data, tmp_path_factory):
+    """A run of two ranks, and runs of other topologies that began with its weights."""
+    folder = tmp_path_factory.mktemp("initial")
+
+    def case(name, *, stop_after=None, **overrides):
+        return Case(
+            name=name,
+            data=str(tiny_data),
+            folder=str(folder / name),
+            overrides=STEPS | {"run.name": name} | overrides,
+            stop_after=stop_after,
+        )
+
+    source = {"run.init_from": str(folder / "source")}
+    frozen = source | {"train.freeze": FROZEN}
+    starts = {
+        2: [
+            case("source", **{"engine.zero_stage": 1}),
+            case("frozen-1", **frozen, **{"engine.zero_stage": 1}),
+            case("frozen-0", **frozen, **{"engine.zero_stage": 0}),
+        ],
+        1: [
+            case("whole", stop_after=2, **source, **{"engine.zero_stage": 3}),
+            case("frozen-3", stop_after=2, **frozen, **{"engine.zero_stage": 3}),
+        ],
+        3: [
+            case("frozen-3", **frozen, **{"engine.zero_stage": 2}),
+            case("whole", **{"run.init_from": str(folder / "is gone")}),
+        ],
+    }
+    return folder, run_cases(starts, folder / "starts")
+
+
+def weights_of(folder: Path, step: int | None = None):
+    return load_model_weights(folder, step)
+
+
+def filled(config, *, tokenizer=None):
+    """The bare model with its first weights."""
+    model = build_model(
+        config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
+    )
+    own = load_tokenizer(config.tokenizer.folder).fingerprint
+    with open_initial_weights(config, Ranks(), tokenizer_fingerprint=tokenizer or own) as initial:
+        fill_weights(model, initial)
+    return model, initial
+
+
+@pytest.mark.parametrize("step", [None, 2])
+def test_the_first_weights_are_those_of_the_other_runs_checkpoint(runs, tiny_data, tmp_path, step):
+    source = runs[0] / "source"
+    named = f"{source}@{step}" if step else str(source)
+    config = tiny_config(tiny_data, tmp_path / "new", {"run.init_from": named})
+    model, initial = filled(config)
+    expected = weights_of(source, step)
+    assert dict(model.named_parameters()).keys() == expected.keys()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+    assert initial.origin is not None
+    assert (initial.origin.run, initial.origin.step) == ("source", step or 4)
+
+
+def test_without_another_run_they_are_drawn_by_the_seed(tiny_data, tmp_path):
+    config = tiny_config(tiny_data, tmp_path / "new")
+    model, initial = filled(config)
+    again, _ = filled(config)
+    other, _ = filled(tiny_config(tiny_data, tmp_path / "new", {"run.seed": 2}))
+    assert isinstance(initial, Fresh) and initial.origin is None
+    pairs = [*zip(model.parameters(), again.parameters(), strict=True)]
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(next(model.parameters()), next(other.parameters()))
+
+
+def is_frozen(name):
+    return name.startswith(("embedding.", "blocks.0."))
+
+
+@pytest.mark.parametrize("name", ["frozen-0", "frozen-1", "frozen-3"])
+def test_what_is_frozen_stays_bit_equal_at_every_stage_and_over_a_restart(runs, name):
+    folder = runs[0]
+    before, after = weights_of(folder / "source"), weights_of(folder / name)
+    manifest = load_manifest(LocalPlace(folder / name / "checkpoints"), 4)
+    kinds = {row.kind for row in manifest.replicated.values()}
+    assert kinds == {"frozen"}
+    assert {tensor for tensor in manifest.replicated} == {n for n in before if is_frozen(n)}
+    assert manifest.parameters.keys() == {n for n in before if not is_frozen(n)}
+    for tensor, value in before.items():
+        assert torch.equal(after[tensor], value) == is_frozen(tensor), tensor
+
+
+def test_every_checkpoint_remembers_what_the_first_weights_were(runs):
+    folder, reports = runs
+    source = load_manifest(LocalPlace(folder / "source" / "checkpoints"), 4)
+    assert "initial" not in source.state
+    for name in ("whole", "frozen-3"):
+        place = LocalPlace(folder / name / "checkpoints")
+        assert place.list_steps()[0] == 4
+        for step in (2, 4):
+            origin = load_manifest(place, step).state["initial"]
+            assert (origin["run"], origin["step"]) == ("source", 4)
+            assert origin["weights"] == source.weights
+
+
+def test_a_run_that_goes_on_needs_the_other_run_no_more(runs):
+    assert [report.step for report in runs[1]["whole"]] == [3, 4]
+
+
+def test_everything_by_which_the_other_model_differs_is_told_at_once(runs, tiny_data, tmp_path):
+    source = {"run.init_from": str(runs[0] / "source")}
+    config = tiny_config(tiny_data, tmp_path / "new", source | {"model.layers": 1})
+    with pytest.raises(CheckpointError, match="is a checkpoint of another model") as caught:
+        filled(config)
+    assert any("blocks.1" in p and "is only in it" in p for p in caught.value.problems)
+    wider = tiny_config(tiny_data, tmp_path / "new", source | {"model.width": 64})
+    with pytest.raises(CheckpointError) as caught:
+        filled(wider)
+    assert sum("in this model" in problem for problem in caught.value.problems) > 1
+
+
+def test_a_source_that_is_none_is_a_mistake_with_its_name(runs, tiny_data, tmp_path):
+    missing = tiny_config(tiny_data, tmp_path, {"run.init_from": str(tmp_path / "none")})
+    with pytest.raises(ConfigError, match="run.init_from = .*none.* is not a run's folder"):
+        filled(missing)
+    named = f"{runs[0] / 'source'}@3"
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 3"):
+        filled(tiny_config(tiny_data, tmp_path, {"run.init_from": named}))
+    config = tiny_config(tiny_data, tmp_path, {"run.init_from": str(runs[0] / "source")})
+    with pytest.raises(ConfigError, match="its tokenizer is another one"):
+        filled(config, tokenizer="another")
+
+
+def test_patterns_that_match_nothing_or_everything_are_mistakes(tiny_data, tmp_path):
+    model, _ = filled(tiny_config(tiny_data, tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        Frozen(("block.*", "embeddings.*")).apply(model)
+    assert len(caught.value.problems) == 2
+    assert "no parameter's name matches 'block.*'" in caught.value.problems[0]
+    assert "embedding.weight" in caught.value.problems[0]
+    with pytest.raises(ConfigError, match="nothing would be trained"):
+        Frozen(("*",)).apply(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_run_without_patterns_trains_everything(tiny_data, tmp_path):
+    assert plan_adaptation(tiny_config(tiny_data, tmp_path)) == Full()
+
+
+def test_the_other_run_is_found_from_wherever_the_frozen_configuration_is_read(
+    tiny_data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(tiny_data, tmp_path / "new", {"run.init_from": "runs/x@20"})
+    assert with_absolute_places(config).run.initial_run == (tmp_path / "runs/x", 20)
+
+
+def test_a_launch_is_told_before_any_rank_starts_that_there_is_nothing_to_begin_with(
+    tiny_data, tmp_path
+):
+    def problems(named):
+        return find_source_problems(tiny_config(tiny_data, tmp_path, {"run.init_from": named}))
+
+    source = tmp_path / "source"
+    source.mkdir()
+    assert problems("") == []
+    (missing,) = problems(str(source))
+    assert "is not a run's folder" in missing and missing.startswith("run.init_from = ")
+    (source / "config.yaml").write_text(dump_config(tiny_config(tiny_data, source)))
+    assert "that run has no checkpoint. There are: none." in problems(str(source))[0]
+    for step in (2, 4):
+        log_commit(source, step)
+    assert problems(str(source)) == problems(f"{source}@2") == []
+    assert "no checkpoint of step 3. There are: 2, 4." in problems(f"{source}@3")[0]
