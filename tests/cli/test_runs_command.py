@@ -117,14 +117,14 @@ def test_the_status_says_where_the_time_went(run, capsys):
 
 
 def test_the_status_shows_the_last_checkpoint_and_saves_that_failed(run, capsys):
-    log_commit(run, 10, bytes=2_000_000, reason="asked", time=time.time() - 300.2)
+    log_commit(run, 10, bytes=2_000_000, reason="asked", time=time.time() - 5 * 86_400)
     restart(run)
     ended = {"event": "end", "time": time.time(), "attempt": 2, "step": 12, "step_seconds": 1.0}
     ended |= {"seconds": {"step": 1.0}, "reason": "NoSpaceError"}
     append_row(run / "attempts.jsonl", ended)
     assert main(["runs", "status", str(run)]) == 0
     lines = lines_of(capsys)
-    text = "last checkpoint  step 10, 5 min ago, 2 MB, asked for; 2 steps were done since"
+    text = "last checkpoint  step 10, 5 d ago, 2 MB, asked for; 2 steps were done since"
     assert text in lines
     (failed,) = [line for line in lines if line.startswith("failed saves")]
     assert failed.endswith("(NoSpaceError)")
