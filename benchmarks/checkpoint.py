@@ -48,6 +48,7 @@ from lmscale.ranks.ranks import Ranks, open_process_group, ranks_from_environmen
 from lmscale.runs.environment import num_cores
 from lmscale.runs.lease import NO_LEASE
 from lmscale.train.assemble import build_run_engine
+from lmscale.train.hooks import ProgressCounter
 from lmscale.train.loop import plan_steps, train_steps
 from lmscale.train.progress import Progress
 from lmscale.train.saver import Saver
@@ -75,7 +76,7 @@ class Bench:
     folder: Path
     engine: Any = None
     reports: Iterator[StepReport] = iter(())
-    counter: Any = field(default_factory=lambda: SimpleNamespace(now=Progress()))
+    counter: ProgressCounter = field(default_factory=lambda: ProgressCounter(Progress()))
     rounds: list[dict[str, float]] = field(default_factory=list)
 
     def step(self) -> float:
@@ -97,6 +98,7 @@ class Bench:
             identity={},
             lease=NO_LEASE,
             history=History(),
+            origin=None,
             passed_over=frozenset(),
             start=Progress(),
         )
