@@ -2,8 +2,8 @@
 
 ::
 
-    Engine ── fragments.py ──▶ Snapshot ── CheckpointWriter ──▶ Place: rank-*.safetensors
-    RunStates ── draft_manifest ──────────── complete, commit ──▶ Place: manifest.json, last
+    Engine ── fragments.py ──▶ Snapshot ── CheckpointWriter ──▶ Tier: rank-*.safetensors
+    RunStates ── draft_manifest ──────────── complete, commit ──▶ Tier: manifest.json, last
     Place ── Search: the newest that verifies ──▶ Found ── load_checkpoint ──▶ Engine
 
 In go an engine of any topology and what the run keeps beside it (``state.RunState``); out comes the

@@ -14,12 +14,13 @@ from lmscale.checkpoint.fragments import (
     parameter_states,
     replicated_tensors,
 )
-from lmscale.checkpoint.job import Duties, Saved
+from lmscale.checkpoint.job import Saved
 from lmscale.checkpoint.manifest import REGULAR, Manifest, Probe
 from lmscale.checkpoint.optimizer_state import read_loss_scale, read_optimizer
 from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.snapshot import Copy, parts_of
 from lmscale.checkpoint.state import RunState
+from lmscale.checkpoint.tier import SharedTier
 from lmscale.checkpoint.writer import CheckpointWriter
 from lmscale.engine.engine import Engine
 from lmscale.ranks.mailbox import open_mailbox
@@ -89,11 +90,10 @@ def save_checkpoint(
     ``CheckpointError`` or ``TransientError`` on all ranks when any of them cannot write, and
     ``LeaseLostError`` when a newer copy of the run is there: then nothing is committed.
     """
-    duties = Duties(lease=lease)
-    writer = CheckpointWriter(ranks, open_mailbox(ranks), duties, retries=retries)
+    writer = CheckpointWriter(ranks, open_mailbox(ranks), lease=lease, retries=retries)
     try:
         draft = draft_manifest(engine, step=step, states=states, identity=identity)
-        job = writer.start(step=step, place=place, copy=live_copy(engine), draft=draft)
+        job = writer.start(step=step, tier=SharedTier(place), copy=live_copy(engine), draft=draft)
         return writer.wait(job)
     finally:
         writer.close()

@@ -25,13 +25,12 @@ from typing import Any
 
 import torch
 
-from lmscale.checkpoint.commit import ForeignManifestError, commit, complete
-from lmscale.checkpoint.job import Duties, Job, Saved, describe_full_disk, name_steps
+from lmscale.checkpoint.commit import ForeignManifestError, complete
+from lmscale.checkpoint.job import Job, Saved
 from lmscale.checkpoint.layout import fragment_file
 from lmscale.checkpoint.manifest import Manifest
-from lmscale.checkpoint.places.local_tier import LocalTier
-from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.snapshot import Copy
+from lmscale.checkpoint.tier import Tier, name_steps
 from lmscale.checkpoint.write_file import (
     NUM_MARKS,
     GivenUpError,
@@ -56,6 +55,7 @@ from lmscale.ranks.collectives import (
 )
 from lmscale.ranks.mailbox import Mailbox
 from lmscale.ranks.ranks import Ranks
+from lmscale.runs.lease import Lease
 from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
@@ -69,9 +69,20 @@ _JOIN_SECONDS = 10.0
 class CheckpointWriter:
     """A rank's thread that writes checkpoints, one after the other. Close it."""
 
-    def __init__(self, ranks: Ranks, mailbox: Mailbox, duties: Duties, *, retries: int) -> None:
-        self._ranks, self._mailbox, self._duties = ranks, mailbox, duties
-        self._retries = retries
+    def __init__(
+        self,
+        ranks: Ranks,
+        mailbox: Mailbox,
+        *,
+        lease: Lease,
+        retries: int,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``prepare``: what rank 0 does before anything is written. May raise ``LmscaleError``:
+        then nothing is.
+        """
+        self._ranks, self._mailbox, self._lease = ranks, mailbox, lease
+        self._retries, self._prepare_save = retries, prepare
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._job: Job | None = None  # the last one
         self._notes: list[str] = []  # of the job before: all have read them
@@ -84,18 +95,10 @@ class CheckpointWriter:
         # to come; this thread's own number is that of before.
         torch.set_num_threads(torch.get_num_threads())
 
-    def start(
-        self,
-        *,
-        step: int,
-        place: Place,
-        copy: Copy,
-        draft: Manifest | None,
-        tier: LocalTier | None = None,
-    ) -> Job:
+    def start(self, *, step: int, tier: Tier, copy: Copy, draft: Manifest | None) -> Job:
         """Begin to write; all ranks together, each when the job before is done."""
         number = 1 if self._job is None else self._job.number + 1
-        job = Job(number=number, step=step, place=place, copy=copy, draft=draft, tier=tier)
+        job = Job(number=number, step=step, tier=tier, copy=copy, draft=draft)
         self._job = job
         self._jobs.put(job)
         return job
@@ -107,23 +110,19 @@ class CheckpointWriter:
         a rank's thread has met, whose log shows it.
         """
         job.is_whole = self._wait_for_all(job)
-        if job.tier is not None:
-            job.tier.settle(job.step, is_whole=job.is_whole)
+        job.tier.settle(job.step, is_whole=job.is_whole)
         if not job.is_whole:
             job.saved = None  # on this rank it may have gone well
-            self._fail(job)
+            if job.error is not None and job.tier.is_shared and not job.is_cut_off:
+                raise job.error  # rank 0 has told all ranks the same
+            bug = job.bug and TransientError(
+                f"The checkpoint of step {job.step} could not be written: {job.bug!r}; the log of "
+                "this rank says where."
+            )
+            fail_together(job.error or bug)
         if job.saved is None:
             raise AssertionError("a save has ended without an outcome")
         return job.saved
-
-    def _fail(self, job: Job) -> None:
-        if job.error is not None and job.tier is None and not job.is_cut_off:
-            raise job.error  # rank 0 has told all ranks the same
-        bug = job.bug and TransientError(
-            f"The checkpoint of step {job.step} could not be written: {job.bug!r}; the log of "
-            "this rank says where."
-        )
-        fail_together(job.error or bug)
 
     def _wait_for_all(self, job: Job) -> bool:
         """Whether it has gone well."""
@@ -183,7 +182,7 @@ class CheckpointWriter:
             return
         for attempt in range(ATTEMPTS):
             where, reports, error = self._attempt(job, attempt)
-            if isinstance(error, NoSpaceError) and attempt + 1 < ATTEMPTS and job.tier is None:
+            if isinstance(error, NoSpaceError) and attempt + 1 < ATTEMPTS:
                 freed = self._make_room(job)
                 if freed:
                     self._post(job, attempt, where, AGAIN)
@@ -193,11 +192,12 @@ class CheckpointWriter:
                 continue
             if isinstance(error, NoSpaceError):
                 needed = sum(row["bytes"] for row in reports)
-                error = describe_full_disk(error, job, freed, needed)
+                error = job.tier.describe_full_disk(error, job.step, freed=freed, needed=needed)
             error = error and self._clear(job, error)
             job.error, job.saved = error, None if error else self._saved(job, reports)
             saved = job.saved and asdict(job.saved)
-            if job.tier is not None and job.manifest and saved and not self._ranks.is_one_machine:
+            is_alone = job.tier.is_shared or self._ranks.is_one_machine
+            if job.manifest and saved and not is_alone:
                 self._post(job, attempt, "manifest", job.manifest.decode())
             self._post(job, attempt, where, {"error": error_to_json(error), "saved": saved})
             break
@@ -228,37 +228,35 @@ class CheckpointWriter:
             raise AssertionError(f"rank 0 wants more than {ATTEMPTS} attempts")
         saved, error = decision["saved"], error_from_json(decision["error"])
         tier = job.tier
-        if tier is not None and saved and self._ranks.is_first_on_node:
+        if not tier.is_shared and saved and self._ranks.is_first_on_node:
             # A large note, at 512 ranks of megabytes: none but those who write it down read it.
             manifest = self._read(job, f"{attempt}/manifest").encode()
             error = self._try(job, lambda job: tier.commit_here(job.step, manifest))
-        if tier is not None and error is not None:
+        if not tier.is_shared and error is not None:
             error = self._clear(job, error)
         job.error, job.saved = error, None if error else Saved(**saved)
         job.is_agreed = True
 
     def _prepare(self, job: Job) -> None:
-        self._duties.lease.check()
-        self._duties.prepare()
+        self._lease.check()
+        self._prepare_save()
 
     def _begin(self, job: Job) -> None:
-        self._duties.lease.check()  # before anything of another copy's is cleared away
-        if job.tier is None:
-            self._try_again(job, "clearing the folder", lambda: job.place.begin(job.step))
+        self._lease.check()  # before anything of another copy's is cleared away
+        self._try_again(job, "clearing the folder", lambda: job.tier.begin(job.step))
         job.move(1)
 
     def _write(self, job: Job) -> dict[str, Any]:
         """Write this rank's file, and say how it went."""
-        name = fragment_file(self._ranks.rank, self._duties.lease.attempt.name)
+        name = fragment_file(self._ranks.rank, self._lease.attempt.name)
         report: dict[str, Any] = {"bytes": sum(part.bytes for part in job.copy.parts)}
 
         def write(job: Job) -> None:
-            if job.tier is not None:
-                job.tier.begin(job.step)
+            job.tier.begin_here(job.step)
             job.copy.ready()
             found = inspect(job.copy.parts)
             entry = write_file(
-                job.place,
+                job.tier.place,
                 job.step,
                 name,
                 job.copy.parts,
@@ -283,29 +281,25 @@ class CheckpointWriter:
 
     def _conclude(self, reports: list[dict[str, Any]], job: Job) -> None:
         """Commit what the ranks have written, unless something went wrong with it."""
-        lease = self._duties.lease
         # That the run is another copy's is told before anything else: such as that files have
         # vanished, which the other copy has cleared away.
-        lease.check()
+        self._lease.check()
         error = combine_errors([error_from_json(row["error"]) for row in reports])
         if error is not None:
             raise error
         manifest = complete(job.draft, reports)
         content = job.manifest = manifest.to_bytes()
-        if job.tier is not None:
-            lease.check()
-            job.tier.commit_here(job.step, content)
-            return
-        self._try_again(job, "the commit", lambda: commit(job.place, job.step, content, lease))
+        tier = job.tier
+        self._try_again(job, "the commit", lambda: tier.commit(job.step, content, self._lease))
         try:
-            self._duties.tidy(job.place, manifest)
+            tier.tidy(manifest)
         except (LmscaleError, OSError) as failure:  # the next save comes by here again
-            logger.warning("old checkpoints in %s stay: %s", job.place.location, failure)
+            logger.warning("old checkpoints in %s stay: %s", tier.place.location, failure)
 
     def _saved(self, job: Job, reports: list[dict[str, Any]]) -> Saved:
         return Saved(
             step=job.step,
-            name=job.place.name_of(job.step),
+            name=job.tier.place.name_of(job.step),
             seconds=time.monotonic() - job.began_at,
             bytes=sum(row["entry"]["bytes"] for row in reports),
             is_finite=all(row["is_finite"] for row in reports),
@@ -314,9 +308,8 @@ class CheckpointWriter:
     def _try(self, job: Job, action: Callable[[Job], None]) -> LmscaleError | None:
         """What went wrong with it. A bug is told to the other ranks as well."""
         try:
-            with writing(
-                "a checkpoint", job.place.location, CheckpointError, no_space=NoSpaceError
-            ):
+            location = job.tier.place.location
+            with writing("a checkpoint", location, CheckpointError, no_space=NoSpaceError):
                 action(job)
         except LmscaleError as error:
             return error
@@ -335,15 +328,16 @@ class CheckpointWriter:
 
     def _make_room(self, job: Job) -> tuple[int, ...]:
         freed: list[int] = []
-        failure = self._try(
-            job, lambda job: freed.extend(self._duties.make_room(job.place, job.step))
-        )
+        location = job.tier.place.location
+        failure = self._try(job, lambda job: freed.extend(job.tier.make_room(job.step)))
         if failure is not None:
-            logger.warning("no room could be made in %s: %s", job.place.location, failure)
+            logger.warning("no room could be made in %s: %s", location, failure)
         if freed:
             logger.warning(
                 "%s is full: what was there of %s was removed to save step %d",
-                *(job.place.location, name_steps(freed), job.step),
+                location,
+                name_steps(freed),
+                job.step,
             )
         return tuple(freed)
 
@@ -354,7 +348,7 @@ class CheckpointWriter:
         """
         if isinstance(error, LeaseLostError):  # they may be another copy's
             return error
-        if job.tier is None and not isinstance(error, NoSpaceError):
+        if job.tier.is_shared and not isinstance(error, NoSpaceError):
             return error  # the next start clears them away
         failure = self._try(job, self._drop)
         if isinstance(failure, LeaseLostError):
@@ -364,11 +358,8 @@ class CheckpointWriter:
         return error
 
     def _drop(self, job: Job) -> None:
-        self._duties.lease.check()
-        if job.tier is not None:
-            job.tier.drop(job.step)
-        elif job.step in job.place.list_steps(committed=False):
-            job.place.delete(job.step)
+        self._lease.check()
+        job.tier.drop(job.step)
 
     def _post(self, job: Job, attempt: int, where: str, value: Any) -> None:
         note = f"{job.number}/{attempt}/{where}"

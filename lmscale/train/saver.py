@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lmscale.checkpoint import delete_old_checkpoints, free_space
 from lmscale.checkpoint.commit_log import record_commit
 from lmscale.checkpoint.fragments import owned_fragments
-from lmscale.checkpoint.job import Duties, Job
+from lmscale.checkpoint.job import Job
 from lmscale.checkpoint.manifest import ASKED, LAST, REGULAR, STOP, Manifest
 from lmscale.checkpoint.places.local_tier import LocalTier, open_node_place
 from lmscale.checkpoint.places.place import Place
@@ -18,6 +19,7 @@ from lmscale.checkpoint.retention import Candidate, look_at
 from lmscale.checkpoint.save import draft_manifest, live_copy
 from lmscale.checkpoint.snapshot import Copy, Snapshot, parts_of
 from lmscale.checkpoint.state import RunState
+from lmscale.checkpoint.tier import SharedTier, Tier
 from lmscale.checkpoint.writer import CheckpointWriter
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import ConfigError, DataError, LeaseLostError, LmscaleError
@@ -77,28 +79,32 @@ class Saver:
         self._untold: tuple[Job, dict[str, float]] | None = None  # what a save has cost the loop
         self._has_left_one_out = False  # the last save that was due; alike on all ranks
         self._spare = plan_spared(run.config, num_rewinds=len(run.history.rewinds))
-        duties = Duties(
-            lease=run.lease, prepare=self._prepare, tidy=self._tidy, make_room=self._make_room
-        )
         with failing_together():
             # A checkpoint tells of which attempt it is (local_tier.describe_superseded).
-            self._attempt = attempt_of(run.folder) if run.ranks.is_first else {}
-            self._tier = self._open_tier()
+            attempt = attempt_of(run.folder) if run.ranks.is_first else {}
+            self._local_tier = self._open_local_tier(attempt)
+        self._tier = SharedTier(
+            run.place, attempt=attempt, tidy=self._tidy, make_room=self._make_room
+        )
         self._snapshot = self._open_snapshot() if run.config.checkpoint.asynchronous else None
         self._writer = CheckpointWriter(
-            run.ranks, open_mailbox(run.ranks), duties, retries=run.config.checkpoint.retries
+            run.ranks,
+            open_mailbox(run.ranks),
+            lease=run.lease,
+            retries=run.config.checkpoint.retries,
+            prepare=self._prepare,
         )
 
-    def _open_tier(self) -> LocalTier | None:
+    def _open_local_tier(self, attempt: Mapping[str, Any]) -> LocalTier | None:
         run = self._run
         place = open_node_place(run.config)
         if place is None:
             return None
-        minutes = run.config.checkpoint.local.every_minutes
         return LocalTier(
-            *(place, run.ranks),
-            attempt=self._attempt,
-            every_minutes=minutes,
+            place,
+            run.ranks,
+            attempt=attempt,
+            every_minutes=run.config.checkpoint.local.every_minutes,
             first_step=run.start.step,
         )
 
@@ -127,8 +133,8 @@ class Saver:
             reason = LAST
         elif report.step % config.checkpoint.every_steps == 0:
             reason = REGULAR
-        elif votes.LOCAL in report.save_for and self._tier is not None:
-            self._save_locally(self._tier)
+        elif votes.LOCAL in report.save_for and self._local_tier is not None:
+            self._save_locally(self._local_tier)
             return
         else:
             return
@@ -148,7 +154,7 @@ class Saver:
             reason == REGULAR
             and checkpoint.when_busy == "skip"
             and not self._has_left_one_out
-            and (self._job is None or self._job.tier is None)
+            and (self._job is None or self._job.tier.is_shared)
         )
         step = self._counter.now.step
         self._has_left_one_out = not self._make_way(may_skip=may_skip)
@@ -156,7 +162,8 @@ class Saver:
             logger.warning("step %d is not saved: the last save is still under way", step)
         elif step != self.saved_step:
             # Else it is saved already, as when a stop is asked for at a step that was due.
-            self._start(reason, began_at, waits=wait or not checkpoint.asynchronous)
+            waits = wait or not checkpoint.asynchronous
+            self._start(self._tier, reason, began_at, waits=waits)
 
     def _save_locally(self, tier: LocalTier) -> None:
         """The same to the nodes' own disks, unless a save is under way: then at the next step."""
@@ -164,15 +171,13 @@ class Saver:
         began_at = time.monotonic()
         if self._make_way(may_skip=True):
             waits = not self._run.config.checkpoint.asynchronous
-            self._start(REGULAR, began_at, waits=waits, tier=tier)
+            self._start(tier, REGULAR, began_at, waits=waits)
 
-    def _start(
-        self, reason: str, began_at: float, *, waits: bool, tier: LocalTier | None = None
-    ) -> None:
+    def _start(self, tier: Tier, reason: str, began_at: float, *, waits: bool) -> None:
         step = self._counter.now.step
         waited_seconds = time.monotonic() - began_at
-        if self._tier is not None:
-            self._tier.restart_clock()
+        if self._local_tier is not None:
+            self._local_tier.restart_clock()
         compare_for_save(self._run, step)
         heartbeat.phase("save")
         draft = self._draft(reason, tier)
@@ -180,8 +185,7 @@ class Saver:
         copy_at = time.monotonic()
         copy = self._copy()
         copied_at = time.monotonic()
-        place = self._run.place if tier is None else tier.place
-        job = self._writer.start(step=step, place=place, copy=copy, draft=draft, tier=tier)
+        job = self._writer.start(step=step, tier=tier, copy=copy, draft=draft)
         self._job = job
         if waits:
             self._settle(job)
@@ -199,18 +203,19 @@ class Saver:
         if self.has_refused or job is None:
             return self.has_refused
         # A save to the nodes' own disks may fail, unless its writers have lost each other.
-        return job.has_failed and (job.tier is None or not job.is_agreed)
+        return job.has_failed and (job.tier.is_shared or not job.is_agreed)
 
     def wants(self) -> tuple[str, ...]:
         """Why this rank would have a step saved that is not due by its number."""
-        is_due = self._tier is not None and self._run.ranks.is_first and self._tier.is_due()
+        tier = self._local_tier
+        is_due = tier is not None and self._run.ranks.is_first and tier.is_due()
         return (votes.LOCAL,) if is_due else ()
 
     @property
     def committed_step(self) -> int | None:
         """The last one that this rank knows to be committed, before all ranks do."""
         job = self._job
-        if job is not None and job.tier is None and job.done.is_set() and job.saved is not None:
+        if job is not None and job.tier.is_shared and job.done.is_set() and job.saved is not None:
             return job.step
         return self.saved_step
 
@@ -250,8 +255,11 @@ class Saver:
         saved = job.saved
         logger.info(
             "saved %s%s: %.1f MB in %.2f s, training stopped for %.3f s",
-            *(saved.name.rpartition("/")[2], "" if job.tier is None else " on the nodes"),
-            *(saved.bytes / 1e6, saved.seconds, costs["stopped_seconds"]),
+            saved.name.rpartition("/")[2],
+            job.tier.where,
+            saved.bytes / 1e6,
+            saved.seconds,
+            costs["stopped_seconds"],
         )
         if self._trackers is None or self.has_refused:
             return
@@ -261,8 +269,7 @@ class Saver:
             "bytes": float(saved.bytes),
             "gigabytes_per_second": saved.bytes / 1e9 / max(saved.seconds, 1e-9),
         }
-        page = "checkpoint" if job.tier is None else "checkpoint_local"
-        named = {f"{page}/{name}": value for name, value in figures.items()}
+        named = {f"{job.tier.page}/{name}": value for name, value in figures.items()}
         self._trackers.log(self._counter.now.step, named)
 
     def _make_way(self, *, may_skip: bool) -> bool:
@@ -286,18 +293,18 @@ class Saver:
         except LeaseLostError:
             raise
         except LmscaleError as error:
-            if job.tier is None or job.is_cut_off:
+            if job.tier.is_shared or job.is_cut_off:
                 raise
             # The shared place is what a run relies on.
             logger.warning("step %d is not on the nodes' own disks: %s", job.step, error)
         else:
-            if job.tier is None:
+            if job.tier.is_shared:
                 self.saved_step = saved.step
                 is_last = saved.is_finite and saved.step == self._run.config.train.steps
-                if is_last and self._tier is not None:
-                    self._tier.clear()
+                if is_last and self._local_tier is not None:
+                    self._local_tier.clear()
 
-    def _draft(self, reason: str, tier: LocalTier | None) -> Manifest | None:
+    def _draft(self, reason: str, tier: Tier) -> Manifest | None:
         """Rank 0's manifest, but for what the files' writers know."""
         run = self._run
         windows = run.config.checkpoint.probe_windows
@@ -319,7 +326,7 @@ class Saver:
             reason=reason,
             rewinds=len(run.history.rewinds),
             probe=probe,
-            written_by=self._attempt if tier is None else tier.written_by(),
+            written_by=tier.written_by(),
         )
 
     def _copy(self) -> Copy:
@@ -336,8 +343,8 @@ class Saver:
         if self._ledger is not None:
             self._ledger.sync()  # no checkpoint may know of steps that the ledger lacks
 
-    def _tidy(self, place: Place, manifest: Manifest) -> None:
-        config = self._run.config
+    def _tidy(self, manifest: Manifest) -> None:
+        config, place = self._run.config, self._run.place
         record_commit(config.folder, place, manifest)
         is_asked = manifest.reason == ASKED
         self._candidates[manifest.step] = Candidate(
@@ -345,17 +352,21 @@ class Saver:
         )
         if manifest.is_finite:  # else no run goes on from it: it may push no good one out
             delete_old_checkpoints(
-                *(place, config.checkpoint, config.folder),
+                place,
+                config.checkpoint,
+                config.folder,
                 newest=manifest.step,
                 look=self._look,
                 spare=self._spare,
             )
 
-    def _make_room(self, place: Place, step: int) -> tuple[int, ...]:
+    def _make_room(self, step: int) -> tuple[int, ...]:
         self._run.lease.check()  # else these are another copy's
         config = self._run.config
         return free_space(
-            *(place, config.checkpoint, config.folder),
+            self._run.place,
+            config.checkpoint,
+            config.folder,
             saving=step,
             look=self._look,
             spare=self._spare,

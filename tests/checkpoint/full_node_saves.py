@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from handmade_checkpoints import manifest_of, parts_of_rank
 
-from lmscale.checkpoint.job import Duties
 from lmscale.checkpoint.manifest import MASTER
 from lmscale.checkpoint.places.local_tier import LocalTier, NodePlace
 from lmscale.checkpoint.snapshot import Copy
@@ -25,7 +24,7 @@ from lmscale.runs.lease import NO_LEASE
 disk = Path(sys.argv[1])
 place, ranks = NodePlace(disk / "run"), Ranks()
 tier = LocalTier(place, ranks, attempt={}, every_minutes=1.0)
-writer = CheckpointWriter(ranks, open_mailbox(ranks), Duties(lease=NO_LEASE), retries=0)
+writer = CheckpointWriter(ranks, open_mailbox(ranks), lease=NO_LEASE, retries=0)
 large = Part(parameter="w", kind=MASTER, offset=0, tensor=torch.zeros(250_000))
 saw = []
 for step, parts, more in (
@@ -35,7 +34,7 @@ for step, parts, more in (
 ):
     draft = manifest_of(step, [], **more)
     copy = Copy(parts=parts, ready=lambda: None)
-    job = writer.start(step=step, place=place, copy=copy, draft=draft, tier=tier)
+    job = writer.start(step=step, tier=tier, copy=copy, draft=draft)
     assert job.done.wait(60)
     folders = sorted(path.name for path in place.root.iterdir())
     free = shutil.disk_usage(disk).free

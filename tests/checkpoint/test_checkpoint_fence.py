@@ -3,8 +3,8 @@
 import pytest
 
 from lmscale.checkpoint import LocalPlace
+from lmscale.checkpoint.commit import commit
 from lmscale.checkpoint.layout import MANIFEST, fragment_file, step_folder
-from lmscale.checkpoint.writer import commit
 from lmscale.errors import CheckpointError, LeaseLostError
 from lmscale.files.atomic import write_json
 from lmscale.ranks.attempt import Attempt

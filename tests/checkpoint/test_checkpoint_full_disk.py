@@ -10,10 +10,10 @@ from handmade_checkpoints import manifest_of, parts_of_rank, save
 from small_disk import run_on_small_disk
 
 from lmscale.checkpoint import writer as writer_module
-from lmscale.checkpoint.job import Duties
 from lmscale.checkpoint.layout import MANIFEST, step_folder
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.snapshot import Copy
+from lmscale.checkpoint.tier import SharedTier
 from lmscale.checkpoint.writer import CheckpointWriter
 from lmscale.errors import CheckpointError, LeaseLostError, NoSpaceError
 from lmscale.ranks.attempt import Attempt
@@ -43,14 +43,15 @@ def place(tmp_path):
     return RefusingPlace(tmp_path / "checkpoints")
 
 
-def save_in_vain(place, **duties):
+def save_in_vain(place, lease=NO_LEASE, **duties):
     """The error of a save of step 4 by a single rank."""
     ranks = Ranks()
-    duties = Duties(**({"lease": NO_LEASE} | duties))
-    writer = CheckpointWriter(ranks, open_mailbox(ranks), duties, retries=0)
+    writer = CheckpointWriter(ranks, open_mailbox(ranks), lease=lease, retries=0)
     copy = Copy(parts=parts_of_rank(4, 0, 1), ready=lambda: None)
     try:
-        job = writer.start(step=4, place=place, copy=copy, draft=manifest_of(4, []))
+        job = writer.start(
+            step=4, tier=SharedTier(place, **duties), copy=copy, draft=manifest_of(4, [])
+        )
         with pytest.raises(Exception) as caught:  # noqa: B017, PT011 - the tests look at it
             writer.wait(job)
     finally:
@@ -68,7 +69,7 @@ def test_what_another_copy_may_be_writing_is_not_cleared_from_a_full_disk(place,
     mine = Lease(Attempt(job="7", restart=0), tmp_path)
     mine.take(["n1"])
 
-    def overtaken(place, step):
+    def overtaken(step):
         Lease(Attempt(job="7", restart=1), tmp_path).take(["n2"])
         return ()
 
@@ -102,7 +103,7 @@ def test_a_full_disk_that_cannot_be_cleared_is_still_told_as_one(place, monkeypa
 
 
 def test_a_bug_where_room_is_made_ends_rank_0_as_the_others_with_the_full_disk(place, caplog):
-    def make_room(place, step):
+    def make_room(step):
         raise KeyError("a bug, says the test")
 
     error = save_in_vain(place, make_room=make_room)

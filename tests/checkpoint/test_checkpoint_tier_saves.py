@@ -35,7 +35,6 @@ def start(folder: Path, number: int) -> None:
     """
     from forked_ranks import one_group
 
-    from lmscale.checkpoint.job import Duties
     from lmscale.checkpoint.snapshot import Copy
     from lmscale.checkpoint.writer import CheckpointWriter
     from lmscale.ranks.collectives import gather_json
@@ -48,7 +47,7 @@ def start(folder: Path, number: int) -> None:
         place = RefusingPlace(folder / f"node{rank}")
         tier = LocalTier(place, ranks, attempt={}, every_minutes=1.0)
         mailbox = open_mailbox(ranks)
-        writer = CheckpointWriter(ranks, mailbox, Duties(lease=NO_LEASE), retries=0)
+        writer = CheckpointWriter(ranks, mailbox, lease=NO_LEASE, retries=0)
         saw, outcomes = [], []
         for step in STEPS:
             place.refuses = step == REFUSED and rank == 1
@@ -57,7 +56,7 @@ def start(folder: Path, number: int) -> None:
             copy = Copy(parts=parts_of_rank(step, rank, 2), ready=lambda: None)
             # Of more than the 8 MiB that the store takes in one value.
             draft = manifest_of(step, [], state={"long": "x" * (9 << 20)}) if rank == 0 else None
-            job = writer.start(step=step, place=place, copy=copy, draft=draft, tier=tier)
+            job = writer.start(step=step, tier=tier, copy=copy, draft=draft)
             at_first = None
             if step == REFUSED:
                 job.done.wait()
@@ -132,5 +131,5 @@ def test_what_is_of_later_steps_than_the_run_has_gone_on_from_goes_first(tmp_pat
     for step in (2, 4, 6):
         save(node, step)
     tier = LocalTier(node, Ranks(), attempt={}, every_minutes=1.0, first_step=4)
-    tier.begin(8)
+    tier.begin_here(8)
     assert node.list_steps() == [4]

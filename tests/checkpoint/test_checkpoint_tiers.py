@@ -95,7 +95,7 @@ def test_the_first_rank_of_a_node_commits_for_all_of_it(tmp_path):
     for local_rank, steps in ((1, []), (0, [2])):
         ranks = Ranks(rank=2, world_size=4, local_rank=local_rank, local_world_size=2, node_rank=1)
         tier = LocalTier(NodePlace(tmp_path / "node"), ranks, attempt={}, every_minutes=5.0)
-        tier.begin(2)
+        tier.begin_here(2)
         tier.commit_here(2, content)
         assert tier.place.list_steps() == steps
 

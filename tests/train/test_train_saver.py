@@ -50,7 +50,7 @@ def train(run):
 
     counter, gate, waits = ProgressCounter(run.start), threading.Event(), []
     with closing(Saver(run=run, counter=counter, ledger=None)) as saver:
-        place = run.place if saver._tier is None else saver._tier.place
+        place = (saver._local_tier or saver._tier).place
         write_file, wait = place.write_file, saver._writer.wait
 
         def write_when_open(*arguments):

@@ -19,20 +19,22 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lmscale.checkpoint.layout import MANIFEST, step_folder
-from lmscale.checkpoint.manifest import FileEntry
+from lmscale.checkpoint.manifest import FileEntry, Manifest
 from lmscale.checkpoint.places.place import LocalPlace
+from lmscale.checkpoint.tier import Tier
 from lmscale.config import RunConfig
 from lmscale.errors import CheckpointError, ConfigError, NoSpaceError
 from lmscale.files.atomic import is_full, write_bytes, writing
 from lmscale.files.private_folder import find_risk, make_private
 from lmscale.ranks.attempt import node_name
 from lmscale.ranks.ranks import Ranks
+from lmscale.runs.lease import Lease
 
 LOCAL = "local"  # what ``written_by`` calls this tier
 
@@ -91,10 +93,14 @@ def _writing(folder: Path) -> Iterator[None]:
             raise NoSpaceError(f"No space is left in {folder} for {what}.") from error
 
 
-class LocalTier:
-    """What a rank does for the tier: for each save ``begin``, its file, ``commit_here``, and
-    ``settle``.
+class LocalTier(Tier):
+    """The nodes' own disks: on each node the first of its ranks does what is done once there.
+
+    What a run trains on without: a save that fails is left out.
     """
+
+    is_shared, page, where = False, "checkpoint_local", " on the nodes"
+    place: NodePlace
 
     def __init__(
         self,
@@ -105,16 +111,14 @@ class LocalTier:
         every_minutes: float,
         first_step: int | None = None,
     ) -> None:
-        """``attempt``: as ``attempt_of`` gives it; rank 0's alone matters.
-
-        ``first_step``: the one that the run has gone on from; what is here of later ones is undone.
+        """``first_step``: the one that the run has gone on from; what is here of later ones is
+        undone.
         """
-        self.place = place
+        super().__init__(place, attempt=attempt)
         place.whole_up_to = first_step
         self._ranks = ranks
         self._every_seconds = 60 * every_minutes
         self._saved_at = time.monotonic()
-        self._attempt = attempt
 
     def is_due(self) -> bool:
         """Rank 0 asks, for all."""
@@ -125,35 +129,50 @@ class LocalTier:
         self._saved_at = time.monotonic()
 
     def written_by(self) -> dict[str, Any]:
-        """What rank 0 adds to ``Manifest.written_by``."""
         return {"tier": LOCAL, **self._attempt}
 
     def begin(self, step: int) -> None:
-        """Every rank, before its file; no rank need wait for another."""
+        """Each node has a folder of its own, which ``begin_here`` clears."""
+
+    def begin_here(self, step: int) -> None:
         if self._ranks.is_first_on_node:
             with _writing(self.place.root):
                 self.place.begin(step)
 
+    def commit(self, step: int, manifest: bytes, lease: Lease) -> None:
+        lease.check()
+        self.commit_here(step, manifest)
+
     def commit_here(self, step: int, manifest: bytes) -> None:
-        """Every rank, once rank 0 says that all files are written, and what the manifest is."""
         if self._ranks.is_first_on_node:
             with _writing(self.place.root):
                 self.place.commit(step, manifest)
 
+    def tidy(self, manifest: Manifest) -> None:
+        """``begin_here`` has removed what is old."""
+
+    def make_room(self, step: int) -> tuple[int, ...]:
+        return ()
+
     def drop(self, step: int) -> None:
-        """Every rank, of a save that has failed, once no rank writes any more: what is there of it
-        would fill the node's memory until the next one.
-        """
+        """It would fill the node's memory until the next one."""
         if self._ranks.is_first_on_node:
             self.place.delete(step)
 
     def settle(self, step: int, *, is_whole: bool) -> None:
-        """Every rank, once all know whether every node has committed it: what ``begin`` keeps."""
+        """What ``begin_here`` keeps follows from it."""
         known = self.place.whole_up_to
         if is_whole:
             self.place.whole_up_to = step
         else:
             self.place.whole_up_to = step - 1 if known is None else min(known, step - 1)
+
+    def explain_full_disk(self, takes: str, freed: Sequence[int]) -> tuple[str, ...]:
+        return (
+            f"{takes}, all nodes together. It is left out, nothing of it stays there, and the run "
+            "trains on: make room, or name another folder at the next start "
+            "(checkpoint.local.folder).",
+        )
 
     def clear(self) -> None:
         """Every rank, once the run's last step is committed elsewhere: memory disks are memory."""
