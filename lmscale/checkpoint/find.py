@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from lmscale.checkpoint.identity import describe_differences
 from lmscale.checkpoint.layout import MANIFEST
@@ -20,13 +20,12 @@ from lmscale.checkpoint.manifest import FileEntry, Manifest
 from lmscale.checkpoint.manifest_file import parse_manifest
 from lmscale.checkpoint.places.place import Place
 from lmscale.errors import CheckpointError, LmscaleError, RefusedError, TransientError
+from lmscale.files.retry import Result, call_patiently
 from lmscale.ranks.collectives import failing_together, gather_json
 from lmscale.ranks.ranks import Ranks
 from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 # How long to wait before each further attempt at a file that cannot be read.
 WAITS_SECONDS = (1.0, 4.0, 10.0)
@@ -323,15 +322,17 @@ def _look_for_damage(
 
 def _read_patiently(action: Callable[[], Result]) -> Result:
     """What ``action`` returns, which is tried again while waiting may help."""
-    for seconds in WAITS_SECONDS:
-        try:
-            return action()
-        except OSError as error:
-            if error.errno is None or error.errno in _ABSENT | _REFUSED:
-                raise
-            logger.warning("%s; once more in %.0f s", error, seconds)
-            time.sleep(seconds)
-    return action()
+
+    def wait(error: Exception, seconds: float) -> None:
+        logger.warning("%s; once more in %.0f s", error, seconds)
+        time.sleep(seconds)
+
+    return call_patiently(action, WAITS_SECONDS, may_pass=_may_pass, wait=wait)
+
+
+def _may_pass(error: Exception) -> bool:
+    lasting = _ABSENT | _REFUSED | {None}
+    return isinstance(error, OSError) and error.errno not in lasting
 
 
 def _is_absent(error: OSError) -> bool:

@@ -6,12 +6,10 @@ import hashlib
 import json
 import logging
 import math
-import random
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +20,7 @@ from lmscale.checkpoint.places.place import Place
 from lmscale.errors import TransientError
 from lmscale.files import fault_points
 from lmscale.files.atomic import may_pass
+from lmscale.files.retry import Result, call_patiently, growing_delays
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,6 @@ PIECE_BYTES = 1 << 24
 _DIRECT_BYTES = 1 << 20  # host memory of at least so much goes to the file as it is
 _LOOK_ELEMENTS = 1 << 20  # inspected at once: what a core's cache holds
 NUM_MARKS = 16  # how often a file's writing shows progress, whatever its size
-FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 30.0
 
 DTYPE_NAMES: Mapping[torch.dtype, str] = {  # those of safetensors 0.8
     torch.float64: "F64",
@@ -190,24 +188,26 @@ def write_file(
 
 
 def try_again(
-    action: Callable[[], Any], *, what: str, retries: int, given_up: threading.Event
-) -> Any:
+    action: Callable[[], Result], *, what: str, retries: int, given_up: threading.Event
+) -> Result:
     """What ``action`` returns; it is called ``retries`` more times while what it raises may pass.
 
     Not ``remote.with_retries``: here a refusal keeps its errno, and the wait can be cut short.
     """
-    for attempt in range(retries + 1):
-        try:
-            return action()
-        except (OSError, TransientError) as error:
-            if attempt == retries or not (isinstance(error, TransientError) or may_pass(error)):
-                raise
-            longest = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**attempt)
-            seconds = random.uniform(0, longest)
-            logger.warning("%s failed (%s); once more in %.1f s", what, error, seconds)
-            if given_up.wait(seconds):
-                raise GivenUpError from error
-    raise AssertionError("range(retries + 1) is never empty")
+
+    def wait(error: Exception, seconds: float) -> None:
+        logger.warning("%s failed (%s); once more in %.1f s", what, error, seconds)
+        if given_up.wait(seconds):
+            raise GivenUpError from error
+
+    return call_patiently(
+        action,
+        growing_delays(retries),
+        may_pass=lambda error: (
+            isinstance(error, TransientError) or (isinstance(error, OSError) and may_pass(error))
+        ),
+        wait=wait,
+    )
 
 
 def _fragments_of(parts: Sequence[Part]) -> tuple[tuple[str, int, int], ...]:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import errno
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
 from lmscale.files import fault_points
 from lmscale.files.atomic import may_pass
 from lmscale.files.locations import local_path, protocol_of
+from lmscale.files.retry import Result, call_patiently, growing_delays
 
-Result = TypeVar("Result")
-
-FIRST_DELAY_SECONDS = 0.5
-LONGEST_DELAY_SECONDS = 30.0
 CONNECT_SECONDS = 30.0
 SILENCE_SECONDS = 60.0  # without a byte; a whole shard may take longer
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
@@ -116,35 +112,48 @@ def with_retries(
     ``missing`` or ``error``, naming the URL. After the last attempt a server or a network that
     fails is a ``TransientError``.
     """
-    for attempt in range(retries + 1):
-        try:
-            fault_points.hit("read.remote")
-            return action()
-        except LmscaleError:
+
+    def attempt() -> Result:
+        fault_points.hit("read.remote")
+        return action()
+
+    try:
+        return call_patiently(
+            attempt,
+            growing_delays(retries),
+            may_pass=lambda error: not _is_lasting(error),
+            wait=lambda error, seconds: sleep(seconds),
+        )
+    except LmscaleError:
+        raise
+    except FileNotFoundError:
+        raise purpose.missing(f"{url}: {purpose.if_missing}") from None
+    except PermissionError as error:
+        raise purpose.error(
+            f"{url}: access is refused ({error}). Check this machine's credentials for it. "
+            f"S3 answers so for a file that is missing, too, unless listing is allowed."
+        ) from None
+    except Exception as error:  # vendors raise classes of their own, which we cannot import here
+        if _is_full(error):
             raise
-        except FileNotFoundError:
-            raise purpose.missing(f"{url}: {purpose.if_missing}") from None
-        except PermissionError as error:
+        if type(error).__name__ in PERMANENT:
             raise purpose.error(
-                f"{url}: access is refused ({error}). Check this machine's credentials for it. "
-                f"S3 answers so for a file that is missing, too, unless listing is allowed."
+                f"{url}: no credentials were found ({error}). Give this machine access, for "
+                f"example by its environment variables, and run again."
             ) from None
-        except (
-            Exception
-        ) as error:  # vendors raise classes of their own, which we cannot import here
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise  # ours, not the server's
-            if type(error).__name__ in PERMANENT:
-                raise purpose.error(
-                    f"{url}: no credentials were found ({error}). Give this machine access, for "
-                    f"example by its environment variables, and run again."
-                ) from None
-            if attempt == retries:
-                kind = TransientError if _is_elsewhere(error) else purpose.error
-                raise kind(_describe_failure(url, error, retries + 1, purpose)) from error
-            ceiling = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**attempt)
-            sleep(random.uniform(0, ceiling))
-    raise AssertionError("range(retries + 1) is never empty")
+        kind = TransientError if _is_elsewhere(error) else purpose.error
+        raise kind(_describe_failure(url, error, retries + 1, purpose)) from error
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Whether waiting cannot mend it."""
+    lasting = (LmscaleError, FileNotFoundError, PermissionError)
+    return isinstance(error, lasting) or type(error).__name__ in PERMANENT or _is_full(error)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a disk of ours is full, which says nothing of the server."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _is_elsewhere(error: Exception) -> bool:

@@ -12,9 +12,9 @@ from forked_ranks import one_group
 from rank_cases import Case, opened
 
 from lmscale.checkpoint import LocalPlace, load_manifest, save_checkpoint
-from lmscale.checkpoint import write_file as write_file_module
 from lmscale.checkpoint.layout import MANIFEST, step_folder
 from lmscale.errors import LmscaleError, NoSpaceError
+from lmscale.files import retry
 from lmscale.files.atomic import sha256_file
 from lmscale.ranks.attempt import Attempt
 from lmscale.ranks.collectives import barrier, gather_json
@@ -191,7 +191,7 @@ def failing(folder, ranks):
         "lasting": [OSError(errno.EIO, "lasts, says the test")] * 9,
         "bug": [KeyError("a bug, says the test")],
     }
-    write_file_module.FIRST_DELAY_SECONDS = 0.0
+    retry.FIRST_DELAY_SECONDS = 0.0
     for name, errors in kinds.items():
         with opened_case(folder, f"failing-{name}", ranks, checkpoint__retries=2) as run:
             if ranks.rank == ranks.world_size - 1:

@@ -299,7 +299,7 @@ def test_an_error_inside_an_upload_passes_and_leaves_nothing(place, client, monk
 @pytest.mark.parametrize("size", [MIB, 12 * MIB])
 def test_a_file_whose_connections_are_dropped_is_written_again(place, s3, size, monkeypatch):
     monkeypatch.setattr(remote_place, "PART_BYTES", 5 * MIB)
-    monkeypatch.setattr("lmscale.checkpoint.write_file.FIRST_DELAY_SECONDS", 0.001)
+    monkeypatch.setattr("lmscale.files.retry.FIRST_DELAY_SECONDS", 0.001)
     tensor = torch.randint(256, (size,), dtype=torch.uint8)
     parts = [Part(parameter="w", kind=MASTER, offset=0, tensor=tensor)]
     with open_proxy(s3) as proxy:
@@ -335,7 +335,7 @@ def test_a_commit_whose_answer_was_lost_is_a_commit(place, s3):
 
 
 def test_a_store_that_loses_a_part_is_found_out_at_once_and_asked_again(place, monkeypatch):
-    monkeypatch.setattr("lmscale.checkpoint.write_file.FIRST_DELAY_SECONDS", 0.001)
+    monkeypatch.setattr("lmscale.files.retry.FIRST_DELAY_SECONDS", 0.001)
     original = remote_place._upload
     monkeypatch.setattr(remote_place, "_upload", lambda *rest: original(*rest) + 1)
     with pytest.raises(TransientError, match="arrived of 8. If it stays so, the store loses"):
