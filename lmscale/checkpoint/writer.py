@@ -192,7 +192,10 @@ class CheckpointWriter:
                 continue
             if isinstance(error, NoSpaceError):
                 needed = sum(row["bytes"] for row in reports)
-                error = job.tier.describe_full_disk(error, job.step, freed=freed, needed=needed)
+                takes = f"takes {needed / 1e6:,.1f} MB" if needed else "takes more than there is"
+                takes = f"The checkpoint of step {job.step} in {job.tier.place.location} {takes}"
+                told = job.tier.explain_full_disk(takes, freed)
+                error = NoSpaceError([*error.problems, *told])
             error = error and self._clear(job, error)
             job.error, job.saved = error, None if error else self._saved(job, reports)
             saved = job.saved and asdict(job.saved)
@@ -254,7 +257,7 @@ class CheckpointWriter:
         def write(job: Job) -> None:
             job.tier.begin_here(job.step)
             job.copy.ready()
-            found = inspect(job.copy.parts)
+            findings = inspect(job.copy.parts)
             entry = write_file(
                 job.tier.place,
                 job.step,
@@ -264,7 +267,7 @@ class CheckpointWriter:
                 moved=lambda mark: job.move(1 + mark),
                 given_up=job.given_up,
             )
-            report.update({"entry": asdict(entry), **asdict(found)})
+            report.update({"entry": asdict(entry), **asdict(findings)})
 
         return report | {"error": error_to_json(self._try(job, write))}
 
@@ -290,11 +293,7 @@ class CheckpointWriter:
         manifest = complete(job.draft, reports)
         content = job.manifest = manifest.to_bytes()
         tier = job.tier
-        self._try_again(job, "the commit", lambda: tier.commit(job.step, content, self._lease))
-        try:
-            tier.tidy(manifest)
-        except (LmscaleError, OSError) as failure:  # the next save comes by here again
-            logger.warning("old checkpoints in %s stay: %s", tier.place.location, failure)
+        self._try_again(job, "the commit", lambda: tier.commit(manifest, content, self._lease))
 
     def _saved(self, job: Job, reports: list[dict[str, Any]]) -> Saved:
         return Saved(

@@ -84,7 +84,7 @@ class Saver:
             attempt = attempt_of(run.folder) if run.ranks.is_first else {}
             self._local_tier = self._open_local_tier(attempt)
         self._tier = SharedTier(
-            run.place, attempt=attempt, tidy=self._tidy, make_room=self._make_room
+            run.place, written_by=attempt, tidy=self._tidy, make_room=self._make_room
         )
         self._snapshot = self._open_snapshot() if run.config.checkpoint.asynchronous else None
         self._writer = CheckpointWriter(
@@ -326,7 +326,7 @@ class Saver:
             reason=reason,
             rewinds=len(run.history.rewinds),
             probe=probe,
-            written_by=tier.written_by(),
+            written_by=tier.written_by,
         )
 
     def _copy(self) -> Copy:

@@ -114,7 +114,7 @@ class LocalTier(Tier):
         """``first_step``: the one that the run has gone on from; what is here of later ones is
         undone.
         """
-        super().__init__(place, attempt=attempt)
+        super().__init__(place, written_by={"tier": LOCAL, **attempt})
         place.whole_up_to = first_step
         self._ranks = ranks
         self._every_seconds = 60 * every_minutes
@@ -128,31 +128,19 @@ class LocalTier(Tier):
         """A save begins, of either tier."""
         self._saved_at = time.monotonic()
 
-    def written_by(self) -> dict[str, Any]:
-        return {"tier": LOCAL, **self._attempt}
-
-    def begin(self, step: int) -> None:
-        """Each node has a folder of its own, which ``begin_here`` clears."""
-
     def begin_here(self, step: int) -> None:
         if self._ranks.is_first_on_node:
             with _writing(self.place.root):
                 self.place.begin(step)
 
-    def commit(self, step: int, manifest: bytes, lease: Lease) -> None:
+    def commit(self, manifest: Manifest, content: bytes, lease: Lease) -> None:
         lease.check()
-        self.commit_here(step, manifest)
+        self.commit_here(manifest.step, content)
 
-    def commit_here(self, step: int, manifest: bytes) -> None:
+    def commit_here(self, step: int, content: bytes) -> None:
         if self._ranks.is_first_on_node:
             with _writing(self.place.root):
-                self.place.commit(step, manifest)
-
-    def tidy(self, manifest: Manifest) -> None:
-        """``begin_here`` has removed what is old."""
-
-    def make_room(self, step: int) -> tuple[int, ...]:
-        return ()
+                self.place.commit(step, content)
 
     def drop(self, step: int) -> None:
         """It would fill the node's memory until the next one."""
@@ -161,11 +149,11 @@ class LocalTier(Tier):
 
     def settle(self, step: int, *, is_whole: bool) -> None:
         """What ``begin_here`` keeps follows from it."""
-        known = self.place.whole_up_to
+        before = self.place.whole_up_to
         if is_whole:
             self.place.whole_up_to = step
         else:
-            self.place.whole_up_to = step - 1 if known is None else min(known, step - 1)
+            self.place.whole_up_to = step - 1 if before is None else min(before, step - 1)
 
     def explain_full_disk(self, takes: str, freed: Sequence[int]) -> tuple[str, ...]:
         return (
@@ -181,11 +169,14 @@ class LocalTier(Tier):
 
 
 def open_node_place(config: RunConfig) -> NodePlace | None:
-    """This node's place, if the run has the tier. Environment variables in its folder are filled
-    in: a batch system may give every job, or every node, a folder of its own.
+    """This node's place, if the run has the tier.
 
-    Closed to all other users of the node, who could else read the weights, or put others there.
-    Raises ``ConfigError`` where one of them was first, or where a variable is not set.
+    Environment variables in ``checkpoint.local.folder`` are filled in: a batch system may give
+    every job, or every node, a folder of its own.
+
+    The folder is closed to all other users of the node, who could else read the weights, or put
+    other weights there. Raises ``ConfigError`` where another user has made the folder, or where a
+    variable is not set.
     """
     folder = config.checkpoint.local.folder
     if not folder:
