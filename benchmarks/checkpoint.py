@@ -44,6 +44,7 @@ from lmscale.engine.step_report import StepReport
 from lmscale.history.history import History
 from lmscale.ranks.collectives import barrier, gather_json
 from lmscale.ranks.device import device_name
+from lmscale.ranks.mesh import plan_mesh
 from lmscale.ranks.ranks import Ranks, open_process_group, ranks_from_environment
 from lmscale.runs.environment import num_cores
 from lmscale.runs.lease import NO_LEASE
@@ -110,14 +111,14 @@ def open_bench(config: RunConfig, device: torch.device, folder: Path, ranks: Ran
     plan = plan_batches(
         global_windows=config.batch.global_windows,
         micro_windows=config.batch.micro_windows,
-        world_size=ranks.world_size,
+        data_ranks=ranks.world_size,
     )
     bench = Bench(config=config, ranks=ranks, device=device, folder=folder)
-    bench.engine = build_run_engine(config, plan, device, fill=True)
+    bench.engine = build_run_engine(config, plan, plan_mesh(ranks), device, fill=True)
     bench.reports = train_steps(
         bench.engine,
         random_steps(config, plan),
-        plan_steps(config, rank=ranks.rank),
+        plan_steps(config),
     )
     bench.step()
     return bench

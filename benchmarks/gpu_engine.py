@@ -21,6 +21,7 @@ from lmscale.engine import Engine
 from lmscale.engine.step_report import StepReport
 from lmscale.ranks.collectives import sum_float64
 from lmscale.ranks.device import peak_memory_bytes
+from lmscale.ranks.mesh import Mesh
 from lmscale.ranks.ranks import Ranks
 from lmscale.train.assemble import build_run_engine
 from lmscale.train.loop import plan_steps, train_steps
@@ -55,7 +56,7 @@ def open_trial(bench: Bench, overrides: Sequence[str], *, first_step: int = 0) -
     # Bits are compared: torch names an operation on the way that does not repeat its own.
     torch.use_deterministic_algorithms(True, warn_only=True)
     join_group(bench.device)
-    engine = build_run_engine(config, plan, bench.device, fill=True)
+    engine = build_run_engine(config, plan, Mesh(), bench.device, fill=True)
     reports = train_steps(
         engine,
         batches,
@@ -74,7 +75,7 @@ def plan_of(config: RunConfig):
     return plan_batches(
         global_windows=config.batch.global_windows,
         micro_windows=config.batch.micro_windows,
-        world_size=1,
+        data_ranks=1,
     )
 
 

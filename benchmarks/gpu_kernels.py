@@ -175,7 +175,7 @@ def one_micro_batch(config: RunConfig) -> Batch:
     plan = plan_batches(
         global_windows=config.batch.micro_windows,
         micro_windows=config.batch.micro_windows,
-        world_size=1,
+        data_ranks=1,
     )
     return next(random_steps(config, plan)).micro_batches[0]
 

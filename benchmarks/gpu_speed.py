@@ -36,7 +36,7 @@ def plan_of(config: RunConfig) -> BatchPlan:
     return plan_batches(
         global_windows=config.batch.global_windows,
         micro_windows=config.batch.micro_windows,
-        world_size=1,
+        data_ranks=1,
     )
 
 

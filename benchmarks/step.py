@@ -178,7 +178,7 @@ def run(
     plan = plan_batches(
         global_windows=config.batch.global_windows,
         micro_windows=config.batch.micro_windows,
-        world_size=1,
+        data_ranks=1,
     )
     peak = config.train.peak_tflops or peak_tflops(device_name(device), config.engine.precision)
     with ExitStack() as stack:

@@ -100,7 +100,7 @@ def open_lmscale(folder: Path, packing: str, length: int) -> Stream:
 
 
 def read_lmscale(stream: Stream, batch: int, workers: int) -> Iterator[object]:
-    plan = plan_batches(global_windows=batch, micro_windows=batch, world_size=1)
+    plan = plan_batches(global_windows=batch, micro_windows=batch, data_ranks=1)
     with open_loader(
         stream,
         plan,

@@ -30,6 +30,7 @@ from lmscale.model.decoder import Decoder
 from lmscale.objective.causal_scoring import build_targets
 from lmscale.objective.inputs import to_device
 from lmscale.objective.objective import build_scoring
+from lmscale.ranks.mesh import Mesh
 from lmscale.stream.batches import Batch, StepBatch
 from lmscale.train.assemble import build_run_engine
 from lmscale.train.loop import plan_steps, train_steps
@@ -80,7 +81,7 @@ class LmscaleLoop(TrainingLoop):
         weights_from_device: bool = False,
     ) -> None:
         super().__init__(device)
-        self.engine = build_run_engine(config, plan, device, fill=not weights_from_device)
+        self.engine = build_run_engine(config, plan, Mesh(), device, fill=not weights_from_device)
         if weights_from_device:
             draw_on_device(self.engine, config.model.init_std)
         self.reports = train_steps(self.engine, batches, plan_steps(config))

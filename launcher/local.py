@@ -84,7 +84,7 @@ def launch_local(config_path: str | Path, overrides: Sequence[str], *, num_ranks
     plan_batches(
         global_windows=config.batch.global_windows,
         micro_windows=config.batch.micro_windows,
-        world_size=num_ranks,
+        data_ranks=num_ranks,
     )
     check_folder(config.folder, config)
     logs = config.folder / "logs"

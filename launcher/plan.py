@@ -34,7 +34,7 @@ def plan_nodes(
             plan_batches(
                 global_windows=windows,
                 micro_windows=config.batch.micro_windows,
-                world_size=min_nodes * ranks_per_node,
+                data_ranks=min_nodes * ranks_per_node,
             )
         except ConfigError as error:
             fits = [n for n in range(1, windows + 1) if windows % (n * ranks_per_node) == 0]

@@ -99,7 +99,7 @@ def train(
         for report in train_steps(
             run.engine,
             run.loader,
-            plan_steps(run.config, rank=run.ranks.rank, first_step=run.start.step),
+            plan_steps(run.config, first_step=run.start.step),
             # Asked while the step is done, before the counter has heard of it.
             Requests(stop=lambda: "stop file" if counter.now.step + 1 == stop_after else None),
         ):

@@ -28,7 +28,7 @@ def plan(config: RunConfig, world_size: int):
     return plan_batches(
         global_windows=config.batch.global_windows,
         micro_windows=config.batch.micro_windows,
-        world_size=world_size,
+        data_ranks=world_size,
     )
 
 
@@ -51,7 +51,7 @@ def test_a_configuration_can_be_dealt_to_every_world_size_that_divides_its_step(
     assert {1, 2, 4, 8} <= set(sizes)
     for size in sizes:
         dealt = plan(config, size)
-        assert dealt.world_size * dealt.accumulation * dealt.micro_windows == windows
+        assert dealt.data_ranks * dealt.accumulation * dealt.micro_windows == windows
         assert dealt.micro_windows <= config.batch.micro_windows
         mapping = render_deepspeed_config(config.engine, plan=dealt, num_parameters=count(config))
         assert mapping["train_batch_size"] == windows

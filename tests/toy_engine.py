@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lmscale.checkpoint.fragments import owned_fragments
@@ -18,6 +19,7 @@ from lmscale.config.training import EngineConfig
 from lmscale.engine import Engine, build_engine, gathered, parameter_context
 from lmscale.ranks.collectives import gather_json, sum_float64
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
+from lmscale.ranks.mesh import Axis, Mesh
 
 CPU = torch.device("cpu")
 VOCABULARY, WIDTH, HIDDEN, LENGTH = 23, 7, 13, 5
@@ -108,7 +110,7 @@ def build(setup: Setup, *, seed: int, momentum: float = 0.9, thawed: bool = Fals
     plan = plan_batches(
         global_windows=GLOBAL_WINDOWS,
         micro_windows=GLOBAL_WINDOWS // setup.world_size // setup.accumulation,
-        world_size=setup.world_size,
+        data_ranks=setup.world_size,
     )
     with parameter_context(config, plan, CPU):
         toy = Toy(seed)
@@ -117,7 +119,8 @@ def build(setup: Setup, *, seed: int, momentum: float = 0.9, thawed: bool = Fals
     if thawed:
         toy.requires_grad_(True)
     kinds = {name: kind_of(name) for name, _ in toy.named_parameters()}
-    return build_engine(toy, kinds, config, plan=plan, device=CPU)
+    data = Axis(rank=dist.get_rank(), size=setup.world_size)
+    return build_engine(toy, kinds, config, plan=plan, mesh=Mesh(data=data), device=CPU)
 
 
 def draw_windows(step: int) -> Tensor:
@@ -129,7 +132,7 @@ def draw_windows(step: int) -> Tensor:
 def forwards(engine: Engine, step: int, seen: list[float]) -> Iterator[Callable[[], Tensor]]:
     """The micro-batches of a step, each its forward pass; what they lose is added to ``seen``."""
     windows = draw_windows(step)
-    plan, rank = engine.plan, engine.deepspeed.global_rank
+    plan, rank = engine.plan, engine.mesh.data.rank
     for micro in range(plan.accumulation):
         first = (rank * plan.accumulation + micro) * plan.micro_windows
 

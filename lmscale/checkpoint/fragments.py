@@ -20,6 +20,7 @@ from lmscale.engine.engine import Engine
 from lmscale.engine.masters import base_optimizer, dealt_part, held_slices, masters_by_parameter
 from lmscale.engine.optimizer import element_states
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
+from lmscale.ranks.mesh import Axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,10 @@ class Fragment:
             is_shared=False,
         )
 
-    def share_of(self, rank: int, num_ranks: int) -> tuple[int, int]:
-        """The elements [start, end) that a rank writes, and reads, of what all ranks hold."""
-        return self.elements * rank // num_ranks, self.elements * (rank + 1) // num_ranks
+    def share_of(self, replicas: Axis) -> tuple[int, int]:
+        """The elements [start, end) that a replica writes, and reads, of what all of them hold."""
+        rank, size = replicas.rank, replicas.size
+        return self.elements * rank // size, self.elements * (rank + 1) // size
 
 
 def held_fragments(engine: Engine) -> Iterator[Fragment]:
@@ -66,7 +68,7 @@ def owned_fragments(engine: Engine) -> Iterator[Fragment]:
         if not fragment.is_shared:
             yield fragment
             continue
-        start, end = fragment.share_of(engine.deepspeed.global_rank, engine.plan.world_size)
+        start, end = fragment.share_of(engine.mesh.replicas)
         if end > start:
             yield fragment.narrow(start, end)
 
@@ -186,7 +188,7 @@ def _frozen(engine: Engine) -> Iterator[Fragment]:
             tensors = {FROZEN: parameter.detach().view(-1)}
             yield Fragment(parameter=name, offset=0, tensors=tensors, is_shared=True)
             continue
-        offset, elements = dealt_part(held, engine.deepspeed.global_rank)
+        offset, elements = dealt_part(held, engine.mesh.replicas.rank)
         if elements > 0:
             tensors = {FROZEN: held.ds_tensor.detach().view(-1)[:elements]}
             yield Fragment(parameter=name, offset=offset, tensors=tensors, is_shared=False)

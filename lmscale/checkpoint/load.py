@@ -128,7 +128,7 @@ def load_checkpoint(place: Place, manifest: Manifest, engine: Engine) -> None:
         for fragment in held_fragments(engine):
             part = fragment
             if fragment.is_shared:
-                start, end = fragment.share_of(_rank(engine), engine.plan.world_size)
+                start, end = fragment.share_of(engine.mesh.replicas)
                 part = fragment.narrow(start, end)
                 shared += [(view, start, end) for view in fragment.tensors.values()]
             _check_kinds(where, manifest, part)
@@ -247,10 +247,6 @@ def _check_kinds(where: str, manifest: Manifest, fragment: Fragment) -> None:
             f"{where} has no {' and '.join(missing)} of {fragment.parameter}, only "
             f"{' and '.join(stored)}. Restore the section engine.optimizer of its YAML."
         )
-
-
-def _rank(engine: Engine) -> int:
-    return engine.deepspeed.global_rank
 
 
 def iterate_weights(place: Place, manifest: Manifest) -> Iterator[tuple[str, Tensor]]:

@@ -101,7 +101,7 @@ def save_checkpoint(
 
 def _describe_writer(engine: Engine) -> dict[str, Any]:
     return {
-        "world_size": engine.plan.world_size,
+        "world_size": engine.mesh.size,
         "zero_stage": engine.config.zero_stage,
         "precision": engine.config.precision,
         "torch": torch.__version__,

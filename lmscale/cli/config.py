@@ -75,15 +75,17 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
     plan = plan_batches(
         global_windows=config.batch.global_windows,
         micro_windows=config.batch.micro_windows,
-        world_size=num_ranks,
+        data_ranks=num_ranks,
     )
     parameters = count_parameters(
         config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
     )
+    # A user's ranks are all on the data axis.
+    batch = {"world_size" if key == "data_ranks" else key: v for key, v in asdict(plan).items()}
     deepspeed = render_deepspeed_config(config.engine, plan=plan, num_parameters=parameters.total)
     return {
         **derived,
         "parameters": parameters.total,
-        "batch": asdict(plan),
+        "batch": batch,
         "deepspeed": deepspeed,
     }

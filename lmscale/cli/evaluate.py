@@ -102,7 +102,7 @@ def _score(
     from lmscale.evaluation.perplexity import evaluate_set, plan_evaluation
     from lmscale.files.progress import progress
     from lmscale.objective.objective import build_scoring
-    from lmscale.ranks.ranks import Ranks
+    from lmscale.ranks.mesh import Axis
 
     config = loaded.config
     plan = plan_evaluation(config, loaded.tokenizer.token_bytes(), max_windows=max_windows)
@@ -111,7 +111,7 @@ def _score(
             build_scoring(loaded.model, config),
             dataset,
             plan,
-            ranks=Ranks(),
+            data=Axis(),
             device=loaded.model.device,
             advance=advance,
             between_batches=poll,

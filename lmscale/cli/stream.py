@@ -44,7 +44,7 @@ def digest(
     plan = plan_batches(
         global_windows=settings.batch.global_windows,
         micro_windows=settings.batch.micro_windows,
-        world_size=world_size,
+        data_ranks=world_size,
     )
     with open_config_stream(settings) as stream:
         rows = digest_steps(

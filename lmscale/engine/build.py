@@ -22,6 +22,7 @@ from lmscale.engine.muon import Matrix, Muon
 from lmscale.engine.optimizer import build_optimizer, plan_parameter_groups, reset_states
 from lmscale.errors import ConfigError
 from lmscale.ranks.collectives import gather_json
+from lmscale.ranks.mesh import Mesh
 
 
 def prepare_deepspeed(device: torch.device) -> Any:
@@ -94,6 +95,7 @@ def build_engine(
     config: EngineConfig,
     *,
     plan: BatchPlan,
+    mesh: Mesh,
     device: torch.device,
     name_prefix: str = "",
 ) -> Engine:
@@ -127,6 +129,7 @@ def build_engine(
         deepspeed=engine,
         config=config,
         plan=plan,
+        mesh=mesh,
         device=device,
         name_prefix=name_prefix,
         methods={name: group.method for group in groups for name in group.names},
@@ -134,7 +137,7 @@ def build_engine(
     reset_states(base_optimizer(built), master_groups(built), config.optimizer)
     _check_methods(built)
     _bind_muon(built)
-    if plan.world_size == 1 and _reduces_in_place(engine):
+    if mesh.replicas.size == 1 and _reduces_in_place(engine):
         # One rank's sum is what it has: DeepSpeed 0.19.8 would still flatten, reduce and copy back
         # every gradient (engine.py, buffered_allreduce_fallback). The losses stay bit-identical.
         engine.enable_backward_allreduce = False

@@ -13,6 +13,7 @@ from torch import Tensor
 from lmscale.config.batch import BatchPlan
 from lmscale.config.training import EngineConfig
 from lmscale.engine.skip import clip_gradients, scalar, skipping
+from lmscale.ranks.mesh import Mesh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class Engine:
     deepspeed: Any
     config: EngineConfig
     plan: BatchPlan
+    mesh: Mesh
     device: torch.device
     name_prefix: str = ""  # what the objective puts before the model's own parameter names
     methods: Mapping[str, str] = field(default_factory=dict)
@@ -111,10 +113,10 @@ class Engine:
 
         Each element of ``losses``, called, runs one forward pass and returns its summed loss, f32
         []. The gradient is that of the sum over all micro-batches and ranks divided by
-        ``targets``, the step's global target count: DeepSpeed averages over ranks, hence the
-        factor world size.
+        ``targets``, the step's global target count: DeepSpeed averages over the replicas, hence
+        the factor.
         """
-        scale = self.plan.world_size / targets
+        scale = self.mesh.replicas.size / targets
         for forward in losses:
             loss = forward() * scale
             self.deepspeed.backward(loss, scale_wrt_gas=False)

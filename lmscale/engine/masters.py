@@ -111,7 +111,7 @@ def _stage_3(engine: Engine) -> Iterator[MasterSlice]:
     outer = engine.deepspeed.optimizer
     for name, parameter in engine.trained_parameters():
         group, start, _ = outer.grad_position[outer.get_param_id(parameter)]
-        offset, elements = dealt_part(parameter, engine.deepspeed.global_rank)
+        offset, elements = dealt_part(parameter, engine.mesh.replicas.rank)
         if elements > 0:
             yield MasterSlice(
                 parameter=name,
@@ -123,7 +123,7 @@ def _stage_3(engine: Engine) -> Iterator[MasterSlice]:
 
 
 def dealt_part(parameter: Any, rank: int) -> tuple[int, int]:
-    """ZeRO 3: where a rank's part of a parameter begins, and how many elements of it are real.
+    """ZeRO 3: where a replica's part of a parameter begins, and how many elements of it are real.
 
     Every rank's part is as long as the first's: the last ones are padded, or nothing but padding.
     """

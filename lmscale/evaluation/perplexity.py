@@ -18,7 +18,7 @@ from lmscale.objective.inputs import to_device
 from lmscale.objective.objective import build_preparation
 from lmscale.objective.scores import ScoreSums
 from lmscale.ranks.collectives import sum_float64
-from lmscale.ranks.ranks import Ranks
+from lmscale.ranks.mesh import Axis
 from lmscale.stream.batches import Preparation, Rows
 from lmscale.watch import heartbeat
 
@@ -124,18 +124,19 @@ def evaluate_set(
     dataset: WindowSource,
     plan: EvaluationPlan,
     *,
-    ranks: Ranks,
+    data: Axis,
     device: torch.device,
     advance: Callable[[float], None] = lambda windows: None,
     between_batches: Callable[[], None] = lambda: None,
 ) -> SetScore:
     """Score a set; every rank calls this and every rank gets the whole set's score.
 
-    Of the plan's windows, rank r takes those at r, r + world, … All ranks run equally many forward
-    passes of the same shape, the last ones filled with windows without targets, because ZeRO-3
-    gathers parameters in every pass. ``objective`` is the run's scoring module or the engine
-    around it; its training mode is restored. ``advance`` hears how many windows were done, over all
-    ranks. ``between_batches`` is called equally often on all ranks, and may raise on all of them.
+    Of the plan's windows, data rank r takes those at r, r + data ranks, … All ranks run equally
+    many forward passes of the same shape, the last ones filled with windows without targets,
+    because ZeRO-3 gathers parameters in every pass. ``objective`` is the run's scoring module or
+    the engine around it; its training mode is restored. ``advance`` hears how many windows were
+    done, over all ranks. ``between_batches`` is called equally often on all ranks, and may raise on
+    all of them.
     """
     numbers = plan.window_numbers(dataset)
     num_windows = len(numbers)
@@ -151,12 +152,12 @@ def evaluate_set(
     objective.eval()
     heartbeat.phase("evaluate")
     try:
-        for rows in _batches(dataset, numbers, plan.micro_windows, ranks):
+        for rows in _batches(dataset, numbers, plan.micro_windows, data):
             arrays = plan.preparation.prepare(rows).arrays
             heartbeat.tick()  # read: at ZeRO 3 the others wait for this rank in their forward pass
             sums.add(objective(**to_device(arrays, device)))
             num_bytes += int(plan.token_bytes[plan.preparation.target_ids(arrays)].sum())
-            done = min(plan.micro_windows * ranks.world_size, num_left)
+            done = min(plan.micro_windows * data.size, num_left)
             num_left -= done
             heartbeat.tick()
             advance(done)
@@ -181,15 +182,15 @@ def evaluate_set(
 
 
 def _batches(
-    dataset: WindowSource, numbers: Sequence[int], micro_windows: int, ranks: Ranks
+    dataset: WindowSource, numbers: Sequence[int], micro_windows: int, data: Axis
 ) -> Iterator[Rows]:
     """This rank's windows, ``micro_windows`` at a time.
 
     Every rank yields the same number of batches; a missing window is a copy of the first with
     length 0.
     """
-    largest_share = -(-len(numbers) // ranks.world_size)
-    own = numbers[ranks.rank :: ranks.world_size]
+    largest_share = -(-len(numbers) // data.size)
+    own = numbers[data.rank :: data.size]
     for first in range(0, largest_share, micro_windows):
         chosen = list(own[first : first + micro_windows])
         missing = micro_windows - len(chosen)

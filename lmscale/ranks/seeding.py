@@ -15,8 +15,8 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
+def seed_step(seed: int, step: int, data_rank: int) -> None:
     """Seed torch on the CPU and the GPUs for what is random within one step: dropout."""
     import torch
 
-    torch.manual_seed(derive_seed("step", seed, step, rank))
+    torch.manual_seed(derive_seed("step", seed, step, data_rank))

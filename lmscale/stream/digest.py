@@ -23,7 +23,7 @@ def digest_steps(
     digests = [0] * num_steps
     targets = [0] * num_steps
     first_n = first_step * plan.global_windows
-    for rank in range(plan.world_size):
+    for rank in range(plan.data_ranks):
         with open_loader(
             stream,
             plan,

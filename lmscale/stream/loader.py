@@ -107,7 +107,7 @@ class StepLoader:
 def open_loader(
     stream: Stream,
     plan: BatchPlan,
-    rank: int,
+    data_rank: int,
     *,
     preparation: Preparation,
     first_n: int,
@@ -116,7 +116,7 @@ def open_loader(
     prefetch_steps: int = 2,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> StepLoader:
-    """Read ``num_steps`` steps from global sample ``first_n`` on, this rank's slice of each.
+    """Read ``num_steps`` steps from global sample ``first_n`` on, a data rank's slice of each.
 
     ``preparation`` makes the micro-batches' arrays of the rows. What comes out does not depend on
     ``workers``: 0 reads on a thread of this process. Every worker keeps ``prefetch_steps`` steps
@@ -127,7 +127,7 @@ def open_loader(
         stream=stream,
         preparation=preparation,
         plan=plan,
-        rank=rank,
+        data_rank=data_rank,
         first_n=first_n,
         num_steps=num_steps,
     )

@@ -33,12 +33,12 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderJob:
-    """Which samples to read: one rank's share of ``num_steps`` steps."""
+    """Which samples to read: one data rank's share of ``num_steps`` steps."""
 
     stream: Stream
     preparation: Preparation
     plan: BatchPlan
-    rank: int
+    data_rank: int
     first_n: int
     num_steps: int
 
@@ -55,7 +55,7 @@ class LoaderJob:
     def read_step(self, step: int) -> tuple[Batch, ...]:
         """This rank's contiguous slice of step ``step``, prepared."""
         share = self.plan.windows_per_rank
-        first = self.first_n + step * self.plan.global_windows + self.rank * share
+        first = self.first_n + step * self.plan.global_windows + self.data_rank * share
         rows = self.stream.read_rows(first, share)
         return prepare_batches(rows, self.preparation, self.layout)
 

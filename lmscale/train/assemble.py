@@ -29,6 +29,7 @@ from lmscale.model import count_parameters
 from lmscale.objective.objective import build_preparation
 from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.ranks.device import device_name
+from lmscale.ranks.mesh import Mesh, plan_mesh
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.lease import NO_LEASE, Lease
 from lmscale.stream.batches import Preparation
@@ -58,6 +59,7 @@ class Run:
 
     config: RunConfig
     ranks: Ranks
+    mesh: Mesh
     device: torch.device
     plan: BatchPlan
     tokenizer: Tokenizer
@@ -100,6 +102,7 @@ class _Setting:
 
     config: RunConfig
     ranks: Ranks
+    mesh: Mesh
     device: torch.device
     plan: BatchPlan
     tokenizer: Tokenizer
@@ -128,10 +131,11 @@ def open_run(
     group must be there. ``should_stop`` is asked while a rank waits for data. Raises the same
     ``LmscaleError`` on every rank when any of them cannot go on.
     """
+    mesh = plan_mesh(ranks)
     plan = plan_batches(
         global_windows=config.batch.global_windows,
         micro_windows=config.batch.micro_windows,
-        world_size=ranks.world_size,
+        data_ranks=mesh.data.size,
     )
     check_precision(config.engine, device)
     with failing_together():
@@ -140,6 +144,7 @@ def open_run(
     setting = _Setting(
         config=config,
         ranks=ranks,
+        mesh=mesh,
         device=device,
         plan=plan,
         tokenizer=tokenizer,
@@ -164,7 +169,7 @@ def open_run(
                 freeze_run(config)
                 record_resume(config.folder, found, search.passed_over)
             heartbeat.tick()
-        logger.info(describe_start(config, plan, device, run.start))
+        logger.info(describe_start(run))
         name_of = setting.place.name_of
         passed = {one.step for one in search.passed_over if one.name == name_of(one.step)}
         yield replace(run, passed_over=frozenset(passed))
@@ -261,7 +266,7 @@ def _open_at(
     loader = open_loader(
         stream,
         setting.plan,
-        ranks.rank,
+        setting.mesh.data.rank,
         preparation=preparation,
         first_n=progress.n,
         num_steps=max(0, config.train.steps - progress.step),
@@ -281,6 +286,7 @@ def _open_at(
     return Run(
         config=config,
         ranks=ranks,
+        mesh=setting.mesh,
         device=setting.device,
         plan=setting.plan,
         tokenizer=setting.tokenizer,
@@ -310,7 +316,7 @@ def _load(
     if saved is None:
         return
     try:
-        now = measure_probe(engine, stream, preparation, ranks, windows=saved.windows)
+        now = measure_probe(engine, stream, preparation, windows=saved.windows)
     except DataError as error:  # such as of a source that has left the mixture since
         logger.warning("%s: its known loss could not be measured again: %s", found.name, error)
         return
@@ -334,30 +340,29 @@ def _open_stream(setting: _Setting, state: StreamState | None, jumps: Sequence[J
     return stream
 
 
-def describe_start(
-    config: RunConfig, plan: BatchPlan, device: torch.device, start: Progress
-) -> str:
+def describe_start(run: Run) -> str:
     """What is about to train, in one line."""
+    config, plan, device = run.config, run.plan, run.device
     count = count_parameters(config.model, config.vocab_size, config.max_positions).total
     name = "CPU" if device.type == "cpu" else device_name(device)
-    ranks = "1 rank" if plan.world_size == 1 else f"{plan.world_size} ranks"
+    ranks = "1 rank" if run.mesh.size == 1 else f"{run.mesh.size} ranks"
     return (
         f"{config.run.name}: {count:,} parameters, {ranks} on {name}, {config.engine.precision}, "
         f"ZeRO {config.engine.zero_stage}, {config.tokens_per_step:,} tokens a step "
         f"({plan.accumulation} micro-batches of {plan.micro_windows} windows a rank), steps "
-        f"{start.step + 1} to {config.train.steps}, in {config.folder}"
+        f"{run.start.step + 1} to {config.train.steps}, in {config.folder}"
     )
 
 
 def _build_engine(setting: _Setting, *, is_new: bool) -> tuple[Engine, Origin | None]:
     """The run's engine; of a new run with its first weights, and where they came from."""
-    config, plan, device = setting.config, setting.plan, setting.device
+    config, plan, mesh, device = setting.config, setting.plan, setting.mesh, setting.device
     if not is_new:
-        return build_run_engine(config, plan, device, fill=False), None
+        return build_run_engine(config, plan, mesh, device, fill=False), None
     with open_initial_weights(
         config, setting.ranks, tokenizer_fingerprint=setting.tokenizer.fingerprint
     ) as initial:
-        engine = build_run_engine(config, plan, device, fill=True, initial=initial)
+        engine = build_run_engine(config, plan, mesh, device, fill=True, initial=initial)
         return engine, initial.origin
 
 

@@ -10,12 +10,14 @@ from lmscale.engine import Engine, build_engine, gathered, parameter_context
 from lmscale.engine.engine import whole_shape
 from lmscale.model import build_model, parameter_kinds
 from lmscale.objective.objective import build_scoring
+from lmscale.ranks.mesh import Mesh
 from lmscale.train.initial import Fresh, InitialWeights, fill_weights, plan_adaptation
 
 
 def build_run_engine(
     config: RunConfig,
     plan: BatchPlan,
+    mesh: Mesh,
     device: torch.device,
     *,
     fill: bool,
@@ -42,5 +44,5 @@ def build_run_engine(
     kinds = parameter_kinds(model)
     scoring = build_scoring(model, config)
     return build_engine(
-        scoring, kinds, config.engine, plan=plan, device=device, name_prefix="model."
+        scoring, kinds, config.engine, plan=plan, mesh=mesh, device=device, name_prefix="model."
     )

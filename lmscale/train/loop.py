@@ -47,7 +47,7 @@ from lmscale.watch import heartbeat
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """Which optimizer steps are to be done, and how: the same on all ranks but for ``rank``."""
+    """Which optimizer steps are to be done, and how: the same on all ranks."""
 
     first_step: int = 0
     """Steps done before."""
@@ -57,8 +57,6 @@ class StepPlan:
     peak_rate: float
     """The schedule's highest learning rate."""
     seed: int
-    rank: int = 0
-    """Of this process, for the seed of its dropout."""
     figures: tuple[str, ...] = ("loss",)
     """Names of what the objective reports."""
     recompute_every_steps: int = 0
@@ -73,7 +71,7 @@ class StepPlan:
         )
 
 
-def plan_steps(config: RunConfig, *, rank: int = 0, first_step: int = 0) -> StepPlan:
+def plan_steps(config: RunConfig, *, first_step: int = 0) -> StepPlan:
     """The steps of a run that has done ``first_step`` of them."""
     return StepPlan(
         first_step=first_step,
@@ -81,7 +79,6 @@ def plan_steps(config: RunConfig, *, rank: int = 0, first_step: int = 0) -> Step
         schedule=config.engine.schedule,
         peak_rate=config.engine.optimizer.lr,
         seed=config.run.seed,
-        rank=rank,
         figures=config.objective.figures,
         recompute_every_steps=config.guard.recompute_every_steps,
     )
@@ -154,7 +151,7 @@ def train_steps(
             raise AssertionError(f"the loader ended before step {step} of {plan.total_steps}")
         started = time.perf_counter()
         heartbeat.phase("forward", step)
-        reseed = partial(seed_step, plan.seed, step, plan.rank)
+        reseed = partial(seed_step, plan.seed, step, engine.mesh.data.rank)
         reseed()
         if plan.recomputes(step):
             corruption = _recompute(engine, batch, step, reseed)
@@ -170,9 +167,7 @@ def train_steps(
         # here the host waits for the device
         numbers = torch.cat([sums.values, update.figures]).tolist()
         agreed = _agree(numbers, upcoming.batch, stop_reason, requests.save())
-        corruption = corruption or _judge_skip(
-            numbers, agreed.num_skipped, engine.plan.world_size, step
-        )
+        corruption = corruption or _judge_skip(numbers, agreed.num_skipped, engine.mesh.size, step)
         figures, counts = sums.means(agreed.sums)
         heartbeat.end_step(upcoming.wait_seconds)
         yield StepReport(

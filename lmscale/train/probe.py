@@ -14,7 +14,6 @@ from lmscale.checkpoint.manifest import Probe
 from lmscale.engine import Engine
 from lmscale.objective.inputs import to_device
 from lmscale.ranks.collectives import failing_together, sum_float64
-from lmscale.ranks.ranks import Ranks
 from lmscale.stream.batches import Preparation
 from lmscale.stream.stream import Stream
 from lmscale.watch import heartbeat
@@ -27,15 +26,16 @@ TOLERANCE_ACROSS = 5e-2  # precisions or kinds of devices
 
 @torch.no_grad()
 def measure_probe(
-    engine: Engine, stream: Stream, preparation: Preparation, ranks: Ranks, *, windows: int
+    engine: Engine, stream: Stream, preparation: Preparation, *, windows: int
 ) -> Probe:
     """The mean loss in nats of the run's first ``windows`` windows. All ranks together.
 
     Every rank does as many forward passes, as ZeRO 3 needs, and counts those that are its own.
     Raises ``DataError`` on all ranks where the windows cannot be read any more.
     """
-    each = -(-windows // ranks.world_size)
-    numbers = range(ranks.rank * each, (ranks.rank + 1) * each)
+    data = engine.mesh.data
+    each = -(-windows // data.size)
+    numbers = range(data.rank * each, (data.rank + 1) * each)
     # In the order in which the run began: later mixtures and jumps number other windows so.
     beginning = Stream(
         stream.config, seed=stream.seed, datasets=stream.datasets, segments=stream.segments[:1]

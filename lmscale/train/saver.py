@@ -311,9 +311,7 @@ class Saver:
         probe = None
         if windows:
             try:
-                probe = measure_probe(
-                    run.engine, run.stream, run.preparation, run.ranks, windows=windows
-                )
+                probe = measure_probe(run.engine, run.stream, run.preparation, windows=windows)
             except DataError as error:  # such as of a source that has left the mixture since
                 logger.warning("checkpoint.probe_windows: no loss goes with this save: %s", error)
         if not run.ranks.is_first:

@@ -58,7 +58,7 @@ class Evaluator:
                 run.engine.forward_module,
                 dataset,
                 plan,
-                ranks=run.ranks,
+                data=run.mesh.data,
                 device=run.device,
                 between_batches=self.poll,
             )

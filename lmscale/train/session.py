@@ -164,7 +164,7 @@ def train_until_rewound(
 
 def _train(run: Run, after_step: AfterStep) -> None:
     """All steps that are left. Raises ``StoppedError`` once a stop was agreed and all is saved."""
-    plan = plan_steps(run.config, rank=run.ranks.rank, first_step=run.start.step)
+    plan = plan_steps(run.config, first_step=run.start.step)
     requests = Requests(stop=after_step.stop_reason, save=after_step.save_reasons)
     try:
         for report in train_steps(run.engine, run.loader, plan, requests):

@@ -36,7 +36,7 @@ def test_every_shape_is_a_configuration_with_batches(shape):
     plan = plan_batches(
         global_windows=config.batch.micro_windows,
         micro_windows=config.batch.micro_windows,
-        world_size=1,
+        data_ranks=1,
     )
     micro = next(random_steps(config, plan)).micro_batches[0]
     tokens = micro.arrays["tokens"]

@@ -110,7 +110,7 @@ def train(run, saver, counter, hook=lambda report: None):
     for report in train_steps(
         run.engine,
         run.loader,
-        plan_steps(run.config, rank=run.ranks.rank, first_step=run.start.step),
+        plan_steps(run.config, first_step=run.start.step),
         Requests(stop=lambda: SAVE_FAILED if saver.failed() else None),
     ):
         counter(report)

@@ -77,7 +77,7 @@ def train_until_killed(run, steps, *, saves):
         for report in train_steps(
             run.engine,
             run.loader,
-            plan_steps(run.config, rank=run.ranks.rank, first_step=run.start.step),
+            plan_steps(run.config, first_step=run.start.step),
             Requests(save=saver.wants) if saves else NO_REQUESTS,
         ):
             counter(report)

@@ -7,7 +7,7 @@ from lmscale.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("global_windows", "micro_windows", "world_size", "micro", "accumulation"),
+    ("global_windows", "micro_windows", "data_ranks", "micro", "accumulation"),
     [
         (512, 8, 1, 8, 64),
         (512, 8, 64, 8, 1),
@@ -20,9 +20,9 @@ from lmscale.errors import ConfigError
         (1, 1, 1, 1, 1),
     ],
 )
-def test_a_step_is_dealt_evenly(global_windows, micro_windows, world_size, micro, accumulation):
+def test_a_step_is_dealt_evenly(global_windows, micro_windows, data_ranks, micro, accumulation):
     plan = plan_batches(
-        global_windows=global_windows, micro_windows=micro_windows, world_size=world_size
+        global_windows=global_windows, micro_windows=micro_windows, data_ranks=data_ranks
     )
     assert (plan.micro_windows, plan.accumulation) == (micro, accumulation)
     assert plan.windows_per_rank == micro * accumulation
@@ -30,27 +30,27 @@ def test_a_step_is_dealt_evenly(global_windows, micro_windows, world_size, micro
 
 @settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 300), st.integers(1, 600))
-def test_the_step_is_the_same_whatever_its_division(global_windows, micro_windows, world_size):
+def test_the_step_is_the_same_whatever_its_division(global_windows, micro_windows, data_ranks):
     given_values = {
         "global_windows": global_windows,
         "micro_windows": micro_windows,
-        "world_size": world_size,
+        "data_ranks": data_ranks,
     }
-    if global_windows % world_size:
+    if global_windows % data_ranks:
         with pytest.raises(ConfigError):
             plan_batches(**given_values)
         return
     plan = plan_batches(**given_values)
-    assert plan.world_size * plan.accumulation * plan.micro_windows == global_windows
+    assert plan.data_ranks * plan.accumulation * plan.micro_windows == global_windows
     assert 1 <= plan.micro_windows <= micro_windows
-    share = global_windows // world_size
+    share = global_windows // data_ranks
     larger = range(plan.micro_windows + 1, min(micro_windows, share) + 1)
     assert all(share % micro for micro in larger)
 
 
 def test_a_batch_that_does_not_divide_is_told_with_what_would():
     with pytest.raises(ConfigError) as caught:
-        plan_batches(global_windows=100, micro_windows=8, world_size=24)
+        plan_batches(global_windows=100, micro_windows=8, data_ranks=24)
     assert str(caught.value) == (
         "batch.global_windows = 100 cannot be dealt evenly to 24 ranks. "
         "Use 96 or 120 windows, or 5, 10, 20, 25 ranks."
@@ -59,4 +59,4 @@ def test_a_batch_that_does_not_divide_is_told_with_what_would():
 
 def test_fewer_windows_than_ranks_are_told_with_the_least_that_would_do():
     with pytest.raises(ConfigError, match=r"Use 8 windows, or 1, 2, 4 ranks\."):
-        plan_batches(global_windows=4, micro_windows=8, world_size=8)
+        plan_batches(global_windows=4, micro_windows=8, data_ranks=8)

@@ -35,14 +35,15 @@ def watch_steps(case: Case, ranks: Ranks) -> list[dict]:
     """Every step's report, and what of this rank's state it changed."""
     from lmscale.config import plan_batches
     from lmscale.objective.objective import build_preparation
+    from lmscale.ranks.mesh import plan_mesh
     from lmscale.stream.loader import open_loader
     from lmscale.stream.stream import open_stream
     from lmscale.train import build_run_engine
     from lmscale.train.loop import plan_steps, train_steps
 
     config = tiny_config(Path(case.data), Path(case.folder), case.overrides)
-    plan = plan_batches(global_windows=12, micro_windows=3, world_size=ranks.world_size)
-    engine = build_run_engine(config, plan, torch.device("cpu"), fill=True)
+    plan = plan_batches(global_windows=12, micro_windows=3, data_ranks=ranks.world_size)
+    engine = build_run_engine(config, plan, plan_mesh(ranks), torch.device("cpu"), fill=True)
     steps, rank = config.train.steps, ranks.rank
     with (
         open_stream(config.stream, seed=1) as stream,

@@ -10,7 +10,7 @@ from lmscale.engine import check_precision, render_deepspeed_config
 from lmscale.engine.deepspeed_config import MAX_BUCKET_ELEMENTS, RESERVED
 from lmscale.errors import ConfigError
 
-PLAN = plan_batches(global_windows=48, micro_windows=4, world_size=3)
+PLAN = plan_batches(global_windows=48, micro_windows=4, data_ranks=3)
 
 # Old spellings, which DeepSpeed marks as deprecated and maps to new ones.
 DEPRECATED = {
@@ -85,7 +85,7 @@ def test_the_keys_left_out_are_those_that_deepspeed_calls_deprecated(deepspeed):
 def test_deepspeed_itself_accepts_the_mapping_and_reads_what_was_meant(
     deepspeed, precision, settings
 ):
-    plan = plan_batches(global_windows=16, micro_windows=4, world_size=1)
+    plan = plan_batches(global_windows=16, micro_windows=4, data_ranks=1)
     engine = EngineConfig(precision=precision, **settings)
     mapping = render_deepspeed_config(engine, plan=plan, num_parameters=10_000)
     read = deepspeed.DeepSpeedConfig(mapping)

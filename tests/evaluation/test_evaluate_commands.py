@@ -22,6 +22,7 @@ from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.evaluation import evaluate_set, load_run, plan_evaluation
 from lmscale.model import build_model, init_weights, parameter_kinds
 from lmscale.objective.objective import build_scoring
+from lmscale.ranks.mesh import Axis, Mesh
 from lmscale.ranks.ranks import Ranks, open_process_group
 from lmscale.shards import build_shards, load_manifest, save_manifest
 from lmscale.stream.dataset import open_dataset
@@ -49,7 +50,8 @@ def run(config: RunConfig, tokenizer) -> RunConfig:
             build_scoring(model, config),
             kinds,
             stage_0,
-            plan=plan_batches(global_windows=4, micro_windows=4, world_size=1),
+            plan=plan_batches(global_windows=4, micro_windows=4, data_ranks=1),
+            mesh=Mesh(),
             device=CPU,
             name_prefix="model.",
         )
@@ -86,7 +88,7 @@ def test_evaluate_prints_what_the_loop_would_measure(run, tokenizer):
     loaded = load_run(run.folder, step=3, device=CPU)
     objective = build_scoring(loaded.model, run)
     plan = plan_evaluation(run, tokenizer.token_bytes(), max_windows=None)
-    score = evaluate_set(objective, dataset, plan, ranks=Ranks(), device=CPU)
+    score = evaluate_set(objective, dataset, plan, data=Axis(), device=CPU)
     dataset.close()
     assert printed == {"docs": score.to_dict()}
     assert score.windows == dataset.num_windows > 0

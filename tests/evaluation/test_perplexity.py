@@ -17,7 +17,7 @@ from lmscale.evaluation import EvaluationPlan, SetScore, evaluate_set, render_sc
 from lmscale.model import build_layout
 from lmscale.objective.causal import CausalPreparation
 from lmscale.objective.causal_scoring import build_causal_scoring
-from lmscale.ranks.ranks import Ranks
+from lmscale.ranks.mesh import Axis
 from lmscale.stream.dataset import Window
 
 CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ def test_the_sums_are_those_of_every_window_scored_alone(
     model, objective, documents, plan, tokenizer
 ):
     source = cut(documents, 24)
-    score = evaluate_set(objective, source, plan, ranks=Ranks(), device=CPU)
+    score = evaluate_set(objective, source, plan, data=Axis(), device=CPU)
     nll, targets, covered = 0.0, 0, 0
     for window in source.windows:
         edges = [*window.starts.tolist(), window.length]
@@ -112,7 +112,7 @@ def test_every_world_size_scores_every_window_once_in_equally_many_passes(
     objective, documents, plan, world_size, monkeypatch
 ):
     source = cut(documents, 24)
-    whole = evaluate_set(objective, source, plan, ranks=Ranks(), device=CPU)
+    whole = evaluate_set(objective, source, plan, data=Axis(), device=CPU)
     passes, sums = [], []
     # Each rank runs here in turn; what its all-reduce would add is collected instead.
     monkeypatch.setattr(perplexity, "sum_float64", lambda vector: sums.append(vector) or [1.0] * 3)
@@ -126,10 +126,8 @@ def test_every_world_size_scores_every_window_once_in_equally_many_passes(
                 assert arrays["tokens"].shape == (2, 25)
                 return objective(**arrays)
 
-        ranks = Ranks(
-            rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size
-        )
-        evaluate_set(Counting(), source, plan, ranks=ranks, device=CPU)
+        axis = Axis(rank=rank, size=world_size)
+        evaluate_set(Counting(), source, plan, data=axis, device=CPU)
         passes.append(count)
     assert len(set(passes)) == 1
     nll, targets, covered = np.sum(sums, axis=0)
@@ -143,7 +141,7 @@ def test_at_most_max_windows_are_scored_and_progress_adds_up(objective, document
         objective,
         cut(documents, 24),
         replace(plan, max_windows=3),
-        ranks=Ranks(),
+        data=Axis(),
         device=CPU,
         advance=steps.append,
     )
@@ -178,28 +176,28 @@ def test_of_a_sorted_set_a_part_is_not_biased(objective, documents, plan):
     full = cut(documents, 24).windows[0]
     short = replace(full, length=5, starts=full.starts[full.starts < 5])
     source = Windows([full] * 8 + [short] * 8)
-    whole = evaluate_set(objective, source, plan, ranks=Ranks(), device=CPU)
-    part = evaluate_set(objective, source, replace(plan, max_windows=4), ranks=Ranks(), device=CPU)
+    whole = evaluate_set(objective, source, plan, data=Axis(), device=CPU)
+    part = evaluate_set(objective, source, replace(plan, max_windows=4), data=Axis(), device=CPU)
     assert part.targets * 4 == whole.targets
     assert part.loss == pytest.approx(whole.loss, rel=1e-6)
 
 
 def test_the_objective_s_mode_is_restored_and_no_gradient_is_kept(objective, documents, plan):
     objective.train()
-    evaluate_set(objective, cut(documents, 24), plan, ranks=Ranks(), device=CPU)
+    evaluate_set(objective, cut(documents, 24), plan, data=Axis(), device=CPU)
     assert objective.training and objective.model.training
     assert all(parameter.grad is None for parameter in objective.parameters())
 
 
 def test_an_empty_set_is_an_error_with_advice(objective, plan):
     with pytest.raises(DataError, match="holds no window"):
-        evaluate_set(objective, Windows([]), plan, ranks=Ranks(), device=CPU)
+        evaluate_set(objective, Windows([]), plan, data=Axis(), device=CPU)
 
 
 def test_a_set_of_single_tokens_has_no_target(objective, plan):
     empty = cut([np.array([], dtype=np.uint16)] * 4, 24)
     with pytest.raises(DataError, match="hold no target"):
-        evaluate_set(objective, empty, plan, ranks=Ranks(), device=CPU)
+        evaluate_set(objective, empty, plan, data=Axis(), device=CPU)
 
 
 def test_a_hopeless_model_has_infinite_perplexity_not_an_error():

@@ -68,7 +68,7 @@ def stream(stream_config):
 
 def load(stream, preparation, *, world_size=1, workers=0):
     """Every micro-batch of three steps, by rank."""
-    plan = plan_batches(global_windows=16, micro_windows=4, world_size=world_size)
+    plan = plan_batches(global_windows=16, micro_windows=4, data_ranks=world_size)
     batches = []
     for rank in range(world_size):
         with open_loader(

@@ -21,7 +21,7 @@ from lmscale.stream.stream import open_stream
 
 PREPARATION = CausalPreparation(mask_documents=True)
 
-PLAN = plan_batches(global_windows=8, micro_windows=2, world_size=1)
+PLAN = plan_batches(global_windows=8, micro_windows=2, data_ranks=1)
 MIXTURES = st.dictionaries(st.sampled_from("abc"), st.sampled_from([1.0, 2.0, 7.0]), min_size=1)
 # Each (start, samples) in the numbers that hold once those before it are left out.
 JUMPS = st.lists(st.tuples(st.integers(0, 150), st.integers(1, 90)), max_size=5)
@@ -178,7 +178,7 @@ def test_the_digest_of_a_step_at_a_jump_does_not_depend_on_the_ranks(stream_conf
             )
             return [(row.first_n, row.digest, row.tokens) for row in rows]
 
-    plan = plan_batches(global_windows=8, micro_windows=2, world_size=world_size)
+    plan = plan_batches(global_windows=8, micro_windows=2, data_ranks=world_size)
     assert digests(plan, 1) == digests(PLAN, 0)
 
 

@@ -19,7 +19,7 @@ from lmscale.stream.stream import open_stream
 
 PREPARATION = CausalPreparation(mask_documents=True)
 
-PLAN = plan_batches(global_windows=8, micro_windows=4, world_size=2)
+PLAN = plan_batches(global_windows=8, micro_windows=4, data_ranks=2)
 
 
 def row(step, first_n=None, samples=8, digest=5):

@@ -22,7 +22,7 @@ PREPARATION = CausalPreparation(mask_documents=True)
 
 def plan(world_size, global_windows=16, micro_windows=4):
     return plan_batches(
-        global_windows=global_windows, micro_windows=micro_windows, world_size=world_size
+        global_windows=global_windows, micro_windows=micro_windows, data_ranks=world_size
     )
 
 
@@ -181,7 +181,7 @@ def test_workers_die_with_their_rank_even_by_sigkill(stream_config, tmp_path):
         from lmscale.objective.causal import CausalPreparation
         from lmscale.stream.loader import open_loader
         stream = pickle.load(open(sys.argv[1], "rb"))
-        plan = plan_batches(global_windows=4, micro_windows=4, world_size=1)
+        plan = plan_batches(global_windows=4, micro_windows=4, data_ranks=1)
         causal = CausalPreparation(mask_documents=True)
         loader = open_loader(
             stream, plan, 0, preparation=causal, first_n=0, num_steps=10**6, workers=2

@@ -79,7 +79,7 @@ def remote_config(stream_config):
 
 
 def digests(config, workers=0):
-    plan = plan_batches(global_windows=8, micro_windows=8, world_size=1)
+    plan = plan_batches(global_windows=8, micro_windows=8, data_ranks=1)
     with open_stream(config, seed=1) as stream:
         return digest_steps(
             stream, plan, preparation=PREPARATION, first_step=0, num_steps=30, workers=workers

@@ -97,7 +97,7 @@ def reports_of(run: Run) -> Any:
     return train_steps(
         run.engine,
         run.loader,
-        plan_steps(run.config, rank=run.ranks.rank, first_step=run.start.step),
+        plan_steps(run.config, first_step=run.start.step),
     )
 
 

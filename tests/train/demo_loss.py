@@ -50,6 +50,7 @@ def start(folder: Path, number: int) -> None:
 
     from lmscale.config import plan_batches
     from lmscale.objective.objective import build_preparation
+    from lmscale.ranks.mesh import Mesh
     from lmscale.stream.loader import open_loader
     from lmscale.stream.stream import open_stream
     from lmscale.train import build_run_engine
@@ -59,11 +60,11 @@ def start(folder: Path, number: int) -> None:
     plan = plan_batches(
         global_windows=config.batch.global_windows,
         micro_windows=config.batch.micro_windows,
-        world_size=1,
+        data_ranks=1,
     )
     seed = config.run.seed
     with one_group(), open_stream(config.stream, seed=seed) as stream:
-        engine = build_run_engine(config, plan, torch.device("cpu"), fill=True)
+        engine = build_run_engine(config, plan, Mesh(), torch.device("cpu"), fill=True)
         with open_loader(
             stream,
             plan,

@@ -29,6 +29,7 @@ def diverge(case: Case, folder: Path, ranks: Any) -> None:
     from lmscale.checkpoint.fragments import owned_fragments
     from lmscale.config import plan_batches
     from lmscale.guard.guard import RewindRequest
+    from lmscale.ranks.mesh import plan_mesh
     from lmscale.stream.stream import open_stream
     from lmscale.tokenizer import load_tokenizer
     from lmscale.train import Guard, build_run_engine
@@ -36,8 +37,8 @@ def diverge(case: Case, folder: Path, ranks: Any) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     config = tiny_config(Path(case.data), folder, case.overrides)
-    plan = plan_batches(global_windows=12, micro_windows=1, world_size=ranks.world_size)
-    engine = build_run_engine(config, plan, torch.device("cpu"), fill=True)
+    plan = plan_batches(global_windows=12, micro_windows=1, data_ranks=ranks.world_size)
+    engine = build_run_engine(config, plan, plan_mesh(ranks), torch.device("cpu"), fill=True)
     sound = measure_states(engine)
     broken, spiking = (
         next(name for name, _ in engine.named_parameters() if part in name)

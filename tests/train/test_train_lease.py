@@ -98,7 +98,7 @@ class Copies:
     def undisturbed(self, steps: int) -> list[str]:
         """The ledger of a run that nobody interrupts, as it follows from the shards alone."""
         config = tiny_config(self.data, self.run)
-        plan = plan_batches(global_windows=12, micro_windows=12, world_size=1)
+        plan = plan_batches(global_windows=12, micro_windows=12, data_ranks=1)
         with open_stream(config.stream, seed=config.run.seed) as stream:
             rows = digest_steps(
                 stream, plan, preparation=PREPARATION, first_step=0, num_steps=steps, workers=0

@@ -66,7 +66,7 @@ def train(run):
         for report in train_steps(
             run.engine,
             run.loader,
-            plan_steps(run.config, rank=run.ranks.rank),
+            plan_steps(run.config),
             Requests(save=saver.wants),
         ):
             counter(report)
