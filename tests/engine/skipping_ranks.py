@@ -60,7 +60,7 @@ def watch_steps(case: Case, ranks: Ranks) -> list[dict]:
         reports = train_steps(
             engine,
             loader,
-            replace(plan_steps(config, rank=rank), total_steps=steps, seed=1),
+            replace(plan_steps(config), total_steps=steps, seed=1),
         )
         return list(watch(engine, reports, spoils=rank == ranks.world_size - 1))
 
