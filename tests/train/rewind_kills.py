@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def _fork(work) -> int:
         try:
             work()
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -115,13 +118,13 @@ def _spoil(module, bad: frozenset[bytes]) -> None:
 
     is_bad = [False]
 
-    def look(_, inputs) -> None:
-        is_bad[0] = any(row.tobytes() in bad for row in inputs[0].numpy())
+    def look(_, inputs, batch) -> None:
+        is_bad[0] = any(row.tobytes() in bad for row in batch["tokens"].numpy())
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor | None:
         return torch.full_like(gradient, torch.inf) if is_bad[0] else None
 
-    module.register_forward_pre_hook(look)
+    module.register_forward_pre_hook(look, with_kwargs=True)
     next(module.parameters()).register_hook(spoil)
 
 
