@@ -65,8 +65,10 @@ ORIGINS = TypeAdapter(Origin)
 class InitialWeights(Protocol):
     """The values that a model's parameters begin with."""
 
-    origin: Origin | None
-    """What the checkpoints remember; None where the configuration says it all."""
+    @property
+    def origin(self) -> Origin | None:
+        """What the checkpoints remember; None where the configuration says it all."""
+        ...
 
     def find_problems(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
         """Why a model with parameters of these shapes cannot begin with them."""
