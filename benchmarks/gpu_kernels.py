@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from training_loops import build_bare_model, synchronize
 
 from lmscale.config import RunConfig, plan_batches
-from lmscale.model import attention_backend, build_layout, mark_starts
 from lmscale.model.attention import attend
+from lmscale.model.layout import attention_backend, build_layout, mark_starts
 from lmscale.objective.inputs import to_device
 from lmscale.objective.objective import build_scoring
 from lmscale.stream.batches import Batch

@@ -17,7 +17,7 @@ from synthetic import build_config, random_steps
 from training_loops import BareLoop, LmscaleLoop, TrainingLoop
 
 from lmscale.config import BatchPlan, RunConfig, plan_batches
-from lmscale.model import count_parameters, flops_per_token
+from lmscale.model import account_model
 from lmscale.objective.objective import build_preparation
 from lmscale.ranks.device import device_name, peak_tflops
 from lmscale.shards.manifest import Manifest, save_manifest
@@ -63,11 +63,7 @@ def describe_speed(bench: Bench, config: RunConfig, timing: Timing, memory: floa
     speed = config.tokens_per_step / timing.step_seconds
     name = device_name(bench.device)
     peak = peak_tflops(name, config.engine.precision)
-    flops = flops_per_token(
-        config.model,
-        vocab_size=config.vocab_size,
-        sequence_length=config.stream.sequence_length,
-    )
+    flops = account_model(config.model, config.sizes).flops
     text = f"{speed:,.0f} tokens/s"
     if peak:
         shares = [speed * each / 1e12 / peak for each in (flops.dense, flops.causal)]
@@ -104,7 +100,7 @@ def check_speed(bench: Bench, shape: str, overrides: Sequence[str]) -> str:
     for name, timing in timings.items():
         expect(bool(np.isfinite(timing.losses).all()), f"{name}: a loss is not finite")
     times = ratio(timings[LmscaleLoop.name], timings[BareLoop.name])
-    parameters = count_parameters(config.model, config.vocab_size, config.max_positions).total
+    parameters = account_model(config.model, config.sizes).total
     lines = [
         f"{parameters / 1e6:,.1f}M parameters, T = {config.stream.sequence_length}, "
         f"{plan.micro_windows} windows × {plan.accumulation}, {config.engine.precision}, "

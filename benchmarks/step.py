@@ -25,7 +25,7 @@ from trainer_loop import TrainerLoop
 from training_loops import AutocastLoop, BareLoop, LmscaleLoop, TrainingLoop
 
 from lmscale.config import BatchPlan, RunConfig, load_config, plan_batches
-from lmscale.model import count_parameters, flops_per_token
+from lmscale.model import account_model
 from lmscale.ranks.device import device_name, peak_tflops
 from lmscale.ranks.ranks import Ranks, open_process_group
 from lmscale.runs.environment import num_cores
@@ -116,11 +116,7 @@ def render_table(
     peak: float | None,
 ) -> str:
     """Aligned columns; lmscale's ratio to each of the others stands in their line."""
-    flops = flops_per_token(
-        config.model,
-        vocab_size=config.vocab_size,
-        sequence_length=config.stream.sequence_length,
-    )
+    flops = account_model(config.model, config.sizes).flops
     lines = [f"{'loop':22}{'ms/step':>10}{'tokens/s':>12}{'MFU':>8}{'causal':>8}{'lmscale ×':>11}"]
     for name in loops:
         if name not in timings:
@@ -154,7 +150,7 @@ def describe_machine(device: torch.device) -> str:
 
 def describe_work(config: RunConfig, plan: BatchPlan) -> str:
     model = config.model
-    parameters = count_parameters(model, config.vocab_size, config.max_positions).total
+    parameters = account_model(config.model, config.sizes).total
     return (
         f"{parameters / 1e6:,.1f}M parameters ({model.layers} layers, width {model.width}, "
         f"{config.vocab_size} ids), T = {config.stream.sequence_length}, "

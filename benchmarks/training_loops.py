@@ -20,13 +20,9 @@ from lmscale.checkpoint.manifest import MASTER
 from lmscale.config import BatchPlan, RunConfig
 from lmscale.engine import Engine, learning_rate
 from lmscale.engine.optimizer import build_optimizer
-from lmscale.model import (
-    build_model,
-    init_weights,
-    mark_starts,
-    parameter_kinds,
-)
+from lmscale.model import build_model, init_weights, parameter_kinds
 from lmscale.model.decoder import Decoder
+from lmscale.model.layout import mark_starts
 from lmscale.objective.causal_scoring import build_targets
 from lmscale.objective.inputs import to_device
 from lmscale.objective.objective import build_scoring
@@ -220,9 +216,7 @@ def build_bare_model(
 ) -> Decoder:
     """The configured model in fp32 with its initial weights, blocks compiled where configured."""
     with device:
-        model = build_model(
-            config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
-        )
+        model = build_model(config.model, config.sizes)
     if weights_from_device:
         for name, parameter in model.named_parameters():
             _draw(name, parameter.data, config.model.init_std, is_matrix=parameter.ndim > 1)

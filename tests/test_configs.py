@@ -10,7 +10,7 @@ import lmscale
 from lmscale.config import RunConfig, dump_config, load_config, parse_config, plan_batches
 from lmscale.engine.deepspeed_config import render_deepspeed_config
 from lmscale.errors import ConfigError
-from lmscale.model.accounting import count_parameters
+from lmscale.model import account_model
 
 CONFIGS = Path(lmscale.__file__).parents[1] / "configs"
 PATHS = sorted(CONFIGS.glob("*.yaml"))
@@ -19,9 +19,7 @@ MAX_RANKS = 512
 
 
 def count(config: RunConfig) -> int:
-    return count_parameters(
-        config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
-    ).total
+    return account_model(config.model, config.sizes).total
 
 
 def plan(config: RunConfig, world_size: int):

@@ -20,7 +20,7 @@ from fork_server import run_process
 import lmscale
 from lmscale.cli.app import app
 from lmscale.config import load_config, parse_config
-from lmscale.model.accounting import count_parameters
+from lmscale.model import account_model
 
 ROOT = Path(lmscale.__file__).parents[1]
 TOP = [ROOT / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -156,9 +156,7 @@ def test_the_configuration_page_tells_each_model_s_size_step_and_stage():
     assert {row[0] for row in rows} == {path.name for path in (ROOT / "configs").glob("*.yaml")}
     for name, parameters, tokens, stage in rows:
         config = load_config(ROOT / "configs" / name)
-        count = count_parameters(
-            config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
-        )
+        count = account_model(config.model, config.sizes)
         told = (f"{count.total:,}", f"{config.tokens_per_step:,}", str(config.engine.zero_stage))
         assert (parameters, tokens, stage) == told, name
 

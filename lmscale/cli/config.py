@@ -70,22 +70,20 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
 
     from lmscale.config import plan_batches
     from lmscale.engine.deepspeed_config import render_deepspeed_config
-    from lmscale.model.accounting import count_parameters
+    from lmscale.model import account_model
 
     plan = plan_batches(
         global_windows=config.batch.global_windows,
         micro_windows=config.batch.micro_windows,
         data_ranks=num_ranks,
     )
-    parameters = count_parameters(
-        config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
-    )
+    num_parameters = account_model(config.model, config.sizes).total
     # A user's ranks are all on the data axis.
     batch = {"world_size" if key == "data_ranks" else key: v for key, v in asdict(plan).items()}
-    deepspeed = render_deepspeed_config(config.engine, plan=plan, num_parameters=parameters.total)
+    deepspeed = render_deepspeed_config(config.engine, plan=plan, num_parameters=num_parameters)
     return {
         **derived,
-        "parameters": parameters.total,
+        "parameters": num_parameters,
         "batch": batch,
         "deepspeed": deepspeed,
     }

@@ -1,22 +1,57 @@
-"""The section ``model``."""
+"""The section ``model``: the families of models and their settings.
+
+``FAMILIES`` has one line a family. A family's settings name what builds its models, which needs
+torch and is imported when a model is built (``lmscale/model/family.py``).
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from lmscale.config.base import Section
-from lmscale.config.kinds import Ability
+from lmscale.config.kinds import Ability, Kinds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What a model takes from the rest of a run's configuration."""
+
+    vocab_size: int  # rows of the embedding
+    max_positions: int  # the longest sequence that the model can be asked for
+    sequence_length: int  # of the windows that it is trained on
 
 
 class ModelConfig(Section):
+    """The keys of every family; each family's section adds its own."""
+
+    offers: ClassVar[frozenset[Ability]] = frozenset()
+    """What the family's models offer to an objective."""
+    implementation: ClassVar[str]
+    """Where the family's ``lmscale.model.family.Family`` lies: module:NAME."""
+    free: ClassVar[frozenset[str]] = frozenset()
+    """Settings that may change between a run's restarts: they do not change what is computed."""
+
+    family: str
+    vocab_size: PositiveInt | None = None
+    """Rows of the embedding; default: the tokenizer's vocab_size rounded up to a multiple of
+    128.
+    """
+    max_positions: PositiveInt | None = None
+    """Longest sequence the model can be asked for; default: stream.sequence_length."""
+
+
+class DecoderConfig(ModelConfig):
     """A decoder Transformer. The switches are those by which GPT-2 and Llama differ."""
 
-    offers: ClassVar[frozenset[Ability]] = frozenset({Ability.CAUSAL})
-    """What an objective may need of it."""
+    offers = frozenset({Ability.CAUSAL})
+    implementation = "lmscale.model.decoder:DECODER"
+    free = frozenset({"activation_checkpoint_every", "attention", "dropout"})
 
+    family: Literal["decoder"] = "decoder"
     layers: PositiveInt = 12
     width: PositiveInt = 768
     heads: PositiveInt = 12
@@ -28,12 +63,6 @@ class ModelConfig(Section):
     """Inner width of the feed-forward; default: 4 × width for gelu, 8/3 × width rounded up to 256
     for swiglu.
     """
-    vocab_size: PositiveInt | None = None
-    """Rows of the embedding; default: the tokenizer's vocab_size rounded up to a multiple of
-    128.
-    """
-    max_positions: PositiveInt | None = None
-    """Longest sequence the model can be asked for; default: stream.sequence_length."""
     positions: Literal["rope", "learned"] = "rope"
     rope_theta: float = Field(default=10_000.0, gt=0)
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -57,7 +86,7 @@ class ModelConfig(Section):
     """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> ModelConfig:
+    def _heads_divide(self) -> DecoderConfig:
         problems = []
         if self.head_width is None and self.width % self.heads:
             problems.append(
@@ -102,3 +131,11 @@ class ModelConfig(Section):
         if self.activation == "gelu":
             return 4 * self.width
         return -(-8 * self.width // 3 // 256) * 256
+
+
+FAMILIES = Kinds(
+    ModelConfig,
+    key="family",
+    group="lmscale.families",
+    own={"decoder": DecoderConfig},
+)

@@ -15,7 +15,7 @@ from lmscale.config.data import (
     StreamConfig,
     TokenizerConfig,
 )
-from lmscale.config.model import ModelConfig
+from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, Sizes
 from lmscale.config.objective import OBJECTIVES, CausalConfig, ObjectiveConfig
 from lmscale.config.safety import CheckpointConfig, GuardConfig, find_best_problems
 from lmscale.config.training import (
@@ -70,7 +70,7 @@ class RunConfig(Section):
     shards: ShardsConfig = ShardsConfig()
     stream: StreamConfig = StreamConfig()
     batch: BatchConfig = BatchConfig()
-    model: ModelConfig = ModelConfig()
+    model: Annotated[SerializeAsAny[ModelConfig], FAMILIES] = DecoderConfig()
     objective: Annotated[SerializeAsAny[ObjectiveConfig], OBJECTIVES] = CausalConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -123,6 +123,14 @@ class RunConfig(Section):
     @property
     def max_positions(self) -> int:
         return self.model.max_positions or self.stream.sequence_length
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(
+            vocab_size=self.vocab_size,
+            max_positions=self.max_positions,
+            sequence_length=self.stream.sequence_length,
+        )
 
     @property
     def tokens_per_step(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmscale.config.kinds import Ability
 from lmscale.errors import ConfigError
 from lmscale.evaluation.sampling import Sampling, next_tokens
 from lmscale.model.family import Model
@@ -35,6 +36,8 @@ class Generation:
         batch: int = 1,
     ) -> None:
         problems = []
+        if Ability.CAUSAL not in model.offers:
+            problems.append(f"A {type(model).__name__} is no causal model; it writes no text.")
         if not prompt:
             problems.append("The prompt is empty; give at least one character to go on from.")
         if len(prompt) >= model.max_positions:

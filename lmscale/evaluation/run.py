@@ -45,9 +45,7 @@ def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedR
     precision = config.engine.precision
     dtype = _DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]
     with device, _default_dtype(dtype):
-        model = build_model(
-            config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
-        )
+        model = build_model(config.model, config.sizes)
     fill_weights(model, weights, origin=str(folder))
     return LoadedRun(config=config, tokenizer=tokenizer, model=model.eval())
 

@@ -1,18 +1,18 @@
-"""The decoder Transformer: tensors in, hidden states out. It knows no data and no loss.
+"""Families of models: tensors in, hidden states out. The model knows no data and no loss.
 
-``build_model`` gives the module, ``init_weights`` its values, ``build_layout`` what a micro-batch
-needs beside its ids, and ``accounting`` the parameters and FLOPs before anything is built.
+    settings, sizes ─ build_model ─→ Model ─ init_weights ─→ trained by an objective
+                  └── account_model ─→ Account: parameters, FLOPs, bytes, before anything is built
+
+    begins ─ model.lay_out ─→ layout ┐
+    ids ─────────────────────────────┴─ model ─→ hidden states ─ model.head(…, score) ─→ sums
+
+``family.py`` is the contract that every family fulfils, and the first file to read; ``decoder.py``
+is the family of GPT-2 and Llama, made of the parts beside it. Every module declares the kinds and
+the initial values of its parameters (``initialize.py``).
 """
 
-from lmscale.model.accounting import (
-    Flops,
-    ParameterCount,
-    count_parameters,
-    flops_per_token,
-)
-from lmscale.model.cache import KeyValueCache, build_caches
-from lmscale.model.decoder import Decoder, build_model
-from lmscale.model.family import Head, Model
+from lmscale.model.account import Account, Flops
+from lmscale.model.family import Head, Model, account_model, build_model
 from lmscale.model.initialize import (
     Declared,
     declared_parameters,
@@ -20,33 +20,17 @@ from lmscale.model.initialize import (
     initial_value,
     parameter_kinds,
 )
-from lmscale.model.layout import (
-    Layout,
-    attention_backend,
-    build_layout,
-    build_step_layout,
-    mark_starts,
-)
 
 __all__ = [
+    "Account",
     "Declared",
-    "Decoder",
     "Flops",
     "Head",
-    "KeyValueCache",
-    "Layout",
     "Model",
-    "ParameterCount",
-    "attention_backend",
-    "build_caches",
-    "build_layout",
+    "account_model",
     "build_model",
-    "build_step_layout",
-    "count_parameters",
     "declared_parameters",
-    "flops_per_token",
     "init_weights",
     "initial_value",
-    "mark_starts",
     "parameter_kinds",
 ]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from lmscale.config.model import ModelConfig
+from lmscale.config.model import DecoderConfig
 from lmscale.model.cache import KeyValueCache
 from lmscale.model.linear import Linear
 from lmscale.model.norm import RMSNorm
@@ -22,7 +22,7 @@ from lmscale.model.rope import rotate
 class Attention(nn.Module):
     """``qkv`` holds the rows of all query heads, then all key heads, then all value heads."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.heads = config.heads
         self.kv_heads = config.resolved_kv_heads

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from lmscale.config.model import ModelConfig
+from lmscale.config.model import DecoderConfig
 from lmscale.model.attention import Attention
 from lmscale.model.cache import KeyValueCache
 from lmscale.model.feed_forward import build_feed_forward
@@ -16,7 +16,7 @@ from lmscale.model.norm import build_norm
 class Block(nn.Module):
     """Free of data-dependent Python, so that ``block.compile()`` gives one graph."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.attention_norm = build_norm(
             config.norm, config.width, config.norm_eps, bias=config.bias

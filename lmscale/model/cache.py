@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lmscale.config.model import ModelConfig
+from lmscale.config.model import DecoderConfig
 
 
 class KeyValueCache:
@@ -39,7 +39,7 @@ class KeyValueCache:
 
 
 def build_caches(
-    config: ModelConfig, *, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
+    config: DecoderConfig, *, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
 ) -> list[KeyValueCache]:
     """An empty cache for every block."""
     return [

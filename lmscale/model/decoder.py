@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lmscale.config.model import ModelConfig
+from lmscale.config.model import DecoderConfig, Sizes
+from lmscale.model.account import Account, Flops
 from lmscale.model.block import Block
 from lmscale.model.cache import KeyValueCache, build_caches
-from lmscale.model.family import Head, Model
+from lmscale.model.family import Family, Head, Model
 from lmscale.model.layout import Layout, attention_backend, build_layout, build_step_layout
 from lmscale.model.linear import Embedding
 from lmscale.model.norm import build_norm
@@ -22,13 +23,13 @@ from lmscale.model.rope import plan_rotation
 class Decoder(Model):
     """GPT-2's and Llama's architecture, by the switches of its settings."""
 
-    def __init__(self, config: ModelConfig, *, vocab_size: int, max_positions: int) -> None:
-        super().__init__(vocab_size=vocab_size, max_positions=max_positions)
+    def __init__(self, config: DecoderConfig, sizes: Sizes) -> None:
+        super().__init__(config, sizes)
         self.config = config
         std = config.init_std
-        self.embedding = Embedding(vocab_size, config.width, std=std)
+        self.embedding = Embedding(sizes.vocab_size, config.width, std=std)
         self.position_embedding = (
-            Embedding(max_positions, config.width, std=std)
+            Embedding(sizes.max_positions, config.width, std=std)
             if config.positions == "learned"
             else None
         )
@@ -38,7 +39,7 @@ class Decoder(Model):
         self.head = Head(
             self.embedding.weight
             if config.tied_embeddings
-            else nn.Parameter(torch.empty(vocab_size, config.width)),
+            else nn.Parameter(torch.empty(sizes.vocab_size, config.width)),
             std=std,
         )
 
@@ -104,9 +105,33 @@ class Decoder(Model):
         return self(ids_BT, layout, state)
 
 
-def build_model(config: ModelConfig, *, vocab_size: int, max_positions: int) -> Decoder:
-    """The module of a configuration, on torch's current default device and dtype.
+def account(settings: DecoderConfig, sizes: Sizes) -> Account:
+    """N counts all but the position table and, when untied, the token embedding."""
+    config, width, inner = settings, settings.width, settings.resolved_ffn_width
+    queries = config.heads * config.resolved_head_width
+    keys = config.resolved_kv_heads * config.resolved_head_width
+    rows = queries + 2 * keys
+    first = 2 * inner if config.activation == "swiglu" else inner
+    matrices = width * rows + queries * width + width * first + inner * width
+    biases = rows + width + first + width if config.bias else 0
+    norm = 2 * width if config.norm == "layernorm" and config.bias else width
+    qk_norms = 2 * config.resolved_head_width if config.qk_norm else 0
+    parameters = {
+        "embedding": sizes.vocab_size * width,
+        "positions": sizes.max_positions * width if config.positions == "learned" else 0,
+        "blocks": config.layers * (matrices + biases + 2 * norm + qk_norms),
+        "norm": norm,
+        "head": 0 if config.tied_embeddings else sizes.vocab_size * width,
+    }
+    logits = sizes.vocab_size * width  # of the head, whoever owns its matrix
+    computing = parameters["blocks"] + norm + logits
+    attention = 12 * config.layers * queries * sizes.sequence_length
+    return Account(
+        parameters=parameters,
+        computing=computing,
+        flops=Flops(dense=6 * computing + attention, causal=6 * computing + attention / 2),
+        state_per_token=2 * config.layers * keys,
+    )
 
-    Its matrices hold whatever the memory held, until ``init_weights`` or a checkpoint fills them.
-    """
-    return Decoder(config, vocab_size=vocab_size, max_positions=max_positions)
+
+DECODER = Family(build=Decoder, account=account)

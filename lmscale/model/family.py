@@ -1,16 +1,24 @@
 # Shape letters: B batch, T time, D model width, V vocabulary.
-"""What every family's model is to the rest of lmscale: a few methods, and a head to score with."""
+"""What a family of models is to the rest of lmscale: a few methods, and a head to score with.
+
+A family is a section of settings in ``FAMILIES`` (``lmscale/config/model.py``), and the ``Family``
+that the section names: how a model is built, and what it costs.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmscale.config.model import ModelConfig, Sizes
+from lmscale.model.account import Account
 from lmscale.model.initialize import Declared
 
 
@@ -43,10 +51,11 @@ class Model(nn.Module, ABC):
 
     head: Head
 
-    def __init__(self, *, vocab_size: int, max_positions: int) -> None:
+    def __init__(self, settings: ModelConfig, sizes: Sizes) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
-        self.max_positions = max_positions
+        self.offers = settings.offers
+        self.vocab_size = sizes.vocab_size
+        self.max_positions = sizes.max_positions
 
     @abstractmethod
     def lay_out(self, begins_BT: Tensor, *, mask_documents: bool) -> Any:
@@ -78,3 +87,31 @@ class Model(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How the models of a family are made, as its section in the configuration names it."""
+
+    build: Callable[[Any, Sizes], Model]
+    """Settings and sizes → the module, on torch's current default device and dtype."""
+    account: Callable[[Any, Sizes], Account]
+    """Settings and sizes → what that module would cost."""
+
+
+def build_model(settings: ModelConfig, sizes: Sizes) -> Model:
+    """The module of a configuration, on torch's current default device and dtype.
+
+    Its matrices hold whatever the memory held, until ``init_weights`` or a checkpoint fills them.
+    """
+    return _find(settings).build(settings, sizes)
+
+
+def account_model(settings: ModelConfig, sizes: Sizes) -> Account:
+    """The cost of the model that ``build_model`` would give."""
+    return _find(settings).account(settings, sizes)
+
+
+def _find(settings: ModelConfig) -> Family:
+    module, _, name = settings.implementation.partition(":")
+    return getattr(import_module(module), name)

@@ -6,14 +6,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmscale.config.model import ModelConfig
+from lmscale.config.model import DecoderConfig
 from lmscale.model.linear import Linear
 
 
 class GeluFeedForward(nn.Module):
     """down(gelu(up(x)))."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         inner = config.resolved_ffn_width
         self.up = Linear(config.width, inner, bias=config.bias, std=config.init_std)
@@ -26,7 +26,7 @@ class GeluFeedForward(nn.Module):
 class SwigluFeedForward(nn.Module):
     """``gate_up`` holds the gate's rows, then the other half's: one product instead of two."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         inner = config.resolved_ffn_width
         self.gate_up = Linear(config.width, 2 * inner, bias=config.bias, std=config.init_std)
@@ -37,5 +37,5 @@ class SwigluFeedForward(nn.Module):
         return self.down(F.silu(gate_BTF) * up_BTF)
 
 
-def build_feed_forward(config: ModelConfig) -> nn.Module:
+def build_feed_forward(config: DecoderConfig) -> nn.Module:
     return SwigluFeedForward(config) if config.activation == "swiglu" else GeluFeedForward(config)

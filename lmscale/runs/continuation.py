@@ -11,8 +11,6 @@ from lmscale.runs.commits import read_commits
 from lmscale.runs.ownership import CONFIG_FILE
 from lmscale.runs.run_folder import load_run_config
 
-FREE_MODEL_KEYS = frozenset({"activation_checkpoint_every", "attention", "dropout"})
-"""Settings of the model that may change between restarts: they do not change what is computed."""
 STREAM_KEYS = ("sequence_length", "packing", "mask_documents", "window_shards", "mixture_block")
 """What the order of the samples rests on, as on run.seed: with another value, samples already seen
 would come again or never."""
@@ -20,7 +18,7 @@ would come again or never."""
 
 def model_identity(config: RunConfig) -> dict[str, Any]:
     """The model's settings that must stay the same over a run's restarts."""
-    model = config.model.model_dump(mode="json", exclude=set(FREE_MODEL_KEYS))
+    model = config.model.model_dump(mode="json", exclude=set(config.model.free))
     model["vocab_size"], model["max_positions"] = config.vocab_size, config.max_positions
     return model
 
@@ -58,6 +56,8 @@ def find_continuation_problems(config: RunConfig) -> list[str]:
     except LmscaleError:
         return problems  # written by another version, or damaged: the checkpoint itself decides
     now = fixed_settings(config)
+    if before["model.family"] != now["model.family"]:  # whose other keys are others'
+        now = {"model.family": now["model.family"]}
     return problems + [
         f"{key} = {now[key]!r}, but the run began with {before.get(key)!r} ({frozen}), and its "
         "checkpoints fit nothing else. Set it back, or give the new run a folder of its own "

@@ -25,7 +25,7 @@ from lmscale.guard.state import GuardState, read_guard_state
 from lmscale.history.history import HISTORY, History, read_history
 from lmscale.history.resumes import record_resume
 from lmscale.history.rewinds import pending_jumps
-from lmscale.model import count_parameters
+from lmscale.model import account_model
 from lmscale.objective.objective import build_preparation
 from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.ranks.device import device_name
@@ -343,7 +343,7 @@ def _open_stream(setting: _Setting, state: StreamState | None, jumps: Sequence[J
 def describe_start(run: Run) -> str:
     """What is about to train, in one line."""
     config, plan, device = run.config, run.plan, run.device
-    count = count_parameters(config.model, config.vocab_size, config.max_positions).total
+    count = account_model(config.model, config.sizes).total
     name = "CPU" if device.type == "cpu" else device_name(device)
     ranks = "1 rank" if run.mesh.size == 1 else f"{run.mesh.size} ranks"
     return (

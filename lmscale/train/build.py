@@ -29,9 +29,7 @@ def build_run_engine(
     as it was, for a checkpoint.
     """
     with parameter_context(config.engine, plan, device):
-        model = build_model(
-            config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
-        )
+        model = build_model(config.model, config.sizes)
     if fill:
         initial = initial or Fresh(seed=config.run.seed)
         # At ZeRO 3 rank 0's values are dealt out; elsewhere every rank draws, or reads, the same.

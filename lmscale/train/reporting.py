@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lmscale.config import dump_config
 from lmscale.engine.step_report import StepReport, mean_figures
 from lmscale.files.terminal import terminal
-from lmscale.model import flops_per_token
+from lmscale.model import account_model
 from lmscale.ranks.device import device_name, peak_memory_bytes, peak_tflops
 from lmscale.runs.attempts import AttemptLog
 from lmscale.runs.trackers import Trackers, open_trackers
@@ -106,11 +106,7 @@ class MetricsHook:
         self._peak = config.train.peak_tflops or peak_tflops(
             device_name(run.device), config.engine.precision
         )
-        self._flops = flops_per_token(
-            config.model,
-            vocab_size=config.vocab_size,
-            sequence_length=config.stream.sequence_length,
-        )
+        self._flops = account_model(config.model, config.sizes).flops
 
     def __call__(self, report: StepReport) -> None:
         self._attempt.step(report.step, report.step_seconds, is_skipped=report.is_skipped)

@@ -10,7 +10,7 @@ from step import Timing, ratio
 from synthetic import SHAPES, build_config, random_steps
 
 from lmscale.config import plan_batches
-from lmscale.model import count_parameters
+from lmscale.model import account_model
 
 
 def test_lmscale_and_the_bare_loop_have_the_same_losses(run_script):
@@ -48,5 +48,5 @@ def test_every_shape_is_a_configuration_with_batches(shape):
 @pytest.mark.parametrize(("shape", "millions"), [("gpt2_124m", 124), ("llama_1b", 1345)])
 def test_the_shapes_are_as_large_as_their_names(shape, millions):
     config = build_config(shape)
-    count = count_parameters(config.model, config.vocab_size, config.max_positions).total
+    count = account_model(config.model, config.sizes).total
     assert round(count / 1e6) == millions

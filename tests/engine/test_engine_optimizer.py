@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lmscale.config.model import ModelConfig
+from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.config.training import OptimizerConfig
 from lmscale.engine.optimizer import (
     ParameterGroup,
@@ -66,7 +66,7 @@ def test_frozen_parameters_are_in_no_group():
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 def test_every_parameter_of_a_model_is_in_one_group(tied, positions):
     model = build_model(
-        ModelConfig(
+        DecoderConfig(
             layers=2,
             width=32,
             heads=4,
@@ -75,8 +75,7 @@ def test_every_parameter_of_a_model_is_in_one_group(tied, positions):
             positions=positions,
             tied_embeddings=tied,
         ),
-        vocab_size=64,
-        max_positions=16,
+        Sizes(vocab_size=64, max_positions=16, sequence_length=16),
     )
     parameters = dict(model.named_parameters())
     kinds = parameter_kinds(model)

@@ -39,9 +39,7 @@ def run(config: RunConfig, tokenizer) -> RunConfig:
     build_shards(config, processes=1)
     config.folder.mkdir()
     (config.folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    model = build_model(
-        config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
-    )
+    model = build_model(config.model, config.sizes)
     init_weights(model, config.run.seed)
     kinds = parameter_kinds(model)
     stage_0 = config.engine.model_copy(update={"zero_stage": 0})

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmscale.config.model import ModelConfig
+from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.errors import ConfigError
 from lmscale.evaluation import Sampling, TextStream, generate
-from lmscale.model import build_layout, build_model, init_weights
+from lmscale.model import build_model, init_weights
+from lmscale.model.layout import build_layout
 
 PROMPT = "The"
 
@@ -56,8 +57,8 @@ def constant_model():
     """Build a model whose logits are the same everywhere: 0, but for those given by id."""
 
     def build(logits: dict[int, float]):
-        config = ModelConfig(layers=1, width=32, heads=4, norm="layernorm", bias=True)
-        model = build_model(config, vocab_size=512, max_positions=24)
+        config = DecoderConfig(layers=1, width=32, heads=4, norm="layernorm", bias=True)
+        model = build_model(config, Sizes(vocab_size=512, max_positions=24, sequence_length=24))
         init_weights(model, seed=1)
         model.norm.weight.data.zero_()
         model.norm.bias.data.fill_(1 / 32)  # the hidden state, so that a row of ones scores 1

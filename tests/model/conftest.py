@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmscale.config.model import ModelConfig
-from lmscale.model import Decoder, build_model, init_weights
+from lmscale.config.model import DecoderConfig, Sizes
+from lmscale.model import init_weights
+from lmscale.model.decoder import Decoder
 
 
 @pytest.fixture(autouse=True)
@@ -16,13 +17,15 @@ def _seed() -> None:
 
 @pytest.fixture
 def make_model():
-    """Build a small initialised model in eval mode; keyword arguments are ModelConfig's."""
+    """Build a small initialised model in eval mode; keyword arguments are DecoderConfig's."""
 
     def make(
         *, vocab_size: int = 61, max_positions: int = 32, dtype=torch.float32, **switches
     ) -> Decoder:
-        config = ModelConfig(**{"layers": 2, "width": 32, "heads": 4, "init_std": 0.3} | switches)
-        model = build_model(config, vocab_size=vocab_size, max_positions=max_positions)
+        config = DecoderConfig(**{"layers": 2, "width": 32, "heads": 4, "init_std": 0.3} | switches)
+        length = max_positions
+        sizes = Sizes(vocab_size=vocab_size, max_positions=length, sequence_length=length)
+        model = Decoder(config, sizes)
         init_weights(model, seed=1)
         return model.to(dtype).eval()
 

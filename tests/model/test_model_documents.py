@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
-from lmscale.model import attention_backend, build_layout, mark_starts
 from lmscale.model.attention import attend
+from lmscale.model.layout import attention_backend, build_layout, mark_starts
 
 GPT2 = {"positions": "learned", "norm": "layernorm", "activation": "gelu", "bias": True}
 

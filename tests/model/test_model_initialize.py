@@ -8,21 +8,23 @@ import pytest
 import torch
 from torch import nn
 
-from lmscale.config.model import ModelConfig
+from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.config.objective import CausalConfig
 from lmscale.model import Declared, build_model, init_weights, initial_value, parameter_kinds
 from lmscale.objective.causal_scoring import build_causal_scoring
 
 
-def build(config: ModelConfig, seed: int = 1, dtype=torch.float32):
-    model = build_model(config, vocab_size=211, max_positions=64).to(dtype)
+def build(config: DecoderConfig, seed: int = 1, dtype=torch.float32):
+    model = build_model(config, Sizes(vocab_size=211, max_positions=64, sequence_length=64)).to(
+        dtype
+    )
     init_weights(model, seed)
     return model
 
 
 @pytest.mark.parametrize("layers", [2, 8])
 def test_matrices_that_write_to_the_residual_stream_shrink_with_the_depth(layers):
-    model = build(ModelConfig(layers=layers, width=64, heads=4, positions="learned"))
+    model = build(DecoderConfig(layers=layers, width=64, heads=4, positions="learned"))
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             continue
@@ -37,7 +39,7 @@ def test_matrices_that_write_to_the_residual_stream_shrink_with_the_depth(layers
 
 
 def test_norms_begin_at_one_and_biases_at_zero():
-    model = build(ModelConfig(layers=1, width=32, heads=4, norm="layernorm", bias=True))
+    model = build(DecoderConfig(layers=1, width=32, heads=4, norm="layernorm", bias=True))
     kinds = parameter_kinds(model)
     for name, parameter in model.named_parameters():
         if kinds[name] in ("norm", "bias"):
@@ -45,10 +47,10 @@ def test_norms_begin_at_one_and_biases_at_zero():
 
 
 def test_values_depend_on_the_seed_and_the_name_only():
-    shallow = build(ModelConfig(layers=2, width=32, heads=4))
+    shallow = build(DecoderConfig(layers=2, width=32, heads=4))
     torch.manual_seed(99)
-    wide_vocabulary = build(ModelConfig(layers=2, width=32, heads=4, tied_embeddings=True))
-    other_seed = build(ModelConfig(layers=2, width=32, heads=4), seed=2)
+    wide_vocabulary = build(DecoderConfig(layers=2, width=32, heads=4, tied_embeddings=True))
+    other_seed = build(DecoderConfig(layers=2, width=32, heads=4), seed=2)
     for name, parameter in wide_vocabulary.named_parameters():
         assert torch.equal(parameter, dict(shallow.named_parameters())[name])
     assert not torch.equal(other_seed.embedding.weight, shallow.embedding.weight)
@@ -57,14 +59,14 @@ def test_values_depend_on_the_seed_and_the_name_only():
 
 
 def test_a_low_precision_model_gets_the_same_values_rounded():
-    config = ModelConfig(layers=1, width=32, heads=4)
+    config = DecoderConfig(layers=1, width=32, heads=4)
     full, low = build(config), build(config, dtype=torch.bfloat16)
     for a, b in zip(full.parameters(), low.parameters(), strict=True):
         assert torch.equal(a.bfloat16(), b)
 
 
 def test_one_parameter_can_be_made_without_the_model():
-    config = ModelConfig(layers=2, width=32, heads=4)
+    config = DecoderConfig(layers=2, width=32, heads=4)
     model = build(config)
     name = "blocks.1.feed_forward.down.weight"
     parameter = model.get_parameter(name)
@@ -105,11 +107,11 @@ RECORDED = [0.026327066123485565, -0.01804373599588871, 0.03864332288503647]
 
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_every_parameter_has_its_kind_also_when_wrapped(is_tied):
-    config = ModelConfig(
+    config = DecoderConfig(
         layers=1, width=32, heads=4, norm="layernorm", bias=True, positions="learned",
         qk_norm=True, tied_embeddings=is_tied,
     )  # fmt: skip
-    model = build_model(config, vocab_size=211, max_positions=64)
+    model = build_model(config, Sizes(vocab_size=211, max_positions=64, sequence_length=64))
     kinds = parameter_kinds(build_causal_scoring(model, CausalConfig()))
     assert set(kinds) == {f"model.{name}" for name, _ in model.named_parameters()}
     by_kind = {kind: {n for n, k in kinds.items() if k == kind} for kind in set(kinds.values())}

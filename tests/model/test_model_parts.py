@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from lmscale.config.model import ModelConfig
-from lmscale.model import build_caches, build_layout, build_model, build_step_layout
+from lmscale.config.model import DecoderConfig, Sizes
+from lmscale.model import build_model
 from lmscale.model.attention import attend
+from lmscale.model.cache import build_caches
+from lmscale.model.layout import build_layout, build_step_layout
 from lmscale.model.norm import LayerNorm, RMSNorm
 from lmscale.model.rope import plan_rotation, rotate
 
@@ -126,11 +128,11 @@ def test_hidden_states_keep_the_weights_dtype(make_model, dtype):
 @pytest.mark.parametrize("every", [1, 2])
 def test_recomputed_blocks_give_the_same_gradients(dropout, every):
     def gradients(every: int) -> list[torch.Tensor]:
-        config = ModelConfig(
+        config = DecoderConfig(
             layers=3, width=16, heads=2, dropout=dropout, activation_checkpoint_every=every
         )
         torch.manual_seed(5)
-        model = build_model(config, vocab_size=11, max_positions=8)
+        model = build_model(config, Sizes(vocab_size=11, max_positions=8, sequence_length=8))
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.3)
         ids_BT = torch.randint(0, 11, (2, 8))
@@ -142,8 +144,8 @@ def test_recomputed_blocks_give_the_same_gradients(dropout, every):
 
 
 def test_every_nth_block_is_recomputed():
-    config = ModelConfig(layers=5, width=16, heads=2, activation_checkpoint_every=2)
-    model = build_model(config, vocab_size=11, max_positions=8).train()
+    config = DecoderConfig(layers=5, width=16, heads=2, activation_checkpoint_every=2)
+    model = build_model(config, Sizes(vocab_size=11, max_positions=8, sequence_length=8)).train()
     assert [n for n in range(5) if model._is_recomputed(n)] == [1, 3]
     assert not any(model.eval()._is_recomputed(n) for n in range(5))
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmscale.config.model import ModelConfig
-from lmscale.model import build_layout, build_model
+from lmscale.config.model import DecoderConfig, Sizes
+from lmscale.model import build_model
+from lmscale.model.layout import build_layout
 
 transformers = pytest.importorskip("transformers")
 LAYERS, VOCAB = 3, 101
 
 
-def hidden_states(config: ModelConfig, weights: dict, ids_BT: torch.Tensor) -> torch.Tensor:
-    model = build_model(config, vocab_size=VOCAB, max_positions=64).eval()
+def hidden_states(config: DecoderConfig, weights: dict, ids_BT: torch.Tensor) -> torch.Tensor:
+    model = build_model(
+        config, Sizes(vocab_size=VOCAB, max_positions=64, sequence_length=64)
+    ).eval()
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert set(missing) <= {"head.weight"} and not unexpected
     begins_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
@@ -54,7 +57,7 @@ def test_gpt2():
             weight = state[f"h.{layer}.{other}.weight"]  # GPT-2's Conv1D is a transposed Linear
             weights[f"blocks.{layer}.{mine}.weight"] = weight.T if weight.ndim == 2 else weight
             weights[f"blocks.{layer}.{mine}.bias"] = state[f"h.{layer}.{other}.bias"]
-    config = ModelConfig(
+    config = DecoderConfig(
         layers=LAYERS, width=48, heads=4, positions="learned", norm="layernorm",
         activation="gelu", bias=True, tied_embeddings=True,
     )  # fmt: skip
@@ -85,5 +88,5 @@ def test_llama():
         for mine, others in names.items():
             parts = [state[f"layers.{layer}.{other}.weight"] for other in others]
             weights[f"blocks.{layer}.{mine}.weight"] = torch.cat(parts)
-    config = ModelConfig(layers=LAYERS, width=48, heads=4, kv_heads=2, ffn_width=96)
+    config = DecoderConfig(layers=LAYERS, width=48, heads=4, kv_heads=2, ffn_width=96)
     torch.testing.assert_close(hidden_states(config, weights, ids_BT), expected_BTD)

@@ -69,9 +69,7 @@ def weights_of(folder: Path, step: int | None = None):
 
 def filled(config, *, tokenizer=None):
     """The bare model with its first weights."""
-    model = build_model(
-        config.model, vocab_size=config.vocab_size, max_positions=config.max_positions
-    )
+    model = build_model(config.model, config.sizes)
     own = load_tokenizer(config.tokenizer.folder).fingerprint
     with open_initial_weights(config, Ranks(), tokenizer_fingerprint=tokenizer or own) as initial:
         fill_weights(model, initial)

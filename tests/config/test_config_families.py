@@ -1,0 +1,30 @@
+"""The section model has kinds: a family is chosen by model.family."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmscale.config import dump_config, parse_config
+from lmscale.config.model import DecoderConfig
+from lmscale.errors import ConfigError
+
+
+def test_a_file_without_a_family_describes_a_decoder():
+    config = parse_config("run: {name: a}\nmodel: {layers: 3}")
+    assert config.model == DecoderConfig(layers=3)
+    assert config.model.family == "decoder"
+    assert parse_config(dump_config(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("{famliy: decoder}", "c.yaml: model.famliy: unknown key. Did you mean family?"),
+        ("{family: decodr}", "family = 'decodr' is not known. Known: decoder"),
+        ("{family: decoder, head: 4}", "c.yaml: model.head: unknown key. Did you mean heads?"),
+    ],
+)
+def test_an_unknown_family_or_key_is_told_with_those_that_are_known(model, words):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(f"run: {{name: a}}\nmodel: {model}", name="c.yaml")
+    assert words in str(caught.value)
