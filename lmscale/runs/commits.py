@@ -68,7 +68,7 @@ class Commit(BaseModel):
 
 
 def read_commits(run_folder: str | Path) -> tuple[Commit, ...]:
-    """The checkpoints that are not removed, in the order of their commits.
+    """The checkpoints that are not removed, by their steps.
 
     A line that is no row is passed over: the next start adds what is missing.
     """
@@ -76,11 +76,10 @@ def read_commits(run_folder: str | Path) -> tuple[Commit, ...]:
     for row in tail_rows(Path(run_folder) / COMMITS_FILE, max_bytes=sys.maxsize):
         commit = _parse_commit(row)
         if commit is not None:
-            commits.pop(commit.step, None)
             commits[commit.step] = commit
         elif row.get("event") == "remove" and is_count(row.get("step")):
             commits.pop(row["step"], None)
-    return tuple(commits.values())
+    return tuple(commits[step] for step in sorted(commits))
 
 
 def _parse_commit(row: Row) -> Commit | None:

@@ -172,7 +172,8 @@ def _split_attempts(rows: Iterable[Row]) -> list[list[Row]]:
     for row in rows:
         if row["event"] == "start":
             attempts.append([])
-        attempts[-1].append(row)
+        if attempts:  # else the row of a start was taken out by hand
+            attempts[-1].append(row)
     return attempts
 
 

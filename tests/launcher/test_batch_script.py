@@ -23,6 +23,7 @@ from lmscale.config.cluster import change_cluster, load_cluster
 STAND_IN = """\
 #!/bin/bash
 commit() { echo '{"event": "commit", "step": '"$1"', "n": 0}' >>"$RUN/commits.jsonl"; }
+remove() { echo '{"event": "remove", "step": '"$1"', "time": 1.5}' >>"$RUN/commits.jsonl"; }
 leave() { echo "$2" >"$LMSCALE_EXITS/rank-0000$1"; }
 fault() { printf "$2" >"$LMSCALE_EXITS/fault-0000$1"; }
 echo "${0##*/} $*" >>"$FAKES/calls"
@@ -160,6 +161,15 @@ def test_a_crash_after_progress_requeues_and_a_second_one_without_progress_stops
     third = submission.attempt("leave 0 1; exit 1", restart=2)
     assert (third.code, third.action) == (1, "stop") and not third.called("requeue")
     assert "no step was committed since the last restart" in third.row["reason"]
+
+
+def test_a_commit_that_was_removed_since_is_no_progress(tmp_path):
+    submission = Submission(tmp_path)
+    submission.attempt("commit 4; leave 0 1; exit 1")
+    rewound = submission.attempt("commit 6; remove 6; leave 0 1; exit 1", restart=1)
+    assert (rewound.code, rewound.action) == (1, "stop")
+    again = Submission(tmp_path / "late").attempt("commit 8; commit 4; leave 0 1; exit 1")
+    assert again.row["step"] == 8
 
 
 def test_a_crash_before_the_first_step_is_tried_once_more(tmp_path):

@@ -50,6 +50,12 @@ def starts_of(events, attempts=(), watch=()):
 STOPPED = "stopped on request (USR1), saved at step 40"
 
 
+def test_rows_whose_start_was_taken_out_by_hand_do_not_hide_the_next_start():
+    """As ``read_rows`` advises where the first line is damaged."""
+    attempts = [*attempt(1, 5, 0, (50, 20, None))[1:], *attempt(2, 125, 20, (200, 40, None))]
+    assert [start.first_step for start in starts_of([], attempts)] == [20]
+
+
 def test_every_start_is_one_line_with_its_end():
     events = [
         start(0),

@@ -63,9 +63,13 @@ mkdir -p -- "$exits" "$run/logs" || exit 1
 export LMSCALE_SUBMISSION=$submission LMSCALE_ATTEMPT=$attempt LMSCALE_EXITS=$exits
 export LMSCALE_GPUS_PER_NODE=8 # a node whose GPUs do not come up must not train on its CPU
 
-committed() { # the step of the last commit; -1 where there is none
+committed() { # the highest step that was committed and not removed since; -1 where there is none
   local step
-  step=$(sed -n 's/^{"event": "commit", "step": \([0-9]*\),.*/\1/p' "$run/commits.jsonl" 2>/dev/null | tail -n 1)
+  step=$(awk -F '"step": ' '
+    /^."event": "commit"/ { there[$2 + 0] = 1 }
+    /^."event": "remove"/ { delete there[$2 + 0] }
+    END { last = -1; for (step in there) if (step + 0 > last) last = step + 0; print last }
+  ' "$run/commits.jsonl" 2>/dev/null)
   printf '%s' "${step:--1}"
 }
 
