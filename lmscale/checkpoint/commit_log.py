@@ -97,5 +97,5 @@ def _folder_of(run_folder: Path, place: Place, step: int) -> str:
 def _warning(what: str) -> Iterator[None]:
     try:
         yield
-    except (LmscaleError, OSError) as error:
+    except (LmscaleError, OSError, ValueError) as error:  # ValueError: of a folder's odd name
         logger.warning("%s: %s", what, error)

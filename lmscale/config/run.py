@@ -46,9 +46,12 @@ class RunSection(Section):
 
     @property
     def initial_run(self) -> tuple[Path, int | None]:
-        """The folder and the step that ``init_from`` names."""
+        """The folder and the step that ``init_from`` names; a folder that has an @ wins."""
+        whole = Path(self.init_from).expanduser()
         folder, at, step = self.init_from.rpartition("@")
-        return (Path(folder), int(step)) if at and step.isdigit() else (Path(self.init_from), None)
+        if at and step.isdecimal() and not whole.is_dir():
+            return Path(folder).expanduser(), int(step)
+        return whole, None
 
     @field_validator("name")
     @classmethod

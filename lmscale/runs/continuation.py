@@ -33,7 +33,7 @@ def fixed_settings(config: RunConfig) -> dict[str, Any]:
     fixed = {f"model.{key}": value for key, value in model_identity(config).items()}
     fixed |= {f"objective.{key}": value for key, value in objective_identity(config).items()}
     fixed |= {f"stream.{key}": getattr(config.stream, key) for key in STREAM_KEYS}
-    return fixed | {"run.seed": config.run.seed}
+    return fixed | {"run.seed": config.run.seed, "train.freeze": list(config.train.freeze)}
 
 
 def find_continuation_problems(config: RunConfig) -> list[str]:

@@ -196,10 +196,16 @@ def fill_weights(
             ]
         )
     declared = declared_parameters(model)
+    # A rank that cannot read a file may not leave the others waiting in the gathering.
+    reading = nullcontext if initial.origin is None else failing_together
     for name, parameter in parameters.items():
-        with gathered(parameter):
+        value: Tensor | None = None
+        with reading():
             if draws:
-                parameter.copy_(initial.value(name, shapes[name], declared[name]))
+                value = initial.value(name, shapes[name], declared[name])
+        with gathered(parameter):
+            if value is not None:
+                parameter.copy_(value)
         heartbeat.tick()
 
 

@@ -13,7 +13,7 @@ from lmscale.config.places import with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError
 from lmscale.model import build_model
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.continuation import find_source_problems
+from lmscale.runs.continuation import find_continuation_problems, find_source_problems
 from lmscale.tokenizer import load_tokenizer
 from lmscale.train.initial import (
     Fresh,
@@ -181,6 +181,23 @@ def test_the_other_run_is_found_from_wherever_the_frozen_configuration_is_read(
     monkeypatch.chdir(tmp_path)
     config = tiny_config(tiny_data, tmp_path / "new", {"run.init_from": "runs/x@20"})
     assert with_absolute_places(config).run.initial_run == (tmp_path / "runs/x", 20)
+
+
+def test_a_folder_whose_name_has_an_at_is_a_folder_and_no_step(tiny_data, tmp_path):
+    folder = tmp_path / "x@20"
+    config = tiny_config(tiny_data, tmp_path / "new", {"run.init_from": str(folder)})
+    assert config.run.initial_run == (tmp_path / "x", 20)
+    folder.mkdir()
+    assert config.run.initial_run == (folder, None)
+
+
+def test_other_frozen_parameters_are_refused_before_any_rank_starts(tiny_data, tmp_path):
+    before = tiny_config(tiny_data, tmp_path, {"train.freeze": ["embedding.*"]})
+    (tmp_path / "config.yaml").write_text(dump_config(before))
+    log_commit(tmp_path, 2)
+    assert find_continuation_problems(before) == []
+    (problem,) = find_continuation_problems(tiny_config(tiny_data, tmp_path))
+    assert problem.startswith("train.freeze = [], but the run began with ['embedding.*']")
 
 
 def test_a_launch_is_told_before_any_rank_starts_that_there_is_nothing_to_begin_with(
