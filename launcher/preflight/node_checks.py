@@ -5,6 +5,7 @@ Never run: ``nvidia-smi`` and a site's own health check on a node with GPUs; the
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import os
 import platform
@@ -12,6 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +23,14 @@ from pathlib import Path
 from lmscale import errors
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.files.locations import is_remote
+from lmscale.files.redact import printable, redact
 from lmscale.files.shard_files import find_wrong_files, read_shard_sizes
 
 TOKEN = "token"
 TOKEN_SECONDS = 3.0  # a network file system may show a new file a moment later
 LAST_LINES = 5  # of what a health check printed
+MAX_LINE = 200  # characters of each
+_MAX_OUTPUT = 1 << 16  # bytes that are read of it
 _CANNOT_RUN = (126, 127)  # the shell's own exit codes: there is no such command, or it may not run
 _UNITS = {"K": 1 / 2**20, "M": 1 / 2**10, "G": 1.0, "T": 2.0**10}
 
@@ -184,7 +189,7 @@ def look_at_gpus(
     code, said = run_bounded(query, seconds)
     gpus = said.splitlines()
     if code != 0:
-        text = f"nvidia-smi ended with code {code}: {' '.join(said.split())[:200]}"
+        text = f"nvidia-smi ended with code {code}: {_as_line(said)}"
         return [Check(name="GPUs alive", is_ok=False, found=text)]
     versions["gpus"] = ", ".join(sorted(set(gpus)))
     text = f"{len(gpus)} GPUs ({versions['gpus']}), the profile says {num_wanted}"
@@ -197,34 +202,45 @@ def look_at_health(command: str, seconds: float) -> Sequence[Check]:
     A command that cannot be run or does not end in time is the profile's mistake rather than the
     node's, and has another name.
     """
+    shown = _as_line(command)
     try:
         code, said = run_bounded(command, seconds)
     except TimeoutError as error:
-        return [Check(name="preflight.command", is_ok=False, found=f"{command}: {error}")]
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    text = " | ".join([f"{command}: ended with code {code}", *lines[-LAST_LINES:]])
+        return [Check(name="preflight.command", is_ok=False, found=f"{shown}: {error}")]
+    lines = [line for line in said.splitlines() if line.strip()][-LAST_LINES:]
+    text = " | ".join([f"{shown}: ended with code {code}", *map(_as_line, lines)])
     name = "preflight.command" if code in _CANNOT_RUN else "health check"
     return [Check(name=name, is_ok=code == 0, found=text)]
 
 
-def run_bounded(command: str, seconds: float) -> tuple[int, str]:
-    """Exit code and output of a line of shell; all its processes are killed when time is up.
+def _as_line(text: str) -> str:
+    """What others wrote, for a report that many read: without secrets and escapes, and short."""
+    return printable(" ".join(redact(text).split()))[:MAX_LINE]
 
-    Raises ``TimeoutError``.
+
+def run_bounded(command: str, seconds: float) -> tuple[int, str]:
+    """Exit code and the end of the output of a line of shell, once the shell itself has ended.
+
+    What it leaves in the background goes on; when time is up, all its processes are killed. Raises
+    ``TimeoutError``.
     """
-    with subprocess.Popen(
-        command,
-        shell=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise TimeoutError(f"no answer within {seconds:.0f} s") from None
-    return process.returncode, output
+    # A pipe would not end before the last process that holds it, such as a daemon that was started.
+    with tempfile.TemporaryFile() as output:
+        fcntl.fcntl(output, fcntl.F_SETFL, os.O_APPEND)  # a script may write to /dev/stderr, too
+        with subprocess.Popen(
+            command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as process:
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+        left_out = max(0, os.fstat(output.fileno()).st_size - _MAX_OUTPUT)
+        said = os.pread(output.fileno(), _MAX_OUTPUT, left_out).decode(errors="replace")
+    # Half a line could hold a secret without its name.
+    return process.returncode, "\n".join(said.splitlines()[1:]) if left_out else said

@@ -17,7 +17,8 @@ from pathlib import Path
 
 POLL_SECONDS = 0.05
 _HELD = {errno.EAGAIN, errno.EACCES}
-_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+# The last two from some file systems in user space (FUSE) and of virtual machines (9p).
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOTTY}
 
 
 def lock(descriptor: int, seconds: float | None = None, *, shared: bool = False) -> bool:

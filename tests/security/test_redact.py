@@ -53,6 +53,20 @@ CAUGHT = [
     f"connection to host=db password={S}, user=me failed",
     f"{{'password': 'two words {S}', 'user': 'me'}}",
     f"DefaultEndpointsProtocol=https;AccountName=x;AccountKey={S}+/==;EndpointSuffix=core",
+    f"tracker.api_key={S}",
+    f'+client.password = "{S}"',
+    f"-spring.datasource.password={S}",
+    f'{{"a.b.client_secret": "{S}"}}',
+    f"settings.HF_TOKEN = '{S}'",
+    f"--tracker.token={S}",
+    f"{'long.' * 15}password: {S}",
+    f"nhc --token {S}",
+    f"wandb login --token  '{S}' && true",
+    f"java -password {S} -jar x.jar",
+    f"x --tracker.api_key {S}",
+    f"Cookie: sid={S}; id=2",
+    f"curl -H 'Set-Cookie: sid={S}; Path=/' https://host/x",
+    f"PASS={S}",
     f"ghp_{S}{S}",
     f"hf_{S}{S}",
 ]
@@ -78,6 +92,9 @@ LEFT = [
     "cookies: 3, the author: Ada, authorization is needed",
     "passed_over: 12\npass_rate=0.97531 bypass=tokenizer --passes 3 pass: yes",
     "PASS: tests/train/test_resume.py\nPASS=12 FAIL=0 forward_pass = mlp",
+    "self.token = tokens[0]; batch.key: int; password.length=12; model.tokenizer=x",
+    'nhc --token "$(cat ~/.t)" --token $TOKEN --token --steps 3 --token | cat; a --token-file x',
+    "a cookie: it is sweet, cookie: 3\nthe token abc123def456, the password hunter2",
     "PASSTHROUGH=everything_that_comes passenger: someone-else secretary=ada",
 ]
 
@@ -98,6 +115,7 @@ def test_around_a_secret_everything_stays():
     assert (
         redact(f"saving s3://k:{S}@bucket/run failed") == f"saving s3://{HIDDEN}@bucket/run failed"
     )
+    assert redact(f"nhc --token {S} --all") == f"nhc --token {HIDDEN} --all"
     assert redact(f"s3://a:{S}@x/y,s3://b:{S}@z/w") == f"s3://{HIDDEN}@x/y,s3://{HIDDEN}@z/w"
     assert redact(f"host=db password={S} user=me") == f"host=db password={HIDDEN} user=me"
     assert redact(f"password: '{S}'  # note") == f"password: '{HIDDEN}'  # note"
@@ -110,6 +128,8 @@ def test_a_commands_secret_may_be_a_word_of_its_own():
     shown = ["lmscale", "--api-key", HIDDEN, "--set", "a=1", f"--token={HIDDEN}"]
     assert redact_command(command) == [*shown, "--token", "--steps"]
     assert redact_command(["mysql", "--pass", S]) == ["mysql", "--pass", HIDDEN]
+    dotted = ["--set", "tracker.api_key=abc123def456"]
+    assert redact_command(dotted) == ["--set", f"tracker.api_key={HIDDEN}"]
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "apiKey", "AWSAccessKeyId", "db-password", "X-Auth"])
@@ -149,7 +169,8 @@ def test_any_text_comes_through_and_a_second_time_changes_nothing(text):
 
 @pytest.mark.parametrize(
     "piece",
-    ["a://b:x", "a://b:c@", "A", "x" * 63 + "=", 'a="', "?a=b&", "A_KEY=", "password=a", "--pass="],
+    ["a://b:x", "a://b:c@", "A", "x" * 63 + "=", 'a="', "?a=b&", "A_KEY=", "password=a", "--pass="]
+    + ["a.", "--pass ", "--pass" + " " * 9, "-" + "a." * 63 + " ", "cookie:", "cookie: a"],
 )
 def test_a_megabyte_takes_seconds_at_most_whatever_it_holds(piece):
     text = piece * (10**6 // len(piece))

@@ -100,6 +100,9 @@ PROFILE = "time: 1:00:00\ntasks_per_node: 1\nshared: [/shared]\n"
         (f"srun_options: ['--container-env=HF_TOKEN={S}']", "srun_options:"),
         (f"sbatch_options: ['--comment=ghp_{S}{S}']", "sbatch_options:"),
         (f"preflight: {{command: 'check --token={S}'}}", "preflight.command: 'check"),
+        (f"preflight: {{command: 'nhc --token {S}'}}", "preflight.command: 'nhc --token ***'"),
+        (f"setup: ['wandb login --token {S}']", "setup: 'wandb login --token ***'"),
+        (f"setup: ['java -Dspring.datasource.password={S}']", "setup: 'java -Dspring."),
     ],
 )
 def test_a_secret_in_a_cluster_profile_is_refused(text, key):

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import stat
 import subprocess
 import threading
@@ -77,6 +78,39 @@ def test_a_health_check_that_cannot_run_or_end_is_the_profiles_mistake(tmp_path)
     assert time.monotonic() - began < 5
     assert (endless.name, endless.is_ok) == ("preflight.command", False)
     assert endless.found.endswith("| cat: no answer within 0 s")
+
+
+def test_what_a_health_check_says_is_kept_without_secrets_and_escapes_and_short():
+    command = r"printf '\033[2Jx\nAPI_KEY=%s\n%0500d\n' s3cr3t 7; false --token s3cr3t"
+    (check,) = look_at_health(command, 10)
+    start, *lines = check.found.split(" | ")
+    assert start.endswith("false --token ***: ended with code 1")
+    assert lines == [r"\x1b[2Jx", "API_KEY=***", "0" * 200]
+    (endless,) = look_at_health("sleep 60\n: \x1b --token s3cr3t", 0.1)
+    assert endless.found == r"sleep 60 : \x1b --token ***: no answer within 0 s"
+
+
+def test_a_health_check_that_leaves_a_daemon_behind_has_ended(tmp_path):
+    began = time.monotonic()
+    try:
+        (check,) = look_at_health(f"sleep 60 & echo $! > {tmp_path}/daemon; echo fit", 30)
+        assert time.monotonic() - began < 10
+        assert check.is_ok and check.found.endswith("ended with code 0 | fit")
+        os.kill(int((tmp_path / "daemon").read_text()), 0)  # still there
+    finally:
+        os.kill(int((tmp_path / "daemon").read_text()), signal.SIGKILL)
+
+
+def test_of_a_health_check_that_says_much_the_end_is_kept():
+    (check,) = look_at_health("echo API_KEY=$(printf %099999d 5); seq 9 | head -c 17", 10)
+    assert check.found.endswith("ended with code 0 | 5 | 6 | 7 | 8 | 9")
+    (check,) = look_at_health("printf API_KEY=%099999d 5", 10)
+    assert check.found.endswith("ended with code 0"), "half a line may be half a secret"
+
+
+def test_a_health_check_may_write_to_its_files_by_name():
+    (check,) = look_at_health("echo a; echo b >> /dev/stderr; echo c > /dev/stdout; echo d", 10)
+    assert check.is_ok and check.found.endswith("c | d")
 
 
 def attempt_folder(tmp_path):
