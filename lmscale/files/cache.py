@@ -7,7 +7,8 @@ Locks (``files/locks.py``) end with their holder, so a killed process leaves not
 - ``locks/evict``: held exclusively while room is made;
 - a file itself: held shared by whoever uses it, and then never evicted.
 
-Whoever holds a file of ``locks/`` removes it when done.
+Whoever holds a file of ``locks/`` removes it when done. On a file system without locks there is no
+cache: nothing else would keep the processes of a node out of each other's way.
 
 What is taken from here is not hashed again, so nobody else may put anything in: a folder is made
 with mode 0700, another user's or one that all may write to is refused, and so is every file in it
@@ -142,9 +143,8 @@ class NodeCache:
                 part.touch()  # claims the room
             write(part)
             # Only now: the writer may have put a new file in place of the first.
-            descriptor = os.open(part, os.O_RDONLY)
+            descriptor = _open_and_lock(part, os.O_RDONLY, shared=True)
             os.fsync(descriptor)
-            lock(descriptor, shared=True)
             os.replace(part, path)
             fsync_folder(self.folder)
         except BaseException:
@@ -190,8 +190,8 @@ class NodeCache:
     def verify_once(self, path: Path, *, size: int, sha256: str) -> None:
         """Hash the local file ``path`` unless this node has done so since it was last written.
 
-        Raises ``DataError`` where the hash differs. Where the cache's folder cannot be written, or
-        others may write to it, it is hashed each time.
+        Raises ``DataError`` where the hash differs. Where the cache's folder cannot be written or
+        has no locks, or others may write to it, it is hashed each time.
         """
         stamp = _stamp(path, size, sha256)
         digest = hashlib.sha256(stamp).hexdigest()[:32]
@@ -209,7 +209,7 @@ class NodeCache:
                     _check_hash(path, sha256)
                     marker.write_bytes(stamp)
             self._prune_if_due()
-        except OSError:
+        except (OSError, ConfigError):  # ConfigError: no locks
             _check_hash(path, sha256)
 
     def _prune_if_due(self) -> None:
@@ -257,6 +257,22 @@ def _check_hash(path: Path, sha256: str) -> None:
         )
 
 
+def _open_and_lock(path: Path, flags: int, *, shared: bool = False) -> int:
+    """Open ``path`` and wait for the lock on it. ``ConfigError`` where there are no locks."""
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        if lock(descriptor, shared=shared):
+            return descriptor
+        raise ConfigError(
+            f"{path.parent} is on a file system without locks (flock), so nothing keeps the "
+            "processes of a node from removing cached files that others use. Set "
+            "stream.cache.folder to a folder on a local disk."
+        )
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the file ``path``, made for this, exclusively; it is removed at the end."""
@@ -270,8 +286,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _open_locked(path: Path) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        lock(descriptor)
+        descriptor = _open_and_lock(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
@@ -283,10 +298,9 @@ def _hold(path: Path) -> CachedFile | None:
     if not is_own_file(path):
         return None
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = _open_and_lock(path, os.O_RDONLY | os.O_NOFOLLOW, shared=True)
     except FileNotFoundError:
         return None
-    lock(descriptor, shared=True)
     if os.fstat(descriptor).st_nlink == 0:  # evicted between open and flock
         os.close(descriptor)
         return None
@@ -295,7 +309,10 @@ def _hold(path: Path) -> CachedFile | None:
 
 
 def _remove_unless_held(path: Path) -> bool:
-    """Remove ``path`` unless a process holds it. True if it could be removed."""
+    """Remove ``path`` unless a process holds it. True if it could be removed.
+
+    Where the file system has no locks, any file may be in use.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -306,7 +323,8 @@ def _remove_unless_held(path: Path) -> bool:
         path.unlink(missing_ok=True)  # a link, which nobody of us has made
         return True
     try:
-        lock(descriptor, 0)
+        if not lock(descriptor, 0):
+            return False
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 path.unlink()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from lmscale.errors import DataError
 from lmscale.files.atomic import writing
+from lmscale.files.locks import locked_file
 from lmscale.files.progress import progress
 from lmscale.tasks.array_tasks import (
     ALONE,
@@ -83,11 +84,10 @@ class Builder(Generic[ManifestT]):
         there. What a killed build has finished is used.
         """
         if task is not None:
-            built = self.find_built(force=force)
-            return self._build(built, task, force=False)
-        built = self.find_built(force=force)
+            return self._build(self.find_built(force=force), task, force=False)
+        built = self.find_built(force=force, clean=not force)
         if force:
-            built = {}
+            built = {}  # the leftovers go under the lock, with everything else
         missing = [target for target in self.targets if target.name not in built]
         with ExitStack() as locks:
             for target in missing:
@@ -131,7 +131,7 @@ class Builder(Generic[ManifestT]):
                 if manifest is not None:
                     built[target.name] = Built(folder=build.final, manifest=manifest, is_new=False)
                     if clean and build.folder.exists():
-                        _tidy(target.planned(keep=False))
+                        _tidy_unless_building(target.planned(keep=False))
         if problems:
             raise DataError(problems)
         return built
@@ -248,13 +248,23 @@ def _tidy(target: Target[Any]) -> None:
     tidy(target.build, target.leftovers)
 
 
+def _tidy_unless_building(target: Target[Any]) -> None:
+    """Tidy, but leave alone what a ``build --force`` is making at the moment."""
+    # False, no locks: _prepare refuses there, so that nobody builds alone.
+    with suppress(BlockingIOError), locked_file(_lock_path(target.build), 0):
+        _tidy(target)
+
+
+def _lock_path(build: SharedBuild) -> Path:
+    return build.final.with_name(f".{build.final.name}.lock")
+
+
 def _prepare(target: Target[Any], locks: ExitStack, *, force: bool) -> None:
     """Lock a target for this process alone, and clear away what a kill has torn, or everything."""
     build = target.build
     with writing(target.what, build.final.parent):
         build.final.parent.mkdir(parents=True, exist_ok=True)
-        lock = build.final.with_name(f".{build.final.name}.lock")
-        locks.enter_context(locked(lock, f"{build.final}"))
+        locks.enter_context(locked(_lock_path(build), f"{build.final}"))
         if force:
             shutil.rmtree(build.folder, ignore_errors=True)
         for torn in target.parts.glob(".*.tmp"):

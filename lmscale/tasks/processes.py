@@ -94,13 +94,23 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file, or raise ``DataError`` at once. A kill releases it."""
+    """Hold a lock file, or raise ``DataError`` at once. A kill releases it.
+
+    A file system without locks is a ``DataError`` too: two builds would remove each other's work.
+    """
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked_file(path, 0))
+            is_locked = stack.enter_context(locked_file(path, 0))
         except BlockingIOError:
             raise DataError(
                 f"{path}: another process is building {what}. Wait until it has finished, or stop "
                 "it."
             ) from None
+        if not is_locked:
+            raise DataError(
+                f"{path}: the file system here has no locks (flock), so nothing would keep another "
+                f"process from building {what} at the same time. Name a folder on a file system "
+                "with locks (Lustre: mounted with -o flock), or add --task 0/1 and start no second "
+                "build of it."
+            )
         yield

@@ -1,6 +1,7 @@
 """The corpus holds what the rules say, appears whole, and is not rebuilt for nothing."""
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -17,6 +18,7 @@ from lmscale.config.data import CorpusConfig
 from lmscale.corpus import build_corpus, load_corpus_manifest, read_documents
 from lmscale.corpus.clean import digest_of, is_heldout, split_text, strip_html
 from lmscale.errors import ConfigError, DataError
+from lmscale.tasks.array_tasks import ArrayTask
 
 
 def make_config(tmp_path, texts, **settings):
@@ -166,6 +168,18 @@ def test_a_second_builder_is_refused(tmp_path):
     os.makedirs(config.folder)
     with FileLock(f"{config.folder}/.s.lock"), pytest.raises(DataError, match="another process"):
         build_corpus(config)
+
+
+def test_a_builder_alone_is_refused_where_the_file_system_has_no_locks(tmp_path, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    config = make_config(tmp_path, ["one"])
+    with pytest.raises(DataError, match=r"\.s\.lock: the file system.*no locks.*--task 0/1"):
+        build_corpus(config)
+    assert os.listdir(config.folder) == [".s.lock"]
+    assert build_corpus(config, ArrayTask(0, 1)).built["s"].is_new  # as the message says
 
 
 def test_a_kill_leaves_nothing_that_looks_like_a_corpus(tmp_path):

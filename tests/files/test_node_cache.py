@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -6,7 +8,7 @@ import sys
 import pytest
 
 from lmscale.errors import ConfigError, DataError
-from lmscale.files.cache import NodeCache
+from lmscale.files.cache import NodeCache, _remove_unless_held
 
 
 def build_cache(folder, max_bytes=100):
@@ -174,3 +176,40 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path):
 
     with pytest.raises(DataError, match="No space is left in .* a cached file"):
         build_cache(tmp_path).make("a", name="f.bin", size=40, write=write)
+
+
+@pytest.fixture
+def take_locks_away(monkeypatch):
+    """Calling it makes every file system one without locks."""
+
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    return lambda: monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def test_a_cache_without_locks_is_refused_and_nothing_in_it_is_removed(tmp_path, take_locks_away):
+    cache, made = build_cache(tmp_path), []
+    make(cache, "a", size=80).close()
+    (tmp_path / ".part-90-0123-1").write_bytes(b"another rank downloads this")
+    before = files(cache)
+    take_locks_away()
+    for key in ("a", "b"):  # there, and not there
+        with pytest.raises(ConfigError, match="without locks.*Set stream.cache.folder") as caught:
+            make(cache, key, made=made)
+        assert str(tmp_path) in str(caught.value)
+    cache.clear()
+    assert [_remove_unless_held(path) for path in before] == [False, False]
+    assert (files(cache), made) == (before, [])
+
+
+def test_a_local_file_is_hashed_each_time_where_the_cache_has_no_locks(tmp_path, take_locks_away):
+    take_locks_away()
+    cache, shard = build_cache(tmp_path / "cache"), tmp_path / "shard"
+    shard.write_bytes(b"whole")
+    digest = hashlib.sha256(b"whole").hexdigest()
+    cache.verify_once(shard, size=5, sha256=digest)
+    assert list((tmp_path / "cache" / "verified").iterdir()) == []
+    shard.write_bytes(b"other")
+    with pytest.raises(DataError, match="its content has changed"):
+        cache.verify_once(shard, size=5, sha256=digest)

@@ -8,6 +8,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_cases import contents, webdataset_leaks, with_shards
@@ -17,6 +18,7 @@ from lmscale.errors import DataError
 from lmscale.shards import build_shards, load_manifest, open_shard, verify_dataset
 from lmscale.shards.plan import plan_slices
 from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
+from lmscale.tasks.array_tasks import ArrayTask
 from lmscale.tokenizer import train_tokenizer
 
 
@@ -101,6 +103,24 @@ def test_a_finished_dataset_is_left_alone_and_another_is_refused(base, dataset, 
     assert all(built.is_new for built in again.built.values())
     assert load_manifest(dataset).vocab_size == 800
     assert verify_dataset(dataset) == []
+
+
+def test_what_another_build_with_force_is_making_is_left_alone(base, dataset, tmp_path):
+    config = with_shards(base, tmp_path / "shards")
+    inputs = load_manifest(dataset).inputs
+    shard = dataset.with_name(".train.building") / inputs[:16] / "parts" / "part-00000.tar"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(b"made a moment ago")
+    with FileLock(dataset.with_name(".train.lock")):
+        with pytest.raises(DataError, match="another process is building"):
+            build_shards(config, force=True)
+        assert shard.read_bytes() == b"made a moment ago"
+        for task in (None, ArrayTask(0, 2)):
+            built = build_shards(config, task).built.values()
+            assert [one.is_new for one in built] == [False, False]
+            assert shard.read_bytes() == b"made a moment ago"
+    build_shards(config)  # now it is what a kill has left
+    assert not dataset.with_name(".train.building").exists()
 
 
 @settings(deadline=None)
