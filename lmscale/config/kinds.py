@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import Enum
-from importlib.metadata import entry_points
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any, Generic, TypeVar
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, PydanticUserError
 from pydantic_core import CoreSchema, core_schema
 
 from lmscale.config.base import Section
+from lmscale.errors import ConfigError
 
 Kind = TypeVar("Kind", bound=Section)
+Found = TypeVar("Found")
 
 
 class Ability(str, Enum):
@@ -28,8 +33,8 @@ class Kinds(Generic[Kind]):
 
     A field of ``RunConfig`` is declared as ``Annotated[SerializeAsAny[Base], KINDS]``: the section
     is read as the kind that its ``key`` names, the first of ``own`` where the YAML names none. A
-    package adds a kind by an entry point of ``group``, which names a subclass of ``base``; a YAML
-    file alone imports nothing.
+    package adds a kind by an entry point of ``group``, which names a subclass of ``base`` with an
+    ``implementation``; a YAML file alone imports nothing.
     """
 
     def __init__(
@@ -39,15 +44,24 @@ class Kinds(Generic[Kind]):
 
     def names(self) -> list[str]:
         """Lmscale's own kinds, then those of installed packages."""
-        return list(dict.fromkeys([*self.own, *sorted(entry_points(group=self.group).names)]))
+        return list(dict.fromkeys([*self.own, *sorted(_installed(self.group).names)]))
 
     def section(self, name: object) -> type[Kind]:
-        """The section of a kind. Raises ``ValueError`` for a name that is not known."""
-        if isinstance(name, str) and name in self.own:
-            return self.own[name]
-        for entry in entry_points(group=self.group):
-            if entry.name == name:
-                return self._load(entry)
+        """The section of a kind. Raises ``ValueError`` for a name that is not known, that several
+        kinds have, or whose package is broken.
+        """
+        own = self.own.get(name) if isinstance(name, str) else None
+        installed = {entry.value: entry for entry in _installed(self.group) if entry.name == name}
+        values = list(dict.fromkeys([_place_of(own), *installed])) if own else list(installed)
+        if len(values) > 1:
+            raise ValueError(
+                f"{self.key} = {name!r} is the name of several kinds, {' and '.join(values)} "
+                f"(entry points {self.group}). Uninstall all packages but one that name it."
+            )
+        if own is not None:
+            return own
+        for entry in installed.values():
+            return self._load(entry)
         raise ValueError(f"{self.key} = {name!r} is not known. Known: {', '.join(self.names())}.")
 
     def section_for(self, tree: Mapping[str, Any]) -> type[Kind]:
@@ -58,14 +72,19 @@ class Kinds(Generic[Kind]):
         """A mapping becomes the section that it names; anything else is left for pydantic."""
         return self.section_for(value).model_validate(value) if isinstance(value, dict) else value
 
-    def _load(self, entry: Any) -> type[Kind]:
+    def _load(self, entry: EntryPoint) -> type[Kind]:
         where = f"{self.key} = {entry.name!r} ({entry.value}, entry point {self.group})"
         try:
             section = entry.load()
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"{where} cannot be imported: {error}.") from error
+        except Exception as error:  # it runs a stranger's module, which may raise anything
+            raise ValueError(
+                f"{where} cannot be imported: {type(error).__name__}: {error}."
+            ) from error
         if not (isinstance(section, type) and issubclass(section, self.base)):
             raise ValueError(f"{where} is no subclass of {self.base.__name__}.")
+        place = getattr(section, "implementation", None)
+        if not (isinstance(place, str) and all(place.partition(":"))):
+            raise ValueError(f"{where} has no implementation, module:NAME.")
         return section
 
     def __get_pydantic_core_schema__(
@@ -76,6 +95,33 @@ class Kinds(Generic[Kind]):
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """For ``lmscale config schema``: the keys of any of the kinds."""
-        sections = [self.section(name).__pydantic_core_schema__ for name in self.names()]
-        return {"anyOf": [handler(section) for section in sections]}
+        """For ``lmscale config schema``: the keys of any of the kinds that can be used."""
+        schemas = [handler(section.__pydantic_core_schema__) for section in self.own.values()]
+        for name in self.names()[len(self.own) :]:
+            with suppress(ValueError, PydanticUserError):  # a broken package; reading names it
+                schemas.append(handler(self.section(name).__pydantic_core_schema__))
+        return {"anyOf": schemas}
+
+
+def import_implementation(place: str, expected: type[Found], *, section: Section) -> Found:
+    """What a section's ``implementation``, module:NAME, names. Raises ``ConfigError``."""
+    module, _, name = place.partition(":")
+    where = f"The implementation {place} of {_place_of(type(section))}"
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{where} cannot be imported: {error}. Repair or reinstall its package."
+        ) from error
+    if not isinstance(found, expected):
+        raise ConfigError(f"{where} is a {type(found).__name__}, no {expected.__name__}.")
+    return found
+
+
+@cache  # of some 50 ms a call
+def _installed(group: str) -> EntryPoints:
+    return entry_points(group=group)
+
+
+def _place_of(section: type[Section]) -> str:
+    return f"{section.__module__}:{section.__qualname__}"

@@ -219,16 +219,27 @@ def _known_keys(
     value: Any = tree
     for part in location:
         section = _section_in(annotation)
-        value = value[part]
+        value = _value_at(value, part)
         if section is not None and part in section.model_fields:
             field = section.model_fields[str(part)]
             kinds = next((item for item in field.metadata if isinstance(item, Kinds)), None)
-            annotation = kinds.section_for(value) if kinds else field.annotation
+            annotation = field.annotation
+            if kinds and isinstance(value, Mapping):
+                annotation = kinds.section_for(value)
         else:  # a key of a mapping such as stream.sources
             arguments = typing.get_args(annotation)
             annotation = arguments[-1] if arguments else None
     section = _section_in(annotation)
     return list(section.model_fields) if section is not None else []
+
+
+def _value_at(value: Any, part: str | int) -> Any:
+    """What pydantic calls ``part`` of ``value``; None for a key that is not text, such as a date,
+    whose name it gives instead.
+    """
+    if isinstance(value, Mapping):
+        return value.get(part)
+    return value[part] if isinstance(value, list) and isinstance(part, int) else None
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmscale.config.kinds import import_implementation
 from lmscale.config.model import ModelConfig, Sizes
 from lmscale.model.account import Account
 from lmscale.model.initialize import Declared
@@ -113,5 +113,4 @@ def account_model(settings: ModelConfig, sizes: Sizes) -> Account:
 
 
 def _find(settings: ModelConfig) -> Family:
-    module, _, name = settings.implementation.partition(":")
-    return getattr(import_module(module), name)
+    return import_implementation(settings.implementation, Family, section=settings)

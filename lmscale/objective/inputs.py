@@ -13,9 +13,9 @@ def to_device(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[st
     """The arrays as tensors on the device, in the loader's compact types."""
     tensors = {}
     for name, array in arrays.items():
-        # torch wants writable memory, though nobody writes; what a worker sent is not.
-        writable = array if array.flags.writeable else np.array(array)
-        tensor = torch.from_numpy(writable)
+        # torch wants writable memory, though nobody writes, and no negative strides. Not
+        # ascontiguousarray, which makes a vector of a single number.
+        tensor = torch.from_numpy(np.require(array, requirements=("C", "W")))
         if device.type == "cuda":
             tensor = tensor.pin_memory().to(device, non_blocking=True)
         tensors[name] = tensor

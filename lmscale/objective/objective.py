@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lmscale.config import RunConfig
+from lmscale.config.kinds import import_implementation
 from lmscale.stream.batches import Preparation
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ class Objective:
 
 
 def build_preparation(config: RunConfig) -> Preparation:
-    """What turns the run's raw rows into its objective's arrays."""
+    """What turns the run's raw rows into its objective's arrays. Raises ``ConfigError`` where the
+    objective cannot be imported.
+    """
     return _find(config).prepare(config)
 
 
@@ -39,5 +41,5 @@ def build_scoring(model: Model, config: RunConfig) -> nn.Module:
 
 
 def _find(config: RunConfig) -> Objective:
-    module, _, name = config.objective.implementation.partition(":")
-    return getattr(import_module(module), name)
+    section = config.objective
+    return import_implementation(section.implementation, Objective, section=section)

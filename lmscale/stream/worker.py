@@ -143,13 +143,18 @@ def main(connection_descriptor: int, memory_descriptor: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_SIGNALS)
     faults.arm_child()
     connection = Connection(connection_descriptor)
-    job, worker, workers, num_slots = connection.recv()
     memory = mmap.mmap(memory_descriptor, 0)
     free: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for slot in range(num_slots):
-        free.put(slot)
+    try:
+        message = connection.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(0)  # the rank is gone
     threading.Thread(target=_receive_slots, args=(connection, free), daemon=True).start()
     try:
+        # Only here: a preparation that cannot be unpickled is an error, not a worker's death.
+        job, worker, workers, num_slots = pickle.loads(message)
+        for slot in range(num_slots):
+            free.put(slot)
         slots = Slots(memory, job)
         for step in range(worker, job.num_steps, workers):
             slot = free.get()

@@ -262,7 +262,8 @@ def _open_at(
     rewinds = found.manifest.rewinds if found else 0
     jumps = pending_jumps(setting.history.rewinds, rewinds_in_history=rewinds)
     stream = stack.enter_context(_open_stream(setting, start.stream, jumps))
-    preparation = build_preparation(config)
+    with failing_together():
+        preparation = build_preparation(config)
     loader = open_loader(
         stream,
         setting.plan,

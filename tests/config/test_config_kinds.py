@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, EntryPoints
 from typing import Literal
 
 import pytest
 
 from lmscale.config import RunConfig, dump_config, kinds, parse_config
-from lmscale.config.kinds import Ability
+from lmscale.config.kinds import Ability, import_implementation
 from lmscale.config.objective import OBJECTIVES, CausalConfig, ObjectiveConfig
 from lmscale.errors import ConfigError
+from lmscale.objective.objective import Objective, build_preparation
 
 
 class GuessConfig(ObjectiveConfig):
     """An objective of another package."""
 
+    implementation = "no_such_package:GUESS"
     name: Literal["guess"] = "guess"
     rate: float = 0.15
 
@@ -24,18 +27,21 @@ class NoObjective:
     pass
 
 
+class UnfinishedConfig(ObjectiveConfig):
+    """It names no implementation."""
+
+
 @pytest.fixture
 def installed(monkeypatch):
-    """Install entry points of the group of objectives, by name."""
+    """Install entry points of the group of objectives, by name; a name may have several."""
 
-    def install(**values: str) -> None:
+    def install(**values: str | tuple[str, ...]) -> None:
         group = EntryPoints(
             EntryPoint(name=name, value=value, group=OBJECTIVES.group)
-            for name, value in values.items()
+            for name, several in values.items()
+            for value in ((several,) if isinstance(several, str) else several)
         )
-        monkeypatch.setattr(
-            kinds, "entry_points", lambda **which: group.select(group=which["group"])
-        )
+        monkeypatch.setattr(kinds, "_installed", lambda name: group.select(group=name))
 
     return install
 
@@ -83,10 +89,64 @@ def test_an_entry_point_that_cannot_be_used_is_named(installed):
     assert f"'wrong' ({__name__}:NoObjective, entry point lmscale.objectives) is no" in wrong
 
 
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("raise RuntimeError('no CUDA here')", "RuntimeError: no CUDA here."),
+        ("raise OSError('lib.so')", "OSError: lib.so."),
+        ("def", "SyntaxError: invalid syntax (broken_package.py, line 1)."),
+    ],
+)
+def test_a_package_that_cannot_be_imported_is_a_problem_whatever_it_raises(
+    installed, tmp_path, monkeypatch, content, error
+):
+    (tmp_path / "broken_package.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    installed(broken="broken_package:It")
+    assert problems_of("{name: broken}") == [
+        "c.yaml: objective: name = 'broken' (broken_package:It, entry point lmscale.objectives) "
+        f"cannot be imported: {error}"
+    ]
+
+
+def test_a_kind_without_an_implementation_is_refused(installed):
+    installed(unfinished=f"{__name__}:UnfinishedConfig")
+    (problem,) = problems_of("{name: unfinished}")
+    assert problem.endswith("lmscale.objectives) has no implementation, module:NAME.")
+
+
+def test_a_name_that_two_kinds_have_is_refused_with_both(installed):
+    installed(guess=("one:It", "other:It"), causal="third:It", cloze=f"{__name__}:ClozeConfig")
+    (two,), (own,) = problems_of("{name: guess}"), problems_of("{z_loss: 0.5}")
+    assert two == (
+        "c.yaml: objective: name = 'guess' is the name of several kinds, one:It and other:It "
+        "(entry points lmscale.objectives). Uninstall all packages but one that name it."
+    )
+    assert "'causal' is the name of several kinds, lmscale.config.objective:CausalConfig" in own
+    assert OBJECTIVES.section("cloze") is ClozeConfig
+
+
+def test_a_kind_that_two_folders_of_the_path_name_alike_is_one(installed):
+    installed(guess=(f"{__name__}:GuessConfig",) * 2)
+    assert parse("{name: guess}").objective == GuessConfig()
+
+
+def test_an_implementation_that_is_not_there_is_an_error_of_the_configuration(installed):
+    installed(guess=f"{__name__}:GuessConfig")
+    config = parse("{name: guess}")
+    with pytest.raises(ConfigError, match=r"no_such_package:GUESS of .*:GuessConfig cannot be imp"):
+        build_preparation(config)
+    section = config.objective
+    for place in ("lmscale.objective.causal:GONE", "lmscale.objective.causal:CausalPreparation"):
+        with pytest.raises(ConfigError, match=f"The implementation {place} of"):
+            import_implementation(place, Objective, section=section)
+
+
 class ClozeConfig(ObjectiveConfig):
     """An objective that no model of this version can serve."""
 
     needs = frozenset({Ability.BIDIRECTIONAL})
+    implementation = "no_such_package:CLOZE"
     name: Literal["cloze"] = "cloze"
 
 
@@ -103,3 +163,19 @@ def test_the_schema_has_the_keys_of_every_kind(installed):
     schema = RunConfig.model_json_schema()
     keys = [set(kind["properties"]) for kind in schema["properties"]["objective"]["anyOf"]]
     assert keys == [{"name", "z_loss", "chunk_tokens"}, {"name", "rate"}]
+
+
+class OddConfig(ObjectiveConfig):
+    """Of a type for which JSON has no schema."""
+
+    implementation = "no_such_package:ODD"
+    name: Literal["odd"] = "odd"
+    call: Callable[[], None] = print
+
+
+def test_a_broken_package_leaves_its_kind_out_of_the_schema(installed):
+    twice = ("one:It", "other:It")
+    odd = f"{__name__}:OddConfig"
+    installed(gone="gone:It", guess=f"{__name__}:GuessConfig", causal="x:It", twice=twice, odd=odd)
+    kinds_of = RunConfig.model_json_schema()["properties"]["objective"]["anyOf"]
+    assert [kind["properties"]["name"]["const"] for kind in kinds_of] == ["causal", "guess"]

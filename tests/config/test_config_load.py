@@ -88,6 +88,12 @@ def test_unknown_keys_are_told_with_their_path_and_the_nearest_known_one():
     ]
 
 
+@pytest.mark.parametrize("name", ["2024-01-01", "3.11", "~", "7"])
+def test_unknown_keys_below_a_name_that_yaml_reads_as_no_text_are_found(name):
+    said = problems_of(f"run: {{name: a}}\nstream: {{sources: {{{name}: {{folderr: x}}}}}}")
+    assert any("folderr: unknown key. Known here: shards, weight" in problem for problem in said)
+
+
 def test_unknown_keys_below_a_name_of_ones_own_are_found():
     text = "run: {name: a}\nstream: {sources: {en: {shards: x, wieght: 2}}}\n"
     assert problems_of(text) == [

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lmscale.config.model import DecoderConfig, Sizes
-from lmscale.model import build_model
+from lmscale.errors import ConfigError
+from lmscale.model import account_model, build_model
 from lmscale.model.attention import attend
 from lmscale.model.cache import build_caches
 from lmscale.model.layout import build_layout, build_step_layout
@@ -170,3 +171,14 @@ def test_a_block_compiles_to_one_graph(make_model):
     for block in model.blocks:
         block.compile(backend="eager", fullgraph=True)  # fullgraph: a break is an error
     torch.testing.assert_close(model(ids_BT, layout), expected)
+
+
+class GoneConfig(DecoderConfig):
+    implementation = "no_such_package:GONE"
+
+
+@pytest.mark.parametrize("use", [build_model, account_model])
+def test_a_family_that_cannot_be_imported_is_an_error_of_the_configuration(use):
+    sizes = Sizes(vocab_size=8, max_positions=8, sequence_length=8)
+    with pytest.raises(ConfigError, match="no_such_package:GONE of .*GoneConfig cannot be import"):
+        use(GoneConfig(), sizes)

@@ -34,7 +34,7 @@ NUMPY_READS = re.compile(r"numpy\.(?:\w+\.)*(?:load|read_array)")
 IMPORT = "import pickle"
 ALLOWED = {
     ("lmscale/stream/worker.py", IMPORT): "for the loads below",
-    ("lmscale/stream/worker.py", "pickle.loads"): "of an error that this very process has pickled",
+    ("lmscale/stream/worker.py", "pickle.loads"): "of its rank's job, and of its own error",
     ("lmscale/stream/loader.py", IMPORT): "for the loads below",
     ("lmscale/stream/loader.py", "pickle.loads"): "of a stream that this very process has pickled",
     ("launcher/preflight/node_checks.py", "shell="): "preflight.command, a line of the profile",

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,6 +149,23 @@ def test_a_bug_in_a_worker_keeps_its_class_and_shows_the_workers_traceback(strea
         with pytest.raises(IndexError) as caught:
             next(loader)
     assert "in _position" in str(caught.value.__cause__)
+
+
+class Unreadable(CausalPreparation):
+    """It cannot be made again where it arrives."""
+
+    def __reduce__(self):
+        return (int, ("not a number",))
+
+
+def test_a_preparation_that_a_worker_cannot_unpickle_is_an_error_and_no_death(stream):
+    preparation = Unreadable(mask_documents=True)
+    settings: Any = {"first_n": 0, "num_steps": 2, "workers": 1}
+    with open_loader(stream, plan(1), 0, preparation=preparation, **settings) as loader:
+        with pytest.raises(ValueError, match="not a number"):
+            next(loader)
+        source: Any = loader._source
+    assert source._workers[0].process.returncode == 0
 
 
 def test_a_killed_worker_is_an_error_that_says_so(stream):

@@ -2,13 +2,17 @@
 
 import json
 import math
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from forked_ranks import one_group, run_starts
+from forked_ranks import one_group, run_on_ranks, run_starts
 
-from lmscale.errors import CorruptionError
+from lmscale.errors import ConfigError, CorruptionError
 from lmscale.ranks.collectives import fail_together, gather_json
+from lmscale.train import assemble
 from lmscale.train.loop import _agree, _judge_skip
 from lmscale.train.votes import RANKS_DIFFER
 
@@ -41,6 +45,24 @@ def agree(case, ranks):
         except CorruptionError as error:
             problems = list(error.problems)
     return [agreed.gradient_norm, agreed.num_skipped, agreed.stop_reason, problems]
+
+
+def open_without_the_objective_on_one(ranks):
+    """What each rank hears where rank 1 has no such package."""
+
+    def build(config):
+        if ranks.rank == 1:
+            raise ConfigError("It is not installed.")
+
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setattr(assemble, "_open_stream", lambda *_: nullcontext())
+        patch.setattr(assemble, "build_preparation", build)
+        setting: Any = SimpleNamespace(
+            config=None, ranks=ranks, history=SimpleNamespace(rewinds=())
+        )
+        with pytest.raises(ConfigError) as caught:
+            assemble._open_at(setting, None, assemble.Start(), None, stack)
+    return list(caught.value.problems)
 
 
 # ---- The tests
@@ -76,3 +98,8 @@ def test_a_rank_that_skips_or_not_against_the_others_is_named_and_nothing_is_sav
     assert norm == math.inf and reason == RANKS_DIFFER
     (problem,) = problems
     assert f"this rank {did} update of step 7" in problem and problem.endswith(f"(rank {rank})")
+
+
+def test_an_objective_that_one_rank_cannot_import_ends_all_of_them(tmp_path):
+    heard = run_on_ranks(open_without_the_objective_on_one, 2, tmp_path)
+    assert heard == [["It is not installed. (rank 1)"]] * 2
