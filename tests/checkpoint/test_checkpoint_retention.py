@@ -120,7 +120,7 @@ def write(place, step, *, is_finite=True, reason=REGULAR):
         step=step,
         parameters={},
         states={},
-        optimizer={},
+        optimizer={"kind": "adamw", "step": step},
         loss_scale=None,
         state={},
         identity={},
