@@ -1,20 +1,11 @@
-"""Real processes without each paying for its imports: a server loads everything once, then forks.
+"""The process that has loaded torch, DeepSpeed and lmscale, and forks what it is asked for.
 
-    start_process("command", ["train", config], output=log)     `lmscale train CONFIG`
-    start_process("ranks", [script, folder, 1, 2])              forked_ranks.py's starts
-    start_process("function", [file, name, folder, 3])          one of its functions on 3 ranks
-    start_process("script", [script, "--seed", 1])              `python SCRIPT --seed 1`
-
-Loading torch and DeepSpeed takes a core four seconds and more; a fork takes none. The server runs
-beside each process that asks for one (a worker of pytest-xdist, a script) and ends with it, with
-all that it has forked. A fork gets the asker's environment and a session of its own, as a process
-that is started anew would. A launcher among them forks its ranks in turn. What an interpreter does
-before `lmscale` is loaded is not the point here; tests/cli and tests/test_docs.py start real ones.
+``forked_processes.py`` starts it and says what can be asked. A launcher among the forks forks its
+ranks in turn (``ForkedRank``).
 """
 
 from __future__ import annotations
 
-import atexit
 import faulthandler
 import gc
 import importlib
@@ -27,186 +18,15 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
-# A process that trains so little must not fight for cores with the other ranks.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 COMMAND = ("-m", "lmscale.cli.main")
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-_OF_RANKS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_PORT"}
-
-
-# ---- The side that asks
-
-
-class Process:
-    """A forked process, with the methods of ``subprocess.Popen`` that tests use."""
-
-    def __init__(self, server: Server, pid: int, output: Path, *, is_own: bool) -> None:
-        self._server, self._output, self._is_own = server, output, is_own
-        self.pid = pid
-        self.returncode: int | None = None
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            self.returncode = self._server.find_code(self.pid, 0.0)
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int:
-        deadline = time.monotonic() + (1e9 if timeout is None else timeout)
-        while self.returncode is None:
-            left = deadline - time.monotonic()
-            if left < 0:
-                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
-            self.returncode = self._server.find_code(self.pid, min(left, 0.5))
-        return self.returncode
-
-    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
-        """What it has printed, when it has ended; once more, nothing."""
-        self.wait(timeout)
-        said = self._output.read_text(errors="replace") if self._output.exists() else ""
-        if self._is_own:
-            self._output.unlink(missing_ok=True)
-        return said, None
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-    def kill_session(self) -> None:
-        """End it and what it has started."""
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
-
-
-def start_process(
-    work: str,
-    arguments: Sequence[object],
-    *,
-    output: Path | None = None,
-    errors: Path | None = None,
-    folder: Path | None = None,
-    environment: Mapping[str, str] | None = None,
-    max_file_bytes: int | None = None,
-) -> Process:
-    """Start ``work``; its stdout goes to ``output``, its stderr to ``errors``, by default the same.
-
-    ``environment`` is added to this process's own. ``max_file_bytes``: no file may grow beyond it,
-    as on a disk that is full.
-    """
-    is_own = output is None
-    if output is None:
-        descriptor, name = tempfile.mkstemp(prefix="lmscale-output-")
-        os.close(descriptor)
-        output = Path(name)
-    output.touch()
-    given = {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
-    server = _server(os.getpid())
-    pid = server.ask(
-        work=work,
-        arguments=[str(argument) for argument in arguments],
-        output=str(output),
-        errors=str(errors or output),
-        folder=str(folder or Path.cwd()),
-        environment={**given, **ENVIRONMENT, **(environment or {})},
-        max_file_bytes=max_file_bytes,
-    )
-    return Process(server, pid, output, is_own=is_own)
-
-
-def run_process(work: str, arguments: Sequence[object], **options: Any) -> tuple[int, str]:
-    """Do ``work`` to its end: the exit code and what it printed."""
-    process = start_process(work, arguments, **options)
-    try:
-        said, _ = process.communicate()
-    finally:
-        process.kill_session()
-    return process.wait(), said
-
-
-class Server:
-    """The process that has loaded everything, seen from the one that asks."""
-
-    def __init__(self) -> None:
-        paths = [str(TESTS), str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            cwd=ROOT,
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for pytest
-        )
-        self._lock = threading.RLock()
-        self._rest = b""
-        self._codes: dict[int, int] = {}
-        self._pids: list[int] = []
-        atexit.register(self.close)
-
-    def ask(self, **request: Any) -> int:
-        """The number of the process that was forked for the request."""
-        with self._lock:
-            stdin = self._process.stdin
-            assert stdin is not None
-            stdin.write(json.dumps(request).encode() + b"\n")
-            stdin.flush()
-            while not self._pids:
-                self._read(1.0)
-            return self._pids.pop()
-
-    def find_code(self, pid: int, seconds: float) -> int | None:
-        """The exit code of a process, as ``Popen.returncode``; waits for it for ``seconds``."""
-        with self._lock:
-            if pid not in self._codes:
-                self._read(seconds)
-            return self._codes.get(pid)
-
-    def _read(self, seconds: float) -> None:
-        stdout = self._process.stdout
-        assert stdout is not None
-        if not select.select([stdout], [], [], seconds)[0]:
-            return
-        told = os.read(stdout.fileno(), 1 << 16)
-        assert told, "the process that forks the others has ended"
-        *lines, self._rest = (self._rest + told).split(b"\n")
-        for row in map(json.loads, lines):
-            if "code" in row:
-                self._codes[row["pid"]] = row["code"]
-            else:
-                self._pids.append(row["pid"])
-
-    def close(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-        self._process.wait()
-
-
-@cache
-def _server(asker: int) -> Server:
-    """One for each process that asks: a fork of one that has asked has none."""
-    return Server()
-
-
-# ---- The side that forks
 
 
 def load_everything() -> None:
@@ -356,9 +176,6 @@ WORKS = {
     "ranks": _run_ranks,
     "function": _run_function,
 }
-
-
-# ---- Inside a launcher that is such a fork
 
 
 class ForkedRank:

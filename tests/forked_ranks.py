@@ -1,4 +1,4 @@
-"""Real ranks, without each paying for its imports: forks of fork_server.py.
+"""Real ranks, without each paying for its imports: forks, by forked_processes.py.
 
 ``run_starts(script, folder, (1, 2, 4))`` calls the script's ``start(folder, number)`` on 1 rank,
 then on 2, then on 4: start 0, 1 and 2. This is for tests that look at numbers; how ranks are
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fork_server import run_process
+from forked_processes import run_process
 
 if TYPE_CHECKING:
     from lmscale.ranks.ranks import Ranks
@@ -86,7 +86,7 @@ def fork_ranks(num_ranks: int, work: Callable[[], None]) -> None:
             sys.exit(f"a rank of {num_ranks} ended with status {status}")
 
 
-def _exit_after(work: Callable[[], None]) -> None:
+def _exit_after(work: Callable[[], object]) -> None:
     code = 1
     try:
         work()
@@ -97,6 +97,14 @@ def _exit_after(work: Callable[[], None]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # past the parent's own clean-up
+
+
+def in_a_fork(work: Callable[[], object]) -> int:
+    """How a process ends in which ``work`` is done: its exit code, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        _exit_after(work)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def fork_starts(script: str, folder: str, *num_ranks: str) -> None:

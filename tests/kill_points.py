@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fork_server import ENVIRONMENT, ROOT
+from forked_processes import ENVIRONMENT, ROOT
 
 # Python's audit events for what changes a folder. os.replace is os.rename to them.
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link"}

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from os import kill
 from pathlib import Path
 
-from fork_server import Process
+from forked_processes import Process
 from tiny_run import (
     build_tiny_data,
     children_of,

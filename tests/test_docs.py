@@ -15,7 +15,7 @@ from pydoc_data.topics import topics
 import pytest
 import typer.main
 from config_reference import PAGE, replace_reference
-from fork_server import run_process
+from forked_processes import run_process
 
 import lmscale
 from lmscale.cli.app import app
@@ -190,7 +190,7 @@ def test_the_readme_names_the_two_commands_first():
 
 
 def run(words: list[str], folder: Path) -> str:
-    """Run one ``lmscale`` command in a fork (fork_server.py), and return what it prints."""
+    """Run one ``lmscale`` command in a fork (forked_processes.py), and return what it prints."""
     errors = folder / "stderr.txt"
     code, said = run_process("command", words, errors=errors, folder=folder)
     assert code == 0, f"lmscale {shlex.join(words)}\n{said}{errors.read_text()}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from fork_server import ROOT
+from forked_processes import ROOT
 
 
 def load_example(name: str) -> ModuleType:

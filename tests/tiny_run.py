@@ -11,7 +11,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from fork_server import ROOT, Process, start_process
+from forked_processes import ROOT, Process, start_process
 
 from lmscale.config import RunConfig, dump_config
 from lmscale.runs.commits import Commit, append_commit, read_commits
@@ -121,7 +121,7 @@ def start_lmscale(
     environment: Mapping[str, str] | None = None,
     max_file_bytes: int | None = None,
 ) -> Process:
-    """A real ``lmscale`` process, in a session of its own: a fork (fork_server.py)."""
+    """A real ``lmscale`` process, in a session of its own: a fork (forked_processes.py)."""
     return start_process(
         "command",
         arguments,

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fork_server import run_process
+from forked_processes import run_process
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 

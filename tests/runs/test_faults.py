@@ -6,9 +6,9 @@ import os
 import signal
 import threading
 import time
-import traceback
 
 import pytest
+from forked_ranks import in_a_fork
 
 from lmscale.engine import tensor_faults
 from lmscale.errors import ConfigError
@@ -51,21 +51,6 @@ def armed(monkeypatch, tmp_path):
 
 def rows(folder):
     return [(row["rank"], row["fault"], row["step"]) for row in read_rows(folder / "faults.jsonl")]
-
-
-def in_a_fork(work):
-    """How a process ends in which ``work`` is done: its exit code, negative for a signal."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_a_list_of_faults_is_understood():

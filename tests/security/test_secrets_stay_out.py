@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from fork_server import ROOT
+from forked_processes import ROOT
 from tiny_run import start_lmscale, write_tiny_config
 
 from lmscale.cli.main import main

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from cluster import Cluster, Process, wait_until
-from fork_server import ENVIRONMENT, ROOT
+from forked_processes import ENVIRONMENT, ROOT
 from tiny_run import Ended, committed_steps, ledger_of, run_lmscale, write_tiny_config
 
 PACE = Path(__file__).with_name("pace")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from cluster import Cluster, Process, wait_until
-from fork_server import ENVIRONMENT, ROOT
+from forked_processes import ENVIRONMENT, ROOT
 from tiny_run import Ended, run_lmscale
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from cluster import Cluster, wait_until, why_no_cluster
 from demands import demand
-from fork_server import ENVIRONMENT, ROOT, run_process
+from forked_processes import ENVIRONMENT, ROOT, run_process
 from jobs import PACE
 
 PAGE = ROOT / "docs" / "slurm.md"

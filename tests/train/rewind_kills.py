@@ -14,11 +14,11 @@ import json
 import os
 import signal
 import sys
-import traceback
 from functools import partial
 from pathlib import Path
 
 from fork_server import load_everything
+from forked_ranks import in_a_fork
 from kill_points import CHANGES
 from tiny_run import tiny_config
 
@@ -52,12 +52,12 @@ def main(data: str, folder: str, *moments: str) -> None:
     for moment in map(int, moments):
         run = Path(folder) / str(moment)
         work = partial(attempt, Path(data), run, bad)
-        code = _fork(partial(work, kill_at=moment))
+        code = in_a_fork(partial(work, kill_at=moment))
         assert code == (-signal.SIGKILL if moment else 0), f"moment {moment}: ended with {code}"
         if moment:
             rows = read_rows(run / "rewinds.jsonl")
             (run / AT_KILL).write_text(json.dumps(len(rows)))
-            code = _fork(partial(work, kill_at=0))
+            code = in_a_fork(partial(work, kill_at=0))
             assert code == 0, f"moment {moment}: resumed, it ended with {code}"
 
 
@@ -69,22 +69,6 @@ def read_bad(data: Path) -> frozenset[bytes]:
     rows = [row.tobytes() for row in tokens]
     assert len(set(rows)) == len(rows)
     return frozenset(rows[n] for n in BAD)
-
-
-def _fork(work) -> int:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def attempt(data: Path, folder: Path, bad: frozenset[bytes], *, kill_at: int) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from chaos_plan import DAMAGES, FAMILIES, plan_attempt
-from fork_server import run_process
+from forked_processes import run_process
 
 from lmscale.runs.faults import KINDS, MOMENTS, parse_faults
 

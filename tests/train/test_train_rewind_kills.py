@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fork_server import run_process
+from forked_processes import run_process
 from rewind_kills import AT_KILL, BAD, STEPS, config_of
 
 from lmscale.checkpoint import load_model_weights

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from fork_server import Process
+from forked_processes import Process
 from tiny_run import (
     children_of,
     committed_steps,

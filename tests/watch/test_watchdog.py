@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fork_server import start_process
+from forked_processes import start_process
 from tiny_run import children_of, is_gone, start_lmscale, write_tiny_config
 
 from lmscale.config.training import WatchConfig
