@@ -36,6 +36,14 @@ def record_removals(run_folder: Path, steps: Iterable[int]) -> None:
         append_removals(run_folder, steps)
 
 
+def record_replacement(run_folder: Path, step: int) -> None:
+    """Before a save clears away a committed checkpoint of its own step, which a rewind has undone:
+    the old row would vouch for the new files.
+    """
+    if any(commit.step == step for commit in read_commits(run_folder)):
+        record_removals(run_folder, [step])
+
+
 def mend_log(run_folder: Path, place: Place) -> None:
     """Add the rows that a kill between a commit, or a removal, and its row has kept out.
 

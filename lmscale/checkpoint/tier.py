@@ -80,14 +80,18 @@ class SharedTier(Tier):
         place: Place,
         *,
         written_by: Mapping[str, Any] | None = None,
+        replace: Callable[[int], None] = lambda step: None,
         tidy: Callable[[Manifest], None] = lambda manifest: None,
         make_room: Callable[[int], tuple[int, ...]] = lambda step: (),
     ) -> None:
-        """``tidy`` is called after a commit."""
+        """``replace`` is called before a save clears away what is there of its step, ``tidy`` after
+        a commit.
+        """
         super().__init__(place, written_by=written_by or {})
-        self._tidy, self._make_room = tidy, make_room
+        self._replace, self._tidy, self._make_room = replace, tidy, make_room
 
     def begin(self, step: int) -> None:
+        self._replace(step)
         self.place.begin(step)
 
     def commit(self, manifest: Manifest, content: bytes, lease: Lease) -> None:

@@ -5,17 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from lmscale.checkpoint import delete_old_checkpoints, free_space
-from lmscale.checkpoint.commit_log import record_commit
 from lmscale.checkpoint.fragments import owned_fragments
 from lmscale.checkpoint.job import Job
 from lmscale.checkpoint.manifest import ASKED, LAST, REGULAR, STOP, Manifest
 from lmscale.checkpoint.places.local_tier import LocalTier, open_node_place
-from lmscale.checkpoint.places.place import Place
-from lmscale.checkpoint.retention import Candidate, look_at
 from lmscale.checkpoint.save import draft_manifest, live_copy
 from lmscale.checkpoint.snapshot import Copy, Snapshot, parts_of
 from lmscale.checkpoint.state import RunState
@@ -24,7 +19,6 @@ from lmscale.checkpoint.writer import CheckpointWriter
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import ConfigError, DataError, LeaseLostError, LmscaleError
 from lmscale.files import fault_points
-from lmscale.guard.rewind_plan import plan_spared
 from lmscale.history.starts import attempt_of
 from lmscale.ranks.collectives import fail_together, failing_together, sum_float64
 from lmscale.ranks.mailbox import open_mailbox
@@ -36,6 +30,7 @@ from lmscale.train.compare import compare_for_save
 from lmscale.train.hooks import Hook, ProgressCounter
 from lmscale.train.probe import measure_probe
 from lmscale.train.progress import StreamPlace
+from lmscale.train.retention import RunRetention
 from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
@@ -72,19 +67,21 @@ class Saver:
         self._states: Sequence[RunState] = (counter, stream, *origin, *more_states)
         if trackers is not None:
             trackers.on_refusal = self.refuse
-        # Used by the writer's thread of rank 0 alone.
-        self._candidates: dict[int, Candidate] = {}
         self._refusal: LmscaleError | None = None
         self._job: Job | None = None  # until all ranks have seen its outcome
         self._untold: tuple[Job, dict[str, float]] | None = None  # what a save has cost the loop
         self._has_left_one_out = False  # the last save that was due; alike on all ranks
-        self._spare = plan_spared(run.config, num_rewinds=len(run.history.rewinds))
         with failing_together():
             # A checkpoint tells of which attempt it is (local_tier.describe_superseded).
             attempt = attempt_of(run.folder) if run.ranks.is_first else {}
             self._local_tier = self._open_local_tier(attempt)
+        retention = RunRetention(run)
         self._tier = SharedTier(
-            run.place, written_by=attempt, tidy=self._tidy, make_room=self._make_room
+            run.place,
+            written_by=attempt,
+            replace=retention.replace,
+            tidy=retention.tidy,
+            make_room=retention.make_room,
         )
         self._snapshot = self._open_snapshot() if run.config.checkpoint.asynchronous else None
         self._writer = CheckpointWriter(
@@ -333,52 +330,12 @@ class Saver:
             return live_copy(engine)
         return self._snapshot.take(parts_of(owned_fragments(engine)), engine.before_update)
 
-    # What follows is done in the writer's thread of rank 0.
-
     def _prepare(self) -> None:
+        """Before anything is written, in the writer's thread of rank 0."""
         if self._refusal is not None:
             raise self._refusal
         if self._ledger is not None:
             self._ledger.sync()  # no checkpoint may know of steps that the ledger lacks
-
-    def _tidy(self, manifest: Manifest) -> None:
-        config, place = self._run.config, self._run.place
-        record_commit(config.folder, place, manifest)
-        is_asked = manifest.reason == ASKED
-        self._candidates[manifest.step] = Candidate(
-            step=manifest.step, is_good=manifest.is_finite, is_asked=is_asked
-        )
-        if manifest.is_finite:  # else no run goes on from it: it may push no good one out
-            delete_old_checkpoints(
-                place,
-                config.checkpoint,
-                config.folder,
-                newest=manifest.step,
-                look=self._look,
-                spare=self._spare,
-            )
-
-    def _make_room(self, step: int) -> tuple[int, ...]:
-        self._run.lease.check()  # else these are another copy's
-        config = self._run.config
-        return free_space(
-            self._run.place,
-            config.checkpoint,
-            config.folder,
-            saving=step,
-            look=self._look,
-            spare=self._spare,
-        )
-
-    def _look(self, place: Place, step: int) -> Candidate:
-        """As ``look_at``, once a step; what this start has passed over is not good."""
-        known = self._candidates.get(step)
-        if known is None:
-            known = look_at(place, step, self._run.history.undone)
-            if step in self._run.passed_over:
-                known = replace(known, is_good=False)
-            self._candidates[step] = known
-        return known
 
 
 def writing_rows(hook: Hook, saver: Saver) -> Hook:

@@ -13,13 +13,14 @@ from handmade_checkpoints import place_at, save
 from tiny_run import log_commit, logged_steps
 
 from lmscale.checkpoint import commit_log
-from lmscale.checkpoint.commit_log import record_commit
+from lmscale.checkpoint.commit_log import record_commit, record_replacement
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.places import place as place_module
 from lmscale.checkpoint.places import run_place
 from lmscale.checkpoint.places.place import OWNER_FILE, LocalPlace
 from lmscale.checkpoint.places.run_place import open_place, prepare_place
 from lmscale.checkpoint.retention import remove
+from lmscale.checkpoint.tier import SharedTier
 from lmscale.errors import CheckpointError
 from lmscale.files.run_files import COMMITS_FILE
 from lmscale.runs.commits import append_removals, read_commits
@@ -149,6 +150,20 @@ def test_a_log_that_a_kill_has_left_wrong_is_mended_at_the_start(config):
     rows = (config.folder / COMMITS_FILE).read_text()
     prepare_place(config, place)
     assert (config.folder / COMMITS_FILE).read_text() == rows, "there is nothing left to mend"
+
+
+def test_a_save_that_replaces_an_undone_one_leaves_no_row_of_it_though_it_is_killed(config):
+    """A rewind went back to before step 2, and step 4 is not yet done anew."""
+    place = open_place(config)
+    prepare_place(config, place)
+    save_and_log(config, 2, 4)
+    before = read_commits(config.folder)[0]
+    SharedTier(place, replace=partial(record_replacement, config.folder)).begin(2)
+    assert logged_steps(config.folder) == [4]
+    manifest = save(place, 2, reason="asked")  # committed, and killed before its row
+    prepare_place(config, place)
+    again = read_commits(config.folder)[0]
+    assert (again.step, again.sha256) == (2, manifest.hash) != (2, before.sha256)
 
 
 def test_a_log_that_was_lost_is_made_anew(config):
