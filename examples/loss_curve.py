@@ -27,8 +27,12 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--out", type=Path, help="default: RUN/loss.svg")
     arguments = parser.parse_args()
-    metrics = read_rows(arguments.run / "metrics.jsonl")
-    starts = [row for row in read_rows(arguments.run / "attempts.jsonl") if row["event"] == "start"]
+    try:
+        metrics = read_rows(arguments.run / "metrics.jsonl")
+        attempts = read_rows(arguments.run / "attempts.jsonl")
+    except (OSError, ValueError) as error:
+        parser.error(f"{arguments.run} cannot be read as a run's folder: {error}")
+    starts = [row for row in attempts if row["event"] == "start"]
     train = figures(metrics, "train/loss")
     if not train:
         raise SystemExit(f"{arguments.run}/metrics.jsonl holds no train/loss yet.")
@@ -46,7 +50,9 @@ def main() -> None:
 
 
 def read_rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The whole lines of a file that a run may be writing just now."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def figures(rows: Sequence[dict], name: str) -> Points:

@@ -71,6 +71,17 @@ def test_the_loss_curve_shows_every_report_every_evaluation_and_every_later_star
     assert "4.50" in texts
 
 
+def test_a_folder_that_is_no_runs_is_told_and_a_line_that_is_being_written_left_out(tmp_path):
+    drawn = draw(tmp_path)
+    assert drawn.returncode == 2
+    assert f"{tmp_path} cannot be read as a run's folder: " in drawn.stderr
+    write_rows(tmp_path / "metrics.jsonl", [{"step": 1, "train/loss": 8.0}])
+    write_rows(tmp_path / "attempts.jsonl", [])
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "train/lo')
+    assert draw(tmp_path).returncode == 0
+
+
 def test_a_run_without_a_loss_yet_has_no_picture(tmp_path):
     for name in ("metrics.jsonl", "attempts.jsonl"):
         write_rows(tmp_path / name, [])

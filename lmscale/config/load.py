@@ -208,6 +208,7 @@ def _describe(
         return "\n".join(where + line + "." * (not line.endswith(ends)) for line in lines)
     value = problem["input"]
     shown = f"{value!r}" if isinstance(value, (str, int, float, bool)) else type(value).__name__
+    message = message.replace("a valid tuple", "a list")  # what YAML calls it
     return f"{name}: {path}: {message[:1].lower()}{message[1:]}; found {shown}."
 
 

@@ -215,6 +215,7 @@ def test_a_key_that_is_merged_and_then_given_again_is_not_called_repeated():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("train.freeze=embedding.*", "train.freeze: input should be a list; found 'embedding.*'"),
         ("train.steps=true", "train.steps: input should be a valid integer; found True"),
         ("train.steps='12'", "train.steps: input should be a valid integer; found '12'"),
         ("engine.optimizer.lr=true", "engine.optimizer.lr: input should be a valid number"),
