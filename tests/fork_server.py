@@ -49,7 +49,10 @@ def load_everything() -> None:
 
 
 def serve() -> None:
-    """Fork what standard input asks for, a line each; tell each number, and later its end."""
+    """Fork what standard input asks for, a line each; tell each one's pid, and later its end.
+
+    Each has a place in the order of asking as well, since the system gives a pid anew.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever a shell has ignored
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     load_everything()
@@ -59,26 +62,28 @@ def serve() -> None:
     # Out of the collector's sight: ZeRO 3 of DeepSpeed 0.19.8 collects as it is built, which takes
     # 2 s over all that was imported, and every page it touches is copied for every rank.
     gc.freeze()
-    running: dict[int, int] = {}  # of a process's descriptor: its number
+    running: dict[int, tuple[int, int]] = {}  # of a process's descriptor: its place and its pid
+    count = 0
     rest = b""
     while True:
         for ready in select.select([0, *running], [], [])[0]:
             if ready:
-                pid = running.pop(ready)
+                number, pid = running.pop(ready)
                 os.close(ready)
                 _, status = os.waitpid(pid, 0)
-                _tell(pid=pid, code=os.waitstatus_to_exitcode(status))
+                _tell(number=number, code=os.waitstatus_to_exitcode(status))
                 continue
             asked = os.read(0, 1 << 16)
             if not asked:
-                for pid in running.values():
+                for _, pid in running.values():
                     os.killpg(pid, signal.SIGKILL)
                 return
             *lines, rest = (rest + asked).split(b"\n")
             for line in lines:
                 pid = _fork(lambda line=line: _become(**json.loads(line)))
-                running[os.pidfd_open(pid)] = pid
-                _tell(pid=pid)
+                running[os.pidfd_open(pid)] = (count, pid)
+                _tell(number=count, pid=pid)
+                count += 1
 
 
 def _tell(**row: int) -> None:

@@ -39,14 +39,16 @@ _OF_RANKS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK
 class Process:
     """A forked process, with the methods of ``subprocess.Popen`` that tests use."""
 
-    def __init__(self, server: Server, pid: int, output: Path, *, is_own: bool) -> None:
-        self._server, self._output, self._is_own = server, output, is_own
+    def __init__(
+        self, server: Server, number: int, pid: int, output: Path, *, is_own: bool
+    ) -> None:
+        self._server, self._number, self._output, self._is_own = server, number, output, is_own
         self.pid = pid
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = self._server.find_code(self.pid, 0.0)
+            self.returncode = self._server.find_code(self._number, 0.0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -55,7 +57,7 @@ class Process:
             left = deadline - time.monotonic()
             if left < 0:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
-            self.returncode = self._server.find_code(self.pid, min(left, 0.5))
+            self.returncode = self._server.find_code(self._number, min(left, 0.5))
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
@@ -107,7 +109,7 @@ def start_process(
     output.touch()
     given = {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
     server = _server(os.getpid())
-    pid = server.ask(
+    number, pid = server.ask(
         work=work,
         arguments=[str(argument) for argument in arguments],
         output=str(output),
@@ -116,7 +118,7 @@ def start_process(
         environment={**given, **ENVIRONMENT, **(environment or {})},
         max_file_bytes=max_file_bytes,
     )
-    return Process(server, pid, output, is_own=is_own)
+    return Process(server, number, pid, output, is_own=is_own)
 
 
 def run_process(work: str, arguments: Sequence[object], **options: Any) -> tuple[int, str]:
@@ -145,26 +147,26 @@ class Server:
         self._lock = threading.RLock()
         self._rest = b""
         self._codes: dict[int, int] = {}
-        self._pids: list[int] = []
+        self._forked: list[tuple[int, int]] = []
         atexit.register(self.close)
 
-    def ask(self, **request: Any) -> int:
-        """The number of the process that was forked for the request."""
+    def ask(self, **request: Any) -> tuple[int, int]:
+        """The process that was forked for the request: its place in the order, and its pid."""
         with self._lock:
             stdin = self._process.stdin
             assert stdin is not None
             stdin.write(json.dumps(request).encode() + b"\n")
             stdin.flush()
-            while not self._pids:
+            while not self._forked:
                 self._read(1.0)
-            return self._pids.pop()
+            return self._forked.pop()
 
-    def find_code(self, pid: int, seconds: float) -> int | None:
+    def find_code(self, number: int, seconds: float) -> int | None:
         """The exit code of a process, as ``Popen.returncode``; waits for it for ``seconds``."""
         with self._lock:
-            if pid not in self._codes:
+            if number not in self._codes:
                 self._read(seconds)
-            return self._codes.get(pid)
+            return self._codes.get(number)
 
     def _read(self, seconds: float) -> None:
         stdout = self._process.stdout
@@ -176,9 +178,9 @@ class Server:
         *lines, self._rest = (self._rest + told).split(b"\n")
         for row in map(json.loads, lines):
             if "code" in row:
-                self._codes[row["pid"]] = row["code"]
+                self._codes[row["number"]] = row["code"]
             else:
-                self._pids.append(row["pid"])
+                self._forked.append((row["number"], row["pid"]))
 
     def close(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
