@@ -25,12 +25,6 @@ ACTIVE_STATES = frozenset(
 # How a command says that it found no controller, or no configuration that names one.
 _UNREACHABLE = ("Unable to contact", "Connection refused", "Communication connection failure")
 _UNREACHABLE += ("Could not establish a configuration source",)
-# The name stands last: a separator in it does no harm.
-_QUEUE_FIELDS = ("JobArrayID", "JobID", "RestartCnt", "State", "Reason", "Partition", "UserName")
-_QUEUE_FIELDS += ("NumNodes", "NodeList", "SubmitTime", "StartTime", "TimeUsed", "TimeLimit")
-_QUEUE_FIELDS += ("TimeLeft", "Name")
-_ACCOUNT_FIELDS = ("JobID", "JobIDRaw", "State", "ExitCode", "Submit", "Start", "End")
-_ACCOUNT_FIELDS += ("ElapsedRaw", "NodeList", "Reason", "User", "JobName")
 # Defaults that a user may have set would change what is submitted or how it is printed.
 _FOREIGN = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SLURM_")
 _OURS = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
@@ -47,25 +41,22 @@ class QueuedJob:
     """As a person writes it: 12, or 12_3 for a task of an array, or 12_[4-7] for its rest."""
     raw_job: str
     """SLURM_JOB_ID: every started task of an array has one of its own."""
-    restarts: int
     state: str
     reason: str
     """Why the job waits, or ""."""
-    partition: str
     user: str
-    num_nodes: int
     nodes: str
-    submitted_at: float | None
     starts_at: float | None
     """When it started, or when Slurm expects it to."""
-    used_seconds: float | None
-    limit_seconds: float | None
     left_seconds: float | None
-    name: str
 
     @property
     def is_active(self) -> bool:
         return self.state in ACTIVE_STATES
+
+
+_QUEUE_FIELDS = ("JobArrayID", "JobID", "State", "Reason", "UserName", "NodeList", "StartTime")
+_QUEUE_FIELDS += ("TimeLeft",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +64,14 @@ class AccountedJob:
     """One attempt of a job as the accounting remembers it."""
 
     job: str
-    raw_job: str
     state: str
-    exit_code: int
-    signal: int
     submitted_at: float | None
     started_at: float | None
     ended_at: float | None
-    elapsed_seconds: float | None
     nodes: str
-    reason: str
-    user: str
-    name: str
+
+
+_ACCOUNT_FIELDS = ("JobID", "State", "NodeList", "Submit", "Start", "End")
 
 
 class SlurmRefusedError(ClusterError):
@@ -95,10 +82,10 @@ class SlurmRefusedError(ClusterError):
         self.answer = answer or self.problems[0]
 
 
-def sbatch(script: Path, options: Sequence[str] = ()) -> str:
+def sbatch(script: Path) -> str:
     """Submit ``script`` and return the job's number. Raises ``ClusterError``."""
-    printed = _call(["sbatch", "--parsable", *options, str(script)], timeout=SBATCH_SECONDS)
-    return parse_submitted(printed)
+    done = _call(["sbatch", "--parsable", str(script)], timeout=SBATCH_SECONDS)
+    return parse_submitted(done.stdout)
 
 
 def try_sbatch(script: str, options: Sequence[str] = ()) -> str:
@@ -106,18 +93,14 @@ def try_sbatch(script: str, options: Sequence[str] = ()) -> str:
 
     Partition, nodes, gres, memory, time and signal are checked; account and qos are not.
     """
-    command = ["sbatch", "--test-only", *options]
-    done = _run(command, timeout=SBATCH_SECONDS, text=script)
-    said = _clean(done.stderr or done.stdout)
-    if done.returncode:
-        raise _refusal(command, said)
-    return said
+    done = _call(["sbatch", "--test-only", *options], timeout=SBATCH_SECONDS, text=script)
+    return _clean(done.stderr or done.stdout)
 
 
 def list_partitions() -> tuple[str, ...]:
     """The partitions visible to this user; empty where Slurm cannot be asked."""
     try:
-        return tuple(dict.fromkeys(_call(["sinfo", "--noheader", "--format=%R"]).split()))
+        return tuple(dict.fromkeys(_call(["sinfo", "--noheader", "--format=%R"]).stdout.split()))
     except ClusterError:
         return ()
 
@@ -130,7 +113,7 @@ def squeue(jobs: Sequence[str] = (), *, name: str | None = None) -> tuple[Queued
     command = ["squeue", "--noheader", "--array", "--states=all", f"--Format={fields}"]
     try:
         chosen = f"--jobs={','.join(jobs)}" if jobs else f"--name={name}"
-        return parse_queue(_call([*command, chosen]))
+        return parse_queue(_call([*command, chosen]).stdout)
     except SlurmRefusedError as refusal:
         if _NO_SUCH_JOB in refusal.answer:  # of a single one, which is an error for squeue
             return ()
@@ -147,7 +130,7 @@ def sacct(jobs: Sequence[str]) -> tuple[AccountedJob, ...] | None:
     command = ["sacct", "--noheader", "--allocations", "--parsable2", "--duplicates"]
     command += [f"--format={','.join(_ACCOUNT_FIELDS)}", f"--jobs={','.join(jobs)}"]
     try:
-        return parse_accounting(_call(command))
+        return parse_accounting(_call(command).stdout)
     except SlurmRefusedError as refusal:
         if "accounting storage is disabled" in refusal.answer:
             return None
@@ -170,57 +153,40 @@ def parse_submitted(printed: str) -> str:
 
 def parse_queue(printed: str) -> tuple[QueuedJob, ...]:
     """The lines of ``squeue --Format``."""
-    rows = (line.split("|", len(_QUEUE_FIELDS) - 1) for line in printed.splitlines() if line)
-    return tuple(_queued(*row) for row in rows if len(row) == len(_QUEUE_FIELDS))
-
-
-def _queued(*row: str) -> QueuedJob:
-    (job, raw_job, restarts, state, reason, partition, user, num_nodes, nodes) = row[:9]
-    submitted, starts, used, limit, left, name = row[9:]
-    return QueuedJob(
-        job=job,
-        raw_job=raw_job,
-        restarts=_whole_number(restarts),
-        state=state,
-        reason="" if reason == "None" else reason,
-        partition=partition,
-        user=user,
-        num_nodes=_whole_number(num_nodes),
-        nodes=nodes,
-        submitted_at=parse_instant(submitted),
-        starts_at=parse_instant(starts),
-        used_seconds=parse_duration(used),
-        limit_seconds=parse_duration(limit),
-        left_seconds=parse_duration(left),
-        name=name.removesuffix("|"),
+    return tuple(
+        QueuedJob(
+            job=job,
+            raw_job=raw_job,
+            state=state,
+            reason="" if reason == "None" else reason,
+            user=user,
+            nodes=nodes,
+            starts_at=parse_instant(starts),
+            left_seconds=parse_duration(left),
+        )
+        for job, raw_job, state, reason, user, nodes, starts, left in _split(printed, _QUEUE_FIELDS)
     )
 
 
 def parse_accounting(printed: str) -> tuple[AccountedJob, ...]:
     """The lines of ``sacct --parsable2``."""
-    rows = (line.split("|", len(_ACCOUNT_FIELDS) - 1) for line in printed.splitlines() if line)
-    return tuple(_accounted(*row) for row in rows if len(row) == len(_ACCOUNT_FIELDS))
-
-
-def _accounted(*row: str) -> AccountedJob:
-    (job, raw_job, state, codes, submitted, started, ended, elapsed) = row[:8]
-    nodes, reason, user, name = row[8:]
-    code, _, number = codes.partition(":")
-    return AccountedJob(
-        job=job,
-        raw_job=raw_job,
-        state=state.split()[0] if state else "",  # "CANCELLED by 1000"
-        exit_code=_whole_number(code),
-        signal=_whole_number(number),
-        submitted_at=parse_instant(submitted),
-        started_at=parse_instant(started),
-        ended_at=parse_instant(ended),
-        elapsed_seconds=float(elapsed) if elapsed.isdecimal() else None,
-        nodes="" if nodes == "None assigned" else nodes,
-        reason="" if reason == "None" else reason,
-        user=user,
-        name=name,
+    return tuple(
+        AccountedJob(
+            job=job,
+            state=state.partition(" ")[0],  # "CANCELLED by 1000"
+            submitted_at=parse_instant(submitted),
+            started_at=parse_instant(started),
+            ended_at=parse_instant(ended),
+            nodes="" if nodes == "None assigned" else nodes,
+        )
+        for job, state, nodes, submitted, started, ended in _split(printed, _ACCOUNT_FIELDS)
     )
+
+
+def _split(printed: str, fields: Sequence[str]) -> list[list[str]]:
+    """The cells of each line of as many as there are fields; the last field is never empty."""
+    rows = (line.removesuffix("|").split("|") for line in printed.splitlines())
+    return [row for row in rows if len(row) == len(fields)]
 
 
 def parse_duration(text: str) -> float | None:
@@ -240,10 +206,6 @@ def parse_instant(text: str) -> float | None:
         return None
 
 
-def _whole_number(text: str) -> int:
-    return int(text) if text.strip().isdecimal() else 0
-
-
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """``environ`` without variables that would change a submission behind the script's back.
 
@@ -258,23 +220,17 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**harmless, "SLURM_TIME_FORMAT": "standard"}
 
 
-def _call(command: Sequence[str], *, timeout: float = TIMEOUT_SECONDS) -> str:
-    done = _run(command, timeout=timeout)
-    if done.returncode:
-        raise _refusal(command, _clean(done.stderr or done.stdout))
-    return done.stdout
-
-
-def _run(
-    command: Sequence[str], *, timeout: float, text: str | None = None
+def _call(
+    command: Sequence[str], *, timeout: float = TIMEOUT_SECONDS, text: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands.
+    """Run one of Slurm's commands, with ``text`` on its standard input.
 
-    Raises ``ClusterError`` where the command cannot be run or does not answer.
+    Raises ``SlurmRefusedError`` for Slurm's no, and ``ClusterError`` where the command cannot be
+    run, does not answer, or finds no Slurm to ask.
     """
     name = command[0]
     try:
-        return subprocess.run(
+        done = subprocess.run(
             command,
             input=text,
             stdin=subprocess.DEVNULL if text is None else None,
@@ -298,14 +254,12 @@ def _run(
             f"{name} did not answer within {timeout:.0f} s: Slurm's controller is overloaded or "
             f"cannot be reached. Try again later. {advice}".rstrip()
         ) from None
-
-
-def _refusal(command: Sequence[str], said: str) -> ClusterError:
-    """Slurm's no, or, of a command that found no Slurm to ask, a plain error."""
-    name = command[0]
-    if any(phrase in said for phrase in _UNREACHABLE):
-        return ClusterError(f"{name} cannot reach Slurm's controller: {said}")
-    return SlurmRefusedError(f"{name} refused: {said or 'it gave no reason'}", said)
+    if done.returncode:
+        said = _clean(done.stderr or done.stdout)
+        if any(phrase in said for phrase in _UNREACHABLE):
+            raise ClusterError(f"{name} cannot reach Slurm's controller: {said}")
+        raise SlurmRefusedError(f"{name} refused: {said or 'it gave no reason'}", said)
+    return done
 
 
 def _clean(said: str) -> str:

@@ -114,11 +114,11 @@ def test_a_job_that_slurm_would_not_requeue_has_stopped():
 
 
 @pytest.mark.parametrize(
-    ("name", "cause"),
-    [("nodefail", "a node failed"), ("preempted", "preempted"), ("limit", "time limit")],
+    ("job", "cause"),
+    [("30", "a node failed"), ("28", "preempted"), ("29", "time limit")],
 )
-def test_the_accounting_says_why_a_start_was_lost(name, cause):
-    record = next(a for a in ACCOUNTS if a.name == name)
+def test_the_accounting_says_why_a_start_was_lost(job, cause):
+    record = next(a for a in ACCOUNTS if a.job == job)
     assert record.started_at is not None
     row = {**start(0, job=record.job), "time": record.started_at + 1}
     (stretch,) = plan_history(starts_of([row]), accounts=ACCOUNTS)

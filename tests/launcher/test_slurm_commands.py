@@ -28,38 +28,28 @@ from lmscale.errors import ClusterError
 
 # Printed by Slurm 22.05.8.
 QUEUE = (
-    "5_1|5|0|PENDING|JobArrayTaskLimit|main|root|1||2026-11-22T01:34:51|N/A|0:00|UNLIMITED|"
-    "UNLIMITED|arr|\n"
-    "12|12|3|RUNNING|None|gpu|ada|2|n[1-2]|2026-11-22T01:28:48|2026-11-22T01:28:49|1-02:03:04|"
-    "2-00:00:00|21:56:56|llama|7|\n"
+    "5_1|5|PENDING|JobArrayTaskLimit|root||N/A|UNLIMITED|\n"
+    "12|12|RUNNING|None|ada|n[1-2]|2026-11-22T01:28:49|21:56:56|\n"
 )
 ACCOUNTS = (
-    "12|12|NODE_FAIL|0:0|2026-11-22T01:00:00|2026-11-22T01:00:05|2026-11-22T01:10:05|600|n[1-2]|"
-    "None|ada|llama|7\n"
-    "12|12|CANCELLED by 1000|0:15|2026-11-22T01:10:05|Unknown|Unknown|0|None assigned|None|ada|x\n"
+    "12|NODE_FAIL|n[1-2]|2026-11-22T01:00:00|2026-11-22T01:00:05|2026-11-22T01:10:05\n"
+    "12|CANCELLED by 1000|None assigned|2026-11-22T01:10:05|Unknown|Unknown\n"
 )
 
 
 def test_a_line_of_squeue_is_a_job():
     waiting, running = parse_queue(QUEUE)
     assert waiting.reason == "JobArrayTaskLimit" and waiting.starts_at is None
-    assert waiting.limit_seconds is None and waiting.is_active
+    assert waiting.left_seconds is None and waiting.is_active
     assert running == QueuedJob(
         job="12",
         raw_job="12",
-        restarts=3,
         state="RUNNING",
         reason="",
-        partition="gpu",
         user="ada",
-        num_nodes=2,
         nodes="n[1-2]",
-        submitted_at=parse_instant("2026-11-22T01:28:48"),
         starts_at=parse_instant("2026-11-22T01:28:49"),
-        used_seconds=93784.0,
-        limit_seconds=172800.0,
         left_seconds=79016.0,
-        name="llama|7",  # a separator in a name does no harm
     )
 
 
@@ -71,8 +61,9 @@ def test_a_job_that_has_ended_is_not_active(state):
 
 def test_a_line_of_sacct_is_an_attempt():
     lost, cancelled = parse_accounting(ACCOUNTS)
-    assert (lost.state, lost.elapsed_seconds, lost.name) == ("NODE_FAIL", 600.0, "llama|7")
-    assert (cancelled.state, cancelled.signal, cancelled.nodes) == ("CANCELLED", 15, "")
+    assert (lost.state, lost.nodes) == ("NODE_FAIL", "n[1-2]")
+    assert lost.ended_at == parse_instant("2026-11-22T01:10:05")
+    assert (cancelled.state, cancelled.nodes) == ("CANCELLED", "")
     assert cancelled.started_at is None
 
 

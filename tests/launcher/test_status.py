@@ -26,8 +26,14 @@ ACCOUNTS = parse_accounting((RECORDED / "sacct.txt").read_text())
 NOW = max(job.starts_at or 0 for job in QUEUE if job.state == "RUNNING") + 6
 
 
+# What the lab's jobs were submitted for.
+NUMBERS = {"preempted": "28", "limit": "29", "nodefail": "30", "reqhold": "31", "fails": "32"}
+NUMBERS |= {"hog": "33", "held": "34", "resources": "35", "priority": "36", "chain a": "38"}
+NUMBERS |= {"later": "39", "cancelled": "41"}
+
+
 def of(name: str, jobs: tuple[QueuedJob, ...] = QUEUE) -> QueuedJob:
-    return next(job for job in jobs if job.name == name)
+    return next(job for job in jobs if job.job == NUMBERS[name])
 
 
 def submission(job: str, *, jobs: list[str] | None = None, kind: str = "train") -> dict:
@@ -169,7 +175,7 @@ def test_what_the_batch_script_could_not_write_slurm_tells():
         "fails": "lost: the batch script failed; no end was written",
         "cancelled": "cancelled: without saving",
     }.items():
-        records = [account for account in ACCOUNTS if account.name == name and account.ended_at]
+        records = [a for a in ACCOUNTS if a.job == NUMBERS[name] and a.ended_at]
         accounts = tuple(records)
         found = judge(records[0].job, start(records[0].job), queue=gone, accounts=accounts)
         assert (found.line, found.source) == (line, "sacct")
@@ -184,7 +190,7 @@ def test_without_accounting_what_squeue_still_remembers_counts():
 
 
 def test_an_older_job_of_the_same_number_is_not_this_one():
-    (record,) = [a for a in ACCOUNTS if a.name == "cancelled"]
+    (record,) = [a for a in ACCOUNTS if a.job == NUMBERS["cancelled"]]
     old = AccountedJob(**{**vars(record), "submitted_at": NOW - 9999})
     assert judge("41", queue=(), accounts=(old,)).source == "folder"
 

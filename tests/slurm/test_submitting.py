@@ -75,7 +75,7 @@ def test_every_value_arrives_in_slurm_as_it_was_written(here: Cluster, tmp_path)
         assert f" JobName={name} " in record and f" Comment={name} " in record
         assert f" WorkDir={folder} " in record
         (queued,) = squeue([job])
-        assert (queued.name, queued.state, queued.reason) == (name, "PENDING", "JobHeldUser")
+        assert (queued.state, queued.reason) == ("PENDING", "JobHeldUser")
         scancel([job])
 
 
@@ -127,7 +127,7 @@ def test_a_run_is_not_submitted_twice(here: Cluster, options, tmp_path):
     options = held(options, tmp_path)
     first = submit(prepare(options), command=("typed",))
     (queued,) = squeue([first.job])
-    assert queued.is_active and queued.name.startswith("tiny-")
+    assert queued.is_active
     (problem,) = check(prepare(options)).problems
     assert problem.startswith(f"job {first.job} of this run is pending (submitted by ")
     with pytest.raises(ClusterError, match=f"job {first.job} of this run is pending"):
