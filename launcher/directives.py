@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from launcher.job import SlurmJob
@@ -17,7 +16,10 @@ def plan_directives(job: SlurmJob) -> tuple[str, ...]:
     limit = f"%{cluster.array_limit}" if cluster.array_limit else ""
     is_elastic = job.max_nodes > job.min_nodes
     nodes = f"{job.min_nodes}-{job.max_nodes}" if is_elastic else job.min_nodes
-    memory = cluster.memory_per_node if is_whole else _share_of(cluster)
+    memory = cluster.memory_per_node
+    if not is_whole:  # one rank's part; Slurm's default where the profile takes all
+        share = max(1, cluster.memory_kib // cluster.ranks_per_node)
+        memory = f"{share}K" if cluster.memory_kib else None
     gpu_type = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
     options = {
         "job-name": job.name,
@@ -63,15 +65,6 @@ def render_numbers(numbers: Iterable[int]) -> str:
         else:
             runs.append((number, number))
     return ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in runs)
-
-
-def _share_of(cluster: ClusterConfig) -> str | None:
-    """One rank's part of a node's memory; None, Slurm's default, where the profile takes all."""
-    match = re.fullmatch(r"(\d+)([KMGTkmgt]?)", cluster.memory_per_node or "")
-    if not match or match[1] == "0":
-        return None
-    kilobytes = int(match[1]) * 1024 ** "KMGT".index((match[2] or "M").upper())
-    return f"{max(1, kilobytes // cluster.ranks_per_node)}K"
 
 
 def pyxis_options(cluster: ClusterConfig) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -63,7 +63,6 @@ class Place:
 
     @property
     def report(self) -> str:
-        """The name of this task's report."""
         return report_name(self.node, self.local_rank)
 
 
@@ -89,8 +88,8 @@ def find_place(environ: Mapping[str, str], *, uses_gpus: bool) -> Place | None:
         if local_rank:
             return None
         # One process a node: together they are a world of their own.
-        world = {"RANK": str(node_rank), "WORLD_SIZE": str(len(nodes)), "LOCAL_WORLD_SIZE": "1"}
-        variables |= world
+        variables |= {"RANK": str(node_rank), "WORLD_SIZE": str(len(nodes))}
+        variables |= {"LOCAL_WORLD_SIZE": "1"}
     return Place(
         node=environ.get("SLURMD_NODENAME") or nodes[node_rank],
         local_rank=local_rank,
@@ -131,29 +130,23 @@ def look_at_node(
     from launcher.preflight import node_checks as checks
     from lmscale.config import load_config
 
-    folder, run_folder, scratch = map(
-        Path, (arguments.folder, arguments.run_folder, cluster.scratch)
-    )
-    preflight, num_gpus, command = (
-        cluster.preflight,
-        cluster.gpus_per_node,
-        cluster.preflight.command,
-    )
-    min_gb = preflight.min_free_gb
+    folder, preflight, num_gpus = Path(arguments.folder), cluster.preflight, cluster.gpus_per_node
     free_gb: dict[str, float] = {}
     versions = checks.library_versions()
+
+    def look_at_space(name: str, place: str) -> Sequence[checks.Check]:
+        return checks.look_at_space(name, Path(place), preflight.min_free_gb, free_gb)
+
     looks: dict[str, checks.Look] = {
         "run folder": lambda: checks.look_at_run_folder(folder, place.node),
-        "run folder's space": lambda: checks.look_at_space(
-            "run folder", run_folder, min_gb, free_gb
-        ),
-        "scratch": lambda: checks.look_at_space("scratch", scratch, min_gb, free_gb),
+        "run folder's space": lambda: look_at_space("run folder", arguments.run_folder),
+        "scratch": lambda: look_at_space("scratch", cluster.scratch),
         "shards": lambda: checks.look_at_shards(datasets_of(load_config(arguments.config))),
         "machine": lambda: checks.look_at_machine(cluster),
     }
     if num_gpus:
         looks["GPUs alive"] = lambda: checks.look_at_gpus(num_gpus, versions, seconds)
-    if command:
+    if command := preflight.command:
         looks["preflight.command"] = lambda: checks.look_at_health(command, seconds - 1)
     results, took = checks.run_looks(looks, seconds)
     for check in results:
@@ -163,20 +156,17 @@ def look_at_node(
         "uses_gpus": num_gpus > 0,
         "tasks": place.num_tasks,
         "checks": [{"check": c.name, "ok": c.is_ok, "found": c.found} for c in results],
-        "versions": dict(versions),
-        "free_gb": dict(sorted(free_gb.items())),
+        "versions": versions,
+        "free_gb": free_gb,
         "seconds": took,
     }
 
 
 def datasets_of(config: RunConfig) -> dict[str, str]:
     """Name → folder or URL of all that a run reads."""
-    sources = {
-        name: source.shards for name, source in config.stream.sources.items() if source.weight
-    }
-    return sources | {
-        f"evaluation set {name}": place for name, place in config.evaluation.sets.items()
-    }
+    sources = {name: s.shards for name, s in config.stream.sources.items() if s.weight}
+    sets = {f"evaluation set {name}": place for name, place in config.evaluation.sets.items()}
+    return sources | sets
 
 
 def measure(place: Place, cluster: ClusterConfig, began: float, seconds: float) -> dict[str, Any]:
@@ -219,22 +209,21 @@ def write_report(path: Path, value: Mapping[str, Any]) -> None:
         print(f"preflight: {path} cannot be written: {error}", file=sys.stderr)
 
 
-def read_report(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
 def read_reports(folder: Path, nodes: Sequence[str]) -> dict[str, verdict.Report | None]:
     """Each node's report, with its tasks' speeds as a list."""
+
+    def read(node: str, task: int) -> dict[str, Any] | None:
+        try:
+            return json.loads((folder / report_name(node, task)).read_bytes())
+        except (OSError, ValueError):
+            return None
+
     reports: dict[str, verdict.Report | None] = {}
     for node in nodes:
-        report = read_report(folder / report_name(node, 0))
+        report = reports[node] = read(node, 0)
         if report is not None:
-            others = (read_report(folder / report_name(node, n)) for n in range(1, report["tasks"]))
-            report["speeds"] = [report["speed"], *(task and task["speed"] for task in others)]
-        reports[node] = cast("verdict.Report | None", report)
+            others = (read(node, task) for task in range(1, report["tasks"]))
+            report["speeds"] = [report["speed"], *(other and other["speed"] for other in others)]
     return reports
 
 
@@ -268,35 +257,27 @@ def judge(arguments: argparse.Namespace) -> int:
 
 
 def write_cordon(arguments: argparse.Namespace) -> int:
-    cordon.cordon(
-        arguments.file,
-        arguments.node,
-        reason=arguments.reason,
-        job=arguments.job,
-        is_out=arguments.command == "cordon",
-    )
+    is_out = arguments.command == "cordon"
+    file, node, reason, job = arguments.file, arguments.node, arguments.reason, arguments.job
+    cordon.cordon(file, node, reason=reason, job=job, is_out=is_out)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launcher.preflight", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("probe", help="look at this node and measure, in an srun step")
-    for name in ("--folder", "--run-folder", "--cluster", "--config"):
-        command.add_argument(name, required=True)
-    command.set_defaults(run=probe)
-    command = commands.add_parser("judge", help="name the bad nodes")
-    for name in ("--folder", "--nodes", "--cluster"):
-        command.add_argument(name, required=True)
-    command.add_argument("--job", default="", help="whose bad nodes are cordoned; none: nobody's")
-    command.set_defaults(run=judge)
-    for name, text in (("cordon", "leave a node out"), ("lift", "take a node back")):
-        command = commands.add_parser(name, help=f"{text}, in the cordon file")
-        command.add_argument("--file", required=True)
-        command.add_argument("--node", required=True)
-        command.add_argument("--reason", required=name == "cordon", default="lifted")
-        command.add_argument("--job", default="")
-        command.set_defaults(run=write_cordon)
+    for name, run, options, text in (
+        ("probe", probe, "folder run-folder cluster config", "look at this node, in an srun step"),
+        ("judge", judge, "folder nodes cluster", "name the bad nodes"),
+        ("cordon", write_cordon, "file node reason", "leave a node out, in the cordon file"),
+        ("lift", write_cordon, "file node", "take a node back, in the cordon file"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.set_defaults(run=run)
+        for option in options.split():
+            command.add_argument(f"--{option}", required=True)
+        command.add_argument("--job", default="", help="whose bad nodes are cordoned")
+    commands.choices["lift"].add_argument("--reason", default="lifted")
     return parser
 
 

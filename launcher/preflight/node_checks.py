@@ -9,7 +9,6 @@ import fcntl
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import signal
 import subprocess
@@ -32,10 +31,9 @@ LAST_LINES = 5  # of what a health check printed
 MAX_LINE = 200  # characters of each
 _MAX_OUTPUT = 1 << 16  # bytes that are read of it
 _CANNOT_RUN = (126, 127)  # the shell's own exit codes: there is no such command, or it may not run
-_UNITS = {"K": 1 / 2**20, "M": 1 / 2**10, "G": 1.0, "T": 2.0**10}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Check:
     """One thing looked at: whether it is as it should be, and what was found."""
 
@@ -61,7 +59,7 @@ def run_looks(looks: Mapping[str, Look], seconds: float) -> tuple[list[Check], d
         try:
             checks[name] = looks[name]()
         except (OSError, ValueError, errors.LmscaleError) as error:
-            checks[name] = [Check(name=name, is_ok=False, found=str(error))]
+            checks[name] = [Check(name, False, str(error))]
         took[name] = round(time.monotonic() - began, 3)
 
     threads = {name: threading.Thread(target=look, args=(name,), daemon=True) for name in looks}
@@ -71,7 +69,7 @@ def run_looks(looks: Mapping[str, Look], seconds: float) -> tuple[list[Check], d
     for name, thread in threads.items():
         thread.join(max(0.0, deadline - time.monotonic()))
         text = f"no answer within {seconds:.0f} s" if thread.is_alive() else "failed, see the log"
-        checks.setdefault(name, [Check(name=name, is_ok=False, found=text)])
+        checks.setdefault(name, [Check(name, False, text)])
     return [check for name in looks for check in checks[name]], took
 
 
@@ -85,7 +83,7 @@ def look_at_run_folder(folder: Path, node: str) -> Sequence[Check]:
         attempt = token.read_text().strip()
     except FileNotFoundError:
         text = f"{token}, which the batch script wrote, is not to be seen from here"
-        return [Check(name="run folder", is_ok=False, found=text)]
+        return [Check("run folder", False, text)]
     if attempt != folder.name:
         raise ValueError(f"{token} says {attempt!r}, not {folder.name!r}: not the same folder")
     probe = folder / f".{node}.written"
@@ -99,7 +97,7 @@ def look_at_run_folder(folder: Path, node: str) -> Sequence[Check]:
             raise ValueError(f"{probe} does not read as it was written")
     finally:
         probe.unlink(missing_ok=True)
-    return [Check(name="run folder", is_ok=True, found=str(folder))]
+    return [Check("run folder", True, str(folder))]
 
 
 def look_at_space(
@@ -111,7 +109,7 @@ def look_at_space(
     is_ok = free_gb[name] >= min_gb
     if not os.access(folder, os.W_OK | os.X_OK):
         is_ok, text = False, f"{folder} may not be written to"
-    return [Check(name=f"space in {name}", is_ok=is_ok, found=text)]
+    return [Check(f"space in {name}", is_ok, text)]
 
 
 def look_at_shards(locations: Mapping[str, str]) -> Sequence[Check]:
@@ -122,9 +120,7 @@ def look_at_shards(locations: Mapping[str, str]) -> Sequence[Check]:
     checks = []
     for name, location in locations.items():
         problem = None if is_remote(location) else _find_shard_problem(location)
-        checks.append(
-            Check(name=f"shards of {name}", is_ok=problem is None, found=problem or location)
-        )
+        checks.append(Check(f"shards of {name}", problem is None, problem or location))
     return checks
 
 
@@ -144,23 +140,16 @@ def look_at_machine(cluster: ClusterConfig) -> Sequence[Check]:
     cores, usable = os.cpu_count() or 1, len(os.sched_getaffinity(0))
     text = f"{cores} cores, {usable} of them for this task; the profile wants {wanted} and "
     text += f"{cluster.cpus_per_task} a task"
-    is_ok = cores >= wanted and usable >= cluster.cpus_per_task
-    checks = [Check(name="cores", is_ok=is_ok, found=text)]
-    memory = memory_gib(cluster.memory_per_node or "0")
-    if memory:  # 0 is all there is
+    checks = [Check("cores", cores >= wanted and usable >= cluster.cpus_per_task, text)]
+    memory = cluster.memory_kib / 2**20
+    if memory:  # else all that the node has
         lines = Path("/proc/meminfo").read_text().splitlines()
         kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
         available = kib / 2**20
         text = f"{available:.1f} GiB of memory are available, the profile takes {memory:g} GiB"
         # Slurm's figure and the kernel's differ by what the kernel itself takes.
-        checks.append(Check(name="memory", is_ok=available >= 0.9 * memory, found=text))
+        checks.append(Check("memory", available >= 0.9 * memory, text))
     return checks
-
-
-def memory_gib(text: str) -> float:
-    """``64G``, ``512000M`` or ``512000``, which are megabytes to Slurm, in GiB."""
-    match = re.fullmatch(r"(\d+)([KMGT]?)", text.upper())
-    return int(match[1]) * _UNITS[match[2] or "M"] if match else 0.0
 
 
 def library_versions() -> dict[str, str | None]:
@@ -184,16 +173,16 @@ def look_at_gpus(
     """Whether the driver sees the profile's GPUs; notes in ``versions`` what the GPUs are."""
     if shutil.which("nvidia-smi") is None:  # an image or a profile without it, rather than a node
         text = "nvidia-smi is not installed or not on PATH"
-        return [Check(name="nvidia-smi", is_ok=False, found=text)]
+        return [Check("nvidia-smi", False, text)]
     query = "nvidia-smi --query-gpu=name,driver_version --format=csv,noheader"
     code, said = run_bounded(query, seconds)
     gpus = said.splitlines()
     if code != 0:
         text = f"nvidia-smi ended with code {code}: {_as_line(said)}"
-        return [Check(name="GPUs alive", is_ok=False, found=text)]
+        return [Check("GPUs alive", False, text)]
     versions["gpus"] = ", ".join(sorted(set(gpus)))
     text = f"{len(gpus)} GPUs ({versions['gpus']}), the profile says {num_wanted}"
-    return [Check(name="GPUs alive", is_ok=len(gpus) >= num_wanted, found=text)]
+    return [Check("GPUs alive", len(gpus) >= num_wanted, text)]
 
 
 def look_at_health(command: str, seconds: float) -> Sequence[Check]:
@@ -206,11 +195,11 @@ def look_at_health(command: str, seconds: float) -> Sequence[Check]:
     try:
         code, said = run_bounded(command, seconds)
     except TimeoutError as error:
-        return [Check(name="preflight.command", is_ok=False, found=f"{shown}: {error}")]
+        return [Check("preflight.command", False, f"{shown}: {error}")]
     lines = [line for line in said.splitlines() if line.strip()][-LAST_LINES:]
     text = " | ".join([f"{shown}: ended with code {code}", *map(_as_line, lines)])
     name = "preflight.command" if code in _CANNOT_RUN else "health check"
-    return [Check(name=name, is_ok=code == 0, found=text)]
+    return [Check(name, code == 0, text)]
 
 
 def _as_line(text: str) -> str:

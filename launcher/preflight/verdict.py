@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Any
 
 FIT, BAD_NODES, NOTHING_WORKS = 0, 1, 2
 
@@ -17,35 +17,13 @@ STARTING = {"report", "loading torch", "matrix product", "reaching the first nod
 TALKING = {"meeting", "all-reduce"}
 
 
-class Speed(TypedDict, total=False):
-    """The measurements of a process (``node_probe``)."""
-
-    part: str
-    error: str
-    matmul_tflops: float
-    all_reduce_gbs: float
-    met_at: float
+# A node's results, as ``__main__.probe`` writes them: ``uses_gpus``; ``checks``, rows of ``check``,
+# ``ok``, ``found``; ``versions`` and ``free_gb`` by name; ``speeds`` of its tasks: None, or what
+# ``node_probe`` measured: ``part``, perhaps ``error``, ``matmul_tflops``, ``all_reduce_gbs``.
+Report = Mapping[str, Any]
 
 
-class CheckRow(TypedDict):
-    """What one look at a node found (``node_checks.Check``)."""
-
-    check: str
-    ok: bool
-    found: str
-
-
-class Report(TypedDict):
-    """A node's results: its own ``NODE.json``, and the speed of each of its tasks."""
-
-    uses_gpus: bool
-    checks: list[CheckRow]
-    versions: Mapping[str, str | None]
-    free_gb: Mapping[str, float]
-    speeds: list[Speed | None]
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Problem:
     """Why one node is not fit."""
 
@@ -77,20 +55,10 @@ def judge(
     nodes = list(reports)
     there = {node: report for node, report in reports.items() if report is not None}
     silent = "none: the node never answered, hangs, or does not see the run's folder"
-    problems = _drop_consequences(
-        nodes,
-        [
-            *(
-                Problem(node=node, check="report", text=silent)
-                for node in nodes
-                if node not in there
-            ),
-            *_find_failed(there),
-            *_find_odd_versions(there),
-            *_find_skewed(there, max_clock_skew_seconds),
-            *_find_slow(there, slow_ratio),
-        ],
-    )
+    absent = (Problem(node, "report", silent) for node in nodes if node not in there)
+    found = [*absent, *_find_failed(there), *_find_odd_versions(there)]
+    found += [*_find_skewed(there, max_clock_skew_seconds), *_find_slow(there, slow_ratio)]
+    problems = _drop_consequences(nodes, found)
     failing = {problem.node for problem in problems}
     if not failing:
         return Verdict(code=FIT, message=f"{_count(nodes)} fit")
@@ -138,11 +106,7 @@ def _drop_consequences(nodes: Sequence[str], problems: Sequence[Problem]) -> lis
     explained = {"reaching the first node"} if first & STARTING else set()
     starting = {problem.node for problem in problems if problem.check in STARTING - explained}
     explained |= TALKING if starting else set()
-    return [
-        problem
-        for problem in problems
-        if problem.check not in explained or problem.node in starting
-    ]
+    return [one for one in problems if one.check not in explained or one.node in starting]
 
 
 def _find_failed(reports: Mapping[str, Report]) -> Iterator[Problem]:
@@ -150,14 +114,14 @@ def _find_failed(reports: Mapping[str, Report]) -> Iterator[Problem]:
     for node, report in reports.items():
         for row in report["checks"]:
             if not row["ok"]:
-                yield Problem(node=node, check=row["check"], text=row["found"])
+                yield Problem(node, row["check"], row["found"])
         for task, speed in enumerate(report["speeds"]):
             where = f"GPU {task}: " if len(report["speeds"]) > 1 else ""
             if speed is None:
                 text = f"{where}measuring was never finished"
-                yield Problem(node=node, check="report", text=text)
+                yield Problem(node, "report", text)
             elif error := speed.get("error"):
-                yield Problem(node=node, check=speed.get("part", "report"), text=where + error)
+                yield Problem(node, speed.get("part", "report"), where + error)
 
 
 def _find_odd_versions(reports: Mapping[str, Report]) -> Iterator[Problem]:
@@ -169,7 +133,7 @@ def _find_odd_versions(reports: Mapping[str, Report]) -> Iterator[Problem]:
             if 2 * counts[version] <= len(versions):
                 others = [str(other) for other, _ in counts.most_common() if other != version]
                 text = f"{version} here, {' and '.join(others)} on other nodes"
-                yield Problem(node=node, check=name, text=text)
+                yield Problem(node, name, text)
 
 
 def _find_skewed(reports: Mapping[str, Report], limit: float) -> Iterator[Problem]:
@@ -178,7 +142,7 @@ def _find_skewed(reports: Mapping[str, Report], limit: float) -> Iterator[Proble
     for node, offset in offsets.items():
         near = sum(abs(offset - other) <= limit for other in offsets.values())
         if 2 * near <= len(offsets):
-            yield Problem(node=node, check="clock", text=f"{offset:+.1f} s from the median node's")
+            yield Problem(node, "clock", f"{offset:+.1f} s from the median node's")
 
 
 def clock_offsets(reports: Mapping[str, Report]) -> dict[str, float]:
@@ -191,13 +155,12 @@ def clock_offsets(reports: Mapping[str, Report]) -> dict[str, float]:
     return {node: clock - middle for node, clock in clocks.items()}
 
 
-def _slowest(
-    report: Report, key: Literal["matmul_tflops", "all_reduce_gbs"]
-) -> tuple[float, int] | None:
+def _slowest(report: Report, key: str) -> tuple[float, int] | None:
     """The lowest figure of a node's tasks, and which task has it: ranks wait for the slowest."""
     speeds = enumerate(report["speeds"])
-    figures = [(figure, task) for task, speed in speeds if speed and (figure := speed.get(key))]
-    return min(figures, default=None)
+    return min(
+        ((speed[key], task) for task, speed in speeds if speed and key in speed), default=None
+    )
 
 
 def _find_slow(reports: Mapping[str, Report], slow_ratio: float) -> Iterator[Problem]:
@@ -212,7 +175,7 @@ def _find_slow(reports: Mapping[str, Report], slow_ratio: float) -> Iterator[Pro
         if speed < slow_ratio * median:
             where = f"GPU {task}: " if len(reports[node]["speeds"]) > 1 else ""
             text = f"{where}{speed:.3g} TFLOP/s, {speed / median:.0%} of the median node's"
-            yield Problem(node=node, check="matrix product", text=f"{text} {median:.3g}")
+            yield Problem(node, "matrix product", f"{text} {median:.3g}")
 
 
 _HEAD = ("node", "GPUs", "TFLOP/s", "all-reduce GB/s", "clock s", "free GB", "")

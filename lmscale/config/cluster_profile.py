@@ -126,5 +126,12 @@ class ClusterConfig(Section):
         return {key: str(item) if type(item) is int else item for key, item in value.items()}
 
     @property
+    def memory_kib(self) -> int:
+        """``memory_per_node``, whose numbers without a unit are megabytes to Slurm; 0: all."""
+        text = (self.memory_per_node or "0").upper()
+        text += "" if text[-1] in "KMGT" else "M"
+        return int(text[:-1]) * 1024 ** "KMGT".index(text[-1])
+
+    @property
     def ranks_per_node(self) -> int:
         return self.tasks_per_node or self.gpus_per_node

@@ -18,7 +18,6 @@ from launcher.preflight.node_checks import (
     look_at_run_folder,
     look_at_shards,
     look_at_space,
-    memory_gib,
     run_looks,
 )
 from lmscale.config.cluster import parse_cluster
@@ -48,7 +47,7 @@ def test_gpus_are_counted_and_described(tmp_path, monkeypatch):
 def test_a_driver_that_does_not_answer_is_a_failed_check(tmp_path, monkeypatch):
     install_nvidia_smi(tmp_path / "bin", monkeypatch, "exec sleep 60")
     checks, _ = run_looks({"GPUs alive": lambda: look_at_gpus(2, {}, 0.2)}, 10)
-    assert checks == [Check(name="GPUs alive", is_ok=False, found="no answer within 0 s")]
+    assert checks == [Check("GPUs alive", False, "no answer within 0 s")]
 
 
 def test_what_nvidia_smi_says_as_it_fails_is_told(tmp_path, monkeypatch):
@@ -213,9 +212,7 @@ def test_shards_that_are_there_are_fine(tmp_path):
 def test_a_missing_or_short_shard_is_named(tmp_path):
     folder = dataset(tmp_path)
     (folder / "2.tar").write_bytes(b"")
-    short = Check(
-        name="shards of web", is_ok=False, found=f"{folder}: 2.tar (0 bytes in place of 12)"
-    )
+    short = Check("shards of web", False, f"{folder}: 2.tar (0 bytes in place of 12)")
     assert shard_check(folder) == short
     (folder / "2.tar").unlink()
     assert shard_check(folder).found == f"{folder}: 2.tar (No such file or directory)"
@@ -234,7 +231,7 @@ def test_a_file_system_that_hangs_holds_nobody(tmp_path):
     began = time.monotonic()
     checks, took = run_looks(looks, 0.3)
     assert time.monotonic() - began < 2
-    assert checks[0] == Check(name="shards", is_ok=False, found="no answer within 0 s")
+    assert checks[0] == Check("shards", False, "no answer within 0 s")
     assert checks[1].is_ok and took["shards"] == 0.3
     with open(tmp_path / "manifest.json", "w"):  # lets the thread end
         pass
@@ -261,7 +258,7 @@ def test_cores_and_memory_are_held_against_the_profile():
     ("text", "gib"), [("64G", 64), ("65536", 64), ("65536m", 64), ("2T", 2048), ("1048576K", 1)]
 )
 def test_memory_is_read_as_slurm_reads_it(text, gib):
-    assert memory_gib(text) == gib
+    assert profile(f"tasks_per_node: 1\nmemory_per_node: {text}").memory_kib == gib * 2**20
 
 
 def test_versions_name_the_code_that_runs():
