@@ -11,9 +11,9 @@ from typing import Literal
 from launcher.slurm import QueuedJob, scancel
 from launcher.status import TRAIN, Row, jobs_of
 from lmscale.errors import ClusterError
+from lmscale.files.run_files import CANCEL_FILE, read_cancelled
 from lmscale.runs.starts import is_one_of
 
-CANCEL_FILE = "cancel"
 # In these states a job has a batch script that can be asked, and perhaps something to save.
 _ASKABLE = ("RUNNING", "SUSPENDED", "STOPPED")
 
@@ -56,23 +56,21 @@ def plan_cancel(
 
     A chain's next job would otherwise start as soon as the one before it ends.
     """
-    plans = []
-    for submission in submissions:
-        kind = str(submission["kind"])
-        for job in queue:
-            if not job.is_active or not is_one_of(job.job, jobs_of(submission)):
-                continue
-            can_save = kind == TRAIN and job.state in _ASKABLE and not at_once
-            plans.append(
-                JobCancel(
-                    job=job.job,
-                    kind=kind,
-                    state=job.state,
-                    nodes=job.nodes,
-                    done="asked to save and end" if can_save else "cancelled",
-                    was_asked_before=job.job in cancels or job.raw_job in cancels,
-                )
-            )
+    plans = [
+        JobCancel(
+            job=job.job,
+            kind=row["kind"],
+            state=job.state,
+            nodes=job.nodes,
+            done="asked to save and end"
+            if row["kind"] == TRAIN and job.state in _ASKABLE and not at_once
+            else "cancelled",
+            was_asked_before=job.job in cancels or job.raw_job in cancels,
+        )
+        for row in submissions
+        for job in queue
+        if job.is_active and is_one_of(job.job, jobs_of(row))
+    ]
     return tuple(sorted(plans, key=lambda plan: plan.can_save))
 
 
@@ -82,14 +80,6 @@ def cancel_jobs(state_folder: Path, plans: Sequence[JobCancel]) -> None:
     scancel([plan.job for plan in plans if not plan.can_save])
     # Its batch script passes it on to the ranks.
     scancel([plan.job for plan in plans if plan.can_save], ["--batch", "--signal=USR1"])
-
-
-def read_cancelled(state_folder: Path) -> frozenset[str]:
-    """The jobs that were cancelled, whether or not they have ended."""
-    try:
-        return frozenset((state_folder / CANCEL_FILE).read_text(encoding="utf-8").split())
-    except (FileNotFoundError, NotADirectoryError):
-        return frozenset()
 
 
 def note_cancelled(state_folder: Path, jobs: Sequence[str]) -> None:

@@ -11,19 +11,22 @@ from pathlib import Path
 
 from launcher.job import JobRequest, SlurmJob
 from launcher.plan import count_of
-from launcher.refusal import explain_refusal
-from launcher.slurm import SlurmRefusedError, squeue, try_sbatch
+from launcher.slurm import SlurmRefusedError, list_partitions, squeue, try_sbatch
 from launcher.sweep import find_conflict
 from lmscale.config import RunConfig, load_config
-from lmscale.errors import ClusterError, DataError, LmscaleError
+from lmscale.errors import DataError, LmscaleError
 from lmscale.files.locations import is_remote, local_path
-from lmscale.files.run_files import read_submissions
+from lmscale.files.run_files import CONFIG_FILE, read_submissions
 from lmscale.files.shard_files import MANIFEST, find_wrong_files, read_shard_sizes
 from lmscale.runs.commits import read_commits
-from lmscale.runs.continuation import find_continuation_problems, find_source_problems
-from lmscale.runs.ownership import CONFIG_FILE, check_folder
+from lmscale.runs.continuation import check_folder, find_continuation_problems, find_source_problems
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+EXCLUSIVE = ("train", "corpus", "shards")
+"""Kinds of which two at once in one folder would get in each other's way."""
+# Of the #SBATCH lines: what Slurm chooses nodes by and refuses a job for.
+_ASKED = ("partition", "account", "qos", "constraint", "reservation", "array", "nodes", "mincpus")
+_ASKED += ("ntasks-per-node", "cpus-per-task", "gres", "mem", "exclusive", "exclude", "time")
 MAX_SHARDS = 100_000  # a look at each; on a slow file system some minutes
 MAX_NAMED = 3  # wrong shards of a dataset
 MAX_KNOWN_ROWS = 50  # the newest submissions: Slurm itself forgets the jobs of old ones
@@ -47,93 +50,80 @@ class Findings:
 def check_job(request: JobRequest, job: SlurmJob, script: str) -> Findings:
     """Run every check, without writing or submitting."""
     findings = Findings()
-    configs = runs_of(request)
     findings.passed += _describe_plan(job)
-    findings.take(_folder_problems(request, job, configs), f"{job.run_folder} can be its folder")
-    _check_data(job, configs, findings)
-    _check_places(request, job, configs, findings)
+    findings.take(_folder_problems(request, job), f"{job.run_folder} can be its folder")
+    _check_data(request, job, findings)
+    _check_places(request, job, findings)
     try:
         live = find_live_jobs(job)
         findings.take(live, "no copy of it is queued or running")
         if not live or job.kind not in EXCLUSIVE:
-            findings.passed.append(f"Slurm would take it: {_ask_sbatch(request, job, script)}")
+            findings.passed.append(f"Slurm would take it: {try_sbatch(script)}")
+    except SlurmRefusedError as refusal:
+        findings.problems.append(_explain_refusal(refusal, request, job))
     except LmscaleError as error:
         findings.problems += error.problems
     return findings
 
 
-def _ask_sbatch(request: JobRequest, job: SlurmJob, script: str) -> str:
-    try:
-        return try_sbatch(script)
-    except SlurmRefusedError as refusal:
-        raise ClusterError(explain_refusal(refusal, request, job)) from None
+def _explain_refusal(refusal: SlurmRefusedError, request: JobRequest, job: SlurmJob) -> str:
+    """What ``sbatch --test-only`` refused the job for, with what was asked for."""
+    profile = request.cluster_file or request.cluster_name
+    asked = [option for option in job.directives if option[2:].partition("=")[0] in _ASKED]
+    problem = f"{refusal.problems[0].rstrip('.')}. By the profile {profile} it was asked for "
+    problem += f"{' '.join(asked)}."
+    if "partition" in refusal.answer.lower() and (partitions := list_partitions()):
+        problem += f" Partitions here: {', '.join(partitions)}."
+    return problem
 
 
-def _check_data(job: SlurmJob, configs: Sequence[RunConfig], findings: Findings) -> None:
-    problems = [p for config in configs for p in _data_problems(config, job)]
+def _check_data(request: JobRequest, job: SlurmJob, findings: Findings) -> None:
+    if job.kind == "preflight":
+        return
+    problems = [p for config in request.runs for p in _data_problems(config, job)]
     passed = "its inputs exist" if job.kind == "corpus" else "the manifests of what it reads exist"
     if job.kind == "train":
-        places = dict.fromkeys(place for c in configs for place in _datasets_of(c).values())
+        places = dict.fromkeys(place for c in request.runs for place in _datasets_of(c).values())
         shard_problems, is_complete = find_shard_problems(places)
         problems += shard_problems
         passed = "what it reads exists, with all its shards" if is_complete else passed
-    if job.kind != "preflight":
-        findings.take(dict.fromkeys(problems), passed)
-
-
-EXCLUSIVE = ("train", "corpus", "shards")
-"""Kinds of which two at once in one folder would get in each other's way."""
-
-
-def runs_of(request: JobRequest) -> list[RunConfig]:
-    """The configuration, or those of the sweep."""
-    return [config for _, config in request.sweep.members] if request.sweep else [request.config]
+    findings.take(dict.fromkeys(problems), passed)
 
 
 def _describe_plan(job: SlurmJob) -> list[str]:
     if job.kind != "train":
-        return [describe_tasks(job)] if is_partial(job) else []
+        return list(filter(None, [describe_rest(job)]))
     ranks = [str(count * job.tasks_per_node) for count in job.usable_nodes]
     runs = f", in each of {len(job.members)} runs" if job.members else ""
     noun = "rank" if ranks == ["1"] else "ranks"
     return [f"a step divides among {_join(ranks)} {noun}{runs}"]
 
 
-def is_partial(job: SlurmJob) -> bool:
-    """Whether only some tasks of a data job have work left."""
-    return job.tasks is not None and 0 < len(job.only) < job.tasks
+def describe_rest(job: SlurmJob) -> str:
+    """How many tasks of a data job have work left; "" where it is all."""
+    count = len(job.only)
+    if not job.tasks or not 0 < count < job.tasks:
+        return ""
+    return f"{count} of {job.tasks} tasks {'has' if count == 1 else 'have'} work"
 
 
-def describe_tasks(job: SlurmJob) -> str:
-    verb = "has" if len(job.only) == 1 else "have"
-    return f"{len(job.only)} of {job.tasks} tasks {verb} work"
-
-
-def describe_unusable_nodes(
-    request: JobRequest, job: SlurmJob, configs: Sequence[RunConfig]
-) -> list[str]:
+def describe_unusable_nodes(request: JobRequest, job: SlurmJob) -> list[str]:
     """Which numbers of nodes in --nodes MIN-MAX the run could not use, and what follows."""
-    if job.kind != "train" or request.min_nodes == request.max_nodes:
-        return []
+    low, high = job.min_nodes, job.max_nodes
     asked = range(request.min_nodes, request.max_nodes + 1)
     unusable = [count for count in asked if count not in job.usable_nodes]
-    if not unusable:
+    if job.kind != "train" or not unusable:
         return []
-    inside = [count for count in unusable if job.min_nodes < count < job.max_nodes]
+    inside = [count for count in unusable if low < count < high]
     idle = ""
     if inside:
         idle = f" On {_join(inside)} nodes it uses the next smaller number; the rest stay idle."
     ranks = count_of(job.tasks_per_node, "rank")
-    windows = " and ".join(sorted({f"{c.batch.global_windows:,}" for c in configs}))
-    asked_for = (
-        f"{job.min_nodes} nodes"
-        if job.min_nodes == job.max_nodes
-        else f"{job.min_nodes} to {job.max_nodes} nodes"
-    )
+    windows = " and ".join(sorted({f"{c.batch.global_windows:,}" for c in request.runs}))
     return [
         f"--nodes {request.min_nodes}-{request.max_nodes}: {windows} windows a step cannot be "
         f"shared evenly by {ranks} on each of {_join(unusable)} nodes. "
-        f"The job asks for {asked_for}.{idle}"
+        f"The job asks for {low if low == high else f'{low} to {high}'} nodes.{idle}"
     ]
 
 
@@ -142,11 +132,11 @@ def _join(parts: Sequence[object], last: str = "or") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
-def _folder_problems(request: JobRequest, job: SlurmJob, configs: Sequence[RunConfig]) -> list[str]:
+def _folder_problems(request: JobRequest, job: SlurmJob) -> list[str]:
     if job.kind in ("corpus", "shards"):
         return []
     problems = []
-    for config in configs:
+    for config in request.runs:
         try:
             check_folder(config.folder, config)
             if job.kind == "train":
@@ -160,8 +150,6 @@ def _folder_problems(request: JobRequest, job: SlurmJob, configs: Sequence[RunCo
 
 def _data_problems(config: RunConfig, job: SlurmJob) -> list[str]:
     """Files that the job would miss on its first second; remote ones are left to the job."""
-    if job.kind == "preflight":
-        return []
     if job.kind == "corpus":
         return _input_problems(config)
     if job.kind == "evaluate":
@@ -174,10 +162,8 @@ def _data_problems(config: RunConfig, job: SlurmJob) -> list[str]:
             "set tokenizer.folder."
         )
     if job.kind == "shards":
-        places = {
-            f"corpus.sources.{name}": f"{config.corpus.folder}/{name}"
-            for name in config.corpus.sources
-        }
+        corpus = config.corpus
+        places = {f"corpus.sources.{name}": f"{corpus.folder}/{name}" for name in corpus.sources}
         return problems + _missing_manifests(places, "lmscale corpus build CONFIG")
     if not config.stream.sources:
         problems.append("stream.sources names no dataset; give at least one, NAME: {shards: …}.")
@@ -186,11 +172,12 @@ def _data_problems(config: RunConfig, job: SlurmJob) -> list[str]:
 
 def _datasets_of(config: RunConfig) -> dict[str, str]:
     """Setting → place of every dataset that a training reads."""
-    sources = {
-        f"stream.sources.{name}": source.shards for name, source in config.stream.sources.items()
-    }
-    sets = {f"evaluation.sets.{name}": place for name, place in config.evaluation.sets.items()}
-    return {**sources, **sets}
+    sources = config.stream.sources.items()
+    return {f"stream.sources.{name}": source.shards for name, source in sources} | _sets_of(config)
+
+
+def _sets_of(config: RunConfig) -> dict[str, str]:
+    return {f"evaluation.sets.{name}": place for name, place in config.evaluation.sets.items()}
 
 
 def find_shard_problems(places: Iterable[str]) -> tuple[list[str], bool]:
@@ -202,15 +189,15 @@ def find_shard_problems(places: Iterable[str]) -> tuple[list[str], bool]:
     left = MAX_SHARDS
     is_complete = True
     for place in places:
-        if is_remote(place) or not (local_path(place) / MANIFEST).is_file():
-            is_complete = False
-            continue
+        sizes: dict[str, int] = {}
         try:
-            sizes = read_shard_sizes(place)
+            sizes = {} if is_remote(place) else read_shard_sizes(place)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
         except (OSError, DataError) as error:
             problems.append(str(error))
             continue
-        if len(sizes) > left:
+        if not sizes or len(sizes) > left:
             is_complete = False
             continue
         left -= len(sizes)
@@ -233,7 +220,7 @@ def _evaluation_problems(folder: Path) -> list[str]:
         config = load_config(folder / CONFIG_FILE)
     except LmscaleError as error:
         return list(error.problems)
-    sets = {f"evaluation.sets.{name}": place for name, place in config.evaluation.sets.items()}
+    sets = _sets_of(config)
     if not sets:
         return [f"{folder / CONFIG_FILE} names no evaluation.sets: there is nothing to score."]
     return _missing_manifests(sets, "lmscale shards build CONFIG")
@@ -259,9 +246,7 @@ def _missing_manifests(places: dict[str, str], command: str) -> list[str]:
     ]
 
 
-def _check_places(
-    request: JobRequest, job: SlurmJob, configs: Sequence[RunConfig], findings: Findings
-) -> None:
+def _check_places(request: JobRequest, job: SlurmJob, findings: Findings) -> None:
     """Whether all nodes see the places that the job reads and writes."""
     if not request.cluster.shared:
         findings.warnings.append(
@@ -269,34 +254,28 @@ def _check_places(
             f"{job.run_folder} and the shards was not checked."
         )
         return
-    shared = ", ".join(request.cluster.shared)
-    wanted = dict.fromkeys(
-        place
-        for config in configs
-        for place in places_of(config, job, request.folder)
-        if not is_remote(place)
-    )
+    folders, shared = request.cluster.shared, ", ".join(request.cluster.shared)
+    wanted = [p for config in request.runs for p in places_of(config, job, request.folder)]
     findings.take(
         [
             f"{place} is not below a folder that all nodes see ({shared}, by the profile "
             f"{request.cluster_name}). Move it there, or add its place to the profile's `shared`."
-            for place in wanted
-            if not is_below(place, request.cluster.shared)
+            for place in dict.fromkeys(wanted)
+            if not is_remote(place) and not is_below(place, folders)
         ],
         f"all its places are below {shared}",
     )
     if request.cluster.container.kind != "none" or not job.python.startswith("/"):
         return
-    if is_below(job.python, request.cluster.shared):
-        if not os.access(job.python, os.X_OK):
-            findings.problems.append(
-                f"{job.python}: there is no interpreter here that can be run, though all nodes see "
-                f"what is below {shared}. Correct the profile's `python` ({request.cluster_file})."
-            )
-    else:
+    if not is_below(job.python, folders):
         findings.warnings.append(
             f"{job.python} is not below {shared}: every node needs that interpreter, with the "
             "same packages, at the same place. Or name another by the profile's `python`."
+        )
+    elif not os.access(job.python, os.X_OK):
+        findings.problems.append(
+            f"{job.python}: there is no interpreter here that can be run, though all nodes see "
+            f"what is below {shared}. Correct the profile's `python` ({request.cluster_file})."
         )
 
 

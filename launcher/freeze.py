@@ -7,59 +7,44 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import launcher
-from launcher.job import SlurmJob
-from lmscale.config import RunConfig, assets, dump_config
+from launcher.job import JobRequest, SlurmJob
+from lmscale.config import assets, dump_config
 from lmscale.config.cluster import dump_cluster
-from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.errors import ClusterError
 from lmscale.files.atomic import atomic_folder, to_json_bytes
-from lmscale.runs.code_state import collect_code
+from lmscale.runs.environment import collect_code
 
 SCRIPT = "job.sh"
 
 
-def freeze(
-    job: SlurmJob,
-    *,
-    script: str,
-    config: RunConfig,
-    cluster: ClusterConfig,
-    members: Mapping[Path, RunConfig],
-) -> Path:
+def freeze(job: SlurmJob, request: JobRequest, script: str) -> Path:
     """Write the frozen copy, whole or not at all, and return the script's path.
 
-    ``members``: path → configuration, of a sweep's runs. Raises ``ClusterError`` when it cannot be
-    written.
+    Raises ``ClusterError`` when it cannot be written.
     """
     final = job.frozen_folder
+    texts = {final / SCRIPT: script, job.config: dump_config(request.config)}
+    texts[final / "cluster.yaml"] = dump_cluster(request.cluster)
+    for member, config in zip(job.members, request.runs, strict=False):
+        texts[member.config] = dump_config(config)
     try:
         with atomic_folder(final) as work:  # an id is new, so nothing is there
-            _write_files(job, work, script=script, config=config, cluster=cluster)
-            for path, member in members.items():
+            for path, text in texts.items():
                 place = work / path.relative_to(final)
                 place.parent.mkdir(exist_ok=True)
-                place.write_text(dump_config(member), encoding="utf-8")
+                place.write_text(text, encoding="utf-8")
+            (work / SCRIPT).chmod(0o755)
+            (work / "code.json").write_bytes(to_json_bytes(collect_code()))
+            copy_code(work / job.code.name)
     except OSError as error:
         raise ClusterError(
             f"{final} cannot be written: {error.strerror or error}. The job needs its frozen copy "
             "there; make room, or set run.folder to another place."
         ) from None
     return final / SCRIPT
-
-
-def _write_files(
-    job: SlurmJob, work: Path, *, script: str, config: RunConfig, cluster: ClusterConfig
-) -> None:
-    (work / SCRIPT).write_text(script, encoding="utf-8")
-    (work / SCRIPT).chmod(0o755)
-    (work / job.config.name).write_text(dump_config(config), encoding="utf-8")
-    (work / "cluster.yaml").write_text(dump_cluster(cluster), encoding="utf-8")
-    (work / "code.json").write_bytes(to_json_bytes(collect_code()))
-    copy_code(work / job.code.name)
 
 
 def copy_code(folder: Path) -> None:

@@ -11,16 +11,13 @@ from typing import Any
 
 from launcher.slurm import AccountedJob
 from launcher.status import ENDS
-from lmscale.runs.starts import ScriptEnd, Start, is_one_of
+from lmscale.runs.starts import Event, Start, is_one_of
 
 Row = Mapping[str, Any]
 SLACK_SECONDS = 5.0  # between the clocks of the controller and of a node
 SIGNAL_EARLY_SECONDS = 60.0  # by which Slurm may send a signal before it is due
 LOST = "lost: no end was written"
 _ACTIONS = {"requeue": "requeued", "chain": "the next job of the chain goes on", "stop": "stopped"}
-# What the accounting adds to the batch script's own words. Of the other ends the script knows more.
-_CAUSES = ("NODE_FAIL", "PREEMPTED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
-_WORDLESS = (*_CAUSES, "CANCELLED", "FAILED")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,15 +129,17 @@ def _describe_end(start: Start, account: AccountedJob | None, submission: Row) -
     state = account.state if account is not None else ""
     end = start.script_end
     if end is None:
-        cause = f" ({ENDS[state]})" if state in _WORDLESS else ""
+        cause = f" ({ENDS[state]})" if state in ENDS else ""
         return f"{hung}{LOST}{cause}"
-    cause = ENDS[state] if state in _CAUSES else _cause_by_time(start, end, submission)
+    # Of the other two the script itself knows more.
+    is_told = state in ENDS and state not in ("CANCELLED", "FAILED")
+    cause = ENDS[state] if is_told else _cause_by_time(start, end, submission)
     cause = f"{cause}: " if cause and cause not in end.reason else ""
     action = f", {_ACTIONS[end.action]}" if end.action in _ACTIONS else ""
     return f"{hung}{cause}{end.reason}{action}"
 
 
-def _cause_by_time(start: Start, end: ScriptEnd, submission: Row) -> str:
+def _cause_by_time(start: Start, end: Event, submission: Row) -> str:
     """A job that stopped on request near its limit was asked to for that reason."""
     limit = submission.get("limit_seconds")
     if limit is None or end.code != 75 or end.fault:

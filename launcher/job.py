@@ -36,8 +36,8 @@ class SweepPlan:
     name: str
     root: Path
     keys: tuple[str, ...]
-    members: tuple[tuple[tuple[str, ...], RunConfig], ...]
-    """``key=value`` of each run, and its whole configuration with absolute places."""
+    members: tuple[tuple[dict[str, str], RunConfig], ...]
+    """The values by key of each run, and its whole configuration with absolute places."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,16 @@ class JobRequest:
     only: tuple[int, ...] = ()
     """Numbers of the tasks to submit; empty: all."""
     sweep: SweepPlan | None = None
+
+    @property
+    def name(self) -> str:
+        """The sweep's name, or the run's."""
+        return self.sweep.name if self.sweep else self.config.run.name
+
+    @property
+    def runs(self) -> list[RunConfig]:
+        """The configurations of the sweep, or the only one."""
+        return [config for _, config in self.sweep.members] if self.sweep else [self.config]
 
 
 @dataclass(frozen=True, kw_only=True)

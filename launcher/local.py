@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.rendezvous import LOCAL_ADDRESS, environment_for, find_free_port
+from launcher.rendezvous import LOCAL_ADDRESS, environment_for, find_free_port, unset_defaults
 from launcher.supervise import Outcome, Supervisor
 from lmscale.config import load_config, plan_batches
 from lmscale.errors import ClusterError, ConfigError
 from lmscale.files.cores import num_cores
-from lmscale.runs.ownership import check_folder
+from lmscale.runs.continuation import check_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,27 +38,20 @@ def plan_ranks(
     environ: Mapping[str, str],
 ) -> tuple[RankPlan, ...]:
     """What to start for ``num_ranks`` ranks that all run ``argv``; rank 0 keeps the terminal."""
-    defaults = {
-        # Every rank would otherwise start a thread per core and get in the others' way.
-        "OMP_NUM_THREADS": str(max(1, cores // num_ranks)),
-        "PYTHONFAULTHANDLER": "1",  # a crash in native code leaves a stack in the rank's output
-    }
-    defaults = {name: value for name, value in defaults.items() if name not in environ}
+    defaults = unset_defaults(max(1, cores // num_ranks), environ)
     return tuple(
         RankPlan(
             rank=rank,
             argv=tuple(argv),
-            environment={
-                **defaults,
-                **environment_for(
-                    rank,
-                    world_size=num_ranks,
-                    local_rank=rank,
-                    local_world_size=num_ranks,
-                    node_rank=0,
-                    master=(LOCAL_ADDRESS, port),
-                ),
-            },
+            environment=defaults
+            | environment_for(
+                rank,
+                world_size=num_ranks,
+                local_rank=rank,
+                local_world_size=num_ranks,
+                node_rank=0,
+                master=(LOCAL_ADDRESS, port),
+            ),
             output=logs / f"rank-{rank:05d}.out" if rank else None,
         )
         for rank in range(num_ranks)

@@ -7,21 +7,15 @@ import signal
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from lmscale.errors import (
-    EXIT_FAILED,
-    EXIT_FINISHED,
-    EXIT_GUARD,
-    EXIT_RESUMABLE,
-    EXIT_USER,
-)
+from lmscale.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_GUARD, EXIT_RESUMABLE, EXIT_USER
 from lmscale.ranks.exits import says_peer_gone
 
 EXIT_INTERRUPTED = 130  # the shell's 128 + SIGINT
 MOMENT_SECONDS = 1.0  # failures this close together may have one cause
 TAIL_LINES = 30
+CALM = (EXIT_FINISHED, EXIT_RESUMABLE)
 # How a rank ends that has lost another one.
 _COLLATERAL_CODES = (EXIT_FAILED, EXIT_USER, -signal.SIGABRT)
-# What a rank says when another one has gone: true, but not the cause.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +52,20 @@ def judge(
     not end were killed; ``outputs`` gives each rank's (file, text) unless the terminal has it.
     """
     outputs = outputs or {}
-    culprits = [e for e in ends if not e.was_told and not _is_calm(e.code, forwarded)]
-    culprits = _without_collateral(culprits, ends, forwarded)
+    bad = [end for end in ends if not end.was_told and end.code not in CALM]
+    # A rank that dies of a forwarded signal had not yet installed its handler: nothing is lost. It
+    # takes its peers' connections with it, and they end as if something were wrong. Ends are seen
+    # in the order of the ranks, so a failure just before may still follow from it.
+    stopped = [end.ended_at for end in bad if _was_stopped(end.code, forwarded)]
+    since = min(stopped) - MOMENT_SECONDS if stopped else math.inf
+    culprits = [
+        end
+        for end in bad
+        if not _was_stopped(end.code, forwarded)
+        and (end.code not in _COLLATERAL_CODES or end.ended_at < since)
+    ]
     aborted = list(forwarded).count(signal.SIGINT) > 1
-    if aborted and any(end.code not in (EXIT_FINISHED, EXIT_RESUMABLE) for end in ends):
+    if aborted and any(end.code not in CALM for end in ends):
         return Outcome(exit_code=EXIT_INTERRUPTED)
     if culprits:
         culprit = find_culprit(culprits, outputs)
@@ -76,30 +80,9 @@ def judge(
     return Outcome(exit_code=EXIT_FINISHED if all_finished else EXIT_RESUMABLE)
 
 
-def _is_calm(code: int, forwarded: Collection[int]) -> bool:
-    """Whether a rank ended as it should: by itself, or by a signal that was meant for it.
-
-    A rank that dies of a forwarded signal had not yet installed its handler, so nothing is lost.
-    """
-    return code in (EXIT_FINISHED, EXIT_RESUMABLE) or _was_stopped(code, forwarded)
-
-
 def _was_stopped(code: int, forwarded: Collection[int]) -> bool:
     """Whether a forwarded signal ended a rank that did not listen yet."""
     return -code in forwarded or (code == EXIT_INTERRUPTED and signal.SIGINT in forwarded)
-
-
-def _without_collateral(
-    culprits: Sequence[RankEnd], ends: Sequence[RankEnd], forwarded: Collection[int]
-) -> list[RankEnd]:
-    """Leave out failures that follow from a rank being stopped while the ranks came up.
-
-    Such a rank takes its peers' connections with it, and they end as if something were wrong. Ends
-    are seen in the order of the ranks, so a failure just before may still be one.
-    """
-    stopped = [e.ended_at for e in ends if not e.was_told and _was_stopped(e.code, forwarded)]
-    since = min(stopped) - MOMENT_SECONDS if stopped else math.inf
-    return [e for e in culprits if e.code not in _COLLATERAL_CODES or e.ended_at < since]
 
 
 def find_culprit(failures: Sequence[RankEnd], outputs: Mapping[int, tuple[str, str]]) -> RankEnd:
@@ -119,8 +102,7 @@ def find_culprit(failures: Sequence[RankEnd], outputs: Mapping[int, tuple[str, s
         if end.rank not in outputs:
             return (2, 1, end.ended_at, end.rank)
         last_words = "\n".join(outputs[end.rank][1].splitlines()[-TAIL_LINES:])
-        is_collateral = says_peer_gone(last_words)
-        return (2, 2 if is_collateral else 0, end.ended_at, end.rank)
+        return (2, 2 if says_peer_gone(last_words) else 0, end.ended_at, end.rank)
 
     return min(near, key=order)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from launcher.directives import apptainer_prefix, plan_directives, pyxis_options
 from launcher.job import JobKind, JobRequest, Member, SlurmJob, SweepPlan
 from lmscale.config import RunConfig, plan_batches
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.errors import ConfigError
-from lmscale.files.run_files import DATA_SLURM_FOLDER, SLURM_FOLDER
-from lmscale.runs.code_state import FROZEN_CODE
-from lmscale.runs.ownership import CONFIG_FILE
+from lmscale.files.run_files import CONFIG_FILE, DATA_SLURM_FOLDER, SLURM_FOLDER
+from lmscale.runs.environment import FROZEN_CODE
 
 
 def plan_nodes(
@@ -24,12 +23,13 @@ def plan_nodes(
 
     Raises ``ConfigError`` when no number of nodes in the range will do.
     """
-    _check_range(min_nodes, max_nodes)
     windows = config.batch.global_windows
-    counts = range(min_nodes, max_nodes + 1)
     ranks = count_of(ranks_per_node, "rank")
-    usable = tuple(count for count in counts if windows % (count * ranks_per_node) == 0)
-    if not usable and min_nodes == max_nodes:
+    fits = [n for n in range(1, windows + 1) if windows % (n * ranks_per_node) == 0]
+    usable = tuple(count for count in fits if min_nodes <= count <= max_nodes)
+    if usable:
+        return usable
+    if min_nodes == max_nodes:
         try:
             plan_batches(
                 global_windows=windows,
@@ -37,25 +37,15 @@ def plan_nodes(
                 data_ranks=min_nodes * ranks_per_node,
             )
         except ConfigError as error:
-            fits = [n for n in range(1, windows + 1) if windows % (n * ranks_per_node) == 0]
             near = sorted(sorted(fits, key=lambda n: abs(n - min_nodes))[:4])
-            advice = (
-                f"With {ranks} a node that is --nodes {' or '.join(map(str, near))}."
-                if near
-                else f"No number of nodes with {ranks} each will do."
-            )
+            advice = f"No number of nodes with {ranks} each will do."
+            if near:
+                advice = f"With {ranks} a node that is --nodes {' or '.join(map(str, near))}."
             raise ConfigError(f"{error} {advice}") from None
-    if not usable:
-        raise ConfigError(
-            f"--nodes {min_nodes}-{max_nodes}: no number of nodes in this range, with "
-            f"{ranks} each, shares batch.global_windows = {windows} evenly."
-        )
-    return usable
-
-
-def _check_range(min_nodes: int, max_nodes: int) -> None:
-    if not 1 <= min_nodes <= max_nodes:
-        raise ConfigError(f"--nodes {min_nodes}-{max_nodes}: give N, or MIN-MAX from 1 on.")
+    raise ConfigError(
+        f"--nodes {min_nodes}-{max_nodes}: no number of nodes in this range, with "
+        f"{ranks} each, shares batch.global_windows = {windows} evenly."
+    )
 
 
 def plan_folder(kind: JobKind, config: RunConfig, sweep: SweepPlan | None = None) -> Path:
@@ -81,8 +71,7 @@ def plan_train_job(request: JobRequest) -> SlurmJob:
             "for each other's runs. Add --chain 1, with a time limit that each run can finish in; "
             "the same command again goes on with runs that did not. Or use a profile that requeues."
         )
-    configs = [config for _, config in sweep.members] if sweep else [request.config]
-    nodes = _common_nodes(request, configs)
+    nodes = _common_nodes(request)
     folder = plan_folder("train", request.config, sweep)
     frozen = plan_state_folder("train", folder) / request.submission
     members = tuple(
@@ -92,72 +81,50 @@ def plan_train_job(request: JobRequest) -> SlurmJob:
             run_folder=config.folder,
             config=frozen / "configs" / f"{index:03d}.yaml",
         )
-        for index, config in enumerate(configs if sweep else ())
+        for index, config in enumerate(request.runs if sweep else ())
     )
-    title = (
-        f"{_name_of(request)}: training on the cluster {request.cluster_name}, written by lmscale.",
-        _describe_nodes(nodes, cluster),
-        *((f"A sweep of {len(members)} runs in {folder}.",) if members else ()),
-    )
+    counts = count_of(nodes[-1], "node")
+    counts = counts if len(nodes) == 1 else f"{nodes[0]} to {counts}"
+    gpus = f" and {cluster.gpus_per_node} GPUs" if cluster.gpus_per_node else ""
+    more = [f"{counts} with {count_of(cluster.ranks_per_node, 'rank')}{gpus} each."]
+    more += [f"A sweep of {len(members)} runs in {folder}."] if members else []
     command = ("-m", "launcher.rank")
-    return _plan(request, "train", title, command=command, nodes=nodes, members=members)
+    what = f"{request.name}: training on"
+    return _plan(request, "train", what, *more, command=command, nodes=nodes, members=members)
 
 
 def plan_evaluate_job(request: JobRequest) -> SlurmJob:
     """One rank that scores the run's newest checkpoint."""
-    title = (
-        f"{_name_of(request)}: evaluation on the cluster {request.cluster_name}, "
-        "written by lmscale.",
-    )
     command = ("-m", "lmscale.cli.main", "evaluate", str(request.config.folder))
-    return _plan(request, "evaluate", title, command=command)
+    return _plan(request, "evaluate", f"{request.name}: evaluation on", command=command)
 
 
 def plan_preflight_job(request: JobRequest) -> SlurmJob:
     """The look at the nodes alone."""
-    _check_range(request.min_nodes, request.max_nodes)
     nodes = tuple(range(request.min_nodes, request.max_nodes + 1))
-    title = (
-        f"{_name_of(request)}: a look at the nodes of the cluster {request.cluster_name}, "
-        "written by lmscale.",
-    )
-    return _plan(request, "preflight", title, nodes=nodes)
+    return _plan(request, "preflight", f"{request.name}: a look at the nodes of", nodes=nodes)
 
 
 def plan_data_job(request: JobRequest, kind: Literal["corpus", "shards"]) -> SlurmJob:
     """An array whose tasks share the building of the corpus, or of the shards."""
-    if request.tasks < 1:
-        raise ConfigError(f"--tasks {request.tasks}: at least one task is needed.")
     state = plan_state_folder(kind, plan_folder(kind, request.config))
     config = str(state / request.submission / CONFIG_FILE)
     # Only the corpus' inputs are relative to where the job is launched.
     entry = ("launcher.task", str(request.folder)) if kind == "corpus" else ("lmscale.cli.main",)
-    title = (
-        f"{kind} of {_name_of(request)} in {request.tasks} tasks on the cluster "
-        f"{request.cluster_name}, written by lmscale.",
-    )
-    return _plan(request, kind, title, command=("-m", *entry, kind, "build", config))
+    what = f"{kind} of {request.name} in {request.tasks} tasks on"
+    return _plan(request, kind, what, command=("-m", *entry, kind, "build", config))
 
 
-def _name_of(request: JobRequest) -> str:
-    return request.sweep.name if request.sweep else request.config.run.name
-
-
-def _common_nodes(request: JobRequest, configs: list[RunConfig]) -> tuple[int, ...]:
-    """Node counts that will do for every run of a sweep."""
-    plans = [
-        plan_nodes(
-            config,
-            ranks_per_node=request.cluster.ranks_per_node,
-            min_nodes=request.min_nodes,
-            max_nodes=request.max_nodes,
-        )
-        for config in configs
-    ]
-    common = set.intersection(*(set(plan) for plan in plans))
+def _common_nodes(request: JobRequest) -> tuple[int, ...]:
+    """Node counts that will do for the run, or for every run of a sweep."""
+    low, high = request.min_nodes, request.max_nodes
+    ranks = request.cluster.ranks_per_node
+    common = set(range(low, high + 1))
+    for config in request.runs:
+        common &= {*plan_nodes(config, ranks_per_node=ranks, min_nodes=low, max_nodes=high)}
     if not common:
         raise ConfigError(
-            f"--nodes {request.min_nodes}-{request.max_nodes}: no number of nodes in this range "
+            f"--nodes {low}-{high}: no number of nodes in this range "
             "will do for all runs of the sweep, whose batch.global_windows differ."
         )
     return tuple(sorted(common))
@@ -166,8 +133,8 @@ def _common_nodes(request: JobRequest, configs: list[RunConfig]) -> tuple[int, .
 def _plan(
     request: JobRequest,
     kind: JobKind,
-    title: tuple[str, ...],
-    *,
+    what: str,
+    *more_title: str,
     command: tuple[str, ...] = (),
     nodes: tuple[int, ...] = (1,),
     members: tuple[Member, ...] = (),
@@ -183,8 +150,8 @@ def _plan(
     job = SlurmJob(
         kind=kind,
         submission=request.submission,
-        name=job_name(_name_of(request), kind, run_folder),
-        title=title,
+        name=job_name(request.name, kind, run_folder),
+        title=(f"{what} the cluster {request.cluster_name}, written by lmscale.", *more_title),
         directives=(),
         run_folder=run_folder,
         state_folder=state,
@@ -218,13 +185,96 @@ def job_name(name: str, kind: JobKind, folder: Path) -> str:
     return f"{name}-{digest}" if kind == "train" else f"{name}-{kind}-{digest}"
 
 
-def _describe_nodes(nodes: tuple[int, ...], cluster: ClusterConfig) -> str:
-    counts = count_of(nodes[-1], "node")
-    counts = counts if len(nodes) == 1 else f"{nodes[0]} to {counts}"
-    gpus = f" and {cluster.gpus_per_node} GPUs" if cluster.gpus_per_node else ""
-    return f"{counts} with {count_of(cluster.ranks_per_node, 'rank')}{gpus} each."
-
-
 def count_of(number: int, noun: str) -> str:
     """``1 rank``, ``2 ranks``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def plan_directives(job: SlurmJob) -> tuple[str, ...]:
+    """The #SBATCH lines, unquoted."""
+    cluster = job.cluster
+    is_whole = job.kind in ("train", "preflight")
+    array = len(job.members) or job.tasks or 0
+    limit = f"%{cluster.array_limit}" if cluster.array_limit else ""
+    is_elastic = job.max_nodes > job.min_nodes
+    nodes = f"{job.min_nodes}-{job.max_nodes}" if is_elastic else job.min_nodes
+    memory = cluster.memory_per_node
+    if not is_whole:  # one rank's part; Slurm's default where the profile takes all
+        share = max(1, cluster.memory_kib // cluster.ranks_per_node)
+        memory = f"{share}K" if cluster.memory_kib else None
+    gpu_type = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
+    options = {
+        "job-name": job.name,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "reservation": cluster.reservation,
+        "array": f"{render_numbers(job.only or range(array))}{limit}" if array else None,
+        "nodes": nodes,
+        # Slurm 22.05 remembers the number of tasks of the first start; asked for tasks, it would
+        # never requeue the job on fewer nodes. srun says how many run on the nodes there are.
+        "mincpus": job.tasks_per_node * job.cpus_per_task if is_elastic else None,
+        "ntasks-per-node": None if is_elastic else job.tasks_per_node,
+        "cpus-per-task": None if is_elastic else job.cpus_per_task,
+        "gres": f"gpu:{gpu_type}{job.gpus_per_node}" if job.gpus_per_node else None,
+        "mem": memory,
+        "exclusive": "" if cluster.exclusive and is_whole else None,
+        "exclude": ",".join(job.excluded) or None,
+        "time": cluster.time,
+        # To the batch script alone (B:), which passes it on: it knows when the ranks can listen.
+        "signal": f"B:USR1@{cluster.signal_seconds}" if job.kind != "evaluate" else None,
+        "requeue" if cluster.requeue else "no-requeue": "",
+        "dependency": "singleton" if job.chain > 1 else None,
+        "open-mode": "append",
+        "output": job.output,
+        "chdir": str(job.frozen_folder),
+    }
+    ours = (
+        f"--{name}={value}" if value != "" else f"--{name}"
+        for name, value in options.items()
+        if value is not None
+    )
+    return (*ours, *cluster.sbatch_options)
+
+
+def render_numbers(numbers: Iterable[int]) -> str:
+    """``0,3-5``, as sbatch's --array reads it."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in runs)
+
+
+def pyxis_options(cluster: ClusterConfig) -> tuple[str, ...]:
+    container = cluster.container
+    if container.kind != "pyxis":
+        return ()
+    # Variables that the image sets itself would otherwise win over the job's.
+    variables = ("PYTHONPATH", *cluster.variables)
+    return (
+        f"--container-image={container.image}",
+        f"--container-mounts={','.join(_mounts(cluster))}",
+        f"--container-env={','.join(variables)}",
+        *container.options,
+    )
+
+
+def apptainer_prefix(cluster: ClusterConfig, gpus: int) -> tuple[str, ...]:
+    container = cluster.container
+    if container.kind != "apptainer":
+        return ()
+    mounts = (part for mount in _mounts(cluster) for part in ("--bind", mount))
+    nvidia = ("--nv",) if gpus else ()
+    return ("apptainer", "exec", *nvidia, *mounts, *container.options, container.image)
+
+
+def _mounts(cluster: ClusterConfig) -> tuple[str, ...]:
+    """The shared and scratch folders at their own places, and what the profile adds."""
+    folders = (*(folder for folder in cluster.shared if folder != "/"), cluster.scratch)
+    both = (f"{folder}:{folder}" for folder in folders)
+    given = (mount if ":" in mount else f"{mount}:{mount}" for mount in cluster.container.mounts)
+    return tuple(dict.fromkeys((*both, *given)))

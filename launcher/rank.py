@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher.rendezvous import rendezvous_from_slurm
+from launcher.rendezvous import rendezvous_from_slurm, unset_defaults
 from lmscale.errors import EXIT_USER, ClusterError
 
 # Compiled kernels: thousands of ranks that lock files in one shared cache wait for each other.
@@ -29,15 +29,13 @@ CACHES = {
 def plan_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that a rank needs and srun does not set. Raises ``ClusterError``."""
     scratch = environ.get("LMSCALE_SCRATCH")
-    caches = {name: f"{scratch}/{folder}" for name, folder in CACHES.items()} if scratch else {}
-    defaults = {
-        **caches,
-        # Every rank would otherwise start a thread per core and get in the others' way.
-        "OMP_NUM_THREADS": environ.get("SLURM_CPUS_PER_TASK", "1"),
-        "PYTHONFAULTHANDLER": "1",  # a crash in native code leaves a stack in the rank's output
+    caches = {
+        name: f"{scratch}/{folder}"
+        for name, folder in CACHES.items()
+        if scratch and name not in environ
     }
-    unset = {name: value for name, value in defaults.items() if name not in environ}
-    return {**unset, **rendezvous_from_slurm(environ)}
+    threads = environ.get("SLURM_CPUS_PER_TASK", "1")
+    return {**caches, **unset_defaults(threads, environ), **rendezvous_from_slurm(environ)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

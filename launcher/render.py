@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -33,10 +32,10 @@ _SECTION = re.compile(r"^# ---- (.+?) -{4,}$", re.MULTILINE)
 _PLAIN = re.compile(r"[A-Za-z0-9@%_+=:,./\[\]&|*!-]+")
 
 
-def render(job: SlurmJob, templates: Path | None = None) -> str:
+def render(job: SlurmJob) -> str:
     """The batch script. Raises ``ClusterError`` for values that no quoting makes harmless."""
     environment = Environment(
-        loader=FileSystemLoader(templates or find_assets("slurm")),
+        loader=FileSystemLoader(find_assets("slurm")),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -6,12 +6,9 @@ import re
 import socket
 from collections.abc import Mapping
 
-from lmscale.errors import ClusterError, ConfigError
+from lmscale.errors import ClusterError
 
 LOCAL_ADDRESS = "127.0.0.1"  # never a host name: a dead name server costs 10 s a connection
-# Below the kernel's ephemeral ports (32768 on), which any program may hold at any moment.
-FIRST_PORT = 10_000
-NUM_PORTS = 20_000
 
 
 def environment_for(
@@ -24,11 +21,6 @@ def environment_for(
     master: tuple[str, int],
 ) -> dict[str, str]:
     """The variables that one rank reads, by torchrun's names; ``master``: address and port."""
-    if not 0 <= rank < world_size or not 0 <= local_rank < local_world_size <= world_size:
-        raise ConfigError(
-            f"rank {rank} of {world_size}, local rank {local_rank} of {local_world_size}: "
-            f"these do not fit together."
-        )
     address, port = master
     return {
         "RANK": str(rank),
@@ -41,94 +33,64 @@ def environment_for(
     }
 
 
-def find_free_port(address: str = LOCAL_ADDRESS) -> int:
+def unset_defaults(threads: object, environ: Mapping[str, str]) -> dict[str, str]:
+    """What a rank with so many threads is given besides, where nobody has set it."""
+    defaults = {
+        # Every rank would otherwise start a thread per core and get in the others' way.
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONFAULTHANDLER": "1",  # a crash in native code leaves a stack in the rank's output
+    }
+    return {name: value for name, value in defaults.items() if name not in environ}
+
+
+def find_free_port() -> int:
     """A TCP port of this machine that nobody holds right now."""
     with socket.socket() as probe:
-        probe.bind((address, 0))
+        probe.bind((LOCAL_ADDRESS, 0))
         return probe.getsockname()[1]
 
 
 def rendezvous_from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
     """A rank's variables for a task that srun started, from SLURM_*.
 
-    The ranks meet at MASTER_ADDR and MASTER_PORT when both are set: the batch script resolves the
-    address once for all ranks and looks for a free port. Without these every task computes the same
-    place alone: the step's first node, and a port that follows from the numbers of job and step.
+    The batch script has resolved MASTER_ADDR once for all ranks, and looked for a free MASTER_PORT.
     Raises ``ClusterError`` with everything that is missing.
     """
-    names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_JOB_ID")
+    names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_NUM_TASKS")
     problems = [
-        f"{name} is not set: this is not a task of an srun step." if name not in environ
-        else f"{name} = {environ[name]!r} is not a whole number."
+        f"{name} = {environ[name]!r} is not a whole number."
         for name in names
-        if not environ.get(name, "").isdecimal()
-    ]  # fmt: skip
-    tasks_text = _first(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
-    nodes_text = _first(environ, "SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST")
-    if not tasks_text.isdecimal():
-        problems.append(
-            f"SLURM_NTASKS = {tasks_text!r}: the number of tasks is needed; "
-            f"give srun or sbatch --ntasks-per-node."
-        )
-    if not nodes_text:
-        problems.append("SLURM_NODELIST is not set: the first node's name is needed.")
-    port_text = environ.get("MASTER_PORT", "") if environ.get("MASTER_ADDR") else ""
-    if port_text and not (port_text.isdecimal() and 0 < int(port_text) < 2**16):
-        problems.append(f"MASTER_PORT = {port_text!r} is not a TCP port.")
+        if name in environ and not environ[name].isdecimal()
+    ]
+    texts = ("SLURM_STEP_TASKS_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if name not in environ]
+    missing += [name for name in texts if not environ.get(name)]
+    problems += [
+        f"{name} is not set: this is not a task of an srun step of lmscale's batch script."
+        for name in missing
+    ]
+    port = environ.get("MASTER_PORT") or "1"
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
+        problems.append(f"MASTER_PORT = {port!r} is not a TCP port.")
     if problems:
         raise ClusterError(problems)
-    rank, local_rank, node_rank, job = (int(environ[name]) for name in names)
-    world_size = int(tasks_text)
-    nodes = expand_nodes(nodes_text)
-    step = environ.get("SLURM_STEP_ID", "0")
-    if port_text:
-        master = (environ["MASTER_ADDR"], int(port_text))
-    else:
-        address = nodes[0] if len(nodes) > 1 else LOCAL_ADDRESS
-        master = (address, plan_port(job, int(step) if step.isdecimal() else 0))
+    rank, local_rank, node_rank, world_size = (int(environ[name]) for name in names)
+    text = environ["SLURM_STEP_TASKS_PER_NODE"]
+    counts = expand_tasks_per_node(text)
+    if node_rank >= len(counts) or sum(counts) != world_size:
+        raise ClusterError(
+            f"Slurm names {sum(counts)} tasks on {len(counts)} nodes ({text!r}), but "
+            f"this step has {world_size} tasks and this is its node {node_rank}. "
+            f"Start the ranks with one srun."
+        )
     return environment_for(
         rank,
         world_size=world_size,
         local_rank=local_rank,
-        local_world_size=_tasks_on_node(environ, node_rank, len(nodes), world_size),
+        local_world_size=counts[node_rank],
         node_rank=node_rank,
-        master=master,
+        master=(environ["MASTER_ADDR"], int(port)),
     )
-
-
-def plan_port(job: int, step: int) -> int:
-    """A port that all tasks of a step agree on and that two jobs on one node rarely share."""
-    return FIRST_PORT + (job * 7 + step) % NUM_PORTS
-
-
-def _first(environ: Mapping[str, str], *names: str) -> str:
-    """The first variable that is set: the step's own stand before those of the larger job."""
-    return next((environ[name] for name in names if environ.get(name)), "")
-
-
-def _tasks_on_node(
-    environ: Mapping[str, str], node_rank: int, num_nodes: int, world_size: int
-) -> int:
-    text = _first(environ, "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE")
-    per_node = environ.get("SLURM_NTASKS_PER_NODE", "")
-    if text:
-        counts = expand_tasks_per_node(text)
-    elif per_node.isdecimal():
-        counts = (int(per_node),) * num_nodes
-    elif num_nodes == 1:
-        counts = (world_size,)
-    else:
-        raise ClusterError(
-            "Neither SLURM_TASKS_PER_NODE nor SLURM_NTASKS_PER_NODE is set: how many tasks run on "
-            "this node cannot be known. Give sbatch or srun --ntasks-per-node."
-        )
-    if node_rank >= len(counts) or sum(counts) != world_size:
-        raise ClusterError(
-            f"Slurm names {sum(counts)} tasks on {len(counts)} nodes ({text or per_node!r}), but "
-            f"this step has {world_size} tasks and this is its node {node_rank}. "
-            f"Start the ranks with one srun."
-        )
-    return counts[node_rank]
 
 
 def expand_tasks_per_node(text: str) -> tuple[int, ...]:
@@ -138,7 +100,8 @@ def expand_tasks_per_node(text: str) -> tuple[int, ...]:
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
         if not match:
             raise ClusterError(
-                f"SLURM_TASKS_PER_NODE = {text!r}: expected counts such as 2(x3),1; found {part!r}."
+                f"SLURM_STEP_TASKS_PER_NODE = {text!r}: expected counts such as 2(x3),1; "
+                f"found {part!r}."
             )
         counts += [int(match[1])] * int(match[2] or 1)
     return tuple(counts)

@@ -88,12 +88,12 @@ def sbatch(script: Path) -> str:
     return parse_submitted(done.stdout)
 
 
-def try_sbatch(script: str, options: Sequence[str] = ()) -> str:
+def try_sbatch(script: str) -> str:
     """The answer of ``sbatch --test-only`` to a batch script. Raises ``SlurmRefusedError``.
 
     Partition, nodes, gres, memory, time and signal are checked; account and qos are not.
     """
-    done = _call(["sbatch", "--test-only", *options], timeout=SBATCH_SECONDS, text=script)
+    done = _call(["sbatch", "--test-only"], timeout=SBATCH_SECONDS, text=script)
     return _clean(done.stderr or done.stdout)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from launcher.slurm import AccountedJob, QueuedJob
 from lmscale.files.run_files import ALIVE_SECONDS
-from lmscale.runs.starts import Start, is_one_of, newest_of
+from lmscale.runs.starts import RunSigns, Start, is_one_of, newest_of
 
 Row = Mapping[str, Any]
 StateName = Literal[
@@ -80,22 +80,6 @@ ENDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderSigns:
-    """What a run's folder says of it, without anybody being asked."""
-
-    submissions: Sequence[Row] = ()
-    starts: Sequence[Start] = ()
-    cancels: frozenset[str] = frozenset()
-    """Jobs that were asked to end for good."""
-    is_finished: bool = False
-    """With nothing submitted since."""
-    last_sign: float | None = None
-    """When the run last wrote anything."""
-    hang: str | None = None
-    """What the watchdog says of the newest start, if it stands still now."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class SlurmAnswer:
     """What Slurm said about the jobs of one or more runs."""
 
@@ -134,10 +118,10 @@ class RunState:
         return self.name in names
 
 
-def judge_run(signs: FolderSigns, answer: SlurmAnswer | None, now: float) -> RunState:
+def judge_run(signs: RunSigns, answer: SlurmAnswer | None, now: float) -> RunState:
     """The state of a run; ``answer`` None means that Slurm was not asked."""
     submission = newest_submission(signs.submissions)
-    if submission is None or is_local(signs):
+    if submission is None or _is_local(signs):
         return _judge_folder(signs, now)
     jobs = jobs_of(submission)
     if answer is None:
@@ -146,27 +130,31 @@ def judge_run(signs: FolderSigns, answer: SlurmAnswer | None, now: float) -> Run
     active = sorted((job for job in queued if job.is_active), key=_order)
     if active:
         return _judge_active(signs, active[0], now)
-    ends = [a for a in answer.accounts or () if is_one_of(a.job, jobs) and _is_of(a, submission)]
+    since = submission["time"] - 300  # before it the accounting may have been begun anew
+    accounts = [a for a in answer.accounts or () if is_one_of(a.job, jobs)]
+    ends = [a for a in accounts if a.submitted_at is None or a.submitted_at > since]
     return _judge_gone(signs, jobs, queued, ends)
 
 
-def newest_submission(submissions: Sequence[Row], kind: str = TRAIN) -> Row | None:
-    return next((row for row in reversed(submissions) if row["kind"] == kind), None)
+def newest_submission(submissions: Sequence[Row]) -> Row | None:
+    """The last one that trains."""
+    return next((row for row in reversed(submissions) if row["kind"] == TRAIN), None)
 
 
 def jobs_of(submission: Row) -> tuple[str, ...]:
     """Its job, or all jobs of its chain."""
-    return tuple(map(str, submission.get("jobs") or [submission["job"]]))
+    return tuple(submission["jobs"])
 
 
-def is_local(signs: FolderSigns) -> bool:
+def _is_local(signs: RunSigns) -> bool:
     """Whether the newest start was made without Slurm, in a folder that had jobs before."""
     newest = signs.starts[-1] if signs.starts else None
     if newest is None or newest.job is not None:
         return False
     submitted_at = max((row["time"] for row in signs.submissions), default=0.0)
     has_jobs = any(start.job is not None for start in signs.starts)
-    return newest.began_at > submitted_at and (has_jobs or newest.is_training)
+    is_training = bool(newest.attempt) and newest.attempt_end is None
+    return newest.began_at > submitted_at and (has_jobs or is_training)
 
 
 def _order(job: QueuedJob) -> tuple[int, int]:
@@ -174,33 +162,19 @@ def _order(job: QueuedJob) -> tuple[int, int]:
     return (job.state == "PENDING", int(re.sub(r"\D.*", "", job.raw_job) or 0))
 
 
-def _is_of(account: AccountedJob, submission: Row) -> bool:
-    """Not a job of the same number before the accounting was begun anew."""
-    return account.submitted_at is None or account.submitted_at > submission["time"] - 300
-
-
-def _judge_folder(signs: FolderSigns, now: float) -> RunState:
+def _judge_folder(signs: RunSigns, now: float) -> RunState:
     """Of a run that Slurm does not know."""
     if not signs.starts:
         return RunState(name="not started")
     reason = signs.starts[-1].attempt_end
     if reason is None:
-        return _judge_training(signs, now)
+        return _judge_start(signs, signs.starts[-1], now)
     if signs.is_finished:
         return RunState(name="finished")
     return RunState(name="stopped" if reason in _STOP_REASONS else "failed", detail=reason)
 
 
-def _judge_training(signs: FolderSigns, now: float) -> RunState:
-    silence = now - signs.last_sign if signs.last_sign is not None else 0.0
-    if signs.hang is not None:
-        return RunState(name="hung", detail=signs.hang)
-    if silence >= ALIVE_SECONDS:
-        return RunState(name="silent", detail=f"for {silence:,.0f} s")
-    return RunState(name="running")
-
-
-def _judge_active(signs: FolderSigns, job: QueuedJob, now: float) -> RunState:
+def _judge_active(signs: RunSigns, job: QueuedJob, now: float) -> RunState:
     state = _judge_job(signs, job, now)
     return replace(
         state,
@@ -213,7 +187,7 @@ def _judge_active(signs: FolderSigns, job: QueuedJob, now: float) -> RunState:
     )
 
 
-def _judge_job(signs: FolderSigns, job: QueuedJob, now: float) -> RunState:
+def _judge_job(signs: RunSigns, job: QueuedJob, now: float) -> RunState:
     if job.state == "PENDING":
         name = "held" if job.reason in _HELD else "queued"
         return RunState(name=name, detail=describe_wait(job, now))
@@ -230,15 +204,18 @@ def _judge_job(signs: FolderSigns, job: QueuedJob, now: float) -> RunState:
     return _judge_start(signs, start, now)
 
 
-def _judge_start(signs: FolderSigns, start: Start, now: float) -> RunState:
-    """Of a batch script that has written no end."""
+def _judge_start(signs: RunSigns, start: Start, now: float) -> RunState:
+    """Of a start that has written no end."""
     if signs.hang is not None:
         return RunState(name="hung", detail=signs.hang)
     if not start.attempt:
         return RunState(name="starting", detail=f"no step yet, {now - start.began_at:,.0f} s in")
     if start.attempt_end is not None:
         return RunState(name="ending", detail=start.attempt_end)
-    return _judge_training(signs, now)
+    silence = now - signs.last_sign if signs.last_sign is not None else 0.0
+    if silence >= ALIVE_SECONDS:
+        return RunState(name="silent", detail=f"for {silence:,.0f} s")
+    return RunState(name="running")
 
 
 def describe_wait(job: QueuedJob, now: float) -> str:
@@ -254,7 +231,7 @@ def describe_wait(job: QueuedJob, now: float) -> str:
 
 
 def _judge_gone(
-    signs: FolderSigns,
+    signs: RunSigns,
     jobs: Sequence[str],
     queued: Sequence[QueuedJob],
     ends: Sequence[AccountedJob],
@@ -272,39 +249,32 @@ def _judge_gone(
     return replace(state, job=state.job or jobs[-1], nodes=nodes, source=source)
 
 
-def _judge_end(signs: FolderSigns, jobs: Sequence[str], word: str) -> RunState:
+def _judge_end(signs: RunSigns, jobs: Sequence[str], word: str) -> RunState:
     """``word``: Slurm's, or "" where it has forgotten the job."""
     start = newest_of(signs.starts, jobs)
+    job = start.job if start else None
+    end = start.script_end if start else None
+    if signs.is_finished or (end and end.action == "done"):
+        return RunState(name="finished", job=job)
     if start is None:
-        if signs.is_finished:  # without Slurm, after it was submitted
-            return RunState(name="finished")
         if word == "CANCELLED" or any(is_one_of(job, jobs) for job in signs.cancels):
             return RunState(name="cancelled", detail="before it began")
         if word in ("", "COMPLETED"):
             return RunState(name="lost", detail="it never began, and Slurm has forgotten it")
         return RunState(name="failed", detail=f"{ENDS.get(word, word)}, before it began")
-    end = start.script_end
     if end is None:
-        return replace(_judge_wordless(signs, start, word), job=start.job)
-    if end.action == "done" or signs.is_finished:
-        return RunState(name="finished", job=start.job)
+        if word == "CANCELLED" or job in signs.cancels:
+            return RunState(name="cancelled", detail="without saving", job=job)
+        why = ENDS.get(word, word.lower()) if word != "COMPLETED" else ""
+        detail = f"{why}; no end was written".removeprefix("; ")
+        return RunState(name="lost", detail=detail, job=job)
     if end.action == "cancelled" or (end.action in _COMING_BACK and word == "CANCELLED"):
-        return RunState(name="cancelled", detail=end.reason, job=start.job)
+        return RunState(name="cancelled", detail=end.reason, job=job)
     name = "failed" if end.action == "stop" and end.code != 75 else "stopped"
-    return RunState(name=name, detail=end.reason, job=start.job)
+    return RunState(name=name, detail=end.reason, job=job)
 
 
-def _judge_wordless(signs: FolderSigns, start: Start, word: str) -> RunState:
-    """Of a start that never said how it ended."""
-    if signs.is_finished:
-        return RunState(name="finished")
-    if word == "CANCELLED" or start.job in signs.cancels:
-        return RunState(name="cancelled", detail="without saving")
-    why = ENDS.get(word, word.lower()) if word != "COMPLETED" else ""
-    return RunState(name="lost", detail=f"{why}; no end was written".removeprefix("; "))
-
-
-def _judge_events(signs: FolderSigns, jobs: Sequence[str], now: float) -> RunState:
+def _judge_events(signs: RunSigns, jobs: Sequence[str], now: float) -> RunState:
     """Where Slurm cannot be asked: what the batch scripts wrote, and the signs of life."""
     start = newest_of(signs.starts, jobs)
     if start is None:

@@ -8,14 +8,15 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from launcher.checks import Findings, check_job, describe_unusable_nodes, find_live_jobs, runs_of
+from launcher.checks import Findings, check_job, describe_unusable_nodes, find_live_jobs
 from launcher.freeze import freeze
-from launcher.job import JobKind, JobRequest, SlurmJob, SweepPlan
+from launcher.job import JobKind, JobRequest, SlurmJob
 from launcher.plan import (
     plan_data_job,
     plan_evaluate_job,
@@ -27,18 +28,20 @@ from launcher.plan import (
 from launcher.preflight import cordon
 from launcher.render import render
 from launcher.slurm import parse_duration, sbatch, scancel
-from launcher.submissions import Submission, append_submission, submitting
-from launcher.sweep import parse_axis, plan_sweep, render_sweep
+from launcher.sweep import parse_axis, plan_sweep, plan_table
 from lmscale.config import load_config
 from lmscale.config.cluster import change_cluster, find_profile, load_cluster
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.config.places import with_absolute_places
-from lmscale.errors import ClusterError, ConfigError, LmscaleError
-from lmscale.files.atomic import write_bytes
+from lmscale.errors import ClusterError, ConfigError, DataError, LmscaleError
+from lmscale.files.jsonl import append_durable_row
+from lmscale.files.locks import locked_file
 from lmscale.files.redact import redact_command
-from lmscale.files.run_files import SWEEP_FILE
+from lmscale.files.run_files import SUBMISSIONS_FILE, SWEEP_FILE
+from lmscale.runs.sweep_folder import write_sweep
 
 Result = TypeVar("Result")
+LOCK_SECONDS = 60.0  # a submission takes a second or two
 PLANNERS: dict[JobKind, Callable[[JobRequest], SlurmJob]] = {
     "train": plan_train_job,
     "evaluate": plan_evaluate_job,
@@ -75,9 +78,33 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def prepare(options: LaunchOptions, *, now: float | None = None) -> Prepared:
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A row of ``submissions.jsonl``."""
+
+    time: float
+    submission: str
+    job: str
+    jobs: tuple[str, ...]
+    """Numbers of all jobs of a chain; otherwise the one job's."""
+    kind: str
+    cluster: str
+    nodes: tuple[int, int]
+    tasks: int | None
+    limit_seconds: float | None
+    """A job's time limit."""
+    signal_seconds: float
+    """How long before its limit a job is asked to stop."""
+    folder: str
+    """The frozen copy."""
+    command: tuple[str, ...]
+    user: str
+    host: str
+
+
+def prepare(options: LaunchOptions) -> Prepared:
     """Load, plan and render. Raises ``ConfigError`` with the problems of config and profile."""
-    now = time.time() if now is None else now
+    now = time.time()
     problems: list[str] = []
     cluster = _collect(problems, lambda: _load_cluster(options))
     config = _collect(
@@ -93,6 +120,10 @@ def prepare(options: LaunchOptions, *, now: float | None = None) -> Prepared:
         axes = [axis for axis in axes if axis is not None]
         sweep = plan_sweep(options.config, options.overrides, axes, name=options.sweep)
     folder = plan_folder(options.kind, config, sweep)
+    preflight = cluster.preflight
+    cordoned: Iterable[str] = ()
+    if preflight.cordon_file is not None:
+        cordoned = sorted(cordon.active(preflight.cordon_file, now, preflight.cordon_hours))
     request = JobRequest(
         config=config,
         cluster=cluster,
@@ -103,17 +134,17 @@ def prepare(options: LaunchOptions, *, now: float | None = None) -> Prepared:
         folder=Path.cwd(),
         min_nodes=nodes[0],
         max_nodes=nodes[1],
-        excluded=tuple(_cordoned(cluster, now)),
+        excluded=tuple(cordoned),
         tasks=options.tasks or 1,
         only=options.only,
         sweep=sweep,
     )
     job = PLANNERS[options.kind](request)
-    warnings = describe_unusable_nodes(request, job, runs_of(request))
+    warnings = describe_unusable_nodes(request, job)
     if request.excluded:
         warnings.append(
             f"{', '.join(request.excluded)} will be left out: found bad by a preflight "
-            f"({cluster.preflight.cordon_file})."
+            f"({preflight.cordon_file})."
         )
     return Prepared(request=request, job=job, script=render(job), warnings=tuple(warnings))
 
@@ -132,21 +163,6 @@ def plan_submission(state: Path, kind: JobKind, now: float) -> str:
     stem = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{kind}"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     return next(name for name in names if not (state / name).exists())
-
-
-def command_of(options: LaunchOptions) -> tuple[str, ...]:
-    """The command that a person typed, in one form."""
-    command = ["lmscale", "launch", "slurm", str(options.config), "--cluster", options.cluster]
-    if options.kind == "preflight":
-        command += ["--preflight-only"]
-    elif options.kind != "train":
-        command += ["--job", options.kind]
-    values = {"--nodes": options.nodes if options.nodes != "1" else None, "--time": options.time}
-    values |= {"--tasks": options.tasks, "--sweep": options.sweep, "--chain": options.chain}
-    command += [w for name, value in values.items() if value for w in (name, str(value))]
-    command += [word for axis in options.axes for word in ("--array", axis)]
-    command += [word for override in options.overrides for word in ("--set", override)]
-    return tuple(redact_command(command))
 
 
 def _collect(problems: list[str], make: Callable[[], Result]) -> Result | None:
@@ -190,13 +206,6 @@ def _find_misfits(options: LaunchOptions) -> list[str]:
     return problems
 
 
-def _cordoned(cluster: ClusterConfig, now: float) -> list[str]:
-    preflight = cluster.preflight
-    if preflight.cordon_file is None:
-        return []
-    return sorted(cordon.active(preflight.cordon_file, now, preflight.cordon_hours))
-
-
 def check(prepared: Prepared) -> Findings:
     """All checks before a submission; nothing is written."""
     findings = check_job(prepared.request, prepared.job, prepared.script)
@@ -204,21 +213,14 @@ def check(prepared: Prepared) -> Findings:
     return findings
 
 
-def submit(prepared: Prepared, *, command: tuple[str, ...]) -> Submission:
+def submit(prepared: Prepared) -> Submission:
     """Freeze and submit. Raises ``ClusterError`` when a copy was submitted in the meantime."""
     request, job = prepared.request, prepared.job
     with submitting(job.state_folder):
         live = find_live_jobs(job)
         if live:
             raise ClusterError(live)
-        members = {m.config: c for m, c in zip(job.members, runs_of(request), strict=False)}
-        script = freeze(
-            job,
-            script=prepared.script,
-            config=request.config,
-            cluster=request.cluster,
-            members=members if job.members else {},
-        )
+        script = freeze(job, request, prepared.script)
         try:
             jobs = _submit_all(script, job.chain)
         except BaseException:
@@ -236,14 +238,57 @@ def submit(prepared: Prepared, *, command: tuple[str, ...]) -> Submission:
             limit_seconds=parse_duration(request.cluster.time),
             signal_seconds=float(request.cluster.signal_seconds),
             folder=str(job.frozen_folder),
-            command=command,
+            command=tuple(redact_command(["lmscale", *sys.argv[1:]])),
             user=cordon.user_name(),
             host=socket.gethostname(),
         )
         append_submission(job.state_folder, submission)
         if request.sweep:
-            _write_sweep(request.sweep, render_sweep(request.sweep, request.config, jobs[0]))
+            table = plan_table(request.sweep, request.config, jobs[0])
+            try:
+                write_sweep(table)
+            except OSError as error:
+                raise ClusterError(
+                    f"The job was submitted, but {table.root / SWEEP_FILE} cannot be written: "
+                    f"{error}. `lmscale runs list --sweep` will not know of it."
+                ) from None
     return submission
+
+
+def append_submission(folder: Path, submission: Submission) -> None:
+    """Add a row that is on disk before this returns: Slurm has the job already."""
+    path = folder / SUBMISSIONS_FILE
+    try:
+        append_durable_row(path, asdict(submission))
+    except (OSError, DataError) as error:
+        raise ClusterError(
+            f"Job {submission.job} was submitted, but {path} cannot be written ({error}), so "
+            f"`lmscale runs` will not know of it. Cancel it (scancel {submission.job}) and make "
+            "room, or leave it."
+        ) from None
+
+
+@contextmanager
+def submitting(folder: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Hold the right to submit for this folder; the file lock ends with the process.
+
+    Where the file system has no locks, the look at Slurm's queue must do.
+    """
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked_file(folder / ".submitting", seconds))
+        except BlockingIOError:
+            raise ClusterError(
+                f"{folder}: another `lmscale launch slurm` has been submitting for this folder for "
+                f"{seconds:.0f} s. Wait until it ends."
+            ) from None
+        except OSError as error:
+            raise ClusterError(
+                f"{folder} cannot be written: {error.strerror or error}. The job keeps its state "
+                "there; set run.folder to another place."
+            ) from None
+        yield
 
 
 def _submit_all(script: Path, count: int) -> tuple[str, ...]:
@@ -256,14 +301,3 @@ def _submit_all(script: Path, count: int) -> tuple[str, ...]:
         scancel(jobs)
         raise
     return tuple(jobs)
-
-
-def _write_sweep(sweep: SweepPlan, text: str) -> None:
-    path = sweep.root / SWEEP_FILE
-    try:
-        write_bytes(path, text.encode())
-    except OSError as error:
-        raise ClusterError(
-            f"The job was submitted, but {path} cannot be written: {error}. `lmscale runs list "
-            "--sweep` will not know of it."
-        ) from None

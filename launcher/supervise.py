@@ -14,25 +14,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher.outcome import MOMENT_SECONDS, Outcome, RankEnd, judge
-from lmscale.errors import EXIT_FINISHED, EXIT_RESUMABLE
+from launcher.outcome import CALM, MOMENT_SECONDS, Outcome, RankEnd, judge
 from lmscale.files.jsonl import read_tail
 
 POLL_SECONDS = 0.05
+FAILURE_SECONDS = 5.0  # to end after another rank has failed: nothing is left to save together
+STOP_SECONDS = 600.0  # after a signal, or another rank's good end: a checkpoint may be on its way
 SAVE_SIGNAL = signal.SIGUSR2  # asks the ranks for a save, and nobody to stop
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Loaded before any fork: the child may not take the loader's locks between fork and exec.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grace:
-    """How long ranks may take to end."""
-
-    failure_seconds: float = 5.0
-    """After another rank has failed: there is nothing left to save together."""
-    stop_seconds: float = 600.0
-    """After a forwarded signal, or another rank's good end: a checkpoint may be on its way."""
 
 
 @dataclass(kw_only=True)
@@ -48,8 +39,7 @@ class _Rank:
 class Supervisor:
     """Owns the processes of all ranks for the time of a ``with`` block, in the main thread."""
 
-    def __init__(self, grace: Grace | None = None) -> None:
-        self._grace = grace or Grace()
+    def __init__(self) -> None:
         self._ranks: dict[int, _Rank] = {}
         self._arrived: list[int] = []
         self._forwarded: list[int] = []
@@ -122,12 +112,9 @@ class Supervisor:
         for number, rank in self._running().items():
             code = rank.process.poll()
             if code is not None:
-                _signal_group(
-                    rank.process.pid, signal.SIGKILL
-                )  # its loader workers, if any is left
-                rank.end = RankEnd(
-                    rank=number, code=code, ended_at=time.monotonic(), was_told=self._told
-                )
+                _signal_group(rank.process.pid, signal.SIGKILL)  # loader workers that are left
+                now = time.monotonic()
+                rank.end = RankEnd(rank=number, code=code, ended_at=now, was_told=self._told)
 
     def _forward(self) -> None:
         """Pass on what has arrived; the ranks know when they can stop."""
@@ -146,27 +133,25 @@ class Supervisor:
         """End the ranks whose time is over."""
         now = time.monotonic()
         ends = [rank.end for rank in self._ranks.values() if rank.end]
-        bad = [e.ended_at for e in ends if e.code not in (EXIT_FINISHED, EXIT_RESUMABLE)]
+        bad = [e.ended_at for e in ends if e.code not in CALM]
         if bad:
             # The others' own failures are awaited for a moment: one of them may be the cause.
             if not self._told and now - min(bad) >= MOMENT_SECONDS:
                 self._told = True
                 self._signal_running(signal.SIGTERM)
-            if now - min(bad) >= MOMENT_SECONDS + self._grace.failure_seconds:
+            if now - min(bad) >= MOMENT_SECONDS + FAILURE_SECONDS:
                 self._signal_running(signal.SIGKILL)
             return
         interrupts = self._forwarded.count(signal.SIGINT)
         if interrupts > 1:  # the second asks each rank to abort; the third does not ask
-            patience = self._grace.failure_seconds if interrupts == 2 else 0.0
+            patience = FAILURE_SECONDS if interrupts == 2 else 0.0
             if now - self._forwarded_at >= patience:
                 self._signal_running(signal.SIGKILL)
             return
         since = [end.ended_at for end in ends] + ([self._forwarded_at] if self._forwarded else [])
-        if since and now - max(since) >= self._grace.stop_seconds:
+        if since and now - max(since) >= STOP_SECONDS:
             after = "it was asked to stop" if self._forwarded else "other ranks had ended"
-            why = (
-                f"was still running {self._grace.stop_seconds:.0f} s after {after}, and was killed."
-            )
+            why = f"was still running {STOP_SECONDS:.0f} s after {after}, and was killed."
             self._overdue.update(dict.fromkeys(self._running(), why))
             self._told = True
             self._signal_running(signal.SIGKILL)

@@ -14,6 +14,7 @@ from lmscale.config import RunConfig, load_config
 from lmscale.config.places import with_absolute_places
 from lmscale.errors import ConfigError
 from lmscale.files.run_files import SLURM_FOLDER, SWEEP_FILE
+from lmscale.runs.sweep_folder import Sweep, SweepMember, read_sweep
 
 MAX_RUNS = 1000  # Slurm's own default for the size of an array is 1001
 
@@ -65,71 +66,53 @@ def plan_sweep(
         raise ConfigError(f"--array: {len(choices)} runs are more than {MAX_RUNS}.")
     members, problems = [], []
     for index, choice in enumerate(choices):
-        values = [f"{key}={value}" for key, value in zip(keys, choice, strict=True)]
+        values = dict(zip(keys, choice, strict=True))
+        given = [f"{key}={value}" for key, value in values.items()]
         run = f"{name}-{index:03d}"
         own = [f"run.name={json.dumps(run)}", f"run.folder={json.dumps(str(root / run))}"]
         try:
-            config = load_config(config_path, [*overrides, *values, *own])
+            config = load_config(config_path, [*overrides, *given, *own])
             if config.checkpoint.folder and "checkpoint.folder" not in keys:
                 place = f"{config.checkpoint.folder.rstrip('/')}/{run}"
                 own.append(f"checkpoint.folder={json.dumps(place)}")
-                config = load_config(config_path, [*overrides, *values, *own])
+                config = load_config(config_path, [*overrides, *given, *own])
         except ConfigError as error:
-            problems += [f"{' '.join(values)}: {problem}" for problem in error.problems]
+            problems += [f"{' '.join(given)}: {problem}" for problem in error.problems]
             continue
-        members.append((tuple(values), with_absolute_places(config)))
+        members.append((values, with_absolute_places(config)))
     if problems:
         raise ConfigError(problems)
     return SweepPlan(name=name, root=root, keys=tuple(keys), members=tuple(members))
 
 
-def render_sweep(plan: SweepPlan, base: RunConfig, job: str) -> str:
-    """The text of ``sweep.json``."""
-    runs = [
-        {
-            "index": index,
-            "run": config.run.name,
-            "folder": str(config.folder),
-            "values": dict(_split(value) for value in values),
-        }
+def plan_table(plan: SweepPlan, base: RunConfig, job: str) -> Sweep:
+    """What the sweep's folder keeps of it."""
+    runs = tuple(
+        SweepMember(index=index, run=config.run.name, folder=config.folder, values=values)
         for index, (values, config) in enumerate(plan.members)
-    ]
-    content = {
-        "name": plan.name,
-        "keys": list(plan.keys),
-        "base_config": base.model_dump(mode="json"),
-        "runs": runs,
-        "job": job,
-    }
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    )
+    tree = base.model_dump(mode="json")
+    return Sweep(
+        name=plan.name, root=plan.root, keys=plan.keys, base_config=tree, runs=runs, job=job
+    )
 
 
 def find_conflict(plan: SweepPlan) -> str | None:
     """Why the sweep's folder cannot take these runs, or None. A sweep may be submitted again."""
-    if not plan.root.exists():
-        return None
-    try:
-        old = json.loads((plan.root / SWEEP_FILE).read_bytes())
-        before = [(run["run"], run["values"]) for run in old["runs"]]
-    except FileNotFoundError:
-        foreign = [path for path in plan.root.glob("*") if path.name != SLURM_FOLDER]
-        if not foreign:
+    root = plan.root
+    if not (root / SWEEP_FILE).exists():
+        if all(path.name == SLURM_FOLDER for path in root.glob("*")):
             return None
-        return f"{plan.root} is not empty and holds no sweep. Name another one with --sweep."
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{plan.root / SWEEP_FILE} cannot be read. Name another sweep with --sweep."
-    now = [
-        (config.run.name, dict(_split(value) for value in values))
-        for values, config in plan.members
-    ]
-    if before != now:
-        return (
-            f"{plan.root} holds a sweep over other values ({', '.join(old.get('keys', []))}, "
-            f"{len(before)} runs). Name another one with --sweep."
-        )
-    return None
-
-
-def _split(value: str) -> tuple[str, str]:
-    key, _, text = value.partition("=")
-    return key, text
+        return f"{root} is not empty and holds no sweep. Name another one with --sweep."
+    try:
+        old = read_sweep(root)
+    except ConfigError:
+        return f"{root / SWEEP_FILE} cannot be read. Name another sweep with --sweep."
+    if [(row.run, row.values) for row in old.runs] == [
+        (config.run.name, values) for values, config in plan.members
+    ]:
+        return None
+    return (
+        f"{root} holds a sweep over other values ({', '.join(old.keys)}, {len(old.runs)} runs). "
+        "Name another one with --sweep."
+    )

@@ -1,13 +1,10 @@
 """Are the allocated nodes fit? ``python -m launcher.preflight probe | judge | cordon | lift``.
 
 ``probe`` is a task of an srun step over all nodes of the job. The first task of each node looks at
-the node (``node_checks``) and writes ``FOLDER/NODE.json``; with GPUs every task, without GPUs the
-first of each node, measures (``node_probe``, its own process: this one never loads torch) and
-so takes part in an all-reduce. ``probe`` ends with 0 whatever it found, because a task that fails
-may end the others. ``judge`` reads all reports (``verdict``), prints a table, writes
+the node; with GPUs every task, without GPUs the first of each node, measures. ``probe`` ends with 0
+whatever it found, because a task that fails may end the others. ``judge`` prints a table, writes
 ``FOLDER/verdict.json`` and ``FOLDER/bad-nodes``, and ends with 0 fit, 1 bad nodes, or 2 nothing can
-work. With ``--job`` it also writes bad nodes into the profile's cordon file, if there is one
-(``cordon``); by ``cordon`` and ``lift`` people do.
+work; with ``--job`` it also cordons the bad nodes. By ``cordon`` and ``lift`` people do.
 """
 
 from __future__ import annotations
@@ -82,8 +79,7 @@ def find_place(environ: Mapping[str, str], *, uses_gpus: bool) -> Place | None:
     """This task by SLURM_*, or None for a task without work. Raises ``ClusterError``."""
     variables = rendezvous_from_slurm(environ)
     local_rank, node_rank = int(variables["LOCAL_RANK"]), int(variables["GROUP_RANK"])
-    names = ("SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST")
-    nodes = expand_nodes(next(environ[name] for name in names if environ.get(name)))
+    nodes = expand_nodes(environ.get("SLURM_STEP_NODELIST", ""))
     if not uses_gpus:
         if local_rank:
             return None

@@ -1,11 +1,8 @@
 """How fast a node computes and talks: the part of the preflight that needs torch.
 
-``PYTHON -m launcher.preflight.node_probe`` is one process per GPU, or one per node without GPUs,
-started by ``launcher.preflight`` with a rank's usual variables. Every part that has been measured
-is a row of JSON on the standard output, so that the part in which a process hangs is known.
-
-Never run: what is done with GPUs (CUDA, NCCL); there was none. The same code on CPUs, over gloo, is
-tested.
+One process per GPU, or one per node without GPUs, with a rank's usual variables. Every part that
+has been measured is a row of JSON on the standard output, so that the part in which a process hangs
+is known. Never run: what is done with GPUs (CUDA, NCCL). Over gloo the same code is tested.
 """
 
 from __future__ import annotations
@@ -26,17 +23,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from lmscale.errors import LmscaleError
 from lmscale.ranks.device import device_name, plan_device_index
-from lmscale.ranks.ranks import Ranks, ranks_from_environment
+from lmscale.ranks.ranks import Ranks, open_process_group, ranks_from_environment
 
 if TYPE_CHECKING:
     import torch
-    from torch._C._distributed_c10d import Store
 
 Row = dict[str, Any]
 
 POLL_SECONDS = 0.02
 MEETING_PART = 0.5  # of the time given: who has not come by then is not waited for
-FAREWELL_SECONDS = 5.0  # how long the first process keeps the store open for the others
 GPU_MATRIX, CPU_MATRIX = 8192, 512  # some milliseconds a product on either
 GPU_SECONDS, CPU_SECONDS = 1.0, 0.3
 MIN_PRODUCTS = 20
@@ -80,6 +75,7 @@ def _private_stdout() -> TextIO:
 def measure(ranks: Ranks, arguments: argparse.Namespace) -> Iterator[Row]:
     """Rows of what was measured, part by part; ``part`` is the part that comes next."""
     deadline = arguments.began + MEETING_PART * arguments.seconds
+    num_floats = arguments.megabytes * 10**6 // 4
     yield {"part": "loading torch"}
     import torch
 
@@ -91,20 +87,11 @@ def measure(ranks: Ranks, arguments: argparse.Namespace) -> Iterator[Row]:
         yield {"matmul_tflops": measure_matmul(device, arguments.matrix)}
     except RuntimeError:
         if ranks.world_size > 1:  # the others must not wait for this process
-            with suppress(RuntimeError):
-                reach_first(ranks, deadline)
-                _leave(ranks, meet(ranks, deadline, can_talk=False)[0])
+            with suppress(RuntimeError, LmscaleError):
+                list(_talk(ranks, None, num_floats, deadline))
         raise
     if ranks.world_size > 1:
-        yield {"part": "reaching the first node"}
-        reach_first(ranks, deadline)
-        yield {"part": "meeting"}
-        store, absent = meet(ranks, deadline, can_talk=True)
-        yield {"part": "all-reduce", "absent": absent}
-        if not absent:
-            _join(ranks, device, store, arguments.began + arguments.seconds - FAREWELL_SECONDS)
-            yield measure_all_reduce(device, arguments.megabytes * 10**6 // 4)
-        _leave(ranks, store)
+        yield from _talk(ranks, device, num_floats, deadline)
     yield {"part": "done"}
 
 
@@ -177,57 +164,33 @@ def reach_first(ranks: Ranks, deadline: float) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def meet(ranks: Ranks, deadline: float, *, can_talk: bool) -> tuple[Store, list[int]]:
-    """The store where all ranks have met, and the ranks that will take no part in an all-reduce.
+def _talk(
+    ranks: Ranks, device: torch.device | None, num_floats: int, deadline: float
+) -> Iterator[Row]:
+    """Meet the others, and measure an all-reduce if all of them can take part.
 
-    Raises ``RuntimeError`` when not all have come by the deadline.
+    ``device`` None: this process cannot. Raises ``TransientError`` when not all have come by the
+    deadline.
     """
+    import torch
     import torch.distributed as dist
 
-    store = dist.TCPStore(  # pyright: ignore - not in __all__
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        ranks.world_size,
-        is_master=ranks.is_first,
-        timeout=timedelta(seconds=max(1.0, deadline - time.monotonic())),
-    )
-    store.set(f"can talk/{ranks.rank}", str(can_talk))
-    answers = [store.get(f"can talk/{rank}") for rank in range(ranks.world_size)]
-    return store, [rank for rank, answer in enumerate(answers) if answer != b"True"]
+    yield {"part": "reaching the first node"}
+    reach_first(ranks, deadline)
+    yield {"part": "meeting"}
+    timeout = timedelta(seconds=max(1.0, deadline - time.monotonic()))
+    with open_process_group(ranks, torch.device("cpu"), timeout):
+        can_talk = [False] * ranks.world_size
+        dist.all_gather_object(can_talk, device is not None)
+        absent = [rank for rank, can in enumerate(can_talk) if not can]
+        yield {"part": "all-reduce", "absent": absent}
+        if device is not None and not absent:
+            is_gpu = device.type == "cuda"
+            group = dist.new_group(backend="nccl", timeout=timeout) if is_gpu else None
+            yield measure_all_reduce(device, num_floats, group)
 
 
-def _join(ranks: Ranks, device: torch.device, store: Store, deadline: float) -> None:
-    """Open the process group of all ranks."""
-    import torch.distributed as dist
-
-    if ranks.is_one_machine and "lo" in [name for _, name in socket.if_nameindex()]:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    is_gpu = device.type == "cuda"
-    dist.init_process_group(
-        "nccl" if is_gpu else "gloo",
-        store=store,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        timeout=timedelta(seconds=max(1.0, deadline - time.monotonic())),
-        device_id=device if is_gpu else None,
-    )
-
-
-def _leave(ranks: Ranks, store: Store) -> None:
-    """Leave the process group; the first process's store outlives those of the others."""
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    store.add("left", 1)
-    deadline = time.monotonic() + FAREWELL_SECONDS
-    while (
-        ranks.is_first and store.add("left", 0) < ranks.world_size and time.monotonic() < deadline
-    ):
-        time.sleep(POLL_SECONDS)
-
-
-def measure_all_reduce(device: torch.device, num_floats: int) -> Row:
+def measure_all_reduce(device: torch.device, num_floats: int, group: Any = None) -> Row:
     """GB/s that each member sends and receives while all of them add up a vector.
 
     Also ``met_at``, each member's clock at a moment that is common to within milliseconds: the
@@ -243,7 +206,7 @@ def measure_all_reduce(device: torch.device, num_floats: int) -> Row:
         vector.fill_(1)
         _synchronize(device)
         began = time.perf_counter()
-        dist.all_reduce(vector)
+        dist.all_reduce(vector, group=group)
         _synchronize(device)
         best = min(best, time.perf_counter() - began)
     if not bool((vector == count).all()):

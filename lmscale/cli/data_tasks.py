@@ -51,7 +51,7 @@ def _progress_of(config: RunConfig, stage: Stage, num_tasks: int) -> tuple[Progr
 
 def echo_progress(config: RunConfig, stage: Stage, num_tasks: int, *, as_json: bool) -> None:
     """Print each build's state and the missing tasks, for ``status``."""
-    from launcher.directives import render_numbers
+    from launcher.plan import render_numbers
 
     builds = _progress_of(config, stage, num_tasks)
     missing = _missing(builds)
@@ -133,7 +133,7 @@ def _describe(conclusion: Conclusion) -> str:
 
 def _describe_progress(progress: Progress) -> str:
     """The missing tasks, and the markers that do not count, in a line."""
-    from launcher.directives import render_numbers
+    from launcher.plan import render_numbers
 
     if progress.is_built:
         return "built"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,19 +15,10 @@ from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
 if TYPE_CHECKING:
     from launcher.checks import Findings
     from launcher.job import SlurmJob
-    from launcher.submissions import Submission
-    from launcher.submit import LaunchOptions
+    from launcher.submit import LaunchOptions, Submission
+    from lmscale.cli.data_tasks import Stage
 
 app = typer.Typer(help="Start the ranks of a run.", no_args_is_help=True)
-
-
-class Job(str, Enum):
-    """What `launch slurm` can submit."""
-
-    train = "train"
-    evaluate = "evaluate"
-    corpus = "corpus"
-    shards = "shards"
 
 
 @app.callback()
@@ -77,6 +67,7 @@ DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the batch script and do nothing else.")
 ]
 CheckOption = Annotated[bool, typer.Option("--check", help="Make all checks and submit nothing.")]
+Job = Literal["train", "evaluate", "corpus", "shards"]
 JobOption = Annotated[Job, typer.Option("--job", help="What is submitted.")]
 TasksOption = Annotated[
     int | None,
@@ -114,7 +105,7 @@ def slurm(
     set_: SetOption = None,
     dry_run: DryRunOption = False,
     check: CheckOption = False,
-    job: JobOption = Job.train,
+    job: JobOption = "train",
     tasks: TasksOption = None,
     preflight_only: PreflightOption = False,
     array: ArrayOption = None,
@@ -128,7 +119,7 @@ def slurm(
     runs is a copy of code, configuration and script; the run may be changed and launched again when
     no copy is queued or running.
     """
-    from launcher.submit import LaunchOptions, command_of, prepare, submit
+    from launcher.submit import LaunchOptions, prepare, submit
     from launcher.submit import check as check_prepared
     from lmscale.cli.problems import print_problems, print_warnings
     from lmscale.errors import EXIT_USER
@@ -137,7 +128,7 @@ def slurm(
         config=config,
         cluster=cluster,
         overrides=tuple(set_ or ()),
-        kind="preflight" if preflight_only else job.value,
+        kind="preflight" if preflight_only else job,
         nodes=nodes,
         time=time,
         chain=chain,
@@ -145,7 +136,7 @@ def slurm(
         axes=tuple(array or ()),
         sweep=sweep,
     )
-    if tasks and job in (Job.corpus, Job.shards) and not dry_run:
+    if tasks and job in ("corpus", "shards") and not dry_run:
         options = replace(options, only=_find_missing(options, job, as_json=as_json))
     prepared = prepare(options)
     if dry_run:
@@ -160,21 +151,19 @@ def slurm(
     if check:
         _print_findings(findings, prepared.job, as_json=as_json)
         return
-    submission = submit(prepared, command=command_of(options))
+    submission = submit(prepared)
     _print_submission(submission, prepared.job, findings, as_json=as_json)
 
 
-def _find_missing(options: LaunchOptions, job: Job, *, as_json: bool) -> tuple[int, ...]:
+def _find_missing(options: LaunchOptions, job: Stage, *, as_json: bool) -> tuple[int, ...]:
     """The unfinished tasks of a data job. Exits the command when none is left."""
     from lmscale.cli.data_tasks import missing_tasks
     from lmscale.config import load_config
 
     config = load_config(options.config, options.overrides)
-    missing = missing_tasks(config, "corpus" if job is Job.corpus else "shards", options.tasks or 1)
+    missing = missing_tasks(config, job, options.tasks or 1)
     if not missing:
-        sentence = (
-            f"Nothing is missing from the {job.value} of {options.config}; nothing was submitted."
-        )
+        sentence = f"Nothing is missing from the {job} of {options.config}; nothing was submitted."
         typer.echo(json.dumps({"job": None}) if as_json else sentence)
         raise typer.Exit()
     return missing
@@ -193,7 +182,7 @@ def _print_findings(findings: Findings, job: SlurmJob, *, as_json: bool) -> None
 def _print_submission(
     submission: Submission, job: SlurmJob, findings: Findings, *, as_json: bool
 ) -> None:
-    from launcher.checks import describe_tasks, is_partial
+    from launcher.checks import describe_rest
 
     output = job.output.replace("%%", "\0").replace("%j", submission.job)
     output = output.replace("%A", submission.job).replace("%a", "*").replace("\0", "%")
@@ -216,8 +205,8 @@ def _print_submission(
         return
     chain = f" and {len(submission.jobs) - 1} more of its chain" if len(submission.jobs) > 1 else ""
     typer.echo(f"submitted job {submission.job}{chain}: {job.name}")
-    if is_partial(job):
-        typer.echo(f"  {describe_tasks(job)}; the others are done")
+    if rest := describe_rest(job):
+        typer.echo(f"  {rest}; the others are done")
     for name, place in places.items():
         typer.echo(f"  {name:<8}{place}")
     for number, command in enumerate(commands):

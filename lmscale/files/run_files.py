@@ -9,9 +9,11 @@ from typing import Any
 
 from lmscale.errors import ClusterError
 
+CONFIG_FILE = "config.yaml"
 SLURM_FOLDER = "slurm"
 DATA_SLURM_FOLDER = ".slurm"  # of a corpus or of shards, in whose folder names have a meaning
 SUBMISSIONS_FILE = "submissions.jsonl"  # in either of these
+CANCEL_FILE = "cancel"  # beside it: the jobs that were asked to end for good
 SWEEP_FILE = "sweep.json"  # in the root of a sweep
 STOP_FILE = "stop"  # asks a run to save and to end
 SAVE_FILE = "save"  # asks a run to save and to go on
@@ -43,3 +45,11 @@ def read_submissions(state_folder: Path) -> list[dict[str, Any]]:
         if isinstance(row, Mapping) and row.keys() >= _EVERY_SUBMISSION:
             rows.append(dict(row))
     return rows
+
+
+def read_cancelled(state_folder: Path) -> frozenset[str]:
+    """The jobs that were cancelled, whether or not they have ended."""
+    try:
+        return frozenset((state_folder / CANCEL_FILE).read_text(encoding="utf-8").split())
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()

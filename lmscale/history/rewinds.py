@@ -16,7 +16,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -50,9 +49,6 @@ class Rewind:
     """Unix time."""
     segments: tuple[Segment, ...] = ()
     """The stream's, of the branch that is undone."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 _REWIND = TypeAdapter(Rewind)
@@ -96,7 +92,7 @@ def record_rewind(folder: str | Path, rewind: Rewind) -> None:
             f"{path}: it holds {known} rewinds, so this is not number {rewind.number}. Another "
             "process writes to the run's folder, or the file was edited."
         )
-    append_durable_row(path, rewind.to_json(), no_space=NoSpaceError)
+    append_durable_row(path, asdict(rewind), no_space=NoSpaceError)
     logger.warning(
         "rewind %d: from step %d back to step %d; %d samples from number %d on are jumped: %s",
         *(rewind.number, rewind.at_step, rewind.to_step, rewind.jump_samples),

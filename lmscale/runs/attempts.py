@@ -1,19 +1,9 @@
-"""What every attempt of a run did with its time, as rank 0 tells it while it goes on.
+"""What every attempt of a run did with its time, as rank 0 tells it in ``attempts.jsonl``.
 
-``attempts.jsonl`` in the run folder has rows of four events::
-
-    start     time attempt job restart first_step host world_size zero_stage
-    progress  time attempt step step_seconds seconds [skipped_steps]
-    rewind    time attempt step step_seconds seconds [skipped_steps] to_step
-    end       time attempt step step_seconds seconds [skipped_steps] reason
-
-``job`` and ``restart`` are Slurm's; the job is null without it. ``first_step`` steps were done
-before; ``step_seconds`` were spent in the steps since the last row,
-``seconds`` in ``step`` (an unfinished one included), ``data``, ``save``, ``evaluation``, ``start``,
-``load``, ``rewind``, ``other``. ``skipped_steps`` of the steps changed nothing. The first progress
-row comes right after the start, and others after a second, two, four, up to every 15 s, whatever
-the run does. An attempt that is killed has no end; its last progress row bounds what is not known.
-goodput.py judges the rows.
+Rows are of four events, ``start``, ``progress``, ``rewind`` and ``end``; docs/formats.md lists what
+is in them. The first progress row comes right after the start, and others after a second, two,
+four, up to every 15 s, whatever the run does. An attempt that is killed has no end; its last
+progress row bounds what is not known. goodput.py judges the rows.
 """
 
 from __future__ import annotations
@@ -22,8 +12,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,36 +36,72 @@ FINISHED = "finished"
 
 
 class AttemptLog:
-    """Rank 0's record of one attempt. Opened by ``open_attempt``."""
+    """Rank 0's record of one attempt, for the time of a ``with`` block.
+
+    The caller ends it with a reason; a block left by an exception ends with the exception's name,
+    unless the run is another copy's by then: that one's file gets no row from here.
+    """
 
     def __init__(
         self,
-        path: Path,
-        start: Row,
+        folder: str | Path,
         *,
-        began_at: float | None,
-        clock: Callable[[], float],
-        phase_seconds: Callable[[], Mapping[str, float]],
+        first_step: int,
+        world_size: int,
+        zero_stage: int,
+        began_at: float | None = None,
+        clock: Callable[[], float] = time.time,
+        phase_seconds: Callable[[], Mapping[str, float]] = heartbeat.phase_seconds,
     ) -> None:
-        self._path, self._rows = path, renew_rows(path, no_space=NoSpaceError)
+        """Write the start of an attempt that has ``first_step`` steps behind it.
+
+        ``began_at`` is when its process began, on ``clock`` (default: now): setting up counts as
+        time in which nothing was trained, in the first attempt as in every other.
+        ``phase_seconds`` tells what its time has gone to so far.
+        """
+        path = Path(folder) / ATTEMPTS_FILE
+        self._rows = renew_rows(path, no_space=NoSpaceError)
         self._clock, self._phase_seconds = clock, phase_seconds
         earlier = read_rows(path)
         self._opened_at = self._written_at = clock()
-        began_at = self._opened_at if began_at is None else began_at
-        number = 1 + sum(row["event"] == "start" for row in earlier)
-        self._start = {"event": "start", "time": began_at, "attempt": number, **start}
+        job, restart = job_and_restart()
+        self._start: Row = {
+            "event": "start",
+            "time": self._opened_at if began_at is None else began_at,
+            "attempt": 1 + sum(row["event"] == "start" for row in earlier),
+            "job": job,
+            "restart": restart,
+            "first_step": first_step,
+            "host": socket.gethostname(),
+            "world_size": world_size,
+            "zero_stage": zero_stage,
+        }
         self._rows.append(self._start)
-        self._account = _account_of([*earlier, self._start])
-        self._step = self._start["first_step"]
+        self._account = Account()
+        for row in (*earlier, self._start):
+            self._account.add(row)
+        self._step = first_step
         self._step_seconds, self._skipped_steps = 0.0, 0
         # What the process did before it came here is this attempt's as well.
         self._told = {key: v for key, v in self._causes().items() if key not in ("start", "load")}
+        self.has_ended = False
         self._lock = threading.RLock()  # a signal's handler may end the attempt
         self._write("progress")  # what it took to come here
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="attempt's log", daemon=True)
         self._thread.start()
-        self.has_ended = False
+
+    def __enter__(self) -> AttemptLog:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if not isinstance(error, LeaseLostError):
+                self.end(FINISHED if error is None else type(error).__name__)
+        finally:
+            self._closing.set()
+            self._thread.join(PROGRESS_SECONDS)  # a file system that hangs may hold it up
+            self._rows.close()
 
     @property
     def number(self) -> int:
@@ -97,7 +122,6 @@ class AttemptLog:
         with self._lock:
             self._write("rewind", to_step=to_step)
             self._step = to_step
-            self._account = _account_of(read_rows(self._path))
 
     def goodput(self) -> Goodput:
         """Where the run's time went so far."""
@@ -110,11 +134,6 @@ class AttemptLog:
             if not self.has_ended:
                 self.has_ended = True
                 self._write("end", reason=reason)
-
-    def close(self) -> None:
-        self._closing.set()
-        self._thread.join(PROGRESS_SECONDS)  # a file system that hangs may hold it up
-        self._rows.close()
 
     def _run(self) -> None:
         """Rows come also while a step, a save or a hang takes minutes: they are signs of life."""
@@ -155,58 +174,3 @@ class AttemptLog:
             self._told[key] = self._told.get(key, 0.0) + seconds
         self._step_seconds, self._skipped_steps = 0.0, 0
         self._written_at = row["time"]
-
-
-def _account_of(rows: list[Row]) -> Account:
-    account = Account(rows)
-    for row in rows:
-        account.add(row)
-    return account
-
-
-@contextmanager
-def open_attempt(
-    folder: str | Path,
-    *,
-    first_step: int,
-    world_size: int,
-    zero_stage: int,
-    began_at: float | None = None,
-    clock: Callable[[], float] = time.time,
-    phase_seconds: Callable[[], Mapping[str, float]] = heartbeat.phase_seconds,
-) -> Iterator[AttemptLog]:
-    """Write the start of an attempt that has ``first_step`` steps behind it; on rank 0 only.
-
-    ``began_at`` is when its process began, on ``clock`` (default: now): setting up counts as time
-    in which nothing was trained, in the first attempt as in every other. ``phase_seconds`` tells
-    what its time has gone to so far. The caller ends it with a reason; a block left by an exception
-    ends with the exception's name, unless the run is another copy's by then: that one's file gets
-    no row from here.
-    """
-    job, restart = job_and_restart()
-    start: Row = {
-        "job": job,
-        "restart": restart,
-        "first_step": first_step,
-        "host": socket.gethostname(),
-        "world_size": world_size,
-        "zero_stage": zero_stage,
-    }
-    attempt = AttemptLog(
-        Path(folder) / ATTEMPTS_FILE,
-        start,
-        began_at=began_at,
-        clock=clock,
-        phase_seconds=phase_seconds,
-    )
-    try:
-        yield attempt
-    except LeaseLostError:
-        raise
-    except BaseException as error:
-        attempt.end(type(error).__name__)
-        raise
-    else:
-        attempt.end(FINISHED)
-    finally:
-        attempt.close()

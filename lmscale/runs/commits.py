@@ -1,10 +1,5 @@
 """``RUN/commits.jsonl``: which checkpoints a run has, wherever they are.
 
-::
-
-    {"event": "commit", "step": 240, "n": 7680, "folder": "checkpoints/step-000000240", …}
-    {"event": "remove", "step": 120, "time": 1795301723.3}
-
 Rank 0 appends a row right after each commit and right before each removal
 (``checkpoint/commit_log.py``); the audit, the launcher, the batch script and ``lmscale runs`` read
 the file. Which checkpoint a run resumes from is decided by the checkpoints themselves: every start
@@ -17,12 +12,13 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmscale.files.jsonl import Row, append_durable_row, tail_rows
+from lmscale.files.jsonl import append_durable_row, tail_rows
 from lmscale.files.run_files import COMMITS_FILE
 from lmscale.files.strangers import MAX_COUNT, is_count
 
@@ -74,19 +70,13 @@ def read_commits(run_folder: str | Path) -> tuple[Commit, ...]:
     """
     commits: dict[int, Commit] = {}
     for row in tail_rows(Path(run_folder) / COMMITS_FILE, max_bytes=sys.maxsize):
-        commit = _parse_commit(row)
-        if commit is not None:
-            commits[commit.step] = commit
+        if row.get("event") == "commit":
+            with suppress(ValidationError):
+                commit = Commit.model_validate(row)
+                commits[commit.step] = commit
         elif row.get("event") == "remove" and is_count(row.get("step")):
             commits.pop(row["step"], None)
     return tuple(commits[step] for step in sorted(commits))
-
-
-def _parse_commit(row: Row) -> Commit | None:
-    try:
-        return Commit.model_validate(row) if row.get("event") == "commit" else None
-    except ValidationError:
-        return None
 
 
 def append_commit(run_folder: Path, commit: Commit) -> None:

@@ -1,19 +1,93 @@
-"""What a run cannot change once it has begun: one list, for the launcher and for the run itself."""
+"""May a run begin, or go on, in its folder with its configuration? Only looks."""
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 from lmscale.config.load import load_config
 from lmscale.config.run import RunConfig
-from lmscale.errors import LmscaleError
+from lmscale.errors import ConfigError, LmscaleError
+from lmscale.files.run_files import (
+    COMMITS_FILE,
+    CONFIG_FILE,
+    FAULTS_FILE,
+    RESUMES_FILE,
+    SAVE_FILE,
+    SLURM_FOLDER,
+    STOP_FILE,
+    WATCH_FILE,
+)
 from lmscale.runs.commits import read_commits
-from lmscale.runs.ownership import CONFIG_FILE
 from lmscale.runs.run_folder import load_run_config
 
 STREAM_KEYS = ("sequence_length", "packing", "mask_documents", "window_shards", "mixture_block")
 """What the order of the samples rests on, as on run.seed: with another value, samples already seen
 would come again or never."""
+
+
+# What a launcher, or a start that did not come far, may have put there.
+_HARMLESS = {"logs", STOP_FILE, SAVE_FILE, SLURM_FOLDER, "lease.json", "heartbeats", WATCH_FILE}
+_HARMLESS |= {COMMITS_FILE, FAULTS_FILE, RESUMES_FILE}
+
+
+def check_folder(folder: Path, config: RunConfig) -> None:
+    """Raise ``ConfigError`` when ``folder`` is another run's, foreign, or cannot be one.
+
+    Names that begin with a dot do not count: a run that was killed inside its very first write
+    leaves a temporary file of that kind.
+    """
+    try:
+        problem = _find_problem(folder, config)
+    except OSError as error:
+        problem = f"{folder} cannot be the run's folder: {error}. Set run.folder."
+    if problem:
+        raise ConfigError(problem)
+
+
+def _find_problem(folder: Path, config: RunConfig) -> str | None:
+    frozen = folder / CONFIG_FILE
+    if frozen.is_file():
+        try:
+            owner = load_config(frozen).run.name
+        except LmscaleError:
+            return None  # written by another version, or damaged: it is written anew
+        if owner != config.run.name:
+            return (
+                f"{folder} is the folder of the run {owner!r}, not of {config.run.name!r}. Set "
+                f"run.folder to another place, or run.name to {owner!r} to go on with that run."
+            )
+    elif folder.is_dir():
+        names = sorted(path.name for path in folder.iterdir())
+        foreign = [name for name in names if name not in _HARMLESS and not name.startswith(".")]
+        if {"checkpoints", "ledger.jsonl"} & set(foreign):
+            return _describe_lost_config(folder)
+        if foreign:
+            return (
+                f"{folder} is not empty and holds no run (found {', '.join(foreign[:3])}). "
+                "Set run.folder to an empty or new place."
+            )
+    else:
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+        if not nearest.is_dir():
+            return f"{nearest} is a file; run.folder must name a folder."
+    return None
+
+
+def _describe_lost_config(folder: Path) -> str:
+    """Of a folder that a run has been in. Every submission to Slurm has frozen a copy."""
+    frozen = folder / CONFIG_FILE
+    copies = sorted(folder.glob(f"{SLURM_FOLDER}/*/{CONFIG_FILE}"))
+    copies = [copy for copy in copies if "-train" in copy.parent.name] or copies
+    advice = "Copy it back from where there is one"
+    if copies:
+        command = f"cp {shlex.quote(str(copies[-1]))} {shlex.quote(str(frozen))}"
+        advice = f"Copy back what was submitted last (`{command}`)"
+    return (
+        f"{folder} holds what a run has made, but its {CONFIG_FILE} is missing, so it is not known "
+        f"whose it is. {advice}, or set run.folder to an empty or new place."
+    )
 
 
 def model_identity(config: RunConfig) -> dict[str, Any]:

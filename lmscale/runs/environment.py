@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import lmscale
 from lmscale.files.atomic import write_json, writing
 from lmscale.files.cores import num_cores
 from lmscale.files.redact import may_be_secret, redact, redact_command
 from lmscale.ranks.device import cpu_name
-from lmscale.runs.code_state import collect_code
 
+MAX_DIFF_CHARS = 1_000_000
+FROZEN_CODE = "code"  # a launcher's copy of the packages, with code.json beside it
 PACKAGES = (
-    ("torch", "deepspeed", "numpy", "sentencepiece", "webdataset", "safetensors", "tensorboard")
-    + ("pydantic", "typer", "rich", "fsspec", "xxhash", "triton", "s3fs", "gcsfs", "pyarrow")
-)  # fmt: skip
+    *"torch deepspeed numpy sentencepiece webdataset safetensors tensorboard".split(),
+    *"pydantic typer rich fsspec xxhash triton s3fs gcsfs pyarrow".split(),
+)
 _PREFIXES = (
-    "CUDA_",
-    "NCCL_",
-    "GLOO_",
-    "TORCH",
-    "PYTORCH_",
-    "OMP_",
-    "MKL_",
-    "KMP_",
-    "SLURM_",
-    "DS_",
+    *"CUDA_ NCCL_ GLOO_ TORCH PYTORCH_ OMP_ MKL_ KMP_ SLURM_ DS_ DEEPSPEED_ LMSCALE_".split(),
+    *"PYTHON MASTER_ NVIDIA_ FI_ UCX_ LD_LIBRARY".split(),
 )
-_PREFIXES += ("DEEPSPEED_", "LMSCALE_", "PYTHON", "MASTER_", "NVIDIA_", "FI_", "UCX_", "LD_LIBRARY")
-_EXACT = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "NODE_RANK",
-    "TMPDIR",
-)
+_EXACT = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK NODE_RANK TMPDIR".split()
 
 
 def save_provenance(folder: str | Path) -> None:
@@ -96,3 +83,50 @@ def select_variables(environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in sorted(environ.items())
         if (name.startswith(_PREFIXES) or name in _EXACT) and not may_be_secret(name)
     }
+
+
+def collect_code(root: Path | None = None) -> dict[str, Any]:
+    """The package's version and, in a git checkout, its commit and what differs from it.
+
+    A copy that a launcher froze tells the state of what it was copied from.
+    """
+    root = Path(lmscale.__file__).parents[1] if root is None else root
+    code: dict[str, Any] = {"version": lmscale.__version__, "folder": str(root)}
+    frozen = _read_frozen(root)
+    if frozen is not None:
+        return {**frozen, "folder": str(root), "frozen_from": frozen.get("folder")}
+    tracked = _git(root, "ls-files", "--error-unmatch", "lmscale/__init__.py")
+    if tracked is None:  # also a package installed below somebody else's checkout
+        return {**code, "git": None, "note": "not a git checkout"}
+    difference = _git(root, "diff", "HEAD") or ""
+    return {
+        **code,
+        "git": {
+            "commit": (_git(root, "rev-parse", "HEAD") or "").strip() or None,
+            "branch": (_git(root, "rev-parse", "--abbrev-ref", "HEAD") or "").strip() or None,
+            "changed": (_git(root, "status", "--porcelain") or "").splitlines(),
+            # What is cut inside a secret is not known for one: the part that is kept is whole.
+            "diff": redact(difference[: 2 * MAX_DIFF_CHARS])[:MAX_DIFF_CHARS],
+            "diff_is_cut": len(difference) > MAX_DIFF_CHARS,
+        },
+    }
+
+
+def _read_frozen(root: Path) -> dict[str, Any] | None:
+    if root.name != FROZEN_CODE:
+        return None
+    try:
+        code = json.loads((root.parent / "code.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return code if isinstance(code, dict) and "git" in code else None
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git prints, or None when it is not installed or refuses."""
+    command = ["git", "-C", str(root), *arguments]
+    try:
+        process = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    except (FileNotFoundError, NotADirectoryError, subprocess.TimeoutExpired):
+        return None
+    return process.stdout.decode("utf-8", "replace") if process.returncode == 0 else None

@@ -18,10 +18,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 from lmscale.errors import ConfigError
 from lmscale.files import fault_points
@@ -57,6 +59,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "fail-read": ("read.remote",),
 }
 KEYS = ("rank", "step", "at", "times", "seconds", "bit", "id")
+_LEAST = {"rank": 0, "step": 1, "times": 1, "bit": 0}  # of the keys with a whole number
 # Counted from the highest: 0 is the sign, 1 the exponent's first (the number becomes huge), 9 the
 # first behind fp32's and bf16's exponent (it changes by up to a half, without a sign).
 DEFAULT_BITS = {"flip-gradient": 1, "flip-weight": 9}
@@ -100,34 +103,29 @@ def read_faults(*, allowed: bool, world_size: int) -> tuple[Fault, ...]:
             f"{VARIABLE} is set ({text[:80]!r}), and this run does not allow faults. Unset it; "
             "only a test sets run.allow_faults=true."
         )
-    try:
-        faults = parse_faults(text, world_size=world_size)
-    except ConfigError as error:
-        raise ConfigError([*problems, *error.problems]) from None
-    if problems:
-        raise ConfigError(problems)
-    return faults
+    return parse_faults(text, world_size=world_size, problems=problems)
 
 
-def parse_faults(text: str, *, world_size: int | None = None) -> tuple[Fault, ...]:
+def parse_faults(
+    text: str, *, world_size: int | None = None, problems: Sequence[str] = ()
+) -> tuple[Fault, ...]:
     """The faults that a text names, for a start of so many ranks or (None) of any number.
 
-    Raises ``ConfigError`` with every problem at once.
+    Raises ``ConfigError`` with every problem at once, ``problems`` first.
     """
     faults: list[Fault] = []
-    problems: list[str] = []
+    problems = list(problems)
     for piece in filter(None, (part.strip() for part in text.split(";"))):
-        found = _parse_fault(piece)
-        if isinstance(found, Fault):
-            faults.append(found)
-        else:
-            problems += [f"{VARIABLE}: {piece!r}: {problem}" for problem in found]
-    texts = [fault.text for fault in faults]
-    problems += [
-        f"{VARIABLE}: {text!r} is there {texts.count(text)} times: say times={texts.count(text)}, "
-        "or give each an id of its own."
-        for text in sorted({text for text in texts if texts.count(text) > 1})
-    ]
+        wrong: list[str] = []
+        fault = _parse_fault(piece, wrong)
+        problems += [f"{VARIABLE}: {piece!r}: {problem}" for problem in wrong]
+        faults += [] if wrong else [fault]
+    for name, count in sorted(Counter(fault.text for fault in faults).items()):
+        if count > 1:
+            problems.append(
+                f"{VARIABLE}: {name!r} is there {count} times: say times={count}, "
+                "or give each an id of its own."
+            )
     problems += [
         f"{VARIABLE}: {fault.text!r}: there is no rank {fault.rank} among {world_size}, which are "
         "counted from 0."
@@ -139,12 +137,14 @@ def parse_faults(text: str, *, world_size: int | None = None) -> tuple[Fault, ..
     return tuple(faults)
 
 
-def _parse_fault(piece: str) -> Fault | list[str]:
+def _parse_fault(piece: str, problems: list[str]) -> Fault:
+    """The fault of one ``piece``, for what it is worth where this adds ``problems``."""
     kind, _, rest = piece.partition(":")
     kind = kind.strip()
+    moments = KINDS.get(kind, MOMENTS)
     if kind not in KINDS:
-        return [f"there is no fault {kind!r}. There are: {', '.join(KINDS)}."]
-    problems: list[str] = []
+        problems.append(f"there is no fault {kind!r}. There are: {', '.join(KINDS)}.")
+        rest = ""
     given: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in rest.split(","))):
         key, equals, value = (word.strip() for word in part.partition("="))
@@ -156,7 +156,6 @@ def _parse_fault(piece: str) -> Fault | list[str]:
             problems.append(f"{key} is given twice.")
         else:
             given[key] = value
-    moments = KINDS[kind]
     at = given.get("at", moments[0])
     if at not in MOMENTS:
         problems.append(f"there is no moment {at!r}. There are: {', '.join(MOMENTS)}.")
@@ -164,35 +163,22 @@ def _parse_fault(piece: str) -> Fault | list[str]:
         problems.append(f"a {kind} cannot strike at {at}, but at: {', '.join(moments)}.")
     elif at in READ_MOMENTS and "step" in given:
         problems.append(f"step is not known at {at}: leave it out.")
-    numbers = {
-        name: _parse_number(name, given[name], least, problems)
-        for name, least in (("rank", 0), ("step", 1), ("times", 1), ("bit", 0))
-        if name in given
-    }
-    numbers.setdefault("bit", DEFAULT_BITS.get(kind, 0))
-    seconds = _parse_seconds(given.get("seconds", "1"), problems)
-    if problems:
-        return problems
-    return Fault(kind=kind, at=at, seconds=seconds, id=given.get("id", ""), **numbers)
-
-
-def _parse_number(name: str, text: str, least: int, problems: list[str]) -> int:
-    if not text.isdecimal() or int(text) < least:
-        problems.append(f"{name} = {text!r} is not a whole number of at least {least}.")
-        return least
-    if name == "bit" and int(text) > 15:
-        problems.append(f"bit = {text} is beyond the 16 highest: 0 is the sign.")
-    return int(text)
-
-
-def _parse_seconds(text: str, problems: list[str]) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e6:
-        problems.append(f"seconds = {text!r} is not a number of seconds.")
-    return seconds
+    values: dict[str, Any] = {"bit": DEFAULT_BITS.get(kind, 0)}
+    for key, text in given.items():
+        if key in _LEAST:
+            values[key] = int(text) if text.isdecimal() else -1
+            if values[key] < _LEAST[key]:
+                problems.append(
+                    f"{key} = {text!r} is not a whole number of at least {_LEAST[key]}."
+                )
+        elif key == "seconds":
+            with suppress(ValueError):
+                values[key] = float(text)
+            if not 0 <= values.get(key, -1.0) < 1e6:
+                problems.append(f"seconds = {text!r} is not a number of seconds.")
+    if values["bit"] > 15:
+        problems.append(f"bit = {values['bit']} is beyond the 16 highest: 0 is the sign.")
+    return Fault(kind=kind, at=at, id=given.get("id", ""), **values)
 
 
 def arm(faults: tuple[Fault, ...], *, rank: int, folder: Path) -> None:
@@ -220,6 +206,16 @@ def disarm() -> None:
     os.environ.pop(_CHILD_VARIABLE, None)
 
 
+_ERRORS = {
+    "fail-fsync": (errno.EIO, "an fsync failed"),
+    "full-disk": (errno.ENOSPC, "the disk is full"),
+    "drop-shard": (errno.ENOENT, "a shard is gone"),
+    "fail-read": (errno.ECONNRESET, "a remote read failed"),
+}
+# The other kinds work on tensors, and strike in engine/tensor_faults.py.
+_KINDS_HERE = ("kill", "hang", "delay", "cut", *_ERRORS)
+
+
 class _Armed:
     """The faults of a process of one rank."""
 
@@ -233,8 +229,8 @@ class _Armed:
     def hit(self, moment: str, step: int | None, path: Path | None) -> None:
         if moment == "step.begin":
             self.step = step
-        for fault in self.strikes(_STRIKES, moment, step):
-            _STRIKES[fault.kind](fault, path)
+        for fault in self.strikes(_KINDS_HERE, moment, step):
+            _strike(fault, path)
 
     def strikes(self, kinds: Container[str], moment: str, step: int | None) -> Iterator[Fault]:
         """The faults of these kinds that are due now, in order; each is counted as struck."""
@@ -263,51 +259,17 @@ class _Armed:
         return True
 
 
-def _kill(fault: Fault, path: Path | None) -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("SIGKILL came back")
-
-
-def _hang(fault: Fault, path: Path | None) -> None:
-    threading.Event().wait()
-
-
-def _delay(fault: Fault, path: Path | None) -> None:
-    time.sleep(fault.seconds)
-
-
-def _fail_fsync(fault: Fault, path: Path | None) -> NoReturn:
-    raise OSError(errno.EIO, "an fsync failed on purpose", str(path))
-
-
-def _fill_disk(fault: Fault, path: Path | None) -> NoReturn:
-    raise OSError(errno.ENOSPC, "the disk is full on purpose", str(path))
-
-
-def _cut(fault: Fault, path: Path | None) -> None:
-    """A file loses its last third; a folder stands for its largest file."""
-    if path is not None and path.is_dir():
-        path = max(path.iterdir(), key=lambda file: (file.stat().st_size, file.name))
-    if path is not None:
+def _strike(fault: Fault, path: Path | None) -> None:
+    if fault.kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault.kind == "hang":
+        threading.Event().wait()
+    elif fault.kind == "delay":
+        time.sleep(fault.seconds)
+    elif fault.kind == "cut" and path is not None:
+        if path.is_dir():  # which stands for its largest file
+            path = max(path.iterdir(), key=lambda file: (file.stat().st_size, file.name))
         os.truncate(path, path.stat().st_size * 2 // 3)
-
-
-def _drop_shard(fault: Fault, path: Path | None) -> NoReturn:
-    raise FileNotFoundError(errno.ENOENT, "a shard is gone on purpose", str(path))
-
-
-def _fail_read(fault: Fault, path: Path | None) -> NoReturn:
-    raise ConnectionResetError(errno.ECONNRESET, "a remote read failed on purpose")
-
-
-# The kinds that work on tensors strike in engine/tensor_faults.py.
-_STRIKES = {
-    "kill": _kill,
-    "hang": _hang,
-    "delay": _delay,
-    "fail-fsync": _fail_fsync,
-    "full-disk": _fill_disk,
-    "cut": _cut,
-    "drop-shard": _drop_shard,
-    "fail-read": _fail_read,
-}
+    elif fault.kind in _ERRORS:
+        number, text = _ERRORS[fault.kind]
+        raise OSError(number, f"{text} on purpose", path and str(path))

@@ -21,16 +21,10 @@ class Forecast:
     stretch_seconds: float
     goodput: float
     """Of the whole run so far, 0 to 1."""
-
-    @property
-    def seconds_left(self) -> float:
-        """Seconds to the end at the speed of the last stretch, without interruptions."""
-        return self.steps_left * self.stretch_seconds / self.stretch_steps
-
-    @property
-    def seconds_left_with_goodput(self) -> float | None:
-        """Seconds to the end if waiting, restarts and repeated steps take their share of before."""
-        return self.seconds_left / self.goodput if self.goodput > 0 else None
+    seconds_left: float
+    """To the end, at the speed of the last stretch, without interruptions."""
+    seconds_left_with_goodput: float | None
+    """If waiting, restarts and repeated steps take their share of before."""
 
 
 def forecast(
@@ -46,7 +40,9 @@ def forecast(
     ``starts`` are the beginnings of the attempts; the newest attempt that wrote a line counts.
     ``step`` of ``steps`` are done. Saves and evaluations between two lines count as well.
     """
-    rows = _newest_stretch([row for row in metrics if row.get(STEP_SECONDS)], starts)
+    lines = [row for row in metrics if row.get(STEP_SECONDS)]
+    stretches = ([row for row in lines if row["time"] >= start] for start in reversed(starts))
+    rows = next(filter(None, stretches), None)
     if not rows or step >= steps:
         return None
     last = rows[-1]
@@ -54,16 +50,12 @@ def forecast(
     seconds, num_steps = last["time"] - recent[0]["time"], last["step"] - recent[0]["step"]
     if num_steps <= 0 or seconds <= 0:  # a single line holds the mean of its own steps
         seconds, num_steps = last[STEP_SECONDS], 1
+    seconds_left = (steps - step) * seconds / num_steps
     return Forecast(
         steps_left=steps - step,
         stretch_steps=num_steps,
         stretch_seconds=seconds,
         goodput=goodput,
+        seconds_left=seconds_left,
+        seconds_left_with_goodput=seconds_left / goodput if goodput > 0 else None,
     )
-
-
-def _newest_stretch(rows: Sequence[Row], starts: Sequence[float]) -> list[Row]:
-    for start in reversed(starts):
-        if since := [row for row in rows if row["time"] >= start]:
-            return since
-    return []

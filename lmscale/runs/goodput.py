@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from lmscale.files.jsonl import Row
 
@@ -120,31 +121,36 @@ def pause_after(written_at: float, *, opened_at: float) -> float:
 
 def goodput(rows: Sequence[Row], now: float | None = None) -> Goodput:
     """Judge the rows of ``attempts.jsonl``; ``now`` defaults to the time of the last row."""
-    account = Account(rows)
+    account = Account()
     for row in rows:
         account.add(row)
     return account.at(now)
 
 
+class _Steps(NamedTuple):
+    """Steps done at a stretch that still count."""
+
+    first: int
+    """Steps done before them."""
+    last: int
+    seconds: float
+    """Of each step."""
+    skipped: float
+    """The share of them that changed nothing."""
+
+
 class Account:
-    """The rows of a run, added up in their order.
+    """The rows of a run, added up in their order."""
 
-    ``rows`` are the rows that say where the run began anew: a step counts unless a later beginning
-    lies before it. Rows without a beginning may be added that ``rows`` does not hold.
-    """
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._begins = [row for row in rows if row["event"] in ("start", "rewind")]
-        self._firsts = [_first_step(row) for row in self._begins]
-        self._lower = _next_lower(self._firsts)
+    def __init__(self) -> None:
         self._seconds = dict.fromkeys(Goodput().seconds, 0.0)
-        self._number = -1  # of the stretch between two beginnings that is being added
+        self._kept: list[_Steps] = []
         self._attempts = 0
         self._step = 0
         self._unfinished = 0.0  # seconds in a step of which no row has told the end
         self._time: float | None = None  # as far as the seconds are told
-        self._opened_at: float | None = None  # of the attempt that has no end yet
-        self._is_open = self._is_first = False
+        self._is_open = False  # the newest attempt has no end yet
+        self._opened_at: float | None = None  # the time of its first row
 
     def at(self, now: float | None = None) -> Goodput:
         """The sum. What was after the last row, up to ``now``, is not known: ``other``."""
@@ -152,41 +158,34 @@ class Account:
         seconds["other"] += self._unfinished
         if now is not None and self._time is not None:
             seconds["other"] += max(0.0, now - self._time)
-        named = {f"{name}_seconds": value for name, value in seconds.items()}
+        # Steps that do not count any more were subtracted: a rounding error may be left.
+        named = {f"{name}_seconds": max(0.0, value) for name, value in seconds.items()}
         return Goodput(**named, attempts=self._attempts)
 
     def with_row(self, row: Row) -> Account:
         """A copy of this account with ``row`` added."""
         other = copy.copy(self)
-        other._seconds = dict(self._seconds)
+        other._seconds, other._kept = dict(self._seconds), list(self._kept)
         other.add(row)
         return other
 
     def add(self, row: Row) -> None:
         gap = 0.0 if self._time is None else max(0.0, row["time"] - self._time)
-        unknown = self._unknown_seconds()
-        self._time = max(row["time"], self._time or row["time"])
         if row["event"] == "start":
-            self._begin_attempt(row, gap, lost=min(gap, unknown))
-            return
-        self._add_progress(row, gap)
-        if row["event"] == "end":
+            lost = min(gap, self._unknown_seconds())
+            self._seconds["redone"] += lost
+            self._seconds["down"] += gap - lost
+            self._attempts += 1
+            self._begin_again(row["first_step"], "redone")
+            self._is_open, self._opened_at = True, None
+        else:
+            self._add_progress(row, gap)
+        self._time = max(row["time"], self._time or row["time"])
+        if row["event"] == "rewind":
+            self._begin_again(row["to_step"], "undone")
+        elif row["event"] == "end":
             self._give_up("redone")
             self._is_open = False
-        elif row["event"] == "rewind":
-            self._give_up("undone")
-            self._number += 1
-            self._step = row["to_step"]
-
-    def _begin_attempt(self, row: Row, gap: float, *, lost: float) -> None:
-        self._give_up("redone")
-        self._seconds["redone"] += lost
-        self._seconds["down"] += gap - lost
-        self._number += 1
-        self._attempts += 1
-        self._step = row["first_step"]
-        self._is_open = self._is_first = True
-        self._opened_at = None
 
     def _unknown_seconds(self) -> float:
         """How long the attempt may have gone on after its last row."""
@@ -197,51 +196,42 @@ class Account:
         return pause_after(self._time, opened_at=self._opened_at)
 
     def _add_progress(self, row: Row, gap: float) -> None:
-        steps = row["step"] - self._step
         total = sum(row["seconds"].values())
         scale = gap / total if total > gap else 1.0  # another clock counted them
         seconds = {key: value * scale for key, value in row["seconds"].items()}
-        in_steps = self._unfinished + seconds.pop(STEP, 0.0)
+        self._unfinished += seconds.pop(STEP, 0.0)
         for key, value in seconds.items():
             self._seconds[_CAUSES.get(key, "other")] += value
         # Before the first row, the interpreter's own start.
-        self._seconds["start" if self._is_first else "other"] += max(0.0, gap - total)
-        if self._is_first:
+        is_first = self._opened_at is None
+        self._seconds["start" if is_first else "other"] += max(0.0, gap - total)
+        if is_first:
             self._opened_at = row["time"]
-        self._is_first = False
-        self._unfinished = 0.0 if steps > 0 else in_steps
+        steps = row["step"] - self._step
         if steps > 0:
-            self._share_out(row, in_steps / steps)
-            self._step = row["step"]
+            skipped = min(row.get("skipped_steps", 0) / steps, 1.0)
+            done = _Steps(self._step, row["step"], self._unfinished / steps, skipped)
+            self._kept.append(done)
+            self._count(done, steps)
+            self._step, self._unfinished = row["step"], 0.0
 
-    def _share_out(self, row: Row, seconds: float) -> None:
-        """Put steps down to what became of them; each took ``seconds``."""
-        first, last = self._step, row["step"]
-        number = self._number + 1
-        while number < len(self._firsts) and last > first:
-            num_kept = min(last, max(first, self._firsts[number]))
-            cause = "redone" if self._begins[number]["event"] == "start" else "undone"
-            self._seconds[cause] += (last - num_kept) * seconds
-            last, number = num_kept, self._lower[number]
-        skipped = min(row.get("skipped_steps", 0) / (row["step"] - first), 1.0)
-        self._seconds["undone"] += skipped * (last - first) * seconds
-        self._seconds["productive"] += (1 - skipped) * (last - first) * seconds
+    def _count(self, steps: _Steps, count: int) -> None:
+        """Put down so many of ``steps`` as kept; fewer than none are not kept any more."""
+        self._seconds["undone"] += steps.skipped * count * steps.seconds
+        self._seconds["productive"] += (1 - steps.skipped) * count * steps.seconds
+
+    def _begin_again(self, step: int, cause: str) -> None:
+        """All that was done beyond ``step`` does not count."""
+        self._give_up(cause)
+        self._step = step
+        while self._kept and self._kept[-1].last > step:
+            steps = self._kept.pop()
+            first = max(steps.first, step)
+            self._count(steps, first - steps.last)
+            self._seconds[cause] += (steps.last - first) * steps.seconds
+            if first > steps.first:
+                self._kept.append(steps._replace(last=first))
 
     def _give_up(self, cause: str) -> None:
         self._seconds[cause] += self._unfinished
         self._unfinished = 0.0
-
-
-def _first_step(row: Row) -> int:
-    return row["first_step" if row["event"] == "start" else "to_step"]
-
-
-def _next_lower(values: Sequence[int]) -> list[int]:
-    """For each place the next place with a lower value, or ``len(values)``."""
-    lower = [len(values)] * len(values)
-    for place in range(len(values) - 2, -1, -1):
-        other = place + 1
-        while other < len(values) and values[other] >= values[place]:
-            other = lower[other]
-        lower[place] = other
-    return lower

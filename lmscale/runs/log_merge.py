@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import re
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,21 +40,20 @@ class _LogFile:
     def lines(self, *, with_torn: bool) -> Iterator[LogLine]:
         """The lines since the last time, piece by piece."""
         while piece := self._read_piece():
+            self.offset += len(piece)
             *whole, self.torn = (self.torn + piece).split(b"\n")
             yield from map(self._to_line, whole)
         if with_torn and self.torn:
-            torn, self.torn = self.torn, b""
-            yield self._to_line(torn)
+            yield self._to_line(self.torn)
+            self.torn = b""
 
     def _read_piece(self) -> bytes:
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
-                piece = file.read(PIECE_BYTES)
+                return file.read(PIECE_BYTES)
         except FileNotFoundError:
             return b""
-        self.offset += len(piece)
-        return piece
 
     def _to_line(self, raw: bytes) -> LogLine:
         text = raw.decode("utf-8", "replace").rstrip("\r")
@@ -62,10 +61,6 @@ class _LogFile:
         # A clock that was set back must not tear a file's own order.
         self.time = max(self.time, time[0]) if time else self.time
         return LogLine(self.time, self.number, text, self.path)
-
-    def restart_if_shorter(self, size: int) -> None:
-        if size < self.offset:  # somebody emptied it, or put another one in its place
-            self.offset, self.torn, self.time = 0, b"", ""
 
 
 class LogFiles:
@@ -94,13 +89,9 @@ class LogFiles:
         streams = [
             file.lines(with_torn=with_torn)
             for file, size in self._look()
-            if size > file.offset or (with_torn and file.torn)
+            if size > file.offset or file.torn
         ]
-        if self._by_time:
-            yield from heapq.merge(*streams)
-        else:
-            for stream in streams:
-                yield from stream
+        return heapq.merge(*streams) if self._by_time else itertools.chain(*streams)
 
     def _look(self) -> list[tuple[_LogFile, int]]:
         """The files and their sizes."""
@@ -111,13 +102,10 @@ class LogFiles:
             except FileNotFoundError:
                 continue
             file = self._files.setdefault(path, _LogFile(path=path, number=_number_of(path)))
-            file.restart_if_shorter(size)
+            if size < file.offset:  # somebody emptied it, or put another one in its place
+                file.offset, file.torn, file.time = 0, b"", ""
             files.append((file, size))
         return files
-
-
-def keep_last(lines: Iterator[LogLine], count: int) -> Iterator[LogLine]:
-    return iter(deque(lines, maxlen=count))
 
 
 def _number_of(path: Path) -> tuple[int, ...]:
@@ -126,19 +114,13 @@ def _number_of(path: Path) -> tuple[int, ...]:
 
 
 def _offset_of_last(path: Path, size: int, lines: int) -> int:
-    """Where the last ``lines`` lines of a file begin, read from its end backwards."""
-    start, seen = size, 0
+    """Where the last ``lines`` lines of a file begin."""
+    start, num_bytes = size, PIECE_BYTES
     with open(path, "rb") as file:
         while start > 0:
-            end, start = start, max(0, start - PIECE_BYTES)
+            start, num_bytes = max(0, size - num_bytes), 2 * num_bytes
             file.seek(start)
-            piece = file.read(end - start)
-            if end == size and piece.endswith(b"\n"):
-                piece = piece[:-1]
-            breaks = piece.count(b"\n")
-            if seen + breaks >= lines:
-                for _ in range(lines - seen):
-                    piece = piece[: piece.rfind(b"\n")]
-                return start + len(piece) + 1
-            seen += breaks
+            before, *last = file.read(size - start).removesuffix(b"\n").rsplit(b"\n", lines)
+            if len(last) == lines:
+                return start + len(before) + 1
     return 0

@@ -14,6 +14,7 @@ from lmscale.files import run_files
 from lmscale.files.jsonl import Row, last_row, read_rows, tail_rows
 from lmscale.files.run_files import (
     ALIVE_SECONDS,
+    CONFIG_FILE,
     DATA_SLURM_FOLDER,
     FAULTS_FILE,
     RESUMES_FILE,
@@ -25,8 +26,7 @@ from lmscale.files.run_files import (
 from lmscale.runs.attempts import ATTEMPTS_FILE, FINISHED
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.goodput import Goodput, goodput
-from lmscale.runs.ownership import CONFIG_FILE
-from lmscale.runs.starts import Start, plan_starts, read_events
+from lmscale.runs.starts import HANG_ENDED, RunSigns, plan_starts, read_events
 from lmscale.runs.sweep_folder import (
     find_membership,
     frozen_config,
@@ -42,7 +42,7 @@ _FAILED_SAVES = ("save failed", "CheckpointError", "NoSpaceError")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunStatus:
+class RunStatus(RunSigns):
     """A run at one look."""
 
     folder: Path
@@ -58,8 +58,6 @@ class RunStatus:
     goodput: Goodput
     attempts: tuple[Row, ...]
     """All rows of attempts.jsonl."""
-    starts: tuple[Start, ...]
-    """Oldest first, those included in which no rank came to train."""
     commits: tuple[Commit, ...]
     """The run's checkpoints, wherever they are, in the order of their commits."""
     rewinds: tuple[Row, ...]
@@ -70,10 +68,6 @@ class RunStatus:
     """Files with what the guard knew when it acted, oldest step first."""
     faults: tuple[Row, ...]
     """What was made to fail on purpose, oldest first."""
-    submissions: tuple[Row, ...]
-    """To Slurm, oldest first."""
-    last_sign: float | None
-    """When the run last wrote anything, as Unix time."""
 
     @property
     def attempt_starts(self) -> tuple[Row, ...]:
@@ -83,11 +77,6 @@ class RunStatus:
     def failed_saves(self) -> tuple[Row, ...]:
         """The ends of the attempts that ended because they could not be saved."""
         return tuple(row for row in self.attempts if row.get("reason") in _FAILED_SAVES)
-
-    @property
-    def is_finished(self) -> bool:
-        reason = self.attempts[-1].get("reason") if self.attempts else None
-        return reason == FINISHED and self.step >= self.config.train.steps
 
     @property
     def heldout(self) -> tuple[str, float] | None:
@@ -106,19 +95,24 @@ def read_status(folder: str | Path) -> RunStatus:
     config = load_run_config(folder)
     attempts = read_rows(folder / ATTEMPTS_FILE)
     ledger = last_row(folder / LEDGER_FILE)
+    step = ledger["step"] + 1 if ledger else 0
     last_sign = _last_sign(folder)
-    starts = plan_starts(read_events(folder), attempts, tail_rows(folder / WATCH_FILE))
+    watch = tail_rows(folder / WATCH_FILE)
+    starts = plan_starts(read_events(folder), attempts, watch)
     metrics = tail_rows(folder / METRICS_FILE, max_bytes=_METRICS_BYTES)
     figures, figure_steps = _latest_figures(metrics)
+    submissions = read_submissions(folder)
+    is_open = bool(attempts) and attempts[-1]["event"] != "end"
+    is_alive = is_open and time.time() - (last_sign or 0.0) < ALIVE_SECONDS
     return RunStatus(
         folder=folder,
         config=config,
-        step=ledger["step"] + 1 if ledger else 0,
+        step=step,
         figures=figures,
         figure_steps=figure_steps,
         metrics=tuple(metrics),
         # Of a run that is gone without a word, the time since then is not known to be lost.
-        goodput=goodput(attempts, time.time() if _is_alive(attempts, last_sign) else None),
+        goodput=goodput(attempts, time.time() if is_alive else None),
         attempts=tuple(attempts),
         starts=starts,
         commits=read_commits(folder),
@@ -130,9 +124,26 @@ def read_status(folder: str | Path) -> RunStatus:
         ),
         evidence=tuple(sorted(folder.glob("guard/*/evidence.json"))),
         faults=tuple(read_rows(folder / FAULTS_FILE)),
-        submissions=tuple(read_submissions(folder)),
+        submissions=submissions,
+        cancels=run_files.read_cancelled(folder / SLURM_FOLDER),
+        is_finished=step >= config.train.steps and _ended_well(attempts, submissions),
         last_sign=last_sign,
+        hang=_find_hang(watch, since=starts[-1].began_at if starts else 0.0),
     )
+
+
+def _ended_well(attempts: Sequence[Row], submissions: Sequence[Row]) -> bool:
+    """Whether the last attempt came to its end, and no other one was submitted since."""
+    submitted_at = max((row["time"] for row in submissions if row["kind"] == "train"), default=0.0)
+    last = attempts[-1] if attempts else {}
+    return last.get("reason") == FINISHED and submitted_at <= last["time"]
+
+
+def _find_hang(watch: Sequence[Row], *, since: float) -> str | None:
+    """What the watchdog said of a hang, if the ranks have not moved nor ended since."""
+    rows = [row for row in watch if row["event"] in ("hang", HANG_ENDED, "moving")]
+    hangs = rows and rows[-1]["event"] == "hang" and rows[-1]["time"] >= since
+    return str(rows[-1]["text"]) if hangs else None
 
 
 def read_submissions(folder: str | Path) -> list[Row]:
@@ -173,7 +184,7 @@ def find_runs(folder: str | Path) -> list[Path]:
     started = {path.parent for path in folder.glob(f"*/{CONFIG_FILE}")}
     submitted = {path.parents[2] for path in folder.glob(f"*/{SLURM_FOLDER}/*/{CONFIG_FILE}")}
     sweeps = {path.parent for path in folder.glob(f"*/{SWEEP_FILE}")}
-    members = read_sweep(folder).members if (folder / SWEEP_FILE).is_file() else ()
+    members = read_sweep(folder).runs if (folder / SWEEP_FILE).is_file() else ()
     return sorted((started | submitted) - sweeps | {member.folder for member in members})
 
 
@@ -182,11 +193,6 @@ def _last_sign(folder: Path) -> float | None:
     names = (LEDGER_FILE, METRICS_FILE, ATTEMPTS_FILE, "heartbeats/rank-00000.json")
     signs = [path.stat().st_mtime for path in map(folder.joinpath, names) if path.exists()]
     return max(signs, default=None)
-
-
-def _is_alive(attempts: Sequence[Row], last_sign: float | None) -> bool:
-    is_open = bool(attempts) and attempts[-1]["event"] != "end"
-    return is_open and last_sign is not None and time.time() - last_sign < ALIVE_SECONDS
 
 
 def _latest_figures(rows: Sequence[Row]) -> tuple[Row, dict[str, int]]:

@@ -11,15 +11,14 @@ Script and rank 0 both name the job and its restart, by which the rows of a star
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lmscale.files.jsonl import Row
 from lmscale.files.run_files import SLURM_FOLDER
@@ -28,44 +27,22 @@ EVENTS_FILE = "events.jsonl"
 HANG_ENDED = "end"  # the watchdog's row of a hang for which it ended all ranks
 
 
-class _Event(BaseModel):
+class Event(BaseModel):
+    """A row of a batch script: it has begun, it left ``nodes`` out, or how it ended and goes on."""
+
     model_config = ConfigDict(strict=True, frozen=True)
+    event: Literal["start", "exclude", "end"]
     time: float
     submission: str
     job: str
     restart: int
-
-
-class ScriptStart(_Event):
-    """A batch script has begun."""
-
-    event: Literal["start"]
-    step: int
+    step: int = -1
     """Of the newest checkpoint; -1 without one."""
-    nodes: str
-
-
-class Exclusion(_Event):
-    """A batch script left a node out."""
-
-    event: Literal["exclude"]
-    nodes: str
-    reason: str
-
-
-class ScriptEnd(_Event):
-    """A batch script says how its start ended, and what follows."""
-
-    event: Literal["end"]
-    step: int
-    code: int
-    reason: str
-    action: str
+    nodes: str = ""
+    code: int = 0
+    reason: str = ""
+    action: str = ""
     fault: str = ""
-
-
-Event = ScriptStart | Exclusion | ScriptEnd
-EVENT_ROW = TypeAdapter[Event](Annotated[Event, Field(discriminator="event")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +56,12 @@ class Start:
     submission: str | None = None
     nodes: str
     first_step: int
-    excluded: tuple[Exclusion, ...] = ()
-    script_end: ScriptEnd | None = None
+    excluded: tuple[Event, ...] = ()
+    script_end: Event | None = None
     attempt: tuple[Row, ...] = ()
     """Rank 0's rows in attempts.jsonl; none while no rank has come."""
     hang: str | None = None
     """What the watchdog said when it ended this start's ranks."""
-
-    @property
-    def is_training(self) -> bool:
-        """Whether its ranks have come, and have not said that they end."""
-        return bool(self.attempt) and self.attempt_end is None
 
     @property
     def attempt_end(self) -> str | None:
@@ -106,6 +78,24 @@ class Start:
         return self.attempt[-1]["time"] if "reason" in self.attempt[-1] else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunSigns:
+    """What a run's folder says of how it goes, without anybody being asked."""
+
+    submissions: Sequence[Row] = ()
+    """To Slurm, oldest first."""
+    starts: Sequence[Start] = ()
+    """Oldest first, those included in which no rank came to train."""
+    cancels: frozenset[str] = frozenset()
+    """Jobs that were asked to end for good."""
+    is_finished: bool = False
+    """With nothing submitted since."""
+    last_sign: float | None = None
+    """When the run last wrote anything, as Unix time."""
+    hang: str | None = None
+    """What the watchdog says of the newest start, if it stands still now."""
+
+
 def read_events(folder: Path) -> list[Event]:
     """The rows of the run's batch scripts. Two copies of a job, on two nodes, may tear a line."""
     try:
@@ -115,7 +105,7 @@ def read_events(folder: Path) -> list[Event]:
     events: list[Event] = []
     for line in lines:
         with suppress(ValidationError):
-            events.append(EVENT_ROW.validate_json(line))
+            events.append(Event.model_validate_json(line))
     return events
 
 
@@ -126,45 +116,35 @@ def plan_starts(
     starts: dict[tuple[str | None, int], Start] = {}
     for event in events:
         key = (event.job, event.restart)
-        if isinstance(event, ScriptStart):
-            starts[key] = _start_of_script(event)
-        elif key in starts and isinstance(event, ScriptEnd):
+        if event.event == "start":
+            starts[key] = Start(
+                began_at=event.time,
+                job=event.job,
+                restart=event.restart,
+                submission=event.submission,
+                nodes=event.nodes,
+                first_step=max(0, event.step),
+            )
+        elif key in starts and event.event == "end":
             # Of two ends the later one counts: Slurm would not requeue.
             starts[key] = replace(starts[key], script_end=event)
-        elif key in starts and isinstance(event, Exclusion):
+        elif key in starts:
             starts[key] = replace(starts[key], excluded=(*starts[key].excluded, event))
-    for rows in _split_attempts(attempts):
-        job = rows[0]["job"]
-        key = (job, rows[0]["attempt"] if job is None else rows[0]["restart"])
-        start = starts.get(key) or _start_of_ranks(rows[0])
-        starts[key] = replace(start, first_step=int(rows[0]["first_step"]), attempt=tuple(rows))
-    hangs = [row for row in watch if row["event"] == HANG_ENDED]
+    for first, *others in _split_attempts(attempts):
+        job, restart, step = first["job"], first["restart"], int(first["first_step"])
+        key = (job, first["attempt"] if job is None else restart)
+        start = starts.get(key) or Start(
+            began_at=first["time"], job=job, restart=restart, nodes=first["host"], first_step=step
+        )
+        starts[key] = replace(start, first_step=step, attempt=(first, *others))
     in_order = sorted(starts.values(), key=lambda start: start.began_at)
-    return tuple(
-        _with_hang(start, following, hangs)
-        for start, following in zip_longest(in_order, in_order[1:])
-    )
-
-
-def _start_of_script(event: ScriptStart) -> Start:
-    return Start(
-        began_at=event.time,
-        job=event.job,
-        restart=event.restart,
-        submission=event.submission,
-        nodes=event.nodes,
-        first_step=max(0, event.step),
-    )
-
-
-def _start_of_ranks(row: Row) -> Start:
-    return Start(
-        began_at=row["time"],
-        job=row["job"],
-        restart=row["restart"],
-        nodes=str(row["host"]),
-        first_step=int(row["first_step"]),
-    )
+    begins = [start.began_at for start in in_order]
+    hangs = [row for row in watch if row["event"] == HANG_ENDED]
+    for row in reversed(hangs):  # of several in one start the first one counts
+        number = bisect_right(begins, row["time"]) - 1
+        if number >= 0:
+            in_order[number] = replace(in_order[number], hang=str(row["text"]))
+    return tuple(in_order)
 
 
 def _split_attempts(rows: Iterable[Row]) -> list[list[Row]]:
@@ -175,12 +155,6 @@ def _split_attempts(rows: Iterable[Row]) -> list[list[Row]]:
         if attempts:  # else the row of a start was taken out by hand
             attempts[-1].append(row)
     return attempts
-
-
-def _with_hang(start: Start, following: Start | None, hangs: Iterable[Row]) -> Start:
-    until = math.inf if following is None else following.began_at
-    texts = [str(row["text"]) for row in hangs if start.began_at <= row["time"] < until]
-    return replace(start, hang=texts[0]) if texts else start
 
 
 def newest_of(starts: Sequence[Start], jobs: Sequence[str]) -> Start | None:

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
 
 from lmscale.errors import ConfigError
+from lmscale.files.atomic import write_bytes
 from lmscale.files.jsonl import Row
-from lmscale.files.run_files import SLURM_FOLDER, SWEEP_FILE, read_submissions
-from lmscale.runs.ownership import CONFIG_FILE
+from lmscale.files.run_files import CONFIG_FILE, SLURM_FOLDER, SWEEP_FILE, read_submissions
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepMember:
+class SweepMember(BaseModel):
     """One run of a sweep."""
 
     index: int
     run: str
     folder: Path
-    values: Mapping[str, str]
+    values: dict[str, str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """A sweep: runs below a common folder that differ in some settings."""
+class Sweep(BaseModel):
+    """A sweep: runs below a common folder that differ in some settings. ``sweep.json`` holds it."""
 
     name: str
-    root: Path
+    root: Path = Field(exclude=True)
     keys: tuple[str, ...]
-    members: tuple[SweepMember, ...]
+    base_config: dict[str, Any] = {}
+    runs: tuple[SweepMember, ...]
     job: str
     """The array of the newest submission."""
 
@@ -55,27 +55,20 @@ def find_sweeps(folder: Path) -> list[Sweep]:
 def read_sweep(root: Path) -> Sweep:
     path = root / SWEEP_FILE
     try:
-        content = json.loads(path.read_bytes())
-        members = tuple(
-            SweepMember(
-                index=row["index"],
-                run=row["run"],
-                folder=root / row["run"],  # wherever the whole folder is seen from
-                values=row["values"],
-            )
-            for row in content["runs"]
-        )
-        return Sweep(
-            name=content["name"],
-            root=root,
-            keys=tuple(content["keys"]),
-            members=members,
-            job=str(content["job"]),
-        )
+        tree = json.loads(path.read_bytes())
+        for row in tree["runs"]:
+            row["folder"] = root / row["run"]  # wherever the whole folder is seen from
+        return Sweep.model_validate({**tree, "root": root})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} cannot be read as a sweep: {error!r}. Launch the sweep again to write it anew."
         ) from None
+
+
+def write_sweep(sweep: Sweep) -> None:
+    tree = sweep.model_dump(mode="json")
+    text = json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+    write_bytes(sweep.root / SWEEP_FILE, text.encode())
 
 
 def refuse_sweep(folder: Path) -> None:
@@ -83,7 +76,7 @@ def refuse_sweep(folder: Path) -> None:
     if not (folder / SWEEP_FILE).is_file():
         return
     sweep = read_sweep(folder)
-    example = f", such as {sweep.members[0].folder}" if sweep.members else ""
+    example = f", such as {sweep.runs[0].folder}" if sweep.runs else ""
     raise ConfigError(
         f"{folder}: this is a sweep; `lmscale runs list {folder} --sweep {sweep.name}` shows its "
         f"runs. Name one of them{example}."
@@ -96,18 +89,18 @@ def find_membership(folder: Path) -> tuple[Sweep, SweepMember] | None:
     if not (root / SWEEP_FILE).is_file():
         return None
     sweep = read_sweep(root)
-    return next(((sweep, m) for m in sweep.members if m.run == folder.absolute().name), None)
+    return next(((sweep, m) for m in sweep.runs if m.run == folder.absolute().name), None)
 
 
 def member_submissions(sweep: Sweep, member: SweepMember) -> list[Row]:
     """The submissions of the whole array, as those of one of its tasks."""
     rows = read_submissions(sweep.root / SLURM_FOLDER)
-    return [_as_task(row, member.index) for row in rows if row["kind"] == "train"]
-
-
-def _as_task(row: Row, index: int) -> Row:
-    jobs = row.get("jobs") or [row["job"]]
-    return {**row, "job": f"{row['job']}_{index}", "jobs": [f"{job}_{index}" for job in jobs]}
+    index = member.index
+    return [
+        {**row, "job": f"{row['job']}_{index}", "jobs": [f"{job}_{index}" for job in row["jobs"]]}
+        for row in rows
+        if row["kind"] == "train"
+    ]
 
 
 def job_outputs(folder: Path) -> tuple[Path, str]:

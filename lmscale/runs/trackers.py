@@ -39,16 +39,11 @@ class Trackers:
         figures = {name: value for name, value in values.items() if value is not None}
         now = time.time()
         row: dict[str, Any] = {"step": step, "time": round(now, 3), **figures}
-        with self._noticing_refusal():
+        try:
             self._metrics.append(row)
             with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
                 for name, value in figures.items():
                     self._events.add_scalar(name, float(value), step, walltime=now)
-
-    @contextmanager
-    def _noticing_refusal(self) -> Iterator[None]:
-        try:
-            yield
         except LmscaleError as error:
             if self.on_refusal is None:
                 raise

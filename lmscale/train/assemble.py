@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ from lmscale.errors import CheckpointError, DataError, LmscaleError
 from lmscale.files.atomic import writing
 from lmscale.files.strangers import checked
 from lmscale.guard.state import GuardState, read_guard_state
-from lmscale.history.history import HISTORY, History, read_history
-from lmscale.history.resumes import record_resume
+from lmscale.history.history import HISTORY, History, read_history, record_resume
 from lmscale.history.rewinds import pending_jumps
 from lmscale.model import account_model
 from lmscale.objective.objective import build_preparation
@@ -193,7 +192,7 @@ def _share_history(folder: Path, ranks: Ranks) -> History:
     with failing_together():
         if ranks.is_first:
             history = read_history(folder)
-    return checked(HISTORY, broadcast_object(history.to_json()))
+    return checked(HISTORY, broadcast_object(asdict(history)))
 
 
 def _search(setting: _Setting) -> Search:

@@ -117,7 +117,7 @@ def describe_judgement(guard: Guard, divergence: Divergence) -> dict[str, Any]:
             "config": guard.config.model_dump(mode="json"),
             "limits": limits and {key: plain(value) for key, value in limits.items()},
         },
-        "rewinds": [rewind.to_json() for rewind in guard.rewinds],
+        "rewinds": [asdict(rewind) for rewind in guard.rewinds],
         "bad_steps": [row.step for row in divergence.bad],
         "steps": [row.to_json() for row in divergence.state.recent],
     }

@@ -13,13 +13,13 @@ from lmscale.config.places import with_absolute_places
 from lmscale.errors import ConfigError, LeaseLostError
 from lmscale.files.atomic import write_bytes, writing
 from lmscale.files.locks import locked_file
+from lmscale.files.run_files import CONFIG_FILE
 from lmscale.ranks.attempt import Attempt, attempt_from_environment, node_name
 from lmscale.ranks.collectives import failing_together, gather_json
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.continuation import model_identity, objective_identity
+from lmscale.runs.continuation import check_folder, model_identity, objective_identity
 from lmscale.runs.environment import save_provenance
 from lmscale.runs.lease import Claim, Lease, is_beating, judge_claim, read_lease
-from lmscale.runs.ownership import CONFIG_FILE, check_folder
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from lmscale.checkpoint.writer import CheckpointWriter
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import ConfigError, DataError, LeaseLostError, LmscaleError
 from lmscale.files import fault_points
-from lmscale.history.starts import attempt_of
+from lmscale.history.history import attempt_of
 from lmscale.ranks.collectives import fail_together, failing_together, sum_float64
 from lmscale.ranks.mailbox import open_mailbox
 from lmscale.runs.trackers import Trackers

@@ -25,7 +25,7 @@ from lmscale.ranks.collectives import failing_together
 from lmscale.ranks.device import select_device
 from lmscale.ranks.ranks import Ranks, is_lost_connection, open_process_group
 from lmscale.runs import faults
-from lmscale.runs.attempts import AttemptLog, open_attempt
+from lmscale.runs.attempts import AttemptLog
 from lmscale.runs.lease import Lease
 from lmscale.runs.logs import setup_logging
 from lmscale.runs.stop import StoppedError, StopRequests
@@ -124,7 +124,7 @@ def _train_with_rewinds(session: Session, began_at: float) -> None:
 
 def open_run_attempt(run: Run, began_at: float) -> AbstractContextManager[AttemptLog]:
     """Rank 0's record of this start, which goes on over rewinds."""
-    return open_attempt(
+    return AttemptLog(
         run.folder,
         first_step=run.start.step,
         world_size=run.ranks.world_size,

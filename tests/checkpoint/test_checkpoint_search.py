@@ -15,7 +15,7 @@ from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.errors import CheckpointError, ClusterError, LmscaleError, TransientError
 from lmscale.files.jsonl import read_rows
 from lmscale.files.run_files import RESUMES_FILE
-from lmscale.history.resumes import record_resume
+from lmscale.history.history import record_resume
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from tiny_run import run_lmscale, write_tiny_config
 
 from lmscale.cli.main import main
 from lmscale.errors import DataError
-from lmscale.history.starts import attempt_of, read_starts
-from lmscale.runs.attempts import ATTEMPTS_FILE, open_attempt
+from lmscale.history.history import attempt_of, read_starts
+from lmscale.runs.attempts import ATTEMPTS_FILE, AttemptLog
 
 
 @pytest.fixture
 def run(tmp_path):
-    with open_attempt(tmp_path, first_step=4, world_size=2, zero_stage=1):
+    with AttemptLog(tmp_path, first_step=4, world_size=2, zero_stage=1):
         pass
     return tmp_path
 

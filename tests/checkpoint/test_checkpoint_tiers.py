@@ -16,9 +16,9 @@ from lmscale.checkpoint.manifest_file import parse_manifest
 from lmscale.checkpoint.places.local_tier import LocalTier, NodePlace, open_node_place
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.errors import CheckpointError, ConfigError
-from lmscale.history.starts import attempt_of, describe_superseded, read_starts
+from lmscale.history.history import attempt_of, describe_superseded, read_starts
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.attempts import open_attempt
+from lmscale.runs.attempts import AttemptLog
 
 TOPOLOGY = Topology(world_size=2, zero_stage=1, precision="fp32")
 
@@ -30,7 +30,7 @@ def node(tmp_path):
 
 def start_attempt(folder, first_step):
     folder.mkdir(exist_ok=True)
-    with open_attempt(folder, first_step=first_step, world_size=2, zero_stage=1):
+    with AttemptLog(folder, first_step=first_step, world_size=2, zero_stage=1):
         pass
     return attempt_of(folder)
 

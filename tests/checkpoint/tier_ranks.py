@@ -10,7 +10,7 @@ from rank_cases import Case, opened
 
 from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.ranks.collectives import gather_json
-from lmscale.runs.attempts import open_attempt
+from lmscale.runs.attempts import AttemptLog
 from lmscale.train.hooks import ProgressCounter
 from lmscale.train.loop import NO_REQUESTS, Requests, plan_steps, train_steps
 from lmscale.train.saver import Saver
@@ -51,7 +51,7 @@ def start(folder: Path, number: int) -> None:
     case = Case(name="run", data=data, folder=str(folder / name), overrides=overrides)
     with one_group() as ranks, opened(case, ranks) as run:
         attempt = (
-            open_attempt(run.folder, first_step=run.start.step, world_size=2, zero_stage=2)
+            AttemptLog(run.folder, first_step=run.start.step, world_size=2, zero_stage=2)
             if ranks.is_first
             else nullcontext()
         )

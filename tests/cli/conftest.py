@@ -4,7 +4,7 @@ import pytest
 from tiny_run import log_commit
 
 from lmscale.files.jsonl import append_row
-from lmscale.runs.attempts import open_attempt
+from lmscale.runs.attempts import AttemptLog
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def run(tmp_path):
         append_row(folder / "metrics.jsonl", {"step": step, "time": 1.0, **figures})
     append_row(folder / "metrics.jsonl", {"step": 12, "time": 2.0, "evaluation/heldout/loss": 3.5})
     clock, spent = iter(range(1000, 2000, 100)).__next__, {}
-    with open_attempt(
+    with AttemptLog(
         folder, first_step=0, world_size=2, zero_stage=1, clock=clock, phase_seconds=spent.copy
     ) as attempt:
         spent["forward"] = 50.0

@@ -7,7 +7,7 @@ import pytest
 
 from lmscale.cli.main import main
 from lmscale.files.jsonl import append_row
-from lmscale.runs.attempts import open_attempt
+from lmscale.runs.attempts import AttemptLog
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def finish(run):
     """A run that was submitted as job 12 and came to its end."""
     (run / "config.yaml").write_text("run: {name: waits}\ntrain: {steps: 1}\n")
     event(run, "start", nodes="n1")
-    with open_attempt(run, first_step=0, world_size=1, zero_stage=1) as attempt:
+    with AttemptLog(run, first_step=0, world_size=1, zero_stage=1) as attempt:
         append_row(run / "ledger.jsonl", {"step": 0})
         attempt.step(1, 1.0)
         attempt.end("finished")

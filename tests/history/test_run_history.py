@@ -1,6 +1,7 @@
 """Which of a run's checkpoints still belong to it, wherever that is asked."""
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +16,8 @@ from lmscale.files.strangers import checked
 from lmscale.guard.divergence import Divergence
 from lmscale.guard.guard import RewindRequest
 from lmscale.guard.state import GuardState
-from lmscale.history.history import HISTORY, History, read_history
+from lmscale.history.history import HISTORY, History, Start, read_history
 from lmscale.history.rewinds import Rewind, read_rewinds, record_rewind
-from lmscale.history.starts import Start
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.lease import NO_LEASE
 from lmscale.train.rewinding import rewind
@@ -75,7 +75,7 @@ def test_a_rewind_and_a_later_start_each_undo_what_they_have_to(folder):
 
 def test_the_other_ranks_get_it_as_rank_0_has_read_it(folder):
     history = read_history(folder)
-    travelled = json.loads(json.dumps(history.to_json()))
+    travelled = json.loads(json.dumps(asdict(history)))
     assert checked(HISTORY, travelled) == history
     assert history.rewinds == (REWIND,) and history.starts == (
         Start(attempt=1, time=1.0, first_step=0),

@@ -62,7 +62,7 @@ def make_sweep() -> SweepPlan:
         folder = root / f"rates-{index:03d}"
         places = {"run.name": folder.name, "run.folder": str(folder)}
         config = make_config("demo", {**places, "engine.optimizer.lr": rate})
-        members.append(((f"engine.optimizer.lr={rate}",), config))
+        members.append(({"engine.optimizer.lr": rate}, config))
     return SweepPlan(name="rates", root=root, keys=("engine.optimizer.lr",), members=tuple(members))
 
 

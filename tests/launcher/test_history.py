@@ -9,7 +9,7 @@ import pytest
 
 from launcher.history import excluded_nodes, plan_history
 from launcher.slurm import parse_accounting
-from lmscale.runs.starts import EVENT_ROW, newest_of, plan_starts
+from lmscale.runs.starts import Event, newest_of, plan_starts
 
 ACCOUNTS = parse_accounting((Path(__file__).with_name("recorded") / "sacct.txt").read_text())
 T0 = 1_800_000_000.0
@@ -44,7 +44,7 @@ def attempt(
 
 
 def starts_of(events, attempts=(), watch=()):
-    return plan_starts([EVENT_ROW.validate_python(row) for row in events], attempts, watch)
+    return plan_starts([Event.model_validate(row) for row in events], attempts, watch)
 
 
 STOPPED = "stopped on request (USR1), saved at step 40"

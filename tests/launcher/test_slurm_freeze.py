@@ -17,7 +17,7 @@ from launcher.render import render
 from lmscale.config import load_config
 from lmscale.config.cluster import load_cluster
 from lmscale.errors import ClusterError
-from lmscale.runs.code_state import collect_code
+from lmscale.runs.environment import collect_code
 
 MAX_BYTES = 8 * 2**20
 
@@ -31,12 +31,7 @@ def freeze_at(folder: Path, *, sweep: bool = False) -> Path:
         plan = type(plan)(name=plan.name, root=folder, keys=plan.keys, members=plan.members)
     request = make_request(SMALL, config=config, sweep=plan)
     job = plan_train_job(request)
-    members = {
-        m.config: c for m, (_, c) in zip(job.members, plan.members if plan else (), strict=True)
-    }
-    script = freeze(
-        job, script=render(job), config=config, cluster=request.cluster, members=members
-    )
+    script = freeze(job, request, render(job))
     assert script == job.frozen_folder / "job.sh"
     return job.frozen_folder
 

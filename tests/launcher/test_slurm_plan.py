@@ -70,7 +70,7 @@ def test_a_range_asks_for_what_can_be_used_and_says_what_cannot():
     request = make_request(GPUS, min_nodes=3, max_nodes=9)
     job = plan_train_job(request)
     assert directive(job, "nodes") == "4-8" and job.usable_nodes == (4, 8)
-    (warning,) = describe_unusable_nodes(request, job, [request.config])
+    (warning,) = describe_unusable_nodes(request, job)
     assert "1,024 windows a step cannot be shared evenly by 8 ranks on each of 3, 5, 6, 7 or 9" in (
         warning
     )
@@ -81,9 +81,9 @@ def test_the_runs_of_a_sweep_share_a_job_only_on_nodes_that_fit_them_all():
     config = make_config("demo", {"batch.global_windows": 24})
     other = make_config("demo", {"batch.global_windows": 20})
     plan = make_sweep()
-    sweep = type(plan)(name="s", root=plan.root, keys=("a",), members=((("a=1",), config),) * 2)
+    sweep = type(plan)(name="s", root=plan.root, keys=("a",), members=(({"a": "1"}, config),) * 2)
     mixed = type(plan)(
-        name="s", root=plan.root, keys=("a",), members=((("a=1",), config), (("a=2",), other))
+        name="s", root=plan.root, keys=("a",), members=(({"a": "1"}, config), ({"a": "2"}, other))
     )
     wide = {"min_nodes": 1, "max_nodes": 6}
     assert plan_train_job(make_request(SMALL, sweep=sweep, **wide)).usable_nodes == (1, 2, 3, 4, 6)
@@ -247,7 +247,7 @@ def test_a_sweep_is_every_combination_with_the_last_axis_turning_fastest():
         (f"grid-00{index}", lr, stage)
         for index, (lr, stage) in enumerate((lr, s) for lr in (1e-3, 3e-3) for s in (1, 2, 3))
     ]
-    assert plan.members[4][0] == ("engine.optimizer.lr=3e-3", "engine.zero_stage=2")
+    assert plan.members[4][0] == {"engine.optimizer.lr": "3e-3", "engine.zero_stage": "2"}
     assert plan.members[4][1].folder == Path("/x/grid/grid-004")
 
 

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from launcher.cancel import plan_cancel
 from launcher.slurm import AccountedJob, QueuedJob, parse_accounting, parse_queue
 from launcher.status import (
-    FolderSigns,
     SlurmAnswer,
     describe_wait,
     judge_run,
     newest_submission,
 )
-from lmscale.runs.starts import EVENT_ROW, is_one_of, plan_starts
+from lmscale.runs.starts import Event, RunSigns, is_one_of, plan_starts
 
 RECORDED = Path(__file__).with_name("recorded")
 QUEUE = parse_queue((RECORDED / "squeue.txt").read_text())
@@ -69,9 +68,9 @@ def judge(
     **signs,
 ):
     submissions = (submission(job),) if job else ()
-    starts = plan_starts([EVENT_ROW.validate_python(row) for row in events], attempts or [])
+    starts = plan_starts([Event.model_validate(row) for row in events], attempts or [])
     answer = SlurmAnswer(queue=queue, accounts=accounts) if is_asked else None
-    return judge_run(FolderSigns(submissions=submissions, starts=starts, **signs), answer, NOW)
+    return judge_run(RunSigns(submissions=submissions, starts=starts, **signs), answer, NOW)
 
 
 def training(job: str | None = None, *, at: float = NOW - 8, restart: int = 0) -> dict:
@@ -115,7 +114,7 @@ def test_a_task_of_an_array_waits_for_those_that_run():
 
 
 def test_of_a_chain_the_job_that_runs_is_shown():
-    signs = FolderSigns(submissions=(submission("37", jobs=["37", "38"]),))
+    signs = RunSigns(submissions=(submission("37", jobs=["37", "38"]),))
     assert judge_run(signs, SlurmAnswer(queue=QUEUE), NOW).job == "37"
 
 
@@ -232,7 +231,7 @@ def test_an_older_copy_that_was_fenced_off_does_not_speak_for_the_newer_one():
 
 def test_a_look_at_the_nodes_alone_is_no_run():
     assert newest_submission([submission("5", kind="preflight")]) is None
-    signs = FolderSigns(submissions=(submission("5", kind="preflight"),))
+    signs = RunSigns(submissions=(submission("5", kind="preflight"),))
     assert judge_run(signs, SlurmAnswer(queue=QUEUE), NOW).line == "not started"
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lmscale.files.jsonl import read_rows
 from lmscale.runs import attempts as attempts_module
-from lmscale.runs.attempts import ATTEMPTS_FILE, AttemptLog, open_attempt
+from lmscale.runs.attempts import ATTEMPTS_FILE, AttemptLog
 from lmscale.runs.goodput import PROGRESS_SECONDS, goodput, pause_after
 from lmscale.watch.phases import PhaseClock
 
@@ -159,7 +159,7 @@ class Machine:
         self.clock.now += seconds
 
     def attempt(self, folder, first_step, began_at=None):
-        return open_attempt(
+        return AttemptLog(
             folder,
             first_step=first_step,
             world_size=2,
@@ -215,13 +215,13 @@ def test_a_run_that_is_killed_every_few_seconds_tells_what_it_did(tmp_path):
 
 def test_an_exception_is_the_reason_of_the_end(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        with open_attempt(tmp_path, first_step=0, world_size=1, zero_stage=0):
+        with AttemptLog(tmp_path, first_step=0, world_size=1, zero_stage=0):
             raise ZeroDivisionError
     assert read_rows(tmp_path / ATTEMPTS_FILE)[-1]["reason"] == "ZeroDivisionError"
 
 
 def test_the_callers_reason_stands(tmp_path):
-    with open_attempt(tmp_path, first_step=3, world_size=1, zero_stage=0) as attempt:
+    with AttemptLog(tmp_path, first_step=3, world_size=1, zero_stage=0) as attempt:
         attempt.end("SIGTERM")
     rows = read_rows(tmp_path / ATTEMPTS_FILE)
     assert [row.get("reason") for row in rows] == [None, None, "SIGTERM"]

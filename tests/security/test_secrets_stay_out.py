@@ -15,8 +15,7 @@ from lmscale.config.assets import find_assets
 from lmscale.config.cluster import parse_cluster
 from lmscale.errors import ConfigError
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.code_state import collect_code
-from lmscale.runs.environment import collect_environment, select_variables
+from lmscale.runs.environment import collect_code, collect_environment, select_variables
 from lmscale.runs.logs import close_logging, setup_logging
 from lmscale.runs.trackers import open_trackers
 

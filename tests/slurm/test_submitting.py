@@ -125,19 +125,19 @@ def test_what_slurm_would_refuse_is_told_before_anything_is_written(here, option
 
 def test_a_run_is_not_submitted_twice(here: Cluster, options, tmp_path):
     options = held(options, tmp_path)
-    first = submit(prepare(options), command=("typed",))
+    first = submit(prepare(options))
     (queued,) = squeue([first.job])
     assert queued.is_active
     (problem,) = check(prepare(options)).problems
     assert problem.startswith(f"job {first.job} of this run is pending (submitted by ")
     with pytest.raises(ClusterError, match=f"job {first.job} of this run is pending"):
-        submit(prepare(options), command=())
+        submit(prepare(options))
     # Not even when its submission was never written down.
     (tmp_path / "runs/tiny/slurm/submissions.jsonl").unlink()
     with pytest.raises(ClusterError, match=f"job {first.job} of this run is pending"):
-        submit(prepare(options), command=())
+        submit(prepare(options))
     scancel([first.job])
-    second = submit(prepare(options), command=())
+    second = submit(prepare(options))
     assert second.job != first.job
     scancel([second.job])
     assert sacct([first.job]) is None  # this cluster keeps no accounts
@@ -146,7 +146,7 @@ def test_a_run_is_not_submitted_twice(here: Cluster, options, tmp_path):
 def _submit(options: LaunchOptions, gate, outcomes) -> None:
     gate.wait()
     try:
-        outcomes.put(submit(prepare(options), command=()).job)
+        outcomes.put(submit(prepare(options)).job)
     except LmscaleError as error:
         outcomes.put(str(error))
 
@@ -171,7 +171,7 @@ def test_a_chain_waits_in_line(here: Cluster, options, tmp_path):
     profile["preflight"] = {"enabled": False}
     (tmp_path / "chain.yaml").write_text(yaml.safe_dump({**profile, "chain": 3}))
     here_options = replace(options, cluster=str(tmp_path / "chain.yaml"))
-    submission = submit(prepare(here_options), command=())
+    submission = submit(prepare(here_options))
     assert len(submission.jobs) == 3
     wait_until(
         lambda: [job.reason for job in squeue(submission.jobs[1:])] == ["Dependency"] * 2,
@@ -184,7 +184,7 @@ def test_a_chain_waits_in_line(here: Cluster, options, tmp_path):
 def test_a_sweep_is_one_array_whose_tasks_have_names_of_their_own(here, options, tmp_path):
     axes = ("engine.optimizer.lr=1e-3,3e-3,1e-2",)
     prepared = prepare(replace(held(options, tmp_path), axes=axes, sweep="rates"))
-    submission = submit(prepared, command=())
+    submission = submit(prepared)
     assert [job.job for job in squeue([submission.job])] == [
         f"{submission.job}_{index}" for index in range(3)
     ]

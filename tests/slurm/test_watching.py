@@ -73,7 +73,7 @@ class Toys:
         job = prepared.job
         own = () if job.members else (str(job.config),)
         job = replace(job, code=ROOT, command=(sys.executable, "-W", "ignore", str(TOY), *own))
-        submit(replace(prepared, job=job, script=render(job)), command=("test",))
+        submit(replace(prepared, job=job, script=render(job)))
         return run
 
     def lmscale(self, *words: object) -> str:

@@ -16,9 +16,9 @@ from contextlib import ExitStack
 
 from lmscale.config import load_config
 from lmscale.files.jsonl import append_row
-from lmscale.runs.attempts import open_attempt
+from lmscale.files.run_files import CONFIG_FILE
+from lmscale.runs.attempts import AttemptLog
 from lmscale.runs.commits import Commit, append_commit, read_commits
-from lmscale.runs.ownership import CONFIG_FILE
 
 STEP_SECONDS = 0.1
 SAVE_EVERY = 10
@@ -70,7 +70,7 @@ with ExitStack() as stack:
     if rank == 0:
         (folder / CONFIG_FILE).write_text(open(sys.argv[1]).read())
         attempt = stack.enter_context(
-            open_attempt(folder, first_step=first, world_size=world_size, zero_stage=1)
+            AttemptLog(folder, first_step=first, world_size=world_size, zero_stage=1)
         )
     for step in range(first + 1, config.train.steps + 1):
         time.sleep(STEP_SECONDS)

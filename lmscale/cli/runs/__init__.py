@@ -5,7 +5,7 @@ In come a run's folder and what Slurm says of its jobs; out come text, or JSON w
     runs/read_status ──┐
                        ├─ launcher/judge_run ─→ look.py: RunLook ─→ view.py: a row of `list`
     squeue, sacct ─────┘                             │
-                                                page.py: RunPage ─→ view.py, health.py: `status`
+                                                look.py: RunPage ─→ view.py: `status`
 
 logs.py merges the ranks' logs by time; cancel.py asks a run's jobs to end. Read
 ``commands.py:status`` first.

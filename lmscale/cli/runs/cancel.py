@@ -8,14 +8,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmscale.cli.options import JsonOption
 from lmscale.errors import ClusterError, ConfigError, LmscaleError
 from lmscale.files.atomic import writing
-from lmscale.files.run_files import DATA_SLURM_FOLDER, SLURM_FOLDER, STOP_FILE, SWEEP_FILE
+from lmscale.files.run_files import (
+    DATA_SLURM_FOLDER,
+    SLURM_FOLDER,
+    STOP_FILE,
+    SWEEP_FILE,
+    read_cancelled,
+)
 from lmscale.runs.sweep_folder import find_sweep, read_sweep
 
 if TYPE_CHECKING:
@@ -26,21 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Cancelled:
-    """What was done about one run."""
+    """What was done about one run, as --json prints it."""
 
-    run: Path
+    folder: str
     jobs: tuple[JobCancel, ...] = ()
-    has_stop_file: bool = False
+    stop_file: bool = False
     text: tuple[str, ...]
     """What was done, and what happens next."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "folder": str(self.run),
-            "jobs": [asdict(job) for job in self.jobs],
-            "stop_file": self.has_stop_file,
-            "text": list(self.text),
-        }
 
 
 def cancel(
@@ -68,13 +66,13 @@ def cancel(
     is_sweep = sweep is not None or len(runs) != 1 or runs[0] != run
     cancelled, problems = cancel_runs(runs, at_once=at_once)
     if as_json:
-        rows = [result.to_json() for result in cancelled]
+        rows = [asdict(result) for result in cancelled]
         if is_sweep or rows:
             typer.echo(json.dumps(rows if is_sweep else rows[0], indent=1))
     else:
         for result in cancelled:
             for line in result.text:
-                typer.echo(f"{result.run}: {line}")
+                typer.echo(f"{result.folder}: {line}")
     if problems:
         raise ClusterError(problems)
 
@@ -84,11 +82,11 @@ def _choose(run: Path | None, sweep: str | None) -> list[Path]:
     from lmscale.runs.run_folder import load_run_config
 
     if sweep is not None:
-        return [member.folder for member in find_sweep(run or Path("runs"), sweep).members]
+        return [member.folder for member in find_sweep(run or Path("runs"), sweep).runs]
     if run is None:
         raise ConfigError("Name the run's folder, or a sweep with --sweep NAME.")
     if (run / SWEEP_FILE).is_file():
-        return [member.folder for member in read_sweep(run).members]
+        return [member.folder for member in read_sweep(run).runs]
     if not (run / DATA_SLURM_FOLDER).is_dir():  # of a corpus or of shards
         load_run_config(run)  # refuses what is no run
     return [run]
@@ -118,7 +116,7 @@ def cancel_runs(runs: Sequence[Path], *, at_once: bool) -> tuple[list[Cancelled]
 def _cancel_jobs(
     run: Path, submissions: Sequence[Row], queue: Sequence[QueuedJob], *, at_once: bool
 ) -> Cancelled:
-    from launcher.cancel import cancel_jobs, plan_cancel, read_cancelled
+    from launcher.cancel import cancel_jobs, plan_cancel
 
     state_folder = _state_folder(run)
     plans = plan_cancel(submissions, queue, cancels=read_cancelled(state_folder), at_once=at_once)
@@ -131,7 +129,7 @@ def _cancel_jobs(
             f"it saves at the end of its step and ends. `lmscale runs status {run}` shows how it "
             f"goes; `lmscale runs cancel {run} --now` does not wait for that."
         )
-    return Cancelled(run=run, jobs=plans, text=tuple(text))
+    return Cancelled(folder=str(run), jobs=plans, text=tuple(text))
 
 
 def _state_folder(run: Path) -> Path:
@@ -146,17 +144,16 @@ def _cancel_by_files(run: Path, submissions: Sequence[Row], *, at_once: bool) ->
     """
     from launcher.cancel import note_cancelled
     from launcher.status import jobs_of, judge_run
-    from lmscale.cli.runs.look import signs_of
     from lmscale.runs.run_folder import read_status
 
     if (run / DATA_SLURM_FOLDER).is_dir():
         if not submissions:
-            return Cancelled(run=run, text=("nothing runs or waits.",))
+            return Cancelled(folder=str(run), text=("nothing runs or waits.",))
         raise _cannot_ask(run, jobs_of(submissions[-1]))
-    state = judge_run(signs_of(read_status(run)), None, time.time())
+    state = judge_run(read_status(run), None, time.time())
     jobs = () if state.job is None or not submissions else jobs_of(submissions[-1])
     if not state.is_active or (state.job is not None and not jobs):
-        return Cancelled(run=run, text=(f"nothing runs or waits: {state.line}.",))
+        return Cancelled(folder=str(run), text=(f"nothing runs or waits: {state.line}.",))
     if state.name in ("queued", "held") or (jobs and at_once):
         raise _cannot_ask(run, jobs)
     if at_once:
@@ -179,7 +176,7 @@ def _cancel_by_files(run: Path, submissions: Sequence[Row], *, at_once: bool) ->
         )
     elif state.name == "silent":
         text.append("if it was killed there is nothing to stop, and its next start goes on.")
-    return Cancelled(run=run, has_stop_file=True, text=tuple(text))
+    return Cancelled(folder=str(run), stop_file=True, text=tuple(text))
 
 
 def _cannot_ask(run: Path, jobs: Sequence[str]) -> ClusterError:

@@ -61,7 +61,7 @@ def list_(
             num_texts=2,
         )
     for item in sweeps:
-        count = f"{len(item.members)} runs over {', '.join(item.keys)}"
+        count = f"{len(item.runs)} runs over {', '.join(item.keys)}"
         typer.echo(f"{item.name}: a sweep of {count}; `lmscale runs list --sweep {item.name}`")
 
 
@@ -71,12 +71,12 @@ def _list_sweep(folder: Path, name: str, *, as_json: bool) -> None:
     from lmscale.runs.sweep_folder import find_sweep
 
     sweep = find_sweep(folder, name)
-    looks = look_at([member.folder for member in sweep.members])
+    looks = look_at([member.folder for member in sweep.runs])
     print_note(looks.note)
-    members = sorted(sweep.members, key=lambda member: loss_of(looks.runs[member.folder]))
+    members = sorted(sweep.runs, key=lambda member: loss_of(looks.runs[member.folder]))
     if as_json:
         rows = [
-            {**to_json(m.folder, looks.runs[m.folder]), "index": m.index, "values": dict(m.values)}
+            {**to_json(m.folder, looks.runs[m.folder]), "index": m.index, "values": m.values}
             for m in members
         ]
         content = {"sweep": name, "keys": list(sweep.keys), "job": sweep.job, "runs": rows}
@@ -90,7 +90,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show how a run goes: state, figures, estimated end, where its time went, and what became of
     every start.
     """
-    from lmscale.cli.runs.page import read_page
+    from lmscale.cli.runs.look import read_page
     from lmscale.cli.runs.view import render_page, to_json
 
     page = read_page(run)

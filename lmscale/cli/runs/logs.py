@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -14,12 +14,11 @@ import typer
 from lmscale.cli.options import RunArgument
 from lmscale.errors import ConfigError, DataError, LmscaleError
 from lmscale.files.run_files import DATA_SLURM_FOLDER
-from lmscale.runs.log_merge import LogFiles, LogLine, keep_last
+from lmscale.runs.log_merge import LogFiles, LogLine
 from lmscale.runs.sweep_folder import job_outputs, refuse_sweep
 
 POLL_SECONDS = 0.5
 FILES_PER_SECOND = 500  # looked at while following: thousands of ranks share a file system
-LINES_AT_ONCE = 1_000
 EXIT_INTERRUPTED = 130
 
 
@@ -55,9 +54,9 @@ def logs(
     refuse_sweep(run)
     files = _choose(run, rank, raw=raw, job=job)
     _check(run, files, follow=follow)
-    shown = _JobLines() if job else _plain_lines if rank is not None else _ranked_lines
+    found = _read(run, files, follow=follow, last=lines)
     try:
-        _print(run, files, shown, follow=follow, lines=lines)
+        sys.stdout.writelines(_render(found, with_rank=not job and rank is None, with_file=job))
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -87,23 +86,19 @@ def _check(run: Path, files: LogFiles, *, follow: bool) -> None:
     raise DataError(f"{files.place}: there is no such log. {there}")
 
 
-def _print(
-    run: Path,
-    files: LogFiles,
-    shown: Callable[[Iterator[LogLine]], Iterator[str]],
-    *,
-    follow: bool,
-    lines: int | None,
-) -> None:
-    if lines is not None:
-        files.skip_to_last(lines)
+def _read(run: Path, files: LogFiles, *, follow: bool, last: int | None) -> Iterator[LogLine]:
+    """The last lines, or all, and with ``follow`` those to come."""
+    if last is not None:
+        files.skip_to_last(last)
     first = files.read(with_torn=not follow)
-    _write(shown(first if lines is None else keep_last(first, lines)))
+    yield from first if last is None else deque(first, last)
     if follow:
+        sys.stdout.flush()
         _say_if_ended(run)
     while follow:
         time.sleep(max(POLL_SECONDS, len(files.find()) / FILES_PER_SECOND))
-        _write(shown(files.read(with_torn=False)))
+        yield from files.read(with_torn=False)
+        sys.stdout.flush()
 
 
 def _say_if_ended(run: Path) -> None:
@@ -117,30 +112,11 @@ def _say_if_ended(run: Path) -> None:
     typer.echo(text, err=True)
 
 
-def _write(texts: Iterator[str]) -> None:
-    while batch := "".join(islice(texts, LINES_AT_ONCE)):
-        sys.stdout.write(batch)
-    sys.stdout.flush()
-
-
-def _plain_lines(lines: Iterator[LogLine]) -> Iterator[str]:
-    return (f"{line.text}\n" for line in lines)
-
-
-def _ranked_lines(lines: Iterator[LogLine]) -> Iterator[str]:
-    return (f"[{line.number[0]}] {line.text}\n" for line in lines)
-
-
-class _JobLines:
-    """A chain has a file for each of its jobs: say whenever another one begins."""
-
-    def __init__(self) -> None:
-        self._last: Path | None = None
-
-    def __call__(self, lines: Iterator[LogLine]) -> Iterator[str]:
-        for line in lines:
-            if line.path != self._last:
-                if self._last is not None:
-                    yield f"==> {line.path.name} <==\n"
-                self._last = line.path
-            yield f"{line.text}\n"
+def _render(lines: Iterable[LogLine], *, with_rank: bool, with_file: bool) -> Iterator[str]:
+    """``with_file``: a chain has a file for each of its jobs; say whenever another one begins."""
+    last: Path | None = None
+    for line in lines:
+        if with_file and last not in (None, line.path):
+            yield f"==> {line.path.name} <==\n"
+        last = line.path
+        yield f"[{line.number[0]}] {line.text}\n" if with_rank else f"{line.text}\n"

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from launcher.cancel import read_cancelled
+from launcher.history import Stretch, excluded_nodes, plan_history
 from launcher.slurm import sacct, squeue
-from launcher.status import (
-    FolderSigns,
-    RunState,
-    SlurmAnswer,
-    jobs_of,
-    judge_run,
-    newest_submission,
-)
+from launcher.status import TRAIN, RunState, SlurmAnswer, jobs_of, judge_run, newest_submission
 from lmscale.errors import ClusterError, LmscaleError
-from lmscale.files.jsonl import tail_rows
-from lmscale.files.run_files import SLURM_FOLDER, WATCH_FILE
+from lmscale.files.jsonl import Row, last_row, read_tail
+from lmscale.files.run_files import WATCH_FILE
+from lmscale.runs.forecast import Forecast, forecast
 from lmscale.runs.run_folder import read_status
-from lmscale.runs.starts import HANG_ENDED, is_one_of
+from lmscale.runs.starts import is_one_of
+from lmscale.runs.sweep_folder import job_outputs, refuse_sweep
+from lmscale.watch.heartbeat import read_heartbeats
 
 if TYPE_CHECKING:
     from lmscale.runs.run_folder import RunStatus
+    from lmscale.watch.heartbeat import Beat
 
-_STANDSTILLS = ("hang", HANG_ENDED, "moving")
+_ERROR = "error:"
+_BEGIN = re.compile(r" lmscale: starting \d+ rank")  # the batch script's word before the ranks'
+_MAX_ERRORS, _MAX_FILES = 5, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,50 +55,21 @@ def look_at(folders: Sequence[Path], *, with_past: bool = False) -> Looks:
 
     ``with_past`` asks the accounting also of runs whose state is known without it.
     """
-    statuses = {folder: _read(folder) for folder in folders}
-    readable = [status for status in statuses.values() if not isinstance(status, LmscaleError)]
-    answer, note = _ask_slurm(readable, with_past=with_past)
+    statuses: dict[Path, RunStatus] = {}
+    errors: dict[Path, LmscaleError] = {}
+    for folder in folders:
+        try:
+            statuses[folder] = read_status(folder)
+        except LmscaleError as error:
+            errors[folder] = error
+    answer, note = _ask_slurm(list(statuses.values()), with_past=with_past)
     now = time.time()
-    runs = {
-        folder: status
-        if isinstance(status, LmscaleError)
-        else RunLook(status=status, state=judge_run(signs_of(status), answer, now))
+    looks = {
+        folder: RunLook(status=status, state=judge_run(status, answer, now))
         for folder, status in statuses.items()
     }
+    runs = {folder: looks.get(folder) or errors[folder] for folder in folders}
     return Looks(runs=runs, answer=answer, note=note)
-
-
-def _read(folder: Path) -> RunStatus | LmscaleError:
-    try:
-        return read_status(folder)
-    except LmscaleError as error:
-        return error
-
-
-def signs_of(status: RunStatus) -> FolderSigns:
-    since = status.starts[-1].began_at if status.starts else 0.0
-    return FolderSigns(
-        submissions=status.submissions,
-        starts=status.starts,
-        cancels=read_cancelled(status.folder / SLURM_FOLDER),
-        is_finished=_is_finished(status),
-        last_sign=status.last_sign,
-        hang=_read_hang(status.folder, since=since),
-    )
-
-
-def _is_finished(status: RunStatus) -> bool:
-    """Whether it has finished, and was not submitted again since."""
-    newest = newest_submission(status.submissions)
-    is_last = newest is None or not status.attempts or newest["time"] <= status.attempts[-1]["time"]
-    return status.is_finished and is_last
-
-
-def _read_hang(folder: Path, *, since: float) -> str | None:
-    """What the watchdog said of a hang, if the ranks have not moved nor ended since."""
-    rows = [row for row in tail_rows(folder / WATCH_FILE) if row["event"] in _STANDSTILLS]
-    hangs = rows and rows[-1]["event"] == "hang" and rows[-1]["time"] >= since
-    return str(rows[-1]["text"]) if hangs else None
 
 
 def _ask_slurm(statuses: Sequence[RunStatus], *, with_past: bool) -> tuple[SlurmAnswer | None, str]:
@@ -123,4 +94,111 @@ def _jobs_to_ask(status: RunStatus, with_past: bool) -> tuple[str, ...]:
     if with_past:
         return tuple(dict.fromkeys(job for row in status.submissions for job in jobs_of(row)))
     newest = newest_submission(status.submissions)
-    return () if newest is None or _is_finished(status) else jobs_of(newest)
+    return () if newest is None or status.is_finished else jobs_of(newest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPage:
+    """One run, with its past and its expected end."""
+
+    look: RunLook
+    note: str
+    """Why Slurm was not asked; "" when there is nothing to say."""
+    errors: Sequence[str]
+    """What the last attempt of a run that failed said was wrong; nothing of any other run."""
+    history: Sequence[Stretch]
+    other_jobs: Sequence[dict[str, str]]
+    """Jobs that do not train and are not over: an evaluation, a look at the nodes."""
+    forecast: Forecast | None
+    watch: Row | None
+    """The watchdog's last row."""
+    heartbeats: Sequence[Beat]
+    """Of a run that is hung or silent: where each rank is."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``runs status --json`` prints beyond ``runs list --json``."""
+        status = self.look.status
+        last = status.commits[-1] if status.commits else None
+        return {
+            "last_checkpoint": last
+            and {
+                "step": last.step,
+                "committed_at": last.time,
+                "bytes": last.bytes,
+                "reason": last.reason,
+            },
+            "failed_saves": list(status.failed_saves),
+            "passed_over": list(status.passed_over),
+            "rewinds": list(status.rewinds),
+            "evidence": list(map(str, status.evidence)),
+            "faults": list(status.faults),
+            "errors": list(self.errors),
+            "slurm_note": self.note,
+            "forecast": self.forecast and asdict(self.forecast),
+            "history": [asdict(stretch) for stretch in self.history],
+            "other_jobs": list(self.other_jobs),
+            "excluded_nodes": excluded_nodes(status.starts),
+            "watch": self.watch,
+            "heartbeats": [asdict(beat) for beat in self.heartbeats],
+            "submissions": list(status.submissions),
+        }
+
+
+def read_page(run: Path) -> RunPage:
+    """Look at one run. Raises ``ConfigError`` where the folder is none, or is a sweep's."""
+    refuse_sweep(run)
+    looks = look_at([run], with_past=True)
+    look = looks.runs[run]
+    if isinstance(look, LmscaleError):
+        raise look
+    status, state, answer = look.status, look.state, looks.answer or SlurmAnswer()
+    may_go_on = state.is_active and state.name not in ("queued", "held")
+    return RunPage(
+        look=look,
+        note=looks.note,
+        errors=_read_errors(look) if state.name == "failed" else (),
+        history=plan_history(
+            status.starts,
+            accounts=answer.accounts or (),
+            submissions=status.submissions,
+            active_step=status.step if may_go_on else None,
+        ),
+        other_jobs=[
+            {"kind": str(row["kind"])}
+            | {name: getattr(job, name) for name in ("job", "state", "reason", "nodes")}
+            for row in status.submissions
+            for job in answer.queue
+            if row["kind"] != TRAIN and job.is_active and is_one_of(job.job, jobs_of(row))
+        ],
+        forecast=forecast(
+            status.metrics,
+            starts=[row["time"] for row in status.attempt_starts],
+            step=status.step,
+            steps=status.config.train.steps,
+            goodput=status.goodput.fraction,
+        ),
+        watch=last_row(run / WATCH_FILE),
+        heartbeats=read_heartbeats(run) if state.name in ("hung", "silent") else (),
+    )
+
+
+def _read_errors(look: RunLook) -> list[str]:
+    """The ``error:`` lines of the last start: of its job's output, else of its ranks'."""
+    folder = look.status.folder
+    lines = _tail_lines(job_outputs(folder)[0] / f"job-{look.state.job}.out")
+    # The output of a job goes on over its requeues.
+    begins = [number for number, line in enumerate(lines) if _BEGIN.search(line)]
+    errors = [line for line in lines[begins[-1] if begins else 0 :] if line.startswith(_ERROR)]
+    if not errors:
+        began_at = look.status.starts[-1].began_at if look.status.starts else 0.0
+        files = [f for f in (folder / "logs").glob("rank-*.out") if f.stat().st_mtime >= began_at]
+        tails = (line for file in sorted(files)[:_MAX_FILES] for line in _tail_lines(file))
+        errors = [line for line in tails if line.startswith(_ERROR)]
+    return list(dict.fromkeys(errors))[:_MAX_ERRORS]
+
+
+def _tail_lines(path: Path) -> list[str]:
+    try:
+        return read_tail(path).decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

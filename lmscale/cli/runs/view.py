@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lmscale.cli.runs.health import (
-    goodput_json,
-    render_checkpoints,
-    render_faults,
-    render_guard,
-    render_share,
-    render_time_spent,
-)
-from lmscale.cli.units import render_duration, render_line, render_time
+from lmscale.cli.units import render_bytes, render_duration, render_line, render_time
 from lmscale.errors import LmscaleError
 from lmscale.runs.sweep_folder import job_outputs
 
 if TYPE_CHECKING:
     from launcher.history import Stretch
-    from lmscale.cli.runs.look import RunLook
-    from lmscale.cli.runs.page import RunPage
+    from launcher.status import RunState
+    from lmscale.cli.runs.look import RunLook, RunPage
+    from lmscale.files.jsonl import Row
     from lmscale.runs.forecast import Forecast
+    from lmscale.runs.goodput import Goodput
     from lmscale.runs.run_folder import RunStatus
     from lmscale.runs.sweep_folder import SweepMember
     from lmscale.watch.heartbeat import Beat
 
+Lines = Iterator[tuple[str, object]]  # a name and a text, which ``render_line`` puts together
 MAX_STRETCHES = 10
+MAX_SHOWN = 5
+_CAUSES = {
+    "productive": "in steps that count",
+    "redone": "in steps done again after a restart",
+    "undone": "in steps skipped or rewound",
+    "stalls": "waiting for data",
+    "saves": "held up by saves",
+    "evaluation": "evaluating",
+    "start": "starting up",
+    "load": "loading a checkpoint",
+    "down": "down, between attempts",
+    "other": "otherwise",
+}
 NUMBERS = ("step", "tokens", "loss", "tokens/s", "goodput", "restarts")
 
 
@@ -85,26 +94,8 @@ def render_number(value: Any, form: str) -> str:
 
 def render_page(page: RunPage) -> str:
     """A run's state as lines of text."""
-    status, state = page.look.status, page.look.state
-    lines = [render_line("run", status.folder), render_line("state", state.line)]
-    lines += [render_line("", error) for error in page.errors]
-    lines += render_faults(status.faults)
-    lines += _render_job(page.look)
-    lines += [render_line(f"{job['kind']} job", _describe_other(job)) for job in page.other_jobs]
-    lines += [render_line("Slurm", page.note)] if page.note else []
-    lines += _render_figures(status)
-    lines += _render_forecast(page.look, page.forecast)
-    lines += render_time_spent(status.goodput)
-    lines += _render_history(page.history)
-    if page.watch:
-        text = f"{render_time(page.watch['time'])} {page.watch['text']}"
-        lines.append(render_line("watchdog", text))
-    lines += [render_line("", place) for place in render_places(page.heartbeats)]
-    lines += render_checkpoints(status)
-    lines += render_guard(status)
-    show = f"lmscale runs logs {status.folder}"
-    show += " --job" if state.name == "failed" and state.job is not None else ""
-    lines.append(render_line("logs", f"{status.folder / 'logs'} ({show})"))
+    status = page.look.status
+    lines = [render_line(name, text) for name, text in _describe_page(page)]
     lines += [
         f"{name:32} {render_number(value, '.6g'):>14}{_at_step(status, name)}"
         for name, value in status.figures.items()
@@ -114,18 +105,43 @@ def render_page(page: RunPage) -> str:
     return "\n".join(lines)
 
 
-def _render_figures(status: RunStatus) -> list[str]:
+def _describe_page(page: RunPage) -> Lines:
+    status, state = page.look.status, page.look.state
+    yield "run", status.folder
+    yield "state", state.line
+    for error in page.errors:
+        yield "", error
+    yield from _describe_faults(status.faults)
+    yield from _describe_job(page.look)
+    for job in page.other_jobs:
+        where = f" on {job['nodes']}" if job["nodes"] else ""
+        why = f" ({job['reason']})" if job["reason"] else ""
+        yield f"{job['kind']} job", f"{job['job']}{where}, {job['state'].lower()}{why}"
+    if page.note:
+        yield "Slurm", page.note
+    yield from _describe_figures(status)
+    if page.forecast is not None:
+        yield from _describe_forecast(state, page.forecast)
+    yield from _describe_time_spent(status.goodput)
+    yield from _describe_history(page.history)
+    if page.watch:
+        yield "watchdog", f"{render_time(page.watch['time'])} {page.watch['text']}"
+    yield from _describe_places(page.heartbeats)
+    yield from _describe_checkpoints(status)
+    yield from _describe_guard(status)
+    show = f"lmscale runs logs {status.folder}"
+    show += " --job" if state.name == "failed" and state.job is not None else ""
+    yield "logs", f"{status.folder / 'logs'} ({show})"
+
+
+def _describe_figures(status: RunStatus) -> Lines:
     """Those of ``NUMBERS``, with the step that each of them is of."""
-    cells = render_numbers(status)
-    names = {
-        "tokens": "train/tokens",
-        "loss": "train/loss",
-        "tokens/s": "speed/tokens_per_second",
-    }
-    cells |= {name: cells[name] + _at_step(status, figure) for name, figure in names.items()}
-    if status.attempts:
-        cells["goodput"] = render_share(status.goodput)
-    return [render_line(name, cell) for name, cell in cells.items()]
+    figures = {"tokens": "train/tokens", "loss": "train/loss"}
+    figures["tokens/s"] = "speed/tokens_per_second"
+    for name, cell in render_numbers(status).items():
+        if name == "goodput" and status.attempts:
+            cell = _render_share(status.goodput)
+        yield name, cell + (_at_step(status, figures[name]) if name in figures else "")
 
 
 def _at_step(status: RunStatus, figure: str) -> str:
@@ -133,76 +149,137 @@ def _at_step(status: RunStatus, figure: str) -> str:
     return "" if step is None else f"  at step {step:,}"
 
 
-def _describe_other(job: Mapping[str, str]) -> str:
-    where = f" on {job['nodes']}" if job["nodes"] else ""
-    why = f" ({job['reason']})" if job["reason"] else ""
-    return f"{job['job']}{where}, {job['state'].lower()}{why}"
-
-
-def _render_job(look: RunLook) -> list[str]:
-    status, state = look.status, look.state
+def _describe_job(look: RunLook) -> Lines:
+    folder, state = look.status.folder, look.state
     if state.job is None:
-        return []
+        return
     parts = [state.job + (f" on {state.nodes}" if state.nodes else "")]
     if state.starts_at is not None and state.starts_at > time.time():
         parts.append(f"expected to start {render_time(state.starts_at)}")
     if state.left_seconds is not None:
         parts.append(f"{render_duration(state.left_seconds)} left of its time limit")
-    lines = [render_line("job", ", ".join(parts))]
-    output = job_outputs(status.folder)[0] / f"job-{state.job}.out"
+    yield "job", ", ".join(parts)
+    output = job_outputs(folder)[0] / f"job-{state.job}.out"
     if output.exists():
-        lines.append(
-            render_line("job's output", f"{output} (lmscale runs logs {status.folder} --job)")
-        )
-    return lines
+        yield "job's output", f"{output} (lmscale runs logs {folder} --job)"
 
 
-def _render_forecast(look: RunLook, forecast: Forecast | None) -> list[str]:
-    if forecast is None or look.state.name in ("finished", "failed", "cancelled"):
-        return []
+def _describe_forecast(state: RunState, forecast: Forecast) -> Lines:
     count = forecast.stretch_steps
     steps = "the last step" if count == 1 else f"the last {count:,} steps"
-    with_goodput = forecast.seconds_left_with_goodput
-    if look.state.name not in ("running", "hung", "ending"):
-        text = f"{render_duration(forecast.seconds_left)} of steps are left, by {steps}"
-        return [render_line("estimated end", text)]
-    now = time.time()
-    text = f"{_render_end(now, forecast.seconds_left)} at the speed of {steps}"
-    if with_goodput is not None:
-        share = f"{forecast.goodput:.0%}"
-        text += f"; {_render_end(now, with_goodput)} with the goodput so far, {share}"
-    return [render_line("estimated end", text)]
+    left, with_goodput = forecast.seconds_left, forecast.seconds_left_with_goodput
+    if state.name in ("running", "hung", "ending"):
+        text = f"{_render_end(left)} at the speed of {steps}"
+        if with_goodput is not None:
+            share = f"{forecast.goodput:.0%}"
+            text += f"; {_render_end(with_goodput)} with the goodput so far, {share}"
+        yield "estimated end", text
+    elif state.name not in ("finished", "failed", "cancelled"):
+        yield "estimated end", f"{render_duration(left)} of steps are left, by {steps}"
 
 
-def _render_end(now: float, seconds: float) -> str:
-    return f"{render_time(now + seconds)} (in {render_duration(seconds)})"
+def _render_end(seconds: float) -> str:
+    return f"{render_time(time.time() + seconds)} (in {render_duration(seconds)})"
 
 
-def _render_history(history: Sequence[Stretch]) -> list[str]:
-    lines = []
+def _describe_history(history: Sequence[Stretch]) -> Lines:
     hidden = max(0, len(history) - MAX_STRETCHES)
     if hidden:
-        lines.append(render_line("attempts", f"{hidden:,} earlier ones; --json prints them all"))
-    for number, stretch in list(enumerate(history, start=1))[hidden:]:
-        lines.append(render_line(f"attempt {number}", stretch.line))
-        lines += [render_line("", f"left out {node}") for node in stretch.excluded]
-    return lines
+        yield "attempts", f"{hidden:,} earlier ones; --json prints them all"
+    for number, stretch in enumerate(history[hidden:], start=hidden + 1):
+        yield f"attempt {number}", stretch.line
+        for node in stretch.excluded:
+            yield "", f"left out {node}"
 
 
-def render_places(beats: Sequence[Beat]) -> list[str]:
+def _describe_places(beats: Sequence[Beat]) -> Lines:
     """Where the ranks are, those in the same place on one line; the fewest first."""
     from lmscale.ranks.ranks import name_ranks
 
     groups: dict[tuple[str, int], list[Beat]] = {}
     for beat in beats:
         groups.setdefault((beat.phase, beat.step), []).append(beat)
-    lines = []
     for (phase, step), members in sorted(groups.items(), key=lambda item: len(item[1])):
         hosts = ", ".join(dict.fromkeys(beat.host for beat in members))
         who = f"{name_ranks([beat.rank for beat in members])} on {hosts}"
         seconds = max(beat.phase_seconds + time.time() - beat.time for beat in members)
-        lines.append(f"{who}: {phase} of step {step:,} for {render_duration(seconds)}")
-    return lines
+        yield "", f"{who}: {phase} of step {step:,} for {render_duration(seconds)}"
+
+
+def _render_share(goodput: Goodput) -> str:
+    return (
+        f"{goodput.fraction:.1%} of the wall time, "
+        f"{goodput.running_fraction:.1%} of the time in which it ran"
+    )
+
+
+def _describe_time_spent(goodput: Goodput) -> Lines:
+    """A line for every cause that took time to speak of."""
+    if not goodput.attempts:
+        return
+    wall, running = map(render_duration, (goodput.wall_seconds, goodput.running_seconds))
+    yield "time", f"{wall} in all, {running} of them running"
+    for cause, seconds in goodput.seconds.items():
+        fraction = goodput.fractions[cause]
+        if seconds >= 0.5 or fraction >= 0.0005:
+            share = f"{fraction:.1%}"
+            yield "", f"{share:>6}  {render_duration(seconds):>12}  {_CAUSES[cause]}"
+
+
+def _describe_checkpoints(status: RunStatus) -> Lines:
+    for last in status.commits[-1:]:
+        age, size = render_duration(time.time() - last.time), render_bytes(last.bytes)
+        why = ", asked for" if last.reason == "asked" else ""
+        behind = max(0, status.step - last.step)
+        text = f"step {last.step:,}, {age} ago, {size}{why}; {behind:,} steps were done since"
+        yield "last checkpoint", text
+    yield "checkpoints", ", ".join(commit.name for commit in status.commits) or "none yet"
+    failed = status.failed_saves
+    for latest in failed[-1:]:
+        count = f"{len(failed)} attempt{'s' if len(failed) > 1 else ''} ended because a save failed"
+        when = render_time(latest["time"])
+        yield "failed saves", f"{count}, the last at {when} ({latest['reason']})"
+    for row in status.passed_over[-MAX_SHOWN:]:
+        why = "; ".join(row["why"])
+        yield "passed over", f"{row['checkpoint']} at {render_time(row['time'])}: {why}"
+
+
+def _describe_guard(status: RunStatus) -> Lines:
+    """What the guard did and saw; nothing of a run in which it had nothing to do."""
+    rewinds, figures = status.rewinds, status.figures
+    counts = (
+        ("rewind", "", len(rewinds)),
+        ("sample", " jumped", sum(int(row.get("jump_samples", 0)) for row in rewinds)),
+        ("non-finite step", "", int(figures.get("guard/nonfinite_steps") or 0)),
+        ("spike", "", int(figures.get("guard/spike_steps") or 0)),
+        ("skipped step", "", int(figures.get("train/skipped_steps") or 0)),
+    )
+    parts = [f"{n:,} {name}{'s' if n != 1 else ''}{more}" for name, more, n in counts if n]
+    if parts:
+        yield "guard", ", ".join(parts)
+    if len(rewinds) > MAX_SHOWN:
+        yield "", f"{len(rewinds) - MAX_SHOWN:,} earlier rewinds: --json"
+    for row in rewinds[-MAX_SHOWN:]:
+        text = f"rewind {row['number']} at {render_time(row['time'])}: from step "
+        text += f"{row['at_step']:,} back to {row['to_step']:,}, {row['jump_samples']:,} samples "
+        yield "", f"{text}jumped: {row['why']}"
+    for path in status.evidence[-MAX_SHOWN:]:
+        yield "guard's evidence", path
+
+
+def _describe_faults(faults: Sequence[Row]) -> Lines:
+    """That things were made to fail on purpose, as loudly as a line can say it."""
+    if not faults:
+        return
+    kinds = Counter(str(row.get("fault", "?")).partition(":")[0] for row in faults)
+    named = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+    last = faults[-1]
+    yield "!!! FAULTS !!!", f"INJECTED ON PURPOSE, {len(faults):,} of them: {named}"
+    yield (
+        "",
+        f"the last at {render_time(last['time'])}: {last.get('fault', '?')}. This is a test of "
+        "lmscale (LMSCALE_FAULTS), not a run to judge by its figures.",
+    )
 
 
 def to_json(folder: Path, look: RunLook | LmscaleError) -> dict[str, Any]:
@@ -219,10 +296,21 @@ def to_json(folder: Path, look: RunLook | LmscaleError) -> dict[str, Any]:
         "steps": status.config.train.steps,
         "figures": status.figures,
         "figure_steps": dict(status.figure_steps),
-        "goodput": goodput_json(status.goodput),
+        "goodput": _goodput_to_json(status.goodput),
         "attempts": list(status.attempt_starts),
         "checkpoints": [commit.name for commit in status.commits],
         "heldout": dict(zip(("name", "loss"), status.heldout or (), strict=False)) or None,
+    }
+
+
+def _goodput_to_json(goodput: Goodput) -> dict[str, Any]:
+    return {
+        **asdict(goodput),
+        "wall_seconds": goodput.wall_seconds,
+        "running_seconds": goodput.running_seconds,
+        "fraction": goodput.fraction,
+        "running_fraction": goodput.running_fraction,
+        "fractions": goodput.fractions,
     }
 
 
@@ -236,31 +324,24 @@ def print_sweep(
     keys: Sequence[str], members: Sequence[tuple[SweepMember, RunLook | LmscaleError]]
 ) -> None:
     """The runs of a sweep with the values they were given."""
-    has_heldout = any(_heldout_of(look) is not None for _, look in members)
-    names = ["run", *keys, "state", "step", "loss", *["held out"] * has_heldout, "tokens/s"]
+    heldout = {
+        m.run: look.status.heldout for m, look in members if not isinstance(look, LmscaleError)
+    }
+    names = ["state", "step", "loss", *(["held out"] if any(heldout.values()) else []), "tokens/s"]
     rows = []
     for member, look in members:
-        row = [member.run, *(str(member.values.get(key, "-")) for key in keys)]
         if isinstance(look, LmscaleError):
-            row += [render_problems(look, member.folder), *["-"] * (len(names) - len(keys) - 2)]
+            cells = dict.fromkeys(names, "-") | {"state": render_problems(look, member.folder)}
         else:
-            numbers = render_numbers(look.status)
-            heldout = [render_number(_heldout_of(look), ".4f")] * has_heldout
-            row += [look.state.line, numbers["step"], numbers["loss"], *heldout]
-            row.append(numbers["tokens/s"])
-        rows.append(row)
-    print_table(names, rows, num_texts=2 + len(keys))
+            _, loss = heldout[member.run] or (None, None)
+            cells = render_numbers(look.status) | {"state": look.state.line}
+            cells["held out"] = render_number(loss, ".4f")
+        values = (member.values.get(key, "-") for key in keys)
+        rows.append([member.run, *values, *(cells[name] for name in names)])
+    print_table(["run", *keys, *names], rows, num_texts=2 + len(keys))
 
 
 def loss_of(look: RunLook | LmscaleError) -> float:
     """For sorting: what has no loss comes last."""
-    if isinstance(look, LmscaleError):
-        return float("inf")
-    loss = look.status.figures.get("train/loss")
+    loss = None if isinstance(look, LmscaleError) else look.status.figures.get("train/loss")
     return float("inf") if loss is None else loss
-
-
-def _heldout_of(look: RunLook | LmscaleError) -> float | None:
-    if isinstance(look, LmscaleError) or look.status.heldout is None:
-        return None
-    return look.status.heldout[1]

@@ -3,14 +3,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from launcher.preflight.node_probe import measure_matmul, meet, reach_first
+from launcher.preflight.node_probe import measure_matmul, reach_first
 from launcher.rendezvous import environment_for, find_free_port
 from lmscale.ranks.ranks import Ranks
 
@@ -31,20 +30,6 @@ def master(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
     return port
-
-
-def test_all_who_come_in_time_know_who_cannot_talk(master):
-    met = {}
-
-    def come(rank):
-        met[rank] = meet(place(rank, 3), time.monotonic() + 10, can_talk=rank != 1)
-
-    threads = [threading.Thread(target=come, args=(rank,)) for rank in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [met[rank][1] for rank in range(3)] == [[1]] * 3
 
 
 def test_a_first_process_that_is_not_there_is_named_in_time(master):

@@ -290,6 +290,8 @@ SLURM = {
     "SLURM_STEP_NUM_TASKS": "6",
     "SLURM_STEP_NODELIST": "gpu[01-03]",
     "SLURM_STEP_TASKS_PER_NODE": "2(x3)",
+    "MASTER_ADDR": "10.0.0.1",
+    "MASTER_PORT": "12345",
 }
 
 

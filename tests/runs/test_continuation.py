@@ -2,7 +2,7 @@ import pytest
 
 from lmscale.config import parse_config
 from lmscale.errors import ConfigError
-from lmscale.runs.ownership import check_folder
+from lmscale.runs.continuation import check_folder
 
 CONFIG = parse_config("run: {name: a}")
 
