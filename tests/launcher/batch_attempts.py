@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from lmscale.config.cluster import change_cluster, load_cluster
 
 # Every stand-in notes what it was asked; the rest of it is in the file NAME.body.
 STAND_IN = """\
-#!/bin/bash
+#!/usr/bin/env -S --default-signal=USR1 bash
 commit() { echo '{"event": "commit", "step": '"$1"', "n": 0}' >>"$RUN/commits.jsonl"; }
 remove() { echo '{"event": "remove", "step": '"$1"', "time": 1.5}' >>"$RUN/commits.jsonl"; }
 leave() { echo "$2" >"$LMSCALE_EXITS/rank-0000$1"; }
@@ -46,6 +47,8 @@ class End:
     calls: list[str]
     """Of Slurm's commands, in this attempt."""
     output: str
+    left: list[str]
+    """Commands of processes that outlived it, until then."""
 
     @property
     def action(self) -> str:
@@ -102,11 +105,17 @@ class Submission:
         output = self.fakes / "output"
         start = f'echo $$ >"$FAKES/pid"; exec bash {self.script}'
         with open(output, "wb") as file:
-            done = subprocess.run(
-                ["bash", "-c", start], env=variables, stdout=file, stderr=file, timeout=60
+            process = subprocess.Popen(
+                ["bash", "-c", start],
+                env=variables,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
             )
+            code = process.wait(timeout=60)
         return End(
-            code=done.returncode,
+            code=code,
+            left=_end_session(process.pid),
             row=self.rows()[-1],
             calls=(self.fakes / "calls").read_text().splitlines(),
             output=output.read_text(),
@@ -115,3 +124,19 @@ class Submission:
     def rows(self) -> list[dict[str, Any]]:
         lines = (self.run / "slurm" / "events.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
+
+
+def _end_session(session: int) -> list[str]:
+    """Kill the processes of a session; their commands."""
+    commands = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text()
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        _, state, _, _, its_session = stat[stat.rindex(")") :].split()[:5]
+        if int(its_session) == session and state != "Z":
+            commands.append(command)
+            os.kill(int(folder.name), signal.SIGKILL)
+    return commands

@@ -274,20 +274,38 @@ def test_nodes_that_are_all_unfit_stop_a_run_only_before_its_first_step(tmp_path
     assert submission.attempt(NONE_FIT, restart=2).action == "stop"
 
 
-@pytest.mark.parametrize("when", ["before the ranks", "while they run"])
-def test_a_signal_reaches_the_ranks_also_between_two_stages(tmp_path, when):
-    listening = """\
-trap 'commit 4; leave 0 75; exit 75' USR1
-echo $$ >"$FAKES/ranks"
-"""
-    waiting = "for _ in {1..100}; do /bin/sleep 0.1; done; leave 0 0; exit 0"
-    tell = 'kill -USR1 "$(<"$FAKES/pid")"'
-    scancel = '[[ $1 != --signal=USR1 || ! -e $FAKES/ranks ]] || kill -USR1 "$(<"$FAKES/ranks")"'
-    bodies = {"scancel": scancel}
-    if when == "before the ranks":
-        bodies["getent"] = f"{tell}; {BODIES['getent']}"  # of which it makes where they meet
-        end = Submission(tmp_path).attempt(f"{listening}{waiting}", **bodies)
-    else:
-        end = Submission(tmp_path).attempt(f"{listening}{tell}; {waiting}", **bodies)
+TELL = 'kill -USR1 "$(<"$FAKES/pid")"'
+
+
+def test_a_request_before_the_ranks_starts_none(tmp_path):
+    getent = f"{TELL}; {BODIES['getent']}"  # of which the script makes where they meet
+    end = Submission(tmp_path).attempt("exit 99", getent=getent)
+    assert (end.code, end.action, end.row["code"]) == (75, "requeue", 75)
+    assert "USR1" in end.row["reason"] and not end.called("srun")
+
+
+def test_a_request_is_handed_to_this_starts_ranks_until_they_hear_it(tmp_path):
+    deaf = f"trap : USR1\n{TELL}\n(exec /bin/sleep 60) & wait\n"
+    hears = "trap 'commit 4; leave 0 75; exit 75' USR1\nwait; exit 99"
+    end = Submission(tmp_path).attempt(f"{deaf}{hears}")
     assert (end.code, end.action, end.row["code"]) == (75, "requeue", 75)
     assert "USR1" in end.row["reason"]
+    # To the job it could come so late that it would end the job's next start.
+    assert not end.called("scancel")
+
+
+def test_no_process_outlives_the_script(tmp_path):
+    """A helper's late request would meet the job's next start."""
+    stops = f"trap 'leave 0 75; exit 75' USR1\n{TELL}\nwhile :; do :; done"
+    assert Submission(tmp_path / "asked").attempt(stops).left == []
+    probe = f'case "$*" in *" probe "*) {TELL}; exit 1 ;; esac'
+    looked = Submission(tmp_path / "looking", preflight=True).attempt(probe)
+    assert looked.action == "requeue" and looked.left == []
+
+
+def test_nodes_that_give_no_answer_are_waited_for_as_long_as_the_profile_says(tmp_path):
+    cordon = {"enabled": True, "timeout_seconds": 1}
+    submission = Submission(tmp_path, cordon=cordon)
+    silent = 'case "$*" in *" probe "*) while :; do :; done ;; *" judge "*) exit 2 ;; esac'
+    end = submission.attempt(silent)
+    assert (end.code, end.action, end.left) == (2, "stop", [])

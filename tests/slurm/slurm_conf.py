@@ -120,6 +120,7 @@ JobCompLoc={folder}/log/jobcomp.txt
     partitions = """\
 PartitionName=main Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF Default=YES
 PartitionName=low  Nodes=ALL State=UP PriorityTier=1  PreemptMode=REQUEUE GraceTime=10
+PartitionName=bare Nodes=ALL State=UP PriorityTier=1  PreemptMode=REQUEUE GraceTime=0
 PartitionName=high Nodes=ALL State=UP PriorityTier=20 PreemptMode=OFF
 """
     return main + nodes + partitions

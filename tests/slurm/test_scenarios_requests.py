@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cluster import wait_until
-from jobs import STEPS, Lab, Run
+from cluster import Process, wait_until
+from jobs import START_SECONDS, STEPS, Lab, Run
 from tiny_run import committed_steps
 
 pytestmark = [pytest.mark.slurm, pytest.mark.ranks, pytest.mark.slow]
@@ -59,6 +60,36 @@ def test_a_run_makes_room_for_a_job_of_a_higher_partition_and_comes_back(lab: La
     assert run.wait_for_end()["action"] == "done"
     assert_saved_where_it_stood(run)
     run.assert_whole()
+
+
+def test_a_run_that_is_requeued_in_any_phase_loses_that_start_alone(lab: Lab):
+    """What a start has asked its ranks for may not meet the next one, which still loads torch."""
+    run = lab.submit(nodes="1", partition="bare", preflight={"enabled": True})
+    node = run.wait_for_start(1)["nodes"]
+    phases: list[tuple[str, Callable[[], bool]]] = [
+        ("preflight", lambda: any(is_probe(p) for p in lab.cluster.processes(node))),
+        ("a rank that loads torch", lambda: bool(run.ranks(node))),
+        ("training", lambda: len(run.ledger()) >= 4),
+        ("training again", lambda: len(run.ledger()) >= 8),
+    ]
+    for number, (phase, has_begun) in enumerate(phases, 1):
+        run.wait_for_start(number)
+        wait_until(has_begun, START_SECONDS, phase)
+        if phase == "training again":
+            urgent = lab.cluster.submit("--partition=high", "-N4", "--exclusive", script="sleep 1")
+            lab.cluster.wait_for(urgent, "COMPLETED")
+        else:
+            lab.cluster.run("scontrol", "requeue", run.job)
+    run.wait_for_start(len(phases) + 1)
+    run.hurry()
+    assert run.wait_for_end()["action"] == "done"
+    assert len(run.events("start")) == len(phases) + 1, run.report()
+    assert [row["action"] for row in run.events("end")] == ["requeued"] * len(phases) + ["done"]
+    run.assert_whole()
+
+
+def is_probe(process: Process) -> bool:
+    return "launcher.preflight probe" in process.command
 
 
 def test_a_run_that_is_asked_for_a_save_keeps_it_and_goes_on(lab: Lab):

@@ -101,7 +101,9 @@ say "job $job, restart $restart, on $SLURM_JOB_NODELIST; newest checkpoint: ${be
 
 # USR1 comes 300 s before the time limit (--signal=B:USR1@300) and where the cluster warns of preemption;
 # TERM on preemption, at the time limit and on scancel. Slurm tells this script alone, or the ranks alone, or
-# both, as it is configured: so whatever comes here is passed on. The ranks save at the next step's end.
+# both, as it is configured: so whatever comes here is passed on, to this start's own srun, which hands it to the ranks:
+# a request to the job (scancel) may come so late that it meets the job's next start. The ranks save at the next
+# step's end.
 # The traps start no process: Slurm may signal that one too, and bash would wait for it in the trap for good.
 # USR2 asks the ranks for a save: `scancel --signal=USR2` reaches them, and not this script unless it is told --full.
 asked=
@@ -109,39 +111,53 @@ trap '' USR2
 trap 'asked=${asked:-USR1}' USR1
 trap 'asked=${asked:-TERM}' TERM
 
-ask_ranks() { # ask_ranks SRUN: until it is gone; the step may not have begun yet, and would not hear
+listening() { # listening ARGUMENTS...: srun; what comes before it listens is lost and does not end it
+  trap '' USR1
+  exec srun "$@"
+}
+
+patience() { # how long the ranks may take to save: a value of SECONDS
   local row left=86400
   row=$(scontrol show -o job "$job" 2>/dev/null)
   if [[ $row =~ \ EndTime=([0-9T:-]+) ]]; then left=$(($(date -d "${BASH_REMATCH[1]}" +%s) - $(date +%s))); fi
   # At its limit Slurm would end the job for good: where the ranks cannot save in time, it goes on without. (Of a job
   # that is preempted or cancelled the end is near or past; there Slurm itself does not wait for ever.)
-  local last=$((SECONDS + (left < 60 ? 60 : left) - 20))
-  while ((SECONDS < last)); do
-    scancel --signal=USR1 "$job" 2>/dev/null # reaches the job's steps, not this script
-    sleep 5
-  done
-  kill -KILL "$1"
+  echo $((SECONDS + (left < 60 ? 60 : left) - 20))
 }
 
-await() { # await PID: its exit code, however many signals interrupt the waiting
-  local code again asking=
-  while :; do
-    if [[ -n $asked && -z $asking ]]; then
-      say "$asked: asking the ranks to save and to stop"
-      ask_ranks "$1" &
-      asking=$!
-    fi
-    wait "$1"
-    code=$?
-    kill -0 "$1" 2>/dev/null || break
+runs() { # runs PID: whether this child of the script still runs; another process may get its number when it has ended
+  local pid
+  for pid in $(jobs -rp); do
+    if [[ $pid == "$1" ]]; then return 0; fi
   done
-  [[ -z $asking ]] || kill "$asking" 2>/dev/null
-  if ((code > 128)); then # it may be the signal's code and not the process's, which bash still knows
-    wait "$1" 2>/dev/null
-    again=$?
-    ((again == 127)) || code=$again
-  fi
-  return "$code"
+  return 1
+}
+
+await() { # await PID [SECONDS]: its exit code, however many signals interrupt the waiting; it is ended after SECONDS
+  local told='' tick='' limit=${2:+$((SECONDS + $2))}
+  while runs "$1"; do
+    if [[ -n $asked && -z $told ]]; then
+      say "$asked: asking the ranks to save and to stop"
+      kill -USR1 "$1"
+      limit=$(patience) told=yes
+    elif [[ -z $told && -z $limit ]]; then
+      wait "$1"
+      continue
+    elif ((SECONDS >= limit + 10)); then
+      kill -KILL "$1"
+    elif ((SECONDS >= limit)); then
+      kill -TERM "$1"
+    elif [[ -n $told ]]; then
+      kill -USR1 "$1" # once more: a rank that is just starting does not hear it, nor a step that has not begun
+    fi
+    runs "$tick" || {
+      sleep 5 &
+      tick=$!
+    }
+    wait -n
+  done
+  if [[ -n $tick ]]; then { kill "$tick" && wait "$tick"; } 2>/dev/null; fi
+  wait "$1" # bash still knows
 }
 
 # ---- 5. How it ends ----
@@ -331,15 +347,14 @@ check_nodes() { # 0 fit; 1 bad nodes, named in $preflight/bad-nodes; 2 nothing c
   local began=$SECONDS
   mkdir -p -- "$preflight" && printf '%s\n' "$attempt" >"$preflight/token"
   meet
-  timeout --signal=TERM --kill-after=10 180 \
-    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=8 --cpus-per-task=12 \
-    --wait=0 --kill-on-bad-exit=0 \
+  listening --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=8 \
+    --cpus-per-task=12 --wait=0 --kill-on-bad-exit=0 \
     /shared/ada/lmscale/.venv/bin/python -m launcher.preflight probe \
     --folder "$preflight" --run-folder "$run" \
     --cluster "$frozen/cluster.yaml" --config "$config" &
-  await $!
+  await $! 180
   [[ -n $asked ]] && return 75
-  srun --nodes=1 --ntasks=1 \
+  listening --nodes=1 --ntasks=1 \
     /shared/ada/lmscale/.venv/bin/python -m launcher.preflight judge \
     --folder "$preflight" --nodes "$SLURM_JOB_NODELIST" --cluster "$frozen/cluster.yaml" \
     --job "$job" &
@@ -373,11 +388,12 @@ if ((nodes == 0)); then
 fi
 
 meet
+if [[ -n $asked ]]; then finish 75; fi # nothing is done yet that the ranks could save
 say "starting $((nodes * 8)) ranks on $nodes nodes; they meet at $MASTER_ADDR:$MASTER_PORT"
 # One task a GPU, all GPUs of a node visible to each of its tasks (NCCL's peer-to-peer wants that).
 # A rank that fails ends the others: they would wait for it in their next collective. Rank 0 is on this node, where
 # they meet, also when not all nodes are used.
-srun --relative=0 --nodes="$nodes" --ntasks="$((nodes * 8))" --ntasks-per-node=8 \
+listening --relative=0 --nodes="$nodes" --ntasks="$((nodes * 8))" --ntasks-per-node=8 \
   --cpus-per-task=12 --kill-on-bad-exit=1 \
   /shared/ada/lmscale/.venv/bin/python -m launcher.rank \
   "$config" --run-folder "$run" &
