@@ -36,8 +36,11 @@ from synthetic import SHAPES, build_config, random_steps
 from training_loops import synchronize
 
 from launcher.rendezvous import environment_for, find_free_port
-from lmscale.checkpoint import LocalPlace, find_resumable, load_checkpoint, save_checkpoint
+from lmscale.checkpoint.find import find_sound
 from lmscale.checkpoint.fragments import owned_fragments
+from lmscale.checkpoint.load import load_checkpoint
+from lmscale.checkpoint.places.place import LocalPlace
+from lmscale.checkpoint.save import save_checkpoint
 from lmscale.checkpoint.snapshot import parts_of
 from lmscale.config import RunConfig, plan_batches
 from lmscale.engine.step_report import StepReport
@@ -48,10 +51,9 @@ from lmscale.ranks.mesh import plan_mesh
 from lmscale.ranks.ranks import Ranks, open_process_group, ranks_from_environment
 from lmscale.runs.environment import num_cores
 from lmscale.runs.lease import NO_LEASE
-from lmscale.train.assemble import build_run_engine
-from lmscale.train.hooks import ProgressCounter
-from lmscale.train.loop import plan_steps, train_steps
-from lmscale.train.progress import Progress
+from lmscale.train.initial import build_run_engine
+from lmscale.train.loop import train_steps
+from lmscale.train.progress import Progress, ProgressCounter
 from lmscale.train.saver import Saver
 
 QUIET_STEPS = 3  # of a round, without a save under way
@@ -118,7 +120,7 @@ def open_bench(config: RunConfig, device: torch.device, folder: Path, ranks: Ran
     bench.reports = train_steps(
         bench.engine,
         random_steps(config, plan),
-        plan_steps(config),
+        config,
     )
     bench.step()
     return bench
@@ -165,11 +167,11 @@ def measure_round(bench: Bench, saver: Saver, copy: Callable[[], float]) -> dict
 def measure_loads(bench: Bench, place: LocalPlace, theirs: str) -> dict[str, float]:
     """Of the same weights by both, with the most memory that each takes besides the engine's."""
     seen: dict[str, float] = {}
-    found = find_resumable(place, bench.ranks)
+    found = find_sound(place, bench.ranks)
     assert found is not None
     with memory_watched(seen, "load memory"):
         seen["load"] = timed(lambda: load_checkpoint(place, found, bench.engine))
-    seen["hashes and load"] = seen["load"] + timed(lambda: find_resumable(place, bench.ranks))
+    seen["hashes and load"] = seen["load"] + timed(lambda: find_sound(place, bench.ranks))
     with memory_watched(seen, "DeepSpeed's load memory"):
         seen["DeepSpeed's load"] = timed(
             lambda: bench.engine.deepspeed.load_checkpoint(theirs, tag="x")
@@ -252,7 +254,7 @@ def cross_stages(arguments: argparse.Namespace, device: torch.device, folder: Pa
             if stage == writer:
                 save_checkpoint(place, bench.engine, step=1, identity={}, ranks=Ranks())
             else:
-                manifest = find_resumable(place, Ranks())
+                manifest = find_sound(place, Ranks())
                 assert manifest is not None
                 load_checkpoint(place, manifest, bench.engine)
             seen.append(next(bench.reports).loss)

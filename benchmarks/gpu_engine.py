@@ -14,8 +14,11 @@ from gpu_check import Bench, Check, expect, gib, join_group
 from synthetic import build_config, random_steps
 from training_loops import BareLoop
 
-from lmscale.checkpoint import LocalPlace, find_resumable, load_checkpoint, save_checkpoint
+from lmscale.checkpoint.find import find_sound
 from lmscale.checkpoint.fragments import held_fragments
+from lmscale.checkpoint.load import load_checkpoint
+from lmscale.checkpoint.places.place import LocalPlace
+from lmscale.checkpoint.save import save_checkpoint
 from lmscale.config import RunConfig, plan_batches
 from lmscale.engine import Engine
 from lmscale.engine.step_report import StepReport
@@ -23,8 +26,8 @@ from lmscale.ranks.collectives import sum_float64
 from lmscale.ranks.device import peak_memory_bytes
 from lmscale.ranks.mesh import Mesh
 from lmscale.ranks.ranks import Ranks
-from lmscale.train.assemble import build_run_engine
-from lmscale.train.loop import plan_steps, train_steps
+from lmscale.train.initial import build_run_engine
+from lmscale.train.loop import train_steps
 
 STAGES = (0, 1, 2, 3)
 STEPS = 6  # each half of a resumed run is 3
@@ -60,7 +63,8 @@ def open_trial(bench: Bench, overrides: Sequence[str], *, first_step: int = 0) -
     reports = train_steps(
         engine,
         batches,
-        plan_steps(config, first_step=first_step),
+        config,
+        first_step=first_step,
     )
     try:
         yield Trial(config=config, engine=engine, reports=reports)
@@ -174,7 +178,7 @@ def save(trial: Trial, folder, *, step: int) -> None:
 
 
 def restore(trial: Trial, folder) -> None:
-    manifest = find_resumable(LocalPlace(folder), Ranks())
+    manifest = find_sound(LocalPlace(folder), Ranks())
     expect(manifest is not None, f"{folder} holds no checkpoint")
     assert manifest is not None
     load_checkpoint(LocalPlace(folder), manifest, trial.engine)

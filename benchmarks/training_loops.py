@@ -28,8 +28,8 @@ from lmscale.objective.inputs import to_device
 from lmscale.objective.objective import build_scoring
 from lmscale.ranks.mesh import Mesh
 from lmscale.stream.batches import Batch, StepBatch
-from lmscale.train.assemble import build_run_engine
-from lmscale.train.loop import plan_steps, train_steps
+from lmscale.train.initial import build_run_engine
+from lmscale.train.loop import train_steps
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -80,7 +80,7 @@ class LmscaleLoop(TrainingLoop):
         self.engine = build_run_engine(config, plan, Mesh(), device, fill=not weights_from_device)
         if weights_from_device:
             draw_on_device(self.engine, config.model.init_std)
-        self.reports = train_steps(self.engine, batches, plan_steps(config))
+        self.reports = train_steps(self.engine, batches, config)
 
     def step(self) -> None:
         self.losses.append(next(self.reports).loss)

@@ -293,9 +293,10 @@ def as_remote(data: Path, folder: Path) -> dict[str, object]:
 
 
 def weights_of(run: Path):
-    from lmscale.checkpoint import load_model_weights
+    from lmscale.checkpoint.load import load_weights
+    from lmscale.checkpoint.places.place import LocalPlace
 
-    return load_model_weights(run)
+    return load_weights(LocalPlace(run / "checkpoints"))
 
 
 def last_losses(run: Path) -> list[float]:

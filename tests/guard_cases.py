@@ -7,10 +7,10 @@ import math
 from handmade_checkpoints import manifest_of
 
 from lmscale.config.safety import GuardConfig
+from lmscale.engine.step_report import StepReport
 from lmscale.errors import GuardError
-from lmscale.guard.guard import RewindRequest
+from lmscale.guard.guard import Guard, RewindRequest
 from lmscale.guard.state import read_guard_state
-from lmscale.train import Guard, StepReport
 
 NAN, INF = math.nan, math.inf
 WINDOW = 16

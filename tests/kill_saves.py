@@ -286,8 +286,7 @@ def count_changes(kill: Kill | None, rank: int, told: Callable[[], None]) -> dic
 @contextmanager
 def saving(run: Any, *, step: int, attempt: int) -> Iterator[Callable[[], None]]:
     """A function that saves the run as of ``step``, the way of the command."""
-    from lmscale.train.hooks import ProgressCounter
-    from lmscale.train.progress import Progress
+    from lmscale.train.progress import Progress, ProgressCounter
     from lmscale.train.saver import Saver
 
     counter = ProgressCounter(run.start)

@@ -17,8 +17,9 @@ from forked_ranks import one_group, run_starts
 from tiny_run import tiny_config
 
 if TYPE_CHECKING:
+    from lmscale.engine.step_report import StepReport
     from lmscale.ranks.ranks import Ranks
-    from lmscale.train import Run, StepReport
+    from lmscale.train.assemble import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def opened(case: Case, ranks: Ranks) -> Iterator[Run]:
     """The case's run, ready for its next step, on this rank."""
     import torch
 
-    from lmscale.train import open_run
+    from lmscale.train.assemble import open_run
 
     config = tiny_config(Path(case.data), Path(case.folder), case.overrides)
     with open_run(config, ranks, torch.device("cpu")) as run:
@@ -87,8 +88,8 @@ def train(
     run: Run, *, stop_after: int | None = None, hook: Callable[[StepReport], None] | None = None
 ) -> list[CaseReport]:
     """Train to the end or to a requested stop, saving as the command does."""
-    from lmscale.train.hooks import ProgressCounter
-    from lmscale.train.loop import Requests, plan_steps, train_steps
+    from lmscale.train.loop import train_steps
+    from lmscale.train.progress import ProgressCounter
     from lmscale.train.saver import Saver
     from lmscale.train.votes import DATA_ERROR
 
@@ -99,9 +100,10 @@ def train(
         for report in train_steps(
             run.engine,
             run.loader,
-            plan_steps(run.config, first_step=run.start.step),
+            run.config,
             # Asked while the step is done, before the counter has heard of it.
-            Requests(stop=lambda: "stop file" if counter.now.step + 1 == stop_after else None),
+            stop=lambda: "stop file" if counter.now.step + 1 == stop_after else None,
+            first_step=run.start.step,
         ):
             counter(report)
             if hook is not None:

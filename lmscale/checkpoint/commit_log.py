@@ -17,7 +17,6 @@ from lmscale.checkpoint.manifest_file import parse_manifest
 from lmscale.checkpoint.places.place import Place
 from lmscale.errors import CheckpointError, LmscaleError
 from lmscale.files.run_files import COMMITS_FILE
-from lmscale.files.strangers import is_count
 from lmscale.runs.commits import Commit, append_commit, append_removals, read_commits
 
 logger = logging.getLogger(__name__)
@@ -34,14 +33,6 @@ def record_removals(run_folder: Path, steps: Iterable[int]) -> None:
     """Add the rows of checkpoints that will be removed now: the file promises none that is gone."""
     with _warning(f"{COMMITS_FILE} names removed checkpoints until the next start"):
         append_removals(run_folder, steps)
-
-
-def record_replacement(run_folder: Path, step: int) -> None:
-    """Before a save clears away a committed checkpoint of its own step, which a rewind has undone:
-    the old row would vouch for the new files.
-    """
-    if any(commit.step == step for commit in read_commits(run_folder)):
-        record_removals(run_folder, [step])
 
 
 def mend_log(run_folder: Path, place: Place) -> None:
@@ -82,12 +73,9 @@ def describe_commit(run_folder: Path, place: Place, manifest: Manifest, *, at: f
 
     Raises ``KeyError``, ``TypeError`` or ``ValueError`` for one that does not say how far it was.
     """
-    num_samples = manifest.state["progress"]["n"]
-    if not is_count(num_samples):
-        raise ValueError(f"state.progress.n is {num_samples!r}")
     return Commit(
         step=manifest.step,
-        n=num_samples,
+        n=manifest.state["progress"]["n"],
         folder=_folder_of(run_folder, place, manifest.step),
         sha256=manifest.hash,
         bytes=sum(entry.bytes for entry in manifest.files),

@@ -11,15 +11,16 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from lmscale.checkpoint.identity import describe_differences
+from lmscale.checkpoint.differences import describe_differences
 from lmscale.checkpoint.layout import MANIFEST
 from lmscale.checkpoint.manifest import FileEntry, Manifest
 from lmscale.checkpoint.manifest_file import parse_manifest
 from lmscale.checkpoint.places.place import Place
-from lmscale.errors import CheckpointError, LmscaleError, RefusedError, TransientError
+from lmscale.errors import CheckpointError, RefusedError, TransientError
 from lmscale.files.retry import Result, call_patiently
 from lmscale.ranks.collectives import failing_together, gather_json
 from lmscale.ranks.ranks import Ranks
@@ -35,6 +36,14 @@ _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETO
 _REFUSED = {errno.EACCES, errno.EPERM}
 # What a file system says of a bad place on its disk, and a network's of a server that is away.
 _BAD_DISK = {errno.EIO, errno.EUCLEAN, errno.EBADMSG}
+
+
+Undone = Callable[[Manifest], str | None]
+"""Why a checkpoint is not of the run's history any more, or None."""
+
+
+def nothing_undone(manifest: Manifest) -> str | None:
+    return None
 
 
 class BadDiskError(CheckpointError):
@@ -62,15 +71,6 @@ class PassedOver:
     why: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Topology:
-    """What decides which elements a rank holds: equal ones deal equally."""
-
-    world_size: int
-    zero_stage: int
-    precision: str
-
-
 class Search:
     """Iterates over the checkpoints that can be resumed from, newest first. All ranks together.
 
@@ -91,15 +91,15 @@ class Search:
         ranks: Ranks | None,
         *,
         identity: Mapping[str, Any] | None = None,
-        undone: Callable[[Manifest], str | None] = lambda manifest: None,
-        topology: Topology | None = None,
+        undone: Undone = nothing_undone,
+        topology: Mapping[str, Any] | None = None,
     ) -> None:
         """``ranks`` None: this process looks for itself alone, whatever others there are.
 
-        ``identity``: the run's, which a manifest's must equal; None takes any. ``undone`` says why
-        a checkpoint does not belong to the run's history any more, or None; only rank 0 is asked.
-        ``topology``: this start's; without it, a checkpoint of which every node has only a part is
-        not taken.
+        ``identity``: the run's, which a manifest's must equal; None takes any. Only rank 0 is asked
+        what is undone.
+        ``topology``: what decides which elements a rank of this start holds, as ``written_by`` has
+        it; without it, a checkpoint of which every node has only a part is not taken.
         """
         self._places = tuple(places)
         self._ranks = ranks or Ranks()
@@ -142,14 +142,14 @@ class Search:
             locations = " and ".join(place.location for place in self._places)
             # A file system that fails altogether comes back.
             kind = TransientError if self._is_disk_bad else CheckpointError
-            raise kind([*self._broken, *self._foreign, _none_left(locations, len(candidates))])
-        if self._foreign:
-            raise CheckpointError(
-                [
-                    *self._foreign,
-                    "Give this run a folder of its own (run.folder), or set these back.",
-                ]
+            none_left = (
+                f"None of the {len(candidates)} checkpoints in {locations} can be used. Restore "
+                "one, or move the folder away to start the run from the beginning."
             )
+            raise kind([*self._broken, *self._foreign, none_left])
+        if self._foreign:
+            advice = "Give this run a folder of its own (run.folder), or set these back."
+            raise CheckpointError([*self._foreign, advice])
 
     def _list(self) -> list[tuple[int, Place]]:
         """(step, place), the newest first; the same on all ranks."""
@@ -175,7 +175,7 @@ class Search:
                 problems, is_disk_bad = list(error.problems), isinstance(error, BadDiskError)
         heartbeat.tick()
         views = self._gather([manifest and manifest.hash, problems, is_disk_bad])
-        self._note_bad_disk(place, (is_bad for *_, is_bad in views))
+        self._is_disk_bad |= place.is_shared and any(is_bad for *_, is_bad in views)
         problems = list(dict.fromkeys(problem for _, found, _ in views for problem in found))
         if len({seen for seen, *_ in views}) > 1 and not problems:
             problems.append(f"{place.name_of(step)} does not look the same to all ranks.")
@@ -218,20 +218,17 @@ class Search:
         with self._failing_together():
             damage = list(_look_for_damage(place, step, share))
         found = [row for rows in self._gather(damage) for row in rows]
-        self._note_bad_disk(place, (is_disk_bad for _, is_disk_bad in found))
+        self._is_disk_bad |= place.is_shared and any(is_bad for _, is_bad in found)
         return sorted({problem for problem, _ in found})
 
     def _own_file(self, manifest: Manifest) -> FileEntry | None:
         """The only one that this rank reads, where it holds, and shares, what its writer did."""
         if self._topology is None:
             return None
-        if any(manifest.written_by.get(k) != v for k, v in asdict(self._topology).items()):
+        if not self._topology.items() <= manifest.written_by.items():
             return None
         rank = f"rank-{self._ranks.rank:05d}"
         return next((e for e in manifest.files if e.name.partition(".")[0] == rank), None)
-
-    def _note_bad_disk(self, place: Place, are_bad: Iterable[bool]) -> None:
-        self._is_disk_bad |= any(are_bad) and place.is_shared
 
     def _blame(self, place: Place, step: int, why: Sequence[str]) -> None:
         """Pass over what should be good; a node's own disk is no place to rely on."""
@@ -253,7 +250,7 @@ class Search:
 
 def _list_steps(place: Place) -> list[int]:
     try:
-        return _read_patiently(place.list_steps)
+        return _call_patiently(place.list_steps)
     except OSError as error:
         kind = TransientError
         if error.errno in _REFUSED | _ABSENT:
@@ -269,20 +266,18 @@ def load_manifest(place: Place, step: int) -> Manifest:
     """
     path = f"{place.name_of(step)}/{MANIFEST}"
     try:
-        text = _read_patiently(lambda: place.read_manifest(step))
-    except CheckpointError as error:  # a store's: such as that the credentials are not good
+        text = _read_patiently(lambda: place.read_manifest(step), path)
+    except FileNotFoundError:
+        known = ", ".join(map(str, _list_steps(place))) or "none"
+        raise CheckpointError(
+            f"{place.location} has no checkpoint of step {step}. There are: {known}."
+        ) from None
+    except BadDiskError:
+        raise
+    except CheckpointError as error:  # a store's too: such as that the credentials are not good
         raise RefusedError(error.problems) from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
-    except OSError as error:
-        if _is_absent(error):
-            known = ", ".join(map(str, _list_steps(place))) or "none"
-            raise CheckpointError(
-                f"{place.location} has no checkpoint of step {step}. There are: {known}."
-            ) from None
-        if error.errno in _BAD_DISK:
-            raise BadDiskError(f"{_describe_failure(path, error)}.") from error
-        raise _not_passed_over(path, error) from error
     manifest = parse_manifest(text, path)
     if manifest.step != step:
         raise CheckpointError(
@@ -307,75 +302,58 @@ def _look_for_damage(
     for entry in files:
         path = f"{place.name_of(step)}/{entry.name}"
         try:
-            problem = _read_patiently(lambda entry=entry: place.describe_damage(step, entry))
+            look = partial(place.describe_damage, step, entry)
+            problem = _read_patiently(look, path)
             if problem is not None:
                 yield problem, False
-        except OSError as error:
-            if _is_absent(error):
-                yield f"{path} is missing", False
-            elif error.errno in _BAD_DISK:
-                yield _describe_failure(path, error), True
-            else:
-                raise _not_passed_over(path, error) from error
+        except FileNotFoundError:
+            yield f"{path} is missing", False
+        except BadDiskError as error:
+            yield error.problems[0].rstrip("."), True
         heartbeat.tick()
 
 
-def _read_patiently(action: Callable[[], Result]) -> Result:
-    """What ``action`` returns, which is tried again while waiting may help."""
+def _read_patiently(action: Callable[[], Result], path: str) -> Result:
+    """What ``action`` returns, which is tried again while waiting may help.
+
+    Where ``path`` is shown to be no good, ``FileNotFoundError`` or ``BadDiskError``; where it may
+    be whole, so that no older one is taken for it, ``RefusedError`` or ``TransientError``.
+    """
+    try:
+        return _call_patiently(action)
+    except OSError as error:
+        if error.errno in _ABSENT or isinstance(error, FileNotFoundError):  # a store's: no errno
+            raise FileNotFoundError(path) from error
+        if error.errno in _REFUSED:
+            raise RefusedError(
+                f"{path} cannot be read: {error}. It may be whole, so no older one is taken: see "
+                "that this user may read it, or move its folder away to go on from an older one."
+            ) from error
+        failure = f"{path} cannot be read (tried {len(WAITS_SECONDS) + 1} times): {error}."
+        if error.errno in _BAD_DISK:
+            raise BadDiskError(failure) from error
+        raise TransientError(
+            f"{failure} It may be whole, so no older one is taken: run the same command again."
+        ) from error
+
+
+def _call_patiently(action: Callable[[], Result]) -> Result:
+    def may_pass(error: Exception) -> bool:
+        return isinstance(error, OSError) and error.errno not in _ABSENT | _REFUSED | {None}
 
     def wait(error: Exception, seconds: float) -> None:
         logger.warning("%s; once more in %.0f s", error, seconds)
         time.sleep(seconds)
 
-    return call_patiently(action, WAITS_SECONDS, may_pass=_may_pass, wait=wait)
-
-
-def _may_pass(error: Exception) -> bool:
-    lasting = _ABSENT | _REFUSED | {None}
-    return isinstance(error, OSError) and error.errno not in lasting
-
-
-def _is_absent(error: OSError) -> bool:
-    return error.errno in _ABSENT or isinstance(error, FileNotFoundError)  # a store's has no errno
-
-
-def _describe_failure(path: str, error: OSError) -> str:
-    tried = len(WAITS_SECONDS) + 1
-    return f"{path} cannot be read (tried {tried} times): {error}"
-
-
-def _not_passed_over(path: str, error: OSError) -> LmscaleError:
-    """It may be whole, so no older one is taken for it."""
-    if error.errno in _REFUSED:
-        return RefusedError(
-            f"{path} cannot be read: {error}. It may be whole, so no older one is taken: see that "
-            "this user may read it, or move its folder away to go on from an older one."
-        )
-    return TransientError(
-        f"{_describe_failure(path, error)}. It may be whole, so no older one is taken: run the "
-        "same command again."
-    )
-
-
-def find_resumable(place: Place, ranks: Ranks) -> Manifest | None:
-    """The newest checkpoint that verifies and is finite, or None where none was ever committed.
-
-    All ranks call this together.
-    """
-    found = next(Search([place], ranks), None)
-    return None if found is None else found.manifest
+    return call_patiently(action, WAITS_SECONDS, may_pass=may_pass, wait=wait)
 
 
 def find_sound(
-    place: Place, undone: Callable[[Manifest], str | None] = lambda manifest: None
+    place: Place, ranks: Ranks | None = None, *, undone: Undone = nothing_undone
 ) -> Manifest | None:
-    """The same for one process alone, such as an evaluation; it hashes everything itself."""
-    found = next(Search([place], None, undone=undone), None)
+    """The newest checkpoint that verifies and is finite, or None where none was ever committed.
+
+    All ``ranks`` call this together; without them one process hashes everything itself.
+    """
+    found = next(Search([place], ranks, undone=undone), None)
     return None if found is None else found.manifest
-
-
-def _none_left(locations: str, count: int) -> str:
-    return (
-        f"None of the {count} checkpoints in {locations} can be used. Restore one, or move "
-        "the folder away to start the run from the beginning."
-    )

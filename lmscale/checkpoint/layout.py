@@ -12,11 +12,8 @@ checkpoint.
 dtype, ``frozen`` (a parameter that is not trained) or ``buffer``. ``offset`` counts elements of the
 flattened parameter. Which rank wrote what is of no meaning to a reader.
 
-In the manifest's JSON a file's fragments are three lists of equal length: [numbers, offsets,
-elements]. A number is the parameter's in the list of the names in ``parameters``, sorted by their
-characters' code points, followed by those in ``replicated``, sorted likewise. At 512 ranks there
-are hundreds of thousands of fragments, and the training holds still while the interpreter reads
-them: as rows with names it took eight times as long. docs/formats.md tells the same.
+docs/formats.md has the manifest's JSON, where a file's fragments are three lists of numbers: as
+rows with names they took the interpreter eight times as long to read.
 """
 
 from __future__ import annotations
@@ -38,24 +35,6 @@ def step_folder(root: Path, step: int) -> Path:
     return root / f"step-{step:09d}"
 
 
-def list_steps(root: Path, *, committed: bool = True) -> list[int]:
-    """Steps that have a manifest, newest first; or, not ``committed``, the folders without one.
-
-    Says nothing yet about what a manifest is worth.
-    """
-    if not root.is_dir():
-        return []
-    found = ((STEP_FOLDER.fullmatch(path.name), path) for path in root.iterdir() if path.is_dir())
-    return sorted(
-        (
-            int(match[1])
-            for match, path in found
-            if match and (path / MANIFEST).is_file() == committed
-        ),
-        reverse=True,
-    )
-
-
 def fragment_file(rank: int, attempt: str) -> str:
     """Another name in every attempt of a Slurm job: two live copies of it write no file in common.
 
@@ -68,9 +47,7 @@ def tensor_name(parameter: str, kind: str, offset: int) -> str:
     return f"{parameter}:{kind}:{offset}"
 
 
-def plan_reads(
-    files: Sequence[FileEntry],
-) -> Mapping[str, tuple[tuple[int, int, str], ...]]:
+def plan_reads(files: Sequence[FileEntry]) -> Mapping[str, tuple[tuple[int, int, str], ...]]:
     """For each parameter, where its pieces are: (offset, elements, file), sorted by offset."""
     pieces: dict[str, list[tuple[int, int, str]]] = {}
     for entry in files:

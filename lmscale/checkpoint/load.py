@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,28 +12,29 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lmscale.checkpoint.find import find_damage, find_sound, load_manifest
+from lmscale.checkpoint.differences import MAX_NAMED, check_same_tensors
+from lmscale.checkpoint.find import Undone, find_damage, find_sound, load_manifest, nothing_undone
 from lmscale.checkpoint.fragments import (
     Fragment,
+    check_optimizer,
     held_fragments,
     owned_fragments,
     parameter_shapes,
     refresh_parameters,
     replicated_tensors,
     weights_fingerprint,
+    write_loss_scale,
+    write_optimizer,
 )
 from lmscale.checkpoint.layout import find_gaps, plan_reads, tensor_name
 from lmscale.checkpoint.manifest import BUFFER, FROZEN, MASTER, FileEntry, Manifest, Untrained
-from lmscale.checkpoint.optimizer_state import check_optimizer, write_loss_scale, write_optimizer
-from lmscale.checkpoint.places.place import LocalPlace, Place
-from lmscale.checkpoint.places.run_place import CHECKPOINTS
+from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.write_file import DTYPE_NAMES
 from lmscale.engine.engine import Engine
 from lmscale.errors import CheckpointError, ClusterError, TransientError
 from lmscale.ranks.collectives import failing_together, sum_float64
 from lmscale.ranks.limbs import digest_to_limbs, limbs_to_digest
 
-MAX_NAMED = 8  # differences told one by one
 PIECE_ELEMENTS = 2**24  # read at once
 EXCHANGE_BYTES = 2**26  # between ranks at once; a multiple of 4
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
@@ -168,30 +168,18 @@ def complete_from_ranks(parts: Iterable[tuple[Tensor, int, int]]) -> None:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    batch: list[Tensor] = []
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
     for view, start, end in parts:
         size = view.element_size()
         content = view.view(torch.uint8)
         content[: start * size].zero_()
         content[end * size :].zero_()
         for piece in content.split(EXCHANGE_BYTES):
-            if sum(map(len, batch)) + len(piece) > EXCHANGE_BYTES:
-                _sum_over_ranks(batch)
-                batch = []
-            batch.append(piece)
-    _sum_over_ranks(batch)
-
-
-def _sum_over_ranks(batch: Sequence[Tensor]) -> None:
-    """Bytes of which at most one rank's are not zero, [num_bytes] each, in place."""
-    if not batch:
-        return
-    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-    padding = torch.zeros(-sum(map(len, batch)) % 4, dtype=torch.uint8)
-    packed = torch.cat([piece.to(device) for piece in (*batch, padding)])
-    dist.all_reduce(packed.view(torch.int32))
-    for piece, summed in zip(batch, packed.split([*map(len, batch), len(padding)]), strict=False):
-        piece.copy_(summed)
+            words = torch.zeros(-(-len(piece) // 4), dtype=torch.int32, device=device)
+            summed = words.view(torch.uint8)[: len(piece)]
+            summed.copy_(piece)
+            dist.all_reduce(words)
+            piece.copy_(summed)
 
 
 def check_same_model(
@@ -205,26 +193,14 @@ def check_same_model(
 
     ``shapes`` are those of trained parameters, ``replicated`` the frozen ones and the buffers.
     """
-    stored = _describe(manifest.parameters, manifest.replicated)
-    here = _describe(shapes, replicated)
-    differences = [f"{name} is not in the checkpoint" for name in here if name not in stored]
-    differences += [f"{name} is only in the checkpoint" for name in stored if name not in here]
-    differences += [
-        f"{name} is {stored[name]} in the checkpoint and {described} in this model"
-        for name, described in here.items()
-        if name in stored and stored[name] != described
-    ]
-    if differences:
-        more = len(differences) - MAX_NAMED
-        raise CheckpointError(
-            [
-                f"{where} is a checkpoint of another model:",
-                *(f"  {difference}" for difference in differences[:MAX_NAMED]),
-                *([f"  and {more} more"] if more > 0 else []),
-                "Give this run a folder of its own (run.folder), or restore the model section of "
-                "its YAML.",
-            ]
-        )
+    check_same_tensors(
+        _describe(manifest.parameters, manifest.replicated),
+        _describe(shapes, replicated),
+        it="the checkpoint",
+        where=where,
+        advice="Give this run a folder of its own (run.folder), or restore the model section of "
+        "its YAML.",
+    )
 
 
 def _describe(
@@ -272,23 +248,14 @@ def open_weights(place: Place, manifest: Manifest) -> Iterator[Callable[[str], T
         def read(name: str) -> Tensor:
             row = manifest.replicated.get(name)
             if row is None:
-                return _read_whole(reader, name, MASTER, manifest.parameters[name], torch.float32)
-            return _read_whole(reader, name, row.kind, row.shape, _DTYPES[row.dtype])
+                kind, shape, dtype = MASTER, manifest.parameters[name], torch.float32
+            else:
+                kind, shape, dtype = row.kind, row.shape, _DTYPES[row.dtype]
+            flat = torch.empty(prod(shape), dtype=dtype)
+            reader.read_into(flat, name, kind, 0)
+            return flat.view(tuple(shape))
 
         yield read
-
-
-def _read_whole(
-    reader: FragmentReader, name: str, kind: str, shape: Sequence[int], dtype: torch.dtype
-) -> Tensor:
-    flat = torch.empty(prod(shape), dtype=dtype)
-    reader.read_into(flat, name, kind, 0)
-    return flat.view(tuple(shape))
-
-
-def load_model_weights(run_folder: Path, step: int | None = None) -> dict[str, Tensor]:
-    """``load_weights`` of a run whose checkpoints are in its own folder."""
-    return load_weights(LocalPlace(run_folder / CHECKPOINTS), step, origin=str(run_folder))
 
 
 def load_weights(
@@ -296,7 +263,7 @@ def load_weights(
     step: int | None = None,
     *,
     origin: str | None = None,
-    undone: Callable[[Manifest], str | None] = lambda manifest: None,
+    undone: Undone = nothing_undone,
 ) -> dict[str, Tensor]:
     """All of a model's weights, whole, on the CPU, as ``iterate_weights`` gives them.
 
@@ -311,15 +278,13 @@ def find_weights(
     step: int | None = None,
     *,
     origin: str | None = None,
-    undone: Callable[[Manifest], str | None] = lambda manifest: None,
+    undone: Undone = nothing_undone,
 ) -> Manifest:
     """The checkpoint of ``step``, verified; None: the newest that verifies and is finite. Its
     fragments cover every tensor.
-
-    ``undone`` says why one does not belong to the run's history any more, or None.
     """
     if step is None:
-        manifest = find_sound(place, undone)
+        manifest = find_sound(place, undone=undone)
         if manifest is None:
             raise CheckpointError(
                 f"{origin or place.location} has no checkpoint yet. Train it first: "

@@ -119,7 +119,7 @@ class Manifest:
     replicated: dict[str, Untrained] = field(default_factory=dict)
     optimizer: OptimizerKind
     loss_scale: dict[str, Finite] | None  # fp16's dynamic scale and its counters
-    state: Tree  # RunState's name → what it keeps, which its owner checks
+    state: Tree  # ``manifest_file.RunStates``, which their owners check
     identity: Tree  # of the run and its model; compared before anything is loaded
     # World size, ZeRO stage, precision, versions, time: for people.
     written_by: Annotated[Tree, AfterValidator(_check_writer)]

@@ -1,13 +1,15 @@
-"""Manifests as they are read: nothing is believed before it was checked."""
+"""Manifests as they are read, and what a run keeps in them: nothing is believed before it was
+checked.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -28,6 +30,7 @@ from lmscale.files.file_names import describe_unsafe_name
 from lmscale.files.redact import printable_name
 from lmscale.files.strangers import ImplausibleError, checked, quote
 
+State = TypeVar("State")
 _MANIFEST = TypeAdapter(Manifest)
 _STATE_BYTES = ITEM_BYTES["F32"]  # masters and optimizers' states
 
@@ -128,3 +131,25 @@ def _has_hash(text: str, tree: Mapping[str, Any], sha256: Any) -> bool:
     if isinstance(sha256, str) and text == _seal(unsealed, sha256) and _hash_of(unsealed) == sha256:
         return True
     return sha256 == _hash_of(_render(tree))
+
+
+RunStates = Mapping[str, Callable[[], dict[str, Any]]]
+"""Key in a manifest's ``state`` (progress, stream, guard, initial) → what gives the value that its
+owner keeps now, as ``read_state`` reads it back: small. A saver knows nothing else of them.
+"""
+
+
+def read_state(
+    manifest: Manifest, name: str, kind: TypeAdapter[State], *, where: str
+) -> State | None:
+    """What the owner of ``name`` has kept; None where it has kept nothing.
+
+    Raises ``CheckpointError`` for what no value of that kind says; ``where`` names the checkpoint.
+    """
+    if manifest.state.get(name) is None:
+        return None
+    try:
+        return checked(kind, manifest.state[name], at=f"state.{name}")
+    except ImplausibleError as error:
+        problems = [f"{where}: refused: {problem}." for problem in error.problems]
+        raise CheckpointError(problems[:MAX_NAMED]) from None

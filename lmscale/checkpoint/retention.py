@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmscale.checkpoint.commit_log import record_removals
-from lmscale.checkpoint.find import load_manifest
+from lmscale.checkpoint.commit_log import record_commit, record_removals
+from lmscale.checkpoint.find import Undone, load_manifest, nothing_undone
 from lmscale.checkpoint.manifest import ASKED, Manifest
 from lmscale.checkpoint.places.place import Place
 from lmscale.config.safety import CheckpointConfig
 from lmscale.errors import CheckpointError, RefusedError
+from lmscale.runs.commits import read_commits
 from lmscale.runs.trackers import METRICS_FILE
 
 logger = logging.getLogger(__name__)
@@ -31,15 +32,43 @@ def spare_none(steps: Sequence[int], newest: int) -> Mapping[str, Sequence[int]]
     return {}
 
 
+COMMITTED, TORN, UNREADABLE, UNDONE = "committed", "torn", "unreadable", "undone"
+"""States. Torn: without a manifest, by a save that was cut off or is under way. Unreadable: with
+a damaged manifest. Undone: of steps that a rewind, or a resume from before them, has undone.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A committed checkpoint, as far as its manifest tells."""
+    """A committed checkpoint, as the rule sees it."""
 
     step: int
     is_good: bool = True
-    """It is finite, its manifest can be read, and it is of the run's history."""
+    """A run could go on from it, if its files are whole: it is finite, its manifest can be read,
+    and it is of the run's history."""
     is_asked: bool = False
     """A person asked for this save; it is kept until a person removes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed(Candidate):
+    """A folder of one step, as far as its manifest tells; its files are not looked at."""
+
+    name: str
+    state: str
+    manifest: Manifest | None = None
+    problems: tuple[str, ...] = ()
+    kept_for: tuple[str, ...] = ()
+    """``last``, ``every``, ``best``, ``asked``, or what a ``Spare`` says; empty: the next save
+    removes it.
+    """
+    is_spared: bool = False
+    """The run itself may go back to it."""
+
+    @property
+    def bytes(self) -> int | None:
+        """Of its files, without the manifest."""
+        return None if self.manifest is None else sum(file.bytes for file in self.manifest.files)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,30 +85,32 @@ def plan_retention(candidates: Iterable[Candidate], rule: Rule, *, newest: int) 
 
     Every step after ``newest`` goes, also one that was asked for: the run was resumed from before
     it, so it belongs to steps that were undone, and would pass for how far the run has come. Of the
-    others stay the ``keep_last`` newest good ones and what is newer than the oldest of these, the
-    multiples of ``keep_every_steps``, the best, and those asked for. So the newest good one never
-    goes.
+    others stay those with a reason (``find_reasons``), and what is newer than the oldest of the
+    last good ones. So the newest good one never goes.
     """
     ordered = sorted(candidates, key=lambda candidate: -candidate.step)
     undone = [candidate.step for candidate in ordered if candidate.step > newest]
     past = [candidate for candidate in ordered if candidate.step <= newest]
-    good = [candidate.step for candidate in past if candidate.is_good][: rule.keep_last]
-    oldest_kept = good[-1] if good else 0
-    return (
-        *undone,
-        *(
-            candidate.step
-            for candidate in past
-            if candidate.step < oldest_kept
-            and not (candidate.is_asked or _is_chosen(candidate.step, rule))
-        ),
-    )
+    last = [candidate.step for candidate in past if candidate.is_good][: rule.keep_last]
+    oldest_kept = last[-1] if last else 0
+    doomed = [
+        candidate.step
+        for candidate in past
+        if candidate.step < oldest_kept and not find_reasons(candidate, rule, last)
+    ]
+    return (*undone, *doomed)
 
 
-def _is_chosen(step: int, rule: Rule) -> bool:
-    """Whether the checkpoint of ``step`` is kept without a look at its manifest."""
-    every = rule.keep_every_steps
-    return (every > 0 and step % every == 0) or step in rule.best_steps
+def find_reasons(candidate: Candidate, rule: Rule, last: Collection[int] = ()) -> list[str]:
+    """Why the rule keeps a checkpoint; ``last``: the steps of the newest good ones."""
+    step, every = candidate.step, rule.keep_every_steps
+    reasons = {
+        "last": step in last,
+        "every": every > 0 and step % every == 0,
+        "best": step in rule.best_steps,
+        "asked": candidate.is_asked,
+    }
+    return [reason for reason, is_given in reasons.items() if is_given]
 
 
 def find_best(
@@ -123,72 +154,138 @@ def plan_rule(config: CheckpointConfig, steps: Sequence[int], run_folder: Path) 
     )
 
 
-def look_at(
-    place: Place, step: int, undone: Callable[[Manifest], str | None] = lambda manifest: None
-) -> Candidate:
-    """A committed checkpoint as retention sees it. Raises the errors of ``load_manifest``."""
+def look_at(place: Place, step: int, undone: Undone = nothing_undone) -> Listed:
+    """A committed checkpoint, as far as its manifest tells. Raises what ``load_manifest`` raises
+    for one that may be whole.
+    """
+    name = place.name_of(step)
     try:
         manifest = load_manifest(place, step)
     except RefusedError:
         raise
-    except CheckpointError:
-        return Candidate(step=step, is_good=False)
-    is_good = manifest.is_finite and undone(manifest) is None
-    return Candidate(step=step, is_good=is_good, is_asked=manifest.reason == ASKED)
+    except CheckpointError as error:
+        problems = error.problems
+        return Listed(step=step, name=name, state=UNREADABLE, is_good=False, problems=problems)
+    why = undone(manifest)
+    return Listed(
+        step=step,
+        name=name,
+        state=COMMITTED if why is None else UNDONE,
+        is_good=manifest.is_finite and why is None,
+        is_asked=manifest.reason == ASKED,
+        manifest=manifest,
+        problems=() if why is None else (f"{name}: {why}",),
+    )
 
 
-def delete_old_checkpoints(
-    place: Place,
-    config: CheckpointConfig,
-    run_folder: Path,
-    *,
-    newest: int,
-    look: Callable[[Place, int], Candidate] = look_at,
-    spare: Spare = spare_none,
-) -> tuple[int, ...]:
-    """Apply the retention rule, and clear away what interrupted saves and deletions left.
+class Retention:
+    """Keeps a run's checkpoints to the rule, and its ``commits.jsonl`` in step with them.
 
-    Rank 0 calls this alone, after it committed a good checkpoint of step ``newest``. ``look`` tells
-    what a step's is worth. Returns the steps of the checkpoints that went.
+    Rank 0's writer alone uses it. ``passed_over``: the steps whose checkpoints this start has found
+    to be no good, though their manifests are.
     """
-    steps = place.list_steps()
-    planned = _plan(place, config, run_folder, steps, newest=newest, look=look)
-    spared = _find_spared(place, steps, spare, newest=newest, look=look)
-    doomed = tuple(step for step in planned if step not in spared)
-    remove(run_folder, place, doomed)
-    for step in place.list_steps(committed=False):
-        if step in doomed or step < newest:  # a later one may be a save under way
-            place.delete(step)
-    return doomed
 
+    def __init__(
+        self,
+        place: Place,
+        config: CheckpointConfig,
+        run_folder: Path,
+        *,
+        undone: Undone = nothing_undone,
+        passed_over: Collection[int] = (),
+        spare: Spare = spare_none,
+    ) -> None:
+        self._place, self._config, self._run_folder = place, config, run_folder
+        self._undone, self._passed_over, self._spare = undone, passed_over, spare
+        self._looks: dict[int, Candidate] = {}
 
-def free_space(
-    place: Place,
-    config: CheckpointConfig,
-    run_folder: Path,
-    *,
-    saving: int,
-    look: Callable[[Place, int], Candidate] = look_at,
-    spare: Spare = spare_none,
-) -> tuple[int, ...]:
-    """Make room for the checkpoint of step ``saving`` on a full disk; returns the steps that went.
+    def replace(self, step: int) -> None:
+        """Before a save clears away a committed checkpoint of its own step, which a rewind has
+        undone: the old row would vouch for the new files.
+        """
+        if any(commit.step == step for commit in read_commits(self._run_folder)):
+            record_removals(self._run_folder, [step])
 
-    Interrupted saves go, and all checkpoints except the newest good one, newer ones, those kept for
-    good, and those that ``spare`` names. Where no other can go, the oldest spared checkpoint goes:
-    one makes room for one.
-    """
-    torn = [step for step in place.list_steps(committed=False) if step != saving]
-    steps = [step for step in place.list_steps() if step != saving]
-    only_one = config.model_copy(update={"keep_last": 1})
-    planned = _plan(place, only_one, run_folder, steps, newest=saving, look=look)
-    spared = _find_spared(place, steps, spare, newest=saving, look=look)
-    doomed = tuple(step for step in planned if step not in spared)
-    if not torn and not doomed:
-        doomed = tuple(sorted(planned)[:1])
-    for step in torn:
-        place.delete(step)
-    remove(run_folder, place, doomed)
-    return (*torn, *doomed)
+    def tidy(self, manifest: Manifest) -> None:
+        """After a commit: its row, and the checkpoints that the rule keeps no longer."""
+        record_commit(self._run_folder, self._place, manifest)
+        self._looks[manifest.step] = Candidate(
+            step=manifest.step, is_good=manifest.is_finite, is_asked=manifest.reason == ASKED
+        )
+        if manifest.is_finite:  # else no run goes on from it: it may push no good one out
+            self.delete_old(newest=manifest.step)
+
+    def delete_old(self, *, newest: int) -> tuple[int, ...]:
+        """Apply the rule, once a good checkpoint of step ``newest`` is committed, and clear away
+        what interrupted saves and deletions left. Returns the steps of the checkpoints that went.
+        """
+        steps = self._place.list_steps()
+        planned = self._plan(steps, self._config, newest=newest)
+        spared = self._find_spared(steps, newest=newest)
+        doomed = tuple(step for step in planned if step not in spared)
+        remove(self._run_folder, self._place, doomed)
+        for step in self._place.list_steps(committed=False):
+            if step in doomed or step < newest:  # a later one may be a save under way
+                self._place.delete(step)
+        return doomed
+
+    def free_space(self, *, saving: int) -> tuple[int, ...]:
+        """Make room for the checkpoint of step ``saving`` on a full disk; the steps that went.
+
+        Interrupted saves go, and all checkpoints except the newest good one, newer ones, those kept
+        for good, and those that ``spare`` names. Where no other can go, the oldest spared
+        checkpoint goes: one makes room for one.
+        """
+        torn = [step for step in self._place.list_steps(committed=False) if step != saving]
+        steps = [step for step in self._place.list_steps() if step != saving]
+        only_one = self._config.model_copy(update={"keep_last": 1})
+        planned = self._plan(steps, only_one, newest=saving)
+        spared = self._find_spared(steps, newest=saving)
+        doomed = tuple(step for step in planned if step not in spared)
+        if not torn and not doomed:
+            doomed = tuple(sorted(planned)[:1])
+        for step in torn:
+            self._place.delete(step)
+        remove(self._run_folder, self._place, doomed)
+        return (*torn, *doomed)
+
+    def _find_spared(self, steps: Sequence[int], *, newest: int) -> set[int]:
+        """The good checkpoints that ``spare`` names; only named checkpoints are looked at."""
+        rest = [step for step in steps if step <= newest]
+        while True:
+            named = {
+                step
+                for chosen in self._spare(rest, newest).values()
+                for step in chosen
+                if step in rest
+            }
+            unfit = {step for step in named if not self._look(step).is_good}
+            if not unfit:
+                return named
+            rest = [step for step in rest if step not in unfit]
+
+    def _plan(
+        self, steps: Sequence[int], config: CheckpointConfig, *, newest: int
+    ) -> tuple[int, ...]:
+        rule = plan_rule(config, steps, self._run_folder)
+        candidates: list[Candidate] = []
+        for step in sorted(steps, reverse=True):
+            # Its manifest is read only where it decides: a remote place is asked for each.
+            num_good = sum(c.is_good for c in candidates if c.step <= newest)
+            unseen = Candidate(step=step)
+            is_clear = step > newest or (
+                num_good >= rule.keep_last and bool(find_reasons(unseen, rule))
+            )
+            candidates.append(unseen if is_clear else self._look(step))
+        return plan_retention(candidates, rule, newest=newest)
+
+    def _look(self, step: int) -> Candidate:
+        """As ``look_at`` sees it, once a step."""
+        if step not in self._looks:
+            seen = look_at(self._place, step, self._undone)
+            is_good = seen.is_good and step not in self._passed_over
+            self._looks[step] = Candidate(step=step, is_good=is_good, is_asked=seen.is_asked)
+        return self._looks[step]
 
 
 def remove(run_folder: Path, place: Place, steps: Sequence[int]) -> None:
@@ -196,40 +293,3 @@ def remove(run_folder: Path, place: Place, steps: Sequence[int]) -> None:
     record_removals(run_folder, steps)
     for step in steps:
         place.delete(step)
-
-
-def _find_spared(
-    place: Place,
-    steps: Sequence[int],
-    spare: Spare,
-    *,
-    newest: int,
-    look: Callable[[Place, int], Candidate],
-) -> set[int]:
-    """The good checkpoints that ``spare`` names; only named checkpoints are looked at."""
-    rest = [step for step in steps if step <= newest]
-    while True:
-        named = {step for chosen in spare(rest, newest).values() for step in chosen if step in rest}
-        unfit = {step for step in named if not look(place, step).is_good}
-        if not unfit:
-            return named
-        rest = [step for step in rest if step not in unfit]
-
-
-def _plan(
-    place: Place,
-    config: CheckpointConfig,
-    run_folder: Path,
-    steps: Sequence[int],
-    *,
-    newest: int,
-    look: Callable[[Place, int], Candidate],
-) -> tuple[int, ...]:
-    rule = plan_rule(config, steps, run_folder)
-    candidates: list[Candidate] = []
-    for step in sorted(steps, reverse=True):
-        # Its manifest is read only where it decides: a remote place is asked for each.
-        num_good = sum(c.is_good for c in candidates if c.step <= newest)
-        is_clear = step > newest or (num_good >= rule.keep_last and _is_chosen(step, rule))
-        candidates.append(Candidate(step=step) if is_clear else look(place, step))
-    return plan_retention(candidates, rule, newest=newest)

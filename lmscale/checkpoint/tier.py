@@ -1,4 +1,5 @@
-"""Where a save goes, and what is done there besides the ranks' files.
+"""Where a save goes, what is done there besides the ranks' files, and the commit that makes it
+count.
 
 ::
 
@@ -15,14 +16,22 @@ The writer calls these, and knows neither of the two tiers: ``SharedTier`` is wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lmscale.checkpoint.commit import commit
-from lmscale.checkpoint.manifest import Manifest
+from lmscale.checkpoint.layout import find_gaps
+from lmscale.checkpoint.manifest import FileEntry, Manifest
 from lmscale.checkpoint.places.place import Place
-from lmscale.errors import LmscaleError
+from lmscale.checkpoint.retention import Retention
+from lmscale.checkpoint.snapshot import Copy
+from lmscale.errors import CheckpointError, LmscaleError
+from lmscale.files import fault_points
+from lmscale.ranks.fingerprint import add_fingerprints
 from lmscale.runs.lease import Lease
+from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -80,29 +89,26 @@ class SharedTier(Tier):
         place: Place,
         *,
         written_by: Mapping[str, Any] | None = None,
-        replace: Callable[[int], None] = lambda step: None,
-        tidy: Callable[[Manifest], None] = lambda manifest: None,
-        make_room: Callable[[int], tuple[int, ...]] = lambda step: (),
+        retention: Retention | None = None,
     ) -> None:
-        """``replace`` is called before a save clears away what is there of its step, ``tidy`` after
-        a commit.
-        """
         super().__init__(place, written_by=written_by or {})
-        self._replace, self._tidy, self._make_room = replace, tidy, make_room
+        self._retention = retention
 
     def begin(self, step: int) -> None:
-        self._replace(step)
+        if self._retention is not None:
+            self._retention.replace(step)
         self.place.begin(step)
 
     def commit(self, manifest: Manifest, content: bytes, lease: Lease) -> None:
         commit(self.place, manifest.step, content, lease)
-        try:
-            self._tidy(manifest)
-        except (LmscaleError, OSError) as failure:  # the next save comes by here again
-            logger.warning("old checkpoints in %s stay: %s", self.place.location, failure)
+        if self._retention is not None:
+            try:
+                self._retention.tidy(manifest)
+            except (LmscaleError, OSError) as failure:  # the next save comes by here again
+                logger.warning("old checkpoints in %s stay: %s", self.place.location, failure)
 
     def make_room(self, step: int) -> tuple[int, ...]:
-        return self._make_room(step)
+        return () if self._retention is None else self._retention.free_space(saving=step)
 
     def drop(self, step: int) -> None:
         if step in self.place.list_steps(committed=False):
@@ -125,3 +131,90 @@ class SharedTier(Tier):
 def name_steps(steps: Sequence[int]) -> str:
     """``step 2``, or ``steps 2, 4``."""
     return f"{'step' if len(steps) == 1 else 'steps'} {', '.join(map(str, steps))}"
+
+
+class ForeignManifestError(CheckpointError):
+    """An older copy's manifest came late into the folder of a save by the run's holder."""
+
+
+def complete(draft: Manifest | None, reports: list[dict[str, Any]]) -> Manifest:
+    """The manifest, with what every rank has told of its file."""
+    assert draft is not None, "rank 0 has a draft"
+    manifest = replace(
+        draft,
+        is_finite=all(row["is_finite"] for row in reports),
+        weights=f"{add_fingerprints(row['weights'] for row in reports):016x}",
+        files=tuple(FileEntry(**row["entry"]) for row in reports),
+    )
+    gaps = find_gaps(manifest)
+    if gaps:
+        raise AssertionError(f"the ranks' fragments do not cover the model: {gaps[:3]}")
+    return manifest
+
+
+def commit(place: Place, step: int, manifest: bytes, lease: Lease) -> None:
+    """Write the manifest, unless the run is another copy's at the last moment.
+
+    And after it: a write that a broken network holds up for minutes finds either that the folder is
+    gone (``discard_uncommitted``), or the other copy's manifest, which it does not replace.
+    """
+    lease.check()
+    fault_points.hit("save.commit", step=step)
+    if place.commit(step, manifest) != manifest:
+        lease.check()
+        raise ForeignManifestError(
+            f"{place.name_of(step)} was committed by somebody else meanwhile."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What one save has made; the same on all ranks."""
+
+    step: int
+    name: str  # of the checkpoint, for people
+    seconds: float  # from the copy to the commit
+    bytes: int  # of all ranks
+    is_finite: bool
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One save, on one rank: what is to be written, and what has become of it."""
+
+    number: int  # of the writer's jobs
+    step: int
+    tier: Tier
+    copy: Copy
+    draft: Manifest | None  # rank 0's: all that is known before anything is written
+    began_at: float = field(default_factory=time.monotonic)
+    marks: int = 0  # grows as the writer gets on, on all ranks up to the same number
+    ticks: int = 0  # of the heart, for these marks
+    done: threading.Event = field(default_factory=threading.Event)
+    given_up: threading.Event = field(default_factory=threading.Event)
+    saved: Saved | None = None
+    manifest: bytes | None = None  # rank 0's, once all files are written
+    error: LmscaleError | None = None
+    bug: Exception | None = None  # what this rank's thread did not expect
+    is_agreed: bool = False  # this rank has told, and been told, what there was to tell
+    is_cut_off: bool = False  # one was not, and none will be in later jobs; the same on all ranks
+    is_whole: bool | None = None  # it went well on all ranks, as ``CheckpointWriter.wait`` learns
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this rank knows how it has ended: another node may yet refuse what this took."""
+        return self.done.is_set() if self.tier.is_shared else self.is_whole is not None
+
+    @property
+    def has_failed(self) -> bool:
+        return self.done.is_set() and self.saved is None
+
+    def move(self, mark: int) -> None:
+        """A sign of life; a file that is written again does not go back."""
+        self.marks = max(self.marks, mark)
+
+    def tick(self) -> None:
+        """Pass on the signs of life: as many on every rank in the end."""
+        while self.ticks < self.marks:
+            heartbeat.tick()
+            self.ticks += 1

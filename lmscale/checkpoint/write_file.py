@@ -26,7 +26,6 @@ from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 logger = logging.getLogger(__name__)
 
 PIECE_BYTES = 1 << 24
-_DIRECT_BYTES = 1 << 20  # host memory of at least so much goes to the file as it is
 _LOOK_ELEMENTS = 1 << 20  # inspected at once: what a core's cache holds
 NUM_MARKS = 16  # how often a file's writing shows progress, whatever its size
 
@@ -95,28 +94,10 @@ def render_header(parts: Sequence[Part]) -> bytes:
 
 
 def cut_pieces(parts: Iterable[Part]) -> Iterator[memoryview]:
-    """The tensors' bytes one after the other, as host memory of at most ``PIECE_BYTES``.
-
-    Large host tensors are not copied; small ones, and a device's, are put together.
-    """
-    staged, filled = _new_stage(), 0
+    """The tensors' bytes one after the other, as host memory of at most ``PIECE_BYTES``."""
     for part in parts:
         for chunk in part.tensor.view(torch.uint8).split(PIECE_BYTES):
-            is_direct = chunk.device.type == "cpu" and chunk.numel() >= _DIRECT_BYTES
-            if filled and (is_direct or filled + chunk.numel() > PIECE_BYTES):
-                yield staged[:filled].numpy().data
-                staged, filled = _new_stage(), 0
-            if is_direct:
-                yield chunk.numpy().data
-            else:
-                staged[filled : filled + chunk.numel()].copy_(chunk)
-                filled += chunk.numel()
-    if filled:
-        yield staged[:filled].numpy().data
-
-
-def _new_stage() -> Tensor:
-    return torch.empty(PIECE_BYTES, dtype=torch.uint8)  # pages that are not touched cost nothing
+            yield chunk.cpu().numpy().data
 
 
 def inspect(parts: Iterable[Part]) -> Findings:

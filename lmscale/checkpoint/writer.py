@@ -25,19 +25,11 @@ from typing import Any
 
 import torch
 
-from lmscale.checkpoint.commit import ForeignManifestError, complete
-from lmscale.checkpoint.job import Job, Saved
 from lmscale.checkpoint.layout import fragment_file
 from lmscale.checkpoint.manifest import Manifest
 from lmscale.checkpoint.snapshot import Copy
-from lmscale.checkpoint.tier import Tier, name_steps
-from lmscale.checkpoint.write_file import (
-    NUM_MARKS,
-    GivenUpError,
-    inspect,
-    try_again,
-    write_file,
-)
+from lmscale.checkpoint.tier import ForeignManifestError, Job, Saved, Tier, complete, name_steps
+from lmscale.checkpoint.write_file import NUM_MARKS, GivenUpError, inspect, try_again, write_file
 from lmscale.errors import (
     CheckpointError,
     LeaseLostError,
@@ -56,7 +48,6 @@ from lmscale.ranks.collectives import (
 from lmscale.ranks.mailbox import Mailbox
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.lease import Lease
-from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +78,9 @@ class CheckpointWriter:
         self._job: Job | None = None  # the last one
         self._notes: list[str] = []  # of the job before: all have read them
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
-        started = threading.Event()
-        self._jobs_started = started
+        self._has_started = threading.Event()
         self._thread.start()
-        started.wait()
+        self._has_started.wait()
         # The thread has said that it computes alone, which torch takes as the default of threads
         # to come; this thread's own number is that of before.
         torch.set_num_threads(torch.get_num_threads())
@@ -120,20 +110,18 @@ class CheckpointWriter:
                 "this rank says where."
             )
             fail_together(job.error or bug)
-        if job.saved is None:
-            raise AssertionError("a save has ended without an outcome")
+        assert job.saved is not None
         return job.saved
 
     def _wait_for_all(self, job: Job) -> bool:
         """Whether it has gone well."""
-        ticks = 0
         while True:
             deadline = time.monotonic() + LOOK_SECONDS
             while not job.done.wait(LOOK_SECONDS / 4) and time.monotonic() < deadline:
-                ticks = _tick_up_to(job.marks, ticks)
+                job.tick()
             is_done = job.done.is_set()
             if is_done:
-                ticks = _tick_up_to(job.marks, ticks)
+                job.tick()
             # It also shows at once that a rank has gone, which the threads would not notice.
             done, failed, alone = sum_float64(
                 [is_done, is_done and job.has_failed, is_done and not job.is_agreed]
@@ -154,7 +142,7 @@ class CheckpointWriter:
 
     def _run(self) -> None:
         torch.set_num_threads(1)  # the cores are the training's
-        self._jobs_started.set()
+        self._has_started.set()
         while (job := self._jobs.get()) is not None:
             try:
                 if self._ranks.is_first:
@@ -182,27 +170,33 @@ class CheckpointWriter:
             return
         for attempt in range(ATTEMPTS):
             where, reports, error = self._attempt(job, attempt)
-            if isinstance(error, NoSpaceError) and attempt + 1 < ATTEMPTS:
-                freed = self._make_room(job)
-                if freed:
+            if attempt + 1 < ATTEMPTS:
+                if isinstance(error, NoSpaceError):
+                    freed = self._make_room(job)
+                # Another copy's manifest goes when the folder is cleared once more.
+                if freed or isinstance(error, ForeignManifestError):
                     self._post(job, attempt, where, AGAIN)
                     continue
-            if isinstance(error, ForeignManifestError) and attempt + 1 < ATTEMPTS:
-                self._post(job, attempt, where, AGAIN)  # which begins with clearing the folder
-                continue
             if isinstance(error, NoSpaceError):
                 needed = sum(row["bytes"] for row in reports)
                 takes = f"takes {needed / 1e6:,.1f} MB" if needed else "takes more than there is"
                 takes = f"The checkpoint of step {job.step} in {job.tier.place.location} {takes}"
                 told = job.tier.explain_full_disk(takes, freed)
                 error = NoSpaceError([*error.problems, *told])
-            error = error and self._clear(job, error)
-            job.error, job.saved = error, None if error else self._saved(job, reports)
+            job.error = error and self._clear(job, error)
+            if job.error is None:
+                job.saved = Saved(
+                    step=job.step,
+                    name=job.tier.place.name_of(job.step),
+                    seconds=time.monotonic() - job.began_at,
+                    bytes=sum(row["entry"]["bytes"] for row in reports),
+                    is_finite=all(row["is_finite"] for row in reports),
+                )
             saved = job.saved and asdict(job.saved)
             is_alone = job.tier.is_shared or self._ranks.is_one_machine
             if job.manifest and saved and not is_alone:
                 self._post(job, attempt, "manifest", job.manifest.decode())
-            self._post(job, attempt, where, {"error": error_to_json(error), "saved": saved})
+            self._post(job, attempt, where, {"error": error_to_json(job.error), "saved": saved})
             break
         job.is_agreed = True
 
@@ -295,15 +289,6 @@ class CheckpointWriter:
         tier = job.tier
         self._try_again(job, "the commit", lambda: tier.commit(manifest, content, self._lease))
 
-    def _saved(self, job: Job, reports: list[dict[str, Any]]) -> Saved:
-        return Saved(
-            step=job.step,
-            name=job.tier.place.name_of(job.step),
-            seconds=time.monotonic() - job.began_at,
-            bytes=sum(row["entry"]["bytes"] for row in reports),
-            is_finite=all(row["is_finite"] for row in reports),
-        )
-
     def _try(self, job: Job, action: Callable[[Job], None]) -> LmscaleError | None:
         """What went wrong with it. A bug is told to the other ranks as well."""
         try:
@@ -328,7 +313,12 @@ class CheckpointWriter:
     def _make_room(self, job: Job) -> tuple[int, ...]:
         freed: list[int] = []
         location = job.tier.place.location
-        failure = self._try(job, lambda job: freed.extend(job.tier.make_room(job.step)))
+
+        def make_room(job: Job) -> None:
+            self._lease.check()  # else what is there is another copy's
+            freed.extend(job.tier.make_room(job.step))
+
+        failure = self._try(job, make_room)
         if failure is not None:
             logger.warning("no room could be made in %s: %s", location, failure)
         if freed:
@@ -370,10 +360,3 @@ class CheckpointWriter:
         if value is None:
             raise GivenUpError
         return value
-
-
-def _tick_up_to(marks: int, ticks: int) -> int:
-    """A sign of life for each that the writer gave: as many on every rank in the end."""
-    for _ in range(ticks, marks):
-        heartbeat.tick()
-    return max(ticks, marks)

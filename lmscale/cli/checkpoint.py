@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from lmscale.checkpoint.places.place import Place
     from lmscale.checkpoint.retention import Rule
     from lmscale.checkpoint.survey import Listed
-    from lmscale.config import RunConfig
 
 app = typer.Typer(help="See, verify and prune what runs have saved.", no_args_is_help=True)
 
@@ -27,7 +26,6 @@ app = typer.Typer(help="See, verify and prune what runs have saved.", no_args_is
 class _Saves:
     """A run's checkpoints at one look."""
 
-    config: RunConfig
     place: Place
     rule: Rule
     listed: tuple[Listed, ...]  # the newest first
@@ -43,7 +41,7 @@ def _look_at(run: Path) -> _Saves:
     from lmscale.checkpoint.places.run_place import open_place
     from lmscale.checkpoint.retention import plan_rule
     from lmscale.checkpoint.survey import survey
-    from lmscale.guard.rewind_plan import plan_spared
+    from lmscale.guard.divergence import plan_spared
     from lmscale.history.history import read_history
     from lmscale.runs.run_folder import load_run_config
     from lmscale.runs.sweep_folder import refuse_sweep
@@ -54,8 +52,7 @@ def _look_at(run: Path) -> _Saves:
     rule = plan_rule(config.checkpoint, place.list_steps(), run)
     history = read_history(run)
     spare = plan_spared(config, num_rewinds=len(history.rewinds))
-    listed = survey(place, rule, history.undone, spare)
-    return _Saves(config=config, place=place, rule=rule, listed=listed)
+    return _Saves(place=place, rule=rule, listed=survey(place, rule, history.undone, spare))
 
 
 @app.command("list")
@@ -100,24 +97,22 @@ def verify(
 
     saves = _look_at(run)
     chosen = saves.committed if step is None else [_find(saves, step)]
-    problems: dict[int, list[str]] = {}
+    rows = []
     with _progress("verifying", chosen, as_json=as_json) as advance:
         for saved in chosen:
-            problems[saved.step] = find_problems(saves.place, saved, advance)
-            if not as_json and not problems[saved.step]:
+            found = find_problems(saves.place, saved, advance)
+            row = {"step": saved.step, "name": saved.name}
+            rows.append(row | {"is_whole": not found, "problems": found})
+            if not as_json and not found:
                 typer.echo(render_verdict(saved))
+    faults = [problem for row in rows for problem in row["problems"]]
     if as_json:
-        rows = [
-            {"step": saved.step, "name": saved.name, "is_whole": not faults, "problems": faults}
-            for saved, faults in ((saved, problems[saved.step]) for saved in chosen)
-        ]
         typer.echo(json.dumps({"run": str(run), "checkpoints": rows}, indent=1))
-        if any(problems.values()):
+        if faults:
             raise typer.Exit(EXIT_USER)
-        return
-    if any(problems.values()):
-        raise CheckpointError([problem for faults in problems.values() for problem in faults])
-    if not chosen:
+    elif faults:
+        raise CheckpointError(faults)
+    elif not chosen:
         typer.echo(f"{saves.place.location} holds no checkpoints yet.")
 
 
@@ -184,10 +179,9 @@ def prune(
     saves = _look_at(run)
     if not dry_run:
         _refuse_live(run)
-    rule = saves.rule
-    rule = replace(rule, keep_last=rule.keep_last if keep_last is None else keep_last)
-    if keep_every is not None:
-        rule = replace(rule, keep_every_steps=keep_every)
+    changes = {"keep_last": keep_last, "keep_every_steps": keep_every}
+    given = {name: value for name, value in changes.items() if value is not None}
+    rule = replace(saves.rule, **given)
     doomed = plan_prune(saves.listed, rule, with_asked=asked)
     with _progress("verifying", saves.committed[:1], as_json=as_json) as advance:
         doomed, sound = spare_a_sound_one(saves.place, saves.listed, doomed, advance)
@@ -196,10 +190,13 @@ def prune(
         remove(run, saves.place, [saved.step for saved in doomed])
     remaining = [saved for saved in saves.listed if saved not in doomed]
     if as_json:
-        content: dict[str, Any] = {"run": str(run), "dry_run": dry_run}
-        content |= {"sound_step": None if sound is None else sound.step}
-        content |= {"deleted": [listed_to_json(saved) for saved in doomed]}
-        content |= {"kept": [listed_to_json(saved) for saved in remaining]}
+        content = {
+            "run": str(run),
+            "dry_run": dry_run,
+            "sound_step": None if sound is None else sound.step,
+            "deleted": list(map(listed_to_json, doomed)),
+            "kept": list(map(listed_to_json, remaining)),
+        }
         typer.echo(json.dumps(content, indent=1))
         return
     typer.echo(render_pruned(doomed, remaining, sound, is_dry=dry_run))

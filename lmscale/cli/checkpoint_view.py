@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lmscale.cli.units import render_bytes, render_line, render_time
@@ -22,11 +23,7 @@ _REASONS = {
     "stop": "the run was asked to stop",
     "last": "all steps were done",
 }
-
-
-_KEPT_FOR = {
-    "rewind": "rewind (the guard goes back to it, or will once it is old enough)",
-}
+_KEPT_FOR = {"rewind": "rewind (the guard goes back to it, or will once it is old enough)"}
 
 
 def describe_state(one: Listed) -> str:
@@ -60,15 +57,12 @@ def listed_to_json(one: Listed) -> dict[str, Any]:
         "step": one.step,
         "name": one.name,
         "state": one.state,
-        "is_finite": None if manifest is None else manifest.is_finite,
-        "reason": None if manifest is None else manifest.reason,
+        "is_finite": getattr(manifest, "is_finite", None),
+        "reason": getattr(manifest, "reason", None),
         "kept_for": list(one.kept_for),
         "bytes": one.bytes,
-        "time": writer.get("time"),
-        "world_size": writer.get("world_size"),
-        "zero_stage": writer.get("zero_stage"),
-        "precision": writer.get("precision"),
-        "rewinds": None if manifest is None else manifest.rewinds,
+        **{key: writer.get(key) for key in ("time", "world_size", "zero_stage", "precision")},
+        "rewinds": getattr(manifest, "rewinds", None),
         "problems": list(one.problems),
     }
 
@@ -99,13 +93,16 @@ def render_pruned(
 ) -> str:
     verb = "would remove" if is_dry else "removed"
     lines = [
-        f"{verb} {one.name} ({one.state}"
-        + (f", {render_bytes(one.bytes)})" if one.bytes is not None else ")")
-        for one in doomed
+        f"{verb} {one.name} ({one.state}{'' if size is None else f', {render_bytes(size)}'})"
+        for one, size in ((one, one.bytes) for one in doomed)
     ]
     if not doomed:
         lines.append("nothing to remove")
-    steps = ", ".join(map(_name_kept, kept)) or "none"
+    # With the reason where the run itself would go back to it: no rule of the command keeps it.
+    names = [
+        f"{one.step:,}" + (f" ({', '.join(one.kept_for)})" if one.is_spared else "") for one in kept
+    ]
+    steps = ", ".join(names) or "none"
     lines.append(f"{'would keep' if is_dry else 'kept'} steps: {steps}")
     if sound is not None:
         lines.append(f"the newest whole one is of step {sound.step:,}: every file was read")
@@ -114,23 +111,12 @@ def render_pruned(
     return "\n".join(lines)
 
 
-def _name_kept(one: Listed) -> str:
-    """Its step, and why it is there although no rule of the command keeps it."""
-    return f"{one.step:,}" + (f" ({', '.join(one.kept_for)})" if one.is_spared else "")
-
-
 def render_checkpoint(one: Listed, figures: Mapping[str, float]) -> str:
     manifest = one.manifest
     assert manifest is not None
-    return "\n".join(
-        [
-            one.name,
-            *_render_origin(one, manifest),
-            *_render_tensors(manifest),
-            *_render_place(manifest),
-            *_render_figures(manifest, figures),
-        ]
-    )
+    origin, figures_at = _render_origin(one, manifest), _render_figures(manifest, figures)
+    parts = (origin, _render_tensors(manifest), _render_place(manifest), figures_at)
+    return "\n".join([one.name, *chain.from_iterable(parts)])
 
 
 def _render_origin(one: Listed, manifest: Manifest) -> Iterator[str]:
@@ -199,31 +185,29 @@ def _render_figures(manifest: Manifest, figures: Mapping[str, float]) -> Iterato
         yield _line("probe", f"loss {probe.loss:.6f} of {probe.windows} windows")
     if manifest.rewinds:
         yield _line("rewinds", f"{manifest.rewinds} before it")
-    yield from _render_guard(manifest)
-    yield from _render_origin_of_weights(manifest)
+    for name, describe in (("guard", _describe_guard), ("began with", _describe_origin)):
+        try:
+            text = describe(manifest)
+        except CheckpointError as error:
+            yield from (_line(name, problem) for problem in error.problems)
+        else:
+            if text is not None:
+                yield _line(name, text)
 
 
-def _render_origin_of_weights(manifest: Manifest) -> Iterator[str]:
-    from lmscale.checkpoint.state import read_state
-    from lmscale.train.initial import ORIGIN, ORIGINS
-
-    try:
-        origin = read_state(manifest, ORIGIN, ORIGINS, where="it")
-    except CheckpointError as error:
-        yield from (_line("began with", problem) for problem in error.problems)
-        return
-    if origin is not None:
-        yield _line("began with", f"the weights of {origin.checkpoint} (run {origin.run})")
-
-
-def _render_guard(manifest: Manifest) -> Iterator[str]:
+def _describe_guard(manifest: Manifest) -> str | None:
     from lmscale.guard.state import read_guard_state
 
-    try:
-        guard = read_guard_state(manifest, where="it")
-    except CheckpointError as error:
-        yield from (_line("guard", problem) for problem in error.problems)
-        return
-    if guard is not None:
-        seen = f"{guard.nonfinite_steps:,} non-finite steps and {guard.spike_steps:,} spiking ones"
-        yield _line("guard", f"{seen} in the run so far; {len(guard.window):,} steps in its window")
+    guard = read_guard_state(manifest, where="it")
+    if guard is None:
+        return None
+    seen = f"{guard.nonfinite_steps:,} non-finite steps and {guard.spike_steps:,} spiking ones"
+    return f"{seen} in the run so far; {len(guard.window):,} steps in its window"
+
+
+def _describe_origin(manifest: Manifest) -> str | None:
+    from lmscale.checkpoint.manifest_file import read_state
+    from lmscale.train.initial import ORIGIN, ORIGINS
+
+    origin = read_state(manifest, ORIGIN, ORIGINS, where="it")
+    return origin and f"the weights of {origin.checkpoint} (run {origin.run})"

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lmscale.checkpoint import open_place
 from lmscale.checkpoint.load import load_weights
+from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import RunConfig
 from lmscale.errors import CheckpointError
 from lmscale.history.history import read_history

@@ -15,17 +15,14 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmscale.config.safety import GuardConfig
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import GuardError
 from lmscale.guard.divergence import Divergence, find_trouble, follow_level, plan_divergence
-from lmscale.guard.figures import figures_of, find_limits
-from lmscale.guard.state import GUARD, GuardState, Verdict, advance, judge_step
-
-if TYPE_CHECKING:
-    from lmscale.history.rewinds import Rewind
+from lmscale.guard.state import GuardState, Verdict, advance, figures_of, find_limits, judge_step
+from lmscale.history.rewinds import Rewind
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +34,7 @@ LOST_SHARE = 0.6
 class RewindRequest(Exception):  # noqa: N818 - a request: the run goes on
     """Raised on all ranks alike: go back to an older checkpoint, and jump over a window of samples.
 
-    ``rewind_plan.plan_rewind`` chooses the checkpoint.
+    ``divergence.plan_rewind`` chooses the checkpoint.
     """
 
     def __init__(self, divergence: Divergence) -> None:
@@ -76,11 +73,6 @@ class Guard:
     def may_rewind(self) -> bool:
         """Whether another divergence would be answered by a rewind."""
         return self.config.on_divergence == "rewind" and len(self.rewinds) < self.config.max_rewinds
-
-    @property
-    def name(self) -> str:
-        """As a RunState."""
-        return GUARD
 
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint carries."""

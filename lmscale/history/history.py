@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from lmscale.checkpoint import Manifest
 from lmscale.checkpoint.find import Found, PassedOver
+from lmscale.checkpoint.manifest import Manifest
 from lmscale.checkpoint.places.local_tier import LOCAL
 from lmscale.errors import DataError
 from lmscale.files.jsonl import append_row, mend_tail, read_rows

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from lmscale.checkpoint import Manifest
+from lmscale.checkpoint.manifest import Manifest
 from lmscale.errors import DataError, NoSpaceError
 from lmscale.files.jsonl import append_durable_row, read_rows
 from lmscale.files.run_files import REWINDS_FILE

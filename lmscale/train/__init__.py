@@ -11,21 +11,3 @@ The first call to read is ``train_run``, then ``train_steps``, which is a genera
 saves while training goes on, ``rewinding.py`` takes the run back, ``compare.py`` finds ranks that
 differ, ``evidence.py`` writes down a divergence, ``votes.py`` agrees on stops and saves.
 """
-
-from lmscale.engine.step_report import StepReport
-from lmscale.guard.guard import Guard
-from lmscale.train.assemble import Run, build_run_engine, open_run
-from lmscale.train.folder import claim_folder
-from lmscale.train.loop import train_steps
-from lmscale.train.progress import Progress
-
-__all__ = [
-    "Guard",
-    "Progress",
-    "Run",
-    "StepReport",
-    "build_run_engine",
-    "claim_folder",
-    "open_run",
-    "train_steps",
-]

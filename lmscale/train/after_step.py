@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lmscale.engine.step_report import StepReport
+from lmscale.errors import LmscaleError
 from lmscale.guard.guard import Guard
+from lmscale.guard.state import GUARD
 from lmscale.ranks.collectives import failing_together
 from lmscale.runs.attempts import AttemptLog
 from lmscale.runs.stop import StoppedError, StopRequests
-from lmscale.stream.ledger import open_ledger
+from lmscale.stream.ledger import Ledger, LedgerRow, open_ledger
 from lmscale.train.assemble import Run
 from lmscale.train.compare import RankComparison
 from lmscale.train.evidence import GuardHook
-from lmscale.train.hooks import Hook, ProgressCounter, ledger_hook
-from lmscale.train.reporting import open_reporting
-from lmscale.train.saver import Saver, writing_rows
+from lmscale.train.progress import Hook, ProgressCounter
+from lmscale.train.reporting import MetricsHook, open_run_trackers, progress_hook
+from lmscale.train.saver import Saver
 from lmscale.train.scoring import Evaluator, open_evaluator
 from lmscale.train.votes import ASKED, DATA_ERROR, LEASE_LOST, RANKS_DIFFER, SAVE_FAILED, StopPoll
 from lmscale.watch import heartbeat
@@ -40,16 +43,13 @@ def in_order(hooks: Mapping[str, Hook]) -> tuple[Hook, ...]:
 class AfterStep:
     """What follows a step on this rank, and what follows the last one."""
 
-    first_step: int  # steps done before
-    last_step: int
+    run: Run
     hooks: tuple[Hook, ...]
     counter: ProgressCounter
     saver: Saver
     evaluator: Evaluator
-    poll: StopPoll
     stop: StopRequests
     stop_reason: Callable[[], str | None]  # why this rank would stop after the step under way
-    attempt: AttemptLog | None  # rank 0's
 
     def __call__(self, report: StepReport) -> None:
         """Raises ``StoppedError`` when no further step shall be begun."""
@@ -63,16 +63,16 @@ class AfterStep:
         if ASKED in report.save_for:
             self.stop.obey_save(report.step)
         self.consume_save()
-        if report.step == self.last_step or reason == DATA_ERROR:
+        if report.step == self.run.config.train.steps or reason == DATA_ERROR:
             return  # that one is raised by the next step
         if reason is not None:
             raise StoppedError(reason)
         if report.step in (self.saver.waited_step, self.evaluator.scored_step):
-            self.poll.now()  # that may have taken minutes, and a step takes one
+            self.evaluator.poll.now()  # that may have taken minutes, and a step takes one
 
     def has_work(self) -> bool:
         """Whether a stop has something to save: a step was done here."""
-        return self.counter.now.step != self.first_step
+        return self.counter.now.step != self.run.start.step
 
     def save_reasons(self) -> tuple[str, ...]:
         """Why this rank would save after the step under way, whatever is due."""
@@ -84,76 +84,93 @@ class AfterStep:
         self.stop.consume_save(self.saver.committed_step)
 
     def save_what_is_left(self) -> None:
-        if self.counter.now.step not in (self.first_step, self.saver.saved_step):
+        if self.has_work() and self.counter.now.step != self.saver.saved_step:
             self.saver.save(reason="stop", wait=True)
         self.saver.finish()
-
-    def end(self, reason: str) -> None:
-        """Record why the attempt stops."""
-        if self.attempt is not None:
-            self.attempt.end(reason)
 
 
 @contextmanager
 def open_after_step(
-    run: Run,
-    stop: StopRequests,
-    stop_reason: Callable[[], str | None],
-    attempt: AttemptLog | None,
+    run: Run, stop: StopRequests, stop_reason: Callable[[], str | None], attempt: AttemptLog | None
 ) -> Iterator[AfterStep]:
-    """The hooks of a run that goes on at ``run.start``. All ranks together."""
+    """The hooks of a run that goes on at ``run.start``. All ranks together; ``attempt`` is rank
+    0's.
+    """
     with ExitStack() as stack:
-        counter = ProgressCounter(run.start)
-        guard = build_guard(run)
-        recording: dict[str, Hook] = {}
+        counter, guard, comparison = (
+            ProgressCounter(run.start),
+            build_guard(run),
+            RankComparison(run),
+        )
+        rows: dict[str, Hook] = {}
         ledger = trackers = None
         with failing_together():
             if attempt is not None:
                 run.lease.check()
-                ledger = stack.enter_context(
-                    open_ledger(
-                        run.folder, next_step=run.start.step, stream=run.stream, n=run.start.n
-                    )
-                )
-                reporting = stack.enter_context(
-                    open_reporting(run, counter, attempt, more_figures=guard.figures)
-                )
-                trackers = reporting.trackers
-                recording = {"record": ledger_hook(ledger), **reporting.hooks}
+                step, n = run.start.step, run.start.n
+                opened = open_ledger(run.folder, next_step=step, stream=run.stream, n=n)
+                ledger = stack.enter_context(opened)
+                trackers = stack.enter_context(open_run_trackers(run))
+                rows = {
+                    "record": partial(_record, ledger),
+                    "show": MetricsHook(run, counter, trackers, attempt, guard.figures),
+                    "progress": stack.enter_context(progress_hook(run)),
+                }
             heartbeat.tick()
         saver = Saver(
-            run=run, counter=counter, ledger=ledger, trackers=trackers, more_states=(guard,)
+            run=run,
+            counter=counter,
+            ledger=ledger,
+            trackers=trackers,
+            more_states={GUARD: guard.to_json},
         )
         stack.callback(saver.close)
 
         def asked() -> str | None:
             return SAVE_FAILED if saver.failed() else stop_reason()
 
-        poll = StopPoll(asked)
-        evaluator = stack.enter_context(open_evaluator(run, trackers, poll))
-        comparison = RankComparison(run)
+        evaluator = stack.enter_context(open_evaluator(run, trackers, StopPoll(asked)))
         hooks: dict[str, Hook] = {
             "count": counter,
-            **{name: writing_rows(hook, saver) for name, hook in recording.items()},
-            "judge": GuardHook(run, guard, comparison.compare_after),
+            **{name: partial(_write_rows, hook, saver) for name, hook in rows.items()},
+            "judge": GuardHook(run, guard, comparison.compare),
             "compare": comparison,
             "save": saver,
             "score": evaluator,
         }
         after_step = AfterStep(
-            first_step=run.start.step,
-            last_step=run.config.train.steps,
+            run=run,
             hooks=in_order(hooks),
             counter=counter,
             saver=saver,
             evaluator=evaluator,
-            poll=poll,
             stop=stop,
             stop_reason=asked,
-            attempt=attempt,
         )
         stack.callback(after_step.consume_save)  # of what was still under way
         yield after_step
+
+
+def _write_rows(hook: Hook, saver: Saver, report: StepReport) -> None:
+    """Once a row is refused, as on a full disk, nothing is written any more, and the saver has all
+    ranks end together.
+    """
+    if not saver.has_refused:
+        try:
+            hook(report)
+        except LmscaleError as error:
+            saver.refuse(error)
+
+
+def _record(ledger: Ledger, report: StepReport) -> None:
+    row = LedgerRow(
+        step=report.step - 1,  # the ledger counts from 0: step s takes samples from s·G
+        first_n=report.first_n,
+        samples=report.samples,
+        tokens=report.targets,
+        digest=report.digest,
+    )
+    ledger.append(row)
 
 
 def build_guard(run: Run) -> Guard:

@@ -6,16 +6,18 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lmscale.checkpoint import Place, load_checkpoint, open_place
-from lmscale.checkpoint.find import Found, Search, Topology
+from lmscale.checkpoint.find import Found, Search
+from lmscale.checkpoint.load import load_checkpoint
+from lmscale.checkpoint.manifest_file import read_state
 from lmscale.checkpoint.places.local_tier import open_node_place
-from lmscale.checkpoint.places.run_place import prepare_place
-from lmscale.checkpoint.state import read_state
+from lmscale.checkpoint.places.place import Place
+from lmscale.checkpoint.places.run_place import open_place, prepare_place
 from lmscale.config import BatchPlan, RunConfig, plan_batches
 from lmscale.engine import Engine, check_precision
 from lmscale.errors import CheckpointError, DataError, LmscaleError
@@ -33,18 +35,11 @@ from lmscale.ranks.ranks import Ranks
 from lmscale.runs.lease import NO_LEASE, Lease
 from lmscale.stream.batches import Preparation
 from lmscale.stream.loader import StepLoader, open_loader
-from lmscale.stream.mixture import Jump
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream, open_stream
 from lmscale.tokenizer import Tokenizer, load_tokenizer
-from lmscale.train.build import build_run_engine
 from lmscale.train.folder import freeze_run, identity_of
-from lmscale.train.initial import (
-    ORIGIN,
-    ORIGINS,
-    Origin,
-    open_initial_weights,
-)
+from lmscale.train.initial import ORIGIN, ORIGINS, Origin, build_run_engine, open_initial_weights
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import STREAM, Progress, read_progress
 from lmscale.watch import heartbeat
@@ -53,8 +48,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run that is ready for its next step."""
+class Setting:
+    """What a run is made of, wherever it goes on."""
 
     config: RunConfig
     ranks: Ranks
@@ -62,22 +57,29 @@ class Run:
     device: torch.device
     plan: BatchPlan
     tokenizer: Tokenizer
-    stream: Stream
-    preparation: Preparation  # of the stream's rows, for the objective
-    loader: StepLoader
-    engine: Engine
     place: Place  # of its checkpoints
     identity: dict[str, Any]
-    start: Progress  # where it goes on: zeros for a new run
-    guard_state: GuardState | None  # at the start, as the guard had left it
-    origin: Origin | None  # which checkpoint of another run its first weights were
     history: History  # as it was at the start: all its rewinds are behind that
     lease: Lease  # this rank's
-    passed_over: frozenset[int] = frozenset()  # steps of checkpoints that this start did not take
+    should_stop: Callable[[], bool]  # asked while a rank waits for data
 
     @property
     def folder(self) -> Path:
         return self.config.folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Setting):
+    """A run that is ready for its next step."""
+
+    stream: Stream
+    preparation: Preparation  # of the stream's rows, for the objective
+    loader: StepLoader
+    engine: Engine
+    start: Progress  # where it goes on: zeros for a new run
+    guard_state: GuardState | None  # at the start, as the guard had left it
+    origin: Origin | None  # which checkpoint of another run its first weights were
+    passed_over: frozenset[int] = frozenset()  # steps of checkpoints that this start did not take
 
     @property
     def is_complete(self) -> bool:
@@ -89,27 +91,12 @@ class Run:
 class Start:
     """Where a run goes on, as its RunStates have kept it; without arguments at its beginning."""
 
+    is_new: bool = True
+    rewinds: int = 0  # that had happened when the checkpoint was written
     progress: Progress = Progress()
     stream: StreamState | None = None
     guard: GuardState | None = None
-    origin: Origin | None = None  # which checkpoint of another run its first weights were
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Setting:
-    """What a run is made of before it is known where it goes on."""
-
-    config: RunConfig
-    ranks: Ranks
-    mesh: Mesh
-    device: torch.device
-    plan: BatchPlan
-    tokenizer: Tokenizer
-    place: Place
-    identity: dict[str, Any]
-    history: History
-    lease: Lease
-    should_stop: Callable[[], bool]
+    origin: Origin | None = None
 
 
 @contextmanager
@@ -140,7 +127,7 @@ def open_run(
     with failing_together():
         tokenizer = _load_tokenizer(config)
         heartbeat.tick()
-    setting = _Setting(
+    setting = Setting(
         config=config,
         ranks=ranks,
         mesh=mesh,
@@ -195,26 +182,26 @@ def _share_history(folder: Path, ranks: Ranks) -> History:
     return checked(HISTORY, broadcast_object(asdict(history)))
 
 
-def _search(setting: _Setting) -> Search:
-    engine = setting.config.engine
+def _search(setting: Setting) -> Search:
+    ranks, engine = setting.ranks, setting.config.engine
     node_place = None
     with failing_together():
         node_place = open_node_place(setting.config)
     return Search(
         [setting.place] if node_place is None else [node_place, setting.place],
-        setting.ranks,
+        ranks,
         identity=setting.identity,
         undone=setting.history.undone,
-        topology=Topology(
-            world_size=setting.ranks.world_size,
-            zero_stage=engine.zero_stage,
-            precision=engine.precision,
-        ),
+        topology={
+            "world_size": ranks.world_size,
+            "zero_stage": engine.zero_stage,
+            "precision": engine.precision,
+        },
     )
 
 
 def _resume(
-    setting: _Setting, search: Search, given: Engine | None, stack: ExitStack
+    setting: Setting, search: Search, given: Engine | None, stack: ExitStack
 ) -> tuple[Run, Found | None]:
     """The run at its newest good checkpoint; at its beginning where nothing was ever saved."""
     engine = given
@@ -225,11 +212,11 @@ def _resume(
             search.reject(found, error.problems)
             continue
         with ExitStack() as trial:
-            try:
-                run = _open_at(setting, found, start, engine, trial)
-            except LoadedWrongError as error:
-                engine = error.engine
-                search.reject(found, error.problems)
+            run = _open_at(setting, start, engine, trial)
+            problems = _load(found, run)
+            if problems:
+                engine = run.engine
+                search.reject(found, problems)
                 continue
             stack.enter_context(trial.pop_all())
             location, step = found.place.location, found.manifest.step
@@ -242,25 +229,39 @@ def _resume(
         )
     # One that has tried checkpoints of the nodes' own disks in vain holds no new run's weights.
     del engine
-    return _open_at(setting, None, Start(), None, stack), None
+    return _open_at(setting, Start(), None, stack), None
 
 
-class LoadedWrongError(CheckpointError):
-    """A checkpoint whose files are sound, but which did not load as what was saved."""
+def _read_start(found: Found) -> Start:
+    """Raises ``CheckpointError`` for a checkpoint that does not say where the run was."""
+    manifest, where = found.manifest, found.name
+    return Start(
+        is_new=False,
+        rewinds=manifest.rewinds,
+        progress=read_progress(manifest, where=where),
+        stream=StreamState.from_json(manifest.state.get(STREAM)),
+        guard=read_guard_state(manifest, where=where),
+        origin=read_state(manifest, ORIGIN, ORIGINS, where=where),
+    )
 
-    def __init__(self, problems: Sequence[str], engine: Engine) -> None:
-        super().__init__(problems)
-        self.engine = engine
 
-
-def _open_at(
-    setting: _Setting, found: Found | None, start: Start, engine: Engine | None, stack: ExitStack
-) -> Run:
-    """The run at a checkpoint, which says ``start``; or (None) at its beginning."""
-    config, ranks, progress = setting.config, setting.ranks, start.progress
-    rewinds = found.manifest.rewinds if found else 0
-    jumps = pending_jumps(setting.history.rewinds, rewinds_in_history=rewinds)
-    stream = stack.enter_context(_open_stream(setting, start.stream, jumps))
+def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitStack) -> Run:
+    """The run at ``start``. The engine, if none is given, holds a new run's first weights, or is
+    to be loaded.
+    """
+    config, progress, origin = setting.config, start.progress, start.origin
+    with failing_together():
+        stream = open_stream(
+            config.stream,
+            seed=config.run.seed,
+            state=start.stream,
+            jumps=pending_jumps(setting.history.rewinds, rewinds_in_history=start.rewinds),
+            tokenizer_fingerprint=setting.tokenizer.fingerprint,
+            # 512 ranks × 100,000 shards would be 51 million stats
+            check_files=setting.ranks.is_first,
+        )
+        stack.enter_context(stream)
+        heartbeat.tick()
     with failing_together():
         preparation = build_preparation(config)
     loader = open_loader(
@@ -277,67 +278,42 @@ def _open_at(
     stack.enter_context(loader)
     heartbeat.tick()
     if engine is None:
-        engine, origin = _build_engine(setting, is_new=found is None)
-        start = replace(start, origin=start.origin or origin)
-    if found is not None:
-        heartbeat.phase("load")
-        _load(found, engine, stream, preparation, ranks)
-        heartbeat.phase("start")
+        build = partial(build_run_engine, config, setting.plan, setting.mesh, setting.device)
+        if start.is_new:
+            with open_initial_weights(
+                config, setting.ranks, tokenizer_fingerprint=setting.tokenizer.fingerprint
+            ) as initial:
+                engine, origin = build(fill=True, initial=initial), initial.origin
+        else:
+            engine = build(fill=False)
     return Run(
-        config=config,
-        ranks=ranks,
-        mesh=setting.mesh,
-        device=setting.device,
-        plan=setting.plan,
-        tokenizer=setting.tokenizer,
+        **vars(setting),
         stream=stream,
         preparation=preparation,
         loader=loader,
         engine=engine,
-        place=setting.place,
-        identity=setting.identity,
         start=progress,
         guard_state=start.guard,
-        origin=start.origin,
-        history=setting.history,
-        lease=setting.lease,
+        origin=origin,
     )
 
 
-def _load(
-    found: Found, engine: Engine, stream: Stream, preparation: Preparation, ranks: Ranks
-) -> None:
-    """Load a checkpoint, and see whether what was loaded is what was saved."""
+def _load(found: Found, run: Run) -> Sequence[str]:
+    """Load a checkpoint. Why what was loaded is not what was saved, though its files are sound."""
+    heartbeat.phase("load")
     try:
-        load_checkpoint(found.place, found.manifest, engine)
+        load_checkpoint(found.place, found.manifest, run.engine)
     except CheckpointError as error:
-        raise LoadedWrongError(error.problems, engine) from error
-    saved = found.manifest.probe
-    if saved is None:
-        return
-    try:
-        now = measure_probe(engine, stream, preparation, windows=saved.windows)
-    except DataError as error:  # such as of a source that has left the mixture since
-        logger.warning("%s: its known loss could not be measured again: %s", found.name, error)
-        return
-    difference = find_probe_difference(saved, now)
-    if difference is not None:
-        raise LoadedWrongError([f"{found.name}: {difference}."], engine)
-
-
-def _open_stream(setting: _Setting, state: StreamState | None, jumps: Sequence[Jump]) -> Stream:
-    with failing_together():
-        stream = open_stream(
-            setting.config.stream,
-            seed=setting.config.run.seed,
-            state=state,
-            jumps=jumps,
-            tokenizer_fingerprint=setting.tokenizer.fingerprint,
-            # 512 ranks × 100,000 shards would be 51 million stats
-            check_files=setting.ranks.is_first,
-        )
-        heartbeat.tick()
-    return stream
+        return error.problems
+    saved, difference = found.manifest.probe, None
+    if saved is not None:
+        try:
+            now = measure_probe(run.engine, run.stream, run.preparation, windows=saved.windows)
+            difference = find_probe_difference(saved, now)
+        except DataError as error:  # such as of a source that has left the mixture since
+            logger.warning("%s: its known loss could not be measured again: %s", found.name, error)
+    heartbeat.phase("start")
+    return [] if difference is None else [f"{found.name}: {difference}."]
 
 
 def describe_start(run: Run) -> str:
@@ -354,39 +330,12 @@ def describe_start(run: Run) -> str:
     )
 
 
-def _build_engine(setting: _Setting, *, is_new: bool) -> tuple[Engine, Origin | None]:
-    """The run's engine; of a new run with its first weights, and where they came from."""
-    config, plan, mesh, device = setting.config, setting.plan, setting.mesh, setting.device
-    if not is_new:
-        return build_run_engine(config, plan, mesh, device, fill=False), None
-    with open_initial_weights(
-        config, setting.ranks, tokenizer_fingerprint=setting.tokenizer.fingerprint
-    ) as initial:
-        engine = build_run_engine(config, plan, mesh, device, fill=True, initial=initial)
-        return engine, initial.origin
-
-
 def _load_tokenizer(config: RunConfig) -> Tokenizer:
     tokenizer = load_tokenizer(config.tokenizer.folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise DataError(
             f"{config.tokenizer.folder} holds a tokenizer of {tokenizer.vocab_size} pieces, but "
-            "the "
-            f"model has only {config.vocab_size} embeddings. Set tokenizer.vocab_size to "
+            f"the model has only {config.vocab_size} embeddings. Set tokenizer.vocab_size to "
             f"{tokenizer.vocab_size}, or model.vocab_size to as many or more."
         )
     return tokenizer
-
-
-def _read_start(found: Found | None) -> Start:
-    """Raises ``CheckpointError`` for a checkpoint that does not say where the run was."""
-    if found is None:
-        return Start()
-    manifest, where = found.manifest, found.name
-    progress = read_progress(manifest, where=where)
-    return Start(
-        progress=progress,
-        stream=StreamState.from_json(manifest.state.get(STREAM)),
-        guard=read_guard_state(manifest, where=where),
-        origin=read_state(manifest, ORIGIN, ORIGINS, where=where),
-    )

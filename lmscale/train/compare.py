@@ -1,4 +1,5 @@
-"""Silent corruption: the ranks compare a hash of all that every one of them should hold alike.
+"""Silent corruption: the ranks compare a hash of all that every one of them should hold alike, and
+a rank a forward pass with the same done again.
 
 A bit that flips in a rank's memory raises nothing: the rank goes on with a weight of its own, and
 at ZeRO 0 for ever. What is alike on all ranks, by ZeRO stage:
@@ -23,12 +24,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lmscale.checkpoint.fragments import held_fragments
@@ -39,10 +41,12 @@ from lmscale.errors import CorruptionError, LmscaleError, NoSpaceError
 from lmscale.files.jsonl import append_durable_row
 from lmscale.files.run_files import CORRUPTIONS_FILE
 from lmscale.history.history import attempt_of
+from lmscale.objective.inputs import to_device
 from lmscale.ranks.attempt import node_name
 from lmscale.ranks.collectives import failing_together, gather_json
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 from lmscale.ranks.ranks import name_ranks
+from lmscale.stream.batches import StepBatch
 from lmscale.train.assemble import Run
 from lmscale.watch import heartbeat
 
@@ -63,20 +67,6 @@ class Difference:
     """Names of the differing values."""
     is_certain: bool
     """A majority tells which ranks are wrong."""
-
-    @property
-    def summary(self) -> str:
-        """For one line of the batch script's."""
-        verb = "differs" if len(self.ranks) == 1 else "differ"
-        return f"{name_ranks(self.ranks)} on {', '.join(self.hosts[:MAX_NAMED])} {verb}"
-
-    @property
-    def bad_nodes(self) -> dict[str, str]:
-        """Node → reason; empty without a majority."""
-        if not self.is_certain:
-            return {}
-        what = f"memory or arithmetic: {name_ranks(self.ranks)} held wrong values"
-        return dict.fromkeys(self.hosts, what)
 
 
 def replicated_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
@@ -144,23 +134,26 @@ def judge(values: Sequence[dict[str, Any]], hosts: Sequence[str]) -> Difference 
     )
 
 
-def describe_difference(difference: Difference, *, moment: str) -> str:
-    """A sentence on ranks, hosts, values and remedy before ``moment``: "the update of step 4"."""
-    who, hosts = name_ranks(difference.ranks), ", ".join(difference.hosts)
-    named = ", ".join(difference.names[:MAX_NAMED])
-    others = len(difference.names) - MAX_NAMED
+def corruption_error(found: Difference, *, moment: str) -> CorruptionError:
+    """Ranks, hosts, values and remedy before ``moment``: "the update of step 4"."""
+    who, hosts = name_ranks(found.ranks), ", ".join(found.hosts)
+    ending = "s" if len(found.ranks) == 1 else ""  # of its verb
+    named = ", ".join(found.names[:MAX_NAMED])
+    others = len(found.names) - MAX_NAMED
     named += f" and {others} more" if others > 0 else ""
-    if difference.is_certain:
-        verb = "holds" if len(difference.ranks) == 1 else "hold"
-        sentence = f"{who} on {hosts} {verb} other values than the other ranks"
+    if found.is_certain:
+        sentence = f"{who} on {hosts} hold{ending} other values than the other ranks"
     else:
         sentence = f"{who} on {hosts} hold different values, and no majority tells which are right"
-    return (
+    reason = f"memory or arithmetic: {who} held wrong values"
+    return CorruptionError(
         f"Before {moment}, {sentence}: {named}. Memory or arithmetic failed there "
         "without an error, so the run ends here and nothing is saved. Check the memory of "
         f"{hosts} (ECC counters: nvidia-smi -q -d ECC, edac-util, dmesg), leave the node out until "
         "it is known to be good (`exclude` in the cluster's profile), and start again: the run "
-        "goes on from the newest checkpoint, before whose save the ranks were alike."
+        "goes on from the newest checkpoint, before whose save the ranks were alike.",
+        summary=f"{who} on {', '.join(found.hosts[:MAX_NAMED])} differ{ending}",
+        bad_nodes=dict.fromkeys(found.hosts, reason) if found.is_certain else {},
     )
 
 
@@ -171,14 +164,15 @@ class RankComparison:
     """
 
     def __init__(self, run: Run) -> None:
-        self._run, self._every_steps = run, run.config.guard.compare_every_steps
+        self._run = run
         self._plan(run.start.step + 1)
 
     def __call__(self, report: StepReport) -> None:
         self._plan(report.step + 1)
 
     def _plan(self, step: int) -> None:
-        if is_compared(self._run) and step % self._every_steps == 0:
+        every_steps = self._run.config.guard.compare_every_steps
+        if every_steps and step % every_steps == 0:
             self._run.engine.before_update.append(partial(self.compare, step))
 
     def compare(self, step: int) -> None:
@@ -187,16 +181,6 @@ class RankComparison:
         _compare(self._run, tensors, step=step, moment=f"the update of step {step}")
         heartbeat.phase("step")
 
-    def compare_after(self, step: int) -> None:
-        """The same out of turn, with this step done."""
-        if is_compared(self._run):
-            self.compare(step + 1)
-
-
-def is_compared(run: Run) -> bool:
-    """Whether there are ranks to compare, and the configuration wants it."""
-    return run.config.guard.compare_every_steps > 0 and run.ranks.world_size > 1
-
 
 def compare_for_save(run: Run, step: int) -> None:
     """Compare what a checkpoint takes in shares, once ``step`` is done and before it is saved.
@@ -204,12 +188,13 @@ def compare_for_save(run: Run, step: int) -> None:
     Every rank writes its share of what all should hold alike. A wrong value of one rank would be in
     the checkpoint, and loaded from there it is alike on all ranks: no later comparison can see it.
     """
-    if is_compared(run):
-        tensors = shared_tensors(run.engine)
-        _compare(run, tensors, step=step, moment=f"the save of step {step}")
+    _compare(run, shared_tensors(run.engine), step=step, moment=f"the save of step {step}")
 
 
 def _compare(run: Run, tensors: Iterable[tuple[str, Tensor]], *, step: int, moment: str) -> None:
+    """Nothing where there is one rank, or the configuration wants no comparisons."""
+    if not run.config.guard.compare_every_steps or run.ranks.world_size == 1:
+        return
     heartbeat.phase("compare")
     difference = find_differing_ranks(run.engine, tensors)
     if difference is None:
@@ -217,30 +202,21 @@ def _compare(run: Run, tensors: Iterable[tuple[str, Tensor]], *, step: int, mome
     with failing_together():
         if run.ranks.is_first:
             run.lease.check()
+            row = {
+                "at_step": step,
+                "zero_stage": run.config.engine.zero_stage,
+                **attempt_of(run.folder),
+                "ranks": difference.ranks,
+                "hosts": difference.hosts,
+                "is_certain": difference.is_certain,
+                "names": difference.names[:MAX_NAMED],
+                "time": time.time(),
+            }
             try:
-                _record(run, difference, step)
+                append_durable_row(run.folder / CORRUPTIONS_FILE, row, no_space=NoSpaceError)
             except LmscaleError as error:  # which rank is wrong matters more
                 logger.error("%s", error)
-    raise CorruptionError(
-        describe_difference(difference, moment=moment),
-        summary=difference.summary,
-        bad_nodes=difference.bad_nodes,
-    )
-
-
-def _record(run: Run, difference: Difference, step: int) -> None:
-    """Append a row to ``RUN/corruptions.jsonl``, for people; it is durable on return."""
-    row = {
-        "at_step": step,
-        "zero_stage": run.config.engine.zero_stage,
-        **attempt_of(run.folder),
-        "ranks": difference.ranks,
-        "hosts": difference.hosts,
-        "is_certain": difference.is_certain,
-        "names": difference.names[:MAX_NAMED],
-        "time": time.time(),
-    }
-    append_durable_row(run.folder / CORRUPTIONS_FILE, row, no_space=NoSpaceError)
+    raise corruption_error(difference, moment=moment)
 
 
 def _scalars(engine: Engine) -> dict[str, Any]:
@@ -254,3 +230,43 @@ def _scalars(engine: Engine) -> dict[str, Any]:
         steps = [float(state.get("step", -1.0)) for state in optimizer.state.values()]
         found["optimizer's steps"] = repr(steps)
     return found
+
+
+def find_recompute_fault(
+    engine: Engine, batch: StepBatch, step: int, reseed: Callable[[], None]
+) -> CorruptionError | None:
+    """Of a rank whose forward pass does not come out the same when it is done twice."""
+    heartbeat.phase("recompute")
+    inputs = to_device(batch.micro_batches[0].arrays, engine.device)
+    if recompute_matches(lambda: engine(**inputs).loss.total, reseed):
+        return None
+    host = node_name()
+    return CorruptionError(
+        f"On {host} the forward pass of step {step} did not give the same bits when it was done "
+        "again: arithmetic or memory failed there without an error, so the run ends here and "
+        f"nothing is saved. Check {host} (ECC counters: nvidia-smi -q -d ECC, dmesg; temperature "
+        "and power), leave it out until it is known to be good (`exclude` in the cluster's "
+        "profile), and start again: the run goes on from the newest checkpoint. If it happens on "
+        "every node, the model's forward pass is not deterministic: set "
+        "guard.recompute_every_steps to 0.",
+        summary=f"a forward pass on {host} did not repeat",
+        bad_nodes={host: "a forward pass done twice gave two results"},
+    )
+
+
+def recompute_matches(forward: Callable[[], Tensor], reseed: Callable[[], None]) -> bool:
+    """Whether two passes give the same bits; all ranks call it together, for ZeRO 3 gathers.
+
+    Both passes are without gradient: with it a device may choose another kernel, whose last bits
+    may differ. ``reseed`` sets the random numbers that a pass draws, and is called once more at the
+    end, so that nothing in the step shows that this was here.
+    """
+    passes = []
+    with torch.no_grad():
+        for _ in range(2):
+            reseed()
+            passes.append(forward().detach().clone())
+            heartbeat.tick()
+    reseed()
+    first, again = (value.reshape(-1).view(torch.uint8) for value in passes)
+    return bool(torch.equal(first, again))  # by the bits: a loss that is not a number agrees too

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +24,13 @@ from lmscale.engine.step_report import StepReport
 from lmscale.errors import GuardError, LmscaleError
 from lmscale.files.atomic import write_json
 from lmscale.guard.divergence import Divergence
-from lmscale.guard.figures import plain
 from lmscale.guard.guard import Guard, RewindRequest
+from lmscale.guard.state import plain, plain_fields
 from lmscale.ranks.collectives import gather_json, sum_float64
 from lmscale.stream.stream import Stream
 from lmscale.tokenizer import Tokenizer
+from lmscale.train.assemble import Run
 from lmscale.watch import heartbeat
-
-if TYPE_CHECKING:
-    from lmscale.train.assemble import Run
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +46,13 @@ class GuardHook:
     """The guard with its evidence: called after every step, on all ranks.
 
     What the guard raises is raised, once the evidence is written; it never fails for want of it.
+    ``compare`` raises where the ranks differ before the update of a step.
     """
 
     def __init__(
-        self, run: Run, guard: Guard, compare_after: Callable[[int], None] = lambda step: None
+        self, run: Run, guard: Guard, compare: Callable[[int], None] = lambda step: None
     ) -> None:
-        """``compare_after``: raises where the ranks differ, once a step is done."""
-        self._run = run
-        self.guard = guard
-        self._compare_after = compare_after
+        self._run, self.guard, self._compare = run, guard, compare
 
     def __call__(self, report: StepReport) -> None:
         try:
@@ -65,7 +61,7 @@ class GuardHook:
             assert self.guard.divergence is not None
             # A rank's wrong memory looks like bad samples, and soon: long before its turn to be
             # compared. A rewind would load what was saved since, and all ranks be wrong alike.
-            self._compare_after(report.step)
+            self._compare(report.step + 1)
             decision = "rewind" if isinstance(raised, RewindRequest) else "stop"
             save_evidence(self._run, self.guard, self.guard.divergence, decision=decision)
             raise
@@ -108,18 +104,18 @@ def evidence_folder(run_folder: Path, step: int, *, rewinds: int) -> Path:
 
 def describe_judgement(guard: Guard, divergence: Divergence) -> dict[str, Any]:
     """Why, by which thresholds, after which steps."""
-    limits = None if divergence.limits is None else asdict(divergence.limits)
+    limits = divergence.limits
     return {
         "why": divergence.why,
         "at_step": divergence.at_step,
         "not_after_step": divergence.not_after_step,
         "thresholds": {
             "config": guard.config.model_dump(mode="json"),
-            "limits": limits and {key: plain(value) for key, value in limits.items()},
+            "limits": None if limits is None else plain_fields(limits),
         },
         "rewinds": [asdict(rewind) for rewind in guard.rewinds],
         "bad_steps": [row.step for row in divergence.bad],
-        "steps": [row.to_json() for row in divergence.state.recent],
+        "steps": [plain_fields(row) for row in divergence.state.recent],
     }
 
 

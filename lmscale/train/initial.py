@@ -1,48 +1,50 @@
-"""Where a run's first weights come from, and which of them it trains.
+"""The configured model with its first weights: random ones, or those of another run's checkpoint.
 
-::
-
-    InitialWeights   Fresh(seed) | OfRun(another run's checkpoint)   one value at a time
-    Adaptation       Full() | Frozen(patterns)                       what the optimizer updates
-
-Both are asked once, where a run begins. A run that goes on from a checkpoint of its own reads its
-weights there, and its manifests say where the first ones came from (``Origin``, a RunState).
+Both are asked for once, where a run begins. A run that goes on from a checkpoint of its own reads
+its weights there, and its manifests say where the first ones came from (``Origin``).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from lmscale.checkpoint import Place, load_manifest, open_place
+from lmscale.checkpoint.differences import MAX_NAMED, check_same_tensors
+from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.load import find_weights, open_weights
 from lmscale.checkpoint.manifest import Manifest
-from lmscale.config import RunConfig
-from lmscale.errors import CheckpointError, ConfigError
+from lmscale.checkpoint.places.place import Place
+from lmscale.checkpoint.places.run_place import open_place
+from lmscale.config import BatchPlan, RunConfig
+from lmscale.engine import Engine, build_engine, gathered, parameter_context
+from lmscale.engine.engine import whole_shape
+from lmscale.errors import ConfigError
 from lmscale.files.strangers import EXACT, Count, Text
 from lmscale.history.history import read_history
-from lmscale.model import Declared, declared_parameters, initial_value
+from lmscale.model import Declared, build_model, declared_parameters, initial_value, parameter_kinds
+from lmscale.objective.objective import build_scoring
 from lmscale.ranks.collectives import broadcast_object, failing_together
+from lmscale.ranks.mesh import Mesh
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.run_folder import load_run_config
 from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
-MAX_NAMED = 8  # told one by one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Which checkpoint of which run the first weights are; a RunState, kept by every save."""
+    """Which checkpoint of which run the first weights are; kept by every save."""
 
     __pydantic_config__ = EXACT
     run: Text
@@ -50,68 +52,19 @@ class Origin:
     step: Count
     weights: Text  # the hash of its masters, as its manifest has it
 
-    @property
-    def name(self) -> str:
-        return ORIGIN
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 ORIGIN = "initial"  # its key in a manifest's ``state``
 ORIGINS = TypeAdapter(Origin)
 
 
-class InitialWeights(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class InitialWeights:
     """The values that a model's parameters begin with."""
 
-    @property
-    def origin(self) -> Origin | None:
-        """What the checkpoints remember; None where the configuration says it all."""
-        ...
-
-    def find_problems(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-        """Why a model with parameters of these shapes cannot begin with them."""
-        ...
-
-    def value(self, name: str, shape: Sequence[int], declared: Declared) -> Tensor:
-        """The whole parameter, fp32, on the CPU. Read or drawn now: one at a time is in memory."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fresh:
-    """Random values, a function of the seed and each parameter's name."""
-
-    seed: int
-    origin: Origin | None = None
-
-    def find_problems(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-        return []
-
-    def value(self, name: str, shape: Sequence[int], declared: Declared) -> Tensor:
-        return initial_value(name, shape, declared, self.seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfRun:
-    """The weights of another run's checkpoint, whatever stage and world size wrote it."""
-
-    origin: Origin | None
-    shapes: Mapping[str, Sequence[int]]
-    read: Callable[[str], Tensor]
-
-    def find_problems(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-        problems = [f"{name} is not in it" for name in shapes if name not in self.shapes]
-        problems += [f"{name} is only in it" for name in self.shapes if name not in shapes]
-        return problems + [
-            f"{name} is {list(self.shapes[name])} in it and {list(shape)} in this model"
-            for name, shape in shapes.items()
-            if name in self.shapes and tuple(self.shapes[name]) != tuple(shape)
-        ]
-
-    def value(self, name: str, shape: Sequence[int], declared: Declared) -> Tensor:
-        return self.read(name).float()
+    value: Callable[[str, Sequence[int], Declared], Tensor]
+    """The whole parameter of a name, fp32, on the CPU: drawn or read now, one at a time."""
+    origin: Origin | None = None  # what the checkpoints remember; None: they are random
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)  # of the origin's parameters
 
 
 @contextmanager
@@ -124,7 +77,7 @@ def open_initial_weights(
     ranks when there is none that can be used.
     """
     if not config.run.init_from:
-        yield Fresh(seed=config.run.seed)
+        yield draw_weights(config)
         return
     source, step = config.run.initial_run
     place, manifest = _find_source(source, step, ranks)
@@ -143,7 +96,16 @@ def open_initial_weights(
     )
     logger.info("the first weights are those of %s", origin.checkpoint)
     with open_weights(place, manifest) as read:
-        yield OfRun(origin=origin, shapes=manifest.weight_shapes, read=read)
+        yield InitialWeights(
+            value=lambda name, shape, declared: read(name).float(),
+            origin=origin,
+            shapes=manifest.weight_shapes,
+        )
+
+
+def draw_weights(config: RunConfig) -> InitialWeights:
+    """Random values, a function of the seed and each parameter's name."""
+    return InitialWeights(value=partial(initial_value, seed=config.run.seed))
 
 
 def _find_source(folder: Path, step: int | None, ranks: Ranks) -> tuple[Place, Manifest]:
@@ -165,35 +127,53 @@ def _find_source(folder: Path, step: int | None, ranks: Ranks) -> tuple[Place, M
     return place, manifest
 
 
-@torch.no_grad()
-def fill_weights(
-    model: nn.Module,
-    initial: InitialWeights,
+def build_run_engine(
+    config: RunConfig,
+    plan: BatchPlan,
+    mesh: Mesh,
+    device: torch.device,
     *,
-    gathered: Callable[[nn.Parameter], AbstractContextManager[Any]] = nullcontext,
-    shape_of: Callable[[nn.Parameter], Sequence[int]] = lambda parameter: parameter.shape,
-    draws: bool = True,
-) -> None:
+    fill: bool,
+    initial: InitialWeights | None = None,
+) -> Engine:
+    """The configured model with its objective under DeepSpeed.
+
+    ``fill`` gives it its first weights: ``initial``, by default random ones. Without, its memory is
+    as it was, for a checkpoint.
+    """
+    with parameter_context(config.engine, plan, device):
+        model = build_model(config.model, config.sizes)
+    if fill:
+        # At ZeRO 3 rank 0's values are dealt out; elsewhere every rank draws, or reads, the same.
+        has_values = config.engine.zero_stage != 3 or dist.get_rank() == 0
+        fill_weights(model, initial or draw_weights(config), has_values=has_values)
+    freeze_parameters(model, config.train.freeze)
+    if config.engine.compile:
+        for block in model.blocks_to_compile():
+            block.compile()
+    kinds = parameter_kinds(model)
+    scoring = build_scoring(model, config)
+    return build_engine(
+        scoring, kinds, config.engine, plan=plan, mesh=mesh, device=device, name_prefix="model."
+    )
+
+
+@torch.no_grad()
+def fill_weights(model: nn.Module, initial: InitialWeights, *, has_values: bool = True) -> None:
     """Give every parameter of a bare model its first value, one after the other.
 
-    ``gathered(parameter)`` makes a partitioned parameter whole while it is written, and
-    ``shape_of`` tells its whole shape. ``draws`` False only takes part in the gathering, where
-    another rank's values are dealt out. Raises ``CheckpointError`` with everything by which the
-    values are of another model.
+    ``has_values`` False only takes part in the gathering, where another rank's values are dealt
+    out. Raises ``CheckpointError`` with everything by which the values are of another model.
     """
     parameters = dict(model.named_parameters())
-    shapes = {name: shape_of(parameter) for name, parameter in parameters.items()}
-    problems = initial.find_problems(shapes)
-    if problems:
-        where = "" if initial.origin is None else initial.origin.checkpoint
-        more = len(problems) - MAX_NAMED
-        raise CheckpointError(
-            [
-                f"run.init_from: {where} is a checkpoint of another model:",
-                *(f"  {problem}" for problem in problems[:MAX_NAMED]),
-                *([f"  and {more} more"] if more > 0 else []),
-                "Take over the model section of that run's config.yaml.",
-            ]
+    shapes = {name: whole_shape(parameter) for name, parameter in parameters.items()}
+    if initial.origin is not None:
+        check_same_tensors(
+            {name: f"{list(shape)}" for name, shape in initial.shapes.items()},
+            {name: f"{list(shape)}" for name, shape in shapes.items()},
+            it="it",
+            where=f"run.init_from: {initial.origin.checkpoint}",
+            advice="Take over the model section of that run's config.yaml.",
         )
     declared = declared_parameters(model)
     # A rank that cannot read a file may not leave the others waiting in the gathering.
@@ -201,7 +181,7 @@ def fill_weights(
     for name, parameter in parameters.items():
         value: Tensor | None = None
         with reading():
-            if draws:
+            if has_values:
                 value = initial.value(name, shapes[name], declared[name])
         with gathered(parameter):
             if value is not None:
@@ -209,48 +189,26 @@ def fill_weights(
         heartbeat.tick()
 
 
-class Adaptation(Protocol):
-    """What of a model a run trains."""
+def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Let parameters whose names match a pattern (``blocks.0.*``) stay as they begin.
 
-    def apply(self, model: nn.Module) -> None:
-        """Mark what the optimizer updates; raises ``ConfigError`` with every problem."""
-        ...
-
-
-@dataclass(frozen=True)
-class Full:
-    """Everything is trained."""
-
-    def apply(self, model: nn.Module) -> None:
-        return
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """Parameters whose names match a pattern (``blocks.0.*``) stay as they begin."""
-
-    patterns: tuple[str, ...]
-
-    def apply(self, model: nn.Module) -> None:
-        parameters = dict(model.named_parameters())
-        frozen_by = {
-            pattern: [name for name in parameters if fnmatchcase(name, pattern)]
-            for pattern in self.patterns
-        }
-        names = ", ".join([*parameters][:MAX_NAMED])
-        problems = [
-            f"train.freeze: no parameter's name matches {pattern!r}. The first ones are: {names}."
-            for pattern, frozen in frozen_by.items()
-            if not frozen
-        ]
-        frozen = {name for names in frozen_by.values() for name in names}
-        if frozen == parameters.keys():
-            problems.append("train.freeze matches every parameter, so nothing would be trained.")
-        if problems:
-            raise ConfigError(problems)
-        for name in frozen:
-            parameters[name].requires_grad_(False)
-
-
-def plan_adaptation(config: RunConfig) -> Adaptation:
-    return Frozen(config.train.freeze) if config.train.freeze else Full()
+    Raises ``ConfigError`` with every problem.
+    """
+    parameters = dict(model.named_parameters())
+    frozen: set[str] = set()
+    problems = []
+    for pattern in patterns:
+        matching = [name for name in parameters if fnmatchcase(name, pattern)]
+        frozen.update(matching)
+        if not matching:
+            names = ", ".join([*parameters][:MAX_NAMED])
+            problems.append(
+                f"train.freeze: no parameter's name matches {pattern!r}. The first ones are: "
+                f"{names}."
+            )
+    if frozen == parameters.keys():
+        problems.append("train.freeze matches every parameter, so nothing would be trained.")
+    if problems:
+        raise ConfigError(problems)
+    for name in frozen:
+        parameters[name].requires_grad_(False)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from lmscale.config import RunConfig
-from lmscale.config.training import ScheduleConfig
 from lmscale.engine import Engine, Update, learning_rate, tensor_faults
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import CorruptionError, LmscaleError
@@ -30,71 +29,18 @@ from lmscale.ranks.seeding import seed_step
 from lmscale.runs.stop import StoppedError
 from lmscale.stream.batches import Batch, StepBatch
 from lmscale.stream.loader import LoadingStopped
-from lmscale.train.recompute import recompute_error, recompute_matches
+from lmscale.train.compare import find_recompute_fault
 from lmscale.train.votes import (
     DATA_ERROR,
     LEASE_LOST,
     RANKS_DIFFER,
     SAVE_REASONS,
     STOP_REASONS,
-    cast_save_votes,
-    cast_vote,
-    count_save_votes,
+    cast_votes,
     count_votes,
+    first_reason,
 )
 from lmscale.watch import heartbeat
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepPlan:
-    """Which optimizer steps are to be done, and how: the same on all ranks."""
-
-    first_step: int = 0
-    """Steps done before."""
-    total_steps: int
-    """The last step, over all restarts; the schedule's length."""
-    schedule: ScheduleConfig
-    peak_rate: float
-    """The schedule's highest learning rate."""
-    seed: int
-    figures: tuple[str, ...] = ("loss",)
-    """Names of what the objective reports."""
-    recompute_every_steps: int = 0
-    """How often a forward pass is done twice and compared; 0: never."""
-
-    def recomputes(self, step: int) -> bool:
-        return bool(self.recompute_every_steps) and step % self.recompute_every_steps == 0
-
-    def learning_rate(self, step: int) -> float:
-        return learning_rate(
-            self.schedule, peak=self.peak_rate, step=step, total_steps=self.total_steps
-        )
-
-
-def plan_steps(config: RunConfig, *, first_step: int = 0) -> StepPlan:
-    """The steps of a run that has done ``first_step`` of them."""
-    return StepPlan(
-        first_step=first_step,
-        total_steps=config.train.steps,
-        schedule=config.engine.schedule,
-        peak_rate=config.engine.optimizer.lr,
-        seed=config.run.seed,
-        figures=config.objective.figures,
-        recompute_every_steps=config.guard.recompute_every_steps,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Requests:
-    """What this rank would have all ranks do after the step under way."""
-
-    stop: Callable[[], str | None] = lambda: None
-    """Why to stop, one of ``votes.STOP_REASONS``, or None."""
-    save: Callable[[], Sequence[str]] = lambda: ()
-    """Why to save a step that is not due: some of ``votes.SAVE_REASONS``."""
-
-
-NO_REQUESTS = Requests()
 
 
 class _Upcoming(NamedTuple):
@@ -124,10 +70,16 @@ class _Agreement:
 def train_steps(
     engine: Engine,
     loader: Iterator[StepBatch],
-    plan: StepPlan,
-    requests: Requests = NO_REQUESTS,
+    config: RunConfig,
+    *,
+    first_step: int = 0,
+    stop: Callable[[], str | None] = lambda: None,
+    save: Callable[[], Sequence[str]] = tuple,
 ) -> Iterator[StepReport]:
-    """Do the steps of ``plan``, yielding a report after each.
+    """Do the steps of a run that has done ``first_step`` of them, yielding a report after each.
+
+    ``stop`` and ``save`` tell what this rank would have all ranks do after the step under way: stop
+    for one of ``votes.STOP_REASONS``, save for some of ``votes.SAVE_REASONS``.
 
     One all-reduce a step carries the loss, the ranks' requests, and the next step's target count
     and digest: the count must be known before the next step's first backward pass. The all-reduce
@@ -137,36 +89,35 @@ def train_steps(
     twice does not agree with itself on a rank, or a rank skipped an update alone. For any other
     reason the next turn, which may be the first one, raises ``StoppedError``.
     """
-    heartbeat.phase("data", plan.first_step + 1)
+    names, total_steps = config.objective.figures, config.train.steps
+    peak = config.engine.optimizer.lr
+    rate_at = partial(learning_rate, config.engine.schedule, peak=peak, total_steps=total_steps)
+    heartbeat.phase("data", first_step + 1)
     upcoming = _take(loader)
     heartbeat.phase("agree")
-    stop_reason = DATA_ERROR if upcoming.error else requests.stop()
-    before_any_step = [0.0] * (2 * len(plan.figures) + 2)
-    agreed = _agree(before_any_step, upcoming.batch, stop_reason, ())
+    stop_reason = DATA_ERROR if upcoming.error else stop()
+    agreed = _agree([0.0] * (2 * len(names) + 2), upcoming.batch, stop_reason, ())
     corruption: CorruptionError | None = None
-    for step in range(plan.first_step + 1, plan.total_steps + 1):
+    for step in range(first_step + 1, total_steps + 1):
         _end_if_agreed(agreed.stop_reason, corruption or upcoming.error)
         batch, targets, digest = upcoming.batch, agreed.targets, agreed.digest
-        if batch is None:  # the loader was opened for exactly these steps
-            raise AssertionError(f"the loader ended before step {step} of {plan.total_steps}")
+        assert batch is not None, f"the loader ended before step {step} of {total_steps}"
         started = time.perf_counter()
         heartbeat.phase("forward", step)
-        reseed = partial(seed_step, plan.seed, step, engine.mesh.data.rank)
+        reseed = partial(seed_step, config.run.seed, step, engine.mesh.data.rank)
         reseed()
-        if plan.recomputes(step):
-            corruption = _recompute(engine, batch, step, reseed)
-        rate = plan.learning_rate(step)
-        sums = ScoreSums(plan.figures, engine.device)
+        every_steps = config.guard.recompute_every_steps
+        if every_steps and step % every_steps == 0:
+            corruption = find_recompute_fault(engine, batch, step, reseed)
+        rate = rate_at(step=step)
+        sums = ScoreSums(names, engine.device)
         update = _do_step(engine, batch, step, sums, targets=targets, learning_rate=rate)
         heartbeat.phase("data")
         upcoming = _take(loader)
         heartbeat.phase("agree")
-        stop_reason = (
-            RANKS_DIFFER if corruption else DATA_ERROR if upcoming.error else requests.stop()
-        )
-        # here the host waits for the device
-        numbers = torch.cat([sums.values, update.figures]).tolist()
-        agreed = _agree(numbers, upcoming.batch, stop_reason, requests.save())
+        stop_reason = RANKS_DIFFER if corruption else DATA_ERROR if upcoming.error else stop()
+        numbers = torch.cat([sums.values, update.figures]).tolist()  # waits for the device
+        agreed = _agree(numbers, upcoming.batch, stop_reason, save())
         corruption = corruption or _judge_skip(numbers, agreed.num_skipped, engine.mesh.size, step)
         figures, counts = sums.means(agreed.sums)
         heartbeat.end_step(upcoming.wait_seconds)
@@ -246,14 +197,6 @@ def _take(loader: Iterator[StepBatch]) -> _Upcoming:
         return _Upcoming(None, error)
 
 
-def _recompute(
-    engine: Engine, batch: StepBatch, step: int, reseed: Callable[[], None]
-) -> CorruptionError | None:
-    inputs = to_device(batch.micro_batches[0].arrays, engine.device)
-    is_same = recompute_matches(lambda: engine(**inputs).loss.total, reseed)
-    return None if is_same else recompute_error(step)
-
-
 def _forward(engine: Engine, micro: Batch, sums: ScoreSums) -> Tensor:
     heartbeat.phase("forward")
     with heartbeat.own_work(engine.device):
@@ -279,8 +222,8 @@ def _agree(
     vector = [
         *sums,
         *(norm if is_finite else 0.0, float(not is_finite), is_skipped, 1.0),
-        *cast_vote(stop_reason),
-        *cast_save_votes(save_reasons),
+        *cast_votes([stop_reason], STOP_REASONS),
+        *cast_votes(save_reasons, SAVE_REASONS),
         float(0 if upcoming is None else upcoming.targets),
         *digest_to_limbs(0 if upcoming is None else upcoming.digest),
     ]
@@ -291,14 +234,14 @@ def _agree(
 
     summed_figures = tuple(take(len(sums)))
     norms, num_nonfinite, num_skipped, num_ranks = take(4)
-    votes = count_votes(take(len(STOP_REASONS)))
+    stop_reason = first_reason(take(len(STOP_REASONS)))
     is_split = 0 < num_skipped < num_ranks
     return _Agreement(
         sums=summed_figures,
         gradient_norm=math.inf if num_nonfinite else norms / num_ranks,
         num_skipped=int(num_skipped),
-        stop_reason=RANKS_DIFFER if is_split and votes != LEASE_LOST else votes,
-        save_for=count_save_votes(take(len(SAVE_REASONS))),
+        stop_reason=RANKS_DIFFER if is_split and stop_reason != LEASE_LOST else stop_reason,
+        save_for=count_votes(take(len(SAVE_REASONS)), SAVE_REASONS),
         targets=int(*take(1)),
         digest=limbs_to_digest(take(NUM_LIMBS)),
     )

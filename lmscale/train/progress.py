@@ -1,4 +1,4 @@
-"""How far a run is: the values that a checkpoint carries beside the weights."""
+"""How far a run is: what counts it step by step, and what a checkpoint carries of it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from lmscale.checkpoint.manifest import Manifest
-from lmscale.checkpoint.state import read_state
+from lmscale.checkpoint.manifest_file import read_state
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import CheckpointError
 from lmscale.files.strangers import EXACT, Count
-from lmscale.stream.stream import Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +34,8 @@ class Progress:
             skipped_steps=self.skipped_steps + report.is_skipped,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
-
+Hook = Callable[[StepReport], None]  # called after a step, with its report
 PROGRESS, STREAM = "progress", "stream"  # keys of a manifest's ``state``
 _PROGRESS = TypeAdapter(Progress)
 
@@ -53,13 +50,15 @@ def read_progress(manifest: Manifest, *, where: str) -> Progress:
     return progress
 
 
-class StreamPlace:
-    """Where a run is in its stream. A RunState."""
+class ProgressCounter:
+    """Adds the reports up; the one place that knows how far the run is. A hook."""
 
-    name = STREAM
+    def __init__(self, start: Progress) -> None:
+        self.now = start
 
-    def __init__(self, stream: Stream, samples_used: Callable[[], int]) -> None:
-        self._stream, self._samples_used = stream, samples_used
+    def __call__(self, report: StepReport) -> None:
+        self.now = self.now.after(report)
 
     def to_json(self) -> dict[str, Any]:
-        return self._stream.state_at(self._samples_used()).to_json()
+        """What a checkpoint carries."""
+        return asdict(self.now)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 
 from lmscale.config import dump_config
 from lmscale.engine.step_report import StepReport, mean_figures
@@ -15,7 +14,7 @@ from lmscale.ranks.device import device_name, peak_memory_bytes, peak_tflops
 from lmscale.runs.attempts import AttemptLog
 from lmscale.runs.trackers import Trackers, open_trackers
 from lmscale.train.assemble import Run
-from lmscale.train.hooks import Hook, ProgressCounter
+from lmscale.train.progress import Hook, ProgressCounter
 from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
@@ -57,39 +56,21 @@ CHARTS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reporting:
-    """Rank 0's trackers, and the hooks that feed them."""
-
-    trackers: Trackers
-    hooks: dict[str, Hook]
-    """By their names in ``after_step.ORDER``."""
-
-
 @contextmanager
-def open_reporting(
-    run: Run,
-    counter: ProgressCounter,
-    attempt: AttemptLog,
-    *,
-    more_figures: Callable[[], Mapping[str, float]] = dict,
-) -> Iterator[Reporting]:
-    """Open the trackers of a run that goes on at ``run.start``. Rank 0 only.
+def open_run_trackers(run: Run) -> Iterator[Trackers]:
+    """The trackers of a run that goes on at ``run.start``. Rank 0 only."""
+    with open_trackers(run.folder, resumed_step=run.start.step) as trackers:
+        trackers.log_text("config", dump_config(run.config), step=run.start.step)
+        trackers.log_layout(CHARTS)
+        yield trackers
+
+
+class MetricsHook:
+    """Every ``log_every_steps``: the figures since the last line, to the trackers and the log.
 
     ``attempt`` is the record of this attempt, which goes on over rewinds. ``more_figures`` are
     asked for with every line, such as the guard's.
     """
-    with ExitStack() as stack:
-        trackers = stack.enter_context(open_trackers(run.folder, resumed_step=run.start.step))
-        trackers.log_text("config", dump_config(run.config), step=run.start.step)
-        trackers.log_layout(CHARTS)
-        metrics = MetricsHook(run, counter, trackers, attempt, more_figures)
-        progress = stack.enter_context(progress_hook(run))
-        yield Reporting(trackers=trackers, hooks={"show": metrics, "progress": progress})
-
-
-class MetricsHook:
-    """Every ``log_every_steps``: the figures since the last line, to the trackers and the log."""
 
     def __init__(
         self,
@@ -97,7 +78,7 @@ class MetricsHook:
         counter: ProgressCounter,
         trackers: Trackers,
         attempt: AttemptLog,
-        more_figures: Callable[[], Mapping[str, float]] = dict,
+        more_figures: Callable[[], Mapping[str, float]],
     ) -> None:
         self._run, self._counter, self._more_figures = run, counter, more_figures
         self._trackers, self._attempt = trackers, attempt

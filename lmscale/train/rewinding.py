@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 
-from lmscale.checkpoint import Manifest
 from lmscale.checkpoint.find import Search
+from lmscale.checkpoint.manifest import Manifest
 from lmscale.errors import CheckpointError, RefusedError
-from lmscale.guard.divergence import Divergence
+from lmscale.guard.divergence import Divergence, describe_no_checkpoint, plan_rewind
 from lmscale.guard.guard import RewindRequest, stop_error
-from lmscale.guard.rewind_plan import describe_no_checkpoint, plan_rewind
 from lmscale.history.history import History, read_history
 from lmscale.history.rewinds import record_rewind
 from lmscale.ranks.collectives import broadcast_object, failing_together

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from lmscale.checkpoint.fragments import owned_fragments
-from lmscale.checkpoint.job import Job
 from lmscale.checkpoint.manifest import ASKED, LAST, REGULAR, STOP, Manifest
+from lmscale.checkpoint.manifest_file import RunStates
 from lmscale.checkpoint.places.local_tier import LocalTier, open_node_place
+from lmscale.checkpoint.retention import Retention
 from lmscale.checkpoint.save import draft_manifest, live_copy
-from lmscale.checkpoint.snapshot import Copy, Snapshot, parts_of
-from lmscale.checkpoint.state import RunState
-from lmscale.checkpoint.tier import SharedTier, Tier
+from lmscale.checkpoint.snapshot import Snapshot, parts_of
+from lmscale.checkpoint.tier import Job, SharedTier, Tier
 from lmscale.checkpoint.writer import CheckpointWriter
+from lmscale.engine import Engine
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import ConfigError, DataError, LeaseLostError, LmscaleError
 from lmscale.files import fault_points
+from lmscale.guard.divergence import plan_spared
 from lmscale.history.history import attempt_of
 from lmscale.ranks.collectives import fail_together, failing_together, sum_float64
 from lmscale.ranks.mailbox import open_mailbox
@@ -27,10 +30,9 @@ from lmscale.stream.ledger import Ledger
 from lmscale.train import votes
 from lmscale.train.assemble import Run
 from lmscale.train.compare import compare_for_save
-from lmscale.train.hooks import Hook, ProgressCounter
+from lmscale.train.initial import ORIGIN
 from lmscale.train.probe import measure_probe
-from lmscale.train.progress import StreamPlace
-from lmscale.train.retention import RunRetention
+from lmscale.train.progress import PROGRESS, STREAM, ProgressCounter
 from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class Saver:
         counter: ProgressCounter,
         ledger: Ledger | None,
         trackers: Trackers | None = None,
-        more_states: Sequence[RunState] = (),
+        more_states: RunStates | None = None,
     ) -> None:
         """``ledger`` and ``trackers`` are rank 0's. Memory for the copy is taken here.
 
@@ -62,81 +64,72 @@ class Saver:
         self.waited_step: int | None = None  # after which the loop has waited for a save
         self._run, self._counter, self._ledger = run, counter, ledger
         self._trackers = trackers
-        stream = StreamPlace(run.stream, lambda: counter.now.n)
-        origin = () if run.origin is None else (run.origin,)
-        self._states: Sequence[RunState] = (counter, stream, *origin, *more_states)
+        self._states: RunStates = {
+            PROGRESS: counter.to_json,
+            STREAM: lambda: run.stream.state_at(counter.now.n).to_json(),
+            **({} if run.origin is None else {ORIGIN: partial(asdict, run.origin)}),
+            **(more_states or {}),
+        }
         if trackers is not None:
             trackers.on_refusal = self.refuse
         self._refusal: LmscaleError | None = None
         self._job: Job | None = None  # until all ranks have seen its outcome
         self._untold: tuple[Job, dict[str, float]] | None = None  # what a save has cost the loop
         self._has_left_one_out = False  # the last save that was due; alike on all ranks
+        config, engine = run.config.checkpoint, run.engine
+        attempt: dict[str, Any] = {}
+        self._local_tier: LocalTier | None = None
+        self._snapshot: Snapshot | None = None
         with failing_together():
-            # A checkpoint tells of which attempt it is (local_tier.describe_superseded).
-            attempt = attempt_of(run.folder) if run.ranks.is_first else {}
-            self._local_tier = self._open_local_tier(attempt)
-        retention = RunRetention(run)
-        self._tier = SharedTier(
+            if run.ranks.is_first:  # a checkpoint tells of which attempt it is
+                attempt = attempt_of(run.folder)
+            node_place = open_node_place(run.config)
+            if node_place is not None:
+                self._local_tier = LocalTier(
+                    node_place,
+                    run.ranks,
+                    attempt=attempt,
+                    every_minutes=config.local.every_minutes,
+                    first_step=run.start.step,
+                )
+            if config.asynchronous:
+                self._snapshot = _allocate_snapshot(engine)
+        retention = Retention(
             run.place,
-            written_by=attempt,
-            replace=retention.replace,
-            tidy=retention.tidy,
-            make_room=retention.make_room,
+            config,
+            run.folder,
+            undone=run.history.undone,
+            passed_over=run.passed_over,
+            spare=plan_spared(run.config, num_rewinds=len(run.history.rewinds)),
         )
-        self._snapshot = self._open_snapshot() if run.config.checkpoint.asynchronous else None
+        self._tier = SharedTier(run.place, written_by=attempt, retention=retention)
         self._writer = CheckpointWriter(
             run.ranks,
             open_mailbox(run.ranks),
             lease=run.lease,
-            retries=run.config.checkpoint.retries,
+            retries=config.retries,
             prepare=self._prepare,
         )
-
-    def _open_local_tier(self, attempt: Mapping[str, Any]) -> LocalTier | None:
-        run = self._run
-        place = open_node_place(run.config)
-        if place is None:
-            return None
-        return LocalTier(
-            place,
-            run.ranks,
-            attempt=attempt,
-            every_minutes=run.config.checkpoint.local.every_minutes,
-            first_step=run.start.step,
-        )
-
-    def _open_snapshot(self) -> Snapshot:
-        engine = self._run.engine
-        with failing_together():
-            try:
-                return Snapshot(parts_of(owned_fragments(engine)), engine.device)
-            except RuntimeError as error:
-                raise ConfigError(
-                    "checkpoint.asynchronous = true takes as much host memory as a rank's part of "
-                    f"a checkpoint, which is not there: {str(error).splitlines()[0]} Save with "
-                    "--set checkpoint.asynchronous=false, or use more nodes."
-                ) from error
-        raise AssertionError("failing_together raises what was raised in it")
 
     def __call__(self, report: StepReport) -> None:
         """Not for a step of which nothing may be kept: ``Hooks`` ends before that."""
         self.tell()
         config = self._run.config
+        is_last = report.step == config.train.steps
         if votes.ASKED in report.save_for:
             reason = ASKED
         elif report.stop_reason is not None:
             reason = STOP
-        elif report.step == config.train.steps:
+        elif is_last:
             reason = LAST
         elif report.step % config.checkpoint.every_steps == 0:
             reason = REGULAR
-        elif votes.LOCAL in report.save_for and self._local_tier is not None:
-            self._save_locally(self._local_tier)
-            return
         else:
+            if votes.LOCAL in report.save_for and self._local_tier is not None:
+                # Unless a save is under way: then at the next step.
+                self._save(self._local_tier, REGULAR, may_skip=True)
             return
-        is_over = report.stop_reason is not None or report.step == config.train.steps
-        self.save(reason=reason, wait=is_over)
+        self.save(reason=reason, wait=report.stop_reason is not None or is_last)
 
     def save(self, *, reason: str = REGULAR, wait: bool = True) -> None:
         """Save the steps done so far. All ranks together.
@@ -144,35 +137,32 @@ class Saver:
         ``wait``: return when it is committed. Without, when the copy is taken. Raises what went
         wrong with the save before, and with this one where it is waited for.
         """
-        checkpoint = self._run.config.checkpoint
-        heartbeat.phase("save")
-        began_at = time.monotonic()
         may_skip = (
             reason == REGULAR
-            and checkpoint.when_busy == "skip"
+            and self._run.config.checkpoint.when_busy == "skip"
             and not self._has_left_one_out
             and (self._job is None or self._job.tier.is_shared)
         )
-        step = self._counter.now.step
-        self._has_left_one_out = not self._make_way(may_skip=may_skip)
-        if self._has_left_one_out:
+        has_begun = self._save(self._tier, reason, may_skip=may_skip, wait=wait)
+        self._has_left_one_out = not has_begun
+        if not has_begun:
+            step = self._counter.now.step
             logger.warning("step %d is not saved: the last save is still under way", step)
-        elif step != self.saved_step:
-            # Else it is saved already, as when a stop is asked for at a step that was due.
-            waits = wait or not checkpoint.asynchronous
-            self._start(self._tier, reason, began_at, waits=waits)
 
-    def _save_locally(self, tier: LocalTier) -> None:
-        """The same to the nodes' own disks, unless a save is under way: then at the next step."""
+    def _save(self, tier: Tier, reason: str, *, may_skip: bool, wait: bool = False) -> bool:
+        """False, and the same on all ranks, where it was left out as another is under way."""
         heartbeat.phase("save")
         began_at = time.monotonic()
-        if self._make_way(may_skip=True):
-            waits = not self._run.config.checkpoint.asynchronous
-            self._start(tier, REGULAR, began_at, waits=waits)
-
-    def _start(self, tier: Tier, reason: str, began_at: float, *, waits: bool) -> None:
-        step = self._counter.now.step
-        waited_seconds = time.monotonic() - began_at
+        before, step = self._job, self._counter.now.step
+        if before is not None:
+            is_done = before.done.is_set()
+            if may_skip and sum_float64([is_done])[0] < self._run.ranks.world_size:
+                return False
+            self._settle(before)
+            self.tell()
+        if tier.is_shared and step == self.saved_step:
+            return True  # as when a stop is asked for at a step that was due
+        engine, way_at = self._run.engine, time.monotonic()
         if self._local_tier is not None:
             self._local_tier.restart_clock()
         compare_for_save(self._run, step)
@@ -180,19 +170,22 @@ class Saver:
         draft = self._draft(reason, tier)
         fault_points.hit("save.copy", step=step)
         copy_at = time.monotonic()
-        copy = self._copy()
+        if self._snapshot is None:
+            copy = live_copy(engine)
+        else:
+            copy = self._snapshot.take(parts_of(owned_fragments(engine)), engine.before_update)
         copied_at = time.monotonic()
-        job = self._writer.start(step=step, tier=tier, copy=copy, draft=draft)
-        self._job = job
-        if waits:
+        job = self._job = self._writer.start(step=step, tier=tier, copy=copy, draft=draft)
+        if wait or self._snapshot is None:
             self._settle(job)
         costs = {
             "stopped_seconds": time.monotonic() - began_at,
             "copy_seconds": copied_at - copy_at,
-            "waited_seconds": waited_seconds,
+            "waited_seconds": way_at - began_at,
         }
         self._untold = job, costs
         self.tell()
+        return True
 
     def failed(self) -> bool:
         """Whether this rank knows that nothing can be saved any more: it votes ``SAVE_FAILED``."""
@@ -269,19 +262,6 @@ class Saver:
         named = {f"{job.tier.page}/{name}": value for name, value in figures.items()}
         self._trackers.log(self._counter.now.step, named)
 
-    def _make_way(self, *, may_skip: bool) -> bool:
-        """Whether a save may begin: none is under way any more. All ranks get the same answer."""
-        job = self._job
-        if job is None:
-            return True
-        if may_skip:
-            done = sum_float64([job.done.is_set()])[0]
-            if done < self._run.ranks.world_size:
-                return False
-        self._settle(job)
-        self.tell()
-        return True
-
     def _settle(self, job: Job) -> None:
         """Wait for it on all ranks, and take note of the outcome."""
         self._job, self.waited_step = None, self._counter.now.step
@@ -313,22 +293,15 @@ class Saver:
                 logger.warning("checkpoint.probe_windows: no loss goes with this save: %s", error)
         if not run.ranks.is_first:
             return None
-        return draft_manifest(
-            run.engine,
-            step=self._counter.now.step,
-            states=self._states,
-            identity=run.identity,
+        step = self._counter.now.step
+        draft = draft_manifest(run.engine, step=step, states=self._states, identity=run.identity)
+        return replace(
+            draft,
             reason=reason,
             rewinds=len(run.history.rewinds),
             probe=probe,
-            written_by=tier.written_by,
+            written_by={**draft.written_by, **tier.written_by},
         )
-
-    def _copy(self) -> Copy:
-        engine = self._run.engine
-        if self._snapshot is None:
-            return live_copy(engine)
-        return self._snapshot.take(parts_of(owned_fragments(engine)), engine.before_update)
 
     def _prepare(self) -> None:
         """Before anything is written, in the writer's thread of rank 0."""
@@ -338,17 +311,12 @@ class Saver:
             self._ledger.sync()  # no checkpoint may know of steps that the ledger lacks
 
 
-def writing_rows(hook: Hook, saver: Saver) -> Hook:
-    """A hook of rank 0 that appends rows: once a row is refused, as on a full disk, it does nothing
-    any more, and the saver has all ranks end together.
-    """
-
-    def wrapped(report: StepReport) -> None:
-        if saver.has_refused:
-            return
-        try:
-            hook(report)
-        except LmscaleError as error:
-            saver.refuse(error)
-
-    return wrapped
+def _allocate_snapshot(engine: Engine) -> Snapshot:
+    try:
+        return Snapshot(parts_of(owned_fragments(engine)), engine.device)
+    except RuntimeError as error:
+        raise ConfigError(
+            "checkpoint.asynchronous = true takes as much host memory as a rank's part of a "
+            f"checkpoint, which is not there: {str(error).splitlines()[0]} Save with --set "
+            "checkpoint.asynchronous=false, or use more nodes."
+        ) from error

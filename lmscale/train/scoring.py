@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmscale.engine.step_report import StepReport
-from lmscale.evaluation.perplexity import SetScore, evaluate_set, plan_evaluation, render_scores
+from lmscale.evaluation.perplexity import evaluate_set, plan_evaluation, render_scores
 from lmscale.evaluation.sets import open_evaluation_sets
 from lmscale.files.jsonl import read_rows
 from lmscale.ranks.collectives import broadcast_object, failing_together
@@ -66,7 +66,12 @@ class Evaluator:
         }
         self.scored_step = step
         if self.trackers is not None:
-            self.trackers.log(step, flatten_scores(name, scores))
+            figures = {
+                f"{name}/{set_name}/{figure}": value
+                for set_name, score in scores.items()
+                for figure, value in score.figures.items()
+            }
+            self.trackers.log(step, figures)
         logger.info("held out at step %d (%s)\n%s", step, name, render_scores(scores))
 
 
@@ -85,8 +90,7 @@ def open_evaluator(run: Run, trackers: Trackers | None, poll: StopPoll) -> Itera
 
 def complete_evaluation(run: Run, poll: StopPoll) -> None:
     """Score a run that was killed between its last checkpoint and its last evaluation."""
-    steps = run.config.train.steps
-    is_first = run.ranks.is_first
+    steps, is_first = run.config.train.steps, run.ranks.is_first
     is_owed = run.config.evaluation.at_end and bool(run.config.evaluation.sets)
     if not is_owed or broadcast_object(is_first and _was_scored(run.folder)):
         return
@@ -95,8 +99,7 @@ def complete_evaluation(run: Run, poll: StopPoll) -> None:
         with failing_together():
             if is_first:
                 run.lease.check()
-                opened = open_trackers(run.folder, resumed_step=steps)
-                trackers = stack.enter_context(opened)
+                trackers = stack.enter_context(open_trackers(run.folder, resumed_step=steps))
         evaluator = stack.enter_context(open_evaluator(run, trackers, poll))
         evaluator.score(steps, WHOLE, max_windows=None)
 
@@ -104,12 +107,3 @@ def complete_evaluation(run: Run, poll: StopPoll) -> None:
 def _was_scored(folder: Path) -> bool:
     rows = read_rows(folder / METRICS_FILE)
     return any(name.startswith(f"{WHOLE}/") for row in rows for name in row)
-
-
-def flatten_scores(name: str, scores: dict[str, SetScore]) -> dict[str, float]:
-    """``<name>/<set>/<figure>`` for the trackers."""
-    return {
-        f"{name}/{set_name}/{figure}": value
-        for set_name, score in scores.items()
-        for figure, value in score.figures.items()
-    }

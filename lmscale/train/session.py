@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 
 import torch
 
@@ -32,7 +31,7 @@ from lmscale.runs.stop import StoppedError, StopRequests
 from lmscale.train.after_step import AfterStep, open_after_step
 from lmscale.train.assemble import Run, open_run
 from lmscale.train.folder import claim_folder
-from lmscale.train.loop import Requests, plan_steps, train_steps
+from lmscale.train.loop import train_steps
 from lmscale.train.rewinding import rewind
 from lmscale.train.scoring import complete_evaluation
 from lmscale.train.votes import LEASE_LOST, SAVE_FAILED, StopPoll
@@ -43,25 +42,6 @@ logger = logging.getLogger(__name__)
 PEER_SECONDS = 0.5  # one `scancel --signal` reaches all ranks within this
 
 
-@dataclass(frozen=True, kw_only=True)
-class Session:
-    """One start of a run on this rank: what stays the same over its rewinds."""
-
-    config: RunConfig
-    ranks: Ranks
-    device: torch.device
-    lease: Lease
-    stop: StopRequests
-
-    def stop_reason(self) -> str | None:
-        """Why this rank would stop after the step under way."""
-        return self.stop.requested() if self.lease.still_mine() else LEASE_LOST
-
-    def should_stop_waiting(self) -> bool:
-        """For a rank that waits for data, which may never come."""
-        return not self.lease.still_mine() or self.stop.requested(is_waiting=True) is not None
-
-
 def train_run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: float) -> str | None:
     """Train on this rank; all ranks call it. Why it stopped early, or None when it finished.
 
@@ -69,8 +49,8 @@ def train_run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: flo
     """
     reason: str | None = None
     try:
-        with open_session(config, ranks, stop) as session:
-            _train_with_rewinds(session, began_at)
+        with open_session(config, ranks, stop) as (device, lease):
+            _train_with_rewinds(config, ranks, device, lease, stop, began_at)
     except StoppedError as stopped:
         reason = stopped.reason
     except Exception as error:
@@ -83,7 +63,9 @@ def train_run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: flo
 
 
 @contextmanager
-def open_session(config: RunConfig, ranks: Ranks, stop: StopRequests) -> Iterator[Session]:
+def open_session(
+    config: RunConfig, ranks: Ranks, stop: StopRequests
+) -> Iterator[tuple[torch.device, Lease]]:
     """Have the ranks meet and claim the run's folder, which ends an older copy of the run."""
     device = select_device(ranks)
     with ExitStack() as stack:
@@ -97,29 +79,40 @@ def open_session(config: RunConfig, ranks: Ranks, stop: StopRequests) -> Iterato
         faults.arm(planned_faults, rank=ranks.rank, folder=config.folder)
         stop.discard_stale_file()
         stack.enter_context(open_watch(config.folder, config.watch, ranks))
-        yield Session(config=config, ranks=ranks, device=device, lease=lease, stop=stop)
+        yield device, lease
 
 
-def _train_with_rewinds(session: Session, began_at: float) -> None:
+def _train_with_rewinds(
+    config: RunConfig,
+    ranks: Ranks,
+    device: torch.device,
+    lease: Lease,
+    stop: StopRequests,
+    began_at: float,
+) -> None:
     """Open the run and train it, anew after every rewind, with the engine of before."""
+
+    def stop_reason() -> str | None:
+        """Why this rank would stop after the step under way."""
+        return stop.requested() if lease.still_mine() else LEASE_LOST
+
+    def should_stop() -> bool:
+        """For a rank that waits for data, which may never come."""
+        return not lease.still_mine() or stop.requested(is_waiting=True) is not None
+
     engine, attempt, is_done = None, None, False
     with ExitStack() as stack:
         while not is_done:
             with open_run(
-                session.config,
-                session.ranks,
-                session.device,
-                lease=session.lease,
-                should_stop=session.should_stop_waiting,
-                engine=engine,
+                config, ranks, device, lease=lease, should_stop=should_stop, engine=engine
             ) as run:
                 with failing_together():
-                    if engine is None and run.ranks.is_first and not run.is_complete:
+                    if engine is None and ranks.is_first and not run.is_complete:
                         attempt = stack.enter_context(open_run_attempt(run, began_at))
                     elif attempt is not None:  # rewound, if need be to before where it was to go
                         attempt.rewound(run.start.step)
                 engine = run.engine
-                is_done = train_until_rewound(run, session.stop, session.stop_reason, attempt)
+                is_done = train_until_rewound(run, stop, stop_reason, attempt)
 
 
 def open_run_attempt(run: Run, began_at: float) -> AbstractContextManager[AttemptLog]:
@@ -134,10 +127,7 @@ def open_run_attempt(run: Run, began_at: float) -> AbstractContextManager[Attemp
 
 
 def train_until_rewound(
-    run: Run,
-    stop: StopRequests,
-    stop_reason: Callable[[], str | None],
-    attempt: AttemptLog | None,
+    run: Run, stop: StopRequests, stop_reason: Callable[[], str | None], attempt: AttemptLog | None
 ) -> bool:
     """Train to the end (True), or until the run has been rewound and must be opened again."""
     steps = run.config.train.steps
@@ -145,18 +135,31 @@ def train_until_rewound(
         complete_evaluation(run, StopPoll(stop_reason))
         logger.info("all %d steps were done before", steps)
         return True
+
+    def end(reason: str) -> None:
+        if attempt is not None:
+            attempt.end(reason)
+
     with open_after_step(run, stop, stop_reason, attempt) as after_step:
-        stop.leave_unless(after_step.has_work, after_step.end)
+        stop.leave_unless(after_step.has_work, end)
         try:
             _train(run, after_step)
+        except StoppedError as stopped:
+            end(stopped.reason)
+            raise
         except RewindRequest as request:
             heartbeat.phase("rewind")
             after_step.saver.finish()
             rewind(run, request)
-            stop.leave_unless(lambda: False, after_step.end)
+            stop.leave_unless(lambda: False, end)
             return False
         except GuardError:
-            _finish_save(after_step)
+            try:
+                after_step.saver.finish()
+            except LeaseLostError:
+                raise
+            except LmscaleError as error:  # the run ends for what the guard has found
+                logger.error("%s", error)
             raise
     logger.info("finished %d steps", steps)
     return True
@@ -164,10 +167,15 @@ def train_until_rewound(
 
 def _train(run: Run, after_step: AfterStep) -> None:
     """All steps that are left. Raises ``StoppedError`` once a stop was agreed and all is saved."""
-    plan = plan_steps(run.config, first_step=run.start.step)
-    requests = Requests(stop=after_step.stop_reason, save=after_step.save_reasons)
     try:
-        for report in train_steps(run.engine, run.loader, plan, requests):
+        for report in train_steps(
+            run.engine,
+            run.loader,
+            run.config,
+            first_step=run.start.step,
+            stop=after_step.stop_reason,
+            save=after_step.save_reasons,
+        ):
             after_step(report)
         after_step.saver.finish()
     except StoppedError as stopped:
@@ -178,18 +186,7 @@ def _train(run: Run, after_step: AfterStep) -> None:
             raise AssertionError("a save had failed, and ended well") from None
         after_step.save_what_is_left()
         logger.info("stopped after step %d: %s", after_step.counter.now.step, stopped.reason)
-        after_step.end(stopped.reason)
         raise
-
-
-def _finish_save(after_step: AfterStep) -> None:
-    """End the save that may be under way; should it fail, the run ends for what the guard found."""
-    try:
-        after_step.saver.finish()
-    except LeaseLostError:
-        raise
-    except LmscaleError as error:
-        logger.error("%s", error)
 
 
 def _requested_as_well(stop: StopRequests, error: Exception) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from lmscale.ranks.collectives import sum_float64
 from lmscale.runs.stop import StoppedError
@@ -23,24 +23,19 @@ SAVE_REASONS = (ASKED, LOCAL)
 POLL_SECONDS = 1.0
 
 
-def cast_vote(reason: str | None) -> list[float]:
+def cast_votes(reasons: Collection[str | None], candidates: Sequence[str]) -> list[float]:
     """This rank's part of the sum."""
-    return [float(candidate == reason) for candidate in STOP_REASONS]
+    return [float(candidate in reasons) for candidate in candidates]
 
 
-def count_votes(votes: Sequence[float]) -> str | None:
-    """The first reason that any rank has."""
-    return next((candidate for candidate, n in zip(STOP_REASONS, votes, strict=True) if n), None)
+def count_votes(votes: Sequence[float], candidates: Sequence[str]) -> tuple[str, ...]:
+    """The reasons that any rank has, in their order."""
+    return tuple(candidate for candidate, n in zip(candidates, votes, strict=True) if n)
 
 
-def cast_save_votes(reasons: Sequence[str]) -> list[float]:
-    """This rank's part of the sum of those who ask for a save."""
-    return [float(candidate in reasons) for candidate in SAVE_REASONS]
-
-
-def count_save_votes(votes: Sequence[float]) -> tuple[str, ...]:
-    """The reasons for which at least one rank has voted."""
-    return tuple(candidate for candidate, n in zip(SAVE_REASONS, votes, strict=True) if n)
+def first_reason(votes: Sequence[float]) -> str | None:
+    """Why all ranks stop, where any has voted for one of ``STOP_REASONS``."""
+    return next(iter(count_votes(votes, STOP_REASONS)), None)
 
 
 class StopPoll:
@@ -69,9 +64,11 @@ class StopPoll:
         # Whole milliseconds: their sum is exact in any order, so all ranks plan alike.
         elapsed = float(round(1000 * (time.monotonic() - self._asked_at)))
         heartbeat.tick()
-        total, ranks, *votes = sum_float64([elapsed, 1.0, *cast_vote(self.requested())])
+        total, ranks, *votes = sum_float64(
+            [elapsed, 1.0, *cast_votes([self.requested()], STOP_REASONS)]
+        )
         self._asked_at = time.monotonic()
-        reason = count_votes(votes)
+        reason = first_reason(votes)
         if reason is not None:
             raise StoppedError(reason)
         return plan_interval(self._interval, total / ranks / 1000)

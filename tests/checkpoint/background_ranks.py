@@ -11,8 +11,10 @@ import torch
 from forked_ranks import one_group
 from rank_cases import Case, opened
 
-from lmscale.checkpoint import LocalPlace, load_manifest, save_checkpoint
+from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.layout import MANIFEST, step_folder
+from lmscale.checkpoint.places.place import LocalPlace
+from lmscale.checkpoint.save import save_checkpoint
 from lmscale.errors import LmscaleError, NoSpaceError
 from lmscale.files import retry
 from lmscale.files.atomic import sha256_file
@@ -20,8 +22,8 @@ from lmscale.ranks.attempt import Attempt
 from lmscale.ranks.collectives import barrier, gather_json
 from lmscale.ranks.ranks import is_lost_connection
 from lmscale.runs.lease import Lease
-from lmscale.train.hooks import ProgressCounter
-from lmscale.train.loop import Requests, plan_steps, train_steps
+from lmscale.train.loop import train_steps
+from lmscale.train.progress import ProgressCounter
 from lmscale.train.saver import Saver
 from lmscale.train.votes import SAVE_FAILED
 
@@ -110,8 +112,9 @@ def train(run, saver, counter, hook=lambda report: None):
     for report in train_steps(
         run.engine,
         run.loader,
-        plan_steps(run.config, first_step=run.start.step),
-        Requests(stop=lambda: SAVE_FAILED if saver.failed() else None),
+        run.config,
+        stop=lambda: SAVE_FAILED if saver.failed() else None,
+        first_step=run.start.step,
     ):
         counter(report)
         hook(report)

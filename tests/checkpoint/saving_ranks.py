@@ -9,18 +9,16 @@ import torch
 from forked_ranks import one_group
 from rank_cases import Case, opened, train
 
-from lmscale.checkpoint import (
-    LocalPlace,
-    find_resumable,
-    load_model_weights,
-    save_checkpoint,
-)
+from lmscale.checkpoint.find import find_sound
 from lmscale.checkpoint.fragments import held_fragments, owned_fragments
 from lmscale.checkpoint.layout import step_folder
+from lmscale.checkpoint.load import load_weights
 from lmscale.checkpoint.manifest import MASTER
+from lmscale.checkpoint.places.place import LocalPlace
+from lmscale.checkpoint.save import save_checkpoint
 from lmscale.errors import LmscaleError
 from lmscale.ranks.collectives import barrier, gather_json
-from lmscale.train.hooks import ProgressCounter
+from lmscale.train.progress import ProgressCounter
 from lmscale.train.saver import Saver
 
 DATA = "data.txt"  # names the folder of the tiny data
@@ -55,7 +53,7 @@ def masters(folder, ranks):
             settings = {"engine__zero_stage": stage, "engine__precision": precision}
             with opened(case(folder, name, **settings), ranks) as run:
                 train(run, stop_after=2)
-                weights = load_model_weights(run.folder)
+                weights = load_weights(LocalPlace(run.folder / "checkpoints"))
                 held = list(held_fragments(run.engine))
                 same = [
                     torch.equal(
@@ -87,7 +85,7 @@ def leftover(folder, ranks):
     return {
         "resumed from": resumed_from,
         "files": sorted(path.name for path in torn.iterdir()),
-        "resumable": step_of(find_resumable(run.place, ranks)),
+        "resumable": step_of(find_sound(run.place, ranks)),
     }
 
 
@@ -103,7 +101,7 @@ def not_finite(folder, ranks):
         with closing(Saver(run=run, counter=counter, ledger=None)) as saver:
             saver.save()
         found = {"steps": run.place.list_steps()}
-        found["resumable"] = step_of(find_resumable(run.place, ranks))
+        found["resumable"] = step_of(find_sound(run.place, ranks))
     with opened(this, ranks) as run:  # goes on from step 2 and undoes step 3
         found["resumed from"] = run.start.step
         train(run)
@@ -122,11 +120,11 @@ def full_disk(folder, ranks):
         first = try_to_save(run, ranks, step=3)
         found = {
             "problems": gather_json(first),
-            "resumable": step_of(find_resumable(run.place, ranks)),
+            "resumable": step_of(find_sound(run.place, ranks)),
         }
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         found["again"] = gather_json(try_to_save(run, ranks, step=3))
-        found["resumable then"] = step_of(find_resumable(run.place, ranks))
+        found["resumable then"] = step_of(find_sound(run.place, ranks))
     return found
 
 
@@ -146,7 +144,7 @@ def walk_back(folder, ranks):
     barrier()
     if ranks.is_first:
         damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    found = gather_json(step_of(find_resumable(LocalPlace(root), ranks)))
+    found = gather_json(step_of(find_sound(LocalPlace(root), ranks)))
     barrier()
     if ranks.is_first:
         damaged.write_bytes(whole)

@@ -29,7 +29,7 @@ from handmade_checkpoints import first, render, save, search, step_taken, weight
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmscale.checkpoint import find_resumable, load_manifest, load_model_weights
+from lmscale.checkpoint.find import find_sound, load_manifest
 from lmscale.checkpoint.layout import step_folder
 from lmscale.checkpoint.load import iterate_weights, load_weights
 from lmscale.checkpoint.manifest_file import parse_manifest
@@ -64,7 +64,7 @@ OF_MANIFEST = "not a checkpoint's manifest|does not match its own hash|cannot be
 
 def test_the_newest_whole_checkpoint_is_resumed(place):
     assert place.list_steps() == [6, 4, 2]
-    assert find_resumable(place, ALONE).step == 6
+    assert find_sound(place, ALONE).step == 6
     assert step_taken(place) == 6
 
 
@@ -172,8 +172,8 @@ def test_when_all_are_damaged_the_run_does_not_start_from_scratch(place):
 def test_weights_are_never_read_from_a_damaged_file(place, change, name):
     damage(place, 4, name, change)
     with pytest.raises(CheckpointError, match=f"step-000000004/{name}"):
-        load_model_weights(place.root.parent, step=4)
-    assert torch.equal(load_model_weights(place.root.parent)["w"], weights_of(6))  # the newest
+        load_weights(place, step=4)
+    assert torch.equal(load_weights(place)["w"], weights_of(6))  # the newest
 
 
 def test_a_file_of_another_node_is_named_when_it_is_to_be_loaded(place):

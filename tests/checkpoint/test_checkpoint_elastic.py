@@ -14,8 +14,9 @@ from elastic_ranks import LAST_STEP, SAVED_STEP, write_jobs
 from forked_ranks import run_starts
 from toy_engine import Setup, Toy
 
-from lmscale.checkpoint import LocalPlace, load_manifest
+from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.load import iterate_weights, load_weights
+from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]

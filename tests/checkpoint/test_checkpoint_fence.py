@@ -2,9 +2,9 @@
 
 import pytest
 
-from lmscale.checkpoint import LocalPlace
-from lmscale.checkpoint.commit import commit
 from lmscale.checkpoint.layout import MANIFEST, fragment_file, step_folder
+from lmscale.checkpoint.places.place import LocalPlace
+from lmscale.checkpoint.tier import commit
 from lmscale.errors import CheckpointError, LeaseLostError
 from lmscale.files.atomic import write_json
 from lmscale.ranks.attempt import Attempt

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from lmscale.checkpoint import LocalPlace
 from lmscale.checkpoint import snapshot as snapshot_module
 from lmscale.checkpoint import write_file as module
 from lmscale.checkpoint.fragments import Fragment
 from lmscale.checkpoint.layout import step_folder, tensor_name
 from lmscale.checkpoint.manifest import MASTER
+from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.snapshot import Snapshot, parts_of
 from lmscale.checkpoint.write_file import (
     NUM_MARKS,
@@ -54,16 +54,15 @@ def contents(draw):
         make(f"p{number}", draw(st.integers(0, 70)), dtype=draw(st.sampled_from(DTYPES)))
         for number in range(count)
     ]
-    return parts, draw(st.integers(8, 200)), draw(st.integers(1, 200))
+    return parts, draw(st.integers(8, 200))
 
 
 @settings(max_examples=80, deadline=None)
 @given(contents())
 def test_any_tensors_are_read_back_by_the_library_and_their_size_and_hash_are_told(content):
-    parts, piece_bytes, direct_bytes = content
+    parts, piece_bytes = content
     with TemporaryDirectory() as temporary, pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PIECE_BYTES", piece_bytes)
-        patch.setattr(module, "_DIRECT_BYTES", direct_bytes)
         place = LocalPlace(Path(temporary))
         place.begin(7)
         arranged = arrange(parts)
@@ -159,7 +158,6 @@ def test_progress_is_told_in_sixteenths_and_a_save_that_nobody_waits_for_ends(
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(module, "PIECE_BYTES", 1 << 10)
-    monkeypatch.setattr(module, "_DIRECT_BYTES", 1)
     place = LocalPlace(tmp_path)
     place.begin(1)
     parts, marks, given_up = [make("a", 16 << 10)], [], threading.Event()

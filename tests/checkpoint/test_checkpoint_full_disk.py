@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from handmade_checkpoints import manifest_of, parts_of_rank, save
@@ -43,14 +44,15 @@ def place(tmp_path):
     return RefusingPlace(tmp_path / "checkpoints")
 
 
-def save_in_vain(place, lease=NO_LEASE, **duties):
+def save_in_vain(place, lease=NO_LEASE, make_room=None):
     """The error of a save of step 4 by a single rank."""
     ranks = Ranks()
     writer = CheckpointWriter(ranks, open_mailbox(ranks), lease=lease, retries=0)
+    retention = Mock(free_space=make_room) if make_room else None
     copy = Copy(parts=parts_of_rank(4, 0, 1), ready=lambda: None)
     try:
         job = writer.start(
-            step=4, tier=SharedTier(place, **duties), copy=copy, draft=manifest_of(4, [])
+            step=4, tier=SharedTier(place, retention=retention), copy=copy, draft=manifest_of(4, [])
         )
         with pytest.raises(Exception) as caught:  # noqa: B017, PT011 - the tests look at it
             writer.wait(job)
@@ -69,7 +71,7 @@ def test_what_another_copy_may_be_writing_is_not_cleared_from_a_full_disk(place,
     mine = Lease(Attempt(job="7", restart=0), tmp_path)
     mine.take(["n1"])
 
-    def overtaken(step):
+    def overtaken(*, saving):
         Lease(Attempt(job="7", restart=1), tmp_path).take(["n2"])
         return ()
 
@@ -103,7 +105,7 @@ def test_a_full_disk_that_cannot_be_cleared_is_still_told_as_one(place, monkeypa
 
 
 def test_a_bug_where_room_is_made_ends_rank_0_as_the_others_with_the_full_disk(place, caplog):
-    def make_room(step):
+    def make_room(*, saving):
         raise KeyError("a bug, says the test")
 
     error = save_in_vain(place, make_room=make_room)

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lmscale.checkpoint import LocalPlace
-from lmscale.checkpoint.layout import find_gaps, list_steps, plan_reads, step_folder, tensor_name
+from lmscale.checkpoint.layout import find_gaps, plan_reads, step_folder, tensor_name
 from lmscale.checkpoint.load import FragmentReader
 from lmscale.checkpoint.manifest import FileEntry, Manifest, OptimizerKind, Untrained
 from lmscale.checkpoint.manifest_file import parse_manifest
+from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.errors import CheckpointError
 
 KINDS = ("master", "exp_avg")
@@ -207,4 +207,4 @@ def test_steps_beyond_nine_digits_are_found(tmp_path):
         folder = step_folder(tmp_path, step)
         folder.mkdir()
         (folder / "manifest.json").touch()
-    assert list_steps(tmp_path) == [1_000_000_000, 999_999_999]
+    assert LocalPlace(tmp_path).list_steps() == [1_000_000_000, 999_999_999]

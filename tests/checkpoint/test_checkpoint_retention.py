@@ -2,17 +2,17 @@
 
 import errno
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmscale.checkpoint import LocalPlace, delete_old_checkpoints, free_space
 from lmscale.checkpoint.layout import step_folder
 from lmscale.checkpoint.manifest import ASKED, REGULAR, Manifest
+from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.retention import (
     Candidate,
+    Retention,
     Rule,
     find_best,
     look_at,
@@ -148,7 +148,7 @@ def test_what_retention_removes_is_gone_with_all_its_files(place, tmp_path):
         write(place, step)
     write_torn(place, 5)  # a save under way
     config = CheckpointConfig(keep_last=1, keep_every_steps=2)
-    assert delete_old_checkpoints(place, config, tmp_path, newest=4) == (3, 1)
+    assert Retention(place, config, tmp_path).delete_old(newest=4) == (3, 1)
     names = sorted(path.name for path in place.root.iterdir())
     assert names == ["step-000000002", "step-000000004", "step-000000005"]
 
@@ -157,7 +157,7 @@ def test_what_interrupted_saves_left_goes_with_the_next_commit(place, tmp_path):
     write(place, 10)
     write_torn(place, 15)
     write(place, 20)
-    delete_old_checkpoints(place, CheckpointConfig(keep_last=2), tmp_path, newest=20)
+    Retention(place, CheckpointConfig(keep_last=2), tmp_path).delete_old(newest=20)
     assert sorted(path.name for path in place.root.iterdir()) == [
         "step-000000010",
         "step-000000020",
@@ -173,7 +173,7 @@ def test_checkpoints_that_were_asked_for_and_the_best_ones_stay(place, tmp_path)
     config = CheckpointConfig.model_validate(
         {"keep_last": 1, "keep_best": {"metric": "evaluation/a/loss"}}
     )
-    delete_old_checkpoints(place, config, tmp_path, newest=10)
+    Retention(place, config, tmp_path).delete_old(newest=10)
     assert place.list_steps() == [10, 6, 4]
 
 
@@ -183,9 +183,9 @@ def test_a_checkpoint_that_is_not_finite_or_cannot_be_read_protects_no_other(pla
     (step_folder(place.root, 4) / "manifest.json").write_text("{")
     assert not look_at(place, 4).is_good and not look_at(place, 6).is_good
     config = CheckpointConfig(keep_last=2)
-    assert delete_old_checkpoints(place, config, tmp_path, newest=8) == ()  # 8 and 2 are good
+    assert Retention(place, config, tmp_path).delete_old(newest=8) == ()  # 8 and 2 are good
     write(place, 10)
-    assert delete_old_checkpoints(place, config, tmp_path, newest=10) == (6, 4, 2)
+    assert Retention(place, config, tmp_path).delete_old(newest=10) == (6, 4, 2)
 
 
 def test_a_full_disk_takes_all_but_the_last_good_one_and_those_kept_for_good(place, tmp_path):
@@ -195,27 +195,22 @@ def test_a_full_disk_takes_all_but_the_last_good_one_and_those_kept_for_good(pla
     write_torn(place, 12)  # what is being saved
     write(place, 14)  # of steps that were undone
     config = CheckpointConfig(keep_last=4, keep_every_steps=4)
-    freed = free_space(place, config, tmp_path, saving=12)
+    freed = Retention(place, config, tmp_path).free_space(saving=12)
     assert freed == (7, 14, 6, 2)
     assert place.list_steps() == [10, 8, 5, 4]  # 10 is newer than the last good one
     assert place.list_steps(committed=False) == [12]
-    assert free_space(place, config, tmp_path, saving=12) == ()
-
-
-def look_with_6_damaged(place, step):
-    """Which only reading all of it shows."""
-    return replace(look_at(place, step), is_good=False) if step == 6 else look_at(place, step)
+    assert Retention(place, config, tmp_path).free_space(saving=12) == ()
 
 
 def test_a_checkpoint_that_a_start_has_passed_over_is_not_the_last_good_one(place, tmp_path):
     for step in (2, 4, 6):
         write(place, step)
     config = CheckpointConfig(keep_last=2)
-    assert free_space(place, config, tmp_path, saving=7, look=look_with_6_damaged) == (2,)
+    assert Retention(place, config, tmp_path, passed_over={6}).free_space(saving=7) == (2,)
     assert place.list_steps() == [6, 4]
     write(place, 8)
     config = CheckpointConfig(keep_last=1)
-    delete_old_checkpoints(place, config, tmp_path, newest=8, look=look_with_6_damaged)
+    Retention(place, config, tmp_path, passed_over={6}).delete_old(newest=8)
     assert place.list_steps() == [8]
 
 
@@ -224,7 +219,7 @@ def test_what_a_rewind_would_need_stays(place, tmp_path):
         write(place, step)
     config = CheckpointConfig(keep_last=1)
     spare = lambda steps, newest: {"a test": steps[-1:]}  # noqa: E731
-    assert delete_old_checkpoints(place, config, tmp_path, newest=8, spare=spare) == (6, 4)
+    assert Retention(place, config, tmp_path, spare=spare).delete_old(newest=8) == (6, 4)
 
 
 def test_what_is_kept_for_two_reasons_both_stays(place, tmp_path):
@@ -232,19 +227,15 @@ def test_what_is_kept_for_two_reasons_both_stays(place, tmp_path):
         write(place, step)
     spare = lambda steps, newest: {"one": (2,), "other": (newest - 2,)}  # noqa: E731
     config = CheckpointConfig(keep_last=1)
-    assert delete_old_checkpoints(place, config, tmp_path, newest=8, spare=spare) == (4,)
+    assert Retention(place, config, tmp_path, spare=spare).delete_old(newest=8) == (4,)
 
 
 def test_what_is_kept_for_a_rewind_is_one_that_can_be_gone_back_to(place, tmp_path):
     for step in (2, 4, 6, 8):
         write(place, step)
     config = CheckpointConfig(keep_last=1)
-    delete_old_checkpoints(
-        *(place, config, tmp_path),
-        newest=8,
-        look=look_with_6_damaged,
-        spare=lambda steps, newest: {"a test": (max(step for step in steps if step < 7),)},
-    )
+    spare = lambda steps, newest: {"a test": (max(step for step in steps if step < 7),)}  # noqa: E731
+    Retention(place, config, tmp_path, passed_over={6}, spare=spare).delete_old(newest=8)
     assert place.list_steps() == [8, 4]
 
 
@@ -253,12 +244,12 @@ def test_on_a_full_disk_what_a_rewind_would_need_goes_only_where_nothing_else_ca
         write(place, step)
     config = CheckpointConfig(keep_last=9)
     spare = lambda steps, newest: {"a test": (2, 4)}  # noqa: E731
-    assert free_space(place, config, tmp_path, saving=10, spare=spare) == (6,)
+    assert Retention(place, config, tmp_path, spare=spare).free_space(saving=10) == (6,)
     place.begin(7)  # torn: it makes room as well
-    assert free_space(place, config, tmp_path, saving=10, spare=spare) == (7,)
-    assert free_space(place, config, tmp_path, saving=10, spare=spare) == (2,)
-    assert free_space(place, config, tmp_path, saving=10, spare=spare) == (4,)
-    assert free_space(place, config, tmp_path, saving=10, spare=spare) == ()
+    assert Retention(place, config, tmp_path, spare=spare).free_space(saving=10) == (7,)
+    assert Retention(place, config, tmp_path, spare=spare).free_space(saving=10) == (2,)
+    assert Retention(place, config, tmp_path, spare=spare).free_space(saving=10) == (4,)
+    assert Retention(place, config, tmp_path, spare=spare).free_space(saving=10) == ()
     assert place.list_steps() == [8]
 
 

@@ -13,13 +13,13 @@ from handmade_checkpoints import place_at, save
 from tiny_run import log_commit, logged_steps
 
 from lmscale.checkpoint import commit_log
-from lmscale.checkpoint.commit_log import record_commit, record_replacement
+from lmscale.checkpoint.commit_log import record_commit
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.places import place as place_module
 from lmscale.checkpoint.places import run_place
 from lmscale.checkpoint.places.place import OWNER_FILE, LocalPlace
 from lmscale.checkpoint.places.run_place import open_place, prepare_place
-from lmscale.checkpoint.retention import remove
+from lmscale.checkpoint.retention import Retention, remove
 from lmscale.checkpoint.tier import SharedTier
 from lmscale.errors import CheckpointError
 from lmscale.files.run_files import COMMITS_FILE
@@ -158,7 +158,8 @@ def test_a_save_that_replaces_an_undone_one_leaves_no_row_of_it_though_it_is_kil
     prepare_place(config, place)
     save_and_log(config, 2, 4)
     before = read_commits(config.folder)[0]
-    SharedTier(place, replace=partial(record_replacement, config.folder)).begin(2)
+    retention = Retention(place, config.checkpoint, config.folder)
+    SharedTier(place, retention=retention).begin(2)
     assert logged_steps(config.folder) == [4]
     manifest = save(place, 2, reason="asked")  # committed, and killed before its row
     prepare_place(config, place)

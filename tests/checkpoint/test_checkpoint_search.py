@@ -8,9 +8,10 @@ import pytest
 from damaged_files import FILES, STEPS, cut, damage, remove, three_checkpoints
 from handmade_checkpoints import IDENTITY, first, manifest_of, save, search, step_taken, write_part
 
-from lmscale.checkpoint import find, load_manifest, load_model_weights
-from lmscale.checkpoint.layout import list_steps, step_folder
-from lmscale.checkpoint.load import check_same_model, iterate_weights
+from lmscale.checkpoint import find
+from lmscale.checkpoint.find import load_manifest
+from lmscale.checkpoint.layout import step_folder
+from lmscale.checkpoint.load import check_same_model, iterate_weights, load_weights
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.errors import CheckpointError, ClusterError, LmscaleError, TransientError
 from lmscale.files.jsonl import read_rows
@@ -254,7 +255,7 @@ def test_what_is_no_checkpoints_folder_is_not_looked_at(place):
     shutil.copytree(root / "step-000000006", root / "step-000000009.old")
     shutil.copytree(root / "step-000000006", root / "copy of step-000000009")
     (root / "step-000000010").touch()
-    assert list_steps(root) == [6, 4, 2]
+    assert LocalPlace(root).list_steps() == [6, 4, 2]
 
 
 @pytest.mark.parametrize(
@@ -274,10 +275,10 @@ def test_a_file_that_cannot_be_opened_to_be_loaded_is_no_bug(place, monkeypatch,
 
 def test_a_step_that_was_not_saved_is_refused_with_those_that_were(place):
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 5. There are: 6, 4, 2\."):
-        load_model_weights(place.root.parent, step=5)
+        load_weights(place, step=5)
     shutil.rmtree(place.root)
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
-        load_model_weights(place.root.parent)
+        load_weights(place)
 
 
 def test_models_that_differ_are_told_apart_parameter_by_parameter():

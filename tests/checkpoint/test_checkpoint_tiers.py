@@ -9,7 +9,6 @@ from forked_ranks import run_starts
 from handmade_checkpoints import first, manifest_of, render, save, search, step_taken, write_part
 from tiny_run import tiny_config
 
-from lmscale.checkpoint.find import Topology
 from lmscale.checkpoint.layout import step_folder
 from lmscale.checkpoint.manifest import Manifest
 from lmscale.checkpoint.manifest_file import parse_manifest
@@ -20,7 +19,7 @@ from lmscale.history.history import attempt_of, describe_superseded, read_starts
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.attempts import AttemptLog
 
-TOPOLOGY = Topology(world_size=2, zero_stage=1, precision="fp32")
+TOPOLOGY = dict(world_size=2, zero_stage=1, precision="fp32")
 
 
 @pytest.fixture
@@ -253,13 +252,13 @@ def as_saved(place, folder, rank):
 
 
 def other_stage(place, folder, rank):
-    return {"topology": Topology(world_size=2, zero_stage=3, precision="fp32")}
+    return {"topology": dict(world_size=2, zero_stage=3, precision="fp32")}
 
 
 def other_stage_but_all_files(place, folder, rank):
     other = NodePlace(folder / f"node{1 - rank}")
     shutil.copy(own_file(other, 1 - rank), own_file(place, 1 - rank))
-    return {"topology": Topology(world_size=2, zero_stage=3, precision="fp32")}
+    return {"topology": dict(world_size=2, zero_stage=3, precision="fp32")}
 
 
 def nodes_exchanged(place, folder, rank):

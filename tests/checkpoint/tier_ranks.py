@@ -11,8 +11,8 @@ from rank_cases import Case, opened
 from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.ranks.collectives import gather_json
 from lmscale.runs.attempts import AttemptLog
-from lmscale.train.hooks import ProgressCounter
-from lmscale.train.loop import NO_REQUESTS, Requests, plan_steps, train_steps
+from lmscale.train.loop import train_steps
+from lmscale.train.progress import ProgressCounter
 from lmscale.train.saver import Saver
 
 SHARED = {"checkpoint.every_steps": 2, "checkpoint.asynchronous": False}
@@ -77,8 +77,9 @@ def train_until_killed(run, steps, *, saves):
         for report in train_steps(
             run.engine,
             run.loader,
-            plan_steps(run.config, first_step=run.start.step),
-            Requests(save=saver.wants) if saves else NO_REQUESTS,
+            run.config,
+            save=saver.wants if saves else tuple,
+            first_step=run.start.step,
         ):
             counter(report)
             saver(report)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
     from lmscale.engine import Engine
+    from lmscale.engine.step_report import StepReport
     from lmscale.ranks.ranks import Ranks
-    from lmscale.train import StepReport
 
 BAD_STEP = 2
 
@@ -38,8 +37,8 @@ def watch_steps(case: Case, ranks: Ranks) -> list[dict]:
     from lmscale.ranks.mesh import plan_mesh
     from lmscale.stream.loader import open_loader
     from lmscale.stream.stream import open_stream
-    from lmscale.train import build_run_engine
-    from lmscale.train.loop import plan_steps, train_steps
+    from lmscale.train.initial import build_run_engine
+    from lmscale.train.loop import train_steps
 
     config = tiny_config(Path(case.data), Path(case.folder), case.overrides)
     plan = plan_batches(global_windows=12, micro_windows=3, data_ranks=ranks.world_size)
@@ -60,7 +59,7 @@ def watch_steps(case: Case, ranks: Ranks) -> list[dict]:
         reports = train_steps(
             engine,
             loader,
-            replace(plan_steps(config), total_steps=steps, seed=1),
+            config,
         )
         return list(watch(engine, reports, spoils=rank == ranks.world_size - 1))
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rank_cases import Case, run_cases
 
-from lmscale.checkpoint import load_model_weights
+from lmscale.checkpoint.load import load_weights
+from lmscale.checkpoint.places.place import LocalPlace
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -52,7 +53,7 @@ def trained(tiny_data, tmp_path_factory):
     }
     reports = run_cases(starts, root / "starts")
     return {
-        case.name: (reports[case.name], load_model_weights(Path(case.folder)))
+        case.name: (reports[case.name], load_weights(LocalPlace(Path(case.folder) / "checkpoints")))
         for cases in starts.values()
         for case in cases
     }

@@ -12,7 +12,9 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from lmscale.checkpoint import LocalPlace, load_model_weights, save_checkpoint
+from lmscale.checkpoint.load import load_weights
+from lmscale.checkpoint.places.place import LocalPlace
+from lmscale.checkpoint.save import save_checkpoint
 from lmscale.cli.evaluate import evaluate
 from lmscale.cli.generate import generate
 from lmscale.config import RunConfig, dump_config, plan_batches
@@ -72,7 +74,7 @@ def call(*arguments: object) -> str:
 
 def test_the_loaded_weights_are_the_saved_ones(run):
     loaded = load_run(run.folder, step=None, device=CPU)
-    weights = load_model_weights(run.folder, 3)
+    weights = load_weights(LocalPlace(run.folder / "checkpoints"), 3)
     assert set(weights) == {name for name, _ in loaded.model.named_parameters()}
     for name, parameter in loaded.model.named_parameters():
         assert torch.equal(parameter, weights[name])

@@ -21,10 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.errors import EXIT_GUARD, GuardError, LmscaleError
-from lmscale.guard.figures import find_limits
-from lmscale.guard.guard import RewindRequest
+from lmscale.guard.guard import Guard, RewindRequest
+from lmscale.guard.state import find_limits
 from lmscale.history.rewinds import Rewind
-from lmscale.train import Guard
 
 # Steps that are not finite
 

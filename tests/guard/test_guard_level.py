@@ -18,7 +18,7 @@ from guard_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmscale.guard.figures import find_limits
+from lmscale.guard.state import find_limits
 
 
 @settings(max_examples=60, deadline=None)

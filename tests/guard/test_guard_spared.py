@@ -9,12 +9,11 @@ from guard_cases import report
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lmscale.checkpoint import delete_old_checkpoints
-from lmscale.checkpoint.retention import Candidate
+from lmscale.checkpoint.retention import Candidate, Retention
 from lmscale.config import RunConfig
 from lmscale.config.safety import CheckpointConfig, GuardConfig
+from lmscale.guard.divergence import find_rewindable, plan_spared, reach_of
 from lmscale.guard.guard import Guard, RewindRequest
-from lmscale.guard.rewind_plan import find_rewindable, plan_spared, reach_of
 
 STEPS = (1200, 1150, 1100, 1050, 900, 100)
 
@@ -75,7 +74,7 @@ class Steps(dict):
     def delete(self, step):
         del self[step]
 
-    def look(self, place, step):
+    def look(self, step):
         return Candidate(step=step, is_good=self[step])
 
 
@@ -103,20 +102,19 @@ SAVES = st.builds(
 def test_as_soon_as_a_checkpoint_can_be_old_enough_for_a_rewind_there_always_is_one(saves):
     """``find_rewindable`` says how old it may be, and that it takes one checkpoint more."""
     reach, place, step, good = reach_of(saves.guard), Steps(), 0, []
+
+    def spare(steps, newest):
+        return {"rewind": find_rewindable(steps, newest=newest, config=saves.guard)}
+
     for number, way in enumerate(saves.ways):
         step += way
         place[step] = number not in saves.bad
         if not place[step]:
             continue  # as the saver does
         good.append(step)
-        delete_old_checkpoints(
-            *(place, retention(saves), Path("nowhere")),
-            newest=step,
-            look=place.look,
-            spare=lambda steps, newest: {
-                "rewind": find_rewindable(steps, newest=newest, config=saves.guard)
-            },
-        )
+        kept_to = Retention(place, config_of_saves(saves), Path("nowhere"), spare=spare)
+        kept_to._look = place.look
+        kept_to.delete_old(newest=step)
         longest = max(b - a for a, b in zip([good[0], *good], good, strict=False))
         if good[0] <= step + 1 - reach:
             target = max(s for s in place if place[s] and s <= step + 1 - reach)
@@ -125,7 +123,7 @@ def test_as_soon_as_a_checkpoint_can_be_old_enough_for_a_rewind_there_always_is_
         assert sum(place[s] for s in kept) <= saves.keep_last + 2
 
 
-def retention(saves):
+def config_of_saves(saves):
     return CheckpointConfig(keep_last=saves.keep_last, keep_every_steps=saves.keep_every)
 
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from lmscale.checkpoint.find import PassedOver
 from lmscale.errors import DataError, NoSpaceError
-from lmscale.guard.divergence import Divergence
-from lmscale.guard.rewind_plan import describe_no_checkpoint, plan_rewind
+from lmscale.guard.divergence import Divergence, describe_no_checkpoint, plan_rewind
 from lmscale.guard.state import GuardState
 from lmscale.history.rewinds import Rewind, is_undone, pending_jumps, read_rewinds, record_rewind
 from lmscale.stream.mixture import Jump, Mixture, Segment, append_segment, jump_window

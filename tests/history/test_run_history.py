@@ -8,7 +8,7 @@ import pytest
 from forked_ranks import one_group
 from handmade_checkpoints import IDENTITY, manifest_of, save
 
-from lmscale.checkpoint import LocalPlace
+from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.config.safety import GuardConfig
 from lmscale.errors import GuardError
 from lmscale.files.jsonl import append_row

@@ -198,7 +198,7 @@ def test_this_test_can_fail(code):
         "import torch.distributed as dist; dist.broadcast(x)",
         "from lmscale.ranks.collectives import broadcast_object; broadcast_object(x)",
         "from lmscale.ranks import collectives; collectives.broadcast_object(x)",
-        "from lmscale.checkpoint import load_checkpoint; load_checkpoint(p, m, e)",
+        "from lmscale.checkpoint.load import load_checkpoint; load_checkpoint(p, m, e)",
         "module.load_state_dict(s)",
     ],
 )

@@ -6,8 +6,8 @@ from dataclasses import fields
 import pytest
 from sealed import draft, seal, write
 
+from lmscale.checkpoint.differences import describe_differences
 from lmscale.checkpoint.find import Search, find_sound, load_manifest
-from lmscale.checkpoint.identity import describe_differences
 from lmscale.checkpoint.manifest import FileEntry, Manifest
 from lmscale.checkpoint.manifest_file import parse_manifest
 from lmscale.checkpoint.retention import Rule
@@ -15,8 +15,7 @@ from lmscale.checkpoint.survey import Listed, survey
 from lmscale.cli.checkpoint_view import render_checkpoint, render_listed
 from lmscale.errors import CheckpointError
 from lmscale.files.strangers import MAX_DEPTH
-from lmscale.guard.figures import StepFigures
-from lmscale.guard.state import GuardState, read_guard_state
+from lmscale.guard.state import GuardState, StepFigures, read_guard_state
 from lmscale.stream.mixture import Segment
 from lmscale.stream.state import StreamState
 from lmscale.train.progress import Progress, read_progress

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from lmscale.engine import Engine
     from lmscale.ranks.ranks import Ranks
-    from lmscale.train import Run
+    from lmscale.train.assemble import Run
 
 STEPS = 6
 FLIP_AFTER = 3  # steps
@@ -92,12 +92,13 @@ def train_and_look(case: Case, ranks: Ranks) -> dict[str, Any]:
 
 
 def reports_of(run: Run) -> Any:
-    from lmscale.train.loop import plan_steps, train_steps
+    from lmscale.train.loop import train_steps
 
     return train_steps(
         run.engine,
         run.loader,
-        plan_steps(run.config, first_step=run.start.step),
+        run.config,
+        first_step=run.start.step,
     )
 
 
@@ -144,7 +145,7 @@ def losses(case: Case, ranks: Ranks, *, recomputes: bool) -> list[str]:
     """Of every step, with a forward pass done twice before each of them, or without."""
     from lmscale.objective.inputs import to_device
     from lmscale.ranks.seeding import seed_step
-    from lmscale.train.recompute import recompute_matches
+    from lmscale.train.compare import recompute_matches
 
     overrides = {**case.overrides, "model.dropout": 0.2}  # a pass draws random numbers
     case = Case(

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +52,8 @@ def start(folder: Path, number: int) -> None:
     from lmscale.ranks.mesh import Mesh
     from lmscale.stream.loader import open_loader
     from lmscale.stream.stream import open_stream
-    from lmscale.train import build_run_engine
-    from lmscale.train.loop import plan_steps, train_steps
+    from lmscale.train.initial import build_run_engine
+    from lmscale.train.loop import train_steps
 
     config = _demo_config(_write_shards(folder / "shards"), folder)
     plan = plan_batches(
@@ -74,7 +73,7 @@ def start(folder: Path, number: int) -> None:
             num_steps=STEPS,
             workers=0,
         ) as loader:
-            reports = train_steps(engine, loader, replace(plan_steps(config), seed=seed))
+            reports = train_steps(engine, loader, config)
             curve = [next(reports) for _ in range(STEPS)]
     result = {
         "loss": [report.loss for report in curve],

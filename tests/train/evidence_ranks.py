@@ -28,12 +28,12 @@ def diverge(case: Case, folder: Path, ranks: Any) -> None:
     """Let the guard see bad steps of a run with a NaN in one matrix and a spike in another."""
     from lmscale.checkpoint.fragments import owned_fragments
     from lmscale.config import plan_batches
-    from lmscale.guard.guard import RewindRequest
+    from lmscale.guard.guard import Guard, RewindRequest
     from lmscale.ranks.mesh import plan_mesh
     from lmscale.stream.stream import open_stream
     from lmscale.tokenizer import load_tokenizer
-    from lmscale.train import Guard, build_run_engine
     from lmscale.train.evidence import GuardHook, measure_states
+    from lmscale.train.initial import build_run_engine
 
     folder.mkdir(parents=True, exist_ok=True)
     config = tiny_config(Path(case.data), folder, case.overrides)
@@ -71,7 +71,7 @@ def diverge(case: Case, folder: Path, ranks: Any) -> None:
 
 
 def report(step: int) -> Any:
-    from lmscale.train import StepReport
+    from lmscale.engine.step_report import StepReport
 
     return StepReport(
         step=step,

@@ -55,13 +55,16 @@ def open_without_the_objective_on_one(ranks):
             raise ConfigError("It is not installed.")
 
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
-        patch.setattr(assemble, "_open_stream", lambda *_: nullcontext())
+        patch.setattr(assemble, "open_stream", lambda *_, **__: nullcontext())
         patch.setattr(assemble, "build_preparation", build)
         setting: Any = SimpleNamespace(
-            config=None, ranks=ranks, history=SimpleNamespace(rewinds=())
+            config=SimpleNamespace(stream=None, run=SimpleNamespace(seed=1)),
+            ranks=ranks,
+            history=SimpleNamespace(rewinds=()),
+            tokenizer=SimpleNamespace(fingerprint=""),
         )
         with pytest.raises(ConfigError) as caught:
-            assemble._open_at(setting, None, assemble.Start(), None, stack)
+            assemble._open_at(setting, assemble.Start(), None, stack)
     return list(caught.value.problems)
 
 

@@ -10,7 +10,7 @@ from comparing_ranks import FLIP_AFTER, MODES, RECOMPUTED, STEPS, WRONG
 from forked_ranks import run_starts
 
 from lmscale.ranks.attempt import node_name
-from lmscale.train.compare import describe_difference, judge
+from lmscale.train.compare import corruption_error, judge
 
 pytestmark = [pytest.mark.ranks]
 NUM_RANKS = (2, 3)
@@ -112,9 +112,8 @@ def test_where_no_majority_says_who_is_right_all_are_named():
         found = judge(of(*values), HOSTS)
         assert found is not None and found.ranks == tuple(range(len(values)))
         assert not found.is_certain
-        assert "no majority tells which are right" in describe_difference(
-            found, moment="the update of step 9"
-        )
+        said = str(corruption_error(found, moment="the update of step 9"))
+        assert "no majority tells which are right" in said
 
 
 def test_a_tensor_that_one_rank_does_not_hold_is_a_difference():
@@ -126,7 +125,7 @@ def test_the_first_of_many_parameters_are_named():
     rows = [{f"p{i}": i + (rank == 3) for i in range(40)} for rank in range(4)]
     found = judge(rows, HOSTS)
     assert found is not None
-    said = describe_difference(found, moment="the update of step 1000")
+    said = str(corruption_error(found, moment="the update of step 1000"))
     assert "Before the update of step 1000, rank 3 on n2 holds other values than the other" in said
     assert "p0, p1, p2, p3, p4 and 35 more" in said
     assert "leave the node out" in said

@@ -13,18 +13,18 @@ from forked_ranks import one_group, run_starts
 from rank_cases import Case
 from tiny_run import tiny_config
 
-from lmscale.checkpoint import LocalPlace, find
+from lmscale.checkpoint import find
+from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.config.safety import GuardConfig
 from lmscale.errors import DataError, GuardError, TransientError
 from lmscale.guard.divergence import Divergence
-from lmscale.guard.guard import RewindRequest
+from lmscale.guard.guard import Guard, RewindRequest
 from lmscale.guard.state import GuardState
 from lmscale.history.history import History
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.lease import NO_LEASE
 from lmscale.stream.stream import open_stream
 from lmscale.tokenizer import load_tokenizer
-from lmscale.train import Guard
 from lmscale.train import evidence as evidence_module
 from lmscale.train.evidence import (
     EVIDENCE_FILE,

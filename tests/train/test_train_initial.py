@@ -7,7 +7,9 @@ import torch
 from rank_cases import Case, run_cases
 from tiny_run import log_commit, tiny_config
 
-from lmscale.checkpoint import LocalPlace, load_manifest, load_model_weights
+from lmscale.checkpoint.find import load_manifest
+from lmscale.checkpoint.load import load_weights
+from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.config import dump_config
 from lmscale.config.places import with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError
@@ -15,14 +17,7 @@ from lmscale.model import build_model
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.continuation import find_continuation_problems, find_source_problems
 from lmscale.tokenizer import load_tokenizer
-from lmscale.train.initial import (
-    Fresh,
-    Frozen,
-    Full,
-    fill_weights,
-    open_initial_weights,
-    plan_adaptation,
-)
+from lmscale.train.initial import fill_weights, freeze_parameters, open_initial_weights
 
 STEPS = {"train.steps": 4, "checkpoint.every_steps": 2}
 FROZEN = ["embedding.*", "blocks.0.*"]
@@ -64,7 +59,7 @@ def runs(tiny_data, tmp_path_factory):
 
 
 def weights_of(folder: Path, step: int | None = None):
-    return load_model_weights(folder, step)
+    return load_weights(LocalPlace(folder / "checkpoints"), step)
 
 
 def filled(config, *, tokenizer=None):
@@ -95,7 +90,7 @@ def test_without_another_run_they_are_drawn_by_the_seed(tiny_data, tmp_path):
     model, initial = filled(config)
     again, _ = filled(config)
     other, _ = filled(tiny_config(tiny_data, tmp_path / "new", {"run.seed": 2}))
-    assert isinstance(initial, Fresh) and initial.origin is None
+    assert initial.origin is None
     pairs = [*zip(model.parameters(), again.parameters(), strict=True)]
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.equal(next(model.parameters()), next(other.parameters()))
@@ -162,17 +157,20 @@ def test_a_source_that_is_none_is_a_mistake_with_its_name(runs, tiny_data, tmp_p
 def test_patterns_that_match_nothing_or_everything_are_mistakes(tiny_data, tmp_path):
     model, _ = filled(tiny_config(tiny_data, tmp_path))
     with pytest.raises(ConfigError) as caught:
-        Frozen(("block.*", "embeddings.*")).apply(model)
+        freeze_parameters(model, ("block.*", "embeddings.*"))
     assert len(caught.value.problems) == 2
     assert "no parameter's name matches 'block.*'" in caught.value.problems[0]
     assert "embedding.weight" in caught.value.problems[0]
     with pytest.raises(ConfigError, match="nothing would be trained"):
-        Frozen(("*",)).apply(model)
+        freeze_parameters(model, ("*",))
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_a_run_without_patterns_trains_everything(tiny_data, tmp_path):
-    assert plan_adaptation(tiny_config(tiny_data, tmp_path)) == Full()
+    config = tiny_config(tiny_data, tmp_path)
+    model, _ = filled(config)
+    freeze_parameters(model, config.train.freeze)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_the_other_run_is_found_from_wherever_the_frozen_configuration_is_read(

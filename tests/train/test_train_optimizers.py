@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from rank_cases import Case, run_cases
 
-from lmscale.checkpoint import load_model_weights
+from lmscale.checkpoint.load import load_weights
+from lmscale.checkpoint.places.place import LocalPlace
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -61,7 +62,8 @@ def test_a_run_goes_on_at_another_stage_and_world_size_as_if_never_stopped(train
         assert report.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)
     assert whole[-1].loss < whole[0].loss - 0.1
     weights, expected_weights = (
-        load_model_weights(Path(root / f"{kind}-{name}")) for name in ("cut", "whole")
+        load_weights(LocalPlace(Path(root / f"{kind}-{name}") / "checkpoints"))
+        for name in ("cut", "whole")
     )
     for name, weight in weights.items():
         # fp32's rounding in sums of another order, as in test_engine_equal_weights.py.

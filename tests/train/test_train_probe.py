@@ -8,9 +8,10 @@ import pytest
 from rank_cases import Case, run_cases
 from tiny_run import committed_steps
 
-from lmscale.checkpoint import LocalPlace, load_manifest
+from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.layout import MANIFEST, step_folder
 from lmscale.checkpoint.manifest import Probe
+from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.files.atomic import to_json_bytes
 from lmscale.train.probe import find_probe_difference
 

@@ -8,7 +8,8 @@ import itertools
 import pytest
 from rank_cases import Case, run_cases
 
-from lmscale.checkpoint import LocalPlace, load_manifest
+from lmscale.checkpoint.find import load_manifest
+from lmscale.checkpoint.places.place import LocalPlace
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 

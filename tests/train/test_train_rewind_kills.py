@@ -8,7 +8,8 @@ import torch
 from forked_processes import run_process
 from rewind_kills import AT_KILL, BAD, STEPS, config_of
 
-from lmscale.checkpoint import load_model_weights
+from lmscale.checkpoint.load import load_weights
+from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.history.rewinds import read_rewinds
 from lmscale.objective.objective import build_preparation
 from lmscale.stream.audit import audit_run
@@ -53,7 +54,10 @@ def test_a_kill_in_a_rewind_changes_nothing(runs, tiny_data, moment):
     ]
     assert rows[0] == rows[1]
     assert audit_run(config_of(tiny_data, broken), broken, build_preparation).is_clean
-    expected, found = load_model_weights(whole), load_model_weights(broken)
+    expected, found = (
+        load_weights(LocalPlace(whole / "checkpoints")),
+        load_weights(LocalPlace(broken / "checkpoints")),
+    )
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     names = [path.name for path in (broken / "guard").iterdir()]
     assert names == ["step-000000007"]

@@ -44,8 +44,8 @@ def start(folder: Path, number: int) -> None:
 
 def train(run):
     """[after which step the loop has waited, for the save of which step], of every wait."""
-    from lmscale.train.hooks import ProgressCounter
-    from lmscale.train.loop import Requests, plan_steps, train_steps
+    from lmscale.train.loop import train_steps
+    from lmscale.train.progress import ProgressCounter
     from lmscale.train.saver import Saver
 
     counter, gate, waits = ProgressCounter(run.start), threading.Event(), []
@@ -66,8 +66,8 @@ def train(run):
         for report in train_steps(
             run.engine,
             run.loader,
-            plan_steps(run.config),
-            Requests(save=saver.wants),
+            run.config,
+            save=saver.wants,
         ):
             counter(report)
             saver(report)

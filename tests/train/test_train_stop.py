@@ -20,8 +20,8 @@ from tiny_run import (
 )
 
 from launcher.rendezvous import environment_for, find_free_port
-from lmscale.checkpoint import LocalPlace
 from lmscale.checkpoint.find import find_sound
+from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.cli.main import main
 from lmscale.files.jsonl import read_rows
 from lmscale.watch.heartbeat import Beat, beat_path, read_beat

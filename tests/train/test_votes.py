@@ -14,19 +14,19 @@ from lmscale.train.votes import (
     SAVE_REASONS,
     STOP_REASONS,
     StopPoll,
-    cast_save_votes,
-    cast_vote,
-    count_save_votes,
+    cast_votes,
     count_votes,
+    first_reason,
     plan_interval,
 )
 
 
 @given(reasons=st.lists(st.sampled_from([None, *STOP_REASONS]), min_size=1, max_size=9))
 def test_all_ranks_count_the_first_reason_in_the_order_of_their_weight(reasons):
-    summed = [sum(column) for column in zip(*map(cast_vote, reasons), strict=True)]
+    votes = [cast_votes([reason], STOP_REASONS) for reason in reasons]
+    summed = [sum(column) for column in zip(*votes, strict=True)]
     found = [reason for reason in STOP_REASONS if reason in reasons]
-    assert count_votes(summed) == (found[0] if found else None)
+    assert first_reason(summed) == (found[0] if found else None)
 
 
 def test_a_lost_lease_outweighs_all_else_and_an_error_every_request():
@@ -36,8 +36,11 @@ def test_a_lost_lease_outweighs_all_else_and_an_error_every_request():
 
 @given(asked=st.lists(st.lists(st.sampled_from(SAVE_REASONS)), min_size=1, max_size=5))
 def test_a_save_is_made_for_every_reason_that_any_rank_has(asked):
-    summed = [sum(column) for column in zip(*map(cast_save_votes, asked), strict=True)]
-    assert set(count_save_votes(summed)) == {reason for reasons in asked for reason in reasons}
+    votes = [cast_votes(reasons, SAVE_REASONS) for reasons in asked]
+    summed = [sum(column) for column in zip(*votes, strict=True)]
+    assert set(count_votes(summed, SAVE_REASONS)) == {
+        reason for reasons in asked for reason in reasons
+    }
 
 
 @given(interval=st.integers(1, 10_000), seconds=st.floats(0, 1e6))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from lmscale.checkpoint.layout import MANIFEST, list_steps, step_folder
+from lmscale.checkpoint.layout import MANIFEST, STEP_FOLDER, step_folder
 from lmscale.checkpoint.manifest import FileEntry
 from lmscale.errors import CheckpointError
 from lmscale.files import fault_points
@@ -27,6 +27,7 @@ from lmscale.files.atomic import (
     write_bytes_once,
     writing,
 )
+from lmscale.files.locations import join_location
 from lmscale.files.strangers import parse_json
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Place(ABC):
 
     def name_of(self, step: int) -> str:
         """What people call a checkpoint of this place."""
-        return f"{self.location.rstrip('/')}/{step_folder(Path(), step).name}"
+        return join_location(self.location, step_folder(Path(), step).name)
 
 
 class LocalPlace(Place):
@@ -125,7 +126,19 @@ class LocalPlace(Place):
                     raise
 
     def list_steps(self, *, committed: bool = True) -> list[int]:
-        return list_steps(self.root, committed=committed)
+        if not self.root.is_dir():
+            return []
+        matches = [STEP_FOLDER.fullmatch(path.name) for path in self.root.iterdir()]
+        return sorted(
+            (
+                int(match[1])
+                for match in matches
+                if match
+                and (self.root / match[0]).is_dir()
+                and (self.root / match[0] / MANIFEST).is_file() == committed
+            ),
+            reverse=True,
+        )
 
     def read_manifest(self, step: int) -> str:
         return (step_folder(self.root, step) / MANIFEST).read_text(encoding="utf-8")

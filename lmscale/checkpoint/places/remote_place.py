@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from errno import EINVAL, ENOSYS
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmscale.checkpoint.layout import MANIFEST, STEP_FOLDER, step_folder
+from lmscale.checkpoint.layout import MANIFEST, STEP_FOLDER
 from lmscale.checkpoint.manifest import FileEntry
 from lmscale.checkpoint.places.place import OWNER_FILE, Place, check_owner, describe_owner
 from lmscale.errors import CheckpointError, TransientError
@@ -32,22 +33,19 @@ Result = TypeVar("Result")
 # two of them for a moment.
 PART_BYTES = 64 * 2**20
 READ_BYTES = 16 * 2**20
-_NOWHERE = "there is no such file, bucket or folder. Make the bucket, or correct checkpoint.folder."
 READING = Purpose(
     done="read",
     error=CheckpointError,
     missing=CheckpointError,
-    if_missing=_NOWHERE,
+    if_missing="there is no such file, bucket or folder. Make the bucket, or correct "
+    "checkpoint.folder.",
     if_damaged="If it stays so, this checkpoint is damaged: resume from an older one.",
     retries_key="checkpoint.retries",
 )
-WRITING = Purpose(
+WRITING = replace(
+    READING,
     done="written",
-    error=CheckpointError,
-    missing=CheckpointError,
-    if_missing=_NOWHERE,
     if_damaged="If it stays so, the store loses what it is given: name another checkpoint.folder.",
-    retries_key="checkpoint.retries",
 )
 
 
@@ -174,9 +172,6 @@ class RemotePlace(Place):
         finally:
             self._cache.clear()
 
-    def name_of(self, step: int) -> str:
-        return join_location(self.location, step_folder(Path(), step).name)
-
     def _url(self, step: int, name: str) -> str:
         return join_location(self.name_of(step), name)
 
@@ -286,7 +281,4 @@ def _list_uploads(filesystem: Any, wanted: Mapping[str, str]) -> list[dict[str, 
         uploads += page.get("Uploads", ())
         if not page.get("IsTruncated"):
             return uploads
-        marker = {
-            "KeyMarker": page["NextKeyMarker"],
-            "UploadIdMarker": page["NextUploadIdMarker"],
-        }
+        marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}

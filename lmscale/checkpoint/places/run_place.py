@@ -44,20 +44,9 @@ def prepare_place(config: RunConfig, place: Place) -> None:
     away, and ``commits.jsonl`` is brought up to date. Raises ``CheckpointError`` when nothing can
     be saved here, or when the run's checkpoints seem to be somewhere else.
     """
-    _refuse_emptiness(config, place)
-    if config.checkpoint.folder:
-        _refuse_checkpoints_in_run_folder(config, place)
-        place.claim(f"{config.run.name} in {config.folder.absolute()}")
-    place.discard_uncommitted()
-    mend_log(config.folder, place)
-
-
-def _refuse_emptiness(config: RunConfig, place: Place) -> None:
-    """A file system that is not mounted looks like a run that has never saved.
-
-    Who has removed the checkpoints in the run's own folder wants to begin anew.
-    """
     elsewhere = [commit for commit in read_commits(config.folder) if commit.is_elsewhere]
+    # A file system that is not mounted looks like a run that has never saved. Who has removed the
+    # checkpoints in the run's own folder wants to begin anew.
     if elsewhere and not place.list_steps():
         log = config.folder / COMMITS_FILE
         raise CheckpointError(
@@ -65,13 +54,14 @@ def _refuse_emptiness(config: RunConfig, place: Place) -> None:
             f"{elsewhere[-1].step}, to {elsewhere[-1].folder}, by {log}). Is it mounted, and the "
             f"right place? To begin the run anew, remove {log}."
         )
-
-
-def _refuse_checkpoints_in_run_folder(config: RunConfig, place: Place) -> None:
-    own = LocalPlace(config.folder / CHECKPOINTS)
-    for step in own.list_steps():
-        raise CheckpointError(
-            f"{own.name_of(step)} is a checkpoint, but checkpoint.folder = {place.location} says "
-            f"that this run's are there. Move the folders step-* of {own.location} there, or take "
-            "checkpoint.folder out of the configuration."
-        )
+    if config.checkpoint.folder:
+        own = LocalPlace(config.folder / CHECKPOINTS)
+        for step in own.list_steps():
+            raise CheckpointError(
+                f"{own.name_of(step)} is a checkpoint, but checkpoint.folder = {place.location} "
+                f"says that this run's are there. Move the folders step-* of {own.location} there, "
+                "or take checkpoint.folder out of the configuration."
+            )
+        place.claim(f"{config.run.name} in {config.folder.absolute()}")
+    place.discard_uncommitted()
+    mend_log(config.folder, place)
