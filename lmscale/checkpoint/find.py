@@ -223,9 +223,7 @@ class Search:
 
     def _own_file(self, manifest: Manifest) -> FileEntry | None:
         """The only one that this rank reads, where it holds, and shares, what its writer did."""
-        if self._topology is None:
-            return None
-        if not self._topology.items() <= manifest.written_by.items():
+        if self._topology is None or not self._topology.items() <= manifest.written_by.items():
             return None
         rank = f"rank-{self._ranks.rank:05d}"
         return next((e for e in manifest.files if e.name.partition(".")[0] == rank), None)

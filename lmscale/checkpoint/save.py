@@ -55,15 +55,12 @@ def draft_manifest(
 
 def live_copy(engine: Engine) -> Copy:
     """No copy at all: the engine's own tensors, which must not change until they are written."""
-    device, is_on_gpu = engine.device, engine.device.type == "cuda"
-    if is_on_gpu:
-        torch.cuda.synchronize(device)
-
-    def ready() -> None:
-        if is_on_gpu:  # the writer's thread has a current device of its own, which is the first one
-            torch.cuda.set_device(device)
-
-    return Copy(parts=parts_of(owned_fragments(engine)), ready=ready)
+    parts, device = parts_of(owned_fragments(engine)), engine.device
+    if device.type != "cuda":
+        return Copy(parts=parts)
+    torch.cuda.synchronize(device)
+    # The writer's thread has a current device of its own, which is the first one.
+    return Copy(parts=parts, ready=lambda: torch.cuda.set_device(device))
 
 
 def save_checkpoint(

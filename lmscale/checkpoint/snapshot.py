@@ -23,7 +23,7 @@ class Copy:
     """What a file shall hold, once ``ready`` has returned; the next ``take`` writes over it."""
 
     parts: list[Part]  # as ``arrange`` puts them
-    ready: Callable[[], None]  # called by whoever reads them
+    ready: Callable[[], None] = lambda: None  # called by whoever reads them
 
 
 def parts_of(fragments: Iterable[Fragment]) -> list[Part]:
@@ -69,7 +69,7 @@ class Snapshot:
         if self._stream is None:
             for part, view in zip(parts, self._views, strict=True):
                 view.copy_(part.tensor)
-            return Copy(parts=copies, ready=lambda: None)
+            return Copy(parts=copies)
         done = self._copy_beside(parts, self._stream)
         before_update.append(lambda: torch.cuda.current_stream(self._device).wait_event(done))
 

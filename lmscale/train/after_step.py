@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,18 +25,6 @@ from lmscale.train.saver import Saver
 from lmscale.train.scoring import Evaluator, open_evaluator
 from lmscale.train.votes import ASKED, DATA_ERROR, LEASE_LOST, RANKS_DIFFER, SAVE_FAILED, StopPoll
 from lmscale.watch import heartbeat
-
-# The order in which the hooks are called. Nothing is saved that was not recorded before, nor
-# before it was judged; what others show of a step is written before anything can end it.
-ORDER = ("count", "record", "show", "progress", "judge", "compare", "save", "score")
-
-
-def in_order(hooks: Mapping[str, Hook]) -> tuple[Hook, ...]:
-    """This rank's hooks as they are called; ``record`` to ``progress`` are rank 0's alone."""
-    unknown = hooks.keys() - set(ORDER)
-    if unknown:
-        raise AssertionError(f"hooks without a place in ORDER: {', '.join(sorted(unknown))}")
-    return tuple(hooks[name] for name in ORDER if name in hooks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +85,9 @@ def open_after_step(
     0's.
     """
     with ExitStack() as stack:
-        counter, guard, comparison = (
-            ProgressCounter(run.start),
-            build_guard(run),
-            RankComparison(run),
-        )
-        rows: dict[str, Hook] = {}
+        counter, guard = ProgressCounter(run.start), build_guard(run)
+        comparison = RankComparison(run)
+        rows: tuple[Hook, ...] = ()  # of rank 0
         ledger = trackers = None
         with failing_together():
             if attempt is not None:
@@ -111,11 +96,11 @@ def open_after_step(
                 opened = open_ledger(run.folder, next_step=step, stream=run.stream, n=n)
                 ledger = stack.enter_context(opened)
                 trackers = stack.enter_context(open_run_trackers(run))
-                rows = {
-                    "record": partial(_record, ledger),
-                    "show": MetricsHook(run, counter, trackers, attempt, guard.figures),
-                    "progress": stack.enter_context(progress_hook(run)),
-                }
+                rows = (
+                    partial(_record, ledger),
+                    MetricsHook(run, counter, trackers, attempt, guard.figures),
+                    stack.enter_context(progress_hook(run)),
+                )
             heartbeat.tick()
         saver = Saver(
             run=run,
@@ -130,17 +115,19 @@ def open_after_step(
             return SAVE_FAILED if saver.failed() else stop_reason()
 
         evaluator = stack.enter_context(open_evaluator(run, trackers, StopPoll(asked)))
-        hooks: dict[str, Hook] = {
-            "count": counter,
-            **{name: partial(_write_rows, hook, saver) for name, hook in rows.items()},
-            "judge": GuardHook(run, guard, comparison.compare),
-            "compare": comparison,
-            "save": saver,
-            "score": evaluator,
-        }
+        # In this order. Nothing is saved that was not recorded before, nor before it was judged;
+        # what others show of a step is written before anything can end it.
+        hooks = (
+            counter,
+            *(partial(_write_rows, hook, saver) for hook in rows),
+            GuardHook(run, guard, comparison.compare),
+            comparison,
+            saver,
+            evaluator,
+        )
         after_step = AfterStep(
             run=run,
-            hooks=in_order(hooks),
+            hooks=hooks,
             counter=counter,
             saver=saver,
             evaluator=evaluator,

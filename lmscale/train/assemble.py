@@ -127,6 +127,11 @@ def open_run(
     with failing_together():
         tokenizer = _load_tokenizer(config)
         heartbeat.tick()
+    place = _prepare_place(config, ranks, lease)
+    history = History()
+    with failing_together():
+        if ranks.is_first:  # who alone reads it: a stale copy elsewhere may not count
+            history = read_history(config.folder)
     setting = Setting(
         config=config,
         ranks=ranks,
@@ -134,9 +139,9 @@ def open_run(
         device=device,
         plan=plan,
         tokenizer=tokenizer,
-        place=_prepare_place(config, ranks, lease),
+        place=place,
         identity=identity_of(config, tokenizer.fingerprint),
-        history=_share_history(config.folder, ranks),
+        history=checked(HISTORY, broadcast_object(asdict(history))),
         lease=lease,
         should_stop=should_stop,
     )
@@ -171,15 +176,6 @@ def _prepare_place(config: RunConfig, ranks: Ranks, lease: Lease) -> Place:
                 prepare_place(config, place)
         heartbeat.tick()
     return place
-
-
-def _share_history(folder: Path, ranks: Ranks) -> History:
-    """The run's history as rank 0 reads it: a stale copy elsewhere may not count."""
-    history = History()
-    with failing_together():
-        if ranks.is_first:
-            history = read_history(folder)
-    return checked(HISTORY, broadcast_object(asdict(history)))
 
 
 def _search(setting: Setting) -> Search:

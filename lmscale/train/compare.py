@@ -100,7 +100,14 @@ def find_differing_ranks(
     for name, tensor in tensors:
         hashes[name] = fingerprint(tensor, name=name)
         heartbeat.tick()
-    scalars = _scalars(engine)
+    optimizer = base_optimizer(engine)
+    scalars: dict[str, Any] = {
+        "learning rates": repr([float(group["lr"]) for group in optimizer.param_groups]),
+        "loss scale": engine.loss_scale,
+    } | engine.counters()
+    if engine.config.zero_stage == 0:  # elsewhere a rank has those of its own masters
+        steps = [float(state.get("step", -1.0)) for state in optimizer.state.values()]
+        scalars["optimizer's steps"] = repr(steps)
     total = add_fingerprints(hashes.values())
     summaries = gather_json([total, scalars])
     if all(summary == summaries[0] for summary in summaries):
@@ -217,19 +224,6 @@ def _compare(run: Run, tensors: Iterable[tuple[str, Tensor]], *, step: int, mome
             except LmscaleError as error:  # which rank is wrong matters more
                 logger.error("%s", error)
     raise corruption_error(difference, moment=moment)
-
-
-def _scalars(engine: Engine) -> dict[str, Any]:
-    """Single numbers that are alike on all ranks, as JSON has them."""
-    optimizer = base_optimizer(engine)
-    found: dict[str, Any] = {
-        "learning rates": repr([float(group["lr"]) for group in optimizer.param_groups]),
-        "loss scale": engine.loss_scale,
-    } | engine.counters()
-    if engine.config.zero_stage == 0:  # elsewhere a rank has those of its own masters
-        steps = [float(state.get("step", -1.0)) for state in optimizer.state.values()]
-        found["optimizer's steps"] = repr(steps)
-    return found
 
 
 def find_recompute_fault(

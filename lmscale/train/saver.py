@@ -112,7 +112,7 @@ class Saver:
         )
 
     def __call__(self, report: StepReport) -> None:
-        """Not for a step of which nothing may be kept: ``Hooks`` ends before that."""
+        """Not for a step of which nothing may be kept: ``AfterStep`` ends before that."""
         self.tell()
         config = self._run.config
         is_last = report.step == config.train.steps

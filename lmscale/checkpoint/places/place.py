@@ -117,7 +117,7 @@ class LocalPlace(Place):
     def claim(self, run_name: str) -> None:
         with writing("a checkpoint (checkpoint.folder)", self.root, CheckpointError):
             self.root.mkdir(parents=True, exist_ok=True)
-            path, owner = self.root / OWNER_FILE, describe_owner(run_name)
+            path, owner = self.root / OWNER_FILE, to_json_bytes({"run": run_name})
             check_owner(write_bytes_once(path, owner), run_name, self.location)
             try:
                 write_bytes(path, owner)  # its own: it shows that saves can be written as well
@@ -210,11 +210,6 @@ def _discard(aside: Path, folder: Path) -> None:
     if (aside / MANIFEST).exists() and not folder.exists():
         os.replace(aside, folder)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def describe_owner(run_name: str) -> bytes:
-    """What ``OWNER_FILE`` holds."""
-    return to_json_bytes({"run": run_name})
 
 
 def check_owner(content: bytes | None, run_name: str, location: str) -> None:

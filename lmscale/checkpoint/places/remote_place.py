@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 from lmscale.checkpoint.layout import MANIFEST, STEP_FOLDER
 from lmscale.checkpoint.manifest import FileEntry
-from lmscale.checkpoint.places.place import OWNER_FILE, Place, check_owner, describe_owner
+from lmscale.checkpoint.places.place import OWNER_FILE, Place, check_owner
 from lmscale.errors import CheckpointError, TransientError
 from lmscale.files import fault_points
-from lmscale.files.atomic import sha256_of
+from lmscale.files.atomic import sha256_of, to_json_bytes
 from lmscale.files.cache import NodeCache
 from lmscale.files.locations import join_location, protocol_of
 from lmscale.files.remote import Purpose, open_filesystem, with_retries
@@ -61,7 +61,7 @@ class RemotePlace(Place):
         url = join_location(self.location, OWNER_FILE)
 
         def attempt(filesystem: Any, path: str) -> None:
-            owner = describe_owner(run_name)
+            owner = to_json_bytes({"run": run_name})
             _put_once(filesystem, path, owner)
             check_owner(filesystem.cat_file(path), run_name, self.location)
             filesystem.pipe_file(path, owner)  # its own: it shows that saves can be written as well
