@@ -1,9 +1,9 @@
 """What of the model and the optimizer this rank holds, as views, at every ZeRO stage.
 
-Of trained parameters the fp32 masters and the optimizer's states (engine/masters.py knows where);
-of frozen parameters and of the buffers in a model's ``state_dict`` their values, in their own
-dtype. And the few numbers of the optimizer that belong to no element: Adam's step and fp16's loss
-scale.
+Of trained parameters the fp32 masters, the optimizer's states (engine/masters.py knows where) and
+``Engine.kept_elements``; of frozen parameters and of the buffers in a model's ``state_dict`` their
+values, in their own dtype. And the few numbers of the optimizer that belong to no element: Adam's
+step and fp16's loss scale.
 """
 
 from __future__ import annotations
@@ -89,8 +89,11 @@ def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_states(engine: Engine) -> dict[str, tuple[str, ...]]:
-    """Trained parameter → the kinds that are stored of it: its master, its optimizer's states."""
-    return {name: (MASTER, *_states_of(engine, name)) for name, _ in engine.trained_parameters()}
+    """Trained parameter → the kinds that are stored of it: its master, its optimizer's states, and
+    what else the run keeps of its elements.
+    """
+    kept = engine.kept_elements
+    return {n: (MASTER, *_states_of(engine, n), *kept) for n, _ in engine.trained_parameters()}
 
 
 def replicated_tensors(engine: Engine) -> dict[str, Untrained]:
@@ -180,6 +183,8 @@ def _trained(engine: Engine) -> Iterator[Fragment]:
         tensors = {MASTER: held.of(held.master)}
         for kind in _states_of(engine, held.parameter):
             tensors[kind] = held.of(state[held.master][kind])
+        for kind, tensor_of in engine.kept_elements.items():
+            tensors[kind] = held.of(tensor_of[held.master])
         yield Fragment(
             parameter=held.parameter,
             offset=held.offset,
