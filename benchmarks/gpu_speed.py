@@ -24,6 +24,7 @@ from lmscale.shards.manifest import Manifest, save_manifest
 from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
 from lmscale.stream.loader import open_loader
 from lmscale.stream.stream import open_stream
+from lmscale.stream.worker import LoaderJob
 
 ROUNDS, STEPS = 3, 3
 TARGET_RATIO = 0.98
@@ -217,14 +218,15 @@ def check_loader(bench: Bench) -> str:
     with (
         open_stream(config.stream, seed=1) as stream,
         open_loader(
-            stream,
-            plan,
-            0,
-            preparation=build_preparation(config),
-            first_n=0,
-            num_steps=steps,
+            LoaderJob(
+                stream=stream,
+                preparation=build_preparation(config),
+                plan=plan,
+                data_rank=0,
+                first_n=0,
+                num_steps=steps,
+            ),
             workers=config.stream.workers,
-            prefetch_steps=config.stream.prefetch_steps,
         ) as loader,
     ):
         loop = LmscaleLoop(config, plan, bench.device, loader, weights_from_device=True)

@@ -30,6 +30,7 @@ from lmscale.shards.manifest import Manifest, save_manifest
 from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
 from lmscale.stream.loader import open_loader
 from lmscale.stream.stream import Stream, open_stream
+from lmscale.stream.worker import LoaderJob
 
 VOCAB, EOS, PAD = 32_000, 2, 3
 NUM_SHARDS, SHARD_DOCUMENTS, MEAN_TOKENS = 10, 5_000, 700
@@ -101,16 +102,15 @@ def open_lmscale(folder: Path, packing: str, length: int) -> Stream:
 
 def read_lmscale(stream: Stream, batch: int, workers: int) -> Iterator[object]:
     plan = plan_batches(global_windows=batch, micro_windows=batch, data_ranks=1)
-    with open_loader(
-        stream,
-        plan,
-        0,
+    job = LoaderJob(
+        stream=stream,
         preparation=CausalPreparation(mask_documents=stream.config.mask_documents),
+        plan=plan,
+        data_rank=0,
         first_n=0,
         num_steps=10**6,
-        workers=workers,
-        prefetch_steps=2,
-    ) as loader:
+    )
+    with open_loader(job, workers=workers) as loader:
         yield from loader
 
 

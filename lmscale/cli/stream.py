@@ -37,7 +37,7 @@ def digest(
     """
     from lmscale.config import load_config, plan_batches
     from lmscale.objective.objective import build_preparation
-    from lmscale.stream.digest import digest_steps
+    from lmscale.stream.loader import digest_steps
 
     settings = load_config(config, set_ or ())
     first, last = parse_steps(steps)
@@ -54,7 +54,6 @@ def digest(
             first_step=first,
             num_steps=last - first,
             workers=settings.stream.workers if workers is None else workers,
-            prefetch_steps=settings.stream.prefetch_steps,
         )
     for row in rows:
         if json_:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,19 +20,8 @@ from lmscale.objective.scores import ScoreSums
 from lmscale.ranks.collectives import sum_float64
 from lmscale.ranks.mesh import Axis
 from lmscale.stream.batches import Preparation, Rows
+from lmscale.stream.dataset import Dataset
 from lmscale.watch import heartbeat
-
-if TYPE_CHECKING:
-    from lmscale.stream.dataset import Window
-
-
-class WindowSource(Protocol):
-    """What ``lmscale.stream.dataset.Dataset`` is to this folder: windows in a fixed order."""
-
-    @property
-    def num_windows(self) -> int: ...
-
-    def window(self, index: int) -> Window: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +83,7 @@ class EvaluationPlan:
     max_windows: int | None = None
     """At most this many windows, spread evenly over the set; None takes all."""
 
-    def window_numbers(self, dataset: WindowSource) -> Sequence[int]:
+    def window_numbers(self, dataset: Dataset) -> Sequence[int]:
         """The windows to score, in order.
 
         Windows from the front alone would be biased: best_fit packing stores the full windows of
@@ -121,7 +110,7 @@ def plan_evaluation(
 @torch.no_grad()
 def evaluate_set(
     objective: nn.Module,
-    dataset: WindowSource,
+    dataset: Dataset,
     plan: EvaluationPlan,
     *,
     data: Axis,
@@ -182,7 +171,7 @@ def evaluate_set(
 
 
 def _batches(
-    dataset: WindowSource, numbers: Sequence[int], micro_windows: int, data: Axis
+    dataset: Dataset, numbers: Sequence[int], micro_windows: int, data: Axis
 ) -> Iterator[Rows]:
     """This rank's windows, ``micro_windows`` at a time.
 
@@ -193,21 +182,9 @@ def _batches(
     own = numbers[data.rank :: data.size]
     for first in range(0, largest_share, micro_windows):
         chosen = list(own[first : first + micro_windows])
-        missing = micro_windows - len(chosen)
-        windows = [dataset.window(n) for n in [*chosen, *[numbers[0]] * missing]]
-        tokens = np.stack([np.asarray(w.tokens) for w in windows])
-        starts = [
-            np.asarray(w.starts, dtype=np.int32) + np.int32(row * tokens.shape[1])
-            for row, w in enumerate(windows)
-        ]
-        yield Rows(
-            numbers=np.array([*chosen, *[numbers[0]] * missing]),
-            tokens=tokens,
-            lengths=np.array([w.length for w in windows[: len(chosen)]] + [0] * missing, np.int32),
-            starts=np.concatenate(starts),
-            start_ends=np.cumsum([len(part) for part in starts]),
-            digests=np.zeros(micro_windows, dtype=np.uint64),
-        )
+        rows = dataset.read([*chosen, *[numbers[0]] * (micro_windows - len(chosen))])
+        rows.lengths[len(chosen) :] = 0
+        yield rows
 
 
 def render_scores(scores: Mapping[str, SetScore]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lmscale.config import RunConfig
-from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
-from lmscale.stream.dataset import Dataset, open_dataset
+from lmscale.errors import ConfigError, DataError
+from lmscale.stream.dataset import Dataset, open_datasets
 
 
 def open_evaluation_sets(
@@ -30,40 +30,20 @@ def open_evaluation_sets(
         raise ConfigError(
             [f"evaluation.sets has no set {name!r}. Known: {listed}." for name in unknown]
         )
-    datasets: dict[str, Dataset] = {}
-    problems: list[str] = []
-    may_pass = True
-    for name in names:
-        try:
-            datasets[name] = _open_set(config, name, tokenizer_fingerprint, check_files)
-        except LmscaleError as error:
-            problems += [f"evaluation.sets.{name}: {problem}" for problem in error.problems]
-            may_pass = may_pass and isinstance(error, TransientError)
-    if problems:
-        for dataset in datasets.values():
-            dataset.close()
-        raise (TransientError if may_pass else DataError)(problems)
-    return datasets
 
+    def check_tokenizer(dataset: Dataset) -> None:
+        made_with = dataset.manifest.tokenizer_fingerprint
+        if made_with != tokenizer_fingerprint:
+            raise DataError(
+                f"{dataset.location} was made with the tokenizer {made_with[:12]}, but the run's "
+                f"is {tokenizer_fingerprint[:12]} ({config.tokenizer.folder}). Build its shards "
+                "with that one."
+            )
 
-def _open_set(
-    config: RunConfig, name: str, tokenizer_fingerprint: str, check_files: bool
-) -> Dataset:
-    stream = config.stream
-    dataset = open_dataset(
-        config.evaluation.sets[name],
-        sequence_length=stream.sequence_length,
-        packing=stream.packing,
-        cache=stream.cache,
-        verify_hashes=stream.verify_hashes,
+    return open_datasets(
+        config.stream,
+        {name: sets[name] for name in names},
+        section="evaluation.sets",
+        check=check_tokenizer,
         check_files=check_files,
     )
-    if dataset.manifest.tokenizer_fingerprint != tokenizer_fingerprint:
-        dataset.close()
-        raise DataError(
-            f"{config.evaluation.sets[name]} was made with the tokenizer "
-            f"{dataset.manifest.tokenizer_fingerprint[:12]}, but the run's is "
-            f"{tokenizer_fingerprint[:12]} ({config.tokenizer.folder}). Build its shards with "
-            "that one."
-        )
-    return dataset

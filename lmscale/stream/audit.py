@@ -10,6 +10,7 @@ from lmscale.config.run import RunConfig
 from lmscale.errors import DataError
 from lmscale.runs.commits import Commit
 from lmscale.stream.batches import Preparation, add_digests
+from lmscale.stream.dataset import open_datasets
 from lmscale.stream.ledger import (
     LedgerRow,
     load_record,
@@ -18,7 +19,7 @@ from lmscale.stream.ledger import (
     sum_rows,
 )
 from lmscale.stream.state import StreamState, geometry_of
-from lmscale.stream.stream import Stream, find_changed_data, open_datasets
+from lmscale.stream.stream import Stream, find_changed_data
 
 ROWS_AT_ONCE = 256
 
@@ -99,7 +100,7 @@ def open_recorded(config: RunConfig, state: StreamState, recorded: Mapping[str, 
         )
     settings = {key: state.geometry.get(key) for key in geometry_of(config.stream)}
     section = config.stream.model_copy(update=settings)
-    datasets = open_datasets(section, {name: places[name] for name in used})
+    datasets = open_datasets(section, {name: places[name] for name in sorted(used)})
     problems = find_changed_data(datasets, state)
     if problems:
         raise DataError(problems)

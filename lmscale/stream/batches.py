@@ -2,8 +2,8 @@
 
     Rows ──cut──▶ Rows of a micro-batch ──Preparation──▶ Batch(arrays by name) ──▶ device
 
-A preparation says by ``Field``s what its arrays are: that lays out the memory which the loader's
-workers share with their rank.
+A preparation says by ``Field``s what its arrays are: so much memory do the loader's workers share
+with their rank.
 """
 
 from __future__ import annotations
@@ -122,46 +122,40 @@ class Layout:
     """The fields of a preparation with the letters of their shapes filled in."""
 
     def __init__(
-        self,
-        fields: Sequence[Field],
-        *,
-        rows: int,
-        sequence_length: int,
-        token_dtype: np.dtype,
+        self, fields: Sequence[Field], *, rows: int, sequence_length: int, token_dtype: np.dtype
     ) -> None:
         self.rows = rows
         self._letters = {"B": rows, "T": sequence_length, "W": sequence_length + 1}
         self._most = rows * (sequence_length + 1)
-        self.dtypes = {
-            field.name: token_dtype if field.dtype == TOKENS else np.dtype(field.dtype)
-            for field in fields
+        self._fields = {
+            name: (token_dtype if dtype == TOKENS else np.dtype(dtype), shape)
+            for name, dtype, shape in fields
         }
-        self._shapes = {field.name: field.shape for field in fields}
 
-    def shape(self, name: str, ragged: int | None = None) -> tuple[int, ...]:
-        """The array's shape; of a ragged field with ``ragged`` values, by default the most."""
-        letters = {**self._letters, "N": self._most if ragged is None else ragged}
-        shape = self._shapes[name]
-        return tuple(letters[part] if isinstance(part, str) else part for part in shape)
-
-    def is_ragged(self, name: str) -> bool:
-        return "N" in self._shapes[name]
-
-    def max_bytes(self, name: str) -> int:
-        return math.prod(self.shape(name)) * self.dtypes[name].itemsize
+    @property
+    def max_bytes(self) -> int:
+        """Bytes of a micro-batch's arrays with the most values in the ragged ones."""
+        return sum(
+            dtype.itemsize * math.prod(self._fill_in(shape, self._most))
+            for dtype, shape in self._fields.values()
+        )
 
     def check(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Raises ``ValueError`` for arrays that are not what the fields say."""
-        if arrays.keys() != self.dtypes.keys():
-            raise ValueError(f"prepared {sorted(arrays)}, but declared {sorted(self.dtypes)}")
+        if arrays.keys() != self._fields.keys():
+            raise ValueError(f"prepared {sorted(arrays)}, but declared {sorted(self._fields)}")
         for name, array in arrays.items():
-            ragged = len(array) if self.is_ragged(name) and array.ndim else None
-            expected = self.dtypes[name], self.shape(name, ragged)
-            if (array.dtype, array.shape) != expected or (ragged or 0) > self._most:
+            dtype, shape = self._fields[name]
+            ragged = min(len(array) if array.ndim else 0, self._most)
+            if (array.dtype, array.shape) != (dtype, self._fill_in(shape, ragged)):
                 raise ValueError(
-                    f"{name} is {array.dtype} {array.shape}, but was declared as {expected[0]} "
-                    f"{self._shapes[name]} with {self._letters}"
+                    f"{name} is {array.dtype} {array.shape}, but was declared as {dtype} "
+                    f"{shape} with {self._letters}"
                 )
+
+    def _fill_in(self, shape: tuple[str | int, ...], ragged: int) -> tuple[int, ...]:
+        letters = {**self._letters, "N": ragged}
+        return tuple(letters[part] if isinstance(part, str) else part for part in shape)
 
 
 def prepare_batches(rows: Rows, preparation: Preparation, layout: Layout) -> tuple[Batch, ...]:
@@ -199,16 +193,15 @@ def split_rows(rows: Rows, micro_windows: int) -> Iterator[Rows]:
         )
 
 
-def digest_rows(first_n: int, tokens: np.ndarray) -> np.ndarray:
+def digest_rows(numbers: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """xxh64 of each row's sample, uint64 [R].
 
     Of the bytes: the sample's global number as 8 little-endian bytes, then the T + 1 tokens,
     padding included, as little-endian uint16 or uint32.
     """
-    numbers = np.arange(first_n, first_n + len(tokens), dtype="<u8").tobytes()
     digests = np.empty(len(tokens), dtype=np.uint64)
-    for row in range(len(tokens)):
-        state = xxhash.xxh64(numbers[8 * row : 8 * row + 8])
+    for row, number in enumerate(numbers.astype("<u8")):
+        state = xxhash.xxh64(number.tobytes())
         state.update(tokens[row])
         digests[row] = state.intdigest()
     return digests

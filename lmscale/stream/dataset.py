@@ -5,37 +5,26 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from lmscale.config.data import ShardCacheConfig
-from lmscale.errors import DataError
+from lmscale.config.data import ShardCacheConfig, StreamConfig
+from lmscale.errors import DataError, LmscaleError, TransientError
 from lmscale.files.cache import CachedFile, NodeCache
 from lmscale.files.locations import join_location, protocol_of
 from lmscale.files.shard_files import find_wrong_files
 from lmscale.shards.manifest import Manifest, ShardEntry, load_manifest
 from lmscale.shards.reader import MappedShard, open_shard
-from lmscale.stream.packed import count_pieces_windows, load_counts, load_pieces
+from lmscale.stream.batches import Rows
+from lmscale.stream.packed import load_counts, load_pieces
 from lmscale.stream.packing import count_concat
-from lmscale.stream.shard_windows import ShardWindows
+from lmscale.stream.shard_windows import ShardWindows, read_rows
 
-Packing = Literal["concat", "best_fit"]
 MAX_SHOWN = 10  # problems of one kind in a message
-
-
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """One sample."""
-
-    tokens: np.ndarray
-    """uint16 or uint32 [T + 1], the manifest's pad_id from ``length`` on."""
-    starts: np.ndarray
-    """int32: positions at which a document begins; the first is 0."""
-    length: int
 
 
 class Dataset:
@@ -46,30 +35,19 @@ class Dataset:
     """
 
     def __init__(
-        self,
-        *,
-        location: str,
-        manifest: Manifest,
-        counts: np.ndarray,
-        sequence_length: int,
-        packing: Packing,
-        cache: NodeCache,
-        verify_hashes: bool,
+        self, location: str, manifest: Manifest, config: StreamConfig, cache: NodeCache
     ) -> None:
         self.location = location
         self.manifest = manifest
-        self.set_counts(counts)
-        self.sequence_length = sequence_length
-        self.packing = packing
+        self.config = config
+        self.counts = np.array(
+            [count_concat(entry.tokens, config.sequence_length) for entry in manifest.shards],
+            dtype=np.int64,
+        )
+        """Windows per shard, int64 [shards]."""
         self.keep_open = 2
         self._cache = cache
-        self._verify_hashes = verify_hashes
-        self._open: OrderedDict[int, tuple[ShardWindows, list[CachedFile]]] = OrderedDict()
-
-    def set_counts(self, counts: np.ndarray) -> None:
-        """Windows per shard, int64 [shards]."""
-        self.counts = counts
-        self._ends = np.cumsum(counts)
+        self._open: OrderedDict[int, tuple[ShardWindows, ExitStack]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}
@@ -86,100 +64,86 @@ class Dataset:
     def is_remote(self) -> bool:
         return protocol_of(self.location) is not None
 
-    def window(self, index: int) -> Window:
-        """Window ``index`` in stored order: shard after shard as the manifest has them."""
-        if not 0 <= index < self.num_windows:
-            raise IndexError(
-                f"window {index} of {self.location}, which has {self.num_windows} windows"
-            )
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        within = index - int(self._ends[number] - self.counts[number])
-        shard = self.shard(number)
-        tokens = np.full(self.sequence_length + 1, self.manifest.pad_id, dtype=self.dtype)
-        length = shard.copy(within, tokens)
-        begin, end = shard.first_start[within], shard.last_start[within]
-        later = shard.starts[begin:end] - shard.starts_from[within]
-        return Window(
-            tokens=tokens,
-            starts=np.concatenate([[0], later]).astype(np.int32),
-            length=length,
+    def read(self, indices: Sequence[int]) -> Rows:
+        """Windows by their index in stored order: shard after shard as the manifest has them."""
+        numbers, ends = np.array(indices, dtype=np.int64), np.cumsum(self.counts)
+        shards = np.searchsorted(ends, numbers, side="right")
+        within = numbers - (ends - self.counts)[shards]
+        return read_rows(
+            numbers,
+            (
+                (row, self.shard(int(shard)), int(window))
+                for row, (shard, window) in enumerate(zip(shards, within, strict=True))
+            ),
+            row_tokens=self.config.sequence_length + 1,
+            dtype=self.dtype,
+            pad_id=self.manifest.pad_id,
         )
 
     def shard(self, number: int) -> ShardWindows:
         """Shard ``number``, opened (fetched, checked) if it is not open. Raises ``DataError``."""
-        opened = self._open.get(number)
-        if opened is None:
-            while len(self._open) >= self.keep_open:
-                self._close(*self._open.popitem(last=False)[1])
-            opened = self._open[number] = self._open_shard(number)
-        else:
+        if number in self._open:
             self._open.move_to_end(number)
-        return opened[0]
+            return self._open[number][0]
+        while len(self._open) >= self.keep_open:
+            self._open.popitem(last=False)[1][1].close()
+        shard, files = self._open_shard(number)
+        if shard.num_windows != self.counts[number]:
+            location = join_location(self.location, self.manifest.shards[number].name)
+            raise DataError(
+                f"{location}: it has {shard.num_windows} windows, "
+                f"but the manifest or the counts beside it say {self.counts[number]}. Run "
+                f"`lmscale shards verify` on the folder."
+            )
+        self._open[number] = shard, files
+        return shard
 
     def fetch(self, number: int) -> None:
         """Bring shard ``number`` to this node, or hash a local one, without opening it."""
         entry = self.manifest.shards[number]
         if self.is_remote:
-            self._locate(entry)[1].close()
-        elif self._verify_hashes:
-            path = Path(join_location(self.location, entry.name))
-            self._cache.verify_once(path, size=entry.bytes, sha256=entry.sha256)
+            self._download(entry).close()
+        else:
+            self._verify(entry)
+
+    def pack(self, number: int) -> int:
+        """Windows of shard ``number``, found by packing it."""
+        shard, files = self._open_shard(number)
+        files.close()
+        return shard.num_windows
 
     def close(self) -> None:
         while self._open:
-            self._close(*self._open.popitem()[1])
+            self._open.popitem()[1][1].close()
 
-    def _close(self, shard: ShardWindows, cached: list[CachedFile]) -> None:
-        for file in cached:
-            file.close()
+    def _open_shard(self, number: int) -> tuple[ShardWindows, ExitStack]:
+        """The shard, and the cached files that it is read from."""
+        entry, length = self.manifest.shards[number], self.config.sequence_length
+        with ExitStack() as files:
+            mapped = self._map(entry, files)
+            pieces = None
+            if self.config.packing == "best_fit":
+                pieces, file = load_pieces(self._cache, entry, mapped, length)
+                files.enter_context(file)
+            return ShardWindows(mapped, entry.blocks, length, pieces), files.pop_all()
 
-    def _open_shard(self, number: int) -> tuple[ShardWindows, list[CachedFile]]:
-        entry = self.manifest.shards[number]
-        mapped, cached = self._map(entry)
-        pieces = None
-        if self.packing == "best_fit":
-            pieces, file = load_pieces(
-                self._cache, self.manifest, entry, mapped, self.sequence_length
-            )
-            cached.append(file)
-        shard = ShardWindows(mapped, entry.blocks, self.sequence_length, pieces)
-        if shard.num_windows != self.counts[number]:
-            raise DataError(
-                f"{join_location(self.location, entry.name)}: it has {shard.num_windows} windows, "
-                f"but the manifest or the counts beside it say {self.counts[number]}. Run "
-                f"`lmscale shards verify` on the folder."
-            )
-        return shard, cached
-
-    def _map(self, entry: ShardEntry) -> tuple[MappedShard, list[CachedFile]]:
+    def _map(self, entry: ShardEntry, files: ExitStack) -> MappedShard:
         if self.is_remote:
-            path, file = self._locate(entry)
-            return open_shard(path, entry, self.manifest.dtype), [file]
-        path = Path(join_location(self.location, entry.name))
+            file = files.enter_context(self._download(entry))
+            return open_shard(file.path, entry, self.manifest.dtype)
         # Opened first: a wrong size is found before the hash.
-        shard = open_shard(path, entry, self.manifest.dtype)
-        if self._verify_hashes:
-            self._cache.verify_once(path, size=entry.bytes, sha256=entry.sha256)
-        return shard, []
+        shard = open_shard(join_location(self.location, entry.name), entry, self.manifest.dtype)
+        self._verify(entry)
+        return shard
 
-    def _locate(self, entry: ShardEntry) -> tuple[Path, CachedFile]:
+    def _download(self, entry: ShardEntry) -> CachedFile:
         url = join_location(self.location, entry.name)
-        file = self._cache.fetch(url, size=entry.bytes, sha256=entry.sha256)
-        return file.path, file
+        return self._cache.fetch(url, size=entry.bytes, sha256=entry.sha256)
 
-    def pack(self, number: int) -> int:
-        """Windows of shard ``number`` by best fit, found by packing it."""
-        entry = self.manifest.shards[number]
-        mapped, cached = self._map(entry)
-        try:
-            plan, file = load_pieces(
-                self._cache, self.manifest, entry, mapped, self.sequence_length
-            )
-            cached.append(file)
-            return count_pieces_windows(plan)
-        finally:
-            for file in cached:
-                file.close()
+    def _verify(self, entry: ShardEntry) -> None:
+        if self.config.verify_hashes:
+            path = Path(join_location(self.location, entry.name))
+            self._cache.verify_once(path, size=entry.bytes, sha256=entry.sha256)
 
 
 def cache_folder(cache: ShardCacheConfig) -> Path:
@@ -188,13 +152,45 @@ def cache_folder(cache: ShardCacheConfig) -> Path:
     return Path(cache.folder).expanduser() if cache.folder else default
 
 
+def open_datasets(
+    config: StreamConfig,
+    locations: Mapping[str, str],
+    *,
+    section: str = "stream.sources",
+    check: Callable[[Dataset], None] = lambda dataset: None,
+    check_files: bool = True,
+    advance: Callable[[float], None] = lambda shards: None,
+) -> dict[str, Dataset]:
+    """The datasets by name, as ``open_dataset`` opens them; ``check`` may refuse one of them.
+
+    Raises all problems at once; ``section`` is where the configuration names the locations.
+    """
+    datasets: dict[str, Dataset] = {}
+    errors: dict[str, LmscaleError] = {}
+    for name, location in locations.items():
+        try:
+            datasets[name] = open_dataset(
+                location, config, check_files=check_files, advance=advance
+            )
+            check(datasets[name])
+        except LmscaleError as error:
+            errors[name] = error
+    if errors:
+        may_pass = all(isinstance(error, TransientError) for error in errors.values())
+        raise (TransientError if may_pass else DataError)(
+            [
+                f"{section}.{name}: {problem}"
+                for name, error in errors.items()
+                for problem in error.problems
+            ]
+        )
+    return datasets
+
+
 def open_dataset(
     location: str | Path,
+    config: StreamConfig,
     *,
-    sequence_length: int,
-    packing: Packing,
-    cache: ShardCacheConfig,
-    verify_hashes: bool = True,
     check_files: bool = True,
     advance: Callable[[float], None] = lambda shards: None,
 ) -> Dataset:
@@ -204,34 +200,23 @@ def open_dataset(
     has to. ``advance`` is called with 1 for each shard that must be packed first. Raises
     ``DataError`` with every missing or cut local shard; remote ones show when they are fetched.
     """
-    location = str(location)
-    node_cache = NodeCache(
-        folder=cache_folder(cache), max_bytes=cache.max_bytes, retries=cache.retries
+    location, settings = str(location), config.cache
+    cache = NodeCache(
+        folder=cache_folder(settings), max_bytes=settings.max_bytes, retries=settings.retries
     )
-    manifest = load_manifest(location, retries=cache.retries)
-    problems = find_missing_shards(location, manifest) if check_files else []
+    manifest = load_manifest(location, retries=settings.retries)
+    problems = _find_missing_shards(location, manifest) if check_files else []
     if problems:
         raise DataError(problems)
-    concat = [count_concat(entry.tokens, sequence_length) for entry in manifest.shards]
-    dataset = Dataset(
-        location=location,
-        manifest=manifest,
-        counts=np.array(concat, dtype=np.int64),
-        sequence_length=sequence_length,
-        packing=packing,
-        cache=node_cache,
-        verify_hashes=verify_hashes,
-    )
-    if packing == "best_fit":
-        dataset.set_counts(
-            load_counts(
-                manifest,
-                sequence_length,
-                location=location,
-                cache=node_cache,
-                count=dataset.pack,
-                advance=advance,
-            )
+    dataset = Dataset(location, manifest, config, cache)
+    if config.packing == "best_fit":
+        dataset.counts = load_counts(
+            manifest,
+            config.sequence_length,
+            location=location,
+            cache=cache,
+            count=dataset.pack,
+            advance=advance,
         )
     if dataset.num_windows == 0:
         raise DataError(
@@ -242,29 +227,7 @@ def open_dataset(
     return dataset
 
 
-def write_window_counts(
-    location: str | Path,
-    *,
-    sequence_length: int,
-    cache: ShardCacheConfig,
-    advance: Callable[[float], None] = lambda shards: None,
-) -> None:
-    """Pack a dataset that was just built, and leave its window counts beside its manifest.
-
-    Starts of runs then find the counts. Existing counts are left as they are. Raises ``DataError``.
-    """
-    open_dataset(
-        location,
-        sequence_length=sequence_length,
-        packing="best_fit",
-        cache=cache,
-        verify_hashes=False,
-        check_files=False,
-        advance=advance,
-    ).close()
-
-
-def find_missing_shards(location: str, manifest: Manifest) -> list[str]:
+def _find_missing_shards(location: str, manifest: Manifest) -> list[str]:
     """Local shards that are not there or not of the manifest's size; one problem each."""
     if protocol_of(location) is not None:
         return []

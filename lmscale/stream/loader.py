@@ -26,9 +26,10 @@ from multiprocessing.connection import Connection, Pipe
 
 from lmscale.config.batch import BatchPlan
 from lmscale.errors import TransientError
-from lmscale.stream.batches import Batch, Preparation, StepBatch
+from lmscale.stream.batches import Batch, Preparation, StepBatch, add_digests
+from lmscale.stream.ledger import LedgerRow
 from lmscale.stream.stream import Stream
-from lmscale.stream.worker import IGNORED_SIGNALS, LoaderJob, Slots, slot_bytes
+from lmscale.stream.worker import IGNORED_SIGNALS, LoaderJob, cut_slots, load
 
 STOP_SECONDS = 5.0
 POLL_SECONDS = 0.25  # how soon a rank that waits for data hears that it shall not
@@ -51,10 +52,7 @@ class LoadingStopped(Exception):  # noqa: N818 - nothing has gone wrong
 
 
 class StepLoader:
-    """Iterate over it for ``StepBatch``es, in order. Close it, or use it in a ``with`` block.
-
-    ``wait_seconds`` sums how long the consumer has waited; each step has the part of its own.
-    """
+    """Iterate over it for ``StepBatch``es, in order. Close it, or use it in a ``with`` block."""
 
     def __init__(
         self,
@@ -62,14 +60,10 @@ class StepLoader:
         source: _ThreadReader | _ProcessReader,
         should_stop: Callable[[], bool],
     ) -> None:
-        self.wait_seconds = 0.0
         self._job = job
         self._source = source
         self._should_stop = should_stop
         self._next_step = 0
-
-    def __len__(self) -> int:
-        return self._job.num_steps
 
     def __iter__(self) -> Iterator[StepBatch]:
         return self
@@ -82,14 +76,12 @@ class StepLoader:
             if self._should_stop():
                 raise LoadingStopped
         micro_batches = self._source.take(self._next_step)
-        waited = time.perf_counter() - started
-        self.wait_seconds += waited
         plan = self._job.plan
         batch = StepBatch(
             first_n=self._job.first_n + self._next_step * plan.global_windows,
             samples=plan.global_windows,
             micro_batches=micro_batches,
-            wait_seconds=waited,
+            wait_seconds=time.perf_counter() - started,
         )
         self._next_step += 1
         return batch
@@ -105,45 +97,64 @@ class StepLoader:
 
 
 def open_loader(
+    job: LoaderJob, *, workers: int, should_stop: Callable[[], bool] = lambda: False
+) -> StepLoader:
+    """Read the steps of ``job``.
+
+    What comes out does not depend on ``workers``: 0 reads on a thread of this process. Every worker
+    keeps ``stream.prefetch_steps`` steps ready. An error while reading is raised where its step
+    would have come. While a step is waited for, ``should_stop`` is asked now and then.
+    """
+    workers = min(workers, job.num_steps)
+    if workers == 0 or job.stream.in_one_process:
+        return StepLoader(job, _ThreadReader(job), should_stop)
+    return StepLoader(job, _ProcessReader(job, workers), should_stop)
+
+
+def digest_steps(
     stream: Stream,
     plan: BatchPlan,
-    data_rank: int,
     *,
     preparation: Preparation,
-    first_n: int,
+    first_step: int,
     num_steps: int,
     workers: int,
-    prefetch_steps: int = 2,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> StepLoader:
-    """Read ``num_steps`` steps from global sample ``first_n`` on, a data rank's slice of each.
-
-    ``preparation`` makes the micro-batches' arrays of the rows. What comes out does not depend on
-    ``workers``: 0 reads on a thread of this process. Every worker keeps ``prefetch_steps`` steps
-    ready. An error while reading is raised where its step would have come. While a step is waited
-    for, ``should_stop`` is asked now and then.
-    """
-    job = LoaderJob(
-        stream=stream,
-        preparation=preparation,
-        plan=plan,
-        data_rank=data_rank,
-        first_n=first_n,
-        num_steps=num_steps,
-    )
-    workers = min(workers, num_steps)
-    if workers == 0 or stream.in_one_process:
-        return StepLoader(job, _ThreadReader(job, prefetch_steps), should_stop)
-    return StepLoader(job, _ProcessReader(job, workers, prefetch_steps), should_stop)
+) -> list[LedgerRow]:
+    """One ledger row per step, summed over the plan's ranks, which are read one after another."""
+    digests, targets = [0] * num_steps, [0] * num_steps
+    first_n = first_step * plan.global_windows
+    for rank in range(plan.data_ranks):
+        job = LoaderJob(
+            stream=stream,
+            preparation=preparation,
+            plan=plan,
+            data_rank=rank,
+            first_n=first_n,
+            num_steps=num_steps,
+        )
+        with open_loader(job, workers=workers) as loader:
+            for step, batch in enumerate(loader):
+                digests[step] = add_digests((digests[step], batch.digest))
+                targets[step] += batch.targets
+    return [
+        LedgerRow(
+            step=first_step + step,
+            first_n=first_n + step * plan.global_windows,
+            samples=plan.global_windows,
+            tokens=targets[step],
+            digest=digests[step],
+        )
+        for step in range(num_steps)
+    ]
 
 
 class _ThreadReader:
     """Reads steps on a background thread."""
 
-    def __init__(self, job: LoaderJob, prefetch_steps: int) -> None:
+    def __init__(self, job: LoaderJob) -> None:
         # A copy with shards of its own: the caller may read from the stream meanwhile.
         self._job = replace(job, stream=pickle.loads(pickle.dumps(job.stream)))
-        self._room = threading.Semaphore(prefetch_steps)
+        self._room = threading.Semaphore(job.stream.config.prefetch_steps)
         self._ready: queue.SimpleQueue[tuple[Batch, ...] | BaseException] = queue.SimpleQueue()
         self._next: tuple[Batch, ...] | BaseException | None = None
         self._is_closed = False
@@ -186,13 +197,12 @@ class _ThreadReader:
 class _ProcessReader:
     """Reads steps in worker processes: step s in worker s mod ``workers``."""
 
-    def __init__(self, job: LoaderJob, workers: int, prefetch_steps: int) -> None:
-        self._job = job
+    def __init__(self, job: LoaderJob, workers: int) -> None:
         self._workers: list[_Worker] = []
         try:
             for number in range(workers):
-                self._workers.append(_Worker(job, prefetch_steps))
-                self._workers[-1].connection.send((job, number, workers, prefetch_steps))
+                self._workers.append(_Worker(job))
+                self._workers[-1].connection.send((job, number, workers))
         except BaseException:
             self.close()
             raise
@@ -210,13 +220,11 @@ class _ProcessReader:
         if isinstance(message[0], BaseException):
             error, trace = message
             raise error from _WorkerTracebackError(trace)
-        number, slot, notes = message
+        number, slot, stored = message
         assert number == step, f"a worker sent step {number} for step {step}"
-        batches = worker.slots.read(slot, notes)
-        try:
+        batches = load(stored, worker.slots[slot])
+        with suppress(ConnectionError):  # it died after this step; the next one says so
             worker.connection.send(slot)
-        except ConnectionError:
-            pass  # it died after this step; the next one says so
         return batches
 
     def close(self) -> None:
@@ -230,12 +238,12 @@ class _ProcessReader:
 class _Worker:
     """A running worker process, the connection to it, and the memory shared with it."""
 
-    def __init__(self, job: LoaderJob, num_slots: int) -> None:
-        size = max(1, num_slots) * slot_bytes(job)
+    def __init__(self, job: LoaderJob) -> None:
+        size = job.stream.config.prefetch_steps * job.slot_bytes
         descriptor = _open_shared_memory(size)
         self.connection, theirs = Pipe()
         try:
-            self.slots = Slots(mmap.mmap(descriptor, size), job)
+            self.slots = cut_slots(mmap.mmap(descriptor, size), job.slot_bytes)
             self.process = _start(theirs, descriptor)
         except BaseException:
             self.connection.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,50 +39,36 @@ def load_counts(
     the file may be there but cannot be read.
     """
     name = f"windows-best_fit-{sequence_length}.json"
+    numbers = range(len(manifest.shards))
+    fingerprint = manifest.fingerprint
+    head = {"version": VERSION, "manifest": fingerprint, "sequence_length": sequence_length}
     beside = join_location(location, name)
-    try:
-        content = read_bytes(beside, retries=cache.retries)
-    except MissingFileError:
-        pass  # nobody has packed this dataset at this length yet
-    else:
-        counts = _parse_counts(content, manifest, sequence_length)
+    with suppress(MissingFileError):  # nobody has packed this dataset at this length yet
+        counts = _parse_counts(read_bytes(beside, retries=cache.retries), head, len(numbers))
         if counts is not None:
             return counts
 
     def count_all(path: Path) -> None:
         counted = []
-        for number in range(len(manifest.shards)):
+        for number in numbers:
             counted.append(count(number))
             advance(1)
-        content = {
-            "version": VERSION,
-            "manifest": manifest.fingerprint,
-            "sequence_length": sequence_length,
-            "counts": counted,
-        }
-        path.write_text(json.dumps(content) + "\n")
+        path.write_text(json.dumps(head | {"counts": counted}) + "\n")
 
-    key = f"best_fit counts\0{VERSION}\0{manifest.fingerprint}\0{sequence_length}"
-    size = 32 * len(manifest.shards) + 256
-    with cache.make(key, name=name, size=size, write=count_all) as file:
+    key = f"best_fit counts\0{VERSION}\0{fingerprint}\0{sequence_length}"
+    with cache.make(key, name=name, size=32 * len(numbers) + 256, write=count_all) as file:
         content = file.path.read_bytes()
     if protocol_of(location) is None:
-        try:
+        with suppress(OSError):  # a read-only dataset: the copy in the cache serves this node
             write_bytes(beside, content)
-        except OSError:
-            pass  # a read-only dataset: the copy in the cache serves this node
-    counts = _parse_counts(content, manifest, sequence_length)
+    counts = _parse_counts(content, head, len(numbers))
     if counts is None:
         raise DataError(f"{file.path}: the window counts in it are damaged; delete this file.")
     return counts
 
 
 def load_pieces(
-    cache: NodeCache,
-    manifest: Manifest,
-    entry: ShardEntry,
-    shard: MappedShard,
-    sequence_length: int,
+    cache: NodeCache, entry: ShardEntry, shard: MappedShard, sequence_length: int
 ) -> tuple[np.ndarray, CachedFile]:
     """The shard's plan of ``plan_best_fit``, memory-mapped; packed once per node.
 
@@ -102,17 +90,12 @@ def load_pieces(
         raise DataError(f"{file.path}: damaged: {error}. Delete this file.") from None
 
 
-def count_pieces_windows(pieces: np.ndarray) -> int:
-    return int(pieces[2, -1]) + 1 if pieces.shape[1] else 0
-
-
-def _parse_counts(content: bytes, manifest: Manifest, sequence_length: int) -> np.ndarray | None:
+def _parse_counts(content: bytes, head: dict[str, Any], num_shards: int) -> np.ndarray | None:
     """The counts, or None where they are of another dataset, length or version."""
     try:
         tree = json.loads(content)
-        key = (tree["version"], tree["manifest"], tree["sequence_length"])
         counts = np.array(tree["counts"], dtype=np.int64)
+        is_ours = {key: tree[key] for key in head} == head
     except (ValueError, KeyError, TypeError):
         return None
-    is_ours = key == (VERSION, manifest.fingerprint, sequence_length)
-    return counts if is_ours and counts.shape == (len(manifest.shards),) else None
+    return counts if is_ours and counts.shape == (num_shards,) else None

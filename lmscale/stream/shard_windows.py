@@ -1,13 +1,17 @@
-"""The windows of one open shard: memory-mapped tokens, and where documents begin in each window."""
+"""The windows of open shards: memory-mapped tokens, and where documents begin in each window."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 
 import numpy as np
 
 from lmscale.shards.reader import MappedShard
+from lmscale.stream.batches import Rows, digest_rows
 from lmscale.stream.packing import count_concat
+
+_NONE = np.empty(0, dtype=np.int64)
 
 
 class ShardWindows:
@@ -20,79 +24,100 @@ class ShardWindows:
     def __init__(
         self, shard: MappedShard, num_blocks: int, sequence_length: int, pieces: np.ndarray | None
     ) -> None:
-        self._shard = shard
-        self._sequence_length = sequence_length
         self._blocks = [shard.tokens(block) for block in range(num_blocks)]
-        self._block_starts = [0]
-        for block in self._blocks:
-            self._block_starts.append(self._block_starts[-1] + len(block))
-        self.num_tokens = self._block_starts[-1]
-        if pieces is None:
-            self.num_windows = count_concat(self.num_tokens, sequence_length)
-            self._plan_concat(document_starts(shard, num_blocks, self._block_starts))
+        self._block_starts = [0, *np.cumsum([len(block) for block in self._blocks]).tolist()]
+        if pieces is None:  # of every window one
+            num_tokens = self._block_starts[-1]
+            begins = np.arange(count_concat(num_tokens, sequence_length)) * sequence_length
+            self._begins = begins
+            self._sizes = np.minimum(sequence_length + 1, num_tokens - begins)
+            self._bounds = np.arange(len(begins) + 1)
+            self._starts = _document_starts(shard, self._block_starts)
+            self._first = np.searchsorted(self._starts, begins, side="right")
+            self._last = np.searchsorted(self._starts, begins + sequence_length + 1, side="left")
+            self._origins = begins
         else:
-            self.num_windows = int(pieces[2, -1]) + 1 if pieces.shape[1] else 0
-            self._plan_pieces(pieces)
+            self._begins, self._sizes, windows = pieces
+            num_windows = int(windows[-1]) + 1 if len(windows) else 0
+            self._bounds = np.searchsorted(windows, np.arange(num_windows + 1))
+            before = np.cumsum(self._sizes) - self._sizes
+            self._starts = before - before[self._bounds[windows]]
+            self._first, self._last = self._bounds[:-1] + 1, self._bounds[1:]
+            self._origins = np.zeros(num_windows, dtype=np.int64)
 
-    def _plan_concat(self, starts: np.ndarray) -> None:
-        begins = np.arange(self.num_windows, dtype=np.int64) * self._sequence_length
-        self._pieces = None
-        self.starts = starts
-        self.first_start = np.searchsorted(starts, begins, side="right")
-        self.last_start = np.searchsorted(starts, begins + self._sequence_length + 1, side="left")
-        self.starts_from = begins
+    @property
+    def num_windows(self) -> int:
+        return len(self._origins)
 
-    def _plan_pieces(self, pieces: np.ndarray) -> None:
-        bounds = np.searchsorted(pieces[2], np.arange(self.num_windows + 1))
-        before = np.cumsum(pieces[1]) - pieces[1]
-        self._pieces = (pieces[0], pieces[1], bounds)
-        self.starts = before - before[bounds[pieces[2]]]
-        self.first_start = bounds[:-1] + 1
-        self.last_start = bounds[1:]
-        self.starts_from = np.zeros(self.num_windows, dtype=np.int64)
-
-    # starts[first_start[w] : last_start[w]] - starts_from[w]: positions in window w, beyond 0, at
-    # which a document (or the rest of one that was cut) begins. 0 always begins one.
+    def starts(self, window: int) -> tuple[np.ndarray, int]:
+        """Where, beyond the window's own 0, a document (or the rest of one that was cut) begins,
+        and which of these numbers the window's 0 is.
+        """
+        return self._starts[self._first[window] : self._last[window]], int(self._origins[window])
 
     def copy(self, window: int, row: np.ndarray) -> int:
         """Write the window's tokens into ``row`` [T + 1] and return how many there are.
 
         The rest of the row is left as it is.
         """
-        if self._pieces is None:
-            begin = window * self._sequence_length
-            end = min(begin + self._sequence_length + 1, self.num_tokens)
-            self._copy_range(begin, end, row)
-            return end - begin
-        piece_starts, piece_tokens, bounds = self._pieces
         filled = 0
-        for piece in range(bounds[window], bounds[window + 1]):
-            begin, tokens = int(piece_starts[piece]), int(piece_tokens[piece])
-            self._copy_range(begin, begin + tokens, row[filled:])
-            filled += tokens
+        for piece in range(self._bounds[window], self._bounds[window + 1]):
+            begin = int(self._begins[piece])
+            end = begin + int(self._sizes[piece])
+            block = bisect_right(self._block_starts, begin) - 1
+            while begin < end:
+                offset = begin - self._block_starts[block]
+                part = self._blocks[block][offset : offset + end - begin]
+                row[filled : filled + len(part)] = part
+                filled += len(part)
+                begin += len(part)
+                block += 1
         return filled
 
-    def _copy_range(self, begin: int, end: int, row: np.ndarray) -> None:
-        block = bisect_right(self._block_starts, begin) - 1
-        offset = begin - self._block_starts[block]
-        if end <= self._block_starts[block + 1]:  # nearly always
-            row[: end - begin] = self._blocks[block][offset : offset + end - begin]
-            return
-        filled = 0
-        while filled < end - begin:
-            part = self._blocks[block][offset : offset + end - begin - filled]
-            row[filled : filled + len(part)] = part
-            filled += len(part)
-            block, offset = block + 1, 0
+
+def read_rows(
+    numbers: np.ndarray,
+    windows: Iterable[tuple[int, ShardWindows, int]],
+    *,
+    row_tokens: int,
+    dtype: np.dtype,
+    pad_id: int,
+) -> Rows:
+    """Read a sample for each of ``numbers``. ``windows``: of each row, its shard and window."""
+    count = len(numbers)
+    tokens = np.full((count, row_tokens), pad_id, dtype=dtype)
+    lengths = np.empty(count, dtype=np.int32)
+    # Each row's document starts beyond its first, and what turns them into flat positions.
+    row_starts = [_NONE] * count
+    shift = np.empty(count, dtype=np.int64)
+    for row, shard, window in windows:
+        lengths[row] = shard.copy(window, tokens[row])
+        row_starts[row], origin = shard.starts(window)
+        shift[row] = row * row_tokens - origin
+    more = np.array([len(starts) for starts in row_starts], dtype=np.int64)
+    ends = np.cumsum(more + 1)
+    starts = np.empty(count + more.sum(), dtype=np.int32)
+    is_head = np.zeros(len(starts), dtype=bool)
+    is_head[ends - more - 1] = True
+    starts[is_head] = np.arange(count) * row_tokens
+    starts[~is_head] = np.concatenate([_NONE, *row_starts]) + np.repeat(shift, more)
+    return Rows(
+        numbers=numbers,
+        tokens=tokens,
+        lengths=lengths,
+        starts=starts,
+        start_ends=ends,
+        digests=digest_rows(numbers, tokens),
+    )
 
 
-def document_starts(shard: MappedShard, num_blocks: int, block_starts: list[int]) -> np.ndarray:
+def _document_starts(shard: MappedShard, block_starts: list[int]) -> np.ndarray:
     """Where each document of the shard begins, int64 [documents], ascending."""
-    starts = [shard.docs(block)[:-1] + block_starts[block] for block in range(num_blocks)]
-    return np.concatenate([np.empty(0, dtype=np.int64), *starts])
+    starts = [shard.docs(block)[:-1] + begin for block, begin in enumerate(block_starts[:-1])]
+    return np.concatenate([_NONE, *starts])
 
 
 def document_lengths(shard: MappedShard, num_blocks: int) -> np.ndarray:
     """Tokens of each document of the shard, int64 [documents]."""
     lengths = [np.diff(shard.docs(block)) for block in range(num_blocks)]
-    return np.concatenate([np.empty(0, dtype=np.int64), *lengths])
+    return np.concatenate([_NONE, *lengths])

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from lmscale.config.data import StreamConfig
-from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
-from lmscale.stream.batches import Rows, digest_rows
-from lmscale.stream.dataset import Dataset, Window, open_dataset
+from lmscale.errors import ConfigError, DataError
+from lmscale.stream.batches import Rows
+from lmscale.stream.dataset import Dataset, open_datasets
 from lmscale.stream.mixture import (
     Jump,
     Mixture,
@@ -23,12 +23,8 @@ from lmscale.stream.mixture import (
     plan_quotas,
 )
 from lmscale.stream.order import SourceOrder
-from lmscale.stream.state import (
-    FINGERPRINT_DIGITS,
-    StreamState,
-    check_unchanged,
-    geometry_of,
-)
+from lmscale.stream.shard_windows import ShardWindows, read_rows
+from lmscale.stream.state import FINGERPRINT_DIGITS, StreamState, check_unchanged, geometry_of
 
 FETCH_THREADS = 4  # downloads (or hashes) at once per process
 
@@ -88,52 +84,30 @@ class Stream:
         counts = self.mixture.counts_at(n)
         return {name: counts.get(name, 0) / order.total for name, order in self.orders.items()}
 
-    def read(self, first_n: int, count: int) -> list[Window]:
-        """Samples first_n … first_n + count - 1."""
-        rows = self.read_rows(first_n, count, digest=False)
-        row_tokens = self.sequence_length + 1
-        starts = np.split(rows.starts, rows.start_ends[:-1])
-        return [
-            Window(
-                tokens=rows.tokens[row],
-                starts=starts[row] - np.int32(row * row_tokens),
-                length=int(rows.lengths[row]),
-            )
-            for row in range(count)
-        ]
+    def read_rows(self, first_n: int, count: int) -> Rows:
+        """Samples first_n … first_n + count - 1. Raises ``DataError`` for a shard that is missing
+        or damaged.
+        """
+        return read_rows(
+            np.arange(first_n, first_n + count),
+            self._find_windows(first_n, count),
+            row_tokens=self.sequence_length + 1,
+            dtype=self.dtype,
+            pad_id=self.pad_id,
+        )
 
-    def read_rows(self, first_n: int, count: int, *, digest: bool = True) -> Rows:
-        """The same as arrays. Raises ``DataError`` for a shard that is missing or damaged."""
-        row_tokens = self.sequence_length + 1
-        tokens = np.empty((count, row_tokens), dtype=self.dtype)
-        lengths = np.empty(count, dtype=np.int32)
-        # Each row's document starts beyond its first, and what turns them into flat positions.
-        row_starts: list[Any] = [None] * count
-        shift = np.empty(count, dtype=np.int64)
+    def _find_windows(self, first_n: int, count: int) -> Iterator[tuple[int, ShardWindows, int]]:
+        """Of every row its open shard and the window in it, source by source."""
         sources, indices = self.mixture.locate(first_n, count)
         for source, rows in _split_runs(sources, indices):
             dataset, order = self._source(source)
-            self._fetch_ahead(self.mixture.names[source], int(indices[rows[0]]))
-            shards, windows = order.locate(int(indices[rows[0]]), len(rows))
-            for row, number, window in zip(
+            first = int(indices[rows[0]])
+            self._fetch_ahead(self.mixture.names[source], first)
+            shards, windows = order.locate(first, len(rows))
+            for row, shard, window in zip(
                 rows.tolist(), shards.tolist(), windows.tolist(), strict=True
             ):
-                shard = dataset.shard(number)
-                length = shard.copy(window, tokens[row])
-                if length < row_tokens:
-                    tokens[row, length:] = self.pad_id
-                lengths[row] = length
-                row_starts[row] = shard.starts[shard.first_start[window] : shard.last_start[window]]
-                shift[row] = row * row_tokens - shard.starts_from[window]
-        starts, start_ends = _flatten_starts(row_starts, shift, row_tokens)
-        return Rows(
-            numbers=np.arange(first_n, first_n + count),
-            tokens=tokens,
-            lengths=lengths,
-            starts=starts,
-            start_ends=start_ends,
-            digests=digest_rows(first_n, tokens) if digest else np.zeros(count, dtype=np.uint64),
-        )
+                yield row, dataset.shard(shard), window
 
     def close(self) -> None:
         if self._fetcher is not None:
@@ -240,39 +214,6 @@ def _plan_segments(
     return mixture(segments)
 
 
-def open_datasets(
-    config: StreamConfig,
-    locations: Mapping[str, str],
-    *,
-    check_files: bool = True,
-    advance: Callable[[float], None] = lambda shards: None,
-) -> dict[str, Dataset]:
-    """The datasets by source name, in the order of the names.
-
-    Raises every source's problems at once.
-    """
-    datasets: dict[str, Dataset] = {}
-    problems: list[str] = []
-    may_pass = True
-    for name, location in sorted(locations.items()):
-        try:
-            datasets[name] = open_dataset(
-                location,
-                sequence_length=config.sequence_length,
-                packing=config.packing,
-                cache=config.cache,
-                verify_hashes=config.verify_hashes,
-                check_files=check_files,
-                advance=advance,
-            )
-        except LmscaleError as error:
-            problems += [f"stream.sources.{name}: {problem}" for problem in error.problems]
-            may_pass = may_pass and isinstance(error, TransientError)
-    if problems:
-        raise (TransientError if may_pass else DataError)(problems)
-    return datasets
-
-
 def find_changed_data(datasets: Mapping[str, Dataset], state: StreamState) -> list[str]:
     """Sources whose shards are not those that the run has read under this name."""
     read_before = {
@@ -314,19 +255,3 @@ def _split_runs(sources: np.ndarray, indices: np.ndarray) -> Iterator[tuple[int,
         rows = np.flatnonzero(sources == source)
         cuts = np.flatnonzero(np.diff(indices[rows]) != 1) + 1
         yield from ((int(source), part) for part in np.split(rows, cuts))
-
-
-def _flatten_starts(
-    row_starts: list[np.ndarray], shift: np.ndarray, row_tokens: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Flat positions over all rows, with every row's own 0 in front; and where each row's end."""
-    more = np.fromiter(map(len, row_starts), dtype=np.int64, count=len(row_starts))
-    ends = np.cumsum(more + 1)
-    heads = ends - more - 1
-    starts = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.int32)
-    is_body = np.ones(len(starts), dtype=bool)
-    is_body[heads] = False
-    starts[heads] = np.arange(len(row_starts)) * row_tokens
-    if is_body.any():
-        starts[is_body] = np.concatenate(row_starts) + np.repeat(shift, more)
-    return starts, ends

@@ -4,7 +4,6 @@ and puts them into memory that its rank shares.
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
 import pickle
@@ -13,12 +12,11 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing.connection import Connection
 from typing import NamedTuple
-
-import numpy as np
 
 from lmscale.config.batch import BatchPlan
 from lmscale.runs import faults
@@ -28,7 +26,6 @@ from lmscale.stream.stream import Stream
 # The rank decides when to stop, but Slurm's scancel --signal and Ctrl-C reach its workers as well.
 IGNORED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 IGNORED_SIGNALS += (signal.SIGQUIT,)  # Ctrl-\ asks the rank for its stacks
-ALIGNMENT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +39,7 @@ class LoaderJob:
     first_n: int
     num_steps: int
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """Of every micro-batch's arrays."""
         return Layout(
@@ -52,6 +49,11 @@ class LoaderJob:
             token_dtype=self.stream.dtype,
         )
 
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a step's arrays with the most values in each: only pages in use take memory."""
+        return self.plan.accumulation * self.layout.max_bytes
+
     def read_step(self, step: int) -> tuple[Batch, ...]:
         """This rank's contiguous slice of step ``step``, prepared."""
         share = self.plan.windows_per_rank
@@ -60,79 +62,39 @@ class LoaderJob:
         return prepare_batches(rows, self.preparation, self.layout)
 
 
-class BatchNote(NamedTuple):
-    """What a worker says of a micro-batch whose arrays lie in the shared memory."""
+class Stored(NamedTuple):
+    """A step's micro-batches whose arrays lie in a slot of the shared memory."""
 
-    first_n: int
-    digest: int
-    targets: int
-    ragged: dict[str, int]
-    """Ragged field → number of its values."""
-
-
-class Slots:
-    """Places in shared memory, one step's micro-batches each.
-
-    An array has the room for its most values, so its place depends on nothing that is read: only
-    the pages that are used take memory.
-    """
-
-    def __init__(self, memory: mmap.mmap, job: LoaderJob) -> None:
-        self._memory = memory
-        self._layout = job.layout
-        self._bytes = slot_bytes(job)
-        self._batch_bytes = self._bytes // job.plan.accumulation
-
-    def write(self, slot: int, batches: Sequence[Batch]) -> list[BatchNote]:
-        """Copy the arrays into the slot; returns what ``read`` needs to know."""
-        notes = []
-        for number, batch in enumerate(batches):
-            ragged = {
-                name: len(array)
-                for name, array in batch.arrays.items()
-                if self._layout.is_ragged(name)
-            }
-            for name, view in self._views(slot, number, ragged).items():
-                view[...] = batch.arrays[name]
-            notes.append(BatchNote(batch.first_n, batch.digest, batch.targets, ragged))
-        return notes
-
-    def read(self, slot: int, notes: Sequence[BatchNote]) -> tuple[Batch, ...]:
-        """A copy of the slot, so that it can be written again at once."""
-        return tuple(
-            Batch(
-                arrays={
-                    name: view.copy()
-                    for name, view in self._views(slot, number, note.ragged).items()
-                },
-                first_n=note.first_n,
-                digest=note.digest,
-                targets=note.targets,
-            )
-            for number, note in enumerate(notes)
-        )
-
-    def _views(self, slot: int, number: int, ragged: Mapping[str, int]) -> dict[str, np.ndarray]:
-        """Every array of micro-batch ``number`` of the slot, by name, in place."""
-        offset = slot * self._bytes + number * self._batch_bytes
-        views = {}
-        for name, dtype in self._layout.dtypes.items():
-            shape = self._layout.shape(name, ragged.get(name))
-            count = math.prod(shape)
-            view = np.frombuffer(self._memory, dtype=dtype, count=count, offset=offset)
-            views[name] = view.reshape(shape)
-            offset += _aligned(self._layout.max_bytes(name))
-        return views
+    batches: bytes
+    """Pickled without the arrays' content (PEP 574)."""
+    places: list[tuple[int, int]]
+    """Where in the slot the content of each array begins and ends."""
 
 
-def slot_bytes(job: LoaderJob) -> int:
-    """Bytes of a slot, with room for the most values of every array."""
-    layout = job.layout
-    return job.plan.accumulation * sum(_aligned(layout.max_bytes(name)) for name in layout.dtypes)
+def store(batches: Sequence[Batch], slot: memoryview) -> Stored:
+    """Copy the arrays into the slot."""
+    contents: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(batches, protocol=5, buffer_callback=contents.append)
+    places, begin = [], 0
+    for content in contents:
+        with content.raw() as raw:
+            end = begin + raw.nbytes
+            slot[begin:end] = raw
+        places.append((begin, end))
+        begin = end
+    return Stored(pickled, places)
 
 
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+def load(stored: Stored, slot: memoryview) -> tuple[Batch, ...]:
+    """A copy of the slot's micro-batches, so that it can be written again at once."""
+    contents = [bytearray(slot[begin:end]) for begin, end in stored.places]
+    return pickle.loads(stored.batches, buffers=contents)
+
+
+def cut_slots(memory: mmap.mmap, slot_bytes: int) -> list[memoryview]:
+    """The memory as slots, one step's micro-batches each."""
+    whole = memoryview(memory)
+    return [whole[begin:][:slot_bytes] for begin in range(0, len(whole), slot_bytes)]
 
 
 def main(connection_descriptor: int, memory_descriptor: int) -> None:
@@ -152,13 +114,13 @@ def main(connection_descriptor: int, memory_descriptor: int) -> None:
     threading.Thread(target=_receive_slots, args=(connection, free), daemon=True).start()
     try:
         # Only here: a preparation that cannot be unpickled is an error, not a worker's death.
-        job, worker, workers, num_slots = pickle.loads(message)
-        for slot in range(num_slots):
+        job, worker, workers = pickle.loads(message)
+        slots = cut_slots(memory, job.slot_bytes)
+        for slot in range(len(slots)):
             free.put(slot)
-        slots = Slots(memory, job)
         for step in range(worker, job.num_steps, workers):
             slot = free.get()
-            connection.send((step, slot, slots.write(slot, job.read_step(step))))
+            connection.send((step, slot, store(job.read_step(step), slots[slot])))
     except BrokenPipeError:
         os._exit(0)  # the rank is gone
     except BaseException as error:

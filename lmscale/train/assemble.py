@@ -37,6 +37,7 @@ from lmscale.stream.batches import Preparation
 from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import Stream, open_stream
+from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer import Tokenizer, load_tokenizer
 from lmscale.train.folder import freeze_run, identity_of
 from lmscale.train.initial import ORIGIN, ORIGINS, Origin, build_run_engine, open_initial_weights
@@ -260,17 +261,15 @@ def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitS
         heartbeat.tick()
     with failing_together():
         preparation = build_preparation(config)
-    loader = open_loader(
-        stream,
-        setting.plan,
-        setting.mesh.data.rank,
+    job = LoaderJob(
+        stream=stream,
         preparation=preparation,
+        plan=setting.plan,
+        data_rank=setting.mesh.data.rank,
         first_n=progress.n,
         num_steps=max(0, config.train.steps - progress.step),
-        workers=config.stream.workers,
-        prefetch_steps=config.stream.prefetch_steps,
-        should_stop=setting.should_stop,
     )
+    loader = open_loader(job, workers=config.stream.workers, should_stop=setting.should_stop)
     stack.enter_context(loader)
     heartbeat.tick()
     if engine is None:

@@ -139,9 +139,9 @@ def describe_window(stream: Stream, tokenizer: Tokenizer, divergence: Divergence
 
 
 def _text_of(stream: Stream, tokenizer: Tokenizer, n: int) -> str:
-    (window,) = stream.read(n, 1)
+    rows = stream.read_rows(n, 1)
     # A character has at most 4 bytes, and a token stands for at least one of them.
-    tokens = window.tokens[: min(window.length, 4 * MAX_TEXT)]
+    tokens = rows.tokens[0, : min(rows.lengths[0], 4 * MAX_TEXT)]
     return tokenizer.decode(tokens)[:MAX_TEXT]
 
 

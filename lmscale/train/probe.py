@@ -41,7 +41,7 @@ def measure_probe(
         stream.config, seed=stream.seed, datasets=stream.datasets, segments=stream.segments[:1]
     )
     with failing_together():
-        rows = [beginning.read_rows(min(n, windows - 1), 1, digest=False) for n in numbers]
+        rows = [beginning.read_rows(min(n, windows - 1), 1) for n in numbers]
     nll = targets = 0.0
     with engine.evaluating():
         for n, row in zip(numbers, rows, strict=True):

@@ -37,6 +37,7 @@ def watch_steps(case: Case, ranks: Ranks) -> list[dict]:
     from lmscale.ranks.mesh import plan_mesh
     from lmscale.stream.loader import open_loader
     from lmscale.stream.stream import open_stream
+    from lmscale.stream.worker import LoaderJob
     from lmscale.train.initial import build_run_engine
     from lmscale.train.loop import train_steps
 
@@ -47,12 +48,14 @@ def watch_steps(case: Case, ranks: Ranks) -> list[dict]:
     with (
         open_stream(config.stream, seed=1) as stream,
         open_loader(
-            stream,
-            plan,
-            rank,
-            preparation=build_preparation(config),
-            first_n=0,
-            num_steps=steps,
+            LoaderJob(
+                stream=stream,
+                preparation=build_preparation(config),
+                plan=plan,
+                data_rank=rank,
+                first_n=0,
+                num_steps=steps,
+            ),
             workers=0,
         ) as loader,
     ):

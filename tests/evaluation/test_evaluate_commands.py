@@ -82,9 +82,7 @@ def test_the_loaded_weights_are_the_saved_ones(run):
 
 def test_evaluate_prints_what_the_loop_would_measure(run, tokenizer):
     printed = json.loads(call("evaluate", run.folder, "--json"))
-    dataset = open_dataset(
-        run.evaluation.sets["docs"], sequence_length=24, packing="concat", cache=run.stream.cache
-    )
+    dataset = open_dataset(run.evaluation.sets["docs"], run.stream)
     loaded = load_run(run.folder, step=3, device=CPU)
     objective = build_scoring(loaded.model, run)
     plan = plan_evaluation(run, tokenizer.token_bytes(), max_windows=None)

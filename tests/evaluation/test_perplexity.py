@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,24 +19,43 @@ from lmscale.model.layout import build_layout
 from lmscale.objective.causal import CausalPreparation
 from lmscale.objective.causal_scoring import build_causal_scoring
 from lmscale.ranks.mesh import Axis
-from lmscale.stream.dataset import Window
+from lmscale.stream.batches import Rows
+from lmscale.stream.dataset import Dataset
 
 CPU = torch.device("cpu")
 EOS = 2
 
 
 @dataclass
-class Windows:
+class Window:
+    """One sample."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    length: int
+
+
+class Windows(Dataset):
     """Windows held in memory."""
 
-    windows: list[Window]
+    def __init__(self, windows: list[Window]):
+        self.windows = windows
 
     @property
     def num_windows(self) -> int:
         return len(self.windows)
 
-    def window(self, index: int) -> Window:
-        return self.windows[index]
+    def read(self, indices: Sequence[int]) -> Rows:
+        windows = [self.windows[index] for index in indices]
+        starts = [window.starts + 25 * row for row, window in enumerate(windows)]
+        return Rows(
+            numbers=np.array(indices),
+            tokens=np.stack([window.tokens for window in windows]),
+            lengths=np.array([window.length for window in windows], dtype=np.int32),
+            starts=np.concatenate(starts).astype(np.int32),
+            start_ends=np.cumsum([len(part) for part in starts]),
+            digests=np.zeros(len(windows), dtype=np.uint64),
+        )
 
 
 def cut(documents: list[np.ndarray], length: int) -> Windows:
@@ -148,11 +168,11 @@ def test_at_most_max_windows_are_scored_and_progress_adds_up(objective, document
     assert score.windows == 3 and steps == [2, 1]
 
 
-class Untouchable:
+class Untouchable(Dataset):
     """A set whose windows nobody may read yet."""
 
     def __init__(self, num_windows):
-        self.num_windows = num_windows
+        self.counts = np.array([num_windows])
 
 
 @pytest.mark.parametrize(

@@ -176,13 +176,13 @@ def test_a_pickle_in_the_cache_is_refused_and_never_loaded(tmp_path, tiny_data):
     entry = manifest.shards[0]
     shard = open_shard(dataset / entry.name, entry, manifest.dtype)
     cache = open_cache(tmp_path / "cache")
-    pieces, file = load_pieces(cache, manifest, entry, shard, 32)
+    pieces, file = load_pieces(cache, entry, shard, 32)
     assert isinstance(pieces, np.ndarray)
     file.close()
     for evil in (make_trap(mark), _object_array(make_trap(mark)), b""):
         file.path.write_bytes(evil)
         with pytest.raises(DataError, match="damaged: .* Delete this file"):
-            load_pieces(cache, manifest, entry, shard, 32)
+            load_pieces(cache, entry, shard, 32)
     assert not mark.exists()
 
 

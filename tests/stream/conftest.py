@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,8 +12,30 @@ import pytest
 from lmscale.config.data import StreamConfig
 from lmscale.shards.manifest import Manifest, save_manifest
 from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
+from lmscale.stream.batches import Rows
 
 EOS, PAD = 2, 3
+
+
+class Window(NamedTuple):
+    """One sample of some rows, with the starts of its documents in the window."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    length: int
+
+
+def split_windows(rows: Rows) -> list[Window]:
+    starts = np.split(rows.starts, rows.start_ends[:-1])
+    return [
+        Window(tokens, starts[row] - row * len(tokens), int(rows.lengths[row]))
+        for row, tokens in enumerate(rows.tokens)
+    ]
+
+
+@pytest.fixture
+def windows_of():
+    return split_windows
 
 
 def make_documents(count: int, *, seed: int, longest: int = 60) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ from lmscale.config.batch import plan_batches
 from lmscale.stream.batches import TOKENS, Field, Prepared, Rows, split_rows
 from lmscale.stream.loader import open_loader
 from lmscale.stream.stream import open_stream
+from lmscale.stream.worker import LoaderJob
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,15 @@ def load(stream, preparation, *, world_size=1, workers=0):
     plan = plan_batches(global_windows=16, micro_windows=4, data_ranks=world_size)
     batches = []
     for rank in range(world_size):
-        with open_loader(
-            stream,
-            plan,
-            rank,
+        job = LoaderJob(
+            stream=stream,
             preparation=preparation,
+            plan=plan,
+            data_rank=rank,
             first_n=5,
             num_steps=3,
-            workers=workers,
-        ) as loader:
+        )
+        with open_loader(job, workers=workers) as loader:
             batches += [batch for step in loader for batch in step.micro_batches]
     return sorted(batches, key=lambda batch: batch.first_n)
 

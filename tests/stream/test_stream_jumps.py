@@ -13,8 +13,8 @@ from lmscale.errors import CheckpointError
 from lmscale.objective.causal import CausalPreparation
 from lmscale.objective.objective import build_preparation
 from lmscale.stream.audit import audit_run
-from lmscale.stream.digest import digest_steps
 from lmscale.stream.ledger import load_record, open_ledger
+from lmscale.stream.loader import digest_steps
 from lmscale.stream.mixture import Jump, Mixture, append_segment, jump_window, plan_quotas
 from lmscale.stream.state import StreamState
 from lmscale.stream.stream import open_stream

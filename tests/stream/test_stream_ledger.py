@@ -13,8 +13,8 @@ from lmscale.objective.causal import CausalPreparation
 from lmscale.objective.objective import build_preparation
 from lmscale.ranks.limbs import DIGEST_BITS, digest_to_limbs, limbs_to_digest
 from lmscale.stream.audit import audit_run, check_sequence
-from lmscale.stream.digest import digest_steps
 from lmscale.stream.ledger import LedgerRow, load_record, open_ledger, read_ledger
+from lmscale.stream.loader import digest_steps
 from lmscale.stream.stream import open_stream
 
 PREPARATION = CausalPreparation(mask_documents=True)

@@ -15,7 +15,7 @@ from lmscale.files import retry
 from lmscale.files.locations import join_location
 from lmscale.files.remote import TransferError, with_retries
 from lmscale.objective.causal import CausalPreparation
-from lmscale.stream.digest import digest_steps
+from lmscale.stream.loader import digest_steps
 from lmscale.stream.stream import open_datasets, open_stream
 
 PREPARATION = CausalPreparation(mask_documents=True)

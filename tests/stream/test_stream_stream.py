@@ -43,9 +43,9 @@ def test_another_seed_and_another_epoch_are_another_order(stream_config):
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
-def test_a_dataset_of_one_window_is_an_endless_stream(stream_config, packing):
+def test_a_dataset_of_one_window_is_an_endless_stream(stream_config, windows_of, packing):
     stream = open_stream(stream_config(tiny=1, packing=packing), seed=1)
-    windows = stream.read(10**9, 100)
+    windows = windows_of(stream.read_rows(10**9, 100))
     assert {tuple(window.tokens[:4].tolist()) for window in windows} == {(5, 6, 7, 2)}
     assert {window.length for window in windows} == {4}
     assert [window.starts.tolist() for window in windows] == [[0]] * 100
@@ -57,17 +57,15 @@ def test_a_dataset_smaller_than_a_block_mixes_with_a_large_one(stream_config):
     assert (lengths == 4).sum() >= 48
 
 
-def test_windows_and_rows_say_the_same(stream_config):
+def test_rows_read_at_once_are_the_rows_read_alone(stream_config, windows_of):
     stream = open_stream(stream_config(a=3, b=1, packing="best_fit"), seed=1)
     rows = stream.read_rows(10, 50)
-    flat = [
-        row * 33 + int(start)
-        for row, window in enumerate(stream.read(10, 50))
-        for start in window.starts
-    ]
-    assert rows.starts.tolist() == flat
+    for number, window in enumerate(windows_of(rows)):
+        (alone,) = windows_of(stream.read_rows(10 + number, 1))
+        assert window.tokens.tolist() == alone.tokens.tolist()
+        assert window.starts.tolist() == alone.starts.tolist()
     prepared = CausalPreparation(mask_documents=True).prepare(rows)
-    assert prepared.targets == rows.lengths.sum() - len(flat)
+    assert prepared.targets == rows.lengths.sum() - len(rows.starts)
 
 
 def test_without_document_masks_only_padding_and_firsts_do_not_count(stream_config):

@@ -52,6 +52,7 @@ def start(folder: Path, number: int) -> None:
     from lmscale.ranks.mesh import Mesh
     from lmscale.stream.loader import open_loader
     from lmscale.stream.stream import open_stream
+    from lmscale.stream.worker import LoaderJob
     from lmscale.train.initial import build_run_engine
     from lmscale.train.loop import train_steps
 
@@ -64,15 +65,15 @@ def start(folder: Path, number: int) -> None:
     seed = config.run.seed
     with one_group(), open_stream(config.stream, seed=seed) as stream:
         engine = build_run_engine(config, plan, Mesh(), torch.device("cpu"), fill=True)
-        with open_loader(
-            stream,
-            plan,
-            0,
+        job = LoaderJob(
+            stream=stream,
             preparation=build_preparation(config),
+            plan=plan,
+            data_rank=0,
             first_n=0,
             num_steps=STEPS,
-            workers=0,
-        ) as loader:
+        )
+        with open_loader(job, workers=0) as loader:
             reports = train_steps(engine, loader, config)
             curve = [next(reports) for _ in range(STEPS)]
     result = {

@@ -147,7 +147,7 @@ def test_the_samples_have_their_numbers_their_source_and_the_beginning_of_their_
     sources, _ = stream.mixture.locate(24, 12)
     for row, source in zip(window["texts"], sources, strict=True):
         assert row["source"] == stream.mixture.names[source]
-        tokens = stream.read(row["n"], 1)[0].tokens
+        tokens = stream.read_rows(row["n"], 1).tokens[0]
         assert row["text"] == tokenizer.decode(tokens)[:300] != ""
     assert window["sources"] == {"a": 9, "b": 3} or sum(window["sources"].values()) == 12
 

@@ -26,7 +26,7 @@ from lmscale.cli.main import main
 from lmscale.config import plan_batches
 from lmscale.files.jsonl import read_rows
 from lmscale.objective.causal import CausalPreparation
-from lmscale.stream.digest import digest_steps
+from lmscale.stream.loader import digest_steps
 from lmscale.stream.stream import open_stream
 
 PREPARATION = CausalPreparation(mask_documents=True)
