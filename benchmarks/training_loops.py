@@ -24,8 +24,8 @@ from lmscale.model import build_model, init_weights, parameter_kinds
 from lmscale.model.decoder import Decoder
 from lmscale.model.layout import mark_starts
 from lmscale.objective.causal_scoring import build_targets
-from lmscale.objective.inputs import to_device
 from lmscale.objective.objective import build_scoring
+from lmscale.objective.scores import to_device
 from lmscale.ranks.mesh import Mesh
 from lmscale.stream.batches import Batch, StepBatch
 from lmscale.train.initial import build_run_engine

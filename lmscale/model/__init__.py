@@ -1,7 +1,7 @@
 """Families of models: tensors in, hidden states out. The model knows no data and no loss.
 
     settings, sizes ─ build_model ─→ Model ─ init_weights ─→ trained by an objective
-                  └── account_model ─→ Account: parameters, FLOPs, bytes, before anything is built
+                  └── account_model ─→ Account: parameters, FLOPs, before anything is built
 
     begins ─ model.lay_out ─→ layout ┐
     ids ─────────────────────────────┴─ model ─→ hidden states ─ model.head(…, score) ─→ sums
@@ -11,8 +11,7 @@ is the family of GPT-2 and Llama, made of the parts beside it. Every module decl
 the initial values of its parameters (``initialize.py``).
 """
 
-from lmscale.model.account import Account, Flops
-from lmscale.model.family import Head, Model, account_model, build_model
+from lmscale.model.family import Account, Flops, Head, Model, account_model, build_model
 from lmscale.model.initialize import (
     Declared,
     declared_parameters,

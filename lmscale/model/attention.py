@@ -1,5 +1,5 @@
-# Shape letters: B batch, T time, S time of the keys, D model width, H query heads, K key/value
-# heads, X all of them (H + 2K), V head width.
+# Shape letters: B batch, T time, S time of the keys, C the most of them, D model width, H query
+# heads, K key/value heads, X all of them (H + 2K), V head width, R half of it.
 """Self-attention with grouped queries (Ainslie et al. 2023), over SDPA and FlexAttention."""
 
 from __future__ import annotations
@@ -13,10 +13,25 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from lmscale.config.model import DecoderConfig
-from lmscale.model.cache import KeyValueCache
-from lmscale.model.linear import Linear
-from lmscale.model.norm import RMSNorm
-from lmscale.model.rope import rotate
+from lmscale.model.declared import Linear, RMSNorm
+
+
+class KeyValueCache:
+    """One block's keys and values of the tokens so far: a new token costs one token's work."""
+
+    def __init__(self, keys_BKCV: Tensor, values_BKCV: Tensor) -> None:
+        self.keys_BKCV = keys_BKCV
+        self.values_BKCV = values_BKCV
+        self.length = 0
+
+    def extend(self, k_BKTV: Tensor, v_BKTV: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the new tokens; the keys and values of all so far, as views [B, K, S, V]."""
+        end = self.length + k_BKTV.shape[2]
+        assert end <= self.keys_BKCV.shape[2], "the caller allocates for the longest sequence"
+        self.keys_BKCV[:, :, self.length : end] = k_BKTV
+        self.values_BKCV[:, :, self.length : end] = v_BKTV
+        self.length = end
+        return self.keys_BKCV[:, :, :end], self.values_BKCV[:, :, :end]
 
 
 class Attention(nn.Module):
@@ -33,11 +48,10 @@ class Attention(nn.Module):
         self.out = Linear(
             self.heads * self.head_width, config.width, bias=config.bias, std=config.residual_std
         )
-        norms = [
+        self.query_norm, self.key_norm = (
             RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else nn.Identity()
             for _ in range(2)
-        ]
-        self.query_norm, self.key_norm = norms
+        )
 
     def forward(
         self,
@@ -98,3 +112,27 @@ def attend(
 def _compiled_flex_attention() -> Callable[..., Tensor]:
     """FlexAttention is a kernel only when compiled; uncompiled it would hold all the scores."""
     return torch.compile(flex_attention, dynamic=False)
+
+
+# Rotary position embedding (Su et al. 2021, arXiv 2104.09864), in Llama's layout of halves.
+
+
+def plan_rotation(positions_BT: Tensor, *, head_width: int, theta: float) -> Tensor:
+    """Cosines and sines, f32 [2, B, T, 1, R], of the angles position · theta^(-2r/V).
+
+    Made from the positions in every pass: no buffer to keep, move between dtypes or save.
+    """
+    pairs_R = torch.arange(0, head_width, 2, device=positions_BT.device, dtype=torch.float32)
+    frequency_R = theta ** (-pairs_R / head_width)
+    angle_BTR = positions_BT[..., None].float() * frequency_R
+    return torch.stack([angle_BTR.cos(), angle_BTR.sin()])[:, :, :, None]
+
+
+def rotate(x_BTHV: Tensor, rotation: Tensor) -> Tensor:
+    """Turn each pair (r, r + V/2) by its angle, in fp32; the dtype stays."""
+    cos_BT1R, sin_BT1R = rotation.unbind(0)
+    a_BTHR, b_BTHR = x_BTHV.float().chunk(2, dim=-1)
+    turned = torch.cat(
+        [a_BTHR * cos_BT1R - b_BTHR * sin_BT1R, b_BTHR * cos_BT1R + a_BTHR * sin_BT1R], dim=-1
+    )
+    return turned.to(x_BTHV.dtype)

@@ -10,14 +10,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lmscale.config.model import DecoderConfig, Sizes
-from lmscale.model.account import Account, Flops
+from lmscale.model.attention import KeyValueCache, plan_rotation
 from lmscale.model.block import Block
-from lmscale.model.cache import KeyValueCache, build_caches
-from lmscale.model.family import Family, Head, Model
+from lmscale.model.declared import Embedding, build_norm
+from lmscale.model.family import Account, Family, Flops, Head, Model
 from lmscale.model.layout import Layout, attention_backend, build_layout, build_step_layout
-from lmscale.model.linear import Embedding
-from lmscale.model.norm import build_norm
-from lmscale.model.rope import plan_rotation
 
 
 class Decoder(Model):
@@ -35,7 +32,7 @@ class Decoder(Model):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = build_norm(config.norm, config.width, config.norm_eps, bias=config.bias)
+        self.norm = build_norm(config)
         self.head = Head(
             self.embedding.weight
             if config.tied_embeddings
@@ -92,10 +89,9 @@ class Decoder(Model):
         return self.blocks
 
     def build_state(self, *, batch: int, capacity: int) -> list[KeyValueCache]:
-        weight = self.embedding.weight
-        return build_caches(
-            self.config, batch=batch, capacity=capacity, dtype=weight.dtype, device=weight.device
-        )
+        shape = (batch, self.config.resolved_kv_heads, capacity, self.config.resolved_head_width)
+        empty = self.embedding.weight.new_empty
+        return [KeyValueCache(empty(shape), empty(shape)) for _ in self.blocks]
 
     def extend(self, ids_BT: Tensor, state: list[KeyValueCache]) -> Tensor:
         batch, length = ids_BT.shape
@@ -106,7 +102,9 @@ class Decoder(Model):
 
 
 def account(settings: DecoderConfig, sizes: Sizes) -> Account:
-    """N counts all but the position table and, when untied, the token embedding."""
+    """N, the parameters that a token is multiplied with, counts all but the position table and,
+    when untied, the token embedding. With tied embeddings it is nanoGPT's ``get_num_params()``.
+    """
     config, width, inner = settings, settings.width, settings.resolved_ffn_width
     queries = config.heads * config.resolved_head_width
     keys = config.resolved_kv_heads * config.resolved_head_width
@@ -128,9 +126,7 @@ def account(settings: DecoderConfig, sizes: Sizes) -> Account:
     attention = 12 * config.layers * queries * sizes.sequence_length
     return Account(
         parameters=parameters,
-        computing=computing,
         flops=Flops(dense=6 * computing + attention, causal=6 * computing + attention / 2),
-        state_per_token=2 * config.layers * keys,
     )
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from lmscale.config.kinds import import_implementation
 from lmscale.config.model import ModelConfig, Sizes
-from lmscale.model.account import Account
 from lmscale.model.initialize import Declared
 
 
@@ -87,6 +86,34 @@ class Model(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """FLOPs per token of a forward and a backward pass, without recomputation: the M of MFU.
+
+    A multiplication and an addition are two FLOPs; the backward pass costs twice the forward.
+    Masked documents shorten attention further; neither convention counts that.
+    """
+
+    dense: float
+    """6N + what every token spends on looking at the whole window (PaLM, app. B)."""
+    causal: float
+    """The same with a look at the half of the window that a causal mask leaves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What a model costs, computed from its settings and sizes without building it."""
+
+    parameters: Mapping[str, int]
+    """Part of the model → its number of parameters; a tied matrix counts once."""
+    flops: Flops
+    """Of a token in a window of ``Sizes.sequence_length``."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.parameters.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,8 @@ def build_layout(begins_BT: Tensor, *, mask_documents: bool, backend: Backend) -
     if backend == "flex":
         mask = _block_mask(documents_BT)
     elif backend == "dense":
-        mask = _dense_mask(documents_BT)
+        same_BTS = documents_BT[:, :, None] == documents_BT[:, None, :]
+        mask = same_BTS.tril()[:, None]
     else:
         mask = None
     return Layout(positions=positions_BT, mask=mask)
@@ -90,11 +91,6 @@ def build_step_layout(*, batch: int, offset: int, length: int, device: torch.dev
         columns_S = torch.arange(offset + length, device=device)
         mask = (columns_S <= positions_T[:, None])[None, None]
     return Layout(positions=positions_T.expand(batch, length), mask=mask)
-
-
-def _dense_mask(documents_BT: Tensor) -> Tensor:
-    same_BTS = documents_BT[:, :, None] == documents_BT[:, None, :]
-    return same_BTS.tril()[:, None]
 
 
 def _block_mask(documents_BT: Tensor) -> BlockMask:

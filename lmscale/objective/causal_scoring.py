@@ -11,8 +11,7 @@ from torch import Tensor
 from lmscale.config.objective import CausalConfig
 from lmscale.model.family import Model
 from lmscale.model.layout import mark_starts
-from lmscale.objective.cross_entropy import IGNORED
-from lmscale.objective.labels import score_labels
+from lmscale.objective.cross_entropy import IGNORED, score_labels
 from lmscale.objective.scores import Scores, Scoring
 
 

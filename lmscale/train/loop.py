@@ -20,8 +20,7 @@ from lmscale.engine import Engine, Update, learning_rate, tensor_faults
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import CorruptionError, LmscaleError
 from lmscale.files import fault_points
-from lmscale.objective.inputs import to_device
-from lmscale.objective.scores import Scores, ScoreSums
+from lmscale.objective.scores import Scores, ScoreSums, to_device
 from lmscale.ranks.attempt import node_name
 from lmscale.ranks.collectives import fail_together, sum_float64
 from lmscale.ranks.limbs import NUM_LIMBS, digest_to_limbs, limbs_to_digest

@@ -56,8 +56,6 @@ def test_the_count_is_the_model_s_for_every_combination_of_switches():
 def test_gpt2_small_has_its_124_439_808_parameters():
     assert num_parameters(GPT2_124M, 50257, 1024) == 124_439_808
     assert cost(GPT2_124M, 50257, 1024).total == 124_439_808
-    # nanoGPT prints "number of parameters: 123.65M" for it: all but the positions.
-    assert cost(GPT2_124M, 50257, 1024).computing == 123_653_376
 
 
 def test_llama_2_7b_has_its_6_738_415_616_parameters():
@@ -67,9 +65,9 @@ def test_llama_2_7b_has_its_6_738_415_616_parameters():
 
 def test_flops_follow_the_published_formula():
     flops = cost(GPT2_124M, 50257, 1024).flops
+    # nanoGPT prints "number of parameters: 123.65M" for it: all but the positions.
     assert flops.dense == 6 * 123_653_376 + 12 * 12 * 768 * 1024
     assert flops.causal == 6 * 123_653_376 + 6 * 12 * 768 * 1024
-    assert flops.forward * 3 == flops.dense
 
 
 @pytest.mark.parametrize(
@@ -85,15 +83,5 @@ def test_forward_flops_are_those_that_torch_counts(switches):
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model.head(model(torch.zeros(3, 16, dtype=torch.int64), layout))
     num_scales = (2 * 2 + 1) * 32  # norm weights: in N, but no product of matrices
-    expected = cost(config, 53, 16).flops.forward - 2 * num_scales
+    expected = cost(config, 53, 16).flops.dense / 3 - 2 * num_scales
     assert counter.get_total_flops() == expected * 3 * 16
-
-
-@pytest.mark.parametrize("kv_heads", [None, 2])
-def test_generation_keeps_as_many_numbers_of_a_token_as_its_account_says(kv_heads):
-    config = DecoderConfig(layers=3, width=32, heads=4, kv_heads=kv_heads)
-    model = build_model(config, Sizes(vocab_size=53, max_positions=16, sequence_length=16))
-    state = model.build_state(batch=2, capacity=7)
-    tensors = [tensor for cache in state for tensor in (cache.keys_BKCV, cache.values_BKCV)]
-    bytes_ = sum(tensor.nbytes for tensor in tensors)
-    assert bytes_ == 2 * cost(config, 53, 16).state_bytes(4, tokens=7)

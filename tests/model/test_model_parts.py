@@ -11,11 +11,9 @@ from torch import nn
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.errors import ConfigError
 from lmscale.model import account_model, build_model
-from lmscale.model.attention import attend
-from lmscale.model.cache import build_caches
+from lmscale.model.attention import attend, plan_rotation, rotate
+from lmscale.model.declared import LayerNorm, RMSNorm
 from lmscale.model.layout import build_layout, build_step_layout
-from lmscale.model.norm import LayerNorm, RMSNorm
-from lmscale.model.rope import plan_rotation, rotate
 
 
 def causal(ids_BT: torch.Tensor):
@@ -74,9 +72,7 @@ def test_grouped_attention_is_the_same_with_and_without_a_mask():
 def test_decoding_with_a_cache_equals_the_full_forward(make_model, switches, pieces):
     model = make_model(**switches)
     ids_BT = torch.randint(0, 61, (2, 12))
-    caches = build_caches(
-        model.config, batch=2, capacity=14, dtype=torch.float32, device=torch.device("cpu")
-    )
+    caches = model.build_state(batch=2, capacity=14)
     outputs, offset = [], 0
     with torch.no_grad():
         for piece in pieces:

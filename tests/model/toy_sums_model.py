@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from toy_sums import SumsConfig
 
 from lmscale.config.model import Sizes
-from lmscale.model.account import Account, Flops
-from lmscale.model.family import Family, Head, Model
-from lmscale.model.linear import Embedding, Linear
+from lmscale.model.declared import Embedding, Linear
+from lmscale.model.family import Account, Family, Flops, Head, Model
 
 STD = 0.1
 
@@ -39,9 +38,7 @@ def account(settings: SumsConfig, sizes: Sizes) -> Account:
     flops = 6.0 * (table + mix)
     return Account(
         parameters={"embedding": table, "mix": mix, "head": table},
-        computing=table + mix,
         flops=Flops(dense=flops, causal=flops),
-        state_per_token=0,
     )
 
 

@@ -205,7 +205,7 @@ def test_samples_that_cannot_be_read_do_not_hide_the_divergence(run, tmp_path, m
     def fail(first_n, count):
         raise DataError("the shard is missing")
 
-    monkeypatch.setattr(run.stream, "read", fail)
+    monkeypatch.setattr(run.stream, "read_rows", fail)
     with pytest.raises(GuardError):
         stop(run)
     samples = load_evidence(tmp_path / "guard/step-000000025")["samples"]
