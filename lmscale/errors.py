@@ -8,7 +8,6 @@ the batch script goes by: it starts a run again after 1, with a brake, and never
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1  # a bug, a hang, or what may pass by itself: worth another start
@@ -33,9 +32,6 @@ class LmscaleError(Exception):
             (problems,) if isinstance(problems, str) else tuple(problems)
         )
         super().__init__("\n".join(self.problems))
-
-    def __reduce__(self):  # so that it crosses process boundaries with its problems intact
-        return (type(self), (self.problems,))
 
 
 class ConfigError(LmscaleError):
@@ -90,10 +86,6 @@ class CorruptionError(LmscaleError):
         super().__init__(problems)
         self.summary = summary
         self.bad_nodes = dict(bad_nodes or {})
-
-    def __reduce__(self):
-        keywords = {"summary": self.summary, "bad_nodes": self.bad_nodes}
-        return (partial(type(self), **keywords), (self.problems,))
 
 
 class GuardError(LmscaleError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,11 +15,8 @@ from lmscale.cli.options import JsonOption, RunArgument
 from lmscale.errors import EXIT_RESUMABLE, ConfigError
 
 if TYPE_CHECKING:
-    from lmscale.evaluation.perplexity import SetScore
-    from lmscale.evaluation.run import LoadedRun
+    from lmscale.evaluation import SetScore
     from lmscale.runs.stop import StopRequests
-    from lmscale.stream.dataset import Dataset
-    from lmscale.train.votes import StopPoll
 
 StepOption = Annotated[
     int | None,
@@ -51,7 +49,7 @@ def evaluate(
     with StopRequests(run, watch_file=False, signals=signals) as stop:
         stop.leave_unless(lambda: False)
         try:
-            scores = _evaluate(run, step, set_name, max_windows, stop)
+            scores = _evaluate(run, step, set_name or None, max_windows, stop)
         except StoppedError as stopped:
             print(f"stopped by {stopped}; nothing was scored", file=sys.stderr)
             raise typer.Exit(EXIT_RESUMABLE) from None
@@ -70,49 +68,37 @@ def _evaluate(
     max_windows: int | None,
     stop: StopRequests,
 ) -> dict[str, SetScore]:
-    from lmscale.evaluation import load_run
+    from lmscale.evaluation import evaluate_set, load_run, plan_evaluation
     from lmscale.evaluation.sets import open_evaluation_sets
+    from lmscale.files.progress import progress
+    from lmscale.objective.objective import build_scoring
     from lmscale.ranks.device import select_device
+    from lmscale.ranks.mesh import Axis
     from lmscale.ranks.ranks import Ranks
     from lmscale.train.votes import StopPoll
 
     loaded = load_run(run, step=step, device=select_device(Ranks()))
-    config = loaded.config
+    config, model = loaded.config, loaded.model
     if not config.evaluation.sets:
         raise ConfigError(
             f"{run}: its config.yaml names no evaluation.sets; add at least one, "
             "NAME: folder of shards."
         )
-    datasets = open_evaluation_sets(config, loaded.tokenizer.fingerprint, set_names or None)
+    datasets = open_evaluation_sets(config, loaded.tokenizer.fingerprint, set_names)
+    plan = plan_evaluation(config, loaded.tokenizer.token_bytes(), max_windows=max_windows)
     poll = StopPoll(stop.requested)
     stop.wait_to_be_asked()  # a terminal's progress bar, at least: from here on it is asked for
-    try:
-        return {
-            name: _score(loaded, name, dataset, max_windows, poll)
-            for name, dataset in datasets.items()
-        }
-    finally:
-        for dataset in datasets.values():
-            dataset.close()
-
-
-def _score(
-    loaded: LoadedRun, name: str, dataset: Dataset, max_windows: int | None, poll: StopPoll
-) -> SetScore:
-    from lmscale.evaluation.perplexity import evaluate_set, plan_evaluation
-    from lmscale.files.progress import progress
-    from lmscale.objective.objective import build_scoring
-    from lmscale.ranks.mesh import Axis
-
-    config = loaded.config
-    plan = plan_evaluation(config, loaded.tokenizer.token_bytes(), max_windows=max_windows)
-    with progress(f"evaluating {name}", len(plan.window_numbers(dataset)), "windows") as advance:
-        return evaluate_set(
-            build_scoring(loaded.model, config),
-            dataset,
-            plan,
-            data=Axis(),
-            device=loaded.model.device,
-            advance=advance,
-            between_batches=poll,
-        )
+    scores = {}
+    for name, dataset in datasets.items():
+        total = len(plan.window_numbers(dataset))
+        with closing(dataset), progress(f"evaluating {name}", total, "windows") as advance:
+            scores[name] = evaluate_set(
+                build_scoring(model, config),
+                dataset,
+                plan,
+                data=Axis(),
+                device=model.device,
+                advance=advance,
+                between_batches=poll,
+            )
+    return scores

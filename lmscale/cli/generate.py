@@ -31,8 +31,7 @@ def generate(
     step: StepOption = None,
 ) -> None:
     """Continue a prompt with a run's model; the text streams to the terminal."""
-    from lmscale.evaluation import Sampling, TextStream, load_run
-    from lmscale.evaluation import generate as start
+    from lmscale.evaluation import Generation, Sampling, TextStream, load_run
     from lmscale.ranks.device import select_device
     from lmscale.ranks.ranks import Ranks
 
@@ -45,7 +44,7 @@ def generate(
         seed=seed,
     )
     loaded = load_run(run, step=step, device=select_device(Ranks()))
-    generation = start(loaded.model, loaded.tokenizer, prompt, sampling, max_tokens=max_tokens)
+    generation = Generation(loaded.model, loaded.tokenizer, prompt, sampling, max_tokens=max_tokens)
     stream = TextStream(loaded.tokenizer)
     _write(prompt)
     for next_ids in generation:

@@ -12,19 +12,15 @@ from lmscale.files.redact import printable, redact
 
 def print_problems(problems: Sequence[str]) -> None:
     """Print each problem on stderr. A user's [brackets] are text, not rich's markup."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    for problem in problems:
-        console.print(Text("error: ", style="bold red") + Text(_safe(problem), style="default"))
+    _print(problems, Text("error: ", style="bold red"))
 
 
 def print_warnings(warnings: Sequence[str]) -> None:
     """The same for what does not stand in the way."""
+    _print(warnings, Text("warning: ", style="bold yellow"))
+
+
+def _print(problems: Sequence[str], label: Text) -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    for warning in warnings:
-        console.print(
-            Text("warning: ", style="bold yellow") + Text(_safe(warning), style="default")
-        )
-
-
-def _safe(text: str) -> str:
-    return printable(redact(text))
+    for problem in problems:
+        console.print(label + Text(printable(redact(problem)), style="default"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -115,11 +116,9 @@ def open_config_stream(settings: RunConfig) -> Stream:
         from lmscale.tokenizer import load_tokenizer
 
         fingerprint = load_tokenizer(settings.tokenizer.folder).fingerprint
-    if settings.stream.packing == "concat":
-        return open_stream(
-            settings.stream, seed=settings.run.seed, tokenizer_fingerprint=fingerprint
-        )
-    with progress("Packing shards", None, "shards") as advance:
+    is_packed = settings.stream.packing == "best_fit"
+    packing = progress("Packing shards", None, "shards")
+    with packing if is_packed else nullcontext(lambda shards: None) as advance:
         return open_stream(
             settings.stream,
             seed=settings.run.seed,

@@ -4,14 +4,14 @@
 
     RUN ──load_run──→ LoadedRun ──┬─→ evaluate_set (perplexity.py): loss, perplexity, bits per byte
                                   │      over the sets that sets.py opens and checks
-                                  └─→ generate (generate.py): a prompt → ids (sampling.py) → text
-                                         that never breaks a character (streaming.py)
+                                  └─→ Generation (generate.py): a prompt → ids (sampling.py)
+                                         ──TextStream──→ text
 
 The first calls to read are ``load_run`` and ``evaluate_set``. The evaluation between the steps of a
 run, by the same functions, is ``lmscale/train/scoring.py``.
 """
 
-from lmscale.evaluation.generate import Generation, generate
+from lmscale.evaluation.generate import Generation, TextStream
 from lmscale.evaluation.perplexity import (
     EvaluationPlan,
     SetScore,
@@ -21,7 +21,6 @@ from lmscale.evaluation.perplexity import (
 )
 from lmscale.evaluation.run import LoadedRun, load_run
 from lmscale.evaluation.sampling import Sampling
-from lmscale.evaluation.streaming import TextStream
 
 __all__ = [
     "EvaluationPlan",
@@ -31,7 +30,6 @@ __all__ = [
     "SetScore",
     "TextStream",
     "evaluate_set",
-    "generate",
     "load_run",
     "plan_evaluation",
     "render_scores",

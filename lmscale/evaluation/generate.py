@@ -1,10 +1,13 @@
 # Shape letters: B batch, T time, V vocabulary.
-"""Text from a model, token by token, with what it keeps of the tokens so far."""
+"""Text from a model, token by token, with what it keeps of the tokens so far; no character of it
+is ever broken.
+"""
 
 from __future__ import annotations
 
+import codecs
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,29 +23,33 @@ from lmscale.tokenizer import Tokenizer
 class Generation:
     """The continuations of one prompt; iterate to get the rows' next ids, int64 [B] on the CPU.
 
-    A row that has ended goes on as ``eos_id``. ``stopped_by`` is None until the iteration has
-    ended, then ``eos`` (every row), ``max_tokens`` or ``max_positions``.
+    Up to ``max_tokens`` tokens; a row that has ended goes on as eos. ``stopped_by`` is None until
+    the iteration has ended, then ``eos`` (every row), ``max_tokens`` or ``max_positions``. Only the
+    tokenizer's own pieces and eos can come: neither the other special ids nor the embedding's
+    padding rows, which no text has trained. Raises ``ConfigError`` for a prompt that is empty or
+    too long.
     """
 
     def __init__(
         self,
         model: Model,
-        prompt: list[int],
+        tokenizer: Tokenizer,
+        prompt: str,
         sampling: Sampling,
         *,
         max_tokens: int,
-        eos_id: int,
-        allowed_ids: Iterable[int],
         batch: int = 1,
     ) -> None:
+        self.prompt = [int(token) for token in tokenizer.encode(prompt)]
+        length, room = len(self.prompt), model.max_positions - len(self.prompt)
         problems = []
         if Ability.CAUSAL not in model.offers:
             problems.append(f"A {type(model).__name__} is no causal model; it writes no text.")
-        if not prompt:
+        if not length:
             problems.append("The prompt is empty; give at least one character to go on from.")
-        if len(prompt) >= model.max_positions:
+        if room <= 0:
             problems.append(
-                f"The prompt has {len(prompt)} tokens, but the model sees at most "
+                f"The prompt has {length} tokens, but the model sees at most "
                 f"{model.max_positions} and needs one for its answer. "
                 f"Shorten it to {model.max_positions - 1} tokens."
             )
@@ -50,17 +57,15 @@ class Generation:
             problems.append(f"max_tokens = {max_tokens}: it must be at least 1.")
         if problems:
             raise ConfigError(problems)
-        self.prompt = prompt
         self.stopped_by: str | None = None
-        self._model = model
-        self._prompt_BT = torch.tensor([prompt] * batch)
+        self._model = model.eval()
+        self._prompt_BT = torch.tensor([self.prompt] * batch)
         self._sampling = sampling
-        self._num_tokens = min(max_tokens, model.max_positions - len(prompt))
-        self._limit = "max_tokens" if self._num_tokens == max_tokens else "max_positions"
-        self._eos_id = eos_id
-        self._barred_V = torch.ones(model.vocab_size, dtype=torch.bool)
-        self._barred_V[list(allowed_ids)] = False
-        self._barred_V[eos_id] = False
+        self._num_tokens = min(max_tokens, room)
+        self._limit = "max_tokens" if max_tokens <= room else "max_positions"
+        self._eos_id = tokenizer.eos_id
+        self._barred_V = torch.arange(model.vocab_size) >= tokenizer.vocab_size
+        self._barred_V[[tokenizer.bos_id, tokenizer.pad_id, tokenizer.unk_id]] = True
 
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator("cpu").manual_seed(self._sampling.seed)
@@ -91,28 +96,21 @@ class Generation:
         return self._model.head(hidden_BTD[:, -1]).float().cpu()
 
 
-def generate(
-    model: Model,
-    tokenizer: Tokenizer,
-    prompt: str,
-    sampling: Sampling,
-    *,
-    max_tokens: int,
-    batch: int = 1,
-) -> Generation:
-    """Continue ``prompt`` by up to ``max_tokens`` tokens; stops at the end of the document.
+class TextStream:
+    """Turns ids, one by one, into pieces of text whose concatenation is their decoded text.
 
-    Only the tokenizer's own pieces and eos can come: neither the other special ids nor the
-    embedding's padding rows, which no text has trained. Raises ``ConfigError`` for a prompt that is
-    empty or too long.
+    A character may take up to four byte tokens; it is held back until complete. Bytes that
+    cannot become a character any more are U+FFFD, as in ``Tokenizer.decode``.
     """
-    special = {tokenizer.bos_id, tokenizer.pad_id, tokenizer.unk_id}
-    return Generation(
-        model.eval(),
-        [int(token) for token in tokenizer.encode(prompt)],
-        sampling,
-        max_tokens=max_tokens,
-        eos_id=tokenizer.eos_id,
-        allowed_ids=[token for token in range(tokenizer.vocab_size) if token not in special],
-        batch=batch,
-    )
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def add(self, token: int) -> str:
+        """The text completed by ``token``; often empty inside a character."""
+        return self._decoder.decode(self._tokenizer.decode_bytes([token]))
+
+    def finish(self) -> str:
+        """The rest of the text: U+FFFD for an unfinished character, else empty."""
+        return self._decoder.decode(b"", final=True)

@@ -7,7 +7,7 @@ import torch
 
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.errors import ConfigError
-from lmscale.evaluation import Sampling, TextStream, generate
+from lmscale.evaluation import Generation, Sampling, TextStream
 from lmscale.model import build_model, init_weights
 from lmscale.model.layout import build_layout
 
@@ -19,7 +19,7 @@ def take(generation) -> list[list[int]]:
 
 
 def test_greedy_text_is_the_likeliest_token_of_a_full_pass_each_time(model, tokenizer):
-    generation = generate(model, tokenizer, PROMPT, Sampling(is_greedy=True), max_tokens=12)
+    generation = Generation(model, tokenizer, PROMPT, Sampling(is_greedy=True), max_tokens=12)
     (ids,) = take(generation)
     so_far = generation.prompt[:]
     barred = [tokenizer.bos_id, tokenizer.pad_id, tokenizer.unk_id]
@@ -37,7 +37,7 @@ def test_greedy_text_is_the_likeliest_token_of_a_full_pass_each_time(model, toke
 def test_a_seed_gives_the_same_text_and_another_seed_another(model, tokenizer):
     def sample(seed: int) -> list[list[int]]:
         sampling = Sampling(temperature=1.5, top_k=100, top_p=0.99, seed=seed)
-        return take(generate(model, tokenizer, PROMPT, sampling, max_tokens=10, batch=2))
+        return take(Generation(model, tokenizer, PROMPT, sampling, max_tokens=10, batch=2))
 
     assert sample(1) == sample(1) != sample(2)
     first, second = sample(1)
@@ -48,7 +48,7 @@ def test_ids_that_stand_for_no_text_never_come(model, tokenizer):
     model.head.weight.data[tokenizer.vocab_size :] *= 100  # padding rows that would win
     model.head.weight.data[tokenizer.pad_id] *= 100
     sampling = Sampling(temperature=3.0)
-    for row in take(generate(model, tokenizer, PROMPT, sampling, max_tokens=15, batch=8)):
+    for row in take(Generation(model, tokenizer, PROMPT, sampling, max_tokens=15, batch=8)):
         assert all(token == tokenizer.eos_id or 3 < token < tokenizer.vocab_size for token in row)
 
 
@@ -72,7 +72,7 @@ def constant_model():
 
 def test_an_end_of_document_ends_the_text(constant_model, tokenizer):
     model = constant_model({tokenizer.eos_id: 5.0})
-    generation = generate(model, tokenizer, PROMPT, Sampling(is_greedy=True), max_tokens=9)
+    generation = Generation(model, tokenizer, PROMPT, Sampling(is_greedy=True), max_tokens=9)
     assert take(generation) == [[tokenizer.eos_id]]
     assert generation.stopped_by == "eos"
 
@@ -80,7 +80,7 @@ def test_an_end_of_document_ends_the_text(constant_model, tokenizer):
 def test_a_row_that_has_ended_stays_ended_while_others_go_on(constant_model, tokenizer):
     # eos and one other id with 20 each against 0: each comes half of the time.
     model = constant_model({tokenizer.eos_id: 20.0, 50: 20.0})
-    generation = generate(model, tokenizer, PROMPT, Sampling(seed=1), max_tokens=20, batch=6)
+    generation = Generation(model, tokenizer, PROMPT, Sampling(seed=1), max_tokens=20, batch=6)
     rows = take(generation)
     assert generation.stopped_by == "eos"
     ends = [row.index(tokenizer.eos_id) for row in rows]
@@ -93,7 +93,7 @@ def test_it_stops_at_max_tokens_or_at_the_model_s_last_position(constant_model, 
     model = constant_model({50: 5.0})
     for max_tokens, reason in ((3, "max_tokens"), (1000, "max_positions")):
         sampling = Sampling(is_greedy=True)
-        generation = generate(model, tokenizer, PROMPT, sampling, max_tokens=max_tokens)
+        generation = Generation(model, tokenizer, PROMPT, sampling, max_tokens=max_tokens)
         (ids,) = take(generation)
         assert set(ids) == {50} and generation.stopped_by == reason
         assert len(ids) == min(max_tokens, 24 - len(generation.prompt))
@@ -105,7 +105,7 @@ def test_the_repetition_penalty_counts_the_prompt_too(constant_model, tokenizer)
 
     def run(penalty: float) -> list[int]:
         sampling = Sampling(is_greedy=True, repetition_penalty=penalty)
-        return take(generate(model, tokenizer, PROMPT, sampling, max_tokens=3))[0]
+        return take(Generation(model, tokenizer, PROMPT, sampling, max_tokens=3))[0]
 
     assert run(1.0) == [seen, seen, seen]
     assert run(2.0) == [50, 51, seen]  # 6/2 < 4, then 4/2 < 3.9, then 3 is the largest
@@ -113,10 +113,10 @@ def test_the_repetition_penalty_counts_the_prompt_too(constant_model, tokenizer)
 
 def test_all_problems_of_a_request_are_reported_together(model, tokenizer):
     with pytest.raises(ConfigError) as caught:
-        generate(model, tokenizer, "", Sampling(), max_tokens=0)
+        Generation(model, tokenizer, "", Sampling(), max_tokens=0)
     assert len(caught.value.problems) == 2
     with pytest.raises(ConfigError, match="sees at most 24 and needs one for its answer"):
-        generate(model, tokenizer, "x1 " * 40, Sampling(), max_tokens=5)
+        Generation(model, tokenizer, "x1 " * 40, Sampling(), max_tokens=5)
 
 
 @pytest.mark.parametrize(
