@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.rendezvous import LOCAL_ADDRESS, environment_for, find_free_port, unset_defaults
 from launcher.supervise import Outcome, Supervisor
-from lmscale.config import load_config, plan_batches
+from lmscale.config import load_config
 from lmscale.errors import ClusterError, ConfigError
 from lmscale.files.cores import num_cores
 from lmscale.runs.continuation import check_folder
@@ -74,11 +74,7 @@ def launch_local(config_path: str | Path, overrides: Sequence[str], *, num_ranks
     if num_ranks < 1:
         raise ConfigError(f"--nproc {num_ranks}: at least one rank is needed.")
     config = load_config(config_path, overrides)
-    plan_batches(
-        global_windows=config.batch.global_windows,
-        micro_windows=config.batch.micro_windows,
-        data_ranks=num_ranks,
-    )
+    config.batch.plan(num_ranks)
     check_folder(config.folder, config)
     logs = config.folder / "logs"
     try:

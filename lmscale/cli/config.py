@@ -68,15 +68,10 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
         return derived
     from dataclasses import asdict
 
-    from lmscale.config import plan_batches
     from lmscale.engine.deepspeed_config import render_deepspeed_config
     from lmscale.model import account_model
 
-    plan = plan_batches(
-        global_windows=config.batch.global_windows,
-        micro_windows=config.batch.micro_windows,
-        data_ranks=num_ranks,
-    )
+    plan = config.batch.plan(num_ranks)
     num_parameters = account_model(config.model, config.sizes).total
     # A user's ranks are all on the data axis.
     batch = {"world_size" if key == "data_ranks" else key: v for key, v in asdict(plan).items()}

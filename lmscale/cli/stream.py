@@ -36,17 +36,13 @@ def digest(
 
     The sum modulo 2^63 over the step's samples of xxh64 of the sample's number and its tokens.
     """
-    from lmscale.config import load_config, plan_batches
+    from lmscale.config import load_config
     from lmscale.objective.objective import build_preparation
     from lmscale.stream.loader import digest_steps
 
     settings = load_config(config, set_ or ())
     first, last = parse_steps(steps)
-    plan = plan_batches(
-        global_windows=settings.batch.global_windows,
-        micro_windows=settings.batch.micro_windows,
-        data_ranks=world_size,
-    )
+    plan = settings.batch.plan(world_size)
     with open_config_stream(settings) as stream:
         rows = digest_steps(
             stream,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Section(BaseModel):
@@ -21,3 +23,13 @@ class Section(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+    def find_problems(self) -> Iterable[str]:
+        """What is wrong with values that are each of their type."""
+        return ()
+
+    @model_validator(mode="after")
+    def _raise_problems(self) -> Section:
+        if problems := list(self.find_problems()):
+            raise ValueError("; ".join(problems))
+        return self

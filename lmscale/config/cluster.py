@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from lmscale.config.assets import find_assets
-from lmscale.config.cluster_problems import find_problems
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.config.load import ConfigLoader, parse_yaml, validate_tree
 from lmscale.errors import ConfigError
@@ -46,27 +45,14 @@ def load_cluster(name_or_path: str | Path) -> ClusterConfig:
 
 def parse_cluster(text: str, *, name: str = "profile") -> ClusterConfig:
     """A profile from its YAML text; ``name`` stands in the messages."""
-    return _judge(parse_yaml(text, name, _Loader), name)
+    return validate_tree(ClusterConfig, parse_yaml(text, name, _Loader), name=name)
 
 
 def change_cluster(
     cluster: ClusterConfig, changes: Mapping[str, Any], *, name: str
 ) -> ClusterConfig:
     """``cluster`` with some keys changed, and checked again; ``name`` stands in the messages."""
-    return _judge({**cluster.model_dump(mode="json"), **changes}, name)
-
-
-def _judge(tree: Mapping[str, Any], name: str) -> ClusterConfig:
-    """The profile. Raises ``ConfigError`` if no job could be made from it."""
-    cluster = validate_tree(ClusterConfig, tree, name=name)
-    if problems := find_problems(cluster):
-        raise ConfigError(
-            [
-                f"{name}: {problem}{'' if problem.endswith(('.', '?')) else '.'}"
-                for problem in problems
-            ]
-        )
-    return cluster
+    return validate_tree(ClusterConfig, {**cluster.model_dump(mode="json"), **changes}, name=name)
 
 
 def dump_cluster(cluster: ClusterConfig) -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
-from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.files.redact import names_secret, redact
+
+if TYPE_CHECKING:
+    from lmscale.config.cluster_profile import ClusterConfig
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,4}):(\d{2}):(\d{2})", re.ASCII)
 _NODES = re.compile(r"[A-Za-z0-9._-]+([\[\],A-Za-z0-9._-]*)")
@@ -19,20 +23,15 @@ OWN_OPTIONS = {
     ),
     **dict.fromkeys(("nodes", "ntasks"), "comes from --nodes of `lmscale launch slurm`"),
     **dict.fromkeys(("requeue", "no-requeue"), "is the profile's key requeue"),
-    "time": "is the profile's key time",
+    **{
+        name: f"is the profile's key {name.replace('-', '_')}"
+        for name in ("time", "partition", "account", "qos", "constraint", "reservation")
+        + ("exclude", "exclusive", "cpus-per-task", "gpus-per-node")
+    },
     "signal": "is the profile's key signal_seconds",
-    "partition": "is the profile's key partition",
-    "account": "is the profile's key account",
-    "qos": "is the profile's key qos",
-    "constraint": "is the profile's key constraint",
-    "reservation": "is the profile's key reservation",
-    "exclude": "is the profile's key exclude",
-    "exclusive": "is the profile's key exclusive",
     "ntasks-per-node": "is the profile's key tasks_per_node",
-    "cpus-per-task": "is the profile's key cpus_per_task",
     "mem": "is the profile's key memory_per_node",
     "gres": "comes from the profile's keys gpus_per_node and gpu_type",
-    "gpus-per-node": "is the profile's key gpus_per_node",
 }
 """Options of sbatch that are decided elsewhere, and where."""
 MIN_SIGNAL_SECONDS = 60
@@ -40,17 +39,15 @@ _OWN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP
 _OWN_VARIABLES |= {"MASTER_ADDR", "MASTER_PORT"}
 
 
-def find_problems(cluster: ClusterConfig) -> list[str]:
+def find_problems(cluster: ClusterConfig) -> Iterator[str]:
     """Why a job made from this profile could not run, or would not do what the profile says."""
-    return [
-        *_resource_problems(cluster),
-        *_text_problems(cluster),
-        *_option_problems(cluster.sbatch_options),
-        *_variable_problems(cluster.variables),
-        *_secret_problems(cluster),
-        *_container_problems(cluster),
-        *_folder_problems(cluster),
-    ]
+    yield from _resource_problems(cluster)
+    yield from _text_problems(cluster)
+    yield from _option_problems(cluster.sbatch_options)
+    yield from _variable_problems(cluster.variables)
+    yield from _secret_problems(cluster)
+    yield from _container_problems(cluster)
+    yield from _folder_problems(cluster)
 
 
 def parse_time(text: str) -> int | None:
@@ -84,52 +81,46 @@ def find_unsafe_text(text: str) -> str | None:
     return None
 
 
-def _resource_problems(cluster: ClusterConfig) -> list[str]:
-    problems = []
+def _resource_problems(cluster: ClusterConfig) -> Iterator[str]:
     limit = parse_time(cluster.time)
     if limit is None:
-        problems.append(f'time: "{cluster.time}" is not of the form "D-HH:MM:SS" or "HH:MM:SS"')
+        yield f'time: "{cluster.time}" is not of the form "D-HH:MM:SS" or "HH:MM:SS"'
     elif cluster.signal_seconds >= limit:
-        problems.append(
+        yield (
             f"signal_seconds = {cluster.signal_seconds} is not less than time = {cluster.time} "
             f"({limit} s): the run would be told to stop as soon as it starts"
         )
     if cluster.signal_seconds < MIN_SIGNAL_SECONDS:
-        problems.append(
+        yield (
             f"signal_seconds = {cluster.signal_seconds} is less than {MIN_SIGNAL_SECONDS}: Slurm "
             "looks at time limits every 30 to 60 s, so the run might not be told to save at all"
         )
     if not cluster.ranks_per_node:
-        problems.append("tasks_per_node is needed where gpus_per_node is 0: how many ranks a node?")
+        yield "tasks_per_node is needed where gpus_per_node is 0: how many ranks a node?"
     if cluster.gpu_type and not cluster.gpus_per_node:
-        problems.append(f"gpu_type = {cluster.gpu_type}, but gpus_per_node is 0")
+        yield f"gpu_type = {cluster.gpu_type}, but gpus_per_node is 0"
     if cluster.chain > 1 and cluster.requeue:
-        problems.append(
+        yield (
             f"chain = {cluster.chain} is for clusters that forbid requeue; set requeue: false, or "
             "leave chain out"
         )
     memory = cluster.memory_per_node
     if memory is not None and not re.fullmatch(r"\d+[KMGT]?", memory, re.IGNORECASE):
-        problems.append(f'memory_per_node: "{memory}" is not of the form "64G"; "0" is all')
-    return problems
+        yield f'memory_per_node: "{memory}" is not of the form "64G"; "0" is all'
 
 
-def _text_problems(cluster: ClusterConfig) -> list[str]:
+def _text_problems(cluster: ClusterConfig) -> Iterator[str]:
     """Values that go into #SBATCH lines."""
-    names = ("partition", "account", "qos", "constraint", "reservation", "gpu_type")
-    texts = {name: getattr(cluster, name) for name in names}
-    problems = []
-    for name, text in texts.items():
+    for name in ("partition", "account", "qos", "constraint", "reservation", "gpu_type"):
+        text = getattr(cluster, name)
         if text is None:
             continue
         why = find_unsafe_text(text) if text.strip() else "it is empty; leave it out"
         if why:
-            problems.append(f"{name} = {text!r}: {why}")
-    problems += [
-        f'exclude: {nodes!r} is not a list of nodes such as "n7" or "n[10-12]"'
-        for nodes in cluster.exclude
-        if not _NODES.fullmatch(nodes)
-    ]
+            yield f"{name} = {text!r}: {why}"
+    for nodes in cluster.exclude:
+        if not _NODES.fullmatch(nodes):
+            yield f'exclude: {nodes!r} is not a list of nodes such as "n7" or "n[10-12]"'
     lines = {
         "srun_options": cluster.srun_options,
         "modules": cluster.modules,
@@ -139,52 +130,41 @@ def _text_problems(cluster: ClusterConfig) -> list[str]:
         "python": (cluster.python or "",),
     }
     for name, values in lines.items():
-        problems += [
-            f"{name}: {value!r} holds a line break or another control character"
-            for value in values
-            if not value.isprintable()
-        ]
-    return problems
+        for value in values:
+            if not value.isprintable():
+                yield f"{name}: {value!r} holds a line break or another control character"
 
 
-def _option_problems(options: tuple[str, ...]) -> list[str]:
-    problems = []
+def _option_problems(options: tuple[str, ...]) -> Iterator[str]:
     for option in options:
         match = _OPTION.fullmatch(option)
         if not match:
-            problems.append(f"sbatch_options: {option!r}: write it as --name or --name=value")
+            yield f"sbatch_options: {option!r}: write it as --name or --name=value"
         elif match[1] in OWN_OPTIONS:
-            problems.append(f"sbatch_options: --{match[1]} {OWN_OPTIONS[match[1]]}")
+            yield f"sbatch_options: --{match[1]} {OWN_OPTIONS[match[1]]}"
         elif why := find_unsafe_text(option):
-            problems.append(f"sbatch_options: {option!r}: {why}")
-    return problems
+            yield f"sbatch_options: {option!r}: {why}"
 
 
-def _variable_problems(variables: dict[str, str]) -> list[str]:
-    problems = []
+def _variable_problems(variables: dict[str, str]) -> Iterator[str]:
     for name, value in variables.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            problems.append(f"variables: {name!r} is not a name that a shell can export")
+            yield f"variables: {name!r} is not a name that a shell can export"
         elif name in _OWN_VARIABLES or name.startswith(("SLURM_", "SBATCH_", "LMSCALE_")):
-            problems.append(f"variables: {name} is set by the launcher or by Slurm; leave it out")
+            yield f"variables: {name} is set by the launcher or by Slurm; leave it out"
         if not value.isprintable():
-            problems.append(
-                f"variables: {name} = {value!r} holds a line break or another control character"
-            )
-    return problems
+            yield (f"variables: {name} = {value!r} holds a line break or another control character")
 
 
-def _secret_problems(cluster: ClusterConfig) -> list[str]:
+def _secret_problems(cluster: ClusterConfig) -> Iterator[str]:
     """Secrets that the batch script and cluster.yaml would show to everybody who sees the run."""
     advice = (
         "would be written into the batch script. Export it before `lmscale launch slurm`, or in "
         "setup from a file that only you can read: export NAME=$(cat ~/.name)."
     )
-    problems = [
-        f"variables: {name} sounds like a secret, and {advice}"
-        for name, value in cluster.variables.items()
-        if value and (names_secret(name) or redact(value) != value)
-    ]
+    for name, value in cluster.variables.items():
+        if value and (names_secret(name) or redact(value) != value):
+            yield f"variables: {name} sounds like a secret, and {advice}"
     for name, values in (
         ("setup", cluster.setup),
         ("sbatch_options", cluster.sbatch_options),
@@ -192,57 +172,51 @@ def _secret_problems(cluster: ClusterConfig) -> list[str]:
         ("container.options", cluster.container.options),
         ("preflight.command", (cluster.preflight.command or "",)),
     ):
-        problems += [
-            f"{name}: {redact(value)!r} holds a secret (here as ***), which {advice}"
-            for value in values
-            if redact(value) != value
-        ]
-    return problems
+        for value in values:
+            if redact(value) != value:
+                yield f"{name}: {redact(value)!r} holds a secret (here as ***), which {advice}"
 
 
-def _container_problems(cluster: ClusterConfig) -> list[str]:
+def _container_problems(cluster: ClusterConfig) -> Iterator[str]:
     container = cluster.container
-    problems = []
     if container.kind == "none":
         given = [name for name in ("image", "mounts", "options") if getattr(container, name)]
         if given:
-            problems.append(
+            yield (
                 f"container.{given[0]} is given, but container.kind is none; set it to pyxis or "
                 "apptainer"
             )
-        return problems
+        return
     if not container.image:
-        problems.append(f"container.kind = {container.kind} needs container.image")
+        yield f"container.kind = {container.kind} needs container.image"
     if not cluster.python:
-        problems.append(
+        yield (
             f"container.kind = {container.kind} needs python: the interpreter inside of the image"
         )
     if not set(cluster.shared) - {"/"}:
-        problems.append(
+        yield (
             f"container.kind = {container.kind} needs shared: the folders of runs and data, which "
             "are mounted into it"
         )
     if container.kind == "pyxis" and any("," in mount for mount in container.mounts):
-        problems.append("container.mounts: Pyxis separates mounts by commas; give one an entry")
-    return problems
+        yield "container.mounts: Pyxis separates mounts by commas; give one an entry"
 
 
-def _folder_problems(cluster: ClusterConfig) -> list[str]:
+def _folder_problems(cluster: ClusterConfig) -> Iterator[str]:
+    file = cluster.preflight.cordon_file
     folders = {"scratch": (cluster.scratch,), "shared": cluster.shared}
-    if cluster.preflight.cordon_file is not None:
-        folders["preflight.cordon_file"] = (cluster.preflight.cordon_file,)
+    folders["preflight.cordon_file"] = () if file is None else (file,)
     problems = [
         f"{name}: {folder!r} must be an absolute path on one line"
         for name, values in folders.items()
         for folder in values
         if not folder.startswith("/") or not folder.isprintable()
     ]
-    file = cluster.preflight.cordon_file
+    yield from problems
     if file is not None and cluster.shared and not problems:
         place = PurePosixPath(posixpath.normpath(file))
         if not any(place.is_relative_to(posixpath.normpath(root)) for root in cluster.shared):
-            problems.append(
+            yield (
                 f"preflight.cordon_file: {file!r} is not below a folder of shared "
                 f"({', '.join(cluster.shared)}): the nodes write it, and the login node reads it"
             )
-    return problems

@@ -1,12 +1,13 @@
-"""A cluster profile as values: the keys, their types and their defaults."""
+"""A cluster profile as values: the keys, their types and their defaults. Each value was judged."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from lmscale.config.base import Section
+from lmscale.config.cluster_problems import find_problems
 
 
 class PreflightConfig(Section):
@@ -98,6 +99,12 @@ class ClusterConfig(Section):
     preflight: PreflightConfig = PreflightConfig()
     array_limit: PositiveInt | None = None
     """Most tasks of an array at once."""
+
+    @model_validator(mode="after")
+    def _raise_each_problem(self) -> ClusterConfig:
+        if problems := list(find_problems(self)):
+            raise ValueError("\n".join(problems))  # one a line: validate_tree takes them apart
+        return self
 
     @field_validator("time", mode="before")
     @classmethod

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
 from lmscale.config.base import Section
+from lmscale.config.batch import BatchPlan, plan_batches
 
 # USTAR has 100 bytes for a member's name, which begins with the source's.
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
@@ -56,14 +58,12 @@ class CorpusConfig(Section):
     divided. The documents do not depend on it.
     """
 
-    @model_validator(mode="after")
-    def _named_sources(self) -> CorpusConfig:
+    def find_problems(self) -> Iterator[str]:
         bad = [name for name in self.sources if not _SOURCE_NAME.fullmatch(name)]
         if bad:
-            raise ValueError(
+            yield (
                 f"sources: names become folders and shards: use letters, digits, - and _, not {bad}"
             )
-        return self
 
 
 class TokenizerConfig(Section):
@@ -153,3 +153,11 @@ class BatchConfig(Section):
     """Most windows a rank takes in one forward pass; the largest divisor of its share that is not
     more is used.
     """
+
+    def plan(self, data_ranks: int) -> BatchPlan:
+        """The division among so many ranks. Raises ``ConfigError`` where it is uneven."""
+        return plan_batches(
+            global_windows=self.global_windows,
+            micro_windows=self.micro_windows,
+            data_ranks=data_ranks,
+        )

@@ -31,6 +31,15 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"  # <<: *anchor
 class ConfigLoader(yaml.SafeLoader):
     """YAML 1.1's SafeLoader, but 3e-4 is a number and a repeated key is an error."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._mappings: list[yaml.MappingNode] = []
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        self._mappings.append(node)
+        return node
+
     def get_single_node(self) -> yaml.Node | None:
         # Here, not on construction, which writes merged keys into the nodes.
         root = super().get_single_node()
@@ -39,8 +48,8 @@ class ConfigLoader(yaml.SafeLoader):
                 f"{self.name}: its aliases (*name) make more than {MAX_NODES:,} values of it, or "
                 "one without an end. Write out what they stand for."
             )
-        problems = [problem for node in _mappings_in(root) if (problem := _repeated_in(node))]
-        if problems:
+        mappings = sorted(self._mappings, key=lambda mapping: mapping.start_mark.index)
+        if problems := [problem for node in mappings if (problem := _repeated_in(node))]:
             raise ConfigError(problems)
         return root
 
@@ -58,23 +67,6 @@ def _expanded_size(node: yaml.Node | None, sizes: dict[int, float]) -> float:
         )
         sizes[id(node)] = 1 + sum(_expanded_size(child, sizes) for child in children)
     return sizes[id(node)]
-
-
-def _mappings_in(root: yaml.Node | None) -> list[yaml.MappingNode]:
-    """Every mapping at or below ``root``; an aliased mapping once."""
-    mappings: list[yaml.MappingNode] = []
-    waiting, visited = [root], set()
-    while waiting:
-        node = waiting.pop()
-        if not isinstance(node, yaml.CollectionNode) or id(node) in visited:
-            continue
-        visited.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            mappings.append(node)
-            waiting += [child for pair in node.value for child in pair]
-        else:
-            waiting += node.value
-    return sorted(mappings, key=lambda mapping: mapping.start_mark.index)
 
 
 def _repeated_in(mapping: yaml.MappingNode) -> str | None:

@@ -7,10 +7,11 @@ torch and is imported when a model is built (``lmscale/model/family.py``).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
 from lmscale.config.base import Section
 from lmscale.config.kinds import Ability, Kinds
@@ -85,27 +86,22 @@ class DecoderConfig(ModelConfig):
     activation_checkpoint_every: int = Field(default=0, ge=0)
     """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> DecoderConfig:
-        problems = []
+    def find_problems(self) -> Iterator[str]:
         if self.head_width is None and self.width % self.heads:
-            problems.append(
+            yield (
                 f"width = {self.width} is not a multiple of heads = {self.heads}; change one of "
                 "them or give head_width"
             )
         if self.kv_heads is not None and self.heads % self.kv_heads:
-            problems.append(
+            yield (
                 f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}; each "
                 "key/value head serves equally many queries"
             )
         if self.positions == "rope" and self.resolved_head_width % 2:
-            problems.append(
+            yield (
                 f"head width {self.resolved_head_width} is odd; rope rotates pairs, so it must "
                 "be even"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
 
     @property
     def resolved_kv_heads(self) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator
 
 from lmscale.config.base import Section
 from lmscale.config.data import (
@@ -82,35 +83,30 @@ class RunConfig(Section):
     watch: WatchConfig = WatchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
-    @model_validator(mode="after")
-    def _sections_fit_together(self) -> RunConfig:
-        problems = []
+    def find_problems(self) -> Iterator[str]:
         if self.vocab_size < self.tokenizer.vocab_size:
-            problems.append(
+            yield (
                 f"model.vocab_size = {self.vocab_size} is smaller than tokenizer.vocab_size = "
                 f"{self.tokenizer.vocab_size}; leave it out to get the next multiple of "
                 f"{VOCAB_MULTIPLE}"
             )
         if self.max_positions < self.stream.sequence_length:
-            problems.append(
+            yield (
                 f"model.max_positions = {self.max_positions} is shorter than "
                 f"stream.sequence_length = {self.stream.sequence_length}"
             )
         if self.stream.sources and not any(s.weight > 0 for s in self.stream.sources.values()):
-            problems.append("stream.sources: every weight is 0; give at least one source a share")
+            yield "stream.sources: every weight is 0; give at least one source a share"
         schedule_problem = self.engine.schedule.find_problem(total_steps=self.train.steps)
         if schedule_problem:
-            problems.append(schedule_problem)
+            yield schedule_problem
         missing = sorted(self.objective.needs - self.model.offers)
         if missing:
-            problems.append(
+            yield (
                 f"objective.name = {self.objective.name!r} needs a model that is "
                 f"{' and '.join(missing)}, which the one of section model is not"
             )
-        problems += find_best_problems(self.checkpoint, self.evaluation, self.objective.held_out)
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        yield from find_best_problems(self.checkpoint, self.evaluation, self.objective.held_out)
 
     @property
     def folder(self) -> Path:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lmscale.config.base import Section
 from lmscale.config.training import FIGURES, EvaluationConfig
@@ -62,29 +62,28 @@ class CheckpointConfig(Section):
 
 def find_best_problems(
     checkpoint: CheckpointConfig, evaluation: EvaluationConfig, held_out: Sequence[str] = ()
-) -> list[str]:
+) -> Iterator[str]:
     """Why ``checkpoint.keep_best`` could never keep anything.
 
     ``held_out``: what the objective reports of a held-out set beside ``FIGURES``.
     """
     metric = checkpoint.keep_best.metric
     if not metric:
-        return []
+        return
     figures = (*FIGURES, *held_out)
     measured = [f"evaluation/{name}/{figure}" for name in evaluation.sets for figure in figures]
     if metric not in measured:
         names = ", ".join(measured) or "none, as evaluation.sets is empty"
-        return [
+        yield (
             f"checkpoint.keep_best.metric = {metric!r} is never measured by an evaluation, whose "
             f"figures alone can be used. There are: {names}"
-        ]
-    if not evaluation.every_steps or checkpoint.every_steps % evaluation.every_steps:
-        return [
+        )
+    elif not evaluation.every_steps or checkpoint.every_steps % evaluation.every_steps:
+        yield (
             f"checkpoint.keep_best needs a score at every save: set evaluation.every_steps "
             f"(now {evaluation.every_steps}) to {checkpoint.every_steps} as checkpoint.every_steps "
             "is, or to a divisor of it"
-        ]
-    return []
+        )
 
 
 class GuardConfig(Section):
@@ -126,11 +125,9 @@ class GuardConfig(Section):
     recompute_every_steps: NonNegativeInt = 0
     """How often each rank does a step's first forward pass twice and compares; 0: never."""
 
-    @model_validator(mode="after")
-    def _window_is_long_enough(self) -> GuardConfig:
+    def find_problems(self) -> Iterator[str]:
         if 0 < self.spike_window < 4 * self.spike_steps:
-            raise ValueError(
+            yield (
                 f"spike_window = {self.spike_window} is shorter than 4 × spike_steps = "
                 f"{4 * self.spike_steps}: the spike itself would move the median"
             )
-        return self

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from lmscale.config.base import Section
 
@@ -104,16 +105,11 @@ class EngineConfig(Section):
             raise ValueError(f"give a number from 0 to 3, not {str(stage).lower()}")
         return stage
 
-    @model_validator(mode="after")
-    def _offload_needs_a_stage(self) -> EngineConfig:
-        problems = []
+    def find_problems(self) -> Iterator[str]:
         if self.offload_optimizer and self.zero_stage == 0:
-            problems.append("offload_optimizer needs zero_stage 1, 2 or 3")
+            yield "offload_optimizer needs zero_stage 1, 2 or 3"
         if self.offload_parameters and self.zero_stage != 3:
-            problems.append(f"offload_parameters needs zero_stage 3, not {self.zero_stage}")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+            yield f"offload_parameters needs zero_stage 3, not {self.zero_stage}"
 
 
 class TrainConfig(Section):
@@ -160,27 +156,22 @@ class WatchConfig(Section):
     straggler_steps: PositiveInt = 20
     """Number of recent steps over which ``straggler_ratio`` compares medians."""
 
-    @model_validator(mode="after")
-    def _in_order(self) -> WatchConfig:
-        problems = []
+    def find_problems(self) -> Iterator[str]:
         if 0 < self.limit_seconds < self.report_seconds:
-            problems.append(
+            yield (
                 f"limit_seconds = {self.limit_seconds:g} is below report_seconds = "
                 f"{self.report_seconds:g}: the run would end before it is said why"
             )
         if 0 < self.report_seconds < 3 * self.heartbeat_seconds:
-            problems.append(
+            yield (
                 f"report_seconds = {self.report_seconds:g} is below 3 × heartbeat_seconds = "
                 f"{3 * self.heartbeat_seconds:g}: a late heartbeat would look like a hang"
             )
         if 0 < self.straggler_ratio <= 1:
-            problems.append(
+            yield (
                 f"straggler_ratio = {self.straggler_ratio:g} would name ranks that are as fast as "
                 "the others; give more than 1, or 0 to name none"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
 
 
 class EvaluationConfig(Section):
@@ -196,11 +187,9 @@ class EvaluationConfig(Section):
     """
     at_end: bool = True
 
-    @model_validator(mode="after")
-    def _named_sets(self) -> EvaluationConfig:
+    def find_problems(self) -> Iterator[str]:
         bad = [name for name in self.sets if not name.replace("-", "").replace("_", "").isalnum()]
         if bad:
-            raise ValueError(
+            yield (
                 f"set names become folder and metric names: use letters, digits, - and _, not {bad}"
             )
-        return self

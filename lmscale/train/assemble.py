@@ -18,7 +18,7 @@ from lmscale.checkpoint.manifest_file import read_state
 from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.places.run_place import open_place, prepare_place
-from lmscale.config import BatchPlan, RunConfig, plan_batches
+from lmscale.config import BatchPlan, RunConfig
 from lmscale.engine import Engine, check_precision
 from lmscale.errors import CheckpointError, DataError, LmscaleError
 from lmscale.files.atomic import writing
@@ -119,11 +119,7 @@ def open_run(
     ``LmscaleError`` on every rank when any of them cannot go on.
     """
     mesh = plan_mesh(ranks)
-    plan = plan_batches(
-        global_windows=config.batch.global_windows,
-        micro_windows=config.batch.micro_windows,
-        data_ranks=mesh.data.size,
-    )
+    plan = config.batch.plan(mesh.data.size)
     check_precision(config.engine, device)
     with failing_together():
         tokenizer = _load_tokenizer(config)
