@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lmscale.checkpoint.manifest import BUFFER, FROZEN, MASTER, OptimizerKind, Untrained
 from lmscale.checkpoint.write_file import DTYPE_NAMES
-from lmscale.engine.engine import Engine
+from lmscale.engine.engine import Engine, whole_shape
 from lmscale.engine.masters import (
     base_optimizer,
     dealt_part,
@@ -85,7 +85,7 @@ def owned_fragments(engine: Engine) -> Iterator[Fragment]:
 
 def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
     """Trained parameter → shape of the whole one, also where ZeRO 3 has dealt it out."""
-    return {name: engine.shape_of(parameter) for name, parameter in engine.trained_parameters()}
+    return {name: whole_shape(parameter) for name, parameter in engine.trained_parameters()}
 
 
 def parameter_states(engine: Engine) -> dict[str, tuple[str, ...]]:
@@ -99,7 +99,7 @@ def parameter_states(engine: Engine) -> dict[str, tuple[str, ...]]:
 def replicated_tensors(engine: Engine) -> dict[str, Untrained]:
     """Frozen parameter or buffer → its shape, dtype and kind, as the manifest has them."""
     rows = {
-        name: (engine.shape_of(parameter), parameter.dtype, FROZEN)
+        name: (whole_shape(parameter), parameter.dtype, FROZEN)
         for name, parameter in engine.named_parameters()
         if not parameter.requires_grad
     }

@@ -16,7 +16,7 @@ from torch import Tensor
 from lmscale.config.batch import BatchPlan
 from lmscale.config.training import EngineConfig
 from lmscale.engine.deepspeed_config import render_deepspeed_config
-from lmscale.engine.engine import Engine
+from lmscale.engine.engine import Engine, whole_shape
 from lmscale.engine.masters import base_optimizer, held_slices, master_groups
 from lmscale.engine.muon import Matrix, Muon
 from lmscale.engine.optimizer import build_optimizer, plan_parameter_groups, reset_states
@@ -114,7 +114,9 @@ def build_engine(
     count = sum(getattr(p, "ds_numel", p.numel()) for p in parameters.values())
     trained = {name: kind for name, kind in kinds.items() if parameters[name].requires_grad}
     groups = plan_parameter_groups(trained, config.optimizer)
-    _make_contiguous(module)
+    with torch.no_grad():  # in the order of their elements, by which checkpoints address them
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.contiguous()
     with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints memory tables as it is built
         engine, *_ = deepspeed.initialize(
             model=module,
@@ -170,13 +172,6 @@ def check_precision(config: EngineConfig, device: torch.device) -> None:
             )
 
 
-@torch.no_grad()
-def _make_contiguous(module: torch.nn.Module) -> None:
-    """Lay every tensor out in the order of its elements, by which checkpoints address them."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.contiguous()
-
-
 def _check_methods(engine: Engine) -> None:
     """That every trained parameter is where the optimizer it was planned for will find it.
 
@@ -213,7 +208,7 @@ def _bind_muon(engine: Engine) -> None:
             continue
         offsets = [offset for _, _, offset, _ in parts]
         assert offsets == sorted(offsets), f"{name}: its parts are not in the ranks' order"
-        rows, columns = engine.shape_of(parameter)
+        rows, columns = whole_shape(parameter)
         matrices[masters[parts[0][0]]].append(
             Matrix(
                 shape=(rows, columns),

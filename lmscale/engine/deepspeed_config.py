@@ -51,22 +51,11 @@ def render_deepspeed_config(
     Raises ``ConfigError`` for an override that lmscale itself sets elsewhere, or of a whole
     section by a value.
     """
-    problems = [
-        f"engine.deepspeed.{key}: set {instead} instead; lmscale's own arithmetic rests on it."
-        for key, instead in RESERVED.items()
-        if _has(engine.deepspeed, key.split("."))
-    ]
-    mapping = _render_defaults(engine, plan, num_parameters)
-    known = {**mapping, **dict.fromkeys((*DIAGNOSTICS, "optimizer", "scheduler"))}
-    problems += _find_unknown(engine.deepspeed, known)  # those two are told above
-    problems += [
-        f"engine.deepspeed.{key}: give a mapping of single keys, not {value!r}."
-        for key, value in engine.deepspeed.items()
-        if isinstance(mapping.get(key), dict) and not isinstance(value, Mapping)
-    ]
+    problems: list[str] = []
+    mapping = _merge(_render_defaults(engine, plan, num_parameters), engine.deepspeed, "", problems)
     if problems:
         raise ConfigError(problems)
-    return _merge(mapping, engine.deepspeed)
+    return mapping
 
 
 def _render_defaults(engine: EngineConfig, plan: BatchPlan, num_parameters: int) -> dict[str, Any]:
@@ -93,7 +82,13 @@ def _render_defaults(engine: EngineConfig, plan: BatchPlan, num_parameters: int)
         # Sums over ranks in fp32, so that the number of ranks moves the result least (as
         # torchtitan does).
         "communication_data_type": "fp32",
-        "data_types": _data_types(engine),
+        # Micro-batches accumulate in fp32 wherever DeepSpeed can: at stage 0 it refuses the mix
+        # (engine.py, _do_optimizer_sanity_check), so there they accumulate in the model's dtype.
+        "data_types": {
+            "grad_accum_dtype": None if engine.zero_stage == 0 else "fp32",
+            "param_dtype": None,
+            "buffer_dtype": None,
+        },
         "bf16": {
             "enabled": engine.precision == "bf16",
             "immediate_grad_update": False,
@@ -113,38 +108,13 @@ def _render_defaults(engine: EngineConfig, plan: BatchPlan, num_parameters: int)
             "fp16_master_weights_and_grads": False,
         },
         "torch_autocast": {"enabled": False},
-        "zero_optimization": _zero(engine, bucket=_bucket(num_parameters)),
+        "zero_optimization": _zero(engine, num_parameters),
     }
 
 
-def _find_unknown(
-    override: Mapping[str, Any], known: Mapping[str, Any], path: str = "engine.deepspeed"
-) -> list[str]:
-    """Keys that DeepSpeed would ignore without a word: every key it reads is written out here."""
-    problems: list[str] = []
-    for key, value in override.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
-            problems.append(f"{path}.{key}: unknown key. {hint}")
-        elif isinstance(value, Mapping) and isinstance(known[key], Mapping):
-            problems += _find_unknown(value, known[key], f"{path}.{key}")
-    return problems
-
-
-def _bucket(num_parameters: int) -> int:
+def _zero(engine: EngineConfig, num_parameters: int) -> dict[str, Any]:
     # A multiple of DeepSpeed's alignment (2 elements), or it refuses.
-    return min(MAX_BUCKET_ELEMENTS, -(-num_parameters // 1024) * 1024)
-
-
-def _data_types(engine: EngineConfig) -> dict[str, Any]:
-    # Micro-batches accumulate in fp32 wherever DeepSpeed can: at stage 0 it refuses the mix
-    # (engine.py, _do_optimizer_sanity_check), so there they accumulate in the model's dtype.
-    accumulate = None if engine.zero_stage == 0 else "fp32"
-    return {"grad_accum_dtype": accumulate, "param_dtype": None, "buffer_dtype": None}
-
-
-def _zero(engine: EngineConfig, *, bucket: int) -> dict[str, Any]:
+    bucket = min(MAX_BUCKET_ELEMENTS, -(-num_parameters // 1024) * 1024)
     return {
         "stage": engine.zero_stage,
         "contiguous_gradients": True,
@@ -157,8 +127,8 @@ def _zero(engine: EngineConfig, *, bucket: int) -> dict[str, Any]:
         "compute_grad_norm": True,
         "load_from_fp32_weights": True,
         "elastic_checkpoint": False,
-        "offload_param": _offload(engine.offload_parameters, _OFFLOAD_PARAMETERS),
-        "offload_optimizer": _offload(engine.offload_optimizer, _OFFLOAD_OPTIMIZER),
+        "offload_param": dict(_OFFLOAD_PARAMETERS) if engine.offload_parameters else None,
+        "offload_optimizer": dict(_OFFLOAD_OPTIMIZER) if engine.offload_optimizer else None,
         "zenflow": None,
         "sub_group_size": 1_000_000_000,
         "stage3_prefetch_bucket_size": 50_000_000,
@@ -213,22 +183,30 @@ _OFFLOAD_OPTIMIZER: dict[str, Any] = {
 }
 
 
-def _offload(enabled: bool, settings: dict[str, Any]) -> dict[str, Any] | None:
-    return dict(settings) if enabled else None
+def _merge(
+    base: dict[str, Any], override: Mapping[str, Any], path: str, problems: list[str]
+) -> dict[str, Any]:
+    """``base`` with the override's keys, as far as they may be given: others become problems.
 
-
-def _has(tree: Any, keys: list[str]) -> bool:
-    for key in keys:
-        if not isinstance(tree, Mapping) or key not in tree:
-            return False
-        tree = tree[key]
-    return True
-
-
-def _merge(base: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    A key that is not in ``base`` DeepSpeed would ignore without a word: it reads no other.
+    """
     merged = dict(base)
     for key, value in override.items():
-        below = merged.get(key)
-        both = isinstance(below, dict) and isinstance(value, Mapping)
-        merged[key] = _merge(below, value) if both else value  # pyright: ignore[reportArgumentType]
+        name, below = f"{path}{key}", base.get(key)
+        where = f"engine.deepspeed.{name}"
+        if name in RESERVED:
+            problems.append(
+                f"{where}: set {RESERVED[name]} instead; lmscale's own arithmetic rests on it."
+            )
+        elif key not in base and name not in DIAGNOSTICS:
+            known = list(base) if path else [*base, *DIAGNOSTICS, "optimizer", "scheduler"]
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
+            problems.append(f"{where}: unknown key. {hint}")
+        elif isinstance(below, dict) and isinstance(value, Mapping):
+            merged[key] = _merge(below, value, f"{name}.", problems)
+        elif isinstance(below, dict) and not path:
+            problems.append(f"{where}: give a mapping of single keys, not {value!r}.")
+        else:
+            merged[key] = value
     return merged

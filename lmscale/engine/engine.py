@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lmscale.config.batch import BatchPlan
 from lmscale.config.training import EngineConfig
-from lmscale.engine.skip import clip_gradients, scalar, skipping
 from lmscale.ranks.mesh import Mesh
 
 
@@ -36,6 +35,50 @@ class Update:
     def is_skipped(self) -> bool:
         """A gradient was not finite, so the weights and the optimizer did not change."""
         return bool(self.figures[1])
+
+
+def clip_gradients(
+    deepspeed: Any, parameters: Iterable[torch.nn.Parameter], *, max_norm: float
+) -> Tensor:
+    """Scale the gradients down to ``max_norm`` (0: not at all), instead of the DeepSpeed engine.
+
+    Returns the norm of all of them together before that, fp32 []. DeepSpeed 0.19.8 would take it
+    again, sum it over the ranks, which all have the same, and copy two numbers from the host: each
+    copy waits for the device (runtime/utils.py, clip_grad_norm_).
+    """
+    deepspeed.gradient_clipping = _never
+    parameters = list(parameters)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients).float()
+    if max_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+def _never() -> float:
+    return 0.0
+
+
+@contextmanager
+def skipping(optimizer: Any, is_skipped: Tensor) -> Iterator[None]:
+    """A block in which ``optimizer.step()`` changes nothing if ``is_skipped``, bool [], is true.
+
+    torch's fused optimizers look at it on the device (``found_inf``, as for torch's GradScaler),
+    Muon from the host.
+    """
+    optimizer.found_inf = is_skipped.float()
+    try:
+        yield
+    finally:
+        del optimizer.found_inf
+
+
+def scalar(value: Tensor | float | None, device: torch.device) -> Tensor:
+    """fp64 [] on the device, without waiting for it; None is NaN."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device=device, dtype=torch.float64).reshape(())
+    number = float("nan") if value is None else float(value)
+    return torch.full((), number, dtype=torch.float64, device=device)
 
 
 def whole_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
@@ -70,11 +113,6 @@ class Engine:
         """One forward pass, through DeepSpeed's hooks."""
         return self.deepspeed(**inputs)
 
-    @property
-    def forward_module(self) -> torch.nn.Module:
-        """The same forward pass as a torch module."""
-        return self.deepspeed
-
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """The model is in evaluation mode, without dropout, for the time of the block."""
@@ -92,9 +130,6 @@ class Engine:
     def trained_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Those that are not frozen."""
         return (row for row in self.named_parameters() if row[1].requires_grad)
-
-    def shape_of(self, parameter: torch.nn.Parameter) -> tuple[int, ...]:
-        return whole_shape(parameter)
 
     def replicas(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters and buffers that every rank holds whole: at ZeRO 3 the small ones."""
@@ -135,8 +170,10 @@ class Engine:
         outer = self.deepspeed.optimizer
         skipped_before, scale_before = self.deepspeed.skipped_steps, self.loss_scale
         if isinstance(outer, torch.optim.Optimizer):
-            # Stage 0 in fp32: torch's bare optimizer, for which DeepSpeed keeps no norm.
-            parameters = [parameter for _, parameter in self.trained_parameters()]
+            # Stage 0 in fp32: torch's bare optimizer, for which DeepSpeed keeps no norm and skips no
+            # step whose gradient is not finite. Its own optimizers ask the host for that in every
+            # step, which waits there until the device has done the backward pass.
+            parameters = (parameter for _, parameter in self.trained_parameters())
             max_norm = self.config.optimizer.clip_norm
             norm = clip_gradients(self.deepspeed, parameters, max_norm=max_norm)
             is_skipped = ~torch.isfinite(norm)

@@ -95,7 +95,11 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update the masters. A collective: all ranks, with the same masters in the same order."""
+        """Update the masters, unless a gradient was found that is not finite (``found_inf``, as of
+        torch's fused optimizers). A collective: all ranks, with the same masters in the same order.
+        """
+        if getattr(self, "found_inf", False):
+            return
         groups = [group for group in self.param_groups if group["params"]]
         for group in groups:
             if group["method"] == "muon" and self._matrices is not None:

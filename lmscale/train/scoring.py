@@ -55,7 +55,7 @@ class Evaluator:
         plan = plan_evaluation(run.config, run.tokenizer.token_bytes(), max_windows=max_windows)
         scores = {
             set_name: evaluate_set(
-                run.engine.forward_module,
+                run.engine.deepspeed,
                 dataset,
                 plan,
                 data=run.mesh.data,

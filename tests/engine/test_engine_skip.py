@@ -13,7 +13,8 @@ from forked_ranks import run_starts
 from rank_cases import Case
 from torch import nn
 
-from lmscale.engine.skip import clip_gradients, scalar, skipping
+from lmscale.engine.engine import clip_gradients, scalar, skipping
+from lmscale.engine.muon import Muon
 
 STAGES = {
     f"{precision}-zero{stage}": {"engine.precision": precision, "engine.zero_stage": stage}
@@ -103,8 +104,10 @@ def build(kind):
     parameters = [nn.Parameter(torch.arange(6.0).reshape(2, 3)), nn.Parameter(torch.ones(3))]
     if kind == "sgd":
         return parameters, torch.optim.SGD(parameters, lr=0.1, momentum=0.9, fused=True)
-    fused = kind == "fused"
-    return parameters, torch.optim.AdamW(parameters, lr=0.1, fused=fused)
+    if kind == "muon":
+        group = {"params": parameters, "method": "adamw", "lr": 0.1}
+        return parameters, Muon([group], momentum=0.9, betas=(0.9, 0.999), eps=1e-8)
+    return parameters, torch.optim.AdamW(parameters, lr=0.1, fused=True)
 
 
 def fill(parameters, value=1.0):
@@ -119,7 +122,7 @@ def state_of(parameters, optimizer):
     return copies
 
 
-@pytest.mark.parametrize("kind", ["fused", "plain", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", "sgd"])
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_an_optimizer_of_any_kind_is_kept_from_its_step(kind, value):
     parameters, optimizer = build(kind)
@@ -142,7 +145,7 @@ def test_an_optimizer_of_any_kind_is_kept_from_its_step(kind, value):
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 2.0, 100.0])
 def test_clipping_scales_all_gradients_by_their_norm_together(max_norm):
-    parameters, _ = build("fused")
+    parameters, _ = build("adamw")
     fill(parameters, 2.0)
     engine = SimpleNamespace(gradient_clipping=lambda: max_norm)
     norm = clip_gradients(engine, parameters, max_norm=max_norm)
