@@ -170,7 +170,7 @@ class Engine:
         outer = self.deepspeed.optimizer
         skipped_before, scale_before = self.deepspeed.skipped_steps, self.loss_scale
         if isinstance(outer, torch.optim.Optimizer):
-            # Stage 0 in fp32: torch's bare optimizer, for which DeepSpeed keeps no norm and skips no
+            # Stage 0 in fp32: torch's own optimizer, for which DeepSpeed has no norm, and skips no
             # step whose gradient is not finite. Its own optimizers ask the host for that in every
             # step, which waits there until the device has done the backward pass.
             parameters = (parameter for _, parameter in self.trained_parameters())
