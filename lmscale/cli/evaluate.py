@@ -69,7 +69,7 @@ def _evaluate(
     stop: StopRequests,
 ) -> dict[str, SetScore]:
     from lmscale.evaluation import evaluate_set, load_run, plan_evaluation
-    from lmscale.evaluation.sets import open_evaluation_sets
+    from lmscale.evaluation.perplexity import open_evaluation_sets
     from lmscale.files.progress import progress
     from lmscale.objective.objective import build_scoring
     from lmscale.ranks.device import select_device

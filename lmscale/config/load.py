@@ -187,9 +187,7 @@ def _describe(
     kind = problem["type"]
     if kind == "extra_forbidden":
         keys = _known_keys(location[:-1], model, tree)
-        near = difflib.get_close_matches(str(location[-1]), keys, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(keys)}."
-        return f"{name}: {path}: unknown key. {hint}"
+        return f"{name}: {path}: {describe_unknown(str(location[-1]), keys)}"
     if kind == "missing":
         return f"{name}: {path}: is required and missing."
     message = problem["msg"].removeprefix("Value error, ")
@@ -202,6 +200,13 @@ def _describe(
     shown = f"{value!r}" if isinstance(value, (str, int, float, bool)) else type(value).__name__
     message = message.replace("a valid tuple", "a list")  # what YAML calls it
     return f"{name}: {path}: {message[:1].lower()}{message[1:]}; found {shown}."
+
+
+def describe_unknown(key: str, known: Sequence[str]) -> str:
+    """The end of the message about a key that is not among the known ones."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
+    return f"unknown key. {hint}"
 
 
 def _known_keys(

@@ -7,11 +7,11 @@ itself declares.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from lmscale.config.batch import BatchPlan
+from lmscale.config.load import describe_unknown
 from lmscale.config.training import EngineConfig
 from lmscale.errors import ConfigError
 
@@ -200,9 +200,7 @@ def _merge(
             )
         elif key not in base and name not in DIAGNOSTICS:
             known = list(base) if path else [*base, *DIAGNOSTICS, "optimizer", "scheduler"]
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
-            problems.append(f"{where}: unknown key. {hint}")
+            problems.append(f"{where}: {describe_unknown(key, known)}")
         elif isinstance(below, dict) and isinstance(value, Mapping):
             merged[key] = _merge(below, value, f"{name}.", problems)
         elif isinstance(below, dict) and not path:

@@ -3,15 +3,15 @@
 ::
 
     RUN ──load_run──→ LoadedRun ──┬─→ evaluate_set (perplexity.py): loss, perplexity, bits per byte
-                                  │      over the sets that sets.py opens and checks
-                                  └─→ Generation (generate.py): a prompt → ids (sampling.py)
+                                  │      over the sets that open_evaluation_sets opens and checks
+                                  └─→ Generation (generate.py): a prompt → ids by Sampling
                                          ──TextStream──→ text
 
 The first calls to read are ``load_run`` and ``evaluate_set``. The evaluation between the steps of a
 run, by the same functions, is ``lmscale/train/scoring.py``.
 """
 
-from lmscale.evaluation.generate import Generation, TextStream
+from lmscale.evaluation.generate import Generation, Sampling, TextStream
 from lmscale.evaluation.perplexity import (
     EvaluationPlan,
     SetScore,
@@ -20,7 +20,6 @@ from lmscale.evaluation.perplexity import (
     render_scores,
 )
 from lmscale.evaluation.run import LoadedRun, load_run
-from lmscale.evaluation.sampling import Sampling
 
 __all__ = [
     "EvaluationPlan",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +12,13 @@ from torch import nn
 
 from lmscale.config import RunConfig
 from lmscale.config.training import FIGURES
-from lmscale.errors import DataError
+from lmscale.errors import ConfigError, DataError
 from lmscale.objective.objective import build_preparation
 from lmscale.objective.scores import ScoreSums, to_device
 from lmscale.ranks.collectives import sum_float64
 from lmscale.ranks.mesh import Axis
 from lmscale.stream.batches import Preparation, Rows
-from lmscale.stream.dataset import Dataset
+from lmscale.stream.dataset import Dataset, open_datasets
 from lmscale.watch import heartbeat
 
 
@@ -106,6 +105,46 @@ def plan_evaluation(
     )
 
 
+def open_evaluation_sets(
+    config: RunConfig,
+    tokenizer_fingerprint: str,
+    names: Iterable[str] | None = None,
+    *,
+    check_files: bool = True,
+) -> dict[str, Dataset]:
+    """The sets by name, all of them or those named; the caller closes them.
+
+    ``check_files``: look for every shard now; one rank is enough.
+
+    Raises every set's problems at once: unknown, missing, damaged, of another tokenizer.
+    """
+    sets = config.evaluation.sets
+    names = list(sets) if names is None else list(names)
+    unknown = [name for name in names if name not in sets]
+    if unknown:
+        listed = ", ".join(sets) or "none"
+        raise ConfigError(
+            [f"evaluation.sets has no set {name!r}. Known: {listed}." for name in unknown]
+        )
+
+    def check_tokenizer(dataset: Dataset) -> None:
+        made_with = dataset.manifest.tokenizer_fingerprint
+        if made_with != tokenizer_fingerprint:
+            raise DataError(
+                f"{dataset.location} was made with the tokenizer {made_with[:12]}, but the run's "
+                f"is {tokenizer_fingerprint[:12]} ({config.tokenizer.folder}). Build its shards "
+                "with that one."
+            )
+
+    return open_datasets(
+        config.stream,
+        {name: sets[name] for name in names},
+        section="evaluation.sets",
+        check=check_tokenizer,
+        check_files=check_files,
+    )
+
+
 @torch.no_grad()
 def evaluate_set(
     objective: nn.Module,
@@ -189,25 +228,16 @@ def _batches(
 def render_scores(scores: Mapping[str, SetScore]) -> str:
     """The scores as an aligned table, one set a line."""
     others = list(dict.fromkeys(name for score in scores.values() for name in score.others))
-    header = ("set", "windows", "targets", "loss", "perplexity", "bits/byte", *others)
-    rows: list[tuple[Any, ...]] = [header]
+    rows = [["set", "windows", "targets", "loss", "perplexity", "bits/byte", *others]]
     for name, score in scores.items():
-        rows.append(
-            (
-                name,
-                f"{score.windows:,}",
-                f"{score.targets:,}",
-                f"{score.loss:.4f}",
-                f"{score.perplexity:,.2f}",
-                f"{score.bits_per_byte:.4f}",
-                *(f"{score.others.get(name, math.nan):.4f}" for name in others),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        figures = (f"{score.loss:.4f}", f"{score.perplexity:,.2f}", f"{score.bits_per_byte:.4f}")
+        more = (f"{score.others.get(other, math.nan):.4f}" for other in others)
+        rows.append([name, f"{score.windows:,}", f"{score.targets:,}", *figures, *more])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
+            f"{cell:{'<' if column == 0 else '>'}{widths[column]}}"
+            for column, cell in enumerate(row)
+        )
         for row in rows
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from lmscale.config.model import DecoderConfig
-from lmscale.model.declared import Linear, RMSNorm
+from lmscale.model.initialize import Linear, RMSNorm
 
 
 class KeyValueCache:

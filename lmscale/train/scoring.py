@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmscale.engine.step_report import StepReport
-from lmscale.evaluation.perplexity import evaluate_set, plan_evaluation, render_scores
-from lmscale.evaluation.sets import open_evaluation_sets
+from lmscale.evaluation.perplexity import (
+    evaluate_set,
+    open_evaluation_sets,
+    plan_evaluation,
+    render_scores,
+)
 from lmscale.files.jsonl import read_rows
 from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.runs.trackers import METRICS_FILE, Trackers, open_trackers

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmscale.errors import ConfigError
-from lmscale.evaluation.sampling import (
+from lmscale.evaluation.generate import (
     Sampling,
     keep_top_k,
     keep_top_p,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from toy_sums import SumsConfig
 
 from lmscale.config.model import Sizes
-from lmscale.model.declared import Embedding, Linear
 from lmscale.model.family import Account, Family, Flops, Head, Model
+from lmscale.model.initialize import Embedding, Linear
 
 STD = 0.1
 
