@@ -101,7 +101,7 @@ def open_recorded(config: RunConfig, state: StreamState, recorded: Mapping[str, 
     settings = {key: state.geometry.get(key) for key in geometry_of(config.stream)}
     section = config.stream.model_copy(update=settings)
     datasets = open_datasets(section, {name: places[name] for name in sorted(used)})
-    problems = find_changed_data(datasets, state)
+    problems = find_changed_data(datasets, state.segments)
     if problems:
         raise DataError(problems)
     return Stream(section, seed=state.seed, datasets=datasets, segments=state.segments)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,9 +61,8 @@ _ROW = TypeAdapter(LedgerRow)
 class Ledger:
     """Appends rows, unbuffered. One process of a run holds it (rank 0)."""
 
-    def __init__(self, file: RowFile, rows: int) -> None:
+    def __init__(self, file: RowFile) -> None:
         self._file = file
-        self.rows = rows
 
     def append(self, row: LedgerRow) -> None:
         """Write the row: it outlives this process and, once ``sync`` is called, the machine.
@@ -71,7 +70,6 @@ class Ledger:
         Raises ``NoSpaceError`` when the disk is full; the file is then as it was.
         """
         self._file.append(row.to_json())
-        self.rows += 1
 
     def sync(self) -> None:
         """Call before a checkpoint is committed: it must not know of steps the ledger lacks."""
@@ -134,7 +132,7 @@ def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: in
             missing,
             next_step,
         )
-    return Ledger(file, len(rows) - len(rewound))
+    return Ledger(file)
 
 
 def read_ledger(run_folder: str | Path) -> list[LedgerRow]:
@@ -144,19 +142,16 @@ def read_ledger(run_folder: str | Path) -> list[LedgerRow]:
         raise DataError(
             f"{path}: there is no ledger. Is {run_folder} the folder of a run that has done a step?"
         )
-    return [
-        _parse_row(tree, f"{path}, line {number}")
-        for number, tree in enumerate(read_rows(path), start=1)
-    ]
-
-
-def _parse_row(tree: Mapping[str, Any], where: str) -> LedgerRow:
-    try:
-        return checked(_ROW, tree)
-    except ImplausibleError as error:
-        raise DataError(
-            f"{where}: not a row of a ledger ({error}): {json.dumps(tree)[:80]}."
-        ) from None
+    rows = []
+    for number, tree in enumerate(read_rows(path), start=1):
+        try:
+            rows.append(checked(_ROW, tree))
+        except ImplausibleError as error:
+            found = json.dumps(tree)[:80]
+            raise DataError(
+                f"{path}, line {number}: not a row of a ledger ({error}): {found}."
+            ) from None
+    return rows
 
 
 def save_record(run_folder: Path, stream: Stream, n: int) -> None:
@@ -208,7 +203,6 @@ def _read_record(run_folder: str | Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from None
 
 
-def sum_rows(rows: Iterable[LedgerRow]) -> tuple[int, int]:
+def sum_rows(rows: Sequence[LedgerRow]) -> tuple[int, int]:
     """Samples and tokens of the rows."""
-    rows = list(rows)
     return sum(row.samples for row in rows), sum(row.tokens for row in rows)

@@ -59,24 +59,16 @@ def geometry_of(config: StreamConfig) -> dict[str, Any]:
     return {key: getattr(config, key) for key in STREAM_KEYS}
 
 
-def find_changes(state: StreamState, config: StreamConfig, *, seed: int) -> list[str]:
-    """Settings that a run cannot change once it has begun, with both values.
-
-    Empty if it can resume.
-    """
+def check_unchanged(state: StreamState, config: StreamConfig, *, seed: int) -> None:
+    """Raise ``ConfigError`` with every setting that a run cannot change once it has begun."""
     before = {f"stream.{key}": value for key, value in state.geometry.items()}
     now = {f"stream.{key}": value for key, value in geometry_of(config).items()}
     before["run.seed"], now["run.seed"] = state.seed, seed
-    return [
+    problems = [
         f"{key} = {now[key]!r}, but the run began with {before.get(key)!r}; samples already used "
         f"would come again or never. Set it back, or start a new run."
         for key in now
         if before.get(key) != now[key]
     ]
-
-
-def check_unchanged(state: StreamState, config: StreamConfig, *, seed: int) -> None:
-    """Raise ``ConfigError`` with everything that ``find_changes`` finds."""
-    problems = find_changes(state, config, seed=seed)
     if problems:
         raise ConfigError(problems)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -100,10 +99,15 @@ class Stream:
         """Of every row its open shard and the window in it, source by source."""
         sources, indices = self.mixture.locate(first_n, count)
         for source, rows in _split_runs(sources, indices):
-            dataset, order = self._source(source)
-            first = int(indices[rows[0]])
-            self._fetch_ahead(self.mixture.names[source], first)
-            shards, windows = order.locate(first, len(rows))
+            name, first = self.mixture.names[source], int(indices[rows[0]])
+            if name not in self.datasets:
+                raise DataError(
+                    f"stream.sources.{name}: it has left the mixture since; what the run read from "
+                    "it can be read by `lmscale runs audit` only."
+                )
+            self._fetch_ahead(name, first)
+            dataset = self.datasets[name]
+            shards, windows = self.orders[name].locate(first, len(rows))
             for row, shard, window in zip(
                 rows.tolist(), shards.tolist(), windows.tolist(), strict=True
             ):
@@ -121,15 +125,6 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _source(self, number: int) -> tuple[Dataset, SourceOrder]:
-        name = self.mixture.names[number]
-        if name not in self.datasets:
-            raise DataError(
-                f"stream.sources.{name}: it has left the mixture since; what the run read from it "
-                f"can be read by `lmscale runs audit` only."
-            )
-        return self.datasets[name], self.orders[name]
 
     def _fetch_ahead(self, name: str, index: int) -> None:
         """Fetch and hash the shards of this group and of the next one in the background."""
@@ -177,50 +172,29 @@ def open_stream(
     quotas = plan_quotas(weights, config.mixture_block)
     locations = {name: config.sources[name].shards for name in quotas}
     datasets = open_datasets(config, locations, check_files=check_files, advance=advance)
+    known = state.segments if state else ()
+    undone = (segment for jump in jumps for segment in jump.segments)
     problems = _find_foreign(datasets, tokenizer_fingerprint)
-    if state is not None:
-        undone = tuple(segment for jump in jumps for segment in jump.segments)
-        whole = replace(state, segments=(*state.segments, *undone))
-        problems += find_changed_data(datasets, whole)
+    problems += find_changed_data(datasets, (*known, *undone))
     if problems:
         raise DataError(problems)
-    segments = _plan_segments(
-        state,
-        jumps,
-        seed=seed,
-        quotas=quotas,
-        fingerprints={name: _short_fingerprint(dataset) for name, dataset in datasets.items()},
-    )
-    return Stream(config, seed=seed, datasets=datasets, segments=segments)
-
-
-def _plan_segments(
-    state: StreamState | None,
-    jumps: Sequence[Jump],
-    *,
-    seed: int,
-    quotas: Mapping[str, int],
-    fingerprints: Mapping[str, str],
-) -> tuple[Segment, ...]:
-    """First the jumps, each in the order of samples in which it was decided; then the mixture that
-    is. The state's own order may lack mixtures that began between it and the jump.
-    """
     n = state.n if state else 0
+    fingerprints = {name: _short_fingerprint(dataset) for name, dataset in datasets.items()}
     mixture = partial(append_segment, n=n, seed=seed, quotas=quotas, fingerprints=fingerprints)
-    segments = state.segments if state else mixture(())
+    # First the jumps, each in the order of samples in which it was decided; then the mixture that
+    # is. The state's own order may lack mixtures that began between it and the jump.
+    segments = known or mixture(())
     for jump in jumps:
         assert jump.start >= n, f"a jump at sample {jump.start}, before the next sample, {n}"
         segments = jump_window(jump.segments or segments, start=jump.start, samples=jump.samples)
-    return mixture(segments)
+    return Stream(config, seed=seed, datasets=datasets, segments=mixture(segments))
 
 
-def find_changed_data(datasets: Mapping[str, Dataset], state: StreamState) -> list[str]:
+def find_changed_data(datasets: Mapping[str, Dataset], segments: Iterable[Segment]) -> list[str]:
     """Sources whose shards are not those that the run has read under this name."""
-    read_before = {
-        name: fingerprint
-        for segment in state.segments
-        for name, fingerprint in segment.fingerprints.items()
-    }
+    read_before: dict[str, str] = {}
+    for segment in segments:
+        read_before |= segment.fingerprints
     return [
         f"stream.sources.{name}: the dataset in {dataset.location} (fingerprint "
         f"{_short_fingerprint(dataset)}) is not the one that the run has read so far "

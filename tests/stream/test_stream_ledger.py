@@ -64,7 +64,7 @@ def test_resuming_moves_the_rows_of_thrown_away_steps_aside(tmp_path, stream):
         for step in range(5):
             ledger.append(row(step))
     with open_ledger(tmp_path, next_step=3, stream=stream, n=24) as ledger:
-        assert ledger.rows == 3
+        assert len(read_ledger(tmp_path)) == 3
         ledger.append(row(3, digest=6))
     assert [one.step for one in read_ledger(tmp_path)] == [0, 1, 2, 3]
     rewound = (tmp_path / "ledger.rewound.jsonl").read_text().splitlines()
