@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -51,43 +52,44 @@ class LoadingStopped(Exception):  # noqa: N818 - nothing has gone wrong
     """Raised instead of waiting on for a step; it may be asked for again."""
 
 
-class StepLoader:
+class StepLoader(ABC):
     """Iterate over it for ``StepBatch``es, in order. Close it, or use it in a ``with`` block."""
 
-    def __init__(
-        self,
-        job: LoaderJob,
-        source: _ThreadReader | _ProcessReader,
-        should_stop: Callable[[], bool],
-    ) -> None:
+    def __init__(self, job: LoaderJob, should_stop: Callable[[], bool]) -> None:
         self._job = job
-        self._source = source
         self._should_stop = should_stop
         self._next_step = 0
+
+    @abstractmethod
+    def _is_ready(self, step: int, seconds: float) -> bool:
+        """Wait for the step, or for the news that it will not come, at most so long."""
+
+    @abstractmethod
+    def _take(self, step: int) -> tuple[Batch, ...]:
+        """The step, which is ready."""
+
+    @abstractmethod
+    def close(self) -> None: ...
 
     def __iter__(self) -> Iterator[StepBatch]:
         return self
 
     def __next__(self) -> StepBatch:
-        if self._next_step >= self._job.num_steps:
+        step, plan = self._next_step, self._job.plan
+        if step >= self._job.num_steps:
             raise StopIteration
         started = time.perf_counter()
-        while not self._source.is_ready(self._next_step, POLL_SECONDS):
+        while not self._is_ready(step, POLL_SECONDS):
             if self._should_stop():
                 raise LoadingStopped
-        micro_batches = self._source.take(self._next_step)
-        plan = self._job.plan
-        batch = StepBatch(
-            first_n=self._job.first_n + self._next_step * plan.global_windows,
+        micro_batches = self._take(step)
+        self._next_step += 1
+        return StepBatch(
+            first_n=self._job.first_n + step * plan.global_windows,
             samples=plan.global_windows,
             micro_batches=micro_batches,
             wait_seconds=time.perf_counter() - started,
         )
-        self._next_step += 1
-        return batch
-
-    def close(self) -> None:
-        self._source.close()
 
     def __enter__(self) -> StepLoader:
         return self
@@ -107,8 +109,8 @@ def open_loader(
     """
     workers = min(workers, job.num_steps)
     if workers == 0 or job.stream.in_one_process:
-        return StepLoader(job, _ThreadReader(job), should_stop)
-    return StepLoader(job, _ProcessReader(job, workers), should_stop)
+        return _ThreadLoader(job, should_stop)
+    return _ProcessLoader(job, should_stop, workers)
 
 
 def digest_steps(
@@ -148,12 +150,13 @@ def digest_steps(
     ]
 
 
-class _ThreadReader:
+class _ThreadLoader(StepLoader):
     """Reads steps on a background thread."""
 
-    def __init__(self, job: LoaderJob) -> None:
+    def __init__(self, job: LoaderJob, should_stop: Callable[[], bool]) -> None:
+        super().__init__(job, should_stop)
         # A copy with shards of its own: the caller may read from the stream meanwhile.
-        self._job = replace(job, stream=pickle.loads(pickle.dumps(job.stream)))
+        self._own = replace(job, stream=pickle.loads(pickle.dumps(job.stream)))
         self._room = threading.Semaphore(job.stream.config.prefetch_steps)
         self._ready: queue.SimpleQueue[tuple[Batch, ...] | BaseException] = queue.SimpleQueue()
         self._next: tuple[Batch, ...] | BaseException | None = None
@@ -163,22 +166,21 @@ class _ThreadReader:
 
     def _produce(self) -> None:
         try:
-            for step in range(self._job.num_steps):
+            for step in range(self._own.num_steps):
                 self._room.acquire()
                 if self._is_closed:
                     return
-                self._ready.put(self._job.read_step(step))
+                self._ready.put(self._own.read_step(step))
         except BaseException as error:  # raised in the consumer
             self._ready.put(error)
 
-    def is_ready(self, step: int, seconds: float) -> bool:
-        """Wait for the step, at most so long."""
+    def _is_ready(self, step: int, seconds: float) -> bool:
         if self._next is None:
             with suppress(queue.Empty):
                 self._next = self._ready.get(timeout=seconds)
         return self._next is not None
 
-    def take(self, step: int) -> tuple[Batch, ...]:
+    def _take(self, step: int) -> tuple[Batch, ...]:
         assert self._next is not None
         if isinstance(self._next, BaseException):
             raise self._next  # also to whoever asks again
@@ -191,13 +193,14 @@ class _ThreadReader:
         self._room.release()
         self._thread.join(STOP_SECONDS)
         if not self._thread.is_alive():
-            self._job.stream.close()
+            self._own.stream.close()
 
 
-class _ProcessReader:
+class _ProcessLoader(StepLoader):
     """Reads steps in worker processes: step s in worker s mod ``workers``."""
 
-    def __init__(self, job: LoaderJob, workers: int) -> None:
+    def __init__(self, job: LoaderJob, should_stop: Callable[[], bool], workers: int) -> None:
+        super().__init__(job, should_stop)
         self._workers: list[_Worker] = []
         try:
             for number in range(workers):
@@ -207,11 +210,10 @@ class _ProcessReader:
             self.close()
             raise
 
-    def is_ready(self, step: int, seconds: float) -> bool:
-        """Wait for the step, or for the news that its worker is gone, at most so long."""
+    def _is_ready(self, step: int, seconds: float) -> bool:
         return self._workers[step % len(self._workers)].connection.poll(seconds)
 
-    def take(self, step: int) -> tuple[Batch, ...]:
+    def _take(self, step: int) -> tuple[Batch, ...]:
         worker = self._workers[step % len(self._workers)]
         try:
             message = worker.connection.recv()
@@ -232,7 +234,11 @@ class _ProcessReader:
             worker.connection.close()  # the sign to end
         deadline = time.monotonic() + STOP_SECONDS
         for worker in self._workers:
-            worker.stop(max(0.0, deadline - time.monotonic()))
+            try:
+                worker.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
 
 
 class _Worker:
@@ -245,9 +251,6 @@ class _Worker:
         try:
             self.slots = cut_slots(mmap.mmap(descriptor, size), job.slot_bytes)
             self.process = _start(theirs, descriptor)
-        except BaseException:
-            self.connection.close()
-            raise
         finally:
             theirs.close()
             os.close(descriptor)
@@ -265,13 +268,6 @@ class _Worker:
             f"A loader worker (process {self.process.pid}) ended {how}.{hint} Nothing is lost: "
             f"start the run again; stream.workers=0 reads in the rank itself."
         )
-
-    def stop(self, seconds: float) -> None:
-        try:
-            self.process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 def _start(connection: Connection, memory_descriptor: int) -> subprocess.Popen:

@@ -40,7 +40,7 @@ def load(stream, batch_plan, rank, *, num_steps=5, workers=0, first_n=0):
         return list(loader)
 
 
-def opened(stream, *, num_steps, workers, preparation=PREPARATION):
+def opened(stream, *, num_steps, workers, preparation=PREPARATION) -> Any:
     job = LoaderJob(
         stream=stream,
         preparation=preparation,
@@ -169,14 +169,13 @@ def test_a_preparation_that_a_worker_cannot_unpickle_is_an_error_and_no_death(st
     with opened(stream, num_steps=2, workers=1, preparation=preparation) as loader:
         with pytest.raises(ValueError, match="not a number"):
             next(loader)
-        source: Any = loader._source
-    assert source._workers[0].process.returncode == 0
+    assert loader._workers[0].process.returncode == 0
 
 
 def test_a_killed_worker_is_an_error_that_says_so(stream):
     with opened(stream, num_steps=99, workers=1) as loader:
         next(loader)
-        os.kill(loader._source._workers[0].process.pid, signal.SIGKILL)
+        os.kill(loader._workers[0].process.pid, signal.SIGKILL)
         with pytest.raises(TransientError, match="ended by signal SIGKILL.*memory runs out"):
             for _ in loader:
                 pass
@@ -184,7 +183,7 @@ def test_a_killed_worker_is_an_error_that_says_so(stream):
 
 def test_workers_ignore_the_signals_meant_for_the_rank(stream):
     with opened(stream, num_steps=6, workers=2) as loader:
-        for worker in loader._source._workers:  # also while they are still starting
+        for worker in loader._workers:  # also while they are still starting
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 os.kill(worker.process.pid, number)
         assert len(list(loader)) == 6
@@ -193,7 +192,7 @@ def test_workers_ignore_the_signals_meant_for_the_rank(stream):
 def test_workers_end_when_their_loader_is_closed_early(stream):
     with opened(stream, num_steps=10**6, workers=2) as loader:
         next(loader)
-        processes = [worker.process for worker in loader._source._workers]
+        processes = [worker.process for worker in loader._workers]
     assert [process.returncode for process in processes] == [0, 0]
 
 
