@@ -47,8 +47,7 @@ def generate(
     generation = Generation(loaded.model, loaded.tokenizer, prompt, sampling, max_tokens=max_tokens)
     stream = TextStream(loaded.tokenizer)
     _write(prompt)
-    for next_ids in generation:
-        token = int(next_ids[0])
+    for token in generation:
         if token != loaded.tokenizer.eos_id:
             _write(stream.add(token))
     _write(stream.finish() + "\n")

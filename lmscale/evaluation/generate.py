@@ -1,4 +1,4 @@
-# Shape letters: B batch, T time, V vocabulary.
+# Shape letters: B batch, T time, D model width, V vocabulary.
 """Text from a model, token by token, with what it keeps of the tokens so far; no character of it
 is ever broken.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,13 +102,12 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 class Generation:
-    """The continuations of one prompt; iterate to get the rows' next ids, int64 [B] on the CPU.
+    """The continuation of a prompt, up to ``max_tokens`` tokens; iterate to get their ids.
 
-    Up to ``max_tokens`` tokens; a row that has ended goes on as eos. ``stopped_by`` is None until
-    the iteration has ended, then ``eos`` (every row), ``max_tokens`` or ``max_positions``. Only the
-    tokenizer's own pieces and eos can come: neither the other special ids nor the embedding's
-    padding rows, which no text has trained. Raises ``ConfigError`` for a prompt that is empty or
-    too long.
+    ``stopped_by`` is None until the iteration has ended, then ``eos``, ``max_tokens`` or
+    ``max_positions``. Only the tokenizer's own pieces and eos can come: neither the other special
+    ids nor the embedding's padding rows, which no text has trained. Raises ``ConfigError`` for a
+    prompt that is empty or too long.
     """
 
     def __init__(
@@ -119,7 +118,6 @@ class Generation:
         sampling: Sampling,
         *,
         max_tokens: int,
-        batch: int = 1,
     ) -> None:
         self.prompt = [int(token) for token in tokenizer.encode(prompt)]
         length, room = len(self.prompt), model.max_positions - len(self.prompt)
@@ -140,7 +138,6 @@ class Generation:
             raise ConfigError(problems)
         self.stopped_by: str | None = None
         self._model = model.eval()
-        self._prompt_BT = torch.tensor([self.prompt] * batch)
         self._sampling = sampling
         self._num_tokens = min(max_tokens, room)
         self._limit = "max_tokens" if max_tokens <= room else "max_positions"
@@ -148,33 +145,29 @@ class Generation:
         self._barred_V = torch.arange(model.vocab_size) >= tokenizer.vocab_size
         self._barred_V[[tokenizer.bos_id, tokenizer.pad_id, tokenizer.unk_id]] = True
 
-    def __iter__(self) -> Iterator[Tensor]:
+    @torch.no_grad()
+    def _last_logits(self, ids: Sequence[int], state: Any) -> Tensor:
+        """Of the token behind ``ids``, f32 [1, V] on the CPU."""
+        hidden_1TD = self._model.extend(torch.tensor([ids], device=self._model.device), state)
+        logits_1V = self._model.head(hidden_1TD[:, -1]).float().cpu()
+        return logits_1V.masked_fill(self._barred_V, -math.inf)
+
+    def __iter__(self) -> Iterator[int]:
         generator = torch.Generator("cpu").manual_seed(self._sampling.seed)
-        batch, length = self._prompt_BT.shape
-        device = self._model.device
-        state = self._model.build_state(batch=batch, capacity=length + self._num_tokens)
-        seen_BV = torch.zeros(batch, self._model.vocab_size, dtype=torch.bool)
-        seen_BV.scatter_(1, self._prompt_BT, True)
-        ids_BT = self._prompt_BT
-        has_ended_B = torch.zeros(batch, dtype=torch.bool)
+        capacity = len(self.prompt) + self._num_tokens
+        state = self._model.build_state(batch=1, capacity=capacity)
+        seen_1V = torch.zeros(1, self._model.vocab_size, dtype=torch.bool)
+        ids = self.prompt
         for _ in range(self._num_tokens):
-            logits_BV = self._last_logits(ids_BT.to(device), state)
-            logits_BV = logits_BV.masked_fill(self._barred_V, -math.inf)
-            next_B = next_tokens(logits_BV, seen_BV, self._sampling, generator)
-            next_B = torch.where(has_ended_B, self._eos_id, next_B)
-            yield next_B
-            has_ended_B |= next_B == self._eos_id
-            if has_ended_B.all():
+            seen_1V[0, ids] = True
+            logits_1V = self._last_logits(ids, state)
+            token = int(next_tokens(logits_1V, seen_1V, self._sampling, generator))
+            yield token
+            if token == self._eos_id:
                 self.stopped_by = "eos"
                 return
-            seen_BV.scatter_(1, next_B[:, None], True)
-            ids_BT = next_B[:, None]
+            ids = [token]
         self.stopped_by = self._limit
-
-    @torch.no_grad()
-    def _last_logits(self, ids_BT: Tensor, state: Any) -> Tensor:
-        hidden_BTD = self._model.extend(ids_BT, state)
-        return self._model.head(hidden_BTD[:, -1]).float().cpu()
 
 
 class TextStream:
