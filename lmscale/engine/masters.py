@@ -62,10 +62,6 @@ def master_groups(engine: Engine) -> list[tuple[Tensor, dict[str, Any]]]:
     return [(master, group) for group in groups for master in group["params"]]
 
 
-def master_tensors(engine: Engine) -> list[Tensor]:
-    return [master for master, _ in master_groups(engine)]
-
-
 def held_slices(engine: Engine) -> Iterator[MasterSlice]:
     """All that this rank holds of the trained parameters; at stage 0 that is everything."""
     if engine.config.zero_stage == 0:
@@ -92,7 +88,7 @@ def _whole(engine: Engine) -> Iterator[MasterSlice]:
 
 
 def _flat_slices(engine: Engine) -> Iterator[MasterSlice]:
-    masters = master_tensors(engine)
+    masters = [master for master, _ in master_groups(engine)]
     for name, parameter in engine.trained_parameters():
         mapping: Any = parameter._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]
         if mapping is None:  # none of it is in this rank's slice

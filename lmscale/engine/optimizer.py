@@ -21,7 +21,6 @@ from lmscale.config.training import OptimizerConfig
 from lmscale.engine.muon import Muon
 
 Method = Literal["adamw", "muon", "sgd"]
-_COUNTED: tuple[Method, ...] = ("adamw",)  # those that keep the number of their updates
 STEP = "step"
 
 
@@ -43,28 +42,21 @@ def plan_parameter_groups(
     ``kinds`` maps a trained parameter's name to linear, head, embedding, norm or bias. A head is
     decayed as other linear maps are; Muon leaves it, whose rows are tokens, to AdamW.
     """
-    muon = {name for name, kind in kinds.items() if config.kind == "muon" and kind == "linear"}
     rest: Method = "sgd" if config.kind == "sgd" else "adamw"
-    methods: tuple[tuple[Method, float, list[str]], ...] = (
-        ("muon", config.muon_lr_ratio, [name for name in kinds if name in muon]),
-        (rest, 1.0, [name for name in kinds if name not in muon]),
+    members: dict[tuple[bool, bool], list[str]] = {}  # by: left to the rest? not decayed?
+    for name, kind in kinds.items():
+        is_muon = config.kind == "muon" and kind == "linear"
+        is_decayed = ("linear" if kind == "head" else kind) in config.decay
+        members.setdefault((not is_muon, not is_decayed), []).append(name)
+    return tuple(
+        ParameterGroup(
+            method=rest if is_rest else "muon",
+            weight_decay=0.0 if is_plain else config.weight_decay,
+            lr_ratio=1.0 if is_rest else config.muon_lr_ratio,
+            names=tuple(names),
+        )
+        for (is_rest, is_plain), names in sorted(members.items())
     )
-    groups = []
-    for method, ratio, names in methods:
-        decayed = tuple(name for name in names if _decayed_as(kinds[name]) in config.decay)
-        others = tuple(name for name in names if _decayed_as(kinds[name]) not in config.decay)
-        for weight_decay, members in ((config.weight_decay, decayed), (0.0, others)):
-            if members:
-                groups.append(
-                    ParameterGroup(
-                        method=method, weight_decay=weight_decay, lr_ratio=ratio, names=members
-                    )
-                )
-    return tuple(groups)
-
-
-def _decayed_as(kind: str) -> str:
-    return "linear" if kind == "head" else kind
 
 
 def element_states(method: str, config: OptimizerConfig) -> tuple[str, ...]:
@@ -113,6 +105,6 @@ def reset_states(
     for master, group in masters:
         states = element_states(group["method"], config)
         optimizer.state[master] = {key: torch.zeros_like(master) for key in states}
-        if group["method"] in _COUNTED:
+        if group["method"] == "adamw":  # which alone counts its updates
             zero = torch.zeros((), dtype=torch.float32, device=master.device)
             optimizer.state[master][STEP] = zero

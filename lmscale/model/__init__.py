@@ -1,6 +1,6 @@
 """Families of models: tensors in, hidden states out. The model knows no data and no loss.
 
-    settings, sizes ─ build_model ─→ Model ─ init_weights ─→ trained by an objective
+    settings, sizes ─ build_model ─→ Model ─ train/initial.py ─→ trained by an objective
                   └── account_model ─→ Account: parameters, FLOPs, before anything is built
 
     begins ─ model.lay_out ─→ layout ┐
@@ -15,7 +15,6 @@ from lmscale.model.family import Account, Flops, Head, Model, account_model, bui
 from lmscale.model.initialize import (
     Declared,
     declared_parameters,
-    init_weights,
     initial_value,
     parameter_kinds,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "account_model",
     "build_model",
     "declared_parameters",
-    "init_weights",
     "initial_value",
     "parameter_kinds",
 ]

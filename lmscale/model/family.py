@@ -42,7 +42,7 @@ class Head(nn.Module):
 
 
 class Model(nn.Module, ABC):
-    """Ids → hidden states. ``init_weights`` or a checkpoint gives the parameters values.
+    """Ids → hidden states. ``train/initial.py`` or a checkpoint gives the parameters values.
 
     An objective calls ``lay_out``, the model, and ``head`` with its way of scoring; a text
     generator ``build_state``, ``extend`` and ``head``.
@@ -129,7 +129,7 @@ class Family:
 def build_model(settings: ModelConfig, sizes: Sizes) -> Model:
     """The module of a configuration, on torch's current default device and dtype.
 
-    Its matrices hold whatever the memory held, until ``init_weights`` or a checkpoint fills them.
+    Its matrices hold whatever the memory held, until first weights or a checkpoint fills them.
     """
     return _find(settings).build(settings, sizes)
 

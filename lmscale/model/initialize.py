@@ -8,10 +8,9 @@ a large model can be filled one parameter at a time, by any rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -71,26 +70,6 @@ def initial_value(name: str, shape: Sequence[int], declared: Declared, seed: int
     generator = torch.Generator("cpu").manual_seed(derive_seed(seed, "initial value", name))
     value = torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
     return value.mul_(declared.std)
-
-
-@torch.no_grad()
-def init_weights(
-    model: nn.Module,
-    seed: int,
-    *,
-    gathered: Callable[[nn.Parameter], AbstractContextManager[Any]] = nullcontext,
-    draws: bool = True,
-) -> None:
-    """Fill a bare model in place, whatever its device and dtype, one parameter at a time.
-
-    ``gathered(parameter)`` makes a partitioned parameter whole while it is written. ``draws`` False
-    only takes part in the gathering, where another rank's values are dealt out.
-    """
-    declared = declared_parameters(model)
-    for name, parameter in model.named_parameters():
-        with gathered(parameter):
-            if draws:
-                parameter.copy_(initial_value(name, parameter.shape, declared[name], seed))
 
 
 # torch's modules, declaring how they begin. Matrices are not given torch's own initial values,

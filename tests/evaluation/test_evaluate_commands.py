@@ -22,12 +22,13 @@ from lmscale.corpus import read_documents
 from lmscale.engine.build import build_engine
 from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.evaluation import evaluate_set, load_run, plan_evaluation
-from lmscale.model import build_model, init_weights, parameter_kinds
+from lmscale.model import build_model, parameter_kinds
 from lmscale.objective.objective import build_scoring
 from lmscale.ranks.mesh import Axis, Mesh
 from lmscale.ranks.ranks import Ranks, open_process_group
 from lmscale.shards import build_shards, load_manifest, save_manifest
 from lmscale.stream.dataset import open_dataset
+from lmscale.train.initial import Fresh, fill_weights
 
 CPU = torch.device("cpu")
 app = typer.Typer()
@@ -42,7 +43,7 @@ def run(config: RunConfig, tokenizer) -> RunConfig:
     config.folder.mkdir()
     (config.folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     model = build_model(config.model, config.sizes)
-    init_weights(model, config.run.seed)
+    fill_weights(model, Fresh(seed=config.run.seed))
     kinds = parameter_kinds(model)
     stage_0 = config.engine.model_copy(update={"zero_stage": 0})
     with open_process_group(Ranks(), CPU):

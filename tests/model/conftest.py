@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lmscale.config.model import DecoderConfig, Sizes
-from lmscale.model import init_weights
 from lmscale.model.decoder import Decoder
+from lmscale.train.initial import Fresh, fill_weights
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def make_model():
         length = max_positions
         sizes = Sizes(vocab_size=vocab_size, max_positions=length, sequence_length=length)
         model = Decoder(config, sizes)
-        init_weights(model, seed=1)
+        fill_weights(model, Fresh(seed=1))
         return model.to(dtype).eval()
 
     return make
