@@ -30,8 +30,7 @@ class Finding:
     subject: str
     is_ok: bool
     found: str
-    advice: str = ""
-    """Advice for the reader; worth reading even where nothing is broken."""
+    advice: str = ""  # for the reader; worth reading even where nothing is broken
 
 
 def judge(subject: str, is_ok: bool, found: str, advice: str) -> Finding:

@@ -26,8 +26,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class LoadedRun:
     config: RunConfig
     tokenizer: Tokenizer
-    model: Model
-    """On the asked device in the run's precision, in eval mode."""
+    model: Model  # on the asked device in the run's precision, in eval mode
 
 
 def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedRun:

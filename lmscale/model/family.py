@@ -96,10 +96,8 @@ class Flops:
     Masked documents shorten attention further; neither convention counts that.
     """
 
-    dense: float
-    """6N + what every token spends on looking at the whole window (PaLM, app. B)."""
-    causal: float
-    """The same with a look at the half of the window that a causal mask leaves."""
+    dense: float  # 6N + what every token spends on looking at the whole window (PaLM, app. B)
+    causal: float  # the same with a look at the half of the window that a causal mask leaves
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,7 @@ class Declared:
     """One parameter's kind, and its initial value: drawn from N(0, std²), or a constant."""
 
     kind: ParameterKind
-    std: float | None = None
-    """None: every element is ``constant``."""
+    std: float | None = None  # None: every element is ``constant``
     constant: float = 0.0
 
 

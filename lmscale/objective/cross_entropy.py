@@ -49,12 +49,9 @@ def score_labels(
 class CrossEntropySums(NamedTuple):
     """Sums over the targets, f32 []. Only ``loss`` carries a gradient."""
 
-    loss: Tensor
-    """What to backpropagate: nll + z."""
-    nll: Tensor
-    """-log p(label), in nats."""
-    z: Tensor
-    """z_loss · log²Z, where Z is the softmax's normaliser."""
+    loss: Tensor  # what to backpropagate: nll + z
+    nll: Tensor  # -log p(label), in nats
+    z: Tensor  # z_loss · log²Z, where Z is the softmax's normaliser
 
 
 def chunked_cross_entropy(

@@ -48,8 +48,7 @@ class Field(NamedTuple):
     """
 
     name: str
-    dtype: str
-    """numpy's name; ``TOKENS``: that of the shards' tokens, uint16 or uint32."""
+    dtype: str  # numpy's name; ``TOKENS``: that of the shards' tokens, uint16 or uint32
     shape: tuple[str | int, ...]
 
 
@@ -57,8 +56,7 @@ class Prepared(NamedTuple):
     """What a preparation makes of the rows of one micro-batch."""
 
     arrays: Mapping[str, np.ndarray]
-    targets: int
-    """Positions that count: over all ranks, what the step's loss is divided by."""
+    targets: int  # positions that count: over all ranks, what the step's loss is divided by
 
 
 class Preparation(Protocol):
@@ -85,27 +83,20 @@ class Preparation(Protocol):
 class Batch:
     """B windows for one forward pass."""
 
-    arrays: Mapping[str, np.ndarray]
-    """As the preparation's fields say."""
-    first_n: int
-    """Global number of the first row's sample; the others follow."""
-    digest: int
-    """The sum of ``digest_rows`` of the raw rows, whatever was made of them."""
-    targets: int
-    """Target positions that count."""
+    arrays: Mapping[str, np.ndarray]  # as the preparation's fields say
+    first_n: int  # global number of the first row's sample; the others follow
+    digest: int  # the sum of ``digest_rows`` of the raw rows, whatever was made of them
+    targets: int  # target positions that count
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
     """A rank's share of a step."""
 
-    first_n: int
-    """Global number of the step's first sample, over all ranks."""
-    samples: int
-    """Samples in the step, over all ranks."""
+    first_n: int  # global number of the step's first sample, over all ranks
+    samples: int  # samples in the step, over all ranks
     micro_batches: tuple[Batch, ...]
-    wait_seconds: float = 0.0
-    """How long the rank waited for it."""
+    wait_seconds: float = 0.0  # how long the rank waited for it
 
     @property
     def targets(self) -> int:

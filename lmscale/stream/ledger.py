@@ -43,10 +43,8 @@ class LedgerRow:
     step: Count
     first_n: Count
     samples: Count
-    tokens: Count
-    """Target positions that counted."""
-    digest: Annotated[Count, BeforeValidator(_from_hex)]
-    """Sum modulo 2^63 of the samples' digests."""
+    tokens: Count  # target positions that counted
+    digest: Annotated[Count, BeforeValidator(_from_hex)]  # sum modulo 2^63 of the samples' digests
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"digest": f"{self.digest:016x}"}

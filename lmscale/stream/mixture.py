@@ -95,11 +95,9 @@ def plan_quotas(weights: Mapping[str, float], block: int) -> dict[str, int]:
 class Jump:
     """A window of samples to leave out."""
 
-    start: int
-    """Its first global number, on the branch of the run that ``segments`` are of."""
+    start: int  # Its first global number, on the branch of the run that ``segments`` are of
     samples: int
-    segments: tuple[Segment, ...] = ()
-    """Empty: those that the run goes on with otherwise."""
+    segments: tuple[Segment, ...] = ()  # Empty: those that the run goes on with otherwise
 
 
 class Mixture:

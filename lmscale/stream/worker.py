@@ -65,10 +65,8 @@ class LoaderJob:
 class Stored(NamedTuple):
     """A step's micro-batches whose arrays lie in a slot of the shared memory."""
 
-    batches: bytes
-    """Pickled without the arrays' content (PEP 574)."""
-    places: list[tuple[int, int]]
-    """Where in the slot the content of each array begins and ends."""
+    batches: bytes  # pickled without the arrays' content (PEP 574)
+    places: list[tuple[int, int]]  # where in the slot the content of each array begins and ends
 
 
 def store(batches: Sequence[Batch], slot: memoryview) -> Stored:
