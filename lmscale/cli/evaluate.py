@@ -29,15 +29,11 @@ def evaluate(
     step: StepOption = None,
     set_name: Annotated[
         list[str] | None,
-        typer.Option("--set-name", help="A set of evaluation.sets; may be given several times."),
+        typer.Option(help="A set of evaluation.sets; may be given several times."),
     ] = None,
     max_windows: Annotated[
         int | None,
-        typer.Option(
-            "--max-windows",
-            min=1,
-            help="Score at most this many windows per set, spread evenly over it.",
-        ),
+        typer.Option(min=1, help="Score at most this many windows per set, spread evenly over it."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -13,20 +13,15 @@ from lmscale.cli.options import RunArgument
 
 def generate(
     run: RunArgument,
-    prompt: Annotated[str, typer.Option("--prompt", help="Text to go on from.")],
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Most tokens to add.")] = 200,
-    temperature: Annotated[float, typer.Option("--temperature", help="Divides the logits.")] = 1.0,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", help="Only the k likeliest tokens.")
-    ] = None,
+    prompt: Annotated[str, typer.Option(help="Text to go on from.")],
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 200,
+    temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
     top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Only the likeliest tokens up to probability p.")
+        float | None, typer.Option(help="Only the likeliest tokens up to probability p.")
     ] = None,
-    repetition_penalty: Annotated[
-        float,
-        typer.Option("--repetition-penalty", help="Over 1: fewer repeated tokens."),
-    ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same text.")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(help="Over 1: fewer repeated tokens.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
     step: StepOption = None,
 ) -> None:
