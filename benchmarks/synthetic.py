@@ -90,7 +90,6 @@ def _random_micro(config: RunConfig, plan: BatchPlan, generator: np.random.Gener
             tokens=generator.integers(0, config.vocab_size, (rows, row_tokens)).astype(dtype),
             lengths=np.full(rows, row_tokens, dtype=np.int32),
             starts=np.flatnonzero(begins).astype(np.int32),
-            start_ends=np.cumsum(begins.sum(1)),
             digests=np.zeros(rows, dtype=np.uint64),
         )
     )

@@ -33,8 +33,6 @@ class Rows:
     """int32 [R]: tokens that are not padding"""
     starts: np.ndarray
     """int32 [N]: flat positions into R × (T + 1) where a document begins, each row's 0 too"""
-    start_ends: np.ndarray
-    """int64 [R]: how many of ``starts`` lie in the rows up to and with this one"""
     digests: np.ndarray
     """uint64 [R]: xxh64 of each sample"""
 
@@ -170,16 +168,14 @@ def split_rows(rows: Rows, micro_windows: int) -> Iterator[Rows]:
     """Cut rows into groups of ``micro_windows``; arrays are views where they can be."""
     row_tokens = rows.tokens.shape[1]
     for begin in range(0, len(rows.tokens), micro_windows):
-        end = begin + micro_windows
-        first_start = int(rows.start_ends[begin - 1]) if begin else 0
-        part = slice(begin, end)
-        ends = rows.start_ends[part]
+        part = slice(begin, begin + micro_windows)
+        edges = (begin * row_tokens, part.stop * row_tokens)
+        first, last = np.searchsorted(rows.starts, edges)
         yield Rows(
             numbers=rows.numbers[part],
             tokens=rows.tokens[part],
             lengths=rows.lengths[part],
-            starts=rows.starts[first_start : ends[-1]] - np.int32(begin * row_tokens),
-            start_ends=ends - first_start,
+            starts=rows.starts[first:last] - np.int32(edges[0]),
             digests=rows.digests[part],
         )
 

@@ -95,10 +95,9 @@ def read_rows(
         row_starts[row], origin = shard.starts(window)
         shift[row] = row * row_tokens - origin
     more = np.array([len(starts) for starts in row_starts], dtype=np.int64)
-    ends = np.cumsum(more + 1)
     starts = np.empty(count + more.sum(), dtype=np.int32)
     is_head = np.zeros(len(starts), dtype=bool)
-    is_head[ends - more - 1] = True
+    is_head[np.cumsum(more + 1) - more - 1] = True
     starts[is_head] = np.arange(count) * row_tokens
     starts[~is_head] = np.concatenate([_NONE, *row_starts]) + np.repeat(shift, more)
     return Rows(
@@ -106,7 +105,6 @@ def read_rows(
         tokens=tokens,
         lengths=lengths,
         starts=starts,
-        start_ends=ends,
         digests=digest_rows(numbers, tokens),
     )
 

@@ -53,7 +53,6 @@ class Windows(Dataset):
             tokens=np.stack([window.tokens for window in windows]),
             lengths=np.array([window.length for window in windows], dtype=np.int32),
             starts=np.concatenate(starts).astype(np.int32),
-            start_ends=np.cumsum([len(part) for part in starts]),
             digests=np.zeros(len(windows), dtype=np.uint64),
         )
 

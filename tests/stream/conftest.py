@@ -26,7 +26,8 @@ class Window(NamedTuple):
 
 
 def split_windows(rows: Rows) -> list[Window]:
-    starts = np.split(rows.starts, rows.start_ends[:-1])
+    heads = np.arange(len(rows.tokens)) * rows.tokens.shape[1]
+    starts = np.split(rows.starts, np.searchsorted(rows.starts, heads[1:]))
     return [
         Window(tokens, starts[row] - row * len(tokens), int(rows.lengths[row]))
         for row, tokens in enumerate(rows.tokens)
