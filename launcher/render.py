@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from launcher.job import JobKind, SlurmJob
 from lmscale.config.assets import find_assets
-from lmscale.config.cluster_problems import find_unsafe_text
+from lmscale.config.cluster_profile import find_unsafe_text
 from lmscale.errors import ClusterError
 from lmscale.files.redact import redact
 

@@ -5,7 +5,7 @@
     YAML, --set ──load_config (load.py)──→ RunConfig (run.py), frozen, or all problems at once
                                              ├ data, model, objective, training, safety
                                              └ batch.py: plan_batches, windows of ranks and passes
-    profile ──→ ClusterConfig (cluster_profile.py), judged by cluster_problems.py
+    profile ──→ ClusterConfig (cluster_profile.py), or all problems at once
 
 A section is a ``Section`` (base.py); the docstrings of its fields are the table in
 docs/configuration.md. The first call to read is ``load_config``.

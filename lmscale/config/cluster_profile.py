@@ -1,13 +1,42 @@
-"""A cluster profile as values: the keys, their types and their defaults. Each value was judged."""
+"""A cluster profile as values: the keys, their types and defaults, and what may be wrong with them."""
 
 from __future__ import annotations
 
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from lmscale.config.base import Section
-from lmscale.config.cluster_problems import find_problems
+from lmscale.files.redact import names_secret, redact
+
+_TIME = re.compile(r"(?:(\d+)-)?(\d{1,4}):(\d{2}):(\d{2})", re.ASCII)
+_NODES = re.compile(r"[A-Za-z0-9._-]+([\[\],A-Za-z0-9._-]*)")
+_OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?:=(.+))?")
+OWN_OPTIONS = {
+    **dict.fromkeys(
+        ("job-name", "output", "error", "open-mode", "chdir", "array", "dependency", "wrap"),
+        "is the launcher's own; leave it out",
+    ),
+    **dict.fromkeys(("nodes", "ntasks"), "comes from --nodes of `lmscale launch slurm`"),
+    **dict.fromkeys(("requeue", "no-requeue"), "is the profile's key requeue"),
+    **{
+        name: f"is the profile's key {name.replace('-', '_')}"
+        for name in ("time", "partition", "account", "qos", "constraint", "reservation")
+        + ("exclude", "exclusive", "cpus-per-task", "gpus-per-node")
+    },
+    "signal": "is the profile's key signal_seconds",
+    "ntasks-per-node": "is the profile's key tasks_per_node",
+    "mem": "is the profile's key memory_per_node",
+    "gres": "comes from the profile's keys gpus_per_node and gpu_type",
+}
+"""Options of sbatch that are decided elsewhere, and where."""
+MIN_SIGNAL_SECONDS = 60
+_OWN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"}
+_OWN_VARIABLES |= {"MASTER_ADDR", "MASTER_PORT"}
 
 
 class PreflightConfig(Section):
@@ -142,3 +171,186 @@ class ClusterConfig(Section):
     @property
     def ranks_per_node(self) -> int:
         return self.tasks_per_node or self.gpus_per_node
+
+
+def find_problems(cluster: ClusterConfig) -> Iterator[str]:
+    """Why a job made from this profile could not run, or would not do what the profile says."""
+    yield from _resource_problems(cluster)
+    yield from _text_problems(cluster)
+    yield from _option_problems(cluster.sbatch_options)
+    yield from _variable_problems(cluster.variables)
+    yield from _secret_problems(cluster)
+    yield from _container_problems(cluster)
+    yield from _folder_problems(cluster)
+
+
+def parse_time(text: str) -> int | None:
+    """Seconds of ``D-HH:MM:SS`` or ``HH:MM:SS``, or None.
+
+    Slurm's shorter forms are left out: its ``10:00`` is ten minutes, which few people expect.
+    """
+    match = _TIME.fullmatch(text)
+    if not match:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    return total if total and minutes < 60 and seconds < 60 else None
+
+
+def find_unsafe_text(text: str) -> str | None:
+    """Why ``text`` cannot stand in an #SBATCH line, or None.
+
+    Spaces and # are fine, because the value is quoted; for what ends a quotation there is no
+    escape that every version of sbatch reads alike.
+    """
+    if any(not character.isprintable() for character in text):
+        return "it holds a line break or another control character"
+    quotes = sorted(set(text) & set("\"'`\\"))
+    if quotes:
+        return f"it holds {' '.join(quotes)}"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "it is not valid UTF-8"
+    return None
+
+
+def _resource_problems(cluster: ClusterConfig) -> Iterator[str]:
+    limit = parse_time(cluster.time)
+    if limit is None:
+        yield f'time: "{cluster.time}" is not of the form "D-HH:MM:SS" or "HH:MM:SS"'
+    elif cluster.signal_seconds >= limit:
+        yield (
+            f"signal_seconds = {cluster.signal_seconds} is not less than time = {cluster.time} "
+            f"({limit} s): the run would be told to stop as soon as it starts"
+        )
+    if cluster.signal_seconds < MIN_SIGNAL_SECONDS:
+        yield (
+            f"signal_seconds = {cluster.signal_seconds} is less than {MIN_SIGNAL_SECONDS}: Slurm "
+            "looks at time limits every 30 to 60 s, so the run might not be told to save at all"
+        )
+    if not cluster.ranks_per_node:
+        yield "tasks_per_node is needed where gpus_per_node is 0: how many ranks a node?"
+    if cluster.gpu_type and not cluster.gpus_per_node:
+        yield f"gpu_type = {cluster.gpu_type}, but gpus_per_node is 0"
+    if cluster.chain > 1 and cluster.requeue:
+        yield (
+            f"chain = {cluster.chain} is for clusters that forbid requeue; set requeue: false, or "
+            "leave chain out"
+        )
+    memory = cluster.memory_per_node
+    if memory is not None and not re.fullmatch(r"\d+[KMGT]?", memory, re.IGNORECASE):
+        yield f'memory_per_node: "{memory}" is not of the form "64G"; "0" is all'
+
+
+def _text_problems(cluster: ClusterConfig) -> Iterator[str]:
+    """Values that go into #SBATCH lines."""
+    for name in ("partition", "account", "qos", "constraint", "reservation", "gpu_type"):
+        text = getattr(cluster, name)
+        if text is None:
+            continue
+        why = find_unsafe_text(text) if text.strip() else "it is empty; leave it out"
+        if why:
+            yield f"{name} = {text!r}: {why}"
+    for nodes in cluster.exclude:
+        if not _NODES.fullmatch(nodes):
+            yield f'exclude: {nodes!r} is not a list of nodes such as "n7" or "n[10-12]"'
+    lines = {
+        "srun_options": cluster.srun_options,
+        "modules": cluster.modules,
+        "container.mounts": cluster.container.mounts,
+        "container.options": cluster.container.options,
+        "container.image": (cluster.container.image,),
+        "python": (cluster.python or "",),
+    }
+    for name, values in lines.items():
+        for value in values:
+            if not value.isprintable():
+                yield f"{name}: {value!r} holds a line break or another control character"
+
+
+def _option_problems(options: tuple[str, ...]) -> Iterator[str]:
+    for option in options:
+        match = _OPTION.fullmatch(option)
+        if not match:
+            yield f"sbatch_options: {option!r}: write it as --name or --name=value"
+        elif match[1] in OWN_OPTIONS:
+            yield f"sbatch_options: --{match[1]} {OWN_OPTIONS[match[1]]}"
+        elif why := find_unsafe_text(option):
+            yield f"sbatch_options: {option!r}: {why}"
+
+
+def _variable_problems(variables: dict[str, str]) -> Iterator[str]:
+    for name, value in variables.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            yield f"variables: {name!r} is not a name that a shell can export"
+        elif name in _OWN_VARIABLES or name.startswith(("SLURM_", "SBATCH_", "LMSCALE_")):
+            yield f"variables: {name} is set by the launcher or by Slurm; leave it out"
+        if not value.isprintable():
+            yield (f"variables: {name} = {value!r} holds a line break or another control character")
+
+
+def _secret_problems(cluster: ClusterConfig) -> Iterator[str]:
+    """Secrets that the batch script and cluster.yaml would show to everybody who sees the run."""
+    advice = (
+        "would be written into the batch script. Export it before `lmscale launch slurm`, or in "
+        "setup from a file that only you can read: export NAME=$(cat ~/.name)."
+    )
+    for name, value in cluster.variables.items():
+        if value and (names_secret(name) or redact(value) != value):
+            yield f"variables: {name} sounds like a secret, and {advice}"
+    for name, values in (
+        ("setup", cluster.setup),
+        ("sbatch_options", cluster.sbatch_options),
+        ("srun_options", cluster.srun_options),
+        ("container.options", cluster.container.options),
+        ("preflight.command", (cluster.preflight.command or "",)),
+    ):
+        for value in values:
+            if redact(value) != value:
+                yield f"{name}: {redact(value)!r} holds a secret (here as ***), which {advice}"
+
+
+def _container_problems(cluster: ClusterConfig) -> Iterator[str]:
+    container = cluster.container
+    if container.kind == "none":
+        given = [name for name in ("image", "mounts", "options") if getattr(container, name)]
+        if given:
+            yield (
+                f"container.{given[0]} is given, but container.kind is none; set it to pyxis or "
+                "apptainer"
+            )
+        return
+    if not container.image:
+        yield f"container.kind = {container.kind} needs container.image"
+    if not cluster.python:
+        yield (
+            f"container.kind = {container.kind} needs python: the interpreter inside of the image"
+        )
+    if not set(cluster.shared) - {"/"}:
+        yield (
+            f"container.kind = {container.kind} needs shared: the folders of runs and data, which "
+            "are mounted into it"
+        )
+    if container.kind == "pyxis" and any("," in mount for mount in container.mounts):
+        yield "container.mounts: Pyxis separates mounts by commas; give one an entry"
+
+
+def _folder_problems(cluster: ClusterConfig) -> Iterator[str]:
+    file = cluster.preflight.cordon_file
+    folders = {"scratch": (cluster.scratch,), "shared": cluster.shared}
+    folders["preflight.cordon_file"] = () if file is None else (file,)
+    problems = [
+        f"{name}: {folder!r} must be an absolute path on one line"
+        for name, values in folders.items()
+        for folder in values
+        if not folder.startswith("/") or not folder.isprintable()
+    ]
+    yield from problems
+    if file is not None and cluster.shared and not problems:
+        place = PurePosixPath(posixpath.normpath(file))
+        if not any(place.is_relative_to(posixpath.normpath(root)) for root in cluster.shared):
+            yield (
+                f"preflight.cordon_file: {file!r} is not below a folder of shared "
+                f"({', '.join(cluster.shared)}): the nodes write it, and the login node reads it"
+            )

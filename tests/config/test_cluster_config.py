@@ -16,8 +16,7 @@ from lmscale.config.cluster import (
     load_cluster,
     parse_cluster,
 )
-from lmscale.config.cluster_problems import OWN_OPTIONS, parse_time
-from lmscale.config.cluster_profile import ClusterConfig
+from lmscale.config.cluster_profile import OWN_OPTIONS, ClusterConfig, parse_time
 from lmscale.errors import ConfigError
 
 SMALL = "time: 1:00:00\ntasks_per_node: 2\n"
