@@ -1,4 +1,4 @@
-"""A cluster profile as values: the keys, their types and defaults, and what may be wrong with them."""
+"""A cluster profile as values: its keys, their types and defaults, and what may be wrong."""
 
 from __future__ import annotations
 
