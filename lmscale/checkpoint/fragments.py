@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lmscale.checkpoint.manifest import BUFFER, FROZEN, MASTER, OptimizerKind, Untrained
 from lmscale.checkpoint.write_file import DTYPE_NAMES
-from lmscale.engine.engine import Engine, whole_shape
+from lmscale.engine.engine import MODEL_PREFIX, Engine, whole_shape
 from lmscale.engine.masters import (
     base_optimizer,
     dealt_part,
@@ -120,7 +120,7 @@ def persistent_buffers(engine: Engine) -> Iterator[tuple[str, Tensor]]:
                 continue
             seen.add(id(buffer))
             path = f"{module_name}.{name}" if module_name else name
-            yield path.removeprefix(engine.name_prefix), buffer
+            yield path.removeprefix(MODEL_PREFIX), buffer
 
 
 def weights_fingerprint(fragments: Iterable[Fragment]) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lmscale.config.batch import BatchPlan
 from lmscale.config.training import EngineConfig
 from lmscale.engine.deepspeed_config import render_deepspeed_config
-from lmscale.engine.engine import Engine, whole_shape
+from lmscale.engine.engine import MODEL_PREFIX, Engine, whole_shape
 from lmscale.engine.masters import base_optimizer, held_slices, master_groups
 from lmscale.engine.muon import Matrix, Muon
 from lmscale.engine.optimizer import build_optimizer, plan_parameter_groups, reset_states
@@ -97,19 +97,17 @@ def build_engine(
     plan: BatchPlan,
     mesh: Mesh,
     device: torch.device,
-    name_prefix: str = "",
 ) -> Engine:
     """Wrap ``module``, whose parameters hold the initial weights, in DeepSpeed.
 
-    ``kinds`` maps each parameter's name (without ``name_prefix``) to linear, head, embedding, norm
-    or bias; those that need no gradient are frozen. Needs the process group. Raises
+    ``kinds`` maps each parameter's name in the model to linear, head, embedding, norm or bias; those that need no gradient are frozen. Needs the process group. Raises
     ``ConfigError`` for a precision that the device cannot do.
     """
     check_precision(config, device)
     deepspeed = prepare_deepspeed(device)
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     parameters = {
-        name.removeprefix(name_prefix): parameter for name, parameter in module.named_parameters()
+        name.removeprefix(MODEL_PREFIX): parameter for name, parameter in module.named_parameters()
     }
     count = sum(getattr(p, "ds_numel", p.numel()) for p in parameters.values())
     trained = {name: kind for name, kind in kinds.items() if parameters[name].requires_grad}
@@ -133,7 +131,6 @@ def build_engine(
         plan=plan,
         mesh=mesh,
         device=device,
-        name_prefix=name_prefix,
         methods={name: group.method for group in groups for name in group.names},
     )
     reset_states(base_optimizer(built), master_groups(built), config.optimizer)

@@ -14,6 +14,8 @@ from lmscale.config.batch import BatchPlan
 from lmscale.config.training import EngineConfig
 from lmscale.ranks.mesh import Mesh
 
+MODEL_PREFIX = "model."  # what a scoring puts before the model's own parameter names
+
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
@@ -95,7 +97,6 @@ class Engine:
     plan: BatchPlan
     mesh: Mesh
     device: torch.device
-    name_prefix: str = ""  # what the objective puts before the model's own parameter names
     methods: Mapping[str, str] = field(default_factory=dict)
     """Trained parameter → what updates it: adamw, muon or sgd."""
     kept_elements: dict[str, dict[Tensor, Tensor]] = field(default_factory=dict)
@@ -125,7 +126,7 @@ class Engine:
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """The model's parameters by the names they have without the objective around it."""
         for name, parameter in self.module.named_parameters():
-            yield name.removeprefix(self.name_prefix), parameter
+            yield name.removeprefix(MODEL_PREFIX), parameter
 
     def trained_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Those that are not frozen."""
@@ -138,7 +139,7 @@ class Engine:
             if dealt is None or (dealt.ds_persist and dealt.ds_status.name == "AVAILABLE"):
                 yield name, parameter.detach()
         for name, buffer in self.module.named_buffers():
-            yield f"{name.removeprefix(self.name_prefix)} (buffer)", buffer
+            yield f"{name.removeprefix(MODEL_PREFIX)} (buffer)", buffer
 
     def counters(self) -> dict[str, int]:
         """DeepSpeed's counts, which are alike on all ranks."""

@@ -11,7 +11,7 @@ is the family of GPT-2 and Llama, made of the parts beside it. Every module decl
 the initial values of its parameters (``initialize.py``).
 """
 
-from lmscale.model.family import Account, Flops, Head, Model, account_model, build_model
+from lmscale.model.family import Account, Model, account_model, build_model
 from lmscale.model.initialize import (
     Declared,
     declared_parameters,
@@ -22,8 +22,6 @@ from lmscale.model.initialize import (
 __all__ = [
     "Account",
     "Declared",
-    "Flops",
-    "Head",
     "Model",
     "account_model",
     "build_model",

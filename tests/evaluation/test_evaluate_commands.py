@@ -54,7 +54,6 @@ def run(config: RunConfig, tokenizer) -> RunConfig:
             plan=plan_batches(global_windows=4, micro_windows=4, data_ranks=1),
             mesh=Mesh(),
             device=CPU,
-            name_prefix="model.",
         )
         save_checkpoint(
             LocalPlace(config.folder / "checkpoints"),
