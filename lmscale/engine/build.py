@@ -100,8 +100,9 @@ def build_engine(
 ) -> Engine:
     """Wrap ``module``, whose parameters hold the initial weights, in DeepSpeed.
 
-    ``kinds`` maps each parameter's name in the model to linear, head, embedding, norm or bias; those that need no gradient are frozen. Needs the process group. Raises
-    ``ConfigError`` for a precision that the device cannot do.
+    ``kinds`` maps each parameter's name in the model to linear, head, embedding, norm or bias;
+    those that need no gradient are frozen. Needs the process group. Raises ``ConfigError`` for a
+    precision that the device cannot do.
     """
     check_precision(config, device)
     deepspeed = prepare_deepspeed(device)
