@@ -12,7 +12,7 @@ import yaml
 
 from lmscale.config.assets import find_assets
 from lmscale.config.cluster_profile import ClusterConfig
-from lmscale.config.load import ConfigLoader, parse_yaml, validate_tree
+from lmscale.config.load import ConfigLoader, parse_yaml, read_text, validate_tree
 from lmscale.errors import ConfigError
 
 
@@ -36,11 +36,7 @@ _Loader.add_implicit_resolver(
 def load_cluster(name_or_path: str | Path) -> ClusterConfig:
     """A profile by its name, or any YAML file by its path. Raises ``ConfigError``."""
     path = find_profile(name_or_path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    return parse_cluster(text, name=str(path))
+    return parse_cluster(read_text(path), name=str(path))
 
 
 def parse_cluster(text: str, *, name: str = "profile") -> ClusterConfig:

@@ -91,14 +91,17 @@ ConfigLoader.add_implicit_resolver(
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply ``a.b=c`` overrides, and validate. Raises ``ConfigError``."""
-    path = Path(path)
+    return parse_config(read_text(Path(path)), overrides, name=str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration file. Raises ``ConfigError``."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such configuration file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    return parse_config(text, overrides, name=str(path))
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), *, name: str = "config") -> RunConfig:
@@ -217,7 +220,7 @@ def _known_keys(
     value: Any = tree
     for part in location:
         section = _section_in(annotation)
-        value = _value_at(value, part)
+        value = value.get(part) if isinstance(value, Mapping) else None
         if section is not None and part in section.model_fields:
             field = section.model_fields[str(part)]
             kinds = next((item for item in field.metadata if isinstance(item, Kinds)), None)
@@ -229,15 +232,6 @@ def _known_keys(
             annotation = arguments[-1] if arguments else None
     section = _section_in(annotation)
     return list(section.model_fields) if section is not None else []
-
-
-def _value_at(value: Any, part: str | int) -> Any:
-    """What pydantic calls ``part`` of ``value``; None for a key that is not text, such as a date,
-    whose name it gives instead.
-    """
-    if isinstance(value, Mapping):
-        return value.get(part)
-    return value[part] if isinstance(value, list) and isinstance(part, int) else None
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
