@@ -23,8 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmscale.config.batch import plan_batches
-from lmscale.config.data import StreamConfig
+from lmscale.config.data import StreamConfig, plan_batches
 from lmscale.objective.causal import CausalPreparation
 from lmscale.shards.manifest import Manifest, save_manifest
 from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard

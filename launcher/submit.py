@@ -32,7 +32,7 @@ from launcher.sweep import parse_axis, plan_sweep, plan_table
 from lmscale.config import load_config
 from lmscale.config.cluster import change_cluster, find_profile, load_cluster
 from lmscale.config.cluster_profile import ClusterConfig
-from lmscale.config.places import with_absolute_places
+from lmscale.config.run import with_absolute_places
 from lmscale.errors import ClusterError, ConfigError, DataError, LmscaleError
 from lmscale.files.jsonl import append_durable_row
 from lmscale.files.locks import locked_file

@@ -11,7 +11,7 @@ import yaml
 
 from launcher.job import SweepPlan
 from lmscale.config import RunConfig, load_config
-from lmscale.config.places import with_absolute_places
+from lmscale.config.run import with_absolute_places
 from lmscale.errors import ConfigError
 from lmscale.files.run_files import SLURM_FOLDER, SWEEP_FILE
 from lmscale.runs.sweep_folder import Sweep, SweepMember, read_sweep

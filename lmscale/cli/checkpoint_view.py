@@ -158,7 +158,7 @@ def _render_tensors(manifest: Manifest) -> Iterator[str]:
 
 
 def _render_place(manifest: Manifest) -> Iterator[str]:
-    from lmscale.stream.state import StreamState
+    from lmscale.stream.stream import StreamState
     from lmscale.train.progress import STREAM, read_progress
 
     yield _line("step", f"{manifest.step:,}")

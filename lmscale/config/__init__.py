@@ -3,15 +3,15 @@
 ::
 
     YAML, --set ──load_config (load.py)──→ RunConfig (run.py), frozen, or all problems at once
-                                             ├ data, model, objective, training, safety
-                                             └ batch.py: plan_batches, windows of ranks and passes
+                                             └ data, model, objective, training, safety
     profile ──→ ClusterConfig (cluster_profile.py), or all problems at once
 
-A section is a ``Section`` (base.py); the docstrings of its fields are the table in
+``plan_batches`` (data.py) divides a step's windows among ranks and passes. A section is a
+``Section`` (base.py); the docstrings of its fields are the table in
 docs/configuration.md. The first call to read is ``load_config``.
 """
 
-from lmscale.config.batch import BatchPlan, plan_batches
+from lmscale.config.data import BatchPlan, plan_batches
 from lmscale.config.load import dump_config, load_config, parse_config
 from lmscale.config.run import RunConfig
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, PositiveInt
 
 from lmscale.config.base import Section
-from lmscale.config.batch import BatchPlan, plan_batches
+from lmscale.errors import ConfigError
 
 # USTAR has 100 bytes for a member's name, which begins with the source's.
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
@@ -161,3 +162,43 @@ class BatchConfig(Section):
             micro_windows=self.micro_windows,
             data_ranks=data_ranks,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """A step's windows on the data ranks. ``global = data ranks × accumulation × micro``."""
+
+    global_windows: int
+    data_ranks: int
+    micro_windows: int
+    accumulation: int
+
+    @property
+    def windows_per_rank(self) -> int:
+        return self.accumulation * self.micro_windows
+
+
+def plan_batches(*, global_windows: int, micro_windows: int, data_ranks: int) -> BatchPlan:
+    """Deal a step's windows to the ranks; micro-batches are as large as ``micro_windows`` allows.
+
+    The step is the same whatever the number of ranks: only its division changes. Raises
+    ``ConfigError`` when the windows cannot be dealt evenly.
+    """
+    if global_windows % data_ranks:
+        below = global_windows // data_ranks * data_ranks
+        fits = [n for n in (below, below + data_ranks) if n]
+        divisors = [w for w in range(1, global_windows + 1) if global_windows % w == 0]
+        near = sorted(sorted(divisors, key=lambda w: abs(w - data_ranks))[:4])
+        raise ConfigError(
+            f"batch.global_windows = {global_windows} cannot be dealt evenly to "
+            f"{data_ranks} ranks. "
+            f"Use {' or '.join(map(str, fits))} windows, or {', '.join(map(str, near))} ranks."
+        )
+    share = global_windows // data_ranks
+    micro = max(m for m in range(1, min(micro_windows, share) + 1) if share % m == 0)
+    return BatchPlan(
+        global_windows=global_windows,
+        data_ranks=data_ranks,
+        micro_windows=micro,
+        accumulation=share // micro,
+    )

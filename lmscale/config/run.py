@@ -25,6 +25,7 @@ from lmscale.config.training import (
     TrainConfig,
     WatchConfig,
 )
+from lmscale.files.locations import absolute_location
 
 VOCAB_MULTIPLE = 128  # rows of the embedding: tensor cores and vocabulary splits want whole tiles
 
@@ -134,3 +135,32 @@ class RunConfig(Section):
     @property
     def tokens_per_step(self) -> int:
         return self.batch.global_windows * self.stream.sequence_length
+
+
+def with_absolute_places(config: RunConfig) -> RunConfig:
+    """The same configuration for a process that starts elsewhere.
+
+    ``corpus.sources`` keep their inputs as they stand: a built corpus is known by them, and would
+    count as built from other files.
+    """
+    tree = config.model_dump(mode="json")
+    tree["run"]["folder"] = absolute_location(str(config.folder))
+    folder, step = config.run.initial_run
+    if config.run.init_from:
+        tree["run"]["init_from"] = absolute_location(str(folder)) + (
+            "" if step is None else f"@{step}"
+        )
+    for section in ("corpus", "tokenizer", "shards"):
+        tree[section]["folder"] = absolute_location(tree[section]["folder"])
+    saves = tree["checkpoint"]
+    saves["folder"] = saves["folder"] and absolute_location(saves["folder"])
+    local = saves["local"]
+    if local["folder"] and not local["folder"].startswith("$"):  # every node's own, at run time
+        local["folder"] = absolute_location(local["folder"])
+    cache = tree["stream"]["cache"]
+    cache["folder"] = cache["folder"] and absolute_location(cache["folder"])
+    for source in tree["stream"]["sources"].values():
+        source["shards"] = absolute_location(source["shards"])
+    sets = tree["evaluation"]["sets"]
+    tree["evaluation"]["sets"] = {name: absolute_location(place) for name, place in sets.items()}
+    return RunConfig.model_validate(tree)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmscale.config.batch import BatchPlan
+from lmscale.config.data import BatchPlan
 from lmscale.config.training import EngineConfig
 from lmscale.engine.deepspeed_config import render_deepspeed_config
 from lmscale.engine.engine import MODEL_PREFIX, Engine, whole_shape

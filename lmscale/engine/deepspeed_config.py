@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lmscale.config.batch import BatchPlan
+from lmscale.config.data import BatchPlan
 from lmscale.config.load import describe_unknown
 from lmscale.config.training import EngineConfig
 from lmscale.errors import ConfigError

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmscale.config.batch import BatchPlan
+from lmscale.config.data import BatchPlan
 from lmscale.config.training import EngineConfig
 from lmscale.ranks.mesh import Mesh
 

@@ -18,8 +18,7 @@ from lmscale.stream.ledger import (
     read_ledger,
     sum_rows,
 )
-from lmscale.stream.state import StreamState, geometry_of
-from lmscale.stream.stream import Stream, find_changed_data
+from lmscale.stream.stream import Stream, StreamState, find_changed_data, geometry_of
 
 ROWS_AT_ONCE = 256
 

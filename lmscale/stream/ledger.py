@@ -22,8 +22,7 @@ from lmscale.files.jsonl import RowFile, append_rows, mend_tail, read_rows, rene
 from lmscale.files.locations import absolute_location
 from lmscale.files.strangers import Count, ImplausibleError, checked
 from lmscale.runs.commits import Commit, read_commits
-from lmscale.stream.state import StreamState
-from lmscale.stream.stream import Stream
+from lmscale.stream.stream import Stream, StreamState
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 
-from lmscale.config.batch import BatchPlan
+from lmscale.config.data import BatchPlan
 from lmscale.errors import TransientError
 from lmscale.stream.batches import Batch, Preparation, StepBatch, add_digests
 from lmscale.stream.ledger import LedgerRow

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, TypeAdapter
 
 from lmscale.config.data import StreamConfig
-from lmscale.errors import ConfigError, DataError
+from lmscale.errors import CheckpointError, ConfigError, DataError
+from lmscale.files.strangers import EXACT, Count, ImplausibleError, Tree, checked
+from lmscale.runs.continuation import STREAM_KEYS
 from lmscale.stream.batches import Rows
 from lmscale.stream.dataset import Dataset, open_datasets
 from lmscale.stream.mixture import (
@@ -23,9 +27,53 @@ from lmscale.stream.mixture import (
 )
 from lmscale.stream.order import SourceOrder
 from lmscale.stream.shard_windows import ShardWindows, read_rows
-from lmscale.stream.state import FINGERPRINT_DIGITS, StreamState, check_unchanged, geometry_of
 
 FETCH_THREADS = 4  # downloads (or hashes) at once per process
+VERSION = 2  # of the state
+FINGERPRINT_DIGITS = 16  # 64 bits tell datasets apart, and keep the state small
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamState:
+    """Enough to go on at sample ``n`` without replaying one: it follows from this and the shards.
+
+    Under 1 kB for a few sources; it grows with the sources and with each change of the mixture or
+    jump.
+    """
+
+    __pydantic_config__ = EXACT
+    version: Count = VERSION
+    seed: Count
+    n: Count
+    geometry: Tree
+    segments: Annotated[tuple[Segment, ...], Field(min_length=1)]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(tree: Any) -> StreamState:
+        """Raises ``CheckpointError`` for what is not a stream's state, or of another version."""
+        try:
+            state = checked(_STATE, tree)
+        except ImplausibleError as error:
+            raise CheckpointError(
+                f"The stream's state cannot be read ({error}). The file that holds it is damaged; "
+                "resume from another checkpoint."
+            ) from None
+        if state.version != VERSION:
+            raise CheckpointError(
+                f"The stream's state has version {state.version}; this lmscale reads {VERSION}. "
+                "Resume with the lmscale that wrote it."
+            )
+        return state
+
+
+_STATE = TypeAdapter(StreamState)
+
+
+def geometry_of(config: StreamConfig) -> dict[str, Any]:
+    return {key: getattr(config, key) for key in STREAM_KEYS}
 
 
 class Stream:
@@ -188,6 +236,21 @@ def open_stream(
         assert jump.start >= n, f"a jump at sample {jump.start}, before the next sample, {n}"
         segments = jump_window(jump.segments or segments, start=jump.start, samples=jump.samples)
     return Stream(config, seed=seed, datasets=datasets, segments=mixture(segments))
+
+
+def check_unchanged(state: StreamState, config: StreamConfig, *, seed: int) -> None:
+    """Raise ``ConfigError`` with every setting that a run cannot change once it has begun."""
+    before = {f"stream.{key}": value for key, value in state.geometry.items()}
+    now = {f"stream.{key}": value for key, value in geometry_of(config).items()}
+    before["run.seed"], now["run.seed"] = state.seed, seed
+    problems = [
+        f"{key} = {now[key]!r}, but the run began with {before.get(key)!r}; samples already used "
+        f"would come again or never. Set it back, or start a new run."
+        for key in now
+        if before.get(key) != now[key]
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def find_changed_data(datasets: Mapping[str, Dataset], segments: Iterable[Segment]) -> list[str]:

@@ -18,7 +18,7 @@ from functools import cached_property
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from lmscale.config.batch import BatchPlan
+from lmscale.config.data import BatchPlan
 from lmscale.runs import faults
 from lmscale.stream.batches import Batch, Layout, Preparation, prepare_batches
 from lmscale.stream.stream import Stream

@@ -35,8 +35,7 @@ from lmscale.ranks.ranks import Ranks
 from lmscale.runs.lease import NO_LEASE, Lease
 from lmscale.stream.batches import Preparation
 from lmscale.stream.loader import StepLoader, open_loader
-from lmscale.stream.state import StreamState
-from lmscale.stream.stream import Stream, open_stream
+from lmscale.stream.stream import Stream, StreamState, open_stream
 from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer import Tokenizer, load_tokenizer
 from lmscale.train.folder import freeze_run, identity_of

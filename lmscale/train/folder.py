@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmscale.config import RunConfig, dump_config
-from lmscale.config.places import with_absolute_places
+from lmscale.config.run import with_absolute_places
 from lmscale.errors import ConfigError, LeaseLostError
 from lmscale.files.atomic import write_bytes, writing
 from lmscale.files.locks import locked_file

@@ -153,9 +153,7 @@ def build_run_engine(
             block.compile()
     kinds = parameter_kinds(model)
     scoring = build_scoring(model, config)
-    return build_engine(
-        scoring, kinds, config.engine, plan=plan, mesh=mesh, device=device, name_prefix="model."
-    )
+    return build_engine(scoring, kinds, config.engine, plan=plan, mesh=mesh, device=device)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from lmscale.config.batch import plan_batches
+from lmscale.config.data import plan_batches
 from lmscale.config.training import EngineConfig
 from lmscale.engine import check_precision, render_deepspeed_config
 from lmscale.engine.deepspeed_config import MAX_BUCKET_ELEMENTS, RESERVED

@@ -17,7 +17,7 @@ from lmscale.errors import CheckpointError
 from lmscale.files.strangers import MAX_DEPTH
 from lmscale.guard.state import GuardState, StepFigures, read_guard_state
 from lmscale.stream.mixture import Segment
-from lmscale.stream.state import StreamState
+from lmscale.stream.stream import StreamState
 from lmscale.train.progress import Progress, read_progress
 
 

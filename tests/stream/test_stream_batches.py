@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from lmscale.config.batch import plan_batches
+from lmscale.config.data import plan_batches
 from lmscale.stream.batches import TOKENS, Field, Prepared, Rows, split_rows
 from lmscale.stream.loader import open_loader
 from lmscale.stream.stream import open_stream

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.config import parse_config
-from lmscale.config.batch import plan_batches
+from lmscale.config.data import plan_batches
 from lmscale.errors import CheckpointError
 from lmscale.objective.causal import CausalPreparation
 from lmscale.objective.objective import build_preparation
@@ -16,8 +16,7 @@ from lmscale.stream.audit import audit_run
 from lmscale.stream.ledger import load_record, open_ledger
 from lmscale.stream.loader import digest_steps
 from lmscale.stream.mixture import Jump, Mixture, append_segment, jump_window, plan_quotas
-from lmscale.stream.state import StreamState
-from lmscale.stream.stream import open_stream
+from lmscale.stream.stream import StreamState, open_stream
 
 PREPARATION = CausalPreparation(mask_documents=True)
 

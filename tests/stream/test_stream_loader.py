@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from lmscale.config.batch import plan_batches
+from lmscale.config.data import plan_batches
 from lmscale.errors import DataError, TransientError
 from lmscale.objective.causal import CausalPreparation
 from lmscale.stream.batches import add_digests
@@ -199,7 +199,7 @@ def test_workers_end_when_their_loader_is_closed_early(stream):
 def test_workers_die_with_their_rank_even_by_sigkill(stream_config, tmp_path):
     program = """
         import os, pickle, signal, sys
-        from lmscale.config.batch import plan_batches
+        from lmscale.config.data import plan_batches
         from lmscale.objective.causal import CausalPreparation
         from lmscale.stream.loader import open_loader
         from lmscale.stream.worker import LoaderJob

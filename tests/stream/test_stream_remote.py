@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from lmscale.config.batch import plan_batches
+from lmscale.config.data import plan_batches
 from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
 from lmscale.files import retry
 from lmscale.files.locations import join_location

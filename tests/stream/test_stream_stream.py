@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.objective.causal import CausalPreparation
-from lmscale.stream.state import StreamState
-from lmscale.stream.stream import open_stream
+from lmscale.stream.stream import StreamState, open_stream
 
 
 def content(stream, first_n, count):

@@ -11,7 +11,7 @@ from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.load import load_weights
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.config import dump_config
-from lmscale.config.places import with_absolute_places
+from lmscale.config.run import with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError
 from lmscale.model import build_model
 from lmscale.ranks.ranks import Ranks
