@@ -114,6 +114,11 @@ class Engine:
         """One forward pass, through DeepSpeed's hooks."""
         return self.deepspeed(**inputs)
 
+    @property
+    def forward_module(self) -> torch.nn.Module:
+        """The same forward pass as a torch module."""
+        return self.deepspeed
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """The model is in evaluation mode, without dropout, for the time of the block."""

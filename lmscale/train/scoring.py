@@ -59,7 +59,7 @@ class Evaluator:
         plan = plan_evaluation(run.config, run.tokenizer.token_bytes(), max_windows=max_windows)
         scores = {
             set_name: evaluate_set(
-                run.engine.deepspeed,
+                run.engine.forward_module,
                 dataset,
                 plan,
                 data=run.mesh.data,
