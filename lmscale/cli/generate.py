@@ -41,15 +41,10 @@ def generate(
     loaded = load_run(run, step=step, device=select_device(Ranks()))
     generation = Generation(loaded.model, loaded.tokenizer, prompt, sampling, max_tokens=max_tokens)
     stream = TextStream(loaded.tokenizer)
-    _write(prompt)
+    print(prompt, end="", flush=True)
     for token in generation:
         if token != loaded.tokenizer.eos_id:
-            _write(stream.add(token))
-    _write(stream.finish() + "\n")
+            print(stream.add(token), end="", flush=True)
+    print(stream.finish())
     if generation.stopped_by == "max_positions":
         print(f"(stopped: the model sees {loaded.model.max_positions} tokens)", file=sys.stderr)
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
