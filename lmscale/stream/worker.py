@@ -9,7 +9,6 @@ import os
 import pickle
 import queue
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Sequence
@@ -145,7 +144,3 @@ def _send_error(connection: Connection, error: BaseException) -> None:
         connection.send((error, trace))
     except BrokenPipeError:
         os._exit(0)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
