@@ -28,7 +28,7 @@ from lmscale.objective.objective import build_scoring
 from lmscale.objective.scores import to_device
 from lmscale.ranks.mesh import Mesh
 from lmscale.stream.batches import Batch, StepBatch
-from lmscale.train.initial import Fresh, build_run_engine, fill_weights
+from lmscale.train.initial import build_run_engine, draw_weights, fill_weights
 from lmscale.train.loop import train_steps
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -221,7 +221,7 @@ def build_bare_model(
         for name, parameter in model.named_parameters():
             _draw(name, parameter.data, config.model.init_std, is_matrix=parameter.ndim > 1)
     else:
-        fill_weights(model, Fresh(seed=config.run.seed))
+        fill_weights(model, draw_weights(config.run.seed))
     if config.engine.compile:
         for block in model.blocks_to_compile():
             block.compile()

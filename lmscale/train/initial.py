@@ -77,7 +77,7 @@ def open_initial_weights(
     ranks when there is none that can be used.
     """
     if not config.run.init_from:
-        yield draw_weights(config)
+        yield draw_weights(config.run.seed)
         return
     source, step = config.run.initial_run
     place, manifest = _find_source(source, step, ranks)
@@ -103,9 +103,9 @@ def open_initial_weights(
         )
 
 
-def draw_weights(config: RunConfig) -> InitialWeights:
+def draw_weights(seed: int) -> InitialWeights:
     """Random values, a function of the seed and each parameter's name."""
-    return InitialWeights(value=partial(initial_value, seed=config.run.seed))
+    return InitialWeights(value=partial(initial_value, seed=seed))
 
 
 def _find_source(folder: Path, step: int | None, ranks: Ranks) -> tuple[Place, Manifest]:
@@ -146,7 +146,7 @@ def build_run_engine(
     if fill:
         # At ZeRO 3 rank 0's values are dealt out; elsewhere every rank draws, or reads, the same.
         has_values = config.engine.zero_stage != 3 or dist.get_rank() == 0
-        fill_weights(model, initial or draw_weights(config), has_values=has_values)
+        fill_weights(model, initial or draw_weights(config.run.seed), has_values=has_values)
     freeze_parameters(model, config.train.freeze)
     if config.engine.compile:
         for block in model.blocks_to_compile():

@@ -14,7 +14,7 @@ from lmscale.corpus import build_corpus
 from lmscale.model import build_model
 from lmscale.model.decoder import Decoder
 from lmscale.tokenizer import Tokenizer, train_tokenizer
-from lmscale.train.initial import Fresh, fill_weights
+from lmscale.train.initial import draw_weights, fill_weights
 
 CHINESE = "天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。寒来暑往，秋收冬藏。"
 LENGTH = 24
@@ -61,5 +61,5 @@ def tokenizer(config) -> Tokenizer:
 def model() -> Decoder:
     config = DecoderConfig(layers=2, width=32, heads=4, init_std=0.2)
     model = build_model(config, Sizes(vocab_size=512, max_positions=LENGTH, sequence_length=LENGTH))
-    fill_weights(model, Fresh(seed=1))
+    fill_weights(model, draw_weights(1))
     return model.eval()

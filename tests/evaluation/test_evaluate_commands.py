@@ -28,7 +28,7 @@ from lmscale.ranks.mesh import Axis, Mesh
 from lmscale.ranks.ranks import Ranks, open_process_group
 from lmscale.shards import build_shards, load_manifest, save_manifest
 from lmscale.stream.dataset import open_dataset
-from lmscale.train.initial import Fresh, fill_weights
+from lmscale.train.initial import draw_weights, fill_weights
 
 CPU = torch.device("cpu")
 app = typer.Typer()
@@ -43,7 +43,7 @@ def run(config: RunConfig, tokenizer) -> RunConfig:
     config.folder.mkdir()
     (config.folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     model = build_model(config.model, config.sizes)
-    fill_weights(model, Fresh(seed=config.run.seed))
+    fill_weights(model, draw_weights(config.run.seed))
     kinds = parameter_kinds(model)
     stage_0 = config.engine.model_copy(update={"zero_stage": 0})
     with open_process_group(Ranks(), CPU):

@@ -10,7 +10,7 @@ from lmscale.errors import ConfigError
 from lmscale.evaluation import Generation, Sampling, TextStream
 from lmscale.model import build_model
 from lmscale.model.layout import build_layout
-from lmscale.train.initial import Fresh, fill_weights
+from lmscale.train.initial import draw_weights, fill_weights
 
 PROMPT = "The"
 
@@ -55,7 +55,7 @@ def constant_model():
     def build(logits: dict[int, float]):
         config = DecoderConfig(layers=1, width=32, heads=4, norm="layernorm", bias=True)
         model = build_model(config, Sizes(vocab_size=512, max_positions=24, sequence_length=24))
-        fill_weights(model, Fresh(seed=1))
+        fill_weights(model, draw_weights(1))
         model.norm.weight.data.zero_()
         model.norm.bias.data.fill_(1 / 32)  # the hidden state, so that a row of ones scores 1
         model.head.weight.data.zero_()

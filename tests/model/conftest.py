@@ -7,7 +7,7 @@ import torch
 
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.model.decoder import Decoder
-from lmscale.train.initial import Fresh, fill_weights
+from lmscale.train.initial import draw_weights, fill_weights
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def make_model():
         length = max_positions
         sizes = Sizes(vocab_size=vocab_size, max_positions=length, sequence_length=length)
         model = Decoder(config, sizes)
-        fill_weights(model, Fresh(seed=1))
+        fill_weights(model, draw_weights(1))
         return model.to(dtype).eval()
 
     return make

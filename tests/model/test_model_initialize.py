@@ -12,14 +12,14 @@ from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.config.objective import CausalConfig
 from lmscale.model import Declared, build_model, initial_value, parameter_kinds
 from lmscale.objective.causal_scoring import build_causal_scoring
-from lmscale.train.initial import Fresh, fill_weights
+from lmscale.train.initial import draw_weights, fill_weights
 
 
 def build(config: DecoderConfig, seed: int = 1, dtype=torch.float32):
     model = build_model(config, Sizes(vocab_size=211, max_positions=64, sequence_length=64)).to(
         dtype
     )
-    fill_weights(model, Fresh(seed=seed))
+    fill_weights(model, draw_weights(seed))
     return model
 
 
@@ -98,7 +98,7 @@ def test_a_module_may_declare_the_parameters_of_its_children():
             return {name: Declared(kind="stacked", std=std) for name, std in spread.items()}
 
     model = nn.Sequential(Cells())
-    fill_weights(model, Fresh(seed=1))
+    fill_weights(model, draw_weights(1))
     assert set(parameter_kinds(model).values()) == {"stacked"}
     assert model[0].cells.weight_ih_l0.std().item() == pytest.approx(0.1, rel=0.4)
 

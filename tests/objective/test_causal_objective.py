@@ -12,7 +12,7 @@ from lmscale.model import build_model
 from lmscale.model.layout import build_layout
 from lmscale.objective.causal_scoring import build_causal_scoring
 from lmscale.objective.scores import LossSum, Scores, ScoreSums, Scoring
-from lmscale.train.initial import Fresh, fill_weights
+from lmscale.train.initial import draw_weights, fill_weights
 
 VOCAB = 37
 
@@ -20,7 +20,7 @@ VOCAB = 37
 def build(*, mask_documents: bool = True, z_loss: float = 0.0, **switches) -> Scoring:
     config = DecoderConfig(layers=2, width=32, heads=4, init_std=0.3, **switches)
     model = build_model(config, Sizes(vocab_size=VOCAB, max_positions=16, sequence_length=16))
-    fill_weights(model, Fresh(seed=1))
+    fill_weights(model, draw_weights(1))
     settings = CausalConfig(chunk_tokens=5, z_loss=z_loss)
     return build_causal_scoring(model, settings, mask_documents=mask_documents)
 
