@@ -20,7 +20,7 @@ from lmscale.checkpoint.load import load_checkpoint
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.save import save_checkpoint
 from lmscale.config import RunConfig, plan_batches
-from lmscale.engine import Engine
+from lmscale.engine.engine import Engine
 from lmscale.engine.step_report import StepReport
 from lmscale.ranks.collectives import sum_float64
 from lmscale.ranks.device import peak_memory_bytes

@@ -17,7 +17,7 @@ from synthetic import build_config, random_steps
 from training_loops import BareLoop, LmscaleLoop, TrainingLoop
 
 from lmscale.config import BatchPlan, RunConfig, plan_batches
-from lmscale.model import account_model
+from lmscale.model.family import account_model
 from lmscale.objective.objective import build_preparation
 from lmscale.ranks.device import device_name, peak_tflops
 from lmscale.shards.manifest import Manifest, save_manifest

@@ -25,7 +25,7 @@ from trainer_loop import TrainerLoop
 from training_loops import AutocastLoop, BareLoop, LmscaleLoop, TrainingLoop
 
 from lmscale.config import BatchPlan, RunConfig, load_config, plan_batches
-from lmscale.model import account_model
+from lmscale.model.family import account_model
 from lmscale.ranks.device import device_name, peak_tflops
 from lmscale.ranks.ranks import Ranks, open_process_group
 from lmscale.runs.environment import num_cores

@@ -18,10 +18,12 @@ from torch.nn.functional import cross_entropy
 from lmscale.checkpoint.fragments import held_fragments, refresh_parameters
 from lmscale.checkpoint.manifest import MASTER
 from lmscale.config import BatchPlan, RunConfig
-from lmscale.engine import Engine, learning_rate
+from lmscale.engine.engine import Engine
 from lmscale.engine.optimizer import build_optimizer
-from lmscale.model import build_model, parameter_kinds
+from lmscale.engine.schedule import learning_rate
 from lmscale.model.decoder import Decoder
+from lmscale.model.family import build_model
+from lmscale.model.initialize import parameter_kinds
 from lmscale.model.layout import mark_starts
 from lmscale.objective.causal_scoring import build_targets
 from lmscale.objective.objective import build_scoring

@@ -10,7 +10,7 @@ import lmscale
 from lmscale.config import RunConfig, dump_config, load_config, parse_config, plan_batches
 from lmscale.engine.deepspeed_config import render_deepspeed_config
 from lmscale.errors import ConfigError
-from lmscale.model import account_model
+from lmscale.model.family import account_model
 
 CONFIGS = Path(lmscale.__file__).parents[1] / "configs"
 PATHS = sorted(CONFIGS.glob("*.yaml"))

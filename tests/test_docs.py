@@ -20,7 +20,7 @@ from forked_processes import run_process
 import lmscale
 from lmscale.cli.app import app
 from lmscale.config import load_config, parse_config
-from lmscale.model import account_model
+from lmscale.model.family import account_model
 
 ROOT = Path(lmscale.__file__).parents[1]
 TOP = [ROOT / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md")]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lmscale.checkpoint.fragments import owned_fragments
 from lmscale.config import plan_batches
 from lmscale.config.training import EngineConfig
-from lmscale.engine import Engine, build_engine, gathered, parameter_context
+from lmscale.engine.build import build_engine, gathered, parameter_context
+from lmscale.engine.engine import Engine
 from lmscale.ranks.collectives import gather_json, sum_float64
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 from lmscale.ranks.mesh import Axis, Mesh

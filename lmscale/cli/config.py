@@ -69,7 +69,7 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
     from dataclasses import asdict
 
     from lmscale.engine.deepspeed_config import render_deepspeed_config
-    from lmscale.model import account_model
+    from lmscale.model.family import account_model
 
     plan = config.batch.plan(num_ranks)
     num_parameters = account_model(config.model, config.sizes).total

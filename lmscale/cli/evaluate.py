@@ -15,7 +15,7 @@ from lmscale.cli.options import JsonOption, RunArgument
 from lmscale.errors import EXIT_RESUMABLE, ConfigError
 
 if TYPE_CHECKING:
-    from lmscale.evaluation import SetScore
+    from lmscale.evaluation.perplexity import SetScore
     from lmscale.runs.stop import StopRequests
 
 StepOption = Annotated[
@@ -52,7 +52,7 @@ def evaluate(
     if as_json:
         print(json.dumps({name: score.to_dict() for name, score in scores.items()}, indent=1))
     else:
-        from lmscale.evaluation import render_scores
+        from lmscale.evaluation.perplexity import render_scores
 
         print(render_scores(scores))
 
@@ -64,8 +64,8 @@ def _evaluate(
     max_windows: int | None,
     stop: StopRequests,
 ) -> dict[str, SetScore]:
-    from lmscale.evaluation import evaluate_set, load_run, plan_evaluation
-    from lmscale.evaluation.perplexity import open_evaluation_sets
+    from lmscale.evaluation.perplexity import evaluate_set, open_evaluation_sets, plan_evaluation
+    from lmscale.evaluation.run import load_run
     from lmscale.files.progress import progress
     from lmscale.objective.objective import build_scoring
     from lmscale.ranks.device import select_device

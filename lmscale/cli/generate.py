@@ -26,7 +26,8 @@ def generate(
     step: StepOption = None,
 ) -> None:
     """Continue a prompt with a run's model; the text streams to the terminal."""
-    from lmscale.evaluation import Generation, Sampling, TextStream, load_run
+    from lmscale.evaluation.generate import Generation, Sampling, TextStream
+    from lmscale.evaluation.run import load_run
     from lmscale.ranks.device import select_device
     from lmscale.ranks.ranks import Ranks
 

@@ -11,19 +11,3 @@ Muon over every stage; ``schedule.py`` the learning rate as a function of the st
 to read is ``Engine.accumulate``. Outside of this folder and
 ``checkpoint/`` nothing knows DeepSpeed.
 """
-
-from lmscale.engine.build import build_engine, check_precision, gathered, parameter_context
-from lmscale.engine.deepspeed_config import render_deepspeed_config
-from lmscale.engine.engine import Engine, Update
-from lmscale.engine.schedule import learning_rate
-
-__all__ = [
-    "Engine",
-    "Update",
-    "build_engine",
-    "check_precision",
-    "gathered",
-    "learning_rate",
-    "parameter_context",
-    "render_deepspeed_config",
-]

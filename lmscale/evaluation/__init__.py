@@ -10,26 +10,3 @@
 The first calls to read are ``load_run`` and ``evaluate_set``. The evaluation between the steps of a
 run, by the same functions, is ``lmscale/train/scoring.py``.
 """
-
-from lmscale.evaluation.generate import Generation, Sampling, TextStream
-from lmscale.evaluation.perplexity import (
-    EvaluationPlan,
-    SetScore,
-    evaluate_set,
-    plan_evaluation,
-    render_scores,
-)
-from lmscale.evaluation.run import LoadedRun, load_run
-
-__all__ = [
-    "EvaluationPlan",
-    "Generation",
-    "LoadedRun",
-    "Sampling",
-    "SetScore",
-    "TextStream",
-    "evaluate_set",
-    "load_run",
-    "plan_evaluation",
-    "render_scores",
-]

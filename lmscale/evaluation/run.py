@@ -15,7 +15,7 @@ from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import RunConfig
 from lmscale.errors import CheckpointError
 from lmscale.history.history import read_history
-from lmscale.model import Model, build_model
+from lmscale.model.family import Model, build_model
 from lmscale.runs.run_folder import load_run_config
 from lmscale.tokenizer import Tokenizer, load_tokenizer
 

@@ -10,22 +10,3 @@
 is the family of GPT-2 and Llama, made of the parts beside it. Every module declares the kinds and
 the initial values of its parameters (``initialize.py``).
 """
-
-from lmscale.model.family import Account, Model, account_model, build_model
-from lmscale.model.initialize import (
-    Declared,
-    declared_parameters,
-    initial_value,
-    parameter_kinds,
-)
-
-__all__ = [
-    "Account",
-    "Declared",
-    "Model",
-    "account_model",
-    "build_model",
-    "declared_parameters",
-    "initial_value",
-    "parameter_kinds",
-]

@@ -19,14 +19,15 @@ from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.places.run_place import open_place, prepare_place
 from lmscale.config import BatchPlan, RunConfig
-from lmscale.engine import Engine, check_precision
+from lmscale.engine.build import check_precision
+from lmscale.engine.engine import Engine
 from lmscale.errors import CheckpointError, DataError, LmscaleError
 from lmscale.files.atomic import writing
 from lmscale.files.strangers import checked
 from lmscale.guard.state import GuardState, read_guard_state
 from lmscale.history.history import HISTORY, History, read_history, record_resume
 from lmscale.history.rewinds import pending_jumps
-from lmscale.model import account_model
+from lmscale.model.family import account_model
 from lmscale.objective.objective import build_preparation
 from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.ranks.device import device_name

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from lmscale.checkpoint.fragments import held_fragments
-from lmscale.engine import Engine
+from lmscale.engine.engine import Engine
 from lmscale.engine.masters import base_optimizer
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import CorruptionError, LmscaleError, NoSpaceError

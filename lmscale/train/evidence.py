@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lmscale.checkpoint.fragments import owned_fragments, parameter_shapes
-from lmscale.engine import Engine
+from lmscale.engine.engine import Engine
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import GuardError, LmscaleError
 from lmscale.files.atomic import write_json

@@ -26,12 +26,13 @@ from lmscale.checkpoint.manifest import Manifest
 from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import BatchPlan, RunConfig
-from lmscale.engine import Engine, build_engine, gathered, parameter_context
-from lmscale.engine.engine import whole_shape
+from lmscale.engine.build import build_engine, gathered, parameter_context
+from lmscale.engine.engine import Engine, whole_shape
 from lmscale.errors import ConfigError
 from lmscale.files.strangers import EXACT, Count, Text
 from lmscale.history.history import read_history
-from lmscale.model import Declared, build_model, declared_parameters, initial_value, parameter_kinds
+from lmscale.model.family import build_model
+from lmscale.model.initialize import Declared, declared_parameters, initial_value, parameter_kinds
 from lmscale.objective.objective import build_scoring
 from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.ranks.mesh import Mesh

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from lmscale.config import RunConfig
-from lmscale.engine import Engine, Update, learning_rate, tensor_faults
+from lmscale.engine import tensor_faults
+from lmscale.engine.engine import Engine, Update
+from lmscale.engine.schedule import learning_rate
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import CorruptionError, LmscaleError
 from lmscale.files import fault_points

@@ -11,7 +11,7 @@ import math
 import torch
 
 from lmscale.checkpoint.manifest import Probe
-from lmscale.engine import Engine
+from lmscale.engine.engine import Engine
 from lmscale.objective.scores import to_device
 from lmscale.ranks.collectives import failing_together, sum_float64
 from lmscale.stream.batches import Preparation

@@ -17,7 +17,7 @@ from lmscale.checkpoint.save import draft_manifest, live_copy
 from lmscale.checkpoint.snapshot import Snapshot, parts_of
 from lmscale.checkpoint.tier import Job, SharedTier, Tier
 from lmscale.checkpoint.writer import CheckpointWriter
-from lmscale.engine import Engine
+from lmscale.engine.engine import Engine
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import ConfigError, DataError, LeaseLostError, LmscaleError
 from lmscale.files import fault_points

@@ -10,7 +10,7 @@ from step import Timing, ratio
 from synthetic import SHAPES, build_config, random_steps
 
 from lmscale.config import plan_batches
-from lmscale.model import account_model
+from lmscale.model.family import account_model
 
 
 def test_lmscale_and_the_bare_loop_have_the_same_losses(run_script):

@@ -14,7 +14,7 @@ from tiny_run import tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
-    from lmscale.engine import Engine
+    from lmscale.engine.engine import Engine
     from lmscale.engine.step_report import StepReport
     from lmscale.ranks.ranks import Ranks
 

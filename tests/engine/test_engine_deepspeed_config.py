@@ -6,8 +6,8 @@ from pydantic import BaseModel
 
 from lmscale.config.data import plan_batches
 from lmscale.config.training import EngineConfig
-from lmscale.engine import check_precision, render_deepspeed_config
-from lmscale.engine.deepspeed_config import MAX_BUCKET_ELEMENTS, RESERVED
+from lmscale.engine.build import check_precision
+from lmscale.engine.deepspeed_config import MAX_BUCKET_ELEMENTS, RESERVED, render_deepspeed_config
 from lmscale.errors import ConfigError
 
 PLAN = plan_batches(global_windows=48, micro_windows=4, data_ranks=3)

@@ -11,7 +11,8 @@ from lmscale.engine.optimizer import (
     plan_parameter_groups,
     reset_states,
 )
-from lmscale.model import build_model, parameter_kinds
+from lmscale.model.family import build_model
+from lmscale.model.initialize import parameter_kinds
 
 KINDS = {"e": "embedding", "a": "linear", "b": "bias", "n": "norm", "c": "linear", "h": "head"}
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lmscale.config.training import ScheduleConfig
-from lmscale.engine import learning_rate
+from lmscale.engine.schedule import learning_rate
 
 PEAK = 3e-4
 

@@ -11,8 +11,8 @@ import torch
 from lmscale.config import RunConfig
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.corpus import build_corpus
-from lmscale.model import build_model
 from lmscale.model.decoder import Decoder
+from lmscale.model.family import build_model
 from lmscale.tokenizer import Tokenizer, train_tokenizer
 from lmscale.train.initial import draw_weights, fill_weights
 

@@ -21,8 +21,10 @@ from lmscale.config import RunConfig, dump_config, plan_batches
 from lmscale.corpus import read_documents
 from lmscale.engine.build import build_engine
 from lmscale.errors import CheckpointError, ConfigError, DataError
-from lmscale.evaluation import evaluate_set, load_run, plan_evaluation
-from lmscale.model import build_model, parameter_kinds
+from lmscale.evaluation.perplexity import evaluate_set, plan_evaluation
+from lmscale.evaluation.run import load_run
+from lmscale.model.family import build_model
+from lmscale.model.initialize import parameter_kinds
 from lmscale.objective.objective import build_scoring
 from lmscale.ranks.mesh import Axis, Mesh
 from lmscale.ranks.ranks import Ranks, open_process_group

@@ -7,8 +7,8 @@ import torch
 
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.errors import ConfigError
-from lmscale.evaluation import Generation, Sampling, TextStream
-from lmscale.model import build_model
+from lmscale.evaluation.generate import Generation, Sampling, TextStream
+from lmscale.model.family import build_model
 from lmscale.model.layout import build_layout
 from lmscale.train.initial import draw_weights, fill_weights
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 import lmscale.evaluation.perplexity as perplexity
 from lmscale.config.objective import CausalConfig
 from lmscale.errors import DataError
-from lmscale.evaluation import EvaluationPlan, SetScore, evaluate_set, render_scores
+from lmscale.evaluation.perplexity import EvaluationPlan, SetScore, evaluate_set, render_scores
 from lmscale.model.layout import build_layout
 from lmscale.objective.causal import CausalPreparation
 from lmscale.objective.causal_scoring import build_causal_scoring

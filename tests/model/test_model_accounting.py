@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmscale.config.model import DecoderConfig, Sizes
-from lmscale.model import Account, account_model, build_model
+from lmscale.model.family import Account, account_model, build_model
 from lmscale.model.layout import build_layout
 
 SWITCHES = {

@@ -10,7 +10,8 @@ from torch import nn
 
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.config.objective import CausalConfig
-from lmscale.model import Declared, build_model, initial_value, parameter_kinds
+from lmscale.model.family import build_model
+from lmscale.model.initialize import Declared, initial_value, parameter_kinds
 from lmscale.objective.causal_scoring import build_causal_scoring
 from lmscale.train.initial import draw_weights, fill_weights
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.errors import ConfigError
-from lmscale.model import account_model, build_model
 from lmscale.model.attention import attend, plan_rotation, rotate
+from lmscale.model.family import account_model, build_model
 from lmscale.model.initialize import LayerNorm, RMSNorm
 from lmscale.model.layout import build_layout, build_step_layout
 

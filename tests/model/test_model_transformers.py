@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lmscale.config.model import DecoderConfig, Sizes
-from lmscale.model import build_model
+from lmscale.model.family import build_model
 from lmscale.model.layout import build_layout
 
 transformers = pytest.importorskip("transformers")

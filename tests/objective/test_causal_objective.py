@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.config.objective import CausalConfig
-from lmscale.model import build_model
+from lmscale.model.family import build_model
 from lmscale.model.layout import build_layout
 from lmscale.objective.causal_scoring import build_causal_scoring
 from lmscale.objective.scores import LossSum, Scores, ScoreSums, Scoring

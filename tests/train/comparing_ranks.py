@@ -13,7 +13,7 @@ from rank_cases import Case, opened
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lmscale.engine import Engine
+    from lmscale.engine.engine import Engine
     from lmscale.ranks.ranks import Ranks
     from lmscale.train.assemble import Run
 

@@ -13,7 +13,7 @@ from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.config import dump_config
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError
-from lmscale.model import build_model
+from lmscale.model.family import build_model
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.continuation import find_continuation_problems, find_source_problems
 from lmscale.tokenizer import load_tokenizer
