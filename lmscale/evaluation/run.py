@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lmscale.checkpoint.differences import check_same_tensors
 from lmscale.checkpoint.load import load_weights
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import RunConfig
-from lmscale.errors import CheckpointError
 from lmscale.history.history import read_history
 from lmscale.model.family import Model, build_model
 from lmscale.runs.run_folder import load_run_config
@@ -64,18 +64,12 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def fill_weights(model: Model, weights: Mapping[str, Tensor], *, origin: str) -> None:
     """Copy fp32 weights into the model, each name and shape checked; every mismatch is reported."""
     parameters = dict(model.named_parameters())
-    problems = [f"{name} is missing" for name in parameters if name not in weights]
-    problems += [f"{name} is not in the model" for name in weights if name not in parameters]
-    problems += [
-        f"{name} is {list(weights[name].shape)}, the model's {list(parameter.shape)}"
-        for name, parameter in parameters.items()
-        if name in weights and weights[name].shape != parameter.shape
-    ]
-    if problems:
-        shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
-        raise CheckpointError(
-            f"{origin}: the checkpoint is of another model than its config.yaml describes: "
-            f"{'; '.join(shown)}."
-        )
+    check_same_tensors(
+        {name: f"{list(weight.shape)}" for name, weight in weights.items()},
+        {name: f"{list(parameter.shape)}" for name, parameter in parameters.items()},
+        it="it",
+        where=f"{origin}: what it has saved",
+        advice="Its config.yaml describes this model, and is not the one that it was trained by.",
+    )
     for name, parameter in parameters.items():
         parameter.copy_(weights[name])
