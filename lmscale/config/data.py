@@ -28,9 +28,7 @@ class CorpusSourceConfig(Section):
     encoding: str = "utf-8"
     """Encoding of .txt and .jsonl files. Bytes that do not decode are an error, never replaced."""
     max_bad_records: int = Field(default=0, ge=0)
-    """How many broken records (JSON lines, rows without text) may be skipped and counted before it
-    is an error.
-    """
+    """Most broken records (JSON lines, rows without text) skipped and counted; more: an error."""
 
 
 class CorpusConfig(Section):
@@ -47,13 +45,9 @@ class CorpusConfig(Section):
     """Longer documents are handled by ``on_overlong``."""
     on_overlong: Literal["split", "truncate", "drop"] = "split"
     drop_exact_duplicates: bool = True
-    """Within a source, and between its train and heldout parts, the first copy of a text is
-    kept.
-    """
+    """Of a text that a source holds twice, in its train or heldout part, the first copy is kept."""
     heldout_fraction: float = Field(default=0.01, ge=0, lt=1)
-    """Part of the documents kept for evaluation, chosen by a hash of the text, so a document stays
-    where it is.
-    """
+    """Part of the documents kept for evaluation, by a hash of the text: each stays where it is."""
     part_bytes: PositiveInt = 64 * 2**20
     """Raw files are cleaned in runs of about this size, each by one process; one file is never
     divided. The documents do not depend on it.
@@ -75,9 +69,7 @@ class TokenizerConfig(Section):
     vocab_size: int = Field(default=32_000, ge=300)
     """Pieces in all, the special ids and the 256 byte pieces included."""
     character_coverage: float = Field(default=0.9995, gt=0, le=1)
-    """Part of the sample's characters that get pieces of their own; the rest falls back to
-    bytes.
-    """
+    """Part of the sample's characters that get pieces of their own; the rest becomes bytes."""
     max_sample_bytes: PositiveInt = 200_000_000
     """Bytes of UTF-8 text to train on, drawn evenly over all documents of all sources."""
     split_digits: bool = True
@@ -99,9 +91,7 @@ class StreamSourceConfig(Section):
     """One dataset (a folder of shards with its manifest) and its share of the mixture."""
 
     shards: str
-    """Folder or URL (``s3://``, ``gs://``, ``http(s)://``, ``memory://``) that holds
-    ``manifest.json``.
-    """
+    """Folder or URL (``s3://``, ``gs://``, ``http(s)://``, ``memory://``) of ``manifest.json``."""
     weight: float = Field(default=1.0, ge=0)
     """Share of the samples, relative to the other sources. 0 takes nothing."""
 
@@ -116,22 +106,16 @@ class ShardCacheConfig(Section):
 
 
 class StreamConfig(Section):
-    """Shards → the global order of samples. A sample is one window of ``sequence_length`` + 1
-    tokens.
-    """
+    """Shards → the global order of samples, each a window of ``sequence_length`` + 1 tokens."""
 
     sources: dict[str, StreamSourceConfig] = Field(default_factory=dict)
     sequence_length: PositiveInt = 1024
     packing: Literal["concat", "best_fit"] = "concat"
-    """``concat`` cuts the run of documents into windows; ``best_fit`` keeps documents whole where
-    they fit.
-    """
+    """``concat`` cuts the run of documents; ``best_fit`` keeps documents whole where they fit."""
     mask_documents: bool = True
     """Documents in one window do not see each other, and positions restart at each."""
     window_shards: PositiveInt = 8
-    """Shards whose samples are shuffled together: both the shuffle's quality and the cache's
-    bound.
-    """
+    """Shards whose samples are shuffled together: the shuffle's quality, and the cache's bound."""
     mixture_block: int = Field(default=4096, ge=16)
     """Samples in a block of the mixture; every block holds the same whole number of each source."""
     workers: int = Field(default=1, ge=0)
@@ -147,13 +131,9 @@ class BatchConfig(Section):
     """How many windows make a step; ``plan_batches`` divides them into micro-batches."""
 
     global_windows: PositiveInt = 512
-    """Windows in one optimizer step, over all ranks. No other key of this section changes
-    the training.
-    """
+    """Windows in an optimizer step, over all ranks. No other key here changes the training."""
     micro_windows: PositiveInt = 8
-    """Most windows a rank takes in one forward pass; the largest divisor of its share that is not
-    more is used.
-    """
+    """Most windows a rank takes in a forward pass: it takes the largest divisor of its share."""
 
     def plan(self, data_ranks: int) -> BatchPlan:
         """The division among so many ranks. Raises ``ConfigError`` where it is uneven."""

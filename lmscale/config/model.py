@@ -38,9 +38,7 @@ class ModelConfig(Section):
 
     family: str
     vocab_size: PositiveInt | None = None
-    """Rows of the embedding; default: the tokenizer's vocab_size rounded up to a multiple of
-    128.
-    """
+    """Rows of the embedding; default: the tokenizer's, rounded up to a multiple of 128."""
     max_positions: PositiveInt | None = None
     """Longest sequence the model can be asked for; default: stream.sequence_length."""
 
@@ -61,9 +59,7 @@ class DecoderConfig(ModelConfig):
     head_width: PositiveInt | None = None
     """Default: width / heads."""
     ffn_width: PositiveInt | None = None
-    """Inner width of the feed-forward; default: 4 × width for gelu, 8/3 × width rounded up to 256
-    for swiglu.
-    """
+    """Inner width; default: 4 × width for gelu, 8/3 × width rounded up to 256 for swiglu."""
     positions: Literal["rope", "learned"] = "rope"
     rope_theta: float = Field(default=10_000.0, gt=0)
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
@@ -80,9 +76,7 @@ class DecoderConfig(ModelConfig):
     """
     dropout: float = Field(default=0.0, ge=0, lt=1)
     init_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of every weight matrix; those that write to the residual stream get it /
-    sqrt(2 × layers).
-    """
+    """Standard deviation of weights; of those that write to the residual / sqrt(2 × layers)."""
     activation_checkpoint_every: int = Field(default=0, ge=0)
     """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
 

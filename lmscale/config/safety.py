@@ -24,9 +24,7 @@ class LocalTierConfig(Section):
     """A second, faster place on every node, for more frequent saves."""
 
     folder: str = ""
-    """On every node's own disk, or below /dev/shm; environment variables in it are filled in.
-    Empty: none.
-    """
+    """On each node's own disk or in /dev/shm; environment variables are filled in. Empty: none."""
     every_minutes: float = Field(default=5.0, gt=0)
     """The newest one is kept, and the one before until that is committed."""
 
@@ -35,9 +33,7 @@ class CheckpointConfig(Section):
     """When a run is saved, where, and which checkpoints are kept."""
 
     folder: str = ""
-    """A folder that all nodes see, or a URL (``s3://bucket/run``). Default: ``checkpoints`` in the
-    run's folder.
-    """
+    """A folder that all nodes see, or a URL (``s3://bucket/run``). Default: RUN/checkpoints."""
     every_steps: PositiveInt = 1000
     asynchronous: bool = True
     """Copy what is saved to host memory, and write it while training goes on. Takes as much host
@@ -87,18 +83,12 @@ def find_best_problems(
 
 
 class GuardConfig(Section):
-    """What happens when a run's figures go wrong. Every decision is the same on all ranks, and
-    after a restart.
-    """
+    """What happens when a run's figures go wrong: the same on all ranks, and after a restart."""
 
     max_nonfinite_steps: PositiveInt = 5
-    """Steps in a row with a non-finite loss or gradient norm that are skipped before it counts as
-    a divergence.
-    """
+    """Steps in a row with a non-finite loss or norm that are skipped before it is a divergence."""
     spike_window: NonNegativeInt = 128
-    """Steps over which the median of the loss and of the gradient norm are taken; 0: spikes are
-    not looked for.
-    """
+    """Steps over which loss and gradient norm have their medians; 0: no spike is looked for."""
     spike_threshold: float = Field(default=12.0, gt=0)
     """How far above the median a spike is, in standard deviations as the median absolute deviation
     estimates them; at least 2 % of a median loss, 25 % of a median norm are taken for one.

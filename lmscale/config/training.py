@@ -44,9 +44,7 @@ class ScheduleConfig(Section):
     """``wsd``: warm-up, stable, decay (Hu et al. 2024, MiniCPM)."""
     warmup_steps: NonNegativeInt = 0
     decay_steps: PositiveInt | None = None
-    """Steps of the decay: default all after the warm-up (linear, cosine) or a tenth of the run
-    (wsd).
-    """
+    """Steps of the decay; default: all after the warm-up, for wsd a tenth of the run."""
     final_ratio: float = Field(default=0.1, ge=0, le=1)
     """Learning rate at the end, relative to the peak."""
 
@@ -83,9 +81,7 @@ class EngineConfig(Section):
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload_optimizer: bool = False
-    """Master weights and optimizer states in host memory; the update runs on the CPU. ZeRO 1 to
-    3.
-    """
+    """Master weights and optimizer states in host memory, updated by the CPU. ZeRO 1 to 3."""
     offload_parameters: bool = False
     """Parameters in host memory between uses. ZeRO 3."""
     compile: bool = False
@@ -94,9 +90,7 @@ class EngineConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Single DeepSpeed keys to override, merged into what lmscale writes. ``lmscale config show``
-    prints the result.
-    """
+    """Single DeepSpeed keys to override. ``lmscale config show`` prints the result."""
 
     @field_validator("zero_stage", mode="before")
     @classmethod
@@ -122,13 +116,9 @@ class TrainConfig(Section):
     "blocks.0.*"]. Checkpoints hold them, and `lmscale checkpoint show` counts them.
     """
     log_every_steps: PositiveInt = 10
-    """How often the terminal, TensorBoard and metrics.jsonl get a line. The ledger gets every
-    step.
-    """
+    """How often the terminal, TensorBoard and metrics.jsonl get a line; the ledger: every step."""
     peak_tflops: float | None = Field(default=None, gt=0)
-    """Peak dense TFLOP/s of one device in this precision, for MFU; default: from a table by the
-    device's name.
-    """
+    """Peak dense TFLOP/s of a device in this precision, for MFU; default: by the device's name."""
 
 
 class WatchConfig(Section):
@@ -140,9 +130,7 @@ class WatchConfig(Section):
     for up to a day.
     """
     report_seconds: float = Field(default=60.0, ge=0)
-    """When no rank has moved for so long, the log names the one that holds the others up, and all
-    ranks dump their stacks.
-    """
+    """When no rank has moved for so long, the log names who holds them up, with all stacks."""
     limit_seconds: float = Field(default=600.0, ge=0)
     """When no rank has moved for so long, all of them end with exit code 1."""
     start_limit_seconds: float = Field(default=3600.0, ge=0)
@@ -182,9 +170,7 @@ class EvaluationConfig(Section):
     every_steps: NonNegativeInt = 0
     """0 evaluates only after the last step."""
     max_windows: PositiveInt | None = None
-    """At most this many windows per set in the loop, spread evenly over it; default all. The
-    evaluation at the end takes all.
-    """
+    """Most windows per set in the loop, spread evenly over it; default, and at the end: all."""
     at_end: bool = True
 
     def find_problems(self) -> Iterator[str]:
