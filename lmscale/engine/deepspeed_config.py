@@ -48,8 +48,7 @@ def render_deepspeed_config(
 ) -> dict[str, Any]:
     """The whole mapping that DeepSpeed is given, with ``engine.deepspeed`` merged in last.
 
-    Raises ``ConfigError`` for an override that lmscale itself sets elsewhere, or of a whole
-    section by a value.
+    Raises ``ConfigError`` for a key that is set elsewhere or unknown, and a value for a section.
     """
     problems: list[str] = []
     mapping = _merge(_render_defaults(engine, plan, num_parameters), engine.deepspeed, "", problems)

@@ -21,8 +21,7 @@ MODEL_PREFIX = "model."  # what a scoring puts before the model's own parameter 
 class Update:
     """What one optimizer step did.
 
-    Its figures stay on the device, for the caller to read together with the loss: that is where it
-    waits for the step.
+    Its figures stay on the device: reading them, together with the loss, waits for the step.
     """
 
     figures: Tensor  # f64 [2]: gradient_norm, is_skipped

@@ -99,9 +99,7 @@ def reset_states(
     masters: Iterable[tuple[torch.Tensor, Mapping[str, Any]]],
     config: OptimizerConfig,
 ) -> None:
-    """Give every master tensor of a group zeroed states, so that they exist before the first
-    step.
-    """
+    """Give every master tensor zeroed states, so that they exist before the first step."""
     for master, group in masters:
         states = element_states(group["method"], config)
         optimizer.state[master] = {key: torch.zeros_like(master) for key in states}

@@ -1,7 +1,5 @@
 # Shape letters: B batch, T time, D model width, V vocabulary.
-"""Text from a model, token by token, with what it keeps of the tokens so far; no character of it
-is ever broken.
-"""
+"""Text from a model, token by token, with what it keeps of the tokens so far."""
 
 from __future__ import annotations
 
@@ -63,8 +61,7 @@ def next_tokens(
 ) -> Tensor:
     """Draw one id per row, int64 [B], from logits [B, V], -inf for ids that must not come.
 
-    ``occurred``: bool [B, V]. All tensors are on the CPU, so that a seed gives the same text on
-    every device.
+    ``occurred``: bool [B, V]. All are on the CPU: a seed gives the same text on every device.
     """
     logits = penalise_repetition(logits.float(), occurred, sampling.repetition_penalty)
     if sampling.is_greedy:

@@ -84,8 +84,7 @@ class EvaluationPlan:
     def window_numbers(self, dataset: Dataset) -> Sequence[int]:
         """The windows to score, in order.
 
-        Windows from the front alone would be biased: best_fit packing stores the full windows of
-        long documents first.
+        The front alone would be biased: best_fit stores the full windows of long documents first.
         """
         total = dataset.num_windows
         limit = min(total, self.max_windows or total)
@@ -114,9 +113,8 @@ def open_evaluation_sets(
 ) -> dict[str, Dataset]:
     """The sets by name, all of them or those named; the caller closes them.
 
-    ``check_files``: look for every shard now; one rank is enough.
-
-    Raises every set's problems at once: unknown, missing, damaged, of another tokenizer.
+    ``check_files``: look for every shard now; one rank is enough. Raises every set's problems at
+    once: unknown, missing, damaged, of another tokenizer.
     """
     sets = config.evaluation.sets
     names = list(sets) if names is None else list(names)
@@ -213,8 +211,7 @@ def _batches(
 ) -> Iterator[Rows]:
     """This rank's windows, ``micro_windows`` at a time.
 
-    Every rank yields the same number of batches; a missing window is a copy of the first with
-    length 0.
+    Equally many batches on every rank; a missing window is a copy of the first with length 0.
     """
     largest_share = -(-len(numbers) // data.size)
     own = numbers[data.rank :: data.size]

@@ -43,8 +43,7 @@ class Declares(Protocol):
 def declared_parameters(model: nn.Module) -> dict[str, Declared]:
     """The declaration of every parameter by its name in ``model``, which may be wrapped.
 
-    A tied matrix is what its first module declares: a head's that is the embedding's is an
-    embedding.
+    A tied matrix is what its first module declares: of embedding and head an embedding.
     """
     declared: dict[str, Declared] = {}
     for module_name, module in model.named_modules():

@@ -23,15 +23,13 @@ class Objective:
     prepare: Callable[[RunConfig], Preparation]
     """Called in a rank; the value travels to the loader's workers, which load no torch for it."""
     build: Callable[[Model, RunConfig], nn.Module]
-    """The module that scores. It holds the model as ``model``, and is called with the arrays of the
-    preparation by name. Torch is imported inside.
+    """The module that scores: it holds the model as ``model``, and is called with the arrays by
+    name. Torch is imported inside.
     """
 
 
 def build_preparation(config: RunConfig) -> Preparation:
-    """What turns the run's raw rows into its objective's arrays. Raises ``ConfigError`` where the
-    objective cannot be imported.
-    """
+    """What makes its objective's arrays of a run's rows. ``ConfigError`` if it is not there."""
     return _find(config).prepare(config)
 
 

@@ -37,8 +37,7 @@ FINGERPRINT_DIGITS = 16  # 64 bits tell datasets apart, and keep the state small
 class StreamState:
     """Enough to go on at sample ``n`` without replaying one: it follows from this and the shards.
 
-    Under 1 kB for a few sources; it grows with the sources and with each change of the mixture or
-    jump.
+    Under 1 kB for a few sources; it grows with them and with each change of the mixture or jump.
     """
 
     __pydantic_config__ = EXACT
@@ -132,9 +131,7 @@ class Stream:
         return {name: counts.get(name, 0) / order.total for name, order in self.orders.items()}
 
     def read_rows(self, first_n: int, count: int) -> Rows:
-        """Samples first_n … first_n + count - 1. Raises ``DataError`` for a shard that is missing
-        or damaged.
-        """
+        """Samples first_n … first_n + count - 1. Raises ``DataError`` for a damaged shard."""
         return read_rows(
             np.arange(first_n, first_n + count),
             self._find_windows(first_n, count),

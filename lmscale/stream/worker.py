@@ -1,6 +1,4 @@
-"""A loader worker: a light process (no torch) that reads steps, prepares them for the objective,
-and puts them into memory that its rank shares.
-"""
+"""A loader worker: a light process (no torch) that prepares steps in memory its rank shares."""
 
 from __future__ import annotations
 
