@@ -8,7 +8,7 @@ from enum import Enum
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, PydanticUserError
 from pydantic_core import CoreSchema, core_schema
@@ -16,7 +16,15 @@ from pydantic_core import CoreSchema, core_schema
 from lmscale.config.base import Section
 from lmscale.errors import ConfigError
 
-Kind = TypeVar("Kind", bound=Section)
+
+class KindSection(Section):
+    """A section of which there are several kinds, each a subclass."""
+
+    implementation: ClassVar[str]
+    """``module:NAME`` of what the kind stands for: a ``Family`` of models, or an ``Objective``."""
+
+
+Kind = TypeVar("Kind", bound=KindSection)
 Found = TypeVar("Found")
 
 
@@ -103,8 +111,9 @@ class Kinds(Generic[Kind]):
         return {"anyOf": schemas}
 
 
-def import_implementation(place: str, expected: type[Found], *, section: Section) -> Found:
+def import_implementation(section: KindSection, expected: type[Found]) -> Found:
     """What a section's ``implementation``, module:NAME, names. Raises ``ConfigError``."""
+    place = section.implementation
     module, _, name = place.partition(":")
     where = f"The implementation {place} of {_place_of(type(section))}"
     try:

@@ -13,8 +13,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from lmscale.config.base import Section
-from lmscale.config.kinds import Ability, Kinds
+from lmscale.config.kinds import Ability, Kinds, KindSection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +25,11 @@ class Sizes:
     sequence_length: int  # of the windows that it is trained on
 
 
-class ModelConfig(Section):
+class ModelConfig(KindSection):
     """The keys of every family; each family's section adds its own."""
 
     offers: ClassVar[frozenset[Ability]] = frozenset()
     """What the family's models offer to an objective."""
-    implementation: ClassVar[str]
-    """Where the family's ``lmscale.model.family.Family`` lies: module:NAME."""
     free: ClassVar[frozenset[str]] = frozenset()
     """Settings that may change between a run's restarts: they do not change what is computed."""
 

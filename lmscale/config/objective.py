@@ -6,17 +6,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from lmscale.config.base import Section
-from lmscale.config.kinds import Ability, Kinds
+from lmscale.config.kinds import Ability, Kinds, KindSection
 
 
-class ObjectiveConfig(Section):
+class ObjectiveConfig(KindSection):
     """The keys of every objective; each objective's section adds its own."""
 
     needs: ClassVar[frozenset[Ability]] = frozenset()
     """What the model's family must offer."""
-    implementation: ClassVar[str]
-    """``module:name`` of an ``lmscale.objective.objective.Objective``; it loads no torch."""
     free: ClassVar[frozenset[str]] = frozenset()
     """Keys that may change between a run's restarts: those on which no target count depends."""
     figures: ClassVar[tuple[str, ...]] = ("loss",)

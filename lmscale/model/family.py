@@ -129,13 +129,9 @@ def build_model(settings: ModelConfig, sizes: Sizes) -> Model:
 
     Its matrices hold whatever the memory held, until first weights or a checkpoint fills them.
     """
-    return _find(settings).build(settings, sizes)
+    return import_implementation(settings, Family).build(settings, sizes)
 
 
 def account_model(settings: ModelConfig, sizes: Sizes) -> Account:
     """The cost of the model that ``build_model`` would give."""
-    return _find(settings).account(settings, sizes)
-
-
-def _find(settings: ModelConfig) -> Family:
-    return import_implementation(settings.implementation, Family, section=settings)
+    return import_implementation(settings, Family).account(settings, sizes)

@@ -30,14 +30,9 @@ class Objective:
 
 def build_preparation(config: RunConfig) -> Preparation:
     """What makes its objective's arrays of a run's rows. ``ConfigError`` if it is not there."""
-    return _find(config).prepare(config)
+    return import_implementation(config.objective, Objective).prepare(config)
 
 
 def build_scoring(model: Model, config: RunConfig) -> nn.Module:
     """The model with its loss, so that a training engine wraps and calls one module."""
-    return _find(config).build(model, config)
-
-
-def _find(config: RunConfig) -> Objective:
-    section = config.objective
-    return import_implementation(section.implementation, Objective, section=section)
+    return import_implementation(config.objective, Objective).build(model, config)

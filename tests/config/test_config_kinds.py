@@ -136,10 +136,13 @@ def test_an_implementation_that_is_not_there_is_an_error_of_the_configuration(in
     config = parse("{name: guess}")
     with pytest.raises(ConfigError, match=r"no_such_package:GUESS of .*:GuessConfig cannot be imp"):
         build_preparation(config)
-    section = config.objective
     for place in ("lmscale.objective.causal:GONE", "lmscale.objective.causal:CausalPreparation"):
+
+        class MovedConfig(GuessConfig):
+            implementation = place
+
         with pytest.raises(ConfigError, match=f"The implementation {place} of"):
-            import_implementation(place, Objective, section=section)
+            import_implementation(MovedConfig(), Objective)
 
 
 class ClozeConfig(ObjectiveConfig):
