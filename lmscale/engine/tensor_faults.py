@@ -9,34 +9,29 @@ from lmscale.files import fault_points
 
 def poison(loss: torch.Tensor) -> torch.Tensor:
     """The moment step.forward: the loss, or one that is not a number."""
-    armed = fault_points.armed
-    if armed is None:
-        return loss
-    armed.hit("step.forward", armed.step, None)
-    for _ in armed.strikes({"nan"}, "step.forward", armed.step):
-        loss = loss * float("nan")
+    if fault_points.armed is not None:
+        step = fault_points.armed.step
+        fault_points.hit("step.forward", step=step)
+        for _ in fault_points.armed.strikes({"nan"}, "step.forward", step):
+            loss = loss * float("nan")
     return loss
 
 
 def flip_gradient(module: torch.nn.Module, step: int) -> None:
     """The moment step.gradient, before a step's first backward pass, which a flip waits for."""
-    armed = fault_points.armed
-    if armed is None:
-        return
-    armed.hit("step.gradient", step, None)
-    for fault in armed.strikes({"flip-gradient"}, "step.gradient", step):
-        _flip_next_gradient(_last_matrix(module), fault.bit)
+    if fault_points.armed is not None:
+        fault_points.hit("step.gradient", step=step)
+        for fault in fault_points.armed.strikes({"flip-gradient"}, "step.gradient", step):
+            _flip_next_gradient(_last_matrix(module), fault.bit)
 
 
 def flip_weight(module: torch.nn.Module, step: int) -> None:
     """Right after the update: in this rank's copy of a parameter, at ZeRO 3 in its own part."""
-    armed = fault_points.armed
-    if armed is None:
-        return
-    for fault in armed.strikes({"flip-weight"}, "step.update", step):
-        parameter = _last_matrix(module)
-        tensor = getattr(parameter, "ds_tensor", parameter).detach()
-        tensor.copy_(_flipped(tensor, fault.bit))
+    if fault_points.armed is not None:
+        for fault in fault_points.armed.strikes({"flip-weight"}, "step.update", step):
+            parameter = _last_matrix(module)
+            tensor = getattr(parameter, "ds_tensor", parameter).detach()
+            tensor.copy_(_flipped(tensor, fault.bit))
 
 
 def _last_matrix(module: torch.nn.Module) -> torch.nn.Parameter:

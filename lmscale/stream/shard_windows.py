@@ -32,7 +32,8 @@ class ShardWindows:
             self._begins = begins
             self._sizes = np.minimum(sequence_length + 1, num_tokens - begins)
             self._bounds = np.arange(len(begins) + 1)
-            self._starts = _document_starts(shard, self._block_starts)
+            lengths = document_lengths(shard, num_blocks)
+            self._starts = np.cumsum(lengths) - lengths
             self._first = np.searchsorted(self._starts, begins, side="right")
             self._last = np.searchsorted(self._starts, begins + sequence_length + 1, side="left")
             self._origins = begins
@@ -107,12 +108,6 @@ def read_rows(
         starts=starts,
         digests=digest_rows(numbers, tokens),
     )
-
-
-def _document_starts(shard: MappedShard, block_starts: list[int]) -> np.ndarray:
-    """Where each document of the shard begins, int64 [documents], ascending."""
-    starts = [shard.docs(block)[:-1] + begin for block, begin in enumerate(block_starts[:-1])]
-    return np.concatenate([_NONE, *starts])
 
 
 def document_lengths(shard: MappedShard, num_blocks: int) -> np.ndarray:
