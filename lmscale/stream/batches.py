@@ -153,9 +153,13 @@ def prepare_batches(rows: Rows, preparation: Preparation, layout: Layout) -> tup
     for part in split_rows(rows, layout.rows):
         prepared = preparation.prepare(part)
         layout.check(prepared.arrays)
+        # In C order, so that a worker hands them over in the shared memory.
+        arrays = {
+            name: np.require(made, requirements="C") for name, made in prepared.arrays.items()
+        }
         batches.append(
             Batch(
-                arrays=prepared.arrays,
+                arrays=arrays,
                 first_n=int(part.numbers[0]),
                 digest=add_digests(part.digests.tolist()),
                 targets=prepared.targets,
