@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.rendezvous import LOCAL_ADDRESS, environment_for, find_free_port, unset_defaults
+from launcher.rendezvous import environment_for, find_free_port, unset_defaults
 from launcher.supervise import Outcome, Supervisor
 from lmscale.config import load_config
 from lmscale.errors import ClusterError, ConfigError
 from lmscale.files.cores import num_cores
+from lmscale.ranks.ranks import LOOPBACK
 from lmscale.runs.continuation import check_folder
 
 
@@ -50,7 +51,7 @@ def plan_ranks(
                 local_rank=rank,
                 local_world_size=num_ranks,
                 node_rank=0,
-                master=(LOCAL_ADDRESS, port),
+                master=(LOOPBACK, port),
             ),
             output=logs / f"rank-{rank:05d}.out" if rank else None,
         )

@@ -7,8 +7,7 @@ import socket
 from collections.abc import Mapping
 
 from lmscale.errors import ClusterError
-
-LOCAL_ADDRESS = "127.0.0.1"  # never a host name: a dead name server costs 10 s a connection
+from lmscale.ranks.ranks import LOOPBACK
 
 
 def environment_for(
@@ -46,7 +45,7 @@ def unset_defaults(threads: object, environ: Mapping[str, str]) -> dict[str, str
 def find_free_port() -> int:
     """A TCP port of this machine that nobody holds right now."""
     with socket.socket() as probe:
-        probe.bind((LOCAL_ADDRESS, 0))
+        probe.bind((LOOPBACK, 0))
         return probe.getsockname()[1]
 
 

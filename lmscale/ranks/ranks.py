@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PROCESS_GROUP_TIMEOUT = timedelta(minutes=10)
 MEETING_TIMEOUT = timedelta(minutes=10)  # the scheduler has started all ranks at once
 
+LOOPBACK = "127.0.0.1"  # never a host name: a dead name server costs 10 s a connection
+
+_AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun's agent hosts the store
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 _HOW_TO_START = "Start the ranks with `lmscale launch`, or with torchrun, which set it"
@@ -169,7 +172,7 @@ def _group(ranks: Ranks, device: torch.device, timeout: timedelta) -> Iterator[N
             device_id=device if is_cuda else None,
         )
         store.set_timeout(timeout)  # for the groups that DeepSpeed makes
-    except RuntimeError as error:  # DistNetworkError, DistStoreError and gloo's own are all of it
+    except (OSError, RuntimeError) as error:  # torch's and gloo's own are RuntimeErrors
         raise TransientError(
             f"Rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()} could not meet the "
             f"others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within "
@@ -194,6 +197,18 @@ def _meet(ranks: Ranks, timeout: timedelta) -> Any:
 
     if ranks.world_size == 1:  # needs no server: no busy port and no slow name server in the way
         return dist.HashStore()  # pyright: ignore - not in __all__
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if ranks.is_first and place[0] == LOOPBACK and _AGENT_STORE not in os.environ:
+        # Of itself torch 2.13's server listens on all interfaces, open to the network. By its port
+        # the line below finds this one in the same process.
+        own = dist.TCPStore(  # noqa: F841  # pyright: ignore - not in __all__
+            *place,
+            is_master=True,
+            timeout=timeout,
+            wait_for_workers=False,
+            multi_tenant=True,
+            master_listen_fd=socket.create_server(place).detach(),
+        )
     store, _, _ = next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
     return store
 
@@ -219,11 +234,11 @@ def _variables_of(ranks: Ranks, device: torch.device, given: Mapping[str, str]) 
         "RANK": str(ranks.rank),
         "WORLD_SIZE": str(ranks.world_size),
         "LOCAL_WORLD_SIZE": str(ranks.local_world_size),
-        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_ADDR": LOOPBACK,
     }
     if "MASTER_PORT" not in given:  # DeepSpeed names its shared memory by it: must be unique
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((LOOPBACK, 0))
             wanted["MASTER_PORT"] = str(probe.getsockname()[1])
     if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in given:  # its older name
         # NCCL's last collectives, for whoever asks why one hangs; the default of newer torch.

@@ -2,7 +2,9 @@ import os
 import time
 from datetime import timedelta
 
+import psutil
 import pytest
+from forked_ranks import run_on_ranks
 
 from launcher.rendezvous import find_free_port
 from lmscale.errors import ConfigError, TransientError
@@ -117,3 +119,13 @@ def test_the_environment_is_completed_for_the_time_of_the_group_only(monkeypatch
     with open_process_group(Ranks(), torch.device("cpu")):
         assert (os.environ["RANK"], os.environ["LOCAL_RANK"]) == ("0", "0")
     assert dict(os.environ) == before
+
+
+def find_listeners(ranks):
+    connections = psutil.Process().net_connections("tcp")
+    return sorted({row.laddr.ip for row in connections if row.status == psutil.CONN_LISTEN})
+
+
+@pytest.mark.ranks
+def test_ranks_of_one_machine_listen_to_nobody_outside_of_it(tmp_path):
+    assert run_on_ranks(find_listeners, 2, tmp_path) == [["127.0.0.1"], ["127.0.0.1"]]

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 from launcher.local import RankPlan, run_ranks, train_argv
-from launcher.rendezvous import LOCAL_ADDRESS, environment_for, find_free_port
+from launcher.rendezvous import environment_for, find_free_port
 from lmscale.config import load_config
+from lmscale.ranks.ranks import LOOPBACK
 
 NODES = ((0, 2), (0, 2), (1, 1))  # rank → (its node, the ranks of that node)
 
@@ -26,7 +27,7 @@ def plan(config: str, rank: int, port: int, logs: Path) -> RankPlan:
         local_rank=local_rank,
         local_world_size=ranks_of_node,
         node_rank=node,
-        master=(LOCAL_ADDRESS, port),
+        master=(LOOPBACK, port),
     )
     environment = {**environment, "GLOO_SOCKET_IFNAME": "lo"}
     output = logs / f"rank-{rank:05d}.out"
