@@ -15,7 +15,7 @@ from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.load import load_checkpoint
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.save import save_checkpoint
-from lmscale.engine.masters import master_tensors
+from lmscale.engine.masters import master_groups
 from lmscale.errors import CheckpointError
 
 pytestmark = pytest.mark.ranks
@@ -23,7 +23,10 @@ pytestmark = pytest.mark.ranks
 
 def averaging(engine):
     """An average of the weights over the steps; the function takes a step's into it."""
-    average = {master: master.detach().clone() for master in master_tensors(engine)}
+    average = {
+        master: master.detach().clone()
+        for master in (master for master, _ in master_groups(engine))
+    }
     engine.kept_elements["average"] = average
 
     @torch.no_grad()
