@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from lmscale.config.base import Section
 
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running average
 FIGURES = ("loss", "perplexity", "bits_per_byte")  # of an evaluation set
 
 
@@ -22,11 +23,11 @@ class OptimizerConfig(Section):
     """
     lr: float = Field(default=3e-4, gt=0)
     """Peak learning rate; the schedule scales it."""
-    momentum: float = Field(default=0.95, ge=0, lt=1)
+    momentum: Decay = 0.95
     """Of muon and sgd."""
     muon_lr_ratio: float = Field(default=1.0, gt=0)
     """Learning rate of Muon's matrices, relative to ``lr``."""
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.95), strict=False)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     decay: tuple[Literal["linear", "embedding", "norm", "bias"], ...] = Field(
