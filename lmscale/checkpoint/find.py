@@ -10,7 +10,6 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -88,22 +87,19 @@ class Search:
     def __init__(
         self,
         places: Sequence[Place],
-        ranks: Ranks | None,
+        ranks: Ranks,
         *,
         identity: Mapping[str, Any] | None = None,
         undone: Undone = nothing_undone,
         topology: Mapping[str, Any] | None = None,
     ) -> None:
-        """``ranks`` None: this process looks for itself alone, whatever others there are.
-
-        ``identity``: the run's, which a manifest's must equal; None takes any. Only rank 0 is asked
-        what is undone.
-        ``topology``: what decides which elements a rank of this start holds, as ``written_by`` has
-        it; without it, a checkpoint of which every node has only a part is not taken.
+        """``identity``: the run's, which a manifest's must equal; None takes any. Only rank 0 is
+        asked what is undone. ``topology``: what decides which elements a rank of this start holds,
+        as ``written_by`` has it; without it, a checkpoint of which every node has only a part is
+        not taken.
         """
         self._places = tuple(places)
-        self._ranks = ranks or Ranks()
-        self._is_alone = ranks is None
+        self._ranks = ranks
         self._identity = identity
         self._undone = undone
         self._topology = topology
@@ -124,7 +120,7 @@ class Search:
         self._blame(found.place, found.manifest.step, why)
 
     def _walk(self) -> Iterator[Found]:
-        self._gather(None)  # nobody looks while somebody still writes
+        gather_json(None)  # nobody looks while somebody still writes
         candidates = self._list()
         for step, place in candidates:
             manifest, problems = self._read(place, step)
@@ -156,17 +152,17 @@ class Search:
         rows: list[tuple[int, int]] = []
         for index, place in enumerate(self._places):
             steps: list[int] = []
-            with self._failing_together():
+            with failing_together():
                 if self._ranks.is_first or not place.is_shared:
                     steps = _list_steps(place)
-            seen = {step for part in self._gather(steps) for step in part}
+            seen = {step for part in gather_json(steps) for step in part}
             rows += [(-step, index) for step in seen]
         return [(-step, self._places[index]) for step, index in sorted(rows)]
 
     def _read(self, place: Place, step: int) -> tuple[Manifest | None, list[str]]:
         """A checkpoint's manifest, and what any rank finds wrong with it."""
         manifest, problems, is_disk_bad = None, [], False
-        with self._failing_together():
+        with failing_together():
             try:
                 manifest = load_manifest(place, step)
             except RefusedError:
@@ -174,7 +170,7 @@ class Search:
             except CheckpointError as error:
                 problems, is_disk_bad = list(error.problems), isinstance(error, BadDiskError)
         heartbeat.tick()
-        views = self._gather([manifest and manifest.hash, problems, is_disk_bad])
+        views = gather_json([manifest and manifest.hash, problems, is_disk_bad])
         self._is_disk_bad |= place.is_shared and any(is_bad for *_, is_bad in views)
         problems = list(dict.fromkeys(problem for _, found, _ in views for problem in found))
         if len({seen for seen, *_ in views}) > 1 and not problems:
@@ -192,7 +188,7 @@ class Search:
                 if place.is_shared:
                     self._foreign = self._foreign or foreign
                 return foreign
-        reasons = self._gather(self._undone(manifest) if self._ranks.is_first else None)
+        reasons = gather_json(self._undone(manifest) if self._ranks.is_first else None)
         return [f"{name}: {reasons[0]}"] if reasons[0] else []
 
     def _verify(self, place: Place, manifest: Manifest) -> list[str]:
@@ -204,7 +200,7 @@ class Search:
             own = self._own_file(manifest)
             has_all = all(place.holds(step, entry) for entry in files)
             has_own = own is not None and place.holds(step, own)
-            views = self._gather([has_all, has_own])
+            views = gather_json([has_all, has_own])
             if all(all_are for all_are, _ in views):
                 share = files[ranks.local_rank :: ranks.local_world_size]
             elif own is not None and all(own_is for _, own_is in views):
@@ -215,9 +211,9 @@ class Search:
                     "every rank finds what it needs on its node."
                 ]
         damage: list[tuple[str, bool]] = []
-        with self._failing_together():
+        with failing_together():
             damage = list(_look_for_damage(place, step, share))
-        found = [row for rows in self._gather(damage) for row in rows]
+        found = [row for rows in gather_json(damage) for row in rows]
         self._is_disk_bad |= place.is_shared and any(is_bad for _, is_bad in found)
         return sorted({problem for problem, _ in found})
 
@@ -238,12 +234,6 @@ class Search:
         self.passed_over.append(PassedOver(step=step, name=place.name_of(step), why=tuple(why)))
         for problem in why:
             logger.warning("checkpoint of step %d passed over: %s", step, problem)
-
-    def _gather(self, value: Any) -> list[Any]:
-        return [value] if self._is_alone else gather_json(value)
-
-    def _failing_together(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._is_alone else failing_together()
 
 
 def _list_steps(place: Place) -> list[int]:
@@ -351,7 +341,7 @@ def find_sound(
 ) -> Manifest | None:
     """The newest checkpoint that verifies and is finite, or None where none was ever committed.
 
-    All ``ranks`` call this together; without them one process hashes everything itself.
+    All ``ranks`` call this together; without them one process, in no group, hashes everything.
     """
-    found = next(Search([place], ranks, undone=undone), None)
+    found = next(Search([place], ranks or Ranks(), undone=undone), None)
     return None if found is None else found.manifest

@@ -34,6 +34,7 @@ from lmscale.engine.engine import Engine
 from lmscale.errors import CheckpointError, ClusterError, TransientError
 from lmscale.ranks.collectives import failing_together, sum_float64
 from lmscale.ranks.limbs import digest_to_limbs, limbs_to_digest
+from lmscale.ranks.ranks import Ranks
 
 PIECE_ELEMENTS = 2**24  # read at once
 EXCHANGE_BYTES = 2**26  # between ranks at once; a multiple of 4
@@ -225,22 +226,12 @@ def _check_kinds(where: str, manifest: Manifest, fragment: Fragment) -> None:
         )
 
 
-def iterate_weights(place: Place, manifest: Manifest) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole tensor on the CPU), one after the other: parameters, then buffers.
-
-    Trained parameters in fp32, frozen ones and buffers in the dtype they were saved in. Holds one
-    of them at a time. The files must have been verified.
-    """
-    others = sorted(manifest.replicated, key=lambda name: manifest.replicated[name].kind == BUFFER)
-    with open_weights(place, manifest) as read:
-        for name in (*manifest.parameters, *others):
-            yield name, read(name)
-
-
 @contextmanager
 def open_weights(place: Place, manifest: Manifest) -> Iterator[Callable[[str], Tensor]]:
-    """A function from a parameter's or buffer's name to the whole tensor, as ``iterate_weights``
-    gives it. The files must have been verified.
+    """A function from a parameter's or buffer's name to the whole tensor, on the CPU.
+
+    Trained parameters in fp32, frozen ones and buffers in the dtype they were saved in. The files
+    must have been verified.
     """
     with ExitStack() as stack:
         reader = FragmentReader(place, manifest, stack)
@@ -265,36 +256,42 @@ def load_weights(
     origin: str | None = None,
     undone: Undone = nothing_undone,
 ) -> dict[str, Tensor]:
-    """All of a model's weights, whole, on the CPU, as ``iterate_weights`` gives them.
+    """All of a model's weights as ``open_weights`` gives them: parameters, then buffers.
 
     ``step`` None takes the newest checkpoint that verifies and is finite. Needs neither ranks nor
     DeepSpeed's engine. Raises ``CheckpointError`` when there is none or its files are damaged.
     """
-    return dict(iterate_weights(place, find_weights(place, step, origin=origin, undone=undone)))
+    manifest = find_weights(place, step, origin=origin, undone=undone)
+    others = sorted(manifest.replicated, key=lambda name: manifest.replicated[name].kind == BUFFER)
+    with open_weights(place, manifest) as read:
+        return {name: read(name) for name in (*manifest.parameters, *others)}
 
 
 def find_weights(
     place: Place,
     step: int | None = None,
     *,
+    ranks: Ranks | None = None,
     origin: str | None = None,
     undone: Undone = nothing_undone,
 ) -> Manifest:
     """The checkpoint of ``step``, verified; None: the newest that verifies and is finite. Its
-    fragments cover every tensor.
+    fragments cover every tensor. All ``ranks`` together; without them, a process in no group.
     """
+    ranks = ranks or Ranks()
     if step is None:
-        manifest = find_sound(place, undone=undone)
+        manifest = find_sound(place, ranks, undone=undone)
         if manifest is None:
             raise CheckpointError(
                 f"{origin or place.location} has no checkpoint yet. Train it first: "
                 "lmscale train CONFIG"
             )
     else:
-        manifest = load_manifest(place, step)
-        damage = find_damage(place, step, manifest.files)
-        if damage:
-            raise CheckpointError([f"{problem}." for problem in damage])
+        with failing_together():
+            manifest = load_manifest(place, step)
+            damage = find_damage(place, step, manifest.files[ranks.rank :: ranks.world_size])
+            if damage:
+                raise CheckpointError([f"{problem}." for problem in damage])
     # Here no model says how large a tensor is: memory is taken only for what the files hold.
     gaps = find_gaps(manifest)
     if gaps:

@@ -46,8 +46,7 @@ class Candidate:
     is_good: bool = True
     """A run could go on from it, if its files are whole: it is finite, its manifest can be read,
     and it is of the run's history."""
-    is_asked: bool = False
-    """A person asked for this save; it is kept until a person removes it."""
+    is_asked: bool = False  # a person asked for this save; it is kept until a person removes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +61,7 @@ class Listed(Candidate):
     """``last``, ``every``, ``best``, ``asked``, or what a ``Spare`` says; empty: the next save
     removes it.
     """
-    is_spared: bool = False
-    """The run itself may go back to it."""
+    is_spared: bool = False  # the run itself may go back to it
 
     @property
     def bytes(self) -> int | None:

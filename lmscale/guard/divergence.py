@@ -24,8 +24,7 @@ class Trouble:
 
     rows: tuple[StepFigures, ...]
     why: str
-    is_level: bool = False
-    """It is the data's level that has changed: the medians have to follow."""
+    is_level: bool = False  # it is the data's level that has changed: the medians have to follow
 
 
 def find_trouble(

@@ -135,8 +135,7 @@ class GuardState:
     """All that the guard remembers."""
 
     __pydantic_config__ = EXACT
-    window: tuple[tuple[Figure, Figure], ...] = ()
-    """Loss and gradient norm of the last good steps."""
+    window: tuple[tuple[Figure, Figure], ...] = ()  # loss and gradient norm of the last good steps
     bad: tuple[StepFigures, ...] = ()  # the bad steps since the last good one
     recent: tuple[StepFigures, ...] = ()  # the last steps of any kind
     recent_bad: tuple[Count, ...] = ()  # the numbers of the bad ones of them

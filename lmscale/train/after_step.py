@@ -18,7 +18,7 @@ from lmscale.runs.stop import StoppedError, StopRequests
 from lmscale.stream.ledger import Ledger, LedgerRow, open_ledger
 from lmscale.train.assemble import Run
 from lmscale.train.compare import RankComparison
-from lmscale.train.evidence import GuardHook
+from lmscale.train.evidence import judge
 from lmscale.train.progress import Hook, ProgressCounter
 from lmscale.train.reporting import MetricsHook, open_run_trackers, progress_hook
 from lmscale.train.saver import Saver
@@ -120,7 +120,7 @@ def open_after_step(
         hooks = (
             counter,
             *(partial(_write_rows, hook, saver) for hook in rows),
-            GuardHook(run, guard, comparison.compare),
+            partial(judge, run, guard, compare=comparison.compare),
             comparison,
             saver,
             evaluator,

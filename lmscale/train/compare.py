@@ -59,14 +59,10 @@ MAX_NAMED = 5  # parameters in the message
 class Difference:
     """Ranks whose values differ from those of the other ranks."""
 
-    ranks: tuple[int, ...]
-    """The wrong ranks; without a majority, all ranks whose values differ."""
-    hosts: tuple[str, ...]
-    """Of these ranks."""
-    names: tuple[str, ...]
-    """Names of the differing values."""
-    is_certain: bool
-    """A majority tells which ranks are wrong."""
+    ranks: tuple[int, ...]  # the wrong ranks; without a majority, all ranks whose values differ
+    hosts: tuple[str, ...]  # of these ranks
+    names: tuple[str, ...]  # names of the differing values
+    is_certain: bool  # a majority tells which ranks are wrong
 
 
 def replicated_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:

@@ -42,29 +42,24 @@ MAX_TEXT = 300  # characters of a sample
 CHUNK = 1 << 22  # elements looked at at once: the memory may be as good as full
 
 
-class GuardHook:
+def judge(
+    run: Run, guard: Guard, report: StepReport, compare: Callable[[int], None] = lambda step: None
+) -> None:
     """The guard with its evidence: called after every step, on all ranks.
 
     What the guard raises is raised, once the evidence is written; it never fails for want of it.
     ``compare`` raises where the ranks differ before the update of a step.
     """
-
-    def __init__(
-        self, run: Run, guard: Guard, compare: Callable[[int], None] = lambda step: None
-    ) -> None:
-        self._run, self.guard, self._compare = run, guard, compare
-
-    def __call__(self, report: StepReport) -> None:
-        try:
-            self.guard(report)
-        except (RewindRequest, GuardError) as raised:
-            assert self.guard.divergence is not None
-            # A rank's wrong memory looks like bad samples, and soon: long before its turn to be
-            # compared. A rewind would load what was saved since, and all ranks be wrong alike.
-            self._compare(report.step + 1)
-            decision = "rewind" if isinstance(raised, RewindRequest) else "stop"
-            save_evidence(self._run, self.guard, self.guard.divergence, decision=decision)
-            raise
+    try:
+        guard(report)
+    except (RewindRequest, GuardError) as raised:
+        assert guard.divergence is not None
+        # A rank's wrong memory looks like bad samples, and soon: long before its turn to be
+        # compared. A rewind would load what was saved since, and all ranks be wrong alike.
+        compare(report.step + 1)
+        decision = "rewind" if isinstance(raised, RewindRequest) else "stop"
+        save_evidence(run, guard, guard.divergence, decision=decision)
+        raise
 
 
 def save_evidence(run: Run, guard: Guard, divergence: Divergence, *, decision: str) -> None:

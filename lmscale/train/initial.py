@@ -20,7 +20,6 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from lmscale.checkpoint.differences import MAX_NAMED, check_same_tensors
-from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.load import find_weights, open_weights
 from lmscale.checkpoint.manifest import Manifest
 from lmscale.checkpoint.places.place import Place
@@ -34,7 +33,7 @@ from lmscale.history.history import read_history
 from lmscale.model.family import build_model
 from lmscale.model.initialize import Declared, declared_parameters, initial_value, parameter_kinds
 from lmscale.objective.objective import build_scoring
-from lmscale.ranks.collectives import broadcast_object, failing_together
+from lmscale.ranks.collectives import failing_together
 from lmscale.ranks.mesh import Mesh
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.run_folder import load_run_config
@@ -74,7 +73,7 @@ def open_initial_weights(
 ) -> Iterator[InitialWeights]:
     """What ``run.init_from`` names, or random values. All ranks together.
 
-    Rank 0 verifies the other run's checkpoint. Raises ``ConfigError`` or ``CheckpointError`` on all
+    They verify the other run's checkpoint. Raises ``ConfigError`` or ``CheckpointError`` on all
     ranks when there is none that can be used.
     """
     if not config.run.init_from:
@@ -111,21 +110,14 @@ def draw_weights(seed: int) -> InitialWeights:
 
 def _find_source(folder: Path, step: int | None, ranks: Ranks) -> tuple[Place, Manifest]:
     """The checkpoint of ``step``, or the newest sound one; the same on all ranks."""
-    verified = -1
     with failing_together():
         try:
             source = load_run_config(folder)
         except ConfigError as error:
             raise ConfigError([f"run.init_from = {folder}: {p}" for p in error.problems]) from None
-        place = open_place(source, folder)
-        if ranks.is_first:
-            undone = read_history(folder).undone
-            verified = find_weights(place, step, origin=str(folder), undone=undone).step
+        place, undone = open_place(source, folder), read_history(folder).undone
         heartbeat.tick()
-    verified = broadcast_object(verified)
-    with failing_together():
-        manifest = load_manifest(place, verified)
-    return place, manifest
+    return place, find_weights(place, step, ranks=ranks, origin=str(folder), undone=undone)
 
 
 def build_run_engine(

@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 
 from lmscale.checkpoint.find import find_sound, load_manifest
 from lmscale.checkpoint.layout import step_folder
-from lmscale.checkpoint.load import iterate_weights, load_weights
+from lmscale.checkpoint.load import load_weights, open_weights
 from lmscale.checkpoint.manifest_file import parse_manifest
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.places.remote_place import RemotePlace
@@ -180,7 +180,8 @@ def test_a_file_of_another_node_is_named_when_it_is_to_be_loaded(place):
     manifest = load_manifest(place, 6)
     damage(place, 6, FILES[2], remove)
     with pytest.raises(CheckpointError, match=f"step-000000006/{FILES[2]} is not to be found here"):
-        list(iterate_weights(place, manifest))
+        with open_weights(place, manifest) as read:
+            read("w")
 
 
 @pytest.fixture(scope="module", params=["folder", "url"])

@@ -11,7 +11,7 @@ from handmade_checkpoints import IDENTITY, first, manifest_of, save, search, ste
 from lmscale.checkpoint import find
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.layout import step_folder
-from lmscale.checkpoint.load import check_same_model, iterate_weights, load_weights
+from lmscale.checkpoint.load import check_same_model, load_weights, open_weights
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.errors import CheckpointError, ClusterError, LmscaleError, TransientError
 from lmscale.files.jsonl import read_rows
@@ -269,7 +269,8 @@ def test_a_file_that_cannot_be_opened_to_be_loaded_is_no_bug(place, monkeypatch,
 
     monkeypatch.setattr("lmscale.checkpoint.load.open", failing, raising=False)
     with pytest.raises(LmscaleError, match=f"step-000000006/{FILES[1]}") as caught:
-        list(iterate_weights(place, load_manifest(place, 6)))
+        with open_weights(place, load_manifest(place, 6)) as read:
+            read("w")
     assert type(caught.value) is kind  # after any but CheckpointError no older one is tried
 
 

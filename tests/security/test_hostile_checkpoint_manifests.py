@@ -16,6 +16,7 @@ from lmscale.cli.checkpoint_view import render_checkpoint, render_listed
 from lmscale.errors import CheckpointError
 from lmscale.files.strangers import MAX_DEPTH
 from lmscale.guard.state import GuardState, StepFigures, read_guard_state
+from lmscale.ranks.ranks import Ranks
 from lmscale.stream.mixture import Segment
 from lmscale.stream.stream import StreamState
 from lmscale.train.progress import Progress, read_progress
@@ -168,7 +169,7 @@ def test_a_checkpoint_with_an_identity_that_is_none_is_passed_over_for_an_older_
     write(tmp_path, step=6)
     place = write(tmp_path)
     (tmp_path / "step-000000007" / "manifest.json").write_text(seal(identity=[1]))
-    search = Search([place], None, identity={})
+    search = Search([place], Ranks(), identity={})
     assert next(search).manifest.step == 6
     assert "identity is [1]" in search.passed_over[0].why[0]
     found = find_sound(place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ def diverge(case: Case, folder: Path, ranks: Any) -> None:
     from lmscale.ranks.mesh import plan_mesh
     from lmscale.stream.stream import open_stream
     from lmscale.tokenizer import load_tokenizer
-    from lmscale.train.evidence import GuardHook, measure_states
+    from lmscale.train.evidence import judge, measure_states
     from lmscale.train.initial import build_run_engine
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def diverge(case: Case, folder: Path, ranks: Any) -> None:
             tokenizer=load_tokenizer(config.tokenizer.folder),
             folder=folder,
         )
-        hook = GuardHook(run, Guard(config.guard, minimum_loss_scale=1, vocab_size=300))
+        hook = partial(judge, run, Guard(config.guard, minimum_loss_scale=1, vocab_size=300))
         try:
             for step in range(1, 99):
                 hook(report(step))

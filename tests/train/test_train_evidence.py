@@ -4,6 +4,7 @@ import errno
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,12 +27,7 @@ from lmscale.runs.lease import NO_LEASE
 from lmscale.stream.stream import open_stream
 from lmscale.tokenizer import load_tokenizer
 from lmscale.train import evidence as evidence_module
-from lmscale.train.evidence import (
-    EVIDENCE_FILE,
-    GuardHook,
-    describe_window,
-    evidence_folder,
-)
+from lmscale.train.evidence import EVIDENCE_FILE, describe_window, evidence_folder, judge
 from lmscale.train.rewinding import rewind
 
 STAGES = (0, 1, 2, 3)
@@ -178,7 +174,7 @@ def run(reading, tmp_path, monkeypatch):
 
 def stop(run):
     config = GuardConfig(on_divergence="stop")
-    hook = GuardHook(run, Guard(config, minimum_loss_scale=1, vocab_size=300))
+    hook = partial(judge, run, Guard(config, minimum_loss_scale=1, vocab_size=300))
     for step in range(1, 99):
         hook(report(step))
 
@@ -214,14 +210,14 @@ def test_samples_that_cannot_be_read_do_not_hide_the_divergence(run, tmp_path, m
 
 
 def test_a_good_step_leaves_nothing_behind(run, tmp_path):
-    hook = GuardHook(run, Guard(GuardConfig(), minimum_loss_scale=1, vocab_size=300))
+    hook = partial(judge, run, Guard(GuardConfig(), minimum_loss_scale=1, vocab_size=300))
     for step in range(1, 20):
         hook(report(step))
     assert not (tmp_path / "guard").exists()
 
 
 def test_a_run_without_a_checkpoint_to_go_back_to_is_not_rewound(run, tmp_path, monkeypatch):
-    hook = GuardHook(run, Guard(GuardConfig(), minimum_loss_scale=1, vocab_size=300))
+    hook = partial(judge, run, Guard(GuardConfig(), minimum_loss_scale=1, vocab_size=300))
     with pytest.raises(RewindRequest) as raised:
         for step in range(1, 99):
             hook(report(step))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from errno import EINVAL, ENOSYS
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,8 +63,7 @@ class RemotePlace(Place):
 
         def attempt(filesystem: Any, path: str) -> None:
             owner = to_json_bytes({"run": run_name})
-            _put_once(filesystem, path, owner)
-            check_owner(filesystem.cat_file(path), run_name, self.location)
+            check_owner(_put_once(filesystem, path, owner), run_name, self.location)
             filesystem.pipe_file(path, owner)  # its own: it shows that saves can be written as well
 
         self._do(attempt, url, WRITING)
@@ -114,11 +114,8 @@ class RemotePlace(Place):
         fault_points.hit("save.written", step=step)
 
     def commit(self, step: int, manifest: bytes) -> bytes:
-        def attempt(filesystem: Any, path: str) -> bytes:
-            _put_once(filesystem, path, manifest)
-            return filesystem.cat_file(path)
-
-        standing = self._do(attempt, self._url(step, MANIFEST), WRITING)
+        put_once = partial(_put_once, content=manifest)
+        standing = self._do(put_once, self._url(step, MANIFEST), WRITING)
         fault_points.hit("save.committed", step=step)
         return standing
 
@@ -165,9 +162,8 @@ class RemotePlace(Place):
     def opened(self, step: int, entry: FileEntry) -> Iterator[Path]:
         url = self._url(step, entry.name)
         try:
-            with self._cache.fetch(
-                url, size=entry.bytes, sha256=entry.sha256, purpose=READING
-            ) as file:
+            size, sha256 = entry.bytes, entry.sha256
+            with self._cache.fetch(url, size=size, sha256=sha256, purpose=READING) as file:
                 yield file.path
         finally:
             self._cache.clear()
@@ -210,12 +206,12 @@ def _read_or_none(filesystem: Any, path: str) -> bytes | None:
         return None
 
 
-def _put_once(filesystem: Any, path: str, content: bytes) -> None:
-    """Write a file unless it is there."""
+def _put_once(filesystem: Any, path: str, content: bytes) -> bytes:
+    """Write a file unless it is there; returns what stands there."""
     try:
         filesystem.pipe_file(path, content, mode="create")
     except FileExistsError:
-        return
+        pass
     except OSError as refused:
         # A store that says only that its condition was not met, or that it knows no conditions.
         if refused.errno not in (EINVAL, ENOSYS):
@@ -224,6 +220,7 @@ def _put_once(filesystem: Any, path: str, content: bytes) -> None:
             if refused.errno == EINVAL:
                 raise
             filesystem.pipe_file(path, content)
+    return filesystem.cat_file(path)
 
 
 def _upload(filesystem: Any, path: str, pieces: Iterable[memoryview]) -> int:
