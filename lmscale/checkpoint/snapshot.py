@@ -53,10 +53,6 @@ class Snapshot:
         self._is_pinned = False
         self._allocate(parts)
 
-    @property
-    def bytes(self) -> int:
-        return self._buffer.numel()
-
     def take(self, parts: Sequence[Part], before_update: list[Callable[[], None]]) -> Copy:
         """Copy the tensors. Whoever read the copy before must be done with it.
 

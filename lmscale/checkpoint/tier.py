@@ -46,9 +46,11 @@ class Tier:
     where = ""
     """Behind the name of a checkpoint in the log."""
 
-    def __init__(self, place: Place, *, written_by: Mapping[str, Any]) -> None:
-        """``written_by``: what rank 0 adds to ``Manifest.written_by``."""
-        self.place, self.written_by = place, written_by
+    written_by: Mapping[str, str] = {}
+    """What ``Manifest.written_by`` says of it."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
 
     def begin(self, step: int) -> None:
         """Clear away what an interrupted save has left."""
@@ -84,14 +86,8 @@ class SharedTier(Tier):
 
     is_shared, page = True, "checkpoint"
 
-    def __init__(
-        self,
-        place: Place,
-        *,
-        written_by: Mapping[str, Any] | None = None,
-        retention: Retention | None = None,
-    ) -> None:
-        super().__init__(place, written_by=written_by or {})
+    def __init__(self, place: Place, retention: Retention | None = None) -> None:
+        super().__init__(place)
         self._retention = retention
 
     def begin(self, step: int) -> None:

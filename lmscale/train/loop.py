@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,17 +41,6 @@ from lmscale.train.votes import (
     first_reason,
 )
 from lmscale.watch import heartbeat
-
-
-class _Upcoming(NamedTuple):
-    """The next step's batch; None behind the last one, or with the reason why it cannot be read."""
-
-    batch: StepBatch | None
-    error: LmscaleError | None = None
-
-    @property
-    def wait_seconds(self) -> float:
-        return 0.0 if self.batch is None else self.batch.wait_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,37 +79,37 @@ def train_steps(
     reason the next turn, which may be the first one, raises ``StoppedError``.
     """
     names, total_steps = config.objective.figures, config.train.steps
+    every_steps = config.guard.recompute_every_steps
     peak = config.engine.optimizer.lr
     rate_at = partial(learning_rate, config.engine.schedule, peak=peak, total_steps=total_steps)
     heartbeat.phase("data", first_step + 1)
-    upcoming = _take(loader)
+    upcoming, error = _take(loader)
     heartbeat.phase("agree")
-    stop_reason = DATA_ERROR if upcoming.error else stop()
-    agreed = _agree([0.0] * (2 * len(names) + 2), upcoming.batch, stop_reason, ())
+    agreed = _agree([0.0] * (2 * len(names) + 2), upcoming, DATA_ERROR if error else stop(), ())
     corruption: CorruptionError | None = None
     for step in range(first_step + 1, total_steps + 1):
-        _end_if_agreed(agreed.stop_reason, corruption or upcoming.error)
-        batch, targets, digest = upcoming.batch, agreed.targets, agreed.digest
+        _end_if_agreed(agreed.stop_reason, corruption or error)
+        batch, targets, digest = upcoming, agreed.targets, agreed.digest
         assert batch is not None, f"the loader ended before step {step} of {total_steps}"
         started = time.perf_counter()
         heartbeat.phase("forward", step)
         reseed = partial(seed_step, config.run.seed, step, engine.mesh.data.rank)
         reseed()
-        every_steps = config.guard.recompute_every_steps
         if every_steps and step % every_steps == 0:
             corruption = find_recompute_fault(engine, batch, step, reseed)
         rate = rate_at(step=step)
         sums = ScoreSums(names, engine.device)
         update = _do_step(engine, batch, step, sums, targets=targets, learning_rate=rate)
         heartbeat.phase("data")
-        upcoming = _take(loader)
+        upcoming, error = _take(loader)
+        wait_seconds = 0.0 if upcoming is None else upcoming.wait_seconds
         heartbeat.phase("agree")
-        stop_reason = RANKS_DIFFER if corruption else DATA_ERROR if upcoming.error else stop()
+        stop_reason = RANKS_DIFFER if corruption else DATA_ERROR if error else stop()
         numbers = torch.cat([sums.values, update.figures]).tolist()  # waits for the device
-        agreed = _agree(numbers, upcoming.batch, stop_reason, save())
+        agreed = _agree(numbers, upcoming, stop_reason, save())
         corruption = corruption or _judge_skip(numbers, agreed.num_skipped, engine.mesh.size, step)
         figures, counts = sums.means(agreed.sums)
-        heartbeat.end_step(upcoming.wait_seconds)
+        heartbeat.end_step(wait_seconds)
         yield StepReport(
             step=step,
             first_n=batch.first_n,
@@ -135,7 +123,7 @@ def train_steps(
             is_skipped=agreed.num_skipped > 0,
             loss_scale=update.loss_scale,
             step_seconds=time.perf_counter() - started,
-            wait_seconds=upcoming.wait_seconds,
+            wait_seconds=wait_seconds,
             stop_reason=agreed.stop_reason,
             save_for=agreed.save_for,
         )
@@ -188,14 +176,16 @@ def _do_step(
     return update
 
 
-def _take(loader: Iterator[StepBatch]) -> _Upcoming:
-    """The next step; without a batch behind the last one, and when asked to stop meanwhile."""
+def _take(loader: Iterator[StepBatch]) -> tuple[StepBatch | None, LmscaleError | None]:
+    """The next step's batch, or why it cannot be read; neither behind the last one, nor when asked
+    to stop meanwhile.
+    """
     try:
-        return _Upcoming(next(loader, None))
+        return next(loader, None), None
     except LoadingStopped:
-        return _Upcoming(None)
+        return None, None
     except LmscaleError as error:
-        return _Upcoming(None, error)
+        return None, error
 
 
 def _forward(engine: Engine, micro: Batch, sums: ScoreSums) -> Tensor:

@@ -77,18 +77,17 @@ class Saver:
         self._untold: tuple[Job, dict[str, float]] | None = None  # what a save has cost the loop
         self._has_left_one_out = False  # the last save that was due; alike on all ranks
         config, engine = run.config.checkpoint, run.engine
-        attempt: dict[str, Any] = {}
+        self._attempt: dict[str, Any] = {}  # rank 0's: a checkpoint tells of which attempt it is
         self._local_tier: LocalTier | None = None
         self._snapshot: Snapshot | None = None
         with failing_together():
-            if run.ranks.is_first:  # a checkpoint tells of which attempt it is
-                attempt = attempt_of(run.folder)
+            if run.ranks.is_first:
+                self._attempt = attempt_of(run.folder)
             node_place = open_node_place(run.config)
             if node_place is not None:
                 self._local_tier = LocalTier(
                     node_place,
                     run.ranks,
-                    attempt=attempt,
                     every_minutes=config.local.every_minutes,
                     first_step=run.start.step,
                 )
@@ -102,7 +101,7 @@ class Saver:
             passed_over=run.passed_over,
             spare=plan_spared(run.config, num_rewinds=len(run.history.rewinds)),
         )
-        self._tier = SharedTier(run.place, written_by=attempt, retention=retention)
+        self._tier = SharedTier(run.place, retention)
         self._writer = CheckpointWriter(
             run.ranks,
             open_mailbox(run.ranks),
@@ -300,7 +299,7 @@ class Saver:
             reason=reason,
             rewinds=len(run.history.rewinds),
             probe=probe,
-            written_by={**draft.written_by, **tier.written_by},
+            written_by={**draft.written_by, **self._attempt, **tier.written_by},
         )
 
     def _prepare(self) -> None:

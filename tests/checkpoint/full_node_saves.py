@@ -23,7 +23,7 @@ from lmscale.runs.lease import NO_LEASE
 
 disk = Path(sys.argv[1])
 place, ranks = NodePlace(disk / "run"), Ranks()
-tier = LocalTier(place, ranks, attempt={}, every_minutes=1.0)
+tier = LocalTier(place, ranks, every_minutes=1.0)
 writer = CheckpointWriter(ranks, open_mailbox(ranks), lease=NO_LEASE, retries=0)
 large = Part(parameter="w", kind=MASTER, offset=0, tensor=torch.zeros(250_000))
 saw = []

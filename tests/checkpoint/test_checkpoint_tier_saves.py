@@ -45,7 +45,7 @@ def start(folder: Path, number: int) -> None:
         rank = group.rank
         ranks = Ranks(rank=rank, world_size=2, local_rank=0, node_rank=rank)
         place = RefusingPlace(folder / f"node{rank}")
-        tier = LocalTier(place, ranks, attempt={}, every_minutes=1.0)
+        tier = LocalTier(place, ranks, every_minutes=1.0)
         mailbox = open_mailbox(ranks)
         writer = CheckpointWriter(ranks, mailbox, lease=NO_LEASE, retries=0)
         saw, outcomes = [], []
@@ -130,6 +130,6 @@ def test_what_is_of_later_steps_than_the_run_has_gone_on_from_goes_first(tmp_pat
     node = NodePlace(tmp_path / "node")
     for step in (2, 4, 6):
         save(node, step)
-    tier = LocalTier(node, Ranks(), attempt={}, every_minutes=1.0, first_step=4)
+    tier = LocalTier(node, Ranks(), every_minutes=1.0, first_step=4)
     tier.begin_here(8)
     assert node.list_steps() == [4]

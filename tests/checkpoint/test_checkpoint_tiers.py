@@ -93,7 +93,7 @@ def test_the_first_rank_of_a_node_commits_for_all_of_it(tmp_path):
     content = render(manifest_of(2, []))
     for local_rank, steps in ((1, []), (0, [2])):
         ranks = Ranks(rank=2, world_size=4, local_rank=local_rank, local_world_size=2, node_rank=1)
-        tier = LocalTier(NodePlace(tmp_path / "node"), ranks, attempt={}, every_minutes=5.0)
+        tier = LocalTier(NodePlace(tmp_path / "node"), ranks, every_minutes=5.0)
         tier.begin_here(2)
         tier.commit_here(2, content)
         assert tier.place.list_steps() == steps
@@ -102,7 +102,7 @@ def test_the_first_rank_of_a_node_commits_for_all_of_it(tmp_path):
 def test_it_is_due_by_the_clock_since_the_last_save(node, tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr("lmscale.checkpoint.places.local_tier.time.monotonic", lambda: now)
-    tier = LocalTier(node, Ranks(), attempt={}, every_minutes=2.0)
+    tier = LocalTier(node, Ranks(), every_minutes=2.0)
     now = 119.0
     assert not tier.is_due()
     now = 120.0
@@ -114,7 +114,7 @@ def test_it_is_due_by_the_clock_since_the_last_save(node, tmp_path, monkeypatch)
 
 def test_a_disk_that_refuses_is_told_by_the_key_that_names_it(tmp_path):
     (tmp_path / "node").touch()
-    tier = LocalTier(NodePlace(tmp_path / "node"), Ranks(), attempt={}, every_minutes=1.0)
+    tier = LocalTier(NodePlace(tmp_path / "node"), Ranks(), every_minutes=1.0)
     with pytest.raises(CheckpointError, match=r"checkpoint.local.folder"):
         tier.commit_here(2, b"{}")
 

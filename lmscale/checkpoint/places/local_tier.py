@@ -19,10 +19,9 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from lmscale.checkpoint.layout import MANIFEST, step_folder
 from lmscale.checkpoint.manifest import FileEntry, Manifest
@@ -100,6 +99,7 @@ class LocalTier(Tier):
     """
 
     is_shared, page, where = False, "checkpoint_local", " on the nodes"
+    written_by = {"tier": LOCAL}
     place: NodePlace
 
     def __init__(
@@ -107,14 +107,13 @@ class LocalTier(Tier):
         place: NodePlace,
         ranks: Ranks,
         *,
-        attempt: Mapping[str, Any],
         every_minutes: float,
         first_step: int | None = None,
     ) -> None:
         """``first_step``: the one that the run has gone on from; what is here of later ones is
         undone.
         """
-        super().__init__(place, written_by={"tier": LOCAL, **attempt})
+        super().__init__(place)
         place.whole_up_to = first_step
         self._ranks = ranks
         self._every_seconds = 60 * every_minutes
