@@ -11,42 +11,36 @@ from lmscale.guard.divergence import Divergence, describe_no_checkpoint, plan_re
 from lmscale.guard.guard import RewindRequest, stop_error
 from lmscale.history.history import History, read_history
 from lmscale.history.rewinds import record_rewind
-from lmscale.ranks.collectives import broadcast_object, failing_together
+from lmscale.ranks.collectives import failing_together
 from lmscale.train.assemble import Run
 from lmscale.train.progress import read_progress
 from lmscale.watch import heartbeat
 
 
-def rewind(run: Run, request: RewindRequest) -> int:
-    """Decide to which step the run goes back, and make it so. All ranks; returns the step.
+def rewind(run: Run, request: RewindRequest) -> None:
+    """Decide to which checkpoint the run goes back, and write it down. All ranks together.
 
     Once this has returned, or was killed after the row was written, every start of the run goes on
     from there. Raises ``GuardError`` on all ranks where no checkpoint is old enough and whole, and
     ``RefusedError`` where one may not be looked at.
     """
-    target, why_none = _find_target(run, request.divergence)
-    rewinds = run.history.rewinds
-    to_step, problem = -1, None
+    divergence, rewinds = request.divergence, run.history.rewinds
+    target, why_none = _find_target(run, divergence)
     with failing_together():
         if run.ranks.is_first:
             run.lease.check()
             planned = plan_rewind(
-                request.divergence,
+                divergence,
                 {} if target is None else {target.step: _samples_of(target)},
                 number=len(rewinds) + 1,
                 time=time.time(),
                 segments=run.stream.segments,
             )
-            if planned is None:
-                problem = why_none
-            else:
+            if planned is not None:
                 record_rewind(run.folder, planned)
-                to_step = planned.to_step
         heartbeat.tick()
-    to_step, problem = broadcast_object([to_step, problem])
-    if problem is not None:  # of the run, not of the rank that has found it
-        raise stop_error(request.divergence, run.config.guard, rewinds, problem=problem)
-    return int(to_step)
+    if target is None:
+        raise stop_error(divergence, run.config.guard, rewinds, problem=why_none)
 
 
 def _find_target(run: Run, divergence: Divergence) -> tuple[Manifest | None, str]:

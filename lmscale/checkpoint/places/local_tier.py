@@ -182,7 +182,13 @@ def open_node_place(config: RunConfig) -> NodePlace | None:
         return None
     path = str(config.folder.expanduser().absolute())
     digest = hashlib.sha256(path.encode()).hexdigest()[:12]
-    root = Path(_expand(folder)).expanduser().absolute()
+    expanded = os.path.expandvars(folder)
+    if "$" in expanded:
+        raise ConfigError(
+            f"checkpoint.local.folder: {folder} names an environment variable that is not set on "
+            f"{node_name()}: {expanded}. Have the batch script set it, or name the folder itself."
+        )
+    root = Path(expanded).expanduser().absolute()
     own = root / f"lmscale-{config.run.name}-{digest}"
     try:
         make_private(own)
@@ -199,13 +205,3 @@ def open_node_place(config: RunConfig) -> NodePlace | None:
             "folder that only you can write to."
         )
     return NodePlace(own)
-
-
-def _expand(folder: str) -> str:
-    expanded = os.path.expandvars(folder)
-    if "$" in expanded:
-        raise ConfigError(
-            f"checkpoint.local.folder: {folder} names an environment variable that is not set on "
-            f"{node_name()}: {expanded}. Have the batch script set it, or name the folder itself."
-        )
-    return expanded
