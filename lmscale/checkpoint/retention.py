@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from lmscale.checkpoint.commit_log import record_commit, record_removals
@@ -217,10 +218,7 @@ class Retention:
         """Apply the rule, once a good checkpoint of step ``newest`` is committed, and clear away
         what interrupted saves and deletions left. Returns the steps of the checkpoints that went.
         """
-        steps = self._place.list_steps()
-        planned = self._plan(steps, self._config, newest=newest)
-        spared = self._find_spared(steps, newest=newest)
-        doomed = tuple(step for step in planned if step not in spared)
+        _, doomed = self._plan(self._place.list_steps(), self._config, newest=newest)
         remove(self._run_folder, self._place, doomed)
         for step in self._place.list_steps(committed=False):
             if step in doomed or step < newest:  # a later one may be a save under way
@@ -237,9 +235,7 @@ class Retention:
         torn = [step for step in self._place.list_steps(committed=False) if step != saving]
         steps = [step for step in self._place.list_steps() if step != saving]
         only_one = self._config.model_copy(update={"keep_last": 1})
-        planned = self._plan(steps, only_one, newest=saving)
-        spared = self._find_spared(steps, newest=saving)
-        doomed = tuple(step for step in planned if step not in spared)
+        planned, doomed = self._plan(steps, only_one, newest=saving)
         if not torn and not doomed:
             doomed = tuple(sorted(planned)[:1])
         for step in torn:
@@ -251,12 +247,8 @@ class Retention:
         """The good checkpoints that ``spare`` names; only named checkpoints are looked at."""
         rest = [step for step in steps if step <= newest]
         while True:
-            named = {
-                step
-                for chosen in self._spare(rest, newest).values()
-                for step in chosen
-                if step in rest
-            }
+            chosen = chain.from_iterable(self._spare(rest, newest).values())
+            named = {step for step in chosen if step in rest}
             unfit = {step for step in named if not self._look(step).is_good}
             if not unfit:
                 return named
@@ -264,18 +256,19 @@ class Retention:
 
     def _plan(
         self, steps: Sequence[int], config: CheckpointConfig, *, newest: int
-    ) -> tuple[int, ...]:
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What the rule would remove, and what of that ``spare`` does not keep."""
         rule = plan_rule(config, steps, self._run_folder)
         candidates: list[Candidate] = []
         for step in sorted(steps, reverse=True):
             # Its manifest is read only where it decides: a remote place is asked for each.
             num_good = sum(c.is_good for c in candidates if c.step <= newest)
             unseen = Candidate(step=step)
-            is_clear = step > newest or (
-                num_good >= rule.keep_last and bool(find_reasons(unseen, rule))
-            )
-            candidates.append(unseen if is_clear else self._look(step))
-        return plan_retention(candidates, rule, newest=newest)
+            is_kept = num_good >= rule.keep_last and bool(find_reasons(unseen, rule))
+            candidates.append(unseen if is_kept or step > newest else self._look(step))
+        planned = plan_retention(candidates, rule, newest=newest)
+        spared = self._find_spared(steps, newest=newest)
+        return planned, tuple(step for step in planned if step not in spared)
 
     def _look(self, step: int) -> Candidate:
         """As ``look_at`` sees it, once a step."""
