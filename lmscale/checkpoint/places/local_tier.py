@@ -103,12 +103,7 @@ class LocalTier(Tier):
     place: NodePlace
 
     def __init__(
-        self,
-        place: NodePlace,
-        ranks: Ranks,
-        *,
-        every_minutes: float,
-        first_step: int | None = None,
+        self, place: NodePlace, ranks: Ranks, *, every_minutes: float, first_step: int | None = None
     ) -> None:
         """``first_step``: the one that the run has gone on from; what is here of later ones is
         undone.
