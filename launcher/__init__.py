@@ -3,7 +3,7 @@
 ::
 
     lmscale launch local   local.launch_local → supervise.Supervisor      ranks are child processes
-    lmscale launch slurm   submit.prepare → checks.check_job → submit.submit
+    lmscale launch slurm   submit.prepare → checks.check → submit.submit
 
     configuration ─┐
     profile ───────┼→ plan.py → SlurmJob → render.py → batch script → freeze.py → sbatch (slurm.py)

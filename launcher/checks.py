@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.job import JobRequest, SlurmJob
+from launcher.job import JobRequest, Prepared, SlurmJob
 from launcher.plan import count_of
 from launcher.slurm import SlurmRefusedError, list_partitions, squeue, try_sbatch
 from launcher.sweep import find_conflict
@@ -47,9 +47,10 @@ class Findings:
         self.passed += [otherwise] if len(self.problems) == before else []
 
 
-def check_job(request: JobRequest, job: SlurmJob, script: str) -> Findings:
-    """Run every check, without writing or submitting."""
-    findings = Findings()
+def check(prepared: Prepared) -> Findings:
+    """Run every check before a submission, without writing."""
+    request, job = prepared.request, prepared.job
+    findings = Findings(warnings=list(prepared.warnings))
     findings.passed += _describe_plan(job)
     findings.take(_folder_problems(request, job), f"{job.run_folder} can be its folder")
     _check_data(request, job, findings)
@@ -58,7 +59,7 @@ def check_job(request: JobRequest, job: SlurmJob, script: str) -> Findings:
         live = find_live_jobs(job)
         findings.take(live, "no copy of it is queued or running")
         if not live or job.kind not in EXCLUSIVE:
-            findings.passed.append(f"Slurm would take it: {try_sbatch(script)}")
+            findings.passed.append(f"Slurm would take it: {try_sbatch(prepared.script)}")
     except SlurmRefusedError as refusal:
         findings.problems.append(_explain_refusal(refusal, request, job))
     except LmscaleError as error:
@@ -70,9 +71,9 @@ def _explain_refusal(refusal: SlurmRefusedError, request: JobRequest, job: Slurm
     """What ``sbatch --test-only`` refused the job for, with what was asked for."""
     profile = request.cluster_file or request.cluster_name
     asked = [option for option in job.directives if option[2:].partition("=")[0] in _ASKED]
-    problem = f"{refusal.problems[0].rstrip('.')}. By the profile {profile} it was asked for "
+    problem = f"{str(refusal).rstrip('.')}. By the profile {profile} it was asked for "
     problem += f"{' '.join(asked)}."
-    if "partition" in refusal.answer.lower() and (partitions := list_partitions()):
+    if "partition" in str(refusal).lower() and (partitions := list_partitions()):
         problem += f" Partitions here: {', '.join(partitions)}."
     return problem
 
@@ -181,10 +182,7 @@ def _sets_of(config: RunConfig) -> dict[str, str]:
 
 
 def find_shard_problems(places: Iterable[str]) -> tuple[list[str], bool]:
-    """A line for each dataset that is not whole, and whether every shard was looked at.
-
-    A place without a manifest is passed over: ``_missing_manifests`` says so.
-    """
+    """A line for each dataset that is not whole, and whether every shard was looked at."""
     problems: list[str] = []
     left = MAX_SHARDS
     is_complete = True
@@ -193,7 +191,7 @@ def find_shard_problems(places: Iterable[str]) -> tuple[list[str], bool]:
         try:
             sizes = {} if is_remote(place) else read_shard_sizes(place)
         except (FileNotFoundError, NotADirectoryError):
-            pass
+            pass  # ``_missing_manifests`` says so
         except (OSError, DataError) as error:
             problems.append(str(error))
             continue

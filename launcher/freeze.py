@@ -21,10 +21,7 @@ SCRIPT = "job.sh"
 
 
 def freeze(job: SlurmJob, request: JobRequest, script: str) -> Path:
-    """Write the frozen copy, whole or not at all, and return the script's path.
-
-    Raises ``ClusterError`` when it cannot be written.
-    """
+    """Write the frozen copy, whole or not at all; gives its script. Raises ``ClusterError``."""
     final = job.frozen_folder
     texts = {final / SCRIPT: script, job.config: dump_config(request.config)}
     texts[final / "cluster.yaml"] = dump_cluster(request.cluster)

@@ -26,23 +26,17 @@ class Stretch:
 
     began_at: float
     ended_at: float | None
-    job: str | None
-    """None without Slurm."""
+    job: str | None  # None without Slurm
     restart: int
     nodes: str
-    ranks: int | None
-    """None where no rank came so far."""
+    ranks: int | None  # None where no rank came so far
     zero_stage: int | None
     first_step: int
-    last_step: int
-    """As far as a checkpoint reaches; of the start that still goes on, as far as is known."""
+    last_step: int  # as far as a checkpoint reaches; while the start goes on, as far as is known
     code: int | None
-    action: str
-    """What the batch script did next; "" where it did not come so far."""
-    end: str
-    """Why it ended; "" while it goes on."""
-    excluded: tuple[str, ...] = ()
-    """``node: reason`` of the nodes that it found to be bad."""
+    action: str  # what the batch script did next; "" where it did not come so far
+    end: str  # why it ended; "" while it goes on
+    excluded: tuple[str, ...] = ()  # ``node: reason`` of the nodes that it found to be bad
 
     @property
     def line(self) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 from lmscale.config import RunConfig
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.files.run_files import SLURM_FOLDER
+from lmscale.runs.sweep_folder import Sweep
 
 JobKind = Literal["train", "evaluate", "corpus", "shards", "preflight"]
 
@@ -21,7 +22,6 @@ class Member:
     name: str
     run_folder: Path
     config: Path
-    """Its frozen configuration."""
 
     @property
     def state_folder(self) -> Path:
@@ -30,51 +30,30 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepPlan:
-    """Runs that differ in some settings, trained by one job array."""
-
-    name: str
-    root: Path
-    keys: tuple[str, ...]
-    members: tuple[tuple[dict[str, str], RunConfig], ...]
-    """The values by key of each run, and its whole configuration with absolute places."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class JobRequest:
     """What is asked for: a run on a cluster."""
 
-    config: RunConfig
-    """With absolute places: ``lmscale.config.places``."""
+    config: RunConfig  # with absolute places: ``lmscale.config.places``
     cluster: ClusterConfig
     cluster_name: str
     cluster_file: Path | None = None
-    """Where the profile was read from."""
-    submission: str
-    """An id that the state folder has not seen yet."""
-    python: str
-    """The interpreter that submits."""
-    folder: Path
-    """Where it submits from: what the corpus' inputs are relative to."""
+    submission: str  # an id that the state folder has not seen yet
+    python: str  # the interpreter that submits
+    folder: Path  # where it submits from: what the corpus' inputs are relative to
     min_nodes: int = 1
     max_nodes: int = 1
-    excluded: tuple[str, ...] = ()
-    """Nodes that the profile's cordon file leaves out, besides the profile's own ``exclude``."""
-    tasks: int = 1
-    """Tasks of a data job's array."""
-    only: tuple[int, ...] = ()
-    """Numbers of the tasks to submit; empty: all."""
-    sweep: SweepPlan | None = None
+    excluded: tuple[str, ...] = ()  # nodes that the cordon file leaves out, besides the profile's
+    tasks: int = 1  # tasks of a data job's array
+    only: tuple[int, ...] = ()  # numbers of the tasks to submit; empty: all
+    sweep: Sweep | None = None
 
     @property
     def name(self) -> str:
-        """The sweep's name, or the run's."""
         return self.sweep.name if self.sweep else self.config.run.name
 
     @property
     def runs(self) -> list[RunConfig]:
-        """The configurations of the sweep, or the only one."""
-        return [config for _, config in self.sweep.members] if self.sweep else [self.config]
+        return list(self.sweep.configs) if self.sweep else [self.config]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,54 +62,43 @@ class SlurmJob:
 
     kind: JobKind
     submission: str
-    """The submission's id, such as 20261122-011900-train."""
-    name: str
-    """Slurm's name for the job: equal for submissions of the same kind to the same folder only."""
-    title: tuple[str, ...]
-    """Lines of comment for the head of the script, without the #."""
-    directives: tuple[str, ...]
-    """``--option=value`` or ``--option``, one for each #SBATCH line."""
+    name: str  # Slurm's: equal for submissions of the same kind to the same folder only
+    title: tuple[str, ...]  # lines of comment for the head of the script, without the #
+    directives: tuple[str, ...]  # ``--option=value`` or ``--option``, one for each #SBATCH line
 
-    run_folder: Path
-    """The run's folder; of a sweep its root; of a data job the folder that it builds."""
-    state_folder: Path
-    """``slurm`` in the run's folder; ``.slurm`` in a data job's."""
-    frozen_folder: Path
-    """``state_folder/submission``."""
-    code: Path
-    """First on PYTHONPATH."""
-    config: Path
-    """The frozen configuration (of a sweep: of its base)."""
-    output: str
-    """Where Slurm writes the batch script's output, with Slurm's %j or %A_%a in it."""
+    run_folder: Path  # the run's; of a sweep its root; of a data job the folder that it builds
+    state_folder: Path  # ``slurm`` in the run's folder; ``.slurm`` in a data job's
+    frozen_folder: Path  # ``state_folder/submission``
+    code: Path  # first on PYTHONPATH
+    config: Path  # the frozen configuration (of a sweep: of its base)
+    output: str  # where Slurm writes the batch script's output, with Slurm's %j or %A_%a in it
 
     python: str
-    command: tuple[str, ...]
-    """The command line of one task, from the interpreter on. The template adds what only a task
-    knows: a training's configuration and folder, a data job's task number."""
+    command: tuple[str, ...]  # one task's words, to which the template adds what only a task knows
 
     min_nodes: int
     max_nodes: int
-    usable_nodes: tuple[int, ...]
-    """Node counts, ascending, whose ranks share a step's windows evenly."""
+    usable_nodes: tuple[int, ...]  # counts, ascending, whose ranks share a step's windows evenly
     tasks_per_node: int
     cpus_per_task: int
     gpus_per_node: int
 
     cluster: ClusterConfig
-    """The profile, for all that it says of every job alike."""
-    srun_options: tuple[str, ...]
-    """The profile's options, and those of a Pyxis container."""
-    launch_prefix: tuple[str, ...]
-    """The words between srun and the interpreter: ``apptainer exec … IMAGE``, or nothing."""
-    chain: int
-    """Jobs of a singleton chain; 1 is a job alone."""
+    srun_options: tuple[str, ...]  # the profile's options, and those of a Pyxis container
+    launch_prefix: tuple[str, ...]  # between srun and Python: ``apptainer exec … IMAGE``, or none
+    chain: int  # jobs of a singleton chain; 1 is a job alone
 
-    excluded: tuple[str, ...] = ()
-    """Nodes that this submission leaves out from the start."""
+    excluded: tuple[str, ...] = ()  # nodes that this submission leaves out from the start
     tasks: int | None = None
-    """Tasks that share a data job's work."""
     only: tuple[int, ...] = ()
-    """Numbers of the tasks to submit; empty: all."""
     members: tuple[Member, ...] = ()
-    """Runs of a sweep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A job that could be submitted, as far as its configuration and the profile go."""
+
+    request: JobRequest
+    job: SlurmJob
+    script: str
+    warnings: tuple[str, ...]

@@ -5,28 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.rendezvous import environment_for, find_free_port, unset_defaults
-from launcher.supervise import Outcome, Supervisor
+from launcher.supervise import Outcome, RankPlan, Supervisor
 from lmscale.config import load_config
 from lmscale.errors import ClusterError, ConfigError
 from lmscale.files.cores import num_cores
 from lmscale.ranks.ranks import LOOPBACK
 from lmscale.runs.continuation import check_folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankPlan:
-    """One process to start."""
-
-    rank: int
-    argv: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Added to the launcher's own."""
-    output: Path | None = None
-    """Where stdout and stderr are appended; None leaves them on the launcher's terminal."""
 
 
 def plan_ranks(
@@ -60,7 +47,6 @@ def plan_ranks(
 
 
 def train_argv(config_path: str | Path, overrides: Sequence[str]) -> tuple[str, ...]:
-    """The command of one rank."""
     settings = [part for override in overrides for part in ("--set", override)]
     return (sys.executable, "-m", "lmscale.cli.main", "train", str(config_path), *settings)
 
@@ -69,8 +55,7 @@ def launch_local(config_path: str | Path, overrides: Sequence[str], *, num_ranks
     """Train on this machine with ``num_ranks`` ranks, until all have ended.
 
     The configuration, its division among the ranks and whose folder it names are checked before any
-    rank starts or anything is written; problems raise ``ConfigError``. The outcome says how the
-    ranks ended.
+    rank starts or anything is written; problems raise ``ConfigError``.
     """
     if num_ranks < 1:
         raise ConfigError(f"--nproc {num_ranks}: at least one rank is needed.")
@@ -99,10 +84,5 @@ def run_ranks(plans: Sequence[RankPlan]) -> Outcome:
     """Start the planned processes, forward signals to them, and wait for their common end."""
     with Supervisor() as supervisor:
         for plan in plans:
-            try:
-                supervisor.start(
-                    plan.rank, plan.argv, {**os.environ, **plan.environment}, plan.output
-                )
-            except OSError as error:
-                raise ClusterError(f"rank {plan.rank} could not be started: {error}") from error
+            supervisor.start(plan)
         return supervisor.wait()

@@ -20,15 +20,10 @@ _COLLATERAL_CODES = (EXIT_FAILED, EXIT_USER, -signal.SIGABRT)
 
 @dataclass(frozen=True, kw_only=True)
 class RankEnd:
-    """How one rank ended."""
-
     rank: int
-    code: int
-    """Its exit code; the negative number of a signal that killed it."""
-    ended_at: float
-    """Seconds on the launcher's clock."""
-    was_told: bool = False
-    """Whether the launcher had already told it to end because of another rank."""
+    code: int  # its exit code; the negative number of a signal that killed it
+    ended_at: float  # seconds on the launcher's clock
+    was_told: bool = False  # whether the launcher had told it to end because of another rank
 
 
 @dataclass(frozen=True, kw_only=True)

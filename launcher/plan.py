@@ -6,23 +6,20 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
-from launcher.job import JobKind, JobRequest, Member, SlurmJob, SweepPlan
-from lmscale.config import RunConfig, plan_batches
+from launcher.job import JobKind, JobRequest, Member, SlurmJob
+from lmscale.config import RunConfig
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.errors import ConfigError
 from lmscale.files.run_files import CONFIG_FILE, DATA_SLURM_FOLDER, SLURM_FOLDER
 from lmscale.runs.environment import FROZEN_CODE
+from lmscale.runs.sweep_folder import Sweep
 
 
 def plan_nodes(
     config: RunConfig, *, ranks_per_node: int, min_nodes: int, max_nodes: int
 ) -> tuple[int, ...]:
-    """The numbers of nodes in a range that can train a configuration.
-
-    Raises ``ConfigError`` when no number of nodes in the range will do.
-    """
+    """The numbers of nodes in a range that can train a configuration. Raises ``ConfigError``."""
     windows = config.batch.global_windows
     ranks = count_of(ranks_per_node, "rank")
     fits = [n for n in range(1, windows + 1) if windows % (n * ranks_per_node) == 0]
@@ -31,11 +28,7 @@ def plan_nodes(
         return usable
     if min_nodes == max_nodes:
         try:
-            plan_batches(
-                global_windows=windows,
-                micro_windows=config.batch.micro_windows,
-                data_ranks=min_nodes * ranks_per_node,
-            )
+            config.batch.plan(min_nodes * ranks_per_node)
         except ConfigError as error:
             near = sorted(sorted(fits, key=lambda n: abs(n - min_nodes))[:4])
             advice = f"No number of nodes with {ranks} each will do."
@@ -48,7 +41,7 @@ def plan_nodes(
     )
 
 
-def plan_folder(kind: JobKind, config: RunConfig, sweep: SweepPlan | None = None) -> Path:
+def plan_folder(kind: JobKind, config: RunConfig, sweep: Sweep | None = None) -> Path:
     """The folder that a job works for: a run's, a sweep's, or that of the data it builds."""
     if kind == "corpus":
         return Path(config.corpus.folder)
@@ -62,7 +55,28 @@ def plan_state_folder(kind: JobKind, folder: Path) -> Path:
     return folder / (DATA_SLURM_FOLDER if kind in ("corpus", "shards") else SLURM_FOLDER)
 
 
-def plan_train_job(request: JobRequest) -> SlurmJob:
+def plan_job(request: JobRequest, kind: JobKind) -> SlurmJob:
+    """A training, a look at the nodes alone, one rank that scores the run's newest checkpoint, or
+    an array whose tasks share the building of the corpus or of the shards.
+    """
+    if kind == "train":
+        return _plan_training(request)
+    if kind == "preflight":
+        nodes = tuple(range(request.min_nodes, request.max_nodes + 1))
+        return _plan(request, kind, f"{request.name}: a look at the nodes of", nodes=nodes)
+    main = ("-m", "lmscale.cli.main")
+    if kind == "evaluate":
+        command = (*main, "evaluate", str(request.config.folder))
+        return _plan(request, kind, f"{request.name}: evaluation on", command=command)
+    state = plan_state_folder(kind, plan_folder(kind, request.config))
+    config = str(state / request.submission / CONFIG_FILE)
+    # Only the corpus' inputs are relative to where the job is launched.
+    entry = ("-m", "launcher.task", str(request.folder)) if kind == "corpus" else main
+    what = f"{kind} of {request.name} in {request.tasks} tasks on"
+    return _plan(request, kind, what, command=(*entry, kind, "build", config))
+
+
+def _plan_training(request: JobRequest) -> SlurmJob:
     """A run, or with ``request.sweep`` an array of runs, in as many attempts as it takes."""
     cluster, sweep = request.cluster, request.sweep
     if sweep and cluster.chain > 1:
@@ -91,28 +105,6 @@ def plan_train_job(request: JobRequest) -> SlurmJob:
     command = ("-m", "launcher.rank")
     what = f"{request.name}: training on"
     return _plan(request, "train", what, *more, command=command, nodes=nodes, members=members)
-
-
-def plan_evaluate_job(request: JobRequest) -> SlurmJob:
-    """One rank that scores the run's newest checkpoint."""
-    command = ("-m", "lmscale.cli.main", "evaluate", str(request.config.folder))
-    return _plan(request, "evaluate", f"{request.name}: evaluation on", command=command)
-
-
-def plan_preflight_job(request: JobRequest) -> SlurmJob:
-    """The look at the nodes alone."""
-    nodes = tuple(range(request.min_nodes, request.max_nodes + 1))
-    return _plan(request, "preflight", f"{request.name}: a look at the nodes of", nodes=nodes)
-
-
-def plan_data_job(request: JobRequest, kind: Literal["corpus", "shards"]) -> SlurmJob:
-    """An array whose tasks share the building of the corpus, or of the shards."""
-    state = plan_state_folder(kind, plan_folder(kind, request.config))
-    config = str(state / request.submission / CONFIG_FILE)
-    # Only the corpus' inputs are relative to where the job is launched.
-    entry = ("launcher.task", str(request.folder)) if kind == "corpus" else ("lmscale.cli.main",)
-    what = f"{kind} of {request.name} in {request.tasks} tasks on"
-    return _plan(request, kind, what, command=("-m", *entry, kind, "build", config))
 
 
 def _common_nodes(request: JobRequest) -> tuple[int, ...]:

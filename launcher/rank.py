@@ -80,8 +80,7 @@ def _redirect_output(path: Path) -> None:
 def _make_folder(planned: dict[str, str], name: str) -> None:
     """Make a cache's folder, or unset its variable: that costs a compilation, not the run.
 
-    A folder that others can write to is as good as none: compiled code is run, and torch's own
-    caches hold pickles.
+    A folder that others can write to is as good as none: what is compiled or pickled there is run.
     """
     try:
         for folder in (Path(planned[name]).parent, Path(planned[name])):

@@ -64,10 +64,7 @@ def add_map(script: str) -> str:
 
 
 def quote_for_shell(value: object) -> str:
-    """One word of shell that means exactly ``value``.
-
-    A line break would be inert as well, but the script is line by line for its readers.
-    """
+    """One word of shell that means exactly ``value``, on one line for the script's readers."""
     text = str(value)
     if not text.isprintable():
         raise ClusterError(

@@ -30,24 +30,19 @@ _FOREIGN = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SLURM_")
 _OURS = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 _RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 _RANK_VARIABLES += ("MASTER_ADDR", "MASTER_PORT", "LMSCALE_ATTEMPT", "LMSCALE_EXITS")
-_NO_SUCH_JOB = "Invalid job id"
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueuedJob:
     """A job as squeue knows it: waiting, running, or ended a short while ago."""
 
-    job: str
-    """As a person writes it: 12, or 12_3 for a task of an array, or 12_[4-7] for its rest."""
-    raw_job: str
-    """SLURM_JOB_ID: every started task of an array has one of its own."""
+    job: str  # as a person writes it: 12, or 12_3 for a task of an array, or 12_[4-7] for its rest
+    raw_job: str  # SLURM_JOB_ID: every started task of an array has one of its own
     state: str
-    reason: str
-    """Why the job waits, or ""."""
+    reason: str  # why the job waits, or ""
     user: str
     nodes: str
-    starts_at: float | None
-    """When it started, or when Slurm expects it to."""
+    starts_at: float | None  # when it started, or when Slurm expects it to
     left_seconds: float | None
 
     @property
@@ -75,11 +70,7 @@ _ACCOUNT_FIELDS = ("JobID", "State", "NodeList", "Submit", "Start", "End")
 
 
 class SlurmRefusedError(ClusterError):
-    """Slurm refused a request; ``answer`` is its text."""
-
-    def __init__(self, problems: str | Sequence[str], answer: str = "") -> None:
-        super().__init__(problems)
-        self.answer = answer or self.problems[0]
+    """Slurm refused a request, for the reason that the message gives."""
 
 
 def sbatch(script: Path) -> str:
@@ -111,29 +102,27 @@ def squeue(jobs: Sequence[str] = (), *, name: str | None = None) -> tuple[Queued
         return ()
     fields = ",".join(f"{name}:|" for name in _QUEUE_FIELDS)
     command = ["squeue", "--noheader", "--array", "--states=all", f"--Format={fields}"]
-    try:
-        chosen = f"--jobs={','.join(jobs)}" if jobs else f"--name={name}"
-        return parse_queue(_call([*command, chosen]).stdout)
-    except SlurmRefusedError as refusal:
-        if _NO_SUCH_JOB in refusal.answer:  # of a single one, which is an error for squeue
-            return ()
-        raise
+    command.append(f"--jobs={','.join(jobs)}" if jobs else f"--name={name}")
+    # A single job that is forgotten is an error for squeue.
+    return parse_queue(_ask(command, forgiven="Invalid job id"))
 
 
-def sacct(jobs: Sequence[str]) -> tuple[AccountedJob, ...] | None:
-    """Every attempt of these jobs, oldest first; None where the cluster keeps no accounting.
-
-    The accounting lags some seconds behind a job's end.
-    """
+def sacct(jobs: Sequence[str]) -> tuple[AccountedJob, ...]:
+    """Every attempt of these jobs, oldest first, some seconds late; none without accounting."""
     if not jobs:
         return ()
     command = ["sacct", "--noheader", "--allocations", "--parsable2", "--duplicates"]
     command += [f"--format={','.join(_ACCOUNT_FIELDS)}", f"--jobs={','.join(jobs)}"]
+    return parse_accounting(_ask(command, forgiven="accounting storage is disabled"))
+
+
+def _ask(command: Sequence[str], *, forgiven: str) -> str:
+    """What the command prints; nothing where it refuses with the ``forgiven`` words."""
     try:
-        return parse_accounting(_call(command).stdout)
+        return _call(command).stdout
     except SlurmRefusedError as refusal:
-        if "accounting storage is disabled" in refusal.answer:
-            return None
+        if forgiven in str(refusal):
+            return ""
         raise
 
 
@@ -152,7 +141,6 @@ def parse_submitted(printed: str) -> str:
 
 
 def parse_queue(printed: str) -> tuple[QueuedJob, ...]:
-    """The lines of ``squeue --Format``."""
     return tuple(
         QueuedJob(
             job=job,
@@ -169,7 +157,6 @@ def parse_queue(printed: str) -> tuple[QueuedJob, ...]:
 
 
 def parse_accounting(printed: str) -> tuple[AccountedJob, ...]:
-    """The lines of ``sacct --parsable2``."""
     return tuple(
         AccountedJob(
             job=job,
@@ -258,7 +245,7 @@ def _call(
         said = _clean(done.stderr or done.stdout)
         if any(phrase in said for phrase in _UNREACHABLE):
             raise ClusterError(f"{name} cannot reach Slurm's controller: {said}")
-        raise SlurmRefusedError(f"{name} refused: {said or 'it gave no reason'}", said)
+        raise SlurmRefusedError(f"{name} refused: {said or 'it gave no reason'}")
     return done
 
 

@@ -84,8 +84,7 @@ class SlurmAnswer:
     """What Slurm said about the jobs of one or more runs."""
 
     queue: Sequence[QueuedJob] = ()
-    accounts: Sequence[AccountedJob] | None = None
-    """None: the cluster keeps no accounting, or it did not answer."""
+    accounts: Sequence[AccountedJob] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +95,9 @@ class RunState:
     detail: str = ""
     job: str | None = None
     nodes: str = ""
-    reason: str = ""
-    """Slurm's own word for why it waits."""
-    starts_at: float | None = None
-    """When Slurm expects a waiting job to start."""
-    left_seconds: float | None = None
-    """Of the running job's time limit."""
+    reason: str = ""  # Slurm's own word for why it waits
+    starts_at: float | None = None  # when Slurm expects a waiting job to start
+    left_seconds: float | None = None  # of the running job's time limit
     source: Literal["folder", "squeue", "sacct"] = "folder"
 
     @property
@@ -131,7 +127,7 @@ def judge_run(signs: RunSigns, answer: SlurmAnswer | None, now: float) -> RunSta
     if active:
         return _judge_active(signs, active[0], now)
     since = submission["time"] - 300  # before it the accounting may have been begun anew
-    accounts = [a for a in answer.accounts or () if is_one_of(a.job, jobs)]
+    accounts = [a for a in answer.accounts if is_one_of(a.job, jobs)]
     ends = [a for a in accounts if a.submitted_at is None or a.submitted_at > since]
     return _judge_gone(signs, jobs, queued, ends)
 

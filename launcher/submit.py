@@ -14,21 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from launcher.checks import Findings, check_job, describe_unusable_nodes, find_live_jobs
+from launcher.checks import describe_unusable_nodes, find_live_jobs
 from launcher.freeze import freeze
-from launcher.job import JobKind, JobRequest, SlurmJob
-from launcher.plan import (
-    plan_data_job,
-    plan_evaluate_job,
-    plan_folder,
-    plan_preflight_job,
-    plan_state_folder,
-    plan_train_job,
-)
+from launcher.job import JobKind, JobRequest, Prepared
+from launcher.plan import plan_folder, plan_job, plan_state_folder
 from launcher.preflight import cordon
 from launcher.render import render
 from launcher.slurm import parse_duration, sbatch, scancel
-from launcher.sweep import parse_axis, plan_sweep, plan_table
+from launcher.sweep import parse_axis, plan_sweep
 from lmscale.config import load_config
 from lmscale.config.cluster import change_cluster, find_profile, load_cluster
 from lmscale.config.cluster_profile import ClusterConfig
@@ -42,13 +35,6 @@ from lmscale.runs.sweep_folder import write_sweep
 
 Result = TypeVar("Result")
 LOCK_SECONDS = 60.0  # a submission takes a second or two
-PLANNERS: dict[JobKind, Callable[[JobRequest], SlurmJob]] = {
-    "train": plan_train_job,
-    "evaluate": plan_evaluate_job,
-    "corpus": lambda request: plan_data_job(request, "corpus"),
-    "shards": lambda request: plan_data_job(request, "shards"),
-    "preflight": plan_preflight_job,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,34 +55,20 @@ class LaunchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A job that could be submitted, as far as its configuration and the profile go."""
-
-    request: JobRequest
-    job: SlurmJob
-    script: str
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Submission:
     """A row of ``submissions.jsonl``."""
 
     time: float
     submission: str
     job: str
-    jobs: tuple[str, ...]
-    """Numbers of all jobs of a chain; otherwise the one job's."""
+    jobs: tuple[str, ...]  # numbers of all jobs of a chain; otherwise the one job's
     kind: str
     cluster: str
     nodes: tuple[int, int]
     tasks: int | None
-    limit_seconds: float | None
-    """A job's time limit."""
-    signal_seconds: float
-    """How long before its limit a job is asked to stop."""
-    folder: str
-    """The frozen copy."""
+    limit_seconds: float | None  # a job's time limit
+    signal_seconds: float  # how long before its limit a job is asked to stop
+    folder: str  # the frozen copy
     command: tuple[str, ...]
     user: str
     host: str
@@ -139,7 +111,7 @@ def prepare(options: LaunchOptions) -> Prepared:
         only=options.only,
         sweep=sweep,
     )
-    job = PLANNERS[options.kind](request)
+    job = plan_job(request, options.kind)
     warnings = describe_unusable_nodes(request, job)
     if request.excluded:
         warnings.append(
@@ -206,13 +178,6 @@ def _find_misfits(options: LaunchOptions) -> list[str]:
     return problems
 
 
-def check(prepared: Prepared) -> Findings:
-    """All checks before a submission; nothing is written."""
-    findings = check_job(prepared.request, prepared.job, prepared.script)
-    findings.warnings[:0] = prepared.warnings
-    return findings
-
-
 def submit(prepared: Prepared) -> Submission:
     """Freeze and submit. Raises ``ClusterError`` when a copy was submitted in the meantime."""
     request, job = prepared.request, prepared.job
@@ -244,12 +209,11 @@ def submit(prepared: Prepared) -> Submission:
         )
         append_submission(job.state_folder, submission)
         if request.sweep:
-            table = plan_table(request.sweep, request.config, jobs[0])
             try:
-                write_sweep(table)
+                write_sweep(request.sweep.model_copy(update={"job": jobs[0]}))
             except OSError as error:
                 raise ClusterError(
-                    f"The job was submitted, but {table.root / SWEEP_FILE} cannot be written: "
+                    f"The job was submitted, but {job.run_folder / SWEEP_FILE} cannot be written: "
                     f"{error}. `lmscale runs list --sweep` will not know of it."
                 ) from None
     return submission
@@ -270,10 +234,7 @@ def append_submission(folder: Path, submission: Submission) -> None:
 
 @contextmanager
 def submitting(folder: Path, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """Hold the right to submit for this folder; the file lock ends with the process.
-
-    Where the file system has no locks, the look at Slurm's queue must do.
-    """
+    """Hold the right to submit for this folder; the file lock ends with the process."""
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from launcher.outcome import CALM, MOMENT_SECONDS, Outcome, RankEnd, judge
+from lmscale.errors import ClusterError
 from lmscale.files.jsonl import read_tail
 
 POLL_SECONDS = 0.05
@@ -26,12 +28,18 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankPlan:
+    rank: int
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)  # added to the launcher's own
+    output: Path | None = None  # for stdout and stderr, appended; None: the launcher's terminal
+
+
 @dataclass(kw_only=True)
 class _Rank:
-    """A started process and what is known about it."""
-
+    plan: RankPlan
     process: subprocess.Popen[bytes]
-    output: Path | None
     output_start: int
     end: RankEnd | None = None
 
@@ -64,27 +72,24 @@ class Supervisor:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def start(
-        self, rank: int, argv: Sequence[str], environment: Mapping[str, str], output: Path | None
-    ) -> None:
-        """Start a rank in a session of its own. Raises ``OSError`` when it cannot be started."""
-        file = open(output, "ab") if output else None
+    def start(self, plan: RankPlan) -> None:
+        """Start a rank in a session of its own. Raises ``ClusterError`` when it cannot start."""
         try:
-            process = subprocess.Popen(
-                argv,
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT if file else None,
-                # The terminal's Ctrl-C reaches the launcher alone, which passes it on once.
-                start_new_session=True,
-                preexec_fn=_die_with(os.getpid()),
-            )
-            start = file.tell() if file else 0
-        finally:
-            if file:
-                file.close()
-        self._ranks[rank] = _Rank(process=process, output=output, output_start=start)
+            with open(plan.output, "ab") if plan.output else nullcontext() as file:
+                process = subprocess.Popen(
+                    plan.argv,
+                    env={**os.environ, **plan.environment},
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT if file else None,
+                    # The terminal's Ctrl-C reaches the launcher alone, which passes it on once.
+                    start_new_session=True,
+                    preexec_fn=_die_with(os.getpid()),
+                )
+                start = file.tell() if file else 0
+        except OSError as error:
+            raise ClusterError(f"rank {plan.rank} could not be started: {error}") from error
+        self._ranks[plan.rank] = _Rank(plan=plan, process=process, output_start=start)
 
     def wait(self) -> Outcome:
         """Return when every rank has ended, by itself or by force."""
@@ -97,9 +102,9 @@ class Supervisor:
         ends = [rank.end for rank in self._ranks.values() if rank.end]
         outputs = {}
         for number, rank in self._ranks.items():
-            if rank.output:  # earlier attempts have written to the same file
-                tail = read_tail(rank.output, start=rank.output_start)
-                outputs[number] = (str(rank.output), tail.decode("utf-8", "replace"))
+            if output := rank.plan.output:  # earlier attempts have written to the same file
+                tail = read_tail(output, start=rank.output_start)
+                outputs[number] = (str(output), tail.decode("utf-8", "replace"))
         return judge(ends, forwarded=self._forwarded, overdue=self._overdue, outputs=outputs)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -130,7 +135,6 @@ class Supervisor:
                 rank.process.send_signal(number)
 
     def _hurry(self) -> None:
-        """End the ranks whose time is over."""
         now = time.monotonic()
         ends = [rank.end for rank in self._ranks.values() if rank.end]
         bad = [e.ended_at for e in ends if e.code not in CALM]

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from launcher.job import SweepPlan
-from lmscale.config import RunConfig, load_config
+from lmscale.config import load_config
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import ConfigError
 from lmscale.files.run_files import SLURM_FOLDER, SWEEP_FILE
@@ -48,7 +47,7 @@ def plan_sweep(
     axes: Sequence[tuple[str, tuple[str, ...]]],
     *,
     name: str | None = None,
-) -> SweepPlan:
+) -> Sweep:
     """The runs NAME-000, NAME-001, …: the last axis turns fastest.
 
     Each run has a folder of its own, also below ``checkpoint.folder`` where that is set.
@@ -64,7 +63,7 @@ def plan_sweep(
     choices = list(itertools.product(*(values for _, values in axes)))
     if len(choices) > MAX_RUNS:
         raise ConfigError(f"--array: {len(choices)} runs are more than {MAX_RUNS}.")
-    members, problems = [], []
+    runs, configs, problems = [], [], []
     for index, choice in enumerate(choices):
         values = dict(zip(keys, choice, strict=True))
         given = [f"{key}={value}" for key, value in values.items()]
@@ -79,27 +78,23 @@ def plan_sweep(
         except ConfigError as error:
             problems += [f"{' '.join(given)}: {problem}" for problem in error.problems]
             continue
-        members.append((values, with_absolute_places(config)))
+        configs.append(with_absolute_places(config))
+        runs.append(SweepMember(index=index, run=run, folder=root / run, values=values))
     if problems:
         raise ConfigError(problems)
-    return SweepPlan(name=name, root=root, keys=tuple(keys), members=tuple(members))
-
-
-def plan_table(plan: SweepPlan, base: RunConfig, job: str) -> Sweep:
-    """What the sweep's folder keeps of it."""
-    runs = tuple(
-        SweepMember(index=index, run=config.run.name, folder=config.folder, values=values)
-        for index, (values, config) in enumerate(plan.members)
-    )
-    tree = base.model_dump(mode="json")
     return Sweep(
-        name=plan.name, root=plan.root, keys=plan.keys, base_config=tree, runs=runs, job=job
+        name=name,
+        root=root,
+        keys=tuple(keys),
+        base_config=base.model_dump(mode="json"),
+        runs=tuple(runs),
+        configs=tuple(configs),
     )
 
 
-def find_conflict(plan: SweepPlan) -> str | None:
+def find_conflict(sweep: Sweep) -> str | None:
     """Why the sweep's folder cannot take these runs, or None. A sweep may be submitted again."""
-    root = plan.root
+    root = sweep.root
     if not (root / SWEEP_FILE).exists():
         if all(path.name == SLURM_FOLDER for path in root.glob("*")):
             return None
@@ -108,9 +103,7 @@ def find_conflict(plan: SweepPlan) -> str | None:
         old = read_sweep(root)
     except ConfigError:
         return f"{root / SWEEP_FILE} cannot be read. Name another sweep with --sweep."
-    if [(row.run, row.values) for row in old.runs] == [
-        (config.run.name, values) for values, config in plan.members
-    ]:
+    if [(row.run, row.values) for row in old.runs] == [(r.run, r.values) for r in sweep.runs]:
         return None
     return (
         f"{root} holds a sweep over other values ({', '.join(old.keys)}, {len(old.runs)} runs). "

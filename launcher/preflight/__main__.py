@@ -54,8 +54,7 @@ class Place:
 
     node: str
     local_rank: int
-    num_tasks: int
-    """Number of measuring tasks on this node."""
+    num_tasks: int  # number of measuring tasks on this node
     variables: Mapping[str, str]
 
     @property

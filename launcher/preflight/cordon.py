@@ -52,10 +52,7 @@ def active(file: str | Path, now: float, hours: float) -> dict[str, str]:
 
 
 def cordon(file: str | Path, node: str, *, reason: str, job: str, is_out: bool = True) -> None:
-    """Leave ``node`` out from now on, or take it back; makes a missing file.
-
-    Raises ``ClusterError`` when the line cannot be written.
-    """
+    """Leave ``node`` out from now on, or take it back; makes the file. Raises ``ClusterError``."""
     path = Path(file)
     texts = (node, "out" if is_out else "in", user_name(), job, reason)
     when = time.strftime(_TIME, time.gmtime())

@@ -6,7 +6,6 @@ Never run: ``nvidia-smi`` and a site's own health check on a node with GPUs; the
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -24,6 +23,7 @@ from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.files.locations import is_remote
 from lmscale.files.redact import printable, redact
 from lmscale.files.shard_files import find_wrong_files, read_shard_sizes
+from lmscale.runs.environment import installed_version
 
 TOKEN = "token"
 TOKEN_SECONDS = 3.0  # a network file system may show a new file a moment later
@@ -48,8 +48,7 @@ Look = Callable[[], Sequence[Check]]
 def run_looks(looks: Mapping[str, Look], seconds: float) -> tuple[list[Check], dict[str, float]]:
     """All looks at once, each on a thread of its own, and the seconds that each look took.
 
-    A look that does not return in time is a failed check: a file system that hangs cannot be
-    interrupted, only left behind.
+    A look that does not return in time is a failed check: what hangs can only be left behind.
     """
     checks: dict[str, Sequence[Check]] = {}
     took = dict.fromkeys(looks, seconds)
@@ -154,13 +153,9 @@ def look_at_machine(cluster: ClusterConfig) -> Sequence[Check]:
 
 def library_versions() -> dict[str, str | None]:
     """Versions that must be equal on all nodes; torch's version without loading torch."""
-    try:
-        torch = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        torch = None
     return {
         "python": platform.python_version(),
-        "torch": torch,
+        "torch": installed_version("torch"),
         # A node that does not see the frozen code would run what is installed there.
         "lmscale": str(Path(errors.__file__).parent),
         "libc": " ".join(platform.libc_ver()),
@@ -188,8 +183,7 @@ def look_at_gpus(
 def look_at_health(command: str, seconds: float) -> Sequence[Check]:
     """What the site's own health check says of this node: exit code 0 is fit.
 
-    A command that cannot be run or does not end in time is the profile's mistake rather than the
-    node's, and has another name.
+    A command that cannot be run, or not to its end in time, is the profile's mistake.
     """
     shown = _as_line(command)
     try:
@@ -210,8 +204,7 @@ def _as_line(text: str) -> str:
 def run_bounded(command: str, seconds: float) -> tuple[int, str]:
     """Exit code and the end of the output of a line of shell, once the shell itself has ended.
 
-    What it leaves in the background goes on; when time is up, all its processes are killed. Raises
-    ``TimeoutError``.
+    What it leaves in the background goes on. Raises ``TimeoutError``, with all of it killed.
     """
     # A pipe would not end before the last process that holds it, such as a daemon that was started.
     with tempfile.TemporaryFile() as output:

@@ -111,8 +111,7 @@ def _device(ranks: Ranks, wants_gpu: bool) -> torch.device:
 def measure_matmul(device: torch.device, size: int = 0) -> float:
     """TFLOP/s of a square matrix product: 16 bits on a GPU, fp32 on one core of a CPU.
 
-    Raises ``RuntimeError`` when the same product gives two results: such a device spoils a run
-    without a word.
+    Raises ``RuntimeError`` when a product gives two results: such a device would spoil a run.
     """
     import torch
 
@@ -169,8 +168,7 @@ def _talk(
 ) -> Iterator[Row]:
     """Meet the others, and measure an all-reduce if all of them can take part.
 
-    ``device`` None: this process cannot. Raises ``TransientError`` when not all have come by the
-    deadline.
+    ``device`` None: this process cannot. Raises ``TransientError`` for a peer that does not come.
     """
     import torch
     import torch.distributed as dist

@@ -39,8 +39,7 @@ class Verdict:
     code: int
     message: str
     problems: tuple[Problem, ...] = ()
-    bad: Mapping[str, str] = field(default_factory=dict)
-    """Node → reason, for the nodes to exclude; empty unless code is 1."""
+    bad: Mapping[str, str] = field(default_factory=dict)  # node → reason; empty unless code is 1
 
 
 def judge(
@@ -97,11 +96,7 @@ def _reason(node: str, problems: Sequence[Problem]) -> str:
 
 
 def _drop_consequences(nodes: Sequence[str], problems: Sequence[Problem]) -> list[Problem]:
-    """Without what only follows from another node's failure.
-
-    Nobody reaches a first node that has not started, and a node that waits for another node has
-    done nothing wrong.
-    """
+    """Without what follows from another node's failure: who waits has done nothing wrong."""
     first = {problem.check for problem in problems if problem.node == nodes[0]}
     explained = {"reaching the first node"} if first & STARTING else set()
     starting = {problem.node for problem in problems if problem.check in STARTING - explained}

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Start the ranks of a run.", no_args_is_help=True)
 
 
-@app.callback()
-def group() -> None:
-    """Start the ranks of a run."""  # with a callback, a lone command stays a sub-command
-
-
 @app.command()
 def local(
     config: ConfigArgument,
@@ -119,8 +114,8 @@ def slurm(
     runs is a copy of code, configuration and script; the run may be changed and launched again when
     no copy is queued or running.
     """
+    from launcher.checks import check as check_prepared
     from launcher.submit import LaunchOptions, prepare, submit
-    from launcher.submit import check as check_prepared
     from lmscale.cli.problems import print_problems, print_warnings
     from lmscale.errors import EXIT_USER
 

@@ -17,7 +17,7 @@ from lmscale.errors import DataError
 from lmscale.files.jsonl import append_row, mend_tail, read_rows
 from lmscale.files.run_files import RESUMES_FILE
 from lmscale.files.strangers import Count, Finite, ImplausibleError, checked
-from lmscale.history.rewinds import Rewind, describe_undone, read_rewinds
+from lmscale.history.rewinds import Rewind, is_undone, read_rewinds
 from lmscale.runs.attempts import ATTEMPTS_FILE
 
 
@@ -25,12 +25,9 @@ from lmscale.runs.attempts import ATTEMPTS_FILE
 class Start:
     """One attempt of a run, as far as it decides which checkpoints count."""
 
-    attempt: Count
-    """Counted from 1, over the whole run."""
-    time: Finite
-    """Unix time."""
-    first_step: Count
-    """Steps done where it began."""
+    attempt: Count  # counted from 1, over the whole run
+    time: Finite  # Unix time
+    first_step: Count  # steps done where it began
 
 
 _START = TypeAdapter(Start)
@@ -96,7 +93,9 @@ class History:
 
     def undone(self, manifest: Manifest) -> str | None:
         """Why a checkpoint is not to be gone on from, or None."""
-        return describe_undone(manifest, self.rewinds) or describe_superseded(manifest, self.starts)
+        if is_undone(manifest.step, manifest.rewinds, self.rewinds):
+            return f"the guard has undone step {manifest.step} since"
+        return describe_superseded(manifest, self.starts)
 
 
 HISTORY = TypeAdapter(History)  # reads what rank 0 sends to the others

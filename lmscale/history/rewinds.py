@@ -19,7 +19,6 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from lmscale.checkpoint.manifest import Manifest
 from lmscale.errors import DataError, NoSpaceError
 from lmscale.files.jsonl import append_durable_row, read_rows
 from lmscale.files.run_files import REWINDS_FILE
@@ -33,22 +32,15 @@ logger = logging.getLogger(__name__)
 class Rewind:
     """One return to an older checkpoint, and the window of samples left out since."""
 
-    number: Count
-    """Counted from 1, over the whole run."""
-    at_step: Count
-    """Where the divergence was noticed."""
-    to_step: Count
-    """The checkpoint that the run went back to."""
-    to_n: Count
-    """Samples used there."""
-    jump_from_n: Count
-    """The first sample left out, by its number on the branch that is undone."""
+    number: Count  # counted from 1, over the whole run
+    at_step: Count  # where the divergence was noticed
+    to_step: Count  # the checkpoint that the run went back to
+    to_n: Count  # samples used there
+    jump_from_n: Count  # the first sample left out, by its number on the branch that is undone
     jump_samples: Count
     why: Text
     time: Finite
-    """Unix time."""
-    segments: tuple[Segment, ...] = ()
-    """The stream's, of the branch that is undone."""
+    segments: tuple[Segment, ...] = ()  # the stream's, of the branch that is undone
 
 
 _REWIND = TypeAdapter(Rewind)
@@ -101,19 +93,8 @@ def record_rewind(folder: str | Path, rewind: Rewind) -> None:
 
 
 def is_undone(step: int, rewinds_in_history: int, rewinds: Sequence[Rewind]) -> bool:
-    """Whether a checkpoint is of a branch that a rewind has undone.
-
-    It has the first ``rewinds_in_history`` rewinds behind it; any later one that went back to
-    before it undoes it.
-    """
+    """Whether a checkpoint, by the rewinds in its history, is of a branch that was undone since."""
     return any(step > rewind.to_step for rewind in rewinds[rewinds_in_history:])
-
-
-def describe_undone(manifest: Manifest, rewinds: Sequence[Rewind]) -> str | None:
-    """Why a checkpoint is not to be gone on from, or None."""
-    if is_undone(manifest.step, manifest.rewinds, rewinds):
-        return f"the guard has undone step {manifest.step} since"
-    return None
 
 
 def pending_jumps(rewinds: Sequence[Rewind], *, rewinds_in_history: int) -> tuple[Jump, ...]:

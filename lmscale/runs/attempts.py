@@ -103,11 +103,6 @@ class AttemptLog:
             self._thread.join(PROGRESS_SECONDS)  # a file system that hangs may hold it up
             self._rows.close()
 
-    @property
-    def number(self) -> int:
-        """1 for the run's first attempt."""
-        return self._start["attempt"]
-
     def step(self, step: int, step_seconds: float, *, is_skipped: bool = False) -> None:
         """Count one finished step; a row is written now and then."""
         with self._lock:
@@ -158,7 +153,7 @@ class AttemptLog:
         row: Row = {
             "event": event,
             "time": self._clock(),
-            "attempt": self.number,
+            "attempt": self._start["attempt"],
             "step": self._step,
             "step_seconds": round(self._step_seconds, 6),
             "seconds": {key: round(v, 6) for key, v in seconds.items() if v > 0},

@@ -30,26 +30,17 @@ class Commit(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
-    step: _Count
-    """Steps done."""
-    n: _Count
-    """Samples used."""
-    folder: str = Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")
-    """Path below the run's folder, or the whole path or URL of a checkpoint elsewhere."""
-    sha256: str
-    """Hash of the manifest, which differs between two saves of one step."""
-    bytes: _Count
-    """Of all files but the manifest."""
-    reason: str
-    """As in the manifest."""
-    time: float
-    """Unix time of the commit."""
+    step: _Count  # steps done
+    n: _Count  # samples used
+    folder: str = Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")  # below the run's, or a path or URL
+    sha256: str  # hash of the manifest, which differs between two saves of one step
+    bytes: _Count  # of all files but the manifest
+    reason: str  # as in the manifest
+    time: float  # Unix time of the commit
     attempt: int | None = None
-    """Its number in attempts.jsonl."""
 
     @property
     def name(self) -> str:
-        """The last part of the folder."""
         return self.folder.rpartition("/")[2]
 
     @property
@@ -59,15 +50,11 @@ class Commit(BaseModel):
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether the checkpoint is not in the run's folder."""
         return "://" in self.folder or os.path.isabs(self.folder)
 
 
 def read_commits(run_folder: str | Path) -> tuple[Commit, ...]:
-    """The checkpoints that are not removed, by their steps.
-
-    A line that is no row is passed over: the next start adds what is missing.
-    """
+    """The checkpoints not removed, by their steps; a line that is no row is passed over."""
     commits: dict[int, Commit] = {}
     for row in tail_rows(Path(run_folder) / COMMITS_FILE, max_bytes=sys.maxsize):
         if row.get("event") == "commit":

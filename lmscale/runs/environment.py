@@ -86,10 +86,7 @@ def select_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def collect_code(root: Path | None = None) -> dict[str, Any]:
-    """The package's version and, in a git checkout, its commit and what differs from it.
-
-    A copy that a launcher froze tells the state of what it was copied from.
-    """
+    """The package's version and git state, or those of what a launcher copied it from."""
     root = Path(lmscale.__file__).parents[1] if root is None else root
     code: dict[str, Any] = {"version": lmscale.__version__, "folder": str(root)}
     frozen = _read_frozen(root)

@@ -71,17 +71,12 @@ class Fault:
 
     kind: str
     at: str
-    rank: int | None = None
-    """None: on every rank."""
-    step: int | None = None
-    """Step, counted from 1; at a save the checkpoint's step; None: the first that comes."""
-    times: int = 1
-    """How often on a rank, over all starts of the run."""
-    seconds: float = 1.0
-    """How long a delay is."""
+    rank: int | None = None  # None: on every rank
+    step: int | None = None  # counted from 1; at a save the checkpoint's; None: the first
+    times: int = 1  # how often on a rank, over all starts of the run
+    seconds: float = 1.0  # how long a delay is
     bit: int = 1
-    id: str = ""
-    """Tells two faults apart that are alike otherwise."""
+    id: str = ""  # tells two faults apart that are alike otherwise
 
     @property
     def text(self) -> str:
@@ -92,10 +87,7 @@ class Fault:
 
 
 def read_faults(*, allowed: bool, world_size: int) -> tuple[Fault, ...]:
-    """The faults of ``LMSCALE_FAULTS``, for a start of so many ranks; empty without the variable.
-
-    Raises ``ConfigError`` with all problems, the run's refusal among them.
-    """
+    """The faults of ``LMSCALE_FAULTS`` for a start of so many ranks. Raises ``ConfigError``."""
     text = os.environ.get(VARIABLE, "").strip()
     problems: list[str] = []
     if text and not allowed:
@@ -109,10 +101,7 @@ def read_faults(*, allowed: bool, world_size: int) -> tuple[Fault, ...]:
 def parse_faults(
     text: str, *, world_size: int | None = None, problems: Sequence[str] = ()
 ) -> tuple[Fault, ...]:
-    """The faults that a text names, for a start of so many ranks or (None) of any number.
-
-    Raises ``ConfigError`` with every problem at once, ``problems`` first.
-    """
+    """A text's faults, for so many ranks (None: any). Raises ``ConfigError``, with ``problems``."""
     faults: list[Fault] = []
     problems = list(problems)
     for piece in filter(None, (part.strip() for part in text.split(";"))):

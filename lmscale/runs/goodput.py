@@ -1,7 +1,7 @@
 """Goodput: the part of a run's wall time, restarts included, that became training that counts.
 
-Pure: it judges the rows of ``attempts.jsonl``, which attempts.py writes and describes. Every second
-of the wall time is put down to one cause.
+And when the rest will be done. Pure: it judges the rows of ``attempts.jsonl``, which attempts.py
+writes; every second of the wall time is put down to one cause.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import NamedTuple
 from lmscale.files.jsonl import Row
 
 PROGRESS_SECONDS = 15.0  # a kill loses at most this much detail; a month of rows is 25 MB
+STRETCH_SECONDS = 900.0  # long enough to hold a save or an evaluation, short enough to be of now
+STEP_SECONDS = "speed/step_seconds"
 FIRST_SECONDS = 1.0  # the first rows come sooner: a run that is killed all the time gets on as well
 
 
@@ -21,27 +23,16 @@ FIRST_SECONDS = 1.0  # the first rows come sooner: a run that is killed all the 
 class Goodput:
     """Where a run's time went, in seconds, each second once."""
 
-    productive_seconds: float = 0.0
-    """In steps whose result was kept."""
-    redone_seconds: float = 0.0
-    """In steps that a later attempt did again, because it resumed from before them, and from the
-    last row of an attempt that was killed to its end, as far as that can be told."""
-    undone_seconds: float = 0.0
-    """In steps that were skipped or that a rewind has undone, and in going back."""
-    stalls_seconds: float = 0.0
-    """Waiting for data."""
-    saves_seconds: float = 0.0
-    """In which a save held the steps up."""
+    productive_seconds: float = 0.0  # in steps whose result was kept
+    redone_seconds: float = 0.0  # done again by a later attempt, or lost behind a kill's last row
+    undone_seconds: float = 0.0  # in steps skipped or undone by a rewind, and in going back
+    stalls_seconds: float = 0.0  # waiting for data
+    saves_seconds: float = 0.0  # in which a save held the steps up
     evaluation_seconds: float = 0.0
-    start_seconds: float = 0.0
-    """From the start of a process to its first step, without what follows."""
-    load_seconds: float = 0.0
-    """Of the start, reading a checkpoint."""
-    down_seconds: float = 0.0
-    """Between attempts: in Slurm's queue, or nobody started it. An attempt that ended before its
-    first step counts here as well."""
-    other_seconds: float = 0.0
-    """What is left, such as writing figures."""
+    start_seconds: float = 0.0  # of a process until its first step, without what follows
+    load_seconds: float = 0.0  # of the start, reading a checkpoint
+    down_seconds: float = 0.0  # between attempts, and in one that ended before its first step
+    other_seconds: float = 0.0  # what is left, such as writing figures
     attempts: int = 0
 
     @property
@@ -61,7 +52,6 @@ class Goodput:
 
     @property
     def fractions(self) -> dict[str, float]:
-        """Of the wall time, by cause."""
         return {name: _share(value, self.wall_seconds) for name, value in self.seconds.items()}
 
     @property
@@ -130,13 +120,10 @@ def goodput(rows: Sequence[Row], now: float | None = None) -> Goodput:
 class _Steps(NamedTuple):
     """Steps done at a stretch that still count."""
 
-    first: int
-    """Steps done before them."""
+    first: int  # steps done before them
     last: int
-    seconds: float
-    """Of each step."""
-    skipped: float
-    """The share of them that changed nothing."""
+    seconds: float  # of each step
+    skipped: float  # the share of them that changed nothing
 
 
 class Account:
@@ -163,7 +150,6 @@ class Account:
         return Goodput(**named, attempts=self._attempts)
 
     def with_row(self, row: Row) -> Account:
-        """A copy of this account with ``row`` added."""
         other = copy.copy(self)
         other._seconds, other._kept = dict(self._seconds), list(self._kept)
         other.add(row)
@@ -235,3 +221,49 @@ class Account:
     def _give_up(self, cause: str) -> None:
         self._seconds[cause] += self._unfinished
         self._unfinished = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """How long the steps that are left will take."""
+
+    steps_left: int
+    stretch_steps: int  # steps whose time was taken
+    stretch_seconds: float
+    goodput: float  # of the whole run so far, 0 to 1
+    seconds_left: float  # to the end, at the speed of the last stretch, without interruptions
+    seconds_left_with_goodput: float | None  # if restarts and the like take their share
+
+
+def forecast(
+    metrics: Sequence[Row],
+    *,
+    starts: Sequence[float],
+    step: int,
+    steps: int,
+    goodput: float,
+) -> Forecast | None:
+    """A forecast from the lines of metrics.jsonl; None before the first line.
+
+    ``starts`` are the beginnings of the attempts; the newest attempt that wrote a line counts.
+    ``step`` of ``steps`` are done. Saves and evaluations between two lines count as well.
+    """
+    lines = [row for row in metrics if row.get(STEP_SECONDS)]
+    stretches = ([row for row in lines if row["time"] >= start] for start in reversed(starts))
+    rows = next(filter(None, stretches), None)
+    if not rows or step >= steps:
+        return None
+    last = rows[-1]
+    recent = [row for row in rows if row["time"] >= last["time"] - STRETCH_SECONDS]
+    seconds, num_steps = last["time"] - recent[0]["time"], last["step"] - recent[0]["step"]
+    if num_steps <= 0 or seconds <= 0:  # a single line holds the mean of its own steps
+        seconds, num_steps = last[STEP_SECONDS], 1
+    seconds_left = (steps - step) * seconds / num_steps
+    return Forecast(
+        steps_left=steps - step,
+        stretch_steps=num_steps,
+        stretch_seconds=seconds,
+        goodput=goodput,
+        seconds_left=seconds_left,
+        seconds_left_with_goodput=seconds_left / goodput if goodput > 0 else None,
+    )

@@ -44,13 +44,10 @@ class LeaseRecord:
     job: str | None
     restart: int
     hosts: tuple[str, ...]
-    rank0: str
-    """``HOST:PROCESS``"""
-    token: str
-    """Random; differs for every start."""
+    rank0: str  # ``HOST:PROCESS``
+    token: str  # random; differs for every start
     time: float
-    ended: float | None = None
-    """Instant at which the holder ended in good order."""
+    ended: float | None = None  # instant at which the holder ended in good order
     submission: str | None = None
 
     @property

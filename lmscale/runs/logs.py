@@ -22,12 +22,11 @@ def log_path(folder: str | Path, rank: int) -> Path:
     return Path(folder) / "logs" / f"rank-{rank:05d}.log"
 
 
-def setup_logging(folder: str | Path, ranks: Ranks) -> Path:
+def setup_logging(folder: str | Path, ranks: Ranks) -> None:
     """Append this rank's records to ``folder/logs/rank-00000.log``; rank 0's also to the terminal.
 
     lmscale's own records from INFO on, other libraries' and Python's warnings from WARNING on.
-    Returns the file. Calling it again moves the records to the new place. Raises ``DataError``
-    when the file cannot be written.
+    Calling it again moves the records to the new place. Raises ``DataError`` for an unwritable one.
     """
     close_logging()
     path = log_path(folder, ranks.rank)
@@ -47,11 +46,9 @@ def setup_logging(folder: str | Path, ranks: Ranks) -> Path:
         root.addHandler(handler)
     logging.getLogger("lmscale").setLevel(logging.INFO)
     logging.captureWarnings(True)
-    return path
 
 
 def close_logging() -> None:
-    """Undo ``setup_logging``."""
     root = logging.getLogger()
     for handler in [h for h in root.handlers if h.get_name() == _OWNED]:
         root.removeHandler(handler)

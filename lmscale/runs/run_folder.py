@@ -47,27 +47,17 @@ class RunStatus(RunSigns):
 
     folder: Path
     config: RunConfig
-    step: int
-    """Steps done, by the ledger."""
-    figures: Row
-    """The latest value of every metric, by name."""
-    figure_steps: Mapping[str, int]
-    """The step of each figure."""
-    metrics: tuple[Row, ...]
-    """The last lines of metrics.jsonl."""
+    step: int  # steps done, by the ledger
+    figures: Row  # the latest value of every metric, by name
+    figure_steps: Mapping[str, int]  # the step of each figure
+    metrics: tuple[Row, ...]  # the last lines of metrics.jsonl
     goodput: Goodput
-    attempts: tuple[Row, ...]
-    """All rows of attempts.jsonl."""
-    commits: tuple[Commit, ...]
-    """The run's checkpoints, wherever they are, in the order of their commits."""
-    rewinds: tuple[Row, ...]
-    """What the guard undid, oldest first."""
-    passed_over: tuple[Row, ...]
-    """Checkpoints that starts did not take, oldest start first: time, checkpoint, why."""
-    evidence: tuple[Path, ...]
-    """Files with what the guard knew when it acted, oldest step first."""
-    faults: tuple[Row, ...]
-    """What was made to fail on purpose, oldest first."""
+    attempts: tuple[Row, ...]  # all rows of attempts.jsonl
+    commits: tuple[Commit, ...]  # wherever they are, in the order of their commits
+    rewinds: tuple[Row, ...]  # what the guard undid, oldest first
+    passed_over: tuple[Row, ...]  # checkpoints not taken, oldest start first: time, checkpoint, why
+    evidence: tuple[Path, ...]  # files with what the guard knew when it acted, oldest step first
+    faults: tuple[Row, ...]  # what was made to fail on purpose, oldest first
 
     @property
     def attempt_starts(self) -> tuple[Row, ...]:
@@ -159,10 +149,7 @@ def read_submissions(folder: str | Path) -> list[Row]:
 
 
 def load_run_config(folder: str | Path) -> RunConfig:
-    """The configuration that ran, or of a run that waits for its first start, that will run.
-
-    Raises ``ConfigError`` when ``folder`` is not a run's.
-    """
+    """The configuration that ran, or will run first. Raises ``ConfigError`` where there is none."""
     begun = Path(folder) / CONFIG_FILE
     path = begun if begun.is_file() else frozen_config(Path(folder))
     if path is None:
@@ -174,10 +161,7 @@ def load_run_config(folder: str | Path) -> RunConfig:
 
 
 def find_runs(folder: str | Path) -> list[Path]:
-    """The run folders directly in ``folder``, by name; also those that only wait in a queue.
-
-    Raises ``ConfigError`` when it is no folder.
-    """
+    """The run folders in ``folder``, by name, also those in a queue. Raises ``ConfigError``."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder. Name the one that holds the runs.")

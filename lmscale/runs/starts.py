@@ -36,8 +36,7 @@ class Event(BaseModel):
     submission: str
     job: str
     restart: int
-    step: int = -1
-    """Of the newest checkpoint; -1 without one."""
+    step: int = -1  # of the newest checkpoint; -1 without one
     nodes: str = ""
     code: int = 0
     reason: str = ""
@@ -50,18 +49,15 @@ class Start:
     """One start of a run, with or without Slurm, to its end or as far as it has come."""
 
     began_at: float
-    job: str | None
-    """None without Slurm."""
+    job: str | None  # None without Slurm
     restart: int = 0
     submission: str | None = None
     nodes: str
     first_step: int
     excluded: tuple[Event, ...] = ()
     script_end: Event | None = None
-    attempt: tuple[Row, ...] = ()
-    """Rank 0's rows in attempts.jsonl; none while no rank has come."""
-    hang: str | None = None
-    """What the watchdog said when it ended this start's ranks."""
+    attempt: tuple[Row, ...] = ()  # rank 0's rows in attempts.jsonl; none while no rank has come
+    hang: str | None = None  # what the watchdog said when it ended this start's ranks
 
     @property
     def attempt_end(self) -> str | None:
@@ -82,18 +78,12 @@ class Start:
 class RunSigns:
     """What a run's folder says of how it goes, without anybody being asked."""
 
-    submissions: Sequence[Row] = ()
-    """To Slurm, oldest first."""
-    starts: Sequence[Start] = ()
-    """Oldest first, those included in which no rank came to train."""
-    cancels: frozenset[str] = frozenset()
-    """Jobs that were asked to end for good."""
-    is_finished: bool = False
-    """With nothing submitted since."""
-    last_sign: float | None = None
-    """When the run last wrote anything, as Unix time."""
-    hang: str | None = None
-    """What the watchdog says of the newest start, if it stands still now."""
+    submissions: Sequence[Row] = ()  # to Slurm, oldest first
+    starts: Sequence[Start] = ()  # oldest first, those included in which no rank came to train
+    cancels: frozenset[str] = frozenset()  # jobs that were asked to end for good
+    is_finished: bool = False  # with nothing submitted since
+    last_sign: float | None = None  # when the run last wrote anything, as Unix time
+    hang: str | None = None  # what the watchdog says of the newest start, if it stands still now
 
 
 def read_events(folder: Path) -> list[Event]:
@@ -158,10 +148,7 @@ def _split_attempts(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def newest_of(starts: Sequence[Start], jobs: Sequence[str]) -> Start | None:
-    """The newest start of these jobs, or of tasks of theirs.
-
-    An older copy of a job, which the newer one has fenced off, may end after it.
-    """
+    """The newest start of these jobs or their tasks; an older, fenced copy may end after it."""
     mine = (s for s in reversed(starts) if s.job is not None and is_one_of(s.job, jobs))
     return next(mine, None)
 

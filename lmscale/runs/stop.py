@@ -69,7 +69,8 @@ class StopRequests:
         self._saved_at = -SAME_REQUEST_SECONDS
         self._reason: str | None = None
         self._interrupts = 0
-        self._has_work: Callable[[], bool] = (lambda: False) if leaves_at_once else _always
+        # None: a request waits until it is asked for, whatever there is to do.
+        self._has_work: Callable[[], bool] | None = (lambda: False) if leaves_at_once else None
         self._finish: Callable[[str], None] | None = None
         self._stale: tuple[int, int] | None = None
         self._obeyed_save: tuple[int, int] | None = None
@@ -90,7 +91,7 @@ class StopRequests:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._has_work = _always
+        self._has_work = None
         signal.pthread_sigmask(signal.SIG_SETMASK, self._previous_mask)
         signal.set_wakeup_fd(self._previous_wakeup)
         for number, handler in self._previous.items():
@@ -161,7 +162,7 @@ class StopRequests:
 
     def wait_to_be_asked(self) -> None:
         """From here on every request waits until it is asked for."""
-        self._has_work = _always
+        self._has_work = None
 
     def ignore_from_here(self) -> None:
         """All is done: more signals, such as Slurm's second SIGTERM, may not change how it ends."""
@@ -170,10 +171,7 @@ class StopRequests:
         self._previous.clear()
 
     def discard_stale_file(self) -> None:
-        """Remove a stop file that is older than this start: it was meant for an earlier start.
-
-        For the rank that watches the file, once the folder is this run's.
-        """
+        """Remove a stop file that was meant for an earlier start, once the folder is this run's."""
         if self._watch_file and self._stale is not None and _identify(self._file) == self._stale:
             if _remove(self._file):
                 logger.info("%s was there before this start: removed, and not obeyed", self._file)
@@ -207,17 +205,15 @@ class StopRequests:
                 if number == _END[0]:
                     return
                 self._note(number)
-                if number == SAVE_SIGNAL and self._is_new_save():
+                is_new_save = time.monotonic() - self._saved_at >= SAME_REQUEST_SECONDS
+                if number == SAVE_SIGNAL and is_new_save:
                     self._save_signalled = True
-                if self._reason is not None and not self._has_work():
+                if self._reason is not None and self._has_work and not self._has_work():
                     self._leave()
 
     def _note(self, number: int) -> None:
         if self._reason is None and number in self._signals:
             self._reason = signal.Signals(number).name
-
-    def _is_new_save(self) -> bool:
-        return time.monotonic() - self._saved_at >= SAME_REQUEST_SECONDS
 
     def _leave(self) -> None:
         reason = self._reason or ""
@@ -225,10 +221,6 @@ class StopRequests:
             with suppress(Exception):
                 self._finish(reason)
         leave(EXIT_RESUMABLE, f"stopped by {reason}; there was nothing to save")
-
-
-def _always() -> bool:
-    return True
 
 
 def _identify(file: Path) -> tuple[int, int] | None:

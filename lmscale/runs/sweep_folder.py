@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from lmscale.config import RunConfig
 from lmscale.errors import ConfigError
 from lmscale.files.atomic import write_bytes
 from lmscale.files.jsonl import Row
@@ -31,8 +32,8 @@ class Sweep(BaseModel):
     keys: tuple[str, ...]
     base_config: dict[str, Any] = {}
     runs: tuple[SweepMember, ...]
-    job: str
-    """The array of the newest submission."""
+    configs: tuple[RunConfig, ...] = Field(default=(), exclude=True)  # while it is planned
+    job: str = ""  # the array of the newest submission
 
 
 def find_sweep(folder: str | Path, name: str) -> Sweep:

@@ -12,7 +12,7 @@ from typing import Any
 
 from slurm_cases import make_config, make_request
 
-from launcher.plan import plan_train_job
+from launcher.plan import plan_job
 from launcher.render import render
 from lmscale.config.cluster import change_cluster, load_cluster
 
@@ -73,7 +73,7 @@ class Submission:
         changes = {"preflight": cordon or {"enabled": preflight}, **profile}
         cluster = change_cluster(load_cluster("lab"), changes, name="a test")
         config = make_config("demo", {"run.folder": str(self.run)})
-        self.job = plan_train_job(make_request(cluster, config=config))
+        self.job = plan_job(make_request(cluster, config=config), "train")
         self.job.frozen_folder.mkdir(parents=True)
         self.script = folder / "job.sh"
         self.script.write_text(render(self.job))

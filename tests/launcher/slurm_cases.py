@@ -16,13 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.job import JobRequest, SlurmJob, SweepPlan
-from launcher.plan import plan_data_job, plan_evaluate_job, plan_preflight_job, plan_train_job
+from launcher.job import JobRequest, SlurmJob
+from launcher.plan import plan_job
 from launcher.render import render
 from lmscale.config import RunConfig, load_config
 from lmscale.config.assets import find_assets
 from lmscale.config.cluster import load_cluster, parse_cluster
 from lmscale.config.cluster_profile import ClusterConfig
+from lmscale.runs.sweep_folder import Sweep, SweepMember
 
 RECORDED = Path(__file__).with_name("recorded")
 HOME = "/shared/ada"
@@ -55,15 +56,15 @@ def make_request(cluster: ClusterConfig | str, **changes: Any) -> JobRequest:
     return JobRequest(**{**values, **changes})
 
 
-def make_sweep() -> SweepPlan:
-    root = Path(f"{HOME}/runs/rates")
-    members = []
+def make_sweep() -> Sweep:
+    root, key = Path(f"{HOME}/runs/rates"), "engine.optimizer.lr"
+    runs, configs = [], []
     for index, rate in enumerate(("1e-3", "3e-4")):
         folder = root / f"rates-{index:03d}"
         places = {"run.name": folder.name, "run.folder": str(folder)}
-        config = make_config("demo", {**places, "engine.optimizer.lr": rate})
-        members.append(({"engine.optimizer.lr": rate}, config))
-    return SweepPlan(name="rates", root=root, keys=("engine.optimizer.lr",), members=tuple(members))
+        configs.append(make_config("demo", {**places, key: rate}))
+        runs.append(SweepMember(index=index, run=folder.name, folder=folder, values={key: rate}))
+    return Sweep(name="rates", root=root, keys=(key,), runs=tuple(runs), configs=tuple(configs))
 
 
 def make_jobs() -> dict[str, SlurmJob]:
@@ -72,26 +73,29 @@ def make_jobs() -> dict[str, SlurmJob]:
     example = make_request(load_cluster("example"), cluster_name="example", **eight)
     data = make_request(f"{SMALL}array_limit: 100\n", submission="20261122-011900-data", tasks=64)
     jobs = {
-        "train-example": plan_train_job(example),
-        "train-lab": plan_train_job(make_request(load_cluster("lab"), min_nodes=1, max_nodes=2)),
-        "train-elastic": plan_train_job(
-            make_request(load_cluster("example"), min_nodes=3, max_nodes=9, excluded=("n3", "n7"))
+        "train-example": plan_job(example, "train"),
+        "train-lab": plan_job(make_request(load_cluster("lab"), min_nodes=1, max_nodes=2), "train"),
+        "train-elastic": plan_job(
+            make_request(load_cluster("example"), min_nodes=3, max_nodes=9, excluded=("n3", "n7")),
+            "train",
         ),
-        "train-chain": plan_train_job(
-            make_request(f"{SMALL}requeue: false\nchain: 3\npreflight: {{enabled: false}}\n")
+        "train-chain": plan_job(
+            make_request(f"{SMALL}requeue: false\nchain: 3\npreflight: {{enabled: false}}\n"),
+            "train",
         ),
-        "train-sweep": plan_train_job(
-            make_request(f"{SMALL}array_limit: 2\n", sweep=make_sweep(), min_nodes=1, max_nodes=2)
+        "train-sweep": plan_job(
+            make_request(f"{SMALL}array_limit: 2\n", sweep=make_sweep(), min_nodes=1, max_nodes=2),
+            "train",
         ),
-        "train-pyxis": plan_train_job(make_request(PYXIS, **eight)),
-        "train-apptainer": plan_train_job(make_request(APPTAINER, **eight)),
-        "evaluate-example": plan_evaluate_job(example),
-        "preflight-example": plan_preflight_job(example),
-        "corpus": plan_data_job(data, "corpus"),
-        "shards": plan_data_job(data, "shards"),
+        "train-pyxis": plan_job(make_request(PYXIS, **eight), "train"),
+        "train-apptainer": plan_job(make_request(APPTAINER, **eight), "train"),
+        "evaluate-example": plan_job(example, "evaluate"),
+        "preflight-example": plan_job(example, "preflight"),
+        "corpus": plan_job(data, "corpus"),
+        "shards": plan_job(data, "shards"),
     }
     for name in ("h100-infiniband", "aws-efa", "gcp-tcpx"):
-        jobs[f"train-{name}"] = plan_train_job(make_request(load_cluster(name), **eight))
+        jobs[f"train-{name}"] = plan_job(make_request(load_cluster(name), **eight), "train")
     return jobs
 
 

@@ -12,7 +12,7 @@ import pytest
 from slurm_cases import SMALL, make_config, make_request, make_sweep
 
 from launcher.freeze import copy_code, freeze
-from launcher.plan import plan_train_job
+from launcher.plan import plan_job
 from launcher.render import render
 from lmscale.config import load_config
 from lmscale.config.cluster import load_cluster
@@ -25,12 +25,9 @@ MAX_BYTES = 8 * 2**20
 def freeze_at(folder: Path, *, sweep: bool = False) -> Path:
     """A frozen copy below ``folder``; its folder."""
     config = make_config("demo", {"run.folder": json.dumps(str(folder))})
-    plan = None
-    if sweep:
-        plan = make_sweep()
-        plan = type(plan)(name=plan.name, root=folder, keys=plan.keys, members=plan.members)
+    plan = make_sweep().model_copy(update={"root": folder}) if sweep else None
     request = make_request(SMALL, config=config, sweep=plan)
-    job = plan_train_job(request)
+    job = plan_job(request, "train")
     script = freeze(job, request, render(job))
     assert script == job.frozen_folder / "job.sh"
     return job.frozen_folder

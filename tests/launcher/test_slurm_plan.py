@@ -12,14 +12,7 @@ from slurm_cases import APPTAINER, HOME, PYXIS, SMALL, make_config, make_request
 
 from launcher.checks import describe_unusable_nodes, is_below
 from launcher.job import SlurmJob
-from launcher.plan import (
-    job_name,
-    plan_data_job,
-    plan_evaluate_job,
-    plan_nodes,
-    plan_preflight_job,
-    plan_train_job,
-)
+from launcher.plan import job_name, plan_job, plan_nodes
 from launcher.submit import parse_nodes, plan_submission
 from launcher.sweep import parse_axis, plan_sweep
 from lmscale.config.assets import find_assets
@@ -50,7 +43,7 @@ def test_usable_numbers_of_nodes_are_those_that_share_a_step_evenly(windows, ran
 
 def test_a_number_of_nodes_that_cannot_be_used_names_those_that_can():
     with pytest.raises(ConfigError) as caught:
-        plan_train_job(make_request(GPUS, min_nodes=3, max_nodes=3))
+        plan_job(make_request(GPUS, min_nodes=3, max_nodes=3), "train")
     assert "cannot be dealt evenly to 24 ranks" in str(caught.value)
     assert "With 8 ranks a node that is --nodes 1 or 2 or 4 or 8." in str(caught.value)
 
@@ -58,17 +51,17 @@ def test_a_number_of_nodes_that_cannot_be_used_names_those_that_can():
 def test_ranks_of_a_node_that_never_fit_are_told():
     profile = "time: 1:00:00\ntasks_per_node: 3\n"
     with pytest.raises(ConfigError, match="No number of nodes with 3 ranks each will do"):
-        plan_train_job(make_request(profile))
+        plan_job(make_request(profile), "train")
 
 
 def test_a_range_without_any_usable_number_is_refused():
     with pytest.raises(ConfigError, match="--nodes 5-7: no number of nodes in this range"):
-        plan_train_job(make_request(GPUS, min_nodes=5, max_nodes=7))
+        plan_job(make_request(GPUS, min_nodes=5, max_nodes=7), "train")
 
 
 def test_a_range_asks_for_what_can_be_used_and_says_what_cannot():
     request = make_request(GPUS, min_nodes=3, max_nodes=9)
-    job = plan_train_job(request)
+    job = plan_job(request, "train")
     assert directive(job, "nodes") == "4-8" and job.usable_nodes == (4, 8)
     (warning,) = describe_unusable_nodes(request, job)
     assert "1,024 windows a step cannot be shared evenly by 8 ranks on each of 3, 5, 6, 7 or 9" in (
@@ -80,16 +73,14 @@ def test_a_range_asks_for_what_can_be_used_and_says_what_cannot():
 def test_the_runs_of_a_sweep_share_a_job_only_on_nodes_that_fit_them_all():
     config = make_config("demo", {"batch.global_windows": 24})
     other = make_config("demo", {"batch.global_windows": 20})
-    plan = make_sweep()
-    sweep = type(plan)(name="s", root=plan.root, keys=("a",), members=(({"a": "1"}, config),) * 2)
-    mixed = type(plan)(
-        name="s", root=plan.root, keys=("a",), members=(({"a": "1"}, config), ({"a": "2"}, other))
-    )
+    sweep = make_sweep().model_copy(update={"configs": (config, config)})
+    mixed = make_sweep().model_copy(update={"configs": (config, other)})
     wide = {"min_nodes": 1, "max_nodes": 6}
-    assert plan_train_job(make_request(SMALL, sweep=sweep, **wide)).usable_nodes == (1, 2, 3, 4, 6)
-    assert plan_train_job(make_request(SMALL, sweep=mixed, **wide)).usable_nodes == (1, 2)
+    alike = plan_job(make_request(SMALL, sweep=sweep, **wide), "train")
+    assert alike.usable_nodes == (1, 2, 3, 4, 6)
+    assert plan_job(make_request(SMALL, sweep=mixed, **wide), "train").usable_nodes == (1, 2)
     with pytest.raises(ConfigError, match="will do for all runs of the sweep"):
-        plan_train_job(make_request(SMALL, sweep=mixed, min_nodes=3, max_nodes=5))
+        plan_job(make_request(SMALL, sweep=mixed, min_nodes=3, max_nodes=5), "train")
 
 
 def test_two_runs_of_one_name_in_two_folders_share_no_chain():
@@ -103,8 +94,8 @@ def test_two_runs_of_one_name_in_two_folders_share_no_chain():
 
 def test_training_takes_the_node_and_the_other_jobs_a_part_of_it():
     request = make_request(GPUS, min_nodes=2, max_nodes=2, tasks=16)
-    train, score = plan_train_job(request), plan_evaluate_job(request)
-    data, look = plan_data_job(request, "corpus"), plan_preflight_job(request)
+    train, score = plan_job(request, "train"), plan_job(request, "evaluate")
+    data, look = plan_job(request, "corpus"), plan_job(request, "preflight")
     assert [directive(job, "nodes") for job in (train, look, score, data)] == ["2", "2", "1", "1"]
     assert [directive(job, "gres") for job in (train, look, score, data)] == [
         *("gpu:8", "gpu:8", "gpu:1"),
@@ -119,37 +110,39 @@ def test_training_takes_the_node_and_the_other_jobs_a_part_of_it():
     assert directive(train, "mem") == "800G"
     assert directive(score, "mem") == directive(data, "mem") == f"{100 * 2**20}K"
     assert directive(data, "array") == "0-15"
-    again = plan_data_job(replace(request, only=(3, 7, 8)), "corpus")
+    again = plan_job(replace(request, only=(3, 7, 8)), "corpus")
     assert (directive(again, "array"), again.tasks) == ("3,7-8", 16)
     assert directive(score, "signal") is None  # it has nothing to save
 
 
 def test_all_memory_of_a_node_is_not_asked_for_a_part_of_it():
     request = make_request(GPUS.replace("800G", '"0"'))
-    assert directive(plan_train_job(request), "mem") == "0"
-    assert directive(plan_evaluate_job(request), "mem") is None
+    assert directive(plan_job(request, "train"), "mem") == "0"
+    assert directive(plan_job(request, "evaluate"), "mem") is None
 
 
 def test_where_requeue_is_forbidden_a_chain_runs_one_job_at_a_time():
-    job = plan_train_job(make_request(f"{SMALL}requeue: false\nchain: 4\n"))
+    job = plan_job(make_request(f"{SMALL}requeue: false\nchain: 4\n"), "train")
     assert directive(job, "dependency") == "singleton"
     assert directive(job, "no-requeue") == "" and directive(job, "requeue") is None
     assert job.chain == 4
-    alone = plan_train_job(make_request(SMALL))
+    alone = plan_job(make_request(SMALL), "train")
     assert directive(alone, "dependency") is None and directive(alone, "requeue") == ""
 
 
 def test_a_sweep_is_no_chain():
     chain = f"{SMALL}requeue: false\nchain: 3\n"
     with pytest.raises(ConfigError, match="a sweep cannot be a chain of 3 jobs.*--chain 1"):
-        plan_train_job(make_request(chain, sweep=make_sweep()))
-    assert plan_train_job(make_request(f"{SMALL}requeue: false\n", sweep=make_sweep())).chain == 1
+        plan_job(make_request(chain, sweep=make_sweep()), "train")
+    assert (
+        plan_job(make_request(f"{SMALL}requeue: false\n", sweep=make_sweep()), "train").chain == 1
+    )
 
 
 def test_data_jobs_keep_their_state_in_the_folder_that_they_build():
     request = make_request(SMALL, tasks=3)
     for kind, folder in (("corpus", f"{HOME}/data/corpus"), ("shards", f"{HOME}/data/shards")):
-        job = plan_data_job(request, kind)
+        job = plan_job(request, kind)
         assert job.state_folder == Path(folder) / ".slurm"
         assert job.output == f"{folder}/.slurm/job-%A_%a.out"
         entry = ("launcher.task", HOME) if kind == "corpus" else ("lmscale.cli.main",)
@@ -158,7 +151,7 @@ def test_data_jobs_keep_their_state_in_the_folder_that_they_build():
 
 
 def test_each_run_of_a_sweep_has_its_own_folder_state_and_frozen_configuration():
-    job = plan_train_job(make_request(f"{SMALL}array_limit: 5", sweep=make_sweep()))
+    job = plan_job(make_request(f"{SMALL}array_limit: 5", sweep=make_sweep()), "train")
     root = Path(f"{HOME}/runs/rates")
     assert (job.run_folder, job.state_folder) == (root, root / "slurm")
     assert directive(job, "array") == "0-1%5"
@@ -170,7 +163,7 @@ def test_each_run_of_a_sweep_has_its_own_folder_state_and_frozen_configuration()
 
 
 def test_pyxis_gets_its_image_its_mounts_and_the_variables_that_must_survive_it():
-    options = plan_train_job(make_request(PYXIS)).srun_options
+    options = plan_job(make_request(PYXIS), "train").srun_options
     assert options == (
         "--mpi=none",
         "--container-image=nvcr.io#nvidia/pytorch:25.08-py3",
@@ -181,12 +174,12 @@ def test_pyxis_gets_its_image_its_mounts_and_the_variables_that_must_survive_it(
 
 
 def test_apptainer_stands_between_srun_and_the_interpreter():
-    job = plan_train_job(make_request(APPTAINER))
+    job = plan_job(make_request(APPTAINER), "train")
     mounts = ("--bind", "/shared:/shared", "--bind", "/tmp:/tmp")
     image = ("--cleanenv", "/shared/images/a b.sif")
     assert job.launch_prefix == ("apptainer", "exec", "--nv", *mounts, *image)
     assert job.python == "python3"
-    assert "--nv" not in plan_data_job(make_request(APPTAINER), "corpus").launch_prefix
+    assert "--nv" not in plan_job(make_request(APPTAINER), "corpus").launch_prefix
 
 
 @pytest.mark.parametrize(("text", "nodes"), [("8", (8, 8)), ("4-8", (4, 8)), (" 1 ", (1, 1))])
@@ -241,20 +234,20 @@ def test_a_sweep_is_every_combination_with_the_last_axis_turning_fastest():
     assert plan.root == Path("/x/grid")
     found = [
         (config.run.name, config.engine.optimizer.lr, config.engine.zero_stage)
-        for _, config in plan.members
+        for config in plan.configs
     ]
     assert found == [
         (f"grid-00{index}", lr, stage)
         for index, (lr, stage) in enumerate((lr, s) for lr in (1e-3, 3e-3) for s in (1, 2, 3))
     ]
-    assert plan.members[4][0] == {"engine.optimizer.lr": "3e-3", "engine.zero_stage": "2"}
-    assert plan.members[4][1].folder == Path("/x/grid/grid-004")
+    assert plan.runs[4].values == {"engine.optimizer.lr": "3e-3", "engine.zero_stage": "2"}
+    assert plan.configs[4].folder == Path("/x/grid/grid-004")
 
 
 def test_every_run_of_a_sweep_has_a_place_of_its_own_for_its_checkpoints():
     def places(*axes):
         plan = plan_sweep(DEMO, ["checkpoint.folder=s3://bucket/grid/"], axes, name="grid")
-        return [config.checkpoint.folder for _, config in plan.members]
+        return [config.checkpoint.folder for config in plan.configs]
 
     seeds = ("run.seed", ("1", "2"))
     assert places(seeds) == ["s3://bucket/grid/grid-000", "s3://bucket/grid/grid-001"]

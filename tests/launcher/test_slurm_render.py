@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from slurm_cases import RECORDED, SMALL, make_config, make_jobs, make_records, make_request
 
-from launcher.plan import plan_data_job, plan_evaluate_job, plan_train_job
+from launcher.plan import plan_job
 from launcher.render import clean_comment, quote_directive, quote_for_shell, render
 from lmscale.config.cluster import parse_cluster
 from lmscale.errors import ClusterError, ConfigError
@@ -147,7 +147,7 @@ def test_a_hostile_profile_value_is_refused_or_one_quoted_value(key, text):
     except ConfigError as error:
         assert f"{key} = " in str(error)
         return
-    script = render(plan_train_job(make_request(cluster)))
+    script = render(plan_job(make_request(cluster), "train"))
     lines = [line for line in script.splitlines() if line.startswith(f"#SBATCH --{key}=")]
     assert lines[0] in (f'#SBATCH --{key}="{text}"', f"#SBATCH --{key}={text}") and len(lines) == 1
 
@@ -205,11 +205,7 @@ def test_hostile_names_are_inert_when_a_script_really_runs(tmp_path, text, kind)
     overrides = {key: json.dumps(str(place)) for key in ("run.folder", "corpus.folder")}
     request = make_request(cluster, config=make_config("demo", overrides), folder=place)
     try:
-        if kind == "corpus":
-            script = render(plan_data_job(request, "corpus"))
-        else:
-            plan = plan_train_job if kind == "train" else plan_evaluate_job
-            script = render(plan(request))
+        script = render(plan_job(request, kind))
     except ClusterError as error:
         assert "#SBATCH --" in str(error)  # its folder goes into a directive as well
         return
@@ -230,10 +226,10 @@ def test_hostile_names_are_inert_when_a_script_really_runs(tmp_path, text, kind)
 def test_a_run_folder_that_no_directive_can_hold_is_refused_with_its_reason():
     config = make_config("demo", {"run.folder": json.dumps('/shared/say "hi"')})
     with pytest.raises(ClusterError, match=r'--output: .* it holds "; change this name'):
-        render(plan_train_job(make_request(SMALL, config=config)))
+        render(plan_job(make_request(SMALL, config=config), "train"))
 
 
 def test_a_percent_sign_in_a_folder_is_no_pattern_of_slurms():
     config = make_config("demo", {"run.folder": "/shared/50%j"})
-    script = render(plan_train_job(make_request(SMALL, config=config)))
+    script = render(plan_job(make_request(SMALL, config=config), "train"))
     assert "#SBATCH --output=/shared/50%%j/slurm/job-%j.out\n" in script

@@ -17,12 +17,11 @@ import pytest
 import yaml
 from tiny_run import log_commit, tiny_tree
 
-from launcher.checks import cancel_command, describe_rest
+from launcher.checks import cancel_command, check, describe_rest
+from launcher.job import Prepared
 from launcher.submit import (
     LaunchOptions,
-    Prepared,
     append_submission,
-    check,
     prepare,
     submit,
     submitting,

@@ -63,7 +63,7 @@ def judge(
     *events: dict,
     attempts: list[dict] | None = None,
     queue: tuple[QueuedJob, ...] = QUEUE,
-    accounts: tuple[AccountedJob, ...] | None = None,
+    accounts: tuple[AccountedJob, ...] = (),
     is_asked: bool = True,
     **signs,
 ):
@@ -181,7 +181,7 @@ def test_what_the_batch_script_could_not_write_slurm_tells():
 
 
 def test_without_accounting_what_squeue_still_remembers_counts():
-    found = judge("41", start("41"), accounts=None)
+    found = judge("41", start("41"), accounts=())
     assert (found.line, found.source) == ("cancelled: without saving", "squeue")
     assert judge("32").line == "failed: the batch script failed, before it began"
     assert judge("99").line == "lost: it never began, and Slurm has forgotten it"
@@ -287,7 +287,7 @@ events = st.lists(
     job=jobs,
     events=events,
     queue=st.sampled_from([(), QUEUE, LATER]),
-    accounts=st.sampled_from([None, (), ACCOUNTS]),
+    accounts=st.sampled_from([(), ACCOUNTS]),
     is_asked=st.booleans(),
     began=st.none() | st.floats(NOW - 100, NOW),
     reason=st.sampled_from([None, "SIGTERM"]),

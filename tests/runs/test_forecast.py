@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmscale.runs.forecast import STRETCH_SECONDS, forecast
+from lmscale.runs.goodput import STRETCH_SECONDS, forecast
 
 
 def row(step: int, at: float, *, seconds: float = 2.0) -> dict:

@@ -16,7 +16,7 @@ from lmscale.config.cluster import parse_cluster
 from lmscale.errors import ConfigError
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.environment import collect_code, collect_environment, select_variables
-from lmscale.runs.logs import close_logging, setup_logging
+from lmscale.runs.logs import close_logging, log_path, setup_logging
 from lmscale.runs.trackers import open_trackers
 
 S = "s3cr3tVALUE0123456789"
@@ -139,7 +139,8 @@ def test_a_problem_is_told_without_the_secret_that_it_quotes(tmp_path, capfd):
 
 
 def test_logs_hold_neither_secrets_nor_what_steers_a_terminal(tmp_path, capsys):
-    path = setup_logging(tmp_path, Ranks())
+    setup_logging(tmp_path, Ranks())
+    path = log_path(tmp_path, 0)
     try:
         logging.getLogger("lmscale").warning("reading %s failed", f"https://me:{S}@host/x")
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import yaml
 from cluster import Cluster, wait_until
 from tiny_run import tiny_tree
 
+from launcher.checks import check
 from launcher.job import JobRequest
-from launcher.plan import plan_train_job
+from launcher.plan import plan_job
 from launcher.render import quote_directive
 from launcher.slurm import sacct, scancel, squeue, try_sbatch
-from launcher.submit import LaunchOptions, check, prepare, submit
+from launcher.submit import LaunchOptions, prepare, submit
 from lmscale.config.cluster import parse_cluster
 from lmscale.config.run import RunConfig
 from lmscale.errors import ClusterError, LmscaleError
@@ -92,7 +94,7 @@ def test_a_frozen_script_really_writes_to_its_own_places(here: Cluster, tmp_path
         python="/bin/echo",
         folder=tmp_path,
     )
-    job = plan_train_job(request)
+    job = plan_job(request, "train")
     job.frozen_folder.mkdir(parents=True)
     (job.frozen_folder / "job.sh").write_text(
         "\n".join(
@@ -140,7 +142,7 @@ def test_a_run_is_not_submitted_twice(here: Cluster, options, tmp_path):
     second = submit(prepare(options))
     assert second.job != first.job
     scancel([second.job])
-    assert sacct([first.job]) is None  # this cluster keeps no accounts
+    assert sacct([first.job]) == ()  # this cluster keeps no accounts
 
 
 def _submit(options: LaunchOptions, gate, outcomes) -> None:
@@ -195,13 +197,16 @@ def test_a_sweep_is_one_array_whose_tasks_have_names_of_their_own(here, options,
     scancel([submission.job])
 
 
-def test_what_a_person_types_prints_what_to_type_next(here: Cluster, options, tmp_path, capfd):
+def test_what_a_person_types_prints_what_to_type_next(
+    here: Cluster, options, tmp_path, capfd, monkeypatch
+):
     from lmscale.cli.main import main
 
     folder = tmp_path / "runs with spaces/tiny"
     held(options, tmp_path)
     arguments = ["launch", "slurm", str(options.config), "--cluster", str(tmp_path / "held.yaml")]
     arguments += ["--nodes", "1-2", "--set", f"run.folder={folder}"]
+    monkeypatch.setattr(sys, "argv", ["lmscale", *arguments])
     assert main(arguments) == 0
     out = capfd.readouterr().out
     (row,) = read_submissions(folder / "slurm")

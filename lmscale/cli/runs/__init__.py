@@ -7,6 +7,5 @@ In come a run's folder and what Slurm says of its jobs; out come text, or JSON w
     squeue, sacct ─────┘                             │
                                                 look.py: RunPage ─→ view.py: `status`
 
-logs.py merges the ranks' logs by time; cancel.py asks a run's jobs to end. Read
-``commands.py:status`` first.
+logs.py merges the ranks' logs by time. Read ``commands.py:status`` first.
 """

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmscale.cli.options import JsonOption, RunArgument
-from lmscale.cli.runs.cancel import cancel
 from lmscale.cli.runs.logs import logs
-from lmscale.errors import EXIT_USER
+from lmscale.errors import EXIT_USER, ClusterError, ConfigError, LmscaleError
+from lmscale.files.run_files import DATA_SLURM_FOLDER, SWEEP_FILE
 
 if TYPE_CHECKING:
     from lmscale.stream.audit import AuditReport
@@ -38,7 +38,7 @@ def list_(
     folder that cannot be read says why in its row.
     """
     from lmscale.cli.runs.look import look_at
-    from lmscale.cli.runs.view import NUMBERS, print_note, print_table, render_row, to_json
+    from lmscale.cli.runs.view import print_note, print_runs, to_json
     from lmscale.runs.run_folder import find_runs
     from lmscale.runs.sweep_folder import find_sweeps
 
@@ -55,11 +55,7 @@ def list_(
         typer.echo(f"{folder} holds no runs.")
         return
     if looks.runs:
-        print_table(
-            ("run", "state", *NUMBERS),
-            (render_row(path, look) for path, look in looks.runs.items()),
-            num_texts=2,
-        )
+        print_runs(looks.runs)
     for item in sweeps:
         count = f"{len(item.runs)} runs over {', '.join(item.keys)}"
         typer.echo(f"{item.name}: a sweep of {count}; `lmscale runs list --sweep {item.name}`")
@@ -67,22 +63,26 @@ def list_(
 
 def _list_sweep(folder: Path, name: str, *, as_json: bool) -> None:
     from lmscale.cli.runs.look import look_at
-    from lmscale.cli.runs.view import loss_of, print_note, print_sweep, to_json
+    from lmscale.cli.runs.view import loss_of, print_note, print_runs, to_json
     from lmscale.runs.sweep_folder import find_sweep
 
     sweep = find_sweep(folder, name)
-    looks = look_at([member.folder for member in sweep.runs])
+    members = {member.folder: member for member in sweep.runs}
+    looks = look_at(list(members))
     print_note(looks.note)
-    members = sorted(sweep.runs, key=lambda member: loss_of(looks.runs[member.folder]))
+    runs = dict(sorted(looks.runs.items(), key=lambda item: loss_of(item[1])))
     if as_json:
         rows = [
-            {**to_json(m.folder, looks.runs[m.folder]), "index": m.index, "values": m.values}
-            for m in members
+            {**to_json(*item), "index": members[item[0]].index, "values": members[item[0]].values}
+            for item in runs.items()
         ]
         content = {"sweep": name, "keys": list(sweep.keys), "job": sweep.job, "runs": rows}
         typer.echo(json.dumps(content, indent=1))
         return
-    print_sweep(sweep.keys, [(member, looks.runs[member.folder]) for member in members])
+    columns = ["state", "step", "loss", "tokens/s"]
+    if any(not isinstance(look, LmscaleError) and look.status.heldout for look in runs.values()):
+        columns.insert(3, "held out")
+    print_runs(runs, columns, {place: one.values for place, one in members.items()}, sweep.keys)
 
 
 @app.command()
@@ -147,4 +147,56 @@ def render_audit(run: Path, report: AuditReport) -> str:
     return "\n".join(lines)
 
 
-app.command()(cancel)
+@app.command()
+def cancel(
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="A run's folder, or a sweep's; with --sweep the one that holds the sweep (runs).",
+            show_default=False,
+        ),
+    ] = None,
+    at_once: Annotated[bool, typer.Option("--now", help="Do not save.")] = False,
+    sweep: Annotated[
+        str | None, typer.Option("--sweep", metavar="NAME", help="Cancel all runs of a sweep.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End a run for good: it saves a checkpoint, ends, and is not requeued.
+
+    Its jobs that wait in the queue are cancelled at once; with --now those that run are too, and
+    nothing is saved. A run without Slurm is asked by the file `stop` in its folder. To go on later,
+    launch it again.
+    """
+    from launcher.cancel import cancel_runs
+
+    runs = _choose(run, sweep)
+    is_sweep = sweep is not None or len(runs) != 1 or runs[0] != run
+    cancelled, problems = cancel_runs(runs, at_once=at_once)
+    if as_json:
+        rows = [asdict(result) for result in cancelled]
+        if is_sweep or rows:
+            typer.echo(json.dumps(rows if is_sweep else rows[0], indent=1))
+    else:
+        for result in cancelled:
+            for line in result.text:
+                typer.echo(f"{result.folder}: {line}")
+    if problems:
+        raise ClusterError(problems)
+
+
+def _choose(run: Path | None, sweep: str | None) -> list[Path]:
+    """The run, or all runs of a sweep: by its name, or of which ``run`` is the folder."""
+    from lmscale.runs.run_folder import load_run_config
+    from lmscale.runs.sweep_folder import find_sweep, read_sweep
+
+    if sweep is not None:
+        return [member.folder for member in find_sweep(run or Path("runs"), sweep).runs]
+    if run is None:
+        raise ConfigError("Name the run's folder, or a sweep with --sweep NAME.")
+    if (run / SWEEP_FILE).is_file():
+        return [member.folder for member in read_sweep(run).runs]
+    if not (run / DATA_SLURM_FOLDER).is_dir():  # of a corpus or of shards
+        load_run_config(run)  # refuses what is no run
+    return [run]

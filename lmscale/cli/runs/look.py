@@ -16,7 +16,7 @@ from launcher.status import TRAIN, RunState, SlurmAnswer, jobs_of, judge_run, ne
 from lmscale.errors import ClusterError, LmscaleError
 from lmscale.files.jsonl import Row, last_row, read_tail
 from lmscale.files.run_files import WATCH_FILE
-from lmscale.runs.forecast import Forecast, forecast
+from lmscale.runs.goodput import Forecast, forecast
 from lmscale.runs.run_folder import read_status
 from lmscale.runs.starts import is_one_of
 from lmscale.runs.sweep_folder import job_outputs, refuse_sweep
@@ -33,28 +33,19 @@ _MAX_ERRORS, _MAX_FILES = 5, 16
 
 @dataclass(frozen=True, kw_only=True)
 class RunLook:
-    """A run at one look."""
-
     status: RunStatus
     state: RunState
 
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    """Runs at one look."""
-
-    runs: Mapping[Path, RunLook | LmscaleError]
-    """A folder that cannot be read has its error: it must not hide the others."""
+    runs: Mapping[Path, RunLook | LmscaleError]  # a folder that cannot be read has its error
     answer: SlurmAnswer | None
-    note: str
-    """Why Slurm was not asked, or did not answer; "" when there is nothing to say."""
+    note: str  # why Slurm was not asked, or did not answer; "" when there is nothing to say
 
 
 def look_at(folders: Sequence[Path], *, with_past: bool = False) -> Looks:
-    """Read the folders, and ask Slurm about all their jobs at once.
-
-    ``with_past`` asks the accounting also of runs whose state is known without it.
-    """
+    """Read the folders, and ask Slurm of all their jobs at once, ``with_past`` of past ones too."""
     statuses: dict[Path, RunStatus] = {}
     errors: dict[Path, LmscaleError] = {}
     for folder in folders:
@@ -102,18 +93,13 @@ class RunPage:
     """One run, with its past and its expected end."""
 
     look: RunLook
-    note: str
-    """Why Slurm was not asked; "" when there is nothing to say."""
-    errors: Sequence[str]
-    """What the last attempt of a run that failed said was wrong; nothing of any other run."""
+    note: str  # why Slurm was not asked; "" when there is nothing to say
+    errors: Sequence[str]  # what the last attempt of a run that failed said was wrong
     history: Sequence[Stretch]
-    other_jobs: Sequence[dict[str, str]]
-    """Jobs that do not train and are not over: an evaluation, a look at the nodes."""
+    other_jobs: Sequence[dict[str, str]]  # that do not train and are not over
     forecast: Forecast | None
     watch: Row | None
-    """The watchdog's last row."""
-    heartbeats: Sequence[Beat]
-    """Of a run that is hung or silent: where each rank is."""
+    heartbeats: Sequence[Beat]  # of a run that is hung or silent: where each rank is
 
     def to_json(self) -> dict[str, Any]:
         """What ``runs status --json`` prints beyond ``runs list --json``."""
@@ -121,12 +107,7 @@ class RunPage:
         last = status.commits[-1] if status.commits else None
         return {
             "last_checkpoint": last
-            and {
-                "step": last.step,
-                "committed_at": last.time,
-                "bytes": last.bytes,
-                "reason": last.reason,
-            },
+            and {**last.model_dump(include={"step", "bytes", "reason"}), "committed_at": last.time},
             "failed_saves": list(status.failed_saves),
             "passed_over": list(status.passed_over),
             "rewinds": list(status.rewinds),
@@ -159,7 +140,7 @@ def read_page(run: Path) -> RunPage:
         errors=_read_errors(look) if state.name == "failed" else (),
         history=plan_history(
             status.starts,
-            accounts=answer.accounts or (),
+            accounts=answer.accounts,
             submissions=status.submissions,
             active_step=status.step if may_go_on else None,
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from launcher.status import RunState
     from lmscale.cli.runs.look import RunLook, RunPage
     from lmscale.files.jsonl import Row
-    from lmscale.runs.forecast import Forecast
-    from lmscale.runs.goodput import Goodput
+    from lmscale.runs.goodput import Forecast, Goodput
     from lmscale.runs.run_folder import RunStatus
-    from lmscale.runs.sweep_folder import SweepMember
     from lmscale.watch.heartbeat import Beat
 
 Lines = Iterator[tuple[str, object]]  # a name and a text, which ``render_line`` puts together
@@ -60,11 +58,23 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[str]], *, num_text
     console.print(table)
 
 
-def render_row(folder: Path, look: RunLook | LmscaleError) -> list[str]:
-    """The cells of a run in ``runs list``."""
-    if isinstance(look, LmscaleError):
-        return [folder.name, render_problems(look, folder), *["-"] * len(NUMBERS)]
-    return [folder.name, look.state.line, *render_numbers(look.status).values()]
+def print_runs(
+    looks: Mapping[Path, RunLook | LmscaleError],
+    columns: Sequence[str] = ("state", *NUMBERS),
+    values: Mapping[Path, Mapping[str, str]] | None = None,
+    keys: Sequence[str] = (),
+) -> None:
+    """A table of runs; of those of a sweep with the ``values`` that the ``keys`` were given."""
+    rows = []
+    for folder, look in looks.items():
+        if isinstance(look, LmscaleError):
+            cells = dict.fromkeys(columns, "-") | {"state": render_problems(look, folder)}
+        else:
+            cells = render_numbers(look.status) | {"state": look.state.line}
+        given = values[folder] if values else {}
+        texts = (*(given.get(key, "-") for key in keys), *(cells[name] for name in columns))
+        rows.append([folder.name, *texts])
+    print_table(("run", *keys, *columns), rows, num_texts=2 + len(keys))
 
 
 def render_problems(error: LmscaleError, folder: Path) -> str:
@@ -75,17 +85,17 @@ def render_problems(error: LmscaleError, folder: Path) -> str:
 
 
 def render_numbers(status: RunStatus) -> dict[str, str]:
-    """The cells of a run under the headings of ``NUMBERS``; ``-`` where nothing is known yet."""
+    """The cells of a run by their headings; ``-`` where nothing is known yet."""
     figures = status.figures
-    cells = (
-        f"{status.step:,}/{status.config.train.steps:,}",
-        render_number(figures.get("train/tokens"), ",.0f"),
-        render_number(figures.get("train/loss"), ".4f"),
-        render_number(figures.get("speed/tokens_per_second"), ",.0f"),
-        f"{status.goodput.fraction:.1%}" if status.attempts else "-",
-        str(status.goodput.restarts),
-    )
-    return dict(zip(NUMBERS, cells, strict=True))
+    return {
+        "step": f"{status.step:,}/{status.config.train.steps:,}",
+        "tokens": render_number(figures.get("train/tokens"), ",.0f"),
+        "loss": render_number(figures.get("train/loss"), ".4f"),
+        "held out": render_number(status.heldout and status.heldout[1], ".4f"),
+        "tokens/s": render_number(figures.get("speed/tokens_per_second"), ",.0f"),
+        "goodput": f"{status.goodput.fraction:.1%}" if status.attempts else "-",
+        "restarts": str(status.goodput.restarts),
+    }
 
 
 def render_number(value: Any, form: str) -> str:
@@ -93,7 +103,6 @@ def render_number(value: Any, form: str) -> str:
 
 
 def render_page(page: RunPage) -> str:
-    """A run's state as lines of text."""
     status = page.look.status
     lines = [render_line(name, text) for name, text in _describe_page(page)]
     lines += [
@@ -138,7 +147,9 @@ def _describe_figures(status: RunStatus) -> Lines:
     """Those of ``NUMBERS``, with the step that each of them is of."""
     figures = {"tokens": "train/tokens", "loss": "train/loss"}
     figures["tokens/s"] = "speed/tokens_per_second"
-    for name, cell in render_numbers(status).items():
+    cells = render_numbers(status)
+    for name in NUMBERS:
+        cell = cells[name]
         if name == "goodput" and status.attempts:
             cell = _render_share(status.goodput)
         yield name, cell + (_at_step(status, figures[name]) if name in figures else "")
@@ -318,27 +329,6 @@ def print_note(note: str) -> None:
     """On stderr: what is piped on are the runs."""
     if note:
         typer.echo(f"note: {note}", err=True)
-
-
-def print_sweep(
-    keys: Sequence[str], members: Sequence[tuple[SweepMember, RunLook | LmscaleError]]
-) -> None:
-    """The runs of a sweep with the values they were given."""
-    heldout = {
-        m.run: look.status.heldout for m, look in members if not isinstance(look, LmscaleError)
-    }
-    names = ["state", "step", "loss", *(["held out"] if any(heldout.values()) else []), "tokens/s"]
-    rows = []
-    for member, look in members:
-        if isinstance(look, LmscaleError):
-            cells = dict.fromkeys(names, "-") | {"state": render_problems(look, member.folder)}
-        else:
-            _, loss = heldout[member.run] or (None, None)
-            cells = render_numbers(look.status) | {"state": look.state.line}
-            cells["held out"] = render_number(loss, ".4f")
-        values = (member.values.get(key, "-") for key in keys)
-        rows.append([member.run, *values, *(cells[name] for name in names)])
-    print_table(["run", *keys, *names], rows, num_texts=2 + len(keys))
 
 
 def loss_of(look: RunLook | LmscaleError) -> float:

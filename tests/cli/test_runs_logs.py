@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmscale.runs.log_merge import PIECE_BYTES, LogFiles
+from lmscale.cli.runs.logs import PIECE_BYTES, LogFiles
 
 
 def stamp(second: int) -> str:
