@@ -23,10 +23,7 @@ pytestmark = pytest.mark.ranks
 
 def averaging(engine):
     """An average of the weights over the steps; the function takes a step's into it."""
-    average = {
-        master: master.detach().clone()
-        for master in (master for master, _ in master_groups(engine))
-    }
+    average = {master: master.detach().clone() for master, _ in master_groups(engine)}
     engine.kept_elements["average"] = average
 
     @torch.no_grad()
