@@ -73,7 +73,7 @@ class DecoderConfig(ModelConfig):
     """
     dropout: float = Field(default=0.0, ge=0, lt=1)
     init_std: float = Field(default=0.02, gt=0)
-    """Standard deviation of weights; of those that write to the residual / sqrt(2 × layers)."""
+    """Standard deviation of weights; / sqrt(2 × layers) where they write to the residual stream."""
     activation_checkpoint_every: int = Field(default=0, ge=0)
     """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
 

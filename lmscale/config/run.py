@@ -98,9 +98,8 @@ class RunConfig(Section):
             )
         if self.stream.sources and not any(s.weight > 0 for s in self.stream.sources.values()):
             yield "stream.sources: every weight is 0; give at least one source a share"
-        schedule_problem = self.engine.schedule.find_problem(total_steps=self.train.steps)
-        if schedule_problem:
-            yield schedule_problem
+        if problem := self.engine.schedule.find_problem(total_steps=self.train.steps):
+            yield problem
         missing = sorted(self.objective.needs - self.model.offers)
         if missing:
             yield (

@@ -131,7 +131,7 @@ class WatchConfig(Section):
     for up to a day.
     """
     report_seconds: float = Field(default=60.0, ge=0)
-    """When no rank has moved for so long, the log names who holds them up, with all stacks."""
+    """When no rank has moved for so long, the log names who holds them up; all dump stacks."""
     limit_seconds: float = Field(default=600.0, ge=0)
     """When no rank has moved for so long, all of them end with exit code 1."""
     start_limit_seconds: float = Field(default=3600.0, ge=0)
