@@ -123,8 +123,8 @@ def digest_steps(
     workers: int,
 ) -> list[LedgerRow]:
     """One ledger row per step, summed over the plan's ranks, which are read one after another."""
-    digests, targets = [0] * num_steps, [0] * num_steps
     first_n = first_step * plan.global_windows
+    shares = []  # of each rank, its part of every step
     for rank in range(plan.data_ranks):
         job = LoaderJob(
             stream=stream,
@@ -135,18 +135,16 @@ def digest_steps(
             num_steps=num_steps,
         )
         with open_loader(job, workers=workers) as loader:
-            for step, batch in enumerate(loader):
-                digests[step] = add_digests((digests[step], batch.digest))
-                targets[step] += batch.targets
+            shares.append([(batch.digest, batch.targets) for batch in loader])
     return [
         LedgerRow(
             step=first_step + step,
             first_n=first_n + step * plan.global_windows,
             samples=plan.global_windows,
-            tokens=targets[step],
-            digest=digests[step],
+            tokens=sum(targets for _, targets in parts),
+            digest=add_digests(digest for digest, _ in parts),
         )
-        for step in range(num_steps)
+        for step, parts in enumerate(zip(*shares, strict=True))
     ]
 
 
