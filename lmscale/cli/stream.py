@@ -83,7 +83,7 @@ def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fal
             }
             for name, dataset in stream.datasets.items()
         ]
-        length, packing = stream.sequence_length, stream.config.packing
+        length, packing = stream.config.sequence_length, stream.config.packing
     if json_:
         typer.echo(json.dumps({"samples": samples, "sources": sources}, indent=1))
         return

@@ -112,10 +112,6 @@ class Stream:
         return self.mixture.segments
 
     @property
-    def sequence_length(self) -> int:
-        return self.config.sequence_length
-
-    @property
     def in_one_process(self) -> bool:
         """Whether only this process can read it: ``memory://`` is nowhere else."""
         return any(dataset.location.startswith("memory://") for dataset in self.datasets.values())
@@ -135,7 +131,7 @@ class Stream:
         return read_rows(
             np.arange(first_n, first_n + count),
             self._find_windows(first_n, count),
-            row_tokens=self.sequence_length + 1,
+            row_tokens=self.config.sequence_length + 1,
             dtype=self.dtype,
             pad_id=self.pad_id,
         )

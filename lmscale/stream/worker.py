@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.connection import Connection
-from typing import NamedTuple
 
 from lmscale.config.data import BatchPlan
 from lmscale.runs import faults
@@ -42,7 +41,7 @@ class LoaderJob:
         return Layout(
             self.preparation.fields,
             rows=self.plan.micro_windows,
-            sequence_length=self.stream.sequence_length,
+            sequence_length=self.stream.config.sequence_length,
             token_dtype=self.stream.dtype,
         )
 
@@ -59,15 +58,12 @@ class LoaderJob:
         return prepare_batches(rows, self.preparation, self.layout)
 
 
-class Stored(NamedTuple):
-    """A step's micro-batches whose arrays lie in a slot of the shared memory."""
+def store(batches: Sequence[Batch], slot: memoryview) -> tuple[bytes, list[tuple[int, int]]]:
+    """Copy the arrays into the slot of the shared memory.
 
-    batches: bytes  # pickled without the arrays' content (PEP 574)
-    places: list[tuple[int, int]]  # where in the slot the content of each array begins and ends
-
-
-def store(batches: Sequence[Batch], slot: memoryview) -> Stored:
-    """Copy the arrays into the slot."""
+    Returns the batches pickled without the arrays' content (PEP 574), and where in the slot the
+    content of each array begins and ends.
+    """
     contents: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(batches, protocol=5, buffer_callback=contents.append)
     places, begin = [], 0
@@ -77,13 +73,12 @@ def store(batches: Sequence[Batch], slot: memoryview) -> Stored:
             slot[begin:end] = raw
         places.append((begin, end))
         begin = end
-    return Stored(pickled, places)
+    return pickled, places
 
 
-def load(stored: Stored, slot: memoryview) -> tuple[Batch, ...]:
-    """A copy of the slot's micro-batches, so that it can be written again at once."""
-    contents = [bytearray(slot[begin:end]) for begin, end in stored.places]
-    return pickle.loads(stored.batches, buffers=contents)
+def load(pickled: bytes, places: Sequence[tuple[int, int]], slot: memoryview) -> tuple[Batch, ...]:
+    """A copy of what was stored in the slot, so that it can be written again at once."""
+    return pickle.loads(pickled, buffers=[bytearray(slot[begin:end]) for begin, end in places])
 
 
 def cut_slots(memory: mmap.mmap, slot_bytes: int) -> list[memoryview]:
@@ -115,7 +110,7 @@ def main(connection_descriptor: int, memory_descriptor: int) -> None:
             free.put(slot)
         for step in range(worker, job.num_steps, workers):
             slot = free.get()
-            connection.send((step, slot, store(job.read_step(step), slots[slot])))
+            connection.send((step, slot, *store(job.read_step(step), slots[slot])))
     except BrokenPipeError:
         os._exit(0)  # the rank is gone
     except BaseException as error:
