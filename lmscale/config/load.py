@@ -156,10 +156,7 @@ def _parse_value(text: str, name: str, loader_class: type[ConfigLoader] = Config
         loader = loader_class(text)
         loader.name = name
         return loader.get_single_data()
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # ValueError: 2026-13-01, a number of 5,000 digits
+    except (yaml.YAMLError, ValueError) as error:  # of 2026-13-01, or a number of 5,000 digits
         raise ConfigError(f"{name}: not valid YAML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{name}: not valid YAML: it is nested too deeply.") from None
