@@ -165,8 +165,7 @@ def check_precision(config: EngineConfig, device: torch.device) -> None:
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             raise ConfigError(
                 f"engine.precision = bf16, but {torch.cuda.get_device_name(device)} has no bf16 "
-                "units. "
-                "Use --set engine.precision=fp16"
+                "units. Use --set engine.precision=fp16"
             )
 
 

@@ -97,9 +97,8 @@ class Dataset:
         if shard.num_windows != self.counts[number]:
             location = join_location(self.location, self.manifest.shards[number].name)
             raise DataError(
-                f"{location}: it has {shard.num_windows} windows, "
-                f"but the manifest or the counts beside it say {self.counts[number]}. Run "
-                f"`lmscale shards verify` on the folder."
+                f"{location}: it has {shard.num_windows} windows, but the manifest or the counts "
+                f"beside it say {self.counts[number]}. Run `lmscale shards verify` on the folder."
             )
         self._open[number] = shard, files
         return shard
