@@ -129,9 +129,19 @@ class ClusterConfig(Section):
     array_limit: PositiveInt | None = None
     """Most tasks of an array at once."""
 
+    def find_problems(self) -> Iterator[str]:
+        """Why a job could not run by this profile, or would not do what the profile says."""
+        yield from _resource_problems(self)
+        yield from _text_problems(self)
+        yield from _option_problems(self.sbatch_options)
+        yield from _variable_problems(self.variables)
+        yield from _secret_problems(self)
+        yield from _container_problems(self)
+        yield from _folder_problems(self)
+
     @model_validator(mode="after")
-    def _raise_each_problem(self) -> ClusterConfig:
-        if problems := list(find_problems(self)):
+    def _raise_problems(self) -> ClusterConfig:
+        if problems := list(self.find_problems()):
             raise ValueError("\n".join(problems))  # one a line: validate_tree takes them apart
         return self
 
@@ -171,17 +181,6 @@ class ClusterConfig(Section):
     @property
     def ranks_per_node(self) -> int:
         return self.tasks_per_node or self.gpus_per_node
-
-
-def find_problems(cluster: ClusterConfig) -> Iterator[str]:
-    """Why a job made from this profile could not run, or would not do what the profile says."""
-    yield from _resource_problems(cluster)
-    yield from _text_problems(cluster)
-    yield from _option_problems(cluster.sbatch_options)
-    yield from _variable_problems(cluster.variables)
-    yield from _secret_problems(cluster)
-    yield from _container_problems(cluster)
-    yield from _folder_problems(cluster)
 
 
 def parse_time(text: str) -> int | None:
