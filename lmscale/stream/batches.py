@@ -191,8 +191,9 @@ def digest_rows(numbers: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     padding included, as little-endian uint16 or uint32.
     """
     digests = np.empty(len(tokens), dtype=np.uint64)
-    for row, number in enumerate(numbers.astype("<u8")):
-        state = xxhash.xxh64(number.tobytes())
+    heads = numbers.astype("<u8").tobytes()
+    for row in range(len(tokens)):
+        state = xxhash.xxh64(heads[8 * row : 8 * row + 8])
         state.update(tokens[row])
         digests[row] = state.intdigest()
     return digests

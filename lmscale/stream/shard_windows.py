@@ -29,22 +29,24 @@ class ShardWindows:
         if pieces is None:  # of every window one
             num_tokens = self._block_starts[-1]
             begins = np.arange(count_concat(num_tokens, sequence_length)) * sequence_length
-            self._begins = begins
-            self._sizes = np.minimum(sequence_length + 1, num_tokens - begins)
-            self._bounds = np.arange(len(begins) + 1)
+            sizes = np.minimum(sequence_length + 1, num_tokens - begins)
+            bounds = np.arange(len(begins) + 1)
             lengths = document_lengths(shard, num_blocks)
             self._starts = np.cumsum(lengths) - lengths
-            self._first = np.searchsorted(self._starts, begins, side="right")
-            self._last = np.searchsorted(self._starts, begins + sequence_length + 1, side="left")
-            self._origins = begins
+            first = np.searchsorted(self._starts, begins, side="right")
+            last = np.searchsorted(self._starts, begins + sequence_length + 1, side="left")
+            origins = begins
         else:
-            self._begins, self._sizes, windows = pieces
+            begins, sizes, windows = pieces
             num_windows = int(windows[-1]) + 1 if len(windows) else 0
-            self._bounds = np.searchsorted(windows, np.arange(num_windows + 1))
-            before = np.cumsum(self._sizes) - self._sizes
-            self._starts = before - before[self._bounds[windows]]
-            self._first, self._last = self._bounds[:-1] + 1, self._bounds[1:]
-            self._origins = np.zeros(num_windows, dtype=np.int64)
+            bounds = np.searchsorted(windows, np.arange(num_windows + 1))
+            before = np.cumsum(sizes) - sizes
+            self._starts = before - before[bounds[windows]]
+            first, last = bounds[:-1] + 1, bounds[1:]
+            origins = np.zeros(num_windows, dtype=np.int64)
+        # Of a memoryview, unlike an array, an element is a number of Python's, and sooner there.
+        self._begins, self._sizes, self._bounds = map(memoryview, (begins, sizes, bounds))
+        self._first, self._last, self._origins = map(memoryview, (first, last, origins))
 
     @property
     def num_windows(self) -> int:
@@ -54,7 +56,7 @@ class ShardWindows:
         """Where, beyond the window's own 0, a document (or the rest of one that was cut) begins,
         and which of these numbers the window's 0 is.
         """
-        return self._starts[self._first[window] : self._last[window]], int(self._origins[window])
+        return self._starts[self._first[window] : self._last[window]], self._origins[window]
 
     def copy(self, window: int, row: np.ndarray) -> int:
         """Write the window's tokens into ``row`` [T + 1] and return how many there are.
@@ -63,8 +65,8 @@ class ShardWindows:
         """
         filled = 0
         for piece in range(self._bounds[window], self._bounds[window + 1]):
-            begin = int(self._begins[piece])
-            end = begin + int(self._sizes[piece])
+            begin = self._begins[piece]
+            end = begin + self._sizes[piece]
             block = bisect_right(self._block_starts, begin) - 1
             while begin < end:
                 offset = begin - self._block_starts[block]
