@@ -10,8 +10,9 @@ import typer
 
 if TYPE_CHECKING:
     from lmscale.config import RunConfig
-    from lmscale.tasks.array_tasks import ArrayTask, Progress
-    from lmscale.tasks.building import BuildSummary, Conclusion
+    from lmscale.tasks.array_tasks import ArrayTask
+    from lmscale.tasks.building import BuildSummary
+    from lmscale.tasks.markers import Progress
 
 Stage = Literal["corpus", "shards"]
 TaskOption = Annotated[
@@ -56,11 +57,11 @@ def echo_progress(config: RunConfig, stage: Stage, num_tasks: int, *, as_json: b
     builds = _progress_of(config, stage, num_tasks)
     missing = _missing(builds)
     if as_json:
-        rows = {str(progress.build.final): _as_data(progress) for progress in builds}
+        rows = {str(progress.target.final): _as_data(progress) for progress in builds}
         typer.echo(json.dumps({"tasks": num_tasks, "missing": missing, "builds": rows}, indent=1))
         return
     for progress in builds:
-        typer.echo(f"{progress.build.final}: {_describe_progress(progress)}")
+        typer.echo(f"{progress.target.final}: {_describe_progress(progress)}")
     typer.echo(f"missing: --array={render_numbers(missing)}" if missing else "nothing is missing")
 
 
@@ -78,57 +79,46 @@ def echo_summary(
     ``unit`` is parts or slices; ``describe`` and ``as_data`` show a manifest.
     """
     if as_json:
-        manifests = {name: as_data(built.manifest) for name, built in summary.built.items()}
-        data = {**_task_as_data(task, summary), "finished": manifests} if task else manifests
+        data = {name: as_data(built.manifest) for name, built in summary.built.items()}
+        if task:
+            waiting = summary.unfinished.items()
+            data = {
+                "task": task.number,
+                "tasks": task.count,
+                "units_done": summary.units_done,
+                "units_found": summary.units_found,
+                "unfinished": {name: _as_data(each.progress) for name, each in waiting},
+                "finished": data,
+            }
         typer.echo(json.dumps(data, indent=1))
         return
     if task:
         earlier = f", found {summary.units_found} done" if summary.units_found else ""
         typer.echo(f"{task}: {summary.units_done} {unit} done now{earlier}")
-        for name, conclusion in summary.unfinished.items():
-            typer.echo(f"{name}: {_describe(conclusion)}")
+        for name, each in summary.unfinished.items():
+            holder = f"is being finished by {each.holder}" if each.holder else ""
+            typer.echo(f"{name}: {holder or _describe_progress(each.progress)}")
     for built in summary.built.values():
         state = "built" if built.is_new else "already built"
         typer.echo(f"{built.folder}: {state}\n{describe(built.manifest)}")
 
 
-def _task_as_data(task: ArrayTask, summary: BuildSummary[Any]) -> dict[str, Any]:
-    return {
-        "task": task.number,
-        "tasks": task.count,
-        "units_done": summary.units_done,
-        "units_found": summary.units_found,
-        "unfinished": {
-            name: {"state": conclusion.state, **_as_data(conclusion.progress)}
-            for name, conclusion in summary.unfinished.items()
-        },
-    }
-
-
 def _as_data(progress: Progress) -> dict[str, Any]:
+    has_begun = progress.ended or progress.foreign or progress.other_counts
+    if progress.is_built:
+        state = "built"
+    elif progress.expected <= progress.ended:
+        state = "to be finished"
+    else:
+        state = "unfinished" if has_begun else "no task has ended"
     return {
-        "state": _state(progress),
-        "units": len(progress.build.sizes),
+        "state": state,
+        "units": len(progress.target.units),
         "done": sorted(progress.ended),
         "missing": list(progress.missing),
         "foreign": list(progress.foreign),
         "other_counts": list(progress.other_counts),
     }
-
-
-def _state(progress: Progress) -> str:
-    if progress.is_built:
-        return "built"
-    if progress.expected <= progress.ended:
-        return "to be finished"
-    has_begun = progress.ended or progress.foreign or progress.other_counts
-    return "unfinished" if has_begun else "no task has ended"
-
-
-def _describe(conclusion: Conclusion) -> str:
-    if conclusion.state == "elsewhere":
-        return f"is being finished by {conclusion.holder}"
-    return _describe_progress(conclusion.progress)
 
 
 def _describe_progress(progress: Progress) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -71,15 +72,6 @@ def load_corpus_manifest(folder: str | Path) -> CorpusManifest:
     path = Path(folder) / "manifest.json"
     try:
         tree = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            f"{path}: there is no corpus here. Run `lmscale corpus build CONFIG` first."
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}.") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not a corpus manifest: {error}.") from None
-    try:
         if tree.pop("version") != FORMAT_VERSION:
             raise DataError(
                 f"{path}: written by another version of lmscale. "
@@ -90,6 +82,14 @@ def load_corpus_manifest(folder: str | Path) -> CorpusManifest:
             for split, files in tree.pop("splits").items()
         }
         return CorpusManifest(**tree, splits=splits)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{path}: there is no corpus here. Run `lmscale corpus build CONFIG` first."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}.") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not a corpus manifest: {error}.") from None
     except (AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a corpus manifest: {error!r}.") from None
 
@@ -120,64 +120,60 @@ def read_documents(folder: str | Path) -> Iterator[str]:
                 yield json.loads(line)["text"]
 
 
+class FileSums:
+    """What the lines of one document file add up to."""
+
+    def __init__(self) -> None:
+        self.bytes = self.documents = self.text_bytes = 0
+        self._hash = xxhash.xxh128()
+
+    def add(self, line: bytes, *, text_bytes: int) -> None:
+        self.bytes += len(line)
+        self.documents += 1
+        self.text_bytes += text_bytes
+        self._hash.update(line)
+
+    def entry(self, name: str) -> DocumentFile:
+        return DocumentFile(
+            name=name,
+            bytes=self.bytes,
+            documents=self.documents,
+            text_bytes=self.text_bytes,
+            xxh128=self._hash.hexdigest(),
+        )
+
+
 class DocumentWriter:
     """Writes one split into a folder, file after file; ``close`` returns the files."""
 
-    def __init__(self, folder: Path, *, file_bytes: int = FILE_BYTES) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file_bytes = file_bytes
         self._files: list[DocumentFile] = []
-        self._file = None
+        self._file: BinaryIO | None = None
         folder.mkdir(parents=True)
 
     def write(self, document: Document) -> None:
         if self._file is None:
             self._file = open(self._folder / f"documents-{len(self._files):05d}.jsonl", "xb")
-            self._bytes = self._documents = self._text_bytes = 0
-            self._hash = xxhash.xxh128()
-        line = (
-            json.dumps(
-                {"text": document.text, "id": document.id, "source": document.source},
-                ensure_ascii=False,
-            ).encode()
-            + b"\n"
-        )
+            self._sums = FileSums()
+        line = json.dumps(vars(document), ensure_ascii=False).encode() + b"\n"
         self._file.write(line)
-        self._hash.update(line)
-        self._bytes += len(line)
-        self._documents += 1
-        self._text_bytes += len(document.text.encode())
-        if self._bytes >= self._file_bytes:
-            self._close_file()
+        self._sums.add(line, text_bytes=len(document.text.encode()))
+        if self._sums.bytes >= FILE_BYTES:
+            self.close()
 
     def close(self) -> tuple[DocumentFile, ...]:
-        """Finish the last file."""
-        self._close_file()
+        """Finish the open file."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._files.append(self._sums.entry(Path(self._file.name).name))
+            self._file.close()
+            self._file = None
         return tuple(self._files)
 
     def abandon(self) -> None:
         """Let go of the open file after an error, which on a full disk fails again on flushing."""
         if self._file is not None:
-            file, self._file = self._file, None
-            try:
-                file.close()
-            except OSError:
-                pass  # the first error is the one that is reported
-
-    def _close_file(self) -> None:
-        if self._file is None:
-            return
-        file = self._file
-        file.flush()
-        os.fsync(file.fileno())
-        self._files.append(
-            DocumentFile(
-                name=Path(file.name).name,
-                bytes=self._bytes,
-                documents=self._documents,
-                text_bytes=self._text_bytes,
-                xxh128=self._hash.hexdigest(),
-            )
-        )
-        self._file = None
-        file.close()
+            with suppress(OSError):  # the first error is the one that is reported
+                self._file.close()

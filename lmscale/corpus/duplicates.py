@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 
-from lmscale.corpus.documents import SPLITS, DocumentFile
+from lmscale.corpus.documents import SPLITS, DocumentFile, FileSums
 from lmscale.files.atomic import atomic_path, have_sizes, write_json, writing
 
 RANGE_ROWS = 2**24  # compared at once, in about 1 GB
@@ -117,29 +116,20 @@ def rewrite_file(task: RewriteTask) -> DocumentFile:
         file = DocumentFile(**json.loads(record.read_bytes()))
         if have_sizes([(task.target, file.bytes)]):
             return file
-    drop = iter([*task.lines.tolist(), -1])
-    next_dropped = next(drop)
-    digest = xxhash.xxh128()
-    size = text_bytes = documents = 0
+    dropped = set(task.lines.tolist())
+    sums = FileSums()
+    lost_bytes = 0  # of text; the lines that stay are not parsed for theirs
     with writing("documents without duplicates", task.target.parent):
         task.target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(task.target) as temporary:
             with open(task.path, "rb") as source, open(temporary, "wb") as target:
                 for number, line in enumerate(source):
-                    if number == next_dropped:
-                        next_dropped = next(drop)
-                        text_bytes -= len(json.loads(line)["text"].encode())
-                        continue
-                    target.write(line)
-                    digest.update(line)
-                    size += len(line)
-                    documents += 1
-        file = DocumentFile(
-            name=task.file.name,
-            bytes=size,
-            documents=documents,
-            text_bytes=task.file.text_bytes + text_bytes,
-            xxh128=digest.hexdigest(),
-        )
+                    if number in dropped:
+                        lost_bytes += len(json.loads(line)["text"].encode())
+                    else:
+                        target.write(line)
+                        sums.add(line, text_bytes=0)
+        sums.text_bytes = task.file.text_bytes - lost_bytes
+        file = sums.entry(task.file.name)
         write_json(record, asdict(file))
     return file

@@ -19,32 +19,48 @@ from pathlib import Path
 
 from lmscale.config.data import CorpusConfig
 from lmscale.corpus.clean import digest_of, is_heldout, normalize, split_text, strip_html
-from lmscale.corpus.documents import FILE_BYTES, SPLITS, Document, DocumentFile, DocumentWriter
+from lmscale.corpus.documents import SPLITS, Document, DocumentFile, DocumentWriter
 from lmscale.corpus.duplicates import IndexRow, write_index
-from lmscale.corpus.plan import Part
+from lmscale.corpus.inputs import RawFile
 from lmscale.corpus.readers import BadRecords, RawDocument, read_source
 from lmscale.files.atomic import fsync_folder, have_sizes, write_json, writing
 from lmscale.tasks.target import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartTask(Unit):
-    """One part to clean; crosses to a worker process."""
+class Part(Unit):
+    """A run of raw files to clean; crosses to a worker process."""
 
     source: str
     config: CorpusConfig
-    part: Part
-    folder: Path  # of the source's parts
+    files: tuple[RawFile, ...]
+    folder: Path
+    """Of the finished part, named by a hash of the files and of the rules they are cleaned by."""
 
     @property
     def bytes(self) -> int:
-        return self.part.bytes
+        return sum(file.bytes for file in self.files)
 
     def is_done(self) -> bool:
-        return load_part(self.folder / self.part.key) is not None
+        return load_part(self.folder) is not None
 
-    def do(self) -> PartRecord:
-        return clean_part(self)
+    def do(self) -> None:
+        """Clean the part's files. If another process was faster, its part stays."""
+        parts = self.folder.parent
+        with writing(f"the documents of source {self.source}", parts):
+            # Random, because a second copy of the task may run on another node.
+            work = parts / f".{self.folder.name[:16]}.{secrets.token_hex(4)}"
+            work.mkdir(parents=True)
+            try:
+                write_json(work / "part.json", asdict(_write_part(self, work)))
+                try:
+                    os.rename(work, self.folder)
+                except OSError:
+                    if not self.is_done():
+                        _fill(self.folder, work)
+                fsync_folder(parts)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,27 +72,6 @@ class PartRecord:
     cut: dict[str, int]
     broken: tuple[str, ...]  # the first broken records, in words
     splits: dict[str, tuple[DocumentFile, ...]]
-
-
-def clean_part(task: PartTask) -> PartRecord:
-    """Clean the part's files. If another process was faster, its part stays."""
-    final = task.folder / task.part.key
-    with writing(f"the documents of source {task.source}", task.folder):
-        # Random, because a second copy of the task may run on another node.
-        work = task.folder / f".{task.part.key[:16]}.{secrets.token_hex(4)}"
-        work.mkdir(parents=True)
-        try:
-            record = _write_part(task, work)
-            write_json(work / "part.json", asdict(record))
-            try:
-                os.rename(work, final)
-            except OSError:
-                if load_part(final) is None:
-                    _fill(final, work)
-            fsync_folder(task.folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return record
 
 
 def _fill(part: Path, work: Path) -> None:
@@ -105,23 +100,23 @@ def load_part(folder: Path) -> PartRecord | None:
     return record if have_sizes(sizes) else None
 
 
-def _write_part(task: PartTask, work: Path) -> PartRecord:
-    cleaner = _Cleaner(task)
+def _write_part(part: Part, work: Path) -> PartRecord:
+    cleaner = _Cleaner(part)
     writers: dict[str, DocumentWriter] = {}
     try:
         for split in SPLITS:
-            writers[split] = DocumentWriter(work / split, file_bytes=FILE_BYTES)
+            writers[split] = DocumentWriter(work / split)
         for split, document in cleaner.documents():
             writers[split].write(document)
         splits = {split: writer.close() for split, writer in writers.items()}
     finally:
         for writer in writers.values():
             writer.abandon()
-    if task.config.drop_exact_duplicates:
+    if part.config.drop_exact_duplicates:
         write_index(work / "index.npy", cleaner.index)
     return PartRecord(
         documents_read=cleaner.read,
-        dropped=cleaner.dropped(),
+        dropped=dict(cleaner.dropped),
         cut=dict(cleaner.cut),
         broken=cleaner.bad.named,
         splits=splits,
@@ -131,70 +126,60 @@ def _write_part(task: PartTask, work: Path) -> PartRecord:
 class _Cleaner:
     """Applies the rules to a part's documents and counts the documents that each rule dropped."""
 
-    def __init__(self, task: PartTask) -> None:
+    def __init__(self, part: Part) -> None:
         self.read = 0
+        self.dropped: Counter[str] = Counter()
         self.cut: Counter[str] = Counter()
         self.index = array("Q")
-        limit = task.config.sources[task.source].max_bad_records
-        self.bad = BadRecords(source=task.source, limit=limit)
-        self._dropped: Counter[str] = Counter()
-        self._task = task
+        self._part, self._source = part, part.config.sources[part.source]
+        self.bad = BadRecords(source=part.source, limit=self._source.max_bad_records)
         self._seen: set[bytes] = set()
         self._lines = dict.fromkeys(SPLITS, 0)
 
-    def dropped(self) -> dict[str, int]:
-        broken = {"broken": self.bad.count} if self.bad.count else {}
-        return {**self._dropped, **broken}
-
     def documents(self) -> Iterator[tuple[str, Document]]:
         """Pairs of split and document, in the order of the raw files."""
-        source = self._task.config.sources[self._task.source]
-        for raw in read_source(self._task.source, source, self._task.part.files, self.bad):
+        for raw in read_source(self._part.source, self._source, self._part.files, self.bad):
             self.read += 1
             yield from self._clean(raw)
         self.read += self.bad.count
+        if self.bad.count:
+            self.dropped["broken"] = self.bad.count
 
     def _clean(self, raw: RawDocument) -> Iterator[tuple[str, Document]]:
-        config = self._task.config
+        config = self._part.config
         text = strip_html(raw.text) if config.strip_html else raw.text
         text = normalize(text, config.normalization)
-        reason = self._reason_to_drop(text)
-        if reason is None:
-            digest = digest_of(text)
-            if config.drop_exact_duplicates:
-                if digest in self._seen:
-                    reason = "duplicate"
-                self._seen.add(digest)
+        digest = digest_of(text)
+        reason = self._reason_to_drop(text, digest)
         if reason is not None:
-            self._dropped[reason] += 1
+            self.dropped[reason] += 1
             return
         # The whole text decides, so the pieces of a split document stay on one side.
         split = "heldout" if is_heldout(digest, config.heldout_fraction) else "train"
-        name = f"{raw.file.name}:{raw.record}"
+        pieces = [text]
         is_cut = len(text) > config.max_chars
-        pieces = self._pieces(text) if is_cut else [text]
+        if is_cut:
+            self.cut[CUT_AS[config.on_overlong]] += 1
+            pieces = split_text(text, config.max_chars)
+            pieces = pieces if config.on_overlong == "split" else pieces[:1]
         if config.drop_exact_duplicates:
+            self._seen.add(digest)
             first = self._lines[split]
             self.index.extend(IndexRow(digest, split, first, len(pieces), is_cut).numbers())
         self._lines[split] += len(pieces)
+        name = f"{raw.file.name}:{raw.record}"
         for number, piece in enumerate(pieces, start=1):
             id_ = name if len(pieces) == 1 else f"{name}#{number}"
-            yield split, Document(text=piece, id=id_, source=self._task.source)
+            yield split, Document(text=piece, id=id_, source=self._part.source)
 
-    def _reason_to_drop(self, text: str) -> str | None:
-        config = self._task.config
+    def _reason_to_drop(self, text: str, digest: bytes) -> str | None:
+        config = self._part.config
         chars = len(text.strip())
         if chars < config.min_chars:
             return "short" if chars else "empty"
         if len(text) > config.max_chars and config.on_overlong == "drop":
             return "overlong"
-        return None
-
-    def _pieces(self, text: str) -> list[str]:
-        config = self._task.config
-        self.cut[CUT_AS[config.on_overlong]] += 1
-        pieces = split_text(text, config.max_chars)
-        return pieces if config.on_overlong == "split" else pieces[:1]
+        return "duplicate" if digest in self._seen else None
 
 
 CUT_AS = {"split": "split", "truncate": "truncated"}  # how corpus.on_overlong is counted

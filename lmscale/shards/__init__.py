@@ -2,11 +2,11 @@
 
 ::
 
-    documents ──→ slices (plan.py) ──→ a tar of token blocks (writer.py) ──→ Manifest (manifest.py)
+    documents ──→ slices (slices.py) ─→ a tar of token blocks (writer.py) ──→ Manifest (manifest.py)
                                                                                  │
     stream ←── MappedShard: blocks without a copy (reader.py) ←──────────────────┘
 
-The first call to read is ``build_shards``; a slice is tokenised by ``tasks.build_slice``.
+The first call to read is ``build_shards``; a slice is tokenised by ``slices.SliceTask.do``.
 ``verify_dataset`` reads every byte of a dataset. Layout on disk: docs/formats.md, Shards.
 """
 

@@ -1,15 +1,21 @@
-"""What a build makes: a folder, out of units of work that any number of tasks can share."""
+"""What a build makes: a folder, out of units of work that any number of tasks can share.
+
+FOLDER/.NAME.building/tasks/3-of-8.json   markers
+FOLDER/.NAME.building/finisher/           who finishes
+FOLDER/.NAME.building/<key>/              becomes FOLDER/NAME by one rename
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from lmscale.errors import DataError
 from lmscale.files.atomic import have_sizes
-from lmscale.tasks.array_tasks import SharedBuild
+from lmscale.tasks.array_tasks import ArrayTask, deal
 
 ManifestT = TypeVar("ManifestT")
 MANIFEST = "manifest.json"
@@ -38,64 +44,103 @@ class UnitsMissing(Exception):  # noqa: N818  # caught by conclude, never seen b
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target(Generic[ManifestT]):
-    """A folder to build, and all that distinguishes a corpus's build from that of shards."""
+class Target(ABC, Generic[ManifestT]):
+    """A folder to build. The subclasses say what distinguishes a corpus from shards."""
+
+    kind: ClassVar[str]  # corpus or dataset, for messages
+    setting: ClassVar[str]  # the YAML's key of the folder
+    contents: ClassVar[tuple[str, ...]]  # patterns of a finished folder's files but the manifest
 
     name: str  # the key in a BuildSummary
-    kind: str  # corpus or dataset, for messages
     what: str  # what is written, for messages of a full disk and the like
-    setting: str  # the YAML's key of the folder
-    build: SharedBuild
-    parts: Path  # folder of the finished units
-    contents: tuple[str, ...]  # patterns of what the finished folder holds beside its manifest
-    leftovers: tuple[Path, ...] = ()  # folders of this build outside of build.work
-    load: Callable[[Path], ManifestT]
-    """The manifest in a folder. Raises ``DataError``."""
-    key_of: Callable[[ManifestT], str]
-    """The key of the build that wrote a manifest."""
-    files_of: Callable[[ManifestT], Iterable[tuple[str, int]]]
-    """(path below the folder, bytes) of each file."""
-    describe_difference: Callable[[ManifestT], str]
-    """From what else the folder was built, as the end of a sentence."""
-    units: Callable[[Iterable[int]], list[Unit]]
-    """The units with these numbers."""
-    assemble: Callable[[int], tuple[dict[str, Any], list[Move]]]
-    """The manifest as JSON data, and the move of each file to its place, by so many processes.
+    final: Path
+    key: str
+    """Hash of everything that ``final`` is made from: configuration, inputs, format's version."""
+    units: tuple[Unit, ...] = ()
+    rank: int = 0
+    """Number among the builds of one command, so that small builds fall to different tasks."""
 
-    Raises ``UnitsMissing``, and ``DataError`` where nothing useful would come of the units.
-    """
-    plan: Callable[[bool], Target[ManifestT]] | None = None
-    """Cuts the target into units, where that takes time; True writes the plan down."""
+    @property
+    def folder(self) -> Path:
+        return self.final.with_name(f".{self.final.name}.building")
+
+    @property
+    def work(self) -> Path:
+        return self.folder / self.key[:16]
+
+    @property
+    def parts(self) -> Path:
+        """Folder of the finished units."""
+        return self.work / "parts"
+
+    @property
+    def leftovers(self) -> tuple[Path, ...]:
+        """Folders of this build outside of ``work``."""
+        return ()
+
+    def owners(self, num_tasks: int) -> tuple[int, ...]:
+        """The task of each unit."""
+        return deal([unit.bytes for unit in self.units], num_tasks, first=self.rank)
+
+    def units_of(self, task: ArrayTask) -> list[Unit]:
+        owners = self.owners(task.count)
+        return [
+            unit for unit, owner in zip(self.units, owners, strict=True) if owner == task.number
+        ]
 
     def planned(self, *, keep: bool) -> Target[ManifestT]:
-        """The target with its units known; ``keep`` writes a plan down."""
-        return self.plan(keep) if self.plan else self
+        """The target with its units, where finding them takes time; ``keep`` writes them down."""
+        return self
 
+    @abstractmethod
+    def load(self, folder: Path) -> ManifestT:
+        """The manifest in a folder. Raises ``DataError``."""
 
-def existing_manifest(
-    target: Target[ManifestT], problems: list[str], *, force: bool
-) -> ManifestT | None:
-    """The manifest of a finished build of the same; None where a file is lost.
+    @abstractmethod
+    def key_of(self, manifest: ManifestT) -> str:
+        """The key of the build that wrote a manifest."""
 
-    A folder of something else is a problem, unless ``force`` allows to replace it.
-    """
-    final = target.build.final
-    if not final.exists():
-        return None
-    try:
-        manifest = target.load(final)
-    except DataError as error:
-        problems.append(
-            f"{final} exists and holds no {target.kind} of lmscale ({error}) "
-            f"Name another {target.setting}, or move it away."
+    @abstractmethod
+    def files_of(self, manifest: ManifestT) -> Iterable[tuple[str, int]]:
+        """(path below the folder, bytes) of each file."""
+
+    @abstractmethod
+    def describe_difference(self, manifest: ManifestT) -> str:
+        """From what else the folder was built, as the end of a sentence."""
+
+    @abstractmethod
+    def assemble(self, processes: int) -> tuple[dict[str, Any], list[Move]]:
+        """The manifest as JSON data, and the move of each file to its place, by so many processes.
+
+        Raises ``UnitsMissing``, and ``DataError`` where nothing useful would come of the units.
+        """
+
+    def load_built(self, *, force: bool) -> ManifestT | None:
+        """The manifest of a finished build of the same; None where a file is lost.
+
+        A folder of something else is a ``DataError``, unless ``force`` allows to replace it.
+        """
+        if not self.final.exists():
+            return None
+        try:
+            manifest = self.load(self.final)
+        except DataError as error:
+            raise DataError(
+                f"{self.final} exists and holds no {self.kind} of lmscale ({error}) "
+                f"Name another {self.setting}, or move it away."
+            ) from None
+        if self.key_of(manifest) == self.key:
+            sizes = ((self.final / name, size) for name, size in self.files_of(manifest))
+            return manifest if have_sizes(sizes) else None
+        if force:
+            return None
+        raise DataError(
+            f"{self.final} was built {self.describe_difference(manifest)}. Name another "
+            f"{self.setting}, or build it again with --force."
         )
-        return None
-    if target.key_of(manifest) == target.build.key:
-        sizes = ((final / name, size) for name, size in target.files_of(manifest))
-        return manifest if have_sizes(sizes) else None
-    if not force:
-        problems.append(
-            f"{final} was built {target.describe_difference(manifest)}. Name another "
-            f"{target.setting}, or build it again with --force."
-        )
-    return None
+
+    def is_built(self) -> bool:
+        try:
+            return self.load_built(force=True) is not None
+        except DataError:
+            return False

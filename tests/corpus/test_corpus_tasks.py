@@ -26,7 +26,7 @@ from lmscale.corpus import (
     load_corpus_manifest,
     read_documents,
 )
-from lmscale.corpus.plan import cut_into_runs
+from lmscale.corpus.build import cut_into_runs
 from lmscale.errors import DataError
 from lmscale.tasks.array_tasks import ArrayTask
 

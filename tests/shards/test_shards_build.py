@@ -16,7 +16,7 @@ from shard_cases import contents, webdataset_leaks, with_shards
 from lmscale.corpus import read_documents
 from lmscale.errors import DataError
 from lmscale.shards import build_shards, load_manifest, open_shard, verify_dataset
-from lmscale.shards.plan import plan_slices
+from lmscale.shards.slices import plan_slices
 from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
 from lmscale.tasks.array_tasks import ArrayTask
 from lmscale.tokenizer import train_tokenizer
