@@ -11,7 +11,7 @@ from launcher.rendezvous import environment_for, find_free_port, unset_defaults
 from launcher.supervise import Outcome, RankPlan, Supervisor
 from lmscale.config import load_config
 from lmscale.errors import ClusterError, ConfigError
-from lmscale.files.cores import num_cores
+from lmscale.ranks.device import num_cores
 from lmscale.ranks.ranks import LOOPBACK
 from lmscale.runs.continuation import check_folder
 

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClusterError as error:
         print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
         # Imported here alone: every other rank leaves its code as `lmscale` ends.
-        from lmscale.ranks.exit_file import record_exit
+        from lmscale.ranks.exits import record_exit
 
         record_exit(error.exit_code, {**os.environ, "RANK": os.environ.get("SLURM_PROCID", "")})
         return EXIT_USER

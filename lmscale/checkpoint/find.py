@@ -20,7 +20,7 @@ from lmscale.checkpoint.manifest import FileEntry, Manifest
 from lmscale.checkpoint.manifest_file import parse_manifest
 from lmscale.checkpoint.places.place import Place
 from lmscale.errors import CheckpointError, RefusedError, TransientError
-from lmscale.files.retry import Result, call_patiently
+from lmscale.files.remote import Result, call_patiently
 from lmscale.ranks.collectives import failing_together, gather_json
 from lmscale.ranks.ranks import Ranks
 from lmscale.watch import heartbeat

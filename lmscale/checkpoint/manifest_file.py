@@ -26,9 +26,8 @@ from lmscale.checkpoint.manifest import (
     _seal,
 )
 from lmscale.errors import CheckpointError
-from lmscale.files.file_names import describe_unsafe_name
 from lmscale.files.redact import printable_name
-from lmscale.files.strangers import ImplausibleError, checked, quote
+from lmscale.files.strangers import ImplausibleError, checked, describe_unsafe_name, quote
 
 State = TypeVar("State")
 _MANIFEST = TypeAdapter(Manifest)

@@ -20,7 +20,7 @@ from lmscale.checkpoint.places.place import Place
 from lmscale.errors import TransientError
 from lmscale.files import fault_points
 from lmscale.files.atomic import may_pass
-from lmscale.files.retry import Result, call_patiently, growing_delays
+from lmscale.files.remote import Result, call_patiently, growing_delays
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 
 logger = logging.getLogger(__name__)

@@ -43,14 +43,7 @@ def build(
     member = parse_task(task) if task is not None else None
     section = load_config(config, set_ or ()).corpus
     summary = build_corpus(section, member, processes=processes, force=force)
-    echo_summary(
-        summary,
-        member,
-        unit="parts",
-        describe=_render,
-        as_data=render_manifest,
-        as_json=json_,
-    )
+    echo_summary(summary, member, "parts", _render, render_manifest, as_json=json_)
 
 
 @app.command()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lmscale.config import RunConfig
     from lmscale.tasks.array_tasks import ArrayTask
     from lmscale.tasks.building import BuildSummary
-    from lmscale.tasks.markers import Progress
+    from lmscale.tasks.finishing import Progress
 
 Stage = Literal["corpus", "shards"]
 TaskOption = Annotated[
@@ -68,10 +68,10 @@ def echo_progress(config: RunConfig, stage: Stage, num_tasks: int, *, as_json: b
 def echo_summary(
     summary: BuildSummary[Any],
     task: ArrayTask | None,
-    *,
     unit: str,
     describe: Callable[[Any], str],
     as_data: Callable[[Any], dict[str, Any]],
+    *,
     as_json: bool,
 ) -> None:
     """Print what a build did, and the builds that wait for other tasks.

@@ -44,7 +44,7 @@ def demo(
     _run("tokenizer", "train", path)
     _run("shards", "build", path)
     _run("shards", "verify", "data/demo/shards/pydocs/train")
-    if not _is_finished(steps):
+    if all(commit.step != steps for commit in read_commits(RUN)):
         _say("Training, to be stopped half-way as a preemption would")
         _train_until_stopped(path, first, stop_after=int(steps * STOP_AT_FRACTION))
         _say(f"Going on with {second} {'rank' if second == 1 else 'ranks'} and ZeRO 2 instead")
@@ -75,14 +75,19 @@ def _plan_ranks() -> tuple[int, int]:
     return 2, 1
 
 
-def _is_finished(steps: int) -> bool:
-    return any(commit.step == steps for commit in read_commits(RUN))
-
-
 def _train_until_stopped(path: Path, num_ranks: int, *, stop_after: int) -> None:
     """Start training, and send SIGTERM once ``stop_after`` steps are in the ledger."""
-    argv = _argv("launch", "local", path, "--nproc", num_ranks)
     ledger = RUN / "ledger.jsonl"
+    argv = [
+        sys.executable,
+        "-m",
+        "lmscale",
+        "launch",
+        "local",
+        str(path),
+        "--nproc",
+        f"{num_ranks}",
+    ]
     with subprocess.Popen(argv) as launcher:
         while launcher.poll() is None and _count_lines(ledger) < stop_after:
             time.sleep(0.2)
@@ -99,13 +104,10 @@ def _count_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def _argv(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "lmscale", *map(str, arguments)]
-
-
 def _run(*arguments: object) -> None:
-    print(f"\n$ lmscale {shlex.join(map(str, arguments))}", flush=True)
-    _call(_argv(*arguments))
+    words = list(map(str, arguments))
+    print(f"\n$ lmscale {shlex.join(words)}", flush=True)
+    _call("-m", "lmscale", *words)
 
 
 def _run_example(name: str, *arguments: object) -> None:
@@ -114,11 +116,11 @@ def _run_example(name: str, *arguments: object) -> None:
 
     words = list(map(str, arguments))
     print(f"\n$ python {shlex.join([f'examples/{name}', *words])}", flush=True)
-    _call([sys.executable, str(find_assets("examples") / name), *words])
+    _call(str(find_assets("examples") / name), *words)
 
 
-def _call(argv: list[str]) -> None:
-    code = subprocess.run(argv, check=False).returncode
+def _call(*arguments: str) -> None:
+    code = subprocess.run([sys.executable, *arguments], check=False).returncode
     if code != EXIT_FINISHED:
         raise typer.Exit(code)
 
@@ -129,31 +131,23 @@ def _say(text: str) -> None:
 
 def _summarize(path: Path, seconds: float) -> None:
     figures = _last_figures(RUN / "metrics.jsonl")
-    compressed = _bits_per_byte_of_compressors(HELDOUT)
     name = "final/heldout"
-    lines = [
-        ("held-out loss", f"{figures[f'{name}/loss']:.3f} nats per token"),
-        (
-            "bits per byte",
-            f"{figures[f'{name}/bits_per_byte']:.3f}   (the same text: "
-            + ", ".join(f"{tool} {value:.3f}" for tool, value in compressed.items())
-            + ")",
-        ),
-        ("speed", f"{figures['speed/tokens_per_second']:,.0f} tokens/s"),
-        (
-            "goodput",
-            f"{100 * figures['speed/goodput']:.0f} % of the wall time, the restart included",
-        ),
-        ("time", f"{seconds:.0f} s for all of the above"),
-    ]
+    compressed = _bits_per_byte_of_compressors(HELDOUT).items()
+    others = ", ".join(f"{tool} {value:.3f}" for tool, value in compressed)
+    goodput = 100 * figures["speed/goodput"]
     _say("Summary")
-    for title, text in lines:
-        print(f"  {title:<14}{text}")
-    print("\n  Look:  runs/demo/loss.svg, in a browser; tensorboard --logdir runs/demo/events")
-    print("  Next:  lmscale runs status runs/demo")
-    print('         lmscale generate runs/demo --prompt "class Path"')
-    print(f"         lmscale config show {path}")
-    print("         README.md: your own text")
+    print(f"""\
+  held-out loss {figures[f"{name}/loss"]:.3f} nats per token
+  bits per byte {figures[f"{name}/bits_per_byte"]:.3f}   (the same text: {others})
+  speed         {figures["speed/tokens_per_second"]:,.0f} tokens/s
+  goodput       {goodput:.0f} % of the wall time, the restart included
+  time          {seconds:.0f} s for all of the above
+
+  Look:  runs/demo/loss.svg, in a browser; tensorboard --logdir runs/demo/events
+  Next:  lmscale runs status runs/demo
+         lmscale generate runs/demo --prompt "class Path"
+         lmscale config show {path}
+         README.md: your own text""")
 
 
 def _last_figures(path: Path) -> dict[str, Any]:

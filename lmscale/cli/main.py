@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR2,))
     from lmscale.errors import EXIT_FAILED
-    from lmscale.ranks.exit_file import record_exit
+    from lmscale.ranks.exits import record_exit
 
     try:
         code = _run(arguments)
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     from lmscale.errors import EXIT_FINISHED, LmscaleError
-    from lmscale.ranks.exit_file import record_fault
+    from lmscale.ranks.exits import record_fault
 
     try:
         from lmscale.cli.app import app

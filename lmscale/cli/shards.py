@@ -58,14 +58,7 @@ def build(
         datasets = (built for built in summary.built.values() if member is None or built.is_new)
         folders = [built.folder for built in datasets if built.manifest.tokens]
         _count_windows(folders, settings.stream)
-    echo_summary(
-        summary,
-        member,
-        unit="slices",
-        describe=_render,
-        as_data=render_manifest,
-        as_json=json_,
-    )
+    echo_summary(summary, member, "slices", _render, render_manifest, as_json=json_)
 
 
 @app.command()
@@ -130,12 +123,10 @@ def show(folder: DirArgument, json_: JsonOption = False) -> None:
 
 def _render(manifest: Manifest) -> str:
     bytes_per_token = manifest.text_bytes / max(manifest.tokens, 1)
-    return "\n".join(
-        [
-            f"  {len(manifest.shards):,} shards, {manifest.bytes:,} bytes; {manifest.documents:,} "
-            f"documents, {manifest.tokens:,} tokens ({manifest.dtype}), {bytes_per_token:.2f} "
-            f"bytes of text a token",
-            f"  tokenizer {manifest.tokenizer_fingerprint[:12]} ({manifest.vocab_size:,} pieces), "
-            f"fingerprint {manifest.fingerprint[:12]}",
-        ]
+    return (
+        f"  {len(manifest.shards):,} shards, {manifest.bytes:,} bytes; {manifest.documents:,} "
+        f"documents, {manifest.tokens:,} tokens ({manifest.dtype}), {bytes_per_token:.2f} "
+        f"bytes of text a token\n"
+        f"  tokenizer {manifest.tokenizer_fingerprint[:12]} ({manifest.vocab_size:,} pieces), "
+        f"fingerprint {manifest.fingerprint[:12]}"
     )

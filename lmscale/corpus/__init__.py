@@ -2,9 +2,9 @@
 
 ::
 
-    raw files ──→ runs (inputs.py, build.py) ──→ readers.py ──→ clean.py ──→ a part (parts.py)
+    raw files ──→ runs (build.py) ──→ readers.py ──→ clean.py ──→ a part (parts.py)
                                                                                 │
-    documents-00000.jsonl …, manifest.json ←── duplicates.py, finish.py ←───────┘
+    documents-00000.jsonl …, manifest.json ←── duplicates.py, build.py ←────────┘
 
 The first call to read is ``build_corpus``; one part is cleaned by ``parts.Part.do``. Every
 dropped document is counted with its reason. Layout on disk: docs/formats.md, Documents.

@@ -10,22 +10,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lmscale.config.data import CorpusConfig
-from lmscale.corpus.documents import FORMAT_VERSION, CorpusManifest
-from lmscale.corpus.finish import SourceTarget
-from lmscale.corpus.inputs import RawFile, find_inputs
-from lmscale.corpus.parts import Part
-from lmscale.errors import ConfigError
+from lmscale.corpus.documents import (
+    FORMAT_VERSION,
+    SPLITS,
+    CorpusManifest,
+    DocumentFile,
+    load_corpus_manifest,
+    render_manifest,
+)
+from lmscale.corpus.duplicates import RewriteTask, dropped_lines, find_duplicates, rewrite_file
+from lmscale.corpus.parts import CUT_AS, Part, PartRecord, load_part
+from lmscale.corpus.readers import BadRecords, RawFile, find_inputs
+from lmscale.errors import ConfigError, DataError
 from lmscale.tasks.array_tasks import ArrayTask
 from lmscale.tasks.building import Builder, BuildSummary
-from lmscale.tasks.markers import Progress
+from lmscale.tasks.finishing import Progress
+from lmscale.tasks.processes import run_tasks
+from lmscale.tasks.target import Move, Target, UnitsMissing
 
 PART_VERSION = 1
+REASONS = ("broken", "empty", "short", "overlong", "duplicate")
 # Settings that no document depends on: which files are read is in their list, and the limit is
 # looked at again when all parts are there. So a part need not be made again for either.
 _NOT_OF_A_PART = ("inputs", "max_bad_records")
@@ -48,6 +61,144 @@ def build_corpus(
 def corpus_progress(config: CorpusConfig, num_tasks: int) -> tuple[Progress, ...]:
     """How far each source is when built by ``num_tasks`` tasks. Changes nothing."""
     return _builder(config, 1).progress(num_tasks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceTarget(Target[CorpusManifest]):
+    """One source to build of its parts."""
+
+    kind = "corpus"
+    setting = "corpus.folder"
+    contents = SPLITS
+
+    units: tuple[Part, ...] = ()
+    config: CorpusConfig
+    made_by: dict[str, Any]  # the settings that the documents depend on
+
+    @property
+    def parts(self) -> Path:
+        return self.folder / "parts"
+
+    @property
+    def leftovers(self) -> tuple[Path, ...]:
+        return tuple(part.folder for part in self.units)
+
+    def load(self, folder: Path) -> CorpusManifest:
+        return load_corpus_manifest(folder)
+
+    def key_of(self, manifest: CorpusManifest) -> str:
+        return manifest.key
+
+    def files_of(self, manifest: CorpusManifest) -> Iterable[tuple[str, int]]:
+        for split, files in manifest.splits.items():
+            yield from ((f"{split}/{file.name}", file.bytes) for file in files)
+
+    def describe_difference(self, manifest: CorpusManifest) -> str:
+        changed = sorted(k for k, v in self.made_by.items() if manifest.made_by.get(k) != v)
+        if changed:
+            return f"from other settings ({', '.join(changed)})"
+        return "from raw files that have changed since"
+
+    def assemble(self, processes: int) -> tuple[dict[str, Any], list[Move]]:
+        """Raises ``DataError`` where no document is left to train on."""
+        records = self._load_parts()
+        dropped: Counter[str] = Counter()
+        cut: Counter[str] = Counter()
+        for record in records:
+            dropped.update(record.dropped)
+            cut.update(record.cut)
+        rewrites = self._plan_rewrites(records, dropped, cut)
+        # A few files are not worth processes of their own.
+        count = processes if len(rewrites) > 8 else 1
+        rewritten = {
+            task.path: (task.target, file)
+            for task, file in run_tasks(rewrite_file, rewrites, processes=count)
+        }
+        splits: dict[str, tuple[DocumentFile, ...]] = {}
+        moves: list[Move] = []
+        for split in SPLITS:
+            (self.work / split).mkdir(exist_ok=True)
+            files = []
+            for part, record in zip(self.units, records, strict=True):
+                for file in record.splits[split]:
+                    source = part.folder / split / file.name
+                    source, file = rewritten.get(source, (source, file))
+                    if not file.documents:
+                        continue
+                    name = f"documents-{len(files):05d}.jsonl"
+                    files.append(replace(file, name=name))
+                    source = str(source.relative_to(self.folder))
+                    moves.append((source, f"{split}/{name}", file.bytes))
+            splits[split] = tuple(files)
+        manifest = CorpusManifest(
+            source=self.name,
+            key=self.key,
+            made_by=self.made_by,
+            documents_read=sum(record.documents_read for record in records),
+            dropped={reason: dropped[reason] for reason in REASONS if dropped[reason]},
+            cut={how: count for how, count in cut.items() if count},
+            splits=splits,
+        )
+        self._check_left(manifest)
+        return render_manifest(manifest), moves
+
+    def _load_parts(self) -> list[PartRecord]:
+        """The records of all parts. Raises ``UnitsMissing`` for parts that are not whole."""
+        found = [load_part(part.folder) for part in self.units]
+        missing = [number for number, record in enumerate(found) if record is None]
+        if missing:
+            raise UnitsMissing(missing)
+        records = [record for record in found if record is not None]
+        limit = self.config.sources[self.name].max_bad_records
+        bad = BadRecords(source=self.name, limit=limit)
+        for record in records:
+            bad.include(record.dropped.get("broken", 0), record.broken)
+        bad.check()
+        return records
+
+    def _plan_rewrites(
+        self, records: Sequence[PartRecord], dropped: Counter[str], cut: Counter[str]
+    ) -> list[RewriteTask]:
+        """Files that hold a text of an earlier part. The counts are put right."""
+        if not self.config.drop_exact_duplicates or len(records) == 1:
+            return []
+        indexes = [part.folder / "index.npy" for part in self.units]
+        tasks = []
+        for number, columns in enumerate(find_duplicates(indexes)):
+            if not len(columns):
+                continue
+            folder = self.units[number].folder
+            lost = dropped_lines(indexes[number], columns)
+            dropped["duplicate"] += lost.documents
+            if lost.cut:
+                cut[CUT_AS[self.config.on_overlong]] -= lost.cut
+            for split in SPLITS:
+                start = 0
+                for file in records[number].splits[split]:
+                    a, b = np.searchsorted(lost.lines[split], [start, start + file.documents])
+                    if a < b:
+                        name = f"{number:06d}-{folder.name[:16]}-{split}-{file.name}"
+                        task = RewriteTask(
+                            path=folder / split / file.name,
+                            lines=lost.lines[split][a:b] - start,
+                            file=file,
+                            target=self.work / "kept" / name,
+                        )
+                        tasks.append(task)
+                    start += file.documents
+        return tasks
+
+    def _check_left(self, manifest: CorpusManifest) -> None:
+        if manifest.splits["train"]:
+            return
+        dropped = ", ".join(f"{count} {reason}" for reason, count in manifest.dropped.items())
+        num_files = sum(len(part.files) for part in self.units)
+        raise DataError(
+            f"corpus.sources.{self.name}: no document is left for training of "
+            f"{manifest.documents_read} read in {num_files} files (dropped: {dropped or 'none'}; "
+            f"held out: {manifest.documents('heldout')}). "
+            "Check the inputs, corpus.min_chars, corpus.max_chars and corpus.heldout_fraction."
+        )
 
 
 def _builder(config: CorpusConfig, processes: int) -> Builder[CorpusManifest]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import warnings
 from typing import Literal
 
 import xxhash
 
-from lmscale.corpus.readers import missing_extra
+from lmscale.corpus.text_files import missing_extra
 
 _INVISIBLE = ("script", "style", "template", "noscript", "head")
 _BLOCKS = frozenset(
     "address article aside blockquote br dd details div dl dt fieldset figcaption figure footer "
-    "form "
-    "h1 h2 h3 h4 h5 h6 header hr li main nav ol p pre section summary table td th tr ul".split()
+    "form h1 h2 h3 h4 h5 h6 header hr li main nav ol p pre section summary table td th tr "
+    "ul".split()
 )
 
 
@@ -43,12 +44,8 @@ def strip_html(text: str) -> str:
         if block.name != "pre":
             block.insert_before("\n")
         block.append("\n")
-    lines = tree.get_text().split("\n")
-    shown: list[str] = []
-    for line in map(str.rstrip, lines):
-        if line or (shown and shown[-1]):  # at most one empty line in a row
-            shown.append(line)
-    return "\n".join(shown).strip("\n")
+    text = "\n".join(map(str.rstrip, tree.get_text().split("\n")))
+    return re.sub(r"\n{3,}", "\n\n", text).strip("\n")  # at most one empty line in a row
 
 
 def digest_of(text: str) -> bytes:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import xxhash
+from pydantic import TypeAdapter
 
 from lmscale.errors import DataError
+from lmscale.files.strangers import checked
 
 SPLITS = ("train", "heldout")
 FORMAT_VERSION = 1
@@ -62,6 +64,9 @@ class CorpusManifest:
         return sum(file.text_bytes for file in self.splits[split])
 
 
+_MANIFEST = TypeAdapter(CorpusManifest)
+
+
 def render_manifest(manifest: CorpusManifest) -> dict[str, Any]:
     """The manifest as JSON data."""
     return {"version": FORMAT_VERSION, **asdict(manifest)}
@@ -77,11 +82,7 @@ def load_corpus_manifest(folder: str | Path) -> CorpusManifest:
                 f"{path}: written by another version of lmscale. "
                 "Build the corpus again with --force."
             )
-        splits = {
-            split: tuple(DocumentFile(**file) for file in files)
-            for split, files in tree.pop("splits").items()
-        }
-        return CorpusManifest(**tree, splits=splits)
+        return checked(_MANIFEST, tree)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{path}: there is no corpus here. Run `lmscale corpus build CONFIG` first."

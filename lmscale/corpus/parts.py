@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -17,12 +16,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from lmscale.config.data import CorpusConfig
 from lmscale.corpus.clean import digest_of, is_heldout, normalize, split_text, strip_html
 from lmscale.corpus.documents import SPLITS, Document, DocumentFile, DocumentWriter
 from lmscale.corpus.duplicates import IndexRow, write_index
-from lmscale.corpus.inputs import RawFile
-from lmscale.corpus.readers import BadRecords, RawDocument, read_source
+from lmscale.corpus.readers import BadRecords, RawDocument, RawFile, read_source
 from lmscale.files.atomic import fsync_folder, have_sizes, write_json, writing
 from lmscale.tasks.target import Unit
 
@@ -34,8 +34,7 @@ class Part(Unit):
     source: str
     config: CorpusConfig
     files: tuple[RawFile, ...]
-    folder: Path
-    """Of the finished part, named by a hash of the files and of the rules they are cleaned by."""
+    folder: Path  # of the finished part, named by a hash of the files and of the cleaning's rules
 
     @property
     def bytes(self) -> int:
@@ -74,6 +73,9 @@ class PartRecord:
     splits: dict[str, tuple[DocumentFile, ...]]
 
 
+_RECORD = TypeAdapter(PartRecord)
+
+
 def _fill(part: Path, work: Path) -> None:
     """Put files into a part that has lost some. No file is removed: a finisher may be at work."""
     for path in sorted(work.rglob("*")):
@@ -88,15 +90,11 @@ def _fill(part: Path, work: Path) -> None:
 def load_part(folder: Path) -> PartRecord | None:
     """A finished part's record, or None if the part is missing or not whole."""
     try:
-        tree = json.loads((folder / "part.json").read_bytes())
+        record = _RECORD.validate_json((folder / "part.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    splits = {
-        split: tuple(DocumentFile(**file) for file in files)
-        for split, files in tree.pop("splits").items()
-    }
-    record = PartRecord(**{**tree, "broken": tuple(tree["broken"])}, splits=splits)
-    sizes = ((folder / split / f.name, f.bytes) for split, rows in splits.items() for f in rows)
+    splits = record.splits.items()
+    sizes = ((folder / split / file.name, file.bytes) for split, files in splits for file in files)
     return record if have_sizes(sizes) else None
 
 
@@ -118,7 +116,7 @@ def _write_part(part: Part, work: Path) -> PartRecord:
         documents_read=cleaner.read,
         dropped=dict(cleaner.dropped),
         cut=dict(cleaner.cut),
-        broken=cleaner.bad.named,
+        broken=tuple(cleaner.bad.named),
         splits=splits,
     )
 
@@ -138,7 +136,7 @@ class _Cleaner:
 
     def documents(self) -> Iterator[tuple[str, Document]]:
         """Pairs of split and document, in the order of the raw files."""
-        for raw in read_source(self._part.source, self._source, self._part.files, self.bad):
+        for raw in read_source(self._source, self._part.files, self.bad):
             self.read += 1
             yield from self._clean(raw)
         self.read += self.bad.count

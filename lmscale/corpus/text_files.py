@@ -7,11 +7,16 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from lmscale.errors import DataError
 
 PIECE_BYTES = 1 << 20
+
+
+def missing_extra(what: str, package: str) -> DataError:
+    return DataError(f"{what} needs {package}: pip install '.[corpus]' in the clone.")
 
 
 def read_text(path: Path, source: str, encoding: str) -> str:
@@ -44,7 +49,7 @@ def _decoded(path: Path, source: str, encoding: str) -> Iterator[str]:
     offset = 0  # of the first byte that the decoder has not finished with
     is_first = True
     try:
-        for piece in _with_end(_pieces(path)):
+        for piece in chain(_pieces(path), [b""]):  # which tells the decoder that the file ends
             pending = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(piece, final=not piece)
@@ -65,12 +70,6 @@ def _decoded(path: Path, source: str, encoding: str) -> Iterator[str]:
         raise DataError(f"{path}: cannot be read: {error}.") from None
 
 
-def _with_end(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The pieces and an empty one, which tells the decoder that the file ends."""
-    yield from pieces
-    yield b""
-
-
 def _pieces(path: Path) -> Iterator[bytes]:
     """The unpacked bytes in pieces that are never empty."""
     if path.suffix == ".zst":
@@ -89,9 +88,7 @@ def _zstd_pieces(path: Path) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError:
-        raise DataError(
-            f"{path}: reading .zst needs zstandard: pip install '.[corpus]' in the clone."
-        ) from None
+        raise missing_extra(f"{path}: reading .zst", "zstandard") from None
     # Not stream_reader: at a cut file it just ends, as if the text were shorter.
     unpacker = zstandard.ZstdDecompressor()
     frame = None

@@ -21,24 +21,25 @@ _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What a disk or a network file system says that fails, or is away for a while; Lustre gives the
 # last two when its server has dropped a client.
 _FAILING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ESHUTDOWN, errno.ENOTCONN}
-_WHAT_TO_DO = {
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM, errno.EROFS), "Name a place that this user may write to."
-    ),
-    **dict.fromkeys(
-        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+_WHAT_TO_DO = (
+    ({errno.EACCES, errno.EPERM, errno.EROFS}, "Name a place that this user may write to."),
+    (
+        {errno.ENOTDIR, errno.EEXIST, errno.EISDIR},
         "A file stands where a folder must be, or the other way round: name another place, or "
         "move it away.",
     ),
-    errno.ENAMETOOLONG: "Name a place with a shorter path.",
-    errno.ENOENT: "Something vanished meanwhile: see that nothing else uses the folder, and run "
-    "the same command again.",
-    **dict.fromkeys(
+    ({errno.ENAMETOOLONG}, "Name a place with a shorter path."),
+    (
+        {errno.ENOENT},
+        "Something vanished meanwhile: see that nothing else uses the folder, and run the same "
+        "command again.",
+    ),
+    (
         _FAILING,
         "The disk or the network file system failed: run the same command again, and see to it if "
         "it stays so.",
     ),
-}
+)
 
 
 @contextmanager
@@ -112,11 +113,6 @@ def write_bytes_once(path: str | Path, content: bytes) -> bytes:
     return path.read_bytes()
 
 
-def write_json_once(path: str | Path, value: Any) -> Any:
-    """``write_bytes_once`` for a JSON value."""
-    return json.loads(write_bytes_once(path, to_json_bytes(value)))
-
-
 def fsync_file(path: str | Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -125,9 +121,7 @@ def fsync_file(path: str | Path) -> None:
         os.close(descriptor)
 
 
-def fsync_folder(path: str | Path) -> None:
-    """Make a rename or a new entry in ``path`` durable."""
-    fsync_file(path)
+fsync_folder = fsync_file  # makes a rename or a new entry in a folder durable
 
 
 def replace_folder(work: Path, final: Path) -> None:
@@ -199,7 +193,7 @@ def writing(
                 f"No space is left in {folder} while writing {what}. Nothing half-written counts: "
                 "free some space and run the same command again."
             ) from failure
-        advice = _WHAT_TO_DO.get(failure.errno or 0)
+        advice = next((text for codes, text in _WHAT_TO_DO if failure.errno in codes), None)
         if advice:
             kind = TransientError if may_pass(failure) else error
             raise kind(

@@ -2,13 +2,11 @@
 
 Locks (``files/locks.py``) end with their holder, so a killed process leaves nothing locked:
 
-- ``locks/KEY``: held exclusively while a file is made, so that the others wait for it. What is
-  half made (``.part-SIZE-KEY-PROCESS``) is left alone as long as that;
-- ``locks/evict``: held exclusively while room is made;
+- ``locks/KEY``: held exclusively while a file is made, so that the others wait for it and leave
+  what is half made (``.part-SIZE-KEY-PROCESS``) alone; ``locks/evict``: while room is made;
 - a file itself: held shared by whoever uses it, and then never evicted.
 
-Whoever holds a file of ``locks/`` removes it when done. On a file system without locks there is no
-cache: nothing else would keep the processes of a node out of each other's way.
+Whoever holds a file of ``locks/`` removes it when done. Without locks there is no cache.
 
 What is taken from here is not hashed again, so nobody else may put anything in: a folder is made
 with mode 0700, another user's or one that all may write to is refused, and so is every file in it
@@ -22,39 +20,32 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmscale.errors import ConfigError, DataError
-from lmscale.files.atomic import fsync_folder, sha256_file, writing
+from lmscale.files.atomic import fsync_file, fsync_folder, sha256_file, writing
 from lmscale.files.locks import lock
 from lmscale.files.private_folder import find_risk, is_own_file, make_private
-from lmscale.files.remote import SHARDS, Purpose, TransferError, download
+from lmscale.files.remote import SHARDS, Purpose, TransferError, open_filesystem, with_retries
 
 PRUNE_SECONDS = 24 * 3600
 
 
-class CachedFile:
+class CachedFile(AbstractContextManager["CachedFile"]):
     """A file in the cache that stays there until ``close``."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor: int | None = descriptor
 
-    def close(self) -> None:
+    def close(self, *_: object) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)  # drops the flock
             self._descriptor = None
 
-    def __enter__(self) -> CachedFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
+    __exit__ = __del__ = close
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +64,9 @@ class NodeCache:
         URL.
         """
 
-        def check(path: Path) -> None:
+        def copy(path: Path) -> None:
+            filesystem, remote_path = open_filesystem(url)
+            filesystem.get_file(remote_path, str(path))
             num_bytes = path.stat().st_size
             if num_bytes != size:
                 raise TransferError(f"{num_bytes} bytes arrived, the manifest says {size}")
@@ -81,15 +74,11 @@ class NodeCache:
             if digest != sha256:
                 raise TransferError(f"its sha256 is {digest}, the manifest says {sha256}")
 
+        def write(path: Path) -> None:
+            with_retries(lambda: copy(path), url=url, retries=self.retries, purpose=purpose)
+
         name = url.partition("?")[0].rsplit("/", 1)[-1]
-        return self.make(
-            f"{url}\0{sha256}",
-            name=name,
-            size=size,
-            write=lambda path: download(
-                url, path, retries=self.retries, check=check, purpose=purpose
-            ),
-        )
+        return self.make(f"{url}\0{sha256}", name=name, size=size, write=write)
 
     def clear(self) -> None:
         """Remove every file that nobody uses at the moment."""
@@ -118,8 +107,7 @@ class NodeCache:
                 return _hold(path) or self._write(path, digest, size, write)
 
     def _refuse_risk(self) -> None:
-        risk = find_risk(self.folder)
-        if risk is not None:
+        if risk := find_risk(self.folder):
             raise ConfigError(
                 f"{self.folder} is no safe place for cached shards: {risk}. Set "
                 "stream.cache.folder to a folder that only you can write to, or TMPDIR where it "
@@ -132,33 +120,27 @@ class NodeCache:
     def _write(
         self, path: Path, digest: str, size: int, write: Callable[[Path], None]
     ) -> CachedFile:
-        """Make the file. The caller holds ``locks/digest``; no other process touches the part."""
+        """Make the file. The caller holds ``locks/digest``."""
         for stale in self.folder.glob(f".part-*-{digest}-*"):
             stale.unlink(missing_ok=True)
         part = self.folder / f".part-{size}-{digest}-{os.getpid()}"
-        descriptor = None
         try:
             with _locked(self._lock_path("evict")):
                 self._make_room(size)
                 part.touch()  # claims the room
             write(part)
             # Only now: the writer may have put a new file in place of the first.
-            descriptor = _open_and_lock(part, os.O_RDONLY, shared=True)
-            os.fsync(descriptor)
+            file = CachedFile(path, _open_and_lock(part, os.O_RDONLY, shared=True))
+            fsync_file(part)
             os.replace(part, path)
             fsync_folder(self.folder)
         except BaseException:
             part.unlink(missing_ok=True)
-            if descriptor is not None:
-                os.close(descriptor)
             raise
-        return CachedFile(path, descriptor)
+        return file
 
     def _make_room(self, size: int) -> None:
-        """Evict the files unused for longest until ``size`` more bytes fit.
-
-        ``locks/evict`` is held. Raises ``ConfigError``.
-        """
+        """Evict the files unused for longest until ``size`` more bytes fit, or ``ConfigError``."""
         self._prune_if_due()
         files: list[tuple[float, int, Path]] = []
         for path in self.folder.iterdir():
@@ -196,12 +178,10 @@ class NodeCache:
         stamp = _stamp(path, size, sha256)
         digest = hashlib.sha256(stamp).hexdigest()[:32]
         marker = self.folder / "verified" / digest
-        if find_risk(self.folder) is not None:  # others could vouch for the file
-            _check_hash(path, sha256)
-            return
-        if is_own_file(marker):
-            return
         try:
+            self._refuse_risk()  # others could vouch for the file
+            if is_own_file(marker):
+                return
             for folder in (self.folder, self.folder / "locks", self.folder / "verified"):
                 make_private(folder)
             with _locked(self._lock_path(digest)):
@@ -209,13 +189,12 @@ class NodeCache:
                     _check_hash(path, sha256)
                     marker.write_bytes(stamp)
             self._prune_if_due()
-        except (OSError, ConfigError):  # ConfigError: no locks
+        except (OSError, ConfigError):  # ConfigError: no locks, or others may write there
             _check_hash(path, sha256)
 
     def _prune_if_due(self) -> None:
-        """Once a day, drop the markers of files that are gone or were written again since.
-
-        And the locks that killed processes have left.
+        """Once a day, drop the markers of files that are gone or were written again since, and the
+        locks that killed processes have left.
         """
         done = self.folder / "verified" / ".pruned"
         with suppress(FileNotFoundError):
@@ -276,7 +255,11 @@ def _open_and_lock(path: Path, flags: int, *, shared: bool = False) -> int:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the file ``path``, made for this, exclusively; it is removed at the end."""
-    descriptor = _open_locked(path)
+    while True:
+        descriptor = _open_and_lock(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+        if _is_at(path, descriptor):
+            break
+        os.close(descriptor)  # its holder has removed it: a lock on it means nothing
     try:
         yield
     finally:
@@ -284,13 +267,12 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _open_locked(path: Path) -> int:
-    while True:
-        descriptor = _open_and_lock(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        os.close(descriptor)  # its holder has removed it: a lock on it means nothing
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file still is the one at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _hold(path: Path) -> CachedFile | None:
@@ -309,10 +291,7 @@ def _hold(path: Path) -> CachedFile | None:
 
 
 def _remove_unless_held(path: Path) -> bool:
-    """Remove ``path`` unless a process holds it. True if it could be removed.
-
-    Where the file system has no locks, any file may be in use.
-    """
+    """Remove ``path`` unless a process holds it, or may: there are no locks. True if removed."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -325,9 +304,8 @@ def _remove_unless_held(path: Path) -> bool:
     try:
         if not lock(descriptor, 0):
             return False
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                path.unlink()
+        if _is_at(path, descriptor):
+            path.unlink(missing_ok=True)
         return True
     except BlockingIOError:
         return False

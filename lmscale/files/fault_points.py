@@ -6,23 +6,10 @@ the points; this module knows no plans, ranks or tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-
-class Armed(Protocol):
-    """The faults of one process."""
-
-    step: int | None
-    """The step that the loop is at."""
-
-    def hit(self, moment: str, step: int | None, path: Path | None) -> None: ...
-
-    def strikes(self, kinds: set[str], moment: str, step: int | None) -> Iterator[Any]: ...
-
-
-armed: Armed | None = None
+armed: Any = None  # the faults of this process
 
 
 def hit(moment: str, *, step: int | None = None, path: Path | None = None) -> None:

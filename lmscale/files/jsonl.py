@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
@@ -111,12 +112,11 @@ def _write_whole(file: BinaryIO, content: bytes) -> None:
 
 
 def _to_line(row: Mapping[str, Any]) -> str:
-    finite = {key: _finite(value) for key, value in row.items()}
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
     return json.dumps(finite, ensure_ascii=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -124,13 +124,8 @@ def read_rows(path: str | Path) -> list[Row]:
 
     Raises ``DataError`` naming the line when one before the end cannot be read.
     """
-    try:
-        content = Path(path).read_bytes()
-    except FileNotFoundError:
-        return []
     rows = []
-    lines = content.split(b"\n")  # the piece after the last newline is empty, or torn
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate(_whole_lines(path, sys.maxsize), start=1):
         row = _parse(line)
         if row is None:
             raise DataError(
@@ -151,12 +146,16 @@ def _parse(line: bytes) -> Row | None:
 
 def tail_rows(path: str | Path, *, max_bytes: int = TAIL_BYTES) -> list[Row]:
     """The rows among the last 64 KiB, so that no long file need be read; no file has no rows."""
+    rows = map(_parse, _whole_lines(path, max_bytes))
+    return [row for row in rows if row is not None]
+
+
+def _whole_lines(path: str | Path, max_bytes: int) -> list[bytes]:
     try:
-        lines = read_tail(path, max_bytes=max_bytes).split(b"\n")[:-1]
+        content = read_tail(path, max_bytes=max_bytes)
     except FileNotFoundError:
         return []
-    rows = [_parse(line) for line in lines]
-    return [row for row in rows if row is not None]
+    return content.split(b"\n")[:-1]  # the piece after the last newline is empty, or torn
 
 
 def read_tail(path: str | Path, *, start: int = 0, max_bytes: int = TAIL_BYTES) -> bytes:
@@ -175,16 +174,8 @@ def last_row(path: str | Path) -> Row | None:
 def mend_tail(path: str | Path) -> None:
     """Cut a torn last line off, so that the next append begins a line of its own."""
     path = Path(path)
-    if path.exists() and not _ends_whole(path):
-        content = path.read_bytes()
+    content = path.read_bytes() if path.exists() else b""
+    if content and not content.endswith(b"\n"):
         with writing(path.name, path.parent):
             os.truncate(path, content.rfind(b"\n") + 1)
             fsync_folder(path.parent)
-
-
-def _ends_whole(path: Path) -> bool:
-    with open(path, "rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"

@@ -1,8 +1,7 @@
 """One user of a file at a time, also between machines where the file system can.
 
-Locks are ``flock``, which the kernel drops with its holder, so a killed process leaves nothing
-locked. A lock is on the open file itself: on a cached file that must not be evicted, on a file that
-several users append to. (The library filelock empties the file that it locks, and cannot share.)
+Locks are ``flock``, which the kernel drops with its holder. A lock is on the open file itself, such
+as a cached one. (The library filelock empties the file that it locks, and cannot share.)
 """
 
 from __future__ import annotations

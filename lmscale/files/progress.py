@@ -6,12 +6,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lmscale.files.terminal import terminal
-
 PLAIN_LINE_SECONDS = 10.0
+
+
+@cache
+def terminal() -> Console:
+    """The one console on stderr, whatever that is when it writes: log lines appear above a live bar
+    only if both are of one console.
+    """
+    return Console(stderr=True)
 
 
 @contextmanager

@@ -1,9 +1,8 @@
 """Text that will be kept or shown, without the credentials that it quotes. Pure.
 
 Hidden is what is certain: credentials in URLs, the values of variables, keys and options whose name
-is that of a secret, and tokens that bear their maker's mark. Any other secret without a name beside
-it is not recognised. Every pattern is bounded, so that the time grows with the length of the text
-and not with its square.
+is that of a secret, and tokens that bear their maker's mark; no other secret. Every pattern is
+bounded, so that the time grows with the length of the text and not with its square.
 """
 
 from __future__ import annotations

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
 from lmscale.files import fault_points
-from lmscale.files.atomic import may_pass
+from lmscale.files.atomic import is_full, may_pass
 from lmscale.files.locations import local_path, protocol_of
-from lmscale.files.retry import Result, call_patiently, growing_delays
 
 CONNECT_SECONDS = 30.0
 SILENCE_SECONDS = 60.0  # without a byte; a whole shard may take longer
@@ -24,6 +23,10 @@ PERMANENT = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredential
 _LATER = {408, 409, 425, 429}
 # S3's, with the status 400 of a request that is wrong, for what the network has cut or changed.
 _GARBLED = {"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"}
+
+
+FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 30.0
+Result = TypeVar("Result")
 
 
 class MissingFileError(DataError):
@@ -38,14 +41,11 @@ class TransferError(OSError):
 class Purpose:
     """What remote files are wanted for: the words and the classes of their errors."""
 
-    done: str
-    """``read``, as in "could not be read"."""
+    done: str  # "read", as in "could not be read"
     error: type[LmscaleError]
     missing: type[LmscaleError]
-    if_missing: str
-    """What to do when there is no such file, bucket or folder."""
-    if_damaged: str
-    """What to do when, time after time, not what was announced arrives."""
+    if_missing: str  # what to do when there is no such file, bucket or folder
+    if_damaged: str  # what to do when, time after time, not what was announced arrives
     retries_key: str
 
 
@@ -76,25 +76,32 @@ def read_bytes(location: str | Path, *, retries: int) -> bytes:
     return with_retries(lambda: open_filesystem(url)[0].cat_file(url), url=url, retries=retries)
 
 
-def download(
-    url: str,
-    path: Path,
-    *,
-    retries: int,
-    check: Callable[[Path], None],
-    purpose: Purpose = SHARDS,
-) -> None:
-    """Copy ``url`` to ``path``.
-
-    ``check`` raises ``TransferError`` for a bad copy, which is fetched again.
+def growing_delays(retries: int) -> Iterator[float]:
+    """``retries`` random times up to 0.5, 1, 2, … 30 s (full jitter): thousands of ranks that have
+    failed together do not come back together.
     """
+    for attempt in range(retries):
+        yield random.uniform(0, min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**attempt))
 
-    def attempt() -> None:
-        filesystem, remote_path = open_filesystem(url)
-        filesystem.get_file(remote_path, str(path))
-        check(path)
 
-    with_retries(attempt, url=url, retries=retries, purpose=purpose)
+def call_patiently(
+    action: Callable[[], Result],
+    delays: Iterable[float],
+    *,
+    may_pass: Callable[[Exception], bool],
+    wait: Callable[[Exception, float], None] = lambda error, seconds: time.sleep(seconds),
+) -> Result:
+    """What ``action`` returns. Where it raises what may pass, ``wait`` is called with the error and
+    the next of ``delays``, and then ``action`` again; the last error is raised as it is.
+    """
+    for seconds in delays:
+        try:
+            return action()
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            wait(error, seconds)
+    return action()
 
 
 def with_retries(
@@ -107,10 +114,8 @@ def with_retries(
 ) -> Result:
     """Call ``action`` until it succeeds; ``retries`` more times after the first failure.
 
-    Waits a random time up to 0.5, 1, 2, … 30 s between attempts (full jitter), so that thousands of
-    ranks do not come back together. What waiting cannot mend is raised at once, as the purpose's
-    ``missing`` or ``error``, naming the URL. After the last attempt a server or a network that
-    fails is a ``TransientError``.
+    What waiting cannot mend is raised at once, as the purpose's ``missing`` or ``error``, naming
+    the URL. After the last attempt a server or a network that fails is a ``TransientError``.
     """
 
     def attempt() -> Result:
@@ -134,26 +139,30 @@ def with_retries(
             f"S3 answers so for a file that is missing, too, unless listing is allowed."
         ) from None
     except Exception as error:  # vendors raise classes of their own, which we cannot import here
-        if _is_full(error):
+        if is_full(error):
             raise
         if type(error).__name__ in PERMANENT:
             raise purpose.error(
                 f"{url}: no credentials were found ({error}). Give this machine access, for "
                 f"example by its environment variables, and run again."
             ) from None
+        tried = f" (tried {retries + 1} times)" if retries else ""
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        if isinstance(error, TransferError):
+            advice = purpose.if_damaged
+        else:
+            advice = (
+                "Check the network and the endpoint from this machine; "
+                f"{purpose.retries_key} sets how often it is tried."
+            )
         kind = TransientError if _is_elsewhere(error) else purpose.error
-        raise kind(_describe_failure(url, error, retries + 1, purpose)) from error
+        raise kind(f"{url}: could not be {purpose.done}{tried}: {reason}. {advice}") from error
 
 
 def _is_lasting(error: Exception) -> bool:
-    """Whether waiting cannot mend it."""
+    """Whether waiting cannot mend it. A full disk is ours, and says nothing of the server."""
     lasting = (LmscaleError, FileNotFoundError, PermissionError)
-    return isinstance(error, lasting) or type(error).__name__ in PERMANENT or _is_full(error)
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether a disk of ours is full, which says nothing of the server."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, lasting) or type(error).__name__ in PERMANENT or is_full(error)
 
 
 def _is_elsewhere(error: Exception) -> bool:
@@ -173,19 +182,6 @@ def _status_of(error: BaseException) -> int | None:
     if not isinstance(answer, dict) or answer.get("Error", {}).get("Code") in _GARBLED:
         return None
     return answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-
-
-def _describe_failure(url: str, error: Exception, attempts: int, purpose: Purpose) -> str:
-    tried = "" if attempts == 1 else f" (tried {attempts} times)"
-    reason = f"{type(error).__name__}: {error}".rstrip(": ")
-    if isinstance(error, TransferError):
-        advice = purpose.if_damaged
-    else:
-        advice = (
-            f"Check the network and the endpoint from this machine; {purpose.retries_key} sets how "
-            "often it is tried."
-        )
-    return f"{url}: could not be {purpose.done}{tried}: {reason}. {advice}"
 
 
 def open_filesystem(url: str, **options: Any) -> tuple[Any, str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import sys
 from pathlib import Path
-from typing import Any
 
 from lmscale.errors import ClusterError
+from lmscale.files.jsonl import Row, tail_rows
 
 CONFIG_FILE = "config.yaml"
 SLURM_FOLDER = "slurm"
@@ -27,24 +26,16 @@ ALIVE_SECONDS = 120.0  # a step longer than this shows as silence, unless the he
 _EVERY_SUBMISSION = {"time", "submission", "job", "jobs", "kind"}
 
 
-def read_submissions(state_folder: Path) -> list[dict[str, Any]]:
+def read_submissions(state_folder: Path) -> list[Row]:
     """The rows of a state folder, oldest first; a line torn by a full disk is passed over."""
     path = state_folder / SUBMISSIONS_FILE
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
+        rows = tail_rows(path, max_bytes=sys.maxsize)
+    except NotADirectoryError:
         return []
     except OSError as error:
         raise ClusterError(f"{path} cannot be read: {error}.") from None
-    rows = []
-    for line in text.split("\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, Mapping) and row.keys() >= _EVERY_SUBMISSION:
-            rows.append(dict(row))
-    return rows
+    return [row for row in rows if row.keys() >= _EVERY_SUBMISSION]
 
 
 def read_cancelled(state_folder: Path) -> frozenset[str]:

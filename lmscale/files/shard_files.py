@@ -19,10 +19,8 @@ class WrongFile:
     """A shard that is missing or has another size than the manifest says."""
 
     path: Path
-    wanted: int
-    """Bytes, by the manifest."""
-    size: int | None
-    """Bytes; None: the file cannot be looked at, and ``reason`` says why."""
+    wanted: int  # bytes, by the manifest
+    size: int | None  # bytes; None: the file cannot be looked at, and ``reason`` says why
     reason: str = ""
 
     def __str__(self) -> str:

@@ -7,5 +7,5 @@ mailbox.py      notes between threads of different ranks, beside the collectives
 fingerprint.py  a hash of tensors that can be added over ranks;  limbs.py sums it in float64
 seeding.py      seeds as functions of (purpose, step, rank): no random state is saved
 attempt.py      the start of a run that a process belongs to
-exits.py, exit_file.py   how a process ends, and its code for the batch script
+exits.py        how a process ends, and its code for the batch script
 """

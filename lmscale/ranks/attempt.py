@@ -19,8 +19,7 @@ class Attempt:
 
     job: str | None = None
     restart: int = 0
-    submission: str | None = None
-    """Shared by the jobs of a chain, which train the run one after the other."""
+    submission: str | None = None  # of all jobs of a chain, which train one after the other
 
     @property
     def name(self) -> str:
@@ -56,13 +55,12 @@ def attempt_from_environment(environ: Mapping[str, str] | None = None) -> Attemp
     return Attempt(job=match[1], restart=int(match[2]), submission=submission)
 
 
-def job_and_restart(environ: Mapping[str, str] | None = None) -> tuple[str | None, int]:
+def job_and_restart() -> tuple[str | None, int]:
     """The job as Slurm's commands show it, 12 or 12_3 of an array; None and 0 without Slurm."""
-    environ = os.environ if environ is None else environ
-    attempt = attempt_from_environment(environ)
-    if attempt.job is None or "SLURM_ARRAY_JOB_ID" not in environ:
+    attempt, job = attempt_from_environment(), os.environ.get("SLURM_ARRAY_JOB_ID")
+    if attempt.job is None or job is None:
         return attempt.job, attempt.restart
-    return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}", attempt.restart
+    return f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}", attempt.restart
 
 
 def node_name() -> str:

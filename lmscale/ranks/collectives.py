@@ -20,11 +20,8 @@ _ERROR_CLASSES = {
     if isinstance(value, type) and issubclass(value, LmscaleError)
 }
 
-
 MAX_SUMMARIES = 3  # in one line of the batch script's
-MAX_ERRORS = (
-    8  # that differ and are named: hundreds of ranks may each fail with a path of their own
-)
+MAX_ERRORS = 8  # that differ and are named: each of hundreds of ranks may fail with its own path
 
 
 def _is_alone() -> bool:
@@ -56,35 +53,35 @@ def gather_json(value: Any) -> list[Any]:
     """Every rank's value, in the order of the ranks, on every rank. For small values."""
     if _is_alone():
         return [value]
-    payload = json.dumps(value).encode()
-    device = _device()
-    length = torch.tensor([len(payload)], dtype=torch.int64, device=device)
-    lengths = [torch.zeros_like(length) for _ in range(dist.get_world_size())]
-    dist.all_gather(lengths, length)
-    sizes = [int(size) for size in lengths]
-    padded = bytearray(payload.ljust(max(sizes), b" "))
-    mine = torch.frombuffer(padded, dtype=torch.uint8).to(device)
-    pieces = [torch.empty_like(mine) for _ in sizes]
-    dist.all_gather(pieces, mine)
-    return [
-        json.loads(piece.cpu().numpy().tobytes()[:size])
-        for piece, size in zip(pieces, sizes, strict=True)
-    ]
+    content = json.dumps(value).encode()
+    longest = torch.tensor(len(content), device=_device())
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    own = _to_tensor(content, int(longest))
+    pieces = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(pieces, own)
+    return list(map(_from_tensor, pieces))
 
 
 def broadcast_object(value: Any = None) -> Any:
     """Rank 0's value, on every rank; small, and JSON."""
     if _is_alone():
         return value
-    device = _device()
-    payload = bytearray(json.dumps(value).encode()) if dist.get_rank() == 0 else bytearray()
-    length = torch.tensor([len(payload)], dtype=torch.int64, device=device)
+    content = json.dumps(value).encode() if dist.get_rank() == 0 else b""
+    length = torch.tensor(len(content), device=_device())
     dist.broadcast(length, src=0)
-    if dist.get_rank() != 0:
-        payload = bytearray(int(length))
-    content = torch.frombuffer(payload, dtype=torch.uint8).to(device)
-    dist.broadcast(content, src=0)
-    return json.loads(content.cpu().numpy().tobytes())
+    tensor = _to_tensor(content, int(length))
+    dist.broadcast(tensor, src=0)
+    return _from_tensor(tensor)
+
+
+def _to_tensor(content: bytes, length: int) -> torch.Tensor:
+    """uint8 [length], filled up with spaces, which JSON ignores."""
+    padded = bytearray(content.ljust(length))
+    return torch.frombuffer(padded, dtype=torch.uint8).to(_device())
+
+
+def _from_tensor(tensor: torch.Tensor) -> Any:
+    return json.loads(tensor.cpu().numpy().tobytes())
 
 
 def gather_errors(error: LmscaleError | None) -> list[LmscaleError | None]:
@@ -100,7 +97,10 @@ def error_to_json(error: LmscaleError | None) -> dict[str, Any] | None:
         return None
     # A subclass that only one module knows travels as its nearest known parent.
     name = next(c.__name__ for c in type(error).__mro__ if c.__name__ in _ERROR_CLASSES)
-    return {"class": name, "problems": list(error.problems), **_more_of(error)}
+    row = {"class": name, "problems": list(error.problems)}
+    if isinstance(error, CorruptionError):
+        row |= {"summary": error.summary, "bad_nodes": error.bad_nodes}
+    return row
 
 
 def error_from_json(row: dict[str, Any] | None) -> LmscaleError | None:
@@ -110,20 +110,11 @@ def error_from_json(row: dict[str, Any] | None) -> LmscaleError | None:
     return _ERROR_CLASSES[row["class"]](row["problems"], **more)
 
 
-def _more_of(error: LmscaleError) -> dict[str, Any]:
-    if isinstance(error, CorruptionError):
-        return {"summary": error.summary, "bad_nodes": error.bad_nodes}
-    return {}
-
-
 def fail_together(error: LmscaleError | None) -> None:
     """Raise ``combine_errors``' result on every rank if any rank has an error, else return."""
-    if _is_alone():
-        if error is not None:
-            raise error
-        return
-    gathered = gather_errors(error)
-    combined = combine_errors(gathered)
+    if _is_alone() and error is not None:
+        raise error
+    combined = combine_errors(gather_errors(error))
     if combined is not None:
         raise combined from error
 

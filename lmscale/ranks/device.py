@@ -1,14 +1,16 @@
-"""The device of a rank: its choice, its name, its peak FLOP/s."""
+"""The device of a rank: its choice, its name, its peak FLOP/s; and the cores of a process."""
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import resource
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,50 +22,40 @@ if TYPE_CHECKING:
 
 GPUS_VARIABLE = "LMSCALE_GPUS_PER_NODE"
 _LIST_SECONDS = 30.0
-# Peak dense TFLOP/s with 16-bit inputs (bf16 and fp16 alike unless said) and fp32 accumulation,
-# without sparsity, from the makers' data sheets. The first pattern that matches the device's name
-# counts, so the narrower ones stand first.
-_PEAK_16_BIT = (
-    (r"GB200|GB300", 2500.0),  # NVIDIA GB200 NVL72: 5,000 sparse a GPU
-    (r"\bB300", 2250.0),  # NVIDIA HGX B300
-    (r"\bB200", 2250.0),  # NVIDIA HGX B200: 4,500 sparse
-    (r"\bB100", 1750.0),  # NVIDIA HGX B100: 3,500 sparse
-    (r"\bH200.*NVL", 835.0),  # H200 data sheet: NVL 1,671 sparse
-    (r"\bGH200|\bH200", 989.0),  # H200 data sheet: SXM 1,979 sparse
-    (r"\bH100.*PCIe", 756.0),  # H100 data sheet: PCIe 1,513 sparse
-    (r"\bH100.*NVL", 835.0),  # H100 data sheet: NVL 1,671 sparse a GPU
-    (r"\bH100|\bH800", 989.0),  # H100 data sheet: SXM 1,979 sparse
-    (r"\bH20\b", 148.0),  # NVIDIA H20
-    (r"\bA100|\bA800", 312.0),  # A100 data sheet
-    (r"\bA40\b", 149.7),  # A40 data sheet
-    (r"\bA30\b", 165.0),  # A30 data sheet
-    (r"\bA10G", 70.0),  # AWS: 140 sparse
-    (r"\bA10\b", 125.0),  # A10 data sheet
-    (r"\bL40S", 362.0),  # L40S data sheet: 733 sparse
-    (r"\bL40\b", 181.0),  # L40 data sheet: 362 sparse
-    (r"\bL4\b", 121.0),  # L4 data sheet: 242 sparse
-    (r"RTX 6000 Ada", 182.1),  # Ada white paper, fp32 accumulation
-    (r"RTX 5090", 209.5),  # Blackwell RTX white paper, fp32 accumulation
-    (r"RTX 4090", 165.2),  # Ada white paper, appendix A, fp32 accumulation
-    (r"RTX 3090\b", 71.0),  # GA102 white paper, fp32 accumulation
-    (r"\bMI300X", 1307.0),  # AMD MI300X data sheet
-    (r"\bMI250X", 383.0),  # AMD MI250X data sheet
+# Peak dense TFLOP/s, without sparsity, from the makers' data sheets: with 16-bit inputs (bf16 and
+# fp16 alike unless said) and fp32 accumulation; and in fp32 outside the tensor cores, because
+# lmscale leaves TF32 off. The first pattern that matches the device's name counts, so the narrower
+# ones stand first.
+_PEAKS = (
+    (r"GB200", 2500.0, 80.0),  # NVIDIA GB200 NVL72: 5,000 sparse a GPU
+    (r"GB300", 2500.0, None),
+    (r"\bB300", 2250.0, None),  # NVIDIA HGX B300
+    (r"\bB200", 2250.0, 80.0),  # NVIDIA HGX B200: 4,500 sparse
+    (r"\bB100", 1750.0, 80.0),  # NVIDIA HGX B100: 3,500 sparse
+    (r"\bH200.*NVL", 835.0, 67.0),  # H200 data sheet: NVL 1,671 sparse
+    (r"\bGH200|\bH200", 989.0, 67.0),  # H200 data sheet: SXM 1,979 sparse
+    (r"\bH100.*PCIe", 756.0, 51.0),  # H100 data sheet: PCIe 1,513 sparse
+    (r"\bH100.*NVL", 835.0, 67.0),  # H100 data sheet: NVL 1,671 sparse a GPU
+    (r"\bH100|\bH800", 989.0, 67.0),  # H100 data sheet: SXM 1,979 sparse
+    (r"\bH20\b", 148.0, None),  # NVIDIA H20
+    (r"\bA100|\bA800", 312.0, 19.5),  # A100 data sheet
+    (r"\bA40\b", 149.7, None),  # A40 data sheet
+    (r"\bA30\b", 165.0, None),  # A30 data sheet
+    (r"\bA10G", 70.0, None),  # AWS: 140 sparse
+    (r"\bA10\b", 125.0, None),  # A10 data sheet
+    (r"\bL40S", 362.0, 91.6),  # L40S data sheet: 733 sparse
+    (r"\bL40\b", 181.0, None),  # L40 data sheet: 362 sparse
+    (r"\bL4\b", 121.0, None),  # L4 data sheet: 242 sparse
+    (r"RTX 6000 Ada", 182.1, None),  # Ada white paper, fp32 accumulation
+    (r"RTX 5090", 209.5, None),  # Blackwell RTX white paper, fp32 accumulation
+    (r"RTX 4090", 165.2, 82.6),  # Ada white paper, appendix A, fp32 accumulation
+    (r"RTX 3090\b", 71.0, None),  # GA102 white paper, fp32 accumulation
+    (r"\bMI300X", 1307.0, None),  # AMD MI300X data sheet
+    (r"\bMI250X", 383.0, None),  # AMD MI250X data sheet
+    (r"\bV100", 125.0, 15.7),  # V100 SXM2 data sheet (PCIe: 112); fp16 only
+    (r"\bT4\b", 65.0, 8.1),  # T4 data sheet; fp16 only
 )
-_PEAK_FP16_ONLY = (  # no bf16 units
-    (r"\bV100", 125.0),  # V100 SXM2 data sheet (PCIe: 112)
-    (r"\bT4\b", 65.0),  # T4 data sheet
-)
-# fp32 outside the tensor cores: lmscale leaves TF32 off.
-_PEAK_32_BIT = (
-    (r"\bB200|\bB100|GB200", 80.0),
-    (r"\bH100.*PCIe", 51.0),
-    (r"\bH200|\bH100|\bGH200|\bH800", 67.0),
-    (r"\bA100|\bA800", 19.5),
-    (r"\bL40S", 91.6),
-    (r"RTX 4090", 82.6),
-    (r"\bV100", 15.7),
-    (r"\bT4\b", 8.1),
-)
+_WITHOUT_BF16 = r"\bV100|\bT4\b"
 
 
 def peak_tflops(name: str, precision: str) -> float | None:
@@ -71,11 +63,12 @@ def peak_tflops(name: str, precision: str) -> float | None:
 
     ``precision`` is bf16, fp16 or fp32. CPUs are never in it.
     """
-    if precision == "fp32":
-        table = _PEAK_32_BIT
-    else:
-        table = _PEAK_16_BIT + (_PEAK_FP16_ONLY if precision == "fp16" else ())
-    return next((peak for pattern, peak in table if re.search(pattern, name, re.I)), None)
+    if precision == "bf16" and re.search(_WITHOUT_BF16, name, re.I):
+        return None
+    for pattern, peak_16_bit, peak_fp32 in _PEAKS:
+        if re.search(pattern, name, re.I):
+            return peak_fp32 if precision == "fp32" else peak_16_bit
+    return None
 
 
 def select_device(ranks: Ranks) -> torch.device:
@@ -138,10 +131,9 @@ def _list_gpus() -> str:
             text=True,
             errors="replace",
         )
+        printed, _ = process.communicate(timeout=_LIST_SECONDS)
     except OSError as error:
         return f"nvidia-smi cannot be run: {error.strerror}."
-    try:
-        printed, _ = process.communicate(timeout=_LIST_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()  # and not waited for: it may hang in the driver, where no signal reaches it
         return f"nvidia-smi -L gives no answer within {_LIST_SECONDS:.0f} s."
@@ -165,17 +157,18 @@ def device_name(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    import platform
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if match := re.search(r"^model name\s*:(.*)", text, re.MULTILINE):
+            return match[1].strip()
     return platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """Cores this process may use, which under Slurm or a container are fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -1,8 +1,8 @@
 """Small messages between rank 0 and the others, beside the training group's collectives.
 
-The threads that write checkpoints talk while the main threads train. Collectives of these threads
-would have to keep one order with the step's collectives on every rank, so the threads leave notes
-in the key-value store at which the ranks have met. docs/decisions/0019-asynchronous-saves.md.
+The threads that write checkpoints talk while the main threads train. Collectives would have to
+keep one order with the step's on every rank, so the threads leave notes in the key-value store at
+which the ranks have met. docs/decisions/0019-asynchronous-saves.md.
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ class Mailbox:
 
     def __init__(self, store: Any) -> None:
         self._store = store
-        self._more: dict[str, int] = {}  # of the notes that this rank knows to have several pieces
 
     def post(self, name: str, value: Any) -> None:
         """Leave a note: a JSON value of any size."""
         text = json.dumps(value)  # in ASCII: a character is a byte
         first, *others = (text[at : at + PIECE_BYTES] for at in range(0, len(text), PIECE_BYTES))
         with _telling_what_broke():
-            for piece, key in zip(others, self._keys(name, len(others)), strict=True):
+            for piece, key in zip(others, _keys(name, len(others)), strict=True):
                 self._store.set(key, piece)
             self._store.set(name, f"{len(others)}:{first}")  # last: a note that is there is whole
 
@@ -59,22 +58,20 @@ class Mailbox:
                     return None
                 pause = min(_LONGEST_LOOK_SECONDS, 1.5 * pause)
             more, _, first = self._store.get(name).partition(b":")
-            pieces = [first, *(self._store.get(key) for key in self._keys(name, int(more)))]
+            pieces = [first, *map(self._store.get, _keys(name, int(more)))]
         return json.loads(b"".join(pieces))
 
     def remove(self, name: str) -> None:
         """Remove a note after every reader has read it; only its poster or a reader may do so."""
         with _telling_what_broke():
-            self._store.delete_key(name)
-            for key in self._keys(name, self._more.get(name, 0)):
+            more, _, _ = self._store.get(name).partition(b":")
+            for key in (name, *_keys(name, int(more))):
                 self._store.delete_key(key)
-        self._more.pop(name, None)
 
-    def _keys(self, name: str, more: int) -> list[str]:
-        """The keys of a note's pieces after the first."""
-        if more:
-            self._more[name] = more
-        return [f"{name}/piece {number}" for number in range(1, more + 1)]
+
+def _keys(name: str, more: int) -> list[str]:
+    """The keys of a note's pieces after the first."""
+    return [f"{name}/piece {number}" for number in range(1, more + 1)]
 
 
 def open_mailbox(ranks: Ranks) -> Mailbox:

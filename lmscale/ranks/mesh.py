@@ -29,16 +29,11 @@ class Axis:
 class Mesh:
     """This rank's place along every axis. The default is a run of one rank."""
 
-    data: Axis = Axis()
-    """Which windows of a step this rank reads."""
-    tensor: Axis = Axis()
-    """Which rows or columns of every matrix this rank multiplies with."""
-    pipeline: Axis = Axis()
-    """Which layers this rank has."""
-    sequence: Axis = Axis()
-    """Which columns of its windows this rank computes."""
-    expert: Axis = Axis()
-    """Which experts this rank has; dealt over replicas, so no factor of ``size``."""
+    data: Axis = Axis()  # which windows of a step this rank reads
+    tensor: Axis = Axis()  # which rows or columns of every matrix it multiplies with
+    pipeline: Axis = Axis()  # which layers it has
+    sequence: Axis = Axis()  # which columns of its windows it computes
+    expert: Axis = Axis()  # which experts it has; dealt over replicas, so no factor of ``size``
 
     @property
     def replicas(self) -> Axis:
@@ -50,7 +45,6 @@ class Mesh:
 
     @property
     def size(self) -> int:
-        """The number of ranks."""
         return self.replicas.size * self.tensor.size * self.pipeline.size
 
 

@@ -22,7 +22,7 @@ MEETING_TIMEOUT = timedelta(minutes=10)  # the scheduler has started all ranks a
 LOOPBACK = "127.0.0.1"  # never a host name: a dead name server costs 10 s a connection
 
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun's agent hosts the store
-_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 _HOW_TO_START = "Start the ranks with `lmscale launch`, or with torchrun, which set it"
 
@@ -35,7 +35,6 @@ class Ranks:
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
-    node_rank: int = 0
 
     @property
     def is_first(self) -> bool:
@@ -59,29 +58,28 @@ def ranks_from_environment(environ: Mapping[str, str] | None = None) -> Ranks:
     if "RANK" not in environ and "WORLD_SIZE" not in environ:
         _refuse_lost_slurm_tasks(environ)
         return Ranks()
-    problems: list[str] = []
-    numbers = {name: _whole_number(environ, name, problems) for name in _NAMES}
-    if numbers["WORLD_SIZE"] == 1:  # alone: everything else follows
-        for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)):
-            if name not in environ:
-                numbers[name] = value
+    if environ.get("WORLD_SIZE") == "1":  # alone: everything else follows
+        environ = {"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", **environ}
+        needed = dict.fromkeys(_NUMBERS, "others of its kind are")
     else:
-        for name in _ADDRESS:
-            if not environ.get(name):
-                problems.append(f"{name} is not set, but WORLD_SIZE is. {_HOW_TO_START}.")
-    for name in _NAMES:
-        if numbers[name] is None and name not in environ:
-            problems.append(f"{name} is not set, but others of its kind are. {_HOW_TO_START}.")
-    if environ.get("MASTER_PORT"):
-        _whole_number(environ, "MASTER_PORT", problems)
-    node_name = "GROUP_RANK" if "GROUP_RANK" in environ else "NODE_RANK"
-    node_rank = _whole_number(environ, node_name, problems) or 0
+        needed = dict.fromkeys(_ADDRESS, "WORLD_SIZE is")
+        needed |= dict.fromkeys(_NUMBERS, "others of its kind are")
+    problems = [
+        f"{name} is not set, but {others}. {_HOW_TO_START}."
+        for name, others in needed.items()
+        if not environ.get(name)
+    ]
+    problems += [
+        f"{name} = {environ[name]!r} in the environment is not a whole number."
+        for name in (*_NUMBERS, "MASTER_PORT")
+        if environ.get(name) and not environ[name].strip().isdecimal()
+    ]
     if problems:
         raise ConfigError(problems)
-    rank, world_size, local_rank, local_world_size = (numbers[name] or 0 for name in _NAMES)
-    if not 0 <= rank < world_size:
+    rank, world_size, local_rank, local_world_size = (int(environ[name]) for name in _NUMBERS)
+    if rank >= world_size:
         problems.append(f"RANK = {rank} is not below WORLD_SIZE = {world_size}.")
-    if not 0 <= local_rank < local_world_size <= world_size:
+    if not local_rank < local_world_size <= world_size:
         problems.append(
             f"LOCAL_RANK = {local_rank}, LOCAL_WORLD_SIZE = {local_world_size} and "
             f"WORLD_SIZE = {world_size} do not fit together."
@@ -93,7 +91,6 @@ def ranks_from_environment(environ: Mapping[str, str] | None = None) -> Ranks:
         world_size=world_size,
         local_rank=local_rank,
         local_world_size=local_world_size,
-        node_rank=node_rank,
     )
 
 
@@ -121,16 +118,6 @@ def is_lost_connection(error: BaseException) -> bool:
     return False
 
 
-def _whole_number(environ: Mapping[str, str], name: str, problems: list[str]) -> int | None:
-    text = environ.get(name)
-    if text is None:
-        return None
-    if not text.strip().isdecimal():
-        problems.append(f"{name} = {text!r} in the environment is not a whole number.")
-        return None
-    return int(text)
-
-
 def _refuse_lost_slurm_tasks(environ: Mapping[str, str]) -> None:
     """Several tasks that each believe they are alone would write one run folder at once."""
     tasks = environ.get("SLURM_STEP_NUM_TASKS", "1")
@@ -151,12 +138,23 @@ def open_process_group(
     ``MEETING_TIMEOUT`` the meeting, which nothing watches. DeepSpeed adopts the group. Raises
     ``TransientError`` when the ranks do not find each other.
     """
-    with _completed_environment(ranks, device), _group(ranks, device, timeout):
-        yield
+    import torch.distributed as dist
+
+    is_cuda = device.type == "cuda"
+    with _completed_environment(ranks, device):
+        _open_group(ranks, device, timeout)
+        try:
+            yield
+        except BaseException:
+            # Closing NCCL waits for collectives that the other ranks may never join; the end of the
+            # process closes it. gloo closes at once, and the others see it at once.
+            if not is_cuda:
+                dist.destroy_process_group()
+            raise
+        dist.destroy_process_group()
 
 
-@contextmanager
-def _group(ranks: Ranks, device: torch.device, timeout: timedelta) -> Iterator[None]:
+def _open_group(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
     import torch.distributed as dist
 
     is_cuda = device.type == "cuda"
@@ -179,15 +177,6 @@ def _group(ranks: Ranks, device: torch.device, timeout: timedelta) -> Iterator[N
             f"{meeting.total_seconds():.0f} s: {str(error).splitlines()[0]} See the logs of the "
             f"other ranks; `lmscale doctor` checks this node's network."
         ) from error
-    try:
-        yield
-    except BaseException:
-        # Closing NCCL waits for collectives that the other ranks may never join; the end of the
-        # process closes it. gloo closes at once, and the others see it at once.
-        if not is_cuda:
-            dist.destroy_process_group()
-        raise
-    dist.destroy_process_group()
 
 
 def _meet(ranks: Ranks, timeout: timedelta) -> Any:
@@ -226,7 +215,8 @@ def _completed_environment(ranks: Ranks, device: torch.device) -> Iterator[None]
         yield
     finally:
         for name in needed:
-            os.environ.pop(name) if name not in before else os.environ.update({name: before[name]})
+            del os.environ[name]
+        os.environ.update({name: before[name] for name in needed if name in before})
 
 
 def _variables_of(ranks: Ranks, device: torch.device, given: Mapping[str, str]) -> dict[str, str]:
@@ -243,15 +233,11 @@ def _variables_of(ranks: Ranks, device: torch.device, given: Mapping[str, str]) 
     if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in given:  # its older name
         # NCCL's last collectives, for whoever asks why one hangs; the default of newer torch.
         wanted["TORCH_FR_BUFFER_SIZE"] = "2000"
-    if ranks.is_one_machine and (loopback := _loopback_interface()):
+    loopback = {"lo", "lo0"}.intersection(name for _, name in socket.if_nameindex())
+    if ranks.is_one_machine and loopback:
         # Otherwise gloo resolves the host's own name, which may be slow or wrong.
-        wanted["GLOO_SOCKET_IFNAME"] = loopback
+        wanted["GLOO_SOCKET_IFNAME"] = loopback.pop()
     missing = {name: value for name, value in wanted.items() if name not in given}
     # DeepSpeed takes LOCAL_RANK for the device's number; they differ where each task sees one GPU.
     index = device.index if device.type == "cuda" else ranks.local_rank
     return missing | {"LOCAL_RANK": str(index or 0)}
-
-
-def _loopback_interface() -> str | None:
-    names = [name for _, name in socket.if_nameindex()]
-    return next((name for name in ("lo", "lo0") if name in names), None)

@@ -15,9 +15,8 @@ from typing import Any
 
 import lmscale
 from lmscale.files.atomic import write_json, writing
-from lmscale.files.cores import num_cores
 from lmscale.files.redact import may_be_secret, redact, redact_command
-from lmscale.ranks.device import cpu_name
+from lmscale.ranks.device import cpu_name, num_cores
 
 MAX_DIFF_CHARS = 1_000_000
 FROZEN_CODE = "code"  # a launcher's copy of the packages, with code.json beside it

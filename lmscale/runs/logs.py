@@ -10,8 +10,8 @@ from rich.logging import RichHandler
 
 from lmscale.errors import DataError
 from lmscale.files.atomic import writing
+from lmscale.files.progress import terminal
 from lmscale.files.redact import printable, redact
-from lmscale.files.terminal import terminal
 from lmscale.ranks.ranks import Ranks
 
 _FORMAT = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"

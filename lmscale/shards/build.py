@@ -18,13 +18,13 @@ from typing import Any
 from lmscale.config import RunConfig
 from lmscale.corpus.documents import SPLITS, DocumentFile, document_paths
 from lmscale.errors import ConfigError
-from lmscale.files.atomic import write_json_once, writing
+from lmscale.files.atomic import to_json_bytes, write_bytes_once, writing
 from lmscale.shards.manifest import FORMAT_VERSION, Manifest, load_manifest, render_manifest
 from lmscale.shards.slices import Slice, SliceTask, expect_bytes, finished_shards, plan_slices
 from lmscale.shards.writer import ShardRules
 from lmscale.tasks.array_tasks import ArrayTask
 from lmscale.tasks.building import Builder, BuildSummary
-from lmscale.tasks.markers import Progress
+from lmscale.tasks.finishing import Progress
 from lmscale.tasks.target import Move, Target
 from lmscale.tokenizer import Tokenizer, load_tokenizer
 
@@ -81,7 +81,7 @@ class Dataset(Target[Manifest]):
         if keep:
             with writing("the plan of the shards", self.final.parent):
                 self.parts.mkdir(parents=True, exist_ok=True)
-                rows = write_json_once(path, rows)
+                rows = json.loads(write_bytes_once(path, to_json_bytes(rows)))
         tasks = (
             SliceTask(
                 slice=Slice(**row),

@@ -16,10 +16,9 @@ from typing import Any
 
 from lmscale.errors import DataError
 from lmscale.files.atomic import write_json
-from lmscale.files.file_names import describe_unsafe_name
 from lmscale.files.locations import join_location, protocol_of
 from lmscale.files.remote import MissingFileError, read_bytes
-from lmscale.files.strangers import is_count, is_sha256, parse_json, quote
+from lmscale.files.strangers import describe_unsafe_name, is_count, is_sha256, parse_json, quote
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"

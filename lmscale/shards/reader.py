@@ -14,7 +14,7 @@ from lmscale.files import fault_points
 from lmscale.files.atomic import may_pass
 from lmscale.files.tar_members import describe_unsafe
 from lmscale.shards.manifest import ShardEntry
-from lmscale.shards.writer import HEADER_BYTES, INDEX_MEMBER, NPY_HEADER_BYTES
+from lmscale.shards.writer import HEADER_BYTES, INDEX_MEMBER, NPY_HEADER_BYTES, padded
 
 
 class MappedShard:
@@ -29,11 +29,6 @@ class MappedShard:
     @property
     def num_blocks(self) -> int:
         return len(self.index)
-
-    @property
-    def block_tokens(self) -> np.ndarray:
-        """int64 [blocks]: tokens in each block."""
-        return self.index[:, 1]
 
     def tokens(self, block: int) -> np.ndarray:
         """uint16 or uint32 [tokens]: a view, read-only."""
@@ -112,10 +107,11 @@ def _index_problem(index: np.ndarray, entry: ShardEntry, itemsize: int) -> str |
             f"it counts {int(num_tokens.sum()):,} tokens in {int(num_documents.sum()):,} "
             f"documents; the manifest says {entry.tokens:,} in {entry.documents:,}"
         )
-    # As written: docs, meta (of unknown size), tokens, and then the next block or the index.
-    first = HEADER_BYTES + NPY_HEADER_BYTES
-    docs_end = docs_at + _padded_array((num_documents + 1) * 8)
-    tokens_end = tokens_at + _padded_array(num_tokens * itemsize)
+    # As written: docs, meta (of unknown size), tokens, and then the next block or the index. The
+    # offsets lie behind numpy's header, with which a member's payload begins.
+    first, header = HEADER_BYTES + NPY_HEADER_BYTES, NPY_HEADER_BYTES
+    docs_end = docs_at - header + padded(header + (num_documents + 1) * 8)
+    tokens_end = tokens_at - header + padded(header + num_tokens * itemsize)
     next_docs = np.append(docs_at[1:], entry.index_offset + first)
     if (
         docs_at[0] != first
@@ -124,12 +120,6 @@ def _index_problem(index: np.ndarray, entry: ShardEntry, itemsize: int) -> str |
     ):
         return "its offsets do not follow one another"
     return None
-
-
-def _padded_array(payload_bytes: np.ndarray) -> np.ndarray:
-    """int64 [blocks]: bytes from the beginning of an array's data to the end of its tar member."""
-    member = NPY_HEADER_BYTES + payload_bytes
-    return -(-member // HEADER_BYTES) * HEADER_BYTES - NPY_HEADER_BYTES
 
 
 def _first_header_problem(content: mmap.mmap, index: np.ndarray, dtype: np.dtype) -> str | None:

@@ -23,18 +23,14 @@ def find_datasets(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if (folder / MANIFEST_NAME).is_file():
         return [folder]
-    below = sorted(path.parent for path in folder.rglob(MANIFEST_NAME))
-    datasets = [path for path in below if not _is_hidden(path.relative_to(folder))]
+    below = sorted(path.parent.relative_to(folder) for path in folder.rglob(MANIFEST_NAME))
+    datasets = [folder / path for path in below if not any(p.startswith(".") for p in path.parts)]
     if not datasets:
         raise DataError(
             f"{folder}: there is no dataset here or below. Run `lmscale shards build CONFIG` "
             f"first, or correct the path."
         )
     return datasets
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def verify_dataset(folder: str | Path, *, deep: bool = True) -> list[str]:
@@ -51,11 +47,11 @@ def verify_dataset(folder: str | Path, *, deep: bool = True) -> list[str]:
     problems = []
     for entry in manifest.shards:
         problems += _verify_shard(folder / entry.name, entry, manifest, deep)
-    listed = {entry.name for entry in manifest.shards}
-    for path in sorted(folder.glob("*.tar")):
-        if path.name not in listed:
-            problems.append(f"{path}: is not in the manifest; it is never read. Move it away.")
-    return problems
+    listed = {folder / entry.name for entry in manifest.shards}
+    return problems + [
+        f"{path}: is not in the manifest; it is never read. Move it away."
+        for path in sorted(set(folder.glob("*.tar")) - listed)
+    ]
 
 
 def _verify_shard(path: Path, entry: ShardEntry, manifest: Manifest, deep: bool) -> list[str]:
@@ -96,11 +92,9 @@ def _tar_problems(path: Path, shard: MappedShard, manifest: Manifest) -> list[st
     offsets = {member.name: member.offset_data for member in members}
     if not members or members[-1].name != INDEX_MEMBER:
         problems.append(f"the last member is not {INDEX_MEMBER}")
-    tokens = [at for name, at in offsets.items() if name.endswith(".tokens.npy")]
-    docs = [at for name, at in offsets.items() if name.endswith(".docs.npy")]
-    for kind, at, column in (("tokens", tokens, 0), ("docs", docs, 2)):
-        expected = (shard.index[:, column] - NPY_HEADER_BYTES).tolist()
-        if at != expected:
+    for kind, column in (("tokens", 0), ("docs", 2)):
+        found = [at for name, at in offsets.items() if name.endswith(f".{kind}.npy")]
+        if found != (shard.index[:, column] - NPY_HEADER_BYTES).tolist():
             problems.append(f"the members of {kind} do not lie where the index says")
     if not all(isinstance(meta, dict) for meta in metas):
         return [*problems, "a block's meta.json is not a JSON object"]

@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ INDEX_MEMBER = "__index__/blocks.npy"
 HEADER_BYTES = 512  # a tar member's header; payloads are padded to a multiple of it
 NPY_HEADER_BYTES = 128  # numpy pads it to a multiple of 64; all our arrays are short to describe
 META_BYTES = 1024  # more than a block's meta.json ever takes
+Size = TypeVar("Size", int, np.ndarray)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +64,9 @@ class Documents:
         return taken
 
 
-def padded(size: int, to: int = HEADER_BYTES) -> int:
-    return -(-size // to) * to
-
-
-def block_bytes(num_tokens: int, num_documents: int, itemsize: int) -> int:
-    """Most bytes a block takes in a tar, headers and padding included."""
-    tokens = padded(NPY_HEADER_BYTES + num_tokens * itemsize)
-    docs = padded(NPY_HEADER_BYTES + (num_documents + 1) * 8)
-    return 3 * HEADER_BYTES + tokens + docs + META_BYTES
-
-
-def tail_bytes(num_blocks: int) -> int:
-    """Most bytes of the index and the end of the tar."""
-    index = HEADER_BYTES + padded(NPY_HEADER_BYTES + num_blocks * 32)
-    return index + 2 * HEADER_BYTES + tarfile.RECORDSIZE
+def padded(size: Size) -> Size:
+    """Bytes that a payload takes in a tar, or an array of them."""
+    return -(-size // HEADER_BYTES) * HEADER_BYTES
 
 
 def write_shard(
@@ -136,8 +126,10 @@ class _OpenShard:
 
     def size_with(self, num_tokens: int, num_documents: int) -> int:
         """Most bytes the tar would have if it ended after one more block of this size."""
-        block = block_bytes(num_tokens, num_documents, self._itemsize)
-        return self._tar.offset + block + tail_bytes(len(self.blocks) + 1)
+        arrays = (num_tokens * self._itemsize, (num_documents + 1) * 8, (len(self.blocks) + 1) * 32)
+        payloads = (*(NPY_HEADER_BYTES + size for size in arrays), META_BYTES)
+        members = sum(HEADER_BYTES + padded(size) for size in payloads)
+        return self._tar.offset + members + 2 * HEADER_BYTES + tarfile.RECORDSIZE
 
     def add_block(self, block: list[TokenizedDocument]) -> None:
         tokens = np.concatenate([document.ids for document in block])

@@ -20,8 +20,16 @@ from lmscale.files.atomic import writing
 from lmscale.files.locks import locked_file
 from lmscale.files.progress import progress
 from lmscale.tasks.array_tasks import ALONE, ArrayTask
-from lmscale.tasks.finishing import Built, Unfinished, conclude, discard_empty, is_assembled, tidy
-from lmscale.tasks.markers import Progress, read_progress
+from lmscale.tasks.finishing import (
+    Built,
+    Progress,
+    Unfinished,
+    conclude,
+    discard_empty,
+    is_assembled,
+    read_progress,
+    tidy,
+)
 from lmscale.tasks.processes import locked, run_tasks
 from lmscale.tasks.target import ManifestT, Target, Unit
 
@@ -32,10 +40,8 @@ class BuildSummary(Generic[ManifestT]):
 
     built: Mapping[str, Built[ManifestT]]
     unfinished: Mapping[str, Unfinished]
-    units_done: int
-    """Units of work done by this call."""
-    units_found: int
-    """Units of this task that an earlier call had done."""
+    units_done: int  # by this call
+    units_found: int  # of this task, done by an earlier call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +106,7 @@ class Builder(Generic[ManifestT]):
                 if manifest is not None:
                     built[target.name] = Built(folder=target.final, manifest=manifest, is_new=False)
                     if clean and target.folder.exists():
-                        # What a `build --force` makes at the moment is left alone. False, no
-                        # locks: there nobody builds alone.
+                        # What a `build --force` makes at the moment is left alone.
                         with suppress(BlockingIOError), locked_file(_lock_path(target), 0):
                             tidy(target.planned(keep=False))
         if problems:

@@ -7,15 +7,15 @@ import multiprocessing.connection
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from lmscale.errors import DataError, LmscaleError
-from lmscale.files.cores import num_cores
 from lmscale.files.locks import locked_file
+from lmscale.ranks.device import num_cores
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -35,11 +35,21 @@ def run_tasks(
         for task in tasks:
             yield task, work(task)
         return
+    errors: list[LmscaleError] = []
     # Not fork: this process may have threads, which a forked child would find half dead.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
+        futures = {pool.submit(work, task): task for task in tasks}
         try:
-            yield from _results(pool, work, tasks, count)
+            for future in as_completed(futures):
+                if future.cancelled():
+                    continue
+                try:
+                    yield futures[future], future.result()
+                except LmscaleError as error:
+                    errors.append(error)
+                    for other in futures:
+                        other.cancel()  # has no effect on what has begun
         except BrokenProcessPool:
             raise DataError(
                 f"One of {count} worker processes was killed, most likely for want of memory. "
@@ -47,32 +57,6 @@ def run_tasks(
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _results(
-    pool: ProcessPoolExecutor, work: Callable[[Task], Result], tasks: Sequence[Task], count: int
-) -> Iterator[tuple[Task, Result]]:
-    """Keep the pool busy with few tasks in flight, so that an error stops the rest."""
-    waiting = iter(tasks)
-    running: dict[Future[Result], Task] = {}
-    errors: list[LmscaleError] = []
-    while True:
-        while len(running) < count + 1 and not errors:
-            task = next(waiting, None)
-            if task is None:
-                break
-            running[pool.submit(work, task)] = task
-        if not running:
-            break
-        finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in finished:
-            task = running.pop(future)
-            try:
-                result = future.result()
-            except LmscaleError as error:
-                errors.append(error)
-                continue
-            yield task, result
     if errors:
         kinds = [error for error in errors if type(error) is type(errors[0])]
         problems = dict.fromkeys(problem for error in kinds for problem in error.problems)

@@ -1,9 +1,8 @@
 """A lock between nodes that needs nothing of the file system but exclusive creation.
 
-``flock`` works between nodes on some network file systems and is local to a node, or missing, on
-others. Here a holder creates the file of the next number, which only one can, and changes it every
-few seconds. A process that sees the file unchanged for long enough takes the holder for dead
-and creates the next. No clocks are compared: a watcher measures by its own clock.
+``flock`` is local to a node, or missing, on some network file systems. Here a holder creates the
+file of the next number, which only one can, and changes it every few seconds. Who sees the file
+unchanged for long enough, by a clock of one's own, takes the holder for dead and creates the next.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from lmscale.errors import DataError
 
@@ -97,11 +95,10 @@ def _acquire(folder: Path) -> int | None:
     while True:
         newest = _newest(folder)
         if newest:
-            state = _watch(_path(folder, newest))
-            if state == "alive":
+            if _is_alive(_path(folder, newest)):
                 return None
-            if state == "gone":
-                continue
+            if not _path(folder, newest).exists():
+                continue  # its holder has let go
         try:
             with open(_path(folder, newest + 1), "xb") as file:
                 file.write(_identity(beat=0))
@@ -118,22 +115,22 @@ def _newest(folder: Path) -> int:
     return max((int(name[:6]) for name in fresh_names(folder) if name[:6].isdigit()), default=0)
 
 
-def _watch(path: Path) -> Literal["alive", "dead", "gone"]:
-    """Whether a holder keeps changing its file, has stopped, or has removed it."""
+def _is_alive(path: Path) -> bool:
+    """Whether a holder keeps changing its file; not once it has stopped, or removed it."""
     began = time.monotonic()
     first = None
     while time.monotonic() - began < STALE_SECONDS:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            return "gone"
+            return False
         if first is not None and content != first:
-            return "alive"
+            return True
         if _is_known_dead(content):
-            return "dead"
+            return False
         first = content
         time.sleep(POLL_SECONDS)
-    return "dead"
+    return False
 
 
 def _is_known_dead(content: bytes) -> bool:

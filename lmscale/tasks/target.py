@@ -54,11 +54,9 @@ class Target(ABC, Generic[ManifestT]):
     name: str  # the key in a BuildSummary
     what: str  # what is written, for messages of a full disk and the like
     final: Path
-    key: str
-    """Hash of everything that ``final`` is made from: configuration, inputs, format's version."""
+    key: str  # hash of everything ``final`` is made from: configuration, inputs, format's version
     units: tuple[Unit, ...] = ()
-    rank: int = 0
-    """Number among the builds of one command, so that small builds fall to different tasks."""
+    rank: int = 0  # among the builds of one command, so that small ones fall to different tasks
 
     @property
     def folder(self) -> Path:

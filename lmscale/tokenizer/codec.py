@@ -13,14 +13,11 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lmscale.errors import DataError
-
-if TYPE_CHECKING:
-    import sentencepiece
 
 SPECIAL_IDS = {"unk": 0, "bos": 1, "eos": 2, "pad": 3}
 SPACE_MARK = "\u2581"
@@ -40,10 +37,16 @@ class Tokenizer:
 
     def __init__(self, model: bytes, made_by: dict[str, Any]) -> None:
         """``model`` is a serialized model with byte fallback; raises ``DataError`` if not."""
+        import sentencepiece
+
         self.model = model
         self.made_by = made_by
         self.fingerprint = hashlib.sha256(model).hexdigest()
-        self._processor = _open_processor(model)
+        sentencepiece.set_min_log_level(3)  # its errors also come as exceptions
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise DataError(f"Not a SentencePiece model: {error}.") from None
         self.vocab_size: int = self._processor.get_piece_size()
         self._mark_ids = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in SPACE_MARK.encode()]
         if not all(map(self._processor.is_byte, self._mark_ids)):
@@ -59,7 +62,20 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, 1-D, without specials. Raises ``DataError`` for a lone surrogate."""
-        return np.array(self._encode(text), dtype=self.dtype)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"The text holds a lone surrogate at character {error.start:,}, which is not "
+                "Unicode text."
+            ) from None
+        ids: list[int] = []
+        for number, part in enumerate(text.split(SPACE_MARK)):
+            if number:
+                ids += self._mark_ids
+            for stretch in cut_before_words(part):
+                ids += self._processor.encode(stretch)
+        return np.array(ids, dtype=self.dtype)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of the ids: exact for what ``encode`` gave.
@@ -71,7 +87,6 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """The UTF-8 bytes of the ids, which may end inside a character. Raises ``DataError``."""
-        pieces = self._piece_bytes
         numbers = np.asarray(ids, dtype=np.int64).reshape(-1)
         if numbers.size and (numbers.min() < 0 or numbers.max() >= self.vocab_size):
             wrong = numbers[(numbers < 0) | (numbers >= self.vocab_size)][0]
@@ -79,7 +94,7 @@ class Tokenizer:
                 f"Token id {wrong} is outside the tokenizer's {self.vocab_size:,} pieces: these "
                 "tokens were made with another tokenizer."
             )
-        return b"".join([pieces[number] for number in numbers.tolist()])
+        return b"".join(map(self._piece_bytes.__getitem__, numbers.tolist()))
 
     def token_bytes(self) -> np.ndarray:
         """int32 [vocab_size]: UTF-8 bytes that each id stands for, 0 for special ids.
@@ -105,22 +120,6 @@ class Tokenizer:
             else:
                 pieces.append(piece.replace(SPACE_MARK, " ").encode())
         return pieces
-
-    def _encode(self, text: str) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"The text holds a lone surrogate at character {error.start:,}, which is not "
-                "Unicode text."
-            ) from None
-        ids: list[int] = []
-        for number, part in enumerate(text.split(SPACE_MARK)):
-            if number:
-                ids += self._mark_ids
-            for stretch in cut_before_words(part):
-                ids += self._processor.encode(stretch)
-        return ids
 
 
 def cut_before_words(text: str) -> Iterator[str]:
@@ -169,13 +168,3 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             "two is damaged or from another tokenizer. Train it again with --force."
         )
     return Tokenizer(model, meta.get("made_by", {}))
-
-
-def _open_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
-    import sentencepiece
-
-    sentencepiece.set_min_log_level(3)  # its errors also come as exceptions
-    try:
-        return sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError as error:
-        raise DataError(f"Not a SentencePiece model: {error}.") from None

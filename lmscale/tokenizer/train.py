@@ -45,10 +45,9 @@ def train_tokenizer(
         old = None if force else _existing(folder, made_by)
     if old is not None:
         return old
-    total = sum(
-        load_corpus_manifest(Path(corpus) / source).text_bytes("train") for source in sources
-    )
-    texts = (text for source in sources for text in read_documents(Path(corpus) / source / "train"))
+    folders = [Path(corpus) / source for source in sources]
+    total = sum(load_corpus_manifest(each).text_bytes("train") for each in folders)
+    texts = (text for each in folders for text in read_documents(each / "train"))
     passages = sample_passages(texts, total_bytes=total, max_bytes=config.max_sample_bytes)
     tokenizer = Tokenizer(train_model(passages, config), made_by)
     with writing("the tokenizer", folder):
@@ -92,10 +91,9 @@ def _passages(text: str) -> Iterator[str]:
     """Cut a text after lines, or where a line is too long for one passage, anywhere."""
     lines: list[str] = []
     passage_bytes = 0
+    chars = PASSAGE_BYTES // 4  # of at most 4 bytes
     for line in text.split("\n"):
-        pieces = [
-            line[at : at + PASSAGE_BYTES // 4] for at in range(0, len(line), PASSAGE_BYTES // 4)
-        ]
+        pieces = [line[at : at + chars] for at in range(0, len(line), chars)]
         for number, piece in enumerate(pieces or [""]):
             size = len(piece.encode()) + 1
             if lines and (passage_bytes + size > PASSAGE_BYTES or number):
@@ -112,6 +110,7 @@ def train_model(passages: Iterable[str], config: TokenizerConfig) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()
+    special_ids: dict[str, Any] = {f"{name}_id": number for name, number in SPECIAL_IDS.items()}
     try:
         sentencepiece.SentencePieceTrainer.train(
             # U+2581 would be learned as a space; codec.py writes it as bytes.
@@ -133,10 +132,7 @@ def train_model(passages: Iterable[str], config: TokenizerConfig) -> bytes:
             shuffle_input_sentence=False,
             num_threads=TRAINER_THREADS,
             minloglevel=3,
-            unk_id=SPECIAL_IDS["unk"],
-            bos_id=SPECIAL_IDS["bos"],
-            eos_id=SPECIAL_IDS["eos"],
-            pad_id=SPECIAL_IDS["pad"],
+            **special_ids,
         )
     except RuntimeError as error:
         raise _explained(str(error), config) from None

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from lmscale.config import dump_config
 from lmscale.engine.step_report import StepReport, mean_figures
-from lmscale.files.terminal import terminal
+from lmscale.files.progress import terminal
 from lmscale.model.family import account_model
 from lmscale.ranks.device import device_name, peak_memory_bytes, peak_tflops
 from lmscale.runs.attempts import AttemptLog

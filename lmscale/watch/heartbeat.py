@@ -2,9 +2,8 @@
 
 The loop calls ``phase`` as it goes, which sets attributes and nothing else; a thread writes them to
 ``RUN/heartbeats/rank-00003.json`` every few seconds. A process has one heartbeat, which code deep
-inside the process, such as a checkpoint's writer, reaches by this module's functions. Without an
-open heartbeat the functions do nothing, except that ``phase`` always keeps account of the time
-(phases.py). Reading and writing load no torch.
+inside the process reaches by this module's functions; without one they do nothing, except that
+``phase`` always keeps account of the time. Reading and writing load no torch.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lmscale.ranks.attempt import attempt_from_environment, node_name
 from lmscale.ranks.ranks import Ranks
-from lmscale.watch.phases import BETWEEN_STEPS, START, PhaseClock
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +30,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HEARTBEATS_FOLDER = "heartbeats"
+START = "start"
+REWIND = "rewind"
+BETWEEN_STEPS = "hooks"
+FIRST_OF_STEP = "forward"
+# The loop's own way to its first step is a part of getting there.
+_ON_THE_WAY = ("data", "agree", "hooks")
 END = "end"  # the rank has left the run in good order
 # Of all ranks together: 512 ranks write every 10 s, which a shared file system does not notice.
 MAX_WRITES_PER_SECOND = 50.0
@@ -48,24 +52,18 @@ class Beat:
     world_size: int
     host: str
     pid: int
-    attempt: str
-    """``JOB.RESTART`` under Slurm, else ``local``."""
-    beat: int
-    """Counts up with every write, as long as the process runs at all."""
+    attempt: str  # JOB.RESTART under Slurm, else local
+    beat: int  # counts up with every write, as long as the process runs at all
     step: int
     phase: str
     place: int
     """Calls of ``phase`` since the step began. All ranks make the same calls in the same order, so
     (step, place, ticks) shows which rank is behind.
     """
-    ticks: int
-    """Calls of ``tick`` since the phase began."""
+    ticks: int  # calls of tick since the phase began
     phase_seconds: float
-    still_seconds: float
-    """Seconds since the last ``phase`` or ``tick``, without time in which the process was stopped.
-    """
-    is_starting: bool
-    """True until the first step is done."""
+    still_seconds: float  # since the last phase or tick, but for time in which it was stopped
+    is_starting: bool  # until the first step is done
     forward_seconds: float | None
     """Own work of a step: its forward passes and its wait for data, the median of recent steps."""
     time: float
@@ -98,9 +96,15 @@ class Heartbeat:
     ) -> None:
         """``interval`` as ``beat_seconds`` gives it; ``recent_steps``: see ``forward_seconds``."""
         self.path = beat_path(folder, ranks.rank)
-        self.slowest: tuple[int, float] | None = None  # set by rank 0's watchdog: (rank, ratio)
+        self.slowest_figures: dict[str, float] = {}
         self._ranks, self._interval, self._hooks = ranks, interval, tuple(hooks)
-        self._host, self._attempt = node_name(), attempt_from_environment().name
+        self._who: dict[str, Any] = {
+            "rank": ranks.rank,
+            "world_size": ranks.world_size,
+            "host": node_name(),
+            "pid": os.getpid(),
+            "attempt": attempt_from_environment().name,
+        }
         self._beats = 0
         self._step, self._phase, self._place, self._ticks = 0, START, 0, 0
         self._is_starting = True
@@ -108,7 +112,7 @@ class Heartbeat:
         self._still_seconds = 0.0
         self._phase_at = self._moved_at = self._beat_at = time.monotonic()
         self._own_seconds: deque[float] = deque(maxlen=max(1, recent_steps))
-        self._stopwatch: _Stopwatch | _CudaStopwatch | None = None
+        self._stopwatch: _Stopwatch | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._has_warned = False
@@ -147,7 +151,7 @@ class Heartbeat:
     def own_work(self, device: torch.device) -> AbstractContextManager[Any]:
         """Time a forward pass in a ``with`` block; ``end_step`` adds the passes of a step up."""
         if self._stopwatch is None:
-            self._stopwatch = _CudaStopwatch() if device.type == "cuda" else _Stopwatch()
+            self._stopwatch = _Stopwatch(is_cuda=device.type == "cuda")
         return self._stopwatch
 
     def end_step(self, wait_seconds: float) -> None:
@@ -159,8 +163,7 @@ class Heartbeat:
         draw together, and only the wait for data still tells them apart.
         """
         self._is_starting = False
-        seconds = self._stopwatch.take() if self._stopwatch is not None else None
-        if seconds is not None:
+        if self._stopwatch is not None and (seconds := self._stopwatch.take()) is not None:
             self._own_seconds.append(seconds + wait_seconds)
 
     def observe(self) -> Beat:
@@ -176,11 +179,7 @@ class Heartbeat:
         recent_seconds = self._own_seconds.copy()
         is_full = len(recent_seconds) == recent_seconds.maxlen
         return Beat(
-            rank=self._ranks.rank,
-            world_size=self._ranks.world_size,
-            host=self._host,
-            pid=os.getpid(),
-            attempt=self._attempt,
+            **self._who,
             beat=self._beats,
             step=self._step,
             phase=self._phase,
@@ -219,48 +218,80 @@ class Heartbeat:
 
 
 class _Stopwatch:
-    """Adds up the wall time of ``with`` blocks."""
+    """Adds up the time of ``with`` blocks: the device's by events, which nothing waits for, or on
+    the CPU the wall's.
+    """
 
-    def __init__(self) -> None:
-        self._seconds = self._began = 0.0
+    def __init__(self, *, is_cuda: bool) -> None:
+        self._is_cuda = is_cuda
+        self._began: list[Any] = []
+        self._ended: list[Any] = []
 
     def __enter__(self) -> None:
-        self._began = time.perf_counter()
+        self._began.append(self._mark())
 
     def __exit__(self, *exception: object) -> None:
-        self._seconds += time.perf_counter() - self._began
+        self._ended.append(self._mark())
 
-    def take(self) -> float | None:
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
-
-
-class _CudaStopwatch:
-    """Adds up the device's time of ``with`` blocks by events, without ever waiting for it."""
-
-    def __init__(self) -> None:
-        self._pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._free: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-
-    def __enter__(self) -> None:
+    def _mark(self) -> Any:
+        if not self._is_cuda:
+            return time.perf_counter()
         import torch
 
-        if not self._free:
-            events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            self._free.append(events)
-        self._pairs.append(self._free.pop())
-        self._pairs[-1][0].record()
-
-    def __exit__(self, *exception: object) -> None:
-        self._pairs[-1][1].record()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def take(self) -> float | None:
-        """None when the device has not come so far, which the step's own wait should prevent."""
-        pairs, self._pairs = self._pairs, []
-        is_done = all(end.query() for _, end in pairs)
-        seconds = sum(start.elapsed_time(end) for start, end in pairs) / 1e3 if is_done else None
-        self._free += pairs if is_done else []
-        return seconds
+        """Seconds since the last call; None when the device has not come so far, which the step's
+        own wait should prevent.
+        """
+        began, ended = self._began, self._ended
+        self._began, self._ended = [], []
+        pairs = list(zip(began, ended, strict=True))
+        if not self._is_cuda:
+            return sum(end - start for start, end in pairs)
+        if not all(end.query() for end in ended):
+            return None
+        return sum(start.elapsed_time(end) for start, end in pairs) / 1e3
+
+
+class PhaseClock:
+    """Adds up the seconds per phase. Begins in ``start``, which lasts until the first step.
+
+    ``rewind`` lasts until the next step, too, with the loading. Other threads have no phases.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()  # another thread may ask, and a signal's handler
+        self._main = threading.main_thread().ident
+        self._seconds: dict[str, float] = {}
+        self._name, self._since = START, clock()
+        self._setup: str | None = START
+
+    def enter(self, name: str) -> None:
+        """The process begins something else."""
+        if threading.get_ident() != self._main:
+            return
+        if name == FIRST_OF_STEP:
+            self._setup = None
+        elif name == REWIND:
+            self._setup = REWIND
+        elif self._setup is not None and (name in _ON_THE_WAY or self._setup == REWIND):
+            name = self._setup
+        with self._lock:
+            now = self._clock()
+            self._seconds[self._name] = self._seconds.get(self._name, 0.0) + now - self._since
+            self._name, self._since = name, now
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of every phase so far, the running one included; they only ever grow."""
+        with self._lock:
+            seconds = dict(self._seconds)
+            running = self._clock() - self._since
+            seconds[self._name] = seconds.get(self._name, 0.0) + running
+            return seconds
 
 
 _current: Heartbeat | None = None
@@ -281,40 +312,33 @@ def phase_seconds() -> dict[str, float]:
     return _phases.seconds()
 
 
+# The others are the methods of this process's heartbeat, if one is open.
+
+
 def tick() -> None:
-    """``Heartbeat.tick`` of this process's heartbeat, if one is open."""
     if _current is not None:
         _current.tick()
 
 
 def own_work(device: torch.device) -> AbstractContextManager[Any]:
-    """``Heartbeat.own_work`` of this process's heartbeat, if one is open."""
     return nullcontext() if _current is None else _current.own_work(device)
 
 
 def end_step(wait_seconds: float) -> None:
-    """``Heartbeat.end_step`` of this process's heartbeat, if one is open. The time up to
-    the next phase is no part of the step.
-    """
-    _phases.enter(BETWEEN_STEPS)
+    _phases.enter(BETWEEN_STEPS)  # the time up to the next phase is no part of the step
     if _current is not None:
         _current.end_step(wait_seconds)
 
 
 def set_slowest(rank: int, ratio: float) -> None:
-    """Keep rank 0's finding for ``slowest_figures``."""
+    """Rank 0's finding, for the trackers: whose own work takes longest, and by how much."""
     if _current is not None:
-        _current.slowest = (rank, ratio)
+        figures = {"speed/slowest_rank": float(rank), "speed/slowest_ratio": ratio}
+        _current.slowest_figures = figures
 
 
 def slowest_figures() -> dict[str, float]:
-    """The rank whose own work takes longest, and by how much, for the trackers; empty where that
-    is unknown.
-    """
-    if _current is None or _current.slowest is None:
-        return {}
-    rank, ratio = _current.slowest
-    return {"speed/slowest_rank": float(rank), "speed/slowest_ratio": ratio}
+    return {} if _current is None else _current.slowest_figures
 
 
 def beat_path(folder: str | Path, rank: int) -> Path:

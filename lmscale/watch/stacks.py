@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -62,7 +63,7 @@ class StackDumps:
         ``others``, rank to process, are ranks of this node that cannot dump their own stacks: the
         kernel's view of them goes to their files.
         """
-        self._say(f"{title} (process {os.getpid()})")
+        self._say(_headline(f"{title} (process {os.getpid()})"))
         faulthandler.dump_traceback(self._file, all_threads=True)
         if self._slow is None or not self._slow.is_alive():
             self._slow = threading.Thread(
@@ -78,14 +79,13 @@ class StackDumps:
     def _dump_slow(self, title: str, others: Mapping[int, int]) -> None:
         for rank, pid in others.items():
             with open(stacks_path(self._folder, rank), "a", encoding="utf-8") as file:
-                file.write(_headline(f"seen by {title}"))
-                file.write(_describe_process(pid))
-        self._say("".join(map(_describe_process, children_of(os.getpid()))), is_title=False)
-        self._say(_pyspy(os.getpid()), is_title=False)
+                file.write(_headline(f"seen by {title}") + _describe_process(pid))
+        self._say("".join(map(_describe_process, children_of(os.getpid()))))
+        self._say(_pyspy(os.getpid()))
         _dump_nccl_recorder(self._folder, self._rank)
 
-    def _say(self, text: str, *, is_title: bool = True) -> None:
-        self._file.write(_headline(text) if is_title else text)
+    def _say(self, text: str) -> None:
+        self._file.write(text)
         self._file.flush()  # faulthandler writes past Python's buffer
 
 
@@ -114,12 +114,9 @@ def _describe_process(pid: int) -> str:
     except OSError as error:
         return f"---- process {pid}: {error.strerror}\n"
     kind = "loader worker, process" if "lmscale.stream.worker" in command else "process"
-    state = next(
-        (line.partition(":")[2].strip() for line in status.splitlines() if line[:6] == "State:"),
-        "unknown",
-    )
-    head = f"---- {kind} {pid}: state {state}, waits in {waits_in}\n"
-    return head + _pyspy(pid)
+    found = re.search(r"^State:\s*(.*)", status, re.MULTILINE)
+    state = found[1] if found else "unknown"
+    return f"---- {kind} {pid}: state {state}, waits in {waits_in}\n{_pyspy(pid)}"
 
 
 def _pyspy(pid: int) -> str:

@@ -49,14 +49,11 @@ class Hang:
     """All ranks stand still, and some ranks are the reason."""
 
     text: str
-    ranks: tuple[int, ...]
-    """Ranks that hold the others up; all ranks where none is behind."""
-    silent: tuple[int, ...]
-    """Ranks whose processes do not even run."""
+    ranks: tuple[int, ...]  # that hold the others up; all ranks where none is behind
+    silent: tuple[int, ...]  # ranks whose processes do not even run
     phase: str
     step: int
-    seconds: float
-    """Seconds in which not a single rank has moved."""
+    seconds: float  # in which not a single rank has moved
     is_over_limit: bool
 
 
@@ -96,13 +93,9 @@ def judge_heartbeats(
     culprits = silent or [s for s in present if _position(s) == behind]
     others = [s for s in present if s not in culprits]
     first = min(culprits, key=_position).beat
+    longest = max(stills[s.member.rank] for s in culprits)
     return Hang(
-        text=_describe(
-            culprits,
-            others,
-            is_silent=bool(silent),
-            seconds=max(stills[s.member.rank] for s in culprits),
-        ),
+        text=_describe(culprits, others, is_silent=bool(silent), seconds=longest),
         ranks=tuple(s.member.rank for s in culprits),
         silent=tuple(s.member.rank for s in silent),
         phase=START if first is None else first.phase,
@@ -120,12 +113,11 @@ def limits(watch: WatchConfig, *, is_starting: bool, interval: float) -> tuple[f
     """
     report = watch.report_seconds or math.inf
     limit = watch.limit_seconds or math.inf
-    if is_starting:
-        if not watch.start_limit_seconds:
-            return math.inf, math.inf
-        stretch = watch.start_limit_seconds / limit if watch.limit_seconds else 1.0
-        report = report * max(1.0, stretch)
-        limit = watch.start_limit_seconds if watch.limit_seconds else math.inf
+    if is_starting and not watch.start_limit_seconds:
+        return math.inf, math.inf
+    if is_starting and watch.limit_seconds:
+        report *= max(1.0, watch.start_limit_seconds / limit)
+        limit = watch.start_limit_seconds
     return max(min(report, limit), SILENT_INTERVALS * interval), limit
 
 

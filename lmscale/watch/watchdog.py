@@ -30,7 +30,7 @@ from lmscale.ranks import exits
 from lmscale.ranks.attempt import attempt_from_environment, node_name
 from lmscale.ranks.ranks import PROCESS_GROUP_TIMEOUT, Ranks
 from lmscale.watch import heartbeat
-from lmscale.watch.heartbeat import END, HEARTBEATS_FOLDER, Beat, BeatHook, Heartbeat
+from lmscale.watch.heartbeat import END, HEARTBEATS_FOLDER, Beat, Heartbeat
 from lmscale.watch.stacks import StackDumps, children_of
 from lmscale.watch.standstill import (
     Hang,
@@ -110,25 +110,24 @@ class Watchdog:
         if self._rank not in self._deputies:
             return False
         silence = silent_seconds(self._watch, self._interval)
-        for deputy in self._deputies[: self._deputies.index(self._rank)]:
-            sighting = self._look_at(deputy)
-            has_ended = sighting.beat is not None and sighting.beat.phase == END
-            if not has_ended and sighting.silent_seconds(self._now) < silence:
-                return False
-        return True
+        earlier = self._deputies[: self._deputies.index(self._rank)]
+        return all(
+            (seen.beat is not None and seen.beat.phase == END)
+            or seen.silent_seconds(self._now) >= silence
+            for seen in map(self._look_at, earlier)
+        )
 
     def _look_at(self, rank: int) -> Sighting:
         """Read a rank's file, unless it is of an earlier start or of another copy of the job."""
         member = self._members[rank]
-        last = self._sightings.get(rank)
-        if last is None:
-            last = Sighting(member=member, beat=None, changed_at=self._now)
+        unseen = Sighting(member=member, beat=None, changed_at=self._now)
+        last = self._sightings.setdefault(rank, unseen)
         beat = heartbeat.read_beat(heartbeat.beat_path(self._folder, rank))
-        if beat is not None and (beat.host, beat.pid) == (member.host, member.pid):
-            if last.beat is None or beat.beat != last.beat.beat:
-                last = Sighting(member=member, beat=beat, changed_at=self._now)
-        self._sightings[rank] = last
-        return last
+        if beat is None or (beat.host, beat.pid) != (member.host, member.pid):
+            return last
+        if last.beat is None or beat.beat != last.beat.beat:
+            self._sightings[rank] = Sighting(member=member, beat=beat, changed_at=self._now)
+        return self._sightings[rank]
 
     def _judge(self, sightings: Sequence[Sighting], beat: Beat, *, is_my_turn: bool) -> None:
         hang = judge_heartbeats(sightings, self._watch, now=self._now, interval=self._interval)
@@ -197,13 +196,9 @@ class Watchdog:
 
     def _request(self, kind: str, hang: Hang, beat: Beat) -> None:
         """Ask all ranks, which look once an interval, and begin with this rank."""
-        request = {
-            "number": 1 + int(_read_request(self._request_path).get("number", 0)),
-            "start": self._start_name,
-            "kind": kind,
-            "silent": list(hang.silent),
-            "text": hang.text,
-        }
+        number = 1 + int(_read_request(self._request_path).get("number", 0))
+        request = {"number": number, "start": self._start_name, "kind": kind}
+        request |= {"silent": list(hang.silent), "text": hang.text}
         try:
             heartbeat.overwrite(self._request_path, request)
         except OSError as error:
@@ -256,24 +251,17 @@ def group_timeout(watch: WatchConfig) -> timedelta:
 
 
 @contextmanager
-def open_watch(
-    folder: Path, watch: WatchConfig, ranks: Ranks, *, hooks: Sequence[BeatHook] = ()
-) -> Iterator[None]:
-    """Open this process's heartbeat and watchdog. All ranks together, in a claimed folder.
-
-    ``hooks`` are called at every beat too.
-    """
+def open_watch(folder: Path, watch: WatchConfig, ranks: Ranks) -> Iterator[None]:
+    """Open this process's heartbeat and watchdog. All ranks together, in a claimed folder."""
     if not watch.heartbeat_seconds:
         yield
         return
     from lmscale.ranks.collectives import failing_together, gather_json
 
-    stacks: StackDumps | None = None
     with failing_together(), writing("heartbeats", folder):
         if ranks.is_first:
             _clear(folder / HEARTBEATS_FOLDER)
         stacks = StackDumps(folder, ranks.rank)
-    assert stacks is not None
     this_rank = [node_name(), os.getpid(), ranks.is_first_on_node]
     members = [
         Member(rank=rank, host=host, pid=pid, is_first_on_node=is_first)
@@ -281,13 +269,8 @@ def open_watch(
     ]
     interval = heartbeat.beat_seconds(watch.heartbeat_seconds, ranks.world_size)
     watchdog = Watchdog(folder, ranks.rank, members, watch, interval=interval, stacks=stacks)
-    with Heartbeat(
-        folder,
-        ranks,
-        interval=interval,
-        recent_steps=watch.straggler_steps,
-        hooks=(*hooks, watchdog),
-    ):
+    steps = watch.straggler_steps
+    with Heartbeat(folder, ranks, interval=interval, recent_steps=steps, hooks=[watchdog]):
         yield
 
 

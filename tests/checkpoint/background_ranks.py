@@ -16,7 +16,7 @@ from lmscale.checkpoint.layout import MANIFEST, step_folder
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.save import save_checkpoint
 from lmscale.errors import LmscaleError, NoSpaceError
-from lmscale.files import retry
+from lmscale.files import remote
 from lmscale.files.atomic import sha256_file
 from lmscale.ranks.attempt import Attempt
 from lmscale.ranks.collectives import barrier, gather_json
@@ -194,7 +194,7 @@ def failing(folder, ranks):
         "lasting": [OSError(errno.EIO, "lasts, says the test")] * 9,
         "bug": [KeyError("a bug, says the test")],
     }
-    retry.FIRST_DELAY_SECONDS = 0.0
+    remote.FIRST_DELAY_SECONDS = 0.0
     for name, errors in kinds.items():
         with opened_case(folder, f"failing-{name}", ranks, checkpoint__retries=2) as run:
             if ranks.rank == ranks.world_size - 1:

@@ -9,7 +9,7 @@ from forked_ranks import run_starts
 from handmade_checkpoints import place_at
 from s3_server import open_s3
 
-from lmscale.files import retry
+from lmscale.files import remote
 
 HERE = Path(__file__).parent
 
@@ -52,5 +52,5 @@ def client(s3):
 @pytest.fixture
 def place(s3, tmp_path, monkeypatch):
     """An empty place in the first bucket."""
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.001)
+    monkeypatch.setattr(remote, "FIRST_DELAY_SECONDS", 0.001)
     return place_at(f"s3://runs/{tmp_path.name}", tmp_path)

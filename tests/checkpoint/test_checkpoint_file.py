@@ -30,7 +30,7 @@ from lmscale.checkpoint.write_file import (
     write_file,
 )
 from lmscale.errors import TransientError
-from lmscale.files import retry
+from lmscale.files import remote
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 
 NAME = "rank-00000.safetensors"
@@ -133,7 +133,7 @@ class Failing(LocalPlace):
 
 
 def test_what_may_pass_is_tried_again_with_the_whole_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(remote, "FIRST_DELAY_SECONDS", 0.0)
     parts = arrange([make("a", 1000)])
     place = Failing(tmp_path, OSError(errno.EIO, "x"), TransientError("y"))
     place.begin(1)
@@ -145,7 +145,7 @@ def test_what_may_pass_is_tried_again_with_the_whole_file(tmp_path, monkeypatch)
     ("error", "retries"), [(errno.EIO, 1), (errno.ENOSPC, 9), (errno.EACCES, 9)]
 )
 def test_what_will_not_pass_is_raised(tmp_path, error, retries, monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(remote, "FIRST_DELAY_SECONDS", 0.0)
     place = Failing(tmp_path, *[OSError(error, "x")] * (retries + 1))
     place.begin(1)
     with pytest.raises(OSError) as caught:

@@ -69,10 +69,9 @@ def test_what_is_saved_is_found_verified_and_read_back(place, client, tmp_path):
 def test_processes_of_a_node_fetch_a_file_once_and_the_last_one_removes_it(place, monkeypatch):
     entry = save(place, 2).files[0]
     fetched = []
-    original = remote.download
+    original = remote.open_filesystem
     monkeypatch.setattr(
-        "lmscale.files.cache.download",
-        lambda url, *rest, **named: fetched.append(url) or original(url, *rest, **named),
+        "lmscale.files.cache.open_filesystem", lambda url: fetched.append(url) or original(url)
     )
     with place.opened(2, entry) as first_path:
         with place.opened(2, entry) as second_path:
@@ -299,7 +298,7 @@ def test_an_error_inside_an_upload_passes_and_leaves_nothing(place, client, monk
 @pytest.mark.parametrize("size", [MIB, 12 * MIB])
 def test_a_file_whose_connections_are_dropped_is_written_again(place, s3, size, monkeypatch):
     monkeypatch.setattr(remote_place, "PART_BYTES", 5 * MIB)
-    monkeypatch.setattr("lmscale.files.retry.FIRST_DELAY_SECONDS", 0.001)
+    monkeypatch.setattr("lmscale.files.remote.FIRST_DELAY_SECONDS", 0.001)
     tensor = torch.randint(256, (size,), dtype=torch.uint8)
     parts = [Part(parameter="w", kind=MASTER, offset=0, tensor=tensor)]
     with open_proxy(s3) as proxy:
@@ -335,7 +334,7 @@ def test_a_commit_whose_answer_was_lost_is_a_commit(place, s3):
 
 
 def test_a_store_that_loses_a_part_is_found_out_at_once_and_asked_again(place, monkeypatch):
-    monkeypatch.setattr("lmscale.files.retry.FIRST_DELAY_SECONDS", 0.001)
+    monkeypatch.setattr("lmscale.files.remote.FIRST_DELAY_SECONDS", 0.001)
     original = remote_place._upload
     monkeypatch.setattr(remote_place, "_upload", lambda *rest: original(*rest) + 1)
     with pytest.raises(TransientError, match="arrived of 8. If it stays so, the store loses"):

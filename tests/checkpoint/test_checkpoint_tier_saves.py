@@ -43,7 +43,7 @@ def start(folder: Path, number: int) -> None:
 
     with one_group() as group:
         rank = group.rank
-        ranks = Ranks(rank=rank, world_size=2, local_rank=0, node_rank=rank)
+        ranks = Ranks(rank=rank, world_size=2, local_rank=0)
         place = RefusingPlace(folder / f"node{rank}")
         tier = LocalTier(place, ranks, every_minutes=1.0)
         mailbox = open_mailbox(ranks)

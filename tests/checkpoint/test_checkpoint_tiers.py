@@ -92,7 +92,7 @@ def test_torn_saves_are_cleared_away_by_the_next(node):
 def test_the_first_rank_of_a_node_commits_for_all_of_it(tmp_path):
     content = render(manifest_of(2, []))
     for local_rank, steps in ((1, []), (0, [2])):
-        ranks = Ranks(rank=2, world_size=4, local_rank=local_rank, local_world_size=2, node_rank=1)
+        ranks = Ranks(rank=2, world_size=4, local_rank=local_rank, local_world_size=2)
         tier = LocalTier(NodePlace(tmp_path / "node"), ranks, every_minutes=5.0)
         tier.begin_here(2)
         tier.commit_here(2, content)
@@ -218,7 +218,7 @@ def start(folder: Path, number: int) -> None:
             files = gather_json(vars(write_part(place, 4, ranks.rank, 2)))
             place.commit(4, render(manifest_of(4, _entries(files))))
             barrier()
-            on_two_nodes = Ranks(rank=ranks.rank, world_size=2, local_rank=0, node_rank=ranks.rank)
+            on_two_nodes = Ranks(rank=ranks.rank, world_size=2, local_rank=0)
             settings = one(place, folder / name, ranks.rank) or {}
             barrier()
             looking = search_as(on_two_nodes, place, shared, **settings)

@@ -13,8 +13,7 @@ import pytest
 import zstandard
 
 from lmscale.config.data import CorpusSourceConfig
-from lmscale.corpus.inputs import find_inputs
-from lmscale.corpus.readers import BadRecords, read_source
+from lmscale.corpus.readers import BadRecords, find_inputs, read_source
 from lmscale.errors import DataError
 
 TEXTS = ["Hello, world.", "你好，世界。\n第二行。", 'quotes " and \u2028 separators \U0001f600']
@@ -24,7 +23,7 @@ def read(*patterns, **settings):
     source = CorpusSourceConfig(inputs=tuple(map(str, patterns)), **settings)
     files = find_inputs({"s": source})["s"]
     bad = BadRecords(source="s", limit=source.max_bad_records)
-    return [document.text for document in read_source("s", source, files, bad)]
+    return [document.text for document in read_source(source, files, bad)]
 
 
 def jsonl(texts=TEXTS, key="text"):

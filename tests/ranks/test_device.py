@@ -40,7 +40,7 @@ def test_the_peak_goes_by_the_devices_name(name, precision, peak):
 
 
 def test_each_rank_of_a_node_takes_its_own_gpu():
-    ranks = Ranks(rank=6, world_size=8, local_rank=2, local_world_size=4, node_rank=1)
+    ranks = Ranks(rank=6, world_size=8, local_rank=2, local_world_size=4)
     assert plan_device_index(ranks, 4, {}) == 2
 
 

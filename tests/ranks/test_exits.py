@@ -2,7 +2,7 @@ import pytest
 
 from lmscale.cli.main import main
 from lmscale.errors import CorruptionError, NoSpaceError
-from lmscale.ranks.exit_file import record_exit, record_fault
+from lmscale.ranks.exits import record_exit, record_fault
 
 
 def test_a_rank_leaves_its_exit_code_in_the_folder_that_the_batch_script_names(tmp_path):

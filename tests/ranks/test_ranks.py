@@ -32,13 +32,8 @@ def test_a_process_that_nobody_launched_is_alone():
 
 def test_a_launched_process_knows_its_place():
     ranks = ranks_from_environment(LAUNCHED)
-    assert ranks == Ranks(rank=5, world_size=8, local_rank=1, local_world_size=4, node_rank=1)
+    assert ranks == Ranks(rank=5, world_size=8, local_rank=1, local_world_size=4)
     assert not ranks.is_first and not ranks.is_first_on_node and not ranks.is_one_machine
-
-
-def test_torchruns_and_slurms_names_for_the_node_both_count():
-    assert ranks_from_environment(without("GROUP_RANK", NODE_RANK="3")).node_rank == 3
-    assert ranks_from_environment(without("GROUP_RANK")).node_rank == 0
 
 
 def test_a_world_of_one_needs_nothing_else():

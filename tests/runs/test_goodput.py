@@ -9,7 +9,7 @@ from lmscale.files.jsonl import read_rows
 from lmscale.runs import attempts as attempts_module
 from lmscale.runs.attempts import ATTEMPTS_FILE, AttemptLog
 from lmscale.runs.goodput import PROGRESS_SECONDS, goodput, pause_after
-from lmscale.watch.phases import PhaseClock
+from lmscale.watch.heartbeat import PhaseClock
 
 
 def start(time, first_step=0):

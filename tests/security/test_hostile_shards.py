@@ -10,8 +10,7 @@ import pytest
 from hostile import make_trap
 
 from lmscale.config.data import CorpusSourceConfig
-from lmscale.corpus.inputs import RawFile
-from lmscale.corpus.readers import BadRecords, read_source
+from lmscale.corpus.readers import BadRecords, RawFile, read_source
 from lmscale.errors import DataError
 from lmscale.files.atomic import sha256_file
 from lmscale.shards import load_manifest, open_shard, save_manifest, verify_dataset
@@ -55,7 +54,7 @@ def append(path, evil):
 def read_tar(path):
     files = (RawFile(path=path, format="webdataset", bytes=path.stat().st_size, mtime_ns=0),)
     source = CorpusSourceConfig(inputs=(str(path),))
-    return list(read_source("web", source, files, BadRecords(source="web", limit=0)))
+    return list(read_source(source, files, BadRecords(source="web", limit=0)))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from lmscale.config.data import plan_batches
 from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
-from lmscale.files import retry
+from lmscale.files import remote
 from lmscale.files.locations import join_location
 from lmscale.files.remote import TransferError, with_retries
 from lmscale.objective.causal import CausalPreparation
@@ -23,7 +23,7 @@ PREPARATION = CausalPreparation(mask_documents=True)
 
 @pytest.fixture(autouse=True)
 def short_delays(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.001)
+    monkeypatch.setattr(remote, "FIRST_DELAY_SECONDS", 0.001)
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -247,8 +247,8 @@ def test_unknown_and_uninstalled_protocols_are_named(remote_config):
 
 
 def test_retries_wait_longer_each_time_and_at_random(monkeypatch):
-    monkeypatch.setattr(retry, "FIRST_DELAY_SECONDS", 0.5)
-    monkeypatch.setattr(retry.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(remote, "FIRST_DELAY_SECONDS", 0.5)
+    monkeypatch.setattr(remote.random, "uniform", lambda low, high: high)
     waits, attempts = [], []
 
     def fail():

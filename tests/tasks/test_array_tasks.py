@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from lmscale.errors import ConfigError, DataError
 from lmscale.tasks.array_tasks import ArrayTask, deal, parse_task
-from lmscale.tasks.finishing import Unfinished, conclude, tidy
-from lmscale.tasks.markers import marker_hash, read_progress
+from lmscale.tasks.finishing import Unfinished, conclude, marker_hash, read_progress, tidy
 from lmscale.tasks.target import Target, UnitsMissing
 
 

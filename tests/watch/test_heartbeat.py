@@ -10,8 +10,14 @@ import pytest
 
 from lmscale.ranks.ranks import Ranks
 from lmscale.watch import heartbeat
-from lmscale.watch.heartbeat import Heartbeat, beat_path, beat_seconds, read_beat, read_heartbeats
-from lmscale.watch.phases import PhaseClock
+from lmscale.watch.heartbeat import (
+    Heartbeat,
+    PhaseClock,
+    beat_path,
+    beat_seconds,
+    read_beat,
+    read_heartbeats,
+)
 
 INTERVAL = 0.02
 ALONE = Ranks()

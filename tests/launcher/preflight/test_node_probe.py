@@ -21,7 +21,7 @@ def test_a_product_on_one_core_has_a_speed():
 
 
 def place(rank, world_size):
-    return Ranks(rank=rank, world_size=world_size, local_world_size=1, node_rank=rank)
+    return Ranks(rank=rank, world_size=world_size, local_world_size=1)
 
 
 @pytest.fixture
