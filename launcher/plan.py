@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from lmscale.config import RunConfig
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.errors import ConfigError
 from lmscale.files.run_files import CONFIG_FILE, DATA_SLURM_FOLDER, SLURM_FOLDER
+from lmscale.ranks.ranks import render_numbers
 from lmscale.runs.environment import FROZEN_CODE
 from lmscale.runs.sweep_folder import Sweep
 
@@ -228,17 +228,6 @@ def plan_directives(job: SlurmJob) -> tuple[str, ...]:
         if value is not None
     )
     return (*ours, *cluster.sbatch_options)
-
-
-def render_numbers(numbers: Iterable[int]) -> str:
-    """``0,3-5``, as sbatch's --array reads it."""
-    runs: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if runs and runs[-1][1] == number - 1:
-            runs[-1] = (runs[-1][0], number)
-        else:
-            runs.append((number, number))
-    return ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in runs)
 
 
 def pyxis_options(cluster: ClusterConfig) -> tuple[str, ...]:

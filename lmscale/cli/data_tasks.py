@@ -52,7 +52,7 @@ def _progress_of(config: RunConfig, stage: Stage, num_tasks: int) -> tuple[Progr
 
 def echo_progress(config: RunConfig, stage: Stage, num_tasks: int, *, as_json: bool) -> None:
     """Print each build's state and the missing tasks, for ``status``."""
-    from launcher.plan import render_numbers
+    from lmscale.ranks.ranks import render_numbers
 
     builds = _progress_of(config, stage, num_tasks)
     missing = _missing(builds)
@@ -123,7 +123,7 @@ def _as_data(progress: Progress) -> dict[str, Any]:
 
 def _describe_progress(progress: Progress) -> str:
     """The missing tasks, and the markers that do not count, in a line."""
-    from launcher.plan import render_numbers
+    from lmscale.ranks.ranks import render_numbers
 
     if progress.is_built:
         return "built"

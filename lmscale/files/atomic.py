@@ -179,11 +179,10 @@ def writing(
     *,
     no_space: type[LmscaleError] | None = None,
 ) -> Iterator[None]:
-    """Turn a file system's refusal inside the block into an error that a person can act on.
+    """Turn a file system's refusal inside the block into an ``error`` that a person can act on.
 
-    A full disk, a missing permission, a file in the way, a path that is too long, a folder that
-    vanished: ``error``. A disk or a network that fails: ``TransientError``. Any other ``OSError``
-    passes through, as a bug. ``no_space``: another class for a full disk, in a run that trains.
+    A disk or a network that fails is a ``TransientError``, and an ``OSError`` that says none of
+    this passes through, as a bug. ``no_space``: the class for a full disk, in a run that trains.
     """
     try:
         yield

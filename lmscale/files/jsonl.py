@@ -22,8 +22,7 @@ TAIL_BYTES = 1 << 16
 def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
     """Add a line in a single write: a kill leaves at most one torn line, at the end.
 
-    Numbers that are not finite become null, which every JSON reader takes. Raises ``DataError``
-    when the disk is full, and leaves the file as it was.
+    Numbers that are not finite become null. A full disk is a ``DataError``, and adds nothing.
     """
     append_rows(path, [row])
 
@@ -57,9 +56,7 @@ class RowFile:
         self._no_space = no_space
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """As ``append_row``: the row outlives this process and, once ``sync`` is called, the
-        machine.
-        """
+        """As ``append_row``: it outlives this process and, once ``sync`` is called, the machine."""
         with writing(self.path.name, self.path.parent, no_space=self._no_space):
             _write_whole(self._file, _to_line(row).encode())
             # Closing any descriptor of a file is what makes NFS send it off, for others to see.
@@ -87,9 +84,7 @@ def renew_rows(
     no_space: type[LmscaleError] = DataError,
 ) -> RowFile:
     """Put a copy with the rows that ``keep`` wants in the file's place, and open the copy for more.
-
-    A process that has the file open since before, such as an older copy of the same run, goes on
-    writing to what is no longer there.
+    An older copy of the same run goes on writing to what is no longer there.
     """
     path = Path(path)
     with writing(path.name, path.parent, no_space=no_space):

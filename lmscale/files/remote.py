@@ -105,12 +105,7 @@ def call_patiently(
 
 
 def with_retries(
-    action: Callable[[], Result],
-    *,
-    url: str,
-    retries: int,
-    purpose: Purpose = SHARDS,
-    sleep: Callable[[float], None] = time.sleep,
+    action: Callable[[], Result], *, url: str, retries: int, purpose: Purpose = SHARDS
 ) -> Result:
     """Call ``action`` until it succeeds; ``retries`` more times after the first failure.
 
@@ -124,10 +119,7 @@ def with_retries(
 
     try:
         return call_patiently(
-            attempt,
-            growing_delays(retries),
-            may_pass=lambda error: not _is_lasting(error),
-            wait=lambda error, seconds: sleep(seconds),
+            attempt, growing_delays(retries), may_pass=lambda error: not _is_lasting(error)
         )
     except LmscaleError:
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -96,14 +96,19 @@ def ranks_from_environment(environ: Mapping[str, str] | None = None) -> Ranks:
 
 def name_ranks(ranks: Sequence[int]) -> str:
     """``rank 3``, or ``ranks 0-3, 7``."""
-    runs: list[list[int]] = []
-    for rank in sorted(set(ranks)):
-        if runs and rank == runs[-1][-1] + 1:
-            runs[-1].append(rank)
+    several = "ranks" if len(set(ranks)) > 1 else "rank"
+    return f"{several} {render_numbers(set(ranks)).replace(',', ', ')}"
+
+
+def render_numbers(numbers: Iterable[int]) -> str:
+    """``0,3-5``, as sbatch's --array reads it."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
         else:
-            runs.append([rank])
-    names = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    return f"{'rank' if len(runs) == len(runs[0]) == 1 else 'ranks'} {', '.join(names)}"
+            runs.append((number, number))
+    return ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in runs)
 
 
 def is_lost_connection(error: BaseException) -> bool:
@@ -209,35 +214,31 @@ def _completed_environment(ranks: Ranks, device: torch.device) -> Iterator[None]
     Taken back at the end: a process that goes on, or starts others, is no rank any more.
     """
     before = dict(os.environ)
-    needed = _variables_of(ranks, device, before)
-    os.environ.update(needed)
-    try:
-        yield
-    finally:
-        for name in needed:
-            del os.environ[name]
-        os.environ.update({name: before[name] for name in needed if name in before})
-
-
-def _variables_of(ranks: Ranks, device: torch.device, given: Mapping[str, str]) -> dict[str, str]:
     wanted = {
         "RANK": str(ranks.rank),
         "WORLD_SIZE": str(ranks.world_size),
         "LOCAL_WORLD_SIZE": str(ranks.local_world_size),
         "MASTER_ADDR": LOOPBACK,
     }
-    if "MASTER_PORT" not in given:  # DeepSpeed names its shared memory by it: must be unique
+    if "MASTER_PORT" not in before:  # DeepSpeed names its shared memory by it: must be unique
         with socket.socket() as probe:
             probe.bind((LOOPBACK, 0))
             wanted["MASTER_PORT"] = str(probe.getsockname()[1])
-    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in given:  # its older name
+    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in before:  # its older name
         # NCCL's last collectives, for whoever asks why one hangs; the default of newer torch.
         wanted["TORCH_FR_BUFFER_SIZE"] = "2000"
     loopback = {"lo", "lo0"}.intersection(name for _, name in socket.if_nameindex())
     if ranks.is_one_machine and loopback:
         # Otherwise gloo resolves the host's own name, which may be slow or wrong.
         wanted["GLOO_SOCKET_IFNAME"] = loopback.pop()
-    missing = {name: value for name, value in wanted.items() if name not in given}
+    missing = {name: value for name, value in wanted.items() if name not in before}
     # DeepSpeed takes LOCAL_RANK for the device's number; they differ where each task sees one GPU.
     index = device.index if device.type == "cuda" else ranks.local_rank
-    return missing | {"LOCAL_RANK": str(index or 0)}
+    os.environ.update(missing, LOCAL_RANK=str(index or 0))
+    try:
+        yield
+    finally:
+        for name in (*missing, "LOCAL_RANK"):
+            os.environ.pop(name, None)
+        if "LOCAL_RANK" in before:
+            os.environ["LOCAL_RANK"] = before["LOCAL_RANK"]

@@ -5,7 +5,7 @@ follow from the inputs alone, and hand it to a ``Builder`` (building.py)::
 
     Target ──→ Builder.build(task) ──→ units, in processes (processes.py)
                    │                        │
-                   │                        └→ a marker for each task (array_tasks.py)
+                   │                        └→ a marker for each task (finishing.py)
                    └→ the last task: a lock (takeover.py) → the folder whole (finishing.py)
 
 The first call to read is ``Builder.build``. Layout on disk: docs/formats.md, Unfinished builds.

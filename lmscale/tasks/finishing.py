@@ -85,16 +85,8 @@ def write_marker(target: Target[Any], task: ArrayTask, *, seconds: float) -> Non
     write_json(path, marker)
 
 
-def remove_markers(target: Target[Any]) -> None:
-    """Remove the markers of this build, of any number of tasks, and leave those of others."""
-    for path, task in _read_markers(target):
-        if task is not None:
-            path.unlink(missing_ok=True)
-
-
 def marker_hash(target: Target[Any], num_tasks: int) -> str:
-    sizes = [unit.bytes for unit in target.units]
-    content = json.dumps([MARKER_VERSION, target.key, num_tasks, sizes])
+    content = json.dumps([MARKER_VERSION, target.key, num_tasks, target.sizes])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -250,7 +242,9 @@ def tidy(target: Target[Any]) -> None:
     with take_turn(target.folder / "finisher") as turn:
         if turn is None:
             return  # another is about to remove it, or finishes what other settings made
-        remove_markers(target)
+        for path, task in _read_markers(target):
+            if task is not None:
+                path.unlink(missing_ok=True)
         for folder in (target.work, target.folder / "finisher", *target.leftovers):
             shutil.rmtree(folder, ignore_errors=True)
     discard_empty(target.folder)

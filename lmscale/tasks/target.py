@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -76,9 +77,13 @@ class Target(ABC, Generic[ManifestT]):
         """Folders of this build outside of ``work``."""
         return ()
 
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(unit.bytes for unit in self.units)
+
     def owners(self, num_tasks: int) -> tuple[int, ...]:
         """The task of each unit."""
-        return deal([unit.bytes for unit in self.units], num_tasks, first=self.rank)
+        return deal(self.sizes, num_tasks, first=self.rank)
 
     def units_of(self, task: ArrayTask) -> list[Unit]:
         owners = self.owners(task.count)

@@ -78,10 +78,8 @@ class Tokenizer:
         return np.array(ids, dtype=self.dtype)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of the ids: exact for what ``encode`` gave.
-
-        Special ids give nothing. Where a model has put bytes together that are not UTF-8, U+FFFD
-        stands for them.
+        """The text of the ids, exact for what ``encode`` gave; U+FFFD stands for bytes of a model's
+        that are not UTF-8. Special ids give nothing.
         """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
@@ -97,9 +95,8 @@ class Tokenizer:
         return b"".join(map(self._piece_bytes.__getitem__, numbers.tolist()))
 
     def token_bytes(self) -> np.ndarray:
-        """int32 [vocab_size]: UTF-8 bytes that each id stands for, 0 for special ids.
-
-        Summed over a text's ids it is the text's UTF-8 length exactly.
+        """int32 [vocab_size]: UTF-8 bytes that each id stands for, 0 for special ids; summed over a
+        text's ids exactly the text's.
         """
         return np.array([len(piece) for piece in self._piece_bytes], dtype=np.int32)
 

@@ -52,9 +52,7 @@ class StackDumps:
                 path.unlink()
 
     def arm(self, seconds: float, *, is_last: bool) -> None:
-        """Dump from C unless this is called again within ``seconds``, and end the process with 1
-        if ``is_last``.
-        """
+        """Dump from C, and end the process if ``is_last``, unless armed again in ``seconds``."""
         faulthandler.dump_traceback_later(seconds, exit=is_last, file=self._file)
 
     def dump(self, title: str, *, others: Mapping[int, int] | None = None) -> None:
@@ -120,14 +118,12 @@ def _describe_process(pid: int) -> str:
 
 
 def _pyspy(pid: int) -> str:
-    """py-spy's stacks of a process, or the reason for none; empty without py-spy.
-
-    ``--nonblocking``: py-spy would else stop the process while it reads, this one included.
-    """
+    """py-spy's stacks of a process, or the reason for none; empty without py-spy."""
     places = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     program = shutil.which("py-spy", path=places)
     if program is None:
         return ""
+    # Else py-spy would stop the process while it reads, this one included.
     command = [program, "dump", "--nonblocking", "--pid", str(pid)]
     try:
         dump = subprocess.run(
@@ -139,10 +135,7 @@ def _pyspy(pid: int) -> str:
 
 
 def _dump_nccl_recorder(folder: Path, rank: int) -> None:
-    """NCCL's last collectives as ``logs/nccl-rank-00003``, for ``torchfrtrace -p nccl-rank- logs``.
-
-    In a thread of its own: it may wait for a lock that a hanging collective holds.
-    """
+    """NCCL's last collectives in ``logs/nccl-rank-00003``, for ``torchfrtrace -p nccl-rank-``."""
     torch = sys.modules.get("torch")
     dist = getattr(torch, "distributed", None)
     if dist is None or not dist.is_available() or not dist.is_initialized():
@@ -156,6 +149,7 @@ def _dump_nccl_recorder(folder: Path, rank: int) -> None:
         content = recorder(includeCollectives=True, includeStackTraces=True, onlyActive=False)
         (folder / "logs" / f"nccl-rank-{rank:05d}").write_bytes(content)
 
+    # It may wait for a lock that a hanging collective holds.
     thread = threading.Thread(target=dump, name="nccl recorder", daemon=True)
     thread.start()
     thread.join(NCCL_SECONDS)

@@ -95,10 +95,8 @@ class Watchdog:
         self._stacks.close()
 
     def _arm(self, beat: Beat) -> None:
-        """Set the net for a stuck interpreter, a little later than the other ranks would act.
-
-        The net may also fire when a job that was suspended for longer than the limit goes on: the
-        kernel's clock ran meanwhile.
+        """Set the net for a stuck interpreter, a little later than the other ranks would act. It
+        may also fire when a job goes on that was suspended for longer than the limit.
         """
         _, limit = limits(self._watch, is_starting=beat.is_starting, interval=self._interval)
         seconds = limit if limit < math.inf else self._watch.report_seconds

@@ -250,13 +250,14 @@ def test_retries_wait_longer_each_time_and_at_random(monkeypatch):
     monkeypatch.setattr(remote, "FIRST_DELAY_SECONDS", 0.5)
     monkeypatch.setattr(remote.random, "uniform", lambda low, high: high)
     waits, attempts = [], []
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
 
     def fail():
         attempts.append(1)
         raise ConnectionError("reset by peer")
 
     with pytest.raises(TransientError, match=r"tried 9 times\): ConnectionError: reset by peer"):
-        with_retries(fail, url="s3://x", retries=8, sleep=waits.append)
+        with_retries(fail, url="s3://x", retries=8)
     assert waits == [0.5, 1, 2, 4, 8, 16, 30, 30]
     assert len(attempts) == 9
 
@@ -270,7 +271,7 @@ def test_what_waiting_cannot_mend_is_not_tried_again(error):
         raise error
 
     with pytest.raises((DataError, ConfigError)):
-        with_retries(fail, url="s3://x", retries=8, sleep=lambda _: None)
+        with_retries(fail, url="s3://x", retries=8)
     assert len(attempts) == 1
 
 
@@ -296,7 +297,7 @@ def test_what_the_last_attempt_says_decides_whether_another_start_may_mend_it(er
         raise error
 
     with pytest.raises(LmscaleError, match="s3://x: could not be read") as caught:
-        with_retries(fail, url="s3://x", retries=1, sleep=lambda _: None)
+        with_retries(fail, url="s3://x", retries=1)
     assert caught.value.exit_code == code
 
 
@@ -316,7 +317,7 @@ def test_an_action_that_succeeds_later_gives_its_result():
             raise answer
         return answer
 
-    assert with_retries(action, url="s3://x", retries=2, sleep=lambda _: None) == 7
+    assert with_retries(action, url="s3://x", retries=2) == 7
 
 
 def test_names_are_joined_before_a_urls_query():
