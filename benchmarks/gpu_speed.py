@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ from lmscale.model.family import account_model
 from lmscale.objective.objective import build_preparation
 from lmscale.ranks.device import device_name, peak_tflops
 from lmscale.shards.manifest import Manifest, save_manifest
-from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
+from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
 from lmscale.stream.loader import open_loader
 from lmscale.stream.stream import open_stream
 from lmscale.stream.worker import LoaderJob
@@ -152,13 +153,17 @@ def check_all_stages(bench: Bench) -> str:
 def write_dataset(folder: Path, vocab_size: int, tokens: int) -> None:
     """A dataset of random documents in lmscale's shards: eight of them."""
     generator = np.random.default_rng(0)
-    rules = ShardRules(
+    dataset = Manifest(
         source="random",
         split="train",
         tokenizer_fingerprint="0" * 64,
-        max_bytes=2**40,
-        block_tokens=2**18,
+        vocab_size=vocab_size,
         dtype="uint16",
+        eos_id=EOS,
+        pad_id=PAD,
+        block_tokens=2**18,
+        inputs="",
+        shards=(),
     )
     shards = []
     for number in range(8):
@@ -170,22 +175,11 @@ def write_dataset(folder: Path, vocab_size: int, tokens: int) -> None:
                 name=name,
                 key=name[:-4],
                 documents=Documents(_random_documents(generator, lengths, vocab_size)),
-                rules=rules,
+                dataset=dataset,
+                max_bytes=2**40,
             )
         )
-    manifest = Manifest(
-        source="random",
-        split="train",
-        tokenizer_fingerprint="0" * 64,
-        vocab_size=vocab_size,
-        dtype="uint16",
-        eos_id=EOS,
-        pad_id=PAD,
-        block_tokens=rules.block_tokens,
-        inputs="",
-        shards=tuple(shards),
-    )
-    save_manifest(manifest, folder)
+    save_manifest(replace(dataset, shards=tuple(shards)), folder)
 
 
 def _random_documents(

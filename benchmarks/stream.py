@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ import numpy as np
 from lmscale.config.data import StreamConfig, plan_batches
 from lmscale.objective.causal import CausalPreparation
 from lmscale.shards.manifest import Manifest, save_manifest
-from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
+from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
 from lmscale.stream.loader import open_loader
 from lmscale.stream.stream import Stream, open_stream
 from lmscale.stream.worker import LoaderJob
@@ -51,13 +51,17 @@ def build_documents() -> Iterator[np.ndarray]:
 
 
 def write_shards(folder: Path) -> None:
-    rules = ShardRules(
+    dataset = Manifest(
         source="random",
         split="train",
         tokenizer_fingerprint="0" * 64,
-        max_bytes=2**40,
-        block_tokens=2**20,
+        vocab_size=VOCAB,
         dtype="uint16",
+        eos_id=EOS,
+        pad_id=PAD,
+        block_tokens=2**20,
+        inputs="",
+        shards=(),
     )
     documents = build_documents()
     shards = []
@@ -69,22 +73,15 @@ def write_shards(folder: Path) -> None:
         )
         shards.append(
             write_shard(
-                folder / name, name=name, key=name[:-4], documents=Documents(part), rules=rules
+                folder / name,
+                name=name,
+                key=name[:-4],
+                documents=Documents(part),
+                dataset=dataset,
+                max_bytes=2**40,
             )
         )
-    manifest = Manifest(
-        source="random",
-        split="train",
-        tokenizer_fingerprint="0" * 64,
-        vocab_size=VOCAB,
-        dtype="uint16",
-        eos_id=EOS,
-        pad_id=PAD,
-        block_tokens=2**20,
-        inputs="",
-        shards=tuple(shards),
-    )
-    save_manifest(manifest, folder)
+    save_manifest(replace(dataset, shards=tuple(shards)), folder)
 
 
 def open_lmscale(folder: Path, packing: str, length: int) -> Stream:

@@ -6,7 +6,7 @@
                                                                                  │
     stream ←── MappedShard: blocks without a copy (reader.py) ←──────────────────┘
 
-The first call to read is ``build_shards``; a slice is tokenised by ``slices.SliceTask.do``.
+The first call to read is ``build_shards``; a slice is tokenised by ``build.SliceTask.do``.
 ``verify_dataset`` reads every byte of a dataset. Layout on disk: docs/formats.md, Shards.
 """
 

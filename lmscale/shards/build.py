@@ -10,22 +10,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lmscale.config import RunConfig
 from lmscale.corpus.documents import SPLITS, DocumentFile, document_paths
 from lmscale.errors import ConfigError
-from lmscale.files.atomic import to_json_bytes, write_bytes_once, writing
-from lmscale.shards.manifest import FORMAT_VERSION, Manifest, load_manifest, render_manifest
-from lmscale.shards.slices import Slice, SliceTask, expect_bytes, finished_shards, plan_slices
-from lmscale.shards.writer import ShardRules
+from lmscale.files.atomic import (
+    atomic_path,
+    have_sizes,
+    to_json_bytes,
+    write_bytes_once,
+    write_json,
+    writing,
+)
+from lmscale.shards.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+    ShardEntry,
+    load_manifest,
+    render_manifest,
+)
+from lmscale.shards.slices import Slice, expect_bytes, plan_slices, read_slice
+from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
 from lmscale.tasks.array_tasks import ArrayTask
 from lmscale.tasks.building import Builder, BuildSummary
 from lmscale.tasks.finishing import Progress
-from lmscale.tasks.target import Move, Target
+from lmscale.tasks.target import Move, Target, Unit, UnitsMissing
 from lmscale.tokenizer import Tokenizer, load_tokenizer
 
 SLICES = "slices.json"
@@ -64,7 +79,8 @@ class Dataset(Target[Manifest]):
     documents: Path  # the folder of the document files
     files: tuple[DocumentFile, ...]
     tokenizer: Tokenizer
-    rules: ShardRules
+    manifest: Manifest  # without its shards
+    max_bytes: int  # of a shard
 
     def planned(self, *, keep: bool) -> Dataset:
         """The dataset with its slices, which ``keep`` writes down, for all tasks."""
@@ -75,25 +91,14 @@ class Dataset(Target[Manifest]):
             slices = plan_slices(
                 sum(file.bytes for file in self.files),
                 expected_bytes=expect_bytes(self.documents, self.files, self.tokenizer),
-                max_bytes=self.rules.max_bytes,
+                max_bytes=self.max_bytes,
             )
             rows = [vars(part) for part in slices]
         if keep:
             with writing("the plan of the shards", self.final.parent):
                 self.parts.mkdir(parents=True, exist_ok=True)
                 rows = json.loads(write_bytes_once(path, to_json_bytes(rows)))
-        tasks = (
-            SliceTask(
-                slice=Slice(**row),
-                documents=self.documents,
-                files=self.files,
-                parts=self.parts,
-                tokenizer=self.tokenizer,
-                rules=self.rules,
-            )
-            for row in rows
-        )
-        return replace(self, units=tuple(tasks))
+        return replace(self, units=tuple(SliceTask(**row, dataset=self) for row in rows))
 
     def load(self, folder: Path) -> Manifest:
         return load_manifest(folder)
@@ -113,27 +118,92 @@ class Dataset(Target[Manifest]):
     def assemble(self, processes: int) -> tuple[dict[str, Any], list[Move]]:
         parts = finished_shards(self.units)
         shards = [
-            replace(part, name=f"{self.rules.source}-{number:06d}.tar")
+            replace(part, name=f"{self.manifest.source}-{number:06d}.tar")
             for number, part in enumerate(parts)
         ]
-        manifest = Manifest(
-            source=self.rules.source,
-            split=self.rules.split,
-            tokenizer_fingerprint=self.tokenizer.fingerprint,
-            vocab_size=self.tokenizer.vocab_size,
-            dtype=self.rules.dtype,
-            eos_id=self.tokenizer.eos_id,
-            pad_id=self.tokenizer.pad_id,
-            block_tokens=self.rules.block_tokens,
-            inputs=self.key,
-            shards=tuple(shards),
-        )
         folder = self.parts.relative_to(self.folder)
         moves = [
             (str(folder / part.name), shard.name, part.bytes)
             for part, shard in zip(parts, shards, strict=True)
         ]
-        return render_manifest(manifest), moves
+        return render_manifest(replace(self.manifest, shards=tuple(shards))), moves
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceTask(Slice, Unit):
+    """One slice to tokenise; crosses to a worker process."""
+
+    dataset: Dataset  # without its units
+
+    def is_done(self) -> bool:
+        return self.find_finished()[1] is None
+
+    def do(self) -> None:
+        """Write the slice's missing shards."""
+        entries, start = self.find_finished()
+        if start is None:
+            return
+        number, dataset = len(entries), self.dataset
+        with writing("shards", dataset.parts):
+            documents = Documents(self._tokenize(start))
+            while start is not None:
+                name = self._name_of(number)
+                entry = None
+                if documents.peek() is not None:
+                    with atomic_path(dataset.parts / f"{name}.tar") as temporary:
+                        entry = write_shard(
+                            temporary,
+                            name=f"{name}.tar",
+                            key=f"{dataset.manifest.source}-{self.number:05d}-{number:03d}",
+                            documents=documents,
+                            dataset=dataset.manifest,
+                            max_bytes=dataset.max_bytes,
+                        )
+                rest = documents.peek()
+                start = rest.offset if rest else None
+                record = {"entry": asdict(entry) if entry else None, "next_offset": start}
+                write_json(dataset.parts / f"{name}.json", record)
+                number += 1
+
+    def find_finished(self) -> tuple[list[ShardEntry | None], int | None]:
+        """A record's shard, if it has one, for each record up to the first that is missing or whose
+        shard is not whole; and the offset where to go on, None if the slice is finished.
+        """
+        entries: list[ShardEntry | None] = []
+        start: int | None = self.start
+        while start is not None:
+            path = self.dataset.parts / f"{self._name_of(len(entries))}.json"
+            if not path.exists():
+                break
+            record = json.loads(path.read_bytes())
+            entry = ShardEntry(**record["entry"]) if record["entry"] else None
+            if entry and not have_sizes([(path.with_suffix(".tar"), entry.bytes)]):
+                break
+            entries.append(entry)
+            start = record["next_offset"]
+        return entries, start
+
+    def _name_of(self, number: int) -> str:
+        return f"part-{self.number:05d}-{number:03d}"
+
+    def _tokenize(self, start: int) -> Iterator[TokenizedDocument]:
+        tokenizer, dataset = self.dataset.tokenizer, self.dataset
+        eos = np.array([tokenizer.eos_id], dtype=tokenizer.dtype)
+        for offset, text in read_slice(dataset.documents, dataset.files, start, self.end):
+            yield TokenizedDocument(
+                ids=np.concatenate([tokenizer.encode(text), eos]),
+                text_bytes=len(text.encode()),
+                offset=offset,
+            )
+
+
+def finished_shards(tasks: Sequence[SliceTask]) -> list[ShardEntry]:
+    """The shards of all slices in order. Raises ``UnitsMissing`` for unfinished slices."""
+    found = [task.find_finished() for task in tasks]
+    missing = [number for number, (_, start) in enumerate(found) if start is not None]
+    if missing:
+        raise UnitsMissing(missing)
+    return [entry for entries, _ in found for entry in entries if entry is not None]
 
 
 def _builder(config: RunConfig, processes: int | None) -> Builder[Manifest]:
@@ -157,37 +227,33 @@ def _find_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset]:
             if not files:
                 continue
             final = Path(config.shards.folder) / source / split
-            rules = ShardRules(
+            max_bytes, block_tokens = config.shards.max_bytes, config.shards.block_tokens
+            # All that decides the bytes of a dataset; not where anything lies.
+            content = [FORMAT_VERSION, source, split, [[file.bytes, file.xxh128] for file in files]]
+            content += [tokenizer.fingerprint, max_bytes, block_tokens]
+            key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+            manifest = Manifest(
                 source=source,
                 split=split,
                 tokenizer_fingerprint=tokenizer.fingerprint,
-                max_bytes=config.shards.max_bytes,
-                block_tokens=config.shards.block_tokens,
+                vocab_size=tokenizer.vocab_size,
                 dtype=tokenizer.dtype.name,
+                eos_id=tokenizer.eos_id,
+                pad_id=tokenizer.pad_id,
+                block_tokens=block_tokens,
+                inputs=key,
+                shards=(),
             )
             dataset = Dataset(
                 name=str(final),
                 final=final,
-                key=_key(files, rules),
+                key=key,
                 rank=len(datasets),
                 documents=corpus / split,
                 files=files,
                 tokenizer=tokenizer,
-                rules=rules,
+                manifest=manifest,
+                max_bytes=max_bytes,
             )
             datasets.append(dataset)
     return datasets
-
-
-def _key(files: Sequence[DocumentFile], rules: ShardRules) -> str:
-    """Hash of all that decides the bytes of a dataset; not of where anything lies."""
-    content = [
-        FORMAT_VERSION,
-        rules.source,
-        rules.split,
-        [[file.bytes, file.xxh128] for file in files],
-        rules.tokenizer_fingerprint,
-        rules.max_bytes,
-        rules.block_tokens,
-    ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

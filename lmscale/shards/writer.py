@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from lmscale.shards.manifest import ShardEntry
+from lmscale.shards.manifest import Manifest, ShardEntry
 
 INDEX_MEMBER = "__index__/blocks.npy"
 HEADER_BYTES = 512  # a tar member's header; payloads are padded to a multiple of it
@@ -33,18 +33,6 @@ class TokenizedDocument:
     ids: np.ndarray  # uint16 or uint32 [tokens]
     text_bytes: int
     offset: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardRules:
-    """What decides where blocks and shards end, and what every block says about itself."""
-
-    source: str
-    split: str
-    tokenizer_fingerprint: str
-    max_bytes: int
-    block_tokens: int
-    dtype: str
 
 
 class Documents:
@@ -70,24 +58,25 @@ def padded(size: Size) -> Size:
 
 
 def write_shard(
-    path: Path, *, name: str, key: str, documents: Documents, rules: ShardRules
+    path: Path, *, name: str, key: str, documents: Documents, dataset: Manifest, max_bytes: int
 ) -> ShardEntry:
     """Take documents until the next would make the tar pass ``max_bytes``, and write them.
 
-    Takes at least one document, however large. ``key`` begins the names of the blocks.
+    Takes at least one document, however large. ``key`` begins the names of the blocks, and
+    ``dataset`` says where a block ends, and what every block says about itself.
     """
     with open(path, "wb") as file:
-        shard = _OpenShard(file, key, rules)
+        shard = _OpenShard(file, key, dataset)
         block: list[TokenizedDocument] = []
         block_tokens = 0
         while (document := documents.peek()) is not None:
             tokens = block_tokens + len(document.ids)
-            fits = shard.size_with(tokens, len(block) + 1) <= rules.max_bytes
+            fits = shard.size_with(tokens, len(block) + 1) <= max_bytes
             if not fits and (block or shard.blocks):
                 break
             block.append(documents.take())
             block_tokens = tokens
-            if block_tokens >= rules.block_tokens:
+            if block_tokens >= dataset.block_tokens:
                 shard.add_block(block)
                 block, block_tokens = [], 0
         if block:
@@ -111,7 +100,7 @@ class _HashedFile:
 
 
 class _OpenShard:
-    def __init__(self, file: io.BufferedWriter, key: str, rules: ShardRules) -> None:
+    def __init__(self, file: io.BufferedWriter, key: str, dataset: Manifest) -> None:
         self._hashed = _HashedFile(file)
         self._tar = tarfile.TarFile(
             mode="w",
@@ -119,8 +108,8 @@ class _OpenShard:
             format=tarfile.USTAR_FORMAT,
         )
         self._key = key
-        self._rules = rules
-        self._itemsize = np.dtype(rules.dtype).itemsize
+        self._dataset = dataset
+        self._itemsize = np.dtype(dataset.dtype).itemsize
         self._text_bytes = 0
         self.blocks: list[tuple[int, int, int, int]] = []
 
@@ -133,15 +122,15 @@ class _OpenShard:
 
     def add_block(self, block: list[TokenizedDocument]) -> None:
         tokens = np.concatenate([document.ids for document in block])
-        tokens = tokens.astype(np.dtype(self._rules.dtype).newbyteorder("<"), copy=False)
+        tokens = tokens.astype(np.dtype(self._dataset.dtype).newbyteorder("<"), copy=False)
         docs = np.zeros(len(block) + 1, dtype="<i8")
         np.cumsum([len(document.ids) for document in block], out=docs[1:])
         text_bytes = sum(document.text_bytes for document in block)
         key = f"{self._key}-{len(self.blocks):04d}"
         meta = {
-            "source": self._rules.source,
-            "split": self._rules.split,
-            "tokenizer": self._rules.tokenizer_fingerprint,
+            "source": self._dataset.source,
+            "split": self._dataset.split,
+            "tokenizer": self._dataset.tokenizer_fingerprint,
             "tokens": len(tokens),
             "documents": len(block),
             "text_bytes": text_bytes,

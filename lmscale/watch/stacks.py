@@ -135,7 +135,7 @@ def _pyspy(pid: int) -> str:
 
 
 def _dump_nccl_recorder(folder: Path, rank: int) -> None:
-    """NCCL's last collectives in ``logs/nccl-rank-00003``, for ``torchfrtrace -p nccl-rank-``."""
+    """NCCL's last collectives, as ``torchfrtrace -p nccl-rank- logs`` reads them."""
     torch = sys.modules.get("torch")
     dist = getattr(torch, "distributed", None)
     if dist is None or not dist.is_available() or not dist.is_initialized():

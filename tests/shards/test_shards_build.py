@@ -15,9 +15,9 @@ from shard_cases import contents, webdataset_leaks, with_shards
 
 from lmscale.corpus import read_documents
 from lmscale.errors import DataError
-from lmscale.shards import build_shards, load_manifest, open_shard, verify_dataset
+from lmscale.shards import Manifest, build_shards, load_manifest, open_shard, verify_dataset
 from lmscale.shards.slices import plan_slices
-from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
+from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
 from lmscale.tasks.array_tasks import ArrayTask
 from lmscale.tokenizer import train_tokenizer
 
@@ -141,9 +141,9 @@ def test_slices_cover_the_corpus_without_gap_or_overlap(total, expected_bytes, m
 )
 def test_shards_keep_their_size_and_every_document(tmp_path_factory, lengths, block_tokens, dtype):
     folder = tmp_path_factory.mktemp("writer")
-    rules = ShardRules(
-        source="s", split="train", tokenizer_fingerprint="f", max_bytes=2**17,
-        block_tokens=block_tokens, dtype=dtype,
+    dataset = Manifest(
+        source="s", split="train", tokenizer_fingerprint="f", vocab_size=2**16, dtype=dtype,
+        eos_id=2, pad_id=3, block_tokens=block_tokens, inputs="", shards=(),
     )  # fmt: skip
     every = [
         TokenizedDocument(ids=np.full(n, k + 3, dtype=dtype), text_bytes=k, offset=k)
@@ -153,9 +153,16 @@ def test_shards_keep_their_size_and_every_document(tmp_path_factory, lengths, bl
     found = []
     while documents.peek() is not None:
         path = folder / f"{len(found)}.tar"
-        entry = write_shard(path, name=path.name, key="s-0", documents=documents, rules=rules)
+        entry = write_shard(
+            path,
+            name=path.name,
+            key="s-0",
+            documents=documents,
+            dataset=dataset,
+            max_bytes=2**17,
+        )
         shard = open_shard(path, entry, dtype)
-        assert entry.bytes <= rules.max_bytes or entry.documents == 1
+        assert entry.bytes <= 2**17 or entry.documents == 1
         for block in range(shard.num_blocks):
             tokens, docs = shard.tokens(block), shard.docs(block)
             found += [tokens[a:b] for a, b in itertools.pairwise(docs)]

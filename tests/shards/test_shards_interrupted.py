@@ -19,7 +19,7 @@ from lmscale.shards import build_shards, verify_dataset
 
 KILLED = """
 import os, signal, sys
-import lmscale.shards.slices, lmscale.shards.writer
+import lmscale.shards.build, lmscale.shards.writer
 from lmscale.config import parse_config
 from lmscale.shards import build_shards
 calls = 0
@@ -93,7 +93,7 @@ def test_a_kill_before_any_change_of_the_disk_is_mended_by_the_next_build(tmp_pa
 
 def test_an_unfinished_build_of_something_else_is_not_used(base, tmp_path):
     config = with_shards(base, tmp_path / "killed")
-    kill(config, module="slices", function="write_json", call=2)
+    kill(config, module="build", function="write_json", call=2)
     other = with_shards(config, tmp_path / "killed", block_tokens=2048)
     (train, _) = build_shards(other).built.values()
     assert train.manifest.block_tokens == 2048

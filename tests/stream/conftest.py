@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import pytest
 
 from lmscale.config.data import StreamConfig
 from lmscale.shards.manifest import Manifest, save_manifest
-from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
+from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
 from lmscale.stream.batches import Rows
 
 EOS, PAD = 2, 3
@@ -56,13 +57,17 @@ def _write_dataset(
     dtype: str = "uint16",
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    rules = ShardRules(
+    dataset = Manifest(
         source=folder.name,
         split="train",
         tokenizer_fingerprint=tokenizer,
-        max_bytes=2**30,
-        block_tokens=block_tokens,
+        vocab_size=900,
         dtype=dtype,
+        eos_id=EOS,
+        pad_id=PAD,
+        block_tokens=block_tokens,
+        inputs="",
+        shards=(),
     )
     shards = []
     for number, begin in enumerate(range(0, len(documents), shard_documents)):
@@ -74,22 +79,15 @@ def _write_dataset(
         key = f"x-{number:06d}"
         shards.append(
             write_shard(
-                folder / name, name=name, key=key, documents=Documents(tokenized), rules=rules
+                folder / name,
+                name=name,
+                key=key,
+                documents=Documents(tokenized),
+                dataset=dataset,
+                max_bytes=2**30,
             )
         )
-    manifest = Manifest(
-        source=folder.name,
-        split="train",
-        tokenizer_fingerprint=tokenizer,
-        vocab_size=900,
-        dtype=dtype,
-        eos_id=EOS,
-        pad_id=PAD,
-        block_tokens=block_tokens,
-        inputs="",
-        shards=tuple(shards),
-    )
-    save_manifest(manifest, folder)
+    save_manifest(replace(dataset, shards=tuple(shards)), folder)
     return folder
 
 

@@ -101,17 +101,21 @@ def _demo_config(shards: Path, folder: Path) -> RunConfig:
 def _write_shards(folder: Path) -> Path:
     """A dataset of one document per paragraph, one token per byte."""
     from lmscale.shards.manifest import Manifest, save_manifest
-    from lmscale.shards.writer import Documents, ShardRules, TokenizedDocument, write_shard
+    from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
 
     folder.mkdir(parents=True)
     paragraphs = (ROOT / "LICENSE").read_bytes().split(b"\n\n")
-    rules = ShardRules(
+    dataset = Manifest(
         source="license",
         split="train",
         tokenizer_fingerprint="0" * 64,
-        max_bytes=2**20,
-        block_tokens=1024,
+        vocab_size=FIRST_BYTE + 256,
         dtype="uint16",
+        eos_id=EOS,
+        pad_id=PAD,
+        block_tokens=1024,
+        inputs="",
+        shards=(),
     )
     documents = (
         TokenizedDocument(
@@ -126,21 +130,10 @@ def _write_shards(folder: Path) -> Path:
         name="license-000000.tar",
         key="license-000000",
         documents=Documents(documents),
-        rules=rules,
+        dataset=dataset,
+        max_bytes=2**20,
     )
-    manifest = Manifest(
-        source="license",
-        split="train",
-        tokenizer_fingerprint=rules.tokenizer_fingerprint,
-        vocab_size=FIRST_BYTE + 256,
-        dtype=rules.dtype,
-        eos_id=EOS,
-        pad_id=PAD,
-        block_tokens=rules.block_tokens,
-        inputs="",
-        shards=(shard,),
-    )
-    save_manifest(manifest, folder)
+    save_manifest(replace(dataset, shards=(shard,)), folder)
     return folder
 
 
