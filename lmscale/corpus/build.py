@@ -168,19 +168,19 @@ class SourceTarget(Target[CorpusManifest]):
             if not len(columns):
                 continue
             folder = self.units[number].folder
-            lost = dropped_lines(indexes[number], columns)
-            dropped["duplicate"] += lost.documents
-            if lost.cut:
-                cut[CUT_AS[self.config.on_overlong]] -= lost.cut
+            lost, num_cut = dropped_lines(indexes[number], columns)
+            dropped["duplicate"] += len(columns)
+            if num_cut:
+                cut[CUT_AS[self.config.on_overlong]] -= num_cut
             for split in SPLITS:
                 start = 0
                 for file in records[number].splits[split]:
-                    a, b = np.searchsorted(lost.lines[split], [start, start + file.documents])
+                    a, b = np.searchsorted(lost[split], [start, start + file.documents])
                     if a < b:
                         name = f"{number:06d}-{folder.name[:16]}-{split}-{file.name}"
                         task = RewriteTask(
                             path=folder / split / file.name,
-                            lines=lost.lines[split][a:b] - start,
+                            lines=lost[split][a:b] - start,
                             file=file,
                             target=self.work / "kept" / name,
                         )

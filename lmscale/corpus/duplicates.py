@@ -6,12 +6,12 @@ of digests after the other: memory holds ``RANGE_ROWS`` rows and the places of t
 
 from __future__ import annotations
 
+import itertools
 import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,24 +24,16 @@ HIGH, LOW, FIRST, LINES, FLAGS = range(5)
 _IS_CUT = 2  # beside the split's number in FLAGS
 
 
-class IndexRow(NamedTuple):
-    """One text of a part."""
-
-    digest: bytes  # 16 of them
-    split: str
-    first: int  # its first line in the part's split
-    lines: int  # more than one if it was split
-    is_cut: bool
-
-    def numbers(self) -> tuple[int, int, int, int, int]:
-        high = int.from_bytes(self.digest[:8], "big")
-        low = int.from_bytes(self.digest[8:], "big")
-        flags = SPLITS.index(self.split) + _IS_CUT * self.is_cut
-        return high, low, self.first, self.lines, flags
+def index_row(digest: bytes, split: str, first: int, lines: int, *, is_cut: bool) -> list[int]:
+    """A text's five numbers in an index: of its digest's 16 bytes, its first line in its split, its
+    lines (more than one if it was split), and flags.
+    """
+    halves = [int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")]
+    return [*halves, first, lines, SPLITS.index(split) + _IS_CUT * is_cut]
 
 
 def write_index(path: Path, numbers: array[int]) -> None:
-    """Save an index sorted by digest; ``numbers`` holds each text's ``IndexRow.numbers()``."""
+    """Save an index sorted by digest; ``numbers`` holds the ``index_row`` of each text."""
     rows = np.frombuffer(numbers, dtype=np.uint64).reshape(-1, 5)
     rows = rows[np.lexsort((rows[:, LOW], rows[:, HIGH]))]
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -52,9 +44,9 @@ def find_duplicates(indexes: Sequence[Path], *, range_rows: int = RANGE_ROWS) ->
     """For each part, in order, the columns of its index whose text an earlier part holds."""
     texts = sum(_open_index(path).shape[1] for path in indexes)
     num_ranges = max(1, -(-texts // range_rows))
-    columns_of: list[list[np.ndarray]] = [[] for _ in indexes]
+    columns_of = [[np.zeros(0, dtype=np.uint32)] for _ in indexes]
     edges = [2**64 * number // num_ranges for number in range(num_ranges + 1)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         pieces = []
         for part, path in enumerate(indexes):
             table = _open_index(path)  # not all held open: Linux maps 65,530 files a process
@@ -69,34 +61,24 @@ def find_duplicates(indexes: Sequence[Path], *, range_rows: int = RANGE_ROWS) ->
         owner, column = owner[again], column[again]
         for part in np.unique(owner):
             columns_of[part].append(column[owner == part].astype(np.uint32))
-    return [np.concatenate(columns) if columns else _NOTHING for columns in columns_of]
-
-
-_NOTHING = np.zeros(0, dtype=np.uint32)
+    return list(map(np.concatenate, columns_of))
 
 
 def _open_index(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-class Dropped(NamedTuple):
-    """The documents that a part loses because an earlier part holds the same text."""
-
-    documents: int
-    cut: int  # of them, those that were split or truncated
-    lines: dict[str, np.ndarray]  # split → numbers of the lines, ascending
-
-
-def dropped_lines(index: Path, columns: np.ndarray) -> Dropped:
-    """The lines that the texts in ``columns`` of a part's index stand for."""
+def dropped_lines(index: Path, columns: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
+    """Split → numbers, ascending, of the lines of the texts in ``columns`` of a part's index; and
+    how many of these texts were split or truncated.
+    """
     table = _open_index(index)[:, columns]
     lines = {}
     for number, split in enumerate(SPLITS):
         mine = table[:, (table[FLAGS] & np.uint64(1)) == number].astype(np.int64)
         starts = np.repeat(mine[FIRST] - np.cumsum(mine[LINES]) + mine[LINES], mine[LINES])
         lines[split] = np.sort(starts + np.arange(len(starts)))
-    cut = int(np.count_nonzero(table[FLAGS] & np.uint64(_IS_CUT)))
-    return Dropped(documents=len(columns), cut=cut, lines=lines)
+    return lines, int(np.count_nonzero(table[FLAGS] & np.uint64(_IS_CUT)))
 
 
 @dataclass(frozen=True, kw_only=True)

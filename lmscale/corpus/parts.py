@@ -21,8 +21,8 @@ from pydantic import TypeAdapter
 from lmscale.config.data import CorpusConfig
 from lmscale.corpus.clean import digest_of, is_heldout, normalize, split_text, strip_html
 from lmscale.corpus.documents import SPLITS, Document, DocumentFile, DocumentWriter
-from lmscale.corpus.duplicates import IndexRow, write_index
-from lmscale.corpus.readers import BadRecords, RawDocument, RawFile, read_source
+from lmscale.corpus.duplicates import index_row, write_index
+from lmscale.corpus.readers import BadRecords, RawFile, read_source
 from lmscale.files.atomic import fsync_folder, have_sizes, write_json, writing
 from lmscale.tasks.target import Unit
 
@@ -136,17 +136,16 @@ class _Cleaner:
 
     def documents(self) -> Iterator[tuple[str, Document]]:
         """Pairs of split and document, in the order of the raw files."""
-        for raw in read_source(self._source, self._part.files, self.bad):
+        for name, text in read_source(self._source, self._part.files, self.bad):
             self.read += 1
-            yield from self._clean(raw)
+            yield from self._clean(name, text)
         self.read += self.bad.count
         if self.bad.count:
             self.dropped["broken"] = self.bad.count
 
-    def _clean(self, raw: RawDocument) -> Iterator[tuple[str, Document]]:
+    def _clean(self, name: str, text: str) -> Iterator[tuple[str, Document]]:
         config = self._part.config
-        text = strip_html(raw.text) if config.strip_html else raw.text
-        text = normalize(text, config.normalization)
+        text = normalize(strip_html(text) if config.strip_html else text, config.normalization)
         digest = digest_of(text)
         reason = self._reason_to_drop(text, digest)
         if reason is not None:
@@ -163,9 +162,8 @@ class _Cleaner:
         if config.drop_exact_duplicates:
             self._seen.add(digest)
             first = self._lines[split]
-            self.index.extend(IndexRow(digest, split, first, len(pieces), is_cut).numbers())
+            self.index.extend(index_row(digest, split, first, len(pieces), is_cut=is_cut))
         self._lines[split] += len(pieces)
-        name = f"{raw.file.name}:{raw.record}"
         for number, piece in enumerate(pieces, start=1):
             id_ = name if len(pieces) == 1 else f"{name}#{number}"
             yield split, Document(text=piece, id=id_, source=self._part.source)

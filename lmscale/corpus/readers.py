@@ -52,15 +52,6 @@ class RawFile:
     mtime_ns: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class RawDocument:
-    """A text as it was found, and the number of its record in the file (from 1)."""
-
-    text: str
-    file: Path
-    record: int
-
-
 def find_inputs(sources: Mapping[str, CorpusSourceConfig]) -> dict[str, tuple[RawFile, ...]]:
     """The raw files of every source, sorted by path, each once.
 
@@ -148,12 +139,15 @@ class BadRecords:
 
 def read_source(
     source: CorpusSourceConfig, files: tuple[RawFile, ...], bad: BadRecords
-) -> Iterator[RawDocument]:
-    """Every document of a source in the order of its files and records. Raises ``DataError``."""
+) -> Iterator[tuple[str, str]]:
+    """(``FILE:RECORD``, text) of every document, in the order of files and records (from 1).
+
+    Raises ``DataError``.
+    """
     for file in files:
         for number, text in READERS[file.format](file.path, source, bad):
             if text is not None:
-                yield RawDocument(text=text, file=file.path, record=number)
+                yield f"{file.path.name}:{number}", text
         bad.check()
 
 

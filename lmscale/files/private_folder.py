@@ -18,11 +18,7 @@ def find_risk(folder: Path) -> str | None:
     means to share it. Folders above count where anybody could have made them. Behind a link, all
     this is asked of what it leads to as well.
     """
-    for way in _find_ways(folder.absolute()):
-        risk = _find_risk_on_way(way)
-        if risk is not None:
-            return risk
-    return None
+    return next(filter(None, map(_find_risk_on_way, _find_ways(folder.absolute()))), None)
 
 
 def _find_ways(folder: Path) -> Iterator[Path]:

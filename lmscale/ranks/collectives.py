@@ -86,8 +86,6 @@ def _from_tensor(tensor: torch.Tensor) -> Any:
 
 def gather_errors(error: LmscaleError | None) -> list[LmscaleError | None]:
     """Every rank's error or None, in the order of the ranks, on every rank."""
-    if _is_alone():
-        return [error]
     return [error_from_json(row) for row in gather_json(error_to_json(error))]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.corpus.clean import digest_of
-from lmscale.corpus.duplicates import IndexRow, dropped_lines, find_duplicates, write_index
+from lmscale.corpus.duplicates import dropped_lines, find_duplicates, index_row, write_index
 
 
 @settings(max_examples=30, deadline=None)
@@ -23,8 +23,8 @@ def test_duplicates_are_found_in_ranges_as_at_once(tmp_path_factory, parts, rang
         numbers, line, lost = array("Q"), 0, []
         for text in texts:
             lines = 1 + text % 3
-            row = IndexRow(digest_of(str(text)), "train", line, lines, lines > 1)
-            numbers.extend(row.numbers())
+            digest = digest_of(str(text))
+            numbers.extend(index_row(digest, "train", line, lines, is_cut=lines > 1))
             if text in seen:
                 lost += range(line, line + lines)
             line += lines
@@ -33,6 +33,6 @@ def test_duplicates_are_found_in_ranges_as_at_once(tmp_path_factory, parts, rang
         expected.append(lost)
     indexes = [folder / f"{number}.npy" for number in range(len(parts))]
     found = find_duplicates(indexes, range_rows=range_rows)
-    lines = [dropped_lines(i, c).lines for i, c in zip(indexes, found, strict=True)]
+    lines = [dropped_lines(i, c)[0] for i, c in zip(indexes, found, strict=True)]
     assert [part["train"].tolist() for part in lines] == expected
     assert not any(len(part["heldout"]) for part in lines)

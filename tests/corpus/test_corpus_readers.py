@@ -23,7 +23,7 @@ def read(*patterns, **settings):
     source = CorpusSourceConfig(inputs=tuple(map(str, patterns)), **settings)
     files = find_inputs({"s": source})["s"]
     bad = BadRecords(source="s", limit=source.max_bad_records)
-    return [document.text for document in read_source(source, files, bad)]
+    return [text for _, text in read_source(source, files, bad)]
 
 
 def jsonl(texts=TEXTS, key="text"):
