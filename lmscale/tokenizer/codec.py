@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ MODEL_NAME = "tokenizer.model"
 META_NAME = "tokenizer.json"
 STRETCH_CHARS = 256
 NEWLINE_STRETCH_CHARS = 4096
+_SPACE_OF_A_WORD = re.compile("(?<! ) ")
 
 
 class Tokenizer:
@@ -130,16 +132,13 @@ def cut_before_words(text: str) -> Iterator[str]:
     """
     start = 0
     while len(text) - start > STRETCH_CHARS:
-        space = text.find(" ", start + STRETCH_CHARS, start + NEWLINE_STRETCH_CHARS)
-        while space >= 0 and text[space - 1] == " ":
-            space = text.find(" ", space + 1, start + NEWLINE_STRETCH_CHARS)
-        if space >= 0:
-            end = space
-        else:
-            newline = text.find("\n", start + NEWLINE_STRETCH_CHARS)
-            if newline < 0:
-                break
+        limit = start + NEWLINE_STRETCH_CHARS
+        if word := _SPACE_OF_A_WORD.search(text, start + STRETCH_CHARS, limit):
+            end = word.start()
+        elif (newline := text.find("\n", limit)) >= 0:
             end = newline + 1
+        else:
+            break
         yield text[start:end]
         start = end
     yield text[start:]

@@ -67,6 +67,9 @@ class Watchdog:
         self._folder, self._rank, self._watch = folder, rank, watch
         self._members = {member.rank: member for member in members}
         self._deputies = order_deputies(members)
+        self._request_path = folder / HEARTBEATS_FOLDER / REQUEST_FILE
+        # By which this start's requests differ from those of another copy of the job.
+        self._start_name = f"{self._members[0].host}:{self._members[0].pid}"
         self._interval, self._stacks = interval, stacks
         self._now, self._clock = 0.0, time.monotonic()
         self._sightings: dict[int, Sighting] = {}
@@ -182,15 +185,6 @@ class Watchdog:
             append_row(self._folder / WATCH_FILE, entry)
         except (OSError, LmscaleError) as error:  # the log has it; a full disk ends no watch
             logger.warning("%s could not be written: %s", WATCH_FILE, error)
-
-    @property
-    def _request_path(self) -> Path:
-        return self._folder / HEARTBEATS_FOLDER / REQUEST_FILE
-
-    @property
-    def _start_name(self) -> str:
-        """Name of this start, by which its requests differ from another copy's of the job."""
-        return f"{self._members[0].host}:{self._members[0].pid}"
 
     def _request(self, kind: str, hang: Hang, beat: Beat) -> None:
         """Ask all ranks, which look once an interval, and begin with this rank."""
