@@ -139,6 +139,14 @@ def _parse(line: bytes) -> Row | None:
     return row if isinstance(row, dict) else None
 
 
+def read_object(path: str | Path) -> Row:
+    """The JSON object in a file; an empty one for a file that is missing, torn or no object."""
+    try:
+        return _parse(Path(path).read_bytes()) or {}
+    except OSError:
+        return {}
+
+
 def tail_rows(path: str | Path, *, max_bytes: int = TAIL_BYTES) -> list[Row]:
     """The rows among the last 64 KiB, so that no long file need be read; no file has no rows."""
     rows = map(_parse, _whole_lines(path, max_bytes))

@@ -22,6 +22,7 @@ from typing import Any, Generic
 
 from lmscale.errors import DataError
 from lmscale.files.atomic import fsync_folder, have_sizes, replace_folder, write_json
+from lmscale.files.jsonl import read_object
 from lmscale.tasks.array_tasks import ArrayTask
 from lmscale.tasks.takeover import Turn, fresh_names, holder_of, take_turn
 from lmscale.tasks.target import MANIFEST, ManifestT, Target, UnitsMissing
@@ -100,10 +101,7 @@ def _read_markers(target: Target[Any]) -> Iterator[tuple[Path, ArrayTask | None]
         path = target.folder / "tasks" / name
         match = re.fullmatch(r"(\d{1,9})-of-(\d{1,9})\.json", name, re.ASCII)
         task = ArrayTask(int(match[1]), int(match[2])) if match else None
-        try:
-            found = json.loads(path.read_bytes())["hash"]
-        except (OSError, ValueError, KeyError, TypeError):
-            found = None
+        found = read_object(path).get("hash")
         yield path, task if task and found == marker_hash(target, task.count) else None
 
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lmscale.errors import DataError
+from lmscale.files.jsonl import read_object
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # longer than a network file system stalls now and then
@@ -67,11 +68,8 @@ def take_turn(folder: Path) -> Iterator[Turn | None]:
 
 def holder_of(folder: Path) -> str:
     """``HOST, process PID`` of the newest holder, for messages."""
-    try:
-        holder = json.loads(_path(folder, _newest(folder)).read_bytes())
-        return f"{holder['host']}, process {holder['pid']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+    holder = read_object(_path(folder, _newest(folder)))
+    return f"{holder['host']}, process {holder['pid']}" if holder else "another process"
 
 
 def fresh_names(folder: Path) -> list[str]:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lmscale.files.jsonl import read_object
 from lmscale.ranks.attempt import attempt_from_environment, node_name
 from lmscale.ranks.ranks import Ranks
 
@@ -362,11 +363,9 @@ def overwrite(path: Path, value: Any) -> None:
 
 def read_beat(path: Path) -> Beat | None:
     """A rank's heartbeat; None for a file that is missing or half-written."""
-    try:
-        row = json.loads(path.read_bytes())
-        return Beat(**{field.name: row[field.name] for field in fields(Beat)})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    row = read_object(path)
+    names = [field.name for field in fields(Beat)]
+    return Beat(**{name: row[name] for name in names}) if row.keys() >= set(names) else None
 
 
 def read_heartbeats(folder: str | Path) -> list[Beat]:

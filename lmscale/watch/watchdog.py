@@ -9,7 +9,6 @@ The judgement itself is in ``lmscale.watch.standstill``. Loads no torch until a 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -24,7 +23,7 @@ from typing import Any
 from lmscale.config.training import WatchConfig
 from lmscale.errors import EXIT_FAILED, LmscaleError
 from lmscale.files.atomic import writing
-from lmscale.files.jsonl import Row, append_row
+from lmscale.files.jsonl import Row, append_row, read_object
 from lmscale.files.run_files import WATCH_FILE
 from lmscale.ranks import exits
 from lmscale.ranks.attempt import attempt_from_environment, node_name
@@ -84,7 +83,7 @@ class Watchdog:
         self._now += min(clock - self._clock, most)
         self._clock = clock
         self._arm(beat)
-        request = _read_request(self._request_path)
+        request = read_object(self._request_path)
         if request.get("start") == self._start_name and request["number"] > self._obeyed:
             self._obey(request, beat)
         is_my_turn = self._is_my_turn()
@@ -188,7 +187,7 @@ class Watchdog:
 
     def _request(self, kind: str, hang: Hang, beat: Beat) -> None:
         """Ask all ranks, which look once an interval, and begin with this rank."""
-        number = 1 + int(_read_request(self._request_path).get("number", 0))
+        number = 1 + int(read_object(self._request_path).get("number", 0))
         request = {"number": number, "start": self._start_name, "kind": kind}
         request |= {"silent": list(hang.silent), "text": hang.text}
         try:
@@ -273,11 +272,3 @@ def _clear(folder: Path) -> None:
         path.unlink(missing_ok=True)
     # There from the beginning: some network file systems remember for a minute what was missing.
     heartbeat.overwrite(folder / REQUEST_FILE, {})
-
-
-def _read_request(path: Path) -> dict[str, Any]:
-    try:
-        request = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return request if isinstance(request, dict) else {}
