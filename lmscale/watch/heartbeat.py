@@ -225,14 +225,14 @@ class _Stopwatch:
 
     def __init__(self, *, is_cuda: bool) -> None:
         self._is_cuda = is_cuda
-        self._began: list[Any] = []
-        self._ended: list[Any] = []
+        self._began: Any = None
+        self._pairs: list[tuple[Any, Any]] = []
 
     def __enter__(self) -> None:
-        self._began.append(self._mark())
+        self._began = self._mark()
 
     def __exit__(self, *exception: object) -> None:
-        self._ended.append(self._mark())
+        self._pairs.append((self._began, self._mark()))
 
     def _mark(self) -> Any:
         if not self._is_cuda:
@@ -247,12 +247,10 @@ class _Stopwatch:
         """Seconds since the last call; None when the device has not come so far, which the step's
         own wait should prevent.
         """
-        began, ended = self._began, self._ended
-        self._began, self._ended = [], []
-        pairs = list(zip(began, ended, strict=True))
+        pairs, self._pairs = self._pairs, []
         if not self._is_cuda:
             return sum(end - start for start, end in pairs)
-        if not all(end.query() for end in ended):
+        if not all(end.query() for _, end in pairs):
             return None
         return sum(start.elapsed_time(end) for start, end in pairs) / 1e3
 
