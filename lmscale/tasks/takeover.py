@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from lmscale.errors import DataError
 from lmscale.files.jsonl import read_object
@@ -93,10 +94,11 @@ def _acquire(folder: Path) -> int | None:
     while True:
         newest = _newest(folder)
         if newest:
-            if _is_alive(_path(folder, newest)):
+            state = _watch(_path(folder, newest))
+            if state == "alive":
                 return None
-            if not _path(folder, newest).exists():
-                continue  # its holder has let go
+            if state == "gone":
+                continue
         try:
             with open(_path(folder, newest + 1), "xb") as file:
                 file.write(_identity(beat=0))
@@ -113,22 +115,22 @@ def _newest(folder: Path) -> int:
     return max((int(name[:6]) for name in fresh_names(folder) if name[:6].isdigit()), default=0)
 
 
-def _is_alive(path: Path) -> bool:
-    """Whether a holder keeps changing its file; not once it has stopped, or removed it."""
+def _watch(path: Path) -> Literal["alive", "dead", "gone"]:
+    """Whether a holder keeps changing its file, has stopped, or has removed it."""
     began = time.monotonic()
     first = None
     while time.monotonic() - began < STALE_SECONDS:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            return False
+            return "gone"
         if first is not None and content != first:
-            return True
+            return "alive"
         if _is_known_dead(content):
-            return False
+            return "dead"
         first = content
         time.sleep(POLL_SECONDS)
-    return False
+    return "dead"
 
 
 def _is_known_dead(content: bytes) -> bool:
