@@ -70,7 +70,9 @@ def take_turn(folder: Path) -> Iterator[Turn | None]:
 def holder_of(folder: Path) -> str:
     """``HOST, process PID`` of the newest holder, for messages."""
     holder = read_object(_path(folder, _newest(folder)))
-    return f"{holder['host']}, process {holder['pid']}" if holder else "another process"
+    if not holder.keys() >= {"host", "pid"}:
+        return "another process"
+    return f"{holder['host']}, process {holder['pid']}"
 
 
 def fresh_names(folder: Path) -> list[str]:
