@@ -45,8 +45,8 @@ class ShardWindows:
             first, last = bounds[:-1] + 1, bounds[1:]
             origins = np.zeros(num_windows, dtype=np.int64)
         # Of a memoryview, unlike an array, an element is a number of Python's, and sooner there.
-        self._begins, self._sizes, self._bounds = map(memoryview, (begins, sizes, bounds))
-        self._first, self._last, self._origins = map(memoryview, (first, last, origins))
+        self._begins, self._sizes, self._bounds = begins.data, sizes.data, bounds.data
+        self._first, self._last, self._origins = first.data, last.data, origins.data
 
     @property
     def num_windows(self) -> int:
