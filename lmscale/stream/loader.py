@@ -220,9 +220,9 @@ class _ProcessLoader(StepLoader):
         if isinstance(message[0], BaseException):
             error, trace = message
             raise error from _WorkerTracebackError(trace)
-        number, slot, *stored = message
+        number, slot, pickled, places = message
         assert number == step, f"a worker sent step {number} for step {step}"
-        batches = load(*stored, worker.slots[slot])
+        batches = load(pickled, places, worker.slots[slot])
         with suppress(ConnectionError):  # it died after this step; the next one says so
             worker.connection.send(slot)
         return batches
