@@ -67,23 +67,17 @@ def train_steps(
 ) -> Iterator[StepReport]:
     """Do the steps of a run that has done ``first_step`` of them, yielding a report after each.
 
-    ``stop`` and ``save`` tell what this rank would have all ranks do after the step under way: stop
-    for one of ``votes.STOP_REASONS``, save for some of ``votes.SAVE_REASONS``.
-
-    One all-reduce a step carries the loss, the ranks' requests, and the next step's target count
-    and digest: the count must be known before the next step's first backward pass. The all-reduce
-    also tells whether a rank cannot read the next step: the report then says ``DATA_ERROR``, for
-    the caller to save what is done, and the next turn raises that rank's ``LmscaleError`` on all
-    ranks. ``RANKS_DIFFER`` works alike, with nothing to be saved: a forward pass that was done
-    twice does not agree with itself on a rank, or a rank skipped an update alone. For any other
-    reason the next turn, which may be the first one, raises ``StoppedError``.
+    ``stop`` and ``save`` tell what this rank would have all ranks do after the step under way, by
+    ``votes.STOP_REASONS`` and ``votes.SAVE_REASONS``. One all-reduce a step carries the loss, these
+    requests, and the next step's digest and target count, which its backward passes need. Where a
+    rank cannot read the next step, the report says ``DATA_ERROR``, for the caller to save what is
+    done, and the next turn raises that rank's ``LmscaleError`` on all ranks. ``RANKS_DIFFER`` works
+    alike, with nothing to be saved. For any other reason the next turn, which may be the first one,
+    raises ``StoppedError``.
     """
     names, total_steps = config.objective.figures, config.train.steps
     every_steps = config.guard.recompute_every_steps
-    peak = config.engine.optimizer.lr
-    rate_at = partial(learning_rate, config.engine.schedule, peak=peak, total_steps=total_steps)
-    heartbeat.phase("data", first_step + 1)
-    upcoming, error = _take(loader)
+    upcoming, error = _take(loader, first_step + 1)
     heartbeat.phase("agree")
     agreed = _agree([0.0] * (2 * len(names) + 2), upcoming, DATA_ERROR if error else stop(), ())
     corruption: CorruptionError | None = None
@@ -97,11 +91,10 @@ def train_steps(
         reseed()
         if every_steps and step % every_steps == 0:
             corruption = find_recompute_fault(engine, batch, step, reseed)
-        rate = rate_at(step=step)
+        rate = _rate_at(step, config)
         sums = ScoreSums(names, engine.device)
         update = _do_step(engine, batch, step, sums, targets=targets, learning_rate=rate)
-        heartbeat.phase("data")
-        upcoming, error = _take(loader)
+        upcoming, error = _take(loader, step)
         wait_seconds = 0.0 if upcoming is None else upcoming.wait_seconds
         heartbeat.phase("agree")
         stop_reason = RANKS_DIFFER if corruption else DATA_ERROR if error else stop()
@@ -129,6 +122,11 @@ def train_steps(
         )
     if agreed.stop_reason == RANKS_DIFFER:
         fail_together(corruption)  # of the very last step
+
+
+def _rate_at(step: int, config: RunConfig) -> float:
+    schedule, peak = config.engine.schedule, config.engine.optimizer.lr
+    return learning_rate(schedule, step=step, peak=peak, total_steps=config.train.steps)
 
 
 def _judge_skip(
@@ -176,10 +174,11 @@ def _do_step(
     return update
 
 
-def _take(loader: Iterator[StepBatch]) -> tuple[StepBatch | None, LmscaleError | None]:
+def _take(loader: Iterator[StepBatch], step: int) -> tuple[StepBatch | None, LmscaleError | None]:
     """The next step's batch, or why it cannot be read; neither behind the last one, nor when asked
-    to stop meanwhile.
+    to stop meanwhile. ``step``: the one under way.
     """
+    heartbeat.phase("data", step)
     try:
         return next(loader, None), None
     except LoadingStopped:
