@@ -14,26 +14,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import launcher
 from launcher.checks import describe_unusable_nodes, find_live_jobs
-from launcher.freeze import freeze
-from launcher.job import JobKind, JobRequest, Prepared
+from launcher.job import JobKind, JobRequest, Prepared, SlurmJob
 from launcher.plan import plan_folder, plan_job, plan_state_folder
 from launcher.preflight import cordon
 from launcher.render import render
 from launcher.slurm import parse_duration, sbatch, scancel
 from launcher.sweep import parse_axis, plan_sweep
-from lmscale.config import load_config
-from lmscale.config.cluster import change_cluster, find_profile, load_cluster
+from lmscale.config import assets, dump_config, load_config
+from lmscale.config.cluster import change_cluster, dump_cluster, find_profile, load_cluster
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import ClusterError, ConfigError, DataError, LmscaleError
+from lmscale.files.atomic import atomic_folder, to_json_bytes
 from lmscale.files.jsonl import append_durable_row
 from lmscale.files.locks import locked_file
 from lmscale.files.redact import redact_command
 from lmscale.files.run_files import SUBMISSIONS_FILE, SWEEP_FILE
+from lmscale.runs.environment import collect_code
 from lmscale.runs.sweep_folder import write_sweep
 
 Result = TypeVar("Result")
+SCRIPT = "job.sh"
 LOCK_SECONDS = 60.0  # a submission takes a second or two
 
 
@@ -217,6 +220,59 @@ def submit(prepared: Prepared) -> Submission:
                     f"{error}. `lmscale runs list --sweep` will not know of it."
                 ) from None
     return submission
+
+
+def freeze(job: SlurmJob, request: JobRequest, script: str) -> Path:
+    """Copy what the job runs beside the run, whole or not at all; gives the script.
+
+    So a later change of the clone changes no requeued attempt. In ``RUN/slurm/ID/`` lie job.sh,
+    config.yaml, cluster.yaml, code.json, code/, and the configs/ of a sweep. Raises
+    ``ClusterError``.
+    """
+    final = job.frozen_folder
+    texts = {final / SCRIPT: script, job.config: dump_config(request.config)}
+    texts[final / "cluster.yaml"] = dump_cluster(request.cluster)
+    for member, config in zip(job.members, request.runs, strict=False):
+        texts[member.config] = dump_config(config)
+    try:
+        with atomic_folder(final) as work:  # an id is new, so nothing is there
+            for path, text in texts.items():
+                place = work / path.relative_to(final)
+                place.parent.mkdir(exist_ok=True)
+                place.write_text(text, encoding="utf-8")
+            (work / SCRIPT).chmod(0o755)
+            (work / "code.json").write_bytes(to_json_bytes(collect_code()))
+            copy_code(work / job.code.name)
+    except OSError as error:
+        raise ClusterError(
+            f"{final} cannot be written: {error.strerror or error}. The job needs its frozen copy "
+            "there; make room, or set run.folder to another place."
+        ) from None
+    return final / SCRIPT
+
+
+def copy_code(folder: Path) -> None:
+    """The packages, and the configs and templates beside them, where the copy looks for them.
+
+    With modification times: what this interpreter has compiled counts for the copy as well.
+    """
+    for source in (Path(assets.__file__).parents[1], Path(launcher.__file__ or "").parent):
+        shutil.copytree(source, folder / source.name, ignore=_ignore)
+    for name in ("configs", "slurm"):
+        shutil.copytree(assets.find_assets(name), folder / name, ignore=_ignore)
+
+
+def _ignore(place: str, names: list[str]) -> set[str]:
+    """Leave out other interpreters' bytecode, editors' files, and an installed package's assets."""
+    if Path(place).name == "__pycache__":
+        return {name for name in names if not name.endswith(f".{sys.implementation.cache_tag}.pyc")}
+    return {
+        name
+        for name in names
+        if name.startswith(".")
+        or name.endswith("~")
+        or (name == "assets" and Path(place).name == "lmscale")
+    }
 
 
 def append_submission(folder: Path, submission: Submission) -> None:

@@ -68,7 +68,7 @@ def test_an_installed_wheel_writes_a_batch_script_and_freezes_itself(site, tmp_p
     command = (sys.executable, "-m", "lmscale", "launch", "slurm", config, "--cluster", "example")
     script = run(*command, "--nodes", "8", "--dry-run", cwd=tmp_path, env=environment)
     assert script.startswith("#!/bin/bash\n") and "#SBATCH --nodes=8\n" in script
-    code = "import pathlib, launcher.freeze as f; f.copy_code(pathlib.Path('code'))"
+    code = "import pathlib, launcher.submit as f; f.copy_code(pathlib.Path('code'))"
     run(sys.executable, "-c", code, cwd=tmp_path, env=environment)
     frozen = {**os.environ, "PYTHONPATH": str(tmp_path / "code")}
     again = run(*command, "--nodes", "8", "--dry-run", cwd="/", env=frozen)

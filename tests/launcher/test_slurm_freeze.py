@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from slurm_cases import SMALL, make_config, make_request, make_sweep
 
-from launcher.freeze import copy_code, freeze
 from launcher.plan import plan_job
 from launcher.render import render
+from launcher.submit import copy_code, freeze
 from lmscale.config import load_config
 from lmscale.config.cluster import load_cluster
 from lmscale.errors import ClusterError
