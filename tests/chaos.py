@@ -197,7 +197,7 @@ class Chaos:
 
         And whether it is of the branch on which the run is, where it was rewound.
         """
-        from lmscale.checkpoint.manifest_file import parse_manifest
+        from lmscale.checkpoint.manifest import parse_manifest
         from lmscale.errors import LmscaleError
         from lmscale.history.rewinds import is_undone, read_rewinds
 

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lmscale.checkpoint.manifest import Manifest
-from lmscale.checkpoint.manifest_file import parse_manifest
+from lmscale.checkpoint.manifest import Manifest, parse_manifest
 from lmscale.checkpoint.places.place import Place
 from lmscale.errors import CheckpointError, LmscaleError
 from lmscale.files.run_files import COMMITS_FILE

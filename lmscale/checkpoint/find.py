@@ -16,8 +16,7 @@ from typing import Any
 
 from lmscale.checkpoint.differences import describe_differences
 from lmscale.checkpoint.layout import MANIFEST
-from lmscale.checkpoint.manifest import FileEntry, Manifest
-from lmscale.checkpoint.manifest_file import parse_manifest
+from lmscale.checkpoint.manifest import FileEntry, Manifest, parse_manifest
 from lmscale.checkpoint.places.place import Place
 from lmscale.errors import CheckpointError, RefusedError, TransientError
 from lmscale.files.remote import Result, call_patiently
@@ -36,9 +35,7 @@ _REFUSED = {errno.EACCES, errno.EPERM}
 # What a file system says of a bad place on its disk, and a network's of a server that is away.
 _BAD_DISK = {errno.EIO, errno.EUCLEAN, errno.EBADMSG}
 
-
-Undone = Callable[[Manifest], str | None]
-"""Why a checkpoint is not of the run's history any more, or None."""
+Undone = Callable[[Manifest], str | None]  # why it is not of the run's history any more, or None
 
 
 def nothing_undone(manifest: Manifest) -> str | None:
@@ -73,11 +70,10 @@ class PassedOver:
 class Search:
     """Iterates over the checkpoints that can be resumed from, newest first. All ranks together.
 
-    ``places`` are looked at as one; of the same step in two, the earlier place's comes first. When
-    one shows only after it was loaded that it is no good, ``reject`` it and go on iterating. Where
-    nothing is left although something was saved, the iteration ends with a ``CheckpointError`` that
-    has every reason, rather than that the run starts from scratch. What was undone does not count,
-    nor what a node's own disk lacks.
+    ``places`` are looked at as one; of the same step in two, the earlier place's comes first. What
+    shows only after it was loaded that it is no good, ``reject``. Where nothing is left although
+    something was saved, the iteration ends with a ``CheckpointError`` that has every reason: no run
+    starts from scratch for it. What was undone does not count, nor what a node's own disk lacks.
 
     Passed over is only what shows that it is no good: a file that is missing, of another size or
     hash, or that fails whenever it is read. One that may not be read is a ``CheckpointError``, and

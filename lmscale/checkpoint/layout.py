@@ -28,7 +28,6 @@ from lmscale.ranks.attempt import LOCAL
 
 MANIFEST = "manifest.json"
 STEP_FOLDER = re.compile(r"step-(\d{9,})")
-MAX_NAMED = 8  # problems told one by one
 
 
 def step_folder(root: Path, step: int) -> Path:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, as a value: its fields say what each may hold.
+"""What a checkpoint says of itself, as a value, as a file, and with what a run keeps in it.
 
 A manifest that is made here is not checked. One that is read is, by ``parse_manifest``, against the
 types of these fields: its hash is its maker's own, so it proves no good will.
@@ -9,28 +9,36 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, SkipValidation, TypeAdapter
 
+from lmscale.checkpoint.differences import MAX_NAMED
+from lmscale.errors import CheckpointError
+from lmscale.files.redact import printable_name
 from lmscale.files.strangers import (
     EXACT,
     Count,
     Finite,
     Flag,
+    ImplausibleError,
     Instant,
     Number,
     Sha256,
     Text,
     Tree,
     checked,
+    describe_unsafe_name,
     one_of,
     quote,
 )
 
+State = TypeVar("State")
 VERSION = 2
 MASTER = "master"
 FROZEN = "frozen"
@@ -72,7 +80,7 @@ class FileEntry:
     name: Text
     bytes: Count
     sha256: Sha256
-    # (parameter's name, offset, elements). manifest_file.py checks them: there are many.
+    # (parameter's name, offset, elements). ``_find_file_lies`` checks them: there are many.
     fragments: SkipValidation[tuple[tuple[str, int, int], ...]]
 
 
@@ -119,7 +127,7 @@ class Manifest:
     replicated: dict[str, Untrained] = field(default_factory=dict)
     optimizer: OptimizerKind
     loss_scale: dict[str, Finite] | None  # fp16's dynamic scale and its counters
-    state: Tree  # ``manifest_file.RunStates``, which their owners check
+    state: Tree  # ``RunStates``, which their owners check
     identity: Tree  # of the run and its model; compared before anything is loaded
     # World size, ZeRO stage, precision, versions, time: for people.
     written_by: Annotated[Tree, AfterValidator(_check_writer)]
@@ -199,3 +207,126 @@ def _hash_of(text: str) -> str:
 def _seal(text: str, sha256: str) -> str:
     """A rendered manifest with its hash as the last key."""
     return f'{text[:-1]},"sha256":"{sha256}"}}\n'
+
+
+_MANIFEST = TypeAdapter(Manifest)
+_STATE_BYTES = ITEM_BYTES["F32"]  # masters and optimizers' states
+
+
+def parse_manifest(text: str, path: Path | str) -> Manifest:
+    """Read a manifest back. Raises ``CheckpointError`` for anything that is not one."""
+    try:
+        tree = json.loads(text)
+        if tree["version"] != VERSION:
+            raise CheckpointError(
+                f"{path}: version {quote(tree['version'])} of the checkpoint format; this lmscale "
+                f"reads {VERSION}."
+            )
+        sha256 = tree.pop("sha256")
+        if not _has_hash(text, tree, sha256):
+            raise CheckpointError(f"{path}: does not match its own hash; it is damaged.")
+        names = _names_in_order(tree)
+        for row in tree["files"]:
+            row["fragments"] = _name_fragments(row["fragments"], names)
+        manifest = checked(_MANIFEST, tree)
+        lies = _find_lies(manifest)
+    except ImplausibleError as error:
+        raise _refuse(path, error.problems) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint's manifest: {error!r}.") from None
+    if lies:
+        raise _refuse(path, lies)
+    vars(manifest)["hash"] = sha256
+    return manifest
+
+
+def _refuse(path: Path | str, problems: Sequence[str]) -> CheckpointError:
+    return CheckpointError([f"{path}: refused: {problem}." for problem in problems[:MAX_NAMED]])
+
+
+def _name_fragments(
+    columns: Sequence[Sequence[Any]], names: Sequence[str]
+) -> tuple[tuple[str, int, int], ...]:
+    """With the parameters' names. What is no number of one gets a name that none has: a lie."""
+    numbers, offsets, counts = columns
+    name_of: dict[Any, str] = dict(enumerate(names))
+    named = [name_of[n] if type(n) is int and n in name_of else f"number {n!r}" for n in numbers]
+    return tuple(zip(named, offsets, counts, strict=True))
+
+
+def _find_lies(manifest: Manifest) -> list[str]:
+    """What the fields' own types do not tell: files elsewhere, pieces of nothing, or more of them
+    than their file has bytes. Whether the pieces cover every tensor is ``find_gaps``.
+    """
+    problems: list[str] = []
+    if manifest.parameters.keys() != manifest.states.keys():
+        problems.append("parameters and states are not of the same tensors")
+    for name in sorted(manifest.parameters.keys() & manifest.replicated.keys()):
+        problems.append(f"{printable_name(name)} is trained and not trained")
+    for name, kinds in manifest.states.items():
+        if MASTER not in kinds:
+            problems.append(f"{printable_name(name)} has the states {quote(kinds)}")
+    sizes = {
+        name: (math.prod(shape), _STATE_BYTES * len(manifest.states.get(name, ())))
+        for name, shape in manifest.parameters.items()
+    } | {
+        name: (math.prod(row.shape), ITEM_BYTES[row.dtype])
+        for name, row in manifest.replicated.items()
+    }
+    for entry in manifest.files:
+        problems += _find_file_lies(entry, sizes)
+    counts = Counter(entry.name for entry in manifest.files)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    return problems + [f"{printable_name(name)} is named twice" for name in twice]
+
+
+def _find_file_lies(entry: FileEntry, sizes: Mapping[str, tuple[int, int]]) -> Iterator[str]:
+    """``sizes``: a tensor's elements, and the bytes that are stored of each."""
+    unsafe = describe_unsafe_name(entry.name)
+    if unsafe is not None:
+        yield unsafe
+    name = printable_name(entry.name)
+    needed, unknown = 0, (-1, 0)
+    for parameter, offset, count in entry.fragments:
+        numel, item_bytes = sizes.get(parameter, unknown)
+        # In a large run there are hundreds of thousands: one comparison for each that is sound.
+        if type(offset) is type(count) is int and 0 <= offset <= offset + count <= numel:
+            needed += count * item_bytes
+            continue
+        where = f"{name}: a piece of {parameter!r}, {quote(count)} elements from {quote(offset)} on"
+        if numel < 0:
+            yield f"{where}, is of no tensor of this checkpoint"
+        else:
+            yield f"{where}, does not lie within its {numel} elements"
+    if needed > entry.bytes:
+        yield f"{name}: its pieces need {needed} bytes, and it has {entry.bytes}"
+
+
+def _has_hash(text: str, tree: Mapping[str, Any], sha256: Any) -> bool:
+    """Whether that is the hash of ``tree``, which is read from ``text`` but for the hash."""
+    # As it was written it need not be rendered again: that takes longer than all the rest.
+    unsealed = f"{text[: len(text) - len(_seal('}', '0' * 64)) + 1]}}}"
+    if isinstance(sha256, str) and text == _seal(unsealed, sha256) and _hash_of(unsealed) == sha256:
+        return True
+    return sha256 == _hash_of(_render(tree))
+
+
+RunStates = Mapping[str, Callable[[], dict[str, Any]]]
+"""Key in a manifest's ``state`` (progress, stream, guard, initial) → what gives the value that its
+owner keeps now, as ``read_state`` reads it back: small. A saver knows nothing else of them.
+"""
+
+
+def read_state(
+    manifest: Manifest, name: str, kind: TypeAdapter[State], *, where: str
+) -> State | None:
+    """What the owner of ``name`` has kept; None where it has kept nothing.
+
+    Raises ``CheckpointError`` for what no value of that kind says; ``where`` names the checkpoint.
+    """
+    if manifest.state.get(name) is None:
+        return None
+    try:
+        return checked(kind, manifest.state[name], at=f"state.{name}")
+    except ImplausibleError as error:
+        raise _refuse(where, error.problems) from None

@@ -1,6 +1,7 @@
 """Which checkpoints are kept: the newest, every n steps, the best by a figure, those asked for.
 
-And those that the run itself would go back to, which a ``Spare`` names.
+And those that the run itself would go back to, which a ``Spare`` names. ``survey`` tells a person
+why each is kept, ``plan_prune`` what may be removed by hand.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 from lmscale.checkpoint.commit_log import record_commit, record_removals
 from lmscale.checkpoint.find import Undone, load_manifest, nothing_undone
+from lmscale.checkpoint.layout import find_gaps
 from lmscale.checkpoint.manifest import ASKED, Manifest
 from lmscale.checkpoint.places.place import Place
 from lmscale.config.safety import CheckpointConfig
@@ -44,9 +46,8 @@ class Candidate:
     """A committed checkpoint, as the rule sees it."""
 
     step: int
+    # A run could go on from it, if its files are whole: it is finite, readable, and of its history.
     is_good: bool = True
-    """A run could go on from it, if its files are whole: it is finite, its manifest can be read,
-    and it is of the run's history."""
     is_asked: bool = False  # a person asked for this save; it is kept until a person removes it
 
 
@@ -58,10 +59,8 @@ class Listed(Candidate):
     state: str
     manifest: Manifest | None = None
     problems: tuple[str, ...] = ()
+    # last, every, best, asked, or what a ``Spare`` says; empty: the next save removes it
     kept_for: tuple[str, ...] = ()
-    """``last``, ``every``, ``best``, ``asked``, or what a ``Spare`` says; empty: the next save
-    removes it.
-    """
     is_spared: bool = False  # the run itself may go back to it
 
     @property
@@ -154,9 +153,7 @@ def plan_rule(config: CheckpointConfig, steps: Sequence[int], run_folder: Path) 
 
 
 def look_at(place: Place, step: int, undone: Undone = nothing_undone) -> Listed:
-    """A committed checkpoint, as far as its manifest tells. Raises what ``load_manifest`` raises
-    for one that may be whole.
-    """
+    """A committed checkpoint by its manifest. Raises ``RefusedError`` and ``TransientError``."""
     name = place.name_of(step)
     try:
         manifest = load_manifest(place, step)
@@ -284,3 +281,81 @@ def remove(run_folder: Path, place: Place, steps: Sequence[int]) -> None:
     record_removals(run_folder, steps)
     for step in steps:
         place.delete(step)
+
+
+def survey(
+    place: Place, rule: Rule, undone: Undone = nothing_undone, spare: Spare = spare_none
+) -> tuple[Listed, ...]:
+    """Every step of a place, the newest first. Raises the errors of ``Place``."""
+    listed_steps = [look_at(place, step, undone) for step in place.list_steps()]
+    good = [saved.step for saved in listed_steps if saved.is_good]
+    spared = spare(good, good[0]) if good else {}
+    last = good[: rule.keep_last]
+    for index, saved in enumerate(listed_steps):
+        more = [reason for reason, steps in spared.items() if saved.step in steps]
+        reasons = (*find_reasons(saved, rule, last), *more)
+        listed_steps[index] = replace(saved, kept_for=reasons, is_spared=bool(more))
+    torn = place.list_steps(committed=False)
+    listed_steps += [
+        Listed(step=step, name=place.name_of(step), state=TORN, is_good=False) for step in torn
+    ]
+    return tuple(sorted(listed_steps, key=lambda saved: -saved.step))
+
+
+def find_problems(
+    place: Place, saved: Listed, advance: Callable[[float], None] = lambda size: None
+) -> list[str]:
+    """What is wrong with a committed checkpoint, every file read; empty: nothing.
+
+    ``advance`` is called with the bytes of each file that was looked at.
+    """
+    if saved.manifest is None:
+        return list(saved.problems)
+    problems = []
+    for entry in saved.manifest.files:
+        damage = place.describe_damage(saved.step, entry)
+        if damage is not None:
+            problems.append(f"{damage}.")
+        advance(entry.bytes)
+    return problems + [f"{saved.name}: {gap}." for gap in find_gaps(saved.manifest)]
+
+
+def plan_prune(
+    listed: Sequence[Listed], rule: Rule, *, with_asked: bool = False
+) -> tuple[Listed, ...]:
+    """What a person may remove: all that the rule does not keep, the undone, and the torn.
+
+    Those asked for stay unless ``with_asked``. The newest that a run could go on from never goes,
+    nor what it may go back to.
+    """
+    there = [saved for saved in listed if saved.state != TORN]
+    candidates = [replace(saved, is_asked=saved.is_asked and not with_asked) for saved in there]
+    newest = max((saved.step for saved in there), default=0)
+    by_rule = plan_retention(candidates, rule, newest=newest)
+    return tuple(
+        saved
+        for saved in listed
+        if saved.state == TORN
+        or (saved.step in by_rule and not saved.is_spared)
+        or (saved.state == UNDONE and (with_asked or not saved.is_asked))
+    )
+
+
+def spare_a_sound_one(
+    place: Place,
+    listed: Sequence[Listed],
+    doomed: Sequence[Listed],
+    advance: Callable[[float], None] = lambda size: None,
+) -> tuple[tuple[Listed, ...], Listed | None]:
+    """``doomed`` without the newest checkpoint whose files are whole, unless a newer one stays.
+
+    A manifest looks good even if the disk has lost its files; only reading shows that. Returns also
+    the checkpoint that was read and is whole. None: no committed checkpoint goes, as a person may
+    want to mend one.
+    """
+    for saved in listed:
+        if saved.is_good and not find_problems(place, saved, advance):
+            return tuple(other for other in doomed if other.step != saved.step), saved
+    if any(saved.state != TORN for saved in listed):
+        return (), None
+    return tuple(doomed), None

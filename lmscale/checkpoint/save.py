@@ -16,8 +16,7 @@ from lmscale.checkpoint.fragments import (
     read_optimizer,
     replicated_tensors,
 )
-from lmscale.checkpoint.manifest import Manifest
-from lmscale.checkpoint.manifest_file import RunStates
+from lmscale.checkpoint.manifest import Manifest, RunStates
 from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.snapshot import Copy, parts_of
 from lmscale.checkpoint.tier import Saved, SharedTier

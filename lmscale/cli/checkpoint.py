@@ -16,8 +16,7 @@ from lmscale.errors import EXIT_USER, CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from lmscale.checkpoint.places.place import Place
-    from lmscale.checkpoint.retention import Rule
-    from lmscale.checkpoint.survey import Listed
+    from lmscale.checkpoint.retention import Listed, Rule
 
 app = typer.Typer(help="See, verify and prune what runs have saved.", no_args_is_help=True)
 
@@ -32,15 +31,14 @@ class _Saves:
 
     @property
     def committed(self) -> list[Listed]:
-        from lmscale.checkpoint.survey import TORN
+        from lmscale.checkpoint.retention import TORN
 
         return [saved for saved in self.listed if saved.state != TORN]
 
 
 def _look_at(run: Path) -> _Saves:
     from lmscale.checkpoint.places.run_place import open_place
-    from lmscale.checkpoint.retention import plan_rule
-    from lmscale.checkpoint.survey import survey
+    from lmscale.checkpoint.retention import plan_rule, survey
     from lmscale.guard.divergence import plan_spared
     from lmscale.history.history import read_history
     from lmscale.runs.run_folder import load_run_config
@@ -92,7 +90,7 @@ def verify(
 
     The exit code is 2 when any committed one is damaged, and every problem is named.
     """
-    from lmscale.checkpoint.survey import find_problems
+    from lmscale.checkpoint.retention import find_problems
     from lmscale.cli.checkpoint_view import render_verdict
 
     saves = _look_at(run)
@@ -172,8 +170,7 @@ def prune(
     """
     from dataclasses import replace
 
-    from lmscale.checkpoint.retention import remove
-    from lmscale.checkpoint.survey import plan_prune, spare_a_sound_one
+    from lmscale.checkpoint.retention import plan_prune, remove, spare_a_sound_one
     from lmscale.cli.checkpoint_view import listed_to_json, render_pruned
 
     saves = _look_at(run)

@@ -14,7 +14,7 @@ from lmscale.files.redact import printable
 
 if TYPE_CHECKING:
     from lmscale.checkpoint.manifest import Manifest
-    from lmscale.checkpoint.survey import Listed
+    from lmscale.checkpoint.retention import Listed
 
 LISTED = ("step", "state", "saved", "why", "kept for", "precision", "size", "ranks", "ZeRO")
 _REASONS = {
@@ -206,7 +206,7 @@ def _describe_guard(manifest: Manifest) -> str | None:
 
 
 def _describe_origin(manifest: Manifest) -> str | None:
-    from lmscale.checkpoint.manifest_file import read_state
+    from lmscale.checkpoint.manifest import read_state
     from lmscale.train.initial import ORIGIN, ORIGINS
 
     origin = read_state(manifest, ORIGIN, ORIGINS, where="it")

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, TypeAdapter
 
-from lmscale.checkpoint.manifest import Manifest
-from lmscale.checkpoint.manifest_file import read_state
+from lmscale.checkpoint.manifest import Manifest, read_state
 from lmscale.config.safety import GuardConfig
 from lmscale.engine.step_report import StepReport
 from lmscale.files.strangers import EXACT, Count, Flag, Number, Tree

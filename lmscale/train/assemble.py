@@ -14,7 +14,7 @@ import torch
 
 from lmscale.checkpoint.find import Found, Search
 from lmscale.checkpoint.load import load_checkpoint
-from lmscale.checkpoint.manifest_file import read_state
+from lmscale.checkpoint.manifest import read_state
 from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.places.run_place import open_place, prepare_place
@@ -239,9 +239,7 @@ def _read_start(found: Found) -> Start:
 
 
 def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitStack) -> Run:
-    """The run at ``start``. The engine, if none is given, holds a new run's first weights, or is
-    to be loaded.
-    """
+    """The run at ``start``; an engine that is built here has first weights only in a new run."""
     config, progress, origin = setting.config, start.progress, start.origin
     with failing_together():
         stream = open_stream(

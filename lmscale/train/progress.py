@@ -8,8 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from lmscale.checkpoint.manifest import Manifest
-from lmscale.checkpoint.manifest_file import read_state
+from lmscale.checkpoint.manifest import Manifest, read_state
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import CheckpointError
 from lmscale.files.strangers import EXACT, Count

@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any
 
 from lmscale.checkpoint.fragments import owned_fragments
-from lmscale.checkpoint.manifest import ASKED, LAST, REGULAR, STOP, Manifest
-from lmscale.checkpoint.manifest_file import RunStates
+from lmscale.checkpoint.manifest import ASKED, LAST, REGULAR, STOP, Manifest, RunStates
 from lmscale.checkpoint.places.local_tier import LocalTier, open_node_place
 from lmscale.checkpoint.retention import Retention
 from lmscale.checkpoint.save import draft_manifest, live_copy

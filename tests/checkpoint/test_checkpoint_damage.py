@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from lmscale.checkpoint.find import find_sound, load_manifest
 from lmscale.checkpoint.layout import step_folder
 from lmscale.checkpoint.load import load_weights, open_weights
-from lmscale.checkpoint.manifest_file import parse_manifest
+from lmscale.checkpoint.manifest import parse_manifest
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.places.remote_place import RemotePlace
 from lmscale.errors import CheckpointError

@@ -16,8 +16,13 @@ from safetensors.torch import save_file
 
 from lmscale.checkpoint.layout import find_gaps, plan_reads, step_folder, tensor_name
 from lmscale.checkpoint.load import FragmentReader
-from lmscale.checkpoint.manifest import FileEntry, Manifest, OptimizerKind, Untrained
-from lmscale.checkpoint.manifest_file import parse_manifest
+from lmscale.checkpoint.manifest import (
+    FileEntry,
+    Manifest,
+    OptimizerKind,
+    Untrained,
+    parse_manifest,
+)
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.errors import CheckpointError
 

@@ -16,10 +16,11 @@ from lmscale.checkpoint.retention import (
     Rule,
     find_best,
     look_at,
+    plan_prune,
     plan_retention,
     read_figures,
+    survey,
 )
-from lmscale.checkpoint.survey import plan_prune, survey
 from lmscale.config.safety import CheckpointConfig
 from lmscale.errors import RefusedError
 from lmscale.files.atomic import to_json_bytes

@@ -10,8 +10,7 @@ from handmade_checkpoints import first, manifest_of, render, save, search, step_
 from tiny_run import tiny_config
 
 from lmscale.checkpoint.layout import step_folder
-from lmscale.checkpoint.manifest import Manifest
-from lmscale.checkpoint.manifest_file import parse_manifest
+from lmscale.checkpoint.manifest import Manifest, parse_manifest
 from lmscale.checkpoint.places.local_tier import LocalTier, NodePlace, open_node_place
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.errors import CheckpointError, ConfigError

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tiny_run import run_lmscale, write_tiny_config
 
-from lmscale.checkpoint.manifest_file import parse_manifest
+from lmscale.checkpoint.manifest import parse_manifest
 from lmscale.files.jsonl import append_row
 from lmscale.ranks.attempt import Attempt
 from lmscale.runs.lease import Lease

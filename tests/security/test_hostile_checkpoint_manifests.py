@@ -8,10 +8,8 @@ from sealed import draft, seal, write
 
 from lmscale.checkpoint.differences import describe_differences
 from lmscale.checkpoint.find import Search, find_sound, load_manifest
-from lmscale.checkpoint.manifest import FileEntry, Manifest
-from lmscale.checkpoint.manifest_file import parse_manifest
-from lmscale.checkpoint.retention import Rule
-from lmscale.checkpoint.survey import Listed, survey
+from lmscale.checkpoint.manifest import FileEntry, Manifest, parse_manifest
+from lmscale.checkpoint.retention import Listed, Rule, survey
 from lmscale.cli.checkpoint_view import render_checkpoint, render_listed
 from lmscale.errors import CheckpointError
 from lmscale.files.strangers import MAX_DEPTH

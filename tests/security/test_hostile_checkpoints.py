@@ -12,8 +12,7 @@ from sealed import SOUND, WEIGHTS, seal, write
 
 from lmscale.checkpoint.find import find_damage, load_manifest
 from lmscale.checkpoint.load import load_weights
-from lmscale.checkpoint.manifest import ITEM_BYTES
-from lmscale.checkpoint.manifest_file import parse_manifest
+from lmscale.checkpoint.manifest import ITEM_BYTES, parse_manifest
 from lmscale.checkpoint.write_file import DTYPE_NAMES
 from lmscale.errors import CheckpointError
 
