@@ -2,11 +2,11 @@
 
 ::
 
-    lmscale launch local   local.launch_local → supervise.Supervisor      ranks are child processes
+    lmscale launch local   local.launch_local → local.Supervisor          ranks are child processes
     lmscale launch slurm   submit.prepare → checks.check → submit.submit
 
     configuration ─┐
-    profile ───────┼→ plan.py → SlurmJob → render.py → batch script → freeze.py → sbatch (slurm.py)
+    profile ───────┼→ plan.py → SlurmJob → render.py → batch script → submit.py → sbatch (slurm.py)
     --nodes, … ────┘
 
 On the nodes the batch script starts ``launcher.preflight`` (are the nodes fit?), ``launcher.rank``

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
 from launcher.slurm import AccountedJob
-from launcher.status import ENDS
+from launcher.status import ENDS, Row
 from lmscale.runs.starts import Event, Start, is_one_of
 
-Row = Mapping[str, Any]
 SLACK_SECONDS = 5.0  # between the clocks of the controller and of a node
 SIGNAL_EARLY_SECONDS = 60.0  # by which Slurm may send a signal before it is due
 LOST = "lost: no end was written"

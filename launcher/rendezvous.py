@@ -108,20 +108,16 @@ def expand_tasks_per_node(text: str) -> tuple[int, ...]:
 
 def expand_nodes(text: str) -> tuple[str, ...]:
     """``gpu[01-03,7],login`` → gpu01, gpu02, gpu03, gpu7, login; leading zeros are kept."""
+    if text.count("[") != text.count("]") or not text.strip():
+        raise ClusterError(f"{text!r} is not a Slurm node list such as gpu[01-03,7],login.")
     nodes: list[str] = []
-    for part in _split_outside_brackets(text):
+    for part in filter(None, map(str.strip, re.split(r",(?![^\[]*\])", text))):
         expanded = [""]
         for literal, ranges in re.findall(r"([^\[\]]*)(?:\[([^\[\]]*)\])?", part):
             choices = _expand_ranges(ranges, text) if ranges else [""]
             expanded = [prefix + literal + choice for prefix in expanded for choice in choices]
         nodes += expanded
     return tuple(nodes)
-
-
-def _split_outside_brackets(text: str) -> list[str]:
-    if text.count("[") != text.count("]") or not text.strip():
-        raise ClusterError(f"{text!r} is not a Slurm node list such as gpu[01-03,7],login.")
-    return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
 
 
 def _expand_ranges(ranges: str, text: str) -> list[str]:

@@ -56,9 +56,9 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever a shell has ignored
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     load_everything()
-    from launcher import supervise
+    from launcher import local
 
-    supervise.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": start_rank})
+    local.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": start_rank})
     # Out of the collector's sight: ZeRO 3 of DeepSpeed 0.19.8 collects as it is built, which takes
     # 2 s over all that was imported, and every page it touches is copied for every rank.
     gc.freeze()

@@ -164,7 +164,7 @@ def end_group(pid: int) -> None:
 
 
 def _die_with(parent: int) -> None:
-    from launcher.supervise import _die_with as arrange
+    from launcher.local import _die_with as arrange
 
     arrange(parent)()
 

@@ -89,9 +89,7 @@ def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_states(engine: Engine) -> dict[str, tuple[str, ...]]:
-    """Trained parameter → the kinds that are stored of it: its master, its optimizer's states, and
-    what else the run keeps of its elements.
-    """
+    """Trained parameter → the kinds that are stored of its elements, ``MASTER`` first."""
     kept = engine.kept_elements
     return {n: (MASTER, *_states_of(engine, n), *kept) for n, _ in engine.trained_parameters()}
 
@@ -243,9 +241,7 @@ def read_loss_scale(engine: Engine) -> dict[str, Any] | None:
 
 
 def write_loss_scale(engine: Engine, saved: dict[str, Any] | None) -> None:
-    """Take over the scale where both runs are fp16; a run that changes precision begins with its
-    own.
-    """
+    """Take over the scale where both runs are fp16; with another precision the run has its own."""
     scaler = _scaler(engine)
     if scaler is None or saved is None:
         return
@@ -260,9 +256,7 @@ def _counted_states(engine: Engine) -> list[dict[str, Any]]:
 
 
 def _scaler(engine: Engine) -> Any:
-    """DeepSpeed keeps it in ``loss_scaler`` at stages 1 to 3 and in ``loss_scale_config`` at stage
-    0.
-    """
+    """DeepSpeed has it in ``loss_scaler``, and at stage 0 in ``loss_scale_config``."""
     if engine.config.precision != "fp16":
         return None
     outer = engine.deepspeed.optimizer

@@ -53,9 +53,7 @@ class FragmentReader:
         self._open: dict[str, Any] = {}
 
     def read_into(self, target: Tensor, parameter: str, kind: str, offset: int) -> None:
-        """Fill ``target`` (1-D) with elements [offset, offset + len(target)) of the flattened
-        parameter, converted to its dtype.
-        """
+        """Fill ``target`` (1-D), in its dtype, with elements of a parameter from ``offset`` on."""
         end = offset + target.numel()
         filled = 0
         for start, count, file_name in self._pieces.get(parameter, ()):
@@ -144,9 +142,7 @@ def load_checkpoint(place: Place, manifest: Manifest, engine: Engine) -> None:
 
 
 def check_weights(where: str, manifest: Manifest, engine: Engine) -> None:
-    """Raise ``CheckpointError`` on all ranks when the engine's masters are not those that were
-    saved.
-    """
+    """Raise ``CheckpointError`` on all ranks when the engine's masters are not the saved ones."""
     if not manifest.weights:
         return
     own = weights_fingerprint(owned_fragments(engine))

@@ -39,15 +39,10 @@ logger = logging.getLogger(__name__)
 class Tier:
     """One of the two tiers; each does nothing at a moment unless it says otherwise."""
 
-    is_shared = False
-    """All nodes see the same, and the run relies on it: a save that fails ends the run."""
-    page = ""
-    """Of the figures of its saves, for the trackers."""
-    where = ""
-    """Behind the name of a checkpoint in the log."""
-
-    written_by: Mapping[str, str] = {}
-    """What ``Manifest.written_by`` says of it."""
+    is_shared = False  # all nodes see it, and the run relies on it: a save that fails ends the run
+    page = ""  # of the figures of its saves, for the trackers
+    where = ""  # behind the name of a checkpoint in the log
+    written_by: Mapping[str, str] = {}  # what ``Manifest.written_by`` says of it
 
     def __init__(self, place: Place) -> None:
         self.place = place

@@ -69,9 +69,7 @@ class CheckpointWriter:
         retries: int,
         prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        """``prepare``: what rank 0 does before anything is written. May raise ``LmscaleError``:
-        then nothing is.
-        """
+        """``prepare``: called by rank 0 before anything is written. May raise ``LmscaleError``."""
         self._ranks, self._mailbox, self._lease = ranks, mailbox, lease
         self._retries, self._prepare_save = retries, prepare
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()

@@ -11,5 +11,5 @@
                               └→ divergence.py: which checkpoint, which samples are jumped
 
 Pure functions of figures but for ``Guard``, which every rank calls alike; the first call to read is
-``Guard.__call__``. What happens to the run then: ``lmscale/train/rewinding.py``.
+``Guard.__call__``. What happens to the run then: ``lmscale/train/session.py``.
 """

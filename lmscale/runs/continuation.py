@@ -22,11 +22,9 @@ from lmscale.files.run_files import (
 from lmscale.runs.commits import read_commits
 from lmscale.runs.run_folder import load_run_config
 
+# What the order of the samples rests on, as on run.seed: with another value, samples already seen
+# would come again or never.
 STREAM_KEYS = ("sequence_length", "packing", "mask_documents", "window_shards", "mixture_block")
-"""What the order of the samples rests on, as on run.seed: with another value, samples already seen
-would come again or never."""
-
-
 # What a launcher, or a start that did not come far, may have put there.
 _HARMLESS = {"logs", STOP_FILE, SAVE_FILE, SLURM_FOLDER, "lease.json", "heartbeats", WATCH_FILE}
 _HARMLESS |= {COMMITS_FILE, FAULTS_FILE, RESUMES_FILE}

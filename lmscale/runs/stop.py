@@ -107,9 +107,11 @@ class StopRequests:
 
         A rank that waits for something which may never come looks for the file itself.
         """
-        if self._reason is None and (self._watch_file or (is_waiting and self._is_time_to_look())):
-            if _identify(self._file) not in (None, self._stale):
-                self._reason = "stop file"
+        looks = self._watch_file
+        if not looks and is_waiting and time.monotonic() - self._looked_at >= FILE_SECONDS:
+            self._looked_at, looks = time.monotonic(), True
+        if self._reason is None and looks and _identify(self._file) not in (None, self._stale):
+            self._reason = "stop file"
         return self._reason
 
     def save_asked(self) -> bool:
@@ -180,13 +182,6 @@ class StopRequests:
         """Remove the stop file after it was obeyed, or the next attempt would find it."""
         if self._watch_file:
             _remove(self._file)
-
-    def _is_time_to_look(self) -> bool:
-        now = time.monotonic()
-        is_time = now - self._looked_at >= FILE_SECONDS
-        if is_time:
-            self._looked_at = now
-        return is_time
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         """Python's own handler: in the main thread, when that comes to it."""

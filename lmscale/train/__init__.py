@@ -8,6 +8,6 @@
                     count, record, show, judge, compare, save, score, in this order
 
 The first call to read is ``train_run``, then ``train_steps``, which is a generator. ``saver.py``
-saves while training goes on, ``rewinding.py`` takes the run back, ``compare.py`` finds ranks that
-differ, ``evidence.py`` writes down a divergence, ``votes.py`` agrees on stops and saves.
+saves while training goes on, ``compare.py`` finds ranks that differ, ``evidence.py`` writes down a
+divergence, ``votes.py`` agrees on stops and saves.
 """

@@ -15,12 +15,13 @@ from lmscale.guard.state import GUARD
 from lmscale.ranks.collectives import failing_together
 from lmscale.runs.attempts import AttemptLog
 from lmscale.runs.stop import StoppedError, StopRequests
+from lmscale.runs.trackers import open_trackers
 from lmscale.stream.ledger import Ledger, LedgerRow, open_ledger
 from lmscale.train.assemble import Run
 from lmscale.train.compare import RankComparison
 from lmscale.train.evidence import judge
 from lmscale.train.progress import Hook, ProgressCounter
-from lmscale.train.reporting import MetricsHook, open_run_trackers, progress_hook
+from lmscale.train.reporting import MetricsHook, progress_hook
 from lmscale.train.saver import Saver
 from lmscale.train.scoring import Evaluator, open_evaluator
 from lmscale.train.votes import ASKED, DATA_ERROR, LEASE_LOST, RANKS_DIFFER, SAVE_FAILED, StopPoll
@@ -81,9 +82,7 @@ class AfterStep:
 def open_after_step(
     run: Run, stop: StopRequests, stop_reason: Callable[[], str | None], attempt: AttemptLog | None
 ) -> Iterator[AfterStep]:
-    """The hooks of a run that goes on at ``run.start``. All ranks together; ``attempt`` is rank
-    0's.
-    """
+    """The hooks of a run from ``run.start`` on. All ranks together; ``attempt`` is rank 0's."""
     with ExitStack() as stack:
         counter, guard = ProgressCounter(run.start), build_guard(run)
         comparison = RankComparison(run)
@@ -95,7 +94,7 @@ def open_after_step(
                 step, n = run.start.step, run.start.n
                 opened = open_ledger(run.folder, next_step=step, stream=run.stream, n=n)
                 ledger = stack.enter_context(opened)
-                trackers = stack.enter_context(open_run_trackers(run))
+                trackers = stack.enter_context(open_trackers(run.folder, resumed_step=step))
                 rows = (
                     partial(_record, ledger),
                     MetricsHook(run, counter, trackers, attempt, guard.figures),
@@ -139,9 +138,7 @@ def open_after_step(
 
 
 def _write_rows(hook: Hook, saver: Saver, report: StepReport) -> None:
-    """Once a row is refused, as on a full disk, nothing is written any more, and the saver has all
-    ranks end together.
-    """
+    """Once a row is refused, as by a full disk, none follows, and the saver ends all ranks."""
     if not saver.has_refused:
         try:
             hook(report)

@@ -2,16 +2,9 @@
 a rank a forward pass with the same done again.
 
 A bit that flips in a rank's memory raises nothing: the rank goes on with a weight of its own, and
-at ZeRO 0 for ever. What is alike on all ranks, by ZeRO stage:
-
-===== ==========================================================================================
-stage compared
-===== ==========================================================================================
-0     the parameters of the forward pass, buffers, the fp32 masters, the optimizer's states
-1, 2  the parameters of the forward pass and buffers; masters and states are on one rank alone
-3     parameters that are kept whole (small ones), and buffers
-all   the optimizer's step, the learning rates, the loss scale
-===== ==========================================================================================
+at ZeRO 0 for ever. Alike on all ranks are the parameters of the forward pass (at ZeRO 3 only the
+small ones, which are kept whole), buffers, the optimizer's step, the learning rates and the loss
+scale; at ZeRO 0 also the fp32 masters and the optimizer's states, which else one rank alone has.
 
 At ZeRO 1 to 3 the update deals the parameters out anew, from the masters of the rank that owns
 them: what went wrong in a copy is gone by then, and so it must be looked for before. Before a save
@@ -188,8 +181,7 @@ class RankComparison:
 def compare_for_save(run: Run, step: int) -> None:
     """Compare what a checkpoint takes in shares, once ``step`` is done and before it is saved.
 
-    Every rank writes its share of what all should hold alike. A wrong value of one rank would be in
-    the checkpoint, and loaded from there it is alike on all ranks: no later comparison can see it.
+    A wrong value of one rank, loaded from a checkpoint, is alike on all: no comparison can see it.
     """
     _compare(run, shared_tensors(run.engine), step=step, moment=f"the save of step {step}")
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,8 +20,6 @@ from torch import Tensor, nn
 
 from lmscale.checkpoint.differences import MAX_NAMED, check_same_tensors
 from lmscale.checkpoint.load import find_weights, open_weights
-from lmscale.checkpoint.manifest import Manifest
-from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import BatchPlan, RunConfig
 from lmscale.engine.build import build_engine, gathered, parameter_context
@@ -79,8 +76,15 @@ def open_initial_weights(
     if not config.run.init_from:
         yield draw_weights(config.run.seed)
         return
-    source, step = config.run.initial_run
-    place, manifest = _find_source(source, step, ranks)
+    folder, step = config.run.initial_run
+    with failing_together():
+        try:
+            source = load_run_config(folder)
+        except ConfigError as error:
+            raise ConfigError([f"run.init_from = {folder}: {p}" for p in error.problems]) from None
+        place, undone = open_place(source, folder), read_history(folder).undone
+        heartbeat.tick()
+    manifest = find_weights(place, step, ranks=ranks, origin=str(folder), undone=undone)
     tokenizer = manifest.identity.get("tokenizer")
     if tokenizer != tokenizer_fingerprint:
         raise ConfigError(
@@ -106,18 +110,6 @@ def open_initial_weights(
 def draw_weights(seed: int) -> InitialWeights:
     """Random values, a function of the seed and each parameter's name."""
     return InitialWeights(value=partial(initial_value, seed=seed))
-
-
-def _find_source(folder: Path, step: int | None, ranks: Ranks) -> tuple[Place, Manifest]:
-    """The checkpoint of ``step``, or the newest sound one; the same on all ranks."""
-    with failing_together():
-        try:
-            source = load_run_config(folder)
-        except ConfigError as error:
-            raise ConfigError([f"run.init_from = {folder}: {p}" for p in error.problems]) from None
-        place, undone = open_place(source, folder), read_history(folder).undone
-        heartbeat.tick()
-    return place, find_weights(place, step, ranks=ranks, origin=str(folder), undone=undone)
 
 
 def build_run_engine(

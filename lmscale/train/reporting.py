@@ -12,7 +12,7 @@ from lmscale.files.progress import terminal
 from lmscale.model.family import account_model
 from lmscale.ranks.device import device_name, peak_memory_bytes, peak_tflops
 from lmscale.runs.attempts import AttemptLog
-from lmscale.runs.trackers import Trackers, open_trackers
+from lmscale.runs.trackers import Trackers
 from lmscale.train.assemble import Run
 from lmscale.train.progress import Hook, ProgressCounter
 from lmscale.watch import heartbeat
@@ -56,15 +56,6 @@ CHARTS = {
 }
 
 
-@contextmanager
-def open_run_trackers(run: Run) -> Iterator[Trackers]:
-    """The trackers of a run that goes on at ``run.start``. Rank 0 only."""
-    with open_trackers(run.folder, resumed_step=run.start.step) as trackers:
-        trackers.log_text("config", dump_config(run.config), step=run.start.step)
-        trackers.log_layout(CHARTS)
-        yield trackers
-
-
 class MetricsHook:
     """Every ``log_every_steps``: the figures since the last line, to the trackers and the log.
 
@@ -84,6 +75,8 @@ class MetricsHook:
         self._trackers, self._attempt = trackers, attempt
         self._since: list[StepReport] = []
         config = run.config
+        trackers.log_text("config", dump_config(config), step=run.start.step)
+        trackers.log_layout(CHARTS)
         self._peak = config.train.peak_tflops or peak_tflops(
             device_name(run.device), config.engine.precision
         )

@@ -5,6 +5,7 @@
     train_run          the ranks meet, the folder is claimed, the watch begins
       open_run         from the newest good checkpoint; again after every rewind
         train_steps    for each report: after_step(report)
+      rewind           back to a checkpoint from before a divergence
 
 Requests to stop are heard all the way: ``runs/stop.py``.
 """
@@ -12,14 +13,26 @@ Requests to stop are heard all the way: ``runs/stop.py``.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 
+from lmscale.checkpoint.find import Search
+from lmscale.checkpoint.manifest import Manifest
 from lmscale.config import RunConfig
-from lmscale.errors import GuardError, LeaseLostError, LmscaleError
-from lmscale.guard.guard import RewindRequest
+from lmscale.errors import (
+    CheckpointError,
+    GuardError,
+    LeaseLostError,
+    LmscaleError,
+    RefusedError,
+)
+from lmscale.guard.divergence import Divergence, describe_no_checkpoint, plan_rewind
+from lmscale.guard.guard import RewindRequest, stop_error
+from lmscale.history.history import History, read_history
+from lmscale.history.rewinds import record_rewind
 from lmscale.ranks.collectives import failing_together
 from lmscale.ranks.device import select_device
 from lmscale.ranks.ranks import Ranks, is_lost_connection, open_process_group
@@ -32,7 +45,7 @@ from lmscale.train.after_step import AfterStep, open_after_step
 from lmscale.train.assemble import Run, open_run
 from lmscale.train.folder import claim_folder
 from lmscale.train.loop import train_steps
-from lmscale.train.rewinding import rewind
+from lmscale.train.progress import read_progress
 from lmscale.train.scoring import complete_evaluation
 from lmscale.train.votes import LEASE_LOST, SAVE_FAILED, StopPoll
 from lmscale.watch import heartbeat
@@ -187,6 +200,72 @@ def _train(run: Run, after_step: AfterStep) -> None:
         after_step.save_what_is_left()
         logger.info("stopped after step %d: %s", after_step.counter.now.step, stopped.reason)
         raise
+
+
+def rewind(run: Run, request: RewindRequest) -> None:
+    """Decide to which checkpoint the run goes back, and write it down. All ranks together.
+
+    Once this has returned, or was killed after the row was written, every start of the run goes on
+    from there. Raises ``GuardError`` on all ranks where no checkpoint is old enough and whole, and
+    ``RefusedError`` where one may not be looked at.
+    """
+    divergence, rewinds = request.divergence, run.history.rewinds
+    target, why_none = _find_target(run, divergence)
+    with failing_together():
+        if run.ranks.is_first:
+            run.lease.check()
+            planned = plan_rewind(
+                divergence,
+                {} if target is None else {target.step: _samples_of(target)},
+                number=len(rewinds) + 1,
+                time=time.time(),
+                segments=run.stream.segments,
+            )
+            if planned is not None:
+                record_rewind(run.folder, planned)
+        heartbeat.tick()
+    if target is None:
+        raise stop_error(divergence, run.config.guard, rewinds, problem=why_none)
+
+
+def _find_target(run: Run, divergence: Divergence) -> tuple[Manifest | None, str]:
+    """The newest checkpoint from before the samples in question, or why there is none.
+
+    Verified by all ranks together: once the row is written there is no way back to a newer one.
+    """
+    history = History()
+    with failing_together():
+        if run.ranks.is_first:  # who alone is asked
+            history = read_history(run.folder)
+
+    def unfit(manifest: Manifest) -> str | None:
+        try:
+            num_samples = _samples_of(manifest)
+        except CheckpointError as error:
+            return "; ".join(error.problems)
+        if manifest.step > divergence.not_after_step:
+            return "is not from before the samples that the guard suspects"
+        if num_samples > divergence.jump_from_n:
+            return "has used some of the samples that the guard suspects"
+        return history.undone(manifest)
+
+    search = Search([run.place], run.ranks, identity=run.identity, undone=unfit)
+    problems: tuple[str, ...] = ()
+    try:
+        found = next(search, None)
+    except RefusedError:  # it may be the one to go back to
+        raise
+    except CheckpointError as error:  # on all ranks alike
+        found, problems = None, error.problems
+    if found is not None:
+        return found.manifest, ""
+    told = {why for one in search.passed_over for why in one.why}
+    more = [problem for problem in problems if problem not in told]
+    return None, "\n".join([describe_no_checkpoint(divergence, search.passed_over), *more])
+
+
+def _samples_of(manifest: Manifest) -> int:
+    return read_progress(manifest, where=f"the checkpoint of step {manifest.step}").n
 
 
 def _requested_as_well(stop: StopRequests, error: Exception) -> str | None:

@@ -20,7 +20,7 @@ from lmscale.history.history import HISTORY, History, Start, read_history
 from lmscale.history.rewinds import Rewind, read_rewinds, record_rewind
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.lease import NO_LEASE
-from lmscale.train.rewinding import rewind
+from lmscale.train.session import rewind
 
 REWIND = Rewind(
     number=1,

@@ -28,7 +28,7 @@ from lmscale.stream.stream import open_stream
 from lmscale.tokenizer import load_tokenizer
 from lmscale.train import evidence as evidence_module
 from lmscale.train.evidence import EVIDENCE_FILE, describe_window, evidence_folder, judge
-from lmscale.train.rewinding import rewind
+from lmscale.train.session import rewind
 
 STAGES = (0, 1, 2, 3)
 

@@ -105,9 +105,7 @@ class LocalTier(Tier):
     def __init__(
         self, place: NodePlace, ranks: Ranks, *, every_minutes: float, first_step: int | None = None
     ) -> None:
-        """``first_step``: the one that the run has gone on from; what is here of later ones is
-        undone.
-        """
+        """``first_step``: where the run has gone on; what is here of later steps is undone."""
         super().__init__(place)
         place.whole_up_to = first_step
         self._ranks = ranks
