@@ -227,10 +227,7 @@ def describe_wait(job: QueuedJob, now: float) -> str:
 
 
 def _judge_gone(
-    signs: RunSigns,
-    jobs: Sequence[str],
-    queued: Sequence[QueuedJob],
-    ends: Sequence[AccountedJob],
+    signs: RunSigns, jobs: Sequence[str], queued: Sequence[QueuedJob], ends: Sequence[AccountedJob]
 ) -> RunState:
     """Of jobs that have ended: by Slurm's last word on them, and the batch script's."""
     newest = max(ends, key=lambda end: (end.ended_at or 0, end.job), default=None)

@@ -34,6 +34,7 @@ from launcher.preflight import cordon, verdict
 from launcher.rendezvous import expand_nodes, rendezvous_from_slurm
 from lmscale.errors import EXIT_USER, ClusterError, LmscaleError
 from lmscale.files.atomic import write_json
+from lmscale.files.jsonl import read_object
 
 if TYPE_CHECKING:
     from lmscale.config import RunConfig
@@ -205,10 +206,7 @@ def read_reports(folder: Path, nodes: Sequence[str]) -> dict[str, verdict.Report
     """Each node's report, with its tasks' speeds as a list."""
 
     def read(node: str, task: int) -> dict[str, Any] | None:
-        try:
-            return json.loads((folder / report_name(node, task)).read_bytes())
-        except (OSError, ValueError):
-            return None
+        return read_object(folder / report_name(node, task)) or None
 
     reports: dict[str, verdict.Report | None] = {}
     for node in nodes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import socket
@@ -15,6 +14,7 @@ from typing import Any
 
 import lmscale
 from lmscale.files.atomic import write_json, writing
+from lmscale.files.jsonl import read_object
 from lmscale.files.redact import may_be_secret, redact, redact_command
 from lmscale.ranks.device import cpu_name, num_cores
 
@@ -88,8 +88,8 @@ def collect_code(root: Path | None = None) -> dict[str, Any]:
     """The package's version and git state, or those of what a launcher copied it from."""
     root = Path(lmscale.__file__).parents[1] if root is None else root
     code: dict[str, Any] = {"version": lmscale.__version__, "folder": str(root)}
-    frozen = _read_frozen(root)
-    if frozen is not None:
+    frozen = read_object(root.parent / "code.json") if root.name == FROZEN_CODE else {}
+    if "git" in frozen:
         return {**frozen, "folder": str(root), "frozen_from": frozen.get("folder")}
     tracked = _git(root, "ls-files", "--error-unmatch", "lmscale/__init__.py")
     if tracked is None:  # also a package installed below somebody else's checkout
@@ -106,16 +106,6 @@ def collect_code(root: Path | None = None) -> dict[str, Any]:
             "diff_is_cut": len(difference) > MAX_DIFF_CHARS,
         },
     }
-
-
-def _read_frozen(root: Path) -> dict[str, Any] | None:
-    if root.name != FROZEN_CODE:
-        return None
-    try:
-        code = json.loads((root.parent / "code.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return code if isinstance(code, dict) and "git" in code else None
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -27,7 +27,7 @@ from typing import Any
 
 from lmscale.errors import ConfigError
 from lmscale.files import fault_points
-from lmscale.files.jsonl import append_row, mend_tail, read_rows
+from lmscale.files.jsonl import append_durable_row, read_rows
 from lmscale.files.locks import lock
 from lmscale.files.run_files import FAULTS_FILE
 
@@ -234,7 +234,6 @@ class _Armed:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "ab") as file:
             lock(file.fileno())  # other ranks, threads and workers count here too
-            mend_tail(self._path)
             mine = [self._rank, fault.text]
             rows = read_rows(self._path)
             done = sum([row.get("rank"), row.get("fault")] == mine for row in rows)
@@ -243,8 +242,7 @@ class _Armed:
             if done >= fault.times:
                 return False
             row = {"time": round(time.time(), 3), "fault": fault.text, "rank": self._rank}
-            append_row(self._path, {**row, "step": step, "pid": os.getpid()})
-            os.fsync(file.fileno())
+            append_durable_row(self._path, {**row, "step": step, "pid": os.getpid()})
         return True
 
 

@@ -236,12 +236,7 @@ class Forecast:
 
 
 def forecast(
-    metrics: Sequence[Row],
-    *,
-    starts: Sequence[float],
-    step: int,
-    steps: int,
-    goodput: float,
+    metrics: Sequence[Row], *, starts: Sequence[float], step: int, steps: int, goodput: float
 ) -> Forecast | None:
     """A forecast from the lines of metrics.jsonl; None before the first line.
 

@@ -27,12 +27,7 @@ from lmscale.runs.attempts import ATTEMPTS_FILE, FINISHED
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.goodput import Goodput, goodput
 from lmscale.runs.starts import HANG_ENDED, RunSigns, plan_starts, read_events
-from lmscale.runs.sweep_folder import (
-    find_membership,
-    frozen_config,
-    member_submissions,
-    read_sweep,
-)
+from lmscale.runs.sweep_folder import find_membership, frozen_config, member_submissions, read_sweep
 from lmscale.runs.trackers import METRICS_FILE
 
 LEDGER_FILE = "ledger.jsonl"

@@ -11,6 +11,7 @@ Script and rank 0 both name the job and its restart, by which the rows of a star
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -20,7 +21,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lmscale.files.jsonl import Row
+from lmscale.files.jsonl import Row, tail_rows
 from lmscale.files.run_files import SLURM_FOLDER
 
 EVENTS_FILE = "events.jsonl"
@@ -88,14 +89,10 @@ class RunSigns:
 
 def read_events(folder: Path) -> list[Event]:
     """The rows of the run's batch scripts. Two copies of a job, on two nodes, may tear a line."""
-    try:
-        lines = (folder / SLURM_FOLDER / EVENTS_FILE).read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
     events: list[Event] = []
-    for line in lines:
+    for row in tail_rows(folder / SLURM_FOLDER / EVENTS_FILE, max_bytes=sys.maxsize):
         with suppress(ValidationError):
-            events.append(Event.model_validate_json(line))
+            events.append(Event.model_validate(row))
     return events
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from lmscale.config import RunConfig
 from lmscale.errors import ConfigError
-from lmscale.files.atomic import write_bytes
+from lmscale.files.atomic import write_json
 from lmscale.files.jsonl import Row
 from lmscale.files.run_files import CONFIG_FILE, SLURM_FOLDER, SWEEP_FILE, read_submissions
 
@@ -67,9 +67,7 @@ def read_sweep(root: Path) -> Sweep:
 
 
 def write_sweep(sweep: Sweep) -> None:
-    tree = sweep.model_dump(mode="json")
-    text = json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
-    write_bytes(sweep.root / SWEEP_FILE, text.encode())
+    write_json(sweep.root / SWEEP_FILE, sweep.model_dump(mode="json"))
 
 
 def refuse_sweep(folder: Path) -> None:

@@ -22,13 +22,7 @@ import torch
 from lmscale.checkpoint.find import Search
 from lmscale.checkpoint.manifest import Manifest
 from lmscale.config import RunConfig
-from lmscale.errors import (
-    CheckpointError,
-    GuardError,
-    LeaseLostError,
-    LmscaleError,
-    RefusedError,
-)
+from lmscale.errors import CheckpointError, GuardError, LeaseLostError, LmscaleError, RefusedError
 from lmscale.guard.divergence import Divergence, describe_no_checkpoint, plan_rewind
 from lmscale.guard.guard import RewindRequest, stop_error
 from lmscale.history.history import History, read_history
