@@ -22,8 +22,7 @@ from lmscale.runs.commits import read_commits
 from lmscale.runs.continuation import check_folder, find_continuation_problems, find_source_problems
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
-EXCLUSIVE = ("train", "corpus", "shards")
-"""Kinds of which two at once in one folder would get in each other's way."""
+EXCLUSIVE = ("train", "corpus", "shards")  # two at once in a folder would be in each other's way
 # Of the #SBATCH lines: what Slurm chooses nodes by and refuses a job for.
 _ASKED = ("partition", "account", "qos", "constraint", "reservation", "array", "nodes", "mincpus")
 _ASKED += ("ntasks-per-node", "cpus-per-task", "gres", "mem", "exclusive", "exclude", "time")

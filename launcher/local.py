@@ -1,6 +1,4 @@
-"""The ranks of a run on this machine, which live and end together: a signal reaches all of them,
-and the failure of one ends all.
-"""
+"""The ranks of a run on this machine: signals are passed on to all, and a failure ends all."""
 
 from __future__ import annotations
 

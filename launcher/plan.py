@@ -56,9 +56,7 @@ def plan_state_folder(kind: JobKind, folder: Path) -> Path:
 
 
 def plan_job(request: JobRequest, kind: JobKind) -> SlurmJob:
-    """A training, a look at the nodes alone, one rank that scores the run's newest checkpoint, or
-    an array whose tasks share the building of the corpus or of the shards.
-    """
+    """A job of this kind; one that builds data is an array, whose tasks share the work."""
     if kind == "train":
         return _plan_training(request)
     if kind == "preflight":

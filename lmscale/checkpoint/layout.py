@@ -1,5 +1,4 @@
-"""The layout on disk: fragments of flattened tensors, and the manifest that makes them a
-checkpoint.
+"""The layout on disk: fragments of flattened tensors, and the manifest that makes them count.
 
 ::
 

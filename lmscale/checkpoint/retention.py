@@ -25,20 +25,17 @@ from lmscale.runs.trackers import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
+# What is kept beside the rule: (the good steps, the newest that is committed) → reason → steps.
 Spare = Callable[[Sequence[int], int], Mapping[str, Sequence[int]]]
-"""What is kept beside the rule: from the good steps, and the newest that the run has committed, to
-reason → steps.
-"""
 
 
 def spare_none(steps: Sequence[int], newest: int) -> Mapping[str, Sequence[int]]:
     return {}
 
 
+# Torn: without a manifest, by a save that was cut off or is under way. Unreadable: with a damaged
+# manifest. Undone: of steps that a rewind, or a resume from before them, has undone.
 COMMITTED, TORN, UNREADABLE, UNDONE = "committed", "torn", "unreadable", "undone"
-"""States. Torn: without a manifest, by a save that was cut off or is under way. Unreadable: with
-a damaged manifest. Undone: of steps that a rewind, or a resume from before them, has undone.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,4 @@
-"""Where a save goes, what is done there besides the ranks' files, and the commit that makes it
-count.
+"""Where a save goes, what is done there besides the ranks' files, and the commit.
 
 ::
 

@@ -103,9 +103,7 @@ def causes_of(phase_seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def pause_after(written_at: float, *, opened_at: float) -> float:
-    """When the next row of an attempt is due that was opened, and last written to, at these times:
-    after as much again as all before it, up to 15 s.
-    """
+    """Seconds to an attempt's next row: as many again as it has been written to, up to 15."""
     return min(PROGRESS_SECONDS, max(FIRST_SECONDS, written_at - opened_at))
 
 

@@ -1,6 +1,4 @@
-"""The loop: a generator of step reports. Saving, evaluating and logging are the caller's
-for-loop.
-"""
+"""The loop: a generator of step reports. Saving, evaluating and logging are its caller's."""
 
 from __future__ import annotations
 
