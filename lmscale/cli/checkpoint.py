@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmscale.cli.checkpoint_view import (
+    LISTED,
+    listed_to_json,
+    render_checkpoint,
+    render_listed,
+    render_pruned,
+    render_verdict,
+)
 from lmscale.cli.options import JsonOption, RunArgument
 from lmscale.errors import EXIT_USER, CheckpointError, ConfigError
+from lmscale.files.jsonl import read_rows
+from lmscale.files.redact import printable
 
 if TYPE_CHECKING:
     from lmscale.checkpoint.places.place import Place
@@ -59,9 +69,7 @@ def list_(run: RunArgument, as_json: JsonOption = False) -> None:
 
     Reads the manifests only: `lmscale checkpoint verify` reads the files.
     """
-    from lmscale.cli.checkpoint_view import LISTED, listed_to_json, render_listed
     from lmscale.cli.runs.view import print_table
-    from lmscale.files.redact import printable
 
     saves = _look_at(run)
     if as_json:
@@ -91,7 +99,6 @@ def verify(
     The exit code is 2 when any committed one is damaged, and every problem is named.
     """
     from lmscale.checkpoint.retention import find_problems
-    from lmscale.cli.checkpoint_view import render_verdict
 
     saves = _look_at(run)
     chosen = saves.committed if step is None else [_find(saves, step)]
@@ -123,8 +130,6 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show a checkpoint of RUN: its files, its writer, its place in the data."""
-    from lmscale.cli.checkpoint_view import render_checkpoint
-
     saves = _look_at(run)
     if step is None and not saves.committed:
         raise CheckpointError(f"{saves.place.location} holds no checkpoint yet.")
@@ -168,10 +173,7 @@ def prune(
     Refused while the run is live: it prunes by itself at every save, and a save under way cannot be
     told from one that was cut off.
     """
-    from dataclasses import replace
-
     from lmscale.checkpoint.retention import plan_prune, remove, spare_a_sound_one
-    from lmscale.cli.checkpoint_view import listed_to_json, render_pruned
 
     saves = _look_at(run)
     if not dry_run:
@@ -223,7 +225,6 @@ def _refuse_live(run: Path) -> None:
 
 def _figures_at(run: Path, step: int) -> dict[str, float]:
     """What metrics.jsonl holds of a step: its loss, and scores where it was evaluated."""
-    from lmscale.files.jsonl import read_rows
     from lmscale.runs.trackers import METRICS_FILE
 
     figures: dict[str, float] = {}

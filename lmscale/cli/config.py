@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
+import yaml
 
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
-
-if TYPE_CHECKING:
-    from lmscale.config import RunConfig
+from lmscale.config import RunConfig, dump_config, load_config
 
 app = typer.Typer(help="What a YAML file means, and what may stand in it.", no_args_is_help=True)
 
@@ -29,10 +29,6 @@ def show(
 
     With --nproc also the division of the batch and all that DeepSpeed is given, overrides included.
     """
-    import yaml
-
-    from lmscale.config import dump_config, load_config
-
     loaded = load_config(config, set_ or ())
     derived = _derive(loaded, num_ranks)
     if as_json:
@@ -52,8 +48,6 @@ def schema() -> None:
 
     In VS Code: "yaml.schemas": {"lmscale.schema.json": "configs/*.yaml"}.
     """
-    from lmscale.config import RunConfig
-
     typer.echo(json.dumps(RunConfig.model_json_schema(), indent=1, ensure_ascii=False))
 
 
@@ -66,8 +60,6 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
     }
     if num_ranks is None:
         return derived
-    from dataclasses import asdict
-
     from lmscale.engine.deepspeed_config import render_deepspeed_config
     from lmscale.model.family import account_model
 
@@ -76,9 +68,4 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
     # A user's ranks are all on the data axis.
     batch = {"world_size" if key == "data_ranks" else key: v for key, v in asdict(plan).items()}
     deepspeed = render_deepspeed_config(config.engine, plan=plan, num_parameters=num_parameters)
-    return {
-        **derived,
-        "parameters": num_parameters,
-        "batch": batch,
-        "deepspeed": deepspeed,
-    }
+    return {**derived, "parameters": num_parameters, "batch": batch, "deepspeed": deepspeed}

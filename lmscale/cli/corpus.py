@@ -10,6 +10,7 @@ import typer
 
 from lmscale.cli.data_tasks import TaskOption, TasksOption, echo_progress, echo_summary
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+from lmscale.config import load_config
 
 if TYPE_CHECKING:
     from lmscale.corpus import CorpusManifest
@@ -35,7 +36,6 @@ def build(
     With --task the tasks of an array share the work, on nodes that see the same folders. The
     result is that of one command. With --force, tasks replace only what was built otherwise.
     """
-    from lmscale.config import load_config
     from lmscale.corpus import build_corpus
     from lmscale.corpus.documents import render_manifest
     from lmscale.tasks.array_tasks import parse_task
@@ -51,15 +51,12 @@ def status(
     config: ConfigArgument, tasks: TasksOption, set_: SetOption = None, json_: JsonOption = False
 ) -> None:
     """Print which tasks of an array of N are missing from the corpus of CONFIG."""
-    from lmscale.config import load_config
-
     echo_progress(load_config(config, set_ or ()), "corpus", tasks, as_json=json_)
 
 
 @app.command()
 def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
     """Print what the corpus of CONFIG holds and what was dropped, by reason."""
-    from lmscale.config import load_config
     from lmscale.corpus import load_corpus_manifest
     from lmscale.corpus.documents import render_manifest
 

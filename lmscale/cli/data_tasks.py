@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lmscale.config import RunConfig
+from lmscale.ranks.ranks import render_numbers
+
 if TYPE_CHECKING:
-    from lmscale.config import RunConfig
     from lmscale.tasks.array_tasks import ArrayTask
     from lmscale.tasks.building import BuildSummary
     from lmscale.tasks.finishing import Progress
@@ -52,8 +54,6 @@ def _progress_of(config: RunConfig, stage: Stage, num_tasks: int) -> tuple[Progr
 
 def echo_progress(config: RunConfig, stage: Stage, num_tasks: int, *, as_json: bool) -> None:
     """Print each build's state and the missing tasks, for ``status``."""
-    from lmscale.ranks.ranks import render_numbers
-
     builds = _progress_of(config, stage, num_tasks)
     missing = _missing(builds)
     if as_json:
@@ -123,8 +123,6 @@ def _as_data(progress: Progress) -> dict[str, Any]:
 
 def _describe_progress(progress: Progress) -> str:
     """The missing tasks, and the markers that do not count, in a line."""
-    from lmscale.ranks.ranks import render_numbers
-
     if progress.is_built:
         return "built"
     num_ended = len(progress.expected & progress.ended)

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lmscale.config import load_config
+from lmscale.config.assets import find_assets
 from lmscale.errors import EXIT_FINISHED, EXIT_RESUMABLE, ClusterError
 from lmscale.runs.commits import read_commits
 
@@ -33,8 +35,6 @@ def demo(
     Trains a tokenizer, builds shards, trains a small model, is stopped half-way as by a preemption,
     goes on with another number of ranks and another ZeRO stage, evaluates, samples, audits.
     """
-    from lmscale.config import load_config
-
     started = time.monotonic()
     path = config or find_config("demo.yaml")
     steps = load_config(path).train.steps
@@ -60,8 +60,6 @@ def demo(
 
 def find_config(name: str) -> Path:
     """Path of a configuration that comes with lmscale, in a checkout or an installed package."""
-    from lmscale.config.assets import find_assets
-
     return find_assets("configs") / name
 
 
@@ -78,17 +76,8 @@ def _plan_ranks() -> tuple[int, int]:
 def _train_until_stopped(path: Path, num_ranks: int, *, stop_after: int) -> None:
     """Start training, and send SIGTERM once ``stop_after`` steps are in the ledger."""
     ledger = RUN / "ledger.jsonl"
-    argv = [
-        sys.executable,
-        "-m",
-        "lmscale",
-        "launch",
-        "local",
-        str(path),
-        "--nproc",
-        f"{num_ranks}",
-    ]
-    with subprocess.Popen(argv) as launcher:
+    words = ["launch", "local", str(path), "--nproc", str(num_ranks)]
+    with subprocess.Popen([sys.executable, "-m", "lmscale", *words]) as launcher:
         while launcher.poll() is None and _count_lines(ledger) < stop_after:
             time.sleep(0.2)
         if launcher.poll() is None:
@@ -112,8 +101,6 @@ def _run(*arguments: object) -> None:
 
 def _run_example(name: str, *arguments: object) -> None:
     """Run a script of ``examples/``, as a person in a clone would."""
-    from lmscale.config.assets import find_assets
-
     words = list(map(str, arguments))
     print(f"\n$ python {shlex.join([f'examples/{name}', *words])}", flush=True)
     _call(str(find_assets("examples") / name), *words)

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from lmscale.cli.data_tasks import Stage, missing_tasks
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+from lmscale.cli.problems import print_problems, print_warnings
+from lmscale.config import load_config
+from lmscale.errors import EXIT_USER
 
 if TYPE_CHECKING:
     from launcher.checks import Findings
     from launcher.job import SlurmJob
     from launcher.submit import LaunchOptions, Submission
-    from lmscale.cli.data_tasks import Stage
 
 app = typer.Typer(help="Start the ranks of a run.", no_args_is_help=True)
 
@@ -35,7 +38,6 @@ def local(
     on from there. A second Ctrl-C ends without saving.
     """
     from launcher.local import launch_local
-    from lmscale.cli.problems import print_problems
 
     outcome = launch_local(config, set_ or (), num_ranks=num_ranks)
     print_problems(outcome.problems)
@@ -116,8 +118,6 @@ def slurm(
     """
     from launcher.checks import check as check_prepared
     from launcher.submit import LaunchOptions, prepare, submit
-    from lmscale.cli.problems import print_problems, print_warnings
-    from lmscale.errors import EXIT_USER
 
     options = LaunchOptions(
         config=config,
@@ -152,9 +152,6 @@ def slurm(
 
 def _find_missing(options: LaunchOptions, job: Stage, *, as_json: bool) -> tuple[int, ...]:
     """The unfinished tasks of a data job. Exits the command when none is left."""
-    from lmscale.cli.data_tasks import missing_tasks
-    from lmscale.config import load_config
-
     config = load_config(options.config, options.overrides)
     missing = missing_tasks(config, job, options.tasks or 1)
     if not missing:

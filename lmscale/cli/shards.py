@@ -10,9 +10,11 @@ import typer
 
 from lmscale.cli.data_tasks import TaskOption, TasksOption, echo_progress, echo_summary
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+from lmscale.config import load_config
+from lmscale.config.data import StreamConfig
+from lmscale.errors import DataError
 
 if TYPE_CHECKING:
-    from lmscale.config.data import StreamConfig
     from lmscale.shards import Manifest
 
 app = typer.Typer(help="Documents → tar shards of tokens.", no_args_is_help=True)
@@ -46,7 +48,6 @@ def build(
     With --task the tasks of an array share the work, on nodes that see the same folders. The
     result is that of one command. With --force, tasks replace only what was built otherwise.
     """
-    from lmscale.config import load_config
     from lmscale.shards import build_shards
     from lmscale.shards.manifest import render_manifest
     from lmscale.tasks.array_tasks import parse_task
@@ -66,8 +67,6 @@ def status(
     config: ConfigArgument, tasks: TasksOption, set_: SetOption = None, json_: JsonOption = False
 ) -> None:
     """Print which tasks of an array of N are missing from the shards of CONFIG."""
-    from lmscale.config import load_config
-
     echo_progress(load_config(config, set_ or ()), "shards", tasks, as_json=json_)
 
 
@@ -90,7 +89,6 @@ def verify(
     ] = False,
 ) -> None:
     """Check every shard in DIR against its manifest; exit code 2 if there are problems."""
-    from lmscale.errors import DataError
     from lmscale.shards import find_datasets, load_manifest, verify_dataset
 
     problems = []

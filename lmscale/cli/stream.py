@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+from lmscale.config import RunConfig, load_config
+from lmscale.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lmscale.config import RunConfig
     from lmscale.stream.stream import Stream
 
 app = typer.Typer(help="Shards → the global order of samples.", no_args_is_help=True)
@@ -36,7 +38,6 @@ def digest(
 
     The sum modulo 2^63 over the step's samples of xxh64 of the sample's number and its tokens.
     """
-    from lmscale.config import load_config
     from lmscale.objective.objective import build_preparation
     from lmscale.stream.loader import digest_steps
 
@@ -64,8 +65,6 @@ def digest(
 @app.command()
 def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
     """Print the mixture of CONFIG: each source's size, its share, and the epochs of a whole run."""
-    from lmscale.config import load_config
-
     settings = load_config(config, set_ or ())
     samples = settings.train.steps * settings.batch.global_windows
     with open_config_stream(settings) as stream:
@@ -102,8 +101,6 @@ def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fal
 
 def open_config_stream(settings: RunConfig) -> Stream:
     """The stream of a run that begins, checked against the config's tokenizer if that is there."""
-    from pathlib import Path
-
     from lmscale.files.progress import progress
     from lmscale.stream.stream import open_stream
 
@@ -125,8 +122,6 @@ def open_config_stream(settings: RunConfig) -> Stream:
 
 def parse_steps(text: str) -> tuple[int, int]:
     """``A:B`` or ``B`` → (A, B). Raises ``ConfigError``."""
-    from lmscale.errors import ConfigError
-
     first, separator, last = text.partition(":")
     if not separator:
         first, last = "0", first

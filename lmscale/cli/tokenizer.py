@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+from lmscale.config import load_config
 
 app = typer.Typer(help="Documents → a SentencePiece tokenizer.", no_args_is_help=True)
 
@@ -19,7 +20,6 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing tokenizer.")] = False,
 ) -> None:
     """Train the tokenizer of CONFIG on its corpus; one trained before from the same is kept."""
-    from lmscale.config import load_config
     from lmscale.tokenizer import train_tokenizer
 
     settings = load_config(config, set_ or ())
@@ -42,7 +42,6 @@ def show(
     json_: JsonOption = False,
 ) -> None:
     """Print what the tokenizer of CONFIG is and how it cuts a text."""
-    from lmscale.config import load_config
     from lmscale.tokenizer import load_tokenizer
     from lmscale.tokenizer.train import render_meta
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import typer
 
 from lmscale.cli.options import ConfigArgument, SetOption
+from lmscale.config import RunConfig, load_config
 from lmscale.errors import EXIT_RESUMABLE
-
-if TYPE_CHECKING:
-    from lmscale.config import RunConfig
 
 
 def train(config: ConfigArgument, set_: SetOption = None) -> None:
@@ -21,8 +18,6 @@ def train(config: ConfigArgument, set_: SetOption = None) -> None:
     why; 76 stopped by the guard; 2 something to mend; 1 a failure that may pass, or a bug. To start
     several ranks use `lmscale launch`.
     """
-    from lmscale.config import load_config
-
     stop_reason = run_training(load_config(config, set_ or ()))
     if stop_reason is not None:
         raise typer.Exit(EXIT_RESUMABLE)
