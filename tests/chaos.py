@@ -199,7 +199,7 @@ class Chaos:
         """
         from lmscale.checkpoint.manifest import parse_manifest
         from lmscale.errors import LmscaleError
-        from lmscale.history.rewinds import is_undone, read_rewinds
+        from lmscale.history.history import is_undone, read_rewinds
 
         path = self.folder_of(step) / "manifest.json"
         try:

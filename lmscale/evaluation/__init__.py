@@ -5,7 +5,7 @@
     RUN ──load_run──→ LoadedRun ──┬─→ evaluate_set (perplexity.py): loss, perplexity, bits per byte
                                   │      over the sets that open_evaluation_sets opens and checks
                                   └─→ Generation (generate.py): a prompt → ids by Sampling
-                                         ──TextStream──→ text
+                                         ─stream_text──→ text
 
 The first calls to read are ``load_run`` and ``evaluate_set``. The evaluation between the steps of a
 run, by the same functions, is ``lmscale/train/scoring.py``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,21 +167,11 @@ class Generation:
         self.stopped_by = self._limit
 
 
-class TextStream:
-    """Turns ids, one by one, into pieces of text whose concatenation is their decoded text.
+def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Pieces of text, as soon as the ids complete them, that join to the decoded text.
 
     A character may take up to four byte tokens; it is held back until complete. Bytes that
     cannot become a character any more are U+FFFD, as in ``Tokenizer.decode``.
     """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def add(self, token: int) -> str:
-        """The text completed by ``token``; often empty inside a character."""
-        return self._decoder.decode(self._tokenizer.decode_bytes([token]))
-
-    def finish(self) -> str:
-        """The rest of the text: U+FFFD for an unfinished character, else empty."""
-        return self._decoder.decode(b"", final=True)
+    pieces = (tokenizer.decode_bytes([token]) for token in ids)
+    return codecs.iterdecode(pieces, "utf-8", errors="replace")

@@ -12,7 +12,7 @@ from lmscale.checkpoint.retention import Spare
 from lmscale.config import RunConfig
 from lmscale.config.safety import GuardConfig
 from lmscale.guard.state import RECENT_STEPS, GuardState, Limits, StepFigures
-from lmscale.history.rewinds import Rewind
+from lmscale.history.history import Rewind
 from lmscale.stream.mixture import Segment
 
 REWIND = "rewind"  # why retention keeps a checkpoint: the guard goes back to it, or will later

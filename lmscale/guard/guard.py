@@ -22,7 +22,7 @@ from lmscale.engine.step_report import StepReport
 from lmscale.errors import GuardError
 from lmscale.guard.divergence import Divergence, find_trouble, follow_level, plan_divergence
 from lmscale.guard.state import GuardState, Verdict, advance, figures_of, find_limits, judge_step
-from lmscale.history.rewinds import Rewind
+from lmscale.history.history import Rewind
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,7 @@ from lmscale.errors import CheckpointError, DataError, LmscaleError
 from lmscale.files.atomic import writing
 from lmscale.files.strangers import checked
 from lmscale.guard.state import GuardState, read_guard_state
-from lmscale.history.history import HISTORY, History, read_history, record_resume
-from lmscale.history.rewinds import pending_jumps
+from lmscale.history.history import HISTORY, History, pending_jumps, read_history, record_resume
 from lmscale.model.family import account_model
 from lmscale.objective.objective import build_preparation
 from lmscale.ranks.collectives import broadcast_object, failing_together

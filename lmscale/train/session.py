@@ -25,8 +25,7 @@ from lmscale.config import RunConfig
 from lmscale.errors import CheckpointError, GuardError, LeaseLostError, LmscaleError, RefusedError
 from lmscale.guard.divergence import Divergence, describe_no_checkpoint, plan_rewind
 from lmscale.guard.guard import RewindRequest, stop_error
-from lmscale.history.history import History, read_history
-from lmscale.history.rewinds import record_rewind
+from lmscale.history.history import History, read_history, record_rewind
 from lmscale.ranks.collectives import failing_together
 from lmscale.ranks.device import select_device
 from lmscale.ranks.ranks import Ranks, is_lost_connection, open_process_group

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 from lmscale.checkpoint.load import load_weights
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.save import save_checkpoint
-from lmscale.cli.evaluate import evaluate
-from lmscale.cli.generate import generate
+from lmscale.cli.evaluate import evaluate, generate
 from lmscale.config import RunConfig, dump_config, plan_batches
 from lmscale.corpus import read_documents
 from lmscale.engine.build import build_engine

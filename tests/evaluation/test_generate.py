@@ -7,7 +7,7 @@ import torch
 
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.errors import ConfigError
-from lmscale.evaluation.generate import Generation, Sampling, TextStream
+from lmscale.evaluation.generate import Generation, Sampling, stream_text
 from lmscale.model.family import build_model
 from lmscale.model.layout import build_layout
 from lmscale.train.initial import draw_weights, fill_weights
@@ -107,8 +107,7 @@ def test_all_problems_of_a_request_are_reported_together(model, tokenizer):
     "text", ["plain words", "天地玄黄 naïve 🙂🙂 ▁ é\n\n  end ", "\ufffd real"]
 )
 def test_streamed_pieces_join_to_the_text_and_break_no_character(tokenizer, text):
-    stream = TextStream(tokenizer)
-    pieces = [stream.add(int(token)) for token in tokenizer.encode(text)] + [stream.finish()]
+    pieces = list(stream_text(tokenizer, tokenizer.encode(text).tolist()))
     assert "".join(pieces) == text
     if "\ufffd" not in text:
         assert not any("\ufffd" in piece for piece in pieces)
@@ -116,7 +115,6 @@ def test_streamed_pieces_join_to_the_text_and_break_no_character(tokenizer, text
 
 def test_an_unfinished_character_is_shown_at_the_end(tokenizer):
     ids = [int(token) for token in tokenizer.encode("🙂")][:-1]
-    stream = TextStream(tokenizer)
-    pieces = [stream.add(token) for token in ids]
+    *pieces, last = stream_text(tokenizer, ids)
     assert "".join(pieces).strip() == ""
-    assert stream.finish() == "\ufffd"
+    assert last == "\ufffd"

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from lmscale.errors import EXIT_GUARD, GuardError, LmscaleError
 from lmscale.guard.guard import Guard, RewindRequest
 from lmscale.guard.state import find_limits
-from lmscale.history.rewinds import Rewind
+from lmscale.history.history import Rewind
 
 # Steps that are not finite
 

@@ -15,7 +15,7 @@ from lmscale.checkpoint.find import PassedOver
 from lmscale.errors import DataError, NoSpaceError
 from lmscale.guard.divergence import Divergence, describe_no_checkpoint, plan_rewind
 from lmscale.guard.state import GuardState
-from lmscale.history.rewinds import Rewind, is_undone, pending_jumps, read_rewinds, record_rewind
+from lmscale.history.history import Rewind, is_undone, pending_jumps, read_rewinds, record_rewind
 from lmscale.stream.mixture import Jump, Mixture, Segment, append_segment, jump_window
 
 QUOTAS, OTHER = {"a": 11, "b": 5}, {"a": 4, "b": 9, "c": 3}

@@ -16,8 +16,15 @@ from lmscale.files.strangers import checked
 from lmscale.guard.divergence import Divergence
 from lmscale.guard.guard import RewindRequest
 from lmscale.guard.state import GuardState
-from lmscale.history.history import HISTORY, History, Start, read_history
-from lmscale.history.rewinds import Rewind, read_rewinds, record_rewind
+from lmscale.history.history import (
+    HISTORY,
+    History,
+    Rewind,
+    Start,
+    read_history,
+    read_rewinds,
+    record_rewind,
+)
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.lease import NO_LEASE
 from lmscale.train.session import rewind

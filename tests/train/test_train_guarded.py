@@ -15,7 +15,7 @@ from tiny_run import ledger_of, run_lmscale, settings, write_tiny_config
 
 from lmscale.files.jsonl import read_rows
 from lmscale.files.run_files import CORRUPTIONS_FILE
-from lmscale.history.rewinds import read_rewinds
+from lmscale.history.history import read_rewinds
 from lmscale.ranks.attempt import node_name
 from lmscale.runs.faults import VARIABLE
 from lmscale.runs.goodput import goodput

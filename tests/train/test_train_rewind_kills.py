@@ -10,7 +10,7 @@ from rewind_kills import AT_KILL, BAD, STEPS, config_of
 
 from lmscale.checkpoint.load import load_weights
 from lmscale.checkpoint.places.place import LocalPlace
-from lmscale.history.rewinds import read_rewinds
+from lmscale.history.history import read_rewinds
 from lmscale.objective.objective import build_preparation
 from lmscale.stream.audit import audit_run
 from lmscale.train.evidence import EVIDENCE_FILE
