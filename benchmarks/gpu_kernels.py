@@ -68,10 +68,10 @@ def compare_attention(bench: Bench, begins: Tensor, *, masked: bool, backend: An
     """Forward and gradients on the device against the CPU's dense mask, over dtypes and groups."""
     torch._dynamo.reset()  # FlexAttention is compiled once per shape, and at most eight times
     length = begins.shape[1]
-    reference_mask = build_layout(begins, mask_documents=True, backend="dense").mask
+    reference_mask = build_layout(begins, "dense").mask
     if not masked:
         whole = torch.zeros_like(begins)
-        reference_mask = build_layout(whole, mask_documents=True, backend="dense").mask
+        reference_mask = build_layout(whole, "dense").mask
     seen = []
     for dtype, limit in KERNEL_LIMITS.items():
         worst = 0.0
@@ -80,7 +80,7 @@ def compare_attention(bench: Bench, begins: Tensor, *, masked: bool, backend: An
         for kv_heads, width in ((4, 64), (2, 64 if dtype == torch.float32 else 128)):
             heads = random_heads(dtype, heads=4, kv_heads=kv_heads, length=length, width=width)
             expected = attend_with_gradients(heads, reference_mask)
-            layout = build_layout(begins.to(bench.device), mask_documents=masked, backend=backend)
+            layout = build_layout(begins.to(bench.device), backend)
             moved = Heads(*(tensor.to(bench.device, dtype) for tensor in heads))
             actual = attend_with_gradients(moved, layout.mask)
             names = ("output", "query", "key", "value")

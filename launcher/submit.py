@@ -23,7 +23,7 @@ from launcher.render import render
 from launcher.slurm import parse_duration, sbatch, scancel
 from launcher.sweep import parse_axis, plan_sweep
 from lmscale.config import assets, dump_config, load_config
-from lmscale.config.cluster import change_cluster, dump_cluster, find_profile, load_cluster
+from lmscale.config.cluster import change_cluster, find_profile, load_cluster
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import ClusterError, ConfigError, DataError, LmscaleError
@@ -231,7 +231,7 @@ def freeze(job: SlurmJob, request: JobRequest, script: str) -> Path:
     """
     final = job.frozen_folder
     texts = {final / SCRIPT: script, job.config: dump_config(request.config)}
-    texts[final / "cluster.yaml"] = dump_cluster(request.cluster)
+    texts[final / "cluster.yaml"] = dump_config(request.cluster)
     for member, config in zip(job.members, request.runs, strict=False):
         texts[member.config] = dump_config(config)
     try:

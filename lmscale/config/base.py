@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -24,6 +25,8 @@ class Section(BaseModel):
         protected_namespaces=(),
     )
 
+    problem_separator: ClassVar[str] = "; "
+
     def find_problems(self) -> Iterable[str]:
         """What is wrong with values that are each of their type."""
         return ()
@@ -31,5 +34,5 @@ class Section(BaseModel):
     @model_validator(mode="after")
     def _raise_problems(self) -> Section:
         if problems := list(self.find_problems()):
-            raise ValueError("; ".join(problems))
+            raise ValueError(self.problem_separator.join(problems))
         return self

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lmscale.config.assets import find_assets
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.config.load import ConfigLoader, parse_yaml, read_text, validate_tree
@@ -49,12 +47,6 @@ def change_cluster(
 ) -> ClusterConfig:
     """``cluster`` with some keys changed, and checked again; ``name`` stands in the messages."""
     return validate_tree(ClusterConfig, {**cluster.model_dump(mode="json"), **changes}, name=name)
-
-
-def dump_cluster(cluster: ClusterConfig) -> str:
-    """The profile as YAML that ``parse_cluster`` reads back to an equal value."""
-    tree = cluster.model_dump(mode="json")
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
 
 
 def find_profile(name_or_path: str | Path) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from lmscale.config.base import Section
 from lmscale.files.redact import names_secret, redact
@@ -76,6 +76,8 @@ class ContainerConfig(Section):
 class ClusterConfig(Section):
     """A cluster, or a partition of one. ``slurm/profiles/example.yaml`` explains every key."""
 
+    problem_separator = "\n"  # validate_tree takes them apart
+
     description: str = ""
     partition: str | None = None
     account: str | None = None
@@ -138,12 +140,6 @@ class ClusterConfig(Section):
         yield from _secret_problems(self)
         yield from _container_problems(self)
         yield from _folder_problems(self)
-
-    @model_validator(mode="after")
-    def _raise_problems(self) -> ClusterConfig:
-        if problems := list(self.find_problems()):
-            raise ValueError("\n".join(problems))  # one a line: validate_tree takes them apart
-        return self
 
     @field_validator("time", mode="before")
     @classmethod

@@ -22,6 +22,10 @@ class KindSection(Section):
 
     implementation: ClassVar[str]
     """``module:NAME`` of what the kind stands for: a ``Family`` of models, or an ``Objective``."""
+    free: ClassVar[frozenset[str]] = frozenset()
+    """Keys that may change between a run's restarts: they do not change what a model computes, and
+    no target count depends on them.
+    """
 
 
 Kind = TypeVar("Kind", bound=KindSection)

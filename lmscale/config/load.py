@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from lmscale.config.base import Section
 from lmscale.config.kinds import Kinds
 from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError
@@ -31,41 +32,36 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"  # <<: *anchor
 class ConfigLoader(yaml.SafeLoader):
     """YAML 1.1's SafeLoader, but 3e-4 is a number and a repeated key is an error."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._mappings: list[yaml.MappingNode] = []
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        self._mappings.append(node)
-        return node
-
     def get_single_node(self) -> yaml.Node | None:
         # Here, not on construction, which writes merged keys into the nodes.
         root = super().get_single_node()
-        if _expanded_size(root, {}) > MAX_NODES:
+        mappings: list[yaml.MappingNode] = []
+        if _expanded_size(root, {}, mappings) > MAX_NODES:
             raise ConfigError(
                 f"{self.name}: its aliases (*name) make more than {MAX_NODES:,} values of it, or "
                 "one without an end. Write out what they stand for."
             )
-        mappings = sorted(self._mappings, key=lambda mapping: mapping.start_mark.index)
         if problems := [problem for node in mappings if (problem := _repeated_in(node))]:
             raise ConfigError(problems)
         return root
 
 
-def _expanded_size(node: yaml.Node | None, sizes: dict[int, float]) -> float:
-    """Number of nodes at and below ``node`` with every alias expanded; infinite for a cycle."""
+def _expanded_size(
+    node: yaml.Node | None, sizes: dict[int, float], mappings: list[yaml.MappingNode]
+) -> float:
+    """Number of nodes at and below ``node`` with every alias expanded; infinite for a cycle.
+
+    The mappings among them are appended to ``mappings``, in the order of the text.
+    """
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in sizes:
         sizes[id(node)] = math.inf  # where it holds itself
-        children = (
-            [child for pair in node.value for child in pair]
-            if isinstance(node, yaml.MappingNode)
-            else node.value
-        )
-        sizes[id(node)] = 1 + sum(_expanded_size(child, sizes) for child in children)
+        children = node.value
+        if isinstance(node, yaml.MappingNode):
+            mappings.append(node)
+            children = [child for pair in node.value for child in pair]
+        sizes[id(node)] = 1 + sum(_expanded_size(child, sizes, mappings) for child in children)
     return sizes[id(node)]
 
 
@@ -132,11 +128,10 @@ def validate_tree(model: type[Tree], tree: Mapping[str, Any], *, name: str) -> T
         raise ConfigError([line for text in described for line in text.splitlines()]) from None
 
 
-def dump_config(config: RunConfig) -> str:
-    """The configuration as YAML that ``parse_config`` reads back to an equal value."""
-    return yaml.safe_dump(
-        config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
-    )
+def dump_config(config: Section) -> str:
+    """A run's configuration or a cluster's profile as YAML that is read back to an equal value."""
+    tree = config.model_dump(mode="json")
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
 
 
 def parse_yaml(
@@ -216,14 +211,11 @@ def _known_keys(
     annotation: Any = model
     value: Any = tree
     for part in location:
-        section = _section_in(annotation)
-        value = value.get(part) if isinstance(value, Mapping) else None
-        if section is not None and part in section.model_fields:
+        section, value = _section_in(annotation), value[part]
+        if section is not None:
             field = section.model_fields[str(part)]
             kinds = next((item for item in field.metadata if isinstance(item, Kinds)), None)
-            annotation = field.annotation
-            if kinds and isinstance(value, Mapping):
-                annotation = kinds.section_for(value)
+            annotation = kinds.section_for(value) if kinds else field.annotation
         else:  # a key of a mapping such as stream.sources
             arguments = typing.get_args(annotation)
             annotation = arguments[-1] if arguments else None

@@ -30,8 +30,6 @@ class ModelConfig(KindSection):
 
     offers: ClassVar[frozenset[Ability]] = frozenset()
     """What the family's models offer to an objective."""
-    free: ClassVar[frozenset[str]] = frozenset()
-    """Settings that may change between a run's restarts: they do not change what is computed."""
 
     family: str
     vocab_size: PositiveInt | None = None

@@ -14,8 +14,6 @@ class ObjectiveConfig(KindSection):
 
     needs: ClassVar[frozenset[Ability]] = frozenset()
     """What the model's family must offer."""
-    free: ClassVar[frozenset[str]] = frozenset()
-    """Keys that may change between a run's restarts: those on which no target count depends."""
     figures: ClassVar[tuple[str, ...]] = ("loss",)
     """What a step reports, as ``train/<name>``, in the order in which the ranks add the sums. The
     first is ``loss``, in nats per target: what the log shows and the guard judges.

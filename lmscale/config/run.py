@@ -143,21 +143,18 @@ def with_absolute_places(config: RunConfig) -> RunConfig:
     count as built from other files.
     """
     tree = config.model_dump(mode="json")
-    tree["run"]["folder"] = absolute_location(str(config.folder))
+    saves = tree["checkpoint"]
+    tree["run"]["folder"] = str(config.folder)
     folder, step = config.run.initial_run
     if config.run.init_from:
-        tree["run"]["init_from"] = absolute_location(str(folder)) + (
-            "" if step is None else f"@{step}"
-        )
-    for section in ("corpus", "tokenizer", "shards"):
-        tree[section]["folder"] = absolute_location(tree[section]["folder"])
-    saves = tree["checkpoint"]
-    saves["folder"] = saves["folder"] and absolute_location(saves["folder"])
-    local = saves["local"]
-    if local["folder"] and not local["folder"].startswith("$"):  # every node's own, at run time
-        local["folder"] = absolute_location(local["folder"])
-    cache = tree["stream"]["cache"]
-    cache["folder"] = cache["folder"] and absolute_location(cache["folder"])
+        at = "" if step is None else f"@{step}"
+        tree["run"]["init_from"] = absolute_location(str(folder)) + at
+    optional = [saves, tree["stream"]["cache"]]
+    if not saves["local"]["folder"].startswith("$"):  # every node's own, at run time
+        optional.append(saves["local"])
+    places = [tree[name] for name in ("run", "corpus", "tokenizer", "shards")]
+    for section in (*places, *(section for section in optional if section["folder"])):
+        section["folder"] = absolute_location(section["folder"])
     for source in tree["stream"]["sources"].values():
         source["shards"] = absolute_location(source["shards"])
     sets = tree["evaluation"]["sets"]

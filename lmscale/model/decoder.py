@@ -107,7 +107,7 @@ class Decoder(Model):
             head_width=config.resolved_head_width,
             choice=config.attention,
         )
-        return build_layout(begins_BT, mask_documents=mask_documents, backend=backend)
+        return build_layout(begins_BT, backend)
 
     def forward(
         self, ids_BT: Tensor, layout: Layout, caches: Sequence[KeyValueCache] | None = None

@@ -58,29 +58,23 @@ def mark_starts(starts: Tensor, *, batch: int, length: int) -> Tensor:
     return begins_BT
 
 
-def build_layout(begins_BT: Tensor, *, mask_documents: bool, backend: Backend) -> Layout:
+def build_layout(begins_BT: Tensor, backend: Backend) -> Layout:
     """The layout of whole windows. ``begins_BT`` is bool, True where a document begins.
 
-    With ``mask_documents`` positions restart at each document and ``backend`` is ``dense`` or
-    ``flex``; without, positions run through and documents see each other.
+    Positions restart at each document, but for ``causal``, where documents see each other.
     """
     batch, length = begins_BT.shape
     columns_T = torch.arange(length, device=begins_BT.device)
-    if not mask_documents:
-        documents_BT = torch.zeros_like(begins_BT, dtype=torch.int32)
-        positions_BT = columns_T.expand(batch, length)
-    else:
-        documents_BT = begins_BT.cumsum(1, dtype=torch.int32)
-        start_BT = torch.where(begins_BT, columns_T, 0).cummax(1).values
-        positions_BT = columns_T - start_BT
+    if backend == "causal":
+        return Layout(positions=columns_T.expand(batch, length), mask=None)
+    documents_BT = begins_BT.cumsum(1, dtype=torch.int32)
+    start_BT = torch.where(begins_BT, columns_T, 0).cummax(1).values
     if backend == "flex":
         mask = _block_mask(documents_BT)
-    elif backend == "dense":
+    else:
         same_BTS = documents_BT[:, :, None] == documents_BT[:, None, :]
         mask = same_BTS.tril()[:, None]
-    else:
-        mask = None
-    return Layout(positions=positions_BT, mask=mask)
+    return Layout(positions=columns_T - start_BT, mask=mask)
 
 
 def build_step_layout(*, batch: int, offset: int, length: int, device: torch.device) -> Layout:

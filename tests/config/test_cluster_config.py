@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from lmscale.config import dump_config
 from lmscale.config.cluster import (
     change_cluster,
-    dump_cluster,
     find_profile,
     known_profiles,
     load_cluster,
@@ -36,7 +36,7 @@ def test_the_promised_profiles_are_there():
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_loads_and_is_the_same_after_it_was_written_out(name):
     cluster = load_cluster(name)
-    assert parse_cluster(dump_cluster(cluster)) == cluster
+    assert parse_cluster(dump_config(cluster)) == cluster
     assert cluster.description
 
 

@@ -22,7 +22,7 @@ def test_greedy_text_is_the_likeliest_token_of_a_full_pass_each_time(model, toke
     barred = [tokenizer.bos_id, tokenizer.pad_id, tokenizer.unk_id]
     for token in ids:
         begins = torch.zeros(1, len(so_far), dtype=torch.bool)
-        layout = build_layout(begins, mask_documents=False, backend="causal")
+        layout = build_layout(begins, "causal")
         with torch.no_grad():
             logits = model.head(model(torch.tensor([so_far]), layout))[0, -1]
         logits[barred] = -torch.inf

@@ -113,7 +113,7 @@ def test_the_sums_are_those_of_every_window_scored_alone(
             if ids.shape[1] < 2:
                 continue
             begins = torch.zeros(1, ids.shape[1] - 1, dtype=torch.bool)
-            layout = build_layout(begins, mask_documents=False, backend="causal")
+            layout = build_layout(begins, "causal")
             with torch.no_grad():
                 logits = model.head(model(ids[:, :-1], layout))[0]
             nll += cross_entropy(logits, ids[0, 1:], reduction="sum").item()

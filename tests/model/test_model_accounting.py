@@ -78,7 +78,7 @@ def test_forward_flops_are_those_that_torch_counts(switches):
     config = DecoderConfig(layers=2, width=32, heads=4, **switches)
     model = build_model(config, Sizes(vocab_size=53, max_positions=16, sequence_length=16))
     begins_BT = torch.zeros(3, 16, dtype=torch.bool)
-    layout = build_layout(begins_BT, mask_documents=False, backend="causal")
+    layout = build_layout(begins_BT, "causal")
     # The math backend is made of products that the counter knows; the CPU's fused one is not.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model.head(model(torch.zeros(3, 16, dtype=torch.int64), layout))

@@ -24,13 +24,13 @@ def test_packed_documents_have_the_hidden_states_they_have_alone(make_model, swi
     ids_BT = torch.randint(0, 61, (2, 16))
     rows = [0, 5, 6, 13], [0, 8]
     begins_BT = begins_at(*rows, length=16)
-    layout = build_layout(begins_BT, mask_documents=True, backend=backend)
+    layout = build_layout(begins_BT, backend)
     with torch.no_grad():
         packed_BTD = model(ids_BT, layout)
         for row, starts in enumerate(rows):
             for start, end in zip(starts, [*starts[1:], 16], strict=True):
                 begins = torch.zeros(1, end - start, dtype=torch.bool)
-                own = build_layout(begins, mask_documents=False, backend="causal")
+                own = build_layout(begins, "causal")
                 alone_BTD = model(ids_BT[row : row + 1, start:end], own)
                 torch.testing.assert_close(packed_BTD[row, start:end], alone_BTD[0])
 
@@ -39,7 +39,7 @@ def test_without_document_masks_later_documents_see_earlier_ones(make_model):
     model = make_model()
     ids_BT = torch.randint(0, 61, (1, 16))
     begins_BT = begins_at([0, 8], length=16)
-    open_layout = build_layout(begins_BT, mask_documents=False, backend="causal")
+    open_layout = build_layout(begins_BT, "causal")
     with torch.no_grad():
         before_BTD = model(ids_BT, open_layout)
         ids_BT[0, 0] = (ids_BT[0, 0] + 1) % 61
@@ -60,8 +60,8 @@ def test_the_sparse_block_mask_is_the_one_made_from_every_pair(length, seed):
     generator = torch.Generator().manual_seed(seed)
     begins_BT = torch.rand(3, length, generator=generator) < [0, 0.004, 0.02, 0.5][seed]
     begins_BT[:, 0] = True
-    sparse = build_layout(begins_BT, mask_documents=True, backend="flex").mask
-    dense_B1TT = build_layout(begins_BT, mask_documents=True, backend="dense").mask
+    sparse = build_layout(begins_BT, "flex").mask
+    dense_B1TT = build_layout(begins_BT, "dense").mask
     documents_BT = begins_BT.cumsum(1)
 
     def may_look(b, h, q, kv):
@@ -87,7 +87,7 @@ def test_the_sparse_block_mask_is_the_one_made_from_every_pair(length, seed):
 
 def test_positions_restart_at_every_document():
     begins_BT = begins_at([0, 3, 4], [0], length=6)
-    layout = build_layout(begins_BT, mask_documents=True, backend="dense")
+    layout = build_layout(begins_BT, "dense")
     assert layout.positions.tolist() == [[0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 4, 5]]
 
 

@@ -18,7 +18,7 @@ from lmscale.model.layout import build_layout, build_step_layout
 
 def causal(ids_BT: torch.Tensor):
     begins_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
-    return build_layout(begins_BT, mask_documents=False, backend="causal")
+    return build_layout(begins_BT, "causal")
 
 
 def test_rope_turns_each_pair_by_position_times_frequency():
@@ -162,7 +162,7 @@ def test_a_block_compiles_to_one_graph(make_model):
     ids_BT = torch.randint(0, 61, (2, 8))
     begins_BT = torch.zeros(2, 8, dtype=torch.bool)
     begins_BT[:, [0, 3]] = True
-    layout = build_layout(begins_BT, mask_documents=True, backend="dense")
+    layout = build_layout(begins_BT, "dense")
     expected = model(ids_BT, layout)
     for block in model.blocks:
         block.compile(backend="eager", fullgraph=True)  # fullgraph: a break is an error

@@ -21,7 +21,7 @@ def hidden_states(config: DecoderConfig, weights: dict, ids_BT: torch.Tensor) ->
     assert set(missing) <= {"head.weight"} and not unexpected
     begins_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
     with torch.no_grad():
-        return model(ids_BT, build_layout(begins_BT, mask_documents=False, backend="causal"))
+        return model(ids_BT, build_layout(begins_BT, "causal"))
 
 
 def theirs(module, ids_BT: torch.Tensor) -> tuple[dict, torch.Tensor]:

@@ -113,7 +113,7 @@ def test_the_whole_gradient_is_that_of_plain_cross_entropy(is_tied):
     actual = {name: p.grad.clone() for name, p in objective.named_parameters()}
     objective.zero_grad()
     begins_BT = torch.zeros(2, 8, dtype=torch.bool)
-    layout = build_layout(begins_BT, mask_documents=False, backend="causal")
+    layout = build_layout(begins_BT, "causal")
     logits = objective.model.head(objective.model(tokens[:, :-1], layout))
     F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum").backward()
     for name, parameter in objective.named_parameters():
