@@ -43,7 +43,6 @@ class FlowGroup(TyperGroup):
 app = typer.Typer(
     name="lmscale",
     cls=FlowGroup,
-    help="Pretraining of language models: raw text to a trained, resumable model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # a bug keeps Python's own traceback, whole, for the report

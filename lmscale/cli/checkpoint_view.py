@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lmscale.cli.units import render_bytes, render_line, render_time
+from lmscale.cli.shown import render_bytes, render_line, render_time
 from lmscale.errors import CheckpointError
 from lmscale.files.redact import printable
 
@@ -92,12 +92,10 @@ def render_pruned(
     doomed: Sequence[Listed], kept: Sequence[Listed], sound: Listed | None, *, is_dry: bool
 ) -> str:
     verb = "would remove" if is_dry else "removed"
-    lines = [
-        f"{verb} {one.name} ({one.state}{'' if size is None else f', {render_bytes(size)}'})"
-        for one, size in ((one, one.bytes) for one in doomed)
-    ]
-    if not doomed:
-        lines.append("nothing to remove")
+    sizes = ["" if one.bytes is None else f", {render_bytes(one.bytes)}" for one in doomed]
+    pairs = zip(doomed, sizes, strict=True)
+    lines = [f"{verb} {one.name} ({one.state}{size})" for one, size in pairs]
+    lines = lines or ["nothing to remove"]
     # With the reason where the run itself would go back to it: no rule of the command keeps it.
     names = [
         f"{one.step:,}" + (f" ({', '.join(one.kept_for)})" if one.is_spared else "") for one in kept

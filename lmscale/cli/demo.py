@@ -67,8 +67,7 @@ def _plan_ranks() -> tuple[int, int]:
     """Ranks before and after the stop: 2 and 1, or 1 and 1 on a machine with a single GPU."""
     import torch
 
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if gpus == 1:
+    if torch.cuda.is_available() and torch.cuda.device_count() == 1:
         return 1, 1  # NCCL takes one rank per GPU, so only the stage can change there
     return 2, 1
 

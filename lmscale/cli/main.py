@@ -21,12 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from lmscale.errors import EXIT_FAILED
     from lmscale.ranks.exits import record_exit
 
+    code = EXIT_FAILED
     try:
         code = _run(arguments)
-    except BaseException:
-        record_exit(EXIT_FAILED)
-        raise
-    record_exit(code)
+    finally:
+        record_exit(code)
     return code
 
 
@@ -39,7 +38,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
         app(args=arguments, prog_name="lmscale")
     except LmscaleError as error:
-        from lmscale.cli.problems import print_problems
+        from lmscale.cli.shown import print_problems
 
         if error.summary:
             record_fault(error.summary, getattr(error, "bad_nodes", {}))

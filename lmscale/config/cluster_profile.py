@@ -198,16 +198,10 @@ def find_unsafe_text(text: str) -> str | None:
     Spaces and # are fine, because the value is quoted; for what ends a quotation there is no
     escape that every version of sbatch reads alike.
     """
-    if any(not character.isprintable() for character in text):
+    if not text.isprintable():
         return "it holds a line break or another control character"
     quotes = sorted(set(text) & set("\"'`\\"))
-    if quotes:
-        return f"it holds {' '.join(quotes)}"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "it is not valid UTF-8"
-    return None
+    return f"it holds {' '.join(quotes)}" if quotes else None
 
 
 def _resource_problems(cluster: ClusterConfig) -> Iterator[str]:

@@ -18,8 +18,9 @@ from lmscale.config.data import (
 )
 from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, Sizes
 from lmscale.config.objective import OBJECTIVES, CausalConfig, ObjectiveConfig
-from lmscale.config.safety import CheckpointConfig, GuardConfig, find_best_problems
+from lmscale.config.safety import CheckpointConfig, GuardConfig
 from lmscale.config.training import (
+    FIGURES,
     EngineConfig,
     EvaluationConfig,
     TrainConfig,
@@ -106,7 +107,26 @@ class RunConfig(Section):
                 f"objective.name = {self.objective.name!r} needs a model that is "
                 f"{' and '.join(missing)}, which the one of section model is not"
             )
-        yield from find_best_problems(self.checkpoint, self.evaluation, self.objective.held_out)
+        yield from self._find_best_problems()
+
+    def _find_best_problems(self) -> Iterator[str]:
+        """Why ``checkpoint.keep_best`` could never keep anything."""
+        metric, every_steps = self.checkpoint.keep_best.metric, self.evaluation.every_steps
+        figures = (*FIGURES, *self.objective.held_out)
+        sets = self.evaluation.sets
+        measured = [f"evaluation/{name}/{figure}" for name in sets for figure in figures]
+        if metric and metric not in measured:
+            names = ", ".join(measured) or "none, as evaluation.sets is empty"
+            yield (
+                f"checkpoint.keep_best.metric = {metric!r} is never measured by an evaluation, "
+                f"whose figures alone can be used. There are: {names}"
+            )
+        elif metric and (not every_steps or self.checkpoint.every_steps % every_steps):
+            yield (
+                f"checkpoint.keep_best needs a score at every save: set evaluation.every_steps "
+                f"(now {every_steps}) to {self.checkpoint.every_steps} as checkpoint.every_steps "
+                "is, or to a divisor of it"
+            )
 
     @property
     def folder(self) -> Path:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lmscale.config.base import Section
-from lmscale.config.training import FIGURES, EvaluationConfig
 
 
 class KeepBestConfig(Section):
@@ -54,32 +53,6 @@ class CheckpointConfig(Section):
     equal. Costs a forward pass per save; 0: only the weights' hash is compared.
     """
     local: LocalTierConfig = LocalTierConfig()
-
-
-def find_best_problems(
-    checkpoint: CheckpointConfig, evaluation: EvaluationConfig, held_out: Sequence[str] = ()
-) -> Iterator[str]:
-    """Why ``checkpoint.keep_best`` could never keep anything.
-
-    ``held_out``: what the objective reports of a held-out set beside ``FIGURES``.
-    """
-    metric = checkpoint.keep_best.metric
-    if not metric:
-        return
-    figures = (*FIGURES, *held_out)
-    measured = [f"evaluation/{name}/{figure}" for name in evaluation.sets for figure in figures]
-    if metric not in measured:
-        names = ", ".join(measured) or "none, as evaluation.sets is empty"
-        yield (
-            f"checkpoint.keep_best.metric = {metric!r} is never measured by an evaluation, whose "
-            f"figures alone can be used. There are: {names}"
-        )
-    elif not evaluation.every_steps or checkpoint.every_steps % evaluation.every_steps:
-        yield (
-            f"checkpoint.keep_best needs a score at every save: set evaluation.every_steps "
-            f"(now {evaluation.every_steps}) to {checkpoint.every_steps} as checkpoint.every_steps "
-            "is, or to a divisor of it"
-        )
 
 
 class GuardConfig(Section):

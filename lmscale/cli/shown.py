@@ -1,8 +1,14 @@
-"""How times and sizes are shown to people."""
+"""How times, sizes and problems are shown to people."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from lmscale.files.redact import printable, redact
 
 
 def render_line(name: str, text: object) -> str:
@@ -33,3 +39,19 @@ def render_bytes(count: int) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def print_problems(problems: Sequence[str]) -> None:
+    """Print each problem on stderr. A user's [brackets] are text, not rich's markup."""
+    _print(problems, Text("error: ", style="bold red"))
+
+
+def print_warnings(warnings: Sequence[str]) -> None:
+    """The same for what does not stand in the way."""
+    _print(warnings, Text("warning: ", style="bold yellow"))
+
+
+def _print(problems: Sequence[str], label: Text) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for problem in problems:
+        console.print(label + Text(printable(redact(problem)), style="default"))
