@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from lmscale.cli.checkpoint_view import (
     render_pruned,
     render_verdict,
 )
-from lmscale.cli.options import JsonOption, RunArgument
+from lmscale.cli.options import JsonOption, RunArgument, echo_json
 from lmscale.errors import EXIT_USER, CheckpointError, ConfigError
 from lmscale.files.jsonl import read_rows
 from lmscale.files.redact import printable
@@ -75,7 +74,7 @@ def list_(run: RunArgument, as_json: JsonOption = False) -> None:
     if as_json:
         rows = [listed_to_json(saved) for saved in saves.listed]
         content = {"run": str(run), "location": saves.place.location, "checkpoints": rows}
-        typer.echo(json.dumps(content, indent=1))
+        echo_json(content)
         return
     if not saves.listed:
         typer.echo(f"{saves.place.location} holds no checkpoints yet.")
@@ -112,7 +111,7 @@ def verify(
                 typer.echo(render_verdict(saved))
     faults = [problem for row in rows for problem in row["problems"]]
     if as_json:
-        typer.echo(json.dumps({"run": str(run), "checkpoints": rows}, indent=1))
+        echo_json({"run": str(run), "checkpoints": rows})
         if faults:
             raise typer.Exit(EXIT_USER)
     elif faults:
@@ -140,7 +139,7 @@ def show(
     if as_json:
         content = {"name": saved.name, "state": saved.state, "kept_for": saved.kept_for}
         content |= {"figures": figures, "manifest": saved.manifest.to_json()}
-        typer.echo(json.dumps(content, indent=1))
+        echo_json(content)
         return
     typer.echo(render_checkpoint(saved, figures))
 
@@ -196,7 +195,7 @@ def prune(
             "deleted": list(map(listed_to_json, doomed)),
             "kept": list(map(listed_to_json, remaining)),
         }
-        typer.echo(json.dumps(content, indent=1))
+        echo_json(content)
         return
     typer.echo(render_pruned(doomed, remaining, sound, is_dry=dry_run))
 

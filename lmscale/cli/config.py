@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import RunConfig, dump_config, load_config
 
 app = typer.Typer(help="What a YAML file means, and what may stand in it.", no_args_is_help=True)
@@ -32,9 +32,7 @@ def show(
     loaded = load_config(config, set_ or ())
     derived = _derive(loaded, num_ranks)
     if as_json:
-        typer.echo(
-            json.dumps({"config": loaded.model_dump(mode="json"), "derived": derived}, indent=1)
-        )
+        echo_json({"config": loaded.model_dump(mode="json"), "derived": derived})
         return
     typer.echo(dump_config(loaded), nl=False)
     typer.echo("# What follows from it:")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmscale.cli.data_tasks import TaskOption, TasksOption, echo_progress, echo_summary
-from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import load_config
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fal
     manifests = {name: load_corpus_manifest(folder / name) for name in section.sources}
     if json_:
         rows = {name: render_manifest(manifest) for name, manifest in manifests.items()}
-        typer.echo(json.dumps(rows, indent=1))
+        echo_json(rows)
         return
     for name, manifest in manifests.items():
         typer.echo(f"{folder / name}\n{_render(manifest)}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lmscale.cli.options import echo_json
 from lmscale.config import RunConfig
 from lmscale.ranks.ranks import render_numbers
 
@@ -58,7 +58,7 @@ def echo_progress(config: RunConfig, stage: Stage, num_tasks: int, *, as_json: b
     missing = _missing(builds)
     if as_json:
         rows = {str(progress.target.final): _as_data(progress) for progress in builds}
-        typer.echo(json.dumps({"tasks": num_tasks, "missing": missing, "builds": rows}, indent=1))
+        echo_json({"tasks": num_tasks, "missing": missing, "builds": rows})
         return
     for progress in builds:
         typer.echo(f"{progress.target.final}: {_describe_progress(progress)}")
@@ -90,7 +90,7 @@ def echo_summary(
                 "unfinished": {name: _as_data(each.progress) for name, each in waiting},
                 "finished": data,
             }
-        typer.echo(json.dumps(data, indent=1))
+        echo_json(data)
         return
     if task:
         earlier = f", found {summary.units_found} done" if summary.units_found else ""

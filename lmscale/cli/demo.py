@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import lzma
 import shlex
 import signal
@@ -18,6 +17,7 @@ import typer
 from lmscale.config import load_config
 from lmscale.config.assets import find_assets
 from lmscale.errors import EXIT_FINISHED, EXIT_RESUMABLE, ClusterError
+from lmscale.files.jsonl import read_rows
 from lmscale.runs.commits import read_commits
 
 HELDOUT = Path("data/demo/corpus/pydocs/heldout")
@@ -77,7 +77,7 @@ def _train_until_stopped(path: Path, num_ranks: int, *, stop_after: int) -> None
     ledger = RUN / "ledger.jsonl"
     words = ["launch", "local", str(path), "--nproc", str(num_ranks)]
     with subprocess.Popen([sys.executable, "-m", "lmscale", *words]) as launcher:
-        while launcher.poll() is None and _count_lines(ledger) < stop_after:
+        while launcher.poll() is None and len(read_rows(ledger)) < stop_after:
             time.sleep(0.2)
         if launcher.poll() is None:
             _say(f"kill -TERM {launcher.pid}")
@@ -86,10 +86,6 @@ def _train_until_stopped(path: Path, num_ranks: int, *, stop_after: int) -> None
     if code not in (EXIT_FINISHED, EXIT_RESUMABLE):
         raise typer.Exit(code)
     print(f"  exit code {code}", flush=True)
-
-
-def _count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def _run(*arguments: object) -> None:
@@ -138,8 +134,8 @@ def _summarize(path: Path, seconds: float) -> None:
 
 def _last_figures(path: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        figures.update(json.loads(line))
+    for row in read_rows(path):
+        figures |= row
     if "final/heldout/loss" not in figures:
         raise ClusterError(f"{path} holds no evaluation of the set heldout; is it the demo's run?")
     return figures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 import lmscale
-from lmscale.cli.options import JsonOption
+from lmscale.cli.options import JsonOption, echo_json
 from lmscale.errors import EXIT_USER
 from lmscale.ranks.device import cpu_name, peak_tflops
 from lmscale.runs.environment import installed_version, num_cores, package_versions
@@ -41,7 +40,7 @@ def doctor(
     """Check this machine: packages, devices, compiler, network, folders. Exit code 2: a problem."""
     findings = diagnose(folder or [])
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+        echo_json([asdict(finding) for finding in findings])
     else:
         console = Console(soft_wrap=True, highlight=False)
         width = max(len(finding.subject) for finding in findings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from contextlib import closing
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmscale.cli.options import JsonOption, RunArgument
+from lmscale.cli.options import JsonOption, RunArgument, echo_json
 from lmscale.errors import EXIT_RESUMABLE, ConfigError
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def evaluate(
             print(f"stopped by {stopped}; nothing was scored", file=sys.stderr)
             raise typer.Exit(EXIT_RESUMABLE) from None
     if as_json:
-        print(json.dumps({name: score.to_dict() for name, score in scores.items()}, indent=1))
+        echo_json({name: score.to_dict() for name, score in scores.items()})
     else:
         from lmscale.evaluation.perplexity import render_scores
 

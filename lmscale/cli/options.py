@@ -1,7 +1,8 @@
-"""Arguments and options that several commands share."""
+"""Arguments, options and output that several commands share."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -20,3 +21,8 @@ RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def echo_json(content: object) -> None:
+    """Print what ``--json`` asks for."""
+    typer.echo(json.dumps(content, indent=1))

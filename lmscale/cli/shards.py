@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmscale.cli.data_tasks import TaskOption, TasksOption, echo_progress, echo_summary
-from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import load_config
 from lmscale.config.data import StreamConfig
 from lmscale.errors import DataError
@@ -113,7 +112,7 @@ def show(folder: DirArgument, json_: JsonOption = False) -> None:
     manifests = {str(path): load_manifest(path) for path in find_datasets(folder)}
     if json_:
         rows = {path: render_manifest(manifest) for path, manifest in manifests.items()}
-        typer.echo(json.dumps(rows, indent=1))
+        echo_json(rows)
         return
     for path, manifest in manifests.items():
         typer.echo(f"{path}\n{_render(manifest)}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import RunConfig, load_config
 from lmscale.errors import ConfigError
 
@@ -84,7 +83,7 @@ def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fal
         ]
         length, packing = stream.config.sequence_length, stream.config.packing
     if json_:
-        typer.echo(json.dumps({"samples": samples, "sources": sources}, indent=1))
+        echo_json({"samples": samples, "sources": sources})
         return
     width = max(6, *(len(source["source"]) for source in sources))
     typer.echo(f"{'source':{width}}  {'tokens':>16}  {'windows':>12}  {'share':>6}  {'epochs':>8}")

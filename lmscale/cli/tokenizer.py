@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
+from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import load_config
 
 app = typer.Typer(help="Documents → a SentencePiece tokenizer.", no_args_is_help=True)
@@ -51,7 +50,7 @@ def show(
     meta = render_meta(tokenizer)
     if json_:
         pieces = [tokenizer.piece(number) for number in ids]
-        typer.echo(json.dumps({**meta, "text": text, "ids": ids, "pieces": pieces}, indent=1))
+        echo_json({**meta, "text": text, "ids": ids, "pieces": pieces})
         return
     typer.echo(f"{folder}: {meta['kind']}, {meta['vocab_size']:,} pieces")
     typer.echo(f"  fingerprint  {meta['fingerprint']}")

@@ -11,8 +11,8 @@ from torch import Tensor
 from lmscale.config.objective import CausalConfig
 from lmscale.model.family import Model
 from lmscale.model.layout import mark_starts
-from lmscale.objective.cross_entropy import IGNORED, score_labels
-from lmscale.objective.scores import Scores, Scoring
+from lmscale.objective.cross_entropy import IGNORED, chunked_cross_entropy
+from lmscale.objective.scores import LossSum, Scores, Scoring
 
 
 def build_causal_scoring(
@@ -39,14 +39,19 @@ def score_windows(
     ids_BW = tokens.long()
     begins_BW = mark_starts(starts, batch=ids_BW.shape[0], length=ids_BW.shape[1])
     labels_BT = build_targets(ids_BW, begins_BW, lengths, mask_documents=mask_documents)
-    return score_labels(
-        model,
-        ids_BW[:, :-1],
-        begins_BW[:, :-1],
-        labels_BT,
-        mask_documents=mask_documents,
+    layout = model.lay_out(begins_BW[:, :-1], mask_documents=mask_documents)
+    hidden_BTD = model(ids_BW[:, :-1], layout)
+    score = partial(
+        chunked_cross_entropy,
+        labels_N=labels_BT.flatten(),
         chunk_tokens=config.chunk_tokens,
         z_loss=config.z_loss,
+    )
+    sums = model.head(hidden_BTD.flatten(0, 1), score)
+    targets = (labels_BT != IGNORED).sum()
+    return Scores(
+        loss=LossSum(sums.loss, targets),
+        figures={"loss": LossSum(sums.nll, targets), "z_loss": LossSum(sums.z, targets)},
     )
 
 

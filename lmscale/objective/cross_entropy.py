@@ -1,49 +1,15 @@
-# Shape letters: B batch, T time, N = B·T, C tokens of one chunk, D model width, V vocabulary.
+# Shape letters: N tokens of a micro-batch, C tokens of one chunk, D model width, V vocabulary.
 """Cross-entropy whose logits exist for one chunk of tokens at a time, never as [N, V]."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lmscale.model.family import Model
-from lmscale.objective.scores import LossSum, Scores
-
 IGNORED = -100  # label of a position that is not a target
-
-
-def score_labels(
-    model: Model,
-    ids_BT: Tensor,
-    begins_BT: Tensor,
-    labels_BT: Tensor,
-    *,
-    mask_documents: bool,
-    chunk_tokens: int,
-    z_loss: float = 0.0,
-) -> Scores:
-    """The cross-entropy of int64 labels; positions labelled ``IGNORED`` count nothing.
-
-    ``begins_BT`` is True where a document begins. Figures: ``loss`` and ``z_loss``.
-    """
-    layout = model.lay_out(begins_BT, mask_documents=mask_documents)
-    hidden_BTD = model(ids_BT, layout)
-    score = partial(
-        chunked_cross_entropy,
-        labels_N=labels_BT.flatten(),
-        chunk_tokens=chunk_tokens,
-        z_loss=z_loss,
-    )
-    sums = model.head(hidden_BTD.flatten(0, 1), score)
-    targets = (labels_BT != IGNORED).sum()
-    return Scores(
-        loss=LossSum(sums.loss, targets),
-        figures={"loss": LossSum(sums.nll, targets), "z_loss": LossSum(sums.z, targets)},
-    )
 
 
 class CrossEntropySums(NamedTuple):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmscale.cli.options import JsonOption, RunArgument
+from lmscale.cli.options import JsonOption, RunArgument, echo_json
 from lmscale.cli.runs.logs import logs
 from lmscale.errors import EXIT_USER, ClusterError, ConfigError, LmscaleError
 from lmscale.files.run_files import DATA_SLURM_FOLDER, SWEEP_FILE
@@ -48,7 +47,7 @@ def list_(
     looks = look_at(find_runs(folder))
     print_note(looks.note)
     if as_json:
-        typer.echo(json.dumps([to_json(*item) for item in looks.runs.items()], indent=1))
+        echo_json([to_json(*item) for item in looks.runs.items()])
         return
     sweeps = find_sweeps(folder)
     if not looks.runs and not sweeps:
@@ -77,7 +76,7 @@ def _list_sweep(folder: Path, name: str, *, as_json: bool) -> None:
             for item in runs.items()
         ]
         content = {"sweep": name, "keys": list(sweep.keys), "job": sweep.job, "runs": rows}
-        typer.echo(json.dumps(content, indent=1))
+        echo_json(content)
         return
     columns = ["state", "step", "loss", "tokens/s"]
     if any(not isinstance(look, LmscaleError) and look.status.heldout for look in runs.values()):
@@ -95,7 +94,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
 
     page = read_page(run)
     if as_json:
-        typer.echo(json.dumps({**to_json(run, page.look), **page.to_json()}, indent=1))
+        echo_json({**to_json(run, page.look), **page.to_json()})
     else:
         typer.echo(render_page(page))
 
@@ -124,7 +123,7 @@ def audit(run: RunArgument, as_json: JsonOption = False) -> None:
     with progress("auditing", samples, "samples") as advance:
         report = audit_run(config, run, build_preparation, advance)
     if as_json:
-        typer.echo(json.dumps({"is_clean": report.is_clean, **asdict(report)}, indent=1))
+        echo_json({"is_clean": report.is_clean, **asdict(report)})
     else:
         typer.echo(render_audit(run, report))
     if not report.is_clean:
@@ -177,7 +176,7 @@ def cancel(
     if as_json:
         rows = [asdict(result) for result in cancelled]
         if is_sweep or rows:
-            typer.echo(json.dumps(rows if is_sweep else rows[0], indent=1))
+            echo_json(rows if is_sweep else rows[0])
     else:
         for result in cancelled:
             for line in result.text:
