@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lmscale.cli.shown import render_bytes, render_line, render_time
@@ -112,9 +111,8 @@ def render_pruned(
 def render_checkpoint(one: Listed, figures: Mapping[str, float]) -> str:
     manifest = one.manifest
     assert manifest is not None
-    origin, figures_at = _render_origin(one, manifest), _render_figures(manifest, figures)
-    parts = (origin, _render_tensors(manifest), _render_place(manifest), figures_at)
-    return "\n".join([one.name, *chain.from_iterable(parts)])
+    lines = [one.name, *_render_origin(one, manifest), *_render_tensors(manifest)]
+    return "\n".join([*lines, *_render_place(manifest), *_render_figures(manifest, figures)])
 
 
 def _render_origin(one: Listed, manifest: Manifest) -> Iterator[str]:

@@ -102,10 +102,8 @@ class DecoderConfig(ModelConfig):
 
     @property
     def residual_std(self) -> float:
-        """``init_std`` of the matrices that write to the residual stream.
-
-        There are 2 · layers of them and each adds its variance, so theirs is divided by as many
-        (GPT-2, section 2.3).
+        """Of the 2 · layers matrices that write to the residual stream, each of which adds its
+        variance (GPT-2, section 2.3).
         """
         return self.init_std / math.sqrt(2 * self.layers)
 

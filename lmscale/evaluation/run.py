@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,21 +42,15 @@ def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedR
     )
     precision = config.engine.precision
     dtype = _DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]
-    with device, _default_dtype(dtype):
-        model = build_model(config.model, config.sizes)
-    fill_weights(model, weights, origin=str(folder))
-    return LoadedRun(config=config, tokenizer=tokenizer, model=model.eval())
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """A block in which new parameters get ``dtype``."""
-    before = torch.get_default_dtype()
+    usual_dtype = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        yield
+        with device:
+            model = build_model(config.model, config.sizes)
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(usual_dtype)
+    fill_weights(model, weights, origin=str(folder))
+    return LoadedRun(config=config, tokenizer=tokenizer, model=model.eval())
 
 
 @torch.no_grad()
