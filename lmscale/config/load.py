@@ -211,11 +211,14 @@ def _known_keys(
     annotation: Any = model
     value: Any = tree
     for part in location:
-        section, value = _section_in(annotation), value[part]
-        if section is not None:
+        section = _section_in(annotation)
+        value = value.get(part) if isinstance(value, Mapping) else None
+        if section is not None and part in section.model_fields:
             field = section.model_fields[str(part)]
             kinds = next((item for item in field.metadata if isinstance(item, Kinds)), None)
-            annotation = kinds.section_for(value) if kinds else field.annotation
+            annotation = field.annotation
+            if kinds and isinstance(value, Mapping):
+                annotation = kinds.section_for(value)
         else:  # a key of a mapping such as stream.sources
             arguments = typing.get_args(annotation)
             annotation = arguments[-1] if arguments else None
