@@ -58,6 +58,10 @@ class Place:
     num_tasks: int  # number of measuring tasks on this node
     variables: Mapping[str, str]
 
+    @property
+    def report(self) -> str:
+        return report_name(self.node, self.local_rank)
+
 
 def report_name(node: str, task: int) -> str:
     return f"{node}.task-{task}.json" if task else f"{node}.json"
@@ -101,18 +105,17 @@ def probe(arguments: argparse.Namespace) -> int:
     folder, cluster = Path(arguments.folder), load_cluster(arguments.cluster)
     limit = cluster.preflight.timeout_seconds  # of the whole step, its start and end included
     seconds = limit - min(15.0, limit / 5)
-    path = folder / report_name(place.node, place.local_rank)
     report: dict[str, Any] = {"node": place.node, "time": time.time(), "speed": None}
     if place.local_rank == 0:
         report |= look_at_node(arguments, cluster, place, seconds / 3)
-        write_report(path, report)  # it counts even if measuring never ends
+        write_report(folder / place.report, report)  # it counts even if measuring never ends
     else:  # the node's health check may need the GPUs to itself
         deadline = began + seconds / 3 + LAST_SECONDS
         while not (folder / report_name(place.node, 0)).exists() and time.monotonic() < deadline:
             time.sleep(0.1)
     report["speed"] = measure(place, cluster, began, seconds)
     report.setdefault("seconds", {})["total"] = round(time.monotonic() - began, 3)
-    write_report(path, report)
+    write_report(folder / place.report, report)
     return 0
 
 
