@@ -83,9 +83,19 @@ class Submission:
             (self.fakes / name).chmod(0o755)
 
     def attempt(
-        self, srun: str, *, restart: int = 0, job: str = "7", record: str = RUNNING, **bodies: str
+        self,
+        srun: str,
+        *,
+        restart: int = 0,
+        job: str = "7",
+        record: str = RUNNING,
+        age: int = 0,
+        **bodies: str,
     ) -> End:
-        """Run it; ``srun`` and ``bodies`` are lines of bash that stand for a command."""
+        """Run it; ``srun`` and ``bodies`` are lines of bash that stand for a command.
+
+        ``age``: seconds for which it has run already.
+        """
         for name, body in {**BODIES, "srun": srun, **bodies}.items():
             (self.fakes / f"{name}.body").write_text(f"{body}\n")
         (self.fakes / "record").write_text(f"{record}\n")
@@ -95,6 +105,7 @@ class Submission:
             "HOME": str(self.run.parent),
             "RUN": str(self.run),
             "FAKES": str(self.fakes),
+            "SECONDS": str(age),  # bash goes on from there
             "SLURM_JOB_ID": job,
             "SLURM_JOB_NODELIST": "n1",
             "SLURM_JOB_NUM_NODES": "1",

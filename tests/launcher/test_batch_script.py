@@ -294,6 +294,19 @@ def test_a_request_is_handed_to_this_starts_ranks_until_they_hear_it(tmp_path):
     assert not end.called("scancel")
 
 
+def test_signals_to_all_of_a_jobs_processes_leave_the_ranks_the_time_to_save(tmp_path):
+    """Slurm sends them in pairs, and to what the script has started as well."""
+    tell = (
+        'group=$(<"$FAKES/pid")\n(for _ in {1..8}; do kill -USR1 -- -"$group"; sleep 0.1; done) &'
+    )
+    saves = "/bin/sleep 2; commit 4; leave 0 75; exit 75"
+    srun = f"asked=\ntrap asked=1 USR1\n{tell}\nuntil [[ $asked ]]; do :; done\n{saves}"
+    slow = f"/bin/sleep 0.3; {BODIES['scontrol']}"
+    record = "JobId=7 JobState=RUNNING Reason=None Restarts=0 EndTime=2126-11-30T12:00:00"
+    end = Submission(tmp_path).attempt(srun, scontrol=slow, record=record, age=1000)
+    assert (end.code, end.action, end.row["step"]) == (75, "requeue", 4), end.output
+
+
 def test_no_process_outlives_the_script(tmp_path):
     """A helper's late request would meet the job's next start."""
     stops = f"trap 'leave 0 75; exit 75' USR1\n{TELL}\nwhile :; do :; done"

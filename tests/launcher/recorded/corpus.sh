@@ -59,7 +59,7 @@ srun=$!
 wait $srun
 code=$?
 if [[ -n $asked ]]; then # it may be the signal's code and not the task's
-  kill -TERM $srun 2>/dev/null # which hands it to the task; a request to the job may meet the job's next start
+  kill -TERM $srun 2>/dev/null # on which it kills the task; a request to the job may meet the job's next start
   wait $srun
   really=$?
   ((really == 127)) || code=$really

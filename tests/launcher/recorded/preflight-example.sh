@@ -62,47 +62,53 @@ say "submission $submission: a look at $SLURM_JOB_NODELIST"
 # step's end.
 # The traps start no process: Slurm may signal that one too, and bash would wait for it in the trap for good.
 # USR2 asks the ranks for a save: `scancel --signal=USR2` reaches them, and not this script unless it is told --full.
-asked=
+asked= signals=0
 trap '' USR2
-trap 'asked=${asked:-USR1}' USR1
-trap 'asked=${asked:-TERM}' TERM
+trap 'asked=${asked:-USR1} signals=$((signals + 1))' USR1
+trap 'asked=${asked:-TERM} signals=$((signals + 1))' TERM
+exec {table}<> <(:) # a pipe to itself: what a builtin prints is read without a process that a signal could end
 
 listening() { # listening ARGUMENTS...: srun; what comes before it listens is lost and does not end it
   trap '' USR1
   exec srun "$@"
 }
 
-patience() { # how long the ranks may take to save: a value of SECONDS
-  local row left=86400
-  row=$(scontrol show -o job "$job" 2>/dev/null)
-  if [[ $row =~ \ EndTime=([0-9T:-]+) ]]; then left=$(($(date -d "${BASH_REMATCH[1]}" +%s) - $(date +%s))); fi
+patience() { # sets `limit`, a value of SECONDS: how long the ranks may take to save
+  local row='' end='' now try left=86400
+  for try in 1 2 3; do # the signals of a pair may reach the process that asks, and end it
+    row=$(trap '' TERM USR1 && scontrol show -o job "$job" 2>/dev/null)
+    if [[ $row =~ \ EndTime=([0-9T:-]+) ]]; then end=$(trap '' TERM USR1 && date -d "${BASH_REMATCH[1]}" +%s); fi
+    if [[ -n $row ]]; then break; fi
+  done
+  printf -v now '%(%s)T' -1
+  if [[ -n $end ]]; then left=$((end - now)); fi
   # At its limit Slurm would end the job for good: where the ranks cannot save in time, it goes on without. (Of a job
   # that is preempted or cancelled the end is near or past; there Slurm itself does not wait for ever.)
-  echo $((SECONDS + (left < 60 ? 60 : left) - 20))
+  limit=$((SECONDS + (left < 60 ? 60 : left) - 20))
 }
 
 runs() { # runs PID: whether this child of the script still runs; another process may get its number when it has ended
-  local pid
-  for pid in $(jobs -rp); do
-    if [[ $pid == "$1" ]]; then return 0; fi
+  local pid is_there=1
+  kill -0 "$1" 2>/dev/null || return # bash 5.2 may list one that ended while a trap ran
+  { jobs -rp && echo end; } >&"$table"
+  while read -r pid <&"$table" && [[ $pid != end ]]; do
+    if [[ $pid == "$1" ]]; then is_there=0; fi
   done
-  return 1
+  return "$is_there"
 }
 
 await() { # await PID [SECONDS]: its exit code, however many signals interrupt the waiting; it is ended after SECONDS
-  local told='' tick='' limit=${2:+$((SECONDS + $2))}
+  local code before told='' tick='' limit=${2:+$((SECONDS + $2))}
   while runs "$1"; do
     if [[ -n $asked && -z $told ]]; then
       say "$asked: asking the ranks to save and to stop"
+      told=yes
       kill -USR1 "$1"
-      limit=$(patience) told=yes
-    elif [[ -z $told && -z $limit ]]; then
-      wait "$1"
-      continue
-    elif ((SECONDS >= limit + 10)); then
+      patience
+    elif [[ -n $limit ]] && ((SECONDS >= limit + 10)); then
       kill -KILL "$1"
-    elif ((SECONDS >= limit)); then
-      kill -TERM "$1"
+    elif [[ -n $limit ]] && ((SECONDS >= limit)); then
+      kill -TERM "$1" # on which srun kills the ranks
     elif [[ -n $told ]]; then
       kill -USR1 "$1" # once more: a rank that is just starting does not hear it, nor a step that has not begun
     fi
@@ -112,8 +118,13 @@ await() { # await PID [SECONDS]: its exit code, however many signals interrupt t
     }
     wait -n
   done
-  if [[ -n $tick ]]; then { kill "$tick" && wait "$tick"; } 2>/dev/null; fi
-  wait "$1" # bash still knows
+  { kill "$tick" && wait "$tick"; } 2>/dev/null
+  while :; do # bash still knows; a signal in this very moment would give its own code
+    before=$signals
+    wait "$1"
+    code=$?
+    if ((signals == before)); then return "$code"; fi
+  done
 }
 
 # ---- 4. Where the ranks meet ----
