@@ -106,7 +106,8 @@ say "job $job, restart $restart, on $SLURM_JOB_NODELIST; newest checkpoint: ${be
 # step's end.
 # The traps start no process: Slurm may signal that one too, and bash would wait for it in the trap for good.
 # USR2 asks the ranks for a save: `scancel --signal=USR2` reaches them, and not this script unless it is told --full.
-asked= signals=0
+asked=''
+signals=0
 trap '' USR2
 trap 'asked=${asked:-USR1} signals=$((signals + 1))' USR1
 trap 'asked=${asked:-TERM} signals=$((signals + 1))' TERM
