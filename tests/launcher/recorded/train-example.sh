@@ -119,8 +119,8 @@ listening() { # listening ARGUMENTS...: srun; what comes before it listens is lo
 }
 
 patience() { # sets `limit`, a value of SECONDS: how long the ranks may take to save
-  local row='' end='' now try left=86400
-  for try in 1 2 3; do # the signals of a pair may reach the process that asks, and end it
+  local row='' end='' now left=86400
+  for _ in 1 2 3; do # the signals of a pair may reach the process that asks, and end it
     row=$(trap '' TERM USR1 && scontrol show -o job "$job" 2>/dev/null)
     if [[ $row =~ \ EndTime=([0-9T:-]+) ]]; then end=$(trap '' TERM USR1 && date -d "${BASH_REMATCH[1]}" +%s); fi
     if [[ -n $row ]]; then break; fi
