@@ -173,13 +173,14 @@ def _talk(
     import torch
     import torch.distributed as dist
 
+    from lmscale.ranks.collectives import gather_json
+
     yield {"part": "reaching the first node"}
     reach_first(ranks, deadline)
     yield {"part": "meeting"}
     timeout = timedelta(seconds=max(1.0, deadline - time.monotonic()))
     with open_process_group(ranks, torch.device("cpu"), timeout):
-        can_talk = [False] * ranks.world_size
-        dist.all_gather_object(can_talk, device is not None)
+        can_talk = gather_json(device is not None)
         absent = [rank for rank, can in enumerate(can_talk) if not can]
         yield {"part": "all-reduce", "absent": absent}
         if device is not None and not absent:

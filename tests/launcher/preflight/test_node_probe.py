@@ -39,8 +39,8 @@ def test_a_first_process_that_is_not_there_is_named_in_time(master):
     assert time.monotonic() - began < 2
 
 
-def start(rank, world_size, port, *options, seconds=60.0):
-    """A real process."""
+def start(rank, world_size, port, *options, seconds=280.0):
+    """A real process on a node without GPUs, with more time than a busy machine needs."""
     variables = environment_for(
         rank,
         world_size=world_size,
@@ -52,11 +52,11 @@ def start(rank, world_size, port, *options, seconds=60.0):
     command = [sys.executable, "-m", "launcher.preflight.node_probe"]
     command += ["--began", str(time.monotonic()), "--seconds", str(seconds)]
     command += ["--megabytes", "4", *options]
-    environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    variables |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, **variables},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -66,7 +66,7 @@ def start(rank, world_size, port, *options, seconds=60.0):
 
 def result(process):
     """All rows of a process as one."""
-    output, errors = process.communicate(timeout=200)
+    output, errors = process.communicate(timeout=290)
     assert process.returncode == 0, errors
     rows = {}
     for line in output.splitlines():
@@ -84,27 +84,28 @@ def test_three_nodes_measure_together():
         assert "error" not in row
         assert row["matmul_tflops"] > 0 and row["all_reduce_gbs"] > 0
     times = [row["met_at"] for row in rows]
-    assert max(times) - min(times) < 1
+    assert max(times) - min(times) < 10, "milliseconds, where nobody waits for a core"
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_node_that_cannot_measure_does_not_hold_the_others(number):
-    """Not even until the time to meet is over, which would be after 100 s here."""
-    if torch.cuda.is_available():
-        pytest.skip("needs a node without GPUs: asking for one is what fails here")
+def test_one_of_three_nodes_that_cannot_measure_is_known_to_the_others_and_does_not_hold_them(
+    number,
+):
+    """Not even until the time to meet is over, which would be after 140 s here."""
     port = find_free_port()
     began = time.monotonic()
     processes = [
-        start(rank, 2, port, *(["--gpu"] if rank == number else []), seconds=200)
-        for rank in range(2)
+        start(rank, 3, port, *(["--gpu"] if rank == number else []))  # it sees none
+        for rank in range(3)
     ]
     rows = [result(process) for process in processes]
-    assert time.monotonic() - began < 90
-    bad, good = rows[number], rows[1 - number]
+    assert time.monotonic() - began < 130
+    bad = rows.pop(number)
     assert bad["part"] == "matrix product" and "sees no GPU" in bad["error"]
-    assert (good["part"], good["absent"]) == ("done", [number])
-    assert "all_reduce_gbs" not in good and "error" not in good
+    for good in rows:
+        assert (good["part"], good["absent"]) == ("done", [number])
+        assert "all_reduce_gbs" not in good and "error" not in good
 
 
 def test_a_process_whose_time_is_up_ends_by_itself():
