@@ -24,9 +24,9 @@ def build_tiny_data(folder: Path) -> None:
 
     A second or two of work; ``tiny_tree(folder, …)`` is the configuration that reads it.
     """
-    from lmscale.corpus import build_corpus
-    from lmscale.shards import build_shards
-    from lmscale.tokenizer import train_tokenizer
+    from lmscale.corpus.build import build_corpus
+    from lmscale.shards.build import build_shards
+    from lmscale.tokenizer.train import train_tokenizer
 
     texts = [topics[name][:MAX_TEXT] for name in sorted(topics)]
     folder.mkdir(parents=True, exist_ok=True)

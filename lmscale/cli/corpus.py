@@ -12,7 +12,7 @@ from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import load_config
 
 if TYPE_CHECKING:
-    from lmscale.corpus import CorpusManifest
+    from lmscale.corpus.documents import CorpusManifest
 
 app = typer.Typer(help="Raw files → cleaned documents.", no_args_is_help=True)
 
@@ -35,7 +35,7 @@ def build(
     With --task the tasks of an array share the work, on nodes that see the same folders. The
     result is that of one command. With --force, tasks replace only what was built otherwise.
     """
-    from lmscale.corpus import build_corpus
+    from lmscale.corpus.build import build_corpus
     from lmscale.corpus.documents import render_manifest
     from lmscale.tasks.array_tasks import parse_task
 
@@ -56,8 +56,7 @@ def status(
 @app.command()
 def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
     """Print what the corpus of CONFIG holds and what was dropped, by reason."""
-    from lmscale.corpus import load_corpus_manifest
-    from lmscale.corpus.documents import render_manifest
+    from lmscale.corpus.documents import load_corpus_manifest, render_manifest
 
     section = load_config(config, set_ or ()).corpus
     folder = Path(section.folder)

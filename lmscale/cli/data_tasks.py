@@ -44,10 +44,10 @@ def _missing(builds: Iterable[Progress]) -> tuple[int, ...]:
 
 def _progress_of(config: RunConfig, stage: Stage, num_tasks: int) -> tuple[Progress, ...]:
     if stage == "corpus":
-        from lmscale.corpus import corpus_progress
+        from lmscale.corpus.build import corpus_progress
 
         return corpus_progress(config.corpus, num_tasks)
-    from lmscale.shards import shards_progress
+    from lmscale.shards.build import shards_progress
 
     return shards_progress(config, num_tasks)
 

@@ -143,7 +143,7 @@ def _last_figures(path: Path) -> dict[str, Any]:
 
 def _bits_per_byte_of_compressors(folder: Path) -> dict[str, float]:
     """Bits per byte of general compressors, at their strongest level, on the same documents."""
-    from lmscale.corpus import read_documents
+    from lmscale.corpus.documents import read_documents
 
     text = "\n".join(read_documents(folder)).encode()
     return {

@@ -14,7 +14,7 @@ from lmscale.config.data import StreamConfig
 from lmscale.errors import DataError
 
 if TYPE_CHECKING:
-    from lmscale.shards import Manifest
+    from lmscale.shards.manifest import Manifest
 
 app = typer.Typer(help="Documents → tar shards of tokens.", no_args_is_help=True)
 
@@ -47,7 +47,7 @@ def build(
     With --task the tasks of an array share the work, on nodes that see the same folders. The
     result is that of one command. With --force, tasks replace only what was built otherwise.
     """
-    from lmscale.shards import build_shards
+    from lmscale.shards.build import build_shards
     from lmscale.shards.manifest import render_manifest
     from lmscale.tasks.array_tasks import parse_task
 
@@ -88,7 +88,8 @@ def verify(
     ] = False,
 ) -> None:
     """Check every shard in DIR against its manifest; exit code 2 if there are problems."""
-    from lmscale.shards import find_datasets, load_manifest, verify_dataset
+    from lmscale.shards.manifest import load_manifest
+    from lmscale.shards.verify import find_datasets, verify_dataset
 
     problems = []
     for dataset in find_datasets(folder):
@@ -106,8 +107,8 @@ def verify(
 @app.command()
 def show(folder: DirArgument, json_: JsonOption = False) -> None:
     """Print what the datasets in DIR hold."""
-    from lmscale.shards import find_datasets, load_manifest
-    from lmscale.shards.manifest import render_manifest
+    from lmscale.shards.manifest import load_manifest, render_manifest
+    from lmscale.shards.verify import find_datasets
 
     manifests = {str(path): load_manifest(path) for path in find_datasets(folder)}
     if json_:

@@ -105,7 +105,7 @@ def open_config_stream(settings: RunConfig) -> Stream:
 
     fingerprint = None
     if (Path(settings.tokenizer.folder) / "tokenizer.json").is_file():
-        from lmscale.tokenizer import load_tokenizer
+        from lmscale.tokenizer.codec import load_tokenizer
 
         fingerprint = load_tokenizer(settings.tokenizer.folder).fingerprint
     is_packed = settings.stream.packing == "best_fit"

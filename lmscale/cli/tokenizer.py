@@ -19,7 +19,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing tokenizer.")] = False,
 ) -> None:
     """Train the tokenizer of CONFIG on its corpus; one trained before from the same is kept."""
-    from lmscale.tokenizer import train_tokenizer
+    from lmscale.tokenizer.train import train_tokenizer
 
     settings = load_config(config, set_ or ())
     tokenizer = train_tokenizer(
@@ -41,7 +41,7 @@ def show(
     json_: JsonOption = False,
 ) -> None:
     """Print what the tokenizer of CONFIG is and how it cuts a text."""
-    from lmscale.tokenizer import load_tokenizer
+    from lmscale.tokenizer.codec import load_tokenizer
     from lmscale.tokenizer.train import render_meta
 
     folder = load_config(config, set_ or ()).tokenizer.folder

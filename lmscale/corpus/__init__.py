@@ -9,15 +9,3 @@
 The first call to read is ``build_corpus``; one part is cleaned by ``parts.Part.do``. Every
 dropped document is counted with its reason. Layout on disk: docs/formats.md, Documents.
 """
-
-from lmscale.corpus.build import build_corpus, corpus_progress
-from lmscale.corpus.documents import CorpusManifest, Document, load_corpus_manifest, read_documents
-
-__all__ = [
-    "CorpusManifest",
-    "Document",
-    "build_corpus",
-    "corpus_progress",
-    "load_corpus_manifest",
-    "read_documents",
-]

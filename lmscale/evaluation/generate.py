@@ -15,7 +15,7 @@ from torch import Tensor
 from lmscale.config.kinds import Ability
 from lmscale.errors import ConfigError
 from lmscale.model.family import Model
-from lmscale.tokenizer import Tokenizer
+from lmscale.tokenizer.codec import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

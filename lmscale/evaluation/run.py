@@ -16,7 +16,7 @@ from lmscale.config import RunConfig
 from lmscale.history.history import read_history
 from lmscale.model.family import Model, build_model
 from lmscale.runs.run_folder import load_run_config
-from lmscale.tokenizer import Tokenizer, load_tokenizer
+from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -41,7 +41,7 @@ from lmscale.tasks.array_tasks import ArrayTask
 from lmscale.tasks.building import Builder, BuildSummary
 from lmscale.tasks.finishing import Progress
 from lmscale.tasks.target import Move, Target, Unit, UnitsMissing
-from lmscale.tokenizer import Tokenizer, load_tokenizer
+from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
 
 SLICES = "slices.json"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lmscale.corpus.documents import DocumentFile
 from lmscale.errors import DataError
-from lmscale.tokenizer import Tokenizer
+from lmscale.tokenizer.codec import Tokenizer
 
 FILL = 0.92  # of max_bytes that a slice is expected to need, so that it seldom takes a second shard
 PROBES = 8  # places where the tokens per byte are measured

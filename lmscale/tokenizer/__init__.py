@@ -8,8 +8,3 @@
 The first call to read is ``train_tokenizer``, the second ``load_tokenizer``. The fingerprint covers
 everything that decides an id; shards and checkpoints carry it. On disk: docs/formats.md, Tokenizer.
 """
-
-from lmscale.tokenizer.codec import SPECIAL_IDS, Tokenizer, load_tokenizer
-from lmscale.tokenizer.train import train_tokenizer
-
-__all__ = ["SPECIAL_IDS", "Tokenizer", "load_tokenizer", "train_tokenizer"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmscale.config.data import TokenizerConfig
-from lmscale.corpus import load_corpus_manifest, read_documents
+from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.errors import ConfigError, DataError
 from lmscale.files.atomic import write_bytes, write_json, writing
 from lmscale.tokenizer.codec import (

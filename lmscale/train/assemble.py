@@ -37,7 +37,7 @@ from lmscale.stream.batches import Preparation
 from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.stream import Stream, StreamState, open_stream
 from lmscale.stream.worker import LoaderJob
-from lmscale.tokenizer import Tokenizer, load_tokenizer
+from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
 from lmscale.train.folder import freeze_run, identity_of
 from lmscale.train.initial import ORIGIN, ORIGINS, Origin, build_run_engine, open_initial_weights
 from lmscale.train.probe import find_probe_difference, measure_probe

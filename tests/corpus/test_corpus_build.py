@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmscale.config.data import CorpusConfig
-from lmscale.corpus import build_corpus, load_corpus_manifest, read_documents
+from lmscale.corpus.build import build_corpus
 from lmscale.corpus.clean import digest_of, is_heldout, split_text, strip_html
+from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.errors import ConfigError, DataError
 from lmscale.tasks.array_tasks import ArrayTask
 
@@ -188,7 +189,7 @@ def test_a_kill_leaves_nothing_that_looks_like_a_corpus(tmp_path):
 import os, signal
 import lmscale.corpus.parts as parts
 from lmscale.config.data import CorpusConfig
-from lmscale.corpus import build_corpus
+from lmscale.corpus.build import build_corpus
 write = parts.DocumentWriter.write
 def killed(self, document):
     write(self, document)

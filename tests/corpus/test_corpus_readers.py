@@ -166,7 +166,7 @@ def test_a_missing_extra_names_the_pip_command(tmp_path, package, ending):
 import sys
 sys.modules[{package!r}] = None
 from lmscale.config.data import CorpusConfig
-from lmscale.corpus import build_corpus
+from lmscale.corpus.build import build_corpus
 source = {{"inputs": [{str(tmp_path / f"a.{ending}")!r}], "format": {form!r}}}
 config = {{"folder": {str(tmp_path / "out")!r}, "sources": {{"s": source}}, "strip_html": True}}
 try:

@@ -10,10 +10,11 @@ import torch
 
 from lmscale.config import RunConfig
 from lmscale.config.model import DecoderConfig, Sizes
-from lmscale.corpus import build_corpus
+from lmscale.corpus.build import build_corpus
 from lmscale.model.decoder import Decoder
 from lmscale.model.family import build_model
-from lmscale.tokenizer import Tokenizer, train_tokenizer
+from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.train import train_tokenizer
 from lmscale.train.initial import draw_weights, fill_weights
 
 CHINESE = "天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。寒来暑往，秋收冬藏。"

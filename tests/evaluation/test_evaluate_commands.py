@@ -17,7 +17,7 @@ from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.save import save_checkpoint
 from lmscale.cli.evaluate import evaluate, generate
 from lmscale.config import RunConfig, dump_config, plan_batches
-from lmscale.corpus import read_documents
+from lmscale.corpus.documents import read_documents
 from lmscale.engine.build import build_engine
 from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.evaluation.perplexity import evaluate_set, plan_evaluation
@@ -27,7 +27,8 @@ from lmscale.model.initialize import parameter_kinds
 from lmscale.objective.objective import build_scoring
 from lmscale.ranks.mesh import Axis, Mesh
 from lmscale.ranks.ranks import Ranks, open_process_group
-from lmscale.shards import build_shards, load_manifest, save_manifest
+from lmscale.shards.build import build_shards
+from lmscale.shards.manifest import load_manifest, save_manifest
 from lmscale.stream.dataset import open_dataset
 from lmscale.train.initial import draw_weights, fill_weights
 

@@ -13,8 +13,9 @@ from lmscale.config.data import CorpusSourceConfig
 from lmscale.corpus.readers import BadRecords, RawFile, read_source
 from lmscale.errors import DataError
 from lmscale.files.atomic import sha256_file
-from lmscale.shards import load_manifest, open_shard, save_manifest, verify_dataset
-from lmscale.shards.manifest import parse_manifest, render_manifest
+from lmscale.shards.manifest import load_manifest, parse_manifest, render_manifest, save_manifest
+from lmscale.shards.reader import open_shard
+from lmscale.shards.verify import verify_dataset
 
 
 def member(name, kind=tarfile.REGTYPE, *, target="", content=b"text"):

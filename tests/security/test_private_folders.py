@@ -167,7 +167,8 @@ def test_a_marker_vouches_for_nothing_where_others_could_have_made_it(tmp_path):
 
 
 def test_a_pickle_in_the_cache_is_refused_and_never_loaded(tmp_path, tiny_data):
-    from lmscale.shards import load_manifest, open_shard
+    from lmscale.shards.manifest import load_manifest
+    from lmscale.shards.reader import open_shard
     from lmscale.stream.dataset import load_pieces
 
     mark = tmp_path / "it ran"

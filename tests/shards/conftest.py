@@ -7,9 +7,11 @@ import pytest
 from shard_cases import with_shards
 
 from lmscale.config import RunConfig
-from lmscale.corpus import build_corpus, read_documents
-from lmscale.shards import build_shards
-from lmscale.tokenizer import load_tokenizer, train_tokenizer
+from lmscale.corpus.build import build_corpus
+from lmscale.corpus.documents import read_documents
+from lmscale.shards.build import build_shards
+from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.tokenizer.train import train_tokenizer
 
 TOPICS = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)]
 

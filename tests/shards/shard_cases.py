@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lmscale.config import RunConfig
-from lmscale.corpus import build_corpus
-from lmscale.tokenizer import train_tokenizer
+from lmscale.corpus.build import build_corpus
+from lmscale.tokenizer.train import train_tokenizer
 
 # webdataset closes its files by garbage collection.
 webdataset_leaks = pytest.mark.filterwarnings(

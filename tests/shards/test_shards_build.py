@@ -13,13 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_cases import contents, webdataset_leaks, with_shards
 
-from lmscale.corpus import read_documents
+from lmscale.corpus.documents import read_documents
 from lmscale.errors import DataError
-from lmscale.shards import Manifest, build_shards, load_manifest, open_shard, verify_dataset
+from lmscale.shards.build import build_shards
+from lmscale.shards.manifest import Manifest, load_manifest
+from lmscale.shards.reader import open_shard
 from lmscale.shards.slices import plan_slices
+from lmscale.shards.verify import verify_dataset
 from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
 from lmscale.tasks.array_tasks import ArrayTask
-from lmscale.tokenizer import train_tokenizer
+from lmscale.tokenizer.train import train_tokenizer
 
 
 @webdataset_leaks

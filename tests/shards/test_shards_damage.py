@@ -6,14 +6,9 @@ import pytest
 from shard_cases import rewrite, webdataset_leaks
 
 from lmscale.errors import DataError
-from lmscale.shards import (
-    find_datasets,
-    load_manifest,
-    open_shard,
-    parse_manifest,
-    save_manifest,
-    verify_dataset,
-)
+from lmscale.shards.manifest import load_manifest, parse_manifest, save_manifest
+from lmscale.shards.reader import open_shard
+from lmscale.shards.verify import find_datasets, verify_dataset
 
 
 def problems_of(dataset, *, deep=True):

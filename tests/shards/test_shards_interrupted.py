@@ -15,13 +15,14 @@ from shard_cases import contents, small_base, with_shards
 
 from lmscale.config import dump_config
 from lmscale.errors import DataError
-from lmscale.shards import build_shards, verify_dataset
+from lmscale.shards.build import build_shards
+from lmscale.shards.verify import verify_dataset
 
 KILLED = """
 import os, signal, sys
 import lmscale.shards.build, lmscale.shards.writer
 from lmscale.config import parse_config
-from lmscale.shards import build_shards
+from lmscale.shards.build import build_shards
 calls = 0
 module = lmscale.shards.{module}
 original = module.{function}
@@ -65,7 +66,7 @@ def test_a_killed_build_goes_on_and_never_rebuilds_a_finished_shard(base, datase
 
 WORK = """
 from lmscale.config import parse_config
-from lmscale.shards import build_shards
+from lmscale.shards.build import build_shards
 config = parse_config({config!r})
 def work():
     build_shards(config)

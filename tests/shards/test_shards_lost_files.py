@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 from lmscale.config import parse_config
-from lmscale.corpus import build_corpus
-from lmscale.shards import build_shards, verify_dataset
-from lmscale.tokenizer import train_tokenizer
+from lmscale.corpus.build import build_corpus
+from lmscale.shards.build import build_shards
+from lmscale.shards.verify import verify_dataset
+from lmscale.tokenizer.train import train_tokenizer
 
 
 def build_all(tmp_path):

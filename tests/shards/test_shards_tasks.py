@@ -21,7 +21,8 @@ from tiny_run import start_lmscale
 from lmscale.config import dump_config
 from lmscale.errors import DataError
 from lmscale.files.atomic import sha256_file
-from lmscale.shards import build_shards, shards_progress, verify_dataset
+from lmscale.shards.build import build_shards, shards_progress
+from lmscale.shards.verify import verify_dataset
 from lmscale.tasks.array_tasks import ArrayTask
 
 
@@ -165,7 +166,7 @@ def test_real_processes_at_once_build_it_though_one_is_killed(base, expected, tm
 WORK = """
 from lmscale.config import parse_config
 from lmscale.tasks.array_tasks import ArrayTask
-from lmscale.shards import build_shards
+from lmscale.shards.build import build_shards
 config = parse_config({config!r})
 def work():
     build_shards(config, ArrayTask(0, 2))

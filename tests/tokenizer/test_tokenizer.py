@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.config.data import CorpusConfig, TokenizerConfig
-from lmscale.corpus import build_corpus
+from lmscale.corpus.build import build_corpus
 from lmscale.errors import ConfigError, DataError
-from lmscale.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from lmscale.tokenizer.codec import cut_before_words
-from lmscale.tokenizer.train import sample_passages, train_model
+from lmscale.tokenizer.codec import Tokenizer, cut_before_words, load_tokenizer
+from lmscale.tokenizer.train import sample_passages, train_model, train_tokenizer
 
 ENGLISH = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)][:30]
 CHINESE = [

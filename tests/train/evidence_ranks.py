@@ -32,7 +32,7 @@ def diverge(case: Case, folder: Path, ranks: Any) -> None:
     from lmscale.guard.guard import Guard, RewindRequest
     from lmscale.ranks.mesh import plan_mesh
     from lmscale.stream.stream import open_stream
-    from lmscale.tokenizer import load_tokenizer
+    from lmscale.tokenizer.codec import load_tokenizer
     from lmscale.train.evidence import judge, measure_states
     from lmscale.train.initial import build_run_engine
 

@@ -17,7 +17,7 @@ from tiny_run import (
 
 from lmscale.cli.main import main
 from lmscale.config import load_config
-from lmscale.tokenizer import train_tokenizer
+from lmscale.tokenizer.train import train_tokenizer
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 

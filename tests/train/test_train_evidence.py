@@ -25,7 +25,7 @@ from lmscale.history.history import History
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.lease import NO_LEASE
 from lmscale.stream.stream import open_stream
-from lmscale.tokenizer import load_tokenizer
+from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.train import evidence as evidence_module
 from lmscale.train.evidence import EVIDENCE_FILE, describe_window, evidence_folder, judge
 from lmscale.train.session import rewind

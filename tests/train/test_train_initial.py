@@ -16,7 +16,7 @@ from lmscale.errors import CheckpointError, ConfigError
 from lmscale.model.family import build_model
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.continuation import find_continuation_problems, find_source_problems
-from lmscale.tokenizer import load_tokenizer
+from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.train.initial import fill_weights, freeze_parameters, open_initial_weights
 
 STEPS = {"train.steps": 4, "checkpoint.every_steps": 2}
