@@ -50,8 +50,8 @@ class QueuedJob:
         return self.state in ACTIVE_STATES
 
 
-_QUEUE_FIELDS = ("JobArrayID", "JobID", "State", "Reason", "UserName", "NodeList", "StartTime")
-_QUEUE_FIELDS += ("TimeLeft",)
+_QUEUE_FIELDS = ("JobArrayID", "JobID", "State", "UserName", "NodeList", "StartTime", "TimeLeft")
+_QUEUE_FIELDS += ("Reason",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ def parse_queue(printed: str) -> tuple[QueuedJob, ...]:
             starts_at=parse_instant(starts),
             left_seconds=parse_duration(left),
         )
-        for job, raw_job, state, reason, user, nodes, starts, left in _split(printed, _QUEUE_FIELDS)
+        for job, raw_job, state, user, nodes, starts, left, reason in _split(printed, _QUEUE_FIELDS)
     )
 
 
@@ -171,8 +171,9 @@ def parse_accounting(printed: str) -> tuple[AccountedJob, ...]:
 
 
 def _split(printed: str, fields: Sequence[str]) -> list[list[str]]:
-    """The cells of each line of as many as there are fields; the last field is never empty."""
-    rows = (line.removesuffix("|").split("|") for line in printed.splitlines())
+    """The cells of each line of as many as there are fields; only the last may hold a ``|``."""
+    last = len(fields) - 1
+    rows = (line.removesuffix("|").split("|", last) for line in printed.splitlines())
     return [row for row in rows if len(row) == len(fields)]
 
 

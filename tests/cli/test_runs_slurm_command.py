@@ -132,7 +132,7 @@ def test_a_sweep_is_named_in_the_list_and_its_runs_are_in_its_own(sweep, capsys)
 def install_slurm(folder, *tasks):
     """A squeue that knows these tasks of an array, and a scancel that notes what it is asked."""
     rows = "".join(
-        f"{task}|{task}|{state}|None|ada|{nodes}|N/A|1:00|\n" for task, state, nodes in tasks
+        f"{task}|{task}|{state}|ada|{nodes}|N/A|1:00|None|\n" for task, state, nodes in tasks
     )
     (folder / "queue").write_text(rows)
     programs = {

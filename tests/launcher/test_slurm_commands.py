@@ -28,8 +28,8 @@ from lmscale.errors import ClusterError
 
 # Printed by Slurm 22.05.8.
 QUEUE = (
-    "5_1|5|PENDING|JobArrayTaskLimit|root||N/A|UNLIMITED|\n"
-    "12|12|RUNNING|None|ada|n[1-2]|2026-11-22T01:28:49|21:56:56|\n"
+    "5_1|5|PENDING|root||N/A|UNLIMITED|JobArrayTaskLimit|\n"
+    "12|12|RUNNING|ada|n[1-2]|2026-11-22T01:28:49|21:56:56|None|\n"
 )
 ACCOUNTS = (
     "12|NODE_FAIL|n[1-2]|2026-11-22T01:00:00|2026-11-22T01:00:05|2026-11-22T01:10:05\n"
@@ -65,6 +65,11 @@ def test_a_line_of_sacct_is_an_attempt():
     assert lost.ended_at == parse_instant("2026-11-22T01:10:05")
     assert (cancelled.state, cancelled.nodes) == ("CANCELLED", "")
     assert cancelled.started_at is None
+
+
+def test_a_reason_with_a_bar_in_it_hides_no_job():
+    (job,) = parse_queue(QUEUE.splitlines()[0].replace("JobArrayTaskLimit", "held | ask ada|"))
+    assert (job.job, job.reason, job.is_active) == ("5_1", "held | ask ada|", True)
 
 
 def test_lines_that_are_none_are_passed_over():

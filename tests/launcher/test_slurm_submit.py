@@ -55,7 +55,7 @@ def slurm(tmp_path: Path, monkeypatch) -> Path:
 
 
 def queue(slurm: Path, job: str, state: str) -> None:
-    (slurm / "queue").write_text(f"{job}|{job}|{state}|None|ada|n[1-2]|N/A|1:00:00|\n")
+    (slurm / "queue").write_text(f"{job}|{job}|{state}|ada|n[1-2]|N/A|1:00:00|None|\n")
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_of_two_that_submit_at_once_one_waits_and_is_refused(options, slurm):
     (slurm / "sbatch").write_text(script.replace("echo $number >", "sleep 0.5; echo $number >"))
     # What squeue shows follows from what sbatch did.
     (slurm / "squeue").write_text(
-        f'#!/bin/bash\nwhile read -r _; do echo "101|101|PENDING|None|ada||N/A|1:00|"; '
+        f'#!/bin/bash\nwhile read -r _; do echo "101|101|PENDING|ada||N/A|1:00|None|"; '
         f"done < <(cat {slurm}/submitted 2>/dev/null)\n"
     )
     fork = multiprocessing.get_context("fork")
