@@ -17,15 +17,17 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from lmscale.files.jsonl import Row, tail_rows
 from lmscale.files.run_files import SLURM_FOLDER
 
 EVENTS_FILE = "events.jsonl"
 HANG_ENDED = "end"  # the watchdog's row of a hang for which it ended all ranks
+_REQUIRED = {"start": {"step", "nodes"}, "exclude": {"nodes", "reason"}}
+_REQUIRED |= {"end": {"step", "code", "reason", "action"}}
 
 
 class Event(BaseModel):
@@ -43,6 +45,12 @@ class Event(BaseModel):
     reason: str = ""
     action: str = ""
     fault: str = ""
+
+    @model_validator(mode="after")
+    def _require_its_fields(self) -> Self:
+        if not self.model_fields_set >= _REQUIRED[self.event]:
+            raise ValueError(f"a row of kind {self.event} has less than its fields")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

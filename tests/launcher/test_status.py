@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from launcher.status import (
     judge_run,
     newest_submission,
 )
-from lmscale.runs.starts import Event, RunSigns, is_one_of, plan_starts
+from lmscale.files.run_files import SLURM_FOLDER
+from lmscale.runs.starts import EVENTS_FILE, Event, RunSigns, is_one_of, plan_starts, read_events
 
 RECORDED = Path(__file__).with_name("recorded")
 QUEUE = parse_queue((RECORDED / "squeue.txt").read_text())
@@ -164,6 +166,22 @@ def test_of_a_job_that_is_gone_the_batch_script_has_the_last_word(event, signs, 
     found = judge("32", start("32"), event, **signs)
     assert found.line == state
     assert not found.is_active
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        (start("7"), ["step", "nodes"]),
+        (end("7", "stop"), ["step", "code", "reason", "action"]),
+        ({**start("7"), "event": "exclude", "reason": "bad"}, ["nodes", "reason"]),
+    ],
+)
+def test_a_row_of_the_batch_script_that_lacks_what_it_tells_is_passed_over(tmp_path, row, names):
+    rows = [row, *({key: row[key] for key in row.keys() - {name}} for name in names)]
+    path = tmp_path / SLURM_FOLDER / EVENTS_FILE
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_events(tmp_path) == [Event.model_validate(row)]
 
 
 def test_what_the_batch_script_could_not_write_slurm_tells():
