@@ -95,7 +95,7 @@ def plan_sweep(
 def find_conflict(sweep: Sweep) -> str | None:
     """Why the sweep's folder cannot take these runs, or None. A sweep may be submitted again."""
     root = sweep.root
-    if not (root / SWEEP_FILE).exists():
+    if not root.is_file() and not (root / SWEEP_FILE).exists():
         if all(path.name == SLURM_FOLDER for path in root.glob("*")):
             return None
         return f"{root} is not empty and holds no sweep. Name another one with --sweep."

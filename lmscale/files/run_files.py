@@ -35,7 +35,11 @@ def read_submissions(state_folder: Path) -> list[Row]:
         return []
     except OSError as error:
         raise ClusterError(f"{path} cannot be read: {error}.") from None
-    return [row for row in rows if row.keys() >= _EVERY_SUBMISSION]
+    return [
+        {**row, "jobs": [str(job) for job in row["jobs"] or [row["job"]]]}
+        for row in rows
+        if row.keys() >= _EVERY_SUBMISSION
+    ]
 
 
 def read_cancelled(state_folder: Path) -> frozenset[str]:

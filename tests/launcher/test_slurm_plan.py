@@ -14,7 +14,7 @@ from launcher.checks import describe_unusable_nodes, is_below
 from launcher.job import SlurmJob
 from launcher.plan import job_name, plan_job, plan_nodes
 from launcher.submit import parse_nodes, plan_submission
-from launcher.sweep import parse_axis, plan_sweep
+from launcher.sweep import find_conflict, parse_axis, plan_sweep
 from lmscale.config.assets import find_assets
 from lmscale.errors import ConfigError
 
@@ -257,6 +257,19 @@ def test_every_run_of_a_sweep_has_a_place_of_its_own_for_its_checkpoints():
 def test_the_default_name_of_a_sweep_is_the_runs():
     plan = plan_sweep(DEMO, ["run.folder=/x/demo"], [("run.seed", ("1", "2"))])
     assert (plan.name, plan.root) == ("demo-sweep", Path("/x/demo-sweep"))
+
+
+def test_a_sweep_does_not_go_where_a_file_or_something_else_is(tmp_path):
+    axes = [("run.seed", ("1", "2"))]
+    plan = plan_sweep(DEMO, [f"run.folder={tmp_path}/demo"], axes)
+    assert find_conflict(plan) is None
+    plan.root.touch()
+    assert "demo-sweep/sweep.json cannot be read. Name another" in (find_conflict(plan) or "")
+    plan.root.unlink()
+    (plan.root / "slurm").mkdir(parents=True)
+    assert find_conflict(plan) is None
+    (plan.root / "other").touch()
+    assert "is not empty and holds no sweep" in (find_conflict(plan) or "")
 
 
 def test_the_problems_of_all_runs_of_a_sweep_are_told_with_their_values():

@@ -115,6 +115,13 @@ def test_a_second_copy_is_refused_while_slurm_knows_the_first(options, slurm, st
     assert (slurm / "submitted").read_text().count("\n") == 1
 
 
+def test_a_job_that_waits_for_a_reason_with_a_bar_in_it_is_still_there(options, slurm):
+    submit(prepare(options))
+    (slurm / "queue").write_text("101|101|PENDING|ada||N/A|1:00|held | ask ada|\n")
+    (problem,) = check(prepare(options)).problems
+    assert problem.startswith("job 101 of this run is pending (submitted by ada).")
+
+
 def test_a_run_whose_job_has_ended_may_be_submitted_again(options, slurm, tmp_path):
     for job in ("101", "102"):
         assert submit(prepare(options)).job == job

@@ -17,7 +17,7 @@ from launcher.status import (
     judge_run,
     newest_submission,
 )
-from lmscale.files.run_files import SLURM_FOLDER
+from lmscale.files.run_files import SLURM_FOLDER, SUBMISSIONS_FILE, read_submissions
 from lmscale.runs.starts import EVENTS_FILE, Event, RunSigns, is_one_of, plan_starts, read_events
 
 RECORDED = Path(__file__).with_name("recorded")
@@ -206,6 +206,15 @@ def test_without_accounting_what_squeue_still_remembers_counts():
     assert judge("99", start("99")).line == "lost: no end was written"
 
 
+@pytest.mark.parametrize("jobs", [[], None, [37]])
+def test_a_submission_that_lists_no_jobs_of_a_chain_has_its_one(tmp_path, jobs):
+    row = {**submission("37"), "jobs": jobs}
+    (tmp_path / SUBMISSIONS_FILE).write_text(json.dumps(row) + "\n")
+    signs = RunSigns(submissions=read_submissions(tmp_path))
+    assert judge_run(signs, SlurmAnswer(queue=QUEUE), NOW).job == "37"
+    assert judge_run(signs, None, NOW).job == "37"
+
+
 def test_an_older_job_of_the_same_number_is_not_this_one():
     (record,) = [a for a in ACCOUNTS if a.job == NUMBERS["cancelled"]]
     old = AccountedJob(**{**vars(record), "submitted_at": NOW - 9999})
@@ -230,6 +239,10 @@ def test_a_run_without_slurm_is_judged_by_its_attempts():
         "OutOfMemoryError": "failed: OutOfMemoryError",
     }.items():
         assert judge(None, attempts=attempt(NOW - 50, reason=reason)).line == line
+    # Where no submission is told of, a batch script's start cannot be "starting" for ever.
+    assert judge(None, start("7", at=NOW - 999_999_999)).line == "running"
+    assert judge(None, start("7"), last_sign=NOW - 999).line == "silent: for 999 s"
+    assert judge(None, start("7"), last_sign=NOW - 999, hang="rank 3").line == "hung: rank 3"
     finished = attempt(NOW - 50, reason="finished")
     assert judge(None, attempts=finished, is_finished=True).line == "finished"
 
