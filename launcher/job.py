@@ -33,7 +33,7 @@ class Member:
 class JobRequest:
     """What is asked for: a run on a cluster."""
 
-    config: RunConfig  # with absolute places: ``lmscale.config.places``
+    config: RunConfig  # with absolute places: ``lmscale.config.run``
     cluster: ClusterConfig
     cluster_name: str
     cluster_file: Path | None = None

@@ -152,8 +152,9 @@ def look_at_node(
         "uses_gpus": num_gpus > 0,
         "tasks": place.num_tasks,
         "checks": [{"check": c.name, "ok": c.is_ok, "found": c.found} for c in results],
-        "versions": versions,
-        "free_gb": free_gb,
+        # A look that came too late may still note something in these two.
+        "versions": dict(versions),
+        "free_gb": dict(sorted(free_gb.items())),
         "seconds": took,
     }
 
@@ -269,7 +270,8 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         for option in options.split():
             command.add_argument(f"--{option}", required=True)
-        command.add_argument("--job", default="", help="whose bad nodes are cordoned")
+        if run is not probe:
+            command.add_argument("--job", default="", help="the job that the cordon file names")
     commands.choices["lift"].add_argument("--reason", default="lifted")
     return parser
 

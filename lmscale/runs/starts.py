@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -47,7 +47,7 @@ class Event(BaseModel):
     fault: str = ""
 
     @model_validator(mode="after")
-    def _require_its_fields(self) -> Self:
+    def _require_its_fields(self) -> Event:
         if not self.model_fields_set >= _REQUIRED[self.event]:
             raise ValueError(f"a row of kind {self.event} has less than its fields")
         return self

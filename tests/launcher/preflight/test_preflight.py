@@ -1,19 +1,22 @@
 """Real tasks of a step, two "nodes" told apart by the variables that srun would set."""
 
+import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from tiny_run import write_tiny_config
 
-from launcher.preflight import cordon
-from launcher.preflight.__main__ import find_place, main, read_reports
+from launcher.preflight import cordon, node_checks
+from launcher.preflight.__main__ import Place, find_place, look_at_node, main, read_reports
 from launcher.rendezvous import find_free_port
+from lmscale.config.cluster import load_cluster
 from lmscale.errors import ClusterError
 
 ROOT = Path(__file__).parents[3]
@@ -156,6 +159,32 @@ def test_a_report_says_what_was_looked_at_and_how_long_it_took(measured):
     assert names == {"token", "n1.json", "n2.json"}
 
 
+def test_a_look_that_comes_too_late_changes_no_report(tmp_path, tiny_data, monkeypatch):
+    step = Step(tmp_path, tiny_data)
+    is_late, have_noted = threading.Event(), threading.Barrier(3)
+
+    def look_late(name, folder, min_gb, free_gb):
+        is_late.wait(60)
+        free_gb[name] = 1.0
+        have_noted.wait(60)
+        return []
+
+    monkeypatch.setattr(node_checks, "look_at_space", look_late)
+    arguments = argparse.Namespace(folder=step.folder, run_folder=step.run, config=step.config)
+    place = Place(node="n1", local_rank=0, num_tasks=1, variables={})
+    report = look_at_node(arguments, load_cluster(str(step.cluster)), place, 0.1)
+    is_late.set()
+    have_noted.wait(60)  # for the looks at the run folder and at scratch
+    assert report["free_gb"] == {}
+
+
+@pytest.mark.parametrize("command", ["probe", "judge", "cordon", "lift"])
+def test_a_job_can_be_named_where_the_cordon_file_names_it(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert ("the job that the cordon file names" in capsys.readouterr().out) is (command != "probe")
+
+
 @pytest.mark.ranks
 def test_a_skewed_clock_is_found_among_three_and_not_blamed_on_one_of_two(judged, capsys):
     def put_ahead(report):
@@ -217,7 +246,7 @@ def test_a_judgement_loads_nothing_that_takes_seconds(judged):
 
 @pytest.mark.ranks
 def test_a_node_that_never_reports_holds_nobody_longer_than_agreed(tmp_path, tiny_data, capsys):
-    step = Step(tmp_path, tiny_data, timeout_seconds=12)
+    step = Step(tmp_path, tiny_data, timeout_seconds=30)
     began = time.monotonic()
     (output,) = step.end(step.start(0))
     assert time.monotonic() - began < step.timeout_seconds
