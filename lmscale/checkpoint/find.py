@@ -332,12 +332,10 @@ def _call_patiently(action: Callable[[], Result]) -> Result:
     return call_patiently(action, WAITS_SECONDS, may_pass=may_pass, wait=wait)
 
 
-def find_sound(
-    place: Place, ranks: Ranks | None = None, *, undone: Undone = nothing_undone
-) -> Manifest | None:
+def find_sound(place: Place, ranks: Ranks, *, undone: Undone = nothing_undone) -> Manifest | None:
     """The newest checkpoint that verifies and is finite, or None where none was ever committed.
 
-    All ``ranks`` call this together; without them one process, in no group, hashes everything.
+    All ``ranks`` together.
     """
-    found = next(Search([place], ranks or Ranks(), undone=undone), None)
+    found = next(Search([place], ranks, undone=undone), None)
     return None if found is None else found.manifest

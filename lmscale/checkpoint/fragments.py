@@ -182,6 +182,7 @@ def _trained(engine: Engine) -> Iterator[Fragment]:
         for kind in _states_of(engine, held.parameter):
             tensors[kind] = held.of(state[held.master][kind])
         for kind, tensor_of in engine.kept_elements.items():
+            assert kind not in tensors, f"Engine.kept_elements: {kind} is stored already"
             tensors[kind] = held.of(tensor_of[held.master])
         yield Fragment(
             parameter=held.parameter,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from math import prod
 from typing import Any
@@ -32,7 +32,7 @@ from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.write_file import DTYPE_NAMES
 from lmscale.engine.engine import Engine
 from lmscale.errors import CheckpointError, ClusterError, TransientError
-from lmscale.ranks.collectives import failing_together, sum_float64
+from lmscale.ranks.collectives import failing_together, gather_json, sum_float64
 from lmscale.ranks.limbs import digest_to_limbs, limbs_to_digest
 from lmscale.ranks.ranks import Ranks
 
@@ -130,7 +130,7 @@ def load_checkpoint(place: Place, manifest: Manifest, engine: Engine) -> None:
                 start, end = fragment.share_of(engine.mesh.replicas)
                 part = fragment.narrow(start, end)
                 shared += [(view, start, end) for view in fragment.tensors.values()]
-            _check_kinds(where, manifest, part)
+            _check_kinds(where, manifest, part, kept=engine.kept_elements.keys())
             for kind, view in part.tensors.items():
                 reader.read_into(view, part.parameter, kind, part.offset)
     complete_from_ranks(shared)
@@ -138,16 +138,14 @@ def load_checkpoint(place: Place, manifest: Manifest, engine: Engine) -> None:
     write_loss_scale(engine, manifest.loss_scale)
     engine.discard_gradient()
     refresh_parameters(engine)
-    check_weights(where, manifest, engine)
-
-
-def check_weights(where: str, manifest: Manifest, engine: Engine) -> None:
-    """Raise ``CheckpointError`` on all ranks when the engine's masters are not the saved ones."""
-    if not manifest.weights:
-        return
     own = weights_fingerprint(owned_fragments(engine))
-    found = f"{limbs_to_digest(sum_float64(digest_to_limbs(own))):016x}"
-    if found != manifest.weights:
+    check_weights(where, manifest, limbs_to_digest(sum_float64(digest_to_limbs(own))))
+
+
+def check_weights(where: str, manifest: Manifest, weights: int) -> None:
+    """Raise ``CheckpointError`` when the masters' fingerprint is not that of the saved ones."""
+    found = f"{weights:016x}"
+    if manifest.weights and found != manifest.weights:
         raise CheckpointError(
             f"{where}: the weights that were loaded have the hash {found}, but those that were "
             f"saved had {manifest.weights}, although every file is as it was written: the memory "
@@ -211,14 +209,21 @@ def _describe(
     }
 
 
-def _check_kinds(where: str, manifest: Manifest, fragment: Fragment) -> None:
+def _check_kinds(
+    where: str, manifest: Manifest, fragment: Fragment, *, kept: Collection[str]
+) -> None:
     row = manifest.replicated.get(fragment.parameter)
     stored = manifest.states[fragment.parameter] if row is None else (row.kind,)
     missing = [kind for kind in fragment.tensors if kind not in stored]
     if missing:
+        advice = "Restore the section engine.optimizer of its YAML."
+        if any(kind in kept for kind in missing):
+            advice = (
+                "What a run keeps it has kept from its beginning: give this run its own folder."
+            )
         raise CheckpointError(
             f"{where} has no {' and '.join(missing)} of {fragment.parameter}, only "
-            f"{' and '.join(stored)}. Restore the section engine.optimizer of its YAML."
+            f"{' and '.join(stored)}. {advice}"
         )
 
 
@@ -257,7 +262,7 @@ def load_weights(
     ``step`` None takes the newest checkpoint that verifies and is finite. Needs neither ranks nor
     DeepSpeed's engine. Raises ``CheckpointError`` when there is none or its files are damaged.
     """
-    manifest = find_weights(place, step, origin=origin, undone=undone)
+    manifest = find_weights(place, step, ranks=Ranks(), origin=origin, undone=undone)
     others = sorted(manifest.replicated, key=lambda name: manifest.replicated[name].kind == BUFFER)
     with open_weights(place, manifest) as read:
         return {name: read(name) for name in (*manifest.parameters, *others)}
@@ -267,14 +272,13 @@ def find_weights(
     place: Place,
     step: int | None = None,
     *,
-    ranks: Ranks | None = None,
+    ranks: Ranks,
     origin: str | None = None,
     undone: Undone = nothing_undone,
 ) -> Manifest:
     """The checkpoint of ``step``, verified; None: the newest that verifies and is finite. Its
-    fragments cover every tensor. All ``ranks`` together; without them, a process in no group.
+    fragments cover every tensor. All ``ranks`` together.
     """
-    ranks = ranks or Ranks()
     if step is None:
         manifest = find_sound(place, ranks, undone=undone)
         if manifest is None:
@@ -288,6 +292,8 @@ def find_weights(
             damage = find_damage(place, step, manifest.files[ranks.rank :: ranks.world_size])
             if damage:
                 raise CheckpointError([f"{problem}." for problem in damage])
+        if len({*gather_json(manifest.hash)}) > 1:
+            raise CheckpointError(f"{place.name_of(step)} does not look the same to all ranks.")
     # Here no model says how large a tensor is: memory is taken only for what the files hold.
     gaps = find_gaps(manifest)
     if gaps:

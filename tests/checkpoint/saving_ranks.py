@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 from forked_ranks import one_group
+from handmade_checkpoints import save
 from rank_cases import Case, opened, train
 
 from lmscale.checkpoint.find import find_sound
 from lmscale.checkpoint.fragments import held_fragments, owned_fragments
 from lmscale.checkpoint.layout import step_folder
-from lmscale.checkpoint.load import load_weights
+from lmscale.checkpoint.load import find_weights, load_weights
 from lmscale.checkpoint.manifest import MASTER
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.save import save_checkpoint
@@ -151,6 +152,17 @@ def walk_back(folder, ranks):
     return found
 
 
+def two_views(folder, ranks):
+    """What every rank says when each finds another whole checkpoint of the step it is to read."""
+    place = LocalPlace(folder / f"seen-by-{ranks.rank}")
+    save(place, 6, identity={"run": f"{ranks.rank}"})
+    try:
+        find_weights(place, 6, ranks=ranks)
+    except LmscaleError as error:
+        return gather_json(error.problems)
+    return gather_json([])
+
+
 def another_model(folder, ranks):
     """What every rank says to a run whose folder holds checkpoints of another model."""
     other = case(folder, "specimen", model__layers=3, model__activation="gelu")
@@ -169,6 +181,7 @@ def step_of(manifest):
 PARTS = {
     "specimen": specimen,
     "walk back": walk_back,
+    "two views": two_views,
     "another model": another_model,
     "masters": masters,
     "leftover": leftover,

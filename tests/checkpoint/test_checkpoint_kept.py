@@ -59,7 +59,11 @@ def load_on_one(ranks):
     try:
         load_checkpoint(place, manifest, other)
     except CheckpointError as error:
-        return {"loaded": loaded, "without": content_of(without), "refused": str(error)}
+        refused = str(error)
+    other.kept_elements["master"] = other.kept_elements.pop("average")
+    with pytest.raises(AssertionError, match="master is stored already"):
+        load_checkpoint(place, manifest, other)
+    return {"loaded": loaded, "without": content_of(without), "refused": refused}
 
 
 def test_an_average_of_the_weights_goes_on_at_another_stage_and_world_size(tmp_path, monkeypatch):
@@ -70,3 +74,5 @@ def test_an_average_of_the_weights_goes_on_at_another_stage_and_world_size(tmp_p
     assert saved["average"] not in (saved["master"], 0)
     assert one["without"] == {k: v for k, v in saved.items() if k != "average"}
     assert "has no variance of" in one["refused"]
+    assert "give this run its own folder" in one["refused"]
+    assert "engine.optimizer" not in one["refused"]

@@ -26,6 +26,11 @@ def test_all_ranks_walk_back_when_one_of_them_finds_damage(saved):
     assert saved[0]["walk back"] == [4, 4]
 
 
+def test_a_named_step_that_two_ranks_see_otherwise_is_refused_by_both(saved):
+    for (problem,) in saved[0]["two views"]:
+        assert problem.endswith("step-000000006 does not look the same to all ranks.")
+
+
 def test_what_a_killed_save_left_is_no_checkpoint_and_is_replaced(saved):
     assert saved[0]["leftover"] == {
         "resumed from": 0,

@@ -24,6 +24,7 @@ from lmscale.checkpoint.find import find_sound
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.cli.main import main
 from lmscale.files.jsonl import read_rows
+from lmscale.ranks.ranks import Ranks
 from lmscale.watch.heartbeat import Beat, beat_path, read_beat
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
@@ -233,7 +234,7 @@ def test_more_signals_do_not_break_the_save_under_way(launched):
     until(is_over_after_more_signals, lambda: launched.output)
     launched.stop(None)
     assert launched.told() == {"rank-00000": "75", "rank-00001": "75"}
-    saved = find_sound(LocalPlace(launched.run / "checkpoints"))
+    saved = find_sound(LocalPlace(launched.run / "checkpoints"), Ranks())
     assert saved is not None and saved.step == launched.steps_done()
 
 
