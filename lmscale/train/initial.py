@@ -19,7 +19,8 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from lmscale.checkpoint.differences import MAX_NAMED, check_same_tensors
-from lmscale.checkpoint.load import find_weights, open_weights
+from lmscale.checkpoint.find import nothing_undone
+from lmscale.checkpoint.load import check_weights, find_weights, open_weights
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import BatchPlan, RunConfig
 from lmscale.engine.build import build_engine, gathered, parameter_context
@@ -31,6 +32,7 @@ from lmscale.model.family import build_model
 from lmscale.model.initialize import Declared, declared_parameters, initial_value, parameter_kinds
 from lmscale.objective.objective import build_scoring
 from lmscale.ranks.collectives import failing_together
+from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 from lmscale.ranks.mesh import Mesh
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.run_folder import load_run_config
@@ -70,8 +72,8 @@ def open_initial_weights(
 ) -> Iterator[InitialWeights]:
     """What ``run.init_from`` names, or random values. All ranks together.
 
-    They verify the other run's checkpoint. Raises ``ConfigError`` or ``CheckpointError`` on all
-    ranks when there is none that can be used.
+    They verify the other run's checkpoint, and at the end what they have read of it. Raises
+    ``ConfigError`` or ``CheckpointError`` on all ranks when there is none that can be used.
     """
     if not config.run.init_from:
         yield draw_weights(config.run.seed)
@@ -82,7 +84,9 @@ def open_initial_weights(
             source = load_run_config(folder)
         except ConfigError as error:
             raise ConfigError([f"run.init_from = {folder}: {p}" for p in error.problems]) from None
-        place, undone = open_place(source, folder), read_history(folder).undone
+        place, undone = open_place(source, folder), nothing_undone
+        if ranks.is_first:  # who alone is asked
+            undone = read_history(folder).undone
         heartbeat.tick()
     manifest = find_weights(place, step, ranks=ranks, origin=str(folder), undone=undone)
     tokenizer = manifest.identity.get("tokenizer")
@@ -99,12 +103,23 @@ def open_initial_weights(
         weights=manifest.weights,
     )
     logger.info("the first weights are those of %s", origin.checkpoint)
+    fingerprints: list[int] = []  # of the masters that this rank has read
     with open_weights(place, manifest) as read:
+
+        def value(name: str, shape: Sequence[int], declared: Declared) -> Tensor:
+            tensor = read(name)
+            if name in manifest.parameters:
+                fingerprints.append(fingerprint(tensor, name=name))
+            return tensor.float()
+
         yield InitialWeights(
-            value=lambda name, shape, declared: read(name).float(),
+            value=value,
             origin=origin,
             shapes=manifest.weight_shapes,
         )
+    with failing_together():  # the files may not be to this rank what they are to who verified them
+        if fingerprints:
+            check_weights(origin.checkpoint, manifest, add_fingerprints(fingerprints))
 
 
 def draw_weights(seed: int) -> InitialWeights:

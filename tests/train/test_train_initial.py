@@ -1,10 +1,12 @@
 """Where a run's first weights come from, and what of them is never trained."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from rank_cases import Case, run_cases
+from safetensors.torch import load_file, save_file
 from tiny_run import log_commit, tiny_config
 
 from lmscale.checkpoint.find import load_manifest
@@ -152,6 +154,29 @@ def test_a_source_that_is_none_is_a_mistake_with_its_name(runs, tiny_data, tmp_p
     config = tiny_config(tiny_data, tmp_path, {"run.init_from": str(runs[0] / "source")})
     with pytest.raises(ConfigError, match="its tokenizer is another one"):
         filled(config, tokenizer="another")
+
+
+def test_weights_that_a_rank_reads_otherwise_than_they_were_saved_are_refused(
+    runs, tiny_data, tmp_path
+):
+    shutil.copytree(runs[0] / "source", tmp_path / "source")
+    source = {"run.init_from": str(tmp_path / "source")}
+    config = tiny_config(tiny_data, tmp_path / "new", source)
+    own = load_tokenizer(config.tokenizer.folder).fingerprint
+    with (
+        pytest.raises(CheckpointError, match="the weights that were loaded have the hash"),
+        open_initial_weights(config, Ranks(), tokenizer_fingerprint=own) as initial,
+    ):
+        # Every file was verified, by whoever saw it so.
+        for file in (tmp_path / "source/checkpoints").glob("step-*4/*.safetensors"):
+            change_a_master(file)
+        fill_weights(build_model(config.model, config.sizes), initial)
+
+
+def change_a_master(file: Path) -> None:
+    tensors = load_file(file)
+    next(tensor for name, tensor in tensors.items() if "master" in name)[0] += 1
+    save_file(tensors, file)
 
 
 def test_patterns_that_match_nothing_or_everything_are_mistakes(tiny_data, tmp_path):
