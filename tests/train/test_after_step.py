@@ -1,0 +1,55 @@
+"""What follows a step does so in one order, on rank 0 and on the others."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+
+from lmscale.train import after_step
+
+REPORT: Any = SimpleNamespace(step=3, stop_reason=None, save_for=())
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """The names of the hooks as they are called; each stands for the real one."""
+    calls = []
+
+    def hook(name):
+        return MagicMock(side_effect=lambda *arguments, **more: calls.append(name), has_refused=0)
+
+    hooks = {name: hook(name) for name in ("count", "show", "progress", "compare", "save", "score")}
+    stand_ins = {
+        "ProgressCounter": MagicMock(return_value=hooks["count"]),
+        "MetricsHook": MagicMock(return_value=hooks["show"]),
+        "progress_hook": MagicMock(return_value=nullcontext(hooks["progress"])),
+        "RankComparison": MagicMock(return_value=hooks["compare"]),
+        "Saver": MagicMock(return_value=hooks["save"]),
+        "open_evaluator": MagicMock(return_value=nullcontext(hooks["score"])),
+        "_record": hook("record"),
+        "judge": hook("judge"),
+    }
+    others = {name: MagicMock() for name in ("open_ledger", "open_trackers", "build_guard")}
+    for name, value in (stand_ins | others).items():
+        monkeypatch.setattr(after_step, name, value)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("attempt", "order"),
+    [
+        (
+            MagicMock(),  # rank 0's
+            ["count", "record", "show", "progress", "judge", "compare", "save", "score"],
+        ),
+        (None, ["count", "judge", "compare", "save", "score"]),
+    ],
+    ids=["rank 0", "another rank"],
+)
+def test_a_step_is_recorded_and_judged_before_it_is_saved_and_scored_last(called, attempt, order):
+    opened = after_step.open_after_step(MagicMock(), MagicMock(), lambda: None, attempt)
+    with opened as follow:
+        follow(REPORT)
+    assert called == order
