@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -89,7 +90,7 @@ class Run(Setting):
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a run goes on, as its RunStates have kept it; without arguments at its beginning."""
+    """Where a run goes on, as a checkpoint's manifest says; without arguments its beginning."""
 
     is_new: bool = True
     rewinds: int = 0  # that had happened when the checkpoint was written
@@ -208,6 +209,7 @@ def _resume(
             problems = _load(found, run)
             if problems:
                 engine = run.engine
+                del run
                 search.reject(found, problems)
                 continue
             stack.enter_context(trial.pop_all())
@@ -219,8 +221,10 @@ def _resume(
             f"No checkpoint of {setting.place.location} could be gone back to; the log above says "
             "why of each. Start the same command again."
         )
-    # One that has tried checkpoints of the nodes' own disks in vain holds no new run's weights.
+    # One that has tried checkpoints of the nodes' own disks in vain holds no new run's weights; it
+    # refers to itself.
     del engine
+    gc.collect()
     return _open_at(setting, Start(), None, stack), None
 
 

@@ -4,12 +4,17 @@ Three starts of real ranks over gloo do all attempts in process; each attempt op
 """
 
 import itertools
+import weakref
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rank_cases import Case, run_cases
 
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.places.place import LocalPlace
+from lmscale.train import assemble
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -130,3 +135,29 @@ def test_other_ranks_and_stages_end_within_a_thousandth_after_50_steps(attempts)
         # The promise; measured here: 4e-7.
         assert abs(report.loss - other.loss) < 1e-3
     assert whole[-1].loss < whole[0].loss - 0.5
+
+
+def test_an_engine_of_rejected_checkpoints_is_gone_before_a_new_run_builds_its_own(monkeypatch):
+    alive = []
+
+    class SelfReferring:
+        def __init__(self):
+            self.itself = self
+            alive.append(self)
+
+    class Rejecting(list):
+        def reject(self, found, why):
+            alive[:] = [weakref.ref(engine) for engine in alive]
+
+    def open_at(setting, start, engine, stack):
+        if start.is_new:
+            return [engine, *(reference() for reference in alive)]
+        return SimpleNamespace(engine=SelfReferring())
+
+    monkeypatch.setattr(assemble, "_read_start", lambda found: assemble.Start(is_new=False))
+    monkeypatch.setattr(assemble, "_open_at", open_at)
+    monkeypatch.setattr(assemble, "_load", lambda found, run: ["not what was saved"])
+    nothing: Any = None
+    search: Any = Rejecting([object()])
+    run, found = assemble._resume(nothing, search, None, ExitStack())
+    assert (run, found) == ([None, None], None)
