@@ -214,6 +214,7 @@ def rewind(run: Run, request: RewindRequest) -> None:
                 time=time.time(),
                 segments=run.stream.segments,
             )
+            assert (planned is None) == (target is None), "all ranks do what the row says"
             if planned is not None:
                 record_rewind(run.folder, planned)
         heartbeat.tick()
