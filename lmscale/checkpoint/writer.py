@@ -169,10 +169,10 @@ class CheckpointWriter:
         for attempt in range(ATTEMPTS):
             where, reports, error = self._attempt(job, attempt)
             if attempt + 1 < ATTEMPTS:
-                if isinstance(error, NoSpaceError):
-                    freed = self._make_room(job)
+                made = self._make_room(job) if isinstance(error, NoSpaceError) else ()
+                freed += made
                 # Another copy's manifest goes when the folder is cleared once more.
-                if freed or isinstance(error, ForeignManifestError):
+                if made or isinstance(error, ForeignManifestError):
                     self._post(job, attempt, where, AGAIN)
                     continue
             if isinstance(error, NoSpaceError):
