@@ -44,7 +44,7 @@ class Candidate:
 
     step: int
     # A run could go on from it, if its files are whole: it is finite, readable, and of its history.
-    is_good: bool = True
+    is_good: bool
     is_asked: bool = False  # a person asked for this save; it is kept until a person removes it
 
 
@@ -257,7 +257,7 @@ class Retention:
         for step in sorted(steps, reverse=True):
             # Its manifest is read only where it decides: a remote place is asked for each.
             num_good = sum(c.is_good for c in candidates if c.step <= newest)
-            unseen = Candidate(step=step)
+            unseen = Candidate(step=step, is_good=True)
             is_kept = num_good >= rule.keep_last and bool(find_reasons(unseen, rule))
             candidates.append(unseen if is_kept or step > newest else self._look(step))
         planned = plan_retention(candidates, rule, newest=newest)

@@ -45,7 +45,9 @@ RETENTION = [
 @pytest.mark.parametrize(("steps", "newest", "keep_last", "keep_every", "stay"), RETENTION)
 def test_retention_keeps_the_newest_and_the_multiples(steps, newest, keep_last, keep_every, stay):
     rule = Rule(keep_last=keep_last, keep_every_steps=keep_every)
-    gone = plan_retention([Candidate(step=step) for step in steps], rule, newest=newest)
+    gone = plan_retention(
+        [Candidate(step=step, is_good=True) for step in steps], rule, newest=newest
+    )
     assert sorted(set(steps) - set(gone)) == stay
 
 

@@ -170,7 +170,7 @@ def test_a_checkpoint_with_an_identity_that_is_none_is_passed_over_for_an_older_
     search = Search([place], Ranks(), identity={})
     assert next(search).manifest.step == 6
     assert "identity is [1]" in search.passed_over[0].why[0]
-    found = find_sound(place)
+    found = find_sound(place, Ranks())
     assert found is not None and found.step == 6
 
 
@@ -194,7 +194,13 @@ def test_a_manifest_that_says_what_none_can_is_listed_as_unreadable(tmp_path, ch
 
 def test_half_a_character_in_a_manifest_is_shown_escaped(tmp_path):
     place = write(tmp_path, identity={"run": "\ud800"}, written_by={"precision": "\udfff"})
-    one = Listed(step=7, name="step-000000007", state="committed", manifest=load_manifest(place, 7))
+    one = Listed(
+        step=7,
+        name="step-000000007",
+        state="committed",
+        is_good=True,
+        manifest=load_manifest(place, 7),
+    )
     assert "\\ud800" in render_checkpoint(one, {}) and "\\udfff" in " ".join(render_listed(one))
 
 
@@ -254,7 +260,13 @@ def test_what_a_manifest_says_of_itself_is_shown_on_its_own_line_and_steers_no_t
         loss_scale={ESCAPE: 1},
         state={"progress": {"n": 1}, "stream": STREAM | {"segments": [mixture(ESCAPE)]}},
     )
-    one = Listed(step=7, name="step-000000007", state="committed", manifest=load_manifest(place, 7))
+    one = Listed(
+        step=7,
+        name="step-000000007",
+        state="committed",
+        is_good=True,
+        manifest=load_manifest(place, 7),
+    )
     shown = render_checkpoint(one, {})
     assert shown.count("title") == 9
     assert all(line.isprintable() for line in [*shown.split("\n"), *render_listed(one)])
