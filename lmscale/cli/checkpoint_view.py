@@ -56,12 +56,12 @@ def listed_to_json(one: Listed) -> dict[str, Any]:
         "step": one.step,
         "name": one.name,
         "state": one.state,
-        "is_finite": getattr(manifest, "is_finite", None),
-        "reason": getattr(manifest, "reason", None),
+        "is_finite": None if manifest is None else manifest.is_finite,
+        "reason": None if manifest is None else manifest.reason,
         "kept_for": list(one.kept_for),
         "bytes": one.bytes,
         **{key: writer.get(key) for key in ("time", "world_size", "zero_stage", "precision")},
-        "rewinds": getattr(manifest, "rewinds", None),
+        "rewinds": None if manifest is None else manifest.rewinds,
         "problems": list(one.problems),
     }
 
