@@ -15,7 +15,7 @@ from forked_ranks import run_starts
 from toy_engine import Setup, Toy
 
 from lmscale.checkpoint.find import load_manifest
-from lmscale.checkpoint.load import load_weights
+from lmscale.checkpoint.load import load_weights, open_weights
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 
@@ -159,15 +159,17 @@ def test_whole_tensors_are_read_without_ranks_one_at_a_time(saw, setup):
     del expected["head.weight"]  # tied
     masters, frozen = [], []
     shapes = {}
-    for name, tensor in load_weights(place, SAVED_STEP).items():
-        shapes[name] = tuple(tensor.shape)
-        row = manifest.replicated.get(name)
-        kind = "master" if row is None else row.kind
-        if kind == "master":
-            assert tensor.dtype == torch.float32
-            masters.append(fingerprint(tensor, name=name))
-        elif kind == "frozen":
-            frozen.append(fingerprint(tensor, name=name))
+    with open_weights(place, manifest) as read:
+        for name in (*manifest.parameters, *manifest.replicated):
+            tensor = read(name)
+            shapes[name] = tuple(tensor.shape)
+            row = manifest.replicated.get(name)
+            kind = "master" if row is None else row.kind
+            if kind == "master":
+                assert tensor.dtype == torch.float32
+                masters.append(fingerprint(tensor, name=name))
+            elif kind == "frozen":
+                frozen.append(fingerprint(tensor, name=name))
     assert shapes == expected
     assert f"{add_fingerprints(masters):016x}" == manifest.weights
     assert add_fingerprints(masters) == saw[setup.name]["saved"]["master"]
