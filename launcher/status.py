@@ -164,7 +164,7 @@ def _judge_folder(signs: RunSigns, now: float) -> RunState:
         return RunState(name="not started")
     reason = signs.starts[-1].attempt_end
     if reason is None:
-        return _judge_training(signs, now)
+        return _judge_start(signs, signs.starts[-1], now)
     if signs.is_finished:
         return RunState(name="finished")
     return RunState(name="stopped" if reason in _STOP_REASONS else "failed", detail=reason)
@@ -202,16 +202,12 @@ def _judge_job(signs: RunSigns, job: QueuedJob, now: float) -> RunState:
 
 def _judge_start(signs: RunSigns, start: Start, now: float) -> RunState:
     """Of a start that has written no end."""
-    if signs.hang is None and not start.attempt:
-        return RunState(name="starting", detail=f"no step yet, {now - start.began_at:,.0f} s in")
-    if signs.hang is None and start.attempt_end is not None:
-        return RunState(name="ending", detail=start.attempt_end)
-    return _judge_training(signs, now)
-
-
-def _judge_training(signs: RunSigns, now: float) -> RunState:
     if signs.hang is not None:
         return RunState(name="hung", detail=signs.hang)
+    if not start.attempt and newest_submission(signs.submissions):  # else it may be of any age
+        return RunState(name="starting", detail=f"no step yet, {now - start.began_at:,.0f} s in")
+    if start.attempt_end is not None:
+        return RunState(name="ending", detail=start.attempt_end)
     silence = now - signs.last_sign if signs.last_sign is not None else 0.0
     if silence >= ALIVE_SECONDS:
         return RunState(name="silent", detail=f"for {silence:,.0f} s")
