@@ -130,7 +130,7 @@ def load_checkpoint(place: Place, manifest: Manifest, engine: Engine) -> None:
                 start, end = fragment.share_of(engine.mesh.replicas)
                 part = fragment.narrow(start, end)
                 shared += [(view, start, end) for view in fragment.tensors.values()]
-            _check_kinds(where, manifest, part, kept=engine.kept_elements.keys())
+            _check_kinds(where, manifest, part, engine.kept_elements.keys())
             for kind, view in part.tensors.items():
                 reader.read_into(view, part.parameter, kind, part.offset)
     complete_from_ranks(shared)
@@ -209,20 +209,16 @@ def _describe(
     }
 
 
-def _check_kinds(
-    where: str, manifest: Manifest, fragment: Fragment, *, kept: Collection[str]
-) -> None:
-    row = manifest.replicated.get(fragment.parameter)
-    stored = manifest.states[fragment.parameter] if row is None else (row.kind,)
-    missing = [kind for kind in fragment.tensors if kind not in stored]
+def _check_kinds(where: str, manifest: Manifest, part: Fragment, kept: Collection[str]) -> None:
+    row = manifest.replicated.get(part.parameter)
+    stored = manifest.states[part.parameter] if row is None else (row.kind,)
+    missing = [kind for kind in part.tensors if kind not in stored]
     if missing:
         advice = "Restore the section engine.optimizer of its YAML."
         if any(kind in kept for kind in missing):
-            advice = (
-                "What a run keeps it has kept from its beginning: give this run its own folder."
-            )
+            advice = "Give this run, which keeps it, a folder of its own (run.folder)."
         raise CheckpointError(
-            f"{where} has no {' and '.join(missing)} of {fragment.parameter}, only "
+            f"{where} has no {' and '.join(missing)} of {part.parameter}, only "
             f"{' and '.join(stored)}. {advice}"
         )
 

@@ -221,8 +221,7 @@ def _resume(
             f"No checkpoint of {setting.place.location} could be gone back to; the log above says "
             "why of each. Start the same command again."
         )
-    # One that has tried checkpoints of the nodes' own disks in vain holds no new run's weights; it
-    # refers to itself.
+    # One that has tried the nodes' own disks in vain has no first weights. It refers to itself.
     del engine
     gc.collect()
     return _open_at(setting, Start(), None, stack), None

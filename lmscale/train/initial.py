@@ -84,9 +84,8 @@ def open_initial_weights(
             source = load_run_config(folder)
         except ConfigError as error:
             raise ConfigError([f"run.init_from = {folder}: {p}" for p in error.problems]) from None
-        place, undone = open_place(source, folder), nothing_undone
-        if ranks.is_first:  # who alone is asked
-            undone = read_history(folder).undone
+        place = open_place(source, folder)
+        undone = read_history(folder).undone if ranks.is_first else nothing_undone
         heartbeat.tick()
     manifest = find_weights(place, step, ranks=ranks, origin=str(folder), undone=undone)
     tokenizer = manifest.identity.get("tokenizer")
@@ -112,11 +111,7 @@ def open_initial_weights(
                 fingerprints.append(fingerprint(tensor, name=name))
             return tensor.float()
 
-        yield InitialWeights(
-            value=value,
-            origin=origin,
-            shapes=manifest.weight_shapes,
-        )
+        yield InitialWeights(value=value, origin=origin, shapes=manifest.weight_shapes)
     with failing_together():  # the files may not be to this rank what they are to who verified them
         if fingerprints:
             check_weights(origin.checkpoint, manifest, add_fingerprints(fingerprints))

@@ -74,5 +74,5 @@ def test_an_average_of_the_weights_goes_on_at_another_stage_and_world_size(tmp_p
     assert saved["average"] not in (saved["master"], 0)
     assert one["without"] == {k: v for k, v in saved.items() if k != "average"}
     assert "has no variance of" in one["refused"]
-    assert "give this run its own folder" in one["refused"]
+    assert "a folder of its own" in one["refused"]
     assert "engine.optimizer" not in one["refused"]
