@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmscale.cli.shown import render_bytes, render_line, render_time
+from lmscale.cli.options import render_bytes, render_line, render_time
 from lmscale.errors import CheckpointError
 from lmscale.files.redact import printable
 

@@ -37,7 +37,7 @@ def build(
     """
     from lmscale.corpus.build import build_corpus
     from lmscale.corpus.documents import render_manifest
-    from lmscale.tasks.array_tasks import parse_task
+    from lmscale.tasks.target import parse_task
 
     member = parse_task(task) if task is not None else None
     section = load_config(config, set_ or ()).corpus

@@ -12,9 +12,9 @@ from lmscale.config import RunConfig
 from lmscale.ranks.ranks import render_numbers
 
 if TYPE_CHECKING:
-    from lmscale.tasks.array_tasks import ArrayTask
     from lmscale.tasks.building import BuildSummary
     from lmscale.tasks.finishing import Progress
+    from lmscale.tasks.target import ArrayTask
 
 Stage = Literal["corpus", "shards"]
 TaskOption = Annotated[

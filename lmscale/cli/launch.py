@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lmscale.cli.data_tasks import Stage, missing_tasks
-from lmscale.cli.options import ConfigArgument, JsonOption, SetOption
-from lmscale.cli.shown import print_problems, print_warnings
+from lmscale.cli.options import (
+    ConfigArgument,
+    JsonOption,
+    SetOption,
+    print_problems,
+    print_warnings,
+)
 from lmscale.config import load_config
 from lmscale.errors import EXIT_USER
 

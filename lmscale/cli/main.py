@@ -38,7 +38,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
         app(args=arguments, prog_name="lmscale")
     except LmscaleError as error:
-        from lmscale.cli.shown import print_problems
+        from lmscale.cli.options import print_problems
 
         if error.summary:
             record_fault(error.summary, getattr(error, "bad_nodes", {}))

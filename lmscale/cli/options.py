@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.text import Text
+
+from lmscale.files.redact import printable, redact
 
 ConfigArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.", show_default=False)
@@ -26,3 +32,49 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 def echo_json(content: object) -> None:
     """Print what ``--json`` asks for."""
     typer.echo(json.dumps(content, indent=1))
+
+
+def render_line(name: str, text: object) -> str:
+    return f"{name:16} {text}"
+
+
+def render_time(instant: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(instant))
+
+
+def render_duration(seconds: float) -> str:
+    """``3 d 4 h``, ``5 min``, ``12 s``: two units at most."""
+    left = max(0, round(seconds))
+    parts = []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count:,} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2]) or "0 s"
+
+
+def render_bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def print_problems(problems: Sequence[str]) -> None:
+    """Print each problem on stderr. A user's [brackets] are text, not rich's markup."""
+    _print(problems, Text("error: ", style="bold red"))
+
+
+def print_warnings(warnings: Sequence[str]) -> None:
+    """The same for what does not stand in the way."""
+    _print(warnings, Text("warning: ", style="bold yellow"))
+
+
+def _print(problems: Sequence[str], label: Text) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for problem in problems:
+        console.print(label + Text(printable(redact(problem)), style="default"))

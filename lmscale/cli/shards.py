@@ -49,7 +49,7 @@ def build(
     """
     from lmscale.shards.build import build_shards
     from lmscale.shards.manifest import render_manifest
-    from lmscale.tasks.array_tasks import parse_task
+    from lmscale.tasks.target import parse_task
 
     member = parse_task(task) if task is not None else None
     settings = load_config(config, set_ or ())

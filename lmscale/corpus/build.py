@@ -31,11 +31,10 @@ from lmscale.corpus.duplicates import RewriteTask, dropped_lines, find_duplicate
 from lmscale.corpus.parts import CUT_AS, Part, PartRecord, load_part
 from lmscale.corpus.readers import BadRecords, RawFile, find_inputs
 from lmscale.errors import ConfigError, DataError
-from lmscale.tasks.array_tasks import ArrayTask
 from lmscale.tasks.building import Builder, BuildSummary
 from lmscale.tasks.finishing import Progress
 from lmscale.tasks.processes import run_tasks
-from lmscale.tasks.target import Move, Target, UnitsMissing
+from lmscale.tasks.target import ArrayTask, Move, Target, UnitsMissing
 
 PART_VERSION = 1
 REASONS = ("broken", "empty", "short", "overlong", "duplicate")

@@ -2,7 +2,7 @@
 
 ::
 
-    documents ──→ slices (slices.py) ─→ a tar of token blocks (writer.py) ──→ Manifest (manifest.py)
+    documents ──→ slices (build.py) ──→ a tar of token blocks (writer.py) ──→ Manifest (manifest.py)
                                                                                  │
     stream ←── MappedShard: blocks without a copy (reader.py) ←──────────────────┘
 

@@ -19,7 +19,6 @@ from lmscale.errors import DataError
 from lmscale.files.atomic import writing
 from lmscale.files.locks import locked_file
 from lmscale.files.progress import progress
-from lmscale.tasks.array_tasks import ALONE, ArrayTask
 from lmscale.tasks.finishing import (
     Built,
     Progress,
@@ -31,7 +30,7 @@ from lmscale.tasks.finishing import (
     tidy,
 )
 from lmscale.tasks.processes import locked, run_tasks
-from lmscale.tasks.target import ManifestT, Target, Unit
+from lmscale.tasks.target import ALONE, ArrayTask, ManifestT, Target, Unit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,8 @@ from typing import Any, Generic
 from lmscale.errors import DataError
 from lmscale.files.atomic import fsync_folder, have_sizes, replace_folder, write_json
 from lmscale.files.jsonl import read_object
-from lmscale.tasks.array_tasks import ArrayTask
 from lmscale.tasks.takeover import Turn, fresh_names, holder_of, take_turn
-from lmscale.tasks.target import MANIFEST, ManifestT, Target, UnitsMissing
+from lmscale.tasks.target import MANIFEST, ArrayTask, ManifestT, Target, UnitsMissing
 
 MARKER_VERSION = 1
 NOTE = "moves.json"

@@ -7,16 +7,54 @@ FOLDER/.NAME.building/<key>/              becomes FOLDER/NAME by one rename
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from lmscale.errors import DataError
+from lmscale.errors import ConfigError, DataError
 from lmscale.files.atomic import have_sizes
-from lmscale.tasks.array_tasks import ArrayTask, deal
+
+
+@dataclass(frozen=True)
+class ArrayTask:
+    """Task ``number``, from 0 on, of ``count``."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"task {self.number} of {self.count}"
+
+
+ALONE = ArrayTask(0, 1)
+
+
+def parse_task(text: str) -> ArrayTask:
+    """``3/8`` is the fourth of eight tasks. Raises ``ConfigError``."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+    if match and int(match[1]) < int(match[2]):
+        return ArrayTask(int(match[1]), int(match[2]))
+    raise ConfigError(f"--task {text}: give I/N with I from 0 to N - 1, for example 0/8 or 7/8.")
+
+
+def deal(sizes: Sequence[int], num_tasks: int, *, first: int = 0) -> tuple[int, ...]:
+    """The task of each unit: runs of about equal size, the first of them to task ``first``.
+
+    No run is longer than its even share and one unit.
+    """
+    total = sum(size + 1 for size in sizes)  # + 1: units of no size are work, too
+    tasks = []
+    start = 0
+    for size in sizes:
+        middle = 2 * start + size + 1  # in halves, so that it stays whole
+        tasks.append((middle * num_tasks // (2 * total) + first) % num_tasks)
+        start += size + 1
+    return tuple(tasks)
+
 
 ManifestT = TypeVar("ManifestT")
 MANIFEST = "manifest.json"

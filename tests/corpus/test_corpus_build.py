@@ -19,7 +19,7 @@ from lmscale.corpus.build import build_corpus
 from lmscale.corpus.clean import digest_of, is_heldout, split_text, strip_html
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.errors import ConfigError, DataError
-from lmscale.tasks.array_tasks import ArrayTask
+from lmscale.tasks.target import ArrayTask
 
 
 def make_config(tmp_path, texts, **settings):

@@ -23,7 +23,7 @@ from lmscale.config.data import CorpusConfig
 from lmscale.corpus.build import build_corpus, corpus_progress, cut_into_runs
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.errors import DataError
-from lmscale.tasks.array_tasks import ArrayTask
+from lmscale.tasks.target import ArrayTask
 
 
 def write_raw(folder: Path, files: list[list[str]], name: str = "raw") -> None:
@@ -341,7 +341,7 @@ def test_tasks_that_end_together_have_one_finisher(config, expected, tmp_path):
 KILLED = """
 from lmscale.config.data import CorpusConfig
 from lmscale.corpus.build import build_corpus
-from lmscale.tasks.array_tasks import ArrayTask
+from lmscale.tasks.target import ArrayTask
 config = CorpusConfig.model_validate({config!r})
 def work():
     build_corpus(config, ArrayTask(1, 2))

@@ -15,13 +15,12 @@ from shard_cases import contents, webdataset_leaks, with_shards
 
 from lmscale.corpus.documents import read_documents
 from lmscale.errors import DataError
-from lmscale.shards.build import build_shards
+from lmscale.shards.build import build_shards, plan_slices
 from lmscale.shards.manifest import Manifest, load_manifest
 from lmscale.shards.reader import open_shard
-from lmscale.shards.slices import plan_slices
 from lmscale.shards.verify import verify_dataset
 from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
-from lmscale.tasks.array_tasks import ArrayTask
+from lmscale.tasks.target import ArrayTask
 from lmscale.tokenizer.train import train_tokenizer
 
 

@@ -23,7 +23,7 @@ from lmscale.errors import DataError
 from lmscale.files.atomic import sha256_file
 from lmscale.shards.build import build_shards, shards_progress
 from lmscale.shards.verify import verify_dataset
-from lmscale.tasks.array_tasks import ArrayTask
+from lmscale.tasks.target import ArrayTask
 
 
 def everything(folder: Path) -> dict[str, str]:
@@ -165,7 +165,7 @@ def test_real_processes_at_once_build_it_though_one_is_killed(base, expected, tm
 
 WORK = """
 from lmscale.config import parse_config
-from lmscale.tasks.array_tasks import ArrayTask
+from lmscale.tasks.target import ArrayTask
 from lmscale.shards.build import build_shards
 config = parse_config({config!r})
 def work():

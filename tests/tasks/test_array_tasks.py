@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmscale.errors import ConfigError, DataError
-from lmscale.tasks.array_tasks import ArrayTask, deal, parse_task
 from lmscale.tasks.finishing import Unfinished, conclude, marker_hash, read_progress, tidy
-from lmscale.tasks.target import Target, UnitsMissing
+from lmscale.tasks.target import ArrayTask, Target, UnitsMissing, deal, parse_task
 
 
 @dataclass(frozen=True)

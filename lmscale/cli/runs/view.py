@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lmscale.cli.shown import render_bytes, render_duration, render_line, render_time
+from lmscale.cli.options import render_bytes, render_duration, render_line, render_time
 from lmscale.errors import LmscaleError
 from lmscale.runs.sweep_folder import job_outputs
 
