@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from lmscale.errors import LmscaleError
 from lmscale.ranks.device import device_name, plan_device_index
@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     # The net under everything that may hang, in Python or below it: the default action is to die.
     signal.alarm(max(1, math.ceil(arguments.began + arguments.seconds - time.monotonic())))
-    rows = _private_stdout()
+    # The standard output for our rows alone: NCCL writes its own lines to file descriptor 1.
+    rows = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     try:
         for row in measure(ranks_from_environment(), arguments):
             print(json.dumps(row), file=rows, flush=True)
@@ -63,13 +65,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--matrix", type=int, default=0)
     parser.add_argument("--megabytes", type=int, default=64)
     return parser.parse_args(argv)
-
-
-def _private_stdout() -> TextIO:
-    """The standard output for our rows alone: NCCL writes its own lines to file descriptor 1."""
-    rows = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return rows
 
 
 def measure(ranks: Ranks, arguments: argparse.Namespace) -> Iterator[Row]:

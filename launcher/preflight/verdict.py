@@ -70,7 +70,10 @@ def judge(
             f"this job or this cluster, so none is excluded:\n{_by_check(nodes, problems)}"
         )
         return Verdict(code=NOTHING_WORKS, message=message, problems=tuple(problems))
-    bad = {node: _reason(node, problems) for node in nodes if node in failing}
+    bad = {}
+    for node in (node for node in nodes if node in failing):
+        texts = [f"{problem.check}: {problem.text}" for problem in problems if problem.node == node]
+        bad[node] = " ".join("; ".join(texts).split())  # one line, without tabs
     message = f"{len(bad)} of {_count(nodes)} bad: {', '.join(bad)}"
     return Verdict(code=BAD_NODES, message=message, problems=tuple(problems), bad=bad)
 
@@ -88,11 +91,6 @@ def _by_check(nodes: Sequence[str], problems: Sequence[Problem]) -> str:
         f"  {'every node' if len(names) == len(nodes) else ', '.join(names)}: {check}: {text}"
         for (check, text), names in having.items()
     )
-
-
-def _reason(node: str, problems: Sequence[Problem]) -> str:
-    texts = [f"{problem.check}: {problem.text}" for problem in problems if problem.node == node]
-    return " ".join("; ".join(texts).split())  # one line, without tabs
 
 
 def _drop_consequences(nodes: Sequence[str], problems: Sequence[Problem]) -> list[Problem]:

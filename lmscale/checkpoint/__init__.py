@@ -8,5 +8,5 @@
 
 In go an engine of any topology and what the run keeps beside it (``RunStates``); out comes the
 same in an engine of any other, or tensor by tensor (``load.open_weights``). ``manifest.py`` says
-what a checkpoint says of itself, ``retention.py`` which ones stay. Read ``save.py`` first.
+what a checkpoint says of itself, ``retention.py`` which ones stay. Read ``writer.py`` first.
 """

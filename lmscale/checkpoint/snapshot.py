@@ -1,9 +1,10 @@
-"""A copy in host memory of what a rank saves: training goes on as soon as it is taken."""
+"""What a rank saves: a copy in host memory, so that training goes on at once, and the manifest."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,9 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmscale.checkpoint.fragments import Fragment
-from lmscale.checkpoint.manifest import BUFFER
+from lmscale.checkpoint.fragments import (
+    Fragment,
+    owned_fragments,
+    parameter_shapes,
+    parameter_states,
+    read_loss_scale,
+    read_optimizer,
+    replicated_tensors,
+)
+from lmscale.checkpoint.manifest import BUFFER, Manifest, RunStates
 from lmscale.checkpoint.write_file import Part, arrange
+from lmscale.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -139,3 +149,38 @@ def _pin(buffer: Tensor, device: torch.device) -> bool:
 
 def _cudart() -> Any:
     return torch.cuda.cudart()
+
+
+def draft_manifest(
+    engine: Engine, *, step: int, states: RunStates, identity: Mapping[str, Any]
+) -> Manifest:
+    """The manifest of what the engine holds now, without what only the files' writers know."""
+    return Manifest(
+        step=step,
+        parameters=parameter_shapes(engine),
+        states=parameter_states(engine),
+        replicated=replicated_tensors(engine),
+        optimizer=read_optimizer(engine),
+        loss_scale=read_loss_scale(engine),
+        state={name: give() for name, give in states.items()},
+        identity=dict(identity),
+        written_by={
+            "world_size": engine.mesh.size,
+            "zero_stage": engine.config.zero_stage,
+            "precision": engine.config.precision,
+            "torch": torch.__version__,
+            "time": time.time(),
+        },
+        is_finite=True,
+        files=(),
+    )
+
+
+def live_copy(engine: Engine) -> Copy:
+    """No copy at all: the engine's own tensors, which must not change until they are written."""
+    parts, device = parts_of(owned_fragments(engine)), engine.device
+    if device.type != "cuda":
+        return Copy(parts=parts)
+    torch.cuda.synchronize(device)
+    # The writer's thread has a current device of its own, which is the first one.
+    return Copy(parts=parts, ready=lambda: torch.cuda.set_device(device))

@@ -163,9 +163,10 @@ def write_file(
         place.write_file(step, name, pieces())
 
     try_again(attempt, what=f"writing {name}", retries=retries, given_up=given_up)
-    return FileEntry(
-        name=name, bytes=total, sha256=digest.hexdigest(), fragments=_fragments_of(parts)
-    )
+    # Each run of elements once, although several kinds are stored of it.
+    runs = {(part.parameter, part.offset): part.tensor.numel() for part in parts}
+    fragments = tuple((parameter, offset, count) for (parameter, offset), count in runs.items())
+    return FileEntry(name=name, bytes=total, sha256=digest.hexdigest(), fragments=fragments)
 
 
 def try_again(
@@ -189,9 +190,3 @@ def try_again(
         ),
         wait=wait,
     )
-
-
-def _fragments_of(parts: Sequence[Part]) -> tuple[tuple[str, int, int], ...]:
-    """Each run of elements once, although several kinds are stored of it."""
-    runs = {(part.parameter, part.offset): part.tensor.numel() for part in parts}
-    return tuple((parameter, offset, count) for (parameter, offset), count in runs.items())

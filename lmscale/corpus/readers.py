@@ -243,7 +243,10 @@ def _read_members(tar: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
                 f"{path}: {unsafe}. A webdataset tar holds plain files below its own place only: "
                 "pack it again."
             )
-        key = base_plus_ext(member.name)[0] if _may_hold_text(member) else None
+        # As webdataset: names such as __index__/blocks.npy are about the tar, and are no samples.
+        is_meta = re.match(r"__[^/]*__($|/)", member.name) is not None
+        is_text = member.isreg() and member.name.lower().endswith((".txt", ".json"))
+        key = base_plus_ext(member.name)[0] if is_text and not is_meta else None
         file = None if key is None else tar.extractfile(member)
         if file is not None:
             sample, size = key, member.size + (size if key == sample else 0)
@@ -256,12 +259,6 @@ def _read_members(tar: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
             yield {"fname": member.name, "data": file.read(), "__url__": str(path)}
         # Or a large tar would keep all of them.
         tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _may_hold_text(member: tarfile.TarInfo) -> bool:
-    # As webdataset: names such as __index__/blocks.npy are about the tar, and are no samples.
-    is_meta = re.match(r"__[^/]*__($|/)", member.name) is not None
-    return member.isreg() and not is_meta and member.name.lower().endswith((".txt", ".json"))
 
 
 def _text_of_sample(

@@ -12,8 +12,7 @@ from lmscale.checkpoint.fragments import owned_fragments
 from lmscale.checkpoint.manifest import ASKED, LAST, REGULAR, STOP, Manifest, RunStates
 from lmscale.checkpoint.places.local_tier import LocalTier, open_node_place
 from lmscale.checkpoint.retention import Retention
-from lmscale.checkpoint.save import draft_manifest, live_copy
-from lmscale.checkpoint.snapshot import Snapshot, parts_of
+from lmscale.checkpoint.snapshot import Snapshot, draft_manifest, live_copy, parts_of
 from lmscale.checkpoint.tier import Job, SharedTier, Tier
 from lmscale.checkpoint.writer import CheckpointWriter
 from lmscale.engine.engine import Engine

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from lmscale.engine.step_report import StepReport
 from lmscale.evaluation.perplexity import (
@@ -96,7 +95,9 @@ def complete_evaluation(run: Run, poll: StopPoll) -> None:
     """Score a run that was killed between its last checkpoint and its last evaluation."""
     steps, is_first = run.config.train.steps, run.ranks.is_first
     is_owed = run.config.evaluation.at_end and bool(run.config.evaluation.sets)
-    if not is_owed or broadcast_object(is_first and _was_scored(run.folder)):
+    rows = read_rows(run.folder / METRICS_FILE) if is_owed and is_first else ()
+    was_scored = any(name.startswith(f"{WHOLE}/") for row in rows for name in row)
+    if not is_owed or broadcast_object(was_scored):
         return
     with ExitStack() as stack:
         trackers = None
@@ -106,8 +107,3 @@ def complete_evaluation(run: Run, poll: StopPoll) -> None:
                 trackers = stack.enter_context(open_trackers(run.folder, resumed_step=steps))
         evaluator = stack.enter_context(open_evaluator(run, trackers, poll))
         evaluator.score(steps, WHOLE, max_windows=None)
-
-
-def _was_scored(folder: Path) -> bool:
-    rows = read_rows(folder / METRICS_FILE)
-    return any(name.startswith(f"{WHOLE}/") for row in rows for name in row)

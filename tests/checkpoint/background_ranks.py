@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import torch
 from forked_ranks import one_group
+from plain_save import save_checkpoint
 from rank_cases import Case, opened
 
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.layout import MANIFEST, step_folder
 from lmscale.checkpoint.places.place import LocalPlace
-from lmscale.checkpoint.save import save_checkpoint
 from lmscale.errors import LmscaleError, NoSpaceError
 from lmscale.files import remote
 from lmscale.files.atomic import sha256_file

@@ -10,13 +10,13 @@ from pathlib import Path
 from unittest import mock
 
 from forked_ranks import one_group
+from plain_save import save_checkpoint
 from toy_engine import Setup, accumulate_garbage, build, content_of, take_step
 
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.fragments import owned_fragments
 from lmscale.checkpoint.load import FragmentReader, load_checkpoint
 from lmscale.checkpoint.places.place import LocalPlace
-from lmscale.checkpoint.save import save_checkpoint
 from lmscale.errors import CheckpointError
 from lmscale.ranks.collectives import gather_json
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from forked_ranks import one_group
 from handmade_checkpoints import save
+from plain_save import save_checkpoint
 from rank_cases import Case, opened, train
 
 from lmscale.checkpoint.find import find_sound
@@ -16,7 +17,6 @@ from lmscale.checkpoint.layout import step_folder
 from lmscale.checkpoint.load import find_weights, load_weights
 from lmscale.checkpoint.manifest import MASTER
 from lmscale.checkpoint.places.place import LocalPlace
-from lmscale.checkpoint.save import save_checkpoint
 from lmscale.errors import LmscaleError
 from lmscale.ranks.collectives import barrier, gather_json
 from lmscale.train.progress import ProgressCounter

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from forked_ranks import run_on_ranks
+from plain_save import save_checkpoint
 from toy_engine import Setup, build, content_of, take_step
 
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.load import load_checkpoint
 from lmscale.checkpoint.places.place import LocalPlace
-from lmscale.checkpoint.save import save_checkpoint
 from lmscale.engine.masters import master_groups
 from lmscale.errors import CheckpointError
 

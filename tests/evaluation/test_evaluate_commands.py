@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from plain_save import save_checkpoint
 from typer.testing import CliRunner
 
 from lmscale.checkpoint.load import load_weights
 from lmscale.checkpoint.places.place import LocalPlace
-from lmscale.checkpoint.save import save_checkpoint
 from lmscale.cli.evaluate import evaluate, generate
 from lmscale.config import RunConfig, dump_config, plan_batches
 from lmscale.corpus.documents import read_documents
