@@ -1,4 +1,4 @@
-"""Starts the ranks of a run, on one machine or under Slurm. Never loads torch.
+"""Starts the ranks of a run, on one machine or under Slurm. Only a node's probe loads torch.
 
 ::
 

@@ -1,9 +1,9 @@
 """The only statement of the order of the folders.
 
-A folder imports itself, the shared folders, and folders to its left; imports inside functions
-and for type checking count. Among the shared ones the same holds.
-``tests/test_layers.py`` enforces it. ``launcher`` stands outside: it imports the standard library,
-yaml, jinja2 and the folders named in ``LAUNCHER_MAY_IMPORT``, and never loads torch.
+A folder imports itself, the shared folders, and folders above it; imports inside functions and for
+type checking count. Among the shared ones the same holds. ``tests/test_layers.py`` enforces it.
+``launcher`` stands outside: it imports the standard library, yaml, jinja2 and the folders named in
+``LAUNCHER_MAY_IMPORT``; only a node's probe (preflight/node_probe.py) loads torch.
 """
 
 SHARED = (
@@ -36,7 +36,7 @@ LAYERS = (
 # Which files may import a vendor's library: each enters by one or two named places.
 VENDORS = {
     "sentencepiece": ("tokenizer/",),
-    "webdataset": ("corpus/", "shards/", "stream/"),
+    "webdataset": ("corpus/",),
     "deepspeed": ("engine/", "checkpoint/"),
     "tensorboard": ("runs/",),
     "torch.utils.tensorboard": ("runs/",),

@@ -179,9 +179,9 @@ class Job:
     draft: Manifest | None  # rank 0's: all that is known before anything is written
     began_at: float = field(default_factory=time.monotonic)
     marks: int = 0  # grows as the writer gets on, on all ranks up to the same number
-    ticks: int = 0  # of the heart, for these marks
+    ticks: int = 0  # heartbeats that told of these marks
     done: threading.Event = field(default_factory=threading.Event)
-    given_up: threading.Event = field(default_factory=threading.Event)
+    given_up: threading.Event = field(default_factory=threading.Event)  # do not wait or try on
     saved: Saved | None = None
     manifest: bytes | None = None  # rank 0's, once all files are written
     error: LmscaleError | None = None

@@ -1,4 +1,4 @@
-"""Raw files → cleaned documents: read, normalised, split into train and heldout. Loads no torch.
+"""Raw files → cleaned documents: read, normalised, split. Only reading a tar loads torch.
 
 ::
 

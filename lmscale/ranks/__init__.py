@@ -1,6 +1,7 @@
 """Ranks: which rank among how many this process is, and how the ranks talk.
 
 ranks.py        Ranks, and how they meet: open_process_group, the first call to read
+mesh.py         an axis for each way in which ranks divide the work
 device.py       the rank's device, its name and peak
 collectives.py  sums, gathered values, errors raised on every rank alike
 mailbox.py      notes between threads of different ranks, beside the collectives

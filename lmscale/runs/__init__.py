@@ -1,6 +1,6 @@
 """The run folder: what a run writes of itself while it goes on, and who reads it.
 
-Rank 0 writes, as values with ``append`` or ``end``; nothing here loads torch::
+Rank 0 writes, and every rank its own log; nothing here loads torch::
 
     attempts.py     attempts.jsonl   when each start began and ended, and on what its time went
     goodput.py      (pure)           the rows of attempts.jsonl → seconds by cause

@@ -49,7 +49,7 @@ class _WorkerTracebackError(Exception):
 
 
 class LoadingStopped(Exception):  # noqa: N818 - nothing has gone wrong
-    """Raised instead of waiting on for a step; it may be asked for again."""
+    """Raised where a stop is asked for while a step is waited for, which ``next`` gives later."""
 
 
 class StepLoader(ABC):

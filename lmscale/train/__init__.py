@@ -2,7 +2,7 @@
 
 ::
 
-    train_run (session.py) ──→ claim_folder (folder.py), the ranks meet
+    train_run (session.py) ──→ the ranks meet, claim_folder (folder.py)
         └→ open_run (assemble.py): stream, model, engine, the checkpoint to resume from
              └→ train_steps (loop.py) ──StepReport──→ AfterStep (after_step.py):
                     count, record, show, judge, compare, save, score, in this order

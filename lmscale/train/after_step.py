@@ -57,7 +57,7 @@ class AfterStep:
         if reason is not None:
             raise StoppedError(reason)
         if report.step in (self.saver.waited_step, self.evaluator.scored_step):
-            self.evaluator.poll.now()  # that may have taken minutes, and a step takes one
+            self.evaluator.poll.now()  # it took long: ask now, not after one more step
 
     def has_work(self) -> bool:
         """Whether a stop has something to save: a step was done here."""
@@ -115,7 +115,7 @@ def open_after_step(
 
         evaluator = stack.enter_context(open_evaluator(run, trackers, StopPoll(asked)))
         # In this order. Nothing is saved that was not recorded before, nor before it was judged;
-        # what others show of a step is written before anything can end it.
+        # ledger, metrics and progress of a step are written before anything can end it.
         hooks = (
             counter,
             *(partial(_write_rows, hook, saver) for hook in rows),

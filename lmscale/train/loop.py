@@ -47,7 +47,7 @@ class _Agreement:
 
     sums: tuple[float, ...]  # of the objective's figures, a sum and its count each
     gradient_norm: float  # inf where a rank's is not finite
-    num_skipped: int  # ranks that have skipped the step; all of them, or none
+    num_skipped: int  # ranks that have skipped the step; some of them: RANKS_DIFFER
     targets: int
     digest: int
     stop_reason: str | None
@@ -173,8 +173,8 @@ def _do_step(
 
 
 def _take(loader: Iterator[StepBatch], step: int) -> tuple[StepBatch | None, LmscaleError | None]:
-    """The next step's batch, or why it cannot be read; neither behind the last one, nor when asked
-    to stop meanwhile. ``step``: the one under way.
+    """The next step's batch, or why it cannot be read; neither after the last one, nor where a stop
+    is asked for meanwhile. ``step``: the one under way.
     """
     heartbeat.phase("data", step)
     try:
@@ -203,7 +203,7 @@ def _agree(
     """One sum over all ranks: this step's figures and its requests, the next step's totals.
 
     ``numbers``: this rank's sums, its gradient norm, and whether it has skipped the step. The norm
-    should be the same on all ranks; that their mean is, and so is what follows from it.
+    should be the same on all ranks; the mean surely is, and so is what follows from it.
     """
     *sums, norm, is_skipped = numbers
     is_finite = math.isfinite(norm)

@@ -45,7 +45,7 @@ from lmscale.watch import heartbeat
 from lmscale.watch.watchdog import group_timeout, open_watch
 
 logger = logging.getLogger(__name__)
-PEER_SECONDS = 0.5  # one `scancel --signal` reaches all ranks within this
+PEER_SECONDS = 0.5  # for the signal that may have ended the others to reach this rank too
 
 
 def train_run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: float) -> str | None:
@@ -115,7 +115,7 @@ def _train_with_rewinds(
                 with failing_together():
                     if engine is None and ranks.is_first and not run.is_complete:
                         attempt = stack.enter_context(open_run_attempt(run, began_at))
-                    elif attempt is not None:  # rewound, if need be to before where it was to go
+                    elif attempt is not None:  # rewound, perhaps to before its first step
                         attempt.rewound(run.start.step)
                 engine = run.engine
                 is_done = train_until_rewound(run, stop, stop_reason, attempt)
