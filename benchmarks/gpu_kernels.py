@@ -25,7 +25,8 @@ from training_loops import build_bare_model, synchronize
 from lmscale.config import RunConfig, plan_batches
 from lmscale.model.attention import attend
 from lmscale.model.layout import attention_backend, build_layout, mark_starts
-from lmscale.objective.objective import build_scoring, to_device
+from lmscale.objective.objective import build_scoring
+from lmscale.objective.scores import to_device
 from lmscale.stream.batches import Batch
 
 KERNEL_LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}

@@ -26,7 +26,8 @@ from lmscale.model.family import build_model
 from lmscale.model.initialize import parameter_kinds
 from lmscale.model.layout import mark_starts
 from lmscale.objective.causal_scoring import build_targets
-from lmscale.objective.objective import build_scoring, to_device
+from lmscale.objective.objective import build_scoring
+from lmscale.objective.scores import to_device
 from lmscale.ranks.mesh import Mesh
 from lmscale.stream.batches import Batch, StepBatch
 from lmscale.train.initial import build_run_engine, draw_weights, fill_weights

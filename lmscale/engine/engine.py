@@ -99,9 +99,8 @@ class Engine:
     methods: Mapping[str, str] = field(default_factory=dict)
     """Trained parameter → what updates it: adamw, muon or sgd."""
     kept_elements: dict[str, dict[Tensor, Tensor]] = field(default_factory=dict)
-    """What a run keeps of every trained element beside its optimizer's states, such as an average
-    of the weights: kind → a master (masters.py) → a tensor of its shape. Checkpoints hold it.
-    """
+    """Kept of every trained element besides, such as an average of the weights, and in checkpoints:
+    kind → a master (masters.py) → a tensor of its shape."""
     before_update: list[Callable[[], None]] = field(default_factory=list)
     """What must have happened before the weights change the next time; each is called once."""
 

@@ -13,7 +13,8 @@ from torch import nn
 from lmscale.config import RunConfig
 from lmscale.config.training import FIGURES
 from lmscale.errors import ConfigError, DataError
-from lmscale.objective.objective import ScoreSums, build_preparation, to_device
+from lmscale.objective.objective import build_preparation
+from lmscale.objective.scores import ScoreSums, to_device
 from lmscale.ranks.collectives import sum_float64
 from lmscale.ranks.mesh import Axis
 from lmscale.stream.batches import Preparation, Rows

@@ -12,7 +12,7 @@ from lmscale.config.objective import CausalConfig
 from lmscale.model.family import Model
 from lmscale.model.layout import mark_starts
 from lmscale.objective.cross_entropy import IGNORED, chunked_cross_entropy
-from lmscale.objective.objective import LossSum, Scores, Scoring
+from lmscale.objective.scores import LossSum, Scores, Scoring
 
 
 def build_causal_scoring(

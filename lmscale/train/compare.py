@@ -34,7 +34,7 @@ from lmscale.errors import CorruptionError, LmscaleError, NoSpaceError
 from lmscale.files.jsonl import append_durable_row
 from lmscale.files.run_files import CORRUPTIONS_FILE
 from lmscale.history.history import attempt_of
-from lmscale.objective.objective import to_device
+from lmscale.objective.scores import to_device
 from lmscale.ranks.attempt import node_name
 from lmscale.ranks.collectives import failing_together, gather_json
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint

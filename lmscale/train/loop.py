@@ -19,7 +19,7 @@ from lmscale.engine.schedule import learning_rate
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import CorruptionError, LmscaleError
 from lmscale.files import fault_points
-from lmscale.objective.objective import Scores, ScoreSums, to_device
+from lmscale.objective.scores import Scores, ScoreSums, to_device
 from lmscale.ranks.attempt import node_name
 from lmscale.ranks.collectives import fail_together, sum_float64
 from lmscale.ranks.limbs import NUM_LIMBS, digest_to_limbs, limbs_to_digest

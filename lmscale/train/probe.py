@@ -12,7 +12,7 @@ import torch
 
 from lmscale.checkpoint.manifest import Probe
 from lmscale.engine.engine import Engine
-from lmscale.objective.objective import to_device
+from lmscale.objective.scores import to_device
 from lmscale.ranks.collectives import failing_together, sum_float64
 from lmscale.stream.batches import Preparation
 from lmscale.stream.stream import Stream

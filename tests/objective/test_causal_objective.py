@@ -11,7 +11,7 @@ from lmscale.config.objective import CausalConfig
 from lmscale.model.family import build_model
 from lmscale.model.layout import build_layout
 from lmscale.objective.causal_scoring import build_causal_scoring
-from lmscale.objective.objective import LossSum, Scores, ScoreSums, Scoring
+from lmscale.objective.scores import LossSum, Scores, ScoreSums, Scoring
 from lmscale.train.initial import draw_weights, fill_weights
 
 VOCAB = 37

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmscale.objective.objective import to_device
+from lmscale.objective.scores import to_device
 
 GRID = np.arange(6, dtype=np.int32).reshape(2, 3)
 

@@ -8,7 +8,7 @@ from toy_halves import IGNORED
 
 from lmscale.model.family import Model
 from lmscale.model.layout import mark_starts
-from lmscale.objective.objective import LossSum, Scores
+from lmscale.objective.scores import LossSum, Scores
 
 
 class HalvesScoring(nn.Module):

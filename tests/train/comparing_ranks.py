@@ -143,7 +143,7 @@ def describe(engine: Engine) -> dict[str, Any] | None:
 
 def losses(case: Case, ranks: Ranks, *, recomputes: bool) -> list[str]:
     """Of every step, with a forward pass done twice before each of them, or without."""
-    from lmscale.objective.objective import to_device
+    from lmscale.objective.scores import to_device
     from lmscale.ranks.seeding import seed_step
     from lmscale.train.compare import recompute_matches
 
