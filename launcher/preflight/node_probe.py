@@ -42,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     # The net under everything that may hang, in Python or below it: the default action is to die.
     signal.alarm(max(1, math.ceil(arguments.began + arguments.seconds - time.monotonic())))
-    # The standard output for our rows alone: NCCL writes its own lines to file descriptor 1.
-    rows = os.fdopen(os.dup(1), "w")
+    rows = os.fdopen(os.dup(1), "w")  # for our rows alone: NCCL writes its own to descriptor 1
     os.dup2(2, 1)
     try:
         for row in measure(ranks_from_environment(), arguments):

@@ -89,7 +89,7 @@ def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_states(engine: Engine) -> dict[str, tuple[str, ...]]:
-    """Trained parameter → the kinds that are stored of it: its master, states, what else is kept."""
+    """Trained parameter → the kinds that are stored of its elements, ``MASTER`` first."""
     kept = engine.kept_elements
     return {n: (MASTER, *_states_of(engine, n), *kept) for n, _ in engine.trained_parameters()}
 

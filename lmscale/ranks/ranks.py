@@ -193,8 +193,7 @@ def _meet(ranks: Ranks, timeout: timedelta) -> Any:
         return dist.HashStore()  # pyright: ignore - not in __all__
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if ranks.is_first and place[0] == LOOPBACK and _AGENT_STORE not in os.environ:
-        # Of itself torch 2.13's server listens on all interfaces, open to the network. By its port
-        # the line below finds this one in the same process.
+        # torch 2.13's own server listens on all interfaces; the line below finds this by its port.
         own = dist.TCPStore(  # noqa: F841  # pyright: ignore - not in __all__
             *place,
             is_master=True,
