@@ -1,8 +1,8 @@
 """Build datasets from the corpus: tokenise slices, then number and list the shards.
 
-One process builds all, with worker processes of its own, or the tasks of an array share the work:
-the shards are the same, byte for byte (``lmscale.tasks`` says how). Unfinished shards lie in
-``SHARDS/<source>/.<split>.building``. There each finished shard has a record with its size, hash
+A split's document files are laid end to end and cut into slices, each expected to fill one shard,
+so the shards are the same, byte for byte, however many processes or tasks (``lmscale.tasks``) share
+them. In ``SHARDS/<source>/.<split>.building`` each finished shard has a record with its size, hash
 and the place where the next one begins, so a killed build goes on from its last shard.
 """
 
@@ -41,6 +41,7 @@ from lmscale.tasks.finishing import Progress
 from lmscale.tasks.target import ArrayTask, Move, Target, Unit, UnitsMissing
 from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
 
+SLICES = "slices.json"
 FILL = 0.92  # of max_bytes that a slice is expected to need, so that it seldom takes a second shard
 PROBES = 8  # places where the tokens per byte are measured
 PROBE_BYTES = 32 * 2**10
@@ -113,9 +114,6 @@ def _read_file(path: Path, first: int, last: int) -> Iterator[tuple[int, str]]:
                 ) from None
             yield offset, text
             offset += len(line)
-
-
-SLICES = "slices.json"
 
 
 def build_shards(

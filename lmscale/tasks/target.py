@@ -1,5 +1,7 @@
 """What a build makes: a folder, out of units of work that any number of tasks can share.
 
+A unit does not depend on the number of tasks; once finished it counts for good, whoever did it.
+
 FOLDER/.NAME.building/tasks/3-of-8.json   markers
 FOLDER/.NAME.building/finisher/           who finishes
 FOLDER/.NAME.building/<key>/              becomes FOLDER/NAME by one rename
