@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from lmscale.errors import DataError, LmscaleError
 from lmscale.files.atomic import fsync_folder, write_bytes, writing
+from lmscale.files.reading import open_plain, read_plain
 from lmscale.files.strangers import parse_json
 
 Row = dict[str, Any]
@@ -142,7 +143,7 @@ def _parse(line: bytes) -> Row | None:
 def read_object(path: str | Path) -> Row:
     """The JSON object in a file; an empty one for a file that is missing, torn or no object."""
     try:
-        return _parse(Path(path).read_bytes()) or {}
+        return _parse(read_plain(path)) or {}
     except OSError:
         return {}
 
@@ -163,7 +164,7 @@ def _whole_lines(path: str | Path, max_bytes: int) -> list[bytes]:
 
 def read_tail(path: str | Path, *, start: int = 0, max_bytes: int = TAIL_BYTES) -> bytes:
     """The end of what a file holds from ``start`` on, at most ``max_bytes``."""
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         file.seek(max(start, file.seek(0, os.SEEK_END) - max_bytes))
         return file.read()
 
@@ -177,7 +178,7 @@ def last_row(path: str | Path) -> Row | None:
 def mend_tail(path: str | Path) -> None:
     """Cut a torn last line off, so that the next append begins a line of its own."""
     path = Path(path)
-    content = path.read_bytes() if path.exists() else b""
+    content = read_plain(path) if path.exists() else b""
     if content and not content.endswith(b"\n"):
         with writing(path.name, path.parent):
             os.truncate(path, content.rfind(b"\n") + 1)

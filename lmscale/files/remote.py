@@ -13,6 +13,7 @@ from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
 from lmscale.files import fault_points
 from lmscale.files.atomic import is_full, may_pass
 from lmscale.files.locations import local_path, protocol_of
+from lmscale.files.reading import read_plain
 
 CONNECT_SECONDS = 30.0
 SILENCE_SECONDS = 60.0  # without a byte; a whole shard may take longer
@@ -66,7 +67,7 @@ def read_bytes(location: str | Path, *, retries: int) -> bytes:
     """
     if protocol_of(location) is None:
         try:
-            return local_path(location).read_bytes()
+            return read_plain(local_path(location))
         except (FileNotFoundError, NotADirectoryError):
             raise MissingFileError(f"{location}: there is no such file.") from None
         except OSError as error:
