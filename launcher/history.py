@@ -137,6 +137,6 @@ def _cause_by_time(start: Start, end: Event, submission: Row) -> str:
     if limit is None or end.code != 75 or end.fault:
         return ""
     early = min(SIGNAL_EARLY_SECONDS, limit / 2)
-    if end.time - start.began_at >= limit - submission["signal_seconds"] - early:
+    if end.time - start.began_at >= limit - submission.get("signal_seconds", 0.0) - early:
         return ENDS["TIMEOUT"]
     return "preempted or signalled" if re.search("USR1|TERM", end.reason) else ""

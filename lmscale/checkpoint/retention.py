@@ -6,7 +6,6 @@ why each is kept, ``plan_prune`` what may be removed by hand.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +19,10 @@ from lmscale.checkpoint.manifest import ASKED, Manifest
 from lmscale.checkpoint.places.place import Place
 from lmscale.config.safety import CheckpointConfig
 from lmscale.errors import CheckpointError, RefusedError
+from lmscale.files.jsonl import sift_rows
+from lmscale.files.run_files import METRICS_FILE
+from lmscale.files.run_rows import FIGURES
 from lmscale.runs.commits import read_commits
-from lmscale.runs.trackers import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -119,23 +120,11 @@ def find_best(
 
 def read_figures(run_folder: Path, metric: str) -> dict[int, float]:
     """Step → the figure of that name in ``metrics.jsonl``, where it is a finite number."""
-    figures: dict[int, float] = {}
-    name = json.dumps(metric, ensure_ascii=False).encode()
-    try:
-        with open(run_folder / METRICS_FILE, "rb") as file:
-            # Most lines have no such figure, and a long run has many.
-            lines = [line for line in file if name in line and line.endswith(b"\n")]
-    except FileNotFoundError:
-        return {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-            value = row.get(metric)
-            if value is not None:  # null is what was not finite
-                figures[int(row["step"])] = float(value)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            logger.warning("%s holds a line that is not a row: passed over", METRICS_FILE)
-    return figures
+    found = sift_rows(run_folder / METRICS_FILE, FIGURES, having=metric)
+    for problem in found.problems:
+        logger.warning("%s/%s", run_folder, problem)
+    # null is what was not finite
+    return {row["step"]: row[metric] for row in found.rows if row.get(metric) is not None}
 
 
 def plan_rule(config: CheckpointConfig, steps: Sequence[int], run_folder: Path) -> Rule:

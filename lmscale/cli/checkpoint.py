@@ -20,8 +20,10 @@ from lmscale.cli.checkpoint_view import (
 )
 from lmscale.cli.options import JsonOption, RunArgument, echo_json
 from lmscale.errors import EXIT_USER, CheckpointError, ConfigError
-from lmscale.files.jsonl import read_rows
+from lmscale.files.jsonl import sift_rows
 from lmscale.files.redact import printable
+from lmscale.files.run_files import METRICS_FILE
+from lmscale.files.run_rows import FIGURES
 
 if TYPE_CHECKING:
     from lmscale.checkpoint.places.place import Place
@@ -224,11 +226,9 @@ def _refuse_live(run: Path) -> None:
 
 def _figures_at(run: Path, step: int) -> dict[str, float]:
     """What metrics.jsonl holds of a step: its loss, and scores where it was evaluated."""
-    from lmscale.runs.trackers import METRICS_FILE
-
     figures: dict[str, float] = {}
-    for row in read_rows(run / METRICS_FILE):
-        if row.get("step") == step:
+    for row in sift_rows(run / METRICS_FILE, FIGURES).rows:
+        if row["step"] == step:
             figures |= {name: value for name, value in row.items() if "/" in name}
     return figures
 

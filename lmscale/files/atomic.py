@@ -90,7 +90,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def to_json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    # Half a character, as in a file name that is not UTF-8, becomes JSON's own escape: \udce9.
+    return f"{json.dumps(value, indent=1, ensure_ascii=False)}\n".encode(errors="backslashreplace")
 
 
 def write_bytes_once(path: str | Path, content: bytes) -> bytes:

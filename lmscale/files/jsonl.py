@@ -6,18 +6,21 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
-from lmscale.errors import DataError, LmscaleError
-from lmscale.files.atomic import fsync_folder, write_bytes, writing
+from pydantic import TypeAdapter
+
+from lmscale.errors import DataError, LmscaleError, TransientError
+from lmscale.files.atomic import fsync_folder, may_pass, write_bytes, writing
 from lmscale.files.reading import open_plain, read_plain
-from lmscale.files.strangers import parse_json
+from lmscale.files.strangers import ImplausibleError, checked, is_count, parse_json, tame
 
 Row = dict[str, Any]
 TAIL_BYTES = 1 << 16
+Value = TypeVar("Value")
 
 
 def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
@@ -30,7 +33,7 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
 
 def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """``append_row`` for several rows, in a single write."""
-    content = "".join(_to_line(row) for row in rows).encode()
+    content = b"".join(map(_to_line, rows))
     with writing(Path(path).name, Path(path).parent), open(path, "ab", buffering=0) as file:
         _write_whole(file, content)
 
@@ -59,7 +62,7 @@ class RowFile:
     def append(self, row: Mapping[str, Any]) -> None:
         """As ``append_row``: it outlives this process and, once ``sync`` is called, the machine."""
         with writing(self.path.name, self.path.parent, no_space=self._no_space):
-            _write_whole(self._file, _to_line(row).encode())
+            _write_whole(self._file, _to_line(row))
             # Closing any descriptor of a file is what makes NFS send it off, for others to see.
             os.close(os.dup(self._file.fileno()))
 
@@ -79,19 +82,25 @@ class RowFile:
 
 
 def renew_rows(
-    path: str | Path,
-    keep: Callable[[Row], bool] = lambda row: True,
-    *,
-    no_space: type[LmscaleError] = DataError,
+    path: str | Path, last_step: int | None = None, *, no_space: type[LmscaleError] = DataError
 ) -> RowFile:
-    """Put a copy with the rows that ``keep`` wants in the file's place, and open the copy for more.
+    """Put a copy without the rows of steps beyond ``last_step`` in the file's place, and open the
+    copy for more. What is no row, or has no step, stays as it stands, for a person to see.
+
     An older copy of the same run goes on writing to what is no longer there.
     """
     path = Path(path)
     with writing(path.name, path.parent, no_space=no_space):
-        rows = filter(keep, read_rows(path))
-        write_bytes(path, "".join(map(_to_line, rows)).encode())
+        lines = _whole_lines(path, sys.maxsize)
+        if last_step is not None:
+            lines = [line for line in lines if _step_of(line) <= last_step]
+        write_bytes(path, b"".join(line + b"\n" for line in lines))
         return RowFile(path, no_space=no_space)
+
+
+def _step_of(line: bytes) -> int:
+    step: Any = (_parse(line) or {}).get("step")
+    return step if is_count(step) else -1
 
 
 def _write_whole(file: BinaryIO, content: bytes) -> None:
@@ -107,12 +116,13 @@ def _write_whole(file: BinaryIO, content: bytes) -> None:
         raise
 
 
-def _to_line(row: Mapping[str, Any]) -> str:
+def _to_line(row: Mapping[str, Any]) -> bytes:
+    """In UTF-8; half a character, as in a file name that is none, as JSON's escape: ``\\udce9``."""
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in row.items()
     }
-    return json.dumps(finite, ensure_ascii=False) + "\n"
+    return f"{json.dumps(finite, ensure_ascii=False)}\n".encode(errors="backslashreplace")
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -121,7 +131,12 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises ``DataError`` naming the line when one before the end cannot be read.
     """
     rows = []
-    for number, line in enumerate(_whole_lines(path, sys.maxsize), start=1):
+    try:
+        lines = _whole_lines(path, sys.maxsize)
+    except OSError as error:
+        kind = TransientError if may_pass(error) else DataError
+        raise kind(f"{path} cannot be read: {error.strerror or error}.") from None
+    for number, line in enumerate(lines, start=1):
         row = _parse(line)
         if row is None:
             raise DataError(
@@ -133,11 +148,67 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def _parse(line: bytes) -> Row | None:
+    """An object that can be walked through, reckoned with and written again."""
     try:
-        row = parse_json(line)
+        row = tame(parse_json(line))
     except ValueError:  # also bytes that are not UTF-8
         return None
     return row if isinstance(row, dict) else None
+
+
+class Sifted(NamedTuple, Generic[Value]):
+    """A file's rows that are such, as they stand and as values, and what is wrong with the rest."""
+
+    rows: list[Row]
+    values: list[Value]
+    problems: list[str]  # at most one sentence, which begins with the file's name
+    failure: OSError | None = None  # why the file cannot be read
+
+
+def sift_rows(
+    path: str | Path, kind: TypeAdapter[Value], *, max_bytes: int = sys.maxsize, having: str = ""
+) -> Sifted[Value]:
+    """Read bookkeeping, which stops nothing: lines that are no rows of ``kind`` are left out, and
+    so is a file that cannot be read. ``max_bytes``: of the file's end, by whole lines. ``having``:
+    only the lines in which a text of JSON is.
+    """
+    path, found = Path(path), Sifted[Value]([], [], [])
+    try:
+        lines = _whole_lines(path, max_bytes)
+    except OSError as error:
+        return Sifted([], [], [f"{path.name} cannot be read: {error.strerror or error}."], error)
+    bad: list[str] = []
+    text = json.dumps(having, ensure_ascii=False).encode(errors="replace") if having else b""
+    for number, line in enumerate(lines, start=1):
+        if text not in line:  # most lines of figures have not the one that is asked for
+            continue
+        row = _parse(line)
+        try:
+            found.values.append(checked(kind, row))
+            found.rows.append(row or {})
+        except ImplausibleError as error:
+            where = f"line {number}" if max_bytes == sys.maxsize else "one of its last lines"
+            bad.append(f"{where}: {error if row is not None else 'not a JSON object'}")
+    if bad:
+        more = f" (and {len(bad) - 1:,} more lines)" if len(bad) > 1 else ""
+        found.problems.append(f"{path.name}, {bad[0]}{more}; it is left out.")
+    return found
+
+
+def read_value(path: str | Path, kind: TypeAdapter[Value]) -> Value | None:
+    """What the JSON in a file says; None for one that is missing, torn, or says anything else."""
+    try:
+        return parse_value(read_plain(path), kind)
+    except OSError:
+        return None
+
+
+def parse_value(content: bytes, kind: TypeAdapter[Value]) -> Value | None:
+    """What a JSON object says; None for what is none, or says anything else."""
+    try:
+        return checked(kind, _parse(content))
+    except ImplausibleError:
+        return None
 
 
 def read_object(path: str | Path) -> Row:
@@ -148,16 +219,15 @@ def read_object(path: str | Path) -> Row:
         return {}
 
 
-def tail_rows(path: str | Path, *, max_bytes: int = TAIL_BYTES) -> list[Row]:
-    """The rows among the last 64 KiB, so that no long file need be read; no file has no rows."""
-    rows = map(_parse, _whole_lines(path, max_bytes))
-    return [row for row in rows if row is not None]
-
-
 def _whole_lines(path: str | Path, max_bytes: int) -> list[bytes]:
     try:
-        content = read_tail(path, max_bytes=max_bytes)
-    except FileNotFoundError:
+        with open_plain(path) as file:
+            start = max(0, file.seek(0, os.SEEK_END) - max_bytes)
+            file.seek(start)
+            if start:
+                file.readline()  # the rest of a line
+            content = file.read()
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return content.split(b"\n")[:-1]  # the piece after the last newline is empty, or torn
 
@@ -167,12 +237,6 @@ def read_tail(path: str | Path, *, start: int = 0, max_bytes: int = TAIL_BYTES) 
     with open_plain(path) as file:
         file.seek(max(start, file.seek(0, os.SEEK_END) - max_bytes))
         return file.read()
-
-
-def last_row(path: str | Path) -> Row | None:
-    """The last whole line, or None."""
-    rows = tail_rows(path)
-    return rows[-1] if rows else None
 
 
 def mend_tail(path: str | Path) -> None:

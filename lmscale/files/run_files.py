@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from lmscale.errors import ClusterError
-from lmscale.files.jsonl import Row, tail_rows
+from lmscale.files.jsonl import Row, read_tail, sift_rows
+from lmscale.files.run_rows import SUBMISSION
 
 CONFIG_FILE = "config.yaml"
 SLURM_FOLDER = "slurm"
@@ -23,28 +23,27 @@ REWINDS_FILE = "rewinds.jsonl"  # what the guard undid
 CORRUPTIONS_FILE = "corruptions.jsonl"  # where ranks were found to differ
 WATCH_FILE = "watch.jsonl"  # what the watchdog saw
 ALIVE_SECONDS = 120.0  # a step longer than this shows as silence, unless the heartbeat runs
-_EVERY_SUBMISSION = {"time", "submission", "job", "jobs", "kind"}
+ATTEMPTS_FILE = "attempts.jsonl"  # what every attempt did with its time
+LEDGER_FILE = "ledger.jsonl"  # which samples every step used
+METRICS_FILE = "metrics.jsonl"  # the figures that a run shows
 
 
-def read_submissions(state_folder: Path) -> list[Row]:
-    """The rows of a state folder, oldest first; a line torn by a full disk is passed over."""
-    path = state_folder / SUBMISSIONS_FILE
-    try:
-        rows = tail_rows(path, max_bytes=sys.maxsize)
-    except NotADirectoryError:
-        return []
-    except OSError as error:
-        raise ClusterError(f"{path} cannot be read: {error}.") from None
-    return [
-        {**row, "jobs": [str(job) for job in row["jobs"] or [row["job"]]]}
-        for row in rows
-        if row.keys() >= _EVERY_SUBMISSION
-    ]
+def read_submissions(state_folder: Path, problems: list[str] | None = None) -> list[Row]:
+    """The rows of a state folder, oldest first; ``problems`` hears of what is left out.
+
+    Without ``problems``, a file that cannot be read is a ``ClusterError``.
+    """
+    found = sift_rows(state_folder / SUBMISSIONS_FILE, SUBMISSION)
+    if problems is not None:
+        problems += [f"{state_folder.name}/{problem}" for problem in found.problems]
+    elif found.failure is not None:
+        raise ClusterError(f"{state_folder / SUBMISSIONS_FILE} cannot be read: {found.failure}.")
+    return [{**row, "jobs": row["jobs"] or [row["job"]]} for row in found.rows]
 
 
 def read_cancelled(state_folder: Path) -> frozenset[str]:
     """The jobs that were cancelled, whether or not they have ended."""
     try:
-        return frozenset((state_folder / CANCEL_FILE).read_text(encoding="utf-8").split())
-    except (FileNotFoundError, NotADirectoryError):
+        return frozenset(read_tail(state_folder / CANCEL_FILE).decode(errors="replace").split())
+    except OSError:
         return frozenset()

@@ -23,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 Value = TypeVar("Value")
 
 
-def _tame(value: Any, depth: int = 0) -> Any:
+def tame(value: Any, depth: int = 0) -> Any:
     """Return a value that can be walked through and reckoned with."""
     if isinstance(value, int) and abs(value) >= MAX_COUNT:
         raise ValueError("holds a number that nothing has")
@@ -31,7 +31,7 @@ def _tame(value: Any, depth: int = 0) -> Any:
         if depth == MAX_DEPTH:
             raise ValueError("is nested too deeply")
         for each in value.values() if isinstance(value, Mapping) else value:
-            _tame(each, depth + 1)
+            tame(each, depth + 1)
     return value
 
 
@@ -53,7 +53,7 @@ Number = Annotated[float, Strict()]  # nan and inf too
 Finite = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Instant = Annotated[Finite, Field(ge=0, lt=_LAST_INSTANT)]  # Unix time
 Sha256 = Annotated[str, Strict(), Field(pattern=r"^[0-9a-f]{64}$")]
-Tree = Annotated[dict[str, Any], AfterValidator(_tame)]  # whatever JSON holds; compared or shown
+Tree = Annotated[dict[str, Any], AfterValidator(tame)]  # whatever JSON holds; compared or shown
 EXACT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)  # no keys but the fields
 
 
@@ -82,7 +82,10 @@ def _describe(problem: Mapping[str, Any]) -> str:
     path = ".".join(
         printable_name(str(part)) for part in (problem["at"], *problem["loc"]) if part != ""
     )
+    path = path or "it"
     kind = problem["type"]
+    if kind.startswith("union_tag"):
+        return f"{path} is none of the kinds there are: {quote(problem['input'])}"
     if kind in ("missing", "missing_keyword_only_argument"):
         return f"{path} is missing"
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):

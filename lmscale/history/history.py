@@ -25,9 +25,9 @@ from lmscale.checkpoint.manifest import Manifest
 from lmscale.checkpoint.places.local_tier import LOCAL
 from lmscale.errors import DataError, NoSpaceError
 from lmscale.files.jsonl import append_durable_row, append_row, mend_tail, read_rows
-from lmscale.files.run_files import RESUMES_FILE, REWINDS_FILE
+from lmscale.files.run_files import ATTEMPTS_FILE, RESUMES_FILE, REWINDS_FILE
 from lmscale.files.strangers import Count, Finite, ImplausibleError, Text, checked
-from lmscale.runs.attempts import ATTEMPTS_FILE
+from lmscale.runs.attempts import read_attempts
 from lmscale.stream.mixture import Jump, Segment
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,6 @@ class Start:
     first_step: Count  # steps done where it began
 
 
-_START = TypeAdapter(Start)
-
-
 def attempt_of(run_folder: Path) -> dict[str, Any]:
     """The attempt that is under way, as ``written_by`` names it; empty before the first one."""
     starts = read_starts(run_folder)
@@ -54,19 +51,15 @@ def attempt_of(run_folder: Path) -> dict[str, Any]:
 
 
 def read_starts(run_folder: Path) -> list[Start]:
-    """The run's attempts, by the rows of their starts. Raises ``DataError`` for what is no row."""
-    path = run_folder / ATTEMPTS_FILE
-    starts = []
-    for number, row in enumerate(read_rows(path), start=1):
-        try:
-            if row["event"] == "start":
-                starts.append(checked(_START, row))
-        except (KeyError, ImplausibleError) as error:
-            raise DataError(
-                f"{path}, line {number}: not an attempt's row ({type(error).__name__}: {error}). "
-                "Restore that line, or remove it where the run has not written it: which "
-                "checkpoints still count follows from the file."
-            ) from None
+    """The run's attempts. Where the row of a start was damaged, the row behind it tells as well how
+    many steps were done where it began; a line that is no row is named in the log and left out.
+    """
+    starts: list[Start] = []
+    for row in read_attempts(run_folder):
+        number = row["attempt"]
+        if row["event"] == "start" or not starts or number > starts[-1].attempt:
+            first_step = row["first_step"] if row["event"] == "start" else row["step"]
+            starts.append(Start(attempt=number, time=row["time"], first_step=first_step))
     return starts
 
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lmscale.errors import LeaseLostError, LmscaleError, NoSpaceError
-from lmscale.files.jsonl import Row, read_rows, renew_rows
+from lmscale.files.jsonl import Row, renew_rows, sift_rows
+from lmscale.files.run_files import ATTEMPTS_FILE
+from lmscale.files.run_rows import ATTEMPT
 from lmscale.ranks.attempt import job_and_restart
 from lmscale.runs.goodput import (
     FIRST_SECONDS,
@@ -31,8 +33,17 @@ from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS_FILE = "attempts.jsonl"
 FINISHED = "finished"
+
+
+def read_attempts(folder: str | Path, problems: list[str] | None = None) -> list[Row]:
+    """The rows of a run's attempts; ``problems``, else the log, hears of lines that are none."""
+    found = sift_rows(Path(folder) / ATTEMPTS_FILE, ATTEMPT)
+    if problems is not None:
+        problems += found.problems
+    for problem in found.problems if problems is None else ():
+        logger.warning("%s/%s", folder, problem)
+    return found.rows
 
 
 class AttemptLog:
@@ -62,13 +73,14 @@ class AttemptLog:
         path = Path(folder) / ATTEMPTS_FILE
         self._rows = renew_rows(path, no_space=NoSpaceError)
         self._clock, self._phase_seconds = clock, phase_seconds
-        earlier = read_rows(path)
+        earlier = read_attempts(folder)
         self._opened_at = self._written_at = clock()
         job, restart = job_and_restart()
         self._start: Row = {
             "event": "start",
             "time": self._opened_at if began_at is None else began_at,
-            "attempt": 1 + sum(row["event"] == "start" for row in earlier),
+            # Not their number: a start's row may have been damaged.
+            "attempt": 1 + max((row["attempt"] for row in earlier), default=0),
             "job": job,
             "restart": restart,
             "first_step": first_step,
@@ -143,7 +155,7 @@ class AttemptLog:
 
     def _is_due(self) -> bool:
         pause = pause_after(self._written_at, opened_at=self._opened_at)
-        return self._clock() - self._written_at >= pause
+        return not 0 <= self._clock() - self._written_at < pause  # it may have been set back
 
     def _causes(self) -> dict[str, float]:
         return causes_of(self._phase_seconds())

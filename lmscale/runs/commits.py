@@ -9,20 +9,16 @@ compares the file with them, and adds the rows that a kill or a full disk has ke
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from lmscale.files.jsonl import append_durable_row, tail_rows
+from lmscale.files.jsonl import append_durable_row, sift_rows
 from lmscale.files.run_files import COMMITS_FILE
-from lmscale.files.strangers import MAX_COUNT, is_count
-
-_Count = Annotated[int, Field(ge=0, lt=MAX_COUNT)]
+from lmscale.files.strangers import Count, Instant
 
 
 class Commit(BaseModel):
@@ -30,14 +26,15 @@ class Commit(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
-    step: _Count  # steps done
-    n: _Count  # samples used
+    event: Literal["commit"] = "commit"
+    step: Count  # steps done
+    n: Count  # samples used
     folder: str = Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")  # below the run's, or a path or URL
     sha256: str  # hash of the manifest, which differs between two saves of one step
-    bytes: _Count  # of all files but the manifest
+    bytes: Count  # of all files but the manifest
     reason: str  # as in the manifest
-    time: float  # Unix time of the commit
-    attempt: int | None = None
+    time: Instant  # Unix time of the commit
+    attempt: Count | None = None
 
     @property
     def name(self) -> str:
@@ -53,22 +50,31 @@ class Commit(BaseModel):
         return "://" in self.folder or os.path.isabs(self.folder)
 
 
-def read_commits(run_folder: str | Path) -> tuple[Commit, ...]:
-    """The checkpoints not removed, by their steps; a line that is no row is passed over."""
+class _Removal(BaseModel):
+    event: Literal["remove"]
+    step: Count
+
+
+_ROW = TypeAdapter[Commit | _Removal](Annotated[Commit | _Removal, Field(discriminator="event")])
+
+
+def read_commits(run_folder: str | Path, problems: list[str] | None = None) -> tuple[Commit, ...]:
+    """The checkpoints not removed, by their steps; ``problems`` hears of lines that are no rows."""
     commits: dict[int, Commit] = {}
-    for row in tail_rows(Path(run_folder) / COMMITS_FILE, max_bytes=sys.maxsize):
-        if row.get("event") == "commit":
-            with suppress(ValidationError):
-                commit = Commit.model_validate(row)
-                commits[commit.step] = commit
-        elif row.get("event") == "remove" and is_count(row.get("step")):
-            commits.pop(row["step"], None)
+    found = sift_rows(Path(run_folder) / COMMITS_FILE, _ROW)
+    if problems is not None:
+        problems += found.problems
+    for row in found.values:
+        if isinstance(row, Commit):
+            commits[row.step] = row
+        else:
+            commits.pop(row.step, None)
     return tuple(commits[step] for step in sorted(commits))
 
 
 def append_commit(run_folder: Path, commit: Commit) -> None:
     """Add the row of a commit, durable once this returns."""
-    append_durable_row(run_folder / COMMITS_FILE, {"event": "commit", **commit.model_dump()})
+    append_durable_row(run_folder / COMMITS_FILE, commit.model_dump())
 
 
 def append_removals(run_folder: Path, steps: Iterable[int]) -> None:

@@ -252,6 +252,8 @@ def forecast(
     if num_steps <= 0 or seconds <= 0:  # a single line holds the mean of its own steps
         seconds, num_steps = last[STEP_SECONDS], 1
     seconds_left = (steps - step) * seconds / num_steps
+    if not 0 <= seconds_left < 1e10:  # 317 years: such a line is nothing to judge by
+        return None
     return Forecast(
         steps_left=steps - step,
         stretch_steps=num_steps,

@@ -8,7 +8,6 @@ means that a newer start has taken the run over. docs/decisions/0014-lease.md.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -19,10 +18,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from lmscale.errors import EXIT_RESUMABLE, LeaseLostError
 from lmscale.files.atomic import write_json
+from lmscale.files.jsonl import parse_value
+from lmscale.files.reading import read_plain
+from lmscale.files.strangers import Count, Instant, Text
 from lmscale.ranks.attempt import Attempt, node_name
 from lmscale.ranks.exits import leave
 
@@ -40,30 +43,22 @@ GRACE_SECONDS = 60.0
 class LeaseRecord:
     """What ``lease.json`` says."""
 
-    attempt: str
-    job: str | None
-    restart: int
-    hosts: tuple[str, ...]
-    rank0: str  # ``HOST:PROCESS``
-    token: str  # random; differs for every start
-    time: float
-    ended: float | None = None  # instant at which the holder ended in good order
-    submission: str | None = None
+    attempt: Text
+    job: Text | None
+    restart: Count
+    hosts: tuple[Text, ...]
+    rank0: Text  # ``HOST:PROCESS``
+    token: Text  # random; differs for every start
+    time: Instant
+    ended: Instant | None = None  # at which the holder ended in good order
+    submission: Text | None = None
 
     @property
     def holder(self) -> Attempt:
         return Attempt(job=self.job, restart=self.restart, submission=self.submission)
 
-    @staticmethod
-    def parse(text: str) -> LeaseRecord | None:
-        """The record in ``text``, or None if ``text`` is no lease."""
-        try:
-            tree: dict[str, Any] = json.loads(text)
-            names = LeaseRecord.__dataclass_fields__
-            row = {name: tree[name] for name in names if name in tree}
-            return LeaseRecord(**{**row, "hosts": tuple(row["hosts"])})
-        except (ValueError, KeyError, TypeError):
-            return None
+
+_LEASE = TypeAdapter(LeaseRecord)
 
 
 class Claim(Enum):
@@ -200,10 +195,13 @@ NO_LEASE = Lease(Attempt())  # of a run that nobody has claimed, as in a test
 
 
 def read_lease(folder: Path) -> LeaseRecord | None:
-    """The lease of a run's folder; None if it is missing or cannot be understood."""
+    """The lease of a run's folder; None if it is missing or cannot be understood.
+
+    An ``OSError`` passes: a lease that cannot be read may be somebody's.
+    """
     try:
-        return LeaseRecord.parse((folder / LEASE_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError):
+        return parse_value(read_plain(folder / LEASE_FILE), _LEASE)
+    except FileNotFoundError:
         return None
 
 

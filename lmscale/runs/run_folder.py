@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from lmscale.config import RunConfig, load_config
 from lmscale.errors import ConfigError
 from lmscale.files import run_files
-from lmscale.files.jsonl import Row, last_row, read_rows, tail_rows
+from lmscale.files.jsonl import TAIL_BYTES, Row, sift_rows
 from lmscale.files.run_files import (
     ALIVE_SECONDS,
+    ATTEMPTS_FILE,
     CONFIG_FILE,
     DATA_SLURM_FOLDER,
     FAULTS_FILE,
+    LEDGER_FILE,
+    METRICS_FILE,
     RESUMES_FILE,
     REWINDS_FILE,
     SLURM_FOLDER,
     SWEEP_FILE,
     WATCH_FILE,
 )
-from lmscale.runs.attempts import ATTEMPTS_FILE, FINISHED
+from lmscale.files.run_rows import FAULT, FIGURES, RESUME, REWIND, STEP, WATCH
+from lmscale.runs.attempts import FINISHED, read_attempts
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.goodput import Goodput, goodput
 from lmscale.runs.starts import HANG_ENDED, RunSigns, plan_starts, read_events
 from lmscale.runs.sweep_folder import find_membership, frozen_config, member_submissions, read_sweep
-from lmscale.runs.trackers import METRICS_FILE
+from lmscale.runs.trackers import find_cut
 
-LEDGER_FILE = "ledger.jsonl"
 _METRICS_BYTES = 1 << 18  # some 200 lines: evaluations are rarer than steps
 # With what an attempt ends that could not be saved.
 _FAILED_SAVES = ("save failed", "CheckpointError", "NoSpaceError")
@@ -53,6 +59,8 @@ class RunStatus(RunSigns):
     passed_over: tuple[Row, ...]  # checkpoints not taken, oldest start first: time, checkpoint, why
     evidence: tuple[Path, ...]  # files with what the guard knew when it acted, oldest step first
     faults: tuple[Row, ...]  # what was made to fail on purpose, oldest first
+    watch: Row | None  # the watchdog's last word
+    problems: tuple[str, ...]  # what is damaged in the folder, and was left out here
 
     @property
     def attempt_starts(self) -> tuple[Row, ...]:
@@ -78,15 +86,22 @@ def read_status(folder: str | Path) -> RunStatus:
     """Read a run's folder. Raises ``ConfigError`` for any other folder."""
     folder = Path(folder)
     config = load_run_config(folder)
-    attempts = read_rows(folder / ATTEMPTS_FILE)
-    ledger = last_row(folder / LEDGER_FILE)
-    step = ledger["step"] + 1 if ledger else 0
+    problems: list[str] = []
+
+    def read(name: str, kind: TypeAdapter[Any], max_bytes: int = sys.maxsize) -> list[Row]:
+        found = sift_rows(folder / name, kind, max_bytes=max_bytes)
+        problems.extend(found.problems)
+        return found.rows
+
+    attempts = read_attempts(folder, problems)
+    ledger = read(LEDGER_FILE, STEP, TAIL_BYTES)
+    step = ledger[-1]["step"] + 1 if ledger else 0
     last_sign = _last_sign(folder)
-    watch = tail_rows(folder / WATCH_FILE)
-    starts = plan_starts(read_events(folder), attempts, watch)
-    metrics = tail_rows(folder / METRICS_FILE, max_bytes=_METRICS_BYTES)
+    watch = read(WATCH_FILE, WATCH, TAIL_BYTES)
+    starts = plan_starts(read_events(folder, problems), attempts, watch)
+    metrics = read(METRICS_FILE, FIGURES, _METRICS_BYTES)
     figures, figure_steps = _latest_figures(metrics)
-    submissions = read_submissions(folder)
+    submissions = read_submissions(folder, problems)
     is_open = bool(attempts) and attempts[-1]["event"] != "end"
     is_alive = is_open and time.time() - (last_sign or 0.0) < ALIVE_SECONDS
     return RunStatus(
@@ -100,20 +115,22 @@ def read_status(folder: str | Path) -> RunStatus:
         goodput=goodput(attempts, time.time() if is_alive else None),
         attempts=tuple(attempts),
         starts=starts,
-        commits=read_commits(folder),
-        rewinds=tuple(read_rows(folder / REWINDS_FILE)),
+        commits=read_commits(folder, problems),
+        rewinds=tuple(read(REWINDS_FILE, REWIND)),
         passed_over=tuple(
             {"time": row["time"], **checkpoint}
-            for row in read_rows(folder / RESUMES_FILE)
+            for row in read(RESUMES_FILE, RESUME)
             for checkpoint in row["passed_over"]
         ),
         evidence=tuple(sorted(folder.glob("guard/*/evidence.json"))),
-        faults=tuple(read_rows(folder / FAULTS_FILE)),
+        faults=tuple(read(FAULTS_FILE, FAULT)),
+        watch=watch[-1] if watch else None,
         submissions=submissions,
         cancels=run_files.read_cancelled(folder / SLURM_FOLDER),
         is_finished=step >= config.train.steps and _ended_well(attempts, submissions),
         last_sign=last_sign,
         hang=_find_hang(watch, since=starts[-1].began_at if starts else 0.0),
+        problems=(*problems, *find_cut(metrics, step, every=config.train.log_every_steps)),
     )
 
 
@@ -131,11 +148,14 @@ def _find_hang(watch: Sequence[Row], *, since: float) -> str | None:
     return str(rows[-1]["text"]) if hangs else None
 
 
-def read_submissions(folder: str | Path) -> list[Row]:
-    """What was submitted to Slurm for this folder, oldest first; of a sweep's run its own task."""
+def read_submissions(folder: str | Path, problems: list[str] | None = None) -> list[Row]:
+    """What was submitted to Slurm for this folder, oldest first; of a sweep's run its own task.
+
+    ``problems`` as of ``run_files.read_submissions``.
+    """
     folder = Path(folder)
-    rows = run_files.read_submissions(folder / SLURM_FOLDER)
-    rows = rows or run_files.read_submissions(folder / DATA_SLURM_FOLDER)
+    rows = run_files.read_submissions(folder / SLURM_FOLDER, problems)
+    rows = rows or run_files.read_submissions(folder / DATA_SLURM_FOLDER, problems)
     membership = find_membership(folder)
     submissions = {row["submission"] for row in rows}
     of_sweep = member_submissions(*membership) if membership else []
@@ -180,6 +200,5 @@ def _latest_figures(rows: Sequence[Row]) -> tuple[Row, dict[str, int]]:
     steps: dict[str, int] = {}
     for row in rows:
         figures.update(row)
-        if "step" in row:
-            steps.update({name: int(row["step"]) for name in row})
+        steps |= {name: row["step"] for name in row}
     return figures, steps

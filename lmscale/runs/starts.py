@@ -11,18 +11,17 @@ Script and rank 0 both name the job and its restart, by which the rows of a star
 
 from __future__ import annotations
 
-import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from lmscale.files.jsonl import Row, tail_rows
+from lmscale.files.jsonl import Row, sift_rows
 from lmscale.files.run_files import SLURM_FOLDER
+from lmscale.files.strangers import MAX_COUNT, Count, Instant
 
 EVENTS_FILE = "events.jsonl"
 HANG_ENDED = "end"  # the watchdog's row of a hang for which it ended all ranks
@@ -35,11 +34,11 @@ class Event(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
     event: Literal["start", "exclude", "end"]
-    time: float
+    time: Instant
     submission: str
     job: str
-    restart: int
-    step: int = -1  # of the newest checkpoint; -1 without one
+    restart: Count
+    step: Annotated[int, Field(ge=-1, lt=MAX_COUNT)] = -1  # of the newest checkpoint; -1: none
     nodes: str = ""
     code: int = 0
     reason: str = ""
@@ -95,13 +94,17 @@ class RunSigns:
     hang: str | None = None  # what the watchdog says of the newest start, if it stands still now
 
 
-def read_events(folder: Path) -> list[Event]:
-    """The rows of the run's batch scripts. Two copies of a job, on two nodes, may tear a line."""
-    events: list[Event] = []
-    for row in tail_rows(folder / SLURM_FOLDER / EVENTS_FILE, max_bytes=sys.maxsize):
-        with suppress(ValidationError):
-            events.append(Event.model_validate(row))
-    return events
+_EVENT = TypeAdapter(Event)
+
+
+def read_events(folder: Path, problems: list[str] | None = None) -> list[Event]:
+    """The rows of the run's batch scripts; ``problems`` hears of lines that are none: two copies of
+    a job, on two nodes, may tear one.
+    """
+    found = sift_rows(folder / SLURM_FOLDER / EVENTS_FILE, _EVENT)
+    if problems is not None:
+        problems += [f"{SLURM_FOLDER}/{problem}" for problem in found.problems]
+    return found.values
 
 
 def plan_starts(

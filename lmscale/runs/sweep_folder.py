@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from lmscale.config import RunConfig
 from lmscale.errors import ConfigError
 from lmscale.files.atomic import write_json
 from lmscale.files.jsonl import Row
+from lmscale.files.reading import read_plain
 from lmscale.files.run_files import CONFIG_FILE, SLURM_FOLDER, SWEEP_FILE, read_submissions
+from lmscale.files.strangers import describe_unsafe_name, parse_json, tame
 
 
 class SweepMember(BaseModel):
@@ -48,21 +49,34 @@ def find_sweep(folder: str | Path, name: str) -> Sweep:
     return sweeps[name]
 
 
-def find_sweeps(folder: Path) -> list[Sweep]:
+def find_sweeps(folder: Path, problems: list[str] | None = None) -> list[Sweep]:
+    """``problems`` hears of a sweep that cannot be read, which else is a ``ConfigError``."""
     paths = [folder / SWEEP_FILE, *sorted(folder.glob(f"*/{SWEEP_FILE}"))]
-    return [read_sweep(path.parent) for path in paths if path.is_file()]
+    sweeps = []
+    for path in filter(Path.is_file, paths):
+        try:
+            sweeps.append(read_sweep(path.parent))
+        except ConfigError as error:
+            if problems is None:
+                raise
+            problems += error.problems
+    return sweeps
 
 
 def read_sweep(root: Path) -> Sweep:
     path = root / SWEEP_FILE
     try:
-        tree = json.loads(path.read_bytes())
+        tree = tame(parse_json(read_plain(path)))
         for row in tree["runs"]:
+            if unsafe := describe_unsafe_name(row["run"]):
+                raise ValueError(unsafe)
             row["folder"] = root / row["run"]  # wherever the whole folder is seen from
         return Sweep.model_validate({**tree, "root": root})
     except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{path} cannot be read as a sweep: {error!r}. Launch the sweep again to write it anew."
+            f"{path} cannot be read as a sweep ({type(error).__name__}: {reason}). Launch the "
+            "sweep again to write it anew."
         ) from None
 
 

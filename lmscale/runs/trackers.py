@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import math
+import itertools
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmscale.errors import LmscaleError, NoSpaceError
 from lmscale.files.atomic import writing
-from lmscale.files.jsonl import RowFile, renew_rows
+from lmscale.files.jsonl import Row, RowFile, renew_rows, sift_rows
 from lmscale.files.redact import redact
+from lmscale.files.run_files import METRICS_FILE
+from lmscale.files.run_rows import FIGURES
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-METRICS_FILE = "metrics.jsonl"
+logger = logging.getLogger(__name__)
+
 EVENTS_FOLDER = "events"
 # A killed run loses at most this much of the curves; metrics.jsonl loses nothing.
 FLUSH_SECONDS = 10
@@ -69,11 +73,14 @@ class Trackers:
 
 
 @contextmanager
-def open_trackers(folder: str | Path, *, resumed_step: int = 0) -> Iterator[Trackers]:
+def open_trackers(
+    folder: str | Path, *, resumed_step: int = 0, every: int = 1
+) -> Iterator[Trackers]:
     """Go on with a run's curves from ``resumed_step`` (0 for a new run); on rank 0 only.
 
     Rows of later steps, written by an attempt that came further than its last checkpoint, are
-    dropped from ``metrics.jsonl`` and hidden in TensorBoard, so no step is shown twice.
+    dropped from ``metrics.jsonl`` and hidden in TensorBoard, so no step is shown twice. ``every``:
+    steps from line to line, by which the log tells of one that was cut.
     """
     # torch's writer adds 0.4 s to a rank that has loaded torch anyway, and it knows the text and
     # custom-scalar plugins; the bare tensorboard writer would need those protocol buffers here.
@@ -82,11 +89,10 @@ def open_trackers(folder: str | Path, *, resumed_step: int = 0) -> Iterator[Trac
     folder = Path(folder)
     with writing("metrics and TensorBoard events", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        metrics = renew_rows(
-            folder / METRICS_FILE,
-            lambda row: row.get("step", math.inf) <= resumed_step,
-            no_space=NoSpaceError,
-        )
+        found = sift_rows(folder / METRICS_FILE, FIGURES)
+        for problem in (*found.problems, *find_cut(found.rows, resumed_step, every=every)):
+            logger.warning("%s/%s", folder, problem)
+        metrics = renew_rows(folder / METRICS_FILE, resumed_step, no_space=NoSpaceError)
         _outlast_second(folder / EVENTS_FOLDER)
         events = SummaryWriter(
             str(folder / EVENTS_FOLDER),
@@ -101,6 +107,17 @@ def open_trackers(folder: str | Path, *, resumed_step: int = 0) -> Iterator[Trac
         metrics.close()
         with writing("TensorBoard events", folder, no_space=NoSpaceError):
             events.close()
+
+
+def find_cut(rows: Sequence[Row], step: int, *, every: int = 1) -> Iterator[str]:
+    """What is missing at the end of ``metrics.jsonl`` of a run that has done ``step`` steps.
+
+    The lines of the newest steps may be on their way: as far apart as lines have been, or will be.
+    """
+    steps = [0, *sorted({row["step"] for row in rows})]
+    spacing = max([every, *(after - before for before, after in itertools.pairwise(steps))])
+    if step - steps[-1] > 2 * spacing:
+        yield f"{METRICS_FILE} ends at step {steps[-1]:,}, but {step:,} steps are done: it was cut."
 
 
 def _outlast_second(events: Path) -> None:

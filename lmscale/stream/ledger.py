@@ -14,13 +14,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, TypeAdapter
 
 from lmscale.errors import DataError, LmscaleError, NoSpaceError
 from lmscale.files.atomic import fsync_file, fsync_folder, write_json, writing
-from lmscale.files.jsonl import RowFile, append_rows, mend_tail, read_rows, renew_rows
+from lmscale.files.jsonl import (
+    RowFile,
+    append_rows,
+    mend_tail,
+    read_rows,
+    read_value,
+    renew_rows,
+    sift_rows,
+)
 from lmscale.files.locations import absolute_location
-from lmscale.files.strangers import Count, ImplausibleError, checked
+from lmscale.files.strangers import Count, ImplausibleError, Text, Tree, checked
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.stream.stream import Stream, StreamState
 
@@ -52,7 +60,16 @@ class LedgerRow:
         return json.dumps(self.to_json()) + "\n"
 
 
+class _Record(BaseModel):
+    """What ``stream.json`` holds."""
+
+    state: Tree
+    shards: dict[Text, Text]
+    undone: dict[Text, Text] = {}  # checkpoint's name → hash
+
+
 _ROW = TypeAdapter(LedgerRow)
+_RECORD = TypeAdapter(_Record)
 
 
 class Ledger:
@@ -94,7 +111,7 @@ def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: in
 
     ``stream.json`` is brought up to date. Rows of ``next_step`` and later move to
     ``ledger.rewound.jsonl``, and a torn last line is dropped. Steps that have no row are named in
-    the log; the audit will call them lost. Raises ``DataError`` for a damaged ledger.
+    the log, and lines that are no rows stay where they are; the audit will speak of both.
 
     The ledger is always copied into a new file, which costs less than the reading of it: rows that
     an older copy of the run still writes go to the old one, and no path is taken only then.
@@ -104,7 +121,8 @@ def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: in
     with writing("the ledger", folder):
         folder.mkdir(parents=True, exist_ok=True)
         path.touch()
-        rows = read_ledger(folder)
+        found = sift_rows(path, _ROW)
+        rows = found.values
         rewound = [row for row in rows if row.step >= next_step]
         save_record(folder, stream, n)
         if rewound:
@@ -113,13 +131,15 @@ def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: in
             mend_tail(aside)
             append_rows(aside, [row.to_json() for row in rewound])
             fsync_file(aside)
-        file = renew_rows(path, lambda row: row["step"] < next_step, no_space=NoSpaceError)
+        file = renew_rows(path, next_step - 1, no_space=NoSpaceError)
         fsync_folder(folder)
     if rewound:
         logger.info(
             "%d steps that were done after step %d are undone: training goes on from there",
             *(len(rewound), next_step),
         )
+    for problem in found.problems:
+        logger.warning("%s/%s", folder, problem)
     missing = next_step - len({row.step for row in rows} & set(range(next_step)))
     if missing:
         logger.warning(
@@ -158,46 +178,49 @@ def save_record(run_folder: Path, stream: Stream, n: int) -> None:
     """
     locations = {name: dataset.location for name, dataset in stream.datasets.items()}
     path = run_folder / RECORD
-    if path.exists():
-        locations = dict(load_record(run_folder)[1]) | locations
+    record = read_value(path, _RECORD)
+    if record is not None:
+        locations = record.shards | locations
+    elif path.exists():
+        logger.warning(
+            "%s cannot be read, and is written anew without the places of sources that have left "
+            "the mixture: the audit will want them in the configuration, with weight 0.",
+            path,
+        )
     absolute = {name: absolute_location(location) for name, location in sorted(locations.items())}
-    record = {
+    tree = {
         "state": stream.state_at(n).to_json(),
         "shards": absolute,
         "undone": {
             commit.name: commit.sha256 for commit in read_commits(run_folder) if commit.n > n
         },
     }
-    write_json(path, record)
+    write_json(path, tree)
 
 
 def load_record(run_folder: str | Path) -> tuple[StreamState, Mapping[str, str]]:
     """The state of the run's last start, and source name → folder or URL of its shards."""
-    tree = _read_record(run_folder)
-    path = Path(run_folder) / RECORD
-    try:
-        return StreamState.from_json(tree["state"]), dict(tree["shards"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from None
+    record = _read_record(run_folder)
+    return StreamState.from_json(record.state), record.shards
 
 
 def newest_commit(run_folder: str | Path) -> Commit | None:
     """The newest checkpoint, those aside that the run's last start has undone."""
-    undone = set(dict(_read_record(run_folder).get("undone", {})).values())
+    undone = set(_read_record(run_folder).undone.values())
     counted = (commit for commit in read_commits(run_folder) if commit.sha256 not in undone)
     return max(counted, key=lambda commit: commit.n, default=None)
 
 
-def _read_record(run_folder: str | Path) -> dict[str, Any]:
+def _read_record(run_folder: str | Path) -> _Record:
     path = Path(run_folder) / RECORD
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: the run's stream is not recorded here. Is {run_folder} the folder of a run?"
-        ) from None
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from None
+    record = read_value(path, _RECORD)
+    if record is not None:
+        return record
+    if path.exists():
+        raise DataError(f"{path} cannot be read, or is not the record of a run's stream.")
+    raise DataError(
+        f"{path}: the run's stream is not recorded here. Is {run_folder} the folder of a run?"
+    )
 
 
 def sum_rows(rows: Sequence[LedgerRow]) -> tuple[int, int]:

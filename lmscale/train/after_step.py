@@ -94,7 +94,11 @@ def open_after_step(
                 step, n = run.start.step, run.start.n
                 opened = open_ledger(run.folder, next_step=step, stream=run.stream, n=n)
                 ledger = stack.enter_context(opened)
-                trackers = stack.enter_context(open_trackers(run.folder, resumed_step=step))
+                trackers = stack.enter_context(
+                    open_trackers(
+                        run.folder, resumed_step=step, every=run.config.train.log_every_steps
+                    )
+                )
                 rows = (
                     partial(_record, ledger),
                     MetricsHook(run, counter, trackers, attempt, guard.figures),

@@ -14,9 +14,11 @@ from lmscale.evaluation.perplexity import (
     plan_evaluation,
     render_scores,
 )
-from lmscale.files.jsonl import read_rows
+from lmscale.files.jsonl import sift_rows
+from lmscale.files.run_files import METRICS_FILE
+from lmscale.files.run_rows import FIGURES
 from lmscale.ranks.collectives import broadcast_object, failing_together
-from lmscale.runs.trackers import METRICS_FILE, Trackers, open_trackers
+from lmscale.runs.trackers import Trackers, open_trackers
 from lmscale.stream.dataset import Dataset
 from lmscale.train.assemble import Run
 from lmscale.train.votes import StopPoll
@@ -93,10 +95,11 @@ def open_evaluator(run: Run, trackers: Trackers | None, poll: StopPoll) -> Itera
 
 def complete_evaluation(run: Run, poll: StopPoll) -> None:
     """Score a run that was killed between its last checkpoint and its last evaluation."""
-    steps, is_first = run.config.train.steps, run.ranks.is_first
+    step, is_first = run.start.step, run.ranks.is_first  # not where it should have ended
     is_owed = run.config.evaluation.at_end and bool(run.config.evaluation.sets)
-    rows = read_rows(run.folder / METRICS_FILE) if is_owed and is_first else ()
-    was_scored = any(name.startswith(f"{WHOLE}/") for row in rows for name in row)
+    rows = sift_rows(run.folder / METRICS_FILE, FIGURES).rows if is_owed and is_first else ()
+    scored = (row for row in rows if row["step"] == step)
+    was_scored = any(name.startswith(f"{WHOLE}/") for row in scored for name in row)
     if not is_owed or broadcast_object(was_scored):
         return
     with ExitStack() as stack:
@@ -104,6 +107,6 @@ def complete_evaluation(run: Run, poll: StopPoll) -> None:
         with failing_together():
             if is_first:
                 run.lease.check()
-                trackers = stack.enter_context(open_trackers(run.folder, resumed_step=steps))
+                trackers = stack.enter_context(open_trackers(run.folder, resumed_step=step))
         evaluator = stack.enter_context(open_evaluator(run, trackers, poll))
-        evaluator.score(steps, WHOLE, max_windows=None)
+        evaluator.score(step, WHOLE, max_windows=None)

@@ -17,11 +17,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lmscale.files.jsonl import read_object
+from pydantic import TypeAdapter
+
+from lmscale.files.jsonl import read_value
+from lmscale.files.run_rows import Seconds
+from lmscale.files.strangers import Count, Flag, Instant, Text
 from lmscale.ranks.attempt import attempt_from_environment, node_name
 from lmscale.ranks.ranks import Ranks
 
@@ -49,25 +53,28 @@ FILE_BYTES = 1024  # always the same, so that a file is overwritten in place by 
 class Beat:
     """A rank's report of one moment."""
 
-    rank: int
-    world_size: int
-    host: str
-    pid: int
-    attempt: str  # JOB.RESTART under Slurm, else local
-    beat: int  # counts up with every write, as long as the process runs at all
-    step: int
-    phase: str
-    place: int
+    rank: Count
+    world_size: Count
+    host: Text
+    pid: Count
+    attempt: Text  # JOB.RESTART under Slurm, else local
+    beat: Count  # counts up with every write, as long as the process runs at all
+    step: Count
+    phase: Text
+    place: Count
     """Calls of ``phase`` since the step began. All ranks make the same calls in the same order, so
     (step, place, ticks) shows which rank is behind.
     """
-    ticks: int  # calls of tick since the phase began
-    phase_seconds: float
-    still_seconds: float  # since the last phase or tick, but for time in which it was stopped
-    is_starting: bool  # until the first step is done
-    forward_seconds: float | None
+    ticks: Count  # calls of tick since the phase began
+    phase_seconds: Seconds
+    still_seconds: Seconds  # since the last phase or tick, but for time in which it was stopped
+    is_starting: Flag  # until the first step is done
+    forward_seconds: Seconds | None
     """Own work of a step: its forward passes and its wait for data, the median of recent steps."""
-    time: float
+    time: Instant
+
+
+_BEAT = TypeAdapter(Beat)
 
 
 class BeatHook(Protocol):
@@ -350,7 +357,8 @@ def overwrite(path: Path, value: Any) -> None:
     Not a rename: a new name takes some network file systems a minute to show, and every interval a
     new file a rank is hard on their metadata. A reader may see half of it, and takes the next.
     """
-    content = json.dumps(value, ensure_ascii=False).encode().ljust(FILE_BYTES - 1) + b"\n"
+    text = json.dumps(value, ensure_ascii=False)
+    content = text.encode(errors="backslashreplace").ljust(FILE_BYTES - 1) + b"\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         os.pwrite(descriptor, content, 0)
@@ -360,10 +368,8 @@ def overwrite(path: Path, value: Any) -> None:
 
 
 def read_beat(path: Path) -> Beat | None:
-    """A rank's heartbeat; None for a file that is missing or half-written."""
-    row = read_object(path)
-    names = [field.name for field in fields(Beat)]
-    return Beat(**{name: row[name] for name in names}) if row.keys() >= set(names) else None
+    """A rank's heartbeat; None for a file that is missing, half-written, or says anything else."""
+    return read_value(path, _BEAT)
 
 
 def read_heartbeats(folder: str | Path) -> list[Beat]:

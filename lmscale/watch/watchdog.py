@@ -16,15 +16,19 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from lmscale.config.training import WatchConfig
 from lmscale.errors import EXIT_FAILED, LmscaleError
 from lmscale.files.atomic import writing
-from lmscale.files.jsonl import Row, append_row, read_object
+from lmscale.files.jsonl import Row, append_row, read_value
 from lmscale.files.run_files import WATCH_FILE
+from lmscale.files.strangers import Count, Text
 from lmscale.ranks import exits
 from lmscale.ranks.attempt import attempt_from_environment, node_name
 from lmscale.ranks.ranks import PROCESS_GROUP_TIMEOUT, Ranks
@@ -48,6 +52,20 @@ logger = logging.getLogger(__name__)
 REQUEST_FILE = "request.json"  # in the folder of heartbeats: what all ranks are asked to do
 AFTERWARDS_SECONDS = 120.0  # by which collectives wait longer than the limit: see group_timeout
 UNWATCHED_TIMEOUT = timedelta(days=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What all ranks of a start are asked to do; of two the one with the greater number counts."""
+
+    number: Count
+    start: Text
+    kind: Text  # ``hang``: dump the stacks; ``end``: and end
+    silent: tuple[Count, ...]
+    text: Text
+
+
+_REQUEST = TypeAdapter(Request)
 
 
 class Watchdog:
@@ -83,8 +101,8 @@ class Watchdog:
         self._now += min(clock - self._clock, most)
         self._clock = clock
         self._arm(beat)
-        request = read_object(self._request_path)
-        if request.get("start") == self._start_name and request["number"] > self._obeyed:
+        request = read_value(self._request_path, _REQUEST)
+        if request and request.start == self._start_name and request.number > self._obeyed:
             self._obey(request, beat)
         is_my_turn = self._is_my_turn()
         if not is_my_turn and self._hang is None:
@@ -187,28 +205,33 @@ class Watchdog:
 
     def _request(self, kind: str, hang: Hang, beat: Beat) -> None:
         """Ask all ranks, which look once an interval, and begin with this rank."""
-        number = 1 + int(read_object(self._request_path).get("number", 0))
-        request = {"number": number, "start": self._start_name, "kind": kind}
-        request |= {"silent": list(hang.silent), "text": hang.text}
+        last = read_value(self._request_path, _REQUEST)
+        request = Request(
+            number=1 + (last.number if last else self._obeyed),
+            start=self._start_name,
+            kind=kind,
+            silent=hang.silent,
+            text=hang.text,
+        )
         try:
-            heartbeat.overwrite(self._request_path, request)
+            heartbeat.overwrite(self._request_path, asdict(request))
         except OSError as error:
             logger.warning("%s could not be written: %s", self._request_path, error)
         self._obey(request, beat)
 
-    def _obey(self, request: dict[str, Any], beat: Beat) -> None:
-        self._obeyed = request["number"]
+    def _obey(self, request: Request, beat: Beat) -> None:
+        self._obeyed = request.number
         host = self._members[self._rank].host
         here = [member for member in self._members.values() if member.host == host]
-        silent = {member.rank: member.pid for member in here if member.rank in request["silent"]}
+        silent = {member.rank: member.pid for member in here if member.rank in request.silent}
         awake = [member.rank for member in here if member.rank not in silent]
         self._stacks.dump(
             f"rank {beat.rank} in {describe_place(beat)} for {beat.still_seconds:.0f} s, because "
-            f"of: {request['text']}",
+            f"of: {request.text}",
             others=silent if self._rank == min(awake, default=None) else {},
         )
-        if request["kind"] == "end":
-            self._end(request["text"])
+        if request.kind == "end":
+            self._end(request.text)
 
     def _end(self, text: str) -> None:
         """End this process, even if its main thread hangs."""

@@ -5,19 +5,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.errors import DataError
-from lmscale.files.jsonl import append_row, last_row, mend_tail, read_rows, renew_rows, tail_rows
+from lmscale.files.jsonl import append_row, mend_tail, read_rows, renew_rows, sift_rows
+from lmscale.files.run_rows import STEP
 
 
 def test_rows_come_back_in_order(tmp_path):
     for step in range(3):
         append_row(tmp_path / "a", {"step": step, "text": "é"})
     assert [row["step"] for row in read_rows(tmp_path / "a")] == [0, 1, 2]
-    assert last_row(tmp_path / "a") == {"step": 2, "text": "é"}
 
 
 def test_no_file_is_no_rows(tmp_path):
-    assert read_rows(tmp_path / "a") == tail_rows(tmp_path / "a") == []
-    assert last_row(tmp_path / "a") is None
+    assert read_rows(tmp_path / "a") == sift_rows(tmp_path / "a", STEP).rows == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -49,12 +48,19 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
 
 def test_dropping_rows_also_drops_a_torn_line(tmp_path):
     (tmp_path / "a").write_text('{"step": 1}\n{"step": 2}\n{"st')
-    renew_rows(tmp_path / "a", lambda row: row["step"] <= 1).close()
+    renew_rows(tmp_path / "a", 1).close()
     assert (tmp_path / "a").read_text() == '{"step": 1}\n'
 
 
 def test_the_tail_of_a_long_file_is_whole_lines(tmp_path):
     (tmp_path / "a").write_text("".join(f'{{"step": {n}}}\n' for n in range(20_000)))
-    steps = [row["step"] for row in tail_rows(tmp_path / "a")]
+    found = sift_rows(tmp_path / "a", STEP, max_bytes=1 << 16)
+    steps = [row["step"] for row in found.rows]
+    assert found.problems == []
     assert steps == list(range(steps[0], 20_000))
     assert len(steps) > 1000
+
+
+def test_a_name_that_is_no_utf_8_is_written_and_comes_back(tmp_path):
+    append_row(tmp_path / "a", {"step": 1, "file": "caf\udce9"})
+    assert read_rows(tmp_path / "a") == [{"step": 1, "file": "caf\udce9"}]

@@ -71,7 +71,9 @@ def test_resuming_moves_the_rows_of_thrown_away_steps_aside(tmp_path, stream):
     assert [json.loads(line)["step"] for line in rewound] == [3, 4]
 
 
-def test_a_torn_last_line_is_dropped_and_a_damaged_one_is_an_error(tmp_path, stream):
+def test_a_torn_last_line_is_dropped_and_a_damaged_one_is_kept_for_the_audit_to_name(
+    tmp_path, stream, caplog
+):
     open_ledger(tmp_path, next_step=0, stream=stream, n=0).close()
     path = tmp_path / "ledger.jsonl"
     path.write_text(row(0).to_line() + row(1).to_line()[:-9])
@@ -80,6 +82,8 @@ def test_a_torn_last_line_is_dropped_and_a_damaged_one_is_an_error(tmp_path, str
         ledger.append(row(1))
     assert read_ledger(tmp_path) == [row(0), row(1)]
     path.write_text("{}\n" + row(1).to_line())
+    open_ledger(tmp_path, next_step=2, stream=stream, n=16).close()
+    assert "ledger.jsonl, line 1: step is missing" in caplog.text
     with pytest.raises(DataError, match="ledger.jsonl, line 1: not a row of a ledger"):
         read_ledger(tmp_path)
 

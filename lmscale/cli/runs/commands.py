@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmscale.cli.options import JsonOption, RunArgument, echo_json
+from lmscale.cli.options import JsonOption, RunArgument, echo_json, print_warnings
 from lmscale.cli.runs.logs import logs
 from lmscale.errors import EXIT_USER, ClusterError, ConfigError, LmscaleError
 from lmscale.files.run_files import DATA_SLURM_FOLDER, SWEEP_FILE
@@ -49,7 +49,11 @@ def list_(
     if as_json:
         echo_json([to_json(*item) for item in looks.runs.items()])
         return
-    sweeps = find_sweeps(folder)
+    damaged: list[str] = []
+    sweeps = find_sweeps(folder, damaged)
+    for place, look in looks.runs.items():
+        if not isinstance(look, LmscaleError):
+            damaged += [f"{place.name}: {problem}" for problem in look.status.problems]
     if not looks.runs and not sweeps:
         typer.echo(f"{folder} holds no runs.")
         return
@@ -58,6 +62,7 @@ def list_(
     for item in sweeps:
         count = f"{len(item.runs)} runs over {', '.join(item.keys)}"
         typer.echo(f"{item.name}: a sweep of {count}; `lmscale runs list --sweep {item.name}`")
+    print_warnings(damaged)
 
 
 def _list_sweep(folder: Path, name: str, *, as_json: bool) -> None:

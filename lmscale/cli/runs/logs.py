@@ -164,6 +164,8 @@ class _LogFile:
                 return file.read(PIECE_BYTES)
         except FileNotFoundError:
             return b""
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror or error}.") from None
 
     def _to_line(self, raw: bytes) -> LogLine:
         text = raw.decode("utf-8", "replace").rstrip("\r")
@@ -186,8 +188,9 @@ class LogFiles:
         return self._folder / self._pattern
 
     def find(self) -> list[Path]:
-        """The files there are, by their numbers."""
-        return sorted(self._folder.glob(self._pattern), key=_number_of)
+        """The files there are, by their numbers; what is no file has no lines."""
+        files = filter(Path.is_file, self._folder.glob(self._pattern))
+        return sorted(files, key=_number_of)
 
     def skip_to_last(self, lines: int) -> None:
         """Leave out what cannot be among the last ``lines`` lines of all files together."""

@@ -14,8 +14,7 @@ from launcher.history import Stretch, excluded_nodes, plan_history
 from launcher.slurm import sacct, squeue
 from launcher.status import TRAIN, RunState, SlurmAnswer, jobs_of, judge_run, newest_submission
 from lmscale.errors import ClusterError, LmscaleError
-from lmscale.files.jsonl import Row, last_row, read_tail
-from lmscale.files.run_files import WATCH_FILE
+from lmscale.files.jsonl import read_tail
 from lmscale.runs.goodput import Forecast, forecast
 from lmscale.runs.run_folder import read_status
 from lmscale.runs.starts import is_one_of
@@ -98,7 +97,6 @@ class RunPage:
     history: Sequence[Stretch]
     other_jobs: Sequence[dict[str, str]]  # that do not train and are not over
     forecast: Forecast | None
-    watch: Row | None
     heartbeats: Sequence[Beat]  # of a run that is hung or silent: where each rank is
 
     def to_json(self) -> dict[str, Any]:
@@ -119,7 +117,7 @@ class RunPage:
             "history": [asdict(stretch) for stretch in self.history],
             "other_jobs": list(self.other_jobs),
             "excluded_nodes": excluded_nodes(status.starts),
-            "watch": self.watch,
+            "watch": status.watch,
             "heartbeats": [asdict(beat) for beat in self.heartbeats],
             "submissions": list(status.submissions),
         }
@@ -158,7 +156,6 @@ def read_page(run: Path) -> RunPage:
             steps=status.config.train.steps,
             goodput=status.goodput.fraction,
         ),
-        watch=last_row(run / WATCH_FILE),
         heartbeats=read_heartbeats(run) if state.name in ("hung", "silent") else (),
     )
 

@@ -120,6 +120,8 @@ def _describe_page(page: RunPage) -> Lines:
     yield "state", state.line
     for error in page.errors:
         yield "", error
+    for problem in status.problems:
+        yield "damaged", problem
     yield from _describe_faults(status.faults)
     yield from _describe_job(page.look)
     for job in page.other_jobs:
@@ -133,8 +135,8 @@ def _describe_page(page: RunPage) -> Lines:
         yield from _describe_forecast(state, page.forecast)
     yield from _describe_time_spent(status.goodput)
     yield from _describe_history(page.history)
-    if page.watch:
-        yield "watchdog", f"{render_time(page.watch['time'])} {page.watch['text']}"
+    if status.watch:
+        yield "watchdog", f"{render_time(status.watch['time'])} {status.watch['text']}"
     yield from _describe_places(page.heartbeats)
     yield from _describe_checkpoints(status)
     yield from _describe_guard(status)
@@ -310,6 +312,7 @@ def to_json(folder: Path, look: RunLook | LmscaleError) -> dict[str, Any]:
         "goodput": _goodput_to_json(status.goodput),
         "attempts": list(status.attempt_starts),
         "checkpoints": [commit.name for commit in status.commits],
+        "problems": list(status.problems),
         "heldout": dict(zip(("name", "loss"), status.heldout or (), strict=False)) or None,
     }
 

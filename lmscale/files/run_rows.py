@@ -1,0 +1,117 @@
+"""What the rows of a run's bookkeeping may say: the keys that lmscale reads, and their bounds.
+
+All of them are read by ``sift_rows``, which leaves out what is none and says so: bookkeeping stops
+no training, and the damage of one run no look at another. Keys that are not named here are kept.
+``Commit`` (runs/commits.py), ``Event`` (runs/starts.py), ``Rewind`` (history/history.py) and
+``LedgerRow`` (stream/ledger.py) are the rows of the files that others decide by.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
+
+from lmscale.files.strangers import Count, Finite, Instant, Text, is_count
+
+Seconds = Annotated[Finite, Field(ge=0, lt=1e10)]  # 317 years
+
+
+class _AttemptStart(BaseModel):
+    event: Literal["start"]
+    time: Instant
+    attempt: Count
+    job: Text | None
+    restart: Count
+    first_step: Count
+    host: Text
+    world_size: Count
+    zero_stage: Count
+
+
+class _AttemptProgress(BaseModel):
+    event: Literal["progress"]
+    time: Instant
+    attempt: Count
+    step: Count
+    seconds: dict[Text, Seconds]
+    skipped_steps: Count = 0
+
+
+class _AttemptRewind(_AttemptProgress):
+    event: Literal["rewind"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    to_step: Count
+
+
+class _AttemptEnd(_AttemptProgress):
+    event: Literal["end"]  # pyright: ignore[reportIncompatibleVariableOverride]
+    reason: Text
+
+
+class _Watch(BaseModel):
+    event: Text
+    time: Instant
+    text: Text
+
+
+class _PassedOver(BaseModel):
+    step: Count
+    checkpoint: Text
+    why: list[Text]
+
+
+class _Resume(BaseModel):
+    time: Instant
+    passed_over: list[_PassedOver]
+
+
+class _Rewind(BaseModel):
+    number: Count
+    at_step: Count
+    to_step: Count
+    jump_samples: Count
+    time: Instant
+    why: Text
+
+
+class _Fault(BaseModel):
+    time: Instant
+    fault: Text
+
+
+class _Step(BaseModel):
+    step: Count
+
+
+class _Submission(BaseModel):
+    time: Instant
+    submission: Text
+    job: Text
+    jobs: list[Text]
+    kind: Text
+    limit_seconds: Seconds | None = None
+    signal_seconds: Seconds = 0.0
+
+
+def _check_figures(row: dict[str, Any]) -> dict[str, Any]:
+    if not is_count(row.get("step")):
+        raise ValueError("has no step")
+    for name, value in row.items():
+        if type(value) not in (int, float, type(None)) or not math.isfinite(value or 0):
+            raise ValueError(f"has a figure {name[:80]!r} that is no number")
+    if not 0 <= (row.get("time") or -1) < 250_000_000_000:
+        raise ValueError("has no time")
+    return row
+
+
+ATTEMPT = TypeAdapter[Any](
+    Annotated[
+        _AttemptStart | _AttemptProgress | _AttemptRewind | _AttemptEnd,
+        Field(discriminator="event"),
+    ]
+)
+WATCH, RESUME, REWIND, FAULT, STEP, SUBMISSION = map(
+    TypeAdapter[Any], (_Watch, _Resume, _Rewind, _Fault, _Step, _Submission)
+)
+FIGURES = TypeAdapter[Any](Annotated[dict[str, Any], AfterValidator(_check_figures)])
