@@ -38,7 +38,9 @@ def read_submissions(state_folder: Path, problems: list[str] | None = None) -> l
         problems += [f"{state_folder.name}/{problem}" for problem in found.problems]
     elif found.failure is not None:
         raise ClusterError(f"{state_folder / SUBMISSIONS_FILE} cannot be read: {found.failure}.")
-    return [{**row, "jobs": row["jobs"] or [row["job"]]} for row in found.rows]
+    return [
+        {**row, "jobs": [str(job) for job in row["jobs"] or [row["job"]]]} for row in found.rows
+    ]
 
 
 def read_cancelled(state_folder: Path) -> frozenset[str]:

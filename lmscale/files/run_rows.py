@@ -88,7 +88,7 @@ class _Submission(BaseModel):
     time: Instant
     submission: Text
     job: Text
-    jobs: list[Text]
+    jobs: list[Text | Count] | None
     kind: Text
     limit_seconds: Seconds | None = None
     signal_seconds: Seconds = 0.0

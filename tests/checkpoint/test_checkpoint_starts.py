@@ -1,4 +1,4 @@
-"""attempts.jsonl decides which checkpoints count; what is no row of it is told and stops nothing."""
+"""attempts.jsonl decides which checkpoints count; what is no row of it is told, stops nothing."""
 
 import json
 

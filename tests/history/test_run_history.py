@@ -39,8 +39,9 @@ REWIND = Rewind(
     why="a spike",
     time=1.0,
 )
+WHERE = {"job": None, "restart": 0, "host": "h", "world_size": 1, "zero_stage": 1}
 STARTS = tuple(
-    {"event": "start", "attempt": number, "time": float(number), "first_step": first}
+    {"event": "start", "attempt": number, "time": float(number), "first_step": first, **WHERE}
     for number, first in ((1, 0), (2, 16))
 )
 
