@@ -22,7 +22,7 @@ from lmscale.errors import ClusterError, ConfigError
 from lmscale.files.jsonl import read_tail
 from lmscale.ranks.device import num_cores
 from lmscale.ranks.ranks import LOOPBACK
-from lmscale.runs.continuation import check_folder
+from lmscale.runs.continuation import check_start
 
 POLL_SECONDS = 0.05
 FAILURE_SECONDS = 5.0  # to end after another rank has failed: nothing is left to save together
@@ -86,7 +86,7 @@ def launch_local(config_path: str | Path, overrides: Sequence[str], *, num_ranks
         raise ConfigError(f"--nproc {num_ranks}: at least one rank is needed.")
     config = load_config(config_path, overrides)
     config.batch.plan(num_ranks)
-    check_folder(config.folder, config)
+    check_start(config)
     logs = config.folder / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined
 import lmscale
 from lmscale.config import RunConfig
 from lmscale.config.kinds import Kinds
+from lmscale.runs.continuation import CHANGES
 
 PAGE = Path(lmscale.__file__).parents[1] / "docs" / "configuration.md"
 BEGIN = "<!-- The rest of this page is written by tests/config_reference.py. -->"
@@ -40,7 +41,8 @@ def _render_section(name: str, field: FieldInfo) -> str:
     lines = [f"## {name}", ""]
     for section in sections:
         assert section is not None, f"{name} is not a section"
-        lines += [_one_line(section.__doc__), "", "| key | default | |", "|---|---|---|"]
+        lines += [_one_line(section.__doc__), ""]
+        lines += ["| key | default | on resume | |", "|---|---|---|---|"]
         lines += [*_render_rows(section, f"{name}."), ""]
     return "\n".join(lines)
 
@@ -54,7 +56,9 @@ def _render_rows(section: type[BaseModel], prefix: str) -> list[str]:
             rows += _render_rows(inner, f"{prefix}{name}.{'NAME.' if is_mapping else ''}")
             continue
         meaning = " ".join(filter(None, [_render_choices(field.annotation), field.description]))
-        rows.append(f"| `{prefix}{name}` | {_render_default(field)} | {_one_line(meaning)} |")
+        change = CHANGES[f"{prefix}{name}"].value
+        cells = (f"`{prefix}{name}`", _render_default(field), change, _one_line(meaning))
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 

@@ -41,8 +41,7 @@ def show(
     json_: JsonOption = False,
 ) -> None:
     """Print what the tokenizer of CONFIG is and how it cuts a text."""
-    from lmscale.tokenizer.codec import load_tokenizer
-    from lmscale.tokenizer.train import render_meta
+    from lmscale.tokenizer.codec import load_tokenizer, render_meta
 
     folder = load_config(config, set_ or ()).tokenizer.folder
     tokenizer = load_tokenizer(folder)

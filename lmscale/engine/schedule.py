@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from lmscale.config.run import RunConfig
 from lmscale.config.training import ScheduleConfig
 
 
@@ -31,3 +32,9 @@ def learning_rate(schedule: ScheduleConfig, *, peak: float, step: int, total_ste
         0.5 * (1 + math.cos(math.pi * progress)) if schedule.kind == "cosine" else 1 - progress
     )
     return peak * (schedule.final_ratio + (1 - schedule.final_ratio) * remaining)
+
+
+def rate_at(step: int, config: RunConfig) -> float:
+    """The learning rate of a run's step, counted from 1."""
+    schedule, peak = config.engine.schedule, config.engine.optimizer.lr
+    return learning_rate(schedule, peak=peak, step=step, total_steps=config.train.steps)

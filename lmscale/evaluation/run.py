@@ -16,7 +16,7 @@ from lmscale.config import RunConfig
 from lmscale.history.history import read_history
 from lmscale.model.family import Model, build_model
 from lmscale.runs.run_folder import load_run_config
-from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
+from lmscale.tokenizer.codec import Tokenizer, load_kept_tokenizer
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,7 +36,7 @@ def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedR
     it holds no sound checkpoint or the weights are of another model.
     """
     config = load_run_config(folder)
-    tokenizer = load_tokenizer(Path(config.tokenizer.folder))
+    tokenizer = load_kept_tokenizer(folder, config.tokenizer.folder)
     weights = load_weights(
         open_place(config, folder), step, origin=str(folder), undone=read_history(folder).undone
     )

@@ -100,7 +100,7 @@ def _check_figures(row: dict[str, Any]) -> dict[str, Any]:
     for name, value in row.items():
         if type(value) not in (int, float, type(None)) or not math.isfinite(value or 0):
             raise ValueError(f"has a figure {name[:80]!r} that is no number")
-    if not 0 <= (row.get("time") or -1) < 250_000_000_000:
+    if not 0 <= (row.get("time") or 0) < 250_000_000_000:
         raise ValueError("has no time")
     return row
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
+from lmscale.config.kinds import KindSection
 from lmscale.config.load import load_config
 from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError, LmscaleError
@@ -22,12 +27,85 @@ from lmscale.files.run_files import (
 from lmscale.runs.commits import read_commits
 from lmscale.runs.run_folder import load_run_config
 
+
+class Change(Enum):
+    """What becomes of a run that goes on with another value of a setting."""
+
+    FREE = "free"
+    TRAINING = "told"  # free, and changes the training: the log tells both values
+    FIXED = "fixed"  # its checkpoints or its samples would not fit: refused before anything runs
+
+
+# Every key of the configuration. A key of ``model`` or ``objective`` that is not here is of an
+# installed package: fixed, unless its section has it in ``free``.
+_TABLE = {
+    Change.FIXED: """
+        run name seed
+        stream sequence_length packing mask_documents window_shards mixture_block
+        model family vocab_size max_positions layers width heads kv_heads head_width ffn_width
+        model positions rope_theta norm norm_eps activation bias qk_norm tied_embeddings init_std
+        objective name
+        engine.optimizer kind
+        train freeze""",
+    Change.TRAINING: """
+        stream.sources.NAME weight
+        batch global_windows
+        model dropout
+        objective z_loss
+        engine precision deepspeed
+        engine.optimizer lr momentum muon_lr_ratio betas eps weight_decay decay clip_norm
+        engine.schedule kind warmup_steps decay_steps final_ratio
+        engine.loss_scale initial_power window hysteresis minimum
+        guard max_nonfinite_steps spike_window spike_threshold spike_steps on_divergence
+        guard jump_steps max_rewinds
+        train steps""",
+    Change.FREE: """
+        run folder init_from allow_faults
+        corpus folder normalization strip_html min_chars max_chars on_overlong
+        corpus drop_exact_duplicates heldout_fraction part_bytes
+        corpus.sources.NAME inputs format text_field encoding max_bad_records
+        tokenizer folder kind vocab_size character_coverage max_sample_bytes split_digits
+        shards folder max_bytes block_tokens processes
+        stream.sources.NAME shards
+        stream workers prefetch_steps verify_hashes
+        stream.cache folder max_bytes retries
+        batch micro_windows
+        model attention activation_checkpoint_every
+        objective chunk_tokens
+        engine zero_stage offload_optimizer offload_parameters compile
+        checkpoint folder every_steps asynchronous when_busy retries keep_last keep_every_steps
+        checkpoint probe_windows
+        checkpoint.keep_best metric count mode
+        checkpoint.local folder every_minutes
+        guard compare_every_steps recompute_every_steps
+        train log_every_steps peak_tflops
+        watch heartbeat_seconds report_seconds limit_seconds start_limit_seconds straggler_ratio
+        watch straggler_steps
+        evaluation sets every_steps max_windows at_end""",
+}
+CHANGES = {
+    f"{section}.{name}": change
+    for change, text in _TABLE.items()
+    for section, *names in map(str.split, text.strip().splitlines())
+    for name in names
+}
 # What the order of the samples rests on, as on run.seed: with another value, samples already seen
 # would come again or never.
-STREAM_KEYS = ("sequence_length", "packing", "mask_documents", "window_shards", "mixture_block")
+STREAM_KEYS = tuple(
+    key.removeprefix("stream.")
+    for key, change in CHANGES.items()
+    if change is Change.FIXED and key.startswith("stream.")
+)
 # What a launcher, or a start that did not come far, may have put there.
 _HARMLESS = {"logs", STOP_FILE, SAVE_FILE, SLURM_FOLDER, "lease.json", "heartbeats", WATCH_FILE}
 _HARMLESS |= {COMMITS_FILE, FAULTS_FILE, RESUMES_FILE}
+
+
+def check_start(config: RunConfig) -> None:
+    """Raise ``ConfigError`` where the run of ``config`` can neither begin nor go on."""
+    check_folder(config.folder, config)
+    if problems := find_continuation_problems(config):
+        raise ConfigError(problems)
 
 
 def check_folder(folder: Path, config: RunConfig) -> None:
@@ -100,12 +178,55 @@ def objective_identity(config: RunConfig) -> dict[str, Any]:
     return config.objective.model_dump(mode="json", exclude=set(config.objective.free))
 
 
-def fixed_settings(config: RunConfig) -> dict[str, Any]:
-    """Dotted key → value of everything that must stay the same."""
-    fixed = {f"model.{key}": value for key, value in model_identity(config).items()}
-    fixed |= {f"objective.{key}": value for key, value in objective_identity(config).items()}
-    fixed |= {f"stream.{key}": getattr(config.stream, key) for key in STREAM_KEYS}
-    return fixed | {"run.seed": config.run.seed, "train.freeze": list(config.train.freeze)}
+class Setting(NamedTuple):
+    """A key of a run's configuration, as in the YAML, and what may become of it."""
+
+    key: str
+    value: Any
+    change: Change
+
+
+def list_settings(config: RunConfig) -> Iterator[Setting]:
+    """Every setting of a configuration."""
+    yield from _list_section(config, "", "")
+
+
+def _list_section(section: BaseModel, prefix: str, pattern: str) -> Iterator[Setting]:
+    resolved = {}
+    if isinstance(section, RunConfig):  # where left out, they follow from other sections
+        sizes = {"vocab_size": section.vocab_size, "max_positions": section.max_positions}
+        resolved["model"] = section.model.model_copy(update=sizes)
+    for name in type(section).model_fields:
+        value = resolved.get(name, getattr(section, name))
+        key, known_as = f"{prefix}{name}", f"{pattern}{name}"
+        if isinstance(value, BaseModel):
+            yield from _list_section(value, f"{key}.", f"{known_as}.")
+        elif isinstance(value, dict) and known_as not in CHANGES:
+            for each, inner in value.items():
+                yield from _list_section(inner, f"{key}.{each}.", f"{known_as}.NAME.")
+        else:
+            free = section.free if isinstance(section, KindSection) else frozenset()
+            other = Change.TRAINING if name in free else Change.FIXED
+            value = list(value) if isinstance(value, tuple) else value
+            yield Setting(key, value, CHANGES.get(known_as, other))
+
+
+def _values(config: RunConfig, change: Change) -> dict[str, Any]:
+    return {one.key: one.value for one in list_settings(config) if one.change is change}
+
+
+def describe_changes(before: RunConfig, now: RunConfig) -> list[str]:
+    """What may change and changes the training, with both values."""
+    old, new = _values(before, Change.TRAINING), _values(now, Change.TRAINING)
+
+    def show(values: dict[str, Any], key: str) -> str:
+        return repr(values[key]) if key in values else "not there"
+
+    return [
+        f"{key}: {show(old, key)} → {show(new, key)}"
+        for key in dict.fromkeys([*old, *new])
+        if show(old, key) != show(new, key)
+    ]
 
 
 def find_continuation_problems(config: RunConfig) -> list[str]:
@@ -124,12 +245,14 @@ def find_continuation_problems(config: RunConfig) -> list[str]:
         )
     frozen = config.folder / CONFIG_FILE
     try:
-        before = fixed_settings(load_config(frozen))
+        before = _values(load_config(frozen), Change.FIXED)
     except LmscaleError:
         return problems  # written by another version, or damaged: the checkpoint itself decides
-    now = fixed_settings(config)
-    if before["model.family"] != now["model.family"]:  # whose other keys are others'
-        now = {"model.family": now["model.family"]}
+    now = _values(config, Change.FIXED)
+    for kind in ("model.family", "objective.name"):
+        if before[kind] != now[kind]:  # whose other keys are others'
+            section = kind.partition(".")[0]
+            now = {k: v for k, v in now.items() if k == kind or not k.startswith(f"{section}.")}
     return problems + [
         f"{key} = {now[key]!r}, but the run began with {before.get(key)!r} ({frozen}), and its "
         "checkpoints fit nothing else. Set it back, or give the new run a folder of its own "

@@ -241,7 +241,7 @@ def forecast(
     ``starts`` are the beginnings of the attempts; the newest attempt that wrote a line counts.
     ``step`` of ``steps`` are done. Saves and evaluations between two lines count as well.
     """
-    lines = [row for row in metrics if row.get(STEP_SECONDS)]
+    lines = [row for row in metrics if row.get(STEP_SECONDS) and row.get("time")]
     stretches = ([row for row in lines if row["time"] >= start] for start in reversed(starts))
     rows = next(filter(None, stretches), None)
     if not rows or step >= steps:

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 
 from lmscale.errors import DataError
+from lmscale.files.atomic import write_bytes, write_json
 
 SPECIAL_IDS = {"unk": 0, "bos": 1, "eos": 2, "pad": 3}
 SPACE_MARK = "\u2581"
 MODEL_NAME = "tokenizer.model"
 META_NAME = "tokenizer.json"
+KEPT_FOLDER = "tokenizer"  # in a run's folder: what its weights cannot be used without
 STRETCH_CHARS = 256
 NEWLINE_STRETCH_CHARS = 4096
 _SPACE_OF_A_WORD = re.compile("(?<! ) ")
@@ -144,6 +146,39 @@ def cut_before_words(text: str) -> Iterator[str]:
     yield text[start:]
 
 
+def render_meta(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What ``tokenizer.json`` says."""
+    return {
+        "kind": tokenizer.made_by.get("kind"),
+        "vocab_size": tokenizer.vocab_size,
+        "fingerprint": tokenizer.fingerprint,
+        "special_ids": SPECIAL_IDS,
+        "made_by": tokenizer.made_by,
+    }
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a tokenizer's two files; the second has the hash of the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / MODEL_NAME, tokenizer.model)
+    write_json(folder / META_NAME, render_meta(tokenizer))
+
+
+def load_kept_tokenizer(run_folder: Path, elsewhere: str | Path) -> Tokenizer:
+    """The tokenizer that a run keeps in its own folder, which may have been copied to another
+    machine; where it keeps none, or a damaged one, that of the folder ``elsewhere``.
+    """
+    if not (run_folder / KEPT_FOLDER).exists():
+        return load_tokenizer(elsewhere)
+    try:
+        return load_tokenizer(run_folder / KEPT_FOLDER)
+    except DataError as error:
+        try:
+            return load_tokenizer(elsewhere)
+        except DataError as other:
+            raise DataError([*error.problems, *other.problems]) from None
+
+
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer in a folder. Raises ``DataError`` when it is missing or damaged."""
     folder = Path(folder)
@@ -163,4 +198,5 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"{folder / MODEL_NAME}: its sha256 is not the fingerprint in {META_NAME}: one of the "
             "two is damaged or from another tokenizer. Train it again with --force."
         )
-    return Tokenizer(model, meta.get("made_by", {}))
+    made_by = meta.get("made_by")
+    return Tokenizer(model, made_by if isinstance(made_by, dict) else {})

@@ -13,14 +13,14 @@ from typing import Any
 from lmscale.config.data import TokenizerConfig
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.errors import ConfigError, DataError
-from lmscale.files.atomic import write_bytes, write_json, writing
+from lmscale.files.atomic import writing
 from lmscale.tokenizer.codec import (
     META_NAME,
-    MODEL_NAME,
     SPACE_MARK,
     SPECIAL_IDS,
     Tokenizer,
     load_tokenizer,
+    save_tokenizer,
 )
 
 PASSAGE_BYTES = 4096  # what SentencePiece is given at a time; its own default limit is 4,192
@@ -51,21 +51,8 @@ def train_tokenizer(
     passages = sample_passages(texts, total_bytes=total, max_bytes=config.max_sample_bytes)
     tokenizer = Tokenizer(train_model(passages, config), made_by)
     with writing("the tokenizer", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / MODEL_NAME, tokenizer.model)
-        write_json(folder / META_NAME, render_meta(tokenizer))
+        save_tokenizer(tokenizer, folder)
     return tokenizer
-
-
-def render_meta(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What ``tokenizer.json`` says."""
-    return {
-        "kind": tokenizer.made_by["kind"],
-        "vocab_size": tokenizer.vocab_size,
-        "fingerprint": tokenizer.fingerprint,
-        "special_ids": SPECIAL_IDS,
-        "made_by": tokenizer.made_by,
-    }
 
 
 def sample_passages(texts: Iterable[str], *, total_bytes: int, max_bytes: int) -> Iterator[str]:

@@ -39,7 +39,7 @@ from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.stream import Stream, StreamState, open_stream
 from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
-from lmscale.train.folder import freeze_run, identity_of
+from lmscale.train.folder import freeze_run, identity_of, log_changes
 from lmscale.train.initial import ORIGIN, ORIGINS, Origin, build_run_engine, open_initial_weights
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import STREAM, Progress, read_progress
@@ -154,7 +154,9 @@ def open_run(
         with failing_together():
             if ranks.is_first:
                 lease.check()
-                freeze_run(config)
+                if found is not None:
+                    log_changes(config, run.start.step)
+                freeze_run(config, tokenizer)
                 record_resume(config.folder, found, search.passed_over)
             heartbeat.tick()
         logger.info(describe_start(run))

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmscale.config import RunConfig, dump_config
+from lmscale.config import RunConfig, dump_config, load_config
 from lmscale.config.run import with_absolute_places
-from lmscale.errors import ConfigError, LeaseLostError
+from lmscale.engine.schedule import rate_at
+from lmscale.errors import ConfigError, LeaseLostError, LmscaleError
 from lmscale.files.atomic import write_bytes, writing
 from lmscale.files.locks import locked_file
 from lmscale.files.run_files import CONFIG_FILE
 from lmscale.ranks.attempt import Attempt, attempt_from_environment, node_name
 from lmscale.ranks.collectives import failing_together, gather_json
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.continuation import check_folder, model_identity, objective_identity
+from lmscale.runs.continuation import (
+    check_start,
+    describe_changes,
+    model_identity,
+    objective_identity,
+)
 from lmscale.runs.environment import save_provenance
 from lmscale.runs.lease import Claim, Lease, is_beating, judge_claim, read_lease
+from lmscale.tokenizer.codec import KEPT_FOLDER, Tokenizer, save_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +63,7 @@ def claim_folder(config: RunConfig, ranks: Ranks) -> Iterator[Lease]:
     with ExitStack() as stack:
         with failing_together():
             if ranks.is_first:
-                check_folder(config.folder, config)
+                check_start(config)
                 with writing("the run folder", config.folder):
                     lease = _claim(config.folder, lease.attempt, hosts, stack)
         yield lease
@@ -124,8 +132,26 @@ def _lock(folder: Path, stack: ExitStack, seconds: float) -> bool:
     return True
 
 
-def freeze_run(config: RunConfig) -> None:
-    """Write what runs: config.yaml, code.json, environment.json.
+def log_changes(config: RunConfig, first_step: int) -> None:
+    """Tell what the run did with other settings up to here, if that changes the training."""
+    try:
+        before = load_config(config.folder / CONFIG_FILE)
+    except LmscaleError as error:
+        logger.warning("what has changed since the last start is not known: %s", error)
+        return
+    changes = describe_changes(before, config)
+    for change in changes:
+        logger.warning("from step %d on, changed: %s", first_step + 1, change)
+    now, then = (rate_at(first_step + 1, each) for each in (config, before))
+    if changes and not math.isclose(now, then, rel_tol=1e-6):
+        logger.warning(
+            "the learning rate of step %d is %.3g; with what was set before, it would be %.3g",
+            *(first_step + 1, now, then),
+        )
+
+
+def freeze_run(config: RunConfig, tokenizer: Tokenizer) -> None:
+    """Write what runs: config.yaml, code.json, environment.json, tokenizer/.
 
     Rank 0 only, and only once nothing can refuse to start any more: until then the folder tells of
     the attempt before.
@@ -135,3 +161,4 @@ def freeze_run(config: RunConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / CONFIG_FILE, dump_config(with_absolute_places(config)).encode())
         save_provenance(folder)
+        save_tokenizer(tokenizer, folder / KEPT_FOLDER)

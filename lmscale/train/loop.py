@@ -15,7 +15,7 @@ from torch import Tensor
 from lmscale.config import RunConfig
 from lmscale.engine import tensor_faults
 from lmscale.engine.engine import Engine, Update
-from lmscale.engine.schedule import learning_rate
+from lmscale.engine.schedule import rate_at
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import CorruptionError, LmscaleError
 from lmscale.files import fault_points
@@ -89,7 +89,7 @@ def train_steps(
         reseed()
         if every_steps and step % every_steps == 0:
             corruption = find_recompute_fault(engine, batch, step, reseed)
-        rate = _rate_at(step, config)
+        rate = rate_at(step, config)
         sums = ScoreSums(names, engine.device)
         update = _do_step(engine, batch, step, sums, targets=targets, learning_rate=rate)
         upcoming, error = _take(loader, step)
@@ -120,11 +120,6 @@ def train_steps(
         )
     if agreed.stop_reason == RANKS_DIFFER:
         fail_together(corruption)  # of the very last step
-
-
-def _rate_at(step: int, config: RunConfig) -> float:
-    schedule, peak = config.engine.schedule, config.engine.optimizer.lr
-    return learning_rate(schedule, step=step, peak=peak, total_steps=config.train.steps)
 
 
 def _judge_skip(

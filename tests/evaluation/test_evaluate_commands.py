@@ -30,6 +30,7 @@ from lmscale.ranks.ranks import Ranks, open_process_group
 from lmscale.shards.build import build_shards
 from lmscale.shards.manifest import load_manifest, save_manifest
 from lmscale.stream.dataset import open_dataset
+from lmscale.tokenizer.codec import KEPT_FOLDER, load_tokenizer, save_tokenizer
 from lmscale.train.initial import draw_weights, fill_weights
 
 CPU = torch.device("cpu")
@@ -161,3 +162,19 @@ def test_generate_begins_with_the_prompt_and_repeats_itself_by_seed(run):
 def test_a_prompt_longer_than_the_model_is_a_clear_error(run):
     with pytest.raises(ConfigError, match="the model sees at most 24"):
         call("generate", run.folder, "--prompt", "long " * 40)
+
+
+def test_a_run_that_was_copied_to_another_machine_generates_what_it_did_at_home(run, tmp_path):
+    arguments = ("--prompt", "The 天", "--max-tokens", 8, "--greedy")
+    at_home = call("generate", run.folder, *arguments)
+    shutil.copytree(run.folder, tmp_path / "run")
+    save_tokenizer(load_tokenizer(run.tokenizer.folder), tmp_path / "run" / KEPT_FOLDER)
+    elsewhere = run.tokenizer.model_copy(update={"folder": "/nowhere/tokenizer"})
+    moved = dump_config(run.model_copy(update={"tokenizer": elsewhere}))
+    (tmp_path / "run/config.yaml").write_text(moved, encoding="utf-8")
+    assert call("generate", tmp_path / "run", *arguments) == at_home
+    model = tmp_path / "run" / KEPT_FOLDER / "tokenizer.model"
+    model.write_bytes(model.read_bytes()[:-1])
+    with pytest.raises(DataError) as caught:
+        call("generate", tmp_path / "run", *arguments)
+    assert str(model) in caught.value.problems[0] and "/nowhere" in caught.value.problems[1]

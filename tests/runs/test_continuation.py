@@ -1,10 +1,81 @@
-import pytest
+import typing
 
-from lmscale.config import parse_config
+import pytest
+from pydantic import BaseModel
+from tiny_run import log_commit
+
+from lmscale.config import RunConfig, dump_config, parse_config
+from lmscale.config.kinds import Kinds, KindSection
 from lmscale.errors import ConfigError
-from lmscale.runs.continuation import check_folder
+from lmscale.runs.continuation import (
+    CHANGES,
+    Change,
+    check_folder,
+    describe_changes,
+    find_continuation_problems,
+    list_settings,
+)
 
 CONFIG = parse_config("run: {name: a}")
+
+
+def keys_of(section, prefix=""):
+    """Every key of the configuration as docs/configuration.md has it, and its section."""
+    for name, field in section.model_fields.items():
+        kinds = next((found for found in field.metadata if isinstance(found, Kinds)), None)
+        inner = kinds.own.values() if kinds else [field.annotation]
+        is_mapping = typing.get_origin(field.annotation) is dict
+        inner = [typing.get_args(each)[-1] if is_mapping else each for each in inner]
+        for each in inner:
+            if isinstance(each, type) and issubclass(each, BaseModel):
+                yield from keys_of(each, f"{prefix}{name}.{'NAME.' if is_mapping else ''}")
+            else:
+                yield f"{prefix}{name}", section
+
+
+def test_the_table_says_of_every_key_what_becomes_of_it_and_of_none_that_is_not_there():
+    keys = dict(keys_of(RunConfig))
+    assert set(CHANGES) == set(keys)
+    for key, section in keys.items():
+        if issubclass(section, KindSection):  # by which a checkpoint's identity goes
+            is_free = key.rpartition(".")[2] in section.free
+            assert is_free == (CHANGES[key] is not Change.FIXED), key
+
+
+def replace_at(section, path, value):
+    """A copy with another value at a dotted path, whether or not it is allowed there."""
+    name, _, rest = path.partition(".")
+    if isinstance(section, dict):
+        return section | {name: replace_at(section[name], rest, value)}
+    inner = replace_at(getattr(section, name), rest, value) if rest else value
+    return section.model_copy(update={name: inner})
+
+
+def test_each_key_is_refused_told_or_free_as_the_table_says(tmp_path):
+    text = f"run: {{name: a, folder: {tmp_path}}}\nstream: {{sources: {{web: {{shards: x}}}}}}\n"
+    text += "corpus: {sources: {web: {inputs: [x]}}}"
+    begun = parse_config(text)
+    (tmp_path / "config.yaml").write_text(dump_config(begun))
+    log_commit(tmp_path, 20)
+    assert find_continuation_problems(begun) == describe_changes(begun, begun) == []
+    for key, value, change in list_settings(begun):
+        if key == "run.folder":
+            continue
+        other = value + 10_000 if type(value) in (int, float) else "another"
+        now = replace_at(begun, key, other)
+        refused = [one for one in find_continuation_problems(now) if one.startswith(f"{key} = ")]
+        told = [one for one in describe_changes(begun, now) if one.startswith(f"{key}: ")]
+        assert len(refused) == (change is Change.FIXED), (key, refused)
+        assert len(told) == (change is Change.TRAINING), (key, told)
+
+
+def test_a_source_that_comes_or_goes_is_told():
+    before = parse_config("run: {name: a}\nstream: {sources: {web: {shards: x}}}")
+    now = parse_config("run: {name: a}\nstream: {sources: {books: {shards: y, weight: 2}}}")
+    assert describe_changes(before, now) == [
+        "stream.sources.web.weight: 1.0 → not there",
+        "stream.sources.books.weight: not there → 2.0",
+    ]
 
 
 def test_a_new_an_empty_and_the_runs_own_folder_are_fine(tmp_path):

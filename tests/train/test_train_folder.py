@@ -5,17 +5,20 @@ from __future__ import annotations
 import fcntl
 import json
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
+from tiny_run import log_commit
 
-from lmscale.config import parse_config
+from launcher.local import launch_local
+from lmscale.config import dump_config, load_config, parse_config
 from lmscale.errors import ConfigError, LeaseLostError
 from lmscale.ranks.attempt import Attempt
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs import lease as leases
 from lmscale.runs.lease import Lease, read_lease
 from lmscale.train import folder as run_folder
-from lmscale.train.folder import claim_folder, freeze_run
+from lmscale.train.folder import claim_folder, freeze_run, log_changes
 
 
 def configure(tmp_path, name="one"):
@@ -36,7 +39,7 @@ def test_two_trainings_cannot_hold_one_folder(tmp_path, monkeypatch):
 def test_a_folder_keeps_its_frozen_config_while_another_run_is_refused(tmp_path):
     config = configure(tmp_path)
     with claim_folder(config, Ranks()):
-        freeze_run(config)
+        freeze_run(config, SimpleNamespace(model=b"", made_by={}, vocab_size=1, fingerprint="a"))
     before = (config.folder / "config.yaml").read_bytes()
     with pytest.raises(ConfigError, match="is the folder of the run 'one', not of 'two'"):
         with claim_folder(configure(tmp_path, "two"), Ranks()):
@@ -198,3 +201,43 @@ def test_a_folder_that_a_start_left_with_nothing_but_its_lease_is_usable(start):
 def test_a_name_of_the_attempt_that_is_none_is_refused(start):
     with pytest.raises(ConfigError, match="LMSCALE_ATTEMPT"), start("7"):
         pass
+
+
+def test_every_way_to_train_refuses_what_the_runs_checkpoints_do_not_fit(tmp_path):
+    config = configure(tmp_path)
+    (config.folder).mkdir()
+    (config.folder / "config.yaml").write_text(dump_config(config))
+    log_commit(config.folder, 20)
+    overrides = {"engine.optimizer.kind": "muon", "train.steps": 10}
+    words = [f"{key}={value}" for key, value in overrides.items()]
+    changed = load_config(config.folder / "config.yaml", words)
+    refused = []
+    with pytest.raises(ConfigError) as caught, claim_folder(changed, Ranks()):
+        pass
+    refused.append(caught.value.problems)
+    with pytest.raises(ConfigError) as caught:
+        launch_local(config.folder / "config.yaml", words, num_ranks=1)
+    refused.append(caught.value.problems)
+    for lower, optimizer in refused:
+        assert lower.startswith("train.steps = 10, but the newest checkpoint")
+        assert optimizer.startswith(
+            "engine.optimizer.kind = 'muon', but the run began with 'adamw'"
+        )
+    assert not (config.folder / "logs").exists()
+
+
+def test_a_start_tells_what_changes_the_training_and_where_the_learning_rate_jumps(
+    tmp_path, caplog
+):
+    short = "engine: {optimizer: {lr: 1.0e-3}, schedule: {final_ratio: 0.1}}\ntrain: {steps: 10}"
+    before = parse_config(f"run: {{name: a, folder: {tmp_path}}}\n{short}")
+    (tmp_path / "config.yaml").write_text(dump_config(before))
+    log_changes(before, 10)
+    assert caplog.messages == []
+    log_changes(
+        parse_config(dump_config(before), ["train.steps=20", "watch.report_seconds=90"]), 10
+    )
+    assert caplog.messages == [
+        "from step 11 on, changed: train.steps: 10 → 20",
+        "the learning rate of step 11 is 0.00048; with what was set before, it would be 0.0001",
+    ]
