@@ -17,6 +17,7 @@ from pathlib import Path
 
 from launcher.rendezvous import rendezvous_from_slurm, unset_defaults
 from lmscale.errors import EXIT_USER, ClusterError
+from lmscale.files.printing import say
 
 # Compiled kernels: thousands of ranks that lock files in one shared cache wait for each other.
 CACHES = {
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         planned = plan_environment(os.environ)
     except ClusterError as error:
-        print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
+        say("\n".join(f"error: {problem}" for problem in error.problems), err=True)
         # Imported here alone: every other rank leaves its code as `lmscale` ends.
         from lmscale.ranks.exits import record_exit
 
@@ -70,7 +71,7 @@ def _redirect_output(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:
-        print(f"lmscale: {path} cannot be written ({error}).", file=sys.stderr)
+        say(f"lmscale: {path} cannot be written ({error}).", err=True)
         return
     for stream in (1, 2):
         os.dup2(file, stream)
@@ -91,7 +92,7 @@ def _make_folder(planned: dict[str, str], name: str) -> None:
             if status.st_mode & stat.S_IWOTH:
                 raise PermissionError(f"every user may write to {folder}")
     except OSError as error:
-        print(f"lmscale: {name} stays unset: {error}.", file=sys.stderr)
+        say(f"lmscale: {name} stays unset: {error}.", err=True)
         del planned[name]
 
 

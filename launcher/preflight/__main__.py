@@ -35,6 +35,7 @@ from launcher.rendezvous import expand_nodes, rendezvous_from_slurm
 from lmscale.errors import EXIT_USER, ClusterError, LmscaleError
 from lmscale.files.atomic import write_json
 from lmscale.files.jsonl import read_object
+from lmscale.files.printing import say
 
 if TYPE_CHECKING:
     from lmscale.config import RunConfig
@@ -147,7 +148,7 @@ def look_at_node(
     results, took = checks.run_looks(looks, seconds)
     for check in results:
         if not check.is_ok:
-            print(f"preflight: {place.node}: {check.name}: {check.found}", file=sys.stderr)
+            say(f"preflight: {place.node}: {check.name}: {check.found}", err=True)
     return {
         "uses_gpus": num_gpus > 0,
         "tasks": place.num_tasks,
@@ -203,7 +204,7 @@ def write_report(path: Path, value: Mapping[str, Any]) -> None:
     try:
         write_json(path, value)
     except OSError as error:
-        print(f"preflight: {path} cannot be written: {error}", file=sys.stderr)
+        say(f"preflight: {path} cannot be written: {error}", err=True)
 
 
 def read_reports(folder: Path, nodes: Sequence[str]) -> dict[str, verdict.Report | None]:
@@ -232,10 +233,10 @@ def judge(arguments: argparse.Namespace) -> int:
         slow_ratio=preflight.slow_ratio,
         max_clock_skew_seconds=preflight.max_clock_skew_seconds,
     )
-    print(verdict.render_table(reports, judged))
+    say(verdict.render_table(reports, judged))
     for node, reason in judged.bad.items():
-        print(f"preflight: {node} is bad: {reason}")
-    print(f"preflight: {judged.message}")
+        say(f"preflight: {node} is bad: {reason}")
+    say(f"preflight: {judged.message}")
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"{node}\t{reason}\n" for node, reason in judged.bad.items()]
     (folder / BAD_NODES).write_text("".join(lines), encoding="utf-8")
@@ -246,7 +247,7 @@ def judge(arguments: argparse.Namespace) -> int:
             for node, reason in judged.bad.items():
                 cordon.cordon(preflight.cordon_file, node, reason=reason, job=arguments.job)
         except ClusterError as error:  # changes nothing about the verdict
-            print(f"preflight: {error}", file=sys.stderr)
+            say(f"preflight: {error}", err=True)
     return judged.code
 
 
@@ -282,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.run(arguments)
     except LmscaleError as error:
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            say(f"error: {problem}", err=True)
         return 0 if arguments.command == "probe" else EXIT_USER
 
 

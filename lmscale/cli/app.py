@@ -15,6 +15,7 @@ from lmscale.cli.doctor import doctor
 from lmscale.cli.evaluate import evaluate, generate
 from lmscale.cli.runs import commands as runs
 from lmscale.cli.train import train
+from lmscale.files.printing import say
 
 COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "corpus": corpus.app,
@@ -52,7 +53,7 @@ app = typer.Typer(
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        typer.echo(f"lmscale {lmscale.__version__}")
+        say(f"lmscale {lmscale.__version__}")
         raise typer.Exit()
 
 

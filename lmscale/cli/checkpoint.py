@@ -21,7 +21,7 @@ from lmscale.cli.checkpoint_view import (
 from lmscale.cli.options import JsonOption, RunArgument, echo_json
 from lmscale.errors import EXIT_USER, CheckpointError, ConfigError
 from lmscale.files.jsonl import sift_rows
-from lmscale.files.redact import printable
+from lmscale.files.printing import say
 from lmscale.files.run_files import METRICS_FILE
 from lmscale.files.run_rows import FIGURES
 
@@ -79,12 +79,12 @@ def list_(run: RunArgument, as_json: JsonOption = False) -> None:
         echo_json(content)
         return
     if not saves.listed:
-        typer.echo(f"{saves.place.location} holds no checkpoints yet.")
+        say(f"{saves.place.location} holds no checkpoints yet.")
         return
     print_table(LISTED, map(render_listed, saves.listed), num_texts=len(LISTED) - 3)
     for saved in saves.listed:
         for problem in saved.problems:
-            typer.echo(printable(problem))
+            say(problem)
 
 
 @app.command()
@@ -110,7 +110,7 @@ def verify(
             row = {"step": saved.step, "name": saved.name}
             rows.append(row | {"is_whole": not found, "problems": found})
             if not as_json and not found:
-                typer.echo(render_verdict(saved))
+                say(render_verdict(saved))
     faults = [problem for row in rows for problem in row["problems"]]
     if as_json:
         echo_json({"run": str(run), "checkpoints": rows})
@@ -119,7 +119,7 @@ def verify(
     elif faults:
         raise CheckpointError(faults)
     elif not chosen:
-        typer.echo(f"{saves.place.location} holds no checkpoints yet.")
+        say(f"{saves.place.location} holds no checkpoints yet.")
 
 
 @app.command()
@@ -143,7 +143,7 @@ def show(
         content |= {"figures": figures, "manifest": saved.manifest.to_json()}
         echo_json(content)
         return
-    typer.echo(render_checkpoint(saved, figures))
+    say(render_checkpoint(saved, figures))
 
 
 @app.command()
@@ -199,7 +199,7 @@ def prune(
         }
         echo_json(content)
         return
-    typer.echo(render_pruned(doomed, remaining, sound, is_dry=dry_run))
+    say(render_pruned(doomed, remaining, sound, is_dry=dry_run))
 
 
 def _find(saves: _Saves, step: int) -> Listed:

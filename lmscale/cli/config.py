@@ -11,6 +11,7 @@ import yaml
 
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import RunConfig, dump_config, load_config
+from lmscale.files.printing import say
 
 app = typer.Typer(help="What a YAML file means, and what may stand in it.", no_args_is_help=True)
 
@@ -34,10 +35,10 @@ def show(
     if as_json:
         echo_json({"config": loaded.model_dump(mode="json"), "derived": derived})
         return
-    typer.echo(dump_config(loaded), nl=False)
-    typer.echo("# What follows from it:")
+    say(dump_config(loaded), end="")
+    say("# What follows from it:")
     for line in yaml.safe_dump(derived, sort_keys=False).splitlines():
-        typer.echo(f"#   {line}")
+        say(f"#   {line}")
 
 
 @app.command()
@@ -46,7 +47,7 @@ def schema() -> None:
 
     In VS Code: "yaml.schemas": {"lmscale.schema.json": "configs/*.yaml"}.
     """
-    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=1, ensure_ascii=False))
+    say(json.dumps(RunConfig.model_json_schema(), indent=1))
 
 
 def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:

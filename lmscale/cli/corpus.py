@@ -10,6 +10,7 @@ import typer
 from lmscale.cli.data_tasks import TaskOption, TasksOption, echo_progress, echo_summary
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import load_config
+from lmscale.files.printing import say
 
 if TYPE_CHECKING:
     from lmscale.corpus.documents import CorpusManifest
@@ -66,7 +67,7 @@ def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fal
         echo_json(rows)
         return
     for name, manifest in manifests.items():
-        typer.echo(f"{folder / name}\n{_render(manifest)}")
+        say(f"{folder / name}\n{_render(manifest)}")
 
 
 def _render(manifest: CorpusManifest) -> str:

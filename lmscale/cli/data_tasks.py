@@ -9,6 +9,7 @@ import typer
 
 from lmscale.cli.options import echo_json
 from lmscale.config import RunConfig
+from lmscale.files.printing import say
 from lmscale.ranks.ranks import render_numbers
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def echo_progress(config: RunConfig, stage: Stage, num_tasks: int, *, as_json: b
         echo_json({"tasks": num_tasks, "missing": missing, "builds": rows})
         return
     for progress in builds:
-        typer.echo(f"{progress.target.final}: {_describe_progress(progress)}")
-    typer.echo(f"missing: --array={render_numbers(missing)}" if missing else "nothing is missing")
+        say(f"{progress.target.final}: {_describe_progress(progress)}")
+    say(f"missing: --array={render_numbers(missing)}" if missing else "nothing is missing")
 
 
 def echo_summary(
@@ -94,13 +95,13 @@ def echo_summary(
         return
     if task:
         earlier = f", found {summary.units_found} done" if summary.units_found else ""
-        typer.echo(f"{task}: {summary.units_done} {unit} done now{earlier}")
+        say(f"{task}: {summary.units_done} {unit} done now{earlier}")
         for name, each in summary.unfinished.items():
             holder = f"is being finished by {each.holder}" if each.holder else ""
-            typer.echo(f"{name}: {holder or _describe_progress(each.progress)}")
+            say(f"{name}: {holder or _describe_progress(each.progress)}")
     for built in summary.built.values():
         state = "built" if built.is_new else "already built"
-        typer.echo(f"{built.folder}: {state}\n{describe(built.manifest)}")
+        say(f"{built.folder}: {state}\n{describe(built.manifest)}")
 
 
 def _as_data(progress: Progress) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rich.text import Text
 import lmscale
 from lmscale.cli.options import JsonOption, echo_json
 from lmscale.errors import EXIT_USER
+from lmscale.files.redact import printable
 from lmscale.ranks.device import cpu_name, peak_tflops
 from lmscale.runs.environment import installed_version, num_cores, package_versions
 
@@ -46,9 +47,11 @@ def doctor(
         width = max(len(finding.subject) for finding in findings)
         for finding in findings:
             mark = Text("ok      ", "green") if finding.is_ok else Text("problem ", "bold red")
-            console.print(mark + Text(f"{finding.subject:{width}}  {finding.found}", "default"))
+            line = f"{finding.subject:{width}}  {finding.found}"
+            console.print(mark + Text(printable(line), "default"))
             if finding.advice:
-                console.print(Text(f"{'':8}{'':{width}}  → {finding.advice}", "default"))
+                advice = f"{'':8}{'':{width}}  → {finding.advice}"
+                console.print(Text(printable(advice), "default"))
     if not all(finding.is_ok for finding in findings):
         raise typer.Exit(EXIT_USER)
 

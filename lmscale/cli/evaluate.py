@@ -12,6 +12,7 @@ import typer
 
 from lmscale.cli.options import JsonOption, RunArgument, echo_json
 from lmscale.errors import EXIT_RESUMABLE, ConfigError
+from lmscale.files.printing import say
 
 if TYPE_CHECKING:
     from lmscale.evaluation.perplexity import SetScore
@@ -46,14 +47,14 @@ def evaluate(
         try:
             scores = _evaluate(run, step, set_name or None, max_windows, stop)
         except StoppedError as stopped:
-            print(f"stopped by {stopped}; nothing was scored", file=sys.stderr)
+            say(f"stopped by {stopped}; nothing was scored", err=True)
             raise typer.Exit(EXIT_RESUMABLE) from None
     if as_json:
         echo_json({name: score.to_dict() for name, score in scores.items()})
     else:
         from lmscale.evaluation.perplexity import render_scores
 
-        print(render_scores(scores))
+        say(render_scores(scores))
 
 
 def _evaluate(
@@ -130,9 +131,18 @@ def generate(
     loaded = load_run(run, step=step, device=select_device(Ranks()))
     generation = Generation(loaded.model, loaded.tokenizer, prompt, sampling, max_tokens=max_tokens)
     tokens = (token for token in generation if token != loaded.tokenizer.eos_id)
-    print(prompt, end="", flush=True)
+    _show(prompt)
     for piece in stream_text(loaded.tokenizer, tokens):
-        print(piece, end="", flush=True)
-    print()
+        _show(piece)
+    _show("\n")
     if generation.stopped_by == "max_positions":
-        print(f"(stopped: the model sees {loaded.model.max_positions} tokens)", file=sys.stderr)
+        say(f"(stopped: the model sees {loaded.model.max_positions} tokens)", err=True)
+
+
+def _show(text: str) -> None:
+    """As the model said it; on a terminal, which it is not to steer, as everything else."""
+    if sys.stdout.isatty():
+        say(text, end="")
+    else:
+        sys.stdout.write(text)
+        sys.stdout.flush()

@@ -20,6 +20,7 @@ from lmscale.cli.options import (
 )
 from lmscale.config import load_config
 from lmscale.errors import EXIT_USER
+from lmscale.files.printing import say
 
 if TYPE_CHECKING:
     from launcher.checks import Findings
@@ -141,7 +142,7 @@ def slurm(
     prepared = prepare(options)
     if dry_run:
         print_warnings(prepared.warnings)
-        typer.echo(prepared.script, nl=False)
+        say(prepared.script, end="")
         return
     findings = check_prepared(prepared)
     print_warnings(findings.warnings)
@@ -161,7 +162,7 @@ def _find_missing(options: LaunchOptions, job: Stage, *, as_json: bool) -> tuple
     missing = missing_tasks(config, job, options.tasks or 1)
     if not missing:
         sentence = f"Nothing is missing from the {job} of {options.config}; nothing was submitted."
-        typer.echo(json.dumps({"job": None}) if as_json else sentence)
+        say(json.dumps({"job": None}) if as_json else sentence)
         raise typer.Exit()
     return missing
 
@@ -169,11 +170,11 @@ def _find_missing(options: LaunchOptions, job: Stage, *, as_json: bool) -> tuple
 def _print_findings(findings: Findings, job: SlurmJob, *, as_json: bool) -> None:
     if as_json:
         rows = {"job": job.name, "passed": findings.passed, "warnings": findings.warnings}
-        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        say(json.dumps(rows, indent=1))
         return
     for passed in findings.passed:
-        typer.echo(f"ok: {passed}")
-    typer.echo("Nothing was submitted.")
+        say(f"ok: {passed}")
+    say("Nothing was submitted.")
 
 
 def _print_submission(
@@ -198,16 +199,16 @@ def _print_submission(
             "warnings": findings.warnings,
             "next": commands,
         }
-        typer.echo(json.dumps(row, indent=1, ensure_ascii=False))
+        say(json.dumps(row, indent=1))
         return
     chain = f" and {len(submission.jobs) - 1} more of its chain" if len(submission.jobs) > 1 else ""
-    typer.echo(f"submitted job {submission.job}{chain}: {job.name}")
+    say(f"submitted job {submission.job}{chain}: {job.name}")
     if rest := describe_rest(job):
-        typer.echo(f"  {rest}; the others are done")
+        say(f"  {rest}; the others are done")
     for name, place in places.items():
-        typer.echo(f"  {name:<8}{place}")
+        say(f"  {name:<8}{place}")
     for number, command in enumerate(commands):
-        typer.echo(f"  {'' if number else 'next':<8}{command}")
+        say(f"  {'' if number else 'next':<8}{command}")
 
 
 def _next_commands(submission: Submission, job: SlurmJob) -> list[str]:

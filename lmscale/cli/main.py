@@ -31,8 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     from lmscale.errors import EXIT_FINISHED, LmscaleError
+    from lmscale.files.printing import take_any_text
     from lmscale.ranks.exits import record_fault
 
+    take_any_text()
     try:
         from lmscale.cli.app import app
 

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from lmscale.files.printing import say
 from lmscale.files.redact import printable, redact
 
 ConfigArgument = Annotated[
@@ -31,11 +32,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 def echo_json(content: object) -> None:
     """Print what ``--json`` asks for."""
-    typer.echo(json.dumps(content, indent=1))
+    say(json.dumps(content, indent=1))
 
 
 def render_line(name: str, text: object) -> str:
-    return f"{name:16} {text}"
+    """One line, whatever a file's text has in it."""
+    return f"{name:16} {' '.join(str(text).splitlines())}"
 
 
 def render_time(instant: float) -> str:

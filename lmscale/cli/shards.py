@@ -12,6 +12,7 @@ from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import load_config
 from lmscale.config.data import StreamConfig
 from lmscale.errors import DataError
+from lmscale.files.printing import say
 
 if TYPE_CHECKING:
     from lmscale.shards.manifest import Manifest
@@ -97,9 +98,7 @@ def verify(
         problems += faults
         if not faults:
             manifest = load_manifest(dataset)
-            typer.echo(
-                f"{dataset}: {len(manifest.shards):,} shards, {manifest.tokens:,} tokens: sound"
-            )
+            say(f"{dataset}: {len(manifest.shards):,} shards, {manifest.tokens:,} tokens: sound")
     if problems:
         raise DataError(problems)
 
@@ -116,7 +115,7 @@ def show(folder: DirArgument, json_: JsonOption = False) -> None:
         echo_json(rows)
         return
     for path, manifest in manifests.items():
-        typer.echo(f"{path}\n{_render(manifest)}")
+        say(f"{path}\n{_render(manifest)}")
 
 
 def _render(manifest: Manifest) -> str:

@@ -11,6 +11,7 @@ import typer
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import RunConfig, load_config
 from lmscale.errors import ConfigError
+from lmscale.files.printing import say
 
 if TYPE_CHECKING:
     from lmscale.stream.stream import Stream
@@ -54,9 +55,9 @@ def digest(
         )
     for row in rows:
         if json_:
-            typer.echo(row.to_line(), nl=False)
+            say(row.to_line(), end="")
         else:
-            typer.echo(
+            say(
                 f"step {row.step}  n {row.first_n}  samples {row.samples}  digest {row.digest:016x}"
             )
 
@@ -86,13 +87,13 @@ def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fal
         echo_json({"samples": samples, "sources": sources})
         return
     width = max(6, *(len(source["source"]) for source in sources))
-    typer.echo(f"{'source':{width}}  {'tokens':>16}  {'windows':>12}  {'share':>6}  {'epochs':>8}")
+    say(f"{'source':{width}}  {'tokens':>16}  {'windows':>12}  {'share':>6}  {'epochs':>8}")
     for source in sources:
-        typer.echo(
+        say(
             f"{source['source']:{width}}  {source['tokens']:>16,}  {source['windows']:>12,}  "
             f"{source['share']:>6.1%}  {source['epochs']:>8.2f}"
         )
-    typer.echo(
+    say(
         f"{samples:,} samples of {length:,} + 1 tokens ({packing}) in {settings.train.steps:,} "
         "steps; epochs as of the last step."
     )

@@ -8,6 +8,7 @@ import typer
 
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import load_config
+from lmscale.files.printing import say
 
 app = typer.Typer(help="Documents → a SentencePiece tokenizer.", no_args_is_help=True)
 
@@ -25,7 +26,7 @@ def train(
     tokenizer = train_tokenizer(
         settings.tokenizer, settings.corpus.folder, list(settings.corpus.sources), force=force
     )
-    typer.echo(
+    say(
         f"{settings.tokenizer.folder}: {settings.tokenizer.kind}, {tokenizer.vocab_size:,} pieces, "
         f"fingerprint {tokenizer.fingerprint[:12]}"
     )
@@ -51,8 +52,8 @@ def show(
         pieces = [tokenizer.piece(number) for number in ids]
         echo_json({**meta, "text": text, "ids": ids, "pieces": pieces})
         return
-    typer.echo(f"{folder}: {meta['kind']}, {meta['vocab_size']:,} pieces")
-    typer.echo(f"  fingerprint  {meta['fingerprint']}")
-    typer.echo("  special ids  " + " ".join(f"{k}={v}" for k, v in meta["special_ids"].items()))
-    typer.echo(f"  {len(text.encode()):,} bytes → {len(ids):,} tokens")
-    typer.echo("  " + " ".join(f"{tokenizer.piece(number)}({number})" for number in ids))
+    say(f"{folder}: {meta['kind']}, {meta['vocab_size']:,} pieces")
+    say(f"  fingerprint  {meta['fingerprint']}")
+    say("  special ids  " + " ".join(f"{k}={v}" for k, v in meta["special_ids"].items()))
+    say(f"  {len(text.encode()):,} bytes → {len(ids):,} tokens")
+    say("  " + " ".join(f"{tokenizer.piece(number)}({number})" for number in ids))

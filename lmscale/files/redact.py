@@ -47,7 +47,8 @@ _MARKED = re.compile(
     r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}|(?:gh[pousr]|npm|hf)_[A-Za-z0-9]{30,255}|github_pat_\w{30,255})"
 )
 # What steers a terminal: escape sequences among them. Not line breaks and tabs.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Nor what turns the direction of what follows.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def redact(text: str) -> str:
@@ -112,7 +113,12 @@ def printable(text: str) -> str:
 
     Line breaks and tabs stay; an escape is shown as ``\\x1b``.
     """
-    return _CONTROL.sub(lambda control: f"\\x{ord(control[0]):02x}", text)
+
+    def name(control: re.Match[str]) -> str:
+        number = ord(control[0])
+        return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
+
+    return _CONTROL.sub(name, text)
 
 
 def printable_name(name: str) -> str:

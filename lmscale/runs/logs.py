@@ -32,7 +32,7 @@ def setup_logging(folder: str | Path, ranks: Ranks) -> None:
     path = log_path(folder, ranks.rank)
     with writing("log files", path.parent, DataError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(_SafeFormatter(_FORMAT, datefmt="%Y-%m-%dT%H:%M:%S"))
     handlers: list[logging.Handler] = [file]
     if ranks.is_first:

@@ -11,6 +11,7 @@ import typer
 from lmscale.cli.options import JsonOption, RunArgument, echo_json, print_warnings
 from lmscale.cli.runs.logs import logs
 from lmscale.errors import EXIT_USER, ClusterError, ConfigError, LmscaleError
+from lmscale.files.printing import say
 from lmscale.files.run_files import DATA_SLURM_FOLDER, SWEEP_FILE
 
 if TYPE_CHECKING:
@@ -55,13 +56,13 @@ def list_(
         if not isinstance(look, LmscaleError):
             damaged += [f"{place.name}: {problem}" for problem in look.status.problems]
     if not looks.runs and not sweeps:
-        typer.echo(f"{folder} holds no runs.")
+        say(f"{folder} holds no runs.")
         return
     if looks.runs:
         print_runs(looks.runs)
     for item in sweeps:
         count = f"{len(item.runs)} runs over {', '.join(item.keys)}"
-        typer.echo(f"{item.name}: a sweep of {count}; `lmscale runs list --sweep {item.name}`")
+        say(f"{item.name}: a sweep of {count}; `lmscale runs list --sweep {item.name}`")
     print_warnings(damaged)
 
 
@@ -101,7 +102,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     if as_json:
         echo_json({**to_json(run, page.look), **page.to_json()})
     else:
-        typer.echo(render_page(page))
+        say(render_page(page))
 
 
 app.command()(logs)
@@ -130,7 +131,7 @@ def audit(run: RunArgument, as_json: JsonOption = False) -> None:
     if as_json:
         echo_json({"is_clean": report.is_clean, **asdict(report)})
     else:
-        typer.echo(render_audit(run, report))
+        say(render_audit(run, report))
     if not report.is_clean:
         raise typer.Exit(EXIT_USER)
 
@@ -185,7 +186,7 @@ def cancel(
     else:
         for result in cancelled:
             for line in result.text:
-                typer.echo(f"{result.folder}: {line}")
+                say(f"{result.folder}: {line}")
     if problems:
         raise ClusterError(problems)
 

@@ -17,6 +17,7 @@ import typer
 
 from lmscale.cli.options import RunArgument
 from lmscale.errors import ConfigError, DataError, LmscaleError
+from lmscale.files.printing import say, say_lines
 from lmscale.files.run_files import DATA_SLURM_FOLDER
 from lmscale.runs.sweep_folder import job_outputs, refuse_sweep
 
@@ -62,7 +63,7 @@ def logs(
     _check(run, files, follow=follow)
     found = _read(run, files, follow=follow, last=lines)
     try:
-        sys.stdout.writelines(_render(found, with_rank=not job and rank is None, with_file=job))
+        say_lines(_render(found, with_rank=not job and rank is None, with_file=job))
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -84,7 +85,7 @@ def _check(run: Path, files: LogFiles, *, follow: bool) -> None:
     if not run.is_dir():
         raise ConfigError(f"{run}: there is no such folder. `lmscale runs list` shows the runs.")
     if follow:
-        typer.echo(f"{files.place}: nothing there yet; waiting", err=True)
+        say(f"{files.place}: nothing there yet; waiting", err=True)
         return
     names = sorted(p.name for pattern in ("*.log", "*.out") for p in (run / "logs").glob(pattern))
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -115,7 +116,7 @@ def _say_if_ended(run: Path) -> None:
     if isinstance(look, LmscaleError) or look.state.is_active or look.state.name == "not started":
         return  # one that is no run, such as shards being built, is followed all the same
     text = f"the run has ended: {look.state.line}; waiting for a next start, Ctrl-C ends this"
-    typer.echo(text, err=True)
+    say(text, err=True)
 
 
 def _render(lines: Iterable[LogLine], *, with_rank: bool, with_file: bool) -> Iterator[str]:

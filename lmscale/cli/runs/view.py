@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from lmscale.cli.options import render_bytes, render_duration, render_line, render_time
 from lmscale.errors import LmscaleError
+from lmscale.files.printing import say
+from lmscale.files.redact import printable, printable_name
 from lmscale.runs.sweep_folder import job_outputs
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[str]], *, num_text
     for column in table.columns[num_texts:]:
         column.justify = "right"
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(" ".join(cell.splitlines()))) for cell in row))
     # A pipe has no width to fit; nothing may be cut or wrapped there.
     console = Console() if Console().is_terminal else Console(width=1000)
     console.print(table)
@@ -106,7 +106,7 @@ def render_page(page: RunPage) -> str:
     status = page.look.status
     lines = [render_line(name, text) for name, text in _describe_page(page)]
     lines += [
-        f"{name:32} {render_number(value, '.6g'):>14}{_at_step(status, name)}"
+        f"{printable_name(name):32} {render_number(value, '.6g'):>14}{_at_step(status, name)}"
         for name, value in status.figures.items()
         # The rest are the row's own step and time, and the table of the time says more.
         if "/" in name and not name.startswith("goodput/")
@@ -331,7 +331,7 @@ def _goodput_to_json(goodput: Goodput) -> dict[str, Any]:
 def print_note(note: str) -> None:
     """On stderr: what is piped on are the runs."""
     if note:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
 
 
 def loss_of(look: RunLook | LmscaleError) -> float:

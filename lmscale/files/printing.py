@@ -1,0 +1,34 @@
+"""The one way of text to standard output and error. Whoever made it may want to steer the terminal.
+
+What cannot be printed is shown by its number: control characters (``\\x1b``), what the terminal's
+encoding lacks, and the bytes of a file's name that is not UTF-8.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable
+
+from lmscale.files.redact import printable
+
+
+def say(text: object = "", *, err: bool = False, end: str = "\n") -> None:
+    """Print ``text`` now, without what would steer a terminal; line breaks and tabs stay."""
+    stream = sys.stderr if err else sys.stdout
+    stream.write(f"{printable(str(text))}{end}")
+    stream.flush()
+
+
+def say_lines(lines: Iterable[str]) -> None:
+    """Print lines that have their ends, many at a time."""
+    sys.stdout.writelines(map(printable, lines))
+
+
+def take_any_text() -> None:
+    """Have this process's standard output and error take what their encoding has not, also from
+    libraries, such as the one that renders ``--help``.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
