@@ -25,6 +25,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from proxied import open_socket, slow_steps, stand_by
+
 COMMAND = ("-m", "lmscale.cli.main")
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
@@ -62,11 +64,17 @@ def serve() -> None:
     # Out of the collector's sight: ZeRO 3 of DeepSpeed 0.19.8 collects as it is built, which takes
     # 2 s over all that was imported, and every page it touches is copied for every rank.
     gc.freeze()
+    proxies = open_socket(sys.argv[1])
     running: dict[int, tuple[int, int]] = {}  # of a process's descriptor: its place and its pid
     count = 0
     rest = b""
     while True:
-        for ready in select.select([0, *running], [], [])[0]:
+        for ready in select.select([0, proxies, *running], [], [])[0]:
+            if ready is proxies:
+                connection, _ = proxies.accept()
+                _fork(lambda proxy=connection: stand_by(proxy, _fork, _run_proxied))
+                connection.close()
+                continue
             if ready:
                 number, pid = running.pop(ready)
                 os.close(ready)
@@ -131,6 +139,15 @@ def _become(
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
     _set_environment(environment)
     return WORKS[work](arguments)
+
+
+def _run_proxied(streams: Sequence[int], request: Mapping[str, Any]) -> int:
+    _set_streams(*streams)
+    os.chdir(request["folder"])
+    _set_environment(request["environment"])
+    if "TEST_STEP_PAUSE" in os.environ:
+        slow_steps()
+    return _run_command(request["argv"])
 
 
 def _set_streams(*descriptors: int) -> None:

@@ -136,8 +136,10 @@ class Server:
 
     def __init__(self) -> None:
         paths = [str(TESTS), str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        self._folder = tempfile.TemporaryDirectory(prefix="lmscale-forks-", dir="/tmp")
+        self.socket = f"{self._folder.name}/proxies"
         self._process = subprocess.Popen(
-            [sys.executable, str(TESTS / "fork_server.py")],
+            [sys.executable, str(TESTS / "fork_server.py"), self.socket],
             cwd=ROOT,
             env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdin=subprocess.PIPE,
@@ -187,6 +189,12 @@ class Server:
             if pipe is not None:
                 pipe.close()
         self._process.wait()
+        self._folder.cleanup()
+
+
+def fork_socket() -> str:
+    """Where a rank of a test's Slurm job asks for a fork in its place: slurm/interpreter."""
+    return _server(os.getpid()).socket
 
 
 @cache

@@ -10,16 +10,22 @@ from typing import Any
 
 import yaml
 from cluster import Cluster, Process, wait_until
-from forked_processes import ENVIRONMENT, ROOT
+from forked_processes import ENVIRONMENT, ROOT, fork_socket
 from tiny_run import Ended, committed_steps, ledger_of, run_lmscale, write_tiny_config
 
-PACE = Path(__file__).with_name("pace")
 STEPS = 40
 SLOW = 0.3  # seconds added to a step, until a run may hurry
 START_SECONDS = 120.0  # four ranks import torch at once on two cores that other tests use as well
 END_SECONDS = 150.0
 OVERRIDES: Mapping[str, Any] = {"train.steps": STEPS, "checkpoint.every_steps": 10}
 """Saves are few, so that where a run goes on tells whether it saved when it was asked to."""
+
+
+def job_variables(pace: Path, *, forked: bool = True) -> dict[str, str]:
+    """For a profile: what the interpreters of a job look at (interpreter/sitecustomize.py)."""
+    interpreter = Path(__file__).with_name("interpreter")
+    variables = {"PYTHONPATH": str(interpreter), "TEST_STEP_PAUSE": str(pace)}
+    return variables | ({"TEST_FORK_SOCKET": fork_socket()} if forked else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +41,13 @@ class Lab:
         """A command as a person types it on the login node."""
         return run_lmscale(*words, environment=self.cluster.environment)
 
-    def write_profile(self, name: str, settings: Mapping[str, Any]) -> Path:
+    def write_profile(self, name: str, settings: Mapping[str, Any], *, forked: bool = True) -> Path:
         """The test cluster's profile with ``settings``: one unchecked rank a node."""
         profile = yaml.safe_load((ROOT / "slurm/profiles/lab.yaml").read_text())
         profile |= {"memory_per_node": "1000", "scratch": str(self.cluster.folder / "scratch")}
         profile["preflight"]["enabled"] = False
-        profile["tasks_per_node"] = 1  # each rank keeps a core busy for seconds: it loads torch
-        profile["variables"] |= ENVIRONMENT
-        profile["variables"] |= {
-            "PYTHONPATH": str(PACE),
-            "TEST_STEP_PAUSE": str(self._pace(name)),
-        }
+        profile["tasks_per_node"] = 1
+        profile["variables"] |= ENVIRONMENT | job_variables(self._pace(name), forked=forked)
         for key, value in settings.items():
             if isinstance(value, Mapping):
                 value = {**profile[key], **value}
@@ -65,14 +67,18 @@ class Lab:
         overrides: Mapping[str, Any] | None = None,
         options: Sequence[str] = (),
         pace: float = SLOW,
+        forked: bool = True,
         **profile: Any,
     ) -> Run:
-        """Submit a run; once more, when there is one of this name."""
+        """Submit a run; once more, when there is one of this name.
+
+        ``forked``: its ranks come from a process that has loaded torch (interpreter/proxy.py).
+        """
         folder = self.folder / name
         config = self.folder / f"{name}.yaml"
         given = {**OVERRIDES, "run.name": name, **(overrides or {})}
         write_tiny_config(config, self.data, folder, given)
-        cluster = self.write_profile(name, profile)
+        cluster = self.write_profile(name, profile, forked=forked)
         self._pace(name).write_text(str(pace))
         command = ("launch", "slurm", config, "--cluster", cluster, "--nodes", nodes, "--json")
         ended = self.lmscale(*command, *options)

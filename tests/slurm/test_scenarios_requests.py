@@ -27,7 +27,7 @@ def assert_saved_where_it_stood(run: Run) -> None:
 
 
 def test_a_run_is_submitted_and_finishes(lab: Lab):
-    run = lab.submit(pace=0, tasks_per_node=2, preflight={"enabled": True})
+    run = lab.submit(forked=False, pace=0, tasks_per_node=2, preflight={"enabled": True})
     assert run.wait_for_end()["action"] == "done"
     (start,) = run.events("start")
     assert (start["nodes"], start["step"]) == ("n[1-2]", -1)
@@ -64,7 +64,7 @@ def test_a_run_makes_room_for_a_job_of_a_higher_partition_and_comes_back(lab: La
 
 def test_a_run_that_is_requeued_in_any_phase_loses_that_start_alone(lab: Lab):
     """What a start has asked its ranks for may not meet the next one, which still loads torch."""
-    run = lab.submit(nodes="1", partition="bare", preflight={"enabled": True})
+    run = lab.submit(forked=False, nodes="1", partition="bare", preflight={"enabled": True})
     node = run.wait_for_start(1)["nodes"]
     phases: list[tuple[str, Callable[[], bool]]] = [
         ("preflight", lambda: any(is_probe(p) for p in lab.cluster.processes(node))),

@@ -14,10 +14,10 @@ import yaml
 from cluster import Cluster, wait_until, why_no_cluster
 from demands import demand
 from forked_processes import ENVIRONMENT, ROOT, run_process
-from jobs import PACE
+from jobs import job_variables
 
 PAGE = ROOT / "docs" / "slurm.md"
-SECONDS = 240.0  # eight ranks load torch on two cores
+SECONDS = 240.0  # eight ranks on two cores
 # configs/demo.yaml, made small: the page is about the cluster.
 SMALL = {
     "tokenizer.vocab_size": 512,
@@ -67,8 +67,7 @@ class Reader:
         profile = yaml.safe_load((ROOT / "slurm/profiles/lab.yaml").read_text())
         profile |= {"tasks_per_node": 1, "memory_per_node": "500"}
         profile["scratch"] = str(self.cluster.folder / "scratch")
-        profile["variables"] |= ENVIRONMENT
-        profile["variables"] |= {"PYTHONPATH": str(PACE), "TEST_STEP_PAUSE": str(self.pace)}
+        profile["variables"] |= ENVIRONMENT | job_variables(self.pace)
         (self.folder / "my-cluster.yaml").write_text(yaml.safe_dump(profile))
         self.pace.write_text("0.5")  # as long as a run shall not finish
         settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]

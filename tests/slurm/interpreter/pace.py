@@ -1,4 +1,4 @@
-"""Lets a test slow down the steps of a real run. Python imports it by itself, from PYTHONPATH.
+"""Lets a test slow down the steps of a real run.
 
 After every step each rank sleeps for the seconds that the file $TEST_STEP_PAUSE holds. A run is
 so slow until it has been interrupted, without keeping a core busy, and fast from there on.
@@ -16,11 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-SLOWED = "lmscale.train.loop"
+SLOWED = "lmscale.train.session"
 
 
 class _Slowing(importlib.abc.MetaPathFinder):
-    """Finds the loop as everyone would, and puts the pause into it."""
+    """Finds the session as everyone would, and puts the pause into its loop."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> Any:
         if name != SLOWED:
@@ -31,19 +31,26 @@ class _Slowing(importlib.abc.MetaPathFinder):
 
             def load_and_slow(module: ModuleType) -> None:
                 load(module)
-                module.train_steps = _slowed(module.train_steps)  # type: ignore[attr-defined]
+                slow(module)
 
             spec.loader.exec_module = load_and_slow  # type: ignore[method-assign]
         return spec
 
 
-def _slowed(train_steps: Any) -> Any:
+def slow_when_loaded() -> None:
+    sys.meta_path.insert(0, _Slowing())
+
+
+def slow(session: ModuleType) -> None:
+    """Put the pause into ``lmscale.train.session``."""
+    train_steps = session.train_steps
+
     def slowed(*arguments: Any, **named: Any) -> Iterator[Any]:
         for report in train_steps(*arguments, **named):
             yield report
             time.sleep(_pause_seconds())
 
-    return slowed
+    session.train_steps = slowed  # type: ignore[attr-defined]
 
 
 def _pause_seconds() -> float:
@@ -51,7 +58,3 @@ def _pause_seconds() -> float:
         return float(Path(os.environ["TEST_STEP_PAUSE"]).read_text())
     except (OSError, ValueError):  # not there any more, or just being written
         return 0.0
-
-
-if "TEST_STEP_PAUSE" in os.environ:
-    sys.meta_path.insert(0, _Slowing())
