@@ -145,9 +145,13 @@ def _run_proxied(streams: Sequence[int], request: Mapping[str, Any]) -> int:
     _set_streams(*streams)
     os.chdir(request["folder"])
     _set_environment(request["environment"])
-    if "TEST_STEP_PAUSE" in os.environ:
-        slow_steps()
-    return _run_command(request["argv"])
+    module, *arguments = request["argv"]
+    if module == COMMAND[1]:
+        return _run_command(arguments)
+    sys.argv = [module, *arguments]
+    sys.modules.pop(module, None)  # it becomes __main__, and runpy warns where it is both
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return 0
 
 
 def _set_streams(*descriptors: int) -> None:
@@ -166,6 +170,8 @@ def _run_command(arguments: Sequence[str]) -> int:
     """What ``python -m lmscale.cli.main`` does."""
     from lmscale.cli import main
 
+    if "TEST_STEP_PAUSE" in os.environ:
+        slow_steps()
     sys.modules["__main__"] = main  # which multiprocessing's fresh interpreters import anew
     sys.argv = [str(main.__file__), *arguments]
     return main.main(list(arguments))

@@ -95,6 +95,7 @@ def start_process(
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
     max_file_bytes: int | None = None,
+    server: Server | None = None,
 ) -> Process:
     """Start ``work``; its stdout goes to ``output``, its stderr to ``errors``, by default the same.
 
@@ -108,14 +109,14 @@ def start_process(
         output = Path(name)
     output.touch()
     given = {name: value for name, value in os.environ.items() if name not in _OF_RANKS}
-    server = _server(os.getpid())
+    server = server or _server(os.getpid())
     number, pid = server.ask(
         work=work,
         arguments=[str(argument) for argument in arguments],
         output=str(output),
         errors=str(errors or output),
         folder=str(folder or Path.cwd()),
-        environment={**given, **ENVIRONMENT, **(environment or {})},
+        environment={**given, **server.environment, **(environment or {})},
         max_file_bytes=max_file_bytes,
     )
     return Process(server, number, pid, output, is_own=is_own)
@@ -134,14 +135,16 @@ def run_process(work: str, arguments: Sequence[object], **options: Any) -> tuple
 class Server:
     """The process that has loaded everything, seen from the one that asks."""
 
-    def __init__(self) -> None:
-        paths = [str(TESTS), str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self.environment = ENVIRONMENT | (environment or {})  # of all that it forks
+        before = {**os.environ, **self.environment}
+        paths = [str(TESTS), str(ROOT), *before.get("PYTHONPATH", "").split(os.pathsep)]
         self._folder = tempfile.TemporaryDirectory(prefix="lmscale-forks-", dir="/tmp")
         self.socket = f"{self._folder.name}/proxies"
         self._process = subprocess.Popen(
             [sys.executable, str(TESTS / "fork_server.py"), self.socket],
             cwd=ROOT,
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env=before | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for pytest
@@ -192,9 +195,13 @@ class Server:
         self._folder.cleanup()
 
 
-def fork_socket() -> str:
-    """Where a rank of a test's Slurm job asks for a fork in its place: slurm/interpreter."""
-    return _server(os.getpid()).socket
+def forking() -> dict[str, str]:
+    """The environment in which ``python -m …`` of what loads torch stands for a fork.
+
+    For processes that another program starts: slurm/interpreter says how.
+    """
+    interpreter = TESTS / "slurm" / "interpreter"
+    return {"PYTHONPATH": str(interpreter), "TEST_FORK_SOCKET": _server(os.getpid()).socket}
 
 
 @cache

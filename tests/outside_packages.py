@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
-from tiny_run import settings
+from forked_processes import Server, run_process
+from tiny_run import Ended, settings
 
 
-def install(site: Path, entries: Mapping[str, str], *folders: Path) -> dict[str, str]:
-    """The environment in which one package has these entry points, group → ``name = object``.
+@contextmanager
+def installed(site: Path, entries: Mapping[str, str], *folders: Path) -> Iterator[Server]:
+    """Where one package has these entry points, group → ``name = object``: for its commands.
 
     ``site`` is an empty folder for its metadata; its modules lie in ``folders``.
     """
@@ -21,25 +24,24 @@ def install(site: Path, entries: Mapping[str, str], *folders: Path) -> dict[str,
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
     groups = "".join(f"[{group}]\n{entry}\n" for group, entry in entries.items())
     (installed / "entry_points.txt").write_text(groups)
-    paths = os.pathsep.join(map(str, (site, *folders)))
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    with closing(Server({"PYTHONPATH": os.pathsep.join(map(str, (site, *folders)))})) as server:
+        yield server
 
 
-def run_lmscale(
-    environment: Mapping[str, str], *arguments: object
-) -> subprocess.CompletedProcess[str]:
-    """``lmscale`` in an interpreter of its own, as the packages are new to it."""
-    return subprocess.run(
-        [sys.executable, "-m", "lmscale.cli.main", *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def run_lmscale(server: Server, *arguments: object) -> Ended:
+    """``lmscale`` where the packages are installed."""
+    code, said = run_process("command", arguments, server=server)
+    return Ended(code=code, output=said)
 
 
-def call_lmscale(environment: Mapping[str, str], *arguments: object, **overrides: object) -> str:
+def call_lmscale(server: Server, *arguments: object, **overrides: object) -> str:
     """What a command prints that goes well; ``overrides`` become ``--set``."""
-    done = run_lmscale(environment, *arguments, *settings(overrides))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    ended = run_lmscale(server, *arguments, *settings(overrides))
+    assert ended.code == 0, ended.output
+    return ended.output
+
+
+def read_lmscale(server: Server, *arguments: object) -> Any:
+    """The JSON that a command prints."""
+    said = call_lmscale(server, *arguments, "--json")
+    return json.loads(said[said.index("{") :])

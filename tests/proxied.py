@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 INTERPRETER = Path(__file__).parent / "slurm" / "interpreter"
+SPACES = ("pid", "uts", "mnt")  # in the proxy's order
 MAX_REQUEST = 1 << 17
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -36,9 +37,10 @@ def stand_by(
     content, descriptors, _, _ = socket.recv_fds(connection, MAX_REQUEST, 6)
     request = json.loads(content)
     streams, spaces = descriptors[:3], descriptors[3:]
-    for space in spaces:
-        if _LIBC.setns(space, 0):
-            raise OSError(ctypes.get_errno(), "setns")
+    for name, space in zip(SPACES, spaces, strict=True):
+        is_another = os.fstat(space).st_ino != os.stat(f"/proc/self/ns/{name}").st_ino
+        if is_another and _LIBC.setns(space, 0):  # which takes root, as a test's cluster does
+            raise OSError(ctypes.get_errno(), f"setns {name}")
 
     def become() -> int:
         for descriptor in (connection.fileno(), *spaces):

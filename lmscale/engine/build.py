@@ -33,6 +33,8 @@ def prepare_deepspeed(device: torch.device) -> Any:
     it is marked as not there (comm/torch.py, build_shm_op).
     """
     os.environ.setdefault("DS_ACCELERATOR", device.type)
+    # Else it runs `numactl` to count CPU devices, at ZeRO 3 in every backward pass.
+    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # torch 2.13 renames collectives that DeepSpeed 0.19.8 calls by their old names; a user can do
     # nothing about it. Retry without with the next DeepSpeed.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from outside_packages import call_lmscale, install, run_lmscale
+from outside_packages import call_lmscale, installed, read_lmscale, run_lmscale
 from tiny_run import ledger_of, tiny_tree
 
 from lmscale.files.jsonl import read_rows
@@ -18,10 +18,13 @@ pytestmark = pytest.mark.ranks
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """In which the package of ``toy_halves`` is installed."""
+def server(tmp_path_factory):
+    """Where the package of ``toy_halves`` is installed."""
     site = tmp_path_factory.mktemp("site")
-    return install(site, {"lmscale.objectives": "halves = toy_halves:HalvesConfig"}, HERE)
+    with installed(
+        site, {"lmscale.objectives": "halves = toy_halves:HalvesConfig"}, HERE
+    ) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +42,11 @@ def config(tmp_path_factory, tiny_data) -> Path:
     return path
 
 
-def test_an_objective_from_outside_trains_resumes_and_is_audited(environment, config):
+def test_an_objective_from_outside_trains_resumes_and_is_audited(server, config):
     run = config.parent / "run"
     sharded = {"train.steps": 3, "engine.zero_stage": 3}
-    call_lmscale(environment, "launch", "local", config, "--nproc", 2, **sharded)
-    call_lmscale(environment, "train", config)
+    call_lmscale(server, "launch", "local", config, "--nproc", 2, **sharded)
+    call_lmscale(server, "train", config)
     assert len(ledger_of(run)) == 6
     rows = [row for row in read_rows(run / "metrics.jsonl") if "train/loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -52,14 +55,12 @@ def test_an_objective_from_outside_trains_resumes_and_is_audited(environment, co
     # About half of a step's 12 · 32 positions count, and the audit counts the same ones.
     tokens = [json.loads(line)["tokens"] for line in ledger_of(run)]
     assert all(120 < count < 240 for count in tokens)
-    assert json.loads(call_lmscale(environment, "runs", "audit", run, "--json"))["is_clean"]
-    scored = json.loads(call_lmscale(environment, "evaluate", run, "--max-windows", 7, "--json"))[
-        "a"
-    ]
+    assert read_lmscale(server, "runs", "audit", run)["is_clean"]
+    scored = read_lmscale(server, "evaluate", run, "--max-windows", 7)["a"]
     assert 0 <= scored["accuracy"] <= 1 and scored["bytes"] > 0
 
 
-def test_a_run_cannot_go_on_with_another_objective(environment, config):
-    done = run_lmscale(environment, "train", config, "--set", "objective={name: causal}")
-    assert done.returncode == 2
-    assert "objective.name was 'halves' when it was written and is 'causal' now" in done.stderr
+def test_a_run_cannot_go_on_with_another_objective(server, config):
+    ended = run_lmscale(server, "train", config, "--set", "objective={name: causal}")
+    assert ended.code == 2
+    assert "objective.name was 'halves' when it was written and is 'causal' now" in ended.output

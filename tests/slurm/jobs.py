@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from cluster import Cluster, Process, wait_until
-from forked_processes import ENVIRONMENT, ROOT, fork_socket
+from forked_processes import ENVIRONMENT, ROOT, forking
 from tiny_run import Ended, committed_steps, ledger_of, run_lmscale, write_tiny_config
 
 STEPS = 40
@@ -23,9 +23,10 @@ OVERRIDES: Mapping[str, Any] = {"train.steps": STEPS, "checkpoint.every_steps": 
 
 def job_variables(pace: Path, *, forked: bool = True) -> dict[str, str]:
     """For a profile: what the interpreters of a job look at (interpreter/sitecustomize.py)."""
-    interpreter = Path(__file__).with_name("interpreter")
-    variables = {"PYTHONPATH": str(interpreter), "TEST_STEP_PAUSE": str(pace)}
-    return variables | ({"TEST_FORK_SOCKET": fork_socket()} if forked else {})
+    variables = forking()
+    if not forked:
+        del variables["TEST_FORK_SOCKET"]
+    return variables | {"TEST_STEP_PAUSE": str(pace)}
 
 
 @dataclass(frozen=True, kw_only=True)

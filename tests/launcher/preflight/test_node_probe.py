@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_processes import forking
 
 from launcher.preflight.node_probe import measure_matmul, reach_first
 from launcher.rendezvous import environment_for, find_free_port
@@ -39,7 +40,7 @@ def test_a_first_process_that_is_not_there_is_named_in_time(master):
     assert time.monotonic() - began < 2
 
 
-def start(rank, world_size, port, *options, seconds=280.0):
+def start(rank, world_size, port, *options, seconds=280.0, forked=True):
     """A real process on a node without GPUs, with more time than a busy machine needs."""
     variables = environment_for(
         rank,
@@ -56,7 +57,7 @@ def start(rank, world_size, port, *options, seconds=280.0):
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, **variables},
+        env={**os.environ, **variables, **(forking() if forked else {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -109,7 +110,7 @@ def test_one_of_three_nodes_that_cannot_measure_is_known_to_the_others_and_does_
 
 
 def test_a_process_whose_time_is_up_ends_by_itself():
-    process = start(0, 1, 1, seconds=0.1)  # loading torch alone takes longer
+    process = start(0, 1, 1, seconds=0.1, forked=False)  # loading torch alone takes longer
     try:
         assert process.wait(30) == -signal.SIGALRM
     finally:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked_processes import forking
 from tiny_run import write_tiny_config
 
 from launcher.preflight import cordon, node_checks
@@ -67,7 +68,7 @@ class Step:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self.port),
         }
-        environment = {**os.environ, **variables, "GLOO_SOCKET_IFNAME": "lo"}
+        environment = {**os.environ, **variables, **forking(), "GLOO_SOCKET_IFNAME": "lo"}
         return subprocess.Popen(
             command,
             cwd=ROOT,

@@ -19,12 +19,12 @@ SPACES = ("pid", "uts", "mnt")
 
 
 def stand_for_a_fork(address: str, argv: Sequence[str]) -> None:
-    """Never returns."""
+    """Of ``python -m MODULE …``, whose words from MODULE on are ``argv``. Never returns."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(address)
     request = {
-        "argv": list(argv),
+        "argv": argv,
         "folder": os.getcwd(),
         "environment": dict(os.environ),
         "blocked": sorted(blocked),
