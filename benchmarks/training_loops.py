@@ -97,8 +97,7 @@ class BareLoop(TrainingLoop):
 
     In bf16 the module holds bf16 parameters, nothing is autocast, and AdamW (torch's, fused)
     updates fp32 masters that are copied back after each step. Gradients of micro-batches are added
-    up in fp32, or in bf16 for ``zero_stage`` 0, as DeepSpeed does there. In fp32 the parameters
-    are the masters.
+    up in fp32. In fp32 the parameters are the masters.
     """
 
     name = "bare torch loop"
@@ -119,7 +118,6 @@ class BareLoop(TrainingLoop):
         named = dict(model.named_parameters())
         masters = named
         self.has_masters = config.engine.precision != "fp32"
-        self.adds_in_fp32 = self.has_masters and config.engine.zero_stage > 0
         if self.has_masters:
             masters = {name: nn.Parameter(p.detach().clone()) for name, p in named.items()}
             self.objective.to(DTYPES[config.engine.precision])
@@ -134,10 +132,8 @@ class BareLoop(TrainingLoop):
             scores = self.objective(**to_device(micro.arrays, self.device))
             (scores.loss.total * scale).backward()
             total += scores.figures["loss"].total
-            if self.adds_in_fp32:
+            if self.has_masters:
                 self._add_to_masters()
-        if self.has_masters and not self.adds_in_fp32:
-            self._add_to_masters()
         self._update()
         self.losses.append(float(total) * scale)
 

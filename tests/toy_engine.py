@@ -18,6 +18,7 @@ from lmscale.config import plan_batches
 from lmscale.config.training import EngineConfig
 from lmscale.engine.build import build_engine, gathered, parameter_context
 from lmscale.engine.engine import Engine
+from lmscale.model.initialize import Declared, ParameterKind
 from lmscale.ranks.collectives import gather_json, sum_float64
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 from lmscale.ranks.mesh import Axis, Mesh
@@ -26,7 +27,13 @@ CPU = torch.device("cpu")
 VOCABULARY, WIDTH, HIDDEN, LENGTH = 23, 7, 13, 5
 GLOBAL_WINDOWS = 16
 LEARNING_RATE = 0.02
-KINDS = {"embedding": "embedding", "norm": "norm", "up": "linear", "down": "linear"}
+KINDS: dict[str, ParameterKind] = {
+    "embedding": "embedding",
+    "norm": "norm",
+    "up": "linear",
+    "down": "linear",
+}
+UP_PARTS = (4, 9)  # rows of the two matrices that ``up`` is, to Muon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +90,11 @@ class Toy(nn.Module):
         return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
-def kind_of(name: str) -> str:
+def parts_of(name: str) -> tuple[int, ...]:
+    return UP_PARTS if name.endswith("up.weight") else ()
+
+
+def kind_of(name: str) -> ParameterKind:
     if name.endswith("bias"):
         return "bias"
     return KINDS[name.split(".")[-2]]
@@ -119,9 +130,12 @@ def build(setup: Setup, *, seed: int, momentum: float = 0.9, thawed: bool = Fals
         _fill(toy, Toy(seed))  # there the draws are of bf16
     if thawed:
         toy.requires_grad_(True)
-    kinds = {name: kind_of(name) for name, _ in toy.named_parameters()}
+    declared = {
+        name: Declared(kind=kind_of(name), parts=parts_of(name))
+        for name, _ in toy.named_parameters()
+    }
     data = Axis(rank=dist.get_rank(), size=setup.world_size)
-    return build_engine(toy, kinds, config, plan=plan, mesh=Mesh(data=data), device=CPU)
+    return build_engine(toy, declared, config, plan=plan, mesh=Mesh(data=data), device=CPU)
 
 
 def draw_windows(step: int) -> Tensor:

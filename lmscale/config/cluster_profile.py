@@ -13,7 +13,8 @@ from pydantic import Field, PositiveInt, field_validator
 from lmscale.config.base import Section
 from lmscale.files.redact import names_secret, redact
 
-_TIME = re.compile(r"(?:(\d+)-)?(\d{1,4}):(\d{2}):(\d{2})", re.ASCII)
+_TIME = re.compile(r"(?:(\d{1,6})-)?(\d{1,4}):(\d{2}):(\d{2})", re.ASCII)
+_MEMORY = re.compile(r"\d{1,9}[KMGT]?", re.ASCII | re.IGNORECASE)
 _NODES = re.compile(r"[A-Za-z0-9._-]+([\[\],A-Za-z0-9._-]*)")
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?:=(.+))?")
 OWN_OPTIONS = {
@@ -35,6 +36,7 @@ OWN_OPTIONS = {
 }
 """Options of sbatch that are decided elsewhere, and where."""
 MIN_SIGNAL_SECONDS = 60
+MAX_TASKS = 65_533  # on a node: what Slurm itself counts in 16 bits
 _OWN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"}
 _OWN_VARIABLES |= {"MASTER_ADDR", "MASTER_PORT"}
 
@@ -43,16 +45,16 @@ class PreflightConfig(Section):
     """The checks of the allocated nodes before the ranks start."""
 
     enabled: bool = True
-    timeout_seconds: PositiveInt = 180
+    timeout_seconds: PositiveInt = Field(default=180, le=86_400)
     """A node that has not reported by then is bad."""
     slow_ratio: float = Field(default=0.8, gt=0, le=1)
     """A node slower than this part of the median node is bad."""
     min_free_gb: float = Field(default=10, ge=0)
     """Free space that the run's folder and the scratch folder must have."""
     max_clock_skew_seconds: float = Field(default=2, gt=0)
-    all_reduce_mb: PositiveInt = 64
+    all_reduce_mb: PositiveInt = Field(default=64, le=2**16)
     """Size of the all-reduce whose speed is compared."""
-    matrix_size: PositiveInt | None = None
+    matrix_size: PositiveInt | None = Field(default=None, le=2**17)
     """Side of the matrices whose product is timed; default: by the device."""
     command: str | None = None
     """A line of shell, run once on each node: the site's own health check. 0 is fit."""
@@ -98,14 +100,14 @@ class ClusterConfig(Section):
     """Whether a job may put itself back into the queue."""
     max_restarts: int = Field(default=20, ge=0)
     """Most restarts after failures; one that has made no new step is the last in any case."""
-    chain: PositiveInt = 1
+    chain: PositiveInt = Field(default=1, le=1000)
     """Where requeue is false: jobs submitted at once, of which one runs at a time."""
 
-    gpus_per_node: int = Field(default=0, ge=0)
+    gpus_per_node: int = Field(default=0, ge=0, le=MAX_TASKS)
     gpu_type: str | None = None
-    tasks_per_node: PositiveInt | None = None
+    tasks_per_node: PositiveInt | None = Field(default=None, le=MAX_TASKS)
     """Ranks on a node; default: one per GPU."""
-    cpus_per_task: PositiveInt = 1
+    cpus_per_task: PositiveInt = Field(default=1, le=MAX_TASKS)
     memory_per_node: str | None = None
     """``64G``; ``0`` is all of the node's."""
     sbatch_options: tuple[str, ...] = Field(default=(), strict=False)
@@ -228,7 +230,7 @@ def _resource_problems(cluster: ClusterConfig) -> Iterator[str]:
             "leave chain out"
         )
     memory = cluster.memory_per_node
-    if memory is not None and not re.fullmatch(r"\d+[KMGT]?", memory, re.IGNORECASE):
+    if memory is not None and not _MEMORY.fullmatch(memory):
         yield f'memory_per_node: "{memory}" is not of the form "64G"; "0" is all'
 
 

@@ -9,9 +9,12 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from lmscale.config.base import Section
+from lmscale.config.base import MAX_BYTES, Section
 from lmscale.errors import ConfigError
 
+MAX_VOCABULARY = 2**24
+MAX_POSITIONS = 2**24  # rotations are made of positions in fp32, which is exact so far
+MAX_PROCESSES = 1024  # on one machine
 # USTAR has 100 bytes for a member's name, which begins with the source's.
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
@@ -48,7 +51,7 @@ class CorpusConfig(Section):
     """Of a text that a source holds twice, in its train or heldout part, the first copy is kept."""
     heldout_fraction: float = Field(default=0.01, ge=0, lt=1)
     """Part of the documents kept for evaluation, by a hash of the text: each stays where it is."""
-    part_bytes: PositiveInt = 64 * 2**20
+    part_bytes: PositiveInt = Field(default=64 * 2**20, le=MAX_BYTES)
     """Raw files are cleaned in runs of about this size, each by one process; one file is never
     divided. The documents do not depend on it.
     """
@@ -66,11 +69,11 @@ class TokenizerConfig(Section):
 
     folder: str = "data/tokenizer"
     kind: Literal["bpe", "unigram"] = "bpe"
-    vocab_size: int = Field(default=32_000, ge=300)
+    vocab_size: int = Field(default=32_000, ge=300, le=MAX_VOCABULARY)
     """Pieces in all, the special ids and the 256 byte pieces included."""
-    character_coverage: float = Field(default=0.9995, gt=0, le=1)
+    character_coverage: float = Field(default=0.9995, ge=0.98, le=1)
     """Part of the sample's characters that get pieces of their own; the rest becomes bytes."""
-    max_sample_bytes: PositiveInt = 200_000_000
+    max_sample_bytes: PositiveInt = Field(default=200_000_000, le=MAX_BYTES)
     """Bytes of UTF-8 text to train on, drawn evenly over all documents of all sources."""
     split_digits: bool = True
 
@@ -79,11 +82,11 @@ class ShardsConfig(Section):
     """Documents → uncompressed webdataset tars of token blocks."""
 
     folder: str = "data/shards"
-    max_bytes: int = Field(default=128 * 2**20, ge=2**16)
+    max_bytes: int = Field(default=128 * 2**20, ge=2**16, le=MAX_BYTES)
     """A shard is closed before it would pass this size."""
     block_tokens: int = Field(default=2**20, ge=1024)
     """A block takes whole documents until it holds at least this many tokens."""
-    processes: int = Field(default=0, ge=0)
+    processes: int = Field(default=0, ge=0, le=MAX_PROCESSES)
     """Worker processes; 0 means one per core."""
 
 
@@ -101,26 +104,26 @@ class ShardCacheConfig(Section):
 
     folder: str = ""
     """Local to the node, shared by its ranks. Default: lmscale-shards-UID in TMPDIR."""
-    max_bytes: PositiveInt = 200 * 2**30
-    retries: int = Field(default=8, ge=0)
+    max_bytes: PositiveInt = Field(default=200 * 2**30, le=MAX_BYTES)
+    retries: int = Field(default=8, ge=0, le=100)
 
 
 class StreamConfig(Section):
     """Shards → the global order of samples, each a window of ``sequence_length`` + 1 tokens."""
 
     sources: dict[str, StreamSourceConfig] = Field(default_factory=dict)
-    sequence_length: PositiveInt = 1024
+    sequence_length: PositiveInt = Field(default=1024, le=MAX_POSITIONS)
     packing: Literal["concat", "best_fit"] = "concat"
     """``concat`` cuts the run of documents; ``best_fit`` keeps documents whole where they fit."""
     mask_documents: bool = True
     """Documents in one window do not see each other, and positions restart at each."""
     window_shards: PositiveInt = 8
     """Shards whose samples are shuffled together: the shuffle's quality, and the cache's bound."""
-    mixture_block: int = Field(default=4096, ge=16)
+    mixture_block: int = Field(default=4096, ge=16, le=2**24)
     """Samples in a block of the mixture; every block holds the same whole number of each source."""
-    workers: int = Field(default=1, ge=0)
+    workers: int = Field(default=1, ge=0, le=MAX_PROCESSES)
     """Loader processes per rank. 0 reads on a background thread of the rank itself."""
-    prefetch_steps: PositiveInt = 2
+    prefetch_steps: PositiveInt = Field(default=2, le=1000)
     """Steps that each loader worker keeps ready."""
     verify_hashes: bool = True
     """Hash each shard once per node before its first use."""
@@ -130,7 +133,7 @@ class StreamConfig(Section):
 class BatchConfig(Section):
     """How many windows make a step; ``plan_batches`` divides them into micro-batches."""
 
-    global_windows: PositiveInt = 512
+    global_windows: PositiveInt = Field(default=512, le=2**20)
     """Windows in an optimizer step, over all ranks. No other key here changes the training."""
     micro_windows: PositiveInt = 8
     """Most windows a rank takes in a forward pass: it takes the largest divisor of its share."""

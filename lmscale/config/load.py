@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lmscale.config.base import Section
+from lmscale.config.base import Section, show
 from lmscale.config.kinds import Kinds
 from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError
@@ -26,6 +26,7 @@ MAX_NODES = 100_000
 """Values of a YAML text, those that an alias repeats counted every time: a few lines of aliases of
 aliases would else fill the memory.
 """
+MAX_LINE = 1200  # of a problem
 _MERGE_TAG = "tag:yaml.org,2002:merge"  # <<: *anchor
 
 
@@ -125,7 +126,13 @@ def validate_tree(model: type[Tree], tree: Mapping[str, Any], *, name: str) -> T
         return model.model_validate(tree)
     except ValidationError as error:
         described = (_describe(problem, name, model, tree) for problem in error.errors())
-        raise ConfigError([line for text in described for line in text.splitlines()]) from None
+        lines = [line for text in described for line in text.splitlines()]
+        raise ConfigError([_shorten(line) for line in lines]) from None
+
+
+def _shorten(line: str) -> str:
+    """A problem that quotes a text of any length, with its beginning and its end."""
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 300]} … {line[-300:]}"
 
 
 def dump_config(config: Section) -> str:
@@ -191,10 +198,8 @@ def _describe(
         ends = ("?", ".")
         lines = message.splitlines()
         return "\n".join(where + line + "." * (not line.endswith(ends)) for line in lines)
-    value = problem["input"]
-    shown = f"{value!r}" if isinstance(value, (str, int, float, bool)) else type(value).__name__
     message = message.replace("a valid tuple", "a list")  # what YAML calls it
-    return f"{name}: {path}: {message[:1].lower()}{message[1:]}; found {shown}."
+    return f"{name}: {path}: {message[:1].lower()}{message[1:]}; found {show(problem['input'])}."
 
 
 def describe_unknown(key: str, known: Sequence[str]) -> str:

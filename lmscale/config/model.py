@@ -13,7 +13,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
+from lmscale.config.data import MAX_POSITIONS, MAX_VOCABULARY
 from lmscale.config.kinds import Ability, Kinds, KindSection
+
+MAX_WIDTH = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +35,9 @@ class ModelConfig(KindSection):
     """What the family's models offer to an objective."""
 
     family: str
-    vocab_size: PositiveInt | None = None
+    vocab_size: PositiveInt | None = Field(default=None, le=MAX_VOCABULARY)
     """Rows of the embedding; default: the tokenizer's, rounded up to a multiple of 128."""
-    max_positions: PositiveInt | None = None
+    max_positions: PositiveInt | None = Field(default=None, le=MAX_POSITIONS)
     """Longest sequence the model can be asked for; default: stream.sequence_length."""
 
 
@@ -46,19 +49,19 @@ class DecoderConfig(ModelConfig):
     free = frozenset({"activation_checkpoint_every", "attention", "dropout"})
 
     family: Literal["decoder"] = "decoder"
-    layers: PositiveInt = 12
-    width: PositiveInt = 768
-    heads: PositiveInt = 12
-    kv_heads: PositiveInt | None = None
+    layers: PositiveInt = Field(default=12, le=10_000)
+    width: PositiveInt = Field(default=768, le=MAX_WIDTH)
+    heads: PositiveInt = Field(default=12, le=MAX_WIDTH)
+    kv_heads: PositiveInt | None = Field(default=None, le=MAX_WIDTH)
     """Key/value heads (grouped-query attention); default: as many as ``heads``."""
-    head_width: PositiveInt | None = None
+    head_width: PositiveInt | None = Field(default=None, le=MAX_WIDTH)
     """Default: width / heads."""
-    ffn_width: PositiveInt | None = None
+    ffn_width: PositiveInt | None = Field(default=None, le=16 * MAX_WIDTH)
     """Inner width; default: 4 × width for gelu, 8/3 × width rounded up to 256 for swiglu."""
     positions: Literal["rope", "learned"] = "rope"
-    rope_theta: float = Field(default=10_000.0, gt=0)
+    rope_theta: float = Field(default=10_000.0, ge=1, le=1e12)
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    norm_eps: float = Field(default=1e-5, gt=0)
+    norm_eps: float = Field(default=1e-5, ge=1e-30, le=1)
     activation: Literal["swiglu", "gelu"] = "swiglu"
     bias: bool = False
     """Biases in linear layers and LayerNorms."""
@@ -69,8 +72,8 @@ class DecoderConfig(ModelConfig):
     """``auto``: FlexAttention where documents are masked on CUDA without dropout, SDPA elsewhere.
     ``sdpa`` needs no compiler on the node.
     """
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    init_std: float = Field(default=0.02, gt=0)
+    dropout: float = Field(default=0.0, ge=0, le=0.99)
+    init_std: float = Field(default=0.02, gt=0, le=100)
     """Standard deviation of weights; / sqrt(2 × layers) where they write to the residual stream."""
     activation_checkpoint_every: int = Field(default=0, ge=0)
     """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
@@ -88,8 +91,8 @@ class DecoderConfig(ModelConfig):
             )
         if self.positions == "rope" and self.resolved_head_width % 2:
             yield (
-                f"head width {self.resolved_head_width} is odd; rope rotates pairs, so it must "
-                "be even"
+                f"head_width = {self.resolved_head_width}, or width / heads, is odd; rope rotates "
+                "pairs, so it must be even"
             )
 
     @property

@@ -33,7 +33,7 @@ class CausalConfig(ObjectiveConfig):
     figures = ("loss", "z_loss")
 
     name: Literal["causal"] = "causal"
-    z_loss: float = Field(default=0.0, ge=0)
+    z_loss: float = Field(default=0.0, ge=0, le=1000)
     """Weight of log(Z)², which keeps the logits' scale in check (PaLM, section 5)."""
     chunk_tokens: PositiveInt = 2048
     """Tokens whose logits exist at once."""

@@ -52,7 +52,7 @@ class RunSection(Section):
         """The folder and the step that ``init_from`` names; a folder that has an @ wins."""
         whole = Path(self.init_from).expanduser()
         folder, at, step = self.init_from.rpartition("@")
-        if at and step.isdecimal() and not whole.is_dir():
+        if at and step.isdecimal() and len(step) < 16 and not whole.is_dir():
             return Path(folder).expanduser(), int(step)
         return whole, None
 

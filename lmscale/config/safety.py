@@ -42,13 +42,13 @@ class CheckpointConfig(Section):
     """What a save does that is due while the one before is still being written. ``skip``: it is
     left out, but never two in a row, and for none of ``checkpoint.local``.
     """
-    retries: NonNegativeInt = 4
+    retries: NonNegativeInt = Field(default=4, le=100)
     """How often a write is tried again that a file system or a server failed, not refused."""
     keep_last: PositiveInt = 3
     keep_every_steps: NonNegativeInt = 0
     """Checkpoints at multiples of this are kept for good; 0 keeps none beyond ``keep_last``."""
     keep_best: KeepBestConfig = KeepBestConfig()
-    probe_windows: NonNegativeInt = 0
+    probe_windows: NonNegativeInt = Field(default=0, le=100_000)
     """Windows whose loss is measured at every save, and again after loading: the losses must be
     equal. Costs a forward pass per save; 0: only the weights' hash is compared.
     """

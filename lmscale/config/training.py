@@ -9,7 +9,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from lmscale.config.base import Section
 
-Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running average
+# Of a running average. Optimizers divide by 1 - decay, which in fp32 has to differ from 0.
+Decay = Annotated[float, Field(ge=0, le=0.999999)]
+MAX_SECONDS = 2_000_000.0  # 23 days: in milliseconds they fit into 31 bits, as some waits want
 FIGURES = ("loss", "perplexity", "bits_per_byte")  # of an evaluation set
 
 
@@ -19,17 +21,17 @@ class OptimizerConfig(Section):
     kind: Literal["adamw", "muon", "sgd"] = "adamw"
     """``muon``: the matrices of the blocks by Muon, everything else by AdamW. Muon's updates are
     scaled to the size of AdamW's (Liu et al. 2025), so that both take the same ``lr`` and
-    ``weight_decay``.
+    ``weight_decay``. Queries, keys, values, gate and up are a matrix each, though stored together.
     """
-    lr: float = Field(default=3e-4, gt=0)
+    lr: float = Field(default=3e-4, gt=0, le=1000)
     """Peak learning rate; the schedule scales it."""
     momentum: Decay = 0.95
     """Of muon and sgd."""
-    muon_lr_ratio: float = Field(default=1.0, gt=0)
+    muon_lr_ratio: float = Field(default=1.0, gt=0, le=1e6)
     """Learning rate of Muon's matrices, relative to ``lr``."""
     betas: tuple[Decay, Decay] = Field(default=(0.9, 0.95), strict=False)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
+    eps: float = Field(default=1e-8, ge=1e-30, le=1)  # in fp32 a smaller one is 0, and 0 / 0 NaN
+    weight_decay: float = Field(default=0.1, ge=0, le=1000)
     decay: tuple[Literal["linear", "embedding", "norm", "bias"], ...] = Field(
         default=("linear", "embedding"), strict=False
     )
@@ -69,11 +71,18 @@ class ScheduleConfig(Section):
 class LossScaleConfig(Section):
     """Dynamic loss scaling; fp16 only."""
 
-    initial_power: NonNegativeInt = 16
+    initial_power: NonNegativeInt = Field(default=16, le=60)
     window: PositiveInt = 1000
     """Steps without overflow before the scale doubles."""
     hysteresis: PositiveInt = 2
     minimum: PositiveInt = 1
+
+    def find_problems(self) -> Iterator[str]:
+        if self.minimum > 2**self.initial_power:
+            yield (
+                f"minimum = {self.minimum} is more than the scale begins with, 2^initial_power = "
+                f"{2**self.initial_power}"
+            )
 
 
 class EngineConfig(Section):
@@ -125,16 +134,16 @@ class TrainConfig(Section):
 class WatchConfig(Section):
     """Signs of life of every rank, and what happens when they stop. 0 switches a thing off."""
 
-    heartbeat_seconds: float = Field(default=5.0, ge=0)
+    heartbeat_seconds: float = Field(default=5.0, ge=0, le=MAX_SECONDS)
     """How often a rank writes where it is. Beyond 250 ranks less often, so that no more than 50
     files a second are written. 0: no heartbeats, nobody watches, and a rank waits for the others
     for up to a day.
     """
-    report_seconds: float = Field(default=60.0, ge=0)
+    report_seconds: float = Field(default=60.0, ge=0, le=MAX_SECONDS)
     """When no rank has moved for so long, the log names who holds them up; all dump stacks."""
-    limit_seconds: float = Field(default=600.0, ge=0)
+    limit_seconds: float = Field(default=600.0, ge=0, le=MAX_SECONDS)
     """When no rank has moved for so long, all of them end with exit code 1."""
-    start_limit_seconds: float = Field(default=3600.0, ge=0)
+    start_limit_seconds: float = Field(default=3600.0, ge=0, le=MAX_SECONDS)
     """The same until the first step is done: loading and compiling may take long. The report is
     later in proportion. 0: a start is not watched.
     """

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lmscale.config.data import BatchPlan
@@ -18,9 +19,10 @@ from lmscale.config.training import EngineConfig
 from lmscale.engine.deepspeed_config import render_deepspeed_config
 from lmscale.engine.engine import MODEL_PREFIX, Engine, whole_shape
 from lmscale.engine.masters import base_optimizer, held_slices, master_groups
-from lmscale.engine.muon import Matrix, Muon
+from lmscale.engine.muon import Matrix, Muon, plan_matrices
 from lmscale.engine.optimizer import build_optimizer, plan_parameter_groups, reset_states
 from lmscale.errors import ConfigError
+from lmscale.model.initialize import Declared
 from lmscale.ranks.collectives import gather_json
 from lmscale.ranks.mesh import Mesh
 
@@ -76,10 +78,27 @@ def parameter_context(
         return nullcontext()
     deepspeed = prepare_deepspeed(device)
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
-    mapping = render_deepspeed_config(config, plan=plan, num_parameters=1)
+    mapping = _render_checked(config, plan, num_parameters=1)
     # Its dtype argument is not given: 0.19.8 reads it with a wrong precedence and makes bf16 of
     # fp32 where there is no fp16 (partition_parameters.py, _set_dtype). The mapping says the same.
     return deepspeed.zero.Init(config_dict_or_path=mapping)
+
+
+def _render_checked(config: EngineConfig, plan: BatchPlan, *, num_parameters: int) -> Any:
+    """DeepSpeed's mapping. Raises ``ConfigError`` for overrides that it does not take."""
+    mapping = render_deepspeed_config(config, plan=plan, num_parameters=num_parameters)
+    if config.deepspeed:
+        from deepspeed.runtime.config import DeepSpeedConfig
+
+        try:
+            DeepSpeedConfig(mapping)
+        except (ValueError, TypeError, AssertionError, KeyError, AttributeError) as error:
+            said = " ".join(str(error).split())[:500]
+            raise ConfigError(
+                f"engine.deepspeed: DeepSpeed refuses it: {type(error).__name__}: {said}. Correct "
+                "its keys, or leave them out."
+            ) from error
+    return mapping
 
 
 def gathered(parameter: torch.nn.Parameter) -> AbstractContextManager[Any]:
@@ -93,7 +112,7 @@ def gathered(parameter: torch.nn.Parameter) -> AbstractContextManager[Any]:
 
 def build_engine(
     module: torch.nn.Module,
-    kinds: Mapping[str, str],
+    declared: Mapping[str, Declared],
     config: EngineConfig,
     *,
     plan: BatchPlan,
@@ -102,8 +121,8 @@ def build_engine(
 ) -> Engine:
     """Wrap ``module``, whose parameters hold the initial weights, in DeepSpeed.
 
-    ``kinds`` maps each parameter's name in the model to linear, head, embedding, norm or bias;
-    those that need no gradient are frozen. Needs the process group. Raises ``ConfigError`` for a
+    ``declared`` is what the model's modules say of each parameter, by its name in the model; those
+    that need no gradient are frozen. Needs the process group. Raises ``ConfigError`` for a
     precision that the device cannot do.
     """
     check_precision(config, device)
@@ -113,6 +132,7 @@ def build_engine(
         name.removeprefix(MODEL_PREFIX): parameter for name, parameter in module.named_parameters()
     }
     count = sum(getattr(p, "ds_numel", p.numel()) for p in parameters.values())
+    kinds = {name: what.kind for name, what in declared.items()}
     trained = {name: kind for name, kind in kinds.items() if parameters[name].requires_grad}
     groups = plan_parameter_groups(trained, config.optimizer)
     with torch.no_grad():  # in the order of their elements, by which checkpoints address them
@@ -122,7 +142,7 @@ def build_engine(
         engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(parameters, kinds, config.optimizer),
-            config=render_deepspeed_config(config, plan=plan, num_parameters=count),
+            config=_render_checked(config, plan, num_parameters=count),
             dist_init_required=False,
         )
     scaler = getattr(engine.optimizer, "loss_scaler", None)
@@ -138,7 +158,9 @@ def build_engine(
     )
     reset_states(base_optimizer(built), master_groups(built), config.optimizer)
     _check_methods(built)
-    _bind_muon(built)
+    _bind_muon(built, declared)
+    if config.zero_stage == 0:
+        _accumulate_in_fp32(built)
     if mesh.replicas.size == 1 and _reduces_in_place(engine):
         # One rank's sum is what it has: DeepSpeed 0.19.8 would still flatten, reduce and copy back
         # every gradient (engine.py, buffered_allreduce_fallback). The losses stay bit-identical.
@@ -171,6 +193,17 @@ def check_precision(config: EngineConfig, device: torch.device) -> None:
             )
 
 
+def _accumulate_in_fp32(engine: Engine) -> None:
+    """Let autograd add up each parameter's gradient in fp32, whatever the parameter's dtype.
+
+    DeepSpeed 0.19.8 leaves the sum at stage 0 to autograd, which takes the parameter's dtype: in
+    bf16, of 8 bits, a micro-batch is lost as soon as the sum is 256 times as large. What DeepSpeed
+    does with the sum, it does in any dtype.
+    """
+    for _, parameter in engine.trained_parameters():
+        parameter.grad_dtype = torch.float32
+
+
 def _check_methods(engine: Engine) -> None:
     """That every trained parameter is where the optimizer it was planned for will find it.
 
@@ -183,8 +216,8 @@ def _check_methods(engine: Engine) -> None:
         assert method == planned, f"{held.parameter} is updated by {method}, not by {planned}"
 
 
-def _bind_muon(engine: Engine) -> None:
-    """Tell Muon which matrices, or parts of them, this rank's masters hold, and which the others'.
+def _bind_muon(engine: Engine, declared: Mapping[str, Declared]) -> None:
+    """Tell Muon which matrices, or pieces of them, this rank's masters hold, and which the others'.
 
     A collective of all ranks.
     """
@@ -194,25 +227,30 @@ def _bind_muon(engine: Engine) -> None:
     masters = [master for master, _ in master_groups(engine)]
     index_of = {id(master): index for index, master in enumerate(masters)}
     held = {
-        part.parameter: [index_of[id(part.master)], part.start, part.offset, part.elements]
-        for part in held_slices(engine)
-        if engine.methods[part.parameter] == "muon"
+        piece.parameter: [
+            index_of[id(piece.master)],
+            piece.start,
+            (piece.offset, piece.offset + piece.elements),
+        ]
+        for piece in held_slices(engine)
+        if engine.methods[piece.parameter] == "muon"
     }
     # At stage 0 every rank has everything, and does everything.
-    of_ranks = [held] if engine.config.zero_stage == 0 else gather_json(held)
+    is_whole = engine.config.zero_stage == 0
+    of_ranks = [held] if is_whole else gather_json(held)
     matrices: dict[Tensor, list[Matrix]] = {master: [] for master in masters}
     for name, parameter in engine.trained_parameters():
-        parts = [part[name] for part in of_ranks if name in part]
-        if not parts:
+        pieces = [pieces[name] for pieces in of_ranks if name in pieces]
+        if not pieces:
             continue
-        offsets = [offset for _, _, offset, _ in parts]
-        assert offsets == sorted(offsets), f"{name}: its parts are not in the ranks' order"
+        spans = [span for _, _, span in pieces]
+        assert spans == sorted(spans), f"{name}: its pieces are not in the ranks' order"
         rows, columns = whole_shape(parameter)
-        matrices[masters[parts[0][0]]].append(
-            Matrix(
-                shape=(rows, columns),
-                start=held[name][1] if name in held else 0,
-                elements_of=tuple(part[name][3] if name in part else 0 for part in of_ranks),
-            )
+        matrices[masters[pieces[0][0]]] += plan_matrices(
+            declared[name].parts or (rows,),
+            columns,
+            held=[pieces[name][2] if name in pieces else (0, 0) for pieces in of_ranks],
+            rank=0 if is_whole else dist.get_rank(),
+            start=held[name][1] if name in held else 0,
         )
     optimizer.bind(matrices, engine.device)

@@ -81,8 +81,8 @@ def _render_defaults(engine: EngineConfig, plan: BatchPlan, num_parameters: int)
         # Sums over ranks in fp32, so that the number of ranks moves the result least (as
         # torchtitan does).
         "communication_data_type": "fp32",
-        # Micro-batches accumulate in fp32 wherever DeepSpeed can: at stage 0 it refuses the mix
-        # (engine.py, _do_optimizer_sanity_check), so there they accumulate in the model's dtype.
+        # Micro-batches accumulate in fp32. At stage 0 DeepSpeed refuses to be told so (engine.py,
+        # _do_optimizer_sanity_check), and torch is (build.py, _accumulate_in_fp32).
         "data_types": {
             "grad_accum_dtype": None if engine.zero_stage == 0 else "fp32",
             "param_dtype": None,

@@ -160,6 +160,12 @@ class Engine:
         the factor.
         """
         scale = self.mesh.replicas.size / targets
+        if self.config.zero_stage == 0 and self.config.precision != "fp32":
+            # Where no micro-batch used a parameter, DeepSpeed 0.19.8 would make a gradient of the
+            # parameter's dtype (engine.py, _get_gradients_for_reduction), which is not the sum's.
+            for _, parameter in self.trained_parameters():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
         for forward in losses:
             loss = forward() * scale
             self.deepspeed.backward(loss, scale_wrt_gas=False)

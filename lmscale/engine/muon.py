@@ -25,17 +25,42 @@ _SMALLEST_NORM = 1e-7
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix:
-    """One parameter of a flat master, of which this rank may hold a part."""
+    """A matrix in a flat master, of which this rank may hold a piece."""
 
     shape: tuple[int, int]
-    start: int  # of this rank's part in the master
-    elements_of: tuple[int, ...]  # per rank; its parts follow each other in the ranks' order
+    start: int  # of this rank's piece in the master
+    elements_of: tuple[int, ...]  # per rank; its pieces follow each other in the ranks' order
 
     @property
     def holder(self) -> int | None:
         """The rank that holds the whole matrix, or None."""
         whole = math.prod(self.shape)
         return next((rank for rank, size in enumerate(self.elements_of) if size == whole), None)
+
+
+def plan_matrices(
+    parts: Sequence[int], columns: int, *, held: Sequence[tuple[int, int]], rank: int, start: int
+) -> list[Matrix]:
+    """The matrices, of so many rows each, that are stored as one parameter, in their order.
+
+    Each is orthogonalised by itself: together, the one with the largest gradient would set the size
+    of all. ``held``: which elements of the flattened parameter each rank has, from and to; those of
+    ``rank`` begin at ``start`` of its master.
+    """
+    matrices: list[Matrix] = []
+    first = 0
+    for rows in parts:
+        last = first + rows * columns
+        within = [(min(max(first, low), high), max(min(last, high), low)) for low, high in held]
+        matrices.append(
+            Matrix(
+                shape=(rows, columns),
+                start=start + within[rank][0] - held[rank][0],
+                elements_of=tuple(max(0, end - begin) for begin, end in within),
+            )
+        )
+        first = last
+    return matrices
 
 
 @torch.no_grad()

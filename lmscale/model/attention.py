@@ -43,11 +43,10 @@ class Attention(nn.Module):
         self.kv_heads = config.resolved_kv_heads
         self.head_width = config.resolved_head_width
         self.dropout = config.dropout
-        rows = (self.heads + 2 * self.kv_heads) * self.head_width
-        self.qkv = Linear(config.width, rows, bias=config.bias, std=config.init_std)
-        self.out = Linear(
-            self.heads * self.head_width, config.width, bias=config.bias, std=config.residual_std
-        )
+        queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
+        parts = (queries, keys, keys)
+        self.qkv = Linear(config.width, parts, bias=config.bias, std=config.init_std)
+        self.out = Linear(queries, config.width, bias=config.bias, std=config.residual_std)
         self.query_norm, self.key_norm = (
             RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else nn.Identity()
             for _ in range(2)

@@ -40,7 +40,7 @@ class SwigluFeedForward(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         inner = config.resolved_ffn_width
-        self.gate_up = Linear(config.width, 2 * inner, bias=config.bias, std=config.init_std)
+        self.gate_up = Linear(config.width, (inner, inner), bias=config.bias, std=config.init_std)
         self.down = Linear(inner, config.width, bias=config.bias, std=config.residual_std)
 
     def forward(self, x_BTD: Tensor) -> Tensor:

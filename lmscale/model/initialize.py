@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from lmscale.config.model import DecoderConfig
 from lmscale.ranks.seeding import derive_seed
 
-ParameterKind = Literal["linear", "stacked", "head", "embedding", "norm", "bias"]
-"""``linear``: one matrix, which Muon may orthogonalise. ``stacked``: several in one, such as the
-gates of an LSTM; decayed as ``linear``, but left to AdamW, as is a ``head``, whose rows are tokens.
+ParameterKind = Literal["linear", "head", "embedding", "norm", "bias"]
+"""``linear``: a matrix, or several in one, that Muon may orthogonalise. ``head``: decayed as
+``linear``, but left to AdamW, since its rows are tokens.
 """
 
 
@@ -31,6 +31,8 @@ class Declared:
     kind: ParameterKind
     std: float | None = None  # None: every element is ``constant``
     constant: float = 0.0
+    parts: tuple[int, ...] = ()
+    """Rows of each of the matrices that are stored as one, in their order; empty: it is one."""
 
 
 @runtime_checkable
@@ -76,17 +78,24 @@ def initial_value(name: str, shape: Sequence[int], declared: Declared, seed: int
 
 
 class Linear(nn.Linear):
-    """A linear map whose matrix begins with ``std``, and whose bias, if it has one, begins at 0."""
+    """A linear map whose matrix begins with ``std``, and whose bias, if it has one, begins at 0.
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, std: float) -> None:
-        super().__init__(inputs, outputs, bias=bias)
-        self.std = std
+    Several maps of the same inputs are one product where ``outputs`` names the width of each.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int | tuple[int, ...], *, bias: bool, std: float
+    ) -> None:
+        parts = outputs if isinstance(outputs, tuple) else (outputs,)
+        super().__init__(inputs, sum(parts), bias=bias)
+        self.std, self.parts = std, parts
 
     def reset_parameters(self) -> None:
         """Leave the memory as it was allocated."""
 
     def declare(self) -> Mapping[str, Declared]:
-        return {"weight": Declared(kind="linear", std=self.std), "bias": Declared(kind="bias")}
+        weight = Declared(kind="linear", std=self.std, parts=self.parts)
+        return {"weight": weight, "bias": Declared(kind="bias")}
 
 
 class Embedding(nn.Embedding):

@@ -29,7 +29,7 @@ from lmscale.errors import ConfigError
 from lmscale.files.strangers import EXACT, Count, Text
 from lmscale.history.history import read_history
 from lmscale.model.family import build_model
-from lmscale.model.initialize import Declared, declared_parameters, initial_value, parameter_kinds
+from lmscale.model.initialize import Declared, declared_parameters, initial_value
 from lmscale.objective.objective import build_scoring
 from lmscale.ranks.collectives import failing_together
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
@@ -146,9 +146,9 @@ def build_run_engine(
     if config.engine.compile:
         for block in model.blocks_to_compile():
             block.compile()
-    kinds = parameter_kinds(model)
+    declared = declared_parameters(model)
     scoring = build_scoring(model, config)
-    return build_engine(scoring, kinds, config.engine, plan=plan, mesh=mesh, device=device)
+    return build_engine(scoring, declared, config.engine, plan=plan, mesh=mesh, device=device)
 
 
 @torch.no_grad()

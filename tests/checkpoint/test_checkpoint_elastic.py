@@ -62,7 +62,7 @@ LOW = [
 ]
 # fp32's rounding in sums of another order, after two steps; the losses are about 6. Measured 8e-7.
 TOLERANCE = 1e-5
-# bf16 has 8 bits. Stage 0 also accumulates micro-batches in it.
+# bf16 has 8 bits.
 BF16_RELATIVE = 2**-9
 
 

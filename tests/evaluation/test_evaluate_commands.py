@@ -23,7 +23,7 @@ from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.evaluation.perplexity import evaluate_set, plan_evaluation
 from lmscale.evaluation.run import load_run
 from lmscale.model.family import build_model
-from lmscale.model.initialize import parameter_kinds
+from lmscale.model.initialize import declared_parameters
 from lmscale.objective.objective import build_scoring
 from lmscale.ranks.mesh import Axis, Mesh
 from lmscale.ranks.ranks import Ranks, open_process_group
@@ -47,12 +47,12 @@ def run(config: RunConfig, tokenizer) -> RunConfig:
     (config.folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     model = build_model(config.model, config.sizes)
     fill_weights(model, draw_weights(config.run.seed))
-    kinds = parameter_kinds(model)
+    declared = declared_parameters(model)
     stage_0 = config.engine.model_copy(update={"zero_stage": 0})
     with open_process_group(Ranks(), CPU):
         engine = build_engine(
             build_scoring(model, config),
-            kinds,
+            declared,
             stage_0,
             plan=plan_batches(global_windows=4, micro_windows=4, data_ranks=1),
             mesh=Mesh(),

@@ -96,11 +96,12 @@ def test_a_module_may_declare_the_parameters_of_its_children():
 
         def declare(self):
             spread = {f"cells.weight_{side}_l0": 0.1 for side in ("ih", "hh")}
-            return {name: Declared(kind="stacked", std=std) for name, std in spread.items()}
+            parts = (4,) * 4  # its gates
+            return {n: Declared(kind="linear", std=std, parts=parts) for n, std in spread.items()}
 
     model = nn.Sequential(Cells())
     fill_weights(model, draw_weights(1))
-    assert set(parameter_kinds(model).values()) == {"stacked"}
+    assert set(parameter_kinds(model).values()) == {"linear"}
     assert model[0].cells.weight_ih_l0.std().item() == pytest.approx(0.1, rel=0.4)
 
 
