@@ -28,7 +28,7 @@ from lmscale.corpus.documents import (
     render_manifest,
 )
 from lmscale.corpus.duplicates import RewriteTask, dropped_lines, find_duplicates, rewrite_file
-from lmscale.corpus.parts import CUT_AS, Part, PartRecord, load_part
+from lmscale.corpus.parts import CUT_AS, Part, PartRecord, load_whole_part
 from lmscale.corpus.readers import BadRecords, RawFile, find_inputs
 from lmscale.errors import ConfigError, DataError
 from lmscale.tasks.building import Builder, BuildSummary
@@ -36,7 +36,7 @@ from lmscale.tasks.finishing import Progress
 from lmscale.tasks.processes import run_tasks
 from lmscale.tasks.target import ArrayTask, Move, Target, UnitsMissing
 
-PART_VERSION = 1
+PART_VERSION = 2
 REASONS = ("broken", "empty", "short", "overlong", "duplicate")
 # Settings that no document depends on: which files are read is in their list, and the limit is
 # looked at again when all parts are there. So a part need not be made again for either.
@@ -100,7 +100,7 @@ class SourceTarget(Target[CorpusManifest]):
 
     def assemble(self, processes: int) -> tuple[dict[str, Any], list[Move]]:
         """Raises ``DataError`` where no document is left to train on."""
-        records = self._load_parts()
+        records = self._load_parts(processes)
         dropped: Counter[str] = Counter()
         cut: Counter[str] = Counter()
         for record in records:
@@ -141,9 +141,12 @@ class SourceTarget(Target[CorpusManifest]):
         self._check_left(manifest)
         return render_manifest(manifest), moves
 
-    def _load_parts(self) -> list[PartRecord]:
+    def _load_parts(self, processes: int) -> list[PartRecord]:
         """The records of all parts. Raises ``UnitsMissing`` for parts that are not whole."""
-        found = [load_part(part.folder) for part in self.units]
+        folders = [part.folder for part in self.units]
+        count = processes if len(folders) > 8 else 1
+        loaded = dict(run_tasks(load_whole_part, folders, processes=count))
+        found = [loaded[folder] for folder in folders]
         missing = [number for number, record in enumerate(found) if record is None]
         if missing:
             raise UnitsMissing(missing)

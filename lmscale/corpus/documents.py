@@ -18,10 +18,12 @@ import xxhash
 from pydantic import TypeAdapter
 
 from lmscale.errors import DataError
-from lmscale.files.strangers import checked
+from lmscale.files.reading import open_plain, read_plain, reading, sealed, unseal
+from lmscale.files.strangers import checked, parse_json
 
 SPLITS = ("train", "heldout")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+AGAIN = "Build the corpus again with --force."
 FILE_BYTES = 256 * 2**20  # a document file is closed once it has reached this size
 
 
@@ -68,31 +70,22 @@ _MANIFEST = TypeAdapter(CorpusManifest)
 
 
 def render_manifest(manifest: CorpusManifest) -> dict[str, Any]:
-    """The manifest as JSON data."""
-    return {"version": FORMAT_VERSION, **asdict(manifest)}
+    """The manifest as JSON data, with its hash."""
+    return sealed({"version": FORMAT_VERSION, **asdict(manifest)})
 
 
 def load_corpus_manifest(folder: str | Path) -> CorpusManifest:
     """The manifest of one source's folder. Raises ``DataError`` when it is missing or not one."""
     path = Path(folder) / "manifest.json"
-    try:
-        tree = json.loads(path.read_bytes())
-        if tree.pop("version") != FORMAT_VERSION:
-            raise DataError(
-                f"{path}: written by another version of lmscale. "
-                "Build the corpus again with --force."
-            )
+    missing = "there is no corpus here. Run `lmscale corpus build CONFIG` first."
+    with reading(path, AGAIN, missing=missing):
+        content = read_plain(path)
+        tree = parse_json(content)
+        if isinstance(tree, dict) and tree.get("version") != FORMAT_VERSION:
+            raise DataError(f"{path}: written by another version of lmscale. {AGAIN}")
+        tree = unseal(content)
+        del tree["version"]
         return checked(_MANIFEST, tree)
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            f"{path}: there is no corpus here. Run `lmscale corpus build CONFIG` first."
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}.") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not a corpus manifest: {error}.") from None
-    except (AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a corpus manifest: {error!r}.") from None
 
 
 def document_paths(source_folder: str | Path, split: str) -> list[tuple[Path, DocumentFile]]:
@@ -108,17 +101,36 @@ def document_paths(source_folder: str | Path, split: str) -> list[tuple[Path, Do
             problems.append(f"{path}: has {size:,} bytes; the corpus manifest says {file.bytes:,}.")
         paths.append((path, file))
     if problems:
-        raise DataError([*problems, "Build the corpus again with --force."])
+        raise DataError([*problems, AGAIN])
     return paths
+
+
+def check_documents(path: Path, file: DocumentFile) -> None:
+    """Raises ``DataError`` where a file is not, byte by byte, the one that a manifest lists."""
+    with reading(path, AGAIN), open_plain(path) as opened:
+        digest = hash_documents(opened)
+    if digest != file.xxh128:
+        raise DataError(
+            f"{path}: its content has changed since it was written: xxh128 is {digest}, the "
+            f"manifest says {file.xxh128}. {AGAIN}"
+        )
+
+
+def hash_documents(file: BinaryIO) -> str:
+    digest = xxhash.xxh128()
+    while piece := file.read(1 << 22):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_documents(folder: str | Path) -> Iterator[str]:
     """The texts of a split's folder (``FOLDER/<source>/train``) in their order."""
     folder = Path(folder)
-    for path, _ in document_paths(folder.parent, folder.name):
-        with open(path, "rb") as file:
-            for line in file:
-                yield json.loads(line)["text"]
+    for path, file in document_paths(folder.parent, folder.name):
+        check_documents(path, file)
+        with reading(path, AGAIN), open_plain(path) as lines:
+            for line in lines:
+                yield parse_json(line)["text"]
 
 
 class FileSums:

@@ -10,13 +10,17 @@ import itertools
 import json
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lmscale.corpus.documents import SPLITS, DocumentFile, FileSums
-from lmscale.files.atomic import atomic_path, have_sizes, write_json, writing
+from lmscale.corpus.documents import SPLITS, DocumentFile, FileSums, check_documents
+from lmscale.errors import DataError
+from lmscale.files.arrays import map_columns, to_npy
+from lmscale.files.atomic import atomic_path, write_bytes, writing
+from lmscale.files.reading import read_plain, reading, seal, unseal
 
 RANGE_ROWS = 2**24  # compared at once, in about 1 GB
 # An index is uint64 [5, texts]: these rows, and its columns in the order of the digests.
@@ -36,8 +40,7 @@ def write_index(path: Path, numbers: array[int]) -> None:
     """Save an index sorted by digest; ``numbers`` holds the ``index_row`` of each text."""
     rows = np.frombuffer(numbers, dtype=np.uint64).reshape(-1, 5)
     rows = rows[np.lexsort((rows[:, LOW], rows[:, HIGH]))]
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, np.ascontiguousarray(rows.T))
+    write_bytes(path, to_npy(np.ascontiguousarray(rows.T)))
 
 
 def find_duplicates(indexes: Sequence[Path], *, range_rows: int = RANGE_ROWS) -> list[np.ndarray]:
@@ -65,7 +68,8 @@ def find_duplicates(indexes: Sequence[Path], *, range_rows: int = RANGE_ROWS) ->
 
 
 def _open_index(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    with reading(path, "Delete its folder, and run the same command again."):
+        return map_columns(path, np.dtype("<u8"), 5)
 
 
 def dropped_lines(index: Path, columns: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
@@ -94,10 +98,11 @@ class RewriteTask:
 def rewrite_file(task: RewriteTask) -> DocumentFile:
     """Write ``target`` and, last, a record beside it; a killed finisher's whole files are used."""
     record = task.target.with_suffix(".json")
-    if record.exists():
-        file = DocumentFile(**json.loads(record.read_bytes()))
-        if have_sizes([(task.target, file.bytes)]):
-            return file
+    with suppress(OSError, ValueError, DataError):  # missing, or damaged: written again
+        file = DocumentFile(**unseal(read_plain(record)))
+        check_documents(task.target, file)
+        return file
+    check_documents(task.path, task.file)
     dropped = set(task.lines.tolist())
     sums = FileSums()
     lost_bytes = 0  # of text; the lines that stay are not parsed for theirs
@@ -113,5 +118,5 @@ def rewrite_file(task: RewriteTask) -> DocumentFile:
                         sums.add(line, text_bytes=0)
         sums.text_bytes = task.file.text_bytes - lost_bytes
         file = sums.entry(task.file.name)
-        write_json(record, asdict(file))
+        write_bytes(record, seal(asdict(file)))
     return file

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -20,10 +21,20 @@ from pydantic import TypeAdapter
 
 from lmscale.config.data import CorpusConfig
 from lmscale.corpus.clean import digest_of, is_heldout, normalize, split_text, strip_html
-from lmscale.corpus.documents import SPLITS, Document, DocumentFile, DocumentWriter
+from lmscale.corpus.documents import (
+    SPLITS,
+    Document,
+    DocumentFile,
+    DocumentWriter,
+    check_documents,
+    hash_documents,
+)
 from lmscale.corpus.duplicates import index_row, write_index
 from lmscale.corpus.readers import BadRecords, RawFile, read_source
-from lmscale.files.atomic import fsync_folder, have_sizes, write_json, writing
+from lmscale.errors import DataError
+from lmscale.files.atomic import fsync_folder, have_sizes, write_bytes, writing
+from lmscale.files.reading import open_plain, read_plain, seal, unseal
+from lmscale.files.strangers import checked
 from lmscale.tasks.target import Unit
 
 
@@ -51,7 +62,8 @@ class Part(Unit):
             work = parts / f".{self.folder.name[:16]}.{secrets.token_hex(4)}"
             work.mkdir(parents=True)
             try:
-                write_json(work / "part.json", asdict(_write_part(self, work)))
+                record = asdict(_write_part(self, work)) | {"index": _hash_index(work)}
+                write_bytes(work / "part.json", seal(record))
                 try:
                     os.rename(work, self.folder)
                 except OSError:
@@ -74,6 +86,7 @@ class PartRecord:
 
 
 _RECORD = TypeAdapter(PartRecord)
+logger = logging.getLogger(__name__)
 
 
 def _fill(part: Path, work: Path) -> None:
@@ -87,15 +100,42 @@ def _fill(part: Path, work: Path) -> None:
     os.replace(work / "part.json", part / "part.json")
 
 
-def load_part(folder: Path) -> PartRecord | None:
-    """A finished part's record, or None if the part is missing or not whole."""
+def load_part(folder: Path, *, deep: bool = False) -> PartRecord | None:
+    """A finished part's record, or None if the part is missing, damaged or not whole.
+
+    ``deep``: its documents are hashed as well.
+    """
+    path = folder / "part.json"
     try:
-        record = _RECORD.validate_json((folder / "part.json").read_bytes())
+        tree = unseal(read_plain(path))
+        if tree.pop("index") != _hash_index(folder):
+            raise ValueError("its index is another one")
+        record = checked(_RECORD, tree)
+        splits = record.splits.items()
+        files = [(folder / split / file.name, file) for split, part in splits for file in part]
+        if not have_sizes((path, file.bytes) for path, file in files):
+            return None
+        for path, file in files if deep else ():
+            check_documents(path, file)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    splits = record.splits.items()
-    sizes = ((folder / split / file.name, file.bytes) for split, files in splits for file in files)
-    return record if have_sizes(sizes) else None
+    except (OSError, ValueError, DataError) as error:
+        logger.warning("%s: damaged: %s The part is made again.", path, error)
+        return None
+    return record
+
+
+def load_whole_part(folder: Path) -> PartRecord | None:
+    return load_part(folder, deep=True)
+
+
+def _hash_index(folder: Path) -> str | None:
+    """Of the index, where the settings want one."""
+    try:
+        with open_plain(folder / "index.npy") as file:
+            return hash_documents(file)
+    except FileNotFoundError:
+        return None
 
 
 def _write_part(part: Part, work: Path) -> PartRecord:

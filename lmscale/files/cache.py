@@ -8,7 +8,8 @@ Locks (``files/locks.py``) end with their holder, so a killed process leaves not
 
 Whoever holds a file of ``locks/`` removes it when done. Without locks there is no cache.
 
-What is taken from here is not hashed again, so nobody else may put anything in: a folder is made
+A file is looked at when it is taken, a large one once a day (``once``), and made anew where it is
+damaged. Between two looks it is believed, so nobody else may put anything in: a folder is made
 with mode 0700, another user's or one that all may write to is refused, and so is every file in it
 that is a link or another user's.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -25,12 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmscale.errors import ConfigError, DataError
-from lmscale.files.atomic import fsync_file, fsync_folder, sha256_file, writing
+from lmscale.files.atomic import atomic_path, fsync_file, fsync_folder, sha256_of, writing
 from lmscale.files.locks import lock
 from lmscale.files.private_folder import find_risk, is_own_file, make_private
+from lmscale.files.reading import open_plain, reading
 from lmscale.files.remote import SHARDS, Purpose, TransferError, open_filesystem, with_retries
 
-PRUNE_SECONDS = 24 * 3600
+PRUNE_SECONDS = 24 * 3600  # after which a look is taken again: disks forget without a sign
+logger = logging.getLogger(__name__)
 
 
 class CachedFile(AbstractContextManager["CachedFile"]):
@@ -55,6 +59,8 @@ class NodeCache:
     folder: Path
     max_bytes: int
     retries: int
+    look: str = ""
+    """A word of an audit's own: nothing counts that was looked at, or made, under another."""
 
     def fetch(self, url: str, *, size: int, sha256: str, purpose: Purpose = SHARDS) -> CachedFile:
         """A local copy of ``url``, downloaded once per node and checked against its size and hash.
@@ -70,15 +76,23 @@ class NodeCache:
             num_bytes = path.stat().st_size
             if num_bytes != size:
                 raise TransferError(f"{num_bytes} bytes arrived, the manifest says {size}")
-            digest = sha256_file(path)
+            digest = _hash(path)
             if digest != sha256:
                 raise TransferError(f"its sha256 is {digest}, the manifest says {sha256}")
 
         def write(path: Path) -> None:
             with_retries(lambda: copy(path), url=url, retries=self.retries, purpose=purpose)
 
+        def is_sound(path: Path) -> bool:
+            try:
+                self.once(path, sha256, lambda: check_hash(path, sha256))
+            except DataError:
+                return False
+            return True
+
         name = url.partition("?")[0].rsplit("/", 1)[-1]
-        return self.make(f"{url}\0{sha256}", name=name, size=size, write=write)
+        key = f"{url}\0{sha256}"
+        return self.make(key, name=name, size=size, write=write, is_sound=is_sound)
 
     def clear(self) -> None:
         """Remove every file that nobody uses at the moment."""
@@ -87,8 +101,16 @@ class NodeCache:
                 if path.is_file() and not path.name.startswith(".part-"):
                     _remove_unless_held(path)
 
-    def make(self, key: str, *, name: str, size: int, write: Callable[[Path], None]) -> CachedFile:
-        """The cached file of ``key``, made by ``write`` if the cache has none.
+    def make(
+        self,
+        key: str,
+        *,
+        name: str,
+        size: int,
+        write: Callable[[Path], None],
+        is_sound: Callable[[Path], bool] = lambda path: True,
+    ) -> CachedFile:
+        """The cached file of ``key``, made by ``write`` if the cache has none that ``is_sound``.
 
         Only one process of the node makes it; the others wait. ``size``: its bytes, or an upper
         estimate, for which room is made first.
@@ -97,14 +119,18 @@ class NodeCache:
         path = self.folder / f"{digest}-{name}"
         self._refuse_risk()
         with writing("a cached file (stream.cache.folder)", self.folder):
-            cached = _hold(path)
-            if cached is not None:
+            if cached := _hold(path, is_sound):
                 return cached
             make_private(self.folder)
             self._refuse_risk()  # another user may have made it since
             make_private(self.folder / "locks")
             with _locked(self._lock_path(digest)):
-                return _hold(path) or self._write(path, digest, size, write)
+                if cached := _hold(path, is_sound):
+                    return cached
+                if is_own_file(path):
+                    logger.warning("%s: damaged; it is made again", path)
+                    path.unlink(missing_ok=True)
+                return self._write(path, digest, size, write)
 
     def _refuse_risk(self) -> None:
         if risk := find_risk(self.folder):
@@ -153,7 +179,7 @@ class NodeCache:
                         files.append((0.0, int(bytes_), path))
                 elif path.is_file():
                     status = path.stat()
-                    files.append((status.st_mtime, status.st_size, path))
+                    files.append((status.st_atime, status.st_size, path))
             except FileNotFoundError:
                 continue  # finished or evicted meanwhile
         total = sum(bytes_ for _, bytes_, _ in files)
@@ -169,70 +195,74 @@ class NodeCache:
                 f"stream.window_shards + 1 shards at once: raise max_bytes or lower window_shards."
             )
 
-    def verify_once(self, path: Path, *, size: int, sha256: str) -> None:
-        """Hash the local file ``path`` unless this node has done so since it was last written.
+    def once(self, path: Path, against: str, check: Callable[[], None]) -> None:
+        """Call ``check`` unless this node has done so today, of the file ``path`` as it now is and
+        ``against`` the same. Its error passes through, and the next call checks again.
 
-        Raises ``DataError`` where the hash differs. Where the cache's folder cannot be written or
-        has no locks, or others may write to it, it is hashed each time.
+        Where the cache's folder cannot be written or has no locks, or others may write to it, it is
+        called each time.
         """
-        stamp = _stamp(path, size, sha256)
+        stamp = _stamp(path, against, self.look)
         digest = hashlib.sha256(stamp).hexdigest()[:32]
         marker = self.folder / "verified" / digest
         try:
             self._refuse_risk()  # others could vouch for the file
-            if is_own_file(marker):
+            if _is_recent(marker):
                 return
             for folder in (self.folder, self.folder / "locks", self.folder / "verified"):
                 make_private(folder)
             with _locked(self._lock_path(digest)):
-                if not is_own_file(marker):
-                    _check_hash(path, sha256)
-                    marker.write_bytes(stamp)
+                if not _is_recent(marker):
+                    check()
+                    with atomic_path(marker, durable=False) as temporary:
+                        temporary.write_bytes(stamp)
             self._prune_if_due()
         except (OSError, ConfigError):  # ConfigError: no locks, or others may write there
-            _check_hash(path, sha256)
+            check()
 
     def _prune_if_due(self) -> None:
-        """Once a day, drop the markers of files that are gone or were written again since, and the
-        locks that killed processes have left.
+        """Once a day, drop the markers that count no more, and the locks that killed processes have
+        left.
         """
         done = self.folder / "verified" / ".pruned"
-        with suppress(FileNotFoundError):
-            if time.time() - done.stat().st_mtime < PRUNE_SECONDS:
-                return
+        if _is_recent(done):
+            return
         make_private(done.parent)
-        done.touch()
         for marker in done.parent.iterdir():
-            if marker != done and not _is_current(marker):
+            if not _is_recent(marker):
                 marker.unlink(missing_ok=True)
+        done.touch()
         for path in (self.folder / "locks").iterdir():
             with suppress(FileNotFoundError):
                 _remove_unless_held(path)
 
 
-def _stamp(path: Path, size: int, sha256: str) -> bytes:
+def _stamp(path: Path, *more: str) -> bytes:
     """A text that differs for every file, and whenever the file has been written again."""
     status = path.stat()
-    parts = (path.resolve(), size, status.st_mtime_ns, status.st_ino, sha256)
+    parts = (path.resolve(), status.st_size, status.st_mtime_ns, status.st_ino, *more)
     return b"\0".join(os.fsencode(str(part)) for part in parts)
 
 
-def _is_current(marker: Path) -> bool:
-    """Whether the file that ``marker`` vouches for is still there as it was."""
-    try:
-        stamp = marker.read_bytes()
-        path, size, _, _, sha256 = map(os.fsdecode, stamp.split(b"\0"))
-        return _stamp(Path(path), int(size), sha256) == stamp
-    except (OSError, ValueError):
-        return False
+def _is_recent(marker: Path) -> bool:
+    """Whether a marker was made within a day; one from the future is of a clock that was wrong."""
+    return is_own_file(marker) and 0 <= time.time() - marker.lstat().st_mtime < PRUNE_SECONDS
 
 
-def _check_hash(path: Path, sha256: str) -> None:
-    digest = sha256_file(path)
+def _hash(path: Path) -> str:
+    with open_plain(path) as file:
+        return sha256_of(file)
+
+
+def check_hash(path: Path, sha256: str) -> None:
+    """Raises ``DataError`` where the file's hash is another."""
+    advice = "Restore the file, or delete it and run `lmscale shards build` again."
+    with reading(path, advice):
+        digest = _hash(path)
     if digest != sha256:
         raise DataError(
             f"{path}: its content has changed since it was built: sha256 is {digest}, the manifest "
-            f"says {sha256}. Restore the file, or delete it and run `lmscale shards build` again."
+            f"says {sha256}. {advice}"
         )
 
 
@@ -275,19 +305,22 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _hold(path: Path) -> CachedFile | None:
-    """Hold the file ``path`` of this user, if there is one, and mark it as used now."""
+def _hold(path: Path, is_sound: Callable[[Path], bool]) -> CachedFile | None:
+    """Hold the sound file ``path`` of this user, if there is one, and mark it as used now."""
     if not is_own_file(path):
         return None
     try:
         descriptor = _open_and_lock(path, os.O_RDONLY | os.O_NOFOLLOW, shared=True)
     except FileNotFoundError:
         return None
-    if os.fstat(descriptor).st_nlink == 0:  # evicted between open and flock
-        os.close(descriptor)
+    file, status = CachedFile(path, descriptor), os.fstat(descriptor)
+    # No link: evicted between open and flock.
+    if status.st_nlink == 0 or not is_sound(path):
+        file.close()
         return None
-    os.utime(path)
-    return CachedFile(path, descriptor)
+    # By its time of access, as that of its change says whether it was written again.
+    os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
+    return file
 
 
 def _remove_unless_held(path: Path) -> bool:

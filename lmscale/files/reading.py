@@ -64,9 +64,14 @@ def reading(
         raise error(f"{path}: damaged: {str(failure).rstrip('.')}. {advice}") from None
 
 
+def sealed(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object with one key more, ``sha256``: the hash of all the others."""
+    return {**tree, "sha256": _hash(tree)}
+
+
 def seal(tree: Mapping[str, Any]) -> bytes:
-    """The file of a JSON object whose last key, ``sha256``, is the hash of all the others."""
-    return (json.dumps({**tree, "sha256": _hash(tree)}, indent=1) + "\n").encode()
+    """The file of ``sealed``."""
+    return (json.dumps(sealed(tree), indent=1) + "\n").encode()
 
 
 def unseal(content: bytes) -> dict[str, Any]:

@@ -27,7 +27,11 @@ class BoundedMember(tarfile.TarInfo):
         # Python's source names this method as the one that a subclass may override.
         if self.type in _LONG_HEADERS and self.size > MAX_HEADER_BYTES:
             raise OverflowError(f"a header of {self.size:,} bytes, more than any name needs")
-        return super()._proc_member(archive)  # pyright: ignore[reportAttributeAccessIssue]
+        # Python before 3.11.14 goes back and reads the same members for ever (CVE-2025-8194).
+        member = super()._proc_member(archive) if self.size >= 0 else None  # pyright: ignore[reportAttributeAccessIssue]
+        if member is None or archive.offset <= self.offset:
+            raise OverflowError("a member of less than no bytes")
+        return member
 
 
 def describe_unsafe(member: tarfile.TarInfo) -> str | None:

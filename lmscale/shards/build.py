@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,24 @@ from typing import Any
 import numpy as np
 
 from lmscale.config import RunConfig
-from lmscale.corpus.documents import SPLITS, DocumentFile, document_paths
+from lmscale.corpus.documents import (
+    AGAIN,
+    SPLITS,
+    DocumentFile,
+    check_documents,
+    document_paths,
+)
 from lmscale.errors import ConfigError, DataError
 from lmscale.files.atomic import (
     atomic_path,
     have_sizes,
-    to_json_bytes,
+    sha256_file,
+    write_bytes,
     write_bytes_once,
-    write_json,
     writing,
 )
+from lmscale.files.reading import open_plain, read_plain, reading, seal, unseal
+from lmscale.files.strangers import parse_json
 from lmscale.shards.manifest import (
     FORMAT_VERSION,
     Manifest,
@@ -38,6 +48,7 @@ from lmscale.shards.manifest import (
 from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
 from lmscale.tasks.building import Builder, BuildSummary
 from lmscale.tasks.finishing import Progress
+from lmscale.tasks.processes import run_tasks
 from lmscale.tasks.target import ArrayTask, Move, Target, Unit, UnitsMissing
 from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
 
@@ -45,6 +56,7 @@ SLICES = "slices.json"
 FILL = 0.92  # of max_bytes that a slice is expected to need, so that it seldom takes a second shard
 PROBES = 8  # places where the tokens per byte are measured
 PROBE_BYTES = 32 * 2**10
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +110,7 @@ def read_slice(
 
 
 def _read_file(path: Path, first: int, last: int) -> Iterator[tuple[int, str]]:
-    with open(path, "rb") as file:
+    with reading(path, AGAIN), open_plain(path) as file:
         offset = 0
         if first:  # a line that begins earlier belongs to the slice before
             file.seek(first - 1)
@@ -106,11 +118,10 @@ def _read_file(path: Path, first: int, last: int) -> Iterator[tuple[int, str]]:
         while offset < last:
             line = file.readline()
             try:
-                text = json.loads(line)["text"]
+                text = parse_json(line)["text"]
             except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{path}: byte {offset:,}: not a document of the corpus: {error}. "
-                    f"Build the corpus again with --force."
+                raise ValueError(
+                    f"at byte {offset:,} is not a document of the corpus: {error}"
                 ) from None
             yield offset, text
             offset += len(line)
@@ -155,9 +166,13 @@ class Dataset(Target[Manifest]):
     def planned(self, *, keep: bool) -> Dataset:
         """The dataset with its slices, which ``keep`` writes down, for all tasks."""
         path = self.work / SLICES
-        if path.exists():
-            rows = json.loads(path.read_bytes())
-        else:
+        rows = None
+        with (
+            reading(path, "Delete it, and run the same command again."),
+            suppress(FileNotFoundError),
+        ):
+            rows = unseal(read_plain(path))["slices"]
+        if rows is None:
             slices = plan_slices(
                 sum(file.bytes for file in self.files),
                 expected_bytes=expect_bytes(self.documents, self.files, self.tokenizer),
@@ -167,7 +182,7 @@ class Dataset(Target[Manifest]):
         if keep:
             with writing("the plan of the shards", self.final.parent):
                 self.parts.mkdir(parents=True, exist_ok=True)
-                rows = json.loads(write_bytes_once(path, to_json_bytes(rows)))
+                rows = unseal(write_bytes_once(path, seal({"slices": rows})))["slices"]
         return replace(self, units=tuple(SliceTask(**row, dataset=self) for row in rows))
 
     def load(self, folder: Path) -> Manifest:
@@ -186,17 +201,40 @@ class Dataset(Target[Manifest]):
         return f"with another tokenizer ({old[:12]}; this one is {new[:12]})"
 
     def assemble(self, processes: int) -> tuple[dict[str, Any], list[Move]]:
+        self._check_parts(finished_shards(self.units), processes)
         parts = finished_shards(self.units)
         shards = [
             replace(part, name=f"{self.manifest.source}-{number:06d}.tar")
             for number, part in enumerate(parts)
         ]
+        self._compare_counts(shards)
         folder = self.parts.relative_to(self.folder)
         moves = [
             (str(folder / part.name), shard.name, part.bytes)
             for part, shard in zip(parts, shards, strict=True)
         ]
         return render_manifest(replace(self.manifest, shards=tuple(shards))), moves
+
+    def _check_parts(self, parts: Sequence[ShardEntry], processes: int) -> None:
+        """Forget the shards that are not any more what was written; a build may go on for weeks."""
+        tasks = [(self.parts / entry.name, entry.sha256) for entry in parts]
+        for (path, _), is_whole in run_tasks(_has_hash, tasks, processes=processes):
+            if not is_whole:
+                logger.warning("%s: damaged since it was written; it is made again.", path)
+                path.with_suffix(".json").unlink(missing_ok=True)
+
+    def _compare_counts(self, shards: Sequence[ShardEntry]) -> None:
+        """What the shards hold with what the corpus has: no document may be lost on the way."""
+        found, wanted = (
+            (sum(each.documents for each in part), sum(each.text_bytes for each in part))
+            for part in (shards, self.files)
+        )
+        if found != wanted:
+            raise DataError(
+                f"{self.folder}: its shards hold {found[0]:,} documents of {found[1]:,} bytes of "
+                f"text, and {self.documents} has {wanted[0]:,} of {wanted[1]:,}. Delete the "
+                "former, and run the same command again."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +252,11 @@ class SliceTask(Slice, Unit):
         if start is None:
             return
         number, dataset = len(entries), self.dataset
+        base = 0
+        for file in dataset.files:
+            if start < base + file.bytes and base < self.end:
+                check_documents(dataset.documents / file.name, file)
+            base += file.bytes
         with writing("shards", dataset.parts):
             documents = Documents(self._tokenize(start))
             while start is not None:
@@ -232,7 +275,7 @@ class SliceTask(Slice, Unit):
                 rest = documents.peek()
                 start = rest.offset if rest else None
                 record = {"entry": asdict(entry) if entry else None, "next_offset": start}
-                write_json(dataset.parts / f"{name}.json", record)
+                write_bytes(dataset.parts / f"{name}.json", seal(record))
                 number += 1
 
     def find_finished(self) -> tuple[list[ShardEntry | None], int | None]:
@@ -243,9 +286,13 @@ class SliceTask(Slice, Unit):
         start: int | None = self.start
         while start is not None:
             path = self.dataset.parts / f"{self._name_of(len(entries))}.json"
-            if not path.exists():
+            try:
+                record = unseal(read_plain(path))
+            except FileNotFoundError:
                 break
-            record = json.loads(path.read_bytes())
+            except (OSError, ValueError) as error:
+                logger.warning("%s: damaged: %s. The shard is made again.", path, error)
+                break
             entry = ShardEntry(**record["entry"]) if record["entry"] else None
             if entry and not have_sizes([(path.with_suffix(".tar"), entry.bytes)]):
                 break
@@ -274,6 +321,11 @@ def finished_shards(tasks: Sequence[SliceTask]) -> list[ShardEntry]:
     if missing:
         raise UnitsMissing(missing)
     return [entry for entries, _ in found for entry in entries if entry is not None]
+
+
+def _has_hash(task: tuple[Path, str]) -> bool:
+    path, sha256 = task
+    return sha256_file(path) == sha256
 
 
 def _builder(config: RunConfig, processes: int | None) -> Builder[Manifest]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lmscale.errors import DataError
 from lmscale.files.atomic import write_json
@@ -57,9 +59,7 @@ class Manifest:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the canonical JSON of the rest: what checkpoints know the dataset by."""
-        content = {"version": FORMAT_VERSION, **asdict(self)}
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return _fingerprint(_to_tree(self))
 
     @property
     def tokens(self) -> int:
@@ -83,7 +83,7 @@ def render_manifest(manifest: Manifest) -> dict[str, Any]:
     return {
         "version": FORMAT_VERSION,
         "fingerprint": manifest.fingerprint,
-        **asdict(manifest),
+        **_to_tree(manifest),
     }
 
 
@@ -120,24 +120,37 @@ def parse_manifest(content: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
                 f"{FORMAT_VERSION}. Build the shards again."
             )
         fingerprint = tree.pop("fingerprint")
-        shards = tuple(ShardEntry(**entry) for entry in tree.pop("shards"))
-        manifest = Manifest(**tree, shards=shards)
+        shards = tuple(ShardEntry(**entry) for entry in tree["shards"])
+        manifest = Manifest(**{**tree, "shards": shards})
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{name}: not a manifest of shards: {error}.") from None
     if manifest.dtype not in ("uint16", "uint32"):
         raise DataError(f"{name}: dtype {quote(manifest.dtype)} is neither uint16 nor uint32.")
-    lies = [why for entry in manifest.shards if (why := describe_unsafe_name(entry.name))]
-    lies += _find_odd_values(manifest)
-    for number, entry in enumerate(manifest.shards):
-        lies += [f"of shard {number} the {why}" for why in _find_odd_values(entry)]
+    lies = [*_find_odd_values(manifest), *_find_odd_shards(shards)]
+    if not lies:
+        lies = [*_find_impossible_ids(manifest), *_find_impossible_counts(manifest)]
     if lies:
         raise DataError([f"{name}: {why}; it is refused." for why in lies[:MAX_NAMED]])
-    if manifest.fingerprint != fingerprint:
+    # Of the very values that were read: rendering so many shards again takes longer than the rest.
+    if _fingerprint(tree) != fingerprint:
         raise DataError(
             f"{name}: does not match its own fingerprint: it was edited or damaged. Build the "
             f"shards again, or restore the file."
         )
+    vars(manifest)["fingerprint"] = fingerprint  # where ``cached_property`` looks
     return manifest
+
+
+def _to_tree(manifest: Manifest) -> dict[str, Any]:
+    """What ``asdict`` gives, sooner: it copies every value of every shard."""
+    tree = {each.name: getattr(manifest, each.name) for each in fields(manifest)}
+    return {**tree, "shards": [dict(vars(entry)) for entry in manifest.shards]}
+
+
+def _fingerprint(tree: Mapping[str, Any]) -> str:
+    content = {"version": FORMAT_VERSION, **tree}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _find_odd_values(part: Manifest | ShardEntry) -> Iterator[str]:
@@ -154,3 +167,46 @@ def _find_odd_values(part: Manifest | ShardEntry) -> Iterator[str]:
             is_sound = isinstance(value, str) and value.isprintable()
         if not is_sound:
             yield f"{each.name} is {quote(value)}"
+
+
+def _find_odd_shards(shards: Sequence[ShardEntry]) -> Iterator[str]:
+    """Names and values that no shard has, of each shard the first ones."""
+    for number, entry in enumerate(shards):
+        if why := describe_unsafe_name(entry.name):
+            yield why
+        counts = (entry.bytes, entry.tokens, entry.documents, entry.blocks)
+        counts += (entry.text_bytes, entry.index_offset)
+        # Of hundreds of thousands hardly one is odd; which value it is can take its time.
+        if not (all(map(is_count, counts)) and is_sha256(entry.sha256)):
+            yield from (f"of shard {number} the {why}" for why in _find_odd_values(entry))
+
+
+def _find_impossible_ids(manifest: Manifest) -> Iterator[str]:
+    most = 2 ** (8 * np.dtype(manifest.dtype).itemsize)
+    if not 0 < manifest.vocab_size <= most:
+        yield f"vocab_size is {manifest.vocab_size}, and {manifest.dtype} holds {most:,} ids"
+    for name in ("eos_id", "pad_id"):
+        if getattr(manifest, name) >= manifest.vocab_size:
+            yield f"{name} is {getattr(manifest, name)}, outside the vocabulary"
+
+
+def _find_impossible_counts(manifest: Manifest) -> Iterator[str]:
+    """Shards that hold more than their bytes can, so that every sum of counts stays in int64."""
+    names = ("bytes", "tokens", "documents", "blocks", "index_offset")
+    counts = np.array(
+        [[getattr(entry, name) for name in names] for entry in manifest.shards], dtype=np.int64
+    ).reshape(-1, len(names))
+    num_bytes, tokens, documents, blocks, index_offset = counts.T
+    itemsize = np.dtype(manifest.dtype).itemsize
+    is_odd = (tokens > num_bytes // itemsize) | (documents > tokens) | (blocks > documents)
+    is_odd |= (blocks < 1) | (index_offset >= num_bytes)
+    for number in np.flatnonzero(is_odd)[:MAX_NAMED].tolist():
+        entry = manifest.shards[number]
+        yield (
+            f"of shard {number} the counts cannot be: {entry.tokens:,} tokens in "
+            f"{entry.documents:,} documents and {entry.blocks:,} blocks, with the index at byte "
+            f"{entry.index_offset:,} of {entry.bytes:,}"
+        )
+    for name in ("bytes", "text_bytes"):
+        if not is_count(total := sum(getattr(entry, name) for entry in manifest.shards)):
+            yield f"the {name} of all shards are {total:,} together"

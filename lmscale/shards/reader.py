@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import math
 import mmap
 import tarfile
 from pathlib import Path
@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from lmscale.errors import DataError, TransientError
-from lmscale.files import fault_points
+from lmscale.files.arrays import NPY_HEADER_BYTES, npy_header
 from lmscale.files.atomic import may_pass
+from lmscale.files.reading import open_plain
+from lmscale.files.strangers import quote
 from lmscale.files.tar_members import describe_unsafe
 from lmscale.shards.manifest import ShardEntry
-from lmscale.shards.writer import HEADER_BYTES, INDEX_MEMBER, NPY_HEADER_BYTES, padded
+from lmscale.shards.writer import HEADER_BYTES, INDEX_MEMBER, padded
 
 
 class MappedShard:
@@ -42,15 +44,14 @@ class MappedShard:
 
 
 def open_shard(path: str | Path, entry: ShardEntry, dtype: str | np.dtype) -> MappedShard:
-    """Map a shard and check its size, its index and the headers that the index points to.
+    """Map a shard and check its size, its index, and where its documents begin.
 
-    Reads a few pages only: hashing the whole is the business of who fetched it. Raises
-    ``DataError`` naming the file.
+    Reads nothing of the tokens: for that, and for the hash, there is ``contents.check_shard``.
+    Raises ``DataError`` naming the file.
     """
     path = Path(path)
     try:
-        fault_points.hit("read.shard", path=path)
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise DataError(f"{path}: the shard is listed in the manifest and missing.") from None
@@ -65,43 +66,49 @@ def open_shard(path: str | Path, entry: ShardEntry, dtype: str | np.dtype) -> Ma
         )
     stored = np.dtype(dtype).newbyteorder("<")
     index = _read_index(path, content, entry)
-    problem = _index_problem(index, entry, stored.itemsize) or _first_header_problem(
-        content, index, stored
-    )
-    if problem:
+    if problem := _index_problem(index, entry, stored.itemsize):
         raise DataError(
             f"{path}: the shard's index is damaged: {problem}. Fetch or build it again."
         )
-    return MappedShard(path, content, index, stored)
+    shard = MappedShard(path, content, index, stored)
+    if problem := _block_problem(content, shard, stored):
+        raise DataError(f"{path}: the shard is damaged at {problem}. Fetch or build it again.")
+    return shard
 
 
 def _read_index(path: Path, content: mmap.mmap, entry: ShardEntry) -> np.ndarray:
     """int64 [blocks, 4] from the last member."""
-    start = entry.index_offset
+    start, shape = entry.index_offset, (entry.blocks, 4)
+    at = start + HEADER_BYTES + NPY_HEADER_BYTES
     try:
         header = tarfile.TarInfo.frombuf(content[start : start + HEADER_BYTES], "utf-8", "strict")
         if header.name != INDEX_MEMBER:
-            raise ValueError(f"found the member {header.name!r} in its place")
+            raise ValueError(f"found the member {quote(header.name)} in its place")
         if unsafe := describe_unsafe(header):
             raise ValueError(unsafe)
-        payload = content[start + HEADER_BYTES : start + HEADER_BYTES + header.size]
-        index = np.lib.format.read_array(io.BytesIO(payload), allow_pickle=False)
-        if index.dtype != np.int64 or index.shape != (entry.blocks, 4):
-            raise ValueError(
-                f"{index.dtype} {index.shape} where int64 ({entry.blocks}, 4) should be"
-            )
-    except (tarfile.HeaderError, ValueError, EOFError) as error:
+        if not _is_array(content, at, np.dtype("<i8"), shape):
+            raise ValueError(f"there is no array of int64 {shape}")
+    except (tarfile.HeaderError, ValueError) as error:
         raise DataError(
             f"{path}: the shard has no readable index at byte {start:,}: {error}. Fetch "
             f"or build it again."
         ) from None
-    return index
+    return np.frombuffer(content, "<i8", count=4 * entry.blocks, offset=at).reshape(shape)
+
+
+def _is_array(content: mmap.mmap, at: int, dtype: np.dtype, shape: tuple[int, ...]) -> bool:
+    """Whether a whole array of this kind is in the file, its values at byte ``at``."""
+    begin = at - NPY_HEADER_BYTES
+    is_inside = 0 <= begin and at + math.prod(shape) * dtype.itemsize <= len(content)
+    return is_inside and content[begin:at] == npy_header(dtype, shape)
 
 
 def _index_problem(index: np.ndarray, entry: ShardEntry, itemsize: int) -> str | None:
     tokens_at, num_tokens, docs_at, num_documents = index.T
-    if (index < 0).any():
-        return "it holds negative numbers"
+    if (index < 0).any() or (index > entry.bytes).any():  # so that nothing below overflows
+        return "it holds numbers of no place in the file"
+    if (num_documents < 1).any():
+        return "it holds a block without documents"
     if int(num_tokens.sum()) != entry.tokens or int(num_documents.sum()) != entry.documents:
         return (
             f"it counts {int(num_tokens.sum()):,} tokens in {int(num_documents.sum()):,} "
@@ -122,15 +129,15 @@ def _index_problem(index: np.ndarray, entry: ShardEntry, itemsize: int) -> str |
     return None
 
 
-def _first_header_problem(content: mmap.mmap, index: np.ndarray, dtype: np.dtype) -> str | None:
-    """Why the first block's array cannot be read with ``dtype``, or None."""
-    start = int(index[0, 0]) - NPY_HEADER_BYTES
-    try:
-        header = io.BytesIO(content[start : start + NPY_HEADER_BYTES])
-        np.lib.format.read_magic(header)
-        shape, _, written = np.lib.format.read_array_header_1_0(header)
-    except ValueError as error:
-        return f"no array at byte {start:,}: {error}"
-    if written != dtype or shape != (int(index[0, 1]),):
-        return f"it points to {written} {shape} where {dtype} ({index[0, 1]},) should be"
+def _block_problem(content: mmap.mmap, shard: MappedShard, dtype: np.dtype) -> str | None:
+    """Why a block's arrays are not those that the index points to, or None."""
+    for block, (tokens_at, num_tokens, docs_at, num_documents) in enumerate(shard.index.tolist()):
+        where = f"where block {block} should have"
+        if not _is_array(content, tokens_at, dtype, (num_tokens,)):
+            return f"byte {tokens_at:,}, {where} {num_tokens:,} tokens of {dtype}"
+        if not _is_array(content, docs_at, np.dtype("<i8"), (num_documents + 1,)):
+            return f"byte {docs_at:,}, {where} the offsets of {num_documents:,} documents"
+        docs = shard.docs(block)
+        if docs[0] != 0 or docs[-1] != num_tokens or (docs[1:] <= docs[:-1]).any():
+            return f"byte {docs_at:,}, {where} document offsets that ascend from 0 to its end"
     return None

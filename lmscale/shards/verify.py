@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import tarfile
 from pathlib import Path
-
-import numpy as np
 
 from lmscale.errors import DataError
 from lmscale.files.atomic import sha256_file
-from lmscale.files.tar_members import describe_unsafe
+from lmscale.shards.contents import find_tar_problems, find_token_problems
 from lmscale.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
-from lmscale.shards.reader import MappedShard, open_shard
-from lmscale.shards.writer import INDEX_MEMBER, NPY_HEADER_BYTES
-
-MAX_NAMED = 8  # members named one by one
+from lmscale.shards.reader import open_shard
 
 
 def find_datasets(folder: str | Path) -> list[Path]:
@@ -60,65 +53,12 @@ def _verify_shard(path: Path, entry: ShardEntry, manifest: Manifest, deep: bool)
     except DataError as error:
         return list(error.problems)
     if deep and (digest := sha256_file(path)) != entry.sha256:
-        where = (
-            "; ".join(_content_problems(path, shard, manifest)) or "in a place no check looks at"
-        )
+        where = "; ".join(find_token_problems(shard, manifest)) or "in a place no check looks at"
         return [
             f"{path}: the shard is damaged: its sha256 is {digest[:12]}…, the manifest says "
             f"{entry.sha256[:12]}… ({where}). Fetch or build it again."
         ]
-    problems = _tar_problems(path, shard, manifest)
+    problems = find_tar_problems(path, shard, entry, manifest)
     if deep:
-        problems += _content_problems(path, shard, manifest)
+        problems += find_token_problems(shard, manifest)
     return [f"{path}: {problem}." for problem in problems]
-
-
-def _tar_problems(path: Path, shard: MappedShard, manifest: Manifest) -> list[str]:
-    """What the tar's own headers say against the index."""
-    problems = []
-    try:
-        with tarfile.open(path, mode="r:") as tar:
-            members = tar.getmembers()
-            unsafe = [why for member in members if (why := describe_unsafe(member))]
-            if unsafe:
-                return [*unsafe[:MAX_NAMED], "the tar is not one that lmscale has written"]
-            metas = [
-                json.loads(tar.extractfile(member).read())  # pyright: ignore[reportOptionalMemberAccess]  # a regular file
-                for member in members
-                if member.isreg() and member.name.endswith(".meta.json")
-            ]
-    except (tarfile.TarError, ValueError, OSError, EOFError, RecursionError) as error:
-        return [f"the tar cannot be read: {error}"]
-    offsets = {member.name: member.offset_data for member in members}
-    if not members or members[-1].name != INDEX_MEMBER:
-        problems.append(f"the last member is not {INDEX_MEMBER}")
-    for kind, column in (("tokens", 0), ("docs", 2)):
-        found = [at for name, at in offsets.items() if name.endswith(f".{kind}.npy")]
-        if found != (shard.index[:, column] - NPY_HEADER_BYTES).tolist():
-            problems.append(f"the members of {kind} do not lie where the index says")
-    if not all(isinstance(meta, dict) for meta in metas):
-        return [*problems, "a block's meta.json is not a JSON object"]
-    counts = [(meta.get("tokens"), meta.get("documents")) for meta in metas]
-    if counts != [(int(row[1]), int(row[3])) for row in shard.index]:
-        problems.append("the counts in the blocks' meta.json differ from the index")
-    if {meta.get("tokenizer") for meta in metas} != {manifest.tokenizer_fingerprint}:
-        problems.append("a block was made with another tokenizer than the manifest names")
-    return problems
-
-
-def _content_problems(path: Path, shard: MappedShard, manifest: Manifest) -> list[str]:
-    """What the arrays say: ids, document offsets, the end of every document."""
-    problems = []
-    for block in range(shard.num_blocks):
-        tokens, docs = shard.tokens(block), shard.docs(block)
-        if docs[0] != 0 or docs[-1] != len(tokens) or (np.diff(docs) < 1).any():
-            problems.append(f"block {block}: the document offsets do not ascend from 0 to its end")
-            continue
-        if (tokens >= manifest.vocab_size).any():
-            problems.append(
-                f"block {block}: token id {tokens.max()} is outside the vocabulary of "
-                f"{manifest.vocab_size:,}"
-            )
-        if (tokens[docs[1:] - 1] != manifest.eos_id).any():
-            problems.append(f"block {block}: a document does not end with eos")
-    return problems

@@ -17,11 +17,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from lmscale.files.arrays import NPY_HEADER_BYTES, to_npy
 from lmscale.shards.manifest import Manifest, ShardEntry
 
 INDEX_MEMBER = "__index__/blocks.npy"
 HEADER_BYTES = 512  # a tar member's header; payloads are padded to a multiple of it
-NPY_HEADER_BYTES = 128  # numpy pads it to a multiple of 64; all our arrays are short to describe
 META_BYTES = 1024  # more than a block's meta.json ever takes
 Size = TypeVar("Size", int, np.ndarray)
 
@@ -136,16 +136,16 @@ class _OpenShard:
             "text_bytes": text_bytes,
         }
         # The order of the extensions, which is that of TarWriter.
-        docs_offset = self._add(f"{key}.docs.npy", _npy(docs)) + NPY_HEADER_BYTES
+        docs_offset = self._add(f"{key}.docs.npy", to_npy(docs)) + NPY_HEADER_BYTES
         self._add(f"{key}.meta.json", json.dumps(meta).encode())
-        tokens_offset = self._add(f"{key}.tokens.npy", _npy(tokens)) + NPY_HEADER_BYTES
+        tokens_offset = self._add(f"{key}.tokens.npy", to_npy(tokens)) + NPY_HEADER_BYTES
         self.blocks.append((tokens_offset, len(tokens), docs_offset, len(block)))
         self._text_bytes += text_bytes
 
     def finish(self, name: str) -> ShardEntry:
         index_offset = self._tar.offset
         index = np.array(self.blocks, dtype="<i8").reshape(-1, 4)
-        self._add(INDEX_MEMBER, _npy(index))
+        self._add(INDEX_MEMBER, to_npy(index))
         self._tar.close()
         return ShardEntry(
             name=name,
@@ -167,11 +167,3 @@ class _OpenShard:
         payload = self._tar.offset + HEADER_BYTES
         self._tar.addfile(member, io.BytesIO(content))
         return payload
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
-    content = buffer.getvalue()
-    assert len(content) == NPY_HEADER_BYTES + array.nbytes, "numpy wrote a header of another size"
-    return content

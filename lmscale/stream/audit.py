@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ def audit_run(
 ) -> AuditReport:
     """Recompute every step's digest from the shards and compare it with the run's ledger.
 
+    Nothing that a cache holds is believed: every shard is hashed, and packed, once again.
+
     ``prepare`` gives the preparation of a configuration, which counts the targets. ``progress`` is
     called with the number of samples just checked. Sources that left the mixture
     are found where they were; the config may name another place for any of them. Raises
@@ -98,8 +101,9 @@ def open_recorded(config: RunConfig, state: StreamState, recorded: Mapping[str, 
             ]
         )
     settings = {key: state.geometry.get(key) for key in geometry_of(config.stream)}
-    section = config.stream.model_copy(update=settings)
-    datasets = open_datasets(section, {name: places[name] for name in sorted(used)})
+    section = config.stream.model_copy(update=settings | {"verify_hashes": True})
+    locations = {name: places[name] for name in sorted(used)}
+    datasets = open_datasets(section, locations, look=secrets.token_hex(8))
     problems = find_changed_data(datasets, state.segments)
     if problems:
         raise DataError(problems)

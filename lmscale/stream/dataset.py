@@ -1,11 +1,12 @@
 """One dataset, local or remote, as windows of T + 1 tokens in stored order.
 
-What best fit has found is kept on disk: window counts of the dataset, and the plan of each shard.
+What best fit has found is kept on disk, each with its hash: window counts of the dataset, and the
+plan of each shard.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import tempfile
 from collections import OrderedDict
@@ -18,18 +19,26 @@ import numpy as np
 
 from lmscale.config.data import ShardCacheConfig, StreamConfig
 from lmscale.errors import DataError, LmscaleError, TransientError
+from lmscale.files import fault_points
+from lmscale.files.arrays import map_columns, to_npy
 from lmscale.files.atomic import write_bytes
-from lmscale.files.cache import CachedFile, NodeCache
+from lmscale.files.cache import NodeCache, check_hash
 from lmscale.files.locations import join_location, protocol_of
+from lmscale.files.reading import read_plain, reading, seal, unseal
 from lmscale.files.remote import MissingFileError, read_bytes
 from lmscale.files.shard_files import find_wrong_files
+from lmscale.files.strangers import is_count
+from lmscale.shards.contents import check_shard
 from lmscale.shards.manifest import Manifest, ShardEntry, load_manifest
 from lmscale.shards.reader import MappedShard, open_shard
 from lmscale.stream.batches import Rows
 from lmscale.stream.packing import count_concat, plan_best_fit
 from lmscale.stream.shard_windows import ShardWindows, document_lengths, read_rows
 
-VERSION = 1  # of what is kept of best fit
+VERSION = 2  # of what is kept of best fit
+DIGEST_BYTES = 32  # behind a plan
+MISSING = "the shard is listed in the manifest and missing."
+RESTORE = "Restore it, or run `lmscale shards build` again."
 MAX_SHOWN = 10  # problems of one kind in a message
 
 
@@ -104,12 +113,9 @@ class Dataset:
         return shard
 
     def fetch(self, number: int) -> None:
-        """Bring shard ``number`` to this node, or hash a local one, without opening it."""
-        entry = self.manifest.shards[number]
-        if self.is_remote:
-            self._download(entry).close()
-        else:
-            self._verify(entry)
+        """Bring shard ``number`` to this node, and look at all of it, without keeping it open."""
+        with ExitStack() as files:
+            self._bring(self.manifest.shards[number], files)
 
     def pack(self, number: int) -> int:
         """Windows of shard ``number``, found by packing it."""
@@ -120,39 +126,58 @@ class Dataset:
     def load_counts(self, advance: Callable[[float], None]) -> np.ndarray:
         """Windows per shard by best fit, int64 [shards].
 
-        From ``windows-best_fit-T.json`` beside the manifest or in the cache. If neither is there,
-        every shard is packed, and the result is left in both places. Raises ``DataError`` where the
-        file may be there but cannot be read.
+        From ``windows-best_fit-T.json`` beside the manifest or in the cache. If neither is there
+        and sound, every shard is packed, and the result is left in both places; an audit packs them
+        all and leaves nothing. Raises ``DataError`` where the file may be there but cannot be read.
         """
         length, fingerprint = self.config.sequence_length, self.manifest.fingerprint
         name = f"windows-best_fit-{length}.json"
-        numbers = range(len(self.manifest.shards))
         head = {"version": VERSION, "manifest": fingerprint, "sequence_length": length}
+
+        def count_all() -> list[int]:
+            counted = []
+            for number in range(len(self.manifest.shards)):
+                counted.append(self.pack(number))
+                advance(1)
+            return counted
+
+        if self._cache.look:
+            return np.array(count_all(), dtype=np.int64)
         beside = join_location(self.location, name)
         with suppress(MissingFileError):  # nobody has packed this dataset at this length yet
             content = read_bytes(beside, retries=self.config.cache.retries)
-            counts = _parse_counts(content, head, len(numbers))
+            counts = self._parse_counts(content, head)
             if counts is not None:
                 return counts
-
-        def count_all(path: Path) -> None:
-            counted = []
-            for number in numbers:
-                counted.append(self.pack(number))
-                advance(1)
-            path.write_text(json.dumps(head | {"counts": counted}) + "\n")
-
-        key = f"best_fit counts\0{VERSION}\0{fingerprint}\0{length}"
-        size = 32 * len(numbers) + 256
-        with self._cache.make(key, name=name, size=size, write=count_all) as file:
-            content = file.path.read_bytes()
+        with self._cache.make(
+            f"best_fit counts\0{VERSION}\0{fingerprint}\0{length}",
+            name=name,
+            size=32 * len(self.manifest.shards) + 512,
+            write=lambda path: _write(path, seal(head | {"counts": count_all()})),
+            is_sound=lambda path: self._parse_counts(read_plain(path), head) is not None,
+        ) as file:
+            content = read_plain(file.path)
         if not self.is_remote:
             with suppress(OSError):  # a read-only dataset: the copy in the cache serves this node
                 write_bytes(beside, content)
-        counts = _parse_counts(content, head, len(numbers))
+        counts = self._parse_counts(content, head)
         if counts is None:
             raise DataError(f"{file.path}: the window counts in it are damaged; delete this file.")
         return counts
+
+    def _parse_counts(self, content: bytes, head: dict[str, Any]) -> np.ndarray | None:
+        """The counts, or None where they are damaged or of another dataset, length or version."""
+        try:
+            tree = unseal(content)
+        except ValueError:
+            return None
+        counts, shards = tree.pop("counts", None), self.manifest.shards
+        is_ours = tree == head and isinstance(counts, list) and len(counts) == len(shards)
+        if not is_ours or not all(map(is_count, counts)):
+            return None
+        # A window has a token of its own at least.
+        is_full = all(c <= entry.tokens for c, entry in zip(counts, shards, strict=True))
+        return np.array(counts, dtype=np.int64) if is_full else None
 
     def close(self) -> None:
         while self._open:
@@ -162,64 +187,68 @@ class Dataset:
         """The shard, and the cached files that it is read from."""
         entry, length = self.manifest.shards[number], self.config.sequence_length
         with ExitStack() as files:
-            mapped = self._map(entry, files)
+            with reading(entry.name, RESTORE, missing=MISSING):
+                fault_points.hit("read.shard")
+            mapped = open_shard(self._bring(entry, files), entry, self.manifest.dtype)
             pieces = None
             if self.config.packing == "best_fit":
-                pieces, file = load_pieces(self._cache, entry, mapped, length)
-                files.enter_context(file)
+                pieces = self._load_pieces(entry, mapped, files)
             return ShardWindows(mapped, entry.blocks, length, pieces), files.pop_all()
 
-    def _map(self, entry: ShardEntry, files: ExitStack) -> MappedShard:
+    def _bring(self, entry: ShardEntry, files: ExitStack) -> Path:
+        """Where the shard lies on this node, once all of it has been looked at."""
+        place = join_location(self.location, entry.name)
         if self.is_remote:
-            file = files.enter_context(self._download(entry))
-            return open_shard(file.path, entry, self.manifest.dtype)
-        # Opened first: a wrong size is found before the hash.
-        shard = open_shard(join_location(self.location, entry.name), entry, self.manifest.dtype)
-        self._verify(entry)
-        return shard
+            cached = self._cache.fetch(place, size=entry.bytes, sha256=entry.sha256)
+            path = files.enter_context(cached).path
+        else:
+            path = Path(place)
+        if not self.config.verify_hashes:
+            return path
 
-    def _download(self, entry: ShardEntry) -> CachedFile:
-        url = join_location(self.location, entry.name)
-        return self._cache.fetch(url, size=entry.bytes, sha256=entry.sha256)
+        def check() -> None:
+            open_shard(path, entry, self.manifest.dtype)  # first, so that a cut file is told as one
+            if not self.is_remote:  # else the cache has done so
+                check_hash(path, entry.sha256)
+            check_shard(path, entry, self.manifest)
 
-    def _verify(self, entry: ShardEntry) -> None:
-        if self.config.verify_hashes:
-            path = Path(join_location(self.location, entry.name))
-            self._cache.verify_once(path, size=entry.bytes, sha256=entry.sha256)
+        with reading(path, RESTORE, missing=MISSING):
+            self._cache.once(path, f"{entry.sha256} {self.manifest.fingerprint}", check)
+        return path
+
+    def _load_pieces(self, entry: ShardEntry, shard: MappedShard, files: ExitStack) -> np.ndarray:
+        """The shard's plan of ``plan_best_fit``, memory-mapped; packed once per node.
+
+        Packing takes about 0.2 s per 100,000 documents.
+        """
+        length = self.config.sequence_length
+
+        def pack() -> np.ndarray:
+            return plan_best_fit(document_lengths(shard, entry.blocks), length)
+
+        def write(path: Path) -> None:
+            content = to_npy(pack())
+            _write(path, content + hashlib.sha256(content).digest())
+
+        def is_sound(path: Path) -> bool:
+            content = read_plain(path)
+            plan, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+            return hashlib.sha256(plan).digest() == digest
+
+        if self._cache.look:
+            return pack()
+        key = f"best_fit plan\0{VERSION}\0{entry.sha256}\0{length}"
+        # A piece is a document, or a full window that was cut from one.
+        most_pieces = entry.documents + entry.tokens // length
+        size = 24 * most_pieces + 128 + DIGEST_BYTES
+        file = self._cache.make(key, name="pieces.npy", size=size, write=write, is_sound=is_sound)
+        path = files.enter_context(file).path
+        with reading(path, "Delete this file."):
+            return map_columns(path, np.dtype("<i8"), 3, tail=DIGEST_BYTES)
 
 
-def _parse_counts(content: bytes, head: dict[str, Any], num_shards: int) -> np.ndarray | None:
-    """The counts, or None where they are of another dataset, length or version."""
-    try:
-        tree = json.loads(content)
-        counts = np.array(tree["counts"], dtype=np.int64)
-        is_ours = {key: tree[key] for key in head} == head
-    except (ValueError, KeyError, TypeError):
-        return None
-    return counts if is_ours and counts.shape == (num_shards,) else None
-
-
-def load_pieces(
-    cache: NodeCache, entry: ShardEntry, shard: MappedShard, sequence_length: int
-) -> tuple[np.ndarray, CachedFile]:
-    """The shard's plan of ``plan_best_fit``, memory-mapped; packed once per node.
-
-    Packing takes about 0.2 s per 100,000 documents.
-    """
-
-    def pack(path: Path) -> None:
-        plan = plan_best_fit(document_lengths(shard, entry.blocks), sequence_length)
-        with open(path, "wb") as file:
-            np.save(file, plan, allow_pickle=False)
-
-    key = f"best_fit plan\0{VERSION}\0{entry.sha256}\0{sequence_length}"
-    # A piece is a document, or a full window that was cut from one.
-    most_pieces = entry.documents + entry.tokens // sequence_length
-    file = cache.make(key, name="pieces.npy", size=24 * most_pieces + 128, write=pack)
-    try:
-        return np.load(file.path, mmap_mode="r", allow_pickle=False), file
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{file.path}: damaged: {error}. Delete this file.") from None
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def cache_folder(cache: ShardCacheConfig) -> Path:
@@ -235,6 +264,7 @@ def open_datasets(
     section: str = "stream.sources",
     check: Callable[[Dataset], None] = lambda dataset: None,
     check_files: bool = True,
+    look: str = "",
     advance: Callable[[float], None] = lambda shards: None,
 ) -> dict[str, Dataset]:
     """The datasets by name, as ``open_dataset`` opens them; ``check`` may refuse one of them.
@@ -246,7 +276,7 @@ def open_datasets(
     for name, location in locations.items():
         try:
             datasets[name] = open_dataset(
-                location, config, check_files=check_files, advance=advance
+                location, config, check_files=check_files, look=look, advance=advance
             )
             check(datasets[name])
         except LmscaleError as error:
@@ -268,17 +298,22 @@ def open_dataset(
     config: StreamConfig,
     *,
     check_files: bool = True,
+    look: str = "",
     advance: Callable[[float], None] = lambda shards: None,
 ) -> Dataset:
     """The dataset in a folder or at a URL.
 
     ``check_files``: look whether all local shards are there and whole; of the ranks of a run, one
-    has to. ``advance`` is called with 1 for each shard that must be packed first. Raises
-    ``DataError`` with every missing or cut local shard; remote ones show when they are fetched.
+    has to. ``look``: as ``NodeCache`` has it, for an audit. ``advance`` is called with 1 for each
+    shard that must be packed first. Raises ``DataError`` with every missing or cut local shard;
+    remote ones show when they are fetched.
     """
     location, settings = str(location), config.cache
     cache = NodeCache(
-        folder=cache_folder(settings), max_bytes=settings.max_bytes, retries=settings.retries
+        folder=cache_folder(settings),
+        max_bytes=settings.max_bytes,
+        retries=settings.retries,
+        look=look,
     )
     manifest = load_manifest(location, retries=settings.retries)
     problems = _find_missing_shards(location, manifest) if check_files else []

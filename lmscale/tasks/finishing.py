@@ -21,8 +21,15 @@ from pathlib import Path
 from typing import Any, Generic
 
 from lmscale.errors import DataError
-from lmscale.files.atomic import fsync_folder, have_sizes, replace_folder, write_json
+from lmscale.files.atomic import (
+    fsync_folder,
+    have_sizes,
+    replace_folder,
+    write_bytes,
+    write_json,
+)
 from lmscale.files.jsonl import read_object
+from lmscale.files.reading import read_plain, reading, seal, unseal
 from lmscale.tasks.takeover import Turn, fresh_names, holder_of, take_turn
 from lmscale.tasks.target import MANIFEST, ArrayTask, ManifestT, Target, UnitsMissing
 
@@ -201,8 +208,9 @@ def _move(target: Target[Any], processes: int, turn: Turn) -> None:
         fresh_names(target.parts)  # what other nodes finished a moment ago
         manifest, moves = target.assemble(processes)
         turn.check()
-        write_json(work / NOTE, {"manifest": manifest, "moves": moves})
-    note = json.loads((work / NOTE).read_bytes())
+        write_bytes(work / NOTE, seal({"manifest": manifest, "moves": moves}))
+    with reading(work / NOTE, "Delete it, and run the same command again."):
+        note = unseal(read_plain(work / NOTE))
     turn.check()
     for source, name, _ in note["moves"]:
         if (target.folder / source).exists():

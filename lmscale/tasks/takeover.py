@@ -20,6 +20,8 @@ from typing import Literal
 
 from lmscale.errors import DataError
 from lmscale.files.jsonl import read_object
+from lmscale.files.reading import read_plain
+from lmscale.files.strangers import parse_json
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # longer than a network file system stalls now and then
@@ -123,9 +125,11 @@ def _watch(path: Path) -> Literal["alive", "dead", "gone"]:
     first = None
     while time.monotonic() - began < STALE_SECONDS:
         try:
-            content = path.read_bytes()
+            content = read_plain(path)
         except FileNotFoundError:
             return "gone"
+        except OSError:  # a folder or a pipe in its place, which no holder changes
+            content = b""
         if first is not None and content != first:
             return "alive"
         if _is_known_dead(content):
@@ -138,10 +142,10 @@ def _watch(path: Path) -> Literal["alive", "dead", "gone"]:
 def _is_known_dead(content: bytes) -> bool:
     """Whether the holder was a process of this machine that is gone."""
     try:
-        holder = json.loads(content)
+        holder = parse_json(content)
         here = holder["machine"] == _machine()
         return here and _started(int(holder["pid"])) != holder["started"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return False  # created, and not written yet
 
 

@@ -9,7 +9,6 @@ never found in text.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -20,6 +19,8 @@ import numpy as np
 
 from lmscale.errors import DataError
 from lmscale.files.atomic import write_bytes, write_json
+from lmscale.files.reading import read_plain, reading
+from lmscale.files.strangers import parse_json
 
 SPECIAL_IDS = {"unk": 0, "bos": 1, "eos": 2, "pad": 3}
 SPACE_MARK = "\u2581"
@@ -182,21 +183,20 @@ def load_kept_tokenizer(run_folder: Path, elsewhere: str | Path) -> Tokenizer:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer in a folder. Raises ``DataError`` when it is missing or damaged."""
     folder = Path(folder)
-    try:
-        meta = json.loads((folder / META_NAME).read_bytes())
-        model = (folder / MODEL_NAME).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            f"{folder}: there is no tokenizer here. Run `lmscale tokenizer train CONFIG` first, "
-            "or set tokenizer.folder."
-        ) from None
-    except ValueError as error:
-        raise DataError(f"{folder / META_NAME}: not JSON: {error}.") from None
-    expected = meta.get("fingerprint") if isinstance(meta, dict) else None
-    if hashlib.sha256(model).hexdigest() != expected:
+    missing = (
+        "there is no tokenizer here. Run `lmscale tokenizer train CONFIG` first, or set "
+        "tokenizer.folder."
+    )
+    again = "Restore it, or train the tokenizer again with --force."
+    with reading(folder / META_NAME, again, missing=missing):
+        meta = parse_json(read_plain(folder / META_NAME))
+        if not isinstance(meta, dict) or not isinstance(meta.get("made_by"), dict):
+            raise ValueError("it is not what lmscale writes")
+    with reading(folder / MODEL_NAME, again, missing=missing):
+        model = read_plain(folder / MODEL_NAME)
+    if hashlib.sha256(model).hexdigest() != meta.get("fingerprint"):
         raise DataError(
             f"{folder / MODEL_NAME}: its sha256 is not the fingerprint in {META_NAME}: one of the "
             "two is damaged or from another tokenizer. Train it again with --force."
         )
-    made_by = meta.get("made_by")
-    return Tokenizer(model, made_by if isinstance(made_by, dict) else {})
+    return Tokenizer(model, meta["made_by"])

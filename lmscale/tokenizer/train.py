@@ -12,7 +12,7 @@ from typing import Any
 
 from lmscale.config.data import TokenizerConfig
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
-from lmscale.errors import ConfigError, DataError
+from lmscale.errors import ConfigError, DataError, LmscaleError
 from lmscale.files.atomic import writing
 from lmscale.tokenizer.codec import (
     META_NAME,
@@ -97,13 +97,21 @@ def train_model(passages: Iterable[str], config: TokenizerConfig) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()
+    failures: list[LmscaleError] = []  # SentencePiece makes a RuntimeError of every error
+
+    def clean() -> Iterator[str]:
+        """Without U+2581, which would be learned as a space; codec.py writes it as bytes."""
+        try:
+            for passage in passages:
+                yield passage.replace(SPACE_MARK, "").replace(_UNKNOWN_MARK, "")
+        except LmscaleError as error:
+            failures.append(error)
+            raise
+
     special_ids: dict[str, Any] = {f"{name}_id": number for name, number in SPECIAL_IDS.items()}
     try:
         sentencepiece.SentencePieceTrainer.train(
-            # U+2581 would be learned as a space; codec.py writes it as bytes.
-            sentence_iterator=(
-                passage.replace(SPACE_MARK, "").replace(_UNKNOWN_MARK, "") for passage in passages
-            ),
+            sentence_iterator=clean(),
             model_writer=model,
             model_type=config.kind,
             vocab_size=config.vocab_size,
@@ -122,7 +130,7 @@ def train_model(passages: Iterable[str], config: TokenizerConfig) -> bytes:
             **special_ids,
         )
     except RuntimeError as error:
-        raise _explained(str(error), config) from None
+        raise (failures or [_explained(str(error), config)])[0] from None
     return model.getvalue()
 
 

@@ -4,11 +4,13 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import pytest
 
 from lmscale.errors import ConfigError, DataError
-from lmscale.files.cache import NodeCache, _remove_unless_held
+from lmscale.files.cache import PRUNE_SECONDS, NodeCache, _remove_unless_held, check_hash
 
 
 def build_cache(folder, max_bytes=100):
@@ -136,25 +138,73 @@ for _ in range(300):
     assert not (tmp_path / "lock").exists()
 
 
-def test_the_markers_of_files_that_are_gone_or_written_again_are_pruned(tmp_path, monkeypatch):
-    monkeypatch.setattr("lmscale.files.cache.PRUNE_SECONDS", 0)
+def write_and_verify(cache, shard, content=b"whole"):
+    shard.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    cache.once(shard, digest, lambda: check_hash(shard, digest))
+    return digest
+
+
+def make_old(path):
+    old = time.time() - PRUNE_SECONDS - 1
+    os.utime(path, (old, old))
+
+
+def test_markers_and_locks_that_count_no_more_are_pruned_once_a_day(tmp_path):
     cache = build_cache(tmp_path / "cache")
-    shards = {name: tmp_path / name for name in ("kept", "gone", "again")}
-
-    def verify(name):
-        shards[name].write_bytes(name.encode())
-        digest = hashlib.sha256(name.encode()).hexdigest()
-        cache.verify_once(shards[name], size=len(name), sha256=digest)
-
-    for name in shards:
-        verify(name)
+    for name in ("a", "b"):
+        write_and_verify(cache, tmp_path / name)
+    verified = cache.folder / "verified"
+    old, new = (path for path in verified.iterdir() if path.name != ".pruned")
+    make_old(old)
+    make_old(verified / ".pruned")
     (cache.folder / "locks" / "left by a killed process").touch()
-    shards["gone"].unlink()
-    os.utime(shards["again"], (1, 1))
     make(cache, "a").close()
-    markers = [path for path in (cache.folder / "verified").iterdir() if path.name != ".pruned"]
-    assert [str(shards["kept"]).encode() in path.read_bytes() for path in markers] == [True]
+    assert sorted(verified.iterdir()) == [verified / ".pruned", new]
     assert list((cache.folder / "locks").iterdir()) == []
+
+
+def test_no_marker_vouches_for_longer_than_a_day_or_for_an_audit(tmp_path):
+    """A disk that forgets changes no time of a file."""
+    cache, shard = build_cache(tmp_path / "cache"), tmp_path / "shard"
+    digest = write_and_verify(cache, shard)
+    times = shard.stat().st_atime_ns, shard.stat().st_mtime_ns
+    shard.write_bytes(b"whale")
+    os.utime(shard, ns=times)
+    cache.once(shard, digest, lambda: check_hash(shard, digest))  # not looked at
+    (marker,) = (p for p in (cache.folder / "verified").iterdir() if p.name != ".pruned")
+    with pytest.raises(DataError, match="its content has changed"):
+        audit = replace(cache, look="audit")
+        audit.once(shard, digest, lambda: check_hash(shard, digest))
+    make_old(marker)
+    with pytest.raises(DataError, match="its content has changed"):
+        cache.once(shard, digest, lambda: check_hash(shard, digest))
+
+
+def test_a_cached_file_that_is_not_sound_is_made_again_and_the_reader_is_told(tmp_path, caplog):
+    cache, made = build_cache(tmp_path), []
+
+    def write(path):
+        path.write_bytes(b"good")
+        made.append(path)
+
+    def take():
+        return cache.make(
+            "a",
+            name="f.bin",
+            size=4,
+            write=write,
+            is_sound=lambda path: path.read_bytes() == b"good",
+        )
+
+    with take() as file:
+        path = file.path
+    for damage in (b"evil", b"", b"goo"):
+        path.write_bytes(damage)
+        with take() as file:
+            assert file.path.read_bytes() == b"good"
+    assert len(made) == 4
+    assert caplog.text.count(f"{path}: damaged; it is made again") == 3
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
@@ -206,10 +256,8 @@ def test_a_cache_without_locks_is_refused_and_nothing_in_it_is_removed(tmp_path,
 def test_a_local_file_is_hashed_each_time_where_the_cache_has_no_locks(tmp_path, take_locks_away):
     take_locks_away()
     cache, shard = build_cache(tmp_path / "cache"), tmp_path / "shard"
-    shard.write_bytes(b"whole")
-    digest = hashlib.sha256(b"whole").hexdigest()
-    cache.verify_once(shard, size=5, sha256=digest)
+    digest = write_and_verify(cache, shard)
     assert list((tmp_path / "cache" / "verified").iterdir()) == []
     shard.write_bytes(b"other")
     with pytest.raises(DataError, match="its content has changed"):
-        cache.verify_once(shard, size=5, sha256=digest)
+        cache.once(shard, digest, lambda: check_hash(shard, digest))

@@ -5,13 +5,14 @@ import os
 import shutil
 import stat
 
-import numpy as np
 import pytest
 from hostile import make_trap
 
+from lmscale.config.data import StreamConfig
 from lmscale.errors import ConfigError, DataError
-from lmscale.files.cache import NodeCache
+from lmscale.files.cache import NodeCache, check_hash
 from lmscale.files.private_folder import find_risk, is_own_file
+from lmscale.stream.dataset import open_dataset
 
 STRANGER = 54321
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
@@ -19,6 +20,10 @@ as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give files 
 
 def open_cache(folder):
     return NodeCache(folder=folder, max_bytes=2**20, retries=0)
+
+
+def verify_once(cache, shard, sha256):
+    cache.once(shard, sha256, lambda: check_hash(shard, sha256))
 
 
 def make(cache, key="k"):
@@ -30,7 +35,7 @@ def test_a_cache_is_closed_to_all_others(tmp_path):
     make(cache).close()
     shard = tmp_path / "shard"
     shard.write_bytes(b"x")
-    cache.verify_once(shard, size=1, sha256=hashlib.sha256(b"x").hexdigest())
+    verify_once(cache, shard, hashlib.sha256(b"x").hexdigest())
     for folder in (cache.folder, cache.folder / "locks", cache.folder / "verified"):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
@@ -147,43 +152,38 @@ def test_a_marker_vouches_for_nothing_where_others_could_have_made_it(tmp_path):
     shard = tmp_path / "shard"
     shard.write_bytes(b"good")
     right = hashlib.sha256(b"good").hexdigest()
-    cache.verify_once(shard, size=4, sha256=right)
+    verify_once(cache, shard, right)
     (marker,) = (p for p in (cache.folder / "verified").iterdir() if p.name != ".pruned")
     before = shard.stat()
     shard.write_bytes(b"evil")
     os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
-    cache.verify_once(shard, size=4, sha256=right)  # the marker still vouches for it
+    verify_once(cache, shard, right)  # the marker still vouches for it
     target = shutil.move(marker, tmp_path / "elsewhere")
     marker.symlink_to(target)
     assert not is_own_file(marker)
     with pytest.raises(DataError, match="its content has changed"):
-        cache.verify_once(shard, size=4, sha256=right)
+        verify_once(cache, shard, right)
     marker.unlink()
     shutil.move(target, marker)
-    cache.verify_once(shard, size=4, sha256=right)  # our own again, so it vouches
+    verify_once(cache, shard, right)  # our own again, so it vouches
     cache.folder.chmod(0o1777)
     with pytest.raises(DataError, match="its content has changed"):
-        cache.verify_once(shard, size=4, sha256=right)
+        verify_once(cache, shard, right)
 
 
-def test_a_pickle_in_the_cache_is_refused_and_never_loaded(tmp_path, tiny_data):
-    from lmscale.shards.manifest import load_manifest
-    from lmscale.shards.reader import open_shard
-    from lmscale.stream.dataset import load_pieces
-
+def test_a_pickle_in_the_cache_is_refused_and_never_loaded(tmp_path, tiny_data, caplog):
     mark = tmp_path / "it ran"
-    dataset = tiny_data / "shards/a/train"
-    manifest = load_manifest(dataset)
-    entry = manifest.shards[0]
-    shard = open_shard(dataset / entry.name, entry, manifest.dtype)
-    cache = open_cache(tmp_path / "cache")
-    pieces, file = load_pieces(cache, entry, shard, 32)
-    assert isinstance(pieces, np.ndarray)
-    file.close()
+    settings = {"sequence_length": 32, "packing": "best_fit"}
+    settings |= {"cache": {"folder": str(tmp_path / "cache"), "retries": 0}}
+    dataset = open_dataset(tiny_data / "shards/a/train", StreamConfig.model_validate(settings))
+    expected = dataset.read([0]).tokens.tolist()
+    (plan, *_) = (tmp_path / "cache").glob("*pieces.npy")
     for evil in (make_trap(mark), _object_array(make_trap(mark)), b""):
-        file.path.write_bytes(evil)
-        with pytest.raises(DataError, match="damaged: .* Delete this file"):
-            load_pieces(cache, entry, shard, 32)
+        dataset.close()
+        plan.write_bytes(evil)
+        assert dataset.read([0]).tokens.tolist() == expected
+        assert f"{plan}: damaged; it is made again" in caplog.text
+        caplog.clear()
     assert not mark.exists()
 
 

@@ -61,7 +61,7 @@ def _write_dataset(
         source=folder.name,
         split="train",
         tokenizer_fingerprint=tokenizer,
-        vocab_size=900,
+        vocab_size=900 if dtype == "uint16" else 100_000,
         dtype=dtype,
         eos_id=EOS,
         pad_id=PAD,
