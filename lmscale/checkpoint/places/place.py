@@ -153,11 +153,9 @@ class LocalPlace(Place):
 
     def write_file(self, step: int, name: str, pieces: Iterable[memoryview]) -> None:
         path = step_folder(self.root, step) / name
-        with open(path, "wb", buffering=0) as file:
-            for piece in pieces:
-                num_written = 0
-                while num_written < len(piece):
-                    num_written += file.write(piece[num_written:])
+        with open(path, "wb", buffering=1 << 20) as file:
+            file.writelines(pieces)
+            file.flush()
             fault_points.hit("save.fsync", step=step, path=path)
             os.fsync(file.fileno())
         fault_points.hit("save.written", step=step, path=path)
