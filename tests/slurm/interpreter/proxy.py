@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 
 SPACES = ("pid", "uts", "mnt")
 
@@ -32,8 +33,13 @@ def stand_for_a_fork(address: str, argv: Sequence[str]) -> None:
     spaces = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in SPACES]
     socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2, *spaces])
     passed_on = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
+
+    def pass_on(number: int, frame: object) -> None:
+        with suppress(OSError):  # it has just ended, which is heard below
+            connection.send(bytes([number]))
+
     for number in passed_on:
-        signal.signal(number, lambda number, frame: connection.send(bytes([number])))
+        signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     code = int(connection.recv(16) or b"1")
     if code < 0:
