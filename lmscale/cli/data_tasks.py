@@ -131,7 +131,8 @@ def _describe_progress(progress: Progress) -> str:
     if progress.expected <= progress.ended:
         sentences.append("what is missing is to finish it, which any task does")
     else:
-        sentences.append(f"missing: {render_numbers(progress.missing)}")
+        many = "s" if len(progress.missing) > 1 else ""  # counted from 0, as Slurm does
+        sentences.append(f"missing: task{many} {render_numbers(progress.missing)}")
     if progress.foreign:
         names = ", ".join(progress.foreign)
         sentences.append(f"do not count, being of other settings or inputs: {names}")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from lmscale.files.jsonl import Row
 
 PROGRESS_SECONDS = 15.0  # a kill loses at most this much detail; a month of rows is 25 MB
+LEAP_SECONDS = 900.0  # a clock does not run so wrong: it was set, or the machine was suspended
 STRETCH_SECONDS = 900.0  # long enough to hold a save or an evaluation, short enough to be of now
 STEP_SECONDS = "speed/step_seconds"
 FIRST_SECONDS = 1.0  # the first rows come sooner: a run that is killed all the time gets on as well
@@ -104,7 +105,8 @@ def causes_of(phase_seconds: Mapping[str, float]) -> dict[str, float]:
 
 def pause_after(written_at: float, *, opened_at: float) -> float:
     """Seconds to an attempt's next row: as many again as it has been written to, up to 15."""
-    return min(PROGRESS_SECONDS, max(FIRST_SECONDS, written_at - opened_at))
+    # A clock that was set back meanwhile must not ask for a row a second.
+    return min(PROGRESS_SECONDS, max(FIRST_SECONDS, abs(written_at - opened_at)))
 
 
 def goodput(rows: Sequence[Row], now: float | None = None) -> Goodput:
@@ -134,6 +136,9 @@ class Account:
         self._step = 0
         self._unfinished = 0.0  # seconds in a step of which no row has told the end
         self._time: float | None = None  # as far as the seconds are told
+        self._ahead = 0.0  # seconds by which the machine's clock is ahead of that
+        self._last_down = 0.0  # seconds between the newest attempt and the one before
+        self._taken = 0.0  # of these, what was a leap of the clock
         self._is_open = False  # the newest attempt has no end yet
         self._opened_at: float | None = None  # the time of its first row
 
@@ -142,7 +147,7 @@ class Account:
         seconds = dict(self._seconds)
         seconds["other"] += self._unfinished
         if now is not None and self._time is not None:
-            seconds["other"] += max(0.0, now - self._time)
+            seconds["other"] += max(0.0, now - self._ahead - self._time)
         # Steps that do not count any more were subtracted: a rounding error may be left.
         named = {f"{name}_seconds": max(0.0, value) for name, value in seconds.items()}
         return Goodput(**named, attempts=self._attempts)
@@ -154,22 +159,48 @@ class Account:
         return other
 
     def add(self, row: Row) -> None:
-        gap = 0.0 if self._time is None else max(0.0, row["time"] - self._time)
+        gap = self._gap_before(row)
         if row["event"] == "start":
             lost = min(gap, self._unknown_seconds())
             self._seconds["redone"] += lost
             self._seconds["down"] += gap - lost
+            self._last_down, self._taken = gap - lost, 0.0
             self._attempts += 1
             self._begin_again(row["first_step"], "redone")
             self._is_open, self._opened_at = True, None
         else:
             self._add_progress(row, gap)
-        self._time = max(row["time"], self._time or row["time"])
+        self._time = row["time"] if self._time is None else self._time + gap
+        if self._opened_at is None and row["event"] != "start":
+            self._opened_at = self._time
         if row["event"] == "rewind":
             self._begin_again(row["to_step"], "undone")
         elif row["event"] == "end":
             self._give_up("redone")
             self._is_open = False
+
+    def _gap_before(self, row: Row) -> float:
+        """Seconds since the last row, whatever became of the machine's clock meanwhile.
+
+        Within an attempt its rows' ``seconds`` are of a clock that nobody sets: where the other one
+        leaps away from it, it is that much wrong from there on, or was so when the attempt began.
+        """
+        if self._time is None:
+            return 0.0
+        gap = row["time"] - self._ahead - self._time
+        total = sum(row.get("seconds", {}).values())
+        is_start = row["event"] == "start"
+        leap = min(0.0, gap) if is_start else gap - total
+        if not is_start and abs(leap) <= LEAP_SECONDS:
+            return max(0.0, gap)
+        # Back from an earlier leap, or what seemed time between two attempts was one, or was none.
+        known = min(-leap, max(0.0, self._ahead)) if leap < 0 else 0.0
+        back = max(-self._taken, min(-leap - known, self._last_down - self._taken))
+        self._taken += back
+        self._seconds["down"] -= back
+        self._time -= back
+        self._ahead += leap + back
+        return max(0.0, gap + known + back) if is_start else total
 
     def _unknown_seconds(self) -> float:
         """How long the attempt may have gone on after its last row."""
@@ -189,8 +220,6 @@ class Account:
         # Before the first row, the interpreter's own start.
         is_first = self._opened_at is None
         self._seconds["start" if is_first else "other"] += max(0.0, gap - total)
-        if is_first:
-            self._opened_at = row["time"]
         steps = row["step"] - self._step
         if steps > 0:
             skipped = min(row.get("skipped_steps", 0) / steps, 1.0)

@@ -15,6 +15,7 @@ from lmscale.files.redact import printable, redact
 from lmscale.ranks.ranks import Ranks
 
 _FORMAT = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"
+IN_FILE_ALONE = {"in_file_alone": True}  # as a record's ``extra``: nothing for the terminal
 _OWNED = "lmscale-owned"  # marks our handlers on the root logger
 
 
@@ -39,6 +40,7 @@ def setup_logging(folder: str | Path, ranks: Ranks) -> None:
         terminal = _terminal_handler()
         # Libraries warn about their own future; the file keeps it, a person cannot act on it.
         terminal.addFilter(lambda record: record.name != "py.warnings")
+        terminal.addFilter(lambda record: not hasattr(record, *IN_FILE_ALONE))
         handlers.append(terminal)
     root = logging.getLogger()
     for handler in handlers:

@@ -22,17 +22,25 @@ import torch
 from lmscale.checkpoint.find import Search
 from lmscale.checkpoint.manifest import Manifest
 from lmscale.config import RunConfig
-from lmscale.errors import CheckpointError, GuardError, LeaseLostError, LmscaleError, RefusedError
+from lmscale.errors import (
+    CheckpointError,
+    GuardError,
+    LeaseLostError,
+    LmscaleError,
+    RefusedError,
+    TransientError,
+)
 from lmscale.guard.divergence import Divergence, describe_no_checkpoint, plan_rewind
 from lmscale.guard.guard import RewindRequest, stop_error
 from lmscale.history.history import History, read_history, record_rewind
 from lmscale.ranks.collectives import failing_together
 from lmscale.ranks.device import select_device
+from lmscale.ranks.exits import says_peer_gone
 from lmscale.ranks.ranks import Ranks, is_lost_connection, open_process_group
 from lmscale.runs import faults
 from lmscale.runs.attempts import AttemptLog
 from lmscale.runs.lease import Lease
-from lmscale.runs.logs import setup_logging
+from lmscale.runs.logs import IN_FILE_ALONE, setup_logging
 from lmscale.runs.stop import StoppedError, StopRequests
 from lmscale.train.after_step import AfterStep, open_after_step
 from lmscale.train.assemble import Run, open_run
@@ -60,9 +68,14 @@ def train_run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: flo
     except StoppedError as stopped:
         reason = stopped.reason
     except Exception as error:
-        reason = _requested_as_well(stop, error)
-        if reason is None:
+        if not is_lost_connection(error):
             raise
+        reason = stop.wait(PEER_SECONDS)  # the request that has ended another rank first
+        if reason is None and isinstance(error, LmscaleError):
+            raise
+        if reason is None:
+            raise _lost_peer(error) from error
+        logger.warning("stopped by %s, without saving: another rank had ended before", reason)
     stop.consume_file()
     stop.ignore_from_here()
     return reason
@@ -262,11 +275,12 @@ def _samples_of(manifest: Manifest) -> int:
     return read_progress(manifest, where=f"the checkpoint of step {manifest.step}").n
 
 
-def _requested_as_well(stop: StopRequests, error: Exception) -> str | None:
-    """The request to stop that has ended another rank first, which is all that went wrong."""
-    if not is_lost_connection(error):
-        return None
-    reason = stop.wait(PEER_SECONDS)
-    if reason is not None:
-        logger.warning("stopped by %s, without saving: another rank had ended before", reason)
-    return reason
+def _lost_peer(error: Exception) -> TransientError:
+    """In place of the library's pages about a connection, which go to this rank's log alone."""
+    logger.error("another rank is gone", exc_info=error, extra=IN_FILE_ALONE)
+    lines = str(error).splitlines() or [""]
+    said = next(filter(says_peer_gone, lines), lines[0])[:300]
+    return TransientError(
+        f"Another rank ended, or cannot be reached any more ({type(error).__name__}: {said}). That "
+        "rank's own words say why; this one ends as well."
+    )

@@ -44,10 +44,10 @@ def test_tasks_of_a_corpus_say_what_they_did_and_the_last_one_what_it_made(confi
     told = run(corpus.app, "build", config, "--task", "1/2", "--processes", "1")
     assert told.splitlines() == [
         "task 1 of 2: 2 parts done now",
-        "docs: 1 of 2 tasks have ended; missing: 0",
+        "docs: 1 of 2 tasks have ended; missing: task 0",
     ]
     assert run(corpus.app, "status", config, "--tasks", 2).splitlines() == [
-        f"{place}: 1 of 2 tasks have ended; missing: 0",
+        f"{place}: 1 of 2 tasks have ended; missing: task 0",
         "missing: --array=0",
     ]
     assert missing_tasks(load_config(config), "corpus", 2) == (0,)

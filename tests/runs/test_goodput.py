@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lmscale.files.jsonl import read_rows
 from lmscale.runs import attempts as attempts_module
 from lmscale.runs.attempts import ATTEMPTS_FILE, AttemptLog
-from lmscale.runs.goodput import PROGRESS_SECONDS, goodput, pause_after
+from lmscale.runs.goodput import LEAP_SECONDS, PROGRESS_SECONDS, goodput, pause_after
 from lmscale.watch.heartbeat import PhaseClock
 
 
@@ -320,3 +320,34 @@ def test_every_second_has_one_cause_and_no_step_counts_twice(story, step_seconds
     if not any(attempt_story["is_killed"] for attempt_story in story):
         assert found.productive_seconds == pytest.approx(step_seconds * len(kept), abs=1e-2)
         assert live.seconds == pytest.approx(found.seconds, abs=1e-2)
+
+
+def rows_of_three_attempts():
+    """Of 40 rows each, 15 s apart and a day between two attempts, with a rewind."""
+    rows, now = [], 1e9
+    for number in range(3):
+        now += 86_400.0
+        rows.append(start(now, first_step=40 * number))
+        for step in range(40 * number + 1, 40 * number + 41):
+            now += 15.0
+            rows.append(progress(now, step, 14.0))
+    return rows
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    leap=st.one_of(st.floats(-1e8, 1e8), st.sampled_from([-3600.0, 3600.0, 1e9, -1e9 + 1])),
+    ends=st.tuples(st.integers(0, 123), st.integers(0, 200)),
+)
+def test_a_clock_that_leaps_spoils_no_more_than_a_quarter_of_an_hour(leap, ends):
+    rows = rows_of_three_attempts()
+    true = goodput(rows)
+    first, last = ends
+    for row in rows[first:last]:
+        row["time"] += leap
+    found = goodput(rows)
+    for cause in set(true.seconds) - {"down"}:
+        assert abs(found.seconds[cause] - true.seconds[cause]) <= 2 * LEAP_SECONDS, cause
+    begins = (0, 41, 82)  # of an attempt, where nothing but this clock tells how long it was down
+    if first < last and not {first, min(last, 123)} & {*begins, 123}:
+        assert abs(found.down_seconds - true.down_seconds) <= 2 * LEAP_SECONDS

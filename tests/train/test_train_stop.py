@@ -280,7 +280,10 @@ def test_a_rank_that_has_lost_another_ends_with_75_if_it_was_asked_to_stop_else_
             rank.wait()
     assert code == (75 if is_asked else 1), said.read_text()
     assert (tmp_path / "rank-00000").read_text().strip() == str(code)
-    assert ("Traceback" in said.read_text()) is not is_asked
+    assert "Traceback" not in said.read_text()
+    if not is_asked:
+        assert "error: Another rank ended, or cannot be reached any more" in said.read_text()
+        assert "Traceback" in (run / "logs/rank-00000.log").read_text()
 
 
 def test_lmscale_evaluate_ends_with_75_when_it_is_asked_to_stop(tiny_data, tmp_path):
