@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, Field, SkipValidation, TypeAdapter
 
 from lmscale.checkpoint.differences import MAX_NAMED
-from lmscale.errors import CheckpointError
+from lmscale.errors import CheckpointError, RefusedError
 from lmscale.files.redact import printable_name
 from lmscale.files.strangers import (
     EXACT,
@@ -34,6 +34,7 @@ from lmscale.files.strangers import (
     Tree,
     checked,
     describe_unsafe_name,
+    is_count,
     one_of,
     quote,
 )
@@ -214,15 +215,25 @@ _STATE_BYTES = ITEM_BYTES["F32"]  # masters and optimizers' states
 
 
 def parse_manifest(text: str, path: Path | str) -> Manifest:
-    """Read a manifest back. Raises ``CheckpointError`` for anything that is not one."""
+    """Read a manifest back. Raises ``CheckpointError`` for anything that is not one, and its
+    subclass ``RefusedError`` for one of a newer lmscale: no older one is taken in its place.
+    """
     try:
         tree = json.loads(text)
-        if tree["version"] != VERSION:
+        version, sha256 = tree["version"], tree.pop("sha256")
+        # One flipped bit makes another version as well: the hash is then that of ours.
+        is_ours = version == VERSION or sha256 == _hash_of(_render({**tree, "version": VERSION}))
+        if not is_ours and is_count(version) and version > VERSION:
+            raise RefusedError(
+                f"{path}: written by a newer lmscale (version {version} of the checkpoint format; "
+                f"this one reads {VERSION}). Nothing is wrong with it: go on with the lmscale that "
+                "wrote it, whose version is in the run's code.json, or with a newer one."
+            )
+        if version != VERSION and not is_ours:
             raise CheckpointError(
-                f"{path}: version {quote(tree['version'])} of the checkpoint format; this lmscale "
+                f"{path}: version {quote(version)} of the checkpoint format; this lmscale "
                 f"reads {VERSION}."
             )
-        sha256 = tree.pop("sha256")
         if not _has_hash(text, tree, sha256):
             raise CheckpointError(f"{path}: does not match its own hash; it is damaged.")
         names = _names_in_order(tree)

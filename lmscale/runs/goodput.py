@@ -138,7 +138,7 @@ class Account:
         self._time: float | None = None  # as far as the seconds are told
         self._ahead = 0.0  # seconds by which the machine's clock is ahead of that
         self._last_down = 0.0  # seconds between the newest attempt and the one before
-        self._taken = 0.0  # of these, what was a leap of the clock
+        self._taken = 0.0  # of such seconds, what was a leap of the clock
         self._is_open = False  # the newest attempt has no end yet
         self._opened_at: float | None = None  # the time of its first row
 
@@ -164,7 +164,7 @@ class Account:
             lost = min(gap, self._unknown_seconds())
             self._seconds["redone"] += lost
             self._seconds["down"] += gap - lost
-            self._last_down, self._taken = gap - lost, 0.0
+            self._last_down = gap - lost
             self._attempts += 1
             self._begin_again(row["first_step"], "redone")
             self._is_open, self._opened_at = True, None
@@ -194,9 +194,10 @@ class Account:
         if not is_start and abs(leap) <= LEAP_SECONDS:
             return max(0.0, gap)
         # Back from an earlier leap, or what seemed time between two attempts was one, or was none.
-        known = min(-leap, max(0.0, self._ahead)) if leap < 0 else 0.0
-        back = max(-self._taken, min(-leap - known, self._last_down - self._taken))
+        known = max(min(0.0, self._ahead), min(-leap, max(0.0, self._ahead)))
+        back = max(-self._taken, min(-leap - known, self._last_down))
         self._taken += back
+        self._last_down -= back
         self._seconds["down"] -= back
         self._time -= back
         self._ahead += leap + back

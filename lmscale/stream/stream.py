@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter
 
 from lmscale.config.data import StreamConfig
-from lmscale.errors import CheckpointError, ConfigError, DataError
+from lmscale.errors import CheckpointError, ConfigError, DataError, RefusedError
 from lmscale.files.strangers import EXACT, Count, ImplausibleError, Tree, checked
 from lmscale.runs.continuation import STREAM_KEYS
 from lmscale.stream.batches import Rows
@@ -61,7 +61,8 @@ class StreamState:
                 "resume from another checkpoint."
             ) from None
         if state.version != VERSION:
-            raise CheckpointError(
+            kind = RefusedError if state.version > VERSION else CheckpointError
+            raise kind(
                 f"The stream's state has version {state.version}; this lmscale reads {VERSION}. "
                 "Resume with the lmscale that wrote it."
             )

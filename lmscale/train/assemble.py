@@ -22,7 +22,7 @@ from lmscale.checkpoint.places.run_place import open_place, prepare_place
 from lmscale.config import BatchPlan, RunConfig
 from lmscale.engine.build import check_precision
 from lmscale.engine.engine import Engine
-from lmscale.errors import CheckpointError, DataError, LmscaleError
+from lmscale.errors import CheckpointError, DataError, LmscaleError, RefusedError
 from lmscale.files.atomic import writing
 from lmscale.files.strangers import checked
 from lmscale.guard.state import GuardState, read_guard_state
@@ -203,6 +203,8 @@ def _resume(
     for found in search:
         try:
             start = _read_start(found)
+        except RefusedError:  # of a newer lmscale, not damaged
+            raise
         except CheckpointError as error:  # on all ranks alike: they have the same manifest
             search.reject(found, error.problems)
             continue

@@ -35,7 +35,7 @@ from lmscale.checkpoint.load import load_weights, open_weights
 from lmscale.checkpoint.manifest import parse_manifest
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.places.remote_place import RemotePlace
-from lmscale.errors import CheckpointError
+from lmscale.errors import CheckpointError, RefusedError
 from lmscale.files.cache import NodeCache
 from lmscale.ranks.ranks import Ranks
 
@@ -111,16 +111,34 @@ def test_weights_that_are_not_finite_are_passed_over(place):
     assert looking.passed_over[0].why == (f"{place.name_of(8)} holds weights that are not finite.",)
 
 
-def test_a_manifest_of_another_version_is_passed_over_by_its_number(place):
-    def of_the_future(content):
-        return json.dumps({**json.loads(content), "version": 99}).encode()
+@pytest.mark.parametrize(("version", "is_newer"), [(99, True), (1, False), ("x", False)])
+def test_a_checkpoint_of_another_version_is_told_as_such_and_no_older_one_taken_for_a_newer(
+    place, version, is_newer
+):
+    def of_another_time(content):
+        tree = json.loads(content)
+        return json.dumps(tree | {"version": version, "files": [], "sha256": "0" * 64}).encode()
 
-    path = damage(place, 6, FILES[0], of_the_future)
+    path = damage(place, 6, FILES[0], of_another_time)
+    if is_newer:
+        with pytest.raises(RefusedError, match=r"written by a newer lmscale \(version 99") as told:
+            step_taken(place)
+        assert "move" not in str(told.value)
+        return
     looking = search(place)
     assert next(looking).manifest.step == 4
-    assert looking.passed_over[0].why[0].startswith(f"{path}: version 99 of the checkpoint format")
-    with pytest.raises(CheckpointError, match="version 99 of the checkpoint format"):
+    assert looking.passed_over[0].why[0].startswith(f"{path}: version {version!r} of the check")
+
+
+def test_a_version_that_a_flipped_bit_has_changed_is_damage(place):
+    def flip(content):
+        assert content.count(b'"version":2') == 1
+        return content.replace(b'"version":2', b'"version":6')
+
+    damage(place, 6, FILES[0], flip)
+    with pytest.raises(CheckpointError, match="does not match its own hash"):
         load_manifest(place, 6)
+    assert step_taken(place) == 4
 
 
 def test_a_changed_value_in_a_manifest_is_found_although_it_is_good_json(place):
