@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
@@ -20,6 +22,7 @@ from lmscale.files.strangers import ImplausibleError, checked, is_count, parse_j
 
 Row = dict[str, Any]
 TAIL_BYTES = 1 << 16
+_SEAL = re.compile(rb', "crc": "([0-9a-f]{8})"\}$')
 Value = TypeVar("Value")
 
 
@@ -33,7 +36,7 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
 
 def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """``append_row`` for several rows, in a single write."""
-    content = b"".join(map(_to_line, rows))
+    content = b"".join(map(_seal, map(_to_line, rows)))
     with writing(Path(path).name, Path(path).parent), open(path, "ab", buffering=0) as file:
         _write_whole(file, content)
 
@@ -45,24 +48,28 @@ def append_durable_row(
     path = Path(path)
     mend_tail(path)
     with writing(path.name, path.parent, no_space=no_space):
-        with closing(RowFile(path, no_space=no_space)) as file:
+        with closing(RowFile(path, is_sealed=True, no_space=no_space)) as file:
             file.append(row)
             file.sync()
         fsync_folder(path.parent)
 
 
 class RowFile:
-    """Appends rows to the very file that it opened."""
+    """Appends rows to the very file that it opened; ``is_sealed``: each with its own checksum."""
 
-    def __init__(self, path: Path, *, no_space: type[LmscaleError] = DataError) -> None:
+    def __init__(
+        self, path: Path, *, is_sealed: bool = False, no_space: type[LmscaleError] = DataError
+    ) -> None:
         self.path = path
+        self._is_sealed = is_sealed
         self._file = open(path, "ab", buffering=0)
         self._no_space = no_space
 
     def append(self, row: Mapping[str, Any]) -> None:
         """As ``append_row``: it outlives this process and, once ``sync`` is called, the machine."""
         with writing(self.path.name, self.path.parent, no_space=self._no_space):
-            _write_whole(self._file, _to_line(row))
+            line = _to_line(row)
+            _write_whole(self._file, _seal(line) if self._is_sealed else line)
             # Closing any descriptor of a file is what makes NFS send it off, for others to see.
             os.close(os.dup(self._file.fileno()))
 
@@ -82,7 +89,11 @@ class RowFile:
 
 
 def renew_rows(
-    path: str | Path, last_step: int | None = None, *, no_space: type[LmscaleError] = DataError
+    path: str | Path,
+    last_step: int | None = None,
+    *,
+    is_sealed: bool = False,
+    no_space: type[LmscaleError] = DataError,
 ) -> RowFile:
     """Put a copy without the rows of steps beyond ``last_step`` in the file's place, and open the
     copy for more. What is no row, or has no step, stays as it stands, for a person to see.
@@ -95,7 +106,13 @@ def renew_rows(
         if last_step is not None:
             lines = [line for line in lines if _step_of(line) <= last_step]
         write_bytes(path, b"".join(line + b"\n" for line in lines))
-        return RowFile(path, no_space=no_space)
+        return RowFile(path, is_sealed=is_sealed, no_space=no_space)
+
+
+def _seal(line: bytes) -> bytes:
+    """A rendered row with a checksum of what comes before it, as the last key."""
+    body = line.removesuffix(b"}\n")
+    return line if body == b"{" else b'%s, "crc": "%08x"}\n' % (body, zlib.crc32(body))
 
 
 def _step_of(line: bytes) -> int:
@@ -140,7 +157,7 @@ def read_rows(path: str | Path) -> list[Row]:
         row = _parse(line)
         if row is None:
             raise DataError(
-                f"{path}, line {number}: not a JSON object. lmscale writes whole lines only, so "
+                f"{path}, line {number}: not a JSON object as lmscale writes it, so "
                 f"the disk or an editor damaged it; remove that line to go on."
             )
         rows.append(row)
@@ -148,7 +165,12 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def _parse(line: bytes) -> Row | None:
-    """An object that can be walked through, reckoned with and written again."""
+    """An object that can be walked through, reckoned with and written again, without its seal."""
+    if sealed := _SEAL.search(line):
+        body = line[: sealed.start()]
+        if zlib.crc32(body) != int(sealed[1], 16):
+            return None
+        line = body + b"}"
     try:
         row = tame(parse_json(line))
     except ValueError:  # also bytes that are not UTF-8
@@ -188,7 +210,9 @@ def sift_rows(
             found.rows.append(row or {})
         except ImplausibleError as error:
             where = f"line {number}" if max_bytes == sys.maxsize else "one of its last lines"
-            bad.append(f"{where}: {error if row is not None else 'not a JSON object'}")
+            bad.append(
+                f"{where}: {error if row is not None else 'not a JSON object as it was written'}"
+            )
     if bad:
         more = f" (and {len(bad) - 1:,} more lines)" if len(bad) > 1 else ""
         found.problems.append(f"{path.name}, {bad[0]}{more}; it is left out.")

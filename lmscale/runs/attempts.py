@@ -71,7 +71,7 @@ class AttemptLog:
         ``phase_seconds`` tells what its time has gone to so far.
         """
         path = Path(folder) / ATTEMPTS_FILE
-        self._rows = renew_rows(path, no_space=NoSpaceError)
+        self._rows = renew_rows(path, is_sealed=True, no_space=NoSpaceError)
         self._clock, self._phase_seconds = clock, phase_seconds
         earlier = read_attempts(folder)
         self._opened_at = self._written_at = clock()

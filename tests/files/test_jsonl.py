@@ -5,7 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.errors import DataError
-from lmscale.files.jsonl import append_row, mend_tail, read_rows, renew_rows, sift_rows
+from lmscale.files.jsonl import (
+    append_durable_row,
+    append_row,
+    mend_tail,
+    read_rows,
+    renew_rows,
+    sift_rows,
+)
 from lmscale.files.run_rows import STEP
 
 
@@ -22,7 +29,20 @@ def test_no_file_is_no_rows(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_becomes_null(tmp_path, value):
     append_row(tmp_path / "a", {"loss": value})
-    assert (tmp_path / "a").read_text() == '{"loss": null}\n'
+    assert read_rows(tmp_path / "a") == [{"loss": None}]
+
+
+@pytest.mark.parametrize("append", [append_row, append_durable_row])
+def test_a_row_with_any_bit_flipped_is_no_row_or_the_same_row(tmp_path, append):
+    row = {"step": 12, "why": "a spike", "jump": 340}
+    append(tmp_path / "a", row)
+    content = (tmp_path / "a").read_bytes()
+    for bit in range(8 * (len(content) - 1)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "a").write_bytes(flipped)
+        for found in sift_rows(tmp_path / "a", STEP).rows:
+            assert found.items() >= row.items(), bit
 
 
 @given(cut=st.integers(0, 60))
