@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,12 @@ from lmscale.config import RunConfig, load_config
 from lmscale.errors import DataError, LmscaleError
 from lmscale.files.locations import is_remote, local_path
 from lmscale.files.run_files import CONFIG_FILE, read_submissions
-from lmscale.files.shard_files import MANIFEST, find_wrong_files, read_shard_sizes
+from lmscale.files.shard_files import (
+    MANIFEST,
+    explain_missing,
+    find_wrong_files,
+    read_shard_sizes,
+)
 from lmscale.runs.commits import read_commits
 from lmscale.runs.continuation import check_folder, find_continuation_problems, find_source_problems
 
@@ -164,10 +169,10 @@ def _data_problems(config: RunConfig, job: SlurmJob) -> list[str]:
     if job.kind == "shards":
         corpus = config.corpus
         places = {f"corpus.sources.{name}": f"{corpus.folder}/{name}" for name in corpus.sources}
-        return problems + _missing_manifests(places, "lmscale corpus build CONFIG")
+        return problems + _missing_manifests(places, _build_corpus)
     if not config.stream.sources:
         problems.append("stream.sources names no dataset; give at least one, NAME: {shards: …}.")
-    return problems + _missing_manifests(_datasets_of(config), "lmscale shards build CONFIG")
+    return problems + _missing_manifests(_datasets_of(config))
 
 
 def _datasets_of(config: RunConfig) -> dict[str, str]:
@@ -220,7 +225,7 @@ def _evaluation_problems(folder: Path) -> list[str]:
     sets = _sets_of(config)
     if not sets:
         return [f"{folder / CONFIG_FILE} names no evaluation.sets: there is nothing to score."]
-    return _missing_manifests(sets, "lmscale shards build CONFIG")
+    return _missing_manifests(sets)
 
 
 def _input_problems(config: RunConfig) -> list[str]:
@@ -235,9 +240,15 @@ def _input_problems(config: RunConfig) -> list[str]:
     ]
 
 
-def _missing_manifests(places: dict[str, str], command: str) -> list[str]:
+def _build_corpus(place: str) -> str:
+    return "Build it with `lmscale corpus build CONFIG`, or name another place."
+
+
+def _missing_manifests(
+    places: dict[str, str], explain: Callable[[str], str] = explain_missing
+) -> list[str]:
     return [
-        f"{setting}: {place} holds no {MANIFEST}. Build it with `{command}`, or name another place."
+        f"{setting}: {place} holds no {MANIFEST}. {explain(place)}"
         for setting, place in places.items()
         if not is_remote(place) and not (local_path(place) / MANIFEST).is_file()
     ]

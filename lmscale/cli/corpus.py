@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,11 +77,29 @@ def _render(manifest: CorpusManifest) -> str:
         f"{manifest.text_bytes(split):>16,} bytes of text"
         for split in manifest.splits
     ]
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items())
     lines.append(
-        f"  read     {manifest.documents_read:>12,} documents; dropped: {dropped or 'none'}"
+        f"  read     {manifest.documents_read:>12,} documents in {manifest.files_read:,} files; "
+        f"dropped: {_list(manifest.dropped) or 'none'}"
     )
+    if manifest.passed_over:
+        lines.append(f"  passed over: {_list(manifest.passed_over)}")
+    if manifest.files_without_text:
+        named = ", ".join(manifest.without_text)
+        more = "" if manifest.files_without_text == len(manifest.without_text) else ", …"
+        lines.append(f"  {manifest.files_without_text:,} files gave no text: {named}{more}")
     if manifest.cut:
-        cut = ", ".join(f"{count:,} {how}" for how, count in manifest.cut.items())
-        lines.append(f"  over-long documents: {cut}")
+        lines.append(f"  over-long documents: {_list(manifest.cut)}")
+    if manifest.line_ends:
+        lines.append(f"  line ends became LF in {manifest.line_ends:,} documents")
+    fraction = manifest.made_by.get("heldout_fraction")
+    if fraction and not manifest.documents("heldout"):
+        lines.append(
+            f"  Nothing was held out: a document's hash decides, and of so few none fell below "
+            f"corpus.heldout_fraction = {fraction}. There will be no heldout shards; raise it to "
+            "have some."
+        )
     return "\n".join(lines)
+
+
+def _list(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items())

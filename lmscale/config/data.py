@@ -25,11 +25,20 @@ class CorpusSourceConfig(Section):
     inputs: tuple[str, ...] = Field(min_length=1, strict=False)
     """Files or glob patterns."""
     format: Literal["auto", "text", "jsonl", "parquet", "webdataset"] = "auto"
-    """``auto`` goes by the file's ending: .txt .jsonl .jsonl.gz .jsonl.zst .parquet .tar."""
+    """``auto`` goes by the ending: .txt .jsonl .parquet .tar, and with .gz .bz2 .xz .zst behind."""
     text_field: str = "text"
     """The JSON key or Parquet column that holds the text."""
     encoding: str = "utf-8"
-    """Encoding of .txt and .jsonl files. Bytes that do not decode are an error, never replaced."""
+    """Encoding of text and JSON. A record with a byte that does not decode is broken."""
+    separator: str = ""
+    """What stands between two documents of a .txt file: ``blank_lines``, or any text, such as
+    ``"\\f"``. Empty: a file is one document.
+    """
+    max_record_chars: PositiveInt = Field(default=64 * 2**20, le=2**40)
+    """A longer line, row, tar member or separated document is broken. It bounds the memory: about 2
+    bytes a character, 9 where a line of English holds an emoji. A .txt that is one document has
+    no such limit.
+    """
     max_bad_records: int = Field(default=0, ge=0)
     """Most broken records (JSON lines, rows without text) skipped and counted; more: an error."""
 
@@ -40,6 +49,8 @@ class CorpusConfig(Section):
     folder: str = "data/corpus"
     sources: dict[str, CorpusSourceConfig] = Field(default_factory=dict)
     normalization: Literal["NFC", "NFKC", "none"] = "NFC"
+    line_ends: Literal["lf", "keep"] = "lf"
+    """``lf`` writes CR LF and CR as LF, and counts the documents where it did."""
     strip_html: bool = False
     """Remove markup, scripts and styles, keep the text (needs the ``corpus`` extra)."""
     min_chars: int = Field(default=1, ge=0)
@@ -48,7 +59,9 @@ class CorpusConfig(Section):
     """Longer documents are handled by ``on_overlong``."""
     on_overlong: Literal["split", "truncate", "drop"] = "split"
     drop_exact_duplicates: bool = True
-    """Of a text that a source holds twice, in its train or heldout part, the first copy is kept."""
+    """Of a text that a source holds twice the first copy is kept. Line ends, white space at both
+    ends and Unicode's normal form (NFC) make no difference, nor for ``heldout_fraction``.
+    """
     heldout_fraction: float = Field(default=0.01, ge=0, lt=1)
     """Part of the documents kept for evaluation, by a hash of the text: each stays where it is."""
     part_bytes: PositiveInt = Field(default=64 * 2**20, le=MAX_BYTES)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,25 @@ from lmscale.corpus.documents import (
     render_manifest,
 )
 from lmscale.corpus.duplicates import RewriteTask, dropped_lines, find_duplicates, rewrite_file
-from lmscale.corpus.parts import CUT_AS, Part, PartRecord, load_whole_part
-from lmscale.corpus.readers import BadRecords, RawFile, find_inputs
+from lmscale.corpus.inputs import RawFile, find_inputs
+from lmscale.corpus.parts import CUT_AS, NAMED_FILES, Part, PartRecord, load_whole_part
+from lmscale.corpus.readers import Account
 from lmscale.errors import ConfigError, DataError
 from lmscale.tasks.building import Builder, BuildSummary
 from lmscale.tasks.finishing import Progress
 from lmscale.tasks.processes import run_tasks
 from lmscale.tasks.target import ArrayTask, Move, Target, UnitsMissing
 
-PART_VERSION = 2
+PART_VERSION = 3
 REASONS = ("broken", "empty", "short", "overlong", "duplicate")
+# Which setting a document is lost to.
+_SETTINGS = {
+    "broken": "the files",
+    "empty": "the inputs",
+    "short": "corpus.min_chars",
+    "overlong": "corpus.max_chars",
+    "held out": "corpus.heldout_fraction",
+}
 # Settings that no document depends on: which files are read is in their list, and the limit is
 # looked at again when all parts are there. So a part need not be made again for either.
 _NOT_OF_A_PART = ("inputs", "max_bad_records")
@@ -101,11 +110,13 @@ class SourceTarget(Target[CorpusManifest]):
     def assemble(self, processes: int) -> tuple[dict[str, Any], list[Move]]:
         """Raises ``DataError`` where no document is left to train on."""
         records = self._load_parts(processes)
-        dropped: Counter[str] = Counter()
-        cut: Counter[str] = Counter()
+        dropped, cut, passed_over = Counter[str](), Counter[str](), Counter[str]()
+        without_text: list[str] = []
         for record in records:
             dropped.update(record.dropped)
             cut.update(record.cut)
+            passed_over.update(record.passed_over)
+            without_text += record.without_text
         rewrites = self._plan_rewrites(records, dropped, cut)
         # A few files are not worth processes of their own.
         count = processes if len(rewrites) > 8 else 1
@@ -136,6 +147,11 @@ class SourceTarget(Target[CorpusManifest]):
             documents_read=sum(record.documents_read for record in records),
             dropped={reason: dropped[reason] for reason in REASONS if dropped[reason]},
             cut={how: count for how, count in cut.items() if count},
+            line_ends=sum(record.line_ends for record in records),
+            passed_over=dict(sorted(passed_over.items())),
+            files_read=sum(len(part.files) for part in self.units),
+            files_without_text=sum(record.files_without_text for record in records),
+            without_text=tuple(without_text[:NAMED_FILES]),
             splits=splits,
         )
         self._check_left(manifest)
@@ -151,11 +167,10 @@ class SourceTarget(Target[CorpusManifest]):
         if missing:
             raise UnitsMissing(missing)
         records = [record for record in found if record is not None]
-        limit = self.config.sources[self.name].max_bad_records
-        bad = BadRecords(source=self.name, limit=limit)
+        account = Account(self.name, self.config.sources[self.name])
         for record in records:
-            bad.include(record.dropped.get("broken", 0), record.broken)
-        bad.check()
+            account.include(record.dropped.get("broken", 0), record.broken)
+        account.check()
         return records
 
     def _plan_rewrites(
@@ -193,14 +208,23 @@ class SourceTarget(Target[CorpusManifest]):
     def _check_left(self, manifest: CorpusManifest) -> None:
         if manifest.splits["train"]:
             return
-        dropped = ", ".join(f"{count} {reason}" for reason, count in manifest.dropped.items())
-        num_files = sum(len(part.files) for part in self.units)
+        gone = dict(manifest.dropped)
+        if heldout := manifest.documents("heldout"):
+            gone["held out"] = heldout
+        settings = [_SETTINGS[reason] for reason in gone if reason in _SETTINGS]
+        look = f" Look at {' and '.join(settings)}." if settings else ""
+        where = f"{manifest.files_read} files"
+        if manifest.without_text:
+            where += f", the first without text {manifest.without_text[0]}"
         raise DataError(
             f"corpus.sources.{self.name}: no document is left for training of "
-            f"{manifest.documents_read} read in {num_files} files (dropped: {dropped or 'none'}; "
-            f"held out: {manifest.documents('heldout')}). "
-            "Check the inputs, corpus.min_chars, corpus.max_chars and corpus.heldout_fraction."
+            f"{manifest.documents_read} read in {where} ({_list_counts(gone)}; passed over: "
+            f"{_list_counts(manifest.passed_over)}).{look}"
         )
+
+
+def _list_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items()) or "none"
 
 
 def _builder(config: CorpusConfig, processes: int) -> Builder[CorpusManifest]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import warnings
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import xxhash
@@ -19,9 +20,35 @@ _BLOCKS = frozenset(
 )
 
 
+# Behind a line end or a space nothing composes with what is before, nor between these two.
+_CUT = re.compile(r"(?<=[\n 、。])(?!\Z)|(?<=[!-~一-鿿])(?=[ -~一-鿿])")
+STRETCH_CHARS = 1 << 20
+
+
+def cut_stretches(pieces: Iterable[str]) -> Iterator[str]:
+    """The text that the pieces make, in stretches of about a million characters.
+
+    What a line end or a normal form makes of the text, it makes of its stretches.
+    """
+    rest = ""
+    for piece in pieces:
+        start, searched = 0, len(rest)
+        rest += piece
+        while cut := _CUT.search(rest, max(start + STRETCH_CHARS, searched)):
+            yield rest[start : cut.start()]
+            start = cut.start()
+        rest = rest[start:]
+    yield rest
+
+
 def normalize(text: str, form: Literal["NFC", "NFKC", "none"]) -> str:
     """The text in Unicode normal form NFC or NFKC, or as it is for ``none``."""
     return text if form == "none" else unicodedata.normalize(form, text)
+
+
+def with_lf(text: str) -> str:
+    """The text with LF for every CR LF and CR."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def strip_html(text: str) -> str:
@@ -48,9 +75,33 @@ def strip_html(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n")  # at most one empty line in a row
 
 
+class Sameness:
+    """What is the same of all texts that count as one: those that differ in nothing but line ends,
+    white space at both ends, and what canonical equivalence (NFC) takes for the same characters.
+    """
+
+    def __init__(self, stretches: Iterable[str]) -> None:
+        self.all_chars = 0  # of the text as it is
+        self.chars = 0  # without the white space at both ends
+        digest = xxhash.xxh128()
+        between = ""  # white space, which counts if something follows
+        for stretch in stretches:
+            self.all_chars += len(stretch)
+            text = normalize(with_lf(stretch), "NFC")
+            text = text if self.chars else text.lstrip()
+            inner = text.rstrip()
+            if inner:
+                digest.update((between + inner).encode())
+                self.chars += len(between) + len(inner)
+                between = text[len(inner) :]
+            else:
+                between += text
+        self.digest = digest.digest()  # 16 bytes
+
+
 def digest_of(text: str) -> bytes:
-    """xxh128 of the text's UTF-8: finds duplicates and decides what is held out."""
-    return xxhash.xxh128_digest(text.encode())
+    """xxh128 by which duplicates are found and the held-out part is chosen."""
+    return Sameness([text]).digest
 
 
 def is_heldout(digest: bytes, fraction: float) -> bool:
@@ -58,23 +109,25 @@ def is_heldout(digest: bytes, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def split_text(text: str, max_chars: int) -> list[str]:
-    """Pieces of at most ``max_chars``, which joined give the text.
+def split_text(stretches: Iterable[str], max_chars: int) -> Iterator[str]:
+    """Pieces of at most ``max_chars``, which joined give the text that the stretches make.
 
     A cut falls after the last newline, or else the last space, in the final quarter of a piece, or
     else at ``max_chars``.
     """
-    pieces = []
-    start = 0
-    while len(text) - start > max_chars:
-        earliest = start + max_chars - max_chars // 4
-        end = start + max_chars
-        for separator in ("\n", " "):
-            cut = text.rfind(separator, earliest, end)
-            if cut >= 0:
-                end = cut + 1
-                break
-        pieces.append(text[start:end])
-        start = end
-    pieces.append(text[start:])
-    return pieces
+    rest = ""
+    for stretch in stretches:
+        rest += stretch
+        start = 0
+        while len(rest) - start > max_chars:
+            earliest = start + max_chars - max_chars // 4
+            end = start + max_chars
+            for separator in ("\n", " "):
+                cut = rest.rfind(separator, earliest, end)
+                if cut >= 0:
+                    end = cut + 1
+                    break
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
+    yield rest

@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import xxhash
-from pydantic import TypeAdapter
+from pydantic import AfterValidator, TypeAdapter
 
 from lmscale.errors import DataError
 from lmscale.files.reading import open_plain, read_plain, reading, sealed, unseal
-from lmscale.files.strangers import checked, parse_json
+from lmscale.files.strangers import FileName, checked, parse_json
 
 SPLITS = ("train", "heldout")
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 AGAIN = "Build the corpus again with --force."
 FILE_BYTES = 256 * 2**20  # a document file is closed once it has reached this size
 
@@ -40,16 +40,28 @@ class Document:
 class DocumentFile:
     """One file of JSON lines and what it must hold."""
 
-    name: str
+    name: FileName
     bytes: int
     documents: int
     text_bytes: int  # UTF-8 bytes of the texts alone
     xxh128: str
 
 
+def _have_splits(splits: dict[str, Any]) -> dict[str, Any]:
+    if sorted(splits) != sorted(SPLITS):
+        raise ValueError(f"names not exactly {' and '.join(SPLITS)}")
+    return splits
+
+
+Splits = Annotated[dict[str, tuple[DocumentFile, ...]], AfterValidator(_have_splits)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CorpusManifest:
-    """A source's inputs, counts and files. ``dropped`` counts documents by reason."""
+    """A source's inputs, counts and files.
+
+    ``documents_read`` are those that were kept and, by reason, ``dropped``.
+    """
 
     source: str
     key: str  # hash of the settings and of the raw files' sizes and times
@@ -57,7 +69,12 @@ class CorpusManifest:
     documents_read: int
     dropped: dict[str, int]
     cut: dict[str, int]  # over-long documents that were split or truncated
-    splits: dict[str, tuple[DocumentFile, ...]]
+    line_ends: int  # documents read with CR LF or CR, which became LF
+    passed_over: dict[str, int]  # what is no document, by what it is
+    files_read: int
+    files_without_text: int  # of which no document came, but such as others gave before
+    without_text: tuple[str, ...]  # the first of these
+    splits: Splits
 
     def documents(self, split: str) -> int:
         return sum(file.documents for file in self.splits[split])

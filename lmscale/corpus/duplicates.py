@@ -15,16 +15,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from lmscale.corpus.documents import SPLITS, DocumentFile, FileSums, check_documents
 from lmscale.errors import DataError
 from lmscale.files.arrays import map_columns, to_npy
 from lmscale.files.atomic import atomic_path, write_bytes, writing
 from lmscale.files.reading import read_plain, reading, seal, unseal
+from lmscale.files.strangers import checked
 
-RANGE_ROWS = 2**24  # compared at once, in about 1 GB
+RANGE_ROWS = 2**23  # compared at once, about 72 bytes each
 # An index is uint64 [5, texts]: these rows, and its columns in the order of the digests.
 HIGH, LOW, FIRST, LINES, FLAGS = range(5)
+_FILE = TypeAdapter(DocumentFile)
 _IS_CUT = 2  # beside the split's number in FLAGS
 
 
@@ -52,11 +55,13 @@ def find_duplicates(indexes: Sequence[Path], *, range_rows: int = RANGE_ROWS) ->
     for start, end in itertools.pairwise(edges):
         pieces = []
         for part, path in enumerate(indexes):
-            table = _open_index(path)  # not all held open: Linux maps 65,530 files a process
+            table = _open_index(path)
             a = np.searchsorted(table[HIGH], np.uint64(start))
             b = np.searchsorted(table[HIGH], np.uint64(end - 1), side="right")
+            # A list copies; a view would keep the map open, one of 1,024 files a process may have.
+            high, low = table[[HIGH, LOW], a:b]
             owner = np.full(b - a, part, dtype=np.uint32)
-            pieces.append((table[HIGH, a:b], table[LOW, a:b], owner, np.arange(a, b)))
+            pieces.append((high, low, owner, np.arange(a, b, dtype=np.uint32)))
         high, low, owner, column = (np.concatenate(row) for row in zip(*pieces, strict=True))
         order = np.lexsort((owner, low, high))  # the first part comes first among equals
         high, low = high[order], low[order]
@@ -99,7 +104,7 @@ def rewrite_file(task: RewriteTask) -> DocumentFile:
     """Write ``target`` and, last, a record beside it; a killed finisher's whole files are used."""
     record = task.target.with_suffix(".json")
     with suppress(OSError, ValueError, DataError):  # missing, or damaged: written again
-        file = DocumentFile(**unseal(read_plain(record)))
+        file = checked(_FILE, unseal(read_plain(record)))
         check_documents(task.target, file)
         return file
     check_documents(task.path, task.file)

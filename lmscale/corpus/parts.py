@@ -15,25 +15,36 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from lmscale.config.data import CorpusConfig
-from lmscale.corpus.clean import digest_of, is_heldout, normalize, split_text, strip_html
+from lmscale.corpus.clean import (
+    Sameness,
+    cut_stretches,
+    is_heldout,
+    normalize,
+    split_text,
+    strip_html,
+    with_lf,
+)
 from lmscale.corpus.documents import (
     SPLITS,
     Document,
-    DocumentFile,
     DocumentWriter,
+    Splits,
     check_documents,
     hash_documents,
 )
 from lmscale.corpus.duplicates import index_row, write_index
-from lmscale.corpus.readers import BadRecords, RawFile, read_source
+from lmscale.corpus.inputs import RawFile
+from lmscale.corpus.readers import Account, Pieces, read_file
 from lmscale.errors import DataError
 from lmscale.files.atomic import fsync_folder, have_sizes, write_bytes, writing
 from lmscale.files.reading import open_plain, read_plain, seal, unseal
+from lmscale.files.redact import printable_name
 from lmscale.files.strangers import checked
 from lmscale.tasks.target import Unit
 
@@ -81,8 +92,12 @@ class PartRecord:
     documents_read: int
     dropped: dict[str, int]
     cut: dict[str, int]
+    line_ends: int
+    passed_over: dict[str, int]
     broken: tuple[str, ...]  # the first broken records, in words
-    splits: dict[str, tuple[DocumentFile, ...]]
+    files_without_text: int
+    without_text: tuple[str, ...]  # the first of these files
+    splits: Splits
 
 
 _RECORD = TypeAdapter(PartRecord)
@@ -156,66 +171,98 @@ def _write_part(part: Part, work: Path) -> PartRecord:
         documents_read=cleaner.read,
         dropped=dict(cleaner.dropped),
         cut=dict(cleaner.cut),
-        broken=tuple(cleaner.bad.named),
+        line_ends=cleaner.line_ends,
+        passed_over=dict(cleaner.account.passed_over),
+        broken=tuple(cleaner.account.named),
+        files_without_text=len(cleaner.without_text),
+        without_text=tuple(cleaner.without_text[:NAMED_FILES]),
         splits=splits,
     )
+
+
+@dataclass
+class _Tidied:
+    """A text in its normal form and with its line ends, in stretches, each time it is iterated."""
+
+    pieces: Pieces
+    config: CorpusConfig
+    has_cr: bool = False
+
+    def __iter__(self) -> Iterator[str]:
+        for stretch in cut_stretches(self.pieces):
+            if self.config.line_ends == "lf" and "\r" in stretch:
+                self.has_cr, stretch = True, with_lf(stretch)
+            yield normalize(stretch, self.config.normalization)
 
 
 class _Cleaner:
     """Applies the rules to a part's documents and counts the documents that each rule dropped."""
 
     def __init__(self, part: Part) -> None:
-        self.read = 0
+        self.read = self.line_ends = 0
         self.dropped: Counter[str] = Counter()
         self.cut: Counter[str] = Counter()
         self.index = array("Q")
-        self._part, self._source = part, part.config.sources[part.source]
-        self.bad = BadRecords(source=part.source, limit=self._source.max_bad_records)
+        self.account = Account(part.source, part.config.sources[part.source])
+        self.without_text: list[str] = []  # files
+        self._part = part
         self._seen: set[bytes] = set()
         self._lines = dict.fromkeys(SPLITS, 0)
 
     def documents(self) -> Iterator[tuple[str, Document]]:
         """Pairs of split and document, in the order of the raw files."""
-        for name, text in read_source(self._source, self._part.files, self.bad):
-            self.read += 1
-            yield from self._clean(name, text)
-        self.read += self.bad.count
-        if self.bad.count:
-            self.dropped["broken"] = self.bad.count
+        for file in self._part.files:
+            texts = self._num_texts()
+            for number, pieces in read_file(file, self.account):
+                self.read += 1
+                yield from self._clean(f"{printable_name(file.path.name)}:{number}", pieces)
+            if self._num_texts() == texts:
+                self.without_text.append(file.shown)
+        self.read += self.account.broken
+        if self.account.broken:
+            self.dropped["broken"] = self.account.broken
 
-    def _clean(self, name: str, text: str) -> Iterator[tuple[str, Document]]:
+    def _num_texts(self) -> int:
+        """Documents up to here that were dropped for nothing but another of the same text."""
+        return self.read - self.dropped.total() + self.dropped["duplicate"]
+
+    def _clean(self, name: str, pieces: Pieces) -> Iterator[tuple[str, Document]]:
         config = self._part.config
-        text = normalize(strip_html(text) if config.strip_html else text, config.normalization)
-        digest = digest_of(text)
-        reason = self._reason_to_drop(text, digest)
+        if config.strip_html:
+            pieces = (strip_html("".join(pieces)),)
+        tidied = _Tidied(pieces, config)
+        text = tuple(tidied) if isinstance(pieces, tuple) else tidied
+        same = Sameness(text)
+        self.line_ends += tidied.has_cr
+        is_cut = same.all_chars > config.max_chars
+        reason = self._reason_to_drop(same, is_cut=is_cut)
         if reason is not None:
             self.dropped[reason] += 1
             return
         # The whole text decides, so the pieces of a split document stay on one side.
-        split = "heldout" if is_heldout(digest, config.heldout_fraction) else "train"
-        pieces = [text]
-        is_cut = len(text) > config.max_chars
+        split = "heldout" if is_heldout(same.digest, config.heldout_fraction) else "train"
+        documents = split_text(text, config.max_chars)
         if is_cut:
             self.cut[CUT_AS[config.on_overlong]] += 1
-            pieces = split_text(text, config.max_chars)
-            pieces = pieces if config.on_overlong == "split" else pieces[:1]
+            documents = documents if config.on_overlong == "split" else islice(documents, 1)
+        lines = 0
+        for lines, document in enumerate(documents, start=1):
+            id_ = f"{name}#{lines}" if is_cut and config.on_overlong == "split" else name
+            yield split, Document(text=document, id=id_, source=self._part.source)
         if config.drop_exact_duplicates:
-            self._seen.add(digest)
+            self._seen.add(same.digest)
             first = self._lines[split]
-            self.index.extend(index_row(digest, split, first, len(pieces), is_cut=is_cut))
-        self._lines[split] += len(pieces)
-        for number, piece in enumerate(pieces, start=1):
-            id_ = name if len(pieces) == 1 else f"{name}#{number}"
-            yield split, Document(text=piece, id=id_, source=self._part.source)
+            self.index.extend(index_row(same.digest, split, first, lines, is_cut=is_cut))
+        self._lines[split] += lines
 
-    def _reason_to_drop(self, text: str, digest: bytes) -> str | None:
+    def _reason_to_drop(self, same: Sameness, *, is_cut: bool) -> str | None:
         config = self._part.config
-        chars = len(text.strip())
-        if chars < config.min_chars:
-            return "short" if chars else "empty"
-        if len(text) > config.max_chars and config.on_overlong == "drop":
+        if same.chars < config.min_chars:
+            return "short" if same.chars else "empty"
+        if is_cut and config.on_overlong == "drop":
             return "overlong"
-        return "duplicate" if digest in self._seen else None
+        return "duplicate" if same.digest in self._seen else None
 
 
 CUT_AS = {"split": "split", "truncate": "truncated"}  # how corpus.on_overlong is counted
+NAMED_FILES = 20  # of those that gave no text

@@ -1,286 +1,334 @@
 """Raw files → texts, one generator per format, in bounded memory.
 
-A record that a reader cannot read goes to ``BadRecords``, which raises once more are broken than
-``max_bad_records`` allows. An unreadable file is a ``DataError``.
+All that is read is accounted for: a text is given, a record that cannot be read is broken, and what
+is no record is passed over, each with its count in an ``Account``. It raises once more are broken
+than ``max_bad_records`` allows. An unreadable file is a ``DataError``.
 """
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import re
 import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
+from itertools import chain, islice
 from typing import Any
 
 from lmscale.config.data import CorpusSourceConfig
-from lmscale.corpus.text_files import missing_extra, read_lines, read_text
+from lmscale.corpus.inputs import RawFile
+from lmscale.corpus.text_files import (
+    PIECE_BYTES,
+    Unpacked,
+    compile_separator,
+    cut_records,
+    decode,
+    find_undecodable,
+    missing_extra,
+    read_pieces,
+)
 from lmscale.errors import DataError
+from lmscale.files.redact import printable_name
 from lmscale.files.tar_members import BoundedMember, describe_unsafe
 
-# Of the text members of one sample in a tar, together: they are read whole, and a packed tar of a
-# few kilobytes can hold any size.
-MAX_SAMPLE_BYTES = 1 << 30
-_TAR_DAMAGE = (tarfile.TarError, ValueError, EOFError, OSError, OverflowError, zlib.error)
-Records = Iterator[tuple[int, str | None]]  # their numbers, and their texts but of broken ones
+# A text in pieces: a tuple, or what is too large to be held reads its file each time anew.
+Pieces = Iterable[str]
+Records = Iterator[tuple[int, Pieces]]  # with their numbers, from 1
+MAX_CHAR_BYTES = 4  # in any encoding
+MOST_HELD = 4  # members of a tar
+MAX_BATCH_BYTES = 1 << 30  # of Parquet rows
 HANDFUL = 5  # how many broken records beyond the limit are named before the error is raised
 
-
-ENDINGS = {
-    ".txt": "text",
-    ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".jsonl.zst": "jsonl",
-    ".parquet": "parquet",
-    ".tar": "webdataset",
-    ".tar.gz": "webdataset",
-}
+_LINE = re.compile("\n")
+_BESIDE = ".json beside a .txt"
+_TAR_DAMAGE = (tarfile.TarError, ValueError, EOFError, OSError, OverflowError)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RawFile:
-    """A file to read. Size in bytes and time of change in ns, so that a later run sees a change."""
+class Account:
+    """What became of the records of one source, or of a part of it, that gave no text.
 
-    path: Path
-    format: str
-    bytes: int
-    mtime_ns: int
-
-
-def find_inputs(sources: Mapping[str, CorpusSourceConfig]) -> dict[str, tuple[RawFile, ...]]:
-    """The raw files of every source, sorted by path, each once.
-
-    Raises ``DataError`` with all sources' problems at once: a pattern that matches nothing, a
-    folder, an ending that ``format: auto`` does not know.
+    Raises when more are broken than ``max_bad_records``.
     """
-    problems: list[str] = []
-    raw_files = {name: _find(name, source, problems) for name, source in sources.items()}
-    if problems:
-        raise DataError(problems)
-    return raw_files
 
-
-def _find(source_name: str, source: CorpusSourceConfig, problems: list[str]) -> tuple[RawFile, ...]:
-    setting = f"corpus.sources.{source_name}"
-    paths: set[str] = set()
-    for pattern in source.inputs:
-        expanded = os.path.expanduser(pattern)
-        # "a[1].txt" is a pattern to glob, but if there is such a file, it is meant.
-        matches = [expanded] if os.path.exists(expanded) else glob.glob(expanded, recursive=True)
-        files = [match for match in matches if os.path.isfile(match)]
-        if os.path.isdir(expanded):
-            problems.append(
-                f"{setting}.inputs: {pattern} is a folder; name its files, "
-                f"for example {pattern.rstrip('/')}/**/*.jsonl."
-            )
-        elif not files:
-            problems.append(
-                f"{setting}.inputs: no file matches {pattern} (looked from {os.getcwd()})."
-            )
-        paths.update(files)
-    raw_files = []
-    for path in sorted(paths):
-        name = path.lower()
-        found = (form for ending, form in ENDINGS.items() if name.endswith(ending))
-        form = next(found, None) if source.format == "auto" else source.format
-        if form is None:
-            problems.append(
-                f"{setting}: {path}: unknown ending; known are {' '.join(ENDINGS)}. "
-                f"Set {setting}.format."
-            )
-            continue
-        status = os.stat(path)
-        raw_files.append(
-            RawFile(path=Path(path), format=form, bytes=status.st_size, mtime_ns=status.st_mtime_ns)
-        )
-    return tuple(raw_files)
-
-
-class BadRecords:
-    """Collects broken records of one source, or of a part of it; raises when there are too many."""
-
-    def __init__(self, *, source: str, limit: int) -> None:
+    def __init__(self, name: str, source: CorpusSourceConfig) -> None:
+        self.setting = f"corpus.sources.{name}"
         self.source = source
-        self.count = 0
-        self.named: list[str] = []  # some of them, in words
-        self._limit = limit
+        self.broken = 0
+        self.named: list[str] = []  # some of the broken ones, in words
+        self.passed_over: Counter[str] = Counter()  # what is no record, by what it is
 
-    def add(self, problem: str) -> None:
-        self.count += 1
-        if len(self.named) < min(self._limit + HANDFUL, 4 * HANDFUL):
+    def add_broken(self, problem: str) -> None:
+        limit = self.source.max_bad_records
+        self.broken += 1
+        if len(self.named) < min(limit + HANDFUL, 4 * HANDFUL):
             self.named.append(problem)
-        if self.count >= self._limit + HANDFUL:
+        if self.broken >= limit + HANDFUL:
             self.check(more=True)
 
-    def include(self, count: int, named: Sequence[str]) -> None:
+    def include(self, broken: int, named: Sequence[str]) -> None:
         """Those of a part; ``named`` are some of them, in words."""
-        self.count += count
+        self.broken += broken
         self.named += named[: 4 * HANDFUL - len(self.named)]
 
     def check(self, *, more: bool = False) -> None:
         """Raise ``DataError`` if the limit is passed. Called at the end of every file."""
-        if self.count <= self._limit:
+        limit = self.source.max_bad_records
+        if self.broken <= limit:
             return
-        setting = f"corpus.sources.{self.source}.max_bad_records"
+        setting = f"{self.setting}.max_bad_records"
         stopped = ", and reading stopped there" if more else ""
         raise DataError(
             [
                 *self.named,
-                f"{self.count} broken records{stopped}; {setting} = {self._limit} allows "
-                f"{self._limit}. Repair the files or raise {setting}; skipped records are counted.",
+                f"{self.broken} broken records{stopped}; {setting} = {limit} allows {limit}. "
+                f"Repair the files or raise {setting}; skipped records are counted.",
             ]
         )
 
+    def takes(self, pieces: Pieces, where: str) -> bool:
+        """Whether a decoded text is of its encoding, or broken."""
+        found = find_undecodable(pieces)
+        if found:
+            setting = f"{self.setting}.encoding"
+            self.add_broken(f"{where}: not {self.source.encoding} ({setting}): {found}.")
+        return not found
 
-def read_source(
-    source: CorpusSourceConfig, files: tuple[RawFile, ...], bad: BadRecords
-) -> Iterator[tuple[str, str]]:
-    """(``FILE:RECORD``, text) of every document, in the order of files and records (from 1).
+    def add_long(self, where: str) -> None:
+        limit = f"{self.setting}.max_record_chars = {self.source.max_record_chars:,}"
+        self.add_broken(f"{where}: longer than {limit}.")
 
-    Raises ``DataError``.
-    """
-    for file in files:
-        for number, text in READERS[file.format](file.path, source, bad):
+
+def read_file(file: RawFile, account: Account) -> Records:
+    """The texts of a file, in the order of its records. Raises ``DataError``."""
+    yield from READERS[file.format](file, account)
+    account.check()
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """The decoded pieces of a text, which are read again each time they are iterated."""
+
+    pieces: Callable[[], Iterable[bytes]]
+    account: Account
+
+    def __iter__(self) -> Iterator[str]:
+        encoding = self.account.source.encoding
+        try:
+            yield from decode(self.pieces(), encoding)
+        except LookupError:
+            raise DataError(
+                f"{self.account.setting}.encoding = {encoding!r}: Python knows no such encoding of "
+                "text."
+            ) from None
+
+
+def _decoded(file: RawFile, account: Account) -> _Decoded:
+    return _Decoded(lambda: read_pieces(file.path), account)
+
+
+def _read_txt(file: RawFile, account: Account) -> Records:
+    source, text = account.source, _decoded(file, account)
+    if source.separator:
+        separator = compile_separator(source.separator)
+        records = cut_records(text, separator, source.max_record_chars)
+        for number, record in enumerate(records, start=1):
+            where = f"{file.shown}: document {number}"
+            if record is None:
+                account.add_long(where)
+            elif account.takes((record,), where):
+                yield number, (record,)
+        return
+    first = tuple(islice(text, 3))  # one piece, and what the decoder held back
+    pieces = first if len(first) < 3 else text
+    if account.takes(pieces, file.shown):
+        yield 1, pieces
+
+
+def _read_jsonl(file: RawFile, account: Account) -> Records:
+    number = 0
+    lines = cut_records(_decoded(file, account), _LINE, account.source.max_record_chars)
+    for line in lines:
+        number += 1  # not by enumerate, which would hold on to the line
+        where = f"{file.shown}:{number}"
+        if line is None:
+            account.add_long(where)
+        elif not line.strip():
+            account.passed_over["blank lines"] += 1
+        elif account.takes((line,), where):
+            text = _text_of_json(line, where, account)
+            del line  # which is as long as the text
             if text is not None:
-                yield f"{file.path.name}:{number}", text
-        bad.check()
+                yield number, (text,)
 
 
-def _read_txt(path: Path, source: CorpusSourceConfig, bad: BadRecords) -> Records:
-    yield 1, read_text(path, bad.source, source.encoding)
-
-
-def _read_jsonl(path: Path, source: CorpusSourceConfig, bad: BadRecords) -> Records:
-    for number, line in enumerate(read_lines(path, bad.source, source.encoding), start=1):
-        if line.strip():
-            yield number, _text_of_json(line, source.text_field, f"{path}:{number}", bad)
-
-
-def _text_of_json(line: str | bytes, field: str, where: str, bad: BadRecords) -> str | None:
+def _text_of_json(line: str, where: str, account: Account) -> str | None:
+    field = account.source.text_field
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         # json's message repeats its own line and column, which are those within the record.
-        bad.add(f"{where}: not JSON: {getattr(error, 'msg', error)}.")
+        account.add_broken(f"{where}: not JSON: {getattr(error, 'msg', error)}.")
         return None
     if not isinstance(record, dict):
-        bad.add(f"{where}: expected a JSON object, found {type(record).__name__}.")
+        account.add_broken(f"{where}: expected a JSON object, found {type(record).__name__}.")
         return None
     if field not in record:
-        keys = ", ".join(map(str, list(record)[:8])) or "none"
-        bad.add(f"{where}: no key {field!r} (text_field); its keys: {keys}.")
+        keys = ", ".join(printable_name(key[:80]) for key in list(record)[:8]) or "none"
+        account.add_broken(f"{where}: no key {field!r} (text_field); its keys: {keys}.")
         return None
-    return _checked(record[field], field, where, bad)
+    return _checked(record[field], where, account)
 
 
-def _checked(text: object, field: str, where: str, bad: BadRecords) -> str | None:
-    """The text if it is one that UTF-8 can hold, or None and a bad record."""
+def _checked(text: object, where: str, account: Account) -> str | None:
+    """The value of ``text_field`` if it is a text that UTF-8 can hold, else None."""
+    field = account.source.text_field
     if not isinstance(text, str):
-        bad.add(f"{where}: {field!r} holds {type(text).__name__}, not text.")
-        return None
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        bad.add(f"{where}: {field!r} holds a lone surrogate, which is not Unicode text.")
-        return None
-    return text
+        account.add_broken(f"{where}: {field!r} holds {type(text).__name__}, not text.")
+    elif len(text) > account.source.max_record_chars:
+        account.add_long(where)
+    elif find_undecodable((text,)):
+        account.add_broken(f"{where}: {field!r} holds a lone surrogate, which is not Unicode text.")
+    else:
+        return text
+    return None
 
 
-def _read_parquet(path: Path, source: CorpusSourceConfig, bad: BadRecords) -> Records:
+def _read_parquet(file: RawFile, account: Account) -> Records:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise missing_extra("reading Parquet", "pyarrow") from None
-    field = source.text_field
+    field = account.source.text_field
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            schema = table.schema_arrow
-            if field not in schema.names:
+        with pyarrow.parquet.ParquetFile(file.path) as table:
+            names = table.schema_arrow.names
+            if field not in names:
                 raise DataError(
-                    f"{path}: no column {field!r}; its columns: {', '.join(schema.names)}. "
-                    f"Set corpus.sources.{bad.source}.text_field."
+                    f"{file.shown}: no column {field!r}; its columns: "
+                    f"{', '.join(map(printable_name, names))}. Set {account.setting}.text_field."
                 )
-            batches = table.iter_batches(batch_size=1024, columns=[field])
+            batches = table.iter_batches(batch_size=_rows_at_once(table, field), columns=[field])
             values = chain.from_iterable(batch.column(0) for batch in batches)
             for number, value in enumerate(values, start=1):
-                where = f"{path}: row {number}"
+                where = f"{file.shown}: row {number}"
                 try:
-                    yield number, _checked(value.as_py(), field, where, bad)
+                    text = _checked(value.as_py(), where, account)
                 except UnicodeDecodeError as error:
-                    bad.add(f"{where}: {field!r} is not UTF-8: {error.reason}.")
+                    account.add_broken(f"{where}: {field!r} is not UTF-8: {error.reason}.")
+                    continue
+                if text is not None:
+                    yield number, (text,)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {error}.") from None
+        raise DataError(f"{file.shown}: cannot be read as Parquet: {error}.") from None
 
 
-def _read_webdataset(path: Path, source: CorpusSourceConfig, bad: BadRecords) -> Records:
-    # webdataset loads torch with itself, so it is imported only where a tar is read. Its own opener
-    # runs a path that begins with "pipe:" as a command, and passes links and devices by.
-    from webdataset.tariterators import group_by_keys
+def _rows_at_once(table: Any, field: str) -> int:
+    """So few that they fit ``MAX_BATCH_BYTES`` if each is the longest text of its row group: a few
+    bytes may repeat it.
+    """
+    groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
+    columns = [group.column(at) for group in groups for at in range(group.num_columns)]
+    sizes = [c.total_uncompressed_size for c in columns if c.path_in_schema == field]
+    return max(1, min(64, MAX_BATCH_BYTES // max([*sizes, 1])))
 
+
+def _read_webdataset(file: RawFile, account: Account) -> Records:
+    # Not webdataset's reader: it loads torch, its opener runs a path that begins with "pipe:" as a
+    # command, it passes links and devices by, and takes a name's first dot for its ending's.
     try:
-        with tarfile.open(path, mode="r|*", tarinfo=BoundedMember) as tar:
-            for number, sample in enumerate(group_by_keys(_read_members(tar, path)), start=1):
-                yield number, _text_of_sample(sample, source, path, bad)
+        with tarfile.open(fileobj=Unpacked(file.path), mode="r|", tarinfo=BoundedMember) as tar:
+            number = 0
+            for name, content in _text_members(_read_members(tar, file, account), account):
+                number += 1
+                text = _text_of_member(name, content, file, account)
+                if text is not None:
+                    yield number, (text,)
+            _refuse_rest(tar, file)
     except _TAR_DAMAGE as error:
-        raise DataError(f"{path}: damaged or not a webdataset tar: {error.args[0]}.") from None
+        raise DataError(f"{file.shown}: damaged or no tar: {error}.") from None
 
 
-def _read_members(tar: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:
-    """The files that may hold text, as webdataset groups them. Raises ``DataError``."""
-    from webdataset.tariterators import base_plus_ext
-
-    sample, size = None, 0
+def _read_members(
+    tar: tarfile.TarFile, file: RawFile, account: Account
+) -> Iterator[tuple[str, bytes]]:
+    """The names and contents of the files that may hold text. Raises ``DataError``."""
     for member in tar:
         unsafe = describe_unsafe(member)
         if unsafe:
             raise DataError(
-                f"{path}: {unsafe}. A webdataset tar holds plain files below its own place only: "
-                "pack it again."
+                f"{file.shown}: {unsafe}. A webdataset tar holds plain files below its own place "
+                "only: pack it again."
             )
         # As webdataset: names such as __index__/blocks.npy are about the tar, and are no samples.
         is_meta = re.match(r"__[^/]*__($|/)", member.name) is not None
-        is_text = member.isreg() and member.name.lower().endswith((".txt", ".json"))
-        key = base_plus_ext(member.name)[0] if is_text and not is_meta else None
-        file = None if key is None else tar.extractfile(member)
-        if file is not None:
-            sample, size = key, member.size + (size if key == sample else 0)
-            if size > MAX_SAMPLE_BYTES:
-                raise DataError(
-                    f"{path}: member {member.name!r}: the texts of this sample unpack to "
-                    f"{size:,} bytes, and {MAX_SAMPLE_BYTES:,} is the most that is read. Cut it "
-                    "into several samples."
-                )
-            yield {"fname": member.name, "data": file.read(), "__url__": str(path)}
+        is_text = member.name.lower().endswith((".txt", ".json"))
+        if member.isreg() and (is_meta or not is_text):
+            account.passed_over["tar members other than .txt and .json"] += 1
+        elif member.size > MAX_CHAR_BYTES * account.source.max_record_chars:
+            account.add_long(f"{file.shown}: member {member.name!r}")
+        elif content := tar.extractfile(member):
+            yield member.name, content.read()
         # Or a large tar would keep all of them.
         tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _text_of_sample(
-    sample: dict, source: CorpusSourceConfig, path: Path, bad: BadRecords
-) -> str | None:
-    """The text of the ``.txt`` member, else of the ``.json`` member's ``text_field``."""
-    where = f"{path}: sample {sample['__key__']}"
-    members = sorted(key for key in sample if not key.startswith("__"))
-    member = min(members, key=lambda key: (not key.endswith("txt"), key))
-    try:
-        content = sample[member].decode(source.encoding)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where}.{member}: not {source.encoding} at byte {error.start:,}. "
-            f"Set corpus.sources.{bad.source}.encoding."
-        ) from None
-    if member.endswith("txt"):
-        return _checked(content, member, where, bad)
-    return _text_of_json(content, source.text_field, f"{where}.{member}", bad)
+def _text_members(
+    members: Iterable[tuple[str, bytes]], account: Account
+) -> Iterator[tuple[str, bytes]]:
+    """The members but a ``.json`` of the same name as the ``.txt`` before or after it."""
+    held: list[tuple[str, bytes]] = []  # .json whose .txt may come
+    text = ""  # the last .txt
+    for name, content in members:
+        if name.lower().endswith(".txt"):
+            text = name
+            for each in held:
+                if _is_about(each[0], text):
+                    account.passed_over[_BESIDE] += 1
+                else:
+                    yield each
+            held = []
+            yield name, content
+        elif _is_about(name, text):
+            account.passed_over[_BESIDE] += 1
+        else:
+            held.append((name, content))
+            if len(held) > MOST_HELD:
+                yield held.pop(0)
+    yield from held
 
 
-READERS: dict[str, Callable[[Path, CorpusSourceConfig, BadRecords], Records]] = {
+def _is_about(name: str, text: str) -> bool:
+    """Whether a ``.json`` tells of a ``.txt``: x.json, x.meta.json of x.txt; x.json of x.en.txt."""
+    stem, text_stem = (f"{os.path.splitext(each)[0]}." for each in (name, text))
+    return bool(text) and (stem.startswith(text_stem) or text_stem.startswith(stem))
+
+
+def _text_of_member(name: str, content: bytes, file: RawFile, account: Account) -> str | None:
+    where = f"{file.shown}: member {name!r}"
+    text = "".join(_Decoded(lambda: [content], account))
+    if not account.takes((text,), where):
+        return None
+    if name.lower().endswith(".json"):
+        return _text_of_json(text, where, account)
+    if len(text) > account.source.max_record_chars:
+        account.add_long(where)
+        return None
+    return text
+
+
+def _refuse_rest(tar: tarfile.TarFile, file: RawFile) -> None:
+    while rest := tar.fileobj.read(PIECE_BYTES):  # pyright: ignore[reportOptionalMemberAccess]
+        if rest.strip(b"\0"):
+            raise DataError(
+                f"{file.shown}: something follows behind the tar's end at byte {tar.offset:,}, "
+                "such as a second tar, which would not be read: pack it as one, or as two files."
+            )
+
+
+READERS: dict[str, Callable[[RawFile, Account], Records]] = {
     "text": _read_txt,
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from lmscale.errors import DataError
 from lmscale.files.locations import local_path
+from lmscale.files.strangers import describe_unsafe_name, parse_json
 
 MANIFEST = "manifest.json"  # of a dataset, of a corpus source, of a checkpoint
 
@@ -32,13 +32,17 @@ class WrongFile:
 def read_shard_sizes(location: str | Path) -> dict[str, int]:
     """Name → bytes of every shard of a local dataset, in the manifest's order.
 
-    Raises ``OSError`` for a missing manifest, ``DataError`` for one that lists no shards.
+    Raises ``OSError`` for a missing manifest, ``DataError`` for one that lists no shards, or others
+    than beside it.
     """
     manifest = local_path(location) / MANIFEST
     content = manifest.read_bytes()
     try:
-        shards = json.loads(content)["shards"]
-        return {str(shard["name"]): int(shard["bytes"]) for shard in shards}
+        sizes = {shard["name"]: int(shard["bytes"]) for shard in parse_json(content)["shards"]}
+        for name in sizes:
+            if unsafe := describe_unsafe_name(name):
+                raise ValueError(unsafe)
+        return sizes
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{manifest} is not a manifest of shards: {error!r}.") from None
 
@@ -55,3 +59,20 @@ def find_wrong_files(location: str | Path, sizes: Mapping[str, int]) -> list[Wro
         if size != wanted:
             wrong.append(WrongFile(path=path, wanted=wanted, size=size, reason=reason))
     return wrong
+
+
+def explain_missing(location: str | Path) -> str:
+    """What a local dataset without a manifest lacks, by what lies beside it, and what to do."""
+    folder = local_path(location)
+    is_building = folder.with_name(f".{folder.name}.building").exists()
+    if (
+        folder.name == "heldout"
+        and (folder.parent / "train" / MANIFEST).exists()
+        and not is_building
+    ):
+        return (
+            "The shards of `train` are there: of this source no document was held out. Raise "
+            "corpus.heldout_fraction and build corpus and shards again with --force, or name "
+            "another set in evaluation.sets, or none."
+        )
+    return "Build it with `lmscale shards build CONFIG`, or name another place."

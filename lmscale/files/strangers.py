@@ -47,7 +47,14 @@ def one_of(names: Collection[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _check_name(name: str) -> str:
+    if unsafe := describe_unsafe_name(name):
+        raise ValueError(f"is refused: {unsafe}")
+    return name
+
+
 Text = Annotated[str, Strict()]
+FileName = Annotated[Text, AfterValidator(_check_name)]  # of a file in the folder of the manifest
 Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=0, lt=MAX_COUNT)]
 Number = Annotated[float, Strict()]  # nan and inf too
@@ -118,7 +125,7 @@ def quote(value: Any) -> str:
 
 
 def describe_unsafe_name(name: object) -> str | None:
-    """Why a name in a manifest is not that of a file beside it, or None."""
+    """Why a name in a manifest is not that of a file beside it, or None. All names pass here."""
     if not isinstance(name, str):
         return f"{quote(name)} is no file name"
     if _PLAIN_NAME.fullmatch(name):  # of hundreds of thousands hardly one is another

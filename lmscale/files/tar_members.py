@@ -21,7 +21,23 @@ _KINDS = {
 
 
 class BoundedMember(tarfile.TarInfo):
-    """For ``tarfile.open(tarinfo=…)`` of what may be packed. Raises ``OverflowError``."""
+    """For ``tarfile.open(tarinfo=…)`` of what may be packed, or cut.
+
+    Raises ``OverflowError`` for a header that is too large, and ``ReadError`` for one that is none,
+    where ``tarfile`` takes the tar for ended and says nothing.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> BoundedMember:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
+            raise
+        except tarfile.EmptyHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
+            what = "it has no end: it was cut between two members, or never finished"
+            raise tarfile.ReadError(what) from None
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {archive.offset:,}") from None
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         # Python's source names this method as the one that a subclass may override.

@@ -61,9 +61,10 @@ _TABLE = {
         train steps""",
     Change.FREE: """
         run folder init_from allow_faults
-        corpus folder normalization strip_html min_chars max_chars on_overlong
+        corpus folder normalization line_ends strip_html min_chars max_chars on_overlong
         corpus drop_exact_duplicates heldout_fraction part_bytes
-        corpus.sources.NAME inputs format text_field encoding max_bad_records
+        corpus.sources.NAME inputs format text_field encoding separator max_record_chars
+        corpus.sources.NAME max_bad_records
         tokenizer folder kind vocab_size character_coverage max_sample_bytes split_digits
         shards folder max_bytes block_tokens processes
         stream.sources.NAME shards

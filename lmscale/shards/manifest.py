@@ -20,6 +20,7 @@ from lmscale.errors import DataError
 from lmscale.files.atomic import write_json
 from lmscale.files.locations import join_location, protocol_of
 from lmscale.files.remote import MissingFileError, read_bytes
+from lmscale.files.shard_files import explain_missing
 from lmscale.files.strangers import describe_unsafe_name, is_count, is_sha256, parse_json, quote
 
 FORMAT_VERSION = 1
@@ -102,10 +103,7 @@ def load_manifest(location: str | Path, *, retries: int = 0) -> Manifest:
     except MissingFileError:
         if protocol_of(location) is not None:
             raise
-        raise DataError(
-            f"{path}: there is no dataset here. Run `lmscale shards build CONFIG` first, or "
-            "correct the path."
-        ) from None
+        raise DataError(f"{path}: there is no dataset here. {explain_missing(location)}") from None
     return parse_manifest(content, name=path)
 
 

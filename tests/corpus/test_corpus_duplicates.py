@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from array import array
 
 from hypothesis import given, settings
@@ -36,3 +38,22 @@ def test_duplicates_are_found_in_ranges_as_at_once(tmp_path_factory, parts, rang
     lines = [dropped_lines(i, c)[0] for i, c in zip(indexes, found, strict=True)]
     assert [part["train"].tolist() for part in lines] == expected
     assert not any(len(part["heldout"]) for part in lines)
+
+
+def test_indexes_of_any_number_of_parts_are_compared_with_a_few_files_open(tmp_path):
+    """As of 1,024 and more: no view keeps the map of a part's index open."""
+    indexes = []
+    for number in range(60):
+        numbers = array("Q")
+        for text in (f"own {number}", "in all parts"):
+            numbers.extend(index_row(digest_of(text), "train", 0, 1, is_cut=False))
+        indexes.append(tmp_path / f"{number}.npy")
+        write_index(indexes[-1], numbers)
+    old = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_open = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 20, old[1]))
+    try:
+        found = find_duplicates(indexes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, old)
+    assert [len(columns) for columns in found] == [0] + [1] * 59

@@ -13,7 +13,8 @@ import pytest
 import zstandard
 
 from lmscale.config.data import CorpusSourceConfig
-from lmscale.corpus.readers import BadRecords, find_inputs, read_source
+from lmscale.corpus.inputs import find_inputs
+from lmscale.corpus.readers import Account, read_file
 from lmscale.errors import DataError
 
 TEXTS = ["Hello, world.", "你好，世界。\n第二行。", 'quotes " and \u2028 separators \U0001f600']
@@ -22,8 +23,8 @@ TEXTS = ["Hello, world.", "你好，世界。\n第二行。", 'quotes " and \u20
 def read(*patterns, **settings):
     source = CorpusSourceConfig(inputs=tuple(map(str, patterns)), **settings)
     files = find_inputs({"s": source})["s"]
-    bad = BadRecords(source="s", limit=source.max_bad_records)
-    return [text for _, text in read_source(source, files, bad)]
+    account = Account("s", source)
+    return ["".join(text) for file in files for _, text in read_file(file, account)]
 
 
 def jsonl(texts=TEXTS, key="text"):
@@ -107,14 +108,13 @@ def test_a_wrong_encoding_is_named_with_its_byte_and_the_setting(tmp_path, name)
     with pytest.raises(DataError) as caught:
         read(tmp_path / name)
     assert name in str(caught.value)
-    assert f"byte {2_000_000 + len(start):,}" in str(caught.value)
-    assert "0xE9" in str(caught.value)
+    assert f"after {2_000_000 + len(start):,} characters comes the byte 0xE9" in str(caught.value)
     assert "corpus.sources.s.encoding" in str(caught.value)
 
 
 def test_a_byte_sequence_cut_at_the_end_of_a_file_is_an_error(tmp_path):
     (tmp_path / "a.txt").write_bytes("ok 世".encode()[:-1])
-    with pytest.raises(DataError, match=r"byte 3 is 0xE4"):
+    with pytest.raises(DataError, match=r"after 3 characters comes the byte 0xE4"):
         read(tmp_path / "a.txt")
 
 

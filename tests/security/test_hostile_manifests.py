@@ -5,9 +5,14 @@ import json
 from dataclasses import fields
 
 import pytest
+from pydantic import TypeAdapter
 
 from lmscale.cli.main import main
+from lmscale.corpus.documents import CorpusManifest, Splits
+from lmscale.corpus.parts import PartRecord
 from lmscale.errors import EXIT_USER, DataError
+from lmscale.files.shard_files import read_shard_sizes
+from lmscale.files.strangers import checked
 from lmscale.runs.commits import read_commits
 from lmscale.shards.manifest import (
     Manifest,
@@ -16,6 +21,7 @@ from lmscale.shards.manifest import (
     render_manifest,
 )
 
+CORPUS, PART = TypeAdapter(CorpusManifest), TypeAdapter(PartRecord)
 DEEP = "[" * 100_000
 SHARD = ShardEntry(
     name="a.tar",
@@ -140,3 +146,49 @@ def test_a_row_that_is_none_of_a_commit_counts_for_nothing_and_hides_no_other(
     assert [commit.step for commit in read_commits(tmp_path)] == [5]
     assert main(["runs", "status", str(tmp_path)]) == 0
     assert "last checkpoint  step 5," in capsys.readouterr().out
+
+
+# Each would be opened, removed or sent somewhere else than beside the manifest.
+EVIL_NAMES = [
+    "../../secret.jsonl",
+    "/etc/passwd",
+    "a/b",
+    "..",
+    "",
+    "~x",
+    "-rf",
+    "|id",
+    "a\\b",
+    "*",
+    "a\n",
+]
+
+
+@pytest.mark.parametrize("name", [*EVIL_NAMES, 7, None])
+def test_no_manifest_leads_out_of_its_folder(tmp_path, name):
+    """Of a corpus, of a part of one, and of shards of which only the sizes are asked."""
+    file = {"name": name, "bytes": 4, "documents": 1, "text_bytes": 1, "xxh128": "0"}
+    counts = ("documents_read", "line_ends", "files_without_text")
+    rows = {
+        "dropped": {},
+        "cut": {},
+        "passed_over": {},
+        "without_text": [],
+        **dict.fromkeys(counts, 0),
+    }
+    splits = {"train": [file], "heldout": []}
+    tree = {**rows, "source": "s", "key": "k", "made_by": {}, "files_read": 1, "splits": splits}
+    assert checked(CORPUS, tree | {"splits": {"train": [file | {"name": "a"}], "heldout": []}})
+    with pytest.raises(ValueError, match=r"splits.train.0.name"):
+        checked(CORPUS, tree)
+    with pytest.raises(ValueError, match=r"splits.train.0.name"):
+        checked(PART, {**rows, "broken": [], "splits": splits})
+    (tmp_path / "manifest.json").write_text(json.dumps({"shards": [file]}))
+    with pytest.raises(DataError, match="is not a manifest of shards: .*name"):
+        read_shard_sizes(tmp_path)
+
+
+@pytest.mark.parametrize("splits", [{}, {"train": []}, {"train": [], "heldout": [], "../x": []}])
+def test_a_corpus_has_its_two_parts_and_no_other(splits):
+    with pytest.raises(ValueError, match="splits names not exactly train and heldout"):
+        checked(TypeAdapter(Splits), splits, at="splits")

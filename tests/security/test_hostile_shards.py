@@ -10,7 +10,8 @@ import pytest
 from hostile import make_trap
 
 from lmscale.config.data import CorpusSourceConfig
-from lmscale.corpus.readers import BadRecords, RawFile, read_source
+from lmscale.corpus.inputs import RawFile
+from lmscale.corpus.readers import Account, read_file
 from lmscale.errors import DataError
 from lmscale.files.atomic import sha256_file
 from lmscale.shards.manifest import load_manifest, parse_manifest, render_manifest, save_manifest
@@ -52,11 +53,10 @@ def append(path, evil):
         tar.addfile(info, io.BytesIO(content))
 
 
-def read_tar(path):
-    files = (RawFile(path=path, format="webdataset", bytes=path.stat().st_size, mtime_ns=0),)
-    source = CorpusSourceConfig(inputs=(str(path),))
-    bad = BadRecords(source="web", limit=0)
-    return [text for _, text in read_source(source, files, bad)]
+def read_tar(path, **settings):
+    file = RawFile(path=path, format="webdataset", bytes=path.stat().st_size, mtime_ns=0)
+    account = Account("web", CorpusSourceConfig(inputs=(str(path),), **settings))
+    return ["".join(text) for _, text in read_file(file, account)]
 
 
 @pytest.fixture
@@ -123,28 +123,21 @@ def test_a_sparse_member_is_refused_before_it_takes_any_memory(tmp_path, kind):
         read_tar(path)
 
 
-@pytest.mark.parametrize("names", [["x.txt"], ["x.1.txt", "x.2.txt"], ["x.1.txt", ".txt", "x.txt"]])
-def test_a_packed_sample_that_unpacks_to_too_much_is_refused_before_it_is_read(
-    tmp_path, monkeypatch, names
-):
-    monkeypatch.setattr("lmscale.corpus.readers.MAX_SAMPLE_BYTES", 2000)
-    path = tmp_path / "web.tar"
-    with tarfile.open(path, "w:gz") as tar:
-        for name in ["w.txt", *names]:
-            info, content = member(name, content=b"a" * (2001 // len(names[::2]) + 1))
-            tar.addfile(info, io.BytesIO(content))
-    with pytest.raises(DataError, match="sample unpack to 2,00. bytes, and 2,000 is the most"):
-        read_tar(path)
-
-
-def test_samples_that_are_not_too_large_each_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("lmscale.corpus.readers.MAX_SAMPLE_BYTES", 2000)
+def test_a_packed_member_that_unpacks_to_too_much_is_broken_and_never_read(tmp_path, monkeypatch):
+    read = []
+    extract = tarfile.TarFile.extractfile
+    monkeypatch.setattr(
+        tarfile.TarFile, "extractfile", lambda tar, one: read.append(one.name) or extract(tar, one)
+    )
     path = tmp_path / "web.tar"
     with tarfile.open(path, "w:xz") as tar:
-        for name in ("a.txt", "b.txt", "b.json", "c/b.txt", "d.bin", "e.txt"):
-            info, content = member(name, content=b"a" * (5000 if name == "d.bin" else 1000))
+        for name, size in (("a.txt", 500), ("b.json", 2001), ("c.jpg", 9000), ("d.txt", 2001)):
+            info, content = member(name, content=b"a" * size)
             tar.addfile(info, io.BytesIO(content))
-    assert list(map(len, read_tar(path))) == [1000] * 4
+    assert list(map(len, read_tar(path, max_record_chars=500, max_bad_records=2))) == [500]
+    assert read == ["a.txt"]
+    with pytest.raises(DataError, match="'b.json': longer than .*web.max_record_chars = 500"):
+        read_tar(path, max_record_chars=500)
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
