@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
@@ -138,3 +138,10 @@ def describe_unsafe_name(name: object) -> str | None:
     if name.startswith(("~", "-", "|")) or any(c in ":?#*%" for c in name):
         return f"the file name {name!r} could mean something else than a file"
     return None
+
+
+def check_places(paths: Iterable[str]) -> None:
+    """Raise ``ValueError`` for a path out of a file that leads out of the folder it is below."""
+    for name in (name for path in paths for name in str(path).split("/")):
+        if unsafe := describe_unsafe_name(name):
+            raise ValueError(unsafe)

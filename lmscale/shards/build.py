@@ -294,7 +294,8 @@ class SliceTask(Slice, Unit):
                 logger.warning("%s: damaged: %s. The shard is made again.", path, error)
                 break
             entry = ShardEntry(**record["entry"]) if record["entry"] else None
-            if entry and not have_sizes([(path.with_suffix(".tar"), entry.bytes)]):
+            shard = path.with_suffix(".tar")
+            if entry and (entry.name != shard.name or not have_sizes([(shard, entry.bytes)])):
                 break
             entries.append(entry)
             start = record["next_offset"]

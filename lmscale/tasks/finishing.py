@@ -30,6 +30,7 @@ from lmscale.files.atomic import (
 )
 from lmscale.files.jsonl import read_object
 from lmscale.files.reading import read_plain, reading, seal, unseal
+from lmscale.files.strangers import check_places
 from lmscale.tasks.takeover import Turn, fresh_names, holder_of, take_turn
 from lmscale.tasks.target import MANIFEST, ArrayTask, ManifestT, Target, UnitsMissing
 
@@ -211,6 +212,7 @@ def _move(target: Target[Any], processes: int, turn: Turn) -> None:
         write_bytes(work / NOTE, seal({"manifest": manifest, "moves": moves}))
     with reading(work / NOTE, "Delete it, and run the same command again."):
         note = unseal(read_plain(work / NOTE))
+        check_places(place for move in note["moves"] for place in move[:2])
     turn.check()
     for source, name, _ in note["moves"]:
         if (target.folder / source).exists():

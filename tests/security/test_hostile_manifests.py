@@ -8,9 +8,12 @@ import pytest
 from pydantic import TypeAdapter
 
 from lmscale.cli.main import main
+from lmscale.config.data import CorpusConfig
+from lmscale.corpus.build import build_corpus, corpus_progress
 from lmscale.corpus.documents import CorpusManifest, Splits
 from lmscale.corpus.parts import PartRecord
 from lmscale.errors import EXIT_USER, DataError
+from lmscale.files.reading import seal as seal_note
 from lmscale.files.shard_files import read_shard_sizes
 from lmscale.files.strangers import checked
 from lmscale.runs.commits import read_commits
@@ -20,6 +23,7 @@ from lmscale.shards.manifest import (
     parse_manifest,
     render_manifest,
 )
+from lmscale.tasks.target import ArrayTask
 
 CORPUS, PART = TypeAdapter(CorpusManifest), TypeAdapter(PartRecord)
 DEEP = "[" * 100_000
@@ -192,3 +196,21 @@ def test_no_manifest_leads_out_of_its_folder(tmp_path, name):
 def test_a_corpus_has_its_two_parts_and_no_other(splits):
     with pytest.raises(ValueError, match="splits names not exactly train and heldout"):
         checked(TypeAdapter(Splits), splits, at="splits")
+
+
+@pytest.mark.parametrize("move", [["../../secret", "train/a"], ["parts/a", "../../stolen"]])
+def test_no_note_of_a_build_moves_a_file_into_or_out_of_its_folder(tmp_path, move):
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text(f"text {number}")
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    sources = {"s": {"inputs": [f"{tmp_path}/?.txt"]}}
+    tree = {"folder": str(tmp_path / "c"), "sources": sources, "part_bytes": 1}
+    config = CorpusConfig.model_validate(tree)
+    build_corpus(config, ArrayTask(0, 2))
+    work = corpus_progress(config, 2)[0].target.work
+    work.mkdir(exist_ok=True)
+    (work / "moves.json").write_bytes(seal_note({"manifest": {}, "moves": [[*move, 4]]}))
+    with pytest.raises(DataError, match="moves.json: damaged: the file name .* leads out"):
+        build_corpus(config, ArrayTask(1, 2))
+    assert secret.read_text() == "mine" and not (tmp_path / "stolen").exists()

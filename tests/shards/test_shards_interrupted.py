@@ -15,6 +15,7 @@ from shard_cases import contents, small_base, with_shards
 
 from lmscale.config import dump_config
 from lmscale.errors import DataError
+from lmscale.files.reading import seal, unseal
 from lmscale.shards.build import build_shards
 from lmscale.shards.verify import verify_dataset
 
@@ -62,6 +63,20 @@ def test_a_killed_build_goes_on_and_never_rebuilds_a_finished_shard(base, datase
     inodes = {path.stat().st_ino for path in (tmp_path / "killed/topics/train").glob("*.tar")}
     assert {status.st_ino for status in finished.values()} <= inodes
     assert contents(tmp_path / "killed/topics/train") == contents(dataset)
+
+
+def test_a_record_that_names_another_file_than_its_shard_is_not_believed(base, tmp_path):
+    config = with_shards(base, tmp_path / "killed")
+    kill(config, module="writer", function="to_npy", call=21)
+    record = next((tmp_path / "killed/topics").glob(".train.building/*/parts/part-*.json"))
+    tree = unseal(record.read_bytes())
+    shard = record.with_suffix(".tar")
+    shutil.copy(shard, tmp_path / "mine.tar")
+    tree["entry"]["name"] = "../../../../../mine.tar"
+    record.write_bytes(seal(tree))
+    build_shards(config)
+    assert (tmp_path / "mine.tar").exists()
+    assert verify_dataset(tmp_path / "killed/topics/train") == []
 
 
 WORK = """
