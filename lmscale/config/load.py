@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import re
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +29,7 @@ MAX_NODES = 100_000
 aliases would else fill the memory.
 """
 MAX_LINE = 1200  # of a problem
+MAX_PROBLEMS = 100  # that are described; of an unknown key the nearest known one is looked for
 _MERGE_TAG = "tag:yaml.org,2002:merge"  # <<: *anchor
 
 
@@ -68,8 +71,8 @@ def _expanded_size(
 
 def _repeated_in(mapping: yaml.MappingNode) -> str | None:
     scalars = [key for key, _ in mapping.value if isinstance(key, yaml.ScalarNode)]
-    keys = [(key.tag, key.value) for key in scalars if key.tag != _MERGE_TAG]
-    repeated = sorted({value for tag, value in keys if keys.count((tag, value)) > 1})
+    keys = Counter((key.tag, key.value) for key in scalars if key.tag != _MERGE_TAG)
+    repeated = sorted({value for (_, value), count in keys.items() if count > 1})
     if not repeated:
         return None
     return (
@@ -94,6 +97,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def read_text(path: Path) -> str:
     """The text of a configuration file. Raises ``ConfigError``."""
     try:
+        # A shell's <(…) is a pipe that somebody writes to; another one would be waited for.
+        if path.is_fifo() and not path.is_relative_to("/dev"):
+            raise OSError(errno.EINVAL, "a pipe stands where a file should be")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such configuration file.") from None
@@ -125,9 +131,12 @@ def validate_tree(model: type[Tree], tree: Mapping[str, Any], *, name: str) -> T
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        described = (_describe(problem, name, model, tree) for problem in error.errors())
-        lines = [line for text in described for line in text.splitlines()]
-        raise ConfigError([_shorten(line) for line in lines]) from None
+        found = error.errors(include_url=False)
+        described = (_describe(problem, name, model, tree) for problem in found[:MAX_PROBLEMS])
+        lines = [_shorten(line) for text in described for line in text.splitlines()]
+        if len(found) > MAX_PROBLEMS:
+            lines.append(f"{name}: {len(found) - MAX_PROBLEMS:,} more problems like these.")
+        raise ConfigError(lines) from None
 
 
 def _shorten(line: str) -> str:

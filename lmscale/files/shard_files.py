@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lmscale.errors import DataError
 from lmscale.files.locations import local_path
-from lmscale.files.strangers import describe_unsafe_name, parse_json
+from lmscale.files.reading import read_plain
+from lmscale.files.strangers import describe_unsafe_name, is_count, parse_json
 
 MANIFEST = "manifest.json"  # of a dataset, of a corpus source, of a checkpoint
 
@@ -36,15 +37,15 @@ def read_shard_sizes(location: str | Path) -> dict[str, int]:
     than beside it.
     """
     manifest = local_path(location) / MANIFEST
-    content = manifest.read_bytes()
+    content = read_plain(manifest)
     try:
-        sizes = {shard["name"]: int(shard["bytes"]) for shard in parse_json(content)["shards"]}
-        for name in sizes:
-            if unsafe := describe_unsafe_name(name):
-                raise ValueError(unsafe)
-        return sizes
+        sizes = {shard["name"]: shard["bytes"] for shard in parse_json(content)["shards"]}
+        for name, size in sizes.items():
+            if why := describe_unsafe_name(name) or (not is_count(size) and "a size is no number"):
+                raise ValueError(why)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{manifest} is not a manifest of shards: {error!r}.") from None
+    return sizes
 
 
 def find_wrong_files(location: str | Path, sizes: Mapping[str, int]) -> list[WrongFile]:

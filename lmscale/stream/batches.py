@@ -16,9 +16,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import xxhash
 
+from lmscale.errors import ConfigError
 from lmscale.ranks.limbs import DIGEST_BITS
 
 TOKENS = "tokens"
+MAX_POSITIONS = 2**31 - 1  # of int32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,8 @@ class Rows:
     lengths: np.ndarray
     """int32 [R]: tokens that are not padding"""
     starts: np.ndarray
-    """int32 [N]: flat positions into R × (T + 1) where a document begins, each row's 0 too"""
+    """int32 [N]: flat positions into R × (T + 1) where a document begins, each row's 0 too; int64
+    where there are more positions than int32 has, before they are split into micro-batches"""
     digests: np.ndarray
     """uint64 [R]: xxh64 of each sample"""
 
@@ -113,6 +116,12 @@ class Layout:
     def __init__(
         self, fields: Sequence[Field], *, rows: int, sequence_length: int, token_dtype: np.dtype
     ) -> None:
+        if rows * (sequence_length + 1) > MAX_POSITIONS:
+            raise ConfigError(
+                f"batch.micro_windows: {rows:,} windows of stream.sequence_length = "
+                f"{sequence_length:,} are more positions than a forward pass can count "
+                f"({MAX_POSITIONS:,}). Lower it."
+            )
         self.rows = rows
         self._letters = {"B": rows, "T": sequence_length, "W": sequence_length + 1}
         self._most = rows * (sequence_length + 1)
@@ -179,7 +188,7 @@ def split_rows(rows: Rows, micro_windows: int) -> Iterator[Rows]:
             numbers=rows.numbers[part],
             tokens=rows.tokens[part],
             lengths=rows.lengths[part],
-            starts=rows.starts[first:last] - np.int32(edges[0]),
+            starts=(rows.starts[first:last] - edges[0]).astype(np.int32),
             digests=rows.digests[part],
         )
 

@@ -179,6 +179,31 @@ class Dataset:
         is_full = all(c <= entry.tokens for c, entry in zip(counts, shards, strict=True))
         return np.array(counts, dtype=np.int64) if is_full else None
 
+    def find_wrong_shards(self) -> list[str]:
+        """Local shards that are not there or not of the manifest's size; one problem each."""
+        if self.is_remote:
+            return []
+        problems: list[str] = []
+        sizes = {entry.name: entry.bytes for entry in self.manifest.shards}
+        for file in find_wrong_files(self.location, sizes):
+            if file.size is None:
+                problems.append(
+                    f"{file.path}: the shard is missing ({file.reason}); the manifest lists it. "
+                    f"Restore it, or run `lmscale shards build` again."
+                )
+            else:
+                what = "cut" if file.size < file.wanted else "too long"
+                problems.append(
+                    f"{file.path}: the shard is {what}: {file.size} bytes, the manifest says "
+                    f"{file.wanted}. Restore it, or delete it and run `lmscale shards build` again."
+                )
+        if len(problems) > MAX_SHOWN:
+            more = len(problems) - MAX_SHOWN
+            problems[MAX_SHOWN:] = [
+                f"{self.location}: {more} more shards are missing or of a wrong size."
+            ]
+        return problems
+
     def close(self) -> None:
         while self._open:
             self._open.popitem()[1][1].close()
@@ -316,10 +341,10 @@ def open_dataset(
         look=look,
     )
     manifest = load_manifest(location, retries=settings.retries)
-    problems = _find_missing_shards(location, manifest) if check_files else []
+    dataset = Dataset(location, manifest, config, cache)
+    problems = dataset.find_wrong_shards() if check_files else []
     if problems:
         raise DataError(problems)
-    dataset = Dataset(location, manifest, config, cache)
     if config.packing == "best_fit":
         dataset.counts = dataset.load_counts(advance)
     if dataset.num_windows == 0:
@@ -329,26 +354,3 @@ def open_dataset(
             f"show {location}`)."
         )
     return dataset
-
-
-def _find_missing_shards(location: str, manifest: Manifest) -> list[str]:
-    """Local shards that are not there or not of the manifest's size; one problem each."""
-    if protocol_of(location) is not None:
-        return []
-    problems: list[str] = []
-    for file in find_wrong_files(location, {entry.name: entry.bytes for entry in manifest.shards}):
-        if file.size is None:
-            problems.append(
-                f"{file.path}: the shard is missing ({file.reason}); the manifest lists it. "
-                f"Restore it, or run `lmscale shards build` again."
-            )
-        else:
-            what = "cut" if file.size < file.wanted else "too long"
-            problems.append(
-                f"{file.path}: the shard is {what}: {file.size} bytes, the manifest says "
-                f"{file.wanted}. Restore it, or delete it and run `lmscale shards build` again."
-            )
-    if len(problems) > MAX_SHOWN:
-        more = len(problems) - MAX_SHOWN
-        problems[MAX_SHOWN:] = [f"{location}: {more} more shards are missing or of a wrong size."]
-    return problems

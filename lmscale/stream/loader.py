@@ -26,7 +26,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, Pipe
 
 from lmscale.config.data import BatchPlan
-from lmscale.errors import TransientError
+from lmscale.errors import DataError, LmscaleError, TransientError
 from lmscale.stream.batches import Batch, Preparation, StepBatch, add_digests
 from lmscale.stream.ledger import LedgerRow
 from lmscale.stream.stream import Stream
@@ -216,7 +216,7 @@ class _ProcessLoader(StepLoader):
         try:
             message = worker.connection.recv()
         except (EOFError, ConnectionError):
-            raise TransientError(worker.describe_death()) from None
+            raise self._explain(worker) from None
         if isinstance(message[0], BaseException):
             error, trace = message
             raise error from _WorkerTracebackError(trace)
@@ -226,6 +226,23 @@ class _ProcessLoader(StepLoader):
         with suppress(ConnectionError):  # it died after this step; the next one says so
             worker.connection.send(slot)
         return batches
+
+    def _explain(self, worker: _Worker) -> LmscaleError:
+        """Why the worker is gone. SIGBUS comes of a file that ends before what was mapped of it."""
+        if worker.wait() != -signal.SIGBUS:
+            return TransientError(worker.describe_death())
+        datasets = self._job.stream.datasets.values()
+        wrong = [problem for dataset in datasets for problem in dataset.find_wrong_shards()]
+        found = (
+            f"A loader worker (process {worker.process.pid}) ended by signal SIGBUS: a file was "
+            "cut while it was read, or its disk failed."
+        )
+        if wrong:
+            return DataError([found, *wrong])
+        return TransientError(
+            f"{found} All local shards have their size. Start the run again; if it stays so, run "
+            "`lmscale shards verify` on the sources, and delete stream.cache.folder."
+        )
 
     def close(self) -> None:
         for worker in self._workers:
@@ -253,10 +270,15 @@ class _Worker:
             theirs.close()
             os.close(descriptor)
 
+    def wait(self) -> int | None:
+        """The exit code, or None where it runs on."""
+        with suppress(subprocess.TimeoutExpired):
+            return self.process.wait(timeout=STOP_SECONDS)
+        return None
+
     def describe_death(self) -> str:
-        try:
-            code = self.process.wait(timeout=STOP_SECONDS)
-        except subprocess.TimeoutExpired:
+        code = self.wait()
+        if code is None:
             return (
                 f"A loader worker (process {self.process.pid}) closed its connection but runs on."
             )

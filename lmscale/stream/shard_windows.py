@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from lmscale.shards.reader import MappedShard
-from lmscale.stream.batches import Rows, digest_rows
+from lmscale.stream.batches import MAX_POSITIONS, Rows, digest_rows
 from lmscale.stream.packing import count_concat
 
 _NONE = np.empty(0, dtype=np.int64)
@@ -98,7 +98,9 @@ def read_rows(
         row_starts[row], origin = shard.starts(window)
         shift[row] = row * row_tokens - origin
     more = np.array([len(starts) for starts in row_starts], dtype=np.int64)
-    starts = np.empty(count + more.sum(), dtype=np.int32)
+    # A rank's share of a step may be of 2^31 positions and more; a micro-batch of it may not.
+    position = np.int32 if count * row_tokens <= MAX_POSITIONS else np.int64
+    starts = np.empty(count + more.sum(), dtype=position)
     is_head = np.zeros(len(starts), dtype=bool)
     is_head[np.cumsum(more + 1) - more - 1] = True
     starts[is_head] = np.arange(count) * row_tokens

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from lmscale.config.data import plan_batches
-from lmscale.stream.batches import TOKENS, Field, Prepared, Rows, split_rows
+from lmscale.errors import ConfigError
+from lmscale.stream import shard_windows
+from lmscale.stream.batches import TOKENS, Field, Layout, Prepared, Rows, split_rows
 from lmscale.stream.loader import open_loader
 from lmscale.stream.stream import open_stream
 from lmscale.stream.worker import LoaderJob
@@ -118,3 +120,33 @@ def test_rows_that_are_cut_are_the_rows_that_are_read(stream):
         alone = stream.read_rows(first, count)
         for name in ("numbers", "tokens", "lengths", "starts", "digests"):
             assert np.array_equal(getattr(part, name), getattr(alone, name)), name
+
+
+def test_a_share_of_a_step_with_more_positions_than_int32_has_is_split_as_any_other():
+    wide = 2**30
+    heads = np.arange(5) * wide
+    rows = Rows(
+        numbers=np.arange(5),
+        tokens=np.broadcast_to(np.uint16(7), (5, wide)),  # of no memory
+        lengths=np.full(5, 9, dtype=np.int32),
+        starts=np.sort(np.concatenate([heads, heads + 4])),
+        digests=np.zeros(5, dtype=np.uint64),
+    )
+    for part in split_rows(rows, 1):
+        assert part.starts.tolist() == [0, 4] and part.starts.dtype == np.int32
+
+
+def test_starts_are_counted_in_int64_where_there_are_too_many_positions(stream_config, monkeypatch):
+    with open_stream(stream_config(a=1), seed=1) as stream:
+        expected = stream.read_rows(0, 12)
+        monkeypatch.setattr(shard_windows, "MAX_POSITIONS", 11 * 33)
+        found = stream.read_rows(0, 12)
+    assert (expected.starts.dtype, found.starts.dtype) == (np.int32, np.int64)
+    assert found.starts.tolist() == expected.starts.tolist()
+
+
+def test_a_forward_pass_of_more_positions_than_can_be_counted_is_refused():
+    kept = {"rows": 2**20, "token_dtype": np.dtype("uint16")}
+    Layout((), sequence_length=2**11 - 2, **kept)
+    with pytest.raises(ConfigError, match="batch.micro_windows: 1,048,576 windows"):
+        Layout((), sequence_length=2**11 - 1, **kept)

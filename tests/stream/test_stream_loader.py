@@ -176,6 +176,26 @@ def test_a_killed_worker_is_an_error_that_says_so(stream):
                 pass
 
 
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_worker_that_ends_because_a_file_was_cut_says_which(
+    stream_config, tmp_path, write_dataset, documents, is_cut
+):
+    """The kernel ends it by SIGBUS; no setting is at fault."""
+    path = write_dataset(tmp_path / "a", documents(20, seed=1)) / "x-000000.tar"
+    stream = open_stream(stream_config(folder=tmp_path, a=1), seed=1)
+    with opened(stream, num_steps=99, workers=1) as loader:
+        next(loader)
+        os.kill(loader._workers[0].process.pid, signal.SIGBUS)
+        loader._workers[0].process.wait()
+        if is_cut:
+            os.truncate(path, 5)
+        with pytest.raises(DataError if is_cut else TransientError, match="cut while") as caught:
+            for _ in loader:
+                pass
+    assert "stream.workers" not in str(caught.value)
+    assert ("x-000000.tar: the shard is cut: 5 bytes" in str(caught.value)) == is_cut
+
+
 def test_workers_ignore_the_signals_meant_for_the_rank(stream):
     with opened(stream, num_steps=6, workers=2) as loader:
         for worker in loader._workers:  # also while they are still starting
