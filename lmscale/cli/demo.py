@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lmscale.config import load_config
+from lmscale.cli.demo_plan import (
+    PLANNED,
+    PROMISED_MINUTES,
+    Schedule,
+    Trial,
+    plan_machine,
+    plan_overrides,
+    plan_steps,
+    try_steps,
+)
+from lmscale.config import RunConfig, load_config
 from lmscale.config.assets import find_assets
 from lmscale.errors import EXIT_FINISHED, EXIT_RESUMABLE, ClusterError
 from lmscale.files.jsonl import read_rows
+from lmscale.files.run_files import CONFIG_FILE
 from lmscale.runs.commits import read_commits
 
 HELDOUT = Path("data/demo/corpus/pydocs/heldout")
@@ -30,25 +43,20 @@ def demo(
         Path | None, typer.Option("--config", help="Default: the demo.yaml that lmscale brings.")
     ] = None,
 ) -> None:
-    """Run the whole way on this Python's documentation: a few minutes on two CPU cores.
+    """Run the whole way on this Python's documentation: less than 8 minutes on two CPU cores.
 
     Trains a tokenizer, builds shards, trains a small model, is stopped half-way as by a preemption,
-    goes on with another number of ranks and another ZeRO stage, evaluates, samples, audits.
+    goes on with another number of ranks and another ZeRO stage, evaluates, samples, audits. How
+    long that will take is measured beforehand; a slow machine takes fewer steps.
     """
     started = time.monotonic()
     path = config or find_config("demo.yaml")
-    steps = load_config(path).train.steps
-    first, second = _plan_ranks()
     _run_example("pydocs.py", "--out", "data/demo/raw")
     _run("corpus", "build", path)
     _run("tokenizer", "train", path)
     _run("shards", "build", path)
     _run("shards", "verify", "data/demo/shards/pydocs/train")
-    if all(commit.step != steps for commit in read_commits(RUN)):
-        _say("Training, to be stopped half-way as a preemption would")
-        _train_until_stopped(path, first, stop_after=int(steps * STOP_AT_FRACTION))
-        _say(f"Going on with {second} {'rank' if second == 1 else 'ranks'} and ZeRO 2 instead")
-        _run("launch", "local", path, "--nproc", second, "--set", "engine.zero_stage=2")
+    _train(path, started)
     _say("The model on text it has not seen, and a sample from it")
     _run("evaluate", RUN)
     _run("generate", RUN, "--prompt", "Return the number of", "--max-tokens", "60", "--seed", "1")
@@ -63,20 +71,62 @@ def find_config(name: str) -> Path:
     return find_assets("configs") / name
 
 
-def _plan_ranks() -> tuple[int, int]:
-    """Ranks before and after the stop: 2 and 1, or 1 and 1 on a machine with a single GPU."""
-    import torch
+def _train(path: Path, started: float) -> None:
+    """Train what is left of the run: half of it, then the rest otherwise."""
+    frozen = RUN / CONFIG_FILE
+    is_begun = frozen.is_file()
+    config = load_config(frozen if is_begun else path)
+    if any(commit.step == config.train.steps for commit in read_commits(RUN)):
+        return
+    _say("What this machine can do")
+    machine = plan_machine()
+    print(f"  {machine.described}", flush=True)
+    if is_begun:  # as it was planned then
+        settings = {key: _setting(config, key) for key in PLANNED}
+    else:
+        trial = try_steps(path, machine)
+        passed = time.monotonic() - started
+        schedule = plan_steps(trial, machine, wanted=config.train.steps, passed_seconds=passed)
+        settings = plan_overrides(config, machine, schedule)
+        _describe_schedule(trial, schedule, config.train.steps)
+    changed = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    steps = int(str(settings.get("train.steps", config.train.steps)))
+    first, second = machine.ranks
+    words = ["launch", "local", str(path), "--nproc", str(first), *changed]
+    _say("Training, to be stopped half-way as a preemption would")
+    _train_until_stopped(words, machine.environment(0), stop_after=int(steps * STOP_AT_FRACTION))
+    _say(f"Going on with {second} {'rank' if second == 1 else 'ranks'} and ZeRO 2 instead")
+    words = ["launch", "local", str(path), "--nproc", str(second), *changed]
+    _run(*words, "--set", "engine.zero_stage=2", environment=machine.environment(1))
 
-    if torch.cuda.is_available() and torch.cuda.device_count() == 1:
-        return 1, 1  # NCCL takes one rank per GPU, so only the stage can change there
-    return 2, 1
+
+def _describe_schedule(trial: Trial, schedule: Schedule, wanted: int) -> None:
+    minutes = schedule.seconds / 60
+    steps = f"{schedule.steps} steps"
+    if schedule.steps < wanted:
+        steps += f" instead of {wanted}, to end within {PROMISED_MINUTES} minutes"
+    print(
+        f"  a step took {trial.step_seconds:.2g} s in a trial: {steps}. From here it will take "
+        f"about {minutes:.1f} minutes.",
+        flush=True,
+    )
 
 
-def _train_until_stopped(path: Path, num_ranks: int, *, stop_after: int) -> None:
+def _setting(config: RunConfig, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return "null" if value is None else value
+
+
+def _train_until_stopped(
+    words: Sequence[str], environment: Mapping[str, str], *, stop_after: int
+) -> None:
     """Start training, and send SIGTERM once ``stop_after`` steps are in the ledger."""
     ledger = RUN / "ledger.jsonl"
-    words = ["launch", "local", str(path), "--nproc", str(num_ranks)]
-    with subprocess.Popen([sys.executable, "-m", "lmscale", *words]) as launcher:
+    _show(words)
+    argv = [sys.executable, "-m", "lmscale", *words]
+    with subprocess.Popen(argv, env=os.environ | environment) as launcher:
         while launcher.poll() is None and len(read_rows(ledger)) < stop_after:
             time.sleep(0.2)
         if launcher.poll() is None:
@@ -88,10 +138,14 @@ def _train_until_stopped(path: Path, num_ranks: int, *, stop_after: int) -> None
     print(f"  exit code {code}", flush=True)
 
 
-def _run(*arguments: object) -> None:
+def _run(*arguments: object, environment: Mapping[str, str] | None = None) -> None:
     words = list(map(str, arguments))
+    _show(words)
+    _call("-m", "lmscale", *words, environment=environment)
+
+
+def _show(words: Sequence[str]) -> None:
     print(f"\n$ lmscale {shlex.join(words)}", flush=True)
-    _call("-m", "lmscale", *words)
 
 
 def _run_example(name: str, *arguments: object) -> None:
@@ -101,8 +155,9 @@ def _run_example(name: str, *arguments: object) -> None:
     _call(str(find_assets("examples") / name), *words)
 
 
-def _call(*arguments: str) -> None:
-    code = subprocess.run([sys.executable, *arguments], check=False).returncode
+def _call(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    argv, variables = [sys.executable, *arguments], os.environ | (environment or {})
+    code = subprocess.run(argv, env=variables, check=False).returncode
     if code != EXIT_FINISHED:
         raise typer.Exit(code)
 

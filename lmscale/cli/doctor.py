@@ -22,12 +22,13 @@ import lmscale
 from lmscale.cli.options import JsonOption, echo_json
 from lmscale.errors import EXIT_USER
 from lmscale.files.redact import printable
-from lmscale.ranks.device import cpu_name, peak_tflops
+from lmscale.ranks.device import cpu_name, peak_tflops, product_rates
 from lmscale.runs.environment import installed_version, num_cores, package_versions
 
 MIN_FREE_BYTES = 2 << 30
 SLOW_LOOKUP_SECONDS = 1.0
 MIN_SHARED_MEMORY_BYTES = 256 << 20
+FP32 = "engine.precision=fp32"
 _OPTIONAL = ("pyarrow", "zstandard", "beautifulsoup4", "s3fs", "gcsfs", "aiohttp")
 
 
@@ -77,6 +78,7 @@ def diagnose(folders: Sequence[str] = ()) -> list[Finding]:
         check_python(sys.version_info[:2]),
         *check_packages(),
         *check_devices(),
+        *check_precision(),
         check_compiler(),
         *check_network(),
         check_shared_memory(),
@@ -145,6 +147,24 @@ def check_devices() -> Iterable[Finding]:
         found = f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
         advice = "Its peak is not in the table: set train.peak_tflops to see MFU."
         yield Finding(f"gpu {index}", True, found, "" if peak_tflops(name, "bf16") else advice)
+
+
+def check_precision() -> Iterable[Finding]:
+    """What training on this CPU should be set to; with a GPU nothing is asked of the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    rates = product_rates()
+    ratio = rates["bf16"] / rates["fp32"]
+    shown = ", ".join(f"{name} {rate:,.1f}" for name, rate in rates.items())
+    slow = f"bf16 is the default, but slower here: train with --set {FP32}."
+    yield Finding(
+        "precision",
+        True,
+        f"matrix products on one core, GFLOP/s: {shown}; bf16 is {ratio:.2g} × as fast",
+        slow if ratio < 1 else "",
+    )
 
 
 def check_compiler() -> Finding:

@@ -9,6 +9,7 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -169,6 +170,48 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_cores(seconds: float = 0.5) -> int:
+    """Cores of this process that nothing uses, over a moment; at least 1, all where unknown."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    before = _idle_ticks()
+    time.sleep(seconds)
+    idle = [now - before.get(cpu, now) for cpu, now in _idle_ticks().items() if cpu in usable]
+    free = sum(idle) / os.sysconf("SC_CLK_TCK") / seconds if idle else num_cores()
+    return max(1, min(num_cores(), round(free)))
+
+
+def _idle_ticks() -> dict[int, int]:
+    """Core → how long it had nothing to do since the machine started (proc(5), /proc/stat)."""
+    with suppress(OSError):
+        text = Path("/proc/stat").read_text(encoding="ascii")
+        rows = re.findall(r"^cpu(\d+) \d+ \d+ \d+ (\d+) (\d+)", text, re.MULTILINE)
+        return {int(cpu): int(idle) + int(waiting) for cpu, idle, waiting in rows}
+    return {}
+
+
+def product_rates(seconds: float = 0.1) -> dict[str, float]:
+    """GFLOP/s of a small matrix product on one thread of this CPU: precision → the best of some.
+
+    Without units for bf16 (AVX512-BF16, AMX), bf16 is many times slower than fp32.
+    """
+    import torch
+
+    threads, size = torch.get_num_threads(), 256
+    torch.set_num_threads(1)
+    rates = {}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        matrix = torch.ones(size, size, dtype=dtype)
+        torch.mm(matrix, matrix)  # the first one chooses its kernel
+        fastest, end = float("inf"), time.perf_counter() + seconds
+        while fastest == float("inf") or time.perf_counter() < end:
+            began = time.perf_counter()
+            torch.mm(matrix, matrix)
+            fastest = min(fastest, time.perf_counter() - began)
+        rates[precision] = 2 * size**3 / fastest / 1e9
+    torch.set_num_threads(threads)
+    return rates
 
 
 def peak_memory_bytes(device: torch.device) -> int:

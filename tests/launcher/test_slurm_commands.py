@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -151,12 +150,10 @@ def test_a_controller_that_cannot_be_reached_is_told_as_such(commands):
 
 
 def test_a_controller_that_does_not_answer_is_not_waited_for_without_end(commands, monkeypatch):
-    put(commands, "squeue", "exec /bin/sleep 60")
+    put(commands, "squeue", "exec /bin/sleep 100000")
     monkeypatch.setattr(slurm, "TIMEOUT_SECONDS", 0.2)
-    began = time.monotonic()
     with pytest.raises(ClusterError, match="squeue did not answer within"):
         slurm._call(["squeue"], timeout=slurm.TIMEOUT_SECONDS)
-    assert time.monotonic() - began < 10
 
 
 def test_a_submission_without_an_answer_may_have_been_made(commands, monkeypatch):

@@ -1,5 +1,4 @@
 import os
-import time
 from datetime import timedelta
 
 import psutil
@@ -79,12 +78,10 @@ def test_ranks_that_do_not_meet_are_worth_another_start(monkeypatch):
     monkeypatch.setenv("MASTER_PORT", str(find_free_port()))
     monkeypatch.setattr(runtime_ranks, "MEETING_TIMEOUT", timedelta(seconds=1))
     lonely = Ranks(rank=0, world_size=2, local_world_size=2)
-    began = time.monotonic()
     with pytest.raises(TransientError, match="Rank 0 of 2 .* could not meet .* within 1 s"):
         # What collectives may take is not what the meeting may take.
         with runtime_ranks.open_process_group(lonely, torch.device("cpu"), timedelta(days=1)):
             pass
-    assert time.monotonic() - began < 30
 
 
 def test_a_rank_alone_opens_a_group_without_a_network(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from lmscale.runs.stop import SAME_REQUEST_SECONDS, SAVE_SIGNAL, StopRequests
 
-SOON = 10.0  # a signal takes its way through another thread
+SOON = 120.0  # a signal takes its way through another thread
 
 
 def send(stop, number):

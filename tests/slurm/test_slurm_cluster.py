@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -96,7 +95,7 @@ sys.path.insert(0, {str(KEEPER.parent)!r})
 from cluster import Cluster
 with Cluster(Path({str(folder)!r}), nodes=1) as cluster:
     if os.fork() == 0:
-        time.sleep(20)
+        time.sleep(100_000)
         os._exit(0)
     cluster.wait_for(cluster.submit(script={FOREVER!r}), "RUNNING")
     print("up", flush=True)
@@ -107,9 +106,8 @@ with Cluster(Path({str(folder)!r}), nodes=1) as cluster:
     assert len(leftovers(folder)) > 5
     process.kill()
     process.wait()
-    began = time.monotonic()
-    wait_until(lambda: not folder.exists() and leftovers(folder) == [], 10, "the cluster's end")
-    assert time.monotonic() - began < 5  # not by the fork's end
+    # Not by the fork's end, for which nobody could wait.
+    wait_until(lambda: not folder.exists() and leftovers(folder) == [], 120, "the cluster's end")
     process.stdout.close()
 
 

@@ -49,7 +49,7 @@ def start_holder(folder: Path, setup: str = "") -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str]) -> str:
     """Let it go on; returns what it wrote to stderr."""
-    return process.communicate("\n", timeout=30)[1]
+    return process.communicate("\n", timeout=300)[1]
 
 
 @pytest.fixture
@@ -74,14 +74,13 @@ def test_a_living_holder_elsewhere_is_left_alone(tmp_path, impatient):
         assert end(holder) == ""
 
 
-def test_a_killed_holder_of_this_machine_is_followed_at_once(tmp_path):
+def test_a_killed_holder_of_this_machine_is_followed_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(takeover, "STALE_SECONDS", 1e9)  # its silence tells nothing
     with start_holder(tmp_path) as holder:
         holder.kill()
-        began = time.monotonic()
         with take_turn(tmp_path) as turn:  # its parent has not even asked how it ended
             assert turn is not None
             turn.check()
-        assert time.monotonic() - began < 5
 
 
 def test_a_killed_holder_elsewhere_is_followed_when_it_was_silent_for_long(tmp_path, impatient):

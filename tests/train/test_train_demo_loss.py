@@ -3,15 +3,14 @@
 import json
 
 import pytest
-import torch
 from demo_loss import RECORDS, STEPS, measure
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
-# bf16, in which the demo trains, rounds at 2^-9 in sums whose order is the processor's. With torch
-# and oneDNN held to SSE, AVX2 and AVX-512 on one machine, the losses moved by up to 1.2e-4 and the
-# norms by 3.4e-4 of their size. Eight times that; a learning rate that is 1 % off moves the losses
-# by 4e-3. In fp32 they moved by up to 3e-7 and 2e-7.
+# bf16 rounds at 2^-9 in sums whose order is the processor's. With torch and oneDNN held to SSE,
+# AVX2 and AVX-512 on one machine, the losses moved by up to 1.2e-4 and the norms by 3.4e-4 of their
+# size in six steps of the whole demo. Eight times that. In fp32 they moved by up to 3e-7 and 2e-7;
+# a learning rate that is 1 % off moves the losses by 4e-3.
 LOSS_TOLERANCE = {"bf16": 1e-3, "fp32": 1e-5}
 NORM_TOLERANCE = {"bf16": 3e-3, "fp32": 1e-5}
 
@@ -20,8 +19,6 @@ NORM_TOLERANCE = {"bf16": 3e-3, "fp32": 1e-5}
 def curves(request, tmp_path_factory):
     """What is measured, and what was recorded, in one precision."""
     precision = request.param
-    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("a processor without units for bf16 takes minutes for it")
     recorded = json.loads(RECORDS[precision].read_text())
     return measure(tmp_path_factory.mktemp("demo-loss") / precision, precision), recorded, precision
 
@@ -34,11 +31,11 @@ def test_the_demo_reads_the_recorded_samples_in_the_recorded_order(curves):
 
 def test_the_demos_first_losses_and_gradient_norms_are_the_recorded_ones(curves):
     measured, recorded, precision = curves
-    assert len(measured["loss"]) == len(recorded["loss"]) == STEPS
+    assert len(measured["loss"]) == len(recorded["loss"]) == STEPS[precision]
     assert measured["loss"] == pytest.approx(recorded["loss"], abs=LOSS_TOLERANCE[precision])
     norms = pytest.approx(recorded["gradient_norm"], rel=NORM_TOLERANCE[precision])
     assert measured["gradient_norm"] == norms
-    assert recorded["loss"][-1] < recorded["loss"][0] - 1
+    assert precision == "bf16" or recorded["loss"][-1] < recorded["loss"][0] - 1
 
 
 def test_the_record_says_how_to_make_it_anew(curves):

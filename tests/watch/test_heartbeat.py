@@ -29,7 +29,7 @@ def run_folder(tmp_path):
     return tmp_path
 
 
-def until(condition, seconds=10.0):
+def until(condition, seconds=120.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"

@@ -4,7 +4,6 @@ import signal
 import stat
 import subprocess
 import threading
-import time
 
 import pytest
 
@@ -72,9 +71,7 @@ def test_a_health_check_that_cannot_run_or_end_is_the_profiles_mistake(tmp_path)
     (missing,) = look_at_health("no-such-health-check", 10)
     assert (missing.name, missing.is_ok) == ("preflight.command", False)
     assert "ended with code 127" in missing.found
-    began = time.monotonic()
-    (endless,) = look_at_health(f"(sleep 60; touch {tmp_path}/late) | cat", 0.3)
-    assert time.monotonic() - began < 5
+    (endless,) = look_at_health(f"(sleep 100000; touch {tmp_path}/late) | cat", 0.3)
     assert (endless.name, endless.is_ok) == ("preflight.command", False)
     assert endless.found.endswith("| cat: no answer within 0 s")
 
@@ -90,10 +87,9 @@ def test_what_a_health_check_says_is_kept_without_secrets_and_escapes_and_short(
 
 
 def test_a_health_check_that_leaves_a_daemon_behind_has_ended(tmp_path):
-    began = time.monotonic()
     try:
-        (check,) = look_at_health(f"sleep 60 & echo $! > {tmp_path}/daemon; echo fit", 30)
-        assert time.monotonic() - began < 10
+        daemon = f"sleep 100000 & echo $! > {tmp_path}/daemon; echo fit"
+        (check,) = look_at_health(daemon, 300)
         assert check.is_ok and check.found.endswith("ended with code 0 | fit")
         os.kill(int((tmp_path / "daemon").read_text()), 0)  # still there
     finally:
@@ -228,9 +224,7 @@ def test_a_file_system_that_hangs_holds_nobody(tmp_path):
         "shards": lambda: look_at_shards({"web": str(tmp_path)}),
         "scratch": lambda: look_at_space("scratch", tmp_path, 0, {}),
     }
-    began = time.monotonic()
     checks, took = run_looks(looks, 0.3)
-    assert time.monotonic() - began < 2
     assert checks[0] == Check("shards", False, "no answer within 0 s")
     assert checks[1].is_ok and took["shards"] == 0.3
     with open(tmp_path / "manifest.json", "w"):  # lets the thread end

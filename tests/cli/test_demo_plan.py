@@ -1,0 +1,85 @@
+"""The demo suits its machine: the faster precision, threads for free cores, steps that fit."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmscale.cli import doctor
+from lmscale.cli.demo import find_config
+from lmscale.cli.demo_plan import (
+    MAX_LINE_SECONDS,
+    MAX_SECONDS,
+    MIN_STEPS,
+    PLANNED,
+    THREADS_RATIO,
+    Trial,
+    plan_cpu,
+    plan_overrides,
+    plan_steps,
+)
+from lmscale.config import load_config
+from lmscale.ranks.device import free_cores, num_cores, product_rates
+
+OLD, NEW = {"fp32": 30.0, "bf16": 4.0}, {"fp32": 100.0, "bf16": 500.0}
+DEMO = load_config(find_config("demo.yaml"))
+SECONDS = st.floats(1e-3, 100)
+
+
+@pytest.mark.parametrize(("rates", "precision"), [(OLD, "fp32"), (NEW, "bf16")])
+@pytest.mark.parametrize("cores", [*range(1, 10), 64, 255])
+def test_the_faster_precision_is_taken_and_no_more_threads_than_free_cores(cores, rates, precision):
+    machine = plan_cpu(cores, rates)
+    assert machine.precision == precision and f"; {precision}, since" in machine.described
+    assert machine.threads is not None
+    for half, (ranks, threads) in enumerate(zip(machine.ranks, machine.threads, strict=True)):
+        assert ranks * threads <= max(cores, ranks)  # with one core the two ranks share it
+        assert machine.environment(half).get("OMP_NUM_THREADS") in (str(threads), None)
+    assert ("share" in machine.described) == (cores == 1)
+
+
+def test_threads_that_a_person_has_set_stay(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert "OMP_NUM_THREADS" not in plan_cpu(4, OLD).environment(0)
+
+
+@given(SECONDS, SECONDS, st.floats(0, 600))
+def test_the_steps_are_as_many_as_fit_and_their_settings_in_proportion(step, start, passed):
+    machine, trial = plan_cpu(2, OLD), Trial(step_seconds=step, start_seconds=start)
+    schedule = plan_steps(trial, machine, wanted=DEMO.train.steps, passed_seconds=passed)
+    assert MIN_STEPS <= schedule.steps <= DEMO.train.steps
+    assert schedule.steps == MIN_STEPS or passed + schedule.seconds <= MAX_SECONDS + 1e-6
+    every = schedule.log_every_steps
+    assert every == 1 or every * step * THREADS_RATIO <= MAX_LINE_SECONDS
+    settings = plan_overrides(DEMO, machine, schedule)
+    assert set(settings) <= set(PLANNED)
+    config = load_config(find_config("demo.yaml"), [f"{k}={v}" for k, v in settings.items()])
+    assert config.train.steps == schedule.steps
+    assert config.engine.precision == "fp32"
+    rates = config.engine.schedule
+    assert rates.warmup_steps / config.train.steps <= 20 / 300
+    assert rates.decay_steps and rates.decay_steps / config.train.steps <= 120 / 300
+    assert 1 <= config.evaluation.every_steps <= config.train.steps
+    assert 1 <= config.checkpoint.every_steps < config.train.steps
+
+
+def test_a_fast_machine_takes_the_demo_as_it_stands():
+    machine, trial = plan_cpu(2, NEW), Trial(step_seconds=0.4, start_seconds=6)
+    schedule = plan_steps(trial, machine, wanted=DEMO.train.steps, passed_seconds=60)
+    assert (schedule.steps, schedule.log_every_steps) == (300, 10)
+    assert plan_overrides(DEMO, machine, schedule) == {
+        "engine.precision": "bf16",
+        "train.log_every_steps": 10,
+    }
+
+
+def test_what_the_machine_can_do_is_measured():
+    assert 1 <= free_cores(0.01) <= num_cores()
+    assert all(rate > 0 for rate in product_rates(0.001).values())
+
+
+@pytest.mark.parametrize(("rates", "advised"), [(OLD, True), (NEW, False)])
+def test_the_doctor_says_which_precision_to_set_on_this_cpu(monkeypatch, rates, advised):
+    monkeypatch.setattr(doctor, "product_rates", lambda: rates)
+    (finding,) = doctor.check_precision()
+    assert f"bf16 is {rates['bf16'] / rates['fp32']:.2g} × as fast" in finding.found
+    assert finding.is_ok and ("--set engine.precision=fp32" in finding.advice) == advised
