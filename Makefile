@@ -10,7 +10,7 @@ CONSTRAINTS := constraints.txt
 
 .PHONY: help demo test lint setup setup-test clean
 help:
-	@echo "make demo   set up and run the whole way on real text: about 5 minutes on 2 cores"
+	@echo "make demo   set up and run the whole way on real text: less than 8 minutes on 2 cores"
 	@echo "make test   set up, lint, and pass the tests: about 18 minutes on 2 cores, with Slurm"
 	@echo "make lint   ruff and pyright alone"
 	@echo "make clean  remove the environment and what the demo made"

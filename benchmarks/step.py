@@ -26,7 +26,7 @@ from training_loops import AutocastLoop, BareLoop, LmscaleLoop, TrainingLoop
 
 from lmscale.config import BatchPlan, RunConfig, load_config, plan_batches
 from lmscale.model.family import account_model
-from lmscale.ranks.device import device_name, peak_tflops
+from lmscale.ranks.device import device_name, faster_precision, peak_tflops, product_rates
 from lmscale.ranks.ranks import Ranks, open_process_group
 from lmscale.runs.environment import num_cores
 
@@ -220,7 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is_cuda = given.device == "cuda" or (given.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", 0) if is_cuda else torch.device("cpu")
     flags = {setting: getattr(given, flag.replace("-", "_")) for flag, setting in FLAGS.items()}
-    overrides = [f"{setting}={value}" for setting, value in flags.items() if value is not None]
+    # Where a CPU has no units for bf16, it would be timed for minutes; what is given stands.
+    overrides = [] if is_cuda else [f"engine.precision={faster_precision(product_rates())}"]
+    overrides += [f"{setting}={value}" for setting, value in flags.items() if value is not None]
     overrides += ["engine.compile=true"] if given.compile else []
     overrides += given.set
     if given.config:

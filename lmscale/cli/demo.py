@@ -19,6 +19,7 @@ import typer
 from lmscale.cli.demo_plan import (
     PLANNED,
     PROMISED_MINUTES,
+    Machine,
     Schedule,
     Trial,
     plan_machine,
@@ -56,10 +57,12 @@ def demo(
     _run("tokenizer", "train", path)
     _run("shards", "build", path)
     _run("shards", "verify", "data/demo/shards/pydocs/train")
-    _train(path, started)
+    machine = _train(path, started)
+    threads = machine.environment(1)
     _say("The model on text it has not seen, and a sample from it")
-    _run("evaluate", RUN)
-    _run("generate", RUN, "--prompt", "Return the number of", "--max-tokens", "60", "--seed", "1")
+    _run("evaluate", RUN, environment=threads)
+    prompt = ("--prompt", "Return the number of", "--max-tokens", "60", "--seed", "1")
+    _run("generate", RUN, *prompt, environment=threads)
     _say("Was every sample used exactly once, through the stop and the change of ranks?")
     _run("runs", "audit", RUN)
     _run_example("loss_curve.py", RUN)
@@ -71,16 +74,16 @@ def find_config(name: str) -> Path:
     return find_assets("configs") / name
 
 
-def _train(path: Path, started: float) -> None:
+def _train(path: Path, started: float) -> Machine:
     """Train what is left of the run: half of it, then the rest otherwise."""
+    _say("What this machine can do")
+    machine = plan_machine()
+    print(f"  {machine.described}", flush=True)
     frozen = RUN / CONFIG_FILE
     is_begun = frozen.is_file()
     config = load_config(frozen if is_begun else path)
     if any(commit.step == config.train.steps for commit in read_commits(RUN)):
-        return
-    _say("What this machine can do")
-    machine = plan_machine()
-    print(f"  {machine.described}", flush=True)
+        return machine
     if is_begun:  # as it was planned then
         settings = {key: _setting(config, key) for key in PLANNED}
     else:
@@ -98,6 +101,7 @@ def _train(path: Path, started: float) -> None:
     _say(f"Going on with {second} {'rank' if second == 1 else 'ranks'} and ZeRO 2 instead")
     words = ["launch", "local", str(path), "--nproc", str(second), *changed]
     _run(*words, "--set", "engine.zero_stage=2", environment=machine.environment(1))
+    return machine
 
 
 def _describe_schedule(trial: Trial, schedule: Schedule, wanted: int) -> None:

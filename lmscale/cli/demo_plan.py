@@ -16,7 +16,7 @@ import typer
 from lmscale.config import RunConfig
 from lmscale.errors import EXIT_FINISHED, ClusterError
 from lmscale.files.jsonl import read_rows
-from lmscale.ranks.device import free_cores, product_rates
+from lmscale.ranks.device import faster_precision, free_cores, product_rates
 
 PROMISED_MINUTES = 8
 MAX_SECONDS = 60.0 * (PROMISED_MINUTES - 1)  # of the whole demo; the rest is for what varies
@@ -32,8 +32,9 @@ PLANNED = (  # the settings that depend on the machine: a demo that goes on keep
     "evaluation.every_steps",
 )
 TRIAL_STEPS = 3  # of which the first is not counted: memory is allocated, kernels are chosen
-# Starts of Python with torch that follow the trial: two of training, and evaluate, generate, audit.
-STARTS_TO_COME = 5
+# As long as so many starts of the trial take all starts that follow it: two of training, without
+# what is kept of the first one, and of evaluate, generate and audit, which load less.
+STARTS_TO_COME = 2
 EVALUATION_STEPS = 15  # as long as so many steps take all its evaluations together
 # By which as many cores do less in one rank of several threads than in several ranks.
 THREADS_RATIO = 1.3
@@ -91,7 +92,7 @@ def plan_machine() -> Machine:
 
 def plan_cpu(cores: int, rates: Mapping[str, float]) -> Machine:
     """Ranks and threads for so many free cores, and the faster precision of ``rates``."""
-    precision = max(("bf16", "fp32"), key=lambda name: rates[name])  # bf16 where they are equal
+    precision = faster_precision(rates)
     ranks = (2, 1)
     first, second = (max(1, cores // count) for count in ranks)
     free = "one core is free" if cores == 1 else f"{cores} cores are free"

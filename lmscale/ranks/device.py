@@ -214,6 +214,11 @@ def product_rates(seconds: float = 0.1) -> dict[str, float]:
     return rates
 
 
+def faster_precision(rates: Mapping[str, float]) -> str:
+    """What to train in on a CPU with these ``product_rates``: bf16, unless fp32 is faster."""
+    return max(("bf16", "fp32"), key=lambda name: rates[name])
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory used so far: the allocator's on CUDA, the resident set on the CPU."""
     if device.type == "cuda":
