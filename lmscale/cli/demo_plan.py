@@ -16,6 +16,7 @@ import typer
 from lmscale.config import RunConfig
 from lmscale.errors import EXIT_FINISHED, ClusterError
 from lmscale.files.jsonl import read_rows
+from lmscale.files.printing import say
 from lmscale.ranks.device import faster_precision, free_cores, product_rates
 
 PROMISED_MINUTES = 8
@@ -138,7 +139,7 @@ def try_steps(path: Path, machine: Machine) -> Trial:
             check=False,
         )
         if process.returncode != EXIT_FINISHED:
-            print(process.stdout, process.stderr, sep="", file=sys.stderr, flush=True)
+            say(f"{process.stdout}{process.stderr}", err=True)
             raise typer.Exit(process.returncode)
         seconds = [
             float(row["speed/step_seconds"])
