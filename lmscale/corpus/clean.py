@@ -48,7 +48,7 @@ def normalize(text: str, form: Literal["NFC", "NFKC", "none"]) -> str:
 
 def with_lf(text: str) -> str:
     """The text with LF for every CR LF and CR."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def strip_html(text: str) -> str:

@@ -178,17 +178,17 @@ def _text_of_json(line: str, where: str, account: Account) -> str | None:
         keys = ", ".join(printable_name(key[:80]) for key in list(record)[:8]) or "none"
         account.add_broken(f"{where}: no key {field!r} (text_field); its keys: {keys}.")
         return None
-    return _checked(record[field], where, account)
+    return _checked(record[field], where, account, is_decoded="\\u" not in line)
 
 
-def _checked(text: object, where: str, account: Account) -> str | None:
+def _checked(text: object, where: str, account: Account, *, is_decoded: bool = False) -> str | None:
     """The value of ``text_field`` if it is a text that UTF-8 can hold, else None."""
     field = account.source.text_field
     if not isinstance(text, str):
         account.add_broken(f"{where}: {field!r} holds {type(text).__name__}, not text.")
     elif len(text) > account.source.max_record_chars:
         account.add_long(where)
-    elif find_undecodable((text,)):
+    elif not is_decoded and find_undecodable((text,)):
         account.add_broken(f"{where}: {field!r} holds a lone surrogate, which is not Unicode text.")
     else:
         return text
