@@ -139,7 +139,7 @@ class StreamConfig(Section):
     prefetch_steps: PositiveInt = Field(default=2, le=1000)
     """Steps that each loader worker keeps ready."""
     verify_hashes: bool = True
-    """Hash each shard once per node before its first use."""
+    """Hash each shard and look at all of it before its use, once a day per node."""
     cache: ShardCacheConfig = ShardCacheConfig()
 
 
