@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from lmscale.config.data import plan_batches
 from lmscale.config.training import EngineConfig
+from lmscale.engine import build
 from lmscale.engine.build import check_precision
 from lmscale.engine.deepspeed_config import MAX_BUCKET_ELEMENTS, RESERVED, render_deepspeed_config
 from lmscale.errors import ConfigError
@@ -191,3 +192,20 @@ def test_a_key_that_deepspeed_would_ignore_is_refused_with_the_nearest():
 
 def test_a_section_that_looks_into_deepspeed_may_be_added():
     assert render(deepspeed={"comms_logger": {"enabled": True}})["comms_logger"]["enabled"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"zero_optimization": {"reduce_bucket_size": -1}},
+        {"zero_optimization": {"sub_group_size": 0.5}},
+        {"zero_optimization": {"overlap_comm": "perhaps"}},
+    ],
+)
+def test_what_deepspeed_does_not_take_of_an_override_is_the_users_mistake(deepspeed, override):
+    plan = plan_batches(global_windows=16, micro_windows=4, data_ranks=1)
+    engine = EngineConfig(deepspeed=override)
+    (key,) = override["zero_optimization"]
+    with pytest.raises(ConfigError, match="engine.deepspeed: DeepSpeed refuses it") as caught:
+        build._render_checked(engine, plan, num_parameters=10_000)
+    assert key in str(caught.value) and len(str(caught.value).splitlines()) == 1
