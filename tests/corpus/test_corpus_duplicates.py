@@ -50,8 +50,9 @@ def test_indexes_of_any_number_of_parts_are_compared_with_a_few_files_open(tmp_p
         indexes.append(tmp_path / f"{number}.npy")
         write_index(indexes[-1], numbers)
     old = resource.getrlimit(resource.RLIMIT_NOFILE)
-    num_open = max(map(int, os.listdir("/proc/self/fd"))) + 1
-    resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 20, old[1]))
+    taken = set(map(int, os.listdir("/proc/self/fd")))
+    free = [number for number in range(len(taken) + 21) if number not in taken]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[20], old[1]))
     try:
         found = find_duplicates(indexes)
     finally:
