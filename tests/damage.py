@@ -290,15 +290,17 @@ def render_table(outcomes: Sequence[Outcome]) -> str:
 
 
 def main() -> int:
+    from damage_runs import RUN_SCENES
     from damage_scenes import SCENES
 
+    every = [*SCENES, *RUN_SCENES]
     parser = argparse.ArgumentParser(description="Random damage to files that are read back.")
     parser.add_argument("--cases", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--scene", action="append", choices=[scene.name for scene in SCENES])
+    parser.add_argument("--scene", action="append", choices=[scene.name for scene in every])
     parser.add_argument("--verbose", action="store_true", help="every case that is told")
     options = parser.parse_args()
-    scenes = [scene for scene in SCENES if not options.scene or scene.name in options.scene]
+    scenes = [scene for scene in every if not options.scene or scene.name in options.scene]
     outcomes = run_cases(scenes, cases=options.cases, seed=options.seed)
     for outcome in outcomes:
         if not outcome.is_good or options.verbose:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 from damage import Scene, render_table, run_cases
+from damage_runs import RUN_SCENES
 from damage_scenes import SCENES
 
 from lmscale.errors import DataError
@@ -14,6 +15,12 @@ from lmscale.errors import DataError
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_random_damage_to_what_is_read_back_is_told_by_name_or_healed_or_harmless():
     outcomes = run_cases(SCENES, cases=48, seed=5)
+    assert [outcome for outcome in outcomes if not outcome.is_good] == []
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_random_damage_to_a_runs_own_files_is_told_by_name_or_healed_or_harmless():
+    outcomes = run_cases(RUN_SCENES, cases=36, seed=5)
     assert [outcome for outcome in outcomes if not outcome.is_good] == []
 
 

@@ -43,6 +43,11 @@ def mend_log(run_folder: Path, place: Place) -> None:
     """
     known = {commit.step: commit for commit in read_commits(run_folder)}
     steps = place.list_steps()
+    for step in sorted(known.keys() - set(steps)):
+        logger.warning(
+            "%s names %s, whose manifest.json is not there: it was removed by hand, or damaged",
+            *(run_folder / COMMITS_FILE, known[step].name),
+        )
     with _warning(f"{run_folder / COMMITS_FILE} is not up to date"):
         append_removals(run_folder, sorted(known.keys() - set(steps)))
         for step in reversed(steps):

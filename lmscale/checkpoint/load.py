@@ -12,7 +12,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lmscale.checkpoint.differences import MAX_NAMED, check_same_tensors
+from lmscale.checkpoint.differences import MAX_NAMED, check_same_tensors, describe_differences
 from lmscale.checkpoint.find import Undone, find_damage, find_sound, load_manifest, nothing_undone
 from lmscale.checkpoint.fragments import (
     Fragment,
@@ -252,13 +252,20 @@ def load_weights(
     *,
     origin: str | None = None,
     undone: Undone = nothing_undone,
+    identity: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
     """All of a model's weights as ``open_weights`` gives them: parameters, then buffers.
 
     ``step`` None takes the newest checkpoint that verifies and is finite. Needs neither ranks nor
-    DeepSpeed's engine. Raises ``CheckpointError`` when there is none or its files are damaged.
+    DeepSpeed's engine. Raises ``CheckpointError`` when there is none, its files are damaged, or it
+    is not of ``identity``.
     """
     manifest = find_weights(place, step, ranks=Ranks(), origin=origin, undone=undone)
+    now = {key: value for key, value in (identity or {}).items() if key in manifest.identity}
+    saved = {key: manifest.identity[key] for key in now}
+    if differences := describe_differences(saved, now, where=place.name_of(manifest.step)):
+        advice = f"The config.yaml or the tokenizer of {origin} is not what it was trained with."
+        raise CheckpointError([*differences, advice])
     others = sorted(manifest.replicated, key=lambda name: manifest.replicated[name].kind == BUFFER)
     with open_weights(place, manifest) as read:
         return {name: read(name) for name in (*manifest.parameters, *others)}

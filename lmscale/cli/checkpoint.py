@@ -20,6 +20,7 @@ from lmscale.cli.checkpoint_view import (
 )
 from lmscale.cli.options import JsonOption, RunArgument, echo_json
 from lmscale.errors import EXIT_USER, CheckpointError, ConfigError
+from lmscale.files.atomic import writing
 from lmscale.files.jsonl import sift_rows
 from lmscale.files.printing import say
 from lmscale.files.run_files import METRICS_FILE
@@ -215,7 +216,8 @@ def _find(saves: _Saves, step: int) -> Listed:
 def _refuse_live(run: Path) -> None:
     from lmscale.runs.lease import is_beating, read_lease
 
-    lease = read_lease(run)
+    with writing("the lease", run):
+        lease = read_lease(run)
     if lease is not None and lease.ended is None and is_beating(run):
         raise ConfigError(
             f"{run} is being trained (attempt {lease.attempt}, rank 0: {lease.rank0}), and prunes "

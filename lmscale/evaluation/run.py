@@ -15,6 +15,7 @@ from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import RunConfig
 from lmscale.history.history import read_history
 from lmscale.model.family import Model, build_model
+from lmscale.runs.continuation import identity_of
 from lmscale.runs.run_folder import load_run_config
 from lmscale.tokenizer.codec import Tokenizer, load_kept_tokenizer
 
@@ -38,7 +39,11 @@ def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedR
     config = load_run_config(folder)
     tokenizer = load_kept_tokenizer(folder, config.tokenizer.folder)
     weights = load_weights(
-        open_place(config, folder), step, origin=str(folder), undone=read_history(folder).undone
+        open_place(config, folder),
+        step,
+        origin=str(folder),
+        undone=read_history(folder).undone,
+        identity=identity_of(config, tokenizer.fingerprint),
     )
     precision = config.engine.precision
     dtype = _DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]

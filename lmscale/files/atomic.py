@@ -24,7 +24,7 @@ _FAILING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ESHUTDOWN, errno.ENO
 _WHAT_TO_DO = (
     ({errno.EACCES, errno.EPERM, errno.EROFS}, "Name a place that this user may write to."),
     (
-        {errno.ENOTDIR, errno.EEXIST, errno.EISDIR},
+        {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP},
         "A file stands where a folder must be, or the other way round: name another place, or "
         "move it away.",
     ),

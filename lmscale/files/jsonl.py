@@ -196,7 +196,7 @@ def sift_rows(
     """
     path, found = Path(path), Sifted[Value]([], [], [])
     try:
-        lines = _whole_lines(path, max_bytes)
+        *lines, torn = _pieces(path, max_bytes)
     except OSError as error:
         return Sifted([], [], [f"{path.name} cannot be read: {error.strerror or error}."], error)
     bad: list[str] = []
@@ -213,6 +213,8 @@ def sift_rows(
             bad.append(
                 f"{where}: {error if row is not None else 'not a JSON object as it was written'}"
             )
+    if torn:
+        bad.append("the last line: it has no end, as a kill or a cut leaves it")
     if bad:
         more = f" (and {len(bad) - 1:,} more lines)" if len(bad) > 1 else ""
         found.problems.append(f"{path.name}, {bad[0]}{more}; it is left out.")
@@ -244,6 +246,10 @@ def read_object(path: str | Path) -> Row:
 
 
 def _whole_lines(path: str | Path, max_bytes: int) -> list[bytes]:
+    return _pieces(path, max_bytes)[:-1]  # that behind the last newline is empty, or torn
+
+
+def _pieces(path: str | Path, max_bytes: int) -> list[bytes]:
     try:
         with open_plain(path) as file:
             start = max(0, file.seek(0, os.SEEK_END) - max_bytes)
@@ -252,8 +258,8 @@ def _whole_lines(path: str | Path, max_bytes: int) -> list[bytes]:
                 file.readline()  # the rest of a line
             content = file.read()
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    return content.split(b"\n")[:-1]  # the piece after the last newline is empty, or torn
+        return [b""]
+    return content.split(b"\n")
 
 
 def read_tail(path: str | Path, *, start: int = 0, max_bytes: int = TAIL_BYTES) -> bytes:

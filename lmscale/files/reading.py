@@ -31,7 +31,7 @@ def open_plain(path: str | Path) -> BinaryIO:
         kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
         if kind != stat.S_IFREG:
             found = f"{_KINDS.get(kind, 'a device')} stands where a file should be"
-            raise OSError(errno.EISDIR, found)  # which `writing` knows
+            raise OSError(errno.EISDIR, found, str(path))  # which `writing` knows
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)

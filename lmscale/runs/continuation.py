@@ -179,6 +179,16 @@ def objective_identity(config: RunConfig) -> dict[str, Any]:
     return config.objective.model_dump(mode="json", exclude=set(config.objective.free))
 
 
+def identity_of(config: RunConfig, tokenizer_fingerprint: str) -> dict[str, Any]:
+    """What must stay the same over a run's restarts, as checkpoints carry it."""
+    return {
+        "run": config.run.name,
+        "tokenizer": tokenizer_fingerprint,
+        "model": model_identity(config),
+        "objective": objective_identity(config),
+    }
+
+
 class Setting(NamedTuple):
     """A key of a run's configuration, as in the YAML, and what may become of it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,8 @@ def read_status(folder: str | Path) -> RunStatus:
     metrics = read(METRICS_FILE, FIGURES, _METRICS_BYTES)
     figures, figure_steps = _latest_figures(metrics)
     submissions = read_submissions(folder, problems)
+    commits = read_commits(folder, problems)
+    problems += _find_lost_attempts(attempts, commits)
     is_open = bool(attempts) and attempts[-1]["event"] != "end"
     is_alive = is_open and time.time() - (last_sign or 0.0) < ALIVE_SECONDS
     return RunStatus(
@@ -115,7 +117,7 @@ def read_status(folder: str | Path) -> RunStatus:
         goodput=goodput(attempts, time.time() if is_alive else None),
         attempts=tuple(attempts),
         starts=starts,
-        commits=read_commits(folder, problems),
+        commits=commits,
         rewinds=tuple(read(REWINDS_FILE, REWIND)),
         passed_over=tuple(
             {"time": row["time"], **checkpoint}
@@ -132,6 +134,16 @@ def read_status(folder: str | Path) -> RunStatus:
         hang=_find_hang(watch, since=starts[-1].began_at if starts else 0.0),
         problems=(*problems, *find_cut(metrics, step, every=config.train.log_every_steps)),
     )
+
+
+def _find_lost_attempts(attempts: Sequence[Row], commits: Sequence[Commit]) -> Iterator[str]:
+    known = max((row["attempt"] for row in attempts), default=0)
+    saved = max((commit.attempt or 0 for commit in commits[-1:]), default=0)
+    if saved > known:
+        yield (
+            f"{ATTEMPTS_FILE} ends with attempt {known}, but the newest checkpoint is of attempt "
+            f"{saved}: it was cut."
+        )
 
 
 def _ended_well(attempts: Sequence[Row], submissions: Sequence[Row]) -> bool:

@@ -17,17 +17,17 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, TypeAdapter
 
 from lmscale.errors import DataError, LmscaleError, NoSpaceError
-from lmscale.files.atomic import fsync_file, fsync_folder, write_json, writing
+from lmscale.files.atomic import fsync_file, fsync_folder, write_bytes, writing
 from lmscale.files.jsonl import (
     RowFile,
     append_rows,
     mend_tail,
     read_rows,
-    read_value,
     renew_rows,
     sift_rows,
 )
 from lmscale.files.locations import absolute_location
+from lmscale.files.reading import read_plain, seal, unseal
 from lmscale.files.strangers import Count, ImplausibleError, Text, Tree, checked
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.stream.stream import Stream, StreamState
@@ -178,7 +178,7 @@ def save_record(run_folder: Path, stream: Stream, n: int) -> None:
     """
     locations = {name: dataset.location for name, dataset in stream.datasets.items()}
     path = run_folder / RECORD
-    record = read_value(path, _RECORD)
+    record = _parse_record(path)
     if record is not None:
         locations = record.shards | locations
     elif path.exists():
@@ -195,7 +195,7 @@ def save_record(run_folder: Path, stream: Stream, n: int) -> None:
             commit.name: commit.sha256 for commit in read_commits(run_folder) if commit.n > n
         },
     }
-    write_json(path, tree)
+    write_bytes(path, seal(tree))
 
 
 def load_record(run_folder: str | Path) -> tuple[StreamState, Mapping[str, str]]:
@@ -211,9 +211,17 @@ def newest_commit(run_folder: str | Path) -> Commit | None:
     return max(counted, key=lambda commit: commit.n, default=None)
 
 
+def _parse_record(path: Path) -> _Record | None:
+    """None for a file that is missing, cannot be read, or is not as it was written."""
+    try:
+        return checked(_RECORD, unseal(read_plain(path)))
+    except (OSError, ValueError):
+        return None
+
+
 def _read_record(run_folder: str | Path) -> _Record:
     path = Path(run_folder) / RECORD
-    record = read_value(path, _RECORD)
+    record = _parse_record(path)
     if record is not None:
         return record
     if path.exists():

@@ -33,13 +33,14 @@ from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.ranks.device import device_name
 from lmscale.ranks.mesh import Mesh, plan_mesh
 from lmscale.ranks.ranks import Ranks
+from lmscale.runs.continuation import identity_of
 from lmscale.runs.lease import NO_LEASE, Lease
 from lmscale.stream.batches import Preparation
 from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.stream import Stream, StreamState, open_stream
 from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
-from lmscale.train.folder import freeze_run, identity_of, log_changes
+from lmscale.train.folder import freeze_run, log_changes
 from lmscale.train.initial import ORIGIN, ORIGINS, Origin, build_run_engine, open_initial_weights
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import STREAM, Progress, read_progress

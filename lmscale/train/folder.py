@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from lmscale.config import RunConfig, dump_config, load_config
 from lmscale.config.run import with_absolute_places
@@ -22,8 +21,6 @@ from lmscale.ranks.ranks import Ranks
 from lmscale.runs.continuation import (
     check_start,
     describe_changes,
-    model_identity,
-    objective_identity,
 )
 from lmscale.runs.environment import save_provenance
 from lmscale.runs.lease import Claim, Lease, is_beating, judge_claim, read_lease
@@ -37,16 +34,6 @@ LOCK_SECONDS = 10.0  # a rank that was just killed may take a moment to be gone
 DEAD_NODE_SECONDS = 100.0
 # For an older copy of this run, which polls the lease, to end its step and let go.
 TAKE_OVER_SECONDS = 30.0
-
-
-def identity_of(config: RunConfig, tokenizer_fingerprint: str) -> dict[str, Any]:
-    """What must stay the same over a run's restarts, as checkpoints carry it."""
-    return {
-        "run": config.run.name,
-        "tokenizer": tokenizer_fingerprint,
-        "model": model_identity(config),
-        "objective": objective_identity(config),
-    }
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lmscale.files.reading import seal
+
 NOW = 1_795_301_723.0
 _SECONDS = {"step": 5.0, "start": 2.0}
 _BEAT = {"rank": 0, "world_size": 1, "host": "n1", "pid": 7, "attempt": "4.0", "beat": 9}
@@ -92,7 +94,7 @@ def build_run(folder: Path) -> Path:
     for name, rows in ROWS.items():
         write(folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
     for name, value in OBJECTS.items():
-        write(folder / name, json.dumps(value).encode())
+        write(folder / name, seal(value) if name == "stream.json" else json.dumps(value).encode())
     for name, text in TEXTS.items():
         write(folder / name, text.encode())
     return folder

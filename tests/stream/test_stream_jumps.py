@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lmscale.config import parse_config
 from lmscale.config.data import plan_batches
 from lmscale.errors import CheckpointError
+from lmscale.files.reading import seal
 from lmscale.objective.causal import CausalPreparation
 from lmscale.objective.objective import build_preparation
 from lmscale.stream.audit import audit_run
@@ -217,7 +218,8 @@ def test_the_audit_of_a_run_with_jumps_is_clean_and_counts_them(tmp_path, stream
     path = tmp_path / "stream.json"
     tree = json.loads(path.read_text())
     del tree["state"]["segments"][1]
-    path.write_text(json.dumps(tree))
+    del tree["sha256"]
+    path.write_bytes(seal(tree))
     assert len(audit_run(run_config, tmp_path, build_preparation).altered) == 12 - 7
 
 
