@@ -20,7 +20,7 @@ def test_random_damage_to_what_is_read_back_is_told_by_name_or_healed_or_harmles
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_random_damage_to_a_runs_own_files_is_told_by_name_or_healed_or_harmless():
-    outcomes = run_cases(RUN_SCENES, cases=36, seed=5)
+    outcomes = run_cases(RUN_SCENES, cases=24, seed=5)
     assert [outcome for outcome in outcomes if not outcome.is_good] == []
 
 

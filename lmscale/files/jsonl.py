@@ -31,12 +31,15 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
 
     Numbers that are not finite become null. A full disk is a ``DataError``, and adds nothing.
     """
-    append_rows(path, [row])
+    append_rows(path, [row], is_sealed=True)
 
 
-def append_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """``append_row`` for several rows, in a single write."""
-    content = b"".join(map(_seal, map(_to_line, rows)))
+def append_rows(
+    path: str | Path, rows: Iterable[Mapping[str, Any]], *, is_sealed: bool = False
+) -> None:
+    """``append_row`` for several rows, in a single write; ``is_sealed`` as of a ``RowFile``."""
+    lines = map(_to_line, rows)
+    content = b"".join(map(_seal, lines) if is_sealed else lines)
     with writing(Path(path).name, Path(path).parent), open(path, "ab", buffering=0) as file:
         _write_whole(file, content)
 
