@@ -21,8 +21,9 @@ _BLOCKS = frozenset(
 
 
 # Behind a line end or a space nothing composes with what is before, nor between these two.
-_CUT = re.compile(r"(?<=[\n 、。])(?!\Z)|(?<=[!-~一-鿿])(?=[ -~一-鿿])")
+_CUT = re.compile(r"(?<=[\n 、。])(?!\Z)|(?<=\r)(?![\n]|\Z)|(?<=[!-~一-鿿])(?=[ -~一-鿿])")
 STRETCH_CHARS = 1 << 20
+MOST_STRETCHES = 16  # in one where there is no such place, as in no text that anybody reads
 
 
 def cut_stretches(pieces: Iterable[str]) -> Iterator[str]:
@@ -34,9 +35,14 @@ def cut_stretches(pieces: Iterable[str]) -> Iterator[str]:
     for piece in pieces:
         start, searched = 0, len(rest)
         rest += piece
-        while cut := _CUT.search(rest, max(start + STRETCH_CHARS, searched)):
-            yield rest[start : cut.start()]
-            start = cut.start()
+        while len(rest) - start > STRETCH_CHARS:
+            most = start + MOST_STRETCHES * STRETCH_CHARS
+            cut = _CUT.search(rest, max(start + STRETCH_CHARS, searched), most)
+            if cut is None and len(rest) <= most:
+                break
+            end = cut.start() if cut else most
+            yield rest[start:end]
+            start = end
         rest = rest[start:]
     yield rest
 
@@ -84,19 +90,21 @@ class Sameness:
         self.all_chars = 0  # of the text as it is
         self.chars = 0  # without the white space at both ends
         digest = xxhash.xxh128()
-        between = ""  # white space, which counts if something follows
+        until_inner = digest.copy()  # the white space behind counts only if something follows
+        between = 0
         for stretch in stretches:
             self.all_chars += len(stretch)
             text = normalize(with_lf(stretch), "NFC")
             text = text if self.chars else text.lstrip()
             inner = text.rstrip()
             if inner:
-                digest.update((between + inner).encode())
-                self.chars += len(between) + len(inner)
-                between = text[len(inner) :]
-            else:
-                between += text
-        self.digest = digest.digest()  # 16 bytes
+                digest.update(inner.encode())
+                until_inner = digest.copy()
+                self.chars += between + len(inner)
+                between = 0
+            digest.update(text[len(inner) :].encode())
+            between += len(text) - len(inner)
+        self.digest = until_inner.digest()  # 16 bytes
 
 
 def digest_of(text: str) -> bytes:

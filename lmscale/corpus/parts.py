@@ -31,6 +31,7 @@ from lmscale.corpus.clean import (
     with_lf,
 )
 from lmscale.corpus.documents import (
+    AGAIN,
     SPLITS,
     Document,
     DocumentWriter,
@@ -135,13 +136,20 @@ def load_part(folder: Path, *, deep: bool = False) -> PartRecord | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, DataError) as error:
-        logger.warning("%s: damaged: %s The part is made again.", path, error)
+        found = str(error).removesuffix(AGAIN)
+        logger.warning("%s: damaged, and made again: %s", folder, found)
         return None
     return record
 
 
 def load_whole_part(folder: Path) -> PartRecord | None:
-    return load_part(folder, deep=True)
+    """The same, with all that it holds looked at. A damaged one loses its record, so that whoever
+    does it next makes it anew.
+    """
+    record = load_part(folder, deep=True)
+    if record is None:
+        (folder / "part.json").unlink(missing_ok=True)
+    return record
 
 
 def _hash_index(folder: Path) -> str | None:

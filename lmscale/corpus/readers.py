@@ -111,21 +111,23 @@ class _Decoded:
     """The decoded pieces of a text, which are read again each time they are iterated."""
 
     pieces: Callable[[], Iterable[bytes]]
+    where: str
     account: Account
 
     def __iter__(self) -> Iterator[str]:
         encoding = self.account.source.encoding
         try:
             yield from decode(self.pieces(), encoding)
-        except LookupError:
+        except (LookupError, ValueError) as error:  # such as utf-16 without its mark, and idna
+            found = "Python knows no such encoding of text"
             raise DataError(
-                f"{self.account.setting}.encoding = {encoding!r}: Python knows no such encoding of "
-                "text."
+                f"{self.where}: cannot be read with {self.account.setting}.encoding = "
+                f"{encoding!r}: {found if isinstance(error, LookupError) else error}."
             ) from None
 
 
 def _decoded(file: RawFile, account: Account) -> _Decoded:
-    return _Decoded(lambda: read_pieces(file.path), account)
+    return _Decoded(lambda: read_pieces(file.path), file.shown, account)
 
 
 def _read_txt(file: RawFile, account: Account) -> Records:
@@ -210,7 +212,7 @@ def _read_parquet(file: RawFile, account: Account) -> Records:
                     f"{file.shown}: no column {field!r}; its columns: "
                     f"{', '.join(map(printable_name, names))}. Set {account.setting}.text_field."
                 )
-            batches = table.iter_batches(batch_size=_rows_at_once(table, field), columns=[field])
+            batches = table.iter_batches(batch_size=_rows_at_once(table), columns=[field])
             values = chain.from_iterable(batch.column(0) for batch in batches)
             for number, value in enumerate(values, start=1):
                 where = f"{file.shown}: row {number}"
@@ -225,14 +227,13 @@ def _read_parquet(file: RawFile, account: Account) -> Records:
         raise DataError(f"{file.shown}: cannot be read as Parquet: {error}.") from None
 
 
-def _rows_at_once(table: Any, field: str) -> int:
-    """So few that they fit ``MAX_BATCH_BYTES`` if each is the longest text of its row group: a few
-    bytes may repeat it.
+def _rows_at_once(table: Any) -> int:
+    """So few that they fit ``MAX_BATCH_BYTES`` if each is as long as its row group: a few bytes may
+    repeat it.
     """
-    groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
-    columns = [group.column(at) for group in groups for at in range(group.num_columns)]
-    sizes = [c.total_uncompressed_size for c in columns if c.path_in_schema == field]
-    return max(1, min(64, MAX_BATCH_BYTES // max([*sizes, 1])))
+    # Not by the column: of a damaged file pyarrow 26.0 ends the process where it is asked for one.
+    groups = (table.metadata.row_group(number) for number in range(table.num_row_groups))
+    return max(1, min(64, MAX_BATCH_BYTES // max([1, *(each.total_byte_size for each in groups)])))
 
 
 def _read_webdataset(file: RawFile, account: Account) -> Records:
@@ -308,7 +309,7 @@ def _is_about(name: str, text: str) -> bool:
 
 def _text_of_member(name: str, content: bytes, file: RawFile, account: Account) -> str | None:
     where = f"{file.shown}: member {name!r}"
-    text = "".join(_Decoded(lambda: [content], account))
+    text = "".join(_Decoded(lambda: [content], where, account))
     if not account.takes((text,), where):
         return None
     if name.lower().endswith(".json"):

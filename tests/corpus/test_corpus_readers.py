@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -118,10 +119,10 @@ def test_a_byte_sequence_cut_at_the_end_of_a_file_is_an_error(tmp_path):
         read(tmp_path / "a.txt")
 
 
-def test_an_unknown_encoding_is_named(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"x")
-    for encoding in ("utf-9", "hex"):
-        with pytest.raises(DataError, match=f"encoding = '{encoding}'"):
+def test_an_encoding_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"xy")
+    for encoding in ("utf-9", "hex", "utf-16", "idna", "undefined", "utf-8\0"):
+        with pytest.raises(DataError, match=rf"a\.txt: .*encoding = {re.escape(repr(encoding))}: "):
             read(tmp_path / "a.txt", encoding=encoding)
 
 

@@ -1,7 +1,9 @@
 """Two texts are the same by one definition, for duplicates and for what is held out."""
 
 import json
+import tracemalloc
 import unicodedata
+from itertools import chain, pairwise, repeat
 
 import pytest
 from hypothesis import assume, given
@@ -40,6 +42,7 @@ def test_texts_that_differ_otherwise_are_not_the_same(one, two):
 def short_stretches():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clean, "STRETCH_CHARS", 3)
+        patch.setattr(clean, "MOST_STRETCHES", 1000)
         yield
 
 
@@ -53,6 +56,28 @@ def test_what_is_done_to_the_stretches_is_done_to_the_text(short_stretches, piec
     assert Sameness(stretches).digest == Sameness([text]).digest
     assert Sameness(stretches).chars == Sameness([text]).chars
     assert list(split_text(stretches, most)) == list(split_text([text], most))
+
+
+@pytest.mark.parametrize("char", [" ", "\r", "\n", "Ж", "\u0301", "…"])
+def test_a_text_of_any_length_is_compared_in_bounded_memory(monkeypatch, char):
+    monkeypatch.setattr(clean, "STRETCH_CHARS", 1 << 10)
+    monkeypatch.setattr(clean, "MOST_STRETCHES", 16)
+    tracemalloc.start()
+    same = Sameness(cut_stretches(chain("a", repeat(char * 997, 4000), "b")))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert same.all_chars == 2 + 997 * 4000
+    assert peak < 500_000
+
+
+@given(st.sampled_from(["Ж", "\u0301", "\r\n"]), st.lists(st.integers(0, 60), max_size=4))
+def test_where_a_text_is_cut_depends_on_no_piece_of_it(char, ends):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clean, "STRETCH_CHARS", 2)
+        patch.setattr(clean, "MOST_STRETCHES", 3)
+        text, ends = char * 30, sorted(ends)
+        pieces = [text[a:b] for a, b in pairwise([0, *ends, len(text)])]
+        assert list(cut_stretches(pieces)) == list(cut_stretches([text]))
 
 
 def build(tmp_path, texts, **changes):

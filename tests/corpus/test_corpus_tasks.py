@@ -243,11 +243,18 @@ def test_the_limit_of_broken_records_holds_for_all_parts_together(config, tmp_pa
     assert summaries[1].built["s"].manifest.dropped["broken"] == 2
 
 
-def test_a_part_that_was_lost_is_made_again_by_its_task(config, expected):
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[12] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [lambda file: shutil.rmtree(file.parents[1]), flip_a_bit])
+def test_a_part_that_was_lost_or_damaged_is_made_again_by_its_task(config, expected, spoil):
     for number in (0, 1):
         build_corpus(config, ArrayTask(number, 3))
-    part = next(Path(config.folder).glob(".s.building/parts/*/train/*")).parents[1]
-    shutil.rmtree(part)
+    file = next(Path(config.folder).glob(".s.building/parts/*/train/*"))
+    spoil(file)
     with pytest.raises(DataError, match=r"1 of 12 pieces of work are not there .* Run task") as e:
         build_corpus(config, ArrayTask(2, 3))
     (missing,) = corpus_progress(config, 3)[0].missing
