@@ -75,8 +75,8 @@ class SlurmRefusedError(ClusterError):
 
 def sbatch(script: Path) -> str:
     """Submit ``script`` and return the job's number. Raises ``ClusterError``."""
-    done = _call(["sbatch", "--parsable", str(script)], timeout=SBATCH_SECONDS)
-    return parse_submitted(done.stdout)
+    completed = _call(["sbatch", "--parsable", str(script)], timeout=SBATCH_SECONDS)
+    return parse_submitted(completed.stdout)
 
 
 def try_sbatch(script: str) -> str:
@@ -84,8 +84,8 @@ def try_sbatch(script: str) -> str:
 
     Partition, nodes, gres, memory, time and signal are checked; account and qos are not.
     """
-    done = _call(["sbatch", "--test-only"], timeout=SBATCH_SECONDS, text=script)
-    return _clean(done.stderr or done.stdout)
+    completed = _call(["sbatch", "--test-only"], timeout=SBATCH_SECONDS, text=script)
+    return _clean(completed.stderr or completed.stdout)
 
 
 def list_partitions() -> tuple[str, ...]:
@@ -218,7 +218,7 @@ def _call(
     """
     name = command[0]
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             command,
             input=text,
             stdin=subprocess.DEVNULL if text is None else None,
@@ -242,12 +242,12 @@ def _call(
             f"{name} did not answer within {timeout:.0f} s: Slurm's controller is overloaded or "
             f"cannot be reached. Try again later. {advice}".rstrip()
         ) from None
-    if done.returncode:
-        said = _clean(done.stderr or done.stdout)
+    if completed.returncode:
+        said = _clean(completed.stderr or completed.stdout)
         if any(phrase in said for phrase in _UNREACHABLE):
             raise ClusterError(f"{name} cannot reach Slurm's controller: {said}")
         raise SlurmRefusedError(f"{name} refused: {said or 'it gave no reason'}")
-    return done
+    return completed
 
 
 def _clean(said: str) -> str:

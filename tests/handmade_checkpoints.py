@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmscale.checkpoint.find import Found, Search
+from lmscale.checkpoint.find import Candidate, Search
 from lmscale.checkpoint.layout import fragment_file
 from lmscale.checkpoint.manifest import MASTER, FileEntry, Manifest
 from lmscale.checkpoint.places.place import Place
@@ -85,7 +85,7 @@ def search(*places: Place, **settings: Any) -> Search:
     return Search(places, Ranks(), **wanted)
 
 
-def first(*places: Place, **settings: Any) -> Found | None:
+def first(*places: Place, **settings: Any) -> Candidate | None:
     return next(search(*places, **settings), None)
 
 

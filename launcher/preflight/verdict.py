@@ -55,9 +55,9 @@ def judge(
     there = {node: report for node, report in reports.items() if report is not None}
     silent = "none: the node never answered, hangs, or does not see the run's folder"
     absent = (Problem(node, "report", silent) for node in nodes if node not in there)
-    found = [*absent, *_find_failed(there), *_find_odd_versions(there)]
-    found += [*_find_skewed(there, max_clock_skew_seconds), *_find_slow(there, slow_ratio)]
-    problems = _drop_consequences(nodes, found)
+    every_problem = [*absent, *_find_failed(there), *_find_odd_versions(there)]
+    every_problem += [*_find_skewed(there, max_clock_skew_seconds), *_find_slow(there, slow_ratio)]
+    problems = _drop_consequences(nodes, every_problem)
     failing = {problem.node for problem in problems}
     if not failing:
         return Verdict(code=FIT, message=f"{_count(nodes)} fit")
@@ -99,7 +99,7 @@ def _drop_consequences(nodes: Sequence[str], problems: Sequence[Problem]) -> lis
     explained = {"reaching the first node"} if first & STARTING else set()
     starting = {problem.node for problem in problems if problem.check in STARTING - explained}
     explained |= TALKING if starting else set()
-    return [one for one in problems if one.check not in explained or one.node in starting]
+    return [p for p in problems if p.check not in explained or p.node in starting]
 
 
 def _find_failed(reports: Mapping[str, Report]) -> Iterator[Problem]:

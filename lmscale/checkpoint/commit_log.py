@@ -41,7 +41,7 @@ def mend_log(run_folder: Path, place: Place) -> None:
     committed anew just before a kill. A manifest that cannot be read gets no row: whoever looks for
     a checkpoint to resume from deals with it.
     """
-    known = {commit.step: commit for commit in read_commits(run_folder)}
+    by_step = {commit.step: commit for commit in read_commits(run_folder)}
     steps = place.list_steps()
     for step in sorted(known.keys() - set(steps)):
         logger.warning(
@@ -49,9 +49,9 @@ def mend_log(run_folder: Path, place: Place) -> None:
             *(run_folder / COMMITS_FILE, known[step].name),
         )
     with _warning(f"{run_folder / COMMITS_FILE} is not up to date"):
-        append_removals(run_folder, sorted(known.keys() - set(steps)))
+        append_removals(run_folder, sorted(by_step.keys() - set(steps)))
         for step in reversed(steps):
-            logged = known.get(step)
+            logged = by_step.get(step)
             if (
                 step == steps[0]
                 or logged is None

@@ -47,7 +47,7 @@ class BadDiskError(CheckpointError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Candidate:
     """A checkpoint that can be resumed from."""
 
     place: Place
@@ -105,17 +105,17 @@ class Search:
         self.passed_over: list[PassedOver] = []
         self._walking = self._walk()
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[Candidate]:
         return self
 
-    def __next__(self) -> Found:
+    def __next__(self) -> Candidate:
         return next(self._walking)
 
-    def reject(self, found: Found, why: Sequence[str]) -> None:
+    def reject(self, candidate: Candidate, why: Sequence[str]) -> None:
         """Pass over what this search has given. All ranks, with the same reasons."""
-        self._blame(found.place, found.manifest.step, why)
+        self._blame(candidate.place, candidate.manifest.step, why)
 
-    def _walk(self) -> Iterator[Found]:
+    def _walk(self) -> Iterator[Candidate]:
         gather_json(None)  # nobody looks while somebody still writes
         candidates = self._list()
         for step, place in candidates:
@@ -127,7 +127,7 @@ class Search:
                     continue
                 problems = self._verify(place, manifest)
             if manifest is not None and not problems:
-                yield Found(place=place, manifest=manifest)
+                yield Candidate(place=place, manifest=manifest)
             else:
                 self._blame(place, step, problems)
         if self._broken:
@@ -168,7 +168,7 @@ class Search:
         heartbeat.tick()
         views = gather_json([manifest and manifest.hash, problems, is_disk_bad])
         self._is_disk_bad |= place.is_shared and any(is_bad for *_, is_bad in views)
-        problems = list(dict.fromkeys(problem for _, found, _ in views for problem in found))
+        problems = list(dict.fromkeys(problem for _, of_rank, _ in views for problem in of_rank))
         if len({seen for seen, *_ in views}) > 1 and not problems:
             problems.append(f"{place.name_of(step)} does not look the same to all ranks.")
         if manifest is not None and not manifest.is_finite:
@@ -209,9 +209,9 @@ class Search:
         damage: list[tuple[str, bool]] = []
         with failing_together():
             damage = list(_look_for_damage(place, step, share))
-        found = [row for rows in gather_json(damage) for row in rows]
-        self._is_disk_bad |= place.is_shared and any(is_bad for _, is_bad in found)
-        return sorted({problem for problem, _ in found})
+        damages = [row for rows in gather_json(damage) for row in rows]
+        self._is_disk_bad |= place.is_shared and any(is_bad for _, is_bad in damages)
+        return sorted({problem for problem, _ in damages})
 
     def _own_file(self, manifest: Manifest) -> FileEntry | None:
         """The only one that this rank reads, where it holds, and shares, what its writer did."""
@@ -252,9 +252,9 @@ def load_manifest(place: Place, step: int) -> Manifest:
     try:
         text = _read_patiently(lambda: place.read_manifest(step), path)
     except FileNotFoundError:
-        known = ", ".join(map(str, _list_steps(place))) or "none"
+        steps = ", ".join(map(str, _list_steps(place))) or "none"
         raise CheckpointError(
-            f"{place.location} has no checkpoint of step {step}. There are: {known}."
+            f"{place.location} has no checkpoint of step {step}. There are: {steps}."
         ) from None
     except BadDiskError:
         raise
@@ -337,5 +337,5 @@ def find_sound(place: Place, ranks: Ranks, *, undone: Undone = nothing_undone) -
 
     All ``ranks`` together.
     """
-    found = next(Search([place], ranks, undone=undone), None)
-    return None if found is None else found.manifest
+    candidate = next(Search([place], ranks, undone=undone), None)
+    return None if candidate is None else candidate.manifest

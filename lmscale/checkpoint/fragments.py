@@ -90,8 +90,10 @@ def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
 
 def parameter_states(engine: Engine) -> dict[str, tuple[str, ...]]:
     """Trained parameter → the kinds that are stored of its elements, ``MASTER`` first."""
-    kept = engine.kept_elements
-    return {n: (MASTER, *_states_of(engine, n), *kept) for n, _ in engine.trained_parameters()}
+    kept_kinds = engine.kept_elements
+    return {
+        n: (MASTER, *_states_of(engine, n), *kept_kinds) for n, _ in engine.trained_parameters()
+    }
 
 
 def replicated_tensors(engine: Engine) -> dict[str, Untrained]:
@@ -177,16 +179,16 @@ def _states_of(engine: Engine, parameter: str) -> tuple[str, ...]:
 
 def _trained(engine: Engine) -> Iterator[Fragment]:
     state = base_optimizer(engine).state
-    for held in held_slices(engine):
-        tensors = {MASTER: held.of(held.master)}
-        for kind in _states_of(engine, held.parameter):
-            tensors[kind] = held.of(state[held.master][kind])
+    for piece in held_slices(engine):
+        tensors = {MASTER: piece.of(piece.master)}
+        for kind in _states_of(engine, piece.parameter):
+            tensors[kind] = piece.of(state[piece.master][kind])
         for kind, tensor_of in engine.kept_elements.items():
             assert kind not in tensors, f"Engine.kept_elements: {kind} is stored already"
-            tensors[kind] = held.of(tensor_of[held.master])
+            tensors[kind] = piece.of(tensor_of[piece.master])
         yield Fragment(
-            parameter=held.parameter,
-            offset=held.offset,
+            parameter=piece.parameter,
+            offset=piece.offset,
             tensors=tensors,
             is_shared=engine.config.zero_stage == 0,
         )

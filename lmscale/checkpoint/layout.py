@@ -51,7 +51,7 @@ def plan_reads(files: Sequence[FileEntry]) -> Mapping[str, tuple[tuple[int, int,
     for entry in files:
         for parameter, offset, count in entry.fragments:
             pieces.setdefault(parameter, []).append((offset, count, entry.name))
-    return {parameter: tuple(sorted(found)) for parameter, found in pieces.items()}
+    return {parameter: tuple(sorted(spans)) for parameter, spans in pieces.items()}
 
 
 def find_gaps(manifest: Manifest) -> list[str]:

@@ -75,13 +75,13 @@ class FragmentReader:
         """A tensor of a file; that its hash is right says nothing about what is in it."""
         try:
             stored = self._file(file_name).get_slice(tensor)
-            found = stored.get_shape()
+            shape = stored.get_shape()
         except SafetensorError as error:
-            found = str(error)
-        if found != [count]:
+            shape = str(error)
+        if shape != [count]:
             raise CheckpointError(
                 f"{self._place.name_of(self._step)}/{file_name}: {tensor} should have {count} "
-                f"elements, as the manifest says; found: {found}."
+                f"elements, as the manifest says; found: {shape}."
             )
         return stored
 
@@ -144,13 +144,13 @@ def load_checkpoint(place: Place, manifest: Manifest, engine: Engine) -> None:
 
 def check_weights(where: str, manifest: Manifest, weights: int) -> None:
     """Raise ``CheckpointError`` when the masters' fingerprint is not that of the saved ones."""
-    found = f"{weights:016x}"
-    if manifest.weights and found != manifest.weights:
+    loaded_hash = f"{weights:016x}"
+    if manifest.weights and loaded_hash != manifest.weights:
         raise CheckpointError(
-            f"{where}: the weights that were loaded have the hash {found}, but those that were "
-            f"saved had {manifest.weights}, although every file is as it was written: the memory "
-            "of a node that saved or loaded them is faulty, or this is a bug in lmscale. Go back "
-            "to an earlier checkpoint."
+            f"{where}: the weights that were loaded have the hash {loaded_hash}, but those that "
+            f"were saved had {manifest.weights}, although every file is as it was written: the "
+            "memory of a node that saved or loaded them is faulty, or this is a bug in lmscale. "
+            "Go back to an earlier checkpoint."
         )
 
 
@@ -209,13 +209,15 @@ def _describe(
     }
 
 
-def _check_kinds(where: str, manifest: Manifest, part: Fragment, kept: Collection[str]) -> None:
+def _check_kinds(
+    where: str, manifest: Manifest, part: Fragment, kept_kinds: Collection[str]
+) -> None:
     row = manifest.replicated.get(part.parameter)
     stored = manifest.states[part.parameter] if row is None else (row.kind,)
     missing = [kind for kind in part.tensors if kind not in stored]
     if missing:
         advice = "Restore the section engine.optimizer of its YAML."
-        if any(kind in kept for kind in missing):
+        if any(kind in kept_kinds for kind in missing):
             advice = "Give this run, which keeps it, a folder of its own (run.folder)."
         raise CheckpointError(
             f"{where} has no {' and '.join(missing)} of {part.parameter}, only "

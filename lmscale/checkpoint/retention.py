@@ -120,11 +120,11 @@ def find_best(
 
 def read_figures(run_folder: Path, metric: str) -> dict[int, float]:
     """Step → the figure of that name in ``metrics.jsonl``, where it is a finite number."""
-    found = sift_rows(run_folder / METRICS_FILE, FIGURES, having=metric)
-    for problem in found.problems:
+    sifted = sift_rows(run_folder / METRICS_FILE, FIGURES, having=metric)
+    for problem in sifted.problems:
         logger.warning("%s/%s", run_folder, problem)
     # null is what was not finite
-    return {row["step"]: row[metric] for row in found.rows if row.get(metric) is not None}
+    return {row["step"]: row[metric] for row in sifted.rows if row.get(metric) is not None}
 
 
 def plan_rule(config: CheckpointConfig, steps: Sequence[int], run_folder: Path) -> Rule:

@@ -76,14 +76,14 @@ class Snapshot:
             for part, view in zip(parts, self._views, strict=True):
                 view.copy_(part.tensor)
             return Copy(parts=copies)
-        done = self._copy_beside(parts, self._stream)
-        before_update.append(lambda: torch.cuda.current_stream(self._device).wait_event(done))
+        copied = self._copy_beside(parts, self._stream)
+        before_update.append(lambda: torch.cuda.current_stream(self._device).wait_event(copied))
 
         def ready() -> None:
             # The writer's thread has a current device of its own, the first one: to wait there
             # would take memory of that GPU for every rank of the node.
             torch.cuda.set_device(self._device)
-            done.synchronize()
+            copied.synchronize()
 
         return Copy(parts=copies, ready=ready)
 

@@ -147,14 +147,14 @@ def write_file(
     digest = hashlib.sha256()
 
     def pieces() -> Iterator[memoryview]:
-        done = 0
+        written = 0
         for piece in (memoryview(header), *cut_pieces(parts)):
             if given_up.is_set():
                 raise GivenUpError
             digest.update(piece)
             yield piece
-            done += len(piece)
-            moved(NUM_MARKS * done // total)
+            written += len(piece)
+            moved(NUM_MARKS * written // total)
 
     def attempt() -> None:
         nonlocal digest

@@ -121,11 +121,11 @@ class CheckpointWriter:
             if is_done:
                 job.tick()
             # It also shows at once that a rank has gone, which the threads would not notice.
-            done, failed, alone = sum_float64(
+            num_done, failed, alone = sum_float64(
                 [is_done, is_done and job.has_failed, is_done and not job.is_agreed]
             )
             job.is_cut_off = alone > 0
-            if done == self._ranks.world_size:
+            if num_done == self._ranks.world_size:
                 return failed == 0
             if alone:  # that rank has told nobody: the others would wait for it for ever
                 job.given_up.set()
@@ -179,8 +179,8 @@ class CheckpointWriter:
                 needed = sum(row["bytes"] for row in reports)
                 takes = f"takes {needed / 1e6:,.1f} MB" if needed else "takes more than there is"
                 takes = f"The checkpoint of step {job.step} in {job.tier.place.location} {takes}"
-                told = job.tier.explain_full_disk(takes, freed)
-                error = NoSpaceError([*error.problems, *told])
+                explained = job.tier.explain_full_disk(takes, freed)
+                error = NoSpaceError([*error.problems, *explained])
             job.error = error and self._clear(job, error)
             if job.error is None:
                 job.saved = Saved(

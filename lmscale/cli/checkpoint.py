@@ -107,10 +107,10 @@ def verify(
     rows = []
     with _progress("verifying", chosen, as_json=as_json) as advance:
         for saved in chosen:
-            found = find_problems(saves.place, saved, advance)
+            damage = find_problems(saves.place, saved, advance)
             row = {"step": saved.step, "name": saved.name}
-            rows.append(row | {"is_whole": not found, "problems": found})
-            if not as_json and not found:
+            rows.append(row | {"is_whole": not damage, "problems": damage})
+            if not as_json and not damage:
                 say(render_verdict(saved))
     faults = [problem for row in rows for problem in row["problems"]]
     if as_json:

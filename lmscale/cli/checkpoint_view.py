@@ -25,44 +25,44 @@ _REASONS = {
 _KEPT_FOR = {"rewind": "rewind (the guard goes back to it, or will once it is old enough)"}
 
 
-def describe_state(one: Listed) -> str:
-    is_nonfinite = one.manifest is not None and not one.manifest.is_finite
-    return f"{one.state}, not finite" if is_nonfinite else one.state
+def describe_state(listed: Listed) -> str:
+    is_nonfinite = listed.manifest is not None and not listed.manifest.is_finite
+    return f"{listed.state}, not finite" if is_nonfinite else listed.state
 
 
-def render_listed(one: Listed) -> list[str]:
+def render_listed(listed: Listed) -> list[str]:
     """The cells of a row under ``LISTED``."""
-    if one.manifest is None:
-        return [f"{one.step:,}", one.state, *["-"] * (len(LISTED) - 2)]
-    writer = one.manifest.written_by
+    if listed.manifest is None:
+        return [f"{listed.step:,}", listed.state, *["-"] * (len(LISTED) - 2)]
+    writer = listed.manifest.written_by
     time = writer.get("time")
     return [
-        f"{one.step:,}",
-        describe_state(one),
+        f"{listed.step:,}",
+        describe_state(listed),
         "-" if time is None else render_time(time),
-        one.manifest.reason,
-        ", ".join(one.kept_for) or "-",
+        listed.manifest.reason,
+        ", ".join(listed.kept_for) or "-",
         _plain(writer.get("precision", "-")),
-        render_bytes(one.bytes or 0),
+        render_bytes(listed.bytes or 0),
         _plain(writer.get("world_size", "-")),
         _plain(writer.get("zero_stage", "-")),
     ]
 
 
-def listed_to_json(one: Listed) -> dict[str, Any]:
-    manifest = one.manifest
+def listed_to_json(listed: Listed) -> dict[str, Any]:
+    manifest = listed.manifest
     writer: Mapping[str, Any] = {} if manifest is None else manifest.written_by
     return {
-        "step": one.step,
-        "name": one.name,
-        "state": one.state,
+        "step": listed.step,
+        "name": listed.name,
+        "state": listed.state,
         "is_finite": None if manifest is None else manifest.is_finite,
         "reason": None if manifest is None else manifest.reason,
-        "kept_for": list(one.kept_for),
-        "bytes": one.bytes,
+        "kept_for": list(listed.kept_for),
+        "bytes": listed.bytes,
         **{key: writer.get(key) for key in ("time", "world_size", "zero_stage", "precision")},
         "rewinds": None if manifest is None else manifest.rewinds,
-        "problems": list(one.problems),
+        "problems": list(listed.problems),
     }
 
 
@@ -80,24 +80,25 @@ def _count(number: object, noun: str) -> str:
     return f"{number} {noun}{'s'[: number != 1]}"
 
 
-def render_verdict(one: Listed) -> str:
-    count = len(one.manifest.files) if one.manifest else 0
-    files = f"{_count(count, 'file')}, {render_bytes(one.bytes or 0)}"
-    note = "" if one.is_good else f" ({describe_state(one)}: no run goes on from it)"
-    return f"{one.name}: whole, {files}{note}"
+def render_verdict(listed: Listed) -> str:
+    count = len(listed.manifest.files) if listed.manifest else 0
+    files = f"{_count(count, 'file')}, {render_bytes(listed.bytes or 0)}"
+    note = "" if listed.is_good else f" ({describe_state(listed)}: no run goes on from it)"
+    return f"{listed.name}: whole, {files}{note}"
 
 
 def render_pruned(
     doomed: Sequence[Listed], kept: Sequence[Listed], sound: Listed | None, *, is_dry: bool
 ) -> str:
     verb = "would remove" if is_dry else "removed"
-    sizes = ["" if one.bytes is None else f", {render_bytes(one.bytes)}" for one in doomed]
+    sizes = ["" if listed.bytes is None else f", {render_bytes(listed.bytes)}" for listed in doomed]
     pairs = zip(doomed, sizes, strict=True)
-    lines = [f"{verb} {one.name} ({one.state}{size})" for one, size in pairs]
+    lines = [f"{verb} {listed.name} ({listed.state}{size})" for listed, size in pairs]
     lines = lines or ["nothing to remove"]
     # With the reason where the run itself would go back to it: no rule of the command keeps it.
     names = [
-        f"{one.step:,}" + (f" ({', '.join(one.kept_for)})" if one.is_spared else "") for one in kept
+        f"{listed.step:,}" + (f" ({', '.join(listed.kept_for)})" if listed.is_spared else "")
+        for listed in kept
     ]
     steps = ", ".join(names) or "none"
     lines.append(f"{'would keep' if is_dry else 'kept'} steps: {steps}")
@@ -108,21 +109,21 @@ def render_pruned(
     return "\n".join(lines)
 
 
-def render_checkpoint(one: Listed, figures: Mapping[str, float]) -> str:
-    manifest = one.manifest
+def render_checkpoint(listed: Listed, figures: Mapping[str, float]) -> str:
+    manifest = listed.manifest
     assert manifest is not None
-    lines = [one.name, *_render_origin(one, manifest), *_render_tensors(manifest)]
+    lines = [listed.name, *_render_origin(listed, manifest), *_render_tensors(manifest)]
     return "\n".join([*lines, *_render_place(manifest), *_render_figures(manifest, figures)])
 
 
-def _render_origin(one: Listed, manifest: Manifest) -> Iterator[str]:
+def _render_origin(listed: Listed, manifest: Manifest) -> Iterator[str]:
     writer = manifest.written_by
-    yield _line("state", describe_state(one))
-    yield from (_line("", problem) for problem in one.problems)
+    yield _line("state", describe_state(listed))
+    yield from (_line("", problem) for problem in listed.problems)
     time = writer.get("time")
     when = "" if time is None else f"{render_time(time)}: "
     yield _line("saved", when + _REASONS.get(manifest.reason, manifest.reason))
-    reasons = ", ".join(_KEPT_FOR.get(reason, reason) for reason in one.kept_for)
+    reasons = ", ".join(_KEPT_FOR.get(reason, reason) for reason in listed.kept_for)
     yield _line("kept for", reasons or "nothing: the next save removes it")
     yield _line(
         "written by",

@@ -67,9 +67,9 @@ class Finding:
     advice: str = ""  # for the reader; worth reading even where nothing is broken
 
 
-def judge(subject: str, is_ok: bool, found: str, advice: str) -> Finding:
+def judge(subject: str, is_ok: bool, what: str, advice: str) -> Finding:
     """A finding whose advice is for the case that something is wrong."""
-    return Finding(subject, is_ok, found, "" if is_ok else advice)
+    return Finding(subject, is_ok, what, "" if is_ok else advice)
 
 
 def diagnose(folders: Sequence[str] = ()) -> list[Finding]:
@@ -144,9 +144,9 @@ def check_devices() -> Iterable[Finding]:
     for index in range(torch.cuda.device_count()):
         name = torch.cuda.get_device_name(index)
         free, total = torch.cuda.mem_get_info(index)
-        found = f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        described = f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
         advice = "Its peak is not in the table: set train.peak_tflops to see MFU."
-        yield Finding(f"gpu {index}", True, found, "" if peak_tflops(name, "bf16") else advice)
+        yield Finding(f"gpu {index}", True, described, "" if peak_tflops(name, "bf16") else advice)
 
 
 def check_precision() -> Iterable[Finding]:
@@ -241,7 +241,7 @@ def check_folder(name: str, path: Path) -> Finding:
     except OSError as error:
         advice = "Choose another folder or change its permissions."
         return Finding(name, False, f"{path}: {error.strerror}", advice)
-    found = f"{path}, {free / 2**30:.1f} GiB free"
+    free_space = f"{path}, {free / 2**30:.1f} GiB free"
     return judge(
-        name, free >= MIN_FREE_BYTES, found, "A run needs room for shards and checkpoints."
+        name, free >= MIN_FREE_BYTES, free_space, "A run needs room for shards and checkpoints."
     )

@@ -49,8 +49,8 @@ class Section(BaseModel):
         if all(bound is None for bound in own):
             for where, number in _numbers_in(value):
                 if not -limit <= number <= limit:  # nor where it is no number
-                    found = f"found {show(number)}"
-                    raise ValueError(f"{where}give a number of at most {limit:,}; {found}")
+                    shown = f"found {show(number)}"
+                    raise ValueError(f"{where}give a number of at most {limit:,}; {shown}")
         return value
 
     @model_validator(mode="after")

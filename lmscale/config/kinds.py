@@ -29,7 +29,7 @@ class KindSection(Section):
 
 
 Kind = TypeVar("Kind", bound=KindSection)
-Found = TypeVar("Found")
+Implementation = TypeVar("Implementation")
 
 
 class Ability(str, Enum):
@@ -115,20 +115,20 @@ class Kinds(Generic[Kind]):
         return {"anyOf": schemas}
 
 
-def import_implementation(section: KindSection, expected: type[Found]) -> Found:
+def import_implementation(section: KindSection, expected: type[Implementation]) -> Implementation:
     """What a section's ``implementation``, module:NAME, names. Raises ``ConfigError``."""
     place = section.implementation
     module, _, name = place.partition(":")
     where = f"The implementation {place} of {_place_of(type(section))}"
     try:
-        found = getattr(import_module(module), name)
+        implementation = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"{where} cannot be imported: {error}. Repair or reinstall its package."
         ) from error
-    if not isinstance(found, expected):
-        raise ConfigError(f"{where} is a {type(found).__name__}, no {expected.__name__}.")
-    return found
+    if not isinstance(implementation, expected):
+        raise ConfigError(f"{where} is a {type(implementation).__name__}, no {expected.__name__}.")
+    return implementation
 
 
 @cache  # of some 50 ms a call

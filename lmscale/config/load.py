@@ -211,10 +211,10 @@ def _describe(
     return f"{name}: {path}: {message[:1].lower()}{message[1:]}; found {show(problem['input'])}."
 
 
-def describe_unknown(key: str, known: Sequence[str]) -> str:
+def describe_unknown(key: str, valid_keys: Sequence[str]) -> str:
     """The end of the message about a key that is not among the known ones."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
+    near = difflib.get_close_matches(key, valid_keys, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(valid_keys)}."
     return f"unknown key. {hint}"
 
 

@@ -210,10 +210,10 @@ def _check_methods(engine: Engine) -> None:
     DeepSpeed has trained by another one than was asked for, without a word (#8438, #8441).
     """
     group_of = {id(master): group for master, group in master_groups(engine)}
-    for held in held_slices(engine):
-        method = group_of[id(held.master)]["method"]
-        planned = engine.methods[held.parameter]
-        assert method == planned, f"{held.parameter} is updated by {method}, not by {planned}"
+    for piece in held_slices(engine):
+        method = group_of[id(piece.master)]["method"]
+        planned = engine.methods[piece.parameter]
+        assert method == planned, f"{piece.parameter} is updated by {method}, not by {planned}"
 
 
 def _bind_muon(engine: Engine, declared: Mapping[str, Declared]) -> None:
@@ -226,7 +226,7 @@ def _bind_muon(engine: Engine, declared: Mapping[str, Declared]) -> None:
         return
     masters = [master for master, _ in master_groups(engine)]
     index_of = {id(master): index for index, master in enumerate(masters)}
-    held = {
+    own_pieces = {
         piece.parameter: [
             index_of[id(piece.master)],
             piece.start,
@@ -237,7 +237,7 @@ def _bind_muon(engine: Engine, declared: Mapping[str, Declared]) -> None:
     }
     # At stage 0 every rank has everything, and does everything.
     is_whole = engine.config.zero_stage == 0
-    of_ranks = [held] if is_whole else gather_json(held)
+    of_ranks = [own_pieces] if is_whole else gather_json(own_pieces)
     matrices: dict[Tensor, list[Matrix]] = {master: [] for master in masters}
     for name, parameter in engine.trained_parameters():
         pieces = [pieces[name] for pieces in of_ranks if name in pieces]
@@ -251,6 +251,6 @@ def _bind_muon(engine: Engine, declared: Mapping[str, Declared]) -> None:
             columns,
             held=[pieces[name][2] if name in pieces else (0, 0) for pieces in of_ranks],
             rank=0 if is_whole else dist.get_rank(),
-            start=held[name][1] if name in held else 0,
+            start=own_pieces[name][1] if name in own_pieces else 0,
         )
     optimizer.bind(matrices, engine.device)

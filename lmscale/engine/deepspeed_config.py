@@ -198,8 +198,8 @@ def _merge(
                 f"{where}: set {RESERVED[name]} instead; lmscale's own arithmetic rests on it."
             )
         elif key not in base and name not in DIAGNOSTICS:
-            known = list(base) if path else [*base, *DIAGNOSTICS, "optimizer", "scheduler"]
-            problems.append(f"{where}: {describe_unknown(key, known)}")
+            valid_keys = list(base) if path else [*base, *DIAGNOSTICS, "optimizer", "scheduler"]
+            problems.append(f"{where}: {describe_unknown(key, valid_keys)}")
         elif isinstance(below, dict) and isinstance(value, Mapping):
             merged[key] = _merge(below, value, f"{name}.", problems)
         elif isinstance(below, dict) and not path:

@@ -182,10 +182,10 @@ def evaluate_set(
             heartbeat.tick()  # read: at ZeRO 3 the others wait for this rank in their forward pass
             sums.add(objective(**to_device(arrays, device)))
             num_bytes += int(plan.token_bytes[plan.preparation.target_ids(arrays)].sum())
-            done = min(plan.micro_windows * data.size, num_left)
-            num_left -= done
+            num_scored = min(plan.micro_windows * data.size, num_left)
+            num_left -= num_scored
             heartbeat.tick()
-            advance(done)
+            advance(num_scored)
             between_batches()
     finally:
         objective.train(was_training)

@@ -224,14 +224,14 @@ class NodeCache:
         """Once a day, drop the markers that count no more, and the locks that killed processes have
         left.
         """
-        done = self.folder / "verified" / ".pruned"
-        if _is_recent(done):
+        stamp = self.folder / "verified" / ".pruned"
+        if _is_recent(stamp):
             return
-        make_private(done.parent)
-        for marker in done.parent.iterdir():
+        make_private(stamp.parent)
+        for marker in stamp.parent.iterdir():
             if not _is_recent(marker):
                 marker.unlink(missing_ok=True)
-        done.touch()
+        stamp.touch()
         for path in (self.folder / "locks").iterdir():
             with suppress(FileNotFoundError):
                 _remove_unless_held(path)

@@ -197,7 +197,7 @@ def sift_rows(
     so is a file that cannot be read. ``max_bytes``: of the file's end, by whole lines. ``having``:
     only the lines in which a text of JSON is.
     """
-    path, found = Path(path), Sifted[Value]([], [], [])
+    path, sifted = Path(path), Sifted[Value]([], [], [])
     try:
         *lines, torn = _pieces(path, max_bytes)
     except OSError as error:
@@ -209,8 +209,8 @@ def sift_rows(
             continue
         row = _parse(line)
         try:
-            found.values.append(checked(kind, row))
-            found.rows.append(row or {})
+            sifted.values.append(checked(kind, row))
+            sifted.rows.append(row or {})
         except ImplausibleError as error:
             where = f"line {number}" if max_bytes == sys.maxsize else "one of its last lines"
             bad.append(
@@ -220,8 +220,8 @@ def sift_rows(
         bad.append("the last line: it has no end, as a kill or a cut leaves it")
     if bad:
         more = f" (and {len(bad) - 1:,} more lines)" if len(bad) > 1 else ""
-        found.problems.append(f"{path.name}, {bad[0]}{more}; it is left out.")
-    return found
+        sifted.problems.append(f"{path.name}, {bad[0]}{more}; it is left out.")
+    return sifted
 
 
 def read_value(path: str | Path, kind: TypeAdapter[Value]) -> Value | None:

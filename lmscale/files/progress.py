@@ -42,19 +42,23 @@ def progress(description: str, total: float | None, unit: str) -> Iterator[Calla
 
 
 def _plain(description: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
-    done = 0.0
+    amount_done = 0.0
     started = last_line = time.monotonic()
 
     def advance(amount: float) -> None:
-        nonlocal done, last_line
-        done += amount
+        nonlocal amount_done, last_line
+        amount_done += amount
         if time.monotonic() - last_line >= PLAIN_LINE_SECONDS:
             last_line = time.monotonic()
             of_total = f" of {total:,.0f}" if total else ""
-            print(f"{description}: {done:,.0f}{of_total} {unit}", file=sys.stderr, flush=True)
+            print(
+                f"{description}: {amount_done:,.0f}{of_total} {unit}", file=sys.stderr, flush=True
+            )
 
     yield advance
-    if not done:  # nothing needed doing
+    if not amount_done:  # nothing needed doing
         return
     seconds = time.monotonic() - started
-    print(f"{description}: {done:,.0f} {unit} in {seconds:.1f} s", file=sys.stderr, flush=True)
+    print(
+        f"{description}: {amount_done:,.0f} {unit} in {seconds:.1f} s", file=sys.stderr, flush=True
+    )

@@ -30,8 +30,8 @@ def open_plain(path: str | Path) -> BinaryIO:
     try:
         kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
         if kind != stat.S_IFREG:
-            found = f"{_KINDS.get(kind, 'a device')} stands where a file should be"
-            raise OSError(errno.EISDIR, found, str(path))  # which `writing` knows
+            what = f"{_KINDS.get(kind, 'a device')} stands where a file should be"
+            raise OSError(errno.EISDIR, what, str(path))  # which `writing` knows
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -55,8 +55,8 @@ def reading(
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as failure:
-        found = missing or f"there is no such file ({failure.strerror}). {advice}"
-        raise error(f"{path}: {found}") from None
+        problem = missing or f"there is no such file ({failure.strerror}). {advice}"
+        raise error(f"{path}: {problem}") from None
     except OSError as failure:
         kind = TransientError if may_pass(failure) else error
         raise kind(f"{path}: cannot be read: {failure.strerror or failure}. {advice}") from None

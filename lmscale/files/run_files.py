@@ -33,13 +33,13 @@ def read_submissions(state_folder: Path, problems: list[str] | None = None) -> l
 
     Without ``problems``, a file that cannot be read is a ``ClusterError``.
     """
-    found = sift_rows(state_folder / SUBMISSIONS_FILE, SUBMISSION)
+    sifted = sift_rows(state_folder / SUBMISSIONS_FILE, SUBMISSION)
     if problems is not None:
-        problems += [f"{state_folder.name}/{problem}" for problem in found.problems]
-    elif found.failure is not None:
-        raise ClusterError(f"{state_folder / SUBMISSIONS_FILE} cannot be read: {found.failure}.")
+        problems += [f"{state_folder.name}/{problem}" for problem in sifted.problems]
+    elif sifted.failure is not None:
+        raise ClusterError(f"{state_folder / SUBMISSIONS_FILE} cannot be read: {sifted.failure}.")
     return [
-        {**row, "jobs": [str(job) for job in row["jobs"] or [row["job"]]]} for row in found.rows
+        {**row, "jobs": [str(job) for job in row["jobs"] or [row["job"]]]} for row in sifted.rows
     ]
 
 

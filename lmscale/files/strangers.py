@@ -73,8 +73,8 @@ def checked(adapter: TypeAdapter[Value], tree: Any, *, at: str = "") -> Value:
     try:
         return adapter.validate_python(tree)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False)
-        lines = [_describe({**each, "at": at}) for each in found]
+        errors = error.errors(include_url=False, include_context=False)
+        lines = [_describe({**each, "at": at}) for each in errors]
         raise ImplausibleError(list(dict.fromkeys(lines))) from None
 
 

@@ -80,7 +80,7 @@ def follow_level(state: GuardState, rows: Sequence[StepFigures], limits: Limits)
     finite = [row for row in rows if row.is_finite]
     loss = max(0.0, median(row.loss for row in finite) - limits.median_loss)
     norm = max(0.0, median(row.gradient_norm for row in finite) - limits.median_gradient_norm)
-    window = tuple((one + loss, other + norm) for one, other in state.window)
+    window = tuple((old_loss + loss, old_norm + norm) for old_loss, old_norm in state.window)
     return replace(state, window=window, bad=(), recent_bad=(), searching=None)
 
 
@@ -165,10 +165,10 @@ def plan_rewind(
 
 def describe_no_checkpoint(divergence: Divergence, passed_over: Sequence[PassedOver]) -> str:
     """Why there was none to go back to, and what would have helped."""
-    known = ", ".join(str(step) for step in sorted(one.step for one in passed_over)) or "none"
+    steps = ", ".join(str(step) for step in sorted(passed.step for passed in passed_over)) or "none"
     # Of those that are old enough it is worth knowing what is the matter with them.
-    old = [one for one in passed_over if one.step <= divergence.not_after_step]
-    unfit = "".join(f"; {why.rstrip('.')}" for one in old for why in one.why)
+    old = [passed for passed in passed_over if passed.step <= divergence.not_after_step]
+    unfit = "".join(f"; {why.rstrip('.')}" for passed in old for why in passed.why)
     if not passed_over:
         advice = "Save earlier (checkpoint.every_steps)"
     elif old:
@@ -178,7 +178,7 @@ def describe_no_checkpoint(divergence: Divergence, passed_over: Sequence[PassedO
     return (
         "The run could not be rewound: that takes a checkpoint of step "
         f"{divergence.not_after_step} or before, and sample {divergence.jump_from_n} or before; "
-        f"there are: {known}{unfit}. {advice}, or lower guard.jump_steps."
+        f"there are: {steps}{unfit}. {advice}, or lower guard.jump_steps."
     )
 
 

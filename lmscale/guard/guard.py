@@ -131,10 +131,10 @@ def stop_error(
     """Why the run ends; ``problem`` says what stands against a rewind that might still be made."""
     steps = "\n".join(f"  {row}" for row in divergence.bad)
     if problem is None and config.on_divergence == "rewind":
-        done = "; ".join(f"from step {r.at_step} to {r.to_step} ({r.why})" for r in rewinds)
+        described = "; ".join(f"from step {r.at_step} to {r.to_step} ({r.why})" for r in rewinds)
         problem = (
             f"The run has been rewound {len(rewinds)} times, as often as guard.max_rewinds = "
-            f"{config.max_rewinds} allows{': ' if done else ''}{done}."
+            f"{config.max_rewinds} allows{': ' if described else ''}{described}."
         )
     reason = "" if problem is None else f"\n{problem}"
     return GuardError(

@@ -185,8 +185,8 @@ def advance(
         return state if state.bad else replace(state, searching=state.searching or figures)
     if verdict is Verdict.GOOD:
         pair = (figures.loss, figures.gradient_norm)
-        kept = (*state.window, pair)[-config.spike_window :] if config.spike_window else ()
-        return replace(state, window=kept, bad=(), searching=None)
+        window = (*state.window, pair)[-config.spike_window :] if config.spike_window else ()
+        return replace(state, window=window, bad=(), searching=None)
     return replace(
         state,
         bad=(*state.bad, figures),

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from lmscale.checkpoint.find import Found, PassedOver
+from lmscale.checkpoint.find import Candidate, PassedOver
 from lmscale.checkpoint.manifest import Manifest
 from lmscale.checkpoint.places.local_tier import LOCAL
 from lmscale.errors import DataError, NoSpaceError
@@ -139,11 +139,11 @@ def record_rewind(folder: str | Path, rewind: Rewind) -> None:
     ``DataError`` when the row before it is not there.
     """
     path = Path(folder) / REWINDS_FILE
-    known = len(read_rewinds(folder))
-    if rewind.number != known + 1:
+    num_recorded = len(read_rewinds(folder))
+    if rewind.number != num_recorded + 1:
         raise DataError(
-            f"{path}: it holds {known} rewinds, so this is not number {rewind.number}. Another "
-            "process writes to the run's folder, or the file was edited."
+            f"{path}: it holds {num_recorded} rewinds, so this is not number {rewind.number}. "
+            "Another process writes to the run's folder, or the file was edited."
         )
     append_durable_row(path, asdict(rewind), no_space=NoSpaceError)
     logger.warning(
@@ -196,12 +196,14 @@ def read_history(folder: str | Path) -> History:
     return History(rewinds=read_rewinds(folder), starts=tuple(read_starts(Path(folder))))
 
 
-def record_resume(run_folder: Path, found: Found | None, passed_over: Sequence[PassedOver]) -> None:
+def record_resume(
+    run_folder: Path, candidate: Candidate | None, passed_over: Sequence[PassedOver]
+) -> None:
     """Append to ``RUN/resumes.jsonl`` what a start took up, and what it passed over and why.
 
     Rank 0 alone, once it is certain what is taken up. A start that found nothing leaves no row.
     """
-    if found is None and not passed_over:
+    if candidate is None and not passed_over:
         return
     path = run_folder / RESUMES_FILE
     mend_tail(path)
@@ -209,11 +211,11 @@ def record_resume(run_folder: Path, found: Found | None, passed_over: Sequence[P
         path,
         {
             "time": time.time(),
-            "step": 0 if found is None else found.manifest.step,
-            "checkpoint": None if found is None else found.name,
+            "step": 0 if candidate is None else candidate.manifest.step,
+            "checkpoint": None if candidate is None else candidate.name,
             "passed_over": [
-                {"step": one.step, "checkpoint": one.name, "why": list(one.why)}
-                for one in passed_over
+                {"step": passed.step, "checkpoint": passed.name, "why": list(passed.why)}
+                for passed in passed_over
             ],
         },
     )

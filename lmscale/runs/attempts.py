@@ -38,12 +38,12 @@ FINISHED = "finished"
 
 def read_attempts(folder: str | Path, problems: list[str] | None = None) -> list[Row]:
     """The rows of a run's attempts; ``problems``, else the log, hears of lines that are none."""
-    found = sift_rows(Path(folder) / ATTEMPTS_FILE, ATTEMPT)
+    sifted = sift_rows(Path(folder) / ATTEMPTS_FILE, ATTEMPT)
     if problems is not None:
-        problems += found.problems
-    for problem in found.problems if problems is None else ():
+        problems += sifted.problems
+    for problem in sifted.problems if problems is None else ():
         logger.warning("%s/%s", folder, problem)
-    return found.rows
+    return sifted.rows
 
 
 class AttemptLog:

@@ -61,10 +61,10 @@ _ROW = TypeAdapter[Commit | _Removal](Annotated[Commit | _Removal, Field(discrim
 def read_commits(run_folder: str | Path, problems: list[str] | None = None) -> tuple[Commit, ...]:
     """The checkpoints not removed, by their steps; ``problems`` hears of lines that are no rows."""
     commits: dict[int, Commit] = {}
-    found = sift_rows(Path(run_folder) / COMMITS_FILE, _ROW)
+    sifted = sift_rows(Path(run_folder) / COMMITS_FILE, _ROW)
     if problems is not None:
-        problems += found.problems
-    for row in found.values:
+        problems += sifted.problems
+    for row in sifted.values:
         if isinstance(row, Commit):
             commits[row.step] = row
         else:

@@ -223,7 +223,9 @@ def _list_section(section: BaseModel, prefix: str, pattern: str) -> Iterator[Set
 
 
 def _values(config: RunConfig, change: Change) -> dict[str, Any]:
-    return {one.key: one.value for one in list_settings(config) if one.change is change}
+    return {
+        setting.key: setting.value for setting in list_settings(config) if setting.change is change
+    }
 
 
 def describe_changes(before: RunConfig, now: RunConfig) -> list[str]:
@@ -289,6 +291,6 @@ def find_source_problems(config: RunConfig) -> list[str]:
     steps = sorted({commit.step for commit in read_commits(folder)})
     if steps and (step is None or step in steps):
         return []
-    known = ", ".join(map(str, steps)) or "none"
+    existing = ", ".join(map(str, steps)) or "none"
     what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-    return [f"{named}: that run has {what}. There are: {known}."]
+    return [f"{named}: that run has {what}. There are: {existing}."]

@@ -236,10 +236,10 @@ class _Armed:
             lock(file.fileno())  # other ranks, threads and workers count here too
             mine = [self._rank, fault.text]
             rows = read_rows(self._path)
-            done = sum([row.get("rank"), row.get("fault")] == mine for row in rows)
-            if done + 1 >= fault.times:
+            num_fired = sum([row.get("rank"), row.get("fault")] == mine for row in rows)
+            if num_fired + 1 >= fault.times:
                 self._spent.add(fault.text)
-            if done >= fault.times:
+            if num_fired >= fault.times:
                 return False
             row = {"time": round(time.time(), 3), "fault": fault.text, "rank": self._rank}
             append_durable_row(self._path, {**row, "step": step, "pid": os.getpid()})

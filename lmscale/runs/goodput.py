@@ -224,9 +224,9 @@ class Account:
         steps = row["step"] - self._step
         if steps > 0:
             skipped = min(row.get("skipped_steps", 0) / steps, 1.0)
-            done = _Steps(self._step, row["step"], self._unfinished / steps, skipped)
-            self._kept.append(done)
-            self._count(done, steps)
+            stretch = _Steps(self._step, row["step"], self._unfinished / steps, skipped)
+            self._kept.append(stretch)
+            self._count(stretch, steps)
             self._step, self._unfinished = row["step"], 0.0
 
     def _count(self, steps: _Steps, count: int) -> None:

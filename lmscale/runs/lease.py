@@ -70,15 +70,15 @@ class Claim(Enum):
     FREE = "nobody holds it"
 
 
-def judge_claim(held: LeaseRecord | None, mine: Attempt) -> Claim:
+def judge_claim(standing: LeaseRecord | None, mine: Attempt) -> Claim:
     """How the lease that is there bears on a new start."""
-    if held is None:
+    if standing is None:
         return Claim.FREE
-    if held.holder.is_newer_than(mine):
+    if standing.holder.is_newer_than(mine):
         return Claim.REFUSE
-    if mine.is_newer_than(held.holder):
+    if mine.is_newer_than(standing.holder):
         return Claim.TAKE_OVER
-    return Claim.ASK if held.ended is None else Claim.FREE
+    return Claim.ASK if standing.ended is None else Claim.FREE
 
 
 class Finding(Enum):
@@ -89,11 +89,11 @@ class Finding(Enum):
     RETAKE = "it is gone, or an older start of the same submission came late and wrote over it"
 
 
-def judge_found(found: LeaseRecord | None, mine: LeaseRecord) -> Finding:
+def judge_found(standing: LeaseRecord | None, mine: LeaseRecord) -> Finding:
     """What the holder of ``mine`` concludes from what is in the file now."""
-    if found is not None and found.token == mine.token:
+    if standing is not None and standing.token == mine.token:
         return Finding.MINE
-    if found is None or mine.holder.is_newer_than(found.holder):
+    if standing is None or mine.holder.is_newer_than(standing.holder):
         return Finding.RETAKE
     return Finding.LOST
 
@@ -163,10 +163,10 @@ class Lease:
         if self._folder is None or self._record is None or self._lost_to is not None:
             return
         with self._looking:
-            found = read_lease(self._folder)
-            finding = judge_found(found, self._record)
+            standing = read_lease(self._folder)
+            finding = judge_found(standing, self._record)
             if finding is Finding.LOST:
-                self._lost_to = found
+                self._lost_to = standing
             elif finding is Finding.RETAKE:
                 logger.warning("%s was not this start's any more: taken again", LEASE_FILE)
                 _write(self._folder, self._record)
@@ -227,7 +227,7 @@ def _stamp(folder: Path) -> tuple[int, int] | None:
     try:
         # Opened, not only looked up: network file systems answer an open from the server.
         with open(folder / LEASE_FILE, "rb") as file:
-            found = os.fstat(file.fileno())
+            status = os.fstat(file.fileno())
     except FileNotFoundError:
         return None
-    return found.st_mtime_ns, found.st_ino
+    return status.st_mtime_ns, status.st_ino

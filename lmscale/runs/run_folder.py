@@ -89,9 +89,9 @@ def read_status(folder: str | Path) -> RunStatus:
     problems: list[str] = []
 
     def read(name: str, kind: TypeAdapter[Any], max_bytes: int = sys.maxsize) -> list[Row]:
-        found = sift_rows(folder / name, kind, max_bytes=max_bytes)
-        problems.extend(found.problems)
-        return found.rows
+        sifted = sift_rows(folder / name, kind, max_bytes=max_bytes)
+        problems.extend(sifted.problems)
+        return sifted.rows
 
     attempts = read_attempts(folder, problems)
     ledger = read(LEDGER_FILE, STEP, TAIL_BYTES)

@@ -101,10 +101,10 @@ def read_events(folder: Path, problems: list[str] | None = None) -> list[Event]:
     """The rows of the run's batch scripts; ``problems`` hears of lines that are none: two copies of
     a job, on two nodes, may tear one.
     """
-    found = sift_rows(folder / SLURM_FOLDER / EVENTS_FILE, _EVENT)
+    sifted = sift_rows(folder / SLURM_FOLDER / EVENTS_FILE, _EVENT)
     if problems is not None:
-        problems += [f"{SLURM_FOLDER}/{problem}" for problem in found.problems]
-    return found.values
+        problems += [f"{SLURM_FOLDER}/{problem}" for problem in sifted.problems]
+    return sifted.values
 
 
 def plan_starts(
@@ -163,4 +163,4 @@ def newest_of(starts: Sequence[Start], jobs: Sequence[str]) -> Start | None:
 
 def is_one_of(job: str, jobs: Iterable[str]) -> bool:
     """Whether ``job`` is among ``jobs``, or a task of an array that is."""
-    return any(job == one or job.startswith(f"{one}_") for one in jobs)
+    return any(job == listed or job.startswith(f"{listed}_") for listed in jobs)

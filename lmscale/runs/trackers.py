@@ -89,8 +89,8 @@ def open_trackers(
     folder = Path(folder)
     with writing("metrics and TensorBoard events", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        found = sift_rows(folder / METRICS_FILE, FIGURES)
-        for problem in (*found.problems, *find_cut(found.rows, resumed_step, every=every)):
+        sifted = sift_rows(folder / METRICS_FILE, FIGURES)
+        for problem in (*sifted.problems, *find_cut(sifted.rows, resumed_step, every=every)):
             logger.warning("%s/%s", folder, problem)
         metrics = renew_rows(folder / METRICS_FILE, resumed_step, no_space=NoSpaceError)
         _outlast_second(folder / EVENTS_FOLDER)

@@ -317,11 +317,11 @@ class SliceTask(Slice, Unit):
 
 def finished_shards(tasks: Sequence[SliceTask]) -> list[ShardEntry]:
     """The shards of all slices in order. Raises ``UnitsMissing`` for unfinished slices."""
-    found = [task.find_finished() for task in tasks]
-    missing = [number for number, (_, start) in enumerate(found) if start is not None]
+    finished = [task.find_finished() for task in tasks]
+    missing = [number for number, (_, start) in enumerate(finished) if start is not None]
     if missing:
         raise UnitsMissing(missing)
-    return [entry for entries, _ in found for entry in entries if entry is not None]
+    return [entry for entries, _ in finished for entry in entries if entry is not None]
 
 
 def _has_hash(task: tuple[Path, str]) -> bool:

@@ -121,8 +121,8 @@ def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: in
     with writing("the ledger", folder):
         folder.mkdir(parents=True, exist_ok=True)
         path.touch()
-        found = sift_rows(path, _ROW)
-        rows = found.values
+        sifted = sift_rows(path, _ROW)
+        rows = sifted.values
         rewound = [row for row in rows if row.step >= next_step]
         save_record(folder, stream, n)
         if rewound:
@@ -138,7 +138,7 @@ def open_ledger(run_folder: str | Path, *, next_step: int, stream: Stream, n: in
             "%d steps that were done after step %d are undone: training goes on from there",
             *(len(rewound), next_step),
         )
-    for problem in found.problems:
+    for problem in sifted.problems:
         logger.warning("%s/%s", folder, problem)
     missing = next_step - len({row.step for row in rows} & set(range(next_step)))
     if missing:
@@ -164,9 +164,9 @@ def read_ledger(run_folder: str | Path) -> list[LedgerRow]:
         try:
             rows.append(checked(_ROW, tree))
         except ImplausibleError as error:
-            found = json.dumps(tree)[:80]
+            shown = json.dumps(tree)[:80]
             raise DataError(
-                f"{path}, line {number}: not a row of a ledger ({error}): {found}."
+                f"{path}, line {number}: not a row of a ledger ({error}): {shown}."
             ) from None
     return rows
 

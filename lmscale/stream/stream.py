@@ -214,10 +214,10 @@ def open_stream(
     quotas = plan_quotas(weights, config.mixture_block)
     locations = {name: config.sources[name].shards for name in quotas}
     datasets = open_datasets(config, locations, check_files=check_files, advance=advance)
-    known = state.segments if state else ()
+    recorded = state.segments if state else ()
     undone = (segment for jump in jumps for segment in jump.segments)
     problems = _find_foreign(datasets, tokenizer_fingerprint)
-    problems += find_changed_data(datasets, (*known, *undone))
+    problems += find_changed_data(datasets, (*recorded, *undone))
     if problems:
         raise DataError(problems)
     n = state.n if state else 0
@@ -225,7 +225,7 @@ def open_stream(
     mixture = partial(append_segment, n=n, seed=seed, quotas=quotas, fingerprints=fingerprints)
     # First the jumps, each in the order of samples in which it was decided; then the mixture that
     # is. The state's own order may lack mixtures that began between it and the jump.
-    segments = known or mixture(())
+    segments = recorded or mixture(())
     for jump in jumps:
         assert jump.start >= n, f"a jump at sample {jump.start}, before the next sample, {n}"
         segments = jump_window(jump.segments or segments, start=jump.start, samples=jump.samples)

@@ -108,8 +108,8 @@ def _read_markers(target: Target[Any]) -> Iterator[tuple[Path, ArrayTask | None]
         path = target.folder / "tasks" / name
         match = re.fullmatch(r"(\d{1,9})-of-(\d{1,9})\.json", name, re.ASCII)
         task = ArrayTask(int(match[1]), int(match[2])) if match else None
-        found = read_object(path).get("hash")
-        yield path, task if task and found == marker_hash(target, task.count) else None
+        recorded_hash = read_object(path).get("hash")
+        yield path, task if task and recorded_hash == marker_hash(target, task.count) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lmscale.checkpoint.find import Found, Search
+from lmscale.checkpoint.find import Candidate, Search
 from lmscale.checkpoint.load import load_checkpoint
 from lmscale.checkpoint.manifest import read_state
 from lmscale.checkpoint.places.local_tier import open_node_place
@@ -146,7 +146,7 @@ def open_run(
     with ExitStack() as stack:
         search = _search(setting)
         try:
-            run, found = _resume(setting, search, engine, stack)
+            run, candidate = _resume(setting, search, engine, stack)
         except CheckpointError:  # on all ranks; `runs status` is to show why nothing goes on
             if ranks.is_first:
                 with suppress(LmscaleError):
@@ -155,14 +155,14 @@ def open_run(
         with failing_together():
             if ranks.is_first:
                 lease.check()
-                if found is not None:
+                if candidate is not None:
                     log_changes(config, run.start.step)
                 freeze_run(config, tokenizer)
-                record_resume(config.folder, found, search.passed_over)
+                record_resume(config.folder, candidate, search.passed_over)
             heartbeat.tick()
         logger.info(describe_start(run))
         name_of = setting.place.name_of
-        passed = {one.step for one in search.passed_over if one.name == name_of(one.step)}
+        passed = {over.step for over in search.passed_over if over.name == name_of(over.step)}
         yield replace(run, passed_over=frozenset(passed))
 
 
@@ -198,29 +198,29 @@ def _search(setting: Setting) -> Search:
 
 def _resume(
     setting: Setting, search: Search, given: Engine | None, stack: ExitStack
-) -> tuple[Run, Found | None]:
+) -> tuple[Run, Candidate | None]:
     """The run at its newest good checkpoint; at its beginning where nothing was ever saved."""
     engine = given
-    for found in search:
+    for candidate in search:
         try:
-            start = _read_start(found)
+            start = _read_start(candidate)
         except RefusedError:  # of a newer lmscale, not damaged
             raise
         except CheckpointError as error:  # on all ranks alike: they have the same manifest
-            search.reject(found, error.problems)
+            search.reject(candidate, error.problems)
             continue
         with ExitStack() as trial:
             run = _open_at(setting, start, engine, trial)
-            problems = _load(found, run)
+            problems = _load(candidate, run)
             if problems:
                 engine = run.engine
                 del run
-                search.reject(found, problems)
+                search.reject(candidate, problems)
                 continue
             stack.enter_context(trial.pop_all())
-            location, step = found.place.location, found.manifest.step
+            location, step = candidate.place.location, candidate.manifest.step
             logger.info("resumed from %s at step %d", location, step)
-            return run, found
+            return run, candidate
     if given is not None:
         raise CheckpointError(
             f"No checkpoint of {setting.place.location} could be gone back to; the log above says "
@@ -232,9 +232,9 @@ def _resume(
     return _open_at(setting, Start(), None, stack), None
 
 
-def _read_start(found: Found) -> Start:
+def _read_start(candidate: Candidate) -> Start:
     """Raises ``CheckpointError`` for a checkpoint that does not say where the run was."""
-    manifest, where = found.manifest, found.name
+    manifest, where = candidate.manifest, candidate.name
     return Start(
         is_new=False,
         rewinds=manifest.rewinds,
@@ -294,22 +294,24 @@ def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitS
     )
 
 
-def _load(found: Found, run: Run) -> Sequence[str]:
+def _load(candidate: Candidate, run: Run) -> Sequence[str]:
     """Load a checkpoint. Why what was loaded is not what was saved, though its files are sound."""
     heartbeat.phase("load")
     try:
-        load_checkpoint(found.place, found.manifest, run.engine)
+        load_checkpoint(candidate.place, candidate.manifest, run.engine)
     except CheckpointError as error:
         return error.problems
-    saved, difference = found.manifest.probe, None
+    saved, difference = candidate.manifest.probe, None
     if saved is not None:
         try:
             now = measure_probe(run.engine, run.stream, run.preparation, windows=saved.windows)
             difference = find_probe_difference(saved, now)
         except DataError as error:  # such as of a source that has left the mixture since
-            logger.warning("%s: its known loss could not be measured again: %s", found.name, error)
+            logger.warning(
+                "%s: its known loss could not be measured again: %s", candidate.name, error
+            )
     heartbeat.phase("start")
-    return [] if difference is None else [f"{found.name}: {difference}."]
+    return [] if difference is None else [f"{candidate.name}: {difference}."]
 
 
 def describe_start(run: Run) -> str:

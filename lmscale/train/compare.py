@@ -130,14 +130,14 @@ def judge(values: Sequence[dict[str, Any]], hosts: Sequence[str]) -> Difference 
     )
 
 
-def corruption_error(found: Difference, *, moment: str) -> CorruptionError:
+def corruption_error(difference: Difference, *, moment: str) -> CorruptionError:
     """Ranks, hosts, values and remedy before ``moment``: "the update of step 4"."""
-    who, hosts = name_ranks(found.ranks), ", ".join(found.hosts)
-    ending = "s" if len(found.ranks) == 1 else ""  # of its verb
-    named = ", ".join(found.names[:MAX_NAMED])
-    others = len(found.names) - MAX_NAMED
+    who, hosts = name_ranks(difference.ranks), ", ".join(difference.hosts)
+    ending = "s" if len(difference.ranks) == 1 else ""  # of its verb
+    named = ", ".join(difference.names[:MAX_NAMED])
+    others = len(difference.names) - MAX_NAMED
     named += f" and {others} more" if others > 0 else ""
-    if found.is_certain:
+    if difference.is_certain:
         sentence = f"{who} on {hosts} hold{ending} other values than the other ranks"
     else:
         sentence = f"{who} on {hosts} hold different values, and no majority tells which are right"
@@ -148,8 +148,8 @@ def corruption_error(found: Difference, *, moment: str) -> CorruptionError:
         f"{hosts} (ECC counters: nvidia-smi -q -d ECC, edac-util, dmesg), leave the node out until "
         "it is known to be good (`exclude` in the cluster's profile), and start again: the run "
         "goes on from the newest checkpoint, before whose save the ranks were alike.",
-        summary=f"{who} on {', '.join(found.hosts[:MAX_NAMED])} differ{ending}",
-        bad_nodes=dict.fromkeys(found.hosts, reason) if found.is_certain else {},
+        summary=f"{who} on {', '.join(difference.hosts[:MAX_NAMED])} differ{ending}",
+        bad_nodes=dict.fromkeys(difference.hosts, reason) if difference.is_certain else {},
     )
 
 

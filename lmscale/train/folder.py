@@ -58,16 +58,16 @@ def claim_folder(config: RunConfig, ranks: Ranks) -> Iterator[Lease]:
 
 def _claim(folder: Path, attempt: Attempt, hosts: Sequence[str], stack: ExitStack) -> Lease:
     folder.mkdir(parents=True, exist_ok=True)
-    held = read_lease(folder)
+    record = read_lease(folder)
     is_locked = False
-    if judge_claim(held, attempt) in (Claim.ASK, Claim.FREE):
+    if judge_claim(record, attempt) in (Claim.ASK, Claim.FREE):
         seconds = LOCK_SECONDS if attempt.job is None else DEAD_NODE_SECONDS
         is_locked = _lock(folder, stack, seconds)
-        held = read_lease(folder)  # who has come meanwhile
-    claim = judge_claim(held, attempt)
-    if claim is Claim.REFUSE and held is not None:
+        record = read_lease(folder)  # who has come meanwhile
+    claim = judge_claim(record, attempt)
+    if claim is Claim.REFUSE and record is not None:
         raise LeaseLostError(
-            f"{folder} is held by attempt {held.attempt} (rank 0: {held.rank0}) of the same "
+            f"{folder} is held by attempt {record.attempt} (rank 0: {record.rank0}) of the same "
             f"submission, which is newer than this one, {attempt.name}: this one ends."
         )
     lease = Lease(attempt, folder)
@@ -83,22 +83,22 @@ def _claim(folder: Path, attempt: Attempt, hosts: Sequence[str], stack: ExitStac
     else:
         # Locks of another machine are not seen on every file system, and an NFS server may keep
         # that of a dead one for ever; whether a lease moves is seen everywhere.
-        is_elsewhere = held is not None and held.rank0.rpartition(":")[0] != node_name()
+        is_elsewhere = record is not None and record.rank0.rpartition(":")[0] != node_name()
         is_asked = claim is Claim.ASK and is_elsewhere
         if is_beating(folder) if is_asked else not is_locked:
-            who = f" (attempt {held.attempt}, rank 0: {held.rank0})" if held else ""
+            who = f" (attempt {record.attempt}, rank 0: {record.rank0})" if record else ""
             raise ConfigError(
                 f"{folder}: another `lmscale train` is running in this folder{who}. Wait until it "
                 "ends, stop it (touch the file `stop` in the folder), or set run.folder to another "
                 "place."
             )
-        if not is_locked and held is not None:
+        if not is_locked and record is not None:
             logger.warning(
                 "%s: the lock of attempt %s (rank 0: %s) is still there, and that attempt gives no "
                 "sign of life. Going on: it can commit nothing any more.",
                 folder,
-                held.attempt,
-                held.rank0,
+                record.attempt,
+                record.rank0,
             )
         lease.take(hosts)
     stack.enter_context(lease.watched())

@@ -259,15 +259,15 @@ def _find_target(run: Run, divergence: Divergence) -> tuple[Manifest | None, str
     search = Search([run.place], run.ranks, identity=run.identity, undone=unfit)
     problems: tuple[str, ...] = ()
     try:
-        found = next(search, None)
+        candidate = next(search, None)
     except RefusedError:  # it may be the one to go back to
         raise
     except CheckpointError as error:  # on all ranks alike
-        found, problems = None, error.problems
-    if found is not None:
-        return found.manifest, ""
-    told = {why for one in search.passed_over for why in one.why}
-    more = [problem for problem in problems if problem not in told]
+        candidate, problems = None, error.problems
+    if candidate is not None:
+        return candidate.manifest, ""
+    reasons = {why for passed in search.passed_over for why in passed.why}
+    more = [problem for problem in problems if problem not in reasons]
     return None, "\n".join([describe_no_checkpoint(divergence, search.passed_over), *more])
 
 

@@ -112,8 +112,8 @@ def _describe_process(pid: int) -> str:
     except OSError as error:
         return f"---- process {pid}: {error.strerror}\n"
     kind = "loader worker, process" if "lmscale.stream.worker" in command else "process"
-    found = re.search(r"^State:\s*(.*)", status, re.MULTILINE)
-    state = found[1] if found else "unknown"
+    match = re.search(r"^State:\s*(.*)", status, re.MULTILINE)
+    state = match[1] if match else "unknown"
     return f"---- {kind} {pid}: state {state}, waits in {waits_in}\n{_pyspy(pid)}"
 
 

@@ -56,7 +56,7 @@ def test_tasks_of_a_corpus_say_what_they_did_and_the_last_one_what_it_made(confi
     assert data["unfinished"]["docs"]["missing"] == [0]
     told = run(corpus.app, "build", config, "--task", "0/2", "--processes", "1").splitlines()
     assert told[:2] == ["task 0 of 2: 2 parts done now", f"{place}: built"]
-    assert "read              800 documents; dropped: none" in told[-1]
+    assert "read              800 documents in 4 files; dropped: none" in told[-1]
     data = json.loads(run(corpus.app, "build", config, "--task", "0/2", "--json"))
     assert data["finished"] == json.loads(run(corpus.app, "show", config, "--json"))
     assert run(corpus.app, "status", config, "--tasks", 2).splitlines() == [

@@ -55,9 +55,9 @@ class NodePlace(LocalPlace):
         (step_folder(self.root, step) / MANIFEST).unlink(missing_ok=True)
         committed = self.list_steps()
         newest = step - 1 if self.whole_up_to is None else min(step - 1, self.whole_up_to)
-        kept = max((old for old in committed if old <= newest), default=None)
+        newest_committed = max((old for old in committed if old <= newest), default=None)
         for old in (*committed, *self.list_steps(committed=False)):
-            if old not in (step, kept):
+            if old not in (step, newest_committed):
                 self.delete(old)
 
     def write_file(self, step: int, name: str, pieces: Iterable[memoryview]) -> None:

@@ -190,13 +190,13 @@ class RemotePlace(Place):
 
 def _list_files(filesystem: Any, root: str) -> list[tuple[int, str]]:
     """(step, name) of every file of a checkpoint, by one listing."""
-    found = []
+    files = []
     for path in filesystem.find(root):
         folder, _, name = path[len(root.rstrip("/")) + 1 :].partition("/")
         match = STEP_FOLDER.fullmatch(folder)
         if match:
-            found.append((int(match[1]), name))
-    return found
+            files.append((int(match[1]), name))
+    return files
 
 
 def _read_or_none(filesystem: Any, path: str) -> bytes | None:

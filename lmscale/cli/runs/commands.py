@@ -87,7 +87,7 @@ def _list_sweep(folder: Path, name: str, *, as_json: bool) -> None:
     columns = ["state", "step", "loss", "tokens/s"]
     if any(not isinstance(look, LmscaleError) and look.status.heldout for look in runs.values()):
         columns.insert(3, "held out")
-    print_runs(runs, columns, {place: one.values for place, one in members.items()}, sweep.keys)
+    print_runs(runs, columns, {place: m.values for place, m in members.items()}, sweep.keys)
 
 
 @app.command()

@@ -61,9 +61,9 @@ def logs(
     refuse_sweep(run)
     files = _choose(run, rank, raw=raw, job=job)
     _check(run, files, follow=follow)
-    found = _read(run, files, follow=follow, last=lines)
+    log_lines = _read(run, files, follow=follow, last=lines)
     try:
-        say_lines(_render(found, with_rank=not job and rank is None, with_file=job))
+        say_lines(_render(log_lines, with_rank=not job and rank is None, with_file=job))
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
