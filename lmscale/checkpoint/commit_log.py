@@ -43,10 +43,10 @@ def mend_log(run_folder: Path, place: Place) -> None:
     """
     by_step = {commit.step: commit for commit in read_commits(run_folder)}
     steps = place.list_steps()
-    for step in sorted(known.keys() - set(steps)):
+    for step in sorted(by_step.keys() - set(steps)):
         logger.warning(
             "%s names %s, whose manifest.json is not there: it was removed by hand, or damaged",
-            *(run_folder / COMMITS_FILE, known[step].name),
+            *(run_folder / COMMITS_FILE, by_step[step].name),
         )
     with _warning(f"{run_folder / COMMITS_FILE} is not up to date"):
         append_removals(run_folder, sorted(by_step.keys() - set(steps)))
