@@ -275,8 +275,8 @@ def read_tail(path: str | Path, *, start: int = 0, max_bytes: int = TAIL_BYTES) 
 def mend_tail(path: str | Path) -> None:
     """Cut a torn last line off, so that the next append begins a line of its own."""
     path = Path(path)
-    content = read_plain(path) if path.exists() else b""
-    if content and not content.endswith(b"\n"):
-        with writing(path.name, path.parent):
+    with writing(path.name, path.parent):
+        content = read_plain(path) if path.exists() else b""
+        if content and not content.endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)
             fsync_folder(path.parent)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lmscale.errors import ClusterError
-from lmscale.files.jsonl import Row, read_tail, sift_rows
+from lmscale.files.jsonl import Row, sift_rows
+from lmscale.files.reading import read_plain
 from lmscale.files.run_rows import SUBMISSION
 
 CONFIG_FILE = "config.yaml"
@@ -46,6 +47,6 @@ def read_submissions(state_folder: Path, problems: list[str] | None = None) -> l
 def read_cancelled(state_folder: Path) -> frozenset[str]:
     """The jobs that were cancelled, whether or not they have ended."""
     try:
-        return frozenset(read_tail(state_folder / CANCEL_FILE).decode(errors="replace").split())
+        return frozenset(read_plain(state_folder / CANCEL_FILE).decode(errors="replace").split())
     except OSError:
         return frozenset()

@@ -21,18 +21,21 @@ MAX_DEPTH = 32  # of lists and mappings in each other; what is saved has some si
 _LAST_INSTANT = 250_000_000_000  # in the year 9892: datetime ends with 9999
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PLAIN_NAME = re.compile(r"\w[\w.-]*", re.ASCII)  # nothing in it can mean anything else
+_TAME = {str, float, bool, type(None)}
 Value = TypeVar("Value")
 
 
 def tame(value: Any, depth: int = 0) -> Any:
     """Return a value that can be walked through and reckoned with."""
-    if isinstance(value, int) and abs(value) >= MAX_COUNT:
-        raise ValueError("holds a number that nothing has")
-    if isinstance(value, Mapping | list | tuple):
+    if isinstance(value, int):
+        if abs(value) >= MAX_COUNT:
+            raise ValueError("holds a number that nothing has")
+    elif isinstance(value, dict | list | tuple):
         if depth == MAX_DEPTH:
             raise ValueError("is nested too deeply")
-        for each in value.values() if isinstance(value, Mapping) else value:
-            tame(each, depth + 1)
+        for each in value.values() if isinstance(value, dict) else value:
+            if type(each) not in _TAME:  # most values of most rows
+                tame(each, depth + 1)
     return value
 
 

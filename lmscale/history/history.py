@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from lmscale.checkpoint.find import Candidate, PassedOver
 from lmscale.checkpoint.manifest import Manifest
 from lmscale.checkpoint.places.local_tier import LOCAL
-from lmscale.errors import DataError, NoSpaceError
+from lmscale.errors import DataError, LmscaleError, NoSpaceError
 from lmscale.files.jsonl import append_durable_row, append_row, mend_tail, read_rows
 from lmscale.files.run_files import ATTEMPTS_FILE, RESUMES_FILE, REWINDS_FILE
 from lmscale.files.strangers import Count, Finite, ImplausibleError, Text, checked
@@ -205,10 +205,8 @@ def record_resume(
     """
     if candidate is None and not passed_over:
         return
-    path = run_folder / RESUMES_FILE
-    mend_tail(path)
-    append_row(
-        path,
+    path, row = (
+        run_folder / RESUMES_FILE,
         {
             "time": time.time(),
             "step": 0 if candidate is None else candidate.manifest.step,
@@ -219,3 +217,8 @@ def record_resume(
             ],
         },
     )
+    try:
+        mend_tail(path)
+        append_row(path, row)
+    except LmscaleError as error:  # a record for people stops no start
+        logger.warning("%s", error)

@@ -89,8 +89,7 @@ def open_trackers(
     folder = Path(folder)
     with writing("metrics and TensorBoard events", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        sifted = sift_rows(folder / METRICS_FILE, FIGURES)
-        for problem in (*sifted.problems, *find_cut(sifted.rows, resumed_step, every=every)):
+        for problem in _find_problems(folder / METRICS_FILE, resumed_step, every):
             logger.warning("%s/%s", folder, problem)
         metrics = renew_rows(folder / METRICS_FILE, resumed_step, no_space=NoSpaceError)
         _outlast_second(folder / EVENTS_FOLDER)
@@ -109,12 +108,20 @@ def open_trackers(
             events.close()
 
 
+def _find_problems(path: Path, step: int, every: int) -> list[str]:
+    """Of a long run these rows are gigabytes, which are let go before it trains."""
+    sifted = sift_rows(path, FIGURES)
+    return [*sifted.problems, *find_cut(sifted.rows, step, every=every)]
+
+
 def find_cut(rows: Sequence[Row], step: int, *, every: int = 1) -> Iterator[str]:
-    """What is missing at the end of ``metrics.jsonl`` of a run that has done ``step`` steps.
+    """What is missing behind these last rows of ``metrics.jsonl``, if ``step`` steps are done.
 
     The lines of the newest steps may be on their way: as far apart as lines have been, or will be.
     """
-    steps = [0, *sorted({row["step"] for row in rows})]
+    steps = sorted({row["step"] for row in rows})
+    if len(steps) < 2:  # else the first one may be of a file's end
+        steps = [0, *steps]
     spacing = max([every, *(after - before for before, after in itertools.pairwise(steps))])
     if step - steps[-1] > 2 * spacing:
         yield f"{METRICS_FILE} ends at step {steps[-1]:,}, but {step:,} steps are done: it was cut."

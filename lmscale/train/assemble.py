@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from lmscale.checkpoint.places.run_place import open_place, prepare_place
 from lmscale.config import BatchPlan, RunConfig
 from lmscale.engine.build import check_precision
 from lmscale.engine.engine import Engine
-from lmscale.errors import CheckpointError, DataError, LmscaleError, RefusedError
+from lmscale.errors import CheckpointError, DataError, RefusedError
 from lmscale.files.atomic import writing
 from lmscale.files.strangers import checked
 from lmscale.guard.state import GuardState, read_guard_state
@@ -149,8 +149,7 @@ def open_run(
             run, candidate = _resume(setting, search, engine, stack)
         except CheckpointError:  # on all ranks; `runs status` is to show why nothing goes on
             if ranks.is_first:
-                with suppress(LmscaleError):
-                    record_resume(config.folder, None, search.passed_over)
+                record_resume(config.folder, None, search.passed_over)
             raise
         with failing_together():
             if ranks.is_first:

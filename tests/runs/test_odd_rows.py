@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from whole_runs import FILES, NOW, OBJECTS, ROWS, TEXTS, build_run, write
 
-from lmscale.checkpoint.commit_log import mend_log
+from lmscale.checkpoint.commit_log import mend_log, record_removals
+from lmscale.checkpoint.find import PassedOver
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.retention import read_figures
 from lmscale.cli.main import main
@@ -24,7 +25,8 @@ from lmscale.cli.runs.view import print_runs, render_page, to_json
 from lmscale.config import load_config
 from lmscale.errors import DataError, LmscaleError
 from lmscale.files.jsonl import append_row
-from lmscale.history.history import attempt_of, read_rewinds, read_starts
+from lmscale.files.run_files import read_cancelled
+from lmscale.history.history import attempt_of, read_rewinds, read_starts, record_resume
 from lmscale.ranks.attempt import Attempt
 from lmscale.runs import continuation
 from lmscale.runs.attempts import AttemptLog
@@ -211,4 +213,20 @@ def test_a_file_of_figures_that_ends_early_is_told(runs):
     assert list(find_cut(rows, 1019)) == []
     (problem,) = find_cut(rows[:50], 1019)
     assert problem == "metrics.jsonl ends at step 500, but 1,019 steps are done: it was cut."
+    assert list(find_cut(rows[40:50], 1019)) == [problem], "of a long file the end alone is read"
     assert list(find_cut([], 15, every=10)) == []
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path.name)])
+def test_what_stands_in_the_place_of_a_record_for_people_stops_no_start(put, tmp_path, caplog):
+    for name in ("resumes.jsonl", "commits.jsonl"):
+        put(tmp_path / name)
+    record_resume(tmp_path, None, [PassedOver(step=1, name="one", why=("damaged",))])
+    record_removals(tmp_path, [1])
+    assert "resumes.jsonl" in caplog.text and "commits.jsonl" in caplog.text
+
+
+def test_every_cancelled_job_is_known_however_many_there_are(tmp_path):
+    jobs = [f"1234567_{task}" for task in range(10_000)]
+    write(tmp_path / "cancel", "\n".join(jobs).encode())
+    assert read_cancelled(tmp_path) == set(jobs)

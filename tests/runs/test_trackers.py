@@ -1,11 +1,14 @@
+import gc
 import json
 import math
 import resource
+import weakref
 
 import pytest
 
 from lmscale.errors import NoSpaceError
-from lmscale.files.jsonl import read_rows
+from lmscale.files.jsonl import Sifted, read_rows
+from lmscale.runs import trackers as trackers_module
 from lmscale.runs.trackers import EVENTS_FOLDER, METRICS_FILE, open_trackers
 
 
@@ -40,6 +43,20 @@ def test_after_a_resume_no_step_is_shown_twice(tmp_path):
     expected = [(1, 0.5), (2, 0.5), (3, 0.5), (4, 0.25), (5, 0.25), (6, 0.25)]
     assert [(row["step"], row["loss"]) for row in read_rows(tmp_path / METRICS_FILE)] == expected
     assert scalars(tmp_path, "loss") == expected
+
+
+def test_the_rows_that_a_start_reads_are_let_go_before_it_trains(tmp_path, monkeypatch):
+    class Rows(list):
+        pass
+
+    rows = Rows([{"step": 1}])
+    is_held = weakref.ref(rows)
+    given = [Sifted(rows, [], [])]
+    del rows
+    monkeypatch.setattr(trackers_module, "sift_rows", lambda *_: given.pop())
+    with open_trackers(tmp_path, resumed_step=1):
+        gc.collect()
+        assert not is_held()
 
 
 def test_a_run_that_starts_over_keeps_nothing(tmp_path):
