@@ -167,7 +167,8 @@ def _parse_value(text: str, name: str, loader_class: type[ConfigLoader] = Config
         loader = loader_class(text)
         loader.name = name
         return loader.get_single_data()
-    except (yaml.YAMLError, ValueError) as error:  # of 2026-13-01, or a number of 5,000 digits
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        # Of 2026-13-01, a number of 5,000 digits, !!bool x, !!timestamp x, "\UFFFFFFFF".
         raise ConfigError(f"{name}: not valid YAML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{name}: not valid YAML: it is nested too deeply.") from None

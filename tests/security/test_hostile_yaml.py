@@ -65,7 +65,9 @@ def test_an_alias_in_its_right_place_is_taken():
 
 
 @pytest.mark.parametrize(
-    "value", ["[" * 20_000, "{a: " * 20_000, "9" * 5_000, "2026-13-01", "!!binary 'x'", "\x00"]
+    "value",
+    ["[" * 20_000, "{a: " * 20_000, "9" * 5_000, "2026-13-01", "!!binary 'x'", "\x00"]
+    + ["!!bool x", "!!timestamp x", "!!int ''", f"1{':59' * 400}.5", '"\\UFFFFFFFF"'],
 )
 def test_what_breaks_a_parser_is_the_users_mistake_and_no_bug(value):
     with pytest.raises(ConfigError, match="not valid YAML"):
