@@ -4,6 +4,7 @@ import signal
 import stat
 import subprocess
 import threading
+from collections.abc import Sequence
 
 import pytest
 
@@ -221,7 +222,7 @@ def test_a_file_system_that_hangs_holds_nobody(tmp_path):
     """A read that never returns, as from a server that went away."""
     is_back = threading.Event()
 
-    def hang() -> list[Check]:
+    def hang() -> Sequence[Check]:
         is_back.wait()
         return look_at_shards({"web": str(tmp_path)})
 
