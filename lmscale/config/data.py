@@ -108,7 +108,7 @@ class StreamSourceConfig(Section):
 
     shards: str
     """Folder or URL (``s3://``, ``gs://``, ``http(s)://``, ``memory://``) of ``manifest.json``."""
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0, le=1e18)
     """Share of the samples, relative to the other sources. 0 takes nothing."""
 
 

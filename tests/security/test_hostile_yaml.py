@@ -87,6 +87,11 @@ def test_a_number_of_any_base_and_size_is_told_on_a_short_line(number, key):
         assert max(map(len, caught.value.problems)) < 300
 
 
+def test_a_weight_may_be_a_number_of_tokens():
+    text = "run: {name: a}\nstream: {sources: {a: {shards: x, weight: 15_000_000_000_000}}}"
+    assert parse_config(text).stream.sources["a"].weight == 15e12
+
+
 def test_a_mixture_of_so_many_samples_that_no_memory_holds_them_is_refused():
     with pytest.raises(ConfigError, match=r"stream.mixture_block"):
         parse_config("run: {name: a}\nstream: {mixture_block: 100000000000}")
