@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 from pydantic import TypeAdapter
 
 from lmscale.errors import DataError, LmscaleError, TransientError
-from lmscale.files.atomic import fsync_folder, may_pass, write_bytes, writing
+from lmscale.files.atomic import atomic_path, fsync_folder, may_pass, writing
 from lmscale.files.reading import open_plain, read_plain
 from lmscale.files.strangers import ImplausibleError, checked, is_count, parse_json, tame
 
@@ -105,10 +105,12 @@ def renew_rows(
     """
     path = Path(path)
     with writing(path.name, path.parent, no_space=no_space):
-        lines = _whole_lines(path, sys.maxsize)
-        if last_step is not None:
-            lines = [line for line in lines if _step_of(line) <= last_step]
-        write_bytes(path, b"".join(line + b"\n" for line in lines))
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            file.writelines(
+                line
+                for line in _read_lines(path)
+                if line.endswith(b"\n") and (last_step is None or _step_of(line) <= last_step)
+            )
         return RowFile(path, is_sealed=is_sealed, no_space=no_space)
 
 
@@ -152,18 +154,19 @@ def read_rows(path: str | Path) -> list[Row]:
     """
     rows = []
     try:
-        lines = _whole_lines(path, sys.maxsize)
+        for number, line in enumerate(_read_lines(path), start=1):
+            if not line.endswith(b"\n"):
+                break
+            row = _parse(line)
+            if row is None:
+                raise DataError(
+                    f"{path}, line {number}: not a JSON object as lmscale writes it, so "
+                    f"the disk or an editor damaged it; remove that line to go on."
+                )
+            rows.append(row)
     except OSError as error:
         kind = TransientError if may_pass(error) else DataError
         raise kind(f"{path} cannot be read: {error.strerror or error}.") from None
-    for number, line in enumerate(lines, start=1):
-        row = _parse(line)
-        if row is None:
-            raise DataError(
-                f"{path}, line {number}: not a JSON object as lmscale writes it, so "
-                f"the disk or an editor damaged it; remove that line to go on."
-            )
-        rows.append(row)
     return rows
 
 
@@ -198,26 +201,25 @@ def sift_rows(
     only the lines in which a text of JSON is.
     """
     path, sifted = Path(path), Sifted[Value]([], [], [])
-    try:
-        *lines, torn = _pieces(path, max_bytes)
-    except OSError as error:
-        return Sifted([], [], [f"{path.name} cannot be read: {error.strerror or error}."], error)
     bad: list[str] = []
     text = json.dumps(having, ensure_ascii=False).encode(errors="replace") if having else b""
-    for number, line in enumerate(lines, start=1):
-        if text not in line:  # most lines of figures have not the one that is asked for
-            continue
-        row = _parse(line)
-        try:
-            sifted.values.append(checked(kind, row))
-            sifted.rows.append(row or {})
-        except ImplausibleError as error:
-            where = f"line {number}" if max_bytes == sys.maxsize else "one of its last lines"
-            bad.append(
-                f"{where}: {error if row is not None else 'not a JSON object as it was written'}"
-            )
-    if torn:
-        bad.append("the last line: it has no end, as a kill or a cut leaves it")
+    try:
+        for number, line in enumerate(_read_lines(path, max_bytes), start=1):
+            if not line.endswith(b"\n"):
+                bad.append("the last line: it has no end, as a kill or a cut leaves it")
+            elif text in line:  # most lines of figures have not the one that is asked for
+                row = _parse(line)
+                try:
+                    sifted.values.append(checked(kind, row))
+                    sifted.rows.append(row or {})
+                except ImplausibleError as error:
+                    where = (
+                        f"line {number}" if max_bytes == sys.maxsize else "one of its last lines"
+                    )
+                    what = error if row is not None else "not a JSON object as it was written"
+                    bad.append(f"{where}: {what}")
+    except OSError as error:
+        return Sifted([], [], [f"{path.name} cannot be read: {error.strerror or error}."], error)
     if bad:
         more = f" (and {len(bad) - 1:,} more lines)" if len(bad) > 1 else ""
         sifted.problems.append(f"{path.name}, {bad[0]}{more}; it is left out.")
@@ -248,21 +250,22 @@ def read_object(path: str | Path) -> Row:
         return {}
 
 
-def _whole_lines(path: str | Path, max_bytes: int) -> list[bytes]:
-    return _pieces(path, max_bytes)[:-1]  # that behind the last newline is empty, or torn
-
-
-def _pieces(path: str | Path, max_bytes: int) -> list[bytes]:
+def _read_lines(path: str | Path, max_bytes: int = sys.maxsize) -> Iterator[bytes]:
+    """With their ends, which the last one may lack: a line of figures is not held with all others,
+    which are gigabytes in a long run.
+    """
     try:
         with open_plain(path) as file:
             start = max(0, file.seek(0, os.SEEK_END) - max_bytes)
             file.seek(start)
             if start:
                 file.readline()  # the rest of a line
-            content = file.read()
+            for line in file:
+                yield line
+                if not line.endswith(b"\n"):
+                    return  # somebody may write on
     except (FileNotFoundError, NotADirectoryError):
-        return [b""]
-    return content.split(b"\n")
+        return
 
 
 def read_tail(path: str | Path, *, start: int = 0, max_bytes: int = TAIL_BYTES) -> bytes:

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from lmscale.errors import DataError
 from lmscale.files.jsonl import (
     append_durable_row,
     append_row,
+    append_rows,
     mend_tail,
     read_rows,
     renew_rows,
@@ -79,6 +81,21 @@ def test_the_tail_of_a_long_file_is_whole_lines(tmp_path):
     assert found.problems == []
     assert steps == list(range(steps[0], 20_000))
     assert len(steps) > 1000
+
+
+def test_a_long_file_is_never_held_whole(tmp_path):
+    padding = "x" * 2000
+    append_rows(tmp_path / "a", [{"step": step, "text": padding} for step in range(4000)])
+    append_row(tmp_path / "a", {"step": 4000, "loss": 1.0})
+    tracemalloc.start()
+    try:
+        found = sift_rows(tmp_path / "a", STEP, having="loss")
+        renew_rows(tmp_path / "a", 3999).close()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [row["step"] for row in found.rows] == [4000]
+    assert peak < (tmp_path / "a").stat().st_size / 8
 
 
 def test_a_name_that_is_no_utf_8_is_written_and_comes_back(tmp_path):
