@@ -50,11 +50,13 @@ class Tokenizer:
         sentencepiece.set_min_log_level(3)  # its errors also come as exceptions
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
+            marks = [f"<0x{byte:02X}>" for byte in SPACE_MARK.encode()]
+            self._mark_ids = [self._processor.piece_to_id(mark) for mark in marks]
+            has_bytes = all(map(self._processor.is_byte, self._mark_ids))
+        except (RuntimeError, IndexError) as error:  # IndexError: of no pieces at all
             raise DataError(f"Not a SentencePiece model: {error}.") from None
         self.vocab_size: int = self._processor.get_piece_size()
-        self._mark_ids = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in SPACE_MARK.encode()]
-        if not all(map(self._processor.is_byte, self._mark_ids)):
+        if not has_bytes:
             raise DataError("The SentencePiece model has no byte pieces; train it with lmscale.")
 
     def __reduce__(self):
@@ -199,4 +201,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"{folder / MODEL_NAME}: its sha256 is not the fingerprint in {META_NAME}: one of the "
             "two is damaged or from another tokenizer. Train it again with --force."
         )
-    return Tokenizer(model, meta["made_by"])
+    try:
+        return Tokenizer(model, meta["made_by"])
+    except DataError as error:
+        raise DataError(f"{folder / MODEL_NAME}: {error} {again}") from None

@@ -1,5 +1,6 @@
 """Any Unicode text comes back as it was, training is deterministic, and mistakes are explained."""
 
+import hashlib
 import json
 import pickle
 import pydoc_data.topics
@@ -242,8 +243,12 @@ def test_a_missing_or_damaged_tokenizer_is_named(tmp_path, corpus):
     model.write_bytes(content)
     with pytest.raises(DataError, match="tokenizer.model: its sha256 is not the fingerprint"):
         load_tokenizer(config.folder)
-    with pytest.raises(DataError, match="Not a SentencePiece model"):
-        Tokenizer(b"nonsense", {})
+    for content in (b"nonsense", b""):
+        model.write_bytes(content)
+        meta = {"fingerprint": hashlib.sha256(content).hexdigest(), "made_by": {}}
+        (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps(meta))
+        with pytest.raises(DataError, match="tokenizer.model: (Not a|The) SentencePiece model"):
+            load_tokenizer(config.folder)
     with pytest.raises(ConfigError, match="names no source"):
         train_tokenizer(config, corpus, [])
     with pytest.raises(DataError, match="lmscale corpus build"):
