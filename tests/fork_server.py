@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -157,6 +158,10 @@ def _run_proxied(streams: Sequence[int], request: Mapping[str, Any]) -> int:
 def _set_streams(*descriptors: int) -> None:
     for target, source in enumerate(descriptors):
         os.dup2(source, target)
+    # Python's own streams still know whether what was there before could be sought in.
+    for target, name in ((1, "stdout"), (2, "stderr")):
+        raw = open(target, "wb", buffering=0, closefd=False)  # noqa: SIM115 - for the process
+        setattr(sys, name, io.TextIOWrapper(raw, encoding="utf-8", write_through=True))
 
 
 def _set_environment(environment: Mapping[str, str]) -> None:

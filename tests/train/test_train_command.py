@@ -196,7 +196,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_from_scratch(go_
 
 
 def test_a_diverged_run_is_stopped_by_the_guard_with_76_and_can_be_resumed(go_on):
-    ended = go_on({"engine.optimizer.lr": 1e30, "guard.max_nonfinite_steps": 2})
+    growing = {"engine.optimizer.lr": 1000.0, "engine.optimizer.weight_decay": 1000.0}
+    ended = go_on({**growing, "train.steps": 16, "guard.max_nonfinite_steps": 2})
     assert ended.code == 76, ended.output
     assert "2 steps in a row were not finite" in ended.output
     assert "Traceback" not in ended.output
