@@ -53,7 +53,8 @@ def audit_run(
 ) -> AuditReport:
     """Recompute every step's digest from the shards and compare it with the run's ledger.
 
-    Nothing that a cache holds is believed: every shard is hashed, and packed, once again.
+    Nothing that a cache holds is believed: every shard that was read is hashed, and packed, once
+    again, and has to have as many windows as it is said to have.
 
     ``prepare`` gives the preparation of a configuration, which counts the targets. ``progress`` is
     called with the number of samples just checked. Sources that left the mixture

@@ -127,8 +127,8 @@ class Dataset:
         """Windows per shard by best fit, int64 [shards].
 
         From ``windows-best_fit-T.json`` beside the manifest or in the cache. If neither is there
-        and sound, every shard is packed, and the result is left in both places; an audit packs them
-        all and leaves nothing. Raises ``DataError`` where the file may be there but cannot be read.
+        and sound, every shard is packed, and the result is left in both places. An opened shard has
+        to have its count. Raises ``DataError`` where the file may be there but cannot be read.
         """
         length, fingerprint = self.config.sequence_length, self.manifest.fingerprint
         name = f"windows-best_fit-{length}.json"
@@ -141,8 +141,6 @@ class Dataset:
                 advance(1)
             return counted
 
-        if self._cache.look:
-            return np.array(count_all(), dtype=np.int64)
         beside = join_location(self.location, name)
         with suppress(MissingFileError):  # nobody has packed this dataset at this length yet
             content = read_bytes(beside, retries=self.config.cache.retries)

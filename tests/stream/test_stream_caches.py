@@ -18,6 +18,7 @@ from lmscale.errors import DataError
 from lmscale.files.arrays import to_npy
 from lmscale.files.reading import seal, unseal
 from lmscale.objective.causal import CausalPreparation
+from lmscale.stream import dataset
 from lmscale.stream.audit import audit_run
 from lmscale.stream.batches import add_digests
 from lmscale.stream.dataset import open_dataset
@@ -131,8 +132,21 @@ def test_an_audit_hashes_again_what_a_marker_vouches_for(own, tmp_path):
     assert audit_run(config, run, lambda config: PREPARATION).is_clean
     changed_shard(own)
     read_all(own)  # not looked at again today
-    with pytest.raises(DataError, match=r"x-000000.tar: its content has changed"):
+    with pytest.raises(DataError, match=r"x-00000\d.tar: its content has changed"):
         audit_run(config, run, lambda config: PREPARATION)
+
+
+def test_an_audit_packs_no_shard_that_the_run_has_not_read(own, monkeypatch):
+    folder = Path(own.sources["a"].shards)
+    expected = open_dataset(folder, own).counts.tolist()
+    packed = []
+    pack = dataset.plan_best_fit
+    monkeypatch.setattr(dataset, "plan_best_fit", lambda *a: packed.append(a) or pack(*a))
+    opened = open_dataset(folder, own, look="an audit")
+    assert opened.counts.tolist() == expected and len(expected) > 1
+    opened.read([0])
+    assert len(packed) == 1
+    opened.close()
 
 
 def test_counts_of_another_dataset_or_beyond_its_tokens_are_not_taken(own):
