@@ -45,7 +45,7 @@ def mend_log(run_folder: Path, place: Place) -> None:
     steps = place.list_steps()
     for step in sorted(by_step.keys() - set(steps)):
         logger.warning(
-            "%s names %s, whose manifest.json is not there: it was removed by hand, or damaged",
+            "%s names %s, whose manifest.json is not there: it was removed, or damaged",
             *(run_folder / COMMITS_FILE, by_step[step].name),
         )
     with _warning(f"{run_folder / COMMITS_FILE} is not up to date"):

@@ -220,7 +220,7 @@ def parse_manifest(text: str, path: Path | str) -> Manifest:
     """
     try:
         tree = json.loads(text)
-        version, sha256 = tree["version"], tree.pop("sha256")
+        version, sha256 = tree["version"], tree.pop("sha256", None)
         # One flipped bit makes another version as well: the hash is then that of ours.
         is_ours = version == VERSION or sha256 == _hash_of(_render({**tree, "version": VERSION}))
         if not is_ours and is_count(version) and version > VERSION:

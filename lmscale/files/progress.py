@@ -30,7 +30,7 @@ def progress(description: str, total: float | None, unit: str) -> Iterator[Calla
         yield from _plain(description, total, unit)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:,.0f} {task.fields[unit]}"),
         TimeElapsedColumn(),

@@ -42,23 +42,22 @@ def find_sweep(folder: str | Path, name: str) -> Sweep:
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder. Name the one that holds the sweep.")
-    sweeps = {sweep.name: sweep for sweep in find_sweeps(folder)}
+    problems: list[str] = []
+    sweeps = {sweep.name: sweep for sweep in find_sweeps(folder, problems)}
     if name not in sweeps:
         there = f"There: {', '.join(sorted(sweeps))}." if sweeps else "It holds no sweeps."
-        raise ConfigError(f"{folder}: there is no sweep {name!r}. {there}")
+        raise ConfigError([f"{folder}: there is no sweep {name!r}. {there}", *problems])
     return sweeps[name]
 
 
-def find_sweeps(folder: Path, problems: list[str] | None = None) -> list[Sweep]:
-    """``problems`` hears of a sweep that cannot be read, which else is a ``ConfigError``."""
+def find_sweeps(folder: Path, problems: list[str]) -> list[Sweep]:
+    """The sweeps in ``folder``; ``problems`` hears of one that cannot be read."""
     paths = [folder / SWEEP_FILE, *sorted(folder.glob(f"*/{SWEEP_FILE}"))]
     sweeps = []
     for path in filter(Path.is_file, paths):
         try:
             sweeps.append(read_sweep(path.parent))
         except ConfigError as error:
-            if problems is None:
-                raise
             problems += error.problems
     return sweeps
 

@@ -193,8 +193,9 @@ class Heartbeat:
             phase=self._phase,
             place=self._place,
             ticks=self._ticks,
-            phase_seconds=round(now - self._phase_at, 3),
-            still_seconds=round(self._still_seconds, 3),
+            # The main thread may have moved on since `now`.
+            phase_seconds=max(0.0, round(now - self._phase_at, 3)),
+            still_seconds=max(0.0, round(self._still_seconds, 3)),
             is_starting=self._is_starting,
             forward_seconds=round(statistics.median(recent_seconds), 6) if is_full else None,
             time=round(time.time(), 3),

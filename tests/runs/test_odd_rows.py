@@ -185,6 +185,34 @@ def test_a_sweep_that_cannot_be_read_hides_no_run(runs, capsys):
     assert main(["runs", "list", str(runs)]) == 0
     shown = capsys.readouterr()
     assert "first" in shown.out and "sweep.json cannot be read as a sweep" in shown.err
+    write(runs / "alone" / "sweep" / "sweep.json", b"{")
+    assert main(["runs", "list", str(runs / "alone")]) == 0
+    assert "sweep.json cannot be read as a sweep" in capsys.readouterr().err
+
+
+def test_no_sweep_hides_another_one_and_its_keys_are_shown_as_they_stand(runs, capsys):
+    member = {"index": 0, "run": "first", "values": {}}
+    sweep = {"name": "s", "keys": ["[/x]", "\x1b[2J\n"], "runs": [member]}
+    write(runs / "sweep.json", json.dumps(sweep).encode())
+    write(runs / "other" / "sweep.json", b"{")
+    write(runs / "first" / "watch.jsonl", b"{}\n")
+    assert main(["runs", "list", str(runs), "--sweep", "s"]) == 0
+    shown = capsys.readouterr()
+    assert "[/x]" in shown.out and r"\x1b[2J" in shown.out and "\x1b" not in shown.out
+    assert "warning: first: watch.jsonl" in shown.err
+    assert main(["runs", "list", str(runs), "--sweep", "gone"]) == 2
+    assert "other/sweep.json cannot be read as a sweep" in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_read_is_told_also_where_its_end_is_asked_for(
+    runs, capsys, monkeypatch
+):
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("lmscale.cli.runs.logs.open", refuse, raising=False)
+    assert main(["runs", "logs", str(runs / "first"), "-n", "3"]) == 2
+    assert "rank-00000.log cannot be read" in capsys.readouterr().err
 
 
 def test_a_start_whose_row_was_damaged_still_undoes_what_it_went_back_behind(tmp_path, caplog):

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 
 import pytest
 
@@ -61,6 +62,21 @@ def test_the_place_in_a_step_begins_anew_with_the_step(run_folder):
         heartbeat.tick()
         assert beats.observe().ticks == 2
     assert places == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_phase_that_begins_while_a_beat_is_made_makes_the_beat_no_less_readable(
+    run_folder, monkeypatch
+):
+    with Heartbeat(run_folder, ALONE, interval=60) as beats:
+
+        def now():
+            monkeypatch.undo()
+            heartbeat.phase("backward", 7)
+            return time.monotonic() - 1.0
+
+        monkeypatch.setattr(heartbeat.time, "monotonic", now)
+        heartbeat.overwrite(beats.path, asdict(beats.observe()))
+        assert read_beat(beats.path).step == 7
 
 
 def test_standing_still_is_counted_until_something_moves(run_folder):

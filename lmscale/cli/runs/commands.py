@@ -52,18 +52,14 @@ def list_(
         return
     damaged: list[str] = []
     sweeps = find_sweeps(folder, damaged)
-    for place, look in looks.runs.items():
-        if not isinstance(look, LmscaleError):
-            damaged += [f"{place.name}: {problem}" for problem in look.status.problems]
+    print_warnings(damaged)
     if not looks.runs and not sweeps:
         say(f"{folder} holds no runs.")
-        return
     if looks.runs:
         print_runs(looks.runs)
     for item in sweeps:
         count = f"{len(item.runs)} runs over {', '.join(item.keys)}"
         say(f"{item.name}: a sweep of {count}; `lmscale runs list --sweep {item.name}`")
-    print_warnings(damaged)
 
 
 def _list_sweep(folder: Path, name: str, *, as_json: bool) -> None:

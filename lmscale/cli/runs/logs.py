@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -229,7 +230,8 @@ def _number_of(path: Path) -> tuple[int, ...]:
 def _offset_of_last(path: Path, size: int, lines: int) -> int:
     """Where the last ``lines`` lines of a file begin."""
     start, num_bytes = size, PIECE_BYTES
-    with open(path, "rb") as file:
+    # One that cannot be read is told by whoever reads it from here on.
+    with suppress(OSError), open(path, "rb") as file:
         while start > 0:
             start, num_bytes = max(0, size - num_bytes), 2 * num_bytes
             file.seek(start)

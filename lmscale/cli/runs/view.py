@@ -9,7 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmscale.cli.options import render_bytes, render_duration, render_line, render_time
+from lmscale.cli.options import (
+    print_warnings,
+    render_bytes,
+    render_duration,
+    render_line,
+    render_time,
+)
 from lmscale.errors import LmscaleError
 from lmscale.files.printing import say
 from lmscale.files.redact import printable, printable_name
@@ -48,11 +54,14 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[str]], *, num_text
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*names, box=None, pad_edge=False)
-    for column in table.columns[num_texts:]:
-        column.justify = "right"
+    def show(text: str) -> Text:  # as it stands: no markup of rich's, nor a terminal's
+        return Text(printable(" ".join(text.splitlines())))
+
+    table = Table(box=None, pad_edge=False)
+    for number, name in enumerate(names):
+        table.add_column(show(name), justify="left" if number < num_texts else "right")
     for row in rows:
-        table.add_row(*(Text(printable(" ".join(cell.splitlines()))) for cell in row))
+        table.add_row(*map(show, row))
     # A pipe has no width to fit; nothing may be cut or wrapped there.
     console = Console() if Console().is_terminal else Console(width=1000)
     console.print(table)
@@ -64,17 +73,21 @@ def print_runs(
     values: Mapping[Path, Mapping[str, str]] | None = None,
     keys: Sequence[str] = (),
 ) -> None:
-    """A table of runs; of those of a sweep with the ``values`` that the ``keys`` were given."""
-    rows = []
+    """A table of runs, of a sweep's with the ``values`` that the ``keys`` were given, and warnings
+    of what is damaged in them.
+    """
+    rows, damaged = [], []
     for folder, look in looks.items():
         if isinstance(look, LmscaleError):
             cells = dict.fromkeys(columns, "-") | {"state": render_problems(look, folder)}
         else:
             cells = render_numbers(look.status) | {"state": look.state.line}
+            damaged += [f"{folder.name}: {problem}" for problem in look.status.problems]
         given = values[folder] if values else {}
         texts = (*(given.get(key, "-") for key in keys), *(cells[name] for name in columns))
         rows.append([folder.name, *texts])
     print_table(("run", *keys, *columns), rows, num_texts=2 + len(keys))
+    print_warnings(damaged)
 
 
 def render_problems(error: LmscaleError, folder: Path) -> str:
