@@ -95,11 +95,13 @@ def load_corpus_manifest(folder: str | Path) -> CorpusManifest:
     """The manifest of one source's folder. Raises ``DataError`` when it is missing or not one."""
     path = Path(folder) / "manifest.json"
     missing = "there is no corpus here. Run `lmscale corpus build CONFIG` first."
-    with reading(path, AGAIN, missing=missing):
+    # --force replaces nothing that may be somebody else's.
+    again = f"Move {folder} away, and build the corpus again."
+    with reading(path, again, missing=missing):
         content = read_plain(path)
         tree = parse_json(content)
         if isinstance(tree, dict) and tree.get("version") != FORMAT_VERSION:
-            raise DataError(f"{path}: written by another version of lmscale. {AGAIN}")
+            raise DataError(f"{path}: written by another version of lmscale. {again}")
         tree = unseal(content)
         del tree["version"]
         return checked(_MANIFEST, tree)

@@ -144,6 +144,20 @@ def test_a_folder_that_is_no_corpus_is_never_replaced(tmp_path):
     assert os.listdir(f"{config.folder}/s") == ["precious.txt"]
 
 
+@pytest.mark.parametrize("spoil", [lambda text: text[:60], lambda text: text.replace("1", "2")])
+def test_what_is_told_to_do_about_a_damaged_manifest_mends_it(tmp_path, spoil):
+    config = make_config(tmp_path, ["a text"])
+    build_corpus(config)
+    folder = tmp_path / "corpus" / "s"
+    manifest = folder / "manifest.json"
+    manifest.write_text(spoil(manifest.read_text()))
+    with pytest.raises(DataError, match=f"Move {folder} away, and build the corpus again"):
+        load_corpus_manifest(folder)
+    folder.rename(tmp_path / "away")
+    build_corpus(config)
+    assert texts_of(config) == ["a text"]
+
+
 def test_several_sources_build_in_processes_as_in_one(tmp_path):
     config = make_config(tmp_path, [f"text {n}" for n in range(50)], heldout_fraction=0.1)
     sources = {name: config.sources["s"] for name in ("a", "b", "c")}
