@@ -63,10 +63,15 @@ class Cancelled:
 
 def cancel_runs(runs: Sequence[Path], *, at_once: bool) -> tuple[list[Cancelled], list[str]]:
     """Cancel all of them, with one question to Slurm; one that cannot be holds no other up."""
-    submissions = {run: read_submissions(run) for run in runs}
+    submissions, problems = {}, []
+    for run in runs:
+        damaged: list[str] = []
+        submissions[run] = read_submissions(run, damaged)
+        advice = "Jobs that it alone names were not ended: `scancel` ends them."
+        problems += [f"{run}: {problem} {advice}" for problem in damaged]
     jobs = [job for rows in submissions.values() for row in rows for job in jobs_of(row)]
     queue = squeue(jobs) if jobs and shutil.which("squeue") is not None else None
-    cancelled, problems = [], []
+    cancelled = []
     for run in runs:
         try:
             if queue is not None:

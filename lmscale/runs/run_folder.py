@@ -170,7 +170,7 @@ def read_submissions(folder: str | Path, problems: list[str] | None = None) -> l
     rows = rows or run_files.read_submissions(folder / DATA_SLURM_FOLDER, problems)
     membership = find_membership(folder)
     submissions = {row["submission"] for row in rows}
-    of_sweep = member_submissions(*membership) if membership else []
+    of_sweep = member_submissions(*membership, problems) if membership else []
     rows += [row for row in of_sweep if row["submission"] not in submissions]
     return sorted(rows, key=lambda row: row["time"])
 

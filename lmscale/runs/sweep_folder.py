@@ -104,9 +104,11 @@ def find_membership(folder: Path) -> tuple[Sweep, SweepMember] | None:
     return next(((sweep, m) for m in sweep.runs if m.run == folder.absolute().name), None)
 
 
-def member_submissions(sweep: Sweep, member: SweepMember) -> list[Row]:
-    """The submissions of the whole array, as those of one of its tasks."""
-    rows = read_submissions(sweep.root / SLURM_FOLDER)
+def member_submissions(sweep: Sweep, member: SweepMember, problems: list[str] | None) -> list[Row]:
+    """The submissions of the whole array, as those of one of its tasks; ``problems`` as of
+    ``read_submissions``.
+    """
+    rows = read_submissions(sweep.root / SLURM_FOLDER, problems)
     index = member.index
     return [
         {**row, "job": f"{row['job']}_{index}", "jobs": [f"{job}_{index}" for job in row["jobs"]]}

@@ -71,7 +71,8 @@ def train_run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: flo
         if not is_lost_connection(error):
             raise
         reason = stop.wait(PEER_SECONDS)  # the request that has ended another rank first
-        if reason is None and isinstance(error, LmscaleError):
+        # torch raises no OSError of its connections: that is of a store's, or of a pipe.
+        if reason is None and (isinstance(error, LmscaleError | OSError) or ranks.world_size == 1):
             raise
         if reason is None:
             raise _lost_peer(error) from error

@@ -180,6 +180,17 @@ def test_what_is_no_file_in_a_files_place_hides_no_run(name, put, runs):
     look_everywhere(runs / "first")
 
 
+@pytest.mark.parametrize("content", [b'{"odd": 1}\n', None], ids=["odd", "folder"])
+def test_a_cancel_tells_that_it_may_not_know_all_jobs(content, runs, capsys):
+    path = runs / "first" / "slurm" / "submissions.jsonl"
+    path.unlink()
+    path.mkdir() if content is None else write(path, content)
+    assert main(["runs", "cancel", str(runs / "first")]) == 2
+    told = capsys.readouterr()
+    assert f"{runs / 'first'}: slurm/submissions.jsonl" in told.err and "`scancel`" in told.err
+    assert "nothing runs or waits" in told.out, "as far as it is known"
+
+
 def test_a_sweep_that_cannot_be_read_hides_no_run(runs, capsys):
     write(runs / "sweep" / "sweep.json", b'{"runs": [{"run": "../../first"}]}')
     assert main(["runs", "list", str(runs)]) == 0
