@@ -27,7 +27,7 @@ def assert_saved_where_it_stood(run: Run) -> None:
 
 
 def test_a_run_is_submitted_and_finishes(lab: Lab):
-    run = lab.submit(forked=False, pace=0, tasks_per_node=2, preflight={"enabled": True})
+    run = lab.submit(pace=0, tasks_per_node=2, preflight={"enabled": True})
     assert run.wait_for_end()["action"] == "done"
     (start,) = run.events("start")
     assert (start["nodes"], start["step"]) == ("n[1-2]", -1)
