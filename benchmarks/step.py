@@ -220,9 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is_cuda = given.device == "cuda" or (given.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", 0) if is_cuda else torch.device("cpu")
     flags = {setting: getattr(given, flag.replace("-", "_")) for flag, setting in FLAGS.items()}
-    # Where a CPU has no units for bf16, it would be timed for minutes; what is given stands.
-    overrides = [] if is_cuda else [f"engine.precision={faster_precision(product_rates())}"]
-    overrides += [f"{setting}={value}" for setting, value in flags.items() if value is not None]
+    overrides = [f"{setting}={value}" for setting, value in flags.items() if value is not None]
+    if not (is_cuda or given.config or given.precision):
+        # Where a CPU has no units for bf16, it would be timed for minutes.
+        overrides.insert(0, f"engine.precision={faster_precision(product_rates())}")
     overrides += ["engine.compile=true"] if given.compile else []
     overrides += given.set
     if given.config:

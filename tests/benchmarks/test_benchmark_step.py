@@ -6,6 +6,7 @@ import re
 import sys
 
 import pytest
+import step
 from step import Timing, ratio
 from synthetic import SHAPES, build_config, random_steps
 
@@ -21,6 +22,17 @@ def test_lmscale_and_the_bare_loop_have_the_same_losses(run_script):
     assert re.search(r"^bare torch loop +\d.* \d\.\d{3}$", printed, re.M)
     difference = re.search(r"difference from the bare loop's loss in 3 steps: (\S+)", printed)
     assert difference is not None and float(difference[1]) < 1e-6  # fp32, 3 steps
+
+
+def test_a_configuration_is_measured_in_its_own_precision(monkeypatch, tmp_path):
+    path, measured = tmp_path / "a.yaml", []
+    monkeypatch.setattr(step, "run", lambda config, *_, **__: measured.append(config))
+    monkeypatch.setattr(step, "product_rates", dict)
+    monkeypatch.setattr(step, "faster_precision", lambda rates: "fp32")
+    path.write_text("run: {name: a}\nengine: {precision: bf16}\n")
+    step.main(["--config", str(path), "--device", "cpu"])
+    step.main(["--shape", "tiny", "--device", "cpu"])
+    assert [config.engine.precision for config in measured] == ["bf16", "fp32"]
 
 
 def test_a_ratio_is_taken_within_each_round():
