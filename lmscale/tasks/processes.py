@@ -52,8 +52,9 @@ def run_tasks(
                         other.cancel()  # has no effect on what has begun
         except BrokenProcessPool:
             raise DataError(
-                f"One of {count} worker processes was killed, most likely for want of memory. "
-                "Finished work is kept: run the same command again with fewer processes."
+                f"One of {count} worker processes ended without a word: it was killed, as where "
+                "memory is short, or a library crashed on a damaged file. Finished work is kept: "
+                "run the same command again, with fewer processes if memory is short."
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
