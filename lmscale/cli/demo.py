@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from lmscale.cli.demo_plan import (
+    MIN_STEPS,
     PLANNED,
     PROMISED_MINUTES,
     Machine,
@@ -108,7 +109,8 @@ def _describe_schedule(trial: Trial, schedule: Schedule, wanted: int) -> None:
     minutes = schedule.seconds / 60
     steps = f"{schedule.steps} steps"
     if schedule.steps < wanted:
-        steps += f" instead of {wanted}, to end within {PROMISED_MINUTES} minutes"
+        steps += f" instead of {wanted}"
+        steps += f", to end within {PROMISED_MINUTES} minutes" if schedule.steps > MIN_STEPS else ""
     print(
         f"  a step took {trial.step_seconds:.2g} s in a trial: {steps}. From here it will take "
         f"about {minutes:.1f} minutes.",

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmscale.cli import doctor
-from lmscale.cli.demo import find_config
+from lmscale.cli.demo import _describe_schedule, find_config
 from lmscale.cli.demo_plan import (
     MAX_LINE_SECONDS,
     MAX_SECONDS,
@@ -70,6 +70,15 @@ def test_a_fast_machine_takes_the_demo_as_it_stands():
         "engine.precision": "bf16",
         "train.log_every_steps": 10,
     }
+
+
+def test_a_machine_too_slow_for_the_fewest_steps_is_promised_no_minutes(capsys):
+    trial = Trial(step_seconds=15.0, start_seconds=20.0)
+    machine = plan_cpu(2, OLD)
+    schedule = plan_steps(trial, machine, wanted=300, passed_seconds=120.0)
+    _describe_schedule(trial, schedule, 300)
+    told = capsys.readouterr().out
+    assert "20 steps instead of 300. From here it will take about 11" in told
 
 
 def test_what_the_machine_can_do_is_measured():
