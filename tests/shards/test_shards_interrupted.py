@@ -119,7 +119,7 @@ def test_an_unfinished_build_of_something_else_is_not_used(base, tmp_path):
 
 def test_a_killed_pool_worker_is_a_clear_error(base, tmp_path, monkeypatch):
     monkeypatch.setattr("lmscale.tasks.building._do", kill_this_process)
-    with pytest.raises(DataError, match="worker processes was killed.*Finished work is kept"):
+    with pytest.raises(DataError, match="worker processes ended without a word.*work is kept"):
         build_shards(with_shards(base, tmp_path / "shards"), processes=2)
 
 
