@@ -40,7 +40,7 @@ def append_rows(
     """``append_row`` for several rows, in a single write; ``is_sealed`` as of a ``RowFile``."""
     lines = map(_to_line, rows)
     content = b"".join(map(_seal, lines) if is_sealed else lines)
-    with writing(Path(path).name, Path(path).parent), open(path, "ab", buffering=0) as file:
+    with writing(Path(path).name, Path(path).parent), _open_end(path) as file:
         _write_whole(file, content)
 
 
@@ -65,7 +65,7 @@ class RowFile:
     ) -> None:
         self.path = path
         self._is_sealed = is_sealed
-        self._file = open(path, "ab", buffering=0)
+        self._file = _open_end(path)
         self._no_space = no_space
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -123,6 +123,15 @@ def _seal(line: bytes) -> bytes:
 def _step_of(line: bytes) -> int:
     step: Any = (_parse(line) or {}).get("step")
     return step if is_count(step) else -1
+
+
+def _open_end(path: str | Path) -> BinaryIO:
+    """A file to append to. A pipe in its place that nobody reads is an ``OSError`` at once."""
+
+    def open_at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK, 0o666)
+
+    return open(path, "ab", buffering=0, opener=open_at_once)
 
 
 def _write_whole(file: BinaryIO, content: bytes) -> None:

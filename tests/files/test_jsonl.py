@@ -1,4 +1,5 @@
 import math
+import os
 import tracemalloc
 
 import pytest
@@ -96,6 +97,12 @@ def test_a_long_file_is_never_held_whole(tmp_path):
         tracemalloc.stop()
     assert [row["step"] for row in found.rows] == [4000]
     assert peak < (tmp_path / "a").stat().st_size / 8
+
+
+def test_a_row_for_a_pipe_that_nobody_reads_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(OSError, match="No such device"):
+        append_row(tmp_path / "a", {"step": 1})
 
 
 def test_a_name_that_is_no_utf_8_is_written_and_comes_back(tmp_path):
