@@ -212,7 +212,7 @@ def cut_records(
     for piece in chain(pieces, (None,)):
         text, start, records = rest + (piece or ""), 0, []
         for match in separator.finditer(text):
-            if match.end() == len(text) and piece is not None:
+            if piece is not None and not text[match.end() :].strip(" \t\r\n"):
                 break  # it may go on in the next piece
             records.append(finish(text[start : match.start()]))
             start = match.end()

@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmscale.config.data import CorpusConfig, CorpusSourceConfig
@@ -118,6 +118,7 @@ def test_a_frame_of_zstd_with_a_long_window_is_read_and_a_longer_one_told(tmp_pa
     st.sampled_from(["\n", "\f", "ab", "blank_lines", "\n\n"]),
     st.integers(1, 12),
 )
+@example(["\r", "\r ", "\r"], "blank_lines", 1)
 def test_records_are_the_same_however_the_text_comes(pieces, separator, max_chars):
     pattern = compile_separator(separator) if separator != "\n" else re.compile("\n")
     whole = pattern.split("".join(pieces))

@@ -63,4 +63,4 @@ def test_an_objective_from_outside_trains_resumes_and_is_audited(server, config)
 def test_a_run_cannot_go_on_with_another_objective(server, config):
     ended = run_lmscale(server, "train", config, "--set", "objective={name: causal}")
     assert ended.code == 2
-    assert "objective.name was 'halves' when it was written and is 'causal' now" in ended.output
+    assert "objective.name = 'causal', but the run began with 'halves'" in ended.output

@@ -60,7 +60,7 @@ def test_a_run_goes_on_at_another_stage_and_world_size_as_if_never_stopped(train
         assert report.digest == expected.digest
         assert report.loss == pytest.approx(expected.loss, rel=1e-6)
         assert report.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)
-    assert whole[-1].loss < whole[0].loss - 0.1
+    assert whole[-1].loss < whole[0].loss - 0.05
     weights, expected_weights = (
         load_weights(LocalPlace(Path(root / f"{kind}-{name}") / "checkpoints"))
         for name in ("cut", "whole")
