@@ -178,8 +178,10 @@ def _summarize(path: Path, seconds: float) -> None:
     compressed = _bits_per_byte_of_compressors(HELDOUT).items()
     others = ", ".join(f"{tool} {value:.3f}" for tool, value in compressed)
     goodput = 100 * figures["speed/goodput"]
+    wanted = load_config(path).train.steps
     _say("Summary")
     print(f"""\
+  trained       {figures["step"]:,} of the {wanted:,} steps of {path.name}
   held-out loss {figures[f"{name}/loss"]:.3f} nats per token
   bits per byte {figures[f"{name}/bits_per_byte"]:.3f}   (the same text: {others})
   speed         {figures["speed/tokens_per_second"]:,.0f} tokens/s

@@ -269,7 +269,7 @@ def find_continuation_problems(config: RunConfig) -> list[str]:
     return problems + [
         f"{key} = {now[key]!r}, but the run began with {before.get(key)!r} ({frozen}), and its "
         "checkpoints fit nothing else. Set it back, or give the new run a folder of its own "
-        "(run.folder)."
+        "(run.folder). If the run never had that, its file is damaged: correct the line there."
         for key in now
         if before.get(key) != now[key]
     ]

@@ -104,6 +104,10 @@ def read_status(folder: str | Path) -> RunStatus:
     submissions = read_submissions(folder, problems)
     commits = read_commits(folder, problems)
     problems += _find_lost_attempts(attempts, commits)
+    rewinds = tuple(read(REWINDS_FILE, REWIND))
+    resumes = read(RESUMES_FILE, RESUME)
+    if commits and not (ledger or rewinds or any(row["passed_over"] for row in resumes)):
+        problems.append(f"{LEDGER_FILE} holds no step, though there are checkpoints: it was cut.")
     is_open = bool(attempts) and attempts[-1]["event"] != "end"
     is_alive = is_open and time.time() - (last_sign or 0.0) < ALIVE_SECONDS
     return RunStatus(
@@ -118,10 +122,10 @@ def read_status(folder: str | Path) -> RunStatus:
         attempts=tuple(attempts),
         starts=starts,
         commits=commits,
-        rewinds=tuple(read(REWINDS_FILE, REWIND)),
+        rewinds=rewinds,
         passed_over=tuple(
             {"time": row["time"], **checkpoint}
-            for row in read(RESUMES_FILE, RESUME)
+            for row in resumes
             for checkpoint in row["passed_over"]
         ),
         evidence=tuple(sorted(folder.glob("guard/*/evidence.json"))),

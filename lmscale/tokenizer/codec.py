@@ -9,6 +9,7 @@ never found in text.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -21,6 +22,8 @@ from lmscale.errors import DataError
 from lmscale.files.atomic import write_bytes, write_json
 from lmscale.files.reading import read_plain, reading
 from lmscale.files.strangers import parse_json
+
+logger = logging.getLogger(__name__)
 
 SPECIAL_IDS = {"unk": 0, "bos": 1, "eos": 2, "pad": 3}
 SPACE_MARK = "\u2581"
@@ -177,7 +180,9 @@ def load_kept_tokenizer(run_folder: Path, elsewhere: str | Path) -> Tokenizer:
         return load_tokenizer(run_folder / KEPT_FOLDER)
     except DataError as error:
         try:
-            return load_tokenizer(elsewhere)
+            tokenizer = load_tokenizer(elsewhere)
+            logger.warning("%s It is taken from %s instead.", error.problems[0], elsewhere)
+            return tokenizer
         except DataError as other:
             raise DataError([*error.problems, *other.problems]) from None
 
@@ -199,7 +204,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if hashlib.sha256(model).hexdigest() != meta.get("fingerprint"):
         raise DataError(
             f"{folder / MODEL_NAME}: its sha256 is not the fingerprint in {META_NAME}: one of the "
-            "two is damaged or from another tokenizer. Train it again with --force."
+            f"two is damaged or from another tokenizer. {again}"
         )
     try:
         return Tokenizer(model, meta["made_by"])
