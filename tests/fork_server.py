@@ -216,11 +216,15 @@ class ForkedRank:
 
     def __init__(self, argv: Sequence[str], **options: Any) -> None:
         self.returncode: int | None = None
-        self.pid = _fork(lambda: self._become(argv, **options))
+        # A signal between fork and what would be exec waits, in place of meeting the old handler.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        self.pid = _fork(lambda: self._become(argv, before, **options))
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     @staticmethod
     def _become(
         argv: Sequence[str],
+        blocked: set[int],
         *,
         env: Mapping[str, str],
         stdout: Any,
@@ -232,7 +236,8 @@ class ForkedRank:
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        preexec_fn()
+        preexec_fn()  # which blocks SIGUSR2
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked | {signal.SIGUSR2})
         out = 1 if stdout is None else stdout.fileno()
         _set_streams(os.open(os.devnull, os.O_RDONLY), out, 2 if stdout is None else out)
         _set_environment(env)
