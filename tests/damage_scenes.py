@@ -16,7 +16,7 @@ from lmscale.config import RunConfig
 from lmscale.config.data import plan_batches
 from lmscale.corpus.build import build_corpus
 from lmscale.errors import DataError
-from lmscale.files.atomic import sha256_file
+from lmscale.files.reading import sha256_file
 from lmscale.objective.objective import build_preparation
 from lmscale.shards.build import build_shards
 from lmscale.shards.verify import verify_dataset

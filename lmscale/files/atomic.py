@@ -149,11 +149,6 @@ def have_sizes(files: Iterable[tuple[Path, int]]) -> bool:
     return all(path.is_file() and path.stat().st_size == size for path, size in files)
 
 
-def sha256_file(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return sha256_of(file)
-
-
 def sha256_of(file: Any) -> str:
     """The digest of the rest of an open binary file, read in 4 MiB pieces."""
     digest = hashlib.sha256()

@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmscale.errors import ConfigError, DataError
-from lmscale.files.atomic import atomic_path, fsync_file, fsync_folder, sha256_of, writing
+from lmscale.files.atomic import atomic_path, fsync_file, fsync_folder, writing
 from lmscale.files.locks import lock
 from lmscale.files.private_folder import find_risk, is_own_file, make_private
-from lmscale.files.reading import open_plain, reading
+from lmscale.files.reading import reading, sha256_file
 from lmscale.files.remote import SHARDS, Purpose, TransferError, open_filesystem, with_retries
 
 PRUNE_SECONDS = 24 * 3600  # after which a look is taken again: disks forget without a sign
@@ -76,7 +76,7 @@ class NodeCache:
             num_bytes = path.stat().st_size
             if num_bytes != size:
                 raise TransferError(f"{num_bytes} bytes arrived, the manifest says {size}")
-            digest = _hash(path)
+            digest = sha256_file(path)
             if digest != sha256:
                 raise TransferError(f"its sha256 is {digest}, the manifest says {sha256}")
 
@@ -249,16 +249,11 @@ def _is_recent(marker: Path) -> bool:
     return is_own_file(marker) and 0 <= time.time() - marker.lstat().st_mtime < PRUNE_SECONDS
 
 
-def _hash(path: Path) -> str:
-    with open_plain(path) as file:
-        return sha256_of(file)
-
-
 def check_hash(path: Path, sha256: str) -> None:
     """Raises ``DataError`` where the file's hash is another."""
     advice = "Restore the file, or delete it and run `lmscale shards build` again."
     with reading(path, advice):
-        digest = _hash(path)
+        digest = sha256_file(path)
     if digest != sha256:
         raise DataError(
             f"{path}: its content has changed since it was built: sha256 is {digest}, the manifest "

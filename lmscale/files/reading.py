@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lmscale.errors import DataError, LmscaleError, TransientError
-from lmscale.files.atomic import may_pass
+from lmscale.files.atomic import may_pass, sha256_of
 from lmscale.files.strangers import parse_json
 
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
@@ -41,6 +41,12 @@ def open_plain(path: str | Path) -> BinaryIO:
 def read_plain(path: str | Path) -> bytes:
     with open_plain(path) as file:
         return file.read()
+
+
+def sha256_file(path: str | Path) -> str:
+    """The hash of a plain file, in hexadecimal. Raises ``OSError``."""
+    with open_plain(path) as file:
+        return sha256_of(file)
 
 
 @contextmanager

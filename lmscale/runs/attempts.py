@@ -41,8 +41,9 @@ def read_attempts(folder: str | Path, problems: list[str] | None = None) -> list
     sifted = sift_rows(Path(folder) / ATTEMPTS_FILE, ATTEMPT)
     if problems is not None:
         problems += sifted.problems
-    for problem in sifted.problems if problems is None else ():
-        logger.warning("%s/%s", folder, problem)
+    else:
+        for problem in sifted.problems:
+            logger.warning("%s/%s", folder, problem)
     return sifted.rows
 
 

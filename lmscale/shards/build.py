@@ -31,12 +31,11 @@ from lmscale.errors import ConfigError, DataError
 from lmscale.files.atomic import (
     atomic_path,
     have_sizes,
-    sha256_file,
     write_bytes,
     write_bytes_once,
     writing,
 )
-from lmscale.files.reading import open_plain, read_plain, reading, seal, unseal
+from lmscale.files.reading import open_plain, read_plain, reading, seal, sha256_file, unseal
 from lmscale.files.strangers import parse_json
 from lmscale.shards.manifest import (
     FORMAT_VERSION,

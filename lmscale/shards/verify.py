@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lmscale.errors import DataError
-from lmscale.files.atomic import sha256_file
+from lmscale.files.reading import sha256_file
 from lmscale.shards.contents import find_tar_problems, find_token_problems
 from lmscale.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
 from lmscale.shards.reader import open_shard

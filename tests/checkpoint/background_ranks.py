@@ -17,7 +17,7 @@ from lmscale.checkpoint.layout import MANIFEST, step_folder
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.errors import LmscaleError, NoSpaceError
 from lmscale.files import remote
-from lmscale.files.atomic import sha256_file
+from lmscale.files.reading import sha256_file
 from lmscale.ranks.attempt import Attempt
 from lmscale.ranks.collectives import barrier, gather_json
 from lmscale.ranks.ranks import is_lost_connection

@@ -13,7 +13,7 @@ from lmscale.config.data import CorpusSourceConfig
 from lmscale.corpus.inputs import RawFile
 from lmscale.corpus.readers import Account, read_file
 from lmscale.errors import DataError
-from lmscale.files.atomic import sha256_file
+from lmscale.files.reading import sha256_file
 from lmscale.shards.manifest import load_manifest, parse_manifest, render_manifest, save_manifest
 from lmscale.shards.reader import open_shard
 from lmscale.shards.verify import verify_dataset

@@ -20,7 +20,7 @@ from tiny_run import start_lmscale
 
 from lmscale.config import dump_config
 from lmscale.errors import DataError
-from lmscale.files.atomic import sha256_file
+from lmscale.files.reading import sha256_file
 from lmscale.shards.build import build_shards, shards_progress
 from lmscale.shards.verify import verify_dataset
 from lmscale.tasks.target import ArrayTask

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lmscale.config.data import StreamConfig
 from lmscale.errors import DataError
 from lmscale.files.arrays import npy_header, to_npy
-from lmscale.files.atomic import sha256_file
+from lmscale.files.reading import sha256_file
 from lmscale.shards.manifest import (
     load_manifest,
     parse_manifest,

@@ -21,13 +21,13 @@ from lmscale.files import fault_points
 from lmscale.files.atomic import (
     fsync_folder,
     is_full,
-    sha256_file,
     to_json_bytes,
     write_bytes,
     write_bytes_once,
     writing,
 )
 from lmscale.files.locations import join_location
+from lmscale.files.reading import sha256_file
 from lmscale.files.strangers import parse_json
 
 logger = logging.getLogger(__name__)
