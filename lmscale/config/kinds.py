@@ -26,6 +26,10 @@ class KindSection(Section):
     """Keys that may change between a run's restarts: they do not change what a model computes, and
     no target count depends on them.
     """
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Keys that the first checkpoints of the kind did not know: at its default none is written into
+    a checkpoint's identity, so that runs begun without it go on.
+    """
 
 
 Kind = TypeVar("Kind", bound=KindSection)

@@ -11,12 +11,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
+from lmscale.config.base import Section
 from lmscale.config.data import MAX_POSITIONS, MAX_VOCABULARY
 from lmscale.config.kinds import Ability, Kinds, KindSection
 
 MAX_WIDTH = 2**20
+
+Activation = Literal[
+    "relu",
+    "gelu",
+    "gelu_exact",
+    "silu",
+    "sigmoid",
+    "tanh",
+    "reglu",
+    "geglu",
+    "geglu_exact",
+    "swiglu",
+    "glu",
+    "tanh_glu",
+]
+"""``gelu`` is GPT-2's approximation by tanh, ``gelu_exact`` BERT's."""
+GATED = {
+    "reglu": "relu",
+    "geglu": "gelu",
+    "geglu_exact": "gelu_exact",
+    "swiglu": "silu",
+    "glu": "sigmoid",
+    "tanh_glu": "tanh",
+}
+"""Gated activation → the function of its gate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +67,44 @@ class ModelConfig(KindSection):
     """Longest sequence the model can be asked for; default: stream.sequence_length."""
 
 
+class RopeScalingConfig(Section):
+    """How rope reaches beyond the positions that a model was trained on before."""
+
+    kind: Literal["none", "linear", "ntk", "yarn", "llama3"] = "none"
+    """``linear`` divides every frequency by ``factor``, ``ntk`` raises rope_theta instead, so that
+    the fastest frequency stays; ``yarn`` and ``llama3`` divide only the slow frequencies.
+    """
+    factor: float = Field(default=1.0, ge=1, le=1e6)
+    """How many times as many positions."""
+    original_positions: NonNegativeInt = Field(default=0, le=MAX_POSITIONS)
+    """Positions of the training before; yarn and llama3 need them."""
+    beta_fast: float = Field(default=32.0, gt=0)
+    """yarn: turns within the original positions from which on a frequency stays."""
+    beta_slow: float = Field(default=1.0, gt=0)
+    """yarn: turns up to which it is divided."""
+    high_turns: float = Field(default=4.0, gt=0)
+    """llama3: the same as beta_fast, high_freq_factor in Llama's own settings."""
+    low_turns: float = Field(default=1.0, gt=0)
+    """llama3: the same as beta_slow, low_freq_factor."""
+
+    def find_problems(self) -> Iterator[str]:
+        if self.kind in ("yarn", "llama3") and not self.original_positions:
+            yield f"kind = {self.kind} needs original_positions, those of the training before"
+        for low, high in (("beta_slow", "beta_fast"), ("low_turns", "high_turns")):
+            if getattr(self, low) >= getattr(self, high):
+                yield (
+                    f"{low} = {getattr(self, low):g} must be less than {high} = "
+                    f"{getattr(self, high):g}"
+                )
+
+
 class DecoderConfig(ModelConfig):
-    """A decoder Transformer. The switches are those by which GPT-2 and Llama differ."""
+    """A decoder Transformer. The switches are those by which GPT, Llama, Qwen and others differ."""
 
     offers = frozenset({Ability.CAUSAL})
     implementation = "lmscale.model.decoder:DECODER"
     free = frozenset({"activation_checkpoint_every", "attention", "dropout"})
+    later = frozenset({"rope_scaling", "qkv_bias", "sliding_windows", "attention_softcap"})
 
     family: Literal["decoder"] = "decoder"
     layers: PositiveInt = Field(default=12, le=10_000)
@@ -57,16 +115,31 @@ class DecoderConfig(ModelConfig):
     head_width: PositiveInt | None = Field(default=None, le=MAX_WIDTH)
     """Default: width / heads."""
     ffn_width: PositiveInt | None = Field(default=None, le=16 * MAX_WIDTH)
-    """Inner width; default: 4 × width for gelu, 8/3 × width rounded up to 256 for swiglu."""
+    """Inner width; default: 4 × width; of a gated one 8/3 × width rounded up to 256."""
     positions: Literal["rope", "learned"] = "rope"
     rope_theta: float = Field(default=10_000.0, ge=1, le=1e12)
+    rope_scaling: RopeScalingConfig = RopeScalingConfig()
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     norm_eps: float = Field(default=1e-5, ge=1e-30, le=1)
-    activation: Literal["swiglu", "gelu"] = "swiglu"
+    activation: Activation = "swiglu"
+    """``gelu`` is the approximation by tanh, as in GPT-2. Gated are those with glu in their names:
+    ``reglu`` by relu, ``geglu`` by gelu, ``swiglu`` by silu, ``glu`` by sigmoid.
+    """
     bias: bool = False
     """Biases in linear layers and LayerNorms."""
+    qkv_bias: bool = False
+    """Biases of queries, keys and values even without ``bias``, as in Qwen 2."""
     qk_norm: bool = False
     """RMSNorm of queries and keys per head, before the rotation."""
+    sliding_windows: tuple[NonNegativeInt, ...] = Field(default=(), max_length=1000, strict=False)
+    """How many tokens a token sees, itself included, in each layer; fewer numbers than layers are
+    repeated, and 0 sees all. [4096] is Mistral's and Starcoder 2's, [4096, 0] Gemma 2's local and
+    global layers in turn. [M + 1] is Transformer-XL's memory of M tokens.
+    """
+    attention_softcap: float = Field(default=0.0, ge=0)
+    """Attention scores become softcap · tanh(score / softcap), as in Gemma 2; 0: they stay. Without
+    FlexAttention the scores of a whole head exist at once.
+    """
     tied_embeddings: bool = False
     attention: Literal["auto", "sdpa"] = "auto"
     """``auto``: FlexAttention where documents are masked on CUDA without dropout, SDPA elsewhere.
@@ -94,6 +167,14 @@ class DecoderConfig(ModelConfig):
                 f"head_width = {self.resolved_head_width}, or width / heads, is odd; rope rotates "
                 "pairs, so it must be even"
             )
+        if self.positions != "rope" and self.rope_scaling.kind != "none":
+            yield f"rope_scaling.kind = {self.rope_scaling.kind} needs positions: rope"
+
+    @property
+    def layer_windows(self) -> tuple[int, ...]:
+        """The sliding window of every layer; 0: none."""
+        pattern = self.sliding_windows or (0,)
+        return tuple(pattern[layer % len(pattern)] for layer in range(self.layers))
 
     @property
     def resolved_kv_heads(self) -> int:
@@ -114,7 +195,7 @@ class DecoderConfig(ModelConfig):
     def resolved_ffn_width(self) -> int:
         if self.ffn_width is not None:
             return self.ffn_width
-        if self.activation == "gelu":
+        if self.activation not in GATED:
             return 4 * self.width
         return -(-8 * self.width // 3 // 256) * 256
 

@@ -1,5 +1,5 @@
 # Shape letters: B batch, T time, S time of the keys, C the most of them, D model width, H query
-# heads, K key/value heads, X all of them (H + 2K), V head width, R half of it.
+# heads, K key/value heads, X all of them (H + 2K), V head width.
 """Self-attention with grouped queries (Ainslie et al. 2023), over SDPA and FlexAttention."""
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from lmscale.config.model import DecoderConfig
 from lmscale.model.initialize import Linear, RMSNorm
+from lmscale.model.rotary import rotate
 
 
 class KeyValueCache:
@@ -43,9 +44,11 @@ class Attention(nn.Module):
         self.kv_heads = config.resolved_kv_heads
         self.head_width = config.resolved_head_width
         self.dropout = config.dropout
+        self.softcap = config.attention_softcap
         queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
         parts = (queries, keys, keys)
-        self.qkv = Linear(config.width, parts, bias=config.bias, std=config.init_std)
+        has_bias = config.bias or config.qkv_bias
+        self.qkv = Linear(config.width, parts, bias=has_bias, std=config.init_std)
         self.out = Linear(queries, config.width, bias=config.bias, std=config.residual_std)
         self.query_norm, self.key_norm = (
             RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else nn.Identity()
@@ -68,9 +71,8 @@ class Attention(nn.Module):
         q_BHTV, k_BKTV, v_BKTV = (x.transpose(1, 2) for x in (q_BTHV, k_BTKV, v_BTKV))
         if cache is not None:
             k_BKTV, v_BKTV = cache.extend(k_BKTV, v_BKTV)
-        y_BHTV = attend(
-            q_BHTV, k_BKTV, v_BKTV, mask, dropout=self.dropout if self.training else 0.0
-        )
+        dropout = self.dropout if self.training else 0.0
+        y_BHTV = attend(q_BHTV, k_BKTV, v_BKTV, mask, dropout=dropout, softcap=self.softcap)
         return self.out(y_BHTV.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -81,21 +83,32 @@ def attend(
     mask: Tensor | BlockMask | None,
     *,
     dropout: float = 0.0,
+    softcap: float = 0.0,
 ) -> Tensor:
     """softmax(q kᵀ / √V) v under the mask, [B, H, T, V]; no mask means causal.
 
-    Without a mask a single query sees every key: it is the newest token.
+    Without a mask a single query sees every key: it is the newest token. ``softcap``: see
+    ``cap_softly``.
     """
     is_grouped = q_BHTV.shape[1] != k_BKSV.shape[1]
     if isinstance(mask, BlockMask):
         attention = _compiled_flex_attention() if q_BHTV.is_cuda else flex_attention
-        return attention(q_BHTV, k_BKSV, v_BKSV, block_mask=mask, enable_gqa=is_grouped)
-    if is_grouped and mask is not None:
+        return attention(
+            q_BHTV,
+            k_BKSV,
+            v_BKSV,
+            score_mod=_cap_score(softcap) if softcap else None,
+            block_mask=mask,
+            enable_gqa=is_grouped,
+        )
+    if is_grouped and (mask is not None or softcap):
         # CUDA's kernels that take a mask know no groups, and the fallback would hold [B, H, T, S]
         # scores.
         group = q_BHTV.shape[1] // k_BKSV.shape[1]
         k_BKSV, v_BKSV = (x.repeat_interleave(group, dim=1) for x in (k_BKSV, v_BKSV))
         is_grouped = False
+    if softcap:
+        return _attend_capped(q_BHTV, k_BKSV, v_BKSV, mask, dropout=dropout, softcap=softcap)
     return F.scaled_dot_product_attention(
         q_BHTV,
         k_BKSV,
@@ -107,31 +120,36 @@ def attend(
     )
 
 
+def cap_softly(x: Tensor, softcap: float) -> Tensor:
+    """softcap · tanh(x / softcap), which keeps x within ±softcap (Gemma 2, section 2); 0: x."""
+    return softcap * torch.tanh(x / softcap) if softcap else x
+
+
+def _attend_capped(
+    q_BHTV: Tensor,
+    k_BHSV: Tensor,
+    v_BHSV: Tensor,
+    mask: Tensor | None,
+    *,
+    dropout: float,
+    softcap: float,
+) -> Tensor:
+    """``attend`` with all the scores [B, H, T, S] at hand, as SDPA's kernels cap none."""
+    scores_BHTS = q_BHTV @ k_BHSV.mT * q_BHTV.shape[-1] ** -0.5
+    if mask is None:
+        queries, keys = scores_BHTS.shape[-2:]
+        mask = torch.ones_like(scores_BHTS[0, 0], dtype=torch.bool).tril(keys - queries)
+    scores_BHTS = cap_softly(scores_BHTS, softcap).masked_fill(~mask, -torch.inf)
+    share_BHTS = scores_BHTS.softmax(-1, dtype=torch.float32).to(q_BHTV.dtype)
+    return F.dropout(share_BHTS, dropout) @ v_BHSV
+
+
+@functools.cache  # one function a cap, since FlexAttention is compiled anew for every other one
+def _cap_score(softcap: float) -> Callable[..., Tensor]:
+    return lambda score, b, h, q_index, kv_index: cap_softly(score, softcap)
+
+
 @functools.cache
 def _compiled_flex_attention() -> Callable[..., Tensor]:
     """FlexAttention is a kernel only when compiled; uncompiled it would hold all the scores."""
     return torch.compile(flex_attention, dynamic=False)
-
-
-# Rotary position embedding (Su et al. 2021, arXiv 2104.09864), in Llama's layout of halves.
-
-
-def plan_rotation(positions_BT: Tensor, *, head_width: int, theta: float) -> Tensor:
-    """Cosines and sines, f32 [2, B, T, 1, R], of the angles position · theta^(-2r/V).
-
-    Made from the positions in every pass: no buffer to keep, move between dtypes or save.
-    """
-    pairs_R = torch.arange(0, head_width, 2, device=positions_BT.device, dtype=torch.float32)
-    frequency_R = theta ** (-pairs_R / head_width)
-    angle_BTR = positions_BT[..., None].float() * frequency_R
-    return torch.stack([angle_BTR.cos(), angle_BTR.sin()])[:, :, :, None]
-
-
-def rotate(x_BTHV: Tensor, rotation: Tensor) -> Tensor:
-    """Turn each pair (r, r + V/2) by its angle, in fp32; the dtype stays."""
-    cos_BT1R, sin_BT1R = rotation.unbind(0)
-    a_BTHR, b_BTHR = x_BTHV.float().chunk(2, dim=-1)
-    turned = torch.cat(
-        [a_BTHR * cos_BT1R - b_BTHR * sin_BT1R, b_BTHR * cos_BT1R + a_BTHR * sin_BT1R], dim=-1
-    )
-    return turned.to(x_BTHV.dtype)

@@ -1,4 +1,4 @@
-# Shape letters: B batch, T time, D model width, F inner width of the feed-forward, V vocabulary.
+# Shape letters: B batch, T time, D model width.
 """The decoder Transformer: embeddings, blocks, final norm, and a head that others score with."""
 
 from __future__ import annotations
@@ -6,46 +6,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
-from lmscale.config.model import DecoderConfig, Sizes
-from lmscale.model.attention import Attention, KeyValueCache, plan_rotation
+from lmscale.config.model import GATED, DecoderConfig, Sizes
+from lmscale.model.attention import Attention, KeyValueCache
 from lmscale.model.family import Account, Family, Flops, Head, Model
-from lmscale.model.initialize import Embedding, Linear, build_norm
+from lmscale.model.feed_forward import FeedForward
+from lmscale.model.initialize import Embedding, build_norm
 from lmscale.model.layout import Layout, attention_backend, build_layout, build_step_layout
-
-
-class GeluFeedForward(nn.Module):
-    """down(gelu(up(x))), as in GPT-2."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        inner = config.resolved_ffn_width
-        self.up = Linear(config.width, inner, bias=config.bias, std=config.init_std)
-        self.down = Linear(inner, config.width, bias=config.bias, std=config.residual_std)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x_BTD), approximate="tanh"))  # gelu_new
-
-
-class SwigluFeedForward(nn.Module):
-    """down(silu(gate(x)) · up(x)) (Shazeer 2020).
-
-    ``gate_up`` holds the gate's rows, then the other half's: one product instead of two.
-    """
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        inner = config.resolved_ffn_width
-        self.gate_up = Linear(config.width, (inner, inner), bias=config.bias, std=config.init_std)
-        self.down = Linear(inner, config.width, bias=config.bias, std=config.residual_std)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.down(F.silu(gate_BTF) * up_BTF)
+from lmscale.model.rotary import plan_rotation
 
 
 class Block(nn.Module):
@@ -59,8 +30,14 @@ class Block(nn.Module):
         self.attention_norm = build_norm(config)
         self.attention = Attention(config)
         self.feed_forward_norm = build_norm(config)
-        is_gated = config.activation == "swiglu"
-        self.feed_forward = SwigluFeedForward(config) if is_gated else GeluFeedForward(config)
+        self.feed_forward = FeedForward(
+            config.width,
+            config.resolved_ffn_width,
+            config.activation,
+            bias=config.bias,
+            std=config.init_std,
+            residual_std=config.residual_std,
+        )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -99,15 +76,19 @@ class Decoder(Model):
         )
 
     def lay_out(self, begins_BT: Tensor, *, mask_documents: bool) -> Layout:
-        config = self.config
+        config, sliding_windows = self.config, set(self.config.layer_windows)
+        if not mask_documents:  # a row is one document
+            begins_BT = torch.zeros_like(begins_BT)
+            begins_BT[:, 0] = True
+        is_capped = config.attention_softcap > 0  # which CUDA's causal kernels cannot
         backend = attention_backend(
             device_type=begins_BT.device.type,
-            masked=mask_documents,
+            masked=mask_documents or any(sliding_windows) or is_capped,
             dropout=config.dropout if self.training else 0.0,
             head_width=config.resolved_head_width,
             choice=config.attention,
         )
-        return build_layout(begins_BT, backend)
+        return build_layout(begins_BT, backend, sliding_windows)
 
     def forward(
         self, ids_BT: Tensor, layout: Layout, caches: Sequence[KeyValueCache] | None = None
@@ -121,21 +102,23 @@ class Decoder(Model):
                 layout.positions,
                 head_width=self.config.resolved_head_width,
                 theta=self.config.rope_theta,
+                scaling=self.config.rope_scaling,
             )
         x_BTD = self.dropout(x_BTD)
         for number, block in enumerate(self.blocks):
+            mask = layout.masks[self.config.layer_windows[number]]
             if self._is_recomputed(number):
                 x_BTD = checkpoint(
                     block,
                     x_BTD,
                     rotation,
-                    layout.mask,
+                    mask,
                     use_reentrant=False,
                     preserve_rng_state=self.config.dropout > 0,
                 )
             else:
                 cache = caches[number] if caches is not None else None
-                x_BTD = block(x_BTD, rotation, layout.mask, cache)
+                x_BTD = block(x_BTD, rotation, mask, cache)
         return self.norm(x_BTD)
 
     def _is_recomputed(self, number: int) -> bool:
@@ -154,7 +137,11 @@ class Decoder(Model):
     def extend(self, ids_BT: Tensor, state: list[KeyValueCache]) -> Tensor:
         batch, length = ids_BT.shape
         layout = build_step_layout(
-            batch=batch, offset=state[0].length, length=length, device=ids_BT.device
+            batch=batch,
+            offset=state[0].length,
+            length=length,
+            device=ids_BT.device,
+            sliding_windows=set(self.config.layer_windows),
         )
         return self(ids_BT, layout, state)
 
@@ -167,9 +154,9 @@ def account(settings: DecoderConfig, sizes: Sizes) -> Account:
     queries = config.heads * config.resolved_head_width
     keys = config.resolved_kv_heads * config.resolved_head_width
     rows = queries + 2 * keys
-    first = 2 * inner if config.activation == "swiglu" else inner
+    first = 2 * inner if config.activation in GATED else inner
     matrices = width * rows + queries * width + width * first + inner * width
-    biases = rows + width + first + width if config.bias else 0
+    biases = rows + width + first + width if config.bias else rows * config.qkv_bias
     norm = 2 * width if config.norm == "layernorm" and config.bias else width
     qk_norms = 2 * config.resolved_head_width if config.qk_norm else 0
     parameters = {

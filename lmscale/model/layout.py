@@ -8,6 +8,7 @@ block-sparse mask for FlexAttention (Dong et al. 2024, arXiv 2412.05496): it nev
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,12 +23,19 @@ FLEX_MIN_HEAD_WIDTH = 16  # the kernels' smallest tile of a dot product
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Positions and mask of a micro-batch, made once and read by every block."""
+    """Positions and masks of a micro-batch, made once and read by every block."""
 
     positions: Tensor
     """int64 [B, T]; they restart at every document when documents are masked."""
-    mask: Tensor | BlockMask | None
-    """None: causal. Tensor: bool [B or 1, 1, T, S], True: may look. BlockMask: flex."""
+    masks: Mapping[int, Tensor | BlockMask | None]
+    """Of each sliding window that a layer has, 0 being none. None: causal. Tensor: bool [B or 1, 1,
+    T, S], True: may look. BlockMask: flex.
+    """
+
+    @property
+    def mask(self) -> Tensor | BlockMask | None:
+        """That of the layers without a sliding window."""
+        return self.masks[0]
 
 
 def attention_backend(
@@ -38,7 +46,7 @@ def attention_backend(
     head_width: int = 64,
     choice: Literal["auto", "sdpa"] = "auto",
 ) -> Backend:
-    """Choose how attention is computed; ``masked`` says that documents may not see each other.
+    """Choose how attention is computed; ``masked`` says that a token may not see all before it.
 
     FlexAttention is for CUDA only (on the CPU it has no backward), drops nothing, and wants heads
     of at least 16; elsewhere the mask is dense.
@@ -58,65 +66,89 @@ def mark_starts(starts: Tensor, *, batch: int, length: int) -> Tensor:
     return begins_BT
 
 
-def build_layout(begins_BT: Tensor, backend: Backend) -> Layout:
-    """The layout of whole windows. ``begins_BT`` is bool, True where a document begins.
+def build_layout(
+    begins_BT: Tensor, backend: Backend, sliding_windows: Iterable[int] = (0,)
+) -> Layout:
+    """The layout of whole rows. ``begins_BT`` is bool, True where a document begins.
 
-    Positions restart at each document, but for ``causal``, where documents see each other.
+    Positions restart at each document, but for ``causal``, where documents see each other. There is
+    a mask for each of ``sliding_windows``; for ``causal`` only 0, that of none.
     """
     batch, length = begins_BT.shape
     columns_T = torch.arange(length, device=begins_BT.device)
     if backend == "causal":
-        return Layout(positions=columns_T.expand(batch, length), mask=None)
+        return Layout(positions=columns_T.expand(batch, length), masks={0: None})
     documents_BT = begins_BT.cumsum(1, dtype=torch.int32)
     start_BT = torch.where(begins_BT, columns_T, 0).cummax(1).values
-    if backend == "flex":
-        mask = _block_mask(documents_BT)
-    else:
-        same_BTS = documents_BT[:, :, None] == documents_BT[:, None, :]
-        mask = same_BTS.tril()[:, None]
-    return Layout(positions=columns_T - start_BT, mask=mask)
+    build = _block_mask if backend == "flex" else _dense_mask
+    masks = {window: build(documents_BT, window) for window in sliding_windows}
+    return Layout(positions=columns_T - start_BT, masks=masks)
 
 
-def build_step_layout(*, batch: int, offset: int, length: int, device: torch.device) -> Layout:
+def build_step_layout(
+    *,
+    batch: int,
+    offset: int,
+    length: int,
+    device: torch.device,
+    sliding_windows: Iterable[int] = (0,),
+) -> Layout:
     """The layout of ``length`` new tokens after ``offset`` cached ones; a row is one document."""
     positions_T = torch.arange(offset, offset + length, device=device)
-    mask = None
-    if offset and length > 1:  # a first pass is causal, a single token sees everything before it
-        columns_S = torch.arange(offset + length, device=device)
-        mask = (columns_S <= positions_T[:, None])[None, None]
-    return Layout(positions=positions_T.expand(batch, length), mask=mask)
+    distance_TS = positions_T[:, None] - torch.arange(offset + length, device=device)
+
+    def build(window: int) -> Tensor | None:
+        reaches_back = window == 0 or window >= offset + length
+        if reaches_back and (offset == 0 or length == 1):
+            return None  # a first pass is causal, a single token sees everything before it
+        seen_TS = (distance_TS >= 0) & (reaches_back | (distance_TS < window))
+        return seen_TS[None, None]
+
+    masks = {window: build(window) for window in sliding_windows}
+    return Layout(positions=positions_T.expand(batch, length), masks=masks)
 
 
-def _block_mask(documents_BT: Tensor) -> BlockMask:
+def _dense_mask(documents_BT: Tensor, sliding_window: int) -> Tensor:
+    same_BTS = documents_BT[:, :, None] == documents_BT[:, None, :]
+    seen_BTS = same_BTS.tril()
+    return (seen_BTS.triu(1 - sliding_window) if sliding_window else seen_BTS)[:, None]
+
+
+def _block_mask(documents_BT: Tensor, sliding_window: int) -> BlockMask:
     """The causal document mask by blocks, from the first and last document number of each block.
 
     Document numbers never fall along a row, so a block of queries looks at an earlier or equal
     block of keys if that ends in a document no older than the queries begin with, and sees it whole
-    if it begins in the document the queries end with. Exact, and (T/128)² numbers instead of
-    ``create_block_mask``'s T².
+    if it begins in the document the queries end with. The last key and the first query are the
+    nearest pair as well, and the first key and the last query the farthest, which tells the same of
+    a sliding window. Exact, and (T/128)² numbers instead of ``create_block_mask``'s T².
     """
+    reach = sliding_window or documents_BT.shape[1]  # every distance is less
     batch, length = documents_BT.shape
     num_blocks = -(-length // FLEX_BLOCK)
     edges_Q = torch.arange(num_blocks, device=documents_BT.device) * FLEX_BLOCK
     first_BQ = documents_BT[:, edges_Q]
     last_BQ = documents_BT[:, (edges_Q + FLEX_BLOCK - 1).clamp(max=length - 1)]
     is_whole_Q = edges_Q + FLEX_BLOCK <= length
-    earlier_QK = edges_Q[:, None] > edges_Q[None, :]
+    apart_QK = edges_Q[:, None] - edges_Q[None, :]
     full_BQK = (
         (first_BQ[:, None, :] == last_BQ[:, :, None])
-        & earlier_QK
+        & (apart_QK > 0)
+        & (apart_QK + FLEX_BLOCK - 1 < reach)
         & is_whole_Q[:, None]
         & is_whole_Q[None, :]
     )
-    seen_BQK = (last_BQ[:, None, :] >= first_BQ[:, :, None]) & (
-        edges_Q[:, None] >= edges_Q[None, :]
+    seen_BQK = (
+        (last_BQ[:, None, :] >= first_BQ[:, :, None])
+        & (apart_QK >= 0)
+        & (apart_QK - FLEX_BLOCK + 1 < reach)
     )
     counts, indices = _in_order(seen_BQK & ~full_BQK)
     full_counts, full_indices = _in_order(full_BQK)
 
     def may_look(b: Tensor, h: Tensor, q_index: Tensor, kv_index: Tensor) -> Tensor:
         same_document = documents_BT[b, q_index] == documents_BT[b, kv_index]
-        return same_document & (q_index >= kv_index)
+        return same_document & (q_index >= kv_index) & (q_index - kv_index < reach)
 
     return BlockMask.from_kv_blocks(
         counts,

@@ -44,6 +44,8 @@ _TABLE = {
         stream sequence_length packing mask_documents window_shards mixture_block
         model family vocab_size max_positions layers width heads kv_heads head_width ffn_width
         model positions rope_theta norm norm_eps activation bias qk_norm tied_embeddings init_std
+        model qkv_bias sliding_windows attention_softcap
+        model.rope_scaling kind factor original_positions beta_fast beta_slow high_turns low_turns
         objective name
         engine.optimizer kind
         train freeze""",
@@ -169,14 +171,20 @@ def _describe_lost_config(folder: Path) -> str:
 
 def model_identity(config: RunConfig) -> dict[str, Any]:
     """The model's settings that must stay the same over a run's restarts."""
-    model = config.model.model_dump(mode="json", exclude=set(config.model.free))
+    model = _identity_of_kind(config.model)
     model["vocab_size"], model["max_positions"] = config.vocab_size, config.max_positions
     return model
 
 
 def objective_identity(config: RunConfig) -> dict[str, Any]:
     """The objective's settings that must stay the same: a step's targets are recounted by them."""
-    return config.objective.model_dump(mode="json", exclude=set(config.objective.free))
+    return _identity_of_kind(config.objective)
+
+
+def _identity_of_kind(section: KindSection) -> dict[str, Any]:
+    fields = type(section).model_fields
+    unused = {name for name in section.later if getattr(section, name) == fields[name].default}
+    return section.model_dump(mode="json", exclude={*section.free, *unused})
 
 
 def identity_of(config: RunConfig, tokenizer_fingerprint: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ SWITCHES = {
     "norm": ["rmsnorm", "layernorm"],
     "activation": ["swiglu", "gelu"],
     "bias": [False, True],
+    "qkv_bias": [False, True],
     "kv_heads": [None, 2],
     "qk_norm": [False, True],
     "tied_embeddings": [False, True],

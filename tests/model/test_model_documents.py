@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from lmscale.model.attention import attend
 from lmscale.model.layout import attention_backend, build_layout, mark_starts
@@ -17,20 +17,23 @@ def begins_at(*rows: list[int], length: int) -> torch.Tensor:
     return mark_starts(torch.tensor(starts, dtype=torch.int32), batch=len(rows), length=length)
 
 
-@pytest.mark.parametrize("switches", [{}, {"kv_heads": 2, "qk_norm": True}, GPT2])
+LOCAL = {"sliding_windows": (3, 0), "attention_softcap": 2.0, "kv_heads": 2}
+
+
+@pytest.mark.parametrize("switches", [{}, {"kv_heads": 2, "qk_norm": True}, GPT2, LOCAL])
 @pytest.mark.parametrize("backend", ["dense", "flex"])
 def test_packed_documents_have_the_hidden_states_they_have_alone(make_model, switches, backend):
     model = make_model(**switches)
     ids_BT = torch.randint(0, 61, (2, 16))
     rows = [0, 5, 6, 13], [0, 8]
     begins_BT = begins_at(*rows, length=16)
-    layout = build_layout(begins_BT, backend)
+    layout = build_layout(begins_BT, backend, set(model.config.layer_windows))
     with torch.no_grad():
         packed_BTD = model(ids_BT, layout)
         for row, starts in enumerate(rows):
             for start, end in zip(starts, [*starts[1:], 16], strict=True):
                 begins = torch.zeros(1, end - start, dtype=torch.bool)
-                own = build_layout(begins, "causal")
+                own = model.lay_out(begins, mask_documents=False)
                 alone_BTD = model(ids_BT[row : row + 1, start:end], own)
                 torch.testing.assert_close(packed_BTD[row, start:end], alone_BTD[0])
 
@@ -55,17 +58,19 @@ def test_the_causal_backend_equals_an_explicit_triangle():
 
 
 @pytest.mark.parametrize("length", [16, 128, 300, 512])
-@pytest.mark.parametrize("seed", range(4))
-def test_the_sparse_block_mask_is_the_one_made_from_every_pair(length, seed):
+@pytest.mark.parametrize(("seed", "window"), [*((s, 0) for s in range(4)), (0, 130), (2, 100)])
+def test_the_sparse_block_mask_is_the_one_made_from_every_pair(length, seed, window):
     generator = torch.Generator().manual_seed(seed)
     begins_BT = torch.rand(3, length, generator=generator) < [0, 0.004, 0.02, 0.5][seed]
     begins_BT[:, 0] = True
-    sparse = build_layout(begins_BT, "flex").mask
-    dense_B1TT = build_layout(begins_BT, "dense").mask
+    sparse = build_layout(begins_BT, "flex", [window]).masks[window]
+    dense_B1TT = build_layout(begins_BT, "dense", [window]).masks[window]
+    assert isinstance(sparse, BlockMask)
     documents_BT = begins_BT.cumsum(1)
 
     def may_look(b, h, q, kv):
-        return (q >= kv) & (documents_BT[b, q] == documents_BT[b, kv])
+        is_near = q - kv < window if window else q >= kv
+        return (q >= kv) & is_near & (documents_BT[b, q] == documents_BT[b, kv])
 
     slow = create_block_mask(may_look, 3, 1, length, length, device="cpu")
     assert sparse.shape == slow.shape
@@ -82,7 +87,9 @@ def test_the_sparse_block_mask_is_the_one_made_from_every_pair(length, seed):
             assert sorted(ours[:count].tolist()) == sorted(theirs[:count].tolist())
     if length <= 300:
         q, k, v = torch.randn(3, 3, 2, length, 16, generator=generator).unbind(0)
-        torch.testing.assert_close(attend(q, k, v, sparse), attend(q, k, v, dense_B1TT))
+        for cap in (0.0, 2.0):
+            expected = attend(q, k, v, dense_B1TT, softcap=cap)
+            torch.testing.assert_close(attend(q, k, v, sparse, softcap=cap), expected)
 
 
 def test_positions_restart_at_every_document():

@@ -3,22 +3,54 @@
 from __future__ import annotations
 
 import math
+import typing
 
 import pytest
 import torch
 from torch import nn
 
-from lmscale.config.model import DecoderConfig, Sizes
+from lmscale.config.model import (
+    GATED,
+    Activation,
+    DecoderConfig,
+    RopeScalingConfig,
+    Sizes,
+)
 from lmscale.errors import ConfigError
-from lmscale.model.attention import attend, plan_rotation, rotate
+from lmscale.model.attention import attend
 from lmscale.model.family import account_model, build_model
+from lmscale.model.feed_forward import FeedForward
 from lmscale.model.initialize import LayerNorm, RMSNorm
-from lmscale.model.layout import build_layout, build_step_layout
+from lmscale.model.layout import build_layout
+from lmscale.model.rotary import plan_frequencies, plan_rotation, rotate
 
 
 def causal(ids_BT: torch.Tensor):
     begins_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
     return build_layout(begins_BT, "causal")
+
+
+@pytest.mark.parametrize("activation", typing.get_args(Activation))
+def test_every_activation_is_the_textbook_s_function_and_a_gated_one_multiplies(activation):
+    normal_cdf = torch.distributions.Normal(0, 1).cdf
+    plain = {
+        "relu": lambda x: x.clamp(min=0),
+        "gelu": lambda x: x / 2 * (1 + ((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)).tanh()),
+        "gelu_exact": lambda x: x * normal_cdf(x),
+        "silu": lambda x: x / (1 + (-x).exp()),
+        "sigmoid": lambda x: 1 / (1 + (-x).exp()),
+        "tanh": lambda x: (x.exp() - (-x).exp()) / (x.exp() + (-x).exp()),
+    }
+    part = FeedForward(5, 7, activation, bias=True, std=1.0, residual_std=1.0)
+    for parameter in part.parameters():
+        nn.init.normal_(parameter)
+    x_BTD = torch.randn(2, 3, 5)
+    if activation in GATED:
+        gate_BTF, up_BTF = part.gate_up(x_BTD).split(7, dim=-1)
+        inner_BTF = plain[GATED[activation]](gate_BTF) * up_BTF
+    else:
+        inner_BTF = plain[activation](part.up(x_BTD))
+    torch.testing.assert_close(part(x_BTD), part.down(inner_BTF))
 
 
 def test_rope_turns_each_pair_by_position_times_frequency():
@@ -67,21 +99,33 @@ def test_grouped_attention_is_the_same_with_and_without_a_mask():
     torch.testing.assert_close(attend(q, k, v, None), attend(q, k, v, triangle))
 
 
-@pytest.mark.parametrize("switches", [{}, {"kv_heads": 1}, {"positions": "learned"}])
+LOCAL = {"sliding_windows": (4, 0), "attention_softcap": 1.5, "kv_heads": 2, "qkv_bias": True}
+
+
+@pytest.mark.parametrize("switches", [{}, {"kv_heads": 1}, {"positions": "learned"}, LOCAL])
 @pytest.mark.parametrize("pieces", [[12], [5] + [1] * 7, [1] * 12, [4, 3, 5]])
 def test_decoding_with_a_cache_equals_the_full_forward(make_model, switches, pieces):
     model = make_model(**switches)
     ids_BT = torch.randint(0, 61, (2, 12))
     caches = model.build_state(batch=2, capacity=14)
-    outputs, offset = [], 0
     with torch.no_grad():
-        for piece in pieces:
-            layout = build_step_layout(
-                batch=2, offset=offset, length=piece, device=torch.device("cpu")
-            )
-            outputs.append(model(ids_BT[:, offset : offset + piece], layout, caches))
-            offset += piece
-        torch.testing.assert_close(torch.cat(outputs, 1), model(ids_BT, causal(ids_BT)))
+        outputs = [model.extend(piece_BT, caches) for piece_BT in ids_BT.split(pieces, dim=1)]
+        layout = model.lay_out(torch.zeros_like(ids_BT, dtype=torch.bool), mask_documents=False)
+        torch.testing.assert_close(torch.cat(outputs, 1), model(ids_BT, layout))
+
+
+def test_ntk_keeps_the_fastest_frequency_and_slows_the_slowest_by_the_factor():
+    plain = plan_frequencies(16, 1e4, RopeScalingConfig())
+    scaled = plan_frequencies(16, 1e4, RopeScalingConfig(kind="ntk", factor=4.0))
+    assert scaled[0] == plain[0]
+    assert scaled[-1].item() == pytest.approx(plain[-1].item() / 4, rel=1e-5)
+
+
+def test_dense_attention_with_a_soft_cap_is_the_formula():
+    q, k, v = torch.randn(3, 2, 4, 5, 8, dtype=torch.float64).unbind(0)
+    scores = 3 * (q @ k.mT / 8**0.5 / 3).tanh()
+    scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
+    torch.testing.assert_close(attend(q, k, v, None, softcap=3.0), scores.softmax(-1) @ v)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,92 +1,167 @@
-"""The switches make GPT-2 and Llama: hidden states equal those of Hugging Face's modules."""
+"""The decoder's switches make GPT-2, Llama, Qwen and others: logits, loss and every gradient are
+those of Hugging Face's models with the same random weights.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
+from torch import Tensor
 
 from lmscale.config.model import DecoderConfig, Sizes
+from lmscale.config.objective import CausalConfig
 from lmscale.model.family import build_model
-from lmscale.model.layout import build_layout
+from lmscale.objective.causal_scoring import build_causal_scoring
 
 transformers = pytest.importorskip("transformers")
-LAYERS, VOCAB = 3, 101
+LAYERS, VOCAB, LENGTH = 3, 101, 40
+SIZES = Sizes(vocab_size=VOCAB, max_positions=64, sequence_length=LENGTH)
+
+# A module of ours → theirs, whose rows follow each other in it.
+GPT2 = {
+    "embedding": "transformer.wte",
+    "position_embedding": "transformer.wpe",
+    "norm": "transformer.ln_f",
+    "head": "lm_head",
+    "attention_norm": "transformer.h.{layer}.ln_1",
+    "attention.qkv": "transformer.h.{layer}.attn.c_attn",
+    "attention.out": "transformer.h.{layer}.attn.c_proj",
+    "feed_forward_norm": "transformer.h.{layer}.ln_2",
+    "feed_forward.up": "transformer.h.{layer}.mlp.c_fc",
+    "feed_forward.down": "transformer.h.{layer}.mlp.c_proj",
+}
+_ATTENTION, _INNER = "model.layers.{layer}.self_attn.", "model.layers.{layer}.mlp."
+LLAMA = {
+    "embedding": "model.embed_tokens",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "attention_norm": "model.layers.{layer}.input_layernorm",
+    "attention.qkv": f"{_ATTENTION}q_proj {_ATTENTION}k_proj {_ATTENTION}v_proj",
+    "attention.query_norm": f"{_ATTENTION}q_norm",
+    "attention.key_norm": f"{_ATTENTION}k_norm",
+    "attention.out": f"{_ATTENTION}o_proj",
+    "feed_forward_norm": "model.layers.{layer}.post_attention_layernorm",
+    "feed_forward.gate_up": f"{_INNER}gate_proj {_INNER}up_proj",
+    "feed_forward.up": f"{_INNER}c_fc",
+    "feed_forward.down": f"{_INNER}down_proj",
+}
+STARCODER2 = LLAMA | {"feed_forward.down": f"{_INNER}c_proj"}
+
+GROUPED = dict(kv_heads=2, ffn_width=96)
+THEIR_GROUPED = dict(
+    hidden_size=48, intermediate_size=96, num_hidden_layers=LAYERS, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, head_dim=12,
+)  # fmt: skip
 
 
-def hidden_states(config: DecoderConfig, weights: dict, ids_BT: torch.Tensor) -> torch.Tensor:
-    model = build_model(
-        config, Sizes(vocab_size=VOCAB, max_positions=64, sequence_length=64)
-    ).eval()
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert set(missing) <= {"head.weight"} and not unexpected
-    begins_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
-    with torch.no_grad():
-        return model(ids_BT, build_layout(begins_BT, "causal"))
+def scaled(kind: str, **more: float) -> tuple[dict, dict]:
+    """Settings of ours, and theirs, for positions beyond an original length of 16."""
+    theirs = {"rope_type": kind, "rope_theta": 500.0, "factor": 4.0} | more
+    ours = {"kind": kind, "factor": 4.0}
+    if kind != "linear":
+        theirs["original_max_position_embeddings"] = ours["original_positions"] = 16
+    return GROUPED | {"rope_theta": 500.0, "rope_scaling": ours}, {"rope_parameters": theirs}
 
 
-def theirs(module, ids_BT: torch.Tensor) -> tuple[dict, torch.Tensor]:
-    for parameter in module.parameters():  # larger than any initial value, so that nothing hides
-        torch.nn.init.normal_(parameter, std=0.3)
-    with torch.no_grad():
-        return module.state_dict(), module.eval()(ids_BT).last_hidden_state
+CASES = {
+    "gpt2": (
+        dict(positions="learned", norm="layernorm", activation="gelu", bias=True,
+             tied_embeddings=True),
+        "GPT2", dict(n_positions=64, n_embd=48, n_layer=LAYERS, n_head=4), GPT2,
+    ),
+    "llama": (GROUPED | {"tied_embeddings": True}, "Llama", {"tie_word_embeddings": True}, LLAMA),
+    "llama with biases": (
+        GROUPED | {"bias": True}, "Llama", {"attention_bias": True, "mlp_bias": True}, LLAMA
+    ),
+    "linear": (scaled("linear")[0], "Llama", scaled("linear")[1], LLAMA),
+    "llama3": (
+        scaled("llama3")[0], "Llama",
+        scaled("llama3", low_freq_factor=1.0, high_freq_factor=4.0)[1], LLAMA,
+    ),
+    "yarn": (scaled("yarn")[0], "Llama", scaled("yarn")[1], LLAMA),
+    "qwen2": (GROUPED | {"qkv_bias": True}, "Qwen2", {}, LLAMA),
+    "qwen3": (GROUPED | {"qk_norm": True}, "Qwen3", {}, LLAMA),
+    "starcoder2": (
+        GROUPED | dict(norm="layernorm", activation="gelu", bias=True, sliding_windows=[9]),
+        "Starcoder2",
+        dict(norm_epsilon=1e-5, hidden_act="gelu_pytorch_tanh", use_bias=True, sliding_window=9,
+             residual_dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0),
+        STARCODER2,
+    ),
+}  # fmt: skip
 
 
-def test_gpt2():
-    ids_BT = torch.randint(0, VOCAB, (2, 37))
-    gpt2 = transformers.GPT2Config(
-        vocab_size=VOCAB, n_positions=64, n_embd=48, n_layer=LAYERS, n_head=4, bos_token_id=0,
-        eos_token_id=0,
-    )  # fmt: skip
-    state, expected_BTD = theirs(transformers.GPT2Model(gpt2), ids_BT)
-    names = {
-        "attention_norm": "ln_1",
-        "attention.qkv": "attn.c_attn",
-        "attention.out": "attn.c_proj",
-        "feed_forward_norm": "ln_2",
-        "feed_forward.up": "mlp.c_fc",
-        "feed_forward.down": "mlp.c_proj",
-    }
-    weights = {
-        "embedding.weight": state["wte.weight"],
-        "position_embedding.weight": state["wpe.weight"],
-        "norm.weight": state["ln_f.weight"],
-        "norm.bias": state["ln_f.bias"],
-    }
-    for layer in range(LAYERS):
-        for mine, other in names.items():
-            weight = state[f"h.{layer}.{other}.weight"]  # GPT-2's Conv1D is a transposed Linear
-            weights[f"blocks.{layer}.{mine}.weight"] = weight.T if weight.ndim == 2 else weight
-            weights[f"blocks.{layer}.{mine}.bias"] = state[f"h.{layer}.{other}.bias"]
-    config = DecoderConfig(
-        layers=LAYERS, width=48, heads=4, positions="learned", norm="layernorm",
-        activation="gelu", bias=True, tied_embeddings=True,
-    )  # fmt: skip
-    torch.testing.assert_close(hidden_states(config, weights, ids_BT), expected_BTD)
+def build_theirs(kind: str, settings: Mapping) -> torch.nn.Module:
+    common = dict(vocab_size=VOCAB, bos_token_id=0, eos_token_id=0)
+    if kind != "GPT2":
+        common |= THEIR_GROUPED | {"tie_word_embeddings": False}
+    config = getattr(transformers, f"{kind}Config")(**common | settings)
+    config._attn_implementation = "eager"
+    model = getattr(transformers, f"{kind}{'LMHeadModel' if kind == 'GPT2' else 'ForCausalLM'}")
+    return model(config).eval()
 
 
-def test_llama():
-    ids_BT = torch.randint(0, VOCAB, (2, 37))
-    llama = transformers.LlamaConfig(
-        vocab_size=VOCAB, hidden_size=48, intermediate_size=96, num_hidden_layers=LAYERS,
-        num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    state, expected_BTD = theirs(transformers.LlamaModel(llama), ids_BT)
-    weights = {
-        "embedding.weight": state["embed_tokens.weight"],
-        "norm.weight": state["norm.weight"],
-    }
-    names = {
-        "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "attention.out": ("self_attn.o_proj",),
-        "attention_norm": ("input_layernorm",),
-        "feed_forward_norm": ("post_attention_layernorm",),
-        "feed_forward.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-        "feed_forward.down": ("mlp.down_proj",),
-    }
-    for layer in range(LAYERS):
-        for mine, others in names.items():
-            parts = [state[f"layers.{layer}.{other}.weight"] for other in others]
-            weights[f"blocks.{layer}.{mine}.weight"] = torch.cat(parts)
-    config = DecoderConfig(layers=LAYERS, width=48, heads=4, kv_heads=2, ffn_width=96)
-    torch.testing.assert_close(hidden_states(config, weights, ids_BT), expected_BTD)
+def as_ours(names: list[str], theirs: Mapping[str, Tensor], modules: Mapping[str, str]):
+    """Their weights, or gradients, by our names."""
+    for name in names:
+        module, _, leaf = name.rpartition(".")
+        layer = ""
+        if module.startswith("blocks."):
+            _, layer, module = module.split(".", 2)
+        sources = modules[module].format(layer=layer).split()
+        value = torch.cat([theirs[f"{source}.{leaf}"] for source in sources])
+        # GPT-2's Conv1D is a transposed Linear.
+        yield name, value.T if ".h." in sources[0] and value.ndim == 2 else value
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_loss_and_gradients_are_those_of_transformers(case):
+    settings, kind, their_settings, modules = CASES[case]
+    theirs = build_theirs(kind, their_settings)
+    for name, parameter in theirs.named_parameters():
+        # Norms around 1: around 0 the gradients are too ill-conditioned to compare.
+        is_scale = parameter.ndim == 1 and name.endswith("weight")
+        torch.nn.init.normal_(parameter, mean=float(is_scale), std=0.1)
+    config = DecoderConfig(**{"layers": LAYERS, "width": 48, "heads": 4} | settings)
+    model = build_model(config, SIZES).eval()
+    names = [name for name, _ in model.named_parameters()]
+    weights = {name: value.detach() for name, value in theirs.named_parameters()}
+    model.load_state_dict(dict(as_ours(names, weights, modules)), strict=False)
+
+    ids_BT = torch.randint(0, VOCAB, (2, LENGTH))
+    output = theirs(ids_BT, labels=ids_BT)
+    output.loss.backward()
+    starts, lengths = torch.tensor([0, LENGTH]), torch.tensor([LENGTH, LENGTH])
+    scoring = build_causal_scoring(model, CausalConfig(), mask_documents=False)
+    loss = scoring(tokens=ids_BT, starts=starts, lengths=lengths).loss
+    (loss.total / loss.targets).backward()
+
+    layout = model.lay_out(torch.zeros_like(ids_BT, dtype=torch.bool), mask_documents=False)
+    close(model.head(model(ids_BT, layout)), output.logits)
+    close(loss.total / loss.targets, output.loss)
+    gradients = {name: value.grad for name, value in theirs.named_parameters()}
+    assert len(names) == len(dict(as_ours(names, gradients, modules)))
+    for name, expected in as_ours(names, gradients, modules):
+        close(model.get_parameter(name).grad, expected)
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    """By the norm of the difference: some elements are sums that cancel."""
+    assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+def test_soft_capped_attention_is_that_of_gemma2():
+    from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+
+    from lmscale.model.attention import attend
+
+    q, k, v = torch.randn(3, 2, 4, 7, 8).mul(3).unbind(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 1
+    hidden = torch.zeros(1, 1, 7, 7).masked_fill(torch.ones(7, 7).triu(1).bool(), -1e9)
+    expected, _ = eager_attention_forward(
+        module, q, k, v, hidden, dropout=0.0, scaling=8**-0.5, softcap=5.0
+    )
+    close(attend(q, k, v, None, softcap=5.0), expected.transpose(1, 2))

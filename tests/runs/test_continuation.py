@@ -6,6 +6,7 @@ from tiny_run import log_commit
 
 from lmscale.config import RunConfig, dump_config, parse_config
 from lmscale.config.kinds import Kinds, KindSection
+from lmscale.config.model import DecoderConfig
 from lmscale.errors import ConfigError
 from lmscale.runs.continuation import (
     CHANGES,
@@ -14,6 +15,7 @@ from lmscale.runs.continuation import (
     describe_changes,
     find_continuation_problems,
     list_settings,
+    model_identity,
 )
 
 CONFIG = parse_config("run: {name: a}")
@@ -40,6 +42,13 @@ def test_the_table_says_of_every_key_what_becomes_of_it_and_of_none_that_is_not_
         if issubclass(section, KindSection):  # by which a checkpoint's identity goes
             is_free = key.rpartition(".")[2] in section.free
             assert is_free == (CHANGES[key] is not Change.FIXED), key
+
+
+def test_a_later_key_is_in_a_checkpoint_s_identity_only_where_it_is_used():
+    before = model_identity(CONFIG)
+    assert not DecoderConfig.later & before.keys()
+    after = model_identity(parse_config("run: {name: a}\nmodel: {sliding_windows: [8]}"))
+    assert after == before | {"sliding_windows": [8]}
 
 
 def replace_at(section, path, value):
