@@ -52,6 +52,8 @@ class Sizes:
     vocab_size: int  # rows of the embedding
     max_positions: int  # the longest sequence that the model can be asked for
     sequence_length: int  # of the windows that it is trained on
+    pair_lengths: tuple[int, int] | None = None
+    """Tokens that an encoder-decoder reads and writes of a window; None: both as long as it."""
 
 
 class ModelConfig(KindSection):
@@ -62,9 +64,7 @@ class ModelConfig(KindSection):
 
     family: str
     vocab_size: PositiveInt | None = Field(default=None, le=MAX_VOCABULARY)
-    """Rows of the embedding; default: the tokenizer's and those that the objective adds,
-    rounded up to a multiple of 128.
-    """
+    """Rows of the embedding; default: the tokenizer's, rounded up to a multiple of 128."""
     max_positions: PositiveInt | None = Field(default=None, le=MAX_POSITIONS)
     """Longest sequence the model can be asked for; default: stream.sequence_length."""
 
@@ -202,9 +202,84 @@ class DecoderConfig(ModelConfig):
         return -(-8 * self.width // 3 // 256) * 256
 
 
+class EncoderDecoderConfig(ModelConfig):
+    """An encoder, and a decoder that reads it. The switches are those by which T5 and BART differ;
+    the defaults are T5's.
+    """
+
+    offers = frozenset({Ability.CROSS})
+    implementation = "lmscale.model.encoder_decoder:ENCODER_DECODER"
+    free = frozenset({"activation_checkpoint_every", "dropout"})
+
+    family: Literal["encoder_decoder"]
+    layers: PositiveInt = Field(default=12, le=10_000)
+    """Blocks of the encoder."""
+    decoder_layers: PositiveInt | None = Field(default=None, le=10_000)
+    """Blocks of the decoder; default: as many as ``layers``."""
+    width: PositiveInt = Field(default=768, le=MAX_WIDTH)
+    heads: PositiveInt = Field(default=12, le=MAX_WIDTH)
+    head_width: PositiveInt | None = Field(default=None, le=MAX_WIDTH)
+    """Default: width / heads."""
+    ffn_width: PositiveInt | None = Field(default=None, le=16 * MAX_WIDTH)
+    """Inner width; default: 4 × width, of a gated one 8/3 × width rounded up to 256."""
+    positions: Literal["relative", "learned"] = "relative"
+    """``relative``: a bias of the scores by the distance, one table for the blocks of a stack; the
+    scores are not divided by √head_width (T5). ``learned``: a vector for each position (BART).
+    """
+    relative_buckets: int = Field(default=32, ge=4, le=2**16)
+    """Distances that are told apart, half of them in each direction where both are seen."""
+    relative_distance: int = Field(default=128, ge=4, le=MAX_POSITIONS)
+    """Distances from here on are one."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: float = Field(default=1e-6, ge=1e-30, le=1)
+    norm_first: bool = True
+    """Norms stand before each part, and one at a stack's end (T5). Else they follow each part's
+    sum, and the embeddings (BART).
+    """
+    activation: Activation = "relu"
+    bias: bool = False
+    """Biases in linear layers and LayerNorms."""
+    tied_embeddings: bool = True
+    scaled_logits: bool = True
+    """With tied embeddings, hidden states are divided by √width before the head (T5)."""
+    dropout: float = Field(default=0.0, ge=0, le=0.99)
+    init_std: float | None = Field(default=None, gt=0, le=100)
+    """Standard deviation of weights; default: of each matrix by its inputs, 1 of the embeddings, as
+    T5 has it.
+    """
+    activation_checkpoint_every: int = Field(default=0, ge=0)
+    """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
+
+    def find_problems(self) -> Iterator[str]:
+        if self.head_width is None and self.width % self.heads:
+            yield (
+                f"width = {self.width} is not a multiple of heads = {self.heads}; change one of "
+                "them or give head_width"
+            )
+        if self.relative_buckets % 4 or self.relative_distance <= self.relative_buckets // 2:
+            yield (
+                f"relative_buckets = {self.relative_buckets} must be a multiple of 4, and its half "
+                f"less than relative_distance = {self.relative_distance}"
+            )
+
+    @property
+    def resolved_decoder_layers(self) -> int:
+        return self.decoder_layers or self.layers
+
+    @property
+    def resolved_head_width(self) -> int:
+        return self.head_width or self.width // self.heads
+
+    @property
+    def resolved_ffn_width(self) -> int:
+        if self.ffn_width is not None:
+            return self.ffn_width
+        return -(-8 * self.width // 3 // 256) * 256 if self.activation in GATED else 4 * self.width
+
+
 FAMILIES = Kinds(
     ModelConfig,
     key="family",
     group="lmscale.families",
-    own={"decoder": DecoderConfig},
+    own={"decoder": DecoderConfig, "encoder_decoder": EncoderDecoderConfig},
 )

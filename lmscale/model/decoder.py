@@ -75,9 +75,7 @@ class Decoder(Model):
             std=std,
         )
 
-    def lay_out(
-        self, begins_BT: Tensor, *, mask_documents: bool, lengths_B: Tensor | None = None
-    ) -> Layout:
+    def lay_out(self, begins_BT: Tensor, *, mask_documents: bool) -> Layout:
         config, sliding_windows = self.config, set(self.config.layer_windows)
         if not mask_documents:  # a row is one document
             begins_BT = torch.zeros_like(begins_BT)

@@ -22,29 +22,23 @@ from lmscale.model.initialize import Declared
 
 
 class Head(nn.Module):
-    """Owns the output matrix, [V, D], and hands it to whoever scores the hidden states; with it,
-    where it has one, the bias, [V].
+    """Owns the output matrix, [V, D], and hands it to whoever scores the hidden states.
 
     ZeRO-3 gathers a module's parameters around its forward and backward: a loss that uses the
     matrix has to run inside this forward, not beside it.
     """
 
-    def __init__(
-        self, weight: nn.Parameter, *, std: float, bias: nn.Parameter | None = None
-    ) -> None:
+    def __init__(self, weight: nn.Parameter, *, std: float) -> None:
         super().__init__()
-        self.weight, self.bias = weight, bias
+        self.weight = weight
         self.std = std
 
-    def forward(self, hidden: Tensor, score: Callable[..., Any] = F.linear) -> Any:
-        """``score(hidden, weight)``, or ``score(hidden, weight, bias)``; by default the logits."""
-        if self.bias is None:
-            return score(hidden, self.weight)
-        return score(hidden, self.weight, self.bias)
+    def forward(self, hidden: Tensor, score: Callable[[Tensor, Tensor], Any] = F.linear) -> Any:
+        """``score(hidden, weight)``; by default the logits."""
+        return score(hidden, self.weight)
 
     def declare(self) -> Mapping[str, Declared]:
-        weight = Declared(kind="head", std=self.std)
-        return {"weight": weight, "bias": Declared(kind="bias")}
+        return {"weight": Declared(kind="head", std=self.std)}
 
 
 class Model(nn.Module, ABC):
@@ -63,14 +57,11 @@ class Model(nn.Module, ABC):
         self.max_positions = sizes.max_positions
 
     @abstractmethod
-    def lay_out(
-        self, begins_BT: Tensor, *, mask_documents: bool, lengths_B: Tensor | None = None
-    ) -> Any:
+    def lay_out(self, begins_BT: Tensor, *, mask_documents: bool) -> Any:
         """What ``forward`` needs beside the ids, made once a micro-batch; the family's own value.
 
         ``begins_BT`` is bool, True where a document begins. With ``mask_documents`` no document
-        may depend on another of its row. Positions at or behind ``lengths_B`` are padding, which
-        nothing before them may depend on: a causal family has no use for it.
+        may depend on another of its row.
         """
 
     @abstractmethod
@@ -95,6 +86,23 @@ class Model(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+class CrossModel(Model):
+    """The model of a family that offers ``Ability.CROSS``: it reads one sequence, the source, and
+    writes another one, the target.
+
+    ``lay_out`` is of the source, ``lay_out_target`` joins both, and the model is called with the
+    target's ids.
+    """
+
+    @abstractmethod
+    def lay_out_target(self, begins_BT: Tensor, source_ids_BS: Tensor, source_layout: Any) -> Any:
+        """What ``forward`` needs beside the target's ids.
+
+        ``begins_BT`` as for ``lay_out``. Where the source's documents are masked, document k of the
+        target reads document k of the source alone; a target's padding lies behind all documents.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

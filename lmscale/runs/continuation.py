@@ -46,6 +46,7 @@ _TABLE = {
         model positions rope_theta norm norm_eps activation bias qk_norm tied_embeddings init_std
         model qkv_bias sliding_windows attention_softcap
         model.rope_scaling kind factor original_positions beta_fast beta_slow high_turns low_turns
+        model decoder_layers relative_buckets relative_distance norm_first scaled_logits
         objective name
         engine.optimizer kind
         train freeze""",
@@ -178,9 +179,7 @@ def model_identity(config: RunConfig) -> dict[str, Any]:
 
 def objective_identity(config: RunConfig) -> dict[str, Any]:
     """The objective's settings that must stay the same: a step's targets are recounted by them."""
-    settings = _identity_of_kind(config.objective)
-    # Which numbers they have follows from tokenizer.vocab_size, which is no setting of the model.
-    return settings | ({"added_ids": config.added_ids} if config.added_ids else {})
+    return _identity_of_kind(config.objective)
 
 
 def _identity_of_kind(section: KindSection) -> dict[str, Any]:

@@ -42,7 +42,6 @@ class LoaderJob:
             self.preparation.fields,
             rows=self.plan.micro_windows,
             sequence_length=self.stream.config.sequence_length,
-            row_tokens=self.stream.shape.tokens,
             token_dtype=self.stream.dtype,
         )
 

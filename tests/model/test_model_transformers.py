@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from theirs import import_transformers
 from torch import Tensor
 
 from lmscale.config.model import DecoderConfig, Sizes
@@ -16,7 +15,7 @@ from lmscale.config.objective import CausalConfig
 from lmscale.model.family import build_model
 from lmscale.objective.causal_scoring import build_causal_scoring
 
-transformers = import_transformers()
+transformers = pytest.importorskip("transformers")
 LAYERS, VOCAB, LENGTH = 3, 101, 40
 SIZES = Sizes(vocab_size=VOCAB, max_positions=64, sequence_length=LENGTH)
 

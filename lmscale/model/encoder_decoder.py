@@ -1,0 +1,339 @@
+# Shape letters: B batch, S time of what is read, T time of what is written, D model width, H heads,
+# V head width.
+"""The encoder-decoder Transformer of T5 (Raffel et al. 2020, arXiv 1910.10683) and BART (Lewis et
+al. 2020, arXiv 1910.13461): one sequence is read, another one written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lmscale.config.model import GATED, EncoderDecoderConfig, Sizes
+from lmscale.model.family import Account, CrossModel, Family, Flops, Head
+from lmscale.model.feed_forward import FeedForward
+from lmscale.model.initialize import Embedding, Linear, build_norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceLayout:
+    """Where the documents of the sequence lie that is read."""
+
+    documents: Tensor  # int32 [B, S]: the number of each token's document, from 1; padding is 0
+    positions: Tensor  # int64 [B, S]; they restart at every document when documents are masked
+    mask_documents: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairLayout:
+    """What is read, and where the documents lie of what is written."""
+
+    source_ids: Tensor  # int64 [B, S]
+    source: SourceLayout
+    documents: Tensor  # int32 [B, T]
+    positions: Tensor  # int64 [B, T]
+
+
+class CrossAttention(nn.Module):
+    """Attention of a sequence over itself or over another one.
+
+    ``key_value`` holds the rows of all keys, then those of all values.
+    """
+
+    def __init__(self, config: EncoderDecoderConfig) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.dropout
+        self.scale = 1.0 if config.positions == "relative" else None
+        width, head_width, std = config.width, config.resolved_head_width, config.init_std
+        inner = self.heads * head_width
+        # T5's scores are not divided by √V: its queries begin smaller by as much.
+        self.query = Linear(width, inner, bias=config.bias, std=std or (width * head_width) ** -0.5)
+        self.key_value = Linear(width, (inner, inner), bias=config.bias, std=std or width**-0.5)
+        self.out = Linear(inner, width, bias=config.bias, std=std or inner**-0.5)
+
+    def forward(self, x_BTD: Tensor, read_BSD: Tensor, bias_BHTS: Tensor) -> Tensor:
+        keys_BSX, values_BSX = self.key_value(read_BSD).chunk(2, dim=-1)
+        q_BHTV, k_BHSV, v_BHSV = (
+            heads.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for heads in (self.query(x_BTD), keys_BSX, values_BSX)
+        )
+        y_BHTV = F.scaled_dot_product_attention(
+            q_BHTV,
+            k_BHSV,
+            v_BHSV,
+            attn_mask=bias_BHTS,
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale,
+        )
+        return self.out(y_BHTV.transpose(1, 2).flatten(2))
+
+
+class PairBlock(nn.Module):
+    """Attention, in a decoder also attention over what was read, and feed-forward.
+
+    Free of data-dependent Python, so that ``block.compile()`` gives one graph.
+    """
+
+    def __init__(self, config: EncoderDecoderConfig, *, is_decoder: bool) -> None:
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.attention_norm, self.attention = build_norm(config), CrossAttention(config)
+        if is_decoder:
+            self.cross_norm, self.cross = build_norm(config), CrossAttention(config)
+        self.feed_forward_norm = build_norm(config)
+        width, inner, std = config.width, config.resolved_ffn_width, config.init_std
+        self.feed_forward = FeedForward(
+            width,
+            inner,
+            config.activation,
+            bias=config.bias,
+            std=std or width**-0.5,
+            residual_std=std or inner**-0.5,
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        bias_BHTT: Tensor,
+        read_BSD: Tensor | None = None,
+        read_bias_BHTS: Tensor | None = None,
+    ) -> Tensor:
+        x_BTD = self._add(
+            x_BTD, self.attention_norm, lambda own: self.attention(own, own, bias_BHTT)
+        )
+        if read_BSD is not None:
+            x_BTD = self._add(
+                x_BTD, self.cross_norm, lambda own: self.cross(own, read_BSD, read_bias_BHTS)
+            )
+        return self._add(x_BTD, self.feed_forward_norm, self.feed_forward)
+
+    def _add(self, x_BTD: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.norm_first:
+            return x_BTD + self.dropout(part(norm(x_BTD)))
+        return norm(x_BTD + self.dropout(part(x_BTD)))
+
+
+class RelativeBias(nn.Module):
+    """A bias of each head's scores by the bucket of the distance (Raffel et al. 2020, 2.1)."""
+
+    def __init__(self, config: EncoderDecoderConfig, *, looks_ahead: bool) -> None:
+        super().__init__()
+        self.farthest, self.looks_ahead = config.relative_distance, looks_ahead
+        std = config.init_std or config.width**-0.5
+        self.table = Embedding(config.relative_buckets, config.heads, std=std)
+
+    def forward(self, length: int) -> Tensor:
+        """[1, H, T, T]: of every query (row) and key (column)."""
+        columns_T = torch.arange(length, device=self.table.weight.device)
+        bucket_TT = distance_bucket(
+            columns_T[None] - columns_T[:, None],
+            buckets=self.table.num_embeddings,
+            farthest=self.farthest,
+            looks_ahead=self.looks_ahead,
+        )
+        return self.table(bucket_TT).permute(2, 0, 1)[None]
+
+
+def distance_bucket(distance: Tensor, *, buckets: int, farthest: int, looks_ahead: bool) -> Tensor:
+    """The bucket of the key's position minus the query's, int64: half of them hold one distance
+    each, the other half grow by its logarithm up to ``farthest``.
+
+    ``looks_ahead``: the first half of all is for keys at or before the query, the second for those
+    behind it; else those behind it are in bucket 0.
+    """
+    first = torch.zeros_like(distance)
+    if looks_ahead:
+        buckets //= 2
+        first = torch.where(distance > 0, buckets, 0)
+        distance = distance.abs()
+    else:
+        distance = (-distance).clamp(min=0)
+    exact = buckets // 2
+    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(farthest / exact)
+    far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return first + torch.where(distance < exact, distance, far)
+
+
+class Stack(nn.Module):
+    """The encoder, or the decoder, whose blocks also look at what was read."""
+
+    def __init__(
+        self, config: EncoderDecoderConfig, sizes: Sizes, *, layers: int, is_decoder: bool
+    ) -> None:
+        super().__init__()
+        self.config = config
+        is_relative, std = config.positions == "relative", config.init_std or 1.0
+        self.relative = RelativeBias(config, looks_ahead=not is_decoder) if is_relative else None
+        self.position_embedding = (
+            None if is_relative else Embedding(sizes.max_positions, config.width, std=std)
+        )
+        self.embedding_norm = nn.Identity() if config.norm_first else build_norm(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(PairBlock(config, is_decoder=is_decoder) for _ in range(layers))
+        self.norm = build_norm(config) if config.norm_first else nn.Identity()
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        positions_BT: Tensor,
+        visible_BTT: Tensor,
+        read_BSD: Tensor | None = None,
+        read_bias_B1TS: Tensor | None = None,
+    ) -> Tensor:
+        if self.position_embedding is not None:
+            x_BTD = x_BTD + self.position_embedding(positions_BT)
+        x_BTD = self.dropout(self.embedding_norm(x_BTD))
+        bias_1HTT = None if self.relative is None else self.relative(x_BTD.shape[1])
+        bias_BHTT = hide(visible_BTT, x_BTD.dtype, bias_1HTT)
+        for number, block in enumerate(self.blocks):
+            if self._is_recomputed(number):
+                block = partial(
+                    checkpoint,
+                    block,
+                    use_reentrant=False,
+                    preserve_rng_state=self.config.dropout > 0,
+                )
+            x_BTD = block(x_BTD, bias_BHTT, read_BSD, read_bias_B1TS)
+        return self.dropout(self.norm(x_BTD))
+
+    def _is_recomputed(self, number: int) -> bool:
+        every = self.config.activation_checkpoint_every
+        is_chosen = every > 0 and number % every == every - 1
+        return is_chosen and self.training and torch.is_grad_enabled()
+
+
+def hide(visible_BTS: Tensor, dtype: torch.dtype, bias_1HTS: Tensor | None = None) -> Tensor:
+    """What is added to the scores, [B, H or 1, T, S]: the bias, and the least number where a query
+    may not look. Unlike -inf it keeps the softmax finite of a query that sees nothing: padding.
+    """
+    if bias_1HTS is None:
+        bias_1HTS = torch.zeros(1, 1, 1, 1, dtype=dtype, device=visible_BTS.device)
+    return bias_1HTS.masked_fill(~visible_BTS[:, None], torch.finfo(dtype).min)
+
+
+class EncoderDecoder(CrossModel):
+    """T5's and BART's architecture, by the switches of its settings."""
+
+    def __init__(self, config: EncoderDecoderConfig, sizes: Sizes) -> None:
+        super().__init__(config, sizes)
+        std, width = config.init_std, config.width
+        self.embedding = Embedding(sizes.vocab_size, width, std=std or 1.0)
+        self.encoder = Stack(config, sizes, layers=config.layers, is_decoder=False)
+        layers = config.resolved_decoder_layers
+        self.decoder = Stack(config, sizes, layers=layers, is_decoder=True)
+        is_tied = config.tied_embeddings
+        self.logit_scale = width**-0.5 if is_tied and config.scaled_logits else 1.0
+        self.head = Head(
+            self.embedding.weight
+            if is_tied
+            else nn.Parameter(torch.empty(sizes.vocab_size, width)),
+            std=std or width**-0.5,
+        )
+
+    def lay_out(
+        self, begins_BS: Tensor, *, mask_documents: bool, lengths_B: Tensor | None = None
+    ) -> SourceLayout:
+        documents_BS, positions_BS = _number(begins_BS, mask_documents)
+        if lengths_B is not None:
+            columns_S = torch.arange(begins_BS.shape[1], device=begins_BS.device)
+            documents_BS = torch.where(columns_S < lengths_B[:, None], documents_BS, 0)
+        return SourceLayout(
+            documents=documents_BS, positions=positions_BS, mask_documents=mask_documents
+        )
+
+    def lay_out_target(
+        self, begins_BT: Tensor, source_ids_BS: Tensor, source_layout: SourceLayout
+    ) -> PairLayout:
+        documents_BT, positions_BT = _number(begins_BT, source_layout.mask_documents)
+        return PairLayout(
+            source_ids=source_ids_BS,
+            source=source_layout,
+            documents=documents_BT,
+            positions=positions_BT,
+        )
+
+    def forward(self, ids_BT: Tensor, layout: PairLayout) -> Tensor:
+        source, written_BT = layout.source, layout.documents
+        read_BSD = self.encoder(
+            self.embedding(layout.source_ids),
+            source.positions,
+            _same_document(source.documents, source.documents),
+        )
+        x_BTD = self.decoder(
+            self.embedding(ids_BT),
+            layout.positions,
+            _same_document(written_BT, written_BT).tril(),
+            read_BSD,
+            hide(_same_document(written_BT, source.documents), read_BSD.dtype),
+        )
+        return x_BTD * self.logit_scale
+
+    def blocks_to_compile(self) -> Iterable[nn.Module]:
+        return [*self.encoder.blocks, *self.decoder.blocks]
+
+
+def _number(begins_BT: Tensor, mask_documents: bool) -> tuple[Tensor, Tensor]:
+    """Of each token its document's number, from 1, and its position."""
+    columns_T = torch.arange(begins_BT.shape[1], device=begins_BT.device)
+    positions_BT = columns_T.expand(begins_BT.shape)
+    if not mask_documents:
+        return torch.ones_like(begins_BT, dtype=torch.int32), positions_BT
+    start_BT = torch.where(begins_BT, columns_T, 0).cummax(1).values
+    is_first_BT = begins_BT | (columns_T == 0)
+    return is_first_BT.cumsum(1, dtype=torch.int32), positions_BT - start_BT
+
+
+def _same_document(documents_BT: Tensor, documents_BS: Tensor) -> Tensor:
+    """bool [B, T, S]: may this query look at this key?"""
+    same_BTS = documents_BT[:, :, None] == documents_BS[:, None, :]
+    return same_BTS & (documents_BS > 0)[:, None, :]
+
+
+def account(settings: EncoderDecoderConfig, sizes: Sizes) -> Account:
+    """FLOPs are those of a window's two sequences, divided by the window's tokens."""
+    config, width, inner = settings, settings.width, settings.resolved_ffn_width
+    queries = config.heads * config.resolved_head_width
+    norm = 2 * width if config.norm == "layernorm" and config.bias else width
+    read_bias, write_bias = (queries + width, 2 * queries) if config.bias else (0, 0)
+    # Of an attention what is applied to its queries' sequence, and to its keys' one.
+    for_queries, for_keys = 2 * width * queries + read_bias, 2 * width * queries + write_bias
+    first = 2 * inner if config.activation in GATED else inner
+    feed_forward = width * first + inner * width + ((first + width) if config.bias else 0)
+    encoder = config.layers * (for_queries + for_keys + feed_forward + 2 * norm)
+    layers = config.resolved_decoder_layers
+    decoder = layers * (2 * for_queries + for_keys + feed_forward + 3 * norm)
+    cross_keys = layers * for_keys
+    is_relative, logits = config.positions == "relative", sizes.vocab_size * width
+    one_table = (
+        config.relative_buckets * config.heads if is_relative else sizes.max_positions * width
+    )
+    parameters = {
+        "embedding": logits,
+        "positions": 2 * one_table,
+        "encoder": encoder,
+        "decoder": decoder + cross_keys,
+        "norm": 2 * norm,  # at the end of each stack, or behind its embeddings
+        "head": 0 if config.tied_embeddings else logits,
+    }
+    read, written = sizes.pair_lengths or (sizes.sequence_length, sizes.sequence_length)
+    computing = read * (encoder + norm + cross_keys) + written * (decoder + norm + logits)
+    own = 12 * queries * layers * written * written
+    others = 12 * queries * (config.layers * read * read + layers * written * read)
+    return Account(
+        parameters=parameters,
+        flops=Flops(
+            dense=(6 * computing + own + others) / sizes.sequence_length,
+            causal=(6 * computing + own / 2 + others) / sizes.sequence_length,
+        ),
+    )
+
+
+ENCODER_DECODER = Family(build=EncoderDecoder, account=account)
