@@ -172,8 +172,11 @@ def test_any_text_comes_through_and_a_second_time_changes_nothing(text):
     ["a://b:x", "a://b:c@", "A", "x" * 63 + "=", 'a="', "?a=b&", "A_KEY=", "password=a", "--pass="]
     + ["a.", "--pass ", "--pass" + " " * 9, "-" + "a." * 63 + " ", "cookie:", "cookie: a"],
 )
-def test_a_megabyte_takes_seconds_at_most_whatever_it_holds(piece):
-    text = piece * (10**6 // len(piece))
-    began = time.process_time()
-    redact(text)
-    assert time.process_time() - began < 10, "what grows with the square takes minutes"
+def test_ten_times_the_text_takes_about_ten_times_as_long_whatever_it_holds(piece):
+    seconds = {}
+    for size in (10**3, 10**5, 10**6):  # the first is not counted: it warms up
+        began = time.process_time()
+        redact(piece * (size // len(piece)))
+        seconds[size] = time.process_time() - began
+    # What grows with the square takes 100 times as long, on any machine.
+    assert seconds[10**6] < 40 * seconds[10**5]

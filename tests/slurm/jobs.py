@@ -166,6 +166,17 @@ class Run:
         parents = {process.pid for process in found}
         return sorted((p for p in found if p.parent not in parents), key=lambda p: p.pid)
 
+    def wait_for_rank(self, node: str) -> Process:
+        """The first one on a node, once there is one."""
+        ranks: list[Process] = []
+
+        def has_come() -> bool:  # its command line is empty for a moment when it becomes another
+            ranks.extend(self.ranks(node))
+            return bool(ranks)
+
+        self._wait(has_come, START_SECONDS, f"a rank on {node}")
+        return ranks[0]
+
     def children(self, rank: Process, node: str) -> list[Process]:
         return [p for p in self.lab.cluster.processes(node) if p.parent == rank.pid]
 

@@ -56,7 +56,7 @@ def test_a_crashed_rank_restarts_the_run_as_often_as_the_profile_allows(lab: Lab
     for number, step in ((1, 12), (2, 22)):
         run.wait_for_start(number)
         run.wait_for_step(step)
-        run.ranks("n2")[0].send(signal.SIGKILL)
+        run.wait_for_rank("n2").send(signal.SIGKILL)
     assert run.wait_for_end("FAILED")["action"] == "stop"
     first, second = run.events("end")
     assert first["action"] == "requeue" and "restart 1 of at most 1" in first["reason"]
@@ -70,8 +70,7 @@ def test_a_run_that_crashes_before_its_first_step_again_and_again_is_stopped(lab
     run = lab.submit(nodes="1")
     for number in (1, 2):
         node = run.wait_for_start(number)["nodes"]
-        wait_until(lambda node=node: bool(run.ranks(node)), 60, "the rank")
-        run.ranks(node)[0].send(signal.SIGKILL)
+        run.wait_for_rank(node).send(signal.SIGKILL)
     assert run.wait_for_end("FAILED")["action"] == "stop"
     first, second = run.events("end")
     assert first["action"] == "requeue"
@@ -84,7 +83,7 @@ def test_a_rank_that_hangs_is_named_and_dumped_and_the_run_restarts(lab: Lab):
     overrides = {"stream.workers": 1, **{f"watch.{key}": value for key, value in watch.items()}}
     run = lab.submit(forked=False, overrides=overrides)
     run.wait_for_step(12)
-    rank = run.ranks("n2")[0]
+    rank = run.wait_for_rank("n2")
     workers = [process for process in run.children(rank, "n2") if "python" in process.name]
     assert workers
     for worker in workers:

@@ -54,32 +54,54 @@ def test_a_run_saves_before_the_time_limit_and_goes_on_in_the_next_attempt(lab: 
 def test_a_run_makes_room_for_a_job_of_a_higher_partition_and_comes_back(lab: Lab):
     run = lab.submit(overrides=ASKED_ONLY, partition="low")
     run.wait_for_step(4)
-    urgent = lab.cluster.submit("--partition=high", "-N4", "--exclusive", script="sleep 1")
-    lab.cluster.wait_for(urgent, "COMPLETED")
+    preempt(lab, run)
     run.hurry()
     assert run.wait_for_end()["action"] == "done"
     assert_saved_where_it_stood(run)
     run.assert_whole()
 
 
-def test_a_run_that_is_requeued_in_any_phase_loses_that_start_alone(lab: Lab):
+def requeue(lab: Lab, run: Run) -> None:
+    lab.cluster.run("scontrol", "requeue", run.job)
+
+
+def requeue_into_a_hold(lab: Lab, run: Run) -> None:
+    lab.cluster.run("scontrol", "requeuehold", run.job)
+    release(lab, run)
+
+
+def requeue_and_hold(lab: Lab, run: Run) -> None:
+    """Held while it waits in the queue."""
+    requeue(lab, run)
+    lab.cluster.wait_for(run.job, "PENDING")
+    lab.cluster.run("scontrol", "hold", run.job)
+    release(lab, run)
+
+
+def release(lab: Lab, run: Run) -> None:
+    assert lab.cluster.wait_for(run.job, "PENDING")["Priority"] == "0"
+    lab.cluster.run("scontrol", "release", run.job)
+
+
+def preempt(lab: Lab, run: Run) -> None:
+    urgent = lab.cluster.submit("--partition=high", "-N4", "--exclusive", script="sleep 1")
+    lab.cluster.wait_for(urgent, "COMPLETED")
+
+
+def test_a_run_that_is_requeued_held_or_preempted_in_any_phase_loses_that_start_alone(lab: Lab):
     """What a start has asked its ranks for may not meet the next one, which still loads torch."""
     run = lab.submit(forked=False, nodes="1", partition="bare", preflight={"enabled": True})
     node = run.wait_for_start(1)["nodes"]
-    phases: list[tuple[str, Callable[[], bool]]] = [
-        ("preflight", lambda: any(is_probe(p) for p in lab.cluster.processes(node))),
-        ("a rank that loads torch", lambda: bool(run.ranks(node))),
-        ("training", lambda: len(run.ledger()) >= 4),
-        ("training again", lambda: len(run.ledger()) >= 8),
+    phases: list[tuple[str, Callable[[], bool], Callable[[Lab, Run], None]]] = [
+        ("preflight", lambda: any(is_probe(p) for p in lab.cluster.processes(node)), requeue),
+        ("a rank that loads torch", lambda: bool(run.ranks(node)), requeue_into_a_hold),
+        ("training", lambda: len(run.ledger()) >= 4, requeue_and_hold),
+        ("training again", lambda: len(run.ledger()) >= 8, preempt),
     ]
-    for number, (phase, has_begun) in enumerate(phases, 1):
+    for number, (phase, has_begun, interrupt) in enumerate(phases, 1):
         run.wait_for_start(number)
         wait_until(has_begun, START_SECONDS, phase)
-        if phase == "training again":
-            urgent = lab.cluster.submit("--partition=high", "-N4", "--exclusive", script="sleep 1")
-            lab.cluster.wait_for(urgent, "COMPLETED")
-        else:
-            lab.cluster.run("scontrol", "requeue", run.job)
+        interrupt(lab, run)
     run.wait_for_start(len(phases) + 1)
     run.hurry()
     assert run.wait_for_end()["action"] == "done"

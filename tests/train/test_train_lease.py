@@ -123,9 +123,9 @@ class Copy:
             assert time.monotonic() < deadline, self.output
             time.sleep(pause)
 
-    def ends_with(self, seconds: float = 60) -> tuple[int, dict[str, str]]:
+    def ends_with(self) -> tuple[int, dict[str, str]]:
         """The launcher's exit code, and what the ranks have left for a batch script."""
-        code = self.process.wait(timeout=seconds)
+        code = self.process.wait(timeout=PATIENCE_SECONDS)
         return code, {path.name: path.read_text().strip() for path in self._exits.iterdir()}
 
     def signal_ranks(self, number: int) -> None:
@@ -149,7 +149,7 @@ def test_the_older_of_two_live_copies_ends_and_commits_nothing_after_the_take_ov
     newer = copies.start("7.1")
     newer.until(lambda: copies.holder() == "7.1")
     taken_at = time.time()
-    assert older.ends_with(seconds=20) == GOOD_STOP
+    assert older.ends_with() == GOOD_STOP
     assert "taken over by attempt 7.1" in older.output and "Traceback" not in older.output
     newer.until(lambda: copies.writers() == {"7.1"})
     assert "resumed from" in newer.output and "has not let go" not in newer.output
@@ -182,7 +182,7 @@ def test_a_copy_that_was_frozen_in_a_save_and_wakes_up_later_commits_nothing(cop
         saved = committed_steps(copies.run)[-1]
         newer = copies.start("7.1", num_ranks=1)
         newer.until(lambda: "7.1" in copies.writers())
-    assert older.ends_with(seconds=20) == GOOD_STOP
+    assert older.ends_with() == GOOD_STOP
     assert "taken over by attempt 7.1" in older.output and "Traceback" not in older.output
     assert f"at step {saved}" in newer.output
     newer.until(lambda: copies.writers() == {"7.1"})
