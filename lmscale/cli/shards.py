@@ -9,8 +9,7 @@ import typer
 
 from lmscale.cli.data_tasks import TaskOption, TasksOption, echo_progress, echo_summary
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
-from lmscale.config import load_config
-from lmscale.config.data import StreamConfig
+from lmscale.config import RunConfig, load_config
 from lmscale.errors import DataError
 from lmscale.files.printing import say
 
@@ -58,7 +57,7 @@ def build(
     if settings.stream.packing == "best_fit":
         datasets = (built for built in summary.built.values() if member is None or built.is_new)
         folders = [built.folder for built in datasets if built.manifest.tokens]
-        _count_windows(folders, settings.stream)
+        _count_windows(folders, settings)
     echo_summary(summary, member, "slices", _render, render_manifest, as_json=json_)
 
 
@@ -70,15 +69,15 @@ def status(
     echo_progress(load_config(config, set_ or ()), "shards", tasks, as_json=json_)
 
 
-def _count_windows(folders: list[Path], stream: StreamConfig) -> None:
+def _count_windows(folders: list[Path], settings: RunConfig) -> None:
     """Pack what was just built: the counts that this leaves beside it spare runs the packing."""
     from lmscale.files.progress import progress
     from lmscale.stream.dataset import open_dataset
 
-    stream = stream.model_copy(update={"verify_hashes": False})
+    stream = settings.stream.model_copy(update={"verify_hashes": False})
     with progress("packing", None, "shards") as advance:
         for folder in folders:
-            open_dataset(folder, stream, check_files=False, advance=advance)
+            open_dataset(folder, stream, shape=settings.window, check_files=False, advance=advance)
 
 
 @app.command()

@@ -82,7 +82,7 @@ def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fal
             }
             for name, dataset in stream.datasets.items()
         ]
-        length, packing = stream.config.sequence_length, stream.config.packing
+        shape, packing = stream.shape, stream.config.packing
     if json_:
         echo_json({"samples": samples, "sources": sources})
         return
@@ -94,8 +94,8 @@ def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fal
             f"{source['share']:>6.1%}  {source['epochs']:>8.2f}"
         )
     say(
-        f"{samples:,} samples of {length:,} + 1 tokens ({packing}) in {settings.train.steps:,} "
-        "steps; epochs as of the last step."
+        f"{samples:,} samples of {shape.stride:,} + {shape.overlap} tokens ({packing}) in "
+        f"{settings.train.steps:,} steps; epochs as of the last step."
     )
 
 
@@ -115,6 +115,7 @@ def open_config_stream(settings: RunConfig) -> Stream:
         return open_stream(
             settings.stream,
             seed=settings.run.seed,
+            shape=settings.window,
             tokenizer_fingerprint=fingerprint,
             advance=advance,
         )

@@ -122,7 +122,10 @@ class ShardCacheConfig(Section):
 
 
 class StreamConfig(Section):
-    """Shards → the global order of samples, each a window of ``sequence_length`` + 1 tokens."""
+    """Shards → the global order of samples, each a window of tokens.
+
+    Of ``sequence_length`` + 1 tokens where the objective predicts the next one.
+    """
 
     sources: dict[str, StreamSourceConfig] = Field(default_factory=dict)
     sequence_length: PositiveInt = Field(default=1024, le=MAX_POSITIONS)
@@ -141,6 +144,23 @@ class StreamConfig(Section):
     verify_hashes: bool = True
     """Hash each shard and look at all of it before its use, once a day per node."""
     cache: ShardCacheConfig = ShardCacheConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowShape:
+    """How windows lie in a run of tokens: window i begins at i · stride, and its last ``overlap``
+    tokens are the first ones of the next.
+    """
+
+    stride: int
+    overlap: int
+    """1 where the next token is predicted, as the last target of a window is the first input of the
+    next; 0 where every token of a window may be a target.
+    """
+
+    @property
+    def tokens(self) -> int:
+        return self.stride + self.overlap
 
 
 class BatchConfig(Section):

@@ -64,7 +64,9 @@ class ModelConfig(KindSection):
 
     family: str
     vocab_size: PositiveInt | None = Field(default=None, le=MAX_VOCABULARY)
-    """Rows of the embedding; default: the tokenizer's, rounded up to a multiple of 128."""
+    """Rows of the embedding; default: the tokenizer's and those that the objective adds,
+    rounded up to a multiple of 128.
+    """
     max_positions: PositiveInt | None = Field(default=None, le=MAX_POSITIONS)
     """Longest sequence the model can be asked for; default: stream.sequence_length."""
 

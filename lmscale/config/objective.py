@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
+from lmscale.config.data import WindowShape
 from lmscale.config.kinds import Ability, Kinds, KindSection
 
 
@@ -22,6 +23,17 @@ class ObjectiveConfig(KindSection):
     """Those that an evaluation reports beside loss, perplexity and bits per byte."""
 
     name: str
+
+    @property
+    def added_ids(self) -> tuple[str, ...]:
+        """Names of the ids that it needs beside the tokenizer's, such as a mask's. They are
+        numbered from ``tokenizer.vocab_size`` on, so that the same shards serve every objective.
+        """
+        return ()
+
+    def window(self, sequence_length: int) -> WindowShape:
+        """Which tokens of a shard become a sample, for a model of so many positions."""
+        return WindowShape(stride=sequence_length, overlap=1)
 
 
 class CausalConfig(ObjectiveConfig):

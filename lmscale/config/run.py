@@ -15,6 +15,7 @@ from lmscale.config.data import (
     ShardsConfig,
     StreamConfig,
     TokenizerConfig,
+    WindowShape,
 )
 from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, Sizes
 from lmscale.config.objective import OBJECTIVES, CausalConfig, ObjectiveConfig
@@ -86,11 +87,13 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def find_problems(self) -> Iterator[str]:
-        if self.vocab_size < self.tokenizer.vocab_size:
+        if self.vocab_size < self.num_ids:
+            added = ", ".join(self.added_ids)
+            plus = f" and the {len(self.added_ids)} ids that the objective adds ({added})"
             yield (
                 f"model.vocab_size = {self.vocab_size} is smaller than tokenizer.vocab_size = "
-                f"{self.tokenizer.vocab_size}; leave it out to get the next multiple of "
-                f"{VOCAB_MULTIPLE}"
+                f"{self.tokenizer.vocab_size}{plus if added else ''}; leave it out to get the next "
+                f"multiple of {VOCAB_MULTIPLE}"
             )
         if self.max_positions < self.stream.sequence_length:
             yield (
@@ -137,7 +140,23 @@ class RunConfig(Section):
         """Rows of the embedding."""
         if self.model.vocab_size is not None:
             return self.model.vocab_size
-        return -(-self.tokenizer.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        return -(-self.num_ids // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def added_ids(self) -> dict[str, int]:
+        """The objective's own ids by name, above the tokenizer's."""
+        first = self.tokenizer.vocab_size
+        return {name: first + place for place, name in enumerate(self.objective.added_ids)}
+
+    @property
+    def num_ids(self) -> int:
+        """Ids in use: the tokenizer's and the objective's."""
+        return self.tokenizer.vocab_size + len(self.objective.added_ids)
+
+    @property
+    def window(self) -> WindowShape:
+        """Of the stream and of the held-out sets."""
+        return self.objective.window(self.stream.sequence_length)
 
     @property
     def max_positions(self) -> int:

@@ -137,6 +137,7 @@ def open_evaluation_sets(
     return open_datasets(
         config.stream,
         {name: sets[name] for name in names},
+        shape=config.window,
         section="evaluation.sets",
         check=check_tokenizer,
         check_files=check_files,

@@ -75,7 +75,9 @@ class Decoder(Model):
             std=std,
         )
 
-    def lay_out(self, begins_BT: Tensor, *, mask_documents: bool) -> Layout:
+    def lay_out(
+        self, begins_BT: Tensor, *, mask_documents: bool, lengths_B: Tensor | None = None
+    ) -> Layout:
         config, sliding_windows = self.config, set(self.config.layer_windows)
         if not mask_documents:  # a row is one document
             begins_BT = torch.zeros_like(begins_BT)

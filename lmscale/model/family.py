@@ -22,23 +22,29 @@ from lmscale.model.initialize import Declared
 
 
 class Head(nn.Module):
-    """Owns the output matrix, [V, D], and hands it to whoever scores the hidden states.
+    """Owns the output matrix, [V, D], and hands it to whoever scores the hidden states; with it,
+    where it has one, the bias, [V].
 
     ZeRO-3 gathers a module's parameters around its forward and backward: a loss that uses the
     matrix has to run inside this forward, not beside it.
     """
 
-    def __init__(self, weight: nn.Parameter, *, std: float) -> None:
+    def __init__(
+        self, weight: nn.Parameter, *, std: float, bias: nn.Parameter | None = None
+    ) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.bias = weight, bias
         self.std = std
 
-    def forward(self, hidden: Tensor, score: Callable[[Tensor, Tensor], Any] = F.linear) -> Any:
-        """``score(hidden, weight)``; by default the logits."""
-        return score(hidden, self.weight)
+    def forward(self, hidden: Tensor, score: Callable[..., Any] = F.linear) -> Any:
+        """``score(hidden, weight)``, or ``score(hidden, weight, bias)``; by default the logits."""
+        if self.bias is None:
+            return score(hidden, self.weight)
+        return score(hidden, self.weight, self.bias)
 
     def declare(self) -> Mapping[str, Declared]:
-        return {"weight": Declared(kind="head", std=self.std)}
+        weight = Declared(kind="head", std=self.std)
+        return {"weight": weight, "bias": Declared(kind="bias")}
 
 
 class Model(nn.Module, ABC):
@@ -57,11 +63,14 @@ class Model(nn.Module, ABC):
         self.max_positions = sizes.max_positions
 
     @abstractmethod
-    def lay_out(self, begins_BT: Tensor, *, mask_documents: bool) -> Any:
+    def lay_out(
+        self, begins_BT: Tensor, *, mask_documents: bool, lengths_B: Tensor | None = None
+    ) -> Any:
         """What ``forward`` needs beside the ids, made once a micro-batch; the family's own value.
 
         ``begins_BT`` is bool, True where a document begins. With ``mask_documents`` no document
-        may depend on another of its row.
+        may depend on another of its row. Positions at or behind ``lengths_B`` are padding, which
+        nothing before them may depend on: a causal family has no use for it.
         """
 
     @abstractmethod

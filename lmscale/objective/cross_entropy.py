@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -18,21 +19,27 @@ class CrossEntropySums(NamedTuple):
     loss: Tensor  # what to backpropagate: nll + z
     nll: Tensor  # -log p(label), in nats
     z: Tensor  # z_loss · log²Z, where Z is the softmax's normaliser
+    hits: Tensor  # targets whose label has the largest logit; 0 unless they are counted
 
 
 def chunked_cross_entropy(
     hidden_ND: Tensor,
     weight_VD: Tensor,
-    labels_N: Tensor,
+    bias_V: Tensor | None = None,
     *,
+    labels_N: Tensor,
     chunk_tokens: int,
     z_loss: float = 0.0,
+    counts_hits: bool = False,
 ) -> CrossEntropySums:
     """Score hidden states against int64 labels; positions labelled ``IGNORED`` count nothing.
 
-    The products run in the inputs' dtype, the softmax and all sums in fp32.
+    ``bias_V``: added to the logits, for a head that has one. The products run in the inputs' dtype,
+    the softmax and all sums in fp32.
     """
-    sums = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, chunk_tokens, z_loss)
+    sums = _ChunkedCrossEntropy.apply(
+        hidden_ND, weight_VD, bias_V, labels_N, chunk_tokens, z_loss, counts_hits
+    )
     return CrossEntropySums(*sums)
 
 
@@ -51,49 +58,54 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any,
         hidden_ND: Tensor,
         weight_VD: Tensor,
+        bias_V: Tensor | None,
         labels_N: Tensor,
         chunk_tokens: int,
         z_loss: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        counts_hits: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         nll = hidden_ND.new_zeros((), dtype=torch.float32)
-        z = torch.zeros_like(nll)
+        z, hits = torch.zeros_like(nll), torch.zeros_like(nll)
         log_z_N = hidden_ND.new_empty(len(labels_N), dtype=torch.float32)
         logits_CV = None
         for first in range(0, len(labels_N), chunk_tokens):
             chunk = slice(first, first + chunk_tokens)
             logits_CV = None  # freed before the next chunk's are made
-            logits_CV = hidden_ND[chunk] @ weight_VD.T
+            logits_CV = F.linear(hidden_ND[chunk], weight_VD, bias_V)
             log_p_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
             log_z_C = log_z_N[chunk] = logits_CV[:, 0].float() - log_p_CV[:, 0]
             is_target_C = labels_N[chunk] != IGNORED
             safe_C1 = labels_N[chunk].clamp(min=0)[:, None]
             nll -= torch.where(is_target_C, log_p_CV.gather(1, safe_C1)[:, 0], 0.0).sum()
+            if counts_hits:
+                hits += (log_p_CV.argmax(-1) == labels_N[chunk]).sum()
             del log_p_CV
             if z_loss:
                 z += z_loss * torch.where(is_target_C, log_z_C.square(), 0.0).sum()
         # The parameter itself is saved, not a view: ZeRO-3 swaps its data between the two passes.
-        ctx.save_for_backward(hidden_ND, weight_VD, labels_N, log_z_N)
-        ctx.last_logits_CV = logits_CV if any(ctx.needs_input_grad[:2]) else None
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, log_z_N)
+        ctx.last_logits_CV = logits_CV if any(ctx.needs_input_grad[:3]) else None
         ctx.chunk_tokens, ctx.z_loss = chunk_tokens, z_loss
-        ctx.mark_non_differentiable(nll, z)
+        ctx.mark_non_differentiable(nll, z, hits)
         ctx.set_materialize_grads(False)
-        return nll + z, nll, z
+        return nll + z, nll, z, hits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_loss = grads[0]
         if grad_loss is None:
-            return None, None, None, None, None
-        hidden_ND, weight_VD, labels_N, log_z_N = ctx.saved_tensors
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+            return (None,) * len(ctx.needs_input_grad)
+        hidden_ND, weight_VD, bias_V, labels_N, log_z_N = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
+        grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if wants_bias else None
         logits_CV, ctx.last_logits_CV = ctx.last_logits_CV, None
         for first in reversed(range(0, len(labels_N), ctx.chunk_tokens)):
             chunk = slice(first, first + ctx.chunk_tokens)
             if logits_CV is None:
-                logits_CV = hidden_ND[chunk] @ weight_VD.T
+                logits_CV = F.linear(hidden_ND[chunk], weight_VD, bias_V)
             delta_CV = _grad_logits(
                 logits_CV, log_z_N[chunk], labels_N[chunk], ctx.z_loss, grad_loss
             )
@@ -102,8 +114,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 torch.mm(delta_CV, weight_VD, out=grad_hidden_ND[chunk])
             if grad_weight_VD is not None:
                 grad_weight_VD += delta_CV.T @ hidden_ND[chunk]
+            if grad_bias_V is not None:
+                grad_bias_V += delta_CV.sum(0, dtype=torch.float32)
         grad_weight = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
-        return grad_hidden_ND, grad_weight, None, None, None
+        grad_bias = None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
+        return grad_hidden_ND, grad_weight, grad_bias, None, None, None, None
 
 
 def _grad_logits(

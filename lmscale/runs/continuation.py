@@ -179,7 +179,9 @@ def model_identity(config: RunConfig) -> dict[str, Any]:
 
 def objective_identity(config: RunConfig) -> dict[str, Any]:
     """The objective's settings that must stay the same: a step's targets are recounted by them."""
-    return _identity_of_kind(config.objective)
+    settings = _identity_of_kind(config.objective)
+    # Which numbers they have follows from tokenizer.vocab_size, which is no setting of the model.
+    return settings | ({"added_ids": config.added_ids} if config.added_ids else {})
 
 
 def _identity_of_kind(section: KindSection) -> dict[str, Any]:

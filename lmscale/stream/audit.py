@@ -10,6 +10,7 @@ from pathlib import Path
 from lmscale.config.run import RunConfig
 from lmscale.errors import DataError
 from lmscale.runs.commits import Commit
+from lmscale.runs.continuation import STREAM_KEYS
 from lmscale.stream.batches import Preparation, add_digests
 from lmscale.stream.dataset import open_datasets
 from lmscale.stream.ledger import (
@@ -19,7 +20,7 @@ from lmscale.stream.ledger import (
     read_ledger,
     sum_rows,
 )
-from lmscale.stream.stream import Stream, StreamState, find_changed_data, geometry_of
+from lmscale.stream.stream import Stream, StreamState, find_changed_data
 
 ROWS_AT_ONCE = 256
 
@@ -101,10 +102,11 @@ def open_recorded(config: RunConfig, state: StreamState, recorded: Mapping[str, 
                 for name in unknown
             ]
         )
-    settings = {key: state.geometry.get(key) for key in geometry_of(config.stream)}
+    settings = {key: state.geometry.get(key) for key in STREAM_KEYS}
     section = config.stream.model_copy(update=settings | {"verify_hashes": True})
+    shape = config.model_copy(update={"stream": section}).window
     locations = {name: places[name] for name in sorted(used)}
-    datasets = open_datasets(section, locations, look=secrets.token_hex(8))
+    datasets = open_datasets(section, locations, shape=shape, look=secrets.token_hex(8))
     problems = find_changed_data(datasets, state.segments)
     if problems:
         raise DataError(problems)

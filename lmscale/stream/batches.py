@@ -25,16 +25,16 @@ MAX_POSITIONS = 2**31 - 1  # of int32
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Some samples as they are read, R windows of T + 1 tokens."""
+    """Some samples as they are read, R windows of W tokens."""
 
     numbers: np.ndarray
     """int64 [R]: each sample's global number; of a held-out set, the window's index."""
     tokens: np.ndarray
-    """uint16 or uint32 [R, T + 1]; the pad id from each row's length on"""
+    """uint16 or uint32 [R, W]; the pad id from each row's length on"""
     lengths: np.ndarray
     """int32 [R]: tokens that are not padding"""
     starts: np.ndarray
-    """int32 [N]: flat positions into R × (T + 1) where a document begins, each row's 0 too; int64
+    """int32 [N]: flat positions into R × W where a document begins, each row's 0 too; int64
     where there are more positions than int32 has, before they are split into micro-batches"""
     digests: np.ndarray
     """uint64 [R]: xxh64 of each sample"""
@@ -44,8 +44,8 @@ class Field(NamedTuple):
     """One array of every micro-batch, by name.
 
     A letter of ``shape`` stands for a number that the run settles: ``B`` rows of the micro-batch,
-    ``T`` the sequence length, ``W`` = T + 1 raw tokens. ``N``, only as the first letter of a ragged
-    field, is another one in every micro-batch, at most B × W.
+    ``T`` the sequence length, ``W`` the raw tokens of a window. ``N``, only as the first letter of
+    a ragged field, is another one in every micro-batch, at most B × the larger of W and T.
     """
 
     name: str
@@ -114,17 +114,23 @@ class Layout:
     """The fields of a preparation with the letters of their shapes filled in."""
 
     def __init__(
-        self, fields: Sequence[Field], *, rows: int, sequence_length: int, token_dtype: np.dtype
+        self,
+        fields: Sequence[Field],
+        *,
+        rows: int,
+        sequence_length: int,
+        row_tokens: int,
+        token_dtype: np.dtype,
     ) -> None:
-        if rows * (sequence_length + 1) > MAX_POSITIONS:
+        self._most = rows * max(row_tokens, sequence_length)
+        if self._most > MAX_POSITIONS:
             raise ConfigError(
                 f"batch.micro_windows: {rows:,} windows of stream.sequence_length = "
                 f"{sequence_length:,} are more positions than a forward pass can count "
                 f"({MAX_POSITIONS:,}). Lower it."
             )
         self.rows = rows
-        self._letters = {"B": rows, "T": sequence_length, "W": sequence_length + 1}
-        self._most = rows * (sequence_length + 1)
+        self._letters = {"B": rows, "T": sequence_length, "W": row_tokens}
         self._fields = {
             name: (token_dtype if dtype == TOKENS else np.dtype(dtype), shape)
             for name, dtype, shape in fields
@@ -196,7 +202,7 @@ def split_rows(rows: Rows, micro_windows: int) -> Iterator[Rows]:
 def digest_rows(numbers: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """xxh64 of each row's sample, uint64 [R].
 
-    Of the bytes: the sample's global number as 8 little-endian bytes, then the T + 1 tokens,
+    Of the bytes: the sample's global number as 8 little-endian bytes, then its window's tokens,
     padding included, as little-endian uint16 or uint32.
     """
     digests = np.empty(len(tokens), dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""One dataset, local or remote, as windows of T + 1 tokens in stored order.
+"""One dataset, local or remote, as windows of tokens in stored order.
 
 What best fit has found is kept on disk, each with its hash: window counts of the dataset, and the
 plan of each shard.
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lmscale.config.data import ShardCacheConfig, StreamConfig
+from lmscale.config.data import ShardCacheConfig, StreamConfig, WindowShape
 from lmscale.errors import DataError, LmscaleError, TransientError
 from lmscale.files import fault_points
 from lmscale.files.arrays import map_columns, to_npy
@@ -50,13 +50,20 @@ class Dataset:
     """
 
     def __init__(
-        self, location: str, manifest: Manifest, config: StreamConfig, cache: NodeCache
+        self,
+        location: str,
+        manifest: Manifest,
+        config: StreamConfig,
+        cache: NodeCache,
+        *,
+        shape: WindowShape,
     ) -> None:
         self.location = location
         self.manifest = manifest
         self.config = config
+        self.shape = shape
         self.counts = np.array(
-            [count_concat(entry.tokens, config.sequence_length) for entry in manifest.shards],
+            [count_concat(entry.tokens, shape) for entry in manifest.shards],
             dtype=np.int64,
         )
         """Windows per shard, int64 [shards]."""
@@ -70,6 +77,12 @@ class Dataset:
     @property
     def num_windows(self) -> int:
         return int(self.counts.sum())
+
+    @property
+    def _shape_key(self) -> str:
+        """Of what is kept by shape; for next-token windows as before there were others."""
+        stride, overlap = self.shape.stride, self.shape.overlap
+        return f"{stride}" if overlap == 1 else f"{stride}-{overlap}"
 
     @property
     def dtype(self) -> np.dtype:
@@ -90,7 +103,7 @@ class Dataset:
                 (row, self.shard(int(shard)), int(window))
                 for row, (shard, window) in enumerate(zip(shards, within, strict=True))
             ),
-            row_tokens=self.config.sequence_length + 1,
+            row_tokens=self.shape.tokens,
             dtype=self.dtype,
             pad_id=self.manifest.pad_id,
         )
@@ -126,13 +139,15 @@ class Dataset:
     def load_counts(self, advance: Callable[[float], None]) -> np.ndarray:
         """Windows per shard by best fit, int64 [shards].
 
-        From ``windows-best_fit-T.json`` beside the manifest or in the cache. If neither is there
+        From ``windows-best_fit-….json`` beside the manifest or in the cache. If neither is there
         and sound, every shard is packed, and the result is left in both places. An opened shard has
         to have its count. Raises ``DataError`` where the file may be there but cannot be read.
         """
-        length, fingerprint = self.config.sequence_length, self.manifest.fingerprint
-        name = f"windows-best_fit-{length}.json"
-        head = {"version": VERSION, "manifest": fingerprint, "sequence_length": length}
+        fingerprint, shape = self.manifest.fingerprint, self._shape_key
+        name = f"windows-best_fit-{shape}.json"
+        head = {"version": VERSION, "manifest": fingerprint, "sequence_length": self.shape.stride}
+        if self.shape.overlap != 1:
+            head["overlap"] = self.shape.overlap
 
         def count_all() -> list[int]:
             counted = []
@@ -148,7 +163,7 @@ class Dataset:
             if counts is not None:
                 return counts
         with self._cache.make(
-            f"best_fit counts\0{VERSION}\0{fingerprint}\0{length}",
+            f"best_fit counts\0{VERSION}\0{fingerprint}\0{shape}",
             name=name,
             size=32 * len(self.manifest.shards) + 512,
             write=lambda path: _write(path, seal(head | {"counts": count_all()})),
@@ -208,7 +223,7 @@ class Dataset:
 
     def _open_shard(self, number: int) -> tuple[ShardWindows, ExitStack]:
         """The shard, and the cached files that it is read from."""
-        entry, length = self.manifest.shards[number], self.config.sequence_length
+        entry = self.manifest.shards[number]
         with ExitStack() as files:
             with reading(entry.name, RESTORE, missing=MISSING):
                 fault_points.hit("read.shard")
@@ -216,7 +231,7 @@ class Dataset:
             pieces = None
             if self.config.packing == "best_fit":
                 pieces = self._load_pieces(entry, mapped, files)
-            return ShardWindows(mapped, entry.blocks, length, pieces), files.pop_all()
+            return ShardWindows(mapped, entry.blocks, self.shape, pieces), files.pop_all()
 
     def _bring(self, entry: ShardEntry, files: ExitStack) -> Path:
         """Where the shard lies on this node, once all of it has been looked at."""
@@ -244,10 +259,9 @@ class Dataset:
 
         Packing takes about 0.2 s per 100,000 documents.
         """
-        length = self.config.sequence_length
 
         def pack() -> np.ndarray:
-            return plan_best_fit(document_lengths(shard, entry.blocks), length)
+            return plan_best_fit(document_lengths(shard, entry.blocks), self.shape)
 
         def write(path: Path) -> None:
             content = to_npy(pack())
@@ -260,9 +274,9 @@ class Dataset:
 
         if self._cache.look:
             return pack()
-        key = f"best_fit plan\0{VERSION}\0{entry.sha256}\0{length}"
+        key = f"best_fit plan\0{VERSION}\0{entry.sha256}\0{self._shape_key}"
         # A piece is a document, or a full window that was cut from one.
-        most_pieces = entry.documents + entry.tokens // length
+        most_pieces = entry.documents + entry.tokens // self.shape.stride
         size = 24 * most_pieces + 128 + DIGEST_BYTES
         file = self._cache.make(key, name="pieces.npy", size=size, write=write, is_sound=is_sound)
         path = files.enter_context(file).path
@@ -284,6 +298,7 @@ def open_datasets(
     config: StreamConfig,
     locations: Mapping[str, str],
     *,
+    shape: WindowShape | None = None,
     section: str = "stream.sources",
     check: Callable[[Dataset], None] = lambda dataset: None,
     check_files: bool = True,
@@ -299,7 +314,12 @@ def open_datasets(
     for name, location in locations.items():
         try:
             datasets[name] = open_dataset(
-                location, config, check_files=check_files, look=look, advance=advance
+                location,
+                config,
+                shape=shape,
+                check_files=check_files,
+                look=look,
+                advance=advance,
             )
             check(datasets[name])
         except LmscaleError as error:
@@ -320,11 +340,13 @@ def open_dataset(
     location: str | Path,
     config: StreamConfig,
     *,
+    shape: WindowShape | None = None,
     check_files: bool = True,
     look: str = "",
     advance: Callable[[float], None] = lambda shards: None,
 ) -> Dataset:
-    """The dataset in a folder or at a URL.
+    """The dataset in a folder or at a URL, in windows of ``shape``; by default in those of
+    next-token prediction.
 
     ``check_files``: look whether all local shards are there and whole; of the ranks of a run, one
     has to. ``look``: as ``NodeCache`` has it, for an audit. ``advance`` is called with 1 for each
@@ -339,7 +361,8 @@ def open_dataset(
         look=look,
     )
     manifest = load_manifest(location, retries=settings.retries)
-    dataset = Dataset(location, manifest, config, cache)
+    shape = shape or WindowShape(stride=config.sequence_length, overlap=1)
+    dataset = Dataset(location, manifest, config, cache, shape=shape)
     problems = dataset.find_wrong_shards() if check_files else []
     if problems:
         raise DataError(problems)

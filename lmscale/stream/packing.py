@@ -1,39 +1,42 @@
-"""How a shard's documents become windows of T + 1 tokens: pure arithmetic on document lengths.
+"""How a shard's documents become windows: pure arithmetic on document lengths.
 
-Neighbouring windows share one token: the last target of one is the first input of the next.
+By ``WindowShape``: where the next token is predicted, neighbouring windows share one token, the
+last target of one being the first input of the next; else none, and every token lies in one window.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-
-def count_concat(tokens: int, sequence_length: int) -> int:
-    """Windows of a shard cut by ``concat``: window i is [iT, iT + T + 1), the last one padded."""
-    return max(0, -(-(tokens - 1) // sequence_length))
+from lmscale.config.data import WindowShape
 
 
-def plan_best_fit(lengths: np.ndarray, sequence_length: int) -> np.ndarray:
+def count_concat(tokens: int, shape: WindowShape) -> int:
+    """Windows of a shard cut by ``concat``, the last one padded."""
+    return max(0, -(-(tokens - shape.overlap) // shape.stride))
+
+
+def plan_best_fit(lengths: np.ndarray, shape: WindowShape) -> np.ndarray:
     """Pack documents of ``lengths`` tokens whole where they fit; int64 [3, pieces].
 
     Rows: the piece's first token within the shard, its tokens, its window. Windows ascend, and
-    so do the pieces within a window. A document longer than T + 1 is first cut into full
-    windows with stride T, so that each of its targets exists exactly once; the rest is a piece like
-    a short document. The pieces go best-fit-decreasing into windows of T + 1.
+    so do the pieces within a window. A document longer than a window is first cut into full
+    windows by their stride, so that each of its targets exists exactly once; the rest is a piece
+    like a short document. The pieces go best-fit-decreasing into windows.
     """
-    capacity = sequence_length + 1
+    capacity, stride, overlap = shape.tokens, shape.stride, shape.overlap
     lengths = np.asarray(lengths, dtype=np.int64)
     lengths_start = np.cumsum(lengths) - lengths
     is_long = lengths > capacity
-    full = np.where(is_long, (lengths - 1) // sequence_length, 0)
+    full = np.where(is_long, (lengths - overlap) // stride, 0)
     num_full = int(full.sum())
     ordinal = np.arange(num_full) - np.repeat(np.cumsum(full) - full, full)
-    full_starts = np.repeat(lengths_start, full) + ordinal * sequence_length
+    full_starts = np.repeat(lengths_start, full) + ordinal * stride
 
-    # A rest of one token holds no target: that token was the last full window's last target.
-    rest = lengths - full * sequence_length
-    is_piece = (rest > 0) & ~(is_long & (rest == 1))
-    starts, sizes = (lengths_start + full * sequence_length)[is_piece], rest[is_piece]
+    # A rest of no more than the overlap holds no target: those tokens were the last full window's.
+    rest = lengths - full * stride
+    is_piece = (rest > 0) & ~(is_long & (rest <= overlap))
+    starts, sizes = (lengths_start + full * stride)[is_piece], rest[is_piece]
     order = np.argsort(-sizes, kind="stable")
     starts, sizes = starts[order], sizes[order]
     bins = _best_fit(sizes.tolist(), capacity)

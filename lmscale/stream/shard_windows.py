@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from lmscale.config.data import WindowShape
 from lmscale.shards.reader import MappedShard
 from lmscale.stream.batches import MAX_POSITIONS, Rows, digest_rows
 from lmscale.stream.packing import count_concat
@@ -22,19 +23,19 @@ class ShardWindows:
     """
 
     def __init__(
-        self, shard: MappedShard, num_blocks: int, sequence_length: int, pieces: np.ndarray | None
+        self, shard: MappedShard, num_blocks: int, shape: WindowShape, pieces: np.ndarray | None
     ) -> None:
         self._blocks = [shard.tokens(block) for block in range(num_blocks)]
         self._block_starts = [0, *np.cumsum([len(block) for block in self._blocks]).tolist()]
         if pieces is None:  # of every window one
             num_tokens = self._block_starts[-1]
-            begins = np.arange(count_concat(num_tokens, sequence_length)) * sequence_length
-            sizes = np.minimum(sequence_length + 1, num_tokens - begins)
+            begins = np.arange(count_concat(num_tokens, shape)) * shape.stride
+            sizes = np.minimum(shape.tokens, num_tokens - begins)
             bounds = np.arange(len(begins) + 1)
             lengths = document_lengths(shard, num_blocks)
             self._starts = np.cumsum(lengths) - lengths
             first = np.searchsorted(self._starts, begins, side="right")
-            last = np.searchsorted(self._starts, begins + sequence_length + 1, side="left")
+            last = np.searchsorted(self._starts, begins + shape.tokens, side="left")
             origins = begins
         else:
             begins, sizes, windows = pieces
@@ -59,7 +60,7 @@ class ShardWindows:
         return self._starts[self._first[window] : self._last[window]], self._origins[window]
 
     def copy(self, window: int, row: np.ndarray) -> int:
-        """Write the window's tokens into ``row`` [T + 1] and return how many there are.
+        """Write the window's tokens into ``row`` [W] and return how many there are.
 
         The rest of the row is left as it is.
         """

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, TypeAdapter
 
-from lmscale.config.data import StreamConfig
+from lmscale.config.data import StreamConfig, WindowShape
 from lmscale.errors import CheckpointError, ConfigError, DataError, RefusedError
 from lmscale.files.strangers import EXACT, Count, ImplausibleError, Tree, checked
 from lmscale.runs.continuation import STREAM_KEYS
@@ -72,8 +72,10 @@ class StreamState:
 _STATE = TypeAdapter(StreamState)
 
 
-def geometry_of(config: StreamConfig) -> dict[str, Any]:
-    return {key: getattr(config, key) for key in STREAM_KEYS}
+def geometry_of(config: StreamConfig, shape: WindowShape) -> dict[str, Any]:
+    """What the order rests on beside the seed and the segments."""
+    settings = {key: getattr(config, key) for key in STREAM_KEYS}
+    return settings | {"stride": shape.stride, "overlap": shape.overlap}
 
 
 class Stream:
@@ -100,6 +102,7 @@ class Stream:
         for dataset in self.datasets.values():
             dataset.keep_open = config.window_shards + 1
         first = next(iter(self.datasets.values()))
+        self.shape = first.shape
         self.dtype = first.dtype
         self.pad_id = first.manifest.pad_id
         self._fetcher: ThreadPoolExecutor | None = None
@@ -119,7 +122,7 @@ class Stream:
 
     def state_at(self, n: int) -> StreamState:
         """The state to save once the first ``n`` samples are used; jumps to come are in it."""
-        geometry = geometry_of(self.config)
+        geometry = geometry_of(self.config, self.shape)
         return StreamState(seed=self.seed, n=n, geometry=geometry, segments=self.segments)
 
     def epochs_at(self, n: int) -> dict[str, float]:
@@ -132,7 +135,7 @@ class Stream:
         return read_rows(
             np.arange(first_n, first_n + count),
             self._find_windows(first_n, count),
-            row_tokens=self.config.sequence_length + 1,
+            row_tokens=self.shape.tokens,
             dtype=self.dtype,
             pad_id=self.pad_id,
         )
@@ -188,6 +191,7 @@ def open_stream(
     config: StreamConfig,
     *,
     seed: int,
+    shape: WindowShape | None = None,
     state: StreamState | None = None,
     jumps: Sequence[Jump] = (),
     tokenizer_fingerprint: str | None = None,
@@ -196,24 +200,28 @@ def open_stream(
 ) -> Stream:
     """The stream of a run that begins (``state`` None) or goes on at ``state.n``.
 
-    ``jumps`` are windows to leave out that the state does not know yet; one without segments is
-    numbered as the samples are once those before it are left out. Where the mixture differs from
-    the one at the end of the segments, a segment begins at ``state.n``. Raises
-    ``ConfigError`` for settings a run cannot change and ``DataError`` for damaged, changed or
-    foreign data: all sources' problems at once. ``check_files``: look whether all local shards are
-    there and whole; of the ranks of a run, one has to. ``advance`` is called with 1 per shard that
-    has to be packed first (best_fit, once per dataset).
+    ``shape``: of its windows; by default those of next-token prediction. ``jumps`` are windows to
+    leave out that the state does not know yet; one without segments is numbered as the samples are
+    once those before it are left out. Where the mixture differs from the one at the end of the
+    segments, a segment begins at ``state.n``. Raises ``ConfigError`` for settings a run cannot
+    change and ``DataError`` for damaged, changed or foreign data: all sources' problems at once.
+    ``check_files``: look whether all local shards are there and whole; of the ranks of a run, one
+    has to. ``advance`` is called with 1 per shard that has to be packed first (best_fit, once per
+    dataset).
     """
     if not config.sources:
         raise ConfigError(
             "stream.sources is empty: name at least one folder of shards to train on."
         )
+    shape = shape or WindowShape(stride=config.sequence_length, overlap=1)
     if state is not None:
-        check_unchanged(state, config, seed=seed)
+        check_unchanged(state, config, shape, seed=seed)
     weights = {name: source.weight for name, source in config.sources.items()}
     quotas = plan_quotas(weights, config.mixture_block)
     locations = {name: config.sources[name].shards for name in quotas}
-    datasets = open_datasets(config, locations, check_files=check_files, advance=advance)
+    datasets = open_datasets(
+        config, locations, shape=shape, check_files=check_files, advance=advance
+    )
     recorded = state.segments if state else ()
     undone = (segment for jump in jumps for segment in jump.segments)
     problems = _find_foreign(datasets, tokenizer_fingerprint)
@@ -232,10 +240,18 @@ def open_stream(
     return Stream(config, seed=seed, datasets=datasets, segments=mixture(segments))
 
 
-def check_unchanged(state: StreamState, config: StreamConfig, *, seed: int) -> None:
+def check_unchanged(
+    state: StreamState, config: StreamConfig, shape: WindowShape, *, seed: int
+) -> None:
     """Raise ``ConfigError`` with every setting that a run cannot change once it has begun."""
-    before = {f"stream.{key}": value for key, value in state.geometry.items()}
-    now = {f"stream.{key}": value for key, value in geometry_of(config).items()}
+    length = state.geometry.get("sequence_length")
+    # A state that says no shape is of a run that predicts the next token: there was nothing else.
+    geometry = {"stride": length, "overlap": 1, **state.geometry}
+    names = {key: f"stream.{key}" for key in STREAM_KEYS}
+    if config.sequence_length == length:  # else they differ for that reason
+        names |= {key: f"the {key} of the objective's windows" for key in ("stride", "overlap")}
+    before = {name: geometry.get(key) for key, name in names.items()}
+    now = {name: geometry_of(config, shape)[key] for key, name in names.items()}
     before["run.seed"], now["run.seed"] = state.seed, seed
     problems = [
         f"{key} = {now[key]!r}, but the run began with {before.get(key)!r}; samples already used "

@@ -42,6 +42,7 @@ class LoaderJob:
             self.preparation.fields,
             rows=self.plan.micro_windows,
             sequence_length=self.stream.config.sequence_length,
+            row_tokens=self.stream.shape.tokens,
             token_dtype=self.stream.dtype,
         )
 

@@ -251,6 +251,7 @@ def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitS
         stream = open_stream(
             config.stream,
             seed=config.run.seed,
+            shape=config.window,
             state=start.stream,
             jumps=pending_jumps(setting.history.rewinds, rewinds_in_history=start.rewinds),
             tokenizer_fingerprint=setting.tokenizer.fingerprint,
@@ -329,6 +330,12 @@ def describe_start(run: Run) -> str:
 
 def _load_tokenizer(config: RunConfig) -> Tokenizer:
     tokenizer = load_tokenizer(config.tokenizer.folder)
+    if config.added_ids and tokenizer.vocab_size > config.tokenizer.vocab_size:
+        raise DataError(
+            f"{config.tokenizer.folder} holds a tokenizer of {tokenizer.vocab_size} pieces, and "
+            f"from {config.tokenizer.vocab_size} on the objective numbers ids of its own "
+            f"({', '.join(config.added_ids)}). Set tokenizer.vocab_size to {tokenizer.vocab_size}."
+        )
     if tokenizer.vocab_size > config.vocab_size:
         raise DataError(
             f"{config.tokenizer.folder} holds a tokenizer of {tokenizer.vocab_size} pieces, but "

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from theirs import import_transformers
 from torch import Tensor
 
 from lmscale.config.model import DecoderConfig, Sizes
@@ -15,7 +16,7 @@ from lmscale.config.objective import CausalConfig
 from lmscale.model.family import build_model
 from lmscale.objective.causal_scoring import build_causal_scoring
 
-transformers = pytest.importorskip("transformers")
+transformers = import_transformers()
 LAYERS, VOCAB, LENGTH = 3, 101, 40
 SIZES = Sizes(vocab_size=VOCAB, max_positions=64, sequence_length=LENGTH)
 

@@ -21,7 +21,9 @@ class Sums(Model):
         self.mix = Linear(settings.width, settings.width, bias=True, std=STD)
         self.head = Head(nn.Parameter(torch.empty(sizes.vocab_size, settings.width)), std=STD)
 
-    def lay_out(self, begins_BT: Tensor, *, mask_documents: bool) -> Tensor:
+    def lay_out(
+        self, begins_BT: Tensor, *, mask_documents: bool, lengths_B: Tensor | None = None
+    ) -> Tensor:
         """Mean of the positions that each one sees, f32 [B, T, T]."""
         documents_BT = begins_BT.cumsum(1) if mask_documents else torch.zeros_like(begins_BT)
         sees_BTT = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril().float()

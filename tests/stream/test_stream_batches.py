@@ -147,6 +147,6 @@ def test_starts_are_counted_in_int64_where_there_are_too_many_positions(stream_c
 
 def test_a_forward_pass_of_more_positions_than_can_be_counted_is_refused():
     kept = {"rows": 2**20, "token_dtype": np.dtype("uint16")}
-    Layout((), sequence_length=2**11 - 2, **kept)
+    Layout((), sequence_length=2**11 - 2, row_tokens=2**11 - 1, **kept)
     with pytest.raises(ConfigError, match="batch.micro_windows: 1,048,576 windows"):
-        Layout((), sequence_length=2**11 - 1, **kept)
+        Layout((), sequence_length=2**11 - 1, row_tokens=2**11, **kept)

@@ -1,11 +1,13 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lmscale.config.data import WindowShape
 from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.objective.causal import CausalPreparation
 from lmscale.stream.stream import StreamState, open_stream
@@ -131,6 +133,31 @@ def test_everything_a_run_cannot_change_is_reported_at_once(stream_config):
         assert f"stream.{setting} = " in text
     assert "run.seed = 2, but the run began with 1" in text
     assert len(caught.value.problems) == 6
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_windows_without_an_overlap_hold_every_token_once(stream_config, packing):
+    config = stream_config(a=1, packing=packing)
+    with open_stream(config, seed=1, shape=WindowShape(stride=32, overlap=0)) as stream:
+        rows = stream.read_rows(0, stream.orders["a"].total)
+    assert rows.tokens.shape[1] == 32
+    manifest = stream.datasets["a"].manifest
+    assert rows.lengths.sum() == sum(entry.tokens for entry in manifest.shards)
+
+
+def test_a_state_of_before_there_were_shapes_is_of_next_token_windows(stream_config):
+    config = stream_config(a=1)
+    with open_stream(config, seed=1) as stream:
+        state = stream.state_at(5)
+    assert (state.geometry["stride"], state.geometry["overlap"]) == (32, 1)
+    older = replace(
+        state, geometry={k: v for k, v in state.geometry.items() if k not in ("stride", "overlap")}
+    )
+    with open_stream(config, seed=1, state=older) as resumed:
+        assert resumed.shape.tokens == 33
+    shape = WindowShape(stride=32, overlap=0)
+    with pytest.raises(ConfigError, match="the overlap of the objective's windows = 0, but the"):
+        open_stream(config, seed=1, state=older, shape=shape)
 
 
 def test_data_that_changed_under_its_name_is_refused(
