@@ -107,7 +107,7 @@ class DecoderConfig(ModelConfig):
 
     offers = frozenset({Ability.CAUSAL})
     implementation = "lmscale.model.decoder:DECODER"
-    free = frozenset({"activation_checkpoint_every", "attention", "dropout"})
+    free = frozenset({"activation_checkpoint_every", "attention", "dropout", "segments"})
     later = frozenset({"rope_scaling", "qkv_bias", "sliding_windows", "attention_softcap"})
 
     family: Literal["decoder"] = "decoder"
@@ -139,6 +139,10 @@ class DecoderConfig(ModelConfig):
     """How many tokens a token sees, itself included, in each layer; fewer numbers than layers are
     repeated, and 0 sees all. [4096] is Mistral's and Starcoder 2's, [4096, 0] Gemma 2's local and
     global layers in turn. [M + 1] is Transformer-XL's memory of M tokens.
+    """
+    segments: PositiveInt = Field(default=1, le=10_000)
+    """Equal parts of a window, in training, into which no gradient flows from a later one, as in
+    Transformer-XL; what the model computes stays the same.
     """
     attention_softcap: float = Field(default=0.0, ge=0)
     """Attention scores become softcap · tanh(score / softcap), as in Gemma 2; 0: they stay. Without
@@ -279,9 +283,37 @@ class EncoderDecoderConfig(ModelConfig):
         return -(-8 * self.width // 3 // 256) * 256 if self.activation in GATED else 4 * self.width
 
 
+class RecurrentConfig(ModelConfig):
+    """A recurrent language model; a document begins with a state of zeros."""
+
+    offers = frozenset({Ability.CAUSAL})
+    implementation = "lmscale.model.recurrent:RECURRENT"
+    free = frozenset({"dropout"})
+
+    family: Literal["recurrent"] = "recurrent"
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"
+    """``rnn`` is Elman's, with tanh."""
+    layers: PositiveInt = Field(default=2, le=10_000)
+    width: PositiveInt = Field(default=650, le=MAX_WIDTH)
+    """Of the embedding and of every layer."""
+    tied_embeddings: bool = False
+    dropout: float = Field(default=0.0, ge=0, le=0.99)
+    """Between layers, behind the embedding and before the head."""
+    init_std: float | None = Field(default=None, gt=0, le=100)
+    """Standard deviation of weights; default: 1 / sqrt(3 × width), that of torch's own cells."""
+
+    @property
+    def resolved_init_std(self) -> float:
+        return self.init_std or 1 / math.sqrt(3 * self.width)
+
+
 FAMILIES = Kinds(
     ModelConfig,
     key="family",
     group="lmscale.families",
-    own={"decoder": DecoderConfig, "encoder_decoder": EncoderDecoderConfig},
+    own={
+        "decoder": DecoderConfig,
+        "encoder_decoder": EncoderDecoderConfig,
+        "recurrent": RecurrentConfig,
+    },
 )

@@ -8,6 +8,6 @@
 
 ``family.py`` is the contract that every family fulfils, and the first file to read; ``decoder.py``
 is the family of GPT, Llama and Qwen, ``encoder_decoder.py`` that of T5 and BART, made of the parts
-beside them. Every module declares the kinds and the initial values of its parameters
-(``initialize.py``).
+beside them, ``recurrent.py`` that of LSTMs. Every module declares the kinds and the initial values
+of its parameters (``initialize.py``).
 """

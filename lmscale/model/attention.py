@@ -61,19 +61,22 @@ class Attention(nn.Module):
         rotation: Tensor | None,
         mask: Tensor | BlockMask | None,
         cache: KeyValueCache | None = None,
+        num_remembered: int = 0,
     ) -> Tensor:
+        """The first ``num_remembered`` tokens are looked at and do not look: they get no output."""
         batch, length, _ = x_BTD.shape
         heads_BTXV = self.qkv(x_BTD).view(batch, length, -1, self.head_width)
         q_BTHV, k_BTKV, v_BTKV = heads_BTXV.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         q_BTHV, k_BTKV = self.query_norm(q_BTHV), self.key_norm(k_BTKV)
         if rotation is not None:
             q_BTHV, k_BTKV = rotate(q_BTHV, rotation), rotate(k_BTKV, rotation)
+        q_BTHV = q_BTHV[:, num_remembered:]
         q_BHTV, k_BKTV, v_BKTV = (x.transpose(1, 2) for x in (q_BTHV, k_BTKV, v_BTKV))
         if cache is not None:
             k_BKTV, v_BKTV = cache.extend(k_BKTV, v_BKTV)
         dropout = self.dropout if self.training else 0.0
         y_BHTV = attend(q_BHTV, k_BKTV, v_BKTV, mask, dropout=dropout, softcap=self.softcap)
-        return self.out(y_BHTV.transpose(1, 2).reshape(batch, length, -1))
+        return self.out(y_BHTV.transpose(1, 2).flatten(2))
 
 
 def attend(

@@ -1,9 +1,10 @@
-# Shape letters: B batch, T time, D model width.
+# Shape letters: B batch, T time, M remembered time, S both, D model width.
 """The decoder Transformer: embeddings, blocks, final norm, and a head that others score with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +47,14 @@ class Block(nn.Module):
         rotation: Tensor | None,
         mask: Tensor | BlockMask | None,
         cache: KeyValueCache | None = None,
+        memory_BMD: Tensor | None = None,
     ) -> Tensor:
-        attended_BTD = self.attention(self.attention_norm(x_BTD), rotation, mask, cache)
+        """``memory_BMD``: this block's inputs of the tokens before, which the new ones look at."""
+        seen_BSD = x_BTD if memory_BMD is None else torch.cat([memory_BMD, x_BTD], dim=1)
+        num_remembered = seen_BSD.shape[1] - x_BTD.shape[1]
+        attended_BTD = self.attention(
+            self.attention_norm(seen_BSD), rotation, mask, cache, num_remembered
+        )
         x_BTD = x_BTD + self.dropout(attended_BTD)
         return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
 
@@ -85,10 +92,10 @@ class Decoder(Model):
         is_capped = config.attention_softcap > 0  # which CUDA's causal kernels cannot
         backend = attention_backend(
             device_type=begins_BT.device.type,
-            masked=mask_documents or any(sliding_windows) or is_capped,
+            masked=mask_documents or any(sliding_windows) or is_capped or self._is_cut,
             dropout=config.dropout if self.training else 0.0,
             head_width=config.resolved_head_width,
-            choice=config.attention,
+            choice="sdpa" if self._is_cut else config.attention,
         )
         return build_layout(begins_BT, backend, sliding_windows)
 
@@ -107,21 +114,51 @@ class Decoder(Model):
                 scaling=self.config.rope_scaling,
             )
         x_BTD = self.dropout(x_BTD)
+        if self._is_cut:
+            return self.norm(self._run_segments(x_BTD, rotation, layout))
         for number, block in enumerate(self.blocks):
             mask = layout.masks[self.config.layer_windows[number]]
-            if self._is_recomputed(number):
-                x_BTD = checkpoint(
-                    block,
-                    x_BTD,
-                    rotation,
-                    mask,
-                    use_reentrant=False,
-                    preserve_rng_state=self.config.dropout > 0,
-                )
-            else:
-                cache = caches[number] if caches is not None else None
-                x_BTD = block(x_BTD, rotation, mask, cache)
+            cache = caches[number] if caches is not None else None
+            x_BTD = self._run_block(number, block, x_BTD, rotation, mask, cache)
         return self.norm(x_BTD)
+
+    def _run_segments(self, x_BTD: Tensor, rotation: Tensor | None, layout: Layout) -> Tensor:
+        """The blocks over one segment of the rows after another; what a token sees of earlier
+        segments, the blocks' inputs there, carries no gradient (Dai et al. 2019, arXiv 1901.02860).
+        """
+        windows, batch, width = self.config.layer_windows, x_BTD.shape[0], x_BTD.shape[2]
+        memories = [x_BTD.new_empty(batch, 0, width) for _ in windows]
+        outputs, last = [], 0
+        for segment_BTD in x_BTD.split(-(-x_BTD.shape[1] // self.config.segments), dim=1):
+            first, last = last, last + segment_BTD.shape[1]
+            for number, block in enumerate(self.blocks):
+                memory_BMD, window = memories[number], windows[number]
+                seen = slice(first - memory_BMD.shape[1], last)
+                mask = layout.masks[window]
+                assert isinstance(mask, Tensor), "lay_out gives dense masks where rows are cut"
+                kept_BSD = torch.cat([memory_BMD, segment_BTD.detach()], dim=1)
+                memories[number] = kept_BSD[:, 1 - window :] if window > 1 else kept_BSD
+                segment_BTD = self._run_block(
+                    number,
+                    block,
+                    segment_BTD,
+                    rotation[:, :, seen] if rotation is not None else None,
+                    mask[:, :, first:last, seen],
+                    None,
+                    memory_BMD,
+                )
+            outputs.append(segment_BTD)
+        return torch.cat(outputs, dim=1)
+
+    def _run_block(self, number: int, block: nn.Module, *inputs: Any) -> Tensor:
+        if not self._is_recomputed(number):
+            return block(*inputs)
+        has_dropout = self.config.dropout > 0
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=has_dropout)
+
+    @property
+    def _is_cut(self) -> bool:
+        return self.training and self.config.segments > 1
 
     def _is_recomputed(self, number: int) -> bool:
         every = self.config.activation_checkpoint_every

@@ -44,7 +44,7 @@ _TABLE = {
         stream sequence_length packing mask_documents window_shards mixture_block
         model family vocab_size max_positions layers width heads kv_heads head_width ffn_width
         model positions rope_theta norm norm_eps activation bias qk_norm tied_embeddings init_std
-        model qkv_bias sliding_windows attention_softcap
+        model cell qkv_bias sliding_windows attention_softcap
         model.rope_scaling kind factor original_positions beta_fast beta_slow high_turns low_turns
         model decoder_layers relative_buckets relative_distance norm_first scaled_logits
         objective name
@@ -53,7 +53,7 @@ _TABLE = {
     Change.TRAINING: """
         stream.sources.NAME weight
         batch global_windows
-        model dropout
+        model dropout segments
         objective z_loss
         engine precision deepspeed
         engine.optimizer lr momentum muon_lr_ratio betas eps weight_decay decay clip_norm

@@ -114,6 +114,27 @@ def test_decoding_with_a_cache_equals_the_full_forward(make_model, switches, pie
         torch.testing.assert_close(torch.cat(outputs, 1), model(ids_BT, layout))
 
 
+@pytest.mark.parametrize("windows", [(4, 0), (30, 3)])
+@pytest.mark.parametrize("segments", [2, 3, 5])
+def test_segments_have_the_hidden_states_of_one_pass_and_pass_no_gradient_back(
+    make_model, windows, segments
+):
+    settings = {"sliding_windows": windows, "segments": segments, "activation_checkpoint_every": 2}
+    model = make_model(vocab_size=24, **settings)
+    ids_BT = torch.arange(24).view(2, 12)  # so that each token has its row of the embedding
+    begins_BT = torch.zeros(2, 12, dtype=torch.bool)
+    begins_BT[1, 7] = True  # a document that begins inside of a segment
+    whole_BTD = model(ids_BT, model.lay_out(begins_BT, mask_documents=True))
+    model.train()
+    cut_BTD = model(ids_BT, model.lay_out(begins_BT, mask_documents=True))
+    torch.testing.assert_close(cut_BTD, whole_BTD)
+    cut_BTD[:, -1].square().sum().backward()
+    last = -(-12 // segments) * ((12 - 1) // -(-12 // segments))  # first token of the last segment
+    reached_BT = model.embedding.weight.grad.norm(dim=1)[ids_BT] > 0
+    assert not reached_BT[:, :last].any()
+    assert reached_BT[0, last:].all()
+
+
 def test_ntk_keeps_the_fastest_frequency_and_slows_the_slowest_by_the_factor():
     plain = plan_frequencies(16, 1e4, RopeScalingConfig())
     scaled = plan_frequencies(16, 1e4, RopeScalingConfig(kind="ntk", factor=4.0))

@@ -1,0 +1,60 @@
+"""Models beyond the plain decoder train the same at every ZeRO stage, and learn more than counts.
+
+One start of two ranks, and one of a single rank.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from rank_cases import Case, run_cases
+from tiny_run import tiny_config
+
+from lmscale.stream.stream import open_stream
+
+pytestmark = pytest.mark.ranks
+
+MODELS = {
+    "lstm": {"family": "recurrent", "layers": 2, "width": 32},
+    "transformer_xl": {"layers": 2, "width": 32, "heads": 4, "sliding_windows": [9], "segments": 4},
+}
+STAGES = (0, 1, 2, 3)
+LEARNING = {"model": MODELS["lstm"] | {"layers": 1, "width": 64}, "engine.optimizer.lr": 0.02}
+LEARNING |= {"train.steps": 100, "checkpoint.every_steps": 100}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory):
+    """Name of a case → what was seen of its steps."""
+    root = tmp_path_factory.mktemp("families")
+
+    def case(name, **overrides):
+        overrides = {key.replace("__", "."): value for key, value in overrides.items()}
+        return Case(name=name, data=str(tiny_data), folder=str(root / name), overrides=overrides)
+
+    staged = [
+        case(f"{name}-{stage}", model=MODELS[name], train__steps=3, engine__zero_stage=stage)
+        for stage, name in product(STAGES, MODELS)  # ZeRO 3 last: it changes torch for good
+    ]
+    return run_cases({2: staged, 1: [case("learning", **LEARNING)]}, root / "starts")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_the_losses_are_the_same_at_every_stage(trained, name, stage):
+    for report, other in zip(trained[f"{name}-{stage}"], trained[f"{name}-0"], strict=True):
+        # Sums of fp32 in another order.
+        assert report.loss == pytest.approx(other.loss, rel=1e-6)
+        assert report.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-5)
+
+
+def test_an_lstm_comes_below_the_entropy_of_its_tokens(trained, tiny_data, tmp_path):
+    reports = trained["learning"]
+    config = tiny_config(tiny_data, tmp_path)
+    with open_stream(config.stream, seed=1) as stream:
+        rows = stream.read_rows(0, config.batch.global_windows * len(reports))
+    share = np.bincount(rows.tokens[:, 1:].flatten()) / rows.tokens[:, 1:].size
+    entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
+    assert np.mean([report.loss for report in reports[-5:]]) < entropy - 0.5
