@@ -23,10 +23,10 @@ from lmscale.files.shard_files import (
     find_wrong_files,
     read_shard_sizes,
 )
+from lmscale.files.tokenizer_files import MODEL_NAME, find_meta
 from lmscale.runs.commits import read_commits
 from lmscale.runs.continuation import check_folder, find_continuation_problems, find_source_problems
 
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 EXCLUSIVE = ("train", "corpus", "shards")  # two at once in a folder would be in each other's way
 # Of the #SBATCH lines: what Slurm chooses nodes by and refuses a job for.
 _ASKED = ("partition", "account", "qos", "constraint", "reservation", "array", "nodes", "mincpus")
@@ -161,7 +161,7 @@ def _data_problems(config: RunConfig, job: SlurmJob) -> list[str]:
         return _evaluation_problems(config.folder)
     problems = []
     folder = Path(config.tokenizer.folder)
-    if not all((folder / name).is_file() for name in TOKENIZER_FILES):
+    if find_meta(folder) is None or not (folder / MODEL_NAME).is_file():
         problems.append(
             f"{folder}: there is no tokenizer here. Run `lmscale tokenizer train CONFIG` first, or "
             "set tokenizer.folder."

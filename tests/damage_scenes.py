@@ -249,7 +249,7 @@ SCENES = [
         rows={
             "corpus: `manifest.json`": ["corpus/s/manifest.json"],
             "corpus: documents": ["corpus/s/*/documents-*.jsonl"],
-            "`tokenizer.json`": ["tokenizer/tokenizer.json"],
+            "tokenizer: `meta.json`": ["tokenizer/meta.json"],
             "`tokenizer.model`": ["tokenizer/tokenizer.model"],
         },
     ),

@@ -12,6 +12,7 @@ from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import RunConfig, load_config
 from lmscale.errors import ConfigError
 from lmscale.files.printing import say
+from lmscale.files.tokenizer_files import find_meta
 
 if TYPE_CHECKING:
     from lmscale.stream.stream import Stream
@@ -105,7 +106,7 @@ def open_config_stream(settings: RunConfig) -> Stream:
     from lmscale.stream.stream import open_stream
 
     fingerprint = None
-    if (Path(settings.tokenizer.folder) / "tokenizer.json").is_file():
+    if find_meta(Path(settings.tokenizer.folder)) is not None:
         from lmscale.tokenizer.codec import load_tokenizer
 
         fingerprint = load_tokenizer(settings.tokenizer.folder).fingerprint

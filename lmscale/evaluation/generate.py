@@ -140,7 +140,8 @@ class Generation:
         self._limit = "max_tokens" if max_tokens <= room else "max_positions"
         self._eos_id = tokenizer.eos_id
         self._barred_V = torch.arange(model.vocab_size) >= tokenizer.vocab_size
-        self._barred_V[[tokenizer.bos_id, tokenizer.pad_id, tokenizer.unk_id]] = True
+        self._barred_V[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes() == 0)
+        self._barred_V[self._eos_id] = False
 
     @torch.no_grad()
     def _last_logits(self, ids: Sequence[int], state: Any) -> Tensor:

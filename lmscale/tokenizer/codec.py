@@ -12,6 +12,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,11 @@ from lmscale.errors import DataError
 from lmscale.files.atomic import write_bytes, write_json
 from lmscale.files.reading import read_plain, reading
 from lmscale.files.strangers import parse_json
+from lmscale.files.tokenizer_files import META_NAME, MODEL_NAME, OLD_META_NAME, find_meta
 
 logger = logging.getLogger(__name__)
 
-SPECIAL_IDS = {"unk": 0, "bos": 1, "eos": 2, "pad": 3}
 SPACE_MARK = "\u2581"
-MODEL_NAME = "tokenizer.model"
-META_NAME = "tokenizer.json"
 KEPT_FOLDER = "tokenizer"  # in a run's folder: what its weights cannot be used without
 STRETCH_CHARS = 256
 NEWLINE_STRETCH_CHARS = 4096
@@ -36,15 +35,13 @@ _SPACE_OF_A_WORD = re.compile("(?<! ) ")
 
 
 class Tokenizer:
-    """A trained SentencePiece model; it crosses to a process as the model's bytes."""
+    """A trained SentencePiece model; it crosses to a process as the model's bytes.
 
-    unk_id = SPECIAL_IDS["unk"]
-    bos_id = SPECIAL_IDS["bos"]
-    eos_id = SPECIAL_IDS["eos"]
-    pad_id = SPECIAL_IDS["pad"]
+    Which ids are special, the model itself says: another program's may have no bos or no pad.
+    """
 
     def __init__(self, model: bytes, made_by: dict[str, Any]) -> None:
-        """``model`` is a serialized model with byte fallback; raises ``DataError`` if not."""
+        """``model`` is a serialized model with byte fallback and eos; ``DataError`` if not."""
         import sentencepiece
 
         self.model = model
@@ -61,6 +58,19 @@ class Tokenizer:
         self.vocab_size: int = self._processor.get_piece_size()
         if not has_bytes:
             raise DataError("The SentencePiece model has no byte pieces; train it with lmscale.")
+        self.special_ids = {
+            name: number
+            for name in ("unk", "bos", "eos", "pad")
+            if (number := getattr(self._processor, f"{name}_id")()) >= 0
+        }
+        if "eos" not in self.special_ids:
+            raise DataError(
+                "The SentencePiece model has no piece for the end of a document (eos), which every "
+                "document in a shard ends with; train it with lmscale."
+            )
+        self.eos_id: int = self.special_ids["eos"]
+        self.bos_id: int | None = self.special_ids.get("bos")
+        self.pad_id: int | None = self.special_ids.get("pad")
 
     def __reduce__(self):
         return (Tokenizer, (self.model, self.made_by))
@@ -153,21 +163,27 @@ def cut_before_words(text: str) -> Iterator[str]:
 
 
 def render_meta(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What ``tokenizer.json`` says."""
+    """What ``meta.json`` says."""
     return {
         "kind": tokenizer.made_by.get("kind"),
         "vocab_size": tokenizer.vocab_size,
         "fingerprint": tokenizer.fingerprint,
-        "special_ids": SPECIAL_IDS,
+        "special_ids": tokenizer.special_ids,
         "made_by": tokenizer.made_by,
     }
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a tokenizer's two files; the second has the hash of the first."""
+    """Write a tokenizer's two files; the second has the hash of the first, and replaces one of
+    lmscale's under the old name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / MODEL_NAME, tokenizer.model)
     write_json(folder / META_NAME, render_meta(tokenizer))
+    with suppress(OSError, ValueError):  # no such file, or no JSON
+        old = parse_json(read_plain(folder / OLD_META_NAME))
+        if isinstance(old, dict) and "made_by" in old:
+            (folder / OLD_META_NAME).unlink()
 
 
 def load_kept_tokenizer(run_folder: Path, elsewhere: str | Path) -> Tokenizer:
@@ -195,15 +211,21 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         "tokenizer.folder."
     )
     again = "Restore it, or train the tokenizer again with --force."
-    with reading(folder / META_NAME, again, missing=missing):
-        meta = parse_json(read_plain(folder / META_NAME))
+    path = find_meta(folder) or folder / META_NAME
+    with reading(path, again, missing=missing):
+        meta = parse_json(read_plain(path))
+        if path.name == OLD_META_NAME and isinstance(meta, dict) and "added_tokens" in meta:
+            raise DataError(
+                f"{path} is a tokenizer of Hugging Face's, which lmscale does not read. Name "
+                "another tokenizer.folder, and train one there: lmscale tokenizer train CONFIG."
+            )
         if not isinstance(meta, dict) or not isinstance(meta.get("made_by"), dict):
             raise ValueError("it is not what lmscale writes")
     with reading(folder / MODEL_NAME, again, missing=missing):
         model = read_plain(folder / MODEL_NAME)
     if hashlib.sha256(model).hexdigest() != meta.get("fingerprint"):
         raise DataError(
-            f"{folder / MODEL_NAME}: its sha256 is not the fingerprint in {META_NAME}: one of the "
+            f"{folder / MODEL_NAME}: its sha256 is not the fingerprint in {path.name}: one of the "
             f"two is damaged or from another tokenizer. {again}"
         )
     try:

@@ -14,25 +14,20 @@ from lmscale.config.data import TokenizerConfig
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.errors import ConfigError, DataError, LmscaleError
 from lmscale.files.atomic import writing
-from lmscale.tokenizer.codec import (
-    META_NAME,
-    SPACE_MARK,
-    SPECIAL_IDS,
-    Tokenizer,
-    load_tokenizer,
-    save_tokenizer,
-)
+from lmscale.files.tokenizer_files import find_meta
+from lmscale.tokenizer.codec import SPACE_MARK, Tokenizer, load_tokenizer, save_tokenizer
 
 PASSAGE_BYTES = 4096  # what SentencePiece is given at a time; its own default limit is 4,192
 # Fixed, because unigram training sums floats per thread and the machine must not matter.
 TRAINER_THREADS = 16
+SPECIAL_IDS: dict[str, Any] = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": 3}  # of new models
 _UNKNOWN_MARK = "\u2585"  # SentencePiece leaves out every passage that holds it
 
 
 def train_tokenizer(
     config: TokenizerConfig, corpus: str | Path, sources: Sequence[str], *, force: bool = False
 ) -> Tokenizer:
-    """Train on the sources' train parts and write ``tokenizer.model`` and ``tokenizer.json``.
+    """Train on the sources' train parts and write ``tokenizer.model`` and ``meta.json``.
 
     The same corpus and settings give the same bytes on any machine. A tokenizer trained before
     from the same is loaded instead; one made from others is a ``DataError`` unless ``force``.
@@ -108,7 +103,6 @@ def train_model(passages: Iterable[str], config: TokenizerConfig) -> bytes:
             failures.append(error)
             raise
 
-    special_ids: dict[str, Any] = {f"{name}_id": number for name, number in SPECIAL_IDS.items()}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=clean(),
@@ -127,7 +121,7 @@ def train_model(passages: Iterable[str], config: TokenizerConfig) -> bytes:
             shuffle_input_sentence=False,
             num_threads=TRAINER_THREADS,
             minloglevel=3,
-            **special_ids,
+            **SPECIAL_IDS,
         )
     except RuntimeError as error:
         raise (failures or [_explained(str(error), config)])[0] from None
@@ -167,7 +161,7 @@ def _made_by(config: TokenizerConfig, corpus: Path, sources: Sequence[str]) -> d
 
 
 def _existing(folder: Path, made_by: dict[str, Any]) -> Tokenizer | None:
-    if not (folder / META_NAME).exists():
+    if find_meta(folder) is None:
         return None
     old = load_tokenizer(folder)
     if old.made_by == made_by:

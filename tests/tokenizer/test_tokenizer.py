@@ -1,6 +1,7 @@
 """Any Unicode text comes back as it was, training is deterministic, and mistakes are explained."""
 
 import hashlib
+import io
 import json
 import pickle
 import pydoc_data.topics
@@ -11,13 +12,20 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.config.data import CorpusConfig, TokenizerConfig
 from lmscale.corpus.build import build_corpus
 from lmscale.errors import ConfigError, DataError
-from lmscale.tokenizer.codec import Tokenizer, cut_before_words, load_tokenizer
+from lmscale.tokenizer.codec import (
+    Tokenizer,
+    cut_before_words,
+    load_tokenizer,
+    render_meta,
+    save_tokenizer,
+)
 from lmscale.tokenizer.train import sample_passages, train_model, train_tokenizer
 
 ENGLISH = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)][:30]
@@ -124,6 +132,50 @@ def test_special_ids_and_byte_pieces_are_where_the_format_says(tokenizer):
     assert tokenizer.decode_bytes(range(4, 260)) == bytes(range(256))
 
 
+def test_special_ids_are_what_the_model_says_and_a_model_without_eos_is_refused():
+    """Mistral's has no pad, and its byte pieces begin at 3."""
+
+    def train(**ids: int) -> bytes:
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(ENGLISH[:5]),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=400,
+            byte_fallback=True,
+            max_sentence_length=10**6,
+            minloglevel=3,
+            **ids,
+        )
+        return model.getvalue()
+
+    tokenizer = Tokenizer(train(unk_id=0, bos_id=2, eos_id=1, pad_id=-1), {})
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (2, 1, None)
+    assert render_meta(tokenizer)["special_ids"] == {"unk": 0, "bos": 2, "eos": 1}
+    assert tokenizer.piece(3) == "<0x00>"
+    assert (tokenizer.token_bytes()[:4] == [0, 0, 0, 1]).all()
+    assert Tokenizer(train(bos_id=-1), {}).bos_id is None
+    with pytest.raises(DataError, match="no piece for the end of a document"):
+        Tokenizer(train(eos_id=-1), {})
+
+
+def test_a_description_under_the_old_name_is_read_until_it_is_written_anew(tokenizer, tmp_path):
+    save_tokenizer(tokenizer, tmp_path)
+    (tmp_path / "meta.json").rename(tmp_path / "tokenizer.json")
+    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+    save_tokenizer(tokenizer, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meta.json", "tokenizer.model"]
+
+
+def test_a_tokenizer_of_hugging_face_is_told_and_never_removed(tokenizer, tmp_path):
+    theirs = tmp_path / "tokenizer.json"
+    theirs.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "BPE"}}))
+    with pytest.raises(DataError, match="tokenizer.json is a tokenizer of Hugging Face's.*train"):
+        load_tokenizer(tmp_path)
+    save_tokenizer(tokenizer, tmp_path)
+    assert theirs.exists() and load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+
+
 def test_generated_bytes_that_are_not_utf8_decode_to_replacement_characters(tokenizer):
     lead = tokenizer.encode("\U0010ffff")[:2]
     assert tokenizer.decode(lead) == "\ufffd"
@@ -220,7 +272,7 @@ def corpus(tmp_path):
 def test_a_trained_tokenizer_is_kept_and_one_trained_otherwise_needs_force(tmp_path, corpus):
     config = TokenizerConfig(folder=str(tmp_path / "tokenizer"), vocab_size=600)
     trained = train_tokenizer(config, corpus, ["s"])
-    meta = json.loads((tmp_path / "tokenizer" / "tokenizer.json").read_text())
+    meta = json.loads((tmp_path / "tokenizer" / "meta.json").read_text())
     assert meta["fingerprint"] == trained.fingerprint == load_tokenizer(config.folder).fingerprint
     assert meta["special_ids"] == {"unk": 0, "bos": 1, "eos": 2, "pad": 3}
     before = (tmp_path / "tokenizer" / "tokenizer.model").stat()
@@ -246,7 +298,7 @@ def test_a_missing_or_damaged_tokenizer_is_named(tmp_path, corpus):
     for content in (b"nonsense", b""):
         model.write_bytes(content)
         meta = {"fingerprint": hashlib.sha256(content).hexdigest(), "made_by": {}}
-        (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps(meta))
+        (tmp_path / "tokenizer" / "meta.json").write_text(json.dumps(meta))
         with pytest.raises(DataError, match="tokenizer.model: (Not a|The) SentencePiece model"):
             load_tokenizer(config.folder)
     with pytest.raises(ConfigError, match="names no source"):
@@ -274,4 +326,4 @@ def test_a_full_disk_is_an_error_and_keeps_the_old_tokenizer(tmp_path, corpus):
         train_tokenizer(other, corpus, ["s"], force=True)
     assert load_tokenizer(config.folder).fingerprint == old.fingerprint
     names = sorted(path.name for path in (tmp_path / "tokenizer").iterdir())
-    assert names == ["tokenizer.json", "tokenizer.model"]
+    assert names == ["meta.json", "tokenizer.model"]

@@ -1,0 +1,17 @@
+"""Names in a tokenizer's folder that both the launcher and the tokenizer itself go by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODEL_NAME = "tokenizer.model"
+META_NAME = "meta.json"
+OLD_META_NAME = "tokenizer.json"  # lmscale's until it had META_NAME, and Hugging Face's always
+
+
+def find_meta(folder: Path) -> Path | None:
+    """What says which tokenizer a folder holds; None: nothing does. ``OLD_META_NAME`` counts where
+    nothing has today's name, and may then be another program's.
+    """
+    paths = (folder / name for name in (META_NAME, OLD_META_NAME))
+    return next((path for path in paths if path.exists()), None)
