@@ -102,7 +102,7 @@ def _evaluate(
 
 def generate(
     run: RunArgument,
-    prompt: Annotated[str, typer.Option(help="Text to go on from.")],
+    prompt: Annotated[str, typer.Option(help="Text to go on from; none: a text of its own.")] = "",
     max_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 200,
     temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
@@ -129,7 +129,14 @@ def generate(
         seed=seed,
     )
     loaded = load_run(run, step=step, device=select_device(Ranks()))
-    generation = Generation(loaded.model, loaded.tokenizer, prompt, sampling, max_tokens=max_tokens)
+    generation = Generation(
+        loaded.model,
+        loaded.tokenizer,
+        prompt,
+        sampling,
+        max_tokens=max_tokens,
+        bos_id=loaded.bos_id,
+    )
     tokens = (token for token in generation if token != loaded.tokenizer.eos_id)
     _show(prompt)
     for piece in stream_text(loaded.tokenizer, tokens):

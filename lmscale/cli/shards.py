@@ -124,5 +124,6 @@ def _render(manifest: Manifest) -> str:
         f"documents, {manifest.tokens:,} tokens ({manifest.dtype}), {bytes_per_token:.2f} "
         f"bytes of text a token\n"
         f"  tokenizer {manifest.tokenizer_fingerprint[:12]} ({manifest.vocab_size:,} pieces), "
-        f"fingerprint {manifest.fingerprint[:12]}"
+        f"fingerprint {manifest.fingerprint[:12]}, "
+        f"bos: {'none' if manifest.bos_id is None else manifest.bos_id}"
     )

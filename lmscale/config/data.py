@@ -99,6 +99,10 @@ class ShardsConfig(Section):
     """A shard is closed before it would pass this size."""
     block_tokens: int = Field(default=2**20, ge=1024)
     """A block takes whole documents until it holds at least this many tokens."""
+    bos: bool = True
+    """Put the tokenizer's bos before every document, so that a model learns how texts begin, and
+    the first token of a text is a target like the others.
+    """
     processes: int = Field(default=0, ge=0, le=MAX_PROCESSES)
     """Worker processes; 0 means one per core."""
 

@@ -101,6 +101,9 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 class Generation:
     """The continuation of a prompt, up to ``max_tokens`` tokens; iterate to get their ids.
 
+    ``bos_id`` is put before the prompt, as before the documents that the model was trained on; with
+    it the prompt may be empty.
+
     ``stopped_by`` is None until the iteration has ended, then ``eos``, ``max_tokens`` or
     ``max_positions``. Only the tokenizer's own pieces and eos can come: neither the other special
     ids nor the embedding's padding rows, which no text has trained. Raises ``ConfigError`` for a
@@ -115,14 +118,19 @@ class Generation:
         sampling: Sampling,
         *,
         max_tokens: int,
+        bos_id: int | None = None,
     ) -> None:
-        self.prompt = [int(token) for token in tokenizer.encode(prompt)]
+        bos = [] if bos_id is None else [bos_id]
+        self.prompt = bos + [int(token) for token in tokenizer.encode(prompt)]
         length, room = len(self.prompt), model.max_positions - len(self.prompt)
         problems = []
         if Ability.CAUSAL not in model.offers:
             problems.append(f"A {type(model).__name__} is no causal model; it writes no text.")
         if not length:
-            problems.append("The prompt is empty; give at least one character to go on from.")
+            problems.append(
+                "The prompt is empty, and the model has learned no beginning of a text (bos: none "
+                "in its shards); give at least one character to go on from."
+            )
         if room <= 0:
             problems.append(
                 f"The prompt has {length} tokens, but the model sees at most "

@@ -27,8 +27,8 @@ class SetScore:
     """Sums over the targets of a set, and the three figures made of them.
 
     Bits per byte counts the UTF-8 bytes of the targets only. A document's first token is never a
-    target, so neither its bytes nor its nll count; an end-of-document target adds its nll and no
-    byte, as ending the text costs bits too.
+    target: bos, or in shards without it the first of the text, whose bytes and nll then do not
+    count. An end-of-document target adds its nll and no byte, as ending the text costs bits too.
     """
 
     windows: int

@@ -17,6 +17,7 @@ from lmscale.history.history import read_history
 from lmscale.model.family import Model, build_model
 from lmscale.runs.continuation import identity_of
 from lmscale.runs.run_folder import load_run_config
+from lmscale.stream.ledger import load_bos
 from lmscale.tokenizer.codec import Tokenizer, load_kept_tokenizer
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,6 +28,7 @@ class LoadedRun:
     config: RunConfig
     tokenizer: Tokenizer
     model: Model  # on the asked device in the run's precision, in eval mode
+    bos_id: int | None  # that it has learned to begin documents with
 
 
 def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedRun:
@@ -55,7 +57,8 @@ def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedR
     finally:
         torch.set_default_dtype(usual_dtype)
     fill_weights(model, weights, origin=str(folder))
-    return LoadedRun(config=config, tokenizer=tokenizer, model=model.eval())
+    bos_id = load_bos(folder)
+    return LoadedRun(config=config, tokenizer=tokenizer, model=model.eval(), bos_id=bos_id)
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ _TABLE = {
         corpus.sources.NAME inputs format text_field encoding separator max_record_chars
         corpus.sources.NAME max_bad_records
         tokenizer folder kind vocab_size character_coverage max_sample_bytes split_digits
-        shards folder max_bytes block_tokens processes
+        shards folder max_bytes block_tokens bos processes
         stream.sources.NAME shards
         stream workers prefetch_steps verify_hashes
         stream.cache folder max_bytes retries

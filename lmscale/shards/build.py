@@ -38,7 +38,6 @@ from lmscale.files.atomic import (
 from lmscale.files.reading import open_plain, read_plain, reading, seal, sha256_file, unseal
 from lmscale.files.strangers import parse_json
 from lmscale.shards.manifest import (
-    FORMAT_VERSION,
     Manifest,
     ShardEntry,
     load_manifest,
@@ -90,7 +89,7 @@ def expect_bytes(folder: Path, files: Sequence[DocumentFile], tokenizer: Tokeniz
             if offset >= start + min(PROBE_BYTES, -(-total // PROBES)):
                 break
             read += len(text.encode())
-            tokens += len(tokenizer.encode(text)) + 1
+            tokens += len(tokenizer.encode(text)) + 1  # eos; a bos more is no matter
     # The lines hold more than the text: keys, ids, escapes. It makes the shards a little smaller.
     return total * tokens / max(read, 1) * tokenizer.dtype.itemsize
 
@@ -195,6 +194,9 @@ class Dataset(Target[Manifest]):
 
     def describe_difference(self, manifest: Manifest) -> str:
         old, new = manifest.tokenizer_fingerprint, self.tokenizer.fingerprint
+        if old == new and manifest.bos_id != self.manifest.bos_id:
+            word = "with" if self.manifest.bos_id is None else "without"
+            return f"{word} bos before its documents; it stays of use as it is (shards.bos)"
         if old == new:
             return "from other documents or with another shards.max_bytes or shards.block_tokens"
         return f"with another tokenizer ({old[:12]}; this one is {new[:12]})"
@@ -304,11 +306,12 @@ class SliceTask(Slice, Unit):
         return f"part-{self.number:05d}-{number:03d}"
 
     def _tokenize(self, start: int) -> Iterator[TokenizedDocument]:
-        tokenizer, dataset = self.dataset.tokenizer, self.dataset
-        eos = np.array([tokenizer.eos_id], dtype=tokenizer.dtype)
+        dataset, manifest = self.dataset, self.dataset.manifest
+        begin = [] if manifest.bos_id is None else [manifest.bos_id]
+        bos, eos = (np.array(ids, dtype=manifest.dtype) for ids in (begin, [manifest.eos_id]))
         for offset, text in read_slice(dataset.documents, dataset.files, start, self.end):
             yield TokenizedDocument(
-                ids=np.concatenate([tokenizer.encode(text), eos]),
+                ids=np.concatenate([bos, dataset.tokenizer.encode(text), eos]),
                 text_bytes=len(text.encode()),
                 offset=offset,
             )
@@ -341,6 +344,11 @@ def _find_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset]:
     """Train and heldout of every source; a split without documents has none."""
     if not config.corpus.sources:
         raise ConfigError("corpus.sources: names no source; there is nothing to make shards of.")
+    if config.shards.bos and tokenizer.bos_id is None:
+        raise ConfigError(
+            f"shards.bos = true, but the tokenizer in {config.tokenizer.folder} has no bos. Set "
+            "shards.bos to false, or name another tokenizer.folder."
+        )
     datasets = []
     for source in config.corpus.sources:
         corpus = Path(config.corpus.folder) / source
@@ -350,22 +358,24 @@ def _find_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset]:
                 continue
             final = Path(config.shards.folder) / source / split
             max_bytes, block_tokens = config.shards.max_bytes, config.shards.block_tokens
-            # All that decides the bytes of a dataset; not where anything lies.
-            content = [FORMAT_VERSION, source, split, [[file.bytes, file.xxh128] for file in files]]
-            content += [tokenizer.fingerprint, max_bytes, block_tokens]
-            key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-            manifest = Manifest(
+            unkeyed = Manifest(
                 source=source,
                 split=split,
                 tokenizer_fingerprint=tokenizer.fingerprint,
                 vocab_size=tokenizer.vocab_size,
                 dtype=tokenizer.dtype.name,
+                bos_id=tokenizer.bos_id if config.shards.bos else None,
                 eos_id=tokenizer.eos_id,
-                pad_id=tokenizer.pad_id,
+                pad_id=tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id,
                 block_tokens=block_tokens,
-                inputs=key,
+                inputs="",
                 shards=(),
             )
+            # All that decides the bytes of a dataset; not where anything lies.
+            content = [unkeyed.version, source, split]
+            content += [[[file.bytes, file.xxh128] for file in files]]
+            content += [tokenizer.fingerprint, max_bytes, block_tokens]
+            key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
             dataset = Dataset(
                 name=str(final),
                 final=final,
@@ -374,7 +384,7 @@ def _find_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset]:
                 documents=corpus / split,
                 files=files,
                 tokenizer=tokenizer,
-                manifest=manifest,
+                manifest=replace(unkeyed, inputs=key),
                 max_bytes=max_bytes,
             )
             datasets.append(dataset)

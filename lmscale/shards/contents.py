@@ -69,7 +69,7 @@ def find_tar_problems(
 
 
 def find_token_problems(shard: MappedShard, manifest: Manifest) -> list[str]:
-    """Ids outside the vocabulary, and documents that do not end."""
+    """Ids outside the vocabulary, and documents that do not begin or end as the manifest says."""
     problems = []
     for block in range(shard.num_blocks):
         tokens, docs = shard.tokens(block), shard.docs(block)
@@ -80,4 +80,6 @@ def find_token_problems(shard: MappedShard, manifest: Manifest) -> list[str]:
             )
         if (tokens[docs[1:] - 1] != manifest.eos_id).any():
             problems.append(f"block {block}: a document does not end with eos")
+        if manifest.bos_id is not None and (tokens[docs[:-1]] != manifest.bos_id).any():
+            problems.append(f"block {block}: a document does not begin with bos")
     return problems

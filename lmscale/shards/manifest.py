@@ -23,14 +23,17 @@ from lmscale.files.remote import MissingFileError, read_bytes
 from lmscale.files.shard_files import explain_missing
 from lmscale.files.strangers import describe_unsafe_name, is_count, is_sha256, parse_json, quote
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+WITHOUT_BOS = 1  # a dataset whose documents begin without bos is of this version, byte for byte
 MANIFEST_NAME = "manifest.json"
 MAX_NAMED = 8  # problems named one by one
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """One tar: the tokens of its blocks in order. Each document's last token is eos."""
+    """One tar: the tokens of its blocks in order. A document is bos (where the dataset has it), its
+    text, eos.
+    """
 
     name: str
     bytes: int
@@ -51,11 +54,16 @@ class Manifest:
     tokenizer_fingerprint: str
     vocab_size: int
     dtype: str  # uint16 or uint32
+    bos_id: int | None = None  # None: documents begin with their text
     eos_id: int
-    pad_id: int
+    pad_id: int  # fills what a window has left; it is never predicted
     block_tokens: int
     inputs: str  # hash of the documents, the tokenizer and the settings it was built from
     shards: tuple[ShardEntry, ...]
+
+    @property
+    def version(self) -> int:
+        return WITHOUT_BOS if self.bos_id is None else FORMAT_VERSION
 
     @cached_property
     def fingerprint(self) -> str:
@@ -81,11 +89,8 @@ class Manifest:
 
 def render_manifest(manifest: Manifest) -> dict[str, Any]:
     """The manifest as JSON data, its fingerprint included."""
-    return {
-        "version": FORMAT_VERSION,
-        "fingerprint": manifest.fingerprint,
-        **_to_tree(manifest),
-    }
+    fingerprint = manifest.fingerprint
+    return {"version": manifest.version, "fingerprint": fingerprint, **_to_tree(manifest)}
 
 
 def save_manifest(manifest: Manifest, folder: str | Path) -> None:
@@ -111,15 +116,18 @@ def parse_manifest(content: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
     """The same from bytes, for remote datasets; ``name`` stands in the messages."""
     try:
         tree = parse_json(content)
-        version = tree.pop("version")
-        if version != FORMAT_VERSION:
+        version = tree["version"]
+        if version not in (WITHOUT_BOS, FORMAT_VERSION):
             raise DataError(
                 f"{name}: has format version {quote(version)}; this lmscale reads "
-                f"{FORMAT_VERSION}. Build the shards again."
+                f"{WITHOUT_BOS} and {FORMAT_VERSION}. Build the shards again."
             )
         fingerprint = tree.pop("fingerprint")
         shards = tuple(ShardEntry(**entry) for entry in tree["shards"])
-        manifest = Manifest(**{**tree, "shards": shards})
+        values = {name: value for name, value in tree.items() if name != "version"}
+        manifest = Manifest(**{**values, "shards": shards})
+        if manifest.version != version or (version == WITHOUT_BOS and "bos_id" in tree):
+            raise ValueError(f"bos_id belongs to version {FORMAT_VERSION}, and to no other")
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{name}: not a manifest of shards: {error}.") from None
     if manifest.dtype not in ("uint16", "uint32"):
@@ -140,14 +148,16 @@ def parse_manifest(content: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
 
 
 def _to_tree(manifest: Manifest) -> dict[str, Any]:
-    """What ``asdict`` gives, sooner: it copies every value of every shard."""
+    """What ``asdict`` gives, sooner: it copies every value of every shard. And the version."""
     tree = {each.name: getattr(manifest, each.name) for each in fields(manifest)}
-    return {**tree, "shards": [dict(vars(entry)) for entry in manifest.shards]}
+    if manifest.bos_id is None:
+        del tree["bos_id"]
+    shards = [dict(vars(entry)) for entry in manifest.shards]
+    return {"version": manifest.version, **tree, "shards": shards}
 
 
 def _fingerprint(tree: Mapping[str, Any]) -> str:
-    content = {"version": FORMAT_VERSION, **tree}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -159,6 +169,8 @@ def _find_odd_values(part: Manifest | ShardEntry) -> Iterator[str]:
             continue
         if each.name == "sha256":
             is_sound = is_sha256(value)
+        elif each.name == "bos_id":
+            is_sound = value is None or is_count(value)
         elif each.type == "int":
             is_sound = is_count(value)
         else:
@@ -183,8 +195,8 @@ def _find_impossible_ids(manifest: Manifest) -> Iterator[str]:
     most = 2 ** (8 * np.dtype(manifest.dtype).itemsize)
     if not 0 < manifest.vocab_size <= most:
         yield f"vocab_size is {manifest.vocab_size}, and {manifest.dtype} holds {most:,} ids"
-    for name in ("eos_id", "pad_id"):
-        if getattr(manifest, name) >= manifest.vocab_size:
+    for name in ("bos_id", "eos_id", "pad_id"):
+        if (getattr(manifest, name) or 0) >= manifest.vocab_size:
             yield f"{name} is {getattr(manifest, name)}, outside the vocabulary"
 
 

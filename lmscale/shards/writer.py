@@ -28,7 +28,7 @@ Size = TypeVar("Size", int, np.ndarray)
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedDocument:
-    """A document's ids, eos last; ``offset`` is where its line begins in the split's files."""
+    """A document's ids, bos and eos included; ``offset``: its line begins there in the split."""
 
     ids: np.ndarray  # uint16 or uint32 [tokens]
     text_bytes: int

@@ -65,6 +65,7 @@ class _Record(BaseModel):
 
     state: Tree
     shards: dict[Text, Text]
+    bos: Count | None = None  # before every document of the sources; older files do not say
     undone: dict[Text, Text] = {}  # checkpoint's name → hash
 
 
@@ -191,6 +192,7 @@ def save_record(run_folder: Path, stream: Stream, n: int) -> None:
     tree = {
         "state": stream.state_at(n).to_json(),
         "shards": absolute,
+        "bos": stream.bos_id,
         "undone": {
             commit.name: commit.sha256 for commit in read_commits(run_folder) if commit.n > n
         },
@@ -202,6 +204,14 @@ def load_record(run_folder: str | Path) -> tuple[StreamState, Mapping[str, str]]
     """The state of the run's last start, and source name → folder or URL of its shards."""
     record = _read_record(run_folder)
     return StreamState.from_json(record.state), record.shards
+
+
+def load_bos(run_folder: str | Path) -> int | None:
+    """The id that began every document which the run has read; None: there was none, or the run's
+    stream is not recorded.
+    """
+    record = _parse_record(Path(run_folder) / RECORD)
+    return None if record is None else record.bos
 
 
 def newest_commit(run_folder: str | Path) -> Commit | None:

@@ -105,6 +105,7 @@ class Stream:
         self.shape = first.shape
         self.dtype = first.dtype
         self.pad_id = first.manifest.pad_id
+        self.bos_id = first.manifest.bos_id  # None: documents begin with their text
         self._fetcher: ThreadPoolExecutor | None = None
         self._fetched: dict[str, list[int]] = {}
 
@@ -225,6 +226,7 @@ def open_stream(
     recorded = state.segments if state else ()
     undone = (segment for jump in jumps for segment in jump.segments)
     problems = _find_foreign(datasets, tokenizer_fingerprint)
+    problems += _find_other_beginnings(datasets)
     problems += find_changed_data(datasets, (*recorded, *undone))
     if problems:
         raise DataError(problems)
@@ -289,6 +291,18 @@ def _find_foreign(datasets: Mapping[str, Dataset], tokenizer_fingerprint: str | 
         f"the shards again, or give the folder of the tokenizer they were made with."
         for name, dataset in datasets.items()
         if dataset.manifest.tokenizer_fingerprint != expected
+    ]
+
+
+def _find_other_beginnings(datasets: Mapping[str, Dataset]) -> list[str]:
+    """Sources whose documents begin otherwise (with or without bos) than those of the first."""
+    first, bos_id = next((name, data.manifest.bos_id) for name, data in datasets.items())
+    return [
+        f"stream.sources.{name}: its documents begin with bos = {dataset.manifest.bos_id}, those "
+        f"of {first} with {bos_id}. Build its shards again, with shards.bos: "
+        f"{str(bos_id is not None).lower()}."
+        for name, dataset in datasets.items()
+        if dataset.manifest.bos_id != bos_id
     ]
 
 

@@ -323,7 +323,8 @@ def describe_start(run: Run) -> str:
     return (
         f"{config.run.name}: {count:,} parameters, {ranks} on {name}, {config.engine.precision}, "
         f"ZeRO {config.engine.zero_stage}, {config.tokens_per_step:,} tokens a step "
-        f"({plan.accumulation} micro-batches of {plan.micro_windows} windows a rank), steps "
+        f"({plan.accumulation} micro-batches of {plan.micro_windows} windows a rank), "
+        f"bos: {'none' if run.stream.bos_id is None else run.stream.bos_id}, steps "
         f"{run.start.step + 1} to {config.train.steps}, in {config.folder}"
     )
 

@@ -20,8 +20,10 @@ from lmscale.config import RunConfig, dump_config, plan_batches
 from lmscale.corpus.documents import read_documents
 from lmscale.engine.build import build_engine
 from lmscale.errors import CheckpointError, ConfigError, DataError
+from lmscale.evaluation.generate import Generation, Sampling
 from lmscale.evaluation.perplexity import evaluate_set, plan_evaluation
 from lmscale.evaluation.run import load_run
+from lmscale.files.reading import seal
 from lmscale.model.family import build_model
 from lmscale.model.initialize import declared_parameters
 from lmscale.objective.objective import build_scoring
@@ -95,13 +97,28 @@ def test_evaluate_prints_what_the_loop_would_measure(run, tokenizer):
     assert score.windows == dataset.num_windows > 0
 
 
-def test_the_bytes_of_a_set_are_its_text_but_for_first_tokens(run, tokenizer):
+def with_set(run: RunConfig, folder: Path, shards: Path) -> Path:
+    """A copy of the run that is evaluated on other shards."""
+    shutil.copytree(run.folder, folder)
+    sets = run.evaluation.model_copy(update={"sets": {"docs": str(shards)}})
+    other = run.model_copy(update={"evaluation": sets})
+    (folder / "config.yaml").write_text(dump_config(other), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_the_bytes_of_a_set_are_its_text_where_bos_begins_it(run, tokenizer, tmp_path, bos):
     """What is not counted: a document's first token, and nothing else."""
-    score = json.loads(call("evaluate", run.folder, "--json"))["docs"]
-    manifest = load_manifest(Path(run.evaluation.sets["docs"]))
+    changes = {"folder": str(tmp_path / "shards"), "bos": bos}
+    shards = run.shards.model_copy(update=changes)
+    build_shards(run.model_copy(update={"shards": shards}), processes=1)
+    folder = with_set(run, tmp_path / "run", tmp_path / "shards/docs/heldout")
+    score = json.loads(call("evaluate", folder, "--json"))["docs"]
+    manifest = load_manifest(tmp_path / "shards/docs/heldout")
     texts = list(read_documents(Path(run.corpus.folder) / "docs/heldout"))
     first = sum(len(tokenizer.decode_bytes(tokenizer.encode(text)[:1])) for text in texts)
-    assert score["bytes"] == sum(len(text.encode()) for text in texts) - first
+    missing = 0 if bos else first
+    assert score["bytes"] == sum(len(text.encode()) for text in texts) - missing
     assert score["targets"] == sum(shard.tokens for shard in manifest.shards) - len(texts)
 
 
@@ -140,13 +157,10 @@ def test_a_checkpoint_of_another_model_names_what_differs(run, tmp_path):
 
 
 def test_shards_of_another_tokenizer_are_refused(run, tmp_path):
-    shutil.copytree(run.folder, tmp_path / "run")
     shutil.copytree(run.evaluation.sets["docs"], tmp_path / "shards")
     manifest = load_manifest(tmp_path / "shards")
     save_manifest(replace(manifest, tokenizer_fingerprint="0" * 64), tmp_path / "shards")
-    sets = run.evaluation.model_copy(update={"sets": {"docs": str(tmp_path / "shards")}})
-    other = run.model_copy(update={"evaluation": sets})
-    (tmp_path / "run/config.yaml").write_text(dump_config(other), encoding="utf-8")
+    with_set(run, tmp_path / "run", tmp_path / "shards")
     with pytest.raises(DataError, match="made with the tokenizer 000000000000"):
         call("evaluate", tmp_path / "run")
 
@@ -157,6 +171,20 @@ def test_generate_begins_with_the_prompt_and_repeats_itself_by_seed(run):
     assert text.startswith("The 天")
     assert call(*arguments) == text
     assert call(*arguments, "--greedy") == call(*arguments, "--greedy", "--temperature", 2)
+
+
+def test_a_text_of_its_own_begins_with_bos_where_the_run_has_read_it(run, tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match=r"learned no beginning of a text \(bos: none"):
+        call("generate", run.folder, "--max-tokens", 8)
+    shutil.copytree(run.folder, tmp_path / "run")
+    record = {"state": {}, "shards": {}, "bos": tokenizer.bos_id}
+    (tmp_path / "run/stream.json").write_bytes(seal(record))
+    own = call("generate", tmp_path / "run", "--max-tokens", 8, "--greedy")
+    model = load_run(run.folder, step=None, device=CPU).model
+    sampling = Sampling(is_greedy=True)
+    generation = Generation(model, tokenizer, "", sampling, max_tokens=8, bos_id=tokenizer.bos_id)
+    assert generation.prompt == [tokenizer.bos_id]
+    assert own == tokenizer.decode(list(generation)) + "\n"
 
 
 def test_a_prompt_longer_than_the_model_is_a_clear_error(run):

@@ -19,7 +19,7 @@ def test_greedy_text_is_the_likeliest_token_of_a_full_pass_each_time(model, toke
     generation = Generation(model, tokenizer, PROMPT, Sampling(is_greedy=True), max_tokens=12)
     ids = list(generation)
     so_far = generation.prompt[:]
-    barred = [tokenizer.bos_id, tokenizer.pad_id, tokenizer.unk_id]
+    barred = [tokenizer.special_ids[name] for name in ("bos", "pad", "unk")]
     for token in ids:
         begins = torch.zeros(1, len(so_far), dtype=torch.bool)
         layout = build_layout(begins, "causal")

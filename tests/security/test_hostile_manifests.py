@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from pydantic import TypeAdapter
@@ -51,9 +51,9 @@ DATASET = Manifest(
 )
 
 
-def seal(shard=None, **changes):
+def seal(shard=None, dataset=DATASET, **changes):
     """A dataset's manifest with these values, whatever they are, and a fingerprint that fits."""
-    tree = render_manifest(DATASET) | changes
+    tree = render_manifest(dataset) | changes
     del tree["fingerprint"]
     if "shards" not in changes:
         tree["shards"] = [vars(SHARD) | (shard or {})]
@@ -64,6 +64,16 @@ def seal(shard=None, **changes):
 
 def test_a_datasets_manifest_that_is_sealed_by_its_maker_is_read():
     assert parse_manifest(seal()) == DATASET
+    with_bos = replace(DATASET, bos_id=1)
+    assert parse_manifest(seal(dataset=with_bos)) == with_bos
+
+
+@pytest.mark.parametrize("changes", [{"bos_id": None}, {"bos_id": 1}, {"version": 2}])
+def test_bos_belongs_to_the_second_version_of_a_datasets_manifest(changes):
+    with pytest.raises(DataError, match="bos_id belongs to version 2, and to no other"):
+        parse_manifest(seal(**changes))
+    with pytest.raises(DataError, match="bos_id belongs to version 2"):
+        parse_manifest(seal(dataset=replace(DATASET, bos_id=1), version=1))
 
 
 @pytest.mark.parametrize("content", [DEEP, "[]", "7", "null", '{"version": 1}', '{"version": []}'])
@@ -80,7 +90,7 @@ NO_VALUES = [[1], {"x": 1}, -1, 1.5, None, True, 2**63, 10**4000, "\ud800", "\x1
 @pytest.mark.parametrize("value", NO_VALUES, ids=lambda value: ascii(value)[:20])
 def test_no_field_of_a_datasets_manifest_is_taken_with_a_value_of_another_kind(field, value):
     with pytest.raises(DataError) as caught:
-        parse_manifest(seal(**{field: value}))
+        parse_manifest(seal(dataset=replace(DATASET, bos_id=1), **{field: value}))
     assert "fingerprint: it was edited" not in str(caught.value)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 300
 

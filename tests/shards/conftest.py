@@ -49,7 +49,8 @@ def dataset(base, tmp_path):
 
 @pytest.fixture
 def expected(base):
-    """The token ids of each document of the train part, eos last."""
+    """The token ids of each document of the train part, bos first and eos last."""
     tokenizer = load_tokenizer(base.tokenizer.folder)
     texts = read_documents(f"{base.corpus.folder}/topics/train")
-    return [[*tokenizer.encode(text).tolist(), tokenizer.eos_id] for text in texts]
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    return [[bos, *tokenizer.encode(text).tolist(), eos] for text in texts]

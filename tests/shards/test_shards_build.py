@@ -1,6 +1,8 @@
 """Shards hold every token of every document, whoever builds them and however often."""
 
+import io
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -8,19 +10,21 @@ import tarfile
 
 import numpy as np
 import pytest
+import sentencepiece
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_cases import contents, webdataset_leaks, with_shards
 
 from lmscale.corpus.documents import read_documents
-from lmscale.errors import DataError
+from lmscale.errors import ConfigError, DataError
 from lmscale.shards.build import build_shards, plan_slices
 from lmscale.shards.manifest import Manifest, load_manifest
 from lmscale.shards.reader import open_shard
 from lmscale.shards.verify import verify_dataset
 from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
 from lmscale.tasks.target import ArrayTask
+from lmscale.tokenizer.codec import Tokenizer, save_tokenizer
 from lmscale.tokenizer.train import train_tokenizer
 
 
@@ -64,6 +68,48 @@ def test_the_manifest_counts_what_is_there(base, dataset, expected):
     for shard in manifest.shards:
         assert shard.bytes == (dataset / shard.name).stat().st_size
         assert shard.bytes <= max(2**16, longest + 20_480)
+
+
+def test_without_bos_a_dataset_is_what_it_was_before_there_was_any(base, expected, tmp_path):
+    config = with_shards(base, tmp_path / "plain", bos=False)
+    build_shards(config)
+    folder = tmp_path / "plain/topics/train"
+    tree = json.loads((folder / "manifest.json").read_text())
+    assert tree["version"] == 1 and "bos_id" not in tree
+    manifest = load_manifest(folder)
+    found = []
+    for entry in manifest.shards:
+        shard = open_shard(folder / entry.name, entry, manifest.dtype)
+        for block in range(shard.num_blocks):
+            tokens, docs = shard.tokens(block), shard.docs(block)
+            found += [tokens[a:b].tolist() for a, b in itertools.pairwise(docs)]
+    assert found == [ids[1:] for ids in expected]
+    assert verify_dataset(folder) == []
+    with pytest.raises(DataError, match="without bos before its documents; it stays of use"):
+        build_shards(with_shards(base, tmp_path / "plain"))
+
+
+def test_a_tokenizer_without_bos_builds_shards_without_it_only(base, dataset, tmp_path):
+    """And rows are filled with eos where it has no pad."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=read_documents(f"{base.corpus.folder}/topics/train"),
+        model_writer=model,
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        bos_id=-1,
+        max_sentence_length=10**6,
+        minloglevel=3,
+    )
+    save_tokenizer(Tokenizer(model.getvalue(), {}), tmp_path / "t")
+    section = base.tokenizer.model_copy(update={"folder": str(tmp_path / "t")})
+    config = base.model_copy(update={"tokenizer": section})
+    with pytest.raises(ConfigError, match="shards.bos = true, but the tokenizer in .* has no bos"):
+        build_shards(with_shards(config, tmp_path / "other"))
+    build_shards(with_shards(config, tmp_path / "other", bos=False))
+    manifest = load_manifest(tmp_path / "other/topics/train")
+    assert (manifest.bos_id, manifest.eos_id, manifest.pad_id) == (None, 2, 2)
 
 
 def test_the_shards_are_the_same_whatever_the_number_of_processes(base, dataset, tmp_path):

@@ -55,7 +55,9 @@ def _write_dataset(
     block_tokens: int = 200,
     tokenizer: str = "f" * 64,
     dtype: str = "uint16",
+    bos_id: int | None = None,
 ) -> Path:
+    """``documents``: the ids of each, bos and eos included."""
     folder.mkdir(parents=True, exist_ok=True)
     dataset = Manifest(
         source=folder.name,
@@ -63,6 +65,7 @@ def _write_dataset(
         tokenizer_fingerprint=tokenizer,
         vocab_size=900 if dtype == "uint16" else 100_000,
         dtype=dtype,
+        bos_id=bos_id,
         eos_id=EOS,
         pad_id=PAD,
         block_tokens=block_tokens,

@@ -149,6 +149,7 @@ def test_no_byte_of_a_shards_headers_and_descriptions_is_taken_that_verify_refus
         *({"tokens": 2**62}, {"documents": 2**62}, {"blocks": 2**62}, {"bytes": 2**62}),
         *({"blocks": 0}, {"documents": 0}, {"tokens": 0}, {"text_bytes": 2**62}, {"text_bytes": 1}),
         *({"tokenizer_fingerprint": "0"}, {"tokens": 99, "documents": 1, "blocks": 1}),
+        *({"bos_id": 4}, {"bos_id": 900}),
     ],
     ids=str,
 )

@@ -193,6 +193,15 @@ def test_shards_of_another_tokenizer_are_refused(stream_config, tmp_path, write_
     assert "than tokenizer.folder holds (1111111111111111)" in str(caught.value)
 
 
+def test_sources_whose_documents_begin_otherwise_are_refused(
+    stream_config, tmp_path, write_dataset, documents
+):
+    write_dataset(tmp_path / "a", [np.append(1, ids) for ids in documents(50, seed=1)], bos_id=1)
+    write_dataset(tmp_path / "b", documents(50, seed=1))
+    with pytest.raises(DataError, match=r"sources.b: .* bos = None, .* a with 1.*bos: true"):
+        open_stream(stream_config(folder=tmp_path, a=1, b=1), seed=1)
+
+
 def test_no_sources_is_an_error(stream_config):
     with pytest.raises(ConfigError, match="stream.sources is empty"):
         open_stream(stream_config(), seed=1)

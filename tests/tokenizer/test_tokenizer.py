@@ -74,7 +74,7 @@ def test_any_text_comes_back_and_its_bytes_add_up(tokenizer, text):
     assert ids.dtype == np.uint16
     assert tokenizer.decode(ids) == text
     assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
-    assert not np.isin(ids, [tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id]).any()
+    assert not np.isin(ids, list(tokenizer.special_ids.values())).any()
 
 
 @pytest.mark.parametrize("text", AWKWARD)

@@ -35,7 +35,7 @@ SMALL = {  # of the settings that differ from the demo's
     "fp32": [],
     "bf16": ["batch.global_windows=2", "stream.sequence_length=64"],
 }
-EOS, PAD, FIRST_BYTE = 2, 3, 4
+BOS, EOS, PAD, FIRST_BYTE = 1, 2, 3, 4
 
 
 def measure(folder: Path, precision: str) -> dict[str, Any]:
@@ -120,6 +120,7 @@ def _write_shards(folder: Path) -> Path:
         tokenizer_fingerprint="0" * 64,
         vocab_size=FIRST_BYTE + 256,
         dtype="uint16",
+        bos_id=BOS,
         eos_id=EOS,
         pad_id=PAD,
         block_tokens=1024,
@@ -128,7 +129,7 @@ def _write_shards(folder: Path) -> Path:
     )
     documents = (
         TokenizedDocument(
-            ids=np.array([*(FIRST_BYTE + byte for byte in text), EOS], dtype=np.uint16),
+            ids=np.array([BOS, *(FIRST_BYTE + b for b in text), EOS], dtype=np.uint16),
             text_bytes=len(text),
             offset=0,
         )

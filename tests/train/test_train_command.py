@@ -17,6 +17,7 @@ from tiny_run import (
 
 from lmscale.cli.main import main
 from lmscale.config import load_config
+from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.tokenizer.train import train_tokenizer
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
@@ -84,7 +85,9 @@ def test_a_longer_run_goes_on_where_the_shorter_one_ended(go_on, finished):
 def test_a_changed_mixture_begins_a_segment_and_nothing_is_lost_or_repeated(go_on):
     ended = go_on({"stream.sources.a.weight": 1, "stream.sources.b.weight": 3})
     assert ended.code == 0, ended.output
-    state = json.loads((go_on.run / "stream.json").read_text())["state"]
+    record = json.loads((go_on.run / "stream.json").read_text())
+    state = record["state"]
+    assert record["bos"] == load_tokenizer(go_on.run / "tokenizer").bos_id == 1
     assert [segment["start"] for segment in state["segments"]] == [0, 6 * 12]
     first, second = (segment["quotas"] for segment in state["segments"])
     assert first == {"a": 48, "b": 16} and second == {"a": 16, "b": 48}
