@@ -14,7 +14,7 @@ from lmscale.model.family import account_model
 
 CONFIGS = Path(lmscale.__file__).parents[1] / "configs"
 PATHS = sorted(CONFIGS.glob("*.yaml"))
-LARGE = ("gpt2_124m", "llama_1b", "llama_7b", "llama_70b")
+LARGE = ("gpt2_124m", "llama_1b", "llama_7b", "llama_70b", "gpt3_1.3b", "llama3_8b", "qwen3_0.6b")
 MAX_RANKS = 512
 
 
@@ -31,7 +31,9 @@ def plan(config: RunConfig, world_size: int):
 
 
 def test_the_promised_configurations_are_there():
-    assert {path.stem for path in PATHS} >= {"demo", *LARGE}
+    assert {path.stem for path in PATHS} >= {
+        *("demo", "lstm_lm", "gru_lm", "transformer_xl", *LARGE)
+    }
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -86,6 +88,10 @@ def test_a_configuration_reads_only_what_its_own_commands_build(path):
         ("llama_1b", (), 1_345_423_360),  # Sheared-LLaMA-1.3B
         ("llama_7b", (), 6_738_415_616),  # Llama 2 7B
         ("llama_70b", (), 68_976_648_192),  # Llama 2 70B
+        ("llama3_8b", (), 8_030_261_248),  # Llama 3 8B
+        ("qwen3_0.6b", (), 596_049_920),  # Qwen 3 0.6B
+        ("gpt3_1.3b", ("model.vocab_size=50257",), 1_315_723_264),  # 1.3 billion of GPT-3 XL
+        ("lstm_lm", (), 66_024_000),  # 66 million of Zaremba et al.
     ],
 )
 def test_the_models_have_their_published_numbers_of_parameters(name, overrides, expected):
@@ -99,6 +105,9 @@ def test_the_models_have_their_published_numbers_of_parameters(name, overrides, 
         ("llama_1b", 2_097_152, 105e9),
         ("llama_7b", 4_194_304, 2.0e12),
         ("llama_70b", 4_194_304, 2.0e12),
+        ("gpt3_1.3b", 1_048_576, 300e9),
+        ("llama3_8b", 8_388_608, 15.1e12),
+        ("qwen3_0.6b", 4_194_304, 1.006e12),
     ],
 )
 def test_the_tokens_that_the_comments_name_are_those_of_the_run(name, tokens_per_step, tokens):

@@ -149,7 +149,7 @@ def test_the_tables_of_the_configuration_page_are_what_the_code_says():
 
 def test_the_configuration_page_tells_each_model_s_size_step_and_stage():
     rows = re.findall(
-        r"^\| \[(\w+\.yaml)\].*\| ([\d,]+) \| ([\d,]+)(?: tokens)? \| (\d) \|$",
+        r"^\| \[([\w.]+\.yaml)\].*\| ([\d,]+) \| ([\d,]+)(?: tokens)? \| (\d) \|$",
         PAGE.read_text(encoding="utf-8"),
         re.MULTILINE,
     )

@@ -108,7 +108,9 @@ class DecoderConfig(ModelConfig):
     offers = frozenset({Ability.CAUSAL})
     implementation = "lmscale.model.decoder:DECODER"
     free = frozenset({"activation_checkpoint_every", "attention", "dropout", "segments"})
-    later = frozenset({"rope_scaling", "qkv_bias", "sliding_windows", "attention_softcap"})
+    later = frozenset(
+        ("rope_scaling", "qkv_bias", "sliding_windows", "attention_softcap", "logit_softcap")
+    )
 
     family: Literal["decoder"] = "decoder"
     layers: PositiveInt = Field(default=12, le=10_000)
@@ -148,6 +150,8 @@ class DecoderConfig(ModelConfig):
     """Attention scores become softcap · tanh(score / softcap), as in Gemma 2; 0: they stay. Without
     FlexAttention the scores of a whole head exist at once.
     """
+    logit_softcap: float = Field(default=0.0, ge=0)
+    """The same of the logits."""
     tied_embeddings: bool = False
     attention: Literal["auto", "sdpa"] = "auto"
     """``auto``: FlexAttention where documents are masked on CUDA without dropout, SDPA elsewhere.

@@ -80,6 +80,7 @@ class Decoder(Model):
             if config.tied_embeddings
             else nn.Parameter(torch.empty(sizes.vocab_size, config.width)),
             std=std,
+            softcap=config.logit_softcap,
         )
 
     def lay_out(

@@ -18,29 +18,39 @@ from torch import Tensor, nn
 
 from lmscale.config.kinds import import_implementation
 from lmscale.config.model import ModelConfig, Sizes
+from lmscale.model.attention import cap_softly
 from lmscale.model.initialize import Declared
 
 
 class Head(nn.Module):
     """Owns the output matrix, [V, D], and hands it to whoever scores the hidden states; with it,
-    where it has one, the bias, [V].
+    where it has one, the bias, [V]. ``softcap``: see ``cap_softly``.
 
     ZeRO-3 gathers a module's parameters around its forward and backward: a loss that uses the
     matrix has to run inside this forward, not beside it.
     """
 
     def __init__(
-        self, weight: nn.Parameter, *, std: float, bias: nn.Parameter | None = None
+        self,
+        weight: nn.Parameter,
+        *,
+        std: float,
+        bias: nn.Parameter | None = None,
+        softcap: float = 0.0,
     ) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias
-        self.std = std
+        self.std, self.softcap = std, softcap
 
-    def forward(self, hidden: Tensor, score: Callable[..., Any] = F.linear) -> Any:
-        """``score(hidden, weight)``, or ``score(hidden, weight, bias)``; by default the logits."""
-        if self.bias is None:
-            return score(hidden, self.weight)
-        return score(hidden, self.weight, self.bias)
+    def forward(self, hidden: Tensor, score: Callable[..., Any] | None = None) -> Any:
+        """``score(hidden, weight)``, or ``score(hidden, weight, bias)``; by default the logits.
+
+        Where logits are capped, ``score`` has to take ``softcap``.
+        """
+        inputs = (hidden, self.weight) if self.bias is None else (hidden, self.weight, self.bias)
+        if score is None:
+            return cap_softly(F.linear(*inputs), self.softcap)
+        return score(*inputs, softcap=self.softcap) if self.softcap else score(*inputs)
 
     def declare(self) -> Mapping[str, Declared]:
         weight = Declared(kind="head", std=self.std)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lmscale.model.attention import cap_softly
+
 IGNORED = -100  # label of a position that is not a target
 
 
@@ -31,14 +33,15 @@ def chunked_cross_entropy(
     chunk_tokens: int,
     z_loss: float = 0.0,
     counts_hits: bool = False,
+    softcap: float = 0.0,
 ) -> CrossEntropySums:
     """Score hidden states against int64 labels; positions labelled ``IGNORED`` count nothing.
 
-    ``bias_V``: added to the logits, for a head that has one. The products run in the inputs' dtype,
-    the softmax and all sums in fp32.
+    ``bias_V``: added to the logits, for a head that has one. ``softcap``: see ``cap_softly``. The
+    products run in the inputs' dtype, the softmax and all sums in fp32.
     """
     sums = _ChunkedCrossEntropy.apply(
-        hidden_ND, weight_VD, bias_V, labels_N, chunk_tokens, z_loss, counts_hits
+        hidden_ND, weight_VD, bias_V, labels_N, chunk_tokens, z_loss, counts_hits, softcap
     )
     return CrossEntropySums(*sums)
 
@@ -63,6 +66,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk_tokens: int,
         z_loss: float,
         counts_hits: bool,
+        softcap: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         nll = hidden_ND.new_zeros((), dtype=torch.float32)
         z, hits = torch.zeros_like(nll), torch.zeros_like(nll)
@@ -71,7 +75,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for first in range(0, len(labels_N), chunk_tokens):
             chunk = slice(first, first + chunk_tokens)
             logits_CV = None  # freed before the next chunk's are made
-            logits_CV = F.linear(hidden_ND[chunk], weight_VD, bias_V)
+            logits_CV = cap_softly(F.linear(hidden_ND[chunk], weight_VD, bias_V), softcap)
             log_p_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
             log_z_C = log_z_N[chunk] = logits_CV[:, 0].float() - log_p_CV[:, 0]
             is_target_C = labels_N[chunk] != IGNORED
@@ -85,7 +89,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # The parameter itself is saved, not a view: ZeRO-3 swaps its data between the two passes.
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, log_z_N)
         ctx.last_logits_CV = logits_CV if any(ctx.needs_input_grad[:3]) else None
-        ctx.chunk_tokens, ctx.z_loss = chunk_tokens, z_loss
+        ctx.chunk_tokens, ctx.z_loss, ctx.softcap = chunk_tokens, z_loss, softcap
         ctx.mark_non_differentiable(nll, z, hits)
         ctx.set_materialize_grads(False)
         return nll + z, nll, z, hits
@@ -105,10 +109,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for first in reversed(range(0, len(labels_N), ctx.chunk_tokens)):
             chunk = slice(first, first + ctx.chunk_tokens)
             if logits_CV is None:
-                logits_CV = F.linear(hidden_ND[chunk], weight_VD, bias_V)
+                logits_CV = cap_softly(F.linear(hidden_ND[chunk], weight_VD, bias_V), ctx.softcap)
             delta_CV = _grad_logits(
                 logits_CV, log_z_N[chunk], labels_N[chunk], ctx.z_loss, grad_loss
             )
+            if ctx.softcap:  # d cap_softly(x) / dx, by its value
+                delta_CV *= 1 - (logits_CV / ctx.softcap).square()
             logits_CV = None
             if grad_hidden_ND is not None:
                 torch.mm(delta_CV, weight_VD, out=grad_hidden_ND[chunk])
@@ -118,7 +124,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_bias_V += delta_CV.sum(0, dtype=torch.float32)
         grad_weight = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
         grad_bias = None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
-        return grad_hidden_ND, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden_ND, grad_weight, grad_bias, *(None,) * 5
 
 
 def _grad_logits(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import typing
+from functools import partial
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from lmscale.model.feed_forward import FeedForward
 from lmscale.model.initialize import LayerNorm, RMSNorm
 from lmscale.model.layout import build_layout
 from lmscale.model.rotary import plan_frequencies, plan_rotation, rotate
+from lmscale.objective.cross_entropy import chunked_cross_entropy
 
 
 def causal(ids_BT: torch.Tensor):
@@ -140,6 +142,16 @@ def test_ntk_keeps_the_fastest_frequency_and_slows_the_slowest_by_the_factor():
     scaled = plan_frequencies(16, 1e4, RopeScalingConfig(kind="ntk", factor=4.0))
     assert scaled[0] == plain[0]
     assert scaled[-1].item() == pytest.approx(plain[-1].item() / 4, rel=1e-5)
+
+
+def test_capped_logits_are_scored_as_they_are_given(make_model):
+    model = make_model(logit_softcap=2.0)
+    hidden_ND, labels_N = 5 * torch.randn(6, 32), torch.randint(0, 61, (6,))
+    logits_NV = model.head(hidden_ND)
+    torch.testing.assert_close(logits_NV, 2 * (hidden_ND @ model.head.weight.T / 2).tanh())
+    score = partial(chunked_cross_entropy, labels_N=labels_N, chunk_tokens=4)
+    expected = nn.functional.cross_entropy(logits_NV, labels_N, reduction="sum")
+    torch.testing.assert_close(model.head(hidden_ND, score).nll, expected)
 
 
 def test_dense_attention_with_a_soft_cap_is_the_formula():
