@@ -18,11 +18,11 @@ help:
 demo: setup
 	$(BIN)/lmscale demo
 
-# One worker more than the cores they are made for: jobs in Slurm's queue keep no core busy. pyright, which
+# Twice the cores that they are made for: jobs in Slurm's queue keep no core busy. pyright, which
 # uses one core, runs beside them.
 test: style
 	@$(BIN)/pyright >$(VENV)/pyright.log 2>&1 & types=$$!; \
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder; tests=$$?; \
 	wait $$types; types=$$?; cat $(VENV)/pyright.log; exit $$((tests || types))
 
 lint: style

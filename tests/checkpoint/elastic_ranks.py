@@ -28,7 +28,9 @@ def train_and_save(folder, setup, ranks):
     for step in range(1, SAVED_STEP + 1):
         take_step(engine, step)
     save(folder / setup.name, engine, ranks)
-    return {"saved": content_of(engine), "figures": go_on(engine), "end": content_of(engine)}
+    content = content_of(engine)
+    figures = go_on(engine, LAST_STEP)
+    return {"saved": content, "figures": figures, "end": content_of(engine)}
 
 
 def save(folder, engine, ranks):
@@ -40,18 +42,23 @@ def load(folder, engine, **changes):
     load_checkpoint(place, replace(load_manifest(place, SAVED_STEP), **changes), engine)
 
 
-def go_on(engine):
-    return [take_step(engine, step) for step in range(SAVED_STEP + 1, LAST_STEP + 1)]
+def go_on(engine, last_step):
+    return [take_step(engine, step) for step in range(SAVED_STEP + 1, last_step + 1)]
 
 
-def load_and_train(folder, engine, setup):
+def load_and_train(folder, engine, setup, *, is_last):
+    """One step, which the weights decide; two, and so by the optimizer's states as well, of the
+    same topology and of the last source.
+    """
+    is_own = folder.name == setup.name
     with counting_reads() as counts:
         load(folder, engine)
     owned = sum(f.elements * len(f.tensors) for f in owned_fragments(engine))
     reads = gather_json([sum(counts), owned])
-    seen = {"saved": content_of(engine), "reads": reads, "figures": go_on(engine)}
+    seen = {"saved": content_of(engine), "reads": reads, "figures": []}
+    seen["figures"] = go_on(engine, LAST_STEP if is_own or is_last else SAVED_STEP + 1)
     # Where the topology is the same, the end is too, bit by bit.
-    return seen | ({"end": content_of(engine)} if folder.name == setup.name else {})
+    return seen | ({"end": content_of(engine)} if is_own else {})
 
 
 @contextmanager
@@ -110,7 +117,9 @@ def start(folder: Path, number: int):
             take_step(engine, 50)
             for source in sources:
                 accumulate_garbage(engine)
-                saw[f"{source} to {setup.name}"] = load_and_train(folder / source, engine, setup)
+                saw[f"{source} to {setup.name}"] = load_and_train(
+                    folder / source, engine, setup, is_last=source == sources[-1]
+                )
         if ranks.world_size == 2 and jobs[0][1]:
             saw["refused"] = refuse(folder, ranks)
     if ranks.is_first:

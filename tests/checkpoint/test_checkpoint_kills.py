@@ -9,7 +9,7 @@ from forked_processes import run_process
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 SCRIPT = Path(__file__).parents[1] / "kill_saves.py"
-MOMENTS = 15  # some in each part of a save; the changes of the disk are gone through one by one
+MOMENTS = 6  # some in each part of a save; the changes of the disk are gone through one by one
 
 
 @pytest.fixture(scope="module")

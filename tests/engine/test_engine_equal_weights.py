@@ -1,6 +1,6 @@
 """How a step is divided, over ranks, micro-batches and ZeRO stages, does not change what it does.
 
-Three starts, of 1, 2 and 4 real ranks over gloo; each trains all its cases for five steps.
+Three starts, of 1, 2 and 4 real ranks over gloo; each trains all its cases for three steps.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from lmscale.checkpoint.places.place import LocalPlace
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
-STEPS = 5
+STEPS = 3
 WORLD_SIZES = (1, 2, 4)
 GLOBAL_WINDOWS = 16
 LEARNING_RATE = 3e-3
@@ -98,10 +98,10 @@ def test_every_division_of_a_step_gives_the_same_weights(trained, world_size, st
         assert (report.targets, report.digest) == (other.targets, other.digest)
 
 
-def test_five_steps_move_the_weights_far_beyond_the_tolerance(trained):
+def test_three_steps_move_the_weights_far_beyond_the_tolerance(trained):
     reports, _ = trained[name_of("fp32", 1, 0, 1)]
-    assert [report.step for report in reports] == [1, 2, 3, 4, 5]
-    assert reports[-1].loss < reports[0].loss - 0.1
+    assert [report.step for report in reports] == [1, 2, 3]
+    assert reports[-1].loss < reports[0].loss - 0.02
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -30,7 +30,7 @@ SMALL = {
     "engine.precision": "fp32",
     "engine.schedule.warmup_steps": 1,
     "engine.schedule.decay_steps": 2,
-    "train.steps": 400,
+    "train.steps": 80,
     "train.log_every_steps": 1,
     "evaluation.every_steps": 0,
     "evaluation.at_end": False,
@@ -69,7 +69,7 @@ class Reader:
         profile["scratch"] = str(self.cluster.folder / "scratch")
         profile["variables"] |= ENVIRONMENT | job_variables(self.pace)
         (self.folder / "my-cluster.yaml").write_text(yaml.safe_dump(profile))
-        self.pace.write_text("0.5")  # as long as a run shall not finish
+        self.pace.write_text("0.7")  # as long as a run shall not finish
         settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
         shown = self.type(["config", "show", str(ROOT / "configs/demo.yaml"), *settings])
         (self.folder / "configs").mkdir()

@@ -28,7 +28,7 @@ MODES = {
     # Its embeddings are large enough that ZeRO 3 deals them out; the rest is kept whole.
     "3": {"engine.zero_stage": 3, "engine.precision": "bf16", "model.width": 256},
 }
-RECOMPUTED = ("0", "1-bf16", "2", "3")
+RECOMPUTED = ("0", "1-bf16", "3")
 STATES = ("exp_avg", "exp_avg_sq")
 
 

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 PATIENCE_SECONDS = 120.0
 ENDLESS = 1_000_000  # steps: an attempt that is stopped cannot come to its end before
-LAST_STEPS = 40  # of the attempt that finishes the run
+LAST_STEPS = 15  # of the attempt that finishes the run
 SAME = {"engine.zero_stage": 1}
 # (how it is asked to stop, ranks, settings): the second attempt is of the first one's shape.
 ATTEMPTS = [

@@ -3,7 +3,6 @@
 Three starts of real ranks over gloo do all attempts in process; each attempt opens its run anew.
 """
 
-import itertools
 import weakref
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -21,9 +20,9 @@ pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 STEPS, STOP = 6, 3
 LONG = 50
 WHOLE, HALVES = "whole", "halves"
-SAME = {
+SAME = {  # fp32 at every stage is test_checkpoint_elastic.py's
     f"{precision}-zero{stage}": {"engine.precision": precision, "engine.zero_stage": stage}
-    for precision, stage in itertools.product(("fp32", "bf16"), (0, 1, 2, 3))
+    for precision, stage in [("fp32", 0), ("fp32", 2), *(("bf16", s) for s in (0, 1, 2, 3))]
 }
 SAME |= {
     "dropout-fp32-zero2": {"model.dropout": 0.2, "engine.zero_stage": 2},
