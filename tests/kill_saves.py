@@ -331,22 +331,29 @@ def pattern(fragment: Any, kind: str, attempt: int):
     return (numbers % 8191 + base).float()
 
 
-def run_kills(folder: Path, *, moments: int, data: Path) -> dict[str, Any]:
-    """All kills, and what became of the saves. Raises ``KillsFailed`` with the reason."""
+def run_kills(folder: Path, *, moments: int, data: Path, alternates: bool) -> dict[str, Any]:
+    """All kills, and what became of the saves. Raises ``KillsFailed`` with the reason.
+
+    ``alternates``: one kill at each moment, of all ranks and of one of them in turn.
+    """
     began = time.monotonic()
     saves = Saves(folder, data)
     calm = [saves.attempt(None) for _ in range(MEASURED)]
     # And a little more, for what follows the commit: old checkpoints are deleted.
     seconds = 1.2 * statistics.median(seen.seconds for seen in calm)
     saves.outcomes.clear()
+
+    def both(number: int, rank: int) -> list[tuple[int, ...]]:
+        return [ALL, (rank,)][number % 2 :: 2] if alternates else [ALL, (rank,)]
+
     for number in range(moments):
-        for victims in (ALL, (number % NUM_RANKS,)):
+        for victims in both(number, number // 2 % NUM_RANKS):
             saves.attempt(Kill(victims=victims, seconds=seconds * (number + 0.5) / moments))
     by_time, saves.outcomes = saves.outcomes, Counter()
     changes = calm[-1].changes
     for rank in ALL:
         for change in range(1, changes[rank] + 1):
-            for victims in (ALL, (rank,)):
+            for victims in both(change + rank, rank):
                 saves.attempt(Kill(victims=victims, rank=rank, change=change))
     saves.attempt(None)
     return {
@@ -362,6 +369,7 @@ def run_kills(folder: Path, *, moments: int, data: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--moments", type=int, default=50)
+    parser.add_argument("--alternates", action="store_true", help="half as many: the short form")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
     parser.add_argument("--data", type=Path, help="tiny data that was built before")
     given = parser.parse_args()
@@ -374,7 +382,8 @@ def main() -> None:
             built = fork(lambda: build_tiny_data(data) or 0, log=log, environment={})
             assert os.waitpid(built, 0)[1] == 0, log.read_text()
         load_everything()
-        print(json.dumps(run_kills(folder, moments=given.moments, data=data)))
+        kills = run_kills(folder, moments=given.moments, data=data, alternates=given.alternates)
+        print(json.dumps(kills))
 
 
 if __name__ == "__main__":

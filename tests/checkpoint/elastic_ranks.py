@@ -1,6 +1,7 @@
 """What real ranks do for test_checkpoint_elastic.py: save at every topology, load into every other.
 
-Loaders begin with other weights, with steps behind them and with half a step accumulated.
+Loaders begin with other weights, with steps behind them and, the first time, with half a step
+accumulated.
 """
 
 import json
@@ -115,8 +116,8 @@ def start(folder: Path, number: int):
                 continue
             engine = build(setup, seed=2)
             take_step(engine, 50)
+            accumulate_garbage(engine)
             for source in sources:
-                accumulate_garbage(engine)
                 saw[f"{source} to {setup.name}"] = load_and_train(
                     folder / source, engine, setup, is_last=source == sources[-1]
                 )

@@ -39,7 +39,7 @@ OFFLOAD = {
         "engine.offload_optimizer": True,
         "engine.offload_parameters": stage == 3,
     }
-    for stage, precision in ((1, "bf16"), (2, "fp32"), (3, "bf16"))
+    for stage, precision in ((1, "bf16"), (3, "bf16"))
 }
 
 
