@@ -41,6 +41,7 @@ class Ability(str, Enum):
 
     CAUSAL = "causal"  # a position sees itself and what lies before it
     BIDIRECTIONAL = "bidirectional"  # a position sees the whole document
+    PREFIX = "prefix"  # causal, but the beginning of a document can be seen as a whole
     CROSS = "cross"  # one sequence is read, another one written
 
 

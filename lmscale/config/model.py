@@ -105,7 +105,7 @@ class RopeScalingConfig(Section):
 class DecoderConfig(ModelConfig):
     """A decoder Transformer. The switches are those by which GPT, Llama, Qwen and others differ."""
 
-    offers = frozenset({Ability.CAUSAL})
+    offers = frozenset({Ability.CAUSAL, Ability.PREFIX})
     implementation = "lmscale.model.decoder:DECODER"
     free = frozenset({"activation_checkpoint_every", "attention", "dropout", "segments"})
     later = frozenset(

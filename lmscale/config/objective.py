@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from lmscale.config.data import WindowShape
 from lmscale.config.kinds import Ability, Kinds, KindSection
+from lmscale.config.model import ModelConfig
 
 
 class ObjectiveConfig(KindSection):
@@ -31,29 +33,73 @@ class ObjectiveConfig(KindSection):
         """
         return ()
 
+    def find_model_problems(self, model: ModelConfig) -> Iterator[str]:
+        """Why it cannot train the model of a run, though that offers what is needed."""
+        return iter(())
+
     def window(self, sequence_length: int) -> WindowShape:
         """Which tokens of a shard become a sample, for a model of so many positions."""
         return WindowShape(stride=sequence_length, overlap=1)
 
 
-class CausalConfig(ObjectiveConfig):
-    """Causal language modelling: predict the next token."""
+class NextTokenConfig(ObjectiveConfig):
+    """The keys of objectives that predict the next token."""
 
     needs = frozenset({Ability.CAUSAL})
-    implementation = "lmscale.objective.causal:CAUSAL"
     free = frozenset({"z_loss", "chunk_tokens"})
     figures = ("loss", "z_loss")
 
-    name: Literal["causal"] = "causal"
     z_loss: float = Field(default=0.0, ge=0, le=1000)
     """Weight of log(Z)², which keeps the logits' scale in check (PaLM, section 5)."""
     chunk_tokens: PositiveInt = 2048
     """Tokens whose logits exist at once."""
 
 
+class CausalConfig(NextTokenConfig):
+    """Causal language modelling: predict the next token."""
+
+    implementation = "lmscale.objective.causal:CAUSAL"
+
+    name: Literal["causal"] = "causal"
+
+
+class PrefixConfig(NextTokenConfig):
+    """Prefix language modelling: see a document's beginning as a whole, and predict its rest."""
+
+    needs = frozenset({Ability.PREFIX})
+    implementation = "lmscale.objective.prefix:PREFIX"
+
+    name: Literal["prefix"] = "prefix"
+
+    def find_model_problems(self, model: ModelConfig) -> Iterator[str]:
+        if getattr(model, "segments", 1) > 1:
+            yield (
+                "objective.name = 'prefix' shows a prefix as a whole, but model.segments = "
+                f"{getattr(model, 'segments', 1)} cuts the window. Set model.segments to 1"
+            )
+
+
+class FillMiddleConfig(NextTokenConfig):
+    """Fill-in-the-middle: documents whose middle stands behind what follows it (Bavarian et al.
+    2022), among others as they are.
+    """
+
+    implementation = "lmscale.objective.fill_middle:FILL_MIDDLE"
+
+    name: Literal["fill_middle"] = "fill_middle"
+    rate: float = Field(default=0.5, ge=0, le=1)
+    """Share of the documents that are rearranged."""
+    suffix_first: float = Field(default=0.5, ge=0, le=1)
+    """Share of these whose suffix comes before the prefix (SPM), rather than behind it (PSM)."""
+
+    @property
+    def added_ids(self) -> tuple[str, ...]:
+        return ("prefix", "suffix", "middle")
+
+
 OBJECTIVES = Kinds(
     ObjectiveConfig,
     key="name",
     group="lmscale.objectives",
-    own={"causal": CausalConfig},
+    own={"causal": CausalConfig, "fill_middle": FillMiddleConfig, "prefix": PrefixConfig},
 )

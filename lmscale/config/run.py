@@ -110,6 +110,7 @@ class RunConfig(Section):
                 f"objective.name = {self.objective.name!r} needs a model that is "
                 f"{' and '.join(missing)}, which the one of section model is not"
             )
+        yield from self.objective.find_model_problems(self.model)
         yield from self._find_best_problems()
 
     def _find_best_problems(self) -> Iterator[str]:

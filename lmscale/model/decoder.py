@@ -16,7 +16,13 @@ from lmscale.model.attention import Attention, KeyValueCache
 from lmscale.model.family import Account, Family, Flops, Head, Model
 from lmscale.model.feed_forward import FeedForward
 from lmscale.model.initialize import Embedding, build_norm
-from lmscale.model.layout import Layout, attention_backend, build_layout, build_step_layout
+from lmscale.model.layout import (
+    Layout,
+    attention_backend,
+    build_layout,
+    build_step_layout,
+    show_prefixes,
+)
 from lmscale.model.rotary import plan_rotation
 
 
@@ -99,6 +105,10 @@ class Decoder(Model):
             choice="sdpa" if self._is_cut else config.attention,
         )
         return build_layout(begins_BT, backend, sliding_windows)
+
+    def lay_out_prefixes(self, begins_BT: Tensor, is_prefix_BT: Tensor) -> Layout:
+        layout = build_layout(begins_BT, "dense", set(self.config.layer_windows))
+        return show_prefixes(layout, begins_BT, is_prefix_BT)
 
     def forward(
         self, ids_BT: Tensor, layout: Layout, caches: Sequence[KeyValueCache] | None = None

@@ -83,6 +83,12 @@ class Model(nn.Module, ABC):
         nothing before them may depend on: a causal family has no use for it.
         """
 
+    def lay_out_prefixes(self, begins_BT: Tensor, is_prefix_BT: Tensor) -> Any:
+        """``lay_out`` with masked documents, the first tokens of which, where ``is_prefix_BT`` is
+        True, are seen by all of their document. Only of a family that offers it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} shows no prefix as a whole")
+
     @abstractmethod
     def forward(self, ids_BT: Tensor, layout: Any) -> Tensor:
         """Hidden states [B, T, D] of int64 ids; ``self.head`` turns them into logits or a loss."""

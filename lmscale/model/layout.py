@@ -85,6 +85,20 @@ def build_layout(
     return Layout(positions=columns_T - start_BT, masks=masks)
 
 
+def show_prefixes(layout: Layout, begins_BT: Tensor, is_prefix_BT: Tensor) -> Layout:
+    """A dense layout in which a document's tokens see all of those that ``is_prefix_BT`` names,
+    whatever follows what.
+    """
+    documents_BT = begins_BT.cumsum(1, dtype=torch.int32)
+    same_BTS = documents_BT[:, :, None] == documents_BT[:, None, :]
+    shown_B1TS = (same_BTS & is_prefix_BT[:, None, :])[:, None]
+    masks: dict[int, Tensor | BlockMask | None] = {}
+    for window, mask in layout.masks.items():
+        assert isinstance(mask, Tensor), "the layout is dense"
+        masks[window] = mask | shown_B1TS
+    return Layout(positions=layout.positions, masks=masks)
+
+
 def build_step_layout(
     *,
     batch: int,

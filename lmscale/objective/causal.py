@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lmscale.config import RunConfig
-from lmscale.config.objective import CausalConfig
+from lmscale.config.objective import NextTokenConfig
 from lmscale.objective.objective import Objective
 from lmscale.stream.batches import TOKENS, Field, Prepared, Rows
 
@@ -53,7 +53,7 @@ def _build(model: Model, config: RunConfig) -> nn.Module:
     from lmscale.objective.causal_scoring import build_causal_scoring
 
     settings = config.objective
-    assert isinstance(settings, CausalConfig)
+    assert isinstance(settings, NextTokenConfig)
     return build_causal_scoring(model, settings, mask_documents=config.stream.mask_documents)
 
 

@@ -1,5 +1,7 @@
 # Shape letters: B batch, T time, W window (T + 1), D model width, N = B·T.
-"""Causal language modelling, the half with torch: how the next token is scored."""
+"""The half with torch of all that predict the next token: causal and prefix language modelling, and
+fill-in-the-middle.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lmscale.config.objective import CausalConfig
+from lmscale.config.objective import NextTokenConfig
 from lmscale.model.family import Model
 from lmscale.model.layout import mark_starts
 from lmscale.objective.cross_entropy import IGNORED, chunked_cross_entropy
@@ -16,7 +18,7 @@ from lmscale.objective.scores import LossSum, Scores, Scoring
 
 
 def build_causal_scoring(
-    model: Model, config: CausalConfig, *, mask_documents: bool = True
+    model: Model, config: NextTokenConfig, *, mask_documents: bool = True
 ) -> Scoring:
     return Scoring(model, partial(score_windows, config=config, mask_documents=mask_documents))
 
@@ -27,19 +29,26 @@ def score_windows(
     tokens: Tensor,
     starts: Tensor,
     lengths: Tensor,
-    config: CausalConfig,
+    prefixes: Tensor | None = None,
+    config: NextTokenConfig,
     mask_documents: bool,
 ) -> Scores:
     """Score windows of T + 1 tokens, on the model's device.
 
     ``tokens`` [B, W]: uint16, uint32 or int64. ``starts``: flat positions into [B, W] where
     documents begin. ``lengths`` [B]: valid tokens of each row; what follows is padding. A window of
-    length 0 or 1 has no targets.
+    length 0 or 1 has no targets. ``prefixes``: of the document at each start, the tokens that see
+    each other and are no targets.
     """
     ids_BW = tokens.long()
     begins_BW = mark_starts(starts, batch=ids_BW.shape[0], length=ids_BW.shape[1])
     labels_BT = build_targets(ids_BW, begins_BW, lengths, mask_documents=mask_documents)
-    layout = model.lay_out(begins_BW[:, :-1], mask_documents=mask_documents)
+    if prefixes is None:
+        layout = model.lay_out(begins_BW[:, :-1], mask_documents=mask_documents)
+    else:
+        is_prefix_BW = mark_prefixes(starts, prefixes, like_BW=begins_BW)
+        labels_BT = labels_BT.masked_fill(is_prefix_BW[:, 1:], IGNORED)
+        layout = model.lay_out_prefixes(begins_BW[:, :-1], is_prefix_BW[:, :-1])
     hidden_BTD = model(ids_BW[:, :-1], layout)
     score = partial(
         chunked_cross_entropy,
@@ -64,3 +73,11 @@ def build_targets(
     if mask_documents:
         is_target_BT &= ~begins_BW[:, 1:]
     return torch.where(is_target_BT, ids_BW[:, 1:], IGNORED)
+
+
+def mark_prefixes(starts_N: Tensor, prefixes_N: Tensor, *, like_BW: Tensor) -> Tensor:
+    """bool [B, W], True for the first ``prefixes_N`` tokens from each flat start on."""
+    steps = torch.zeros(like_BW.numel() + 1, dtype=torch.int32, device=like_BW.device)
+    one_N = torch.ones_like(starts_N)
+    steps.index_add_(0, starts_N, one_N).index_add_(0, starts_N + prefixes_N, -one_N)
+    return (steps[:-1].cumsum(0) > 0).view_as(like_BW)

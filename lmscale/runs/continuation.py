@@ -47,7 +47,7 @@ _TABLE = {
         model cell qkv_bias sliding_windows attention_softcap logit_softcap
         model.rope_scaling kind factor original_positions beta_fast beta_slow high_turns low_turns
         model decoder_layers relative_buckets relative_distance norm_first scaled_logits
-        objective name
+        objective name rate suffix_first
         engine.optimizer kind
         train freeze""",
     Change.TRAINING: """
