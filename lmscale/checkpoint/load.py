@@ -262,12 +262,14 @@ def load_weights(
     DeepSpeed's engine. Raises ``CheckpointError`` when there is none, its files are damaged, or it
     is not of ``identity``.
     """
-    manifest = find_weights(place, step, ranks=Ranks(), origin=origin, undone=undone)
-    now = {key: value for key, value in (identity or {}).items() if key in manifest.identity}
-    saved = {key: manifest.identity[key] for key in now}
-    if differences := describe_differences(saved, now, where=place.name_of(manifest.step)):
-        advice = f"The config.yaml or the tokenizer of {origin} is not what it was trained with."
-        raise CheckpointError([*differences, advice])
+    manifest = find_weights(
+        place, step, ranks=Ranks(), origin=origin, undone=undone, identity=identity
+    )
+    return read_weights(place, manifest)
+
+
+def read_weights(place: Place, manifest: Manifest) -> dict[str, Tensor]:
+    """All the weights of a checkpoint that ``find_weights`` gave: parameters, then buffers."""
     others = sorted(manifest.replicated, key=lambda name: manifest.replicated[name].kind == BUFFER)
     with open_weights(place, manifest) as read:
         return {name: read(name) for name in (*manifest.parameters, *others)}
@@ -280,9 +282,10 @@ def find_weights(
     ranks: Ranks,
     origin: str | None = None,
     undone: Undone = nothing_undone,
+    identity: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """The checkpoint of ``step``, verified; None: the newest that verifies and is finite. Its
-    fragments cover every tensor. All ``ranks`` together.
+    fragments cover every tensor, and it is of ``identity``. All ``ranks`` together.
     """
     if step is None:
         manifest = find_sound(place, ranks, undone=undone)
@@ -299,6 +302,11 @@ def find_weights(
                 raise CheckpointError([f"{problem}." for problem in damage])
         if len({*gather_json(manifest.hash)}) > 1:
             raise CheckpointError(f"{place.name_of(step)} does not look the same to all ranks.")
+    now = {key: value for key, value in (identity or {}).items() if key in manifest.identity}
+    saved = {key: manifest.identity[key] for key in now}
+    if differences := describe_differences(saved, now, where=place.name_of(manifest.step)):
+        advice = f"The config.yaml or the tokenizer of {origin} is not what it was trained with."
+        raise CheckpointError([*differences, advice])
     # Here no model says how large a tensor is: memory is taken only for what the files hold.
     gaps = find_gaps(manifest)
     if gaps:

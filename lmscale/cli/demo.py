@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import lzma
 import os
 import shlex
@@ -61,13 +62,13 @@ def demo(
     machine = _train(path, started)
     threads = machine.environment(1)
     _say("The model on text it has not seen, and a sample from it")
-    _run("evaluate", RUN, environment=threads)
+    scores = _ask("evaluate", RUN, "--baseline", "ngram", "--json", environment=threads)
     prompt = ("--prompt", "Return the number of", "--max-tokens", "60", "--seed", "1")
     _run("generate", RUN, *prompt, environment=threads)
     _say("Was every sample used exactly once, through the stop and the change of ranks?")
     _run("runs", "audit", RUN)
     _run_example("loss_curve.py", RUN)
-    _summarize(path, time.monotonic() - started)
+    _summarize(path, time.monotonic() - started, ngram=scores["heldout"]["ngram"])
 
 
 def find_config(name: str) -> Path:
@@ -150,6 +151,18 @@ def _run(*arguments: object, environment: Mapping[str, str] | None = None) -> No
     _call("-m", "lmscale", *words, environment=environment)
 
 
+def _ask(*arguments: object, environment: Mapping[str, str]) -> Any:
+    """Run a command that answers in JSON, show the answer and return it."""
+    words = list(map(str, arguments))
+    _show(words)
+    argv = [sys.executable, "-m", "lmscale", *words]
+    answer = subprocess.run(argv, env=os.environ | environment, stdout=subprocess.PIPE, check=False)
+    if answer.returncode != EXIT_FINISHED:
+        raise typer.Exit(answer.returncode)
+    print(answer.stdout.decode(), end="", flush=True)
+    return json.loads(answer.stdout)
+
+
 def _show(words: Sequence[str]) -> None:
     print(f"\n$ lmscale {shlex.join(words)}", flush=True)
 
@@ -172,17 +185,18 @@ def _say(text: str) -> None:
     print(f"\n# {text}", flush=True)
 
 
-def _summarize(path: Path, seconds: float) -> None:
+def _summarize(path: Path, seconds: float, *, ngram: float) -> None:
     figures = _last_figures(RUN / "metrics.jsonl")
     name = "final/heldout"
     compressed = _bits_per_byte_of_compressors(HELDOUT).items()
     others = ", ".join(f"{tool} {value:.3f}" for tool, value in compressed)
+    loss = figures[f"{name}/loss"]
     goodput = 100 * figures["speed/goodput"]
     wanted = load_config(path).train.steps
     _say("Summary")
     print(f"""\
   trained       {figures["step"]:,} of the {wanted:,} steps of {path.name}
-  held-out loss {figures[f"{name}/loss"]:.3f} nats per token
+  held-out loss {loss:.3f} nats per token   (a trigram counted on what it has read: {ngram:.3f})
   bits per byte {figures[f"{name}/bits_per_byte"]:.3f}   (the same text: {others})
   speed         {figures["speed/tokens_per_second"]:,.0f} tokens/s
   goodput       {goodput:.0f} % of the wall time, the restart included

@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,8 +16,11 @@ from lmscale.errors import EXIT_RESUMABLE, ConfigError
 from lmscale.files.printing import say
 
 if TYPE_CHECKING:
+    from lmscale.evaluation.ngram import Trigram
     from lmscale.evaluation.perplexity import SetScore
+    from lmscale.evaluation.run import LoadedRun
     from lmscale.runs.stop import StopRequests
+    from lmscale.train.votes import StopPoll
 
 StepOption = Annotated[
     int | None,
@@ -35,6 +39,10 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Score at most this many windows per set, spread evenly over it."),
     ] = None,
+    baseline: Annotated[
+        Literal["ngram"] | None,
+        typer.Option(help="Beside the loss, that of a trigram counted on what the run has read."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a run's checkpoint on its held-out sets. SIGTERM or SIGUSR1 ends it with 75."""
@@ -45,16 +53,24 @@ def evaluate(
     with StopRequests(run, watch_file=False, signals=signals) as stop:
         stop.leave_unless(lambda: False)
         try:
-            scores = _evaluate(run, step, set_name or None, max_windows, stop)
+            scores, trigram = _evaluate(
+                run, step, set_name or None, max_windows, stop=stop, with_trigram=bool(baseline)
+            )
         except StoppedError as stopped:
             say(f"stopped by {stopped}; nothing was scored", err=True)
             raise typer.Exit(EXIT_RESUMABLE) from None
     if as_json:
-        echo_json({name: score.to_dict() for name, score in scores.items()})
+        counted = {} if trigram is None else {"ngram_tokens": trigram.tokens}
+        echo_json({name: score.to_dict() | counted for name, score in scores.items()})
     else:
         from lmscale.evaluation.perplexity import render_scores
 
         say(render_scores(scores))
+        if trigram is not None:
+            say(
+                "ngram: the loss of a trigram (interpolated Kneser-Ney), counted on "
+                f"{trigram.tokens:,} tokens that the run has read"
+            )
 
 
 def _evaluate(
@@ -62,8 +78,11 @@ def _evaluate(
     step: int | None,
     set_names: list[str] | None,
     max_windows: int | None,
+    *,
     stop: StopRequests,
-) -> dict[str, SetScore]:
+    with_trigram: bool,
+) -> tuple[dict[str, SetScore], Trigram | None]:
+    from lmscale.evaluation.ngram import score_set
     from lmscale.evaluation.perplexity import evaluate_set, open_evaluation_sets, plan_evaluation
     from lmscale.evaluation.run import load_run
     from lmscale.files.progress import progress
@@ -84,7 +103,8 @@ def _evaluate(
     plan = plan_evaluation(config, loaded.tokenizer.token_bytes(), max_windows=max_windows)
     poll = StopPoll(stop.requested)
     stop.wait_to_be_asked()  # a terminal's progress bar, at least: from here on it is asked for
-    scores = {}
+    trigram = _count_run(run, loaded, poll) if with_trigram else None
+    scores: dict[str, SetScore] = {}
     for name, dataset in datasets.items():
         total = len(plan.window_numbers(dataset))
         with closing(dataset), progress(f"evaluating {name}", total, "windows") as advance:
@@ -97,7 +117,29 @@ def _evaluate(
                 advance=advance,
                 between_batches=poll,
             )
-    return scores
+            if trigram is not None:
+                figures = {**scores[name].others, "ngram": score_set(trigram, dataset, plan)}
+                scores[name] = replace(scores[name], others=figures)
+    return scores, trigram
+
+
+def _count_run(run: Path, loaded: LoadedRun, poll: StopPoll) -> Trigram:
+    from lmscale.evaluation.ngram import count_run
+    from lmscale.files.progress import progress
+
+    with progress("counting n-grams", None, "windows") as advance:
+
+        def advance_and_ask(windows: float) -> None:
+            advance(windows)
+            poll()
+
+        return count_run(
+            loaded.config,
+            run,
+            step=loaded.step,
+            vocab_size=loaded.tokenizer.vocab_size,
+            advance=advance_and_ask,
+        )
 
 
 def generate(

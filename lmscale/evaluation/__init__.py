@@ -4,6 +4,8 @@
 
     RUN ──load_run──→ LoadedRun ──┬─→ evaluate_set (perplexity.py): loss, perplexity, bits per byte
                                   │      over the sets that open_evaluation_sets opens and checks
+                                  ├─→ count_run (ngram.py): a trigram of what the run has read,
+                                  │      whose loss on the same windows is the yardstick
                                   └─→ Generation (generate.py): a prompt → ids by Sampling
                                          ─stream_text──→ text
 

@@ -86,9 +86,14 @@ class EvaluationPlan:
 
         The front alone would be biased: best_fit stores the full windows of long documents first.
         """
-        total = dataset.num_windows
-        limit = min(total, self.max_windows or total)
-        return range(total) if limit == total else [i * total // limit for i in range(limit)]
+        return spread_evenly(dataset.num_windows, self.max_windows)
+
+
+def spread_evenly(total: int, limit: int | None) -> Sequence[int]:
+    """At most ``limit`` of the numbers below ``total``, in order; None: all."""
+    if limit is None or limit >= total:
+        return range(total)
+    return [i * total // limit for i in range(limit)]
 
 
 def plan_evaluation(

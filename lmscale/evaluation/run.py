@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from lmscale.checkpoint.differences import check_same_tensors
-from lmscale.checkpoint.load import load_weights
+from lmscale.checkpoint.load import find_weights, read_weights
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import RunConfig
 from lmscale.history.history import read_history
 from lmscale.model.family import Model, build_model
+from lmscale.ranks.ranks import Ranks
 from lmscale.runs.continuation import identity_of
 from lmscale.runs.run_folder import load_run_config
 from lmscale.stream.ledger import load_bos
@@ -28,6 +29,7 @@ class LoadedRun:
     config: RunConfig
     tokenizer: Tokenizer
     model: Model  # on the asked device in the run's precision, in eval mode
+    step: int  # steps that it was trained
     bos_id: int | None  # that it has learned to begin documents with
 
 
@@ -40,13 +42,16 @@ def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedR
     """
     config = load_run_config(folder)
     tokenizer = load_kept_tokenizer(folder, config.tokenizer.folder)
-    weights = load_weights(
-        open_place(config, folder),
+    place = open_place(config, folder)
+    manifest = find_weights(
+        place,
         step,
+        ranks=Ranks(),
         origin=str(folder),
         undone=read_history(folder).undone,
         identity=identity_of(config, tokenizer.fingerprint),
     )
+    weights = read_weights(place, manifest)
     precision = config.engine.precision
     dtype = _DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]
     usual_dtype = torch.get_default_dtype()
@@ -57,8 +62,13 @@ def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedR
     finally:
         torch.set_default_dtype(usual_dtype)
     fill_weights(model, weights, origin=str(folder))
-    bos_id = load_bos(folder)
-    return LoadedRun(config=config, tokenizer=tokenizer, model=model.eval(), bos_id=bos_id)
+    return LoadedRun(
+        config=config,
+        tokenizer=tokenizer,
+        model=model.eval(),
+        step=manifest.step,
+        bos_id=load_bos(folder),
+    )
 
 
 @torch.no_grad()

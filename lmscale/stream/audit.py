@@ -67,7 +67,7 @@ def audit_run(
     altered: list[str] = []
     state, locations = load_record(run_folder)
     lost += find_missing_tail(rows, started_at=state.n, newest=newest_commit(run_folder))
-    with open_recorded(config, state, locations) as stream:
+    with open_recorded(config, state, locations, look=secrets.token_hex(8)) as stream:
         preparation = prepare(config.model_copy(update={"stream": stream.config}))
         for row in rows:
             problem = check_row(stream, row, preparation, progress)
@@ -88,8 +88,13 @@ def audit_run(
     )
 
 
-def open_recorded(config: RunConfig, state: StreamState, recorded: Mapping[str, str]) -> Stream:
-    """The stream of ``state`` with every source it ever had, whatever the mixture is now."""
+def open_recorded(
+    config: RunConfig, state: StreamState, recorded: Mapping[str, str], *, look: str
+) -> Stream:
+    """The stream of ``state`` with every source it ever had, whatever the mixture is now.
+
+    ``look``: as ``NodeCache`` has it; empty believes the caches, as a run does.
+    """
     named = {name: source.shards for name, source in config.stream.sources.items()}
     used = {name for segment in state.segments for name in segment.quotas}
     places = {**recorded, **named}
@@ -106,7 +111,7 @@ def open_recorded(config: RunConfig, state: StreamState, recorded: Mapping[str, 
     section = config.stream.model_copy(update=settings | {"verify_hashes": True})
     shape = config.model_copy(update={"stream": section}).window
     locations = {name: places[name] for name in sorted(used)}
-    datasets = open_datasets(section, locations, shape=shape, look=secrets.token_hex(8))
+    datasets = open_datasets(section, locations, shape=shape, look=look)
     problems = find_changed_data(datasets, state.segments)
     if problems:
         raise DataError(problems)

@@ -26,12 +26,15 @@ from lmscale.evaluation.run import load_run
 from lmscale.files.reading import seal
 from lmscale.model.family import build_model
 from lmscale.model.initialize import declared_parameters
+from lmscale.objective.causal import CausalPreparation
 from lmscale.objective.objective import build_scoring
 from lmscale.ranks.mesh import Axis, Mesh
 from lmscale.ranks.ranks import Ranks, open_process_group
 from lmscale.shards.build import build_shards
 from lmscale.shards.manifest import load_manifest, save_manifest
 from lmscale.stream.dataset import open_dataset
+from lmscale.stream.ledger import LedgerRow, open_ledger
+from lmscale.stream.stream import open_stream
 from lmscale.tokenizer.codec import KEPT_FOLDER, load_tokenizer, save_tokenizer
 from lmscale.train.initial import draw_weights, fill_weights
 
@@ -126,6 +129,24 @@ def test_evaluate_prints_a_table_and_takes_part_of_a_set(run):
     table = call("evaluate", run.folder, "--set-name", "docs", "--max-windows", 3).splitlines()
     assert table[0].split() == ["set", "windows", "targets", "loss", "perplexity", "bits/byte"]
     assert table[1].split()[:2] == ["docs", "3"]
+
+
+def test_a_baseline_stands_beside_the_loss_and_says_what_it_was_counted_on(run, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    sources = {"docs": {"shards": f"{run.shards.folder}/docs/train"}}
+    stream = type(run.stream).model_validate(run.stream.model_dump() | {"sources": sources})
+    with open_stream(stream, seed=1) as opened:
+        tokens = CausalPreparation(mask_documents=True).prepare(opened.read_rows(0, 60)).targets
+        with open_ledger(tmp_path / "run", next_step=0, stream=opened, n=0) as ledger:
+            for step in range(3):
+                row = LedgerRow(step=step, first_n=20 * step, samples=20, tokens=0, digest=0)
+                ledger.append(row)
+    answer = json.loads(call("evaluate", tmp_path / "run", "--baseline", "ngram", "--json"))["docs"]
+    assert answer["ngram_tokens"] == tokens
+    assert 2 < answer["ngram"] < answer["loss"]  # the model is as it was drawn
+    shown = call("evaluate", tmp_path / "run", "--baseline", "ngram").splitlines()
+    assert shown[0].split()[-1] == "ngram" and f"{answer['ngram']:.4f}" in shown[1]
+    assert f"counted on {tokens:,} tokens" in shown[2]
 
 
 def test_an_unknown_set_name_lists_the_known_ones(run):

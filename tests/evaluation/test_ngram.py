@@ -1,0 +1,132 @@
+"""The trigram is what the textbook's formula gives, on the tokens that a run has read."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from lmscale.errors import ConfigError
+from lmscale.evaluation.ngram import BITS, BOUNDARY, Trigram, count_run, target_keys
+from lmscale.objective.causal import CausalPreparation
+from lmscale.shards.build import build_shards
+from lmscale.stream.batches import Rows
+from lmscale.stream.ledger import LedgerRow, open_ledger
+from lmscale.stream.stream import open_stream
+
+VOCAB = 40
+
+
+def key(*words: int) -> int:
+    number = 0
+    for word in words:
+        number = number << BITS | word
+    return number
+
+
+def draw_keys(count: int) -> np.ndarray:
+    """Of words that lean on the two before them."""
+    words = [0, 0]
+    draw = np.random.default_rng(1)
+    for _ in range(count):
+        words.append(int((words[-1] + 2 * words[-2] + min(draw.zipf(1.5), 99)) % (VOCAB - 1)))
+    return np.array([key(*words[at : at + 3]) for at in range(count)])
+
+
+def discount(counts) -> float:
+    once, twice = (sum(count == n for count in counts) for n in (1, 2))
+    return once / (once + 2 * twice) if once else 0.5
+
+
+def by_the_formula(keys: np.ndarray, u: int, v: int, w: int) -> float:
+    """Interpolated Kneser-Ney, order by order, out of dictionaries."""
+    mask = 2**BITS - 1
+    three = Counter((int(k) >> 2 * BITS, int(k) >> BITS & mask, int(k) & mask) for k in keys)
+    two, one = Counter(triple[1:] for triple in three), Counter()
+    one.update(pair[1] for pair in two)
+    d = discount(one.values())
+    p = (max(one[w] - d, 0) + d * len(one) / VOCAB) / sum(one.values())
+    for counts, context in ((two, (v,)), (three, (u, v))):
+        after: dict[tuple[int, ...], dict[int, int]] = defaultdict(dict)
+        for words, count in counts.items():
+            after[words[:-1]][words[-1]] = count
+        if here := after.get(context):
+            d, total = discount(counts.values()), sum(here.values())
+            p = max(here.get(w, 0) - d, 0) / total + d * len(here) / total * p
+    return p
+
+
+def test_every_probability_is_the_formula_s_and_they_sum_to_one():
+    keys = draw_keys(400)
+    trigram = Trigram(keys, vocab_size=VOCAB)
+    contexts = [(1, 2), (4, 4), (BOUNDARY, 3), (7, VOCAB - 1)]  # the last: a word never seen
+    for u, v in contexts:
+        asked = np.array([key(u, v, w) for w in range(VOCAB)])
+        p = np.exp(trigram.log_p(asked))
+        wanted = [by_the_formula(keys, u, v, w) for w in range(VOCAB)]
+        assert p == pytest.approx(wanted, rel=1e-12)
+        assert p.sum() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("mask_documents", [True, False])
+def test_the_targets_are_the_causal_ones_and_no_context_reaches_over_a_document(mask_documents):
+    rows = Rows(
+        numbers=np.arange(2),
+        tokens=np.array([[1, 5, 6, 2, 1, 7, 2], [8, 9, 2, 3, 3, 3, 3]], dtype=np.uint16),
+        lengths=np.array([7, 3], dtype=np.int32),
+        starts=np.array([0, 4, 7], dtype=np.int32),
+        digests=np.zeros(2, dtype=np.uint64),
+    )
+    keys = target_keys(rows, mask_documents=mask_documents).tolist()
+    preparation = CausalPreparation(mask_documents=mask_documents)
+    assert len(keys) == preparation.prepare(rows).targets
+    across = [] if mask_documents else [key(6, 2, 1)]
+    begun = [key(BOUNDARY, 1, 7), key(1, 7, 2)] if mask_documents else [key(2, 1, 7), key(1, 7, 2)]
+    assert keys == [
+        *(key(BOUNDARY, 1, 5), key(1, 5, 6), key(5, 6, 2)),
+        *(*across, *begun),
+        *(key(BOUNDARY, 8, 9), key(8, 9, 2)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def read_run(config, tokenizer, tmp_path_factory):
+    """A run that has read its source one and a half times, in ten steps."""
+    build_shards(config, processes=1)
+    sources = {"docs": {"shards": f"{config.shards.folder}/docs/train"}}
+    tree = config.model_dump(mode="json")
+    tree["stream"] |= {"sources": sources, "window_shards": 1, "mixture_block": 16}
+    tree["run"]["folder"] = str(tmp_path_factory.mktemp("ngram") / "run")
+    config = type(config).model_validate(tree)
+    with open_stream(config.stream, seed=config.run.seed) as stream:
+        windows = stream.orders["docs"].total
+        every = windows * 3 // 20
+        with open_ledger(config.folder, next_step=0, stream=stream, n=0) as ledger:
+            for step in range(10):
+                row = {"step": step, "first_n": step * every, "samples": every}
+                ledger.append(LedgerRow(**row, tokens=1, digest=0))
+        whole = stream.read_rows(0, windows)
+    return config, whole, every
+
+
+def test_what_a_run_has_read_is_counted_once_up_to_the_step_that_is_evaluated(read_run, tokenizer):
+    config, whole, every = read_run
+    targets = CausalPreparation(mask_documents=True).prepare(whole).targets
+    heard = []
+    trigram = count_run(
+        config, config.folder, step=10, vocab_size=tokenizer.vocab_size, advance=heard.append
+    )
+    assert trigram.tokens == targets and sum(heard) == 10 * every
+    part = count_run(config, config.folder, step=2, vocab_size=tokenizer.vocab_size)
+    assert 0 < part.tokens < targets / 2
+    keys = target_keys(whole, mask_documents=True)
+    assert trigram.log_p(keys).mean() > part.log_p(keys).mean()
+
+
+def test_a_baseline_that_cannot_be_counted_says_why(read_run, tokenizer):
+    config, _, _ = read_run
+    with pytest.raises(ConfigError, match="has read nothing yet"):
+        count_run(config, config.folder, step=0, vocab_size=400)
+    with pytest.raises(ConfigError, match="at most 2,097,150 pieces; the tokenizer has 3,000,000"):
+        count_run(config, config.folder, step=1, vocab_size=3_000_000)
