@@ -4,6 +4,8 @@
 kind        the matrices of the blocks               everything else
 =========== ======================================== ===================================
 ``adamw``   AdamW                                    AdamW
+``adam``    Adam, its decay in the gradient          the same
+``lion``    Lion (engine/lion.py)                    Lion
 ``muon``    Muon (engine/muon.py)                    AdamW
 ``sgd``     SGD with momentum                        SGD with momentum
 =========== ======================================== ===================================
@@ -18,9 +20,11 @@ from typing import Any, Literal
 import torch
 
 from lmscale.config.training import OptimizerConfig
+from lmscale.engine.lion import Lion
 from lmscale.engine.muon import Muon
 
-Method = Literal["adamw", "muon", "sgd"]
+Method = Literal["adamw", "adam", "lion", "muon", "sgd"]
+_ADAMS = ("adamw", "adam")
 STEP = "step"
 
 
@@ -42,7 +46,7 @@ def plan_parameter_groups(
     ``kinds`` maps a trained parameter's name to linear, head, embedding, norm or bias. A head is
     decayed as other linear maps are; Muon leaves it, whose rows are tokens, to AdamW.
     """
-    rest: Method = "sgd" if config.kind == "sgd" else "adamw"
+    rest: Method = "adamw" if config.kind == "muon" else config.kind
     members: dict[tuple[bool, bool], list[str]] = {}  # by: left to the rest? not decayed?
     for name, kind in kinds.items():
         is_muon = config.kind == "muon" and kind == "linear"
@@ -61,8 +65,10 @@ def plan_parameter_groups(
 
 def element_states(method: str, config: OptimizerConfig) -> tuple[str, ...]:
     """The states that belong to every element of a parameter, in torch's names."""
-    if method == "adamw":
+    if method in _ADAMS:
         return ("exp_avg", "exp_avg_sq")
+    if method == "lion":
+        return ("exp_avg",)
     if method == "sgd" and config.momentum == 0:
         return ()
     return ("momentum_buffer",)
@@ -91,7 +97,10 @@ def build_optimizer(
         return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
     if config.kind == "muon":
         return Muon(groups, momentum=config.momentum, betas=config.betas, eps=config.eps)
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+    if config.kind == "lion":
+        return Lion(groups, betas=config.betas)
+    build = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
+    return build(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 
 
 def reset_states(
@@ -103,6 +112,6 @@ def reset_states(
     for master, group in masters:
         states = element_states(group["method"], config)
         optimizer.state[master] = {key: torch.zeros_like(master) for key in states}
-        if group["method"] == "adamw":  # which alone counts its updates
+        if group["method"] in _ADAMS:  # which alone count their updates
             zero = torch.zeros((), dtype=torch.float32, device=master.device)
             optimizer.state[master][STEP] = zero

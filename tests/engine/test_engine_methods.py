@@ -1,4 +1,4 @@
-"""AdamW, Muon and SGD do what they are said to, to every parameter, at every stage and world size.
+"""Every optimizer does what it is said to, to every parameter, at every stage and world size.
 
 Against plain training in one process by torch's optimizers, and for Muon also against the formula.
 And the gradient that they get is that of fp32, however many micro-batches it is the sum of.
@@ -52,6 +52,10 @@ def setups_for(world_size: int) -> list[Setup]:
         for stage, kind in product((0, 1, 2, 3), ("adamw", "muon", "sgd"))
     ]
     if world_size == 2:
+        found += [
+            Setup(world_size=2, stage=stage, kind=kind)
+            for stage, kind in product((0, 1, 2, 3), ("adam", "lion"))
+        ]
         found += [
             Setup(world_size=2, stage=stage, kind=kind, offload="optimizer")
             for stage, kind in product((1, 2, 3), ("muon", "sgd"))
@@ -222,6 +226,20 @@ class MuonByFormula(torch.optim.Optimizer):
                     part.sub_((scale * polar_by_formula(ahead)).float())
 
 
+class LionByFormula(torch.optim.Optimizer):
+    """Chen et al. 2023, algorithm 2: by sign(β1 m + (1 - β1) g); then m ← β2 m + (1 - β2) g."""
+
+    @torch.no_grad()
+    def step(self):  # pyright: ignore
+        near, far = CONFIG.betas
+        for group in self.param_groups:
+            for p in group["params"]:
+                m = self.state[p].get("m", torch.zeros_like(p))
+                direction = (near * m + (1 - near) * p.grad).sign()
+                p.sub_(group["lr"] * (direction + group["weight_decay"] * p))
+                self.state[p]["m"] = far * m + (1 - far) * p.grad
+
+
 def train_plainly(kind, muon: Callable[..., torch.optim.Optimizer] = MuonByFormula):
     """Weights after three steps of torch alone, in one process and one batch."""
     toy = Toy(1)
@@ -240,9 +258,12 @@ def train_plainly(kind, muon: Callable[..., torch.optim.Optimizer] = MuonByFormu
     optimizers: list[torch.optim.Optimizer]
     if kind == "sgd":
         optimizers = [torch.optim.SGD(groups(False), lr=LEARNING_RATE, momentum=0.9)]
+    elif kind == "lion":
+        optimizers = [LionByFormula(groups(False), {"lr": LEARNING_RATE})]
     else:
-        adamw = {"betas": CONFIG.betas, "eps": CONFIG.eps, "foreach": False}
-        optimizers = [torch.optim.AdamW(groups(False), lr=LEARNING_RATE, **adamw)]
+        adam = {"betas": CONFIG.betas, "eps": CONFIG.eps, "foreach": False}
+        build_adam = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
+        optimizers = [build_adam(groups(False), lr=LEARNING_RATE, **adam)]
     if kind == "muon":
         optimizers.append(muon(groups(True), lr=LEARNING_RATE))
     for step in range(1, STEPS + 1):
@@ -260,6 +281,8 @@ def torchs_muon(groups, *, lr):
 
 PLAIN = {
     "adamw": lambda: train_plainly("adamw"),
+    "adam": lambda: train_plainly("adam"),
+    "lion": lambda: train_plainly("lion"),
     "muon": lambda: train_plainly("muon"),
     "sgd": lambda: train_plainly("sgd"),
     "whole muon": lambda: train_plainly("muon", partial(MuonByFormula, is_whole=True)),
@@ -290,7 +313,7 @@ def test_every_parameter_goes_where_its_optimizer_would_take_it_alone(trained, p
     # Rounding of fp32, in sums of another order.
     assert furthest < 2e-5
     matrices = {name for name in weights if kind_of(name) == "linear"}
-    other = "sgd" if setup.kind == "sgd" else "adamw"
+    other = "adamw" if setup.kind == "muon" else setup.kind
     assert methods == {
         name: "muon" if setup.kind == "muon" and name in matrices else other for name in weights
     }

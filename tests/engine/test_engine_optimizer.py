@@ -5,6 +5,8 @@ import torch
 
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.config.training import OptimizerConfig
+from lmscale.engine.engine import skipping
+from lmscale.engine.lion import Lion
 from lmscale.engine.optimizer import (
     ParameterGroup,
     build_optimizer,
@@ -23,7 +25,7 @@ def group(method, weight_decay, *names, lr_ratio=1.0) -> ParameterGroup:
     )
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "adam", "lion", "sgd"])
 @pytest.mark.parametrize(
     ("decay", "decayed", "others"),
     [
@@ -52,6 +54,17 @@ def test_a_model_without_matrices_to_train_leaves_muon_no_group():
     assert list(plan_parameter_groups({"e": "embedding"}, OptimizerConfig(kind="muon"))) == [
         group("adamw", 0.1, "e")
     ]
+
+
+def test_lion_changes_nothing_when_a_gradient_is_not_finite():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    lion = Lion([{"params": [parameter], "lr": 0.1, "weight_decay": 0.5}], betas=(0.9, 0.99))
+    parameter.grad = torch.tensor([1.0, -2.0, 0.0])
+    with skipping(lion, torch.tensor(True)):
+        lion.step()
+    assert torch.equal(parameter, torch.ones(3)) and not lion.state
+    lion.step()
+    assert parameter.tolist() == pytest.approx([0.85, 1.05, 0.95])
 
 
 def test_frozen_parameters_are_in_no_group():

@@ -1,0 +1,37 @@
+"""Lion: the sign of a momentum is the update (Chen et al. 2023, arXiv 2302.06675)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Lion(torch.optim.Optimizer):
+    """Elementwise, so that it takes any piece of a parameter; weight decay as AdamW's."""
+
+    def __init__(self, groups: list[dict[str, Any]], *, betas: tuple[float, float]) -> None:
+        super().__init__(groups, {"lr": 0.0, "betas": betas, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update, unless a gradient is not finite (``found_inf``, as of torch's fused ones)."""
+        if getattr(self, "found_inf", False):
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+
+    def _update(
+        self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]
+    ) -> None:
+        near, far = group["betas"]
+        state = self.state[parameter]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(parameter)
+        momentum = state["exp_avg"]
+        direction = torch.lerp(gradient, momentum, near).sign_()
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(direction, alpha=-group["lr"])
+        momentum.lerp_(gradient, 1 - far)
