@@ -46,11 +46,15 @@ class NextTokenConfig(ObjectiveConfig):
     """The keys of objectives that predict the next token."""
 
     needs = frozenset({Ability.CAUSAL})
-    free = frozenset({"z_loss", "chunk_tokens"})
+    free = frozenset({"z_loss", "label_smoothing", "chunk_tokens"})
     figures = ("loss", "z_loss")
 
     z_loss: float = Field(default=0.0, ge=0, le=1000)
     """Weight of log(Z)², which keeps the logits' scale in check (PaLM, section 5)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of every target that is dealt to all ids alike (Szegedy et al. 2016). Of what is
+    trained; the losses that are reported are those of the targets themselves.
+    """
     chunk_tokens: PositiveInt = 2048
     """Tokens whose logits exist at once."""
 

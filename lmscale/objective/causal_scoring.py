@@ -55,6 +55,7 @@ def score_windows(
         labels_N=labels_BT.flatten(),
         chunk_tokens=config.chunk_tokens,
         z_loss=config.z_loss,
+        label_smoothing=config.label_smoothing,
     )
     sums = model.head(hidden_BTD.flatten(0, 1), score)
     targets = (labels_BT != IGNORED).sum()

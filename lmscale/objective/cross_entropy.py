@@ -18,10 +18,20 @@ IGNORED = -100  # label of a position that is not a target
 class CrossEntropySums(NamedTuple):
     """Sums over the targets, f32 []. Only ``loss`` carries a gradient."""
 
-    loss: Tensor  # what to backpropagate: nll + z
+    loss: Tensor  # what to backpropagate: nll, smoothed, + z
     nll: Tensor  # -log p(label), in nats
     z: Tensor  # z_loss · log²Z, where Z is the softmax's normaliser
     hits: Tensor  # targets whose label has the largest logit; 0 unless they are counted
+
+
+class CrossEntropySettings(NamedTuple):
+    """How hidden states are scored."""
+
+    chunk_tokens: int  # tokens whose logits exist at once
+    z_loss: float = 0.0  # weight of log²Z
+    label_smoothing: float = 0.0  # share of a target that is dealt to all ids alike
+    softcap: float = 0.0  # of the logits: ``cap_softly``
+    counts_hits: bool = False
 
 
 def chunked_cross_entropy(
@@ -30,20 +40,18 @@ def chunked_cross_entropy(
     bias_V: Tensor | None = None,
     *,
     labels_N: Tensor,
-    chunk_tokens: int,
-    z_loss: float = 0.0,
-    counts_hits: bool = False,
-    softcap: float = 0.0,
+    **settings: Any,
 ) -> CrossEntropySums:
     """Score hidden states against int64 labels; positions labelled ``IGNORED`` count nothing.
 
-    ``bias_V``: added to the logits, for a head that has one. ``softcap``: see ``cap_softly``. The
-    products run in the inputs' dtype, the softmax and all sums in fp32.
+    ``bias_V``: added to the logits, for a head that has one. ``settings``: those of
+    ``CrossEntropySettings``. The products run in the inputs' dtype, the softmax and all sums in
+    fp32.
     """
-    sums = _ChunkedCrossEntropy.apply(
-        hidden_ND, weight_VD, bias_V, labels_N, chunk_tokens, z_loss, counts_hits, softcap
+    how = CrossEntropySettings(**settings)
+    return CrossEntropySums(
+        *_ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, how)
     )
-    return CrossEntropySums(*sums)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -63,36 +71,37 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         labels_N: Tensor,
-        chunk_tokens: int,
-        z_loss: float,
-        counts_hits: bool,
-        softcap: float,
+        how: CrossEntropySettings,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         nll = hidden_ND.new_zeros((), dtype=torch.float32)
-        z, hits = torch.zeros_like(nll), torch.zeros_like(nll)
+        z, hits, spread = (torch.zeros_like(nll) for _ in range(3))
         log_z_N = hidden_ND.new_empty(len(labels_N), dtype=torch.float32)
         logits_CV = None
-        for first in range(0, len(labels_N), chunk_tokens):
-            chunk = slice(first, first + chunk_tokens)
+        for first in range(0, len(labels_N), how.chunk_tokens):
+            chunk = slice(first, first + how.chunk_tokens)
             logits_CV = None  # freed before the next chunk's are made
-            logits_CV = cap_softly(F.linear(hidden_ND[chunk], weight_VD, bias_V), softcap)
+            logits_CV = cap_softly(F.linear(hidden_ND[chunk], weight_VD, bias_V), how.softcap)
             log_p_CV = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
             log_z_C = log_z_N[chunk] = logits_CV[:, 0].float() - log_p_CV[:, 0]
             is_target_C = labels_N[chunk] != IGNORED
             safe_C1 = labels_N[chunk].clamp(min=0)[:, None]
             nll -= torch.where(is_target_C, log_p_CV.gather(1, safe_C1)[:, 0], 0.0).sum()
-            if counts_hits:
+            if how.label_smoothing:
+                spread -= torch.where(is_target_C, log_p_CV.mean(-1), 0.0).sum()
+            if how.counts_hits:
                 hits += (log_p_CV.argmax(-1) == labels_N[chunk]).sum()
             del log_p_CV
-            if z_loss:
-                z += z_loss * torch.where(is_target_C, log_z_C.square(), 0.0).sum()
+            if how.z_loss:
+                z += how.z_loss * torch.where(is_target_C, log_z_C.square(), 0.0).sum()
         # The parameter itself is saved, not a view: ZeRO-3 swaps its data between the two passes.
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, log_z_N)
         ctx.last_logits_CV = logits_CV if any(ctx.needs_input_grad[:3]) else None
-        ctx.chunk_tokens, ctx.z_loss, ctx.softcap = chunk_tokens, z_loss, softcap
+        ctx.how = how
         ctx.mark_non_differentiable(nll, z, hits)
         ctx.set_materialize_grads(False)
-        return nll + z, nll, z, hits
+        is_smoothed = how.label_smoothing > 0
+        loss = torch.lerp(nll, spread, how.label_smoothing) if is_smoothed else nll
+        return loss + z, nll, z, hits
 
     @staticmethod
     @once_differentiable
@@ -101,20 +110,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if grad_loss is None:
             return (None,) * len(ctx.needs_input_grad)
         hidden_ND, weight_VD, bias_V, labels_N, log_z_N = ctx.saved_tensors
+        how: CrossEntropySettings = ctx.how
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if wants_bias else None
         logits_CV, ctx.last_logits_CV = ctx.last_logits_CV, None
-        for first in reversed(range(0, len(labels_N), ctx.chunk_tokens)):
-            chunk = slice(first, first + ctx.chunk_tokens)
+        for first in reversed(range(0, len(labels_N), how.chunk_tokens)):
+            chunk = slice(first, first + how.chunk_tokens)
             if logits_CV is None:
-                logits_CV = cap_softly(F.linear(hidden_ND[chunk], weight_VD, bias_V), ctx.softcap)
-            delta_CV = _grad_logits(
-                logits_CV, log_z_N[chunk], labels_N[chunk], ctx.z_loss, grad_loss
-            )
-            if ctx.softcap:  # d cap_softly(x) / dx, by its value
-                delta_CV *= 1 - (logits_CV / ctx.softcap).square()
+                logits_CV = cap_softly(F.linear(hidden_ND[chunk], weight_VD, bias_V), how.softcap)
+            delta_CV = _grad_logits(logits_CV, log_z_N[chunk], labels_N[chunk], how, grad_loss)
             logits_CV = None
             if grad_hidden_ND is not None:
                 torch.mm(delta_CV, weight_VD, out=grad_hidden_ND[chunk])
@@ -124,19 +130,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_bias_V += delta_CV.sum(0, dtype=torch.float32)
         grad_weight = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
         grad_bias = None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
-        return grad_hidden_ND, grad_weight, grad_bias, *(None,) * 5
+        return grad_hidden_ND, grad_weight, grad_bias, None, None
 
 
 def _grad_logits(
-    logits_CV: Tensor, log_z_C: Tensor, labels_C: Tensor, z_loss: float, grad_loss: Tensor
+    logits_CV: Tensor,
+    log_z_C: Tensor,
+    labels_C: Tensor,
+    how: CrossEntropySettings,
+    grad_loss: Tensor,
 ) -> Tensor:
-    """d loss / d logits: p · (1 + 2 · z_loss · log Z) - onehot(label), 0 where ignored.
+    """d loss / d logits before their cap: p · (1 + 2 · z_loss · log Z) - target, 0 where ignored,
+    times the cap's slope. The target is the label's onehot, smoothed.
 
     In the logits' dtype. Computed in fp32 and scaled by ``grad_loss`` (which carries the loss
     scale) before it is rounded.
     """
     scale_C = torch.where(labels_C != IGNORED, grad_loss, 0.0)
     delta_CV = torch.softmax(logits_CV, dim=-1, dtype=torch.float32)
-    delta_CV *= (scale_C * (1 + 2 * z_loss * log_z_C))[:, None]
-    delta_CV.scatter_add_(1, labels_C.clamp(min=0)[:, None], -scale_C[:, None])
+    delta_CV *= (scale_C * (1 + 2 * how.z_loss * log_z_C))[:, None]
+    share = how.label_smoothing
+    delta_CV.scatter_add_(1, labels_C.clamp(min=0)[:, None], (share - 1) * scale_C[:, None])
+    if share:
+        delta_CV -= share / logits_CV.shape[1] * scale_C[:, None]
+    if how.softcap:  # d cap_softly(x) / dx, by its value
+        delta_CV *= 1 - (logits_CV / how.softcap).square()
     return delta_CV.to(logits_CV.dtype)

@@ -54,7 +54,7 @@ _TABLE = {
         stream.sources.NAME weight
         batch global_windows
         model dropout segments
-        objective z_loss
+        objective z_loss label_smoothing
         engine precision deepspeed
         engine.optimizer lr momentum muon_lr_ratio betas eps weight_decay decay clip_norm
         engine.schedule kind warmup_steps decay_steps final_ratio

@@ -19,30 +19,44 @@ def draw(num_tokens: int = 23, width: int = 16, vocab_size: int = 50, dtype=torc
     return hidden_ND, weight_VD, labels_N
 
 
-def plain(hidden_ND, weight_VD, labels_N, z_loss=0.0, softcap=0.0):
+def plain(hidden_ND, weight_VD, labels_N, z_loss=0.0, softcap=0.0, label_smoothing=0.0):
     """The definition, in fp64: (nll, z) summed."""
     logits_NV = hidden_ND.double() @ weight_VD.double().T
     if softcap:
         logits_NV = softcap * (logits_NV / softcap).tanh()
-    nll = F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORED, reduction="sum")
+    nll = F.cross_entropy(
+        logits_NV,
+        labels_N,
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
     log_z_N = logits_NV.logsumexp(-1)
     return nll, z_loss * log_z_N[labels_N != IGNORED].square().sum()
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 7, 22, 23, 100])
-@pytest.mark.parametrize(("z_loss", "softcap"), [(0.0, 0.0), (0.01, 0.0), (0.01, 3.0)])
-def test_loss_and_gradients_are_those_of_plain_cross_entropy(chunk_tokens, z_loss, softcap):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"z_loss": 0.01},
+        {"label_smoothing": 0.1},
+        {"z_loss": 0.01, "softcap": 3.0, "label_smoothing": 0.3},
+    ],
+)
+def test_loss_and_gradients_are_those_of_plain_cross_entropy(chunk_tokens, settings):
     hidden_ND, weight_VD, labels_N = draw()
-    settings = {"z_loss": z_loss, "softcap": softcap}
     sums = chunked_cross_entropy(
         hidden_ND, weight_VD, labels_N=labels_N, chunk_tokens=chunk_tokens, **settings
     )
-    nll, z = plain(hidden_ND, weight_VD, labels_N, **settings)
-    expected = torch.autograd.grad((nll + z) * 3.5, (hidden_ND, weight_VD))
+    smoothed, z = plain(hidden_ND, weight_VD, labels_N, **settings)
+    expected = torch.autograd.grad((smoothed + z) * 3.5, (hidden_ND, weight_VD))
     actual = torch.autograd.grad(sums.loss * 3.5, (hidden_ND, weight_VD))
+    nll, _ = plain(hidden_ND, weight_VD, labels_N, **settings | {"label_smoothing": 0.0})
     torch.testing.assert_close(sums.nll.double(), nll, rtol=1e-6, atol=0)
     torch.testing.assert_close(sums.z.double(), z, rtol=1e-6, atol=0)
-    torch.testing.assert_close(sums.loss, sums.nll + sums.z)
+    torch.testing.assert_close(sums.loss.double(), smoothed + z)
     for mine, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(mine, theirs)
 
