@@ -9,40 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lmscale.config.base import Section
-from lmscale.config.data import MAX_POSITIONS, MAX_VOCABULARY
-from lmscale.config.kinds import Ability, Kinds, KindSection
-
-MAX_WIDTH = 2**20
-
-Activation = Literal[
-    "relu",
-    "gelu",
-    "gelu_exact",
-    "silu",
-    "sigmoid",
-    "tanh",
-    "reglu",
-    "geglu",
-    "geglu_exact",
-    "swiglu",
-    "glu",
-    "tanh_glu",
-]
-"""``gelu`` is GPT-2's approximation by tanh, ``gelu_exact`` BERT's."""
-GATED = {
-    "reglu": "relu",
-    "geglu": "gelu",
-    "geglu_exact": "gelu_exact",
-    "swiglu": "silu",
-    "glu": "sigmoid",
-    "tanh_glu": "tanh",
-}
-"""Gated activation → the function of its gate."""
+from lmscale.config.data import MAX_POSITIONS
+from lmscale.config.encoder import EncoderConfig
+from lmscale.config.kinds import Ability, Kinds
+from lmscale.config.model_base import GATED, MAX_WIDTH, Activation, ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +29,6 @@ class Sizes:
     sequence_length: int  # of the windows that it is trained on
     pair_lengths: tuple[int, int] | None = None
     """Tokens that an encoder-decoder reads and writes of a window; None: both as long as it."""
-
-
-class ModelConfig(KindSection):
-    """The keys of every family; each family's section adds its own."""
-
-    offers: ClassVar[frozenset[Ability]] = frozenset()
-    """What the family's models offer to an objective."""
-
-    family: str
-    vocab_size: PositiveInt | None = Field(default=None, le=MAX_VOCABULARY)
-    """Rows of the embedding; default: the tokenizer's and those that the objective adds,
-    rounded up to a multiple of 128.
-    """
-    max_positions: PositiveInt | None = Field(default=None, le=MAX_POSITIONS)
-    """Longest sequence the model can be asked for; default: stream.sequence_length."""
 
 
 class RopeScalingConfig(Section):
@@ -317,6 +277,7 @@ FAMILIES = Kinds(
     group="lmscale.families",
     own={
         "decoder": DecoderConfig,
+        "encoder": EncoderConfig,
         "encoder_decoder": EncoderDecoderConfig,
         "recurrent": RecurrentConfig,
     },

@@ -101,9 +101,52 @@ class FillMiddleConfig(NextTokenConfig):
         return ("prefix", "suffix", "middle")
 
 
+class MaskedConfig(ObjectiveConfig):
+    """Masked language modelling: predict hidden tokens from both sides (Devlin et al. 2019)."""
+
+    needs = frozenset({Ability.BIDIRECTIONAL})
+    implementation = "lmscale.objective.masked:MASKED"
+    free = frozenset({"chunk_tokens"})
+    figures = ("loss", "accuracy")
+    held_out = ("accuracy",)
+
+    name: Literal["masked"]
+    rate: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the tokens that are chosen, to be predicted; special ones never are."""
+    replace: float = Field(default=0.1, ge=0, le=1)
+    """Share of the chosen ones that become a random id."""
+    keep: float = Field(default=0.1, ge=0, le=1)
+    """Share of them that stay as they are; the others become the mask."""
+    unit: Literal["tokens", "words", "spans"] = "tokens"
+    """What is chosen: single tokens, whole words, or spans of some tokens, whose lengths and common
+    fate are SpanBERT's (Joshi et al. 2020).
+    """
+    chunk_tokens: PositiveInt = 2048
+    """Targets whose logits exist at once."""
+
+    def find_problems(self) -> Iterator[str]:
+        if self.replace + self.keep > 1:
+            yield (
+                f"replace = {self.replace:g} and keep = {self.keep:g} are shares of the chosen "
+                "tokens: together they must be at most 1"
+            )
+
+    @property
+    def added_ids(self) -> tuple[str, ...]:
+        return ("mask",)
+
+    def window(self, sequence_length: int) -> WindowShape:
+        return WindowShape(stride=sequence_length, overlap=0)
+
+
 OBJECTIVES = Kinds(
     ObjectiveConfig,
     key="name",
     group="lmscale.objectives",
-    own={"causal": CausalConfig, "fill_middle": FillMiddleConfig, "prefix": PrefixConfig},
+    own={
+        "causal": CausalConfig,
+        "fill_middle": FillMiddleConfig,
+        "masked": MaskedConfig,
+        "prefix": PrefixConfig,
+    },
 )

@@ -21,6 +21,8 @@ from lmscale.stream.batches import Preparation, Rows
 from lmscale.stream.dataset import Dataset, open_datasets
 from lmscale.watch import heartbeat
 
+HELD_OUT_SEED = 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class SetScore:
@@ -99,10 +101,15 @@ def spread_evenly(total: int, limit: int | None) -> Sequence[int]:
 def plan_evaluation(
     config: RunConfig, token_bytes: np.ndarray, *, max_windows: int | None
 ) -> EvaluationPlan:
-    """The plan of a run: its micro-batch and its objective's preparation."""
+    """The plan of a run: its micro-batch and its objective's preparation.
+
+    What a preparation draws, it draws by the window's place in its set and ``HELD_OUT_SEED``: the
+    same tokens are hidden in every evaluation of every run.
+    """
+    run = config.run.model_copy(update={"seed": HELD_OUT_SEED})
     return EvaluationPlan(
         micro_windows=config.batch.micro_windows,
-        preparation=build_preparation(config),
+        preparation=build_preparation(config.model_copy(update={"run": run})),
         held_out=config.objective.held_out,
         token_bytes=token_bytes,
         max_windows=max_windows,

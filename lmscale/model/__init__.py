@@ -7,7 +7,7 @@
     ids ─────────────────────────────┴─ model ─→ hidden states ─ model.head(…, score) ─→ sums
 
 ``family.py`` is the contract that every family fulfils, and the first file to read; ``decoder.py``
-is the family of GPT, Llama and Qwen, ``encoder_decoder.py`` that of T5 and BART, made of the parts
-beside them, ``recurrent.py`` that of LSTMs. Every module declares the kinds and the initial values
-of its parameters (``initialize.py``).
+is the family of GPT, Llama and Qwen, ``encoder.py`` that of BERT, ``encoder_decoder.py`` that of T5
+and BART, made of the parts beside them, ``recurrent.py`` that of LSTMs. Every module declares the
+kinds and the initial values of its parameters (``initialize.py``).
 """

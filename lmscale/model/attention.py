@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from lmscale.config.model import DecoderConfig
+from lmscale.config.model import DecoderConfig, EncoderConfig
 from lmscale.model.initialize import Linear, RMSNorm
 from lmscale.model.rotary import rotate
 
@@ -38,7 +38,7 @@ class KeyValueCache:
 class Attention(nn.Module):
     """``qkv`` holds the rows of all query heads, then all key heads, then all value heads."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig | EncoderConfig) -> None:
         super().__init__()
         self.heads = config.heads
         self.kv_heads = config.resolved_kv_heads

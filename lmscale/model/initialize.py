@@ -15,7 +15,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lmscale.config.model import DecoderConfig, EncoderDecoderConfig
+from lmscale.config.model import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from lmscale.ranks.seeding import derive_seed
 
 ParameterKind = Literal["linear", "head", "embedding", "norm", "bias"]
@@ -128,7 +128,7 @@ class LayerNorm(nn.LayerNorm):
         return {"weight": Declared(kind="norm", constant=1.0), "bias": Declared(kind="bias")}
 
 
-def build_norm(config: DecoderConfig | EncoderDecoderConfig) -> nn.Module:
+def build_norm(config: DecoderConfig | EncoderConfig | EncoderDecoderConfig) -> nn.Module:
     """The norm of the residual stream."""
     if config.norm == "layernorm":
         return LayerNorm(config.width, config.norm_eps, bias=config.bias)

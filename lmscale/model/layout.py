@@ -67,12 +67,17 @@ def mark_starts(starts: Tensor, *, batch: int, length: int) -> Tensor:
 
 
 def build_layout(
-    begins_BT: Tensor, backend: Backend, sliding_windows: Iterable[int] = (0,)
+    begins_BT: Tensor,
+    backend: Backend,
+    sliding_windows: Iterable[int] = (0,),
+    *,
+    sees_ahead: bool = False,
 ) -> Layout:
     """The layout of whole rows. ``begins_BT`` is bool, True where a document begins.
 
     Positions restart at each document, but for ``causal``, where documents see each other. There is
-    a mask for each of ``sliding_windows``; for ``causal`` only 0, that of none.
+    a mask for each of ``sliding_windows``; for ``causal`` only 0, that of none. ``sees_ahead``: a
+    token sees what follows it as well, within its document and as far ahead as back.
     """
     batch, length = begins_BT.shape
     columns_T = torch.arange(length, device=begins_BT.device)
@@ -81,7 +86,7 @@ def build_layout(
     documents_BT = begins_BT.cumsum(1, dtype=torch.int32)
     start_BT = torch.where(begins_BT, columns_T, 0).cummax(1).values
     build = _block_mask if backend == "flex" else _dense_mask
-    masks = {window: build(documents_BT, window) for window in sliding_windows}
+    masks = {window: build(documents_BT, window, sees_ahead) for window in sliding_windows}
     return Layout(positions=columns_T - start_BT, masks=masks)
 
 
@@ -122,20 +127,22 @@ def build_step_layout(
     return Layout(positions=positions_T.expand(batch, length), masks=masks)
 
 
-def _dense_mask(documents_BT: Tensor, sliding_window: int) -> Tensor:
-    same_BTS = documents_BT[:, :, None] == documents_BT[:, None, :]
-    seen_BTS = same_BTS.tril()
-    return (seen_BTS.triu(1 - sliding_window) if sliding_window else seen_BTS)[:, None]
+def _dense_mask(documents_BT: Tensor, sliding_window: int, sees_ahead: bool) -> Tensor:
+    seen_BTS = documents_BT[:, :, None] == documents_BT[:, None, :]
+    if sliding_window:
+        seen_BTS = seen_BTS.triu(1 - sliding_window)
+    ahead = sliding_window - 1 if sliding_window else seen_BTS.shape[-1]
+    return seen_BTS.tril(ahead if sees_ahead else 0)[:, None]
 
 
-def _block_mask(documents_BT: Tensor, sliding_window: int) -> BlockMask:
-    """The causal document mask by blocks, from the first and last document number of each block.
+def _block_mask(documents_BT: Tensor, sliding_window: int, sees_ahead: bool) -> BlockMask:
+    """The document mask by blocks, from the first and last document number of each block.
 
-    Document numbers never fall along a row, so a block of queries looks at an earlier or equal
-    block of keys if that ends in a document no older than the queries begin with, and sees it whole
-    if it begins in the document the queries end with. The last key and the first query are the
-    nearest pair as well, and the first key and the last query the farthest, which tells the same of
-    a sliding window. Exact, and (T/128)² numbers instead of ``create_block_mask``'s T².
+    Document numbers never fall along a row, so a block of queries looks at a block of keys if
+    neither ends in a document older than the other begins with, and sees it whole if both lie in
+    one document. The pair that is nearest, and the one that is farthest, stand at the blocks' ends,
+    which tells the same of a sliding window. Exact, and (T/128)² numbers instead of
+    ``create_block_mask``'s T².
     """
     reach = sliding_window or documents_BT.shape[1]  # every distance is less
     batch, length = documents_BT.shape
@@ -145,24 +152,31 @@ def _block_mask(documents_BT: Tensor, sliding_window: int) -> BlockMask:
     last_BQ = documents_BT[:, (edges_Q + FLEX_BLOCK - 1).clamp(max=length - 1)]
     is_whole_Q = edges_Q + FLEX_BLOCK <= length
     apart_QK = edges_Q[:, None] - edges_Q[None, :]
+    is_seen_QK = torch.ones_like(apart_QK, dtype=torch.bool) if sees_ahead else apart_QK >= 0
+    # A block that meets itself is seen whole only where a token sees what follows it.
+    is_whole_QK = is_seen_QK if sees_ahead else apart_QK > 0
+    oldest_BQK = torch.minimum(first_BQ[:, :, None], first_BQ[:, None, :])
+    newest_BQK = torch.maximum(last_BQ[:, :, None], last_BQ[:, None, :])
     full_BQK = (
-        (first_BQ[:, None, :] == last_BQ[:, :, None])
-        & (apart_QK > 0)
-        & (apart_QK + FLEX_BLOCK - 1 < reach)
+        (oldest_BQK == newest_BQK)
+        & is_whole_QK
+        & (apart_QK.abs() + FLEX_BLOCK - 1 < reach)
         & is_whole_Q[:, None]
         & is_whole_Q[None, :]
     )
     seen_BQK = (
         (last_BQ[:, None, :] >= first_BQ[:, :, None])
-        & (apart_QK >= 0)
-        & (apart_QK - FLEX_BLOCK + 1 < reach)
+        & (last_BQ[:, :, None] >= first_BQ[:, None, :])
+        & is_seen_QK
+        & (apart_QK.abs() - FLEX_BLOCK + 1 < reach)
     )
     counts, indices = _in_order(seen_BQK & ~full_BQK)
     full_counts, full_indices = _in_order(full_BQK)
 
     def may_look(b: Tensor, h: Tensor, q_index: Tensor, kv_index: Tensor) -> Tensor:
         same_document = documents_BT[b, q_index] == documents_BT[b, kv_index]
-        return same_document & (q_index >= kv_index) & (q_index - kv_index < reach)
+        is_near = same_document & (q_index - kv_index < reach)
+        return is_near & (kv_index - q_index < (reach if sees_ahead else 1))
 
     return BlockMask.from_kv_blocks(
         counts,

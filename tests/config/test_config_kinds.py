@@ -79,7 +79,8 @@ def test_problems_stand_at_their_key_whatever_the_kind(installed):
 def test_an_unknown_objective_is_told_the_known_ones(installed):
     installed(guess=f"{__name__}:GuessConfig")
     (problem,) = problems_of("{name: gess}")
-    assert problem == ("c.yaml: objective: name = 'gess' is not known. Known: causal, guess.")
+    known = ", ".join([*OBJECTIVES.own, "guess"])
+    assert problem == f"c.yaml: objective: name = 'gess' is not known. Known: {known}."
 
 
 def test_an_entry_point_that_cannot_be_used_is_named(installed):

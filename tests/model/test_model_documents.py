@@ -58,19 +58,21 @@ def test_the_causal_backend_equals_an_explicit_triangle():
 
 
 @pytest.mark.parametrize("length", [16, 128, 300, 512])
+@pytest.mark.parametrize("sees_ahead", [False, True])
 @pytest.mark.parametrize(("seed", "window"), [*((s, 0) for s in range(4)), (0, 130), (2, 100)])
-def test_the_sparse_block_mask_is_the_one_made_from_every_pair(length, seed, window):
+def test_the_sparse_block_mask_is_the_one_made_from_every_pair(length, seed, window, sees_ahead):
     generator = torch.Generator().manual_seed(seed)
     begins_BT = torch.rand(3, length, generator=generator) < [0, 0.004, 0.02, 0.5][seed]
     begins_BT[:, 0] = True
-    sparse = build_layout(begins_BT, "flex", [window]).masks[window]
-    dense_B1TT = build_layout(begins_BT, "dense", [window]).masks[window]
+    sparse = build_layout(begins_BT, "flex", [window], sees_ahead=sees_ahead).masks[window]
+    dense_B1TT = build_layout(begins_BT, "dense", [window], sees_ahead=sees_ahead).masks[window]
     assert isinstance(sparse, BlockMask)
     documents_BT = begins_BT.cumsum(1)
 
     def may_look(b, h, q, kv):
-        is_near = q - kv < window if window else q >= kv
-        return (q >= kv) & is_near & (documents_BT[b, q] == documents_BT[b, kv])
+        is_near = (q - kv).abs() < (window or length)
+        is_seen = is_near if sees_ahead else is_near & (q >= kv)
+        return is_seen & (documents_BT[b, q] == documents_BT[b, kv])
 
     slow = create_block_mask(may_look, 3, 1, length, length, device="cpu")
     assert sparse.shape == slow.shape

@@ -1,0 +1,52 @@
+"""What the sections of all families share."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from lmscale.config.data import MAX_POSITIONS, MAX_VOCABULARY
+from lmscale.config.kinds import Ability, KindSection
+
+MAX_WIDTH = 2**20
+
+Activation = Literal[
+    "relu",
+    "gelu",
+    "gelu_exact",
+    "silu",
+    "sigmoid",
+    "tanh",
+    "reglu",
+    "geglu",
+    "geglu_exact",
+    "swiglu",
+    "glu",
+    "tanh_glu",
+]
+"""``gelu`` is GPT-2's approximation by tanh, ``gelu_exact`` BERT's."""
+GATED = {
+    "reglu": "relu",
+    "geglu": "gelu",
+    "geglu_exact": "gelu_exact",
+    "swiglu": "silu",
+    "glu": "sigmoid",
+    "tanh_glu": "tanh",
+}
+"""Gated activation → the function of its gate."""
+
+
+class ModelConfig(KindSection):
+    """The keys of every family; each family's section adds its own."""
+
+    offers: ClassVar[frozenset[Ability]] = frozenset()
+    """What the family's models offer to an objective."""
+
+    family: str
+    vocab_size: PositiveInt | None = Field(default=None, le=MAX_VOCABULARY)
+    """Rows of the embedding; default: the tokenizer's and those that the objective adds,
+    rounded up to a multiple of 128.
+    """
+    max_positions: PositiveInt | None = Field(default=None, le=MAX_POSITIONS)
+    """Longest sequence the model can be asked for; default: stream.sequence_length."""

@@ -1,0 +1,213 @@
+"""Which tokens are hidden: the paper's shares, nothing but a sample's own numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from theirs import import_transformers
+from tiny_run import tiny_config
+
+from lmscale.config.objective import MaskedConfig
+from lmscale.errors import ConfigError
+from lmscale.objective.masked import MaskedPreparation
+from lmscale.objective.objective import build_preparation
+from lmscale.objective.token_kinds import TokenKinds, token_kinds
+from lmscale.stream.batches import Rows, digest_rows
+from lmscale.stream.loader import open_loader
+from lmscale.stream.stream import open_stream
+from lmscale.stream.worker import LoaderJob
+from lmscale.tokenizer.codec import load_tokenizer
+
+VOCAB, MASK, EOS, IGNORED = 1000, 1000, 2, -100
+KINDS = TokenKinds(
+    is_special=np.arange(VOCAB) < 4, begins_word=np.random.default_rng(1).random(VOCAB) < 0.6
+)
+
+
+def draw_rows(count: int, length: int, *, first: int = 0, seed: int = 0) -> Rows:
+    """Rows of documents of about 40 tokens that end in eos, the last tenth of each row padding."""
+    random = np.random.default_rng(seed)
+    tokens = random.integers(4, VOCAB, (count, length)).astype(np.uint16)
+    ends = random.random((count, length)) < 1 / 40
+    tokens[ends] = EOS
+    lengths = np.full(count, length - length // 10, dtype=np.int32)
+    tokens[:, lengths[0] :] = 3
+    begins = np.zeros((count, length), dtype=bool)
+    begins[:, 1:] = ends[:, :-1] & (np.arange(length) < lengths[0])[1:]
+    begins[:, 0] = True
+    numbers = np.arange(first, first + count)
+    starts = np.flatnonzero(begins).astype(np.int32)
+    digests = digest_rows(numbers, tokens)
+    return Rows(numbers=numbers, tokens=tokens, lengths=lengths, starts=starts, digests=digests)
+
+
+def preparation(**settings) -> MaskedPreparation:
+    config = MaskedConfig(name="masked", **settings)
+    return MaskedPreparation(config=config, seed=1, mask_id=MASK, kinds=KINDS)
+
+
+def hidden(arrays, shape) -> np.ndarray:
+    """Labels in their places, ``IGNORED`` elsewhere."""
+    labels = np.full(shape, IGNORED)
+    labels.reshape(-1)[arrays["positions"]] = arrays["labels"]
+    return labels
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    return draw_rows(400, 512)
+
+
+@pytest.mark.parametrize("unit", ["tokens", "words", "spans"])
+def test_the_shares_are_those_of_the_paper(rows, unit):
+    arrays, targets = preparation(unit=unit).prepare(rows)
+    labels = hidden(arrays, rows.tokens.shape)
+    chosen = labels != IGNORED
+    assert chosen.sum() == targets == len(arrays["labels"])
+    assert np.array_equal(labels[chosen], rows.tokens[chosen])
+    assert np.array_equal(arrays["ids"][~chosen], rows.tokens[~chosen])
+    may = (np.arange(512) < rows.lengths[:, None]) & (rows.tokens >= 4)
+    assert not (chosen & ~may).any()
+    # Of 180,000 tokens; spans and words come in fewer, larger pieces, and a document's end cuts
+    # spans short.
+    assert chosen.sum() / may.sum() == pytest.approx(0.15, abs=0.005 if unit == "tokens" else 0.01)
+    is_mask, is_kept = arrays["ids"] == MASK, arrays["ids"] == rows.tokens
+    assert is_mask[chosen].mean() == pytest.approx(0.8, abs=0.012)
+    assert is_kept[chosen].mean() == pytest.approx(0.1, abs=0.012)
+    random = arrays["ids"][chosen & ~is_mask & ~is_kept]
+    assert len(random) / targets == pytest.approx(0.1, abs=0.012)
+    assert random.min() < 30 and random.max() > VOCAB - 30 and np.median(random) > 400
+
+
+def test_the_shares_are_those_of_transformers_collator(rows):
+    transformers = import_transformers()
+    from tokenizers import Tokenizer, models
+
+    pieces = {f"p{number}": number for number in range(VOCAB)} | {"[MASK]": MASK}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(pieces, unk_token="p0")),
+        mask_token="[MASK]", eos_token="p2", pad_token="p3", unk_token="p0", bos_token="p1",
+    )  # fmt: skip
+    collator = transformers.DataCollatorForLanguageModeling(tokenizer, seed=1, return_tensors="np")
+    full = rows.tokens[:, : rows.lengths[0]].astype(np.int64)
+    theirs = collator([{"input_ids": row} for row in full])
+    arrays, _ = preparation().prepare(rows)
+    ours = hidden(arrays, rows.tokens.shape)[:, : full.shape[1]]
+    ids = arrays["ids"][:, : full.shape[1]]
+    for mine, others in (
+        (ours != IGNORED, theirs["labels"] != IGNORED),
+        (ids == MASK, theirs["input_ids"] == MASK),
+        (ids != full, theirs["input_ids"] != full),
+    ):
+        # Of 184,000 tokens each: four standard deviations of the difference of two such shares.
+        assert mine.mean() == pytest.approx(others.mean(), abs=4 * (2 * 0.15 / 184_000) ** 0.5)
+
+
+def test_every_piece_of_a_word_shares_its_fate_of_being_chosen(rows):
+    arrays, _ = preparation(unit="words").prepare(rows)
+    chosen = hidden(arrays, rows.tokens.shape) != IGNORED
+    goes_on = ~KINDS.begins_word[rows.tokens] & (rows.tokens >= 4)
+    goes_on.reshape(-1)[rows.starts] = False
+    goes_on &= np.roll(rows.tokens, 1, axis=1) >= 4
+    goes_on &= np.arange(512) < rows.lengths[:, None]
+    assert goes_on.any()
+    assert np.array_equal(chosen[goes_on], np.roll(chosen, 1, axis=1)[goes_on])
+
+
+def test_spans_have_the_lengths_of_spanbert_and_one_fate(rows):
+    arrays, _ = preparation(unit="spans", rate=0.02).prepare(rows)  # so that few of them meet
+    chosen = hidden(arrays, rows.tokens.shape) != IGNORED
+    begins = np.zeros(rows.tokens.shape, dtype=bool)
+    begins.reshape(-1)[rows.starts] = True
+    first = chosen & (begins | ~np.roll(chosen, 1, axis=1))
+    lengths = np.diff(np.flatnonzero(np.append(first[chosen], True)))
+    # 3.8 in the paper; a document's end cuts some, and some meet.
+    assert lengths.mean() == pytest.approx(3.8, abs=0.2)
+    number = np.cumsum(first[chosen])
+    is_mask = (arrays["ids"] == MASK)[chosen]
+    shares = np.bincount(number, weights=is_mask)[1:] / np.bincount(number)[1:]
+    assert set(np.unique(shares)) == {0.0, 1.0}
+    assert shares.mean() == pytest.approx(0.8, abs=0.05)
+
+
+@pytest.mark.parametrize("unit", ["tokens", "words", "spans"])
+def test_a_sample_is_prepared_alike_whichever_others_come_with_it(unit):
+    far = 10**9
+    whole = draw_rows(16, 64, first=far)
+    prepared = preparation(unit=unit).prepare(whole).arrays
+    labels = hidden(prepared, whole.tokens.shape)
+    for row in (0, 7, 15):
+        starts = whole.starts[(whole.starts >= row * 64) & (whole.starts < row * 64 + 64)]
+        alone = Rows(
+            numbers=whole.numbers[[row]],
+            tokens=whole.tokens[[row]],
+            lengths=whole.lengths[[row]],
+            starts=starts - row * 64,
+            digests=whole.digests[[row]],
+        )
+        arrays = preparation(unit=unit).prepare(alone).arrays
+        assert np.array_equal(arrays["ids"][0], prepared["ids"][row])
+        assert np.array_equal(hidden(arrays, (1, 64))[0], labels[row])
+
+
+def test_another_sample_number_and_another_seed_hide_other_tokens(rows):
+    first = preparation().prepare(rows).arrays["positions"]
+    again = preparation().prepare(draw_rows(400, 512, first=400)).arrays["positions"]
+    assert not np.array_equal(first, again)
+
+
+MASKED = {"objective": {"name": "masked"}, "model": {"family": "encoder", "width": 32, "heads": 4}}
+
+
+@pytest.mark.parametrize("first_n", [0, 24 * 10**9])
+def test_a_step_is_the_same_on_any_number_of_ranks_and_of_workers(tiny_data, tmp_path, first_n):
+    overrides = MASKED | {"batch": {"global_windows": 24, "micro_windows": 3}}
+    config = tiny_config(tiny_data, tmp_path, overrides)
+
+    def steps(ranks: int, workers: int | None = None) -> list:
+        with open_stream(config.stream, seed=1, shape=config.window) as stream:
+            jobs = [
+                LoaderJob(
+                    stream=stream, preparation=build_preparation(config), data_rank=rank,
+                    plan=config.batch.plan(ranks), first_n=first_n, num_steps=2,
+                )
+                for rank in range(ranks)
+            ]  # fmt: skip
+            if workers is None:
+                return [[batch for job in jobs for batch in job.read_step(s)] for s in range(2)]
+            with open_loader(jobs[0], workers=workers) as loader:
+                return [step.micro_batches for step in loader]
+
+    def content(batches) -> list:
+        ids = [batch.arrays["ids"] for batch in batches]
+        labels = [hidden(batch.arrays, batch.arrays["ids"].shape) for batch in batches]
+        return [np.concatenate(ids).tolist(), np.concatenate(labels).tolist()]
+
+    expected = [content(step) for step in steps(1)]
+    for ranks in (2, 4, 8):
+        assert [content(step) for step in steps(ranks)] == expected
+    for workers in (0, 2):
+        assert [content(step) for step in steps(1, workers)] == expected
+
+
+def test_words_begin_with_spaces_punctuation_and_ideographs(tiny_data):
+    tokenizer = load_tokenizer(tiny_data / "tokenizer")
+    kinds = token_kinds(tokenizer)
+    assert kinds.is_special[:4].all() and kinds.is_special.sum() == 4
+    for text, begins in ((" the", True), ("ing", False), (".", True), ("\n", True)):
+        number = tokenizer.encode(f"a{text}")[1] if not text.startswith(" ") else None
+        number = tokenizer.encode(text)[0] if number is None else number
+        assert kinds.begins_word[number] == begins, text
+    byte = {value: tokenizer.encode("\u4e2d")[place] for place, value in enumerate("中".encode())}
+    assert [bool(kinds.begins_word[number]) for number in byte.values()] == [True, False, False]
+
+
+def test_shares_of_more_than_all_chosen_tokens_are_refused():
+    with pytest.raises(ValueError, match="together they must be at most 1"):
+        MaskedConfig(name="masked", replace=0.6, keep=0.5)
+
+
+def test_a_decoder_cannot_learn_to_fill_in(tiny_data, tmp_path):
+    with pytest.raises(ValueError, match="needs a model that is bidirectional"):
+        tiny_config(tiny_data, tmp_path, {"objective": {"name": "masked"}})
+    assert issubclass(ConfigError, Exception)

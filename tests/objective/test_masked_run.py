@@ -1,0 +1,63 @@
+"""An encoder learns to fill in, on changing ranks and stages, and the audit counts what it did."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from tiny_run import launch, run_lmscale, write_tiny_config
+
+from lmscale.config.data import StreamConfig, WindowShape
+from lmscale.files.jsonl import read_rows
+from lmscale.stream.dataset import open_dataset
+
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
+MODEL = {
+    "family": "encoder", "layers": 2, "width": 64, "heads": 4, "positions": "rope",
+    "norm_first": True, "bias": False, "activation": "geglu", "ffn_width": 128,
+}  # fmt: skip
+
+
+def read_tokens(folder, cache) -> np.ndarray:
+    """Every token of the text, specials aside."""
+    shape = WindowShape(stride=64, overlap=0)
+    settings = StreamConfig(sequence_length=64, cache={"folder": str(cache)})
+    rows = (dataset := open_dataset(folder, settings, shape=shape)).read(range(dataset.num_windows))
+    tokens = rows.tokens[np.arange(64) < rows.lengths[:, None]]
+    return tokens[tokens >= 4]
+
+
+def read_lmscale(*arguments) -> dict:
+    said = run_lmscale(*arguments, "--json").output
+    return json.loads(said[said.index("{") :])
+
+
+def test_a_masked_run_beats_the_unigram_and_is_audited(tiny_data, tmp_path):
+    seen, unseen = tiny_data / "shards/a/train", tiny_data / "shards/b/train"
+    run = tmp_path / "run"
+    config = write_tiny_config(
+        tmp_path / "config.yaml", tiny_data, run,
+        {
+            "stream.sources": {"a": {"shards": str(seen)}}, "stream.sequence_length": 64,
+            "batch": {"global_windows": 16, "micro_windows": 8}, "model": MODEL,
+            "objective": {"name": "masked", "rate": 0.3}, "train.steps": 220,
+            "engine.optimizer.lr": 5e-3, "checkpoint.every_steps": 110,
+            "evaluation": {"sets": {"b": str(unseen)}, "at_end": False},
+        },
+    )  # fmt: skip
+    begun = launch(config, 2, {"train.steps": 4, "engine.zero_stage": 3})
+    assert begun.code == 0, begun.output
+    ended = run_lmscale("train", config)
+    assert ended.code == 0, ended.output
+    rows = [row for row in read_rows(run / "metrics.jsonl") if "train/loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, 221))
+    assert rows[-1]["train/accuracy"] > rows[0]["train/accuracy"]
+
+    assert read_lmscale("runs", "audit", run)["is_clean"]
+    score = read_lmscale("evaluate", run)["b"]
+    assert read_lmscale("evaluate", run)["b"] == score  # the same tokens are hidden every time
+    counts = np.bincount(read_tokens(seen, tmp_path), minlength=512) + 0.5
+    unigram = -np.log(counts / counts.sum())[read_tokens(unseen, tmp_path)].mean()
+    assert score["loss"] < unigram - 0.1
+    assert 0.05 < score["accuracy"] < 1
