@@ -57,6 +57,7 @@ def read_side_of_a_start(folder):
     with AttemptLog(folder, first_step=10, world_size=1, zero_stage=1) as attempt:
         attempt.goodput()
     stream = SimpleNamespace(
+        bos_id=1,
         datasets={"a": SimpleNamespace(location="/shards/a")},
         state_at=lambda n: SimpleNamespace(to_json=lambda: {"version": 1}),
     )

@@ -58,7 +58,7 @@ def open_without_the_objective_on_one(ranks):
         patch.setattr(assemble, "open_stream", lambda *_, **__: nullcontext())
         patch.setattr(assemble, "build_preparation", build)
         setting: Any = SimpleNamespace(
-            config=SimpleNamespace(stream=None, run=SimpleNamespace(seed=1)),
+            config=SimpleNamespace(stream=None, window=None, run=SimpleNamespace(seed=1)),
             ranks=ranks,
             history=SimpleNamespace(rewinds=()),
             tokenizer=SimpleNamespace(fingerprint=""),

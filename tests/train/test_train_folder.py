@@ -39,7 +39,8 @@ def test_two_trainings_cannot_hold_one_folder(tmp_path, monkeypatch):
 def test_a_folder_keeps_its_frozen_config_while_another_run_is_refused(tmp_path):
     config = configure(tmp_path)
     with claim_folder(config, Ranks()):
-        freeze_run(config, SimpleNamespace(model=b"", made_by={}, vocab_size=1, fingerprint="a"))
+        fields = {"model": b"", "made_by": {}, "vocab_size": 1, "special_ids": {}}
+        freeze_run(config, SimpleNamespace(**fields, fingerprint="a"))
     before = (config.folder / "config.yaml").read_bytes()
     with pytest.raises(ConfigError, match="is the folder of the run 'one', not of 'two'"):
         with claim_folder(configure(tmp_path, "two"), Ranks()):
