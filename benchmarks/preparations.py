@@ -1,0 +1,103 @@
+"""How fast one core makes every objective's arrays of raw rows: the half that loader workers do.
+
+    python benchmarks/preparations.py [--rounds 5] [--rows 64] [--length 1024]
+
+The objectives take turns, round after round, over the same random documents; the table holds
+medians, in raw tokens per second of CPU time. ``causal`` hands the rows over as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import yaml
+from synthetic import MEAN_DOCUMENT_TOKENS
+
+from lmscale.config import RunConfig
+from lmscale.config.load import parse_config
+from lmscale.config.model import FAMILIES
+from lmscale.config.objective import OBJECTIVES
+from lmscale.corpus.build import build_corpus
+from lmscale.objective.objective import build_preparation
+from lmscale.stream.batches import Preparation, Rows
+from lmscale.tokenizer.train import train_tokenizer
+
+VOCABULARY = 2048
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    for name, default in (("rounds", 5), ("rows", 64), ("length", 1024)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        configs = plan_configs(Path(folder), given.length)
+        work = {
+            name: (build_preparation(config), draw_rows(given.rows, config.window.tokens))
+            for name, config in configs.items()
+        }
+    rates: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(given.rounds):
+        for name, (preparation, rows) in work.items():
+            rates[name].append(measure(preparation, rows))
+    print(f"{'objective':16} M tokens/s")
+    for name, of_name in rates.items():
+        print(f"{name:16} {statistics.median(of_name) / 1e6:10.1f}")
+
+
+def plan_configs(folder: Path, length: int) -> dict[str, RunConfig]:
+    """A run of every objective, on the first family that offers what it needs; one tokenizer."""
+    (folder / "a.txt").write_text("\n\n".join(topics.values()), encoding="utf-8")
+    configs = {}
+    for name in OBJECTIVES.names():
+        needs = OBJECTIVES.section(name).needs
+        family = next(f for f in FAMILIES.names() if needs <= FAMILIES.section(f).offers)
+        tree = {
+            "run": {"name": "preparations", "folder": str(folder / "run")},
+            "corpus": {
+                "folder": str(folder / "corpus"),
+                "sources": {"a": {"inputs": [str(folder / "a.txt")], "separator": "blank_lines"}},
+            },
+            "tokenizer": {"folder": str(folder / "tokenizer"), "vocab_size": VOCABULARY},
+            "stream": {"sequence_length": length},
+            "model": {"family": family},
+            "objective": {"name": name},
+        }
+        configs[name] = parse_config(yaml.safe_dump(tree))
+    first = next(iter(configs.values()))
+    build_corpus(first.corpus, processes=1)
+    train_tokenizer(first.tokenizer, first.corpus.folder, ["a"])
+    return configs
+
+
+def draw_rows(num_rows: int, width: int) -> Rows:
+    """Full rows of random ids, in documents of exponential length."""
+    generator = np.random.default_rng(0)
+    begins = generator.random((num_rows, width)) < 1 / MEAN_DOCUMENT_TOKENS
+    begins[:, 0] = True
+    return Rows(
+        numbers=np.arange(num_rows),
+        tokens=generator.integers(4, VOCABULARY, (num_rows, width)).astype(np.uint16),
+        lengths=np.full(num_rows, width, dtype=np.int32),
+        starts=np.flatnonzero(begins).astype(np.int32),
+        digests=np.zeros(num_rows, dtype=np.uint64),
+    )
+
+
+def measure(preparation: Preparation, rows: Rows, *, seconds: float = 0.2) -> float:
+    """Raw tokens per second of CPU time, over about so many of them."""
+    repeats, began = 0, time.process_time()
+    while (passed := time.process_time() - began) < seconds:
+        preparation.prepare(rows)
+        repeats += 1
+    return repeats * rows.tokens.size / passed
+
+
+if __name__ == "__main__":
+    main()
