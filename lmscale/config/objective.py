@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from lmscale.config.data import WindowShape
+from lmscale.config.data import StreamConfig, WindowShape
+from lmscale.config.denoiser import DenoiserConfig, pair_lengths, plan_raw_tokens
 from lmscale.config.kinds import Ability, Kinds, KindSection
 from lmscale.config.model import ModelConfig
 
@@ -40,6 +41,14 @@ class ObjectiveConfig(KindSection):
     def window(self, sequence_length: int) -> WindowShape:
         """Which tokens of a shard become a sample, for a model of so many positions."""
         return WindowShape(stride=sequence_length, overlap=1)
+
+    def pair_lengths(self, sequence_length: int) -> tuple[int, int] | None:
+        """The most tokens that a model reads, and writes, of a window; None: it is not in two."""
+        return None
+
+    def find_stream_problems(self, stream: StreamConfig) -> Iterator[str]:
+        """Why it cannot be made of such windows."""
+        yield from ()
 
 
 class NextTokenConfig(ObjectiveConfig):
@@ -139,6 +148,104 @@ class MaskedConfig(ObjectiveConfig):
         return WindowShape(stride=sequence_length, overlap=0)
 
 
+class PairConfig(NextTokenConfig):
+    """The keys of the objectives that read one sequence and write another one."""
+
+    needs = frozenset({Ability.CROSS})
+    figures = ("loss", "z_loss", "accuracy")
+    held_out = ("accuracy",)
+
+    def find_stream_problems(self, stream: StreamConfig) -> Iterator[str]:
+        if stream.mask_documents:
+            yield (
+                f"objective.name = {self.name!r} takes a window as one text, whose spans may cross "
+                "from one document into the next. Set stream.mask_documents: false"
+            )
+
+
+class SpanConfig(PairConfig):
+    """The keys of the objectives that leave out spans."""
+
+    implementation = "lmscale.objective.spans:SPANS"
+
+    sentinels: PositiveInt = Field(default=100, le=10_000)
+    """Ids that stand for spans: no window may have more of them."""
+
+    @property
+    def mixture(self) -> tuple[DenoiserConfig, ...]:
+        raise NotImplementedError
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Those of its denoisers."""
+        return tuple(sorted({denoiser.mode for denoiser in self.mixture} - {""}))
+
+    @property
+    def added_ids(self) -> tuple[str, ...]:
+        sentinels = (f"sentinel_{number}" for number in range(self.sentinels))
+        return ("start", "end", *(f"mode_{mode}" for mode in self.modes), *sentinels)
+
+    def window(self, sequence_length: int) -> WindowShape:
+        return WindowShape(stride=plan_raw_tokens(self.mixture, sequence_length), overlap=0)
+
+    def pair_lengths(self, sequence_length: int) -> tuple[int, int]:
+        return pair_lengths(self.mixture, self.window(sequence_length).tokens)
+
+    def find_stream_problems(self, stream: StreamConfig) -> Iterator[str]:
+        yield from super().find_stream_problems(stream)
+        tokens = self.window(stream.sequence_length).tokens
+        most = max(denoiser.plan(tokens)[1] for denoiser in self.mixture)
+        if most > self.sentinels:
+            yield (
+                f"objective.sentinels = {self.sentinels}, but by rate and mean_span windows of "
+                f"{tokens} tokens have up to {most} spans. Raise it, or lower "
+                "stream.sequence_length"
+            )
+
+
+class SpansConfig(SpanConfig):
+    """Span corruption (Raffel et al. 2020): spans are left out, each for a sentinel, and predicted
+    behind it.
+    """
+
+    name: Literal["spans"]
+    rate: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the tokens that lie in spans."""
+    mean_span: float = Field(default=3.0, ge=1, le=1e9)
+    """Mean tokens of a span."""
+
+    @property
+    def mixture(self) -> tuple[DenoiserConfig, ...]:
+        return (DenoiserConfig(rate=self.rate, mean_span=self.mean_span),)
+
+
+def _ul2_denoisers() -> dict[str, DenoiserConfig]:
+    shares = {
+        "regular_3": ("R", 0.15, 3), "regular_8": ("R", 0.15, 8),
+        "sequential": ("S", 0.25, 1e9),
+        "extreme_3": ("X", 0.5, 3), "extreme_8": ("X", 0.5, 8),
+        "extreme_64": ("X", 0.15, 64), "extreme_64_half": ("X", 0.5, 64),
+    }  # fmt: skip
+    return {
+        name: DenoiserConfig.model_validate({"mode": mode, "rate": rate, "mean_span": mean})
+        for name, (mode, rate, mean) in shares.items()
+    }
+
+
+class DenoisersConfig(SpanConfig):
+    """A mixture of denoisers (UL2, Tay et al. 2023): each window is one's, drawn by its weight."""
+
+    figures = ("loss", "z_loss", "accuracy", "loss_R", "loss_S", "loss_X")
+    held_out = ("accuracy", "loss_R", "loss_S", "loss_X")
+
+    name: Literal["denoisers"]
+    denoisers: dict[str, DenoiserConfig] = Field(default_factory=_ul2_denoisers, min_length=1)
+
+    @property
+    def mixture(self) -> tuple[DenoiserConfig, ...]:
+        return tuple(self.denoisers.values())
+
+
 OBJECTIVES = Kinds(
     ObjectiveConfig,
     key="name",
@@ -148,5 +255,7 @@ OBJECTIVES = Kinds(
         "fill_middle": FillMiddleConfig,
         "masked": MaskedConfig,
         "prefix": PrefixConfig,
+        "spans": SpansConfig,
+        "denoisers": DenoisersConfig,
     },
 )

@@ -95,11 +95,14 @@ class RunConfig(Section):
                 f"{self.tokenizer.vocab_size}{plus if added else ''}; leave it out to get the next "
                 f"multiple of {VOCAB_MULTIPLE}"
             )
-        if self.max_positions < self.stream.sequence_length:
+        longest = max(self.pair_lengths or (self.stream.sequence_length,))
+        if self.max_positions < longest:
+            made_of = "" if self.pair_lengths is None else f", of which {longest} tokens are made"
             yield (
                 f"model.max_positions = {self.max_positions} is shorter than "
-                f"stream.sequence_length = {self.stream.sequence_length}"
+                f"stream.sequence_length = {self.stream.sequence_length}{made_of}"
             )
+        yield from self.objective.find_stream_problems(self.stream)
         if self.stream.sources and not any(s.weight > 0 for s in self.stream.sources.values()):
             yield "stream.sources: every weight is 0; give at least one source a share"
         if problem := self.engine.schedule.find_problem(total_steps=self.train.steps):
@@ -160,6 +163,11 @@ class RunConfig(Section):
         return self.objective.window(self.stream.sequence_length)
 
     @property
+    def pair_lengths(self) -> tuple[int, int] | None:
+        """The most tokens that an encoder-decoder reads, and writes, of a window."""
+        return self.objective.pair_lengths(self.stream.sequence_length)
+
+    @property
     def max_positions(self) -> int:
         return self.model.max_positions or self.stream.sequence_length
 
@@ -169,6 +177,7 @@ class RunConfig(Section):
             vocab_size=self.vocab_size,
             max_positions=self.max_positions,
             sequence_length=self.stream.sequence_length,
+            pair_lengths=self.pair_lengths,
         )
 
     @property

@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lmscale.model.attention import cap_softly
-
-IGNORED = -100  # label of a position that is not a target
+from lmscale.objective.objective import IGNORED
 
 
 class CrossEntropySums(NamedTuple):
-    """Sums over the targets, f32 []. Only ``loss`` carries a gradient."""
+    """Sums over the targets, f32 [], and their terms. Only ``loss`` carries a gradient."""
 
     loss: Tensor  # what to backpropagate: nll, smoothed, + z
     nll: Tensor  # -log p(label), in nats
     z: Tensor  # z_loss · log²Z, where Z is the softmax's normaliser
     hits: Tensor  # targets whose label has the largest logit; 0 unless they are counted
+    nlls: Tensor  # f32 [N]: the nll of each position; 0 where it is no target
 
 
 class CrossEntropySettings(NamedTuple):
@@ -72,10 +72,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias_V: Tensor | None,
         labels_N: Tensor,
         how: CrossEntropySettings,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         nll = hidden_ND.new_zeros((), dtype=torch.float32)
         z, hits, spread = (torch.zeros_like(nll) for _ in range(3))
         log_z_N = hidden_ND.new_empty(len(labels_N), dtype=torch.float32)
+        nll_N = torch.empty_like(log_z_N)
         logits_CV = None
         for first in range(0, len(labels_N), how.chunk_tokens):
             chunk = slice(first, first + how.chunk_tokens)
@@ -85,7 +86,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             log_z_C = log_z_N[chunk] = logits_CV[:, 0].float() - log_p_CV[:, 0]
             is_target_C = labels_N[chunk] != IGNORED
             safe_C1 = labels_N[chunk].clamp(min=0)[:, None]
-            nll -= torch.where(is_target_C, log_p_CV.gather(1, safe_C1)[:, 0], 0.0).sum()
+            log_p_C = torch.where(is_target_C, log_p_CV.gather(1, safe_C1)[:, 0], 0.0)
+            nll -= log_p_C.sum()
+            nll_N[chunk] = -log_p_C
             if how.label_smoothing:
                 spread -= torch.where(is_target_C, log_p_CV.mean(-1), 0.0).sum()
             if how.counts_hits:
@@ -97,11 +100,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, log_z_N)
         ctx.last_logits_CV = logits_CV if any(ctx.needs_input_grad[:3]) else None
         ctx.how = how
-        ctx.mark_non_differentiable(nll, z, hits)
+        ctx.mark_non_differentiable(nll, z, hits, nll_N)
         ctx.set_materialize_grads(False)
         is_smoothed = how.label_smoothing > 0
         loss = torch.lerp(nll, spread, how.label_smoothing) if is_smoothed else nll
-        return loss + z, nll, z, hits
+        return loss + z, nll, z, hits, nll_N
 
     @staticmethod
     @once_differentiable

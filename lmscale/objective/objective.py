@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from lmscale.model.family import Model
 
 
+IGNORED = -100  # label of a position that is not a target
+
+
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """The two halves of an objective. Its section in the configuration names where this lies."""

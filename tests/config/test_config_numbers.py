@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+from itertools import product
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ from pydantic import Field
 from lmscale.cli.config import _derive
 from lmscale.config import RunConfig
 from lmscale.config.base import MAX_NUMBER, Section, show
+from lmscale.config.kinds import Ability
 from lmscale.config.load import parse_yaml, validate_tree
+from lmscale.config.model import FAMILIES
+from lmscale.config.objective import OBJECTIVES
 from lmscale.engine.schedule import learning_rate
 from lmscale.errors import ConfigError
 from lmscale.stream.mixture import plan_quotas
@@ -61,9 +65,19 @@ def plan_start(config: RunConfig) -> None:
 
 
 def feed(path: str, number: Any) -> dict[str, Any]:
-    """The run's YAML with this number there; betas get it in each place."""
+    """The run's YAML with this number there, of the first kinds of objective and model that have
+    the key and go together; betas get it in each place.
+    """
     tree = copy.deepcopy(RUN)
     *sections, key = path.split(".")
+    if sections[0] in ("objective", "model"):
+        name, field = path.split(".")[:2]
+        for objective, family in product(OBJECTIVES.own.items(), FAMILIES.own.items()):
+            owner = {"objective": objective, "model": family}[name][1]
+            if field in owner.model_fields and objective[1].needs <= family[1].offers:
+                break
+        tree |= {"objective": {"name": objective[0]}, "model": {"family": family[0]}}
+        tree["stream"]["mask_documents"] = Ability.CROSS not in objective[1].needs
     section: Any = tree
     for name in sections:
         section = section.setdefault(name, {})
