@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.job import JobRequest, Prepared, SlurmJob
-from launcher.plan import count_of
 from launcher.slurm import SlurmRefusedError, list_partitions, squeue, try_sbatch
 from launcher.sweep import find_conflict
 from lmscale.config import RunConfig, load_config
 from lmscale.errors import DataError, LmscaleError
 from lmscale.files.locations import is_remote, local_path
+from lmscale.files.printing import count_of
 from lmscale.files.run_files import CONFIG_FILE, read_submissions
 from lmscale.files.shard_files import (
     MANIFEST,

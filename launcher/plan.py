@@ -10,6 +10,7 @@ from launcher.job import JobKind, JobRequest, Member, SlurmJob
 from lmscale.config import RunConfig
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.errors import ConfigError
+from lmscale.files.printing import count_of
 from lmscale.files.run_files import CONFIG_FILE, DATA_SLURM_FOLDER, SLURM_FOLDER
 from lmscale.ranks.ranks import render_numbers
 from lmscale.runs.environment import FROZEN_CODE
@@ -173,11 +174,6 @@ def job_name(name: str, kind: JobKind, folder: Path) -> str:
     """Slurm's name for the job: two runs of one name in two folders must not share a chain."""
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
     return f"{name}-{digest}" if kind == "train" else f"{name}-{kind}-{digest}"
-
-
-def count_of(number: int, noun: str) -> str:
-    """``1 rank``, ``2 ranks``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def plan_directives(job: SlurmJob) -> tuple[str, ...]:

@@ -82,25 +82,28 @@ def _evaluate(
     stop: StopRequests,
     with_trigram: bool,
 ) -> tuple[dict[str, SetScore], Trigram | None]:
-    from lmscale.evaluation.ngram import score_set
-    from lmscale.evaluation.perplexity import evaluate_set, open_evaluation_sets, plan_evaluation
-    from lmscale.evaluation.run import load_run
     from lmscale.files.progress import progress
-    from lmscale.objective.objective import build_scoring
-    from lmscale.ranks.device import select_device
-    from lmscale.ranks.mesh import Axis
-    from lmscale.ranks.ranks import Ranks
-    from lmscale.train.votes import StopPoll
 
-    loaded = load_run(run, step=step, device=select_device(Ranks()))
+    with progress("loading the model"):
+        from lmscale.evaluation import perplexity
+        from lmscale.evaluation.ngram import score_set
+        from lmscale.evaluation.run import load_run
+        from lmscale.objective.objective import build_scoring
+        from lmscale.ranks.device import select_device
+        from lmscale.ranks.mesh import Axis
+        from lmscale.ranks.ranks import Ranks
+        from lmscale.train.votes import StopPoll
+
+        loaded = load_run(run, step=step, device=select_device(Ranks()))
     config, model = loaded.config, loaded.model
     if not config.evaluation.sets:
         raise ConfigError(
             f"{run}: its config.yaml names no evaluation.sets; add at least one, "
             "NAME: folder of shards."
         )
-    datasets = open_evaluation_sets(config, loaded.tokenizer.fingerprint, set_names)
-    plan = plan_evaluation(config, loaded.tokenizer.token_bytes(), max_windows=max_windows)
+    datasets = perplexity.open_evaluation_sets(config, loaded.tokenizer.fingerprint, set_names)
+    token_bytes = loaded.tokenizer.token_bytes()
+    plan = perplexity.plan_evaluation(config, token_bytes, max_windows=max_windows)
     poll = StopPoll(stop.requested)
     stop.wait_to_be_asked()  # a terminal's progress bar, at least: from here on it is asked for
     trigram = _count_run(run, loaded, poll) if with_trigram else None
@@ -108,7 +111,7 @@ def _evaluate(
     for name, dataset in datasets.items():
         total = len(plan.window_numbers(dataset))
         with closing(dataset), progress(f"evaluating {name}", total, "windows") as advance:
-            scores[name] = evaluate_set(
+            scores[name] = perplexity.evaluate_set(
                 build_scoring(model, config),
                 dataset,
                 plan,

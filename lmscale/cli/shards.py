@@ -88,12 +88,14 @@ def verify(
     ] = False,
 ) -> None:
     """Check every shard in DIR against its manifest; exit code 2 if there are problems."""
+    from lmscale.files.progress import progress
     from lmscale.shards.manifest import load_manifest
     from lmscale.shards.verify import find_datasets, verify_dataset
 
     problems = []
     for dataset in find_datasets(folder):
-        faults = verify_dataset(dataset, deep=not quick)
+        with progress(f"verifying {dataset}", None, "bytes") as advance:
+            faults = verify_dataset(dataset, deep=not quick, advance=advance)
         problems += faults
         if not faults:
             manifest = load_manifest(dataset)

@@ -26,12 +26,14 @@ def train(config: ConfigArgument, set_: SetOption = None) -> None:
 def run_training(config: RunConfig) -> str | None:
     """Train on this rank; all ranks call it. Why it stopped early, or None when it finished."""
     began_at = time.time()
+    from lmscale.files.progress import progress
     from lmscale.ranks.ranks import ranks_from_environment
     from lmscale.runs.stop import StopRequests
 
     ranks = ranks_from_environment()
     with StopRequests(config.folder, watch_file=ranks.is_first, leaves_at_once=True) as stop:
         # Only here: torch and DeepSpeed take seconds to import, and a request is heard meanwhile.
-        from lmscale.train.session import train_run
+        with progress("loading torch and DeepSpeed"):
+            from lmscale.train.session import train_run
 
         return train_run(config, ranks, stop, began_at)

@@ -183,6 +183,22 @@ class BatchConfig(Section):
             data_ranks=data_ranks,
         )
 
+    def describe_small(self, plan: BatchPlan) -> str | None:
+        """That a rank's share divides into much smaller micro-batches than were asked for, or
+        None.
+        """
+        most = min(self.micro_windows, plan.windows_per_rank)
+        if 2 * plan.micro_windows > most:
+            return None
+        unit = most * plan.data_ranks
+        below = self.global_windows // unit * unit
+        return (
+            f"batch.global_windows = {self.global_windows} gives each rank "
+            f"{plan.windows_per_rank} windows, which no number near batch.micro_windows = "
+            f"{self.micro_windows} divides: it takes {plan.micro_windows} at a time, which is slow "
+            f"on most devices. {below} or {below + unit} windows would be taken {most} at a time."
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
@@ -212,7 +228,8 @@ def plan_batches(*, global_windows: int, micro_windows: int, data_ranks: int) ->
         raise ConfigError(
             f"batch.global_windows = {global_windows} cannot be dealt evenly to "
             f"{data_ranks} ranks. "
-            f"Use {' or '.join(map(str, fits))} windows, or {', '.join(map(str, near))} ranks."
+            f"Use {' or '.join(map(str, fits))} windows, or "
+            f"{', '.join(map(str, near))} rank{'s' * (near != [1])}."
         )
     share = global_windows // data_ranks
     micro = max(m for m in range(1, min(micro_windows, share) + 1) if share % m == 0)

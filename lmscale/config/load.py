@@ -9,7 +9,7 @@ import re
 import types
 import typing
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ MAX_NODES = 100_000
 """Values of a YAML text, those that an alias repeats counted every time: a few lines of aliases of
 aliases would else fill the memory.
 """
+MAX_SIXTIES = 10_000  # characters of a number such as 1:59:59, which takes time by their square
 MAX_LINE = 1200  # of a problem
 MAX_PROBLEMS = 100  # that are described; of an unknown key the nearest known one is looked for
 _MERGE_TAG = "tag:yaml.org,2002:merge"  # <<: *anchor
@@ -81,6 +82,14 @@ def _repeated_in(mapping: yaml.MappingNode) -> str | None:
     )
 
 
+def _construct_int(loader: ConfigLoader, node: yaml.ScalarNode) -> int:
+    if len(node.value) > MAX_SIXTIES and ":" in node.value:
+        raise ValueError(f"a number in base 60 of {len(node.value):,} characters")
+    return loader.construct_yaml_int(node)
+
+
+ConfigLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
 # YAML 1.1 reads "3e-4" as text, because it wants a dot; 1.2 and everybody's habit read a number.
 ConfigLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -110,9 +119,12 @@ def read_text(path: Path) -> str:
 def parse_config(text: str, overrides: Sequence[str] = (), *, name: str = "config") -> RunConfig:
     """The same from a string; ``name`` stands in the messages."""
     tree = parse_yaml(text, name)
-    problems = [problem for override in overrides if (problem := _apply_override(tree, override))]
+    given: set[tuple[str, ...]] = set()
+    problems = [
+        problem for override in overrides if (problem := _apply_override(tree, override, given))
+    ]
     try:
-        config = validate_tree(RunConfig, tree, name=name)
+        config = validate_tree(RunConfig, tree, name=name, given=given)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     problems += [
@@ -126,13 +138,30 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, name: str = "confi
     return config
 
 
-def validate_tree(model: type[Tree], tree: Mapping[str, Any], *, name: str) -> Tree:
-    """``tree`` as a frozen value; every problem at once, with its path. ``name``: whose it is."""
+def validate_tree(
+    model: type[Tree],
+    tree: Mapping[str, Any],
+    *,
+    name: str,
+    given: Collection[tuple[str, ...]] = (),
+) -> Tree:
+    """``tree`` as a frozen value; every problem at once, with its path.
+
+    ``name``: whose the values are, but for those at and below the paths ``given`` by --set.
+    """
+
+    def owner_of(location: Sequence[str | int]) -> str:
+        paths = (tuple(map(str, location[:depth])) for depth in range(1, len(location) + 1))
+        return "--set" if any(path in given for path in paths) else name
+
     try:
         return model.model_validate(tree)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        described = (_describe(problem, name, model, tree) for problem in found[:MAX_PROBLEMS])
+        described = (
+            _describe(problem, owner_of(problem["loc"]), model, tree)
+            for problem in found[:MAX_PROBLEMS]
+        )
         lines = [_shorten(line) for text in described for line in text.splitlines()]
         if len(found) > MAX_PROBLEMS:
             lines.append(f"{name}: {len(found) - MAX_PROBLEMS:,} more problems like these.")
@@ -174,20 +203,23 @@ def _parse_value(text: str, name: str, loader_class: type[ConfigLoader] = Config
         raise ConfigError(f"{name}: not valid YAML: it is nested too deeply.") from None
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> str | None:
+def _apply_override(tree: dict[str, Any], override: str, given: set[tuple[str, ...]]) -> str | None:
+    """What is wrong with an override; ``given`` gets the path that nothing but it has filled."""
     path, separator, value = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
         return f"--set {override}: write it as section.key=value, for example train.steps=100."
+    own = tuple(keys)
     for depth, key in enumerate(keys[:-1]):
         if tree.get(key) is None:
-            tree[key] = {}
+            tree[key], own = {}, own[: depth + 1]
         tree = tree[key]
         if not isinstance(tree, dict):
             return (
                 f"--set {override}: {'.'.join(keys[: depth + 1])} is a single value, not a section."
             )
     tree[keys[-1]] = _parse_value(value, f"--set {override}")
+    given.add(own)
     return None
 
 
@@ -209,6 +241,8 @@ def _describe(
         lines = message.splitlines()
         return "\n".join(where + line + "." * (not line.endswith(ends)) for line in lines)
     message = message.replace("a valid tuple", "a list")  # what YAML calls it
+    if kind == "int_type" and isinstance(problem["input"], float):
+        message = "Input should be a whole number without a dot or an exponent"
     return f"{name}: {path}: {message[:1].lower()}{message[1:]}; found {show(problem['input'])}."
 
 

@@ -41,7 +41,7 @@ from lmscale.corpus.documents import (
 )
 from lmscale.corpus.duplicates import index_row, write_index
 from lmscale.corpus.inputs import RawFile
-from lmscale.corpus.readers import Account, Pieces, read_file
+from lmscale.corpus.readers import HANDFUL, Account, Pieces, TooManyBrokenError, read_file
 from lmscale.errors import DataError
 from lmscale.files.atomic import fsync_folder, have_sizes, write_bytes, writing
 from lmscale.files.reading import open_plain, read_plain, seal, unseal
@@ -218,14 +218,27 @@ class _Cleaner:
         self._lines = dict.fromkeys(SPLITS, 0)
 
     def documents(self) -> Iterator[tuple[str, Document]]:
-        """Pairs of split and document, in the order of the raw files."""
+        """Pairs of split and document, in the order of the raw files.
+
+        Raises ``DataError`` in the end, with what is wrong with any file; of very much the first.
+        """
+        problems: dict[str, None] = {}
         for file in self._part.files:
             texts = self._num_texts()
-            for number, pieces in read_file(file, self.account):
-                self.read += 1
-                yield from self._clean(f"{printable_name(file.path.name)}:{number}", pieces)
+            try:
+                for number, pieces in read_file(file, self.account):
+                    self.read += 1
+                    yield from self._clean(f"{printable_name(file.path.name)}:{number}", pieces)
+            except TooManyBrokenError as error:
+                raise DataError([*problems, *error.problems]) from None
+            except DataError as error:
+                problems |= dict.fromkeys(error.problems)
+                if len(problems) >= HANDFUL:
+                    break
             if self._num_texts() == texts:
                 self.without_text.append(file.shown)
+        if told := [*problems, *self.account.problems()]:
+            raise DataError(told)
         self.read += self.account.broken
         if self.account.broken:
             self.dropped["broken"] = self.account.broken

@@ -30,6 +30,7 @@ from lmscale.corpus.text_files import (
     read_pieces,
 )
 from lmscale.errors import DataError
+from lmscale.files.printing import count_of
 from lmscale.files.redact import printable_name
 from lmscale.files.tar_members import BoundedMember, describe_unsafe
 
@@ -46,11 +47,12 @@ _BESIDE = ".json beside a .txt"
 _TAR_DAMAGE = (tarfile.TarError, ValueError, EOFError, OSError, OverflowError)
 
 
-class Account:
-    """What became of the records of one source, or of a part of it, that gave no text.
+class TooManyBrokenError(DataError):
+    """So many records are broken that reading on would tell no more."""
 
-    Raises when more are broken than ``max_bad_records``.
-    """
+
+class Account:
+    """What became of the records of one source, or of a part of it, that gave no text."""
 
     def __init__(self, name: str, source: CorpusSourceConfig) -> None:
         self.setting = f"corpus.sources.{name}"
@@ -65,27 +67,30 @@ class Account:
         if len(self.named) < min(limit + HANDFUL, 4 * HANDFUL):
             self.named.append(problem)
         if self.broken >= limit + HANDFUL:
-            self.check(more=True)
+            raise TooManyBrokenError(self.problems(more=True))
 
     def include(self, broken: int, named: Sequence[str]) -> None:
         """Those of a part; ``named`` are some of them, in words."""
         self.broken += broken
         self.named += named[: 4 * HANDFUL - len(self.named)]
 
-    def check(self, *, more: bool = False) -> None:
-        """Raise ``DataError`` if the limit is passed. Called at the end of every file."""
+    def problems(self, *, more: bool = False) -> list[str]:
+        """What to say if more are broken than ``max_bad_records``; empty otherwise."""
         limit = self.source.max_bad_records
         if self.broken <= limit:
-            return
+            return []
         setting = f"{self.setting}.max_bad_records"
         stopped = ", and reading stopped there" if more else ""
-        raise DataError(
-            [
-                *self.named,
-                f"{self.broken} broken records{stopped}; {setting} = {limit} allows {limit}. "
-                f"Repair the files or raise {setting}; skipped records are counted.",
-            ]
-        )
+        return [
+            *self.named,
+            f"{count_of(self.broken, 'broken record')}{stopped}; {setting} = {limit} allows "
+            f"{limit}. Repair the files or raise {setting}; skipped records are counted.",
+        ]
+
+    def check(self) -> None:
+        """Raise ``DataError`` if more are broken than that."""
+        if problems := self.problems():
+            raise DataError(problems)
 
     def takes(self, pieces: Pieces, where: str) -> bool:
         """Whether a decoded text is of its encoding, or broken."""
@@ -101,9 +106,10 @@ class Account:
 
 
 def read_file(file: RawFile, account: Account) -> Records:
-    """The texts of a file, in the order of its records. Raises ``DataError``."""
-    yield from READERS[file.format](file, account)
-    account.check()
+    """The texts of a file, in the order of its records. Raises ``DataError`` for an unreadable one,
+    and ``TooManyBrokenError``.
+    """
+    return READERS[file.format](file, account)
 
 
 @dataclass(frozen=True)

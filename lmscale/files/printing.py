@@ -20,6 +20,11 @@ def say(text: object = "", *, err: bool = False, end: str = "\n") -> None:
     stream.flush()
 
 
+def count_of(number: int, noun: str) -> str:
+    """``1 rank``, ``2 ranks``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def say_lines(lines: Iterable[str]) -> None:
     """Print lines that have their ends, many at a time."""
     sys.stdout.writelines(map(printable, lines))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +10,8 @@ from functools import cache
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lmscale.files.printing import say
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -23,10 +25,15 @@ def terminal() -> Console:
 
 
 @contextmanager
-def progress(description: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
-    """Yield ``advance(amount)``; ``total`` None means that the end is not known."""
+def progress(
+    description: str, total: float | None = None, unit: str = ""
+) -> Iterator[Callable[[float], None]]:
+    """Yield ``advance(amount)``; ``total`` None means that the end is not known.
+
+    Without a unit there is nothing to tell but the time, and no bar.
+    """
     console = terminal()
-    if not console.is_terminal:
+    if not (console.is_terminal and unit):
         yield from _plain(description, total, unit)
         return
     columns = (
@@ -42,23 +49,26 @@ def progress(description: str, total: float | None, unit: str) -> Iterator[Calla
 
 
 def _plain(description: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
-    amount_done = 0.0
-    started = last_line = time.monotonic()
+    amount_done, started, has_ended = 0.0, time.monotonic(), threading.Event()
+    of_total = f" of {total:,.0f}" if total else ""
 
     def advance(amount: float) -> None:
-        nonlocal amount_done, last_line
+        nonlocal amount_done
         amount_done += amount
-        if time.monotonic() - last_line >= PLAIN_LINE_SECONDS:
-            last_line = time.monotonic()
-            of_total = f" of {total:,.0f}" if total else ""
-            print(
-                f"{description}: {amount_done:,.0f}{of_total} {unit}", file=sys.stderr, flush=True
-            )
 
-    yield advance
-    if not amount_done:  # nothing needed doing
-        return
-    seconds = time.monotonic() - started
-    print(
-        f"{description}: {amount_done:,.0f} {unit} in {seconds:.1f} s", file=sys.stderr, flush=True
-    )
+    def tell() -> None:  # by a thread, for one piece of the work may take minutes
+        while not has_ended.wait(PLAIN_LINE_SECONDS):
+            amount = f"{amount_done:,.0f}{of_total} {unit}, " if unit else ""
+            seconds = time.monotonic() - started
+            say(f"{description}: {amount}{seconds:.0f} s so far", err=True)
+
+    teller = threading.Thread(target=tell, name="progress", daemon=True)
+    teller.start()
+    try:
+        yield advance
+    finally:
+        has_ended.set()
+        teller.join()
+    if amount_done:  # else nothing needed doing
+        seconds = time.monotonic() - started
+        say(f"{description}: {amount_done:,.0f} {unit} in {seconds:.1f} s", err=True)

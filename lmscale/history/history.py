@@ -12,6 +12,7 @@ have begun behind the checkpoint.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,7 @@ class Start:
     attempt: Count  # counted from 1, over the whole run
     time: Finite  # Unix time
     first_step: Count  # steps done where it began
+    is_guessed: bool = False  # by its next row, which is later; that of the start was damaged
 
 
 def attempt_of(run_folder: Path) -> dict[str, Any]:
@@ -58,8 +60,15 @@ def read_starts(run_folder: Path) -> list[Start]:
     for row in read_attempts(run_folder):
         number = row["attempt"]
         if row["event"] == "start" or not starts or number > starts[-1].attempt:
-            first_step = row["first_step"] if row["event"] == "start" else row["step"]
-            starts.append(Start(attempt=number, time=row["time"], first_step=first_step))
+            is_guessed = row["event"] != "start"
+            starts.append(
+                Start(
+                    attempt=number,
+                    time=row["time"],
+                    first_step=row["step" if is_guessed else "first_step"],
+                    is_guessed=is_guessed,
+                )
+            )
     return starts
 
 
@@ -73,20 +82,33 @@ def describe_superseded(manifest: Manifest, starts: Sequence[Start]) -> str | No
     (attempts.jsonl was lost), is of the history: it is where the run's owner has put it.
     """
     written_by = manifest.written_by
-    key: Any = (written_by.get("attempt"), written_by.get("attempt_time"))
-    keys = [(start.attempt, start.time) for start in starts]
-    if key not in keys:
+    attempt, began_at = written_by.get("attempt"), written_by.get("attempt_time")
+    number = _find_start(attempt, began_at, starts)
+    if number is None:
         if written_by.get("tier") == LOCAL:
-            return f"was written by attempt {key[0]}, which {ATTEMPTS_FILE} does not know"
+            return f"was written by attempt {attempt}, which {ATTEMPTS_FILE} does not know"
         return None
-    later = starts[keys.index(key) + 1 :]
+    later = starts[number + 1 :]
     undoing = next((start for start in later if start.first_step < manifest.step), None)
     if undoing is None:
         return None
     return (
-        f"was written by attempt {key[0]}, but attempt {undoing.attempt} has gone on from step "
+        f"was written by attempt {attempt}, but attempt {undoing.attempt} has gone on from step "
         f"{undoing.first_step} since"
     )
+
+
+def _find_start(attempt: Any, began_at: Any, starts: Sequence[Start]) -> int | None:
+    """Where an attempt is among ``starts``, by its number and its time."""
+    earlier = -math.inf
+    for number, start in enumerate(starts):
+        is_then = start.time == began_at
+        if start.is_guessed and isinstance(began_at, int | float):
+            is_then = earlier <= began_at <= start.time
+        if start.attempt == attempt and is_then:
+            return number
+        earlier = start.time
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,8 +41,9 @@ class StopRequests:
     """Remembers this rank's first request to stop, for the time of a ``with`` block.
 
     Only the calling rank knows: the train loop spreads it in the step's own reduction. A second
-    SIGINT raises ``KeyboardInterrupt``, for a person who will not wait for the checkpoint. SIGUSR2
-    and the file ``save`` ask for a checkpoint and end nothing, at any time.
+    SIGINT raises ``KeyboardInterrupt``, for a person who will not wait for the checkpoint. Each is
+    answered at once by a line of the log, for a step may take minutes. SIGUSR2 and the file
+    ``save`` ask for a checkpoint and end nothing, at any time.
 
     The signals are blocked in the main thread and taken by one of this object's own. So a main
     thread that waits in native code is no hindrance, and whatever it starts, compilers included,
@@ -69,6 +70,7 @@ class StopRequests:
         self._saved_at = -SAME_REQUEST_SECONDS
         self._reason: str | None = None
         self._interrupts = 0
+        self._answered: set[int] = set()  # signals
         # None: a request waits until it is asked for, whatever there is to do.
         self._has_work: Callable[[], bool] | None = (lambda: False) if leaves_at_once else None
         self._finish: Callable[[str], None] | None = None
@@ -205,6 +207,20 @@ class StopRequests:
                     self._save_signalled = True
                 if self._reason is not None and self._has_work and not self._has_work():
                     self._leave()
+                self._answer(number)
+
+    def _answer(self, number: int) -> None:
+        """Say what becomes of a request that waits."""
+        if number not in self._signals:
+            return
+        is_interrupt = number == signal.SIGINT
+        if is_interrupt and signal.SIGINT in self._answered:
+            logger.warning("Ctrl-C again: the run ends at once, and saves nothing more")
+        elif is_interrupt or not self._answered:
+            more = "; Ctrl-C again ends it at once, without" if is_interrupt else ""
+            name = signal.Signals(number).name
+            logger.info("%s: the run saves after the step under way, and stops%s", name, more)
+        self._answered.add(number)
 
     def _note(self, number: int) -> None:
         if self._reason is None and number in self._signals:

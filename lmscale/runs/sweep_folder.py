@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,16 @@ def find_sweeps(folder: Path, problems: list[str]) -> list[Sweep]:
 
 
 def read_sweep(root: Path) -> Sweep:
+    try:
+        status = os.stat(root / SWEEP_FILE)
+    except OSError:
+        return _read_sweep(root, None)  # which says why
+    return _read_sweep(root, (status.st_mtime_ns, status.st_ino, status.st_size))
+
+
+@lru_cache(maxsize=16)
+def _read_sweep(root: Path, version: object) -> Sweep:
+    """``version``: of the file, which is read once however many of its runs are looked at."""
     path = root / SWEEP_FILE
     try:
         tree = tame(parse_json(read_plain(path)))

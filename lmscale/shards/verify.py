@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from lmscale.errors import DataError
@@ -26,8 +27,13 @@ def find_datasets(folder: str | Path) -> list[Path]:
     return datasets
 
 
-def verify_dataset(folder: str | Path, *, deep: bool = True) -> list[str]:
-    """Problems of a dataset; empty when it is sound.
+def verify_dataset(
+    folder: str | Path,
+    *,
+    deep: bool = True,
+    advance: Callable[[float], None] = lambda num_bytes: None,
+) -> list[str]:
+    """Problems of a dataset; empty when it is sound. ``advance`` hears of the bytes looked at.
 
     Sizes, the tar's headers against the index, document offsets, counts, and, if ``deep``, every
     byte: sha256, token ids and the end of each document.
@@ -40,6 +46,7 @@ def verify_dataset(folder: str | Path, *, deep: bool = True) -> list[str]:
     problems = []
     for entry in manifest.shards:
         problems += _verify_shard(folder / entry.name, entry, manifest, deep)
+        advance(entry.bytes)
     listed = {folder / entry.name for entry in manifest.shards}
     return problems + [
         f"{path}: is not in the manifest; it is never read. Move it away."

@@ -32,7 +32,7 @@ from lmscale.shards.contents import check_shard
 from lmscale.shards.manifest import Manifest, ShardEntry, load_manifest
 from lmscale.shards.reader import MappedShard, open_shard
 from lmscale.stream.batches import Rows
-from lmscale.stream.packing import count_concat, plan_best_fit
+from lmscale.stream.packing import count_concat, find_plan_problem, plan_best_fit
 from lmscale.stream.shard_windows import ShardWindows, document_lengths, read_rows
 
 VERSION = 2  # of what is kept of best fit
@@ -281,7 +281,10 @@ class Dataset:
         file = self._cache.make(key, name="pieces.npy", size=size, write=write, is_sound=is_sound)
         path = files.enter_context(file).path
         with reading(path, "Delete this file."):
-            return map_columns(path, np.dtype("<i8"), 3, tail=DIGEST_BYTES)
+            pieces = map_columns(path, np.dtype("<i8"), 3, tail=DIGEST_BYTES)
+            if problem := find_plan_problem(pieces, entry.tokens, self.shape):
+                raise ValueError(problem)
+            return pieces
 
 
 def _write(path: Path, content: bytes) -> None:

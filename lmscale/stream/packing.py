@@ -50,6 +50,22 @@ def plan_best_fit(lengths: np.ndarray, shape: WindowShape) -> np.ndarray:
     ).astype(np.int64)
 
 
+def find_plan_problem(pieces: np.ndarray, num_tokens: int, shape: WindowShape) -> str | None:
+    """What of a plan cannot be of a shard of so many tokens, or None: a hash says nothing of it."""
+    begins, sizes, windows = pieces
+    if not len(windows):
+        return None
+    is_inside = 0 <= begins.min() and 1 <= sizes.min() and sizes.max() <= num_tokens
+    if not is_inside or (begins > num_tokens - sizes).any():
+        return f"a piece lies outside of the shard's {num_tokens:,} tokens"
+    steps = np.diff(windows, prepend=-1)
+    if steps[0] != 1 or steps.min() < 0 or steps.max() > 1:
+        return "its windows do not ascend one by one from 0"
+    if np.bincount(windows, weights=sizes).max() > shape.tokens:
+        return f"a window has more than {shape.tokens:,} tokens"
+    return None
+
+
 def _best_fit(sizes: list[int], capacity: int) -> np.ndarray:
     """The bin of each of ``sizes`` (descending): the fullest one it fits in, else a new one.
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from lmscale.errors import DataError
+from lmscale.files import progress as telling
 from lmscale.files.atomic import (
     fsync_folder,
     have_sizes,
@@ -163,7 +164,8 @@ def conclude(
                 if turn is None:
                     holder = holder_of(target.folder / "finisher")
                     return Unfinished(progress=progress, holder=holder)
-                _finish(target, task.count, processes, turn)
+                with telling.progress(f"putting {target.what} together"):
+                    _finish(target, task.count, processes, turn)
                 is_new = True
     if is_new:
         shutil.rmtree(target.folder, ignore_errors=True)  # also what other settings left there

@@ -14,6 +14,7 @@ from lmscale.config.data import TokenizerConfig
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.errors import ConfigError, DataError, LmscaleError
 from lmscale.files.atomic import writing
+from lmscale.files.progress import progress
 from lmscale.files.tokenizer_files import find_meta
 from lmscale.tokenizer.codec import SPACE_MARK, Tokenizer, load_tokenizer, save_tokenizer
 
@@ -44,7 +45,8 @@ def train_tokenizer(
     total = sum(load_corpus_manifest(each).text_bytes("train") for each in folders)
     texts = (text for each in folders for text in read_documents(each / "train"))
     passages = sample_passages(texts, total_bytes=total, max_bytes=config.max_sample_bytes)
-    tokenizer = Tokenizer(train_model(passages, config), made_by)
+    with progress("training the tokenizer"):
+        tokenizer = Tokenizer(train_model(passages, config), made_by)
     with writing("the tokenizer", folder):
         save_tokenizer(tokenizer, folder)
     return tokenizer

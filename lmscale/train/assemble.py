@@ -24,6 +24,7 @@ from lmscale.engine.build import check_precision
 from lmscale.engine.engine import Engine
 from lmscale.errors import CheckpointError, DataError, RefusedError
 from lmscale.files.atomic import writing
+from lmscale.files.printing import count_of
 from lmscale.files.strangers import checked
 from lmscale.guard.state import GuardState, read_guard_state
 from lmscale.history.history import HISTORY, History, pending_jumps, read_history, record_resume
@@ -121,6 +122,8 @@ def open_run(
     """
     mesh = plan_mesh(ranks)
     plan = config.batch.plan(mesh.data.size)
+    if ranks.is_first and (advice := config.batch.describe_small(plan)):
+        logger.warning(advice)
     check_precision(config.engine, device)
     with failing_together():
         tokenizer = _load_tokenizer(config)
@@ -319,11 +322,11 @@ def describe_start(run: Run) -> str:
     config, plan, device = run.config, run.plan, run.device
     count = account_model(config.model, config.sizes).total
     name = "CPU" if device.type == "cpu" else device_name(device)
-    ranks = "1 rank" if run.mesh.size == 1 else f"{run.mesh.size} ranks"
     return (
-        f"{config.run.name}: {count:,} parameters, {ranks} on {name}, {config.engine.precision}, "
-        f"ZeRO {config.engine.zero_stage}, {config.tokens_per_step:,} tokens a step "
-        f"({plan.accumulation} micro-batches of {plan.micro_windows} windows a rank), "
+        f"{config.run.name}: {count:,} parameters, {count_of(run.mesh.size, 'rank')} on {name}, "
+        f"{config.engine.precision}, ZeRO {config.engine.zero_stage}, "
+        f"{config.tokens_per_step:,} tokens a step "
+        f"(micro-batches a rank: {plan.accumulation} of {count_of(plan.micro_windows, 'window')}), "
         f"bos: {'none' if run.stream.bos_id is None else run.stream.bos_id}, steps "
         f"{run.start.step + 1} to {config.train.steps}, in {config.folder}"
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 
@@ -30,6 +30,7 @@ from lmscale.errors import (
     RefusedError,
     TransientError,
 )
+from lmscale.files.progress import progress
 from lmscale.guard.divergence import Divergence, describe_no_checkpoint, plan_rewind
 from lmscale.guard.guard import RewindRequest, stop_error
 from lmscale.history.history import History, read_history, record_rewind
@@ -123,9 +124,12 @@ def _train_with_rewinds(
     engine, attempt, is_done = None, None, False
     with ExitStack() as stack:
         while not is_done:
-            with open_run(
-                config, ranks, device, lease=lease, should_stop=should_stop, engine=engine
-            ) as run:
+            with ExitStack() as opened:
+                with progress("opening the run") if ranks.is_first else nullcontext():
+                    opening = open_run(
+                        config, ranks, device, lease=lease, should_stop=should_stop, engine=engine
+                    )
+                    run = opened.enter_context(opening)
                 with failing_together():
                     if engine is None and ranks.is_first and not run.is_complete:
                         attempt = stack.enter_context(open_run_attempt(run, began_at))

@@ -371,3 +371,18 @@ def test_ranks_that_need_what_lies_on_the_other_node_go_on_from_the_shared_place
     before, after = trained[4:]
     assert [steps[0] for steps, _ in before["on the nodes"]] == [5, 5]
     assert after["began at"] == 4
+
+
+@pytest.mark.parametrize("damaged", [1, 2], ids=["writer", "successor"])
+def test_a_checkpoint_that_was_undone_stays_so_though_the_row_of_a_start_is_damaged(
+    tmp_path, damaged
+):
+    by = [start_attempt(tmp_path, first_step) for first_step in (0, 10, 4)]
+    path = tmp_path / "attempts.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    starts = [number for number, line in enumerate(lines) if '"event": "start"' in line]
+    lines[starts[damaged]] = lines[starts[damaged]].replace("time", "tima")
+    path.write_text("".join(lines))
+    why = "was written by attempt 2, but attempt 3 has gone on from step 4 since"
+    assert describe_superseded(written(12, by[1]), read_starts(tmp_path)) == why
+    assert describe_superseded(written(4, by[1]), read_starts(tmp_path)) is None

@@ -6,10 +6,12 @@ import sys
 import time
 from dataclasses import asdict
 
+from handmade_checkpoints import save
 from tiny_run import log_commit
 
+from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.cli.main import main
-from lmscale.cli.runs.look import RunLook, look_at
+from lmscale.cli.runs.look import RunLook, look_at, read_page
 from lmscale.files.jsonl import append_row
 from lmscale.runs.run_folder import read_status
 from lmscale.watch.heartbeat import Beat, beat_path
@@ -331,3 +333,21 @@ def test_the_estimated_end_says_what_it_is_estimated_from(run, capsys):
     assert main(["runs", "status", str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["forecast"]
     assert (found["steps_left"], round(found["seconds_left"])) == (988, 988)
+
+
+def test_the_status_tells_of_checkpoints_that_are_cut_or_gone(run, capsys):
+    place = LocalPlace(run / "checkpoints")
+    for step in (4, 6, 8):
+        save(place, step)
+        log_commit(run, step)
+    cut = next((run / "checkpoints/step-000000006").glob("rank-00001*"))
+    os.truncate(cut, 9)
+    (run / "checkpoints/step-000000008/manifest.json").write_text("{}")
+    assert main(["runs", "status", str(run)]) == 0
+    damaged = [line for line in lines_of(capsys) if line.startswith("damaged")]
+    words = [f"step-000000006: {cut.name} (9 bytes in place of", "step-000000008"]
+    words += ["step-000000010: its manifest.json cannot be read: No such file or directory"]
+    assert [text in line for text, line in zip(words, damaged, strict=True)] == [True] * 3
+    log_removal = {"event": "remove", "step": 10, "time": time.time()}
+    append_row(run / "commits.jsonl", log_removal)
+    assert len(read_page(run).damaged) == 2

@@ -7,6 +7,8 @@ import pytest
 
 from lmscale.cli.main import main
 from lmscale.files.jsonl import append_row
+from lmscale.files.reading import read_plain
+from lmscale.runs import sweep_folder
 from lmscale.runs.attempts import AttemptLog
 
 
@@ -215,7 +217,7 @@ def test_a_launch_that_failed_is_told_though_the_run_had_finished(queued, capsys
     launch_again(queued)
     event(queued, "start", job="13", nodes="n1")
     event(queued, "end", job="13", code=2, action="stop", reason="something to mend, see the log")
-    said = "error: old\n01:00 lmscale: starting 1 ranks on 1 nodes\nINFO\nerror: no shards\nbye\n"
+    said = "error: old\n01:00 lmscale: starting 1 rank on 1 node\nINFO\nerror: no shards\nbye\n"
     (queued / "slurm" / "job-13.out").write_text(said)
     assert main(["runs", "status", str(queued)]) == 0
     text = capsys.readouterr().out
@@ -228,3 +230,16 @@ def test_a_launch_that_failed_is_told_though_the_run_had_finished(queued, capsys
     (queued / "logs" / "rank-00001.out").write_text("error: of a rank\n")
     assert main(["runs", "status", str(queued), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["errors"] == ["error: of a rank"]
+
+
+def test_the_file_of_a_sweep_is_read_once_however_many_runs_it_has(sweep, monkeypatch, capsys):
+    reads = []
+
+    def read(path):
+        reads.append(path.name)
+        return read_plain(path)
+
+    monkeypatch.setattr(sweep_folder, "read_plain", read)
+    sweep_folder._read_sweep.cache_clear()
+    assert main(["runs", "list", str(sweep.parent), "--sweep", "rates"]) == 0
+    assert reads == ["sweep.json"]

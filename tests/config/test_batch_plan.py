@@ -3,6 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.config import plan_batches
+from lmscale.config.data import BatchConfig
 from lmscale.errors import ConfigError
 
 
@@ -60,3 +61,21 @@ def test_a_batch_that_does_not_divide_is_told_with_what_would():
 def test_fewer_windows_than_ranks_are_told_with_the_least_that_would_do():
     with pytest.raises(ConfigError, match=r"Use 8 windows, or 1, 2, 4 ranks\."):
         plan_batches(global_windows=4, micro_windows=8, data_ranks=8)
+
+
+@pytest.mark.parametrize(
+    ("global_windows", "micro_windows", "data_ranks", "words"),
+    [
+        (25, 4, 1, "25 windows, which no number near batch.micro_windows = 4 divides: it takes 1"),
+        (25, 4, 1, " 24 or 28 windows would be taken 4 at a time"),
+        (28, 4, 4, " 16 or 32 windows would be taken 4 at a time"),
+        (24, 5, 1, None),  # 4 at a time
+        (2, 8, 2, None),  # 1 at a time is all that there is
+    ],
+)
+def test_micro_batches_much_smaller_than_asked_for_are_told(
+    global_windows, micro_windows, data_ranks, words
+):
+    batch = BatchConfig(global_windows=global_windows, micro_windows=micro_windows)
+    told = batch.describe_small(batch.plan(data_ranks))
+    assert told is None if words is None else words in told

@@ -220,6 +220,7 @@ def test_a_key_that_is_merged_and_then_given_again_is_not_called_repeated():
         ("train.freeze=embedding.*", "train.freeze: input should be a list; found 'embedding.*'"),
         ("train.steps=true", "train.steps: input should be a valid integer; found True"),
         ("train.steps='12'", "train.steps: input should be a valid integer; found '12'"),
+        ("train.steps=1e30", "train.steps: input should be a whole number without a dot or an"),
         ("engine.optimizer.lr=true", "engine.optimizer.lr: input should be a valid number"),
         ("engine.optimizer.lr='1'", "engine.optimizer.lr: input should be a valid number"),
         ("engine.optimizer.betas=[true, 0.9]", "engine.optimizer.betas.0: input should be"),
@@ -288,3 +289,14 @@ def test_the_best_checkpoint_may_be_kept_by_a_figure_measured_more_often():
 def test_a_guard_whose_window_is_no_longer_than_a_spike_is_refused():
     said = problems_of("run: {name: a}\nguard: {spike_window: 8, spike_steps: 3}\n")
     assert any("the spike itself would move the median" in problem for problem in said)
+
+
+def test_a_wrong_value_is_told_with_who_gave_it():
+    text = MINIMAL + "train: {steps: many, log_every_steps: 0}\n"
+    given = ["train.steps=more", "modle.width=4", "engine.optimizer.kind=best"]
+    assert sorted(problem.partition(": ")[::2] for problem in problems_of(text, given)) == [
+        ("--set", "engine.optimizer.kind: input should be 'adamw', 'muon' or 'sgd'; found 'best'."),
+        ("--set", "modle: unknown key. Did you mean model?"),
+        ("--set", "train.steps: input should be a valid integer; found 'more'."),
+        ("c.yaml", "train.log_every_steps: input should be greater than 0; found 0."),
+    ]

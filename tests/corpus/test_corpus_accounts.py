@@ -38,6 +38,21 @@ def write_tar(path, members):
     return path
 
 
+def test_what_is_wrong_with_several_files_is_told_at_once(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
+    (tmp_path / "b.tar").write_bytes(b"no tar" * 200)
+    (tmp_path / "c.jsonl").write_text("{\n")
+    (tmp_path / "d.jsonl.gz").write_bytes(b"no gzip")
+    (tmp_path / "e.jsonl").write_text('{"text": "e"}\n')
+    with pytest.raises(DataError) as caught:
+        build(tmp_path, tmp_path / "*.*")
+    problems = [problem.replace(f"{tmp_path}/", "") for problem in caught.value.problems]
+    beginnings = ("b.tar: damaged", "d.jsonl.gz: ", "a.jsonl:2: no key", "c.jsonl:1: not JSON")
+    beginnings += ("2 broken records; corpus.sources.s.max_bad_records = 0",)
+    assert [p[: len(b)] for p, b in zip(problems, beginnings, strict=True)] == list(beginnings)
+    assert not (tmp_path / "corpus/s").exists()
+
+
 def test_members_whose_names_hold_dots_are_documents_each(tmp_path):
     members = [(f"0704.{number:04d}.txt", f"paper {number}".encode()) for number in range(1000)]
     manifest, texts = build(tmp_path, write_tar(tmp_path / "a.tar", members))

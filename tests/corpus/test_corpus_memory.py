@@ -42,7 +42,9 @@ def read(path, **settings):
     source = CorpusSourceConfig(inputs=(str(path),), **settings)
     account = Account("s", source)
     (file,) = find_inputs({"s": source})["s"]
-    return ["".join(text) for _, text in read_file(file, account)]
+    texts = ["".join(text) for _, text in read_file(file, account)]
+    account.check()
+    return texts
 
 
 @pytest.mark.parametrize("ending", PACK)

@@ -25,7 +25,9 @@ def read(*patterns, **settings):
     source = CorpusSourceConfig(inputs=tuple(map(str, patterns)), **settings)
     files = find_inputs({"s": source})["s"]
     account = Account("s", source)
-    return ["".join(text) for file in files for _, text in read_file(file, account)]
+    texts = ["".join(text) for file in files for _, text in read_file(file, account)]
+    account.check()
+    return texts
 
 
 def jsonl(texts=TEXTS, key="text"):

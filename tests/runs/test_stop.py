@@ -1,3 +1,4 @@
+import logging
 import os
 import signal
 import subprocess
@@ -62,6 +63,25 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
         deadline = time.monotonic() + SOON
         while time.monotonic() < deadline:
             time.sleep(0.01)
+
+
+def test_a_person_who_asks_is_answered_at_once_and_who_asks_again_as_well(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="lmscale")
+
+    def heard(words):
+        deadline = time.monotonic() + SOON
+        while not any(words in message for message in caplog.messages):
+            assert time.monotonic() < deadline, caplog.messages
+            time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt), StopRequests(tmp_path):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        heard("SIGUSR1: the run saves after the step under way, and stops")
+        os.kill(os.getpid(), signal.SIGINT)
+        heard("SIGINT: the run saves after the step under way, and stops; Ctrl-C again ends it")
+        os.kill(os.getpid(), signal.SIGINT)
+        heard("Ctrl-C again: the run ends at once")
+    assert len(caplog.messages) == 3
 
 
 def test_sigusr2_asks_for_a_save_and_ends_nothing(tmp_path):

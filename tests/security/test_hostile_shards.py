@@ -56,7 +56,9 @@ def append(path, evil):
 def read_tar(path, **settings):
     file = RawFile(path=path, format="webdataset", bytes=path.stat().st_size, mtime_ns=0)
     account = Account("web", CorpusSourceConfig(inputs=(str(path),), **settings))
-    return ["".join(text) for _, text in read_file(file, account)]
+    texts = ["".join(text) for _, text in read_file(file, account)]
+    account.check()
+    return texts
 
 
 @pytest.fixture

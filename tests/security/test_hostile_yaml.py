@@ -74,6 +74,11 @@ def test_what_breaks_a_parser_is_the_users_mistake_and_no_bug(value):
         parse_config(f"run: {value}")
 
 
+def test_a_number_whose_reading_would_take_the_square_of_its_length_is_refused():
+    with pytest.raises(ConfigError, match="a number in base 60 of 150,001 characters"):
+        parse_config(f"run: {{seed: 1{':59' * 50_000}}}")
+
+
 @pytest.mark.parametrize(
     "number", ["0x" + "f" * 9000, "0b" + "1" * 50_000, "0" + "7" * 9000, "1" + ":59" * 3000]
 )

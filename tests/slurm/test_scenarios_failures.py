@@ -25,7 +25,7 @@ def test_a_run_goes_on_with_fewer_ranks_when_a_node_is_lost(lab: Lab, lost: str)
     run.hurry()
     assert run.wait_for_end()["action"] == "done"
     assert run.events("start")[-1]["step"] >= 10
-    assert "starting 1 ranks on 1 nodes" in run.output()
+    assert "starting 1 rank on 1 node" in run.output()
     run.assert_whole()
 
 

@@ -92,6 +92,28 @@ def wrong_plan(config) -> None:
         path.write_bytes(content + hashlib.sha256(content).digest())
 
 
+@pytest.mark.parametrize(
+    ("row", "value", "words"),
+    [
+        (0, -1, "outside of the shard's"),
+        (0, 2**62, "outside of the shard's"),
+        (1, 0, "outside of the shard's"),
+        (1, 2**63 - 1, "outside of the shard's"),
+        (1, 40, "a window has more than 33 tokens"),
+        (2, 2**40, "do not ascend one by one from 0"),
+        (2, 0, "do not ascend one by one from 0"),
+    ],
+)
+def test_a_plan_that_is_none_of_its_shard_is_told_by_name_whatever_its_hash(own, row, value, words):
+    path = files_of(own, "*-pieces.npy")[0]
+    plan = np.load(path)
+    plan[row, len(plan[row]) // 2] = value
+    content = to_npy(plan)
+    path.write_bytes(content + hashlib.sha256(content).digest())
+    with pytest.raises(DataError, match=f"{path.name}.*{words}.*Delete this file"):
+        read_all(own)
+
+
 def changed_shard(config) -> None:
     """Behind the back of the marker that vouches for it."""
     for path in Path(config.sources["a"].shards).glob("*.tar"):

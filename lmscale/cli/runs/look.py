@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Any
 from launcher.history import Stretch, excluded_nodes, plan_history
 from launcher.slurm import sacct, squeue
 from launcher.status import TRAIN, RunState, SlurmAnswer, jobs_of, judge_run, newest_submission
-from lmscale.errors import ClusterError, LmscaleError
+from lmscale.checkpoint.manifest import parse_manifest
+from lmscale.errors import CheckpointError, ClusterError, LmscaleError, RefusedError
 from lmscale.files.jsonl import read_tail
+from lmscale.files.reading import read_plain
+from lmscale.files.shard_files import MANIFEST, find_wrong_files
+from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.goodput import Forecast, forecast
 from lmscale.runs.run_folder import read_status
 from lmscale.runs.starts import is_one_of
@@ -97,6 +101,7 @@ class RunPage:
     history: Sequence[Stretch]
     other_jobs: Sequence[dict[str, str]]  # that do not train and are not over
     forecast: Forecast | None
+    damaged: Sequence[str]  # what is wrong with checkpoints, at a look
     heartbeats: Sequence[Beat]  # of a run that is hung or silent: where each rank is
 
     def to_json(self) -> dict[str, Any]:
@@ -106,6 +111,7 @@ class RunPage:
         return {
             "last_checkpoint": last
             and {**last.model_dump(include={"step", "bytes", "reason"}), "committed_at": last.time},
+            "damaged_checkpoints": list(self.damaged),
             "failed_saves": list(status.failed_saves),
             "passed_over": list(status.passed_over),
             "rewinds": list(status.rewinds),
@@ -156,8 +162,36 @@ def read_page(run: Path) -> RunPage:
             steps=status.config.train.steps,
             goodput=status.goodput.fraction,
         ),
+        damaged=find_damaged(run, status.commits),
         heartbeats=read_heartbeats(run) if state.name in ("hung", "silent") else (),
     )
+
+
+def find_damaged(run: Path, commits: Sequence[Commit]) -> list[str]:
+    """What a look at names and sizes shows of the checkpoints that lie in folders; `lmscale
+    checkpoint verify` reads every byte.
+    """
+    problems: dict[tuple[str, str], list[str]] = {}
+    for commit in commits:
+        place = run / commit.folder
+        if commit.is_elsewhere and not place.parent.is_dir():  # not to be seen from here
+            continue
+        try:
+            manifest = parse_manifest(read_plain(place / MANIFEST).decode(), commit.folder)
+            sizes = {entry.name: entry.bytes for entry in manifest.files}
+            wrong = [f"{commit.folder}: {file}" for file in find_wrong_files(place, sizes)]
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            wrong = [f"{commit.folder}: its {MANIFEST} cannot be read: {why}"]
+        except RefusedError:  # by a newer lmscale
+            continue
+        except CheckpointError as error:
+            wrong = list(error.problems)
+        if wrong:
+            problems[commit.key] = wrong
+    # Those that the run has removed since are none.
+    there = [commit.key for commit in read_commits(run)] if problems else []
+    return [problem for key in there for problem in problems.get(key, ())]
 
 
 def _read_errors(look: RunLook) -> list[str]:

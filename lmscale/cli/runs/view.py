@@ -133,7 +133,7 @@ def _describe_page(page: RunPage) -> Lines:
     yield "state", state.line
     for error in page.errors:
         yield "", error
-    for problem in status.problems:
+    for problem in (*status.problems, *page.damaged):
         yield "damaged", problem
     yield from _describe_faults(status.faults)
     yield from _describe_job(page.look)

@@ -390,18 +390,20 @@ esac
 
 # ---- 8. The ranks ----
 
+plural() { printf '%s' "$1 $2" && (($1 == 1)) || printf s; } # plural 2 rank: 2 ranks
+
 nodes=0
 for count in "${usable[@]}"; do
   if ((count <= SLURM_JOB_NUM_NODES)); then nodes=$count; fi
 done
 if ((nodes == 0)); then
-  say "a step's windows cannot be shared evenly by 8 ranks on each of $SLURM_JOB_NUM_NODES nodes"
+  say "a step's windows cannot be shared evenly by $(plural 8 rank) on each of $(plural "$SLURM_JOB_NUM_NODES" node)"
   finish 2
 fi
 
 meet
 if [[ -n $asked ]]; then finish 75; fi # nothing is done yet that the ranks could save
-say "starting $((nodes * 8)) ranks on $nodes nodes; they meet at $MASTER_ADDR:$MASTER_PORT"
+say "starting $(plural $((nodes * 8)) rank) on $(plural "$nodes" node); they meet at $MASTER_ADDR:$MASTER_PORT"
 # One task a GPU, all GPUs of a node visible to each of its tasks (NCCL's peer-to-peer wants that).
 # A rank that fails ends the others: they would wait for it in their next collective. Rank 0 is on this node, where
 # they meet, also when not all nodes are used.
