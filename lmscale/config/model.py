@@ -141,6 +141,8 @@ class DecoderConfig(ModelConfig):
             )
         if self.positions != "rope" and self.rope_scaling.kind != "none":
             yield f"rope_scaling.kind = {self.rope_scaling.kind} needs positions: rope"
+        if self.rope_scaling.kind == "yarn" and self.rope_theta == 1:
+            yield "rope_theta = 1 gives all pairs one frequency, among which yarn cannot choose"
 
     @property
     def layer_windows(self) -> tuple[int, ...]:

@@ -77,7 +77,9 @@ class CausalConfig(NextTokenConfig):
 
 
 class PrefixConfig(NextTokenConfig):
-    """Prefix language modelling: see a document's beginning as a whole, and predict its rest."""
+    """Prefix language modelling: see a document's beginning as a whole, and predict its rest. Masks
+    are of all pairs of tokens, without FlexAttention.
+    """
 
     needs = frozenset({Ability.PREFIX})
     implementation = "lmscale.objective.prefix:PREFIX"

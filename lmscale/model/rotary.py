@@ -40,7 +40,7 @@ def plan_frequencies(head_width: int, theta: float, scaling: RopeScalingConfig) 
     """
     pairs_R = torch.arange(0, head_width, 2, dtype=torch.float32, device="cpu")
     if scaling.kind == "ntk":
-        theta *= scaling.factor ** (head_width / (head_width - 2))
+        theta *= scaling.factor ** (head_width / max(head_width - 2, 1))
     frequency_R = theta ** (-pairs_R / head_width)
     if scaling.kind in ("none", "ntk"):
         return frequency_R

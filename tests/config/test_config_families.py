@@ -22,6 +22,10 @@ def test_a_file_without_a_family_describes_a_decoder():
         ("{famliy: decoder}", "c.yaml: model.famliy: unknown key. Did you mean family?"),
         ("{family: decodr}", "family = 'decodr' is not known. Known: decoder"),
         ("{rope_scaling: {kind: yarn, factor: 4}}", "kind = yarn needs original_positions"),
+        (
+            "{rope_theta: 1, rope_scaling: {kind: yarn, factor: 4, original_positions: 9}}",
+            "rope_theta = 1 gives all pairs one frequency",
+        ),
         ("{rope_scaling: {low_turns: 4}}", "low_turns = 4 must be less than high_turns = 4"),
         ("{positions: learned, rope_scaling: {kind: ntk}}", "ntk needs positions: rope"),
         ("{family: decoder, head: 4}", "c.yaml: model.head: unknown key. Did you mean heads?"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -62,7 +64,8 @@ PREPARATIONS = [
 def test_a_sample_is_prepared_alike_however_the_step_is_divided(preparation, first):
     numbers = list(range(first, first + 12))
     whole = preparation.prepare(draw_rows(numbers))
-    parts = [preparation.prepare(draw_rows(numbers[at : at + 3])) for at in range(0, 12, 3)]
+    in_worker = pickle.loads(pickle.dumps(preparation))
+    parts = [in_worker.prepare(draw_rows(numbers[at : at + 3])) for at in range(0, 12, 3)]
     assert whole.targets == sum(part.targets for part in parts)
     for name in {"tokens", "prefixes"} & whole.arrays.keys():
         joined = np.concatenate([part.arrays[name] for part in parts])

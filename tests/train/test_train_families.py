@@ -5,6 +5,7 @@ One start of two ranks, and one of a single rank.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -24,6 +25,7 @@ CASES = {
     "fill_middle": {"objective.name": "fill_middle"},
 }
 STAGES = (0, 1, 2, 3)
+RESUMED = {"model": LSTM, "objective.name": "fill_middle", "train.steps": 4}
 LEARNING = {"model": LSTM | {"layers": 1, "width": 64}, "engine.optimizer.lr": 0.02}
 LEARNING |= {"train.steps": 100, "checkpoint.every_steps": 100}
 
@@ -40,7 +42,11 @@ def trained(tiny_data, tmp_path_factory):
         case(f"{name}-{stage}", CASES[name] | {"train.steps": 3, "engine.zero_stage": stage})
         for stage, name in product(STAGES, CASES)  # ZeRO 3 last: it changes torch for good
     ]
-    return run_cases({2: staged, 1: [case("learning", LEARNING)]}, root / "starts")
+    whole = case("whole", RESUMED | {"engine.zero_stage": 3})
+    begun = replace(whole, name="begun", folder=str(root / "resumed"), stop_after=2)
+    ended = replace(case("ended", RESUMED), folder=begun.folder)  # at ZeRO 1, on one rank
+    starts = {2: [*staged, whole, begun], 1: [case("learning", LEARNING), ended]}
+    return run_cases(starts, root / "starts")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -50,6 +56,15 @@ def test_the_losses_are_the_same_at_every_stage(trained, name, stage):
         # Sums of fp32 in another order.
         assert report.loss == pytest.approx(other.loss, rel=1e-6)
         assert report.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-5)
+
+
+def test_an_lstm_goes_on_at_another_stage_and_number_of_ranks(trained):
+    """With documents that are rearranged by their samples' numbers."""
+    resumed = [*trained["begun"], *trained["ended"]]
+    assert [report.step for report in resumed] == [1, 2, 3, 4]
+    for report, other in zip(resumed, trained["whole"], strict=True):
+        assert report.loss == pytest.approx(other.loss, rel=1e-6)
+        assert (report.targets, report.digest) == (other.targets, other.digest)
 
 
 def test_an_lstm_comes_below_the_entropy_of_its_tokens(trained, tiny_data, tmp_path):
