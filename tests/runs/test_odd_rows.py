@@ -60,7 +60,6 @@ def read_side_of_a_start(folder):
         bos_id=1,
         datasets={"a": SimpleNamespace(location="/shards/a")},
         state_at=lambda n: SimpleNamespace(to_json=lambda: {"version": 1}),
-        bos_id=None,
     )
     open_ledger(folder, next_step=12, stream=stream, n=96).close()
 

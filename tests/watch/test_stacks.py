@@ -6,6 +6,7 @@ import time
 
 from lmscale.watch.stacks import children_of, stacks_path
 
+SOON = 120.0
 # Real processes: what is tested ends its process, or needs a signal handler of its own.
 HEAD = """
 import ctypes, os, subprocess, sys, time
@@ -26,15 +27,15 @@ def test_the_net_ends_a_process_whose_interpreter_is_stuck_and_leaves_its_stack(
     stuck = "ctypes.PyDLL(None).sleep(60)"  # PyDLL keeps the interpreter's lock meanwhile
     then = "dumps.arm(0.5, is_last=True)\nwhere_it_hangs()"
     process = start(tmp_path, hang=stuck, then=then)
-    assert process.wait(timeout=30) == 1
+    assert process.wait(timeout=SOON) == 1
     text = stacks_path(tmp_path, 3).read_text()
     assert "Timeout" in text and "in where_it_hangs" in text
 
 
 def test_a_net_that_is_armed_again_in_time_does_not_fire(tmp_path):
-    arms = "for _ in range(20): dumps.arm(0.5, is_last=True); time.sleep(0.05)\n"
-    process = start(tmp_path, hang="pass", then=f"{arms}dumps.close()\ntime.sleep(0.7)")
-    assert process.wait(timeout=30) == 0
+    arms = "for _ in range(20): dumps.arm(3.0, is_last=True); time.sleep(0.05)\n"
+    process = start(tmp_path, hang="pass", then=f"{arms}dumps.close()\ntime.sleep(3.2)")
+    assert process.wait(timeout=SOON) == 0
     assert not stacks_path(tmp_path, 3).exists(), "no file where nothing happened"
 
 
@@ -46,7 +47,7 @@ def test_sigquit_shows_the_stack_of_a_process_that_runs_no_python(tmp_path):
         time.sleep(0.01)
     time.sleep(0.2)  # for the pause
     process.send_signal(signal.SIGQUIT)
-    process.wait(timeout=30)  # the pause is over
+    process.wait(timeout=SOON)  # the pause is over
     assert "in where_it_hangs" in stacks_path(tmp_path, 3).read_text()
 
 
@@ -56,10 +57,10 @@ def test_a_dump_has_a_headline_all_threads_and_the_state_of_the_children(tmp_pat
         f"child = subprocess.Popen({child})\n"
         "time.sleep(0.3); child.send_signal(19); time.sleep(0.1)\n"
         "dumps.dump('rank 3 in data of step 812')\n"
-        "dumps.wait(20); child.kill(); child.wait(); dumps.close()"
+        "dumps.wait(100); child.kill(); child.wait(); dumps.close()"
     )
     process = start(tmp_path, hang="pass", then=then)
-    assert process.wait(timeout=40) == 0
+    assert process.wait(timeout=SOON) == 0
     text = stacks_path(tmp_path, 3).read_text()
     assert f": rank 3 in data of step 812 (process {process.pid})" in text
     assert "most recent call first" in text and "in dump" in text
@@ -71,8 +72,8 @@ def test_another_process_of_the_node_is_described_as_far_as_one_sees_it(tmp_path
     stopped.send_signal(signal.SIGSTOP)
     time.sleep(0.1)
     others = {7: stopped.pid, 8: 2**22 + 1}
-    then = f"dumps.dump('rank 3 in data', others={others})\ndumps.wait(20)"
-    assert start(tmp_path, hang="pass", then=then).wait(timeout=40) == 0
+    then = f"dumps.dump('rank 3 in data', others={others})\ndumps.wait(100)"
+    assert start(tmp_path, hang="pass", then=then).wait(timeout=SOON) == 0
     stopped.kill()
     stopped.wait()
     text = stacks_path(tmp_path, 7).read_text()
