@@ -32,7 +32,8 @@ def plan(config: RunConfig, world_size: int):
 
 def test_the_promised_configurations_are_there():
     assert {path.stem for path in PATHS} >= {
-        *("demo", "lstm_lm", "gru_lm", "transformer_xl", *LARGE)
+        *("bert_base", "roberta_base", "modernbert_base", "structbert_base"),
+        *("demo", "lstm_lm", "gru_lm", "transformer_xl", *LARGE),
     }
 
 
@@ -92,6 +93,10 @@ def test_a_configuration_reads_only_what_its_own_commands_build(path):
         ("qwen3_0.6b", (), 596_049_920),  # Qwen 3 0.6B
         ("gpt3_1.3b", ("model.vocab_size=50257",), 1_315_723_264),  # 1.3 billion of GPT-3 XL
         ("lstm_lm", (), 66_024_000),  # 66 million of Zaremba et al.
+        ("bert_base", (), 109_514_298),  # of bert-base-uncased with the head that fills in
+        ("structbert_base", (), 109_514_298),
+        ("roberta_base", (), 124_697_433),  # of roberta-base, likewise
+        ("modernbert_base", (), 149_655_232),  # of ModernBERT-base, likewise
     ],
 )
 def test_the_models_have_their_published_numbers_of_parameters(name, overrides, expected):

@@ -132,6 +132,10 @@ class MaskedConfig(ObjectiveConfig):
     """What is chosen: single tokens, whole words, or spans of some tokens, whose lengths and common
     fate are SpanBERT's (Joshi et al. 2020).
     """
+    shuffle: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the tokens that stand in shuffled groups of three, to be put in order: StructBERT's
+    word objective (Wang et al. 2019), 0.05 there.
+    """
     chunk_tokens: PositiveInt = 2048
     """Targets whose logits exist at once."""
 

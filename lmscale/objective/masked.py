@@ -12,7 +12,12 @@ import numpy as np
 from lmscale.config import RunConfig
 from lmscale.config.objective import MaskedConfig
 from lmscale.objective.draws import draw_words
-from lmscale.objective.masking import choose_tokens, count_words, replace_tokens
+from lmscale.objective.masking import (
+    choose_tokens,
+    count_words,
+    replace_tokens,
+    shuffle_trigrams,
+)
 from lmscale.objective.objective import Objective
 from lmscale.objective.token_kinds import TokenKinds, load_token_kinds
 from lmscale.stream.batches import Field, Prepared, Rows
@@ -56,6 +61,11 @@ class MaskedPreparation:
             mask_id=self.mask_id,
             vocab_size=kinds.vocab_size,
         )
+        if self.config.shuffle:  # of the tokens that were not chosen
+            corrupted_RT, is_moved_RT = shuffle_trigrams(
+                corrupted_RT, may_RT & ~chosen_RT, words_RK, self.config
+            )
+            chosen_RT |= is_moved_RT
         labels = ids_RT[chosen_RT].astype(np.int32)
         arrays = {
             "ids": corrupted_RT,

@@ -14,12 +14,15 @@ from lmscale.config.objective import MaskedConfig
 # A token's word: what chooses it, what happens to it, which id replaces it. Of spans, a second
 # word: how long it is, if one begins here.
 CHANCE_BITS, ACTION_BITS, WHICH_BITS = 24, 16, 24
+_OTHER_ORDERS = np.array([[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
 SPAN_STOP, SPAN_MOST = 0.2, 10  # SpanBERT: lengths geometric, at most 10 (mean 3.8)
 
 
 def count_words(tokens: int, config: MaskedConfig) -> int:
-    """Random words that a row of so many tokens takes."""
-    return 2 * tokens if config.unit == "spans" else tokens
+    """Random words that a row of so many tokens takes: of each token one or, of spans, two; then of
+    each group of three that may be shuffled.
+    """
+    return (2 if config.unit == "spans" else 1) * tokens + (tokens // 3 if config.shuffle else 0)
 
 
 def choose_tokens(
@@ -42,7 +45,7 @@ def choose_tokens(
         chance_RT = np.take_along_axis(chance_RT, first_RT, axis=1)
         return may_RT & (chance_RT < _below(config.rate, CHANCE_BITS)), own_RT
     starts_RT = may_RT & (chance_RT < _below(span_start_rate(config.rate), CHANCE_BITS))
-    share_RT = words_RK[:, len(columns_T) :].astype(np.float64) / 2.0**64
+    share_RT = words_RK[:, len(columns_T) : 2 * len(columns_T)].astype(np.float64) / 2.0**64
     length_RT = 1 + np.searchsorted(_span_ends(), share_RT, side="right")
     edge_RT = np.where(is_edge_RT, columns_T, len(columns_T))
     next_edge_RT = np.minimum.accumulate(edge_RT[:, ::-1], axis=1)[:, ::-1]
@@ -80,6 +83,30 @@ def replace_tokens(
     np.copyto(corrupted_RT, which_RT, where=chosen_RT & (action_RT < random_end))
     np.copyto(corrupted_RT, np.uint32(mask_id), where=chosen_RT & (action_RT >= kept_end))
     return corrupted_RT
+
+
+def shuffle_trigrams(
+    ids_RT: np.ndarray, may_RT: np.ndarray, words_RK: np.ndarray, config: MaskedConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """uint32 [R, T], the ids with some groups of three in another order, and bool [R, T], those
+    groups' places (Wang et al. 2019, arXiv 1908.04577, section 2.2).
+
+    ``may_RT``: tokens that may move; a group moves whose three may. Groups begin at multiples of 3.
+    """
+    rows, tokens = ids_RT.shape
+    groups = tokens // 3
+    word_RG = words_RK[:, words_RK.shape[1] - groups :]
+    is_free_RG = may_RT[:, : 3 * groups].reshape(rows, groups, 3).all(axis=2)
+    chance_RG = (word_RG >> np.uint64(64 - CHANCE_BITS)).astype(np.int64)
+    chosen_RG = is_free_RG & (chance_RG < _below(config.shuffle, CHANCE_BITS))
+    # 24 bits modulo 5 are even to 3e-7.
+    which_RG = (word_RG & np.uint64(2**WHICH_BITS - 1)).astype(np.int64) % len(_OTHER_ORDERS)
+    order_RG3 = np.where(chosen_RG[..., None], _OTHER_ORDERS[which_RG], np.arange(3))
+    from_RT = (np.arange(groups)[:, None] * 3 + order_RG3).reshape(rows, 3 * groups)
+    shuffled_RT, is_moved_RT = ids_RT.astype(np.uint32), np.zeros(ids_RT.shape, dtype=bool)
+    shuffled_RT[:, : 3 * groups] = np.take_along_axis(shuffled_RT, from_RT, axis=1)
+    is_moved_RT[:, : 3 * groups] = np.repeat(chosen_RG, 3, axis=1)
+    return shuffled_RT, is_moved_RT
 
 
 def span_start_rate(rate: float) -> float:

