@@ -148,6 +148,9 @@ def _count_run(run: Path, loaded: LoadedRun, poll: StopPoll) -> Trigram:
 def generate(
     run: RunArgument,
     prompt: Annotated[str, typer.Option(help="Text to go on from; none: a text of its own.")] = "",
+    suffix: Annotated[
+        str | None, typer.Option(help="Text to end in, for a run of objective fill_middle.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 200,
     temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
@@ -177,7 +180,7 @@ def generate(
     generation = Generation(
         loaded.model,
         loaded.tokenizer,
-        prompt,
+        prompt if suffix is None else _encode_gap(loaded, prompt, suffix),
         sampling,
         max_tokens=max_tokens,
         bos_id=loaded.bos_id,
@@ -186,9 +189,24 @@ def generate(
     _show(prompt)
     for piece in stream_text(loaded.tokenizer, tokens):
         _show(piece)
-    _show("\n")
+    _show(f"{suffix or ''}\n")
     if generation.stopped_by == "max_positions":
         say(f"(stopped: the model sees {loaded.model.max_positions} tokens)", err=True)
+
+
+def _encode_gap(loaded: LoadedRun, before: str, after: str) -> list[int]:
+    from lmscale.config.objective import FillMiddleConfig
+    from lmscale.evaluation.generate import encode_gap
+
+    settings = loaded.config.objective
+    if not isinstance(settings, FillMiddleConfig):
+        raise ConfigError(
+            f"--suffix: the run learned objective.name = {settings.name!r}, and only a run of "
+            "fill_middle writes what stands between two texts. Leave --suffix out."
+        )
+    ids = loaded.config.added_ids
+    marks = [ids[name] for name in settings.added_ids]
+    return encode_gap(loaded.tokenizer, before, after, marks=marks, bos_id=loaded.bos_id)
 
 
 def _show(text: str) -> None:

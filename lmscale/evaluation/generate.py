@@ -98,8 +98,21 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(is_dropped, -math.inf)
 
 
+def encode_gap(
+    tokenizer: Tokenizer, before: str, after: str, *, marks: Sequence[int], bos_id: int | None
+) -> list[int]:
+    """The prompt whose continuation is the text between two others, for a model that learned to
+    fill the middle. ``marks``: the ids before prefix, suffix and middle.
+    """
+    prefix, suffix, middle = marks
+    bos = [] if bos_id is None else [bos_id]
+    texts = (tokenizer.encode(text).tolist() for text in (before, after))
+    return [*bos, prefix, *next(texts), suffix, *next(texts), middle]
+
+
 class Generation:
-    """The continuation of a prompt, up to ``max_tokens`` tokens; iterate to get their ids.
+    """The continuation of a prompt, a text or its ids, up to ``max_tokens`` tokens; iterate to get
+    their ids.
 
     ``bos_id`` is put before the prompt, as before the documents that the model was trained on; with
     it the prompt may be empty.
@@ -114,14 +127,15 @@ class Generation:
         self,
         model: Model,
         tokenizer: Tokenizer,
-        prompt: str,
+        prompt: str | Sequence[int],
         sampling: Sampling,
         *,
         max_tokens: int,
         bos_id: int | None = None,
     ) -> None:
         bos = [] if bos_id is None else [bos_id]
-        self.prompt = bos + [int(token) for token in tokenizer.encode(prompt)]
+        is_text = isinstance(prompt, str)
+        self.prompt = bos + tokenizer.encode(prompt).tolist() if is_text else [*map(int, prompt)]
         length, room = len(self.prompt), model.max_positions - len(self.prompt)
         problems = []
         if Ability.CAUSAL not in model.offers:

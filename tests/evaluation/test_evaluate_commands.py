@@ -208,6 +208,11 @@ def test_a_text_of_its_own_begins_with_bos_where_the_run_has_read_it(run, tokeni
     assert own == tokenizer.decode(list(generation)) + "\n"
 
 
+def test_a_suffix_is_refused_by_a_run_that_has_not_learned_to_fill_the_middle(run):
+    with pytest.raises(ConfigError, match="--suffix: the run learned objective.name = 'causal'"):
+        call("generate", run.folder, "--prompt", "x", "--suffix", "y")
+
+
 def test_a_prompt_longer_than_the_model_is_a_clear_error(run):
     with pytest.raises(ConfigError, match="the model sees at most 24"):
         call("generate", run.folder, "--prompt", "long " * 40)

@@ -7,7 +7,7 @@ import torch
 
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.errors import ConfigError
-from lmscale.evaluation.generate import Generation, Sampling, stream_text
+from lmscale.evaluation.generate import Generation, Sampling, encode_gap, stream_text
 from lmscale.model.family import build_model
 from lmscale.model.layout import build_layout
 from lmscale.train.initial import draw_weights, fill_weights
@@ -29,6 +29,14 @@ def test_greedy_text_is_the_likeliest_token_of_a_full_pass_each_time(model, toke
         logits[tokenizer.vocab_size :] = -torch.inf
         assert token == logits.argmax()
         so_far.append(token)
+
+
+def test_the_text_between_two_is_asked_for_by_marks(model, tokenizer):
+    prompt = encode_gap(tokenizer, "The", " end", marks=(509, 510, 511), bos_id=tokenizer.bos_id)
+    before, after = (tokenizer.encode(text).tolist() for text in ("The", " end"))
+    assert prompt == [tokenizer.bos_id, 509, *before, 510, *after, 511]
+    generation = Generation(model, tokenizer, prompt, Sampling(), max_tokens=3)
+    assert generation.prompt == prompt and 0 < len(list(generation)) <= 3
 
 
 def test_a_seed_gives_the_same_text_and_another_seed_another(model, tokenizer):
