@@ -25,6 +25,7 @@ CASES = {
     "fill_middle": {"objective.name": "fill_middle"},
 }
 STAGES = (0, 1, 2, 3)
+SHORT = {"train.steps": 3, "checkpoint.every_steps": 3}
 RESUMED = {"model": LSTM, "objective.name": "fill_middle", "train.steps": 4}
 LEARNING = {"model": LSTM | {"layers": 1, "width": 64}, "engine.optimizer.lr": 0.02}
 LEARNING |= {"train.steps": 100, "checkpoint.every_steps": 100}
@@ -39,7 +40,7 @@ def trained(tiny_data, tmp_path_factory):
         return Case(name=name, data=str(tiny_data), folder=str(root / name), overrides=overrides)
 
     staged = [
-        case(f"{name}-{stage}", CASES[name] | {"train.steps": 3, "engine.zero_stage": stage})
+        case(f"{name}-{stage}", CASES[name] | SHORT | {"engine.zero_stage": stage})
         for stage, name in product(STAGES, CASES)  # ZeRO 3 last: it changes torch for good
     ]
     whole = case("whole", RESUMED | {"engine.zero_stage": 3})
