@@ -52,6 +52,8 @@ class EncoderConfig(ModelConfig):
     """Biases in linear layers and LayerNorms; the output always has one."""
     pooler: bool = False
     """A layer over the first token's state, for what is said of a whole text."""
+    text_classes: NonNegativeInt = Field(default=0, le=MAX_WIDTH)
+    """Outputs of a layer behind the pooler, such as for the two orders of ``masked_order``."""
     tied_embeddings: bool = True
     attention: Literal["auto", "sdpa"] = "auto"
     """``auto``: FlexAttention on CUDA without dropout, SDPA with a mask of all pairs elsewhere."""
@@ -64,6 +66,8 @@ class EncoderConfig(ModelConfig):
     """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
 
     def find_problems(self) -> Iterator[str]:
+        if self.text_classes and not self.pooler:
+            yield f"text_classes = {self.text_classes} are told by the pooled state: pooler: true"
         if self.width % self.heads:
             yield f"width = {self.width} is not a multiple of heads = {self.heads}; change one"
         elif self.positions == "rope" and self.resolved_head_width % 2:

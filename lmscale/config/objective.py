@@ -22,6 +22,10 @@ class ObjectiveConfig(KindSection):
     """What a step reports, as ``train/<name>``, in the order in which the ranks add the sums. The
     first is ``loss``, in nats per target: what the log shows and the guard judges.
     """
+    more_terms: ClassVar[tuple[str, ...]] = ()
+    """The loss's terms beside the first, in the order of ``Prepared.more_targets``: each is a mean
+    over its own targets, and they are added.
+    """
     held_out: ClassVar[tuple[str, ...]] = ()
     """Those that an evaluation reports beside loss, perplexity and bits per byte."""
 
@@ -252,6 +256,41 @@ class DenoisersConfig(SpanConfig):
         return tuple(self.denoisers.values())
 
 
+class MaskedOrderConfig(MaskedConfig):
+    """Masked language modelling, and whether the two parts of a window stand in their order, as
+    ALBERT is trained (Lan et al. 2020): [CLS] one part [SEP] other part [SEP].
+    """
+
+    implementation = "lmscale.objective.sentence_order:MASKED_ORDER"
+    figures = ("loss", "accuracy", "order_loss", "order_accuracy")
+    more_terms = ("order",)
+    held_out = ("accuracy", "order_loss", "order_accuracy")
+
+    name: Literal["masked_order"]  # type: ignore[assignment]
+
+    @property
+    def added_ids(self) -> tuple[str, ...]:
+        return ("mask", "cls", "sep")
+
+    def window(self, sequence_length: int) -> WindowShape:
+        return WindowShape(stride=max(1, sequence_length - 3), overlap=0)  # room for the three ids
+
+    def find_model_problems(self, model: ModelConfig) -> Iterator[str]:
+        if getattr(model, "token_types", 0) < 2:
+            yield f"objective.name = {self.name!r} needs two kinds of tokens: model.token_types: 2"
+        if getattr(model, "text_classes", 0) != 2:
+            yield f"objective.name = {self.name!r} tells two orders apart: model.text_classes: 2"
+
+    def find_stream_problems(self, stream: StreamConfig) -> Iterator[str]:
+        if stream.mask_documents:
+            yield (
+                f"objective.name = {self.name!r} compares the two parts of a window, which have to "
+                "see each other: set stream.mask_documents to false"
+            )
+        if stream.sequence_length < 8:
+            yield f"stream.sequence_length = {stream.sequence_length} holds no two parts: give 8"
+
+
 OBJECTIVES = Kinds(
     ObjectiveConfig,
     key="name",
@@ -260,6 +299,7 @@ OBJECTIVES = Kinds(
         "causal": CausalConfig,
         "fill_middle": FillMiddleConfig,
         "masked": MaskedConfig,
+        "masked_order": MaskedOrderConfig,
         "prefix": PrefixConfig,
         "spans": SpansConfig,
         "denoisers": DenoisersConfig,

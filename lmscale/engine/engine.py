@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,15 +151,25 @@ class Engine:
             "DeepSpeed's skipped steps": int(self.deepspeed.skipped_steps),
         }
 
-    def accumulate(self, losses: Iterable[Callable[[], Tensor]], *, targets: int) -> None:
+    def accumulate(
+        self,
+        losses: Iterable[Callable[[], Tensor]],
+        *,
+        targets: int,
+        more_targets: Sequence[int] = (),
+    ) -> None:
         """Add up the gradient of one step.
 
         Each element of ``losses``, called, runs one forward pass and returns its summed loss, f32
         []. The gradient is that of the sum over all micro-batches and ranks divided by
         ``targets``, the step's global target count: DeepSpeed averages over the replicas, hence
-        the factor.
+        the factor. A loss of several terms comes as f32 [terms], each of which is divided by its
+        own count; one that no target counts for adds nothing.
         """
-        scale = self.mesh.replicas.size / targets
+        scale: float | Tensor = self.mesh.replicas.size / max(targets, 1)
+        if more_targets:
+            counts = torch.tensor([targets, *more_targets], device=self.device)
+            scale = self.mesh.replicas.size / counts.clamp(min=1)
         if self.config.zero_stage == 0 and self.config.precision != "fp32":
             # Where no micro-batch used a parameter, DeepSpeed 0.19.8 would make a gradient of the
             # parameter's dtype (engine.py, _get_gradients_for_reduction), which is not the sum's.
@@ -167,7 +177,7 @@ class Engine:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
         for forward in losses:
-            loss = forward() * scale
+            loss = (forward() * scale).sum()
             self.deepspeed.backward(loss, scale_wrt_gas=False)
             if not self.deepspeed.is_gradient_accumulation_boundary():
                 self.deepspeed.step()  # counts the micro-batch; the last one is counted by update()

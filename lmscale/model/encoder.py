@@ -95,6 +95,8 @@ class Encoder(Model):
         )
         self.norm = build_norm(config) if config.norm_first else nn.Identity()
         self.pooler = Linear(width, width, bias=config.bias, std=std) if config.pooler else None
+        classes = config.text_classes
+        self.classifier = Linear(width, classes, bias=True, std=std) if classes else None
         weight = self.embedding.weight
         if not config.tied_embeddings:
             weight = nn.Parameter(torch.empty(sizes.vocab_size, width))
@@ -145,6 +147,11 @@ class Encoder(Model):
         assert self.pooler is not None, "model.pooler is off"
         return torch.tanh(self.pooler(hidden_BD))
 
+    def classify(self, hidden_BD: Tensor) -> Tensor:
+        """Logits of a text's classes, [B, classes], by the state of its first token."""
+        assert self.classifier is not None, "model.text_classes is 0"
+        return self.classifier(self.pool(hidden_BD))
+
     def _plan_rotations(self, layout: Layout) -> Mapping[bool, Tensor | None]:
         """Of the layers without and with a sliding window."""
         config = self.config
@@ -186,6 +193,7 @@ def account(settings: EncoderConfig, sizes: Sizes) -> Account:
         "embedding_norm": norm,
         "blocks": blocks,
         "pooler": dense if config.pooler else 0,
+        "classifier": (width + 1) * config.text_classes,
         "head": dense + norm + sizes.vocab_size * (1 if config.tied_embeddings else 1 + width),
     }
     attention = 12 * config.layers * width * sizes.sequence_length

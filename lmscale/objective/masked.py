@@ -46,27 +46,9 @@ class MaskedPreparation:
     )
 
     def prepare(self, rows: Rows) -> Prepared:
-        ids_RT, kinds = rows.tokens, self.kinds
-        num_words = count_words(ids_RT.shape[1], self.config)
-        words_RK = draw_words(philox_key(self.seed, "masked"), rows.numbers, num_words)
-        may_RT = np.arange(ids_RT.shape[1]) < rows.lengths[:, None]
-        may_RT &= ~kinds.is_special[ids_RT]
-        begins_RT = np.zeros(ids_RT.shape, dtype=bool)
-        begins_RT.reshape(-1)[rows.starts] = True
-        if self.config.unit == "words":
-            begins_RT |= kinds.begins_word[ids_RT]
-        chosen_RT, fate_RT = choose_tokens(may_RT, begins_RT, words_RK, self.config)
-        corrupted_RT = replace_tokens(
-            *(ids_RT, chosen_RT, fate_RT, words_RK, self.config),
-            mask_id=self.mask_id,
-            vocab_size=kinds.vocab_size,
-        )
-        if self.config.shuffle:  # of the tokens that were not chosen
-            corrupted_RT, is_moved_RT = shuffle_trigrams(
-                corrupted_RT, may_RT & ~chosen_RT, words_RK, self.config
-            )
-            chosen_RT |= is_moved_RT
-        labels = ids_RT[chosen_RT].astype(np.int32)
+        may_RT, begins_RT = self.find_units(rows)
+        corrupted_RT, chosen_RT = self.hide(rows.numbers, rows.tokens, may_RT, begins_RT)
+        labels = rows.tokens[chosen_RT].astype(np.int32)
         arrays = {
             "ids": corrupted_RT,
             "starts": rows.starts,
@@ -76,11 +58,40 @@ class MaskedPreparation:
         }
         return Prepared(arrays, targets=len(labels))
 
+    def find_units(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """bool [R, T] twice: the tokens that may be chosen, and where a unit of them begins."""
+        may_RT = np.arange(rows.tokens.shape[1]) < rows.lengths[:, None]
+        may_RT &= ~self.kinds.is_special[rows.tokens]
+        begins_RT = np.zeros(rows.tokens.shape, dtype=bool)
+        begins_RT.reshape(-1)[rows.starts] = True
+        if self.config.unit == "words":
+            begins_RT |= self.kinds.begins_word[rows.tokens]
+        return may_RT, begins_RT
+
+    def hide(
+        self, numbers: np.ndarray, ids_RT: np.ndarray, may_RT: np.ndarray, begins_RT: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the model is given, uint32 [R, T], and which places are targets, bool [R, T]."""
+        num_words = count_words(ids_RT.shape[1], self.config)
+        words_RK = draw_words(philox_key(self.seed, "masked"), numbers, num_words)
+        chosen_RT, fate_RT = choose_tokens(may_RT, begins_RT, words_RK, self.config)
+        corrupted_RT = replace_tokens(
+            *(ids_RT, chosen_RT, fate_RT, words_RK, self.config),
+            mask_id=self.mask_id,
+            vocab_size=self.kinds.vocab_size,
+        )
+        if self.config.shuffle:  # of the tokens that were not chosen
+            corrupted_RT, is_moved_RT = shuffle_trigrams(
+                corrupted_RT, may_RT & ~chosen_RT, words_RK, self.config
+            )
+            chosen_RT |= is_moved_RT
+        return corrupted_RT, chosen_RT
+
     def target_ids(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         return arrays["labels"]
 
 
-def _prepare(config: RunConfig) -> MaskedPreparation:
+def prepare_masked(config: RunConfig) -> MaskedPreparation:
     settings = config.objective
     assert isinstance(settings, MaskedConfig)
     return MaskedPreparation(
@@ -99,4 +110,4 @@ def _build(model: Model, config: RunConfig) -> nn.Module:
     return build_masked_scoring(model, settings, mask_documents=config.stream.mask_documents)
 
 
-MASKED = Objective(prepare=_prepare, build=_build)
+MASKED = Objective(prepare=prepare_masked, build=_build)

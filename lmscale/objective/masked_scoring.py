@@ -33,13 +33,20 @@ def score_masked(
 ) -> Scores:
     """Score ``labels``, int32 [N], at the flat ``positions`` of ``ids``, uint32 [B, T].
 
-    The output matrix is multiplied with the targets' hidden states alone, about a seventh of all.
     ``starts``: flat positions where documents begin. ``lengths`` [B]: what follows is padding.
     """
     batch, length = ids.shape
     begins_BT = mark_starts(starts, batch=batch, length=length)
     layout = model.lay_out(begins_BT, mask_documents=mask_documents, lengths_B=lengths)
-    hidden_BTD = model(ids.long(), layout)
+    return score_hidden(model, model(ids.long(), layout), positions, labels, config)
+
+
+def score_hidden(
+    model: Model, hidden_BTD: Tensor, positions: Tensor, labels: Tensor, config: MaskedConfig
+) -> Scores:
+    """The same of hidden states. The output matrix is multiplied with those of the targets alone,
+    about a seventh of all.
+    """
     score = partial(
         chunked_cross_entropy,
         labels_N=labels.long(),

@@ -42,6 +42,14 @@ class Scores(NamedTuple):
     """
     figures: dict[str, LossSum]
     """What to report, without gradient, by the names that the objective's section lists."""
+    more_losses: tuple[LossSum, ...] = ()
+    """Further terms of the loss, with gradient: each is divided by its own targets of the step."""
+
+    def terms(self) -> Tensor:
+        """The sums to backpropagate: f32 [], or [terms] where there are several."""
+        if not self.more_losses:
+            return self.loss.total
+        return torch.stack([self.loss.total, *(term.total for term in self.more_losses)])
 
 
 class Scoring(nn.Module):

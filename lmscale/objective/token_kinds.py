@@ -11,6 +11,7 @@ import numpy as np
 from lmscale.config import RunConfig
 from lmscale.tokenizer.codec import Tokenizer, load_kept_tokenizer
 
+_ENDS = tuple(".?!…。？！")
 _CONTINUATION_BYTES = range(0x80, 0xC0)  # of a character's UTF-8, all but its first
 
 
@@ -25,6 +26,8 @@ class TokenKinds:
     ideograph begin one (as in BERT's own splitting); letters, marks and digits after one another
     are of one word.
     """
+    ends_sentence: np.ndarray
+    """bool: ends in a full stop, a question mark or an exclamation mark of any script."""
 
     @property
     def vocab_size(self) -> int:
@@ -36,6 +39,7 @@ def token_kinds(tokenizer: Tokenizer) -> TokenKinds:
     return TokenKinds(
         is_special=tokenizer.token_bytes() == 0,
         begins_word=np.array([_begins_word(text) for text in texts]),
+        ends_sentence=np.array([text.decode(errors="replace").endswith(_ENDS) for text in texts]),
     )
 
 

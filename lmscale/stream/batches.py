@@ -58,6 +58,7 @@ class Prepared(NamedTuple):
 
     arrays: Mapping[str, np.ndarray]
     targets: int  # positions that count: over all ranks, what the step's loss is divided by
+    more_targets: tuple[int, ...] = ()  # of the further terms of the loss, if the objective has any
 
 
 class Preparation(Protocol):
@@ -88,6 +89,7 @@ class Batch:
     first_n: int  # global number of the first row's sample; the others follow
     digest: int  # the sum of ``digest_rows`` of the raw rows, whatever was made of them
     targets: int  # target positions that count
+    more_targets: tuple[int, ...] = ()  # of each further term of the loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,12 @@ class StepBatch:
     def targets(self) -> int:
         """This rank's target positions."""
         return sum(batch.targets for batch in self.micro_batches)
+
+    @property
+    def more_targets(self) -> tuple[int, ...]:
+        """This rank's targets of each further term of the loss."""
+        terms = zip(*(batch.more_targets for batch in self.micro_batches), strict=True)
+        return tuple(map(sum, terms))
 
     @property
     def digest(self) -> int:
@@ -178,6 +186,7 @@ def prepare_batches(rows: Rows, preparation: Preparation, layout: Layout) -> tup
                 first_n=int(part.numbers[0]),
                 digest=add_digests(part.digests.tolist()),
                 targets=prepared.targets,
+                more_targets=prepared.more_targets,
             )
         )
     return tuple(batches)

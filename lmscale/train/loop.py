@@ -49,6 +49,7 @@ class _Agreement:
     gradient_norm: float  # inf where a rank's is not finite
     num_skipped: int  # ranks that have skipped the step; some of them: RANKS_DIFFER
     targets: int
+    more_targets: tuple[int, ...]  # of the further terms of the loss
     digest: int
     stop_reason: str | None
     save_for: tuple[str, ...]
@@ -77,7 +78,8 @@ def train_steps(
     every_steps = config.guard.recompute_every_steps
     upcoming, error = _take(loader, first_step + 1)
     heartbeat.phase("agree")
-    agreed = _agree([0.0] * (2 * len(names) + 2), upcoming, DATA_ERROR if error else stop(), ())
+    agree = partial(_agree, more_terms=len(config.objective.more_terms))
+    agreed = agree([0.0] * (2 * len(names) + 2), upcoming, DATA_ERROR if error else stop(), ())
     corruption: CorruptionError | None = None
     for step in range(first_step + 1, total_steps + 1):
         _end_if_agreed(agreed.stop_reason, corruption or error)
@@ -91,13 +93,14 @@ def train_steps(
             corruption = find_recompute_fault(engine, batch, step, reseed)
         rate = rate_at(step, config)
         sums = ScoreSums(names, engine.device)
-        update = _do_step(engine, batch, step, sums, targets=targets, learning_rate=rate)
+        of_terms = (targets, *agreed.more_targets)
+        update = _do_step(engine, batch, step, sums, targets=of_terms, learning_rate=rate)
         upcoming, error = _take(loader, step)
         wait_seconds = 0.0 if upcoming is None else upcoming.wait_seconds
         heartbeat.phase("agree")
         stop_reason = RANKS_DIFFER if corruption else DATA_ERROR if error else stop()
         numbers = torch.cat([sums.values, update.figures]).tolist()  # waits for the device
-        agreed = _agree(numbers, upcoming, stop_reason, save())
+        agreed = agree(numbers, upcoming, stop_reason, save())
         corruption = corruption or _judge_skip(numbers, agreed.num_skipped, engine.mesh.size, step)
         figures, counts = sums.means(agreed.sums)
         heartbeat.end_step(wait_seconds)
@@ -151,14 +154,16 @@ def _do_step(
     step: int,
     sums: ScoreSums,
     *,
-    targets: int,
+    targets: Sequence[int],
     learning_rate: float,
 ) -> Update:
     """Accumulate the gradient of this rank's micro-batches, adding to ``sums``; then update."""
     fault_points.hit("step.begin", step=step)
     tensor_faults.flip_gradient(engine.module, step)
     engine.accumulate(
-        [partial(_forward, engine, micro, sums) for micro in batch.micro_batches], targets=targets
+        [partial(_forward, engine, micro, sums) for micro in batch.micro_batches],
+        targets=targets[0],
+        more_targets=targets[1:],
     )
     heartbeat.phase("step")
     fault_points.hit("step.update", step=step)
@@ -186,7 +191,7 @@ def _forward(engine: Engine, micro: Batch, sums: ScoreSums) -> Tensor:
         scores: Scores = engine(**to_device(micro.arrays, engine.device))
     sums.add(scores)
     heartbeat.phase("backward")  # which the engine does with what is returned
-    return tensor_faults.poison(scores.loss.total)
+    return tensor_faults.poison(scores.terms())
 
 
 def _agree(
@@ -194,11 +199,14 @@ def _agree(
     upcoming: StepBatch | None,
     stop_reason: str | None,
     save_reasons: Sequence[str],
+    *,
+    more_terms: int = 0,
 ) -> _Agreement:
     """One sum over all ranks: this step's figures and its requests, the next step's totals.
 
     ``numbers``: this rank's sums, its gradient norm, and whether it has skipped the step. The norm
     should be the same on all ranks; the mean surely is, and so is what follows from it.
+    ``more_terms``: of the loss, beside the first, each with a target count of its own.
     """
     *sums, norm, is_skipped = numbers
     is_finite = math.isfinite(norm)
@@ -209,6 +217,7 @@ def _agree(
         *cast_votes(save_reasons, SAVE_REASONS),
         float(0 if upcoming is None else upcoming.targets),
         *digest_to_limbs(0 if upcoming is None else upcoming.digest),
+        *([0.0] * more_terms if upcoming is None else map(float, upcoming.more_targets)),
     ]
     summed = iter(sum_float64(vector))
 
@@ -227,4 +236,5 @@ def _agree(
         save_for=count_votes(take(len(SAVE_REASONS)), SAVE_REASONS),
         targets=int(*take(1)),
         digest=limbs_to_digest(take(NUM_LIMBS)),
+        more_targets=tuple(map(int, take(more_terms))),
     )

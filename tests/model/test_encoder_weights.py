@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_encoder_transformers import BERT, as_ours
+from their_encoders import BERT, as_ours
 from theirs import import_transformers
 
 from lmscale.config.model import EncoderConfig, Sizes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from masked_rows import IGNORED, KINDS, MASK, VOCAB, draw_rows, hidden
 from theirs import import_transformers
 from tiny_run import tiny_config
 
@@ -13,47 +14,18 @@ from lmscale.objective.draws import draw_words
 from lmscale.objective.masked import MaskedPreparation
 from lmscale.objective.masking import count_words, shuffle_trigrams
 from lmscale.objective.objective import build_preparation
-from lmscale.objective.token_kinds import TokenKinds, token_kinds
-from lmscale.stream.batches import Rows, digest_rows
+from lmscale.objective.token_kinds import token_kinds
+from lmscale.stream.batches import Rows
 from lmscale.stream.loader import open_loader
 from lmscale.stream.order import philox_key
 from lmscale.stream.stream import open_stream
 from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer.codec import load_tokenizer
 
-VOCAB, MASK, EOS, IGNORED = 1000, 1000, 2, -100
-KINDS = TokenKinds(
-    is_special=np.arange(VOCAB) < 4, begins_word=np.random.default_rng(1).random(VOCAB) < 0.6
-)
-
-
-def draw_rows(count: int, length: int, *, first: int = 0, seed: int = 0) -> Rows:
-    """Rows of documents of about 40 tokens that end in eos, the last tenth of each row padding."""
-    random = np.random.default_rng(seed)
-    tokens = random.integers(4, VOCAB, (count, length)).astype(np.uint16)
-    ends = random.random((count, length)) < 1 / 40
-    tokens[ends] = EOS
-    lengths = np.full(count, length - length // 10, dtype=np.int32)
-    tokens[:, lengths[0] :] = 3
-    begins = np.zeros((count, length), dtype=bool)
-    begins[:, 1:] = ends[:, :-1] & (np.arange(length) < lengths[0])[1:]
-    begins[:, 0] = True
-    numbers = np.arange(first, first + count)
-    starts = np.flatnonzero(begins).astype(np.int32)
-    digests = digest_rows(numbers, tokens)
-    return Rows(numbers=numbers, tokens=tokens, lengths=lengths, starts=starts, digests=digests)
-
 
 def preparation(**settings) -> MaskedPreparation:
     config = MaskedConfig(name="masked", **settings)
     return MaskedPreparation(config=config, seed=1, mask_id=MASK, kinds=KINDS)
-
-
-def hidden(arrays, shape) -> np.ndarray:
-    """Labels in their places, ``IGNORED`` elsewhere."""
-    labels = np.full(shape, IGNORED)
-    labels.reshape(-1)[arrays["positions"]] = arrays["labels"]
-    return labels
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +35,7 @@ def rows() -> Rows:
 
 @pytest.mark.parametrize("unit", ["tokens", "words", "spans"])
 def test_the_shares_are_those_of_the_paper(rows, unit):
-    arrays, targets = preparation(unit=unit).prepare(rows)
+    arrays, targets, _ = preparation(unit=unit).prepare(rows)
     labels = hidden(arrays, rows.tokens.shape)
     chosen = labels != IGNORED
     assert chosen.sum() == targets == len(arrays["labels"])
@@ -94,7 +66,7 @@ def test_the_shares_are_those_of_transformers_collator(rows):
     collator = transformers.DataCollatorForLanguageModeling(tokenizer, seed=1, return_tensors="np")
     full = rows.tokens[:, : rows.lengths[0]].astype(np.int64)
     theirs = collator([{"input_ids": row} for row in full])
-    arrays, _ = preparation().prepare(rows)
+    arrays, *_ = preparation().prepare(rows)
     ours = hidden(arrays, rows.tokens.shape)[:, : full.shape[1]]
     ids = arrays["ids"][:, : full.shape[1]]
     for mine, others in (
@@ -107,7 +79,7 @@ def test_the_shares_are_those_of_transformers_collator(rows):
 
 
 def test_every_piece_of_a_word_shares_its_fate_of_being_chosen(rows):
-    arrays, _ = preparation(unit="words").prepare(rows)
+    arrays, *_ = preparation(unit="words").prepare(rows)
     chosen = hidden(arrays, rows.tokens.shape) != IGNORED
     goes_on = ~KINDS.begins_word[rows.tokens] & (rows.tokens >= 4)
     goes_on.reshape(-1)[rows.starts] = False
@@ -118,7 +90,7 @@ def test_every_piece_of_a_word_shares_its_fate_of_being_chosen(rows):
 
 
 def test_spans_have_the_lengths_of_spanbert_and_one_fate(rows):
-    arrays, _ = preparation(unit="spans", rate=0.02).prepare(rows)  # so that few of them meet
+    arrays, *_ = preparation(unit="spans", rate=0.02).prepare(rows)  # so that few of them meet
     chosen = hidden(arrays, rows.tokens.shape) != IGNORED
     begins = np.zeros(rows.tokens.shape, dtype=bool)
     begins.reshape(-1)[rows.starts] = True
@@ -150,7 +122,7 @@ def test_shuffled_groups_of_three_are_to_be_put_in_order(rows):
     _, counts = np.unique(after[chosen].argsort(axis=1), axis=0, return_counts=True)
     assert len(counts) == 6  # every order that is not the first one makes all six of drawn ids
     # Beside the masked tokens, which stay as they are, all of a moved group are targets.
-    arrays, targets = preparation(shuffle=0.05).prepare(rows)
+    arrays, targets, _ = preparation(shuffle=0.05).prepare(rows)
     labels = hidden(arrays, rows.tokens.shape)
     assert np.array_equal(labels[labels != IGNORED], rows.tokens[labels != IGNORED])
     share = targets / may.sum()

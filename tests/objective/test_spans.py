@@ -82,7 +82,7 @@ def test_568_tokens_become_512_and_114():
     config = settings({"name": "spans"})
     assert (config.window.tokens, config.window.overlap) == (568, 0)
     assert config.sizes.pair_lengths == (512, 114)
-    arrays, targets = build_preparation(config).prepare(draw_rows(3, 568))
+    arrays, targets, *_ = build_preparation(config).prepare(draw_rows(3, 568))
     assert arrays["source_lengths"].tolist() == [512] * 3 and targets == 3 * 114
 
 
@@ -102,7 +102,7 @@ def test_what_is_read_and_written_make_the_text(name, length):
     config = settings({"name": name})
     rows = draw_rows(20, config.window.tokens)
     rows.lengths[:] = length = min(length, config.window.tokens)
-    arrays, targets = build_preparation(config).prepare(rows)
+    arrays, targets, *_ = build_preparation(config).prepare(rows)
     pairs = pairs_of(arrays)
     for row, (read, written) in enumerate(pairs):
         text = put_together(read, written, config.added_ids)
@@ -116,7 +116,7 @@ def test_a_text_of_less_than_two_tokens_has_no_targets():
     config = settings({"name": "spans"})
     rows = draw_rows(3, 568)
     rows.lengths[:] = [0, 1, 568]
-    arrays, targets = build_preparation(config).prepare(rows)
+    arrays, targets, *_ = build_preparation(config).prepare(rows)
     assert targets == 114
     assert arrays["source_lengths"].tolist() == [0, 0, 512]
     assert (arrays["labels"][:2] == IGNORED).all()
@@ -126,7 +126,7 @@ def test_spans_are_those_of_t5():
     """Its ``_random_segmentation`` shuffles the marks of first items among all but the first."""
     config = settings({"name": "spans"})
     rows = draw_rows(2000, 568)
-    arrays, _ = build_preparation(config).prepare(rows)
+    arrays, *_ = build_preparation(config).prepare(rows)
     spans = np.diff(np.argwhere(arrays["labels"] >= config.added_ids["sentinel_0"])[:, 1])
     spans = spans[spans > 0] - 1  # of a row's last span nothing is counted
     random = np.random.default_rng(1)
@@ -169,7 +169,7 @@ def test_a_sample_is_prepared_alike_whichever_others_come_with_it(name):
 def test_a_mixture_draws_its_denoisers_by_their_weights():
     config = settings({"name": "denoisers"}, length=128)
     rows = draw_rows(7000, config.window.tokens)
-    arrays, _ = build_preparation(config).prepare(rows)
+    arrays, *_ = build_preparation(config).prepare(rows)
     assert isinstance(config.objective, DenoisersConfig)
     # 2 regular ones, 1 sequential, 4 extreme ones, of the same weight.
     shares = np.bincount(arrays["modes"], minlength=3) / 7000
@@ -193,7 +193,7 @@ def test_the_loss_is_plain_cross_entropy_and_the_modes_divide_it():
     rows = draw_rows(30, config.window.tokens)
     rows.tokens[:] %= 300
     rows.lengths[::3] = 20
-    arrays, targets = build_preparation(config).prepare(rows)
+    arrays, targets, *_ = build_preparation(config).prepare(rows)
     tensors = to_device(arrays, torch.device("cpu"))
     scores = scoring(**tensors)
     labels = tensors["labels"].long()

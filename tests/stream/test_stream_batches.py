@@ -52,7 +52,7 @@ class Wrong(Pairs):
     change: str = ""
 
     def prepare(self, rows: Rows) -> Prepared:
-        arrays, targets = super().prepare(rows)
+        arrays, targets, _ = super().prepare(rows)
         arrays = dict(arrays)
         if self.change == "dtype":
             arrays["classes"] = arrays["classes"].astype(np.int32)

@@ -57,7 +57,7 @@ def unigram_loss(data: Path, folder: Path, name: str) -> tuple[float, list[int]]
     targets = []
     with open_stream(config.stream, seed=config.run.seed, shape=config.window) as stream:
         for step in range(STEPS):
-            arrays, number = preparation.prepare(stream.read_rows(step * windows, windows))
+            arrays, number, _ = preparation.prepare(stream.read_rows(step * windows, windows))
             targets.append(number)
             counts.update(arrays["labels"][arrays["labels"] >= 0].tolist())
     shares = [count / counts.total() for count in counts.values()]
