@@ -276,3 +276,14 @@ def test_the_commands_that_build_data_from_own_text_run(tmp_path):
     for words in building:
         printed = run(words, tmp_path)
     assert "data/shards/notes/train: 1 shards" in printed
+
+
+@pytest.mark.parametrize("name", ["model/toy_sums", "objective/toy_halves"])
+def test_the_page_on_extending_shows_the_packages_that_are_trained_in_less_than_60_lines(name):
+    shown = blocks(ROOT / "docs" / "extending.md", "python")
+    (first,) = ROOT.glob(f"tests/{name}.py")
+    (second,) = ROOT.glob(f"tests/{name}_*.py")
+    sources = [path.read_text(encoding="utf-8").rstrip() for path in (first, second)]
+    assert all(source in [block.rstrip() for block in shown] for source in sources)
+    lines = [line for source in sources for line in source.splitlines() if line]
+    assert len(lines) < 60

@@ -1,6 +1,4 @@
-"""A family of another package, as its author would write it: its settings, without torch."""
-
-from __future__ import annotations
+"""A family of another package: its settings, without torch."""
 
 from typing import Literal
 
@@ -9,8 +7,6 @@ from lmscale.config.model import ModelConfig
 
 
 class SumsConfig(ModelConfig):
-    """A running mean of the document's embeddings so far, and one matrix."""
-
     offers = frozenset({Ability.CAUSAL})
     implementation = "toy_sums_model:SUMS"
 

@@ -1,33 +1,23 @@
-"""An objective of another package: the half with torch."""
+"""The same objective's half with torch."""
 
-from __future__ import annotations
-
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
-from toy_halves import IGNORED
 
-from lmscale.model.family import Model
 from lmscale.model.layout import mark_starts
 from lmscale.objective.scores import LossSum, Scores
 
 
 class HalvesScoring(nn.Module):
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, labels: Tensor, starts: Tensor) -> Scores:
-        rows, width = ids.shape
-        begins = mark_starts(starts, batch=rows, length=width)
-        layout = self.model.lay_out(begins, mask_documents=True)
-        logits = self.model.head(self.model(ids.long(), layout)).flatten(0, 1).float()
-        wanted = labels.long().flatten()
-        nll = cross_entropy(logits, wanted, reduction="sum", ignore_index=IGNORED)
-        hits, count = (logits.argmax(-1) == wanted).sum(), (wanted != IGNORED).sum()
-        return Scores(
-            loss=LossSum(nll, count),
-            figures={
-                "loss": LossSum(nll.detach(), count),
-                "accuracy": LossSum(hits.float(), count),
-            },
-        )
+    def forward(self, tokens, starts, targets):
+        ids, wanted = tokens.long(), tokens.long().flatten()[targets.long()]
+        begins = mark_starts(starts, batch=len(ids), length=ids.shape[1])
+        hidden = self.model(ids, self.model.lay_out(begins, mask_documents=True)).flatten(0, 1)
+        logits = self.model.head(hidden[targets.long() - 1]).float()  # by the token before
+        nll = cross_entropy(logits, wanted, reduction="sum")
+        hits, count = (logits.argmax(-1) == wanted).sum().float(), starts.new_tensor(len(wanted))
+        figures = {"loss": LossSum(nll.detach(), count), "accuracy": LossSum(hits, count)}
+        return Scores(loss=LossSum(nll, count), figures=figures)
