@@ -20,6 +20,7 @@ import yaml
 from synthetic import MEAN_DOCUMENT_TOKENS
 
 from lmscale.config import RunConfig
+from lmscale.config.kinds import Ability
 from lmscale.config.load import parse_config
 from lmscale.config.model import FAMILIES
 from lmscale.config.objective import OBJECTIVES
@@ -56,7 +57,9 @@ def plan_configs(folder: Path, length: int) -> dict[str, RunConfig]:
     (folder / "a.txt").write_text("\n\n".join(topics.values()), encoding="utf-8")
     configs = {}
     for name in OBJECTIVES.names():
-        needs = OBJECTIVES.section(name).needs
+        section = OBJECTIVES.section(name)
+        needs, is_pair = section.needs, Ability.CROSS in section.needs
+        has_sentinels = "sentinels" in section.model_fields
         family = next(f for f in FAMILIES.names() if needs <= FAMILIES.section(f).offers)
         tree = {
             "run": {"name": "preparations", "folder": str(folder / "run")},
@@ -65,9 +68,10 @@ def plan_configs(folder: Path, length: int) -> dict[str, RunConfig]:
                 "sources": {"a": {"inputs": [str(folder / "a.txt")], "separator": "blank_lines"}},
             },
             "tokenizer": {"folder": str(folder / "tokenizer"), "vocab_size": VOCABULARY},
-            "stream": {"sequence_length": length},
+            "stream": {"sequence_length": length, "mask_documents": not is_pair},
             "model": {"family": family},
-            "objective": {"name": name},
+            # Of a longer text than UL2's there are more spans.
+            "objective": {"name": name} | ({"sentinels": length} if has_sentinels else {}),
         }
         configs[name] = parse_config(yaml.safe_dump(tree))
     first = next(iter(configs.values()))

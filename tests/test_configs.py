@@ -97,6 +97,11 @@ def test_a_configuration_reads_only_what_its_own_commands_build(path):
         ("structbert_base", (), 109_514_298),
         ("roberta_base", (), 124_697_433),  # of roberta-base, likewise
         ("modernbert_base", (), 149_655_232),  # of ModernBERT-base, likewise
+        ("t5_base", (), 222_903_552),  # T5 base
+        ("t5_gated", (), 247_577_856),  # T5 1.1 base
+        ("ul2_base", (), 247_577_856),  # the same shape
+        ("bart_base", ("model.vocab_size=50265", "model.max_positions=1026"), 139_420_416),
+        ("bart_base", (), 139_447_296),
     ],
 )
 def test_the_models_have_their_published_numbers_of_parameters(name, overrides, expected):

@@ -291,6 +291,32 @@ class MaskedOrderConfig(MaskedConfig):
             yield f"stream.sequence_length = {stream.sequence_length} holds no two parts: give 8"
 
 
+class InfillConfig(PairConfig):
+    """Text infilling and sentence permutation (BART, Lewis et al. 2020): the text is predicted as
+    it was, from one with sentences in another order and spans behind a mask each.
+    """
+
+    implementation = "lmscale.objective.infill:INFILL"
+
+    name: Literal["infill"]
+    rate: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the tokens that lie in spans."""
+    mean_span: float = Field(default=3.0, ge=1, le=100)
+    """Mean tokens of a span, by a Poisson distribution: some hold nothing."""
+    permute_sentences: bool = True
+
+    @property
+    def added_ids(self) -> tuple[str, ...]:
+        return ("start", "end", "mask")
+
+    def window(self, sequence_length: int) -> WindowShape:
+        return WindowShape(stride=max(1, sequence_length - 1), overlap=0)
+
+    def pair_lengths(self, sequence_length: int) -> tuple[int, int]:
+        tokens = self.window(sequence_length).tokens
+        return tokens + 1, tokens + 1  # with the end
+
+
 OBJECTIVES = Kinds(
     ObjectiveConfig,
     key="name",
@@ -303,5 +329,6 @@ OBJECTIVES = Kinds(
         "prefix": PrefixConfig,
         "spans": SpansConfig,
         "denoisers": DenoisersConfig,
+        "infill": InfillConfig,
     },
 )

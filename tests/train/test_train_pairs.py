@@ -19,12 +19,17 @@ STEPS = 60
 T5 = {
     "family": "encoder_decoder", "layers": 1, "width": 32, "heads": 4, "ffn_width": 64,
 }  # fmt: skip
+BART = {
+    "positions": "learned", "norm": "layernorm", "norm_eps": 1e-5, "norm_first": False,
+    "activation": "gelu_exact", "bias": True, "scaled_logits": False, "init_std": 0.1,
+}  # fmt: skip
 CASES = {
     "spans": {"model": T5, "objective": {"name": "spans"}},
     "denoisers": {
         "model": T5 | {"activation": "swiglu", "tied_embeddings": False},
         "objective": {"name": "denoisers"},
     },
+    "infill": {"model": T5 | BART, "objective": {"name": "infill"}},
 }
 
 
