@@ -56,7 +56,7 @@ def test_the_text_is_predicted_as_it_was():
     rows = draw_rows(4, 50)
     rows.lengths[:] = [50, 0, 1, 20]
     prepare = preparation(50)
-    arrays, targets = prepare.prepare(rows)
+    arrays, targets = prepare.prepare(rows)[:2]
     for labels, tokens, length in zip(arrays["labels"], rows.tokens, rows.lengths, strict=True):
         expected = [*tokens[:length], END] if length else []
         assert labels[labels != IGNORED].tolist() == expected
@@ -67,7 +67,7 @@ def test_the_text_is_predicted_as_it_was():
 
 def test_the_shares_are_those_of_the_paper():
     rows = draw_rows(400, 512)
-    arrays, _ = preparation(512, permute_sentences=False).prepare(rows)
+    arrays = preparation(512, permute_sentences=False).prepare(rows).arrays
     is_mask = arrays["source"] == MASK
     stay = arrays["source_lengths"] - is_mask.sum(1) - 1
     assert (512 - stay == math.ceil(0.3 * 512)).all()
