@@ -30,6 +30,12 @@ from lmscale.stream.batches import Preparation, Rows
 from lmscale.tokenizer.train import train_tokenizer
 
 VOCABULARY = 2048
+NEEDED = {  # beside a family that offers what the objective needs
+    "masked_order": {
+        "stream": {"mask_documents": False},
+        "model": {"pooler": True, "token_types": 2, "text_classes": 2},
+    },
+}
 
 
 def main() -> None:
@@ -60,6 +66,7 @@ def plan_configs(folder: Path, length: int) -> dict[str, RunConfig]:
         section = OBJECTIVES.section(name)
         needs, is_pair = section.needs, Ability.CROSS in section.needs
         has_sentinels = "sentinels" in section.model_fields
+        more = NEEDED.get(name, {})
         family = next(f for f in FAMILIES.names() if needs <= FAMILIES.section(f).offers)
         tree = {
             "run": {"name": "preparations", "folder": str(folder / "run")},
@@ -68,8 +75,9 @@ def plan_configs(folder: Path, length: int) -> dict[str, RunConfig]:
                 "sources": {"a": {"inputs": [str(folder / "a.txt")], "separator": "blank_lines"}},
             },
             "tokenizer": {"folder": str(folder / "tokenizer"), "vocab_size": VOCABULARY},
-            "stream": {"sequence_length": length, "mask_documents": not is_pair},
-            "model": {"family": family},
+            "stream": {"sequence_length": length, "mask_documents": not is_pair}
+            | more.get("stream", {}),
+            "model": {"family": family} | more.get("model", {}),
             # Of a longer text than UL2's there are more spans.
             "objective": {"name": name} | ({"sentinels": length} if has_sentinels else {}),
         }

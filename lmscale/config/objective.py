@@ -150,6 +150,13 @@ class MaskedConfig(ObjectiveConfig):
                 "tokens: together they must be at most 1"
             )
 
+    def find_model_problems(self, model: ModelConfig) -> Iterator[str]:
+        if getattr(model, "pooler", False):
+            yield (
+                f"objective.name = {self.name!r} says nothing of a whole text and would never "
+                "train the pooler: leave model.pooler out"
+            )
+
     @property
     def added_ids(self) -> tuple[str, ...]:
         return ("mask",)

@@ -34,9 +34,11 @@ def make_model(**switches) -> Encoder:
     return model.eval()
 
 
-@pytest.mark.parametrize("switches", [{}, {"token_types": 2}, MODERN])
-@pytest.mark.parametrize("backend", ["dense", "flex"])
-def test_packed_documents_have_the_hidden_states_they_have_alone(switches, backend, monkeypatch):
+@pytest.mark.parametrize(
+    ("backend", "switches"),
+    [("dense", {}), ("dense", {"token_types": 2}), ("dense", MODERN), ("flex", MODERN)],
+)
+def test_packed_documents_have_the_hidden_states_they_have_alone(backend, switches, monkeypatch):
     monkeypatch.setattr("lmscale.model.encoder.attention_backend", lambda **_: backend)
     model = make_model(**switches)
     ids_BT = torch.randint(0, VOCAB, (2, 16))

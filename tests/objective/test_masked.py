@@ -9,7 +9,6 @@ from theirs import import_transformers
 from tiny_run import tiny_config
 
 from lmscale.config.objective import MaskedConfig
-from lmscale.errors import ConfigError
 from lmscale.objective.draws import draw_words
 from lmscale.objective.masked import MaskedPreparation
 from lmscale.objective.masking import count_words, shuffle_trigrams
@@ -209,4 +208,8 @@ def test_shares_of_more_than_all_chosen_tokens_are_refused():
 def test_a_decoder_cannot_learn_to_fill_in(tiny_data, tmp_path):
     with pytest.raises(ValueError, match="needs a model that is bidirectional"):
         tiny_config(tiny_data, tmp_path, {"objective": {"name": "masked"}})
-    assert issubclass(ConfigError, Exception)
+
+
+def test_a_pooler_that_nothing_would_train_is_refused(tiny_data, tmp_path):
+    with pytest.raises(ValueError, match="would never train the pooler: leave model.pooler out"):
+        tiny_config(tiny_data, tmp_path, MASKED | {"model": MASKED["model"] | {"pooler": True}})
