@@ -18,11 +18,19 @@ from lmscale.stream.stream import open_stream
 pytestmark = pytest.mark.ranks
 
 LSTM = {"family": "recurrent", "layers": 2, "width": 32}
+ENCODER = {"family": "encoder", "layers": 2, "width": 32, "heads": 4}
+ORDER = {"pooler": True, "token_types": 2, "text_classes": 2}
 CASES = {
     "lstm": {"model": LSTM},
     "transformer_xl": {"model.sliding_windows": [9], "model.segments": 4},
     "prefix": {"objective.name": "prefix"},
     "fill_middle": {"objective.name": "fill_middle"},
+    "masked": {"model": ENCODER | {"activation_checkpoint_every": 1}, "objective.name": "masked"},
+    "masked_order": {  # a loss of two terms
+        "model": ENCODER | ORDER,
+        "objective.name": "masked_order",
+        "stream.mask_documents": False,
+    },
 }
 STAGES = (0, 1, 2, 3)
 SHORT = {"train.steps": 3, "checkpoint.every_steps": 3}
@@ -46,7 +54,8 @@ def trained(tiny_data, tmp_path_factory):
     whole = case("whole", RESUMED | {"engine.zero_stage": 3})
     begun = replace(whole, name="begun", folder=str(root / "resumed"), stop_after=2)
     ended = replace(case("ended", RESUMED), folder=begun.folder)  # at ZeRO 1, on one rank
-    starts = {2: [*staged, whole, begun], 1: [case("learning", LEARNING), ended]}
+    alone = [case(f"{name}-alone", CASES[name] | SHORT) for name in ("masked", "masked_order")]
+    starts = {2: [*staged, whole, begun], 1: [case("learning", LEARNING), ended, *alone]}
     return run_cases(starts, root / "starts")
 
 
@@ -57,6 +66,13 @@ def test_the_losses_are_the_same_at_every_stage(trained, name, stage):
         # Sums of fp32 in another order.
         assert report.loss == pytest.approx(other.loss, rel=1e-6)
         assert report.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["masked", "masked_order"])
+def test_every_term_of_the_loss_is_its_mean_on_any_number_of_ranks(trained, name):
+    for report, other in zip(trained[f"{name}-alone"], trained[f"{name}-0"], strict=True):
+        assert report.loss == pytest.approx(other.loss, rel=1e-5)
+        assert report.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
 
 
 def test_an_lstm_goes_on_at_another_stage_and_number_of_ranks(trained):
