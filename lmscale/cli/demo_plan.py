@@ -36,7 +36,7 @@ TRIAL_STEPS = 3  # of which the first is not counted: memory is allocated, kerne
 # As long as so many starts of the trial take all starts that follow it: two of training, without
 # what is kept of the first one, and of evaluate, generate and audit, which load less.
 STARTS_TO_COME = 2
-EVALUATION_STEPS = 15  # as long as so many steps take all its evaluations together
+EVALUATION_STEPS = 45  # as long as so many steps take all its evaluations together
 # By which as many cores do less in one rank of several threads than in several ranks.
 THREADS_RATIO = 1.3
 

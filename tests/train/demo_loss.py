@@ -30,7 +30,7 @@ RECORDS = {
     "fp32": HERE / "recorded_demo_loss_fp32.json",
     "bf16": HERE / "recorded_demo_loss.json",
 }
-STEPS = {"fp32": 6, "bf16": 2}
+STEPS = {"fp32": 8, "bf16": 2}
 SMALL = {  # of the settings that differ from the demo's
     "fp32": [],
     "bf16": ["batch.global_windows=2", "stream.sequence_length=64"],
