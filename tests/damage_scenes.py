@@ -110,11 +110,11 @@ def stopping_at(name: str, call: int = 1) -> Iterator[None]:
 
 
 def list_files(folder: Path) -> str:
-    """Every file that is not hidden, with its hash."""
+    """Every file that is not hidden, with its hash; of JSON what it says, however it is set."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     shown = ((path.relative_to(folder), path) for path in files)
     return "\n".join(
-        f"{name} {sha256_file(path)}"
+        f"{name} {json.loads(path.read_bytes()) if name.suffix == '.json' else sha256_file(path)}"
         for name, path in shown
         if not any(part.startswith(".") for part in name.parts)
     )

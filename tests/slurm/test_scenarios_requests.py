@@ -80,6 +80,7 @@ def requeue_and_hold(lab: Lab, run: Run) -> None:
 
 def release(lab: Lab, run: Run) -> None:
     assert lab.cluster.wait_for(run.job, "PENDING")["Priority"] == "0"
+    assert run.status()["state"] == "held"
     lab.cluster.run("scontrol", "release", run.job)
 
 
