@@ -19,6 +19,8 @@ pytestmark = pytest.mark.ranks
 
 LSTM = {"family": "recurrent", "layers": 2, "width": 32}
 ENCODER = {"family": "encoder", "layers": 2, "width": 32, "heads": 4}
+PAIRS = {"family": "encoder_decoder", "layers": 1, "width": 32, "heads": 4}
+BART = {"positions": "learned", "norm": "layernorm", "norm_first": False, "bias": True}
 ORDER = {"pooler": True, "token_types": 2, "text_classes": 2}
 CASES = {
     "lstm": {"model": LSTM},
@@ -31,8 +33,19 @@ CASES = {
         "objective.name": "masked_order",
         "stream.mask_documents": False,
     },
+    "spans": {  # T5
+        "model": PAIRS | {"activation_checkpoint_every": 1},
+        "objective.name": "spans",
+        "stream.mask_documents": False,
+    },
+    "infill": {
+        "model": PAIRS | BART | {"scaled_logits": False, "init_std": 0.1},
+        "objective.name": "infill",
+        "stream.mask_documents": False,
+    },
 }
 STAGES = (0, 1, 2, 3)
+ALONE = ("masked", "masked_order", "spans", "infill")  # on one rank, too
 SHORT = {"train.steps": 3, "checkpoint.every_steps": 3}
 RESUMED = {"model": LSTM, "objective.name": "fill_middle", "train.steps": 4}
 LEARNING = {"model": LSTM | {"layers": 1, "width": 64}, "engine.optimizer.lr": 0.02}
@@ -54,7 +67,7 @@ def trained(tiny_data, tmp_path_factory):
     whole = case("whole", RESUMED | {"engine.zero_stage": 3})
     begun = replace(whole, name="begun", folder=str(root / "resumed"), stop_after=2)
     ended = replace(case("ended", RESUMED), folder=begun.folder)  # at ZeRO 1, on one rank
-    alone = [case(f"{name}-alone", CASES[name] | SHORT) for name in ("masked", "masked_order")]
+    alone = [case(f"{name}-alone", CASES[name] | SHORT) for name in ALONE]
     starts = {2: [*staged, whole, begun], 1: [case("learning", LEARNING), ended, *alone]}
     return run_cases(starts, root / "starts")
 
@@ -68,7 +81,7 @@ def test_the_losses_are_the_same_at_every_stage(trained, name, stage):
         assert report.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["masked", "masked_order"])
+@pytest.mark.parametrize("name", ALONE)
 def test_every_term_of_the_loss_is_its_mean_on_any_number_of_ranks(trained, name):
     for report, other in zip(trained[f"{name}-alone"], trained[f"{name}-0"], strict=True):
         assert report.loss == pytest.approx(other.loss, rel=1e-5)
