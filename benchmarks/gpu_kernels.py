@@ -56,22 +56,28 @@ def random_heads(
     return Heads(draw(heads), draw(kv_heads), draw(kv_heads), draw(heads))
 
 
-def attend_with_gradients(heads: Heads, mask: Any) -> list[Tensor]:
+def attend_with_gradients(heads: Heads, mask: Any, softcap: float = 0.0) -> list[Tensor]:
     query, key, value = (tensor.detach().requires_grad_() for tensor in heads[:3])
-    output = attend(query, key, value, mask)
+    output = attend(query, key, value, mask, softcap=softcap)
     output.backward(heads.grad)
     gradients = [tensor.grad for tensor in (query, key, value) if tensor.grad is not None]
     return [output, *gradients]
 
 
-def compare_attention(bench: Bench, begins: Tensor, *, masked: bool, backend: Any) -> str:
+def compare_attention(
+    bench: Bench,
+    begins: Tensor,
+    *,
+    masked: bool,
+    backend: Any,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> str:
     """Forward and gradients on the device against the CPU's dense mask, over dtypes and groups."""
     torch._dynamo.reset()  # FlexAttention is compiled once per shape, and at most eight times
     length = begins.shape[1]
-    reference_mask = build_layout(begins, "dense").mask
-    if not masked:
-        whole = torch.zeros_like(begins)
-        reference_mask = build_layout(whole, "dense").mask
+    seen_begins = begins if masked else torch.zeros_like(begins)
+    reference_mask = build_layout(seen_begins, "dense", [window]).masks[window]
     seen = []
     for dtype, limit in KERNEL_LIMITS.items():
         worst = 0.0
@@ -79,10 +85,10 @@ def compare_attention(bench: Bench, begins: Tensor, *, masked: bool, backend: An
         # than some GPUs have.
         for kv_heads, width in ((4, 64), (2, 64 if dtype == torch.float32 else 128)):
             heads = random_heads(dtype, heads=4, kv_heads=kv_heads, length=length, width=width)
-            expected = attend_with_gradients(heads, reference_mask)
-            layout = build_layout(begins.to(bench.device), backend)
+            expected = attend_with_gradients(heads, reference_mask, softcap)
+            layout = build_layout(begins.to(bench.device), backend, [window])
             moved = Heads(*(tensor.to(bench.device, dtype) for tensor in heads))
-            actual = attend_with_gradients(moved, layout.mask)
+            actual = attend_with_gradients(moved, layout.masks[window], softcap)
             names = ("output", "query", "key", "value")
             for name, ours, theirs in zip(names, actual, expected, strict=True):
                 error = relative_error(ours, theirs)
@@ -111,7 +117,12 @@ def check_flash(bench: Bench) -> str:
     return "bf16, head widths 64 and 128, 12 and 3 of 12 key/value heads"
 
 
-def check_documents(bench: Bench) -> str:
+def check_windows(bench: Bench) -> str:
+    """Masked documents under a sliding window and soft-capped scores."""
+    return check_documents(bench, window=200, softcap=20.0)
+
+
+def check_documents(bench: Bench, *, window: int = 0, softcap: float = 0.0) -> str:
     """Masked documents at a length that is no multiple of a block, and at one that is."""
     lengths = (40,) if bench.is_dry_run else (300, 1024)
     seen = []
@@ -120,7 +131,8 @@ def check_documents(bench: Bench) -> str:
         begins[:, 0] = True
         # FlexAttention has no backward pass on the CPU.
         backend = "flex" if bench.is_cuda else "dense"
-        seen.append(compare_attention(bench, begins, masked=True, backend=backend))
+        how = {"backend": backend, "window": window, "softcap": softcap}
+        seen.append(compare_attention(bench, begins, masked=True, **how))
     if not bench.is_cuda:
         raise NotRun(f"no GPU (SDPA with the dense mask: {seen[0]})")
     return "; ".join(seen)
@@ -283,6 +295,7 @@ CHECKS = (
     Check(name="causal attention = dense mask on the CPU", run=check_causal),
     Check(name="flash kernel takes all heads", run=check_flash),
     Check(name="masked documents = dense mask on the CPU", run=check_documents, limit_seconds=90),
+    Check(name="windows, caps = dense on the CPU", run=check_windows, limit_seconds=120),
     Check(name="objective = CPU in fp32", run=check_objective, limit_seconds=90),
     Check(name="compiled blocks = eager", run=check_compiled, limit_seconds=120),
 )
