@@ -9,16 +9,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from theirs import import_transformers
 from torch import Tensor
 
 from lmscale.config.model import EncoderDecoderConfig, Sizes
 from lmscale.model.encoder_decoder import EncoderDecoder
 from lmscale.model.family import build_model
 
-transformers = pytest.importorskip("transformers")
+transformers = import_transformers()
 
 VOCAB, WIDTH, LAYERS, HEADS, INNER, POSITIONS = 97, 48, 2, 4, 80, 40
 SHAPE = {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "ffn_width": INNER}
+GATES = {"relu": "relu", "geglu": "gated-gelu", "swiglu": "gated-silu"}
 START = 2  # the id that stands before the target
 T5_SHAPE = SHAPE | {"head_width": 16, "relative_distance": 24}  # less than the sequences are long
 BART_SHAPE = SHAPE | {
@@ -89,7 +91,7 @@ def t5_config(config: EncoderDecoderConfig) -> dict:
         "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "vocab_size": VOCAB,
         "d_model": WIDTH, "d_kv": 16, "d_ff": INNER, "num_layers": LAYERS, "num_heads": HEADS,
         "num_decoder_layers": LAYERS, "relative_attention_max_distance": 24, "dropout_rate": 0.0,
-        "feed_forward_proj": {"relu": "relu", "geglu": "gated-gelu"}[config.activation],
+        "feed_forward_proj": GATES[config.activation],
         "tie_word_embeddings": config.tied_embeddings, "decoder_start_token_id": START,
         "pad_token_id": START, "eos_token_id": 1, "is_encoder_decoder": True,
     }  # fmt: skip
@@ -145,9 +147,10 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
         (T5_SHAPE, t5_names, t5_config),
         (T5_SHAPE | {"activation": "geglu", "tied_embeddings": False}, t5_names, t5_config),
         (T5_SHAPE | {"activation": "geglu"}, t5_names, t5_config),
+        (T5_SHAPE | {"activation": "swiglu", "tied_embeddings": False}, t5_names, t5_config),
         (BART_SHAPE, bart_names, bart_config),
     ],
-    ids=["t5", "t5 gated untied", "t5 gated tied", "bart"],
+    ids=["t5", "t5 gated untied", "t5 gated tied", "ul2", "bart"],
 )
 def test_logits_loss_and_gradients_are_theirs(switches, names, their_config, tmp_path):
     config = EncoderDecoderConfig(family="encoder_decoder", **switches)
