@@ -69,7 +69,7 @@ class Reader:
         profile["scratch"] = str(self.cluster.folder / "scratch")
         profile["variables"] |= ENVIRONMENT | job_variables(self.pace)
         (self.folder / "my-cluster.yaml").write_text(yaml.safe_dump(profile))
-        self.pace.write_text("0.7")  # as long as a run shall not finish
+        self.pace.write_text("2.5")  # as long as a run shall not finish
         settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
         shown = self.type(["config", "show", str(ROOT / "configs/demo.yaml"), *settings])
         (self.folder / "configs").mkdir()
