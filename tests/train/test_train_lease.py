@@ -45,9 +45,6 @@ class Copies:
         overrides = {"batch.micro_windows": 2, "checkpoint.every_steps": 4}
         self.config = write_tiny_config(folder / "tiny.yaml", data, self.run, overrides)
         self._logs = folder
-        # Nobody waits for a certain number of steps: a copy need not keep its cores busy.
-        self._pace = folder / "pace"
-        self._pace.write_text("0.3")
 
     def start(self, attempt: str, num_ranks: int = 2) -> Copy:
         log = self._logs / f"{attempt}.log"
@@ -57,11 +54,7 @@ class Copies:
             *("launch", "local", self.config, "--nproc", str(num_ranks)),
             *settings({"train.steps": ENDLESS}),
             output=log,
-            environment={
-                "LMSCALE_ATTEMPT": attempt,
-                "LMSCALE_EXITS": str(exits),
-                "TEST_STEP_PAUSE": str(self._pace),
-            },
+            environment={"LMSCALE_ATTEMPT": attempt, "LMSCALE_EXITS": str(exits)},
         )
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
