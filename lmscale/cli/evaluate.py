@@ -121,8 +121,8 @@ def _evaluate(
                 between_batches=poll,
             )
             if trigram is not None:
-                figures = {**scores[name].others, "ngram": score_set(trigram, dataset, plan)}
-                scores[name] = replace(scores[name], others=figures)
+                ngram = score_set(trigram, dataset, plan, between_batches=poll)
+                scores[name] = replace(scores[name], others={**scores[name].others, "ngram": ngram})
     return scores, trigram
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lmscale.errors import ConfigError
+from lmscale.evaluation import ngram
 from lmscale.evaluation.ngram import BITS, BOUNDARY, Trigram, count_run, target_keys
 from lmscale.objective.causal import CausalPreparation
 from lmscale.shards.build import build_shards
@@ -92,7 +93,7 @@ def test_the_targets_are_the_causal_ones_and_no_context_reaches_over_a_document(
 
 @pytest.fixture(scope="module")
 def read_run(config, tokenizer, tmp_path_factory):
-    """A run that has read its source one and a half times, in ten steps."""
+    """A run that has read its source three times, in twenty steps."""
     build_shards(config, processes=1)
     sources = {"docs": {"shards": f"{config.shards.folder}/docs/train"}}
     tree = config.model_dump(mode="json")
@@ -103,7 +104,7 @@ def read_run(config, tokenizer, tmp_path_factory):
         windows = stream.orders["docs"].total
         every = windows * 3 // 20
         with open_ledger(config.folder, next_step=0, stream=stream, n=0) as ledger:
-            for step in range(10):
+            for step in range(20):
                 row = {"step": step, "first_n": step * every, "samples": every}
                 ledger.append(LedgerRow(**row, tokens=1, digest=0))
         whole = stream.read_rows(0, windows)
@@ -115,13 +116,28 @@ def test_what_a_run_has_read_is_counted_once_up_to_the_step_that_is_evaluated(re
     targets = CausalPreparation(mask_documents=True).prepare(whole).targets
     heard = []
     trigram = count_run(
-        config, config.folder, step=10, vocab_size=tokenizer.vocab_size, advance=heard.append
+        config, config.folder, step=20, vocab_size=tokenizer.vocab_size, advance=heard.append
     )
-    assert trigram.tokens == targets and sum(heard) == 10 * every
+    assert trigram.tokens == targets and sum(heard) == len(whole.tokens)
     part = count_run(config, config.folder, step=2, vocab_size=tokenizer.vocab_size)
     assert 0 < part.tokens < targets / 2
     keys = target_keys(whole, mask_documents=True)
     assert trigram.log_p(keys).mean() > part.log_p(keys).mean()
+
+
+def test_of_a_long_run_as_much_as_the_limit_is_counted_in_few_stretches_of_what_was_new(
+    read_run, tokenizer, monkeypatch
+):
+    config, whole, _ = read_run
+    length, windows = config.stream.sequence_length, len(whole.tokens)
+    limit = windows // 2 * length
+    monkeypatch.setattr(ngram, "MAX_TOKENS", limit)
+    heard = []
+    trigram = count_run(
+        config, config.folder, step=20, vocab_size=tokenizer.vocab_size, advance=heard.append
+    )
+    assert 0.8 * limit < trigram.tokens <= limit  # document beginnings are no targets
+    assert sum(heard) == windows // 2 and len(heard) == ngram.STRETCHES
 
 
 def test_a_baseline_that_cannot_be_counted_says_why(read_run, tokenizer):
