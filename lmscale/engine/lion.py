@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 
+# Elements that are updated at a time: under ZeRO a rank's masters are one flat tensor, of which
+# the direction would be a whole copy.
+PIECE = 2**24
+
 
 class Lion(torch.optim.Optimizer):
     """Elementwise, so that it takes any piece of a parameter; weight decay as AdamW's."""
@@ -30,8 +34,9 @@ class Lion(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state["exp_avg"] = torch.zeros_like(parameter)
-        momentum = state["exp_avg"]
-        direction = torch.lerp(gradient, momentum, near).sign_()
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(direction, alpha=-group["lr"])
-        momentum.lerp_(gradient, 1 - far)
+        flat = (parameter.view(-1), gradient.reshape(-1), state["exp_avg"].view(-1))
+        for values, slopes, momentum in zip(*(x.split(PIECE) for x in flat), strict=True):
+            direction = torch.lerp(slopes, momentum, near).sign_()
+            values.mul_(1 - group["lr"] * group["weight_decay"])
+            values.add_(direction, alpha=-group["lr"])
+            momentum.lerp_(slopes, 1 - far)

@@ -180,7 +180,9 @@ def read_submissions(folder: str | Path, problems: list[str] | None = None) -> l
 
 
 def load_run_config(folder: str | Path) -> RunConfig:
-    """The configuration that ran, or will run first. Raises ``ConfigError`` where there is none."""
+    """The configuration that ran, or will run first; its ``run.folder`` is ``folder``, to which the
+    run may have been moved. Raises ``ConfigError`` where there is none.
+    """
     begun = Path(folder) / CONFIG_FILE
     path = begun if begun.is_file() else frozen_config(Path(folder))
     if path is None:
@@ -188,7 +190,9 @@ def load_run_config(folder: str | Path) -> RunConfig:
             f"{folder} is not a run's folder: it holds no {CONFIG_FILE}. "
             "`lmscale runs list` shows the runs of a folder."
         )
-    return load_config(path)
+    config = load_config(path)
+    here = config.run.model_copy(update={"folder": str(folder)})
+    return config.model_copy(update={"run": here})
 
 
 def find_runs(folder: str | Path) -> list[Path]:

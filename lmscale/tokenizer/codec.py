@@ -31,6 +31,8 @@ SPACE_MARK = "\u2581"
 KEPT_FOLDER = "tokenizer"  # in a run's folder: what its weights cannot be used without
 STRETCH_CHARS = 256
 NEWLINE_STRETCH_CHARS = 4096
+# What a model's own normalization would change, in more than one stretch.
+_PROBE = "\ufb01rst\n\n  \u00bd, \uff21\t \u212b\r\n" * 40
 _SPACE_OF_A_WORD = re.compile("(?<! ) ")
 
 
@@ -41,7 +43,9 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes, made_by: dict[str, Any]) -> None:
-        """``model`` is a serialized model with byte fallback and eos; ``DataError`` if not."""
+        """``model`` is a serialized model with byte fallback and eos which changes no text;
+        ``DataError`` if not.
+        """
         import sentencepiece
 
         self.model = model
@@ -71,6 +75,13 @@ class Tokenizer:
         self.eos_id: int = self.special_ids["eos"]
         self.bos_id: int | None = self.special_ids.get("bos")
         self.pad_id: int | None = self.special_ids.get("pad")
+        if b"".join(map(self._bytes_of, self.encode(_PROBE).tolist())) != _PROBE.encode():
+            raise DataError(
+                "The SentencePiece model changes text (newlines, spaces or forms of characters), "
+                "so that none would come back as it was; train it with lmscale, or with "
+                "normalization_rule_name=identity, add_dummy_prefix=false and "
+                "remove_extra_whitespaces=false."
+            )
 
     def __reduce__(self):
         return (Tokenizer, (self.model, self.made_by))
@@ -126,17 +137,16 @@ class Tokenizer:
 
     @cached_property
     def _piece_bytes(self) -> list[bytes]:
+        return [self._bytes_of(number) for number in range(self.vocab_size)]
+
+    def _bytes_of(self, number: int) -> bytes:
         processor = self._processor
-        pieces = []
-        for number in range(self.vocab_size):
-            piece = processor.id_to_piece(number)
-            if processor.is_control(number) or processor.is_unknown(number):
-                pieces.append(b"")
-            elif processor.is_byte(number):
-                pieces.append(bytes([int(piece[3:5], 16)]))  # <0x0A>
-            else:
-                pieces.append(piece.replace(SPACE_MARK, " ").encode())
-        return pieces
+        piece = processor.id_to_piece(number)
+        if processor.is_control(number) or processor.is_unknown(number):
+            return b""
+        if processor.is_byte(number):
+            return bytes([int(piece[3:5], 16)])  # <0x0A>
+        return piece.replace(SPACE_MARK, " ").encode()
 
 
 def cut_before_words(text: str) -> Iterator[str]:

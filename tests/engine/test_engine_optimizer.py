@@ -56,7 +56,9 @@ def test_a_model_without_matrices_to_train_leaves_muon_no_group():
     ]
 
 
-def test_lion_changes_nothing_when_a_gradient_is_not_finite():
+@pytest.mark.parametrize("piece", [2, 3])
+def test_lion_changes_nothing_when_a_gradient_is_not_finite(piece, monkeypatch):
+    monkeypatch.setattr("lmscale.engine.lion.PIECE", piece)
     parameter = torch.nn.Parameter(torch.ones(3))
     lion = Lion([{"params": [parameter], "lr": 0.1, "weight_decay": 0.5}], betas=(0.9, 0.99))
     parameter.grad = torch.tensor([1.0, -2.0, 0.0])

@@ -27,9 +27,10 @@ from lmscale.files.reading import seal
 from lmscale.model.family import build_model
 from lmscale.model.initialize import declared_parameters
 from lmscale.objective.causal import CausalPreparation
-from lmscale.objective.objective import build_scoring
+from lmscale.objective.objective import build_preparation, build_scoring
 from lmscale.ranks.mesh import Axis, Mesh
 from lmscale.ranks.ranks import Ranks, open_process_group
+from lmscale.runs.run_folder import load_run_config
 from lmscale.shards.build import build_shards
 from lmscale.shards.manifest import load_manifest, save_manifest
 from lmscale.stream.dataset import open_dataset
@@ -232,3 +233,16 @@ def test_a_run_that_was_copied_to_another_machine_generates_what_it_did_at_home(
     with pytest.raises(DataError) as caught:
         call("generate", tmp_path / "run", *arguments)
     assert str(model) in caught.value.problems[0] and "/nowhere" in caught.value.problems[1]
+
+
+def test_a_copied_run_prepares_with_the_tokenizer_that_it_keeps(run, tokenizer, tmp_path):
+    save_tokenizer(tokenizer, tmp_path / KEPT_FOLDER)
+    for objective, model in (("fill_middle", "decoder"), ("masked", "encoder")):
+        tree = run.model_dump(mode="json", exclude={"model"}) | {
+            "tokenizer": {"folder": "/nowhere", "vocab_size": tokenizer.vocab_size},
+            "objective": {"name": objective},
+            "model": {"family": model},
+        }
+        config = RunConfig.model_validate(tree)
+        (tmp_path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        assert build_preparation(load_run_config(tmp_path)).fields

@@ -99,6 +99,9 @@ def test_a_tokenizer_without_bos_builds_shards_without_it_only(base, dataset, tm
         model_type="bpe",
         byte_fallback=True,
         bos_id=-1,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
         max_sentence_length=10**6,
         minloglevel=3,
     )

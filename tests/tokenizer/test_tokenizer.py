@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,10 +133,16 @@ def test_special_ids_and_byte_pieces_are_where_the_format_says(tokenizer):
     assert tokenizer.decode_bytes(range(4, 260)) == bytes(range(256))
 
 
-def test_special_ids_are_what_the_model_says_and_a_model_without_eos_is_refused():
+def test_special_ids_are_what_the_model_says_and_one_without_eos_or_that_changes_text_is_refused():
     """Mistral's has no pad, and its byte pieces begin at 3."""
 
-    def train(**ids: int) -> bytes:
+    exact = {
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+    }
+
+    def train(**changes: Any) -> bytes:
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(ENGLISH[:5]),
@@ -145,7 +152,7 @@ def test_special_ids_are_what_the_model_says_and_a_model_without_eos_is_refused(
             byte_fallback=True,
             max_sentence_length=10**6,
             minloglevel=3,
-            **ids,
+            **(exact | changes),
         )
         return model.getvalue()
 
@@ -157,6 +164,9 @@ def test_special_ids_are_what_the_model_says_and_a_model_without_eos_is_refused(
     assert Tokenizer(train(bos_id=-1), {}).bos_id is None
     with pytest.raises(DataError, match="no piece for the end of a document"):
         Tokenizer(train(eos_id=-1), {})
+    for change in ({"normalization_rule_name": "nmt_nfkc"}, {"add_dummy_prefix": True}):
+        with pytest.raises(DataError, match="changes text.*train it with lmscale, or with"):
+            Tokenizer(train(**change), {})
 
 
 def test_a_description_under_the_old_name_is_read_until_it_is_written_anew(tokenizer, tmp_path):

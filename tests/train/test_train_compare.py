@@ -4,13 +4,17 @@ said.
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from comparing_ranks import FLIP_AFTER, MODES, RECOMPUTED, STEPS, WRONG
 from forked_ranks import run_starts
 
+from lmscale.objective.scores import LossSum, Scores, Scoring
 from lmscale.ranks.attempt import node_name
-from lmscale.train.compare import corruption_error, judge
+from lmscale.train.compare import corruption_error, find_recompute_fault, judge
 
 pytestmark = [pytest.mark.ranks]
 NUM_RANKS = (2, 3)
@@ -129,3 +133,17 @@ def test_the_first_of_many_parameters_are_named():
     assert "Before the update of step 1000, rank 3 on n2 holds other values than the other" in said
     assert "p0, p1, p2, p3, p4 and 35 more" in said
     assert "leave the node out" in said
+
+
+@pytest.mark.parametrize("flip", [0.0, 1e-6])
+def test_a_pass_done_again_is_compared_in_every_term_of_the_loss(flip):
+    totals = iter((2.0, 1.0, 2.0, 1.0 + flip))
+
+    def term() -> LossSum:
+        return LossSum(torch.tensor(next(totals)), torch.tensor(1))
+
+    engine: Any = Scoring(torch.nn.Identity(), lambda model: Scores(term(), {}, (term(),)))
+    engine.device = torch.device("cpu")
+    batch: Any = SimpleNamespace(micro_batches=[SimpleNamespace(arrays={})])
+    fault = find_recompute_fault(engine, batch, 9, lambda: None)
+    assert (fault is not None) == (flip > 0)
