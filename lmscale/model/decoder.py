@@ -218,10 +218,15 @@ def account(settings: DecoderConfig, sizes: Sizes) -> Account:
     }
     logits = sizes.vocab_size * width  # of the head, whoever owns its matrix
     computing = parameters["blocks"] + norm + logits
-    attention = 12 * config.layers * queries * sizes.sequence_length
+    length = sizes.sequence_length
+    seen = [min(window or length, length) for window in config.layer_windows]
+    causal = sum(keys - keys**2 / (2 * length) for keys in seen)  # a window's first tokens see less
     return Account(
         parameters=parameters,
-        flops=Flops(dense=6 * computing + attention, causal=6 * computing + attention / 2),
+        flops=Flops(
+            dense=6 * computing + 12 * queries * sum(seen),
+            causal=6 * computing + 12 * queries * causal,
+        ),
     )
 
 

@@ -196,8 +196,9 @@ def account(settings: EncoderConfig, sizes: Sizes) -> Account:
         "classifier": (width + 1) * config.text_classes,
         "head": dense + norm + sizes.vocab_size * (1 if config.tied_embeddings else 1 + width),
     }
-    attention = 12 * config.layers * width * sizes.sequence_length
-    flops = 6.0 * blocks + attention
+    length = sizes.sequence_length
+    seen = sum(min(2 * window - 1, length) if window else length for window in config.layer_windows)
+    flops = 6.0 * blocks + 12 * width * seen
     return Account(parameters=parameters, flops=Flops(dense=flops, causal=flops))
 
 

@@ -138,8 +138,12 @@ class Flops:
     Masked documents shorten attention further; neither convention counts that.
     """
 
-    dense: float  # 6N + what every token spends on looking at the whole window (PaLM, app. B)
-    causal: float  # the same with a look at the half of the window that a causal mask leaves
+    dense: float
+    """6N + what every token spends on looking at the whole window (PaLM, app. B), or at as much of
+    it as a layer's sliding window.
+    """
+    causal: float
+    """The same with a look at what a causal mask leaves of it: half of a whole window."""
 
 
 @dataclass(frozen=True, kw_only=True)

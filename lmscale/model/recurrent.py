@@ -7,6 +7,8 @@ cut into pieces where documents begin, and the pieces run as one packed sequence
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,9 @@ from torch.nn.utils.rnn import PackedSequence
 from lmscale.config.model import RecurrentConfig, Sizes
 from lmscale.model.family import Account, Family, Flops, Head, Model
 from lmscale.model.initialize import Declared, Embedding
+
+logger = logging.getLogger(__name__)
+CUDNN_WITH_BF16 = 91300  # as cuDNN counts: 9.13.0
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}  # matrices that are stored as one
@@ -87,6 +92,8 @@ class Recurrent(Model):
 
     def forward(self, ids_BT: Tensor, layout: PieceLayout) -> Tensor:
         x_ND = self.dropout(self.embedding(ids_BT.flatten()[layout.tokens]))
+        if x_ND.is_cuda and x_ND.dtype == torch.bfloat16:
+            warn_of_old_cudnn(torch.backends.cudnn.version())
         read, _ = self.cells(PackedSequence(x_ND, layout.alive))
         hidden_ND = torch.empty_like(read.data)
         hidden_ND[layout.tokens] = self.dropout(read.data)
@@ -108,6 +115,18 @@ class Recurrent(Model):
             for source in ("ih", "hh")
             for name, declared in (("weight", weight), ("bias", Declared(kind="bias")))
         }
+
+
+@functools.cache  # once a process
+def warn_of_old_cudnn(version: int | None) -> None:
+    """Where bf16 is asked for on CUDA; ``version`` None: torch has no cuDNN."""
+    if version is None or version < CUDNN_WITH_BF16:
+        logger.warning(
+            "cuDNN (%s) has no recurrent cells in bf16 before 9.13 (91300): torch's own take their "
+            "place, step by step, which is much slower. Take a torch with a newer cuDNN, or "
+            "engine.precision: fp16 or fp32.",
+            version,
+        )
 
 
 def account(settings: RecurrentConfig, sizes: Sizes) -> Account:

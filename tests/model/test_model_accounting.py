@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmscale.config.model import DecoderConfig, Sizes
+from lmscale.config.model import DecoderConfig, EncoderConfig, Sizes
 from lmscale.model.family import Account, account_model, build_model
 from lmscale.model.layout import build_layout
 
@@ -69,6 +69,32 @@ def test_flops_follow_the_published_formula():
     # nanoGPT prints "number of parameters: 123.65M" for it: all but the positions.
     assert flops.dense == 6 * 123_653_376 + 12 * 12 * 768 * 1024
     assert flops.causal == 6 * 123_653_376 + 6 * 12 * 768 * 1024
+
+
+def test_a_layer_with_a_sliding_window_looks_at_no_more_than_that():
+    """Pairs of a query and a key counted one by one; a convention has half a query's own."""
+    length, queries = 16, 32
+    for window in (0, 1, 4, 16, 40):
+        whole, flops = (
+            cost(DecoderConfig(layers=2, width=32, heads=4, sliding_windows=windows), 53, 16).flops
+            for windows in ((), (0, window))
+        )
+        pairs = [
+            min(query + 1, window or length) - 0.5 * (query < (window or length))
+            for query in range(length)
+        ]
+        seen = sum(pairs) / length
+        assert whole.causal - flops.causal == pytest.approx(12 * queries * (length / 2 - seen))
+        seen = min(window or length, length)
+        assert whole.dense - flops.dense == 12 * queries * (length - seen)
+    for window, seen in ((0, 16), (3, 5), (9, 16)):
+        settings = {"family": "encoder", "layers": 1, "width": 32, "heads": 2}
+        sizes = Sizes(vocab_size=53, max_positions=16, sequence_length=16)
+        whole, flops = (
+            account_model(EncoderConfig(**settings, sliding_windows=windows), sizes).flops
+            for windows in ((), (window,))
+        )
+        assert whole.dense - flops.dense == whole.causal - flops.causal == 12 * 32 * (16 - seen)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from lmscale.config.model import RecurrentConfig, Sizes
 from lmscale.config.objective import CausalConfig
 from lmscale.model.family import account_model, build_model
 from lmscale.model.initialize import declared_parameters
-from lmscale.model.recurrent import CELLS
+from lmscale.model.recurrent import CELLS, warn_of_old_cudnn
 from lmscale.objective.causal_scoring import build_causal_scoring
 from lmscale.train.initial import draw_weights, fill_weights
 
@@ -99,3 +99,10 @@ def test_hidden_states_keep_the_weights_dtype(cell):
     hidden_BTD = model(ids_BT, layout)
     assert hidden_BTD.dtype == torch.bfloat16
     assert hidden_BTD.isfinite().all()
+
+
+def test_a_cudnn_without_cells_in_bf16_is_told_once(caplog):
+    for version in (91300, 91002, 91002):
+        warn_of_old_cudnn(version)
+    (record,) = caplog.records
+    assert "cuDNN (91002) has no recurrent cells in bf16" in record.getMessage()
