@@ -163,6 +163,7 @@ def generate(
     step: StepOption = None,
 ) -> None:
     """Continue a prompt with a run's model; the text streams to the terminal."""
+    from lmscale.config.kinds import Ability
     from lmscale.evaluation.generate import Generation, Sampling, stream_text
     from lmscale.evaluation.run import load_run
     from lmscale.ranks.device import select_device
@@ -184,6 +185,7 @@ def generate(
         sampling,
         max_tokens=max_tokens,
         bos_id=loaded.bos_id,
+        sees_prompt_whole=Ability.PREFIX in loaded.config.objective.needs,
     )
     tokens = (token for token in generation if token != loaded.tokenizer.eos_id)
     _show(prompt)

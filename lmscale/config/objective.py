@@ -134,11 +134,12 @@ class MaskedConfig(ObjectiveConfig):
     """Share of them that stay as they are; the others become the mask."""
     unit: Literal["tokens", "words", "spans"] = "tokens"
     """What is chosen: single tokens, whole words, or spans of some tokens, whose lengths and common
-    fate are SpanBERT's (Joshi et al. 2020).
+    fate are SpanBERT's (Joshi et al. 2020), which counts them in words.
     """
     shuffle: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the tokens that stand in shuffled groups of three, to be put in order: StructBERT's
-    word objective (Wang et al. 2019), 0.05 there.
+    """Share of the groups of three tokens, of those without a chosen or special one, that are
+    shuffled, to be put in order: StructBERT's word objective (Wang et al. 2019), 0.05 there. At the
+    default rate these are 6 of 10 groups.
     """
     chunk_tokens: PositiveInt = 2048
     """Targets whose logits exist at once."""
@@ -253,7 +254,6 @@ class DenoisersConfig(SpanConfig):
     """A mixture of denoisers (UL2, Tay et al. 2023): each window is one's, drawn by its weight."""
 
     figures = ("loss", "z_loss", "accuracy", "loss_R", "loss_S", "loss_X")
-    held_out = ("accuracy", "loss_R", "loss_S", "loss_X")
 
     name: Literal["denoisers"]
     denoisers: dict[str, DenoiserConfig] = Field(default_factory=_ul2_denoisers, min_length=1)
@@ -261,6 +261,10 @@ class DenoisersConfig(SpanConfig):
     @property
     def mixture(self) -> tuple[DenoiserConfig, ...]:
         return tuple(self.denoisers.values())
+
+    @property
+    def held_out(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("accuracy", *(f"loss_{mode}" for mode in self.modes))
 
 
 class MaskedOrderConfig(MaskedConfig):

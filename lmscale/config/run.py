@@ -103,6 +103,12 @@ class RunConfig(Section):
                 f"stream.sequence_length = {self.stream.sequence_length}{made_of}"
             )
         yield from self.objective.find_stream_problems(self.stream)
+        segments = getattr(self.model, "segments", 1)
+        if self.stream.sequence_length % segments:
+            yield (
+                f"model.segments = {segments} does not cut stream.sequence_length = "
+                f"{self.stream.sequence_length} into equal parts; give a divisor of it"
+            )
         if self.stream.sources and not any(s.weight > 0 for s in self.stream.sources.values()):
             yield "stream.sources: every weight is 0; give at least one source a share"
         if problem := self.engine.schedule.find_problem(total_steps=self.train.steps):

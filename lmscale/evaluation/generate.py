@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,8 +114,9 @@ class Generation:
     """The continuation of a prompt, a text or its ids, up to ``max_tokens`` tokens; iterate to get
     their ids.
 
-    ``bos_id`` is put before the prompt, as before the documents that the model was trained on; with
-    it the prompt may be empty.
+    ``bos_id`` is put before a text, as before the documents that the model was trained on, and with
+    it the text may be empty; ids stay as they are. ``sees_prompt_whole``: as a model of objective
+    ``prefix`` has learned to.
 
     ``stopped_by`` is None until the iteration has ended, then ``eos``, ``max_tokens`` or
     ``max_positions``. Only the tokenizer's own pieces and eos can come: neither the other special
@@ -132,6 +133,7 @@ class Generation:
         *,
         max_tokens: int,
         bos_id: int | None = None,
+        sees_prompt_whole: bool = False,
     ) -> None:
         bos = [] if bos_id is None else [bos_id]
         is_text = isinstance(prompt, str)
@@ -157,6 +159,7 @@ class Generation:
             raise ConfigError(problems)
         self.stopped_by: str | None = None
         self._model = model.eval()
+        self._read_prompt = self._model.read_prefix if sees_prompt_whole else self._model.extend
         self._sampling = sampling
         self._num_tokens = min(max_tokens, room)
         self._limit = "max_tokens" if max_tokens <= room else "max_positions"
@@ -166,9 +169,11 @@ class Generation:
         self._barred_V[self._eos_id] = False
 
     @torch.no_grad()
-    def _last_logits(self, ids: Sequence[int], state: Any) -> Tensor:
+    def _last_logits(
+        self, ids: Sequence[int], state: Any, read: Callable[[Tensor, Any], Tensor]
+    ) -> Tensor:
         """Of the token behind ``ids``, f32 [1, V] on the CPU."""
-        hidden_1TD = self._model.extend(torch.tensor([ids], device=self._model.device), state)
+        hidden_1TD = read(torch.tensor([ids], device=self._model.device), state)
         logits_1V = self._model.head(hidden_1TD[:, -1]).float().cpu()
         return logits_1V.masked_fill(self._barred_V, -math.inf)
 
@@ -177,16 +182,16 @@ class Generation:
         capacity = len(self.prompt) + self._num_tokens
         state = self._model.build_state(batch=1, capacity=capacity)
         seen_1V = torch.zeros(1, self._model.vocab_size, dtype=torch.bool)
-        ids = self.prompt
+        ids, read = self.prompt, self._read_prompt
         for _ in range(self._num_tokens):
             seen_1V[0, ids] = True
-            logits_1V = self._last_logits(ids, state)
+            logits_1V = self._last_logits(ids, state, read)
             token = int(next_tokens(logits_1V, seen_1V, self._sampling, generator))
             yield token
             if token == self._eos_id:
                 self.stopped_by = "eos"
                 return
-            ids = [token]
+            ids, read = [token], self._model.extend
         self.stopped_by = self._limit
 
 

@@ -24,6 +24,7 @@ class KeyValueCache:
         self.keys_BKCV = keys_BKCV
         self.values_BKCV = values_BKCV
         self.length = 0
+        self.num_prefix = 0  # tokens that are seen by all, whatever follows what
 
     def extend(self, k_BKTV: Tensor, v_BKTV: Tensor) -> tuple[Tensor, Tensor]:
         """Append the new tokens; the keys and values of all so far, as views [B, K, S, V]."""

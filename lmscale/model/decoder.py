@@ -148,7 +148,8 @@ class Decoder(Model):
                 mask = layout.masks[window]
                 assert isinstance(mask, Tensor), "lay_out gives dense masks where rows are cut"
                 kept_BSD = torch.cat([memory_BMD, segment_BTD.detach()], dim=1)
-                memories[number] = kept_BSD[:, 1 - window :] if window > 1 else kept_BSD
+                oldest = max(kept_BSD.shape[1] + 1 - window, 0) if window else 0
+                memories[number] = kept_BSD[:, oldest:]
                 segment_BTD = self._run_block(
                     number,
                     block,
@@ -192,8 +193,14 @@ class Decoder(Model):
             length=length,
             device=ids_BT.device,
             sliding_windows=set(self.config.layer_windows),
+            num_prefix=state[0].num_prefix,
         )
         return self(ids_BT, layout, state)
+
+    def read_prefix(self, ids_BT: Tensor, state: list[KeyValueCache]) -> Tensor:
+        for cache in state:
+            cache.num_prefix = ids_BT.shape[1]
+        return self.extend(ids_BT, state)
 
 
 def account(settings: DecoderConfig, sizes: Sizes) -> Account:

@@ -54,7 +54,8 @@ class CrossAttention(nn.Module):
         width, head_width, std = config.width, config.resolved_head_width, config.init_std
         inner = self.heads * head_width
         # T5's scores are not divided by √V: its queries begin smaller by as much.
-        self.query = Linear(width, inner, bias=config.bias, std=std or (width * head_width) ** -0.5)
+        undivided = head_width if self.scale else 1
+        self.query = Linear(width, inner, bias=config.bias, std=std or (width * undivided) ** -0.5)
         self.key_value = Linear(width, (inner, inner), bias=config.bias, std=std or width**-0.5)
         self.out = Linear(inner, width, bias=config.bias, std=std or inner**-0.5)
 

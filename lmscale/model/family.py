@@ -108,6 +108,12 @@ class Model(nn.Module, ABC):
         """Hidden states [B, T, D] of new tokens behind those in ``state``, which takes them up."""
         raise NotImplementedError(f"{type(self).__name__} generates no text")
 
+    def read_prefix(self, ids_BT: Tensor, state: Any) -> Tensor:
+        """``extend`` of a state's first tokens, seen by all as by ``lay_out_prefixes``. Only of a
+        family that offers it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} shows no prefix as a whole")
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device

@@ -111,17 +111,22 @@ def build_step_layout(
     length: int,
     device: torch.device,
     sliding_windows: Iterable[int] = (0,),
+    num_prefix: int = 0,
 ) -> Layout:
-    """The layout of ``length`` new tokens after ``offset`` cached ones; a row is one document."""
+    """The layout of ``length`` new tokens after ``offset`` cached ones; a row is one document.
+
+    ``num_prefix``: so many tokens, all of a row's first step, are seen by each one of it.
+    """
     positions_T = torch.arange(offset, offset + length, device=device)
-    distance_TS = positions_T[:, None] - torch.arange(offset + length, device=device)
+    columns_S = torch.arange(offset + length, device=device)
+    distance_TS = positions_T[:, None] - columns_S
 
     def build(window: int) -> Tensor | None:
         reaches_back = window == 0 or window >= offset + length
-        if reaches_back and (offset == 0 or length == 1):
+        if reaches_back and (length == 1 or (offset == 0 and not num_prefix)):
             return None  # a first pass is causal, a single token sees everything before it
         seen_TS = (distance_TS >= 0) & (reaches_back | (distance_TS < window))
-        return seen_TS[None, None]
+        return (seen_TS | (columns_S < num_prefix))[None, None]
 
     masks = {window: build(window) for window in sliding_windows}
     return Layout(positions=positions_T.expand(batch, length), masks=masks)
@@ -145,6 +150,11 @@ def _block_mask(documents_BT: Tensor, sliding_window: int, sees_ahead: bool) -> 
     ``create_block_mask``'s T².
     """
     reach = sliding_window or documents_BT.shape[1]  # every distance is less
+    # Of the mask's own code: FlexAttention would be compiled anew for every other number.
+    back, ahead = (
+        torch.full((), distance, device=documents_BT.device)
+        for distance in (reach, reach if sees_ahead else 1)
+    )
     batch, length = documents_BT.shape
     num_blocks = -(-length // FLEX_BLOCK)
     edges_Q = torch.arange(num_blocks, device=documents_BT.device) * FLEX_BLOCK
@@ -175,8 +185,7 @@ def _block_mask(documents_BT: Tensor, sliding_window: int, sees_ahead: bool) -> 
 
     def may_look(b: Tensor, h: Tensor, q_index: Tensor, kv_index: Tensor) -> Tensor:
         same_document = documents_BT[b, q_index] == documents_BT[b, kv_index]
-        is_near = same_document & (q_index - kv_index < reach)
-        return is_near & (kv_index - q_index < (reach if sees_ahead else 1))
+        return same_document & (q_index - kv_index < back) & (kv_index - q_index < ahead)
 
     return BlockMask.from_kv_blocks(
         counts,

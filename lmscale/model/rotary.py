@@ -36,7 +36,7 @@ def plan_frequencies(head_width: int, theta: float, scaling: RopeScalingConfig) 
 
     All but ``ntk``, which raises θ, keep a share of each frequency and divide the rest by the
     factor: ``linear`` nothing of any (Chen et al. 2023), ``yarn`` (Peng et al. 2023, section 3.2)
-    and ``llama3`` (its section 3.4.3) what turns often within the original positions.
+    and ``llama3`` (the code of Llama 3.1) what turns often within the original positions.
     """
     pairs_R = torch.arange(0, head_width, 2, dtype=torch.float32, device="cpu")
     if scaling.kind == "ntk":

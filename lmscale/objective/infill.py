@@ -15,9 +15,10 @@ from lmscale.config.objective import InfillConfig
 from lmscale.objective.draws import draw_words
 from lmscale.objective.objective import Objective
 from lmscale.objective.pairs import PairIds, lay_in_rows, pair_fields, pair_ids
-from lmscale.objective.token_kinds import load_token_kinds
+from lmscale.objective.token_kinds import token_kinds
 from lmscale.stream.batches import Field, Prepared, Rows
 from lmscale.stream.order import philox_key
+from lmscale.tokenizer.codec import load_kept_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +38,7 @@ class InfillPreparation:
     ids: PairIds
     mask: int
     ends_sentence: np.ndarray  # bool [V]
+    eos_id: int
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -57,7 +59,7 @@ class InfillPreparation:
             order_K, spans_K, gaps_K = np.split(words_RK[row], [longest, 2 * longest])
             written[row] = np.append(ids_L, end)
             if self.config.permute_sentences:
-                ids_L = permute_sentences(ids_L, self.ends_sentence, order_K)
+                ids_L = permute_sentences(ids_L, self.ends_sentence, order_K, eos_id=self.eos_id)
             span_S = draw_spans(length, self.config.rate, shares_S, spans_K)
             read[row] = np.append(put_masks(ids_L, span_S, gaps_K, mask=self.mask), end)
         arrays = lay_in_rows(read, written, self.lengths)
@@ -68,10 +70,15 @@ class InfillPreparation:
 
 
 def permute_sentences(
-    ids_L: np.ndarray, ends_sentence: np.ndarray, words_K: np.ndarray
+    ids_L: np.ndarray, ends_sentence: np.ndarray, words_K: np.ndarray, *, eos_id: int
 ) -> np.ndarray:
-    """The sentences in a drawn order; what is behind the last end is one of them."""
-    parts = np.split(ids_L, np.flatnonzero(ends_sentence[ids_L[:-1]]) + 1)
+    """The sentences in a drawn order; what is behind the last end is one of them.
+
+    A document ends one, too: its eos is its last sentence's, and the next bos its first one's.
+    """
+    before, after = ids_L[:-1], ids_L[1:]
+    is_end = (before == eos_id) | (ends_sentence[before] & (after != eos_id))
+    parts = np.split(ids_L, np.flatnonzero(is_end) + 1)
     order = np.argsort(words_K[: len(parts)], kind="stable")
     return np.concatenate([parts[number] for number in order])
 
@@ -122,14 +129,15 @@ def put_masks(
 def _prepare(config: RunConfig) -> InfillPreparation:
     settings = config.objective
     assert isinstance(settings, InfillConfig) and config.pair_lengths is not None
-    kinds = load_token_kinds(config)
+    tokenizer = load_kept_tokenizer(config.folder, config.tokenizer.folder)
     return InfillPreparation(
         config=settings,
         seed=config.run.seed,
         lengths=config.pair_lengths,
         ids=pair_ids(config),
         mask=config.added_ids["mask"],
-        ends_sentence=kinds.ends_sentence | kinds.is_special,  # a document ends one, too
+        ends_sentence=token_kinds(tokenizer).ends_sentence,
+        eos_id=tokenizer.eos_id,
     )
 
 

@@ -89,7 +89,7 @@ def shuffle_trigrams(
     ids_RT: np.ndarray, may_RT: np.ndarray, words_RK: np.ndarray, config: MaskedConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """uint32 [R, T], the ids with some groups of three in another order, and bool [R, T], those
-    groups' places (Wang et al. 2019, arXiv 1908.04577, section 2.2).
+    groups' places (Wang et al. 2019, arXiv 1908.04577: the word structural objective).
 
     ``may_RT``: tokens that may move; a group moves whose three may. Groups begin at multiples of 3.
     """

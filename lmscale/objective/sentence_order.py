@@ -15,7 +15,7 @@ from lmscale.config import RunConfig
 from lmscale.config.objective import MaskedOrderConfig
 from lmscale.objective.draws import draw_words
 from lmscale.objective.masked import MaskedPreparation, prepare_masked
-from lmscale.objective.objective import Objective
+from lmscale.objective.objective import IGNORED, Objective
 from lmscale.stream.batches import Field, Prepared, Rows
 from lmscale.stream.order import philox_key
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lmscale.model.family import Model
-
-# Of a row without two tokens, which has no two parts: cross_entropy.IGNORED, beside which is torch.
-NO_ORDER = -100
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,7 +38,7 @@ class SentenceOrderPreparation:
         Field("lengths", "int32", ("B",)),
         Field("positions", "int32", ("N",)),  # flat, of the hidden tokens
         Field("labels", "int32", ("N",)),  # what stood there
-        Field("order", "int32", ("B",)),  # 0: as in the text, 1: swapped, NO_ORDER: neither
+        Field("order", "int32", ("B",)),  # 0: as in the text, 1: swapped, IGNORED: no two parts
     )
 
     def prepare(self, rows: Rows) -> Prepared:
@@ -69,7 +66,7 @@ class SentenceOrderPreparation:
             "lengths": np.where(rows.lengths, rows.lengths + 3, 0).astype(np.int32),
             "positions": np.flatnonzero(chosen_RT).astype(np.int32),
             "labels": labels,
-            "order": np.where(has_order_R, is_swapped_R, NO_ORDER).astype(np.int32),
+            "order": np.where(has_order_R, is_swapped_R, IGNORED).astype(np.int32),
         }
         return Prepared(arrays, targets=len(labels), more_targets=(int(has_order_R.sum()),))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lmscale.engine.step_report import StepReport
 from lmscale.evaluation.perplexity import (
+    EvaluationPlan,
     evaluate_set,
     open_evaluation_sets,
     plan_evaluation,
@@ -38,6 +39,7 @@ class Evaluator:
 
     run: Run
     datasets: dict[str, Dataset]
+    plan: EvaluationPlan | None  # None where there are no sets
     trackers: Trackers | None  # rank 0's
     poll: StopPoll
     scored_step: int | None = None  # the last one
@@ -54,10 +56,9 @@ class Evaluator:
             self.score(report.step, WHOLE, max_windows=None)
 
     def score(self, step: int, name: str, *, max_windows: int | None) -> None:
-        if not self.datasets:
+        if self.plan is None:
             return
-        run = self.run
-        plan = plan_evaluation(run.config, run.tokenizer.token_bytes(), max_windows=max_windows)
+        run, plan = self.run, replace(self.plan, max_windows=max_windows)
         scores = {
             set_name: evaluate_set(
                 run.engine.forward_module,
@@ -82,15 +83,20 @@ class Evaluator:
 
 @contextmanager
 def open_evaluator(run: Run, trackers: Trackers | None, poll: StopPoll) -> Iterator[Evaluator]:
-    """Open and check the held-out sets: one that is not there is an error before the first step."""
+    """Open and check the held-out sets, and make their preparation, once: what is not there is an
+    error before the first step, on every rank.
+    """
+    plan = None
     with ExitStack() as stack:
         with failing_together():
             datasets = open_evaluation_sets(
                 run.config, run.tokenizer.fingerprint, check_files=run.ranks.is_first
             )
-        for dataset in datasets.values():
-            stack.callback(dataset.close)
-        yield Evaluator(run=run, datasets=datasets, trackers=trackers, poll=poll)
+            for dataset in datasets.values():
+                stack.callback(dataset.close)
+            if datasets:
+                plan = plan_evaluation(run.config, run.tokenizer.token_bytes(), max_windows=None)
+        yield Evaluator(run=run, datasets=datasets, plan=plan, trackers=trackers, poll=poll)
 
 
 def complete_evaluation(run: Run, poll: StopPoll) -> None:

@@ -138,6 +138,7 @@ def test_all_problems_are_told_at_once():
         ("run: {name: a}\nmodel: {width: 12, heads: 4}", "rope rotates pairs"),
         ("run: {name: a}\nmodel: {vocab_size: 100}", "smaller than tokenizer.vocab_size"),
         ("run: {name: a}\nmodel: {max_positions: 10}", "shorter than stream.sequence_length"),
+        ("run: {name: a}\nmodel: {segments: 3}\nstream: {sequence_length: 8}", "equal parts"),
         ("run: {name: a}\nstream: {sources: {x: {shards: y, weight: 0}}}", "every weight is 0"),
         (
             "run: {name: a}\ntrain: {steps: 5}\nengine: {schedule: {warmup_steps: 6}}",

@@ -31,6 +31,38 @@ def test_greedy_text_is_the_likeliest_token_of_a_full_pass_each_time(model, toke
         so_far.append(token)
 
 
+@pytest.mark.parametrize("windows", [(), (3, 0)])
+def test_a_prompt_that_is_seen_as_a_whole_is_the_prefix_of_a_full_pass(tokenizer, windows):
+    config = DecoderConfig(layers=2, width=32, heads=4, init_std=0.2, sliding_windows=windows)
+    model = build_model(config, Sizes(vocab_size=512, max_positions=24, sequence_length=24))
+    fill_weights(model, draw_weights(1))
+    prompt = [5, 9, 300, 41, 7, 90, 12]
+
+    def logits(extend_first, ids: list[int]) -> torch.Tensor:
+        state = model.build_state(batch=1, capacity=24)
+        hidden = extend_first(torch.tensor([ids[: len(prompt)]]), state)
+        for token in ids[len(prompt) :]:
+            hidden = model.extend(torch.tensor([[token]]), state)
+        return model.head(hidden)[0, -1]
+
+    generation = Generation(
+        model, tokenizer, prompt, Sampling(is_greedy=True), max_tokens=6, sees_prompt_whole=True
+    )
+    so_far = prompt[:]
+    for token in generation:
+        begins = torch.zeros(1, len(so_far), dtype=torch.bool)
+        is_prefix = (torch.arange(len(so_far)) < len(prompt))[None]
+        layout = model.lay_out_prefixes(begins, is_prefix)
+        with torch.no_grad():
+            expected = model.head(model(torch.tensor([so_far]), layout))[0, -1]
+            torch.testing.assert_close(logits(model.read_prefix, so_far), expected)
+            assert (logits(model.extend, so_far) - expected).abs().max() > 0.01
+        expected[[tokenizer.special_ids[name] for name in ("bos", "pad", "unk")]] = -torch.inf
+        expected[tokenizer.vocab_size :] = -torch.inf
+        assert token == expected.argmax()
+        so_far.append(token)
+
+
 def test_the_text_between_two_is_asked_for_by_marks(model, tokenizer):
     prompt = encode_gap(tokenizer, "The", " end", marks=(509, 510, 511), bos_id=tokenizer.bos_id)
     before, after = (tokenizer.encode(text).tolist() for text in ("The", " end"))

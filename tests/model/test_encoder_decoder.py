@@ -151,6 +151,17 @@ def test_every_parameter_is_declared_and_muon_leaves_the_relative_tables():
     assert (key_value.kind, key_value.parts) == ("linear", (32, 32))
 
 
+@pytest.mark.parametrize("positions", ["relative", "learned"])
+def test_scores_begin_as_large_whether_or_not_they_are_divided(positions):
+    attention = build(positions=positions, head_width=16).encoder.blocks[0].attention
+    query, key = (
+        linear.declare()["weight"].std for linear in (attention.query, attention.key_value)
+    )
+    # Of normed inputs of 32 numbers: products of 16 queries and keys of variance 1 each.
+    variance = 16 * (32 * query**2) * (32 * key**2)
+    assert variance * (attention.scale or 16**-0.5) ** 2 == pytest.approx(1)
+
+
 def test_recomputed_blocks_give_the_same_gradients():
     def gradients(every: int) -> list[torch.Tensor]:
         model = build(activation_checkpoint_every=every, dropout=0.3).train()

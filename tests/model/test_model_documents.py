@@ -67,6 +67,8 @@ def test_the_sparse_block_mask_is_the_one_made_from_every_pair(length, seed, win
     sparse = build_layout(begins_BT, "flex", [window], sees_ahead=sees_ahead).masks[window]
     dense_B1TT = build_layout(begins_BT, "dense", [window], sees_ahead=sees_ahead).masks[window]
     assert isinstance(sparse, BlockMask)
+    # A number in the mask's code would have FlexAttention compiled for each window anew.
+    assert all(isinstance(c.cell_contents, torch.Tensor) for c in sparse.mask_mod.__closure__)
     documents_BT = begins_BT.cumsum(1)
 
     def may_look(b, h, q, kv):

@@ -116,7 +116,7 @@ def test_decoding_with_a_cache_equals_the_full_forward(make_model, switches, pie
         torch.testing.assert_close(torch.cat(outputs, 1), model(ids_BT, layout))
 
 
-@pytest.mark.parametrize("windows", [(4, 0), (30, 3)])
+@pytest.mark.parametrize("windows", [(4, 0), (30, 1)])
 @pytest.mark.parametrize("segments", [2, 3, 5])
 def test_segments_have_the_hidden_states_of_one_pass_and_pass_no_gradient_back(
     make_model, windows, segments

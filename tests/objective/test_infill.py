@@ -22,6 +22,7 @@ from lmscale.stream.batches import Rows, digest_rows
 from lmscale.tokenizer.codec import load_tokenizer
 
 VOCAB, START, END, MASK = 1000, 1000, 1001, 1002
+BOS, EOS = 1, 2
 ENDS = np.arange(VOCAB) % 20 == 0
 
 
@@ -37,14 +38,15 @@ def draw_rows(count: int, length: int, *, first: int = 0) -> Rows:
     )
 
 
-def preparation(width: int, **switches) -> InfillPreparation:
+def preparation(width: int, *, seed: int = 1, **switches) -> InfillPreparation:
     return InfillPreparation(
         config=InfillConfig(name="infill", **switches),
-        seed=1,
+        seed=seed,
         lengths=(width + 1, width + 1),
         ids=PairIds(start=START, end=END),
         mask=MASK,
         ends_sentence=ENDS,
+        eos_id=EOS,
     )
 
 
@@ -114,11 +116,24 @@ def test_masks_never_make_a_text_longer_nor_meet(rate, length, mean):
 
 def test_sentences_are_whole_and_every_order_is_as_likely():
     text = np.array([5, 20, 7, 8, 40, 9])  # 20 and 40 end a sentence
-    orders = [tuple(permute_sentences(text, ENDS, words(6, seed))) for seed in range(6000)]
+    orders = [
+        tuple(permute_sentences(text, ENDS, words(6, seed), eos_id=EOS)) for seed in range(6000)
+    ]
     assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(text))}
     found, counts = np.unique(np.array(orders), axis=0, return_counts=True)
     assert len(found) == 6 and np.abs(counts - 1000).max() < 5 * 1000**0.5
     assert [9, 5, 20, 7, 8, 40] in found.tolist()
+
+
+def test_bos_and_eos_stay_with_the_sentences_of_their_document():
+    sentences = [[BOS, 5, 20], [6, 40, EOS], [BOS, 7, EOS], [BOS, 8, 60], [9]]
+    text = np.array(sum(sentences, []))
+    orders = [permute_sentences(text, ENDS, words(14, seed), eos_id=EOS) for seed in range(50)]
+    places = [[order.tolist().index(part[-2:][0]) for part in sentences] for order in orders]
+    for order, at in zip(orders, places, strict=True):
+        ranked = [sentences[number] for number in np.argsort(at)]
+        assert order.tolist() == sum(ranked, [])
+    assert len({tuple(np.argsort(at)) for at in places}) > 20
 
 
 def test_a_sample_is_prepared_alike_whichever_others_come_with_it():
@@ -135,14 +150,16 @@ def test_a_sample_is_prepared_alike_whichever_others_come_with_it():
         )
         for name, array in preparation(64).prepare(part).arrays.items():
             assert np.array_equal(array, expected[name][first:last]), name
+    other = preparation(64, seed=2).prepare(whole).arrays
+    assert not np.array_equal(other["source"], expected["source"])
 
 
-def test_documents_end_sentences_too(tiny_data, tmp_path):
+def test_marks_of_the_tokenizer_s_own_texts_end_sentences(tiny_data, tmp_path):
     overrides = {"objective": {"name": "infill"}, "stream.mask_documents": False}
     overrides["model"] = {"family": "encoder_decoder", "width": 32, "heads": 4}
     prepare = build_preparation(tiny_config(tiny_data, tmp_path, overrides))
     tokenizer = load_tokenizer(tiny_data / "tokenizer")
     assert isinstance(prepare, InfillPreparation)
     ends = prepare.ends_sentence
-    assert ends[tokenizer.eos_id] and ends[tokenizer.encode("a.")[-1]]
+    assert ends[tokenizer.encode("a.")[-1]] and prepare.eos_id == tokenizer.eos_id
     assert not ends[tokenizer.encode("the")[-1]]

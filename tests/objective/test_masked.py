@@ -22,9 +22,9 @@ from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer.codec import load_tokenizer
 
 
-def preparation(**settings) -> MaskedPreparation:
+def preparation(*, seed: int = 1, **settings) -> MaskedPreparation:
     config = MaskedConfig(name="masked", **settings)
-    return MaskedPreparation(config=config, seed=1, mask_id=MASK, kinds=KINDS)
+    return MaskedPreparation(config=config, seed=seed, mask_id=MASK, kinds=KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +152,7 @@ def test_another_sample_number_and_another_seed_hide_other_tokens(rows):
     first = preparation().prepare(rows).arrays["positions"]
     again = preparation().prepare(draw_rows(400, 512, first=400)).arrays["positions"]
     assert not np.array_equal(first, again)
+    assert not np.array_equal(first, preparation(seed=2).prepare(rows).arrays["positions"])
 
 
 MASKED = {"objective": {"name": "masked"}, "model": {"family": "encoder", "width": 32, "heads": 4}}

@@ -14,16 +14,16 @@ from lmscale.config.objective import MaskedOrderConfig
 from lmscale.model.family import build_model
 from lmscale.objective.masked import MaskedPreparation
 from lmscale.objective.scores import to_device
-from lmscale.objective.sentence_order import NO_ORDER, SentenceOrderPreparation
+from lmscale.objective.sentence_order import SentenceOrderPreparation
 from lmscale.objective.sentence_order_scoring import build_sentence_order_scoring
 from lmscale.stream.batches import Rows, digest_rows
 
 CLS, SEP = VOCAB + 1, VOCAB + 2
 
 
-def preparation(**settings) -> SentenceOrderPreparation:
+def preparation(*, seed: int = 1, **settings) -> SentenceOrderPreparation:
     config = MaskedOrderConfig(name="masked_order", **settings)
-    masked = MaskedPreparation(config=config, seed=1, mask_id=MASK, kinds=KINDS)
+    masked = MaskedPreparation(config=config, seed=seed, mask_id=MASK, kinds=KINDS)
     return SentenceOrderPreparation(masked=masked, cls_id=CLS, sep_id=SEP)
 
 
@@ -74,7 +74,7 @@ def test_a_row_without_two_tokens_has_no_order(length):
         starts=np.array([0, 13], dtype=np.int32),
     )  # fmt: skip
     arrays, _, more = preparation().prepare(rows)
-    assert arrays["order"][1] == NO_ORDER and more == (1,)
+    assert arrays["order"][1] == IGNORED and more == (1,)
     assert arrays["lengths"][1] == (length + 3 if length else 0)
     assert (arrays["positions"] < 16 + length + 1).all()
 
@@ -92,6 +92,9 @@ def test_a_sample_is_prepared_alike_whichever_others_come_with_it():
     for name in ("ids", "types", "order", "lengths"):
         assert np.array_equal(arrays[name][0], prepared[name][4])
     assert np.array_equal(hidden(arrays, (1, 64))[0], labels[4])
+    other = preparation(unit="words", seed=2).prepare(whole).arrays
+    assert not np.array_equal(other["order"], prepared["order"])
+    assert not np.array_equal(hidden(other, (9, 64)), labels)
 
 
 def test_both_terms_and_their_gradients_are_those_of_transformers_bert():

@@ -241,6 +241,19 @@ def test_what_cannot_be_trained_is_told_before_a_rank_starts(yaml, words):
     assert words in str(caught.value)
 
 
+def test_a_best_checkpoint_by_the_loss_of_a_mode_that_no_denoiser_has_is_refused():
+    def best_by(figure: str) -> RunConfig:
+        return settings(
+            {"name": "denoisers", "denoisers": {"regular": {"mode": "R"}, "plain": {}}},
+            evaluation={"sets": {"web": "somewhere"}, "every_steps": 10},
+            checkpoint={"every_steps": 10, "keep_best": {"metric": f"evaluation/web/{figure}"}},
+        )
+
+    assert best_by("loss_R").objective.held_out == ("accuracy", "loss_R")
+    with pytest.raises(ValueError, match="loss_X' is never measured"):
+        best_by("loss_X")
+
+
 def test_t5_s_numbers_are_the_defaults(tiny_data, tmp_path):
     assert SpansConfig(name="spans").mixture == (DenoiserConfig(rate=0.15, mean_span=3.0),)
     with pytest.raises(ValueError, match="needs a model that is causal"):
