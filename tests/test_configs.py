@@ -118,6 +118,7 @@ def test_the_models_have_their_published_numbers_of_parameters(name, overrides, 
         ("gpt3_1.3b", 1_048_576, 300e9),
         ("llama3_8b", 8_388_608, 15.1e12),
         ("qwen3_0.6b", 4_194_304, 1.006e12),
+        ("t5_base", 128 * 568, 38.1e9),  # of the data, of which 512 and 114 are positions
     ],
 )
 def test_the_tokens_that_the_comments_name_are_those_of_the_run(name, tokens_per_step, tokens):

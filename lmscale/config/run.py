@@ -188,7 +188,10 @@ class RunConfig(Section):
 
     @property
     def tokens_per_step(self) -> int:
-        return self.batch.global_windows * self.stream.sequence_length
+        """Of the data. Where a window's tokens are corrupted first, other than a model's positions,
+        of which there are ``stream.sequence_length`` a window.
+        """
+        return self.batch.global_windows * self.window.stride
 
 
 def with_absolute_places(config: RunConfig) -> RunConfig:

@@ -23,10 +23,10 @@ class OptimizerConfig(Section):
     kind: Literal["adamw", "adam", "lion", "muon", "sgd"] = "adamw"
     """``adam`` adds ``weight_decay`` times the weights to the gradient (L2), as ``sgd`` does; the
     others shrink the weights themselves. ``lion`` moves every element by ``lr``: give it a third or
-    a tenth of AdamW's, and betas of 0.9 and 0.99. ``muon``: the matrices of the blocks by Muon,
-    everything else by AdamW. Muon's updates are scaled to the size of AdamW's (Liu et al. 2025), so
-    that both take the same ``lr`` and ``weight_decay``. Queries, keys, values, gate and up are a
-    matrix each, though stored together.
+    a tenth of AdamW's, three or ten times its ``weight_decay``, and betas of 0.9 and 0.99.
+    ``muon``: the matrices of the blocks by Muon, everything else by AdamW. Muon's updates are
+    scaled to the size of AdamW's (Liu et al. 2025), so that both take the same ``lr`` and
+    ``weight_decay``. Queries, keys, values, gate and up are a matrix each, though stored together.
     """
     lr: float = Field(default=3e-4, gt=0, le=1000)
     """Peak learning rate; the schedule scales it."""

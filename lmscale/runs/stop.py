@@ -219,7 +219,9 @@ class StopRequests:
         elif is_interrupt or not self._answered:
             more = "; Ctrl-C again ends it at once, without" if is_interrupt else ""
             name = signal.Signals(number).name
-            logger.info("%s: the run saves after the step under way, and stops%s", name, more)
+            logger.info(
+                "%s: stops after the step under way, if there is one, and saves it%s", name, more
+            )
         self._answered.add(number)
 
     def _note(self, number: int) -> None:

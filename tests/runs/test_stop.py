@@ -76,9 +76,9 @@ def test_a_person_who_asks_is_answered_at_once_and_who_asks_again_as_well(tmp_pa
 
     with pytest.raises(KeyboardInterrupt), StopRequests(tmp_path):
         os.kill(os.getpid(), signal.SIGUSR1)
-        heard("SIGUSR1: the run saves after the step under way, and stops")
+        heard("SIGUSR1: stops after the step under way, if there is one, and saves it")
         os.kill(os.getpid(), signal.SIGINT)
-        heard("SIGINT: the run saves after the step under way, and stops; Ctrl-C again ends it")
+        heard("SIGINT: stops after the step under way, if there is one, and saves it; Ctrl-C again")
         os.kill(os.getpid(), signal.SIGINT)
         heard("Ctrl-C again: the run ends at once")
     assert len(caplog.messages) == 3
