@@ -9,7 +9,13 @@ from typing import ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lmscale.config.kinds import Ability
-from lmscale.config.model_base import GATED, MAX_WIDTH, Activation, ModelConfig
+from lmscale.config.model_base import (
+    GATED,
+    MAX_WIDTH,
+    Activation,
+    ModelConfig,
+    find_window_problems,
+)
 
 
 class EncoderConfig(ModelConfig):
@@ -72,6 +78,7 @@ class EncoderConfig(ModelConfig):
             yield f"width = {self.width} is not a multiple of heads = {self.heads}; change one"
         elif self.positions == "rope" and self.resolved_head_width % 2:
             yield f"width / heads = {self.resolved_head_width} is odd; rope rotates pairs"
+        yield from find_window_problems(self.sliding_windows, self.layers)
 
     @property
     def layer_windows(self) -> tuple[int, ...]:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 from enum import Enum
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, PydanticUserError
-from pydantic_core import CoreSchema, core_schema
+from pydantic import (
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PydanticUserError,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 
 from lmscale.config.base import Section
 from lmscale.errors import ConfigError
@@ -72,14 +78,16 @@ class Kinds(Generic[Kind]):
         values = list(dict.fromkeys([_place_of(own), *installed])) if own else list(installed)
         if len(values) > 1:
             raise ValueError(
-                f"{self.key} = {name!r} is the name of several kinds, {' and '.join(values)} "
+                f"{name!r} is the name of several kinds, {' and '.join(values)} "
                 f"(entry points {self.group}). Uninstall all packages but one that name it."
             )
         if own is not None:
             return own
         for entry in installed.values():
             return self._load(entry)
-        raise ValueError(f"{self.key} = {name!r} is not known. Known: {', '.join(self.names())}.")
+        near = get_close_matches(str(name), self.names(), n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{name!r} is not known. {hint}Known: {', '.join(self.names())}.")
 
     def section_for(self, tree: Mapping[str, Any]) -> type[Kind]:
         """The section whose keys ``tree`` holds."""
@@ -87,10 +95,22 @@ class Kinds(Generic[Kind]):
 
     def parse(self, value: Any) -> Any:
         """A mapping becomes the section that it names; anything else is left for pydantic."""
-        return self.section_for(value).model_validate(value) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        try:
+            section = self.section_for(value)
+        except ValueError as error:
+            details = InitErrorDetails(
+                type="value_error",
+                loc=(self.key,),
+                input=value.get(self.key),
+                ctx={"error": error},
+            )
+            raise ValidationError.from_exception_data(self.base.__name__, [details]) from error
+        return section.model_validate(value)
 
     def _load(self, entry: EntryPoint) -> type[Kind]:
-        where = f"{self.key} = {entry.name!r} ({entry.value}, entry point {self.group})"
+        where = f"{entry.name!r} ({entry.value}, entry point {self.group})"
         try:
             section = entry.load()
         except Exception as error:  # it runs a stranger's module, which may raise anything

@@ -17,7 +17,13 @@ from lmscale.config.base import Section
 from lmscale.config.data import MAX_POSITIONS
 from lmscale.config.encoder import EncoderConfig
 from lmscale.config.kinds import Ability, Kinds
-from lmscale.config.model_base import GATED, MAX_WIDTH, Activation, ModelConfig
+from lmscale.config.model_base import (
+    GATED,
+    MAX_WIDTH,
+    Activation,
+    ModelConfig,
+    find_window_problems,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,8 @@ class RopeScalingConfig(Section):
     def find_problems(self) -> Iterator[str]:
         if self.kind in ("yarn", "llama3") and not self.original_positions:
             yield f"kind = {self.kind} needs original_positions, those of the training before"
+        if self.kind == "none" and self.factor != 1:
+            yield f"factor = {self.factor:g} needs a kind: linear, ntk, yarn or llama3"
         for low, high in (("beta_slow", "beta_fast"), ("low_turns", "high_turns")):
             if getattr(self, low) >= getattr(self, high):
                 yield (
@@ -143,6 +151,7 @@ class DecoderConfig(ModelConfig):
             yield f"rope_scaling.kind = {self.rope_scaling.kind} needs positions: rope"
         if self.rope_scaling.kind == "yarn" and self.rope_theta == 1:
             yield "rope_theta = 1 gives all pairs one frequency, among which yarn cannot choose"
+        yield from find_window_problems(self.sliding_windows, self.layers)
 
     @property
     def layer_windows(self) -> tuple[int, ...]:

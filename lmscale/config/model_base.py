@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
@@ -50,3 +51,12 @@ class ModelConfig(KindSection):
     """
     max_positions: PositiveInt | None = Field(default=None, le=MAX_POSITIONS)
     """Longest sequence the model can be asked for; default: stream.sequence_length."""
+
+
+def find_window_problems(sliding_windows: Sequence[int], layers: int) -> Iterator[str]:
+    """Why a pattern of sliding windows is not one of so many layers."""
+    if len(sliding_windows) > layers:
+        yield (
+            f"sliding_windows has {len(sliding_windows)} numbers for layers = {layers}; leave out "
+            "those that no layer would take"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
@@ -11,6 +11,7 @@ from lmscale.config.data import StreamConfig, WindowShape
 from lmscale.config.denoiser import DenoiserConfig, pair_lengths, plan_raw_tokens
 from lmscale.config.kinds import Ability, Kinds, KindSection
 from lmscale.config.model import ModelConfig
+from lmscale.files.printing import count_of
 
 
 class ObjectiveConfig(KindSection):
@@ -53,6 +54,15 @@ class ObjectiveConfig(KindSection):
     def find_stream_problems(self, stream: StreamConfig) -> Iterator[str]:
         """Why it cannot be made of such windows."""
         yield from ()
+
+
+def describe_ids(names: Collection[str]) -> str:
+    """``102 ids (start, end, sentinel_0 … sentinel_99)``."""
+    listed = list(names)
+    if len(listed) > 8:
+        first = next((place for place, name in enumerate(listed) if name.endswith("_0")), 0)
+        listed = [*listed[:first], f"{listed[first]} … {listed[-1]}"]
+    return f"{count_of(len(names), 'id')} ({', '.join(listed)})"
 
 
 class NextTokenConfig(ObjectiveConfig):
@@ -179,6 +189,12 @@ class PairConfig(NextTokenConfig):
                 f"objective.name = {self.name!r} takes a window as one text, whose spans may cross "
                 "from one document into the next. Set stream.mask_documents: false"
             )
+        longest = max(self.pair_lengths(stream.sequence_length) or (0,))
+        if longest > stream.sequence_length:
+            yield (
+                f"stream.sequence_length = {stream.sequence_length} is too short for the objective "
+                f"{self.name}: give at least {longest}"
+            )
 
 
 class SpanConfig(PairConfig):
@@ -230,7 +246,7 @@ class SpansConfig(SpanConfig):
     rate: float = Field(default=0.15, gt=0, lt=1)
     """Share of the tokens that lie in spans."""
     mean_span: float = Field(default=3.0, ge=1, le=1e9)
-    """Mean tokens of a span."""
+    """Mean tokens of a span. One longer than the share of a window makes its end the only span."""
 
     @property
     def mixture(self) -> tuple[DenoiserConfig, ...]:

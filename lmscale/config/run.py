@@ -18,7 +18,7 @@ from lmscale.config.data import (
     WindowShape,
 )
 from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, Sizes
-from lmscale.config.objective import OBJECTIVES, CausalConfig, ObjectiveConfig
+from lmscale.config.objective import OBJECTIVES, CausalConfig, ObjectiveConfig, describe_ids
 from lmscale.config.safety import CheckpointConfig, GuardConfig
 from lmscale.config.training import (
     FIGURES,
@@ -88,19 +88,20 @@ class RunConfig(Section):
 
     def find_problems(self) -> Iterator[str]:
         if self.vocab_size < self.num_ids:
-            added = ", ".join(self.added_ids)
-            plus = f" and the {len(self.added_ids)} ids that the objective adds ({added})"
+            ids = describe_ids(self.added_ids)
+            plus = f" and the {ids} that the objective adds" if self.added_ids else ""
             yield (
                 f"model.vocab_size = {self.vocab_size} is smaller than tokenizer.vocab_size = "
-                f"{self.tokenizer.vocab_size}{plus if added else ''}; leave it out to get the next "
+                f"{self.tokenizer.vocab_size}{plus}; leave it out to get the next "
                 f"multiple of {VOCAB_MULTIPLE}"
             )
-        longest = max(self.pair_lengths or (self.stream.sequence_length,))
+        length = self.stream.sequence_length
+        longest = min(length, max(self.pair_lengths or (length,)))
         if self.max_positions < longest:
             made_of = "" if self.pair_lengths is None else f", of which {longest} tokens are made"
             yield (
                 f"model.max_positions = {self.max_positions} is shorter than "
-                f"stream.sequence_length = {self.stream.sequence_length}{made_of}"
+                f"stream.sequence_length = {length}{made_of}"
             )
         yield from self.objective.find_stream_problems(self.stream)
         segments = getattr(self.model, "segments", 1)
@@ -113,14 +114,22 @@ class RunConfig(Section):
             yield "stream.sources: every weight is 0; give at least one source a share"
         if problem := self.engine.schedule.find_problem(total_steps=self.train.steps):
             yield problem
-        missing = sorted(self.objective.needs - self.model.offers)
-        if missing:
-            yield (
-                f"objective.name = {self.objective.name!r} needs a model that is "
-                f"{' and '.join(missing)}, which the one of section model is not"
-            )
+        yield from self._find_ability_problems()
         yield from self.objective.find_model_problems(self.model)
         yield from self._find_best_problems()
+
+    def _find_ability_problems(self) -> Iterator[str]:
+        """Why the family can have nothing to do with the objective."""
+        needs, offers = self.objective.needs, self.model.offers
+        if needs <= offers:
+            return
+        families = [name for name, family in FAMILIES.own.items() if needs <= family.offers]
+        objectives = [name for name, kind in OBJECTIVES.own.items() if kind.needs <= offers]
+        yield (
+            f"objective.name = {self.objective.name!r} needs model.family: "
+            f"{' or '.join(families) or ' and '.join(sorted(needs))}; here it is "
+            f"{self.model.family}, which has {', '.join(objectives) or 'no objective of lmscale'}"
+        )
 
     def _find_best_problems(self) -> Iterator[str]:
         """Why ``checkpoint.keep_best`` could never keep anything."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmscale.config.kinds import Ability
 from lmscale.errors import ConfigError
 from lmscale.model.family import Model
 from lmscale.tokenizer.codec import Tokenizer
@@ -140,8 +139,11 @@ class Generation:
         self.prompt = bos + tokenizer.encode(prompt).tolist() if is_text else [*map(int, prompt)]
         length, room = len(self.prompt), model.max_positions - len(self.prompt)
         problems = []
-        if Ability.CAUSAL not in model.offers:
-            problems.append(f"A {type(model).__name__} is no causal model; it writes no text.")
+        if not model.generates:
+            problems.append(
+                f"The run's model is of the family {model.family}, which writes no text; generate "
+                "needs one that does (decoder, recurrent)."
+            )
         if not length:
             problems.append(
                 "The prompt is empty, and the model has learned no beginning of a text (bos: none "

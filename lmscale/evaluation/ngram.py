@@ -130,8 +130,8 @@ def count_run(
     """
     if config.objective.name != "causal":
         raise ConfigError(
-            f"--baseline ngram predicts the next token, and the objective {config.objective.name} "
-            "does not. Leave it out."
+            "--baseline ngram is only for the objective causal; this run has "
+            f"{config.objective.name}. Leave it out."
         )
     if vocab_size >= BOUNDARY:
         raise ConfigError(

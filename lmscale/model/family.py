@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from lmscale.config.kinds import import_implementation
 from lmscale.config.model import ModelConfig, Sizes
+from lmscale.errors import ConfigError
 from lmscale.model.attention import cap_softly
-from lmscale.model.initialize import Declared
+from lmscale.model.initialize import Declared, undeclared_parameters
 
 
 class Head(nn.Module):
@@ -68,7 +69,7 @@ class Model(nn.Module, ABC):
 
     def __init__(self, settings: ModelConfig, sizes: Sizes) -> None:
         super().__init__()
-        self.offers = settings.offers
+        self.family, self.offers = settings.family, settings.offers
         self.vocab_size = sizes.vocab_size
         self.max_positions = sizes.max_positions
 
@@ -100,7 +101,7 @@ class Model(nn.Module, ABC):
     def build_state(self, *, batch: int, capacity: int) -> Any:
         """What generation keeps of at most ``capacity`` tokens a row; nothing is seen yet.
 
-        A causal family has this method and ``extend``; nobody calls those of another.
+        Of a family without this method and ``extend`` nothing can be generated.
         """
         raise NotImplementedError(f"{type(self).__name__} generates no text")
 
@@ -113,6 +114,12 @@ class Model(nn.Module, ABC):
         family that offers it.
         """
         raise NotImplementedError(f"{type(self).__name__} shows no prefix as a whole")
+
+    @property
+    def generates(self) -> bool:
+        """Whether the family has ``build_state`` and ``extend``."""
+        own = type(self)
+        return own.build_state is not Model.build_state and own.extend is not Model.extend
 
     @property
     def device(self) -> torch.device:
@@ -180,8 +187,16 @@ def build_model(settings: ModelConfig, sizes: Sizes) -> Model:
     """The module of a configuration, on torch's current default device and dtype.
 
     Its matrices hold whatever the memory held, until first weights or a checkpoint fills them.
+    Raises ``ConfigError`` for parameters that no module declares.
     """
-    return import_implementation(settings, Family).build(settings, sizes)
+    model = import_implementation(settings, Family).build(settings, sizes)
+    if names := undeclared_parameters(model):
+        raise ConfigError(
+            f"model.family = {settings.family!r}: no module declares the parameters "
+            f"{', '.join(names)}. Make them of lmscale's Linear, Embedding or Head, or declare "
+            "them (docs/extending.md)."
+        )
+    return model
 
 
 def account_model(settings: ModelConfig, sizes: Sizes) -> Account:

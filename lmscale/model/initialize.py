@@ -47,15 +47,23 @@ def declared_parameters(model: nn.Module) -> dict[str, Declared]:
 
     A tied matrix is what its first module declares: of embedding and head an embedding.
     """
+    declared = _declarations(model)
+    return {name: declared[name] for name, _ in model.named_parameters()}
+
+
+def undeclared_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters that no module declares."""
+    declared = _declarations(model)
+    return [name for name, _ in model.named_parameters() if name not in declared]
+
+
+def _declarations(model: nn.Module) -> dict[str, Declared]:
     declared: dict[str, Declared] = {}
     for module_name, module in model.named_modules():
         if isinstance(module, Declares):
             prefix = f"{module_name}." if module_name else ""
             declared |= {f"{prefix}{name}": what for name, what in module.declare().items()}
-    names = [name for name, _ in model.named_parameters()]
-    undeclared = [name for name in names if name not in declared]
-    assert not undeclared, f"no module declares {', '.join(undeclared)}: see Declares"
-    return {name: declared[name] for name in names}
+    return declared
 
 
 def parameter_kinds(model: nn.Module) -> dict[str, ParameterKind]:

@@ -20,6 +20,7 @@ from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.places.run_place import open_place, prepare_place
 from lmscale.config import BatchPlan, RunConfig
+from lmscale.config.objective import describe_ids
 from lmscale.engine.build import check_precision
 from lmscale.engine.engine import Engine
 from lmscale.errors import CheckpointError, DataError, RefusedError
@@ -337,8 +338,8 @@ def _load_tokenizer(config: RunConfig) -> Tokenizer:
     if config.added_ids and tokenizer.vocab_size > config.tokenizer.vocab_size:
         raise DataError(
             f"{config.tokenizer.folder} holds a tokenizer of {tokenizer.vocab_size} pieces, and "
-            f"from {config.tokenizer.vocab_size} on the objective numbers ids of its own "
-            f"({', '.join(config.added_ids)}). Set tokenizer.vocab_size to {tokenizer.vocab_size}."
+            f"from {config.tokenizer.vocab_size} on the objective numbers its own "
+            f"{describe_ids(config.added_ids)}. Set tokenizer.vocab_size to {tokenizer.vocab_size}."
         )
     if tokenizer.vocab_size > config.vocab_size:
         raise DataError(

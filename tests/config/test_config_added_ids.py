@@ -47,8 +47,8 @@ def test_an_embedding_without_room_for_them_is_refused_by_their_names():
     with pytest.raises(ConfigError) as caught:
         config_of(512, vocab_size=513)
     assert (
-        "model.vocab_size = 513 is smaller than tokenizer.vocab_size = 512 and the 2 ids that the "
-        "objective adds (mask, separator); leave it out to get the next multiple of 128"
+        "model.vocab_size = 513 is smaller than tokenizer.vocab_size = 512 and the 2 ids (mask, "
+        "separator) that the objective adds; leave it out to get the next multiple of 128"
     ) in str(caught.value)
 
 

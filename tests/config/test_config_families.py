@@ -20,13 +20,16 @@ def test_a_file_without_a_family_describes_a_decoder():
     ("model", "words"),
     [
         ("{famliy: decoder}", "c.yaml: model.famliy: unknown key. Did you mean family?"),
-        ("{family: decodr}", "family = 'decodr' is not known. Known: decoder"),
+        ("{family: decodr}", "c.yaml: model.family: 'decodr' is not known. Did you mean decoder?"),
         ("{rope_scaling: {kind: yarn, factor: 4}}", "kind = yarn needs original_positions"),
         (
             "{rope_theta: 1, rope_scaling: {kind: yarn, factor: 4, original_positions: 9}}",
             "rope_theta = 1 gives all pairs one frequency",
         ),
         ("{rope_scaling: {low_turns: 4}}", "low_turns = 4 must be less than high_turns = 4"),
+        ("{rope_scaling: {factor: 8}}", "factor = 8 needs a kind: linear, ntk, yarn or llama3"),
+        ("{layers: 2, sliding_windows: [4, 0, 0]}", "has 3 numbers for layers = 2"),
+        ("{family: encoder, layers: 1, sliding_windows: [4, 0]}", "has 2 numbers for layers = 1"),
         ("{positions: learned, rope_scaling: {kind: ntk}}", "ntk needs positions: rope"),
         ("{family: decoder, head: 4}", "c.yaml: model.head: unknown key. Did you mean heads?"),
     ],

@@ -80,7 +80,8 @@ def test_an_unknown_objective_is_told_the_known_ones(installed):
     installed(guess=f"{__name__}:GuessConfig")
     (problem,) = problems_of("{name: gess}")
     known = ", ".join([*OBJECTIVES.own, "guess"])
-    assert problem == f"c.yaml: objective: name = 'gess' is not known. Known: {known}."
+    told = f"'gess' is not known. Did you mean guess? Known: {known}."
+    assert problem == f"c.yaml: objective.name: {told}"
 
 
 def test_an_entry_point_that_cannot_be_used_is_named(installed):
@@ -105,7 +106,7 @@ def test_a_package_that_cannot_be_imported_is_a_problem_whatever_it_raises(
     monkeypatch.syspath_prepend(tmp_path)
     installed(broken="broken_package:It")
     assert problems_of("{name: broken}") == [
-        "c.yaml: objective: name = 'broken' (broken_package:It, entry point lmscale.objectives) "
+        "c.yaml: objective.name: 'broken' (broken_package:It, entry point lmscale.objectives) "
         f"cannot be imported: {error}"
     ]
 
@@ -120,7 +121,7 @@ def test_a_name_that_two_kinds_have_is_refused_with_both(installed):
     installed(guess=("one:It", "other:It"), causal="third:It", cloze=f"{__name__}:ClozeConfig")
     (two,), (own,) = problems_of("{name: guess}"), problems_of("{z_loss: 0.5}")
     assert two == (
-        "c.yaml: objective: name = 'guess' is the name of several kinds, one:It and other:It "
+        "c.yaml: objective.name: 'guess' is the name of several kinds, one:It and other:It "
         "(entry points lmscale.objectives). Uninstall all packages but one that name it."
     )
     assert "'causal' is the name of several kinds, lmscale.config.objective:CausalConfig" in own
@@ -157,8 +158,8 @@ class ClozeConfig(ObjectiveConfig):
 def test_what_an_objective_needs_of_the_model_is_asked_of_the_configuration(installed):
     installed(cloze=f"{__name__}:ClozeConfig")
     assert problems_of("{name: cloze}") == [
-        "c.yaml: objective.name = 'cloze' needs a model that is bidirectional, which the one of "
-        "section model is not."
+        "c.yaml: objective.name = 'cloze' needs model.family: encoder; here it is decoder, which "
+        "has causal, fill_middle, prefix."
     ]
 
 

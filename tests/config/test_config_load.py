@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from lmscale.config import RunConfig, dump_config, load_config, parse_config
+from lmscale.config.model import FAMILIES
 from lmscale.errors import ConfigError
 
 MINIMAL = "run: {name: a}\n"
@@ -294,10 +295,17 @@ def test_a_guard_whose_window_is_no_longer_than_a_spike_is_refused():
 
 def test_a_wrong_value_is_told_with_who_gave_it():
     text = MINIMAL + "train: {steps: many, log_every_steps: 0}\n"
+    families = ", ".join(FAMILIES.names())
     kinds = "'adamw', 'adam', 'lion', 'muon' or 'sgd'"
-    given = ["train.steps=more", "modle.width=4", "engine.optimizer.kind=best"]
+    given = [
+        "model.family=encodr",
+        "train.steps=more",
+        "modle.width=4",
+        "engine.optimizer.kind=best",
+    ]
     assert sorted(problem.partition(": ")[::2] for problem in problems_of(text, given)) == [
         ("--set", f"engine.optimizer.kind: input should be {kinds}; found 'best'."),
+        ("--set", f"model.family: 'encodr' is not known. Did you mean encoder? Known: {families}."),
         ("--set", "modle: unknown key. Did you mean model?"),
         ("--set", "train.steps: input should be a valid integer; found 'more'."),
         ("c.yaml", "train.log_every_steps: input should be greater than 0; found 0."),

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from lmscale.config.objective import FillMiddleConfig
 from lmscale.errors import ConfigError
 from lmscale.evaluation import ngram
 from lmscale.evaluation.ngram import BITS, BOUNDARY, Trigram, count_run, target_keys
@@ -142,6 +143,9 @@ def test_of_a_long_run_as_much_as_the_limit_is_counted_in_few_stretches_of_what_
 
 def test_a_baseline_that_cannot_be_counted_says_why(read_run, tokenizer):
     config, _, _ = read_run
+    other = config.model_copy(update={"objective": FillMiddleConfig()})
+    with pytest.raises(ConfigError, match="only for the objective causal; this run has fill_middl"):
+        count_run(other, config.folder, step=10, vocab_size=400)
     with pytest.raises(ConfigError, match="has read nothing yet"):
         count_run(config, config.folder, step=0, vocab_size=400)
     with pytest.raises(ConfigError, match="at most 2,097,150 pieces; the tokenizer has 3,000,000"):

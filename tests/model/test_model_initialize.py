@@ -10,10 +10,15 @@ from torch import nn
 
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.config.objective import CausalConfig
-from lmscale.model.family import build_model
+from lmscale.errors import ConfigError
+from lmscale.model.family import Family, account_model, build_model
 from lmscale.model.initialize import Declared, initial_value, parameter_kinds
 from lmscale.objective.causal_scoring import build_causal_scoring
 from lmscale.train.initial import draw_weights, fill_weights
+
+UNDECLARED = Family(
+    build=lambda settings, sizes: nn.Sequential(nn.Linear(2, 2)), account=account_model
+)
 
 
 def build(config: DecoderConfig, seed: int = 1, dtype=torch.float32):
@@ -84,8 +89,12 @@ def test_the_values_are_the_recorded_ones():
 
 
 def test_a_parameter_that_no_module_declares_is_named():
-    with pytest.raises(AssertionError, match="no module declares 0.weight, 0.bias"):
-        parameter_kinds(nn.Sequential(nn.Linear(2, 2)))
+    class Undeclared(DecoderConfig):
+        implementation = f"{__name__}:UNDECLARED"
+
+    with pytest.raises(ConfigError) as caught:
+        build_model(Undeclared(), Sizes(vocab_size=8, max_positions=8, sequence_length=8))
+    assert "'decoder': no module declares the parameters 0.weight, 0.bias. " in str(caught.value)
 
 
 def test_a_module_may_declare_the_parameters_of_its_children():

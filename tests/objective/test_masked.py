@@ -207,7 +207,7 @@ def test_shares_of_more_than_all_chosen_tokens_are_refused():
 
 
 def test_a_decoder_cannot_learn_to_fill_in(tiny_data, tmp_path):
-    with pytest.raises(ValueError, match="needs a model that is bidirectional"):
+    with pytest.raises(ValueError, match="needs model.family: encoder"):
         tiny_config(tiny_data, tmp_path, {"objective": {"name": "masked"}})
 
 

@@ -151,7 +151,7 @@ def test_as_many_documents_are_moved_as_asked_and_all_words_are_still_text():
 def test_a_prefix_and_segments_are_refused_together_and_so_is_a_family_without_prefixes():
     for model, words in (
         ("{segments: 2}", "model.segments = 2 cuts the window"),
-        ("{family: recurrent}", "needs a model that is prefix"),
+        ("{family: recurrent}", "needs model.family: decoder; here it is recurrent, which has"),
     ):
         with pytest.raises(ConfigError, match=words):
             parse_config(f"run: {{name: a}}\nmodel: {model}\nobjective: {{name: prefix}}")

@@ -20,6 +20,7 @@ from lmscale.stream.batches import Rows, digest_rows
 from lmscale.train.initial import draw_weights, fill_weights
 
 VOCAB = 32_000
+IDS = "and the 102 ids (start, end, sentinel_0 … sentinel_99) that the objective adds"
 
 
 def settings(objective: dict, *, length: int = 512, **sections) -> RunConfig:
@@ -217,14 +218,21 @@ def test_the_loss_is_plain_cross_entropy_and_the_modes_divide_it():
 @pytest.mark.parametrize(
     ("yaml", "words"),
     [
-        ("stream: {mask_documents: true}", "Set stream.mask_documents: false"),
+        (
+            "stream: {sequence_length: 512, mask_documents: true}",
+            "Set stream.mask_documents: false",
+        ),
         (
             "objective: {name: spans, sentinels: 20}",
             "windows of 568 tokens have up to 28",
         ),
-        ("model: {family: decoder}", "'spans' needs a model that is cross"),
+        ("model: {family: decoder}", "'spans' needs model.family: encoder_decoder"),
         ("model: {family: encoder_decoder, max_positions: 400}", "of which 512 tokens are made"),
-        ("model: {family: encoder_decoder, vocab_size: 32064}", "102 ids that the objective adds"),
+        ("model: {family: encoder_decoder, vocab_size: 32064}", IDS),
+        (
+            "stream: {sequence_length: 2, mask_documents: false}",
+            "too short for the objective spans: give at least 3",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_told_before_a_rank_starts(yaml, words):
@@ -234,8 +242,6 @@ def test_what_cannot_be_trained_is_told_before_a_rank_starts(yaml, words):
         "model": "model: {family: encoder_decoder}",
     }
     name = yaml.partition(":")[0]
-    if name == "stream":
-        yaml = "stream: {sequence_length: 512, mask_documents: true}"
     with pytest.raises(ConfigError) as caught:
         parse_config("\n".join(["run: {name: a}", *(sections | {name: yaml}).values()]))
     assert words in str(caught.value)
@@ -256,5 +262,7 @@ def test_a_best_checkpoint_by_the_loss_of_a_mode_that_no_denoiser_has_is_refused
 
 def test_t5_s_numbers_are_the_defaults(tiny_data, tmp_path):
     assert SpansConfig(name="spans").mixture == (DenoiserConfig(rate=0.15, mean_span=3.0),)
-    with pytest.raises(ValueError, match="needs a model that is causal"):
+    with pytest.raises(
+        ValueError, match="needs model.family: decoder or recurrent; here it is encoder_d"
+    ):
         tiny_config(tiny_data, tmp_path, {"model": {"family": "encoder_decoder"}})
