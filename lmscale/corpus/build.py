@@ -104,8 +104,8 @@ class SourceTarget(Target[CorpusManifest]):
     def describe_difference(self, manifest: CorpusManifest) -> str:
         changed = sorted(k for k, v in self.made_by.items() if manifest.made_by.get(k) != v)
         if changed:
-            return f"from other settings ({', '.join(changed)})"
-        return "from raw files that have changed since"
+            return f"from other settings ({', '.join(changed)})."
+        return "from raw files that have changed since."
 
     def assemble(self, processes: int) -> tuple[dict[str, Any], list[Move]]:
         """Raises ``DataError`` where no document is left to train on."""

@@ -195,11 +195,11 @@ class Dataset(Target[Manifest]):
     def describe_difference(self, manifest: Manifest) -> str:
         old, new = manifest.tokenizer_fingerprint, self.tokenizer.fingerprint
         if old == new and manifest.bos_id != self.manifest.bos_id:
-            word = "with" if self.manifest.bos_id is None else "without"
-            return f"{word} bos before its documents; it stays of use as it is (shards.bos)"
+            word, value = ("with", "true") if self.manifest.bos_id is None else ("without", "false")
+            return f"{word} bos before its documents. Set shards.bos: {value} to keep it as it is."
         if old == new:
-            return "from other documents or with another shards.max_bytes or shards.block_tokens"
-        return f"with another tokenizer ({old[:12]}; this one is {new[:12]})"
+            return "from other documents or with another shards.max_bytes or shards.block_tokens."
+        return f"with another tokenizer ({old[:12]}; this one is {new[:12]})."
 
     def assemble(self, processes: int) -> tuple[dict[str, Any], list[Move]]:
         self._check_parts(finished_shards(self.units), processes)

@@ -208,10 +208,9 @@ def load_record(run_folder: str | Path) -> tuple[StreamState, Mapping[str, str]]
 
 def load_bos(run_folder: str | Path) -> int | None:
     """The id that began every document which the run has read; None: there was none, or the run's
-    stream is not recorded.
+    stream is not recorded. Raises ``DataError`` for a record that cannot be read.
     """
-    record = _parse_record(Path(run_folder) / RECORD)
-    return None if record is None else record.bos
+    return _read_record(run_folder).bos if (Path(run_folder) / RECORD).exists() else None
 
 
 def newest_commit(run_folder: str | Path) -> Commit | None:
@@ -235,7 +234,10 @@ def _read_record(run_folder: str | Path) -> _Record:
     if record is not None:
         return record
     if path.exists():
-        raise DataError(f"{path} cannot be read, or is not the record of a run's stream.")
+        raise DataError(
+            f"{path} cannot be read, or is not the record of a run's stream. Restore it, or train "
+            "on: a start of the run writes it anew."
+        )
     raise DataError(
         f"{path}: the run's stream is not recorded here. Is {run_folder} the folder of a run?"
     )

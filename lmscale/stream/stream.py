@@ -123,7 +123,7 @@ class Stream:
 
     def state_at(self, n: int) -> StreamState:
         """The state to save once the first ``n`` samples are used; jumps to come are in it."""
-        geometry = geometry_of(self.config, self.shape)
+        geometry = geometry_of(self.config, self.shape) | {"bos_id": self.bos_id}
         return StreamState(seed=self.seed, n=n, geometry=geometry, segments=self.segments)
 
     def epochs_at(self, n: int) -> dict[str, float]:
@@ -226,7 +226,7 @@ def open_stream(
     recorded = state.segments if state else ()
     undone = (segment for jump in jumps for segment in jump.segments)
     problems = _find_foreign(datasets, tokenizer_fingerprint)
-    problems += _find_other_beginnings(datasets)
+    problems += _find_other_beginnings(datasets, state)
     problems += find_changed_data(datasets, (*recorded, *undone))
     if problems:
         raise DataError(problems)
@@ -294,12 +294,16 @@ def _find_foreign(datasets: Mapping[str, Dataset], tokenizer_fingerprint: str | 
     ]
 
 
-def _find_other_beginnings(datasets: Mapping[str, Dataset]) -> list[str]:
-    """Sources whose documents begin otherwise (with or without bos) than those of the first."""
-    first, bos_id = next((name, data.manifest.bos_id) for name, data in datasets.items())
+def _find_other_beginnings(datasets: Mapping[str, Dataset], state: StreamState | None) -> list[str]:
+    """Sources whose documents begin otherwise (with or without bos) than those that the run has
+    read, or than those of the first source.
+    """
+    whose, bos_id = next((f"of {name}", data.manifest.bos_id) for name, data in datasets.items())
+    if state is not None:  # one that does not say is of a run before there was bos
+        whose, bos_id = "that the run has read", state.geometry.get("bos_id")
     return [
         f"stream.sources.{name}: its documents begin with bos = {dataset.manifest.bos_id}, those "
-        f"of {first} with {bos_id}. Build its shards again, with shards.bos: "
+        f"{whose} with {bos_id}. Build its shards again, with shards.bos: "
         f"{str(bos_id is not None).lower()}."
         for name, dataset in datasets.items()
         if dataset.manifest.bos_id != bos_id

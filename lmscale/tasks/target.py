@@ -149,7 +149,7 @@ class Target(ABC, Generic[ManifestT]):
 
     @abstractmethod
     def describe_difference(self, manifest: ManifestT) -> str:
-        """From what else the folder was built, as the end of a sentence."""
+        """From what else the folder was built, as the end of a sentence, and how to keep it."""
 
     @abstractmethod
     def assemble(self, processes: int) -> tuple[dict[str, Any], list[Move]]:
@@ -178,7 +178,7 @@ class Target(ABC, Generic[ManifestT]):
         if force:
             return None
         raise DataError(
-            f"{self.final} was built {self.describe_difference(manifest)}. Name another "
+            f"{self.final} was built {self.describe_difference(manifest)} Name another "
             f"{self.setting}, or build it again with --force."
         )
 

@@ -207,6 +207,9 @@ def test_a_text_of_its_own_begins_with_bos_where_the_run_has_read_it(run, tokeni
     generation = Generation(model, tokenizer, "", sampling, max_tokens=8, bos_id=tokenizer.bos_id)
     assert generation.prompt == [tokenizer.bos_id]
     assert own == tokenizer.decode(list(generation)) + "\n"
+    (tmp_path / "run/stream.json").write_text("{}")
+    with pytest.raises(DataError, match=r"stream.json cannot be read.* train on"):
+        call("generate", tmp_path / "run", "--prompt", "x")
 
 
 def test_a_suffix_is_refused_by_a_run_that_has_not_learned_to_fill_the_middle(run):

@@ -200,6 +200,13 @@ def test_sources_whose_documents_begin_otherwise_are_refused(
     write_dataset(tmp_path / "b", documents(50, seed=1))
     with pytest.raises(DataError, match=r"sources.b: .* bos = None, .* a with 1.*bos: true"):
         open_stream(stream_config(folder=tmp_path, a=1, b=1), seed=1)
+    with open_stream(stream_config(folder=tmp_path, b=1), seed=1) as stream:
+        state = stream.state_at(3)
+    older = {key: value for key, value in state.geometry.items() if key != "bos_id"}
+    for read in (state, replace(state, geometry=older)):
+        with pytest.raises(DataError, match=r"sources.a: .* = 1, .* run has read with None.*false"):
+            open_stream(stream_config(folder=tmp_path, a=1), seed=1, state=read)
+        open_stream(stream_config(folder=tmp_path, b=1), seed=1, state=read).close()
 
 
 def test_no_sources_is_an_error(stream_config):
