@@ -14,6 +14,7 @@ from pydoc_data.topics import topics
 
 import pytest
 import typer.main
+import yaml
 from config_reference import PAGE, replace_reference
 from forked_processes import run_process
 
@@ -140,6 +141,19 @@ def test_a_whole_configuration_in_a_page_is_valid(path):
     for block in blocks(path, "yaml"):
         if re.search("^run:", block, re.MULTILINE):
             parse_config(block, name=page_name(path))
+
+
+def test_the_lines_for_another_model_fit_the_page_s_configuration():
+    (config,) = (block for block in blocks(OWN_TEXT, "yaml") if "run:" in block)
+    rows = re.findall(r"^\|.*`model: \{.*$", prose(OWN_TEXT), re.MULTILINE)
+    for row in rows:
+        tree = yaml.safe_load(config)
+        for line in re.findall(r"`(\w+: \{.*?\})`", row):
+            ((section, keys),) = yaml.safe_load(line.replace(", …", "")).items()
+            tree[section] = (tree["stream"] | keys) if section == "stream" else keys
+        family = parse_config(yaml.safe_dump(tree)).model.family
+        assert f"family: {family}," in row
+    assert len(rows) == 3
 
 
 def test_the_tables_of_the_configuration_page_are_what_the_code_says():

@@ -139,7 +139,7 @@ class Generation:
         self.prompt = bos + tokenizer.encode(prompt).tolist() if is_text else [*map(int, prompt)]
         length, room = len(self.prompt), model.max_positions - len(self.prompt)
         problems = []
-        if not model.generates:
+        if not model.generates(sees_prompt_whole=sees_prompt_whole):
             problems.append(
                 f"The run's model is of the family {model.family}, which writes no text; generate "
                 "needs one that does (decoder, recurrent)."

@@ -115,11 +115,10 @@ class Model(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} shows no prefix as a whole")
 
-    @property
-    def generates(self) -> bool:
-        """Whether the family has ``build_state`` and ``extend``."""
-        own = type(self)
-        return own.build_state is not Model.build_state and own.extend is not Model.extend
+    def generates(self, *, sees_prompt_whole: bool) -> bool:
+        """Whether the family has ``build_state``, ``extend`` and, for that, ``read_prefix``."""
+        names = ("build_state", "extend", "read_prefix")[: 2 + sees_prompt_whole]
+        return all(getattr(type(self), name) is not getattr(Model, name) for name in names)
 
     @property
     def device(self) -> torch.device:

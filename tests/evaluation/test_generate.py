@@ -143,11 +143,11 @@ def test_all_problems_of_a_request_are_reported_together(model, tokenizer):
         Generation(model, tokenizer, "x1 " * 40, Sampling(), max_tokens=5)
 
 
-@pytest.mark.parametrize("own", ["build_state", "extend"])
+@pytest.mark.parametrize("own", ["build_state", "extend", "read_prefix"])
 def test_a_family_that_cannot_generate_is_refused_by_its_name(model, tokenizer, own, monkeypatch):
     monkeypatch.delattr(type(model), own)
     with pytest.raises(ConfigError, match="of the family decoder, which writes no text; generate"):
-        Generation(model, tokenizer, PROMPT, Sampling(), max_tokens=5)
+        Generation(model, tokenizer, PROMPT, Sampling(), max_tokens=5, sees_prompt_whole=True)
 
 
 @pytest.mark.parametrize(
