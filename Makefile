@@ -8,6 +8,9 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
 
+# Without it each of the tests' interpreters, and each worker of pytest, would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test lint style setup setup-test clean
 help:
 	@echo "make demo   set up and run the whole way on real text: less than 8 minutes on 2 cores"
