@@ -177,9 +177,6 @@ class Run:
         self._wait(has_come, START_SECONDS, f"a rank on {node}")
         return ranks[0]
 
-    def children(self, rank: Process, node: str) -> list[Process]:
-        return [p for p in self.lab.cluster.processes(node) if p.parent == rank.pid]
-
     def _is_rank(self, process: Process) -> bool:
         # Before it becomes the training itself, the same process is `python -m launcher.rank`.
         words = process.command.split()

@@ -81,10 +81,10 @@ def test_a_run_that_crashes_before_its_first_step_again_and_again_is_stopped(lab
 def test_a_rank_that_hangs_is_named_and_dumped_and_the_run_restarts(lab: Lab):
     watch = {"heartbeat_seconds": 0.5, "report_seconds": 4, "limit_seconds": 10}
     overrides = {"stream.workers": 1, **{f"watch.{key}": value for key, value in watch.items()}}
-    run = lab.submit(forked=False, overrides=overrides)
+    run = lab.submit(overrides=overrides)
     run.wait_for_step(12)
-    rank = run.wait_for_rank("n2")
-    workers = [process for process in run.children(rank, "n2") if "python" in process.name]
+    processes = lab.cluster.processes("n2")
+    workers = [process for process in processes if "lmscale.stream.worker" in process.command]
     assert workers
     for worker in workers:
         worker.send(signal.SIGSTOP)
