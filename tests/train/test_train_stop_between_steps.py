@@ -10,13 +10,16 @@ from forked_ranks import one_group, run_starts
 from rank_cases import Case, opened
 from tiny_run import committed_steps
 
+from lmscale.errors import DataError, LmscaleError
 from lmscale.files.jsonl import read_rows
 from lmscale.ranks.collectives import gather_json
 from lmscale.runs.stop import StoppedError, StopRequests
 from lmscale.stream.loader import LoadingStopped
+from lmscale.train import scoring
 from lmscale.train.saver import Saver
-from lmscale.train.scoring import Evaluator
+from lmscale.train.scoring import Evaluator, open_evaluator
 from lmscale.train.session import open_run_attempt, train_until_rewound
+from lmscale.train.votes import StopPoll
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 MOMENTS = ("starting", "saved 2", "scoring 3", "stalled after 1", "scoring 6")
@@ -27,21 +30,47 @@ SETTINGS |= {"checkpoint.asynchronous": False}  # a save that the loop waits for
 def start(folder, number):
     with one_group() as ranks:
         saw = {moment: stop_when(moment, folder, ranks) for moment in MOMENTS}
+        saw["unprepared"] = fail_alone(folder, ranks)
     if ranks.is_first:
         (folder / "saw.json").write_text(json.dumps(saw))
 
 
-def stop_when(moment, folder, ranks):
-    """Of each rank, why it stopped; then what the run has done and saved."""
+def fail_alone(folder, ranks):
+    """Of each rank, why the held-out sets could not be opened, when the second finds a tokenizer
+    that it cannot read.
+    """
+
+    def plan(*_, **__):
+        raise DataError("the second rank's tokenizer")
+
+    with (
+        opened(sets_case("alone", folder), ranks) as run,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        if ranks.rank == 1:
+            patch.setattr(scoring, "plan_evaluation", plan)
+        try:
+            with open_evaluator(run, None, StopPoll(lambda: None)):
+                error = ""
+        except LmscaleError as caught:
+            error = str(caught)
+        return gather_json(error)
+
+
+def sets_case(name, folder):
     data = (folder / "data.txt").read_text()
     sets = {"evaluation.sets": {"a": f"{data}/shards/a/train"}}
-    case = Case(name=moment, data=data, folder=str(folder / moment), overrides=SETTINGS | sets)
+    return Case(name=name, data=data, folder=str(folder / name), overrides=SETTINGS | sets)
+
+
+def stop_when(moment, folder, ranks):
+    """Of each rank, why it stopped; then what the run has done and saved."""
     moments = {"starting"}
 
     def requested():
         return "SIGUSR1" if ranks.rank == 1 and moment in moments else None
 
-    with opened(case, ranks) as run, pytest.MonkeyPatch.context() as patch:
+    with opened(sets_case(moment, folder), ranks) as run, pytest.MonkeyPatch.context() as patch:
         note_moments(patch, moments)
         if moment == "stalled after 1" and ranks.rank == 1:
             run = replace(run, loader=stalling(run.loader, moments))
@@ -104,3 +133,7 @@ def test_one_ranks_request_outside_a_step_stops_all_and_all_steps_are_saved(
     stopped, moment, steps, saved
 ):
     assert stopped[moment] == [["SIGUSR1"] * 2, ["SIGUSR1"], steps, saved]
+
+
+def test_held_out_sets_that_one_rank_cannot_prepare_stop_all_before_the_first_step(stopped):
+    assert all("the second rank's tokenizer" in error for error in stopped["unprepared"])
