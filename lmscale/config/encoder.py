@@ -10,11 +10,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lmscale.config.kinds import Ability
 from lmscale.config.model_base import (
-    GATED,
     MAX_WIDTH,
     Activation,
     ModelConfig,
     find_window_problems,
+    plan_ffn_width,
 )
 
 
@@ -100,6 +100,4 @@ class EncoderConfig(ModelConfig):
 
     @property
     def resolved_ffn_width(self) -> int:
-        if self.ffn_width is not None:
-            return self.ffn_width
-        return -(-8 * self.width // 3 // 256) * 256 if self.activation in GATED else 4 * self.width
+        return self.ffn_width or plan_ffn_width(self.width, self.activation)

@@ -18,11 +18,11 @@ from lmscale.config.data import MAX_POSITIONS
 from lmscale.config.encoder import EncoderConfig
 from lmscale.config.kinds import Ability, Kinds
 from lmscale.config.model_base import (
-    GATED,
     MAX_WIDTH,
     Activation,
     ModelConfig,
     find_window_problems,
+    plan_ffn_width,
 )
 
 
@@ -176,11 +176,7 @@ class DecoderConfig(ModelConfig):
 
     @property
     def resolved_ffn_width(self) -> int:
-        if self.ffn_width is not None:
-            return self.ffn_width
-        if self.activation not in GATED:
-            return 4 * self.width
-        return -(-8 * self.width // 3 // 256) * 256
+        return self.ffn_width or plan_ffn_width(self.width, self.activation)
 
 
 class EncoderDecoderConfig(ModelConfig):
@@ -253,9 +249,7 @@ class EncoderDecoderConfig(ModelConfig):
 
     @property
     def resolved_ffn_width(self) -> int:
-        if self.ffn_width is not None:
-            return self.ffn_width
-        return -(-8 * self.width // 3 // 256) * 256 if self.activation in GATED else 4 * self.width
+        return self.ffn_width or plan_ffn_width(self.width, self.activation)
 
 
 class RecurrentConfig(ModelConfig):

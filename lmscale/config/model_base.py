@@ -38,6 +38,13 @@ GATED = {
 """Gated activation → the function of its gate."""
 
 
+def plan_ffn_width(width: int, activation: Activation) -> int:
+    """The inner width where none is given: 4 × width, of a gated one, which has three matrices
+    instead of two, 8/3 × width rounded up to 256.
+    """
+    return -(-8 * width // 3 // 256) * 256 if activation in GATED else 4 * width
+
+
 class ModelConfig(KindSection):
     """The keys of every family; each family's section adds its own."""
 

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
-from torch.utils.checkpoint import checkpoint
 
-from lmscale.config.model import GATED, DecoderConfig, Sizes
+from lmscale.config.model import DecoderConfig, Sizes
+from lmscale.config.model_base import GATED
 from lmscale.model.attention import Attention, KeyValueCache
 from lmscale.model.family import Account, Family, Flops, Head, Model
 from lmscale.model.feed_forward import FeedForward
@@ -23,6 +22,7 @@ from lmscale.model.layout import (
     build_step_layout,
     show_prefixes,
 )
+from lmscale.model.recompute import run_block
 from lmscale.model.rotary import plan_rotation
 
 
@@ -130,7 +130,7 @@ class Decoder(Model):
         for number, block in enumerate(self.blocks):
             mask = layout.masks[self.config.layer_windows[number]]
             cache = caches[number] if caches is not None else None
-            x_BTD = self._run_block(number, block, x_BTD, rotation, mask, cache)
+            x_BTD = run_block(self.config, number, block, x_BTD, rotation, mask, cache)
         return self.norm(x_BTD)
 
     def _run_segments(self, x_BTD: Tensor, rotation: Tensor | None, layout: Layout) -> Tensor:
@@ -150,7 +150,8 @@ class Decoder(Model):
                 kept_BSD = torch.cat([memory_BMD, segment_BTD.detach()], dim=1)
                 oldest = max(kept_BSD.shape[1] + 1 - window, 0) if window else 0
                 memories[number] = kept_BSD[:, oldest:]
-                segment_BTD = self._run_block(
+                segment_BTD = run_block(
+                    self.config,
                     number,
                     block,
                     segment_BTD,
@@ -162,20 +163,9 @@ class Decoder(Model):
             outputs.append(segment_BTD)
         return torch.cat(outputs, dim=1)
 
-    def _run_block(self, number: int, block: nn.Module, *inputs: Any) -> Tensor:
-        if not self._is_recomputed(number):
-            return block(*inputs)
-        has_dropout = self.config.dropout > 0
-        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=has_dropout)
-
     @property
     def _is_cut(self) -> bool:
         return self.training and self.config.segments > 1
-
-    def _is_recomputed(self, number: int) -> bool:
-        every = self.config.activation_checkpoint_every
-        is_chosen = every > 0 and number % every == every - 1
-        return is_chosen and self.training and torch.is_grad_enabled()
 
     def blocks_to_compile(self) -> Iterable[nn.Module]:
         return self.blocks

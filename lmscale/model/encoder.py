@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
-from torch.utils.checkpoint import checkpoint
 
-from lmscale.config.model import GATED, EncoderConfig, Sizes
+from lmscale.config.model import EncoderConfig, Sizes
+from lmscale.config.model_base import GATED
 from lmscale.model.attention import Attention
 from lmscale.model.family import Account, Family, Flops, Head, Model
 from lmscale.model.feed_forward import FUNCTIONS, FeedForward
 from lmscale.model.initialize import Embedding, Linear, build_norm
 from lmscale.model.layout import Layout, attention_backend, build_layout
+from lmscale.model.recompute import run_block
 from lmscale.model.rotary import plan_rotation
 
 
@@ -132,14 +133,8 @@ class Encoder(Model):
         for number, (block, window) in enumerate(
             zip(self.blocks, self.config.layer_windows, strict=True)
         ):
-            arguments = (x_BTD, rotations[window > 0], layout.masks[window])
-            if self._is_recomputed(number):
-                keeps_state = self.config.dropout > 0
-                x_BTD = checkpoint(
-                    block, *arguments, use_reentrant=False, preserve_rng_state=keeps_state
-                )
-            else:
-                x_BTD = block(*arguments)
+            rotation, mask = rotations[window > 0], layout.masks[window]
+            x_BTD = run_block(self.config, number, block, x_BTD, rotation, mask)
         return self.norm(x_BTD)
 
     def pool(self, hidden_BD: Tensor) -> Tensor:
@@ -164,11 +159,6 @@ class Encoder(Model):
             )
             for is_local, theta in thetas.items()
         }
-
-    def _is_recomputed(self, number: int) -> bool:
-        every = self.config.activation_checkpoint_every
-        is_chosen = every > 0 and number % every == every - 1
-        return is_chosen and self.training and torch.is_grad_enabled()
 
     def blocks_to_compile(self) -> Iterable[nn.Module]:
         return self.blocks

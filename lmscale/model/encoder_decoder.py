@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from lmscale.config.model import GATED, EncoderDecoderConfig, Sizes
+from lmscale.config.model import EncoderDecoderConfig, Sizes
+from lmscale.config.model_base import GATED
 from lmscale.model.family import Account, CrossModel, Family, Flops, Head
 from lmscale.model.feed_forward import FeedForward
 from lmscale.model.initialize import Embedding, Linear, build_norm
+from lmscale.model.recompute import run_block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,20 +195,9 @@ class Stack(nn.Module):
         bias_1HTT = None if self.relative is None else self.relative(x_BTD.shape[1])
         bias_BHTT = hide(visible_BTT, x_BTD.dtype, bias_1HTT)
         for number, block in enumerate(self.blocks):
-            if self._is_recomputed(number):
-                block = partial(
-                    checkpoint,
-                    block,
-                    use_reentrant=False,
-                    preserve_rng_state=self.config.dropout > 0,
-                )
-            x_BTD = block(x_BTD, bias_BHTT, read_BSD, read_bias_B1TS)
+            inputs = (x_BTD, bias_BHTT, read_BSD, read_bias_B1TS)
+            x_BTD = run_block(self.config, number, block, *inputs)
         return self.dropout(self.norm(x_BTD))
-
-    def _is_recomputed(self, number: int) -> bool:
-        every = self.config.activation_checkpoint_every
-        is_chosen = every > 0 and number % every == every - 1
-        return is_chosen and self.training and torch.is_grad_enabled()
 
 
 def hide(visible_BTS: Tensor, dtype: torch.dtype, bias_1HTS: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmscale.config.model import GATED, Activation
+from lmscale.config.model_base import GATED, Activation
 from lmscale.model.initialize import Linear
 
 FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {

@@ -10,19 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from lmscale.config.model import (
-    GATED,
-    Activation,
-    DecoderConfig,
-    RopeScalingConfig,
-    Sizes,
-)
+from lmscale.config.model import DecoderConfig, RopeScalingConfig, Sizes
+from lmscale.config.model_base import GATED, Activation
 from lmscale.errors import ConfigError
 from lmscale.model.attention import attend
 from lmscale.model.family import account_model, build_model
 from lmscale.model.feed_forward import FeedForward
 from lmscale.model.initialize import LayerNorm, RMSNorm
 from lmscale.model.layout import build_layout
+from lmscale.model.recompute import is_recomputed
 from lmscale.model.rotary import plan_frequencies, plan_rotation, rotate
 from lmscale.objective.cross_entropy import chunked_cross_entropy
 
@@ -218,10 +214,10 @@ def test_recomputed_blocks_give_the_same_gradients(dropout, every):
 
 
 def test_every_nth_block_is_recomputed():
-    config = DecoderConfig(layers=5, width=16, heads=2, activation_checkpoint_every=2)
-    model = build_model(config, Sizes(vocab_size=11, max_positions=8, sequence_length=8)).train()
-    assert [n for n in range(5) if model._is_recomputed(n)] == [1, 3]
-    assert not any(model.eval()._is_recomputed(n) for n in range(5))
+    numbers = range(5)
+    assert [n for n in numbers if is_recomputed(n, 2, is_training=True)] == [1, 3]
+    assert not any(is_recomputed(n, 0, is_training=True) for n in numbers)
+    assert not any(is_recomputed(n, 1, is_training=False) for n in numbers)
 
 
 def test_dropout_acts_in_training_only(make_model):
