@@ -87,7 +87,10 @@ class Kinds(Generic[Kind]):
             return self._load(entry)
         near = get_close_matches(str(name), self.names(), n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
-        raise ValueError(f"{name!r} is not known. {hint}Known: {', '.join(self.names())}.")
+        raise ValueError(
+            f"{name!r} is not known. {hint}Known: {', '.join(self.names())}; others are installed "
+            f"with the packages that add them (entry points {self.group})."
+        )
 
     def section_for(self, tree: Mapping[str, Any]) -> type[Kind]:
         """The section whose keys ``tree`` holds."""

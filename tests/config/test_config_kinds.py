@@ -80,7 +80,8 @@ def test_an_unknown_objective_is_told_the_known_ones(installed):
     installed(guess=f"{__name__}:GuessConfig")
     (problem,) = problems_of("{name: gess}")
     known = ", ".join([*OBJECTIVES.own, "guess"])
-    told = f"'gess' is not known. Did you mean guess? Known: {known}."
+    told = f"'gess' is not known. Did you mean guess? Known: {known}; others are installed "
+    told += "with the packages that add them (entry points lmscale.objectives)."
     assert problem == f"c.yaml: objective.name: {told}"
 
 

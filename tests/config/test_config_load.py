@@ -295,7 +295,10 @@ def test_a_guard_whose_window_is_no_longer_than_a_spike_is_refused():
 
 def test_a_wrong_value_is_told_with_who_gave_it():
     text = MINIMAL + "train: {steps: many, log_every_steps: 0}\n"
-    families = ", ".join(FAMILIES.names())
+    known = (
+        f"Known: {', '.join(FAMILIES.names())}; others are installed with the packages that add "
+    )
+    known += "them (entry points lmscale.families)."
     kinds = "'adamw', 'adam', 'lion', 'muon' or 'sgd'"
     given = [
         "model.family=encodr",
@@ -305,7 +308,7 @@ def test_a_wrong_value_is_told_with_who_gave_it():
     ]
     assert sorted(problem.partition(": ")[::2] for problem in problems_of(text, given)) == [
         ("--set", f"engine.optimizer.kind: input should be {kinds}; found 'best'."),
-        ("--set", f"model.family: 'encodr' is not known. Did you mean encoder? Known: {families}."),
+        ("--set", f"model.family: 'encodr' is not known. Did you mean encoder? {known}"),
         ("--set", "modle: unknown key. Did you mean model?"),
         ("--set", "train.steps: input should be a valid integer; found 'more'."),
         ("c.yaml", "train.log_every_steps: input should be greater than 0; found 0."),
