@@ -20,6 +20,7 @@ from lmscale.files.run_files import CONFIG_FILE, read_submissions
 from lmscale.files.shard_files import (
     MANIFEST,
     explain_missing,
+    find_mixed_datasets,
     find_wrong_files,
     read_shard_sizes,
 )
@@ -172,13 +173,19 @@ def _data_problems(config: RunConfig, job: SlurmJob) -> list[str]:
         return problems + _missing_manifests(places, _build_corpus)
     if not config.stream.sources:
         problems.append("stream.sources names no dataset; give at least one, NAME: {shards: …}.")
-    return problems + _missing_manifests(_datasets_of(config))
+    datasets = _datasets_of(config)
+    at_hand = {setting: place for setting, place in datasets.items() if not is_remote(place)}
+    return problems + _missing_manifests(datasets) + find_mixed_datasets(at_hand)
 
 
 def _datasets_of(config: RunConfig) -> dict[str, str]:
     """Setting → place of every dataset that a training reads."""
-    sources = config.stream.sources.items()
-    return {f"stream.sources.{name}": source.shards for name, source in sources} | _sets_of(config)
+    sources = {
+        f"stream.sources.{name}": source.shards
+        for name, source in config.stream.sources.items()
+        if source.weight > 0
+    }
+    return sources | _sets_of(config)
 
 
 def _sets_of(config: RunConfig) -> dict[str, str]:

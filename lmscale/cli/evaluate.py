@@ -92,6 +92,7 @@ def _evaluate(
         from lmscale.ranks.device import select_device
         from lmscale.ranks.mesh import Axis
         from lmscale.ranks.ranks import Ranks
+        from lmscale.stream.ledger import RECORD
         from lmscale.train.votes import StopPoll
 
         loaded = load_run(run, step=step, device=select_device(Ranks()))
@@ -102,6 +103,8 @@ def _evaluate(
             "NAME: folder of shards."
         )
     datasets = perplexity.open_evaluation_sets(config, loaded.tokenizer.fingerprint, set_names)
+    if (run / RECORD).exists():
+        perplexity.warn_of_other_beginnings(datasets, loaded.bos_id)
     token_bytes = loaded.tokenizer.token_bytes()
     plan = perplexity.plan_evaluation(config, token_bytes, max_windows=max_windows)
     poll = StopPoll(stop.requested)

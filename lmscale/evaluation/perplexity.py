@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from lmscale.stream.dataset import Dataset, open_datasets
 from lmscale.watch import heartbeat
 
 HELD_OUT_SEED = 0
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +156,18 @@ def open_evaluation_sets(
         check=check_tokenizer,
         check_files=check_files,
     )
+
+
+def warn_of_other_beginnings(datasets: Mapping[str, Dataset], bos_id: int | None) -> None:
+    """Name the sets whose documents begin otherwise (with or without bos) than the run's."""
+    for name, dataset in datasets.items():
+        if dataset.manifest.bos_id != bos_id:
+            logger.warning(
+                "evaluation.sets.%s: its documents begin with bos = %s, those that the run learns "
+                "from with %s: a beginning that the model does not know. Build its shards again, "
+                "with shards.bos: %s.",
+                *(name, dataset.manifest.bos_id, bos_id, str(bos_id is not None).lower()),
+            )
 
 
 @torch.no_grad()

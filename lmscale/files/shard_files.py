@@ -48,6 +48,34 @@ def read_shard_sizes(location: str | Path) -> dict[str, int]:
     return sizes
 
 
+def find_mixed_datasets(places: Mapping[str, str]) -> list[str]:
+    """Of a setting → local dataset each: those of another tokenizer than the first one's, and the
+    sources (``stream.sources``) whose documents begin otherwise (with or without bos).
+
+    A dataset whose manifest cannot be read is passed over.
+    """
+    problems: list[str] = []
+    first = None
+    for setting, place in places.items():
+        try:
+            tree = parse_json(read_plain(local_path(place) / MANIFEST))
+        except (OSError, ValueError):
+            continue
+        if not isinstance(tree, dict):
+            continue
+        mine = {"the tokenizer": tree.get("tokenizer_fingerprint")}
+        if setting.startswith("stream.sources."):
+            mine["bos ="] = tree.get("bos_id")  # not there: documents begin with their text
+        first = first or (setting, mine)
+        problems += [
+            f"{setting}: its shards were made with {what} {str(value)[:12]}, those of {first[0]} "
+            f"with {str(first[1].get(what))[:12]}. Build its shards again, as those."
+            for what, value in mine.items()
+            if value != first[1].get(what, value)
+        ]
+    return problems
+
+
 def find_wrong_files(location: str | Path, sizes: Mapping[str, int]) -> list[WrongFile]:
     """The shards of a local dataset that are not as ``sizes`` (name → bytes) says."""
     wrong = []

@@ -14,6 +14,7 @@ from lmscale.evaluation.perplexity import (
     open_evaluation_sets,
     plan_evaluation,
     render_scores,
+    warn_of_other_beginnings,
 )
 from lmscale.files.jsonl import sift_rows
 from lmscale.files.run_files import METRICS_FILE
@@ -96,6 +97,8 @@ def open_evaluator(run: Run, trackers: Trackers | None, poll: StopPoll) -> Itera
                 stack.callback(dataset.close)
             if datasets:
                 plan = plan_evaluation(run.config, run.tokenizer.token_bytes(), max_windows=None)
+        if run.ranks.is_first:
+            warn_of_other_beginnings(datasets, run.stream.bos_id)
         yield Evaluator(run=run, datasets=datasets, plan=plan, trackers=trackers, poll=poll)
 
 

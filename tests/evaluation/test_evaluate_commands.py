@@ -111,13 +111,18 @@ def with_set(run: RunConfig, folder: Path, shards: Path) -> Path:
 
 
 @pytest.mark.parametrize("bos", [True, False])
-def test_the_bytes_of_a_set_are_its_text_where_bos_begins_it(run, tokenizer, tmp_path, bos):
-    """What is not counted: a document's first token, and nothing else."""
+def test_the_bytes_of_a_set_are_its_text_where_bos_begins_it(run, tokenizer, tmp_path, bos, caplog):
+    """What is not counted: a document's first token, and nothing else. Where the run learns from
+    documents with bos, a set without is told.
+    """
     changes = {"folder": str(tmp_path / "shards"), "bos": bos}
     shards = run.shards.model_copy(update=changes)
     build_shards(run.model_copy(update={"shards": shards}), processes=1)
     folder = with_set(run, tmp_path / "run", tmp_path / "shards/docs/heldout")
+    record = {"state": {}, "shards": {}, "bos": tokenizer.bos_id}
+    (folder / "stream.json").write_bytes(seal(record))
     score = json.loads(call("evaluate", folder, "--json"))["docs"]
+    assert ("evaluation.sets.docs: its documents begin with bos = None" in caplog.text) is not bos
     manifest = load_manifest(tmp_path / "shards/docs/heldout")
     texts = list(read_documents(Path(run.corpus.folder) / "docs/heldout"))
     first = sum(len(tokenizer.decode_bytes(tokenizer.encode(text)[:1])) for text in texts)

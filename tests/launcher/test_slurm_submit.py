@@ -223,6 +223,27 @@ def test_all_problems_of_a_submission_are_told_together(options, slurm, tmp_path
         assert words in told
 
 
+def test_datasets_that_do_not_go_together_are_told_before_a_job(options, slurm, tmp_path):
+    heads = {"a": ("ab" * 32, 1), "b": ("ab" * 32, None), "held": ("cd" * 32, None)}
+    for name, (fingerprint, bos_id) in heads.items():
+        tree = {"shards": [], "tokenizer_fingerprint": fingerprint, "bos_id": bos_id}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps(tree))
+    changed = replace(
+        options,
+        overrides=(
+            f"stream.sources={{a: {{shards: {tmp_path}/a}}, b: {{shards: {tmp_path}/b}}}}",
+            f"evaluation.sets={{held: {tmp_path}/held, other: {tmp_path}/b}}",
+        ),
+    )
+    problems = [line for line in check(prepare(changed)).problems if "made with" in line]
+    assert [line.partition(" Build")[0] for line in problems] == [
+        "stream.sources.b: its shards were made with bos = None, those of stream.sources.a with 1.",
+        "evaluation.sets.held: its shards were made with the tokenizer cdcdcdcdcdcd, those of "
+        "stream.sources.a with abababababab.",
+    ]
+
+
 def test_a_profile_without_shared_folders_is_a_warning(options, slurm):
     (warning,) = check(prepare(with_profile(options, shared=[]))).warnings
     assert "names no shared folders: whether all nodes see" in warning
