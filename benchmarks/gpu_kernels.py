@@ -12,7 +12,7 @@ only a gross error in it is told from rounding.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,12 +72,13 @@ def compare_attention(
     backend: Any,
     window: int = 0,
     softcap: float = 0.0,
+    sees_ahead: bool = False,
 ) -> str:
     """Forward and gradients on the device against the CPU's dense mask, over dtypes and groups."""
     torch._dynamo.reset()  # FlexAttention is compiled once per shape, and at most eight times
     length = begins.shape[1]
     seen_begins = begins if masked else torch.zeros_like(begins)
-    reference_mask = build_layout(seen_begins, "dense", [window]).masks[window]
+    reference = build_layout(seen_begins, "dense", [window], sees_ahead=sees_ahead)
     seen = []
     for dtype, limit in KERNEL_LIMITS.items():
         worst = 0.0
@@ -85,8 +86,8 @@ def compare_attention(
         # than some GPUs have.
         for kv_heads, width in ((4, 64), (2, 64 if dtype == torch.float32 else 128)):
             heads = random_heads(dtype, heads=4, kv_heads=kv_heads, length=length, width=width)
-            expected = attend_with_gradients(heads, reference_mask, softcap)
-            layout = build_layout(begins.to(bench.device), backend, [window])
+            expected = attend_with_gradients(heads, reference.masks[window], softcap)
+            layout = build_layout(begins.to(bench.device), backend, [window], sees_ahead=sees_ahead)
             moved = Heads(*(tensor.to(bench.device, dtype) for tensor in heads))
             actual = attend_with_gradients(moved, layout.masks[window], softcap)
             names = ("output", "query", "key", "value")
@@ -122,7 +123,12 @@ def check_windows(bench: Bench) -> str:
     return check_documents(bench, window=200, softcap=20.0)
 
 
-def check_documents(bench: Bench, *, window: int = 0, softcap: float = 0.0) -> str:
+def check_both_sides(bench: Bench) -> str:
+    """Masked documents and a sliding window of an encoder, which sees what follows as well."""
+    return check_documents(bench, window=65, sees_ahead=True)
+
+
+def check_documents(bench: Bench, **options: Any) -> str:
     """Masked documents at a length that is no multiple of a block, and at one that is."""
     lengths = (40,) if bench.is_dry_run else (300, 1024)
     seen = []
@@ -131,8 +137,7 @@ def check_documents(bench: Bench, *, window: int = 0, softcap: float = 0.0) -> s
         begins[:, 0] = True
         # FlexAttention has no backward pass on the CPU.
         backend = "flex" if bench.is_cuda else "dense"
-        how = {"backend": backend, "window": window, "softcap": softcap}
-        seen.append(compare_attention(bench, begins, masked=True, **how))
+        seen.append(compare_attention(bench, begins, masked=True, backend=backend, **options))
     if not bench.is_cuda:
         raise NotRun(f"no GPU (SDPA with the dense mask: {seen[0]})")
     return "; ".join(seen)
@@ -156,8 +161,31 @@ LIKE_GPT2 += "layers: 2, width: 64, vocab_size: 512, tied_embeddings: true}"
 
 def check_objective(bench: Bench) -> str:
     """The whole objective, documents masked, as GPT-2 and as Llama, against the CPU in fp32."""
+    return compare_objectives(bench, {"llama": (), "gpt2": (LIKE_GPT2,)})
+
+
+def check_families(bench: Bench) -> str:
+    """The same of prefixes that are seen as a whole, of T5's biased scores, and of cells."""
+    cases = {
+        "prefix": ("objective.name=prefix",),
+        "t5": (
+            "model={family: encoder_decoder, layers: 1, width: 64, heads: 4}",
+            "batch={global_windows: 128, micro_windows: 128}",
+            "objective={name: spans, sentinels: 20}",
+            "stream.mask_documents=false",
+        ),
+    }
+    for cell in ("lstm", "gru"):
+        cases[cell] = (f"model={{family: recurrent, cell: {cell}, width: 64, vocab_size: 512}}",)
+    # Else cuDNN's cells compute fp32 by TF32, with the mantissa of fp16.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return compare_objectives(bench, cases)
+
+
+def compare_objectives(bench: Bench, cases: Mapping[str, Sequence[str]]) -> str:
+    """``cases``: name → overrides of the tiny shape."""
     seen = []
-    for name, switches in (("llama", ()), ("gpt2", (LIKE_GPT2,))):
+    for name, switches in cases.items():
         # Not all in one chunk, so that the recomputation of logits is in it.
         config = build_config("tiny", [*switches, "objective.chunk_tokens=50"])
         micro = one_micro_batch(config)
@@ -296,6 +324,8 @@ CHECKS = (
     Check(name="flash kernel takes all heads", run=check_flash),
     Check(name="masked documents = dense mask on the CPU", run=check_documents, limit_seconds=90),
     Check(name="windows, caps = dense on the CPU", run=check_windows, limit_seconds=120),
+    Check(name="both sides = dense mask on the CPU", run=check_both_sides, limit_seconds=120),
     Check(name="objective = CPU in fp32", run=check_objective, limit_seconds=90),
+    Check(name="families and prefixes = CPU in fp32", run=check_families, limit_seconds=90),
     Check(name="compiled blocks = eager", run=check_compiled, limit_seconds=120),
 )

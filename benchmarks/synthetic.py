@@ -80,7 +80,7 @@ def _random_step(config: RunConfig, plan: BatchPlan, generator: np.random.Genera
 
 
 def _random_micro(config: RunConfig, plan: BatchPlan, generator: np.random.Generator) -> Batch:
-    rows, row_tokens = plan.micro_windows, config.stream.sequence_length + 1
+    rows, row_tokens = plan.micro_windows, config.window.tokens
     begins = generator.random((rows, row_tokens)) < 1 / MEAN_DOCUMENT_TOKENS
     begins[:, 0] = True
     dtype = np.uint16 if config.vocab_size <= 2**16 else np.uint32
