@@ -161,7 +161,7 @@ def test_a_task_that_something_has_to_be_mended_for_is_not_requeued_and_redone_a
 
 
 def test_a_task_out_of_time_comes_again_and_a_cancelled_one_does_not(lab: DataLab):
-    lab.write(file_bytes=1_000_000)
+    lab.write(file_bytes=3_000_000)
     job = lab.submit("corpus")
     wait_until(lambda: bool(lab.processes(0) and lab.processes(2)), END_SECONDS, "tasks 0 and 2")
     lab.cluster.run("scancel", "--batch", "--signal=USR1", f"{job}_0")  # as before the time limit
