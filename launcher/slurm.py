@@ -127,9 +127,18 @@ def _ask(command: Sequence[str], *, forgiven: str) -> str:
 
 
 def scancel(jobs: Sequence[str], options: Sequence[str] = ()) -> None:
-    """End or signal (``options``) these jobs; a job that has ended already is no error."""
-    if jobs:
+    """End or signal (``options``) these jobs; a job that has ended already is no error.
+
+    Slurm 22.05 refuses a signal for a batch script that has just ended, and with --quiet without a
+    reason; its job may be completing.
+    """
+    if not jobs:
+        return
+    try:
         _call(["scancel", "--quiet", *options, *jobs])
+    except SlurmRefusedError:
+        if any(job.is_active and job.state != "COMPLETING" for job in squeue(jobs)):
+            raise
 
 
 def parse_submitted(printed: str) -> str:

@@ -130,6 +130,20 @@ def put(folder: Path, name: str, script: str) -> None:
     (folder / name).chmod(0o755)
 
 
+@pytest.mark.parametrize(
+    ("state", "is_told"), [("RUNNING", True), ("COMPLETING", False), ("", False)]
+)
+def test_a_job_that_ends_before_its_signal_comes_is_no_error(commands, state, is_told):
+    put(commands, "scancel", "exit 1")
+    row = QUEUE.splitlines()[1].replace("RUNNING", state)
+    put(commands, "squeue", f"echo '{row}'" if state else ":")
+    if is_told:
+        with pytest.raises(ClusterError, match="it gave no reason"):
+            scancel(["1"], ["--signal=USR1"])
+    else:
+        scancel(["1"], ["--signal=USR1"])
+
+
 def test_a_machine_without_slurm_is_told_in_plain_words(commands):
     for call in (
         lambda: squeue(["1"]),
