@@ -15,6 +15,7 @@ from lmscale.config.model_base import (
     ModelConfig,
     find_window_problems,
     plan_ffn_width,
+    plan_windows,
 )
 
 
@@ -83,8 +84,7 @@ class EncoderConfig(ModelConfig):
     @property
     def layer_windows(self) -> tuple[int, ...]:
         """The sliding window of every layer; 0: none."""
-        pattern = self.sliding_windows or (0,)
-        return tuple(pattern[layer % len(pattern)] for layer in range(self.layers))
+        return plan_windows(self.sliding_windows, self.layers)
 
     @property
     def resolved_kv_heads(self) -> int:

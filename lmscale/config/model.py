@@ -21,8 +21,10 @@ from lmscale.config.model_base import (
     MAX_WIDTH,
     Activation,
     ModelConfig,
+    find_head_problems,
     find_window_problems,
     plan_ffn_width,
+    plan_windows,
 )
 
 
@@ -132,11 +134,7 @@ class DecoderConfig(ModelConfig):
     """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
 
     def find_problems(self) -> Iterator[str]:
-        if self.head_width is None and self.width % self.heads:
-            yield (
-                f"width = {self.width} is not a multiple of heads = {self.heads}; change one of "
-                "them or give head_width"
-            )
+        yield from find_head_problems(self.width, self.heads, self.head_width)
         if self.kv_heads is not None and self.heads % self.kv_heads:
             yield (
                 f"heads = {self.heads} is not a multiple of kv_heads = {self.kv_heads}; each "
@@ -156,8 +154,7 @@ class DecoderConfig(ModelConfig):
     @property
     def layer_windows(self) -> tuple[int, ...]:
         """The sliding window of every layer; 0: none."""
-        pattern = self.sliding_windows or (0,)
-        return tuple(pattern[layer % len(pattern)] for layer in range(self.layers))
+        return plan_windows(self.sliding_windows, self.layers)
 
     @property
     def resolved_kv_heads(self) -> int:
@@ -228,11 +225,7 @@ class EncoderDecoderConfig(ModelConfig):
     """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
 
     def find_problems(self) -> Iterator[str]:
-        if self.head_width is None and self.width % self.heads:
-            yield (
-                f"width = {self.width} is not a multiple of heads = {self.heads}; change one of "
-                "them or give head_width"
-            )
+        yield from find_head_problems(self.width, self.heads, self.head_width)
         if self.relative_buckets % 4 or self.relative_distance <= self.relative_buckets // 2:
             yield (
                 f"relative_buckets = {self.relative_buckets} must be a multiple of 4, and its half "

@@ -67,3 +67,18 @@ def find_window_problems(sliding_windows: Sequence[int], layers: int) -> Iterato
             f"sliding_windows has {len(sliding_windows)} numbers for layers = {layers}; leave out "
             "those that no layer would take"
         )
+
+
+def plan_windows(sliding_windows: Sequence[int], layers: int) -> tuple[int, ...]:
+    """The pattern, repeated over the layers; without one, 0 everywhere: no window."""
+    pattern = sliding_windows or (0,)
+    return tuple(pattern[layer % len(pattern)] for layer in range(layers))
+
+
+def find_head_problems(width: int, heads: int, head_width: int | None) -> Iterator[str]:
+    """Why the width cannot be shared among the heads."""
+    if head_width is None and width % heads:
+        yield (
+            f"width = {width} is not a multiple of heads = {heads}; change one of them or give "
+            "head_width"
+        )

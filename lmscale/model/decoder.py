@@ -13,7 +13,7 @@ from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.config.model_base import GATED
 from lmscale.model.attention import Attention, KeyValueCache
 from lmscale.model.family import Account, Family, Flops, Head, Model
-from lmscale.model.feed_forward import FeedForward
+from lmscale.model.feed_forward import build_feed_forward
 from lmscale.model.initialize import Embedding, build_norm
 from lmscale.model.layout import (
     Layout,
@@ -37,14 +37,7 @@ class Block(nn.Module):
         self.attention_norm = build_norm(config)
         self.attention = Attention(config)
         self.feed_forward_norm = build_norm(config)
-        self.feed_forward = FeedForward(
-            config.width,
-            config.resolved_ffn_width,
-            config.activation,
-            bias=config.bias,
-            std=config.init_std,
-            residual_std=config.residual_std,
-        )
+        self.feed_forward = build_feed_forward(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(

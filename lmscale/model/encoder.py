@@ -17,7 +17,7 @@ from lmscale.config.model import EncoderConfig, Sizes
 from lmscale.config.model_base import GATED
 from lmscale.model.attention import Attention
 from lmscale.model.family import Account, Family, Flops, Head, Model
-from lmscale.model.feed_forward import FUNCTIONS, FeedForward
+from lmscale.model.feed_forward import FUNCTIONS, build_feed_forward
 from lmscale.model.initialize import Embedding, Linear, build_norm
 from lmscale.model.layout import Layout, attention_backend, build_layout
 from lmscale.model.recompute import run_block
@@ -37,14 +37,7 @@ class EncoderBlock(nn.Module):
         self.attention_norm = nn.Identity() if is_normed else build_norm(config)
         self.attention = Attention(config)
         self.feed_forward_norm = build_norm(config)
-        self.feed_forward = FeedForward(
-            config.width,
-            config.resolved_ffn_width,
-            config.activation,
-            bias=config.bias,
-            std=config.init_std,
-            residual_std=config.residual_std,
-        )
+        self.feed_forward = build_feed_forward(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmscale.config.model import DecoderConfig, EncoderConfig
 from lmscale.config.model_base import GATED, Activation
 from lmscale.model.initialize import Linear
 
@@ -53,3 +54,15 @@ class FeedForward(nn.Module):
             return self.down(self.function(self.up(x_BTD)))
         gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
         return self.down(self.function(gate_BTF) * up_BTF)
+
+
+def build_feed_forward(config: DecoderConfig | EncoderConfig) -> FeedForward:
+    """That of a block of a decoder or an encoder."""
+    return FeedForward(
+        config.width,
+        config.resolved_ffn_width,
+        config.activation,
+        bias=config.bias,
+        std=config.init_std,
+        residual_std=config.residual_std,
+    )
