@@ -116,11 +116,15 @@ def fork_starts(script: str, folder: str, *num_ranks: str) -> None:
 
 def fork_function(script: str, name: str, folder: str, num_ranks: str) -> None:
     """What the forked process does for ``run_on_ranks``."""
+    import torch.distributed
+
     work = runpy.run_path(script)[name]
 
     def of_rank() -> None:
         with one_group() as ranks:
             result = work(ranks)
+            # One that leaves at once ends the meeting of those that are still connecting to it.
+            torch.distributed.barrier()
         Path(folder, f"{name}-{ranks.rank}.json").write_text(json.dumps(result))
 
     fork_ranks(int(num_ranks), of_rank)

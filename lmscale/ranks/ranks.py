@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,6 +165,7 @@ def _open_group(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
 
     is_cuda = device.type == "cuda"
     meeting = min(timeout, MEETING_TIMEOUT)
+    began = time.monotonic()
     try:
         store = _meet(ranks, meeting)
         dist.init_process_group(
@@ -178,9 +180,10 @@ def _open_group(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
     except (OSError, RuntimeError) as error:  # torch's and gloo's own are RuntimeErrors
         raise TransientError(
             f"Rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()} could not meet the "
-            f"others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} within "
-            f"{meeting.total_seconds():.0f} s: {str(error).splitlines()[0]} See the logs of the "
-            f"other ranks; `lmscale doctor` checks this node's network."
+            f"others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}, after "
+            f"{time.monotonic() - began:.0f} s of at most {meeting.total_seconds():.0f}: "
+            f"{str(error).splitlines()[0]} See the logs of the other ranks; `lmscale doctor` "
+            f"checks this node's network."
         ) from error
 
 
