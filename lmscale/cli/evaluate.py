@@ -16,7 +16,8 @@ from lmscale.errors import EXIT_RESUMABLE, ConfigError
 from lmscale.files.printing import say
 
 if TYPE_CHECKING:
-    from lmscale.evaluation.ngram import Trigram
+    from lmscale.evaluation.baseline import BaselineName
+    from lmscale.evaluation.ngram import Trigram, Unigram
     from lmscale.evaluation.perplexity import SetScore
     from lmscale.evaluation.run import LoadedRun
     from lmscale.runs.stop import StopRequests
@@ -40,8 +41,11 @@ def evaluate(
         typer.Option(min=1, help="Score at most this many windows per set, spread evenly over it."),
     ] = None,
     baseline: Annotated[
-        Literal["ngram"] | None,
-        typer.Option(help="Beside the loss, that of a trigram counted on what the run has read."),
+        Literal["ngram", "unigram"] | None,
+        typer.Option(
+            help="Beside the loss, that of counts of what the run has read: a trigram, or for "
+            "masked tokens a unigram."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,23 +57,23 @@ def evaluate(
     with StopRequests(run, watch_file=False, signals=signals) as stop:
         stop.leave_unless(lambda: False)
         try:
-            scores, trigram = _evaluate(
-                run, step, set_name or None, max_windows, stop=stop, with_trigram=bool(baseline)
+            scores, counts = _evaluate(
+                run, step, set_name or None, max_windows, stop=stop, baseline=baseline
             )
         except StoppedError as stopped:
             say(f"stopped by {stopped}; nothing was scored", err=True)
             raise typer.Exit(EXIT_RESUMABLE) from None
     if as_json:
-        counted = {} if trigram is None else {"ngram_tokens": trigram.tokens}
+        counted = {} if counts is None else {f"{baseline}_tokens": counts.tokens}
         echo_json({name: score.to_dict() | counted for name, score in scores.items()})
     else:
         from lmscale.evaluation.perplexity import render_scores
 
         say(render_scores(scores))
-        if trigram is not None:
+        if counts is not None:
             say(
-                "ngram: the loss of a trigram (interpolated Kneser-Ney), counted on "
-                f"{trigram.tokens:,} tokens that the run has read"
+                f"{baseline}: the loss of {counts.described}, counted on {counts.tokens:,} tokens "
+                "that the run has read"
             )
 
 
@@ -80,13 +84,13 @@ def _evaluate(
     max_windows: int | None,
     *,
     stop: StopRequests,
-    with_trigram: bool,
-) -> tuple[dict[str, SetScore], Trigram | None]:
+    baseline: BaselineName | None,
+) -> tuple[dict[str, SetScore], Trigram | Unigram | None]:
     from lmscale.files.progress import progress
 
     with progress("loading the model"):
         from lmscale.evaluation import perplexity
-        from lmscale.evaluation.ngram import score_set
+        from lmscale.evaluation.baseline import plan_keys, score_set
         from lmscale.evaluation.run import load_run
         from lmscale.objective.objective import build_scoring
         from lmscale.ranks.device import select_device
@@ -109,7 +113,7 @@ def _evaluate(
     plan = perplexity.plan_evaluation(config, token_bytes, max_windows=max_windows)
     poll = StopPoll(stop.requested)
     stop.wait_to_be_asked()  # a terminal's progress bar, at least: from here on it is asked for
-    trigram = _count_run(run, loaded, poll) if with_trigram else None
+    counts = _count_run(run, loaded, baseline, poll) if baseline else None
     scores: dict[str, SetScore] = {}
     for name, dataset in datasets.items():
         total = len(plan.window_numbers(dataset))
@@ -123,17 +127,20 @@ def _evaluate(
                 advance=advance,
                 between_batches=poll,
             )
-            if trigram is not None:
-                ngram = score_set(trigram, dataset, plan, between_batches=poll)
-                scores[name] = replace(scores[name], others={**scores[name].others, "ngram": ngram})
-    return scores, trigram
+            if counts is not None and baseline:
+                keys_of = plan_keys(config, plan.preparation)
+                loss = score_set(counts, dataset, plan, keys_of, between_batches=poll)
+                scores[name] = replace(scores[name], others={**scores[name].others, baseline: loss})
+    return scores, counts
 
 
-def _count_run(run: Path, loaded: LoadedRun, poll: StopPoll) -> Trigram:
-    from lmscale.evaluation.ngram import count_run
+def _count_run(
+    run: Path, loaded: LoadedRun, baseline: BaselineName, poll: StopPoll
+) -> Trigram | Unigram:
+    from lmscale.evaluation.baseline import count_run
     from lmscale.files.progress import progress
 
-    with progress("counting n-grams", None, "windows") as advance:
+    with progress("counting tokens", None, "windows") as advance:
 
         def advance_and_ask(windows: float) -> None:
             advance(windows)
@@ -142,8 +149,9 @@ def _count_run(run: Path, loaded: LoadedRun, poll: StopPoll) -> Trigram:
         return count_run(
             loaded.config,
             run,
+            baseline,
             step=loaded.step,
-            vocab_size=loaded.tokenizer.vocab_size,
+            tokenizer=loaded.tokenizer,
             advance=advance_and_ask,
         )
 

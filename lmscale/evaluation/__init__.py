@@ -4,8 +4,9 @@
 
     RUN ──load_run──→ LoadedRun ──┬─→ evaluate_set (perplexity.py): loss, perplexity, bits per byte
                                   │      over the sets that open_evaluation_sets opens and checks
-                                  ├─→ count_run (ngram.py): a trigram of what the run has read,
-                                  │      whose loss on the same windows is the yardstick
+                                  ├─→ count_run (baseline.py): a trigram or unigram (ngram.py) of
+                                  │      what the run has read, whose loss on the same targets is
+                                  │      the yardstick
                                   └─→ Generation (generate.py): a prompt → ids by Sampling
                                          ─stream_text──→ text
 

@@ -1,19 +1,32 @@
-"""The trigram is what the textbook's formula gives, on the tokens that a run has read."""
+"""Trigram and unigram are what the textbook's formula gives, on the tokens that a run has read."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from contextlib import closing
 
 import numpy as np
 import pytest
 
+from lmscale.config import RunConfig
 from lmscale.config.objective import FillMiddleConfig
 from lmscale.errors import ConfigError
-from lmscale.evaluation import ngram
-from lmscale.evaluation.ngram import BITS, BOUNDARY, Trigram, count_run, target_keys
+from lmscale.evaluation import baseline
+from lmscale.evaluation.baseline import BaselineName, count_run, plan_keys, score_set
+from lmscale.evaluation.ngram import (
+    BITS,
+    BOUNDARY,
+    Trigram,
+    Unigram,
+    answer_keys,
+    target_keys,
+)
+from lmscale.evaluation.perplexity import plan_evaluation
 from lmscale.objective.causal import CausalPreparation
+from lmscale.objective.objective import IGNORED, build_preparation
 from lmscale.shards.build import build_shards
 from lmscale.stream.batches import Rows
+from lmscale.stream.dataset import open_dataset
 from lmscale.stream.ledger import LedgerRow, open_ledger
 from lmscale.stream.stream import open_stream
 
@@ -92,16 +105,52 @@ def test_the_targets_are_the_causal_ones_and_no_context_reaches_over_a_document(
     ]
 
 
+def test_a_unigram_shares_out_what_its_discount_takes():
+    ids = np.array([5, 5, 5, 7, 7, 9, 11, 11, 13])  # two came once, two twice: a third is taken
+    unigram = Unigram(ids, vocab_size=20)
+    p = np.exp(unigram.log_p(np.arange(20)))
+    rest = 5 / 3 / 20
+    wanted = [{5: 3, 7: 2, 9: 1, 11: 2, 13: 1}.get(number, 1 / 3) - 1 / 3 for number in range(20)]
+    assert p == pytest.approx([(count + rest) / 9 for count in wanted], rel=1e-12)
+    assert unigram.tokens == 9 and p.sum() == pytest.approx(1, abs=1e-12)
+
+
+def test_of_an_answer_every_label_is_a_target_behind_those_before_it():
+    labels = np.array([[50, 6, 7, IGNORED], [IGNORED] * 4, [51, 8, 9, 52]], dtype=np.int32)
+    assert answer_keys(labels).tolist() == [
+        *(key(BOUNDARY, BOUNDARY, 50), key(BOUNDARY, 50, 6), key(50, 6, 7)),
+        *(key(BOUNDARY, BOUNDARY, 51), key(BOUNDARY, 51, 8), key(51, 8, 9), key(8, 9, 52)),
+    ]
+
+
+ENCODER = {"family": "encoder", "width": 32, "heads": 4}
+PAIRS = {"family": "encoder_decoder", "width": 32, "heads": 4}
+OTHERS: dict[str, tuple[BaselineName, dict]] = {  # baseline, and sections of a run that it is of
+    "masked": ("unigram", {"objective": {"name": "masked"}, "model": ENCODER}),
+    "spans": ("ngram", {"objective": {"name": "spans"}, "model": PAIRS}),
+}
+
+
 @pytest.fixture(scope="module")
-def read_run(config, tokenizer, tmp_path_factory):
-    """A run that has read its source three times, in twenty steps."""
+def shards(config, tokenizer) -> RunConfig:
     build_shards(config, processes=1)
+    return config
+
+
+@pytest.fixture(scope="module")
+def read_run(shards, tmp_path_factory):
+    return begin_run(shards, tmp_path_factory.mktemp("ngram"), {})
+
+
+def begin_run(config, folder, sections):
+    """A run that has read its source three times, in twenty steps; the source; a step's windows."""
     sources = {"docs": {"shards": f"{config.shards.folder}/docs/train"}}
-    tree = config.model_dump(mode="json")
+    tree = config.model_dump(mode="json", exclude={"model"} if sections else set()) | sections
     tree["stream"] |= {"sources": sources, "window_shards": 1, "mixture_block": 16}
-    tree["run"]["folder"] = str(tmp_path_factory.mktemp("ngram") / "run")
+    tree["stream"]["mask_documents"] = sections.get("model") != PAIRS
+    tree["run"]["folder"] = str(folder / "run")
     config = type(config).model_validate(tree)
-    with open_stream(config.stream, seed=config.run.seed) as stream:
+    with open_stream(config.stream, seed=config.run.seed, shape=config.window) as stream:
         windows = stream.orders["docs"].total
         every = windows * 3 // 20
         with open_ledger(config.folder, next_step=0, stream=stream, n=0) as ledger:
@@ -117,10 +166,10 @@ def test_what_a_run_has_read_is_counted_once_up_to_the_step_that_is_evaluated(re
     targets = CausalPreparation(mask_documents=True).prepare(whole).targets
     heard = []
     trigram = count_run(
-        config, config.folder, step=20, vocab_size=tokenizer.vocab_size, advance=heard.append
+        config, config.folder, "ngram", step=20, tokenizer=tokenizer, advance=heard.append
     )
     assert trigram.tokens == targets and sum(heard) == len(whole.tokens)
-    part = count_run(config, config.folder, step=2, vocab_size=tokenizer.vocab_size)
+    part = count_run(config, config.folder, "ngram", step=2, tokenizer=tokenizer)
     assert 0 < part.tokens < targets / 2
     keys = target_keys(whole, mask_documents=True)
     assert trigram.log_p(keys).mean() > part.log_p(keys).mean()
@@ -132,21 +181,54 @@ def test_of_a_long_run_as_much_as_the_limit_is_counted_in_few_stretches_of_what_
     config, whole, _ = read_run
     length, windows = config.stream.sequence_length, len(whole.tokens)
     limit = windows // 2 * length
-    monkeypatch.setattr(ngram, "MAX_TOKENS", limit)
+    monkeypatch.setattr(baseline, "MAX_TOKENS", limit)
     heard = []
     trigram = count_run(
-        config, config.folder, step=20, vocab_size=tokenizer.vocab_size, advance=heard.append
+        config, config.folder, "ngram", step=20, tokenizer=tokenizer, advance=heard.append
     )
     assert 0.8 * limit < trigram.tokens <= limit  # document beginnings are no targets
-    assert sum(heard) == windows // 2 and len(heard) == ngram.STRETCHES
+    assert sum(heard) == windows // 2 and len(heard) == baseline.STRETCHES
+
+
+@pytest.mark.parametrize("objective", OTHERS)
+def test_other_objectives_are_counted_and_scored_at_their_own_targets(
+    shards, tokenizer, tmp_path, objective
+):
+    name, sections = OTHERS[objective]
+    config, whole, _ = begin_run(shards, tmp_path, sections)
+    counts = count_run(config, config.folder, name, step=20, tokenizer=tokenizer)
+    plan = plan_evaluation(config, tokenizer.token_bytes(), max_windows=None)
+    with closing(
+        open_dataset(config.evaluation.sets["docs"], config.stream, shape=config.window)
+    ) as dataset:
+        keys_of = plan_keys(config, plan.preparation)
+        loss = score_set(counts, dataset, plan, keys_of)
+        asked = plan.preparation.prepare(dataset.read(range(dataset.num_windows)))
+    if objective == "spans":  # sentinels are targets, too
+        assert counts.tokens == build_preparation(config).prepare(whole).targets
+        assert loss == -counts.log_p(answer_keys(asked.arrays["labels"])).mean()
+        return
+    text = whole.tokens[np.arange(whole.tokens.shape[1]) < whole.lengths[:, None]]
+    text = text[tokenizer.token_bytes()[text] > 0]
+    share = Counter(text.tolist())
+    assert counts.tokens == len(text)
+    wanted = -np.log([share[number] / len(text) or 1e-5 for number in asked.arrays["labels"]])
+    assert loss == pytest.approx(wanted.mean(), rel=0.01)  # but for the discount
 
 
 def test_a_baseline_that_cannot_be_counted_says_why(read_run, tokenizer):
     config, _, _ = read_run
+
+    def refused(
+        words: str, name: BaselineName = "ngram", *, step=10, run=config, pieces=tokenizer
+    ) -> None:
+        with pytest.raises(ConfigError, match=words):
+            count_run(run, config.folder, name, step=step, tokenizer=pieces)
+
     other = config.model_copy(update={"objective": FillMiddleConfig()})
-    with pytest.raises(ConfigError, match="only for the objective causal; this run has fill_middl"):
-        count_run(other, config.folder, step=10, vocab_size=400)
-    with pytest.raises(ConfigError, match="has read nothing yet"):
-        count_run(config, config.folder, step=0, vocab_size=400)
-    with pytest.raises(ConfigError, match="at most 2,097,150 pieces; the tokenizer has 3,000,000"):
-        count_run(config, config.folder, step=1, vocab_size=3_000_000)
+    refused("the objectives causal, spans, denoisers, infill; this run has fill_mid", run=other)
+    refused("unigram is only for the objectives masked, masked_order; this ru", "unigram")
+    refused("has read nothing yet", step=0)
+    wide = config.tokenizer.model_copy(update={"vocab_size": 3_000_000})
+    large = config.model_copy(update={"tokenizer": wide})
+    refused("at most 2,097,150 pieces; here there are 3,000,000", run=large)
