@@ -2,11 +2,12 @@
 
     python tests/chaos.py --faults 1000 --seed 1
 
-A run goes on and on while faults hit it (chaos_plan.py): several in a start, one of them deadly, on
-1 to 4 ranks, ZeRO 0 to 3, with any micro-batch, loader workers, saves in the background or not.
-Between two starts checkpoints are cut, altered or lose their manifest, torn folders and half a row
-of the ledger are left. After every start its exit code must be the documented one, and the next one
-must go on from the newest checkpoint that is whole, as this script finds by itself. In the end
+Four runs, each of a family of models and an objective that the seed draws (recipes.py), go on and
+on while faults hit them (chaos_plan.py): several in a start, one of them deadly, on 1 to 4 ranks,
+ZeRO 0 to 3, with any micro-batch, loader workers, saves in the background or not. Between two
+starts checkpoints are cut, altered or lose their manifest, torn folders and half a row of the
+ledger are left. After every start its exit code must be the documented one, and the next one must
+go on from the newest checkpoint that is whole, as this script finds by itself. In the end
 `lmscale runs audit` must find the run clean, and its ledger must equal, byte for byte, that of the
 same run without a fault; in the family of one topology also its weights, bit for bit.
 
@@ -36,6 +37,7 @@ from pathlib import Path
 from chaos_plan import FAMILIES, Attempt, Family, plan_attempt
 from fork_server import load_everything
 from forked_starts import Ended, ForkedStart, fork
+from recipes import RECIPES, draw_recipes
 from tiny_run import build_tiny_data, committed_steps, ledger_of, settings, write_tiny_config
 
 STEPS_AFTER = 3  # done in peace after the last fault
@@ -69,13 +71,12 @@ class Tally:
 class Chaos:
     """One family's run, started and broken over and over."""
 
-    def __init__(self, family: Family, folder: Path, data: Path, seed: int) -> None:
+    def __init__(self, family: Family, recipe: str, *, folder: Path, data: Path, seed: int) -> None:
         self.family, self.folder, self.seed = family, folder, seed
         folder.mkdir(parents=True, exist_ok=True)
         self.run = folder / "run"
-        self.config = write_tiny_config(
-            folder / "chaos.yaml", data, self.run, {**TINY, **as_remote(data, folder)}
-        )
+        overrides = {**RECIPES[recipe], **TINY, **as_remote(data, folder)}
+        self.config = write_tiny_config(folder / "chaos.yaml", data, self.run, overrides)
         self.tally = Tally()
 
     def attempt(self, number: int) -> None:
@@ -316,14 +317,16 @@ def run_chaos(folder: Path, *, faults: int, seed: int, minutes: float) -> None:
     total = collections.Counter()
     lines = []
     starts = lost = back = 0
-    for family in FAMILIES:
-        chaos = Chaos(family, folder / family.name.replace(" ", "-"), data, seed)
+    for family, recipe in zip(FAMILIES, draw_recipes(seed, len(FAMILIES)), strict=True):
+        print(f"{family.name}: a run of {recipe}, seed {seed}", flush=True)
+        place = folder / family.name.replace(" ", "-")
+        chaos = Chaos(family, recipe, folder=place, data=data, seed=seed)
         family_began, number = time.monotonic(), 0
         share = max(1, round(family.share * faults))
         while chaos.tally.faults < share and not is_over(family_began, minutes * family.share):
             number += 1
             chaos.attempt(number)
-        lines.append(f"{family.name}: {chaos.finish()}")
+        lines.append(f"{family.name}, {recipe}: {chaos.finish()}")
         tally = chaos.tally
         total += tally.kinds
         starts, lost, back = (

@@ -1,11 +1,13 @@
-"""Kill a tiny run over and over, resume it in another shape each time, and audit what it did.
+"""Kill tiny runs over and over, resume them in another shape each time, and audit what they did.
 
     python tests/kills.py --kills 100 --seed 1
 
-Every attempt has a random number of ranks (1 to 4), ZeRO stage, micro-batch and number of loader
-workers; SIGKILL falls at a random moment, on all ranks, on one rank, or on the launcher. In the end
-the run is finished in peace, `lmscale runs audit` must find it clean, and its ledger must equal,
-byte for byte, that of the same run without an interruption. Linux only: it reads /proc.
+After every 20 kills another run begins, of a family and an objective that the seed draws
+(recipes.py). Every attempt has a random number of ranks (1 to 4), ZeRO stage, micro-batch and
+number of loader workers; SIGKILL falls at a random moment, on all ranks, on one rank, or on the
+launcher. In the end each run is finished in peace, `lmscale runs audit` must find it clean, and its
+ledger must equal, byte for byte, that of the same run without an interruption. Linux only: it reads
+/proc.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from os import kill
 from pathlib import Path
 
 from forked_processes import Process
+from recipes import RECIPES, draw_recipes
 from tiny_run import (
     build_tiny_data,
     children_of,
@@ -41,6 +44,7 @@ VICTIMS = ("all ranks", "one rank", "the launcher")
 MOMENTS = (("starting", 15), ("stepping", 45), ("saving", 40))
 PATIENCE_SECONDS = 180.0
 END_SECONDS = 60.0  # by then every process of a killed attempt must be gone
+KILLS_OF_A_RUN = 20
 STEPS_AFTER = 3  # done in peace after the last kill
 ENDLESS = 1_000_000  # steps; the real end is set after the last kill
 
@@ -206,28 +210,39 @@ class Killer:
 
 
 def run_kills(folder: Path, *, kills: int, seed: int) -> None:
-    """Kill, finish, audit, compare. Raises ``KillsFailed`` with the reason."""
+    """Kill, finish, audit, compare, run after run. Raises ``KillsFailed`` with the reason."""
+    data = folder / "data"
+    if not data.exists():
+        build_tiny_data(data)
+    firsts = range(1, kills + 1, KILLS_OF_A_RUN)
+    for recipe, first in zip(draw_recipes(seed, len(firsts)), firsts, strict=True):
+        numbers = range(first, min(first + KILLS_OF_A_RUN, kills + 1))
+        kill_run(folder / f"from-{first}", data, recipe, numbers, seed=seed)
+
+
+def kill_run(folder: Path, data: Path, recipe: str, numbers: range, *, seed: int) -> None:
+    """The attempts of these numbers on a run of a recipe, and what must be true of it then."""
     began = time.monotonic()
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    if not (folder / "data").exists():
-        build_tiny_data(folder / "data")
-    config = write_tiny_config(folder / "killed.yaml", folder / "data", folder / "run")
+    config = write_tiny_config(folder / "killed.yaml", data, folder / "run", RECIPES[recipe])
     killer = Killer(folder, config, seed)
-    for number in range(1, kills + 1):
+    print(f"a run of {recipe}, seed {seed}", flush=True)
+    for number in numbers:
         print(killer.attempt(number), flush=True)
     steps = killer.last_checkpoint() + STEPS_AFTER
     check(launch(config, 2, {"train.steps": steps, "engine.zero_stage": 1}), "finishing in peace")
     check(run_lmscale("runs", "audit", killer.run), "the audit")
-    undisturbed = write_tiny_config(folder / "calm.yaml", folder / "data", folder / "calm")
+    undisturbed = write_tiny_config(folder / "calm.yaml", data, folder / "calm", RECIPES[recipe])
     check(launch(undisturbed, 1, {"train.steps": steps}), "the uninterrupted run")
     ledgers = [(place / "ledger.jsonl").read_bytes() for place in (killer.run, folder / "calm")]
     if ledgers[0] != ledgers[1]:
         raise KillsFailed("the ledger is not that of an uninterrupted run")
     last = [losses_of(place)[steps] for place in (killer.run, folder / "calm")]
     print(
-        f"{kills} kills in {time.monotonic() - began:.0f} s, {killer.inside_saves} of them tore a "
-        f"save; {steps} steps done. Audit clean, ledger equal to an uninterrupted run's. Loss of "
-        f"the last step: {last[0]:.6f}, uninterrupted {last[1]:.6f}."
+        f"{recipe}: {len(numbers)} kills in {time.monotonic() - began:.0f} s, "
+        f"{killer.inside_saves} of them tore a save; {steps} steps done. Audit clean, ledger equal "
+        f"to an uninterrupted run's. Loss of the last step: {last[0]:.6f}, uninterrupted "
+        f"{last[1]:.6f}."
     )
 
 

@@ -12,13 +12,9 @@ from lmscale.config.objective import MaskedConfig
 from lmscale.objective.draws import draw_words
 from lmscale.objective.masked import MaskedPreparation
 from lmscale.objective.masking import count_words, shuffle_trigrams
-from lmscale.objective.objective import build_preparation
 from lmscale.objective.token_kinds import token_kinds
 from lmscale.stream.batches import Rows
-from lmscale.stream.loader import open_loader
 from lmscale.stream.order import philox_key
-from lmscale.stream.stream import open_stream
-from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer.codec import load_tokenizer
 
 
@@ -156,37 +152,6 @@ def test_another_sample_number_and_another_seed_hide_other_tokens(rows):
 
 
 MASKED = {"objective": {"name": "masked"}, "model": {"family": "encoder", "width": 32, "heads": 4}}
-
-
-@pytest.mark.parametrize("first_n", [0, 24 * 10**9])
-def test_a_step_is_the_same_on_any_number_of_ranks_and_of_workers(tiny_data, tmp_path, first_n):
-    overrides = MASKED | {"batch": {"global_windows": 24, "micro_windows": 3}}
-    config = tiny_config(tiny_data, tmp_path, overrides)
-
-    def steps(ranks: int, workers: int | None = None) -> list:
-        with open_stream(config.stream, seed=1, shape=config.window) as stream:
-            jobs = [
-                LoaderJob(
-                    stream=stream, preparation=build_preparation(config), data_rank=rank,
-                    plan=config.batch.plan(ranks), first_n=first_n, num_steps=3,
-                )
-                for rank in range(ranks)
-            ]  # fmt: skip
-            if workers is None:
-                return [[batch for job in jobs for batch in job.read_step(s)] for s in range(3)]
-            with open_loader(jobs[0], workers=workers) as loader:
-                return [step.micro_batches for step in loader]
-
-    def content(batches) -> list:
-        ids = [batch.arrays["ids"] for batch in batches]
-        labels = [hidden(batch.arrays, batch.arrays["ids"].shape) for batch in batches]
-        return [np.concatenate(ids).tolist(), np.concatenate(labels).tolist()]
-
-    expected = [content(step) for step in steps(1)]
-    for ranks in (2, 4, 8):
-        assert [content(step) for step in steps(ranks)] == expected
-    for workers in (0, 1, 3):
-        assert [content(step) for step in steps(1, workers)] == expected
 
 
 def test_words_begin_with_spaces_punctuation_and_ideographs(tiny_data):
