@@ -96,6 +96,14 @@ class Kinds(Generic[Kind]):
         """The section whose keys ``tree`` holds."""
         return self.section(tree.get(self.key, next(iter(self.own))))
 
+    def package_of(self, section: Kind) -> str | None:
+        """Name and version of the package that a kind comes with, such as ``toys 1.0``; None for
+        lmscale's own.
+        """
+        name = getattr(section, self.key)
+        added = [] if name in self.own else [e for e in _installed(self.group) if e.name == name]
+        return next((f"{e.dist.name} {e.dist.version}" for e in added if e.dist), None)
+
     def parse(self, value: Any) -> Any:
         """A mapping becomes the section that it names; anything else is left for pydantic."""
         if not isinstance(value, dict):

@@ -7,18 +7,22 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import lmscale
+from lmscale.config import RunConfig
+from lmscale.config.model import FAMILIES
+from lmscale.config.objective import OBJECTIVES
 from lmscale.files.atomic import write_json, writing
 from lmscale.files.jsonl import read_object
 from lmscale.files.redact import may_be_secret, redact, redact_command
 from lmscale.ranks.device import cpu_name, num_cores
 
 MAX_DIFF_CHARS = 1_000_000
+ENVIRONMENT_FILE = "environment.json"
 FROZEN_CODE = "code"  # a launcher's copy of the packages, with code.json beside it
 PACKAGES = (
     *"torch deepspeed numpy sentencepiece webdataset safetensors tensorboard".split(),
@@ -31,12 +35,33 @@ _PREFIXES = (
 _EXACT = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK NODE_RANK TMPDIR".split()
 
 
-def save_provenance(folder: str | Path) -> None:
+def save_provenance(folder: str | Path, config: RunConfig) -> None:
     """Write ``code.json`` and ``environment.json``; on rank 0 only."""
     folder = Path(folder)
     with writing("code.json and environment.json", folder):
         write_json(folder / "code.json", collect_code())
-        write_json(folder / "environment.json", collect_environment())
+        environment = collect_environment() | {"kinds": name_packages(config)}
+        write_json(folder / ENVIRONMENT_FILE, environment)
+
+
+def name_packages(config: RunConfig) -> dict[str, str]:
+    """``model.family = sums`` → ``toys 1.0``: the packages that a run's kinds come with."""
+    families = {f"model.family = {config.model.family}": FAMILIES.package_of(config.model)}
+    objective = config.objective
+    objectives = {f"objective.name = {objective.name}": OBJECTIVES.package_of(objective)}
+    return {kind: package for kind, package in (families | objectives).items() if package}
+
+
+def find_missing_packages(folder: Path) -> Iterator[str]:
+    """The packages that the kinds of the run in a folder came with, and that are not here."""
+    kinds = read_object(folder / ENVIRONMENT_FILE).get("kinds")
+    for kind, package in kinds.items() if isinstance(kinds, dict) else ():
+        name = str(package).partition(" ")[0]
+        if name and installed_version(name) is None:
+            yield (
+                f"{folder}: its {kind} comes with the package {package}, which is not installed "
+                "here. Install it."
+            )
 
 
 def collect_environment() -> dict[str, Any]:

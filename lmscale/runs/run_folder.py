@@ -32,6 +32,7 @@ from lmscale.files.run_files import (
 from lmscale.files.run_rows import FAULT, FIGURES, RESUME, REWIND, STEP, WATCH
 from lmscale.runs.attempts import FINISHED, read_attempts
 from lmscale.runs.commits import Commit, read_commits
+from lmscale.runs.environment import find_missing_packages
 from lmscale.runs.goodput import Goodput, goodput
 from lmscale.runs.starts import HANG_ENDED, RunSigns, plan_starts, read_events
 from lmscale.runs.sweep_folder import find_membership, frozen_config, member_submissions, read_sweep
@@ -181,7 +182,8 @@ def read_submissions(folder: str | Path, problems: list[str] | None = None) -> l
 
 def load_run_config(folder: str | Path) -> RunConfig:
     """The configuration that ran, or will run first; its ``run.folder`` is ``folder``, to which the
-    run may have been moved. Raises ``ConfigError`` where there is none.
+    run may have been moved. Raises ``ConfigError`` where there is none, or where it cannot be read,
+    such as without the package of its family.
     """
     begun = Path(folder) / CONFIG_FILE
     path = begun if begun.is_file() else frozen_config(Path(folder))
@@ -190,7 +192,11 @@ def load_run_config(folder: str | Path) -> RunConfig:
             f"{folder} is not a run's folder: it holds no {CONFIG_FILE}. "
             "`lmscale runs list` shows the runs of a folder."
         )
-    config = load_config(path)
+    try:
+        config = load_config(path)
+    except ConfigError as error:
+        missing = find_missing_packages(Path(folder))
+        raise ConfigError([*missing, *error.problems]) from None
     here = config.run.model_copy(update={"folder": str(folder)})
     return config.model_copy(update={"run": here})
 

@@ -147,5 +147,5 @@ def freeze_run(config: RunConfig, tokenizer: Tokenizer) -> None:
     with writing("the run folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / CONFIG_FILE, dump_config(with_absolute_places(config)).encode())
-        save_provenance(folder)
+        save_provenance(folder, config)
         save_tokenizer(tokenizer, folder / KEPT_FOLDER)

@@ -9,6 +9,7 @@ import yaml
 from outside_packages import call_lmscale, installed, read_lmscale
 from tiny_run import ledger_of, tiny_tree
 
+from lmscale.cli.main import main
 from lmscale.files.jsonl import read_rows
 
 HERE = Path(__file__).parent
@@ -27,7 +28,7 @@ def server(tmp_path_factory):
 
 
 @pytest.mark.parametrize("objective", ["causal", "halves"])
-def test_a_family_from_outside_trains_and_resumes(server, tiny_data, tmp_path, objective):
+def test_a_family_from_outside_trains_and_resumes(server, tiny_data, tmp_path, objective, capsys):
     overrides = {"train.steps": 6, "engine.optimizer.lr": 0.02}  # six steps are to be seen
     tree = tiny_tree(tiny_data, tmp_path / "run", overrides)
     tree["model"] = {"family": "sums", "width": 24}
@@ -44,3 +45,10 @@ def test_a_family_from_outside_trains_and_resumes(server, tiny_data, tmp_path, o
     shown = read_lmscale(server, "config", "show", path, "--nproc", 2)
     assert shown["config"]["model"]["family"] == "sums"
     assert shown["derived"]["parameters"] == 2 * 512 * 24 + 24 * 24 + 24
+    # Here its package is not installed.
+    kinds = ["model.family = sums", *["objective.name = halves"] * (objective == "halves")]
+    for command, place in (("status", "run"), ("audit", "run"), ("list", ".")):
+        assert main(["runs", command, str(tmp_path / place)]) == (0 if command == "list" else 2)
+        said = "".join(capsys.readouterr())
+        for kind in kinds[:1] if command == "list" else kinds:
+            assert f"its {kind} comes with the package toys 1.0, which is not installed" in said

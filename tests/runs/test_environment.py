@@ -1,6 +1,7 @@
 import json
 import subprocess
 
+from lmscale.config import RunConfig
 from lmscale.runs.environment import collect_code, save_provenance, select_variables
 
 
@@ -55,7 +56,7 @@ def test_secrets_are_left_out():
 
 
 def test_the_run_folder_gets_both_files(tmp_path):
-    save_provenance(tmp_path)
+    save_provenance(tmp_path, RunConfig.model_validate({"run": {"name": "a"}}))
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["packages"]["torch"]
     assert environment["cpu"]["cores"] >= 1
