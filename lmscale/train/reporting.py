@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from lmscale.config import dump_config
@@ -19,8 +19,8 @@ from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
 
-# TensorBoard's "custom scalars" page: what a person looks at first, side by side.
-CHARTS = {
+# TensorBoard's "custom scalars" page: what a person looks at first, side by side, by patterns.
+CHARTS: dict[str, dict[str, list[str]]] = {
     "learning": {
         "loss, trained and held out": ["train/loss", "evaluation/.*/loss"],
         "gradient norm": ["train/gradient_norm"],
@@ -56,6 +56,21 @@ CHARTS = {
 }
 
 
+def plan_charts(figures: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """``CHARTS``, and of an objective's other figures one of the shares that were right and one of
+    the losses of its terms and parts.
+    """
+    others = [name for name in figures if name != "loss"]
+    shares = [name for name in others if "accuracy" in name]
+    losses = [name for name in others if name not in shares]
+    more = {
+        title: [f"(train|evaluation/.*)/{name}" for name in names]
+        for title, names in (("accuracy", shares), ("terms and parts of the loss", losses))
+        if names
+    }
+    return {**CHARTS, "learning": CHARTS["learning"] | more}
+
+
 class MetricsHook:
     """Every ``log_every_steps``: the figures since the last line, to the trackers and the log.
 
@@ -76,7 +91,7 @@ class MetricsHook:
         self._since: list[StepReport] = []
         config = run.config
         trackers.log_text("config", dump_config(config), step=run.start.step)
-        trackers.log_layout(CHARTS)
+        trackers.log_layout(plan_charts(config.objective.figures))
         self._peak = config.train.peak_tflops or peak_tflops(
             device_name(run.device), config.engine.precision
         )
