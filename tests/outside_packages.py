@@ -1,47 +1,71 @@
-"""Packages that add to lmscale by entry points, installed for a test's own interpreters alone."""
+"""Packages that add to lmscale by entry points, installed for a test's own commands alone.
+
+As a script it is such a command, in a fork that had loaded lmscale before: ``PATHS ARGUMENTS…``.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forked_processes import Server, run_process
+from forked_processes import run_process
 from tiny_run import Ended, settings
 
 
-@contextmanager
-def installed(site: Path, entries: Mapping[str, str], *folders: Path) -> Iterator[Server]:
-    """Where one package has these entry points, group → ``name = object``: for its commands.
+@dataclass(frozen=True)
+class Installed:
+    """Where packages lie, for the commands that are to find them."""
+
+    paths: str  # as in PYTHONPATH
+
+    def run(self, *arguments: object) -> Ended:
+        """``lmscale`` where the packages are installed."""
+        # Workers of the loader are interpreters of their own, which read the variable.
+        environment = {"PYTHONPATH": self.paths}
+        words = (__file__, self.paths, *arguments)
+        code, said = run_process("script", words, environment=environment)
+        return Ended(code=code, output=said)
+
+    def call(self, *arguments: object, **overrides: object) -> str:
+        """What a command prints that goes well; ``overrides`` become ``--set``."""
+        ended = self.run(*arguments, *settings(overrides))
+        assert ended.code == 0, ended.output
+        return ended.output
+
+    def read(self, *arguments: object) -> Any:
+        """The JSON that a command prints."""
+        said = self.call(*arguments, "--json")
+        return json.loads(said[said.index("{") :])
+
+
+def install(site: Path, entries: Mapping[str, str], *folders: Path) -> Installed:
+    """One package with these entry points, group → ``name = object``.
 
     ``site`` is an empty folder for its metadata; its modules lie in ``folders``.
     """
-    installed = site / "toys-1.0.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
+    metadata = site / "toys-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
     groups = "".join(f"[{group}]\n{entry}\n" for group, entry in entries.items())
-    (installed / "entry_points.txt").write_text(groups)
-    with closing(Server({"PYTHONPATH": os.pathsep.join(map(str, (site, *folders)))})) as server:
-        yield server
+    (metadata / "entry_points.txt").write_text(groups)
+    return Installed(os.pathsep.join(map(str, (site, *folders))))
 
 
-def run_lmscale(server: Server, *arguments: object) -> Ended:
-    """``lmscale`` where the packages are installed."""
-    code, said = run_process("command", arguments, server=server)
-    return Ended(code=code, output=said)
+def main(paths: str, *arguments: str) -> int:
+    from lmscale.cli import main as command
+    from lmscale.config import kinds
+
+    sys.path[:0] = paths.split(os.pathsep)
+    kinds._installed.cache_clear()  # of the process that this one was forked from
+    sys.modules["__main__"] = command  # which fresh interpreters import anew
+    sys.argv = [str(command.__file__), *arguments]
+    return command.main(list(arguments))
 
 
-def call_lmscale(server: Server, *arguments: object, **overrides: object) -> str:
-    """What a command prints that goes well; ``overrides`` become ``--set``."""
-    ended = run_lmscale(server, *arguments, *settings(overrides))
-    assert ended.code == 0, ended.output
-    return ended.output
-
-
-def read_lmscale(server: Server, *arguments: object) -> Any:
-    """The JSON that a command prints."""
-    said = call_lmscale(server, *arguments, "--json")
-    return json.loads(said[said.index("{") :])
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from background_ranks import FEW_STAGES, STAGES
+from background_ranks import STAGES
 from forked_ranks import run_starts
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
-WORLD_SIZES = (1, 2, 4)
-CASES = [(size, name) for size in WORLD_SIZES for name in (STAGES if size == 2 else FEW_STAGES)]
+WORLD_SIZES = tuple(STAGES)
+CASES = [(size, name) for size, names in STAGES.items() for name in names]
 
 
 @pytest.fixture(scope="module")

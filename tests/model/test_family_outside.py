@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from outside_packages import call_lmscale, installed, read_lmscale
+from outside_packages import install
 from tiny_run import ledger_of, tiny_tree
 
 from lmscale.cli.main import main
@@ -20,15 +20,13 @@ pytestmark = pytest.mark.ranks
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def toys(tmp_path_factory):
     """Where the packages of ``toy_sums`` and of ``toy_halves`` are installed."""
-    site = tmp_path_factory.mktemp("site")
-    with installed(site, TOYS, HERE, HERE.parent / "objective") as opened:
-        yield opened
+    return install(tmp_path_factory.mktemp("site"), TOYS, HERE, HERE.parent / "objective")
 
 
 @pytest.mark.parametrize("objective", ["causal", "halves"])
-def test_a_family_from_outside_trains_and_resumes(server, tiny_data, tmp_path, objective, capsys):
+def test_a_family_from_outside_trains_and_resumes(toys, tiny_data, tmp_path, objective, capsys):
     overrides = {"train.steps": 6, "engine.optimizer.lr": 0.02}  # six steps are to be seen
     tree = tiny_tree(tiny_data, tmp_path / "run", overrides)
     tree["model"] = {"family": "sums", "width": 24}
@@ -36,13 +34,13 @@ def test_a_family_from_outside_trains_and_resumes(server, tiny_data, tmp_path, o
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tree))
     sharded = {"train.steps": 3, "engine.zero_stage": 3}
-    call_lmscale(server, "launch", "local", path, "--nproc", 2, **sharded)
-    call_lmscale(server, "train", path)
+    toys.call("launch", "local", path, "--nproc", 2, **sharded)
+    toys.call("train", path)
     assert len(ledger_of(tmp_path / "run")) == 6
     rows = [row for row in read_rows(tmp_path / "run/metrics.jsonl") if "train/loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
-    shown = read_lmscale(server, "config", "show", path, "--nproc", 2)
+    shown = toys.read("config", "show", path, "--nproc", 2)
     assert shown["config"]["model"]["family"] == "sums"
     assert shown["derived"]["parameters"] == 2 * 512 * 24 + 24 * 24 + 24
     # Here its package is not installed.

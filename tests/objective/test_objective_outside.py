@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from outside_packages import call_lmscale, installed, read_lmscale, run_lmscale
+from outside_packages import install
 from tiny_run import ledger_of, tiny_tree
 
 from lmscale.files.jsonl import read_rows
@@ -18,13 +18,10 @@ pytestmark = pytest.mark.ranks
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def toys(tmp_path_factory):
     """Where the package of ``toy_halves`` is installed."""
-    site = tmp_path_factory.mktemp("site")
-    with installed(
-        site, {"lmscale.objectives": "halves = toy_halves:HalvesConfig"}, HERE
-    ) as opened:
-        yield opened
+    entries = {"lmscale.objectives": "halves = toy_halves:HalvesConfig"}
+    return install(tmp_path_factory.mktemp("site"), entries, HERE)
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +39,11 @@ def config(tmp_path_factory, tiny_data) -> Path:
     return path
 
 
-def test_an_objective_from_outside_trains_resumes_and_is_audited(server, config):
+def test_an_objective_from_outside_trains_resumes_and_is_audited(toys, config):
     run = config.parent / "run"
     sharded = {"train.steps": 3, "engine.zero_stage": 3}
-    call_lmscale(server, "launch", "local", config, "--nproc", 2, **sharded)
-    call_lmscale(server, "train", config)
+    toys.call("launch", "local", config, "--nproc", 2, **sharded)
+    toys.call("train", config)
     assert len(ledger_of(run)) == 6
     rows = [row for row in read_rows(run / "metrics.jsonl") if "train/loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -55,12 +52,12 @@ def test_an_objective_from_outside_trains_resumes_and_is_audited(server, config)
     # About half of a step's 12 · 32 positions count, and the audit counts the same ones.
     tokens = [json.loads(line)["tokens"] for line in ledger_of(run)]
     assert all(120 < count < 240 for count in tokens)
-    assert read_lmscale(server, "runs", "audit", run)["is_clean"]
-    scored = read_lmscale(server, "evaluate", run, "--max-windows", 7)["a"]
+    assert toys.read("runs", "audit", run)["is_clean"]
+    scored = toys.read("evaluate", run, "--max-windows", 7)["a"]
     assert 0 <= scored["accuracy"] <= 1 and scored["bytes"] > 0
 
 
-def test_a_run_cannot_go_on_with_another_objective(server, config):
-    ended = run_lmscale(server, "train", config, "--set", "objective={name: causal}")
+def test_a_run_cannot_go_on_with_another_objective(toys, config):
+    ended = toys.run("train", config, "--set", "objective={name: causal}")
     assert ended.code == 2
     assert "objective.name = 'causal', but the run began with 'halves'" in ended.output

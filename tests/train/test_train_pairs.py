@@ -47,6 +47,7 @@ def overrides(name: str) -> dict:
     return CASES[name] | {
         "stream.mask_documents": False,
         "stream.sequence_length": 48,
+        "batch.micro_windows": 12,
         "engine.zero_stage": 1,
         "engine.optimizer.lr": 1e-2,
         "train.steps": STEPS,
