@@ -23,7 +23,7 @@ from lmscale.engine.optimizer import build_optimizer
 from lmscale.engine.schedule import learning_rate
 from lmscale.model.decoder import Decoder
 from lmscale.model.family import build_model
-from lmscale.model.initialize import parameter_kinds
+from lmscale.model.initialize import declared_parameters
 from lmscale.model.layout import mark_starts
 from lmscale.objective.causal_scoring import build_targets
 from lmscale.objective.objective import build_scoring
@@ -122,7 +122,9 @@ class BareLoop(TrainingLoop):
             masters = {name: nn.Parameter(p.detach().clone()) for name, p in named.items()}
             self.objective.to(DTYPES[config.engine.precision])
         self.parameters, self.masters = list(named.values()), list(masters.values())
-        self.optimizer = build_optimizer(masters, parameter_kinds(model), config.engine.optimizer)
+        self.optimizer = build_optimizer(
+            masters, declared_parameters(model), config.engine.optimizer
+        )
 
     def step(self) -> None:
         batch = next(self.batches)

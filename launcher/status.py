@@ -166,7 +166,7 @@ def _judge_folder(signs: RunSigns, now: float) -> RunState:
     if reason is None:
         return _judge_start(signs, signs.starts[-1], now)
     if signs.is_finished:
-        return RunState(name="finished")
+        return RunState(name="finished", detail=signs.early_stop)
     return RunState(name="stopped" if reason in _STOP_REASONS else "failed", detail=reason)
 
 
@@ -248,7 +248,7 @@ def _judge_end(signs: RunSigns, jobs: Sequence[str], word: str) -> RunState:
     job = start.job if start else None
     end = start.script_end if start else None
     if signs.is_finished or (end and end.action == "done"):
-        return RunState(name="finished", job=job)
+        return RunState(name="finished", detail=signs.early_stop, job=job)
     if start is None:
         if word == "CANCELLED" or any(is_one_of(job, jobs) for job in signs.cancels):
             return RunState(name="cancelled", detail="before it began")

@@ -7,6 +7,7 @@ why each is kept, ``plan_prune`` what may be removed by hand.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -114,17 +115,18 @@ def find_best(
 ) -> frozenset[int]:
     """The steps, of those that have a figure, with the best ones; of equal ones the earlier."""
     sign = 1.0 if mode == "min" else -1.0
-    measured = sorted((sign * figures[step], step) for step in set(steps) if step in figures)
+    known = [step for step in set(steps) if math.isfinite(figures.get(step, math.nan))]
+    measured = sorted((sign * figures[step], step) for step in known)
     return frozenset(step for _, step in measured[:count])
 
 
 def read_figures(run_folder: Path, metric: str) -> dict[int, float]:
-    """Step → the figure of that name in ``metrics.jsonl``, where it is a finite number."""
+    """Step → the figure of that name in ``metrics.jsonl``; NaN where it was not finite."""
     sifted = sift_rows(run_folder / METRICS_FILE, FIGURES, having=metric)
     for problem in sifted.problems:
         logger.warning("%s/%s", run_folder, problem)
-    # null is what was not finite
-    return {row["step"]: row[metric] for row in sifted.rows if row.get(metric) is not None}
+    rows = [row for row in sifted.rows if metric in row]
+    return {row["step"]: math.nan if row[metric] is None else row[metric] for row in rows}
 
 
 def plan_rule(config: CheckpointConfig, steps: Sequence[int], run_folder: Path) -> Rule:

@@ -31,6 +31,7 @@ class EncoderConfig(ModelConfig):
     qk_norm: ClassVar[bool] = False
     qkv_bias: ClassVar[bool] = False
     attention_softcap: ClassVar[float] = 0.0
+    attention_scale: ClassVar[float | None] = None
 
     family: Literal["encoder"]
     layers: PositiveInt = Field(default=12, le=10_000)

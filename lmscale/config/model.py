@@ -72,6 +72,22 @@ class RopeScalingConfig(Section):
                 )
 
 
+class MupConfig(Section):
+    """muP: models of all widths share their best learning rate (Yang et al. 2022)."""
+
+    base_width: NonNegativeInt = Field(default=0, le=MAX_WIDTH)
+    """Width of the model by which ``engine.optimizer.lr`` and ``init_std`` were chosen: this one
+    takes them as a wider one has to. Let heads × head_width and ffn_width grow as the width does.
+    0: no muP.
+    """
+    base_head_width: NonNegativeInt = Field(default=0, le=MAX_WIDTH)
+    """That model's head_width; 0: this one's, where a wider model has more heads."""
+
+    def find_problems(self) -> Iterator[str]:
+        if self.base_head_width and not self.base_width:
+            yield "base_head_width is of a model whose base_width is to be given, too"
+
+
 class DecoderConfig(ModelConfig):
     """A decoder Transformer. The switches are those by which GPT, Llama, Qwen and others differ."""
 
@@ -79,7 +95,7 @@ class DecoderConfig(ModelConfig):
     implementation = "lmscale.model.decoder:DECODER"
     free = frozenset({"activation_checkpoint_every", "attention", "dropout", "segments"})
     later = frozenset(
-        ("rope_scaling", "qkv_bias", "sliding_windows", "attention_softcap", "logit_softcap")
+        ("rope_scaling", "qkv_bias", "sliding_windows", "attention_softcap", "logit_softcap", "mup")
     )
 
     family: Literal["decoder"] = "decoder"
@@ -130,6 +146,7 @@ class DecoderConfig(ModelConfig):
     dropout: float = Field(default=0.0, ge=0, le=0.99)
     init_std: float = Field(default=0.02, gt=0, le=100)
     """Standard deviation of weights; / sqrt(2 × layers) where they write to the residual stream."""
+    mup: MupConfig = MupConfig()
     activation_checkpoint_every: int = Field(default=0, ge=0)
     """Recompute every n-th block in the backward pass; 0 recomputes none, 1 all."""
 
@@ -174,6 +191,17 @@ class DecoderConfig(ModelConfig):
     @property
     def resolved_ffn_width(self) -> int:
         return self.ffn_width or plan_ffn_width(self.width, self.activation)
+
+    @property
+    def width_ratio(self) -> float:
+        """How many times as wide as muP's base; 1 without muP."""
+        return self.width / (self.mup.base_width or self.width)
+
+    @property
+    def attention_scale(self) -> float | None:
+        """What attention's scores are multiplied by; None: 1 / √head_width."""
+        base, width = self.mup.base_head_width, self.resolved_head_width
+        return None if base in (0, width) else math.sqrt(base) / width
 
 
 class EncoderDecoderConfig(ModelConfig):

@@ -114,9 +114,15 @@ class RunConfig(Section):
             yield "stream.sources: every weight is 0; give at least one source a share"
         if problem := self.engine.schedule.find_problem(total_steps=self.train.steps):
             yield problem
+        mup, optimizer = getattr(self.model, "mup", None), self.engine.optimizer.kind
+        if mup is not None and mup.base_width and optimizer in ("muon", "sgd"):
+            yield (
+                f"model.mup scales learning rates as Adam and its like need it, not {optimizer}: "
+                "set engine.optimizer.kind to adamw, adam or lion"
+            )
         yield from self._find_ability_problems()
         yield from self.objective.find_model_problems(self.model)
-        yield from self._find_best_problems()
+        yield from self._find_figure_problems()
 
     def _find_ability_problems(self) -> Iterator[str]:
         """Why the family can have nothing to do with the objective."""
@@ -131,24 +137,27 @@ class RunConfig(Section):
             f"{self.model.family}, which has {', '.join(objectives) or 'no objective of lmscale'}"
         )
 
-    def _find_best_problems(self) -> Iterator[str]:
-        """Why ``checkpoint.keep_best`` could never keep anything."""
-        metric, every_steps = self.checkpoint.keep_best.metric, self.evaluation.every_steps
+    def _find_figure_problems(self) -> Iterator[str]:
+        """Why ``checkpoint.keep_best`` or ``evaluation.stop`` could never do anything."""
+        best, every_steps = self.checkpoint.keep_best.metric, self.evaluation.every_steps
         figures = (*FIGURES, *self.objective.held_out)
-        sets = self.evaluation.sets
-        measured = [f"evaluation/{name}/{figure}" for name in sets for figure in figures]
-        if metric and metric not in measured:
-            names = ", ".join(measured) or "none, as evaluation.sets is empty"
-            yield (
-                f"checkpoint.keep_best.metric = {metric!r} is never measured by an evaluation, "
-                f"whose figures alone can be used. There are: {names}"
-            )
-        elif metric and (not every_steps or self.checkpoint.every_steps % every_steps):
+        measured = [f"evaluation/{name}/{f}" for name in self.evaluation.sets for f in figures]
+        wanted = {"checkpoint.keep_best": best, "evaluation.stop": self.evaluation.stop.metric}
+        for section, metric in wanted.items():
+            if metric and metric not in measured:
+                names = ", ".join(measured) or "none, as evaluation.sets is empty"
+                yield (
+                    f"{section}.metric = {metric!r} is never measured by an evaluation, whose "
+                    f"figures alone can be used. There are: {names}"
+                )
+        if best in measured and (not every_steps or self.checkpoint.every_steps % every_steps):
             yield (
                 f"checkpoint.keep_best needs a score at every save: set evaluation.every_steps "
                 f"(now {every_steps}) to {self.checkpoint.every_steps} as checkpoint.every_steps "
                 "is, or to a divisor of it"
             )
+        if self.evaluation.stop.metric in measured and not every_steps:
+            yield "evaluation.stop needs scores while the run trains: set evaluation.every_steps"
 
     @property
     def folder(self) -> Path:

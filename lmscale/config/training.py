@@ -29,7 +29,7 @@ class OptimizerConfig(Section):
     ``weight_decay``. Queries, keys, values, gate and up are a matrix each, though stored together.
     """
     lr: float = Field(default=3e-4, gt=0, le=1000)
-    """Peak learning rate; the schedule scales it."""
+    """Peak learning rate; the schedule scales it, and ``model.mup`` that of matrices."""
     momentum: Decay = 0.95
     """Of muon and sgd."""
     muon_lr_ratio: float = Field(default=1.0, gt=0, le=1e6)
@@ -177,6 +177,18 @@ class WatchConfig(Section):
             )
 
 
+class EarlyStopConfig(Section):
+    """The end of a run before ``train.steps``, once a held-out figure gets no better."""
+
+    metric: str = ""
+    """Such as ``evaluation/heldout/loss``, as metrics.jsonl names it; empty: all steps are done."""
+    patience: PositiveInt = 3
+    """Evaluations in a row that may be no better than the best one before the run ends."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """What a figure must be better by to count as better."""
+    mode: Literal["min", "max"] = "min"
+
+
 class EvaluationConfig(Section):
     """Held-out loss in the loop and by ``lmscale evaluate``."""
 
@@ -187,6 +199,7 @@ class EvaluationConfig(Section):
     max_windows: PositiveInt | None = None
     """Most windows per set in the loop, spread evenly over it; default, and at the end: all."""
     at_end: bool = True
+    stop: EarlyStopConfig = EarlyStopConfig()
 
     def find_problems(self) -> Iterator[str]:
         bad = [name for name in self.sets if not name.replace("-", "").replace("_", "").isalnum()]

@@ -132,8 +132,7 @@ def build_engine(
         name.removeprefix(MODEL_PREFIX): parameter for name, parameter in module.named_parameters()
     }
     count = sum(getattr(p, "ds_numel", p.numel()) for p in parameters.values())
-    kinds = {name: what.kind for name, what in declared.items()}
-    trained = {name: kind for name, kind in kinds.items() if parameters[name].requires_grad}
+    trained = {name: what for name, what in declared.items() if parameters[name].requires_grad}
     groups = plan_parameter_groups(trained, config.optimizer)
     with torch.no_grad():  # in the order of their elements, by which checkpoints address them
         for tensor in (*module.parameters(), *module.buffers()):
@@ -141,7 +140,7 @@ def build_engine(
     with redirect_stdout(io.StringIO()):  # BF16_Optimizer prints memory tables as it is built
         engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=build_optimizer(parameters, kinds, config.optimizer),
+            optimizer=build_optimizer(parameters, declared, config.optimizer),
             config=_render_checked(config, plan, num_parameters=count),
             dist_init_required=False,
         )

@@ -22,6 +22,7 @@ import torch
 from lmscale.config.training import OptimizerConfig
 from lmscale.engine.lion import Lion
 from lmscale.engine.muon import Muon
+from lmscale.model.initialize import Declared
 
 Method = Literal["adamw", "adam", "lion", "muon", "sgd"]
 _ADAMS = ("adamw", "adam")
@@ -39,27 +40,28 @@ class ParameterGroup:
 
 
 def plan_parameter_groups(
-    kinds: Mapping[str, str], config: OptimizerConfig
+    declared: Mapping[str, Declared], config: OptimizerConfig
 ) -> tuple[ParameterGroup, ...]:
     """Groups that are not empty: of each method the decayed kinds first, then the others.
 
-    ``kinds`` maps a trained parameter's name to linear, head, embedding, norm or bias. A head is
-    decayed as other linear maps are; Muon leaves it, whose rows are tokens, to AdamW.
+    ``declared``: what the model says of every trained parameter. A head is decayed as other linear
+    maps are; Muon leaves it, whose rows are tokens, to AdamW.
     """
     rest: Method = "adamw" if config.kind == "muon" else config.kind
-    members: dict[tuple[bool, bool], list[str]] = {}  # by: left to the rest? not decayed?
-    for name, kind in kinds.items():
-        is_muon = config.kind == "muon" and kind == "linear"
-        is_decayed = ("linear" if kind == "head" else kind) in config.decay
-        members.setdefault((not is_muon, not is_decayed), []).append(name)
+    # By: left to the rest? not decayed? declared ratio
+    members: dict[tuple[bool, bool, float], list[str]] = {}
+    for name, what in declared.items():
+        is_muon = config.kind == "muon" and what.kind == "linear"
+        is_decayed = ("linear" if what.kind == "head" else what.kind) in config.decay
+        members.setdefault((not is_muon, not is_decayed, what.lr_ratio), []).append(name)
     return tuple(
         ParameterGroup(
             method=rest if is_rest else "muon",
-            weight_decay=0.0 if is_plain else config.weight_decay,
-            lr_ratio=1.0 if is_rest else config.muon_lr_ratio,
+            weight_decay=0.0 if is_plain else config.weight_decay / ratio,
+            lr_ratio=ratio if is_rest else ratio * config.muon_lr_ratio,
             names=tuple(names),
         )
-        for (is_rest, is_plain), names in sorted(members.items())
+        for (is_rest, is_plain, ratio), names in sorted(members.items())
     )
 
 
@@ -75,7 +77,9 @@ def element_states(method: str, config: OptimizerConfig) -> tuple[str, ...]:
 
 
 def build_optimizer(
-    parameters: Mapping[str, torch.nn.Parameter], kinds: Mapping[str, str], config: OptimizerConfig
+    parameters: Mapping[str, torch.nn.Parameter],
+    declared: Mapping[str, Declared],
+    config: OptimizerConfig,
 ) -> torch.optim.Optimizer:
     """The optimizer of the trained ones among ``parameters``; torch's are fused, on the CPU too.
 
@@ -83,7 +87,7 @@ def build_optimizer(
     builds stage 0 in low precision (fp16/unfused_optimizer.py, 0.19.8), which would decay the
     initial weights.
     """
-    trained = {name: kind for name, kind in kinds.items() if parameters[name].requires_grad}
+    trained = {name: what for name, what in declared.items() if parameters[name].requires_grad}
     groups: list[dict[str, Any]] = [
         {
             "params": [parameters[name] for name in group.names],

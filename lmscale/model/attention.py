@@ -46,6 +46,7 @@ class Attention(nn.Module):
         self.head_width = config.resolved_head_width
         self.dropout = config.dropout
         self.softcap = config.attention_softcap
+        self.scale = config.attention_scale
         queries, keys = self.heads * self.head_width, self.kv_heads * self.head_width
         parts = (queries, keys, keys)
         has_bias = config.bias or config.qkv_bias
@@ -76,6 +77,8 @@ class Attention(nn.Module):
         if cache is not None:
             k_BKTV, v_BKTV = cache.extend(k_BKTV, v_BKTV)
         dropout = self.dropout if self.training else 0.0
+        if self.scale is not None:  # all ways to attend divide by √V, as most models do
+            q_BHTV = q_BHTV * (self.scale * self.head_width**0.5)
         y_BHTV = attend(q_BHTV, k_BKTV, v_BKTV, mask, dropout=dropout, softcap=self.softcap)
         return self.out(y_BHTV.transpose(1, 2).flatten(2))
 

@@ -22,6 +22,7 @@ from lmscale.model.layout import (
     build_step_layout,
     show_prefixes,
 )
+from lmscale.model.mup import scale_matrices
 from lmscale.model.recompute import run_block
 from lmscale.model.rotary import plan_rotation
 
@@ -80,7 +81,9 @@ class Decoder(Model):
             else nn.Parameter(torch.empty(sizes.vocab_size, config.width)),
             std=std,
             softcap=config.logit_softcap,
+            scale=1 / config.width_ratio,
         )
+        scale_matrices(self.blocks, config.width_ratio)
 
     def lay_out(
         self, begins_BT: Tensor, *, mask_documents: bool, lengths_B: Tensor | None = None

@@ -25,7 +25,7 @@ from lmscale.model.initialize import Declared, undeclared_parameters
 
 class Head(nn.Module):
     """Owns the output matrix, [V, D], and hands it to whoever scores the hidden states; with it,
-    where it has one, the bias, [V]. ``softcap``: see ``cap_softly``.
+    where it has one, the bias, [V]. ``softcap``: see ``cap_softly``. ``scale``: of hidden states.
 
     ZeRO-3 gathers a module's parameters around its forward and backward: a loss that uses the
     matrix has to run inside this forward, not beside it.
@@ -38,16 +38,18 @@ class Head(nn.Module):
         std: float,
         bias: nn.Parameter | None = None,
         softcap: float = 0.0,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias
-        self.std, self.softcap = std, softcap
+        self.std, self.softcap, self.scale = std, softcap, scale
 
     def forward(self, hidden: Tensor, score: Callable[..., Any] | None = None) -> Any:
         """``score(hidden, weight)``, or ``score(hidden, weight, bias)``; by default the logits.
 
         Where logits are capped, ``score`` has to take ``softcap``.
         """
+        hidden = hidden if self.scale == 1 else hidden * self.scale
         inputs = (hidden, self.weight) if self.bias is None else (hidden, self.weight, self.bias)
         if score is None:
             return cap_softly(F.linear(*inputs), self.softcap)

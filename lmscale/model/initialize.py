@@ -33,6 +33,8 @@ class Declared:
     constant: float = 0.0
     parts: tuple[int, ...] = ()
     """Rows of each of the matrices that are stored as one, in their order; empty: it is one."""
+    lr_ratio: float = 1.0
+    """Of the configured learning rate; what decays of it in a step stays the same."""
 
 
 @runtime_checkable
@@ -96,13 +98,13 @@ class Linear(nn.Linear):
     ) -> None:
         parts = outputs if isinstance(outputs, tuple) else (outputs,)
         super().__init__(inputs, sum(parts), bias=bias)
-        self.std, self.parts = std, parts
+        self.std, self.parts, self.lr_ratio = std, parts, 1.0
 
     def reset_parameters(self) -> None:
         """Leave the memory as it was allocated."""
 
     def declare(self) -> Mapping[str, Declared]:
-        weight = Declared(kind="linear", std=self.std, parts=self.parts)
+        weight = Declared(kind="linear", std=self.std, parts=self.parts, lr_ratio=self.lr_ratio)
         return {"weight": weight, "bias": Declared(kind="bias")}
 
 

@@ -34,6 +34,7 @@ from lmscale.watch import heartbeat
 logger = logging.getLogger(__name__)
 
 FINISHED = "finished"
+EARLY = "stopped early"  # begins the reason of a run that ended well before ``train.steps``
 
 
 def read_attempts(folder: str | Path, problems: list[str] | None = None) -> list[Row]:

@@ -46,6 +46,7 @@ _TABLE = {
         model positions rope_theta norm norm_eps activation bias qk_norm tied_embeddings init_std
         model cell qkv_bias sliding_windows attention_softcap logit_softcap
         model local_rope_theta token_types pooler text_classes
+        model.mup base_width base_head_width
         model.rope_scaling kind factor original_positions beta_fast beta_slow high_turns low_turns
         model decoder_layers relative_buckets relative_distance norm_first scaled_logits
         objective name rate suffix_first replace keep unit shuffle sentinels mean_span
@@ -64,7 +65,8 @@ _TABLE = {
         engine.loss_scale initial_power window hysteresis minimum
         guard max_nonfinite_steps spike_window spike_threshold spike_steps on_divergence
         guard jump_steps max_rewinds
-        train steps""",
+        train steps
+        evaluation.stop metric patience min_delta mode""",
     Change.FREE: """
         run folder init_from allow_faults
         corpus folder normalization line_ends strip_html min_chars max_chars on_overlong

@@ -90,6 +90,7 @@ class RunSigns:
     starts: Sequence[Start] = ()  # oldest first, those included in which no rank came to train
     cancels: frozenset[str] = frozenset()  # jobs that were asked to end for good
     is_finished: bool = False  # with nothing submitted since
+    early_stop: str = ""  # why its newest start ended well before ``train.steps``
     last_sign: float | None = None  # when the run last wrote anything, as Unix time
     hang: str | None = None  # what the watchdog says of the newest start, if it stands still now
 

@@ -67,6 +67,10 @@ class Trackers:
         }
         self._events.add_custom_scalars(layout)
 
+    def sync(self) -> None:
+        """Have the rows of metrics.jsonl outlive the machine. Raises ``DataError``."""
+        self._metrics.sync()
+
     def flush(self) -> None:
         with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
             self._events.flush()

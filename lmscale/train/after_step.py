@@ -72,6 +72,11 @@ class AfterStep:
         """Forget the request that was obeyed, once its save is committed."""
         self.stop.consume_save(self.saver.committed_step)
 
+    def end_early(self) -> None:
+        """What follows the last step, of a run that ends before ``train.steps``."""
+        self.saver.save_last()
+        self.evaluator.score_at_end(self.counter.now.step)
+
     def save_what_is_left(self) -> None:
         if self.has_work() and self.counter.now.step != self.saver.saved_step:
             self.saver.save(reason="stop", wait=True)

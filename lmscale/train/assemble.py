@@ -42,6 +42,7 @@ from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.stream import Stream, StreamState, open_stream
 from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
+from lmscale.train.early_stop import find_early_stop, read_stop_figures
 from lmscale.train.folder import freeze_run, log_changes
 from lmscale.train.initial import ORIGIN, ORIGINS, Origin, build_run_engine, open_initial_weights
 from lmscale.train.probe import find_probe_difference, measure_probe
@@ -83,12 +84,18 @@ class Run(Setting):
     start: Progress  # where it goes on: zeros for a new run
     guard_state: GuardState | None  # at the start, as the guard had left it
     origin: Origin | None  # which checkpoint of another run its first weights were
+    stop_figures: dict[int, float]  # step → figure of evaluation.stop, up to the start
     passed_over: frozenset[int] = frozenset()  # steps of checkpoints that this start did not take
 
     @property
+    def early_stop(self) -> str | None:
+        """Why the run ended before its last step, where it did before this start."""
+        return find_early_stop(self.stop_figures, self.config.evaluation.stop)
+
+    @property
     def is_complete(self) -> bool:
-        """All steps were done before this start."""
-        return self.start.step >= self.config.train.steps
+        """All steps were done before this start, or all that were worth it."""
+        return self.start.step >= self.config.train.steps or self.early_stop is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +302,7 @@ def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitS
         start=progress,
         guard_state=start.guard,
         origin=origin,
+        stop_figures=read_stop_figures(config, setting.ranks, last_step=progress.step),
     )
 
 

@@ -60,6 +60,8 @@ class Saver:
         """
         self.saved_step: int | None = None  # the last one that all ranks know to be committed
         self.waited_step: int | None = None  # after which the loop has waited for a save
+        self._is_finite = False  # of the same one
+        self._last_step = run.config.train.steps
         self._run, self._counter, self._ledger = run, counter, ledger
         self._trackers = trackers
         self._states: RunStates = {
@@ -145,6 +147,12 @@ class Saver:
         if not has_begun:
             step = self._counter.now.step
             logger.warning("step %d is not saved: the last save is still under way", step)
+
+    def save_last(self) -> None:
+        """Save the step with which the run ends, though it is not ``train.steps``."""
+        self._last_step = self._counter.now.step
+        self.save(reason=LAST)
+        self._clear_local_tier()  # which saw another step as the last one, if it was saved before
 
     def _save(self, tier: Tier, reason: str, *, may_skip: bool, wait: bool = False) -> bool:
         """False, and the same on all ranks, where it was left out as another is under way."""
@@ -273,10 +281,14 @@ class Saver:
             logger.warning("step %d is not on the nodes' own disks: %s", job.step, error)
         else:
             if job.tier.is_shared:
-                self.saved_step = saved.step
-                is_last = saved.is_finite and saved.step == self._run.config.train.steps
-                if is_last and self._local_tier is not None:
-                    self._local_tier.clear()
+                self.saved_step, self._is_finite = saved.step, saved.is_finite
+                self._clear_local_tier()
+
+    def _clear_local_tier(self) -> None:
+        """Once the run's last step is committed on the shared one."""
+        is_last = self._is_finite and self.saved_step == self._last_step
+        if is_last and self._local_tier is not None:
+            self._local_tier.clear()
 
     def _draft(self, reason: str, tier: Tier) -> Manifest | None:
         """Rank 0's manifest, but for what the files' writers know."""
@@ -306,6 +318,8 @@ class Saver:
             raise self._refusal
         if self._ledger is not None:
             self._ledger.sync()  # no checkpoint may know of steps that the ledger lacks
+        if self._trackers is not None and self._run.config.evaluation.stop.metric:
+            self._trackers.sync()  # nor of figures on which the run's end rests
 
 
 def _allocate_snapshot(engine: Engine) -> Snapshot:

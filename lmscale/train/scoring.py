@@ -23,6 +23,7 @@ from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.runs.trackers import Trackers, open_trackers
 from lmscale.stream.dataset import Dataset
 from lmscale.train.assemble import Run
+from lmscale.train.early_stop import find_early_stop
 from lmscale.train.votes import StopPoll
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Evaluator:
     trackers: Trackers | None  # rank 0's
     poll: StopPoll
     scored_step: int | None = None  # the last one
+    early_stop: str | None = None  # why the run ends with that step; alike on all ranks
 
     def __call__(self, report: StepReport) -> None:
         config = self.run.config.evaluation
@@ -53,8 +55,21 @@ class Evaluator:
         is_covered = is_last and config.at_end and config.max_windows is None  # by the whole sets
         if is_due and not is_stopping and not is_covered:
             self.score(report.step, SAMPLED, max_windows=config.max_windows)
-        if is_last and config.at_end:
-            self.score(report.step, WHOLE, max_windows=None)
+        if is_last:
+            self.score_at_end(report.step)
+
+    def score_owed(self) -> None:
+        """Before the first step: the evaluation of the step before it, if the run's early stop
+        rests on it and a kill or a request to stop has come between.
+        """
+        config, step = self.run.config.evaluation, self.run.start.step
+        is_due = step > 0 and config.every_steps and step % config.every_steps == 0
+        if config.stop.metric and is_due and step not in self.run.stop_figures:
+            self.score(step, SAMPLED, max_windows=config.max_windows)
+
+    def score_at_end(self, step: int) -> None:
+        if self.run.config.evaluation.at_end:
+            self.score(step, WHOLE, max_windows=None)
 
     def score(self, step: int, name: str, *, max_windows: int | None) -> None:
         if self.plan is None:
@@ -72,13 +87,17 @@ class Evaluator:
             for set_name, dataset in self.datasets.items()
         }
         self.scored_step = step
+        figures = {
+            f"{name}/{set_name}/{figure}": value
+            for set_name, score in scores.items()
+            for figure, value in score.figures.items()
+        }
         if self.trackers is not None:
-            figures = {
-                f"{name}/{set_name}/{figure}": value
-                for set_name, score in scores.items()
-                for figure, value in score.figures.items()
-            }
             self.trackers.log(step, figures)
+        stop = run.config.evaluation.stop
+        if stop.metric in figures:
+            run.stop_figures[step] = figures[stop.metric]
+            self.early_stop = find_early_stop(run.stop_figures, stop)
         logger.info("held out at step %d (%s)\n%s", step, name, render_scores(scores))
 
 

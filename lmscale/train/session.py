@@ -157,17 +157,21 @@ def train_until_rewound(
     steps = run.config.train.steps
     if run.is_complete:
         complete_evaluation(run, StopPoll(stop_reason))
-        logger.info("all %d steps were done before", steps)
+        logger.info("%s", run.early_stop or f"all {steps} steps were done before")
         return True
 
     def end(reason: str) -> None:
         if attempt is not None:
             attempt.end(reason)
 
+    early_stop: str | None = None
     with open_after_step(run, stop, stop_reason, attempt) as after_step:
         stop.leave_unless(after_step.has_work, end)
         try:
             _train(run, after_step)
+            early_stop = after_step.evaluator.early_stop
+            if early_stop is not None:
+                end(early_stop)
         except StoppedError as stopped:
             end(stopped.reason)
             raise
@@ -185,22 +189,29 @@ def train_until_rewound(
             except LmscaleError as error:  # the run ends for what the guard has found
                 logger.error("%s", error)
             raise
-    logger.info("finished %d steps", steps)
+    logger.info("%s", early_stop or f"finished {steps} steps")
     return True
 
 
 def _train(run: Run, after_step: AfterStep) -> None:
-    """All steps that are left. Raises ``StoppedError`` once a stop was agreed and all is saved."""
+    """All steps that are left, or are worth it. Raises ``StoppedError`` once a stop was agreed and
+    all is saved.
+    """
+    evaluator = after_step.evaluator
     try:
-        for report in train_steps(
+        reports = train_steps(
             run.engine,
             run.loader,
             run.config,
             first_step=run.start.step,
             stop=after_step.stop_reason,
             save=after_step.save_reasons,
-        ):
+        )
+        evaluator.score_owed()
+        while evaluator.early_stop is None and (report := next(reports, None)) is not None:
             after_step(report)
+        if evaluator.early_stop is not None:
+            after_step.end_early()
         after_step.saver.finish()
     except StoppedError as stopped:
         if stopped.reason == LEASE_LOST:

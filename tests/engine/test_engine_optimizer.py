@@ -14,9 +14,10 @@ from lmscale.engine.optimizer import (
     reset_states,
 )
 from lmscale.model.family import build_model
-from lmscale.model.initialize import parameter_kinds
+from lmscale.model.initialize import Declared, declared_parameters
 
-KINDS = {"e": "embedding", "a": "linear", "b": "bias", "n": "norm", "c": "linear", "h": "head"}
+OF_NAMES = {"e": "embedding", "a": "linear", "b": "bias", "n": "norm", "c": "linear", "h": "head"}
+KINDS = {name: Declared(kind=kind) for name, kind in OF_NAMES.items()}
 
 
 def group(method, weight_decay, *names, lr_ratio=1.0) -> ParameterGroup:
@@ -51,8 +52,18 @@ def test_muon_takes_the_matrices_of_the_blocks_at_a_rate_of_their_own():
 
 
 def test_a_model_without_matrices_to_train_leaves_muon_no_group():
-    assert list(plan_parameter_groups({"e": "embedding"}, OptimizerConfig(kind="muon"))) == [
+    declared = {"e": Declared(kind="embedding")}
+    assert list(plan_parameter_groups(declared, OptimizerConfig(kind="muon"))) == [
         group("adamw", 0.1, "e")
+    ]
+
+
+def test_a_ratio_that_is_declared_makes_a_group_of_its_own_whose_decay_a_step_stays_the_same():
+    declared = KINDS | {"a": Declared(kind="linear", lr_ratio=0.25)}
+    assert list(plan_parameter_groups(declared, OptimizerConfig(weight_decay=0.3))) == [
+        group("adamw", 1.2, "a", lr_ratio=0.25),
+        group("adamw", 0.3, "e", "c", "h"),
+        group("adamw", 0.0, "b", "n"),
     ]
 
 
@@ -94,8 +105,7 @@ def test_every_parameter_of_a_model_is_in_one_group(tied, positions):
         Sizes(vocab_size=64, max_positions=16, sequence_length=16),
     )
     parameters = dict(model.named_parameters())
-    kinds = parameter_kinds(model)
-    optimizer = build_optimizer(parameters, kinds, OptimizerConfig())
+    optimizer = build_optimizer(parameters, declared_parameters(model), OptimizerConfig())
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in parameters.values())
     decayed = {id(p) for p in optimizer.param_groups[0]["params"]}
@@ -137,4 +147,4 @@ def test_an_optimizer_begins_at_rate_0_with_states_of_zeros(name):
         assert optimizer.state[parameter].get("step", torch.tensor(1.0)) == 1
 
 
-KINDS_OF_TWO = {"a": "linear", "e": "embedding"}
+KINDS_OF_TWO = {name: KINDS[name] for name in "ae"}

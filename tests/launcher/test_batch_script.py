@@ -6,6 +6,8 @@ tests/slurm runs the script under a real Slurm.
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from batch_attempts import BODIES, Submission
 
@@ -33,6 +35,14 @@ def test_ranks_that_were_stopped_put_the_job_back_into_the_queue(tmp_path):
 def test_ranks_that_finished_are_done(tmp_path):
     end = Submission(tmp_path).attempt("commit 4; leave 0 0; leave 1 0")
     assert (end.code, end.action) == (0, "done") and not end.called("requeue")
+
+
+def test_ranks_that_stopped_early_are_done_and_the_script_says_why(tmp_path):
+    why = "stopped early at step 4: evaluation/b/loss did not fall since step 2 (3.25)"
+    row = json.dumps({"event": "end", "attempt": 1, "reason": why, "crc": "00000000"})
+    rows = f"echo '{row}' >>\"$RUN/attempts.jsonl\""
+    end = Submission(tmp_path).attempt(f"{rows}; commit 4; leave 0 0; leave 1 0")
+    assert (end.code, end.action, end.row["reason"]) == (0, "done", why)
 
 
 @pytest.mark.parametrize("code", [2, 76])

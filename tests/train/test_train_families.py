@@ -24,6 +24,7 @@ ORDER = {"pooler": True, "token_types": 2, "text_classes": 2}
 CASES = {
     "lstm": {"model": LSTM},
     "transformer_xl": {"model.sliding_windows": [9], "model.segments": 4},
+    "mup": {"model.mup.base_width": 8},  # matrices have a learning rate of their own
     "prefix": {"objective.name": "prefix"},
     "fill_middle": {"objective.name": "fill_middle"},
     "masked": {"model": ENCODER | {"activation_checkpoint_every": 1}, "objective.name": "masked"},

@@ -202,6 +202,13 @@ fault_file() { # what a rank wrote of a fault that ends a run though nobody aske
   done
 }
 
+how_it_finished() { # ranks that ended well have done all steps, or say in attempts.jsonl why they stopped before
+  local words
+  words=$(sed -n '$s/.*"reason": "\(stopped early[^"]*\)".*/\1/p' "$run/attempts.jsonl" 2>/dev/null)
+  words=${words//[^[:alnum:] ._:,%()\/=<>+-]/ }
+  printf '%s' "${words:-finished}"
+}
+
 fault_words() { # in words, fit for a row; empty where there was none
   local file words=
   file=$(fault_file)
@@ -281,7 +288,7 @@ decide() { # decide CODE STEP FAULT: one of fenced, done, stop, cancelled, reque
   if [[ -n $owner && $owner != "$attempt" ]]; then
     echo "fenced: attempt $owner has taken this run over"
   elif ((code == 0)); then
-    echo "done: finished"
+    echo "done: $(how_it_finished)"
   elif ((code == 2)); then
     echo "stop: something to mend (exit code 2), see the log"
   elif ((code == 76)); then
