@@ -127,5 +127,15 @@ def _render(manifest: Manifest) -> str:
         f"bytes of text a token\n"
         f"  tokenizer {manifest.tokenizer_fingerprint[:12]} ({manifest.vocab_size:,} pieces), "
         f"fingerprint {manifest.fingerprint[:12]}, "
-        f"bos: {'none' if manifest.bos_id is None else manifest.bos_id}"
+        f"bos: {'none' if manifest.bos_id is None else manifest.bos_id}{_render_said(manifest)}"
     )
+
+
+def _render_said(manifest: Manifest) -> str:
+    """What the documents carry beside their tokens."""
+    said = ["pairs"] if manifest.has_pairs else []
+    if manifest.labels is not None:
+        names = manifest.labels.names
+        shown = ", ".join([*names[:8], *(["…"] if len(names) > 8 else [])])
+        said.append(f"{manifest.labels.kind}{f' ({len(names):,}: {shown})' if names else ''}")
+    return f"\n  with {' and '.join(said)}" if said else ""

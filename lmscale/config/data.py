@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from lmscale.config.base import MAX_BYTES, Section
+from lmscale.config.labels import LabelSet, find_name_problems
 from lmscale.errors import ConfigError
 
 MAX_VOCABULARY = 2**24
@@ -41,6 +42,68 @@ class CorpusSourceConfig(Section):
     """
     max_bad_records: int = Field(default=0, ge=0)
     """Most broken records (JSON lines, rows without text) skipped and counted; more: an error."""
+    target_field: str = ""
+    """Pairs, as for translation: the key or column of the text that is to be written, where
+    ``text_field`` holds the one to be read.
+    """
+    label_field: str = ""
+    """The key or column of the whole document's label: one of ``label_names`` or, without names, a
+    number.
+    """
+    tags_field: str = ""
+    """The key or column of a list of tags of ``label_names``, one for each word; ``text_field``
+    then holds the list of the words.
+    """
+    label_names: tuple[str, ...] = Field(default=(), strict=False)
+    """The classes or tags in their order. A whole number in the files is a place in it, from 0,
+    unless names are numbers themselves.
+    """
+    word_separator: str = " "
+    """White space between the words of a tagged text; empty for words that are characters."""
+
+    FIELDS_BESIDE: ClassVar = ("target_field", "label_field", "tags_field")
+    later: ClassVar = frozenset({*FIELDS_BESIDE, "label_names", "word_separator"})
+
+    @property
+    def fields_beside(self) -> dict[str, str]:
+        """Setting → key or column of what a record holds beside its text."""
+        return {name: key for name in self.FIELDS_BESIDE if (key := getattr(self, name))}
+
+    @property
+    def has_pairs(self) -> bool:
+        return bool(self.target_field)
+
+    @property
+    def label_kind(self) -> Literal["classes", "numbers", "tags"] | None:
+        if self.tags_field:
+            return "tags"
+        return ("classes" if self.label_names else "numbers") if self.label_field else None
+
+    @property
+    def labels(self) -> LabelSet | None:
+        """Of its documents; None: they have none."""
+        kind = self.label_kind
+        return None if kind is None else LabelSet(kind=kind, names=self.label_names)
+
+    def made_by(self) -> dict[str, Any]:
+        """The settings that a corpus is known by, those of ``later`` only where they are used: a
+        corpus made before there were any is the same.
+        """
+        unused = {k for k in self.later if getattr(self, k) == type(self).model_fields[k].default}
+        return self.model_dump(mode="json", exclude=unused)
+
+    def find_problems(self) -> Iterator[str]:
+        if self.tags_field and (self.label_field or self.target_field):
+            yield "tags_field: tagged words are neither a pair nor do they have a label; name one"
+        if self.format == "text" and self.fields_beside:
+            yield f"format: text has no fields; {' and '.join(self.fields_beside)} need another"
+        if self.word_separator.strip():
+            yield f"word_separator = {self.word_separator!r} is no white space"
+        if self.label_kind is not None:
+            problems = find_name_problems(self.label_kind, self.label_names)
+            yield from (f"label_names: {problem}" for problem in problems)
+        elif self.label_names:
+            yield "label_names are given, but neither label_field nor tags_field"
 
 
 class CorpusConfig(Section):
@@ -75,6 +138,9 @@ class CorpusConfig(Section):
             yield (
                 f"sources: names become folders and shards: use letters, digits, - and _, not {bad}"
             )
+        tagged = [name for name, source in self.sources.items() if source.tags_field]
+        if self.strip_html and tagged:
+            yield f"strip_html: {', '.join(tagged)} has tags of words that it could remove"
 
 
 class TokenizerConfig(Section):
@@ -161,6 +227,15 @@ class WindowShape:
     """1 where the next token is predicted, as the last target of a window is the first input of the
     next; 0 where every token of a window may be a target.
     """
+    has_pairs: bool = False
+    """Whether the objective reads where the second part of each document begins."""
+    labels: LabelSet | None = None
+    """The labels that it reads."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a document may not be cut, as what it carries is said of the whole."""
+        return self.has_pairs or self.labels is not None
 
     @property
     def tokens(self) -> int:

@@ -2,84 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 from pydantic import Field, PositiveInt
 
 from lmscale.config.data import StreamConfig, WindowShape
 from lmscale.config.denoiser import DenoiserConfig, pair_lengths, plan_raw_tokens
-from lmscale.config.kinds import Ability, Kinds, KindSection
+from lmscale.config.kinds import Ability, Kinds
 from lmscale.config.model import ModelConfig
-from lmscale.files.printing import count_of
-
-
-class ObjectiveConfig(KindSection):
-    """The keys of every objective; each objective's section adds its own."""
-
-    needs: ClassVar[frozenset[Ability]] = frozenset()
-    """What the model's family must offer."""
-    figures: ClassVar[tuple[str, ...]] = ("loss",)
-    """What a step reports, as ``train/<name>``, in the order in which the ranks add the sums. The
-    first is ``loss``, in nats per target: what the log shows and the guard judges.
-    """
-    more_terms: ClassVar[tuple[str, ...]] = ()
-    """The loss's terms beside the first, in the order of ``Prepared.more_targets``: each is a mean
-    over its own targets, and they are added.
-    """
-    held_out: ClassVar[tuple[str, ...]] = ()
-    """Those that an evaluation reports beside loss, perplexity and bits per byte."""
-
-    name: str
-
-    @property
-    def added_ids(self) -> tuple[str, ...]:
-        """Names of the ids that it needs beside the tokenizer's, such as a mask's. They are
-        numbered from ``tokenizer.vocab_size`` on, so that the same shards serve every objective.
-        """
-        return ()
-
-    def find_model_problems(self, model: ModelConfig) -> Iterator[str]:
-        """Why it cannot train the model of a run, though that offers what is needed."""
-        return iter(())
-
-    def window(self, sequence_length: int) -> WindowShape:
-        """Which tokens of a shard become a sample, for a model of so many positions."""
-        return WindowShape(stride=sequence_length, overlap=1)
-
-    def pair_lengths(self, sequence_length: int) -> tuple[int, int] | None:
-        """The most tokens that a model reads, and writes, of a window; None: it is not in two."""
-        return None
-
-    def find_stream_problems(self, stream: StreamConfig) -> Iterator[str]:
-        """Why it cannot be made of such windows."""
-        yield from ()
-
-
-def describe_ids(names: Collection[str]) -> str:
-    """``102 ids (start, end, sentinel_0 … sentinel_99)``."""
-    listed = list(names)
-    if len(listed) > 8:
-        first = next((place for place, name in enumerate(listed) if name.endswith("_0")), 0)
-        listed = [*listed[:first], f"{listed[first]} … {listed[-1]}"]
-    return f"{count_of(len(names), 'id')} ({', '.join(listed)})"
-
-
-class NextTokenConfig(ObjectiveConfig):
-    """The keys of objectives that predict the next token."""
-
-    needs = frozenset({Ability.CAUSAL})
-    free = frozenset({"z_loss", "label_smoothing", "chunk_tokens"})
-    figures = ("loss", "z_loss")
-
-    z_loss: float = Field(default=0.0, ge=0, le=1000)
-    """Weight of log(Z)², which keeps the logits' scale in check (PaLM, section 5)."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of every target that is dealt to all ids alike (Szegedy et al. 2016). Of what is
-    trained; the losses that are reported are those of the targets themselves.
-    """
-    chunk_tokens: PositiveInt = 2048
-    """Tokens whose logits exist at once."""
+from lmscale.config.objective_base import NextTokenConfig, ObjectiveConfig
+from lmscale.config.supervised import CompletionConfig, PairsConfig
 
 
 class CausalConfig(NextTokenConfig):
@@ -96,6 +29,7 @@ class PrefixConfig(NextTokenConfig):
     """
 
     needs = frozenset({Ability.PREFIX})
+    shows_prefixes = True
     implementation = "lmscale.objective.prefix:PREFIX"
 
     name: Literal["prefix"] = "prefix"
@@ -357,5 +291,7 @@ OBJECTIVES = Kinds(
         "spans": SpansConfig,
         "denoisers": DenoisersConfig,
         "infill": InfillConfig,
+        "pairs": PairsConfig,
+        "completion": CompletionConfig,
     },
 )

@@ -18,7 +18,8 @@ from lmscale.config.data import (
     WindowShape,
 )
 from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, Sizes
-from lmscale.config.objective import OBJECTIVES, CausalConfig, ObjectiveConfig, describe_ids
+from lmscale.config.objective import OBJECTIVES, CausalConfig
+from lmscale.config.objective_base import ObjectiveConfig, describe_ids
 from lmscale.config.safety import CheckpointConfig, GuardConfig
 from lmscale.config.training import (
     FIGURES,

@@ -102,7 +102,8 @@ class SourceTarget(Target[CorpusManifest]):
             yield from ((f"{split}/{file.name}", file.bytes) for file in files)
 
     def describe_difference(self, manifest: CorpusManifest) -> str:
-        changed = sorted(k for k, v in self.made_by.items() if manifest.made_by.get(k) != v)
+        old, new = manifest.made_by, self.made_by
+        changed = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
         if changed:
             return f"from other settings ({', '.join(changed)})."
         return "from raw files that have changed since."
@@ -242,7 +243,7 @@ def _plan_source(
 ) -> SourceTarget:
     """Source ``name``, which is number ``rank`` of the corpus, with its parts."""
     made_by = config.model_dump(mode="json", exclude={"folder", "sources", "part_bytes"})
-    made_by |= config.sources[name].model_dump(mode="json")
+    made_by |= config.sources[name].made_by()
     rules = {key: value for key, value in made_by.items() if key not in _NOT_OF_A_PART}
     target = SourceTarget(
         name=name,

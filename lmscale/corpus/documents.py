@@ -1,6 +1,7 @@
 """The corpus on disk: documents as JSON lines in numbered files, and a manifest that lists them.
 
-``FOLDER/<source>/{train,heldout}/documents-00000.jsonl`` holds ``{"text", "id", "source"}`` a line;
+``FOLDER/<source>/{train,heldout}/documents-00000.jsonl`` holds ``{"text", "id", "source"}`` a line,
+and what is said of the text;
 ``FOLDER/<source>/manifest.json`` holds what was read, dropped and written, and each file's hash.
 """
 
@@ -17,6 +18,7 @@ from typing import Annotated, Any, BinaryIO
 import xxhash
 from pydantic import AfterValidator, TypeAdapter
 
+from lmscale.config.data import CorpusSourceConfig
 from lmscale.errors import DataError
 from lmscale.files.reading import open_plain, read_plain, reading, sealed, unseal
 from lmscale.files.strangers import FileName, checked, parse_json
@@ -34,6 +36,15 @@ class Document:
     text: str
     id: str
     source: str
+    parts: tuple[int, ...] = ()
+    """Characters of the two parts of a pair, or of each tagged word with what stands before it."""
+    label: int | float | None = None
+    tags: tuple[int, ...] = ()
+
+    def to_line(self) -> bytes:
+        """Of what is not said of it there is no key: a line of plain text is what it always was."""
+        tree = {key: value for key, value in vars(self).items() if value not in ((), None)}
+        return json.dumps(tree, ensure_ascii=False).encode() + b"\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +92,13 @@ class CorpusManifest:
 
     def text_bytes(self, split: str) -> int:
         return sum(file.text_bytes for file in self.splits[split])
+
+    @property
+    def fields(self) -> CorpusSourceConfig:
+        """What was read of each record, by the settings that it was made by."""
+        names = CorpusSourceConfig.later & self.made_by.keys()
+        fields = {name: self.made_by[name] for name in names}
+        return CorpusSourceConfig.model_validate({"inputs": ["."], **fields})
 
 
 _MANIFEST = TypeAdapter(CorpusManifest)
@@ -188,7 +206,7 @@ class DocumentWriter:
         if self._file is None:
             self._file = open(self._folder / f"documents-{len(self._files):05d}.jsonl", "xb")
             self._sums = FileSums()
-        line = json.dumps(vars(document), ensure_ascii=False).encode() + b"\n"
+        line = document.to_line()
         self._file.write(line)
         self._sums.add(line, text_bytes=len(document.text.encode()))
         if self._sums.bytes >= FILE_BYTES:

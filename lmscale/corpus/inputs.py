@@ -76,6 +76,11 @@ def _find(source_name: str, source: CorpusSourceConfig, problems: list[str]) -> 
                 f"({' '.join(PACKINGS)}). Set {setting}.format."
             )
             continue
+        if form == "text" and source.fields_beside:
+            problems.append(
+                f"{setting}: {shown}: text has no fields, and {setting} names "
+                f"{' and '.join(source.fields_beside)}: give JSON lines or Parquet."
+            )
         status = os.stat(path)
         raw_files.append(
             RawFile(path=Path(path), format=form, bytes=status.st_size, mtime_ns=status.st_mtime_ns)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+import xxhash
 from pydantic import TypeAdapter
 
 from lmscale.config.data import CorpusConfig
@@ -40,6 +42,7 @@ from lmscale.corpus.documents import (
     hash_documents,
 )
 from lmscale.corpus.duplicates import index_row, write_index
+from lmscale.corpus.fields import MarkedText
 from lmscale.corpus.inputs import RawFile
 from lmscale.corpus.readers import HANDFUL, Account, Pieces, TooManyBrokenError, read_file
 from lmscale.errors import DataError
@@ -215,7 +218,7 @@ class _Cleaner:
         self.without_text: list[str] = []  # files
         self._part = part
         self._seen: set[bytes] = set()
-        self._lines = dict.fromkeys(SPLITS, 0)
+        self._lines: dict[str, int] = dict.fromkeys(SPLITS, 0)
 
     def documents(self) -> Iterator[tuple[str, Document]]:
         """Pairs of split and document, in the order of the raw files.
@@ -249,6 +252,9 @@ class _Cleaner:
 
     def _clean(self, name: str, pieces: Pieces) -> Iterator[tuple[str, Document]]:
         config = self._part.config
+        if isinstance(pieces, MarkedText):
+            yield from self._clean_marked(name, pieces)
+            return
         if config.strip_html:
             pieces = (strip_html("".join(pieces)),)
         tidied = _Tidied(pieces, config)
@@ -256,7 +262,7 @@ class _Cleaner:
         same = Sameness(text)
         self.line_ends += tidied.has_cr
         is_cut = same.all_chars > config.max_chars
-        reason = self._reason_to_drop(same, is_cut=is_cut)
+        reason = self._reason_to_drop(same.chars, same.digest, is_cut=is_cut)
         if reason is not None:
             self.dropped[reason] += 1
             return
@@ -270,19 +276,65 @@ class _Cleaner:
         for lines, document in enumerate(documents, start=1):
             id_ = f"{name}#{lines}" if is_cut and config.on_overlong == "split" else name
             yield split, Document(text=document, id=id_, source=self._part.source)
-        if config.drop_exact_duplicates:
-            self._seen.add(same.digest)
+        self._remember(same.digest, split, lines, is_cut=is_cut)
+
+    def _clean_marked(self, name: str, marked: MarkedText) -> Iterator[tuple[str, Document]]:
+        """What is said of a text is said of all of it: none is split, and only one without parts is
+        truncated. What is read decides on which side it is, so a text lies on one, whatever is to
+        be written or said of it.
+        """
+        config = self._part.config
+        pieces = [strip_html(text) for text in marked] if config.strip_html else marked
+        tidied = [_Tidied((piece,), config) for piece in pieces]
+        texts = ["".join(text) for text in tidied]
+        self.line_ends += any(text.has_cr for text in tidied)
+        parts = texts if marked.is_pair else ["".join(texts)]
+        sames = [Sameness([part]) for part in parts]
+        said = json.dumps([marked.label, marked.tags]).encode()
+        digest = xxhash.xxh128(b"".join(same.digest for same in sames) + said).digest()
+        is_cut = sum(same.all_chars for same in sames) > config.max_chars
+        may_cut = config.on_overlong == "truncate" and len(texts) == 1
+        chars = [same.chars for same in sames]
+        reason = "empty"
+        if all(chars):
+            reason = self._reason_to_drop(sum(chars), digest, is_cut=is_cut)
+        if reason is None and is_cut and not may_cut:
+            reason = "overlong"
+        if reason is not None:
+            self.dropped[reason] += 1
+            return
+        split = "heldout" if is_heldout(sames[0].digest, config.heldout_fraction) else "train"
+        if is_cut:
+            self.cut["truncated"] += 1
+            texts = [next(split_text(texts, config.max_chars))]
+        yield (
+            split,
+            Document(
+                text="".join(texts),
+                id=name,
+                source=self._part.source,
+                parts=tuple(map(len, texts)) if marked.is_pair or marked.tags else (),
+                label=marked.label,
+                tags=marked.tags,
+            ),
+        )
+        self._remember(digest, split, 1, is_cut=is_cut)
+
+    def _remember(self, digest: bytes, split: str, lines: int, *, is_cut: bool) -> None:
+        """That a text was written, in so many lines."""
+        if self._part.config.drop_exact_duplicates:
+            self._seen.add(digest)
             first = self._lines[split]
-            self.index.extend(index_row(same.digest, split, first, lines, is_cut=is_cut))
+            self.index.extend(index_row(digest, split, first, lines, is_cut=is_cut))
         self._lines[split] += lines
 
-    def _reason_to_drop(self, same: Sameness, *, is_cut: bool) -> str | None:
+    def _reason_to_drop(self, chars: int, digest: bytes, *, is_cut: bool) -> str | None:
         config = self._part.config
-        if same.chars < config.min_chars:
-            return "short" if same.chars else "empty"
+        if chars < config.min_chars:
+            return "short" if chars else "empty"
         if is_cut and config.on_overlong == "drop":
             return "overlong"
-        return "duplicate" if same.digest in self._seen else None
+        return "duplicate" if digest in self._seen else None
 
 
 CUT_AS = {"split": "split", "truncate": "truncated"}  # how corpus.on_overlong is counted

@@ -12,12 +12,13 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
 from lmscale.config.data import CorpusSourceConfig
+from lmscale.corpus.fields import read_marked
 from lmscale.corpus.inputs import RawFile
 from lmscale.corpus.text_files import (
     PIECE_BYTES,
@@ -34,7 +35,8 @@ from lmscale.files.printing import count_of
 from lmscale.files.redact import printable_name
 from lmscale.files.tar_members import BoundedMember, describe_unsafe
 
-# A text in pieces: a tuple, or what is too large to be held reads its file each time anew.
+# A text in pieces: a tuple, or a ``MarkedText`` where something is said of it; what is too large to
+# be held reads its file each time anew.
 Pieces = Iterable[str]
 Records = Iterator[tuple[int, Pieces]]  # with their numbers, from 1
 MAX_CHAR_BYTES = 4  # in any encoding
@@ -165,14 +167,13 @@ def _read_jsonl(file: RawFile, account: Account) -> Records:
         elif not line.strip():
             account.passed_over["blank lines"] += 1
         elif account.takes((line,), where):
-            text = _text_of_json(line, where, account)
+            pieces = _pieces_of_json(line, where, account)
             del line  # which is as long as the text
-            if text is not None:
-                yield number, (text,)
+            if pieces is not None:
+                yield number, pieces
 
 
-def _text_of_json(line: str, where: str, account: Account) -> str | None:
-    field = account.source.text_field
+def _pieces_of_json(line: str, where: str, account: Account) -> Pieces | None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -182,11 +183,34 @@ def _text_of_json(line: str, where: str, account: Account) -> str | None:
     if not isinstance(record, dict):
         account.add_broken(f"{where}: expected a JSON object, found {type(record).__name__}.")
         return None
-    if field not in record:
-        keys = ", ".join(printable_name(key[:80]) for key in list(record)[:8]) or "none"
-        account.add_broken(f"{where}: no key {field!r} (text_field); its keys: {keys}.")
+    for setting, field in _fields(account.source).items():
+        if field not in record:
+            keys = ", ".join(printable_name(key[:80]) for key in list(record)[:8]) or "none"
+            account.add_broken(f"{where}: no key {field!r} ({setting}); its keys: {keys}.")
+            return None
+    return _pieces_of(record, where, account, is_decoded="\\u" not in line)
+
+
+def _fields(source: CorpusSourceConfig) -> dict[str, str]:
+    """Setting → key or column of all that is read of a record."""
+    return {"text_field": source.text_field, **source.fields_beside}
+
+
+def _pieces_of(
+    record: Mapping[str, object], where: str, account: Account, *, is_decoded: bool = False
+) -> Pieces | None:
+    """The text of a record that has all fields, with what is said of it; None if it is broken."""
+    source = account.source
+    if not source.fields_beside:
+        text = _checked(record[source.text_field], where, account, is_decoded=is_decoded)
+        return None if text is None else (text,)
+    try:
+        marked = read_marked(record, source)
+    except ValueError as error:
+        account.add_broken(f"{where}: {error}.")
         return None
-    return _checked(record[field], where, account, is_decoded="\\u" not in line)
+    text = _checked("".join(marked), where, account, is_decoded=is_decoded)
+    return None if text is None else marked
 
 
 def _checked(text: object, where: str, account: Account, *, is_decoded: bool = False) -> str | None:
@@ -209,26 +233,33 @@ def _read_parquet(file: RawFile, account: Account) -> Records:
         import pyarrow.parquet
     except ImportError:
         raise missing_extra("reading Parquet", "pyarrow") from None
-    field = account.source.text_field
+    fields = _fields(account.source)
     try:
         with pyarrow.parquet.ParquetFile(file.path) as table:
             names = table.schema_arrow.names
-            if field not in names:
+            if missing := {key: field for key, field in fields.items() if field not in names}:
+                settings = " and ".join(f"{account.setting}.{key}" for key in missing)
                 raise DataError(
-                    f"{file.shown}: no column {field!r}; its columns: "
-                    f"{', '.join(map(printable_name, names))}. Set {account.setting}.text_field."
+                    f"{file.shown}: no column {' nor '.join(map(repr, missing.values()))}; its "
+                    f"columns: {', '.join(map(printable_name, names))}. Set {settings}."
                 )
-            batches = table.iter_batches(batch_size=_rows_at_once(table), columns=[field])
-            values = chain.from_iterable(batch.column(0) for batch in batches)
-            for number, value in enumerate(values, start=1):
+            columns = list(dict.fromkeys(fields.values()))
+            batches = table.iter_batches(batch_size=_rows_at_once(table), columns=columns)
+            rows = chain.from_iterable(
+                zip(*(batch.column(name) for name in columns), strict=True) for batch in batches
+            )
+            for number, row in enumerate(rows, start=1):
                 where = f"{file.shown}: row {number}"
+                record = {}
                 try:
-                    text = _checked(value.as_py(), where, account)
+                    for field, value in zip(columns, row, strict=True):
+                        record[field] = value.as_py()
                 except UnicodeDecodeError as error:
                     account.add_broken(f"{where}: {field!r} is not UTF-8: {error.reason}.")
                     continue
-                if text is not None:
-                    yield number, (text,)
+                pieces = _pieces_of(record, where, account)
+                if pieces is not None:
+                    yield number, pieces
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{file.shown}: cannot be read as Parquet: {error}.") from None
 
@@ -250,9 +281,9 @@ def _read_webdataset(file: RawFile, account: Account) -> Records:
             number = 0
             for name, content in _text_members(_read_members(tar, file, account), account):
                 number += 1
-                text = _text_of_member(name, content, file, account)
-                if text is not None:
-                    yield number, (text,)
+                pieces = _pieces_of_member(name, content, file, account)
+                if pieces is not None:
+                    yield number, pieces
             _refuse_rest(tar, file)
     except _TAR_DAMAGE as error:
         raise DataError(f"{file.shown}: damaged or no tar: {error}.") from None
@@ -313,17 +344,20 @@ def _is_about(name: str, text: str) -> bool:
     return bool(text) and (stem.startswith(text_stem) or text_stem.startswith(stem))
 
 
-def _text_of_member(name: str, content: bytes, file: RawFile, account: Account) -> str | None:
+def _pieces_of_member(name: str, content: bytes, file: RawFile, account: Account) -> Pieces | None:
     where = f"{file.shown}: member {name!r}"
     text = "".join(_Decoded(lambda: [content], where, account))
     if not account.takes((text,), where):
         return None
     if name.lower().endswith(".json"):
-        return _text_of_json(text, where, account)
+        return _pieces_of_json(text, where, account)
     if len(text) > account.source.max_record_chars:
         account.add_long(where)
         return None
-    return text
+    if beside := account.source.fields_beside:
+        account.add_broken(f"{where}: plain text has no fields ({', '.join(beside)}).")
+        return None
+    return (text,)
 
 
 def _refuse_rest(tar: tarfile.TarFile, file: RawFile) -> None:

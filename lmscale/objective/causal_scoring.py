@@ -37,18 +37,20 @@ def score_windows(
 
     ``tokens`` [B, W]: uint16, uint32 or int64. ``starts``: flat positions into [B, W] where
     documents begin. ``lengths`` [B]: valid tokens of each row; what follows is padding. A window of
-    length 0 or 1 has no targets. ``prefixes``: of the document at each start, the tokens that see
-    each other and are no targets.
+    length 0 or 1 has no targets. ``prefixes``: of the document at each start, the first tokens,
+    which are no targets, and see each other where ``config.shows_prefixes``.
     """
     ids_BW = tokens.long()
     begins_BW = mark_starts(starts, batch=ids_BW.shape[0], length=ids_BW.shape[1])
     labels_BT = build_targets(ids_BW, begins_BW, lengths, mask_documents=mask_documents)
-    if prefixes is None:
-        layout = model.lay_out(begins_BW[:, :-1], mask_documents=mask_documents)
-    else:
+    is_prefix_BW = None
+    if prefixes is not None:
         is_prefix_BW = mark_prefixes(starts, prefixes, like_BW=begins_BW)
         labels_BT = labels_BT.masked_fill(is_prefix_BW[:, 1:], IGNORED)
+    if is_prefix_BW is not None and config.shows_prefixes:
         layout = model.lay_out_prefixes(begins_BW[:, :-1], is_prefix_BW[:, :-1])
+    else:
+        layout = model.lay_out(begins_BW[:, :-1], mask_documents=mask_documents)
     hidden_BTD = model(ids_BW[:, :-1], layout)
     score = partial(
         chunked_cross_entropy,

@@ -5,18 +5,18 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from lmscale.config.objective import PairConfig
+from lmscale.config.objective_base import NextTokenConfig
 from lmscale.model.family import CrossModel, Model
+from lmscale.model.layout import mark_starts
 from lmscale.objective.cross_entropy import chunked_cross_entropy
 from lmscale.objective.objective import IGNORED
 from lmscale.objective.scores import LossSum, Scores, Scoring
 
 
 def build_pair_scoring(
-    model: Model, config: PairConfig, *, start: int, modes: tuple[str, ...] = ()
+    model: Model, config: NextTokenConfig, *, start: int, modes: tuple[str, ...] = ()
 ) -> Scoring:
     """``start``: the id before what is written. ``modes``: those whose loss is reported apart."""
     assert isinstance(model, CrossModel)  # the objective's section needs Ability.CROSS
@@ -29,21 +29,29 @@ def score_pairs(
     source: Tensor,
     source_lengths: Tensor,
     labels: Tensor,
+    source_starts: Tensor | None = None,
+    label_starts: Tensor | None = None,
     modes: Tensor | None = None,
-    config: PairConfig,
+    config: NextTokenConfig,
     start: int,
     mode_names: tuple[str, ...],
 ) -> Scores:
     """Score the labels [B, T] by what was read, ``source`` [B, S], and by those before them.
 
     ``source_lengths`` [B]: what follows in a row is padding; so is what is labelled ``IGNORED``,
-    behind a row's targets. ``modes`` [B]: each row's place among ``mode_names``, if it has one.
+    behind a row's targets. ``source_starts`` and ``label_starts``: flat places of the texts of a
+    row, if it has several, which do not see each other. ``modes`` [B]: each row's place among
+    ``mode_names``, if it has one.
     """
     labels_BT = labels.long()
-    nowhere_BS, nowhere_BT = (torch.zeros_like(x, dtype=torch.bool) for x in (source, labels))
-    read = model.lay_out(nowhere_BS, mask_documents=False, lengths_B=source_lengths)
-    layout = model.lay_out_target(nowhere_BT, source.long(), read)
-    before_BT = labels_BT.roll(1, dims=1).index_fill(1, labels_BT.new_zeros(1), start)
+    begins_BS, begins_BT = (
+        mark_starts(source_lengths.new_zeros(0) if starts is None else starts, batch=B, length=T)
+        for (B, T), starts in ((source.shape, source_starts), (labels.shape, label_starts))
+    )
+    has_several = source_starts is not None
+    read = model.lay_out(begins_BS, mask_documents=has_several, lengths_B=source_lengths)
+    layout = model.lay_out_target(begins_BT, source.long(), read)
+    before_BT = labels_BT.roll(1, dims=1).masked_fill(begins_BT, start)
     hidden_BTD = model(before_BT.clamp(min=0), layout)
     score = partial(
         chunked_cross_entropy,

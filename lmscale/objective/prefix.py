@@ -12,7 +12,7 @@ import numpy as np
 from lmscale.config import RunConfig
 from lmscale.objective.causal import CAUSAL
 from lmscale.objective.objective import Objective
-from lmscale.objective.pieces import draw_by_place, find_pieces, scale_words
+from lmscale.objective.pieces import Pieces, draw_by_place, find_pieces, scale_words
 from lmscale.stream.batches import TOKENS, Field, Prepared, Rows
 from lmscale.stream.order import philox_key
 
@@ -35,8 +35,7 @@ class PrefixPreparation:
 
     def prepare(self, rows: Rows) -> Prepared:
         pieces = find_pieces(rows, mask_documents=self.mask_documents)
-        words = draw_by_place(philox_key(self.seed, "prefix"), rows)[pieces.starts]
-        prefixes = 1 + scale_words(words, np.maximum(pieces.lengths - 1, 1))
+        prefixes = self.find_prefixes(rows, pieces)
         arrays = {
             "tokens": rows.tokens,
             "starts": pieces.starts,
@@ -44,6 +43,11 @@ class PrefixPreparation:
             "prefixes": prefixes.astype(np.int32),
         }
         return Prepared(arrays, targets=int(np.maximum(pieces.lengths - prefixes, 0).sum()))
+
+    def find_prefixes(self, rows: Rows, pieces: Pieces) -> np.ndarray:
+        """Tokens of each piece's prefix, whole numbers [N]."""
+        words = draw_by_place(philox_key(self.seed, "prefix"), rows)[pieces.starts]
+        return 1 + scale_words(words, np.maximum(pieces.lengths - 1, 1))
 
     def target_ids(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         tokens, starts = arrays["tokens"], arrays["starts"]

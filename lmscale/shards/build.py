@@ -11,21 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lmscale.config import RunConfig
 from lmscale.corpus.documents import (
-    AGAIN,
     SPLITS,
     DocumentFile,
     check_documents,
     document_paths,
+    load_corpus_manifest,
 )
 from lmscale.errors import ConfigError, DataError
 from lmscale.files.atomic import (
@@ -35,15 +33,15 @@ from lmscale.files.atomic import (
     write_bytes_once,
     writing,
 )
-from lmscale.files.reading import open_plain, read_plain, reading, seal, sha256_file, unseal
-from lmscale.files.strangers import parse_json
+from lmscale.files.reading import read_plain, reading, seal, sha256_file, unseal
 from lmscale.shards.manifest import (
     Manifest,
     ShardEntry,
     load_manifest,
     render_manifest,
 )
-from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
+from lmscale.shards.slices import Slice, expect_bytes, plan_slices, tokenize_slice
+from lmscale.shards.writer import Documents, write_shard
 from lmscale.tasks.building import Builder, BuildSummary
 from lmscale.tasks.finishing import Progress
 from lmscale.tasks.processes import run_tasks
@@ -51,78 +49,7 @@ from lmscale.tasks.target import ArrayTask, Move, Target, Unit, UnitsMissing
 from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
 
 SLICES = "slices.json"
-FILL = 0.92  # of max_bytes that a slice is expected to need, so that it seldom takes a second shard
-PROBES = 8  # places where the tokens per byte are measured
-PROBE_BYTES = 32 * 2**10
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slice:
-    """Documents whose line begins in [start, end) of the split's files laid end to end."""
-
-    number: int
-    start: int
-    end: int
-
-    @property
-    def bytes(self) -> int:
-        return self.end - self.start
-
-
-def plan_slices(total_bytes: int, *, expected_bytes: float, max_bytes: int) -> tuple[Slice, ...]:
-    """Cut [0, total_bytes) evenly into as many slices as there should be shards."""
-    count = max(1, -(-int(expected_bytes) // int(FILL * max_bytes)))
-    edges = [total_bytes * number // count for number in range(count + 1)]
-    return tuple(
-        Slice(number=number, start=edges[number], end=edges[number + 1]) for number in range(count)
-    )
-
-
-def expect_bytes(folder: Path, files: Sequence[DocumentFile], tokenizer: Tokenizer) -> float:
-    """About how many bytes of tokens the files will make, from a few places in them."""
-    total = sum(file.bytes for file in files)
-    read = tokens = 0
-    for probe in range(PROBES):
-        start = total * probe // PROBES
-        for offset, text in read_slice(folder, files, start, total):
-            if offset >= start + min(PROBE_BYTES, -(-total // PROBES)):
-                break
-            read += len(text.encode())
-            tokens += len(tokenizer.encode(text)) + 1  # eos; a bos more is no matter
-    # The lines hold more than the text: keys, ids, escapes. It makes the shards a little smaller.
-    return total * tokens / max(read, 1) * tokenizer.dtype.itemsize
-
-
-def read_slice(
-    folder: Path, files: Sequence[DocumentFile], start: int, end: int
-) -> Iterator[tuple[int, str]]:
-    """(offset, text) of the documents whose line begins in [start, end). Raises ``DataError``."""
-    base = 0
-    for file in files:
-        first, last = max(start - base, 0), min(end - base, file.bytes)
-        if first < last:
-            for offset, text in _read_file(folder / file.name, first, last):
-                yield base + offset, text
-        base += file.bytes
-
-
-def _read_file(path: Path, first: int, last: int) -> Iterator[tuple[int, str]]:
-    with reading(path, AGAIN), open_plain(path) as file:
-        offset = 0
-        if first:  # a line that begins earlier belongs to the slice before
-            file.seek(first - 1)
-            offset = first - 1 + len(file.readline())
-        while offset < last:
-            line = file.readline()
-            try:
-                text = parse_json(line)["text"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"at byte {offset:,} is not a document of the corpus: {error}"
-                ) from None
-            yield offset, text
-            offset += len(line)
 
 
 def build_shards(
@@ -197,6 +124,9 @@ class Dataset(Target[Manifest]):
         if old == new and manifest.bos_id != self.manifest.bos_id:
             word, value = ("with", "true") if self.manifest.bos_id is None else ("without", "false")
             return f"{word} bos before its documents. Set shards.bos: {value} to keep it as it is."
+        mine = self.manifest
+        if (manifest.has_pairs, manifest.labels) != (mine.has_pairs, mine.labels):
+            return "with other pairs or labels."
         if old == new:
             return "from other documents or with another shards.max_bytes or shards.block_tokens."
         return f"with another tokenizer ({old[:12]}; this one is {new[:12]})."
@@ -259,7 +189,12 @@ class SliceTask(Slice, Unit):
                 check_documents(dataset.documents / file.name, file)
             base += file.bytes
         with writing("shards", dataset.parts):
-            documents = Documents(self._tokenize(start))
+            texts = tokenize_slice(
+                *(dataset.documents, dataset.files, start, self.end),
+                tokenizer=dataset.tokenizer,
+                dataset=dataset.manifest,
+            )
+            documents = Documents(texts)
             while start is not None:
                 name = self._name_of(number)
                 entry = None
@@ -305,17 +240,6 @@ class SliceTask(Slice, Unit):
     def _name_of(self, number: int) -> str:
         return f"part-{self.number:05d}-{number:03d}"
 
-    def _tokenize(self, start: int) -> Iterator[TokenizedDocument]:
-        dataset, manifest = self.dataset, self.dataset.manifest
-        begin = [] if manifest.bos_id is None else [manifest.bos_id]
-        bos, eos = (np.array(ids, dtype=manifest.dtype) for ids in (begin, [manifest.eos_id]))
-        for offset, text in read_slice(dataset.documents, dataset.files, start, self.end):
-            yield TokenizedDocument(
-                ids=np.concatenate([bos, dataset.tokenizer.encode(text), eos]),
-                text_bytes=len(text.encode()),
-                offset=offset,
-            )
-
 
 def finished_shards(tasks: Sequence[SliceTask]) -> list[ShardEntry]:
     """The shards of all slices in order. Raises ``UnitsMissing`` for unfinished slices."""
@@ -352,6 +276,7 @@ def _find_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset]:
     datasets = []
     for source in config.corpus.sources:
         corpus = Path(config.corpus.folder) / source
+        fields = load_corpus_manifest(corpus).fields
         for split in SPLITS:
             files = tuple(file for _, file in document_paths(corpus, split))
             if not files:
@@ -369,12 +294,15 @@ def _find_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset]:
                 pad_id=tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id,
                 block_tokens=block_tokens,
                 inputs="",
+                has_pairs=fields.has_pairs,
+                labels=fields.labels,
                 shards=(),
             )
             # All that decides the bytes of a dataset; not where anything lies.
             content = [unkeyed.version, source, split]
             content += [[[file.bytes, file.xxh128] for file in files]]
             content += [tokenizer.fingerprint, max_bytes, block_tokens]
+            content += [fields.labels and asdict(fields.labels)] if unkeyed.members else []
             key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
             dataset = Dataset(
                 name=str(final),

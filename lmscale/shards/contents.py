@@ -14,13 +14,14 @@ from lmscale.files.arrays import NPY_HEADER_BYTES
 from lmscale.files.strangers import is_count, parse_json
 from lmscale.files.tar_members import BoundedMember, describe_unsafe
 from lmscale.shards.manifest import MAX_NAMED, Manifest, ShardEntry
+from lmscale.shards.members import find_wrong_values
 from lmscale.shards.reader import MappedShard, open_shard
 from lmscale.shards.writer import INDEX_MEMBER
 
 
 def check_shard(path: Path, entry: ShardEntry, manifest: Manifest) -> None:
     """Raises ``DataError`` with everything that a shard with the right hash lies about."""
-    shard = open_shard(path, entry, manifest.dtype)
+    shard = open_shard(path, entry, manifest.dtype, manifest.members)
     problems = find_tar_problems(path, shard, entry, manifest)
     problems += find_token_problems(shard, manifest)
     if problems:
@@ -48,9 +49,10 @@ def find_tar_problems(
     offsets = {member.name: member.offset_data for member in members}
     if not members or members[-1].name != INDEX_MEMBER:
         problems.append(f"the last member is not {INDEX_MEMBER}")
-    for kind, column in (("tokens", 0), ("docs", 2)):
+    places = {"tokens": shard.index[:, 0], "docs": shard.index[:, 2], **shard.places}
+    for kind, values_at in places.items():
         found = [at for name, at in offsets.items() if name.endswith(f".{kind}.npy")]
-        if found != (shard.index[:, column] - NPY_HEADER_BYTES).tolist():
+        if found != (values_at - NPY_HEADER_BYTES).tolist():
             problems.append(f"the members of {kind} do not lie where the index says")
     if not all(isinstance(meta, dict) for meta in metas):
         return [*problems, "a block's meta.json is not a JSON object"]
@@ -69,7 +71,9 @@ def find_tar_problems(
 
 
 def find_token_problems(shard: MappedShard, manifest: Manifest) -> list[str]:
-    """Ids outside the vocabulary, and documents that do not begin or end as the manifest says."""
+    """Ids outside the vocabulary, documents that do not begin or end as the manifest says, and what
+    cannot be said of any.
+    """
     problems = []
     for block in range(shard.num_blocks):
         tokens, docs = shard.tokens(block), shard.docs(block)
@@ -82,4 +86,7 @@ def find_token_problems(shard: MappedShard, manifest: Manifest) -> list[str]:
             problems.append(f"block {block}: a document does not end with eos")
         if manifest.bos_id is not None and (tokens[docs[:-1]] != manifest.bos_id).any():
             problems.append(f"block {block}: a document does not begin with bos")
+        values = {name: shard.values(name, block) for name in shard.members}
+        wrong = find_wrong_values(values, docs, manifest.labels)
+        problems += [f"block {block}: {problem}" for problem in wrong]
     return problems

@@ -15,16 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
+from lmscale.config.labels import LabelSet
 from lmscale.errors import DataError
 from lmscale.files.atomic import write_json
 from lmscale.files.locations import join_location, protocol_of
 from lmscale.files.remote import MissingFileError, read_bytes
 from lmscale.files.shard_files import explain_missing
-from lmscale.files.strangers import describe_unsafe_name, is_count, is_sha256, parse_json, quote
+from lmscale.files.strangers import (
+    checked,
+    describe_unsafe_name,
+    is_count,
+    is_sha256,
+    parse_json,
+    quote,
+)
+from lmscale.shards.members import Member, plan_members
 
-FORMAT_VERSION = 2
-WITHOUT_BOS = 1  # a dataset whose documents begin without bos is of this version, byte for byte
+FORMAT_VERSION = 3  # of a dataset with pairs or labels; the others are byte for byte what they were
+WITHOUT_MEMBERS = 2  # of one that has neither, and documents that begin with bos
+WITHOUT_BOS = 1  # of one that has neither, and documents that begin without
 MANIFEST_NAME = "manifest.json"
 MAX_NAMED = 8  # problems named one by one
 
@@ -59,11 +70,20 @@ class Manifest:
     pad_id: int  # fills what a window has left; it is never predicted
     block_tokens: int
     inputs: str  # hash of the documents, the tokenizer and the settings it was built from
+    has_pairs: bool = False  # every document is a pair, with a place where its second part begins
+    labels: LabelSet | None = None  # that every document, or every word, has
     shards: tuple[ShardEntry, ...]
 
     @property
     def version(self) -> int:
-        return WITHOUT_BOS if self.bos_id is None else FORMAT_VERSION
+        if self.members:
+            return FORMAT_VERSION
+        return WITHOUT_BOS if self.bos_id is None else WITHOUT_MEMBERS
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The arrays of every block beside its tokens and documents."""
+        return plan_members(has_pairs=self.has_pairs, labels=self.labels)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -117,17 +137,25 @@ def parse_manifest(content: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
     try:
         tree = parse_json(content)
         version = tree["version"]
-        if version not in (WITHOUT_BOS, FORMAT_VERSION):
+        if version not in (WITHOUT_BOS, WITHOUT_MEMBERS, FORMAT_VERSION):
             raise DataError(
                 f"{name}: has format version {quote(version)}; this lmscale reads "
-                f"{WITHOUT_BOS} and {FORMAT_VERSION}. Build the shards again."
+                f"{WITHOUT_BOS} to {FORMAT_VERSION}. Build the shards again."
             )
         fingerprint = tree.pop("fingerprint")
         shards = tuple(ShardEntry(**entry) for entry in tree["shards"])
         values = {name: value for name, value in tree.items() if name != "version"}
+        if "labels" in values:
+            values["labels"] = checked(_LABELS, values["labels"], at="labels")
+        if values.get("has_pairs", True) is not True:
+            raise ValueError(f"has_pairs is {quote(values['has_pairs'])}")
         manifest = Manifest(**{**values, "shards": shards})
-        if manifest.version != version or (version == WITHOUT_BOS and "bos_id" in tree):
-            raise ValueError(f"bos_id belongs to version {FORMAT_VERSION}, and to no other")
+        if (manifest.version == FORMAT_VERSION) != (version == FORMAT_VERSION):
+            raise ValueError(
+                f"pairs and labels belong to version {FORMAT_VERSION}, and to no other"
+            )
+        if manifest.version != version or (manifest.bos_id is None and "bos_id" in tree):
+            raise ValueError(f"bos_id does not fit version {version}")
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{name}: not a manifest of shards: {error}.") from None
     if manifest.dtype not in ("uint16", "uint32"):
@@ -147,11 +175,17 @@ def parse_manifest(content: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
     return manifest
 
 
+_LABELS = TypeAdapter(LabelSet)
+
+
 def _to_tree(manifest: Manifest) -> dict[str, Any]:
     """What ``asdict`` gives, sooner: it copies every value of every shard. And the version."""
     tree = {each.name: getattr(manifest, each.name) for each in fields(manifest)}
-    if manifest.bos_id is None:
-        del tree["bos_id"]
+    for name in ("bos_id", "has_pairs", "labels"):  # a manifest is as before there was any of them
+        if tree[name] is None or tree[name] is False:
+            del tree[name]
+    if manifest.labels is not None:
+        tree["labels"] = {"kind": manifest.labels.kind, "names": list(manifest.labels.names)}
     shards = [dict(vars(entry)) for entry in manifest.shards]
     return {"version": manifest.version, **tree, "shards": shards}
 
@@ -165,7 +199,7 @@ def _find_odd_values(part: Manifest | ShardEntry) -> Iterator[str]:
     """By the types that the fields are declared with; text will be shown."""
     for each in fields(part):
         value = getattr(part, each.name)
-        if each.name in ("name", "shards"):  # which have rules of their own
+        if each.name in ("name", "shards", "has_pairs", "labels"):  # which have rules of their own
             continue
         if each.name == "sha256":
             is_sound = is_sha256(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,25 @@ from lmscale.files.reading import open_plain
 from lmscale.files.strangers import quote
 from lmscale.files.tar_members import describe_unsafe
 from lmscale.shards.manifest import ShardEntry
-from lmscale.shards.writer import HEADER_BYTES, INDEX_MEMBER, padded
+from lmscale.shards.members import HEADER_BYTES, Member, locate_members, padded
+from lmscale.shards.writer import INDEX_MEMBER
 
 
 class MappedShard:
     """A shard in memory-mapped form. Views stay valid for as long as they are held."""
 
-    def __init__(self, path: Path, content: mmap.mmap, index: np.ndarray, dtype: np.dtype) -> None:
+    def __init__(
+        self,
+        path: Path,
+        content: mmap.mmap,
+        index: np.ndarray,
+        dtype: np.dtype,
+        members: Sequence[Member] = (),
+    ) -> None:
         self.path = path
         self.index = index  # int64 [blocks, 4]: tokens offset, tokens, docs offset, documents
+        self.members = {member.name: member for member in members}
+        self.places = locate_members(members, index)[0]  # name → int64 [blocks]: of the values
         self._content = content
         self._dtype = dtype
 
@@ -42,9 +53,22 @@ class MappedShard:
         offset, count = int(self.index[block, 2]), int(self.index[block, 3])
         return np.frombuffer(self._content, dtype="<i8", count=count + 1, offset=offset)
 
+    def values(self, name: str, block: int) -> np.ndarray:
+        """[documents], or [tokens]: those of a member, a view."""
+        member = self.members[name]
+        count = member.count(int(self.index[block, 1]), int(self.index[block, 3]))
+        offset = int(self.places[name][block])
+        return np.frombuffer(self._content, dtype=member.dtype, count=count, offset=offset)
 
-def open_shard(path: str | Path, entry: ShardEntry, dtype: str | np.dtype) -> MappedShard:
-    """Map a shard and check its size, its index, and where its documents begin.
+
+def open_shard(
+    path: str | Path,
+    entry: ShardEntry,
+    dtype: str | np.dtype,
+    members: Sequence[Member] = (),
+) -> MappedShard:
+    """Map a shard and check its size, its index, and where its documents begin. ``members``: those
+    of its dataset.
 
     Reads nothing of the tokens: for that, and for the hash, there is ``contents.check_shard``.
     Raises ``DataError`` naming the file.
@@ -66,11 +90,11 @@ def open_shard(path: str | Path, entry: ShardEntry, dtype: str | np.dtype) -> Ma
         )
     stored = np.dtype(dtype).newbyteorder("<")
     index = _read_index(path, content, entry)
-    if problem := _index_problem(index, entry, stored.itemsize):
+    if problem := _index_problem(index, entry, stored.itemsize, members):
         raise DataError(
             f"{path}: the shard's index is damaged: {problem}. Fetch or build it again."
         )
-    shard = MappedShard(path, content, index, stored)
+    shard = MappedShard(path, content, index, stored, members)
     if problem := _block_problem(content, shard, stored):
         raise DataError(f"{path}: the shard is damaged at {problem}. Fetch or build it again.")
     return shard
@@ -103,7 +127,9 @@ def _is_array(content: mmap.mmap, at: int, dtype: np.dtype, shape: tuple[int, ..
     return is_inside and content[begin:at] == npy_header(dtype, shape)
 
 
-def _index_problem(index: np.ndarray, entry: ShardEntry, itemsize: int) -> str | None:
+def _index_problem(
+    index: np.ndarray, entry: ShardEntry, itemsize: int, members: Sequence[Member]
+) -> str | None:
     tokens_at, num_tokens, docs_at, num_documents = index.T
     if (index < 0).any() or (index > entry.bytes).any():  # so that nothing below overflows
         return "it holds numbers of no place in the file"
@@ -114,16 +140,16 @@ def _index_problem(index: np.ndarray, entry: ShardEntry, itemsize: int) -> str |
             f"it counts {int(num_tokens.sum()):,} tokens in {int(num_documents.sum()):,} "
             f"documents; the manifest says {entry.tokens:,} in {entry.documents:,}"
         )
-    # As written: docs, meta (of unknown size), tokens, and then the next block or the index. The
+    # As written: docs and what follows them, tokens, and then the next block or the index. The
     # offsets lie behind numpy's header, with which a member's payload begins.
     first, header = HEADER_BYTES + NPY_HEADER_BYTES, NPY_HEADER_BYTES
-    docs_end = docs_at - header + padded(header + (num_documents + 1) * 8)
     tokens_end = tokens_at - header + padded(header + num_tokens * itemsize)
     next_docs = np.append(docs_at[1:], entry.index_offset + first)
+    _, meta_begin, meta_end = locate_members(members, index)
     if (
         docs_at[0] != first
         or (tokens_end + first != next_docs).any()
-        or (docs_end > tokens_at).any()
+        or (meta_begin > meta_end).any()
     ):
         return "its offsets do not follow one another"
     return None
@@ -137,6 +163,11 @@ def _block_problem(content: mmap.mmap, shard: MappedShard, dtype: np.dtype) -> s
             return f"byte {tokens_at:,}, {where} {num_tokens:,} tokens of {dtype}"
         if not _is_array(content, docs_at, np.dtype("<i8"), (num_documents + 1,)):
             return f"byte {docs_at:,}, {where} the offsets of {num_documents:,} documents"
+        for name, (_, member_dtype, _) in shard.members.items():
+            at = int(shard.places[name][block])
+            count = shard.members[name].count(num_tokens, num_documents)
+            if not _is_array(content, at, member_dtype, (count,)):
+                return f"byte {at:,}, {where} {name}: {count:,} numbers of {member_dtype}"
         docs = shard.docs(block)
         if docs[0] != 0 or docs[-1] != num_tokens or (docs[1:] <= docs[:-1]).any():
             return f"byte {docs_at:,}, {where} document offsets that ascend from 0 to its end"

@@ -56,7 +56,7 @@ def verify_dataset(
 
 def _verify_shard(path: Path, entry: ShardEntry, manifest: Manifest, deep: bool) -> list[str]:
     try:
-        shard = open_shard(path, entry, manifest.dtype)
+        shard = open_shard(path, entry, manifest.dtype, manifest.members)
     except DataError as error:
         return list(error.problems)
     if deep and (digest := sha256_file(path)) != entry.sha256:

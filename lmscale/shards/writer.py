@@ -10,20 +10,19 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
 from lmscale.files.arrays import NPY_HEADER_BYTES, to_npy
 from lmscale.shards.manifest import Manifest, ShardEntry
+from lmscale.shards.members import HEADER_BYTES, padded
 
 INDEX_MEMBER = "__index__/blocks.npy"
-HEADER_BYTES = 512  # a tar member's header; payloads are padded to a multiple of it
 META_BYTES = 1024  # more than a block's meta.json ever takes
-Size = TypeVar("Size", int, np.ndarray)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +32,8 @@ class TokenizedDocument:
     ids: np.ndarray  # uint16 or uint32 [tokens]
     text_bytes: int
     offset: int
+    said: Mapping[str, Any] = field(default_factory=dict)
+    """Of each member of its dataset (``Manifest.members``) the value, or [tokens] of them."""
 
 
 class Documents:
@@ -50,11 +51,6 @@ class Documents:
         if taken is None:
             raise StopIteration
         return taken
-
-
-def padded(size: Size) -> Size:
-    """Bytes that a payload takes in a tar, or an array of them."""
-    return -(-size // HEADER_BYTES) * HEADER_BYTES
 
 
 def write_shard(
@@ -109,13 +105,18 @@ class _OpenShard:
         )
         self._key = key
         self._dataset = dataset
+        self._members = dataset.members
         self._itemsize = np.dtype(dataset.dtype).itemsize
         self._text_bytes = 0
         self.blocks: list[tuple[int, int, int, int]] = []
 
     def size_with(self, num_tokens: int, num_documents: int) -> int:
         """Most bytes the tar would have if it ended after one more block of this size."""
-        arrays = (num_tokens * self._itemsize, (num_documents + 1) * 8, (len(self.blocks) + 1) * 32)
+        arrays = [num_tokens * self._itemsize, (num_documents + 1) * 8, (len(self.blocks) + 1) * 32]
+        arrays += [
+            member.count(num_tokens, num_documents) * member.dtype.itemsize
+            for member in self._members
+        ]
         payloads = (*(NPY_HEADER_BYTES + size for size in arrays), META_BYTES)
         members = sum(HEADER_BYTES + padded(size) for size in payloads)
         return self._tar.offset + members + 2 * HEADER_BYTES + tarfile.RECORDSIZE
@@ -135,10 +136,17 @@ class _OpenShard:
             "documents": len(block),
             "text_bytes": text_bytes,
         }
+        contents = {"docs.npy": to_npy(docs), "tokens.npy": to_npy(tokens)}
+        contents["meta.json"] = json.dumps(meta).encode()
+        for name, dtype, is_of_tokens in self._members:
+            values = [document.said[name] for document in block]
+            joined = np.concatenate(values) if is_of_tokens else np.array(values)
+            contents[f"{name}.npy"] = to_npy(joined.astype(dtype))
         # The order of the extensions, which is that of TarWriter.
-        docs_offset = self._add(f"{key}.docs.npy", to_npy(docs)) + NPY_HEADER_BYTES
-        self._add(f"{key}.meta.json", json.dumps(meta).encode())
-        tokens_offset = self._add(f"{key}.tokens.npy", to_npy(tokens)) + NPY_HEADER_BYTES
+        offsets = {name: self._add(f"{key}.{name}", contents[name]) for name in sorted(contents)}
+        docs_offset, tokens_offset = (
+            offsets[name] + NPY_HEADER_BYTES for name in ("docs.npy", "tokens.npy")
+        )
         self.blocks.append((tokens_offset, len(tokens), docs_offset, len(block)))
         self._text_bytes += text_bytes
 

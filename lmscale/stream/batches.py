@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -38,6 +38,9 @@ class Rows:
     where there are more positions than int32 has, before they are split into micro-batches"""
     digests: np.ndarray
     """uint64 [R]: xxh64 of each sample"""
+    said: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the objective reads beside the tokens, by the names of ``plan_members``: [N], of the
+    document at each start, or [R, W], of each token"""
 
 
 class Field(NamedTuple):
@@ -205,20 +208,29 @@ def split_rows(rows: Rows, micro_windows: int) -> Iterator[Rows]:
             lengths=rows.lengths[part],
             starts=(rows.starts[first:last] - edges[0]).astype(np.int32),
             digests=rows.digests[part],
+            said={
+                name: values[part] if values.ndim == 2 else values[first:last]
+                for name, values in rows.said.items()
+            },
         )
 
 
-def digest_rows(numbers: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def digest_rows(
+    numbers: np.ndarray, tokens: np.ndarray, said: Sequence[Mapping[str, np.ndarray]] = ()
+) -> np.ndarray:
     """xxh64 of each row's sample, uint64 [R].
 
     Of the bytes: the sample's global number as 8 little-endian bytes, then its window's tokens,
-    padding included, as little-endian uint16 or uint32.
+    padding included, as little-endian uint16 or uint32, then ``said``, what the objective reads of
+    the row beside them, by the alphabet.
     """
     digests = np.empty(len(tokens), dtype=np.uint64)
     heads = numbers.astype("<u8").tobytes()
     for row in range(len(tokens)):
         state = xxhash.xxh64(heads[8 * row : 8 * row + 8])
         state.update(tokens[row])
+        for _, values in sorted(said[row].items()) if said else ():
+            state.update(values.tobytes())
         digests[row] = state.intdigest()
     return digests
 

@@ -34,6 +34,7 @@ from lmscale.shards.reader import MappedShard, open_shard
 from lmscale.stream.batches import Rows
 from lmscale.stream.packing import count_concat, find_plan_problem, plan_best_fit
 from lmscale.stream.shard_windows import ShardWindows, document_lengths, read_rows
+from lmscale.stream.whole_documents import check_fit, count_windows, find_unsaid
 
 VERSION = 2  # of what is kept of best fit
 DIGEST_BYTES = 32  # behind a plan
@@ -82,7 +83,8 @@ class Dataset:
     def _shape_key(self) -> str:
         """Of what is kept by shape; for next-token windows as before there were others."""
         stride, overlap = self.shape.stride, self.shape.overlap
-        return f"{stride}" if overlap == 1 else f"{stride}-{overlap}"
+        key = f"{stride}" if overlap == 1 else f"{stride}-{overlap}"
+        return f"{key}-whole" if self.shape.is_whole else key
 
     @property
     def dtype(self) -> np.dtype:
@@ -144,17 +146,13 @@ class Dataset:
         to have its count. Raises ``DataError`` where the file may be there but cannot be read.
         """
         fingerprint, shape = self.manifest.fingerprint, self._shape_key
+        num_shards = len(self.manifest.shards)
         name = f"windows-best_fit-{shape}.json"
         head = {"version": VERSION, "manifest": fingerprint, "sequence_length": self.shape.stride}
         if self.shape.overlap != 1:
             head["overlap"] = self.shape.overlap
-
-        def count_all() -> list[int]:
-            counted = []
-            for number in range(len(self.manifest.shards)):
-                counted.append(self.pack(number))
-                advance(1)
-            return counted
+        if self.shape.is_whole:
+            head["is_whole"] = True
 
         beside = join_location(self.location, name)
         with suppress(MissingFileError):  # nobody has packed this dataset at this length yet
@@ -165,8 +163,10 @@ class Dataset:
         with self._cache.make(
             f"best_fit counts\0{VERSION}\0{fingerprint}\0{shape}",
             name=name,
-            size=32 * len(self.manifest.shards) + 512,
-            write=lambda path: _write(path, seal(head | {"counts": count_all()})),
+            size=32 * num_shards + 512,
+            write=lambda path: _write(
+                path, seal(head | {"counts": count_windows(self.pack, num_shards, advance)})
+            ),
             is_sound=lambda path: self._parse_counts(read_plain(path), head) is not None,
         ) as file:
             content = read_plain(file.path)
@@ -227,11 +227,14 @@ class Dataset:
         with ExitStack() as files:
             with reading(entry.name, RESTORE, missing=MISSING):
                 fault_points.hit("read.shard")
-            mapped = open_shard(self._bring(entry, files), entry, self.manifest.dtype)
+            mapped = self._map(self._bring(entry, files), entry)
             pieces = None
             if self.config.packing == "best_fit":
                 pieces = self._load_pieces(entry, mapped, files)
             return ShardWindows(mapped, entry.blocks, self.shape, pieces), files.pop_all()
+
+    def _map(self, path: Path, entry: ShardEntry) -> MappedShard:
+        return open_shard(path, entry, self.manifest.dtype, self.manifest.members)
 
     def _bring(self, entry: ShardEntry, files: ExitStack) -> Path:
         """Where the shard lies on this node, once all of it has been looked at."""
@@ -245,7 +248,7 @@ class Dataset:
             return path
 
         def check() -> None:
-            open_shard(path, entry, self.manifest.dtype)  # first, so that a cut file is told as one
+            self._map(path, entry)  # first, so that a cut file is told as one
             if not self.is_remote:  # else the cache has done so
                 check_hash(path, entry.sha256)
             check_shard(path, entry, self.manifest)
@@ -261,7 +264,10 @@ class Dataset:
         """
 
         def pack() -> np.ndarray:
-            return plan_best_fit(document_lengths(shard, entry.blocks), self.shape)
+            lengths = document_lengths(shard, entry.blocks)
+            if self.shape.is_whole:
+                check_fit(lengths, self.shape, where=join_location(self.location, entry.name))
+            return plan_best_fit(lengths, self.shape)
 
         def write(path: Path) -> None:
             content = to_npy(pack())
@@ -366,7 +372,8 @@ def open_dataset(
     manifest = load_manifest(location, retries=settings.retries)
     shape = shape or WindowShape(stride=config.sequence_length, overlap=1)
     dataset = Dataset(location, manifest, config, cache, shape=shape)
-    problems = dataset.find_wrong_shards() if check_files else []
+    problems = find_unsaid(manifest, shape, where=location)
+    problems += dataset.find_wrong_shards() if check_files else []
     if problems:
         raise DataError(problems)
     if config.packing == "best_fit":

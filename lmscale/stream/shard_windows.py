@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from lmscale.config.data import WindowShape
+from lmscale.shards.members import NO_TAG, TAGS, plan_members
 from lmscale.shards.reader import MappedShard
 from lmscale.stream.batches import MAX_POSITIONS, Rows, digest_rows
 from lmscale.stream.packing import count_concat
@@ -45,6 +46,17 @@ class ShardWindows:
             self._starts = before - before[bounds[windows]]
             first, last = bounds[:-1] + 1, bounds[1:]
             origins = np.zeros(num_windows, dtype=np.int64)
+        self._of_pieces: dict[str, np.ndarray] = {}  # every piece is a document
+        self._of_tokens: dict[str, list[np.ndarray]] = {}
+        for name, _, is_of_tokens in plan_members(has_pairs=shape.has_pairs, labels=shape.labels):
+            values = [shard.values(name, block) for block in range(num_blocks)]
+            if is_of_tokens:
+                self._of_tokens[name] = values
+            else:
+                ends = np.cumsum(document_lengths(shard, num_blocks))
+                documents = np.searchsorted(ends, begins, side="right")
+                self._of_pieces[name] = np.concatenate(values)[documents]
+        self.says = shape.is_whole
         # Of a memoryview, unlike an array, an element is a number of Python's, and sooner there.
         self._begins, self._sizes, self._bounds = begins.data, sizes.data, bounds.data
         self._first, self._last, self._origins = first.data, last.data, origins.data
@@ -59,11 +71,22 @@ class ShardWindows:
         """
         return self._starts[self._first[window] : self._last[window]], self._origins[window]
 
-    def copy(self, window: int, row: np.ndarray) -> int:
-        """Write the window's tokens into ``row`` [W] and return how many there are.
+    def said(self, window: int, row_tokens: int) -> dict[str, np.ndarray]:
+        """Of each member that is read its values, [documents of the window] or [W]."""
+        pieces = slice(self._bounds[window], self._bounds[window + 1])
+        said = {name: values[pieces] for name, values in self._of_pieces.items()}
+        for name, blocks in self._of_tokens.items():
+            said[name] = np.full(row_tokens, NO_TAG, dtype=blocks[0].dtype)
+            self.copy(window, said[name], blocks)
+        return said
+
+    def copy(self, window: int, row: np.ndarray, blocks: Sequence[np.ndarray] = ()) -> int:
+        """Write the window's tokens, or of ``blocks`` what is said of them, into ``row`` [W], and
+        return how many there are.
 
         The rest of the row is left as it is.
         """
+        blocks = blocks or self._blocks
         filled = 0
         for piece in range(self._bounds[window], self._bounds[window + 1]):
             begin = self._begins[piece]
@@ -71,7 +94,7 @@ class ShardWindows:
             block = bisect_right(self._block_starts, begin) - 1
             while begin < end:
                 offset = begin - self._block_starts[block]
-                part = self._blocks[block][offset : offset + end - begin]
+                part = blocks[block][offset : offset + end - begin]
                 row[filled : filled + len(part)] = part
                 filled += len(part)
                 begin += len(part)
@@ -91,11 +114,14 @@ def read_rows(
     count = len(numbers)
     tokens = np.full((count, row_tokens), pad_id, dtype=dtype)
     lengths = np.empty(count, dtype=np.int32)
+    said: list[Mapping[str, np.ndarray]] = [{}] * count
     # Each row's document starts beyond its first, and what turns them into flat positions.
     row_starts = [_NONE] * count
     shift = np.empty(count, dtype=np.int64)
     for row, shard, window in windows:
         lengths[row] = shard.copy(window, tokens[row])
+        if shard.says:
+            said[row] = shard.said(window, row_tokens)
         row_starts[row], origin = shard.starts(window)
         shift[row] = row * row_tokens - origin
     more = np.array([len(starts) for starts in row_starts], dtype=np.int64)
@@ -111,7 +137,11 @@ def read_rows(
         tokens=tokens,
         lengths=lengths,
         starts=starts,
-        digests=digest_rows(numbers, tokens),
+        digests=digest_rows(numbers, tokens, said if any(said) else ()),
+        said={
+            name: (np.stack if name == TAGS else np.concatenate)([each[name] for each in said])
+            for name in (said[0] if said else {})
+        },
     )
 
 

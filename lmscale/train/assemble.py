@@ -20,7 +20,7 @@ from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.places.run_place import open_place, prepare_place
 from lmscale.config import BatchPlan, RunConfig
-from lmscale.config.objective import describe_ids
+from lmscale.config.objective_base import describe_ids
 from lmscale.engine.build import check_precision
 from lmscale.engine.engine import Engine
 from lmscale.errors import CheckpointError, DataError, RefusedError

@@ -18,9 +18,10 @@ from shard_cases import contents, webdataset_leaks, with_shards
 
 from lmscale.corpus.documents import read_documents
 from lmscale.errors import ConfigError, DataError
-from lmscale.shards.build import build_shards, plan_slices
+from lmscale.shards.build import build_shards
 from lmscale.shards.manifest import Manifest, load_manifest
 from lmscale.shards.reader import open_shard
+from lmscale.shards.slices import plan_slices
 from lmscale.shards.verify import verify_dataset
 from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
 from lmscale.tasks.target import ArrayTask

@@ -11,7 +11,7 @@ import pytest
 from lmscale.config import parse_config
 from lmscale.corpus.build import build_corpus
 from lmscale.errors import DataError
-from lmscale.shards import build
+from lmscale.shards import slices
 from lmscale.shards.build import build_shards
 from lmscale.shards.verify import verify_dataset
 from lmscale.tokenizer.train import train_tokenizer
@@ -75,9 +75,9 @@ def test_a_changed_letter_of_a_document_goes_into_no_shard_and_no_tokenizer(tmp_
 
 
 def test_shards_that_lack_a_document_of_the_corpus_are_no_dataset(tmp_path, monkeypatch):
-    read_slice = build.read_slice
+    read_slice = slices.read_slice
     build_all(tmp_path)
-    monkeypatch.setattr(build, "read_slice", lambda *part: list(read_slice(*part))[1:])
+    monkeypatch.setattr(slices, "read_slice", lambda *part: list(read_slice(*part))[1:])
     config = config_of(tmp_path, tmp_path / "raw.jsonl")
     config = config.model_copy(
         update={"shards": config.shards.model_copy(update={"folder": str(tmp_path / "other")})}

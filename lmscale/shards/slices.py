@@ -1,0 +1,153 @@
+"""A split's documents, laid end to end and cut into slices: what each holds, as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmscale.corpus.documents import AGAIN, DocumentFile
+from lmscale.files.reading import open_plain, reading
+from lmscale.files.strangers import parse_json
+from lmscale.shards.manifest import Manifest
+from lmscale.shards.members import LABELS, NO_TAG, PARTS, TAGS
+from lmscale.shards.writer import TokenizedDocument
+from lmscale.tokenizer.codec import Tokenizer
+
+FILL = 0.92  # of max_bytes that a slice is expected to need, so that it seldom takes a second shard
+PROBES = 8  # places where the tokens per byte are measured
+PROBE_BYTES = 32 * 2**10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Documents whose line begins in [start, end) of the split's files laid end to end."""
+
+    number: int
+    start: int
+    end: int
+
+    @property
+    def bytes(self) -> int:
+        return self.end - self.start
+
+
+def plan_slices(total_bytes: int, *, expected_bytes: float, max_bytes: int) -> tuple[Slice, ...]:
+    """Cut [0, total_bytes) evenly into as many slices as there should be shards."""
+    count = max(1, -(-int(expected_bytes) // int(FILL * max_bytes)))
+    edges = [total_bytes * number // count for number in range(count + 1)]
+    return tuple(
+        Slice(number=number, start=edges[number], end=edges[number + 1]) for number in range(count)
+    )
+
+
+def expect_bytes(folder: Path, files: Sequence[DocumentFile], tokenizer: Tokenizer) -> float:
+    """About how many bytes of tokens the files will make, from a few places in them."""
+    total = sum(file.bytes for file in files)
+    read = tokens = 0
+    for probe in range(PROBES):
+        start = total * probe // PROBES
+        for offset, document in read_slice(folder, files, start, total):
+            if offset >= start + min(PROBE_BYTES, -(-total // PROBES)):
+                break
+            text = document["text"]
+            read += len(text.encode())
+            tokens += len(tokenizer.encode(text)) + 1  # eos; a bos more is no matter
+    # The lines hold more than the text: keys, ids, escapes. It makes the shards a little smaller.
+    return total * tokens / max(read, 1) * tokenizer.dtype.itemsize
+
+
+def read_slice(
+    folder: Path, files: Sequence[DocumentFile], start: int, end: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Offset, and the JSON of the documents whose line begins in [start, end). Raises
+    ``DataError``.
+    """
+    base = 0
+    for file in files:
+        first, last = max(start - base, 0), min(end - base, file.bytes)
+        if first < last:
+            for offset, document in _read_file(folder / file.name, first, last):
+                yield base + offset, document
+        base += file.bytes
+
+
+def _read_file(path: Path, first: int, last: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    with reading(path, AGAIN), open_plain(path) as file:
+        offset = 0
+        if first:  # a line that begins earlier belongs to the slice before
+            file.seek(first - 1)
+            offset = first - 1 + len(file.readline())
+        while offset < last:
+            line = file.readline()
+            try:
+                document = parse_json(line)
+                if not isinstance(document["text"], str):
+                    raise ValueError("its text is none")
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"at byte {offset:,} is not a document of the corpus: {error}"
+                ) from None
+            yield offset, document
+            offset += len(line)
+
+
+def tokenize_slice(
+    folder: Path,
+    files: Sequence[DocumentFile],
+    start: int,
+    end: int,
+    *,
+    tokenizer: Tokenizer,
+    dataset: Manifest,
+) -> Iterator[TokenizedDocument]:
+    """The documents whose line begins in [start, end), as those of ``dataset``."""
+    sizes = tokenizer.token_bytes()
+    for offset, document in read_slice(folder, files, start, end):
+        text = document["text"]
+        edges = np.cumsum([0, *document.get("parts", [len(text)])]).tolist()
+        # Part by part, as no piece may reach over the edge between two of them.
+        parts = [tokenizer.encode(text[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+        begin = [] if dataset.bos_id is None else [dataset.bos_id]
+        bos, eos = (np.array(ids, dtype=dataset.dtype) for ids in (begin, [dataset.eos_id]))
+        yield TokenizedDocument(
+            ids=np.concatenate([bos, *parts, eos]),
+            text_bytes=len(text.encode()),
+            offset=offset,
+            said=_say(document, dataset, len(bos), parts, sizes) if dataset.members else {},
+        )
+
+
+def _say(
+    document: Mapping[str, Any],
+    dataset: Manifest,
+    num_before: int,
+    parts: Sequence[np.ndarray],
+    token_bytes: np.ndarray,
+) -> dict[str, Any]:
+    """The values of the dataset's members of a document, of whose parts these are the ids.
+
+    A word's tag stands at its first token with more than the white space before it.
+    """
+    firsts = num_before + np.cumsum([0, *map(len, parts)])
+    said: dict[str, Any] = {}
+    if dataset.has_pairs:
+        said[PARTS] = firsts[1]
+    if dataset.labels is None:
+        return said
+    if dataset.labels.kind != "tags":
+        return {**said, LABELS: document["label"]}
+    said[TAGS] = np.full(firsts[-1] + 1, NO_TAG, dtype=np.int64)
+    begin = 0
+    for first, part, num_chars, tag in zip(
+        firsts, parts, document["parts"], document["tags"], strict=False
+    ):
+        word = document["text"][begin : begin + num_chars]
+        begin += num_chars
+        num_blank = len(word[: num_chars - len(word.lstrip())].encode())
+        within = np.searchsorted(token_bytes[part].cumsum(), num_blank, side="right")
+        said[TAGS][first + within] = tag
+    return said

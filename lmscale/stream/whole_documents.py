@@ -1,0 +1,71 @@
+"""Whether a dataset has what an objective reads beside the tokens, and its documents fit whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from lmscale.config.data import WindowShape
+from lmscale.config.labels import LabelSet
+from lmscale.errors import DataError
+from lmscale.shards.manifest import MAX_NAMED, Manifest
+
+
+class LongDocumentsError(DataError):
+    """A document that may not be cut is longer than a window."""
+
+
+def count_windows(
+    pack: Callable[[int], int], num_shards: int, advance: Callable[[float], None]
+) -> list[int]:
+    """Windows of each shard. Raises ``LongDocumentsError`` for all shards together."""
+    counts, problems = [], []
+    for number in range(num_shards):
+        try:
+            counts.append(pack(number))
+        except LongDocumentsError as error:
+            problems += error.problems
+        advance(1)
+    if problems:
+        raise LongDocumentsError(problems[:MAX_NAMED])
+    return counts
+
+
+def check_fit(lengths: np.ndarray, shape: WindowShape, *, where: str) -> None:
+    """Raise ``LongDocumentsError`` where a document of ``lengths``, int64 [documents], does not
+    fit into a window.
+    """
+    num_long = int((lengths > shape.tokens).sum())
+    if num_long:
+        raise LongDocumentsError(
+            f"{where}: {num_long:,} of its {len(lengths):,} documents are longer than a window of "
+            f"{shape.tokens:,} tokens, the longest has {lengths.max():,}; what is said of a whole "
+            "document is of no part of it. Raise stream.sequence_length, or build corpus and "
+            "shards with a smaller corpus.max_chars (and on_overlong: truncate, or drop)."
+        )
+
+
+def find_unsaid(manifest: Manifest, shape: WindowShape, *, where: str) -> list[str]:
+    """What the objective reads, by the shape of its windows, and the dataset does not have."""
+    problems = []
+    if shape.has_pairs and not manifest.has_pairs:
+        problems.append(
+            f"{where}: its documents are no pairs. Name target_field of its source in "
+            "corpus.sources, and build corpus and shards again."
+        )
+    if shape.labels is not None and manifest.labels != shape.labels:
+        problems.append(
+            f"{where}: the objective reads {describe_labels(shape.labels)}, but its documents have "
+            f"{describe_labels(manifest.labels)}. Set the objective's names to them, or "
+            "label_field, tags_field and label_names of its source in corpus.sources, and build "
+            "corpus and shards again."
+        )
+    return problems
+
+
+def describe_labels(labels: LabelSet | None) -> str:
+    if labels is None:
+        return "no labels"
+    names = ", ".join(labels.names[:8]) + (", …" if len(labels.names) > 8 else "")
+    return f"{labels.kind}{f' ({names})' if names else ''}"

@@ -1,0 +1,96 @@
+"""A tiny corpus whose documents carry something: pairs, classes, numbers, tags; and its shards."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from lmscale.config import RunConfig
+
+ADJECTIVES = {"red": "rot", "big": "groß", "old": "alt", "new": "neu", "small": "klein"}
+ANIMALS = {"cat": "Katze", "dog": "Hund", "bird": "Vogel", "fish": "Fisch"}
+THINGS = {"house": "Haus", "tree": "Baum", "table": "Tisch", "book": "Buch"}
+NOUNS = {**ANIMALS, **THINGS}
+GERMAN = {**ADJECTIVES, **NOUNS}
+PHRASES = [
+    (*adjectives, noun)
+    for count in (1, 2)
+    for adjectives in itertools.permutations(ADJECTIVES, count)
+    for noun in NOUNS
+]
+FIELDS: dict[str, dict[str, Any]] = {
+    "pairs": {"text_field": "en", "target_field": "de"},
+    "classes": {"label_field": "kind", "label_names": ["animal", "thing"]},
+    "numbers": {"label_field": "score"},
+    "tags": {
+        "text_field": "words",
+        "tags_field": "tags",
+        "label_names": ["adjective", "animal", "thing"],
+    },
+}
+
+
+def records(kind: str) -> list[dict[str, Any]]:
+    """One for each phrase, a function of it."""
+    made = []
+    for words in PHRASES:
+        text, noun = " ".join(words), words[-1]
+        german = " ".join(GERMAN[word] for word in words)
+        tags = ["adjective"] * (len(words) - 1) + ["animal" if noun in ANIMALS else "thing"]
+        made.append(
+            {
+                "pairs": {"en": text, "de": german},
+                "classes": {"text": text, "kind": tags[-1]},
+                "numbers": {"text": text, "score": len(words) / 2},
+                "tags": {"words": list(words), "tags": tags},
+            }[kind]
+        )
+    return made
+
+
+def labelled_tree(data: Path, sources: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "run": {"name": "labelled", "folder": str(data / "run")},
+        "corpus": {
+            "folder": str(data / "corpus"),
+            "sources": {
+                kind: {"inputs": [str(data / f"{kind}.*")], **fields}
+                for kind, fields in (FIELDS if sources is None else sources).items()
+            },
+            "heldout_fraction": 0.1,
+        },
+        "tokenizer": {"folder": str(data / "tokenizer"), "vocab_size": 320},
+        "shards": {
+            "folder": str(data / "shards"),
+            "max_bytes": 2**16,
+            "block_tokens": 1024,
+            "processes": 1,
+        },
+    }
+
+
+def build_labelled_data(folder: Path) -> RunConfig:
+    """The corpus of four sources (of which ``classes`` is Parquet), a tokenizer, and shards."""
+    from lmscale.corpus.build import build_corpus
+    from lmscale.shards.build import build_shards
+    from lmscale.tokenizer.train import train_tokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in FIELDS:
+        if kind == "classes":
+            table = pyarrow.Table.from_pylist(records(kind))
+            pyarrow.parquet.write_table(table, folder / f"{kind}.parquet")
+        else:
+            lines = "".join(json.dumps(record) + "\n" for record in records(kind))
+            (folder / f"{kind}.jsonl").write_text(lines, encoding="utf-8")
+    config = RunConfig.model_validate(labelled_tree(folder))
+    build_corpus(config.corpus)
+    train_tokenizer(config.tokenizer, config.corpus.folder, list(FIELDS))
+    build_shards(config)
+    return config
