@@ -23,6 +23,7 @@ ONE_TEXT = {"stream.mask_documents": False}
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "llama": {},
     "transformer_xl": {"model.sliding_windows": [9], "model.segments": 4},
+    "mup": {"model.mup.base_width": 8},  # matrices have a learning rate of their own
     "prefix": {"objective": {"name": "prefix"}},
     "lstm": {"model": LSTM},
     "gru fill_middle": {"model": LSTM | {"cell": "gru"}, "objective": {"name": "fill_middle"}},
