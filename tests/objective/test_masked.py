@@ -49,7 +49,15 @@ def test_the_shares_are_those_of_the_paper(rows, unit):
     assert random.min() < 30 and random.max() > VOCAB - 30 and np.median(random) > 400
 
 
-def test_the_shares_are_those_of_transformers_collator(rows):
+WHOLE_WORDS = {"whole_word_mask": True, "mask_replace_prob": 1.0, "random_replace_prob": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [({}, {}), ({"unit": "words", "replace": 0.0, "keep": 0.0}, WHOLE_WORDS)],
+    ids=["tokens", "words"],
+)
+def test_the_shares_are_those_of_transformers_collator(rows, ours, theirs):
     transformers = import_transformers()
     from tokenizers import Tokenizer, models
 
@@ -58,19 +66,27 @@ def test_the_shares_are_those_of_transformers_collator(rows):
         tokenizer_object=Tokenizer(models.WordLevel(pieces, unk_token="p0")),
         mask_token="[MASK]", eos_token="p2", pad_token="p3", unk_token="p0", bos_token="p1",
     )  # fmt: skip
-    collator = transformers.DataCollatorForLanguageModeling(tokenizer, seed=1, return_tensors="np")
+    collator = transformers.DataCollatorForLanguageModeling(
+        tokenizer, seed=1, return_tensors="np", **theirs
+    )
     full = rows.tokens[:, : rows.lengths[0]].astype(np.int64)
-    theirs = collator([{"input_ids": row} for row in full])
-    arrays, *_ = preparation().prepare(rows)
-    ours = hidden(arrays, rows.tokens.shape)[:, : full.shape[1]]
+    places = 2 * np.arange(full.shape[1])  # a token goes on with a word that ends where it begins
+    begins = np.where(KINDS.begins_word[full], places, places - 1)
+    offsets = np.stack(np.broadcast_arrays(begins, places + 1), axis=2)
+    samples = zip(full, offsets, strict=True)
+    made = collator([{"input_ids": ids, "offset_mapping": its} for ids, its in samples])
+    arrays, *_ = preparation(**ours).prepare(rows)
+    labels = hidden(arrays, rows.tokens.shape)[:, : full.shape[1]]
     ids = arrays["ids"][:, : full.shape[1]]
     for mine, others in (
-        (ours != IGNORED, theirs["labels"] != IGNORED),
-        (ids == MASK, theirs["input_ids"] == MASK),
-        (ids != full, theirs["input_ids"] != full),
+        (labels != IGNORED, made["labels"] != IGNORED),
+        (ids == MASK, made["input_ids"] == MASK),
+        (ids != full, made["input_ids"] != full),
     ):
-        # Of 184,000 tokens each: four standard deviations of the difference of two such shares.
-        assert mine.mean() == pytest.approx(others.mean(), abs=4 * (2 * 0.15 / 184_000) ** 0.5)
+        # Of 184,000 tokens each, words of 1.7 tokens on average and up to a dozen: four standard
+        # deviations of the difference of two such shares.
+        pieces = 184_000 / (3 if ours else 1)
+        assert mine.mean() == pytest.approx(others.mean(), abs=4 * (2 * 0.15 / pieces) ** 0.5)
 
 
 def test_every_piece_of_a_word_shares_its_fate_of_being_chosen(rows):

@@ -146,6 +146,15 @@ def test_as_many_documents_are_moved_as_asked_and_all_words_are_still_text():
     assert share == pytest.approx(0.3, abs=5 * (0.21 / (lengths >= 8).sum()) ** 0.5)
     ids = preparation.target_ids(prepared.arrays)
     assert len(ids) == prepared.targets - 3 * moved and ids.max() < min(MARKS)
+    # Half of them say their suffix first, and so nothing behind the first mark, as may the others.
+    halved, never = (
+        fill_middle(rate=0.3, **settings).prepare(rows).arrays["tokens"].reshape(-1)
+        for settings in ({}, {"suffix_first": 0})
+    )
+    empty, by_chance = (
+        (a[np.flatnonzero(a == MARKS[0]) + 1] == MARKS[1]).mean() for a in (halved, never)
+    )
+    assert empty == pytest.approx(0.5 + by_chance / 2, abs=5 * (0.25 / moved) ** 0.5)
 
 
 def test_a_prefix_and_segments_are_refused_together_and_so_is_a_family_without_prefixes():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from rank_cases import Case, run_cases
+from recipes import BART
 from tiny_run import tiny_config
 
 from lmscale.objective.objective import build_preparation
@@ -18,10 +19,6 @@ pytestmark = [pytest.mark.ranks]
 STEPS = 60
 T5 = {
     "family": "encoder_decoder", "layers": 1, "width": 32, "heads": 4, "ffn_width": 64,
-}  # fmt: skip
-BART = {
-    "positions": "learned", "norm": "layernorm", "norm_eps": 1e-5, "norm_first": False,
-    "activation": "gelu_exact", "bias": True, "scaled_logits": False, "init_std": 0.1,
 }  # fmt: skip
 CASES = {
     "spans": {"model": T5, "objective": {"name": "spans"}},
