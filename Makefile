@@ -21,11 +21,12 @@ help:
 demo: setup
 	$(BIN)/lmscale demo
 
-# Twice the cores that they are made for: jobs in Slurm's queue keep no core busy. pyright, which
-# uses one core, runs beside them.
+# Twice the cores that they are made for: jobs in Slurm's queue keep no core busy. Each computes on
+# one: torch's threads would wait for each other by spinning. pyright, which uses one core, runs
+# beside them.
 test: style
 	@$(BIN)/pyright >$(VENV)/pyright.log 2>&1 & types=$$!; \
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder; tests=$$?; \
 	wait $$types; types=$$?; cat $(VENV)/pyright.log; exit $$((tests || types))
 
 lint: style

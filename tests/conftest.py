@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from forked_processes import share_server
 from tiny_run import build_tiny_data
 
 
@@ -43,12 +44,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of ``build_tiny_data``; the workers of pytest-xdist build it once and share it."""
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For what the workers of pytest-xdist share: each has a folder of its own in it."""
     root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a folder of its own in a common one
-        root = root.parent
-    folder = root / "tiny-data"
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_forks(common_folder: Path) -> None:
+    """The workers of pytest-xdist ask one process, which ends with theirs, for forks of it."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        share_server(common_folder / "forks", owner=os.getppid())
+
+
+@pytest.fixture(scope="session")
+def tiny_data(common_folder: Path) -> Path:
+    """The folder of ``build_tiny_data``; the workers of pytest-xdist build it once and share it."""
+    folder = common_folder / "tiny-data"
     with FileLock(f"{folder}.lock"):
         if not (folder / "ready").exists():
             build_tiny_data(folder)

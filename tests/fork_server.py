@@ -16,17 +16,21 @@ import pkgutil
 import resource
 import runpy
 import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from proxied import open_socket, slow_steps, stand_by
+from proxied import MAX_REQUEST, slow_steps, stand_by
 
 COMMAND = ("-m", "lmscale.cli.main")
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
@@ -51,11 +55,75 @@ def load_everything() -> None:
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - by its check of optimizers
 
 
-def serve() -> None:
-    """Fork what standard input asks for, a line each; tell each one's pid, and later its end.
+def serve(proxies: socket.socket, askers: socket.socket, end: int) -> None:
+    """Fork what the askers' connections and the proxies ask for, until ``end`` can be read.
 
-    Each has a place in the order of asking as well, since the system gives a pid anew.
+    Each asker is told the pid of what it has asked for, and later its end. Each process has a place
+    in the order of asking as well, since the system gives a pid anew.
     """
+    running: dict[int, Running] = {}  # by its descriptor
+    count = 0
+    while True:
+        for ready in select.select([end, proxies, askers, *ASKERS, *running], [], [])[0]:
+            if ready == end:
+                _kill(running.values())
+                return
+            if ready is proxies:
+                connection, _ = proxies.accept()
+                _fork(lambda proxy=connection: stand_by(proxy, _fork, _run_proxied))
+                connection.close()
+            elif ready is askers:
+                ASKERS.append(askers.accept()[0])
+            elif ready in running:
+                ended = running.pop(ready)
+                os.close(ready)
+                _, status = os.waitpid(ended.pid, 0)
+                code = os.waitstatus_to_exitcode(status)
+                _tell(ended.asker, number=ended.number, code=code)
+            elif asked := _hear(ready):
+                pid = _fork(lambda asked=asked: _become(**json.loads(asked)))
+                running[os.pidfd_open(pid)] = Running(asker=ready, number=count, pid=pid)
+                _tell(ready, number=count, pid=pid)
+                count += 1
+            else:
+                _kill(process for process in running.values() if process.asker is ready)
+                ASKERS.remove(ready)
+                ready.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A process that was forked for an asker."""
+
+    asker: socket.socket
+    number: int
+    pid: int
+
+
+ASKERS: list[socket.socket] = []
+
+
+def _kill(processes: Iterable[Running]) -> None:
+    """What they have started too."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _hear(asker: socket.socket) -> bytes:
+    try:
+        return asker.recv(MAX_REQUEST)
+    except ConnectionResetError:  # it has gone, and had not read all that it was told
+        return b""
+
+
+def _tell(asker: socket.socket, **row: int) -> None:
+    with suppress(OSError):  # it has gone, or is going
+        asker.send(json.dumps(row).encode())
+
+
+def prepare() -> None:
+    """Load everything, and be as a process that is started anew in what a fork inherits."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever a shell has ignored
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     load_everything()
@@ -65,38 +133,6 @@ def serve() -> None:
     # Out of the collector's sight: ZeRO 3 of DeepSpeed 0.19.8 collects as it is built, which takes
     # 2 s over all that was imported, and every page it touches is copied for every rank.
     gc.freeze()
-    proxies = open_socket(sys.argv[1])
-    running: dict[int, tuple[int, int]] = {}  # of a process's descriptor: its place and its pid
-    count = 0
-    rest = b""
-    while True:
-        for ready in select.select([0, proxies, *running], [], [])[0]:
-            if ready is proxies:
-                connection, _ = proxies.accept()
-                _fork(lambda proxy=connection: stand_by(proxy, _fork, _run_proxied))
-                connection.close()
-                continue
-            if ready:
-                number, pid = running.pop(ready)
-                os.close(ready)
-                _, status = os.waitpid(pid, 0)
-                _tell(number=number, code=os.waitstatus_to_exitcode(status))
-                continue
-            asked = os.read(0, 1 << 16)
-            if not asked:
-                for _, pid in running.values():
-                    os.killpg(pid, signal.SIGKILL)
-                return
-            *lines, rest = (rest + asked).split(b"\n")
-            for line in lines:
-                pid = _fork(lambda line=line: _become(**json.loads(line)))
-                running[os.pidfd_open(pid)] = (count, pid)
-                _tell(number=count, pid=pid)
-                count += 1
-
-
-def _tell(**row: int) -> None:
-    os.write(1, json.dumps(row).encode() + b"\n")
 
 
 def _fork(work: Callable[[], int]) -> int:
@@ -107,6 +143,8 @@ def _fork(work: Callable[[], int]) -> int:
         return child
     code = 1
     try:
+        for asker in ASKERS:  # who sees so when the server has ended
+            asker.close()
         os.setsid()
         code = work()
     except SystemExit as stop:
@@ -149,6 +187,8 @@ def _run_proxied(streams: Sequence[int], request: Mapping[str, Any]) -> int:
     module, *arguments = request["argv"]
     if module == COMMAND[1]:
         return _run_command(arguments)
+    if module.endswith(".py"):
+        return _run_script(request["argv"])
     sys.argv = [module, *arguments]
     sys.modules.pop(module, None)  # it becomes __main__, and runpy warns where it is both
     runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -266,5 +306,19 @@ def start_rank(argv: Sequence[str], **options: Any) -> Any:
     return (ForkedRank if is_rank else subprocess.Popen)(argv, **options)
 
 
+def main(folder: str, proxies: str, askers: str, owner: str | None = None) -> None:
+    """``proxies`` and ``askers``: descriptors of the sockets that listen in ``folder``.
+
+    Ends with the process ``owner``, or else as standard input is closed.
+    """
+    try:
+        end = 0 if owner is None else os.pidfd_open(int(owner))
+        prepare()
+        serve(socket.socket(fileno=int(proxies)), socket.socket(fileno=int(askers)), end)
+    finally:
+        shutil.rmtree(folder)
+
+
 if __name__ == "__main__":
-    serve()
+    main(*sys.argv[1:])
+    os._exit(0)  # what was loaded need not be taken apart

@@ -6,10 +6,11 @@
     start_process("script", [script, "--seed", 1])              `python SCRIPT --seed 1`
 
 Loading torch and DeepSpeed takes a core four seconds and more; a fork takes none. The server
-(fork_server.py) runs beside each process that asks for one (a worker of pytest-xdist, a script) and
-ends with it, with all that it has forked. A fork gets the asker's environment and a session of its
-own, as a process that is started anew would. What an interpreter does before `lmscale` is loaded is
-not the point here; tests/cli and tests/test_docs.py start real ones.
+(fork_server.py) runs beside the process that asks for one and ends with it; the workers of
+pytest-xdist share one (``share_server``). What it has forked ends with the process that asked. A
+fork gets the asker's environment and a session of its own, as a process that is started anew would.
+What an interpreter does before `lmscale` is loaded is not the point here; tests/cli and
+tests/test_docs.py start real ones.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,10 +31,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+from proxied import open_socket
+
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 # A process that trains so little must not fight for cores with the other ranks.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+MAX_ROW = 1 << 10  # bytes of what the server tells at once
 _OF_RANKS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_PORT"}
 
 
@@ -133,24 +139,23 @@ def run_process(work: str, arguments: Sequence[object], **options: Any) -> tuple
 
 
 class Server:
-    """The process that has loaded everything, seen from the one that asks."""
+    """The process that has loaded everything, seen from one that asks.
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+    Without ``folder`` it is started, and ends with ``close`` or with this process; else the one
+    whose sockets lie there is asked.
+    """
+
+    def __init__(
+        self, environment: Mapping[str, str] | None = None, *, folder: Path | None = None
+    ) -> None:
         self.environment = ENVIRONMENT | (environment or {})  # of all that it forks
-        before = {**os.environ, **self.environment}
-        paths = [str(TESTS), str(ROOT), *before.get("PYTHONPATH", "").split(os.pathsep)]
-        self._folder = tempfile.TemporaryDirectory(prefix="lmscale-forks-", dir="/tmp")
-        self.socket = f"{self._folder.name}/proxies"
-        self._process = subprocess.Popen(
-            [sys.executable, str(TESTS / "fork_server.py"), self.socket],
-            cwd=ROOT,
-            env=before | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for pytest
-        )
+        self._process = None
+        if folder is None:
+            folder, self._process = _start_server(self.environment)
+        self.socket = f"{folder}/proxies"
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._connection.connect(f"{folder}/askers")
         self._lock = threading.RLock()
-        self._rest = b""
         self._codes: dict[int, int] = {}
         self._forked: list[tuple[int, int]] = []
         atexit.register(self.close)
@@ -158,10 +163,7 @@ class Server:
     def ask(self, **request: Any) -> tuple[int, int]:
         """The process that was forked for the request: its place in the order, and its pid."""
         with self._lock:
-            stdin = self._process.stdin
-            assert stdin is not None
-            stdin.write(json.dumps(request).encode() + b"\n")
-            stdin.flush()
+            self._connection.sendall(json.dumps(request).encode())
             while not self._forked:
                 self._read(1.0)
             return self._forked.pop()
@@ -174,25 +176,47 @@ class Server:
             return self._codes.get(number)
 
     def _read(self, seconds: float) -> None:
-        stdout = self._process.stdout
-        assert stdout is not None
-        if not select.select([stdout], [], [], seconds)[0]:
+        if not select.select([self._connection], [], [], seconds)[0]:
             return
-        told = os.read(stdout.fileno(), 1 << 16)
+        told = self._connection.recv(MAX_ROW)
         assert told, "the process that forks the others has ended"
-        *lines, self._rest = (self._rest + told).split(b"\n")
-        for row in map(json.loads, lines):
-            if "code" in row:
-                self._codes[row["number"]] = row["code"]
-            else:
-                self._forked.append((row["number"], row["pid"]))
+        row = json.loads(told)
+        if "code" in row:
+            self._codes[row["number"]] = row["code"]
+        else:
+            self._forked.append((row["number"], row["pid"]))
 
     def close(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-        self._process.wait()
-        self._folder.cleanup()
+        """End all that was forked for this process, and a server of its own."""
+        self._connection.close()
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait()
+
+
+def _start_server(
+    environment: Mapping[str, str], *, owner: int | None = None
+) -> tuple[Path, subprocess.Popen[bytes]]:
+    """The folder of its sockets, which accept from now on, and the server's process.
+
+    It ends with the process ``owner``, or else as its standard input is closed.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="lmscale-forks-", dir="/tmp"))  # a socket's path is short
+    before = {**os.environ, **environment}
+    paths = [str(TESTS), str(ROOT), *before.get("PYTHONPATH", "").split(os.pathsep)]
+    with open_socket(f"{folder}/proxies") as proxies, open_socket(f"{folder}/askers") as askers:
+        descriptors = (proxies.fileno(), askers.fileno())
+        words = [folder, *descriptors, *([] if owner is None else [owner])]
+        process = subprocess.Popen(
+            [sys.executable, str(TESTS / "fork_server.py"), *map(str, words)],
+            cwd=ROOT,
+            env=before | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            stdin=subprocess.PIPE if owner is None else subprocess.DEVNULL,
+            pass_fds=descriptors,
+            start_new_session=True,  # Ctrl-C is for pytest
+        )
+    return folder, process
 
 
 def forking() -> dict[str, str]:
@@ -204,7 +228,27 @@ def forking() -> dict[str, str]:
     return {"PYTHONPATH": str(interpreter), "TEST_FORK_SOCKET": _server(os.getpid()).socket}
 
 
+def share_server(note: Path, *, owner: int) -> None:
+    """Have this process ask the server that all ask who name this file; the first one starts it.
+
+    It ends with the process ``owner``, which outlives them all.
+    """
+    _SHARED[os.getpid()] = (note, owner)
+
+
 @cache
 def _server(asker: int) -> Server:
-    """One for each process that asks: a fork of one that has asked has none."""
-    return Server()
+    """Of this process: a fork of one that has asked, or that shares, asks for one of its own."""
+    if asker not in _SHARED:
+        return Server()
+    note, owner = _SHARED[asker]
+    with FileLock(f"{note}.lock"):
+        if not note.exists():
+            folder, process = _start_server(ENVIRONMENT, owner=owner)
+            _STARTED.append(process)
+            note.write_text(str(folder))
+    return Server(folder=Path(note.read_text()))
+
+
+_SHARED: dict[int, tuple[Path, int]] = {}
+_STARTED: list[subprocess.Popen[bytes]] = []  # which Python warns of where nobody refers to it

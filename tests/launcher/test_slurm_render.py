@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -157,10 +156,7 @@ def run_script(script: str, folder: Path) -> dict:
     commands = folder / "bin"
     commands.mkdir()
     (commands / "srun").write_text(
-        f"#!{sys.executable}\n"
-        "import json, os, pathlib, sys\n"
-        f"path = pathlib.Path({str(folder / 'seen.json')!r})\n"
-        "path.write_text(json.dumps({'argv': sys.argv[1:], 'environ': dict(os.environ)}))\n"
+        f"#!/bin/bash\nprintf '%s\\0' \"$@\" >'{folder}/argv'; env -0 >'{folder}/environ'\n"
     )
     (commands / "scontrol").write_text("#!/bin/bash\n")
     for command in commands.iterdir():
@@ -185,7 +181,8 @@ def run_script(script: str, folder: Path) -> dict:
         timeout=60,
         check=False,
     )
-    return json.loads((folder / "seen.json").read_text())
+    argv, variables = ((folder / name).read_text().split("\0")[:-1] for name in ("argv", "environ"))
+    return {"argv": argv, "environ": dict(row.split("=", 1) for row in variables)}
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate", "corpus"])

@@ -389,8 +389,13 @@ def new_folder() -> Path:
 
 
 def wait_until(is_done: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
+    """Ask until it is so; ever more seldom, since to ask Slurm is a process or two.
+
+    What passes by itself may be missed.
+    """
+    began = time.monotonic()
     while not is_done():
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > seconds:
             raise TimeoutError(f"{what}: not within {seconds:.0f} s")
-        time.sleep(0.1)
+        time.sleep(min(max(0.1, waited / 10), 0.5))

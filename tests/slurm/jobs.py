@@ -26,7 +26,17 @@ def job_variables(pace: Path, *, forked: bool = True) -> dict[str, str]:
     variables = forking()
     if not forked:
         del variables["TEST_FORK_SOCKET"]
-    return variables | {"TEST_STEP_PAUSE": str(pace)}
+    return variables | {"TEST_STEP_PAUSE": str(pace), "TEST_HOLD": str(hold_file(pace))}
+
+
+def hold_file(pace: Path) -> Path:
+    return pace.with_name(f"{pace.name}-hold")
+
+
+def hold(path: Path, words: str) -> None:
+    """Keep what the jobs start with ``words`` in its command where it begins; "" lets it go on."""
+    path.with_suffix(".new").write_text(words)
+    path.with_suffix(".new").rename(path)  # at once: a reader finds these words or those of before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +79,13 @@ class Lab:
         options: Sequence[str] = (),
         pace: float = SLOW,
         forked: bool = True,
+        held: str = "",
         **profile: Any,
     ) -> Run:
         """Submit a run; once more, when there is one of this name.
 
         ``forked``: its ranks come from a process that has loaded torch (interpreter/proxy.py).
+        ``held``: as ``Run.hold`` does it.
         """
         folder = self.folder / name
         config = self.folder / f"{name}.yaml"
@@ -81,6 +93,7 @@ class Lab:
         write_tiny_config(config, self.data, folder, given)
         cluster = self.write_profile(name, profile, forked=forked)
         self._pace(name).write_text(str(pace))
+        hold(hold_file(self._pace(name)), held)
         command = ("launch", "slurm", config, "--cluster", cluster, "--nodes", nodes, "--json")
         ended = self.lmscale(*command, *options)
         assert ended.code == 0, ended.output
@@ -115,6 +128,10 @@ class Run:
     def hurry(self) -> None:
         """From now on steps take as long as they take."""
         self.pace.unlink(missing_ok=True)
+
+    def hold(self, words: str) -> None:
+        """From now on what has ``words`` in its command waits before it loads anything."""
+        hold(hold_file(self.pace), words)
 
     def wait_for_end(self, state: str = "COMPLETED", job: str | None = None) -> dict[str, Any]:
         """Wait until Slurm says the job is in ``state``; the row that the batch script wrote."""

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from cluster import Cluster, Process, wait_until
 from forked_processes import ENVIRONMENT, ROOT
+from jobs import hold, hold_file, job_variables
 from tiny_run import Ended, run_lmscale
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -29,6 +30,14 @@ class DataLab:
     @property
     def config(self) -> Path:
         return self.folder / "run.yaml"
+
+    @property
+    def pace(self) -> Path:
+        return self.folder / "pace"
+
+    def hold(self, words: str) -> None:
+        """Tasks with ``words`` in their command wait before they load anything."""
+        hold(hold_file(self.pace), words)
 
     def write(self, *, file_bytes: int) -> None:
         """Six raw files, each a part of its own; a third of their texts is in all of them."""
@@ -53,7 +62,7 @@ class DataLab:
         self.config.write_text(yaml.safe_dump(tree))
         profile = yaml.safe_load((ROOT / "slurm/profiles/lab.yaml").read_text())
         profile |= {"memory_per_node": "1000", "scratch": str(self.cluster.folder / "scratch")}
-        profile["variables"] |= ENVIRONMENT
+        profile["variables"] |= ENVIRONMENT | job_variables(self.pace)
         (self.folder / "cluster.yaml").write_text(yaml.safe_dump(profile))
 
     def lmscale(self, *words: str | Path) -> Ended:
@@ -100,7 +109,7 @@ class DataLab:
         for stage in stages:
             places = [f"corpus.folder={alone}/corpus", f"shards.folder={alone}/shards"]
             options = [word for place in places for word in ("--set", place)]
-            ended = run_lmscale(stage, "build", self.config, *options)
+            ended = run_lmscale(stage, "build", self.config, "--processes", "1", *options)
             assert ended.code == 0, ended.output
             assert contents(self.folder / stage) == contents(alone / stage)
 
@@ -118,11 +127,13 @@ def lab(cluster: Cluster, tmp_path: Path) -> DataLab:
 
 
 def test_an_array_builds_corpus_and_shards_though_one_of_its_tasks_is_killed(lab: DataLab):
-    lab.write(file_bytes=1_000_000)
+    lab.write(file_bytes=50_000)
+    lab.hold(f"--task 1/{TASKS} ")
     job = lab.submit("corpus")
     wait_until(lambda: bool(lab.processes(1)), END_SECONDS, "a process of task 1")
     for process in lab.processes(1):
         process.send()
+    lab.hold("")
     lab.wait_for_end(job)
     output = (lab.folder / f"corpus/.slurm/job-{job}_1.out").read_text()
     assert "failed (exit code 137): attempt 2 of 3" in output
@@ -161,11 +172,15 @@ def test_a_task_that_something_has_to_be_mended_for_is_not_requeued_and_redone_a
 
 
 def test_a_task_out_of_time_comes_again_and_a_cancelled_one_does_not(lab: DataLab):
-    lab.write(file_bytes=3_000_000)
+    lab.write(file_bytes=20_000)
+    lab.hold("--task ")
     job = lab.submit("corpus")
     wait_until(lambda: bool(lab.processes(0) and lab.processes(2)), END_SECONDS, "tasks 0 and 2")
     lab.cluster.run("scancel", "--batch", "--signal=USR1", f"{job}_0")  # as before the time limit
     lab.cluster.run("scancel", f"{job}_2")
+    lab.wait_for_end(job, {2: "CANCELLED"}, tasks=[2])
+    wait_until(lambda: "out of time" in lab.outputs(), END_SECONDS, "the end of task 0")
+    lab.hold("")
     lab.wait_for_end(job, {2: "CANCELLED"})
     assert "out of time: it goes on where it was" in lab.outputs()
     assert "task 0 of 3, restart 1" in lab.outputs()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cluster import Process, wait_until
+from cluster import wait_until
 from jobs import START_SECONDS, STEPS, Lab, Run
 from tiny_run import committed_steps
 
@@ -89,21 +89,31 @@ def preempt(lab: Lab, run: Run) -> None:
     lab.cluster.wait_for(urgent, "COMPLETED")
 
 
+PROBE, RANK = "launcher.preflight.node_probe", "lmscale.cli.main train"
+
+
 def test_a_run_that_is_requeued_held_or_preempted_in_any_phase_loses_that_start_alone(lab: Lab):
-    """What a start has asked its ranks for may not meet the next one, which still loads torch."""
-    run = lab.submit(forked=False, nodes="1", partition="bare", preflight={"enabled": True})
-    node = run.wait_for_start(1)["nodes"]
-    phases: list[tuple[str, Callable[[], bool], Callable[[Lab, Run], None]]] = [
-        ("preflight", lambda: any(is_probe(p) for p in lab.cluster.processes(node)), requeue),
-        ("a rank that loads torch", lambda: bool(run.ranks(node)), requeue_into_a_hold),
-        ("training", lambda: len(run.ledger()) >= 4, requeue_and_hold),
-        ("training again", lambda: len(run.ledger()) >= 8, preempt),
+    """What a start has asked its ranks for may not meet the next one, which has loaded nothing yet.
+
+    Each start's ranks are held there, where a signal would still end them, until they are seen.
+    """
+    run = lab.submit(nodes="1", partition="bare", preflight={"enabled": True}, held=PROBE)
+    phases: list[tuple[str, int, Callable[[Lab, Run], None]]] = [
+        (PROBE, 0, requeue),
+        (RANK, 0, requeue_into_a_hold),
+        (RANK, 4, requeue_and_hold),
+        (RANK, 8, preempt),
     ]
-    for number, (phase, has_begun, interrupt) in enumerate(phases, 1):
-        run.wait_for_start(number)
-        wait_until(has_begun, START_SECONDS, phase)
+    for number, (held, steps, interrupt) in enumerate(phases, 1):
+        see_held(run, number, held)
+        if steps:
+            run.hold("")
+            run.wait_for_step(steps)
+            run.hold(RANK)  # the next start's
         interrupt(lab, run)
-    run.wait_for_start(len(phases) + 1)
+        run.hold(RANK)
+    see_held(run, len(phases) + 1, RANK)
+    run.hold("")
     run.hurry()
     assert run.wait_for_end()["action"] == "done"
     assert len(run.events("start")) == len(phases) + 1, run.report()
@@ -113,8 +123,14 @@ def test_a_run_that_is_requeued_held_or_preempted_in_any_phase_loses_that_start_
     run.assert_whole()
 
 
-def is_probe(process: Process) -> bool:
-    return "launcher.preflight probe" in process.command
+def see_held(run: Run, number: int, words: str) -> None:
+    """Wait until a process with ``words`` in its command is there in start ``number``."""
+    node = run.wait_for_start(number)["nodes"]
+
+    def is_there() -> bool:
+        return any(words in process.command for process in run.lab.cluster.processes(node))
+
+    wait_until(is_there, START_SECONDS, f"{words} of start {number}")
 
 
 def test_a_run_that_is_asked_for_a_save_keeps_it_and_goes_on(lab: Lab):
@@ -151,7 +167,7 @@ def test_scancel_is_not_outlived_and_the_run_goes_on_when_submitted_again(lab: L
     assert lab.cluster.job(run.job)["Restarts"] == "0"
     saved = run.events("end")[0]["step"]
     assert saved == len(run.ledger()) > 0
-    again = lab.submit(pace=0)
+    again = lab.submit(pace=0, nodes="1", forked=False)  # a rank of Slurm's own, as in a user's job
     assert again.wait_for_end()["action"] == "done"
     assert again.events("start")[1]["step"] == saved
     again.assert_whole()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from cluster import Cluster, wait_until, why_no_cluster
 from demands import demand
+from forked_processes import forking
 
 import lmscale
 from launcher.render import render
@@ -53,9 +54,10 @@ class Toys:
         **profile: Any,
     ) -> Path:
         given = {"partition": "main", "signal_seconds": 60, "requeue": "true", "chain": 1}
-        given |= {"variables": "{}", "options": "[]", "time": "0:10:00"}
+        given |= {"options": "[]", "time": "0:10:00", **profile}
+        given["variables"] = json.dumps(forking() | given.get("variables", {}))
         cluster = self.folder / "profile.yaml"
-        cluster.write_text(PROFILE.format(**{**given, **profile}))
+        cluster.write_text(PROFILE.format(**given))
         run = self.runs / name
         config = self.folder / f"{name}.yaml"
         config.write_text(
@@ -72,7 +74,7 @@ class Toys:
         prepared = prepare(options)
         job = prepared.job
         own = () if job.members else (str(job.config),)
-        job = replace(job, code=ROOT, command=(sys.executable, "-W", "ignore", str(TOY), *own))
+        job = replace(job, code=ROOT, command=(sys.executable, str(TOY), *own))
         submit(replace(prepared, job=job, script=render(job)))
         return run
 
@@ -263,7 +265,7 @@ def test_a_machine_without_slurm_shows_what_the_folder_shows(toys, monkeypatch, 
 def test_the_accounting_names_what_the_batch_script_cannot_know(accounted_toys):
     toys = accounted_toys
     toys.cluster.run("scontrol", "update", "PartitionName=low", "GraceTime=1")
-    run = toys.submit(partition="low", variables='{TOY_IS_DEAF: "1"}')
+    run = toys.submit(partition="low", variables={"TOY_IS_DEAF": "1"})
     toys.wait(run, "running", also=has_begun)
     toys.cluster.submit("-N2", "--exclusive", "--partition=high", script="sleep 1")
     # It hears nothing and is killed: no checkpoint, and no word about the end.

@@ -49,7 +49,7 @@ class Step:
         )
         return path
 
-    def start(self, number, *, local_rank=0, **changes):
+    def start(self, number, *, local_rank=0, forked=True, **changes):
         options = {"folder": self.folder, "run_folder": self.run, "cluster": self.cluster}
         options |= {"config": self.config} | changes
         command = [sys.executable, "-m", "launcher.preflight", "probe"]
@@ -68,11 +68,11 @@ class Step:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self.port),
         }
-        environment = {**os.environ, **variables, **forking(), "GLOO_SOCKET_IFNAME": "lo"}
+        variables |= {"GLOO_SOCKET_IFNAME": "lo", **(forking() if forked else {})}
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment,
+            env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -297,7 +297,7 @@ def test_one_nodes_full_scratch_is_named(tmp_path, tiny_data):
 
 def test_without_gpus_only_the_first_task_of_a_node_does_anything(tmp_path, tiny_data):
     step = Step(tmp_path, tiny_data)
-    assert step.end(step.start(0, local_rank=1)) == [""]
+    assert step.end(step.start(0, local_rank=1, forked=False)) == [""]
     assert [path.name for path in step.folder.iterdir()] == ["token"]
 
 

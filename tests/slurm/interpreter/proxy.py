@@ -1,4 +1,4 @@
-"""A process of a job that does not load torch itself: it stands for a fork of one that has.
+"""A process of a job that loads nothing itself: it stands for a fork of one that has.
 
 The fork (tests/proxied.py) gets this process's streams, folder, environment, blocked signals and
 namespaces, so it is a process of the same node. What Slurm sees is this process: it passes on
@@ -20,7 +20,10 @@ SPACES = ("pid", "uts", "mnt")
 
 
 def stand_for_a_fork(address: str, argv: Sequence[str]) -> None:
-    """Of ``python -m MODULE …``, whose words from MODULE on are ``argv``. Never returns."""
+    """Of ``python -m MODULE …`` or ``python SCRIPT …``, whose words from there on are ``argv``.
+
+    Never returns.
+    """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(address)

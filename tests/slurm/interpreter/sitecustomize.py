@@ -1,7 +1,8 @@
 """What every Python of a test's jobs does before anything else: it imports this, from PYTHONPATH.
 
-A rank's steps may be slowed down (pace.py); and where the test allows it, a process that would now
-load torch stands for a fork of one that has loaded it already (proxy.py).
+It may be held where it begins (hold.py), and a rank's steps slowed down (pace.py); and where the
+test allows it, a process that would now load torch, or much of lmscale, stands for a fork of one
+that has loaded it already (proxy.py).
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from __future__ import annotations
 import os
 import sys
 
-LOADING_TORCH = ("lmscale.cli.main", "launcher.preflight.node_probe")
+LOADING_MUCH = ("lmscale.cli.main", "launcher.preflight", "launcher.preflight.node_probe")
+TOYS = ("toy_trainer.py",)
 
+if "TEST_HOLD" in os.environ:
+    from hold import wait_if_held
+
+    wait_if_held()
 if "TEST_STEP_PAUSE" in os.environ:
     from pace import slow_when_loaded
 
     slow_when_loaded()
-if "TEST_FORK_SOCKET" in os.environ and sys.orig_argv[1:3] in [["-m", m] for m in LOADING_TORCH]:
-    from proxy import stand_for_a_fork
+if "TEST_FORK_SOCKET" in os.environ:
+    is_module = sys.orig_argv[1:3] in [["-m", name] for name in LOADING_MUCH]
+    if is_module or "".join(sys.orig_argv[1:2]).endswith(TOYS):
+        from proxy import stand_for_a_fork
 
-    stand_for_a_fork(os.environ["TEST_FORK_SOCKET"], sys.orig_argv[2:])
+        stand_for_a_fork(os.environ["TEST_FORK_SOCKET"], sys.orig_argv[1 + is_module :])
