@@ -117,6 +117,7 @@ def build(setup: Setup, *, seed: int, momentum: float = 0.9, thawed: bool = Fals
             "offload_optimizer": bool(setup.offload),
             "offload_parameters": setup.offload == "both",
             "optimizer": {"kind": setup.kind, "momentum": momentum, "lr": LEARNING_RATE},
+            "schedule": {"kind": "constant"},
         }
     )
     plan = plan_batches(

@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmscale.checkpoint.manifest import BUFFER, FROZEN, MASTER, OptimizerKind, Untrained
+from lmscale.checkpoint.manifest import (
+    BUFFER,
+    FROZEN,
+    MASTER,
+    Averaging,
+    OptimizerKind,
+    Untrained,
+)
 from lmscale.checkpoint.write_file import DTYPE_NAMES
 from lmscale.engine.engine import MODEL_PREFIX, Engine, whole_shape
 from lmscale.engine.masters import (
@@ -26,6 +33,7 @@ from lmscale.engine.masters import (
     masters_by_parameter,
 )
 from lmscale.engine.optimizer import STEP, element_states
+from lmscale.engine.schedule_free import LARGEST_RATE, WEIGHT_SUM, Z
 from lmscale.errors import CheckpointError
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 from lmscale.ranks.mesh import Axis
@@ -214,8 +222,15 @@ def read_optimizer(engine: Engine) -> OptimizerKind:
     steps = {int(state[STEP]) for state in _counted_states(engine)}
     if len(steps) > 1:
         raise AssertionError(f"the optimizer counts differ between parameters: {steps}")
-    kind = engine.config.optimizer.kind
-    return OptimizerKind(kind=kind, step=steps.pop() if steps else None)
+    optimizer = engine.config.optimizer
+    numbers = {(s[WEIGHT_SUM], s[LARGEST_RATE]) for s in _counted_states(engine) if Z in s}
+    assert len(numbers) <= 1, f"the averages differ between parameters: {numbers}"
+    averaging = None
+    for weight_sum, largest_rate in numbers:
+        beta = optimizer.betas[0]
+        averaging = Averaging(beta=beta, weight_sum=weight_sum, largest_rate=largest_rate)
+    step = steps.pop() if steps else None
+    return OptimizerKind(kind=optimizer.kind, step=step, averaging=averaging)
 
 
 def check_optimizer(engine: Engine, saved: OptimizerKind, where: str) -> None:
@@ -229,11 +244,22 @@ def check_optimizer(engine: Engine, saved: OptimizerKind, where: str) -> None:
         )
     if _counted_states(engine) and saved.step is None:
         raise CheckpointError(f"{where} does not say how many updates its optimizer has taken.")
+    if kind == "schedule_free":
+        beta = engine.config.optimizer.betas[0]
+        if saved.averaging is None or saved.averaging.beta != beta:
+            raise CheckpointError(
+                f"{where} holds points of schedule_free AdamW that averages by "
+                f"{saved.averaging and saved.averaging.beta}, but engine.optimizer.betas begin "
+                f"with {beta}. Set them back, or give this run a folder of its own (run.folder)."
+            )
 
 
 def write_optimizer(engine: Engine, saved: OptimizerKind) -> None:
     for state in _counted_states(engine):
         state[STEP].fill_(saved.step)
+        if saved.averaging is not None:
+            state[WEIGHT_SUM] = saved.averaging.weight_sum
+            state[LARGEST_RATE] = saved.averaging.largest_rate
 
 
 def read_loss_scale(engine: Engine) -> dict[str, Any] | None:

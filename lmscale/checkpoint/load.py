@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from math import prod
@@ -30,12 +31,15 @@ from lmscale.checkpoint.layout import find_gaps, plan_reads, tensor_name
 from lmscale.checkpoint.manifest import BUFFER, FROZEN, MASTER, FileEntry, Manifest, Untrained
 from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.write_file import DTYPE_NAMES
+from lmscale.config.training import AVERAGE, Weights
 from lmscale.engine.engine import Engine
+from lmscale.engine.schedule_free import Z, average_point
 from lmscale.errors import CheckpointError, ClusterError, TransientError
 from lmscale.ranks.collectives import failing_together, gather_json, sum_float64
 from lmscale.ranks.limbs import digest_to_limbs, limbs_to_digest
 from lmscale.ranks.ranks import Ranks
 
+logger = logging.getLogger(__name__)
 PIECE_ELEMENTS = 2**24  # read at once
 EXCHANGE_BYTES = 2**26  # between ranks at once; a multiple of 4
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
@@ -112,7 +116,8 @@ def load_checkpoint(place: Place, manifest: Manifest, engine: Engine) -> None:
 
     All ranks call this together, with a new engine or one that has trained: what it had accumulated
     is dropped. Each rank reads only the elements that it holds; of what all of them hold, a share,
-    and gets the rest from the others. Raises ``CheckpointError`` when the checkpoint is of another
+    and gets the rest from the others. An average of the weights that the checkpoint lacks begins
+    with the weights. Raises ``CheckpointError`` when the checkpoint is of another
     model or optimizer, or when the weights are not those that were saved.
     """
     where = place.name_of(manifest.step)
@@ -132,7 +137,10 @@ def load_checkpoint(place: Place, manifest: Manifest, engine: Engine) -> None:
                 shared += [(view, start, end) for view in fragment.tensors.values()]
             _check_kinds(where, manifest, part, engine.kept_elements.keys())
             for kind, view in part.tensors.items():
-                reader.read_into(view, part.parameter, kind, part.offset)
+                stored = MASTER if kind == AVERAGE and not manifest.has_average else kind
+                reader.read_into(view, part.parameter, stored, part.offset)
+    if AVERAGE in engine.kept_elements and not manifest.has_average:
+        logger.info("%s holds no average of the weights: it begins with them", where)
     complete_from_ranks(shared)
     write_optimizer(engine, manifest.optimizer)
     write_loss_scale(engine, manifest.loss_scale)
@@ -214,7 +222,7 @@ def _check_kinds(
 ) -> None:
     row = manifest.replicated.get(part.parameter)
     stored = manifest.states[part.parameter] if row is None else (row.kind,)
-    missing = [kind for kind in part.tensors if kind not in stored]
+    missing = [kind for kind in part.tensors if kind not in (*stored, AVERAGE)]
     if missing:
         advice = "Restore the section engine.optimizer of its YAML."
         if any(kind in kept_kinds for kind in missing):
@@ -226,21 +234,31 @@ def _check_kinds(
 
 
 @contextmanager
-def open_weights(place: Place, manifest: Manifest) -> Iterator[Callable[[str], Tensor]]:
+def open_weights(
+    place: Place, manifest: Manifest, weights: Weights = "trained"
+) -> Iterator[Callable[[str], Tensor]]:
     """A function from a parameter's or buffer's name to the whole tensor, on the CPU.
 
-    Trained parameters in fp32, frozen ones and buffers in the dtype they were saved in. The files
-    must have been verified.
+    Trained parameters in fp32, as they were trained or their average; frozen ones and buffers in
+    the dtype they were saved in. The files must have been verified.
     """
     with ExitStack() as stack:
         reader = FragmentReader(place, manifest, stack)
 
         def read(name: str) -> Tensor:
             row = manifest.replicated.get(name)
-            if row is None:
-                kind, shape, dtype = MASTER, manifest.parameters[name], torch.float32
-            else:
-                kind, shape, dtype = row.kind, row.shape, _DTYPES[row.dtype]
+            if row is not None:
+                return read_kind(name, row.kind, row.shape, _DTYPES[row.dtype])
+            averaging = manifest.optimizer.averaging
+            is_kept = weights == AVERAGE and averaging is None
+            weight = read_kind(name, AVERAGE if is_kept else MASTER, manifest.parameters[name])
+            if weights == AVERAGE and averaging is not None:
+                weight = average_point(weight, read_kind(name, Z, weight.shape), averaging.beta)
+            return weight
+
+        def read_kind(
+            name: str, kind: str, shape: Sequence[int], dtype: torch.dtype = torch.float32
+        ) -> Tensor:
             flat = torch.empty(prod(shape), dtype=dtype)
             reader.read_into(flat, name, kind, 0)
             return flat.view(tuple(shape))
@@ -255,6 +273,7 @@ def load_weights(
     origin: str | None = None,
     undone: Undone = nothing_undone,
     identity: Mapping[str, Any] | None = None,
+    weights: Weights = "trained",
 ) -> dict[str, Tensor]:
     """All of a model's weights as ``open_weights`` gives them: parameters, then buffers.
 
@@ -265,13 +284,15 @@ def load_weights(
     manifest = find_weights(
         place, step, ranks=Ranks(), origin=origin, undone=undone, identity=identity
     )
-    return read_weights(place, manifest)
+    return read_weights(place, manifest, weights)
 
 
-def read_weights(place: Place, manifest: Manifest) -> dict[str, Tensor]:
+def read_weights(
+    place: Place, manifest: Manifest, weights: Weights = "trained"
+) -> dict[str, Tensor]:
     """All the weights of a checkpoint that ``find_weights`` gave: parameters, then buffers."""
     others = sorted(manifest.replicated, key=lambda name: manifest.replicated[name].kind == BUFFER)
-    with open_weights(place, manifest) as read:
+    with open_weights(place, manifest, weights) as read:
         return {name: read(name) for name in (*manifest.parameters, *others)}
 
 

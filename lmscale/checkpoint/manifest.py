@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, Field, SkipValidation, TypeAdapter
 
 from lmscale.checkpoint.differences import MAX_NAMED
+from lmscale.config.training import AVERAGE
 from lmscale.errors import CheckpointError, RefusedError
 from lmscale.files.redact import printable_name
 from lmscale.files.strangers import (
@@ -96,6 +97,16 @@ class Untrained:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Averaging:
+    """What schedule-free AdamW averages by, beside its points y and z (engine/schedule_free.py)."""
+
+    __pydantic_config__ = EXACT
+    beta: Number  # of the average in y
+    weight_sum: Number
+    largest_rate: Number
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerKind:
     """The optimizer's kind, and the updates it has taken, which are fewer than steps when some were
     skipped; None where it does not count them.
@@ -104,6 +115,7 @@ class OptimizerKind:
     __pydantic_config__ = EXACT
     kind: Text
     step: Count | None = None
+    averaging: Averaging | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +152,12 @@ class Manifest:
     probe: Probe | None = None
     files: tuple[FileEntry, ...]
     version: Count = VERSION
+
+    @property
+    def has_average(self) -> bool:
+        """Whether it holds an average of the weights beside them."""
+        is_kept = all(AVERAGE in kinds for kinds in self.states.values())
+        return is_kept or self.optimizer.averaging is not None
 
     @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:

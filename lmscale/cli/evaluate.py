@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lmscale.cli.options import JsonOption, RunArgument, echo_json
+from lmscale.config.training import Weights
 from lmscale.errors import EXIT_RESUMABLE, ConfigError
 from lmscale.files.printing import say
 
@@ -28,10 +29,19 @@ StepOption = Annotated[
     typer.Option("--step", min=0, help="Checkpoint to use; default: the newest sound one."),
 ]
 
+WeightsOption = Annotated[
+    Weights | None,
+    typer.Option(
+        help="The trained weights, or their average over the steps; default: as "
+        "evaluation.weights says, the average where the run keeps one."
+    ),
+]
+
 
 def evaluate(
     run: RunArgument,
     step: StepOption = None,
+    weights: WeightsOption = None,
     set_name: Annotated[
         list[str] | None,
         typer.Option(help="A set of evaluation.sets; may be given several times."),
@@ -57,19 +67,24 @@ def evaluate(
     with StopRequests(run, watch_file=False, signals=signals) as stop:
         stop.leave_unless(lambda: False)
         try:
+            loaded = _load(run, step, weights)
             scores, counts = _evaluate(
-                run, step, set_name or None, max_windows, stop=stop, baseline=baseline
+                run, loaded, set_name or None, max_windows, stop=stop, baseline=baseline
             )
         except StoppedError as stopped:
             say(f"stopped by {stopped}; nothing was scored", err=True)
             raise typer.Exit(EXIT_RESUMABLE) from None
     if as_json:
-        counted = {} if counts is None else {f"{baseline}_tokens": counts.tokens}
+        counted: dict[str, float | str | None] = {"weights": loaded.weights}
+        if counts is not None:
+            counted[f"{baseline}_tokens"] = counts.tokens
         echo_json({name: score.to_dict() | counted for name, score in scores.items()})
     else:
         from lmscale.evaluation.perplexity import render_scores
 
         say(render_scores(scores))
+        if loaded.weights != "trained":
+            say("weights: their average over the steps")
         if counts is not None:
             say(
                 f"{baseline}: the loss of {counts.described}, counted on {counts.tokens:,} tokens "
@@ -77,29 +92,34 @@ def evaluate(
             )
 
 
+def _load(run: Path, step: int | None, weights: Weights | None) -> LoadedRun:
+    from lmscale.files.progress import progress
+
+    with progress("loading the model"):
+        from lmscale.evaluation.run import load_run
+        from lmscale.ranks.device import select_device
+        from lmscale.ranks.ranks import Ranks
+
+        return load_run(run, step=step, device=select_device(Ranks()), weights=weights)
+
+
 def _evaluate(
     run: Path,
-    step: int | None,
+    loaded: LoadedRun,
     set_names: list[str] | None,
     max_windows: int | None,
     *,
     stop: StopRequests,
     baseline: BaselineName | None,
 ) -> tuple[dict[str, SetScore], Trigram | Unigram | None]:
+    from lmscale.evaluation import perplexity
+    from lmscale.evaluation.baseline import plan_keys, score_set
     from lmscale.files.progress import progress
+    from lmscale.objective.objective import build_scoring
+    from lmscale.ranks.mesh import Axis
+    from lmscale.stream.ledger import RECORD
+    from lmscale.train.votes import StopPoll
 
-    with progress("loading the model"):
-        from lmscale.evaluation import perplexity
-        from lmscale.evaluation.baseline import plan_keys, score_set
-        from lmscale.evaluation.run import load_run
-        from lmscale.objective.objective import build_scoring
-        from lmscale.ranks.device import select_device
-        from lmscale.ranks.mesh import Axis
-        from lmscale.ranks.ranks import Ranks
-        from lmscale.stream.ledger import RECORD
-        from lmscale.train.votes import StopPoll
-
-        loaded = load_run(run, step=step, device=select_device(Ranks()))
     config, model = loaded.config, loaded.model
     if not config.evaluation.sets:
         raise ConfigError(
@@ -172,13 +192,11 @@ def generate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
     step: StepOption = None,
+    weights: WeightsOption = None,
 ) -> None:
     """Continue a prompt with a run's model; the text streams to the terminal."""
     from lmscale.config.kinds import Ability
     from lmscale.evaluation.generate import Generation, Sampling, stream_text
-    from lmscale.evaluation.run import load_run
-    from lmscale.ranks.device import select_device
-    from lmscale.ranks.ranks import Ranks
 
     sampling = Sampling(
         temperature=temperature,
@@ -188,7 +206,7 @@ def generate(
         is_greedy=greedy,
         seed=seed,
     )
-    loaded = load_run(run, step=step, device=select_device(Ranks()))
+    loaded = _load(run, step, weights)
     generation = Generation(
         loaded.model,
         loaded.tokenizer,

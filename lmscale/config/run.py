@@ -22,6 +22,7 @@ from lmscale.config.objective import OBJECTIVES, CausalConfig
 from lmscale.config.objective_base import ObjectiveConfig, describe_ids
 from lmscale.config.safety import CheckpointConfig, GuardConfig
 from lmscale.config.training import (
+    AVERAGE,
     FIGURES,
     EngineConfig,
     EvaluationConfig,
@@ -124,6 +125,11 @@ class RunConfig(Section):
         yield from self._find_ability_problems()
         yield from self.objective.find_model_problems(self.model)
         yield from self._find_figure_problems()
+        if self.evaluation.weights == AVERAGE and not self.engine.has_average:
+            yield (
+                "evaluation.weights = 'average', but the run keeps no average of its weights; give "
+                "engine.ema_decay, such as 0.999, or leave evaluation.weights out"
+            )
 
     def _find_ability_problems(self) -> Iterator[str]:
         """Why the family can have nothing to do with the objective."""
@@ -186,6 +192,11 @@ class RunConfig(Section):
     def window(self) -> WindowShape:
         """Of the stream and of the held-out sets."""
         return self.objective.window(self.stream.sequence_length)
+
+    @property
+    def scores_average(self) -> bool:
+        """Whether held-out figures are of the average of the weights."""
+        return self.engine.has_average and self.evaluation.weights in (None, AVERAGE)
 
     @property
     def pair_lengths(self) -> tuple[int, int] | None:

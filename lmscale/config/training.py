@@ -13,20 +13,25 @@ from lmscale.config.base import Section
 Decay = Annotated[float, Field(ge=0, le=0.999999)]
 MAX_SECONDS = 2_000_000.0  # 23 days: in milliseconds they fit into 31 bits, as some waits want
 FIGURES = ("loss", "perplexity", "bits_per_byte")  # of an evaluation set
+AVERAGE = "average"  # of the weights over the steps: a kind in checkpoints, and a choice
+Weights = Literal["trained", "average"]
 
 
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter 2019), Adam (Kingma and Ba 2015), Lion (Chen et al. 2023), Muon
-    (Jordan et al. 2024) or SGD with momentum.
+    (Jordan et al. 2024), schedule-free AdamW (Defazio et al. 2024) or SGD with momentum.
     """
 
-    kind: Literal["adamw", "adam", "lion", "muon", "sgd"] = "adamw"
+    kind: Literal["adamw", "adam", "lion", "muon", "schedule_free", "sgd"] = "adamw"
     """``adam`` adds ``weight_decay`` times the weights to the gradient (L2), as ``sgd`` does; the
     others shrink the weights themselves. ``lion`` moves every element by ``lr``: give it a third or
     a tenth of AdamW's, three or ten times its ``weight_decay``, and betas of 0.9 and 0.99.
     ``muon``: the matrices of the blocks by Muon, everything else by AdamW. Muon's updates are
     scaled to the size of AdamW's (Liu et al. 2025), so that both take the same ``lr`` and
     ``weight_decay``. Queries, keys, values, gate and up are a matrix each, though stored together.
+    ``schedule_free``: AdamW that averages what it steps through in place of a decay of the learning
+    rate, so with ``engine.schedule.kind: constant``; held-out figures are of the average, which
+    takes no memory of its own, and ``betas`` are fixed over the run.
     """
     lr: float = Field(default=3e-4, gt=0, le=1000)
     """Peak learning rate; the schedule scales it, and ``model.mup`` that of matrices."""
@@ -102,6 +107,12 @@ class EngineConfig(Section):
     compile: bool = False
     """torch.compile every block before DeepSpeed wraps the model."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    ema_decay: Decay = 0.0
+    """Keeps an average of the weights over the steps, such as 0.999: of that the average keeps this
+    part at every step, and less at first, (1 + step) / (10 + step). It takes 4 bytes a parameter of
+    memory and checkpoints, dealt to the ranks as the optimizer's states are. A run that goes on
+    from a checkpoint without one begins it with the weights. 0: none.
+    """
     schedule: ScheduleConfig = ScheduleConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
@@ -114,7 +125,29 @@ class EngineConfig(Section):
             raise ValueError(f"give a number from 0 to 3, not {str(stage).lower()}")
         return stage
 
+    @property
+    def has_average(self) -> bool:
+        """Whether there is an average of the weights beside them."""
+        return bool(self.ema_decay) or self.optimizer.kind == "schedule_free"
+
     def find_problems(self) -> Iterator[str]:
+        if self.optimizer.kind == "schedule_free":
+            if self.schedule.kind != "constant":
+                yield (
+                    f"schedule.kind = {self.schedule.kind}, but optimizer.kind = schedule_free "
+                    "averages instead of decaying the learning rate: set it to constant, with "
+                    "warmup_steps as they are"
+                )
+            if self.optimizer.betas[0] == 0:
+                yield (
+                    "optimizer.betas begin with 0, where schedule_free would never use its "
+                    "average; give 0.9, say"
+                )
+            if self.ema_decay:
+                yield (
+                    f"ema_decay = {self.ema_decay:g}, but optimizer.kind = schedule_free has an "
+                    "average of its own, and only one can be scored: leave ema_decay out"
+                )
         if self.offload_optimizer and self.zero_stage == 0:
             yield "offload_optimizer needs zero_stage 1, 2 or 3"
         if self.offload_parameters and self.zero_stage != 3:
@@ -200,6 +233,10 @@ class EvaluationConfig(Section):
     """Most windows per set in the loop, spread evenly over it; default, and at the end: all."""
     at_end: bool = True
     stop: EarlyStopConfig = EarlyStopConfig()
+    weights: Weights | None = None
+    """``trained``, or ``average``: which weights held-out figures and generated text are of.
+    Default: the average where the run keeps one (``engine.ema_decay``).
+    """
 
     def find_problems(self) -> Iterator[str]:
         bad = [name for name in self.sets if not name.replace("-", "").replace("_", "").isalnum()]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lmscale.config.data import BatchPlan
 from lmscale.config.training import EngineConfig
+from lmscale.engine.average import keep_average
 from lmscale.engine.deepspeed_config import render_deepspeed_config
 from lmscale.engine.engine import MODEL_PREFIX, Engine, whole_shape
 from lmscale.engine.masters import base_optimizer, held_slices, master_groups
@@ -158,6 +159,7 @@ def build_engine(
     reset_states(base_optimizer(built), master_groups(built), config.optimizer)
     _check_methods(built)
     _bind_muon(built, declared)
+    keep_average(built)
     if config.zero_stage == 0:
         _accumulate_in_fp32(built)
     if mesh.replicas.size == 1 and _reduces_in_place(engine):

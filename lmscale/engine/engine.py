@@ -97,7 +97,7 @@ class Engine:
     mesh: Mesh
     device: torch.device
     methods: Mapping[str, str] = field(default_factory=dict)
-    """Trained parameter → what updates it: adamw, muon or sgd."""
+    """Trained parameter → what updates it: adamw, muon, …"""
     kept_elements: dict[str, dict[Tensor, Tensor]] = field(default_factory=dict)
     """Kept of every trained element besides, such as an average of the weights, and in checkpoints:
     kind → a master (masters.py) → a tensor of its shape."""
@@ -187,6 +187,7 @@ class Engine:
         self.release_weights()
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_ratio"]
+            group["base_lr"] = learning_rate
         outer = self.deepspeed.optimizer
         skipped_before, scale_before = self.deepspeed.skipped_steps, self.loss_scale
         if isinstance(outer, torch.optim.Optimizer):

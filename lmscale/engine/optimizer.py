@@ -1,14 +1,15 @@
 """The optimizer of each parameter, and the states it keeps for every element.
 
-=========== ======================================== ===================================
-kind        the matrices of the blocks               everything else
-=========== ======================================== ===================================
-``adamw``   AdamW                                    AdamW
-``adam``    Adam, its decay in the gradient          the same
-``lion``    Lion (engine/lion.py)                    Lion
-``muon``    Muon (engine/muon.py)                    AdamW
-``sgd``     SGD with momentum                        SGD with momentum
-=========== ======================================== ===================================
+================= ==================================== =======================
+kind              the matrices of the blocks           everything else
+================= ==================================== =======================
+``adamw``         AdamW                                AdamW
+``adam``          Adam, its decay in the gradient      the same
+``lion``          Lion (engine/lion.py)                Lion
+``muon``          Muon (engine/muon.py)                AdamW
+``schedule_free`` AdamW of engine/schedule_free.py     the same
+``sgd``           SGD with momentum                    SGD with momentum
+================= ==================================== =======================
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import torch
 from lmscale.config.training import OptimizerConfig
 from lmscale.engine.lion import Lion
 from lmscale.engine.muon import Muon
+from lmscale.engine.schedule_free import ScheduleFreeAdamW, Z, first_states
 from lmscale.model.initialize import Declared
 
-Method = Literal["adamw", "adam", "lion", "muon", "sgd"]
+Method = Literal["adamw", "adam", "lion", "muon", "schedule_free", "sgd"]
 _ADAMS = ("adamw", "adam")
 STEP = "step"
 
@@ -71,6 +73,8 @@ def element_states(method: str, config: OptimizerConfig) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq")
     if method == "lion":
         return ("exp_avg",)
+    if method == "schedule_free":
+        return (Z, "exp_avg_sq")
     if method == "sgd" and config.momentum == 0:
         return ()
     return ("momentum_buffer",)
@@ -103,6 +107,8 @@ def build_optimizer(
         return Muon(groups, momentum=config.momentum, betas=config.betas, eps=config.eps)
     if config.kind == "lion":
         return Lion(groups, betas=config.betas)
+    if config.kind == "schedule_free":
+        return ScheduleFreeAdamW(groups, betas=config.betas, eps=config.eps)
     build = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
     return build(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 
@@ -112,8 +118,11 @@ def reset_states(
     masters: Iterable[tuple[torch.Tensor, Mapping[str, Any]]],
     config: OptimizerConfig,
 ) -> None:
-    """Give every master tensor zeroed states, so that they exist before the first step."""
+    """Give every master tensor its first states, so that they exist before the first step."""
     for master, group in masters:
+        if group["method"] == "schedule_free":
+            optimizer.state[master] = first_states(master)
+            continue
         states = element_states(group["method"], config)
         optimizer.state[master] = {key: torch.zeros_like(master) for key in states}
         if group["method"] in _ADAMS:  # which alone count their updates

@@ -13,6 +13,8 @@ from lmscale.checkpoint.differences import check_same_tensors
 from lmscale.checkpoint.load import find_weights, read_weights
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import RunConfig
+from lmscale.config.training import AVERAGE, Weights
+from lmscale.errors import CheckpointError
 from lmscale.history.history import read_history
 from lmscale.model.family import Model, build_model
 from lmscale.ranks.ranks import Ranks
@@ -30,12 +32,16 @@ class LoadedRun:
     tokenizer: Tokenizer
     model: Model  # on the asked device in the run's precision, in eval mode
     step: int  # steps that it was trained
+    weights: Weights  # which ones the model has
     bos_id: int | None  # that it has learned to begin documents with
 
 
-def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedRun:
+def load_run(
+    folder: Path, *, step: int | None, device: torch.device, weights: Weights | None = None
+) -> LoadedRun:
     """Load a run for evaluation and generation; ``step`` None takes the newest sound checkpoint.
 
+    ``weights`` None: by ``evaluation.weights``, and by default their average where there is one.
     The weights get the precision the run computes in, so that figures agree with those in the loop;
     fp16 on a CPU becomes fp32. Raises ``ConfigError`` if this is no run, and ``CheckpointError`` if
     it holds no sound checkpoint or the weights are of another model.
@@ -51,7 +57,14 @@ def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedR
         undone=read_history(folder).undone,
         identity=identity_of(config, tokenizer.fingerprint),
     )
-    weights = read_weights(place, manifest)
+    weights = (
+        weights or config.evaluation.weights or (AVERAGE if manifest.has_average else "trained")
+    )
+    if weights == AVERAGE and not manifest.has_average:
+        raise CheckpointError(
+            f"{place.name_of(manifest.step)} holds no average of the weights: the run kept none "
+            "(engine.ema_decay). Take the trained ones: --weights trained"
+        )
     precision = config.engine.precision
     dtype = _DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]
     usual_dtype = torch.get_default_dtype()
@@ -61,12 +74,13 @@ def load_run(folder: Path, *, step: int | None, device: torch.device) -> LoadedR
             model = build_model(config.model, config.sizes)
     finally:
         torch.set_default_dtype(usual_dtype)
-    fill_weights(model, weights, origin=str(folder))
+    fill_weights(model, read_weights(place, manifest, weights), origin=str(folder))
     return LoadedRun(
         config=config,
         tokenizer=tokenizer,
         model=model.eval(),
         step=manifest.step,
+        weights=weights,
         bos_id=load_bos(folder),
     )
 

@@ -59,7 +59,7 @@ _TABLE = {
         batch global_windows
         model dropout segments
         objective z_loss label_smoothing
-        engine precision deepspeed
+        engine precision deepspeed ema_decay
         engine.optimizer lr momentum muon_lr_ratio betas eps weight_decay decay clip_norm
         engine.schedule kind warmup_steps decay_steps final_ratio
         engine.loss_scale initial_power window hysteresis minimum
@@ -91,7 +91,7 @@ _TABLE = {
         train log_every_steps peak_tflops
         watch heartbeat_seconds report_seconds limit_seconds start_limit_seconds straggler_ratio
         watch straggler_steps
-        evaluation sets every_steps max_windows at_end""",
+        evaluation sets every_steps max_windows at_end weights""",
 }
 CHANGES = {
     f"{section}.{name}": change
@@ -216,7 +216,10 @@ class Setting(NamedTuple):
 
 def list_settings(config: RunConfig) -> Iterator[Setting]:
     """Every setting of a configuration."""
-    yield from _list_section(config, "", "")
+    # By its betas schedule-free AdamW's points make the average.
+    fixed = {"engine.optimizer.betas"} if config.engine.optimizer.kind == "schedule_free" else ()
+    for setting in _list_section(config, "", ""):
+        yield setting._replace(change=Change.FIXED) if setting.key in fixed else setting
 
 
 def _list_section(section: BaseModel, prefix: str, pattern: str) -> Iterator[Setting]:
@@ -283,6 +286,8 @@ def find_continuation_problems(config: RunConfig) -> list[str]:
         if before[kind] != now[kind]:  # whose other keys are others'
             section = kind.partition(".")[0]
             now = {k: v for k, v in now.items() if k == kind or not k.startswith(f"{section}.")}
+    if before["engine.optimizer.kind"] != now["engine.optimizer.kind"]:
+        now.pop("engine.optimizer.betas", None)  # fixed for one kind alone
     return problems + [
         f"{key} = {now[key]!r}, but the run began with {before.get(key)!r} ({frozen}), and its "
         "checkpoints fit nothing else. Set it back, or give the new run a folder of its own "

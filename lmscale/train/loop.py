@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lmscale.config import RunConfig
 from lmscale.engine import tensor_faults
+from lmscale.engine.average import update_average
 from lmscale.engine.engine import Engine, Update
 from lmscale.engine.schedule import rate_at
 from lmscale.engine.step_report import StepReport
@@ -157,7 +158,8 @@ def _do_step(
     targets: Sequence[int],
     learning_rate: float,
 ) -> Update:
-    """Accumulate the gradient of this rank's micro-batches, adding to ``sums``; then update."""
+    """Accumulate the gradient of this rank's micro-batches, adding to ``sums``; then update
+    the weights and their average."""
     fault_points.hit("step.begin", step=step)
     tensor_faults.flip_gradient(engine.module, step)
     engine.accumulate(
@@ -168,6 +170,7 @@ def _do_step(
     heartbeat.phase("step")
     fault_points.hit("step.update", step=step)
     update = engine.update(learning_rate=learning_rate)
+    update_average(engine, step)
     tensor_faults.flip_weight(engine.module, step)
     return update
 

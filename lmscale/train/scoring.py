@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
+from lmscale.checkpoint.fragments import refresh_parameters
+from lmscale.engine.average import averages_of, exchange
+from lmscale.engine.engine import Engine
 from lmscale.engine.step_report import StepReport
 from lmscale.evaluation.perplexity import (
     EvaluationPlan,
@@ -20,6 +23,7 @@ from lmscale.files.jsonl import sift_rows
 from lmscale.files.run_files import METRICS_FILE
 from lmscale.files.run_rows import FIGURES
 from lmscale.ranks.collectives import broadcast_object, failing_together
+from lmscale.runs.stop import StoppedError
 from lmscale.runs.trackers import Trackers, open_trackers
 from lmscale.stream.dataset import Dataset
 from lmscale.train.assemble import Run
@@ -30,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 SAMPLED = "evaluation"  # of at most max_windows windows: one curve, alike from step to step
 WHOLE = "final"  # of all windows, after the last step
+OF_AVERAGE = "of_average"  # on a line whose figures are of the average of the weights: 1
 
 
 @dataclass(kw_only=True)
@@ -75,17 +80,19 @@ class Evaluator:
         if self.plan is None:
             return
         run, plan = self.run, replace(self.plan, max_windows=max_windows)
-        scores = {
-            set_name: evaluate_set(
-                run.engine.forward_module,
-                dataset,
-                plan,
-                data=run.mesh.data,
-                device=run.device,
-                between_batches=self.poll,
-            )
-            for set_name, dataset in self.datasets.items()
-        }
+        is_average = run.config.scores_average
+        with averaged_weights(run.engine) if is_average else nullcontext():
+            scores = {
+                set_name: evaluate_set(
+                    run.engine.forward_module,
+                    dataset,
+                    plan,
+                    data=run.mesh.data,
+                    device=run.device,
+                    between_batches=self.poll,
+                )
+                for set_name, dataset in self.datasets.items()
+            }
         self.scored_step = step
         figures = {
             f"{name}/{set_name}/{figure}": value
@@ -93,12 +100,35 @@ class Evaluator:
             for figure, value in score.figures.items()
         }
         if self.trackers is not None:
-            self.trackers.log(step, figures)
+            self.trackers.log(step, figures | ({f"{name}/{OF_AVERAGE}": 1.0} if is_average else {}))
         stop = run.config.evaluation.stop
         if stop.metric in figures:
             run.stop_figures[step] = figures[stop.metric]
             self.early_stop = find_early_stop(run.stop_figures, stop)
-        logger.info("held out at step %d (%s)\n%s", step, name, render_scores(scores))
+        which = f"{name}, average of the weights" if is_average else name
+        logger.info("held out at step %d (%s)\n%s", step, which, render_scores(scores))
+
+
+@contextmanager
+def averaged_weights(engine: Engine) -> Iterator[None]:
+    """The model has the average of its weights for the time of the block. All ranks together.
+
+    The weights come back bit for bit where the block ends well, and where all ranks have agreed to
+    stop: after any other error nothing of this engine is saved, and a rank may be gone.
+    """
+    engine.release_weights()
+    averages = averages_of(engine)
+    exchange(averages)
+    refresh_parameters(engine)
+    stopped = None
+    try:
+        yield
+    except StoppedError as error:
+        stopped = error
+    exchange(averages)
+    refresh_parameters(engine)
+    if stopped is not None:
+        raise stopped
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Every optimizer does what it is said to, to every parameter, at every stage and world size.
 
-Against plain training in one process by torch's optimizers, and for Muon also against the formula.
+Against plain training in one process by torch's optimizers or, of schedule-free AdamW, by its
+authors' own; and for Muon also against the formula.
 And the gradient that they get is that of fp32, however many micro-batches it is the sum of.
 """
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from forked_ranks import one_group, run_starts
+from schedulefree import AdamWScheduleFree
 from torch import nn
 from toy_engine import (
     CPU,
@@ -54,7 +56,7 @@ def setups_for(world_size: int) -> list[Setup]:
     if world_size == 2:
         found += [
             Setup(world_size=2, stage=stage, kind=kind)
-            for stage, kind in product((0, 1, 2, 3), ("adam", "lion"))
+            for stage, kind in product((0, 1, 2, 3), ("adam", "lion", "schedule_free"))
         ]
         found += [
             Setup(world_size=2, stage=stage, kind=kind, offload="optimizer")
@@ -258,6 +260,12 @@ def train_plainly(kind, muon: Callable[..., torch.optim.Optimizer] = MuonByFormu
     optimizers: list[torch.optim.Optimizer]
     if kind == "sgd":
         optimizers = [torch.optim.SGD(groups(False), lr=LEARNING_RATE, momentum=0.9)]
+    elif kind == "schedule_free":
+        reference = AdamWScheduleFree(
+            groups(False), lr=LEARNING_RATE, betas=CONFIG.betas, eps=CONFIG.eps, foreach=False
+        )
+        reference.train()
+        optimizers = [reference]
     elif kind == "lion":
         optimizers = [LionByFormula(groups(False), {"lr": LEARNING_RATE})]
     else:
@@ -284,6 +292,7 @@ PLAIN = {
     "adam": lambda: train_plainly("adam"),
     "lion": lambda: train_plainly("lion"),
     "muon": lambda: train_plainly("muon"),
+    "schedule_free": lambda: train_plainly("schedule_free"),
     "sgd": lambda: train_plainly("sgd"),
     "whole muon": lambda: train_plainly("muon", partial(MuonByFormula, is_whole=True)),
     "torch's muon": lambda: train_plainly("muon", torchs_muon),

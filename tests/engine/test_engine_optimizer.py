@@ -13,6 +13,7 @@ from lmscale.engine.optimizer import (
     plan_parameter_groups,
     reset_states,
 )
+from lmscale.engine.schedule_free import average_point
 from lmscale.model.family import build_model
 from lmscale.model.initialize import Declared, declared_parameters
 
@@ -26,7 +27,7 @@ def group(method, weight_decay, *names, lr_ratio=1.0) -> ParameterGroup:
     )
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adam", "lion", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "adam", "lion", "schedule_free", "sgd"])
 @pytest.mark.parametrize(
     ("decay", "decayed", "others"),
     [
@@ -148,3 +149,33 @@ def test_an_optimizer_begins_at_rate_0_with_states_of_zeros(name):
 
 
 KINDS_OF_TWO = {name: KINDS[name] for name in "ae"}
+
+
+@pytest.mark.parametrize("piece", [2, 7])
+def test_the_points_of_schedule_free_begin_at_the_weights_and_average_by_the_largest_rate(
+    piece, monkeypatch
+):
+    monkeypatch.setattr("lmscale.engine.schedule_free.PIECE", piece)
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+    config = OptimizerConfig(kind="schedule_free", betas=(0.75, 0.5), weight_decay=0.0)
+    optimizer = build_optimizer({"a": weight}, {"a": KINDS["a"]}, config)
+    (group,) = optimizer.param_groups
+    reset_states(optimizer, [(weight, group)], config)
+    state, begin = optimizer.state[weight], weight.detach().clone()
+    averages = [begin]
+    for rate, share in ((0.0, 1.0), (0.1, 1.0), (0.2, 4 / 5), (0.1, 4 / 9)):
+        group["lr"] = group["base_lr"] = rate
+        weight.grad = torch.tensor([3.0, -1.0, 0.0])
+        before = state["z"].clone()
+        optimizer.step()
+        # The same gradient in every step is divided by itself: one goes by the rate's length.
+        torch.testing.assert_close(state["z"], before - rate * weight.grad.sign())
+        averages.append((1 - share) * averages[-1] + share * state["z"])
+        found = average_point(weight.detach(), state["z"], 0.75)
+        torch.testing.assert_close(found, averages[-1])
+        torch.testing.assert_close(weight.detach(), 0.25 * state["z"] + 0.75 * averages[-1])
+    points = [weight.detach().clone(), state["z"].clone()]
+    with skipping(optimizer, torch.tensor(True)):
+        optimizer.step()
+    assert torch.equal(torch.stack(points), torch.stack([weight.detach(), state["z"]]))
+    assert state["step"] == 4

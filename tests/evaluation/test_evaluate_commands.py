@@ -97,7 +97,7 @@ def test_evaluate_prints_what_the_loop_would_measure(run, tokenizer):
     plan = plan_evaluation(run, tokenizer.token_bytes(), max_windows=None)
     score = evaluate_set(objective, dataset, plan, data=Axis(), device=CPU)
     dataset.close()
-    assert printed == {"docs": score.to_dict()}
+    assert printed == {"docs": score.to_dict() | {"weights": "trained"}}
     assert score.windows == dataset.num_windows > 0
 
 

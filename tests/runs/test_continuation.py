@@ -78,6 +78,19 @@ def test_each_key_is_refused_told_or_free_as_the_table_says(tmp_path):
         assert len(told) == (change is Change.TRAINING), (key, told)
 
 
+def test_the_betas_that_schedule_free_averages_by_are_fixed(tmp_path):
+    text = f"run: {{name: a, folder: {tmp_path}}}\nengine: {{schedule: {{kind: constant}}, "
+    begun = parse_config(text + "optimizer: {kind: schedule_free}}")
+    (tmp_path / "config.yaml").write_text(dump_config(begun))
+    log_commit(tmp_path, 20)
+    now = parse_config(text + "optimizer: {kind: schedule_free, betas: [0.8, 0.95]}}")
+    (refused,) = find_continuation_problems(now)
+    assert refused.startswith("engine.optimizer.betas = [0.8, 0.95], but the run began with [0.9")
+    assert describe_changes(begun, now) == []
+    (refused,) = find_continuation_problems(parse_config(text + "optimizer: {kind: adamw}}"))
+    assert refused.startswith("engine.optimizer.kind = 'adamw'")
+
+
 def test_a_source_that_comes_or_goes_is_told():
     before = parse_config("run: {name: a}\nstream: {sources: {web: {shards: x}}}")
     now = parse_config("run: {name: a}\nstream: {sources: {books: {shards: y, weight: 2}}}")
