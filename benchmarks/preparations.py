@@ -12,6 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -26,16 +27,16 @@ from lmscale.config.model import FAMILIES
 from lmscale.config.objective import OBJECTIVES
 from lmscale.corpus.build import build_corpus
 from lmscale.objective.objective import build_preparation
-from lmscale.stream.batches import Preparation, Rows
+from lmscale.stream.batches import Preparation, Rows, take_rows
 from lmscale.tokenizer.train import train_tokenizer
 
 VOCABULARY = 2048
-NEEDED = {  # beside a family that offers what the objective needs
-    "masked_order": {
-        "stream": {"mask_documents": False},
-        "model": {"pooler": True, "token_types": 2, "text_classes": 2},
-    },
+PARTS = {
+    "stream": {"mask_documents": False},
+    "model": {"pooler": True, "token_types": 2, "text_classes": 2},
 }
+# Beside a family that offers what the objective needs.
+NEEDED = {"masked_order": PARTS, "masked_next": PARTS}
 
 
 def main() -> None:
@@ -93,13 +94,14 @@ def draw_rows(num_rows: int, width: int) -> Rows:
     generator = np.random.default_rng(0)
     begins = generator.random((num_rows, width)) < 1 / MEAN_DOCUMENT_TOKENS
     begins[:, 0] = True
-    return Rows(
+    rows = Rows(
         numbers=np.arange(num_rows),
         tokens=generator.integers(4, VOCABULARY, (num_rows, width)).astype(np.uint16),
         lengths=np.full(num_rows, width, dtype=np.int32),
         starts=np.flatnonzero(begins).astype(np.int32),
         digests=np.zeros(num_rows, dtype=np.uint64),
     )
+    return replace(rows, partners=take_rows(rows, rows.numbers ^ 1))
 
 
 def measure(preparation: Preparation, rows: Rows, *, seconds: float = 0.2) -> float:

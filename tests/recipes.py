@@ -36,6 +36,11 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "objective": {"name": "masked_order", "unit": "words", "shuffle": 0.05},
         **ONE_TEXT,
     },
+    "masked_next": {  # a row is of two samples
+        "model": ENCODER | ORDER | {"text_classes": 3},
+        "objective": {"name": "masked_next", "previous": True},
+        **ONE_TEXT,
+    },
     "t5": {
         "model": PAIRS | {"activation_checkpoint_every": 1},
         "objective": {"name": "spans"},

@@ -94,7 +94,7 @@ def test_a_configuration_reads_only_what_its_own_commands_build(path):
         ("gpt3_1.3b", ("model.vocab_size=50257",), 1_315_723_264),  # 1.3 billion of GPT-3 XL
         ("lstm_lm", (), 66_024_000),  # 66 million of Zaremba et al.
         ("bert_base", (), 109_514_298),  # of bert-base-uncased with the head that fills in
-        ("structbert_base", (), 109_514_298),
+        ("structbert_base", (), 110_107_197),  # and a pooler and three classes
         ("roberta_base", (), 124_697_433),  # of roberta-base, likewise
         ("modernbert_base", (), 149_655_232),  # of ModernBERT-base, likewise
         ("t5_base", (), 222_903_552),  # T5 base

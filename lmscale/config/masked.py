@@ -63,17 +63,17 @@ class MaskedConfig(ObjectiveConfig):
         return WindowShape(stride=sequence_length, overlap=0)
 
 
-class MaskedOrderConfig(MaskedConfig):
-    """Masked language modelling, and whether the two parts of a window stand in their order, as
-    ALBERT is trained (Lan et al. 2020): [CLS] one part [SEP] other part [SEP].
+class MaskedPartsConfig(MaskedConfig):
+    """The keys of those that also tell what two parts of a text are to each other, by the state of
+    its first token: [CLS] one part [SEP] other part [SEP].
     """
 
-    implementation = "lmscale.objective.sentence_order:MASKED_ORDER"
-    figures = ("loss", "accuracy", "order_loss", "order_accuracy")
-    more_terms = ("order",)
-    held_out = ("accuracy", "order_loss", "order_accuracy")
+    implementation = "lmscale.objective.masked_parts:MASKED_PARTS"
 
-    name: Literal["masked_order"]  # type: ignore[assignment]
+    @property
+    def classes(self) -> int:
+        """What they may be to each other."""
+        return 2
 
     @property
     def added_ids(self) -> tuple[str, ...]:
@@ -85,8 +85,11 @@ class MaskedOrderConfig(MaskedConfig):
     def find_model_problems(self, model: ModelConfig) -> Iterator[str]:
         if getattr(model, "token_types", 0) < 2:
             yield f"objective.name = {self.name!r} needs two kinds of tokens: model.token_types: 2"
-        if getattr(model, "text_classes", 0) != 2:
-            yield f"objective.name = {self.name!r} tells two orders apart: model.text_classes: 2"
+        if getattr(model, "text_classes", 0) != self.classes:
+            yield (
+                f"objective.name = {self.name!r} tells {self.classes} kinds of pairs apart: "
+                f"model.text_classes: {self.classes}"
+            )
 
     def find_stream_problems(self, stream: StreamConfig) -> Iterator[str]:
         if stream.mask_documents:
@@ -96,3 +99,36 @@ class MaskedOrderConfig(MaskedConfig):
             )
         if stream.sequence_length < 8:
             yield f"stream.sequence_length = {stream.sequence_length} holds no two parts: give 8"
+
+
+class MaskedOrderConfig(MaskedPartsConfig):
+    """Masked language modelling, and whether the two parts of a window stand in their order, as
+    ALBERT is trained (Lan et al. 2020).
+    """
+
+    figures = ("loss", "accuracy", "order_loss", "order_accuracy")
+    more_terms = ("order",)
+    held_out = ("accuracy", "order_loss", "order_accuracy")
+
+    name: Literal["masked_order"]  # type: ignore[assignment]
+
+
+class MaskedNextConfig(MaskedPartsConfig):
+    """Masked language modelling, and whether the second part follows the first one or is another
+    window's, as BERT is trained (Devlin et al. 2019): of half of the windows it is.
+    """
+
+    figures = ("loss", "accuracy", "next_loss", "next_accuracy")
+    more_terms = ("next",)
+    held_out = ("accuracy", "next_loss", "next_accuracy")
+    reads_partners = True
+
+    name: Literal["masked_next"]  # type: ignore[assignment]
+    previous: bool = False
+    """Whether the other part may also be what came before, as StructBERT is trained (Wang et al.
+    2019): a third each follows, comes before, and is another window's.
+    """
+
+    @property
+    def classes(self) -> int:
+        return 3 if self.previous else 2

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from lmscale.config.data import StreamConfig, WindowShape
 from lmscale.config.denoiser import DenoiserConfig, pair_lengths, plan_raw_tokens
 from lmscale.config.kinds import Ability, Kinds
-from lmscale.config.masked import MaskedConfig, MaskedOrderConfig
+from lmscale.config.masked import MaskedConfig, MaskedNextConfig, MaskedOrderConfig
 from lmscale.config.model import ModelConfig
 from lmscale.config.objective_base import NextTokenConfig, ObjectiveConfig
 from lmscale.config.supervised import CompletionConfig, PairsConfig
@@ -203,6 +203,7 @@ OBJECTIVES = Kinds(
         "fill_middle": FillMiddleConfig,
         "masked": MaskedConfig,
         "masked_order": MaskedOrderConfig,
+        "masked_next": MaskedNextConfig,
         "prefix": PrefixConfig,
         "spans": SpansConfig,
         "denoisers": DenoisersConfig,

@@ -28,6 +28,8 @@ class ObjectiveConfig(KindSection):
     """
     held_out: ClassVar[tuple[str, ...]] = ()
     """Those that an evaluation reports beside loss, perplexity and bits per byte."""
+    reads_partners: ClassVar[bool] = False
+    """Whether a sample is prepared with another one, n with n ^ 1: a step holds both."""
 
     name: str
 

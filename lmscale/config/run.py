@@ -106,6 +106,12 @@ class RunConfig(Section):
                 f"stream.sequence_length = {length}{made_of}"
             )
         yield from self.objective.find_stream_problems(self.stream)
+        if self.objective.reads_partners and self.batch.global_windows % 2:
+            yield (
+                f"batch.global_windows = {self.batch.global_windows} is odd, but "
+                f"objective.name = {self.objective.name!r} takes windows two by two; give an even "
+                "number"
+            )
         segments = getattr(self.model, "segments", 1)
         if self.stream.sequence_length % segments:
             yield (

@@ -25,7 +25,7 @@ from lmscale.evaluation.ngram import BOUNDARY, Trigram, Unigram, answer_keys, ta
 from lmscale.evaluation.perplexity import EvaluationPlan
 from lmscale.objective.objective import build_preparation
 from lmscale.stream.audit import open_recorded
-from lmscale.stream.batches import Preparation, Rows
+from lmscale.stream.batches import Preparation, Rows, reads_partners
 from lmscale.stream.dataset import Dataset
 from lmscale.stream.ledger import load_record, read_ledger
 from lmscale.stream.stream import Stream
@@ -168,7 +168,8 @@ def score_set(
     at_once = max(1, TOKENS_AT_ONCE // dataset.shape.tokens)
     for first in range(0, len(numbers), at_once):
         between_batches()
-        keys = keys_of(dataset.read(numbers[first : first + at_once]))
+        partners = reads_partners(plan.preparation)
+        keys = keys_of(dataset.read(numbers[first : first + at_once], partners=partners))
         nll -= float(counts.log_p(keys).sum())
         targets += len(keys)
     return nll / targets

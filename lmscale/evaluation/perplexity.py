@@ -18,7 +18,7 @@ from lmscale.objective.objective import build_preparation
 from lmscale.objective.scores import ScoreSums, to_device
 from lmscale.ranks.collectives import sum_float64
 from lmscale.ranks.mesh import Axis
-from lmscale.stream.batches import Preparation, Rows
+from lmscale.stream.batches import Preparation, Rows, reads_partners
 from lmscale.stream.dataset import Dataset, open_datasets
 from lmscale.watch import heartbeat
 
@@ -204,7 +204,7 @@ def evaluate_set(
     objective.eval()
     heartbeat.phase("evaluate")
     try:
-        for rows in _batches(dataset, numbers, plan.micro_windows, data):
+        for rows in _batches(dataset, numbers, plan, data):
             arrays = plan.preparation.prepare(rows).arrays
             heartbeat.tick()  # read: at ZeRO 3 the others wait for this rank in their forward pass
             sums.add(objective(**to_device(arrays, device)))
@@ -234,17 +234,19 @@ def evaluate_set(
 
 
 def _batches(
-    dataset: Dataset, numbers: Sequence[int], micro_windows: int, data: Axis
+    dataset: Dataset, numbers: Sequence[int], plan: EvaluationPlan, data: Axis
 ) -> Iterator[Rows]:
-    """This rank's windows, ``micro_windows`` at a time.
+    """This rank's windows, the plan's ``micro_windows`` at a time.
 
     Equally many batches on every rank; a missing window is a copy of the first with length 0.
     """
     largest_share = -(-len(numbers) // data.size)
-    own = numbers[data.rank :: data.size]
+    own, micro_windows = numbers[data.rank :: data.size], plan.micro_windows
+    partners = reads_partners(plan.preparation)
     for first in range(0, largest_share, micro_windows):
         chosen = list(own[first : first + micro_windows])
-        rows = dataset.read([*chosen, *[numbers[0]] * (micro_windows - len(chosen))])
+        filled = [*chosen, *[numbers[0]] * (micro_windows - len(chosen))]
+        rows = dataset.read(filled, partners=partners)
         rows.lengths[len(chosen) :] = 0
         yield rows
 

@@ -4,7 +4,7 @@
 
 An objective has two halves. Its preparation turns the rows of a micro-batch into arrays by name, in
 the loader's workers: ``causal``, ``prefix``, ``fill_middle``; ``masked`` by ``masking``; ``spans``
-and ``infill``, which make ``pairs``; ``sentence_order``. Random numbers are of ``draws``. Its
+and ``infill``, which make ``pairs``; ``masked_parts``. Random numbers are of ``draws``. Its
 scoring is a module around the model, which takes those arrays and gives sums by name with their
 counts (``scores``): ``causal_scoring``, ``masked_scoring`` and ``pair_scoring``, by
 ``cross_entropy``. Start with ``objective``, which joins the two. The modules of the first half load

@@ -11,7 +11,7 @@ from lmscale.config.run import RunConfig
 from lmscale.errors import DataError
 from lmscale.runs.commits import Commit
 from lmscale.runs.continuation import STREAM_KEYS
-from lmscale.stream.batches import Preparation, add_digests
+from lmscale.stream.batches import Preparation, add_digests, reads_partners
 from lmscale.stream.dataset import open_datasets
 from lmscale.stream.ledger import (
     LedgerRow,
@@ -173,8 +173,10 @@ def check_row(
 ) -> str | None:
     """What is wrong with the row's digest or its tokens, or None."""
     digest, targets, num_read = 0, 0, 0
+    partners = reads_partners(preparation)
     while num_read < row.samples:
-        rows = stream.read_rows(row.first_n + num_read, min(ROWS_AT_ONCE, row.samples - num_read))
+        count = min(ROWS_AT_ONCE, row.samples - num_read)
+        rows = stream.read_rows(row.first_n + num_read, count, partners=partners)
         digest = add_digests([digest, *rows.digests.tolist()])
         targets += preparation.prepare(rows).targets
         num_read += len(rows.tokens)

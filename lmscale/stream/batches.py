@@ -41,6 +41,8 @@ class Rows:
     said: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What the objective reads beside the tokens, by the names of ``plan_members``: [N], of the
     document at each start, or [R, W], of each token"""
+    partners: Rows | None = None
+    """Where they were asked for, the R samples that these are prepared with, row by row"""
 
 
 class Field(NamedTuple):
@@ -69,7 +71,7 @@ class Preparation(Protocol):
 
     Pure: a function of its settings, the samples' numbers and their tokens, so that the same sample
     is prepared alike on any number of ranks and after any restart. Picklable; its module loads
-    no torch.
+    no torch. One that prepares a sample with its partner says so by ``reads_partners = True``.
     """
 
     @property
@@ -173,6 +175,11 @@ class Layout:
         return tuple(letters[part] if isinstance(part, str) else part for part in shape)
 
 
+def reads_partners(preparation: Preparation) -> bool:
+    """Whether the rows that it prepares have to come with their partners."""
+    return getattr(preparation, "reads_partners", False)
+
+
 def prepare_batches(rows: Rows, preparation: Preparation, layout: Layout) -> tuple[Batch, ...]:
     """Cut rows into micro-batches and prepare each."""
     batches = []
@@ -198,6 +205,7 @@ def prepare_batches(rows: Rows, preparation: Preparation, layout: Layout) -> tup
 def split_rows(rows: Rows, micro_windows: int) -> Iterator[Rows]:
     """Cut rows into groups of ``micro_windows``; arrays are views where they can be."""
     row_tokens = rows.tokens.shape[1]
+    others = None if rows.partners is None else split_rows(rows.partners, micro_windows)
     for begin in range(0, len(rows.tokens), micro_windows):
         part = slice(begin, begin + micro_windows)
         edges = (begin * row_tokens, part.stop * row_tokens)
@@ -212,7 +220,29 @@ def split_rows(rows: Rows, micro_windows: int) -> Iterator[Rows]:
                 name: values[part] if values.ndim == 2 else values[first:last]
                 for name, values in rows.said.items()
             },
+            partners=None if others is None else next(others),
         )
+
+
+def take_rows(rows: Rows, places: np.ndarray) -> Rows:
+    """The rows at these places, int64 [P], in that order and without partners."""
+    row_tokens = rows.tokens.shape[1]
+    edges = np.searchsorted(rows.starts, np.arange(len(rows.tokens) + 1) * row_tokens)
+    first, counts = edges[places], edges[places + 1] - edges[places]
+    before = counts.cumsum() - counts  # starts of the rows taken so far
+    starts = np.arange(counts.sum()) + np.repeat(first - before, counts)
+    moved = np.repeat((np.arange(len(places)) - places) * row_tokens, counts)
+    return Rows(
+        numbers=rows.numbers[places],
+        tokens=rows.tokens[places],
+        lengths=rows.lengths[places],
+        starts=(rows.starts[starts] + moved).astype(rows.starts.dtype),
+        digests=rows.digests[places],
+        said={
+            name: values[places] if values.ndim == 2 else values[starts]
+            for name, values in rows.said.items()
+        },
+    )
 
 
 def digest_rows(

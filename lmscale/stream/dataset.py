@@ -12,6 +12,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,21 @@ class Dataset:
     def is_remote(self) -> bool:
         return protocol_of(self.location) is not None
 
-    def read(self, indices: Sequence[int]) -> Rows:
-        """Windows by their index in stored order: shard after shard as the manifest has them."""
+    def read(self, indices: Sequence[int] | np.ndarray, *, partners: bool = False) -> Rows:
+        """Windows by their index in stored order: shard after shard as the manifest has them.
+
+        ``partners``: with the windows half a set away, as neighbours are often of one document. Of
+        an odd number the last has none, which is one without tokens.
+        """
         numbers, ends = np.array(indices, dtype=np.int64), np.cumsum(self.counts)
+        if partners:
+            half = self.num_windows // 2
+            others = np.where(numbers < half, numbers + half, numbers - half)
+            alone = numbers == 2 * half
+            others[alone] = numbers[alone]
+            read = self.read(others)
+            read.lengths[alone] = 0
+            return replace(self.read(numbers), partners=read)
         shards = np.searchsorted(ends, numbers, side="right")
         within = numbers - (ends - self.counts)[shards]
         return read_rows(

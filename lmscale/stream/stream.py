@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from lmscale.config.data import StreamConfig, WindowShape
 from lmscale.errors import CheckpointError, ConfigError, DataError, RefusedError
 from lmscale.files.strangers import EXACT, Count, ImplausibleError, Tree, checked
 from lmscale.runs.continuation import STREAM_KEYS
-from lmscale.stream.batches import Rows
+from lmscale.stream.batches import Rows, take_rows
 from lmscale.stream.dataset import Dataset, open_datasets
 from lmscale.stream.mixture import (
     Jump,
@@ -131,8 +131,17 @@ class Stream:
         counts = self.mixture.counts_at(n)
         return {name: counts.get(name, 0) / order.total for name, order in self.orders.items()}
 
-    def read_rows(self, first_n: int, count: int) -> Rows:
-        """Samples first_n … first_n + count - 1. Raises ``DataError`` for a damaged shard."""
+    def read_rows(self, first_n: int, count: int, *, partners: bool = False) -> Rows:
+        """Samples first_n … first_n + count - 1. Raises ``DataError`` for a damaged shard.
+
+        ``partners``: with those of other numbers by one bit, n ^ 1, of each sample n.
+        """
+        if partners:
+            begin = first_n - first_n % 2
+            ahead = first_n + count - begin
+            both = self.read_rows(begin, ahead + ahead % 2)
+            own = np.arange(first_n - begin, ahead)
+            return replace(take_rows(both, own), partners=take_rows(both, own ^ 1))
         return read_rows(
             np.arange(first_n, first_n + count),
             self._find_windows(first_n, count),

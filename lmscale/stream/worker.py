@@ -16,7 +16,13 @@ from multiprocessing.connection import Connection
 
 from lmscale.config.data import BatchPlan
 from lmscale.runs import faults
-from lmscale.stream.batches import Batch, Layout, Preparation, prepare_batches
+from lmscale.stream.batches import (
+    Batch,
+    Layout,
+    Preparation,
+    prepare_batches,
+    reads_partners,
+)
 from lmscale.stream.stream import Stream
 
 # The rank decides when to stop, but Slurm's scancel --signal and Ctrl-C reach its workers as well.
@@ -55,7 +61,8 @@ class LoaderJob:
         """This rank's contiguous slice of step ``step``, prepared."""
         share = self.plan.windows_per_rank
         first = self.first_n + step * self.plan.global_windows + self.data_rank * share
-        rows = self.stream.read_rows(first, share)
+        partners = reads_partners(self.preparation)
+        rows = self.stream.read_rows(first, share, partners=partners)
         return prepare_batches(rows, self.preparation, self.layout)
 
 

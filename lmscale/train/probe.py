@@ -7,6 +7,7 @@ make computes what it did: with another attention kernel, precision or library i
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 
@@ -14,7 +15,7 @@ from lmscale.checkpoint.manifest import Probe
 from lmscale.engine.engine import Engine
 from lmscale.objective.scores import to_device
 from lmscale.ranks.collectives import failing_together, sum_float64
-from lmscale.stream.batches import Preparation
+from lmscale.stream.batches import Preparation, reads_partners
 from lmscale.stream.stream import Stream
 from lmscale.watch import heartbeat
 
@@ -41,7 +42,8 @@ def measure_probe(
         stream.config, seed=stream.seed, datasets=stream.datasets, segments=stream.segments[:1]
     )
     with failing_together():
-        rows = [beginning.read_rows(min(n, windows - 1), 1) for n in numbers]
+        read = partial(beginning.read_rows, count=1, partners=reads_partners(preparation))
+        rows = [read(min(n, windows - 1)) for n in numbers]
     nll = targets = 0.0
     with engine.evaluating():
         for n, row in zip(numbers, rows, strict=True):

@@ -227,7 +227,9 @@ def test_a_baseline_that_cannot_be_counted_says_why(read_run, tokenizer):
 
     other = config.model_copy(update={"objective": FillMiddleConfig()})
     refused("the objectives causal, spans, denoisers, infill; this run has fill_mid", run=other)
-    refused("unigram is only for the objectives masked, masked_order; this ru", "unigram")
+    refused(
+        "unigram is only for the objectives masked, masked_order, masked_next; this ru", "unigram"
+    )
     refused("has read nothing yet", step=0)
     wide = config.tokenizer.model_copy(update={"vocab_size": 3_000_000})
     large = config.model_copy(update={"tokenizer": wide})

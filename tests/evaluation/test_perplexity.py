@@ -45,7 +45,8 @@ class Windows(Dataset):
     def num_windows(self) -> int:
         return len(self.windows)
 
-    def read(self, indices: Sequence[int]) -> Rows:
+    def read(self, indices: Sequence[int], *, partners: bool = False) -> Rows:
+        assert not partners
         windows = [self.windows[index] for index in indices]
         starts = [window.starts + 25 * row for row, window in enumerate(windows)]
         return Rows(

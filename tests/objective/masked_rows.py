@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from lmscale.objective.token_kinds import TokenKinds
-from lmscale.stream.batches import Rows, digest_rows
+from lmscale.stream.batches import Rows, digest_rows, take_rows
 
 VOCAB, MASK, EOS, IGNORED = 1000, 1000, 2, -100
 KINDS = TokenKinds(
@@ -32,8 +34,19 @@ def draw_rows(count: int, length: int, *, first: int = 0, seed: int = 0) -> Rows
     return Rows(numbers=numbers, tokens=tokens, lengths=lengths, starts=starts, digests=digests)
 
 
+def with_partners(rows: Rows) -> Rows:
+    """An even number of rows from an even one on, each with its neighbour."""
+    return replace(rows, partners=take_rows(rows, np.arange(len(rows.numbers)) ^ 1))
+
+
 def hidden(arrays, shape) -> np.ndarray:
     """Labels in their places, ``IGNORED`` elsewhere."""
     labels = np.full(shape, IGNORED)
     labels.reshape(-1)[arrays["positions"]] = arrays["labels"]
     return labels
+
+
+def restored(arrays, shape) -> np.ndarray:
+    """The ids before any was hidden."""
+    labels = hidden(arrays, shape)
+    return np.where(labels == IGNORED, arrays["ids"], labels)

@@ -19,7 +19,7 @@ from lmscale.stream.worker import LoaderJob
 
 STEPS = 2
 FAR = 10**9 + 8  # 24 windows a step: a step's first sample, too
-IN_PROCESSES = {1: "masked_order", 3: "bart"}  # workers, and whose arrays they hand over
+IN_PROCESSES = {1: "masked_next", 3: "bart"}  # workers, and whose arrays they hand over
 
 
 @contextmanager

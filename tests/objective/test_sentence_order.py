@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from masked_rows import IGNORED, KINDS, MASK, VOCAB, draw_rows, hidden
+from masked_rows import (
+    IGNORED,
+    KINDS,
+    MASK,
+    VOCAB,
+    draw_rows,
+    hidden,
+    restored,
+    with_partners,
+)
 from their_encoders import BERT, as_ours, build_theirs, difference
 from tiny_run import tiny_config
 
 from lmscale.config.model import EncoderConfig, Sizes
-from lmscale.config.objective import MaskedOrderConfig
+from lmscale.config.objective import OBJECTIVES, MaskedOrderConfig
 from lmscale.model.family import build_model
 from lmscale.objective.masked import MaskedPreparation
+from lmscale.objective.masked_parts import MaskedPartsPreparation, order_parts, pair_parts
+from lmscale.objective.masked_parts_scoring import build_masked_parts_scoring
 from lmscale.objective.scores import to_device
-from lmscale.objective.sentence_order import SentenceOrderPreparation
-from lmscale.objective.sentence_order_scoring import build_sentence_order_scoring
 from lmscale.stream.batches import Rows, digest_rows
 
 CLS, SEP = VOCAB + 1, VOCAB + 2
 
 
-def preparation(*, seed: int = 1, **settings) -> SentenceOrderPreparation:
+def preparation(*, seed: int = 1, **settings) -> MaskedPartsPreparation:
     config = MaskedOrderConfig(name="masked_order", **settings)
     masked = MaskedPreparation(config=config, seed=seed, mask_id=MASK, kinds=KINDS)
-    return SentenceOrderPreparation(masked=masked, cls_id=CLS, sep_id=SEP)
-
-
-def restored(arrays, shape) -> np.ndarray:
-    """The ids before any was hidden."""
-    labels = hidden(arrays, shape)
-    return np.where(labels == IGNORED, arrays["ids"], labels)
+    return MaskedPartsPreparation(masked=masked, cls_id=CLS, sep_id=SEP)
 
 
 def test_every_row_is_its_window_in_two_parts_swapped_or_not():
@@ -97,7 +102,8 @@ def test_a_sample_is_prepared_alike_whichever_others_come_with_it():
     assert not np.array_equal(hidden(other, (9, 64)), labels)
 
 
-def test_both_terms_and_their_gradients_are_those_of_transformers_bert():
+@pytest.mark.parametrize("name", ["masked_order", "masked_next"])
+def test_both_terms_and_their_gradients_are_those_of_transformers_bert(name):
     theirs = build_theirs("Bert", {"max_position_embeddings": 64, "vocab_size": VOCAB + 3},
                           head="PreTraining")  # fmt: skip
     config = EncoderConfig(
@@ -111,8 +117,11 @@ def test_both_terms_and_their_gradients_are_those_of_transformers_bert():
     weights = {name: value.detach() for name, value in theirs.named_parameters()}
     model.load_state_dict(dict(as_ours(names, weights, modules)), strict=False)
 
-    arrays = preparation().prepare(draw_rows(6, 61)).arrays
-    scoring = build_sentence_order_scoring(model, MaskedOrderConfig(name="masked_order"))
+    arrange = {"masked_order": order_parts, "masked_next": pair_parts}[name]
+    made = replace(preparation(), arrange=arrange)
+    arrays = made.prepare(with_partners(draw_rows(10, 61))).arrays
+    assert {*arrays["order"]} == {0, 1}
+    scoring = build_masked_parts_scoring(model, OBJECTIVES.section(name)(name=name))
     scores = scoring(**to_device(arrays, torch.device("cpu")))
     counts = torch.tensor([scores.loss.targets, *(term.targets for term in scores.more_losses)])
     (scores.terms() / counts).sum().backward()
@@ -120,7 +129,7 @@ def test_both_terms_and_their_gradients_are_those_of_transformers_bert():
         input_ids=torch.from_numpy(arrays["ids"].astype(np.int64)),
         attention_mask=torch.arange(64) < torch.from_numpy(arrays["lengths"])[:, None],
         token_type_ids=torch.from_numpy(arrays["types"].astype(np.int64)),
-        labels=torch.from_numpy(hidden(arrays, (6, 64))),
+        labels=torch.from_numpy(hidden(arrays, (10, 64))),
         next_sentence_label=torch.from_numpy(arrays["order"].astype(np.int64)),
     )
     output.loss.backward()

@@ -1,5 +1,5 @@
-# Shape letters: B batch, T time, D model width.
-"""Masked tokens and the order of a window's two parts, the half with torch: two terms of a loss."""
+# Shape letters: B batch, T time, D model width, C classes.
+"""Masked tokens and what two parts are to each other, the half with torch: two terms of a loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmscale.config.objective import MaskedOrderConfig
+from lmscale.config.masked import MaskedPartsConfig
 from lmscale.model.encoder import Encoder
 from lmscale.model.family import Model
 from lmscale.objective.cross_entropy import IGNORED
@@ -17,11 +17,11 @@ from lmscale.objective.masked_scoring import score_hidden
 from lmscale.objective.scores import LossSum, Scores, Scoring
 
 
-def build_sentence_order_scoring(model: Model, config: MaskedOrderConfig) -> Scoring:
-    return Scoring(model, partial(score_sentence_order, config=config))
+def build_masked_parts_scoring(model: Model, config: MaskedPartsConfig) -> Scoring:
+    return Scoring(model, partial(score_masked_parts, config=config))
 
 
-def score_sentence_order(
+def score_masked_parts(
     model: Encoder,
     *,
     ids: Tensor,
@@ -30,7 +30,7 @@ def score_sentence_order(
     positions: Tensor,
     labels: Tensor,
     order: Tensor,
-    config: MaskedOrderConfig,
+    config: MaskedPartsConfig,
 ) -> Scores:
     """Score the hidden tokens as ``score_masked`` does, and ``order``, int32 [B], by the state of
     the first token. A row is one text: its two parts see each other.
@@ -39,12 +39,13 @@ def score_sentence_order(
     layout = model.lay_out(begins_BT, mask_documents=False, lengths_B=lengths)
     hidden_BTD = model(ids.long(), layout, types.long())
     scores = score_hidden(model, hidden_BTD, positions, labels, config)
-    logits_B2, order_B = model.classify(hidden_BTD[:, 0]).float(), order.long()
-    nll = F.cross_entropy(logits_B2, order_B, reduction="sum", ignore_index=IGNORED)
+    logits_BC, order_B = model.classify(hidden_BTD[:, 0]).float(), order.long()
+    nll = F.cross_entropy(logits_BC, order_B, reduction="sum", ignore_index=IGNORED)
     count = (order_B != IGNORED).sum()
-    hits = (logits_B2.argmax(-1) == order_B).sum()
+    hits = (logits_BC.argmax(-1) == order_B).sum()
+    (term,) = config.more_terms
     figures = {
-        "order_loss": LossSum(nll.detach(), count),
-        "order_accuracy": LossSum(hits.float(), count),
+        f"{term}_loss": LossSum(nll.detach(), count),
+        f"{term}_accuracy": LossSum(hits.float(), count),
     }
     return scores._replace(figures=scores.figures | figures, more_losses=(LossSum(nll, count),))
