@@ -34,6 +34,23 @@ FIELDS: dict[str, dict[str, Any]] = {
         "label_names": ["adjective", "animal", "thing"],
     },
 }
+_ENCODER = {"family": "encoder", "layers": 1, "width": 32, "heads": 4, "dropout": 0.0}
+_NAMES = {kind: fields.get("label_names", []) for kind, fields in FIELDS.items()}
+# A run's settings for what an encoder learns of each source.
+ENCODERS: dict[str, dict[str, Any]] = {
+    "classes": {
+        "model": _ENCODER | {"pooler": True, "text_classes": 2},
+        "objective": {"name": "classes", "names": _NAMES["classes"]},
+    },
+    "numbers": {
+        "model": _ENCODER | {"pooler": True, "text_classes": 1},
+        "objective": {"name": "numbers"},
+    },
+    "tags": {
+        "model": _ENCODER | {"token_classes": 3},
+        "objective": {"name": "tags", "names": _NAMES["tags"]},
+    },
+}
 
 
 def records(kind: str) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ class EncoderConfig(ModelConfig):
     offers = frozenset({Ability.BIDIRECTIONAL})
     implementation = "lmscale.model.encoder:ENCODER"
     free = frozenset({"activation_checkpoint_every", "attention", "dropout"})
+    later = frozenset({"token_classes"})
     # What the parts that it shares with the decoder ask for, and no encoder here has.
     qk_norm: ClassVar[bool] = False
     qkv_bias: ClassVar[bool] = False
@@ -62,6 +63,8 @@ class EncoderConfig(ModelConfig):
     """A layer over the first token's state, for what is said of a whole text."""
     text_classes: NonNegativeInt = Field(default=0, le=MAX_WIDTH)
     """Outputs of a layer behind the pooler, such as for the two orders of ``masked_order``."""
+    token_classes: NonNegativeInt = Field(default=0, le=MAX_WIDTH)
+    """Outputs of a layer over every token's state, for the tags of words."""
     tied_embeddings: bool = True
     attention: Literal["auto", "sdpa"] = "auto"
     """``auto``: FlexAttention on CUDA without dropout, SDPA with a mask of all pairs elsewhere."""

@@ -54,6 +54,8 @@ class MaskedConfig(ObjectiveConfig):
                 f"objective.name = {self.name!r} says nothing of a whole text and would never "
                 "train the pooler: leave model.pooler out"
             )
+        if getattr(model, "token_classes", 0):
+            yield f"objective.name = {self.name!r} trains no token_classes: leave them out of model"
 
     @property
     def added_ids(self) -> tuple[str, ...]:
@@ -83,6 +85,8 @@ class MaskedPartsConfig(MaskedConfig):
         return WindowShape(stride=max(1, sequence_length - 3), overlap=0)  # room for the three ids
 
     def find_model_problems(self, model: ModelConfig) -> Iterator[str]:
+        if getattr(model, "token_classes", 0):
+            yield f"objective.name = {self.name!r} trains no token_classes: leave them out of model"
         if getattr(model, "token_types", 0) < 2:
             yield f"objective.name = {self.name!r} needs two kinds of tokens: model.token_types: 2"
         if getattr(model, "text_classes", 0) != self.classes:

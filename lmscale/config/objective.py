@@ -13,7 +13,13 @@ from lmscale.config.kinds import Ability, Kinds
 from lmscale.config.masked import MaskedConfig, MaskedNextConfig, MaskedOrderConfig
 from lmscale.config.model import ModelConfig
 from lmscale.config.objective_base import NextTokenConfig, ObjectiveConfig
-from lmscale.config.supervised import CompletionConfig, PairsConfig
+from lmscale.config.supervised import (
+    ClassesConfig,
+    CompletionConfig,
+    NumbersConfig,
+    PairsConfig,
+    TagsConfig,
+)
 
 
 class CausalConfig(NextTokenConfig):
@@ -210,5 +216,8 @@ OBJECTIVES = Kinds(
         "infill": InfillConfig,
         "pairs": PairsConfig,
         "completion": CompletionConfig,
+        "classes": ClassesConfig,
+        "numbers": NumbersConfig,
+        "tags": TagsConfig,
     },
 )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
+
+from pydantic import Field
 
 from lmscale.config.data import StreamConfig, WindowShape
 from lmscale.config.kinds import Ability
-from lmscale.config.objective_base import NextTokenConfig
+from lmscale.config.labels import LabelSet, find_name_problems
+from lmscale.config.model_base import ModelConfig
+from lmscale.config.objective_base import NextTokenConfig, ObjectiveConfig
 
 
 def find_whole_problems(name: str, stream: StreamConfig) -> Iterator[str]:
@@ -61,3 +65,93 @@ class CompletionConfig(NextTokenConfig):
 
     def find_stream_problems(self, stream: StreamConfig) -> Iterator[str]:
         yield from find_whole_problems(self.name, stream)
+
+
+class LabelledConfig(ObjectiveConfig):
+    """The keys of the objectives that learn what is said of a document, or of its words."""
+
+    needs = frozenset({Ability.BIDIRECTIONAL})
+    implementation = "lmscale.objective.labelled:LABELLED"
+    figures = ("loss", "accuracy")
+    held_out = ("accuracy",)
+    outputs: ClassVar[Literal["text_classes", "token_classes"]] = "text_classes"
+    """The key of ``model`` that says how many classes it tells apart."""
+
+    names: tuple[str, ...] = Field(strict=False)
+    """The label_names of all datasets, in their order."""
+
+    @property
+    def labels(self) -> LabelSet:
+        raise NotImplementedError
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.names)
+
+    def window(self, sequence_length: int) -> WindowShape:
+        return WindowShape(stride=sequence_length, overlap=0, labels=self.labels)
+
+    def find_stream_problems(self, stream: StreamConfig) -> Iterator[str]:
+        yield from find_whole_problems(self.name, stream)
+
+    def find_model_problems(self, model: ModelConfig) -> Iterator[str]:
+        wanted = {"text_classes": 0, "token_classes": 0, self.outputs: self.num_outputs}
+        settings = {f"{key}: {count}" for key, count in wanted.items() if count}
+        if any(getattr(model, key, 0) != count for key, count in wanted.items()):
+            yield (
+                f"objective.name = {self.name!r} has {self.num_outputs} outputs and trains no "
+                f"others: give model {', '.join(settings)} alone of text_classes and token_classes"
+            )
+        if self.outputs == "token_classes" and getattr(model, "pooler", False):
+            yield f"objective.name = {self.name!r} would never train the pooler: leave it out"
+
+
+class ClassesConfig(LabelledConfig):
+    """Labelled documents: which of some classes a document is of, by the state of its first token
+    (BERT, Devlin et al. 2019, section 4.1).
+    """
+
+    name: Literal["classes"]
+
+    @property
+    def labels(self) -> LabelSet:
+        return LabelSet(kind="classes", names=self.names)
+
+    def find_problems(self) -> Iterator[str]:
+        yield from (f"names: {why}" for why in find_name_problems("classes", self.names))
+
+
+class NumbersConfig(LabelledConfig):
+    """Documents with a number each: a regression by its squared error, which is the loss."""
+
+    figures = ("loss", "absolute_error")
+    held_out = ("absolute_error",)
+
+    name: Literal["numbers"]
+    names: tuple[str, ...] = Field(default=(), max_length=0, strict=False)
+    """Numbers have none."""
+
+    @property
+    def labels(self) -> LabelSet:
+        return LabelSet(kind="numbers")
+
+    @property
+    def num_outputs(self) -> int:
+        return 1
+
+
+class TagsConfig(LabelledConfig):
+    """Tagged words, as for named entities: which tag a word has, by the state of its first token
+    (BERT, section 5.3).
+    """
+
+    outputs = "token_classes"
+
+    name: Literal["tags"]
+
+    @property
+    def labels(self) -> LabelSet:
+        return LabelSet(kind="tags", names=self.names)
+
+    def find_problems(self) -> Iterator[str]:
+        yield from (f"names: {why}" for why in find_name_problems("tags", self.names))

@@ -12,6 +12,7 @@ from lmscale.files.locations import local_path
 from lmscale.files.reading import read_plain
 from lmscale.files.strangers import describe_unsafe_name, is_count, parse_json
 
+MAX_SHOWN = 10  # problems of one kind in a message
 MANIFEST = "manifest.json"  # of a dataset, of a corpus source, of a checkpoint
 
 
@@ -88,6 +89,27 @@ def find_wrong_files(location: str | Path, sizes: Mapping[str, int]) -> list[Wro
         if size != wanted:
             wrong.append(WrongFile(path=path, wanted=wanted, size=size, reason=reason))
     return wrong
+
+
+def describe_wrong_files(location: str | Path, sizes: Mapping[str, int]) -> list[str]:
+    """The same in words, one problem each; of very many the first."""
+    problems: list[str] = []
+    for file in find_wrong_files(location, sizes):
+        if file.size is None:
+            problems.append(
+                f"{file.path}: the shard is missing ({file.reason}); the manifest lists it. "
+                f"Restore it, or run `lmscale shards build` again."
+            )
+        else:
+            what = "cut" if file.size < file.wanted else "too long"
+            problems.append(
+                f"{file.path}: the shard is {what}: {file.size} bytes, the manifest says "
+                f"{file.wanted}. Restore it, or delete it and run `lmscale shards build` again."
+            )
+    if len(problems) > MAX_SHOWN:
+        more = len(problems) - MAX_SHOWN
+        problems[MAX_SHOWN:] = [f"{location}: {more} more shards are missing or of a wrong size."]
+    return problems
 
 
 def explain_missing(location: str | Path) -> str:

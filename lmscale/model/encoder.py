@@ -91,6 +91,8 @@ class Encoder(Model):
         self.pooler = Linear(width, width, bias=config.bias, std=std) if config.pooler else None
         classes = config.text_classes
         self.classifier = Linear(width, classes, bias=True, std=std) if classes else None
+        tags = config.token_classes
+        self.token_classifier = Linear(width, tags, bias=True, std=std) if tags else None
         weight = self.embedding.weight
         if not config.tied_embeddings:
             weight = nn.Parameter(torch.empty(sizes.vocab_size, width))
@@ -135,10 +137,18 @@ class Encoder(Model):
         assert self.pooler is not None, "model.pooler is off"
         return torch.tanh(self.pooler(hidden_BD))
 
-    def classify(self, hidden_BD: Tensor) -> Tensor:
-        """Logits of a text's classes, [B, classes], by the state of its first token."""
+    def classify(self, hidden_BD: Tensor, *, drops: bool = False) -> Tensor:
+        """Logits of a text's classes, [B, classes], by the state of its first token. ``drops``: in
+        training some of the pooled state, as BERT's classifiers have it.
+        """
         assert self.classifier is not None, "model.text_classes is 0"
-        return self.classifier(self.pool(hidden_BD))
+        pooled_BD = self.pool(hidden_BD)
+        return self.classifier(self.dropout(pooled_BD) if drops else pooled_BD)
+
+    def classify_tokens(self, hidden_ND: Tensor) -> Tensor:
+        """Logits of tokens' classes, [N, classes], by their states."""
+        assert self.token_classifier is not None, "model.token_classes is 0"
+        return self.token_classifier(self.dropout(hidden_ND))
 
     def _plan_rotations(self, layout: Layout) -> Mapping[bool, Tensor | None]:
         """Of the layers without and with a sliding window."""
@@ -176,7 +186,7 @@ def account(settings: EncoderConfig, sizes: Sizes) -> Account:
         "embedding_norm": norm,
         "blocks": blocks,
         "pooler": dense if config.pooler else 0,
-        "classifier": (width + 1) * config.text_classes,
+        "classifier": (width + 1) * (config.text_classes + config.token_classes),
         "head": dense + norm + sizes.vocab_size * (1 if config.tied_embeddings else 1 + width),
     }
     length = sizes.sequence_length

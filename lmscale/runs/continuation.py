@@ -45,12 +45,12 @@ _TABLE = {
         model family vocab_size max_positions layers width heads kv_heads head_width ffn_width
         model positions rope_theta norm norm_eps activation bias qk_norm tied_embeddings init_std
         model cell qkv_bias sliding_windows attention_softcap logit_softcap
-        model local_rope_theta token_types pooler text_classes
+        model local_rope_theta token_types pooler text_classes token_classes
         model.mup base_width base_head_width
         model.rope_scaling kind factor original_positions beta_fast beta_slow high_turns low_turns
         model decoder_layers relative_buckets relative_distance norm_first scaled_logits
         objective name rate suffix_first replace keep unit shuffle sentinels mean_span
-        objective permute_sentences previous
+        objective permute_sentences previous names
         objective.denoisers.NAME rate mean_span mode weight
         engine.optimizer kind
         train freeze""",

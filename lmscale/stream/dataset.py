@@ -27,7 +27,7 @@ from lmscale.files.cache import NodeCache, check_hash
 from lmscale.files.locations import join_location, protocol_of
 from lmscale.files.reading import read_plain, reading, seal, unseal
 from lmscale.files.remote import MissingFileError, read_bytes
-from lmscale.files.shard_files import find_wrong_files
+from lmscale.files.shard_files import describe_wrong_files
 from lmscale.files.strangers import is_count
 from lmscale.shards.contents import check_shard
 from lmscale.shards.manifest import Manifest, ShardEntry, load_manifest
@@ -41,7 +41,6 @@ VERSION = 2  # of what is kept of best fit
 DIGEST_BYTES = 32  # behind a plan
 MISSING = "the shard is listed in the manifest and missing."
 RESTORE = "Restore it, or run `lmscale shards build` again."
-MAX_SHOWN = 10  # problems of one kind in a message
 
 
 class Dataset:
@@ -209,26 +208,8 @@ class Dataset:
         """Local shards that are not there or not of the manifest's size; one problem each."""
         if self.is_remote:
             return []
-        problems: list[str] = []
         sizes = {entry.name: entry.bytes for entry in self.manifest.shards}
-        for file in find_wrong_files(self.location, sizes):
-            if file.size is None:
-                problems.append(
-                    f"{file.path}: the shard is missing ({file.reason}); the manifest lists it. "
-                    f"Restore it, or run `lmscale shards build` again."
-                )
-            else:
-                what = "cut" if file.size < file.wanted else "too long"
-                problems.append(
-                    f"{file.path}: the shard is {what}: {file.size} bytes, the manifest says "
-                    f"{file.wanted}. Restore it, or delete it and run `lmscale shards build` again."
-                )
-        if len(problems) > MAX_SHOWN:
-            more = len(problems) - MAX_SHOWN
-            problems[MAX_SHOWN:] = [
-                f"{self.location}: {more} more shards are missing or of a wrong size."
-            ]
-        return problems
+        return describe_wrong_files(self.location, sizes)
 
     def close(self) -> None:
         while self._open:

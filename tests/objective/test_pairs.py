@@ -34,15 +34,23 @@ def data(tmp_path_factory):
     return build_labelled_data(tmp_path_factory.mktemp("labelled"))
 
 
-def run_config(data: RunConfig, name: str, *, source: str = "pairs", **stream: Any) -> RunConfig:
+def run_config(
+    data: RunConfig,
+    objective: str | Mapping[str, Any],
+    *,
+    source: str = "pairs",
+    model: Mapping[str, Any] | None = None,
+    **stream: Any,
+) -> RunConfig:
     settings = {
         "sources": {source: {"shards": f"{data.shards.folder}/{source}/train"}},
         "sequence_length": 48, "packing": "best_fit", "mixture_block": 64, "workers": 0,
         "cache": {"folder": f"{data.shards.folder}/cache"},
     }  # fmt: skip
     tree = {"run": {"name": "a", "seed": 3}, "stream": settings | stream}
-    tree |= {"tokenizer": data.tokenizer.model_dump(), "model": MODELS[name]}
-    return RunConfig.model_validate(tree | {"objective": {"name": name}})
+    named = {"name": objective} if isinstance(objective, str) else objective
+    tree |= {"tokenizer": data.tokenizer.model_dump(), "objective": named}
+    return RunConfig.model_validate(tree | {"model": model or MODELS[named["name"]]})
 
 
 def open_for(config: RunConfig) -> Stream:

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from labelled_data import ENCODERS, build_labelled_data
 from rank_cases import Case, run_cases
-from recipes import LSTM, RECIPES, family_of
+from recipes import LSTM, PAIRS, RECIPES, family_of
 from tiny_run import tiny_config
 
 from lmscale.stream.stream import open_stream
@@ -20,6 +21,9 @@ SHORT = {"train.steps": 3, "checkpoint.every_steps": 3}
 STOP = 2  # the steps before it are done by two ranks, the others by one
 LEARNING = {"model": LSTM | {"layers": 1, "width": 64}, "engine.optimizer.lr": 0.02}
 LEARNING |= {"batch.micro_windows": 12, "train.steps": 100, "checkpoint.every_steps": 100}
+# Of documents with something beside their text: by the source's name.
+BESIDE = {"pairs": {"model": PAIRS, "objective": {"name": "pairs"}}, **ENCODERS}
+STAGES = dict(zip(BESIDE, (2, 3, 0, 1), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +34,16 @@ def trained(tiny_data, tmp_path_factory):
     def case(name, overrides):
         return Case(name=name, data=str(tiny_data), folder=str(root / name), overrides=overrides)
 
+    data = build_labelled_data(root / "labelled")
+    recipes = dict(RECIPES)
+    for name, settings in BESIDE.items():
+        recipes[name] = settings | {
+            "stream.sources": {name: {"shards": f"{data.shards.folder}/{name}/train"}},
+            "stream.packing": "best_fit",
+            "tokenizer": data.tokenizer.model_dump(),
+        }
     begun, ended = [], []
-    for name, overrides in RECIPES.items():
+    for name, overrides in recipes.items():
         stage = stage_of(name)
         first = case(name, {**overrides, **SHORT, "engine.zero_stage": stage})
         other = {**first.overrides, "engine.zero_stage": (stage + 2) % 4}
@@ -39,7 +51,7 @@ def trained(tiny_data, tmp_path_factory):
         ended.append(replace(first, name=f"{name} ended", overrides=other))
     whole = [
         case(f"{name} whole", {**overrides, **SHORT, "engine.zero_stage": 0})
-        for name, overrides in RECIPES.items()
+        for name, overrides in recipes.items()
     ]
     alone = [*whole, case("learning", LEARNING), *ended]
     # ZeRO 3 last: it changes torch for good.
@@ -52,11 +64,13 @@ def trained(tiny_data, tmp_path_factory):
 
 def stage_of(recipe: str) -> int:
     """The first recipe of every family begins at ZeRO 3."""
+    if recipe in STAGES:
+        return STAGES[recipe]
     same = [name for name in RECIPES if family_of(name) == family_of(recipe)]
     return (3, 2, 1, 0)[same.index(recipe) % 4]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES, *BESIDE])
 def test_a_run_goes_on_at_another_stage_and_number_of_ranks(trained, recipe):
     """Every term of the loss is its mean over all ranks, and what samples become is theirs."""
     resumed = [*trained[f"{recipe} begun"], *trained[f"{recipe} ended"]]

@@ -1,0 +1,55 @@
+# Shape letters: B batch, T time, D model width, N what is scored of the micro-batch, C classes.
+"""Labelled documents and tagged words, the half with torch."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmscale.model.encoder import Encoder
+from lmscale.model.family import Model
+from lmscale.model.layout import mark_starts
+from lmscale.objective.scores import LossSum, Scores, Scoring
+
+
+def build_labelled_scoring(model: Model, kind: Literal["classes", "numbers", "tags"]) -> Scoring:
+    """The head that predicts tokens has no part in it, and stays as it is."""
+    assert isinstance(model, Encoder)  # the objective's section needs its keys
+    for name, parameter in model.named_parameters():  # a tied matrix goes by the embedding's name
+        if name.startswith("head."):
+            parameter.requires_grad_(False)
+    return Scoring(model, partial(score_labelled, kind=kind))
+
+
+def score_labelled(
+    model: Encoder,
+    *,
+    ids: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    positions: Tensor,
+    labels: Tensor,
+    kind: Literal["classes", "numbers", "tags"],
+) -> Scores:
+    """Score ``labels`` [N] by the states at the flat ``positions`` of ``ids`` [B, T].
+
+    ``starts``: flat positions where documents begin. ``lengths`` [B]: what follows is padding.
+    Classes and tags by cross-entropy, numbers by the squared error.
+    """
+    begins_BT = mark_starts(starts, batch=ids.shape[0], length=ids.shape[1])
+    layout = model.lay_out(begins_BT, mask_documents=True, lengths_B=lengths)
+    hidden_ND = model(ids.long(), layout).flatten(0, 1)[positions.long()]
+    classify = model.classify_tokens if kind == "tags" else partial(model.classify, drops=True)
+    logits_NC, targets = classify(hidden_ND).float(), positions.new_tensor(len(positions)).long()
+    if kind == "numbers":
+        error_N = logits_NC[:, 0] - labels
+        loss, name, other = error_N.square().sum(), "absolute_error", error_N.detach().abs().sum()
+    else:
+        labels_N = labels.long()
+        loss = F.cross_entropy(logits_NC, labels_N, reduction="sum")
+        name, other = "accuracy", (logits_NC.argmax(-1) == labels_N).sum().float()
+    figures = {"loss": LossSum(loss.detach(), targets), name: LossSum(other, targets)}
+    return Scores(loss=LossSum(loss, targets), figures=figures)

@@ -1,0 +1,129 @@
+"""Encoders learn what is said of documents and words, as transformers' classifiers score it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from labelled_data import ENCODERS, build_labelled_data
+from test_pairs import open_for, run_config, score, scoring_of, train
+from their_encoders import BERT, LAYERS, LENGTH, PAD, VOCAB, as_ours, build_theirs, difference
+
+from lmscale.config import parse_config
+from lmscale.config.model import EncoderConfig, Sizes
+from lmscale.errors import ConfigError, DataError
+from lmscale.model.family import build_model
+from lmscale.objective.labelled_scoring import build_labelled_scoring
+from lmscale.objective.objective import build_preparation
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return build_labelled_data(tmp_path_factory.mktemp("labelled"))
+
+
+def config_of(data, kind, *, source=None, **objective):
+    settings = ENCODERS[kind]
+    named, model = settings["objective"] | objective, settings["model"] | {"dropout": 0.1}
+    return run_config(data, named, source=source or kind, model=model)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_what_is_said_of_real_words_is_learned(data, kind):
+    config = config_of(data, kind)
+    losses = train(config, steps=40)
+    assert losses[-1] < 0.1 < losses[0], losses
+    scoring, preparation = scoring_of(config), build_preparation(config)
+    with open_for(config) as stream:
+        rows = stream.read_rows(0, 3)
+    prepared = preparation.prepare(rows)
+    assert prepared.targets == len(
+        rows.starts if kind != "tags" else np.flatnonzero(rows.said["tags"] >= 0)
+    )
+    assert len(preparation.target_ids(prepared.arrays)) == 0
+    rows.lengths[:] = 0
+    nothing = preparation.prepare(rows)
+    loss = score(scoring, nothing.arrays).loss
+    assert (nothing.targets, int(loss.targets), float(loss.total.detach())) == (0, 0, 0)
+    loss.total.backward()
+
+
+THEIRS = {
+    "classes": ("SequenceClassification", {"num_labels": 3}),
+    "numbers": ("SequenceClassification", {"num_labels": 1}),
+    "tags": ("TokenClassification", {"num_labels": 5}),
+}
+
+
+@pytest.mark.parametrize("kind", THEIRS)
+def test_loss_and_gradients_are_those_of_transformers(kind):
+    head, labels = THEIRS[kind]
+    count = labels["num_labels"]
+    theirs = build_theirs("Bert", {"max_position_embeddings": 64} | labels, head=head)
+    outputs = (
+        {"token_classes": count} if kind == "tags" else {"pooler": True, "text_classes": count}
+    )
+    config = EncoderConfig(
+        family="encoder", layers=LAYERS, width=48, heads=4, ffn_width=96, token_types=2, **outputs
+    )
+    sizes = Sizes(vocab_size=VOCAB, max_positions=64, sequence_length=LENGTH)
+    model = build_model(config, sizes).eval()
+    modules = BERT | {
+        "pooler": "bert.pooler.dense", "classifier": "classifier", "token_classifier": "classifier",
+    }  # fmt: skip
+    scoring = build_labelled_scoring(model, kind)
+    names = [name for name, value in model.named_parameters() if value.requires_grad]
+    weights = {name: value.detach() for name, value in theirs.named_parameters()}
+    model.load_state_dict(dict(as_ours(names, weights, modules)), strict=False)
+
+    ids_BT = torch.randint(3, VOCAB, (3, LENGTH))
+    lengths_B = torch.tensor([LENGTH, 17, 5], dtype=torch.int32)
+    seen_BT = torch.arange(LENGTH) < lengths_B[:, None]
+    ids_BT[~seen_BT] = PAD
+    starts = torch.arange(3, dtype=torch.int32) * LENGTH
+    if kind == "tags":
+        is_word_BT = seen_BT & (torch.rand(3, LENGTH) < 0.5)
+        given = torch.where(is_word_BT, torch.randint(0, count, (3, LENGTH)), -100)
+        positions, said = is_word_BT.flatten().nonzero()[:, 0].int(), given[is_word_BT].int()
+    else:
+        given = torch.randn(3) if kind == "numbers" else torch.randint(0, count, (3,))
+        positions, said = starts, given
+    output = theirs(input_ids=ids_BT, attention_mask=seen_BT.long(), labels=given)
+    output.loss.backward()
+    scores = scoring(
+        ids=ids_BT.to(torch.uint32),
+        starts=starts,
+        lengths=lengths_B,
+        positions=positions,
+        labels=said,
+    )
+    loss = scores.loss.total / scores.loss.targets
+    loss.backward()
+    torch.testing.assert_close(loss, output.loss, rtol=1e-5, atol=1e-6)
+    gradients = {name: value.grad for name, value in theirs.named_parameters()}
+    ours = dict(model.named_parameters())
+    for name, expected in as_ours(names, gradients, modules):
+        assert difference(ours[name].grad, expected) < 1e-5, name
+
+
+def test_labels_of_another_kind_or_order_and_outputs_of_another_number_are_told(data):
+    with pytest.raises(
+        DataError, match=r"reads classes \(thing, animal\), but .* classes \(animal,"
+    ):
+        open_for(config_of(data, "classes", names=["thing", "animal"]))
+    with pytest.raises(
+        DataError, match="the objective reads numbers, but its documents have no lab"
+    ):
+        open_for(config_of(data, "numbers", source="pairs"))
+    with pytest.raises(ConfigError) as caught:
+        parse_config(
+            "run: {name: a}\n"
+            "model: {family: encoder, pooler: true, text_classes: 2}\n"
+            "objective: {name: tags, names: [a, b]}\n"
+        )
+    for told in (
+        "has 2 outputs and trains no others: give model token_classes: 2 alone",
+        "would never train the pooler",
+        "set stream.packing: best_fit",
+    ):
+        assert told in str(caught.value)
