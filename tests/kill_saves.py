@@ -41,7 +41,7 @@ NUM_RANKS = 2
 ALL = tuple(range(NUM_RANKS))
 # Python's audit events for what changes a folder, and for a file that is opened.
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
-MEASURED = 5  # saves in peace, whose median is the time over which the moments are spread
+MEASURED = 3  # saves in peace, whose median is the time over which the moments are spread
 ALONE_SECONDS = 0.15  # for the rank that was not killed, to do harm
 PATIENCE_SECONDS = 60.0
 MODEL = {"model.width": 128, "model.ffn_width": 512}  # 6 MB

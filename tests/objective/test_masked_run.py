@@ -28,15 +28,14 @@ def test_a_masked_run_beats_the_unigram_and_is_audited(tiny_data, tmp_path):
         tmp_path / "config.yaml", tiny_data, run,
         {
             "stream.sources": {"a": {"shards": str(seen)}}, "stream.sequence_length": 64,
-            "batch": {"global_windows": 16, "micro_windows": 8}, "model": MODEL,
+            "batch": {"global_windows": 16, "micro_windows": 16}, "model": MODEL,
             "objective": {"name": "masked", "rate": 0.3}, "train.steps": 150,
             "engine.optimizer.lr": 8e-3, "checkpoint.every_steps": 75,
             "evaluation.sets": {"b": str(unseen)},
         },
     )  # fmt: skip
-    begun = launch(
-        config, 2, {"train.steps": 4, "engine.zero_stage": 3, "evaluation.at_end": False}
-    )
+    sharded = {"engine.zero_stage": 3, "batch.micro_windows": 4}
+    begun = launch(config, 2, {"train.steps": 4, "evaluation.at_end": False} | sharded)
     assert begun.code == 0, begun.output
     ended = run_lmscale("train", config)
     assert ended.code == 0, ended.output

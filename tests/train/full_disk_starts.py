@@ -4,23 +4,27 @@ Prints what each has ended with, what it has said, and what is on the disk then.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from tiny_run import committed_steps, run_lmscale
+from forked_starts import fork, run_command
+from tiny_run import committed_steps
 
 disk, config = map(Path, sys.argv[1:])
+log = config.with_name("said.txt")
 saw = []
 for number in range(3):
     if number == 2:
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-    ended = run_lmscale("train", config)
+    child = fork(lambda: run_command(["train", str(config)]), log=log, environment={})
+    _, status = os.waitpid(child, 0)
     saw.append(
         {
-            "code": ended.code,
-            "output": ended.output,
+            "code": os.waitstatus_to_exitcode(status),
+            "output": log.read_text(),
             "free": shutil.disk_usage(disk).free,
             "committed": committed_steps(disk / "run"),
             "folders": sorted(path.name for path in (disk / "run/checkpoints").glob("step-*")),

@@ -13,7 +13,8 @@ from lmscale.cli.main import main
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
-SETTINGS = {"batch.micro_windows": 3, "checkpoint.every_steps": 3, "stream.workers": 0}
+SETTINGS = {"batch.micro_windows": 6, "checkpoint.every_steps": 3, "stream.workers": 0}
+LAST_STEP = 15  # whose row has no room any more
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.jsonl"])
@@ -29,15 +30,15 @@ def test_when_rank_0_cannot_write_its_rows_all_ranks_end_with_75_and_nothing_is_
     lines = path.read_text().splitlines()
     row = json.dumps({**json.loads(lines[0]), "note": "x" * 1_000_000})
     path.write_text("\n".join([row, *lines[1:]]) + "\n")
-    ended = launch(config, 2, {"train.steps": 30}, max_file_bytes=path.stat().st_size + 600)
+    ended = launch(config, 2, {"train.steps": LAST_STEP}, max_file_bytes=path.stat().st_size + 600)
     assert ended.code == 75, ended.output
     assert f"No space is left in {run} while writing {name}" in ended.output
     assert "Traceback" not in ended.output
     saved = committed_steps(run)
-    assert saved and saved[-1] < 30
-    ended = run_lmscale("train", config, "--set", "train.steps=30")
+    assert saved and saved[-1] < LAST_STEP
+    ended = run_lmscale("train", config, "--set", f"train.steps={LAST_STEP}")
     assert ended.code == 0, ended.output
-    assert committed_steps(run)[-1] == 30
+    assert committed_steps(run)[-1] == LAST_STEP
     if name != "ledger.jsonl":  # whose first row has been tampered with
         assert main(["runs", "audit", str(run)]) == 0
 

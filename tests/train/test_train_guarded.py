@@ -30,6 +30,7 @@ REFUSED = 4  # the step of a checkpoint that a rank may not look at
 SETTINGS = {
     "run.allow_faults": True,
     "train.steps": 10,
+    "batch.micro_windows": 6,
     "engine.zero_stage": 0,
     "checkpoint.every_steps": 2,
     "checkpoint.keep_last": 9,
@@ -46,7 +47,7 @@ STARTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("flipped", FLIP, {"checkpoint.every_steps": 100}),
     ("flipped before a save", FLIP, {}),
     ("flipped before a save", FLIP, {}),
-    *((f"bad samples {stage}", NAN, {"engine.zero_stage": stage}) for stage in (0, 2, 3)),
+    *((f"bad samples {stage}", NAN, {"engine.zero_stage": stage}) for stage in (0, 3)),
     ("no way back", NAN, {"guard.jump_steps": 7, "checkpoint.every_steps": 6}),
     ("refused", NAN, {}),
     ("damaged since", NAN, {}),
@@ -152,7 +153,7 @@ def test_what_one_rank_alone_holds_is_in_no_checkpoint_and_the_run_ends_instead_
     assert len(ledger_of(runs / name)) == 10
 
 
-@pytest.mark.parametrize("stage", (0, 2, 3))
+@pytest.mark.parametrize("stage", (0, 3))
 def test_ranks_that_are_alike_are_rewound(runs, stage):
     assert ended(runs, f"bad samples {stage}")["code"] == 0
     assert not (runs / f"bad samples {stage}" / CORRUPTIONS_FILE).exists()

@@ -42,7 +42,9 @@ class Copies:
 
     def __init__(self, data: Path, folder: Path, stack: ExitStack) -> None:
         self.data, self.run, self._stack = data, folder / "run", stack
-        overrides = {"batch.micro_windows": 2, "checkpoint.every_steps": 4}
+        overrides = {"batch.micro_windows": 6, "checkpoint.every_steps": 4}
+        # No rewind, for which retention would keep the older copy's checkpoints for many steps.
+        overrides |= {"guard.on_divergence": "stop"}
         self.config = write_tiny_config(folder / "tiny.yaml", data, self.run, overrides)
         self._logs = folder
 

@@ -130,8 +130,8 @@ def launched(tiny_data, tmp_path):
         process.wait()
 
 
-LONG_SETS = {  # a minute to score, so that its end is no part of any test
-    f"evaluation.sets.{name}": "SHARDS/a/train" for name in [f"s{n:02d}" for n in range(64)]
+LONG_SETS = {  # half a minute to score, so that its end is no part of any test
+    f"evaluation.sets.{name}": "SHARDS/a/train" for name in [f"s{n:02d}" for n in range(32)]
 }
 
 
