@@ -249,7 +249,8 @@ class Chaos:
 
     def finish(self) -> str:
         """A last start in peace; then everything must be as if nothing had ever happened."""
-        steps = self.newest_whole() + STEPS_AFTER
+        # Beyond the newest also where that is damaged: a run that is to end before it is refused.
+        steps = max(committed_steps(self.run), default=0) + STEPS_AFTER
         last = {"train.steps": steps, "engine.zero_stage": 1, **self.family.settings}
         self.peace(["train", self.config, *settings(last)], 2)
         self.peace(["runs", "audit", self.run], 1)
