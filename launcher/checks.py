@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from launcher.job import JobRequest, Prepared, SlurmJob
 from launcher.slurm import SlurmRefusedError, list_partitions, squeue, try_sbatch
 from launcher.sweep import find_conflict
 from lmscale.config import RunConfig, load_config
+from lmscale.config.labels import find_unsaid, parse_carried
 from lmscale.errors import DataError, LmscaleError
 from lmscale.files.locations import is_remote, local_path
 from lmscale.files.printing import count_of
+from lmscale.files.reading import read_plain
 from lmscale.files.run_files import CONFIG_FILE, read_submissions
 from lmscale.files.shard_files import (
     MANIFEST,
@@ -24,6 +26,7 @@ from lmscale.files.shard_files import (
     find_wrong_files,
     read_shard_sizes,
 )
+from lmscale.files.strangers import parse_json
 from lmscale.files.tokenizer_files import MODEL_NAME, find_meta
 from lmscale.runs.commits import read_commits
 from lmscale.runs.continuation import check_folder, find_continuation_problems, find_source_problems
@@ -175,7 +178,22 @@ def _data_problems(config: RunConfig, job: SlurmJob) -> list[str]:
         problems.append("stream.sources names no dataset; give at least one, NAME: {shards: …}.")
     datasets = _datasets_of(config)
     at_hand = {setting: place for setting, place in datasets.items() if not is_remote(place)}
-    return problems + _missing_manifests(datasets) + find_mixed_datasets(at_hand)
+    problems += _missing_manifests(datasets) + find_mixed_datasets(at_hand)
+    return problems + _unsaid_problems(config, at_hand)
+
+
+def _unsaid_problems(config: RunConfig, places: Mapping[str, str]) -> list[str]:
+    """Datasets without the pairs or labels that the objective reads. One whose manifest cannot be
+    read is passed over.
+    """
+    problems: list[str] = []
+    for setting, place in places.items():
+        try:
+            carried = parse_carried(parse_json(read_plain(local_path(place) / MANIFEST)))
+        except (OSError, ValueError):
+            continue
+        problems += find_unsaid(carried, config.window, where=f"{setting}: {place}")
+    return problems
 
 
 def _datasets_of(config: RunConfig) -> dict[str, str]:

@@ -10,6 +10,7 @@ import typer
 from lmscale.cli.data_tasks import TaskOption, TasksOption, echo_progress, echo_summary
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import RunConfig, load_config
+from lmscale.config.labels import describe_labels
 from lmscale.errors import DataError
 from lmscale.files.printing import say
 
@@ -135,7 +136,5 @@ def _render_said(manifest: Manifest) -> str:
     """What the documents carry beside their tokens."""
     said = ["pairs"] if manifest.has_pairs else []
     if manifest.labels is not None:
-        names = manifest.labels.names
-        shown = ", ".join([*names[:8], *(["…"] if len(names) > 8 else [])])
-        said.append(f"{manifest.labels.kind}{f' ({len(names):,}: {shown})' if names else ''}")
+        said.append(describe_labels(manifest.labels))
     return f"\n  with {' and '.join(said)}" if said else ""

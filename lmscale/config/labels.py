@@ -1,13 +1,15 @@
-"""The labels of a dataset: of which kind they are, and what their numbers stand for."""
+"""What a dataset carries beside tokens: pairs, and labels, their kind and what they stand for."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
-from lmscale.files.strangers import EXACT, Text
+from pydantic import TypeAdapter
+
+from lmscale.files.strangers import EXACT, Flag, Text, checked
 
 MOST_NAMES = {"classes": 2**31 - 1, "tags": 2**15 - 1, "numbers": 0}  # of int32, and of int16
 
@@ -39,3 +41,56 @@ def find_name_problems(kind: str, names: tuple[str, ...]) -> Iterator[str]:
         yield f"the names {', '.join(map(ascii, twice[:8]))} come more than once"
     if odd := [name for name in names if not name or not name.isprintable()]:
         yield f"{ascii(odd[0])} cannot be a name: it is empty, or cannot be shown"
+
+
+class Carrying(Protocol):
+    """What carries something, or wants it: a dataset, or the windows of an objective."""
+
+    @property
+    def has_pairs(self) -> bool: ...
+    @property
+    def labels(self) -> LabelSet | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """What a dataset carries beside its tokens, as its manifest says."""
+
+    __pydantic_config__ = EXACT
+    has_pairs: Flag = False
+    labels: LabelSet | None = None
+
+
+_CARRIED = TypeAdapter(Carried)
+
+
+def parse_carried(tree: Any) -> Carried:
+    """Of a manifest's JSON. Raises ``ValueError``."""
+    if not isinstance(tree, dict):
+        raise ValueError("is no manifest")
+    return checked(_CARRIED, {key: tree[key] for key in ("has_pairs", "labels") if key in tree})
+
+
+def find_unsaid(found: Carrying, wanted: Carrying, *, where: str) -> list[str]:
+    """What an objective reads that a dataset does not have."""
+    problems = []
+    if wanted.has_pairs and not found.has_pairs:
+        problems.append(
+            f"{where}: its documents are no pairs. Name target_field of its source in "
+            "corpus.sources, and build corpus and shards again."
+        )
+    if wanted.labels is not None and found.labels != wanted.labels:
+        problems.append(
+            f"{where}: the objective reads {describe_labels(wanted.labels)}, but its documents "
+            f"have {describe_labels(found.labels)}. Set the objective's names to them, or "
+            "label_field, tags_field and label_names of its source in corpus.sources, and build "
+            "corpus and shards again."
+        )
+    return problems
+
+
+def describe_labels(labels: LabelSet | None) -> str:
+    if labels is None:
+        return "no labels"
+    names = ", ".join(labels.names[:8]) + (", …" if len(labels.names) > 8 else "")
+    return f"{labels.kind}{f' ({names})' if names else ''}"

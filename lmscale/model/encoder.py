@@ -150,6 +150,9 @@ class Encoder(Model):
         assert self.token_classifier is not None, "model.token_classes is 0"
         return self.token_classifier(self.dropout(hidden_ND))
 
+    def begins_anew(self, name: str) -> bool:
+        return name.partition(".")[0] in ("pooler", "classifier", "token_classifier")
+
     def _plan_rotations(self, layout: Layout) -> Mapping[bool, Tensor | None]:
         """Of the layers without and with a sliding window."""
         config = self.config

@@ -96,6 +96,12 @@ class Model(nn.Module, ABC):
     def forward(self, ids_BT: Tensor, layout: Any) -> Tensor:
         """Hidden states [B, T, D] of int64 ids; ``self.head`` turns them into logits or a loss."""
 
+    def begins_anew(self, name: str) -> bool:
+        """Whether a parameter is of a layer for one task, which a run that begins with another
+        run's weights draws where that run's is another one or missing.
+        """
+        return False
+
     def blocks_to_compile(self) -> Iterable[nn.Module]:
         """The repeated parts, each free of data-dependent Python: for ``engine.compile``."""
         return ()

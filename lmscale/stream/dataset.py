@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lmscale.config.data import ShardCacheConfig, StreamConfig, WindowShape
+from lmscale.config.labels import find_unsaid
 from lmscale.errors import DataError, LmscaleError, TransientError
 from lmscale.files import fault_points
 from lmscale.files.arrays import map_columns, to_npy
@@ -35,7 +36,7 @@ from lmscale.shards.reader import MappedShard, open_shard
 from lmscale.stream.batches import Rows
 from lmscale.stream.packing import count_concat, find_plan_problem, plan_best_fit
 from lmscale.stream.shard_windows import ShardWindows, document_lengths, read_rows
-from lmscale.stream.whole_documents import check_fit, count_windows, find_unsaid
+from lmscale.stream.whole_documents import check_fit, count_windows
 
 VERSION = 2  # of what is kept of best fit
 DIGEST_BYTES = 32  # behind a plan

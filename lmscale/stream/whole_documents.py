@@ -1,4 +1,4 @@
-"""Whether a dataset has what an objective reads beside the tokens, and its documents fit whole."""
+"""Whether the documents of a dataset fit whole into windows."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from lmscale.config.data import WindowShape
-from lmscale.config.labels import LabelSet
 from lmscale.errors import DataError
-from lmscale.shards.manifest import MAX_NAMED, Manifest
+from lmscale.shards.manifest import MAX_NAMED
 
 
 class LongDocumentsError(DataError):
@@ -44,28 +43,3 @@ def check_fit(lengths: np.ndarray, shape: WindowShape, *, where: str) -> None:
             "document is of no part of it. Raise stream.sequence_length, or build corpus and "
             "shards with a smaller corpus.max_chars (and on_overlong: truncate, or drop)."
         )
-
-
-def find_unsaid(manifest: Manifest, shape: WindowShape, *, where: str) -> list[str]:
-    """What the objective reads, by the shape of its windows, and the dataset does not have."""
-    problems = []
-    if shape.has_pairs and not manifest.has_pairs:
-        problems.append(
-            f"{where}: its documents are no pairs. Name target_field of its source in "
-            "corpus.sources, and build corpus and shards again."
-        )
-    if shape.labels is not None and manifest.labels != shape.labels:
-        problems.append(
-            f"{where}: the objective reads {describe_labels(shape.labels)}, but its documents have "
-            f"{describe_labels(manifest.labels)}. Set the objective's names to them, or "
-            "label_field, tags_field and label_names of its source in corpus.sources, and build "
-            "corpus and shards again."
-        )
-    return problems
-
-
-def describe_labels(labels: LabelSet | None) -> str:
-    if labels is None:
-        return "no labels"
-    names = ", ".join(labels.names[:8]) + (", …" if len(labels.names) > 8 else "")
-    return f"{labels.kind}{f' ({names})' if names else ''}"

@@ -28,7 +28,7 @@ from lmscale.engine.engine import Engine, whole_shape
 from lmscale.errors import ConfigError
 from lmscale.files.strangers import EXACT, Count, Text
 from lmscale.history.history import read_history
-from lmscale.model.family import build_model
+from lmscale.model.family import Model, build_model
 from lmscale.model.initialize import Declared, declared_parameters, initial_value
 from lmscale.objective.objective import build_scoring
 from lmscale.ranks.collectives import failing_together
@@ -103,15 +103,20 @@ def open_initial_weights(
     )
     logger.info("the first weights are those of %s", origin.checkpoint)
     fingerprints: list[int] = []  # of the masters that this rank has read
+    unread = set(manifest.parameters)
     with open_weights(place, manifest) as read:
 
         def value(name: str, shape: Sequence[int], declared: Declared) -> Tensor:
             tensor = read(name)
+            unread.discard(name)
             if name in manifest.parameters:
                 fingerprints.append(fingerprint(tensor, name=name))
             return tensor.float()
 
         yield InitialWeights(value=value, origin=origin, shapes=manifest.weight_shapes)
+        with failing_together():
+            for name in sorted(unread) if fingerprints else ():  # of layers that begin anew here
+                fingerprints.append(fingerprint(read(name), name=name))
     with failing_together():  # the files may not be to this rank what they are to who verified them
         if fingerprints:
             check_weights(origin.checkpoint, manifest, add_fingerprints(fingerprints))
@@ -141,7 +146,8 @@ def build_run_engine(
     if fill:
         # At ZeRO 3 rank 0's values are dealt out; elsewhere every rank draws, or reads, the same.
         has_values = config.engine.zero_stage != 3 or dist.get_rank() == 0
-        fill_weights(model, initial or draw_weights(config.run.seed), has_values=has_values)
+        seed = config.run.seed
+        fill_weights(model, initial or draw_weights(seed), has_values=has_values, seed=seed)
     freeze_parameters(model, config.train.freeze)
     if config.engine.compile:
         for block in model.blocks_to_compile():
@@ -152,34 +158,55 @@ def build_run_engine(
 
 
 @torch.no_grad()
-def fill_weights(model: nn.Module, initial: InitialWeights, *, has_values: bool = True) -> None:
+def fill_weights(
+    model: nn.Module, initial: InitialWeights, *, has_values: bool = True, seed: int = 0
+) -> None:
     """Give every parameter of a bare model its first value, one after the other.
 
     ``has_values`` False only takes part in the gathering, where another rank's values are dealt
-    out. Raises ``CheckpointError`` with everything by which the values are of another model.
+    out. Layers that ``begins_anew`` names are drawn where those of the origin are not the same.
+    Raises ``CheckpointError`` with everything else by which the values are of another model.
     """
     parameters = dict(model.named_parameters())
     shapes = {name: whole_shape(parameter) for name, parameter in parameters.items()}
+    anew: set[str] = set()
     if initial.origin is not None:
+        anew = _find_anew(model, initial.shapes, shapes)
         check_same_tensors(
-            {name: f"{list(shape)}" for name, shape in initial.shapes.items()},
-            {name: f"{list(shape)}" for name, shape in shapes.items()},
+            {k: f"{list(shape)}" for k, shape in initial.shapes.items() if k not in anew},
+            {k: f"{list(shape)}" for k, shape in shapes.items() if k not in anew},
             it="it",
             where=f"run.init_from: {initial.origin.checkpoint}",
             advice="Take over the model section of that run's config.yaml.",
         )
-    declared = declared_parameters(model)
+    declared, drawn = declared_parameters(model), draw_weights(seed)
     # A rank that cannot read a file may not leave the others waiting in the gathering.
     reading = nullcontext if initial.origin is None else failing_together
     for name, parameter in parameters.items():
         value: Tensor | None = None
         with reading():
             if has_values:
-                value = initial.value(name, shapes[name], declared[name])
+                source = drawn if name in anew else initial
+                value = source.value(name, shapes[name], declared[name])
         with gathered(parameter):
             if value is not None:
                 parameter.copy_(value)
         heartbeat.tick()
+
+
+def _find_anew(
+    model: nn.Module, theirs: Mapping[str, Sequence[int]], ours: Mapping[str, Sequence[int]]
+) -> set[str]:
+    """Parameters of layers that a model may begin anew, where those of another model are of another
+    shape or not there, in either of the two.
+    """
+    if not isinstance(model, Model):
+        return set()
+    names = [name for name in {**theirs, **ours} if model.begins_anew(name)]
+    anew = {name for name in names if [*theirs.get(name, ())] != [*ours.get(name, ())]}
+    if here := sorted(anew & ours.keys()):
+        logger.info("these begin with random values: %s", ", ".join(here))
+    return anew
 
 
 def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:

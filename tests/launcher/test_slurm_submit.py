@@ -244,6 +244,28 @@ def test_datasets_that_do_not_go_together_are_told_before_a_job(options, slurm, 
     ]
 
 
+def test_a_dataset_without_what_the_objective_reads_is_told_before_a_job(options, slurm, tmp_path):
+    labels = {"good": ["a", "b"], "bad": ["b", "a"]}
+    for name, names in labels.items():
+        (tmp_path / name).mkdir()
+        tree = {"shards": [], "labels": {"kind": "classes", "names": names}}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(tree))
+    changed = replace(
+        options,
+        overrides=(
+            f"stream={{packing: best_fit, sources: {{a: {{shards: {tmp_path}/good}}}}}}",
+            f"evaluation.sets={{held: {tmp_path}/bad}}",
+            "objective={name: classes, names: [a, b]}",
+            "model={family: encoder, layers: 1, width: 8, heads: 1, pooler: true, text_classes: 2}",
+        ),
+    )
+    told = [line for line in check(prepare(changed)).problems if "the objective reads" in line]
+    assert [line.partition(". Set")[0] for line in told] == [
+        f"evaluation.sets.held: {tmp_path}/bad: the objective reads classes (a, b), but its "
+        "documents have classes (b, a)"
+    ]
+
+
 def test_a_profile_without_shared_folders_is_a_warning(options, slurm):
     (warning,) = check(prepare(with_profile(options, shared=[]))).warnings
     assert "names no shared folders: whether all nodes see" in warning

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from rank_cases import Case, run_cases
+from recipes import ENCODER, ORDER
 from safetensors.torch import load_file, save_file
 from tiny_run import log_commit, tiny_config
 
@@ -23,6 +24,7 @@ from lmscale.train.initial import fill_weights, freeze_parameters, open_initial_
 
 STEPS = {"train.steps": 4, "checkpoint.every_steps": 2}
 FROZEN = ["embedding.*", "blocks.0.*"]
+MASKED = {"objective": {"name": "masked_order"}, "stream.mask_documents": False}
 pytestmark = [pytest.mark.ranks]
 
 
@@ -49,6 +51,7 @@ def runs(tiny_data, tmp_path_factory):
             case("frozen-0", **frozen, **{"engine.zero_stage": 0}),
         ],
         1: [
+            case("encoder", **{"model": ENCODER | ORDER, **MASKED}),
             case("whole", stop_after=2, **source, **{"engine.zero_stage": 3}),
             case("frozen-3", stop_after=2, **frozen, **{"engine.zero_stage": 3}),
         ],
@@ -69,7 +72,7 @@ def filled(config, *, tokenizer=None):
     model = build_model(config.model, config.sizes)
     own = load_tokenizer(config.tokenizer.folder).fingerprint
     with open_initial_weights(config, Ranks(), tokenizer_fingerprint=tokenizer or own) as initial:
-        fill_weights(model, initial)
+        fill_weights(model, initial, seed=config.run.seed)
     return model, initial
 
 
@@ -130,6 +133,27 @@ def test_every_checkpoint_remembers_what_the_first_weights_were(runs):
 
 def test_a_run_that_goes_on_needs_the_other_run_no_more(runs):
     assert [report.step for report in runs[1]["whole"]] == [3, 4]
+
+
+@pytest.mark.parametrize("kind", ["classes", "tags"])
+def test_layers_for_a_task_begin_anew_where_the_other_run_has_none_of_that_shape(
+    runs, tiny_data, tmp_path, kind
+):
+    outputs = {"pooler": True, "text_classes": 3} if kind == "classes" else {"token_classes": 3}
+    settings = {
+        "run.init_from": str(runs[0] / "encoder"),
+        # 512 pieces and the three ids of masked_order, in steps of 128
+        "model": ENCODER | {"token_types": 2, "vocab_size": 640} | outputs,
+        "objective": {"name": kind, "names": ["a", "b", "c"]},
+        "stream.packing": "best_fit",
+    }
+    config = tiny_config(tiny_data, tmp_path / "new", settings)
+    model, _ = filled(config)
+    drawn, _ = filled(tiny_config(tiny_data, tmp_path / "new", settings | {"run.init_from": ""}))
+    expected, drawn = weights_of(runs[0] / "encoder"), dict(drawn.named_parameters())
+    for name, parameter in model.named_parameters():
+        source = drawn if "classifier" in name else expected
+        assert torch.equal(parameter, source[name]), name
 
 
 def test_everything_by_which_the_other_model_differs_is_told_at_once(runs, tiny_data, tmp_path):
