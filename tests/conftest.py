@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from forked_processes import share_server
+from labelled_data import build_labelled_data, labelled_tree
 from tiny_run import build_tiny_data
+
+from lmscale.config import RunConfig
 
 
 def pytest_configure() -> None:
@@ -59,10 +62,21 @@ def shared_forks(common_folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_data(common_folder: Path) -> Path:
-    """The folder of ``build_tiny_data``; the workers of pytest-xdist build it once and share it."""
-    folder = common_folder / "tiny-data"
+    """The folder of ``build_tiny_data``."""
+    return build_once(common_folder / "tiny-data", build_tiny_data)
+
+
+@pytest.fixture(scope="session")
+def labelled(common_folder: Path) -> RunConfig:
+    """The configuration of what ``build_labelled_data`` has built."""
+    folder = build_once(common_folder / "labelled-data", build_labelled_data)
+    return RunConfig.model_validate(labelled_tree(folder))
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """Data in a folder, which the workers of pytest-xdist build once and share."""
     with FileLock(f"{folder}.lock"):
         if not (folder / "ready").exists():
-            build_tiny_data(folder)
+            build(folder)
             (folder / "ready").touch()
     return folder

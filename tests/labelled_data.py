@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 from lmscale.config import RunConfig
 
 ADJECTIVES = {"red": "rot", "big": "groß", "old": "alt", "new": "neu", "small": "klein"}
@@ -28,6 +25,12 @@ FIELDS: dict[str, dict[str, Any]] = {
     "pairs": {"text_field": "en", "target_field": "de"},
     "classes": {"label_field": "kind", "label_names": ["animal", "thing"]},
     "numbers": {"label_field": "score"},
+    "matches": {
+        "text_field": "en",
+        "target_field": "de",
+        "label_field": "is_it",
+        "label_names": ["no", "yes"],
+    },
     "tags": {
         "text_field": "words",
         "tags_field": "tags",
@@ -45,6 +48,10 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "numbers": {
         "model": _ENCODER | {"pooler": True, "text_classes": 1},
         "objective": {"name": "numbers"},
+    },
+    "matches": {
+        "model": _ENCODER | {"pooler": True, "text_classes": 2, "token_types": 2},
+        "objective": {"name": "classes", "names": _NAMES["matches"], "of_pairs": True},
     },
     "tags": {
         "model": _ENCODER | {"token_classes": 3},
@@ -64,6 +71,11 @@ def records(kind: str) -> list[dict[str, Any]]:
             {
                 "pairs": {"en": text, "de": german},
                 "classes": {"text": text, "kind": tags[-1]},
+                "matches": {
+                    "en": text,
+                    "de": german if len(made) % 2 else "ein " + german,
+                    "is_it": len(made) % 2 == 1,
+                },
                 "numbers": {"text": text, "score": len(words) / 2},
                 "tags": {"words": list(words), "tags": tags},
             }[kind]
@@ -92,8 +104,11 @@ def labelled_tree(data: Path, sources: Mapping[str, Any] | None = None) -> dict[
     }
 
 
-def build_labelled_data(folder: Path) -> RunConfig:
-    """The corpus of four sources (of which ``classes`` is Parquet), a tokenizer, and shards."""
+def build_labelled_data(folder: Path) -> None:
+    """The corpus of all sources (of which ``classes`` is Parquet), a tokenizer, and shards."""
+    import pyarrow
+    import pyarrow.parquet
+
     from lmscale.corpus.build import build_corpus
     from lmscale.shards.build import build_shards
     from lmscale.tokenizer.train import train_tokenizer
@@ -110,4 +125,3 @@ def build_labelled_data(folder: Path) -> RunConfig:
     build_corpus(config.corpus)
     train_tokenizer(config.tokenizer, config.corpus.folder, list(FIELDS))
     build_shards(config)
-    return config

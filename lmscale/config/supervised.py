@@ -81,6 +81,10 @@ class LabelledConfig(ObjectiveConfig):
     """The label_names of all datasets, in their order."""
 
     @property
+    def has_pairs(self) -> bool:
+        return False
+
+    @property
     def labels(self) -> LabelSet:
         raise NotImplementedError
 
@@ -89,7 +93,8 @@ class LabelledConfig(ObjectiveConfig):
         return len(self.names)
 
     def window(self, sequence_length: int) -> WindowShape:
-        return WindowShape(stride=sequence_length, overlap=0, labels=self.labels)
+        pairs, labels = self.has_pairs, self.labels
+        return WindowShape(stride=sequence_length, overlap=0, has_pairs=pairs, labels=labels)
 
     def find_stream_problems(self, stream: StreamConfig) -> Iterator[str]:
         yield from find_whole_problems(self.name, stream)
@@ -102,11 +107,26 @@ class LabelledConfig(ObjectiveConfig):
                 f"objective.name = {self.name!r} has {self.num_outputs} outputs and trains no "
                 f"others: give model {', '.join(settings)} alone of text_classes and token_classes"
             )
+        if self.has_pairs and getattr(model, "token_types", 0) < 2:
+            yield "objective.of_pairs needs a kind of tokens for each text: model.token_types: 2"
         if self.outputs == "token_classes" and getattr(model, "pooler", False):
             yield f"objective.name = {self.name!r} would never train the pooler: leave it out"
 
 
-class ClassesConfig(LabelledConfig):
+class TextLabelsConfig(LabelledConfig):
+    """The keys of those that label a whole document."""
+
+    of_pairs: bool = False
+    """Of a document that is a pair, such as two sentences of which one may follow from the other:
+    the second text's tokens are of the second type.
+    """
+
+    @property
+    def has_pairs(self) -> bool:
+        return self.of_pairs
+
+
+class ClassesConfig(TextLabelsConfig):
     """Labelled documents: which of some classes a document is of, by the state of its first token
     (BERT, Devlin et al. 2019, section 4.1).
     """
@@ -121,7 +141,7 @@ class ClassesConfig(LabelledConfig):
         yield from (f"names: {why}" for why in find_name_problems("classes", self.names))
 
 
-class NumbersConfig(LabelledConfig):
+class NumbersConfig(TextLabelsConfig):
     """Documents with a number each: a regression by its squared error, which is the loss."""
 
     figures = ("loss", "absolute_error")

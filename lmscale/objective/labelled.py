@@ -13,7 +13,7 @@ from lmscale.config import RunConfig
 from lmscale.config.supervised import LabelledConfig
 from lmscale.objective.objective import Objective
 from lmscale.objective.pieces import find_pieces
-from lmscale.shards.members import LABELS, TAGS
+from lmscale.shards.members import LABELS, PARTS, TAGS
 from lmscale.stream.batches import TOKENS, Field, Prepared, Rows
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class LabelledPreparation:
 
     member: str  # LABELS or TAGS
     label_dtype: str
+    has_pairs: bool = False
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -39,6 +40,7 @@ class LabelledPreparation:
             Field("lengths", "int32", ("B",)),
             Field("positions", "int32", ("N",)),  # flat, of what is scored
             Field("labels", self.label_dtype, ("N",)),
+            *((Field("types", "uint8", ("B", "W")),) if self.has_pairs else ()),
         )
 
     def prepare(self, rows: Rows) -> Prepared:
@@ -58,11 +60,24 @@ class LabelledPreparation:
             "positions": positions.astype(np.int32),
             "labels": labels.astype(self.label_dtype),
         }
+        if self.has_pairs:
+            arrays["types"] = mark_second_texts(rows)
         return Prepared(arrays, targets=len(labels))
 
     def target_ids(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """None: no text is predicted."""
         return arrays["ids"][:0, 0]
+
+
+def mark_second_texts(rows: Rows) -> np.ndarray:
+    """uint8 [B, W]: 1 for the tokens of the second text of each pair, its eos included."""
+    pieces = find_pieces(rows, mask_documents=True)
+    is_there_N = pieces.lengths > 0
+    starts_N, ends_N = pieces.starts[is_there_N], (pieces.starts + pieces.lengths)[is_there_N]
+    steps = np.zeros(rows.tokens.size + 1, dtype=np.int8)
+    np.add.at(steps, starts_N + rows.said[PARTS][is_there_N], 1)
+    np.add.at(steps, ends_N, -1)
+    return steps[:-1].cumsum(dtype=np.int8).astype(np.uint8).reshape(rows.tokens.shape)
 
 
 def _prepare(config: RunConfig) -> LabelledPreparation:
@@ -72,6 +87,7 @@ def _prepare(config: RunConfig) -> LabelledPreparation:
     return LabelledPreparation(
         member=TAGS if kind == "tags" else LABELS,
         label_dtype="float32" if kind == "numbers" else "int32",
+        has_pairs=settings.has_pairs,
     )
 
 

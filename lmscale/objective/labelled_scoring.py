@@ -32,16 +32,19 @@ def score_labelled(
     lengths: Tensor,
     positions: Tensor,
     labels: Tensor,
+    types: Tensor | None = None,
     kind: Literal["classes", "numbers", "tags"],
 ) -> Scores:
     """Score ``labels`` [N] by the states at the flat ``positions`` of ``ids`` [B, T].
 
     ``starts``: flat positions where documents begin. ``lengths`` [B]: what follows is padding.
-    Classes and tags by cross-entropy, numbers by the squared error.
+    ``types`` [B, T]: 1 for tokens of the second text of a pair. Classes and tags are scored by
+    cross-entropy, numbers by the squared error.
     """
     begins_BT = mark_starts(starts, batch=ids.shape[0], length=ids.shape[1])
     layout = model.lay_out(begins_BT, mask_documents=True, lengths_B=lengths)
-    hidden_ND = model(ids.long(), layout).flatten(0, 1)[positions.long()]
+    types_BT = None if types is None else types.long()
+    hidden_ND = model(ids.long(), layout, types_BT).flatten(0, 1)[positions.long()]
     classify = model.classify_tokens if kind == "tags" else partial(model.classify, drops=True)
     logits_NC, targets = classify(hidden_ND).float(), positions.new_tensor(len(positions)).long()
     if kind == "numbers":

@@ -50,7 +50,7 @@ _TABLE = {
         model.rope_scaling kind factor original_positions beta_fast beta_slow high_turns low_turns
         model decoder_layers relative_buckets relative_distance norm_first scaled_logits
         objective name rate suffix_first replace keep unit shuffle sentinels mean_span
-        objective permute_sentences previous names
+        objective permute_sentences previous names of_pairs
         objective.denoisers.NAME rate mean_span mode weight
         engine.optimizer kind
         train freeze""",

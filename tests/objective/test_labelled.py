@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from labelled_data import ENCODERS, build_labelled_data
+from labelled_data import ENCODERS
 from test_pairs import open_for, run_config, score, scoring_of, train
 from their_encoders import BERT, LAYERS, LENGTH, PAD, VOCAB, as_ours, build_theirs, difference
 
@@ -17,20 +17,15 @@ from lmscale.objective.labelled_scoring import build_labelled_scoring
 from lmscale.objective.objective import build_preparation
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return build_labelled_data(tmp_path_factory.mktemp("labelled"))
-
-
-def config_of(data, kind, *, source=None, **objective):
+def config_of(labelled, kind, *, source=None, **objective):
     settings = ENCODERS[kind]
     named, model = settings["objective"] | objective, settings["model"] | {"dropout": 0.1}
-    return run_config(data, named, source=source or kind, model=model)
+    return run_config(labelled, named, source=source or kind, model=model)
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_what_is_said_of_real_words_is_learned(data, kind):
-    config = config_of(data, kind)
+def test_what_is_said_of_real_words_is_learned(labelled, kind):
+    config = config_of(labelled, kind)
     losses = train(config, steps=40)
     assert losses[-1] < 0.1 < losses[0], losses
     scoring, preparation = scoring_of(config), build_preparation(config)
@@ -41,6 +36,11 @@ def test_what_is_said_of_real_words_is_learned(data, kind):
         rows.starts if kind != "tags" else np.flatnonzero(rows.said["tags"] >= 0)
     )
     assert len(preparation.target_ids(prepared.arrays)) == 0
+    if config.window.has_pairs:
+        second = rows.lengths.sum() - rows.said["parts"].sum()
+        assert prepared.arrays["types"].sum() == second
+        firsts = rows.starts + rows.said["parts"]
+        assert (np.diff(prepared.arrays["types"].ravel().astype(int))[firsts - 1] == 1).all()
     rows.lengths[:] = 0
     nothing = preparation.prepare(rows)
     loss = score(scoring, nothing.arrays).loss
@@ -106,15 +106,15 @@ def test_loss_and_gradients_are_those_of_transformers(kind):
         assert difference(ours[name].grad, expected) < 1e-5, name
 
 
-def test_labels_of_another_kind_or_order_and_outputs_of_another_number_are_told(data):
+def test_labels_of_another_kind_or_order_and_outputs_of_another_number_are_told(labelled):
     with pytest.raises(
         DataError, match=r"reads classes \(thing, animal\), but .* classes \(animal,"
     ):
-        open_for(config_of(data, "classes", names=["thing", "animal"]))
+        open_for(config_of(labelled, "classes", names=["thing", "animal"]))
     with pytest.raises(
         DataError, match="the objective reads numbers, but its documents have no lab"
     ):
-        open_for(config_of(data, "numbers", source="pairs"))
+        open_for(config_of(labelled, "numbers", source="pairs"))
     with pytest.raises(ConfigError) as caught:
         parse_config(
             "run: {name: a}\n"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from labelled_data import build_labelled_data, records
+from labelled_data import records
 
 from lmscale.config import RunConfig, parse_config
 from lmscale.config.data import plan_batches
@@ -29,13 +29,8 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return build_labelled_data(tmp_path_factory.mktemp("labelled"))
-
-
 def run_config(
-    data: RunConfig,
+    labelled: RunConfig,
     objective: str | Mapping[str, Any],
     *,
     source: str = "pairs",
@@ -43,13 +38,13 @@ def run_config(
     **stream: Any,
 ) -> RunConfig:
     settings = {
-        "sources": {source: {"shards": f"{data.shards.folder}/{source}/train"}},
+        "sources": {source: {"shards": f"{labelled.shards.folder}/{source}/train"}},
         "sequence_length": 48, "packing": "best_fit", "mixture_block": 64, "workers": 0,
-        "cache": {"folder": f"{data.shards.folder}/cache"},
+        "cache": {"folder": f"{labelled.shards.folder}/cache"},
     }  # fmt: skip
     tree = {"run": {"name": "a", "seed": 3}, "stream": settings | stream}
     named = {"name": objective} if isinstance(objective, str) else objective
-    tree |= {"tokenizer": data.tokenizer.model_dump(), "objective": named}
+    tree |= {"tokenizer": labelled.tokenizer.model_dump(), "objective": named}
     return RunConfig.model_validate(tree | {"model": model or MODELS[named["name"]]})
 
 
@@ -83,9 +78,9 @@ def train(config: RunConfig, *, steps: int, windows: int = 4) -> list[float]:
     return losses
 
 
-def test_both_texts_of_every_pair_come_in_windows_of_several(data):
-    config = run_config(data, "pairs")
-    tokenizer, end = load_tokenizer(data.tokenizer.folder), config.added_ids["end"]
+def test_both_texts_of_every_pair_come_in_windows_of_several(labelled):
+    config = run_config(labelled, "pairs")
+    tokenizer, end = load_tokenizer(labelled.tokenizer.folder), config.added_ids["end"]
     found = []
     with open_for(config) as stream:
         rows = stream.read_rows(0, sum(stream.datasets["pairs"].counts))
@@ -103,9 +98,9 @@ def test_both_texts_of_every_pair_come_in_windows_of_several(data):
     assert len(build_preparation(config).target_ids(arrays)) == prepared.targets - len(found[0])
 
 
-def test_a_pair_is_scored_as_if_it_were_alone_in_its_window(data):
+def test_a_pair_is_scored_as_if_it_were_alone_in_its_window(labelled):
     for name in ("pairs", "completion"):
-        config = run_config(data, name)
+        config = run_config(labelled, name)
         scoring, preparation = scoring_of(config), build_preparation(config)
         with open_for(config) as stream:
             rows = stream.read_rows(5, 1)
@@ -127,9 +122,9 @@ def test_a_pair_is_scored_as_if_it_were_alone_in_its_window(data):
         assert int(count) == edges[-1] - rows.said["parts"].sum()
 
 
-def test_a_row_without_a_document_has_no_targets(data):
+def test_a_row_without_a_document_has_no_targets(labelled):
     for name in ("pairs", "completion"):
-        config = run_config(data, name)
+        config = run_config(labelled, name)
         with open_for(config) as stream:
             rows = stream.read_rows(0, 2)
         rows.lengths[:] = 0
@@ -142,8 +137,10 @@ def test_a_row_without_a_document_has_no_targets(data):
         )
 
 
-def test_a_sample_is_the_same_in_every_order_of_reading_and_its_digest_covers_the_boundary(data):
-    config = run_config(data, "pairs")
+def test_a_sample_is_the_same_in_every_order_of_reading_and_its_digest_covers_the_boundary(
+    labelled,
+):
+    config = run_config(labelled, "pairs")
     with open_for(config) as stream:
         whole = stream.read_rows(0, 12)
         parts = [part for n in (0, 4, 8) for part in split_rows(stream.read_rows(n, 4), 2)]
@@ -165,8 +162,8 @@ def test_a_sample_is_the_same_in_every_order_of_reading_and_its_digest_covers_th
     assert digests[0] == whole.digests[0] != digests[1]
 
 
-def test_steps_are_the_same_on_any_number_of_ranks_and_workers(data):
-    config = run_config(data, "pairs")
+def test_steps_are_the_same_on_any_number_of_ranks_and_workers(labelled):
+    config = run_config(labelled, "pairs")
 
     def digest(ranks: int, workers: int) -> list:
         plan = plan_batches(global_windows=4, micro_windows=2, data_ranks=ranks)
@@ -180,17 +177,17 @@ def test_steps_are_the_same_on_any_number_of_ranks_and_workers(data):
 
 
 @pytest.mark.parametrize("name", ["pairs", "completion"])
-def test_a_translation_of_real_words_is_learned(data, name):
-    losses = train(run_config(data, name), steps=60)
+def test_a_translation_of_real_words_is_learned(labelled, name):
+    losses = train(run_config(labelled, name), steps=60)
     assert losses[-1] < 0.5 < 3 < losses[0]
 
 
-def test_what_is_no_pair_or_does_not_fit_is_told_before_a_step(data, tmp_path):
+def test_what_is_no_pair_or_does_not_fit_is_told_before_a_step(labelled, tmp_path):
     with pytest.raises(DataError, match="its documents are no pairs. Name target_field of its"):
-        open_for(run_config(data, "pairs", source="classes"))
+        open_for(run_config(labelled, "pairs", source="classes"))
     with pytest.raises(DataError, match=r"\d+ of its \d+ documents are longer than a window of 12"):
-        open_for(run_config(data, "pairs", sequence_length=12))
-    open_stream(run_config(data, "pairs", sequence_length=12).stream, seed=1).close()  # cut
+        open_for(run_config(labelled, "pairs", sequence_length=12))
+    open_stream(run_config(labelled, "pairs", sequence_length=12).stream, seed=1).close()  # cut
     with pytest.raises(ConfigError) as caught:
         parse_config("run: {name: a}\nobjective: {name: pairs}\nstream: {mask_documents: false}\n")
     for told in (

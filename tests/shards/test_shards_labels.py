@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from labelled_data import FIELDS, build_labelled_data, labelled_tree, records
+from labelled_data import FIELDS, labelled_tree, records
 from shard_cases import webdataset_leaks
 
 from lmscale.config import RunConfig, parse_config
@@ -21,9 +21,9 @@ from lmscale.shards.verify import verify_dataset
 from lmscale.tokenizer.codec import load_tokenizer
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory) -> RunConfig:
-    return build_labelled_data(tmp_path_factory.mktemp("labelled"))
+@pytest.fixture
+def config(labelled) -> RunConfig:
+    return labelled
 
 
 @pytest.fixture
@@ -72,6 +72,17 @@ def test_every_document_has_its_label(config, tokenizer, kind):
 
 
 @webdataset_leaks
+def test_a_pair_may_have_a_label(config, tokenizer):
+    found = []
+    for sample in read_samples(config, "matches"):
+        said = zip(sample["parts.npy"], sample["labels.npy"].tolist(), strict=True)
+        for ids, (begin, label) in zip(documents_of(sample), said, strict=True):
+            found.append((tokenizer.decode(ids[:begin]), tokenizer.decode(ids[begin:]), label))
+    rows = records("matches")
+    assert sorted(found) == sorted((row["en"], row["de"], row["is_it"]) for row in rows)
+
+
+@webdataset_leaks
 def test_a_words_tag_stands_at_its_first_token_that_is_not_white_space(config, tokenizer):
     names = FIELDS["tags"]["label_names"]
     found = []
@@ -90,10 +101,11 @@ def test_a_words_tag_stands_at_its_first_token_that_is_not_white_space(config, t
 
 
 def test_the_manifest_says_what_is_there_and_a_mapped_shard_has_it(config):
-    for kind, labels in (("pairs", None), ("tags", "tags"), ("numbers", "numbers")):
+    kinds = {"pairs": None, "tags": "tags", "numbers": "numbers", "matches": "classes"}
+    for kind, labels in kinds.items():
         folder = folders_of(config, kind)[0]
         manifest = load_manifest(folder)
-        assert (manifest.version, manifest.has_pairs) == (3, kind == "pairs")
+        assert (manifest.version, manifest.has_pairs) == (3, kind in ("pairs", "matches"))
         names = FIELDS[kind].get("label_names", [])
         expected = labels and {"kind": labels, "names": names}
         assert render_manifest(manifest).get("labels") == expected

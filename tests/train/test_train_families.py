@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from labelled_data import ENCODERS, build_labelled_data
+from labelled_data import ENCODERS
 from rank_cases import Case, run_cases
 from recipes import LSTM, PAIRS, RECIPES, family_of
 from tiny_run import tiny_config
@@ -23,24 +23,23 @@ LEARNING = {"model": LSTM | {"layers": 1, "width": 64}, "engine.optimizer.lr": 0
 LEARNING |= {"batch.micro_windows": 12, "train.steps": 100, "checkpoint.every_steps": 100}
 # Of documents with something beside their text: by the source's name.
 BESIDE = {"pairs": {"model": PAIRS, "objective": {"name": "pairs"}}, **ENCODERS}
-STAGES = dict(zip(BESIDE, (2, 3, 0, 1), strict=True))
+STAGES = dict(zip(BESIDE, (2, 3, 0, 1, 2), strict=True))
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_data, tmp_path_factory):
+def trained(tiny_data, labelled, tmp_path_factory):
     """Name of a case → what was seen of its steps."""
     root = tmp_path_factory.mktemp("families")
 
     def case(name, overrides):
         return Case(name=name, data=str(tiny_data), folder=str(root / name), overrides=overrides)
 
-    data = build_labelled_data(root / "labelled")
     recipes = dict(RECIPES)
     for name, settings in BESIDE.items():
         recipes[name] = settings | {
-            "stream.sources": {name: {"shards": f"{data.shards.folder}/{name}/train"}},
+            "stream.sources": {name: {"shards": f"{labelled.shards.folder}/{name}/train"}},
             "stream.packing": "best_fit",
-            "tokenizer": data.tokenizer.model_dump(),
+            "tokenizer": labelled.tokenizer.model_dump(),
         }
     begun, ended = [], []
     for name, overrides in recipes.items():
