@@ -69,7 +69,7 @@ def test_a_run_in_s3_is_killed_and_resumed_by_other_ranks_and_nothing_is_lost(
         "engine.zero_stage": 2,
         "train.steps": 400,
         "evaluation.sets": {"docs": str(tiny_data / "shards/a/train")},
-        "evaluation.every_steps": 0,
+        "evaluation.at_end": False,
     }
     config = write_tiny_config(tmp_path / "tiny.yaml", tiny_data, run, overrides)
     kill_after(config, 4, run)

@@ -18,6 +18,7 @@ from lmscale.stream.stream import open_stream
 pytestmark = pytest.mark.ranks
 
 SHORT = {"train.steps": 3, "checkpoint.every_steps": 3}
+AT_ONCE = {"engine.zero_stage": 0, "batch.micro_windows": 12}
 STOP = 2  # the steps before it are done by two ranks, the others by one
 LEARNING = {"model": LSTM | {"layers": 1, "width": 64}, "engine.optimizer.lr": 0.02}
 LEARNING |= {"batch.micro_windows": 12, "train.steps": 100, "checkpoint.every_steps": 100}
@@ -49,7 +50,7 @@ def trained(tiny_data, labelled, tmp_path_factory):
         begun.append(replace(first, name=f"{name} begun", stop_after=STOP))
         ended.append(replace(first, name=f"{name} ended", overrides=other))
     whole = [
-        case(f"{name} whole", {**overrides, **SHORT, "engine.zero_stage": 0})
+        case(f"{name} whole", {**overrides, **SHORT, **AT_ONCE})
         for name, overrides in recipes.items()
     ]
     alone = [*whole, case("learning", LEARNING), *ended]

@@ -17,7 +17,7 @@ from lmscale.train import assemble
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
-STEPS, STOP = 6, 3
+STEPS, STOP = 4, 2
 LONG = 50
 WHOLE, HALVES = "whole", "halves"
 SAME = {  # of the toy, every stage in either precision is test_checkpoint_elastic.py's
@@ -87,7 +87,7 @@ def stored(root, name):
 def test_the_same_topology_resumes_bit_by_bit(attempts, name):
     saw, root = attempts
     whole = saw[f"{name}/{WHOLE}"]
-    assert [r.step for r in saw[f"{name}/first"]] == [1, 2, 3]
+    assert [r.step for r in saw[f"{name}/first"]] == [1, 2]
     assert saw[f"{name}/first"] + saw[f"{name}/second"] == whole  # losses and norms to the last bit
     # And what it saved: weights, both moments of Adam, counters, the stream's place.
     assert stored(root, f"{name}-{HALVES}") == stored(root, f"{name}-{WHOLE}")

@@ -159,7 +159,7 @@ def test_a_signal_in_start_up_ends_all_ranks_at_once_with_75(launched, moment):
     elif moment == "claimed":
         launched.until((launched.run / "lease.json").exists)
     elif moment == "compiling":  # a pass that was compiled takes milliseconds
-        launched.until(lambda: launched.is_in("forward", still_seconds=1.0))
+        launched.until(lambda: launched.is_in("forward", still_seconds=0.5))
     launched.stop()
     assert not committed_steps(launched.run) and launched.steps_done() == 0
     if moment != "begun":  # there a rank may not listen yet, and the signal itself ends it

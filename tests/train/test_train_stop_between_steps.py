@@ -59,7 +59,7 @@ def fail_alone(folder, ranks):
 
 def sets_case(name, folder):
     data = (folder / "data.txt").read_text()
-    sets = {"evaluation.sets": {"a": f"{data}/shards/a/train"}}
+    sets = {"evaluation.sets": {"a": f"{data}/shards/a/train"}, "evaluation.max_windows": 24}
     return Case(name=name, data=data, folder=str(folder / name), overrides=SETTINGS | sets)
 
 
