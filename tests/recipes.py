@@ -33,12 +33,17 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     },
     "masked_order": {  # a loss of two terms
         "model": ENCODER | ORDER,
-        "objective": {"name": "masked_order", "unit": "words", "shuffle": 0.05},
+        "objective": {"name": "masked_order", "unit": "words"},
         **ONE_TEXT,
     },
     "masked_next": {  # a row is of two samples
         "model": ENCODER | ORDER | {"text_classes": 3},
         "objective": {"name": "masked_next", "previous": True},
+        **ONE_TEXT,
+    },
+    "structbert": {  # reads other samples, too
+        "model": ENCODER | ORDER | {"text_classes": 3},
+        "objective": {"name": "masked_next", "previous": True, "shuffle": 0.05},
         **ONE_TEXT,
     },
     "t5": {
