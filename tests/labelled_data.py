@@ -105,7 +105,7 @@ def labelled_tree(data: Path, sources: Mapping[str, Any] | None = None) -> dict[
 
 
 def build_labelled_data(folder: Path) -> None:
-    """The corpus of all sources (of which ``classes`` is Parquet), a tokenizer, and shards."""
+    """The corpus of all sources (of which two are Parquet), a tokenizer, and shards."""
     import pyarrow
     import pyarrow.parquet
 
@@ -115,7 +115,7 @@ def build_labelled_data(folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for kind in FIELDS:
-        if kind == "classes":
+        if kind in ("classes", "tags"):
             table = pyarrow.Table.from_pylist(records(kind))
             pyarrow.parquet.write_table(table, folder / f"{kind}.parquet")
         else:

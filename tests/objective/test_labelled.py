@@ -12,7 +12,7 @@ from their_encoders import BERT, LAYERS, LENGTH, PAD, VOCAB, as_ours, build_thei
 from lmscale.config import parse_config
 from lmscale.config.model import EncoderConfig, Sizes
 from lmscale.errors import ConfigError, DataError
-from lmscale.model.family import build_model
+from lmscale.model.family import account_model, build_model
 from lmscale.objective.labelled_scoring import build_labelled_scoring
 from lmscale.objective.objective import build_preparation
 
@@ -32,6 +32,8 @@ def test_what_is_said_of_real_words_is_learned(labelled, kind):
     with open_for(config) as stream:
         rows = stream.read_rows(0, 3)
     prepared = preparation.prepare(rows)
+    parameters = sum(parameter.numel() for parameter in scoring.parameters())
+    assert account_model(config.model, config.sizes).total == parameters
     assert prepared.targets == len(
         rows.starts if kind != "tags" else np.flatnonzero(rows.said["tags"] >= 0)
     )

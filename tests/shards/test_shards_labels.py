@@ -1,10 +1,14 @@
 """What a corpus says of its texts is in the shards, of the same documents, in the same order."""
 
+import io
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from labelled_data import FIELDS, labelled_tree, records
 from shard_cases import webdataset_leaks
@@ -176,6 +180,29 @@ def test_what_is_missing_or_unknown_is_told_of_all_records_together(tmp_path):
             assert any(
                 f"{kind}.jsonl:{number}: {problem}" in line for line in caught.value.problems
             ), (kind, problem, caught.value.problems)
+
+
+def test_fields_are_read_of_json_in_a_tar_and_asked_of_every_column_of_parquet(tmp_path):
+    with tarfile.open(tmp_path / "pairs.tar", "w") as tar:
+        for name, content in (("a.json", b'{"en": "one", "de": "eins"}'), ("b.txt", b"two")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    config = RunConfig.model_validate(labelled_tree(tmp_path, {"pairs": FIELDS["pairs"]}))
+    with pytest.raises(DataError, match=r"'b\.txt': plain text has no fields \(target_field\)"):
+        build_corpus(config.corpus)
+    fields = {"pairs": FIELDS["pairs"] | {"max_bad_records": 1}}
+    lenient = RunConfig.model_validate(labelled_tree(tmp_path, fields))
+    build_corpus(lenient.corpus.model_copy(update={"heldout_fraction": 0.0}))
+    (line,) = (tmp_path / "corpus/pairs/train/documents-00000.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "text": "oneeins", "id": "pairs.tar:1", "source": "pairs", "parts": [3, 4],
+    }  # fmt: skip
+    (tmp_path / "pairs.tar").unlink()
+    pyarrow.parquet.write_table(pyarrow.table({"fr": ["un"]}), tmp_path / "pairs.parquet")
+    told = "no column 'en' nor 'de'; its columns: fr. Set .*pairs.text_field and .*target_field"
+    with pytest.raises(DataError, match=told):
+        build_corpus(config.corpus.model_copy(update={"folder": str(tmp_path / "other")}))
 
 
 def test_settings_that_say_nothing_together_are_told_together():
