@@ -38,11 +38,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     },
     "masked_next": {  # a row is of two samples
         "model": ENCODER | ORDER | {"text_classes": 3},
-        "objective": {"name": "masked_next", "previous": True},
-        **ONE_TEXT,
-    },
-    "structbert": {  # reads other samples, too
-        "model": ENCODER | ORDER | {"text_classes": 3},
         "objective": {"name": "masked_next", "previous": True, "shuffle": 0.05},
         **ONE_TEXT,
     },
