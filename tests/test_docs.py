@@ -217,6 +217,7 @@ def turn_down(folder: Path) -> None:
         "tokenizer.vocab_size": 512,
         "shards.max_bytes": 100_000,
         "shards.block_tokens": 8192,
+        "shards.processes": 1,
         "stream.sequence_length": 64,
         "stream.workers": 0,
         "model.layers": 2,

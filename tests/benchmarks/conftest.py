@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from forked_processes import run_process
+from forked_processes import forking, run_process
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -27,7 +27,8 @@ def run_script():
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable},
+            # Its Python stands for a fork that has loaded torch.
+            env={**os.environ, **forking(), "OMP_NUM_THREADS": "1", "PYTHON": sys.executable},
             capture_output=True,
             text=True,
             check=False,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_processes import forking
 from forked_ranks import run_starts
 
 from lmscale.errors import TransientError
@@ -62,11 +63,12 @@ def test_every_rank_reads_what_rank_0_makes_of_all_their_notes(tmp_path):
 def test_the_same_under_torchrun_whose_agent_holds_the_store(tmp_path):
     script = f"import sys; from pathlib import Path; sys.path[:0] = {sys.path!r}\n"
     script += "import test_mailbox; test_mailbox.start(Path(sys.argv[1]), 0)\n"
-    (tmp_path / "rank.py").write_text(script)
+    rank = tmp_path / "mailbox_rank.py"  # for which torchrun's processes find a fork
+    rank.write_text(script)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ended = subprocess.run(
-        [sys.executable, *command, str(tmp_path / "rank.py"), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, *command, str(rank), str(tmp_path)],
+        env={**os.environ, **forking(), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -2,6 +2,7 @@
 
 import json
 import pydoc_data.topics
+import shutil
 
 import pytest
 from shard_cases import with_shards
@@ -40,10 +41,18 @@ def base(tmp_path_factory):
     return config
 
 
+@pytest.fixture(scope="session")
+def built(base, tmp_path_factory):
+    """The folder that the shards of both parts were built in."""
+    folder = tmp_path_factory.mktemp("built") / "shards"
+    build_shards(with_shards(base, folder))
+    return folder
+
+
 @pytest.fixture
-def dataset(base, tmp_path):
-    """The folder of a built train part."""
-    build_shards(with_shards(base, tmp_path / "shards"))
+def dataset(built, tmp_path):
+    """The folder of a built train part, the test's own."""
+    shutil.copytree(built, tmp_path / "shards")
     return tmp_path / "shards" / "topics" / "train"
 
 

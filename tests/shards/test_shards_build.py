@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,9 +141,14 @@ def test_a_tar_is_what_webdatasets_own_writer_writes(dataset, tmp_path):
 
 def test_a_finished_dataset_is_left_alone_and_another_is_refused(base, dataset, tmp_path):
     config = with_shards(base, tmp_path / "shards")
-    before = {path: path.stat() for path in dataset.iterdir()}
+
+    def states() -> dict[Path, tuple[int, int]]:
+        status = {path: path.stat() for path in dataset.iterdir()}
+        return {path: (file.st_ino, file.st_ctime_ns) for path, file in status.items()}
+
+    before = states()
     assert [built.is_new for built in build_shards(config).built.values()] == [False, False]
-    assert {path: path.stat() for path in dataset.iterdir()} == before
+    assert states() == before
     with pytest.raises(DataError, match="with another shards.max_bytes or shards.block_tokens"):
         build_shards(with_shards(config, tmp_path / "shards", block_tokens=2048))
     other = base.tokenizer.model_copy(update={"folder": str(tmp_path / "t"), "vocab_size": 800})
@@ -150,7 +156,7 @@ def test_a_finished_dataset_is_left_alone_and_another_is_refused(base, dataset, 
     with pytest.raises(DataError, match="was built with another tokenizer") as caught:
         build_shards(config.model_copy(update={"tokenizer": other}))
     assert len(caught.value.problems) == 2  # train and heldout
-    assert {path: path.stat() for path in dataset.iterdir()} == before
+    assert states() == before
     again = build_shards(config.model_copy(update={"tokenizer": other}), force=True)
     assert all(built.is_new for built in again.built.values())
     assert load_manifest(dataset).vocab_size == 800

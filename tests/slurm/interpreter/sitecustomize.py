@@ -11,7 +11,7 @@ import os
 import sys
 
 LOADING_MUCH = ("lmscale.cli.main", "launcher.preflight", "launcher.preflight.node_probe")
-TOYS = ("toy_trainer.py",)
+SCRIPTS = ("/toy_trainer.py", "/gpu_checks.py", "/mailbox_rank.py")
 
 if "TEST_HOLD" in os.environ:
     from hold import wait_if_held
@@ -22,8 +22,9 @@ if "TEST_STEP_PAUSE" in os.environ:
 
     slow_when_loaded()
 if "TEST_FORK_SOCKET" in os.environ:
-    is_module = sys.orig_argv[1:3] in [["-m", name] for name in LOADING_MUCH]
-    if is_module or "".join(sys.orig_argv[1:2]).endswith(TOYS):
+    words = [word for word in sys.orig_argv[1:] if word != "-u"]
+    is_module = words[:2] in [["-m", name] for name in LOADING_MUCH]
+    if is_module or words[:1] and words[0].endswith(SCRIPTS):
         from proxy import stand_for_a_fork
 
-        stand_for_a_fork(os.environ["TEST_FORK_SOCKET"], sys.orig_argv[1 + is_module :])
+        stand_for_a_fork(os.environ["TEST_FORK_SOCKET"], words[is_module:])
