@@ -35,8 +35,9 @@ PARTS = {
     "stream": {"mask_documents": False},
     "model": {"pooler": True, "token_types": 2, "text_classes": 2},
 }
+DISTILLED = {"objective": {"teacher": "another run"}}
 # Beside a family that offers what the objective needs.
-NEEDED = {"masked_order": PARTS, "masked_next": PARTS}
+NEEDED = {"masked_order": PARTS, "masked_next": PARTS, "distill": DISTILLED}
 
 
 def main() -> None:
@@ -80,7 +81,9 @@ def plan_configs(folder: Path, length: int) -> dict[str, RunConfig]:
             | more.get("stream", {}),
             "model": {"family": family} | more.get("model", {}),
             # Of a longer text than UL2's there are more spans.
-            "objective": {"name": name} | ({"sentinels": length} if has_sentinels else {}),
+            "objective": {"name": name}
+            | ({"sentinels": length} if has_sentinels else {})
+            | more.get("objective", {}),
         }
         configs[name] = parse_config(yaml.safe_dump(tree))
     first = next(iter(configs.values()))

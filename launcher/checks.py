@@ -29,7 +29,12 @@ from lmscale.files.shard_files import (
 from lmscale.files.strangers import parse_json
 from lmscale.files.tokenizer_files import MODEL_NAME, find_meta
 from lmscale.runs.commits import read_commits
-from lmscale.runs.continuation import check_folder, find_continuation_problems, find_source_problems
+from lmscale.runs.continuation import (
+    check_folder,
+    find_continuation_problems,
+    find_source_problems,
+    find_teacher_problems,
+)
 
 EXCLUSIVE = ("train", "corpus", "shards")  # two at once in a folder would be in each other's way
 # Of the #SBATCH lines: what Slurm chooses nodes by and refuses a job for.
@@ -151,6 +156,7 @@ def _folder_problems(request: JobRequest, job: SlurmJob) -> list[str]:
             if job.kind == "train":
                 problems += find_continuation_problems(config)
                 problems += find_source_problems(config)
+                problems += find_teacher_problems(config)
         except LmscaleError as error:
             problems += error.problems
     conflict = find_conflict(request.sweep) if request.sweep else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lmscale.cli.options import render_bytes, render_line, render_time
@@ -182,7 +183,12 @@ def _render_figures(manifest: Manifest, figures: Mapping[str, float]) -> Iterato
         yield _line("probe", f"loss {probe.loss:.6f} of {probe.windows} windows")
     if manifest.rewinds:
         yield _line("rewinds", f"{manifest.rewinds} before it")
-    for name, describe in (("guard", _describe_guard), ("began with", _describe_origin)):
+    described = {
+        "guard": _describe_guard,
+        "began with": partial(_describe_origin, name="initial"),
+        "teacher": partial(_describe_origin, name="teacher"),
+    }
+    for name, describe in described.items():
         try:
             text = describe(manifest)
         except CheckpointError as error:
@@ -202,9 +208,9 @@ def _describe_guard(manifest: Manifest) -> str | None:
     return f"{seen} in the run so far; {len(guard.window):,} steps in its window"
 
 
-def _describe_origin(manifest: Manifest) -> str | None:
+def _describe_origin(manifest: Manifest, name: str) -> str | None:
     from lmscale.checkpoint.manifest import read_state
-    from lmscale.train.initial import ORIGIN, ORIGINS
+    from lmscale.train.initial import ORIGINS
 
-    origin = read_state(manifest, ORIGIN, ORIGINS, where="it")
+    origin = read_state(manifest, name, ORIGINS, where="it")
     return origin and f"the weights of {origin.checkpoint} (run {origin.run})"

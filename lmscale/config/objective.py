@@ -30,6 +30,29 @@ class CausalConfig(NextTokenConfig):
     name: Literal["causal"] = "causal"
 
 
+class DistillConfig(NextTokenConfig):
+    """Distillation (Hinton et al. 2015): predict the next token as it is, and as another run's
+    model does, whose vocabulary is the same. Held-out losses are of the tokens alone.
+    """
+
+    implementation = "lmscale.objective.distill:DISTILL"
+    free = NextTokenConfig.free | {"teacher", "teacher_share", "temperature"}
+    figures = ("loss", "z_loss", "teacher_kl")
+
+    name: Literal["distill"]
+    teacher: str = Field(min_length=1)
+    """The other run: its folder, or FOLDER@STEP; without a step its newest sound checkpoint, when
+    this run begins. Every rank holds it whole, in the run's precision. It may be moved, but the run
+    goes on with no other checkpoint.
+    """
+    teacher_share: float = Field(default=0.5, ge=0, le=1)
+    """Weight of temperature² · KL(teacher ‖ student) in the loss; the tokens' own loss has the
+    rest.
+    """
+    temperature: float = Field(default=1.0, ge=0.01, le=1000)
+    """Both models' logits are divided by it, before they are compared."""
+
+
 class PrefixConfig(NextTokenConfig):
     """Prefix language modelling: see a document's beginning as a whole, and predict its rest. Masks
     are of all pairs of tokens, without FlexAttention.
@@ -206,6 +229,7 @@ OBJECTIVES = Kinds(
     group="lmscale.objectives",
     own={
         "causal": CausalConfig,
+        "distill": DistillConfig,
         "fill_middle": FillMiddleConfig,
         "masked": MaskedConfig,
         "masked_order": MaskedOrderConfig,

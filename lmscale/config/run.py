@@ -18,7 +18,7 @@ from lmscale.config.data import (
     WindowShape,
 )
 from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, Sizes
-from lmscale.config.objective import OBJECTIVES, CausalConfig
+from lmscale.config.objective import OBJECTIVES, CausalConfig, DistillConfig
 from lmscale.config.objective_base import ObjectiveConfig, describe_ids
 from lmscale.config.safety import CheckpointConfig, GuardConfig
 from lmscale.config.training import (
@@ -29,7 +29,7 @@ from lmscale.config.training import (
     TrainConfig,
     WatchConfig,
 )
-from lmscale.files.locations import absolute_location
+from lmscale.files.locations import absolute_checkpoint, absolute_location, split_checkpoint
 
 VOCAB_MULTIPLE = 128  # rows of the embedding: tensor cores and vocabulary splits want whole tiles
 
@@ -52,12 +52,8 @@ class RunSection(Section):
 
     @property
     def initial_run(self) -> tuple[Path, int | None]:
-        """The folder and the step that ``init_from`` names; a folder that has an @ wins."""
-        whole = Path(self.init_from).expanduser()
-        folder, at, step = self.init_from.rpartition("@")
-        if at and step.isdecimal() and len(step) < 16 and not whole.is_dir():
-            return Path(folder).expanduser(), int(step)
-        return whole, None
+        """The folder and the step that ``init_from`` names."""
+        return split_checkpoint(self.init_from)
 
     @field_validator("name")
     @classmethod
@@ -239,10 +235,10 @@ def with_absolute_places(config: RunConfig) -> RunConfig:
     tree = config.model_dump(mode="json")
     saves = tree["checkpoint"]
     tree["run"]["folder"] = str(config.folder)
-    folder, step = config.run.initial_run
     if config.run.init_from:
-        at = "" if step is None else f"@{step}"
-        tree["run"]["init_from"] = absolute_location(str(folder)) + at
+        tree["run"]["init_from"] = absolute_checkpoint(config.run.init_from)
+    if isinstance(config.objective, DistillConfig):
+        tree["objective"]["teacher"] = absolute_checkpoint(config.objective.teacher)
     optional = [saves, tree["stream"]["cache"]]
     if not saves["local"]["folder"].startswith("$"):  # every node's own, at run time
         optional.append(saves["local"])

@@ -16,7 +16,7 @@ from lmscale.config import RunConfig
 from lmscale.config.training import AVERAGE, Weights
 from lmscale.errors import CheckpointError
 from lmscale.history.history import read_history
-from lmscale.model.family import Model, build_model
+from lmscale.model.family import Model, build_model_on
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.continuation import identity_of
 from lmscale.runs.run_folder import load_run_config
@@ -67,13 +67,7 @@ def load_run(
         )
     precision = config.engine.precision
     dtype = _DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]
-    usual_dtype = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            model = build_model(config.model, config.sizes)
-    finally:
-        torch.set_default_dtype(usual_dtype)
+    model = build_model_on(config.model, config.sizes, device=device, dtype=dtype)
     fill_weights(model, read_weights(place, manifest, weights), origin=str(folder))
     return LoadedRun(
         config=config,

@@ -25,6 +25,23 @@ def local_path(location: str | Path) -> Path:
     return Path(str(location).removeprefix("file://")).expanduser()
 
 
+def split_checkpoint(place: str) -> tuple[Path, int | None]:
+    """The run's folder and the step that FOLDER or FOLDER@STEP names; a folder that has an @ in its
+    name wins.
+    """
+    whole = Path(place).expanduser()
+    folder, at, step = place.rpartition("@")
+    if at and step.isdecimal() and len(step) < 16 and not whole.is_dir():
+        return Path(folder).expanduser(), int(step)
+    return whole, None
+
+
+def absolute_checkpoint(place: str) -> str:
+    """The same name, good in every working directory."""
+    folder, step = split_checkpoint(place)
+    return absolute_location(str(folder)) + ("" if step is None else f"@{step}")
+
+
 def join_location(folder: str | Path, name: str) -> str:
     """``name`` inside a folder or URL; a URL's query (a signature, say) stays at the end."""
     if protocol_of(folder) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+KEPT_FOLDER = "tokenizer"  # in a run's folder: what its weights cannot be used without
 MODEL_NAME = "tokenizer.model"
 META_NAME = "meta.json"
 OLD_META_NAME = "tokenizer.json"  # lmscale's until it had META_NAME, and Hugging Face's always

@@ -206,6 +206,19 @@ def build_model(settings: ModelConfig, sizes: Sizes) -> Model:
     return model
 
 
+def build_model_on(
+    settings: ModelConfig, sizes: Sizes, *, device: torch.device, dtype: torch.dtype
+) -> Model:
+    """``build_model`` on a device and in a dtype of its own."""
+    usual_dtype = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return build_model(settings, sizes)
+    finally:
+        torch.set_default_dtype(usual_dtype)
+
+
 def account_model(settings: ModelConfig, sizes: Sizes) -> Account:
     """The cost of the model that ``build_model`` would give."""
     return import_implementation(settings, Family).account(settings, sizes)

@@ -22,6 +22,20 @@ class CrossEntropySums(NamedTuple):
     z: Tensor  # z_loss · log²Z, where Z is the softmax's normaliser
     hits: Tensor  # targets whose label has the largest logit; 0 unless they are counted
     nlls: Tensor  # f32 [N]: the nll of each position; 0 where it is no target
+    divergence: Tensor  # KL(teacher ‖ student) at the temperature, in nats; 0 without a teacher
+
+
+class Teacher(NamedTuple):
+    """What another model, which learns nothing, has seen at the same positions."""
+
+    hidden: Tensor  # [N, D]
+    weight: Tensor  # [V, D]
+    bias: Tensor | None = None  # [V]
+    softcap: float = 0.0
+
+    def logits(self, chunk: slice) -> Tensor:
+        logits_CV = F.linear(self.hidden[chunk], self.weight, self.bias)
+        return cap_softly(logits_CV, self.softcap)
 
 
 class CrossEntropySettings(NamedTuple):
@@ -32,6 +46,9 @@ class CrossEntropySettings(NamedTuple):
     label_smoothing: float = 0.0  # share of a target that is dealt to all ids alike
     softcap: float = 0.0  # of the logits: ``cap_softly``
     counts_hits: bool = False
+    teacher: Teacher | None = None
+    teacher_share: float = 0.0  # of the loss; the nll has the rest
+    temperature: float = 1.0  # by which both models' logits are divided, before they are compared
 
 
 def chunked_cross_entropy(
@@ -46,7 +63,8 @@ def chunked_cross_entropy(
 
     ``bias_V``: added to the logits, for a head that has one. ``settings``: those of
     ``CrossEntropySettings``. The products run in the inputs' dtype, the softmax and all sums in
-    fp32.
+    fp32. With a teacher the loss is share · temperature² · divergence + (1 - share) · nll + z
+    (Hinton et al. 2015, arXiv 1503.02531).
     """
     how = CrossEntropySettings(**settings)
     return CrossEntropySums(
@@ -72,9 +90,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias_V: Tensor | None,
         labels_N: Tensor,
         how: CrossEntropySettings,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         nll = hidden_ND.new_zeros((), dtype=torch.float32)
-        z, hits, spread = (torch.zeros_like(nll) for _ in range(3))
+        z, hits, spread, divergence = (torch.zeros_like(nll) for _ in range(4))
         log_z_N = hidden_ND.new_empty(len(labels_N), dtype=torch.float32)
         nll_N = torch.empty_like(log_z_N)
         logits_CV = None
@@ -94,17 +112,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if how.counts_hits:
                 hits += (log_p_CV.argmax(-1) == labels_N[chunk]).sum()
             del log_p_CV
+            if how.teacher is not None:
+                apart_C = _diverge(how.teacher.logits(chunk), logits_CV, how.temperature)
+                divergence += torch.where(is_target_C, apart_C, 0.0).sum()
             if how.z_loss:
                 z += how.z_loss * torch.where(is_target_C, log_z_C.square(), 0.0).sum()
         # The parameter itself is saved, not a view: ZeRO-3 swaps its data between the two passes.
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, log_z_N)
         ctx.last_logits_CV = logits_CV if any(ctx.needs_input_grad[:3]) else None
         ctx.how = how
-        ctx.mark_non_differentiable(nll, z, hits, nll_N)
+        ctx.mark_non_differentiable(nll, z, hits, nll_N, divergence)
         ctx.set_materialize_grads(False)
         is_smoothed = how.label_smoothing > 0
         loss = torch.lerp(nll, spread, how.label_smoothing) if is_smoothed else nll
-        return loss + z, nll, z, hits, nll_N
+        if how.teacher is not None:
+            loss = torch.lerp(loss, how.temperature**2 * divergence, how.teacher_share)
+        return loss + z, nll, z, hits, nll_N, divergence
 
     @staticmethod
     @once_differentiable
@@ -123,7 +146,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = slice(first, first + how.chunk_tokens)
             if logits_CV is None:
                 logits_CV = cap_softly(F.linear(hidden_ND[chunk], weight_VD, bias_V), how.softcap)
-            delta_CV = _grad_logits(logits_CV, log_z_N[chunk], labels_N[chunk], how, grad_loss)
+            delta_CV = _grad_logits(
+                logits_CV, log_z_N[chunk], labels_N[chunk], how, grad_loss, chunk=chunk
+            )
             logits_CV = None
             if grad_hidden_ND is not None:
                 torch.mm(delta_CV, weight_VD, out=grad_hidden_ND[chunk])
@@ -142,20 +167,38 @@ def _grad_logits(
     labels_C: Tensor,
     how: CrossEntropySettings,
     grad_loss: Tensor,
+    *,
+    chunk: slice,
 ) -> Tensor:
     """d loss / d logits before their cap: p · (1 + 2 · z_loss · log Z) - target, 0 where ignored,
-    times the cap's slope. The target is the label's onehot, smoothed.
+    times the cap's slope. The target is the label's onehot, smoothed. With a teacher (1 - share) of
+    p - target, and share · temperature · (p - the teacher's p), both at the temperature.
 
     In the logits' dtype. Computed in fp32 and scaled by ``grad_loss`` (which carries the loss
     scale) before it is rounded.
     """
     scale_C = torch.where(labels_C != IGNORED, grad_loss, 0.0)
     delta_CV = torch.softmax(logits_CV, dim=-1, dtype=torch.float32)
-    delta_CV *= (scale_C * (1 + 2 * how.z_loss * log_z_C))[:, None]
+    hard = 1 - how.teacher_share
+    delta_CV *= (scale_C * (hard + 2 * how.z_loss * log_z_C))[:, None]
     share = how.label_smoothing
-    delta_CV.scatter_add_(1, labels_C.clamp(min=0)[:, None], (share - 1) * scale_C[:, None])
+    delta_CV.scatter_add_(1, labels_C.clamp(min=0)[:, None], hard * (share - 1) * scale_C[:, None])
     if share:
-        delta_CV -= share / logits_CV.shape[1] * scale_C[:, None]
+        delta_CV -= hard * share / logits_CV.shape[1] * scale_C[:, None]
+    if how.teacher is not None:
+        soft_C1 = (how.teacher_share * how.temperature * scale_C)[:, None]
+        for sign, of_model_CV in ((1, logits_CV), (-1, how.teacher.logits(chunk))):
+            p_CV = torch.softmax(of_model_CV / how.temperature, dim=-1, dtype=torch.float32)
+            delta_CV += p_CV.mul_(sign * soft_C1)
     if how.softcap:  # d cap_softly(x) / dx, by its value
         delta_CV *= 1 - (logits_CV / how.softcap).square()
     return delta_CV.to(logits_CV.dtype)
+
+
+def _diverge(teacher_CV: Tensor, student_CV: Tensor, temperature: float) -> Tensor:
+    """KL(teacher ‖ student) of each position, f32 [C]."""
+    log_q_CV, log_p_CV = (
+        torch.log_softmax(logits_CV.float() / temperature, dim=-1)
+        for logits_CV in (teacher_CV, student_CV)
+    )
+    return (log_q_CV.exp() * (log_q_CV - log_p_CV)).sum(-1)

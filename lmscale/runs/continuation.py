@@ -10,10 +10,14 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from lmscale.config.kinds import KindSection
+from lmscale.config.kinds import Ability, KindSection
 from lmscale.config.load import load_config
+from lmscale.config.objective import DistillConfig
+from lmscale.config.objective_base import NextTokenConfig
 from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError, LmscaleError
+from lmscale.files.jsonl import read_object
+from lmscale.files.locations import split_checkpoint
 from lmscale.files.run_files import (
     COMMITS_FILE,
     CONFIG_FILE,
@@ -24,6 +28,7 @@ from lmscale.files.run_files import (
     STOP_FILE,
     WATCH_FILE,
 )
+from lmscale.files.tokenizer_files import KEPT_FOLDER, find_meta
 from lmscale.runs.commits import read_commits
 from lmscale.runs.run_folder import load_run_config
 
@@ -58,7 +63,7 @@ _TABLE = {
         stream.sources.NAME weight
         batch global_windows
         model dropout segments
-        objective z_loss label_smoothing
+        objective z_loss label_smoothing teacher_share temperature
         engine precision deepspeed ema_decay
         engine.optimizer lr momentum muon_lr_ratio betas eps weight_decay decay clip_norm
         engine.schedule kind warmup_steps decay_steps final_ratio
@@ -81,7 +86,7 @@ _TABLE = {
         stream.cache folder max_bytes retries
         batch micro_windows
         model attention activation_checkpoint_every
-        objective chunk_tokens
+        objective chunk_tokens teacher
         engine zero_stage offload_optimizer offload_parameters compile
         checkpoint folder every_steps asynchronous when_busy retries keep_last keep_every_steps
         checkpoint probe_windows
@@ -114,7 +119,7 @@ _HARMLESS |= {COMMITS_FILE, FAULTS_FILE, RESUMES_FILE}
 def check_start(config: RunConfig) -> None:
     """Raise ``ConfigError`` where the run of ``config`` can neither begin nor go on."""
     check_folder(config.folder, config)
-    if problems := find_continuation_problems(config):
+    if problems := [*find_continuation_problems(config), *find_teacher_problems(config)]:
         raise ConfigError(problems)
 
 
@@ -304,8 +309,58 @@ def find_source_problems(config: RunConfig) -> list[str]:
     """
     if not config.run.init_from or read_commits(config.folder):
         return []
-    folder, step = config.run.initial_run
     named = f"run.init_from = {config.run.init_from}"
+    return _find_missing_checkpoint(named, *config.run.initial_run)
+
+
+def find_teacher_problems(config: RunConfig) -> list[str]:
+    """Why a distillation cannot ask its teacher, as far as folders tell. Only reads."""
+    if not isinstance(config.objective, DistillConfig):
+        return []
+    named = f"objective.teacher = {config.objective.teacher}"
+    folder, step = split_checkpoint(config.objective.teacher)
+    if problems := _find_missing_checkpoint(named, folder, step):
+        return problems
+    teacher, length = load_run_config(folder), config.stream.sequence_length
+    needs = (
+        (
+            teacher.vocab_size == config.vocab_size,
+            f"its model has {teacher.vocab_size:,} ids and this run's {config.vocab_size:,}, so "
+            f"they cannot be compared. Set model.vocab_size: {teacher.vocab_size}, with the same "
+            "tokenizer",
+        ),
+        (
+            Ability.CAUSAL in teacher.model.offers
+            and isinstance(teacher.objective, NextTokenConfig),
+            f"it was trained for objective.name = {teacher.objective.name!r}, and predicts no next "
+            "token. Name a run that does",
+        ),
+        (
+            teacher.max_positions >= length,
+            f"it knows {teacher.max_positions:,} positions, fewer than stream.sequence_length = "
+            f"{length:,}. Lower that, or name another run",
+        ),
+    )
+    problems = [f"{named}: {problem}." for is_met, problem in needs if not is_met]
+    own, others = (
+        _read_fingerprint(place) for place in (Path(config.tokenizer.folder), folder / KEPT_FOLDER)
+    )
+    if own and others and own != others:
+        problems.append(
+            f"{named}: its tokenizer is another one than that of tokenizer.folder ({others[:12]} "
+            f"and {own[:12]}), so its ids are other tokens. Name that run's tokenizer."
+        )
+    return problems
+
+
+def _read_fingerprint(folder: Path) -> str:
+    """Of the tokenizer in a folder; "" where it is not known."""
+    meta = find_meta(folder)
+    return "" if meta is None else str(read_object(meta).get("fingerprint", ""))
+
+
+def _find_missing_checkpoint(named: str, folder: Path, step: int | None) -> list[str]:
+    """Why a run's folder has no checkpoint of a step, or none at all."""
     try:
         load_run_config(folder)
     except LmscaleError as error:

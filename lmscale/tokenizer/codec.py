@@ -23,12 +23,17 @@ from lmscale.errors import DataError
 from lmscale.files.atomic import write_bytes, write_json
 from lmscale.files.reading import read_plain, reading
 from lmscale.files.strangers import parse_json
-from lmscale.files.tokenizer_files import META_NAME, MODEL_NAME, OLD_META_NAME, find_meta
+from lmscale.files.tokenizer_files import (
+    KEPT_FOLDER,
+    META_NAME,
+    MODEL_NAME,
+    OLD_META_NAME,
+    find_meta,
+)
 
 logger = logging.getLogger(__name__)
 
 SPACE_MARK = "\u2581"
-KEPT_FOLDER = "tokenizer"  # in a run's folder: what its weights cannot be used without
 STRETCH_CHARS = 256
 NEWLINE_STRETCH_CHARS = 4096
 # What a model's own normalization would change, in more than one stretch.

@@ -47,6 +47,7 @@ from lmscale.train.folder import freeze_run, log_changes
 from lmscale.train.initial import ORIGIN, ORIGINS, Origin, build_run_engine, open_initial_weights
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import STREAM, Progress, read_progress
+from lmscale.train.teacher import TEACHER, bring_teacher
 from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class Run(Setting):
     start: Progress  # where it goes on: zeros for a new run
     guard_state: GuardState | None  # at the start, as the guard had left it
     origin: Origin | None  # which checkpoint of another run its first weights were
+    teacher: Origin | None  # of a distillation
     stop_figures: dict[int, float]  # step → figure of evaluation.stop, up to the start
     passed_over: frozenset[int] = frozenset()  # steps of checkpoints that this start did not take
 
@@ -108,6 +110,7 @@ class Start:
     stream: StreamState | None = None
     guard: GuardState | None = None
     origin: Origin | None = None
+    teacher: Origin | None = None
 
 
 @contextmanager
@@ -252,12 +255,15 @@ def _read_start(candidate: Candidate) -> Start:
         stream=StreamState.from_json(manifest.state.get(STREAM)),
         guard=read_guard_state(manifest, where=where),
         origin=read_state(manifest, ORIGIN, ORIGINS, where=where),
+        teacher=read_state(manifest, TEACHER, ORIGINS, where=where),
     )
 
 
 def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitStack) -> Run:
     """The run at ``start``; an engine that is built here has first weights only in a new run."""
-    config, progress, origin = setting.config, start.progress, start.origin
+    config, progress, origin, teacher = (
+        setting.config, start.progress, start.origin, start.teacher,
+    )  # fmt: skip
     with failing_together():
         stream = open_stream(
             config.stream,
@@ -293,6 +299,13 @@ def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitS
                 engine, origin = build(fill=True, initial=initial), initial.origin
         else:
             engine = build(fill=False)
+        teacher = bring_teacher(
+            engine,
+            config,
+            setting.ranks,
+            tokenizer_fingerprint=setting.tokenizer.fingerprint,
+            before=teacher,
+        )
     return Run(
         **vars(setting),
         stream=stream,
@@ -302,6 +315,7 @@ def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitS
         start=progress,
         guard_state=start.guard,
         origin=origin,
+        teacher=teacher,
         stop_figures=read_stop_figures(config, setting.ranks, last_step=progress.step),
     )
 

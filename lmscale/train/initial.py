@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -64,6 +65,12 @@ class InitialWeights:
     """The whole parameter of a name, fp32, on the CPU: drawn or read now, one at a time."""
     origin: Origin | None = None  # what the checkpoints remember; None: they are random
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)  # of the origin's parameters
+    named: str = ""  # the setting that names the origin, with its value
+
+    @property
+    def checkpoint(self) -> str:
+        """The origin's name."""
+        return self.origin.checkpoint if self.origin else "none"
 
 
 @contextmanager
@@ -72,18 +79,32 @@ def open_initial_weights(
 ) -> Iterator[InitialWeights]:
     """What ``run.init_from`` names, or random values. All ranks together.
 
-    They verify the other run's checkpoint, and at the end what they have read of it. Raises
-    ``ConfigError`` or ``CheckpointError`` on all ranks when there is none that can be used.
+    Raises ``ConfigError`` or ``CheckpointError`` on all ranks when there is none that can be used.
     """
     if not config.run.init_from:
         yield draw_weights(config.run.seed)
         return
-    folder, step = config.run.initial_run
+    named = f"run.init_from = {config.run.init_from}"
+    opened = open_run_weights(
+        named, *config.run.initial_run, ranks, tokenizer_fingerprint=tokenizer_fingerprint
+    )
+    with opened as weights:
+        logger.info("the first weights are those of %s", weights.checkpoint)
+        yield weights
+
+
+@contextmanager
+def open_run_weights(
+    named: str, folder: Path, step: int | None, ranks: Ranks, *, tokenizer_fingerprint: str
+) -> Iterator[InitialWeights]:
+    """Those of a run's checkpoint, by default of its newest sound one. All ranks together, which
+    verify it, and at the end what they have read of it. ``named``: who asks, for messages.
+    """
     with failing_together():
         try:
             source = load_run_config(folder)
         except ConfigError as error:
-            raise ConfigError([f"run.init_from = {folder}: {p}" for p in error.problems]) from None
+            raise ConfigError([f"{named}: {p}" for p in error.problems]) from None
         place = open_place(source, folder)
         undone = read_history(folder).undone if ranks.is_first else nothing_undone
         heartbeat.tick()
@@ -91,8 +112,8 @@ def open_initial_weights(
     tokenizer = manifest.identity.get("tokenizer")
     if tokenizer != tokenizer_fingerprint:
         raise ConfigError(
-            f"run.init_from = {config.run.init_from}: its tokenizer is another one than that of "
-            f"tokenizer.folder ({tokenizer} and {tokenizer_fingerprint}), so its embeddings are "
+            f"{named}: its tokenizer is another one than that of tokenizer.folder ({tokenizer} and "
+            f"{tokenizer_fingerprint}), so its embeddings are "
             "of other tokens. Name that run's tokenizer."
         )
     origin = Origin(
@@ -101,7 +122,6 @@ def open_initial_weights(
         step=manifest.step,
         weights=manifest.weights,
     )
-    logger.info("the first weights are those of %s", origin.checkpoint)
     fingerprints: list[int] = []  # of the masters that this rank has read
     unread = set(manifest.parameters)
     with open_weights(place, manifest) as read:
@@ -113,7 +133,7 @@ def open_initial_weights(
                 fingerprints.append(fingerprint(tensor, name=name))
             return tensor.float()
 
-        yield InitialWeights(value=value, origin=origin, shapes=manifest.weight_shapes)
+        yield InitialWeights(value=value, origin=origin, shapes=manifest.weight_shapes, named=named)
         with failing_together():
             for name in sorted(unread) if fingerprints else ():  # of layers that begin anew here
                 fingerprints.append(fingerprint(read(name), name=name))
@@ -176,7 +196,7 @@ def fill_weights(
             {k: f"{list(shape)}" for k, shape in initial.shapes.items() if k not in anew},
             {k: f"{list(shape)}" for k, shape in shapes.items() if k not in anew},
             it="it",
-            where=f"run.init_from: {initial.origin.checkpoint}",
+            where=f"{initial.named}: {initial.checkpoint}",
             advice="Take over the model section of that run's config.yaml.",
         )
     declared, drawn = declared_parameters(model), draw_weights(seed)

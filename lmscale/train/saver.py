@@ -31,6 +31,7 @@ from lmscale.train.compare import compare_for_save
 from lmscale.train.initial import ORIGIN
 from lmscale.train.probe import measure_probe
 from lmscale.train.progress import PROGRESS, STREAM, ProgressCounter
+from lmscale.train.teacher import TEACHER
 from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
@@ -60,14 +61,14 @@ class Saver:
         """
         self.saved_step: int | None = None  # the last one that all ranks know to be committed
         self.waited_step: int | None = None  # after which the loop has waited for a save
-        self._is_finite = False  # of the same one
-        self._last_step = run.config.train.steps
+        self._is_finite, self._last_step = False, run.config.train.steps  # the former of that save
         self._run, self._counter, self._ledger = run, counter, ledger
         self._trackers = trackers
+        others = ((ORIGIN, run.origin), (TEACHER, run.teacher))  # runs that this one has to do with
         self._states: RunStates = {
             PROGRESS: counter.to_json,
             STREAM: lambda: run.stream.state_at(counter.now.n).to_json(),
-            **({} if run.origin is None else {ORIGIN: partial(asdict, run.origin)}),
+            **{name: partial(asdict, what) for name, what in others if what is not None},
             **(more_states or {}),
         }
         if trackers is not None:
