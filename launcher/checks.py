@@ -13,7 +13,7 @@ from launcher.job import JobRequest, Prepared, SlurmJob
 from launcher.slurm import SlurmRefusedError, list_partitions, squeue, try_sbatch
 from launcher.sweep import find_conflict
 from lmscale.config import RunConfig, load_config
-from lmscale.config.labels import find_unsaid, parse_carried
+from lmscale.config.labels import find_not_carried, parse_carried
 from lmscale.errors import DataError, LmscaleError
 from lmscale.files.locations import is_remote, local_path
 from lmscale.files.printing import count_of
@@ -185,10 +185,10 @@ def _data_problems(config: RunConfig, job: SlurmJob) -> list[str]:
     datasets = _datasets_of(config)
     at_hand = {setting: place for setting, place in datasets.items() if not is_remote(place)}
     problems += _missing_manifests(datasets) + find_mixed_datasets(at_hand)
-    return problems + _unsaid_problems(config, at_hand)
+    return problems + _carrying_problems(config, at_hand)
 
 
-def _unsaid_problems(config: RunConfig, places: Mapping[str, str]) -> list[str]:
+def _carrying_problems(config: RunConfig, places: Mapping[str, str]) -> list[str]:
     """Datasets without the pairs or labels that the objective reads. One whose manifest cannot be
     read is passed over.
     """
@@ -198,7 +198,7 @@ def _unsaid_problems(config: RunConfig, places: Mapping[str, str]) -> list[str]:
             carried = parse_carried(parse_json(read_plain(local_path(place) / MANIFEST)))
         except (OSError, ValueError):
             continue
-        problems += find_unsaid(carried, config.window, where=f"{setting}: {place}")
+        problems += find_not_carried(carried, config.window, where=f"{setting}: {place}")
     return problems
 
 

@@ -128,13 +128,13 @@ def _render(manifest: Manifest) -> str:
         f"bytes of text a token\n"
         f"  tokenizer {manifest.tokenizer_fingerprint[:12]} ({manifest.vocab_size:,} pieces), "
         f"fingerprint {manifest.fingerprint[:12]}, "
-        f"bos: {'none' if manifest.bos_id is None else manifest.bos_id}{_render_said(manifest)}"
+        f"bos: {'none' if manifest.bos_id is None else manifest.bos_id}{_render_carried(manifest)}"
     )
 
 
-def _render_said(manifest: Manifest) -> str:
+def _render_carried(manifest: Manifest) -> str:
     """What the documents carry beside their tokens."""
-    said = ["pairs"] if manifest.has_pairs else []
+    carried = ["pairs"] if manifest.has_pairs else []
     if manifest.labels is not None:
-        said.append(describe_labels(manifest.labels))
-    return f"\n  with {' and '.join(said)}" if said else ""
+        carried.append(describe_labels(manifest.labels))
+    return f"\n  with {' and '.join(carried)}" if carried else ""

@@ -71,7 +71,7 @@ def parse_carried(tree: Any) -> Carried:
     return checked(_CARRIED, {key: tree[key] for key in ("has_pairs", "labels") if key in tree})
 
 
-def find_unsaid(found: Carrying, wanted: Carrying, *, where: str) -> list[str]:
+def find_not_carried(found: Carrying, wanted: Carrying, *, where: str) -> list[str]:
     """What an objective reads that a dataset does not have."""
     problems = []
     if wanted.has_pairs and not found.has_pairs:

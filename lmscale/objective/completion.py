@@ -22,7 +22,7 @@ class CompletionPreparation(PrefixPreparation):
     """The prefix of a document is the first text of its pair."""
 
     def find_prefixes(self, rows: Rows, pieces: Pieces) -> np.ndarray:
-        return np.minimum(rows.said[PARTS], pieces.lengths)
+        return np.minimum(rows.members[PARTS], pieces.lengths)
 
 
 def _prepare(config: RunConfig) -> CompletionPreparation:

@@ -44,7 +44,7 @@ class LabelledPreparation:
         )
 
     def prepare(self, rows: Rows) -> Prepared:
-        values = rows.said[self.member]
+        values = rows.members[self.member]
         if self.member == TAGS:
             is_there_BW = np.arange(rows.tokens.shape[1]) < rows.lengths[:, None]
             positions = np.flatnonzero((values >= 0) & is_there_BW)
@@ -75,7 +75,7 @@ def mark_second_texts(rows: Rows) -> np.ndarray:
     is_there_N = pieces.lengths > 0
     starts_N, ends_N = pieces.starts[is_there_N], (pieces.starts + pieces.lengths)[is_there_N]
     steps = np.zeros(rows.tokens.size + 1, dtype=np.int8)
-    np.add.at(steps, starts_N + rows.said[PARTS][is_there_N], 1)
+    np.add.at(steps, starts_N + rows.members[PARTS][is_there_N], 1)
     np.add.at(steps, ends_N, -1)
     return steps[:-1].cumsum(dtype=np.int8).astype(np.uint8).reshape(rows.tokens.shape)
 

@@ -50,7 +50,7 @@ class PairsPreparation:
         is_there = pieces.lengths > 0
         starts_N, lengths_N, parts_N = (
             values[is_there].astype(np.int64)
-            for values in (pieces.starts, pieces.lengths, rows.said[PARTS])
+            for values in (pieces.starts, pieces.lengths, rows.members[PARTS])
         )
         row_N = starts_N // rows.tokens.shape[1]
         num_bos_N = (tokens_M[starts_N] == self.bos_id).astype(np.int64)

@@ -117,11 +117,13 @@ def tokenize_slice(
             ids=np.concatenate([bos, *parts, eos]),
             text_bytes=len(text.encode()),
             offset=offset,
-            said=_say(document, dataset, len(bos), parts, sizes) if dataset.members else {},
+            members=_fill_members(document, dataset, len(bos), parts, sizes)
+            if dataset.members
+            else {},
         )
 
 
-def _say(
+def _fill_members(
     document: Mapping[str, Any],
     dataset: Manifest,
     num_before: int,
@@ -133,14 +135,14 @@ def _say(
     A word's tag stands at its first token with more than the white space before it.
     """
     firsts = num_before + np.cumsum([0, *map(len, parts)])
-    said: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if dataset.has_pairs:
-        said[PARTS] = firsts[1]
+        values[PARTS] = firsts[1]
     if dataset.labels is None:
-        return said
+        return values
     if dataset.labels.kind != "tags":
-        return {**said, LABELS: document["label"]}
-    said[TAGS] = np.full(firsts[-1] + 1, NO_TAG, dtype=np.int64)
+        return {**values, LABELS: document["label"]}
+    values[TAGS] = np.full(firsts[-1] + 1, NO_TAG, dtype=np.int64)
     begin = 0
     for first, part, num_chars, tag in zip(
         firsts, parts, document["parts"], document["tags"], strict=False
@@ -149,5 +151,5 @@ def _say(
         begin += num_chars
         num_blank = len(word[: num_chars - len(word.lstrip())].encode())
         within = np.searchsorted(token_bytes[part].cumsum(), num_blank, side="right")
-        said[TAGS][first + within] = tag
-    return said
+        values[TAGS][first + within] = tag
+    return values

@@ -32,7 +32,7 @@ class TokenizedDocument:
     ids: np.ndarray  # uint16 or uint32 [tokens]
     text_bytes: int
     offset: int
-    said: Mapping[str, Any] = field(default_factory=dict)
+    members: Mapping[str, Any] = field(default_factory=dict)
     """Of each member of its dataset (``Manifest.members``) the value, or [tokens] of them."""
 
 
@@ -139,7 +139,7 @@ class _OpenShard:
         contents = {"docs.npy": to_npy(docs), "tokens.npy": to_npy(tokens)}
         contents["meta.json"] = json.dumps(meta).encode()
         for name, dtype, is_of_tokens in self._members:
-            values = [document.said[name] for document in block]
+            values = [document.members[name] for document in block]
             joined = np.concatenate(values) if is_of_tokens else np.array(values)
             contents[f"{name}.npy"] = to_npy(joined.astype(dtype))
         # The order of the extensions, which is that of TarWriter.

@@ -38,7 +38,7 @@ class Rows:
     where there are more positions than int32 has, before they are split into micro-batches"""
     digests: np.ndarray
     """uint64 [R]: xxh64 of each sample"""
-    said: Mapping[str, np.ndarray] = field(default_factory=dict)
+    members: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What the objective reads beside the tokens, by the names of ``plan_members``: [N], of the
     document at each start, or [R, W], of each token"""
     partners: Rows | None = None
@@ -216,9 +216,9 @@ def split_rows(rows: Rows, micro_windows: int) -> Iterator[Rows]:
             lengths=rows.lengths[part],
             starts=(rows.starts[first:last] - edges[0]).astype(np.int32),
             digests=rows.digests[part],
-            said={
+            members={
                 name: values[part] if values.ndim == 2 else values[first:last]
-                for name, values in rows.said.items()
+                for name, values in rows.members.items()
             },
             partners=None if others is None else next(others),
         )
@@ -238,28 +238,28 @@ def take_rows(rows: Rows, places: np.ndarray) -> Rows:
         lengths=rows.lengths[places],
         starts=(rows.starts[starts] + moved).astype(rows.starts.dtype),
         digests=rows.digests[places],
-        said={
+        members={
             name: values[places] if values.ndim == 2 else values[starts]
-            for name, values in rows.said.items()
+            for name, values in rows.members.items()
         },
     )
 
 
 def digest_rows(
-    numbers: np.ndarray, tokens: np.ndarray, said: Sequence[Mapping[str, np.ndarray]] = ()
+    numbers: np.ndarray, tokens: np.ndarray, members: Sequence[Mapping[str, np.ndarray]] = ()
 ) -> np.ndarray:
     """xxh64 of each row's sample, uint64 [R].
 
     Of the bytes: the sample's global number as 8 little-endian bytes, then its window's tokens,
-    padding included, as little-endian uint16 or uint32, then ``said``, what the objective reads of
-    the row beside them, by the alphabet.
+    padding included, as little-endian uint16 or uint32, then the row's ``members``, which the
+    objective reads beside them, by the alphabet.
     """
     digests = np.empty(len(tokens), dtype=np.uint64)
     heads = numbers.astype("<u8").tobytes()
     for row in range(len(tokens)):
         state = xxhash.xxh64(heads[8 * row : 8 * row + 8])
         state.update(tokens[row])
-        for _, values in sorted(said[row].items()) if said else ():
+        for _, values in sorted(members[row].items()) if members else ():
             state.update(values.tobytes())
         digests[row] = state.intdigest()
     return digests

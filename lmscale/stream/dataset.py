@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lmscale.config.data import ShardCacheConfig, StreamConfig, WindowShape
-from lmscale.config.labels import find_unsaid
+from lmscale.config.labels import find_not_carried
 from lmscale.errors import DataError, LmscaleError, TransientError
 from lmscale.files import fault_points
 from lmscale.files.arrays import map_columns, to_npy
@@ -367,7 +367,7 @@ def open_dataset(
     manifest = load_manifest(location, retries=settings.retries)
     shape = shape or WindowShape(stride=config.sequence_length, overlap=1)
     dataset = Dataset(location, manifest, config, cache, shape=shape)
-    problems = find_unsaid(manifest, shape, where=location)
+    problems = find_not_carried(manifest, shape, where=location)
     problems += dataset.find_wrong_shards() if check_files else []
     if problems:
         raise DataError(problems)

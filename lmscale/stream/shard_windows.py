@@ -56,7 +56,7 @@ class ShardWindows:
                 ends = np.cumsum(document_lengths(shard, num_blocks))
                 documents = np.searchsorted(ends, begins, side="right")
                 self._of_pieces[name] = np.concatenate(values)[documents]
-        self.says = shape.is_whole
+        self.has_members = shape.is_whole
         # Of a memoryview, unlike an array, an element is a number of Python's, and sooner there.
         self._begins, self._sizes, self._bounds = begins.data, sizes.data, bounds.data
         self._first, self._last, self._origins = first.data, last.data, origins.data
@@ -71,18 +71,18 @@ class ShardWindows:
         """
         return self._starts[self._first[window] : self._last[window]], self._origins[window]
 
-    def said(self, window: int, row_tokens: int) -> dict[str, np.ndarray]:
+    def members(self, window: int, row_tokens: int) -> dict[str, np.ndarray]:
         """Of each member that is read its values, [documents of the window] or [W]."""
         pieces = slice(self._bounds[window], self._bounds[window + 1])
-        said = {name: values[pieces] for name, values in self._of_pieces.items()}
+        members = {name: values[pieces] for name, values in self._of_pieces.items()}
         for name, blocks in self._of_tokens.items():
-            said[name] = np.full(row_tokens, NO_TAG, dtype=blocks[0].dtype)
-            self.copy(window, said[name], blocks)
-        return said
+            members[name] = np.full(row_tokens, NO_TAG, dtype=blocks[0].dtype)
+            self.copy(window, members[name], blocks)
+        return members
 
     def copy(self, window: int, row: np.ndarray, blocks: Sequence[np.ndarray] = ()) -> int:
-        """Write the window's tokens, or of ``blocks`` what is said of them, into ``row`` [W], and
-        return how many there are.
+        """Write the window's tokens, or their values in ``blocks``, into ``row`` [W], and return
+        how many there are.
 
         The rest of the row is left as it is.
         """
@@ -114,14 +114,14 @@ def read_rows(
     count = len(numbers)
     tokens = np.full((count, row_tokens), pad_id, dtype=dtype)
     lengths = np.empty(count, dtype=np.int32)
-    said: list[Mapping[str, np.ndarray]] = [{}] * count
+    members: list[Mapping[str, np.ndarray]] = [{}] * count
     # Each row's document starts beyond its first, and what turns them into flat positions.
     row_starts = [_NONE] * count
     shift = np.empty(count, dtype=np.int64)
     for row, shard, window in windows:
         lengths[row] = shard.copy(window, tokens[row])
-        if shard.says:
-            said[row] = shard.said(window, row_tokens)
+        if shard.has_members:
+            members[row] = shard.members(window, row_tokens)
         row_starts[row], origin = shard.starts(window)
         shift[row] = row * row_tokens - origin
     more = np.array([len(starts) for starts in row_starts], dtype=np.int64)
@@ -137,10 +137,10 @@ def read_rows(
         tokens=tokens,
         lengths=lengths,
         starts=starts,
-        digests=digest_rows(numbers, tokens, said if any(said) else ()),
-        said={
-            name: (np.stack if name == TAGS else np.concatenate)([each[name] for each in said])
-            for name in (said[0] if said else {})
+        digests=digest_rows(numbers, tokens, members if any(members) else ()),
+        members={
+            name: (np.stack if name == TAGS else np.concatenate)([each[name] for each in members])
+            for name in (members[0] if members else {})
         },
     )
 

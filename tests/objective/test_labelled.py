@@ -35,13 +35,13 @@ def test_what_is_said_of_real_words_is_learned(labelled, kind):
     parameters = sum(parameter.numel() for parameter in scoring.parameters())
     assert account_model(config.model, config.sizes).total == parameters
     assert prepared.targets == len(
-        rows.starts if kind != "tags" else np.flatnonzero(rows.said["tags"] >= 0)
+        rows.starts if kind != "tags" else np.flatnonzero(rows.members["tags"] >= 0)
     )
     assert len(preparation.target_ids(prepared.arrays)) == 0
     if config.window.has_pairs:
-        second = rows.lengths.sum() - rows.said["parts"].sum()
+        second = rows.lengths.sum() - rows.members["parts"].sum()
         assert prepared.arrays["types"].sum() == second
-        firsts = rows.starts + rows.said["parts"]
+        firsts = rows.starts + rows.members["parts"]
         assert (np.diff(prepared.arrays["types"].ravel().astype(int))[firsts - 1] == 1).all()
     rows.lengths[:] = 0
     nothing = preparation.prepare(rows)
@@ -85,10 +85,10 @@ def test_loss_and_gradients_are_those_of_transformers(kind):
     if kind == "tags":
         is_word_BT = seen_BT & (torch.rand(3, LENGTH) < 0.5)
         given = torch.where(is_word_BT, torch.randint(0, count, (3, LENGTH)), -100)
-        positions, said = is_word_BT.flatten().nonzero()[:, 0].int(), given[is_word_BT].int()
+        positions, wanted = is_word_BT.flatten().nonzero()[:, 0].int(), given[is_word_BT].int()
     else:
         given = torch.randn(3) if kind == "numbers" else torch.randint(0, count, (3,))
-        positions, said = starts, given
+        positions, wanted = starts, given
     output = theirs(input_ids=ids_BT, attention_mask=seen_BT.long(), labels=given)
     output.loss.backward()
     scores = scoring(
@@ -96,7 +96,7 @@ def test_loss_and_gradients_are_those_of_transformers(kind):
         starts=starts,
         lengths=lengths_B,
         positions=positions,
-        labels=said,
+        labels=wanted,
     )
     loss = scores.loss.total / scores.loss.targets
     loss.backward()

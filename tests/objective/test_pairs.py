@@ -115,11 +115,11 @@ def test_a_pair_is_scored_as_if_it_were_alone_in_its_window(labelled):
                 tokens=tokens,
                 starts=np.zeros(1, dtype=np.int32),
                 lengths=np.array([end - begin], dtype=np.int32),
-                said={"parts": rows.said["parts"][[number]]},
+                members={"parts": rows.members["parts"][[number]]},
             )
             alone += score(scoring, preparation.prepare(one).arrays).loss.total
         torch.testing.assert_close(total, alone)
-        assert int(count) == edges[-1] - rows.said["parts"].sum()
+        assert int(count) == edges[-1] - rows.members["parts"].sum()
 
 
 def test_a_row_without_a_document_has_no_targets(labelled):
@@ -148,16 +148,16 @@ def test_a_sample_is_the_same_in_every_order_of_reading_and_its_digest_covers_th
             config.stream, seed=3, shape=config.window, state=stream.state_at(4)
         ).read_rows(4, 1)
         with open_stream(config.stream, seed=3) as plain:  # which does not read them
-            assert plain.read_rows(0, 4).said == {}
+            assert plain.read_rows(0, 4).members == {}
     assert np.array_equal(
-        np.concatenate([part.said["parts"] for part in parts]), whole.said["parts"]
+        np.concatenate([part.members["parts"] for part in parts]), whole.members["parts"]
     )
     assert [d for part in parts for d in part.digests.tolist()] == whole.digests.tolist()
     assert later.digests[0] == whole.digests[4]
-    first = whole.said["parts"][: np.searchsorted(whole.starts, whole.tokens.shape[1])]
+    first = whole.members["parts"][: np.searchsorted(whole.starts, whole.tokens.shape[1])]
     digests = [
-        digest_rows(whole.numbers[:1], whole.tokens[:1], [{"parts": said}])[0]
-        for said in (first, first + 1)
+        digest_rows(whole.numbers[:1], whole.tokens[:1], [{"parts": parts}])[0]
+        for parts in (first, first + 1)
     ]
     assert digests[0] == whole.digests[0] != digests[1]
 
