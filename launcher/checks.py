@@ -133,7 +133,8 @@ def describe_unusable_nodes(request: JobRequest, job: SlurmJob) -> list[str]:
     if inside:
         idle = f" On {_join(inside)} nodes it uses the next smaller number; the rest stay idle."
     ranks = count_of(job.tasks_per_node, "rank")
-    windows = " and ".join(sorted({f"{c.batch.global_windows:,}" for c in request.runs}))
+    sizes = sorted({size for config in request.runs for size in config.batch.step_sizes})
+    windows = " and ".join(f"{size:,}" for size in sizes)
     return [
         f"--nodes {request.min_nodes}-{request.max_nodes}: {windows} windows a step cannot be "
         f"shared evenly by {ranks} on each of {_join(unusable)} nodes. "

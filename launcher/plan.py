@@ -21,9 +21,11 @@ def plan_nodes(
     config: RunConfig, *, ranks_per_node: int, min_nodes: int, max_nodes: int
 ) -> tuple[int, ...]:
     """The numbers of nodes in a range that can train a configuration. Raises ``ConfigError``."""
-    windows = config.batch.global_windows
+    sizes = config.batch.step_sizes
     ranks = count_of(ranks_per_node, "rank")
-    fits = [n for n in range(1, windows + 1) if windows % (n * ranks_per_node) == 0]
+    fits = [
+        n for n in range(1, sizes[0] + 1) if not any(size % (n * ranks_per_node) for size in sizes)
+    ]
     usable = tuple(count for count in fits if min_nodes <= count <= max_nodes)
     if usable:
         return usable
@@ -38,8 +40,14 @@ def plan_nodes(
             raise ConfigError(f"{error} {advice}") from None
     raise ConfigError(
         f"--nodes {min_nodes}-{max_nodes}: no number of nodes in this range, with "
-        f"{ranks} each, shares batch.global_windows = {windows} evenly."
+        f"{ranks} each, shares {describe_step_sizes(config)} evenly."
     )
+
+
+def describe_step_sizes(config: RunConfig) -> str:
+    sizes = f"batch.global_windows = {config.batch.global_windows}"
+    smaller = ", ".join(map(str, config.batch.step_sizes[:-1]))
+    return f"{sizes}, and {smaller} of batch.warmup," if smaller else sizes
 
 
 def plan_folder(kind: JobKind, config: RunConfig, sweep: Sweep | None = None) -> Path:

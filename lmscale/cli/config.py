@@ -55,7 +55,7 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
         "folder": str(config.folder),
         "vocab_size": config.vocab_size,
         "tokens_per_step": config.tokens_per_step,
-        "tokens": config.tokens_per_step * config.train.steps,
+        "tokens": config.samples_after(config.train.steps) * config.window.stride,
     }
     if num_ranks is None:
         return derived
@@ -66,5 +66,14 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
     num_parameters = account_model(config.model, config.sizes).total
     # A user's ranks are all on the data axis.
     batch = {"world_size" if key == "data_ranks" else key: v for key, v in asdict(plan).items()}
+    batch["warmup"] = [
+        {
+            "until_step": until,
+            "global_windows": smaller.global_windows,
+            "micro_windows": smaller.micro_windows,
+            "accumulation": smaller.accumulation,
+        }
+        for until, smaller in plan.warmup
+    ]
     deepspeed = render_deepspeed_config(config.engine, plan=plan, num_parameters=num_parameters)
     return {**derived, "parameters": num_parameters, "batch": batch, "deepspeed": deepspeed}

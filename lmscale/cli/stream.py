@@ -67,7 +67,7 @@ def digest(
 def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
     """Print the mixture of CONFIG: each source's size, its share, and the epochs of a whole run."""
     settings = load_config(config, set_ or ())
-    samples = settings.train.steps * settings.batch.global_windows
+    samples = settings.samples_after(settings.train.steps)
     with open_config_stream(settings) as stream:
         epochs = stream.epochs_at(samples)
         quotas = stream.segments[-1].quotas

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -246,17 +247,54 @@ class BatchConfig(Section):
     """How many windows make a step; ``plan_batches`` divides them into micro-batches."""
 
     global_windows: PositiveInt = Field(default=512, le=2**20)
-    """Windows in an optimizer step, over all ranks. No other key here changes the training."""
+    """Windows in an optimizer step, over all ranks. Beside ``warmup`` no key here changes the
+    training.
+    """
     micro_windows: PositiveInt = 8
     """Most windows a rank takes in a forward pass: it takes the largest divisor of its share."""
+    warmup: tuple[Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)], ...] = Field(
+        default=(), strict=False
+    )
+    """Rows of [steps, windows], such as [[500, 64], [1000, 256]]: until so many steps of the run
+    are done a step takes so many windows, then those of the next row, and at last
+    ``global_windows``. GPT-3 began with small batches (Brown et al. 2020, appendix B).
+    """
+
+    def find_problems(self) -> Iterator[str]:
+        steps = [0, *(steps for steps, _ in self.warmup)]
+        windows = [*(windows for _, windows in self.warmup), self.global_windows]
+        if any(after <= before for row in (steps, windows) for before, after in pairwise(row)):
+            yield (
+                f"warmup = {[list(row) for row in self.warmup]}: each row of [steps, windows] must "
+                "have more of both than the row before it, and the last one fewer windows than "
+                f"global_windows = {self.global_windows}"
+            )
+
+    @property
+    def step_sizes(self) -> tuple[int, ...]:
+        """The numbers of windows that a step may have, the last one for good."""
+        return (*(windows for _, windows in self.warmup), self.global_windows)
 
     def plan(self, data_ranks: int) -> BatchPlan:
-        """The division among so many ranks. Raises ``ConfigError`` where it is uneven."""
-        return plan_batches(
-            global_windows=self.global_windows,
-            micro_windows=self.micro_windows,
-            data_ranks=data_ranks,
-        )
+        """The division among so many ranks. Raises ``ConfigError`` where any step's is uneven."""
+        plans: list[BatchPlan] = []
+        problems: list[str] = []
+        for windows in self.step_sizes:
+            try:
+                plans.append(
+                    plan_batches(
+                        global_windows=windows,
+                        micro_windows=self.micro_windows,
+                        data_ranks=data_ranks,
+                    )
+                )
+            except ConfigError as error:
+                where = "batch.warmup" if windows < self.global_windows else "batch.global_windows"
+                problems += [p.replace("batch.global_windows", where) for p in error.problems]
+        if problems:
+            raise ConfigError(problems)
+        until = (steps for steps, _ in self.warmup)
+        return replace(plans[-1], warmup=tuple(zip(until, plans, strict=False)))
 
     def describe_small(self, plan: BatchPlan) -> str | None:
         """That a rank's share divides into much smaller micro-batches than were asked for, or
@@ -283,6 +321,20 @@ class BatchPlan:
     data_ranks: int
     micro_windows: int
     accumulation: int
+    warmup: tuple[tuple[int, BatchPlan], ...] = ()  # until so many steps are done, another one
+
+    def at(self, steps_done: int) -> BatchPlan:
+        """That of the step after so many."""
+        return next((plan for until, plan in self.warmup if steps_done < until), self)
+
+    def samples_before(self, steps: int) -> int:
+        """Of the first ``steps`` steps together."""
+        total = begin = 0
+        for until, plan in (*self.warmup, (steps, self)):
+            end = min(until, steps)
+            total += (end - begin) * plan.global_windows
+            begin = end
+        return total
 
     @property
     def windows_per_rank(self) -> int:

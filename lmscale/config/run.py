@@ -116,6 +116,12 @@ class RunConfig(Section):
             )
         if self.stream.sources and not any(s.weight > 0 for s in self.stream.sources.values()):
             yield "stream.sources: every weight is 0; give at least one source a share"
+        if self.batch.warmup and self.batch.warmup[-1][0] >= self.train.steps:
+            yield (
+                f"batch.warmup goes on until step {self.batch.warmup[-1][0]}, but train.steps = "
+                f"{self.train.steps}, so no step would take batch.global_windows = "
+                f"{self.batch.global_windows}"
+            )
         if problem := self.engine.schedule.find_problem(total_steps=self.train.steps):
             yield problem
         mup, optimizer = getattr(self.model, "mup", None), self.engine.optimizer.kind
@@ -220,10 +226,14 @@ class RunConfig(Section):
 
     @property
     def tokens_per_step(self) -> int:
-        """Of the data. Where a window's tokens are corrupted first, other than a model's positions,
-        of which there are ``stream.sequence_length`` a window.
+        """Of the data, after a warm-up of the batch. Where a window's tokens are corrupted first,
+        other than a model's positions, of which there are ``stream.sequence_length`` a window.
         """
         return self.batch.global_windows * self.window.stride
+
+    def samples_after(self, steps: int) -> int:
+        """Windows that the first ``steps`` steps of a run take together."""
+        return self.batch.plan(1).samples_before(steps)
 
 
 def with_absolute_places(config: RunConfig) -> RunConfig:

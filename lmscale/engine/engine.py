@@ -157,8 +157,9 @@ class Engine:
         *,
         targets: int,
         more_targets: Sequence[int] = (),
+        micro_batches: int | None = None,
     ) -> None:
-        """Add up the gradient of one step.
+        """Add up the gradient of one step, of as many micro-batches; by default the plan's.
 
         Each element of ``losses``, called, runs one forward pass and returns its summed loss, f32
         []. The gradient is that of the sum over all micro-batches and ranks divided by
@@ -176,10 +177,13 @@ class Engine:
             for _, parameter in self.trained_parameters():
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
-        for forward in losses:
+        last = micro_batches or self.plan.accumulation
+        for number, forward in enumerate(losses, start=1):
+            # DeepSpeed's own count is of the largest step, and a warm-up's are smaller.
+            self.deepspeed.set_gradient_accumulation_boundary(number == last)
             loss = (forward() * scale).sum()
             self.deepspeed.backward(loss, scale_wrt_gas=False)
-            if not self.deepspeed.is_gradient_accumulation_boundary():
+            if number != last:
                 self.deepspeed.step()  # counts the micro-batch; the last one is counted by update()
 
     def update(self, *, learning_rate: float) -> Update:
@@ -218,7 +222,6 @@ class Engine:
     def discard_gradient(self) -> None:
         """Forget what was accumulated since the last update, if anything was."""
         outer = self.deepspeed.optimizer
-        self.deepspeed.micro_steps -= self.deepspeed.micro_steps % self.plan.accumulation
         outer.zero_grad(set_to_none=True)
         # DeepSpeed 0.19.8 clears what follows in step() alone, and differently at each stage. A
         # gradient of micro-batch 0 overwrites what its buffers hold.

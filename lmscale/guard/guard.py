@@ -47,8 +47,8 @@ class Guard:
 
     ``state`` is what ``to_json`` gave when the checkpoint was saved at which the run goes on, and
     ``rewinds`` are those of the whole run. ``context`` gives what the figures depend on by intent
-    from a sample's number on, such as the mixture and the batch: where it is another one than the
-    step's before, or the state's, what was seen under the old one is no measure any more.
+    from a sample's number on, such as the mixture: where that or the batch is another one than
+    the step's before, or the state's, what was seen under the old one is no measure any more.
     """
 
     def __init__(
@@ -94,7 +94,8 @@ class Guard:
         self.state = replace(self.state, context=dict(context))
 
     def __call__(self, report: StepReport) -> None:
-        self._enter(self._context_at(report.first_n))
+        context = self._context_at(report.first_n)
+        self._enter({"global_windows": report.samples, **context})
         figures = figures_of(report)
         limits = find_limits(self.state.window, self.config)
         # A skipped step is how fp16 finds its loss scale; only at the smallest scale it means

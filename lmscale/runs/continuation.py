@@ -61,7 +61,7 @@ _TABLE = {
         train freeze""",
     Change.TRAINING: """
         stream.sources.NAME weight
-        batch global_windows
+        batch global_windows warmup
         model dropout segments
         objective z_loss label_smoothing teacher_share temperature
         engine precision deepspeed ema_decay

@@ -75,7 +75,7 @@ class StepLoader(ABC):
         return self
 
     def __next__(self) -> StepBatch:
-        step, plan = self._next_step, self._job.plan
+        step = self._next_step
         if step >= self._job.num_steps:
             raise StopIteration
         started = time.perf_counter()
@@ -84,8 +84,9 @@ class StepLoader(ABC):
                 raise LoadingStopped
         micro_batches = self._take(step)
         self._next_step += 1
+        first_n, plan = self._job.place_of(step)
         return StepBatch(
-            first_n=self._job.first_n + step * plan.global_windows,
+            first_n=first_n,
             samples=plan.global_windows,
             micro_batches=micro_batches,
             wait_seconds=time.perf_counter() - started,
@@ -123,7 +124,6 @@ def digest_steps(
     workers: int,
 ) -> list[LedgerRow]:
     """One ledger row per step, summed over the plan's ranks, which are read one after another."""
-    first_n = first_step * plan.global_windows
     shares = []  # of each rank, its part of every step
     for rank in range(plan.data_ranks):
         job = LoaderJob(
@@ -131,16 +131,17 @@ def digest_steps(
             preparation=preparation,
             plan=plan,
             data_rank=rank,
-            first_n=first_n,
+            first_n=plan.samples_before(first_step),
             num_steps=num_steps,
+            first_step=first_step,
         )
         with open_loader(job, workers=workers) as loader:
             shares.append([(batch.digest, batch.targets) for batch in loader])
     return [
         LedgerRow(
             step=first_step + step,
-            first_n=first_n + step * plan.global_windows,
-            samples=plan.global_windows,
+            first_n=plan.samples_before(first_step + step),
+            samples=plan.at(first_step + step).global_windows,
             tokens=sum(targets for _, targets in parts),
             digest=add_digests(digest for digest, _ in parts),
         )

@@ -40,30 +40,40 @@ class LoaderJob:
     data_rank: int
     first_n: int
     num_steps: int
+    first_step: int = 0  # steps that the run has done before
 
     @cached_property
-    def layout(self) -> Layout:
-        """Of every micro-batch's arrays."""
-        return Layout(
-            self.preparation.fields,
-            rows=self.plan.micro_windows,
-            sequence_length=self.stream.config.sequence_length,
-            row_tokens=self.stream.shape.tokens,
-            token_dtype=self.stream.dtype,
-        )
+    def _layouts(self) -> dict[BatchPlan, Layout]:
+        """Of the arrays of every plan's micro-batches."""
+        return {
+            plan: Layout(
+                self.preparation.fields,
+                rows=plan.micro_windows,
+                sequence_length=self.stream.config.sequence_length,
+                row_tokens=self.stream.shape.tokens,
+                token_dtype=self.stream.dtype,
+            )
+            for plan in (self.plan, *(plan for _, plan in self.plan.warmup))
+        }
 
     @property
     def slot_bytes(self) -> int:
         """Bytes of a step's arrays with the most values in each: only pages in use take memory."""
-        return self.plan.accumulation * self.layout.max_bytes
+        return max(plan.accumulation * layout.max_bytes for plan, layout in self._layouts.items())
+
+    def place_of(self, step: int) -> tuple[int, BatchPlan]:
+        """The first sample of step ``step``, and how its samples are dealt out."""
+        done = self.first_step + step
+        before = self.plan.samples_before(done) - self.plan.samples_before(self.first_step)
+        return self.first_n + before, self.plan.at(done)
 
     def read_step(self, step: int) -> tuple[Batch, ...]:
         """This rank's contiguous slice of step ``step``, prepared."""
-        share = self.plan.windows_per_rank
-        first = self.first_n + step * self.plan.global_windows + self.data_rank * share
+        first_n, plan = self.place_of(step)
+        share = plan.windows_per_rank
         partners = reads_partners(self.preparation)
-        rows = self.stream.read_rows(first, share, partners=partners)
-        return prepare_batches(rows, self.preparation, self.layout)
+        rows = self.stream.read_rows(first_n + self.data_rank * share, share, partners=partners)
+        return prepare_batches(rows, self.preparation, self._layouts[plan])
 
 
 def store(batches: Sequence[Batch], slot: memoryview) -> tuple[bytes, list[tuple[int, int]]]:

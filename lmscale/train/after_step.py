@@ -173,8 +173,7 @@ def build_guard(run: Run) -> Guard:
     def context(n: int) -> dict[str, Any]:
         # Not the last one's: after a rewind a change of the mixture may lie ahead once more.
         in_force = next(segment for segment in reversed(segments) if segment.start <= n)
-        mixture = dict(in_force.quotas)
-        return {"global_windows": config.batch.global_windows, "mixture": mixture}
+        return {"mixture": dict(in_force.quotas)}
 
     return Guard(
         config.guard,

@@ -286,6 +286,7 @@ def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitS
         data_rank=setting.mesh.data.rank,
         first_n=progress.n,
         num_steps=max(0, config.train.steps - progress.step),
+        first_step=progress.step,
     )
     loader = open_loader(job, workers=config.stream.workers, should_stop=setting.should_stop)
     stack.enter_context(loader)

@@ -166,6 +166,7 @@ def _do_step(
         [partial(_forward, engine, micro, sums) for micro in batch.micro_batches],
         targets=targets[0],
         more_targets=targets[1:],
+        micro_batches=len(batch.micro_batches),
     )
     heartbeat.phase("step")
     fault_points.hit("step.update", step=step)

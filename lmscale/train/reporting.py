@@ -169,12 +169,12 @@ def progress_hook(run: Run) -> Iterator[Hook]:
         TimeRemainingColumn(),
     )
     total = run.config.train.steps
-    positions = run.config.batch.global_windows * run.config.stream.sequence_length
     with Bar(*columns, console=console) as bar:
         task = bar.add_task(run.config.run.name, total=total, completed=run.start.step, figures="")
 
         def hook(report: StepReport) -> None:
-            tokens = report.step * run.config.tokens_per_step
+            tokens = run.config.samples_after(report.step) * run.config.window.stride
+            positions = report.samples * run.config.stream.sequence_length
             speed = positions / report.step_seconds
             bar.update(
                 task,

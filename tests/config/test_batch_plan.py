@@ -1,8 +1,10 @@
+from itertools import accumulate
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmscale.config import plan_batches
+from lmscale.config import parse_config, plan_batches
 from lmscale.config.data import BatchConfig
 from lmscale.errors import ConfigError
 
@@ -56,6 +58,42 @@ def test_a_batch_that_does_not_divide_is_told_with_what_would():
         "batch.global_windows = 100 cannot be dealt evenly to 24 ranks. "
         "Use 96 or 120 windows, or 5, 10, 20, 25 ranks."
     )
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=3),
+    st.integers(1, 9),
+    st.integers(0, 40),
+)
+def test_the_samples_before_a_step_are_those_of_the_steps_before(gaps, last, steps):
+    until = accumulate(gap for gap, _ in gaps)
+    windows = [*accumulate([size for _, size in gaps] + [last])]
+    rows = tuple(zip(until, windows, strict=False))
+    plan = BatchConfig(global_windows=windows[-1], warmup=rows).plan(1)
+    sizes = [plan.at(done).global_windows for done in range(steps)]
+    assert plan.samples_before(steps) == sum(sizes)
+    for done, size in enumerate(sizes):
+        assert size == next((row[1] for row in rows if done < row[0]), windows[-1])
+
+
+def test_a_warm_up_that_does_not_grow_or_does_not_end_is_told():
+    for rows in ("[[5, 4], [5, 8]]", "[[5, 4], [9, 4]]", "[[5, 16]]"):
+        with pytest.raises(ConfigError, match="batch: warmup = .*more of both"):
+            parse_config(f"run: {{name: a}}\nbatch: {{global_windows: 16, warmup: {rows}}}")
+    with pytest.raises(ConfigError, match="goes on until step 9, but train.steps = 9, so no step"):
+        parse_config(
+            "run: {name: a}\nbatch: {global_windows: 16, warmup: [[9, 4]]}\ntrain: {steps: 9}"
+        )
+
+
+def test_every_size_of_a_warm_up_that_cannot_be_dealt_is_told_together():
+    batch = BatchConfig(global_windows=20, warmup=((5, 4), (9, 6), (11, 16)))
+    with pytest.raises(ConfigError) as caught:
+        batch.plan(8)
+    first, second, third = caught.value.problems
+    assert first.startswith("batch.warmup = 4 cannot be dealt evenly to 8 ranks. Use 8 windows")
+    assert second.startswith("batch.warmup = 6 cannot be dealt evenly to 8 ranks. Use 8 windows")
+    assert third.startswith("batch.global_windows = 20 cannot be dealt evenly to 8 ranks.")
 
 
 def test_fewer_windows_than_ranks_are_told_with_the_least_that_would_do():

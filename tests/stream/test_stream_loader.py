@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from lmscale.config.data import plan_batches
+from lmscale.config.data import BatchConfig, plan_batches
 from lmscale.errors import DataError, TransientError
 from lmscale.objective.causal import CausalPreparation
 from lmscale.stream.batches import add_digests
@@ -96,6 +96,28 @@ def test_workers_hand_over_what_a_thread_does(stream_config, packing):
                     two.digest,
                     two.targets,
                 )
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (4, 0), (1, 2)])
+def test_a_warm_up_takes_its_samples_in_order_on_any_ranks_and_workers(stream, world_size, workers):
+    batch = BatchConfig(global_windows=16, micro_windows=4, warmup=((2, 4), (3, 12)))
+    rows, tail = (
+        digest_steps(
+            stream,
+            batch.plan(world_size),
+            preparation=PREPARATION,
+            first_step=first_step,
+            num_steps=5 - first_step,
+            workers=some_workers,
+        )
+        for first_step, some_workers in ((0, workers), (1, 0))
+    )
+    assert [row.first_n for row in rows] == [0, 4, 8, 20, 36]
+    assert [row.samples for row in rows] == [4, 4, 12, 16, 16]
+    assert tail == rows[1:]  # as a run does that goes on there
+    for row in rows:
+        digests = stream.read_rows(row.first_n, row.samples).digests
+        assert row.digest == add_digests(digests.tolist())
 
 
 def test_ranks_take_consecutive_slices_of_a_step(stream):
