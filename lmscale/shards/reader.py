@@ -17,7 +17,14 @@ from lmscale.files.reading import open_plain
 from lmscale.files.strangers import quote
 from lmscale.files.tar_members import describe_unsafe
 from lmscale.shards.manifest import ShardEntry
-from lmscale.shards.members import HEADER_BYTES, Member, locate_members, padded
+from lmscale.shards.members import (
+    HEADER_BYTES,
+    PARTS,
+    Member,
+    find_wrong_values,
+    locate_members,
+    padded,
+)
 from lmscale.shards.writer import INDEX_MEMBER
 
 
@@ -171,4 +178,7 @@ def _block_problem(content: mmap.mmap, shard: MappedShard, dtype: np.dtype) -> s
         docs = shard.docs(block)
         if docs[0] != 0 or docs[-1] != num_tokens or (docs[1:] <= docs[:-1]).any():
             return f"byte {docs_at:,}, {where} document offsets that ascend from 0 to its end"
+        parts = {PARTS: shard.values(PARTS, block)} if PARTS in shard.members else {}
+        for problem in find_wrong_values(parts, docs, None):
+            return f"block {block}: {problem}"
     return None

@@ -142,10 +142,22 @@ def test_verify_tells_what_cannot_be_said_of_a_document(config, tmp_path, kind, 
     (tmp_path / entry.name).write_bytes(content)
     save_manifest(manifest, tmp_path)
     (problem,) = verify_dataset(tmp_path)
-    assert told in problem and "its sha256 is" in problem
+    assert told in problem and "damaged" in problem
     forged = replace(entry, sha256=sha256_file(tmp_path / entry.name))
     save_manifest(replace(manifest, shards=(forged,)), tmp_path)
     assert [told in problem for problem in verify_dataset(tmp_path)] == [True]
+
+
+def test_a_shard_without_the_member_that_its_manifest_names_is_refused(config):
+    folder = folders_of(config, "classes")[0]
+    manifest, other = load_manifest(folder), load_manifest(folders_of(config, "matches")[0])
+    (entry,) = manifest.shards
+    with pytest.raises(DataError, match="index is damaged: its offsets do not follow one another"):
+        open_shard(folder / entry.name, entry, manifest.dtype, other.members)
+    (labels,) = manifest.members
+    numbers = (labels._replace(dtype=np.dtype("<f4")),)
+    with pytest.raises(DataError, match=r"should have labels: \d+ numbers of float32"):
+        open_shard(folder / entry.name, entry, manifest.dtype, numbers)
 
 
 def test_what_is_missing_or_unknown_is_told_of_all_records_together(tmp_path):
