@@ -91,6 +91,7 @@ def test_a_configuration_reads_only_what_its_own_commands_build(path):
         ("llama_70b", (), 68_976_648_192),  # Llama 2 70B
         ("llama3_8b", (), 8_030_261_248),  # Llama 3 8B
         ("qwen3_0.6b", (), 596_049_920),  # Qwen 3 0.6B
+        ("gemma2_2b", (), 2_614_341_888),  # Gemma 2 2B
         ("gpt3_1.3b", ("model.vocab_size=50257",), 1_315_723_264),  # 1.3 billion of GPT-3 XL
         ("lstm_lm", (), 66_024_000),  # 66 million of Zaremba et al.
         ("bert_base", (), 109_514_298),  # of bert-base-uncased with the head that fills in

@@ -96,6 +96,7 @@ class DecoderConfig(ModelConfig):
     free = frozenset({"activation_checkpoint_every", "attention", "dropout", "segments"})
     later = frozenset(
         ("rope_scaling", "qkv_bias", "sliding_windows", "attention_softcap", "logit_softcap", "mup")
+        + ("output_norms", "attention_width", "scaled_embeddings")
     )
 
     family: Literal["decoder"] = "decoder"
@@ -121,8 +122,14 @@ class DecoderConfig(ModelConfig):
     """Biases in linear layers and LayerNorms."""
     qkv_bias: bool = False
     """Biases of queries, keys and values even without ``bias``, as in Qwen 2."""
+    output_norms: bool = False
+    """Norms also of what attention and feed-forward give, before it is added (Gemma 2)."""
     qk_norm: bool = False
     """RMSNorm of queries and keys per head, before the rotation."""
+    attention_width: PositiveInt | None = Field(default=None, le=MAX_WIDTH)
+    """Attention's scores are divided by its root; default: head_width. Gemma 2's
+    query_pre_attn_scalar.
+    """
     sliding_windows: tuple[NonNegativeInt, ...] = Field(default=(), max_length=1000, strict=False)
     """How many tokens a token sees, itself included, in each layer; fewer numbers than layers are
     repeated, and 0 sees all. [4096] is Mistral's and Starcoder 2's, [4096, 0] Gemma 2's local and
@@ -139,6 +146,8 @@ class DecoderConfig(ModelConfig):
     logit_softcap: float = Field(default=0.0, ge=0)
     """The same of the logits."""
     tied_embeddings: bool = False
+    scaled_embeddings: bool = False
+    """Embeddings are multiplied by √width (Gemma)."""
     attention: Literal["auto", "sdpa"] = "auto"
     """``auto``: FlexAttention where documents are masked on CUDA without dropout, SDPA elsewhere.
     ``sdpa`` needs no compiler on the node.
@@ -167,6 +176,10 @@ class DecoderConfig(ModelConfig):
         if self.rope_scaling.kind == "yarn" and self.rope_theta == 1:
             yield "rope_theta = 1 gives all pairs one frequency, among which yarn cannot choose"
         yield from find_window_problems(self.sliding_windows, self.layers)
+        if self.mup.base_width and self.scaled_embeddings:
+            yield "scaled_embeddings grow with the width, as none of mup's may: choose one of them"
+        if self.mup.base_head_width and self.attention_width:
+            yield "attention_width and mup.base_head_width both scale attention: choose one of them"
 
     @property
     def layer_windows(self) -> tuple[int, ...]:
@@ -201,6 +214,8 @@ class DecoderConfig(ModelConfig):
     def attention_scale(self) -> float | None:
         """What attention's scores are multiplied by; None: 1 / √head_width."""
         base, width = self.mup.base_head_width, self.resolved_head_width
+        if self.attention_width not in (None, width):
+            return self.attention_width**-0.5
         return None if base in (0, width) else math.sqrt(base) / width
 
 

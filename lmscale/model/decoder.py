@@ -39,6 +39,9 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.feed_forward_norm = build_norm(config)
         self.feed_forward = build_feed_forward(config)
+        self.attention_output_norm, self.feed_forward_output_norm = (
+            build_norm(config) if config.output_norms else nn.Identity() for _ in range(2)
+        )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -55,8 +58,9 @@ class Block(nn.Module):
         attended_BTD = self.attention(
             self.attention_norm(seen_BSD), rotation, mask, cache, num_remembered
         )
-        x_BTD = x_BTD + self.dropout(attended_BTD)
-        return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+        x_BTD = x_BTD + self.dropout(self.attention_output_norm(attended_BTD))
+        fed_BTD = self.feed_forward(self.feed_forward_norm(x_BTD))
+        return x_BTD + self.dropout(self.feed_forward_output_norm(fed_BTD))
 
 
 class Decoder(Model):
@@ -110,6 +114,8 @@ class Decoder(Model):
         self, ids_BT: Tensor, layout: Layout, caches: Sequence[KeyValueCache] | None = None
     ) -> Tensor:
         x_BTD = self.embedding(ids_BT)
+        if self.config.scaled_embeddings:
+            x_BTD = x_BTD * self.config.width**0.5
         if self.position_embedding is not None:
             x_BTD = x_BTD + self.position_embedding(layout.positions)
             rotation = None
@@ -201,11 +207,12 @@ def account(settings: DecoderConfig, sizes: Sizes) -> Account:
     matrices = width * rows + queries * width + width * first + inner * width
     biases = rows + width + first + width if config.bias else rows * config.qkv_bias
     norm = 2 * width if config.norm == "layernorm" and config.bias else width
+    norms = 4 if config.output_norms else 2
     qk_norms = 2 * config.resolved_head_width if config.qk_norm else 0
     parameters = {
         "embedding": sizes.vocab_size * width,
         "positions": sizes.max_positions * width if config.positions == "learned" else 0,
-        "blocks": config.layers * (matrices + biases + 2 * norm + qk_norms),
+        "blocks": config.layers * (matrices + biases + norms * norm + qk_norms),
         "norm": norm,
         "head": 0 if config.tied_embeddings else sizes.vocab_size * width,
     }

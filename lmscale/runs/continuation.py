@@ -51,6 +51,7 @@ _TABLE = {
         model positions rope_theta norm norm_eps activation bias qk_norm tied_embeddings init_std
         model cell qkv_bias sliding_windows attention_softcap logit_softcap
         model local_rope_theta token_types pooler text_classes token_classes
+        model output_norms attention_width scaled_embeddings
         model.mup base_width base_head_width
         model.rope_scaling kind factor original_positions beta_fast beta_slow high_turns low_turns
         model decoder_layers relative_buckets relative_distance norm_first scaled_logits

@@ -24,6 +24,7 @@ from lmscale.checkpoint.find import nothing_undone
 from lmscale.checkpoint.load import check_weights, find_weights, open_weights
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import BatchPlan, RunConfig
+from lmscale.config.training import AVERAGE, Weights
 from lmscale.engine.build import build_engine, gathered, parameter_context
 from lmscale.engine.engine import Engine, whole_shape
 from lmscale.errors import ConfigError
@@ -95,10 +96,17 @@ def open_initial_weights(
 
 @contextmanager
 def open_run_weights(
-    named: str, folder: Path, step: int | None, ranks: Ranks, *, tokenizer_fingerprint: str
+    named: str,
+    folder: Path,
+    step: int | None,
+    ranks: Ranks,
+    *,
+    tokenizer_fingerprint: str,
+    takes_average: bool = False,
 ) -> Iterator[InitialWeights]:
     """Those of a run's checkpoint, by default of its newest sound one. All ranks together, which
     verify it, and at the end what they have read of it. ``named``: who asks, for messages.
+    ``takes_average``: the average of the weights, where it holds one.
     """
     with failing_together():
         try:
@@ -124,12 +132,13 @@ def open_run_weights(
     )
     fingerprints: list[int] = []  # of the masters that this rank has read
     unread = set(manifest.parameters)
-    with open_weights(place, manifest) as read:
+    kept: Weights = AVERAGE if takes_average and manifest.has_average else "trained"
+    with open_weights(place, manifest, kept) as read:
 
         def value(name: str, shape: Sequence[int], declared: Declared) -> Tensor:
             tensor = read(name)
             unread.discard(name)
-            if name in manifest.parameters:
+            if name in manifest.parameters and kept == "trained":
                 fingerprints.append(fingerprint(tensor, name=name))
             return tensor.float()
 

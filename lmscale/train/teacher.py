@@ -48,7 +48,12 @@ def bring_teacher(
     if before is not None:
         step = before.step if step is None else step
     opened = open_run_weights(
-        named, folder, step, ranks, tokenizer_fingerprint=tokenizer_fingerprint
+        named,
+        folder,
+        step,
+        ranks,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        takes_average=True,
     )
     with opened as weights:
         origin = weights.origin

@@ -64,6 +64,11 @@ def test_llama_2_7b_has_its_6_738_415_616_parameters():
     assert cost(LLAMA2_7B, 32000, 4096).total == 6_738_415_616
 
 
+def test_norms_of_outputs_are_counted():
+    config = DecoderConfig(layers=2, width=32, heads=4, output_norms=True)
+    assert cost(config, 53, 17).total == num_parameters(config, 53, 17)
+
+
 def test_flops_follow_the_published_formula():
     flops = cost(GPT2_124M, 50257, 1024).flops
     # nanoGPT prints "number of parameters: 123.65M" for it: all but the positions.

@@ -12,16 +12,20 @@ from rank_cases import Case, run_cases
 from tiny_run import log_commit, tiny_config, write_tiny_config
 
 from lmscale.checkpoint.find import load_manifest
+from lmscale.checkpoint.load import load_weights
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.config.objective import DistillConfig
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import ConfigError
 from lmscale.model.family import build_model
+from lmscale.model.initialize import Declared
 from lmscale.objective.cross_entropy import IGNORED, Teacher, chunked_cross_entropy
 from lmscale.objective.distill_scoring import DistillScoring
+from lmscale.ranks.ranks import Ranks
 from lmscale.runs.continuation import check_start, find_teacher_problems
-from lmscale.train.initial import draw_weights, fill_weights
+from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.train.initial import draw_weights, fill_weights, open_run_weights
 
 TOKENS, WIDTH, IDS = 12, 6, 10
 
@@ -137,7 +141,10 @@ def runs(tiny_data, tmp_path_factory):
 
     cut = student("cut.begun", 1)
     starts = {
-        1: [case("teacher", **{"run.name": "teacher"}), student("alone", 1)],
+        1: [
+            case("teacher", **{"run.name": "teacher", "engine.ema_decay": 0.5}),
+            student("alone", 1),
+        ],
         2: [
             Case(**{**asdict(cut), "stop_after": 2}),
             student("cut.ended", 1),
@@ -173,6 +180,22 @@ def test_a_run_that_goes_on_does_so_bit_by_bit_and_keeps_no_teacher_of_its_own(r
     }
     assert manifest.parameters.keys() == teachers.parameters.keys()
     assert not manifest.replicated
+
+
+@pytest.mark.ranks
+def test_of_a_teacher_that_keeps_an_average_of_its_weights_the_average_is_taken(runs, tiny_data):
+    folder, name = runs[0] / "teacher", "embedding.weight"
+    trained, average = (
+        load_weights(LocalPlace(folder / "checkpoints"), 4, weights=kept)[name]
+        for kept in ("trained", "average")
+    )
+    fingerprint = load_tokenizer(str(tiny_data / "tokenizer")).fingerprint
+    opened = open_run_weights(
+        "x", folder, 4, Ranks(), tokenizer_fingerprint=fingerprint, takes_average=True
+    )
+    with opened as weights:
+        taken = weights.value(name, average.shape, Declared(kind="embedding"))
+    assert torch.equal(taken, average) and not torch.equal(taken, trained)
 
 
 @pytest.mark.ranks
