@@ -76,7 +76,8 @@ def feed(path: str, number: Any) -> dict[str, Any]:
             owner = {"objective": objective, "model": family}[name][1]
             if field in owner.model_fields and objective[1].needs <= family[1].offers:
                 break
-        tree |= {"objective": {"name": objective[0]}, "model": {"family": family[0]}}
+        needed = {"teacher": "x"} if objective[0] == "distill" else {}
+        tree |= {"objective": {"name": objective[0]} | needed, "model": {"family": family[0]}}
         tree["stream"]["mask_documents"] = Ability.CROSS not in objective[1].needs
     section: Any = tree
     for name in sections:
