@@ -235,7 +235,7 @@ class EvaluationConfig(Section):
     stop: EarlyStopConfig = EarlyStopConfig()
     weights: Weights | None = None
     """``trained``, or ``average``: which weights held-out figures and generated text are of.
-    Default: the average where the run keeps one (``engine.ema_decay``).
+    Default: the average where the run keeps one (``engine.ema_decay``, ``schedule_free``).
     """
 
     def find_problems(self) -> Iterator[str]:

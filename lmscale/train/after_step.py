@@ -157,7 +157,7 @@ def _write_rows(hook: Hook, saver: Saver, report: StepReport) -> None:
 
 def _record(ledger: Ledger, report: StepReport) -> None:
     row = LedgerRow(
-        step=report.step - 1,  # the ledger counts from 0: step s takes samples from s·G
+        step=report.step - 1,  # the ledger counts from 0
         first_n=report.first_n,
         samples=report.samples,
         tokens=report.targets,

@@ -71,9 +71,22 @@ def start(folder: Path, number: int) -> None:
                 held: list[dict[str, int]] = []  # all that the ranks hold: before, after, …
                 hook = partial(score_between_hashes, run.engine, evaluator, held)
                 reports = train(run, stop_after=case.stop_after, hook=hook)
+                if " scored " in case.name:
+                    held.append(stop_in_an_evaluation(evaluator))
             saw[case.name] = [[asdict(report) for report in reports], scored.figures, held]
     if ranks.is_first:
         (folder / f"saw-{number}.json").write_text(json.dumps(saw))
+
+
+def stop_in_an_evaluation(evaluator: Any) -> dict[str, int]:
+    """What the ranks hold after a request to stop has ended the scoring of the average."""
+    from lmscale.runs.stop import StoppedError
+    from lmscale.train.votes import StopPoll
+
+    evaluator.poll = StopPoll(lambda: "stop file")
+    with pytest.raises(StoppedError):
+        evaluator.score(STEPS, "final", max_windows=None)
+    return hashes_of(evaluator.run.engine)
 
 
 def score_between_hashes(engine: Engine, evaluator: Any, held: list, report: Any) -> None:
@@ -204,8 +217,10 @@ def test_it_goes_on_with_the_same_bits_where_nothing_else_changes(saw, kind):
 def test_no_bit_is_another_one_once_the_average_was_scored(saw, kind, stage):
     reports, _ = saw
     _, figures, held = reports[f"{kind} scored {stage}"]
+    after_a_stop = held.pop()
     assert len(held) == 2 * STEPS and len({str(hashes) for hashes in held}) == STEPS
     assert held[::2] == held[1::2]
+    assert after_a_stop == held[-1]
     assert figures["final/of_average"] == 1
     # Of weights in bf16, whose last digits the stages' orders of summing may turn.
     expected = reports[f"{kind} scored 2"][1]["final/a/loss"]

@@ -12,12 +12,17 @@ from lmscale.objective.objective import build_preparation
 from lmscale.stream.audit import audit_run
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
-STEPS, STAGES = 6, (0, 1, 2, 3)
+STEPS = 6
 ROWS = [[2, 4], [4, 8]]  # until so many steps, so many windows; then 12
 FIRST_SAMPLES = [0, 4, 8, 16, 24, 36]
 # On 2 ranks 2, 4 and 6 windows each, of at most 2 at a time: other numbers of micro-batches.
 SETTINGS = {"train.steps": STEPS, "checkpoint.every_steps": STEPS, "batch.micro_windows": 2}
 WARM = SETTINGS | {"batch.warmup": ROWS}
+
+OFFLOADED = {"engine.zero_stage": 2, "engine.offload_optimizer": True}
+# ZeRO 3 last: it changes torch for good.
+WAYS = {f"zero {stage}": {"engine.zero_stage": stage} for stage in (0, 1, 2)}
+WAYS |= {"offloaded": OFFLOADED, "zero 3": {"engine.zero_stage": 3}}
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +40,18 @@ def trained(tiny_data, tmp_path_factory):
         case(f"raised {n}", SETTINGS | {"batch.global_windows": size}, run="raised", stop_after=n)
         for n, size in ((2, 4), (4, 8), (STEPS, 12))
     ]
-    for stage in STAGES:  # 3 last: it changes torch for good
-        on_two += [case(f"zero {stage}", WARM | {"engine.zero_stage": stage})]
+    for way, settings in WAYS.items():
+        on_two += [case(way, WARM | settings)]
     on_one = [case("ended", WARM, run="cut")]
     return run_cases({2: [*on_two[1:], on_two[0]], 1: on_one}, root / "starts")
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_warm_up_takes_the_steps_of_runs_whose_batch_is_raised(trained, stage):
+@pytest.mark.parametrize("way", WAYS)
+def test_a_warm_up_takes_the_steps_of_runs_whose_batch_is_raised(trained, way):
     raised = [report for n in (2, 4, STEPS) for report in trained[f"raised {n}"]]
-    warm = trained[f"zero {stage}"]
+    warm = trained[way]
     assert [report.first_n for report in warm] == FIRST_SAMPLES
-    if stage == 1:  # as the other runs
+    if way == "zero 1":  # as the other runs
         assert warm == raised
     for report, expected in zip(warm, raised, strict=True):
         assert (report.digest, report.targets) == (expected.digest, expected.targets)
