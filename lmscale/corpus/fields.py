@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from lmscale.config.data import CorpusSourceConfig
+from lmscale.files.strangers import quote
 
 LARGEST = 3.4e38  # of a label that is a number: fp32
 
@@ -63,7 +64,7 @@ def _separate(words: Any, source: CorpusSourceConfig) -> tuple[str, ...]:
         )
     for number, word in enumerate(words, start=1):
         if not isinstance(word, str) or not word.strip():
-            raise ValueError(f"word {number} of {source.text_field!r} is {word!r}, no word")
+            raise ValueError(f"word {number} of {source.text_field!r} is {quote(word)}, no word")
     separator = source.word_separator
     return tuple(f"{separator if number else ''}{word}" for number, word in enumerate(words))
 
@@ -73,7 +74,7 @@ def _label_of(value: Any, source: CorpusSourceConfig) -> int | float:
         return _number_of(value, source, "label_field")
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
         raise ValueError(
-            f"{value!r} ({source.label_field!r}, label_field) is no number; classes need "
+            f"{quote(value)} ({source.label_field!r}, label_field) is no number; classes need "
             "label_names"
         )
     return float(value)
@@ -84,13 +85,14 @@ def _number_of(value: Any, source: CorpusSourceConfig, setting: str) -> int:
     places = _places(source.label_names)
     if isinstance(value, str) and value in places:
         return places[value]
-    if isinstance(value, int) and not isinstance(value, str):
+    if isinstance(value, int):
         if not any(name.isdecimal() for name in places):
             if 0 <= value < len(places):
                 return int(value)
         elif str(value) in places:
             return places[str(value)]
-    raise ValueError(f"{value!r} ({getattr(source, setting)!r}, {setting}) is none of label_names")
+    where = f"{getattr(source, setting)!r}, {setting}"
+    raise ValueError(f"{quote(value)} ({where}) is none of label_names")
 
 
 @cache

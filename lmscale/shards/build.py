@@ -100,7 +100,9 @@ class Dataset(Target[Manifest]):
         if rows is None:
             slices = plan_slices(
                 sum(file.bytes for file in self.files),
-                expected_bytes=expect_bytes(self.documents, self.files, self.tokenizer),
+                expected_bytes=expect_bytes(
+                    *(self.documents, self.files, self.tokenizer, self.manifest.members)
+                ),
                 max_bytes=self.max_bytes,
             )
             rows = [vars(part) for part in slices]

@@ -13,7 +13,7 @@ from lmscale.corpus.documents import AGAIN, DocumentFile
 from lmscale.files.reading import open_plain, reading
 from lmscale.files.strangers import parse_json
 from lmscale.shards.manifest import Manifest
-from lmscale.shards.members import LABELS, NO_TAG, PARTS, TAGS
+from lmscale.shards.members import LABELS, NO_TAG, PARTS, TAGS, Member
 from lmscale.shards.writer import TokenizedDocument
 from lmscale.tokenizer.codec import Tokenizer
 
@@ -44,8 +44,12 @@ def plan_slices(total_bytes: int, *, expected_bytes: float, max_bytes: int) -> t
     )
 
 
-def expect_bytes(folder: Path, files: Sequence[DocumentFile], tokenizer: Tokenizer) -> float:
-    """About how many bytes of tokens the files will make, from a few places in them."""
+def expect_bytes(
+    folder: Path, files: Sequence[DocumentFile], tokenizer: Tokenizer, members: Sequence[Member]
+) -> float:
+    """About how many bytes of tokens, and of what is stored for each of them, the files will make,
+    from a few places in them.
+    """
     total = sum(file.bytes for file in files)
     read = tokens = 0
     for probe in range(PROBES):
@@ -57,7 +61,8 @@ def expect_bytes(folder: Path, files: Sequence[DocumentFile], tokenizer: Tokeniz
             read += len(text.encode())
             tokens += len(tokenizer.encode(text)) + 1  # eos; a bos more is no matter
     # The lines hold more than the text: keys, ids, escapes. It makes the shards a little smaller.
-    return total * tokens / max(read, 1) * tokenizer.dtype.itemsize
+    each = sum(member.dtype.itemsize for member in members if member.is_of_tokens)
+    return total * tokens / max(read, 1) * (tokenizer.dtype.itemsize + each)
 
 
 def read_slice(

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_cases import contents, webdataset_leaks, with_shards
 
+from lmscale.config.labels import LabelSet
 from lmscale.corpus.documents import read_documents
 from lmscale.errors import ConfigError, DataError
 from lmscale.shards.build import build_shards
@@ -196,15 +197,20 @@ def test_slices_cover_the_corpus_without_gap_or_overlap(total, expected_bytes, m
     lengths=st.lists(st.integers(1, 60_000), min_size=1, max_size=30),
     block_tokens=st.sampled_from([1024, 20_000, 10**6]),
     dtype=st.sampled_from(["uint16", "uint32"]),
+    labels=st.sampled_from([None, LabelSet(kind="tags", names=("a",))]),
 )
-def test_shards_keep_their_size_and_every_document(tmp_path_factory, lengths, block_tokens, dtype):
+def test_shards_keep_their_size_and_every_document(
+    tmp_path_factory, lengths, block_tokens, dtype, labels
+):
     folder = tmp_path_factory.mktemp("writer")
     dataset = Manifest(
         source="s", split="train", tokenizer_fingerprint="f", vocab_size=2**16, dtype=dtype,
-        eos_id=2, pad_id=3, block_tokens=block_tokens, inputs="", shards=(),
+        eos_id=2, pad_id=3, block_tokens=block_tokens, inputs="", labels=labels, shards=(),
     )  # fmt: skip
     every = [
-        TokenizedDocument(ids=np.full(n, k + 3, dtype=dtype), text_bytes=k, offset=k)
+        TokenizedDocument(
+            ids=np.full(n, k + 3, dtype=dtype), text_bytes=k, offset=k, members={"tags": [0] * n}
+        )
         for k, n in enumerate(lengths)
     ]
     documents = Documents(iter(every))
@@ -219,7 +225,7 @@ def test_shards_keep_their_size_and_every_document(tmp_path_factory, lengths, bl
             dataset=dataset,
             max_bytes=2**17,
         )
-        shard = open_shard(path, entry, dtype)
+        shard = open_shard(path, entry, dtype, dataset.members)
         assert entry.bytes <= 2**17 or entry.documents == 1
         for block in range(shard.num_blocks):
             tokens, docs = shard.tokens(block), shard.docs(block)
