@@ -239,9 +239,9 @@ def _resume(
             f"No checkpoint of {setting.place.location} could be gone back to; the log above says "
             "why of each. Start the same command again."
         )
-    # One that has tried the nodes' own disks in vain has no first weights. It refers to itself.
-    del engine
-    gc.collect()
+    if engine is not None:  # it has tried the nodes' own disks in vain, and has no first weights
+        engine = None
+        gc.collect()  # it refers to itself
     return _open_at(setting, Start(), None, stack), None
 
 

@@ -1,10 +1,9 @@
 """What two ranks see when they save and resume together (saving_ranks.py is what they do)."""
 
 import pytest
+from saving_ranks import STAGES
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
-
-STAGES = [f"{precision}-zero{stage}" for precision in ("fp32", "bf16") for stage in (0, 1, 2, 3)]
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -33,6 +33,7 @@ def config_of(data: Path, folder: Path):
         folder,
         {
             "train.steps": STEPS,
+            "batch.micro_windows": 6,
             "checkpoint.every_steps": 2,
             "checkpoint.keep_last": 9,
             # So that a moment is the same one in every run.

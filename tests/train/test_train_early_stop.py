@@ -90,7 +90,7 @@ def runs(tiny_data, tmp_path_factory):
         "train.steps": 40,
         "checkpoint.every_steps": 4,
         "evaluation": {
-            "sets": {"b": f"{tiny_data}/shards/b/train"},
+            "sets": {"b": f"{tiny_data}/shards/b/heldout"},
             "every_steps": 2,
             "max_windows": 4,
             "stop": STOP,
