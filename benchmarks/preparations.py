@@ -36,8 +36,21 @@ PARTS = {
     "model": {"pooler": True, "token_types": 2, "text_classes": 2},
 }
 DISTILLED = {"objective": {"teacher": "another run"}}
+WHOLE = {"packing": "best_fit", "mask_documents": True}
+NAMES = {"names": ["a", "b"]}
 # Beside a family that offers what the objective needs.
-NEEDED = {"masked_order": PARTS, "masked_next": PARTS, "distill": DISTILLED}
+NEEDED: dict[str, dict[str, dict]] = {
+    "masked_order": PARTS,
+    "masked_next": PARTS,
+    "distill": DISTILLED,
+    "pairs": {"stream": WHOLE},
+    "completion": {"stream": WHOLE},
+    "classes": {
+        "stream": WHOLE, "model": {"pooler": True, "text_classes": 2}, "objective": NAMES,
+    },
+    "numbers": {"stream": WHOLE, "model": {"pooler": True, "text_classes": 1}},
+    "tags": {"stream": WHOLE, "model": {"token_classes": 2}, "objective": NAMES},
+}  # fmt: skip
 
 
 def main() -> None:
@@ -93,16 +106,24 @@ def plan_configs(folder: Path, length: int) -> dict[str, RunConfig]:
 
 
 def draw_rows(num_rows: int, width: int) -> Rows:
-    """Full rows of random ids, in documents of exponential length."""
+    """Full rows of random ids, in documents of exponential length: pairs, with labels and tags."""
     generator = np.random.default_rng(0)
     begins = generator.random((num_rows, width)) < 1 / MEAN_DOCUMENT_TOKENS
     begins[:, 0] = True
+    starts = np.flatnonzero(begins).astype(np.int32)
+    lengths = np.diff(starts, append=num_rows * width)
+    tags = np.where(generator.random(begins.shape) < 0.5, generator.integers(0, 2), -1)
     rows = Rows(
         numbers=np.arange(num_rows),
         tokens=generator.integers(4, VOCABULARY, (num_rows, width)).astype(np.uint16),
         lengths=np.full(num_rows, width, dtype=np.int32),
-        starts=np.flatnonzero(begins).astype(np.int32),
+        starts=starts,
         digests=np.zeros(num_rows, dtype=np.uint64),
+        members={
+            "parts": (lengths // 2).astype(np.int32),
+            "labels": np.zeros(len(starts), dtype=np.int32),
+            "tags": tags.astype(np.int16),
+        },
     )
     return replace(rows, partners=take_rows(rows, rows.numbers ^ 1))
 
