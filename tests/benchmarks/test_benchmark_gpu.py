@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_processes import forking
 from gpu_checks import Plan, run_all
 from gpu_report import Row, append_row, is_good, read_rows, render_markdown
 
@@ -32,8 +33,10 @@ sys.exit(gpu_checks.main())
 """
 
 
-def test_a_check_that_fails_dies_or_hangs_hides_no_other(tmp_path, capsys):
-    driver = tmp_path / "driver.py"
+def test_a_check_that_fails_dies_or_hangs_hides_no_other(tmp_path, capsys, monkeypatch):
+    for name, value in forking().items():
+        monkeypatch.setenv(name, value)
+    driver = tmp_path / "odd_checks.py"
     driver.write_text(textwrap.dedent(DRIVER.format(benchmarks=str(BENCHMARKS))))
     plan = Plan(
         folder=tmp_path / "out",

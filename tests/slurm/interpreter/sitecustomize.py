@@ -11,7 +11,7 @@ import os
 import sys
 
 LOADING_MUCH = ("lmscale.cli.main", "launcher.preflight", "launcher.preflight.node_probe")
-SCRIPTS = ("/toy_trainer.py", "/gpu_checks.py", "/mailbox_rank.py")
+SCRIPTS = ("/toy_trainer.py", "/gpu_checks.py", "/odd_checks.py", "/mailbox_rank.py")
 
 if "TEST_HOLD" in os.environ:
     from hold import wait_if_held
