@@ -94,7 +94,7 @@ SAVES = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(saves=SAVES)
 @example(Saves((100,) * 40, frozenset(), 3, 0, GuardConfig(jump_steps=500)))
 @example(Saves((2,) * 300, frozenset(), 2, 0, GuardConfig()))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,15 @@ def make_config(name: str = "llama_7b", overrides: Mapping[str, Any] | None = No
     return load_config(path, [f"{key}={value}" for key, value in settings.items()])
 
 
+@cache
+def _llama() -> RunConfig:
+    return make_config()
+
+
 def make_request(cluster: ClusterConfig | str, **changes: Any) -> JobRequest:
     """A request; ``cluster`` is a profile, or the text of one."""
     values: dict[str, Any] = {
-        "config": make_config(),
+        "config": changes["config"] if "config" in changes else _llama(),
         "cluster": parse_cluster(cluster) if isinstance(cluster, str) else cluster,
         "cluster_name": "case",
         "submission": "20261122-011900-train",

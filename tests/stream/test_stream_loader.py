@@ -59,7 +59,7 @@ def stream(stream_config):
 
 
 # Each worker is a process of its own: those of eight ranks with three each would show no more.
-GRID = [(1, 0), (2, 0), (4, 0), (8, 0), (1, 3), (2, 2), (4, 1)]
+GRID = [(1, 0), (2, 0), (4, 0), (8, 0), (1, 3), (2, 2)]
 
 
 @pytest.mark.parametrize(("world_size", "workers"), GRID)
@@ -77,25 +77,19 @@ def test_digests_do_not_depend_on_ranks_and_workers(stream, world_size, workers)
 def test_workers_hand_over_what_a_thread_does(stream_config, packing):
     stream = open_stream(stream_config(a=3, b=1, packing=packing), seed=1)
     expected = load(stream, plan(2), 1, first_n=7)
-    for workers in (1, 3):
-        for step, other in zip(
-            expected, load(stream, plan(2), 1, first_n=7, workers=workers), strict=True
-        ):
-            assert (step.first_n, step.samples, step.targets) == (
-                other.first_n,
-                other.samples,
-                other.targets,
-            )
-            for one, two in zip(step.micro_batches, other.micro_batches, strict=True):
-                assert list(one.arrays) == list(two.arrays) == ["tokens", "starts", "lengths"]
-                for name, array in one.arrays.items():
-                    assert array.dtype == two.arrays[name].dtype
-                    assert array.tolist() == two.arrays[name].tolist()
-                assert (one.first_n, one.digest, one.targets) == (
-                    two.first_n,
-                    two.digest,
-                    two.targets,
-                )
+    found = load(stream, plan(2), 1, first_n=7, workers=2)
+    for step, other in zip(expected, found, strict=True):
+        assert (step.first_n, step.samples, step.targets) == (
+            other.first_n,
+            other.samples,
+            other.targets,
+        )
+        for one, two in zip(step.micro_batches, other.micro_batches, strict=True):
+            assert list(one.arrays) == list(two.arrays) == ["tokens", "starts", "lengths"]
+            for name, array in one.arrays.items():
+                assert array.dtype == two.arrays[name].dtype
+                assert array.tolist() == two.arrays[name].tolist()
+            assert (one.first_n, one.digest, one.targets) == (two.first_n, two.digest, two.targets)
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (4, 0), (1, 2)])
