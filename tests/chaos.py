@@ -252,7 +252,10 @@ class Chaos:
         # Beyond the newest also where that is damaged: a run that is to end before it is refused.
         steps = max(committed_steps(self.run), default=0) + STEPS_AFTER
         last = {"train.steps": steps, "engine.zero_stage": 1, **self.family.settings}
-        self.peace(["train", self.config, *settings(last)], 2)
+        num_ranks = 2 if self.family.is_fixed else 1
+        if not self.family.is_fixed:
+            last["batch.micro_windows"] = 12  # a step at once
+        self.peace(["train", self.config, *settings(last)], num_ranks)
         self.peace(["runs", "audit", self.run], 1)
         if len(ledger_of(self.run)) != steps:
             raise ChaosFailed(f"the ledger has {len(ledger_of(self.run))} rows of {steps} steps")
@@ -262,7 +265,7 @@ class Chaos:
         if self.family.is_rewound:
             return f"{steps} steps; audit clean, weights finite"
         calm = self.folder / "calm"
-        self.peace(["train", self.config, *settings({**last, "run.folder": calm})], 2)
+        self.peace(["train", self.config, *settings({**last, "run.folder": calm})], num_ranks)
         pairs = [(self.run / "ledger.jsonl").read_bytes(), (calm / "ledger.jsonl").read_bytes()]
         if pairs[0] != pairs[1]:
             raise ChaosFailed(f"{self.family.name}: the ledger is not that of a calm run")
