@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lmscale.checkpoint.manifest import (
     BUFFER,
+    FACTOR,
     FROZEN,
     MASTER,
     Averaging,
@@ -24,6 +25,7 @@ from lmscale.checkpoint.manifest import (
     Untrained,
 )
 from lmscale.checkpoint.write_file import DTYPE_NAMES
+from lmscale.engine.adafactor import Adafactor
 from lmscale.engine.engine import MODEL_PREFIX, Engine, whole_shape
 from lmscale.engine.masters import (
     base_optimizer,
@@ -75,6 +77,17 @@ def held_fragments(engine: Engine) -> Iterator[Fragment]:
     for name, buffer in persistent_buffers(engine):
         tensors = {BUFFER: buffer.detach().view(-1)}
         yield Fragment(parameter=name, offset=0, tensors=tensors, is_shared=True)
+    for name, factor in factors(engine):
+        yield Fragment(parameter=name, offset=0, tensors={FACTOR: factor}, is_shared=True)
+
+
+def factors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
+    """Adafactor's running means, 1-D, which every rank has whole."""
+    optimizer = base_optimizer(engine)
+    if isinstance(optimizer, Adafactor):
+        for name, (by_row, by_column) in optimizer.factors.items():
+            yield f"{name}.row_squares", by_row
+            yield f"{name}.column_squares", by_column
 
 
 def owned_fragments(engine: Engine) -> Iterator[Fragment]:
@@ -105,7 +118,7 @@ def parameter_states(engine: Engine) -> dict[str, tuple[str, ...]]:
 
 
 def replicated_tensors(engine: Engine) -> dict[str, Untrained]:
-    """Frozen parameter or buffer → its shape, dtype and kind, as the manifest has them."""
+    """Frozen parameter, buffer or factor → its shape, dtype and kind, as the manifest has them."""
     rows = {
         name: (whole_shape(parameter), parameter.dtype, FROZEN)
         for name, parameter in engine.named_parameters()
@@ -113,6 +126,7 @@ def replicated_tensors(engine: Engine) -> dict[str, Untrained]:
     }
     for name, buffer in persistent_buffers(engine):
         rows[name] = (tuple(buffer.shape), buffer.dtype, BUFFER)
+    rows |= {name: (tuple(means.shape), means.dtype, FACTOR) for name, means in factors(engine)}
     return {
         name: Untrained(shape=shape, dtype=DTYPE_NAMES[dtype], kind=kind)
         for name, (shape, dtype, kind) in rows.items()

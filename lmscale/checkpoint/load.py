@@ -28,7 +28,15 @@ from lmscale.checkpoint.fragments import (
     write_optimizer,
 )
 from lmscale.checkpoint.layout import find_gaps, plan_reads, tensor_name
-from lmscale.checkpoint.manifest import BUFFER, FROZEN, MASTER, FileEntry, Manifest, Untrained
+from lmscale.checkpoint.manifest import (
+    BUFFER,
+    FACTOR,
+    FROZEN,
+    MASTER,
+    FileEntry,
+    Manifest,
+    Untrained,
+)
 from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.write_file import DTYPE_NAMES
 from lmscale.config.training import AVERAGE, Weights
@@ -212,7 +220,7 @@ def _describe(
     # Not the dtypes of what is replicated: they follow the precision, which may change.
     described = {name: f"{tuple(shape)}" for name, shape in shapes.items()}
     return described | {
-        name: f"a {'frozen parameter' if row.kind == FROZEN else 'buffer'} {tuple(row.shape)}"
+        name: f"a {'frozen parameter' if row.kind == FROZEN else row.kind} {tuple(row.shape)}"
         for name, row in replicated.items()
     }
 
@@ -291,7 +299,8 @@ def read_weights(
     place: Place, manifest: Manifest, weights: Weights = "trained"
 ) -> dict[str, Tensor]:
     """All the weights of a checkpoint that ``find_weights`` gave: parameters, then buffers."""
-    others = sorted(manifest.replicated, key=lambda name: manifest.replicated[name].kind == BUFFER)
+    kinds = {n: row.kind for n, row in manifest.replicated.items() if row.kind != FACTOR}
+    others = sorted(kinds, key=lambda name: kinds[name] == BUFFER)
     with open_weights(place, manifest, weights) as read:
         return {name: read(name) for name in (*manifest.parameters, *others)}
 

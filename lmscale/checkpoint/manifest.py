@@ -45,6 +45,7 @@ VERSION = 2
 MASTER = "master"
 FROZEN = "frozen"
 BUFFER = "buffer"
+FACTOR = "factor"  # of Adafactor's running means, of a row or a column of a parameter
 MAX_ELEMENTS = 2**60
 MAX_DIMENSIONS = 64
 # Of every dtype that write_file.py stores, as safetensors names it. Not from there: it loads torch.
@@ -88,12 +89,12 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Untrained:
-    """A tensor that no optimizer updates: a frozen parameter, or a buffer."""
+    """A tensor that all ranks hold alike: a frozen parameter, a buffer, or a factor."""
 
     __pydantic_config__ = EXACT
     shape: Shape
     dtype: Annotated[Text, one_of(ITEM_BYTES)]
-    kind: Annotated[Text, one_of((FROZEN, BUFFER))]
+    kind: Annotated[Text, one_of((FROZEN, BUFFER, FACTOR))]
 
 
 @dataclass(frozen=True, kw_only=True)

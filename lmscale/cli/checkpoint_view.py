@@ -140,7 +140,7 @@ def _render_tensors(manifest: Manifest) -> Iterator[str]:
     yield _line("parameters", f"{trained:,} trained, in {count:,} tensors, fp32")
     kinds = Counter(kind for kinds in manifest.states.values() for kind in kinds)
     yield _line("of each", ", ".join(f"{kind} ({n:,})" for kind, n in kinds.items()))
-    for kind in ("frozen", "buffer"):
+    for kind in ("frozen", "buffer", "factor"):
         rows = [row for row in manifest.replicated.values() if row.kind == kind]
         if rows:
             elements = sum(math.prod(row.shape) for row in rows)

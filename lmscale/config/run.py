@@ -125,7 +125,7 @@ class RunConfig(Section):
         if problem := self.engine.schedule.find_problem(total_steps=self.train.steps):
             yield problem
         mup, optimizer = getattr(self.model, "mup", None), self.engine.optimizer.kind
-        if mup is not None and mup.base_width and optimizer in ("muon", "sgd"):
+        if mup is not None and mup.base_width and optimizer in ("adafactor", "muon", "sgd"):
             yield (
                 f"model.mup scales learning rates as Adam and its like need it, not {optimizer}: "
                 "set engine.optimizer.kind to adamw, adam or lion"

@@ -18,17 +18,20 @@ Weights = Literal["trained", "average"]
 
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter 2019), Adam (Kingma and Ba 2015), Lion (Chen et al. 2023), Muon
+    """AdamW (Loshchilov and Hutter 2019), Adafactor (Shazeer and Stern 2018), Adam (Kingma and Ba
+    2015), Lion (Chen et al. 2023), Muon
     (Jordan et al. 2024), schedule-free AdamW (Defazio et al. 2024) or SGD with momentum.
     """
 
-    kind: Literal["adamw", "adam", "lion", "muon", "schedule_free", "sgd"] = "adamw"
+    kind: Literal["adamw", "adafactor", "adam", "lion", "muon", "schedule_free", "sgd"] = "adamw"
     """``adam`` adds ``weight_decay`` times the weights to the gradient (L2), as ``sgd`` does; the
     others shrink the weights themselves. ``lion`` moves every element by ``lr``: give it a third or
     a tenth of AdamW's, three or ten times its ``weight_decay``, and betas of 0.9 and 0.99.
     ``muon``: the matrices of the blocks by Muon, everything else by AdamW. Muon's updates are
     scaled to the size of AdamW's (Liu et al. 2025), so that both take the same ``lr`` and
     ``weight_decay``. Queries, keys, values, gate and up are a matrix each, though stored together.
+    ``adafactor`` keeps one number a row and a column in place of two an element, no momentum, and
+    goes by ``lr`` times a parameter's own root mean square: give it 0.01, say.
     ``schedule_free``: AdamW that averages what it steps through in place of a decay of the learning
     rate, so with ``engine.schedule.kind: constant``; held-out figures are of the average, which
     takes no memory of its own, and ``betas`` are fixed over the run.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lmscale.config.data import BatchPlan
 from lmscale.config.training import EngineConfig
+from lmscale.engine.adafactor import Adafactor, FactoredPart
 from lmscale.engine.average import keep_average
 from lmscale.engine.deepspeed_config import render_deepspeed_config
 from lmscale.engine.engine import MODEL_PREFIX, Engine, whole_shape
@@ -159,6 +161,7 @@ def build_engine(
     reset_states(base_optimizer(built), master_groups(built), config.optimizer)
     _check_methods(built)
     _bind_muon(built, declared)
+    _bind_adafactor(built)
     keep_average(built)
     if config.zero_stage == 0:
         _accumulate_in_fp32(built)
@@ -226,19 +229,9 @@ def _bind_muon(engine: Engine, declared: Mapping[str, Declared]) -> None:
     if not isinstance(optimizer, Muon):
         return
     masters = [master for master, _ in master_groups(engine)]
-    index_of = {id(master): index for index, master in enumerate(masters)}
-    own_pieces = {
-        piece.parameter: [
-            index_of[id(piece.master)],
-            piece.start,
-            (piece.offset, piece.offset + piece.elements),
-        ]
-        for piece in held_slices(engine)
-        if engine.methods[piece.parameter] == "muon"
-    }
+    own_pieces, of_ranks = _gather_pieces(engine, masters, "muon")
     # At stage 0 every rank has everything, and does everything.
     is_whole = engine.config.zero_stage == 0
-    of_ranks = [own_pieces] if is_whole else gather_json(own_pieces)
     matrices: dict[Tensor, list[Matrix]] = {master: [] for master in masters}
     for name, parameter in engine.trained_parameters():
         pieces = [pieces[name] for pieces in of_ranks if name in pieces]
@@ -255,3 +248,50 @@ def _bind_muon(engine: Engine, declared: Mapping[str, Declared]) -> None:
             start=own_pieces[name][1] if name in own_pieces else 0,
         )
     optimizer.bind(matrices, engine.device)
+
+
+def _bind_adafactor(engine: Engine) -> None:
+    """Tell Adafactor what this rank's masters hold of every parameter. A collective of all."""
+    optimizer = base_optimizer(engine)
+    if not isinstance(optimizer, Adafactor):
+        return
+    masters = [master for master, _ in master_groups(engine)]
+    own_pieces, of_ranks = _gather_pieces(engine, masters, "adafactor")
+    parts: dict[Tensor, list[FactoredPart]] = {master: [] for master in masters}
+    for name, parameter in engine.trained_parameters():
+        *rows, columns = whole_shape(parameter) or (1,)
+        index = next(pieces[name][0] for pieces in of_ranks if name in pieces)
+        _, start, (begin, end) = own_pieces.get(name, (index, 0, (0, 0)))
+        part = FactoredPart(
+            name=name,
+            rows=math.prod(rows),
+            columns=columns,
+            offset=begin,
+            start=start,
+            elements=end - begin,
+        )
+        parts[masters[index]].append(part)
+    optimizer.bind(parts, engine.device, is_dealt=engine.config.zero_stage > 0)
+
+
+Pieces = dict[str, Any]  # parameter → [which master, start in it, (from, to) in the parameter]
+
+
+def _gather_pieces(
+    engine: Engine, masters: Sequence[Tensor], method: str
+) -> tuple[Pieces, list[Pieces]]:
+    """This rank's pieces of the parameters that ``method`` updates, and those of all ranks that
+    hold different ones: at stage 0 the first's stand for all.
+    """
+    index_of = {id(master): index for index, master in enumerate(masters)}
+    own_pieces: Pieces = {
+        piece.parameter: [
+            index_of[id(piece.master)],
+            piece.start,
+            (piece.offset, piece.offset + piece.elements),
+        ]
+        for piece in held_slices(engine)
+        if engine.methods[piece.parameter] == method
+    }
+    is_whole = engine.config.zero_stage == 0
+    return own_pieces, [own_pieces] if is_whole else gather_json(own_pieces)

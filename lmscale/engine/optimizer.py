@@ -4,6 +4,7 @@
 kind              the matrices of the blocks           everything else
 ================= ==================================== =======================
 ``adamw``         AdamW                                AdamW
+``adafactor``     Adafactor (engine/adafactor.py)      the same
 ``adam``          Adam, its decay in the gradient      the same
 ``lion``          Lion (engine/lion.py)                Lion
 ``muon``          Muon (engine/muon.py)                AdamW
@@ -21,12 +22,13 @@ from typing import Any, Literal
 import torch
 
 from lmscale.config.training import OptimizerConfig
+from lmscale.engine.adafactor import Adafactor
 from lmscale.engine.lion import Lion
 from lmscale.engine.muon import Muon
 from lmscale.engine.schedule_free import ScheduleFreeAdamW, Z, first_states
 from lmscale.model.initialize import Declared
 
-Method = Literal["adamw", "adam", "lion", "muon", "schedule_free", "sgd"]
+Method = Literal["adamw", "adafactor", "adam", "lion", "muon", "schedule_free", "sgd"]
 _ADAMS = ("adamw", "adam")
 STEP = "step"
 
@@ -75,7 +77,7 @@ def element_states(method: str, config: OptimizerConfig) -> tuple[str, ...]:
         return ("exp_avg",)
     if method == "schedule_free":
         return (Z, "exp_avg_sq")
-    if method == "sgd" and config.momentum == 0:
+    if method == "adafactor" or (method == "sgd" and config.momentum == 0):
         return ()
     return ("momentum_buffer",)
 
@@ -107,6 +109,8 @@ def build_optimizer(
         return Muon(groups, momentum=config.momentum, betas=config.betas, eps=config.eps)
     if config.kind == "lion":
         return Lion(groups, betas=config.betas)
+    if config.kind == "adafactor":
+        return Adafactor(groups)
     if config.kind == "schedule_free":
         return ScheduleFreeAdamW(groups, betas=config.betas, eps=config.eps)
     build = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
@@ -125,6 +129,6 @@ def reset_states(
             continue
         states = element_states(group["method"], config)
         optimizer.state[master] = {key: torch.zeros_like(master) for key in states}
-        if group["method"] in _ADAMS:  # which alone count their updates
-            zero = torch.zeros((), dtype=torch.float32, device=master.device)
-            optimizer.state[master][STEP] = zero
+        if group["method"] in (*_ADAMS, "adafactor"):  # which count their updates
+            device = master.device if group["method"] in _ADAMS else torch.device("cpu")
+            optimizer.state[master][STEP] = torch.zeros((), dtype=torch.float32, device=device)

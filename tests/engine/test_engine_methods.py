@@ -60,7 +60,7 @@ def setups_for(world_size: int) -> list[Setup]:
     if world_size == 2:
         found += [
             Setup(world_size=2, stage=stage, kind=kind)
-            for stage, kind in product((0, 1, 2, 3), ("adam", "lion", "schedule_free"))
+            for stage, kind in product((0, 1, 2, 3), ("adam", "adafactor", "lion", "schedule_free"))
         ]
         found += [
             Setup(world_size=2, stage=stage, kind=kind, offload="optimizer")
@@ -264,6 +264,9 @@ def train_plainly(kind, muon: Callable[..., torch.optim.Optimizer] = MuonByFormu
     optimizers: list[torch.optim.Optimizer]
     if kind == "sgd":
         optimizers = [torch.optim.SGD(groups(False), lr=LEARNING_RATE, momentum=0.9)]
+    elif kind == "adafactor":
+        settings = {"lr": LEARNING_RATE, "eps": (1e-30, 1e-3), "foreach": False}
+        optimizers = [torch.optim.Adafactor(groups(False), **settings)]
     elif kind == "schedule_free":
         reference = AdamWScheduleFree(
             groups(False), lr=LEARNING_RATE, betas=CONFIG.betas, eps=CONFIG.eps, foreach=False
@@ -296,6 +299,7 @@ PLAIN = {
     "adam": lambda: train_plainly("adam"),
     "lion": lambda: train_plainly("lion"),
     "muon": lambda: train_plainly("muon"),
+    "adafactor": lambda: train_plainly("adafactor"),
     "schedule_free": lambda: train_plainly("schedule_free"),
     "sgd": lambda: train_plainly("sgd"),
     "whole muon": lambda: train_plainly("muon", partial(MuonByFormula, is_whole=True)),

@@ -1,10 +1,13 @@
 """Which parameters are decayed goes by the kind of their module, never by their name."""
 
+from itertools import combinations_with_replacement
+
 import pytest
 import torch
 
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.config.training import OptimizerConfig
+from lmscale.engine.adafactor import FactoredPart, sum_squares
 from lmscale.engine.engine import skipping
 from lmscale.engine.lion import Lion
 from lmscale.engine.optimizer import (
@@ -27,7 +30,7 @@ def group(method, weight_decay, *names, lr_ratio=1.0) -> ParameterGroup:
     )
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adam", "lion", "schedule_free", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "adam", "lion", "schedule_free", "sgd"])
 @pytest.mark.parametrize(
     ("decay", "decayed", "others"),
     [
@@ -146,6 +149,24 @@ def test_an_optimizer_begins_at_rate_0_with_states_of_zeros(name):
     for parameter in parameters.values():  # rate 0 changes nothing, decay included
         assert torch.equal(parameter.detach(), torch.ones(3, 2))
         assert optimizer.state[parameter].get("step", torch.tensor(1.0)) == 1
+
+
+def test_the_runs_of_a_matrix_sum_to_its_rows_and_columns_wherever_it_is_cut():
+    slopes = torch.arange(1.0, 16.0)
+    whole = slopes.square().view(5, 3)
+    for first, second in combinations_with_replacement(range(16), 2):  # between three ranks
+        sums = []
+        for begin, end in ((0, first), (first, second), (second, 15)):
+            size = end - begin
+            part = FactoredPart(name="a", rows=5, columns=3, offset=begin, start=2, elements=size)
+            master = torch.cat([torch.full((2,), 99.0), slopes[begin:end], torch.full((4,), 99.0)])
+            sums.append(sum_squares(part, master, master))
+            if size:
+                assert torch.equal(part.cut(part.pad(part.of(master))), slopes[begin:end])
+        by_row, by_column, length = map(sum, zip(*sums, strict=True))
+        torch.testing.assert_close(by_row, whole.sum(1))
+        torch.testing.assert_close(by_column, whole.sum(0))
+        torch.testing.assert_close(length, whole.sum().reshape(1))
 
 
 KINDS_OF_TWO = {name: KINDS[name] for name in "ae"}

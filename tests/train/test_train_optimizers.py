@@ -1,5 +1,5 @@
-"""Runs of every optimizer but AdamW, stopped and gone on with: Muon and SGD at another ZeRO stage
-and world size, Adam and Lion in bf16 as they were.
+"""Runs of every optimizer but AdamW, stopped and gone on with: Adafactor, Muon and SGD at another
+ZeRO stage and world size, Adafactor, Adam and Lion in bf16 as they were.
 """
 
 from pathlib import Path
@@ -14,9 +14,9 @@ from lmscale.checkpoint.places.place import LocalPlace
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 STEPS, STOP_AFTER = 6, 3
-KINDS = ("muon", "sgd")
-IN_BF16 = ("adam", "lion")
-RATES = {"muon": 3e-3, "sgd": 0.5, "adam": 3e-3, "lion": 1e-3}
+KINDS = ("adafactor", "muon", "sgd")
+IN_BF16 = ("adafactor", "adam", "lion")
+RATES = {"adafactor": 0.05, "muon": 3e-3, "sgd": 0.5, "adam": 3e-3, "lion": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +24,15 @@ def trained(tiny_data, tmp_path_factory):
     """Case's name → its reports; and the folder of their runs."""
     root = tmp_path_factory.mktemp("optimizers")
 
-    def case(name, folder, kind, *, stage, micro, stop_after=None):
+    def case(name, folder, kind, *, stage, micro, stop_after=None, precision="fp32"):
         return Case(
             name=name,
             data=str(tiny_data),
-            folder=str(root / folder),
+            folder=str(root / f"{folder}-{precision}"),
             overrides={
                 "engine.optimizer.kind": kind,
                 "engine.optimizer.lr": RATES[kind],
-                "engine.precision": "bf16" if kind in IN_BF16 else "fp32",
+                "engine.precision": precision,
                 "engine.zero_stage": stage,
                 "batch.global_windows": 8,
                 "batch.micro_windows": micro,
@@ -51,7 +51,15 @@ def trained(tiny_data, tmp_path_factory):
             for kind in KINDS
         ]
         + [
-            case(f"{kind} {part}", f"{kind}-{folder}", kind, stage=1, micro=4, stop_after=stop)
+            case(
+                f"{kind} {part} in bf16",
+                f"{kind}-{folder}",
+                kind,
+                stage=1,
+                micro=4,
+                stop_after=stop,
+                precision="bf16",
+            )
             for kind in IN_BF16
             for part, folder, stop in (
                 ("whole", "whole", None),
@@ -76,7 +84,7 @@ def test_a_run_goes_on_at_another_stage_and_world_size_as_if_never_stopped(train
         assert report.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)
     assert whole[-1].loss < whole[0].loss - 0.05
     weights, expected_weights = (
-        load_weights(LocalPlace(Path(root / f"{kind}-{name}") / "checkpoints"))
+        load_weights(LocalPlace(Path(root / f"{kind}-{name}-fp32") / "checkpoints"))
         for name in ("cut", "whole")
     )
     for name, weight in weights.items():
@@ -87,9 +95,10 @@ def test_a_run_goes_on_at_another_stage_and_world_size_as_if_never_stopped(train
 @pytest.mark.parametrize("kind", IN_BF16)
 def test_a_run_in_bf16_goes_on_with_the_same_bits(trained, kind):
     reports, root = trained
-    assert [*reports[f"{kind} begun"], *reports[f"{kind} ended"]] == reports[f"{kind} whole"]
+    cut = [*reports[f"{kind} begun in bf16"], *reports[f"{kind} ended in bf16"]]
+    assert cut == reports[f"{kind} whole in bf16"]
     weights, expected_weights = (
-        load_weights(LocalPlace(Path(root / f"{kind}-{name}") / "checkpoints"))
+        load_weights(LocalPlace(Path(root / f"{kind}-{name}-bf16") / "checkpoints"))
         for name in ("cut", "whole")
     )
     for name, weight in weights.items():

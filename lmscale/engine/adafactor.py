@@ -1,0 +1,150 @@
+"""Adafactor over ZeRO: a matrix keeps one number a row and a column in place of one an element.
+
+Shazeer and Stern 2018 (arXiv 1804.04235), algorithms 4 and 5, without momentum. The mean square of
+an element's gradient is taken as r c / mean(r), of running means of the squares by row, r, and by
+column, c, that forget by 1 - t^-0.8. An update is scaled down to a root mean square of 1, and then
+by that of the parameter itself: ``lr`` is relative.
+
+Means over a whole matrix are all that it needs of the other ranks: each sums over the run of
+elements that it holds, and two small all-reduces a step give every rank the same r, c and scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+FORGETS = -0.8  # the power of the step
+SMALLEST_SQUARE = 1e-30  # of the gradient
+SMALLEST_SCALE = 1e-3  # of a parameter, which may begin with zeros
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactoredPart:
+    """The run of a parameter's elements that this rank's master holds; it may be empty.
+
+    The parameter is taken as a matrix by its last dimension; a vector is a matrix of one row.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    offset: int  # of the run in the flattened parameter
+    start: int  # of the run in the flattened master
+    elements: int
+
+    def of(self, flat: Tensor) -> Tensor:
+        return flat.narrow(0, self.start, self.elements)
+
+    @property
+    def lines(self) -> slice:
+        """The rows that the run touches."""
+        return slice(self.offset // self.columns, -(-(self.offset + self.elements) // self.columns))
+
+    def pad(self, run: Tensor) -> Tensor:
+        """The run in the rows that it touches, zeros around it: [rows touched, columns]."""
+        lines = self.lines
+        whole = run.new_zeros((lines.stop - lines.start) * self.columns)
+        whole[self.offset - lines.start * self.columns :][: self.elements] = run
+        return whole.view(-1, self.columns)
+
+    def cut(self, lines: Tensor) -> Tensor:
+        """What ``pad`` has put around the run taken away again."""
+        begin = self.offset - self.lines.start * self.columns
+        return lines.reshape(-1)[begin : begin + self.elements]
+
+
+class Adafactor(torch.optim.Optimizer):
+    """``bind`` says what the masters hold; before it, and so in the step that DeepSpeed takes while
+    it is built, they stay as they are. ``factors``: a parameter's r, f32 [rows], and c, [columns],
+    the same on all ranks.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+        self.factors: dict[str, tuple[Tensor, Tensor]] = {}
+        self._parts: Mapping[Tensor, Sequence[FactoredPart]] = {}
+        self._device = torch.device("cpu")
+        self._is_dealt = False
+
+    def bind(
+        self,
+        parts: Mapping[Tensor, Sequence[FactoredPart]],
+        device: torch.device,
+        *,
+        is_dealt: bool,
+    ) -> None:
+        """``parts``: master → the parameters of which any rank's holds a run, in the same order on
+        all ranks. ``device`` is where ranks exchange; ``is_dealt``: they hold different runs.
+        """
+        self._parts, self._device, self._is_dealt = parts, device, is_dealt
+        self.factors = {
+            part.name: (
+                torch.zeros(part.rows, device=master.device),
+                torch.zeros(part.columns, device=master.device),
+            )
+            for master, of_master in parts.items()
+            for part in of_master
+        }
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update, unless a gradient is not finite (``found_inf``, as of torch's fused ones).
+
+        A collective: all ranks, with the same masters in the same order.
+        """
+        if getattr(self, "found_inf", False):
+            return
+        for group in self.param_groups:
+            for master in group["params"]:
+                if master.grad is not None and master in self._parts:
+                    self._update(master, group, self._parts[master])
+
+    def _update(self, master: Tensor, group: dict[str, Any], parts: Sequence[FactoredPart]) -> None:
+        state = self.state[master]
+        state["step"] += 1
+        share = float(state["step"]) ** FORGETS  # of this step in the means
+        flat, gradient = master.view(-1), master.grad
+        assert gradient is not None
+        slopes = gradient.view(-1)
+        sums = self._sum([row for part in parts for row in sum_squares(part, slopes, flat)])
+        of_parts = zip(sums[::3], sums[1::3], sums[2::3], strict=True)
+        scales = []
+        for part, (by_row, by_column, of_weights) in zip(parts, of_parts, strict=True):
+            r, c = self.factors[part.name]
+            r.lerp_(by_row / part.columns + SMALLEST_SQUARE, share)
+            c.lerp_(by_column / part.rows + SMALLEST_SQUARE, share)
+            size = part.rows * part.columns
+            scales.append((of_weights / size).sqrt().clamp(min=SMALLEST_SCALE))
+            if part.elements:  # the update, in the gradient's memory, which is not read again
+                squares = torch.outer(r[part.lines] / r.mean(), c)
+                part.of(slopes).mul_(part.cut(squares).rsqrt())
+        lengths = self._sum([part.of(slopes).square().sum().reshape(1) for part in parts])
+        master.mul_(1 - group["lr"] * group["weight_decay"])
+        for part, scale, length in zip(parts, scales, lengths, strict=True):
+            root_mean_square = (length / (part.rows * part.columns)).sqrt()
+            rate = group["lr"] * scale / root_mean_square.clamp(min=1.0)
+            part.of(flat).sub_(part.of(slopes) * rate)
+
+    def _sum(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """Each vector's sum over the ranks, by one all-reduce of all of them."""
+        if not self._is_dealt:
+            return [*rows]
+        packed = torch.cat([*rows]).to(self._device)
+        dist.all_reduce(packed)
+        return [*packed.to(rows[0].device).split([len(row) for row in rows])]
+
+
+def sum_squares(part: FactoredPart, slopes: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    """Of the gradient's run by row, f32 [rows], and by column, [columns]; of the weights', [1]."""
+    by_row, by_column = slopes.new_zeros(part.rows), slopes.new_zeros(part.columns)
+    if part.elements:
+        squares = part.pad(part.of(slopes).square())
+        by_row[part.lines] = squares.sum(1)
+        by_column += squares.sum(0)
+    return by_row, by_column, part.of(weights).square().sum().reshape(1)
