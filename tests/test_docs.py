@@ -153,7 +153,7 @@ def test_the_lines_for_another_model_fit_the_page_s_configuration():
             tree[section] = (tree["stream"] | keys) if section == "stream" else keys
         family = parse_config(yaml.safe_dump(tree)).model.family
         assert f"family: {family}," in row
-    assert len(rows) == 3
+    assert len(rows) == 4
 
 
 def test_the_tables_of_the_configuration_page_are_what_the_code_says():
