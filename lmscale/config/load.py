@@ -231,7 +231,8 @@ def _describe(
     kind = problem["type"]
     if kind == "extra_forbidden":
         keys = _known_keys(location[:-1], model, tree)
-        return f"{name}: {path}: {describe_unknown(str(location[-1]), keys)}"
+        owners = _describe_owners(location, model)
+        return f"{name}: {path}: {describe_unknown(str(location[-1]), keys)}{owners}"
     if kind == "missing":
         return f"{name}: {path}: is required and missing."
     message = problem["msg"].removeprefix("Value error, ")
@@ -251,6 +252,17 @@ def describe_unknown(key: str, valid_keys: Sequence[str]) -> str:
     near = difflib.get_close_matches(key, valid_keys, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(valid_keys)}."
     return f"unknown key. {hint}"
+
+
+def _describe_owners(location: Sequence[str | int], model: type[BaseModel]) -> str:
+    """Which other kinds of a section have a key that this one does not know; "" for none."""
+    section, key = str(location[0]), str(location[-1])
+    if len(location) != 2 or section not in model.model_fields:
+        return ""
+    metadata = model.model_fields[section].metadata
+    kinds = next((item for item in metadata if isinstance(item, Kinds)), None)
+    owners = [name for name, kind in kinds.own.items() if key in kind.model_fields] if kinds else []
+    return f" It is one of {section}.{kinds.key}: {', '.join(owners)}." if kinds and owners else ""
 
 
 def _known_keys(

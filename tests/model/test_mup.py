@@ -9,10 +9,13 @@ import torch
 from tiny_run import tiny_config
 from torch.testing import assert_close
 
+from lmscale.config.load import parse_config
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.config.run import RunConfig
+from lmscale.errors import ConfigError
 from lmscale.model.family import build_model
 from lmscale.model.initialize import declared_parameters
+from lmscale.runs.continuation import model_identity
 from lmscale.train.initial import draw_weights, fill_weights
 
 SIZES = Sizes(vocab_size=64, max_positions=16, sequence_length=16)
@@ -69,7 +72,6 @@ def test_scores_are_divided_by_the_width_of_heads_that_grow():
         ({"engine.optimizer.kind": "muon"}, "model.mup scales learning rates as Adam"),
         ({"engine.optimizer.kind": "sgd"}, "set engine.optimizer.kind to adamw, adam or lion"),
         ({"model.mup.base_width": 0, "model.mup.base_head_width": 4}, "base_width is to be given"),
-        ({"model": {"family": "recurrent", "mup": {"base_width": 8}}}, "mup"),
     ],
 )
 def test_what_mup_cannot_be_is_told_with_the_configuration(tmp_path, overrides, problem):
@@ -78,9 +80,14 @@ def test_what_mup_cannot_be_is_told_with_the_configuration(tmp_path, overrides, 
 
 
 def test_a_checkpoint_of_a_run_without_mup_knows_nothing_of_it(tmp_path):
-    from lmscale.runs.continuation import model_identity
-
     config: RunConfig = tiny_config(tmp_path, tmp_path)
     assert "mup" not in model_identity(config)
     scaled = tiny_config(tmp_path, tmp_path, {"model.mup.base_width": 8})
     assert model_identity(scaled)["mup"] == {"base_width": 8, "base_head_width": 0}
+
+
+def test_a_family_without_mup_refuses_it_and_says_which_has_it():
+    with pytest.raises(ConfigError) as caught:
+        parse_config("{run: {name: a}, model: {family: recurrent, mup: {base_width: 8}}}")
+    assert caught.value.problems[0].startswith("config: model.mup: unknown key. Known here: ")
+    assert caught.value.problems[0].endswith(" It is one of model.family: decoder.")
