@@ -35,6 +35,7 @@ PARTS = {
     "stream": {"mask_documents": False},
     "model": {"pooler": True, "token_types": 2, "text_classes": 2},
 }
+MIXED = {"objective": {"parts": {n: {"objective": {"name": n}} for n in ("causal", "fill_middle")}}}
 DISTILLED = {"objective": {"teacher": "another run"}}
 WHOLE = {"packing": "best_fit", "mask_documents": True}
 NAMES = {"names": ["a", "b"]}
@@ -43,6 +44,7 @@ NEEDED: dict[str, dict[str, dict]] = {
     "masked_order": PARTS,
     "masked_next": PARTS,
     "distill": DISTILLED,
+    "mixture": MIXED,
     "pairs": {"stream": WHOLE},
     "completion": {"stream": WHOLE},
     "classes": {

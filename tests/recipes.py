@@ -25,6 +25,16 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "transformer_xl": {"model.sliding_windows": [9], "model.segments": 4},
     "mup": {"model.mup.base_width": 8},  # matrices have a learning rate of their own
     "prefix": {"objective": {"name": "prefix"}},
+    "mixture": {
+        "objective": {
+            "name": "mixture",
+            "parts": {
+                "left": {"weight": 3},
+                "middle": {"weight": 2, "objective": {"name": "fill_middle"}},
+                "prefix": {"objective": {"name": "prefix"}},
+            },
+        },
+    },
     "lstm": {"model": LSTM},
     "gru fill_middle": {"model": LSTM | {"cell": "gru"}, "objective": {"name": "fill_middle"}},
     "masked": {

@@ -229,13 +229,14 @@ def _encode_gap(loaded: LoadedRun, before: str, after: str) -> list[int]:
     from lmscale.config.objective import FillMiddleConfig
     from lmscale.evaluation.generate import encode_gap
 
-    settings = loaded.config.objective
-    if not isinstance(settings, FillMiddleConfig):
+    objective, ids = loaded.config.objective, loaded.config.added_ids
+    fitting = (each for each in objective.each().values() if isinstance(each, FillMiddleConfig))
+    settings = next(fitting, None)
+    if settings is None:
         raise ConfigError(
-            f"--suffix: the run learned objective.name = {settings.name!r}, and only a run of "
+            f"--suffix: the run learned objective.name = {objective.name!r}, and only a run of "
             "fill_middle writes what stands between two texts. Leave --suffix out."
         )
-    ids = loaded.config.added_ids
     marks = [ids[name] for name in settings.added_ids]
     return encode_gap(loaded.tokenizer, before, after, marks=marks, bos_id=loaded.bos_id)
 

@@ -19,6 +19,7 @@ class MaskedConfig(ObjectiveConfig):
     needs = frozenset({Ability.BIDIRECTIONAL})
     implementation = "lmscale.objective.masked:MASKED"
     free = frozenset({"chunk_tokens"})
+    mixes_as = "masked"
     figures = ("loss", "accuracy")
     held_out = ("accuracy",)
 
@@ -71,6 +72,7 @@ class MaskedPartsConfig(MaskedConfig):
     """
 
     implementation = "lmscale.objective.masked_parts:MASKED_PARTS"
+    mixes_as = ""
 
     @property
     def classes(self) -> int:

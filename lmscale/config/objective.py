@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SerializeAsAny
 
+from lmscale.config.base import Section
 from lmscale.config.data import StreamConfig, WindowShape
 from lmscale.config.denoiser import DenoiserConfig, pair_lengths, plan_raw_tokens
 from lmscale.config.kinds import Ability, Kinds
@@ -26,6 +27,7 @@ class CausalConfig(NextTokenConfig):
     """Causal language modelling: predict the next token."""
 
     implementation = "lmscale.objective.causal:CAUSAL"
+    mixes_as = "next tokens"
 
     name: Literal["causal"] = "causal"
 
@@ -61,6 +63,7 @@ class PrefixConfig(NextTokenConfig):
     needs = frozenset({Ability.PREFIX})
     shows_prefixes = True
     implementation = "lmscale.objective.prefix:PREFIX"
+    mixes_as = "next tokens"
 
     name: Literal["prefix"] = "prefix"
 
@@ -78,6 +81,7 @@ class FillMiddleConfig(NextTokenConfig):
     """
 
     implementation = "lmscale.objective.fill_middle:FILL_MIDDLE"
+    mixes_as = "next tokens"
 
     name: Literal["fill_middle"] = "fill_middle"
     rate: float = Field(default=0.5, ge=0, le=1)
@@ -96,6 +100,14 @@ class PairConfig(NextTokenConfig):
     needs = frozenset({Ability.CROSS})
     figures = ("loss", "z_loss", "accuracy")
     held_out = ("accuracy",)
+    mixes_as = "pairs"
+
+    def lengths_of(self, tokens: int) -> tuple[int, int]:
+        """The most tokens that are read, and written, of a window of so many."""
+        raise NotImplementedError
+
+    def pair_lengths(self, sequence_length: int) -> tuple[int, int]:
+        return self.lengths_of(self.window(sequence_length).tokens)
 
     def find_stream_problems(self, stream: StreamConfig) -> Iterator[str]:
         if stream.mask_documents:
@@ -103,7 +115,7 @@ class PairConfig(NextTokenConfig):
                 f"objective.name = {self.name!r} takes a window as one text, whose spans may cross "
                 "from one document into the next. Set stream.mask_documents: false"
             )
-        longest = max(self.pair_lengths(stream.sequence_length) or (0,))
+        longest = max(self.pair_lengths(stream.sequence_length))
         if longest > stream.sequence_length:
             yield (
                 f"stream.sequence_length = {stream.sequence_length} is too short for the objective "
@@ -136,8 +148,8 @@ class SpanConfig(PairConfig):
     def window(self, sequence_length: int) -> WindowShape:
         return WindowShape(stride=plan_raw_tokens(self.mixture, sequence_length), overlap=0)
 
-    def pair_lengths(self, sequence_length: int) -> tuple[int, int]:
-        return pair_lengths(self.mixture, self.window(sequence_length).tokens)
+    def lengths_of(self, tokens: int) -> tuple[int, int]:
+        return pair_lengths(self.mixture, tokens)
 
     def find_stream_problems(self, stream: StreamConfig) -> Iterator[str]:
         yield from super().find_stream_problems(stream)
@@ -218,12 +230,11 @@ class InfillConfig(PairConfig):
     def window(self, sequence_length: int) -> WindowShape:
         return WindowShape(stride=max(1, sequence_length - 1), overlap=0)
 
-    def pair_lengths(self, sequence_length: int) -> tuple[int, int]:
-        tokens = self.window(sequence_length).tokens
+    def lengths_of(self, tokens: int) -> tuple[int, int]:
         return tokens + 1, tokens + 1  # with the end
 
 
-OBJECTIVES = Kinds(
+SINGLE = Kinds(
     ObjectiveConfig,
     key="name",
     group="lmscale.objectives",
@@ -244,4 +255,112 @@ OBJECTIVES = Kinds(
         "numbers": NumbersConfig,
         "tags": TagsConfig,
     },
+)
+
+
+class MixturePartConfig(Section):
+    """One of the objectives of a mixture."""
+
+    weight: float = Field(default=1.0, gt=0, le=1e9)
+    """Share of the windows and of the loss, relative to the other parts."""
+    objective: Annotated[SerializeAsAny[ObjectiveConfig], SINGLE] = CausalConfig()
+
+
+class MixtureConfig(NextTokenConfig):
+    """Several objectives that are scored alike: each window is one's, drawn by its weight. The loss
+    is the mean of the parts' own means by their weights.
+    """
+
+    needs = frozenset()  # of its own; ``each`` has needs
+    implementation = "lmscale.objective.mixture:MIXTURE"
+
+    name: Literal["mixture"]  # type: ignore[assignment]
+    parts: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,32}$")], MixturePartConfig] = Field(
+        min_length=1, max_length=64
+    )
+
+    def each(self) -> Mapping[str, ObjectiveConfig]:
+        return {
+            f"objective.parts.{name}.objective": part.objective for name, part in self.parts.items()
+        }
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the windows and of the loss, in the order of the parts; together 1."""
+        total = sum(part.weight for part in self.parts.values())
+        return tuple(part.weight / total for part in self.parts.values())
+
+    @property
+    def scored_as(self) -> str:
+        return next(iter(self.each().values())).mixes_as
+
+    @property
+    def figures(self) -> tuple[str, ...]:  # type: ignore[override]
+        first = next(iter(self.each().values())).figures
+        shared = (name for name in ("loss", "z_loss", "accuracy") if name in first)
+        return (*shared, *(f"loss/{name}" for name in self.parts))
+
+    @property
+    def shows_prefixes(self) -> bool:  # type: ignore[override]
+        return any(getattr(each, "shows_prefixes", False) for each in self.each().values())
+
+    @property
+    def more_terms(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self.parts)
+
+    @property
+    def held_out(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(name for name in self.figures if name not in ("loss", "z_loss"))
+
+    @property
+    def added_ids(self) -> tuple[str, ...]:
+        """All parts' names; a name that several have is one id. Sentinels are last, in a row."""
+        names = dict.fromkeys(name for each in self.each().values() for name in each.added_ids)
+        return tuple(sorted(names, key=lambda name: name.startswith("sentinel_")))
+
+    def window(self, sequence_length: int) -> WindowShape:
+        """The shortest, of which each part makes no more than the model takes."""
+        shapes = [each.window(sequence_length) for each in self.each().values()]
+        return min(shapes, key=lambda shape: shape.tokens)
+
+    def pair_lengths(self, sequence_length: int) -> tuple[int, int] | None:
+        tokens = self.window(sequence_length).tokens
+        pairs = (each for each in self.each().values() if isinstance(each, PairConfig))
+        lengths = [each.lengths_of(tokens) for each in pairs]
+        return (max(read for read, _ in lengths), max(n for _, n in lengths)) if lengths else None
+
+    def find_problems(self) -> Iterator[str]:
+        kinds = {key: each.mixes_as for key, each in self.each().items()}
+        for key, each in self.each().items():
+            where = key.removeprefix("objective.")
+            if not each.mixes_as:
+                yield f"{where}.name = {each.name!r} cannot be mixed with others; leave it out"
+            for name in sorted(NextTokenConfig.free & type(each).model_fields.keys()):
+                if getattr(each, name) != type(each).model_fields[name].default:
+                    yield (
+                        f"{where}.{name} = {getattr(each, name)}: all parts are scored alike; set "
+                        f"objective.{name}"
+                    )
+        if len({*kinds.values()} - {""}) > 1:
+            told = ", ".join(
+                f"{each.name} ({each.mixes_as})" for each in self.each().values() if each.mixes_as
+            )
+            yield f"parts: they are scored in different ways, so they cannot be mixed: {told}"
+        if self.scored_as == "masked" and (self.z_loss or self.label_smoothing):
+            yield "z_loss and label_smoothing are not of masked tokens: leave them out"
+
+    def find_model_problems(self, model: ModelConfig) -> Iterator[str]:
+        for key, each in self.each().items():
+            yield from (f"{key}: {problem}" for problem in each.find_model_problems(model))
+
+    def find_stream_problems(self, stream: StreamConfig) -> Iterator[str]:
+        for key, each in self.each().items():
+            yield from (f"{key}: {problem}" for problem in each.find_stream_problems(stream))
+
+
+OBJECTIVES = Kinds(
+    ObjectiveConfig,
+    key="name",
+    group=SINGLE.group,
+    own={**SINGLE.own, "mixture": MixtureConfig},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar
 
 from pydantic import Field, PositiveInt
@@ -31,7 +31,15 @@ class ObjectiveConfig(KindSection):
     reads_partners: ClassVar[bool] = False
     """Whether a sample is prepared with another one, n with n ^ 1: a step holds both."""
 
+    mixes_as: ClassVar[str] = ""
+    """How it is scored: a run may mix objectives of which this is the same. Empty: it is alone."""
+
     name: str
+    """Which objective; its other keys stand beside it."""
+
+    def each(self) -> Mapping[str, ObjectiveConfig]:
+        """By their keys in the YAML, the objectives that windows are prepared for."""
+        return {"objective": self}
 
     @property
     def added_ids(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from lmscale.config.data import (
     WindowShape,
 )
 from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, Sizes
-from lmscale.config.objective import OBJECTIVES, CausalConfig, DistillConfig
+from lmscale.config.objective import OBJECTIVES, SINGLE, CausalConfig, DistillConfig
 from lmscale.config.objective_base import ObjectiveConfig, describe_ids
 from lmscale.config.safety import CheckpointConfig, GuardConfig
 from lmscale.config.training import (
@@ -141,16 +141,19 @@ class RunConfig(Section):
 
     def _find_ability_problems(self) -> Iterator[str]:
         """Why the family can have nothing to do with the objective."""
-        needs, offers = self.objective.needs, self.model.offers
-        if needs <= offers:
-            return
-        families = [name for name, family in FAMILIES.own.items() if needs <= family.offers]
-        objectives = [name for name, kind in OBJECTIVES.own.items() if kind.needs <= offers]
-        yield (
-            f"objective.name = {self.objective.name!r} needs model.family: "
-            f"{' or '.join(families) or ' and '.join(sorted(needs))}; here it is "
-            f"{self.model.family}, which has {', '.join(objectives) or 'no objective of lmscale'}"
-        )
+        offers = self.model.offers
+        for key, objective in self.objective.each().items():
+            needs = objective.needs
+            if needs <= offers:
+                continue
+            families = [name for name, family in FAMILIES.own.items() if needs <= family.offers]
+            objectives = [name for name, kind in SINGLE.own.items() if kind.needs <= offers]
+            yield (
+                f"{key}.name = {objective.name!r} needs model.family: "
+                f"{' or '.join(families) or ' and '.join(sorted(needs))}; here it is "
+                f"{self.model.family}, which has "
+                f"{', '.join(objectives) or 'no objective of lmscale'}"
+            )
 
     def _find_figure_problems(self) -> Iterator[str]:
         """Why ``checkpoint.keep_best`` or ``evaluation.stop`` could never do anything."""

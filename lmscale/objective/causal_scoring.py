@@ -13,8 +13,9 @@ from torch import Tensor
 from lmscale.config.objective import NextTokenConfig
 from lmscale.model.family import Model
 from lmscale.model.layout import mark_starts
-from lmscale.objective.cross_entropy import IGNORED, chunked_cross_entropy
-from lmscale.objective.scores import LossSum, Scores, Scoring
+from lmscale.objective.cross_entropy import IGNORED
+from lmscale.objective.scores import Scores, Scoring
+from lmscale.objective.target_scoring import score_targets, spread_parts
 
 
 def build_causal_scoring(
@@ -30,6 +31,7 @@ def score_windows(
     starts: Tensor,
     lengths: Tensor,
     prefixes: Tensor | None = None,
+    parts: Tensor | None = None,
     config: NextTokenConfig,
     mask_documents: bool,
 ) -> Scores:
@@ -38,7 +40,8 @@ def score_windows(
     ``tokens`` [B, W]: uint16, uint32 or int64. ``starts``: flat positions into [B, W] where
     documents begin. ``lengths`` [B]: valid tokens of each row; what follows is padding. A window of
     length 0 or 1 has no targets. ``prefixes``: of the document at each start, the first tokens,
-    which are no targets, and see each other where ``config.shows_prefixes``.
+    which are no targets, and see each other where ``config.shows_prefixes``. ``parts`` [B]: of a
+    mixture, the part that each row is of.
     """
     ids_BW = tokens.long()
     begins_BW = mark_starts(starts, batch=ids_BW.shape[0], length=ids_BW.shape[1])
@@ -52,19 +55,12 @@ def score_windows(
     else:
         layout = model.lay_out(begins_BW[:, :-1], mask_documents=mask_documents)
     hidden_BTD = model(ids_BW[:, :-1], layout)
-    score = partial(
-        chunked_cross_entropy,
-        labels_N=labels_BT.flatten(),
-        chunk_tokens=config.chunk_tokens,
-        z_loss=config.z_loss,
-        label_smoothing=config.label_smoothing,
+    scores, _ = score_targets(
+        *(model, hidden_BTD.flatten(0, 1), labels_BT.flatten(), config),
+        counts_hits=False,
+        parts_N=spread_parts(parts, labels_BT.shape[1]),
     )
-    sums = model.head(hidden_BTD.flatten(0, 1), score)
-    targets = (labels_BT != IGNORED).sum()
-    return Scores(
-        loss=LossSum(sums.loss, targets),
-        figures={"loss": LossSum(sums.nll, targets), "z_loss": LossSum(sums.z, targets)},
-    )
+    return scores
 
 
 def build_targets(

@@ -1,4 +1,4 @@
-# Shape letters: N tokens of a micro-batch, C tokens of one chunk, D model width, V vocabulary.
+# Shape letters: N tokens of a micro-batch, C of one chunk, D model width, V vocabulary, P parts.
 """Cross-entropy whose logits exist for one chunk of tokens at a time, never as [N, V]."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lmscale.objective.objective import IGNORED
 class CrossEntropySums(NamedTuple):
     """Sums over the targets, f32 [], and their terms. Only ``loss`` carries a gradient."""
 
-    loss: Tensor  # what to backpropagate: nll, smoothed, + z
+    loss: Tensor  # what to backpropagate: nll, smoothed, + z; f32 [P] where there are parts
     nll: Tensor  # -log p(label), in nats
     z: Tensor  # z_loss · log²Z, where Z is the softmax's normaliser
     hits: Tensor  # targets whose label has the largest logit; 0 unless they are counted
@@ -49,6 +49,7 @@ class CrossEntropySettings(NamedTuple):
     teacher: Teacher | None = None
     teacher_share: float = 0.0  # of the loss; the nll has the rest
     temperature: float = 1.0  # by which both models' logits are divided, before they are compared
+    num_parts: int = 0  # whose losses are summed apart
 
 
 def chunked_cross_entropy(
@@ -57,18 +58,19 @@ def chunked_cross_entropy(
     bias_V: Tensor | None = None,
     *,
     labels_N: Tensor,
+    parts_N: Tensor | None = None,
     **settings: Any,
 ) -> CrossEntropySums:
     """Score hidden states against int64 labels; positions labelled ``IGNORED`` count nothing.
 
-    ``bias_V``: added to the logits, for a head that has one. ``settings``: those of
-    ``CrossEntropySettings``. The products run in the inputs' dtype, the softmax and all sums in
-    fp32. With a teacher the loss is share · temperature² · divergence + (1 - share) · nll + z
-    (Hinton et al. 2015, arXiv 1503.02531).
+    ``bias_V``: added to the logits, for a head that has one. ``parts_N``: int64, which of
+    ``num_parts`` a position is of. ``settings``: those of ``CrossEntropySettings``. The products
+    run in the inputs' dtype, the softmax and all sums in fp32. With a teacher the loss is share ·
+    temperature² · divergence + (1 - share) · nll + z (Hinton et al. 2015, arXiv 1503.02531).
     """
     how = CrossEntropySettings(**settings)
     return CrossEntropySums(
-        *_ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, how)
+        *_ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, parts_N, how)
     )
 
 
@@ -89,12 +91,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         labels_N: Tensor,
+        parts_N: Tensor | None,
         how: CrossEntropySettings,
     ) -> tuple[Tensor, ...]:
         nll = hidden_ND.new_zeros((), dtype=torch.float32)
         z, hits, spread, divergence = (torch.zeros_like(nll) for _ in range(4))
         log_z_N = hidden_ND.new_empty(len(labels_N), dtype=torch.float32)
         nll_N = torch.empty_like(log_z_N)
+        losses_P = hidden_ND.new_zeros(how.num_parts, dtype=torch.float32)
         logits_CV = None
         for first in range(0, len(labels_N), how.chunk_tokens):
             chunk = slice(first, first + how.chunk_tokens)
@@ -106,9 +110,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             safe_C1 = labels_N[chunk].clamp(min=0)[:, None]
             log_p_C = torch.where(is_target_C, log_p_CV.gather(1, safe_C1)[:, 0], 0.0)
             nll -= log_p_C.sum()
-            nll_N[chunk] = -log_p_C
+            loss_C = nll_N[chunk] = -log_p_C
             if how.label_smoothing:
-                spread -= torch.where(is_target_C, log_p_CV.mean(-1), 0.0).sum()
+                spread_C = torch.where(is_target_C, -log_p_CV.mean(-1), 0.0)
+                spread += spread_C.sum()
+                loss_C = torch.lerp(loss_C, spread_C, how.label_smoothing)
             if how.counts_hits:
                 hits += (log_p_CV.argmax(-1) == labels_N[chunk]).sum()
             del log_p_CV
@@ -116,9 +122,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 apart_C = _diverge(how.teacher.logits(chunk), logits_CV, how.temperature)
                 divergence += torch.where(is_target_C, apart_C, 0.0).sum()
             if how.z_loss:
-                z += how.z_loss * torch.where(is_target_C, log_z_C.square(), 0.0).sum()
+                square_C = torch.where(is_target_C, log_z_C.square(), 0.0)
+                z += how.z_loss * square_C.sum()
+                loss_C = loss_C + how.z_loss * square_C
+            if parts_N is not None:
+                for part in range(how.num_parts):
+                    losses_P[part] += (loss_C * (parts_N[chunk] == part)).sum()
         # The parameter itself is saved, not a view: ZeRO-3 swaps its data between the two passes.
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, log_z_N)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, labels_N, log_z_N, parts_N)
         ctx.last_logits_CV = logits_CV if any(ctx.needs_input_grad[:3]) else None
         ctx.how = how
         ctx.mark_non_differentiable(nll, z, hits, nll_N, divergence)
@@ -127,7 +138,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss = torch.lerp(nll, spread, how.label_smoothing) if is_smoothed else nll
         if how.teacher is not None:
             loss = torch.lerp(loss, how.temperature**2 * divergence, how.teacher_share)
-        return loss + z, nll, z, hits, nll_N, divergence
+        return losses_P if how.num_parts else loss + z, nll, z, hits, nll_N, divergence
 
     @staticmethod
     @once_differentiable
@@ -135,7 +146,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_loss = grads[0]
         if grad_loss is None:
             return (None,) * len(ctx.needs_input_grad)
-        hidden_ND, weight_VD, bias_V, labels_N, log_z_N = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, labels_N, log_z_N, parts_N = ctx.saved_tensors
         how: CrossEntropySettings = ctx.how
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
@@ -146,8 +157,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = slice(first, first + how.chunk_tokens)
             if logits_CV is None:
                 logits_CV = cap_softly(F.linear(hidden_ND[chunk], weight_VD, bias_V), how.softcap)
+            # Of each position that of its part's loss.
+            grad_C = grad_loss if parts_N is None else grad_loss[parts_N[chunk]]
             delta_CV = _grad_logits(
-                logits_CV, log_z_N[chunk], labels_N[chunk], how, grad_loss, chunk=chunk
+                logits_CV, log_z_N[chunk], labels_N[chunk], how, grad_C, chunk=chunk
             )
             logits_CV = None
             if grad_hidden_ND is not None:
@@ -158,7 +171,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_bias_V += delta_CV.sum(0, dtype=torch.float32)
         grad_weight = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
         grad_bias = None if grad_bias_V is None else grad_bias_V.to(bias_V.dtype)
-        return grad_hidden_ND, grad_weight, grad_bias, None, None
+        return grad_hidden_ND, grad_weight, grad_bias, None, None, None
 
 
 def _grad_logits(
@@ -166,7 +179,7 @@ def _grad_logits(
     log_z_C: Tensor,
     labels_C: Tensor,
     how: CrossEntropySettings,
-    grad_loss: Tensor,
+    grad_C: Tensor,
     *,
     chunk: slice,
 ) -> Tensor:
@@ -174,10 +187,10 @@ def _grad_logits(
     times the cap's slope. The target is the label's onehot, smoothed. With a teacher (1 - share) of
     p - target, and share · temperature · (p - the teacher's p), both at the temperature.
 
-    In the logits' dtype. Computed in fp32 and scaled by ``grad_loss`` (which carries the loss
-    scale) before it is rounded.
+    In the logits' dtype. Computed in fp32 and scaled by ``grad_C``, [C] or [], which carries the
+    loss scale, before it is rounded.
     """
-    scale_C = torch.where(labels_C != IGNORED, grad_loss, 0.0)
+    scale_C = torch.where(labels_C != IGNORED, grad_C, 0.0)
     delta_CV = torch.softmax(logits_CV, dim=-1, dtype=torch.float32)
     hard = 1 - how.teacher_share
     delta_CV *= (scale_C * (hard + 2 * how.z_loss * log_z_C))[:, None]

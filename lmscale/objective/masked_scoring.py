@@ -7,15 +7,16 @@ from functools import partial
 
 from torch import Tensor
 
-from lmscale.config.objective import MaskedConfig
+from lmscale.config.masked import MaskedConfig
+from lmscale.config.objective import MixtureConfig
 from lmscale.model.family import Model
 from lmscale.model.layout import mark_starts
-from lmscale.objective.cross_entropy import chunked_cross_entropy
-from lmscale.objective.scores import LossSum, Scores, Scoring
+from lmscale.objective.scores import Scores, Scoring
+from lmscale.objective.target_scoring import score_targets
 
 
 def build_masked_scoring(
-    model: Model, config: MaskedConfig, *, mask_documents: bool = True
+    model: Model, config: MaskedConfig | MixtureConfig, *, mask_documents: bool = True
 ) -> Scoring:
     return Scoring(model, partial(score_masked, config=config, mask_documents=mask_documents))
 
@@ -28,34 +29,38 @@ def score_masked(
     lengths: Tensor,
     positions: Tensor,
     labels: Tensor,
-    config: MaskedConfig,
+    parts: Tensor | None = None,
+    config: MaskedConfig | MixtureConfig,
     mask_documents: bool,
 ) -> Scores:
     """Score ``labels``, int32 [N], at the flat ``positions`` of ``ids``, uint32 [B, T].
 
     ``starts``: flat positions where documents begin. ``lengths`` [B]: what follows is padding.
+    ``parts`` [B]: of a mixture, the part that each row is of.
     """
     batch, length = ids.shape
     begins_BT = mark_starts(starts, batch=batch, length=length)
     layout = model.lay_out(begins_BT, mask_documents=mask_documents, lengths_B=lengths)
-    return score_hidden(model, model(ids.long(), layout), positions, labels, config)
+    hidden_BTD = model(ids.long(), layout)
+    return score_hidden(model, hidden_BTD, positions, labels, config, parts=parts)
 
 
 def score_hidden(
-    model: Model, hidden_BTD: Tensor, positions: Tensor, labels: Tensor, config: MaskedConfig
+    model: Model,
+    hidden_BTD: Tensor,
+    positions: Tensor,
+    labels: Tensor,
+    config: MaskedConfig | MixtureConfig,
+    *,
+    parts: Tensor | None = None,
 ) -> Scores:
     """The same of hidden states. The output matrix is multiplied with those of the targets alone,
     about a seventh of all.
     """
-    score = partial(
-        chunked_cross_entropy,
-        labels_N=labels.long(),
-        chunk_tokens=config.chunk_tokens,
+    places_N = positions.long()
+    scores, _ = score_targets(
+        *(model, hidden_BTD.flatten(0, 1)[places_N], labels.long(), config),
         counts_hits=True,
+        parts_N=None if parts is None else parts.long()[places_N // hidden_BTD.shape[1]],
     )
-    sums = model.head(hidden_BTD.flatten(0, 1)[positions.long()], score)
-    targets = positions.new_tensor(len(positions)).long()
-    return Scores(
-        loss=LossSum(sums.loss, targets),
-        figures={"loss": LossSum(sums.nll, targets), "accuracy": LossSum(sums.hits, targets)},
-    )
+    return scores

@@ -7,20 +7,20 @@ from functools import partial
 
 from torch import Tensor
 
+from lmscale.config.denoiser import MODES
+from lmscale.config.objective import DenoisersConfig
 from lmscale.config.objective_base import NextTokenConfig
 from lmscale.model.family import CrossModel, Model
 from lmscale.model.layout import mark_starts
-from lmscale.objective.cross_entropy import chunked_cross_entropy
 from lmscale.objective.objective import IGNORED
 from lmscale.objective.scores import LossSum, Scores, Scoring
+from lmscale.objective.target_scoring import score_targets, spread_parts
 
 
-def build_pair_scoring(
-    model: Model, config: NextTokenConfig, *, start: int, modes: tuple[str, ...] = ()
-) -> Scoring:
-    """``start``: the id before what is written. ``modes``: those whose loss is reported apart."""
+def build_pair_scoring(model: Model, config: NextTokenConfig, *, start: int) -> Scoring:
+    """``start``: the id before what is written."""
     assert isinstance(model, CrossModel)  # the objective's section needs Ability.CROSS
-    return Scoring(model, partial(score_pairs, config=config, start=start, mode_names=modes))
+    return Scoring(model, partial(score_pairs, config=config, start=start))
 
 
 def score_pairs(
@@ -32,16 +32,17 @@ def score_pairs(
     source_starts: Tensor | None = None,
     label_starts: Tensor | None = None,
     modes: Tensor | None = None,
+    parts: Tensor | None = None,
     config: NextTokenConfig,
     start: int,
-    mode_names: tuple[str, ...],
 ) -> Scores:
     """Score the labels [B, T] by what was read, ``source`` [B, S], and by those before them.
 
     ``source_lengths`` [B]: what follows in a row is padding; so is what is labelled ``IGNORED``,
     behind a row's targets. ``source_starts`` and ``label_starts``: flat places of the texts of a
-    row, if it has several, which do not see each other. ``modes`` [B]: each row's place among
-    ``mode_names``, if it has one.
+    row, if it has several, which do not see each other. ``modes`` [B]: of a mixture of denoisers,
+    each row's place among ``MODES``, if it has one; ``parts`` [B]: of one of objectives, the part
+    that each row is of.
     """
     labels_BT = labels.long()
     begins_BS, begins_BT = (
@@ -53,25 +54,16 @@ def score_pairs(
     layout = model.lay_out_target(begins_BT, source.long(), read)
     before_BT = labels_BT.roll(1, dims=1).masked_fill(begins_BT, start)
     hidden_BTD = model(before_BT.clamp(min=0), layout)
-    score = partial(
-        chunked_cross_entropy,
-        labels_N=labels_BT.flatten(),
-        chunk_tokens=config.chunk_tokens,
-        z_loss=config.z_loss,
-        label_smoothing=config.label_smoothing,
+    scores, nll_N = score_targets(
+        *(model, hidden_BTD.flatten(0, 1), labels_BT.flatten(), config),
         counts_hits=True,
+        parts_N=spread_parts(parts, labels_BT.shape[1]),
     )
-    sums = model.head(hidden_BTD.flatten(0, 1), score)
-    is_target_BT = labels_BT != IGNORED
-    targets = is_target_BT.sum()
-    figures = {
-        "loss": LossSum(sums.nll, targets),
-        "z_loss": LossSum(sums.z, targets),
-        "accuracy": LossSum(sums.hits, targets),
-    }
-    for number, name in enumerate(mode_names):
+    if isinstance(config, DenoisersConfig):
         assert modes is not None
-        is_its_B = modes == number
-        nll_B, targets_B = sums.nlls.view_as(labels_BT).sum(1), is_target_BT.sum(1)
-        figures[f"loss_{name}"] = LossSum((nll_B * is_its_B).sum(), (targets_B * is_its_B).sum())
-    return Scores(loss=LossSum(sums.loss, targets), figures=figures)
+        nll_B, targets_B = nll_N.view_as(labels_BT).sum(1), (labels_BT != IGNORED).sum(1)
+        for number, name in enumerate(MODES):
+            is_its_B = modes == number
+            mode = LossSum((nll_B * is_its_B).sum(), (targets_B * is_its_B).sum())
+            scores.figures[f"loss_{name}"] = mode
+    return scores

@@ -11,7 +11,7 @@ import numpy as np
 
 from lmscale.config import RunConfig
 from lmscale.config.denoiser import MODES, DenoiserConfig
-from lmscale.config.objective import DenoisersConfig, SpanConfig
+from lmscale.config.objective import SpanConfig
 from lmscale.objective.draws import draw_words
 from lmscale.objective.objective import Objective
 from lmscale.objective.pairs import PairIds, lay_in_rows, pair_fields, pair_ids
@@ -145,8 +145,7 @@ def _build(model: Model, config: RunConfig) -> nn.Module:
 
     settings = config.objective
     assert isinstance(settings, SpanConfig)
-    modes = MODES if isinstance(settings, DenoisersConfig) else ()
-    return build_pair_scoring(model, settings, start=pair_ids(config).start, modes=modes)
+    return build_pair_scoring(model, settings, start=pair_ids(config).start)
 
 
 SPANS = Objective(prepare=_prepare, build=_build)

@@ -58,6 +58,7 @@ _TABLE = {
         objective name rate suffix_first replace keep unit shuffle sentinels mean_span
         objective permute_sentences previous names of_pairs
         objective.denoisers.NAME rate mean_span mode weight
+        objective.parts.NAME weight
         engine.optimizer kind
         train freeze""",
     Change.TRAINING: """
@@ -104,6 +105,11 @@ CHANGES = {
     for change, text in _TABLE.items()
     for section, *names in map(str.split, text.strip().splitlines())
     for name in names
+}
+CHANGES |= {  # a part of a mixture has the keys of any objective
+    key.replace("objective.", "objective.parts.NAME.objective.", 1): change
+    for key, change in CHANGES.items()
+    if key.startswith("objective.") and not key.startswith("objective.parts.")
 }
 # What the order of the samples rests on, as on run.seed: with another value, samples already seen
 # would come again or never.

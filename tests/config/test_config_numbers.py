@@ -33,7 +33,9 @@ RUN = {
 }
 NUMBERS = [parse_yaml(f"number: {value}", "a")["number"] for value in VALUES]
 RANKS = (1, 12)
-SETTINGS = sorted(set(numeric_settings(RunConfig)))
+# A part of a mixture has the keys that an objective has by itself, read by the same declarations.
+PART = "objective.parts.NAME.objective."
+SETTINGS = sorted({path for path in numeric_settings(RunConfig) if not path.startswith(PART)})
 # Numbers that are handed on to DeepSpeed.
 HANDED_ON = ["engine.deepspeed.zero_optimization.sub_group_size"]
 
