@@ -74,7 +74,7 @@ def test_problems_stand_at_their_key_whatever_the_kind(installed):
         "c.yaml: objective.rate: input should be a valid number; found 'much'.",
         "c.yaml: objective.z_loss: unknown key. Known here: name, rate. It is one of "
         "objective.name: causal, distill, fill_middle, prefix, spans, denoisers, infill, "
-        "pairs, completion.",
+        "pairs, completion, mixture.",
     ]
 
 
