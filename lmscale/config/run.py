@@ -102,11 +102,11 @@ class RunConfig(Section):
                 f"stream.sequence_length = {length}{made_of}"
             )
         yield from self.objective.find_stream_problems(self.stream)
-        if self.objective.reads_partners and self.batch.global_windows % 2:
+        odd = [windows for windows in self.batch.step_sizes if windows % 2]
+        if self.objective.reads_partners and odd:
             yield (
-                f"batch.global_windows = {self.batch.global_windows} is odd, but "
-                f"objective.name = {self.objective.name!r} takes windows two by two; give an even "
-                "number"
+                f"batch.warmup and batch.global_windows: a step takes {odd[0]} windows, but "
+                f"objective.name = {self.objective.name!r} takes them two by two; give even numbers"
             )
         segments = getattr(self.model, "segments", 1)
         if self.stream.sequence_length % segments:

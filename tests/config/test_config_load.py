@@ -299,7 +299,7 @@ def test_a_wrong_value_is_told_with_who_gave_it():
         f"Known: {', '.join(FAMILIES.names())}; others are installed with the packages that add "
     )
     known += "them (entry points lmscale.families)."
-    kinds = "'adamw', 'adam', 'lion', 'muon', 'schedule_free' or 'sgd'"
+    kinds = "'adamw', 'adafactor', 'adam', 'lion', 'muon', 'schedule_free' or 'sgd'"
     given = [
         "model.family=encodr",
         "train.steps=more",

@@ -134,13 +134,13 @@ def test_a_held_out_window_s_partner_is_half_a_set_away(run, tiny_data, is_odd):
 
 def test_what_it_needs_is_told_together(tiny_data, tmp_path):
     wanted = {
-        "objective": {"name": "masked_next", "previous": True}, "batch.global_windows": 15,
+        "objective": {"name": "masked_next", "previous": True}, "batch.warmup": [[2, 7]],
         "model": {"family": "encoder", "token_types": 2, "pooler": True, "text_classes": 2},
     }  # fmt: skip
     with pytest.raises(ValueError) as caught:
         tiny_config(tiny_data, tmp_path, wanted)
     for part in (
-        "batch.global_windows = 15 is odd", "tells 3 kinds of pairs apart: model.text_classes: 3",
+        "a step takes 7 windows", "tells 3 kinds of pairs apart: model.text_classes: 3",
         "set stream.mask_documents to false",
     ):  # fmt: skip
         assert part in str(caught.value)
