@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,13 +103,16 @@ with Cluster(Path({str(folder)!r}), nodes=1) as cluster:
     print("up", flush=True)
     time.sleep(1000)
 """
-    process = subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", owner], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stdout is not None and process.stdout.readline() == "up\n"
     assert len(leftovers(folder)) > 5
     process.kill()
     process.wait()
     # Not by the fork's end, for which nobody could wait.
     wait_until(lambda: not folder.exists() and leftovers(folder) == [], 120, "the cluster's end")
+    os.killpg(process.pid, signal.SIGKILL)  # the fork
     process.stdout.close()
 
 
