@@ -94,7 +94,7 @@ SAVES = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(saves=SAVES)
 @example(Saves((100,) * 40, frozenset(), 3, 0, GuardConfig(jump_steps=500)))
 @example(Saves((2,) * 300, frozenset(), 2, 0, GuardConfig()))
@@ -102,6 +102,7 @@ SAVES = st.builds(
 def test_as_soon_as_a_checkpoint_can_be_old_enough_for_a_rewind_there_always_is_one(saves):
     """``find_rewindable`` says how old it may be, and that it takes one checkpoint more."""
     reach, place, step, good = reach_of(saves.guard), Steps(), 0, []
+    config = CheckpointConfig(keep_last=saves.keep_last, keep_every_steps=saves.keep_every)
 
     def spare(steps, newest):
         return {"rewind": find_rewindable(steps, newest=newest, config=saves.guard)}
@@ -112,7 +113,7 @@ def test_as_soon_as_a_checkpoint_can_be_old_enough_for_a_rewind_there_always_is_
         if not place[step]:
             continue  # as the saver does
         good.append(step)
-        kept_to = Retention(place, config_of_saves(saves), Path("nowhere"), spare=spare)
+        kept_to = Retention(place, config, Path("nowhere"), spare=spare)
         kept_to._look = place.look
         kept_to.delete_old(newest=step)
         longest = max(b - a for a, b in zip([good[0], *good], good, strict=False))
@@ -121,10 +122,6 @@ def test_as_soon_as_a_checkpoint_can_be_old_enough_for_a_rewind_there_always_is_
             assert step - target < 2 * reach + longest
         kept = [s for s in place if not (saves.keep_every and s % saves.keep_every == 0)]
         assert sum(place[s] for s in kept) <= saves.keep_last + 2
-
-
-def config_of_saves(saves):
-    return CheckpointConfig(keep_last=saves.keep_last, keep_every_steps=saves.keep_every)
 
 
 @settings(max_examples=100, deadline=None)
