@@ -113,7 +113,7 @@ def saw(tiny_data, tmp_path_factory):
 
     def case(name: str, overrides: Mapping[str, Any], *, run: str = "", **more: Any) -> Case:
         settings = {"train.steps": STEPS, "checkpoint.every_steps": STEPS}
-        settings |= {"model.layers": 1, "checkpoint.asynchronous": False}
+        settings |= {"model.layers": 1, "checkpoint.asynchronous": False, "batch.micro_windows": 6}
         settings |= held_out | overrides
         place = str(root / (run or name))
         return Case(name=name, data=str(tiny_data), folder=place, overrides=settings, **more)
