@@ -18,16 +18,23 @@ class LongDocumentsError(DataError):
 def count_windows(
     pack: Callable[[int], int], num_shards: int, advance: Callable[[float], None]
 ) -> list[int]:
-    """Windows of each shard. Raises ``LongDocumentsError`` for all shards together."""
-    counts, problems = [], []
+    """Windows of each shard. Raises ``LongDocumentsError`` for all shards together, and at once
+    where so many hold long documents that reading on would tell no more.
+    """
+    counts: list[int] = []
+    problems: list[str] = []
     for number in range(num_shards):
         try:
             counts.append(pack(number))
         except LongDocumentsError as error:
             problems += error.problems
+            if len(problems) >= MAX_NAMED and number + 1 < num_shards:
+                seen = f"{number + 1:,} of {num_shards:,} shards"
+                problems.append(f"Looking stopped there, after {seen}: others may be like them.")
+                break
         advance(1)
     if problems:
-        raise LongDocumentsError(problems[:MAX_NAMED])
+        raise LongDocumentsError(problems)
     return counts
 
 

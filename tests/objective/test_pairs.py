@@ -12,7 +12,7 @@ import torch
 from labelled_data import records
 
 from lmscale.config import RunConfig, parse_config
-from lmscale.config.data import plan_batches
+from lmscale.config.data import WindowShape, plan_batches
 from lmscale.errors import ConfigError, DataError
 from lmscale.model.family import build_model
 from lmscale.objective.objective import IGNORED, build_preparation, build_scoring
@@ -20,6 +20,7 @@ from lmscale.objective.scores import to_device
 from lmscale.stream.batches import digest_rows, split_rows
 from lmscale.stream.loader import digest_steps
 from lmscale.stream.stream import Stream, open_stream
+from lmscale.stream.whole_documents import LongDocumentsError, check_fit, count_windows
 from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.train.initial import draw_weights, fill_weights
 
@@ -182,12 +183,28 @@ def test_a_translation_of_real_words_is_learned(labelled, name):
     assert losses[-1] < 0.5 < 3 < losses[0]
 
 
+def find_long(number: int) -> int:
+    """All shards but the first two hold a document that is too long."""
+    lengths = np.array([100 if number > 1 else 1])
+    check_fit(lengths, WindowShape(stride=10, overlap=0, has_pairs=True), where=str(number))
+    return 1
+
+
 def test_what_is_no_pair_or_does_not_fit_is_told_before_a_step(labelled, tmp_path):
     with pytest.raises(DataError, match="its documents are no pairs. Name target_field of its"):
         open_for(run_config(labelled, "pairs", source="classes"))
     with pytest.raises(DataError, match=r"\d+ of its \d+ documents are longer than a window of 12"):
         open_for(run_config(labelled, "pairs", sequence_length=12))
     open_stream(run_config(labelled, "pairs", sequence_length=12).stream, seed=1).close()  # cut
+    with pytest.raises(LongDocumentsError) as caught:
+        count_windows(find_long, 100_000, lambda shards: None)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        *map(str, range(2, 10)),
+        "Looking stopped there, after 10 of 100,000 shards",
+    ]
+    with pytest.raises(LongDocumentsError) as caught:
+        count_windows(find_long, 9, lambda shards: None)
+    assert len(caught.value.problems) == 7
     with pytest.raises(ConfigError) as caught:
         parse_config("run: {name: a}\nobjective: {name: pairs}\nstream: {mask_documents: false}\n")
     for told in (
