@@ -29,7 +29,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "text_field": "en",
         "target_field": "de",
         "label_field": "is_it",
-        "label_names": ["no", "yes"],
+        "label_names": ["false", "true"],
     },
     "tags": {
         "text_field": "words",

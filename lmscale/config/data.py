@@ -57,7 +57,7 @@ class CorpusSourceConfig(Section):
     """
     label_names: tuple[str, ...] = Field(default=(), strict=False)
     """The classes or tags in their order. A whole number in the files is a place in it, from 0,
-    unless names are numbers themselves.
+    unless names are numbers themselves; what is true or false is the name ``true`` or ``false``.
     """
     word_separator: str = " "
     """White space between the words of a tagged text; empty for words that are characters."""
@@ -94,6 +94,10 @@ class CorpusSourceConfig(Section):
         return self.model_dump(mode="json", exclude=unused)
 
     def find_problems(self) -> Iterator[str]:
+        fields = {"text_field": self.text_field, **self.fields_beside}
+        if twice := [name for name in fields if [*fields.values()].count(fields[name]) > 1]:
+            named = ", ".join(f"{name} = {fields[name]!r}" for name in twice)
+            yield f"{named}: each has to name a field of its own"
         if self.tags_field and (self.label_field or self.target_field):
             yield "tags_field: tagged words are neither a pair nor do they have a label; name one"
         if self.format == "text" and self.fields_beside:

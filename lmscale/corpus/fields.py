@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from lmscale.config.data import CorpusSourceConfig
@@ -30,30 +30,64 @@ class MarkedText:
         return iter(self.pieces)
 
 
-def read_marked(record: Mapping[str, Any], source: CorpusSourceConfig) -> MarkedText:
-    """The record's text with what ``source`` names beside it, all of whose keys are there.
-
-    Raises ``ValueError`` for values of another kind, and labels that are none.
+class RecordFields:
+    """Which fields of a record a source reads, and how. What they are looked up in is made once:
+    a corpus has many records, and may have many classes.
     """
-    if source.tags_field:
-        words, tags = record[source.text_field], record[source.tags_field]
-        pieces = _separate(words, source)
-        if not isinstance(tags, Sequence) or isinstance(tags, str) or len(tags) != len(pieces):
-            count = len(tags) if isinstance(tags, Sequence) else "no"
-            raise ValueError(
-                f"{source.tags_field!r} (tags_field) holds {count} tags of {len(pieces)} words"
+
+    def __init__(self, source: CorpusSourceConfig) -> None:
+        self.source = source
+        self.by_setting = {"text_field": source.text_field, **source.fields_beside}
+        """Setting → key or column of all that is read."""
+        self.has_more = len(self.by_setting) > 1
+        """Whether that is more than a text."""
+        self._label_kind = source.label_kind
+        self._texts = [source.text_field, *filter(None, [source.target_field])]
+        self._places = {name: place for place, name in enumerate(source.label_names)}
+        self._are_numbers = any(map(_is_number, source.label_names))
+
+    def read(self, record: Mapping[str, Any]) -> MarkedText:
+        """The text of a record that has all fields, with what is said of it.
+
+        Raises ``ValueError`` for values of another kind, and labels that are none.
+        """
+        source = self.source
+        if source.tags_field:
+            words, tags = record[source.text_field], record[source.tags_field]
+            pieces = _separate(words, source)
+            if not isinstance(tags, Sequence) or isinstance(tags, str) or len(tags) != len(pieces):
+                count = len(tags) if isinstance(tags, Sequence) else "no"
+                raise ValueError(
+                    f"{source.tags_field!r} (tags_field) holds {count} tags of {len(pieces)} words"
+                )
+            return MarkedText(
+                pieces=pieces, tags=tuple(self._place_of(tag, "tags_field") for tag in tags)
             )
-        numbers = tuple(_number_of(tag, source, "tags_field") for tag in tags)
-        return MarkedText(pieces=pieces, tags=numbers)
-    fields = [source.text_field, *filter(None, [source.target_field])]
-    for field in fields:
-        if not isinstance(record[field], str):
-            raise ValueError(f"{field!r} holds {type(record[field]).__name__}, not text")
-    label = None
-    if source.label_field:
-        label = _label_of(record[source.label_field], source)
-    pieces = tuple(record[field] for field in fields)
-    return MarkedText(pieces=pieces, is_pair=source.has_pairs, label=label)
+        for field in self._texts:
+            if not isinstance(record[field], str):
+                raise ValueError(f"{field!r} holds {type(record[field]).__name__}, not text")
+        label = None
+        if self._label_kind == "classes":
+            label = self._place_of(record[source.label_field], "label_field")
+        elif self._label_kind == "numbers":
+            label = _number_of(record[source.label_field], source.label_field)
+        pieces = tuple(record[field] for field in self._texts)
+        return MarkedText(pieces=pieces, is_pair=source.has_pairs, label=label)
+
+    def _place_of(self, value: Any, setting: str) -> int:
+        """The place of a class or tag in ``label_names``."""
+        name = value
+        if isinstance(value, bool):  # never a place: of spam and ham, true is no second one
+            name = "true" if value else "false"
+        elif isinstance(value, int):
+            if not self._are_numbers and 0 <= value < len(self._places):
+                return value
+            name = str(value) if self._are_numbers else None
+        place = self._places.get(name) if isinstance(name, str) else None
+        if place is None:
+            where = f"{getattr(self.source, setting)!r}, {setting}"
+            raise ValueError(f"{quote(value)} ({where}) is none of label_names")
+        return place
 
 
 def _separate(words: Any, source: CorpusSourceConfig) -> tuple[str, ...]:
@@ -69,32 +103,17 @@ def _separate(words: Any, source: CorpusSourceConfig) -> tuple[str, ...]:
     return tuple(f"{separator if number else ''}{word}" for number, word in enumerate(words))
 
 
-def _label_of(value: Any, source: CorpusSourceConfig) -> int | float:
-    if source.label_kind == "classes":
-        return _number_of(value, source, "label_field")
+def _number_of(value: Any, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
         raise ValueError(
-            f"{quote(value)} ({source.label_field!r}, label_field) is no number; classes need "
-            "label_names"
+            f"{quote(value)} ({field!r}, label_field) is no number; classes need label_names"
         )
     return float(value)
 
 
-def _number_of(value: Any, source: CorpusSourceConfig, setting: str) -> int:
-    """The place of a class or tag in ``label_names``."""
-    places = _places(source.label_names)
-    if isinstance(value, str) and value in places:
-        return places[value]
-    if isinstance(value, int):
-        if not any(name.isdecimal() for name in places):
-            if 0 <= value < len(places):
-                return int(value)
-        elif str(value) in places:
-            return places[str(value)]
-    where = f"{getattr(source, setting)!r}, {setting}"
-    raise ValueError(f"{quote(value)} ({where}) is none of label_names")
-
-
-@cache
-def _places(names: tuple[str, ...]) -> dict[str, int]:
-    return {name: place for place, name in enumerate(names)}
+def _is_number(name: str) -> bool:
+    """Such as 3, -1 and 0.5; nan and inf may be words."""
+    try:
+        return math.isfinite(float(name))
+    except ValueError:
+        return False

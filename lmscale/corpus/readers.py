@@ -18,7 +18,7 @@ from itertools import chain, islice
 from typing import Any
 
 from lmscale.config.data import CorpusSourceConfig
-from lmscale.corpus.fields import read_marked
+from lmscale.corpus.fields import RecordFields
 from lmscale.corpus.inputs import RawFile
 from lmscale.corpus.text_files import (
     PIECE_BYTES,
@@ -59,6 +59,7 @@ class Account:
     def __init__(self, name: str, source: CorpusSourceConfig) -> None:
         self.setting = f"corpus.sources.{name}"
         self.source = source
+        self.fields = RecordFields(source)
         self.broken = 0
         self.named: list[str] = []  # some of the broken ones, in words
         self.passed_over: Counter[str] = Counter()  # what is no record, by what it is
@@ -183,7 +184,7 @@ def _pieces_of_json(line: str, where: str, account: Account) -> Pieces | None:
     if not isinstance(record, dict):
         account.add_broken(f"{where}: expected a JSON object, found {type(record).__name__}.")
         return None
-    for setting, field in _fields(account.source).items():
+    for setting, field in account.fields.by_setting.items():
         if field not in record:
             keys = ", ".join(printable_name(key[:80]) for key in list(record)[:8]) or "none"
             account.add_broken(f"{where}: no key {field!r} ({setting}); its keys: {keys}.")
@@ -191,21 +192,16 @@ def _pieces_of_json(line: str, where: str, account: Account) -> Pieces | None:
     return _pieces_of(record, where, account, is_decoded="\\u" not in line)
 
 
-def _fields(source: CorpusSourceConfig) -> dict[str, str]:
-    """Setting → key or column of all that is read of a record."""
-    return {"text_field": source.text_field, **source.fields_beside}
-
-
 def _pieces_of(
     record: Mapping[str, object], where: str, account: Account, *, is_decoded: bool = False
 ) -> Pieces | None:
     """The text of a record that has all fields, with what is said of it; None if it is broken."""
-    source = account.source
-    if not source.fields_beside:
-        text = _checked(record[source.text_field], where, account, is_decoded=is_decoded)
+    if not account.fields.has_more:
+        text = record[account.source.text_field]
+        text = _checked(text, where, account, is_decoded=is_decoded)
         return None if text is None else (text,)
     try:
-        marked = read_marked(record, source)
+        marked = account.fields.read(record)
     except ValueError as error:
         account.add_broken(f"{where}: {error}.")
         return None
@@ -233,7 +229,7 @@ def _read_parquet(file: RawFile, account: Account) -> Records:
         import pyarrow.parquet
     except ImportError:
         raise missing_extra("reading Parquet", "pyarrow") from None
-    fields = _fields(account.source)
+    fields = account.fields.by_setting
     try:
         with pyarrow.parquet.ParquetFile(file.path) as table:
             names = table.schema_arrow.names
@@ -244,6 +240,11 @@ def _read_parquet(file: RawFile, account: Account) -> Records:
                     f"columns: {', '.join(map(printable_name, names))}. Set {settings}."
                 )
             columns = list(dict.fromkeys(fields.values()))
+            if twice := [field for field in columns if names.count(field) > 1]:
+                raise DataError(
+                    f"{file.shown}: several columns are named {' and '.join(map(repr, twice))}. "
+                    "Write the file again with the one that is meant."
+                )
             batches = table.iter_batches(batch_size=_rows_at_once(table), columns=columns)
             rows = chain.from_iterable(
                 zip(*(batch.column(name) for name in columns), strict=True) for batch in batches

@@ -2,7 +2,9 @@
 
 import io
 import json
+import sys
 import tarfile
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +16,13 @@ from labelled_data import FIELDS, labelled_tree, records
 from shard_cases import webdataset_leaks
 
 from lmscale.config import RunConfig, parse_config
+from lmscale.config.data import CorpusSourceConfig
 from lmscale.config.labels import LabelSet
 from lmscale.corpus.build import build_corpus
 from lmscale.corpus.documents import load_corpus_manifest
+from lmscale.corpus.fields import RecordFields
+from lmscale.corpus.inputs import find_inputs
+from lmscale.corpus.readers import Account, read_file
 from lmscale.errors import ConfigError, DataError
 from lmscale.files.reading import sha256_file
 from lmscale.shards.manifest import load_manifest, render_manifest, save_manifest
@@ -228,6 +234,8 @@ def test_settings_that_say_nothing_together_are_told_together():
             "    c: {inputs: [x], tags_field: t, label_field: l, label_names: [a]}\n"
             "    d: {inputs: [x], label_names: [a]}\n"
             "    e: {inputs: [x], target_field: t, format: text}\n"
+            "    f: {inputs: [x], target_field: text}\n"
+            "    g: {inputs: [x], target_field: t, label_field: t}\n"
         )
     text = str(caught.value)
     for part in (
@@ -236,20 +244,66 @@ def test_settings_that_say_nothing_together_are_told_together():
         "tags_field: tagged words are neither a pair nor do they have a label",
         "label_names are given, but neither label_field nor tags_field",
         "format: text has no fields; target_field need another",
+        "text_field = 'text', target_field = 'text': each has to name a field of its own",
+        "target_field = 't', label_field = 't': each has to name",
     ):
         assert part in text
     with pytest.raises(ValueError, match="32,768 names are too many: tags have at most 32,767"):
         LabelSet(kind="tags", names=tuple(map(str, range(2**15))))
 
 
-def test_a_number_is_a_place_among_the_names_unless_these_are_numbers(tmp_path):
-    rows = [{"text": "x", "kind": 1}, {"text": "y", "kind": "1"}]
-    (tmp_path / "classes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fields = {"classes": {"label_field": "kind", "label_names": ["5", "1", "3"]}}
-    config = RunConfig.model_validate(labelled_tree(tmp_path, fields))
-    build_corpus(config.corpus.model_copy(update={"heldout_fraction": 0.0}))
-    path = tmp_path / "corpus/classes/train/documents-00000.jsonl"
-    assert [json.loads(line)["label"] for line in path.read_text().splitlines()] == [1, 1]
+def fields_of(names: Iterable[str]) -> RecordFields:
+    fields = {"label_field": "kind", "label_names": tuple(names)}
+    return RecordFields(CorpusSourceConfig(inputs=("x",), **fields))
+
+
+@pytest.mark.parametrize(
+    ("names", "places", "refused"),
+    [
+        (["spam", "ham"], {0: 0, 1: 1, "ham": 1}, [True, False, 2, -1, 1.0, "1", None, []]),
+        (["true", "false"], {True: 0, False: 1, "false": 1}, []),
+        (["5", "1", "3"], {1: 1, "1": 1, 5: 0}, [0, True]),
+        (["-1", "+1"], {-1: 0, "+1": 1}, [1, 0]),
+        (["1.0", "2.0", "0.0"], {"0.0": 2}, [0, 1]),
+        (["some", "nan", "inf"], {1: 1, "nan": 1}, [float("nan")]),
+    ],
+)
+def test_a_number_is_a_place_unless_names_are_numbers_and_what_is_true_is_none(
+    names, places, refused
+):
+    fields = fields_of(names)
+    for value, place in places.items():
+        assert fields.read({"text": "x", "kind": value}).label == place
+    for value in refused:
+        with pytest.raises(ValueError, match=r"\('kind', label_field\) is none of label_names"):
+            fields.read({"text": "x", "kind": value})
+    tags = {"text_field": "words", "tags_field": "tags", "label_names": tuple(names)}
+    tagged = RecordFields(CorpusSourceConfig(inputs=("x",), **tags))
+    record = {"words": ["a"] * len(places), "tags": [*places]}
+    assert tagged.read(record).tags == tuple(places.values())
+
+
+def functions_called(work: Callable[[], object]) -> list[str]:
+    called = []
+    before = sys.getprofile()
+    sys.setprofile(lambda frame, event, _: called.append((event, frame.f_code.co_name)))
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return [name for event, name in called if event == "call"]
+
+
+def test_a_record_costs_the_same_however_many_names_there_are(tmp_path):
+    record = {"text": "x", "kind": 3}
+    few, many = (fields_of(f"c{number}" for number in range(count)) for count in (10, 1000))
+    assert functions_called(lambda: few.read(record)) == functions_called(lambda: many.read(record))
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 3)
+    source = CorpusSourceConfig(inputs=(str(tmp_path / "a.jsonl"),))
+    (file,) = find_inputs({"s": source})["s"]
+    account = Account("s", source)
+    called = functions_called(lambda: [*read_file(file, account)])
+    assert called.count("_checked") == 3 and "fields_beside" not in called
 
 
 def test_texts_that_are_the_same_lie_on_one_side_and_are_kept_if_something_else_is_said(tmp_path):
