@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lmscale.config.base import Section
-from lmscale.config.data import MAX_POSITIONS
+from lmscale.config.data import MAX_POSITIONS, StreamConfig
 from lmscale.config.encoder import EncoderConfig
 from lmscale.config.kinds import Ability, Kinds
 from lmscale.config.model_base import (
@@ -26,6 +26,7 @@ from lmscale.config.model_base import (
     plan_ffn_width,
     plan_windows,
 )
+from lmscale.config.training import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +181,20 @@ class DecoderConfig(ModelConfig):
             yield "scaled_embeddings grow with the width, as none of mup's may: choose one of them"
         if self.mup.base_head_width and self.attention_width:
             yield "attention_width and mup.base_head_width both scale attention: choose one of them"
+
+    def find_training_problems(
+        self, stream: StreamConfig, optimizer: OptimizerConfig
+    ) -> Iterator[str]:
+        if stream.sequence_length % self.segments:
+            yield (
+                f"model.segments = {self.segments} does not cut stream.sequence_length = "
+                f"{stream.sequence_length} into equal parts; give a divisor of it"
+            )
+        if self.mup.base_width and optimizer.kind in ("adafactor", "muon", "sgd"):
+            yield (
+                "model.mup scales learning rates as Adam and its like need it, not "
+                f"{optimizer.kind}: set engine.optimizer.kind to adamw, adam, lion or schedule_free"
+            )
 
     @property
     def layer_windows(self) -> tuple[int, ...]:

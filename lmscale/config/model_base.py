@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from lmscale.config.data import MAX_POSITIONS, MAX_VOCABULARY
+from lmscale.config.data import MAX_POSITIONS, MAX_VOCABULARY, StreamConfig
 from lmscale.config.kinds import Ability, KindSection
+from lmscale.config.training import OptimizerConfig
 
 MAX_WIDTH = 2**20
 
@@ -58,6 +59,12 @@ class ModelConfig(KindSection):
     """
     max_positions: PositiveInt | None = Field(default=None, le=MAX_POSITIONS)
     """Longest sequence the model can be asked for; default: stream.sequence_length."""
+
+    def find_training_problems(
+        self, stream: StreamConfig, optimizer: OptimizerConfig
+    ) -> Iterator[str]:
+        """Why it cannot be trained on such windows, or by such an optimizer."""
+        return iter(())
 
 
 def find_window_problems(sliding_windows: Sequence[int], layers: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ from lmscale.config.data import StreamConfig, WindowShape
 from lmscale.config.denoiser import DenoiserConfig, pair_lengths, plan_raw_tokens
 from lmscale.config.kinds import Ability, Kinds
 from lmscale.config.masked import MaskedConfig, MaskedNextConfig, MaskedOrderConfig
-from lmscale.config.model import ModelConfig
+from lmscale.config.model import DecoderConfig, ModelConfig
 from lmscale.config.objective_base import NextTokenConfig, ObjectiveConfig
 from lmscale.config.supervised import (
     ClassesConfig,
@@ -68,10 +68,10 @@ class PrefixConfig(NextTokenConfig):
     name: Literal["prefix"] = "prefix"
 
     def find_model_problems(self, model: ModelConfig) -> Iterator[str]:
-        if getattr(model, "segments", 1) > 1:
+        if isinstance(model, DecoderConfig) and model.segments > 1:
             yield (
                 "objective.name = 'prefix' shows a prefix as a whole, but model.segments = "
-                f"{getattr(model, 'segments', 1)} cuts the window. Set model.segments to 1"
+                f"{model.segments} cuts the window. Set model.segments to 1"
             )
 
 

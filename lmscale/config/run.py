@@ -108,12 +108,7 @@ class RunConfig(Section):
                 f"batch.warmup and batch.global_windows: a step takes {odd[0]} windows, but "
                 f"objective.name = {self.objective.name!r} takes them two by two; give even numbers"
             )
-        segments = getattr(self.model, "segments", 1)
-        if self.stream.sequence_length % segments:
-            yield (
-                f"model.segments = {segments} does not cut stream.sequence_length = "
-                f"{self.stream.sequence_length} into equal parts; give a divisor of it"
-            )
+        yield from self.model.find_training_problems(self.stream, self.engine.optimizer)
         if self.stream.sources and not any(s.weight > 0 for s in self.stream.sources.values()):
             yield "stream.sources: every weight is 0; give at least one source a share"
         if self.batch.warmup and self.batch.warmup[-1][0] >= self.train.steps:
@@ -124,12 +119,6 @@ class RunConfig(Section):
             )
         if problem := self.engine.schedule.find_problem(total_steps=self.train.steps):
             yield problem
-        mup, optimizer = getattr(self.model, "mup", None), self.engine.optimizer.kind
-        if mup is not None and mup.base_width and optimizer in ("adafactor", "muon", "sgd"):
-            yield (
-                f"model.mup scales learning rates as Adam and its like need it, not {optimizer}: "
-                "set engine.optimizer.kind to adamw, adam or lion"
-            )
         yield from self._find_ability_problems()
         yield from self.objective.find_model_problems(self.model)
         yield from self._find_figure_problems()

@@ -34,7 +34,9 @@ class Declared:
     parts: tuple[int, ...] = ()
     """Rows of each of the matrices that are stored as one, in their order; empty: it is one."""
     lr_ratio: float = 1.0
-    """Of the configured learning rate; what decays of it in a step stays the same."""
+    """Of the configured learning rate. weight_decay is divided by it, so that what decays in a step
+    stays the same, but for ``adam``, whose decay goes through the gradient.
+    """
 
 
 @runtime_checkable

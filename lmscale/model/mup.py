@@ -13,8 +13,10 @@ embeddings, norms, biases
 ==================================== ================= ============= =====================
 
 Scores of attention are divided by V instead of sqrt(V), V being a head's width, and multiplied by
-the square root of ``base_head_width``. The decay of a matrix is lr · weight_decay of its elements a
-step, whatever m is (as in the authors' package ``mup``: its weight_decay is multiplied by m).
+the square root of ``base_head_width``. A matrix's weight_decay is multiplied by m, as in the
+authors' package ``mup``. So what decays of it in a step, lr · weight_decay, is the same for every m
+with optimizers that shrink the weights themselves; ``adam``, which adds the decay to the gradient
+before it divides by the root of its mean square, weighs it m times as much against the gradient.
 """
 
 from __future__ import annotations

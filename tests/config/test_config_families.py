@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from lmscale.config import dump_config, parse_config
-from lmscale.config.model import DecoderConfig
+from lmscale.config.kinds import Ability
+from lmscale.config.model import DecoderConfig, ModelConfig
+from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError
 
 
@@ -38,3 +42,21 @@ def test_an_unknown_family_or_key_is_told_with_those_that_are_known(model, words
     with pytest.raises(ConfigError) as caught:
         parse_config(f"run: {{name: a}}\nmodel: {model}", name="c.yaml")
     assert words in str(caught.value)
+
+
+class OutsideConfig(ModelConfig):
+    """Of another package, with names of its own that a decoder has as well."""
+
+    offers = frozenset({Ability.CAUSAL, Ability.PREFIX})
+    implementation = "outside:FAMILY"
+
+    family: Literal["outside"] = "outside"
+    mup: bool = True
+    segments: tuple[str, ...] = ("start", "end")
+
+
+@pytest.mark.parametrize("objective", ["causal", "prefix"])
+def test_a_family_from_outside_gives_the_names_of_its_settings_a_meaning_of_its_own(objective):
+    tree = {"run": {"name": "a"}, "objective": {"name": objective}, "model": OutsideConfig()}
+    config = RunConfig.model_validate({**tree, "engine": {"optimizer": {"kind": "muon"}}})
+    assert config.model == OutsideConfig()
