@@ -20,7 +20,7 @@ from lmscale.checkpoint.manifest import ASKED, Manifest
 from lmscale.checkpoint.places.place import Place
 from lmscale.config.safety import CheckpointConfig
 from lmscale.errors import CheckpointError, RefusedError
-from lmscale.files.jsonl import sift_rows
+from lmscale.files.jsonl import sift_rows, unreadable
 from lmscale.files.run_files import METRICS_FILE
 from lmscale.files.run_rows import FIGURES
 from lmscale.runs.commits import read_commits
@@ -120,9 +120,15 @@ def find_best(
     return frozenset(step for _, step in measured[:count])
 
 
-def read_figures(run_folder: Path, metric: str) -> dict[int, float]:
-    """Step → the figure of that name in ``metrics.jsonl``; NaN where it was not finite."""
+def read_figures(run_folder: Path, metric: str, *, is_needed: bool = False) -> dict[int, float]:
+    """Step → the figure of that name in ``metrics.jsonl``; NaN where it was not finite.
+
+    A file that cannot be read has none; where that ``is_needed``, ``TransientError`` or
+    ``DataError`` is raised.
+    """
     sifted = sift_rows(run_folder / METRICS_FILE, FIGURES, having=metric)
+    if is_needed and sifted.failure is not None:
+        raise unreadable(run_folder / METRICS_FILE, sifted.failure)
     for problem in sifted.problems:
         logger.warning("%s/%s", run_folder, problem)
     rows = [row for row in sifted.rows if metric in row]
@@ -136,7 +142,7 @@ def plan_rule(config: CheckpointConfig, steps: Sequence[int], run_folder: Path) 
     return Rule(
         keep_last=config.keep_last,
         keep_every_steps=config.keep_every_steps,
-        best_steps=find_best(figures, steps, count=best.count, mode=best.mode),
+        best_steps=find_best(figures, steps, count=best.count, mode=best.direction),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lmscale.config.base import Section
+from lmscale.config.training import Direction, direction_of
 
 
 class KeepBestConfig(Section):
@@ -16,7 +17,12 @@ class KeepBestConfig(Section):
     metric: str = ""
     """Such as ``evaluation/heldout/loss``, as metrics.jsonl names it; empty: none."""
     count: PositiveInt = 1
-    mode: Literal["min", "max"] = "min"
+    mode: Direction | None = None
+    """``min`` or ``max``, whichever is better; default: ``max`` of accuracies, else ``min``."""
+
+    @property
+    def direction(self) -> Direction:
+        return self.mode or direction_of(self.metric)
 
 
 class LocalTierConfig(Section):

@@ -15,6 +15,14 @@ MAX_SECONDS = 2_000_000.0  # 23 days: in milliseconds they fit into 31 bits, as 
 FIGURES = ("loss", "perplexity", "bits_per_byte")  # of an evaluation set
 AVERAGE = "average"  # of the weights over the steps: a kind in checkpoints, and a choice
 Weights = Literal["trained", "average"]
+Direction = Literal["min", "max"]
+# Held-out figures that are better the higher they are; all others are better the lower they are.
+RISING = frozenset({"accuracy", "next_accuracy", "order_accuracy"})
+
+
+def direction_of(metric: str) -> Direction:
+    """Where a figure, ``evaluation/SET/FIGURE``, goes as a model gets better."""
+    return "max" if metric.split("/", 2)[-1] in RISING else "min"
 
 
 class OptimizerConfig(Section):
@@ -222,7 +230,12 @@ class EarlyStopConfig(Section):
     """Evaluations in a row that may be no better than the best one before the run ends."""
     min_delta: float = Field(default=0.0, ge=0)
     """What a figure must be better by to count as better."""
-    mode: Literal["min", "max"] = "min"
+    mode: Direction | None = None
+    """``min`` or ``max``, whichever is better; default: ``max`` of accuracies, else ``min``."""
+
+    @property
+    def direction(self) -> Direction:
+        return self.mode or direction_of(self.metric)
 
 
 class EvaluationConfig(Section):

@@ -174,9 +174,14 @@ def read_rows(path: str | Path) -> list[Row]:
                 )
             rows.append(row)
     except OSError as error:
-        kind = TransientError if may_pass(error) else DataError
-        raise kind(f"{path} cannot be read: {error.strerror or error}.") from None
+        raise unreadable(path, error) from None
     return rows
+
+
+def unreadable(path: str | Path, error: OSError) -> LmscaleError:
+    """The error for a file without which there is no going on."""
+    kind = TransientError if may_pass(error) else DataError
+    return kind(f"{path} cannot be read: {error.strerror or error}.")
 
 
 def _parse(line: bytes) -> Row | None:

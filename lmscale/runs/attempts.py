@@ -12,7 +12,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,14 @@ def read_attempts(folder: str | Path, problems: list[str] | None = None) -> list
         for problem in sifted.problems:
             logger.warning("%s/%s", folder, problem)
     return sifted.rows
+
+
+def find_good_end(attempts: Sequence[Row]) -> str:
+    """With what reason the last attempt ended the run well: all steps were done, or all that were
+    worth it. "": it did not.
+    """
+    reason = str(attempts[-1].get("reason", "")) if attempts else ""
+    return reason if reason == FINISHED or reason.startswith(EARLY) else ""
 
 
 class AttemptLog:

@@ -30,7 +30,7 @@ from lmscale.files.run_files import (
     WATCH_FILE,
 )
 from lmscale.files.run_rows import FAULT, FIGURES, RESUME, REWIND, STEP, WATCH
-from lmscale.runs.attempts import EARLY, FINISHED, read_attempts
+from lmscale.runs.attempts import FINISHED, find_good_end, read_attempts
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.environment import find_missing_packages
 from lmscale.runs.goodput import Goodput, goodput
@@ -109,7 +109,8 @@ def read_status(folder: str | Path) -> RunStatus:
     resumes = read(RESUMES_FILE, RESUME)
     if commits and not (ledger or rewinds or any(row["passed_over"] for row in resumes)):
         problems.append(f"{LEDGER_FILE} holds no step, though there are checkpoints: it was cut.")
-    early_stop = _find_early_stop(attempts)
+    good_end = find_good_end(attempts)
+    early_stop = "" if good_end == FINISHED else good_end
     is_open = bool(attempts) and attempts[-1]["event"] != "end"
     is_alive = is_open and time.time() - (last_sign or 0.0) < ALIVE_SECONDS
     return RunStatus(
@@ -157,15 +158,7 @@ def _find_lost_attempts(attempts: Sequence[Row], commits: Sequence[Commit]) -> I
 def _ended_well(attempts: Sequence[Row], submissions: Sequence[Row]) -> bool:
     """Whether the last attempt came to its end, and no other one was submitted since."""
     submitted_at = max((row["time"] for row in submissions if row["kind"] == "train"), default=0.0)
-    last = attempts[-1] if attempts else {}
-    ended_well = last.get("reason") == FINISHED or bool(_find_early_stop(attempts))
-    return ended_well and submitted_at <= last["time"]
-
-
-def _find_early_stop(attempts: Sequence[Row]) -> str:
-    """Why the last attempt ended the run before its last step; "" where it did not."""
-    reason = str(attempts[-1].get("reason", "")) if attempts else ""
-    return reason if reason.startswith(EARLY) else ""
+    return bool(find_good_end(attempts)) and submitted_at <= attempts[-1]["time"]
 
 
 def _find_hang(watch: Sequence[Row], *, since: float) -> str | None:

@@ -56,6 +56,8 @@ class AfterStep:
             return  # that one is raised by the next step
         if reason is not None:
             raise StoppedError(reason)
+        if self.evaluator.early_stop is not None:
+            return  # that was the last one: a request may not make the run end otherwise
         if report.step in (self.saver.waited_step, self.evaluator.scored_step):
             self.evaluator.poll.now()  # it took long: ask now, not after one more step
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -35,6 +35,7 @@ from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.ranks.device import device_name
 from lmscale.ranks.mesh import Mesh, plan_mesh
 from lmscale.ranks.ranks import Ranks
+from lmscale.runs.attempts import FINISHED
 from lmscale.runs.continuation import identity_of
 from lmscale.runs.lease import NO_LEASE, Lease
 from lmscale.stream.batches import Preparation
@@ -86,18 +87,23 @@ class Run(Setting):
     guard_state: GuardState | None  # at the start, as the guard had left it
     origin: Origin | None  # which checkpoint of another run its first weights were
     teacher: Origin | None  # of a distillation
-    stop_figures: dict[int, float]  # step → figure of evaluation.stop, up to the start
+    stop_figures: Mapping[int, float]  # step → figure of evaluation.stop, up to the start
     passed_over: frozenset[int] = frozenset()  # steps of checkpoints that this start did not take
 
-    @property
-    def early_stop(self) -> str | None:
-        """Why the run ended before its last step, where it did before this start."""
-        return find_early_stop(self.stop_figures, self.config.evaluation.stop)
+    def find_early_stop(self, figures: Mapping[int, float], *, step: int) -> str | None:
+        """Why the run ends with ``step`` though it is not its last one, by its figures so far."""
+        if step >= self.config.train.steps:
+            return None
+        return find_early_stop(figures, self.config.evaluation.stop, step=step)
 
     @property
-    def is_complete(self) -> bool:
-        """All steps were done before this start, or all that were worth it."""
-        return self.start.step >= self.config.train.steps or self.early_stop is not None
+    def good_end(self) -> str | None:
+        """Why nothing was left to train before this start, in the words of attempts.jsonl: all
+        steps were done, or all that were worth it.
+        """
+        if self.start.step >= self.config.train.steps:
+            return FINISHED
+        return self.find_early_stop(self.stop_figures, step=self.start.step)
 
 
 @dataclass(frozen=True, kw_only=True)

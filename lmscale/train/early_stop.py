@@ -1,49 +1,82 @@
-"""Early stopping (Prechelt 1998): a run ends, as finished, once a held-out figure gets no better.
+"""Early stopping: a run ends, as finished, once a held-out figure gets no better (the patience of
+Goodfellow et al. 2016, Deep Learning, algorithm 7.1).
 
 The decision is a function of the figures that the run has recorded and of its settings, nothing
 else: every start of the run reads the figures up to its own step, and measures the one of that step
-if it is owed. So a run that was killed, rewound or given other ranks ends where it would have.
+if it is owed. So a run that was killed or rewound ends where it would have. That holds bit by bit
+on as many ranks; on others as far as the figures are the same, whose sums are over other parts.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 
 from lmscale.checkpoint.retention import read_figures
 from lmscale.config import RunConfig
 from lmscale.config.training import EarlyStopConfig
-from lmscale.ranks.collectives import broadcast_object
+from lmscale.files.printing import count_of
+from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.attempts import EARLY
 
+logger = logging.getLogger(__name__)
 
-def find_early_stop(figures: Mapping[int, float], stop: EarlyStopConfig) -> str | None:
-    """Why a run whose newest figure is the last of ``figures`` (step → figure) ends with it.
+
+def find_early_stop(
+    figures: Mapping[int, float], stop: EarlyStopConfig, *, step: int
+) -> str | None:
+    """Why a run that has done ``step`` ends with it, by its figures (step → figure) up to there.
 
     A figure that is not finite is no better than any other.
     """
-    sign = 1.0 if stop.mode == "min" else -1.0
+    sign = 1.0 if stop.direction == "min" else -1.0
     best, best_step, num_worse = math.inf, 0, 0
-    for step in sorted(figures):
-        value = sign * figures[step]
+    for measured_step in sorted(figures):
+        value = sign * figures[measured_step]
         if math.isfinite(value) and value < best - stop.min_delta:
-            best, best_step, num_worse = value, step, 0
+            best, best_step, num_worse = value, measured_step, 0
         else:
             num_worse += 1
     if num_worse < stop.patience:
         return None
-    moved = "fall" if stop.mode == "min" else "rise"
+    moved = "fall" if stop.direction == "min" else "rise"
     by = f" by more than {stop.min_delta:g}" if stop.min_delta else ""
     since = f"since step {best_step} ({sign * best:.6g})" if best_step else "at all"
-    return f"{EARLY} at step {max(figures)}: {stop.metric} did not {moved}{by} {since}"
+    newest = max(figures)
+    until = f" up to step {newest}" if newest != step else ""
+    return f"{EARLY} at step {step}: {stop.metric} did not {moved}{by} {since}{until}"
 
 
 def read_stop_figures(config: RunConfig, ranks: Ranks, *, last_step: int) -> dict[int, float]:
-    """The figures of ``evaluation.stop.metric`` up to a step, as rank 0 sees them, on all ranks."""
+    """The figures of ``evaluation.stop.metric`` up to a step, as rank 0 sees them, on all ranks.
+
+    Figures that are missing are told. Raises ``TransientError`` or ``DataError`` on all ranks where
+    they cannot be read at all: without them the run would end elsewhere.
+    """
     metric = config.evaluation.stop.metric
     if not metric or not last_step:
         return {}
-    figures = read_figures(config.folder, metric) if ranks.is_first else {}
-    pairs = [[step, value] for step, value in figures.items() if step <= last_step]
+    pairs: list[tuple[int, float]] = []
+    with failing_together():
+        if ranks.is_first:
+            figures = read_figures(config.folder, metric, is_needed=True)
+            pairs = [(step, value) for step, value in figures.items() if step <= last_step]
+            _tell_missing(config, figures, last_step)
     return {step: value for step, value in broadcast_object(pairs)}
+
+
+def _tell_missing(config: RunConfig, figures: Mapping[int, float], last_step: int) -> None:
+    """That of ``last_step`` itself is made up for."""
+    every_steps = config.evaluation.every_steps
+    missing = [step for step in range(every_steps, last_step, every_steps) if step not in figures]
+    if missing:
+        logger.warning(
+            "evaluation.stop: metrics.jsonl has no %s of %s, the first after step %d; it decides "
+            "by the others, perhaps later than it would have. That is right where "
+            "evaluation.every_steps was another, or the set was not there",
+            config.evaluation.stop.metric,
+            count_of(len(missing), "evaluation"),
+            missing[0],
+        )

@@ -27,7 +27,6 @@ from lmscale.runs.stop import StoppedError
 from lmscale.runs.trackers import Trackers, open_trackers
 from lmscale.stream.dataset import Dataset
 from lmscale.train.assemble import Run
-from lmscale.train.early_stop import find_early_stop
 from lmscale.train.votes import StopPoll
 
 logger = logging.getLogger(__name__)
@@ -49,6 +48,7 @@ class Evaluator:
     plan: EvaluationPlan | None  # None where there are no sets
     trackers: Trackers | None  # rank 0's
     poll: StopPoll
+    stop_figures: dict[int, float]  # step → figure of evaluation.stop, so far
     scored_step: int | None = None  # the last one
     early_stop: str | None = None  # why the run ends with that step; alike on all ranks
 
@@ -69,7 +69,7 @@ class Evaluator:
         """
         config, step = self.run.config.evaluation, self.run.start.step
         is_due = step > 0 and config.every_steps and step % config.every_steps == 0
-        if config.stop.metric and is_due and step not in self.run.stop_figures:
+        if config.stop.metric and is_due and step not in self.stop_figures:
             self.score(step, SAMPLED, max_windows=config.max_windows)
 
     def score_at_end(self, step: int) -> None:
@@ -101,10 +101,10 @@ class Evaluator:
         }
         if self.trackers is not None:
             self.trackers.log(step, figures | ({f"{name}/{OF_AVERAGE}": 1.0} if is_average else {}))
-        stop = run.config.evaluation.stop
-        if stop.metric in figures:
-            run.stop_figures[step] = figures[stop.metric]
-            self.early_stop = find_early_stop(run.stop_figures, stop)
+        metric = run.config.evaluation.stop.metric
+        if metric in figures:
+            self.stop_figures[step] = figures[metric]
+            self.early_stop = run.find_early_stop(self.stop_figures, step=step)
         which = f"{name}, average of the weights" if is_average else name
         logger.info("held out at step %d (%s)\n%s", step, which, render_scores(scores))
 
@@ -148,7 +148,14 @@ def open_evaluator(run: Run, trackers: Trackers | None, poll: StopPoll) -> Itera
                 plan = plan_evaluation(run.config, run.tokenizer.token_bytes(), max_windows=None)
         if run.ranks.is_first:
             warn_of_other_beginnings(datasets, run.stream.bos_id)
-        yield Evaluator(run=run, datasets=datasets, plan=plan, trackers=trackers, poll=poll)
+        yield Evaluator(
+            run=run,
+            datasets=datasets,
+            plan=plan,
+            trackers=trackers,
+            poll=poll,
+            stop_figures=dict(run.stop_figures),
+        )
 
 
 def complete_evaluation(run: Run, poll: StopPoll) -> None:

@@ -39,7 +39,7 @@ from lmscale.ranks.device import select_device
 from lmscale.ranks.exits import says_peer_gone
 from lmscale.ranks.ranks import Ranks, is_lost_connection, open_process_group
 from lmscale.runs import faults
-from lmscale.runs.attempts import AttemptLog
+from lmscale.runs.attempts import FINISHED, AttemptLog, find_good_end, read_attempts
 from lmscale.runs.lease import Lease
 from lmscale.runs.logs import IN_FILE_ALONE, setup_logging
 from lmscale.runs.stop import StoppedError, StopRequests
@@ -131,12 +131,17 @@ def _train_with_rewinds(
                     )
                     run = opened.enter_context(opening)
                 with failing_together():
-                    if engine is None and ranks.is_first and not run.is_complete:
+                    if engine is None and ranks.is_first and has_news(run):
                         attempt = stack.enter_context(open_run_attempt(run, began_at))
                     elif attempt is not None:  # rewound, perhaps to before its first step
                         attempt.rewound(run.start.step)
                 engine = run.engine
                 is_done = train_until_rewound(run, stop, stop_reason, attempt)
+
+
+def has_news(run: Run) -> bool:
+    """Whether this start is an attempt: the run goes on, or its end was never written down."""
+    return find_good_end(read_attempts(run.folder)) != run.good_end
 
 
 def open_run_attempt(run: Run, began_at: float) -> AbstractContextManager[AttemptLog]:
@@ -155,14 +160,24 @@ def train_until_rewound(
 ) -> bool:
     """Train to the end (True), or until the run has been rewound and must be opened again."""
     steps = run.config.train.steps
-    if run.is_complete:
-        complete_evaluation(run, StopPoll(stop_reason))
-        logger.info("%s", run.early_stop or f"all {steps} steps were done before")
-        return True
 
     def end(reason: str) -> None:
         if attempt is not None:
             attempt.end(reason)
+
+    if run.good_end is not None:
+        stop.leave_unless(lambda: False, end)
+        try:
+            complete_evaluation(run, StopPoll(stop_reason))
+        except StoppedError as stopped:
+            if stopped.reason == LEASE_LOST:
+                raise run.lease.lost_error() from None
+            end(stopped.reason)
+            raise
+        end(run.good_end)
+        is_early = run.good_end != FINISHED
+        logger.info("%s", run.good_end if is_early else f"all {steps} steps were done before")
+        return True
 
     early_stop: str | None = None
     with open_after_step(run, stop, stop_reason, attempt) as after_step:

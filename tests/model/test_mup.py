@@ -70,6 +70,7 @@ def test_scores_are_divided_by_the_width_of_heads_that_grow():
     ("overrides", "problem"),
     [
         ({"engine.optimizer.kind": "muon"}, "model.mup scales learning rates as Adam"),
+        ({"engine.optimizer.kind": "adafactor"}, "as Adam and its like need it, not adafactor"),
         ({"engine.optimizer.kind": "sgd"}, "kind to adamw, adam, lion or schedule_free"),
         ({"model.mup.base_width": 0, "model.mup.base_head_width": 4}, "base_width is to be given"),
     ],

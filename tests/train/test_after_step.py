@@ -53,3 +53,12 @@ def test_a_step_is_recorded_and_judged_before_it_is_saved_and_scored_last(called
     with opened as follow:
         follow(REPORT)
     assert called == order
+
+
+@pytest.mark.parametrize("why", [None, "stopped early at step 3"])
+def test_a_request_after_the_evaluation_that_ends_a_run_does_not_make_it_end_otherwise(called, why):
+    with after_step.open_after_step(MagicMock(), MagicMock(), lambda: None, None) as follow:
+        evaluator: Any = follow.evaluator
+        evaluator.early_stop, evaluator.scored_step = why, 3
+        follow(REPORT)
+        assert evaluator.poll.now.called == (why is None)
