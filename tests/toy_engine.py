@@ -33,7 +33,7 @@ KINDS: dict[str, ParameterKind] = {
     "up": "linear",
     "down": "linear",
 }
-UP_PARTS = (4, 9)  # rows of the two matrices that ``up`` is, to Muon
+UP_PARTS = (4, 9)  # rows of the two matrices that ``up`` is, to Muon and Adafactor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Toy(nn.Module):
 
 
 def parts_of(name: str) -> tuple[int, ...]:
-    return UP_PARTS if name.endswith("up.weight") else ()
+    return UP_PARTS if name.split(".")[-2] == "up" else ()
 
 
 def kind_of(name: str) -> ParameterKind:

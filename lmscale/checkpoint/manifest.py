@@ -45,7 +45,7 @@ VERSION = 2
 MASTER = "master"
 FROZEN = "frozen"
 BUFFER = "buffer"
-FACTOR = "factor"  # of Adafactor's running means, of a row or a column of a parameter
+FACTOR = "factor"  # of Adafactor's running means, by a matrix's rows or columns
 MAX_ELEMENTS = 2**60
 MAX_DIMENSIONS = 64
 # Of every dtype that write_file.py stores, as safetensors names it. Not from there: it loads torch.

@@ -37,9 +37,9 @@ class OptimizerConfig(Section):
     a tenth of AdamW's, three or ten times its ``weight_decay``, and betas of 0.9 and 0.99.
     ``muon``: the matrices of the blocks by Muon, everything else by AdamW. Muon's updates are
     scaled to the size of AdamW's (Liu et al. 2025), so that both take the same ``lr`` and
-    ``weight_decay``. Queries, keys, values, gate and up are a matrix each, though stored together.
-    ``adafactor`` keeps one number a row and a column in place of two an element, no momentum, and
-    goes by ``lr`` times a parameter's own root mean square: give it 0.01, say.
+    ``weight_decay``. ``adafactor`` keeps one number a row and a column in place of two an element,
+    no momentum, and goes by ``lr`` times a matrix's own root mean square: give it 0.01, say. To
+    both, queries, keys, values, gate and up are a matrix each, though stored together.
     ``schedule_free``: AdamW that averages what it steps through in place of a decay of the learning
     rate, so with ``engine.schedule.kind: constant``; held-out figures are of the average, which
     takes no memory of its own, and ``betas`` are fixed over the run.

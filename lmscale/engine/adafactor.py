@@ -3,7 +3,8 @@
 Shazeer and Stern 2018 (arXiv 1804.04235), algorithms 4 and 5, without momentum. The mean square of
 an element's gradient is taken as r c / mean(r), of running means of the squares by row, r, and by
 column, c, that forget by 1 - t^-0.8. An update is scaled down to a root mean square of 1, and then
-by that of the parameter itself: ``lr`` is relative.
+by that of the parameter itself: ``lr`` is relative. Matrices that are stored as one are taken each
+by itself: together, the one with the largest gradient would set the size of all.
 
 Means over a whole matrix are all that it needs of the other ranks: each sums over the run of
 elements that it holds, and two small all-reduces a step give every rank the same r, c and scale.
@@ -11,6 +12,7 @@ elements that it holds, and two small all-reduces a step give every rank the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,15 +28,12 @@ SMALLEST_SCALE = 1e-3  # of a parameter, which may begin with zeros
 
 @dataclass(frozen=True, kw_only=True)
 class FactoredPart:
-    """The run of a parameter's elements that this rank's master holds; it may be empty.
-
-    The parameter is taken as a matrix by its last dimension; a vector is a matrix of one row.
-    """
+    """A matrix, and the run of its elements that this rank's master holds; it may be empty."""
 
     name: str
     rows: int
     columns: int
-    offset: int  # of the run in the flattened parameter
+    offset: int  # of the run in the flattened matrix
     start: int  # of the run in the flattened master
     elements: int
 
@@ -59,10 +58,40 @@ class FactoredPart:
         return lines.reshape(-1)[begin : begin + self.elements]
 
 
+def plan_factored(
+    name: str, shape: Sequence[int], parts: Sequence[int], *, held: tuple[int, int], start: int
+) -> list[FactoredPart]:
+    """The matrices that are stored as the parameter ``name``, in their order.
+
+    It is taken as a matrix by its last dimension; a vector is one row. ``parts``: the rows of each,
+    or elements where it is a vector; empty: it is one. ``held``: which of its flattened elements
+    this rank has, from and to; they begin at ``start`` of its master.
+    """
+    *rows, columns = shape or (1,)
+    sizes = parts or (math.prod(rows) if rows else columns,)
+    planned: list[FactoredPart] = []
+    first, (low, high) = 0, held
+    for index, size in enumerate(sizes):
+        of_matrix = (size, columns) if rows else (1, size)
+        last = first + math.prod(of_matrix)
+        begin, end = (min(max(edge, low), high) for edge in (first, last))
+        part = FactoredPart(
+            name=f"{name}.{index}" if len(sizes) > 1 else name,
+            rows=of_matrix[0],
+            columns=of_matrix[1],
+            offset=begin - first,
+            start=start + begin - low,
+            elements=end - begin,
+        )
+        planned.append(part)
+        first = last
+    return planned
+
+
 class Adafactor(torch.optim.Optimizer):
     """``bind`` says what the masters hold; before it, and so in the step that DeepSpeed takes while
-    it is built, they stay as they are. ``factors``: a parameter's r, f32 [rows], and c, [columns],
-    the same on all ranks.
+    it is built, they stay as they are. ``factors``: a matrix's r, f32 [rows], and c, [columns], the
+    same on all ranks.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
@@ -79,7 +108,7 @@ class Adafactor(torch.optim.Optimizer):
         *,
         is_dealt: bool,
     ) -> None:
-        """``parts``: master → the parameters of which any rank's holds a run, in the same order on
+        """``parts``: master → the matrices of which any rank's holds a run, in the same order on
         all ranks. ``device`` is where ranks exchange; ``is_dealt``: they hold different runs.
         """
         self._parts, self._device, self._is_dealt = parts, device, is_dealt

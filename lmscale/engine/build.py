@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from lmscale.config.data import BatchPlan
 from lmscale.config.training import EngineConfig
-from lmscale.engine.adafactor import Adafactor, FactoredPart
+from lmscale.engine.adafactor import Adafactor, FactoredPart, plan_factored
 from lmscale.engine.average import keep_average
 from lmscale.engine.deepspeed_config import render_deepspeed_config
 from lmscale.engine.engine import MODEL_PREFIX, Engine, whole_shape
@@ -161,7 +160,7 @@ def build_engine(
     reset_states(base_optimizer(built), master_groups(built), config.optimizer)
     _check_methods(built)
     _bind_muon(built, declared)
-    _bind_adafactor(built)
+    _bind_adafactor(built, declared)
     keep_average(built)
     if config.zero_stage == 0:
         _accumulate_in_fp32(built)
@@ -250,8 +249,8 @@ def _bind_muon(engine: Engine, declared: Mapping[str, Declared]) -> None:
     optimizer.bind(matrices, engine.device)
 
 
-def _bind_adafactor(engine: Engine) -> None:
-    """Tell Adafactor what this rank's masters hold of every parameter. A collective of all."""
+def _bind_adafactor(engine: Engine, declared: Mapping[str, Declared]) -> None:
+    """Tell Adafactor what this rank's masters hold of every matrix. A collective of all ranks."""
     optimizer = base_optimizer(engine)
     if not isinstance(optimizer, Adafactor):
         return
@@ -259,18 +258,11 @@ def _bind_adafactor(engine: Engine) -> None:
     own_pieces, of_ranks = _gather_pieces(engine, masters, "adafactor")
     parts: dict[Tensor, list[FactoredPart]] = {master: [] for master in masters}
     for name, parameter in engine.trained_parameters():
-        *rows, columns = whole_shape(parameter) or (1,)
         index = next(pieces[name][0] for pieces in of_ranks if name in pieces)
-        _, start, (begin, end) = own_pieces.get(name, (index, 0, (0, 0)))
-        part = FactoredPart(
-            name=name,
-            rows=math.prod(rows),
-            columns=columns,
-            offset=begin,
-            start=start,
-            elements=end - begin,
+        _, start, held = own_pieces.get(name, (index, 0, (0, 0)))
+        parts[masters[index]] += plan_factored(
+            name, whole_shape(parameter), declared[name].parts, held=held, start=start
         )
-        parts[masters[index]].append(part)
     optimizer.bind(parts, engine.device, is_dealt=engine.config.zero_stage > 0)
 
 

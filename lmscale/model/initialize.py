@@ -32,7 +32,9 @@ class Declared:
     std: float | None = None  # None: every element is ``constant``
     constant: float = 0.0
     parts: tuple[int, ...] = ()
-    """Rows of each of the matrices that are stored as one, in their order; empty: it is one."""
+    """Rows of each of the matrices, or elements of each of the biases, that are stored as one, in
+    their order; empty: it is one.
+    """
     lr_ratio: float = 1.0
     """Of the configured learning rate. weight_decay is divided by it, so that what decays in a step
     stays the same, but for ``adam``, whose decay goes through the gradient.
@@ -107,7 +109,7 @@ class Linear(nn.Linear):
 
     def declare(self) -> Mapping[str, Declared]:
         weight = Declared(kind="linear", std=self.std, parts=self.parts, lr_ratio=self.lr_ratio)
-        return {"weight": weight, "bias": Declared(kind="bias")}
+        return {"weight": weight, "bias": Declared(kind="bias", parts=self.parts)}
 
 
 class Embedding(nn.Embedding):

@@ -109,11 +109,12 @@ class Recurrent(Model):
     def declare(self) -> Mapping[str, Declared]:
         parts = (self.config.width,) * GATES[self.config.cell]
         weight = Declared(kind="linear", std=self.config.resolved_init_std, parts=parts)
+        bias = Declared(kind="bias", parts=parts)
         return {
             f"cells.{name}_{source}_l{layer}": declared
             for layer in range(self.config.layers)
             for source in ("ih", "hh")
-            for name, declared in (("weight", weight), ("bias", Declared(kind="bias")))
+            for name, declared in (("weight", weight), ("bias", bias))
         }
 
 

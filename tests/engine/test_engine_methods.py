@@ -1,7 +1,7 @@
 """Every optimizer does what it is said to, to every parameter, at every stage and world size.
 
-Against plain training in one process by torch's optimizers or, of schedule-free AdamW, by its
-authors' own; and for Muon also against the formula.
+Against plain training in one process by torch's optimizers, Adafactor's of matrices that are split,
+or, of schedule-free AdamW, by its authors' own; and for Muon also against the formula.
 And the gradient that they get is that of fp32, however many micro-batches it is the sum of.
 """
 
@@ -246,7 +246,38 @@ class LionByFormula(torch.optim.Optimizer):
                 self.state[p]["m"] = far * m + (1 - far) * p.grad
 
 
-def train_plainly(kind, muon: Callable[..., torch.optim.Optimizer] = MuonByFormula):
+class AdafactorOfParts(torch.optim.Adafactor):
+    """torch's own, given each part of ``up``, weight and bias, as a parameter: a view."""
+
+    def __init__(self, groups, **settings):
+        self.wholes = [p for group in groups for p in group["params"]]
+        self.parts = {p: [*map(nn.Parameter, self.split(p.detach()))] for p in self.wholes}
+        super().__init__(
+            [
+                {**g, "params": [part for p in g["params"] for part in self.parts[p]]}
+                for g in groups
+            ],
+            **settings,
+        )
+
+    @staticmethod
+    def split(value):
+        return value.split(UP_PARTS if len(value) == sum(UP_PARTS) else len(value))
+
+    def step(self):  # pyright: ignore
+        for p in self.wholes:
+            for part, gradient in zip(self.parts[p], self.split(p.grad), strict=True):
+                part.grad = gradient
+        super().step()
+
+    def zero_grad(self, set_to_none=True):
+        for p in self.wholes:
+            p.grad = None
+
+
+def train_plainly(
+    kind, muon: Callable[..., torch.optim.Optimizer] = MuonByFormula, adafactor=AdafactorOfParts
+):
     """Weights after three steps of torch alone, in one process and one batch."""
     toy = Toy(1)
     trained = {name: p for name, p in toy.named_parameters() if p.requires_grad}
@@ -266,7 +297,7 @@ def train_plainly(kind, muon: Callable[..., torch.optim.Optimizer] = MuonByFormu
         optimizers = [torch.optim.SGD(groups(False), lr=LEARNING_RATE, momentum=0.9)]
     elif kind == "adafactor":
         settings = {"lr": LEARNING_RATE, "eps": (1e-30, 1e-3), "foreach": False}
-        optimizers = [torch.optim.Adafactor(groups(False), **settings)]
+        optimizers = [adafactor(groups(False), **settings)]
     elif kind == "schedule_free":
         reference = AdamWScheduleFree(
             groups(False), lr=LEARNING_RATE, betas=CONFIG.betas, eps=CONFIG.eps, foreach=False
@@ -303,6 +334,7 @@ PLAIN = {
     "schedule_free": lambda: train_plainly("schedule_free"),
     "sgd": lambda: train_plainly("sgd"),
     "whole muon": lambda: train_plainly("muon", partial(MuonByFormula, is_whole=True)),
+    "whole adafactor": lambda: train_plainly("adafactor", adafactor=torch.optim.Adafactor),
     "torch's muon": lambda: train_plainly("muon", torchs_muon),
 }
 
@@ -353,10 +385,13 @@ def test_muon_of_whole_matrices_is_torchs_muon_but_for_its_rounding_to_bf16(plai
     assert max(found.values()) < 0.1
 
 
-def test_a_matrix_of_two_parts_does_not_go_where_it_would_as_one(plain):
+@pytest.mark.parametrize(
+    ("kind", "ending", "least"), [("muon", ".weight", 0.1), ("adafactor", "", 0.05)]
+)
+def test_a_matrix_of_two_parts_does_not_go_where_it_would_as_one(plain, kind, ending, least):
     begin, expected = plain
-    found = distance(expected["whole muon"], expected["muon"], begin)
-    assert min(value for name, value in found.items() if name.endswith("up.weight")) > 0.1
+    found = distance(expected[f"whole {kind}"], expected[kind], begin)
+    assert min(value for name, value in found.items() if f"up{ending}" in name) > least
 
 
 @pytest.mark.parametrize(("one", "other"), [("adamw", "muon"), ("sgd", "muon"), ("adamw", "sgd")])

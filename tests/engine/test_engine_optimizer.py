@@ -7,7 +7,7 @@ import torch
 
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.config.training import OptimizerConfig
-from lmscale.engine.adafactor import FactoredPart, sum_squares
+from lmscale.engine.adafactor import plan_factored, sum_squares
 from lmscale.engine.engine import skipping
 from lmscale.engine.lion import Lion
 from lmscale.engine.optimizer import (
@@ -151,22 +151,30 @@ def test_an_optimizer_begins_at_rate_0_with_states_of_zeros(name):
         assert optimizer.state[parameter].get("step", torch.tensor(1.0)) == 1
 
 
-def test_the_runs_of_a_matrix_sum_to_its_rows_and_columns_wherever_it_is_cut():
+@pytest.mark.parametrize(
+    ("shape", "rows"), [((5, 3), ()), ((5, 3), (2, 3)), ((15,), ()), ((15,), (4, 1, 10))]
+)
+def test_the_runs_of_every_part_sum_to_its_rows_and_columns_wherever_the_whole_is_cut(shape, rows):
     slopes = torch.arange(1.0, 16.0)
-    whole = slopes.square().view(5, 3)
+    wholes = [
+        part.reshape(-1, shape[-1] if len(shape) > 1 else len(part))
+        for part in slopes.square().view(shape).split(rows or shape[0])
+    ]
     for first, second in combinations_with_replacement(range(16), 2):  # between three ranks
-        sums = []
+        sums = [[] for _ in wholes]
         for begin, end in ((0, first), (first, second), (second, 15)):
-            size = end - begin
-            part = FactoredPart(name="a", rows=5, columns=3, offset=begin, start=2, elements=size)
             master = torch.cat([torch.full((2,), 99.0), slopes[begin:end], torch.full((4,), 99.0)])
-            sums.append(sum_squares(part, master, master))
-            if size:
-                assert torch.equal(part.cut(part.pad(part.of(master))), slopes[begin:end])
-        by_row, by_column, length = map(sum, zip(*sums, strict=True))
-        torch.testing.assert_close(by_row, whole.sum(1))
-        torch.testing.assert_close(by_column, whole.sum(0))
-        torch.testing.assert_close(length, whole.sum().reshape(1))
+            parts = plan_factored("a", shape, rows, held=(begin, end), start=2)
+            assert torch.equal(torch.cat([part.of(master) for part in parts]), slopes[begin:end])
+            for part, of_ranks in zip(parts, sums, strict=True):
+                of_ranks.append(sum_squares(part, master, master))
+                if part.elements:
+                    assert torch.equal(part.cut(part.pad(part.of(master))), part.of(master))
+        for whole, of_ranks in zip(wholes, sums, strict=True):
+            by_row, by_column, length = map(sum, zip(*of_ranks, strict=True))
+            torch.testing.assert_close(by_row, whole.sum(1))
+            torch.testing.assert_close(by_column, whole.sum(0))
+            torch.testing.assert_close(length, whole.sum().reshape(1))
 
 
 KINDS_OF_TWO = {name: KINDS[name] for name in "ae"}
