@@ -94,8 +94,8 @@ class FillMiddleConfig(NextTokenConfig):
         return ("prefix", "suffix", "middle")
 
 
-class PairConfig(NextTokenConfig):
-    """The keys of the objectives that read one sequence and write another one."""
+class DenoisedConfig(NextTokenConfig):
+    """The keys of the objectives that read a window with something left out, and write it."""
 
     needs = frozenset({Ability.CROSS})
     figures = ("loss", "z_loss", "accuracy")
@@ -123,7 +123,7 @@ class PairConfig(NextTokenConfig):
             )
 
 
-class SpanConfig(PairConfig):
+class SpanConfig(DenoisedConfig):
     """The keys of the objectives that leave out spans."""
 
     implementation = "lmscale.objective.spans:SPANS"
@@ -209,7 +209,7 @@ class DenoisersConfig(SpanConfig):
         return ("accuracy", *(f"loss_{mode}" for mode in self.modes))
 
 
-class InfillConfig(PairConfig):
+class InfillConfig(DenoisedConfig):
     """Text infilling and sentence permutation (BART, Lewis et al. 2020): the text is predicted as
     it was, from one with sentences in another order and spans behind a mask each.
     """
@@ -325,7 +325,7 @@ class MixtureConfig(NextTokenConfig):
 
     def pair_lengths(self, sequence_length: int) -> tuple[int, int] | None:
         tokens = self.window(sequence_length).tokens
-        pairs = (each for each in self.each().values() if isinstance(each, PairConfig))
+        pairs = (each for each in self.each().values() if isinstance(each, DenoisedConfig))
         lengths = [each.lengths_of(tokens) for each in pairs]
         return (max(read for read, _ in lengths), max(n for _, n in lengths)) if lengths else None
 

@@ -16,14 +16,17 @@ from lmscale.config import RunConfig
 from lmscale.config.objective import (
     OBJECTIVES,
     CausalConfig,
+    DenoisedConfig,
     MaskedConfig,
     ObjectiveConfig,
-    PairConfig,
+    PrefixConfig,
 )
+from lmscale.config.supervised import CompletionConfig, PairsConfig
 from lmscale.errors import ConfigError
 from lmscale.evaluation.ngram import BOUNDARY, Trigram, Unigram, answer_keys, target_keys
 from lmscale.evaluation.perplexity import EvaluationPlan
 from lmscale.objective.objective import build_preparation
+from lmscale.objective.prefix import find_targets
 from lmscale.stream.audit import open_recorded
 from lmscale.stream.batches import Preparation, Rows, reads_partners
 from lmscale.stream.dataset import Dataset
@@ -39,7 +42,8 @@ BaselineName = Literal["ngram", "unigram"]
 Keys = Callable[[Rows], np.ndarray]
 """Rows → what the counts know each of their targets by, int64 [targets]."""
 OBJECTIVES_OF: dict[str, tuple[type[ObjectiveConfig], ...]] = {
-    "ngram": (CausalConfig, PairConfig),  # of what is written from left to right
+    # Of what is written from left to right.
+    "ngram": (CausalConfig, PrefixConfig, DenoisedConfig, PairsConfig, CompletionConfig),
     "unigram": (MaskedConfig,),
 }
 
@@ -99,11 +103,19 @@ def check_baseline(config: RunConfig, name: BaselineName) -> None:
 
 def plan_keys(config: RunConfig, preparation: Preparation) -> Keys:
     """How the targets of rows are found that ``preparation`` makes the objective's arrays of."""
-    if isinstance(config.objective, CausalConfig):
-        return lambda rows: target_keys(rows, mask_documents=config.stream.mask_documents)
-    if isinstance(config.objective, PairConfig):
-        return lambda rows: answer_keys(preparation.prepare(rows).arrays["labels"])
-    return lambda rows: preparation.target_ids(preparation.prepare(rows).arrays).astype(np.int64)
+    mask_documents = config.stream.mask_documents
+
+    def keys_of(rows: Rows) -> np.ndarray:
+        if isinstance(config.objective, CausalConfig):
+            return target_keys(rows, mask_documents=mask_documents)
+        arrays = preparation.prepare(rows).arrays
+        if isinstance(config.objective, PrefixConfig | CompletionConfig):
+            return target_keys(rows, mask_documents=mask_documents, among=find_targets(arrays))
+        if isinstance(config.objective, DenoisedConfig | PairsConfig):
+            return answer_keys(arrays["labels"], arrays.get("label_starts"))
+        return preparation.target_ids(arrays).astype(np.int64)
+
+    return keys_of
 
 
 def _text_of(tokenizer: Tokenizer) -> Keys:

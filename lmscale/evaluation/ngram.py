@@ -104,10 +104,11 @@ def _find(ascending: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.where(ascending[at] == wanted, at, -1)
 
 
-def target_keys(rows: Rows, *, mask_documents: bool) -> np.ndarray:
+def target_keys(rows: Rows, *, mask_documents: bool, among: np.ndarray | None = None) -> np.ndarray:
     """Two words of context and the word of every target of the rows, int64 [targets].
 
-    The targets are those of causal language modelling; the context is what a model sees of it.
+    The targets are those of causal language modelling, or those of them that are ``among`` bool
+    [rows, W]; the context is what a model sees of it.
     """
     ids = rows.tokens.astype(np.int64)
     begins = np.zeros(ids.shape, dtype=bool)
@@ -115,16 +116,20 @@ def target_keys(rows: Rows, *, mask_documents: bool) -> np.ndarray:
     if mask_documents:
         begins.reshape(-1)[rows.starts] = True
     is_target = (np.arange(ids.shape[1]) < rows.lengths[:, None]) & ~begins
+    if among is not None:
+        is_target &= among
     return _join(ids, begins, is_target)
 
 
-def answer_keys(labels: np.ndarray) -> np.ndarray:
+def answer_keys(labels: np.ndarray, starts: np.ndarray | None = None) -> np.ndarray:
     """The same of what an encoder-decoder writes, ``labels`` int32 [rows, T], ``IGNORED`` behind
     each row's. The context is what was written before, not what was read.
+
+    ``starts``: where answers begin, int [answers], ascending and flat; without, each row is one.
     """
-    ids = np.pad(labels.astype(np.int64), ((0, 0), (1, 0)), constant_values=BOUNDARY)
-    begins = np.zeros(ids.shape, dtype=bool)
-    begins[:, 0] = True
+    places = np.arange(0, labels.size, labels.shape[1]) if starts is None else starts
+    ids = np.insert(labels.reshape(-1).astype(np.int64), places, BOUNDARY)[None]
+    begins = ids == BOUNDARY
     return _join(ids, begins, (ids != IGNORED) & ~begins)
 
 

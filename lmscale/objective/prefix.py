@@ -50,12 +50,17 @@ class PrefixPreparation:
         return 1 + scale_words(words, np.maximum(pieces.lengths - 1, 1))
 
     def target_ids(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        tokens, starts = arrays["tokens"], arrays["starts"]
-        edges = np.zeros(tokens.size + 1, dtype=np.int32)
-        np.add.at(edges, starts, 1)
-        np.add.at(edges, starts + arrays["prefixes"], -1)
-        is_prefix = (edges[:-1].cumsum() > 0).reshape(tokens.shape)
-        return tokens[~is_prefix & (np.arange(tokens.shape[1]) < arrays["lengths"][:, None])]
+        return arrays["tokens"][find_targets(arrays)]
+
+
+def find_targets(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which tokens are behind their document's prefix, bool [B, W]."""
+    tokens, starts = arrays["tokens"], arrays["starts"]
+    edges = np.zeros(tokens.size + 1, dtype=np.int32)
+    np.add.at(edges, starts, 1)
+    np.add.at(edges, starts + arrays["prefixes"], -1)
+    is_prefix = (edges[:-1].cumsum() > 0).reshape(tokens.shape)
+    return ~is_prefix & (np.arange(tokens.shape[1]) < arrays["lengths"][:, None])
 
 
 def _prepare(config: RunConfig) -> PrefixPreparation:

@@ -29,6 +29,7 @@ from lmscale.stream.batches import Rows
 from lmscale.stream.dataset import open_dataset
 from lmscale.stream.ledger import LedgerRow, open_ledger
 from lmscale.stream.stream import open_stream
+from lmscale.tokenizer.codec import load_tokenizer
 
 VOCAB = 40
 
@@ -121,6 +122,11 @@ def test_of_an_answer_every_label_is_a_target_behind_those_before_it():
         *(key(BOUNDARY, BOUNDARY, 50), key(BOUNDARY, 50, 6), key(50, 6, 7)),
         *(key(BOUNDARY, BOUNDARY, 51), key(BOUNDARY, 51, 8), key(51, 8, 9), key(8, 9, 52)),
     ]
+    assert answer_keys(labels, np.array([0, 2, 8, 9])).tolist() == [
+        *(key(BOUNDARY, BOUNDARY, 50), key(BOUNDARY, 50, 6), key(BOUNDARY, BOUNDARY, 7)),
+        *(key(BOUNDARY, BOUNDARY, 51), key(BOUNDARY, BOUNDARY, 8), key(BOUNDARY, 8, 9)),
+        key(8, 9, 52),
+    ]
 
 
 ENCODER = {"family": "encoder", "width": 32, "heads": 4}
@@ -142,16 +148,18 @@ def read_run(shards, tmp_path_factory):
     return begin_run(shards, tmp_path_factory.mktemp("ngram"), {})
 
 
-def begin_run(config, folder, sections):
+def begin_run(config, folder, sections, source="docs"):
     """A run that has read its source three times, in twenty steps; the source; a step's windows."""
-    sources = {"docs": {"shards": f"{config.shards.folder}/docs/train"}}
+    sources = {source: {"shards": f"{config.shards.folder}/{source}/train"}}
     tree = config.model_dump(mode="json", exclude={"model"} if sections else set()) | sections
     tree["stream"] |= {"sources": sources, "window_shards": 1, "mixture_block": 16}
-    tree["stream"]["mask_documents"] = sections.get("model") != PAIRS
+    tree["stream"]["mask_documents"] = sections.get("model") != PAIRS or source != "docs"
+    if source != "docs":
+        tree["stream"] |= {"sequence_length": 48, "packing": "best_fit"}
     tree["run"]["folder"] = str(folder / "run")
     config = type(config).model_validate(tree)
     with open_stream(config.stream, seed=config.run.seed, shape=config.window) as stream:
-        windows = stream.orders["docs"].total
+        windows = stream.orders[source].total
         every = windows * 3 // 20
         with open_ledger(config.folder, next_step=0, stream=stream, n=0) as ledger:
             for step in range(20):
@@ -216,6 +224,41 @@ def test_other_objectives_are_counted_and_scored_at_their_own_targets(
     assert loss == pytest.approx(wanted.mean(), rel=0.01)  # but for the discount
 
 
+def keys_of_documents(rows: Rows, known: np.ndarray, *, end: int | None) -> list[int]:
+    """Of what stands behind the first tokens of each document, ``known`` [documents]; with ``end``
+    that is an answer without them, and this is its last word.
+    """
+    width, keys = rows.tokens.shape[1], []
+    stops = [*rows.starts[1:].tolist(), rows.tokens.size]
+    for start, stop, first in zip(rows.starts.tolist(), stops, known.tolist(), strict=True):
+        row_end = start // width * width + int(rows.lengths[start // width])
+        ids = rows.tokens.reshape(-1)[start : min(stop, row_end)].tolist()
+        words = [BOUNDARY, *ids]
+        if end is not None:
+            words, first = [BOUNDARY, BOUNDARY, *ids[first:-1], end], 1
+        keys += [key(*words[at - 1 : at + 2]) for at in range(first, len(words) - 1)]
+    return keys
+
+
+@pytest.mark.parametrize("name", ["prefix", "pairs", "completion"])
+def test_what_is_behind_a_first_text_is_counted_document_by_document(labelled, tmp_path, name):
+    sections = {"objective": {"name": name}} | ({"model": PAIRS} if name == "pairs" else {})
+    config, whole, _ = begin_run(labelled, tmp_path, sections, source="pairs")
+    tokenizer = load_tokenizer(config.tokenizer.folder)
+    counts = count_run(config, config.folder, "ngram", step=20, tokenizer=tokenizer)
+    plan = plan_evaluation(config, tokenizer.token_bytes(), max_windows=None)
+    prepared = build_preparation(config).prepare(whole)
+    known = prepared.arrays["prefixes"] if name == "prefix" else whole.members["parts"]
+    end = config.added_ids["end"] if name == "pairs" else None
+    wanted = keys_of_documents(whole, known, end=end)
+    assert plan_keys(config, build_preparation(config))(whole).tolist() == wanted
+    assert counts.tokens == prepared.targets == len(wanted)
+    folder = f"{config.shards.folder}/pairs/heldout"
+    with closing(open_dataset(folder, config.stream, shape=config.window)) as dataset:
+        loss = score_set(counts, dataset, plan, plan_keys(config, plan.preparation))
+    assert 0 < loss < np.log(config.num_ids) / 2
+
+
 def test_a_baseline_that_cannot_be_counted_says_why(read_run, tokenizer):
     config, _, _ = read_run
 
@@ -226,7 +269,10 @@ def test_a_baseline_that_cannot_be_counted_says_why(read_run, tokenizer):
             count_run(run, config.folder, name, step=step, tokenizer=pieces)
 
     other = config.model_copy(update={"objective": FillMiddleConfig()})
-    refused("the objectives causal, spans, denoisers, infill; this run has fill_mid", run=other)
+    refused(
+        "the objectives causal, prefix, spans, denoisers, infill, pairs, completion; this r",
+        run=other,
+    )
     refused(
         "unigram is only for the objectives masked, masked_order, masked_next; this ru", "unigram"
     )
