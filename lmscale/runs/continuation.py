@@ -245,6 +245,8 @@ def _list_section(section: BaseModel, prefix: str, pattern: str) -> Iterator[Set
         if isinstance(value, BaseModel):
             yield from _list_section(value, f"{key}.", f"{known_as}.")
         elif isinstance(value, dict) and known_as not in CHANGES:
+            if known_as.startswith("objective."):  # which a window is of goes by their places
+                yield Setting(key, [*value], Change.FIXED)
             for each, inner in value.items():
                 yield from _list_section(inner, f"{key}.{each}.", f"{known_as}.NAME.")
         else:

@@ -91,6 +91,28 @@ def test_the_betas_that_schedule_free_averages_by_are_fixed(tmp_path):
     assert refused.startswith("engine.optimizer.kind = 'adamw'")
 
 
+def test_the_parts_and_the_denoisers_of_an_objective_stay_in_their_order(tmp_path):
+    def config(parts, denoisers):
+        return parse_config(f"""
+            run: {{name: a, folder: {tmp_path}}}
+            model: {{family: encoder_decoder}}
+            stream: {{mask_documents: false}}
+            objective: {{name: mixture, parts: {{{parts}}}}}
+            """.replace("DENOISERS", denoisers))
+
+    spans, denoisers = "a: {objective: {name: spans}}", "S: {mode: S}, X: {mode: X}"
+    mixed = "b: {objective: {name: denoisers, denoisers: {DENOISERS}}}"
+    begun = config(f"{spans}, {mixed}", denoisers)
+    (tmp_path / "config.yaml").write_text(dump_config(begun))
+    log_commit(tmp_path, 20)
+    assert find_continuation_problems(begun) == []
+    problems = find_continuation_problems(config(f"{mixed}, {spans}", "X: {mode: X}, S: {mode: S}"))
+    assert [problem.partition(" (")[0] for problem in problems] == [
+        "objective.parts = ['b', 'a'], but the run began with ['a', 'b']",
+        "objective.parts.b.objective.denoisers = ['X', 'S'], but the run began with ['S', 'X']",
+    ]
+
+
 def test_a_source_that_comes_or_goes_is_told():
     before = parse_config("run: {name: a}\nstream: {sources: {web: {shards: x}}}")
     now = parse_config("run: {name: a}\nstream: {sources: {books: {shards: y, weight: 2}}}")
