@@ -16,6 +16,8 @@ from lmscale.config.model import DecoderConfig, EncoderConfig
 from lmscale.model.initialize import Linear, RMSNorm
 from lmscale.model.rotary import rotate
 
+MOST_COMPILES = 64  # of a function, for all shapes of a run; torch's own limit is 8
+
 
 class KeyValueCache:
     """One block's keys and values of the tokens so far: a new token costs one token's work."""
@@ -99,7 +101,7 @@ def attend(
     """
     is_grouped = q_BHTV.shape[1] != k_BKSV.shape[1]
     if isinstance(mask, BlockMask):
-        attention = _compiled_flex_attention() if q_BHTV.is_cuda else flex_attention
+        attention = compiled_flex_attention() if q_BHTV.is_cuda else flex_attention
         return attention(
             q_BHTV,
             k_BKSV,
@@ -157,6 +159,19 @@ def _cap_score(softcap: float) -> Callable[..., Tensor]:
 
 
 @functools.cache
-def _compiled_flex_attention() -> Callable[..., Tensor]:
-    """FlexAttention is a kernel only when compiled; uncompiled it would hold all the scores."""
-    return torch.compile(flex_attention, dynamic=False)
+def compiled_flex_attention(backend: str = "inductor") -> Callable[..., Tensor]:
+    """FlexAttention is a kernel only when compiled; uncompiled it would hold all the scores: so
+    an error where there are more shapes than torch may compile it for.
+    """
+    if not torch.compiler.is_compiling():
+        allow_compiles()
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True, backend=backend)
+
+
+def allow_compiles() -> None:
+    """Let torch compile a function as often as a run has shapes of batches for it: of the steps of
+    ``batch.warmup``, evaluation and the probe, in a model and its teacher.
+    """
+    import torch._dynamo.config as dynamo  # a second, which a run that compiles nothing is spared
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_COMPILES)

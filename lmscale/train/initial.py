@@ -30,6 +30,7 @@ from lmscale.engine.engine import Engine, whole_shape
 from lmscale.errors import ConfigError
 from lmscale.files.strangers import EXACT, Count, Text
 from lmscale.history.history import read_history
+from lmscale.model.attention import allow_compiles
 from lmscale.model.family import Model, build_model
 from lmscale.model.initialize import Declared, declared_parameters, initial_value
 from lmscale.objective.objective import build_scoring
@@ -179,6 +180,7 @@ def build_run_engine(
         fill_weights(model, initial or draw_weights(seed), has_values=has_values, seed=seed)
     freeze_parameters(model, config.train.freeze)
     if config.engine.compile:
+        allow_compiles()
         for block in model.blocks_to_compile():
             block.compile()
     declared = declared_parameters(model)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from lmscale.model.attention import attend
+from lmscale.model.attention import attend, compiled_flex_attention
 from lmscale.model.layout import attention_backend, build_layout, mark_starts
 
 GPT2 = {"positions": "learned", "norm": "layernorm", "activation": "gelu", "bias": True}
@@ -117,3 +118,19 @@ def test_positions_restart_at_every_document():
 )
 def test_the_backend_follows_from_device_mask_and_dropout(expected, case):
     assert attention_backend(**case) == expected
+
+
+def test_flex_attention_is_compiled_for_more_shapes_than_torch_would_or_fails():
+    def compiles_for(batch):
+        mask = build_layout(begins_at(*[[0]] * batch, length=8), "flex", {0}).masks[0]
+        x_BHTV = torch.ones(batch, 1, 8, 2)
+        torch.testing.assert_close(flex(x_BHTV, x_BHTV, x_BHTV, block_mask=mask), x_BHTV)
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=1):
+        flex = compiled_flex_attention("eager")
+        compiles_for(1)
+        compiles_for(2)
+        torch._dynamo.config.recompile_limit = 2
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            compiles_for(3)

@@ -93,12 +93,14 @@ def test_the_betas_that_schedule_free_averages_by_are_fixed(tmp_path):
 
 def test_the_parts_and_the_denoisers_of_an_objective_stay_in_their_order(tmp_path):
     def config(parts, denoisers):
-        return parse_config(f"""
+        return parse_config(
+            f"""
             run: {{name: a, folder: {tmp_path}}}
             model: {{family: encoder_decoder}}
             stream: {{mask_documents: false}}
             objective: {{name: mixture, parts: {{{parts}}}}}
-            """.replace("DENOISERS", denoisers))
+            """.replace("DENOISERS", denoisers)
+        )
 
     spans, denoisers = "a: {objective: {name: spans}}", "S: {mode: S}, X: {mode: X}"
     mixed = "b: {objective: {name: denoisers, denoisers: {DENOISERS}}}"
