@@ -300,21 +300,23 @@ class BatchConfig(Section):
         until = (steps for steps, _ in self.warmup)
         return replace(plans[-1], warmup=tuple(zip(until, plans, strict=False)))
 
-    def describe_small(self, plan: BatchPlan) -> str | None:
-        """That a rank's share divides into much smaller micro-batches than were asked for, or
-        None.
-        """
-        most = min(self.micro_windows, plan.windows_per_rank)
-        if 2 * plan.micro_windows > most:
-            return None
-        unit = most * plan.data_ranks
-        below = self.global_windows // unit * unit
-        return (
-            f"batch.global_windows = {self.global_windows} gives each rank "
-            f"{plan.windows_per_rank} windows, which no number near batch.micro_windows = "
-            f"{self.micro_windows} divides: it takes {plan.micro_windows} at a time, which is slow "
-            f"on most devices. {below} or {below + unit} windows would be taken {most} at a time."
-        )
+    def describe_small(self, plan: BatchPlan) -> list[str]:
+        """Where a rank's share divides into much smaller micro-batches than were asked for."""
+        told = []
+        for of_step in (*(row for _, row in plan.warmup), plan):
+            most = min(self.micro_windows, of_step.windows_per_rank)
+            if 2 * of_step.micro_windows > most:
+                continue
+            unit = most * of_step.data_ranks
+            below = of_step.global_windows // unit * unit
+            key = "batch.global_windows =" if of_step is plan else "batch.warmup:"
+            told.append(
+                f"{key} {of_step.global_windows} gives each rank {of_step.windows_per_rank} "
+                f"windows, which no number near batch.micro_windows = {self.micro_windows} "
+                f"divides: it takes {of_step.micro_windows} at a time, which is slow on most "
+                f"devices. {below} or {below + unit} windows would be taken {most} at a time."
+            )
+        return told
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from lmscale.config.objective import (
     OBJECTIVES,
     CausalConfig,
     DenoisedConfig,
+    DistillConfig,
     MaskedConfig,
     ObjectiveConfig,
     PrefixConfig,
@@ -43,7 +44,9 @@ Keys = Callable[[Rows], np.ndarray]
 """Rows → what the counts know each of their targets by, int64 [targets]."""
 OBJECTIVES_OF: dict[str, tuple[type[ObjectiveConfig], ...]] = {
     # Of what is written from left to right.
-    "ngram": (CausalConfig, PrefixConfig, DenoisedConfig, PairsConfig, CompletionConfig),
+    "ngram": (
+        *(CausalConfig, DistillConfig, PrefixConfig, DenoisedConfig, PairsConfig, CompletionConfig),
+    ),
     "unigram": (MaskedConfig,),
 }
 
@@ -106,7 +109,7 @@ def plan_keys(config: RunConfig, preparation: Preparation) -> Keys:
     mask_documents = config.stream.mask_documents
 
     def keys_of(rows: Rows) -> np.ndarray:
-        if isinstance(config.objective, CausalConfig):
+        if isinstance(config.objective, CausalConfig | DistillConfig):
             return target_keys(rows, mask_documents=mask_documents)
         arrays = preparation.prepare(rows).arrays
         if isinstance(config.objective, PrefixConfig | CompletionConfig):

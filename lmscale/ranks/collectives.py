@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,6 +72,15 @@ def broadcast_object(value: Any = None) -> Any:
     tensor = _to_tensor(content, int(length))
     dist.broadcast(tensor, src=0)
     return _from_tensor(tensor)
+
+
+def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
+    """Write rank 0's elements into each rank's tensors, which are contiguous and lie where the
+    group's collectives take them. Of any dtype: bytes are sent.
+    """
+    if not _is_alone():
+        for tensor in tensors:
+            dist.broadcast(tensor.detach().view(-1).view(torch.uint8), src=0)
 
 
 def _to_tensor(content: bytes, length: int) -> torch.Tensor:

@@ -73,6 +73,7 @@ _TABLE = {
         guard max_nonfinite_steps spike_window spike_threshold spike_steps on_divergence
         guard jump_steps max_rewinds
         train steps
+        evaluation weights
         evaluation.stop metric patience min_delta mode""",
     Change.FREE: """
         run folder init_from allow_faults
@@ -98,7 +99,7 @@ _TABLE = {
         train log_every_steps peak_tflops
         watch heartbeat_seconds report_seconds limit_seconds start_limit_seconds straggler_ratio
         watch straggler_steps
-        evaluation sets every_steps max_windows at_end weights""",
+        evaluation sets every_steps max_windows at_end""",
 }
 CHANGES = {
     f"{section}.{name}": change

@@ -139,7 +139,7 @@ def open_run(
     """
     mesh = plan_mesh(ranks)
     plan = config.batch.plan(mesh.data.size)
-    if ranks.is_first and (advice := config.batch.describe_small(plan)):
+    for advice in config.batch.describe_small(plan) if ranks.is_first else ():
         logger.warning(advice)
     check_precision(config.engine, device)
     with failing_together():

@@ -106,8 +106,8 @@ def open_run_weights(
     takes_average: bool = False,
 ) -> Iterator[InitialWeights]:
     """Those of a run's checkpoint, by default of its newest sound one. All ranks together, which
-    verify it, and at the end what they have read of it. ``named``: who asks, for messages.
-    ``takes_average``: the average of the weights, where it holds one.
+    verify it, and at the end what they have read of it; but of ``takes_average``, the average of
+    the weights where it holds one, the manifest has no hash. ``named``: who asks, for messages.
     """
     with failing_together():
         try:
@@ -195,8 +195,9 @@ def fill_weights(
     """Give every parameter of a bare model its first value, one after the other.
 
     ``has_values`` False only takes part in the gathering, where another rank's values are dealt
-    out. Layers that ``begins_anew`` names are drawn where those of the origin are not the same.
-    Raises ``CheckpointError`` with everything else by which the values are of another model.
+    out, or in the waiting for that rank. Layers that ``begins_anew`` names are drawn where those of
+    the origin are not the same. Raises ``CheckpointError`` with everything else by which the values
+    are of another model.
     """
     parameters = dict(model.named_parameters())
     shapes = {name: whole_shape(parameter) for name, parameter in parameters.items()}

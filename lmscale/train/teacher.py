@@ -1,7 +1,7 @@
 """The teacher of a distillation: another run's checkpoint, as a model beside that which learns.
 
-Every rank holds it whole. A run's checkpoints remember which one it was, and the run goes on with
-no other.
+Every rank holds it whole, as rank 0 has read it. A run's checkpoints remember which one it was, and
+the run goes on with no other.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import logging
 import torch
 
 from lmscale.config import RunConfig
+from lmscale.config.model import DecoderConfig
 from lmscale.config.objective import DistillConfig
 from lmscale.engine.engine import Engine
 from lmscale.errors import ConfigError
 from lmscale.files.locations import split_checkpoint
 from lmscale.model.family import build_model_on
 from lmscale.objective.distill_scoring import DistillScoring
+from lmscale.ranks.collectives import broadcast_tensors
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.run_folder import load_run_config
 from lmscale.train.initial import Origin, fill_weights, open_run_weights
@@ -66,11 +68,16 @@ def bring_teacher(
                 "the new run a folder of its own (run.folder)."
             )
         source = load_run_config(folder)
+        settings = source.model
+        if isinstance(settings, DecoderConfig) and isinstance(config.model, DecoderConfig):
+            # What this run's machines can do.
+            settings = settings.model_copy(update={"attention": config.model.attention})
         dtype = next(scoring.model.parameters()).dtype
         teacher = build_model_on(
-            source.model, source.sizes, device=torch.device(engine.device), dtype=dtype
+            settings, source.sizes, device=torch.device(engine.device), dtype=dtype
         )
-        fill_weights(teacher, weights)
+        fill_weights(teacher, weights, has_values=ranks.is_first)  # read once, for all ranks
+        broadcast_tensors(teacher.parameters())
     scoring.set_teacher(teacher)
     logger.info("the teacher is %s of %s", origin.checkpoint, origin.run)
     return origin

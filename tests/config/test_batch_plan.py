@@ -116,4 +116,11 @@ def test_micro_batches_much_smaller_than_asked_for_are_told(
 ):
     batch = BatchConfig(global_windows=global_windows, micro_windows=micro_windows)
     told = batch.describe_small(batch.plan(data_ranks))
-    assert told is None if words is None else words in told
+    assert told == [] if words is None else words in told[0]
+
+
+def test_micro_batches_of_a_warmup_that_are_much_smaller_are_told_too():
+    batch = BatchConfig(global_windows=64, micro_windows=8, warmup=((1000, 52),))
+    (told,) = batch.describe_small(batch.plan(4))
+    assert told.startswith("batch.warmup: 52 gives each rank 13 windows, which no number near")
+    assert "it takes 1 at a time" in told and "32 or 64 windows would be taken 8" in told

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmscale.config import RunConfig
-from lmscale.config.objective import FillMiddleConfig
+from lmscale.config.objective import DistillConfig, FillMiddleConfig
 from lmscale.errors import ConfigError
 from lmscale.evaluation import baseline
 from lmscale.evaluation.baseline import BaselineName, count_run, plan_keys, score_set
@@ -259,6 +259,18 @@ def test_what_is_behind_a_first_text_is_counted_document_by_document(labelled, t
     assert 0 < loss < np.log(config.num_ids) / 2
 
 
+def test_a_distillation_s_targets_are_those_of_its_tokens_alone(read_run):
+    config, whole, _ = read_run
+    keys, others = (
+        plan_keys(run, build_preparation(run))(whole).tolist()
+        for run in (
+            config,
+            config.model_copy(update={"objective": DistillConfig(name="distill", teacher="x")}),
+        )
+    )
+    assert keys == others
+
+
 def test_a_baseline_that_cannot_be_counted_says_why(read_run, tokenizer):
     config, _, _ = read_run
 
@@ -270,7 +282,7 @@ def test_a_baseline_that_cannot_be_counted_says_why(read_run, tokenizer):
 
     other = config.model_copy(update={"objective": FillMiddleConfig()})
     refused(
-        "the objectives causal, prefix, spans, denoisers, infill, pairs, completion; this r",
+        "the objectives causal, distill, prefix, spans, denoisers, infill, pairs, completion; this",
         run=other,
     )
     refused(
