@@ -37,6 +37,7 @@ from lmscale.engine.masters import (
 from lmscale.engine.optimizer import STEP, element_states
 from lmscale.engine.schedule_free import LARGEST_RATE, WEIGHT_SUM, Z
 from lmscale.errors import CheckpointError
+from lmscale.model import initialize
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 from lmscale.ranks.mesh import Axis
 
@@ -135,14 +136,8 @@ def replicated_tensors(engine: Engine) -> dict[str, Untrained]:
 
 def persistent_buffers(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     """The buffers that are part of the model's ``state_dict``, each once."""
-    seen: set[int] = set()
-    for module_name, module in engine.module.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if id(buffer) in seen or name in module._non_persistent_buffers_set:
-                continue
-            seen.add(id(buffer))
-            path = f"{module_name}.{name}" if module_name else name
-            yield path.removeprefix(MODEL_PREFIX), buffer
+    for name, buffer in initialize.persistent_buffers(engine.module):
+        yield name.removeprefix(MODEL_PREFIX), buffer
 
 
 def weights_fingerprint(fragments: Iterable[Fragment]) -> int:

@@ -162,9 +162,9 @@ class Manifest:
 
     @property
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of every parameter, trained or frozen."""
-        frozen = {n: row.shape for n, row in self.replicated.items() if row.kind == FROZEN}
-        return self.parameters | frozen
+        """Of every parameter, trained or frozen, and of every buffer."""
+        others = {n: row.shape for n, row in self.replicated.items() if row.kind != FACTOR}
+        return self.parameters | others
 
     def to_bytes(self) -> bytes:
         """The file. It has a hash of itself: a flipped byte here would move the run's place."""

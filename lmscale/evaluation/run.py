@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmscale.checkpoint.differences import check_same_tensors
 from lmscale.checkpoint.load import find_weights, read_weights
@@ -17,6 +17,7 @@ from lmscale.config.training import AVERAGE, Weights
 from lmscale.errors import CheckpointError
 from lmscale.history.history import read_history
 from lmscale.model.family import Model, build_model_on
+from lmscale.model.initialize import persistent_buffers
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.continuation import identity_of
 from lmscale.runs.run_folder import load_run_config
@@ -80,15 +81,15 @@ def load_run(
 
 
 @torch.no_grad()
-def fill_weights(model: Model, weights: Mapping[str, Tensor], *, origin: str) -> None:
-    """Copy fp32 weights into the model, each name and shape checked; every mismatch is reported."""
-    parameters = dict(model.named_parameters())
+def fill_weights(model: nn.Module, weights: Mapping[str, Tensor], *, origin: str) -> None:
+    """Copy parameters and buffers into the model; every name or shape that differs is reported."""
+    tensors = {**dict(model.named_parameters()), **dict(persistent_buffers(model))}
     check_same_tensors(
         {name: f"{list(weight.shape)}" for name, weight in weights.items()},
-        {name: f"{list(parameter.shape)}" for name, parameter in parameters.items()},
+        {name: f"{list(tensor.shape)}" for name, tensor in tensors.items()},
         it="it",
         where=f"{origin}: what it has saved",
         advice="Its config.yaml describes this model, and is not the one that it was trained by.",
     )
-    for name, parameter in parameters.items():
-        parameter.copy_(weights[name])
+    for name, tensor in tensors.items():
+        tensor.copy_(weights[name])

@@ -8,7 +8,7 @@ a large model can be filled one parameter at a time, by any rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -70,6 +70,17 @@ def _declarations(model: nn.Module) -> dict[str, Declared]:
             prefix = f"{module_name}." if module_name else ""
             declared |= {f"{prefix}{name}": what for name, what in module.declare().items()}
     return declared
+
+
+def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that are part of the ``state_dict``, by their names there, each once."""
+    seen: set[int] = set()
+    for module_name, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if id(buffer) in seen or name in module._non_persistent_buffers_set:
+                continue
+            seen.add(id(buffer))
+            yield f"{module_name}.{name}" if module_name else name, buffer
 
 
 def parameter_kinds(model: nn.Module) -> dict[str, ParameterKind]:

@@ -32,7 +32,12 @@ from lmscale.files.strangers import EXACT, Count, Text
 from lmscale.history.history import read_history
 from lmscale.model.attention import allow_compiles
 from lmscale.model.family import Model, build_model
-from lmscale.model.initialize import Declared, declared_parameters, initial_value
+from lmscale.model.initialize import (
+    Declared,
+    declared_parameters,
+    initial_value,
+    persistent_buffers,
+)
 from lmscale.objective.objective import build_scoring
 from lmscale.ranks.collectives import failing_together
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
@@ -65,8 +70,9 @@ class InitialWeights:
 
     value: Callable[[str, Sequence[int], Declared], Tensor]
     """The whole parameter of a name, fp32, on the CPU: drawn or read now, one at a time."""
+    buffer: Callable[[str], Tensor] | None = None  # of the origin, on the CPU, in its own dtype
     origin: Origin | None = None  # what the checkpoints remember; None: they are random
-    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)  # of the origin's parameters
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)  # of all that it has
     named: str = ""  # the setting that names the origin, with its value
 
     @property
@@ -143,7 +149,9 @@ def open_run_weights(
                 fingerprints.append(fingerprint(tensor, name=name))
             return tensor.float()
 
-        yield InitialWeights(value=value, origin=origin, shapes=manifest.weight_shapes, named=named)
+        yield InitialWeights(
+            value=value, buffer=read, origin=origin, shapes=manifest.weight_shapes, named=named
+        )
         with failing_together():
             for name in sorted(unread) if fingerprints else ():  # of layers that begin anew here
                 fingerprints.append(fingerprint(read(name), name=name))
@@ -192,7 +200,8 @@ def build_run_engine(
 def fill_weights(
     model: nn.Module, initial: InitialWeights, *, has_values: bool = True, seed: int = 0
 ) -> None:
-    """Give every parameter of a bare model its first value, one after the other.
+    """Give every parameter of a bare model its first value, one after the other, and every
+    persistent buffer that of the origin.
 
     ``has_values`` False only takes part in the gathering, where another rank's values are dealt
     out, or in the waiting for that rank. Layers that ``begins_anew`` names are drawn where those of
@@ -200,7 +209,9 @@ def fill_weights(
     are of another model.
     """
     parameters = dict(model.named_parameters())
+    buffers = dict(persistent_buffers(model))
     shapes = {name: whole_shape(parameter) for name, parameter in parameters.items()}
+    shapes |= {name: tuple(buffer.shape) for name, buffer in buffers.items()}
     anew: set[str] = set()
     if initial.origin is not None:
         anew = _find_anew(model, initial.shapes, shapes)
@@ -224,6 +235,10 @@ def fill_weights(
             if value is not None:
                 parameter.copy_(value)
         heartbeat.tick()
+    if initial.buffer is not None and buffers:  # every rank has all of them, at every stage
+        with failing_together():
+            for name in buffers.keys() - anew:
+                buffers[name].copy_(initial.buffer(name))
 
 
 def _find_anew(

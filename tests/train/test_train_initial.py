@@ -1,6 +1,7 @@
 """Where a run's first weights come from, and what of them is never trained."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from rank_cases import Case, run_cases
 from recipes import ENCODER, ORDER
 from safetensors.torch import load_file, save_file
 from tiny_run import log_commit, tiny_config
+from torch import nn
 
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.load import load_weights
@@ -16,11 +18,19 @@ from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.config import dump_config
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError
+from lmscale.evaluation.run import fill_weights as fill_evaluated
 from lmscale.model.family import build_model
+from lmscale.model.initialize import Linear
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.continuation import find_continuation_problems, find_source_problems
 from lmscale.tokenizer.codec import load_tokenizer
-from lmscale.train.initial import fill_weights, freeze_parameters, open_initial_weights
+from lmscale.train.initial import (
+    InitialWeights,
+    Origin,
+    fill_weights,
+    freeze_parameters,
+    open_initial_weights,
+)
 
 STEPS = {"train.steps": 4, "checkpoint.every_steps": 2}
 FROZEN = ["embedding.*", "blocks.0.*"]
@@ -195,6 +205,39 @@ def test_weights_that_a_rank_reads_otherwise_than_they_were_saved_are_refused(
         for file in (tmp_path / "source/checkpoints").glob("step-*4/*.safetensors"):
             change_a_master(file)
         fill_weights(build_model(config.model, config.sizes), initial)
+
+
+class Averaged(nn.Module):
+    """As a family with running statistics: a map, two buffers, one of them not kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = Linear(2, 3, bias=False, std=1.0)
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("scratch", torch.zeros(1), persistent=False)
+
+
+def test_persistent_buffers_are_taken_over_with_the_parameters():
+    saved = {
+        "map.weight": torch.ones(3, 2),
+        "mean": torch.ones(3),
+        "count": torch.tensor(2**60 + 1),
+    }
+    weights = InitialWeights(
+        value=lambda name, shape, declared: saved[name],
+        buffer=saved.__getitem__,
+        origin=Origin(run="t", checkpoint="c", step=1, weights=""),
+        shapes={name: tuple(tensor.shape) for name, tensor in saved.items()},
+    )
+    taught, evaluated = Averaged(), Averaged()
+    fill_weights(taught, weights)
+    fill_evaluated(evaluated, saved, origin="x")
+    for model in (taught, evaluated):
+        assert model.state_dict().keys() == saved.keys()
+        assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(CheckpointError, match="count"):
+        fill_weights(Averaged(), replace(weights, shapes={"map.weight": (3, 2), "mean": (3,)}))
 
 
 def change_a_master(file: Path) -> None:
