@@ -1,4 +1,5 @@
-"""Which checkpoints are kept: the newest, every n steps, the best by a figure, those asked for.
+"""Which checkpoints are kept: the newest, every n steps, the best by a figure, those asked for, and
+those that another run learns from.
 
 And those that the run itself would go back to, which a ``Spare`` names. ``survey`` tells a person
 why each is kept, ``plan_prune`` what may be removed by hand.
@@ -24,6 +25,7 @@ from lmscale.files.jsonl import sift_rows, unreadable
 from lmscale.files.run_files import METRICS_FILE
 from lmscale.files.run_rows import FIGURES
 from lmscale.runs.commits import read_commits
+from lmscale.runs.students import read_students
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class Listed(Candidate):
     state: str
     manifest: Manifest | None = None
     problems: tuple[str, ...] = ()
-    # last, every, best, asked, or what a ``Spare`` says; empty: the next save removes it
+    # last, every, best, asked, teacher, or what a ``Spare`` says; empty: the next save removes it
     kept_for: tuple[str, ...] = ()
     is_spared: bool = False  # the run itself may go back to it
 
@@ -75,6 +77,7 @@ class Rule:
     keep_last: int
     keep_every_steps: int = 0
     best_steps: frozenset[int] = frozenset()
+    teacher_steps: frozenset[int] = frozenset()  # that distillations cannot go on without
 
 
 def plan_retention(candidates: Iterable[Candidate], rule: Rule, *, newest: int) -> tuple[int, ...]:
@@ -106,6 +109,7 @@ def find_reasons(candidate: Candidate, rule: Rule, last: Collection[int] = ()) -
         "every": every > 0 and step % every == 0,
         "best": step in rule.best_steps,
         "asked": candidate.is_asked,
+        "teacher": step in rule.teacher_steps,
     }
     return [reason for reason, is_given in reasons.items() if is_given]
 
@@ -136,13 +140,16 @@ def read_figures(run_folder: Path, metric: str, *, is_needed: bool = False) -> d
 
 
 def plan_rule(config: CheckpointConfig, steps: Sequence[int], run_folder: Path) -> Rule:
-    """The rule for these committed steps, with what ``keep_best`` makes of the run's figures."""
+    """The rule for these committed steps, with what ``keep_best`` makes of the run's figures, and
+    the run's students.
+    """
     best = config.keep_best
     figures = read_figures(run_folder, best.metric) if best.metric else {}
     return Rule(
         keep_last=config.keep_last,
         keep_every_steps=config.keep_every_steps,
         best_steps=find_best(figures, steps, count=best.count, mode=best.direction),
+        teacher_steps=frozenset(row["step"] for row in read_students(run_folder)),
     )
 
 

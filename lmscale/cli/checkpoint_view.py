@@ -23,7 +23,10 @@ _REASONS = {
     "stop": "the run was asked to stop",
     "last": "all steps were done",
 }
-_KEPT_FOR = {"rewind": "rewind (the guard goes back to it, or will once it is old enough)"}
+_KEPT_FOR = {
+    "rewind": "rewind (the guard goes back to it, or will once it is old enough)",
+    "teacher": "teacher (of the runs that students.jsonl names)",
+}
 
 
 def describe_state(listed: Listed) -> str:

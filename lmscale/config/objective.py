@@ -45,7 +45,7 @@ class DistillConfig(NextTokenConfig):
     teacher: str = Field(min_length=1)
     """The other run: its folder, or FOLDER@STEP; without a step its newest sound checkpoint, when
     this run begins. Every rank holds it whole, in the run's precision. It may be moved, but the run
-    goes on with no other checkpoint.
+    goes on with no other checkpoint, which the other run therefore keeps.
     """
     teacher_share: float = Field(default=0.5, ge=0, le=1)
     """Weight of temperature² · KL(teacher ‖ student) in the loss; the tokens' own loss has the

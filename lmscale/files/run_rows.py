@@ -84,6 +84,12 @@ class _Step(BaseModel):
     step: Count
 
 
+class _Student(BaseModel):
+    time: Instant
+    step: Count
+    student: Text
+
+
 class _Submission(BaseModel):
     time: Instant
     submission: Text
@@ -111,7 +117,7 @@ ATTEMPT = TypeAdapter[Any](
         Field(discriminator="event"),
     ]
 )
-WATCH, RESUME, REWIND, FAULT, STEP, SUBMISSION = map(
-    TypeAdapter[Any], (_Watch, _Resume, _Rewind, _Fault, _Step, _Submission)
+WATCH, RESUME, REWIND, FAULT, STEP, STUDENT, SUBMISSION = map(
+    TypeAdapter[Any], (_Watch, _Resume, _Rewind, _Fault, _Step, _Student, _Submission)
 )
 FIGURES = TypeAdapter[Any](Annotated[dict[str, Any], AfterValidator(_check_figures)])

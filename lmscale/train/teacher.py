@@ -21,6 +21,7 @@ from lmscale.objective.distill_scoring import DistillScoring
 from lmscale.ranks.collectives import broadcast_tensors
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.run_folder import load_run_config
+from lmscale.runs.students import record_student
 from lmscale.train.initial import Origin, fill_weights, open_run_weights
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ def bring_teacher(
                 f"step {before.step} ({before.checkpoint} of {before.run}). Name that one, or give "
                 "the new run a folder of its own (run.folder)."
             )
+        if ranks.is_first:
+            record_student(folder, step=origin.step, student=config.folder)
         source = load_run_config(folder)
         settings = source.model
         if isinstance(settings, DecoderConfig) and isinstance(config.model, DecoderConfig):

@@ -19,12 +19,14 @@ from lmscale.checkpoint.retention import (
     look_at,
     plan_prune,
     plan_retention,
+    plan_rule,
     read_figures,
     survey,
 )
 from lmscale.config.safety import CheckpointConfig
 from lmscale.errors import RefusedError
 from lmscale.files.atomic import to_json_bytes
+from lmscale.runs.students import record_student
 
 RETENTION = [
     # steps there, newest, keep_last, keep_every_steps, steps that stay
@@ -100,6 +102,19 @@ def test_the_best_are_found_among_the_steps_that_have_both_a_checkpoint_and_a_fi
     assert find_best(figures, steps, count=2, mode="min") == {20, 40}
     assert find_best(figures, steps, count=2, mode="max") == {10, 30}
     assert find_best({}, steps, count=2, mode="max") == frozenset()
+
+
+def test_a_checkpoint_that_another_run_learns_from_stays(tmp_path):
+    record_student(tmp_path, step=20, student=tmp_path / "student")
+    steps = [10, 20, 30, 40]
+    rule = plan_rule(CheckpointConfig(keep_last=1), steps, tmp_path)
+    candidates = [Candidate(step=step, is_good=True) for step in steps]
+    assert plan_retention(candidates, rule, newest=40) == (30, 10)
+
+
+def test_a_folder_that_takes_no_students_is_warned_of(tmp_path, caplog):
+    record_student(tmp_path / "is gone", step=20, student=tmp_path)
+    assert "cannot be told that its checkpoint of step 20 is a teacher" in caplog.text
 
 
 def test_figures_are_read_from_the_runs_metrics_whatever_else_is_in_the_file(tmp_path):

@@ -276,7 +276,9 @@ class AdafactorOfParts(torch.optim.Adafactor):
 
 
 def train_plainly(
-    kind, muon: Callable[..., torch.optim.Optimizer] = MuonByFormula, adafactor=AdafactorOfParts
+    kind,
+    muon: Callable[..., torch.optim.Optimizer] = MuonByFormula,
+    adafactor: type[torch.optim.Optimizer] = AdafactorOfParts,
 ):
     """Weights after three steps of torch alone, in one process and one batch."""
     toy = Toy(1)

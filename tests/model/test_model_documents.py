@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch._dynamo
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from lmscale.model.attention import attend, compiled_flex_attention
@@ -132,5 +132,5 @@ def test_flex_attention_is_compiled_for_more_shapes_than_torch_would_or_fails():
         compiles_for(1)
         compiles_for(2)
         torch._dynamo.config.recompile_limit = 2
-        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        with pytest.raises(FailOnRecompileLimitHit):
             compiles_for(3)

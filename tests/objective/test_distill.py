@@ -24,6 +24,7 @@ from lmscale.objective.cross_entropy import IGNORED, Teacher, chunked_cross_entr
 from lmscale.objective.distill_scoring import DistillScoring
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.continuation import check_start, find_teacher_problems
+from lmscale.runs.students import read_students, record_student
 from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.train.initial import draw_weights, fill_weights, open_run_weights
 
@@ -183,6 +184,14 @@ def test_a_run_that_goes_on_does_so_bit_by_bit_and_keeps_no_teacher_of_its_own(r
 
 
 @pytest.mark.ranks
+def test_a_teacher_knows_each_of_its_students_once(runs):
+    root, _, _ = runs
+    students = [(row["step"], row["student"]) for row in read_students(root / "teacher")]
+    names = ("alone", "cut", "stage-0", "stage-3", "whole")
+    assert sorted(students) == [(4, str(root / name)) for name in names]
+
+
+@pytest.mark.ranks
 def test_of_a_teacher_that_keeps_an_average_of_its_weights_the_average_is_taken(runs, tiny_data):
     folder, name = runs[0] / "teacher", "embedding.weight"
     trained, average = (
@@ -243,6 +252,19 @@ def test_a_teacher_that_cannot_be_asked_is_told_before_a_rank_starts(
     if problem is not None:
         with pytest.raises(ConfigError):
             check_start(config)
+
+
+def test_a_run_that_goes_on_is_told_before_a_rank_starts_that_its_teacher_is_gone(
+    teacher, tiny_data, tmp_path
+):
+    settings = {"objective": {"name": "distill", "teacher": str(teacher)}}
+    config = tiny_config(tiny_data, tmp_path / "student", settings)
+    record_student(teacher, step=2, student=config.folder)
+    assert find_teacher_problems(config) == []  # it begins anew
+    config.folder.mkdir()
+    log_commit(config.folder, 3)
+    (problem,) = find_teacher_problems(config)
+    assert problem.endswith("that run has no checkpoint of step 2. There are: 4.")
 
 
 def test_a_teacher_of_another_tokenizer_is_told(teacher, tiny_data, tmp_path):
