@@ -239,7 +239,9 @@ def full(folder, ranks):
             ]
         )
     with opened_case(folder, "full", ranks, train__steps=8, checkpoint__keep_last=9) as run:
-        place = FullPlace(run.place, 900_000)  # not all that the ranks write fits
+        # Beside what stands of step 6 not even the file of one of three ranks fits (0.21 MB), nor,
+        # then, does any verdict depend on what the others have flushed.
+        place = FullPlace(run.place, 700_000)
         found["start"] = run.start.step
         found["gives up"] = gather_json(
             [try_to_train(replace(run, place=place)), place.list_steps()]
