@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,14 +96,14 @@ def train(
 
     counter = ProgressCounter(run.start)
     saver = Saver(run=run, counter=counter, ledger=None)
+    steps_done = count(run.start.step)  # as it is asked before the first step, and within each
     reports = []
     with closing(saver):
         for report in train_steps(
             run.engine,
             run.loader,
             run.config,
-            # Asked while the step is done, before the counter has heard of it.
-            stop=lambda: "stop file" if counter.now.step + 1 == stop_after else None,
+            stop=lambda: "stop file" if next(steps_done) == stop_after else None,
             first_step=run.start.step,
         ):
             counter(report)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ranks
 
 SHORT = {"train.steps": 3, "checkpoint.every_steps": 3}
 AT_ONCE = {"engine.zero_stage": 0, "batch.micro_windows": 12}
-STOP = 2  # the steps before it are done by two ranks, the others by one
+STOP = 1  # two ranks; then two steps of one, whose second shows what the loaded moments did
 LEARNING = {"model": LSTM | {"layers": 1, "width": 64}, "engine.optimizer.lr": 0.02}
 LEARNING |= {"batch.micro_windows": 12, "train.steps": 100, "checkpoint.every_steps": 100}
 # Of documents with something beside their text: by the source's name.
