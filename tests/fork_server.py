@@ -30,7 +30,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from proxied import MAX_REQUEST, slow_steps, stand_by
+from proxied import MAX_REQUEST, end_with, slow_steps, stand_by
 
 COMMAND = ("-m", "lmscale.cli.main")
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
@@ -61,10 +61,11 @@ def serve(proxies: socket.socket, askers: socket.socket, end: int) -> None:
     Each asker is told the pid of what it has asked for, and later its end. Each process has a place
     in the order of asking as well, since the system gives a pid anew.
     """
+    SOCKETS[:] = [proxies, askers]
     running: dict[int, Running] = {}  # by its descriptor
     count = 0
     while True:
-        for ready in select.select([end, proxies, askers, *ASKERS, *running], [], [])[0]:
+        for ready in select.select([end, *SOCKETS, *running], [], [])[0]:
             if ready == end:
                 _kill(running.values())
                 return
@@ -73,7 +74,7 @@ def serve(proxies: socket.socket, askers: socket.socket, end: int) -> None:
                 _fork(lambda proxy=connection: stand_by(proxy, _fork, _run_proxied))
                 connection.close()
             elif ready is askers:
-                ASKERS.append(askers.accept()[0])
+                SOCKETS.append(askers.accept()[0])
             elif ready in running:
                 ended = running.pop(ready)
                 os.close(ready)
@@ -87,7 +88,7 @@ def serve(proxies: socket.socket, askers: socket.socket, end: int) -> None:
                 count += 1
             else:
                 _kill(process for process in running.values() if process.asker is ready)
-                ASKERS.remove(ready)
+                SOCKETS.remove(ready)
                 ready.close()
 
 
@@ -100,7 +101,7 @@ class Running:
     pid: int
 
 
-ASKERS: list[socket.socket] = []
+SOCKETS: list[socket.socket] = []  # that listen, then one for each asker
 
 
 def _kill(processes: Iterable[Running]) -> None:
@@ -136,15 +137,20 @@ def prepare() -> None:
 
 
 def _fork(work: Callable[[], int]) -> int:
-    """Do ``work`` in a child, whose exit code is what it returns; the child's number."""
+    """Do ``work`` in a child that ends with this process, and whose exit code is what it returns.
+
+    Returns the child's number.
+    """
     sys.stdout.flush()
+    parent = os.getpid()
     child = os.fork()
     if child:
         return child
     code = 1
     try:
-        for asker in ASKERS:  # who sees so when the server has ended
-            asker.close()
+        for each in SOCKETS:  # whoever asks sees so when the server has ended
+            each.close()
+        end_with(parent)
         os.setsid()
         code = work()
     except SystemExit as stop:

@@ -7,8 +7,9 @@
 
 Loading torch and DeepSpeed takes a core four seconds and more; a fork takes none. The server
 (fork_server.py) runs beside the process that asks for one and ends with it; the workers of
-pytest-xdist share one (``share_server``). What it has forked ends with the process that asked. A
-fork gets the asker's environment and a session of its own, as a process that is started anew would.
+pytest-xdist share one (``share_server``). What it has forked ends with the process that asked, and
+with the server; where that was killed, the next who asks starts another. A fork gets the asker's
+environment and a session of its own, as a process that is started anew would.
 What an interpreter does before `lmscale` is loaded is not the point here; tests/cli and
 tests/test_docs.py start real ones.
 """
@@ -19,6 +20,7 @@ import atexit
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,7 +29,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,13 @@ class Server:
         self._process = None
         if folder is None:
             folder, self._process = _start_server(self.environment)
-        self.socket = f"{folder}/proxies"
+        self.folder, self.socket = folder, f"{folder}/proxies"
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._connection.connect(f"{folder}/askers")
+        try:
+            self._connection.connect(f"{folder}/askers")
+        except OSError:
+            self._connection.close()
+            raise
         self._lock = threading.RLock()
         self._codes: dict[int, int] = {}
         self._forked: list[tuple[int, int]] = []
@@ -175,16 +180,28 @@ class Server:
                 self._read(seconds)
             return self._codes.get(number)
 
-    def _read(self, seconds: float) -> None:
+    def has_ended(self) -> bool:
+        try:
+            with self._lock:
+                while self._read(0.0):
+                    pass
+        except ConnectionError:
+            return True
+        return False
+
+    def _read(self, seconds: float) -> bool:
+        """Hear one thing within ``seconds``; a ConnectionError if the server has ended."""
         if not select.select([self._connection], [], [], seconds)[0]:
-            return
+            return False
         told = self._connection.recv(MAX_ROW)
-        assert told, "the process that forks the others has ended"
+        if not told:
+            raise ConnectionError("the process that forks the others has ended")
         row = json.loads(told)
         if "code" in row:
             self._codes[row["number"]] = row["code"]
         else:
             self._forked.append((row["number"], row["pid"]))
+        return True
 
     def close(self) -> None:
         """End all that was forked for this process, and a server of its own."""
@@ -236,19 +253,29 @@ def share_server(note: Path, *, owner: int) -> None:
     _SHARED[os.getpid()] = (note, owner)
 
 
-@cache
 def _server(asker: int) -> Server:
     """Of this process: a fork of one that has asked, or that shares, asks for one of its own."""
-    if asker not in _SHARED:
-        return Server()
-    note, owner = _SHARED[asker]
+    server = _ASKED.get(asker)
+    if server is not None and server.has_ended():
+        print(f"The server in {server.folder} has ended: another is asked.", file=sys.stderr)
+        shutil.rmtree(server.folder, ignore_errors=True)  # which one that was killed has left
+        server = None
+    if server is None:
+        server = _ASKED[asker] = _shared_server(*_SHARED[asker]) if asker in _SHARED else Server()
+    return server
+
+
+def _shared_server(note: Path, owner: int) -> Server:
     with FileLock(f"{note}.lock"):
-        if not note.exists():
+        try:
+            return Server(folder=Path(note.read_text()))
+        except (FileNotFoundError, ConnectionError):  # nobody has asked yet, or it has ended
             folder, process = _start_server(ENVIRONMENT, owner=owner)
             _STARTED.append(process)
             note.write_text(str(folder))
-    return Server(folder=Path(note.read_text()))
+            return Server(folder=folder)
 
 
+_ASKED: dict[int, Server] = {}
 _SHARED: dict[int, tuple[Path, int]] = {}
 _STARTED: list[subprocess.Popen[bytes]] = []  # which Python warns of where nobody refers to it

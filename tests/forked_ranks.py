@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forked_processes import run_process
+from proxied import end_with
 
 if TYPE_CHECKING:
     from lmscale.ranks.ranks import Ranks
@@ -62,11 +63,12 @@ def fork_ranks(num_ranks: int, work: Callable[[], None]) -> None:
     """
     from launcher.rendezvous import environment_for, find_free_port
 
-    master = ("127.0.0.1", find_free_port())
+    master, parent = ("127.0.0.1", find_free_port()), os.getpid()
     children: set[int] = set()
     for rank in range(num_ranks):
         child = os.fork()
         if child == 0:
+            end_with(parent)
             os.environ |= environment_for(
                 rank,
                 world_size=num_ranks,

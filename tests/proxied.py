@@ -20,6 +20,7 @@ from pathlib import Path
 INTERPRETER = Path(__file__).parent / "slurm" / "interpreter"
 SPACES = ("pid", "uts", "mnt")  # in the proxy's order
 MAX_REQUEST = 1 << 17
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -28,6 +29,13 @@ def open_socket(address: str) -> socket.socket:
     listener.bind(address)
     listener.listen(64)
     return listener
+
+
+def end_with(parent: int) -> None:
+    """Have the system kill this process, which ``parent`` has just forked, as that one ends."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() not in (parent, 0):  # 0: a parent in another namespace
+        os._exit(1)  # it has ended before
 
 
 def stand_by(
