@@ -23,7 +23,7 @@ from lmscale.config.safety import CheckpointConfig
 from lmscale.errors import CheckpointError, RefusedError
 from lmscale.files.jsonl import sift_rows, unreadable
 from lmscale.files.run_files import METRICS_FILE
-from lmscale.files.run_rows import FIGURES
+from lmscale.files.run_rows import FIGURES, OF_AVERAGE
 from lmscale.runs.commits import read_commits
 from lmscale.runs.students import read_students
 
@@ -124,9 +124,13 @@ def find_best(
     return frozenset(step for _, step in measured[:count])
 
 
-def read_figures(run_folder: Path, metric: str, *, is_needed: bool = False) -> dict[int, float]:
+def read_figures(
+    run_folder: Path, metric: str, *, of_average: bool | None = None, is_needed: bool = False
+) -> dict[int, float]:
     """Step → the figure of that name in ``metrics.jsonl``; NaN where it was not finite.
 
+    Those of the average of the weights or those of the trained ones, as ``of_average`` says, or
+    else as the newest one is: they are not to be compared.
     A file that cannot be read has none; where that ``is_needed``, ``TransientError`` or
     ``DataError`` is raised.
     """
@@ -136,6 +140,10 @@ def read_figures(run_folder: Path, metric: str, *, is_needed: bool = False) -> d
     for problem in sifted.problems:
         logger.warning("%s/%s", run_folder, problem)
     rows = [row for row in sifted.rows if metric in row]
+    mark = f"{metric.partition('/')[0]}/{OF_AVERAGE}"
+    if of_average is None:
+        of_average = bool(rows) and mark in rows[-1]
+    rows = [row for row in rows if (mark in row) == of_average]
     return {row["step"]: math.nan if row[metric] is None else row[metric] for row in rows}
 
 

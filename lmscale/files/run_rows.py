@@ -120,4 +120,5 @@ ATTEMPT = TypeAdapter[Any](
 WATCH, RESUME, REWIND, FAULT, STEP, STUDENT, SUBMISSION = map(
     TypeAdapter[Any], (_Watch, _Resume, _Rewind, _Fault, _Step, _Student, _Submission)
 )
+OF_AVERAGE = "of_average"  # on a line whose figures are of the average of the weights: 1
 FIGURES = TypeAdapter[Any](Annotated[dict[str, Any], AfterValidator(_check_figures)])

@@ -50,7 +50,8 @@ def find_early_stop(
 
 
 def read_stop_figures(config: RunConfig, ranks: Ranks, *, last_step: int) -> dict[int, float]:
-    """The figures of ``evaluation.stop.metric`` up to a step, as rank 0 sees them, on all ranks.
+    """The figures of ``evaluation.stop.metric`` up to a step, as rank 0 sees them, on all ranks:
+    of the weights that are scored now, trained or averaged.
 
     Figures that are missing are told. Raises ``TransientError`` or ``DataError`` on all ranks where
     they cannot be read at all: without them the run would end elsewhere.
@@ -61,7 +62,9 @@ def read_stop_figures(config: RunConfig, ranks: Ranks, *, last_step: int) -> dic
     pairs: list[tuple[int, float]] = []
     with failing_together():
         if ranks.is_first:
-            figures = read_figures(config.folder, metric, is_needed=True)
+            figures = read_figures(
+                config.folder, metric, of_average=config.scores_average, is_needed=True
+            )
             pairs = [(step, value) for step, value in figures.items() if step <= last_step]
             _tell_missing(config, figures, last_step)
     return {step: value for step, value in broadcast_object(pairs)}
@@ -75,7 +78,7 @@ def _tell_missing(config: RunConfig, figures: Mapping[int, float], last_step: in
         logger.warning(
             "evaluation.stop: metrics.jsonl has no %s of %s, the first after step %d; it decides "
             "by the others, perhaps later than it would have. That is right where "
-            "evaluation.every_steps was another, or the set was not there",
+            "evaluation.every_steps or weights was another, or the set was not there",
             config.evaluation.stop.metric,
             count_of(len(missing), "evaluation"),
             missing[0],

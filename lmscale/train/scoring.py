@@ -21,7 +21,7 @@ from lmscale.evaluation.perplexity import (
 )
 from lmscale.files.jsonl import sift_rows
 from lmscale.files.run_files import METRICS_FILE
-from lmscale.files.run_rows import FIGURES
+from lmscale.files.run_rows import FIGURES, OF_AVERAGE
 from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.runs.stop import StoppedError
 from lmscale.runs.trackers import Trackers, open_trackers
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 SAMPLED = "evaluation"  # of at most max_windows windows: one curve, alike from step to step
 WHOLE = "final"  # of all windows, after the last step
-OF_AVERAGE = "of_average"  # on a line whose figures are of the average of the weights: 1
 
 
 @dataclass(kw_only=True)

@@ -133,6 +133,14 @@ def test_figures_are_read_from_the_runs_metrics_whatever_else_is_in_the_file(tmp
     assert math.isnan(figures.pop(6)) and figures == {2: 3.5, 8: 2.5}
 
 
+def test_figures_of_an_average_and_of_trained_weights_are_not_compared(tmp_path):
+    mark = {"evaluation/of_average": 1.0}
+    rows = [{"step": 2, "evaluation/a/loss": 3.5}, {"step": 4, "evaluation/a/loss": 2.5, **mark}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_figures(tmp_path, "evaluation/a/loss") == {4: 2.5}
+    assert read_figures(tmp_path, "evaluation/a/loss", of_average=False) == {2: 3.5}
+
+
 def write(place, step, *, is_finite=True, reason=REGULAR):
     """A checkpoint without tensors."""
     place.begin(step)
