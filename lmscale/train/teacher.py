@@ -11,7 +11,7 @@ import logging
 import torch
 
 from lmscale.config import RunConfig
-from lmscale.config.model import DecoderConfig
+from lmscale.config.model import DecoderConfig, ModelConfig
 from lmscale.config.objective import DistillConfig
 from lmscale.engine.engine import Engine
 from lmscale.errors import ConfigError
@@ -71,16 +71,22 @@ def bring_teacher(
         if ranks.is_first:
             record_student(folder, step=origin.step, student=config.folder)
         source = load_run_config(folder)
-        settings = source.model
-        if isinstance(settings, DecoderConfig) and isinstance(config.model, DecoderConfig):
-            # What this run's machines can do.
-            settings = settings.model_copy(update={"attention": config.model.attention})
         dtype = next(scoring.model.parameters()).dtype
         teacher = build_model_on(
-            settings, source.sizes, device=torch.device(engine.device), dtype=dtype
+            fit_to_machines(source.model, config.model),
+            source.sizes,
+            device=torch.device(engine.device),
+            dtype=dtype,
         )
         fill_weights(teacher, weights, has_values=ranks.is_first)  # read once, for all ranks
         broadcast_tensors(teacher.parameters())
     scoring.set_teacher(teacher)
     logger.info("the teacher is %s of %s", origin.checkpoint, origin.run)
     return origin
+
+
+def fit_to_machines(teacher: ModelConfig, own: ModelConfig) -> ModelConfig:
+    """The teacher's settings, with what this run's own say of the machines: how they attend."""
+    if not isinstance(teacher, DecoderConfig) or not isinstance(own, DecoderConfig):
+        return teacher
+    return teacher.model_copy(update={"attention": own.attention})

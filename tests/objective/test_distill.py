@@ -14,7 +14,7 @@ from tiny_run import log_commit, tiny_config, write_tiny_config
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.load import load_weights
 from lmscale.checkpoint.places.place import LocalPlace
-from lmscale.config.model import DecoderConfig, Sizes
+from lmscale.config.model import DecoderConfig, RecurrentConfig, Sizes
 from lmscale.config.objective import DistillConfig
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import ConfigError
@@ -27,6 +27,7 @@ from lmscale.runs.continuation import check_start, find_teacher_problems
 from lmscale.runs.students import read_students, record_student
 from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.train.initial import draw_weights, fill_weights, open_run_weights
+from lmscale.train.teacher import fit_to_machines
 
 TOKENS, WIDTH, IDS = 12, 6, 10
 
@@ -122,6 +123,12 @@ def test_a_scoring_asks_its_teacher_in_training_alone_and_holds_no_parameter_of_
     assert all(parameter.grad is None for parameter in teacher.parameters())
     teacher.load_state_dict(student.state_dict())
     assert float(scoring.train()(**windows).loss.total.detach()) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_teacher_attends_as_this_run_s_machines_can():
+    teacher, own = DecoderConfig(layers=3), DecoderConfig(layers=2, attention="sdpa")
+    assert fit_to_machines(teacher, own) == DecoderConfig(layers=3, attention="sdpa")
+    assert fit_to_machines(teacher, RecurrentConfig(family="recurrent")) == teacher
 
 
 @pytest.fixture(scope="module")

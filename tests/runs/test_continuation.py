@@ -113,6 +113,8 @@ def test_the_parts_and_the_denoisers_of_an_objective_stay_in_their_order(tmp_pat
         "objective.parts = ['b', 'a'], but the run began with ['a', 'b']",
         "objective.parts.b.objective.denoisers = ['X', 'S'], but the run began with ['S', 'X']",
     ]
+    (problem,) = find_continuation_problems(config(spans, denoisers))
+    assert problem.startswith("objective.parts = ['a'], but the run began with ['a', 'b']")
 
 
 def test_a_source_that_comes_or_goes_is_told():
