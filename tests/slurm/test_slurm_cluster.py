@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,7 @@ def test_a_cluster_ends_with_a_killed_owner(cluster: Cluster):
     folder = new_folder()
     owner = f"""
 import os, sys, time
+from contextlib import suppress
 from pathlib import Path
 sys.path.insert(0, {str(KEEPER.parent)!r})
 from cluster import Cluster
@@ -106,14 +108,17 @@ with Cluster(Path({str(folder)!r}), nodes=1) as cluster:
     process = subprocess.Popen(
         [sys.executable, "-c", owner], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    assert process.stdout is not None and process.stdout.readline() == "up\n"
-    assert len(leftovers(folder)) > 5
-    process.kill()
-    process.wait()
-    # Not by the fork's end, for which nobody could wait.
-    wait_until(lambda: not folder.exists() and leftovers(folder) == [], 120, "the cluster's end")
-    os.killpg(process.pid, signal.SIGKILL)  # the fork
-    process.stdout.close()
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        assert len(leftovers(folder)) > 5
+        process.kill()
+        process.wait()
+        # Not by the fork's end, for which nobody could wait.
+        wait_until(lambda: not (folder.exists() or leftovers(folder)), 120, "the cluster's end")
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the fork, and where this failed its owner
+        process.communicate()
 
 
 @pytest.mark.slow
