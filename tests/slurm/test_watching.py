@@ -139,6 +139,7 @@ def test_a_run_is_queued_then_runs_then_has_finished(toys):
     hog = toys.cluster.submit("-N4", "--exclusive", script="sleep 60")
     toys.cluster.wait_for(hog, "RUNNING")
     run = toys.submit(steps=30)
+    (run / "hold").touch()
     waiting = toys.wait(run, "queued", also=lambda s: s["reason"] == "Resources")
     assert "waits for nodes (Resources)" in waiting["detail"]
     assert waiting["source"] == "squeue"
@@ -149,6 +150,7 @@ def test_a_run_is_queued_then_runs_then_has_finished(toys):
     toys.cluster.run("scancel", hog)
     running = toys.wait(run, "running")
     assert running["nodes"] == "n[1-2]" and running["left_seconds"] <= 600
+    (run / "hold").unlink()
     done = toys.wait(run, "finished")
     assert done["step"] == 30
     (stretch,) = done["history"]

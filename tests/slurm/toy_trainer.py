@@ -3,7 +3,7 @@
     srun PYTHON toy_trainer.py CONFIG [--run-folder RUN]
 
 The ranks do not talk: each of them saves and ends on SIGUSR1, SIGTERM or the stop file. With
-TOY_IS_DEAF they hear none of it.
+TOY_IS_DEAF they hear none of it. None does the last step while the run's folder has a file `hold`.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ with ExitStack() as stack:
         )
     for step in range(first + 1, config.train.steps + 1):
         time.sleep(STEP_SECONDS)
+        while step == config.train.steps and (folder / "hold").exists():
+            time.sleep(STEP_SECONDS)
         if (folder / "stop").exists():
             asked.append("stop file")
         if rank == 0:
