@@ -58,6 +58,23 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "objective": {"name": "tags", "names": _NAMES["tags"]},
     },
 }
+_PAIRS = {"family": "encoder_decoder", "layers": 1, "width": 32, "heads": 4}
+# What is learned of documents that carry something, by the source's name, or one beside it.
+LABELLED: dict[str, dict[str, Any]] = {
+    "pairs": {"model": _PAIRS, "objective": {"name": "pairs"}},
+    "completion": {"objective": {"name": "completion"}},
+    **ENCODERS,
+}
+
+
+def labelled_recipe(name: str, labelled: RunConfig) -> dict[str, Any]:
+    """Of ``LABELLED`` with its source and tokenizer: as those of recipes.py."""
+    source = "pairs" if name == "completion" else name
+    return LABELLED[name] | {
+        "stream.sources": {name: {"shards": f"{labelled.shards.folder}/{source}/train"}},
+        "stream.packing": "best_fit",
+        "tokenizer": labelled.tokenizer.model_dump(),
+    }
 
 
 def records(kind: str) -> list[dict[str, Any]]:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from labelled_data import LABELLED, labelled_recipe
 from recipes import RECIPES
 from tiny_run import tiny_config
 
 from lmscale.config import RunConfig
+from lmscale.config.objective import OBJECTIVES
 from lmscale.objective.objective import build_preparation
 from lmscale.stream.batches import Batch
 from lmscale.stream.loader import open_loader
@@ -19,7 +21,9 @@ from lmscale.stream.worker import LoaderJob
 
 STEPS = 2
 FAR = 10**9 + 8  # 24 windows a step: a step's first sample, too
-IN_PROCESSES = {1: "masked_next", 3: "bart"}  # workers, and whose arrays they hand over
+# Workers, and whose arrays they hand over: rows of two samples, of labels, of drawn lengths.
+IN_PROCESSES = {1: "masked_next", 2: "tags", 3: "bart"}
+OTHERS = {"distill": {"objective": {"name": "distill", "teacher": "of-no-step"}}, **RECIPES}
 
 
 @contextmanager
@@ -56,12 +60,13 @@ def contents(batches: Iterable[Batch]) -> list:
 
 
 @pytest.mark.parametrize("first_n", [0, FAR])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*OTHERS, *LABELLED])
 def test_a_step_is_the_same_bytes_on_any_number_of_ranks_and_workers(
-    tiny_data, tmp_path, recipe, first_n
+    tiny_data, labelled, tmp_path, recipe, first_n
 ):
     batch = {"global_windows": 24, "micro_windows": 3}
-    config = tiny_config(tiny_data, tmp_path, {**RECIPES[recipe], "batch": batch})
+    settings = OTHERS[recipe] if recipe in OTHERS else labelled_recipe(recipe, labelled)
+    config = tiny_config(tiny_data, tmp_path, {**settings, "batch": batch})
     with opened_jobs(config, first_n) as jobs_of:
         (alone,) = jobs_of(1)
         wanted = [contents(alone.read_step(step)) for step in range(STEPS)]
@@ -75,3 +80,8 @@ def test_a_step_is_the_same_bytes_on_any_number_of_ranks_and_workers(
         for workers in (0, *processes):
             with open_loader(alone, workers=workers) as loader:
                 assert [contents(step.micro_batches) for step in loader] == wanted
+
+
+def test_no_objective_is_left_out():
+    recipes = (*OTHERS.values(), *LABELLED.values())
+    assert {r.get("objective", {"name": "causal"})["name"] for r in recipes} == set(OBJECTIVES.own)

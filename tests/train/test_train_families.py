@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from labelled_data import ENCODERS
+from labelled_data import LABELLED, labelled_recipe
 from rank_cases import Case, run_cases
-from recipes import LSTM, PAIRS, RECIPES, family_of
+from recipes import LSTM, RECIPES, family_of
 from tiny_run import tiny_config
 
 from lmscale.stream.stream import open_stream
@@ -22,9 +22,7 @@ AT_ONCE = {"engine.zero_stage": 0, "batch.micro_windows": 12}
 STOP = 1  # two ranks; then two steps of one, whose second shows what the loaded moments did
 LEARNING = {"model": LSTM | {"layers": 1, "width": 64}, "engine.optimizer.lr": 0.02}
 LEARNING |= {"batch.micro_windows": 12, "train.steps": 100, "checkpoint.every_steps": 100}
-# Of documents with something beside their text: by the source's name.
-BESIDE = {"pairs": {"model": PAIRS, "objective": {"name": "pairs"}}, **ENCODERS}
-STAGES = dict(zip(BESIDE, (2, 3, 0, 1, 2), strict=True))
+STAGES = dict(zip(LABELLED, (2, 1, 3, 0, 1, 2), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +33,7 @@ def trained(tiny_data, labelled, tmp_path_factory):
     def case(name, overrides):
         return Case(name=name, data=str(tiny_data), folder=str(root / name), overrides=overrides)
 
-    recipes = dict(RECIPES)
-    for name, settings in BESIDE.items():
-        recipes[name] = settings | {
-            "stream.sources": {name: {"shards": f"{labelled.shards.folder}/{name}/train"}},
-            "stream.packing": "best_fit",
-            "tokenizer": labelled.tokenizer.model_dump(),
-        }
+    recipes = {**RECIPES, **{name: labelled_recipe(name, labelled) for name in LABELLED}}
     begun, ended = [], []
     for name, overrides in recipes.items():
         stage = stage_of(name)
@@ -70,7 +62,7 @@ def stage_of(recipe: str) -> int:
     return (3, 2, 1, 0)[same.index(recipe) % 4]
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, *BESIDE])
+@pytest.mark.parametrize("recipe", [*RECIPES, *LABELLED])
 def test_a_run_goes_on_at_another_stage_and_number_of_ranks(trained, recipe):
     """Every term of the loss is its mean over all ranks, and what samples become is theirs."""
     resumed = [*trained[f"{recipe} begun"], *trained[f"{recipe} ended"]]
