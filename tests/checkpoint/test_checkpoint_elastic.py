@@ -27,6 +27,8 @@ TABLE = [Setup(world_size=w, stage=s) for w, s in product(WORLD_SIZES, STAGES)]
 OFFLOADED = [Setup(world_size=2, stage=s, offload="optimizer") for s in (1, 2, 3)]
 OFFLOADED += [Setup(world_size=2, stage=3, offload="both")]
 BF16 = [Setup(world_size=2, stage=s, precision="bf16") for s in STAGES]
+# At ZeRO 1 another optimizer of DeepSpeed's than without the offload.
+BF16 += [Setup(world_size=2, stage=1, precision="bf16", offload="optimizer")]
 MUON = [Setup(world_size=2, stage=s, kind="muon") for s in (0, 1, 3)]
 MUON += [Setup(world_size=4, stage=s, kind="muon") for s in (1, 3)]
 MUON += [Setup(world_size=2, stage=2, kind="muon", offload="optimizer")]
