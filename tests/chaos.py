@@ -82,7 +82,9 @@ class Chaos:
     def attempt(self, number: int) -> None:
         """One start, its violent end, and what it left."""
         before = self.newest_whole()
-        plan = plan_attempt(self.family, self.seed, number, start=before)
+        plan = plan_attempt(
+            self.family, self.seed, number, start=before, is_to_rewind=self.is_to_rewind()
+        )
         starts, rows = len(self.first_steps()), self.ledger()
         ended = self.start(plan)
         steps = self.first_steps()[starts:]
@@ -215,6 +217,15 @@ class Chaos:
             for entry in manifest.files
         )
 
+    def num_rewinds(self) -> int:
+        from lmscale.history.history import read_rewinds
+
+        return len(read_rewinds(self.run))
+
+    def is_to_rewind(self) -> bool:
+        """Whether what this family is for has not happened yet."""
+        return self.family.is_rewound and self.num_rewinds() == 0
+
     def folder_of(self, step: int) -> Path:
         return self.run / "checkpoints" / f"step-{step:09d}"
 
@@ -263,7 +274,7 @@ class Chaos:
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
             raise ChaosFailed("the weights are not finite")
         if self.family.is_rewound:
-            return f"{steps} steps; audit clean, weights finite"
+            return f"{steps} steps; audit clean, weights finite, rewinds: {self.num_rewinds()}"
         calm = self.folder / "calm"
         self.peace(["train", self.config, *settings({**last, "run.folder": calm})], num_ranks)
         pairs = [(self.run / "ledger.jsonl").read_bytes(), (calm / "ledger.jsonl").read_bytes()]
@@ -327,7 +338,9 @@ def run_chaos(folder: Path, *, faults: int, seed: int, minutes: float) -> None:
         chaos = Chaos(family, recipe, folder=place, data=data, seed=seed)
         family_began, number = time.monotonic(), 0
         share = max(1, round(family.share * faults))
-        while chaos.tally.faults < share and not is_over(family_began, minutes * family.share):
+        while chaos.tally.faults < share or chaos.is_to_rewind():
+            if is_over(family_began, minutes * family.share):
+                break
             number += 1
             chaos.attempt(number)
         lines.append(f"{family.name}, {recipe}: {chaos.finish()}")

@@ -110,8 +110,13 @@ class Attempt:
         return 2 * every if self.overrides["checkpoint.asynchronous"] else every
 
 
-def plan_attempt(family: Family, seed: int, number: int, *, start: int) -> Attempt:
-    """Attempt ``number`` of a family's run, which will go on after step ``start``."""
+def plan_attempt(
+    family: Family, seed: int, number: int, *, start: int, is_to_rewind: bool = False
+) -> Attempt:
+    """Attempt ``number`` of a family's run, which will go on after step ``start``.
+
+    ``is_to_rewind``: whatever is drawn, it diverges where it can.
+    """
     draw = random.Random(f"{seed}/{family.name}/{number}")
     num_ranks = 2 if family.is_fixed else draw.choice((1, 2, 3, 4))
     every = draw.choice(family.every_steps)
@@ -133,6 +138,8 @@ def plan_attempt(family: Family, seed: int, number: int, *, start: int) -> Attem
         deadly = "kill"  # one rank has nobody to differ from
     if family.is_rewound and start == 0:  # nothing is there to rewind to
         deadly, harmless_kinds = "kill", ("delay",)
+    elif is_to_rewind:
+        deadly = "divergence"
     if deadly == "flip-weight" and stage == 3:
         overrides["engine.zero_stage"] = draw.choice((0, 1, 2))  # there nothing is held twice
     at_step = start + draw.randint(2, 9)

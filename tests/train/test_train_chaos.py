@@ -1,5 +1,6 @@
 """The short form of chaos.py; `python tests/chaos.py --faults 1000 --seed 1` does it at length."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from forked_processes import run_process
 from lmscale.runs.faults import KINDS, MOMENTS, parse_faults
 
 SCRIPT = Path(__file__).parents[1] / "chaos.py"
-FAULTS, SEED = 8, 3
+FAULTS, SEED = 6, 3
 
 
 @pytest.mark.ranks
@@ -20,6 +21,7 @@ def test_a_run_that_is_broken_in_every_way_loses_nothing_and_repeats_nothing(tin
     code, said = run_process("script", [SCRIPT, *words])
     assert code == 0, said[-8000:]
     assert "weights bit-equal" in said
+    assert re.search(r"^rewound, .*, rewinds: [1-9]", said, re.MULTILINE)
     assert said.endswith("Nothing was lost and nothing repeated.\n")
 
 
