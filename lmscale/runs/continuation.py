@@ -31,7 +31,7 @@ from lmscale.files.run_files import (
 from lmscale.files.tokenizer_files import KEPT_FOLDER, find_meta
 from lmscale.runs.commits import read_commits
 from lmscale.runs.run_folder import load_run_config
-from lmscale.runs.students import read_students
+from lmscale.runs.students import NAME_IT, read_teacher_steps
 
 
 class Change(Enum):
@@ -330,9 +330,11 @@ def find_teacher_problems(config: RunConfig) -> list[str]:
         return []
     named = f"objective.teacher = {config.objective.teacher}"
     folder, step = split_checkpoint(config.objective.teacher)
-    if step is None and read_commits(config.folder):  # it goes on with the teacher it began with
-        own, rows = str(config.folder.absolute()), read_students(folder)
-        step = next((row["step"] for row in reversed(rows) if row["student"] == own), None)
+    if read_commits(config.folder):  # it goes on with the teacher it began with
+        begun = read_teacher_steps(folder, config.folder)
+        step = begun[-1] if step is None and begun else step
+        if begun and step not in begun:
+            return [f"{named}: this run began with that run's step {begun[-1]}. {NAME_IT}"]
     if problems := _find_missing_checkpoint(named, folder, step):
         return problems
     teacher, length = load_run_config(folder), config.stream.sequence_length

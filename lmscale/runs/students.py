@@ -17,11 +17,18 @@ from lmscale.files.run_files import STUDENTS_FILE
 from lmscale.files.run_rows import STUDENT
 
 logger = logging.getLogger(__name__)
+NAME_IT = "Name that one, or give the new run a folder of its own (run.folder)."
 
 
 def read_students(run_folder: Path) -> list[dict[str, Any]]:
     """The rows: ``step`` of the checkpoint, and ``student``, the absolute folder of a run."""
     return sift_rows(run_folder / STUDENTS_FILE, STUDENT).rows
+
+
+def read_teacher_steps(run_folder: Path, student: Path) -> list[int]:
+    """Of the checkpoints that the run in ``student`` has begun with, the last one at the end."""
+    own = str(student.absolute())
+    return [row["step"] for row in read_students(run_folder) if row["student"] == own]
 
 
 def record_student(run_folder: Path, *, step: int, student: Path) -> None:

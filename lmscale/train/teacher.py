@@ -21,7 +21,7 @@ from lmscale.objective.distill_scoring import DistillScoring
 from lmscale.ranks.collectives import broadcast_tensors
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.run_folder import load_run_config
-from lmscale.runs.students import record_student
+from lmscale.runs.students import NAME_IT, record_student
 from lmscale.train.initial import Origin, fill_weights, open_run_weights
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,7 @@ def bring_teacher(
             raise ConfigError(
                 f"{named}: {origin.checkpoint} has the weights {origin.weights or 'unknown'} after "
                 f"step {origin.step}, but this run began with a teacher of {before.weights} after "
-                f"step {before.step} ({before.checkpoint} of {before.run}). Name that one, or give "
-                "the new run a folder of its own (run.folder)."
+                f"step {before.step} ({before.checkpoint} of {before.run}). {NAME_IT}"
             )
         if ranks.is_first:
             record_student(folder, step=origin.step, student=config.folder)

@@ -272,6 +272,9 @@ def test_a_run_that_goes_on_is_told_before_a_rank_starts_that_its_teacher_is_gon
     log_commit(config.folder, 3)
     (problem,) = find_teacher_problems(config)
     assert problem.endswith("that run has no checkpoint of step 2. There are: 4.")
+    other = {"objective": {"name": "distill", "teacher": f"{teacher}@4"}}
+    (problem,) = find_teacher_problems(tiny_config(tiny_data, config.folder, other))
+    assert "this run began with that run's step 2. Name that one" in problem
 
 
 def test_a_teacher_of_another_tokenizer_is_told(teacher, tiny_data, tmp_path):
