@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt
 from lmscale.config.data import StreamConfig, WindowShape
 from lmscale.config.kinds import Ability, KindSection
 from lmscale.config.model_base import ModelConfig
+from lmscale.config.training import FIGURES
 from lmscale.files.printing import count_of
 
 
@@ -26,8 +27,10 @@ class ObjectiveConfig(KindSection):
     """The loss's terms beside the first, in the order of ``Prepared.more_targets``: each is a mean
     over its own targets, and they are added.
     """
+    set_figures: ClassVar[tuple[str, ...]] = FIGURES
+    """Those of all objectives' held-out figures that say something of this one."""
     held_out: ClassVar[tuple[str, ...]] = ()
-    """Those that an evaluation reports beside loss, perplexity and bits per byte."""
+    """Those that an evaluation reports beside ``set_figures``."""
     reads_partners: ClassVar[bool] = False
     """Whether a sample is prepared with another one, n with n ^ 1: a step holds both."""
 

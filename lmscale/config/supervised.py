@@ -73,6 +73,7 @@ class LabelledConfig(ObjectiveConfig):
     needs = frozenset({Ability.BIDIRECTIONAL})
     implementation = "lmscale.objective.labelled:LABELLED"
     figures = ("loss", "accuracy")
+    set_figures = ("loss", "perplexity")  # a label has no bytes
     held_out = ("accuracy",)
     outputs: ClassVar[Literal["text_classes", "token_classes"]] = "text_classes"
     """The key of ``model`` that says how many classes it tells apart."""
@@ -145,6 +146,7 @@ class NumbersConfig(TextLabelsConfig):
     """Documents with a number each: a regression by its squared error, which is the loss."""
 
     figures = ("loss", "absolute_error")
+    set_figures = ("loss",)  # which is no entropy
     held_out = ("absolute_error",)
 
     name: Literal["numbers"]

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SetScore:
-    """Sums over the targets of a set, and the three figures made of them.
+    """Sums over the targets of a set, and the figures made of them.
 
     Bits per byte counts the UTF-8 bytes of the targets only. A document's first token is never a
     target: bos, or in shards without it the first of the text, whose bytes and nll then do not
@@ -43,6 +43,8 @@ class SetScore:
     """Sum of -log p over the targets, in nats."""
     others: Mapping[str, float] = field(default_factory=dict)
     """The objective's other figures of held-out sets."""
+    measured: tuple[str, ...] = FIGURES
+    """``set_figures`` of the objective."""
 
     @property
     def loss(self) -> float:
@@ -61,15 +63,15 @@ class SetScore:
     @property
     def figures(self) -> dict[str, float]:
         """By the names that trackers and ``checkpoint.keep_best`` know."""
-        ours = zip(FIGURES, (self.loss, self.perplexity, self.bits_per_byte), strict=True)
-        return {**dict(ours), **self.others}
+        return {**{name: getattr(self, name) for name in self.measured}, **self.others}
 
     def to_dict(self) -> dict[str, float | None]:
-        """Sums and figures; None for a figure that is not finite, which JSON cannot say."""
+        """Sums and figures; None for a figure that is not finite, which JSON cannot say, or that
+        the objective does not have.
+        """
         sums = {name: getattr(self, name) for name in ("windows", "targets", "bytes", "nll")}
-        return sums | {
-            name: value if math.isfinite(value) else None for name, value in self.figures.items()
-        }
+        figures = {name: v if math.isfinite(v) else None for name, v in self.figures.items()}
+        return sums | dict.fromkeys(FIGURES) | figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +82,10 @@ class EvaluationPlan:
     preparation: Preparation
     token_bytes: np.ndarray
     """int32 [vocabulary]: UTF-8 bytes of each id, 0 for special ids (``Tokenizer.token_bytes``)."""
+    measured: tuple[str, ...] = FIGURES
+    """``set_figures`` of the objective."""
     held_out: tuple[str, ...] = ()
-    """Names of the objective's figures to report beside the loss."""
+    """Names of the objective's figures to report beside them."""
     max_windows: int | None = None
     """At most this many windows, spread evenly over the set; None takes all."""
 
@@ -112,6 +116,7 @@ def plan_evaluation(
     return EvaluationPlan(
         micro_windows=config.batch.micro_windows,
         preparation=build_preparation(config.model_copy(update={"run": run})),
+        measured=config.objective.set_figures,
         held_out=config.objective.held_out,
         token_bytes=token_bytes,
         max_windows=max_windows,
@@ -230,6 +235,7 @@ def evaluate_set(
         bytes=round(covered),
         nll=nll,
         others={name: value for name, value in figures.items() if name != "loss"},
+        measured=plan.measured,
     )
 
 
@@ -251,14 +257,23 @@ def _batches(
         yield rows
 
 
+_COLUMNS = {"perplexity": ("perplexity", ",.2f"), "bits_per_byte": ("bits/byte", ".4f")}
+
+
 def render_scores(scores: Mapping[str, SetScore]) -> str:
-    """The scores as an aligned table, one set a line."""
-    others = list(dict.fromkeys(name for score in scores.values() for name in score.others))
-    rows = [["set", "windows", "targets", "loss", "perplexity", "bits/byte", *others]]
-    for name, score in scores.items():
-        figures = (f"{score.loss:.4f}", f"{score.perplexity:,.2f}", f"{score.bits_per_byte:.4f}")
-        more = (f"{score.others.get(other, math.nan):.4f}" for other in others)
-        rows.append([name, f"{score.windows:,}", f"{score.targets:,}", *figures, *more])
+    """The scores as an aligned table, one set a line: no column of what the objective does not
+    have, and a dash for what a set does not.
+    """
+    names = dict.fromkeys(name for score in scores.values() for name in score.figures)
+    columns = {name: _COLUMNS.get(name, (name, ".4f")) for name in names}
+    rows = [["set", "windows", "targets", *(title for title, _ in columns.values())]]
+    for set_name, score in scores.items():
+        values = {name: score.figures.get(name, math.nan) for name in columns}
+        cells = (
+            "-" if math.isnan(values[name]) else f"{values[name]:{style}}"
+            for name, (_, style) in columns.items()
+        )
+        rows.append([set_name, f"{score.windows:,}", f"{score.targets:,}", *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import lmscale.evaluation.perplexity as perplexity
 from lmscale.config.objective import CausalConfig
+from lmscale.config.supervised import ClassesConfig, NumbersConfig
 from lmscale.errors import DataError
 from lmscale.evaluation.perplexity import EvaluationPlan, SetScore, evaluate_set, render_scores
 from lmscale.model.layout import build_layout
@@ -234,3 +235,17 @@ def test_scores_render_as_an_aligned_table():
         "docs            12   12,000  2.0000        7.39     0.7213\n"
         "news-long       12   12,000  2.0000        7.39     0.7213"
     )
+
+
+def test_a_table_has_the_columns_that_say_something_of_the_objective():
+    sums = {"windows": 1, "targets": 2, "bytes": 0, "nll": 2000.0}
+    of_classes = SetScore(**sums, others={"accuracy": 0.5}, measured=ClassesConfig.set_figures)
+    assert list(of_classes.figures) == ["loss", "perplexity", "accuracy"]
+    of_numbers = SetScore(**sums, others={"absolute_error": 3}, measured=NumbersConfig.set_figures)
+    assert render_scores({"docs": of_numbers}) == (
+        "set   windows  targets       loss  absolute_error\n"
+        "docs        1        2  1000.0000          3.0000"
+    )
+    assert of_numbers.to_dict()["perplexity"] is of_numbers.to_dict()["bits_per_byte"] is None
+    without_text = render_scores({"docs": SetScore(**sums)}).splitlines()[1]
+    assert without_text.split() == ["docs", "1", "2", "1000.0000", "inf", "-"]
