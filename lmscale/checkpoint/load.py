@@ -129,10 +129,10 @@ def load_checkpoint(place: Place, manifest: Manifest, engine: Engine) -> None:
     model or optimizer, or when the weights are not those that were saved.
     """
     where = place.name_of(manifest.step)
+    check_optimizer(engine, manifest.optimizer, where)  # whose factors are replicated, too
     check_same_model(
         where, manifest, parameter_shapes(engine), replicated=replicated_tensors(engine)
     )
-    check_optimizer(engine, manifest.optimizer, where)
     engine.release_weights()
     shared: list[tuple[Tensor, int, int]] = []
     with failing_together(), ExitStack() as stack, torch.no_grad():

@@ -90,6 +90,8 @@ def refuse(folder, ranks):
 
     engine = build(sgd, seed=2)
     try_to_load("another optimizer", engine, adamw.name)
+    with_factors = build(Setup(world_size=2, stage=1, kind="adafactor"), seed=2)
+    try_to_load("another optimizer, with factors", with_factors, adamw.name)
     without = build(sgd, seed=2, momentum=0)
     take_step(without, 1)
     save(folder / "no momentum", without, ranks)

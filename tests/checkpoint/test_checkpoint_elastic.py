@@ -208,6 +208,8 @@ def test_what_is_never_trained_is_saved_unchanged(saw):
 REFUSALS = {
     "another optimizer": "holds the states of engine.optimizer.kind = adamw, but this run is "
     "configured for sgd. Set it back to adamw",
+    "another optimizer, with factors": "but this run is configured for adafactor. Set it back to "
+    "adamw",
     "no momentum": "has no momentum_buffer of embedding.weight, only master. Restore the section "
     "engine.optimizer",
     "another hash": "but those that were saved had 0000000000000000, although every file is as",
