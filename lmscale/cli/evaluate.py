@@ -17,7 +17,7 @@ from lmscale.errors import EXIT_RESUMABLE, ConfigError
 from lmscale.files.printing import say
 
 if TYPE_CHECKING:
-    from lmscale.evaluation.baseline import BaselineName
+    from lmscale.evaluation.fitting import BaselineName
     from lmscale.evaluation.ngram import Trigram, Unigram
     from lmscale.evaluation.perplexity import SetScore
     from lmscale.evaluation.run import LoadedRun
@@ -60,8 +60,12 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score a run's checkpoint on its held-out sets. SIGTERM or SIGUSR1 ends it with 75."""
+    from lmscale.evaluation.fitting import check_baseline
+    from lmscale.runs.run_folder import load_run_config
     from lmscale.runs.stop import StoppedError, StopRequests
 
+    if baseline:
+        check_baseline(load_run_config(run), baseline)  # nothing is loaded for what does not fit
     # Ctrl-C stays what it is elsewhere: there is nothing here to bring to an end.
     signals = (signal.SIGTERM, signal.SIGUSR1)
     with StopRequests(run, watch_file=False, signals=signals) as stop:
@@ -194,8 +198,11 @@ def generate(
     step: StepOption = None,
     weights: WeightsOption = None,
 ) -> None:
-    """Continue a prompt with a run's model; the text streams to the terminal."""
+    """Continue a prompt with a run's model; the text streams to the terminal, behind the prompt.
+    Of a run of objective completion it is the answer alone.
+    """
     from lmscale.config.kinds import Ability
+    from lmscale.config.supervised import CompletionConfig
     from lmscale.evaluation.generate import Generation, Sampling, stream_text
 
     sampling = Sampling(
@@ -217,7 +224,8 @@ def generate(
         sees_prompt_whole=Ability.PREFIX in loaded.config.objective.needs,
     )
     tokens = (token for token in generation if token != loaded.tokenizer.eos_id)
-    _show(prompt)
+    if not isinstance(loaded.config.objective, CompletionConfig):
+        _show(prompt)
     for piece in stream_text(loaded.tokenizer, tokens):
         _show(piece)
     _show(f"{suffix or ''}\n")

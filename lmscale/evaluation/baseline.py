@@ -8,23 +8,20 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from lmscale.config import RunConfig
 from lmscale.config.objective import (
-    OBJECTIVES,
     CausalConfig,
     DenoisedConfig,
     DistillConfig,
-    MaskedConfig,
-    ObjectiveConfig,
     PrefixConfig,
 )
 from lmscale.config.supervised import CompletionConfig, PairsConfig
 from lmscale.errors import ConfigError
-from lmscale.evaluation.ngram import BOUNDARY, Trigram, Unigram, answer_keys, target_keys
+from lmscale.evaluation.fitting import BaselineName, check_baseline
+from lmscale.evaluation.ngram import Trigram, Unigram, answer_keys, target_keys
 from lmscale.evaluation.perplexity import EvaluationPlan
 from lmscale.objective.objective import build_preparation
 from lmscale.objective.prefix import find_targets
@@ -39,16 +36,8 @@ MAX_TOKENS = 2**25  # that are counted: of a longer run an even part; 1.2 GB as 
 STRETCHES = 8  # that part is read in; few, as every stretch opens shards of its own
 TOKENS_AT_ONCE = 2**18
 
-BaselineName = Literal["ngram", "unigram"]
 Keys = Callable[[Rows], np.ndarray]
 """Rows → what the counts know each of their targets by, int64 [targets]."""
-OBJECTIVES_OF: dict[str, tuple[type[ObjectiveConfig], ...]] = {
-    # Of what is written from left to right.
-    "ngram": (
-        *(CausalConfig, DistillConfig, PrefixConfig, DenoisedConfig, PairsConfig, CompletionConfig),
-    ),
-    "unigram": (MaskedConfig,),
-}
 
 
 def count_run(
@@ -65,7 +54,7 @@ def count_run(
     A trigram is of the run's targets, a unigram of all tokens that may be hidden. Of more than
     ``MAX_TOKENS`` it counts so many, in stretches that lie evenly over what was new to the run.
     ``advance`` hears of windows. Raises ``ConfigError`` where the objective is not one of
-    ``OBJECTIVES_OF``, ``DataError`` where the shards are not there any more.
+    ``fitting.OBJECTIVES_OF``, ``DataError`` where the shards are not there any more.
     """
     check_baseline(config, name)
     rows = [row for row in read_ledger(run_folder) if row.step < step]
@@ -86,22 +75,6 @@ def count_run(
         return Unigram(keys, vocab_size=tokenizer.vocab_size)
     # An objective's own ids lie above the tokenizer's.
     return Trigram(keys, vocab_size=config.num_ids if config.added_ids else tokenizer.vocab_size)
-
-
-def check_baseline(config: RunConfig, name: BaselineName) -> None:
-    """Raise ``ConfigError`` for an objective that it is no yardstick of, or too many pieces."""
-    if not isinstance(config.objective, OBJECTIVES_OF[name]):
-        own = OBJECTIVES.own.items()
-        fitting = [other for other, section in own if issubclass(section, OBJECTIVES_OF[name])]
-        raise ConfigError(
-            f"--baseline {name} is only for the objectives {', '.join(fitting)}; this run has "
-            f"{config.objective.name}. Leave it out."
-        )
-    if name == "ngram" and config.num_ids >= BOUNDARY:
-        raise ConfigError(
-            f"--baseline ngram takes at most {BOUNDARY - 1:,} pieces; here there are "
-            f"{config.num_ids:,}. Leave it out."
-        )
 
 
 def plan_keys(config: RunConfig, preparation: Preparation) -> Keys:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from lmscale.evaluation.fitting import BITS, BOUNDARY
 from lmscale.objective.objective import IGNORED
 from lmscale.stream.batches import Rows
 
-BITS = 21  # of an id in a key: two words of context and the word that follows make 63
-BOUNDARY = 2**BITS - 1  # the context before a document, a window or an answer, as a word
 PAIR = 2 ** (2 * BITS) - 1  # the bits of the nearer context and the word
 
 

@@ -87,15 +87,23 @@ class Guard:
             "guard/jumped_samples": sum(rewind.jump_samples for rewind in self.rewinds),
         }
 
-    def _enter(self, context: Mapping[str, Any]) -> None:
-        if context != self.state.context and self.state.window:
-            logger.info("guard: the mixture or the batch has changed, so the medians begin anew")
+    def _enter(self, context: Mapping[str, Any], step: int) -> None:
+        before = self.state.context
+        if context != before and self.state.window:
+            changes = [
+                f"{name} = {context[name]} (before: {before.get(name)})"
+                for name in context
+                if context[name] != before.get(name)
+            ]
+            logger.info(
+                "from step %d on %s: the guard's medians begin anew", step, ", ".join(changes)
+            )
             self.state = replace(self.state, window=(), bad=(), recent_bad=())
         self.state = replace(self.state, context=dict(context))
 
     def __call__(self, report: StepReport) -> None:
         context = self._context_at(report.first_n)
-        self._enter({"global_windows": report.samples, **context})
+        self._enter({"global_windows": report.samples, **context}, report.step)
         figures = figures_of(report)
         limits = find_limits(self.state.window, self.config)
         # A skipped step is how fp16 finds its loss scale; only at the smallest scale it means

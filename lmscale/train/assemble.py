@@ -349,13 +349,15 @@ def _load(candidate: Candidate, run: Run) -> Sequence[str]:
 
 def describe_start(run: Run) -> str:
     """What is about to train, in one line."""
-    config, plan, device = run.config, run.plan, run.device
+    config, plan, device = run.config, run.plan.at(run.start.step), run.device
+    grows = plan.global_windows < config.batch.global_windows
+    grown = f", and by batch.warmup up to {config.tokens_per_step:,}" if grows else ""
     count = account_model(config.model, config.sizes).total
     name = "CPU" if device.type == "cpu" else device_name(device)
     return (
         f"{config.run.name}: {count:,} parameters, {count_of(run.mesh.size, 'rank')} on {name}, "
         f"{config.engine.precision}, ZeRO {config.engine.zero_stage}, "
-        f"{config.tokens_per_step:,} tokens a step "
+        f"{plan.global_windows * config.window.stride:,} tokens a step{grown} "
         f"(micro-batches a rank: {plan.accumulation} of {count_of(plan.micro_windows, 'window')}), "
         f"bos: {'none' if run.stream.bos_id is None else run.stream.bos_id}, steps "
         f"{run.start.step + 1} to {config.train.steps}, in {config.folder}"

@@ -74,6 +74,12 @@ class InitialWeights:
     origin: Origin | None = None  # what the checkpoints remember; None: they are random
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)  # of all that it has
     named: str = ""  # the setting that names the origin, with its value
+    kind: Weights = "trained"  # of the origin
+
+    @property
+    def described(self) -> str:
+        """Which ones of the checkpoint they are."""
+        return "the average of its weights" if self.kind == AVERAGE else "its trained weights"
 
     @property
     def checkpoint(self) -> str:
@@ -150,7 +156,12 @@ def open_run_weights(
             return tensor.float()
 
         yield InitialWeights(
-            value=value, buffer=read, origin=origin, shapes=manifest.weight_shapes, named=named
+            value=value,
+            buffer=read,
+            origin=origin,
+            shapes=manifest.weight_shapes,
+            named=named,
+            kind=kept,
         )
         with failing_together():
             for name in sorted(unread) if fingerprints else ():  # of layers that begin anew here

@@ -80,7 +80,7 @@ def bring_teacher(
         fill_weights(teacher, weights, has_values=ranks.is_first)  # read once, for all ranks
         broadcast_tensors(teacher.parameters())
     scoring.set_teacher(teacher)
-    logger.info("the teacher is %s of %s", origin.checkpoint, origin.run)
+    logger.info("the teacher is %s of %s: %s", origin.checkpoint, origin.run, weights.described)
     return origin
 
 

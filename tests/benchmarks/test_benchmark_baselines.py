@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lmscale.config import load_config
 from lmscale.config.model import FAMILIES
-from lmscale.evaluation.baseline import check_baseline
+from lmscale.evaluation.fitting import check_baseline
 
 
 def test_every_family_has_a_run_on_the_demo_s_data_and_a_baseline_of_its_objective():

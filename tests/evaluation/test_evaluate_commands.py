@@ -17,6 +17,7 @@ from lmscale.checkpoint.load import load_weights
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.cli.evaluate import evaluate, generate
 from lmscale.config import RunConfig, dump_config, plan_batches
+from lmscale.config.supervised import CompletionConfig
 from lmscale.corpus.documents import read_documents
 from lmscale.engine.build import build_engine
 from lmscale.errors import CheckpointError, ConfigError, DataError
@@ -173,6 +174,12 @@ def test_a_run_without_a_checkpoint_is_a_clear_error(run, tmp_path):
         call("evaluate", run.folder, "--step", 4)
 
 
+def test_a_baseline_that_does_not_fit_is_refused_before_a_checkpoint_is_looked_for(run, tmp_path):
+    shutil.copy(run.folder / "config.yaml", tmp_path)
+    with pytest.raises(ConfigError, match="--baseline unigram is only for the objectives masked"):
+        call("evaluate", tmp_path, "--baseline", "unigram")
+
+
 def test_a_checkpoint_of_another_model_names_what_differs(run, tmp_path):
     shutil.copytree(run.folder, tmp_path / "run")
     wider = run.model_copy(update={"model": run.model.model_copy(update={"ffn_width": 512})})
@@ -198,6 +205,16 @@ def test_generate_begins_with_the_prompt_and_repeats_itself_by_seed(run):
     assert text.startswith("The 天")
     assert call(*arguments) == text
     assert call(*arguments, "--greedy") == call(*arguments, "--greedy", "--temperature", 2)
+
+
+def test_of_a_run_of_completion_the_answer_alone_is_shown(run, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    stream = run.stream.model_copy(update={"packing": "best_fit"})
+    other = {"objective": CompletionConfig(name="completion"), "stream": stream}
+    (tmp_path / "run/config.yaml").write_text(dump_config(run.model_copy(update=other)))
+    arguments = ("--prompt", "The 天", "--max-tokens", 4, "--greedy")
+    answer = call("generate", tmp_path / "run", *arguments)
+    assert "The 天" + answer == call("generate", run.folder, *arguments)
 
 
 def test_a_text_of_its_own_begins_with_bos_where_the_run_has_read_it(run, tokenizer, tmp_path):

@@ -12,7 +12,8 @@ from lmscale.config import RunConfig
 from lmscale.config.objective import DistillConfig, FillMiddleConfig
 from lmscale.errors import ConfigError
 from lmscale.evaluation import baseline
-from lmscale.evaluation.baseline import BaselineName, count_run, plan_keys, score_set
+from lmscale.evaluation.baseline import count_run, plan_keys, score_set
+from lmscale.evaluation.fitting import BaselineName
 from lmscale.evaluation.ngram import (
     BITS,
     BOUNDARY,

@@ -1,6 +1,7 @@
 """The guard decides alike after an interruption, and under another mixture begins anew."""
 
 import json
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -66,6 +67,17 @@ def test_an_interrupted_run_decides_exactly_as_one_that_was_not(stretches, cuts)
     if raised is not None:
         for field in ("why", "at_step", "jump_from_n", "jump_samples", "limits"):
             assert getattr(found.divergence, field) == getattr(raised.divergence, field)
+
+
+def test_the_size_of_a_step_is_told_where_it_changes(caplog):
+    caplog.set_level(logging.INFO, "lmscale")
+    guard = guard_of(context=lambda n: {"mixture": {"a": 64}})
+    for step, samples in enumerate((2, 2, 4, 8, 8), 1):
+        guard(report(step, samples=samples))
+    assert [record.getMessage() for record in caplog.records] == [
+        "from step 3 on global_windows = 4 (before: 2): the guard's medians begin anew",
+        "from step 4 on global_windows = 8 (before: 4): the guard's medians begin anew",
+    ]
 
 
 def test_another_mixture_or_batch_begins_the_medians_anew():
