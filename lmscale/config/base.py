@@ -40,6 +40,13 @@ class Section(BaseModel):
         """What is wrong with values that are each of their type."""
         return ()
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_null(cls, value: Any, info: ValidationInfo) -> Any:
+        """``key:`` and ``--set key=`` give null: nothing, for a text that may be empty."""
+        default = cls.model_fields[info.field_name or ""].default
+        return "" if value is None and isinstance(default, str) and not default else value
+
     @field_validator("*", mode="after")
     @classmethod
     def _bound_numbers(cls, value: Any, info: ValidationInfo) -> Any:
@@ -76,6 +83,10 @@ def show(value: object) -> str:
     """A value as a message shows it, on one line of bounded length."""
     if isinstance(value, int) and value.bit_length() > 64:  # Python prints no more than 4,300
         return f"a number of {math.ceil(value.bit_length() * math.log10(2))} digits"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (dict, list)):
+        return f"{'a section' if isinstance(value, dict) else 'a list'}{'' if value else ', empty'}"
     if not isinstance(value, (str, int, float)):
         return type(value).__name__
     text = f"{value!r}"

@@ -14,6 +14,7 @@ from lmscale.config.base import MAX_BYTES, Section
 from lmscale.config.labels import LabelSet, find_name_problems
 from lmscale.errors import ConfigError
 
+MIN_VOCABULARY = 300  # 256 bytes, the special ids and some pieces of text
 MAX_VOCABULARY = 2**24
 MAX_POSITIONS = 2**24  # rotations are made of positions in fp32, which is exact so far
 MAX_PROCESSES = 1024  # on one machine
@@ -153,7 +154,7 @@ class TokenizerConfig(Section):
 
     folder: str = "data/tokenizer"
     kind: Literal["bpe", "unigram"] = "bpe"
-    vocab_size: int = Field(default=32_000, ge=300, le=MAX_VOCABULARY)
+    vocab_size: int = Field(default=32_000, ge=MIN_VOCABULARY, le=MAX_VOCABULARY)
     """Pieces in all, the special ids and the 256 byte pieces included."""
     character_coverage: float = Field(default=0.9995, ge=0.98, le=1)
     """Part of the sample's characters that get pieces of their own; the rest becomes bytes."""

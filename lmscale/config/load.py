@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from lmscale.config.base import Section, show
 from lmscale.config.kinds import Kinds
@@ -31,6 +32,16 @@ aliases would else fill the memory.
 MAX_SIXTIES = 10_000  # characters of a number such as 1:59:59, which takes time by their square
 MAX_LINE = 1200  # of a problem
 MAX_PROBLEMS = 100  # that are described; of an unknown key the nearest known one is looked for
+MAX_KEYS = 8  # of a section that are named where something else stands in its place
+_YAML_WORDS = {
+    "a valid tuple": "a list",
+    "a valid list": "a list",
+    "a valid dictionary": "a section",
+    "Dictionary": "The section",
+    "Tuple": "The list",
+    " after validation": "",
+}
+"""What YAML calls that which pydantic's messages name."""
 _MERGE_TAG = "tag:yaml.org,2002:merge"  # <<: *anchor
 
 
@@ -231,7 +242,7 @@ def _describe(
     kind = problem["type"]
     if kind == "extra_forbidden":
         keys = _known_keys(location[:-1], model, tree)
-        owners = _describe_owners(location, model)
+        owners = _describe_owners(location, model, tree)
         return f"{name}: {path}: {describe_unknown(str(location[-1]), keys)}{owners}"
     if kind == "missing":
         return f"{name}: {path}: is required and missing."
@@ -241,10 +252,22 @@ def _describe(
         ends = ("?", ".")
         lines = message.splitlines()
         return "\n".join(where + line + "." * (not line.endswith(ends)) for line in lines)
-    message = message.replace("a valid tuple", "a list")  # what YAML calls it
     if kind == "int_type" and isinstance(problem["input"], float):
         message = "Input should be a whole number without a dot or an exponent"
+    elif kind in ("model_type", "model_attributes_type"):
+        message = f"Input should be a section{_describe_keys(_known_keys(location, model, tree))}"
+    elif location and location[-1] == "[key]":
+        path = ".".join(str(part) for part in location[:-1])
+        message = message.replace("String", "The name")
+    for pydantics, yamls in _YAML_WORDS.items():
+        message = message.replace(pydantics, yamls)
     return f"{name}: {path}: {message[:1].lower()}{message[1:]}; found {show(problem['input'])}."
+
+
+def _describe_keys(keys: Sequence[str]) -> str:
+    """`` with the keys a, b``; "" where there are none, and only the first ones of many."""
+    more = " …" if len(keys) > MAX_KEYS else ""
+    return f" with the keys {', '.join(keys[:MAX_KEYS])}{more}" if keys else ""
 
 
 def describe_unknown(key: str, valid_keys: Sequence[str]) -> str:
@@ -254,37 +277,58 @@ def describe_unknown(key: str, valid_keys: Sequence[str]) -> str:
     return f"unknown key. {hint}"
 
 
-def _describe_owners(location: Sequence[str | int], model: type[BaseModel]) -> str:
-    """Which other kinds of a section have a key that this one does not know; "" for none."""
-    section, key = str(location[0]), str(location[-1])
-    if len(location) != 2 or section not in model.model_fields:
-        return ""
-    metadata = model.model_fields[section].metadata
-    kinds = next((item for item in metadata if isinstance(item, Kinds)), None)
-    owners = [name for name, kind in kinds.own.items() if key in kind.model_fields] if kinds else []
-    return f" It is one of {section}.{kinds.key}: {', '.join(owners)}." if kinds and owners else ""
+def _describe_owners(
+    location: Sequence[str | int], model: type[BaseModel], tree: Mapping[str, Any]
+) -> str:
+    """Where a key belongs that its section does not know; "" for nowhere near.
+
+    To other kinds of the section, or to a section in it.
+    """
+    *above, key = map(str, location)
+    section, kinds = _section_at(location[:-1], model, tree)
+    if kinds is not None:
+        owners = [name for name, kind in kinds.own.items() if key in kind.model_fields]
+        return f" It is one of {'.'.join([*above, kinds.key])}: {', '.join(owners)}." * bool(owners)
+    for name, field in section.model_fields.items() if section is not None else ():
+        kinds = _kinds_of(field)
+        inner = _section_in(field.annotation)
+        sections = kinds.own.values() if kinds else [inner] if inner else []
+        if any(key in each.model_fields for each in sections):
+            return f" It is one of {'.'.join([*above, name])}."
+    return ""
 
 
 def _known_keys(
     location: Sequence[str | int], model: type[BaseModel], tree: Mapping[str, Any]
 ) -> list[str]:
     """The keys of the section at ``location``."""
+    section, _ = _section_at(location, model, tree)
+    return list(section.model_fields) if section is not None else []
+
+
+def _section_at(
+    location: Sequence[str | int], model: type[BaseModel], tree: Mapping[str, Any]
+) -> tuple[type[BaseModel] | None, Kinds | None]:
+    """The section at ``location``, and the kinds of which ``tree`` has chosen it."""
     annotation: Any = model
     value: Any = tree
+    kinds = None
     for part in location:
-        section = _section_in(annotation)
+        section, kinds = _section_in(annotation), None
         value = value.get(part) if isinstance(value, Mapping) else None
         if section is not None and part in section.model_fields:
             field = section.model_fields[str(part)]
-            kinds = next((item for item in field.metadata if isinstance(item, Kinds)), None)
-            annotation = field.annotation
+            kinds, annotation = _kinds_of(field), field.annotation
             if kinds and isinstance(value, Mapping):
                 annotation = kinds.section_for(value)
         else:  # a key of a mapping such as stream.sources
             arguments = typing.get_args(annotation)
             annotation = arguments[-1] if arguments else None
-    section = _section_in(annotation)
-    return list(section.model_fields) if section is not None else []
+    return _section_in(annotation), kinds
+
+
+def _kinds_of(field: FieldInfo) -> Kinds | None:
+    return next((item for item in field.metadata if isinstance(item, Kinds)), None)
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:

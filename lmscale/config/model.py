@@ -196,6 +196,15 @@ class DecoderConfig(ModelConfig):
                 f"{optimizer.kind}: set engine.optimizer.kind to adamw, adam, lion or schedule_free"
             )
 
+    def describe_doubts(self) -> Iterator[str]:
+        if self.width_ratio < 1:
+            yield (
+                f"model.mup.base_width = {self.mup.base_width} is more than model.width = "
+                f"{self.width}: the matrices' learning rates are {1 / self.width_ratio:g} times "
+                "engine.optimizer.lr. It is meant to be the width of a smaller model, by which lr "
+                "was chosen"
+            )
+
     @property
     def layer_windows(self) -> tuple[int, ...]:
         """The sliding window of every layer; 0: none."""

@@ -66,6 +66,10 @@ class ModelConfig(KindSection):
         """Why it cannot be trained on such windows, or by such an optimizer."""
         return iter(())
 
+    def describe_doubts(self) -> Iterator[str]:
+        """What may be and was hardly meant."""
+        return iter(())
+
 
 def find_window_problems(sliding_windows: Sequence[int], layers: int) -> Iterator[str]:
     """Why a pattern of sliding windows is not one of so many layers."""

@@ -23,7 +23,7 @@ from lmscale.config.objective_base import ObjectiveConfig, describe_ids
 from lmscale.config.safety import CheckpointConfig, GuardConfig
 from lmscale.config.training import (
     AVERAGE,
-    FIGURES,
+    EarlyStopConfig,
     EngineConfig,
     EvaluationConfig,
     TrainConfig,
@@ -147,7 +147,7 @@ class RunConfig(Section):
     def _find_figure_problems(self) -> Iterator[str]:
         """Why ``checkpoint.keep_best`` or ``evaluation.stop`` could never do anything."""
         best, every_steps = self.checkpoint.keep_best.metric, self.evaluation.every_steps
-        figures = (*FIGURES, *self.objective.held_out)
+        figures = (*self.objective.set_figures, *self.objective.held_out)
         measured = [f"evaluation/{name}/{f}" for name in self.evaluation.sets for f in figures]
         wanted = {"checkpoint.keep_best": best, "evaluation.stop": self.evaluation.stop.metric}
         for section, metric in wanted.items():
@@ -165,6 +165,16 @@ class RunConfig(Section):
             )
         if self.evaluation.stop.metric in measured and not every_steps:
             yield "evaluation.stop needs scores while the run trains: set evaluation.every_steps"
+
+    def describe_doubts(self) -> Iterator[str]:
+        """What a run may have and was hardly meant; told at its start."""
+        stop = self.evaluation.stop
+        if not stop.metric and stop != EarlyStopConfig():
+            yield (
+                "evaluation.stop has no metric, so no step is left out: set it, such as to "
+                "evaluation/heldout/loss, or leave the section out"
+            )
+        yield from self.model.describe_doubts()
 
     @property
     def folder(self) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmscale.config.data import CorpusSourceConfig
-from lmscale.files.strangers import quote
+from lmscale.files.strangers import kind_of_json, quote
 
 LARGEST = 3.4e38  # of a label that is a number: fp32
 
@@ -65,7 +65,7 @@ class RecordFields:
             )
         for field in self._texts:
             if not isinstance(record[field], str):
-                raise ValueError(f"{field!r} holds {type(record[field]).__name__}, not text")
+                raise ValueError(f"{field!r} holds {kind_of_json(record[field])}, not text")
         label = None
         if self._label_kind == "classes":
             label = self._place_of(record[source.label_field], "label_field")
@@ -86,7 +86,7 @@ class RecordFields:
         place = self._places.get(name) if isinstance(name, str) else None
         if place is None:
             where = f"{getattr(self.source, setting)!r}, {setting}"
-            raise ValueError(f"{quote(value)} ({where}) is none of label_names")
+            raise ValueError(f"{_shown(value)} ({where}) is none of label_names")
         return place
 
 
@@ -94,19 +94,25 @@ def _separate(words: Any, source: CorpusSourceConfig) -> tuple[str, ...]:
     """The words of a tagged text, all but the first behind the separator."""
     if not isinstance(words, Sequence) or isinstance(words, str):
         raise ValueError(
-            f"{source.text_field!r} (text_field) holds {type(words).__name__}, not a list of words"
+            f"{source.text_field!r} (text_field) holds {kind_of_json(words)}, not a list of words"
         )
     for number, word in enumerate(words, start=1):
         if not isinstance(word, str) or not word.strip():
-            raise ValueError(f"word {number} of {source.text_field!r} is {quote(word)}, no word")
+            raise ValueError(f"word {number} of {source.text_field!r} is {_shown(word)}, no word")
     separator = source.word_separator
     return tuple(f"{separator if number else ''}{word}" for number, word in enumerate(words))
+
+
+def _shown(value: Any) -> str:
+    """As JSON has it where Python says it otherwise."""
+    is_constant = value is None or isinstance(value, bool)
+    return kind_of_json(value) if is_constant else quote(value)
 
 
 def _number_of(value: Any, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
         raise ValueError(
-            f"{quote(value)} ({field!r}, label_field) is no number; classes need label_names"
+            f"{_shown(value)} ({field!r}, label_field) is no number; classes need label_names"
         )
     return float(value)
 

@@ -33,6 +33,7 @@ from lmscale.corpus.text_files import (
 from lmscale.errors import DataError
 from lmscale.files.printing import count_of
 from lmscale.files.redact import printable_name
+from lmscale.files.strangers import kind_of_json
 from lmscale.files.tar_members import BoundedMember, describe_unsafe
 
 # A text in pieces: a tuple, or a ``MarkedText`` where something is said of it; what is too large to
@@ -182,7 +183,7 @@ def _pieces_of_json(line: str, where: str, account: Account) -> Pieces | None:
         account.add_broken(f"{where}: not JSON: {getattr(error, 'msg', error)}.")
         return None
     if not isinstance(record, dict):
-        account.add_broken(f"{where}: expected a JSON object, found {type(record).__name__}.")
+        account.add_broken(f"{where}: expected a JSON object, found {kind_of_json(record)}.")
         return None
     for setting, field in account.fields.by_setting.items():
         if field not in record:
@@ -213,7 +214,7 @@ def _checked(text: object, where: str, account: Account, *, is_decoded: bool = F
     """The value of ``text_field`` if it is a text that UTF-8 can hold, else None."""
     field = account.source.text_field
     if not isinstance(text, str):
-        account.add_broken(f"{where}: {field!r} holds {type(text).__name__}, not text.")
+        account.add_broken(f"{where}: {field!r} holds {kind_of_json(text)}, not text.")
     elif len(text) > account.source.max_record_chars:
         account.add_long(where)
     elif not is_decoded and find_undecodable((text,)):

@@ -114,6 +114,14 @@ def parse_json(content: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def kind_of_json(value: Any) -> str:
+    """What JSON calls such a value."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    named = {str: "text", dict: "an object", list: "a list", int: "a number", float: "a number"}
+    return named.get(type(value), type(value).__name__)  # Parquet has others
+
+
 def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < MAX_COUNT  # True is an int, and no count
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmscale.config.data import TokenizerConfig
+from lmscale.config.data import MIN_VOCABULARY, TokenizerConfig
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.errors import ConfigError, DataError, LmscaleError
 from lmscale.files.atomic import writing
@@ -135,9 +135,11 @@ def _explained(message: str, config: TokenizerConfig) -> DataError:
     setting = f"tokenizer.vocab_size = {config.vocab_size:,}"
     if match := re.search(r"Vocabulary size too high.*<= (\d+)", message):
         fits = int(match[1])
+        smaller = f"Set tokenizer.vocab_size to {fits:,} or less, or train"
+        what_to_do = smaller if fits >= MIN_VOCABULARY else "Train"
         return DataError(
-            f"{setting} is more than the corpus can fill: at most {fits:,} pieces fit. Set "
-            f"tokenizer.vocab_size to {fits:,} or less, or train on more text."
+            f"{setting} is more than the corpus can fill: at most {fits:,} pieces fit. "
+            f"{what_to_do} on more text."
         )
     if match := re.search(r"smaller than required_chars. \d+ vs (\d+)", message):
         least = int(match[1])

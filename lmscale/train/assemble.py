@@ -139,8 +139,9 @@ def open_run(
     """
     mesh = plan_mesh(ranks)
     plan = config.batch.plan(mesh.data.size)
-    for advice in config.batch.describe_small(plan) if ranks.is_first else ():
-        logger.warning(advice)
+    if ranks.is_first:
+        for advice in (*config.batch.describe_small(plan), *config.describe_doubts()):
+            logger.warning("%s", advice)
     check_precision(config.engine, device)
     with failing_together():
         tokenizer = _load_tokenizer(config)

@@ -21,6 +21,7 @@ from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.attempts import EARLY
 
+GO_ON = "More evaluation.stop.patience, or --set evaluation.stop.metric= for none, goes on."
 logger = logging.getLogger(__name__)
 
 
@@ -29,13 +30,14 @@ def find_early_stop(
 ) -> str | None:
     """Why a run that has done ``step`` ends with it, by its figures (step → figure) up to there.
 
-    A figure that is not finite is no better than any other.
+    A figure that is not finite counts as not measured, as it does for ``keep_best``.
     """
+    figures = {at: figure for at, figure in figures.items() if math.isfinite(figure)}
     sign = 1.0 if stop.direction == "min" else -1.0
     best, best_step, num_worse = math.inf, 0, 0
     for measured_step in sorted(figures):
         value = sign * figures[measured_step]
-        if math.isfinite(value) and value < best - stop.min_delta:
+        if value < best - stop.min_delta:
             best, best_step, num_worse = value, measured_step, 0
         else:
             num_worse += 1
@@ -47,6 +49,21 @@ def find_early_stop(
     newest = max(figures)
     until = f" up to step {newest}" if newest != step else ""
     return f"{EARLY} at step {step}: {stop.metric} did not {moved}{by} {since}{until}"
+
+
+def tell_unmeasured(config: RunConfig, figures: Mapping[str, float], step: int) -> None:
+    """Warn of those that are to decide something and are not finite."""
+    stop, best = config.evaluation.stop, config.checkpoint.keep_best
+    for section, metric in (
+        ("evaluation.stop", stop.metric),
+        ("checkpoint.keep_best", best.metric),
+    ):
+        value = figures.get(metric, 0.0)
+        if not math.isfinite(value):
+            logger.warning(
+                "%s: %s is %s at step %d, which is no number to compare: it counts as not measured",
+                *(section, metric, value, step),
+            )
 
 
 def read_stop_figures(config: RunConfig, ranks: Ranks, *, last_step: int) -> dict[int, float]:

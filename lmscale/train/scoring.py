@@ -27,6 +27,7 @@ from lmscale.runs.stop import StoppedError
 from lmscale.runs.trackers import Trackers, open_trackers
 from lmscale.stream.dataset import Dataset
 from lmscale.train.assemble import Run
+from lmscale.train.early_stop import tell_unmeasured
 from lmscale.train.votes import StopPoll
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class Evaluator:
         }
         if self.trackers is not None:
             self.trackers.log(step, figures | ({f"{name}/{OF_AVERAGE}": 1.0} if is_average else {}))
+        tell_unmeasured(run.config, figures, step)
         metric = run.config.evaluation.stop.metric
         if metric in figures:
             self.stop_figures[step] = figures[metric]

@@ -45,6 +45,7 @@ from lmscale.runs.logs import IN_FILE_ALONE, setup_logging
 from lmscale.runs.stop import StoppedError, StopRequests
 from lmscale.train.after_step import AfterStep, open_after_step
 from lmscale.train.assemble import Run, open_run
+from lmscale.train.early_stop import GO_ON
 from lmscale.train.folder import claim_folder
 from lmscale.train.loop import train_steps
 from lmscale.train.progress import read_progress
@@ -204,7 +205,7 @@ def train_until_rewound(
             except LmscaleError as error:  # the run ends for what the guard has found
                 logger.error("%s", error)
             raise
-    logger.info("%s", early_stop or f"finished {steps} steps")
+    logger.info("%s", f"{early_stop}. {GO_ON}" if early_stop else f"finished {steps} steps")
     return True
 
 

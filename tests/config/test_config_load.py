@@ -220,7 +220,7 @@ def test_a_key_that_is_merged_and_then_given_again_is_not_called_repeated():
     ("override", "words"),
     [
         ("train.freeze=embedding.*", "train.freeze: input should be a list; found 'embedding.*'"),
-        ("train.steps=true", "train.steps: input should be a valid integer; found True"),
+        ("train.steps=true", "train.steps: input should be a valid integer; found true"),
         ("train.steps='12'", "train.steps: input should be a valid integer; found '12'"),
         ("train.steps=1e30", "train.steps: input should be a whole number without a dot or an"),
         ("engine.optimizer.lr=true", "engine.optimizer.lr: input should be a valid number"),
@@ -229,12 +229,74 @@ def test_a_key_that_is_merged_and_then_given_again_is_not_called_repeated():
         ("engine.compile=1", "engine.compile: input should be a valid boolean; found 1"),
         ("engine.compile='on'", "engine.compile: input should be a valid boolean; found 'on'"),
         ("engine.zero_stage=true", "engine.zero_stage: give a number from 0 to 3, not true"),
-        ("model.kv_heads=false", "model.kv_heads: input should be a valid integer; found False"),
+        ("model.kv_heads=false", "model.kv_heads: input should be a valid integer; found false"),
         ("run.name=5", "run.name: input should be a valid string; found 5"),
     ],
 )
 def test_a_value_of_another_type_is_refused(override, words):
     assert [words in problem for problem in problems_of(MINIMAL, [override])] == [True]
+
+
+PARTS = "model: {layers: 1}\nobjective: {name: mixture, parts: {%s}}\n"
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("causal: 0.5", "parts.causal: input should be a section with the keys weight, objective"),
+        ("a: {objective: causal}", "objective: input should be a section with the keys name"),
+        ("", "parts: the section should have at least 1 item, not 0; found a section, empty."),
+        ("a b/c: {}", "parts.a b/c: the name should match pattern"),
+        ("b: {rate: .9}", "b.rate: unknown key. Known here: weight, objective. It is one of obje"),
+        ("b: {objective: {rate: .9}}", "objective.parts.b.objective.name: fill_middle, mask"),
+    ],
+)
+def test_a_section_of_another_shape_is_told_in_the_words_of_yaml(part, words):
+    said = problems_of(MINIMAL + PARTS % part)
+    assert [problem for problem in said if words in problem], said
+
+
+def test_null_in_place_of_a_section_or_a_list_is_called_null_and_true_is_true():
+    text = "objective: {name: classes, names: null}\nmodel: {mup: true}\n"
+    mup = "model.mup: input should be a section with the keys base_width, base_head_width"
+    assert problems_of(MINIMAL + text) == [
+        f"c.yaml: {mup}; found true.",
+        "c.yaml: objective.names: input should be a list; found null.",
+    ]
+
+
+def test_nothing_behind_a_key_empties_a_text_that_may_be_empty_and_no_other():
+    config = parse_config(MINIMAL + BEST, ["checkpoint.keep_best.metric=", "run.init_from="])
+    assert (config.checkpoint.keep_best.metric, config.run.init_from) == ("", "")
+    (said,) = problems_of(MINIMAL, ["tokenizer.folder="])
+    assert "input should be a valid string; found null" in said
+
+
+@pytest.mark.parametrize(
+    ("objective", "missing"),
+    [
+        ("{name: classes, names: [bad, good]}", {"bits_per_byte"}),
+        ("{name: numbers}", {"bits_per_byte", "perplexity"}),
+    ],
+)
+@pytest.mark.parametrize("section", ["checkpoint.keep_best", "evaluation.stop"])
+def test_a_figure_that_says_nothing_of_an_objective_decides_nothing(objective, missing, section):
+    text = f"{MINIMAL}{BEST}evaluation: {{sets: {{docs: x}}, every_steps: 100}}\n"
+    for figure in ("loss", "perplexity", "bits_per_byte"):
+        given = [f"objective={objective}", f"{section}.metric=evaluation/docs/{figure}"]
+        told = [problem for problem in problems_of(text, given) if "never measured" in problem]
+        assert bool(told) == (figure in missing)
+        assert not any(
+            f"docs/{name}" in told[0].partition("There are")[2] for name in missing if told
+        )
+
+
+def test_what_was_hardly_meant_is_described_and_allowed():
+    config = parse_config(MINIMAL, ["evaluation.stop.patience=2", "model.mup.base_width=1536"])
+    stop, mup = config.describe_doubts()
+    assert "evaluation.stop has no metric" in stop
+    assert "learning rates are 2 times" in mup
+    assert not list(parse_config(MINIMAL, ["model.mup.base_width=768"]).describe_doubts())
 
 
 def test_a_whole_number_may_stand_for_a_float_and_a_list_for_a_tuple():

@@ -171,7 +171,7 @@ def test_what_is_missing_or_unknown_is_told_of_all_records_together(tmp_path):
         "classes": [{"text": "a"}, {"text": "b", "kind": "plant"}, {"text": "c", "kind": 2}],
         "pairs": [{"en": "a", "de": None}],
         "tags": [{"words": ["a", " "], "tags": [0, 1]}, {"words": ["a"], "tags": []}],
-        "numbers": [{"text": "a", "score": "good"}, {"text": "a", "score": float("nan")}],
+        "numbers": [{"text": "a", "score": x} for x in ("good", float("nan"), None)],
     }
     told = {
         "classes": [
@@ -179,7 +179,7 @@ def test_what_is_missing_or_unknown_is_told_of_all_records_together(tmp_path):
             "'plant' ('kind', label_field) is none of label_names.",
             "2 ('kind', label_field) is none of label_names.",
         ],
-        "pairs": ["'de' holds NoneType, not text."],
+        "pairs": ["'de' holds null, not text."],
         "tags": [
             "word 2 of 'words' is ' ', no word.",
             "'tags' (tags_field) holds 0 tags of 1 words.",
@@ -187,6 +187,7 @@ def test_what_is_missing_or_unknown_is_told_of_all_records_together(tmp_path):
         "numbers": [
             "'good' ('score', label_field) is no number; classes need label_names.",
             "nan ('score', label_field) is no number; classes need label_names.",
+            "null ('score', label_field) is no number; classes need label_names.",
         ],
     }
     for kind, rows in lines.items():

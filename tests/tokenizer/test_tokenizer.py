@@ -260,6 +260,8 @@ def test_a_vocabulary_that_does_not_fit_is_explained_with_the_size_that_does(kin
     config = TokenizerConfig(kind=kind, vocab_size=fits)
     assert Tokenizer(train_model(iter(ENGLISH[:3]), config), {}).vocab_size == fits
     letters = "".join(map(chr, range(0x4E00, 0x4F00)))
+    with pytest.raises(DataError, match=r"at most \d+ pieces fit\. Train on more text\.$"):
+        train_model(iter(["ab ab"] * 3), TokenizerConfig(kind=kind, vocab_size=300))
     with pytest.raises(DataError, match="is too small: .* Set tokenizer.vocab_size to more than"):
         train_model(iter([letters] * 3), TokenizerConfig(kind=kind, vocab_size=300))
     with pytest.raises(DataError, match="holds no text"):

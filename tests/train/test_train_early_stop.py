@@ -28,7 +28,7 @@ from lmscale.errors import ConfigError, DataError
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.attempts import EARLY
 from lmscale.runs.run_folder import read_status
-from lmscale.train.early_stop import find_early_stop, read_stop_figures
+from lmscale.train.early_stop import find_early_stop, read_stop_figures, tell_unmeasured
 
 LOSS = "evaluation/b/loss"
 # No loss falls by 100 nats: the first evaluation, after step 2, stays the best one.
@@ -51,8 +51,9 @@ def stop_of(**values) -> EarlyStopConfig:
         ({10: 0.5, 20: 0.4, 30: 0.3}, {"metric": "evaluation/b/accuracy"}, "accuracy did not rise"),
         ({10: 3.0, 20: 2.9, 30: 2.8}, {"min_delta": 0.5}, "by more than 0.5 since step 10 (3)"),
         ({10: 3.0, 20: 2.7, 30: 2.4}, {"min_delta": 0.5}, None),  # both together are enough
-        ({10: 3.0, 20: math.nan, 30: math.inf}, {}, "at step 30: m did not fall since step 10"),
-        ({10: math.nan, 20: math.nan}, {}, "at step 20: m did not fall at all"),
+        ({10: 3.0, 20: math.nan, 30: math.inf, 40: 3.0}, {}, None),  # two are not measured
+        ({10: 3.0, 20: math.nan, 30: 3.0, 40: 3.0}, {}, "at step 40: m did not fall since step 10"),
+        ({10: math.nan, 20: math.nan}, {}, None),
         ({}, {}, None),
     ],
 )
@@ -116,6 +117,16 @@ def test_figures_on_which_the_end_rests_are_not_missed_in_silence(tmp_path, capl
         file.write_text("".join(f'{{"step": {n}, "{LOSS}": 3.0}}\n' for n in (2, 10)))
         assert read_stop_figures(config, Ranks(), last_step=8) == {2: 3.0}
         assert f"no {LOSS} of 2 evaluations, the first after step 4" in caplog.text
+
+
+def test_a_figure_that_is_not_finite_and_was_to_decide_is_told(tmp_path, caplog):
+    checkpoint = {"every_steps": 2, "keep_best": {"metric": "evaluation/b/perplexity"}}
+    evaluation = {"sets": {"b": "x"}, "every_steps": 2, "stop": STOP}
+    config = tiny_config(tmp_path, tmp_path, {"evaluation": evaluation, "checkpoint": checkpoint})
+    tell_unmeasured(config, {LOSS: 3.0, "evaluation/b/perplexity": math.inf}, 4)
+    tell_unmeasured(config, {"final/b/loss": math.nan}, 4)
+    (told,) = caplog.messages
+    assert told.startswith("checkpoint.keep_best: evaluation/b/perplexity is inf at step 4")
 
 
 def figures_of(run) -> dict[int, float]:
