@@ -13,13 +13,15 @@ elements that it holds, and two small all-reduces a step give every rank the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from lmscale.engine.lion import PIECE
 
 FORGETS = -0.8  # the power of the step
 SMALLEST_SQUARE = 1e-30  # of the gradient
@@ -44,6 +46,16 @@ class FactoredPart:
     def lines(self) -> slice:
         """The rows that the run touches."""
         return slice(self.offset // self.columns, -(-(self.offset + self.elements) // self.columns))
+
+    def cut_up(self, size: int) -> Iterator[FactoredPart]:
+        """The run in pieces of at most ``size`` elements: of a whole one, copies were too large."""
+        for past in range(0, self.elements, size):
+            yield replace(
+                self,
+                offset=self.offset + past,
+                start=self.start + past,
+                elements=min(size, self.elements - past),
+            )
 
     def pad(self, run: Tensor) -> Tensor:
         """The run in the rows that it touches, zeros around it: [rows touched, columns]."""
@@ -150,15 +162,18 @@ class Adafactor(torch.optim.Optimizer):
             c.lerp_(by_column / part.rows + SMALLEST_SQUARE, share)
             size = part.rows * part.columns
             scales.append((of_weights / size).sqrt().clamp(min=SMALLEST_SCALE))
-            if part.elements:  # the update, in the gradient's memory, which is not read again
-                squares = torch.outer(r[part.lines] / r.mean(), c)
-                part.of(slopes).mul_(part.cut(squares).rsqrt())
-        lengths = self._sum([part.of(slopes).square().sum().reshape(1) for part in parts])
+            # The update, in the gradient's memory, which is not read again. The roots are taken
+            # apart: where a row and a column have no gradient, their product is no fp32 number.
+            row_roots, column_roots = r.rsqrt() * r.mean().sqrt(), c.rsqrt()
+            for piece in part.cut_up(PIECE):
+                factors = torch.outer(row_roots[piece.lines], column_roots)
+                piece.of(slopes).mul_(piece.cut(factors))
+        lengths = self._sum([sum_of_squares(part, slopes) for part in parts])
         master.mul_(1 - group["lr"] * group["weight_decay"])
         for part, scale, length in zip(parts, scales, lengths, strict=True):
             root_mean_square = (length / (part.rows * part.columns)).sqrt()
             rate = group["lr"] * scale / root_mean_square.clamp(min=1.0)
-            part.of(flat).sub_(part.of(slopes) * rate)
+            part.of(flat).addcmul_(part.of(slopes), -rate)
 
     def _sum(self, rows: Sequence[Tensor]) -> list[Tensor]:
         """Each vector's sum over the ranks, by one all-reduce of all of them."""
@@ -172,8 +187,16 @@ class Adafactor(torch.optim.Optimizer):
 def sum_squares(part: FactoredPart, slopes: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
     """Of the gradient's run by row, f32 [rows], and by column, [columns]; of the weights', [1]."""
     by_row, by_column = slopes.new_zeros(part.rows), slopes.new_zeros(part.columns)
-    if part.elements:
-        squares = part.pad(part.of(slopes).square())
-        by_row[part.lines] = squares.sum(1)
+    for piece in part.cut_up(PIECE):
+        squares = piece.pad(piece.of(slopes)).square_()
+        by_row[piece.lines] += squares.sum(1)
         by_column += squares.sum(0)
-    return by_row, by_column, part.of(weights).square().sum().reshape(1)
+    return by_row, by_column, sum_of_squares(part, weights)
+
+
+def sum_of_squares(part: FactoredPart, flat: Tensor) -> Tensor:
+    """Of the run's elements, [1]."""
+    total = flat.new_zeros(1)
+    for piece in part.cut_up(PIECE):
+        total += piece.of(flat).square().sum()
+    return total

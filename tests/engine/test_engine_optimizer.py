@@ -7,7 +7,7 @@ import torch
 
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.config.training import OptimizerConfig
-from lmscale.engine.adafactor import plan_factored, sum_squares
+from lmscale.engine.adafactor import Adafactor, plan_factored, sum_squares
 from lmscale.engine.engine import skipping
 from lmscale.engine.lion import Lion
 from lmscale.engine.optimizer import (
@@ -154,7 +154,10 @@ def test_an_optimizer_begins_at_rate_0_with_states_of_zeros(name):
 @pytest.mark.parametrize(
     ("shape", "rows"), [((5, 3), ()), ((5, 3), (2, 3)), ((15,), ()), ((15,), (4, 1, 10))]
 )
-def test_the_runs_of_every_part_sum_to_its_rows_and_columns_wherever_the_whole_is_cut(shape, rows):
+def test_the_runs_of_every_part_sum_to_its_rows_and_columns_wherever_the_whole_is_cut(
+    shape, rows, monkeypatch
+):
+    monkeypatch.setattr("lmscale.engine.adafactor.PIECE", 4)
     slopes = torch.arange(1.0, 16.0)
     wholes = [
         part.reshape(-1, shape[-1] if len(shape) > 1 else len(part))
@@ -175,6 +178,25 @@ def test_the_runs_of_every_part_sum_to_its_rows_and_columns_wherever_the_whole_i
             torch.testing.assert_close(by_row, whole.sum(1))
             torch.testing.assert_close(by_column, whole.sum(0))
             torch.testing.assert_close(length, whole.sum().reshape(1))
+
+
+def test_adafactor_leaves_alone_what_has_no_gradient_in_its_row_nor_in_its_column(monkeypatch):
+    slopes = torch.arange(1.0, 26.0).view(5, 5)
+    slopes[3], slopes[:, 2] = 0, 0
+    results = []
+    for piece in (25, 4):
+        monkeypatch.setattr("lmscale.engine.adafactor.PIECE", piece)
+        weight = torch.nn.Parameter(torch.ones(5, 5))
+        optimizer = Adafactor([{"params": [weight], "lr": 0.1}])
+        parts = plan_factored("a", (5, 5), (), held=(0, 25), start=0)
+        optimizer.bind({weight: parts}, torch.device("cpu"), is_dealt=False)
+        optimizer.state[weight]["step"] = torch.zeros(())
+        weight.grad = slopes.clone()
+        optimizer.step()
+        moved = weight.detach() != 1
+        assert torch.isfinite(weight).all() and torch.equal(moved, slopes != 0)
+        results.append(weight.detach())
+    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=0)
 
 
 KINDS_OF_TWO = {name: KINDS[name] for name in "ae"}
