@@ -294,7 +294,7 @@ def _describe_owners(
         inner = _section_in(field.annotation)
         sections = kinds.own.values() if kinds else [inner] if inner else []
         if any(key in each.model_fields for each in sections):
-            return f" It is one of {'.'.join([*above, name])}."
+            return f" It belongs below {'.'.join([*above, name])}."
     return ""
 
 

@@ -247,7 +247,7 @@ PARTS = "model: {layers: 1}\nobjective: {name: mixture, parts: {%s}}\n"
         ("a: {objective: causal}", "objective: input should be a section with the keys name"),
         ("", "parts: the section should have at least 1 item, not 0; found a section, empty."),
         ("a b/c: {}", "parts.a b/c: the name should match pattern"),
-        ("b: {rate: .9}", "b.rate: unknown key. Known here: weight, objective. It is one of obje"),
+        ("b: {rate: .9}", "b.rate: unknown key. Known here: weight, objective. It belongs below "),
         ("b: {objective: {rate: .9}}", "objective.parts.b.objective.name: fill_middle, mask"),
     ],
 )
