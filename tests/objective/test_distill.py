@@ -212,6 +212,7 @@ def test_of_a_teacher_that_keeps_an_average_of_its_weights_the_average_is_taken(
     with opened as weights:
         taken = weights.value(name, average.shape, Declared(kind="embedding"))
     assert torch.equal(taken, average) and not torch.equal(taken, trained)
+    assert weights.described == "the average of its weights"
 
 
 @pytest.mark.ranks

@@ -69,9 +69,13 @@ def test_a_run_goes_on_in_mid_warm_up_at_another_stage_and_world_size(trained):
 
 def test_the_audit_of_a_run_with_a_warm_up_is_clean(tiny_data, tmp_path):
     config = write_tiny_config(tmp_path / "config.yaml", tiny_data, tmp_path / "run", WARM)
+    settings = tiny_config(tiny_data, tmp_path / "run", WARM)
     ended = run_lmscale("train", config)
     assert ended.code == 0, ended.output
+    at_first, grown = (windows * settings.window.stride for windows in (4, 12))
+    assert f" {at_first} tokens a step, and by batch.warmup up to {grown} (" in ended.output
+    for step, before, after in ((3, 4, 8), (5, 8, 12)):
+        assert f"from step {step} on global_windows = {after} (before: {before})" in ended.output
     assert len(ledger_of(tmp_path / "run")) == STEPS
-    settings = tiny_config(tiny_data, tmp_path / "run", WARM)
     report = audit_run(settings, tmp_path / "run", build_preparation)
     assert report.is_clean and report.samples == settings.samples_after(STEPS) == 48
