@@ -42,6 +42,7 @@ class CaseReport:
     first_n: int
     targets: int
     digest: int
+    more_targets: tuple[int, ...]
     loss: float
     gradient_norm: float
     learning_rate: float
@@ -56,8 +57,12 @@ def run_cases(starts: Mapping[int, Sequence[Case]], folder: Path) -> dict[str, l
     saw: dict[str, list[CaseReport]] = {}
     for number in range(len(starts)):
         reports = json.loads((folder / f"reports-{number}.json").read_text())
-        saw |= {name: [CaseReport(**row) for row in rows] for name, rows in reports.items()}
+        saw |= {name: [_read_report(row) for row in rows] for name, rows in reports.items()}
     return saw
+
+
+def _read_report(row: Mapping[str, Any]) -> CaseReport:
+    return CaseReport(**{**row, "more_targets": tuple(row["more_targets"])})
 
 
 def start(folder: Path, number: int) -> None:

@@ -15,6 +15,7 @@ class StepReport:
     samples: int
     targets: int  # target positions that counted
     digest: int  # of its samples, for the ledger
+    more_targets: tuple[int, ...] = ()  # of each further term of the loss
     figures: Mapping[str, float]  # the objective's, by name: each a sum over its count
     counts: Mapping[str, float]  # those counts
     learning_rate: float

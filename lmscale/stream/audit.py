@@ -11,7 +11,7 @@ from lmscale.config.run import RunConfig
 from lmscale.errors import DataError
 from lmscale.runs.commits import Commit
 from lmscale.runs.continuation import STREAM_KEYS
-from lmscale.stream.batches import Preparation, add_digests, reads_partners
+from lmscale.stream.batches import Preparation, add_digests, reads_partners, sum_terms
 from lmscale.stream.dataset import open_datasets
 from lmscale.stream.ledger import (
     LedgerRow,
@@ -171,19 +171,29 @@ def check_row(
     preparation: Preparation,
     progress: Callable[[float], None] = lambda samples: None,
 ) -> str | None:
-    """What is wrong with the row's digest or its tokens, or None."""
-    digest, targets, num_read = 0, 0, 0
+    """What is wrong with the row's digest or its tokens, or None. Rows of older versions do not
+    count those of further terms.
+    """
+    digest, num_read = 0, 0
+    counts: list[tuple[int, ...]] = []
     partners = reads_partners(preparation)
     while num_read < row.samples:
         count = min(ROWS_AT_ONCE, row.samples - num_read)
         rows = stream.read_rows(row.first_n + num_read, count, partners=partners)
         digest = add_digests([digest, *rows.digests.tolist()])
-        targets += preparation.prepare(rows).targets
+        prepared = preparation.prepare(rows)
+        counts.append((prepared.targets, *prepared.more_targets))
         num_read += len(rows.tokens)
         progress(len(rows.tokens))
     where = f"step {row.step} (samples {row.first_n} to {row.first_n + row.samples - 1})"
     if digest != row.digest:
         return f"{where}: the ledger's digest is {row.digest:016x}, the shards give {digest:016x}"
+    targets, *more_targets = sum_terms(counts) or (0,)
     if targets != row.tokens:
         return f"{where}: the ledger counts {row.tokens} tokens, the shards give {targets}"
+    if row.more_tokens and row.more_tokens != (*more_targets,):
+        return (
+            f"{where}: the ledger counts {list(row.more_tokens)} targets of the loss's further "
+            f"terms, the shards give {more_targets}"
+        )
     return None

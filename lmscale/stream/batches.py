@@ -97,6 +97,11 @@ class Batch:
     more_targets: tuple[int, ...] = ()  # of each further term of the loss
 
 
+def sum_terms(targets: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """Targets by the loss's terms, over several batches."""
+    return tuple(map(sum, zip(*targets, strict=True)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
     """A rank's share of a step."""
@@ -114,8 +119,7 @@ class StepBatch:
     @property
     def more_targets(self) -> tuple[int, ...]:
         """This rank's targets of each further term of the loss."""
-        terms = zip(*(batch.more_targets for batch in self.micro_batches), strict=True)
-        return tuple(map(sum, terms))
+        return sum_terms(batch.more_targets for batch in self.micro_batches)
 
     @property
     def digest(self) -> int:

@@ -52,9 +52,13 @@ class LedgerRow:
     samples: Count
     tokens: Count  # target positions that counted
     digest: Annotated[Count, BeforeValidator(_from_hex)]  # sum modulo 2^63 of the samples' digests
+    more_tokens: tuple[Count, ...] = ()  # targets of each further term of the loss; older rows: ()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"digest": f"{self.digest:016x}"}
+        tree = asdict(self) | {"digest": f"{self.digest:016x}"}
+        if not self.more_tokens:
+            del tree["more_tokens"]
+        return tree
 
     def to_line(self) -> str:
         return json.dumps(self.to_json()) + "\n"

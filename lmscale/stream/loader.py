@@ -27,7 +27,7 @@ from multiprocessing.connection import Connection, Pipe
 
 from lmscale.config.data import BatchPlan
 from lmscale.errors import DataError, LmscaleError, TransientError
-from lmscale.stream.batches import Batch, Preparation, StepBatch, add_digests
+from lmscale.stream.batches import Batch, Preparation, StepBatch, add_digests, sum_terms
 from lmscale.stream.ledger import LedgerRow
 from lmscale.stream.stream import Stream
 from lmscale.stream.worker import IGNORED_SIGNALS, LoaderJob, cut_slots, load
@@ -136,16 +136,20 @@ def digest_steps(
             first_step=first_step,
         )
         with open_loader(job, workers=workers) as loader:
-            shares.append([(batch.digest, batch.targets) for batch in loader])
+            shares.append(
+                [(batch.digest, (batch.targets, *batch.more_targets)) for batch in loader]
+            )
     return [
         LedgerRow(
             step=first_step + step,
             first_n=plan.samples_before(first_step + step),
             samples=plan.at(first_step + step).global_windows,
-            tokens=sum(targets for _, targets in parts),
+            tokens=targets,
             digest=add_digests(digest for digest, _ in parts),
+            more_tokens=(*more_targets,),
         )
         for step, parts in enumerate(zip(*shares, strict=True))
+        for targets, *more_targets in [sum_terms(counts for _, counts in parts)]
     ]
 
 

@@ -164,6 +164,7 @@ def _record(ledger: Ledger, report: StepReport) -> None:
         samples=report.samples,
         tokens=report.targets,
         digest=report.digest,
+        more_tokens=report.more_targets,
     )
     ledger.append(row)
 

@@ -110,6 +110,7 @@ def train_steps(
             first_n=batch.first_n,
             samples=batch.samples,
             targets=targets,
+            more_targets=of_terms[1:],
             digest=digest,
             figures=figures,
             counts=counts,

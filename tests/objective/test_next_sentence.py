@@ -109,8 +109,11 @@ def test_the_audit_counts_the_targets_of_the_same_pairs(run):
         stream, config.batch.plan(4), preparation=prepares, first_step=3, num_steps=1, workers=0
     )
     assert check_row(stream, row, prepares) is None
-    wrong = check_row(stream, replace(row, tokens=row.tokens + 1), prepares)
-    assert wrong is not None and "the shards give" in wrong
+    assert row.more_tokens == (row.samples,) and row.to_json()["more_tokens"] == row.more_tokens
+    assert check_row(stream, replace(row, more_tokens=()), prepares) is None  # of an older run
+    for change in ({"tokens": row.tokens + 1}, {"more_tokens": (row.samples - 1,)}):
+        wrong = check_row(stream, replace(row, **change), prepares)
+        assert wrong is not None and "the shards give" in wrong
 
 
 @pytest.mark.parametrize("is_odd", [False, True])

@@ -69,6 +69,7 @@ def test_a_run_goes_on_at_another_stage_and_number_of_ranks(trained, recipe):
     assert [report.step for report in resumed] == [1, 2, 3]
     for report, other in zip(resumed, trained[f"{recipe} whole"], strict=True):
         assert (report.targets, report.digest) == (other.targets, other.digest)
+        assert report.more_targets == other.more_targets
         # Sums of fp32 in another order.
         assert report.loss == pytest.approx(other.loss, rel=1e-5)
         assert report.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-4)
