@@ -69,6 +69,9 @@ class EncoderConfig(ModelConfig):
     attention: Literal["auto", "sdpa"] = "auto"
     """``auto``: FlexAttention on CUDA without dropout, SDPA with a mask of all pairs elsewhere."""
     dropout: float = Field(default=0.0, ge=0, le=0.99)
+    """Of the embeddings, of the shares of attention, of what each part adds, and before the layers
+    of classes.
+    """
     init_std: float = Field(default=0.02, gt=0, le=100)
     """Standard deviation of weights; with ``norm_first`` / sqrt(2 × layers) where they write to the
     residual stream.

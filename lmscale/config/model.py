@@ -154,6 +154,7 @@ class DecoderConfig(ModelConfig):
     ``sdpa`` needs no compiler on the node.
     """
     dropout: float = Field(default=0.0, ge=0, le=0.99)
+    """Of the embeddings, of the shares of attention, and of what each part adds."""
     init_std: float = Field(default=0.02, gt=0, le=100)
     """Standard deviation of weights; / sqrt(2 × layers) where they write to the residual stream."""
     mup: MupConfig = MupConfig()
@@ -284,6 +285,9 @@ class EncoderDecoderConfig(ModelConfig):
     scaled_logits: bool = True
     """With tied embeddings, hidden states are divided by √width before the head (T5)."""
     dropout: float = Field(default=0.0, ge=0, le=0.99)
+    """Of the embeddings, of the shares of attention, of what each part adds, and of what a stack
+    gives.
+    """
     init_std: float | None = Field(default=None, gt=0, le=100)
     """Standard deviation of weights; default: of each matrix by its inputs, 1 of the embeddings, as
     T5 has it.
