@@ -153,6 +153,7 @@ class Supervisor:
         """Start a rank in a session of its own. Raises ``ClusterError`` when it cannot start."""
         try:
             with open(plan.output, "ab") if plan.output else nullcontext() as file:
+                start = file.tell() if file else 0  # before the rank moves it, which shares it
                 process = subprocess.Popen(
                     plan.argv,
                     env={**os.environ, **plan.environment},
@@ -163,7 +164,6 @@ class Supervisor:
                     start_new_session=True,
                     preexec_fn=_die_with(os.getpid()),
                 )
-                start = file.tell() if file else 0
         except OSError as error:
             raise ClusterError(f"rank {plan.rank} could not be started: {error}") from error
         self._ranks[plan.rank] = _Rank(plan=plan, process=process, output_start=start)

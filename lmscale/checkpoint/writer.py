@@ -294,7 +294,7 @@ class CheckpointWriter:
             with writing("a checkpoint", location, CheckpointError, no_space=NoSpaceError):
                 action(job)
         except LmscaleError as error:
-            return error
+            return self._name_cause(error)
         except GivenUpError:
             raise
         except Exception as error:
@@ -304,6 +304,16 @@ class CheckpointWriter:
                 f"The checkpoint of step {job.step} could not be written: {error!r}"
             )
         return None
+
+    def _name_cause(self, error: LmscaleError) -> LmscaleError:
+        """That the run is another copy's, if it is: that one clears away what this one writes."""
+        try:
+            self._lease.check()
+        except LeaseLostError as lost:
+            return lost
+        except OSError:
+            logger.debug("the lease cannot be read", exc_info=True)
+        return error
 
     def _try_again(self, job: Job, what: str, action: Callable[[], None]) -> None:
         try_again(action, what=what, retries=self._retries, given_up=job.given_up)

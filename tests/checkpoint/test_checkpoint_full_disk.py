@@ -80,6 +80,20 @@ def test_what_another_copy_may_be_writing_is_not_cleared_from_a_full_disk(place,
     assert place.list_steps(committed=False) == [4]
 
 
+def test_a_copy_whose_folder_the_newer_one_clears_in_the_commit_is_told_of_that_one(tmp_path):
+    mine = Lease(Attempt(job="7", restart=0), tmp_path)
+    mine.take(["n1"])
+
+    class ClearedPlace(LocalPlace):
+        def commit(self, step, manifest):
+            Lease(Attempt(job="7", restart=1), tmp_path).take(["n2"])
+            LocalPlace(self.root).discard_uncommitted()
+            return super().commit(step, manifest)
+
+    error = save_in_vain(ClearedPlace(tmp_path / "checkpoints"), lease=mine)
+    assert isinstance(error, LeaseLostError) and "attempt 7.1" in str(error)
+
+
 def test_a_manifest_that_stands_is_not_removed_though_the_disk_said_that_it_was_full(place):
     place.takes_files = True
     assert isinstance(save_in_vain(place), NoSpaceError)

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -167,6 +168,21 @@ def test_a_rank_that_the_kernel_killed_is_named(tmp_path, monkeypatch):
     )
     assert outcome.exit_code == 1
     assert outcome.problems[0].startswith("rank 1 was killed by SIGKILL (out of memory?)")
+
+
+def test_the_words_of_a_rank_that_ends_at_once_are_shown(tmp_path, monkeypatch):
+    def start_and_wait(*arguments, **settings):
+        process = subprocess.Popen(*arguments, **settings)
+        process.wait()
+        return process
+
+    stands_for = SimpleNamespace(**{**vars(subprocess), "Popen": start_and_wait})
+    monkeypatch.setattr(local, "subprocess", stands_for)
+    body = """
+        if rank == 1:
+            print("error: no such shard"); sys.exit(2)
+    """
+    assert "error: no such shard" in run(tmp_path, monkeypatch, body).problems[0]
 
 
 def test_only_this_attempts_words_are_shown(tmp_path, monkeypatch):

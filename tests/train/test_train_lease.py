@@ -184,7 +184,7 @@ def test_a_copy_that_was_frozen_in_a_save_and_wakes_up_later_commits_nothing(cop
         saved = committed_steps(copies.run)[-1]
         newer = copies.start("7.1", num_ranks=1)
         newer.until(lambda: "7.1" in copies.writers())
-    assert older.ends_with() == GOOD_STOP
+    assert older.ends_with() == GOOD_STOP, older.output
     assert "taken over by attempt 7.1" in older.output and "Traceback" not in older.output
     assert f"at step {saved}" in newer.output
     newer.until(lambda: copies.writers() == {"7.1"})
