@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lmscale.engine.lion import PIECE
+from lmscale.engine.per_parameter import PIECE, PerParameterOptimizer
 
 FORGETS = -0.8  # the power of the step
 SMALLEST_SQUARE = 1e-30  # of the gradient
@@ -100,10 +100,10 @@ def plan_factored(
     return planned
 
 
-class Adafactor(torch.optim.Optimizer):
+class Adafactor(PerParameterOptimizer):
     """``bind`` says what the masters hold; before it, and so in the step that DeepSpeed takes while
     it is built, they stay as they are. ``factors``: a matrix's r, f32 [rows], and c, [columns], the
-    same on all ranks.
+    same on all ranks. A step is a collective of all ranks, whose masters are in the same order.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
@@ -133,26 +133,14 @@ class Adafactor(torch.optim.Optimizer):
             for part in of_master
         }
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update, unless a gradient is not finite (``found_inf``, as of torch's fused ones).
-
-        A collective: all ranks, with the same masters in the same order.
-        """
-        if getattr(self, "found_inf", False):
+    def update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        if parameter not in self._parts:
             return
-        for group in self.param_groups:
-            for master in group["params"]:
-                if master.grad is not None and master in self._parts:
-                    self._update(master, group, self._parts[master])
-
-    def _update(self, master: Tensor, group: dict[str, Any], parts: Sequence[FactoredPart]) -> None:
+        master, parts = parameter, self._parts[parameter]
         state = self.state[master]
         state["step"] += 1
         share = float(state["step"]) ** FORGETS  # of this step in the means
-        flat, gradient = master.view(-1), master.grad
-        assert gradient is not None
-        slopes = gradient.view(-1)
+        flat, slopes = master.view(-1), gradient.view(-1)
         sums = self._sum([row for part in parts for row in sum_squares(part, slopes, flat)])
         of_parts = zip(sums[::3], sums[1::3], sums[2::3], strict=True)
         scales = []

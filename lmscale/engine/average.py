@@ -15,9 +15,8 @@ from torch import Tensor
 from lmscale.config.training import AVERAGE
 from lmscale.engine.engine import Engine
 from lmscale.engine.masters import base_optimizer, master_groups
+from lmscale.engine.per_parameter import PIECE
 from lmscale.engine.schedule_free import Z, average_point
-
-PIECE = 2**24  # elements that are exchanged at once: the memory that it takes
 
 
 def average_decay(most: float, step: int) -> float:

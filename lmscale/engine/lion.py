@@ -5,31 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-# Elements that are updated at a time: under ZeRO a rank's masters are one flat tensor, of which
-# the direction would be a whole copy.
-PIECE = 2**24
+from lmscale.engine.per_parameter import PIECE, PerParameterOptimizer
 
 
-class Lion(torch.optim.Optimizer):
+class Lion(PerParameterOptimizer):
     """Elementwise, so that it takes any piece of a parameter; weight decay as AdamW's."""
 
     def __init__(self, groups: list[dict[str, Any]], *, betas: tuple[float, float]) -> None:
         super().__init__(groups, {"lr": 0.0, "betas": betas, "weight_decay": 0.0})
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update, unless a gradient is not finite (``found_inf``, as of torch's fused ones)."""
-        if getattr(self, "found_inf", False):
-            return
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-
-    def _update(
-        self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]
-    ) -> None:
+    def update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         near, far = group["betas"]
         state = self.state[parameter]
         if not state:

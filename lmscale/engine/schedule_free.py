@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmscale.engine.lion import PIECE
+from lmscale.engine.per_parameter import PIECE, PerParameterOptimizer
 
 Z = "z"
 WEIGHT_SUM, LARGEST_RATE = "weight_sum", "largest_rate"  # numbers: the same for every master
 
 
-class ScheduleFreeAdamW(torch.optim.Optimizer):
+class ScheduleFreeAdamW(PerParameterOptimizer):
     """Elementwise, so that it takes any piece of a parameter. Groups have ``base_lr``, the rate of
     a group whose ``lr_ratio`` is 1, by which all groups average alike.
     """
@@ -34,17 +34,7 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
         defaults = {"lr": 0.0, "base_lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0}
         super().__init__(groups, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update, unless a gradient is not finite (``found_inf``, as of torch's fused ones)."""
-        if getattr(self, "found_inf", False):
-            return
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state.update(first_states(parameter))

@@ -154,9 +154,9 @@ def score_set(
     nll, targets = 0.0, 0
     numbers = plan.window_numbers(dataset)
     at_once = max(1, TOKENS_AT_ONCE // dataset.shape.tokens)
+    partners = reads_partners(plan.preparation)
     for first in range(0, len(numbers), at_once):
         between_batches()
-        partners = reads_partners(plan.preparation)
         keys = keys_of(dataset.read(numbers[first : first + at_once], partners=partners))
         nll -= float(counts.log_p(keys).sum())
         targets += len(keys)
