@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -165,7 +166,11 @@ def read_stream(folder: Path) -> str:
 
 def read_remote(folder: Path) -> str:
     """From a store in this process's memory, by the copies in the cache."""
-    return read_samples(config_of(folder, sources="memory://shards"))
+    samples = read_samples(config_of(folder, sources="memory://shards"))
+    for thread in threading.enumerate():  # a fetch under way outlives its stream, and writes there
+        if thread.name.startswith("fetch-shards"):
+            thread.join()
+    return samples
 
 
 def build_remote(folder: Path) -> None:
