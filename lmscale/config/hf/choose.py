@@ -1,0 +1,62 @@
+"""Which architecture of transformers a section is, and which section a config.json is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from lmscale.config.hf.architecture import Architecture, UnreadableError, find_gaps
+from lmscale.config.hf.decoders import DECODERS
+from lmscale.config.model import FAMILIES, ModelConfig, Sizes
+from lmscale.errors import ConfigError, DataError
+
+ARCHITECTURES = {each.model_type: each for each in (*DECODERS,)}
+"""By their ``model_type``."""
+
+
+def choose_architecture(section: ModelConfig, sizes: Sizes) -> Architecture:
+    """The first architecture that can be the section. Raises ``ConfigError`` where none can, with
+    the settings that the nearest one has otherwise.
+    """
+    candidates = [each for each in ARCHITECTURES.values() if each.family == section.family]
+    if not candidates:
+        raise ConfigError(
+            f"model.family = {section.family}: transformers has no such models, so it cannot be "
+            "exported to Hugging Face's format. Families that can be: "
+            f"{', '.join(sorted({each.family for each in ARCHITECTURES.values()}))}."
+        )
+    gaps = {each.model_type: [*find_gaps(each, section, sizes)] for each in candidates}
+    nearest = min(gaps, key=lambda name: len(gaps[name]))
+    if not gaps[nearest]:
+        return ARCHITECTURES[nearest]
+    raise ConfigError(
+        f"model: no architecture of transformers computes this. The nearest one is {nearest}; "
+        f"change these to have it: {', '.join(gaps[nearest])}."
+    )
+
+
+def read_section(tree: Mapping[str, Any], where: str) -> tuple[Architecture, ModelConfig]:
+    """The architecture and the section of a whole config.json (``where``, for messages), with
+    ``vocab_size`` and ``max_positions`` as they are there. Raises ``DataError``.
+    """
+    model_type = tree.get("model_type")
+    architecture = ARCHITECTURES.get(str(model_type))
+    if architecture is None:
+        near = get_close_matches(str(model_type), ARCHITECTURES, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise DataError(
+            f"{where}: model_type = {model_type!r} is an architecture that lmscale does not have."
+            f"{hint} It has {', '.join(ARCHITECTURES)}."
+        )
+    try:
+        settings = architecture.read(tree)
+    except UnreadableError as error:
+        raise DataError([f"{where}: {problem}" for problem in error.problems]) from None
+    except KeyError as error:
+        raise DataError(f"{where}: the setting {error} is missing.") from None
+    sizes = {"vocab_size": tree["vocab_size"]}
+    if architecture.positions_key:
+        sizes["max_positions"] = tree[architecture.positions_key] - architecture.padding_rows
+    section = FAMILIES.own[architecture.family]
+    return architecture, section(family=architecture.family, **sizes, **settings)
