@@ -26,9 +26,9 @@ LAYERS = (
     "objective",  # a micro-batch and a model → sums and their counts
     "engine",  # DeepSpeed: parameters, optimizer, schedule
     "checkpoint",  # the engine's state ↔ fragments on disk
-    "exchange",  # models in the formats of other programs
     "history",  # what a run has been through
     "evaluation",  # a trained model → figures and text
+    "exchange",  # models in the formats of other programs
     "guard",  # a step's figures → a verdict, a way back
     "train",  # the loop, and what follows a step
     "cli",

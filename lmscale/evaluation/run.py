@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from lmscale.checkpoint.differences import check_same_tensors
 from lmscale.checkpoint.load import find_weights, read_weights
+from lmscale.checkpoint.manifest import Manifest
+from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import RunConfig
 from lmscale.config.training import AVERAGE, Weights
@@ -37,15 +39,30 @@ class LoadedRun:
     bos_id: int | None  # that it has learned to begin documents with
 
 
-def load_run(
-    folder: Path, *, step: int | None, device: torch.device, weights: Weights | None = None
-) -> LoadedRun:
-    """Load a run for evaluation and generation; ``step`` None takes the newest sound checkpoint.
+@dataclass(frozen=True, kw_only=True)
+class FoundRun:
+    """A run's checkpoint that was verified, before any weight is read."""
+
+    folder: Path
+    config: RunConfig
+    tokenizer: Tokenizer
+    place: Place
+    manifest: Manifest
+    weights: Weights  # which ones to read: ``open_weights(place, manifest, weights)``
+    bos_id: int | None  # that the run has learned to begin documents with
+
+    @property
+    def name(self) -> str:
+        """What people call the checkpoint."""
+        return self.place.name_of(self.manifest.step)
+
+
+def find_run(folder: Path, *, step: int | None, weights: Weights | None = None) -> FoundRun:
+    """The checkpoint of ``step`` in a run's folder; None: the newest sound one.
 
     ``weights`` None: by ``evaluation.weights``, and by default their average where there is one.
-    The weights get the precision the run computes in, so that figures agree with those in the loop;
-    fp16 on a CPU becomes fp32. Raises ``ConfigError`` if this is no run, and ``CheckpointError`` if
-    it holds no sound checkpoint or the weights are of another model.
+    Raises ``ConfigError`` if this is no run, and ``CheckpointError`` if it holds no sound
+    checkpoint.
     """
     config = load_run_config(folder)
     tokenizer = load_kept_tokenizer(folder, config.tokenizer.folder)
@@ -66,17 +83,39 @@ def load_run(
             f"{place.name_of(manifest.step)} holds no average of the weights: the run kept none "
             "(engine.ema_decay). Take the trained ones: --weights trained"
         )
+    return FoundRun(
+        folder=folder,
+        config=config,
+        tokenizer=tokenizer,
+        place=place,
+        manifest=manifest,
+        weights=weights,
+        bos_id=load_bos(folder),
+    )
+
+
+def load_run(
+    folder: Path, *, step: int | None, device: torch.device, weights: Weights | None = None
+) -> LoadedRun:
+    """Load what ``find_run`` finds for evaluation and generation.
+
+    The weights get the precision the run computes in, so that figures agree with those in the loop;
+    fp16 on a CPU becomes fp32. Raises as ``find_run``, and ``CheckpointError`` if the weights are
+    of another model.
+    """
+    found = find_run(folder, step=step, weights=weights)
+    config, manifest = found.config, found.manifest
     precision = config.engine.precision
     dtype = _DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]
     model = build_model_on(config.model, config.sizes, device=device, dtype=dtype)
-    fill_weights(model, read_weights(place, manifest, weights), origin=str(folder))
+    fill_weights(model, read_weights(found.place, manifest, found.weights), origin=str(folder))
     return LoadedRun(
         config=config,
-        tokenizer=tokenizer,
+        tokenizer=found.tokenizer,
         model=model.eval(),
         step=manifest.step,
-        weights=weights,
-        bos_id=load_bos(folder),
+        weights=found.weights,
+        bos_id=found.bos_id,
     )
 
 
