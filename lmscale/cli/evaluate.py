@@ -184,7 +184,10 @@ def generate(
     run: RunArgument,
     prompt: Annotated[str, typer.Option(help="Text to go on from; none: a text of its own.")] = "",
     suffix: Annotated[
-        str | None, typer.Option(help="Text to end in, for a run of objective fill_middle.")
+        str | None,
+        typer.Option(
+            help="Text to end in, for a run that fills gaps (fill_middle, spans, infill)."
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 200,
     temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
@@ -199,11 +202,10 @@ def generate(
     weights: WeightsOption = None,
 ) -> None:
     """Continue a prompt with a run's model; the text streams to the terminal, behind the prompt.
-    Of a run of objective completion it is the answer alone.
+    Of a run of pairs, completion or infill it is the answer alone.
     """
-    from lmscale.config.kinds import Ability
-    from lmscale.config.supervised import CompletionConfig
     from lmscale.evaluation.generate import Generation, Sampling, stream_text
+    from lmscale.evaluation.prompts import build_prompt
 
     sampling = Sampling(
         temperature=temperature,
@@ -214,39 +216,19 @@ def generate(
         seed=seed,
     )
     loaded = _load(run, step, weights)
+    question = build_prompt(loaded.config, loaded.tokenizer, prompt, suffix, bos_id=loaded.bos_id)
     generation = Generation(
-        loaded.model,
-        loaded.tokenizer,
-        prompt if suffix is None else _encode_gap(loaded, prompt, suffix),
-        sampling,
-        max_tokens=max_tokens,
-        bos_id=loaded.bos_id,
-        sees_prompt_whole=Ability.PREFIX in loaded.config.objective.needs,
+        loaded.model, loaded.tokenizer, question, sampling, max_tokens=max_tokens
     )
-    tokens = (token for token in generation if token != loaded.tokenizer.eos_id)
-    if not isinstance(loaded.config.objective, CompletionConfig):
+    ends = question.ends | {loaded.tokenizer.eos_id}
+    tokens = (token for token in generation if token not in ends)
+    if not question.is_answered:
         _show(prompt)
     for piece in stream_text(loaded.tokenizer, tokens):
         _show(piece)
-    _show(f"{suffix or ''}\n")
+    _show("\n" if question.is_answered else f"{suffix or ''}\n")
     if generation.stopped_by == "max_positions":
         say(f"(stopped: the model sees {loaded.model.max_positions} tokens)", err=True)
-
-
-def _encode_gap(loaded: LoadedRun, before: str, after: str) -> list[int]:
-    from lmscale.config.objective import FillMiddleConfig
-    from lmscale.evaluation.generate import encode_gap
-
-    objective, ids = loaded.config.objective, loaded.config.added_ids
-    fitting = (each for each in objective.each().values() if isinstance(each, FillMiddleConfig))
-    settings = next(fitting, None)
-    if settings is None:
-        raise ConfigError(
-            f"--suffix: the run learned objective.name = {objective.name!r}, and only a run of "
-            "fill_middle writes what stands between two texts. Leave --suffix out."
-        )
-    marks = [ids[name] for name in settings.added_ids]
-    return encode_gap(loaded.tokenizer, before, after, marks=marks, bos_id=loaded.bos_id)
 
 
 def _show(text: str) -> None:

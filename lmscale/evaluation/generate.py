@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lmscale.errors import ConfigError
-from lmscale.model.family import Model
+from lmscale.evaluation.prompts import Prompt
+from lmscale.model.family import CrossModel, Model
 from lmscale.tokenizer.codec import Tokenizer
 
 
@@ -97,78 +98,43 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(is_dropped, -math.inf)
 
 
-def encode_gap(
-    tokenizer: Tokenizer, before: str, after: str, *, marks: Sequence[int], bos_id: int | None
-) -> list[int]:
-    """The prompt whose continuation is the text between two others, for a model that learned to
-    fill the middle. ``marks``: the ids before prefix, suffix and middle.
-    """
-    prefix, suffix, middle = marks
-    bos = [] if bos_id is None else [bos_id]
-    texts = (tokenizer.encode(text).tolist() for text in (before, after))
-    return [*bos, prefix, *next(texts), suffix, *next(texts), middle]
-
-
 class Generation:
-    """The continuation of a prompt, a text or its ids, up to ``max_tokens`` tokens; iterate to get
-    their ids.
+    """The continuation of a prompt, or of a text or ids as they are, up to ``max_tokens`` tokens;
+    iterate to get their ids.
 
-    ``bos_id`` is put before a text, as before the documents that the model was trained on, and with
-    it the text may be empty; ids stay as they are. ``sees_prompt_whole``: as a model of objective
-    ``prefix`` has learned to.
-
-    ``stopped_by`` is None until the iteration has ended, then ``eos``, ``max_tokens`` or
-    ``max_positions``. Only the tokenizer's own pieces and eos can come: neither the other special
-    ids nor the embedding's padding rows, which no text has trained. Raises ``ConfigError`` for a
-    prompt that is empty or too long.
+    ``stopped_by`` is None until the iteration has ended, then ``eos`` (or another one of the
+    prompt's ends), ``max_tokens`` or ``max_positions``. Only the tokenizer's own pieces and those
+    ends can come: neither the other special ids nor the embedding's padding rows, which no text has
+    trained. Raises ``ConfigError`` for a prompt that is empty or too long.
     """
 
     def __init__(
         self,
         model: Model,
         tokenizer: Tokenizer,
-        prompt: str | Sequence[int],
+        prompt: Prompt | str | Sequence[int],
         sampling: Sampling,
         *,
         max_tokens: int,
-        bos_id: int | None = None,
-        sees_prompt_whole: bool = False,
     ) -> None:
-        bos = [] if bos_id is None else [bos_id]
-        is_text = isinstance(prompt, str)
-        self.prompt = bos + tokenizer.encode(prompt).tolist() if is_text else [*map(int, prompt)]
-        length, room = len(self.prompt), model.max_positions - len(self.prompt)
-        problems = []
-        if not model.generates(sees_prompt_whole=sees_prompt_whole):
-            problems.append(
-                f"The run's model is of the family {model.family}, which writes no text; generate "
-                "needs one that does (decoder, recurrent)."
-            )
-        if not length:
-            problems.append(
-                "The prompt is empty, and the model has learned no beginning of a text (bos: none "
-                "in its shards); give at least one character to go on from."
-            )
-        if room <= 0:
-            problems.append(
-                f"The prompt has {length} tokens, but the model sees at most "
-                f"{model.max_positions} and needs one for its answer. "
-                f"Shorten it to {model.max_positions - 1} tokens."
-            )
-        if max_tokens < 1:
-            problems.append(f"max_tokens = {max_tokens}: it must be at least 1.")
-        if problems:
+        if isinstance(prompt, str):
+            prompt = tokenizer.encode(prompt).tolist()
+        if not isinstance(prompt, Prompt):
+            prompt = Prompt(ids=tuple(map(int, prompt)))
+        self.prompt = prompt
+        room = model.max_positions - len(prompt.ids)
+        if problems := [*_find_problems(model, prompt, max_tokens)]:
             raise ConfigError(problems)
         self.stopped_by: str | None = None
         self._model = model.eval()
-        self._read_prompt = self._model.read_prefix if sees_prompt_whole else self._model.extend
+        self._read_prompt = self._model.read_prefix if prompt.sees_whole else self._model.extend
         self._sampling = sampling
         self._num_tokens = min(max_tokens, room)
         self._limit = "max_tokens" if max_tokens <= room else "max_positions"
-        self._eos_id = tokenizer.eos_id
+        self._ends = prompt.ends | {tokenizer.eos_id}
         self._barred_V = torch.arange(model.vocab_size) >= tokenizer.vocab_size
         self._barred_V[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes() == 0)
-        self._barred_V[self._eos_id] = False
+        self._barred_V[list(self._ends)] = False
 
     @torch.no_grad()
     def _last_logits(
@@ -179,22 +145,58 @@ class Generation:
         logits_1V = self._model.head(hidden_1TD[:, -1]).float().cpu()
         return logits_1V.masked_fill(self._barred_V, -math.inf)
 
+    @torch.no_grad()
+    def _read_source(self, source: Sequence[int], state: Any) -> None:
+        assert isinstance(self._model, CrossModel)  # else the prompt is refused
+        self._model.read_source(torch.tensor([source], device=self._model.device), state)
+
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator("cpu").manual_seed(self._sampling.seed)
-        capacity = len(self.prompt) + self._num_tokens
-        state = self._model.build_state(batch=1, capacity=capacity)
+        ids: Sequence[int] = self.prompt.ids
+        state = self._model.build_state(batch=1, capacity=len(ids) + self._num_tokens)
+        if self.prompt.source is not None:
+            self._read_source(self.prompt.source, state)
         seen_1V = torch.zeros(1, self._model.vocab_size, dtype=torch.bool)
-        ids, read = self.prompt, self._read_prompt
+        read = self._read_prompt
         for _ in range(self._num_tokens):
-            seen_1V[0, ids] = True
+            seen_1V[0, list(ids)] = True
             logits_1V = self._last_logits(ids, state, read)
             token = int(next_tokens(logits_1V, seen_1V, self._sampling, generator))
             yield token
-            if token == self._eos_id:
+            if token in self._ends:
                 self.stopped_by = "eos"
                 return
             ids, read = [token], self._model.extend
         self.stopped_by = self._limit
+
+
+def _find_problems(model: Model, prompt: Prompt, max_tokens: int) -> Iterator[str]:
+    length = len(prompt.ids)
+    reads = prompt.source is not None
+    if not model.generates(sees_prompt_whole=prompt.sees_whole) or (
+        reads != isinstance(model, CrossModel)
+    ):
+        yield (
+            f"The run's model is of the family {model.family}, which writes no text; generate "
+            "needs one that does (decoder, encoder_decoder, recurrent)."
+        )
+    if not length:
+        yield (
+            "The prompt is empty, and the model has learned no beginning of a text (bos: none in "
+            "its shards); give at least one character to go on from."
+        )
+    if length >= model.max_positions:
+        yield (
+            f"The prompt has {length} tokens, but the model sees at most {model.max_positions} and "
+            f"needs one for its answer. Shorten it to {model.max_positions - 1} tokens."
+        )
+    if prompt.source is not None and len(prompt.source) > model.max_positions:
+        yield (
+            f"The prompt has {len(prompt.source)} tokens with the objective's own, but the model "
+            f"reads at most {model.max_positions}. Shorten it."
+        )
+    if max_tokens < 1:
+        yield f"max_tokens = {max_tokens}: it must be at least 1."
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

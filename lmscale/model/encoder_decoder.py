@@ -6,8 +6,7 @@ al. 2020, arXiv 1910.13461): one sequence is read, another one written.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +15,12 @@ from torch import Tensor, nn
 
 from lmscale.config.model import EncoderDecoderConfig, Sizes
 from lmscale.config.model_base import GATED
+from lmscale.model.attention import KeyValueCache
 from lmscale.model.family import Account, CrossModel, Family, Flops, Head
 from lmscale.model.feed_forward import FeedForward
 from lmscale.model.initialize import Embedding, Linear, build_norm
 from lmscale.model.recompute import run_block
+from lmscale.model.relative import RelativeBias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,14 @@ class PairLayout:
     positions: Tensor  # int64 [B, T]
 
 
+@dataclass(kw_only=True)
+class KeptOfBlock:
+    """What generation keeps for a block of the decoder."""
+
+    own: KeyValueCache  # of the tokens written so far
+    read: tuple[Tensor, Tensor] | None = None  # keys and values of the source, [B, H, S, V]
+
+
 class CrossAttention(nn.Module):
     """Attention of a sequence over itself or over another one.
 
@@ -60,13 +69,19 @@ class CrossAttention(nn.Module):
         self.out = Linear(inner, width, bias=config.bias, std=std or inner**-0.5)
 
     def forward(self, x_BTD: Tensor, read_BSD: Tensor, bias_BHTS: Tensor) -> Tensor:
+        return self.attend(x_BTD, *self.keys_and_values(read_BSD), bias_BHTS)
+
+    def keys_and_values(self, read_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Of what is looked at, each [B, H, S, V]."""
         keys_BSX, values_BSX = self.key_value(read_BSD).chunk(2, dim=-1)
-        q_BHTV, k_BHSV, v_BHSV = (
-            heads.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for heads in (self.query(x_BTD), keys_BSX, values_BSX)
-        )
+        return self._by_heads(keys_BSX), self._by_heads(values_BSX)
+
+    def attend(
+        self, x_BTD: Tensor, k_BHSV: Tensor, v_BHSV: Tensor, bias_BHTS: Tensor | None
+    ) -> Tensor:
+        """What the queries of ``x_BTD`` see of keys and values; without a bias all of them."""
         y_BHTV = F.scaled_dot_product_attention(
-            q_BHTV,
+            self._by_heads(self.query(x_BTD)),
             k_BHSV,
             v_BHSV,
             attn_mask=bias_BHTS,
@@ -74,6 +89,9 @@ class CrossAttention(nn.Module):
             scale=self.scale,
         )
         return self.out(y_BHTV.transpose(1, 2).flatten(2))
+
+    def _by_heads(self, x_BTX: Tensor) -> Tensor:
+        return x_BTX.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class PairBlock(nn.Module):
@@ -116,51 +134,25 @@ class PairBlock(nn.Module):
             )
         return self._add(x_BTD, self.feed_forward_norm, self.feed_forward)
 
+    def extend(self, x_BTD: Tensor, bias_BHTS: Tensor, kept: KeptOfBlock) -> Tensor:
+        """The same of new tokens behind those in ``kept``, which takes them up."""
+
+        def attend(own_BTD: Tensor) -> Tensor:
+            seen = kept.own.extend(*self.attention.keys_and_values(own_BTD))
+            return self.attention.attend(own_BTD, *seen, bias_BHTS)
+
+        x_BTD = self._add(x_BTD, self.attention_norm, attend)
+        assert kept.read is not None, "read_source comes first"
+        keys, values = kept.read
+        x_BTD = self._add(
+            x_BTD, self.cross_norm, lambda own: self.cross.attend(own, keys, values, None)
+        )
+        return self._add(x_BTD, self.feed_forward_norm, self.feed_forward)
+
     def _add(self, x_BTD: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
         if self.norm_first:
             return x_BTD + self.dropout(part(norm(x_BTD)))
         return norm(x_BTD + self.dropout(part(x_BTD)))
-
-
-class RelativeBias(nn.Module):
-    """A bias of each head's scores by the bucket of the distance (Raffel et al. 2020, 2.1)."""
-
-    def __init__(self, config: EncoderDecoderConfig, *, looks_ahead: bool) -> None:
-        super().__init__()
-        self.farthest, self.looks_ahead = config.relative_distance, looks_ahead
-        std = config.init_std or config.width**-0.5
-        self.table = Embedding(config.relative_buckets, config.heads, std=std)
-
-    def forward(self, length: int) -> Tensor:
-        """[1, H, T, T]: of every query (row) and key (column)."""
-        columns_T = torch.arange(length, device=self.table.weight.device)
-        bucket_TT = distance_bucket(
-            columns_T[None] - columns_T[:, None],
-            buckets=self.table.num_embeddings,
-            farthest=self.farthest,
-            looks_ahead=self.looks_ahead,
-        )
-        return self.table(bucket_TT).permute(2, 0, 1)[None]
-
-
-def distance_bucket(distance: Tensor, *, buckets: int, farthest: int, looks_ahead: bool) -> Tensor:
-    """The bucket of the key's position minus the query's, int64: half of them hold one distance
-    each, the other half grow by its logarithm up to ``farthest``.
-
-    ``looks_ahead``: the first half of all is for keys at or before the query, the second for those
-    behind it; else those behind it are in bucket 0.
-    """
-    first = torch.zeros_like(distance)
-    if looks_ahead:
-        buckets //= 2
-        first = torch.where(distance > 0, buckets, 0)
-        distance = distance.abs()
-    else:
-        distance = (-distance).clamp(min=0)
-    exact = buckets // 2
-    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(farthest / exact)
-    far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
-    return first + torch.where(distance < exact, distance, far)
 
 
 class Stack(nn.Module):
@@ -189,15 +181,32 @@ class Stack(nn.Module):
         read_BSD: Tensor | None = None,
         read_bias_B1TS: Tensor | None = None,
     ) -> Tensor:
-        if self.position_embedding is not None:
-            x_BTD = x_BTD + self.position_embedding(positions_BT)
-        x_BTD = self.dropout(self.embedding_norm(x_BTD))
+        x_BTD = self._begin(x_BTD, positions_BT)
         bias_1HTT = None if self.relative is None else self.relative(x_BTD.shape[1])
         bias_BHTT = hide(visible_BTT, x_BTD.dtype, bias_1HTT)
         for number, block in enumerate(self.blocks):
             inputs = (x_BTD, bias_BHTT, read_BSD, read_bias_B1TS)
             x_BTD = run_block(self.config, number, block, *inputs)
         return self.dropout(self.norm(x_BTD))
+
+    def extend(self, x_BTD: Tensor, state: Sequence[KeptOfBlock]) -> Tensor:
+        """The decoder's ``forward`` of new tokens of one document a row."""
+        length, offset = x_BTD.shape[1], state[0].own.length
+        seen = offset + length
+        positions_1T = torch.arange(offset, seen, device=x_BTD.device)[None]
+        x_BTD = self._begin(x_BTD, positions_1T)
+        bias_1HTS = None if self.relative is None else self.relative(seen)[:, :, offset:]
+        ones_1TS = torch.ones(1, length, seen, dtype=torch.bool, device=x_BTD.device)
+        bias_1HTS = hide(ones_1TS.tril(offset), x_BTD.dtype, bias_1HTS)
+        for block, kept in zip(self.blocks, state, strict=True):
+            assert isinstance(block, PairBlock)
+            x_BTD = block.extend(x_BTD, bias_1HTS, kept)
+        return self.norm(x_BTD)
+
+    def _begin(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor:
+        if self.position_embedding is not None:
+            x_BTD = x_BTD + self.position_embedding(positions_BT)
+        return self.dropout(self.embedding_norm(x_BTD))
 
 
 def hide(visible_BTS: Tensor, dtype: torch.dtype, bias_1HTS: Tensor | None = None) -> Tensor:
@@ -252,11 +261,7 @@ class EncoderDecoder(CrossModel):
 
     def forward(self, ids_BT: Tensor, layout: PairLayout) -> Tensor:
         source, written_BT = layout.source, layout.documents
-        read_BSD = self.encoder(
-            self.embedding(layout.source_ids),
-            source.positions,
-            _same_document(source.documents, source.documents),
-        )
+        read_BSD = self._read(layout.source_ids, source)
         x_BTD = self.decoder(
             self.embedding(ids_BT),
             layout.positions,
@@ -265,6 +270,28 @@ class EncoderDecoder(CrossModel):
             hide(_same_document(written_BT, source.documents), read_BSD.dtype),
         )
         return x_BTD * self.logit_scale
+
+    def _read(self, ids_BS: Tensor, source: SourceLayout) -> Tensor:
+        seen_BSS = _same_document(source.documents, source.documents)
+        return self.encoder(self.embedding(ids_BS), source.positions, seen_BSS)
+
+    def build_state(self, *, batch: int, capacity: int) -> list[KeptOfBlock]:
+        config = self.decoder.config
+        shape = (batch, config.heads, capacity, config.resolved_head_width)
+        empty = self.embedding.weight.new_empty
+        return [
+            KeptOfBlock(own=KeyValueCache(empty(shape), empty(shape))) for _ in self.decoder.blocks
+        ]
+
+    def read_source(self, ids_BS: Tensor, state: list[KeptOfBlock]) -> None:
+        begins_BS = torch.zeros_like(ids_BS, dtype=torch.bool)
+        read_BSD = self._read(ids_BS, self.lay_out(begins_BS, mask_documents=False))
+        for block, kept in zip(self.decoder.blocks, state, strict=True):
+            assert isinstance(block, PairBlock)
+            kept.read = block.cross.keys_and_values(read_BSD)
+
+    def extend(self, ids_BT: Tensor, state: list[KeptOfBlock]) -> Tensor:
+        return self.decoder.extend(self.embedding(ids_BT), state) * self.logit_scale
 
     def blocks_to_compile(self) -> Iterable[nn.Module]:
         return [*self.encoder.blocks, *self.decoder.blocks]

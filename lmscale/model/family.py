@@ -149,6 +149,14 @@ class CrossModel(Model):
         target reads document k of the source alone; a target's padding lies behind all documents.
         """
 
+    def read_source(self, ids_BS: Tensor, state: Any) -> None:
+        """Take up, in the new state of ``build_state``, what is read; ``extend`` then writes."""
+        raise NotImplementedError(f"{type(self).__name__} generates no text")
+
+    def generates(self, *, sees_prompt_whole: bool) -> bool:
+        reads = type(self).read_source is not CrossModel.read_source
+        return reads and super().generates(sees_prompt_whole=sees_prompt_whole)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:

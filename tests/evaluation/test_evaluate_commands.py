@@ -226,8 +226,7 @@ def test_a_text_of_its_own_begins_with_bos_where_the_run_has_read_it(run, tokeni
     own = call("generate", tmp_path / "run", "--max-tokens", 8, "--greedy")
     model = load_run(run.folder, step=None, device=CPU).model
     sampling = Sampling(is_greedy=True)
-    generation = Generation(model, tokenizer, "", sampling, max_tokens=8, bos_id=tokenizer.bos_id)
-    assert generation.prompt == [tokenizer.bos_id]
+    generation = Generation(model, tokenizer, [tokenizer.bos_id], sampling, max_tokens=8)
     assert own == tokenizer.decode(list(generation)) + "\n"
     (tmp_path / "run/stream.json").write_text("{}")
     with pytest.raises(DataError, match=r"stream.json cannot be read.* train on"):

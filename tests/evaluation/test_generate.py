@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmscale.config.model import DecoderConfig, Sizes
+from lmscale.config import RunConfig
+from lmscale.config.model import DecoderConfig, EncoderDecoderConfig, Sizes
 from lmscale.errors import ConfigError
-from lmscale.evaluation.generate import Generation, Sampling, encode_gap, stream_text
+from lmscale.evaluation.generate import Generation, Sampling, stream_text
+from lmscale.evaluation.prompts import Prompt, build_prompt
 from lmscale.model.family import build_model
 from lmscale.model.layout import build_layout
 from lmscale.train.initial import draw_weights, fill_weights
@@ -18,7 +20,7 @@ PROMPT = "The"
 def test_greedy_text_is_the_likeliest_token_of_a_full_pass_each_time(model, tokenizer):
     generation = Generation(model, tokenizer, PROMPT, Sampling(is_greedy=True), max_tokens=12)
     ids = list(generation)
-    so_far = generation.prompt[:]
+    so_far = [*generation.prompt.ids]
     barred = [tokenizer.special_ids[name] for name in ("bos", "pad", "unk")]
     for token in ids:
         begins = torch.zeros(1, len(so_far), dtype=torch.bool)
@@ -45,9 +47,8 @@ def test_a_prompt_that_is_seen_as_a_whole_is_the_prefix_of_a_full_pass(tokenizer
             hidden = model.extend(torch.tensor([[token]]), state)
         return model.head(hidden)[0, -1]
 
-    generation = Generation(
-        model, tokenizer, prompt, Sampling(is_greedy=True), max_tokens=6, sees_prompt_whole=True
-    )
+    whole = Prompt(ids=tuple(prompt), sees_whole=True)
+    generation = Generation(model, tokenizer, whole, Sampling(is_greedy=True), max_tokens=6)
     so_far = prompt[:]
     for token in generation:
         begins = torch.zeros(1, len(so_far), dtype=torch.bool)
@@ -63,12 +64,70 @@ def test_a_prompt_that_is_seen_as_a_whole_is_the_prefix_of_a_full_pass(tokenizer
         so_far.append(token)
 
 
-def test_the_text_between_two_is_asked_for_by_marks(model, tokenizer):
-    prompt = encode_gap(tokenizer, "The", " end", marks=(509, 510, 511), bos_id=tokenizer.bos_id)
-    before, after = (tokenizer.encode(text).tolist() for text in ("The", " end"))
-    assert prompt == [tokenizer.bos_id, 509, *before, 510, *after, 511]
-    generation = Generation(model, tokenizer, prompt, Sampling(), max_tokens=3)
-    assert generation.prompt == prompt and 0 < len(list(generation)) <= 3
+def asked(config, tokenizer, objective: dict, suffix: str | None = None, **more) -> tuple:
+    tree = config.model_dump(mode="json")
+    tree["stream"] |= {"mask_documents": False, "sequence_length": 64} | more
+    tree["tokenizer"]["vocab_size"] = tokenizer.vocab_size
+    family = "decoder" if objective["name"] == "fill_middle" else "encoder_decoder"
+    tree |= {"objective": objective, "model": {"family": family, "width": 32, "heads": 4}}
+    run = RunConfig.model_validate(tree)
+    prompt = build_prompt(run, tokenizer, "The", suffix, bos_id=tokenizer.bos_id)
+    names = {number: name for name, number in run.added_ids.items()}
+    ids = {tuple(tokenizer.encode(text).tolist()): text for text in ("The", " end")}
+
+    def say(numbers) -> str:
+        """Our names of the added ids, and the texts between them."""
+        text, open_ids = [], []
+        for number in [*numbers, -1]:
+            if number == tokenizer.bos_id or number in names or number < 0:
+                text += [ids[tuple(open_ids)]] if open_ids else []
+                text += [names.get(number, "bos")] if number >= 0 else []
+                open_ids = []
+            else:
+                open_ids.append(number)
+        return " ".join(text)
+
+    assert {names.get(number) for number in prompt.ends} <= {"end", "sentinel_1"}
+    return say(prompt.ids), say(prompt.source or ()), len(prompt.ends), prompt.is_answered
+
+
+def test_a_text_is_asked_for_as_the_objective_has_taught(config, tokenizer):
+    def ask(name: str, *arguments, **more):
+        return asked(config, tokenizer, {"name": name}, *arguments, **more)
+
+    whole = {"mask_documents": True, "packing": "best_fit"}
+    assert ask("fill_middle", " end") == ("bos prefix The suffix  end middle", "", 0, False)
+    assert ask("pairs", **whole) == ("start", "The end", 1, True)
+    assert ask("infill", " end") == ("start", "bos The mask  end end", 1, True)
+    assert ask("spans") == ("start sentinel_0", "bos The sentinel_0 end", 2, False)
+    gap = ("start sentinel_0", "bos The sentinel_0  end end", 2, False)
+    assert ask("spans", " end") == gap
+    assert ask("denoisers", " end") == (gap[0], f"mode_R {gap[1]}", *gap[2:])
+    assert ask("denoisers")[1] == "mode_S bos The sentinel_0 end"
+
+
+def test_an_answer_ends_with_the_objective_s_own_end(tokenizer):
+    sizes = Sizes(vocab_size=512, max_positions=24, sequence_length=24)
+    shape = {"layers": 1, "width": 32, "heads": 4}
+    model = build_model(EncoderDecoderConfig(family="encoder_decoder", **shape), sizes)
+    fill_weights(model, draw_weights(1))
+    prompt = Prompt(ids=(500,), source=(5, 9), ends=frozenset({501}))
+    sampling = Sampling(is_greedy=True)
+    others = list(generation := Generation(model, tokenizer, prompt, sampling, max_tokens=40))
+    assert len(others) == 23 and generation.stopped_by == "max_positions"
+    with torch.no_grad():
+        state = model.build_state(batch=1, capacity=2)
+        model.read_source(torch.tensor([[5, 9]]), state)
+        model.extend(torch.tensor([[500]]), state)
+        second = model.extend(torch.tensor([[others[0]]]), state)[0, 0]
+        model.head.weight[501] = second * 1e3  # now the likeliest behind the first token
+    ids = list(generation := Generation(model, tokenizer, prompt, sampling, max_tokens=40))
+    assert ids[-1] == 501 and generation.stopped_by == "eos" and len(ids) <= 2
+    without = Prompt(ids=(500,), source=tuple(range(25)))
+    with pytest.raises(ConfigError, match="reads at most 24"):
+        Generation(model, tokenizer, without, Sampling(), max_tokens=5)
+    with pytest.raises(ConfigError, match="of the family encoder_decoder, which writes no text"):
+        Generation(model, tokenizer, "x", Sampling(), max_tokens=5)
 
 
 def test_a_seed_gives_the_same_text_and_another_seed_another(model, tokenizer):
@@ -120,7 +179,7 @@ def test_it_stops_at_max_tokens_or_at_the_model_s_last_position(constant_model, 
         generation = Generation(model, tokenizer, PROMPT, sampling, max_tokens=max_tokens)
         ids = list(generation)
         assert set(ids) == {50} and generation.stopped_by == reason
-        assert len(ids) == min(max_tokens, 24 - len(generation.prompt))
+        assert len(ids) == min(max_tokens, 24 - len(generation.prompt.ids))
 
 
 def test_the_repetition_penalty_counts_the_prompt_too(constant_model, tokenizer):
@@ -147,7 +206,8 @@ def test_all_problems_of_a_request_are_reported_together(model, tokenizer):
 def test_a_family_that_cannot_generate_is_refused_by_its_name(model, tokenizer, own, monkeypatch):
     monkeypatch.delattr(type(model), own)
     with pytest.raises(ConfigError, match="of the family decoder, which writes no text; generate"):
-        Generation(model, tokenizer, PROMPT, Sampling(), max_tokens=5, sees_prompt_whole=True)
+        whole = Prompt(ids=(5, 9), sees_whole=True)
+        Generation(model, tokenizer, whole, Sampling(), max_tokens=5)
 
 
 @pytest.mark.parametrize(

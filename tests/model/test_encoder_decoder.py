@@ -10,9 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmscale.config.model import EncoderDecoderConfig, Sizes
-from lmscale.model.encoder_decoder import EncoderDecoder, distance_bucket
+from lmscale.model.encoder_decoder import EncoderDecoder
 from lmscale.model.family import account_model, build_model
 from lmscale.model.initialize import declared_parameters
+from lmscale.model.relative import distance_bucket
 from lmscale.train.initial import draw_weights, fill_weights
 
 READ, WRITTEN = 16, 10
@@ -183,3 +184,16 @@ def test_a_block_compiles_to_one_graph():
     for block in model.blocks_to_compile():
         block.compile(backend="eager", fullgraph=True)  # fullgraph: a break is an error
     torch.testing.assert_close(written(model, source_BS, target_BT), expected)
+
+
+@pytest.mark.parametrize("switches", [{}, BART], ids=["t5", "bart"])
+@torch.no_grad()
+def test_what_is_written_step_by_step_is_what_a_full_pass_gives(switches):
+    model = build(**switches)
+    source_BS, target_BT = torch.randint(0, 53, (2, READ)), torch.randint(0, 53, (2, WRITTEN))
+    state = model.build_state(batch=2, capacity=WRITTEN)
+    model.read_source(source_BS, state)
+    steps = [model.extend(ids_BT, state) for ids_BT in target_BT.split([3, 1, 1, 5], dim=1)]
+    whole_BTD = written(model, source_BS, target_BT, masked=False)
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole_BTD)
+    assert model.generates(sees_prompt_whole=False) and not model.generates(sees_prompt_whole=True)
