@@ -37,6 +37,11 @@ class KindSection(Section):
     a checkpoint's identity, so that runs begun without it go on.
     """
 
+    @classmethod
+    def later_keys(cls) -> frozenset[str]:
+        """Those of the kind and of what it is a kind of."""
+        return frozenset().union(*(vars(each).get("later", ()) for each in cls.__mro__))
+
 
 Kind = TypeVar("Kind", bound=KindSection)
 Implementation = TypeVar("Implementation")

@@ -335,6 +335,10 @@ class RecurrentConfig(ModelConfig):
     init_std: float | None = Field(default=None, gt=0, le=100)
     """Standard deviation of weights; default: 1 / sqrt(3 × width), that of torch's own cells."""
 
+    def find_problems(self) -> Iterator[str]:
+        if self.lora.rank:
+            yield f"lora.rank = {self.lora.rank}, but no recurrent model has adapters; leave it out"
+
     @property
     def resolved_init_std(self) -> float:
         return self.init_std or 1 / math.sqrt(3 * self.width)

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 
 from lmscale.config.data import MAX_POSITIONS, MAX_VOCABULARY, StreamConfig
 from lmscale.config.kinds import Ability, KindSection
+from lmscale.config.lora import LoraConfig
 from lmscale.config.training import OptimizerConfig
 
 MAX_WIDTH = 2**20
@@ -51,6 +52,7 @@ class ModelConfig(KindSection):
 
     offers: ClassVar[frozenset[Ability]] = frozenset()
     """What the family's models offer to an objective."""
+    later = frozenset({"lora"})
 
     family: str
     vocab_size: PositiveInt | None = Field(default=None, le=MAX_VOCABULARY)
@@ -59,6 +61,7 @@ class ModelConfig(KindSection):
     """
     max_positions: PositiveInt | None = Field(default=None, le=MAX_POSITIONS)
     """Longest sequence the model can be asked for; default: stream.sequence_length."""
+    lora: LoraConfig = LoraConfig()
 
     def find_training_problems(
         self, stream: StreamConfig, optimizer: OptimizerConfig

@@ -174,6 +174,11 @@ class RunConfig(Section):
                 "evaluation.stop has no metric, so no step is left out: set it, such as to "
                 "evaluation/heldout/loss, or leave the section out"
             )
+        if self.model.lora.rank and not self.run.init_from:
+            yield (
+                f"model.lora.rank = {self.model.lora.rank} without run.init_from: the adapters are "
+                "trained beside random weights, which stay as they are. Name the run to adapt"
+            )
         yield from self.model.describe_doubts()
 
     @property

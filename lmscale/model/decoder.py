@@ -226,6 +226,7 @@ def account(settings: DecoderConfig, sizes: Sizes) -> Account:
         flops=Flops(
             dense=6 * computing + 12 * queries * sum(seen),
             causal=6 * computing + 12 * queries * causal,
+            products=6.0 * computing,
         ),
     )
 

@@ -195,7 +195,9 @@ def account(settings: EncoderConfig, sizes: Sizes) -> Account:
     length = sizes.sequence_length
     seen = sum(min(2 * window - 1, length) if window else length for window in config.layer_windows)
     flops = 6.0 * blocks + 12 * width * seen
-    return Account(parameters=parameters, flops=Flops(dense=flops, causal=flops))
+    return Account(
+        parameters=parameters, flops=Flops(dense=flops, causal=flops, products=6.0 * blocks)
+    )
 
 
 ENCODER = Family(build=Encoder, account=account)

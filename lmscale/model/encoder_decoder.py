@@ -349,6 +349,7 @@ def account(settings: EncoderDecoderConfig, sizes: Sizes) -> Account:
         flops=Flops(
             dense=(6 * computing + own + others) / sizes.sequence_length,
             causal=(6 * computing + own / 2 + others) / sizes.sequence_length,
+            products=6 * computing / sizes.sequence_length,
         ),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from lmscale.config.model import ModelConfig, Sizes
 from lmscale.errors import ConfigError
 from lmscale.model.attention import cap_softly
 from lmscale.model.initialize import Declared, undeclared_parameters
+from lmscale.model.lora import add_adapters, is_adapter
 
 
 class Head(nn.Module):
@@ -172,6 +173,10 @@ class Flops:
     """
     causal: float
     """The same with a look at what a causal mask leaves of it: half of a whole window."""
+    products: float = 0.0
+    """What of both is of products with parameters. Of those that stay as they are, a third is not
+    computed: their own gradient.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +216,8 @@ def build_model(settings: ModelConfig, sizes: Sizes) -> Model:
             f"{', '.join(names)}. Make them of lmscale's Linear, Embedding or Head, or declare "
             "them (docs/extending.md)."
         )
+    if settings.lora.rank:
+        add_adapters(model, settings.lora, model.begins_anew)
     return model
 
 
@@ -229,4 +236,12 @@ def build_model_on(
 
 def account_model(settings: ModelConfig, sizes: Sizes) -> Account:
     """The cost of the model that ``build_model`` would give."""
-    return import_implementation(settings, Family).account(settings, sizes)
+    account = import_implementation(settings, Family).account(settings, sizes)
+    if settings.lora.rank == 0:
+        return account
+    meta = build_model_on(settings, sizes, device=torch.device("meta"), dtype=torch.float32)
+    count = sum(p.numel() for name, p in meta.named_parameters() if is_adapter(name))
+    own = account.flops
+    change = 6.0 * count - own.products / 3
+    flops = replace(own, dense=own.dense + change, causal=own.causal + change)
+    return Account(parameters={**account.parameters, "adapters": count}, flops=flops)

@@ -26,10 +26,13 @@ ParameterKind = Literal["linear", "head", "embedding", "norm", "bias"]
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """One parameter's kind, and its initial value: drawn from N(0, std²), or a constant."""
+    """One parameter's kind, and its initial value: drawn from N(0, std²) or U(-bound, bound), or a
+    constant.
+    """
 
     kind: ParameterKind
-    std: float | None = None  # None: every element is ``constant``
+    std: float | None = None
+    bound: float | None = None  # without it, and without ``std``, every element is ``constant``
     constant: float = 0.0
     parts: tuple[int, ...] = ()
     """Rows of each of the matrices, or elements of each of the biases, that are stored as one, in
@@ -90,11 +93,14 @@ def parameter_kinds(model: nn.Module) -> dict[str, ParameterKind]:
 
 def initial_value(name: str, shape: Sequence[int], declared: Declared, seed: int) -> Tensor:
     """The fp32 initial value, on the CPU, of the parameter ``name`` of a bare model."""
-    if declared.std is None:
-        return torch.full(tuple(shape), declared.constant, dtype=torch.float32, device="cpu")
     generator = torch.Generator("cpu").manual_seed(derive_seed(seed, "initial value", name))
-    value = torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
-    return value.mul_(declared.std)
+    if declared.std is not None:
+        value = torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
+        return value.mul_(declared.std)
+    if declared.bound is not None:
+        value = torch.rand(*shape, generator=generator, dtype=torch.float32, device="cpu")
+        return value.mul_(2 * declared.bound).sub_(declared.bound)
+    return torch.full(tuple(shape), declared.constant, dtype=torch.float32, device="cpu")
 
 
 # torch's modules, declaring how they begin. Matrices are not given torch's own initial values,

@@ -54,6 +54,7 @@ _TABLE = {
         model local_rope_theta token_types pooler text_classes token_classes
         model output_norms attention_width scaled_embeddings
         model.mup base_width base_head_width
+        model.lora rank alpha rank_stabilized dropout targets
         model.rope_scaling kind factor original_positions beta_fast beta_slow high_turns low_turns
         model decoder_layers relative_buckets relative_distance norm_first scaled_logits
         objective name rate suffix_first replace keep unit shuffle sentinels mean_span
@@ -206,7 +207,9 @@ def objective_identity(config: RunConfig) -> dict[str, Any]:
 
 def _identity_of_kind(section: KindSection) -> dict[str, Any]:
     fields = type(section).model_fields
-    unused = {name for name in section.later if getattr(section, name) == fields[name].default}
+    unused = {
+        name for name in section.later_keys() if getattr(section, name) == fields[name].default
+    }
     return section.model_dump(mode="json", exclude={*section.free, *unused})
 
 

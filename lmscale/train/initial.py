@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from lmscale.checkpoint.differences import MAX_NAMED, check_same_tensors
 from lmscale.checkpoint.find import nothing_undone
 from lmscale.checkpoint.load import check_weights, find_weights, open_weights
+from lmscale.checkpoint.manifest import Manifest
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import BatchPlan, RunConfig
+from lmscale.config.lora import LoraConfig
 from lmscale.config.training import AVERAGE, Weights
 from lmscale.engine.build import build_engine, gathered, parameter_context
 from lmscale.engine.engine import Engine, whole_shape
@@ -38,6 +40,7 @@ from lmscale.model.initialize import (
     initial_value,
     persistent_buffers,
 )
+from lmscale.model.lora import fixed_parameters, is_adapter, is_same_adapter, merging
 from lmscale.objective.objective import build_scoring
 from lmscale.ranks.collectives import failing_together
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
@@ -100,7 +103,11 @@ def open_initial_weights(
         return
     named = f"run.init_from = {config.run.init_from}"
     opened = open_run_weights(
-        named, *config.run.initial_run, ranks, tokenizer_fingerprint=tokenizer_fingerprint
+        named,
+        *config.run.initial_run,
+        ranks,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+        lora=config.model.lora,
     )
     with opened as weights:
         logger.info("the first weights are those of %s", weights.checkpoint)
@@ -116,10 +123,13 @@ def open_run_weights(
     *,
     tokenizer_fingerprint: str,
     takes_average: bool = False,
+    lora: LoraConfig | None = None,
 ) -> Iterator[InitialWeights]:
     """Those of a run's checkpoint, by default of its newest sound one. All ranks together, which
     verify it, and at the end what they have read of it; but of ``takes_average``, the average of
-    the weights where it holds one, the manifest has no hash. ``named``: who asks, for messages.
+    the weights where it holds one, the manifest has no hash. Its adapters come as they are, but
+    are merged into its matrices where those of ``lora`` are others. ``named``: who asks, for
+    messages.
     """
     with failing_together():
         try:
@@ -130,13 +140,7 @@ def open_run_weights(
         undone = read_history(folder).undone if ranks.is_first else nothing_undone
         heartbeat.tick()
     manifest = find_weights(place, step, ranks=ranks, origin=str(folder), undone=undone)
-    tokenizer = manifest.identity.get("tokenizer")
-    if tokenizer != tokenizer_fingerprint:
-        raise ConfigError(
-            f"{named}: its tokenizer is another one than that of tokenizer.folder ({tokenizer} and "
-            f"{tokenizer_fingerprint}), so its embeddings are "
-            "of other tokens. Name that run's tokenizer."
-        )
+    _check_tokenizer(manifest, tokenizer_fingerprint, named)
     origin = Origin(
         run=str(manifest.identity.get("run", "")),
         checkpoint=place.name_of(manifest.step),
@@ -148,18 +152,24 @@ def open_run_weights(
     kept: Weights = AVERAGE if takes_average and manifest.has_average else "trained"
     with open_weights(place, manifest, kept) as read:
 
-        def value(name: str, shape: Sequence[int], declared: Declared) -> Tensor:
+        def read_checked(name: str) -> Tensor:
             tensor = read(name)
             unread.discard(name)
             if name in manifest.parameters and kept == "trained":
                 fingerprints.append(fingerprint(tensor, name=name))
-            return tensor.float()
+            return tensor
 
+        shapes, read_weight = manifest.weight_shapes, read_checked
+        own = source.model.lora
+        if lora is not None and own.rank and not is_same_adapter(own, lora):
+            logger.info("%s: its adapters are merged into its matrices", origin.checkpoint)
+            read_weight = merging(read_checked, shapes.keys(), own)
+            shapes = {name: shape for name, shape in shapes.items() if not is_adapter(name)}
         yield InitialWeights(
-            value=value,
+            value=lambda name, shape, declared: read_weight(name).float(),
             buffer=read,
             origin=origin,
-            shapes=manifest.weight_shapes,
+            shapes=shapes,
             named=named,
             kind=kept,
         )
@@ -169,6 +179,15 @@ def open_run_weights(
     with failing_together():  # the files may not be to this rank what they are to who verified them
         if fingerprints:
             check_weights(origin.checkpoint, manifest, add_fingerprints(fingerprints))
+
+
+def _check_tokenizer(manifest: Manifest, fingerprint: str, named: str) -> None:
+    tokenizer = manifest.identity.get("tokenizer")
+    if tokenizer != fingerprint:
+        raise ConfigError(
+            f"{named}: its tokenizer is another one than that of tokenizer.folder ({tokenizer} and "
+            f"{fingerprint}), so its embeddings are of other tokens. Name that run's tokenizer."
+        )
 
 
 def draw_weights(seed: int) -> InitialWeights:
@@ -264,16 +283,21 @@ def _find_anew(
     anew = {name for name in names if [*theirs.get(name, ())] != [*ours.get(name, ())]}
     if here := sorted(anew & ours.keys()):
         logger.info("these begin with random values: %s", ", ".join(here))
-    return anew
+    adapters = {name for name in ours if is_adapter(name) and name not in theirs}
+    if adapters:
+        logger.info("the adapters begin anew: they change nothing before the first step")
+    return anew | adapters
 
 
 def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Let parameters whose names match a pattern (``blocks.0.*``) stay as they begin.
+    """Let parameters whose names match a pattern (``blocks.0.*``) stay as they begin, and of a
+    model with adapters all but those and layers that begin anew.
 
     Raises ``ConfigError`` with every problem.
     """
     parameters = dict(model.named_parameters())
-    frozen: set[str] = set()
+    begins_anew = model.begins_anew if isinstance(model, Model) else lambda _: False
+    frozen = fixed_parameters(parameters, begins_anew)
     problems = []
     for pattern in patterns:
         matching = [name for name in parameters if fnmatchcase(name, pattern)]
