@@ -63,6 +63,11 @@ class ModelConfig(KindSection):
     """Longest sequence the model can be asked for; default: stream.sequence_length."""
     lora: LoraConfig = LoraConfig()
 
+    @property
+    def without_adapters(self) -> ModelConfig:
+        """That of the model whose matrices the adapters were merged into."""
+        return self.model_copy(update={"lora": LoraConfig()})
+
     def find_training_problems(
         self, stream: StreamConfig, optimizer: OptimizerConfig
     ) -> Iterator[str]:

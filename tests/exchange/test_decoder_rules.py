@@ -8,6 +8,7 @@ from theirs import import_transformers
 
 from lmscale.config.hf.architecture import canonical
 from lmscale.config.hf.choose import ARCHITECTURES, choose_architecture, read_section
+from lmscale.config.lora import LoraConfig
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.errors import ConfigError
 from lmscale.exchange.rules import find_left_out, plan_rules
@@ -97,3 +98,10 @@ def test_every_architecture_renders_what_it_reads():
     for architecture in ARCHITECTURES.values():
         if architecture.family == "decoder":
             architecture.read(architecture.render(DecoderConfig(), SIZES))
+
+
+def test_a_section_with_adapters_is_what_it_is_with_them_merged():
+    plain = DecoderConfig(**GROUPED)
+    adapted = plain.model_copy(update={"lora": LoraConfig(rank=4)})
+    assert choose_architecture(adapted, SIZES) is choose_architecture(plain, SIZES)
+    assert adapted.without_adapters == plain != adapted

@@ -82,8 +82,8 @@ def find_gaps(architecture: Architecture, section: ModelConfig, sizes: Sizes) ->
 def canonical(section: ModelConfig) -> dict[str, Any]:
     """What a section says of the function that its model computes, each said in one way only."""
     tree = section.model_dump(mode="json")
-    # How it is trained and computed; and sizes, which any architecture has.
-    for key in (*section.free, "init_std", "vocab_size", "max_positions"):
+    # How it is trained and computed; sizes, which any architecture has; adapters, which are merged.
+    for key in (*section.free, "init_std", "vocab_size", "max_positions", "lora"):
         tree.pop(key, None)
     for key in tree:
         if hasattr(section, f"resolved_{key}"):
