@@ -41,6 +41,7 @@ VENDORS = {
     "deepspeed": ("engine/", "checkpoint/"),
     "tensorboard": ("runs/",),
     "torch.utils.tensorboard": ("runs/",),
+    "peft": ("exchange/",),
 }
 
 # What must load without torch: planning and launching happen on login nodes.
