@@ -36,7 +36,7 @@ LAYERS = (
 
 # Which files may import a vendor's library: each enters by one or two named places.
 VENDORS = {
-    "sentencepiece": ("tokenizer/",),
+    "sentencepiece": ("tokenizer/", "exchange/sentencepiece_json.py"),
     "webdataset": (),  # importing it loads torch; the tests read our shards with it
     "deepspeed": ("engine/", "checkpoint/"),
     "tensorboard": ("runs/",),

@@ -1,0 +1,77 @@
+"""What stands around a text that a model reads, as around the texts that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmscale.config import RunConfig
+from lmscale.stream.ledger import RECORD, load_bos
+from lmscale.tokenizer.codec import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framing:
+    """The ids around a text, or around two; and which ids have a part in it."""
+
+    before: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    """Behind the first of two texts."""
+    after: tuple[int, ...] = ()
+    """Behind the last text."""
+    is_known: bool = True
+    """Whether the run says what stands there. It does not if it has trained nothing yet: then it is
+    what the tokenizer's own file says.
+    """
+    has_types: bool = False
+    """Whether the model is told which tokens are of the second text."""
+    roles: Mapping[str, int]
+    """Their names of parts, such as ``bos_token``; one that the run does not have is not there."""
+
+    def frame(self, first: list[int], second: list[int] | None = None) -> list[int]:
+        """The ids that the model reads."""
+        rest = [] if second is None else [*self.between, *second]
+        return [*self.before, *first, *rest, *self.after]
+
+
+def plan_framing(
+    config: RunConfig, tokenizer: Tokenizer, *, begins_with_bos: bool | None
+) -> Framing:
+    """Of a run whose documents begin with bos or not; None: it has read none.
+
+    Decoders, where a text goes on: bos and the text. Encoders: a document as the shards have it,
+    or [CLS] and [SEP] where the objective adds them. Encoder-decoders: a document and the
+    objective's end, behind which they end what they write, too; of pairs, a text without its
+    document's bos and eos.
+    """
+    added, specials, family = config.added_ids, tokenizer.special_ids, config.model.family
+    bos = [specials["bos"]] if begins_with_bos and "bos" in specials else []
+    eos = tokenizer.eos_id
+    roles = {f"{name}_token": specials[name] for name in ("eos", "unk", "pad") if name in specials}
+    roles |= {"bos_token": bos[0]} if bos else {}
+    roles |= {"mask_token": added["mask"]} if "mask" in added else {}
+    before, between, after = bos, [], []
+    if family == "encoder":
+        after = [eos]
+        if "cls" in added:
+            before, between, after = [added["cls"]], [added["sep"]], [added["sep"]]
+        roles |= {"cls_token": before[0]} if before else {}
+        roles |= {"sep_token": after[0]}
+    elif "end" in added:
+        before, after = ([], []) if config.window.has_pairs else (bos, [eos])
+        after = [*after, added["end"]]
+        roles["eos_token"] = added["end"]
+    return Framing(
+        before=tuple(before),
+        between=tuple(between),
+        after=tuple(after),
+        is_known=begins_with_bos is not None,
+        has_types=getattr(config.model, "token_types", 0) > 1,
+        roles=roles,
+    )
+
+
+def find_beginning(run_folder: Path) -> bool | None:
+    """Whether the documents that a run has read begin with bos; None: it has read none."""
+    return load_bos(run_folder) is not None if (run_folder / RECORD).exists() else None

@@ -1,0 +1,162 @@
+"""Whether the files of a tokenizer, loaded by transformers, give the ids that lmscale gives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmscale.errors import ConfigError
+from lmscale.exchange.framing import Framing
+from lmscale.tokenizer.codec import Tokenizer
+
+HARD_TEXTS = (
+    "",
+    " ",
+    "  two  spaces   three ",
+    " " * 300,
+    "\t\n\r\n\n\n",
+    "line\r\nline\ttab\x00nul\x1besc\x7f\u00a0\u3000\u2028",
+    "\u2581 a real\u2581mark \u2581\u2581",
+    "<s>hello</s><unk><pad><0x0A><0xFF><0x1G>",
+    "a</s> b<s",
+    "[MASK][CLS] [SEP]<extra_id_0><fim_prefix><|end|><|endoftext|>",
+    "e\u0301 \u0301\u0301 \u00e9 \ufb01 \uff21 \u2460 \u212b \u00bd",
+    "\u200b\ufeffbom\u200d \ufffd \ufffe \U0010ffff \u2585 \u2047",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f44d\U0001f3fd \U0001f1e9\U0001f1ea",
+    "床前明月光，疑是地上霜。举头望明月，低头思故乡。",
+    "中文和 English 混排，1234567890。　全角　空格\n第二行",
+    "日本語 한국어 العربية हिन्दी ไทย Ελληνικά Русский",
+    "def f(x):\n    return x ** 2  # 平方\n\n\tif (a<b) && c>>=1: print(f'{x!r:>10}')\n",
+    "https://example.org/a?b=c&d=%20#e  3.14159 1,000,000 -0x7f",
+)
+"""Beside documents, these show where two programs differ: spaces, forms, bytes, and text that reads
+like special tokens.
+"""
+_EXAMPLES = 3
+# Their classes that take the files as they are. transformers 5.24 has another for Qwen 2 alone,
+# among the architectures that lmscale knows, whatever tokenizer_config.json says.
+_GENERAL = ("TokenizersBackend", "PreTrainedTokenizerFast")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerCheck:
+    """What was compared, and what differs."""
+
+    texts: int
+    differing: int
+    """Texts with other ids."""
+    tokens: int
+    differing_tokens: int
+    """Of ours, those that theirs does not have as often."""
+    undecoded: int
+    """Texts whose ids, as lmscale gives them, do not become lmscale's text there."""
+    examples: tuple[str, ...]
+    must_agree: bool
+    """Whether one text that differs is a fault: not of unigram, which may choose another cut of
+    the same score, nor of another program's SentencePiece model.
+    """
+    misframed: tuple[str, ...] = ()
+    """What else is not as the run has it."""
+
+    @property
+    def problem(self) -> str:
+        """Why the files cannot stand for the tokenizer; empty: they can."""
+        found = [*self.misframed]
+        if self.undecoded:
+            found.append(f"{self.undecoded:,} of {self.texts:,} texts come back otherwise")
+        if self.differing and self.must_agree:
+            found.append(f"{self.differing:,} of {self.texts:,} texts get other ids")
+        if not found:
+            return ""
+        examples = f" Such as {', '.join(self.examples)}." if self.examples else ""
+        return (
+            f"The exported tokenizer, loaded by transformers, is not the run's: {'; '.join(found)}."
+            f"{examples}"
+        )
+
+    def describe(self) -> str:
+        """For people, where nothing is wrong."""
+        if not self.differing:
+            return f"the same ids for all of {self.texts:,} texts"
+        return (
+            f"other ids for {self.differing:,} of {self.texts:,} texts, "
+            f"{self.differing_tokens:,} of {self.tokens:,} tokens "
+            f"({self.differing_tokens / self.tokens:.2%}); the texts come back the same"
+        )
+
+
+def verify_tokenizer(
+    tokenizer: Tokenizer, folder: Path, texts: Iterable[str], *, framing: Framing
+) -> TokenizerCheck:
+    """Load the folder by ``AutoTokenizer`` and compare ids and decoding, of ``texts`` and of
+    ``HARD_TEXTS``; and what stands around a text.
+    """
+    theirs = load_theirs(folder)
+    counts: Counter[str] = Counter()
+    examples: list[str] = []
+    for text in (*HARD_TEXTS, *texts):
+        ours = tokenizer.encode(text).tolist()
+        given = encode_as_text(theirs, text)
+        is_undecoded = theirs.decode(ours) != tokenizer.decode(ours)
+        counts["texts"] += 1
+        counts["tokens"] += len(ours)
+        counts["undecoded"] += is_undecoded
+        counts["differing"] += given != ours
+        counts["differing_tokens"] += (Counter(ours) - Counter(given)).total()
+        if (given != ours or is_undecoded) and len(examples) < _EXAMPLES:
+            examples.append(ascii(text if len(text) <= 60 else f"{text[:60]}…"))
+    return TokenizerCheck(
+        **counts,
+        examples=tuple(examples),
+        must_agree=_must_agree(tokenizer),
+        misframed=tuple(_find_misframed(tokenizer, theirs, framing)),
+    )
+
+
+def load_theirs(folder: Path) -> Any:
+    """What ``AutoTokenizer`` makes of a folder; nothing is fetched and no code of it runs."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ConfigError(
+            f"Checking a tokenizer's files needs transformers, which is not installed ({error}): "
+            "pip install -e '.[hf]' -c constraints.txt"
+        ) from None
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def encode_as_text(theirs: Any, text: str) -> list[int]:
+    """Their ids of a text in which no special token is meant."""
+    return theirs(
+        text, add_special_tokens=False, split_special_tokens=True, verbose=False
+    ).input_ids
+
+
+def _must_agree(tokenizer: Tokenizer) -> bool:
+    kind = getattr(tokenizer, "kind", tokenizer.made_by.get("kind"))
+    return getattr(tokenizer, "format", "lmscale") != "sentencepiece" and kind != "unigram"
+
+
+def _find_misframed(tokenizer: Tokenizer, theirs: Any, framing: Framing) -> list[str]:
+    found = []
+    if (made := type(theirs).__name__) not in _GENERAL:
+        found.append(f"beside this config.json it builds a {made}, not what the files say")
+    found += [
+        f"{role} is {getattr(theirs, f'{role}_id')}, not {number}"
+        for role, number in framing.roles.items()
+        if getattr(theirs, f"{role}_id") != number
+    ]
+    if not framing.is_known:
+        return found
+    first, second = "one", "two"
+    ours = [tokenizer.encode(text).tolist() for text in (first, second)]
+    given = theirs(first, split_special_tokens=True).input_ids
+    if given != framing.frame(ours[0]):
+        found.append(f"a text becomes {given}, not {framing.frame(ours[0])}")
+    given = theirs(first, second, split_special_tokens=True).input_ids
+    if given != framing.frame(*ours):
+        found.append(f"two texts become {given}, not {framing.frame(*ours)}")
+    return found

@@ -1,0 +1,169 @@
+"""A run's tokenizer → the files from which transformers' ``AutoTokenizer`` loads it.
+
+::
+
+    the model's bytes ──render_sentencepiece──→ tokenizer.json, where our ids stand in place of code
+    Framing, added ids ───────────────────────→ its template and added tokens
+    roles, lengths ───────────────────────────→ tokenizer_config.json
+
+No other package is needed to write them; ``verify_tokenizer`` (tokenizer_check.py) loads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from lmscale.errors import DataError
+from lmscale.exchange.framing import Framing
+from lmscale.exchange.sentencepiece_json import Tree, render_added_token, render_sentencepiece
+from lmscale.files.atomic import write_bytes, write_json
+from lmscale.tokenizer.codec import Tokenizer
+
+FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+MODEL_FILE = "tokenizer.model"  # beside them, for programs that read SentencePiece's own format
+TEMPLATE_FILE = "chat_template.jinja"
+
+_USUAL = {
+    "mask": "[MASK]",
+    "cls": "[CLS]",
+    "sep": "[SEP]",
+    "prefix": "<fim_prefix>",
+    "suffix": "<fim_suffix>",
+    "middle": "<fim_middle>",
+    "mode_R": "[NLU]",
+    "mode_S": "[S2S]",
+    "mode_X": "[NLG]",
+}
+
+
+def write_tokenizer(
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    framing: Framing,
+    added_ids: Mapping[str, int],
+    max_length: int,
+    chat_template: str = "",
+) -> None:
+    """Write the tokenizer into a folder that exists, for texts of at most ``max_length`` ids.
+
+    ``added_ids``: the objective's, by its names. Without them, and without a chat template, what
+    reads like a special token in a text is text, as it is for lmscale
+    (``split_special_tokens``); with them it is the token, as masks, sentinels and the turns of a
+    chat have to be written somehow.
+
+    Raises ``DataError`` for a tokenizer that the format cannot say.
+    """
+    is_own, is_theirs = _format(tokenizer) == "lmscale", _format(tokenizer) == "tokenizers"
+    if is_theirs:
+        tree = json.loads(tokenizer.model)
+    else:
+        tree = render_sentencepiece(tokenizer.model, is_own=is_own)
+        write_bytes(folder / MODEL_FILE, tokenizer.model)
+    names = _name_ids(tree, tokenizer.vocab_size, added_ids)
+    tree["added_tokens"] += [render_added_token(*item) for item in sorted(names.items())]
+
+    def name(number: int) -> str:
+        return names[number] if number in names else tokenizer.piece(number)
+
+    if framing.is_known:
+        tree["post_processor"] = _render_post_processor(framing, name, tree.get("post_processor"))
+    write_json(folder / FILE, tree)
+    config = {
+        # No class of an architecture: transformers 5 would build another pipeline for that.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "model_input_names": [
+            "input_ids",
+            *(["token_type_ids"] if framing.has_types else []),
+            "attention_mask",
+        ],
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": not (added_ids or chat_template),
+        "bos_token": None,
+        "eos_token": None,
+        "unk_token": None,
+        "pad_token": None,
+        **{role: name(number) for role, number in framing.roles.items()},
+    }
+    write_json(folder / CONFIG_FILE, config)
+    if chat_template:
+        write_bytes(folder / TEMPLATE_FILE, chat_template.encode())
+
+
+def _format(tokenizer: Tokenizer) -> str:
+    """Who made its rules: ``lmscale``, ``sentencepiece`` or ``tokenizers``."""
+    return getattr(tokenizer, "format", "lmscale")
+
+
+def _name_ids(tree: Tree, num_pieces: int, added_ids: Mapping[str, int]) -> dict[int, str]:
+    """Names for all ids above the tokenizer's, up to the last added one.
+
+    An id that nobody uses (``tokenizer.vocab_size`` may be more than its pieces) has one too: the
+    format numbers added tokens without gaps.
+    """
+    vocab = tree["model"]["vocab"]
+    taken = {*vocab} if isinstance(vocab, dict) else {piece for piece, _ in vocab}
+    taken |= {token["content"] for token in tree["added_tokens"]}
+    by_id = {number: name for name, number in added_ids.items()}
+    if wrong := sorted(name for name, number in added_ids.items() if number < num_pieces):
+        raise DataError(
+            f"The ids of {', '.join(wrong)} are also ids of the tokenizer, which has "
+            f"{num_pieces:,} pieces."
+        )
+    names = {}
+    for number in range(num_pieces, max(by_id, default=-1) + 1):
+        names[number] = next(each for each in _names(number, by_id) if each not in taken)
+        taken.add(names[number])
+    return names
+
+
+def _names(number: int, by_id: Mapping[int, str]) -> Iterator[str]:
+    """Of an added id, what others call it first; the last one is of no tokenizer."""
+    name = by_id.get(number)
+    if name is None:
+        yield f"<|unused_{number}|>"
+    elif name.startswith("sentinel_"):
+        yield f"<extra_id_{name.removeprefix('sentinel_')}>"
+    elif name in _USUAL:
+        yield _USUAL[name]
+    yield f"<|{name or 'unused'}|>"
+    yield f"<|lmscale_{name}_{number}|>"
+
+
+def _render_post_processor(
+    framing: Framing, name: Callable[[int], str], theirs: Tree | None
+) -> Tree | None:
+    """The template of the framing, in place of another program's; its care for the places of
+    tokens in the text stays.
+    """
+    places = [each for each in _flatten(theirs) if each["type"] == "ByteLevel"]
+    specials = {*framing.before, *framing.between, *framing.after}
+    if not specials and not places:
+        return None
+
+    def special(numbers: tuple[int, ...], kind: int) -> list[Tree]:
+        return [{"SpecialToken": {"id": name(each), "type_id": kind}} for each in numbers]
+
+    first, second = ({"Sequence": {"id": text, "type_id": n}} for n, text in enumerate("AB"))
+    begin = [*special(framing.before, 0), first]
+    pair = [*begin, *special(framing.between, 0), second, *special(framing.after, 1)]
+    template = {
+        "type": "TemplateProcessing",
+        "single": [*begin, *special(framing.after, 0)],
+        "pair": pair,
+        "special_tokens": {
+            name(each): {"id": name(each), "ids": [each], "tokens": [name(each)]}
+            for each in sorted(specials)
+        },
+    }
+    return {"type": "Sequence", "processors": [*places, template]} if places else template
+
+
+def _flatten(processor: Tree | None) -> list[Tree]:
+    if processor is None:
+        return []
+    return processor["processors"] if processor["type"] == "Sequence" else [processor]
