@@ -40,6 +40,7 @@ VENDORS = {
     "webdataset": (),  # importing it loads torch; the tests read our shards with it
     "deepspeed": ("engine/", "checkpoint/"),
     "tensorboard": ("runs/",),
+    "transformers": ("exchange/",),
     "torch.utils.tensorboard": ("runs/",),
     "peft": ("exchange/",),
 }

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import math
-import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +15,7 @@ from lmscale.checkpoint.layout import tensor_name
 from lmscale.checkpoint.manifest import MASTER, FileEntry
 from lmscale.checkpoint.places.place import Place
 from lmscale.errors import TransientError
-from lmscale.files import fault_points
+from lmscale.files import fault_points, tensor_header
 from lmscale.files.atomic import may_pass
 from lmscale.files.remote import Result, call_patiently, growing_delays
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
@@ -78,19 +75,16 @@ def arrange(parts: Iterable[Part]) -> list[Part]:
 
 
 def render_header(parts: Sequence[Part]) -> bytes:
-    """What a safetensors file begins with: a length, and where in the rest each tensor is."""
-    tree: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for part in parts:
-        start, end = end, end + part.bytes
-        tree[tensor_name(part.parameter, part.kind, part.offset)] = {
-            "dtype": DTYPE_NAMES[part.tensor.dtype],
-            "shape": [part.tensor.numel()],
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(tree, separators=(",", ":")).encode()
-    text = text.ljust(math.ceil(len(text) / 8) * 8)
-    return struct.pack("<Q", len(text)) + text
+    """What the safetensors file of the parts begins with."""
+    return tensor_header.render_header(
+        tensor_header.Entry(
+            name=tensor_name(part.parameter, part.kind, part.offset),
+            dtype=DTYPE_NAMES[part.tensor.dtype],
+            shape=[part.tensor.numel()],
+            bytes=part.bytes,
+        )
+        for part in parts
+    )
 
 
 def cut_pieces(parts: Iterable[Part]) -> Iterator[memoryview]:

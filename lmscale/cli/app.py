@@ -13,6 +13,7 @@ from lmscale.cli import checkpoint, config, corpus, launch, shards, stream, toke
 from lmscale.cli.demo import demo
 from lmscale.cli.doctor import doctor
 from lmscale.cli.evaluate import evaluate, generate
+from lmscale.cli.export import export
 from lmscale.cli.runs import commands as runs
 from lmscale.cli.train import train
 from lmscale.files.printing import say
@@ -26,6 +27,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "generate": generate,
+    "export": export,
     "launch": launch.app,
     "runs": runs.app,
     "doctor": doctor,

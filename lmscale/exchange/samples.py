@@ -1,0 +1,92 @@
+"""Token ids that two models are compared on: documents that a run holds out, one a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmscale.config import RunConfig
+from lmscale.errors import LmscaleError
+from lmscale.evaluation.perplexity import spread_evenly
+from lmscale.stream.batches import Rows
+from lmscale.stream.dataset import open_dataset
+
+NUM_SAMPLES = 8
+MOST_TOKENS = 256  # of all samples but the first
+MOST_LOGITS = 2**26  # of one sample, so that they take a quarter of a GB
+FEWEST_TOKENS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    rows: tuple[tuple[int, ...], ...]
+    """Ids; the first row is the longest."""
+    origin: str
+    """Where they are from, for people."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.rows))
+
+
+def draw_samples(config: RunConfig, fingerprint: str) -> Samples:
+    """Of the run's held-out sets; without any that can be read here, of its training shards; else
+    random ids. ``fingerprint``: of the tokenizer that they must be made with.
+
+    The first sample is as long as the model can see, and as ``MOST_LOGITS`` lets it be.
+    """
+    sources = {name: each.shards for name, each in config.stream.sources.items()}
+    kinds = {"held-out": config.evaluation.sets, "training": sources}
+    for kind, places in kinds.items():
+        for name, place in places.items():
+            documents = _read_documents(config, place, fingerprint)
+            if documents:
+                return Samples(
+                    rows=_cut(documents, longest_sample(config)), origin=f"{kind} set {name}"
+                )
+    return random_samples(config.num_ids, longest_sample(config))
+
+
+def longest_sample(config: RunConfig) -> int:
+    return min(config.max_positions, max(MOST_TOKENS, MOST_LOGITS // config.vocab_size))
+
+
+def random_samples(num_ids: int, longest: int, seed: int = 0) -> Samples:
+    """Rows of ids that mean nothing, for a model without data."""
+    generator = np.random.default_rng(seed)
+    lengths = [longest, *[min(longest, MOST_TOKENS)] * (NUM_SAMPLES - 1)]
+    rows = (tuple(generator.integers(0, num_ids, length).tolist()) for length in lengths)
+    return Samples(rows=tuple(rows), origin="random ids")
+
+
+def _read_documents(config: RunConfig, place: str, fingerprint: str) -> list[list[int]]:
+    """Of some windows spread over a dataset the longest document of each; none where there is no
+    such dataset here, or it is of another tokenizer.
+    """
+    try:
+        dataset = open_dataset(place, config.stream, shape=config.window)
+        if dataset.manifest.tokenizer_fingerprint != fingerprint:
+            return []
+        with closing(dataset):
+            numbers = spread_evenly(dataset.num_windows, NUM_SAMPLES)
+            return [document for number in numbers for document in _longest(dataset.read([number]))]
+    except LmscaleError:
+        return []
+
+
+def _longest(rows: Rows) -> Iterator[list[int]]:
+    tokens = rows.tokens.reshape(-1)[: int(rows.lengths[0])]
+    documents = np.split(tokens, rows.starts[1:])
+    longest = max(documents, key=len)
+    if len(longest) >= FEWEST_TOKENS:
+        yield longest.tolist()
+
+
+def _cut(documents: list[list[int]], longest: int) -> tuple[tuple[int, ...], ...]:
+    """The first one is all of them, one behind the other, as often as it takes."""
+    joined = [token for document in documents for token in document]
+    first = (joined * (longest // len(joined) + 1))[:longest]
+    return (tuple(first), *(tuple(each[: min(MOST_TOKENS, longest)]) for each in documents[1:]))

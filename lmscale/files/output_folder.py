@@ -1,0 +1,90 @@
+"""A folder that a command makes: it appears whole or not at all, also where it replaces another."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lmscale.errors import ConfigError
+from lmscale.files.atomic import fsync_folder, replace_folder
+from lmscale.files.locks import lock
+
+REMOVALS = 20  # tries, while another thread still writes
+_unfinished: set[Path] = set()
+
+
+def check_output(path: Path, *, mark: str, force: bool) -> None:
+    """Raise ``ConfigError`` where something stands that may not be replaced.
+
+    A folder may that has the file ``mark``, as lmscale made it; with ``force`` any may that neither
+    is nor holds the folder of this process.
+    """
+    if not (path.exists() or path.is_symlink()):
+        return
+    if not path.is_dir() or path.is_symlink():
+        raise ConfigError(f"{path} exists and is no folder. Name another one.")
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise ConfigError(f"{path} is the folder that this command runs in. Name another one.")
+    if not (force or (path / mark).is_file() or not any(path.iterdir())):
+        raise ConfigError(
+            f"{path} exists, and lmscale did not write it (it has no {mark}). Name another folder, "
+            "or replace all that is in it: --force"
+        )
+
+
+@contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``; on success it is durable and named ``path``, and what
+    stood there is gone. On any error the new folder is removed.
+
+    What killed processes left beside ``path`` is cleared away first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.partial"):
+        _clear_if_left(left)
+    work = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    _unfinished.add(work)
+    try:
+        work.mkdir()
+        descriptor = os.open(work, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # some network file systems lock no folder
+                lock(descriptor, 0)
+            yield work
+            fsync_folder(work)
+            replace_folder(work, path)
+        finally:
+            os.close(descriptor)
+    finally:
+        _unfinished.discard(work)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def discard_unfinished() -> None:
+    """Remove the folders that this process has not finished; from any thread, before it ends."""
+    for work in tuple(_unfinished):
+        for _ in range(REMOVALS):
+            shutil.rmtree(work, ignore_errors=True)
+            if not work.exists():
+                break
+            time.sleep(0.05)
+
+
+def _clear_if_left(work: Path) -> None:
+    """Only where the lock shows that its maker is gone."""
+    try:
+        descriptor = os.open(work, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        if lock(descriptor, 0):
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError:
+        return
+    finally:
+        os.close(descriptor)

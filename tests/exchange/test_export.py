@@ -1,0 +1,108 @@
+"""``lmscale export``: what transformers loads from a run's checkpoint, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from handmade_runs import make_run
+from theirs import import_transformers
+from tiny_run import tiny_config
+
+from lmscale.config import RunConfig
+from lmscale.errors import CheckpointError, ConfigError, DataError
+from lmscale.exchange import export as exporting
+from lmscale.exchange.export import export_run
+from lmscale.exchange.exported import MARK, Exported, ExportRequest
+from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
+
+transformers = import_transformers()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_data: Path) -> Tokenizer:
+    return load_tokenizer(tiny_data / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_data: Path, tokenizer: Tokenizer, tmp_path_factory) -> RunConfig:
+    """Of Llama's architecture."""
+    config = tiny_config(
+        tiny_data,
+        tmp_path_factory.mktemp("export") / "run",
+        {"evaluation.sets": {"heldout": str(tiny_data / "shards/a/heldout")}},
+    )
+    make_run(config, tokenizer)
+    return config
+
+
+def export(run: RunConfig, out: Path, **more) -> Exported:
+    return export_run(ExportRequest(folder=run.folder, out=out, **more))
+
+
+def test_transformers_generates_from_an_export_what_the_run_would(run, tmp_path):
+    exported = export(run, tmp_path / "out", max_shard_bytes=60_000)
+    assert len(exported.files) > 2 and exported.parity.error < 1e-5
+    assert exported.parity.origin == "held-out set heldout" and exported.parity.written > 20
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(theirs).__name__ == "LlamaForCausalLM" and theirs.dtype == torch.float32
+    assert not list(tmp_path.glob(".*"))
+    again = export(run, tmp_path / "out", dtype="bf16")  # it may replace what lmscale wrote
+    assert again.bytes < 0.6 * exported.bytes and again.parity.error < 1e-5
+
+
+def test_a_model_that_answers_otherwise_is_no_export(run, tmp_path, monkeypatch):
+    """The check is what finds it: nothing else looks at what a setting means."""
+
+    def render_wrongly(*arguments):
+        return {**render(*arguments), "rms_norm_eps": 0.3}
+
+    render = exporting.render_config
+    monkeypatch.setattr(exporting, "render_config", render_wrongly)
+    with pytest.raises(DataError, match="other answers: the logits of 5 of 5 samples") as caught:
+        export(run, tmp_path / "out")
+    assert "of a continuation" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_somebody_else_is_replaced_only_by_force(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=f"did not write it .it has no {MARK}.*--force"):
+        export(run, tmp_path / "out")
+    export(run, tmp_path / "out", force=True)
+    assert not (tmp_path / "out/notes.txt").exists()
+
+
+def test_rows_that_only_round_a_vocabulary_up_are_left_out(tiny_data, tokenizer, tmp_path):
+    overrides = {"objective.name": "fill_middle", "model.tied_embeddings": True}
+    config = tiny_config(tiny_data, tmp_path / "run", overrides)
+    make_run(config, tokenizer)
+    exported = export(config, tmp_path / "out")
+    assert config.vocab_size == 640 and exported.plan.sizes.vocab_size == 515
+    assert exported.parity.origin == "training set a"
+    assert json.loads((tmp_path / "out/generation_config.json").read_text())["suppress_tokens"] == [
+        *(0, 1, 3),
+        *(512, 513, 514),
+    ]
+
+
+def test_a_model_that_no_architecture_is_is_refused_before_anything_is_written(
+    tiny_data, tokenizer, tmp_path
+):
+    config = tiny_config(tiny_data, tmp_path / "run", {"model.qk_norm": True, "model.bias": True})
+    make_run(config, tokenizer)
+    with pytest.raises(ConfigError, match="nearest one is"):
+        export(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_model_names_what_differs(run, tiny_data, tokenizer, tmp_path):
+    config = tiny_config(tiny_data, tmp_path / "run")
+    make_run(config, tokenizer)
+    path = tmp_path / "run/config.yaml"
+    path.write_text(path.read_text().replace("ffn_width: 64", "ffn_width: 96"))
+    with pytest.raises(CheckpointError, match="ffn_width"):
+        export(config, tmp_path / "out")
