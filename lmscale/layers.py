@@ -37,6 +37,8 @@ LAYERS = (
 # Which files may import a vendor's library: each enters by one or two named places.
 VENDORS = {
     "sentencepiece": ("tokenizer/", "exchange/sentencepiece_json.py"),
+    "gguf": ("exchange/gguf_",),
+    "xllamacpp": ("exchange/llama_cpp_child.py",),
     "webdataset": (),  # importing it loads torch; the tests read our shards with it
     "deepspeed": ("engine/", "checkpoint/"),
     "tensorboard": ("runs/",),

@@ -1,0 +1,79 @@
+"""llama.cpp itself, asked in a process of its own: where it gives up, it ends its process.
+
+``python -m lmscale.exchange.llama_cpp_child`` reads one JSON object from its input and writes the
+answer as the last line of its output. ``llama_cpp.py`` asks it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import urllib.request
+from typing import Any
+
+
+def open_server(path: str, *, context: int, threads: int) -> Any:
+    """A server of the file, on the CPU, that keeps keys and values in f32."""
+    import xllamacpp as untyped
+
+    xllamacpp: Any = untyped
+    wanted = xllamacpp.CommonParams()
+    wanted.model.path = path
+    wanted.n_ctx = context
+    wanted.n_parallel = 1
+    wanted.n_gpu_layers = 0
+    wanted.warmup = wanted.fit_params = False  # it would try how much fits into memory
+    wanted.cache_type_k = wanted.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    wanted.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = threads
+    wanted.verbosity = 1
+    return xllamacpp.Server(wanted)
+
+
+def answer(server: Any, question: dict[str, Any]) -> dict[str, Any]:
+    """Greedy tokens and the likeliest tokens' log-probabilities after each prompt; ids of texts."""
+
+    def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        url = server.listening_address + path
+        content = {"Content-Type": "application/json"}
+        with urllib.request.urlopen(
+            urllib.request.Request(url, json.dumps(body).encode(), content)
+        ) as reply:
+            return json.load(reply)
+
+    continued = []
+    for prompt in question["prompts"]:
+        reply = post(
+            "/completion",
+            {
+                "prompt": prompt,
+                "n_predict": question["count"],
+                "temperature": -1,  # the likeliest, and probabilities of the logits as they are
+                "n_probs": question["top"],
+                "return_tokens": True,
+                "cache_prompt": False,
+                "logit_bias": [[number, False] for number in question["never"]],
+            },
+        )
+        likeliest = [
+            [(each["id"], each["logprob"]) for each in token["top_logprobs"]]
+            for token in reply["completion_probabilities"]
+        ]
+        continued.append({"tokens": reply["tokens"], "likeliest": likeliest})
+    texts = [
+        post("/tokenize", {"content": text, "add_special": False, "parse_special": False})["tokens"]
+        for text in question["texts"]
+    ]
+    return {"continued": continued, "texts": texts}
+
+
+def main() -> None:
+    question = json.load(sys.stdin)
+    server = open_server(question["path"], context=question["context"], threads=question["threads"])
+    print(json.dumps(answer(server, question)), flush=True)
+    os._exit(0)  # its threads would be waited for
+
+
+if __name__ == "__main__":
+    main()

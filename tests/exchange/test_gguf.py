@@ -1,0 +1,177 @@
+# Shape letters: B batch, T time, V vocabulary.
+"""llama.cpp computes of a GGUF file what the model does, and cuts text as the run's tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lmscale.config.hf.choose import choose_architecture
+from lmscale.config.model import DecoderConfig, Sizes
+from lmscale.errors import DataError
+from lmscale.exchange.gguf_architectures import LLAMA_CPP, choose_llama_cpp
+from lmscale.exchange.gguf_settings import add_settings
+from lmscale.exchange.gguf_tensors import (
+    Dtype,
+    GgufTensor,
+    plan_tensors,
+    slowed_frequencies,
+)
+from lmscale.exchange.gguf_tokenizer import add_tokenizer, plan_vocabulary
+from lmscale.exchange.gguf_write import check_gguf, write_gguf
+from lmscale.exchange.llama_cpp import check_llama_cpp, tolerance_of
+from lmscale.exchange.rules import plan_rules
+from lmscale.model.family import Model, build_model
+from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
+
+ROWS, LENGTH = 515, 64  # the tokenizer's pieces and some ids of an objective's
+SIZES = Sizes(vocab_size=ROWS, max_positions=LENGTH, sequence_length=LENGTH)
+GROUPED = {"kv_heads": 2, "ffn_width": 96}
+GPT2 = {"positions": "learned", "norm": "layernorm", "activation": "gelu", "bias": True}
+GEMMA = GROUPED | {"activation": "geglu", "scaled_embeddings": True, "tied_embeddings": True}
+GEMMA2 = GEMMA | {
+    "output_norms": True,
+    "sliding_windows": (9, 0),
+    "attention_softcap": 5.0,
+    "logit_softcap": 3.0,
+}
+
+
+def scaled(kind: str, **more: float) -> dict:
+    return {"rope_theta": 500.0, "rope_scaling": {"kind": kind, "factor": 4.0, **more}}
+
+
+YARN, LLAMA3 = (scaled(kind, original_positions=16) for kind in ("yarn", "llama3"))
+CASES = {
+    "gpt2": GPT2 | {"tied_embeddings": True},
+    "llama": GROUPED | LLAMA3 | {"bias": True},
+    "mistral": GROUPED | YARN | {"sliding_windows": (LENGTH,), "tied_embeddings": True},
+    "qwen2": GROUPED | scaled("linear") | {"qkv_bias": True},
+    "qwen3": GROUPED | YARN | {"qk_norm": True, "head_width": 24},
+    "starcoder2": GPT2 | GROUPED | {"positions": "rope"},
+    "gemma": GEMMA | {"head_width": 24},
+    "gemma2": GEMMA2,
+}
+TEXTS = [
+    "def f(x):\n\treturn {'天地': '🙂'}  \r\n",
+    "",
+    "   two   runs   ",
+    "a\x00nul \x1b[0m </s><s><unk><0x0A> ﬁ Ａ e\u0301 \ufeff \U0010ffff",
+    "a real \u2581, which llama.cpp takes for a space, is left out",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    path: Path
+    model: Model
+    section: DecoderConfig
+    dtype: Dtype
+    tensors: tuple[GgufTensor, ...]
+
+    def check(self, tokenizer: Tokenizer, **changes):
+        torch.manual_seed(2)
+        given = {
+            "logits": self.logits,
+            "tokenizer": tokenizer,
+            "prompts": torch.randint(4, 500, (2, 24)).tolist(),
+            "texts": TEXTS,
+            "tolerance": tolerance_of(self.dtype, self.section.activation),
+        }
+        return check_llama_cpp(self.path, **(given | changes))
+
+    @torch.no_grad()
+    def logits(self, ids) -> Tensor:
+        ids_1T = torch.tensor([list(ids)])
+        layout = self.model.lay_out(torch.zeros_like(ids_1T).bool(), mask_documents=False)
+        return self.model.head(self.model(ids_1T, layout))[0]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_data) -> Tokenizer:
+    return load_tokenizer(tiny_data / "tokenizer")
+
+
+@pytest.fixture
+def write(tmp_path, tokenizer) -> Callable[..., Written]:
+    def write(settings: dict, dtype: Dtype = "fp32") -> Written:
+        section = DecoderConfig(layers=3, width=64, heads=4, **settings)
+        architecture = choose_architecture(section, SIZES)
+        there = choose_llama_cpp(architecture.model_type, section, SIZES)
+        torch.manual_seed(1)
+        model = build_model(section, SIZES).eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            is_scale = parameter.ndim == 1 and name.endswith("weight")
+            torch.nn.init.normal_(parameter, mean=float(is_scale), std=0.1)
+        tensors = plan_tensors(plan_rules(architecture, model), there, section, dtype)
+        vocabulary = plan_vocabulary(tokenizer, {"mask": 512}, num_rows=ROWS)
+
+        def describe(writer):
+            add_settings(writer, there, section, SIZES)
+            add_tokenizer(writer, vocabulary, tokenizer.special_ids, begins_with_bos=True)
+
+        def read(tensor: GgufTensor) -> Tensor:
+            if not tensor.parameter:
+                return slowed_frequencies(section)
+            return model.get_parameter(tensor.parameter)
+
+        path = tmp_path / "model.gguf"
+        digests = write_gguf(path, there.name, dtype, tensors, read, describe)
+        check_gguf(path, tensors, digests)
+        return Written(path=path, model=model, section=section, dtype=dtype, tensors=tensors)
+
+    return write
+
+
+@pytest.mark.parametrize("model_type", CASES)
+def test_llama_cpp_gives_the_models_logits_and_the_tokenizers_ids(model_type, write, tokenizer):
+    written = write(CASES[model_type])
+    assert choose_architecture(written.section, SIZES).model_type == model_type
+    check = written.check(tokenizer)
+    assert (check.tokens, check.texts) == (64, len(TEXTS) - 1)
+
+
+def test_every_architecture_that_is_claimed_has_been_run():
+    assert CASES.keys() == LLAMA_CPP.keys()
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "q8_0"])
+def test_weights_are_rounded_once_and_llama_cpp_computes_with_them(dtype, write, tokenizer):
+    gguf = pytest.importorskip("gguf")
+    written = write(CASES["qwen3"], dtype)
+    stored = {each.name: each for each in gguf.GGUFReader(str(written.path)).tensors}
+    for tensor in written.tensors:
+        there = stored[tensor.name]
+        values = gguf.quants.dequantize(there.data, there.tensor_type).reshape(tensor.shape)
+        rows = written.model.get_parameter(tensor.parameter)[tensor.first_row :]
+        step = {"fp32": 0, "fp16": 2**-11, "bf16": 2**-8, "q8_0": 1 / 127}[tensor.dtype]
+        ours = rows[: tensor.shape[0]].numpy()
+        np.testing.assert_allclose(values, ours, atol=step * np.abs(ours).max() * 0.51, rtol=step)
+        rows[: tensor.shape[0]] = torch.from_numpy(values.copy())
+    assert {tensor.dtype for tensor in written.tensors} == {"fp32", dtype}
+    written.check(tokenizer)
+
+
+def test_a_file_of_other_weights_or_ids_is_told(write, tokenizer):
+    written = write(CASES["llama"])
+    part = written.model.get_parameter("blocks.1.attention.qkv.weight")
+    part[:8], part[8:16] = part[8:16].clone(), part[:8].clone()  # two halves of a head
+    with pytest.raises(DataError, match="computes something else of the file: at token 1 "):
+        written.check(tokenizer, texts=[])
+    other = Tokenizer(tokenizer.model, {})
+    other.encode = lambda text: np.array([5])
+    with pytest.raises(DataError, match="other ids than the tokenizer to 'def f"):
+        written.check(other, logits=written.logits, tolerance=100)
+
+
+def test_a_file_that_llama_cpp_cannot_run_is_told(write, tokenizer):
+    written = write(CASES["llama"])
+    written.path.write_bytes(written.path.read_bytes()[:20_000])
+    with pytest.raises(DataError, match="llama.cpp could not run the file: its process ended"):
+        written.check(tokenizer)
