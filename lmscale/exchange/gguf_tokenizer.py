@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmscale.errors import DataError
+from lmscale.exchange.sentencepiece_json import parse_sentencepiece
+from lmscale.exchange.tokenizer_files import name_ids
 from lmscale.tokenizer.codec import Tokenizer
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # types of pieces, as in SentencePiece
@@ -19,12 +21,19 @@ _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
 _QWEN2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
 _SPLITS = {
     ((_GPT2,), False): "gpt-2",
     ((_LLAMA3,), True): "llama-bpe",
     ((_LLAMA3,), False): "dbrx",
     ((_QWEN2,), False): "qwen2",
     (("digits", _GPT2), False): "starcoder",
+    (_DEEPSEEK3, False): "deepseek-v3",
 }
 """How text is cut before merging, and whether a whole word that is a token needs no merges →
 llama.cpp's name for it. dbrx is Llama 3's cut without that.
@@ -55,13 +64,11 @@ def plan_vocabulary(
     """
     is_json = getattr(tokenizer, "format", "lmscale") == "tokenizers"
     vocabulary = (_read_json if is_json else _read_sentencepiece)(tokenizer.model)
-    names = {number: f"<|{name}|>" for name, number in added_ids.items()}
     tokens, types = [*vocabulary.tokens], [*vocabulary.types]
-    for number in range(len(tokens), num_rows):
-        tokens.append(names.get(number, f"<|unused_{number}|>"))
-        types.append(_CONTROL if number in names else _UNUSED)
-    if len({*tokens}) < len(tokens):
-        raise DataError("Two pieces of the tokenizer are one to llama.cpp. " + _INSTEAD)
+    names = name_ids(range(len(tokens), num_rows), added_ids, taken=tokens)
+    for number, name in names.items():
+        tokens.append(name)
+        types.append(_CONTROL if number in added_ids.values() else _UNUSED)
     scores = vocabulary.scores and (*vocabulary.scores, *(0.0,) * num_rows)[:num_rows]
     more = {"tokens": tuple(tokens), "types": tuple(types), "scores": scores}
     return Vocabulary(**{**vars(vocabulary), **more})
@@ -93,10 +100,7 @@ def add_tokenizer(
 
 
 def _read_sentencepiece(model: bytes) -> Vocabulary:
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto: Any = sentencepiece_model_pb2.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
-    proto.ParseFromString(model)
+    proto = parse_sentencepiece(model)
     spec = proto.normalizer_spec
     odd = [
         text
@@ -132,8 +136,9 @@ def _read_json(model: bytes) -> Vocabulary:
     odd = []
     if bpe.get("type") != "BPE" or pre is None:
         odd.append("it is not byte-level BPE with a way to cut text that llama.cpp has")
-    if tree.get("normalizer"):
-        odd.append(f"its normalizer is {tree['normalizer']['type']}")
+    normalizer = tree.get("normalizer")
+    if normalizer and normalizer.get("normalizers") != []:
+        odd.append(f"its normalizer is {normalizer['type']}")
     if any(token["lstrip"] or token["rstrip"] for token in tree["added_tokens"]):
         odd.append("some of its added tokens take the spaces beside them")
     if odd or pre is None:
@@ -167,7 +172,8 @@ def _describe_step(step: Mapping[str, Any]) -> Iterator[str]:
     if kind == "ByteLevel" and not step["add_prefix_space"]:
         yield from [_GPT2] if step.get("use_regex", True) else []
     elif kind == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
-        yield step["pattern"].get("Regex", "?")
+        # A control character may stand in a pattern as it is, or by its escape.
+        yield step["pattern"].get("Regex", "?").replace("\r", r"\r").replace("\n", r"\n")
     elif kind == "Digits" and step["individual_digits"]:
         yield "digits"
     else:

@@ -88,8 +88,10 @@ def check_llama_cpp(
 
 
 def tokenizer_agrees(text: str, tokenizer: Tokenizer) -> bool:
-    """Whether the text should have the same ids: a real U+2581 is a space to llama.cpp."""
-    return SPACE_MARK not in text or getattr(tokenizer, "format", "lmscale") == "tokenizers"
+    """Whether the text should have the same ids. A real U+2581 is a space to llama.cpp, as to
+    SentencePiece, but not to lmscale's own tokenizers.
+    """
+    return SPACE_MARK not in text or getattr(tokenizer, "format", "lmscale") != "lmscale"
 
 
 def find_unprintable(tokenizer: Tokenizer) -> list[int]:

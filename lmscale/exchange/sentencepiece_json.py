@@ -35,7 +35,7 @@ def render_sentencepiece(model: bytes, *, is_own: bool) -> Tree:
     ``is_own``: it changes no text, and bytes stand for U+2581. Raises ``DataError`` for a model of
     words or characters, which the file cannot say.
     """
-    proto = _parse(model)
+    proto = parse_sentencepiece(model)
     pieces = [
         _Piece(each.piece.replace(_MARK, " ") if is_own else each.piece, each.score, each.type)
         for each in proto.pieces
@@ -66,7 +66,8 @@ def render_sentencepiece(model: bytes, *, is_own: bool) -> Tree:
     }
 
 
-def _parse(model: bytes) -> Any:
+def parse_sentencepiece(model: bytes) -> Any:
+    """The model as SentencePiece's own ``ModelProto``."""
     from sentencepiece import sentencepiece_model_pb2
 
     schema: Any = sentencepiece_model_pb2  # its classes are made when it is imported

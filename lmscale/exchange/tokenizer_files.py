@@ -12,7 +12,7 @@ No other package is needed to write them; ``verify_tokenizer`` (tokenizer_check.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from lmscale.errors import DataError
@@ -100,22 +100,31 @@ def _format(tokenizer: Tokenizer) -> str:
 
 
 def _name_ids(tree: Tree, num_pieces: int, added_ids: Mapping[str, int]) -> dict[int, str]:
-    """Names for all ids above the tokenizer's, up to the last added one.
-
-    An id that nobody uses (``tokenizer.vocab_size`` may be more than its pieces) has one too: the
-    format numbers added tokens without gaps.
-    """
+    """Of all ids above the tokenizer's, up to the last added one."""
     vocab = tree["model"]["vocab"]
     taken = {*vocab} if isinstance(vocab, dict) else {piece for piece, _ in vocab}
     taken |= {token["content"] for token in tree["added_tokens"]}
-    by_id = {number: name for name, number in added_ids.items()}
     if wrong := sorted(name for name, number in added_ids.items() if number < num_pieces):
         raise DataError(
             f"The ids of {', '.join(wrong)} are also ids of the tokenizer, which has "
             f"{num_pieces:,} pieces."
         )
-    names = {}
-    for number in range(num_pieces, max(by_id, default=-1) + 1):
+    last = max(added_ids.values(), default=-1)
+    return name_ids(range(num_pieces, last + 1), added_ids, taken=taken)
+
+
+def name_ids(
+    numbers: range, added_ids: Mapping[str, int], *, taken: Collection[str]
+) -> dict[int, str]:
+    """Names for ids that are no piece of the tokenizer's, none of them ``taken``.
+
+    An id that nobody uses (``tokenizer.vocab_size`` may be more than its pieces) has one too: the
+    format numbers added tokens without gaps.
+    """
+    by_id = {number: name for name, number in added_ids.items()}
+    names: dict[int, str] = {}
+    taken = {*taken}
+    for number in numbers:
         names[number] = next(each for each in _names(number, by_id) if each not in taken)
         taken.add(names[number])
     return names

@@ -3,23 +3,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 
+import gguf
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from lmscale.config.data import TokenizerConfig
 from lmscale.config.hf.choose import choose_architecture
 from lmscale.config.model import DecoderConfig, Sizes
-from lmscale.errors import DataError
+from lmscale.errors import ConfigError, DataError
 from lmscale.exchange.gguf_architectures import LLAMA_CPP, choose_llama_cpp
 from lmscale.exchange.gguf_settings import add_settings
 from lmscale.exchange.gguf_tensors import (
     Dtype,
     GgufTensor,
+    convert,
     plan_tensors,
     slowed_frequencies,
 )
@@ -29,6 +34,7 @@ from lmscale.exchange.llama_cpp import check_llama_cpp, tolerance_of
 from lmscale.exchange.rules import plan_rules
 from lmscale.model.family import Model, build_model
 from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
+from lmscale.tokenizer.train import train_model
 
 ROWS, LENGTH = 515, 64  # the tokenizer's pieces and some ids of an objective's
 SIZES = Sizes(vocab_size=ROWS, max_positions=LENGTH, sequence_length=LENGTH)
@@ -143,7 +149,6 @@ def test_every_architecture_that_is_claimed_has_been_run():
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "q8_0"])
 def test_weights_are_rounded_once_and_llama_cpp_computes_with_them(dtype, write, tokenizer):
-    gguf = pytest.importorskip("gguf")
     written = write(CASES["qwen3"], dtype)
     stored = {each.name: each for each in gguf.GGUFReader(str(written.path)).tensors}
     for tensor in written.tensors:
@@ -166,7 +171,7 @@ def test_a_file_of_other_weights_or_ids_is_told(write, tokenizer):
         written.check(tokenizer, texts=[])
     other = Tokenizer(tokenizer.model, {})
     other.encode = lambda text: np.array([5])
-    with pytest.raises(DataError, match="other ids than the tokenizer to 'def f"):
+    with pytest.raises(DataError, match="other ids than the tokenizer to .def f"):
         written.check(other, logits=written.logits, tolerance=100)
 
 
@@ -175,3 +180,42 @@ def test_a_file_that_llama_cpp_cannot_run_is_told(write, tokenizer):
     written.path.write_bytes(written.path.read_bytes()[:20_000])
     with pytest.raises(DataError, match="llama.cpp could not run the file: its process ended"):
         written.check(tokenizer)
+
+
+REFUSED = {
+    "model.activation = geglu, only swiglu": {"activation": "geglu"},
+    "model.sliding_windows = [9]: all its layers see all of the 64 positions": {
+        "sliding_windows": (9,)
+    },
+    "model.head_width = 20: times heads it must be the width": {"head_width": 20, "qkv_bias": True},
+    "model.rope_scaling.kind = llama3, only none, linear, yarn": LLAMA3 | {"qk_norm": True},
+    "model.tied_embeddings = false": GEMMA | {"tied_embeddings": False},
+    "model.sliding_windows = [0, 9], only [9, 0]": GEMMA2 | {"sliding_windows": (0, 9)},
+    "model.attention_width = 20, only 16": GEMMA2 | {"attention_width": 20},
+    "model.logit_softcap = 0": GEMMA2 | {"logit_softcap": 0.0},
+}
+
+
+@pytest.mark.parametrize("problem", REFUSED)
+def test_what_llama_cpp_cannot_compute_is_told_with_what_it_can(problem):
+    section = DecoderConfig(layers=3, width=64, heads=4, **REFUSED[problem])
+    model_type = choose_architecture(section, SIZES).model_type
+    with pytest.raises(ConfigError, match=re.escape(f"cannot compute {problem}")):
+        choose_llama_cpp(model_type, section, SIZES)
+
+
+def test_an_architecture_that_llama_cpp_lacks_is_told_with_those_it_has():
+    with pytest.raises(ConfigError, match="bart cannot be exported as GGUF. Those that can"):
+        choose_llama_cpp("bart", DecoderConfig(), SIZES)
+
+
+def test_a_unigram_tokenizer_is_refused():
+    model = train_model([topics["class"]], TokenizerConfig(kind="unigram", vocab_size=340))
+    with pytest.raises(DataError, match="gives the ids of this one: it is not BPE. Export it with"):
+        plan_vocabulary(Tokenizer(model, {}), {}, num_rows=340)
+
+
+def test_a_weight_too_large_for_fp16_is_told():
+    large = GgufTensor(name="output.weight", shape=(2, 32), dtype="fp16", parameter="head.weight")
+    with pytest.raises(DataError, match="weight of 7e.04, more than fp16 can hold"):
+        [*convert(large, torch.full((2, 32), 7e4))]
