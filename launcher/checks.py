@@ -266,7 +266,7 @@ def _input_problems(config: RunConfig) -> list[str]:
     return [
         f"corpus.sources.{name}.inputs: no file matches {pattern} (looked from {os.getcwd()})."
         for name, source in config.corpus.sources.items()
-        for pattern in source.inputs
+        for pattern in (each.files for each in source.inputs)
         if not os.path.exists(os.path.expanduser(pattern))
         and not glob.glob(os.path.expanduser(pattern), recursive=True)
     ]

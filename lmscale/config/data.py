@@ -2,151 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
 from lmscale.config.base import MAX_BYTES, Section
-from lmscale.config.labels import LabelSet, find_name_problems
+from lmscale.config.labels import LabelSet
 from lmscale.errors import ConfigError
 
 MIN_VOCABULARY = 300  # 256 bytes, the special ids and some pieces of text
 MAX_VOCABULARY = 2**24
 MAX_POSITIONS = 2**24  # rotations are made of positions in fp32, which is exact so far
 MAX_PROCESSES = 1024  # on one machine
-# USTAR has 100 bytes for a member's name, which begins with the source's.
-_SOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
-
-
-class CorpusSourceConfig(Section):
-    """One named collection of raw files."""
-
-    inputs: tuple[str, ...] = Field(min_length=1, strict=False)
-    """Files or glob patterns."""
-    format: Literal["auto", "text", "jsonl", "parquet", "webdataset"] = "auto"
-    """``auto`` goes by the ending: .txt .jsonl .parquet .tar, and with .gz .bz2 .xz .zst behind."""
-    text_field: str = "text"
-    """The JSON key or Parquet column that holds the text."""
-    encoding: str = "utf-8"
-    """Encoding of text and JSON. A record with a byte that does not decode is broken."""
-    separator: str = ""
-    """What stands between two documents of a .txt file: ``blank_lines``, or any text, such as
-    ``"\\f"``. Empty: a file is one document.
-    """
-    max_record_chars: PositiveInt = Field(default=64 * 2**20, le=2**40)
-    """A longer line, row, tar member or separated document is broken. It bounds the memory: about 2
-    bytes a character, 9 where a line of English holds an emoji. A .txt that is one document has
-    no such limit.
-    """
-    max_bad_records: int = Field(default=0, ge=0)
-    """Most broken records (JSON lines, rows without text) skipped and counted; more: an error."""
-    target_field: str = ""
-    """Pairs, as for translation: the key or column of the text that is to be written, where
-    ``text_field`` holds the one to be read.
-    """
-    label_field: str = ""
-    """The key or column of the whole document's label: one of ``label_names`` or, without names, a
-    number.
-    """
-    tags_field: str = ""
-    """The key or column of a list of tags of ``label_names``, one for each word; ``text_field``
-    then holds the list of the words.
-    """
-    label_names: tuple[str, ...] = Field(default=(), strict=False)
-    """The classes or tags in their order. A whole number in the files is a place in it, from 0,
-    unless names are numbers themselves; what is true or false is the name ``true`` or ``false``.
-    """
-    word_separator: str = " "
-    """White space between the words of a tagged text; empty for words that are characters."""
-
-    FIELDS_BESIDE: ClassVar = ("target_field", "label_field", "tags_field")
-    later: ClassVar = frozenset({*FIELDS_BESIDE, "label_names", "word_separator"})
-
-    @property
-    def fields_beside(self) -> dict[str, str]:
-        """Setting → key or column of what a record holds beside its text."""
-        return {name: key for name in self.FIELDS_BESIDE if (key := getattr(self, name))}
-
-    @property
-    def has_pairs(self) -> bool:
-        return bool(self.target_field)
-
-    @property
-    def label_kind(self) -> Literal["classes", "numbers", "tags"] | None:
-        if self.tags_field:
-            return "tags"
-        return ("classes" if self.label_names else "numbers") if self.label_field else None
-
-    @property
-    def labels(self) -> LabelSet | None:
-        """Of its documents; None: they have none."""
-        kind = self.label_kind
-        return None if kind is None else LabelSet(kind=kind, names=self.label_names)
-
-    def made_by(self) -> dict[str, Any]:
-        """The settings that a corpus is known by, those of ``later`` only where they are used: a
-        corpus made before there were any is the same.
-        """
-        unused = {k for k in self.later if getattr(self, k) == type(self).model_fields[k].default}
-        return self.model_dump(mode="json", exclude=unused)
-
-    def find_problems(self) -> Iterator[str]:
-        fields = {"text_field": self.text_field, **self.fields_beside}
-        if twice := [name for name in fields if [*fields.values()].count(fields[name]) > 1]:
-            named = ", ".join(f"{name} = {fields[name]!r}" for name in twice)
-            yield f"{named}: each has to name a field of its own"
-        if self.tags_field and (self.label_field or self.target_field):
-            yield "tags_field: tagged words are neither a pair nor do they have a label; name one"
-        if self.format == "text" and self.fields_beside:
-            yield f"format: text has no fields; {' and '.join(self.fields_beside)} need another"
-        if self.word_separator.strip():
-            yield f"word_separator = {self.word_separator!r} is no white space"
-        if self.label_kind is not None:
-            problems = find_name_problems(self.label_kind, self.label_names)
-            yield from (f"label_names: {problem}" for problem in problems)
-        elif self.label_names:
-            yield "label_names are given, but neither label_field nor tags_field"
-
-
-class CorpusConfig(Section):
-    """Raw files → cleaned documents, one folder per source with a train and a heldout part."""
-
-    folder: str = "data/corpus"
-    sources: dict[str, CorpusSourceConfig] = Field(default_factory=dict)
-    normalization: Literal["NFC", "NFKC", "none"] = "NFC"
-    line_ends: Literal["lf", "keep"] = "lf"
-    """``lf`` writes CR LF and CR as LF, and counts the documents where it did."""
-    strip_html: bool = False
-    """Remove markup, scripts and styles, keep the text (needs the ``corpus`` extra)."""
-    min_chars: int = Field(default=1, ge=0)
-    """Shorter documents (after stripping white space at both ends) are dropped and counted."""
-    max_chars: PositiveInt = 10_000_000
-    """Longer documents are handled by ``on_overlong``."""
-    on_overlong: Literal["split", "truncate", "drop"] = "split"
-    drop_exact_duplicates: bool = True
-    """Of a text that a source holds twice the first copy is kept. Line ends, white space at both
-    ends and Unicode's normal form (NFC) make no difference, nor for ``heldout_fraction``.
-    """
-    heldout_fraction: float = Field(default=0.01, ge=0, lt=1)
-    """Part of the documents kept for evaluation, by a hash of the text: each stays where it is."""
-    part_bytes: PositiveInt = Field(default=64 * 2**20, le=MAX_BYTES)
-    """Raw files are cleaned in runs of about this size, each by one process; one file is never
-    divided. The documents do not depend on it.
-    """
-
-    def find_problems(self) -> Iterator[str]:
-        bad = [name for name in self.sources if not _SOURCE_NAME.fullmatch(name)]
-        if bad:
-            yield (
-                f"sources: names become folders and shards: use letters, digits, - and _, not {bad}"
-            )
-        tagged = [name for name, source in self.sources.items() if source.tags_field]
-        if self.strip_html and tagged:
-            yield f"strip_html: {', '.join(tagged)} has tags of words that it could remove"
 
 
 class TokenizerConfig(Section):

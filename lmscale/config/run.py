@@ -9,9 +9,9 @@ from typing import Annotated
 from pydantic import Field, SerializeAsAny, field_validator
 
 from lmscale.config.base import Section
+from lmscale.config.corpus import CorpusConfig
 from lmscale.config.data import (
     BatchConfig,
-    CorpusConfig,
     ShardsConfig,
     StreamConfig,
     TokenizerConfig,

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from lmscale.config.data import CorpusConfig
+from lmscale.config.corpus import CorpusConfig
+from lmscale.corpus.account import Account
 from lmscale.corpus.documents import (
     FORMAT_VERSION,
     SPLITS,
@@ -30,7 +31,6 @@ from lmscale.corpus.documents import (
 from lmscale.corpus.duplicates import RewriteTask, dropped_lines, find_duplicates, rewrite_file
 from lmscale.corpus.inputs import RawFile, find_inputs
 from lmscale.corpus.parts import CUT_AS, NAMED_FILES, Part, PartRecord, load_whole_part
-from lmscale.corpus.readers import Account
 from lmscale.errors import ConfigError, DataError
 from lmscale.tasks.building import Builder, BuildSummary
 from lmscale.tasks.finishing import Progress
@@ -149,6 +149,7 @@ class SourceTarget(Target[CorpusManifest]):
             dropped={reason: dropped[reason] for reason in REASONS if dropped[reason]},
             cut={how: count for how, count in cut.items() if count},
             line_ends=sum(record.line_ends for record in records),
+            markup_chars=sum(record.markup_chars for record in records),
             passed_over=dict(sorted(passed_over.items())),
             files_read=sum(len(part.files) for part in self.units),
             files_without_text=sum(record.files_without_text for record in records),
@@ -233,7 +234,7 @@ def _builder(config: CorpusConfig, processes: int) -> Builder[CorpusManifest]:
         raise ConfigError("corpus.sources: names no source; give at least one with its inputs.")
     targets = [
         _plan_source(config, name, files, rank=rank)
-        for rank, (name, files) in enumerate(find_inputs(config.sources).items())
+        for rank, (name, files) in enumerate(find_inputs(config).items())
     ]
     return Builder(targets=targets, title="corpus", unit="raw bytes", processes=processes)
 
@@ -280,6 +281,6 @@ def cut_into_runs(sizes: Sequence[int], at_least: int) -> list[tuple[int, int]]:
 
 
 def _hash(version: int, name: str, rules: dict[str, Any], files: Sequence[RawFile]) -> str:
-    listing = [[str(file.path), file.bytes, file.mtime_ns] for file in files]
+    listing = [[str(file.path), file.bytes, file.mtime_ns, *file.own] for file in files]
     content = json.dumps([version, name, rules, listing], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

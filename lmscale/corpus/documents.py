@@ -18,7 +18,7 @@ from typing import Annotated, Any, BinaryIO
 import xxhash
 from pydantic import AfterValidator, TypeAdapter
 
-from lmscale.config.data import CorpusSourceConfig
+from lmscale.config.corpus import CorpusSourceConfig
 from lmscale.errors import DataError
 from lmscale.files.reading import open_plain, read_plain, reading, sealed, unseal
 from lmscale.files.strangers import FileName, checked, parse_json
@@ -86,6 +86,7 @@ class CorpusManifest:
     files_without_text: int  # of which no document came, but such as others gave before
     without_text: tuple[str, ...]  # the first of these
     splits: Splits
+    markup_chars: int = 0  # of HTML, which were removed
 
     def documents(self, split: str) -> int:
         return sum(file.documents for file in self.splits[split])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmscale.config.data import CorpusSourceConfig
+from lmscale.config.corpus import CorpusSourceConfig
 from lmscale.files.strangers import kind_of_json, quote
 
 LARGEST = 3.4e38  # of a label that is a number: fp32

@@ -15,14 +15,15 @@ import shutil
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import xxhash
 from pydantic import TypeAdapter
 
-from lmscale.config.data import CorpusConfig
+from lmscale.config.corpus import CorpusConfig
+from lmscale.corpus.account import HANDFUL, Account, Pieces, TooManyBrokenError
 from lmscale.corpus.clean import (
     Sameness,
     cut_stretches,
@@ -44,7 +45,7 @@ from lmscale.corpus.documents import (
 from lmscale.corpus.duplicates import index_row, write_index
 from lmscale.corpus.fields import MarkedText
 from lmscale.corpus.inputs import RawFile
-from lmscale.corpus.readers import HANDFUL, Account, Pieces, TooManyBrokenError, read_file
+from lmscale.corpus.readers import read_file
 from lmscale.errors import DataError
 from lmscale.files.atomic import fsync_folder, have_sizes, write_bytes, writing
 from lmscale.files.reading import open_plain, read_plain, seal, unseal
@@ -102,6 +103,7 @@ class PartRecord:
     files_without_text: int
     without_text: tuple[str, ...]  # the first of these files
     splits: Splits
+    markup_chars: int = 0
 
 
 _RECORD = TypeAdapter(PartRecord)
@@ -183,6 +185,7 @@ def _write_part(part: Part, work: Path) -> PartRecord:
         dropped=dict(cleaner.dropped),
         cut=dict(cleaner.cut),
         line_ends=cleaner.line_ends,
+        markup_chars=cleaner.markup_chars,
         passed_over=dict(cleaner.account.passed_over),
         broken=tuple(cleaner.account.named),
         files_without_text=len(cleaner.without_text),
@@ -210,7 +213,7 @@ class _Cleaner:
     """Applies the rules to a part's documents and counts the documents that each rule dropped."""
 
     def __init__(self, part: Part) -> None:
-        self.read = self.line_ends = 0
+        self.read = self.line_ends = self.markup_chars = 0
         self.dropped: Counter[str] = Counter()
         self.cut: Counter[str] = Counter()
         self.index = array("Q")
@@ -231,7 +234,8 @@ class _Cleaner:
             try:
                 for number, pieces in read_file(file, self.account):
                     self.read += 1
-                    yield from self._clean(f"{printable_name(file.path.name)}:{number}", pieces)
+                    name = f"{printable_name(file.path.name)}:{number}"
+                    yield from self._clean(name, self._strip(pieces) if file.has_markup else pieces)
             except TooManyBrokenError as error:
                 raise DataError([*problems, *error.problems]) from None
             except DataError as error:
@@ -255,8 +259,6 @@ class _Cleaner:
         if isinstance(pieces, MarkedText):
             yield from self._clean_marked(name, pieces)
             return
-        if config.strip_html:
-            pieces = (strip_html("".join(pieces)),)
         tidied = _Tidied(pieces, config)
         text = tuple(tidied) if isinstance(pieces, tuple) else tidied
         same = Sameness(text)
@@ -284,8 +286,7 @@ class _Cleaner:
         be written or said of it.
         """
         config = self._part.config
-        pieces = [strip_html(text) for text in marked] if config.strip_html else marked
-        tidied = [_Tidied((piece,), config) for piece in pieces]
+        tidied = [_Tidied((piece,), config) for piece in marked]
         texts = ["".join(text) for text in tidied]
         self.line_ends += any(text.has_cr for text in tidied)
         parts = texts if marked.is_pair else ["".join(texts)]
@@ -319,6 +320,13 @@ class _Cleaner:
             ),
         )
         self._remember(digest, split, 1, is_cut=is_cut)
+
+    def _strip(self, pieces: Pieces) -> Pieces:
+        """The same without markup, which is counted."""
+        texts = list(pieces) if isinstance(pieces, MarkedText) else ["".join(pieces)]
+        stripped = tuple(map(strip_html, texts))
+        self.markup_chars += sum(map(len, texts)) - sum(map(len, stripped))
+        return replace(pieces, pieces=stripped) if isinstance(pieces, MarkedText) else stripped
 
     def _remember(self, digest: bytes, split: str, lines: int, *, is_cut: bool) -> None:
         """That a text was written, in so many lines."""

@@ -11,19 +11,18 @@ import json
 import os
 import re
 import tarfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from lmscale.config.data import CorpusSourceConfig
-from lmscale.corpus.fields import RecordFields
+from lmscale.corpus.account import Account, Pieces
 from lmscale.corpus.inputs import RawFile
 from lmscale.corpus.text_files import (
     PIECE_BYTES,
     Unpacked,
     compile_separator,
+    cut_array,
     cut_records,
     decode,
     find_undecodable,
@@ -31,88 +30,25 @@ from lmscale.corpus.text_files import (
     read_pieces,
 )
 from lmscale.errors import DataError
-from lmscale.files.printing import count_of
 from lmscale.files.redact import printable_name
 from lmscale.files.strangers import kind_of_json
 from lmscale.files.tar_members import BoundedMember, describe_unsafe
 
-# A text in pieces: a tuple, or a ``MarkedText`` where something is said of it; what is too large to
-# be held reads its file each time anew.
-Pieces = Iterable[str]
 Records = Iterator[tuple[int, Pieces]]  # with their numbers, from 1
 MAX_CHAR_BYTES = 4  # in any encoding
 MOST_HELD = 4  # members of a tar
 MAX_BATCH_BYTES = 1 << 30  # of Parquet rows
-HANDFUL = 5  # how many broken records beyond the limit are named before the error is raised
 
 _LINE = re.compile("\n")
 _BESIDE = ".json beside a .txt"
 _TAR_DAMAGE = (tarfile.TarError, ValueError, EOFError, OSError, OverflowError)
 
 
-class TooManyBrokenError(DataError):
-    """So many records are broken that reading on would tell no more."""
-
-
-class Account:
-    """What became of the records of one source, or of a part of it, that gave no text."""
-
-    def __init__(self, name: str, source: CorpusSourceConfig) -> None:
-        self.setting = f"corpus.sources.{name}"
-        self.source = source
-        self.fields = RecordFields(source)
-        self.broken = 0
-        self.named: list[str] = []  # some of the broken ones, in words
-        self.passed_over: Counter[str] = Counter()  # what is no record, by what it is
-
-    def add_broken(self, problem: str) -> None:
-        limit = self.source.max_bad_records
-        self.broken += 1
-        if len(self.named) < min(limit + HANDFUL, 4 * HANDFUL):
-            self.named.append(problem)
-        if self.broken >= limit + HANDFUL:
-            raise TooManyBrokenError(self.problems(more=True))
-
-    def include(self, broken: int, named: Sequence[str]) -> None:
-        """Those of a part; ``named`` are some of them, in words."""
-        self.broken += broken
-        self.named += named[: 4 * HANDFUL - len(self.named)]
-
-    def problems(self, *, more: bool = False) -> list[str]:
-        """What to say if more are broken than ``max_bad_records``; empty otherwise."""
-        limit = self.source.max_bad_records
-        if self.broken <= limit:
-            return []
-        setting = f"{self.setting}.max_bad_records"
-        stopped = ", and reading stopped there" if more else ""
-        return [
-            *self.named,
-            f"{count_of(self.broken, 'broken record')}{stopped}; {setting} = {limit} allows "
-            f"{limit}. Repair the files or raise {setting}; skipped records are counted.",
-        ]
-
-    def check(self) -> None:
-        """Raise ``DataError`` if more are broken than that."""
-        if problems := self.problems():
-            raise DataError(problems)
-
-    def takes(self, pieces: Pieces, where: str) -> bool:
-        """Whether a decoded text is of its encoding, or broken."""
-        found = find_undecodable(pieces)
-        if found:
-            setting = f"{self.setting}.encoding"
-            self.add_broken(f"{where}: not {self.source.encoding} ({setting}): {found}.")
-        return not found
-
-    def add_long(self, where: str) -> None:
-        limit = f"{self.setting}.max_record_chars = {self.source.max_record_chars:,}"
-        self.add_broken(f"{where}: longer than {limit}.")
-
-
 def read_file(file: RawFile, account: Account) -> Records:
     """The texts of a file, in the order of its records. Raises ``DataError`` for an unreadable one,
     and ``TooManyBrokenError``.
     """
+    account.begin(file)
     return READERS[file.format](file, account)
 
 
@@ -159,9 +95,12 @@ def _read_txt(file: RawFile, account: Account) -> Records:
 
 
 def _read_jsonl(file: RawFile, account: Account) -> Records:
+    yield from _read_lines(_decoded(file, account), file, account)
+
+
+def _read_lines(text: Iterable[str], file: RawFile, account: Account) -> Records:
     number = 0
-    lines = cut_records(_decoded(file, account), _LINE, account.source.max_record_chars)
-    for line in lines:
+    for line in cut_records(text, _LINE, account.source.max_record_chars):
         number += 1  # not by enumerate, which would hold on to the line
         where = f"{file.shown}:{number}"
         if line is None:
@@ -173,6 +112,37 @@ def _read_jsonl(file: RawFile, account: Account) -> Records:
             del line  # which is as long as the text
             if pieces is not None:
                 yield number, pieces
+
+
+def _read_json(file: RawFile, account: Account) -> Records:
+    """An array of objects; a file that begins otherwise holds JSON lines."""
+    text = iter(_decoded(file, account))
+    head = ""
+    for piece in text:  # to the first sign that is no white space
+        if head := piece.lstrip():
+            break
+    if not head.startswith("["):
+        yield from _read_lines(chain((head,), text), file, account)
+        return
+    limit = account.source.max_record_chars
+    number = 0
+    for item in _items(chain((head[1:],), text), limit, file):
+        number += 1
+        where = f"{file.shown}: item {number}"
+        if item is None:
+            account.add_long(where)
+        elif account.takes((item,), where):
+            pieces = _pieces_of_json(item, where, account)
+            del item
+            if pieces is not None:
+                yield number, pieces
+
+
+def _items(text: Iterable[str], max_chars: int, file: RawFile) -> Iterator[str | None]:
+    try:
+        yield from cut_array(text, max_chars)
+    except ValueError as error:
+        raise DataError(f"{file.shown}: cannot be read as a JSON array: {error}.") from None
 
 
 def _pieces_of_json(line: str, where: str, account: Account) -> Pieces | None:
@@ -373,7 +343,9 @@ def _refuse_rest(tar: tarfile.TarFile, file: RawFile) -> None:
 
 READERS: dict[str, Callable[[RawFile, Account], Records]] = {
     "text": _read_txt,
+    "html": _read_txt,
     "jsonl": _read_jsonl,
+    "json": _read_json,
     "parquet": _read_parquet,
     "webdataset": _read_webdataset,
 }

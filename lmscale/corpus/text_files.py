@@ -229,6 +229,65 @@ def cut_records(
             yield records.pop()  # and nothing here holds it any more
 
 
+_STRUCTURE = re.compile(r'["\\[\]{},]')
+_IN_STRING = re.compile(r'["\\\\]')
+
+
+def cut_array(pieces: Iterable[str], max_chars: int) -> Iterator[str | None]:
+    """The items of a JSON array, as they are written, of the text behind its ``[``; None for what
+    is longer than ``max_chars``.
+
+    Raises ``ValueError`` where the array does not end, or is not all that there is.
+    """
+    parts: list[str] = []  # of the item that has begun
+    chars = depth = 0
+    in_string = is_escaped = is_over = False
+
+    def keep(text: str) -> None:
+        nonlocal chars
+        chars += len(text)
+        if chars <= max_chars + OVERLAP_CHARS:  # white space around an item does not count
+            parts.append(text)
+
+    def finish() -> Iterator[str | None]:
+        nonlocal chars
+        item = "".join(parts).strip()
+        is_long = chars > max_chars + OVERLAP_CHARS or len(item) > max_chars
+        parts.clear()
+        chars = 0
+        yield None if is_long else item
+
+    for piece in pieces:
+        at = start = 0
+        if is_escaped and piece:
+            at, is_escaped = 1, False
+        while not is_over:
+            match = (_IN_STRING if in_string else _STRUCTURE).search(piece, at)
+            if match is None:
+                break
+            sign, at = match[0], match.end()
+            if sign == "\\":
+                is_escaped = at == len(piece)
+                at += not is_escaped
+            elif sign == '"':
+                in_string = not in_string
+            elif sign in "[{":
+                depth += 1
+            elif sign in "]}" and depth:
+                depth -= 1
+            elif sign != "}" and not depth:  # a comma, or the array's end
+                keep(piece[start : match.start()])
+                start, is_over = at, sign == "]"
+                if not is_over or "".join(parts).strip():
+                    yield from finish()
+        if is_over and piece[start:].strip():
+            raise ValueError("something follows behind the array")
+        if not is_over:
+            keep(piece[start:])
+    if not is_over:
+        raise ValueError("its array does not end: it is cut, or no JSON")
+
+
 def compile_separator(separator: str) -> re.Pattern[str]:
     """What stands between two documents of a text file; its LF are line ends of any kind."""
     line_end = r"(?:\r\n|\r(?!\n)|\n)"

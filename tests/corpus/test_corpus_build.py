@@ -14,7 +14,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmscale.config.data import CorpusConfig
+from lmscale.config.corpus import CorpusConfig
 from lmscale.corpus.build import build_corpus
 from lmscale.corpus.clean import digest_of, is_heldout, split_text, strip_html
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
@@ -202,7 +202,7 @@ def test_a_kill_leaves_nothing_that_looks_like_a_corpus(tmp_path):
     program = f"""
 import os, signal
 import lmscale.corpus.parts as parts
-from lmscale.config.data import CorpusConfig
+from lmscale.config.corpus import CorpusConfig
 from lmscale.corpus.build import build_corpus
 write = parts.DocumentWriter.write
 def killed(self, document):

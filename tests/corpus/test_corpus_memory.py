@@ -16,11 +16,12 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lmscale.config.data import CorpusConfig, CorpusSourceConfig
+from lmscale.config.corpus import CorpusConfig, CorpusSourceConfig
+from lmscale.corpus.account import Account
 from lmscale.corpus.build import build_corpus
 from lmscale.corpus.documents import read_documents
 from lmscale.corpus.inputs import find_inputs
-from lmscale.corpus.readers import Account, read_file
+from lmscale.corpus.readers import read_file
 from lmscale.corpus.text_files import compile_separator, cut_records, read_pieces
 from lmscale.errors import DataError
 
@@ -41,7 +42,7 @@ SKIPPED = b"\x51\x2a\x4d\x18\x04\0\0\0skip"
 def read(path, **settings):
     source = CorpusSourceConfig(inputs=(str(path),), **settings)
     account = Account("s", source)
-    (file,) = find_inputs({"s": source})["s"]
+    (file,) = find_inputs(CorpusConfig(sources={"s": source}))["s"]
     texts = ["".join(text) for _, text in read_file(file, account)]
     account.check()
     return texts
@@ -186,7 +187,7 @@ def test_few_rows_are_read_at_once_where_a_few_bytes_may_repeat_a_long_one(tmp_p
     before = pyarrow.total_allocated_bytes()
     held = []
     source = CorpusSourceConfig(inputs=(str(path),))
-    (file,) = find_inputs({"s": source})["s"]
+    (file,) = find_inputs(CorpusConfig(sources={"s": source}))["s"]
     for _, (text,) in read_file(file, Account("s", source)):
         held.append((len(text), pyarrow.total_allocated_bytes() - before))
     assert [size for size, _ in held] == [900_000] * 40

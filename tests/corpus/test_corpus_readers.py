@@ -13,9 +13,10 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from lmscale.config.data import CorpusSourceConfig
+from lmscale.config.corpus import CorpusConfig, CorpusSourceConfig
+from lmscale.corpus.account import Account
 from lmscale.corpus.inputs import find_inputs
-from lmscale.corpus.readers import Account, read_file
+from lmscale.corpus.readers import read_file
 from lmscale.errors import DataError
 
 TEXTS = ["Hello, world.", "你好，世界。\n第二行。", 'quotes " and \u2028 separators \U0001f600']
@@ -23,7 +24,7 @@ TEXTS = ["Hello, world.", "你好，世界。\n第二行。", 'quotes " and \u20
 
 def read(*patterns, **settings):
     source = CorpusSourceConfig(inputs=tuple(map(str, patterns)), **settings)
-    files = find_inputs({"s": source})["s"]
+    files = find_inputs(CorpusConfig(sources={"s": source}))["s"]
     account = Account("s", source)
     texts = ["".join(text) for file in files for _, text in read_file(file, account)]
     account.check()
@@ -156,7 +157,7 @@ def test_all_missing_inputs_are_reported_together(tmp_path):
         "two": CorpusSourceConfig(inputs=(str(tmp_path),)),
     }
     with pytest.raises(DataError) as caught:
-        find_inputs(sources)
+        find_inputs(CorpusConfig(sources=sources))
     one, two, three = caught.value.problems
     assert one.startswith("corpus.sources.one.inputs: no file matches")
     assert "a.doc: unknown ending" in two
@@ -172,7 +173,7 @@ def test_a_missing_extra_names_the_pip_command(tmp_path, package, ending):
     program = f"""
 import sys
 sys.modules[{package!r}] = None
-from lmscale.config.data import CorpusConfig
+from lmscale.config.corpus import CorpusConfig
 from lmscale.corpus.build import build_corpus
 source = {{"inputs": [{str(tmp_path / f"a.{ending}")!r}], "format": {form!r}}}
 config = {{"folder": {str(tmp_path / "out")!r}, "sources": {{"s": source}}, "strip_html": True}}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lmscale.config.data import CorpusConfig
+from lmscale.config.corpus import CorpusConfig
 from lmscale.corpus import clean
 from lmscale.corpus.build import build_corpus
 from lmscale.corpus.clean import Sameness, cut_stretches, digest_of, normalize, split_text, with_lf

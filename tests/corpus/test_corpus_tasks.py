@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from kill_points import open_killer
 from tiny_run import start_lmscale
 
-from lmscale.config.data import CorpusConfig
+from lmscale.config.corpus import CorpusConfig
 from lmscale.corpus.build import build_corpus, corpus_progress, cut_into_runs
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.errors import DataError
@@ -347,7 +347,7 @@ def test_tasks_that_end_together_have_one_finisher(config, expected, tmp_path):
 
 
 KILLED = """
-from lmscale.config.data import CorpusConfig
+from lmscale.config.corpus import CorpusConfig
 from lmscale.corpus.build import build_corpus
 from lmscale.tasks.target import ArrayTask
 config = CorpusConfig.model_validate({config!r})

@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from lmscale.cli.main import main
-from lmscale.config.data import CorpusConfig
+from lmscale.config.corpus import CorpusConfig
 from lmscale.corpus.build import build_corpus, corpus_progress
 from lmscale.corpus.documents import CorpusManifest, Splits
 from lmscale.corpus.parts import PartRecord

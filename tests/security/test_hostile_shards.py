@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hostile import make_trap
 
-from lmscale.config.data import CorpusSourceConfig
+from lmscale.config.corpus import CorpusSourceConfig
+from lmscale.corpus.account import Account
 from lmscale.corpus.inputs import RawFile
-from lmscale.corpus.readers import Account, read_file
+from lmscale.corpus.readers import read_file
 from lmscale.errors import DataError
 from lmscale.files.reading import sha256_file
 from lmscale.shards.manifest import load_manifest, parse_manifest, render_manifest, save_manifest
@@ -54,8 +55,10 @@ def append(path, evil):
 
 
 def read_tar(path, **settings):
-    file = RawFile(path=path, format="webdataset", bytes=path.stat().st_size, mtime_ns=0)
-    account = Account("web", CorpusSourceConfig(inputs=(str(path),), **settings))
+    rules = CorpusSourceConfig(inputs=(str(path),), **settings)
+    size = path.stat().st_size
+    file = RawFile(path=path, format="webdataset", bytes=size, mtime_ns=0, rules=rules)
+    account = Account("web", rules)
     texts = ["".join(text) for _, text in read_file(file, account)]
     account.check()
     return texts

@@ -17,7 +17,8 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmscale.config.data import CorpusConfig, TokenizerConfig
+from lmscale.config.corpus import CorpusConfig
+from lmscale.config.data import TokenizerConfig
 from lmscale.corpus.build import build_corpus
 from lmscale.errors import ConfigError, DataError
 from lmscale.tokenizer.codec import (

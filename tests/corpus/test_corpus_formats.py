@@ -1,0 +1,125 @@
+"""What a file is read as: by its ending, or by settings of its own; markup, and arrays of JSON."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmscale.cli.corpus import _render
+from lmscale.config.corpus import CorpusConfig, CorpusSourceConfig
+from lmscale.corpus.build import build_corpus
+from lmscale.corpus.documents import load_corpus_manifest, read_documents
+from lmscale.corpus.text_files import cut_array
+from lmscale.errors import DataError
+
+PAGE = "<html><head><title>x</title></head><body><p>A &lt;b&gt; page</p></body></html>"
+CODE = "#include <stdio.h>\nvector<int> x;"
+
+
+def build(folder, sources: dict, **settings):
+    """The manifests and the texts of each source, held out or not."""
+    tree = {"folder": str(folder / "out"), "sources": sources, "heldout_fraction": 0, **settings}
+    build_corpus(CorpusConfig.model_validate(tree))
+    folders = {name: folder / "out" / name for name in sources}
+    manifests = {name: load_corpus_manifest(place) for name, place in folders.items()}
+    return manifests, {n: [*read_documents(place / "train")] for n, place in folders.items()}
+
+
+def test_pages_lose_their_markup_and_nothing_else_does(tmp_path):
+    for name, text in (("a.html", PAGE), ("b.md", CODE), ("c.rst", CODE + "!"), ("d.txt", "d <x>")):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "e.htm.gz").write_bytes(gzip.compress(b"<p>packed</p>"))
+    manifests, texts = build(tmp_path, {"s": {"inputs": [f"{tmp_path}/*.*"]}})
+    assert texts["s"] == ["A <b> page", CODE, CODE + "!", "d <x>", "packed"]
+    removed = len(PAGE) - len("A <b> page") + len("<p></p>")
+    assert manifests["s"].markup_chars == removed
+    assert f"markup removed: {removed} characters" in _render(manifests["s"])
+
+
+def test_a_pattern_may_have_settings_of_its_own(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"page": "<i>one</i>"}))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "<i>two</i>"}))
+    (tmp_path / "c.log").write_bytes("drei\fvïer".encode("latin-1"))
+    special = {"files": f"{tmp_path}/a.jsonl", "text_field": "page", "strip_html": True}
+    logs = {"files": f"{tmp_path}/*.log", "format": "text", "separator": "\f"}
+    logs["encoding"] = "latin-1"
+    source = {"inputs": [special, f"{tmp_path}/b.jsonl", logs]}
+    texts = build(tmp_path, {"s": source, "t": {**source, "strip_html": True}})[1]
+    assert texts["s"] == ["one", "<i>two</i>", "drei", "vïer"]
+    assert texts["t"] == ["one", "two", "drei", "vïer"]
+    dumped = CorpusSourceConfig.model_validate(source).model_dump(mode="json")["inputs"]
+    assert dumped == source["inputs"]
+    both = {"s": {"inputs": [special, f"{tmp_path}/*.jsonl"]}}
+    with pytest.raises(DataError, match=r"a\.jsonl is also of inputs\[1\] .* other settings"):
+        build(tmp_path, both)
+
+
+def test_other_settings_of_a_pattern_build_the_corpus_anew(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ftwo")
+    files = f"{tmp_path}/a.txt"
+    assert build(tmp_path, {"s": {"inputs": [files]}})[1]["s"] == ["one\ftwo"]
+    tree = {"inputs": [{"files": files, "separator": "\f"}]}
+    with pytest.raises(DataError, match=r"other settings \(inputs\)"):
+        build(tmp_path, {"s": tree})
+
+
+def test_a_json_file_holds_an_array_or_lines(tmp_path):
+    (tmp_path / "a.json").write_text(
+        '\ufeff \n[{"text": "甲, [乙]"},\n {"text": "b \\" ]", "n": [1]}]\n'
+    )
+    (tmp_path / "b.json").write_text('{"text": "c"}\n{"text": "d"}\n')
+    (tmp_path / "c.json").write_text("[]")
+    (tmp_path / "d.json").write_text('[{"text": "e"}, 3, {"other": "f"}]')
+    source = {"inputs": [f"{tmp_path}/*.json"], "max_bad_records": 2}
+    manifests, texts = build(tmp_path, {"s": source})
+    assert texts["s"] == ["甲, [乙]", 'b " ]', "c", "d", "e"]
+    assert manifests["s"].dropped == {"broken": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('[{"text": "a"}, {"te', "its array does not end"),
+        ('[{"text": "a"}] [1]', "something follows behind the array"),
+        ('[{"text": "a"},, {"text": "b"}]', "item 2: not JSON"),
+        ('[{"text": "a"} {"text": "b"}]', "item 1: not JSON"),
+    ],
+)
+def test_what_is_no_array_is_named(tmp_path, text, problem):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=problem):
+        build(tmp_path, {"s": {"inputs": [f"{tmp_path}/a.json"]}})
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(alphabet='ab"\\[]{},: 中\n', max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@given(st.lists(VALUES, max_size=5), st.booleans(), st.integers(1, 7))
+def test_an_array_s_items_are_cut_wherever_its_pieces_end(values, is_indented, size):
+    text = json.dumps(values, ensure_ascii=False, indent=1 if is_indented else None)[1:]
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    items = [*cut_array(pieces, 10_000)]
+    assert [json.loads(item) for item in items if item is not None] == values
+    limit = max([0, *(len(item or "") for item in items)]) - 1
+    if limit > 0:
+        assert [item is None for item in cut_array(pieces, limit)] == [
+            len(item or "") > limit for item in items
+        ]
+
+
+def test_files_of_unknown_endings_are_one_line_an_ending(tmp_path):
+    for number in range(7):
+        (tmp_path / f"{number}.doc").write_text("x")
+        (tmp_path / f"{number}.pdf").write_text("x")
+    with pytest.raises(DataError) as caught:
+        build(tmp_path, {"s": {"inputs": [f"{tmp_path}/*.*"]}})
+    doc, pdf = caught.value.problems
+    assert "0.doc" in doc and "and 4 more: unknown ending (.doc)" in doc and "(.pdf)" in pdf
