@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from lmscale.errors import DataError
+from lmscale.files.extras import install_extra
 from lmscale.files.redact import printable_name
 
 PIECE_BYTES = 1 << 20
@@ -80,7 +81,7 @@ _DAMAGE = (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError)
 
 
 def missing_extra(what: str, package: str) -> DataError:
-    return DataError(f"{what} needs {package}: pip install '.[corpus]' in the clone.")
+    return DataError(f"{what} needs {package}: {install_extra('corpus')} in the clone.")
 
 
 def read_pieces(path: Path) -> Iterator[bytes]:

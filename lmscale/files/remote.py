@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from lmscale.errors import ConfigError, DataError, LmscaleError, TransientError
 from lmscale.files import fault_points
 from lmscale.files.atomic import is_full, may_pass
+from lmscale.files.extras import install_extra
 from lmscale.files.locations import local_path, protocol_of
 from lmscale.files.reading import read_plain
 
@@ -199,7 +200,7 @@ def open_filesystem(url: str, **options: Any) -> tuple[Any, str]:
     except ImportError as error:
         extra = EXTRAS.get(protocol)
         install = (
-            f"pip install '.[{extra}]' in the clone" if extra else f"install its package ({error})"
+            f"{install_extra(extra)} in the clone" if extra else f"install its package ({error})"
         )
         raise ConfigError(
             f"{url}: {protocol}:// needs a package that is missing: {install}."

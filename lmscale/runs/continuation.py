@@ -83,7 +83,7 @@ _TABLE = {
         corpus drop_exact_duplicates heldout_fraction part_bytes
         corpus.sources.NAME inputs format text_field encoding separator max_record_chars
         corpus.sources.NAME max_bad_records target_field label_field tags_field label_names
-        corpus.sources.NAME word_separator
+        corpus.sources.NAME word_separator strip_html
         tokenizer folder kind vocab_size character_coverage max_sample_bytes split_digits
         shards folder max_bytes block_tokens bos processes
         stream.sources.NAME shards

