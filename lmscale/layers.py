@@ -41,6 +41,8 @@ VENDORS = {
     "xllamacpp": ("exchange/llama_cpp_child.py",),
     "webdataset": (),  # importing it loads torch; the tests read our shards with it
     "deepspeed": ("engine/", "checkpoint/"),
+    "lm_eval": ("evaluation/harness.py",),
+    "datasets": ("evaluation/harness.py",),
     "tensorboard": ("runs/",),
     "transformers": ("exchange/",),
     "torch.utils.tensorboard": ("runs/",),

@@ -38,18 +38,35 @@ WeightsOption = Annotated[
 ]
 
 
+SetNameOption = Annotated[
+    list[str] | None, typer.Option(help="A set of evaluation.sets; may be given several times.")
+]
+MaxWindowsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Score at most this many windows per set, spread evenly over it."),
+]
+TasksOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,NAME|FOLDER",
+        help="Score tasks of lm-evaluation-harness in place of the sets: by name, or all of a "
+        "folder's.",
+    ),
+]
+IncludeOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="A folder of more tasks, to be named.")
+]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="Only so many documents of each task, the first ones.")
+]
+
+
 def evaluate(
     run: RunArgument,
     step: StepOption = None,
     weights: WeightsOption = None,
-    set_name: Annotated[
-        list[str] | None,
-        typer.Option(help="A set of evaluation.sets; may be given several times."),
-    ] = None,
-    max_windows: Annotated[
-        int | None,
-        typer.Option(min=1, help="Score at most this many windows per set, spread evenly over it."),
-    ] = None,
+    set_name: SetNameOption = None,
+    max_windows: MaxWindowsOption = None,
     baseline: Annotated[
         Literal["ngram", "unigram"] | None,
         typer.Option(
@@ -57,9 +74,20 @@ def evaluate(
             "masked tokens a unigram."
         ),
     ] = None,
+    tasks: TasksOption = None,
+    include_path: IncludeOption = None,
+    limit: LimitOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a run's checkpoint on its held-out sets. SIGTERM or SIGUSR1 ends it with 75."""
+    """Score a run's checkpoint on its held-out sets, or on tasks. SIGTERM or SIGUSR1 ends it
+    with 75.
+    """
+    from lmscale.cli.evaluate_tasks import refuse_misfits
+
+    refuse_misfits(tasks, include_path, limit, others=(set_name, max_windows, baseline))
+    if tasks is not None:
+        _evaluate_tasks(run, step, weights, tasks, include_path, limit, as_json=as_json)
+        return
     from lmscale.evaluation.fitting import check_baseline
     from lmscale.runs.run_folder import load_run_config
     from lmscale.runs.stop import StoppedError, StopRequests
@@ -94,6 +122,34 @@ def evaluate(
                 f"{baseline}: the loss of {counts.described}, counted on {counts.tokens:,} tokens "
                 "that the run has read"
             )
+
+
+def _evaluate_tasks(
+    run: Path,
+    step: int | None,
+    weights: Weights | None,
+    tasks: str,
+    include_path: Path | None,
+    limit: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    from lmscale.cli import evaluate_tasks
+    from lmscale.runs.stop import StoppedError, StopRequests
+
+    with StopRequests(run, watch_file=False, signals=(signal.SIGTERM, signal.SIGUSR1)) as stop:
+        stop.leave_unless(lambda: False)
+        opened = evaluate_tasks.open_run_tasks(
+            run, evaluate_tasks.split_names(tasks), include_path, limit
+        )
+        loaded = _load(run, step, weights)
+        try:
+            scores, respondent = evaluate_tasks.score_run_tasks(loaded, opened, stop)
+        except StoppedError as stopped:
+            say(f"stopped by {stopped}; nothing was scored", err=True)
+            raise typer.Exit(EXIT_RESUMABLE) from None
+    evaluate_tasks.record(run, loaded, opened, scores)
+    evaluate_tasks.print_scores(loaded, opened, scores, respondent, as_json=as_json)
 
 
 def _load(run: Path, step: int | None, weights: Weights | None) -> LoadedRun:

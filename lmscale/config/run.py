@@ -17,9 +17,10 @@ from lmscale.config.data import (
     TokenizerConfig,
     WindowShape,
 )
+from lmscale.config.kinds import Ability
 from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, Sizes
 from lmscale.config.objective import OBJECTIVES, SINGLE, CausalConfig, DistillConfig
-from lmscale.config.objective_base import ObjectiveConfig, describe_ids
+from lmscale.config.objective_base import NextTokenConfig, ObjectiveConfig, describe_ids
 from lmscale.config.safety import CheckpointConfig, GuardConfig
 from lmscale.config.training import (
     AVERAGE,
@@ -28,6 +29,7 @@ from lmscale.config.training import (
     EvaluationConfig,
     TrainConfig,
     WatchConfig,
+    is_task_place,
 )
 from lmscale.files.locations import absolute_checkpoint, absolute_location, split_checkpoint
 
@@ -120,6 +122,8 @@ class RunConfig(Section):
         if problem := self.engine.schedule.find_problem(total_steps=self.train.steps):
             yield problem
         yield from self._find_ability_problems()
+        if self.evaluation.tasks and (problem := self.find_task_problem()):
+            yield f"evaluation.tasks: {problem}"
         yield from self.objective.find_model_problems(self.model)
         yield from self._find_figure_problems()
         if self.evaluation.weights == AVERAGE and not self.engine.has_average:
@@ -165,6 +169,19 @@ class RunConfig(Section):
             )
         if self.evaluation.stop.metric in measured and not every_steps:
             yield "evaluation.stop needs scores while the run trains: set evaluation.every_steps"
+
+    def find_task_problem(self) -> str | None:
+        """Why the run's model cannot be asked tasks: they ask how likely a text is behind another,
+        or for a text.
+        """
+        is_next = all(isinstance(each, NextTokenConfig) for each in self.objective.each().values())
+        if is_next and Ability.CAUSAL in self.model.offers:
+            return None
+        return (
+            "tasks ask how likely a text is behind another, and a run of model.family = "
+            f"{self.model.family!r} with objective.name = {self.objective.name!r} learns to "
+            "predict no next token. Leave them out, or take a decoder's or a recurrent model's run"
+        )
 
     def describe_doubts(self) -> Iterator[str]:
         """What a run may have and was hardly meant; told at its start."""
@@ -266,4 +283,11 @@ def with_absolute_places(config: RunConfig) -> RunConfig:
         source["shards"] = absolute_location(source["shards"])
     sets = tree["evaluation"]["sets"]
     tree["evaluation"]["sets"] = {name: absolute_location(place) for name, place in sets.items()}
+    if tree["evaluation"]["tasks_include_path"]:
+        tree["evaluation"]["tasks_include_path"] = absolute_location(
+            tree["evaluation"]["tasks_include_path"]
+        )
+    tree["evaluation"]["tasks"] = [
+        absolute_location(word) if is_task_place(word) else word for word in config.evaluation.tasks
+    ]
     return RunConfig.model_validate(tree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
@@ -18,6 +19,11 @@ Weights = Literal["trained", "average"]
 Direction = Literal["min", "max"]
 # Held-out figures that are better the higher they are; all others are better the lower they are.
 RISING = frozenset({"accuracy", "next_accuracy", "order_accuracy"})
+
+
+def is_task_place(word: str) -> bool:
+    """Whether a word of ``evaluation.tasks`` is a folder or a file of tasks, not a name."""
+    return "/" in word or word.endswith(".yaml") or Path(word).is_dir()
 
 
 def direction_of(metric: str) -> Direction:
@@ -249,6 +255,16 @@ class EvaluationConfig(Section):
     """Most windows per set in the loop, spread evenly over it; default, and at the end: all."""
     at_end: bool = True
     stop: EarlyStopConfig = EarlyStopConfig()
+    tasks: tuple[str, ...] = Field(default=(), strict=False)
+    """Of lm-evaluation-harness: names, and folders or files of tasks. They need the extra
+    ``lm-eval``, on rank 0 alone.
+    """
+    tasks_every_steps: NonNegativeInt = 0
+    """0 scores them only after the last step, if ``at_end``."""
+    tasks_limit: PositiveInt | None = None
+    """At most so many documents of each task, the first ones; default: all."""
+    tasks_include_path: str = ""
+    """A folder of tasks that ``tasks`` may name beside lm-eval's own."""
     weights: Weights | None = None
     """``trained``, or ``average``: which weights held-out figures and generated text are of.
     Default: the average where the run keeps one (``engine.ema_decay``, ``schedule_free``).
@@ -260,3 +276,5 @@ class EvaluationConfig(Section):
             yield (
                 f"set names become folder and metric names: use letters, digits, - and _, not {bad}"
             )
+        if self.tasks_every_steps and not self.tasks:
+            yield "tasks_every_steps needs tasks, by name or by folder"

@@ -9,6 +9,8 @@
                                   │      the yardstick
                                   └─→ Generation (generate.py): a prompt → ids by Sampling
                                          ─stream_text──→ text
+    tasks ──open_tasks──→ score_tasks (harness.py), by the requests that a run's Respondent
+                             (respondent.py) answers; local_tasks.py makes tasks of held-out text
 
 The first calls to read are ``load_run`` and ``evaluate_set``. The evaluation between the steps of a
 run, by the same functions, is ``lmscale/train/scoring.py``.

@@ -28,6 +28,7 @@ ALIVE_SECONDS = 120.0  # a step longer than this shows as silence, unless the he
 ATTEMPTS_FILE = "attempts.jsonl"  # what every attempt did with its time
 LEDGER_FILE = "ledger.jsonl"  # which samples every step used
 METRICS_FILE = "metrics.jsonl"  # the figures that a run shows
+TASKS_FILE = "tasks.jsonl"  # those of tasks that others than its ranks have measured
 
 
 def read_submissions(state_folder: Path, problems: list[str] | None = None) -> list[Row]:

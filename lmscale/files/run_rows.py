@@ -90,6 +90,14 @@ class _Student(BaseModel):
     student: Text
 
 
+class _TaskFigures(BaseModel):
+    step: Count
+    time: Instant
+    weights: Text
+    limit: Count | None = None
+    figures: dict[Text, Finite | None]
+
+
 class _Submission(BaseModel):
     time: Instant
     submission: Text
@@ -117,8 +125,8 @@ ATTEMPT = TypeAdapter[Any](
         Field(discriminator="event"),
     ]
 )
-WATCH, RESUME, REWIND, FAULT, STEP, STUDENT, SUBMISSION = map(
-    TypeAdapter[Any], (_Watch, _Resume, _Rewind, _Fault, _Step, _Student, _Submission)
+WATCH, RESUME, REWIND, FAULT, STEP, STUDENT, SUBMISSION, TASK_FIGURES = map(
+    TypeAdapter[Any], (_Watch, _Resume, _Rewind, _Fault, _Step, _Student, _Submission, _TaskFigures)
 )
 OF_AVERAGE = "of_average"  # on a line whose figures are of the average of the weights: 1
 FIGURES = TypeAdapter[Any](Annotated[dict[str, Any], AfterValidator(_check_figures)])

@@ -101,7 +101,8 @@ _TABLE = {
         train log_every_steps peak_tflops
         watch heartbeat_seconds report_seconds limit_seconds start_limit_seconds straggler_ratio
         watch straggler_steps
-        evaluation sets every_steps max_windows at_end""",
+        evaluation sets every_steps max_windows at_end tasks tasks_every_steps tasks_limit
+        evaluation tasks_include_path""",
 }
 CHANGES = {
     f"{section}.{name}": change

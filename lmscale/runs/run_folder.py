@@ -27,15 +27,17 @@ from lmscale.files.run_files import (
     REWINDS_FILE,
     SLURM_FOLDER,
     SWEEP_FILE,
+    TASKS_FILE,
     WATCH_FILE,
 )
-from lmscale.files.run_rows import FAULT, FIGURES, RESUME, REWIND, STEP, WATCH
+from lmscale.files.run_rows import FAULT, FIGURES, RESUME, REWIND, STEP, TASK_FIGURES, WATCH
 from lmscale.runs.attempts import FINISHED, find_good_end, read_attempts
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.environment import find_missing_packages
 from lmscale.runs.goodput import Goodput, goodput
 from lmscale.runs.starts import HANG_ENDED, RunSigns, plan_starts, read_events
 from lmscale.runs.sweep_folder import find_membership, frozen_config, member_submissions, read_sweep
+from lmscale.runs.task_rows import keep_valid, latest_task_figures
 from lmscale.runs.trackers import find_cut
 
 _METRICS_BYTES = 1 << 18  # some 200 lines: evaluations are rarer than steps
@@ -101,11 +103,12 @@ def read_status(folder: str | Path) -> RunStatus:
     watch = read(WATCH_FILE, WATCH, TAIL_BYTES)
     starts = plan_starts(read_events(folder, problems), attempts, watch)
     metrics = read(METRICS_FILE, FIGURES, _METRICS_BYTES)
-    figures, figure_steps = _latest_figures(metrics)
     submissions = read_submissions(folder, problems)
     commits = read_commits(folder, problems)
     problems += _find_lost_attempts(attempts, commits)
     rewinds = tuple(read(REWINDS_FILE, REWIND))
+    task_rows = keep_valid(read(TASKS_FILE, TASK_FIGURES), rewinds)
+    figures, figure_steps = _latest_figures(metrics, task_rows)
     resumes = read(RESUMES_FILE, RESUME)
     if commits and not (ledger or rewinds or any(row["passed_over"] for row in resumes)):
         problems.append(f"{LEDGER_FILE} holds no step, though there are checkpoints: it was cut.")
@@ -223,11 +226,16 @@ def _last_sign(folder: Path) -> float | None:
     return max(signs, default=None)
 
 
-def _latest_figures(rows: Sequence[Row]) -> tuple[Row, dict[str, int]]:
-    """Rows of steps and of evaluations hold different names: the last of each counts."""
+def _latest_figures(rows: Sequence[Row], task_rows: Sequence[Row]) -> tuple[Row, dict[str, int]]:
+    """Rows of steps and of evaluations hold different names: the last of each counts. What other
+    processes have measured of tasks counts where it is of no older weights.
+    """
     figures: dict[str, Any] = {}
     steps: dict[str, int] = {}
     for row in rows:
         figures.update(row)
         steps |= {name: row["step"] for name in row}
+    for name, (step, value) in latest_task_figures(task_rows).items():
+        if step >= steps.get(name, 0):
+            figures[name], steps[name] = value, step
     return figures, steps

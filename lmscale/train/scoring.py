@@ -19,6 +19,7 @@ from lmscale.evaluation.perplexity import (
     render_scores,
     warn_of_other_beginnings,
 )
+from lmscale.evaluation.task_scores import PREFIX
 from lmscale.files.jsonl import sift_rows
 from lmscale.files.run_files import METRICS_FILE
 from lmscale.files.run_rows import FIGURES, OF_AVERAGE
@@ -28,6 +29,7 @@ from lmscale.runs.trackers import Trackers, open_trackers
 from lmscale.stream.dataset import Dataset
 from lmscale.train.assemble import Run
 from lmscale.train.early_stop import tell_unmeasured
+from lmscale.train.task_scoring import TaskScorer, open_task_scorer
 from lmscale.train.votes import StopPoll
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class Evaluator:
     trackers: Trackers | None  # rank 0's
     poll: StopPoll
     stop_figures: dict[int, float]  # step → figure of evaluation.stop, so far
+    task_scorer: TaskScorer | None = None  # None where there are no tasks
     scored_step: int | None = None  # the last one
     early_stop: str | None = None  # why the run ends with that step; alike on all ranks
 
@@ -62,6 +65,8 @@ class Evaluator:
             self.score(report.step, SAMPLED, max_windows=config.max_windows)
         if is_last:
             self.score_at_end(report.step)
+        elif self.task_scorer and not is_stopping and self.early_stop is None:
+            self.score_tasks(report.step, is_last=False)
 
     def score_owed(self) -> None:
         """Before the first step: the evaluation of the step before it, if the run's early stop
@@ -75,6 +80,15 @@ class Evaluator:
     def score_at_end(self, step: int) -> None:
         if self.run.config.evaluation.at_end:
             self.score(step, WHOLE, max_windows=None)
+        self.score_tasks(step, is_last=True)
+
+    def score_tasks(self, step: int, *, is_last: bool) -> None:
+        """If they are due."""
+        scorer = self.task_scorer
+        if scorer is not None and scorer.is_due(step, is_last=is_last):
+            is_average = self.run.config.scores_average
+            scorer.score(step, averaged_weights(self.run.engine) if is_average else None)
+            self.scored_step = step
 
     def score(self, step: int, name: str, *, max_windows: int | None) -> None:
         if self.plan is None:
@@ -149,6 +163,7 @@ def open_evaluator(run: Run, trackers: Trackers | None, poll: StopPoll) -> Itera
                 plan = plan_evaluation(run.config, run.tokenizer.token_bytes(), max_windows=None)
         if run.ranks.is_first:
             warn_of_other_beginnings(datasets, run.stream.bos_id)
+        task_scorer = stack.enter_context(open_task_scorer(run, trackers, poll))
         yield Evaluator(
             run=run,
             datasets=datasets,
@@ -156,17 +171,20 @@ def open_evaluator(run: Run, trackers: Trackers | None, poll: StopPoll) -> Itera
             trackers=trackers,
             poll=poll,
             stop_figures=dict(run.stop_figures),
+            task_scorer=task_scorer,
         )
 
 
 def complete_evaluation(run: Run, poll: StopPoll) -> None:
     """Score a run that was killed between its last checkpoint and its last evaluation."""
+    config = run.config.evaluation
     step, is_first = run.start.step, run.ranks.is_first  # not where it should have ended
-    is_owed = run.config.evaluation.at_end and bool(run.config.evaluation.sets)
-    rows = sift_rows(run.folder / METRICS_FILE, FIGURES).rows if is_owed and is_first else ()
-    scored = (row for row in rows if row["step"] == step)
-    was_scored = any(name.startswith(f"{WHOLE}/") for row in scored for name in row)
-    if not is_owed or broadcast_object(was_scored):
+    wanted = [kind for kind, has in ((WHOLE, config.sets), (PREFIX, config.tasks)) if has]
+    wanted = wanted if config.at_end else []
+    rows = sift_rows(run.folder / METRICS_FILE, FIGURES).rows if wanted and is_first else ()
+    scored = {name.partition("/")[0] for row in rows if row["step"] == step for name in row}
+    owed: list[str] = broadcast_object([kind for kind in wanted if kind not in scored])
+    if not owed:
         return
     with ExitStack() as stack:
         trackers = None
@@ -175,4 +193,7 @@ def complete_evaluation(run: Run, poll: StopPoll) -> None:
                 run.lease.check()
                 trackers = stack.enter_context(open_trackers(run.folder, resumed_step=step))
         evaluator = stack.enter_context(open_evaluator(run, trackers, poll))
-        evaluator.score(step, WHOLE, max_windows=None)
+        if WHOLE in owed:
+            evaluator.score(step, WHOLE, max_windows=None)
+        if PREFIX in owed:
+            evaluator.score_tasks(step, is_last=True)

@@ -1,0 +1,133 @@
+"""``lmscale evaluate RUN --tasks``: tasks of lm-evaluation-harness, asked of a run's own model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmscale.cli.options import echo_json, print_warnings
+from lmscale.errors import ConfigError, LmscaleError
+from lmscale.files.printing import count_of, say
+
+if TYPE_CHECKING:
+    from lmscale.evaluation.harness import Tasks
+    from lmscale.evaluation.respondent import Respondent
+    from lmscale.evaluation.run import LoadedRun
+    from lmscale.evaluation.task_scores import TaskScore
+    from lmscale.runs.stop import StopRequests
+
+
+def split_names(text: str) -> list[str]:
+    """``NAME,NAME``, or the folder of that name, whatever is in it."""
+    if Path(text).exists():
+        return [text]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("--tasks: name at least one task, or a folder of tasks.")
+    return names
+
+
+def refuse_misfits(
+    tasks: str | None, include_path: Path | None, limit: int | None, *, others: Sequence[object]
+) -> None:
+    """Raise ``ConfigError`` for options that mean nothing together."""
+    if tasks is None and (include_path is not None or limit is not None):
+        raise ConfigError("--include-path and --limit are of tasks: give --tasks as well.")
+    if tasks is not None and any(others):
+        raise ConfigError(
+            "--set-name, --max-windows and --baseline are of the held-out sets, which are not "
+            "scored with --tasks. Make it two commands."
+        )
+
+
+def open_run_tasks(
+    run: Path, asked: Sequence[str], include_path: Path | None, limit: int | None
+) -> Tasks:
+    """The tasks, before the model is loaded; refused where the run's model cannot answer."""
+    from lmscale.evaluation.harness import open_tasks
+    from lmscale.evaluation.respondent import check_answers
+    from lmscale.files.progress import progress
+    from lmscale.runs.run_folder import load_run_config
+
+    check_answers(load_run_config(run))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with progress("loading the tasks"):
+        return open_tasks(asked, include_path=include_path, limit=limit)
+
+
+def score_run_tasks(
+    loaded: LoadedRun, tasks: Tasks, stop: StopRequests
+) -> tuple[dict[str, TaskScore], Respondent]:
+    """Score a loaded run. Raises ``StoppedError`` when it is asked to stop."""
+    from lmscale.evaluation.harness import score_tasks
+    from lmscale.evaluation.respondent import build_respondent
+    from lmscale.files.progress import progress
+    from lmscale.objective.objective import build_scoring
+    from lmscale.ranks.mesh import Axis
+    from lmscale.train.votes import StopPoll
+
+    poll = StopPoll(stop.requested)
+    stop.wait_to_be_asked()
+    with progress(f"scoring {count_of(len(tasks.names), 'task')}", None, "requests") as advance:
+        respondent = build_respondent(
+            loaded.config,
+            build_scoring(loaded.model, loaded.config).eval(),
+            loaded.model,
+            loaded.tokenizer,
+            bos_id=loaded.bos_id,
+            data=Axis(),
+            device=loaded.model.device,
+            advance=advance,
+            between_batches=poll,
+        )
+        return score_tasks(tasks, respondent, tick=poll), respondent
+
+
+def record(run: Path, loaded: LoadedRun, tasks: Tasks, scores: dict[str, TaskScore]) -> None:
+    """Beside the run's own figures; a folder that cannot be written to is told, and no error."""
+    from lmscale.evaluation.task_scores import name_figures
+    from lmscale.runs.task_rows import record_task_figures
+
+    figures = name_figures(scores)
+    try:
+        record_task_figures(run, loaded.step, figures, weights=loaded.weights, limit=tasks.limit)
+    except LmscaleError as error:
+        print_warnings([f"the figures are not kept: {problem}" for problem in error.problems])
+
+
+def print_scores(
+    loaded: LoadedRun,
+    tasks: Tasks,
+    scores: dict[str, TaskScore],
+    respondent: Respondent,
+    *,
+    as_json: bool,
+) -> None:
+    from lmscale.evaluation.task_scores import render_task_scores
+
+    tokenizer = loaded.tokenizer
+    front = "bos" if respondent.front_id == tokenizer.bos_id else "eos"
+    if as_json:
+        row: dict[str, Any] = {
+            "step": loaded.step,
+            "weights": loaded.weights,
+            "limit": tasks.limit,
+            "in_front": front,
+            "cut": respondent.num_cut,
+            "tasks": {name: score.to_json() for name, score in scores.items()},
+        }
+        echo_json(row)
+        return
+    say(render_task_scores(scores))
+    say(f"step {loaded.step:,}; {front} stands in front of every text")
+    if loaded.weights != "trained":
+        say("weights: their average over the steps")
+    if tasks.limit is not None:
+        say(f"limit: the first {tasks.limit:,} documents of each task")
+    if respondent.num_cut:
+        say(
+            f"cut: {count_of(respondent.num_cut, 'request')} longer than the "
+            f"{loaded.model.max_positions:,} tokens that the model sees, on the left"
+        )
