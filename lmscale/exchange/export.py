@@ -11,32 +11,33 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from lmscale.checkpoint.differences import MAX_NAMED
+from lmscale.config.kinds import Ability
 from lmscale.errors import CheckpointError, DataError
 from lmscale.evaluation.run import FoundRun, find_run
 from lmscale.exchange.exported import DTYPES, MARK, Exported, ExportRequest, describe
+from lmscale.exchange.framing import find_beginning, plan_framing
 from lmscale.exchange.model_card import CARD, render_card
-from lmscale.exchange.parity import Parity, ask_theirs, compare
 from lmscale.exchange.plan_export import (
     ExportPlan,
     check_found,
-    fill_as_stored,
     open_export,
     plan_export,
     plan_stored,
     render_tensors,
 )
 from lmscale.exchange.render_config import barred_ids, render_config, render_generation
-from lmscale.exchange.samples import draw_samples
+from lmscale.exchange.samples import Samples, draw_samples
 from lmscale.exchange.their_library import import_transformers
+from lmscale.exchange.tokenizer_check import TokenizerCheck, verify_tokenizer
+from lmscale.exchange.tokenizer_files import write_tokenizer
+from lmscale.exchange.verify import Files, plan_bytes, verify_export
 from lmscale.exchange.write_tensors import Written, plan_files, write_files
-from lmscale.files.atomic import to_json_bytes, write_json, writing
+from lmscale.files.atomic import write_bytes, write_json, writing
 from lmscale.files.output_folder import check_output, output_folder
-from lmscale.model.family import build_model_on
 
 ROOM_BYTES = 2**26  # for all but the weights
 
@@ -61,20 +62,21 @@ def export_run(request: ExportRequest) -> Exported:
     files = plan_files(stored, max_bytes=request.max_shard_bytes)
     with writing("an export", request.out.parent), output_folder(request.out) as work:
         written = _write_weights(request, found, plan, files, work)
-        write_json(work / "config.json", render_config(plan, found, request.dtype))
-        write_json(work / "generation_config.json", render_generation(plan, found))
+        samples = draw_samples(found.config, found.tokenizer.fingerprint)
+        tokenizer_check, barred = _write_settings(request, found, plan, work, samples)
         with request.bar("verifying", None, ""):
-            parity = _verify(request, found, plan, work)
+            check = verify_export(request, found, plan, work, files, samples, barred)
         exported = Exported(
             request=request,
             found=found,
             plan=plan,
             files=tuple(written),
-            tensors=len(stored),
-            parity=parity,
+            check=check,
+            tokenizer=tokenizer_check,
+            notes=tuple(find_notes(plan, found)),
         )
-        (work / CARD).write_text(render_card(exported), encoding="utf-8")
-        (work / MARK).write_bytes(to_json_bytes(describe(exported)))
+        write_bytes(work / CARD, render_card(exported).encode())
+        write_json(work / MARK, describe(exported))
     return exported
 
 
@@ -93,31 +95,59 @@ def _write_weights(
     request: ExportRequest,
     found: FoundRun,
     plan: ExportPlan,
-    files: dict[str, Any],
+    files: Files,
     work: Path,
 ) -> list[Written]:
-    total = sum(tensor.bytes for tensors in files.values() for tensor in tensors)
     with (
         open_export(found, plan) as read,
-        request.bar("exporting", total / 1e6, "MB") as advance,
+        request.bar("exporting", plan_bytes(files) / 1e6, "MB") as advance,
     ):
         tensors = render_tensors(plan, read, DTYPES[request.dtype])
         return write_files(work, files, tensors, advance=lambda count: advance(count / 1e6))
 
 
-def _verify(request: ExportRequest, found: FoundRun, plan: ExportPlan, work: Path) -> Parity:
-    samples = draw_samples(found.config, found.tokenizer.fingerprint)
-    answers = ask_theirs(
+def _write_settings(
+    request: ExportRequest, found: FoundRun, plan: ExportPlan, work: Path, samples: Samples
+) -> tuple[TokenizerCheck, list[int]]:
+    """All but weights and card. Returns whether what transformers makes of the tokenizer is the
+    run's, and the ids that nothing written may have.
+    """
+    config, tokenizer = found.config, found.tokenizer
+    beginning = find_beginning(found.folder)
+    framing = plan_framing(config, tokenizer, begins_with_bos=beginning)
+    barred = barred_ids(tokenizer, framing, plan.sizes.vocab_size)
+    settings = render_config(plan, framing, config.added_ids, request.dtype)
+    write_json(work / "config.json", settings)
+    generation = render_generation(framing, config.added_ids, barred)
+    write_json(work / "generation_config.json", generation)
+    write_tokenizer(
+        tokenizer,
         work,
-        samples,
-        family=plan.section.family,
-        head=plan.head,
-        class_name=plan.class_name,
-        writes=plan.section.family == "decoder",
+        framing=framing,
+        added_ids=config.added_ids,
+        max_length=config.max_positions,
     )
-    cpu = torch.device("cpu")
-    model = build_model_on(plan.section, plan.sizes, device=cpu, dtype=torch.float32).eval()
-    with open_export(found, plan) as read:
-        fill_as_stored(model, plan, read, DTYPES[request.dtype])
-    barred = barred_ids(found.tokenizer, plan.sizes.vocab_size)
-    return compare(model, samples, answers, head=plan.head, barred=barred)
+    texts = map(tokenizer.decode, samples.of_pieces(tokenizer.vocab_size))
+    check = verify_tokenizer(tokenizer, work, texts, framing=framing)
+    if check.problem:
+        raise DataError(check.problem)
+    return check, barred
+
+
+def find_notes(plan: ExportPlan, found: FoundRun) -> Iterator[str]:
+    """What differs from the run in the hands of somebody who does not know it."""
+    if plan.left_out:
+        yield (
+            f"`{plan.class_name}` has no place for {len(plan.left_out)} parameters, which are not "
+            f"here: {', '.join(plan.left_out[:MAX_NAMED])}."
+        )
+    if found.bos_id is None and plan.section.family == "decoder":
+        yield (
+            "No document that it was trained on begins with bos, so there is no bos token: one in "
+            "front of a text would be a vector that nothing has trained."
+        )
+    if Ability.PREFIX in found.config.objective.needs:
+        yield (
+            "It was trained to see a prompt as a whole; transformers shows it each token with "
+            "those before it alone, and so do the figures of the verification."
+        )

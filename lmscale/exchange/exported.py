@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -14,12 +15,14 @@ from lmscale.config.training import Weights
 from lmscale.evaluation.run import FoundRun
 from lmscale.exchange.parity import Parity
 from lmscale.exchange.plan_export import ExportPlan
+from lmscale.exchange.tokenizer_check import TokenizerCheck
 from lmscale.exchange.write_tensors import Written
 
 MARK = "lmscale_export.json"
 """What says that lmscale wrote a folder, and of what."""
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Verify = Literal["logits", "tensors"]
 Bar = Callable[[str, float | None, str], AbstractContextManager[Callable[[float], None]]]
 
 
@@ -36,9 +39,61 @@ class ExportRequest:
     step: int | None = None
     weights: Weights | None = None
     dtype: Dtype = "fp32"
+    verify: Verify | None = None
+    """None: logits, where the memory is enough for the model in fp32; else tensors."""
     max_shard_bytes: int = 5 * 10**9
     force: bool = False
     bar: Bar = no_bar
+
+
+class Report(NamedTuple):
+    """What an export says of itself, whatever its format."""
+
+    facts: Mapping[str, Any]
+    """For programs, as JSON."""
+    rows: Sequence[tuple[str, str]]
+    """For people: name, text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """How an export was verified."""
+
+    tensors: int
+    """That lie in the files as in the checkpoint."""
+    parity: Parity | None = None
+    rounding: float | None = None
+    """How much the dtype of the files moves the logits, by norm."""
+    why_not: str = ""
+    """Why no logits were compared; empty: they were."""
+
+    def describe(self) -> Iterator[str]:
+        """Sentences for people."""
+        if self.parity is None:
+            yield (
+                f"All {self.tensors} tensors in the files are those of the checkpoint, and have "
+                f"the names and shapes of transformers' class. Logits were not compared: "
+                f"{self.why_not}."
+            )
+            return
+        parity = self.parity
+        yield (
+            f"transformers, loading this folder in fp32, gave the logits of the run's model on "
+            f"{parity.samples} samples ({parity.tokens:,} tokens, {parity.origin}): the largest "
+            f"difference of one is {parity.error:.1e} of their norm, where {parity.tolerance:.0e} "
+            "is allowed."
+        )
+        if parity.written:
+            ties = f", {parity.ties} of them ties within rounding" if parity.ties else ""
+            yield (
+                f"Both choose the same {parity.written} tokens when they go on greedily from "
+                f"{parity.continued} of them{ties}."
+            )
+        if self.rounding is not None:
+            yield (
+                "Both had the weights as they are in the files; their rounding alone moves the "
+                f"logits by {self.rounding:.1e}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +104,18 @@ class Exported:
     found: FoundRun
     plan: ExportPlan
     files: tuple[Written, ...]
-    tensors: int
-    parity: Parity
+    check: Check
+    tokenizer: TokenizerCheck
+    notes: tuple[str, ...] = ()
+    """What somebody who uses it should know."""
 
     @property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
+
+    @property
+    def parameters(self) -> int:
+        return sum(prod(rule.shape) for rule in self.plan.rules)
 
 
 def describe(exported: Exported) -> dict[str, Any]:
@@ -72,5 +133,6 @@ def describe(exported: Exported) -> dict[str, Any]:
         "dtype": exported.request.dtype,
         "left_out": list(plan.left_out),
         "files": {file.name: [file.bytes, file.sha256] for file in exported.files},
-        "verified": vars(exported.parity),
+        "verified": asdict(exported.check),
+        "tokenizer_differs": [exported.tokenizer.differing, exported.tokenizer.texts],
     }

@@ -56,6 +56,8 @@ class Parity:
     """The largest of any sample: norm of the difference by the norm of transformers' logits."""
     written: int
     """Tokens of greedy continuations that both chose."""
+    continued: int
+    """Samples that these go on from."""
     ties: int
     """Of these, where ours has two likeliest that lie nearer than the two models do."""
     tolerance: float = TOLERANCE
@@ -126,6 +128,7 @@ def compare(
         origin=samples.origin,
         error=max(errors),
         written=chosen,
+        continued=len(answers.written),
         ties=ties,
     )
 
@@ -143,6 +146,12 @@ def _check_report(
         problems.append(f"{folder}: transformers loads it as {found}, not as {class_name}.")
     if problems:
         raise DataError(problems)
+
+
+def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Of some samples' logits, each by the norm of ``ours``."""
+    pairs = zip(ours, theirs, strict=True)
+    return max(float((one - other).norm() / one.norm()) for one, other in pairs)
 
 
 def our_logits(model: Model, ids: Sequence[int], head: Head) -> Tensor:

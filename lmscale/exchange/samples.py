@@ -31,6 +31,10 @@ class Samples:
     def tokens(self) -> int:
         return sum(map(len, self.rows))
 
+    def of_pieces(self, num_pieces: int) -> list[list[int]]:
+        """The rows without ids that are no pieces of a tokenizer."""
+        return [[each for each in row if each < num_pieces] for row in self.rows]
+
 
 def draw_samples(config: RunConfig, fingerprint: str) -> Samples:
     """Of the run's held-out sets; without any that can be read here, of its training shards; else

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -65,7 +65,7 @@ def plan_files(tensors: Sequence[Stored], *, max_bytes: int) -> dict[str, tuple[
 
 def write_files(
     folder: Path,
-    files: dict[str, tuple[Stored, ...]],
+    files: Mapping[str, tuple[Stored, ...]],
     values: Iterator[tuple[str, Tensor]],
     *,
     advance: Callable[[float], None] = lambda num_bytes: None,
@@ -90,7 +90,7 @@ def write_files(
     return written
 
 
-def render_index(files: dict[str, tuple[Stored, ...]]) -> dict[str, Any]:
+def render_index(files: Mapping[str, tuple[Stored, ...]]) -> dict[str, Any]:
     """Which file each tensor is in, as transformers reads it."""
     total = sum(tensor.bytes for tensors in files.values() for tensor in tensors)
     places = {tensor.name: name for name, tensors in files.items() for tensor in tensors}

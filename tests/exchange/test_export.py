@@ -44,13 +44,16 @@ def export(run: RunConfig, out: Path, **more) -> Exported:
 
 def test_transformers_generates_from_an_export_what_the_run_would(run, tmp_path):
     exported = export(run, tmp_path / "out", max_shard_bytes=60_000)
-    assert len(exported.files) > 2 and exported.parity.error < 1e-5
-    assert exported.parity.origin == "held-out set heldout" and exported.parity.written > 20
+    assert len(exported.files) > 2 and exported.check.parity.error < 1e-5
+    assert (
+        exported.check.parity.origin == "held-out set heldout"
+        and exported.check.parity.written > 20
+    )
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(theirs).__name__ == "LlamaForCausalLM" and theirs.dtype == torch.float32
     assert not list(tmp_path.glob(".*"))
     again = export(run, tmp_path / "out", dtype="bf16")  # it may replace what lmscale wrote
-    assert again.bytes < 0.6 * exported.bytes and again.parity.error < 1e-5
+    assert again.bytes < 0.6 * exported.bytes and again.check.parity.error < 1e-5
 
 
 def test_a_model_that_answers_otherwise_is_no_export(run, tmp_path, monkeypatch):
@@ -82,7 +85,7 @@ def test_rows_that_only_round_a_vocabulary_up_are_left_out(tiny_data, tokenizer,
     make_run(config, tokenizer)
     exported = export(config, tmp_path / "out")
     assert config.vocab_size == 640 and exported.plan.sizes.vocab_size == 515
-    assert exported.parity.origin == "training set a"
+    assert exported.check.parity.origin == "training set a"
     assert json.loads((tmp_path / "out/generation_config.json").read_text())["suppress_tokens"] == [
         *(0, 1, 3),
         *(512, 513, 514),
