@@ -84,7 +84,7 @@ class TokenizerCheck:
         return (
             f"other ids for {self.differing:,} of {self.texts:,} texts, "
             f"{self.differing_tokens:,} of {self.tokens:,} tokens "
-            f"({self.differing_tokens / self.tokens:.2%}); the texts come back the same"
+            f"({self.differing_tokens / self.tokens:.2%})"
         )
 
 
@@ -95,12 +95,13 @@ def verify_tokenizer(
     ``HARD_TEXTS``; and what stands around a text.
     """
     theirs = load_theirs(folder)
+    unknown = framing.roles.get("unk_token")  # two programs write it in two ways
     counts: Counter[str] = Counter()
     examples: list[str] = []
     for text in (*HARD_TEXTS, *texts):
         ours = tokenizer.encode(text).tolist()
         given = encode_as_text(theirs, text)
-        is_undecoded = theirs.decode(ours) != tokenizer.decode(ours)
+        is_undecoded = unknown not in ours and theirs.decode(ours) != tokenizer.decode(ours)
         counts["texts"] += 1
         counts["tokens"] += len(ours)
         counts["undecoded"] += is_undecoded
