@@ -201,7 +201,8 @@ def _render_decoders(proto: Any, is_own: bool) -> Iterator[Tree]:
     yield {"type": "ByteFallback"}
     yield {"type": "Fuse"}
     if not is_own and (spec.add_dummy_prefix or spec.remove_extra_whitespaces):
-        yield {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+        start = 2**20 if spec.remove_extra_whitespaces else 1  # of that, as many as there are
+        yield {"type": "Strip", "content": " ", "start": start, "stop": 0}
 
 
 def _sequence(name: str, parts: Iterator[Tree]) -> Tree | None:

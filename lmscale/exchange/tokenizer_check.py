@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmscale.errors import ConfigError
 from lmscale.exchange.framing import Framing
+from lmscale.exchange.their_library import import_transformers, quiet
 from lmscale.tokenizer.codec import Tokenizer
 
 HARD_TEXTS = (
@@ -119,14 +119,11 @@ def verify_tokenizer(
 
 def load_theirs(folder: Path) -> Any:
     """What ``AutoTokenizer`` makes of a folder; nothing is fetched and no code of it runs."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise ConfigError(
-            f"Checking a tokenizer's files needs transformers, which is not installed ({error}): "
-            "pip install -e '.[hf]' -c constraints.txt"
-        ) from None
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    transformers = import_transformers()
+    with quiet(transformers):
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
 
 
 def encode_as_text(theirs: Any, text: str) -> list[int]:
