@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lmscale.checkpoint.layout import fragment_file
-from lmscale.checkpoint.manifest import MASTER, Manifest
+from lmscale.checkpoint.manifest import FROZEN, MASTER, Manifest, Untrained
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.write_file import Part, arrange, write_file
 from lmscale.config import RunConfig, dump_config
@@ -16,31 +17,45 @@ from lmscale.files.tokenizer_files import KEPT_FOLDER
 from lmscale.model.family import build_model
 from lmscale.runs.continuation import identity_of
 from lmscale.tokenizer.codec import Tokenizer, save_tokenizer
+from lmscale.train.initial import freeze_parameters
 
 STEP = 7
 
 
-def make_run(config: RunConfig, tokenizer: Tokenizer, *, ranks: int = 2) -> nn.Module:
+def make_run(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    *,
+    ranks: int = 2,
+    begins: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
     """Write ``config.folder`` with weights that ``draw`` gives, in fragments of so many ranks;
-    returns the model that it holds.
+    returns the model that it holds. ``begins``: weights that it has instead.
     """
     folder = config.folder
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     save_tokenizer(tokenizer, folder / KEPT_FOLDER)
     model = draw(build_model(config.model, config.sizes)).eval()
+    model.load_state_dict(begins or {}, strict=False)
+    freeze_parameters(model, config.train.freeze)
     place = LocalPlace(folder / "checkpoints")
     place.begin(STEP)
     weights = {name: each.detach().float() for name, each in model.named_parameters()}
+    frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
     files = [
         write_file(place, STEP, fragment_file(rank, "local"), parts, retries=0)
         for rank in range(ranks)
-        for parts in [arrange(_share(weights, rank, ranks))]
+        for parts in [arrange(_share(weights, frozen, rank, ranks))]
     ]
     fields: dict[str, Any] = {
         "step": STEP,
-        "parameters": {name: tuple(each.shape) for name, each in weights.items()},
-        "states": dict.fromkeys(weights, (MASTER,)),
+        "parameters": {n: tuple(each.shape) for n, each in weights.items() if n not in frozen},
+        "states": dict.fromkeys(weights.keys() - frozen, (MASTER,)),
+        "replicated": {
+            name: Untrained(shape=tuple(weights[name].shape), dtype="F32", kind=FROZEN)
+            for name in frozen
+        },
         "optimizer": {"kind": "adamw", "step": STEP},
         "loss_scale": None,
         "state": {"progress": {"step": STEP, "n": 84, "tokens": 2600, "skipped_steps": 0}},
@@ -62,7 +77,7 @@ def draw(model: nn.Module) -> nn.Module:
     return model
 
 
-def _share(weights: dict[str, Tensor], rank: int, ranks: int) -> list[Part]:
+def _share(weights: dict[str, Tensor], frozen: set[str], rank: int, ranks: int) -> list[Part]:
     """Even runs of elements, wherever they cut a matrix."""
     parts = []
     for name, value in weights.items():
@@ -70,5 +85,6 @@ def _share(weights: dict[str, Tensor], rank: int, ranks: int) -> list[Part]:
         start, end = len(flat) * rank // ranks, len(flat) * (rank + 1) // ranks
         if start < end:
             tensor = flat[start:end].contiguous()
-            parts.append(Part(parameter=name, kind=MASTER, offset=start, tensor=tensor))
+            kind = FROZEN if name in frozen else MASTER
+            parts.append(Part(parameter=name, kind=kind, offset=start, tensor=tensor))
     return parts

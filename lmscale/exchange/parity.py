@@ -7,7 +7,7 @@ is in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,13 @@ def ask_theirs(
     head: Head,
     class_name: str | None = None,
     writes: bool = False,
+    wrap: Callable[[Any], Any] = lambda theirs: theirs,
 ) -> Answers:
     """What the model in ``folder`` answers, in fp32 on the CPU, whatever dtype its files have.
 
     ``writes``: also how it goes on from the first tokens of some samples, by its own
-    generation_config.json. Raises ``DataError`` where it loads as another class than
-    ``class_name``, or lacks a tensor.
+    generation_config.json. ``wrap``: what answers in place of the loaded model. Raises
+    ``DataError`` where it loads as another class than ``class_name``, or lacks a tensor.
     """
     transformers = import_transformers()
     with quiet(transformers), torch.no_grad():
@@ -85,7 +86,7 @@ def ask_theirs(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
         _check_report(folder, theirs, report, class_name)
-        theirs.eval()
+        theirs = wrap(theirs).eval()
         logits = tuple(_their_logits(theirs, row, head) for row in samples.rows)
         written = [_go_on(theirs, row) for row in samples.rows[:NUM_WRITTEN]] if writes else []
     return Answers(logits=logits, written=tuple(written))
