@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lmscale.config.hf.architecture import Architecture, Form
+from lmscale.config.hf.architecture import Architecture, Form, Head
 from lmscale.model.initialize import Declared, declared_parameters
 
 _BLOCK = re.compile(r"\bblocks\.(\d+)\.")
@@ -68,16 +68,19 @@ def _take(value: Tensor, form: Form, padding_rows: int) -> Tensor:
     return value + 1 if form == "less_one" else value
 
 
-def plan_rules(architecture: Architecture, model: nn.Module) -> tuple[Rule, ...]:
-    """How the model's parameters are stored there; it may lie on the device ``meta``.
+def plan_rules(
+    architecture: Architecture, model: nn.Module, head: Head | None = None
+) -> tuple[Rule, ...]:
+    """How the model's parameters are stored there; it may lie on the device ``meta``. ``head``:
+    what their class ends in; None: the usual one.
 
     A tied head is left out, as it is in their files, and so are modules of ours that the
     architecture has no name for: ``find_left_out`` names them.
     """
-    declared = declared_parameters(model)
+    declared, names = declared_parameters(model), architecture.names_of(head)
     rules = []
     for name, parameter in model.named_parameters():
-        module, theirs = _look_up(architecture.names, name)
+        module, theirs = _look_up(names, name)
         if not theirs:
             continue
         form = architecture.forms(module, parameter.ndim)
@@ -94,10 +97,12 @@ def plan_rules(architecture: Architecture, model: nn.Module) -> tuple[Rule, ...]
     return tuple(rules)
 
 
-def find_left_out(architecture: Architecture, model: nn.Module) -> list[str]:
-    """The parameters that the architecture has no place for."""
-    names = [name for name, _ in model.named_parameters()]
-    return [name for name in names if not _look_up(architecture.names, name)[1]]
+def find_left_out(
+    architecture: Architecture, model: nn.Module, head: Head | None = None
+) -> list[str]:
+    """The parameters that a class that ends so has no place for."""
+    names = architecture.names_of(head)
+    return [name for name, _ in model.named_parameters() if not _look_up(names, name)[1]]
 
 
 def _look_up(names: Mapping[str, str], name: str) -> tuple[str, tuple[str, ...]]:

@@ -1,5 +1,5 @@
-"""The encoder's switches make BERT, RoBERTa and ModernBERT: logits, loss and every gradient are
-those of Hugging Face's models with the same random weights.
+"""The encoder's switches make BERT, RoBERTa and ModernBERT: settings, logits, loss and every
+gradient are those of Hugging Face's models, which read our random weights from files.
 """
 
 from __future__ import annotations
@@ -7,55 +7,54 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from their_encoders import (
-    BERT,
-    LAYERS,
-    LENGTH,
-    MODERNBERT,
-    PAD,
-    ROBERTA,
-    VOCAB,
-    as_ours,
-    build_theirs,
-    difference,
-)
+from theirs import compare_gradients, difference, draw_weights, import_transformers, open_theirs
 
+from lmscale.config.hf.architecture import canonical
+from lmscale.config.hf.choose import ARCHITECTURES, choose_architecture, read_section
 from lmscale.config.model import EncoderConfig, Sizes
 from lmscale.config.objective import MaskedConfig
+from lmscale.exchange.rules import find_left_out
 from lmscale.model.family import build_model
 from lmscale.objective.masked_scoring import build_masked_scoring
 
+import_transformers()
+LAYERS, VOCAB, LENGTH, PAD = 4, 101, 24, 1
+SIZES = Sizes(vocab_size=VOCAB, max_positions=64, sequence_length=LENGTH)
+MODERN = {
+    "positions": "rope", "rope_theta": 160_000.0, "local_rope_theta": 10_000.0, "norm_eps": 1e-5,
+    "norm_first": True, "activation": "geglu_exact", "bias": False,
+}  # fmt: skip
 CASES = {
-    "bert": ({"token_types": 2}, "Bert", {"max_position_embeddings": 64}, BERT),
-    "bert with relu": (
-        {"token_types": 2, "activation": "relu"}, "Bert",
-        {"max_position_embeddings": 64, "hidden_act": "relu"}, BERT,
+    "bert": ("bert", {"token_types": 2}),
+    "bert with relu": ("bert", {"token_types": 2, "activation": "relu"}),
+    "as roberta": ("bert", {"token_types": 1, "norm_eps": 1e-5}),
+    "roberta": ("roberta", {"token_types": 1, "norm_eps": 1e-5}),
+    "xlm-roberta": ("xlm-roberta", {"token_types": 1}),
+    "modernbert": ("modernbert", MODERN | {"sliding_windows": (0, 4, 4)}),
+    "modernbert, untied, with biases": (
+        "modernbert",
+        MODERN | {"bias": True, "tied_embeddings": False, "activation": "swiglu"}
+        | {"sliding_windows": (2,)},
     ),
-    "roberta": (
-        {"token_types": 1, "norm_eps": 1e-5}, "Roberta",
-        {"max_position_embeddings": 66, "type_vocab_size": 1, "layer_norm_eps": 1e-5}, ROBERTA,
-    ),
-    "modernbert": (
-        dict(positions="rope", rope_theta=160_000.0, sliding_windows=(0, 4, 4), norm_eps=1e-5,
-             local_rope_theta=10_000.0, norm_first=True, activation="geglu_exact", bias=False),
-        "ModernBert", dict(local_attention=6, global_attn_every_n_layers=3), MODERNBERT,
-    ),
+    "modernbert without windows": ("modernbert", MODERN),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_loss_and_gradients_are_those_of_transformers(case):
-    settings, kind, their_settings, modules = CASES[case]
-    theirs = build_theirs(kind, their_settings)
-    config = EncoderConfig(
-        family="encoder", layers=LAYERS, width=48, heads=4,
-        **{"norm_eps": 1e-12, "ffn_width": 96} | settings,
-    )  # fmt: skip
-    sizes = Sizes(vocab_size=VOCAB, max_positions=64, sequence_length=LENGTH)
-    model = build_model(config, sizes).eval()
-    weights = {name: value.detach() for name, value in theirs.named_parameters()}
-    names = [name for name, _ in model.named_parameters()]
-    model.load_state_dict(dict(as_ours(names, weights, modules)), strict=False)
+def test_settings_logits_loss_and_gradients_are_those_of_transformers(case, tmp_path):
+    model_type, settings = CASES[case]
+    section = EncoderConfig.model_validate(
+        {"family": "encoder", "layers": LAYERS, "width": 48, "heads": 4, "ffn_width": 96} | settings
+    )
+    architecture = ARCHITECTURES[model_type]
+    assert not architecture.exports or choose_architecture(section, SIZES) is architecture
+    model = build_model(section, SIZES).eval()
+    draw_weights(model)
+    assert not find_left_out(architecture, model)
+    theirs, rules = open_theirs(tmp_path, model, architecture, section, SIZES, pad_token_id=PAD)
+    read = read_section(theirs.config.to_dict(), "it")[1]
+    assert canonical(read) == canonical(section)
+    assert (read.vocab_size, read.max_positions) == (VOCAB, 64)
 
     ids_BT = torch.randint(3, VOCAB, (3, LENGTH))
     lengths_B = torch.tensor([LENGTH, 17, 5], dtype=torch.int32)
@@ -85,12 +84,4 @@ def test_logits_loss_and_gradients_are_those_of_transformers(case):
     assert loss.item() == pytest.approx(output.loss.item(), rel=1e-5)
     hits = (output.logits.argmax(-1) == labels_BT)[is_target_BT].sum()
     assert scores.figures["accuracy"].total == hits
-    gradients = {name: value.grad for name, value in theirs.named_parameters()}
-    ours = {name: value.grad for name, value in model.named_parameters()}
-    for name, expected in as_ours(names, gradients, modules):
-        if name.endswith("qkv.bias"):  # a key's bias moves no score: its true gradient is 0
-            kept = [part for place, part in enumerate(expected.chunk(3)) if place != 1]
-            ours[name], expected = (
-                torch.cat([p for i, p in enumerate(ours[name].chunk(3)) if i != 1]), torch.cat(kept)
-            )  # fmt: skip
-        assert difference(ours[name], expected) < 1e-5, name
+    compare_gradients(model, theirs, rules)

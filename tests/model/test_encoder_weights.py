@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from their_encoders import BERT, as_ours
 from theirs import import_transformers
 
+from lmscale.config.hf.choose import read_section
 from lmscale.config.model import EncoderConfig, Sizes
+from lmscale.exchange.rules import plan_rules
 from lmscale.model.encoder import Encoder
 from lmscale.model.family import build_model
 from lmscale.model.layout import mark_starts
@@ -59,21 +60,18 @@ def folder(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 @torch.no_grad()
 def test_trained_weights_give_the_hidden_states_of_transformers(folder):
     theirs = transformers.BertModel.from_pretrained(folder, dtype=torch.float32).eval()
-    shape = theirs.config
-    config = EncoderConfig(
-        family="encoder", layers=shape.num_hidden_layers, width=shape.hidden_size,
-        heads=shape.num_attention_heads, ffn_width=shape.intermediate_size, pooler=True,
-        token_types=shape.type_vocab_size, norm_eps=shape.layer_norm_eps,
-    )  # fmt: skip
-    positions = shape.max_position_embeddings
-    sizes = Sizes(vocab_size=shape.vocab_size, max_positions=positions, sequence_length=positions)
-    model = build_model(config, sizes).eval()
+    architecture, section = read_section(theirs.config.to_dict(), "config.json")
+    assert isinstance(section, EncoderConfig) and section.vocab_size and section.max_positions
+    positions = section.max_positions
+    sizes = Sizes(vocab_size=section.vocab_size, max_positions=positions, sequence_length=positions)
+    model = build_model(section, sizes).eval()
     assert isinstance(model, Encoder)
+    weights = {architecture.prefix + name: value for name, value in theirs.named_parameters()}
+    rules = plan_rules(architecture, model, architecture.find_head(theirs.config.to_dict()))
+    filled = {rule.name: rule.to_ours(weights.__getitem__) for rule in rules}
+    missing, unexpected = model.load_state_dict(filled, strict=False)
     # The package has no head that fills in; that one stays as it was allocated.
-    names = [name for name, _ in model.named_parameters() if not name.startswith("head.")]
-    modules = BERT | {"pooler": "bert.pooler.dense"}
-    weights = {f"bert.{name}": value for name, value in theirs.named_parameters()}
-    model.load_state_dict(dict(as_ours(names, weights, modules)), strict=False)
+    assert not unexpected and all(name.startswith("head.") for name in missing)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")

@@ -7,11 +7,13 @@ import pytest
 import torch
 from labelled_data import ENCODERS
 from test_pairs import open_for, run_config, score, scoring_of, train
-from their_encoders import BERT, LAYERS, LENGTH, PAD, VOCAB, as_ours, build_theirs, difference
+from theirs import compare_gradients, draw_weights, open_theirs
 
 from lmscale.config import parse_config
+from lmscale.config.hf.choose import ARCHITECTURES, read_section
 from lmscale.config.model import EncoderConfig, Sizes
 from lmscale.errors import ConfigError, DataError
+from lmscale.exchange.rules import find_left_out
 from lmscale.model.family import account_model, build_model
 from lmscale.objective.labelled_scoring import build_labelled_scoring
 from lmscale.objective.objective import build_preparation
@@ -50,32 +52,30 @@ def test_what_is_said_of_real_words_is_learned(labelled, kind):
     loss.total.backward()
 
 
-THEIRS = {
-    "classes": ("SequenceClassification", {"num_labels": 3}),
-    "numbers": ("SequenceClassification", {"num_labels": 1}),
-    "tags": ("TokenClassification", {"num_labels": 5}),
-}
+CLASSES = {"classes": ("texts", 3), "numbers": ("texts", 1), "tags": ("tags", 5)}
+VOCAB, LENGTH, PAD = 101, 24, 1
 
 
-@pytest.mark.parametrize("kind", THEIRS)
-def test_loss_and_gradients_are_those_of_transformers(kind):
-    head, labels = THEIRS[kind]
-    count = labels["num_labels"]
-    theirs = build_theirs("Bert", {"max_position_embeddings": 64} | labels, head=head)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_loss_and_gradients_are_those_of_transformers(kind, tmp_path):
+    head, count = CLASSES[kind]
     outputs = (
         {"token_classes": count} if kind == "tags" else {"pooler": True, "text_classes": count}
     )
-    shape = {"layers": LAYERS, "width": 48, "heads": 4, "ffn_width": 96, "token_types": 2}
-    config = EncoderConfig.model_validate({"family": "encoder"} | shape | outputs)
+    shape = {"layers": 4, "width": 48, "heads": 4, "ffn_width": 96, "token_types": 2}
+    section = EncoderConfig.model_validate({"family": "encoder"} | shape | outputs)
     sizes = Sizes(vocab_size=VOCAB, max_positions=64, sequence_length=LENGTH)
-    model = build_model(config, sizes).eval()
-    modules = BERT | {
-        "pooler": "bert.pooler.dense", "classifier": "classifier", "token_classifier": "classifier",
-    }  # fmt: skip
+    model = build_model(section, sizes).eval()
+    draw_weights(model)
+    bert = ARCHITECTURES["bert"]
+    assert {name.partition(".")[0] for name in find_left_out(bert, model, head)} == {"head"}
+    settings = {"id2label": {number: f"label {number}" for number in range(count)}}
+    theirs, rules = open_theirs(
+        tmp_path, model, bert, section, sizes, head=head, pad_token_id=PAD, **settings
+    )
+    read = read_section(theirs.config.to_dict(), "it")[1]
+    assert {key: getattr(read, key) for key in outputs} == outputs
     scoring = build_labelled_scoring(model, kind)
-    names = [name for name, value in model.named_parameters() if value.requires_grad]
-    weights = {name: value.detach() for name, value in theirs.named_parameters()}
-    model.load_state_dict(dict(as_ours(names, weights, modules)), strict=False)
 
     ids_BT = torch.randint(3, VOCAB, (3, LENGTH))
     lengths_B = torch.tensor([LENGTH, 17, 5], dtype=torch.int32)
@@ -101,12 +101,7 @@ def test_loss_and_gradients_are_those_of_transformers(kind):
     loss = scores.loss.total / scores.loss.targets
     loss.backward()
     torch.testing.assert_close(loss, output.loss, rtol=1e-5, atol=1e-6)
-    expected, ours = (
-        {name: value.grad for name, value in each.named_parameters() if value.grad is not None}
-        for each in (theirs, model)
-    )
-    for name, gradient in as_ours(names, expected, modules):
-        assert difference(ours[name], gradient) < 1e-5, name
+    compare_gradients(model, theirs, rules)
 
 
 def test_labels_of_another_kind_or_order_and_outputs_of_another_number_are_told(labelled):

@@ -17,11 +17,13 @@ from masked_rows import (
     restored,
     with_partners,
 )
-from their_encoders import BERT, as_ours, build_theirs, difference
+from theirs import compare_gradients, draw_weights, open_theirs
 from tiny_run import tiny_config
 
+from lmscale.config.hf.choose import ARCHITECTURES
 from lmscale.config.model import EncoderConfig, Sizes
 from lmscale.config.objective import OBJECTIVES, MaskedOrderConfig
+from lmscale.exchange.rules import find_left_out
 from lmscale.model.family import build_model
 from lmscale.objective.masked import MaskedPreparation
 from lmscale.objective.masked_parts import MaskedPartsPreparation, order_parts, pair_parts
@@ -103,19 +105,17 @@ def test_a_sample_is_prepared_alike_whichever_others_come_with_it():
 
 
 @pytest.mark.parametrize("name", ["masked_order", "masked_next"])
-def test_both_terms_and_their_gradients_are_those_of_transformers_bert(name):
-    theirs = build_theirs("Bert", {"max_position_embeddings": 64, "vocab_size": VOCAB + 3},
-                          head="PreTraining")  # fmt: skip
-    config = EncoderConfig(
+def test_both_terms_and_their_gradients_are_those_of_transformers_bert(name, tmp_path):
+    section = EncoderConfig(
         family="encoder", layers=4, width=48, heads=4, ffn_width=96, token_types=2, pooler=True,
         text_classes=2,
     )  # fmt: skip
     sizes = Sizes(vocab_size=VOCAB + 3, max_positions=64, sequence_length=64)
-    model = build_model(config, sizes).eval()
-    modules = BERT | {"pooler": "bert.pooler.dense", "classifier": "cls.seq_relationship"}
-    names = [name for name, _ in model.named_parameters()]
-    weights = {name: value.detach() for name, value in theirs.named_parameters()}
-    model.load_state_dict(dict(as_ours(names, weights, modules)), strict=False)
+    model = build_model(section, sizes).eval()
+    draw_weights(model)
+    bert = ARCHITECTURES["bert"]
+    assert not find_left_out(bert, model, "order")
+    theirs, rules = open_theirs(tmp_path, model, bert, section, sizes, head="order", pad_token_id=1)
 
     arrange = {"masked_order": order_parts, "masked_next": pair_parts}[name]
     made = replace(preparation(), arrange=arrange)
@@ -134,12 +134,7 @@ def test_both_terms_and_their_gradients_are_those_of_transformers_bert(name):
     )
     output.loss.backward()
     assert (scores.terms() / counts).sum().item() == pytest.approx(output.loss.item(), rel=1e-5)
-    gradients = {name: value.grad for name, value in theirs.named_parameters()}
-    for name, expected in as_ours(names, gradients, modules):
-        ours = model.get_parameter(name).grad
-        if name.endswith("qkv.bias"):  # a key's bias moves no score: its true gradient is 0
-            ours, expected = (torch.cat([x.chunk(3)[0], x.chunk(3)[2]]) for x in (ours, expected))
-        assert difference(ours, expected) < 1e-5, name
+    compare_gradients(model, theirs, rules)
 
 
 def test_what_it_needs_of_model_and_stream_is_told_together(tiny_data, tmp_path):

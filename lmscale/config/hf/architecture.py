@@ -13,10 +13,13 @@ from lmscale.config.model_base import GATED
 
 Tree = Mapping[str, Any]
 
-Head = Literal["tokens", "order", "texts", "tags", "pairs"]
+Head = Literal["tokens", "order", "texts", "tags", "pairs", "states"]
 """What a class of theirs ends in: logits of tokens; those and a text's order (BERT's next
-sentence); classes of texts; classes of tokens; tokens of an answer to what was read.
+sentence); classes of texts; classes of tokens; tokens of an answer to what was read; nothing, the
+bare model's states.
 """
+OUTPUTS = ("pooler", "text_classes", "token_classes")
+"""Keys of a section that say what a model ends in, and nothing of its body."""
 
 Form = Literal["same", "transposed", "less_one", "padded"]
 """How they store a tensor: as it is; [in, out]; 1 less, as Gemma's norms multiply by 1 + weight;
@@ -51,18 +54,34 @@ class Architecture:
     """A module of ours, {n} being a block's number → theirs; several, with spaces between, where
     the rows of ours are theirs one after the other.
     """
+    head_names: Mapping[Head, Mapping[str, str]] = field(default_factory=dict)
+    """What is called otherwise, or is there at all, only where a model ends so."""
     forms: Callable[[str, int], Form] = field(default=lambda module, ndim: "same")
     """The module of ours, number of dimensions of the tensor → how they store it."""
     padding_rows: int = 0
     """Rows in front of a ``padded`` tensor of theirs."""
     positions_key: str = "max_position_embeddings"
     """Their setting of the longest sequence; empty: they know no longest one."""
+    counts_padding: bool = True
+    """Whether that setting counts the ``padding_rows``, too."""
+    exports: bool = True
+    """Whether a run becomes one. False: another one here computes the same by fewer rules."""
     ignored: tuple[str, ...] = ()
     """Patterns of tensors in old files that are no parameters, such as ``*.rotary_emb.inv_freq``;
     or that repeat a tied one.
     """
     prefix: str = ""
     """What the names begin with that a file of the bare model, without its head, leaves out."""
+
+    def names_of(self, head: Head | None = None) -> Mapping[str, str]:
+        """``names`` of the class that ends so; None: of the usual one."""
+        return {**self.names, **self.head_names.get(head or next(iter(self.classes)), {})}
+
+    def find_head(self, tree: Tree) -> Head:
+        """What the class ends in that a config.json names; without one, the usual one."""
+        named = (tree.get("architectures") or [""])[0]
+        heads: dict[str, Head] = {name: head for head, name in self.classes.items()}
+        return heads.get(named, next(iter(self.classes)))
 
 
 def find_gaps(architecture: Architecture, section: ModelConfig, sizes: Sizes) -> Iterator[str]:
@@ -82,8 +101,9 @@ def find_gaps(architecture: Architecture, section: ModelConfig, sizes: Sizes) ->
 def canonical(section: ModelConfig) -> dict[str, Any]:
     """What a section says of the function that its model computes, each said in one way only."""
     tree = section.model_dump(mode="json")
-    # How it is trained and computed; sizes, which any architecture has; adapters, which are merged.
-    for key in (*section.free, "init_std", "vocab_size", "max_positions", "lora"):
+    # How it is trained and computed; sizes, which any architecture has; adapters, which are merged;
+    # and its end.
+    for key in (*section.free, "init_std", "vocab_size", "max_positions", "lora", *OUTPUTS):
         tree.pop(key, None)
     for key in tree:
         if hasattr(section, f"resolved_{key}"):
@@ -96,8 +116,12 @@ def canonical(section: ModelConfig) -> dict[str, Any]:
     if "local_rope_theta" in tree:
         has_local = any(windows) and tree["positions"] == "rope"
         tree["local_rope_theta"] = (tree["local_rope_theta"] or tree["rope_theta"]) * has_local
-    if tree.get("positions", "rope") != "rope":
+    if "rope_theta" in tree and tree["positions"] != "rope":
         tree["rope_theta"] = None
+    if "relative_buckets" in tree and tree["positions"] != "relative":
+        tree["relative_buckets"] = tree["relative_distance"] = None
+    if "scaled_logits" in tree:
+        tree["scaled_logits"] = tree["scaled_logits"] and tree["tied_embeddings"]
     if "qkv_bias" in tree:
         tree["qkv_bias"] = tree["qkv_bias"] or tree["bias"]
     return tree

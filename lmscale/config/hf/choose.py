@@ -8,10 +8,12 @@ from typing import Any
 
 from lmscale.config.hf.architecture import Architecture, UnreadableError, find_gaps
 from lmscale.config.hf.decoders import DECODERS
+from lmscale.config.hf.encoder_decoders import ENCODER_DECODERS
+from lmscale.config.hf.encoders import ENCODERS
 from lmscale.config.model import FAMILIES, ModelConfig, Sizes
 from lmscale.errors import ConfigError, DataError
 
-ARCHITECTURES = {each.model_type: each for each in (*DECODERS,)}
+ARCHITECTURES = {each.model_type: each for each in (*DECODERS, *ENCODERS, *ENCODER_DECODERS)}
 """By their ``model_type``."""
 
 
@@ -19,12 +21,14 @@ def choose_architecture(section: ModelConfig, sizes: Sizes) -> Architecture:
     """The first architecture that can be the section. Raises ``ConfigError`` where none can, with
     the settings that the nearest one has otherwise.
     """
-    candidates = [each for each in ARCHITECTURES.values() if each.family == section.family]
+    its = (each for each in ARCHITECTURES.values() if each.family == section.family)
+    candidates = [each for each in its if each.exports]
     if not candidates:
         raise ConfigError(
-            f"model.family = {section.family}: transformers has no such models, so it cannot be "
-            "exported to Hugging Face's format. Families that can be: "
-            f"{', '.join(sorted({each.family for each in ARCHITECTURES.values()}))}."
+            f"model.family = {section.family}: transformers has no such models, so that this one "
+            "cannot become one of Hugging Face's. It is used by lmscale evaluate and generate; for "
+            "others' programs train another family: "
+            f"{', '.join(dict.fromkeys(each.family for each in ARCHITECTURES.values()))}."
         )
     gaps = {each.model_type: [*find_gaps(each, section, sizes)] for each in candidates}
     nearest = min(gaps, key=lambda name: len(gaps[name]))
@@ -57,6 +61,7 @@ def read_section(tree: Mapping[str, Any], where: str) -> tuple[Architecture, Mod
         raise DataError(f"{where}: the setting {error} is missing.") from None
     sizes = {"vocab_size": tree["vocab_size"]}
     if architecture.positions_key:
-        sizes["max_positions"] = tree[architecture.positions_key] - architecture.padding_rows
+        unread = architecture.padding_rows if architecture.counts_padding else 0
+        sizes["max_positions"] = tree[architecture.positions_key] - unread
     section = FAMILIES.own[architecture.family]
     return architecture, section(family=architecture.family, **sizes, **settings)

@@ -128,7 +128,7 @@ def _read_rotary(tree: Tree) -> dict[str, Any]:
 
 def _render_rope(section: DecoderConfig) -> dict[str, Any]:
     scaling, theta = section.rope_scaling, section.rope_theta
-    if scaling.kind == "none":
+    if scaling.kind in ("none", "ntk"):  # theirs knows ntk by another rule, from a text's length
         return {"rope_type": "default", "rope_theta": theta}
     rope = {"rope_type": scaling.kind, "rope_theta": theta, "factor": scaling.factor}
     if scaling.original_positions:

@@ -1,0 +1,179 @@
+"""No section becomes a model that it is not: whatever is chosen reads back as the section, and has
+a place of the right shape for every parameter, and no other.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from theirs import import_transformers
+
+from lmscale.config.hf.architecture import canonical
+from lmscale.config.hf.choose import ARCHITECTURES, choose_architecture, read_section
+from lmscale.config.lora import LoraConfig
+from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, RecurrentConfig, Sizes
+from lmscale.errors import ConfigError, DataError
+from lmscale.exchange.rules import find_left_out, plan_rules
+from lmscale.model.family import build_model
+
+transformers = import_transformers()
+SIZES = Sizes(vocab_size=64, max_positions=32, sequence_length=32)
+SPECIAL = [f"{name}_token_id" for name in ("bos", "eos", "pad", "cls", "sep")]
+ACTIVATIONS = ["relu", "gelu", "gelu_exact", "silu", "geglu", "geglu_exact", "swiglu", "reglu"]
+SHARED = {
+    "activation": ACTIVATIONS,
+    "norm": ["layernorm", "rmsnorm"],
+    "norm_eps": [1e-5, 1e-6, 1e-12],
+    "bias": [False, True],
+    "tied_embeddings": [False, True],
+    "ffn_width": [24, 40],
+    "layers": [1, 3],
+}
+SWITCHES = {  # of each family: what makes one of theirs, and what may be changed of it
+    "decoder": (
+        [
+            {"positions": "learned", "norm": "layernorm", "activation": "gelu", "bias": True},
+            {"kv_heads": 2},
+            {"qkv_bias": True},
+            {"qk_norm": True},
+            {"norm": "layernorm", "activation": "gelu", "bias": True},
+            {"activation": "geglu", "scaled_embeddings": True},
+            {"activation": "geglu", "scaled_embeddings": True, "output_norms": True},
+        ],
+        SHARED
+        | {
+            "kv_heads": [1, 2, 4],
+            "head_width": [4, 8],
+            "positions": ["rope", "learned"],
+            "rope_theta": [500.0],
+            "rope_scaling": [
+                {"kind": "linear", "factor": 2.0},
+                {"kind": "ntk", "factor": 2.0},
+                {"kind": "yarn", "factor": 4.0, "original_positions": 8, "beta_fast": 16.0},
+                {"kind": "llama3", "factor": 4.0, "original_positions": 8, "low_turns": 2.0},
+            ],
+            "qkv_bias": [True],
+            "qk_norm": [True],
+            "output_norms": [True],
+            "scaled_embeddings": [True],
+            "attention_width": [4, 12],
+            "sliding_windows": [(5,), (5, 0), (0, 5), (4, 5), (1,)],
+            "attention_softcap": [5.0],
+            "logit_softcap": [3.0],
+            "mup": [{"base_width": 8}, {"base_width": 16, "base_head_width": 2}],
+        },
+    ),
+    "encoder": (
+        [
+            {"token_types": 2},
+            {"token_types": 1, "norm_eps": 1e-5},
+            {"positions": "rope", "norm_first": True, "activation": "geglu_exact", "bias": False},
+        ],
+        SHARED
+        | {
+            "positions": ["rope", "learned"],
+            "token_types": [0, 1, 3],
+            "norm_first": [False, True],
+            "local_rope_theta": [500.0],
+            "sliding_windows": [(5,), (0, 5), (5, 4), (1,)],
+        },
+    ),
+    "encoder_decoder": (
+        [
+            {},
+            {"activation": "geglu", "tied_embeddings": False},
+            {"positions": "learned", "norm": "layernorm", "norm_eps": 1e-5, "norm_first": False}
+            | {"activation": "gelu_exact", "bias": True, "scaled_logits": False},
+        ],
+        SHARED
+        | {
+            "positions": ["relative", "learned"],
+            "norm_first": [False, True],
+            "scaled_logits": [False, True],
+            "head_width": [4, 8],
+            "decoder_layers": [2],
+            "relative_buckets": [8],
+            "relative_distance": [48],
+        },
+    ),
+}
+
+
+@st.composite
+def sections(draw: st.DrawFn) -> ModelConfig | None:
+    family = draw(st.sampled_from(list(SWITCHES)))
+    bases, changes = SWITCHES[family]
+    tree = {"family": family, "layers": 2, "width": 16, "heads": 4} | draw(st.sampled_from(bases))
+    for key in draw(st.lists(st.sampled_from(list(changes)), max_size=2)):
+        tree[key] = draw(st.sampled_from(changes[key]))
+    try:
+        return FAMILIES.own[family](**tree)
+    except ValidationError:
+        return None
+
+
+@settings(max_examples=60, deadline=None)
+@given(sections())
+def test_what_is_chosen_is_the_section_and_has_a_place_for_every_parameter_alone(section):
+    if section is None:
+        return
+    try:
+        architecture = choose_architecture(section, SIZES)
+    except ConfigError as error:
+        assert "change these to have it" in str(error)
+        return
+    settings = architecture.render(section, SIZES)
+    config = transformers.AutoConfig.for_model(
+        architecture.model_type, **settings, **dict.fromkeys(SPECIAL, 0)
+    )
+    read_type, read = read_section(config.to_dict(), "it")
+    assert read_type is architecture and canonical(read) == canonical(section)
+    with torch.device("meta"):
+        ours = build_model(section, SIZES)
+        name = next(iter(architecture.classes.values()))
+        theirs = getattr(transformers, name)(config)
+    assert not find_left_out(architecture, ours)
+    stored = {name: shape for rule in plan_rules(architecture, ours)
+              for name, shape in rule.their_shapes.items()}  # fmt: skip
+    names: dict[int, list[str]] = {}
+    for name, parameter in theirs.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+        assert stored.get(name, parameter.shape) == parameter.shape
+    assert stored.keys() <= {name for group in names.values() for name in group}
+    assert all(stored.keys() & group for group in names.values()), names
+
+
+def test_what_no_architecture_is_is_told_with_what_to_change():
+    section = DecoderConfig(qk_norm=True, bias=True)
+    with pytest.raises(ConfigError, match=r"nearest one is llama; .* qk_norm = true \(there false"):
+        choose_architecture(section, SIZES)
+    with pytest.raises(ConfigError, match="train another family: decoder, encoder, enc"):
+        choose_architecture(RecurrentConfig(), SIZES)
+
+
+def test_every_architecture_reads_what_it_renders():
+    for architecture in ARCHITECTURES.values():
+        section = FAMILIES.own[architecture.family](family=architecture.family)
+        architecture.read(architecture.render(section, SIZES))
+
+
+def test_settings_that_no_section_can_say_are_told_by_name():
+    bert = transformers.AutoConfig.for_model("bert").to_dict()
+    for changed, told in (
+        ({"is_decoder": True}, "is_decoder = true, where only false can be read"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
+        ({"hidden_act": "mish"}, "the activation 'mish'"),
+        ({"model_type": "berd"}, "Did you mean bert?"),
+    ):
+        with pytest.raises(DataError, match=told):
+            read_section(bert | changed, "config.json")
+
+
+def test_a_section_with_adapters_is_what_it_is_with_them_merged():
+    plain = DecoderConfig(kv_heads=2)
+    adapted = plain.model_copy(update={"lora": LoraConfig(rank=4)})
+    assert choose_architecture(adapted, SIZES) is choose_architecture(plain, SIZES)
+    assert adapted.without_adapters == plain != adapted
