@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import lmscale
-from lmscale.cli import checkpoint, config, corpus, launch, shards, stream, tasks, tokenizer
+from lmscale.cli import checkpoint, config, corpus, launch, shards, stream, suite, tokenizer
 from lmscale.cli.demo import demo
 from lmscale.cli.doctor import doctor
 from lmscale.cli.evaluate import evaluate, generate
@@ -25,7 +25,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "stream": stream.app,
     "checkpoint": checkpoint.app,
     "train": train,
-    "tasks": tasks.app,
+    "suite": suite.app,
     "evaluate": evaluate,
     "generate": generate,
     "export": export,

@@ -1,4 +1,4 @@
-"""``lmscale tasks``: tasks for lm-evaluation-harness, made of a corpus' own held-out part."""
+"""``lmscale suite``: tasks for lm-evaluation-harness, made of a corpus' own held-out part."""
 
 from __future__ import annotations
 
