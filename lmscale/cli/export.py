@@ -17,7 +17,7 @@ from lmscale.files.printing import say
 if TYPE_CHECKING:
     from lmscale.exchange.exported import ExportRequest, Report
 
-Format = Literal["hf"]
+Format = Literal["hf", "gguf"]
 VerifyOption = Annotated[
     Literal["logits", "tensors"] | None,
     typer.Option(
@@ -31,35 +31,43 @@ VerifyOption = Annotated[
 def export(
     run: RunArgument,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="The folder to write.", show_default=False)
+        Path,
+        typer.Option(
+            metavar="PATH", help="The folder to write; of gguf, the file.", show_default=False
+        ),
     ],
-    format: Annotated[Format, typer.Option(help="hf: a folder that transformers loads.")] = "hf",
+    format: Annotated[
+        Format,
+        typer.Option(help="hf: a folder that transformers loads; gguf: a file for llama.cpp."),
+    ] = "hf",
     step: StepOption = None,
     weights: WeightsOption = None,
     dtype: Annotated[
-        Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the weights in the files.")
+        Literal["fp32", "bf16", "fp16", "q8_0"],
+        typer.Option(help="Of the weights in the files; q8_0 is of gguf alone."),
     ] = "fp32",
     verify: VerifyOption = None,
     max_shard: Annotated[
         float, typer.Option(min=0.001, help="GB of weights in one file, at most.")
     ] = 5.0,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace DIR though lmscale did not write it.")
+        bool, typer.Option("--force", help="Replace PATH though lmscale did not write it.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run's checkpoint in Hugging Face's format, and verify it.
+    """Write a run's checkpoint in another program's format, and verify it.
 
-    transformers loads what was written. It has to give the logits of the run's
-    own model on held-out text, within rounding, and to go on from it with the
-    same tokens. If it does not, or the export is stopped, nothing is left.
-    DIR is replaced where lmscale wrote it.
+    transformers, or llama.cpp, loads what was written. It has to give the logits
+    of the run's own model on held-out text, within rounding, and to go on from it
+    with the same tokens. If it does not, or the export is stopped, nothing is
+    left. PATH is replaced where lmscale wrote it.
     """
     from lmscale.exchange.exported import MARK, ExportRequest
     from lmscale.files.output_folder import check_output
     from lmscale.files.progress import progress
 
-    check_output(out, mark=MARK, force=force)  # before the libraries are loaded, which takes long
+    if format == "hf":  # before the libraries are loaded, which takes long
+        check_output(out, mark=MARK, force=force)
     request = ExportRequest(
         folder=run,
         out=out,
@@ -74,7 +82,7 @@ def export(
     with _leaving_nothing(run):
         report = FORMATS[format](request)
     if as_json:
-        echo_json({"folder": str(out), **report.facts})
+        echo_json({("folder" if format == "hf" else "file"): str(out), **report.facts})
     else:
         for name, text in report.rows:
             say(render_line(name, text))
@@ -87,7 +95,16 @@ def _export_hf(request: ExportRequest) -> Report:
     return report_export(export_run(request))
 
 
-FORMATS: Mapping[Format, Callable[[ExportRequest], Report]] = {"hf": _export_hf}
+def _export_gguf(request: ExportRequest) -> Report:
+    from lmscale.exchange.gguf_export import export_gguf, report_gguf
+
+    return report_gguf(export_gguf(request))
+
+
+FORMATS: Mapping[Format, Callable[[ExportRequest], Report]] = {
+    "hf": _export_hf,
+    "gguf": _export_gguf,
+}
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lmscale.checkpoint.differences import MAX_NAMED
 from lmscale.config.kinds import Ability
-from lmscale.errors import CheckpointError, DataError
+from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.evaluation.run import FoundRun, find_run
 from lmscale.exchange.exported import DTYPES, MARK, Exported, ExportRequest, describe
 from lmscale.exchange.framing import find_beginning, plan_framing
@@ -50,6 +50,11 @@ def export_run(request: ExportRequest) -> Exported:
     Raises ``ConfigError``, ``CheckpointError`` and ``DataError`` for what a user can mend.
     """
     check_output(request.out, mark=MARK, force=request.force)
+    if request.dtype not in DTYPES:
+        raise ConfigError(
+            f"--dtype {request.dtype} is of GGUF files: add --format gguf, or take "
+            f"{', '.join(DTYPES)}."
+        )
     import_transformers()  # not only when all is written
     with request.bar("looking at the checkpoint", None, ""):
         found = find_run(request.folder, step=request.step, weights=request.weights)

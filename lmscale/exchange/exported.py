@@ -20,8 +20,9 @@ from lmscale.exchange.write_tensors import Written
 
 MARK = "lmscale_export.json"
 """What says that lmscale wrote a folder, and of what."""
-Dtype = Literal["fp32", "bf16", "fp16"]
+Dtype = Literal["fp32", "bf16", "fp16", "q8_0"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Those of Hugging Face's files."""
 Verify = Literal["logits", "tensors"]
 Bar = Callable[[str, float | None, str], AbstractContextManager[Callable[[float], None]]]
 

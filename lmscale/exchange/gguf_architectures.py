@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lmscale.config.model import DecoderConfig, Sizes
+from lmscale.config.model_base import ModelConfig
 from lmscale.errors import ConfigError
 
 
@@ -52,12 +53,16 @@ LLAMA_CPP = {
 _GEMMA2_27B_LAYERS = 46  # by which llama.cpp knows the model whose scores are scaled otherwise
 
 
-def choose_llama_cpp(model_type: str, section: DecoderConfig, sizes: Sizes) -> LlamaCpp:
-    """What llama.cpp calls the architecture. Raises ``ConfigError`` where it has none, or has
-    settings of it otherwise, with all that is to be changed.
+def choose_llama_cpp(
+    model_type: str, section: ModelConfig, sizes: Sizes
+) -> tuple[LlamaCpp, DecoderConfig]:
+    """What llama.cpp calls the architecture, and the section as what it is.
+
+    Raises ``ConfigError`` where it has none, or has settings of it otherwise, with all that is to
+    be changed.
     """
     there = LLAMA_CPP.get(model_type)
-    if there is None:
+    if there is None or not isinstance(section, DecoderConfig):
         raise ConfigError(
             f"A model of the architecture {model_type} cannot be exported as GGUF. Those that can "
             f"be: {', '.join(LLAMA_CPP)}. Any can be exported with --format hf."
@@ -67,7 +72,7 @@ def choose_llama_cpp(model_type: str, section: DecoderConfig, sizes: Sizes) -> L
         raise ConfigError(
             [f"llama.cpp's {there.name} cannot compute {problem}." for problem in problems]
         )
-    return there
+    return there, section
 
 
 def _find_gaps(there: LlamaCpp, section: DecoderConfig, sizes: Sizes) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lmscale.config.model import DecoderConfig
 from lmscale.errors import ConfigError, DataError
+from lmscale.exchange.exported import Dtype
 from lmscale.exchange.gguf_architectures import LlamaCpp
 from lmscale.exchange.rules import Rule
 from lmscale.model.rotary import plan_frequencies
 
-Dtype = Literal["fp32", "fp16", "bf16", "q8_0"]
 TYPES: Mapping[Dtype, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 """Ours → what GGUF calls it. q8_0: 32 weights of a row are 8-bit numbers times one of fp16."""
 PIECE_ELEMENTS = 2**24  # converted at once
@@ -37,6 +37,11 @@ class GgufTensor:
     first_row: int = 0
     heads: int = 0
     """Of queries or keys, whose halves are to be interleaved; 0: the rows stay as they are."""
+
+    @property
+    def rows(self) -> slice:
+        """Of the parameter."""
+        return slice(self.first_row, self.first_row + self.shape[0])
 
     @property
     def num_bytes(self) -> int:
@@ -113,12 +118,32 @@ def convert(tensor: GgufTensor, value: Tensor) -> Iterator[np.ndarray]:
 
     Raises ``DataError`` where fp16 has no number for a weight.
     """
-    part = value[tensor.first_row : tensor.first_row + tensor.shape[0]]
+    part = value[tensor.rows]
     if tensor.heads:
         part = interleave(part, tensor.heads)
-    step = max(1, PIECE_ELEMENTS // max(1, part[0].numel()))
-    for piece in part.split(step):
+    for piece in part.split(_rows_at_once(part)):
         yield _encode(tensor, piece.contiguous())
+
+
+def _rows_at_once(part: Tensor) -> int:
+    return max(1, PIECE_ELEMENTS // max(1, part[0].numel()))
+
+
+def round_as_stored(tensor: GgufTensor, value: Tensor) -> Tensor:
+    """What the tensor's rows of the parameter, f32, are worth in the file; in our order."""
+    part = value[tensor.rows]
+    if tensor.dtype == "fp32":
+        return part.float()
+    if tensor.dtype != "q8_0":
+        return part.to(torch.float16 if tensor.dtype == "fp16" else torch.bfloat16).float()
+    return torch.cat([_round_q8_0(piece) for piece in part.split(_rows_at_once(part))])
+
+
+def _round_q8_0(piece: Tensor) -> Tensor:
+    import gguf
+
+    stored = _quantize(piece.float().contiguous().numpy())
+    return torch.from_numpy(gguf.quants.dequantize(stored, gguf.GGMLQuantizationType.Q8_0))
 
 
 def interleave(part: Tensor, heads: int) -> Tensor:

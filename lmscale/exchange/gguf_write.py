@@ -10,9 +10,9 @@ import xxhash
 from torch import Tensor
 
 from lmscale.errors import DataError
+from lmscale.exchange.exported import Dtype
 from lmscale.exchange.gguf_tensors import (
     TYPES,
-    Dtype,
     GgufTensor,
     convert,
     quantization_types,

@@ -7,8 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lmscale.errors import ConfigError, DataError
-from lmscale.exchange.gguf_tensors import Dtype
+from lmscale.exchange.exported import Dtype
 from lmscale.tokenizer.codec import SPACE_MARK, Tokenizer
 
 TOP = 20  # log-probabilities compared at each place
@@ -36,10 +37,28 @@ class LlamaCppCheck:
 
     largest_error: float
     """As ``TOLERANCES`` has it."""
+    tolerance: float
+    prompts: int
     tokens: int
     """Greedy ones, all as the model's own."""
     texts: int
     """With the tokenizer's ids, all."""
+    other_texts: int
+    """Not asked about, as a real U+2581 is in them."""
+    version: str
+    """Of the package that brought llama.cpp."""
+
+    def describe(self) -> Iterator[str]:
+        """Sentences for people."""
+        yield (
+            f"llama.cpp (xllamacpp {self.version}) went on from {self.prompts} samples with the "
+            f"model's own {self.tokens} tokens; log-probabilities differ by at most "
+            f"{self.largest_error:.1e} standard deviations of the logits, where "
+            f"{self.tolerance:.0e} is allowed."
+        )
+        yield f"It gives the tokenizer's ids to {self.texts} of {self.texts} texts."
+        if self.other_texts:
+            yield "A real U+2581 in a text is a space to llama.cpp, unlike to lmscale."
 
 
 def tolerance_of(dtype: Dtype, activation: str) -> float:
@@ -52,6 +71,7 @@ def check_llama_cpp(
     *,
     logits: Callable[[Sequence[int]], Tensor],
     tokenizer: Tokenizer,
+    num_rows: int,
     prompts: Sequence[Sequence[int]],
     texts: Sequence[str],
     tolerance: float,
@@ -59,11 +79,12 @@ def check_llama_cpp(
 ) -> LlamaCppCheck:
     """Continue the prompts under llama.cpp, and compare at each place.
 
-    ``logits`` gives the model's own of a row of ids, f32 [T, V], of the weights as the file has
-    them. Raises ``DataError`` with what differs, and ``ConfigError`` where llama.cpp is missing.
+    ``logits`` gives the model's own of a row of ids, f32 [T, V = ``num_rows``], of the weights as
+    the file has them. Raises ``DataError`` with what differs, and ``ConfigError`` where llama.cpp
+    is missing.
     """
     exact = [text for text in texts if tokenizer_agrees(text, tokenizer)]
-    never = find_unprintable(tokenizer)
+    never = [*find_unprintable(tokenizer), *range(tokenizer.vocab_size, num_rows)]
     question = {
         "path": str(path),
         "prompts": [list(map(int, prompt)) for prompt in prompts],
@@ -83,7 +104,13 @@ def check_llama_cpp(
         if ids != tokenizer.encode(text).tolist():
             raise DataError(f"llama.cpp gives other ids than the tokenizer to {text[:80]!r}.")
     return LlamaCppCheck(
-        largest_error=max(errors), tokens=len(prompts) * num_tokens, texts=len(exact)
+        largest_error=max(errors),
+        tolerance=tolerance,
+        prompts=len(prompts),
+        tokens=len(prompts) * num_tokens,
+        texts=len(exact),
+        other_texts=len(texts) - len(exact),
+        version=version("xllamacpp"),
     )
 
 

@@ -6,12 +6,12 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lmscale.errors import ConfigError
-from lmscale.files.atomic import fsync_folder, replace_folder
+from lmscale.files.atomic import fsync_file, fsync_folder, replace_folder
 from lmscale.files.locks import lock
 
 REMOVALS = 20  # tries, while another thread still writes
@@ -37,6 +37,21 @@ def check_output(path: Path, *, mark: str, force: bool) -> None:
         )
 
 
+def check_output_file(path: Path, *, is_ours: Callable[[Path], bool], force: bool) -> None:
+    """Raise ``ConfigError`` where something stands that may not be replaced; a file that
+    ``is_ours`` may, and with ``force`` any file.
+    """
+    if not (path.exists() or path.is_symlink()):
+        return
+    if not path.is_file() or path.is_symlink():
+        raise ConfigError(f"{path} exists and is no plain file. Name another one.")
+    if not (force or is_ours(path)):
+        raise ConfigError(
+            f"{path} exists, and lmscale did not write it. Name another file, or replace it: "
+            "--force"
+        )
+
+
 @contextmanager
 def output_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside ``path``; on success it is durable and named ``path``, and what
@@ -44,6 +59,26 @@ def output_folder(path: Path) -> Iterator[Path]:
 
     What killed processes left beside ``path`` is cleared away first.
     """
+    with _work_folder(path) as work:
+        yield work
+        fsync_folder(work)
+        replace_folder(work, path)
+
+
+@contextmanager
+def output_file(path: Path) -> Iterator[Path]:
+    """Yield where to write the file; on success it is durable and named ``path``, and what stood
+    there is gone. On any error nothing is left of it.
+    """
+    with _work_folder(path) as work:
+        yield work / path.name
+        fsync_file(work / path.name)
+        os.replace(work / path.name, path)
+        fsync_folder(path.parent)
+
+
+@contextmanager
+def _work_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.partial"):
         _clear_if_left(left)
@@ -56,8 +91,6 @@ def output_folder(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # some network file systems lock no folder
                 lock(descriptor, 0)
             yield work
-            fsync_folder(work)
-            replace_folder(work, path)
         finally:
             os.close(descriptor)
     finally:

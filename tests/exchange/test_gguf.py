@@ -19,13 +19,14 @@ from lmscale.config.data import TokenizerConfig
 from lmscale.config.hf.choose import choose_architecture
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.errors import ConfigError, DataError
+from lmscale.exchange.exported import Dtype
 from lmscale.exchange.gguf_architectures import LLAMA_CPP, choose_llama_cpp
 from lmscale.exchange.gguf_settings import add_settings
 from lmscale.exchange.gguf_tensors import (
-    Dtype,
     GgufTensor,
     convert,
     plan_tensors,
+    round_as_stored,
     slowed_frequencies,
 )
 from lmscale.exchange.gguf_tokenizer import add_tokenizer, plan_vocabulary
@@ -86,6 +87,7 @@ class Written:
         given = {
             "logits": self.logits,
             "tokenizer": tokenizer,
+            "num_rows": ROWS,
             "prompts": torch.randint(4, 500, (2, 24)).tolist(),
             "texts": TEXTS,
             "tolerance": tolerance_of(self.dtype, self.section.activation),
@@ -109,7 +111,7 @@ def write(tmp_path, tokenizer) -> Callable[..., Written]:
     def write(settings: dict, dtype: Dtype = "fp32") -> Written:
         section = DecoderConfig(layers=3, width=64, heads=4, **settings)
         architecture = choose_architecture(section, SIZES)
-        there = choose_llama_cpp(architecture.model_type, section, SIZES)
+        there, section = choose_llama_cpp(architecture.model_type, section, SIZES)
         torch.manual_seed(1)
         model = build_model(section, SIZES).eval().requires_grad_(False)
         for name, parameter in model.named_parameters():
@@ -140,7 +142,7 @@ def test_llama_cpp_gives_the_models_logits_and_the_tokenizers_ids(model_type, wr
     written = write(CASES[model_type])
     assert choose_architecture(written.section, SIZES).model_type == model_type
     check = written.check(tokenizer)
-    assert (check.tokens, check.texts) == (64, len(TEXTS) - 1)
+    assert (check.tokens, check.texts, check.other_texts) == (64, len(TEXTS) - 1, 1)
 
 
 def test_every_architecture_that_is_claimed_has_been_run():
@@ -154,11 +156,13 @@ def test_weights_are_rounded_once_and_llama_cpp_computes_with_them(dtype, write,
     for tensor in written.tensors:
         there = stored[tensor.name]
         values = gguf.quants.dequantize(there.data, there.tensor_type).reshape(tensor.shape)
-        rows = written.model.get_parameter(tensor.parameter)[tensor.first_row :]
+        parameter = written.model.get_parameter(tensor.parameter)
+        ours = parameter[tensor.rows].numpy()
         step = {"fp32": 0, "fp16": 2**-11, "bf16": 2**-8, "q8_0": 1 / 127}[tensor.dtype]
-        ours = rows[: tensor.shape[0]].numpy()
         np.testing.assert_allclose(values, ours, atol=step * np.abs(ours).max() * 0.51, rtol=step)
-        rows[: tensor.shape[0]] = torch.from_numpy(values.copy())
+        stored_as = round_as_stored(tensor, parameter)
+        assert torch.equal(stored_as, torch.from_numpy(values.copy()))
+        parameter[tensor.rows] = stored_as
     assert {tensor.dtype for tensor in written.tensors} == {"fp32", dtype}
     written.check(tokenizer)
 
