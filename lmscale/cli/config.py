@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import yaml
 
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import RunConfig, dump_config, load_config
+from lmscale.config.hf.target import describe_target
 from lmscale.files.printing import say
 
 app = typer.Typer(help="What a YAML file means, and what may stand in it.", no_args_is_help=True)
@@ -37,7 +39,9 @@ def show(
         return
     say(dump_config(loaded), end="")
     say("# What follows from it:")
-    for line in yaml.safe_dump(derived, sort_keys=False).splitlines():
+    for line in yaml.safe_dump(
+        derived, sort_keys=False, width=math.inf, allow_unicode=True
+    ).splitlines():
         say(f"#   {line}")
 
 
@@ -56,6 +60,7 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "tokens_per_step": config.tokens_per_step,
         "tokens": config.samples_after(config.train.steps) * config.window.stride,
+        "exports_as": describe_target(config),
     }
     if num_ranks is None:
         return derived

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,10 +13,11 @@ from lmscale.checkpoint.differences import check_same_tensors
 from lmscale.checkpoint.load import open_weights
 from lmscale.config import RunConfig
 from lmscale.config.hf.architecture import Architecture, Head
-from lmscale.config.hf.choose import choose_architecture
+from lmscale.config.hf.target import Target, plan_target
 from lmscale.config.model import ModelConfig, Sizes
 from lmscale.errors import DataError
 from lmscale.evaluation.run import FoundRun
+from lmscale.exchange.folding import Read, read_folded
 from lmscale.exchange.rules import Rule, find_left_out, plan_rules
 from lmscale.exchange.write_tensors import Stored
 from lmscale.model.family import Model, build_model_on
@@ -24,47 +25,57 @@ from lmscale.model.initialize import persistent_buffers
 from lmscale.model.lora import merging
 
 META = torch.device("meta")
-Read = Callable[[str], Tensor]
-"""A parameter's name → all of it, fp32, on the CPU, with the rows that are exported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportPlan:
     """A run's model there."""
 
-    architecture: Architecture
-    head: Head
-    section: ModelConfig
-    sizes: Sizes
-    """With the rows that are exported: of a vocabulary that was only rounded up, the ids in use."""
+    target: Target
+    own_section: ModelConfig
+    """The run's, without adapters."""
     rules: tuple[Rule, ...]
     left_out: tuple[str, ...]
     """Parameters that their class has no place for."""
 
     @property
+    def architecture(self) -> Architecture:
+        return self.target.architecture
+
+    @property
+    def head(self) -> Head:
+        return self.target.head
+
+    @property
+    def section(self) -> ModelConfig:
+        """That which the architecture is: the run's own, or one of the same function."""
+        return self.target.section
+
+    @property
+    def sizes(self) -> Sizes:
+        """With the rows that are exported: of a vocabulary that was only rounded up, the ids in
+        use.
+        """
+        return self.target.sizes
+
+    @property
     def class_name(self) -> str:
-        return self.architecture.classes[self.head]
+        return self.target.class_name
 
 
 def plan_export(config: RunConfig) -> ExportPlan:
     """What a run's model is there. Raises ``ConfigError`` where no architecture can be it."""
-    section, sizes = config.model.without_adapters, export_sizes(config)
-    architecture = choose_architecture(section, sizes)
-    model = build_model_on(section, sizes, device=META, dtype=torch.float32)
-    return ExportPlan(
-        architecture=architecture,
-        head=next(iter(architecture.classes)),
-        section=section,
-        sizes=sizes,
-        rules=plan_rules(architecture, model),
-        left_out=tuple(find_left_out(architecture, model)),
+    target = plan_target(config)
+    own, model = (
+        build_model_on(section, target.sizes, device=META, dtype=torch.float32)
+        for section in (config.model.without_adapters, target.section)
     )
-
-
-def export_sizes(config: RunConfig) -> Sizes:
-    """A run's sizes without the rows of the embedding that only round it up."""
-    is_given = config.model.vocab_size is not None
-    return replace(config.sizes, vocab_size=config.vocab_size if is_given else config.num_ids)
+    return ExportPlan(
+        target=target,
+        own_section=config.model.without_adapters,
+        rules=plan_rules(target.architecture, model, target.head),
+        left_out=tuple(find_left_out(target.architecture, own, target.head)),
+    )
 
 
 def check_found(found: FoundRun) -> None:
@@ -82,16 +93,23 @@ def check_found(found: FoundRun) -> None:
 
 
 @contextmanager
-def open_export(found: FoundRun, plan: ExportPlan) -> Iterator[Read]:
-    """A checkpoint's weights as they are exported: adapters merged, only the rows that are."""
-    config, shapes = found.config, {rule.name: rule.shape for rule in plan.rules}
+def open_own(found: FoundRun, plan: ExportPlan) -> Iterator[Read]:
+    """A checkpoint's weights with adapters merged, and only the rows that are exported."""
+    config, held = found.config, found.manifest.weight_shapes
+    model = build_model_on(plan.own_section, plan.sizes, device=META, dtype=torch.float32)
+    rows = {name: parameter.shape[0] for name, parameter in model.named_parameters()}
     with open_weights(found.place, found.manifest, found.weights) as read:
-        whole = merging(read, found.manifest.weight_shapes, config.model.lora)
+        whole = merging(read, held, config.model.lora)
+        yield lambda name: whole(name)[: rows[name]]
 
-        def read_cut(name: str) -> Tensor:
-            return whole(name)[: shapes[name][0]]
 
-        yield read_cut
+@contextmanager
+def open_export(found: FoundRun, plan: ExportPlan) -> Iterator[Read]:
+    """A checkpoint's weights as they are exported: those of ``plan.section``."""
+    shapes = {rule.name: rule.shape for rule in plan.rules}
+    with open_own(found, plan) as read:
+        held = found.manifest.weight_shapes
+        yield read_folded(read, plan.target.folding, held=held, shapes=shapes)
 
 
 def plan_stored(plan: ExportPlan, dtype: torch.dtype) -> list[Stored]:
@@ -121,7 +139,9 @@ def render_tensors(
 
 
 def fill_as_stored(model: Model, plan: ExportPlan, read: Read, dtype: torch.dtype) -> None:
-    """Give our model the weights as they are stored in ``dtype``, in its own dtype."""
+    """Give our model of ``plan.section`` the weights as they are stored in ``dtype``, in its own
+    dtype.
+    """
     with torch.no_grad():
         for rule in plan.rules:
             value = read(rule.name)
@@ -129,3 +149,10 @@ def fill_as_stored(model: Model, plan: ExportPlan, read: Read, dtype: torch.dtyp
                 rounded = {name: each.to(dtype) for name, each in rule.to_theirs(value)}
                 value = rule.to_ours(rounded.__getitem__)
             model.get_parameter(rule.name).copy_(value)
+
+
+def fill_own(model: Model, found: FoundRun, plan: ExportPlan) -> None:
+    """Give our model of ``plan.own_section`` the run's weights, nothing folded."""
+    with torch.no_grad(), open_own(found, plan) as read:
+        for name, parameter in model.named_parameters():
+            parameter.copy_(read(name))

@@ -41,10 +41,8 @@ def render_config(
 ) -> dict[str, Any]:
     """config.json."""
     return {
-        "architectures": [plan.class_name],
-        "model_type": plan.architecture.model_type,
         "dtype": THEIR_DTYPES[dtype],
-        **plan.architecture.render(plan.section, plan.sizes),
+        **plan.target.settings,
         **special_ids(framing, added_ids),
     }
 

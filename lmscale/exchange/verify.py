@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lmscale.checkpoint.differences import MAX_NAMED
+from lmscale.config.model import ModelConfig
 from lmscale.errors import DataError
 from lmscale.evaluation.run import FoundRun
 from lmscale.exchange.exported import DTYPES, Check, ExportRequest
@@ -28,6 +29,7 @@ from lmscale.exchange.plan_export import (
     ExportPlan,
     Read,
     fill_as_stored,
+    fill_own,
     open_export,
     render_tensors,
 )
@@ -35,7 +37,7 @@ from lmscale.exchange.samples import Samples
 from lmscale.exchange.their_library import import_transformers, quiet
 from lmscale.exchange.write_tensors import Stored
 from lmscale.files.memory import available_bytes
-from lmscale.model.family import build_model_on
+from lmscale.model.family import Model, build_model_on
 
 # One model in fp32 at a time, a tenth more for what a forward pass takes, and some samples' logits.
 MEMORY_SHARE, MEMORY_BYTES = 1.1, 2 * 10**9
@@ -102,17 +104,26 @@ def _compare_logits(
         class_name=plan.class_name,
         writes=plan.section.family == "decoder",
     )
-    cpu, dtype = torch.device("cpu"), DTYPES[request.dtype]
-    model = build_model_on(plan.section, plan.sizes, device=cpu, dtype=torch.float32).eval()
+    dtype = DTYPES[request.dtype]
+    if dtype == torch.float32:
+        own = _build(plan.own_section, plan)
+        fill_own(own, found, plan)
+        return compare(own, samples, answers, head=plan.head, barred=barred), None
+    stored = _build(plan.section, plan)
     with open_export(found, plan) as read:
-        fill_as_stored(model, plan, read, dtype)
-        parity = compare(model, samples, answers, head=plan.head, barred=barred)
-        if dtype == torch.float32:
-            return parity, None
-        fill_as_stored(model, plan, read, torch.float32)
+        fill_as_stored(stored, plan, read, dtype)
+    parity = compare(stored, samples, answers, head=plan.head, barred=barred)
+    del stored
+    own = _build(plan.own_section, plan)
+    fill_own(own, found, plan)
     with torch.no_grad():
-        exact = [our_logits(model, row, plan.head) for row in samples.rows]
+        exact = [our_logits(own, row, plan.head) for row in samples.rows]
     return parity, largest_difference(exact, answers.logits)
+
+
+def _build(section: ModelConfig, plan: ExportPlan) -> Model:
+    cpu = torch.device("cpu")
+    return build_model_on(section, plan.sizes, device=cpu, dtype=torch.float32).eval()
 
 
 def check_shapes(work: Path, plan: ExportPlan, files: Files) -> None:

@@ -24,6 +24,7 @@ def test_json_carries_what_follows_from_it(config, capsys):
     assert main(["config", "show", config, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["derived"]["tokens_per_step"] == 8 * 1024
+    assert shown["derived"]["exports_as"] == "llama (LlamaForCausalLM)"
     assert shown["config"]["engine"]["zero_stage"] == 2
 
 

@@ -9,15 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from theirs import import_transformers
+from theirs import difference, draw_weights, import_transformers
 
 from lmscale.config.hf.architecture import canonical
 from lmscale.config.hf.choose import ARCHITECTURES, choose_architecture, read_section
+from lmscale.config.hf.folding import Folding, plan_folding
 from lmscale.config.lora import LoraConfig
 from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, RecurrentConfig, Sizes
 from lmscale.errors import ConfigError, DataError
+from lmscale.exchange.folding import read_folded
 from lmscale.exchange.rules import find_left_out, plan_rules
-from lmscale.model.family import build_model
+from lmscale.model.family import CrossModel, build_model
 
 transformers = import_transformers()
 SIZES = Sizes(vocab_size=64, max_positions=32, sequence_length=32)
@@ -121,13 +123,16 @@ def test_what_is_chosen_is_the_section_and_has_a_place_for_every_parameter_alone
     if section is None:
         return
     try:
-        architecture = choose_architecture(section, SIZES)
+        architecture, folding = plan_folding(section, SIZES)
     except ConfigError as error:
         assert "change these to have it" in str(error)
         return
+    if folding.told:
+        compare_folded(section, folding)
+    section = folding.section
     settings = architecture.render(section, SIZES)
     config = transformers.AutoConfig.for_model(
-        architecture.model_type, **settings, **dict.fromkeys(SPECIAL, 0)
+        architecture.model_type, **settings | dict.fromkeys(SPECIAL, 0)
     )
     read_type, read = read_section(config.to_dict(), "it")
     assert read_type is architecture and canonical(read) == canonical(section)
@@ -144,6 +149,26 @@ def test_what_is_chosen_is_the_section_and_has_a_place_for_every_parameter_alone
         assert stored.get(name, parameter.shape) == parameter.shape
     assert stored.keys() <= {name for group in names.values() for name in group}
     assert all(stored.keys() & group for group in names.values()), names
+
+
+@torch.no_grad()
+def compare_folded(section: ModelConfig, folding: Folding) -> None:
+    """What is folded computes what the section does."""
+    model, folded = (build_model(each, SIZES).eval() for each in (section, folding.section))
+    draw_weights(model)
+    held, names = dict(model.named_parameters()), dict(folded.named_parameters())
+    shapes = {name: tuple(value.shape) for name, value in names.items()}
+    read = read_folded(model.get_parameter, folding, held=held, shapes=shapes)
+    for name, value in names.items():
+        value.copy_(read(name))
+    ids_BT = torch.randint(0, 64, (2, 9))
+    begins_BT, logits = torch.zeros(ids_BT.shape, dtype=torch.bool), []
+    for each in (model, folded):
+        layout = each.lay_out(begins_BT, mask_documents=False)
+        if isinstance(each, CrossModel):
+            layout = each.lay_out_target(begins_BT, ids_BT, layout)
+        logits.append(each.head(each(ids_BT, layout)))
+    assert difference(*logits) < 1e-5
 
 
 def test_what_no_architecture_is_is_told_with_what_to_change():

@@ -151,6 +151,7 @@ def _render_bart(section: EncoderDecoderConfig, sizes: Sizes) -> dict[str, Any]:
         "scale_embedding": False,
         "tie_word_embeddings": True,
         "is_encoder_decoder": True,
+        "forced_eos_token_id": None,  # theirs is an id of BART's own tokenizer
     }
 
 

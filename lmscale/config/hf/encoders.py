@@ -153,6 +153,8 @@ def _render_modernbert(section: EncoderConfig, sizes: Sizes) -> dict[str, Any]:
         },
         "tie_word_embeddings": section.tied_embeddings,
         "decoder_bias": True,
+        # Theirs are ids of ModernBERT's own tokenizer.
+        **dict.fromkeys(("cls_token_id", "sep_token_id")),
         **dict.fromkeys(
             ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), section.bias
         ),

@@ -1,0 +1,94 @@
+"""What transformers cannot say and weights can take up: the folded model computes the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from theirs import difference, draw_weights, import_transformers, open_theirs
+
+from lmscale.config.hf.folding import plan_folding
+from lmscale.config.model import FAMILIES, Sizes
+from lmscale.errors import ConfigError
+from lmscale.exchange.folding import read_folded
+from lmscale.model.encoder_decoder import EncoderDecoder
+from lmscale.model.family import build_model
+
+import_transformers()
+VOCAB, LENGTH = 101, 20
+SIZES = Sizes(vocab_size=VOCAB, max_positions=32, sequence_length=LENGTH)
+MUP = {"base_width": 16, "base_head_width": 6}
+NTK = {"kind": "ntk", "factor": 4.0}
+CASES = {
+    "mup": ("llama", {"mup": MUP, "kv_heads": 2}, "muP's factors"),
+    "mup, tied, with biases": (
+        "gpt2",
+        {"mup": MUP, "positions": "learned", "norm": "layernorm", "activation": "gelu"}
+        | {"bias": True, "tied_embeddings": True},
+        "muP's factors",
+    ),
+    "mup and qk_norm": ("qwen3", {"mup": MUP, "qk_norm": True}, "muP's factors"),
+    "mup of the head alone": ("llama", {"mup": {"base_width": 16}}, "muP's factors"),
+    "ntk": ("llama", {"rope_scaling": NTK, "rope_theta": 500.0}, "as ntk raises it"),
+    "attention_width": ("llama", {"attention_width": 30}, "weights of the queries"),
+    "scaled embeddings": (
+        "mistral", {"scaled_embeddings": True, "sliding_windows": (5,)}, "multiplied by √width"
+    ),
+    "windows of some layers": ("qwen2", {"sliding_windows": (5, 0)}, "queries, keys and values"),
+    "nanoGPT's GPT-2": (
+        "gpt2",
+        {"positions": "learned", "norm": "layernorm", "activation": "gelu"},
+        "biases of 0 are added",
+    ),
+    "no types": ("bert", {"family": "encoder"}, "one type of tokens"),
+    "no types, no biases": ("bert", {"family": "encoder", "bias": False}, "one type of tokens"),
+    "tied, not scaled": (
+        "t5", {"family": "encoder_decoder", "scaled_logits": False}, "takes back"
+    ),
+    "bart without biases": (
+        "bart",
+        {"family": "encoder_decoder", "positions": "learned", "norm": "layernorm"}
+        | {"norm_eps": 1e-5, "norm_first": False, "scaled_logits": False},
+        "biases of 0",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs, of tied weights
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_a_folded_model_gives_the_logits_of_the_run(case, tmp_path):
+    model_type, settings, told = CASES[case]
+    shape = {"family": "decoder", "layers": 2, "width": 48, "heads": 4, "ffn_width": 96}
+    tree = shape | settings
+    section = FAMILIES.own[tree["family"]](**tree)
+    architecture, folding = plan_folding(section, SIZES)
+    assert architecture.model_type == model_type
+    assert told in " ".join(folding.told)
+    model, folded = (build_model(each, SIZES).eval() for each in (section, folding.section))
+    draw_weights(model)
+    held, names = dict(model.named_parameters()), dict(folded.named_parameters())
+    shapes = {name: tuple(value.shape) for name, value in names.items()}
+    read = read_folded(model.get_parameter, folding, held=held, shapes=shapes)
+    for name, value in names.items():
+        value.copy_(read(name))
+    special = {f"{name}_token_id": 0 for name in ("bos", "eos", "pad", "decoder_start")}
+    theirs, _ = open_theirs(tmp_path, folded, architecture, folding.section, SIZES, **special)
+
+    ids_BT = torch.randint(1, VOCAB, (2, LENGTH))
+    begins_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
+    layout = model.lay_out(begins_BT, mask_documents=False)
+    more = {}
+    if isinstance(model, EncoderDecoder):
+        layout, more = (
+            model.lay_out_target(begins_BT, ids_BT, layout),
+            {"decoder_input_ids": ids_BT},
+        )
+    assert difference(model.head(model(ids_BT, layout)), theirs(ids_BT, **more).logits) < 1e-5
+
+
+def test_what_is_some_architecture_as_it_is_is_not_folded():
+    section = FAMILIES.own["decoder"]()
+    assert plan_folding(section, SIZES)[1].told == ()
+    section = FAMILIES.own["decoder"](qk_norm=True, bias=True, mup={"base_width": 16})
+    with pytest.raises(ConfigError, match=r"qk_norm = true \(there false\)"):
+        plan_folding(section, SIZES)
