@@ -78,7 +78,8 @@ def test_the_page_s_table_says_what_each_section_is_exported_as():
         text = yaml.safe_dump({"model": tree, "objective": {"name": objective}}) + PARTS
         assert describe_target(parse(text)) == described, switches
         said.add(described.partition(" ")[0])
-    assert said == {name for name, each in ARCHITECTURES.items() if each.exports}
+    exported = {name for name, each in ARCHITECTURES.items() if each.exports}
+    assert said == exported - {"qwen2"}  # beside which AutoTokenizer makes another tokenizer
 
 
 def test_the_page_s_table_says_what_each_objective_ends_in():

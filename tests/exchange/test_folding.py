@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from handmade_runs import make_run
 from theirs import difference, draw_weights, import_transformers, open_theirs
+from tiny_run import tiny_config
 
+from lmscale.config import RunConfig
 from lmscale.config.hf.folding import plan_folding
 from lmscale.config.model import FAMILIES, Sizes
-from lmscale.errors import ConfigError
+from lmscale.errors import ConfigError, DataError
+from lmscale.exchange import plan_export
+from lmscale.exchange.export import export_run
+from lmscale.exchange.exported import ExportRequest
 from lmscale.exchange.folding import read_folded
 from lmscale.model.encoder_decoder import EncoderDecoder
 from lmscale.model.family import build_model
+from lmscale.tokenizer.codec import load_tokenizer
 
 import_transformers()
 VOCAB, LENGTH = 101, 20
@@ -34,6 +43,7 @@ CASES = {
         "mistral", {"scaled_embeddings": True, "sliding_windows": (5,)}, "multiplied by √width"
     ),
     "windows of some layers": ("qwen2", {"sliding_windows": (5, 0)}, "queries, keys and values"),
+    "qwen2's biases": ("llama", {"qkv_bias": True, "kv_heads": 2}, "biases of 0 are added"),
     "nanoGPT's GPT-2": (
         "gpt2",
         {"positions": "learned", "norm": "layernorm", "activation": "gelu"},
@@ -58,10 +68,11 @@ CASES = {
 @torch.no_grad()
 def test_a_folded_model_gives_the_logits_of_the_run(case, tmp_path):
     model_type, settings, told = CASES[case]
+    avoided = {"qwen2"} - {model_type}
     shape = {"family": "decoder", "layers": 2, "width": 48, "heads": 4, "ffn_width": 96}
     tree = shape | settings
     section = FAMILIES.own[tree["family"]](**tree)
-    architecture, folding = plan_folding(section, SIZES)
+    architecture, folding = plan_folding(section, SIZES, avoided=avoided)
     assert architecture.model_type == model_type
     assert told in " ".join(folding.told)
     model, folded = (build_model(each, SIZES).eval() for each in (section, folding.section))
@@ -92,3 +103,30 @@ def test_what_is_some_architecture_as_it_is_is_not_folded():
     section = FAMILIES.own["decoder"](qk_norm=True, bias=True, mup={"base_width": 16})
     with pytest.raises(ConfigError, match=r"qk_norm = true \(there false\)"):
         plan_folding(section, SIZES)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_data, tmp_path_factory) -> RunConfig:
+    overrides = {"model.mup": {"base_width": 8, "base_head_width": 4}, "model.qkv_bias": True}
+    config = tiny_config(tiny_data, tmp_path_factory.mktemp("folding") / "run", overrides)
+    make_run(config, load_tokenizer(tiny_data / "tokenizer"))
+    return config
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_an_export_whose_weights_are_folded_is_compared_with_the_run_s_own_model(
+    run, dtype, tmp_path, monkeypatch
+):
+    request = ExportRequest(folder=run.folder, out=tmp_path / "out", dtype=dtype)
+    exported = export_run(request)
+    assert exported.plan.target.folding.told and exported.check.parity.error < 1e-5
+    if dtype == "bf16":
+        assert exported.check.rounding < 0.02  # of the run's own model, in fp32
+        return
+
+    def read_unscaled(read, folding, **named):
+        return read_folded(read, replace(folding, scales=()), **named)
+
+    monkeypatch.setattr(plan_export, "read_folded", read_unscaled)
+    with pytest.raises(DataError, match="transformers gives other answers"):
+        export_run(replace(request, out=tmp_path / "wrong"))

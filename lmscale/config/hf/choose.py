@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,12 +17,14 @@ ARCHITECTURES = {each.model_type: each for each in (*DECODERS, *ENCODERS, *ENCOD
 """By their ``model_type``."""
 
 
-def choose_architecture(section: ModelConfig, sizes: Sizes) -> Architecture:
-    """The first architecture that can be the section. Raises ``ConfigError`` where none can, with
-    the settings that the nearest one has otherwise.
+def choose_architecture(
+    section: ModelConfig, sizes: Sizes, *, avoided: Collection[str] = ()
+) -> Architecture:
+    """The first architecture that can be the section, none of the ``avoided``. Raises
+    ``ConfigError`` where none can, with the settings that the nearest one has otherwise.
     """
     its = (each for each in ARCHITECTURES.values() if each.family == section.family)
-    candidates = [each for each in its if each.exports]
+    candidates = [each for each in its if each.exports and each.model_type not in avoided]
     if not candidates:
         raise ConfigError(
             f"model.family = {section.family}: transformers has no such models, so that this one "

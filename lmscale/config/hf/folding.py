@@ -12,7 +12,7 @@ zeros (biases, a type of tokens). ``exchange/folding.py`` does it to the tensors
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -63,13 +63,15 @@ class Folding:
 Step = Callable[[ModelConfig], Folding | None]
 
 
-def plan_folding(section: ModelConfig, sizes: Sizes) -> tuple[Architecture, Folding]:
-    """The architecture that the section is, or that it is with the least folded. Raises
-    ``ConfigError`` as ``choose_architecture`` does.
+def plan_folding(
+    section: ModelConfig, sizes: Sizes, *, avoided: Collection[str] = ()
+) -> tuple[Architecture, Folding]:
+    """The architecture that the section is, or that it is with the least folded; none of the
+    ``avoided``. Raises ``ConfigError`` as ``choose_architecture`` does.
     """
     plain = _fold(Folding(section=section), (_fold_mup, _fold_ntk))
     try:
-        return choose_architecture(plain.section, sizes), plain
+        return choose_architecture(plain.section, sizes, avoided=avoided), plain
     except ConfigError as error:
         missing = error
     useful = [step for step in _OPTIONAL if step(plain.section) is not None]
@@ -77,7 +79,7 @@ def plan_folding(section: ModelConfig, sizes: Sizes) -> tuple[Architecture, Fold
         for steps in combinations(useful, count):
             folded = _fold(plain, steps)
             try:
-                return choose_architecture(folded.section, sizes), folded
+                return choose_architecture(folded.section, sizes, avoided=avoided), folded
             except ConfigError:
                 continue
     raise missing

@@ -17,6 +17,11 @@ from lmscale.config.model import ModelConfig, Sizes
 from lmscale.config.supervised import LabelledConfig, NumbersConfig, TagsConfig
 from lmscale.errors import ConfigError
 
+_AVOIDED = ("qwen2",)
+"""Beside it transformers (5.24) makes Qwen 2's own tokenizer, whatever the files say: such a section
+becomes a Llama whose other biases are 0.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -48,7 +53,8 @@ class Target:
 def plan_target(config: RunConfig) -> Target:
     """What a run is there. Raises ``ConfigError`` where nothing there can be it."""
     sizes = export_sizes(config)
-    architecture, folding = plan_folding(config.model.without_adapters, sizes)
+    section = config.model.without_adapters
+    architecture, folding = plan_folding(section, sizes, avoided=_AVOIDED)
     return Target(
         architecture=architecture,
         head=plan_head(config, architecture),
