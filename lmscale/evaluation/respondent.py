@@ -87,22 +87,24 @@ class Respondent:
         return self._write(questions)
 
     def encode_pair(self, context: str, continuation: str) -> Row:
-        """The ids of both, cut on the left to what the model sees, and where the second begins:
-        where the first alone ends, but for the white space at its end, which a tokenizer may join
-        with what follows (so does lm-eval 0.4.13, ``TemplateLM._encode_pair``).
+        """The ids of both, cut on the left to what the model sees, and where the second begins.
+
+        As lm-eval 0.4.13 has it (``TemplateLM._encode_pair``): white space at the context's end is
+        the continuation's, and of the ids of both together the continuation has those behind as
+        many as the context alone has.
         """
         bare = context.rstrip()
-        whole = self.tokenizer.encode(context + continuation).tolist()
-        ids = [self.front_id, *whole]
-        start = 1 + (len(self.tokenizer.encode(bare)) if bare else 0)
-        if start >= len(ids):
+        before = self.tokenizer.encode(bare).tolist() if bare else []
+        after = self.tokenizer.encode(context + continuation).tolist()[len(before) :]
+        if not after:
             raise DataError(
                 f"A task asks how likely {continuation[:40]!r} is behind a context, and that is no "
                 "token of its own. Give the task's choices and targets some text."
             )
+        ids = [self.front_id, *before, *after]
         num_cut = max(0, len(ids) - self.model.max_positions - 1)
         self.num_cut += num_cut > 0
-        return ids[num_cut:], max(1, start - num_cut)
+        return ids[num_cut:], max(1, len(before) + 1 - num_cut)
 
     def encode_text(self, text: str) -> list[Row]:
         """Windows that score every id once, each with as much before it as fits (as lm-eval 0.4.13,

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from lmscale.config.data import CorpusConfig
+from lmscale.config.corpus import CorpusConfig
 from lmscale.corpus.build import build_corpus
 from lmscale.evaluation.local_tasks import MadeTask, make_tasks
 

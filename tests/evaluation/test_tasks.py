@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,19 +27,22 @@ from lmscale.evaluation.generate import Generation, Sampling
 from lmscale.evaluation.harness import open_tasks, score_tasks
 from lmscale.evaluation.respondent import Respondent, build_respondent
 from lmscale.evaluation.run import LoadedRun, load_run
+from lmscale.evaluation.task_scores import read_results
 from lmscale.evaluation.token_requests import plan_batches as plan_passes
+from lmscale.exchange.export import export_run
+from lmscale.exchange.exported import ExportRequest
 from lmscale.files.reading import seal
 from lmscale.objective.objective import build_scoring
 from lmscale.ranks.mesh import Axis
 from lmscale.runs.run_folder import read_status
 from lmscale.runs.stop import StoppedError
-from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.tokenizer.train import train_tokenizer
 from lmscale.train.votes import StopPoll
 
 pytest.importorskip("lm_eval")
 
 CPU = torch.device("cpu")
-LENGTH = 160
+LENGTH = 640
 app = typer.Typer()
 app.command()(evaluate)
 
@@ -48,8 +53,11 @@ def run(tiny_data, tmp_path_factory) -> RunConfig:
     overrides = {"stream.sequence_length": LENGTH, "model.init_std": 0.2}
     sets = {"evaluation.sets": {"heldout": str(tiny_data / "shards/a/heldout")}}
     config = tiny_config(tiny_data, tmp_path_factory.mktemp("scored") / "run", overrides | sets)
-    tokenizer = load_tokenizer(tiny_data / "tokenizer")
-    make_run(config, tokenizer)
+    changes = {"kind": "bpe", "folder": str(config.folder.parent / "tokenizer")}
+    # Of BPE every library makes the same ids; of unigram's ties it may take another one.
+    settings = config.tokenizer.model_copy(update=changes)
+    tokenizer = train_tokenizer(settings, config.corpus.folder, ["a"])
+    make_run(config.model_copy(update={"tokenizer": settings}), tokenizer)
     record = {"state": {}, "shards": {}, "bos": tokenizer.bos_id}
     (config.folder / "stream.json").write_bytes(seal(record))
     return config
@@ -120,9 +128,9 @@ def test_a_batch_gives_what_each_text_alone_gives(loaded, batch_tokens):
     pairs = [
         ("One", " two"),
         ("", "three"),
-        ("天地 " * 30, "玄黄"),
+        ("天地 " * 300, "玄黄"),
         ("a b c ", "d"),
-        ("x " * 300, "y"),
+        ("x " * 900, "y"),
     ]
     answers = respondent.score_pairs(pairs)
     assert respondent.num_cut == 2
@@ -162,6 +170,7 @@ def test_texts_are_cut_into_ids_as_the_harness_does_it(loaded):
         ("天地", "玄黄"),
         ("x\n", "y"),
         ("The cat", " sat."),
+        ("returned.", "\n\nSee"),  # which have a piece in common
     ):
         before, after = TemplateLM._encode_pair(theirs, context, continuation)
         ids, start = respondent.encode_pair(context, continuation)
@@ -199,7 +208,7 @@ def test_a_text_is_written_until_a_task_says_or_as_long_as_it_may_be(loaded):
     asked = [("The", settings), ("The", settings | {"until": [stop, "\0"]})]
     assert respondent.write(asked) == [whole, whole[: whole.index(stop)]]
     assert respondent.num_cut == 0
-    respondent.write([("The " * 100, {"max_gen_toks": 2}), ("The", {"max_gen_toks": LENGTH})])
+    respondent.write([("The " * 900, {"max_gen_toks": 2}), ("The", {"max_gen_toks": LENGTH})])
     assert respondent.num_cut == 2
     drawn = {"do_sample": True, "temperature": 2.0, "max_gen_toks": 9}
     assert respondent.write([("The", drawn)]) == respondent.write([("The", drawn)])
@@ -254,3 +263,49 @@ def test_options_that_mean_nothing_together_are_refused(run):
         call(run.folder, "--tasks", "x", "--max-windows", 3)
     with pytest.raises(ConfigError, match="name at least one task"):
         call(run.folder, "--tasks", ",")
+
+
+def ask_theirs(folder: Path, **settings: object) -> Any:
+    """lm-eval's own model of an exported folder."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4, **settings)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="transformers needs Python 3.11")
+def test_lm_evals_own_model_of_the_export_gives_the_same_numbers(run, loaded, suite, tmp_path):
+    """Request by request, in nats, and figure by figure. bos in front of a context is an option
+    there, of which a whole text would get two.
+    """
+    from lm_eval.evaluator import evaluate
+
+    export_run(ExportRequest(folder=run.folder, out=tmp_path / "export"))
+    tasks = open_tasks([str(suite)], limit=4)
+    respondent = ask(loaded)
+    ours = score_tasks(tasks, respondent)
+    requests: dict[str, list[Any]] = {}
+    for task in tasks.loaded["tasks"].values():
+        for request in task.instances:
+            requests.setdefault(request.request_type, []).append(request)
+    theirs = ask_theirs(tmp_path / "export", add_bos_token=True)
+    pairs = requests["loglikelihood"]
+    answers = respondent.score_pairs([request.args for request in pairs])
+    for answer, (log_p, is_greedy) in zip(answers, theirs.loglikelihood(pairs), strict=True):
+        assert answer.log_p == pytest.approx(log_p, abs=1e-4, rel=1e-6)  # theirs is added in fp32
+        assert answer.is_greedy == is_greedy
+    written = requests["generate_until"]
+    asked = [request.args for request in written]
+    # Of bytes that are no UTF-8 each library makes other characters.
+    both = zip(respondent.write(asked), theirs.generate_until(written), strict=True)
+    whole = [pair for pair in both if "\ufffd" not in "".join(pair)]
+    assert whole and all(own == other for own, other in whole)
+    texts = requests["loglikelihood_rolling"]
+    alone = ask_theirs(tmp_path / "export", add_bos_token=False)
+    totals = respondent.score_texts([request.args[0] for request in texts])
+    assert totals == pytest.approx(alone.loglikelihood_rolling(texts), abs=1e-4, rel=1e-6)
+
+    results = evaluate(theirs, tasks.loaded, limit=4, bootstrap_iters=0, log_samples=False)
+    figures = read_results(results)
+    for name, score in ours.items():
+        if not name.endswith(("_text", "zh_written_word")):
+            assert score.figures == pytest.approx(figures[name].figures, rel=1e-4), name
