@@ -27,7 +27,7 @@ from lmscale.files.shard_files import (
     read_shard_sizes,
 )
 from lmscale.files.strangers import parse_json
-from lmscale.files.tokenizer_files import MODEL_NAME, find_meta
+from lmscale.files.tokenizer_files import has_tokenizer
 from lmscale.runs.commits import read_commits
 from lmscale.runs.continuation import (
     check_folder,
@@ -172,7 +172,7 @@ def _data_problems(config: RunConfig, job: SlurmJob) -> list[str]:
         return _evaluation_problems(config.folder)
     problems = []
     folder = Path(config.tokenizer.folder)
-    if find_meta(folder) is None or not (folder / MODEL_NAME).is_file():
+    if not has_tokenizer(folder):
         problems.append(
             f"{folder}: there is no tokenizer here. Run `lmscale tokenizer train CONFIG` first, or "
             "set tokenizer.folder."

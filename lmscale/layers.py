@@ -19,7 +19,7 @@ SHARED = (
 LAYERS = (
     "tasks",  # processes of a build, and who takes over from whom
     "corpus",  # raw files → cleaned documents
-    "tokenizer",  # documents → a SentencePiece model
+    "tokenizer",  # documents, or another program's model → a tokenizer
     "shards",  # documents → tar shards of tokens
     "stream",  # shards → the global order of samples → micro-batches
     "model",  # tokens → hidden states; knows no data
@@ -37,6 +37,7 @@ LAYERS = (
 # Which files may import a vendor's library: each enters by one or two named places.
 VENDORS = {
     "sentencepiece": ("tokenizer/", "exchange/sentencepiece_json.py"),
+    "tokenizers": ("tokenizer/",),
     "gguf": ("exchange/gguf_",),
     "xllamacpp": ("exchange/llama_cpp_child.py",),
     "webdataset": (),  # importing it loads torch; the tests read our shards with it

@@ -112,16 +112,30 @@ def evaluate(
             counted[f"{baseline}_tokens"] = counts.tokens
         echo_json({name: score.to_dict() | counted for name, score in scores.items()})
     else:
-        from lmscale.evaluation.perplexity import render_scores
+        _print_scores(scores, loaded, baseline, counts)
 
-        say(render_scores(scores))
-        if loaded.weights != "trained":
-            say("weights: their average over the steps")
-        if counts is not None:
-            say(
-                f"{baseline}: the loss of {counts.described}, counted on {counts.tokens:,} tokens "
-                "that the run has read"
-            )
+
+def _print_scores(
+    scores: dict[str, SetScore],
+    loaded: LoadedRun,
+    baseline: BaselineName | None,
+    counts: Trigram | Unigram | None,
+) -> None:
+    from lmscale.evaluation.perplexity import render_scores
+
+    say(render_scores(scores))
+    if loaded.tokenizer.token_bytes() is None:
+        say(
+            "bits/byte: the tokenizer is not exact, so a token counts as many bytes as one of the "
+            "set's documents has on average: an estimate with --max-windows"
+        )
+    if loaded.weights != "trained":
+        say("weights: their average over the steps")
+    if counts is not None:
+        say(
+            f"{baseline}: the loss of {counts.described}, counted on {counts.tokens:,} tokens "
+            "that the run has read"
+        )
 
 
 def _evaluate_tasks(
@@ -189,8 +203,7 @@ def _evaluate(
     datasets = perplexity.open_evaluation_sets(config, loaded.tokenizer.fingerprint, set_names)
     if (run / RECORD).exists():
         perplexity.warn_of_other_beginnings(datasets, loaded.bos_id)
-    token_bytes = loaded.tokenizer.token_bytes()
-    plan = perplexity.plan_evaluation(config, token_bytes, max_windows=max_windows)
+    plan = perplexity.plan_evaluation(config, loaded.tokenizer, max_windows=max_windows)
     poll = StopPoll(stop.requested)
     stop.wait_to_be_asked()  # a terminal's progress bar, at least: from here on it is asked for
     counts = _count_run(run, loaded, baseline, poll) if baseline else None

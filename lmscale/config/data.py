@@ -20,17 +20,27 @@ MAX_PROCESSES = 1024  # on one machine
 
 
 class TokenizerConfig(Section):
-    """A SentencePiece model with byte fallback, trained on a sample of the corpus."""
+    """Trained on a sample of the corpus, or imported (``lmscale tokenizer import``)."""
 
     folder: str = "data/tokenizer"
-    kind: Literal["bpe", "unigram"] = "bpe"
+    kind: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
+    """How ``tokenizer train`` trains it: by SentencePiece, or ``byte_bpe`` by tokenizers (the
+    ``hf`` extra). Of an imported tokenizer its folder says it.
+    """
     vocab_size: int = Field(default=32_000, ge=MIN_VOCABULARY, le=MAX_VOCABULARY)
-    """Pieces in all, the special ids and the 256 byte pieces included."""
+    """Pieces in all, the special ids and the 256 byte pieces included. Of an imported tokenizer the
+    number that the import prints: it makes the embedding.
+    """
     character_coverage: float = Field(default=0.9995, ge=0.98, le=1)
-    """Part of the sample's characters that get pieces of their own; the rest becomes bytes."""
+    """Part of the sample's characters that get pieces of their own; the rest becomes bytes. Not of
+    ``byte_bpe``.
+    """
     max_sample_bytes: PositiveInt = Field(default=200_000_000, le=MAX_BYTES)
     """Bytes of UTF-8 text to train on, drawn evenly over all documents of all sources."""
     split_digits: bool = True
+    """A digit is a piece of its own. Else numbers are learned as words are, up to three digits at a
+    time with ``byte_bpe``.
+    """
 
 
 class ShardsConfig(Section):

@@ -30,7 +30,7 @@ from lmscale.stream.batches import Preparation, Rows, reads_partners
 from lmscale.stream.dataset import Dataset
 from lmscale.stream.ledger import load_record, read_ledger
 from lmscale.stream.stream import Stream
-from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.base import Tokenizer
 
 MAX_TOKENS = 2**25  # that are counted: of a longer run an even part; 1.2 GB as trigrams
 STRETCHES = 8  # that part is read in; few, as every stretch opens shards of its own
@@ -96,7 +96,7 @@ def plan_keys(config: RunConfig, preparation: Preparation) -> Keys:
 
 def _text_of(tokenizer: Tokenizer) -> Keys:
     """All tokens of rows that stand for text: the others are never hidden."""
-    is_text = tokenizer.token_bytes() > 0
+    is_text = tokenizer.is_text()
 
     def keys_of(rows: Rows) -> np.ndarray:
         ids = rows.tokens[np.arange(rows.tokens.shape[1]) < rows.lengths[:, None]]

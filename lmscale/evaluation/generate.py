@@ -15,7 +15,7 @@ from torch import Tensor
 from lmscale.errors import ConfigError
 from lmscale.evaluation.prompts import Prompt
 from lmscale.model.family import CrossModel, Model
-from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.base import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class Generation:
         self._limit = "max_tokens" if max_tokens <= room else "max_positions"
         self._ends = prompt.ends | {tokenizer.eos_id}
         self._barred_V = torch.arange(model.vocab_size) >= tokenizer.vocab_size
-        self._barred_V[: tokenizer.vocab_size] = torch.from_numpy(tokenizer.token_bytes() == 0)
+        self._barred_V[: tokenizer.vocab_size] = torch.from_numpy(~tokenizer.is_writable())
         self._barred_V[list(self._ends)] = False
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ from lmscale.ranks.collectives import sum_float64
 from lmscale.ranks.mesh import Axis
 from lmscale.stream.batches import Preparation, Rows, reads_partners
 from lmscale.stream.dataset import Dataset, open_datasets
+from lmscale.tokenizer.base import Tokenizer
 from lmscale.watch import heartbeat
 
 HELD_OUT_SEED = 0
@@ -38,7 +39,9 @@ class SetScore:
     windows: int
     targets: int
     bytes: int
-    """UTF-8 bytes that the targets stand for."""
+    """UTF-8 bytes that the targets stand for; of a tokenizer that is not exact, as many as so many
+    tokens of the set's documents have on average.
+    """
     nll: float
     """Sum of -log p over the targets, in nats."""
     others: Mapping[str, float] = field(default_factory=dict)
@@ -80,8 +83,12 @@ class EvaluationPlan:
 
     micro_windows: int
     preparation: Preparation
-    token_bytes: np.ndarray
-    """int32 [vocabulary]: UTF-8 bytes of each id, 0 for special ids (``Tokenizer.token_bytes``)."""
+    token_bytes: np.ndarray | None
+    """int32 [vocabulary]: UTF-8 bytes of each id, 0 for special ids (``Tokenizer.token_bytes``);
+    None: the tokenizer cannot say.
+    """
+    is_text: np.ndarray
+    """bool [vocabulary]: stands for text (``Tokenizer.is_text``)."""
     measured: tuple[str, ...] = FIGURES
     """``set_figures`` of the objective."""
     held_out: tuple[str, ...] = ()
@@ -96,6 +103,15 @@ class EvaluationPlan:
         """
         return spread_evenly(dataset.num_windows, self.max_windows)
 
+    def bytes_of_ids(self, dataset: Dataset) -> np.ndarray:
+        """[vocabulary]: UTF-8 bytes to count for each id. Where the tokenizer cannot say, those of
+        the set's documents are shared evenly by their tokens: over a whole set the sum is theirs.
+        """
+        if self.token_bytes is not None:
+            return self.token_bytes
+        manifest = dataset.manifest
+        return self.is_text * (manifest.text_bytes / max(manifest.text_tokens, 1))
+
 
 def spread_evenly(total: int, limit: int | None) -> Sequence[int]:
     """At most ``limit`` of the numbers below ``total``, in order; None: all."""
@@ -105,7 +121,7 @@ def spread_evenly(total: int, limit: int | None) -> Sequence[int]:
 
 
 def plan_evaluation(
-    config: RunConfig, token_bytes: np.ndarray, *, max_windows: int | None
+    config: RunConfig, tokenizer: Tokenizer, *, max_windows: int | None
 ) -> EvaluationPlan:
     """The plan of a run: its micro-batch and its objective's preparation.
 
@@ -118,7 +134,8 @@ def plan_evaluation(
         preparation=build_preparation(config.model_copy(update={"run": run})),
         measured=config.objective.set_figures,
         held_out=config.objective.held_out,
-        token_bytes=token_bytes,
+        token_bytes=tokenizer.token_bytes(),
+        is_text=tokenizer.is_text(),
         max_windows=max_windows,
     )
 
@@ -203,7 +220,8 @@ def evaluate_set(
             "held-out part that has documents (corpus.heldout_fraction), or drop the set."
         )
     sums = ScoreSums(("loss", *plan.held_out), device)
-    num_bytes = 0
+    num_bytes = 0.0
+    bytes_of_ids = plan.bytes_of_ids(dataset)
     num_left = num_windows
     was_training = objective.training
     objective.eval()
@@ -213,7 +231,7 @@ def evaluate_set(
             arrays = plan.preparation.prepare(rows).arrays
             heartbeat.tick()  # read: at ZeRO 3 the others wait for this rank in their forward pass
             sums.add(objective(**to_device(arrays, device)))
-            num_bytes += int(plan.token_bytes[plan.preparation.target_ids(arrays)].sum())
+            num_bytes += float(bytes_of_ids[plan.preparation.target_ids(arrays)].sum())
             num_scored = min(plan.micro_windows * data.size, num_left)
             num_left -= num_scored
             heartbeat.tick()

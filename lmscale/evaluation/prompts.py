@@ -12,7 +12,7 @@ from lmscale.config.objective import FillMiddleConfig, InfillConfig, SpanConfig
 from lmscale.config.objective_base import ObjectiveConfig
 from lmscale.config.supervised import CompletionConfig, PairsConfig
 from lmscale.errors import ConfigError
-from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.base import Tokenizer
 
 Kind = TypeVar("Kind", bound=ObjectiveConfig)
 

@@ -29,7 +29,7 @@ from lmscale.evaluation.writing import Question, plan_question, write_texts
 from lmscale.model.family import Model
 from lmscale.ranks.collectives import broadcast_object, error_from_json, error_to_json
 from lmscale.ranks.mesh import Axis
-from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.base import Tokenizer
 
 Row = tuple[list[int], int]  # ids, and where the scored ones begin
 

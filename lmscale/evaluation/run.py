@@ -24,7 +24,8 @@ from lmscale.ranks.ranks import Ranks
 from lmscale.runs.continuation import identity_of
 from lmscale.runs.run_folder import load_run_config
 from lmscale.stream.ledger import load_bos
-from lmscale.tokenizer.codec import Tokenizer, load_kept_tokenizer
+from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.codec import load_kept_tokenizer
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -14,7 +14,7 @@ from lmscale.evaluation.prompts import Prompt
 from lmscale.model.family import Model
 from lmscale.ranks.collectives import gather_json, sum_float64
 from lmscale.ranks.mesh import Axis
-from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.base import Tokenizer
 from lmscale.watch import heartbeat
 
 MAX_TOKENS = 256  # of a text to which a task sets no bound: lm-eval's own

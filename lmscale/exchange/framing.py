@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lmscale.config import RunConfig
 from lmscale.stream.ledger import RECORD, load_bos
-from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.base import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

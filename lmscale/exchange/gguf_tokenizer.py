@@ -10,7 +10,7 @@ from typing import Any
 from lmscale.errors import DataError
 from lmscale.exchange.sentencepiece_json import parse_sentencepiece
 from lmscale.exchange.tokenizer_files import name_ids
-from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.base import Tokenizer
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # types of pieces, as in SentencePiece
 _BPE = 2  # of SentencePiece's trainer_spec.model_type

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lmscale.errors import ConfigError, DataError
 from lmscale.exchange.exported import Dtype
-from lmscale.tokenizer.codec import SPACE_MARK, Tokenizer
+from lmscale.tokenizer.base import SPACE_MARK, Tokenizer
 
 TOP = 20  # log-probabilities compared at each place
 TOLERANCES: dict[Dtype, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 0.1, "q8_0": 0.4}

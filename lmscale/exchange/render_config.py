@@ -9,7 +9,7 @@ import numpy as np
 
 from lmscale.exchange.framing import Framing
 from lmscale.exchange.plan_export import ExportPlan
-from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.base import Tokenizer
 
 THEIR_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -31,7 +31,7 @@ def barred_ids(tokenizer: Tokenizer, framing: Framing, num_rows: int) -> list[in
     rows that no text has trained.
     """
     is_barred = np.ones(num_rows, dtype=bool)
-    is_barred[: tokenizer.vocab_size] = tokenizer.token_bytes() == 0
+    is_barred[: tokenizer.vocab_size] = ~tokenizer.is_writable()
     is_barred[framing.roles["eos_token"]] = False
     return np.flatnonzero(is_barred).tolist()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lmscale.exchange.framing import Framing
 from lmscale.exchange.their_library import import_transformers, quiet
-from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.base import Tokenizer
 
 HARD_TEXTS = (
     "",

@@ -19,7 +19,7 @@ from lmscale.errors import DataError
 from lmscale.exchange.framing import Framing
 from lmscale.exchange.sentencepiece_json import Tree, render_added_token, render_sentencepiece
 from lmscale.files.atomic import write_bytes, write_json
-from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.base import Tokenizer
 
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 KEPT_FOLDER = "tokenizer"  # in a run's folder: what its weights cannot be used without
-MODEL_NAME = "tokenizer.model"
+MODEL_NAME = "tokenizer.model"  # of SentencePiece
+HF_NAME = "tokenizer.json"  # Hugging Face's
 META_NAME = "meta.json"
-OLD_META_NAME = "tokenizer.json"  # lmscale's until it had META_NAME, and Hugging Face's always
+OLD_META_NAME = HF_NAME  # lmscale's until it had META_NAME
 
 
 def find_meta(folder: Path) -> Path | None:
@@ -16,3 +17,10 @@ def find_meta(folder: Path) -> Path | None:
     """
     paths = (folder / name for name in (META_NAME, OLD_META_NAME))
     return next((path for path in paths if path.exists()), None)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds what says which tokenizer it is, and a model of either kind."""
+    if (folder / META_NAME).is_file():
+        return any((folder / name).is_file() for name in (MODEL_NAME, HF_NAME))
+    return (folder / OLD_META_NAME).is_file() and (folder / MODEL_NAME).is_file()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmscale.config import RunConfig
-from lmscale.tokenizer.codec import Tokenizer, load_kept_tokenizer
+from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.codec import load_kept_tokenizer
 
 _ENDS = tuple(".?!…。？！")
 _CONTINUATION_BYTES = range(0x80, 0xC0)  # of a character's UTF-8, all but its first
@@ -37,7 +38,7 @@ class TokenKinds:
 def token_kinds(tokenizer: Tokenizer) -> TokenKinds:
     texts = [tokenizer.decode_bytes([number]) for number in range(tokenizer.vocab_size)]
     return TokenKinds(
-        is_special=tokenizer.token_bytes() == 0,
+        is_special=~tokenizer.is_text(),
         begins_word=np.array([_begins_word(text) for text in texts]),
         ends_sentence=np.array([text.decode(errors="replace").endswith(_ENDS) for text in texts]),
     )

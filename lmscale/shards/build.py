@@ -46,7 +46,8 @@ from lmscale.tasks.building import Builder, BuildSummary
 from lmscale.tasks.finishing import Progress
 from lmscale.tasks.processes import run_tasks
 from lmscale.tasks.target import ArrayTask, Move, Target, Unit, UnitsMissing
-from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
+from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.codec import load_tokenizer
 
 SLICES = "slices.json"
 logger = logging.getLogger(__name__)

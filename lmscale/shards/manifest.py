@@ -95,6 +95,11 @@ class Manifest:
         return sum(shard.tokens for shard in self.shards)
 
     @property
+    def text_tokens(self) -> int:
+        """Without bos and eos of the documents."""
+        return self.tokens - self.documents * (1 if self.bos_id is None else 2)
+
+    @property
     def documents(self) -> int:
         return sum(shard.documents for shard in self.shards)
 

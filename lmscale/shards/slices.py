@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lmscale.files.strangers import parse_json
 from lmscale.shards.manifest import Manifest
 from lmscale.shards.members import LABELS, NO_TAG, PARTS, TAGS, Member
 from lmscale.shards.writer import TokenizedDocument
-from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.base import Tokenizer
 
 FILL = 0.92  # of max_bytes that a slice is expected to need, so that it seldom takes a second shard
 PROBES = 8  # places where the tokens per byte are measured
@@ -110,19 +110,19 @@ def tokenize_slice(
     dataset: Manifest,
 ) -> Iterator[TokenizedDocument]:
     """The documents whose line begins in [start, end), as those of ``dataset``."""
-    sizes = tokenizer.token_bytes()
+    encode = _encode_parts(tokenizer, dataset)
     for offset, document in read_slice(folder, files, start, end):
         text = document["text"]
         edges = np.cumsum([0, *document.get("parts", [len(text)])]).tolist()
         # Part by part, as no piece may reach over the edge between two of them.
-        parts = [tokenizer.encode(text[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+        parts = [encode(text[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
         begin = [] if dataset.bos_id is None else [dataset.bos_id]
         bos, eos = (np.array(ids, dtype=dataset.dtype) for ids in (begin, [dataset.eos_id]))
         yield TokenizedDocument(
             ids=np.concatenate([bos, *parts, eos]),
             text_bytes=len(text.encode()),
             offset=offset,
-            members=_fill_members(document, dataset, len(bos), parts, sizes)
+            members=_fill_members(document, dataset, len(bos), parts, tokenizer)
             if dataset.members
             else {},
         )
@@ -133,7 +133,7 @@ def _fill_members(
     dataset: Manifest,
     num_before: int,
     parts: Sequence[np.ndarray],
-    token_bytes: np.ndarray,
+    tokenizer: Tokenizer,
 ) -> dict[str, Any]:
     """The values of the dataset's members of a document, of whose parts these are the ids.
 
@@ -155,6 +155,30 @@ def _fill_members(
         word = document["text"][begin : begin + num_chars]
         begin += num_chars
         num_blank = len(word[: num_chars - len(word.lstrip())].encode())
-        within = np.searchsorted(token_bytes[part].cumsum(), num_blank, side="right")
-        values[TAGS][first + within] = tag
+        values[TAGS][first + _find_word(part, num_blank, tokenizer)] = tag
     return values
+
+
+def _find_word(ids: np.ndarray, num_blank: int, tokenizer: Tokenizer) -> int:
+    """The first token of a word that ``num_blank`` bytes of white space stand before."""
+    token_bytes = tokenizer.token_bytes()
+    if token_bytes is not None:
+        return int(np.searchsorted(token_bytes[ids].cumsum(), num_blank, side="right"))
+    texts = (tokenizer.decode_bytes([number]) for number in ids.tolist())
+    return next((place for place, text in enumerate(texts) if not text.isspace()), 0)
+
+
+def _encode_parts(tokenizer: Tokenizer, dataset: Manifest) -> Callable[[str], np.ndarray]:
+    """How a document's parts are encoded. In a dataset with members a part has a token at least,
+    also where the tokenizer drops all that is in it: else what is said of it would have no place.
+    """
+    unk_id = tokenizer.unk_id
+    if tokenizer.is_exact or not dataset.members or unk_id is None:
+        return tokenizer.encode
+    nothing = np.array([unk_id], dtype=tokenizer.dtype)
+
+    def encode(text: str) -> np.ndarray:
+        ids = tokenizer.encode(text)
+        return ids if len(ids) else nothing
+
+    return encode

@@ -1,4 +1,4 @@
-"""Train a SentencePiece tokenizer on an even, deterministic sample of the corpus."""
+"""Train a tokenizer on an even, deterministic sample of the corpus."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from lmscale.errors import ConfigError, DataError, LmscaleError
 from lmscale.files.atomic import writing
 from lmscale.files.progress import progress
 from lmscale.files.tokenizer_files import find_meta
-from lmscale.tokenizer.codec import SPACE_MARK, Tokenizer, load_tokenizer, save_tokenizer
+from lmscale.tokenizer.base import SPACE_MARK, Tokenizer
+from lmscale.tokenizer.byte_bpe import train_byte_bpe
+from lmscale.tokenizer.codec import load_tokenizer, save_tokenizer
+from lmscale.tokenizer.own import OwnTokenizer
 
 PASSAGE_BYTES = 4096  # what SentencePiece is given at a time; its own default limit is 4,192
 # Fixed, because unigram training sums floats per thread and the machine must not matter.
@@ -28,7 +31,7 @@ _UNKNOWN_MARK = "\u2585"  # SentencePiece leaves out every passage that holds it
 def train_tokenizer(
     config: TokenizerConfig, corpus: str | Path, sources: Sequence[str], *, force: bool = False
 ) -> Tokenizer:
-    """Train on the sources' train parts and write ``tokenizer.model`` and ``meta.json``.
+    """Train on the sources' train parts and write its model and ``meta.json``.
 
     The same corpus and settings give the same bytes on any machine. A tokenizer trained before
     from the same is loaded instead; one made from others is a ``DataError`` unless ``force``.
@@ -46,7 +49,11 @@ def train_tokenizer(
     texts = (text for each in folders for text in read_documents(each / "train"))
     passages = sample_passages(texts, total_bytes=total, max_bytes=config.max_sample_bytes)
     with progress("training the tokenizer"):
-        tokenizer = Tokenizer(train_model(passages, config), made_by)
+        tokenizer: Tokenizer
+        if config.kind == "byte_bpe":
+            tokenizer = train_byte_bpe(passages, config, made_by)
+        else:
+            tokenizer = OwnTokenizer(train_model(passages, config), made_by)
     with writing("the tokenizer", folder):
         save_tokenizer(tokenizer, folder)
     return tokenizer
@@ -90,7 +97,7 @@ def _passages(text: str) -> Iterator[str]:
 
 
 def train_model(passages: Iterable[str], config: TokenizerConfig) -> bytes:
-    """A serialized model. Raises ``DataError`` saying which vocabulary size would fit."""
+    """A SentencePiece model. Raises ``DataError`` saying which vocabulary size would fit."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -170,6 +177,11 @@ def _existing(folder: Path, made_by: dict[str, Any]) -> Tokenizer | None:
     old = load_tokenizer(folder)
     if old.made_by == made_by:
         return old
+    if "imported_from" in old.made_by:
+        raise DataError(
+            f"{folder} holds an imported tokenizer ({old.made_by['imported_from']}). Shards and "
+            "models made with it need it: name another tokenizer.folder, or replace it by --force."
+        )
     changed = sorted(key for key in made_by if old.made_by.get(key) != made_by[key])
     raise DataError(
         f"{folder} holds a tokenizer trained otherwise (other {', '.join(changed)}). Shards and "

@@ -42,7 +42,8 @@ from lmscale.stream.batches import Preparation
 from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.stream import Stream, StreamState, open_stream
 from lmscale.stream.worker import LoaderJob
-from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
+from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.train.early_stop import find_early_stop, read_stop_figures
 from lmscale.train.folder import freeze_run, log_changes
 from lmscale.train.initial import ORIGIN, ORIGINS, Origin, build_run_engine, open_initial_weights

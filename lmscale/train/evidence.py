@@ -28,7 +28,7 @@ from lmscale.guard.guard import Guard, RewindRequest
 from lmscale.guard.state import plain, plain_fields
 from lmscale.ranks.collectives import gather_json, sum_float64
 from lmscale.stream.stream import Stream
-from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.base import Tokenizer
 from lmscale.train.assemble import Run
 from lmscale.watch import heartbeat
 

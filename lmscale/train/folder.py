@@ -24,7 +24,8 @@ from lmscale.runs.continuation import (
 )
 from lmscale.runs.environment import save_provenance
 from lmscale.runs.lease import Claim, Lease, is_beating, judge_claim, read_lease
-from lmscale.tokenizer.codec import KEPT_FOLDER, Tokenizer, save_tokenizer
+from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.codec import KEPT_FOLDER, save_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -160,7 +160,7 @@ def open_evaluator(run: Run, trackers: Trackers | None, poll: StopPoll) -> Itera
             for dataset in datasets.values():
                 stack.callback(dataset.close)
             if datasets:
-                plan = plan_evaluation(run.config, run.tokenizer.token_bytes(), max_windows=None)
+                plan = plan_evaluation(run.config, run.tokenizer, max_windows=None)
         if run.ranks.is_first:
             warn_of_other_beginnings(datasets, run.stream.bos_id)
         task_scorer = stack.enter_context(open_task_scorer(run, trackers, poll))

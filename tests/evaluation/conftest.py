@@ -13,7 +13,7 @@ from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.corpus.build import build_corpus
 from lmscale.model.decoder import Decoder
 from lmscale.model.family import build_model
-from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.base import Tokenizer
 from lmscale.tokenizer.train import train_tokenizer
 from lmscale.train.initial import draw_weights, fill_weights
 

@@ -95,7 +95,7 @@ def test_evaluate_prints_what_the_loop_would_measure(run, tokenizer):
     dataset = open_dataset(run.evaluation.sets["docs"], run.stream)
     loaded = load_run(run.folder, step=3, device=CPU)
     objective = build_scoring(loaded.model, run)
-    plan = plan_evaluation(run, tokenizer.token_bytes(), max_windows=None)
+    plan = plan_evaluation(run, tokenizer, max_windows=None)
     score = evaluate_set(objective, dataset, plan, data=Axis(), device=CPU)
     dataset.close()
     assert printed == {"docs": score.to_dict() | {"weights": "trained"}}

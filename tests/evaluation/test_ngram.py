@@ -206,7 +206,7 @@ def test_other_objectives_are_counted_and_scored_at_their_own_targets(
     name, sections = OTHERS[objective]
     config, whole, _ = begin_run(shards, tmp_path, sections)
     counts = count_run(config, config.folder, name, step=20, tokenizer=tokenizer)
-    plan = plan_evaluation(config, tokenizer.token_bytes(), max_windows=None)
+    plan = plan_evaluation(config, tokenizer, max_windows=None)
     with closing(
         open_dataset(config.evaluation.sets["docs"], config.stream, shape=config.window)
     ) as dataset:
@@ -247,7 +247,7 @@ def test_what_is_behind_a_first_text_is_counted_document_by_document(labelled, t
     config, whole, _ = begin_run(labelled, tmp_path, sections, source="pairs")
     tokenizer = load_tokenizer(config.tokenizer.folder)
     counts = count_run(config, config.folder, "ngram", step=20, tokenizer=tokenizer)
-    plan = plan_evaluation(config, tokenizer.token_bytes(), max_windows=None)
+    plan = plan_evaluation(config, tokenizer, max_windows=None)
     prepared = build_preparation(config).prepare(whole)
     known = prepared.arrays["prefixes"] if name == "prefix" else whole.members["parts"]
     end = config.added_ids["end"] if name == "pairs" else None

@@ -94,6 +94,7 @@ def plan(tokenizer):
         micro_windows=2,
         preparation=CausalPreparation(mask_documents=True),
         token_bytes=tokenizer.token_bytes(),
+        is_text=tokenizer.is_text(),
     )
 
 

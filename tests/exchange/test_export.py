@@ -16,7 +16,8 @@ from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.exchange import export as exporting
 from lmscale.exchange.export import export_run
 from lmscale.exchange.exported import MARK, Exported, ExportRequest
-from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
+from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.codec import load_tokenizer
 
 transformers = import_transformers()
 

@@ -34,7 +34,9 @@ from lmscale.exchange.gguf_write import check_gguf, write_gguf
 from lmscale.exchange.llama_cpp import check_llama_cpp, tolerance_of
 from lmscale.exchange.rules import plan_rules
 from lmscale.model.family import Model, build_model
-from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
+from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.tokenizer.own import OwnTokenizer
 from lmscale.tokenizer.train import train_model
 
 ROWS, LENGTH = 515, 64  # the tokenizer's pieces and some ids of an objective's
@@ -173,7 +175,7 @@ def test_a_file_of_other_weights_or_ids_is_told(write, tokenizer):
     part[:8], part[8:16] = part[8:16].clone(), part[:8].clone()  # two halves of a head
     with pytest.raises(DataError, match="computes something else of the file: at token 1 "):
         written.check(tokenizer, texts=[])
-    other = Tokenizer(tokenizer.model, {})
+    other = OwnTokenizer(tokenizer.model, {})
     other.encode = lambda text: np.array([5])
     with pytest.raises(DataError, match="other ids than the tokenizer to .def f"):
         written.check(other, logits=written.logits, tolerance=100)
@@ -216,7 +218,7 @@ def test_an_architecture_that_llama_cpp_lacks_is_told_with_those_it_has():
 def test_a_unigram_tokenizer_is_refused():
     model = train_model([topics["class"]], TokenizerConfig(kind="unigram", vocab_size=340))
     with pytest.raises(DataError, match="gives the ids of this one: it is not BPE. Export it with"):
-        plan_vocabulary(Tokenizer(model, {}), {}, num_rows=340)
+        plan_vocabulary(OwnTokenizer(model, {}), {}, num_rows=340)
 
 
 def test_a_weight_too_large_for_fp16_is_told():

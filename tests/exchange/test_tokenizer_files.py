@@ -27,7 +27,8 @@ from lmscale.exchange.tokenizer_check import (
     verify_tokenizer,
 )
 from lmscale.exchange.tokenizer_files import write_tokenizer
-from lmscale.tokenizer.codec import Tokenizer
+from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.own import OwnTokenizer
 from lmscale.tokenizer.train import train_model
 
 import_transformers()
@@ -40,7 +41,7 @@ PLAIN = Framing(roles={"eos_token": 2, "unk_token": 0, "pad_token": 3})
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def tokenizer(request: Any) -> Tokenizer:
     config = TokenizerConfig(kind=request.param, vocab_size=VOCAB)
-    return Tokenizer(train_model([*TEXTS[:12], *CHINESE * 20], config), {"kind": request.param})
+    return OwnTokenizer(train_model([*TEXTS[:12], *CHINESE * 20], config), {"kind": request.param})
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def theirs(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def small() -> Tokenizer:
-    return Tokenizer(train_model(TEXTS[:3], TokenizerConfig(vocab_size=512)), {"kind": "bpe"})
+    return OwnTokenizer(train_model(TEXTS[:3], TokenizerConfig(vocab_size=512)), {"kind": "bpe"})
 
 
 def write(tokenizer: Tokenizer, folder: Path, framing: Framing = PLAIN, **given: Any) -> None:

@@ -27,7 +27,8 @@ from lmscale.shards.slices import plan_slices
 from lmscale.shards.verify import verify_dataset
 from lmscale.shards.writer import Documents, TokenizedDocument, write_shard
 from lmscale.tasks.target import ArrayTask
-from lmscale.tokenizer.codec import Tokenizer, save_tokenizer
+from lmscale.tokenizer.codec import save_tokenizer
+from lmscale.tokenizer.own import OwnTokenizer
 from lmscale.tokenizer.train import train_tokenizer
 
 
@@ -108,7 +109,7 @@ def test_a_tokenizer_without_bos_builds_shards_without_it_only(base, dataset, tm
         max_sentence_length=10**6,
         minloglevel=3,
     )
-    save_tokenizer(Tokenizer(model.getvalue(), {}), tmp_path / "t")
+    save_tokenizer(OwnTokenizer(model.getvalue(), {}), tmp_path / "t")
     section = base.tokenizer.model_copy(update={"folder": str(tmp_path / "t")})
     config = base.model_copy(update={"tokenizer": section})
     with pytest.raises(ConfigError, match="shards.bos = true, but the tokenizer in .* has no bos"):

@@ -21,13 +21,8 @@ from lmscale.config.corpus import CorpusConfig
 from lmscale.config.data import TokenizerConfig
 from lmscale.corpus.build import build_corpus
 from lmscale.errors import ConfigError, DataError
-from lmscale.tokenizer.codec import (
-    Tokenizer,
-    cut_before_words,
-    load_tokenizer,
-    render_meta,
-    save_tokenizer,
-)
+from lmscale.tokenizer.codec import load_tokenizer, render_meta, save_tokenizer
+from lmscale.tokenizer.own import OwnTokenizer, cut_before_words
 from lmscale.tokenizer.train import sample_passages, train_model, train_tokenizer
 
 ENGLISH = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)][:30]
@@ -59,7 +54,7 @@ AWKWARD = [
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def tokenizer(request):
     config = TokenizerConfig(kind=request.param, vocab_size=1200)
-    return Tokenizer(train_model(iter(ENGLISH + CHINESE * 20), config), {"kind": request.param})
+    return OwnTokenizer(train_model(iter(ENGLISH + CHINESE * 20), config), {"kind": request.param})
 
 
 # Mostly the characters that SentencePiece, or a careless decoder, treats in ways of its own.
@@ -157,17 +152,17 @@ def test_special_ids_are_what_the_model_says_and_one_without_eos_or_that_changes
         )
         return model.getvalue()
 
-    tokenizer = Tokenizer(train(unk_id=0, bos_id=2, eos_id=1, pad_id=-1), {})
+    tokenizer = OwnTokenizer(train(unk_id=0, bos_id=2, eos_id=1, pad_id=-1), {})
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (2, 1, None)
     assert render_meta(tokenizer)["special_ids"] == {"unk": 0, "bos": 2, "eos": 1}
     assert tokenizer.piece(3) == "<0x00>"
     assert (tokenizer.token_bytes()[:4] == [0, 0, 0, 1]).all()
-    assert Tokenizer(train(bos_id=-1), {}).bos_id is None
+    assert OwnTokenizer(train(bos_id=-1), {}).bos_id is None
     with pytest.raises(DataError, match="no piece for the end of a document"):
-        Tokenizer(train(eos_id=-1), {})
+        OwnTokenizer(train(eos_id=-1), {})
     for change in ({"normalization_rule_name": "nmt_nfkc"}, {"add_dummy_prefix": True}):
-        with pytest.raises(DataError, match="changes text.*train it with lmscale, or with"):
-            Tokenizer(train(**change), {})
+        with pytest.raises(DataError, match="changes text.*lmscale tokenizer import"):
+            OwnTokenizer(train(**change), {})
 
 
 def test_a_description_under_the_old_name_is_read_until_it_is_written_anew(tokenizer, tmp_path):
@@ -181,7 +176,9 @@ def test_a_description_under_the_old_name_is_read_until_it_is_written_anew(token
 def test_a_tokenizer_of_hugging_face_is_told_and_never_removed(tokenizer, tmp_path):
     theirs = tmp_path / "tokenizer.json"
     theirs.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "BPE"}}))
-    with pytest.raises(DataError, match="tokenizer.json is a tokenizer of Hugging Face's.*train"):
+    with pytest.raises(
+        DataError, match="tokenizer.json is a tokenizer of Hugging Face's.*lmscale tokenizer import"
+    ):
         load_tokenizer(tmp_path)
     save_tokenizer(tokenizer, tmp_path)
     assert theirs.exists() and load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
@@ -218,7 +215,6 @@ def test_training_gives_the_same_bytes_on_any_number_of_cores(kind):
 import hashlib, os, pydoc_data.topics, sys
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
 from lmscale.config.data import TokenizerConfig
-from lmscale.tokenizer.codec import cut_before_words
 from lmscale.tokenizer.train import train_model
 texts = [pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)][:20]
 model = train_model(iter(texts), TokenizerConfig(kind={kind!r}, vocab_size=800))
@@ -259,7 +255,7 @@ def test_a_vocabulary_that_does_not_fit_is_explained_with_the_size_that_does(kin
         train_model(iter(ENGLISH[:3]), TokenizerConfig(kind=kind, vocab_size=50_000))
     fits = int(str(caught.value).split("at most ")[1].split()[0].replace(",", ""))
     config = TokenizerConfig(kind=kind, vocab_size=fits)
-    assert Tokenizer(train_model(iter(ENGLISH[:3]), config), {}).vocab_size == fits
+    assert OwnTokenizer(train_model(iter(ENGLISH[:3]), config), {}).vocab_size == fits
     letters = "".join(map(chr, range(0x4E00, 0x4F00)))
     with pytest.raises(DataError, match=r"at most \d+ pieces fit\. Train on more text\.$"):
         train_model(iter(["ab ab"] * 3), TokenizerConfig(kind=kind, vocab_size=300))

@@ -1,0 +1,147 @@
+"""What tokenizers are and how they compare, as text for people."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lmscale.config import load_config
+from lmscale.corpus.documents import load_corpus_manifest, read_documents
+from lmscale.errors import ConfigError, DataError
+from lmscale.files.reading import read_plain, reading
+from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.tokenizer.importing import read_foreign
+from lmscale.tokenizer.train import sample_passages
+
+_CONFIGS = (".yaml", ".yml")
+_BY = {"lmscale": "SentencePiece, by lmscale", "sentencepiece": "SentencePiece"}
+
+
+def open_named(path: Path, overrides: Sequence[str] = ()) -> tuple[str, Tokenizer]:
+    """The tokenizer of a run's YAML file, or of a folder or file, and where it lies."""
+    if path.suffix in _CONFIGS:
+        folder = load_config(path, overrides).tokenizer.folder
+        return folder, load_tokenizer(folder)
+    return str(path), read_foreign(path, needs_eos=False)
+
+
+def render_tokenizer(tokenizer: Tokenizer) -> str:
+    """Several lines, the first without indentation."""
+    special = " ".join(f"{k}={v} {tokenizer.piece(v)}" for k, v in tokenizer.special_ids.items())
+    lines = {
+        "fingerprint": tokenizer.fingerprint,
+        "special ids": special or "none",
+        **tokenizer.describe(),
+        "exact": describe_exactness(tokenizer),
+    }
+    if source := tokenizer.made_by.get("imported_from"):
+        lines["imported from"] = f"{source} (sha256 {tokenizer.made_by['sha256'][:12]}…)"
+    head = f"{tokenizer.kind} ({_BY.get(tokenizer.format, tokenizer.format)})"
+    width = max(map(len, lines))
+    return "\n".join(
+        [
+            f"{head}, {tokenizer.vocab_size:,} pieces",
+            *(f"  {name:{width}}  {value}" for name, value in lines.items()),
+        ]
+    )
+
+
+def describe_exactness(tokenizer: Tokenizer) -> str:
+    """Whether every text comes back, and what that means for bits per byte."""
+    if tokenizer.is_exact:
+        return "yes, every text comes back as it was"
+    lost = f"no: {'; '.join(tokenizer.losses)}"
+    if tokenizer.token_bytes() is not None:
+        return f"{lost} (as corpus.normalization: NFC leaves it)"
+    return f"{lost}. Bits per byte are of the documents' bytes"
+
+
+def read_texts(text: Path | None, paths: Sequence[Path], *, max_bytes: int) -> list[str]:
+    """Passages of a file, or of a run's held-out documents. Raises ``ConfigError``."""
+    source = text or next((path for path in paths if path.suffix in _CONFIGS), None)
+    if source is None:
+        raise ConfigError("Nothing to encode: give --text FILE, or a run's YAML file.")
+    if source.suffix in _CONFIGS:
+        corpus = load_config(source).corpus
+        folders = [Path(corpus.folder) / name for name in corpus.sources]
+        total = sum(load_corpus_manifest(folder).text_bytes("heldout") for folder in folders)
+        texts = (each for folder in folders for each in read_documents(folder / "heldout"))
+        empty = f"{source}: its corpus has no held-out documents. Give --text FILE."
+    else:
+        with reading(source, "Give --text a file of UTF-8 text."):
+            content = read_plain(source)
+            texts, total = [content.decode("utf-8")], len(content)
+        empty = f"{source}: holds no text."
+    passages = list(sample_passages(texts, total_bytes=total, max_bytes=max_bytes))
+    if not passages:
+        raise DataError(empty)
+    return passages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One tokenizer on a text."""
+
+    tokenizer: str
+    kind: str
+    pieces: int
+    tokens: int
+    bytes_per_token: float
+    unknown: float
+    """Share of the tokens that are the unknown one."""
+    is_exact: bool
+    came_back: float
+    """Share of the passages that decoding gave back as they were."""
+    megabytes_per_second: float
+    """Of encoding, in CPU time of one core."""
+
+
+def measure(named: str, tokenizer: Tokenizer, texts: Sequence[str]) -> Comparison:
+    """Encode and decode the texts."""
+    tokenizer.encode(texts[0])
+    start = time.process_time()
+    encoded = [tokenizer.encode(text) for text in texts]
+    seconds = max(time.process_time() - start, 1e-9)
+    num_bytes = sum(len(text.encode()) for text in texts)
+    num_tokens = sum(map(len, encoded))
+    unknown = 0
+    if tokenizer.unk_id is not None:
+        unknown = sum(int(np.count_nonzero(ids == tokenizer.unk_id)) for ids in encoded)
+    same = sum(tokenizer.decode(ids) == text for ids, text in zip(encoded, texts, strict=True))
+    return Comparison(
+        tokenizer=named,
+        kind=tokenizer.kind,
+        pieces=tokenizer.vocab_size,
+        tokens=num_tokens,
+        bytes_per_token=num_bytes / max(num_tokens, 1),
+        unknown=unknown / max(num_tokens, 1),
+        is_exact=tokenizer.is_exact,
+        came_back=same / len(texts),
+        megabytes_per_second=num_bytes / seconds / 1e6,
+    )
+
+
+def render_comparison(rows: Sequence[Comparison]) -> str:
+    """A table, one tokenizer a line."""
+    cells = [
+        ["tokenizer", "kind", "pieces", "tokens", "bytes/token", "unknown", "exact", "back", "MB/s"]
+    ]
+    for row in rows:
+        cells.append(
+            [
+                *(row.tokenizer, row.kind, f"{row.pieces:,}", f"{row.tokens:,}"),
+                *(f"{row.bytes_per_token:.2f}", f"{row.unknown:.2%}"),
+                *("yes" if row.is_exact else "no", f"{row.came_back:.1%}"),
+                f"{row.megabytes_per_second:.1f}",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:{'<' if i < 2 else '>'}{widths[i]}}" for i, cell in enumerate(row))
+        for row in cells
+    )
