@@ -18,8 +18,8 @@ from lmscale.config.supervised import LabelledConfig, NumbersConfig, TagsConfig
 from lmscale.errors import ConfigError
 
 _AVOIDED = ("qwen2",)
-"""Beside it transformers (5.24) makes Qwen 2's own tokenizer, whatever the files say: such a section
-becomes a Llama whose other biases are 0.
+"""Beside it transformers (5.24) makes Qwen 2's own tokenizer, whatever the files say: such a
+section becomes a Llama whose other biases are 0.
 """
 
 
