@@ -1,4 +1,4 @@
-# Shape letters: T time, V vocabulary or classes.
+# Shape letters: T time, V vocabulary or classes, N samples or tokens.
 """The same model here and in transformers: are its logits, and what it writes, the same?
 
 transformers' one is loaded first, answers, and is dropped before ours is built, so that one of them
@@ -7,8 +7,9 @@ is in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from torch import Tensor
 from lmscale.checkpoint.differences import MAX_NAMED
 from lmscale.config.hf.architecture import Head
 from lmscale.errors import DataError
-from lmscale.exchange.samples import Samples
+from lmscale.exchange.samples import Question, Samples
 from lmscale.exchange.their_library import import_transformers, quiet
-from lmscale.model.family import Model
+from lmscale.model.encoder import Encoder
+from lmscale.model.family import CrossModel, Model
 
 TOLERANCE = 1e-5  # of the logits, by norm; those measured are some 5e-7
 WRITTEN_TOKENS = 32
@@ -35,14 +37,18 @@ AUTO_CLASSES: Mapping[tuple[str, Head], str] = {
 }
 
 
+Outputs = tuple[Tensor, ...]
+"""Logits of one sample, each f32 [T, V]; of a text as a whole [1, V]."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answers:
     """What transformers' model says."""
 
-    logits: tuple[Tensor, ...]
-    """f32 [T, V] of each sample"""
-    written: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-    """(prompt, what it goes on with, always the likeliest token)"""
+    outputs: tuple[Outputs, ...]
+    """Of each sample"""
+    written: tuple[tuple[Question, tuple[int, ...]], ...]
+    """(what it was asked, what it goes on with, always the likeliest token)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +93,10 @@ def ask_theirs(
         )
         _check_report(folder, theirs, report, class_name)
         theirs = wrap(theirs).eval()
-        logits = tuple(_their_logits(theirs, row, head) for row in samples.rows)
-        written = [_go_on(theirs, row) for row in samples.rows[:NUM_WRITTEN]] if writes else []
-    return Answers(logits=logits, written=tuple(written))
+        questions = [*samples.questions()]
+        outputs = tuple(_their_outputs(theirs, question, head) for question in questions)
+        written = [_go_on(theirs, each) for each in questions[:NUM_WRITTEN]] if writes else []
+    return Answers(outputs=outputs, written=tuple(written))
 
 
 def compare(
@@ -104,21 +111,19 @@ def compare(
 
     ``barred``: ids that nothing written may have, as their generation_config.json bars them.
     """
-    errors, apart = [], 0.0
     with torch.no_grad():
-        for row, theirs_TV in zip(samples.rows, answers.logits, strict=True):
-            difference_TV = our_logits(model, row, head) - theirs_TV
-            errors.append(float(difference_TV.norm() / theirs_TV.norm()))
-            apart = max(apart, float(difference_TV.abs().max()))
-        wrong = [number for number, error in enumerate(errors) if not error <= TOLERANCE]
+        ours = [our_outputs(model, question, head) for question in samples.questions()]
+        errors = [float(each) for each in _errors(ours, answers.outputs)]
+        wrong = [error for error in errors if not error <= TOLERANCE]
         problems = [
             f"the logits of {len(wrong)} of {len(errors)} samples ({samples.origin}) differ by up "
             f"to {max(errors):.1e} of their norm, and rounding is up to {TOLERANCE:.0e}"
             for _ in wrong[:1]
         ]
-        near, chosen, ties = 0.0 if wrong else 4 * apart, 0, 0
-        for prompt, more in answers.written:
-            problem, own_ties = _judge_written(model, prompt, more, barred, near=near)
+        near = 0.0 if wrong else 4 * _farthest(ours, answers.outputs)
+        chosen, ties = 0, 0
+        for question, more in answers.written:
+            problem, own_ties = _judge_written(model, question, more, barred, head, near=near)
             ties, chosen = ties + own_ties, chosen + len(more)
             problems += [problem] if problem else []
     if problems:
@@ -149,35 +154,88 @@ def _check_report(
         raise DataError(problems)
 
 
-def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Of some samples' logits, each by the norm of ``ours``."""
-    pairs = zip(ours, theirs, strict=True)
-    return max(float((one - other).norm() / one.norm()) for one, other in pairs)
+def largest_difference(ours: Sequence[Outputs], theirs: Sequence[Outputs]) -> float:
+    """Of some samples' logits, each by the norm of ``theirs``."""
+    return max(float(error) for error in _errors(ours, theirs))
+
+
+def _errors(ours: Sequence[Outputs], theirs: Sequence[Outputs]) -> Iterator[Tensor]:
+    """Of each sample's logits of tokens. What there is one of for a whole sample is few numbers
+    that may be near 0: of all samples together.
+    """
+    for own, other in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
+        if all(len(each) == 1 for each in other):
+            own, other = (torch.cat(own),), (torch.cat(other),)
+        for one, another in zip(own, other, strict=True):
+            yield (one - another).norm() / another.norm()
+
+
+def _farthest(ours: Sequence[Outputs], theirs: Sequence[Outputs]) -> float:
+    pairs = zip(chain(*ours), chain(*theirs), strict=True)
+    return max(float((one - other).abs().max()) for one, other in pairs)
+
+
+def our_outputs(model: Model, question: Question, head: Head) -> Outputs:
+    """The logits of one document, or pair."""
+    ids_1T = torch.tensor([question.ids], device=model.device)
+    layout = model.lay_out(torch.zeros_like(ids_1T, dtype=torch.bool), mask_documents=False)
+    if isinstance(model, CrossModel):
+        written_1T = torch.tensor([question.written], device=model.device)
+        begins_1T = torch.zeros_like(written_1T, dtype=torch.bool)
+        hidden_1TD = model(written_1T, model.lay_out_target(begins_1T, ids_1T, layout))
+    elif question.types is not None:
+        hidden_1TD = model(ids_1T, layout, torch.tensor([question.types], device=model.device))
+    else:
+        hidden_1TD = model(ids_1T, layout)
+    logits = []
+    if head in ("tokens", "order", "pairs"):
+        logits.append(model.head(hidden_1TD)[0])
+    if head in ("order", "texts"):
+        assert isinstance(model, Encoder)
+        logits.append(model.classify(hidden_1TD[:, 0]))
+    if head == "tags":
+        assert isinstance(model, Encoder)
+        logits.append(model.classify_tokens(hidden_1TD[0]))
+    return tuple(each.float().cpu() for each in logits)
 
 
 def our_logits(model: Model, ids: Sequence[int], head: Head) -> Tensor:
-    """f32 [T, V] of one document."""
-    ids_1T = torch.tensor([ids], device=model.device)
-    layout = model.lay_out(torch.zeros_like(ids_1T, dtype=torch.bool), mask_documents=False)
-    return model.head(model(ids_1T, layout))[0].float().cpu()
+    """Of one document, f32 [T, V]."""
+    return our_outputs(model, Question(tuple(ids), None, None), head)[0]
 
 
-def _their_logits(theirs: Any, ids: Sequence[int], head: Head) -> Tensor:
-    ids_1T = torch.tensor([ids])
-    return theirs(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T)).logits[0].float()
+def _their_outputs(theirs: Any, question: Question, head: Head) -> Outputs:
+    ids_1T = torch.tensor([question.ids])
+    given = {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T)}
+    if question.types is not None:
+        given["token_type_ids"] = torch.tensor([question.types])
+    if question.written is not None:
+        given["decoder_input_ids"] = torch.tensor([question.written])
+    answer = theirs(**given)
+    if head == "order":
+        return answer.prediction_logits[0].float(), answer.seq_relationship_logits.float()
+    return ((answer.logits if head == "texts" else answer.logits[0]).float(),)
 
 
-def _go_on(theirs: Any, row: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _go_on(theirs: Any, question: Question) -> tuple[Question, tuple[int, ...]]:
+    """Of a decoder the beginning of a sample; an encoder-decoder reads all of its source."""
     longest = _longest(theirs.config)
-    prompt = row[: min(WRITTEN_TOKENS, max(longest // 2, longest - WRITTEN_TOKENS))]
-    ids_1T = torch.tensor([prompt])
+    if question.written is None:
+        cut = min(WRITTEN_TOKENS, max(longest // 2, longest - WRITTEN_TOKENS))
+        question = question._replace(ids=question.ids[:cut])
+        longest -= len(question.ids)
+    else:
+        question = question._replace(written=question.written[:1])
+        longest -= 1
+    ids_1T = torch.tensor([question.ids])
     written_1T = theirs.generate(
         ids_1T,
         attention_mask=torch.ones_like(ids_1T),
-        max_new_tokens=min(WRITTEN_TOKENS, longest - len(prompt)),
+        max_new_tokens=min(WRITTEN_TOKENS, longest),
         do_sample=False,
     )
-    return tuple(prompt), tuple(written_1T[0, len(prompt) :].tolist())
+    before = question.ids if question.written is None else question.written
+    return question, tuple(written_1T[0, len(before) :].tolist())
 
 
 def _longest(config: Any) -> int:
@@ -186,9 +244,10 @@ def _longest(config: Any) -> int:
 
 def _judge_written(
     model: Model,
-    prompt: Sequence[int],
+    question: Question,
     more: Sequence[int],
     barred: Sequence[int],
+    head: Head,
     *,
     near: float,
 ) -> tuple[str, int]:
@@ -196,7 +255,10 @@ def _judge_written(
 
     Each token is judged behind those that transformers wrote, so that a tie does not end it.
     """
-    logits_TV = our_logits(model, [*prompt, *more], "tokens")[len(prompt) - 1 : -1]
+    before = question.ids if question.written is None else question.written
+    name = "ids" if question.written is None else "written"
+    whole = question._replace(**{name: (*before, *more)})
+    logits_TV = our_outputs(model, whole, head)[0][len(before) - 1 : -1]
     logits_TV[:, list(barred)] = -torch.inf
     best_T, choices_T = logits_TV.max(-1)
     theirs_T = logits_TV.gather(-1, torch.tensor(more)[:, None])[:, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,12 +21,36 @@ MOST_LOGITS = 2**26  # of one sample, so that they take a quarter of a GB
 FEWEST_TOKENS = 2
 
 
+class Question(NamedTuple):
+    """What both models are asked with one sample."""
+
+    ids: tuple[int, ...]
+    """That they read."""
+    types: tuple[int, ...] | None
+    """Of each token, where the model is told of types."""
+    written: tuple[int, ...] | None
+    """What an encoder-decoder is taken to have written so far."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Samples:
     rows: tuple[tuple[int, ...], ...]
     """Ids; the first row is the longest."""
     origin: str
     """Where they are from, for people."""
+    start: int | None = None
+    """Of an encoder-decoder: the id before what it writes, which is the second half of a row."""
+    has_types: bool = False
+    """Whether the second half of a row is of the second type."""
+
+    def questions(self) -> Iterator[Question]:
+        for row in self.rows:
+            half = max(1, len(row) // 2)
+            types = (0,) * half + (1,) * (len(row) - half) if self.has_types else None
+            if self.start is None:
+                yield Question(row, types, None)
+            else:
+                yield Question(row[:half], None, (self.start, *row[half:]))
 
     @property
     def tokens(self) -> int:

@@ -23,7 +23,7 @@ from lmscale.exchange.parity import (
     ask_theirs,
     compare,
     largest_difference,
-    our_logits,
+    our_outputs,
 )
 from lmscale.exchange.plan_export import (
     ExportPlan,
@@ -117,8 +117,8 @@ def _compare_logits(
     own = _build(plan.own_section, plan)
     fill_own(own, found, plan)
     with torch.no_grad():
-        exact = [our_logits(own, row, plan.head) for row in samples.rows]
-    return parity, largest_difference(exact, answers.logits)
+        exact = [our_outputs(own, each, plan.head) for each in samples.questions()]
+    return parity, largest_difference(exact, answers.outputs)
 
 
 def _build(section: ModelConfig, plan: ExportPlan) -> Model:
