@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -67,16 +67,17 @@ def draw_samples(config: RunConfig, fingerprint: str) -> Samples:
 
     The first sample is as long as the model can see, and as ``MOST_LOGITS`` lets it be.
     """
+    longest = longest_sample(config)
     sources = {name: each.shards for name, each in config.stream.sources.items()}
     kinds = {"held-out": config.evaluation.sets, "training": sources}
-    for kind, places in kinds.items():
-        for name, place in places.items():
-            documents = _read_documents(config, place, fingerprint)
-            if documents:
-                return Samples(
-                    rows=_cut(documents, longest_sample(config)), origin=f"{kind} set {name}"
-                )
-    return random_samples(config.num_ids, longest_sample(config))
+    found = random_samples(config.num_ids, longest)
+    for kind, name, place in [(k, *item) for k, places in kinds.items() for item in places.items()]:
+        documents = _read_documents(config, place, fingerprint)
+        if documents:
+            found = Samples(rows=_cut(documents, longest), origin=f"{kind} set {name}")
+            break
+    has_types = getattr(config.model, "token_types", 0) > 1
+    return replace(found, start=config.added_ids.get("start"), has_types=has_types)
 
 
 def longest_sample(config: RunConfig) -> int:

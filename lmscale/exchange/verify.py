@@ -102,7 +102,7 @@ def _compare_logits(
         family=plan.section.family,
         head=plan.head,
         class_name=plan.class_name,
-        writes=plan.section.family == "decoder",
+        writes=plan.head == "pairs" or plan.section.family == "decoder",
     )
     dtype = DTYPES[request.dtype]
     if dtype == torch.float32:
