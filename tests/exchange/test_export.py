@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from handmade_runs import make_run
+from labelled_data import LABELLED, labelled_recipe
+from recipes import RECIPES
 from theirs import import_transformers
 from tiny_run import tiny_config
 
@@ -110,3 +112,45 @@ def test_a_checkpoint_of_another_model_names_what_differs(run, tiny_data, tokeni
     path.write_text(path.read_text().replace("ffn_width: 64", "ffn_width: 96"))
     with pytest.raises(CheckpointError, match="ffn_width"):
         export(config, tmp_path / "out")
+
+
+LLAMA, T5 = "LlamaForCausalLM", "T5ForConditionalGeneration"
+CLASSES = {
+    **dict.fromkeys(("llama", "mup", "lora", "prefix", "mixture", "completion"), LLAMA),
+    "transformer_xl": "MistralForCausalLM",
+    "masked": "BertForMaskedLM",
+    "masked_order": "BertForPreTraining",
+    "masked_next": "BertForMaskedLM",  # of three orders there is no class
+    **dict.fromkeys(("classes", "numbers", "matches"), "BertForSequenceClassification"),
+    "tags": "BertForTokenClassification",
+    **dict.fromkeys(("t5", "ul2", "pairs"), T5),
+    "bart": "BartForConditionalGeneration",
+}
+LEFT_OUT = {"masked_next": {"pooler", "classifier"}, **dict.fromkeys(LABELLED, {"head"})}
+LEFT_OUT |= dict.fromkeys(("pairs", "completion"), set())
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, *LABELLED])
+def test_a_run_of_every_family_and_objective_is_exported(
+    recipe, tiny_data, labelled, tokenizer, tmp_path
+):
+    """What it ends in there, a text's order or tags as well as tokens, is what it says here."""
+    settings = RECIPES.get(recipe) or {}
+    if recipe in LABELLED:
+        settings = labelled_recipe(recipe, labelled)
+        tokenizer = load_tokenizer(labelled.tokenizer.folder)
+    config = tiny_config(tiny_data, tmp_path / "run", settings)
+    make_run(config, tokenizer)
+    if recipe not in CLASSES:
+        with pytest.raises(ConfigError, match="transformers has no such models"):
+            export(config, tmp_path / "out")
+        return
+    exported = export(config, tmp_path / "out")
+    parity = exported.check.parity
+    assert exported.plan.class_name == CLASSES[recipe] and parity.error < 1e-5
+    assert parity.origin.startswith("training set")
+    assert (parity.written > 10) is (config.model.family != "encoder")
+    left_out = {name.partition(".")[0] for name in exported.plan.left_out}
+    assert left_out == LEFT_OUT.get(recipe, set())
+    card = (tmp_path / "out/README.md").read_text()
+    assert all(name in card for name in exported.plan.left_out[:8])
