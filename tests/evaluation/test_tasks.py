@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import task_ranks
 import torch
 import typer
+from forked_ranks import run_starts
 from handmade_runs import STEP, make_run
+from rank_cases import Case
 from task_cases import build_suite
 from tiny_run import tiny_config
 from typer.testing import CliRunner
@@ -27,7 +30,7 @@ from lmscale.evaluation.generate import Generation, Sampling
 from lmscale.evaluation.harness import open_tasks, score_tasks
 from lmscale.evaluation.respondent import Respondent, build_respondent
 from lmscale.evaluation.run import LoadedRun, load_run
-from lmscale.evaluation.task_scores import read_results
+from lmscale.evaluation.task_scores import name_figures, read_results
 from lmscale.evaluation.token_requests import plan_batches as plan_passes
 from lmscale.exchange.export import export_run
 from lmscale.exchange.exported import ExportRequest
@@ -36,6 +39,7 @@ from lmscale.objective.objective import build_scoring
 from lmscale.ranks.mesh import Axis
 from lmscale.runs.run_folder import read_status
 from lmscale.runs.stop import StoppedError
+from lmscale.tokenizer.codec import KEPT_FOLDER, load_tokenizer, save_tokenizer
 from lmscale.tokenizer.train import train_tokenizer
 from lmscale.train.votes import StopPoll
 
@@ -309,3 +313,63 @@ def test_lm_evals_own_model_of_the_export_gives_the_same_numbers(run, loaded, su
     for name, score in ours.items():
         if not name.endswith(("_text", "zh_written_word")):
             assert score.figures == pytest.approx(figures[name].figures, rel=1e-4), name
+
+
+LOOPS = {  # on 2 ranks; ZeRO 3 last: it changes torch for good
+    "zero 1, average": {"engine.zero_stage": 1, "engine.ema_decay": 0.5},
+    "zero 3": {"engine.zero_stage": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def loops(tiny_data, suite, tmp_path_factory) -> Path:
+    """A folder of runs, one for each of ``LOOPS``, that have scored tasks after steps 2 and 3."""
+    root = tmp_path_factory.mktemp("loops")
+    common = {"train.steps": 3, "checkpoint.every_steps": 3, "evaluation.tasks": [str(suite)]}
+    common |= {"evaluation.tasks_every_steps": 2, "evaluation.tasks_limit": 1}
+    cases = []
+    for name, changes in LOOPS.items():
+        folder, overrides = root / name, common | changes
+        config = tiny_config(tiny_data, folder, overrides)
+        folder.mkdir()
+        (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        save_tokenizer(load_tokenizer(tiny_data / "tokenizer"), folder / KEPT_FOLDER)
+        more = {"data": str(tiny_data), "folder": str(folder), "overrides": overrides}
+        cases.append(asdict(Case(name=name, **more)))
+    (root / "cases.json").write_text(json.dumps(cases))
+    run_starts(Path(task_ranks.__file__), root, [2])
+    return root
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("way", LOOPS)
+def test_figures_in_the_loop_are_those_of_the_checkpoint_offline(loops, suite, way):
+    """On any ranks and stage, also what is written, of the weights that held-out figures are of."""
+    folder = loops / way
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 3]
+    offline = load_run(folder, step=3, device=CPU)
+    assert (offline.weights == "average") == ("average" in way)
+    record = {"state": {}, "shards": {}, "bos": offline.tokenizer.bos_id}  # the loop's own rank 0
+    (folder / "stream.json").write_bytes(seal(record))
+    offline = load_run(folder, step=3, device=CPU)
+    figures = name_figures(score_tasks(open_tasks([str(suite)], limit=1), ask(offline)))
+    told = {name: value for name, value in rows[-1].items() if name.startswith("tasks/local")}
+    assert told == pytest.approx(figures, rel=1e-5) and len(told) > 16
+    assert ("tasks/of_average" in rows[-1]) == ("average" in way)
+    assert rows[-1]["tasks/seconds"] > 0
+
+
+@pytest.mark.ranks
+def test_a_request_that_one_rank_has_heard_ends_the_scoring_on_all(loops):
+    for way in LOOPS:
+        for rank in range(2):
+            assert (loops / way / f"stopped-{rank}").read_text() == "SIGTERM"
+
+
+@pytest.mark.ranks
+def test_a_task_that_fails_in_the_loop_gives_no_figures_and_ends_no_training(loops):
+    for way in LOOPS:
+        assert len(list((loops / way).glob("went-on-*"))) == 2
+        rows = (loops / way / "metrics.jsonl").read_text().splitlines()
+        assert max(json.loads(row)["step"] for row in rows) == 3

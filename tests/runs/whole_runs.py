@@ -46,6 +46,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"step": 12, "time": NOW, "train/loss": None, "guard/spike_steps": 2.0},
         {"step": 12, "time": NOW, "evaluation/heldout/loss": 3.25},
     ],
+    "tasks.jsonl": [
+        {"step": 12, "time": NOW, "weights": "trained", "limit": 9}
+        | {"figures": {"tasks/cloze/acc": 0.5}}
+    ],
     "commits.jsonl": [_COMMIT, {"event": "remove", "step": 5, "time": NOW}],
     "watch.jsonl": [
         {"event": "end", "time": NOW, "by": 0, "attempt": "4.0", "text": "rank 1", "ranks": [1]},
