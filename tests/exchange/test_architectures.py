@@ -4,6 +4,8 @@ a place of the right shape for every parameter, and no other.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from theirs import difference, draw_weights, import_transformers
 
+import lmscale
+from lmscale.config import load_config
 from lmscale.config.hf.architecture import canonical
 from lmscale.config.hf.choose import ARCHITECTURES, choose_architecture, read_section
 from lmscale.config.hf.folding import Folding, plan_folding
@@ -22,6 +26,7 @@ from lmscale.exchange.rules import find_left_out, plan_rules
 from lmscale.model.family import CrossModel, build_model
 
 transformers = import_transformers()
+CONFIGS = Path(lmscale.__file__).parents[1] / "configs"
 SIZES = Sizes(vocab_size=64, max_positions=32, sequence_length=32)
 SPECIAL = [f"{name}_token_id" for name in ("bos", "eos", "pad", "cls", "sep")]
 ACTIVATIONS = ["relu", "gelu", "gelu_exact", "silu", "geglu", "geglu_exact", "swiglu", "reglu"]
@@ -202,3 +207,51 @@ def test_a_section_with_adapters_is_what_it_is_with_them_merged():
     adapted = plain.model_copy(update={"lora": LoraConfig(rank=4)})
     assert choose_architecture(adapted, SIZES) is choose_architecture(plain, SIZES)
     assert adapted.without_adapters == plain != adapted
+
+
+PUBLISHED = {  # what their authors' config.json has otherwise than the defaults there
+    "bert_base": ("bert", {}),
+    "gpt2_124m": ("gpt2", {}),
+    "modernbert_base": ("modernbert", {"global_rope_theta": 10_000.0}),  # of the first phase
+    "llama_7b": ("llama", {"rms_norm_eps": 1e-5}),
+    "llama3_8b": (
+        "llama",
+        {"intermediate_size": 14_336, "num_key_value_heads": 8, "rms_norm_eps": 1e-5}
+        | {"rope_theta": 500_000.0},
+    ),
+    "roberta_base": (
+        "roberta",
+        {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    ),
+    "t5_base": ("t5", {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}),
+    "t5_gated": (
+        "t5",
+        {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12}
+        | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
+    "bart_base": (
+        "bart",
+        {"d_model": 768, "encoder_layers": 6, "decoder_layers": 6}
+        | {"encoder_attention_heads": 12, "decoder_attention_heads": 12}
+        | {"encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072},
+    ),
+    "qwen3_0.6b": (
+        "qwen3",
+        {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
+        | {"num_attention_heads": 16, "num_key_value_heads": 8, "rope_theta": 1_000_000.0}
+        | {"tie_word_embeddings": True},
+    ),
+    "gemma2_2b": (
+        "gemma2",
+        {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26}
+        | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_json_is_the_section_of_the_configuration_of_its_name(name):
+    model_type, changed = PUBLISHED[name]
+    tree = transformers.AutoConfig.for_model(model_type, **changed).to_dict()
+    section = load_config(CONFIGS / f"{name}.yaml").model
+    assert canonical(read_section(tree, name)[1]) == canonical(section)
