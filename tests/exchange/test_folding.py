@@ -101,8 +101,19 @@ def test_what_is_some_architecture_as_it_is_is_not_folded():
     section = FAMILIES.own["decoder"]()
     assert plan_folding(section, SIZES)[1].told == ()
     section = FAMILIES.own["decoder"](qk_norm=True, bias=True, mup={"base_width": 16})
-    with pytest.raises(ConfigError, match=r"qk_norm = true \(there false\)"):
+    with pytest.raises(ConfigError, match=r"change these to have it: qk_norm = true \(there false"):
         plan_folding(section, SIZES)
+
+
+def test_what_can_be_folded_is_not_told_to_be_changed():
+    """Of a GPT-2 without biases only that its keys are grouped; of learned positions, no theta."""
+    tree = {"positions": "learned", "norm": "layernorm", "activation": "gelu", "kv_heads": 4}
+    with pytest.raises(ConfigError) as caught:
+        plan_folding(FAMILIES.own["decoder"](**tree), SIZES)
+    assert "is gpt2; change these to have it: kv_heads = 4 (there 12)." in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        plan_folding(FAMILIES.own["decoder"](positions="learned"), SIZES)
+    assert "have it: positions = 'learned' (there 'rope')." in str(caught.value)
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,17 @@ class Architecture:
         return heads.get(named, next(iter(self.classes)))
 
 
+_FOLLOWS = {
+    "rope_theta": "positions",
+    "local_rope_theta": "positions",
+    "relative_buckets": "positions",
+    "relative_distance": "positions",
+    "qkv_bias": "bias",
+    "scaled_logits": "tied_embeddings",
+}
+"""A key → another one, with which it differs of itself."""
+
+
 def find_gaps(architecture: Architecture, section: ModelConfig, sizes: Sizes) -> Iterator[str]:
     """The settings of a section that the architecture has otherwise, one by one."""
     settings = architecture.read(architecture.render(section, sizes))
@@ -93,8 +104,9 @@ def find_gaps(architecture: Architecture, section: ModelConfig, sizes: Sizes) ->
         yield from (str(each["msg"]) for each in error.errors())
         return
     wanted, given = canonical(section), canonical(theirs)
+    differing = {key for key, value in wanted.items() if value != given[key]}
     for key, value in wanted.items():
-        if value != given[key]:
+        if key in differing and _FOLLOWS.get(key) not in differing:
             yield f"{key} = {_say(value)} (there {_say(given[key])})"
 
 

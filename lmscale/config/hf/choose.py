@@ -17,11 +17,21 @@ ARCHITECTURES = {each.model_type: each for each in (*DECODERS, *ENCODERS, *ENCOD
 """By their ``model_type``."""
 
 
-def choose_architecture(
+def choose_architecture(section: ModelConfig, sizes: Sizes) -> Architecture:
+    """The first architecture that can be the section. Raises ``ConfigError`` where none can, with
+    the settings that the nearest one has otherwise.
+    """
+    nearest, gaps = find_nearest(section, sizes)
+    if gaps:
+        raise describe_gaps(nearest, gaps)
+    return nearest
+
+
+def find_nearest(
     section: ModelConfig, sizes: Sizes, *, avoided: Collection[str] = ()
-) -> Architecture:
-    """The first architecture that can be the section, none of the ``avoided``. Raises
-    ``ConfigError`` where none can, with the settings that the nearest one has otherwise.
+) -> tuple[Architecture, list[str]]:
+    """The first architecture with the fewest settings that it has otherwise than the section, and
+    these; none of the ``avoided``. Raises ``ConfigError`` for a family that has none.
     """
     its = (each for each in ARCHITECTURES.values() if each.family == section.family)
     candidates = [each for each in its if each.exports and each.model_type not in avoided]
@@ -32,13 +42,15 @@ def choose_architecture(
             "others' programs train another family: "
             f"{', '.join(dict.fromkeys(each.family for each in ARCHITECTURES.values()))}."
         )
-    gaps = {each.model_type: [*find_gaps(each, section, sizes)] for each in candidates}
-    nearest = min(gaps, key=lambda name: len(gaps[name]))
-    if not gaps[nearest]:
-        return ARCHITECTURES[nearest]
-    raise ConfigError(
-        f"model: no architecture of transformers computes this. The nearest one is {nearest}; "
-        f"change these to have it: {', '.join(gaps[nearest])}."
+    gaps = [(each, [*find_gaps(each, section, sizes)]) for each in candidates]
+    return min(gaps, key=lambda pair: len(pair[1]))
+
+
+def describe_gaps(nearest: Architecture, gaps: list[str]) -> ConfigError:
+    """The error of a section that no architecture can be."""
+    return ConfigError(
+        "model: no architecture of transformers computes this. The nearest one is "
+        f"{nearest.model_type}; change these to have it: {', '.join(gaps)}."
     )
 
 

@@ -18,7 +18,7 @@ from itertools import combinations
 from typing import Any
 
 from lmscale.config.hf.architecture import Architecture
-from lmscale.config.hf.choose import choose_architecture
+from lmscale.config.hf.choose import describe_gaps, find_nearest
 from lmscale.config.model import (
     DecoderConfig,
     EncoderConfig,
@@ -28,7 +28,6 @@ from lmscale.config.model import (
     RopeScalingConfig,
     Sizes,
 )
-from lmscale.errors import ConfigError
 
 _QUERIES = "blocks.*.attention."
 
@@ -70,19 +69,18 @@ def plan_folding(
     ``avoided``. Raises ``ConfigError`` as ``choose_architecture`` does.
     """
     plain = _fold(Folding(section=section), (_fold_mup, _fold_ntk))
-    try:
-        return choose_architecture(plain.section, sizes, avoided=avoided), plain
-    except ConfigError as error:
-        missing = error
     useful = [step for step in _OPTIONAL if step(plain.section) is not None]
-    for count in range(1, len(useful) + 1):
-        for steps in combinations(useful, count):
-            folded = _fold(plain, steps)
-            try:
-                return choose_architecture(folded.section, sizes, avoided=avoided), folded
-            except ConfigError:
-                continue
-    raise missing
+    counts = range(len(useful) + 1)
+    best: tuple[Architecture, list[str]] | None = None
+    for steps in (steps for count in counts for steps in combinations(useful, count)):
+        folded = _fold(plain, steps)
+        nearest, gaps = find_nearest(folded.section, sizes, avoided=avoided)
+        if not gaps:
+            return nearest, folded
+        if best is None or len(gaps) < len(best[1]):
+            best = nearest, gaps
+    assert best is not None, "no step at all is tried first"
+    raise describe_gaps(*best)
 
 
 def _fold(folding: Folding, steps: tuple[Step, ...]) -> Folding:
