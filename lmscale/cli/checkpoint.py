@@ -51,17 +51,17 @@ class _Saves:
 def _look_at(run: Path) -> _Saves:
     from lmscale.checkpoint.places.run_place import open_place
     from lmscale.checkpoint.retention import plan_rule, survey
-    from lmscale.guard.divergence import plan_spared
     from lmscale.history.history import read_history
     from lmscale.runs.run_folder import load_run_config
     from lmscale.runs.sweep_folder import refuse_sweep
+    from lmscale.train.kept import plan_kept
 
     refuse_sweep(run)
     config = load_run_config(run)
     place = open_place(config, run)
     rule = plan_rule(config.checkpoint, place.list_steps(), run)
     history = read_history(run)
-    spare = plan_spared(config, num_rewinds=len(history.rewinds))
+    spare = plan_kept(config, run, num_rewinds=len(history.rewinds))
     return _Saves(place=place, rule=rule, listed=survey(place, rule, history.undone, spare))
 
 

@@ -25,6 +25,7 @@ _REASONS = {
 }
 _KEPT_FOR = {
     "rewind": "rewind (the guard goes back to it, or will once it is old enough)",
+    "export": "export (it is still to be exported)",
     "teacher": "teacher (of the runs that students.jsonl names)",
 }
 

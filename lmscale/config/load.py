@@ -144,9 +144,23 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, name: str = "confi
         "such as ~/.aws/credentials or ~/.config/fsspec."
         for path in find_url_secrets(tree)
     ]
+    problems += _find_export_problems(config)
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _find_export_problems(config: RunConfig) -> Sequence[str]:
+    """Why the model could not be exported once it is trained, where it shall be."""
+    if not config.export.format:
+        return ()
+    from lmscale.config.hf.target import plan_target  # seldom needed, and slow to import
+
+    try:
+        plan_target(config)
+    except ConfigError as error:
+        return error.problems
+    return ()
 
 
 def validate_tree(

@@ -17,6 +17,7 @@ from lmscale.config.data import (
     TokenizerConfig,
     WindowShape,
 )
+from lmscale.config.export import ExportConfig
 from lmscale.config.kinds import Ability
 from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, Sizes
 from lmscale.config.objective import OBJECTIVES, SINGLE, CausalConfig, DistillConfig
@@ -85,6 +86,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     watch: WatchConfig = WatchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    export: ExportConfig = ExportConfig()
 
     def find_problems(self) -> Iterator[str]:
         if self.vocab_size < self.num_ids:
@@ -126,6 +128,11 @@ class RunConfig(Section):
             yield f"evaluation.tasks: {problem}"
         yield from self.objective.find_model_problems(self.model)
         yield from self._find_figure_problems()
+        if self.export.every_steps % self.checkpoint.every_steps:
+            yield (
+                f"export.every_steps = {self.export.every_steps}, where no checkpoint is: give a "
+                f"multiple of checkpoint.every_steps = {self.checkpoint.every_steps}"
+            )
         if self.evaluation.weights == AVERAGE and not self.engine.has_average:
             yield (
                 "evaluation.weights = 'average', but the run keeps no average of its weights; give "
@@ -273,7 +280,7 @@ def with_absolute_places(config: RunConfig) -> RunConfig:
         tree["run"]["init_from"] = absolute_checkpoint(config.run.init_from)
     if isinstance(config.objective, DistillConfig):
         tree["objective"]["teacher"] = absolute_checkpoint(config.objective.teacher)
-    optional = [saves, tree["stream"]["cache"]]
+    optional = [saves, tree["stream"]["cache"], tree["export"]]
     if not saves["local"]["folder"].startswith("$"):  # every node's own, at run time
         optional.append(saves["local"])
     places = [tree[name] for name in ("run", "corpus", "tokenizer", "shards")]

@@ -90,6 +90,13 @@ class _Student(BaseModel):
     student: Text
 
 
+class _Export(BaseModel):
+    time: Instant
+    step: Count
+    sha256: Text
+    state: Text
+
+
 class _TaskFigures(BaseModel):
     step: Count
     time: Instant
@@ -125,6 +132,7 @@ ATTEMPT = TypeAdapter[Any](
         Field(discriminator="event"),
     ]
 )
+EXPORT = TypeAdapter[Any](_Export)
 WATCH, RESUME, REWIND, FAULT, STEP, STUDENT, SUBMISSION, TASK_FIGURES = map(
     TypeAdapter[Any], (_Watch, _Resume, _Rewind, _Fault, _Step, _Student, _Submission, _TaskFigures)
 )

@@ -102,7 +102,8 @@ _TABLE = {
         watch heartbeat_seconds report_seconds limit_seconds start_limit_seconds straggler_ratio
         watch straggler_steps
         evaluation sets every_steps max_windows at_end tasks tasks_every_steps tasks_limit
-        evaluation tasks_include_path""",
+        evaluation tasks_include_path
+        export format every_steps folder dtype finish_minutes""",
 }
 CHANGES = {
     f"{section}.{name}": change

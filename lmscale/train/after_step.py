@@ -20,6 +20,7 @@ from lmscale.stream.ledger import Ledger, LedgerRow, open_ledger
 from lmscale.train.assemble import Run
 from lmscale.train.compare import RankComparison
 from lmscale.train.evidence import judge
+from lmscale.train.exporting import Exporter, open_exporter
 from lmscale.train.progress import Hook, ProgressCounter
 from lmscale.train.reporting import MetricsHook, progress_hook
 from lmscale.train.saver import Saver
@@ -37,6 +38,7 @@ class AfterStep:
     counter: ProgressCounter
     saver: Saver
     evaluator: Evaluator
+    exporter: Exporter
     stop: StopRequests
     stop_reason: Callable[[], str | None]  # why this rank would stop after the step under way
 
@@ -79,6 +81,10 @@ class AfterStep:
         self.saver.save_last()
         self.evaluator.score_at_end(self.counter.now.step)
 
+    def finish_exports(self) -> None:
+        """After a good end; a request to stop ends the wait."""
+        self.exporter.finish(lambda: self.stop_reason() is not None)
+
     def save_what_is_left(self) -> None:
         if self.has_work() and self.counter.now.step != self.saver.saved_step:
             self.saver.save(reason="stop", wait=True)
@@ -101,11 +107,9 @@ def open_after_step(
                 step, n = run.start.step, run.start.n
                 opened = open_ledger(run.folder, next_step=step, stream=run.stream, n=n)
                 ledger = stack.enter_context(opened)
-                trackers = stack.enter_context(
-                    open_trackers(
-                        run.folder, resumed_step=step, every=run.config.train.log_every_steps
-                    )
-                )
+                every = run.config.train.log_every_steps
+                figures = open_trackers(run.folder, resumed_step=step, every=every)
+                trackers = stack.enter_context(figures)
                 rows = (
                     partial(_record, ledger),
                     MetricsHook(run, counter, trackers, attempt, guard.figures),
@@ -125,6 +129,7 @@ def open_after_step(
             return SAVE_FAILED if saver.failed() else stop_reason()
 
         evaluator = stack.enter_context(open_evaluator(run, trackers, StopPoll(asked)))
+        exporter = stack.enter_context(open_exporter(run, lambda: saver.committed_step))
         # In this order. Nothing is saved that was not recorded before, nor before it was judged;
         # ledger, metrics and progress of a step are written before anything can end it.
         hooks = (
@@ -134,6 +139,7 @@ def open_after_step(
             comparison,
             saver,
             evaluator,
+            exporter,
         )
         after_step = AfterStep(
             run=run,
@@ -141,6 +147,7 @@ def open_after_step(
             counter=counter,
             saver=saver,
             evaluator=evaluator,
+            exporter=exporter,
             stop=stop,
             stop_reason=asked,
         )

@@ -19,7 +19,6 @@ from lmscale.engine.engine import Engine
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import ConfigError, DataError, LeaseLostError, LmscaleError
 from lmscale.files import fault_points
-from lmscale.guard.divergence import plan_spared
 from lmscale.history.history import attempt_of
 from lmscale.ranks.collectives import fail_together, failing_together, sum_float64
 from lmscale.ranks.mailbox import open_mailbox
@@ -29,6 +28,7 @@ from lmscale.train import votes
 from lmscale.train.assemble import Run
 from lmscale.train.compare import compare_for_save
 from lmscale.train.initial import ORIGIN
+from lmscale.train.kept import plan_kept
 from lmscale.train.probe import measure_probe
 from lmscale.train.progress import PROGRESS, STREAM, ProgressCounter
 from lmscale.train.teacher import TEACHER
@@ -100,7 +100,7 @@ class Saver:
             run.folder,
             undone=run.history.undone,
             passed_over=run.passed_over,
-            spare=plan_spared(run.config, num_rewinds=len(run.history.rewinds)),
+            spare=plan_kept(run.config, run.folder, num_rewinds=len(run.history.rewinds)),
         )
         self._tier = SharedTier(run.place, retention)
         self._writer = CheckpointWriter(

@@ -46,6 +46,7 @@ from lmscale.runs.stop import StoppedError, StopRequests
 from lmscale.train.after_step import AfterStep, open_after_step
 from lmscale.train.assemble import Run, open_run
 from lmscale.train.early_stop import GO_ON
+from lmscale.train.exporting import open_exporter
 from lmscale.train.folder import claim_folder
 from lmscale.train.loop import train_steps
 from lmscale.train.progress import read_progress
@@ -176,6 +177,8 @@ def train_until_rewound(
             end(stopped.reason)
             raise
         end(run.good_end)
+        with open_exporter(run, lambda: None) as exporter:
+            exporter.finish(lambda: stop_reason() is not None)
         is_early = run.good_end != FINISHED
         logger.info("%s", run.good_end if is_early else f"all {steps} steps were done before")
         return True
@@ -188,6 +191,7 @@ def train_until_rewound(
             early_stop = after_step.evaluator.early_stop
             if early_stop is not None:
                 end(early_stop)
+            after_step.finish_exports()
         except StoppedError as stopped:
             end(stopped.reason)
             raise

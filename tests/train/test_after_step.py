@@ -9,6 +9,8 @@ import pytest
 
 from lmscale.train import after_step
 
+SAVED = ("compare", "save", "score", "export")
+HOOKS = ("count", "show", "progress", *SAVED)
 REPORT: Any = SimpleNamespace(step=3, stop_reason=None, save_for=())
 
 
@@ -20,7 +22,7 @@ def called(monkeypatch):
     def hook(name):
         return MagicMock(side_effect=lambda *arguments, **more: calls.append(name), has_refused=0)
 
-    hooks = {name: hook(name) for name in ("count", "show", "progress", "compare", "save", "score")}
+    hooks = {name: hook(name) for name in HOOKS}
     stand_ins = {
         "ProgressCounter": MagicMock(return_value=hooks["count"]),
         "MetricsHook": MagicMock(return_value=hooks["show"]),
@@ -28,6 +30,7 @@ def called(monkeypatch):
         "RankComparison": MagicMock(return_value=hooks["compare"]),
         "Saver": MagicMock(return_value=hooks["save"]),
         "open_evaluator": MagicMock(return_value=nullcontext(hooks["score"])),
+        "open_exporter": MagicMock(return_value=nullcontext(hooks["export"])),
         "_record": hook("record"),
         "judge": hook("judge"),
     }
@@ -42,9 +45,9 @@ def called(monkeypatch):
     [
         (
             MagicMock(),  # rank 0's
-            ["count", "record", "show", "progress", "judge", "compare", "save", "score"],
+            ["count", "record", "show", "progress", "judge", *SAVED],
         ),
-        (None, ["count", "judge", "compare", "save", "score"]),
+        (None, ["count", "judge", *SAVED]),
     ],
     ids=["rank 0", "another rank"],
 )

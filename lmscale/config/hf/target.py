@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lmscale.config import RunConfig
 from lmscale.config.hf.architecture import Architecture, Head
 from lmscale.config.hf.folding import Folding, plan_folding
 from lmscale.config.masked import MaskedPartsConfig
 from lmscale.config.model import ModelConfig, Sizes
+from lmscale.config.run import RunConfig
 from lmscale.config.supervised import LabelledConfig, NumbersConfig, TagsConfig
 from lmscale.errors import ConfigError
 

@@ -1,0 +1,40 @@
+"""Section ``export``: what others can load of a run, and whether it is written while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt
+
+from lmscale.config.base import Section
+
+
+class ExportConfig(Section):
+    """A run's checkpoints in the formats of other programs."""
+
+    format: Literal["hf", "gguf"] | None = None
+    """``hf``: a folder for transformers; ``gguf``: a file for llama.cpp (``lmscale export``). A
+    model that transformers cannot compute is then refused before it is trained. Default: none.
+    """
+    every_steps: NonNegativeInt = 0
+    """Checkpoints at multiples of this, and the last one, are exported by a process of low priority
+    beside rank 0 as soon as they are committed. One that is late is left out for a newer one. 0:
+    none is.
+    """
+    folder: str = ""
+    """Where they are written, as ``step-000001000``, of gguf ``step-000001000.gguf``. Default:
+    RUN/exports.
+    """
+    dtype: Literal["fp32", "bf16", "fp16", "q8_0"] = "fp32"
+    """Of the weights in the files; ``q8_0`` is of gguf alone."""
+    finish_minutes: float = Field(default=60.0, ge=0, le=1e6)
+    """How long a run that has done its last step waits for the last export."""
+
+    def find_problems(self) -> Iterator[str]:
+        if self.every_steps and not self.format:
+            yield f"every_steps = {self.every_steps} needs a format: hf or gguf"
+        if self.dtype == "q8_0" and self.format != "gguf":
+            yield "dtype = q8_0 is of format gguf alone"
+        if self.folder.partition("://")[1]:
+            yield f"folder = {self.folder!r} is a URL; give a folder, and copy from there"

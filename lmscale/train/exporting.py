@@ -1,0 +1,155 @@
+"""Exports while a run trains: by ``lmscale export`` in a process of low priority, beside rank 0.
+
+It shares nothing with the training but the checkpoint that it reads: whatever becomes of it, the
+training goes on. Other ranks have nothing to do with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lmscale.config import RunConfig
+from lmscale.engine.step_report import StepReport
+from lmscale.errors import LmscaleError
+from lmscale.runs.commits import Commit
+from lmscale.runs.exports import State, export_path, find_due, record_export
+from lmscale.train.assemble import Run
+from lmscale.watch import heartbeat
+
+logger = logging.getLogger(__name__)
+LOG = "export.log"  # in the run's logs/
+POLL_SECONDS = 0.2
+END_SECONDS = 10.0  # for a process that was asked to end
+# What tells a process that it is one of some ranks, or which GPU is its own.
+_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Exporter:
+    """A hook of the loop, which costs a step nothing to speak of; rank 0's is the active one."""
+
+    def __init__(
+        self, config: RunConfig, *, committed_step: Callable[[], int | None], is_active: bool
+    ) -> None:
+        self._is_active = is_active
+        self._config, self._folder = config, config.folder
+        self._committed_step = committed_step
+        self._seen_step: int | None = -1  # at which what is due was worked out
+        self._running: tuple[Commit, subprocess.Popen[bytes]] | None = None
+
+    def __call__(self, report: StepReport) -> None:
+        self._look()
+
+    def finish(self, stop: Callable[[], bool]) -> None:
+        """Wait for what is due, up to ``export.finish_minutes`` and until a stop is asked for."""
+        self._seen_step = -1
+        deadline = time.monotonic() + 60 * self._config.export.finish_minutes
+        if self._look():
+            logger.info("waiting for the export of the last checkpoint")
+        while self._look():
+            if stop() or time.monotonic() > deadline:
+                logger.warning("the last export is not finished: lmscale export %s", self._folder)
+                return
+            heartbeat.tick()
+            time.sleep(POLL_SECONDS)
+
+    def close(self) -> None:
+        """End what is under way; the next start of the run does it anew."""
+        if self._running is None:
+            return
+        process, self._running = self._running[1], None
+        process.terminate()
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _look(self) -> bool:
+        """Take note of an end, and begin what is due; whether one is under way now."""
+        if not self._is_active:
+            return False
+        if self._running is not None:
+            commit, process = self._running
+            code = process.poll()
+            if code is None:
+                return True
+            self._running, self._seen_step = None, -1
+            self._end(commit, code)
+        committed = self._committed_step()
+        if committed == self._seen_step:
+            return False
+        self._seen_step = committed
+        *late, newest = find_due(self._config.export, self._folder) or (None,)
+        for commit in late:
+            self._record(commit, "left out")
+            logger.warning("step %d is not exported: a newer one is due", commit.step)
+        return newest is not None and self._begin(newest)
+
+    def _begin(self, commit: Commit) -> bool:
+        out, log = export_path(self._config, commit.step), self._folder / "logs" / LOG
+        settings = self._config.export
+        command = [*("nice", "-n", "19"), sys.executable, "-m", "lmscale", "export"]
+        command += [str(self._folder), "--out", str(out), "--step", str(commit.step)]
+        command += ["--format", str(settings.format), "--dtype", settings.dtype]
+        environment = {k: v for k, v in os.environ.items() if k not in _OF_A_RANK}
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as file:
+                process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,  # a key in the terminal is for the run
+                )
+        except OSError as error:
+            logger.warning("step %d is not exported: %s", commit.step, error)
+            self._record(commit, "failed")
+            return False
+        self._running = commit, process
+        return True
+
+    def _end(self, commit: Commit, code: int) -> None:
+        out = export_path(self._config, commit.step)
+        if code == 0:
+            logger.info("exported step %d to %s", commit.step, out)
+        else:
+            log = self._folder / "logs" / LOG
+            logger.warning(
+                "step %d is not exported (exit code %d): %s. All of it: %s",
+                *(commit.step, code, _last_line(log), log),
+            )
+        self._record(commit, "failed" if code else "done")
+
+    def _record(self, commit: Commit, state: State) -> None:
+        try:
+            record_export(self._folder, commit, state)
+        except (OSError, LmscaleError) as error:
+            logger.warning("exports.jsonl: %s", error)
+
+
+@contextmanager
+def open_exporter(run: Run, committed_step: Callable[[], int | None]) -> Iterator[Exporter]:
+    """``committed_step``: the run's newest checkpoint, which is asked for after every step."""
+    is_active = run.ranks.is_first and run.config.export.every_steps > 0
+    exporter = Exporter(run.config, committed_step=committed_step, is_active=is_active)
+    try:
+        yield exporter
+    finally:
+        exporter.close()
+
+
+def _last_line(path: Path) -> str:
+    with suppress(OSError):
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
+    return ""
