@@ -21,6 +21,10 @@ _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
 _QWEN2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
+_QWEN35 = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _DEEPSEEK3 = (
     r"\p{N}{1,3}",
     "[一-龥\u3040-ゟ゠-ヿ]+",
@@ -32,6 +36,7 @@ _SPLITS = {
     ((_LLAMA3,), True): "llama-bpe",
     ((_LLAMA3,), False): "dbrx",
     ((_QWEN2,), False): "qwen2",
+    ((_QWEN35,), False): "qwen35",  # byte_bpe's, with tokenizer.split_digits
     (("digits", _GPT2), False): "starcoder",
     (_DEEPSEEK3, False): "deepseek-v3",
 }
@@ -62,7 +67,7 @@ def plan_vocabulary(
 
     Raises ``DataError`` for a tokenizer that llama.cpp has no exact equal of.
     """
-    is_json = getattr(tokenizer, "format", "lmscale") == "tokenizers"
+    is_json = tokenizer.format == "tokenizers"
     vocabulary = (_read_json if is_json else _read_sentencepiece)(tokenizer.model)
     tokens, types = [*vocabulary.tokens], [*vocabulary.types]
     names = name_ids(range(len(tokens), num_rows), added_ids, taken=tokens)
@@ -135,7 +140,10 @@ def _read_json(model: bytes) -> Vocabulary:
     pre = _SPLITS.get((cuts, bool(bpe.get("ignore_merges"))))
     odd = []
     if bpe.get("type") != "BPE" or pre is None:
-        odd.append("it is not byte-level BPE with a way to cut text that llama.cpp has")
+        odd.append(
+            "it is not byte-level BPE with a way to cut text that llama.cpp has, as tokenizer.kind "
+            "= byte_bpe has with split_digits"
+        )
     normalizer = tree.get("normalizer")
     if normalizer and normalizer.get("normalizers") != []:
         odd.append(f"its normalizer is {normalizer['type']}")

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from lmscale.errors import ConfigError, DataError
 from lmscale.exchange.exported import Dtype
-from lmscale.tokenizer.base import SPACE_MARK, Tokenizer
+from lmscale.tokenizer.base import OWN, SPACE_MARK, Tokenizer
 
 TOP = 20  # log-probabilities compared at each place
-TOLERANCES: dict[Dtype, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 0.1, "q8_0": 0.4}
+TOLERANCES: dict[Dtype, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 0.1, "q8_0": 0.4}
 """Of log-probabilities, in standard deviations of the logits at a place. llama.cpp rounds the
-activations to the dtype of the weights; of small models 4e-6, 0.004, 0.03 and 0.11 were measured.
+activations to the dtype of the weights; of small models 2e-5, 0.004, 0.03 and 0.14 were measured,
+and deeper ones add up more.
 """
 GELU_TOLERANCE = 1e-2
 """Where there is a gelu, which llama.cpp looks up in a table of f16: 0.001 was measured."""
@@ -118,7 +119,7 @@ def tokenizer_agrees(text: str, tokenizer: Tokenizer) -> bool:
     """Whether the text should have the same ids. A real U+2581 is a space to llama.cpp, as to
     SentencePiece, but not to lmscale's own tokenizers.
     """
-    return SPACE_MARK not in text or getattr(tokenizer, "format", "lmscale") != "lmscale"
+    return SPACE_MARK not in text or tokenizer.format != OWN
 
 
 def find_unprintable(tokenizer: Tokenizer) -> list[int]:

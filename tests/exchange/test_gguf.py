@@ -35,6 +35,7 @@ from lmscale.exchange.llama_cpp import check_llama_cpp, tolerance_of
 from lmscale.exchange.rules import plan_rules
 from lmscale.model.family import Model, build_model
 from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.byte_bpe import train_byte_bpe
 from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.tokenizer.own import OwnTokenizer
 from lmscale.tokenizer.train import train_model
@@ -110,7 +111,7 @@ def tokenizer(tiny_data) -> Tokenizer:
 
 @pytest.fixture
 def write(tmp_path, tokenizer) -> Callable[..., Written]:
-    def write(settings: dict, dtype: Dtype = "fp32") -> Written:
+    def write(settings: dict, dtype: Dtype = "fp32", tokenizer: Tokenizer = tokenizer) -> Written:
         section = DecoderConfig(layers=3, width=64, heads=4, **settings)
         architecture = choose_architecture(section, SIZES)
         there, section = choose_llama_cpp(architecture.model_type, section, SIZES)
@@ -145,6 +146,17 @@ def test_llama_cpp_gives_the_models_logits_and_the_tokenizers_ids(model_type, wr
     assert choose_architecture(written.section, SIZES).model_type == model_type
     check = written.check(tokenizer)
     assert (check.tokens, check.texts, check.other_texts) == (64, len(TEXTS) - 1, 1)
+
+
+def test_byte_level_bpe_is_llama_cpps_own(write):
+    texts = [topics[name] for name in sorted(topics)[:20]]
+    config = TokenizerConfig(kind="byte_bpe", vocab_size=ROWS - 3)
+    tokenizer = train_byte_bpe(["天地玄黄，宇宙洪荒。" * 9, *texts], config, {})
+    check = write(CASES["llama"], tokenizer=tokenizer).check(tokenizer)
+    assert (check.texts, check.other_texts) == (len(TEXTS), 0)
+    grouped = TokenizerConfig(kind="byte_bpe", vocab_size=ROWS - 3, split_digits=False)
+    with pytest.raises(DataError, match="as tokenizer.kind = byte_bpe has with split_digits"):
+        plan_vocabulary(train_byte_bpe(texts, grouped, {}), {}, num_rows=ROWS)
 
 
 def test_every_architecture_that_is_claimed_has_been_run():
