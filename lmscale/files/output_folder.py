@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from lmscale.files.locks import lock
 
 REMOVALS = 20  # tries, while another thread still writes
 _unfinished: set[Path] = set()
+_replacing = threading.Lock()  # between its renames nothing bears the name
 
 
 def check_output(path: Path, *, mark: str, force: bool) -> None:
@@ -62,7 +64,8 @@ def output_folder(path: Path) -> Iterator[Path]:
     with _work_folder(path) as work:
         yield work
         fsync_folder(work)
-        replace_folder(work, path)
+        with _replacing:
+            replace_folder(work, path)
 
 
 @contextmanager
@@ -100,12 +103,13 @@ def _work_folder(path: Path) -> Iterator[Path]:
 
 def discard_unfinished() -> None:
     """Remove the folders that this process has not finished; from any thread, before it ends."""
-    for work in tuple(_unfinished):
-        for _ in range(REMOVALS):
-            shutil.rmtree(work, ignore_errors=True)
-            if not work.exists():
-                break
-            time.sleep(0.05)
+    with _replacing:
+        for work in tuple(_unfinished):
+            for _ in range(REMOVALS):
+                shutil.rmtree(work, ignore_errors=True)
+                if not work.exists():
+                    break
+                time.sleep(0.05)
 
 
 def _clear_if_left(work: Path) -> None:
