@@ -15,6 +15,7 @@ from lmscale.runs.starts import RunSigns, Start, is_one_of, newest_of
 Row = Mapping[str, Any]
 StateName = Literal[
     "not started",
+    "imported",  # weights of another program's, which runs begin with
     "queued",
     "held",  # queued, and stays so until somebody releases it
     "starting",  # its job runs, no step has begun
@@ -160,6 +161,8 @@ def _order(job: QueuedJob) -> tuple[int, int]:
 
 def _judge_folder(signs: RunSigns, now: float) -> RunState:
     """Of a run that Slurm does not know."""
+    if signs.imported_from is not None:
+        return RunState(name="imported", detail=signs.imported_from)
     if not signs.starts:
         return RunState(name="not started")
     reason = signs.starts[-1].attempt_end

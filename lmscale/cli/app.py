@@ -14,6 +14,7 @@ from lmscale.cli.demo import demo
 from lmscale.cli.doctor import doctor
 from lmscale.cli.evaluate import evaluate, generate
 from lmscale.cli.export import export
+from lmscale.cli.import_ import app as import_app
 from lmscale.cli.runs import commands as runs
 from lmscale.cli.train import train
 from lmscale.files.printing import say
@@ -24,6 +25,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "shards": shards.app,
     "stream": stream.app,
     "checkpoint": checkpoint.app,
+    "import": import_app,
     "train": train,
     "suite": suite.app,
     "evaluate": evaluate,

@@ -154,16 +154,22 @@ def _render_tensors(manifest: Manifest) -> Iterator[str]:
     yield _line("files", f"{len(manifest.files)}, {render_bytes(size)}")
     yield _line("weights' hash", manifest.weights or "not known")
     kind, updates = manifest.optimizer.kind, manifest.optimizer.step
-    yield _line("optimizer", f"{kind}, {'?' if updates is None else updates} updates")
+    if kind == "none":
+        yield _line("optimizer", "none: weights alone")
+    else:
+        yield _line("optimizer", f"{kind}, {'?' if updates is None else updates} updates")
     if manifest.loss_scale is not None:
         yield _line("loss scale", manifest.loss_scale)
 
 
 def _render_place(manifest: Manifest) -> Iterator[str]:
+    from lmscale.runs.imports import IMPORTED
     from lmscale.stream.stream import StreamState
     from lmscale.train.progress import STREAM, read_progress
 
     yield _line("step", f"{manifest.step:,}")
+    if IMPORTED in manifest.state:  # which has seen no data
+        return
     try:
         progress = read_progress(manifest, where="it")
         segments = StreamState.from_json(manifest.state.get(STREAM)).segments
@@ -189,6 +195,7 @@ def _render_figures(manifest: Manifest, figures: Mapping[str, float]) -> Iterato
         yield _line("rewinds", f"{manifest.rewinds} before it")
     described = {
         "guard": _describe_guard,
+        "imported from": _describe_import,
         "began with": partial(_describe_origin, name="initial"),
         "teacher": partial(_describe_origin, name="teacher"),
     }
@@ -217,4 +224,15 @@ def _describe_origin(manifest: Manifest, name: str) -> str | None:
     from lmscale.train.initial import ORIGINS
 
     origin = read_state(manifest, name, ORIGINS, where="it")
-    return origin and f"the weights of {origin.checkpoint} (run {origin.run})"
+    if origin is None:
+        return None
+    imported = f", an import of {origin.imported.described}" if origin.imported else ""
+    return f"the weights of {origin.checkpoint} (run {origin.run}{imported})"
+
+
+def _describe_import(manifest: Manifest) -> str | None:
+    from lmscale.checkpoint.manifest import read_state
+    from lmscale.runs.imports import IMPORTED, IMPORTS
+
+    imported = read_state(manifest, IMPORTED, IMPORTS, where="it")
+    return imported and f"{imported.described}, {imported.dtype} in {len(imported.files)} files"

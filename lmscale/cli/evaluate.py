@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,15 @@ TasksOption = Annotated[
 IncludeOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="A folder of more tasks, to be named.")
 ]
+HfOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--hf",
+        metavar="DIR",
+        help="Score the weights in this folder of Hugging Face's in place of the run's own, such "
+        "as an export that another program has quantized or trained.",
+    ),
+]
 LimitOption = Annotated[
     int | None, typer.Option(min=1, help="Only so many documents of each task, the first ones.")
 ]
@@ -77,6 +87,7 @@ def evaluate(
     tasks: TasksOption = None,
     include_path: IncludeOption = None,
     limit: LimitOption = None,
+    hf: HfOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a run's checkpoint on its held-out sets, or on tasks. SIGTERM or SIGUSR1 ends it
@@ -84,6 +95,8 @@ def evaluate(
     """
     from lmscale.cli.evaluate_tasks import refuse_misfits
 
+    if hf:
+        _refuse_beside_hf(step=step, weights=weights, baseline=baseline, tasks=tasks)
     refuse_misfits(tasks, include_path, limit, others=(set_name, max_windows, baseline))
     if tasks is not None:
         _evaluate_tasks(run, step, weights, tasks, include_path, limit, as_json=as_json)
@@ -99,28 +112,32 @@ def evaluate(
     with StopRequests(run, watch_file=False, signals=signals) as stop:
         stop.leave_unless(lambda: False)
         try:
-            loaded = _load(run, step, weights)
+            loaded = _load_hf(run, hf) if hf else _load(run, step, weights)
             scores, counts = _evaluate(
                 run, loaded, set_name or None, max_windows, stop=stop, baseline=baseline
             )
         except StoppedError as stopped:
             say(f"stopped by {stopped}; nothing was scored", err=True)
             raise typer.Exit(EXIT_RESUMABLE) from None
+    shown = f"those of {hf}" if hf else loaded.weights
+    _show_scores(scores, loaded, counts, shown, baseline, as_json=as_json)
+
+
+def _show_scores(
+    scores: Mapping[str, SetScore],
+    loaded: LoadedRun,
+    counts: Trigram | Unigram | None,
+    weights: str,
+    baseline: str | None,
+    *,
+    as_json: bool,
+) -> None:
     if as_json:
-        counted: dict[str, float | str | None] = {"weights": loaded.weights}
+        counted: dict[str, float | str | None] = {"weights": weights}
         if counts is not None:
             counted[f"{baseline}_tokens"] = counts.tokens
         echo_json({name: score.to_dict() | counted for name, score in scores.items()})
-    else:
-        _print_scores(scores, loaded, baseline, counts)
-
-
-def _print_scores(
-    scores: dict[str, SetScore],
-    loaded: LoadedRun,
-    baseline: BaselineName | None,
-    counts: Trigram | Unigram | None,
-) -> None:
+        return
     from lmscale.evaluation.perplexity import render_scores
 
     say(render_scores(scores))
@@ -129,13 +146,19 @@ def _print_scores(
             "bits/byte: the tokenizer is not exact, so a token counts as many bytes as one of the "
             "set's documents has on average: an estimate with --max-windows"
         )
-    if loaded.weights != "trained":
-        say("weights: their average over the steps")
+    if weights != "trained":
+        say(f"weights: {'their average over the steps' if weights == 'average' else weights}")
     if counts is not None:
         say(
-            f"{baseline}: the loss of {counts.described}, counted on {counts.tokens:,} tokens "
-            "that the run has read"
+            f"{baseline}: the loss of {counts.described}, counted on {counts.tokens:,} tokens that "
+            "the run has read"
         )
+
+
+def _refuse_beside_hf(**own: object) -> None:
+    """What asks of the run's own checkpoints."""
+    if given := ", ".join(f"--{name}" for name, value in own.items() if value is not None):
+        raise ConfigError(f"{given} is of the run's own checkpoints: leave it out with --hf.")
 
 
 def _evaluate_tasks(
@@ -175,6 +198,17 @@ def _load(run: Path, step: int | None, weights: Weights | None) -> LoadedRun:
         from lmscale.ranks.ranks import Ranks
 
         return load_run(run, step=step, device=select_device(Ranks()), weights=weights)
+
+
+def _load_hf(run: Path, folder: Path) -> LoadedRun:
+    from lmscale.files.progress import progress
+
+    with progress("loading the model"):
+        from lmscale.exchange.load_hf import load_hf
+        from lmscale.ranks.device import select_device
+        from lmscale.ranks.ranks import Ranks
+
+        return load_hf(run, folder, device=select_device(Ranks()))
 
 
 def _evaluate(

@@ -7,7 +7,7 @@ is in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,18 +27,21 @@ from lmscale.model.family import CrossModel, Model
 TOLERANCE = 1e-5  # of the logits, by norm; those measured are some 5e-7
 WRITTEN_TOKENS = 32
 NUM_WRITTEN = 2  # samples that are gone on from
+# Whatever a folder's generation_config.json says of these.
+_GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 AUTO_CLASSES: Mapping[tuple[str, Head], str] = {
     ("decoder", "tokens"): "AutoModelForCausalLM",
     ("encoder", "tokens"): "AutoModelForMaskedLM",
     ("encoder", "order"): "AutoModelForPreTraining",
     ("encoder", "texts"): "AutoModelForSequenceClassification",
     ("encoder", "tags"): "AutoModelForTokenClassification",
+    ("encoder", "states"): "AutoModel",
     ("encoder_decoder", "pairs"): "AutoModelForSeq2SeqLM",
 }
 
 
 Outputs = tuple[Tensor, ...]
-"""Logits of one sample, each f32 [T, V]; of a text as a whole [1, V]."""
+"""Logits of one sample, each f32 [T, V]; of a text as a whole [1, V]; or states."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +81,15 @@ def ask_theirs(
     class_name: str | None = None,
     writes: bool = False,
     wrap: Callable[[Any], Any] = lambda theirs: theirs,
+    beside: Collection[str] = (),
 ) -> Answers:
     """What the model in ``folder`` answers, in fp32 on the CPU, whatever dtype its files have.
 
     ``writes``: also how it goes on from the first tokens of some samples, by its own
-    generation_config.json. ``wrap``: what answers in place of the loaded model. Raises
-    ``DataError`` where it loads as another class than ``class_name``, or lacks a tensor.
+    generation_config.json. ``wrap``: what answers in place of the loaded model. ``beside``: tensors
+    of the files that are none of the class's.
+
+    Raises ``DataError`` where it loads as another class than ``class_name``, or lacks a tensor.
     """
     transformers = import_transformers()
     with quiet(transformers), torch.no_grad():
@@ -91,7 +97,7 @@ def ask_theirs(
         theirs, report = auto.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-        _check_report(folder, theirs, report, class_name)
+        _check_report(folder, theirs, report, class_name, beside)
         theirs = wrap(theirs).eval()
         questions = [*samples.questions()]
         outputs = tuple(_their_outputs(theirs, question, head) for question in questions)
@@ -140,13 +146,17 @@ def compare(
 
 
 def _check_report(
-    folder: Path, theirs: Any, report: Mapping[str, Any], class_name: str | None
+    folder: Path,
+    theirs: Any,
+    report: Mapping[str, Any],
+    class_name: str | None,
+    beside: Collection[str],
 ) -> None:
     found = type(theirs).__name__
     problems = [
         f"{folder}: transformers finds {kind.split('_')[0]} tensors: {', '.join(map(str, names))}."
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if (names := sorted(report.get(kind, ()), key=str)[:MAX_NAMED])
+        if (names := sorted({*report.get(kind, ())} - {*beside}, key=str)[:MAX_NAMED])
     ]
     if class_name not in (None, found):
         problems.append(f"{folder}: transformers loads it as {found}, not as {class_name}.")
@@ -187,7 +197,7 @@ def our_outputs(model: Model, question: Question, head: Head) -> Outputs:
         hidden_1TD = model(ids_1T, layout, torch.tensor([question.types], device=model.device))
     else:
         hidden_1TD = model(ids_1T, layout)
-    logits = []
+    logits = [hidden_1TD[0]] if head == "states" else []
     if head in ("tokens", "order", "pairs"):
         logits.append(model.head(hidden_1TD)[0])
     if head in ("order", "texts"):
@@ -212,6 +222,8 @@ def _their_outputs(theirs: Any, question: Question, head: Head) -> Outputs:
     if question.written is not None:
         given["decoder_input_ids"] = torch.tensor([question.written])
     answer = theirs(**given)
+    if head == "states":
+        return (answer.last_hidden_state[0].float(),)
     if head == "order":
         return answer.prediction_logits[0].float(), answer.seq_relationship_logits.float()
     return ((answer.logits if head == "texts" else answer.logits[0]).float(),)
@@ -232,7 +244,7 @@ def _go_on(theirs: Any, question: Question) -> tuple[Question, tuple[int, ...]]:
         ids_1T,
         attention_mask=torch.ones_like(ids_1T),
         max_new_tokens=min(WRITTEN_TOKENS, longest),
-        do_sample=False,
+        **_GREEDY,
     )
     before = question.ids if question.written is None else question.written
     return question, tuple(written_1T[0, len(before) :].tolist())

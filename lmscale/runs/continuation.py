@@ -30,6 +30,7 @@ from lmscale.files.run_files import (
 )
 from lmscale.files.tokenizer_files import KEPT_FOLDER, find_meta
 from lmscale.runs.commits import read_commits
+from lmscale.runs.imports import refuse_training
 from lmscale.runs.run_folder import load_run_config
 from lmscale.runs.students import NAME_IT, read_teacher_steps
 
@@ -151,6 +152,8 @@ def check_folder(folder: Path, config: RunConfig) -> None:
 
 def _find_problem(folder: Path, config: RunConfig) -> str | None:
     frozen = folder / CONFIG_FILE
+    if problem := refuse_training(folder):
+        return problem
     if frozen.is_file():
         try:
             owner = load_config(frozen).run.name

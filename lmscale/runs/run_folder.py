@@ -35,6 +35,7 @@ from lmscale.runs.attempts import FINISHED, find_good_end, read_attempts
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.environment import find_missing_packages
 from lmscale.runs.goodput import Goodput, goodput
+from lmscale.runs.imports import describe_import
 from lmscale.runs.starts import HANG_ENDED, RunSigns, plan_starts, read_events
 from lmscale.runs.sweep_folder import find_membership, frozen_config, member_submissions, read_sweep
 from lmscale.runs.task_rows import keep_valid, latest_task_figures
@@ -110,8 +111,7 @@ def read_status(folder: str | Path) -> RunStatus:
     task_rows = keep_valid(read(TASKS_FILE, TASK_FIGURES), rewinds)
     figures, figure_steps = _latest_figures(metrics, task_rows)
     resumes = read(RESUMES_FILE, RESUME)
-    if commits and not (ledger or rewinds or any(row["passed_over"] for row in resumes)):
-        problems.append(f"{LEDGER_FILE} holds no step, though there are checkpoints: it was cut.")
+    problems += _find_cut_ledger(ledger, commits, rewinds, resumes)
     good_end = find_good_end(attempts)
     early_stop = "" if good_end == FINISHED else good_end
     is_open = bool(attempts) and attempts[-1]["event"] != "end"
@@ -142,10 +142,23 @@ def read_status(folder: str | Path) -> RunStatus:
         is_finished=(bool(early_stop) or step >= config.train.steps)
         and _ended_well(attempts, submissions),
         early_stop=early_stop,
+        imported_from=describe_import(folder),
         last_sign=last_sign,
         hang=_find_hang(watch, since=starts[-1].began_at if starts else 0.0),
         problems=(*problems, *find_cut(metrics, step, every=config.train.log_every_steps)),
     )
+
+
+def _find_cut_ledger(
+    ledger: Sequence[Row],
+    commits: Sequence[Commit],
+    rewinds: Sequence[Row],
+    resumes: Sequence[Row],
+) -> Iterator[str]:
+    has_undone = bool(rewinds) or any(row["passed_over"] for row in resumes)
+    has_saved = any(commit.step for commit in commits)  # an import has saved no step of its own
+    if has_saved and not (ledger or has_undone):
+        yield f"{LEDGER_FILE} holds no step, though there are checkpoints: it was cut."
 
 
 def _find_lost_attempts(attempts: Sequence[Row], commits: Sequence[Commit]) -> Iterator[str]:

@@ -93,6 +93,7 @@ class RunSigns:
     early_stop: str = ""  # why its newest start ended well before ``train.steps``
     last_sign: float | None = None  # when the run last wrote anything, as Unix time
     hang: str | None = None  # what the watchdog says of the newest start, if it stands still now
+    imported_from: str | None = None  # of weights that no run here has trained
 
 
 _EVENT = TypeAdapter(Event)

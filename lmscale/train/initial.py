@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from lmscale.checkpoint.differences import MAX_NAMED, check_same_tensors
 from lmscale.checkpoint.find import nothing_undone
 from lmscale.checkpoint.load import check_weights, find_weights, open_weights
-from lmscale.checkpoint.manifest import Manifest
+from lmscale.checkpoint.manifest import Manifest, read_state
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import BatchPlan, RunConfig
 from lmscale.config.lora import LoraConfig
@@ -46,6 +47,7 @@ from lmscale.ranks.collectives import failing_together
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 from lmscale.ranks.mesh import Mesh
 from lmscale.ranks.ranks import Ranks
+from lmscale.runs.imports import IMPORTED, IMPORTS, Imported
 from lmscale.runs.run_folder import load_run_config
 from lmscale.watch import heartbeat
 
@@ -61,6 +63,14 @@ class Origin:
     checkpoint: Text  # its name, as its place has it
     step: Count
     weights: Text  # the hash of its masters, as its manifest has it
+    imported: Imported | None = None  # what the run itself is an import of
+
+    def to_json(self) -> dict[str, Any]:
+        """Of a run that is no import as it was before there were any."""
+        tree = asdict(self)
+        if self.imported is None:
+            del tree["imported"]
+        return tree
 
 
 ORIGIN = "initial"  # its key in a manifest's ``state``
@@ -146,6 +156,7 @@ def open_run_weights(
         checkpoint=place.name_of(manifest.step),
         step=manifest.step,
         weights=manifest.weights,
+        imported=read_state(manifest, IMPORTED, IMPORTS, where=place.name_of(manifest.step)),
     )
     fingerprints: list[int] = []  # of the masters that this rank has read
     unread = set(manifest.parameters)

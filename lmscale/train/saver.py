@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 from lmscale.checkpoint.fragments import owned_fragments
@@ -68,7 +67,7 @@ class Saver:
         self._states: RunStates = {
             PROGRESS: counter.to_json,
             STREAM: lambda: run.stream.state_at(counter.now.n).to_json(),
-            **{name: partial(asdict, what) for name, what in others if what is not None},
+            **{name: what.to_json for name, what in others if what is not None},
             **(more_states or {}),
         }
         if trackers is not None:

@@ -1,0 +1,256 @@
+"""A folder of transformers' → the folder of a run that has not begun, with one checkpoint.
+
+::
+
+    config.json ─ import_config ─→ section ┐
+    *.safetensors ─ import_files ─→ headers ┼─ import_plan ─→ which tensor is which parameter
+    tokenizer ─────────────────────────────┘                       │ one after the other
+    RUN/  config.yaml  tokenizer/  import.json  checkpoints/step-000000000/  ←┘
+
+The checkpoint holds weights alone and is written without an engine; its manifest says what they
+were. So whatever takes a run takes an import: ``run.init_from``, ``objective.teacher``, evaluate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmscale.checkpoint.commit_log import describe_commit
+from lmscale.checkpoint.manifest import ASKED, MASTER, FileEntry, Manifest, OptimizerKind
+from lmscale.checkpoint.places.place import LocalPlace, Place
+from lmscale.checkpoint.places.run_place import CHECKPOINTS
+from lmscale.checkpoint.write_file import Part, inspect, write_file
+from lmscale.config import RunConfig, dump_config
+from lmscale.config.load import validate_tree
+from lmscale.config.run import with_absolute_places
+from lmscale.errors import CheckpointError, ConfigError, DataError
+from lmscale.exchange.import_config import SourceConfig, read_source_config
+from lmscale.exchange.import_files import SourceWeights, find_source_weights
+from lmscale.exchange.import_plan import ImportPlan, check_copies, plan_import
+from lmscale.exchange.import_tokenizer import find_bos, read_tokenizer
+from lmscale.files.atomic import write_bytes, write_json, writing
+from lmscale.files.output_folder import output_folder
+from lmscale.files.reading import sha256_file
+from lmscale.files.run_files import CONFIG_FILE, IMPORT_FILE
+from lmscale.ranks.fingerprint import add_fingerprints
+from lmscale.runs.commits import append_commit
+from lmscale.runs.continuation import identity_of
+from lmscale.runs.environment import save_provenance
+from lmscale.runs.imports import IMPORTED, Imported
+from lmscale.tokenizer.codec import KEPT_FOLDER, Tokenizer, save_tokenizer
+
+FILE_BYTES = 2**29  # of fp32 weights that are in memory at once, or one larger tensor
+PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
+OBJECTIVES = {"encoder": "masked", "encoder_decoder": "pairs"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """All that is known before anything is written."""
+
+    source: SourceConfig
+    weights: SourceWeights
+    plan: ImportPlan
+    tokenizer: Tokenizer
+    config: RunConfig
+    origin: Imported
+
+
+Advance = Callable[[float], None]  # hears of bytes that are done
+
+
+def plan_run(
+    folder: Path,
+    out: Path,
+    tokenizer_place: Path,
+    *,
+    name: str,
+    vocab_size: int | None = None,
+) -> Import:
+    """What the import of ``folder`` to ``out`` will be, by the headers of its files alone.
+
+    ``tokenizer_place``: where its tokenizer is. ``vocab_size``: rows of the embedding, in place of
+    those that it has. Raises ``ConfigError`` and ``DataError`` with all that does not fit.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already. Name a new folder, or remove it.")
+    source = read_source_config(folder)
+    weights = find_source_weights(folder)
+    tokenizer = read_tokenizer(tokenizer_place)
+    bos_id = find_bos(tokenizer_place, tokenizer)
+    theirs = source.section.vocab_size or 0
+    rows = _plan_rows(folder, theirs, tokenizer.vocab_size, vocab_size)
+    config = plan_config(source, weights, tokenizer, out, name=name, rows=rows)
+    plan = plan_import(source, weights, config.sizes, known_ids=tokenizer.vocab_size)
+    with weights.opened() as read:
+        check_copies(plan, weights, read)
+    origin = Imported(
+        folder=folder.resolve().name,
+        model_type=source.architecture.model_type,
+        transformers=source.version,
+        dtype=weights.dtype,
+        rows=theirs,
+        files={},
+        drawn=tuple(plan.drawn),
+        bos=bos_id,
+    )
+    return Import(
+        source=source,
+        weights=weights,
+        plan=plan,
+        tokenizer=tokenizer,
+        config=config,
+        origin=origin,
+    )
+
+
+def _plan_rows(folder: Path, theirs: int, num_ids: int, wanted: int | None) -> int:
+    """Rows of the embedding. Raises ``DataError`` where the tokenizer has more ids."""
+    rows = wanted or theirs
+    if rows >= num_ids:
+        return rows
+    if wanted is None:
+        raise DataError(
+            f"{folder}: its tokenizer has {num_ids:,} ids and its embedding {theirs:,} rows. If "
+            f"ids were added on purpose, --vocab-size {num_ids} gives them rows, each the mean of "
+            "the others; else name the tokenizer that the model was trained with (--tokenizer)."
+        )
+    raise ConfigError(
+        f"--vocab-size {wanted}: the tokenizer has {num_ids:,} ids, whose rows would be cut off. "
+        f"Give at least {num_ids}; the model has {theirs:,} rows."
+    )
+
+
+def plan_config(
+    source: SourceConfig,
+    weights: SourceWeights,
+    tokenizer: Tokenizer,
+    out: Path,
+    *,
+    name: str,
+    rows: int,
+) -> RunConfig:
+    """The configuration of a run with this model, without data: what others read of an import."""
+    section = source.section.model_dump(mode="json") | {"vocab_size": rows}
+    positions = source.section.max_positions
+    length = RunConfig.model_fields["stream"].get_default(call_default_factory=True).sequence_length
+    tree: dict[str, Any] = {
+        "run": {"name": name, "folder": str(out)},
+        "tokenizer": {
+            "folder": str(out / KEPT_FOLDER),
+            "vocab_size": tokenizer.vocab_size,
+        },
+        "stream": {"sequence_length": min(length, positions or length)},
+        "model": section,
+        "guard": {"on_divergence": "stop"},  # nothing will go back to it
+        "engine": {"precision": PRECISIONS.get(weights.dtype, "fp32")},
+    }
+    if source.section.family in OBJECTIVES:
+        tree["objective"] = {"name": OBJECTIVES[source.section.family]}
+    return validate_tree(RunConfig, tree, name=f"{weights.folder} as a run")
+
+
+def write_run(plan: Import, out: Path, *, check: Callable[[Path], None], advance: Advance) -> None:
+    """Write the run's folder, in bounded memory, and ``check`` it before it gets its name.
+
+    Where anything fails, or ``check`` raises, nothing is left. Raises ``DataError`` for weights
+    that are not finite, and ``CheckpointError`` for a folder that cannot be written.
+    """
+    out = out.absolute()
+    with writing("the import", out, CheckpointError), output_folder(out) as work:
+        place = LocalPlace(work / CHECKPOINTS)
+        place.begin(0)
+        files, finger = write_weights(plan, place, advance)
+        hashes = {path.name: sha256_file(path) for path in source_files(plan.weights)}
+        origin = replace(plan.origin, files=hashes)
+        manifest = render_manifest(plan, origin, files, finger)
+        place.commit(0, manifest.to_bytes())
+        commit = describe_commit(work, place, manifest, at=time.time())
+        append_commit(work, commit)
+        save_tokenizer(plan.tokenizer, work / KEPT_FOLDER)
+        write_json(work / IMPORT_FILE, origin.to_json())
+        save_provenance(work, plan.config)
+        config = dump_config(with_absolute_places(plan.config))
+        write_bytes(work / CONFIG_FILE, config.encode())
+        check(work)
+
+
+def source_files(weights: SourceWeights) -> list[Path]:
+    """The weights, and whatever small files stand beside them, such as those of a tokenizer."""
+    beside = (p for p in weights.folder.iterdir() if p.suffix in (".json", ".model", ".txt"))
+    return sorted({*weights.files, *beside})
+
+
+def write_weights(
+    plan: Import, place: Place, advance: Advance
+) -> tuple[tuple[FileEntry, ...], int]:
+    """The checkpoint's files, and the fingerprint of all weights."""
+    entries, fingers, infinite = [], [], []
+    with plan.weights.opened() as read, torch.no_grad():
+        for number, names in enumerate(_plan_files(plan.plan.shapes)):
+            parts = []
+            for name in names:
+                flat = plan.plan.value(name, read).contiguous().view(-1)
+                parts.append(Part(parameter=name, kind=MASTER, offset=0, tensor=flat))
+            findings = inspect(parts)
+            if not findings.is_finite:
+                infinite += [p.parameter for p in parts if not inspect([p]).is_finite]
+            fingers.append(findings.weights)
+            file = f"weights-{number:05d}.safetensors"
+            entries.append(write_file(place, 0, file, parts, retries=0))
+            advance(entries[-1].bytes)
+    if infinite:
+        raise DataError(
+            f"{plan.weights.folder}: {', '.join(infinite[:8])} hold values that are not finite, so "
+            "nothing can go on from them."
+        )
+    return tuple(entries), add_fingerprints(fingers)
+
+
+def _plan_files(shapes: Mapping[str, Sequence[int]]) -> Iterator[list[str]]:
+    """The parameters of one file after the other."""
+    names: list[str] = []
+    size = 0
+    for name, shape in shapes.items():
+        bytes_ = 4 * torch.Size(shape).numel()
+        if names and size + bytes_ > FILE_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += bytes_
+    yield names
+
+
+def render_manifest(
+    plan: Import, origin: Imported, files: tuple[FileEntry, ...], finger: int
+) -> Manifest:
+    shapes = plan.plan.shapes
+    return Manifest(
+        step=0,
+        parameters=dict(shapes),
+        states={name: (MASTER,) for name in shapes},
+        optimizer=OptimizerKind(kind="none"),
+        loss_scale=None,
+        state={
+            "progress": {"step": 0, "n": 0, "tokens": 0, "skipped_steps": 0},
+            IMPORTED: origin.to_json(),
+        },
+        identity=identity_of(plan.config, plan.tokenizer.fingerprint),
+        written_by={
+            "world_size": 1,
+            "zero_stage": 0,
+            "precision": "fp32",
+            "torch": torch.__version__,
+            "time": time.time(),
+        },
+        is_finite=True,
+        reason=ASKED,
+        weights=f"{finger:016x}",
+        files=files,
+    )
