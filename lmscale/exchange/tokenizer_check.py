@@ -10,7 +10,8 @@ from typing import Any
 
 from lmscale.exchange.framing import Framing
 from lmscale.exchange.their_library import import_transformers, quiet
-from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.base import OWN, Tokenizer
+from lmscale.tokenizer.hugging_face import HuggingFaceTokenizer
 
 HARD_TEXTS = (
     "",
@@ -95,7 +96,7 @@ def verify_tokenizer(
     ``HARD_TEXTS``; and what stands around a text.
     """
     theirs = load_theirs(folder)
-    unknown = framing.roles.get("unk_token")  # two programs write it in two ways
+    unknown = tokenizer.unk_id  # two programs write it in two ways
     counts: Counter[str] = Counter()
     examples: list[str] = []
     for text in (*HARD_TEXTS, *texts):
@@ -134,8 +135,9 @@ def encode_as_text(theirs: Any, text: str) -> list[int]:
 
 
 def _must_agree(tokenizer: Tokenizer) -> bool:
-    kind = getattr(tokenizer, "kind", tokenizer.made_by.get("kind"))
-    return getattr(tokenizer, "format", "lmscale") != "sentencepiece" and kind != "unigram"
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return True
+    return tokenizer.format == OWN and tokenizer.kind != "unigram"
 
 
 def _find_misframed(tokenizer: Tokenizer, theirs: Any, framing: Framing) -> list[str]:

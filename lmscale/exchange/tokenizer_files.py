@@ -2,7 +2,7 @@
 
 ::
 
-    the model's bytes ──render_sentencepiece──→ tokenizer.json, where our ids stand in place of code
+    the model's bytes ──render_sentencepiece──→ tokenizer.json, or what came in as one
     Framing, added ids ───────────────────────→ its template and added tokens
     roles, lengths ───────────────────────────→ tokenizer_config.json
 
@@ -11,7 +11,6 @@ No other package is needed to write them; ``verify_tokenizer`` (tokenizer_check.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from lmscale.errors import DataError
 from lmscale.exchange.framing import Framing
 from lmscale.exchange.sentencepiece_json import Tree, render_added_token, render_sentencepiece
 from lmscale.files.atomic import write_bytes, write_json
-from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.base import OWN, Tokenizer
+from lmscale.tokenizer.hugging_face import HuggingFaceTokenizer
 
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -57,14 +57,14 @@ def write_tokenizer(
 
     Raises ``DataError`` for a tokenizer that the format cannot say.
     """
-    is_own, is_theirs = _format(tokenizer) == "lmscale", _format(tokenizer) == "tokenizers"
-    if is_theirs:
-        tree = json.loads(tokenizer.model)
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        tree = tokenizer.rules
     else:
-        tree = render_sentencepiece(tokenizer.model, is_own=is_own)
+        tree = render_sentencepiece(tokenizer.model, is_own=tokenizer.format == OWN)
         write_bytes(folder / MODEL_FILE, tokenizer.model)
     names = _name_ids(tree, tokenizer.vocab_size, added_ids)
-    tree["added_tokens"] += [render_added_token(*item) for item in sorted(names.items())]
+    added = [render_added_token(*item) for item in sorted(names.items())]
+    tree["added_tokens"] = [*(tree.get("added_tokens") or []), *added]
 
     def name(number: int) -> str:
         return names[number] if number in names else tokenizer.piece(number)
@@ -94,16 +94,11 @@ def write_tokenizer(
         write_bytes(folder / TEMPLATE_FILE, chat_template.encode())
 
 
-def _format(tokenizer: Tokenizer) -> str:
-    """Who made its rules: ``lmscale``, ``sentencepiece`` or ``tokenizers``."""
-    return getattr(tokenizer, "format", "lmscale")
-
-
 def _name_ids(tree: Tree, num_pieces: int, added_ids: Mapping[str, int]) -> dict[int, str]:
     """Of all ids above the tokenizer's, up to the last added one."""
     vocab = tree["model"]["vocab"]
     taken = {*vocab} if isinstance(vocab, dict) else {piece for piece, _ in vocab}
-    taken |= {token["content"] for token in tree["added_tokens"]}
+    taken |= {token["content"] for token in tree.get("added_tokens") or ()}
     if wrong := sorted(name for name, number in added_ids.items() if number < num_pieces):
         raise DataError(
             f"The ids of {', '.join(wrong)} are also ids of the tokenizer, which has "

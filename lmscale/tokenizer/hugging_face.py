@@ -63,10 +63,18 @@ class HuggingFaceTokenizer(Tokenizer):
         self.special_ids = check_special_ids({**own_ids, **(special_ids or {})}, self.vocab_size)
         self._special_pieces = {token["content"] for token in self._added if token["special"]}
         self._special_pieces |= {self._pieces[each] for each in self.special_ids.values()}
-        self._tokenizer = self._keep_specials_out(plain)
+        self._kept_out = self._find_kept_out(plain)
+        self._tokenizer = build(self.rules) if self._kept_out else plain
         self.losses = tuple(find_losses(self._tree, vocabulary))
         if self._counts_bytes and not self._gives_back(PROBE):
             self.losses = (*self.losses, "it changes text in a way of its own")
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The JSON by which text gets its ids: it neither pads, truncates nor drops out, and cuts
+        text inside what reads like a special piece, where the model would find that.
+        """
+        return keep_out_of_text(_settle(self._tree), self._kept_out)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """As ``tokenizers`` writes it, where it is not exact."""
@@ -121,8 +129,8 @@ class HuggingFaceTokenizer(Tokenizer):
             known[self.unk_id] = UNKNOWN_BYTES
         return [known.get(number, b"") for number in range(self.vocab_size)]
 
-    def _keep_specials_out(self, plain: Any) -> Any:
-        """The library's object, or another in which no special piece is found in text."""
+    def _find_kept_out(self, plain: Any) -> list[str]:
+        """The special pieces that the model would find in text."""
         tree = self._tree
         kept_out = sorted(self._special_pieces)
         if tree["model"].get("byte_fallback"):
@@ -139,7 +147,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 f"The special piece {single[0]!r} is a single character, which lmscale could not "
                 "tell from the same character of a text."
             )
-        return build(keep_out_of_text(tree, kept_out)) if kept_out else plain
+        return kept_out
 
     def _is_in_model(self, piece: str) -> bool:
         vocabulary = self._tree["model"].get("vocab") or ()
@@ -163,17 +171,21 @@ def parse_tree(model: bytes) -> dict[str, Any]:
 
 def build(tree: Mapping[str, Any]) -> Any:
     """The library's object of a tokenizer's JSON, which reads special tokens as text."""
-    tree = {**tree, "padding": None, "truncation": None}
-    if tree["model"].get("dropout"):  # a text must have the same ids every time
-        tree["model"] = {**tree["model"], "dropout": None}
     try:
-        tokenizer = import_tokenizers().Tokenizer.from_str(json.dumps(tree))
+        tokenizer = import_tokenizers().Tokenizer.from_str(json.dumps(_settle(tree)))
     except DataError:
         raise
     except Exception as error:  # the library knows no other
         raise DataError(f"{_NOT_ONE}: {error}.") from None
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _settle(tree: Mapping[str, Any]) -> dict[str, Any]:
+    tree = {**tree, "padding": None, "truncation": None}
+    if tree["model"].get("dropout"):  # a text must have the same ids every time
+        tree["model"] = {**tree["model"], "dropout": None}
+    return tree
 
 
 def import_tokenizers() -> Any:
