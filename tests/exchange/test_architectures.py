@@ -4,6 +4,7 @@ a place of the right shape for every parameter, and no other.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -184,22 +185,35 @@ def test_what_no_architecture_is_is_told_with_what_to_change():
         choose_architecture(RecurrentConfig(), SIZES)
 
 
-def test_every_architecture_reads_what_it_renders():
-    for architecture in ARCHITECTURES.values():
-        section = FAMILIES.own[architecture.family](family=architecture.family)
-        architecture.read(architecture.render(section, SIZES))
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_reads_what_it_renders_and_transformers_own_defaults(name):
+    architecture = ARCHITECTURES[name]
+    section = FAMILIES.own[architecture.family](family=architecture.family)
+    architecture.read(architecture.render(section, SIZES))
+    tree = transformers.AutoConfig.for_model(name).to_dict()
+    assert read_section(tree, "config.json")[0] is architecture
 
 
 def test_settings_that_no_section_can_say_are_told_by_name():
-    bert = transformers.AutoConfig.for_model("bert").to_dict()
-    for changed, told in (
-        ({"is_decoder": True}, "is_decoder = true, where only false can be read"),
-        ({"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
-        ({"hidden_act": "mish"}, "the activation 'mish'"),
-        ({"model_type": "berd"}, "Did you mean bert?"),
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    half = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    for name, changed, told in (
+        ("bert", {"is_decoder": True}, "is_decoder = true, where only false can be read"),
+        ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type = 'rel"),
+        ("bert", {"hidden_act": "mish"}, "the activation 'mish'"),
+        ("bert", {"model_type": "berd"}, "Did you mean bert?"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention = true cannot be read"),
+        ("llama", {"rope_parameters": half}, "partial_rotary_factor = 0.5"),
+        ("llama", {"rope_parameters": rope}, "rope_type = 'dynamic'; known are default"),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention = true"),
+        ("qwen3", {"layer_types": ["chunked_attention"]}, "layer_types has 'chunked_attention'"),
+        ("roberta", {"pad_token_id": 5}, "pad_token_id = 5, where only 1 can be read"),
+        ("t5", {"feed_forward_proj": "odd-gelu"}, "feed_forward_proj = 'odd-gelu'"),
+        ("bart", {"scale_embedding": True}, "scale_embedding = true, where only false"),
     ):
-        with pytest.raises(DataError, match=told):
-            read_section(bert | changed, "config.json")
+        tree = transformers.AutoConfig.for_model(name).to_dict()
+        with pytest.raises(DataError, match=re.escape(told)):
+            read_section(tree | changed, "config.json")
 
 
 def test_a_section_with_adapters_is_what_it_is_with_them_merged():

@@ -177,6 +177,21 @@ def demand(tree: Tree, **wanted: Any) -> None:
         raise UnreadableError(wrong)
 
 
+def refuse(tree: Tree, *keys: str) -> None:
+    """Raise ``UnreadableError`` for every one of these settings that is on."""
+    if on := [f"{key} = {_say(tree[key])} cannot be read" for key in keys if tree.get(key)]:
+        raise UnreadableError(on)
+
+
+def read_kinds(tree: Tree, window: int) -> tuple[int, ...]:
+    """The sliding window of every layer, or none at all, of their ``layer_types``."""
+    kinds = tree["layer_types"]
+    if odd := {*kinds} - {"full_attention", "sliding_attention"}:
+        raise UnreadableError([f"layer_types has {', '.join(map(repr, sorted(odd)))}"])
+    windows = tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+    return windows if any(windows) else ()
+
+
 def _say(value: Any) -> str:
     if isinstance(value, list) and len(value) > 4:
         return f"[{', '.join(map(str, value[:4]))}, …]"

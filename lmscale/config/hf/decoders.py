@@ -11,6 +11,8 @@ from lmscale.config.hf.architecture import (
     UnreadableError,
     demand,
     our_activation,
+    read_kinds,
+    refuse,
     their_function,
 )
 from lmscale.config.model import DecoderConfig, RopeScalingConfig, Sizes
@@ -79,6 +81,7 @@ def _gpt2_function(section: DecoderConfig) -> str | None:
 
 def _read_gpt2(tree: Tree) -> dict[str, Any]:
     demand(tree, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+    refuse(tree, "add_cross_attention")
     return {
         "layers": tree["n_layer"],
         "width": tree["n_embd"],
@@ -120,6 +123,7 @@ def _read_rotary(tree: Tree) -> dict[str, Any]:
         "width": tree["hidden_size"],
         "heads": heads,
         "kv_heads": tree["num_key_value_heads"] or heads,
+        "head_width": tree.get("head_dim"),  # which Qwen 2 and Starcoder 2 need not have
         "ffn_width": tree["intermediate_size"],
         "tied_embeddings": tree["tie_word_embeddings"],
         **_read_rope(tree["rope_parameters"]),
@@ -140,6 +144,8 @@ def _render_rope(section: DecoderConfig) -> dict[str, Any]:
 
 def _read_rope(rope: Tree) -> dict[str, Any]:
     kind, theta = rope["rope_type"], float(rope["rope_theta"])
+    if rope.get("partial_rotary_factor") not in (None, 1.0):
+        raise UnreadableError([f"partial_rotary_factor = {rope['partial_rotary_factor']}"])
     if kind == "default":
         return {"rope_theta": theta}
     if kind not in ("linear", "yarn", "llama3"):
@@ -174,7 +180,6 @@ def _read_llama(tree: Tree) -> dict[str, Any]:
 
 def _read_gated(tree: Tree, act: str = "hidden_act") -> dict[str, Any]:
     return _read_rotary(tree) | {
-        "head_width": tree["head_dim"],
         "norm_eps": tree["rms_norm_eps"],
         "activation": our_activation(tree[act], gated=True),
     }
@@ -217,9 +222,7 @@ def _render_layer_types(section: DecoderConfig) -> dict[str, Any]:
 
 
 def _read_layer_types(tree: Tree) -> dict[str, Any]:
-    kinds, window = tree["layer_types"], tree["sliding_window"] or 0
-    windows = tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
-    return {"sliding_windows": windows if any(windows) else ()}
+    return {"sliding_windows": read_kinds(tree, tree["sliding_window"] or 0)}
 
 
 def _read_qwen2(tree: Tree) -> dict[str, Any]:
@@ -264,6 +267,7 @@ def _render_gemma(section: DecoderConfig, sizes: Sizes) -> dict[str, Any]:
 
 def _read_gemma(tree: Tree) -> dict[str, Any]:
     demand(tree, attention_bias=False)
+    refuse(tree, "use_bidirectional_attention")
     return _read_gated(tree) | {"scaled_embeddings": True}
 
 
@@ -282,6 +286,7 @@ def _render_gemma2(section: DecoderConfig, sizes: Sizes) -> dict[str, Any]:
 
 def _read_gemma2(tree: Tree) -> dict[str, Any]:
     demand(tree, attention_bias=False)
+    refuse(tree, "use_bidirectional_attention")
     return (
         _read_gated(tree, "hidden_activation")
         | _read_layer_types(tree)

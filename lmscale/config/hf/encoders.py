@@ -12,6 +12,7 @@ from lmscale.config.hf.architecture import (
     UnreadableError,
     demand,
     our_activation,
+    read_kinds,
     their_function,
 )
 from lmscale.config.model import Sizes
@@ -166,11 +167,10 @@ def _read_modernbert(tree: Tree) -> dict[str, Any]:
     bias = tree["norm_bias"]
     same = dict.fromkeys(("attention_bias", "mlp_bias", "classifier_bias"), bias)
     demand(tree, decoder_bias=True, classifier_activation=tree["hidden_activation"], **same)
-    ropes, kinds, window = tree["rope_parameters"], tree["layer_types"], tree["local_attention"]
+    ropes = tree["rope_parameters"]
     scaled = [kind for kind in (_GLOBAL, _LOCAL) if ropes[kind]["rope_type"] != "default"]
     if scaled:
         raise UnreadableError([f"rope_parameters.{kind} = {ropes[kind]}" for kind in scaled])
-    windows = tuple(window // 2 + 1 if kind == _LOCAL else 0 for kind in kinds)
     return {
         "layers": tree["num_hidden_layers"],
         "width": tree["hidden_size"],
@@ -179,7 +179,7 @@ def _read_modernbert(tree: Tree) -> dict[str, Any]:
         "positions": "rope",
         "rope_theta": float(ropes[_GLOBAL]["rope_theta"]),
         "local_rope_theta": float(ropes[_LOCAL]["rope_theta"]),
-        "sliding_windows": windows if any(windows) else (),
+        "sliding_windows": read_kinds(tree, tree["local_attention"] // 2 + 1),
         "norm": "layernorm",
         "norm_eps": tree["norm_eps"],
         "norm_first": True,
