@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.job import JobRequest, Prepared, SlurmJob
+from launcher.scoring import find_scoring_problems, scores_sets, task_places
 from launcher.slurm import SlurmRefusedError, list_partitions, squeue, try_sbatch
 from launcher.sweep import find_conflict
 from lmscale.config import RunConfig, load_config
@@ -169,7 +170,7 @@ def _data_problems(config: RunConfig, job: SlurmJob) -> list[str]:
     if job.kind == "corpus":
         return _input_problems(config)
     if job.kind == "evaluate":
-        return _evaluation_problems(config.folder)
+        return _evaluation_problems(config, job)
     problems = []
     folder = Path(config.tokenizer.folder)
     if not has_tokenizer(folder):
@@ -246,15 +247,20 @@ def find_shard_problems(places: Iterable[str]) -> tuple[list[str], bool]:
     return problems, is_complete
 
 
-def _evaluation_problems(folder: Path) -> list[str]:
-    """`lmscale evaluate` goes by the run's own configuration, whatever is launched."""
-    if not read_commits(folder):
-        return [f"{folder} holds no checkpoint yet: there is nothing to evaluate."]
+def _evaluation_problems(config: RunConfig, job: SlurmJob) -> list[str]:
+    """The sets are those of the run's own configuration, the tasks those of what is launched."""
+    folder = config.folder
+    steps = sorted({commit.step for commit in read_commits(folder)})
+    problems = find_scoring_problems(config, step=job.step, steps=steps, after=job.after)
+    if problems or not ((folder / CONFIG_FILE).is_file() or job.after is None):
+        return problems
     try:
-        config = load_config(folder / CONFIG_FILE)
+        own = load_config(folder / CONFIG_FILE)
     except LmscaleError as error:
         return list(error.problems)
-    sets = _sets_of(config)
+    if not scores_sets(config.evaluation):
+        return []
+    sets = _sets_of(own)
     if not sets:
         return [f"{folder / CONFIG_FILE} names no evaluation.sets: there is nothing to score."]
     return _missing_manifests(sets)
@@ -328,6 +334,7 @@ def places_of(config: RunConfig, job: SlurmJob, launched_in: Path) -> list[str]:
     places = [str(config.folder)]
     if job.kind in ("train", "evaluate"):
         places += [config.tokenizer.folder, *config.evaluation.sets.values()]
+        places += task_places(config.evaluation)
     if job.kind == "train":
         places += [source.shards for source in config.stream.sources.values()]
     return places

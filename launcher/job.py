@@ -45,6 +45,8 @@ class JobRequest:
     excluded: tuple[str, ...] = ()  # nodes that the cordon file leaves out, besides the profile's
     tasks: int = 1  # tasks of a data job's array
     only: tuple[int, ...] = ()  # numbers of the tasks to submit; empty: all
+    step: int | None = None  # of the checkpoint to evaluate; None: the newest one
+    after: str | None = None  # an evaluation begins when this job has ended
     sweep: Sweep | None = None
 
     @property
@@ -75,6 +77,7 @@ class SlurmJob:
 
     python: str
     command: tuple[str, ...]  # one task's words, to which the template adds what only a task knows
+    more_commands: tuple[tuple[str, ...], ...] = ()  # an evaluation's, one after the other
 
     min_nodes: int
     max_nodes: int
@@ -89,6 +92,8 @@ class SlurmJob:
     chain: int  # jobs of a singleton chain; 1 is a job alone
 
     excluded: tuple[str, ...] = ()  # nodes that this submission leaves out from the start
+    step: int | None = None
+    after: str | None = None
     tasks: int | None = None
     only: tuple[int, ...] = ()
     members: tuple[Member, ...] = ()

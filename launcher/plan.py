@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher.job import JobKind, JobRequest, Member, SlurmJob
+from launcher.scoring import plan_scoring
 from lmscale.config import RunConfig
 from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.errors import ConfigError
@@ -73,8 +74,9 @@ def plan_job(request: JobRequest, kind: JobKind) -> SlurmJob:
         return _plan(request, kind, f"{request.name}: a look at the nodes of", nodes=nodes)
     main = ("-m", "lmscale.cli.main")
     if kind == "evaluate":
-        command = (*main, "evaluate", str(request.config.folder))
-        return _plan(request, kind, f"{request.name}: evaluation on", command=command)
+        commands = plan_scoring(request.config, main, step=request.step)
+        what = f"{request.name}: evaluation on"
+        return _plan(request, kind, what, command=commands[0], more_commands=commands[1:])
     state = plan_state_folder(kind, plan_folder(kind, request.config))
     config = str(state / request.submission / CONFIG_FILE)
     # Only the corpus' inputs are relative to where the job is launched.
@@ -135,6 +137,7 @@ def _plan(
     what: str,
     *more_title: str,
     command: tuple[str, ...] = (),
+    more_commands: tuple[tuple[str, ...], ...] = (),
     nodes: tuple[int, ...] = (1,),
     members: tuple[Member, ...] = (),
 ) -> SlurmJob:
@@ -160,6 +163,9 @@ def _plan(
         output=f"{str(state).replace('%', '%%')}/job-{'%A_%a' if members or is_data else '%j'}.out",
         python=python,
         command=(python, *command),
+        more_commands=tuple((python, *each) for each in more_commands),
+        step=request.step,
+        after=request.after,
         min_nodes=nodes[0],
         max_nodes=nodes[-1],
         usable_nodes=nodes,
@@ -219,7 +225,7 @@ def plan_directives(job: SlurmJob) -> tuple[str, ...]:
         # To the batch script alone (B:), which passes it on: it knows when the ranks can listen.
         "signal": f"B:USR1@{cluster.signal_seconds}" if job.kind != "evaluate" else None,
         "requeue" if cluster.requeue else "no-requeue": "",
-        "dependency": "singleton" if job.chain > 1 else None,
+        "dependency": "singleton" if job.chain > 1 else job.after and f"afterany:{job.after}",
         "open-mode": "append",
         "output": job.output,
         "chdir": str(job.frozen_folder),

@@ -55,6 +55,8 @@ class LaunchOptions:
     only: tuple[int, ...] = ()
     axes: tuple[str, ...] = ()
     sweep: str | None = None
+    step: int | None = None
+    after: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,8 @@ def prepare(options: LaunchOptions) -> Prepared:
         excluded=tuple(cordoned),
         tasks=options.tasks or 1,
         only=options.only,
+        step=options.step,
+        after=options.after,
         sweep=sweep,
     )
     job = plan_job(request, options.kind)
@@ -170,12 +174,16 @@ def _find_misfits(options: LaunchOptions) -> list[str]:
         "--tasks": options.tasks is not None and not is_data,
         "--array": bool(options.axes) and options.kind != "train",
         "--chain": options.chain is not None and options.kind != "train",
+        "--step": options.step is not None and options.kind != "evaluate",
+        "--after": options.after is not None and options.kind != "evaluate",
         "--nodes": options.nodes != "1" and options.kind not in ("train", "preflight"),
     }
     misfits = (name for name, is_misfit in given.items() if is_misfit)
     problems = [f"{name} has no meaning for {job}; leave it out." for name in misfits]
     if is_data and options.tasks is None:
         problems.append(f"{job} needs --tasks N: into how many jobs is the work divided?")
+    if options.after is not None and not re.fullmatch(r"[0-9]+(_[0-9]+)?", options.after):
+        problems.append(f"--after {options.after}: give the number of a job, such as 4711.")
     if options.sweep is not None and not options.axes:
         problems.append("--sweep needs --array KEY=V1,V2: which setting takes which values?")
     return problems

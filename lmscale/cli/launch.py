@@ -97,6 +97,16 @@ ChainOption = Annotated[
         "--chain", metavar="N", min=1, help="Jobs in a row, where a job may not be requeued."
     ),
 ]
+StepOption = Annotated[
+    int | None,
+    typer.Option(
+        "--step", metavar="N", min=0, help="The checkpoint to evaluate; default: the newest then."
+    ),
+]
+AfterOption = Annotated[
+    str | None,
+    typer.Option("--after", metavar="JOB", help="Evaluate when this job has ended, not at once."),
+]
 
 
 @app.command()
@@ -114,6 +124,8 @@ def slurm(
     array: ArrayOption = None,
     sweep: SweepOption = None,
     chain: ChainOption = None,
+    step: StepOption = None,
+    after: AfterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Submit CONFIG to Slurm: checked, frozen into the run's folder, requeued until it is done.
@@ -136,6 +148,8 @@ def slurm(
         tasks=tasks,
         axes=tuple(array or ()),
         sweep=sweep,
+        step=step,
+        after=after,
     )
     if tasks and job in ("corpus", "shards") and not dry_run:
         options = replace(options, only=_find_missing(options, job, as_json=as_json))

@@ -96,6 +96,16 @@ def make_jobs() -> dict[str, SlurmJob]:
         "train-pyxis": plan_job(make_request(PYXIS, **eight), "train"),
         "train-apptainer": plan_job(make_request(APPTAINER, **eight), "train"),
         "evaluate-example": plan_job(example, "evaluate"),
+        "evaluate-tasks": plan_job(
+            make_request(
+                load_cluster("example"),
+                cluster_name="example",
+                config=make_config(overrides={"evaluation.tasks": TASKS}),
+                step=5000,
+                after="4711",
+            ),
+            "evaluate",
+        ),
         "preflight-example": plan_job(example, "preflight"),
         "corpus": plan_job(data, "corpus"),
         "shards": plan_job(data, "shards"),
@@ -105,6 +115,7 @@ def make_jobs() -> dict[str, SlurmJob]:
     return jobs
 
 
+TASKS = f"[{HOME}/data/tasks, hellaswag]"
 PYXIS = """
 time: 12:00:00
 account: proj 7

@@ -8,7 +8,7 @@
 # In this order:
 #   1. Where things are
 #   2. What every process of the job finds in its environment
-#   3. One rank scores the newest checkpoint
+#   3. One rank scores a checkpoint
 #
 #SBATCH --job-name=llama_7b-evaluate-eef446ca
 #SBATCH --partition=gpu
@@ -40,7 +40,7 @@ job=${job:-$SLURM_JOB_ID}
 
 say() { printf '%s lmscale: %s\n' "$(date +%FT%T)" "$*"; }
 
-# ---- 3. One rank scores the newest checkpoint ----
+# ---- 3. One rank scores a checkpoint ----
 
 say "submission $submission: evaluating on $SLURM_JOB_NODELIST"
 srun --nodes=1 --ntasks=1 --cpus-per-task=12 \
