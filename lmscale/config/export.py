@@ -15,7 +15,8 @@ class ExportConfig(Section):
 
     format: Literal["hf", "gguf"] | None = None
     """``hf``: a folder for transformers; ``gguf``: a file for llama.cpp (``lmscale export``). A
-    model that transformers cannot compute is then refused before it is trained. Default: none.
+    model that transformers, or llama.cpp, cannot compute is then refused before it is trained.
+    Default: none.
     """
     every_steps: NonNegativeInt = 0
     """Checkpoints at multiples of this, and the last one, are exported by a process of low priority

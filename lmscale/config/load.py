@@ -154,10 +154,14 @@ def _find_export_problems(config: RunConfig) -> Sequence[str]:
     """Why the model could not be exported once it is trained, where it shall be."""
     if not config.export.format:
         return ()
+    from lmscale.config.hf.llama_cpp import check_llama_cpp_config
     from lmscale.config.hf.target import plan_target  # seldom needed, and slow to import
 
     try:
-        plan_target(config)
+        target = plan_target(config)
+        if config.export.format == "gguf":
+            model_type = target.architecture.model_type
+            check_llama_cpp_config(model_type, target.section, target.sizes, config.tokenizer)
     except ConfigError as error:
         return error.problems
     return ()

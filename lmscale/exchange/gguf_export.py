@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmscale.config.hf.llama_cpp import LlamaCpp, choose_llama_cpp
 from lmscale.config.model import DecoderConfig
 from lmscale.errors import CheckpointError, ConfigError
 from lmscale.evaluation.run import FoundRun, find_run
 from lmscale.exchange.export import check_room
 from lmscale.exchange.exported import Dtype, ExportRequest, Report
 from lmscale.exchange.framing import find_beginning
-from lmscale.exchange.gguf_architectures import LlamaCpp, choose_llama_cpp
 from lmscale.exchange.gguf_settings import add_settings
 from lmscale.exchange.gguf_tensors import (
     GgufTensor,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lmscale.config.hf.llama_cpp import LlamaCpp, local_windows
 from lmscale.config.model import DecoderConfig, Sizes
-from lmscale.exchange.gguf_architectures import LlamaCpp, local_windows
 
 
 def add_settings(writer: Any, there: LlamaCpp, section: DecoderConfig, sizes: Sizes) -> None:

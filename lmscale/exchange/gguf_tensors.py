@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmscale.config.hf.llama_cpp import LlamaCpp
 from lmscale.config.model import DecoderConfig
 from lmscale.errors import ConfigError, DataError
 from lmscale.exchange.exported import Dtype
-from lmscale.exchange.gguf_architectures import LlamaCpp
 from lmscale.exchange.rules import Rule
 from lmscale.model.rotary import plan_frequencies
 

@@ -178,7 +178,7 @@ def test_the_vocabulary_is_padded_to_whole_tiles_unless_told():
 
 def test_the_fields_stand_in_the_order_of_the_datas_flow():
     sections = ["run", "corpus", "tokenizer", "shards", "stream", "batch", "model", "objective"]
-    sections += ["engine", "checkpoint", "guard", "train", "watch", "evaluation"]
+    sections += ["engine", "checkpoint", "guard", "train", "watch", "evaluation", "export"]
     assert list(RunConfig.model_fields) == sections
     assert list(yaml.safe_load(dump_config(parse_config(MINIMAL)))) == sections
 

@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from lmscale.config import parse_config
 from lmscale.config.data import TokenizerConfig
 from lmscale.config.hf.choose import choose_architecture
+from lmscale.config.hf.llama_cpp import LLAMA_CPP, choose_llama_cpp
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.errors import ConfigError, DataError
 from lmscale.exchange.exported import Dtype
-from lmscale.exchange.gguf_architectures import LLAMA_CPP, choose_llama_cpp
 from lmscale.exchange.gguf_settings import add_settings
 from lmscale.exchange.gguf_tensors import (
     GgufTensor,
@@ -220,6 +221,16 @@ def test_what_llama_cpp_cannot_compute_is_told_with_what_it_can(problem):
     model_type = choose_architecture(section, SIZES).model_type
     with pytest.raises(ConfigError, match=re.escape(f"cannot compute {problem}")):
         choose_llama_cpp(model_type, section, SIZES)
+
+
+def test_a_run_that_shall_become_gguf_is_refused_before_it_is_trained(tmp_path):
+    text = "run: {name: a}\nexport: {format: gguf}\nbatch: {global_windows: 8, micro_windows: 2}\n"
+    parse_config(text)
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, ["tokenizer.kind=unigram", "model.activation=geglu"])
+    told = str(caught.value)
+    assert "llama cannot compute model.activation = geglu, only swiglu" in told
+    assert "tokenizer.kind = unigram: llama.cpp has no tokenizer that gives its ids" in told
 
 
 def test_an_architecture_that_llama_cpp_lacks_is_told_with_those_it_has():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lmscale.config.data import TokenizerConfig
 from lmscale.config.model import DecoderConfig, Sizes
 from lmscale.config.model_base import ModelConfig
 from lmscale.errors import ConfigError
@@ -73,6 +74,28 @@ def choose_llama_cpp(
             [f"llama.cpp's {there.name} cannot compute {problem}." for problem in problems]
         )
     return there, section
+
+
+def check_llama_cpp_config(
+    model_type: str, section: ModelConfig, sizes: Sizes, tokenizer: TokenizerConfig
+) -> None:
+    """Raise ``ConfigError`` where llama.cpp could not run the model or, as it would be trained, its
+    tokenizer.
+    """
+    problems = []
+    try:
+        choose_llama_cpp(model_type, section, sizes)
+    except ConfigError as error:
+        problems += error.problems
+    is_grouped = tokenizer.kind == "byte_bpe" and not tokenizer.split_digits
+    if tokenizer.kind == "unigram" or is_grouped:
+        more = " without split_digits" if is_grouped else ""
+        problems.append(
+            f"tokenizer.kind = {tokenizer.kind}{more}: llama.cpp has no tokenizer that gives its "
+            "ids. Take bpe, or byte_bpe with split_digits."
+        )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _find_gaps(there: LlamaCpp, section: DecoderConfig, sizes: Sizes) -> Iterator[str]:
