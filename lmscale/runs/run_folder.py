@@ -207,6 +207,11 @@ def load_run_config(folder: str | Path) -> RunConfig:
     begun = Path(folder) / CONFIG_FILE
     path = begun if begun.is_file() else frozen_config(Path(folder))
     if path is None:
+        if (Path(folder) / "config.json").is_file():
+            raise ConfigError(
+                f"{folder} is not a run's folder, but seems to be a model of Hugging Face's. Make "
+                f"it one: lmscale import hf {folder} --out RUN, and name RUN."
+            )
         raise ConfigError(
             f"{folder} is not a run's folder: it holds no {CONFIG_FILE}. "
             "`lmscale runs list` shows the runs of a folder."

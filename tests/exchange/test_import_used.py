@@ -1,0 +1,159 @@
+"""An import is what a run begins with and learns from; it is exported, and what comes is judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from their_folders import LLAMA, change_tensors, save_theirs
+from tiny_run import run_lmscale, settings, tiny_config, write_tiny_config
+from typer.testing import CliRunner
+
+from lmscale.checkpoint.find import load_manifest
+from lmscale.checkpoint.places.place import LocalPlace
+from lmscale.cli.app import app
+from lmscale.errors import ConfigError, DataError
+from lmscale.exchange.export import export_run
+from lmscale.exchange.exported import ExportRequest
+from lmscale.exchange.import_hf import ImportRequest, import_hf
+from lmscale.runs.continuation import find_source_problems, find_teacher_problems
+
+pytestmark = pytest.mark.ranks
+
+
+@pytest.fixture(scope="module")
+def imported(tiny_data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("used")
+    save_theirs(folder / "theirs", **LLAMA)
+    request = ImportRequest(
+        folder=folder / "theirs",
+        out=folder / "import",
+        name="import",
+        tokenizer=tiny_data / "tokenizer",
+        how="tensors",
+    )
+    import_hf(request)
+    return folder / "import"
+
+
+@pytest.fixture(scope="module")
+def run(imported, tiny_data) -> Path:
+    """Of three steps, in two attempts, that began with the import."""
+    folder = imported.parent / "run"
+    model = yaml.safe_load((imported / "config.yaml").read_text())["model"]
+    changes = {
+        "run.init_from": str(imported),
+        "model": model,
+        "tokenizer.folder": str(imported / "tokenizer"),
+        "evaluation.sets": {"a": str(tiny_data / "shards/a/heldout")},
+        "evaluation.at_end": False,
+        "checkpoint.every_steps": 1,
+        "engine.schedule.warmup_steps": 0,
+        "train.steps": 2,
+    }
+    config = write_tiny_config(imported.parent / "run.yaml", tiny_data, folder, changes)
+    for steps in (2, 3):
+        ended = run_lmscale("train", config, *settings({"train.steps": steps}))
+        assert ended.code == 0, ended.output
+    return folder
+
+
+def invoke(*words: object) -> str:
+    result = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_run_that_began_with_an_import_resumes_audits_and_says_what_that_came_from(run, imported):
+    manifest = load_manifest(LocalPlace(run / "checkpoints"), 3)
+    origin = manifest.state["initial"]
+    assert (origin["run"], origin["step"]) == ("import", 0)
+    assert origin["imported"] == json.loads((imported / "import.json").read_text())
+    assert origin["imported"]["folder"] == "theirs"
+    shown = invoke("checkpoint", "show", run)
+    assert "(run import, an import of theirs (llama, transformers" in shown
+    assert json.loads(invoke("runs", "audit", run, "--json"))["is_clean"]
+
+
+def test_an_import_is_exported_as_what_it_was_bit_for_bit_and_comes_back_the_same(
+    imported, tmp_path
+):
+    theirs = imported.parent / "theirs"
+    export_run(ExportRequest(folder=imported, out=tmp_path / "out"))
+    before, after = (load_file(f / "model.safetensors") for f in (theirs, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    old, new = (json.loads((f / "config.json").read_text()) for f in (theirs, tmp_path / "out"))
+    same = {key for key in new if old.get(key) == new[key]}
+    assert {"model_type", "architectures", "hidden_size", "vocab_size", "dtype"} <= same
+    request = ImportRequest(folder=tmp_path / "out", out=tmp_path / "again", name="import")
+    import_hf(request)  # whose tokenizer is in the export, and known as the run's
+    first, again = (
+        load_manifest(LocalPlace(f / "checkpoints"), 0) for f in (imported, tmp_path / "again")
+    )
+    assert first.weights == again.weights and first.identity == again.identity
+
+
+def test_others_weights_are_judged_on_the_runs_own_sets(run, tmp_path):
+    """Of an export the loss is the run's own; of weights that another program has rounded to half
+    precision nearly so; of damaged ones it is worse.
+    """
+    out = tmp_path / "out"
+    export_run(ExportRequest(folder=run, out=out))
+    judge = ("evaluate", run, "--json", "--hf", out)
+    own = json.loads(invoke("evaluate", run, "--json"))["a"]
+    theirs = json.loads(invoke(*judge))["a"]
+    assert theirs.pop("weights") == f"those of {out}" and own.pop("weights") == "trained"
+    assert theirs == own
+
+    def halve(tensors):
+        tensors.update({name: each.half() for name, each in tensors.items()})
+
+    change_tensors(out, halve)
+    halved = json.loads(invoke(*judge))["a"]
+    assert halved["targets"] == own["targets"]
+    assert 0 < abs(halved["loss"] - own["loss"]) < 1e-2
+    assert f"weights: those of {out}" in invoke("evaluate", run, "--hf", out)
+    with pytest.raises(ConfigError, match="--step, --baseline is of the run's own"):
+        invoke("evaluate", run, "--hf", out, "--step", 3, "--baseline", "ngram")
+    for name in ("tokenizer.json", "tokenizer.model"):
+        (out / name).unlink()
+    with pytest.raises(DataError, match="holds no tokenizer"):
+        invoke(*judge)
+
+
+def test_a_folder_of_hugging_faces_is_no_run_and_the_way_to_one_is_told(
+    imported, tiny_data, tmp_path
+):
+    theirs = imported.parent / "theirs"
+    config = tiny_config(tiny_data, tmp_path, {"run.init_from": str(theirs)})
+    (problem,) = find_source_problems(config)
+    assert f"run.init_from = {theirs}: " in problem
+    assert f"lmscale import hf {theirs} --out RUN" in problem
+    teacher = {"objective.name": "distill", "objective.teacher": str(theirs)}
+    (problem,) = find_teacher_problems(tiny_config(tiny_data, tmp_path, teacher))
+    assert "objective.teacher = " in problem and "lmscale import hf" in problem
+
+
+def test_a_student_learns_from_an_import_and_comes_nearer(imported, tiny_data, tmp_path):
+    changes = {
+        "objective": {"name": "distill", "teacher": str(imported), "teacher_share": 1.0},
+        "model.vocab_size": 512,
+        "engine.optimizer.lr": 1e-2,
+        "evaluation.at_end": False,
+        "train.steps": 30,
+        "checkpoint.every_steps": 30,
+    }
+    config = write_tiny_config(tmp_path / "run.yaml", tiny_data, tmp_path / "student", changes)
+    ended = run_lmscale("train", config)
+    assert ended.code == 0, ended.output
+    lines = (tmp_path / "student/metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    divergences = [row["train/teacher_kl"] for row in rows if "train/teacher_kl" in row]
+    assert len(divergences) == 30 and max(divergences[-5:]) < 0.9 * divergences[0]
+    manifest = load_manifest(LocalPlace(tmp_path / "student/checkpoints"), 30)
+    assert manifest.state["teacher"]["imported"]["folder"] == "theirs"
