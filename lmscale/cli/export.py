@@ -17,13 +17,21 @@ from lmscale.files.printing import say
 if TYPE_CHECKING:
     from lmscale.exchange.exported import ExportRequest, Report
 
-Format = Literal["hf", "gguf"]
+Format = Literal["hf", "peft", "gguf"]
 VerifyOption = Annotated[
     Literal["logits", "tensors"] | None,
     typer.Option(
         help="What is compared: logits of held-out text, for which the model in fp32 has to fit "
         "into the memory, or only the files with the checkpoint; default: logits, where there is "
         "memory."
+    ),
+]
+BaseOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Of peft: the folder of the model that the run adapts.",
+        show_default=False,
     ),
 ]
 
@@ -38,8 +46,12 @@ def export(
     ],
     format: Annotated[
         Format,
-        typer.Option(help="hf: a folder that transformers loads; gguf: a file for llama.cpp."),
+        typer.Option(
+            help="hf: a folder that transformers loads; gguf: a file for llama.cpp; peft: the "
+            "adapters alone of a run with model.lora, which PEFT loads beside --base."
+        ),
     ] = "hf",
+    base: BaseOption = None,
     step: StepOption = None,
     weights: WeightsOption = None,
     dtype: Annotated[
@@ -71,6 +83,7 @@ def export(
     request = ExportRequest(
         folder=run,
         out=out,
+        base=base,
         step=step,
         weights=weights,
         dtype=dtype,
@@ -101,9 +114,17 @@ def _export_gguf(request: ExportRequest) -> Report:
     return report_gguf(export_gguf(request))
 
 
+def _export_peft(request: ExportRequest) -> Report:
+    from lmscale.exchange.export_peft import export_peft
+    from lmscale.exchange.peft_card import report_peft
+
+    return report_peft(export_peft(request))
+
+
 FORMATS: Mapping[Format, Callable[[ExportRequest], Report]] = {
     "hf": _export_hf,
     "gguf": _export_gguf,
+    "peft": _export_peft,
 }
 
 

@@ -37,6 +37,8 @@ class ExportRequest:
 
     folder: Path
     out: Path
+    base: Path | None = None
+    """Of adapters: the folder of the model that the run adapts, as transformers loads it."""
     step: int | None = None
     weights: Weights | None = None
     dtype: Dtype = "fp32"

@@ -82,12 +82,14 @@ def ask_theirs(
     writes: bool = False,
     wrap: Callable[[Any], Any] = lambda theirs: theirs,
     beside: Collection[str] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> Answers:
     """What the model in ``folder`` answers, in fp32 on the CPU, whatever dtype its files have.
 
     ``writes``: also how it goes on from the first tokens of some samples, by its own
     generation_config.json. ``wrap``: what answers in place of the loaded model. ``beside``: tensors
-    of the files that are none of the class's.
+    of the files, or of the class, that are none of the other's. ``settings``: of the model's config
+    in place of the folder's.
 
     Raises ``DataError`` where it loads as another class than ``class_name``, or lacks a tensor.
     """
@@ -95,7 +97,11 @@ def ask_theirs(
     with quiet(transformers), torch.no_grad():
         auto = getattr(transformers, AUTO_CLASSES[family, head])
         theirs, report = auto.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+            **(settings or {}),
         )
         _check_report(folder, theirs, report, class_name, beside)
         theirs = wrap(theirs).eval()
