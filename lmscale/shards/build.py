@@ -33,6 +33,7 @@ from lmscale.files.atomic import (
     write_bytes_once,
     writing,
 )
+from lmscale.files.printing import say
 from lmscale.files.reading import read_plain, reading, seal, sha256_file, unseal
 from lmscale.shards.manifest import (
     Manifest,
@@ -48,6 +49,7 @@ from lmscale.tasks.processes import run_tasks
 from lmscale.tasks.target import ArrayTask, Move, Target, Unit, UnitsMissing
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.tokenizer.exactness import describe_consequences
 
 SLICES = "slices.json"
 logger = logging.getLogger(__name__)
@@ -63,14 +65,19 @@ def build_shards(
     """Build ``SHARDS/<source>/train`` and ``heldout`` for every source, or do one task's share.
 
     The shards are the same whatever the number of processes (``shards.processes`` by default). A
-    split without documents gets no dataset. ``Builder.build`` says what ``force`` does.
+    split without documents gets no dataset. ``Builder.build`` says what ``force`` does. What the
+    tokenizer means for them, if it is not lmscale's own, is said before.
     """
-    return _builder(config, processes).build(task, force=force)
+    tokenizer = load_tokenizer(config.tokenizer.folder)
+    for line in describe_consequences(tokenizer):
+        say(f"{config.tokenizer.folder}: {line}", err=True)
+    return _builder(config, tokenizer, processes).build(task, force=force)
 
 
 def shards_progress(config: RunConfig, num_tasks: int) -> tuple[Progress, ...]:
     """How far each dataset is when built by ``num_tasks`` tasks. Changes nothing."""
-    return _builder(config, None).progress(num_tasks)
+    tokenizer = load_tokenizer(config.tokenizer.folder)
+    return _builder(config, tokenizer, None).progress(num_tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,9 +265,9 @@ def _has_hash(task: tuple[Path, str]) -> bool:
     return sha256_file(path) == sha256
 
 
-def _builder(config: RunConfig, processes: int | None) -> Builder[Manifest]:
+def _builder(config: RunConfig, tokenizer: Tokenizer, processes: int | None) -> Builder[Manifest]:
     return Builder(
-        targets=_find_datasets(config, load_tokenizer(config.tokenizer.folder)),
+        targets=_find_datasets(config, tokenizer),
         title="shards",
         unit="bytes",
         processes=config.shards.processes if processes is None else processes,

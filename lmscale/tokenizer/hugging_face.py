@@ -166,7 +166,22 @@ def parse_tree(model: bytes) -> dict[str, Any]:
         raise DataError(f"{_NOT_ONE}: {error}.") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
         raise DataError(f"{_NOT_ONE}: it has no model.")
+    _check_merges(tree["model"])
     return tree
+
+
+def _check_merges(model: Mapping[str, Any]) -> None:
+    """Raise ``DataError`` for a merge that tokenizers (0.23) would cut at the length of a prefix
+    that is not there: it ends the process.
+    """
+    prefix = model.get("continuing_subword_prefix")
+    merges = model.get("merges")
+    if not prefix or not isinstance(merges, list):
+        return
+    pairs = (rule.split(" ", 1) if isinstance(rule, str) else rule for rule in merges)
+    for pair in pairs:
+        if not isinstance(pair, list) or not str(pair[-1:] and pair[-1]).startswith(str(prefix)):
+            raise DataError(f"{_NOT_ONE}: a merge goes on without {prefix!r}.")
 
 
 def build(tree: Mapping[str, Any]) -> Any:

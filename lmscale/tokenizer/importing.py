@@ -118,6 +118,7 @@ def _read_json(
     try:
         _refuse_pointer(content)
         tree = parse_tree(content)
+        build(tree)  # the library judges it, before anything in it is believed
         if more := _missing_tokens(tree, folder):
             tree, content = _add_tokens(tree, more)
         vocabulary = vocabulary_of(tree)

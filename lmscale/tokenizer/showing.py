@@ -15,6 +15,7 @@ from lmscale.errors import ConfigError, DataError
 from lmscale.files.reading import read_plain, reading
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.tokenizer.exactness import describe_exactness
 from lmscale.tokenizer.importing import read_foreign
 from lmscale.tokenizer.train import sample_passages
 
@@ -49,16 +50,6 @@ def render_tokenizer(tokenizer: Tokenizer) -> str:
             *(f"  {name:{width}}  {value}" for name, value in lines.items()),
         ]
     )
-
-
-def describe_exactness(tokenizer: Tokenizer) -> str:
-    """Whether every text comes back, and what that means for bits per byte."""
-    if tokenizer.is_exact:
-        return "yes, every text comes back as it was"
-    lost = f"no: {'; '.join(tokenizer.losses)}"
-    if tokenizer.token_bytes() is not None:
-        return f"{lost} (as corpus.normalization: NFC leaves it)"
-    return f"{lost}. Bits per byte are of the documents' bytes"
 
 
 def read_texts(text: Path | None, paths: Sequence[Path], *, max_bytes: int) -> list[str]:

@@ -11,7 +11,6 @@ from launcher.scoring import find_scoring_problems, plan_scoring
 from lmscale.cli.main import main
 from lmscale.config.run import with_absolute_places
 
-
 MAIN = ("-m", "lmscale.cli.main")
 EXAMPLE = ["launch", "slurm", "configs/llama_7b.yaml", "--cluster", "example", "--job", "evaluate"]
 
