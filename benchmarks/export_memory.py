@@ -1,6 +1,7 @@
 """The memory that an export takes, of a checkpoint of a large model's shapes.
 
     python benchmarks/export_memory.py                                 # Llama 2 7B, 27 GB of zeros
+    python benchmarks/export_memory.py --format gguf                   # the same as a GGUF file
     python benchmarks/export_memory.py --config configs/demo.yaml      # whether it runs
 
 The checkpoint is made of sparse files, so it takes no room; the export does, 2 bytes a parameter in
@@ -29,6 +30,7 @@ from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.config import RunConfig, dump_config, load_config
 from lmscale.exchange.export import export_run
 from lmscale.exchange.exported import Dtype, ExportRequest
+from lmscale.exchange.gguf_export import export_gguf
 from lmscale.exchange.plan_export import META
 from lmscale.files.reading import sha256_file
 from lmscale.files.tensor_header import Entry, render_header
@@ -47,12 +49,13 @@ SAMPLE_SECONDS = 0.01
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--config", type=Path, default=Path("configs/llama_7b.yaml"))
+    parser.add_argument("--format", choices=("hf", "gguf"), default="hf")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
     parser.add_argument("--folder", type=Path, help="with room for the export; default: /tmp")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         shapes = make_sparse_run(load_config(arguments.config), Path(folder))
-        report(arguments.dtype, Path(folder), shapes)
+        report(arguments.format, arguments.dtype, Path(folder), shapes)
 
 
 def make_sparse_run(config: RunConfig, folder: Path) -> dict[str, tuple[int, ...]]:
@@ -106,17 +109,17 @@ def write_sparse(root: Path, shapes: dict[str, tuple[int, ...]], rank: int) -> F
     )
 
 
-def report(dtype: Dtype, folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+def report(format: str, dtype: Dtype, folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     largest = 4 * max(map(prod, shapes.values()))
     request = ExportRequest(
         folder=folder / "run", out=folder / "export", dtype=dtype, verify="tensors"
     )
     began = time.monotonic()
     with watch_memory() as memory:
-        exported = export_run(request)
+        exported = (export_gguf if format == "gguf" else export_run)(request)
     seconds = time.monotonic() - began
     print(f"command: python {' '.join(sys.argv)}")
-    print(f"parameters          {exported.parameters:,} in {len(shapes)} tensors")
+    print(f"parameters          {sum(map(prod, shapes.values())):,} in {len(shapes)} tensors")
     print(f"written             {exported.bytes / 1e9:.2f} GB of {dtype} in {seconds:.0f} s")
     print(f"largest parameter   {largest / 1e9:.3f} GB in fp32")
     print(f"own memory before   {memory['begin'] / 1e9:.3f} GB: Python, torch")

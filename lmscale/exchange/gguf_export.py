@@ -27,7 +27,6 @@ from lmscale.errors import CheckpointError, ConfigError
 from lmscale.evaluation.run import FoundRun, find_run
 from lmscale.exchange.export import check_room
 from lmscale.exchange.exported import Dtype, ExportRequest, Report
-from lmscale.exchange.framing import find_beginning
 from lmscale.exchange.gguf_settings import add_settings
 from lmscale.exchange.gguf_tensors import (
     GgufTensor,
@@ -126,7 +125,7 @@ def _plan(found: FoundRun, dtype: Dtype) -> GgufPlan:
         vocabulary=plan_vocabulary(
             found.tokenizer, found.config.added_ids, num_rows=plan.sizes.vocab_size
         ),
-        begins_with_bos=bool(find_beginning(found.folder)),
+        begins_with_bos=found.bos_id is not None,
     )
 
 
