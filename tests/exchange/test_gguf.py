@@ -105,6 +105,11 @@ class Written:
         return self.model.head(self.model(ids_1T, layout))[0]
 
 
+@pytest.fixture(autouse=True)
+def _a_proxy_that_must_not_be_asked(monkeypatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tiny_data) -> Tokenizer:
     return load_tokenizer(tiny_data / "tokenizer")
