@@ -38,6 +38,7 @@ from lmscale.exchange.verify import Files, plan_bytes, verify_export
 from lmscale.exchange.write_tensors import Written, plan_files, write_files
 from lmscale.files.atomic import write_bytes, write_json, writing
 from lmscale.files.output_folder import check_output, output_folder
+from lmscale.runs.imports import read_import
 
 ROOM_BYTES = 2**26  # for all but the weights
 
@@ -118,7 +119,7 @@ def _write_settings(
     run's, and the ids that nothing written may have.
     """
     config, tokenizer = found.config, found.tokenizer
-    beginning = find_beginning(found.folder)
+    beginning = find_beginning(found.folder, tokenizer)
     framing = plan_framing(config, tokenizer, begins_with_bos=beginning)
     barred = barred_ids(tokenizer, framing, plan.sizes.vocab_size)
     settings = render_config(plan, framing, config.added_ids, request.dtype)
@@ -146,7 +147,13 @@ def find_notes(plan: ExportPlan, found: FoundRun) -> Iterator[str]:
             f"`{plan.class_name}` has no place for {len(plan.left_out)} parameters, which are not "
             f"here: {', '.join(plan.left_out[:MAX_NAMED])}."
         )
-    if found.bos_id is None and plan.section.family == "decoder":
+    imported = read_import(found.folder)
+    if imported and imported.drawn:
+        yield (
+            "What it came from did not have all of its parameters; random values are: "
+            f"{', '.join(imported.drawn[:MAX_NAMED])}."
+        )
+    if found.bos_id is None and imported is None and plan.section.family == "decoder":
         yield (
             "No document that it was trained on begins with bos, so there is no bos token: one in "
             "front of a text would be a vector that nothing has trained."

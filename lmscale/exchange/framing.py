@@ -49,7 +49,8 @@ def plan_framing(
     bos = [specials["bos"]] if begins_with_bos and "bos" in specials else []
     eos = tokenizer.eos_id
     roles = {f"{name}_token": specials[name] for name in ("eos", "unk", "pad") if name in specials}
-    roles |= {"bos_token": bos[0]} if bos else {}
+    if bos or (begins_with_bos is None and "bos" in specials):
+        roles["bos_token"] = specials["bos"]
     roles |= {"mask_token": added["mask"]} if "mask" in added else {}
     before, between, after = bos, [], []
     if family == "encoder":
@@ -72,6 +73,11 @@ def plan_framing(
     )
 
 
-def find_beginning(run_folder: Path) -> bool | None:
-    """Whether the documents that a run has read begin with bos; None: it has read none."""
-    return load_bos(run_folder) is not None if (run_folder / RECORD).exists() else None
+def find_beginning(run_folder: Path, tokenizer: Tokenizer) -> bool | None:
+    """Whether the documents that a run has read begin with bos; None: it has read none, and what
+    stands around a text is as the tokenizer's own file says. Of an import without such a file:
+    whether those of its model did.
+    """
+    bos = load_bos(run_folder)
+    is_told = getattr(tokenizer, "format", "lmscale") != "tokenizers" and bos is not None
+    return bos is not None if (run_folder / RECORD).exists() or is_told else None

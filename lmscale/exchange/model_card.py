@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lmscale.config.hf.architecture import Head
+from lmscale.config.training import AVERAGE
 from lmscale.errors import LmscaleError
 from lmscale.evaluation.run import FoundRun
 from lmscale.exchange.exported import Exported, Report, describe
 from lmscale.exchange.parity import AUTO_CLASSES
 from lmscale.files.printing import count_of
 from lmscale.ranks.limbs import DIGEST_BITS
+from lmscale.runs.imports import read_import
 from lmscale.runs.run_folder import read_status
 from lmscale.stream.ledger import read_ledger
 from lmscale.stream.stream import StreamState
@@ -90,17 +92,21 @@ def _front_matter(exported: Exported) -> Iterator[str]:
 
 def _summary(exported: Exported) -> Iterator[str]:
     found, plan = exported.found, exported.plan
-    weights = "the average of its weights over the steps" if found.weights == "average" else ""
-    yield f"# {found.config.run.name}"
+    step, name = found.manifest.step, found.config.run.name
+    yield f"# {name}"
     yield ""
-    yield (
-        f"A `{plan.class_name}` of {exported.parameters:,} parameters in "
-        f"{exported.request.dtype}: step {found.manifest.step:,} of the run "
-        f"`{found.config.run.name}`, trained with lmscale{f'; {weights}' if weights else ''}."
-    )
+    size = f"{exported.parameters:,} parameters in {exported.request.dtype}"
+    what = f"A `{plan.class_name}` of {size}"
+    if imported := read_import(found.folder):
+        yield f"{what}: `{imported.described}`, as lmscale has imported it."
+        return
+    average = "; the average of its weights over the steps" if found.weights == AVERAGE else ""
+    yield f"{what}: step {step:,} of the run `{name}`, trained with lmscale{average}."
     origin = found.manifest.state.get("initial")
     if isinstance(origin, dict):
-        yield f"It began with step {origin.get('step')} of the run `{origin.get('run')}`."
+        source = origin.get("imported") or {}
+        was = f", which was imported: `{source.get('folder')}`" if source else ""
+        yield f"It began with step {origin.get('step')} of the run `{origin.get('run')}`{was}."
 
 
 def _loading(exported: Exported) -> Iterator[str]:
@@ -168,7 +174,7 @@ def _figures(found: FoundRun) -> Iterator[str]:
 
 def held_out_figures(found: FoundRun) -> dict[str, dict[str, float]]:
     """Set → name → figure of the weights that are exported, as the run logged them."""
-    if (found.weights == "average") != found.config.scores_average:
+    if (found.weights == AVERAGE) != found.config.scores_average:
         return {}
     try:
         status = read_status(found.folder)
