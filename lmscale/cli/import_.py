@@ -147,6 +147,8 @@ def _render(done: Done) -> list[str]:
         f"a run begins with it by run.init_from: {out}, the section model of {out}/config.yaml, "
         f"tokenizer.folder: {out}/tokenizer and tokenizer.vocab_size: {plan.tokenizer.vocab_size}"
     )
+    if config.tokenizer.ids:
+        rows["go on"] += f", with tokenizer.ids of {out}/config.yaml"
     return [render_line(name, text) for name, text in rows.items()]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lmscale.config.base import MAX_BYTES, Section
 from lmscale.config.labels import LabelSet
@@ -41,6 +41,21 @@ class TokenizerConfig(Section):
     """A digit is a piece of its own. Else numbers are learned as words are, up to three digits at a
     time with ``byte_bpe``.
     """
+    ids: dict[str, NonNegativeInt] = Field(default_factory=dict)
+    """Its own ids that an objective knows by other names, such as {mask: 103} of BERT's: none is
+    added for these. ``lmscale import`` says which.
+    """
+
+    def find_problems(self) -> Iterator[str]:
+        for name, number in self.ids.items():
+            if number >= self.vocab_size:
+                yield f"ids.{name} = {number} is none of its {self.vocab_size} ids"
+
+    def number(self, names: Collection[str]) -> dict[str, int]:
+        """The ids of an objective by their names: its own for those in ``ids``, else new ones."""
+        new = [name for name in names if name not in self.ids]
+        added = {name: self.vocab_size + place for place, name in enumerate(new)}
+        return {name: self.ids.get(name, added.get(name, 0)) for name in names}
 
 
 class ShardsConfig(Section):

@@ -218,14 +218,14 @@ class RunConfig(Section):
 
     @property
     def added_ids(self) -> dict[str, int]:
-        """The objective's own ids by name, above the tokenizer's."""
-        first = self.tokenizer.vocab_size
-        return {name: first + place for place, name in enumerate(self.objective.added_ids)}
+        """The objective's own ids by name: above the tokenizer's, but for ``tokenizer.ids``."""
+        return self.tokenizer.number(self.objective.added_ids)
 
     @property
     def num_ids(self) -> int:
         """Ids in use: the tokenizer's and the objective's."""
-        return self.tokenizer.vocab_size + len(self.objective.added_ids)
+        new = (name for name in self.objective.added_ids if name not in self.tokenizer.ids)
+        return self.tokenizer.vocab_size + sum(1 for _ in new)
 
     @property
     def window(self) -> WindowShape:

@@ -130,7 +130,8 @@ def _write_settings(
         tokenizer,
         work,
         framing=framing,
-        added_ids=config.added_ids,
+        added_ids={n: i for n, i in config.added_ids.items() if n not in config.tokenizer.ids},
+        has_own=bool(config.added_ids),
         max_length=config.max_positions,
     )
     texts = map(tokenizer.decode, samples.of_pieces(tokenizer.vocab_size))

@@ -62,9 +62,15 @@ def resize(value: Tensor, rows: int, *, known: int) -> Tensor:
 
 
 def plan_import(
-    config: SourceConfig, weights: SourceWeights, sizes: Sizes, *, known_ids: int
+    config: SourceConfig,
+    weights: SourceWeights,
+    section: ModelConfig,
+    sizes: Sizes,
+    *,
+    known_ids: int,
 ) -> ImportPlan:
-    """How the folder's tensors become a model of ``sizes``, whose vocabulary may be another one.
+    """How the folder's tensors become a model of ``section`` and ``sizes``: its own section, but
+    for its vocabulary and the layers for a task.
 
     ``known_ids``: of the tokenizer. Raises ``DataError`` with every tensor that is missing,
     unknown, of another shape or of no numbers.
@@ -76,7 +82,7 @@ def plan_import(
         sequence_length=sizes.sequence_length,
         pair_lengths=sizes.pair_lengths,
     )
-    model = _build(config.section, theirs)
+    model = _build(section, theirs)
     declared = declared_parameters(model)
     rules = {rule.name: rule for rule in plan_rules(config.architecture, model, config.head)}
     stored = {
@@ -98,7 +104,7 @@ def plan_import(
         more = len(problems) - MAX_TOLD
         rest = [f"and {more} more like these"] if more > 0 else []
         raise DataError([f"{where}: {each}." for each in [*problems[:MAX_TOLD], *rest]])
-    shapes = {n: tuple(p.shape) for n, p in _build(config.section, sizes).named_parameters()}
+    shapes = {n: tuple(p.shape) for n, p in _build(section, sizes).named_parameters()}
     return ImportPlan(
         architecture=config.architecture,
         shapes=shapes,
@@ -191,16 +197,21 @@ def _is_ignored(name: str, architecture: Architecture) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in (*architecture.ignored, tied))
 
 
-def find_copies(plan: ImportPlan, weights: SourceWeights) -> dict[str, str]:
-    """Tensors of the files that should repeat another one, as those of a tied output do: name →
-    the name of that one.
-    """
+def find_originals(plan: ImportPlan, weights: SourceWeights) -> dict[tuple[int, ...], str]:
+    """The tensors by the vocabulary that others may repeat, by their shapes."""
     originals = {}
     for ours in ("head.bias", "embedding.weight"):
         if ours in plan.rules:
             name = plan.stored[plan.rules[ours].theirs[0]]
             originals[weights.tensors[name].shape] = name
-    used = {*plan.stored.values()}
+    return originals
+
+
+def find_copies(plan: ImportPlan, weights: SourceWeights) -> dict[str, str]:
+    """Tensors of the files that should repeat another one, as those of a tied output do: name →
+    the name of that one.
+    """
+    originals, used = find_originals(plan, weights), {*plan.stored.values()}
     return {
         name: originals[tensor.shape]
         for name, tensor in weights.tensors.items()
@@ -209,8 +220,16 @@ def find_copies(plan: ImportPlan, weights: SourceWeights) -> dict[str, str]:
 
 
 def check_copies(plan: ImportPlan, weights: SourceWeights, read: Callable[[str], Tensor]) -> None:
-    """Raise ``DataError`` where what is one tensor here is two in the files."""
+    """Raise ``DataError`` where what is one tensor here is two in the files, or where an output has
+    a bias that no model here has (BART's ``final_logits_bias``, which is 0).
+    """
     copies = find_copies(plan, weights)
+    rows = {shape[0] for shape in find_originals(plan, weights)}
+    biases = [n for n, each in weights.tensors.items() if each.shape in {(1, r) for r in rows}]
+    if moved := [name for name in biases if read(name).count_nonzero()]:
+        raise DataError(
+            f"{weights.folder}: {moved[0]} is not 0, and no model here has such a bias."
+        )
     differing = [
         f"{weights.folder}: {name} and {original} differ, but by config.json they are one "
         "(tie_word_embeddings: true). Say false there, if the model was trained with two."

@@ -32,6 +32,7 @@ from lmscale.config.run import with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.exchange.import_config import SourceConfig, read_source_config
 from lmscale.exchange.import_files import SourceWeights, find_source_weights
+from lmscale.exchange.import_objective import plan_objective
 from lmscale.exchange.import_plan import ImportPlan, check_copies, plan_import
 from lmscale.exchange.import_tokenizer import find_bos, read_tokenizer
 from lmscale.files.atomic import write_bytes, write_json, writing
@@ -47,7 +48,6 @@ from lmscale.tokenizer.codec import KEPT_FOLDER, Tokenizer, save_tokenizer
 
 FILE_BYTES = 2**29  # of fp32 weights that are in memory at once, or one larger tensor
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
-OBJECTIVES = {"encoder": "masked", "encoder_decoder": "pairs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def plan_run(
     theirs = source.section.vocab_size or 0
     rows = _plan_rows(folder, theirs, tokenizer.vocab_size, vocab_size)
     config = plan_config(source, weights, tokenizer, out, name=name, rows=rows)
-    plan = plan_import(source, weights, config.sizes, known_ids=tokenizer.vocab_size)
+    plan = plan_import(source, weights, config.model, config.sizes, known_ids=tokenizer.vocab_size)
     with weights.opened() as read:
         check_copies(plan, weights, read)
     origin = Imported(
@@ -151,8 +151,8 @@ def plan_config(
         "guard": {"on_divergence": "stop"},  # nothing will go back to it
         "engine": {"precision": PRECISIONS.get(weights.dtype, "fp32")},
     }
-    if source.section.family in OBJECTIVES:
-        tree["objective"] = {"name": OBJECTIVES[source.section.family]}
+    for name, keys in plan_objective(source, tokenizer).items():
+        tree[name] = tree.get(name, {}) | keys
     return validate_tree(RunConfig, tree, name=f"{weights.folder} as a run")
 
 

@@ -48,7 +48,7 @@ def verify(plan: Import, run: Path, how: How) -> Parity | None:
         family=found.config.model.family,
         head=head,
         beside=plan.plan.left_behind,
-        writes=found.config.model.family == "decoder" and not is_cut,
+        writes=found.config.model.family != "encoder" and not is_cut,
     )
     if is_cut:
         answers = replace(
@@ -93,10 +93,16 @@ def draw_texts(plan: Import, tokenizer: Tokenizer) -> Samples:
     num_ids = min(tokenizer.vocab_size, plan.origin.rows)
     random = random_samples(num_ids, longest).rows[0]
     texts = [tokenizer.encode(text).tolist()[:longest] for text in TEXTS]
-    known = [tuple(i for i in ids if i < num_ids) for ids in texts]
+    # Some of theirs count positions by what is no padding.
+    padding = plan.source.tree.get("pad_token_id")
+    known = [tuple(i for i in ids if i < num_ids and i != padding) for ids in (random, *texts)]
     bos = () if plan.origin.bos is None else (plan.origin.bos,)
-    rows = [(*bos, *ids)[:longest] for ids in known if ids]
-    return Samples(rows=(random, *rows), origin="texts and random ids")
+    return Samples(
+        rows=tuple((*bos, *ids)[:longest] for ids in known if ids),
+        origin="texts and random ids",
+        start=config.added_ids.get("start"),
+        has_types=getattr(config.model, "token_types", 0) > 1,
+    )
 
 
 def barred_ids(plan: Import) -> list[int]:

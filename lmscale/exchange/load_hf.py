@@ -42,7 +42,9 @@ def load_hf(run: Path, folder: Path, *, device: torch.device) -> LoadedRun:
         raise ConfigError([f"{folder}: {problem}." for problem in problems])
     check_same_tokenizer(config, tokenizer, folder)
     judged = config.model_copy(update={"model": source.section})
-    plan = plan_import(source, weights, judged.sizes, known_ids=tokenizer.vocab_size)
+    plan = plan_import(
+        source, weights, source.section, judged.sizes, known_ids=tokenizer.vocab_size
+    )
     check_trained(judged, plan, folder)
     precision = config.engine.precision
     dtype = DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]

@@ -46,11 +46,13 @@ def write_tokenizer(
     framing: Framing,
     added_ids: Mapping[str, int],
     max_length: int,
+    has_own: bool = False,
     chat_template: str = "",
 ) -> None:
     """Write the tokenizer into a folder that exists, for texts of at most ``max_length`` ids.
 
-    ``added_ids``: the objective's, by its names. Without them, and without a chat template, what
+    ``added_ids``: the objective's, by its names, which are none of the tokenizer's; ``has_own``: it
+    has some of the tokenizer's, too. Without either, and without a chat template, what
     reads like a special token in a text is text, as it is for lmscale
     (``split_special_tokens``); with them it is the token, as masks, sentinels and the turns of a
     chat have to be written somehow.
@@ -82,7 +84,7 @@ def write_tokenizer(
             "attention_mask",
         ],
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": not (added_ids or chat_template),
+        "split_special_tokens": not (added_ids or has_own or chat_template),
         "bos_token": None,
         "eos_token": None,
         "unk_token": None,

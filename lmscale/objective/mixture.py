@@ -129,8 +129,7 @@ class _PartOfRun(RunConfig):
 
     @property
     def added_ids(self) -> dict[str, int]:
-        first = self.tokenizer.vocab_size
-        return {name: first + place for place, name in enumerate(self.mixture.added_ids)}
+        return self.tokenizer.number(self.mixture.added_ids)
 
     @property
     def pair_lengths(self) -> tuple[int, int] | None:

@@ -19,14 +19,16 @@ class PairIds:
 
     start: int  # stands before what is written
     end: int  # stands behind what is read and what is written
+    num_text: int  # ids of the tokenizer: those that are added lie above them
 
     def of_text(self, labels: np.ndarray) -> np.ndarray:
-        """Those labels that stand for text: the objective's own ids lie above them."""
-        return labels[(labels != IGNORED) & (labels < self.start)]
+        """Those labels that may stand for text."""
+        return labels[(labels != IGNORED) & (labels < self.num_text)]
 
 
 def pair_ids(config: RunConfig) -> PairIds:
-    return PairIds(start=config.added_ids["start"], end=config.added_ids["end"])
+    added = config.added_ids
+    return PairIds(start=added["start"], end=added["end"], num_text=config.tokenizer.vocab_size)
 
 
 def pair_fields(lengths: tuple[int, int]) -> tuple[Field, ...]:

@@ -60,6 +60,7 @@ _TABLE = {
         model decoder_layers relative_buckets relative_distance norm_first scaled_logits
         objective name rate suffix_first replace keep unit shuffle sentinels mean_span
         objective permute_sentences previous names of_pairs
+        tokenizer ids
         objective.denoisers.NAME rate mean_span mode weight
         objective.parts.NAME weight
         engine.optimizer kind
