@@ -129,7 +129,7 @@ def _parse_meta(meta: Any) -> tuple[str, dict[str, int]]:
     if not isinstance(meta, dict) or not isinstance(meta.get("made_by"), dict):
         raise ValueError("it is not what lmscale writes")
     format = meta.get("format", OWN)
-    if format not in FORMATS:
+    if not isinstance(format, str) or format not in FORMATS:
         known = ", ".join(FORMATS)
         raise ValueError(f"its format is {quote(format)}, which is none of {known}")
     special_ids = meta.get("special_ids")

@@ -23,6 +23,6 @@ def describe_consequences(tokenizer: Tokenizer) -> Iterator[str]:
         yield f"exact: {describe_exactness(tokenizer)}"
     if tokenizer.format == "tokenizers":
         yield (
-            "encoded by the library tokenizers, which takes about twice the time of BPE by "
+            "encoded by the library tokenizers, which takes two to three times as long as BPE by "
             "SentencePiece (lmscale tokenizer compare measures it)"
         )

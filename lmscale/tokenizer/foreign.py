@@ -47,6 +47,10 @@ class SentencePieceTokenizer(Tokenizer):
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.vocab_size = self._processor.get_piece_size()
             own_ids = model_special_ids(self._processor)
+            for number in range(self.vocab_size):
+                self._processor.id_to_piece(number)
+        except UnicodeDecodeError:  # of a piece, or of SentencePiece's own message about it
+            raise DataError("A damaged SentencePiece model: a piece is not UTF-8.") from None
         except (DecodeError, RuntimeError, IndexError) as error:
             raise DataError(f"Not a SentencePiece model, or a damaged one: {error}.") from None
         if not self.vocab_size:

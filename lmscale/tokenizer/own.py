@@ -51,7 +51,8 @@ class OwnTokenizer(Tokenizer):
             marks = [f"<0x{byte:02X}>" for byte in SPACE_MARK.encode()]
             self._mark_ids = [self._processor.piece_to_id(mark) for mark in marks]
             has_bytes = all(map(self._processor.is_byte, self._mark_ids))
-        except (RuntimeError, IndexError) as error:  # IndexError: of no pieces at all
+        except (RuntimeError, IndexError, UnicodeDecodeError) as error:
+            # IndexError: of no pieces at all. The last: of a message about a damaged piece.
             raise DataError(f"Not a SentencePiece model: {error}.") from None
         self.kind = str(made_by.get("kind"))
         self.vocab_size = self._processor.get_piece_size()

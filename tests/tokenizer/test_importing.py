@@ -19,14 +19,16 @@ from others import (
 from typer.testing import CliRunner
 
 from lmscale.cli.app import app
+from lmscale.config.corpus import CorpusConfig
 from lmscale.config.data import TokenizerConfig
+from lmscale.corpus.build import build_corpus
 from lmscale.errors import ConfigError, DataError
 from lmscale.files.tokenizer_files import has_tokenizer
 from lmscale.tokenizer.byte_bpe import SPECIAL_PIECES, train_byte_bpe
 from lmscale.tokenizer.codec import load_tokenizer, save_tokenizer
 from lmscale.tokenizer.importing import import_tokenizer, read_foreign
 from lmscale.tokenizer.own import OwnTokenizer
-from lmscale.tokenizer.train import train_model
+from lmscale.tokenizer.train import train_model, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +182,17 @@ BAD = {
         lambda model, tree: tree.replace(b'"type": "BPE"', b'"type": "Newer"'),
         "Not a tokenizer.json",
     ),
+    "letters.model": (
+        lambda model, tree: model.replace("\u2581t".encode(), b"\xe2\x96t\xff"),
+        "SentencePiece model",
+    ),
+    "prefix.json": (
+        # tokenizers 0.23 ends the process where a merge lacks the prefix.
+        lambda model, tree: tree.replace(
+            b'"continuing_subword_prefix": null', b'"continuing_subword_prefix": "##"'
+        ),
+        "a merge goes on without '##'",
+    ),
     "lfs.model": (
         lambda model, tree: b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n",
         "a pointer of Git LFS.*git lfs pull",
@@ -270,3 +283,20 @@ def test_the_commands_import_show_and_compare(sentencepiece_model, bert, tmp_pat
     assert rows[1]["came_back"] < rows[0]["came_back"] == 1
     table = call("compare", *paths, "--text", tmp_path / "text.txt").splitlines()
     assert table[0].split()[:3] == ["tokenizer", "kind", "pieces"] and len(table) == 4
+
+
+def test_training_does_not_replace_an_imported_tokenizer(sentencepiece_model, tmp_path):
+    (tmp_path / "raw.txt").write_text(ENGLISH[0], encoding="utf-8")
+    inputs = {"inputs": [str(tmp_path / "raw.txt")]}
+    folder = tmp_path / "corpus"
+    corpus = CorpusConfig.model_validate({"folder": str(folder), "sources": {"s": inputs}})
+    build_corpus(corpus, processes=1)
+    (tmp_path / "a.model").write_bytes(sentencepiece_model)
+    import_tokenizer(tmp_path / "a.model", tmp_path / "out")
+    config = TokenizerConfig(folder=str(tmp_path / "out"), kind="byte_bpe", vocab_size=330)
+    with pytest.raises(DataError, match=r"holds an imported tokenizer \(.*a.model\).*--force"):
+        train_tokenizer(config, folder, ["s"])
+    trained = train_tokenizer(config, folder, ["s"], force=True)
+    assert load_tokenizer(tmp_path / "out").fingerprint == trained.fingerprint
+    assert train_tokenizer(config, folder, ["s"]).fingerprint == trained.fingerprint
+    assert trained.made_by["kind"] == trained.kind == "byte_bpe"
