@@ -79,7 +79,7 @@ def export(
     from lmscale.files.progress import progress
 
     if format == "hf":  # before the libraries are loaded, which takes long
-        check_output(out, mark=MARK, force=force)
+        check_output(out, mark=MARK, force=force, source=run)
     request = ExportRequest(
         folder=run,
         out=out,

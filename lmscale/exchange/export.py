@@ -50,7 +50,7 @@ def export_run(request: ExportRequest) -> Exported:
     model in fp32, theirs and ours one after the other. The folder appears when all is verified.
     Raises ``ConfigError``, ``CheckpointError`` and ``DataError`` for what a user can mend.
     """
-    check_output(request.out, mark=MARK, force=request.force)
+    check_output(request.out, mark=MARK, force=request.force, source=request.folder)
     if request.dtype not in DTYPES:
         raise ConfigError(
             f"--dtype {request.dtype} is of GGUF files: add --format gguf, or take "
@@ -124,8 +124,9 @@ def _write_settings(
     barred = barred_ids(tokenizer, framing, plan.sizes.vocab_size)
     settings = render_config(plan, framing, config.added_ids, request.dtype)
     write_json(work / "config.json", settings)
-    generation = render_generation(framing, config.added_ids, barred)
-    write_json(work / "generation_config.json", generation)
+    if plan.section.family != "encoder":
+        generation = render_generation(framing, config.added_ids, barred)
+        write_json(work / "generation_config.json", generation)
     write_tokenizer(
         tokenizer,
         work,

@@ -51,7 +51,7 @@ def export_peft(request: ExportRequest) -> PeftExported:
     mend, such as a base that is not what the run adapts.
     """
     base = _check_request(request)
-    check_output(request.out, mark=MARK, force=request.force)
+    check_output(request.out, mark=MARK, force=request.force, source=request.folder)
     import_transformers()  # not only when all is written
     import_peft()
     with request.bar("looking at the checkpoint and the base", None, ""):

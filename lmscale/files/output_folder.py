@@ -20,11 +20,11 @@ _unfinished: set[Path] = set()
 _replacing = threading.Lock()  # between its renames nothing bears the name
 
 
-def check_output(path: Path, *, mark: str, force: bool) -> None:
+def check_output(path: Path, *, mark: str, force: bool, source: Path) -> None:
     """Raise ``ConfigError`` where something stands that may not be replaced.
 
     A folder may that has the file ``mark``, as lmscale made it; with ``force`` any may that neither
-    is nor holds the folder of this process.
+    is nor holds ``source`` or the folder of this process.
     """
     if not (path.exists() or path.is_symlink()):
         return
@@ -32,6 +32,8 @@ def check_output(path: Path, *, mark: str, force: bool) -> None:
         raise ConfigError(f"{path} exists and is no folder. Name another one.")
     if Path.cwd().is_relative_to(path.resolve()):
         raise ConfigError(f"{path} is the folder that this command runs in. Name another one.")
+    if source.resolve().is_relative_to(path.resolve()):
+        raise ConfigError(f"{path} holds {source}, which is read. Name another folder.")
     if not (force or (path / mark).is_file() or not any(path.iterdir())):
         raise ConfigError(
             f"{path} exists, and lmscale did not write it (it has no {mark}). Name another folder, "

@@ -80,6 +80,9 @@ def test_a_folder_of_somebody_else_is_replaced_only_by_force(run, tmp_path):
         export(run, tmp_path / "out")
     export(run, tmp_path / "out", force=True)
     assert not (tmp_path / "out/notes.txt").exists()
+    for own in (run.folder, run.folder.parent):
+        with pytest.raises(ConfigError, match="which is read. Name another folder"):
+            export(run, own, force=True)
 
 
 def test_rows_that_only_round_a_vocabulary_up_are_left_out(tiny_data, tokenizer, tmp_path):
