@@ -11,6 +11,7 @@ import yaml
 from task_cases import build_suite
 
 from lmscale.errors import ConfigError, DataError, LmscaleError
+from lmscale.evaluation.harness import open_tasks
 from lmscale.evaluation.local_tasks import KINDS, make_tasks
 from lmscale.evaluation.passages import cut_passages, find_spots, language_of
 from lmscale.evaluation.task_files import (
@@ -201,3 +202,9 @@ def test_included_files_give_fields_and_a_group_stands_for_its_tasks(tmp_path):
     assert names == ["one"] and read_rows(known["one"]) == {"test": [ROW]}
     tasks, others = expand(["all"], known)
     assert [task.name for task in tasks] == ["one"] and others == ["hellaswag"]
+
+
+def test_without_the_harness_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install -e '.\[lm-eval\]' -c constraints.txt"):
+        open_tasks(["any"])

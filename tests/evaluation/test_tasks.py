@@ -344,7 +344,10 @@ def loops(tiny_data, suite, tmp_path_factory) -> Path:
 @pytest.mark.ranks
 @pytest.mark.parametrize("way", LOOPS)
 def test_figures_in_the_loop_are_those_of_the_checkpoint_offline(loops, suite, way):
-    """On any ranks and stage, also what is written, of the weights that held-out figures are of."""
+    """On any ranks and stage, also what is written, of the weights that held-out figures are of.
+
+    The last row is of a start that had nothing else to do.
+    """
     folder = loops / way
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 3]
