@@ -42,11 +42,11 @@ def render_tokenizer(tokenizer: Tokenizer) -> str:
     }
     if source := tokenizer.made_by.get("imported_from"):
         lines["imported from"] = f"{source} (sha256 {tokenizer.made_by['sha256'][:12]}…)"
-    head = f"{tokenizer.kind} ({_BY.get(tokenizer.format, tokenizer.format)})"
+    by = _BY.get(tokenizer.format, tokenizer.format)
     width = max(map(len, lines))
     return "\n".join(
         [
-            f"{head}, {tokenizer.vocab_size:,} pieces",
+            f"{tokenizer.kind}, {tokenizer.vocab_size:,} pieces ({by})",
             *(f"  {name:{width}}  {value}" for name, value in lines.items()),
         ]
     )

@@ -274,7 +274,10 @@ def test_the_commands_import_show_and_compare(sentencepiece_model, bert, tmp_pat
     assert f"tokenizer: {{folder: {out}, vocab_size: {size}}}" in told.replace("\n", "")
     assert "exact" in told and "no: its normalizer (BertNormalizer) changes text" in told
     shown = call("show", out, "--text", "hello")
-    assert "wordpiece (tokenizers)" in shown and "unk=1 [UNK] bos=2 [CLS] eos=3 [SEP]" in shown
+    assert (
+        f"wordpiece, {size} pieces (tokenizers)" in shown
+        and "unk=1 [UNK] bos=2 [CLS] eos=3 [SEP]" in shown
+    )
     assert json.loads(call("show", tmp_path / "a.model", "--json"))["is_exact"] is False
     paths = (tmp_path / "a.model", out, tmp_path / "bert" / "tokenizer.json")
     rows = json.loads(call("compare", *paths, "--text", tmp_path / "text.txt", "--json"))
