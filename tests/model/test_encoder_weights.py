@@ -16,7 +16,10 @@ from theirs import import_transformers
 
 from lmscale.config.hf.choose import read_section
 from lmscale.config.model import EncoderConfig, Sizes
+from lmscale.evaluation.run import load_run
+from lmscale.exchange.import_hf import ImportRequest, import_hf
 from lmscale.exchange.rules import plan_rules
+from lmscale.exchange.tokenizer_check import HARD_TEXTS, encode_as_text
 from lmscale.model.encoder import Encoder
 from lmscale.model.family import build_model
 from lmscale.model.layout import mark_starts
@@ -91,3 +94,19 @@ def test_trained_weights_give_the_hidden_states_of_transformers(folder):
     begins_1T = mark_starts(starts, batch=1, length=row_1T.shape[1])
     packed_1TD = model(row_1T, model.lay_out(begins_1T, mask_documents=True))
     assert (packed_1TD[0] - expected_ND).norm() < 1e-5 * expected_ND.norm()
+
+
+@torch.no_grad()
+def test_trained_weights_come_in_as_a_run_with_their_states_and_ids(folder, tmp_path):
+    request = ImportRequest(folder=folder, out=tmp_path / "run", name="minilm")
+    done = import_hf(request)
+    assert done.parity is not None and done.parity.error < 1e-5  # of the states: it has no head
+    head = {"dense.weight", "dense.bias", "norm.weight", "norm.bias", "bias"}
+    outputs = {"classifier.weight", "classifier.bias"}
+    assert {*done.plan.origin.drawn} == {f"head.{name}" for name in head} | outputs
+    loaded = load_run(tmp_path / "run", step=None, device=torch.device("cpu"))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in (*TEXTS, *HARD_TEXTS):
+        expected = encode_as_text(theirs, text)
+        assert loaded.tokenizer.encode(text).tolist() == expected, text
+    assert (loaded.bos_id, loaded.tokenizer.eos_id) == (theirs.cls_token_id, theirs.sep_token_id)
