@@ -20,10 +20,11 @@ from lmscale.exchange.import_plan import ImportPlan, check_copies, plan_import
 from lmscale.exchange.import_tokenizer import read_tokenizer
 from lmscale.exchange.samples import draw_samples
 from lmscale.exchange.tokenizer_check import verify_tokenizer
+from lmscale.files.reading import read_plain
 from lmscale.model.family import build_model_on
 from lmscale.runs.run_folder import load_run_config
 from lmscale.stream.ledger import load_bos
-from lmscale.tokenizer.codec import Tokenizer, load_kept_tokenizer
+from lmscale.tokenizer.codec import Tokenizer, load_kept_tokenizer, model_name
 
 MOST_OTHER_TOKENS = 0.01  # of a tokenizer that may cut a text otherwise, such as unigram
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
@@ -105,7 +106,7 @@ def check_trained(config: RunConfig, plan: ImportPlan, folder: Path) -> None:
 def check_same_tokenizer(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> None:
     """Raise ``DataError`` unless the folder's tokenizer gives the ids that the run's gives.
 
-    That is seen by its fingerprint, or on held-out texts and hard ones.
+    That is seen by its files, by its fingerprint, or on held-out texts and hard ones.
     """
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         raise DataError(
@@ -113,7 +114,10 @@ def check_same_tokenizer(config: RunConfig, tokenizer: Tokenizer, folder: Path) 
             "was made of an export of this run, copy tokenizer.json and tokenizer_config.json from "
             "there."
         )
+    kept = folder / model_name(tokenizer.format)
     try:
+        if kept.exists() and read_plain(kept) == tokenizer.model:
+            return
         if read_tokenizer(folder).fingerprint == tokenizer.fingerprint:
             return
     except DataError:

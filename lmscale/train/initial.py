@@ -261,7 +261,7 @@ def fill_weights(
             {k: f"{list(shape)}" for k, shape in shapes.items() if k not in anew},
             it="it",
             where=f"{initial.named}: {initial.checkpoint}",
-            advice="Take over the model section of that run's config.yaml.",
+            advice=_advise(initial, shapes),
         )
     declared, drawn = declared_parameters(model), draw_weights(seed)
     # A rank that cannot read a file may not leave the others waiting in the gathering.
@@ -280,6 +280,18 @@ def fill_weights(
         with failing_together():
             for name in buffers.keys() - anew:
                 buffers[name].copy_(initial.buffer(name))
+
+
+def _advise(initial: InitialWeights, ours: Mapping[str, Sequence[int]]) -> str:
+    """What to do about another model; of an import with another number of rows, what made them."""
+    rows, own = (shapes.get("embedding.weight", [0])[0] for shapes in (initial.shapes, ours))
+    imported = initial.origin and initial.origin.imported
+    if imported and rows != own:
+        return (
+            f"The import of {imported.folder} has {rows:,} rows: set model.vocab_size: {rows}, or "
+            f"import it once more with --vocab-size {own}, which makes new ones."
+        )
+    return "Take over the model section of that run's config.yaml."
 
 
 def _find_anew(

@@ -57,3 +57,16 @@ def test_the_windows_are_those_of_the_objective():
     assert config.window == WindowShape(stride=config.stream.sequence_length - 1, overlap=0)
     causal = RunConfig.model_validate({"run": {"name": "a"}})
     assert causal.window.tokens == causal.stream.sequence_length + 1
+
+
+def test_ids_that_the_tokenizer_has_itself_are_not_added():
+    objective = {"name": "masked_order"}
+    model = {"family": "encoder", "token_types": 2, "text_classes": 2, "pooler": True}
+    tree = {"run": {"name": "a"}, "stream": {"mask_documents": False, "sequence_length": 64}}
+    tree |= {"objective": objective, "model": model}
+    tokenizer = {"vocab_size": 400, "ids": {"mask": 7}}
+    config = RunConfig.model_validate(tree | {"tokenizer": tokenizer})
+    assert config.added_ids == {"mask": 7, "cls": 400, "sep": 401} and config.num_ids == 402
+    tokenizer["ids"] = {"mask": 400}
+    with pytest.raises(ValueError, match="ids.mask = 400 is none of its 400 ids"):
+        RunConfig.model_validate(tree | {"tokenizer": tokenizer})

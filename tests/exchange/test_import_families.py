@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
-from their_folders import save_theirs
-from tokenizers import Tokenizer, models, pre_tokenizers
+from their_folders import save_theirs, save_tokenizer
 
 from lmscale.exchange.export import export_run
 from lmscale.exchange.exported import ExportRequest
@@ -48,20 +44,6 @@ IDS = {
     "infill": {"start": 3, "end": 3, "mask": 4},
     "spans": {"start": 0, "end": 1, **{f"sentinel_{n}": 102 - n for n in range(100)}},
 }
-
-
-def save_tokenizer(folder: Path, pieces: tuple[str, ...], unk: str, **roles: str) -> None:
-    """A WordPiece vocabulary: special pieces, letters, and pieces that no text has."""
-    letters = [chr(code) for code in range(33, 127)]
-    names = [*pieces, *letters, *(f"##{letter}" for letter in letters)]
-    names += [f"[unused{number}]" for number in range(VOCAB - len(names))]
-    vocab = {name: number for number, name in enumerate(names)}
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=99))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(list(pieces))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": unk, **roles}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from their_folders import LLAMA, change_tensors, save_theirs
+from their_folders import LLAMA, change_tensors, save_theirs, save_tokenizer
 from tiny_run import run_lmscale, settings, tiny_config, write_tiny_config
 from typer.testing import CliRunner
 
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.cli.app import app
-from lmscale.errors import ConfigError, DataError
+from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.exchange.export import export_run
 from lmscale.exchange.exported import ExportRequest
 from lmscale.exchange.import_hf import ImportRequest, import_hf
+from lmscale.model.family import build_model
+from lmscale.ranks.ranks import Ranks
 from lmscale.runs.continuation import find_source_problems, find_teacher_problems
+from lmscale.runs.run_folder import load_run_config
+from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.train.initial import fill_weights, open_initial_weights
 
 pytestmark = pytest.mark.ranks
 
@@ -124,6 +130,40 @@ def test_others_weights_are_judged_on_the_runs_own_sets(run, tmp_path):
         (out / name).unlink()
     with pytest.raises(DataError, match="holds no tokenizer"):
         invoke(*judge)
+
+
+def test_a_run_with_other_rows_than_the_import_is_told_both_ways_out(imported, tiny_data, tmp_path):
+    model = load_run_config(imported).model.model_dump() | {"vocab_size": 640}
+    changes = {"run.init_from": str(imported), "model": model}
+    config = tiny_config(tiny_data, tmp_path, changes)
+    own = load_tokenizer(config.tokenizer.folder).fingerprint
+    with (
+        pytest.raises(CheckpointError) as caught,
+        open_initial_weights(config, Ranks(), tokenizer_fingerprint=own) as initial,
+    ):
+        fill_weights(build_model(config.model, config.sizes), initial)
+    assert "set model.vocab_size: 512, or" in caught.value.problems[-1]
+    assert "--vocab-size 640" in caught.value.problems[-1]
+
+
+def test_a_model_that_cannot_be_scored_as_the_run_is_is_refused(run, tiny_data, tmp_path):
+    small = {
+        "vocab_size": 500, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16, "max_position_embeddings": 16,
+    }  # fmt: skip
+    encoder = save_theirs(tmp_path / "bert", "Bert", "ForMaskedLM", **small)
+    with pytest.raises(ConfigError) as caught:
+        invoke("evaluate", run, "--hf", encoder)
+    family, rows, positions = caught.value.problems
+    assert "it is of the family encoder" in family and "500 rows" in rows
+    assert "it knows 16 positions" in positions
+    other = save_theirs(tmp_path / "other", **LLAMA)
+    save_tokenizer(other, ("<s>", "</s>", "<unk>"), "<unk>", eos_token="</s>")
+    with pytest.raises(DataError, match="its tokenizer is another one than the run's: .. of .. t"):
+        invoke("evaluate", run, "--hf", other)
+    (other / "tokenizer.json").unlink()
+    shutil.copy(tiny_data / "tokenizer/tokenizer.model", other)
+    invoke("evaluate", run, "--hf", other)
 
 
 def test_a_folder_of_hugging_faces_is_no_run_and_the_way_to_one_is_told(

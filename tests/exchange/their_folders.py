@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from theirs import import_transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 transformers = import_transformers()
+NUM_PIECES = 512
 LLAMA = {
     "vocab_size": 512, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
@@ -43,3 +46,17 @@ def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def save_tokenizer(folder: Path, pieces: tuple[str, ...], unk: str, **roles: str) -> None:
+    """A WordPiece vocabulary: special pieces, letters, and pieces that no text has."""
+    letters = [chr(code) for code in range(33, 127)]
+    names = [*pieces, *letters, *(f"##{letter}" for letter in letters)]
+    names += [f"[unused{number}]" for number in range(NUM_PIECES - len(names))]
+    vocab = {name: number for number, name in enumerate(names)}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=99))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(list(pieces))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": unk, **roles}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -266,3 +266,21 @@ def test_t5_s_numbers_are_the_defaults(tiny_data, tmp_path):
         ValueError, match="needs model.family: decoder or recurrent; here it is encoder_d"
     ):
         tiny_config(tiny_data, tmp_path, {"model": {"family": "encoder_decoder"}})
+
+
+def test_sentinels_of_the_tokenizers_own_may_go_downwards_and_no_id_is_added():
+    """As T5's, whose first one has the highest id."""
+    ids = {"start": 0, "end": 1, **{f"sentinel_{n}": VOCAB - 1 - n for n in range(100)}}
+    usual = settings({"name": "spans"})
+    own = settings({"name": "spans"}, tokenizer={"vocab_size": VOCAB, "ids": ids})
+    assert own.num_ids == VOCAB and own.added_ids == ids
+    rows = draw_rows(2, usual.window.tokens)
+    first, second = (build_preparation(each).prepare(rows).arrays for each in (usual, own))
+    added = usual.added_ids
+    renamed = {added[name]: number for name, number in ids.items()}
+    for name in ("source", "labels"):
+        expected = [[renamed.get(each, each) for each in row] for row in first[name].tolist()]
+        assert second[name].tolist() == expected
+    some = {"sentinel_0": 5, "sentinel_1": 9}
+    with pytest.raises(ConfigError, match="the sentinels do not follow one another"):
+        build_preparation(settings({"name": "spans"}, tokenizer={"ids": some}))
