@@ -36,6 +36,7 @@ from lmscale.runs.continuation import (
     find_source_problems,
     find_teacher_problems,
 )
+from lmscale.runs.own_ids import find_forgotten_ids
 
 EXCLUSIVE = ("train", "corpus", "shards")  # two at once in a folder would be in each other's way
 # Of the #SBATCH lines: what Slurm chooses nodes by and refuses a job for.
@@ -158,6 +159,7 @@ def _folder_problems(request: JobRequest, job: SlurmJob) -> list[str]:
             if job.kind == "train":
                 problems += find_continuation_problems(config)
                 problems += find_source_problems(config)
+                problems += find_forgotten_ids(config)
                 problems += find_teacher_problems(config)
         except LmscaleError as error:
             problems += error.problems

@@ -13,6 +13,7 @@ import yaml
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import RunConfig, dump_config, load_config
 from lmscale.config.hf.target import describe_target
+from lmscale.config.token_ids import fold_ids
 from lmscale.files.printing import say
 
 app = typer.Typer(help="What a YAML file means, and what may stand in it.", no_args_is_help=True)
@@ -62,6 +63,11 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
         "tokens": config.samples_after(config.train.steps) * config.window.stride,
         "exports_as": describe_target(config),
     }
+    if ids := config.objective_ids:
+        derived["objective_ids"] = {
+            name: number if isinstance(number, int) else [*number]
+            for name, number in fold_ids(ids).items()
+        }
     if num_ranks is None:
         return derived
     from lmscale.engine.deepspeed_config import render_deepspeed_config

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lmscale.cli.options import JsonOption, echo_json, render_bytes, render_line
+from lmscale.config.token_ids import render_ids
 from lmscale.errors import ConfigError
 from lmscale.files.printing import count_of, say
 
@@ -113,6 +114,7 @@ def _describe(done: Done) -> dict[str, object]:
         "rows": origin.rows,
         "vocab_size": plan.config.vocab_size,
         "tokenizer": plan.tokenizer.fingerprint,
+        "ids": plan.config.tokenizer.ids,
         "drawn": list(origin.drawn),
         "left_behind": list(plan.plan.left_behind),
         "verified": "tensors" if done.parity is None else vars(done.parity),
@@ -129,6 +131,8 @@ def _render(done: Done) -> list[str]:
         "tokenizer": f"{plan.tokenizer.vocab_size:,} ids; the embedding has "
         f"{config.vocab_size:,} rows" + _say_rows(origin.rows, config.vocab_size),
     }
+    if config.tokenizer.ids:
+        rows["ids"] = f"{render_ids(config.tokenizer.ids)}, which objectives use (tokenizer.ids)"
     if origin.drawn:
         rows["drawn anew"] = f"{', '.join(origin.drawn)}: {origin.folder} has none"
     if plan.plan.left_behind:
@@ -144,11 +148,9 @@ def _render(done: Done) -> list[str]:
             rows["written"] = f"{parity.written} tokens of greedy continuations are the same"
     rows["folder"] = str(out)
     rows["go on"] = (
-        f"a run begins with it by run.init_from: {out}, the section model of {out}/config.yaml, "
-        f"tokenizer.folder: {out}/tokenizer and tokenizer.vocab_size: {plan.tokenizer.vocab_size}"
+        f"a run begins with it by run.init_from: {out} and the sections model and tokenizer of "
+        f"{out}/config.yaml"
     )
-    if config.tokenizer.ids:
-        rows["go on"] += f", with tokenizer.ids of {out}/config.yaml"
     return [render_line(name, text) for name, text in rows.items()]
 
 

@@ -56,16 +56,20 @@ def import_(
     force: Annotated[bool, typer.Option("--force", help="Replace another tokenizer.")] = False,
 ) -> None:
     """Make another program's tokenizer a run's: its rules and ids are kept as they are."""
+    from lmscale.config.token_ids import render_ids
     from lmscale.tokenizer.importing import import_tokenizer
+    from lmscale.tokenizer.named_ids import find_named_ids
     from lmscale.tokenizer.showing import render_tokenizer
 
     chosen = {"eos": eos, "bos": bos, "pad": pad}
     tokenizer = import_tokenizer(path, out, chosen=chosen, force=force)
     say(f"{out}: {render_tokenizer(tokenizer)}")
     without_bos = "" if tokenizer.bos_id is not None else ", shards: {bos: false}"
+    named = find_named_ids(tokenizer, path)
+    ids = f", ids: {render_ids(named)}" if named else ""
     say(
         "  In the configuration write tokenizer: {folder: "
-        f"{out}, vocab_size: {tokenizer.vocab_size}}}{without_bos}"
+        f"{out}, vocab_size: {tokenizer.vocab_size}{ids}}}{without_bos}"
     )
 
 

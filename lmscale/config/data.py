@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 
 from lmscale.config.base import MAX_BYTES, Section
 from lmscale.config.labels import LabelSet
+from lmscale.config.token_ids import NamedIds, number_ids
 from lmscale.errors import ConfigError
 
 MIN_VOCABULARY = 300  # 256 bytes, the special ids and some pieces of text
@@ -41,21 +42,15 @@ class TokenizerConfig(Section):
     """A digit is a piece of its own. Else numbers are learned as words are, up to three digits at a
     time with ``byte_bpe``.
     """
-    ids: dict[str, NonNegativeInt] = Field(default_factory=dict)
-    """Its own ids that an objective knows by other names, such as {mask: 103} of BERT's: none is
-    added for these. ``lmscale import`` says which.
+    ids: NamedIds = Field(default_factory=dict)
+    """Pieces of the tokenizer that are ids of an objective, where it would else add ids of its own:
+    ``{mask: 103}``, ``{start: 0, end: 1, sentinels: [32099, 32000]}``. An import prints what it
+    knows.
     """
 
-    def find_problems(self) -> Iterator[str]:
-        for name, number in self.ids.items():
-            if number >= self.vocab_size:
-                yield f"ids.{name} = {number} is none of its {self.vocab_size} ids"
-
-    def number(self, names: Collection[str]) -> dict[str, int]:
-        """The ids of an objective by their names: its own for those in ``ids``, else new ones."""
-        new = [name for name in names if name not in self.ids]
-        added = {name: self.vocab_size + place for place, name in enumerate(new)}
-        return {name: self.ids.get(name, added.get(name, 0)) for name in names}
+    def number_ids(self, names: Sequence[str]) -> dict[str, int]:
+        """The ids of an objective's names: the tokenizer's, or above it."""
+        return number_ids(names, self.ids, first=self.vocab_size)
 
 
 class ShardsConfig(Section):

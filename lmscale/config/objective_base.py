@@ -47,7 +47,8 @@ class ObjectiveConfig(KindSection):
     @property
     def added_ids(self) -> tuple[str, ...]:
         """Names of the ids that it needs beside the tokenizer's, such as a mask's. They are
-        numbered from ``tokenizer.vocab_size`` on, so that the same shards serve every objective.
+        numbered from ``tokenizer.vocab_size`` on, so that the same shards serve every objective,
+        but for those that ``tokenizer.ids`` names. ``RunConfig.objective_ids`` has the numbers.
         """
         return ()
 

@@ -23,6 +23,7 @@ from lmscale.config.model import FAMILIES, DecoderConfig, ModelConfig, Sizes
 from lmscale.config.objective import OBJECTIVES, SINGLE, CausalConfig, DistillConfig
 from lmscale.config.objective_base import NextTokenConfig, ObjectiveConfig, describe_ids
 from lmscale.config.safety import CheckpointConfig, GuardConfig
+from lmscale.config.token_ids import find_id_problems
 from lmscale.config.training import (
     AVERAGE,
     EarlyStopConfig,
@@ -89,13 +90,15 @@ class RunConfig(Section):
     export: ExportConfig = ExportConfig()
 
     def find_problems(self) -> Iterator[str]:
+        names, pieces = self.objective.added_ids, self.tokenizer.vocab_size
+        yield from find_id_problems(self.tokenizer.ids, names, num_pieces=pieces)
         if self.vocab_size < self.num_ids:
             ids = describe_ids(self.added_ids)
             plus = f" and the {ids} that the objective adds" if self.added_ids else ""
+            own = ", or name in tokenizer.ids what the tokenizer has of them" if plus else ""
             yield (
                 f"model.vocab_size = {self.vocab_size} is smaller than tokenizer.vocab_size = "
-                f"{self.tokenizer.vocab_size}{plus}; leave it out to get the next "
-                f"multiple of {VOCAB_MULTIPLE}"
+                f"{pieces}{plus}; leave it out to get the next multiple of {VOCAB_MULTIPLE}{own}"
             )
         length = self.stream.sequence_length
         longest = min(length, max(self.pair_lengths or (length,)))
@@ -217,15 +220,20 @@ class RunConfig(Section):
         return -(-self.num_ids // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     @property
+    def objective_ids(self) -> dict[str, int]:
+        """The objective's ids by name: those of ``tokenizer.ids``, the others above it."""
+        return self.tokenizer.number_ids(self.objective.added_ids)
+
+    @property
     def added_ids(self) -> dict[str, int]:
-        """The objective's own ids by name: above the tokenizer's, but for ``tokenizer.ids``."""
-        return self.tokenizer.number(self.objective.added_ids)
+        """Those of them that are no pieces of the tokenizer."""
+        first = self.tokenizer.vocab_size
+        return {name: number for name, number in self.objective_ids.items() if number >= first}
 
     @property
     def num_ids(self) -> int:
-        """Ids in use: the tokenizer's and the objective's."""
-        new = (name for name in self.objective.added_ids if name not in self.tokenizer.ids)
-        return self.tokenizer.vocab_size + sum(1 for _ in new)
+        """Ids in use: the tokenizer's and those that the objective adds."""
+        return self.tokenizer.vocab_size + len(self.added_ids)
 
     @property
     def window(self) -> WindowShape:

@@ -45,7 +45,7 @@ def build_prompt(
 
     Raises ``ConfigError`` for a suffix where the objective teaches nothing of the kind.
     """
-    objective, added = config.objective, config.added_ids
+    objective, added = config.objective, config.objective_ids
     bos = () if bos_id is None else (bos_id,)
     ids = tokenizer.encode(text).tolist()
     if (spans := _find(objective, SpanConfig)) is not None:

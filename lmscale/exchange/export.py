@@ -122,17 +122,17 @@ def _write_settings(
     beginning = find_beginning(found.folder, tokenizer)
     framing = plan_framing(config, tokenizer, begins_with_bos=beginning)
     barred = barred_ids(tokenizer, framing, plan.sizes.vocab_size)
-    settings = render_config(plan, framing, config.added_ids, request.dtype)
+    settings = render_config(plan, framing, config.objective_ids, request.dtype)
     write_json(work / "config.json", settings)
     if plan.section.family != "encoder":
-        generation = render_generation(framing, config.added_ids, barred)
+        generation = render_generation(framing, config.objective_ids, barred)
         write_json(work / "generation_config.json", generation)
     write_tokenizer(
         tokenizer,
         work,
         framing=framing,
-        added_ids={n: i for n, i in config.added_ids.items() if n not in config.tokenizer.ids},
-        has_own=bool(config.added_ids),
+        added_ids=config.added_ids,
+        objective_ids=config.objective_ids,
         max_length=config.max_positions,
     )
     texts = map(tokenizer.decode, samples.of_pieces(tokenizer.vocab_size))

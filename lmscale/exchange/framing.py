@@ -45,24 +45,24 @@ def plan_framing(
     objective's end, behind which they end what they write, too; of pairs, a text without its
     document's bos and eos.
     """
-    added, specials, family = config.added_ids, tokenizer.special_ids, config.model.family
+    ids, specials, family = config.objective_ids, tokenizer.special_ids, config.model.family
     bos = [specials["bos"]] if begins_with_bos and "bos" in specials else []
     eos = tokenizer.eos_id
     roles = {f"{name}_token": specials[name] for name in ("eos", "unk", "pad") if name in specials}
     if bos or (begins_with_bos is None and "bos" in specials):
         roles["bos_token"] = specials["bos"]
-    roles |= {"mask_token": added["mask"]} if "mask" in added else {}
+    roles |= {"mask_token": ids["mask"]} if "mask" in ids else {}
     before, between, after = bos, [], []
     if family == "encoder":
         after = [eos]
-        if "cls" in added:
-            before, between, after = [added["cls"]], [added["sep"]], [added["sep"]]
+        if "cls" in ids:
+            before, between, after = [ids["cls"]], [ids["sep"]], [ids["sep"]]
         roles |= {"cls_token": before[0]} if before else {}
         roles |= {"sep_token": after[0]}
-    elif "end" in added:
+    elif "end" in ids:
         before, after = ([], []) if config.window.has_pairs else (bos, [eos])
-        after = [*after, added["end"]]
-        roles["eos_token"] = added["end"]
+        after = [*dict.fromkeys([*after, ids["end"]])]  # T5's end is its eos: one
+        roles["eos_token"] = ids["end"]
     return Framing(
         before=tuple(before),
         between=tuple(between),

@@ -29,6 +29,7 @@ from lmscale.checkpoint.write_file import Part, inspect, write_file
 from lmscale.config import RunConfig, dump_config
 from lmscale.config.load import validate_tree
 from lmscale.config.run import with_absolute_places
+from lmscale.config.token_ids import NamedIds
 from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.exchange.import_config import SourceConfig, read_source_config
 from lmscale.exchange.import_files import SourceWeights, find_source_weights
@@ -45,6 +46,7 @@ from lmscale.runs.continuation import identity_of
 from lmscale.runs.environment import save_provenance
 from lmscale.runs.imports import IMPORTED, Imported
 from lmscale.tokenizer.codec import KEPT_FOLDER, Tokenizer, save_tokenizer
+from lmscale.tokenizer.named_ids import find_ends, find_named_ids
 
 FILE_BYTES = 2**29  # of fp32 weights that are in memory at once, or one larger tensor
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
@@ -86,7 +88,10 @@ def plan_run(
     bos_id = find_bos(tokenizer_place, tokenizer)
     theirs = source.section.vocab_size or 0
     rows = _plan_rows(folder, theirs, tokenizer.vocab_size, vocab_size)
-    config = plan_config(source, weights, tokenizer, out, name=name, rows=rows)
+    ids = find_named_ids(tokenizer, tokenizer_place)
+    if tokenizer_place != folder:  # what stands around a text that is written, the model says
+        ids |= find_ends(tokenizer, folder)
+    config = plan_config(source, weights, tokenizer, out, name=name, rows=rows, ids=ids)
     plan = plan_import(source, weights, config.model, config.sizes, known_ids=tokenizer.vocab_size)
     with weights.opened() as read:
         check_copies(plan, weights, read)
@@ -135,6 +140,7 @@ def plan_config(
     *,
     name: str,
     rows: int,
+    ids: NamedIds,
 ) -> RunConfig:
     """The configuration of a run with this model, without data: what others read of an import."""
     section = source.section.model_dump(mode="json") | {"vocab_size": rows}
@@ -145,13 +151,14 @@ def plan_config(
         "tokenizer": {
             "folder": str(out / KEPT_FOLDER),
             "vocab_size": tokenizer.vocab_size,
+            "ids": ids,
         },
         "stream": {"sequence_length": min(length, positions or length)},
         "model": section,
         "guard": {"on_divergence": "stop"},  # nothing will go back to it
         "engine": {"precision": PRECISIONS.get(weights.dtype, "fp32")},
     }
-    for name, keys in plan_objective(source, tokenizer).items():
+    for name, keys in plan_objective(source, ids).items():
         tree[name] = tree.get(name, {}) | keys
     return validate_tree(RunConfig, tree, name=f"{weights.folder} as a run")
 

@@ -100,7 +100,7 @@ def draw_texts(plan: Import, tokenizer: Tokenizer) -> Samples:
     return Samples(
         rows=tuple((*bos, *ids)[:longest] for ids in known if ids),
         origin="texts and random ids",
-        start=config.added_ids.get("start"),
+        start=config.objective_ids.get("start"),
         has_types=getattr(config.model, "token_types", 0) > 1,
     )
 

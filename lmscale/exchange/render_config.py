@@ -14,15 +14,15 @@ from lmscale.tokenizer.base import Tokenizer
 THEIR_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def special_ids(framing: Framing, added_ids: Mapping[str, int]) -> dict[str, int | None]:
+def special_ids(framing: Framing, objective_ids: Mapping[str, int]) -> dict[str, int | None]:
     """Their names of special ids → the run's; None where it has none, for their defaults are those
-    of other tokenizers. ``added_ids``: the objective's.
+    of other tokenizers. ``objective_ids``: by the objective's names.
 
     bos is None too where no document that the run has read begins with it: it would be a vector
     that nothing has trained.
     """
     ids = {f"{role}_token_id": framing.roles.get(f"{role}_token") for role in ("bos", "eos", "pad")}
-    start = {"decoder_start_token_id": added_ids["start"]} if "start" in added_ids else {}
+    start = {"decoder_start_token_id": objective_ids["start"]} if "start" in objective_ids else {}
     return ids | start
 
 
@@ -37,19 +37,19 @@ def barred_ids(tokenizer: Tokenizer, framing: Framing, num_rows: int) -> list[in
 
 
 def render_config(
-    plan: ExportPlan, framing: Framing, added_ids: Mapping[str, int], dtype: str
+    plan: ExportPlan, framing: Framing, objective_ids: Mapping[str, int], dtype: str
 ) -> dict[str, Any]:
     """config.json."""
     return {
         "dtype": THEIR_DTYPES[dtype],
         **plan.target.settings,
-        **special_ids(framing, added_ids),
+        **special_ids(framing, objective_ids),
     }
 
 
 def render_generation(
-    framing: Framing, added_ids: Mapping[str, int], barred: Sequence[int]
+    framing: Framing, objective_ids: Mapping[str, int], barred: Sequence[int]
 ) -> dict[str, Any]:
     """generation_config.json."""
     suppressed = {"suppress_tokens": list(barred)} if barred else {}
-    return special_ids(framing, added_ids) | suppressed
+    return special_ids(framing, objective_ids) | suppressed

@@ -77,7 +77,7 @@ def draw_samples(config: RunConfig, fingerprint: str) -> Samples:
             found = Samples(rows=_cut(documents, longest), origin=f"{kind} set {name}")
             break
     has_types = getattr(config.model, "token_types", 0) > 1
-    return replace(found, start=config.added_ids.get("start"), has_types=has_types)
+    return replace(found, start=config.objective_ids.get("start"), has_types=has_types)
 
 
 def longest_sample(config: RunConfig) -> int:

@@ -37,6 +37,7 @@ _USUAL = {
     "mode_S": "[S2S]",
     "mode_X": "[NLG]",
 }
+_ROLES = ("mask", "cls", "sep", "start", "end")  # the others are special without one
 
 
 def write_tokenizer(
@@ -45,17 +46,16 @@ def write_tokenizer(
     *,
     framing: Framing,
     added_ids: Mapping[str, int],
+    objective_ids: Mapping[str, int] | None = None,
     max_length: int,
-    has_own: bool = False,
     chat_template: str = "",
 ) -> None:
     """Write the tokenizer into a folder that exists, for texts of at most ``max_length`` ids.
 
-    ``added_ids``: the objective's, by its names, which are none of the tokenizer's; ``has_own``: it
-    has some of the tokenizer's, too. Without either, and without a chat template, what
-    reads like a special token in a text is text, as it is for lmscale
-    (``split_special_tokens``); with them it is the token, as masks, sentinels and the turns of a
-    chat have to be written somehow.
+    ``objective_ids``: the objective's, by its names; ``added_ids``: those that are no pieces of the
+    tokenizer (default: all). Without any, and without a chat template, what reads like a special
+    token in a text is text, as it is for lmscale (``split_special_tokens``); with them it is the
+    token, as masks, sentinels and the turns of a chat have to be written somehow.
 
     Raises ``DataError`` for a tokenizer that the format cannot say.
     """
@@ -71,6 +71,9 @@ def write_tokenizer(
     def name(number: int) -> str:
         return names[number] if number in names else tokenizer.piece(number)
 
+    objective_ids = added_ids if objective_ids is None else objective_ids
+    roles = {role: name(number) for role, number in framing.roles.items()}
+    marks = [name(objective_ids[key]) for key in objective_ids if key not in _ROLES]
     if framing.is_known:
         tree["post_processor"] = _render_post_processor(framing, name, tree.get("post_processor"))
     write_json(folder / FILE, tree)
@@ -84,12 +87,14 @@ def write_tokenizer(
             "attention_mask",
         ],
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": not (added_ids or has_own or chat_template),
+        "split_special_tokens": not (objective_ids or chat_template),
         "bos_token": None,
         "eos_token": None,
         "unk_token": None,
         "pad_token": None,
-        **{role: name(number) for role, number in framing.roles.items()},
+        **roles,
+        # Of a tokenizer that came in they may be pieces like others there.
+        **({"additional_special_tokens": marks} if marks else {}),
     }
     write_json(folder / CONFIG_FILE, config)
     if chat_template:

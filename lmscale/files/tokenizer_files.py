@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lmscale.files.jsonl import read_object
+
 KEPT_FOLDER = "tokenizer"  # in a run's folder: what its weights cannot be used without
 MODEL_NAME = "tokenizer.model"  # of SentencePiece
 HF_NAME = "tokenizer.json"  # Hugging Face's
@@ -17,6 +19,12 @@ def find_meta(folder: Path) -> Path | None:
     """
     paths = (folder / name for name in (META_NAME, OLD_META_NAME))
     return next((path for path in paths if path.exists()), None)
+
+
+def read_fingerprint(folder: Path) -> str:
+    """Of the tokenizer in a folder; "" where it is not known."""
+    meta = find_meta(folder)
+    return "" if meta is None else str(read_object(meta).get("fingerprint", ""))
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -54,7 +54,7 @@ class FillMiddlePreparation:
     def target_ids(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Those of text; the marks stand for none."""
         ids = self._causal.target_ids(arrays)
-        return ids[ids < min(self.marks)]
+        return ids[~np.isin(ids, self.marks)]
 
     @property
     def _causal(self) -> CausalPreparation:
@@ -90,7 +90,7 @@ class FillMiddlePreparation:
 
 
 def _prepare(config: RunConfig) -> FillMiddlePreparation:
-    settings, ids = config.objective, config.added_ids
+    settings, ids = config.objective, config.objective_ids
     assert isinstance(settings, FillMiddleConfig)
     tokenizer = load_kept_tokenizer(config.folder, config.tokenizer.folder)
     return FillMiddlePreparation(

@@ -135,7 +135,7 @@ def _prepare(config: RunConfig) -> InfillPreparation:
         seed=config.run.seed,
         lengths=config.pair_lengths,
         ids=pair_ids(config),
-        mask=config.added_ids["mask"],
+        mask=config.objective_ids["mask"],
         ends_sentence=token_kinds(tokenizer).ends_sentence,
         eos_id=tokenizer.eos_id,
     )

@@ -97,7 +97,7 @@ def prepare_masked(config: RunConfig) -> MaskedPreparation:
     return MaskedPreparation(
         config=settings,
         seed=config.run.seed,
-        mask_id=config.added_ids["mask"],
+        mask_id=config.objective_ids["mask"],
         kinds=load_token_kinds(config),
     )
 

@@ -194,8 +194,8 @@ def _prepare(config: RunConfig) -> MaskedPartsPreparation:
     settings = config.objective
     preparation = MaskedPartsPreparation(
         masked=prepare_masked(config),
-        cls_id=config.added_ids["cls"],
-        sep_id=config.added_ids["sep"],
+        cls_id=config.objective_ids["cls"],
+        sep_id=config.objective_ids["sep"],
     )
     if not isinstance(settings, MaskedNextConfig):
         return preparation

@@ -41,8 +41,8 @@ class MixturePreparation:
     shares: tuple[float, ...]
     seed: int
     mask_documents: bool
-    num_text_ids: int
-    """The ids from this one on are the objectives' own, and stand for no text."""
+    own_ids: tuple[int, ...]
+    """The objectives', which stand for no text."""
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -117,7 +117,7 @@ class MixturePreparation:
         """Those that stand for text."""
         knows_most = max(self.parts, key=lambda part: len(part.fields))
         ids = knows_most.target_ids(arrays)
-        return ids[ids < self.num_text_ids]
+        return ids[~np.isin(ids, self.own_ids)]
 
 
 class _PartOfRun(RunConfig):
@@ -128,8 +128,8 @@ class _PartOfRun(RunConfig):
     mixture: MixtureConfig
 
     @property
-    def added_ids(self) -> dict[str, int]:
-        return self.tokenizer.number(self.mixture.added_ids)
+    def objective_ids(self) -> dict[str, int]:
+        return self.tokenizer.number_ids(self.mixture.added_ids)
 
     @property
     def pair_lengths(self) -> tuple[int, int] | None:
@@ -149,7 +149,7 @@ def _prepare(config: RunConfig) -> MixturePreparation:
         shares=mixture.shares,
         seed=config.run.seed,
         mask_documents=config.stream.mask_documents,
-        num_text_ids=config.tokenizer.vocab_size,
+        own_ids=tuple(config.objective_ids.values()),
     )
 
 

@@ -19,16 +19,16 @@ class PairIds:
 
     start: int  # stands before what is written
     end: int  # stands behind what is read and what is written
-    num_text: int  # ids of the tokenizer: those that are added lie above them
+    own: tuple[int, ...]  # all of the objective, these two among them
 
     def of_text(self, labels: np.ndarray) -> np.ndarray:
-        """Those labels that may stand for text."""
-        return labels[(labels != IGNORED) & (labels < self.num_text)]
+        """Those labels that stand for text."""
+        return labels[~np.isin(labels, (IGNORED, *self.own))]
 
 
 def pair_ids(config: RunConfig) -> PairIds:
-    added = config.added_ids
-    return PairIds(start=added["start"], end=added["end"], num_text=config.tokenizer.vocab_size)
+    ids = config.objective_ids
+    return PairIds(start=ids["start"], end=ids["end"], own=tuple(ids.values()))
 
 
 def pair_fields(lengths: tuple[int, int]) -> tuple[Field, ...]:

@@ -12,7 +12,6 @@ import numpy as np
 from lmscale.config import RunConfig
 from lmscale.config.denoiser import MODES, DenoiserConfig
 from lmscale.config.objective import SpanConfig
-from lmscale.errors import ConfigError
 from lmscale.objective.draws import draw_words
 from lmscale.objective.objective import Objective
 from lmscale.objective.pairs import PairIds, lay_in_rows, pair_fields, pair_ids
@@ -33,7 +32,7 @@ class SpanPreparation:
     seed: int
     lengths: tuple[int, int]  # the most tokens that are read and written of a sample
     ids: PairIds
-    sentinels: tuple[int, int]  # the first of them, and how far the next one is
+    sentinels: np.ndarray  # int32, in their order
     mode_ids: Mapping[str, int]
 
     @property
@@ -83,7 +82,7 @@ def leave_out_spans(
     words_RL: np.ndarray,
     denoiser: DenoiserConfig,
     *,
-    sentinels: tuple[int, int],
+    sentinels: np.ndarray,
     end: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What is read, and what is written, int32, of whole rows of the same length.
@@ -103,7 +102,7 @@ def leave_out_spans(
     is_noise_RL = part_RL % 2 == 1
     is_first_RL &= is_noise_RL
     ids_RL = ids_RL.astype(np.int32)
-    sentinel_RL = (sentinels[0] + sentinels[1] * (part_RL // 2)).astype(np.int32)
+    sentinel_RL = sentinels[part_RL // 2]
     stays_RL = ~is_noise_RL | is_first_RL
     read = np.where(is_noise_RL, sentinel_RL, ids_RL)[stays_RL].reshape(rows, -1)
     # A span's first token takes two places, and its sentinel the first of them.
@@ -128,30 +127,16 @@ def draw_lengths(words_RL: np.ndarray, parts: int) -> np.ndarray:
     return np.diff(np.hstack([first, np.sort(cuts, axis=1), last]), axis=1)
 
 
-def find_sentinels(config: RunConfig) -> tuple[int, int]:
-    """The first one's id, and how far the next one is: 1, or of T5's own tokenizer -1. Raises
-    ``ConfigError`` where they do not follow one another.
-    """
-    ids = [number for name, number in config.added_ids.items() if name.startswith("sentinel_")]
-    stride = ids[1] - ids[0] if len(ids) > 1 else 1
-    if ids != [ids[0] + stride * place for place in range(len(ids))]:
-        raise ConfigError(
-            "tokenizer.ids: the sentinels do not follow one another. Name all of "
-            f"objective.sentinels = {len(ids)}, or none."
-        )
-    return ids[0], stride
-
-
 def _prepare(config: RunConfig) -> SpanPreparation:
-    settings, added = config.objective, config.added_ids
+    settings, ids = config.objective, config.objective_ids
     assert isinstance(settings, SpanConfig) and config.pair_lengths is not None
     return SpanPreparation(
         config=settings,
         seed=config.run.seed,
         lengths=config.pair_lengths,
         ids=pair_ids(config),
-        sentinels=find_sentinels(config),
-        mode_ids={mode: added[f"mode_{mode}"] for mode in settings.modes},
+        sentinels=np.array([ids[f"sentinel_{k}"] for k in range(settings.sentinels)], np.int32),
+        mode_ids={mode: ids[f"mode_{mode}"] for mode in settings.modes},
     )
 
 

@@ -16,7 +16,6 @@ from lmscale.config.objective import DistillConfig
 from lmscale.config.objective_base import NextTokenConfig
 from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError, LmscaleError
-from lmscale.files.jsonl import read_object
 from lmscale.files.locations import split_checkpoint
 from lmscale.files.run_files import (
     COMMITS_FILE,
@@ -28,7 +27,7 @@ from lmscale.files.run_files import (
     STOP_FILE,
     WATCH_FILE,
 )
-from lmscale.files.tokenizer_files import KEPT_FOLDER, find_meta
+from lmscale.files.tokenizer_files import KEPT_FOLDER, read_fingerprint
 from lmscale.runs.commits import read_commits
 from lmscale.runs.imports import refuse_training
 from lmscale.runs.run_folder import load_run_config
@@ -48,6 +47,7 @@ class Change(Enum):
 _TABLE = {
     Change.FIXED: """
         run name seed
+        tokenizer ids
         stream sequence_length packing mask_documents window_shards mixture_block
         model family vocab_size max_positions layers width heads kv_heads head_width ffn_width
         model positions rope_theta norm norm_eps activation bias qk_norm tied_embeddings init_std
@@ -60,7 +60,6 @@ _TABLE = {
         model decoder_layers relative_buckets relative_distance norm_first scaled_logits
         objective name rate suffix_first replace keep unit shuffle sentinels mean_span
         objective permute_sentences previous names of_pairs
-        tokenizer ids
         objective.denoisers.NAME rate mean_span mode weight
         objective.parts.NAME weight
         engine.optimizer kind
@@ -207,8 +206,8 @@ def model_identity(config: RunConfig) -> dict[str, Any]:
 def objective_identity(config: RunConfig) -> dict[str, Any]:
     """The objective's settings that must stay the same: a step's targets are recounted by them."""
     settings = _identity_of_kind(config.objective)
-    # Which numbers they have follows from tokenizer.vocab_size, which is no setting of the model.
-    return settings | ({"added_ids": config.added_ids} if config.added_ids else {})
+    # Which numbers they have follows from the section tokenizer, which is none of the model's.
+    return settings | ({"added_ids": config.objective_ids} if config.objective_ids else {})
 
 
 def _identity_of_kind(section: KindSection) -> dict[str, Any]:
@@ -368,7 +367,7 @@ def find_teacher_problems(config: RunConfig) -> list[str]:
     )
     problems = [f"{named}: {problem}." for is_met, problem in needs if not is_met]
     own, others = (
-        _read_fingerprint(place) for place in (Path(config.tokenizer.folder), folder / KEPT_FOLDER)
+        read_fingerprint(place) for place in (Path(config.tokenizer.folder), folder / KEPT_FOLDER)
     )
     if own and others and own != others:
         problems.append(
@@ -376,12 +375,6 @@ def find_teacher_problems(config: RunConfig) -> list[str]:
             f"and {own[:12]}), so its ids are other tokens. Name that run's tokenizer."
         )
     return problems
-
-
-def _read_fingerprint(folder: Path) -> str:
-    """Of the tokenizer in a folder; "" where it is not known."""
-    meta = find_meta(folder)
-    return "" if meta is None else str(read_object(meta).get("fingerprint", ""))
 
 
 def _find_missing_checkpoint(named: str, folder: Path, step: int | None) -> list[str]:

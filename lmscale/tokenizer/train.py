@@ -167,7 +167,7 @@ def _made_by(config: TokenizerConfig, corpus: Path, sources: Sequence[str]) -> d
         manifest = load_corpus_manifest(corpus / source)
         files = [[file.bytes, file.xxh128] for file in manifest.splits["train"]]
         content.update(json.dumps([source, files]).encode())
-    settings = config.model_dump(mode="json", exclude={"folder"})
+    settings = config.model_dump(mode="json", exclude={"folder", "ids"})
     return {**settings, "sources": list(sources), "corpus": content.hexdigest()}
 
 

@@ -20,7 +20,6 @@ from lmscale.checkpoint.places.local_tier import open_node_place
 from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.places.run_place import open_place, prepare_place
 from lmscale.config import BatchPlan, RunConfig
-from lmscale.config.objective_base import describe_ids
 from lmscale.engine.build import check_precision
 from lmscale.engine.engine import Engine
 from lmscale.errors import CheckpointError, DataError, RefusedError
@@ -43,12 +42,12 @@ from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.stream import Stream, StreamState, open_stream
 from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer.base import Tokenizer
-from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.train.early_stop import find_early_stop, read_stop_figures
 from lmscale.train.folder import freeze_run, log_changes
 from lmscale.train.initial import ORIGIN, ORIGINS, Origin, build_run_engine, open_initial_weights
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import STREAM, Progress, read_progress
+from lmscale.train.run_tokenizer import load_run_tokenizer
 from lmscale.train.teacher import TEACHER, bring_teacher
 from lmscale.watch import heartbeat
 
@@ -145,7 +144,7 @@ def open_run(
             logger.warning("%s", advice)
     check_precision(config.engine, device)
     with failing_together():
-        tokenizer = _load_tokenizer(config)
+        tokenizer = load_run_tokenizer(config)
         heartbeat.tick()
     place = _prepare_place(config, ranks, lease)
     history = History()
@@ -364,20 +363,3 @@ def describe_start(run: Run) -> str:
         f"bos: {'none' if run.stream.bos_id is None else run.stream.bos_id}, steps "
         f"{run.start.step + 1} to {config.train.steps}, in {config.folder}"
     )
-
-
-def _load_tokenizer(config: RunConfig) -> Tokenizer:
-    tokenizer = load_tokenizer(config.tokenizer.folder)
-    if config.added_ids and tokenizer.vocab_size > config.tokenizer.vocab_size:
-        raise DataError(
-            f"{config.tokenizer.folder} holds a tokenizer of {tokenizer.vocab_size} pieces, and "
-            f"from {config.tokenizer.vocab_size} on the objective numbers its own "
-            f"{describe_ids(config.added_ids)}. Set tokenizer.vocab_size to {tokenizer.vocab_size}."
-        )
-    if tokenizer.vocab_size > config.vocab_size:
-        raise DataError(
-            f"{config.tokenizer.folder} holds a tokenizer of {tokenizer.vocab_size} pieces, but "
-            f"the model has only {config.vocab_size} embeddings. Set tokenizer.vocab_size to "
-            f"{tokenizer.vocab_size}, or model.vocab_size to as many or more."
-        )
-    return tokenizer

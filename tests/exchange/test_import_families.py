@@ -60,7 +60,7 @@ def test_a_family_comes_in_and_goes_out_as_it_came(case, tmp_path):
     assert done.parity is not None and done.parity.error < 1e-5
     config = done.plan.config
     assert config.objective.name == objective
-    assert config.tokenizer.ids == IDS.get(objective, {})
+    assert config.objective_ids == IDS.get(objective, {})
     assert config.vocab_size == config.num_ids == VOCAB  # no id was added
 
     export_run(ExportRequest(folder=run, out=tmp_path / "out"))

@@ -43,7 +43,7 @@ def preparation(width: int, *, seed: int = 1, **switches) -> InfillPreparation:
         config=InfillConfig(name="infill", **switches),
         seed=seed,
         lengths=(width + 1, width + 1),
-        ids=PairIds(start=START, end=END, num_text=START),
+        ids=PairIds(start=START, end=END, own=(START, END, MASK)),
         mask=MASK,
         ends_sentence=ENDS,
         eos_id=EOS,

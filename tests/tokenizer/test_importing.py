@@ -271,7 +271,10 @@ def test_the_commands_import_show_and_compare(sentencepiece_model, bert, tmp_pat
     out = tmp_path / "out"
     told = call("import", tmp_path / "bert", "--out", out)
     size = as_library(bert).get_vocab_size()
-    assert f"tokenizer: {{folder: {out}, vocab_size: {size}}}" in told.replace("\n", "")
+    assert (
+        f"tokenizer: {{folder: {out}, vocab_size: {size}, ids: {{mask: 4, cls: 2, sep: 3}}}}"
+        in told.replace("\n", "")
+    )
     assert "exact" in told and "no: its normalizer (BertNormalizer) changes text" in told
     shown = call("show", out, "--text", "hello")
     assert (

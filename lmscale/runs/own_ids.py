@@ -1,0 +1,37 @@
+"""Does a run that begins with another one's weights know the ids that those were trained with?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lmscale.config.run import RunConfig
+from lmscale.config.token_ids import fold_ids, render_ids
+from lmscale.errors import LmscaleError
+from lmscale.files.tokenizer_files import KEPT_FOLDER, read_fingerprint
+from lmscale.runs.commits import read_commits
+from lmscale.runs.run_folder import load_run_config
+
+
+def find_forgotten_ids(config: RunConfig) -> list[str]:
+    """Why the objective of a new run would train ids of its own beside those that the run of
+    ``run.init_from`` has for the same, of the same tokenizer. Only reads.
+    """
+    if not config.run.init_from or not config.objective.added_ids or read_commits(config.folder):
+        return []
+    folder, _ = config.run.initial_run
+    try:
+        before = load_run_config(folder).tokenizer
+    except LmscaleError:
+        return []  # which whoever reads its weights will tell
+    names = config.objective.added_ids
+    known = {n: i for n, i in before.number_ids(names).items() if i < before.vocab_size}
+    others = {n: i for n, i in config.objective_ids.items() if n in known and i != known[n]}
+    own, theirs = map(read_fingerprint, (Path(config.tokenizer.folder), folder / KEPT_FOLDER))
+    if not others or own != theirs:
+        return []
+    first = next(iter(others))
+    return [
+        f"run.init_from = {config.run.init_from}: there {first} is id {known[first]} of the "
+        f"tokenizer, and here the objective would train id {others[first]} for it anew. Write "
+        f"tokenizer.ids: {render_ids(fold_ids(known))}."
+    ]
