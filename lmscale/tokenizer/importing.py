@@ -176,7 +176,10 @@ def _missing_tokens(
     config = read_beside(folder, ("tokenizer_config.json",)).get("tokenizer_config.json", {})
     listed = config.get("added_tokens_decoder")
     if not isinstance(listed, dict):
-        return []
+        count = config.get("extra_ids")  # T5's class makes the sentinels itself
+        if vocab_size is None or not isinstance(count, int):
+            return []
+        return [{"content": f"<extra_id_{number}>"} for number in range(min(count, 10_000))]
     added = [
         {**token, "id": int(number)}
         for number, token in listed.items()

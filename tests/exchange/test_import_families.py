@@ -5,29 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
-from their_folders import save_theirs, save_tokenizer
+from their_folders import (
+    BART,
+    BERT,
+    BERT_PIECES,
+    GPT2,
+    T5,
+    T5_PIECES,
+    VOCAB,
+    save_theirs,
+    save_tokenizer,
+)
 
 from lmscale.exchange.export import export_run
 from lmscale.exchange.exported import ExportRequest
 from lmscale.exchange.import_hf import ImportRequest, import_hf
 
-VOCAB = 512
-BERT_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-T5_PIECES = ("<pad>", "</s>", "<unk>", *(f"<extra_id_{99 - n}>" for n in range(100)))
-BODY = {"vocab_size": VOCAB, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-BERT = BODY | {"intermediate_size": 64, "max_position_embeddings": 64}
-T5 = {
-    "vocab_size": VOCAB, "d_model": 48, "d_kv": 12, "d_ff": 64, "num_layers": 2, "num_heads": 4,
-    "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
-}  # fmt: skip
-BART = {
-    "vocab_size": VOCAB, "d_model": 48, "encoder_layers": 2, "decoder_layers": 1,
-    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 2,
-    "eos_token_id": 3, "decoder_start_token_id": 3, "forced_eos_token_id": None,
-}  # fmt: skip
-GPT2 = {"vocab_size": VOCAB, "n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 4}
-GPT2 |= {"bos_token_id": 2, "eos_token_id": 3}
 CASES = {
     "gpt2": ("GPT2", "LMHeadModel", GPT2, "causal"),
     "bert": ("Bert", "ForMaskedLM", BERT, "masked"),

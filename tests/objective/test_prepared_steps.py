@@ -23,7 +23,12 @@ STEPS = 2
 FAR = 10**9 + 8  # 24 windows a step: a step's first sample, too
 # Workers, and whose arrays they hand over: rows of two samples, of labels, of drawn lengths.
 IN_PROCESSES = {1: "masked_next", 2: "tags", 3: "bart"}
-OTHERS = {"distill": {"objective": {"name": "distill", "teacher": "of-no-step"}}, **RECIPES}
+T5_IDS = {"start": 0, "end": 2, "sentinels": [511, 412]}  # pieces of the tokenizer
+OTHERS = {
+    "distill": {"objective": {"name": "distill", "teacher": "of-no-step"}},
+    "t5 with ids of its own": RECIPES["t5"] | {"tokenizer.ids": T5_IDS},
+    **RECIPES,
+}
 
 
 @contextmanager
