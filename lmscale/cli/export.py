@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lmscale.exchange.exported import ExportRequest, Report
 
 Format = Literal["hf", "peft", "gguf"]
+_PLACES = ("folder", "file")  # the rows of a report that say where it is
 VerifyOption = Annotated[
     Literal["logits", "tensors"] | None,
     typer.Option(
@@ -26,6 +27,17 @@ VerifyOption = Annotated[
         "memory."
     ),
 ]
+WorkOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="For a URL: the folder in which the export is made; default: RUN/exports.",
+        show_default=False,
+    ),
+]
+# What a run that trains asks for (train/exporting.py).
+KeepOption = Annotated[int, typer.Option(min=0, hidden=True)]
+BesideOption = Annotated[int | None, typer.Option(hidden=True)]
 BaseOption = Annotated[
     Path | None,
     typer.Option(
@@ -36,35 +48,48 @@ BaseOption = Annotated[
 ]
 
 
+OutOption = Annotated[
+    str,
+    typer.Option(
+        metavar="PLACE",
+        help="The folder to write, of gguf the file: a path, or a URL such as "
+        "s3://bucket/exports/demo.",
+        show_default=False,
+    ),
+]
+FormatOption = Annotated[
+    Format,
+    typer.Option(
+        help="hf: a folder that transformers loads; gguf: a file for llama.cpp; peft: the "
+        "adapters alone of a run with model.lora, which PEFT loads beside --base."
+    ),
+]
+DtypeOption = Annotated[
+    Literal["fp32", "bf16", "fp16", "q8_0"],
+    typer.Option(help="Of the weights in the files; q8_0 is of gguf alone."),
+]
+MaxShardOption = Annotated[
+    float, typer.Option(min=0.001, help="GB of weights in one file, at most.")
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace PLACE though lmscale did not write it.")
+]
+
+
 def export(
     run: RunArgument,
-    out: Annotated[
-        Path,
-        typer.Option(
-            metavar="PATH", help="The folder to write; of gguf, the file.", show_default=False
-        ),
-    ],
-    format: Annotated[
-        Format,
-        typer.Option(
-            help="hf: a folder that transformers loads; gguf: a file for llama.cpp; peft: the "
-            "adapters alone of a run with model.lora, which PEFT loads beside --base."
-        ),
-    ] = "hf",
+    out: OutOption,
+    format: FormatOption = "hf",
     base: BaseOption = None,
     step: StepOption = None,
     weights: WeightsOption = None,
-    dtype: Annotated[
-        Literal["fp32", "bf16", "fp16", "q8_0"],
-        typer.Option(help="Of the weights in the files; q8_0 is of gguf alone."),
-    ] = "fp32",
+    dtype: DtypeOption = "fp32",
     verify: VerifyOption = None,
-    max_shard: Annotated[
-        float, typer.Option(min=0.001, help="GB of weights in one file, at most.")
-    ] = 5.0,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace PATH though lmscale did not write it.")
-    ] = False,
+    max_shard: MaxShardOption = 5.0,
+    force: ForceOption = False,
+    work: WorkOption = None,
+    keep: KeepOption = 0,
+    beside: BesideOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's checkpoint in another program's format, and verify it.
@@ -72,33 +97,49 @@ def export(
     transformers, or llama.cpp, loads what was written. It has to give the logits
     of the run's own model on held-out text, within rounding, and to go on from it
     with the same tokens. If it does not, or the export is stopped, nothing is
-    left. PATH is replaced where lmscale wrote it.
+    left. PLACE is replaced where lmscale wrote it.
     """
+    from lmscale.exchange.destination import Destination
     from lmscale.exchange.exported import MARK, ExportRequest
+    from lmscale.exchange.old_exports import remove_old_exports
     from lmscale.files.output_folder import check_output
     from lmscale.files.progress import progress
+    from lmscale.runs.exports import EXPORTS
+    from lmscale.runs.run_folder import load_run_config
 
-    if format == "hf":  # before the libraries are loaded, which takes long
-        check_output(out, mark=MARK, force=force, source=run)
-    request = ExportRequest(
-        folder=run,
-        out=out,
-        base=base,
-        step=step,
-        weights=weights,
-        dtype=dtype,
-        verify=verify,
-        max_shard_bytes=int(max_shard * 1e9),
+    destination = Destination(
+        place=out,
+        is_file=format == "gguf",
         force=force,
-        bar=progress,
+        work=work or run / EXPORTS,
+        retries=load_run_config(run).checkpoint.retries,
     )
-    with _leaving_nothing(run):
-        report = FORMATS[format](request)
+    with _leaving_nothing(run, beside):
+        with destination.open(progress) as path:
+            if format == "hf":  # before the libraries are loaded, which takes long
+                check_output(path, mark=MARK, force=force, source=run)
+            request = ExportRequest(
+                folder=run,
+                out=path,
+                base=base,
+                step=step,
+                weights=weights,
+                dtype=dtype,
+                verify=verify,
+                max_shard_bytes=int(max_shard * 1e9),
+                force=force,
+                bar=progress,
+            )
+            report = FORMATS[format](request)
+        for place in remove_old_exports(run, out, keep=keep, retries=destination.retries):
+            say(render_line("removed", place))
     if as_json:
-        echo_json({("folder" if format == "hf" else "file"): str(out), **report.facts})
-    else:
-        for name, text in report.rows:
-            say(render_line(name, text))
+        echo_json({"file" if format == "gguf" else "folder": out, **report.facts})
+        return
+    # A place elsewhere is tried once it was fetched from there.
+    shown = path.name if "://" in out else str(path)
+    for name, text in report.rows:
+        say(render_line(name, out if name in _PLACES else text.replace(str(path), shown)))
 
 
 def _export_hf(request: ExportRequest) -> Report:
@@ -129,15 +170,20 @@ FORMATS: Mapping[Format, Callable[[ExportRequest], Report]] = {
 
 
 @contextmanager
-def _leaving_nothing(run: Path) -> Iterator[None]:
-    """Signals end the process at once, and what is not finished is removed."""
+def _leaving_nothing(run: Path, beside: int | None) -> Iterator[None]:
+    """Signals end the process at once, and what is not finished is removed; so does the end of the
+    process ``beside``, which started this one.
+    """
     from lmscale.files.output_folder import discard_unfinished
     from lmscale.runs.stop import StopRequests
+    from lmscale.watch.parent import end_with_parent
 
     signals = [signal.SIGTERM, signal.SIGUSR1]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's
         signals.append(signal.SIGHUP)
     with StopRequests(run, watch_file=False, signals=signals) as stop:
         stop.leave_unless(lambda: False, lambda reason: discard_unfinished())
+        if beside is not None:
+            end_with_parent(beside)
         yield
         stop.wait_to_be_asked()

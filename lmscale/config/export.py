@@ -13,10 +13,10 @@ from lmscale.config.base import Section
 class ExportConfig(Section):
     """A run's checkpoints in the formats of other programs."""
 
-    format: Literal["hf", "gguf"] | None = None
-    """``hf``: a folder for transformers; ``gguf``: a file for llama.cpp (``lmscale export``). A
-    model that transformers, or llama.cpp, cannot compute is then refused before it is trained.
-    Default: none.
+    format: Literal["hf", "gguf", "peft"] | None = None
+    """``hf``: a folder for transformers; ``gguf``: a file for llama.cpp; ``peft``: the adapters of
+    ``model.lora`` for PEFT (``lmscale export``). A model that transformers, or llama.cpp, cannot
+    compute is then refused before it is trained. Default: none.
     """
     every_steps: NonNegativeInt = 0
     """Checkpoints at multiples of this, and the last one, are exported by a process of low priority
@@ -24,9 +24,14 @@ class ExportConfig(Section):
     none is.
     """
     folder: str = ""
-    """Where they are written, as ``step-000001000``, of gguf ``step-000001000.gguf``. Default:
+    """Where they are written, as ``step-000001000``, of gguf ``step-000001000.gguf``: a folder, or
+    a URL (``s3://bucket/exports``), for which each is made and verified in RUN/exports. Default:
     RUN/exports.
     """
+    keep: NonNegativeInt = 0
+    """So many of those that the run has written there stay, the newest; 0: all."""
+    base: str = ""
+    """Of peft: the folder of the model that the run adapts (``lmscale export --base``)."""
     dtype: Literal["fp32", "bf16", "fp16", "q8_0"] = "fp32"
     """Of the weights in the files; ``q8_0`` is of gguf alone."""
     finish_minutes: float = Field(default=60.0, ge=0, le=1e6)
@@ -34,8 +39,15 @@ class ExportConfig(Section):
 
     def find_problems(self) -> Iterator[str]:
         if self.every_steps and not self.format:
-            yield f"every_steps = {self.every_steps} needs a format: hf or gguf"
+            yield f"every_steps = {self.every_steps} needs a format: hf, gguf or peft"
         if self.dtype == "q8_0" and self.format != "gguf":
             yield "dtype = q8_0 is of format gguf alone"
-        if self.folder.partition("://")[1]:
-            yield f"folder = {self.folder!r} is a URL; give a folder, and copy from there"
+        if (self.format == "peft") != bool(self.base):
+            yield (
+                f"format = {self.format!r} with base = {self.base!r}: format peft needs the base's "
+                "folder, and no other has one"
+            )
+        if self.format == "peft" and self.dtype != "fp32":
+            yield f"dtype = {self.dtype!r}: format peft writes fp32"
+        if self.folder.partition("://")[0] in ("http", "https"):
+            yield f"folder = {self.folder!r}: nothing can be written there; take s3:// or gs://"

@@ -131,6 +131,8 @@ class RunConfig(Section):
             yield f"evaluation.tasks: {problem}"
         yield from self.objective.find_model_problems(self.model)
         yield from self._find_figure_problems()
+        if self.export.format == "peft" and not self.model.lora.rank:
+            yield "export.format = 'peft', but the model has no adapters: give model.lora.rank"
         if self.export.every_steps % self.checkpoint.every_steps:
             yield (
                 f"export.every_steps = {self.export.every_steps}, where no checkpoint is: give a "
@@ -288,6 +290,8 @@ def with_absolute_places(config: RunConfig) -> RunConfig:
         tree["run"]["init_from"] = absolute_checkpoint(config.run.init_from)
     if isinstance(config.objective, DistillConfig):
         tree["objective"]["teacher"] = absolute_checkpoint(config.objective.teacher)
+    if config.export.base:
+        tree["export"]["base"] = absolute_location(config.export.base)
     optional = [saves, tree["stream"]["cache"], tree["export"]]
     if not saves["local"]["folder"].startswith("$"):  # every node's own, at run time
         optional.append(saves["local"])

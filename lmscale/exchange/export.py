@@ -93,7 +93,7 @@ def check_room(out: Path, num_bytes: int) -> None:
     if free < num_bytes + ROOM_BYTES:
         raise DataError(
             f"{place} has {free / 1e9:.2f} GB left, and the export takes {num_bytes / 1e9:.2f} GB. "
-            "Free some space, name another --out, or export less: --dtype bf16"
+            "Free some space, name another --out (for a URL: --work), or export less: --dtype bf16"
         )
 
 

@@ -20,6 +20,8 @@ from lmscale.exchange.write_tensors import Written
 
 MARK = "lmscale_export.json"
 """What says that lmscale wrote a folder, and of what."""
+MARK_OF_FILE, HEAD_BYTES = b"lmscale.checkpoint", 4096
+"""The same of a GGUF file: a key near its beginning, before the hash of the checkpoint."""
 Dtype = Literal["fp32", "bf16", "fp16", "q8_0"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Those of Hugging Face's files."""

@@ -26,7 +26,7 @@ from lmscale.config.model import DecoderConfig
 from lmscale.errors import CheckpointError, ConfigError
 from lmscale.evaluation.run import FoundRun, find_run
 from lmscale.exchange.export import check_room
-from lmscale.exchange.exported import Dtype, ExportRequest, Report
+from lmscale.exchange.exported import HEAD_BYTES, MARK_OF_FILE, Dtype, ExportRequest, Report
 from lmscale.exchange.gguf_settings import add_settings
 from lmscale.exchange.gguf_tensors import (
     GgufTensor,
@@ -46,8 +46,6 @@ from lmscale.files.atomic import writing
 from lmscale.files.output_folder import check_output_file, output_file
 from lmscale.model.family import build_model_on
 
-MARK = b"lmscale.checkpoint"
-"""A key of the file, which says that lmscale wrote it and of what."""
 NUM_PROMPTS = 4
 PROMPT_TOKENS, NEW_TOKENS = 256, 32
 
@@ -107,7 +105,7 @@ def export_gguf(request: ExportRequest) -> GgufExported:
 
 def _is_ours(path: Path) -> bool:
     with open(path, "rb") as file:
-        return MARK in file.read(4096)
+        return MARK_OF_FILE in file.read(HEAD_BYTES)
 
 
 def _plan(found: FoundRun, dtype: Dtype) -> GgufPlan:
@@ -134,7 +132,7 @@ def _write(request: ExportRequest, plan: GgufPlan, path: Path) -> None:
 
     def describe(writer: Any) -> None:
         writer.add_name(found.config.run.name)
-        writer.add_string(MARK.decode(), found.manifest.hash)
+        writer.add_string(MARK_OF_FILE.decode(), found.manifest.hash)
         writer.add_string("lmscale.run", found.config.run.name)
         writer.add_uint32("lmscale.step", found.manifest.step)
         writer.add_string("lmscale.weights", found.weights)

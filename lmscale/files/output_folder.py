@@ -63,7 +63,7 @@ def output_folder(path: Path) -> Iterator[Path]:
 
     What killed processes left beside ``path`` is cleared away first.
     """
-    with _work_folder(path) as work:
+    with work_folder(path) as work:
         yield work
         fsync_folder(work)
         with _replacing:
@@ -75,7 +75,7 @@ def output_file(path: Path) -> Iterator[Path]:
     """Yield where to write the file; on success it is durable and named ``path``, and what stood
     there is gone. On any error nothing is left of it.
     """
-    with _work_folder(path) as work:
+    with work_folder(path) as work:
         yield work / path.name
         fsync_file(work / path.name)
         os.replace(work / path.name, path)
@@ -83,7 +83,10 @@ def output_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _work_folder(path: Path) -> Iterator[Path]:
+def work_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``, which is gone behind the block, and in a process that
+    ends by ``discard_unfinished``. What killed processes left of such is cleared away first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.partial"):
         _clear_if_left(left)
@@ -101,6 +104,12 @@ def _work_folder(path: Path) -> Iterator[Path]:
     finally:
         _unfinished.discard(work)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def remove_output(path: Path) -> None:
+    """Remove a folder or a file that a command has made; a kill leaves none half under its name."""
+    with work_folder(path) as work:
+        os.replace(path, work / path.name)
 
 
 def discard_unfinished() -> None:

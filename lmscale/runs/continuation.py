@@ -104,7 +104,7 @@ _TABLE = {
         watch straggler_steps
         evaluation sets every_steps max_windows at_end tasks tasks_every_steps tasks_limit
         evaluation tasks_include_path
-        export format every_steps folder dtype finish_minutes""",
+        export format every_steps folder keep base dtype finish_minutes""",
 }
 CHANGES = {
     f"{section}.{name}": change

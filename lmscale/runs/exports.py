@@ -7,13 +7,14 @@ due is worked out anew from the commits: a start does what the one before has no
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lmscale.config.export import ExportConfig
 from lmscale.config.run import RunConfig
 from lmscale.files.jsonl import append_durable_row, sift_rows
+from lmscale.files.locations import join_location
 from lmscale.files.run_files import EXPORTS_FILE
 from lmscale.files.run_rows import EXPORT
 from lmscale.runs.commits import Commit, read_commits
@@ -24,10 +25,31 @@ DUE = "export"
 _LAST = "last"  # the reason of a run's last save
 
 
-def export_path(config: RunConfig, step: int) -> Path:
-    """Where the export of a step is written."""
+EXPORTS = "exports"
+"""The folder of a run in which exports are, or are made for a place elsewhere."""
+
+
+def export_place(config: RunConfig, step: int) -> str:
+    """Where the export of a step goes: a path, or a URL."""
     ending = ".gguf" if config.export.format == "gguf" else ""
-    return Path(config.export.folder or config.folder / "exports") / f"step-{step:09d}{ending}"
+    folder = config.export.folder or str(config.folder / EXPORTS)
+    return join_location(folder, f"step-{step:09d}{ending}")
+
+
+def plan_old_exports(run_folder: Path, out: str, *, keep: int) -> Iterator[tuple[str, str]]:
+    """The places and checkpoints of the exports beside ``out`` that are too many once it is there:
+    those that were done before the last ``keep`` - 1. A run that was rewound comes by steps again.
+    """
+    folder, _, name = out.rpartition("/")
+    done: dict[int, str] = {}
+    for row in read_exports(run_folder):
+        if row["state"] == "done":
+            done.pop(row["step"], None)  # the newest is the last
+            done[row["step"]] = row["sha256"]
+    others = {f"step-{step:09d}{Path(name).suffix}": sha256 for step, sha256 in done.items()}
+    others.pop(name, None)
+    for other, sha256 in list(others.items())[: max(0, len(others) - keep + 1)]:
+        yield f"{folder}/{other}", sha256
 
 
 def read_exports(run_folder: Path) -> list[dict[str, Any]]:

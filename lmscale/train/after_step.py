@@ -21,6 +21,7 @@ from lmscale.train.assemble import Run
 from lmscale.train.compare import RankComparison
 from lmscale.train.evidence import judge
 from lmscale.train.exporting import Exporter, open_exporter
+from lmscale.train.kept import let_go_of_exported
 from lmscale.train.progress import Hook, ProgressCounter
 from lmscale.train.reporting import MetricsHook, progress_hook
 from lmscale.train.saver import Saver
@@ -84,6 +85,7 @@ class AfterStep:
     def finish_exports(self) -> None:
         """After a good end; a request to stop ends the wait."""
         self.exporter.finish(lambda: self.stop_reason() is not None)
+        let_go_of_exported(self.run)
 
     def save_what_is_left(self) -> None:
         if self.has_work() and self.counter.now.step != self.saver.saved_step:

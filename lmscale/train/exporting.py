@@ -17,9 +17,9 @@ from pathlib import Path
 
 from lmscale.config import RunConfig
 from lmscale.engine.step_report import StepReport
-from lmscale.errors import LmscaleError
+from lmscale.errors import EXIT_USER, LmscaleError
 from lmscale.runs.commits import Commit
-from lmscale.runs.exports import State, export_path, find_due, record_export
+from lmscale.runs.exports import EXPORTS, State, export_place, find_due, record_export
 from lmscale.train.assemble import Run
 from lmscale.watch import heartbeat
 
@@ -41,6 +41,7 @@ class Exporter:
         self._config, self._folder = config, config.folder
         self._committed_step = committed_step
         self._seen_step: int | None = -1  # at which what is due was worked out
+        self._given_up: Commit | None = None  # at this start
         self._running: tuple[Commit, subprocess.Popen[bytes]] | None = None
 
     def __call__(self, report: StepReport) -> None:
@@ -90,18 +91,14 @@ class Exporter:
         for commit in late:
             self._record(commit, "left out")
             logger.warning("step %d is not exported: a newer one is due", commit.step)
-        return newest is not None and self._begin(newest)
+        return newest not in (None, self._given_up) and self._begin(newest)
 
     def _begin(self, commit: Commit) -> bool:
-        out, log = export_path(self._config, commit.step), self._folder / "logs" / LOG
-        settings = self._config.export
-        command = [*("nice", "-n", "19"), sys.executable, "-m", "lmscale", "export"]
-        command += [str(self._folder), "--out", str(out), "--step", str(commit.step)]
-        command += ["--format", str(settings.format), "--dtype", settings.dtype]
+        log = self._folder / "logs" / LOG
+        command = ["nice", "-n", "19", *plan_command(self._config, commit.step)]
         environment = {k: v for k, v in os.environ.items() if k not in _OF_A_RANK}
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as file:
                 process = subprocess.Popen(
                     command,
@@ -119,22 +116,40 @@ class Exporter:
         return True
 
     def _end(self, commit: Commit, code: int) -> None:
-        out = export_path(self._config, commit.step)
+        log = self._folder / "logs" / LOG
         if code == 0:
-            logger.info("exported step %d to %s", commit.step, out)
+            place = export_place(self._config, commit.step)
+            logger.info("exported step %d to %s", commit.step, place)
+            self._record(commit, "done")
+            return
+        is_final = code == EXIT_USER
+        logger.warning(
+            "step %d is not exported (exit code %d): %s. %sAll of it: %s",
+            *(commit.step, code, _last_line(log).rstrip(".")),
+            "" if is_final else "The next start of the run tries again. ",
+            log,
+        )
+        if is_final:
+            self._record(commit, "failed")
         else:
-            log = self._folder / "logs" / LOG
-            logger.warning(
-                "step %d is not exported (exit code %d): %s. All of it: %s",
-                *(commit.step, code, _last_line(log), log),
-            )
-        self._record(commit, "failed" if code else "done")
+            self._given_up = commit
 
     def _record(self, commit: Commit, state: State) -> None:
         try:
             record_export(self._folder, commit, state)
         except (OSError, LmscaleError) as error:
             logger.warning("exports.jsonl: %s", error)
+
+
+def plan_command(config: RunConfig, step: int) -> list[str]:
+    """The command of a step's export, which ends with the process that starts it."""
+    settings = config.export
+    command = [sys.executable, "-m", "lmscale", "export", str(config.folder)]
+    command += ["--out", export_place(config, step), "--work", str(config.folder / EXPORTS)]
+    command += ["--step", str(step), "--format", str(settings.format), "--dtype", settings.dtype]
+    command += ["--base", settings.base] if settings.base else []
+    command += ["--keep", str(settings.keep)] if settings.keep else []
+    return [*command, "--beside", str(os.getpid())]
 
 
 @contextmanager

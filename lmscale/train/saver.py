@@ -10,7 +10,6 @@ from typing import Any
 from lmscale.checkpoint.fragments import owned_fragments
 from lmscale.checkpoint.manifest import ASKED, LAST, REGULAR, STOP, Manifest, RunStates
 from lmscale.checkpoint.places.local_tier import LocalTier, open_node_place
-from lmscale.checkpoint.retention import Retention
 from lmscale.checkpoint.snapshot import Snapshot, draft_manifest, live_copy, parts_of
 from lmscale.checkpoint.tier import Job, SharedTier, Tier
 from lmscale.checkpoint.writer import CheckpointWriter
@@ -27,7 +26,7 @@ from lmscale.train import votes
 from lmscale.train.assemble import Run
 from lmscale.train.compare import compare_for_save
 from lmscale.train.initial import ORIGIN
-from lmscale.train.kept import plan_kept
+from lmscale.train.kept import build_retention
 from lmscale.train.probe import measure_probe
 from lmscale.train.progress import PROGRESS, STREAM, ProgressCounter
 from lmscale.train.teacher import TEACHER
@@ -93,15 +92,7 @@ class Saver:
                 )
             if config.asynchronous:
                 self._snapshot = _allocate_snapshot(engine)
-        retention = Retention(
-            run.place,
-            config,
-            run.folder,
-            undone=run.history.undone,
-            passed_over=run.passed_over,
-            spare=plan_kept(run.config, run.folder, num_rewinds=len(run.history.rewinds)),
-        )
-        self._tier = SharedTier(run.place, retention)
+        self._tier = SharedTier(run.place, build_retention(run))
         self._writer = CheckpointWriter(
             run.ranks,
             open_mailbox(run.ranks),

@@ -48,6 +48,7 @@ from lmscale.train.assemble import Run, open_run
 from lmscale.train.early_stop import GO_ON
 from lmscale.train.exporting import open_exporter
 from lmscale.train.folder import claim_folder
+from lmscale.train.kept import let_go_of_exported
 from lmscale.train.loop import train_steps
 from lmscale.train.progress import read_progress
 from lmscale.train.scoring import complete_evaluation
@@ -179,6 +180,7 @@ def train_until_rewound(
         end(run.good_end)
         with open_exporter(run, lambda: None) as exporter:
             exporter.finish(lambda: stop_reason() is not None)
+        let_go_of_exported(run)
         is_early = run.good_end != FINISHED
         logger.info("%s", run.good_end if is_early else f"all {steps} steps were done before")
         return True

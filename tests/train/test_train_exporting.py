@@ -7,7 +7,9 @@ import os
 import sys
 import time
 
+import fsspec
 import pytest
+from s3_server import open_s3
 from tiny_run import (
     children_of,
     committed_steps,
@@ -20,9 +22,11 @@ from tiny_run import (
 
 from lmscale.config import load_config
 from lmscale.errors import ConfigError
+from lmscale.exchange.destination import BEGUN
+from lmscale.exchange.exported import MARK
 from lmscale.runs.commits import read_commits
-from lmscale.runs.exports import export_path, find_due, read_exports, record_export
-from lmscale.train.exporting import Exporter
+from lmscale.runs.exports import export_place, find_due, read_exports, record_export
+from lmscale.train.exporting import Exporter, plan_command
 from lmscale.train.kept import plan_kept
 
 EVERY_TWO = {"export.format": "hf", "export.every_steps": 2, "checkpoint.keep_last": 1}
@@ -31,36 +35,57 @@ EVERY_TWO = {"export.format": "hf", "export.every_steps": 2, "checkpoint.keep_la
 @pytest.mark.ranks
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="transformers needs Python 3.11")
-def test_a_run_exports_while_it_trains_goes_on_where_it_cannot_and_a_start_does_what_is_left(
+def test_a_run_exports_while_it_trains_to_s3_and_a_start_does_what_the_one_before_has_not(
     tiny_data, tmp_path
 ):
+    pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    run, place = tmp_path / "run", "s3://exports/tiny"
+    settings = EVERY_TWO | {"train.steps": 4, "export.folder": place}
+    config = write_tiny_config(tmp_path / "c.yaml", tiny_data, run, settings)
+    with open_s3("exports"):
+        store = fsspec.filesystem("s3", use_listings_cache=False)
+        ended = launch(config, 2, {"export.finish_minutes": 0, "checkpoint.keep_last": 2})
+        assert ended.code == 0, ended.output
+        assert "the last export is not finished" in ended.output
+        assert committed_steps(run) == [2, 4]
+        assert not [name for name in store.find(place) if name.endswith(MARK)]
+
+        ended = launch(config, 1)
+        assert ended.code == 0, ended.output
+        assert f"exported step 4 to {place}/step-000000004" in ended.output
+        assert [(row["step"], row["state"]) for row in read_exports(run)] == [
+            (2, "left out"),
+            (4, "done"),
+        ]
+        assert committed_steps(run) == [4]  # nothing was saved, and 2 is due no more
+        made = json.loads(store.cat_file(f"{place}/step-000000004/config.json"))
+        assert made["model_type"] == "llama"
+        assert store.exists(f"{place}/step-000000004/{MARK}")
+        assert not store.exists(f"{place}/step-000000004/{BEGUN}")
+    assert not list((run / "exports").iterdir())
+
+
+def test_an_export_that_is_a_users_mistake_has_failed_and_another_is_due_at_the_next_start(
+    tmp_path, caplog
+):
     run = tmp_path / "run"
-    overrides = EVERY_TWO | {"train.steps": 4, "export.every_steps": 4}
-    config = write_tiny_config(tmp_path / "c.yaml", tiny_data, run, overrides)
-    foreign = tmp_path / "exports/step-000000004/a user's file"
-    foreign.parent.mkdir(parents=True)
-    foreign.touch()
-    to = {"export.folder": str(tmp_path / "exports")}
-
-    ended = launch(config, 2, to)
-    assert ended.code == 0, ended.output
-    assert "step 4 is not exported (exit code 2)" in ended.output
-    assert "lmscale did not write it" in ended.output
+    (run / "logs").mkdir(parents=True)
+    log_commit(run, 2)
+    at_once = {"checkpoint.keep_last": 1, "export.format": "hf", "export.every_steps": 2}
+    config = tiny_config(tmp_path, run, at_once)
+    exporter = Exporter(config, committed_step=lambda: 2, is_active=True)
+    exporter.finish(lambda: False)
+    assert "step 2 is not exported (exit code 2)" in caplog.text  # there is no config.yaml
     assert [row["state"] for row in read_exports(run)] == ["failed"]
-
-    ended = launch(config, 2, to | {"train.steps": 8})
-    assert ended.code == 0, ended.output
-    assert "exported step 8 to" in ended.output
-    assert [row["state"] for row in read_exports(run)] == ["failed", "done"]
-    settings = json.loads((tmp_path / "exports/step-000000008/config.json").read_text())
-    assert settings["model_type"] == "llama"
-    assert committed_steps(run) == [8]
-
-    (run / "exports.jsonl").write_text("")
-    (tmp_path / "exports/step-000000008/lmscale_export.json").unlink()
-    ended = launch(config, 2, to | {"train.steps": 8})
-    assert ended.code == 0, ended.output
-    assert "step 8 is not exported (exit code 2)" in ended.output  # it is not lmscale's any more
+    log_commit(run, 4)
+    exporter = Exporter(config, committed_step=lambda: 4, is_active=True)
+    exporter.finish(lambda: True)  # it has begun
+    assert exporter._running is not None
+    exporter._running[1].kill()
+    exporter.finish(lambda: False)
+    assert "The next start of the run tries again" in caplog.text
+    assert [commit.step for commit in find_due(config.export, run)] == [4]
 
 
 def test_what_is_due_is_kept_and_a_rewound_step_is_due_again(tmp_path):
@@ -106,9 +131,11 @@ def test_of_those_that_are_late_the_newest_is_begun_and_an_end_of_the_run_ends_i
 
 def test_gguf_is_a_file(tmp_path):
     config = tiny_config(tmp_path, tmp_path / "run", {"export.folder": "/there"})
-    assert str(export_path(config, 7)) == "/there/step-000000007"
+    assert export_place(config, 7) == "/there/step-000000007"
+    config = tiny_config(tmp_path, tmp_path / "run", {"export.folder": "s3://b/there"})
+    assert export_place(config, 7) == "s3://b/there/step-000000007"
     config = tiny_config(tmp_path, tmp_path / "run", {"export.format": "gguf"})
-    assert export_path(config, 7).name == "step-000000007.gguf"
+    assert export_place(config, 7) == str(tmp_path / "run/exports/step-000000007.gguf")
 
 
 def test_a_model_that_cannot_be_exported_is_refused_before_it_is_trained(tmp_path):
@@ -122,7 +149,24 @@ def test_a_model_that_cannot_be_exported_is_refused_before_it_is_trained(tmp_pat
     text = config.read_text()
     config.write_text(text.replace("format: hf", "format: null"))
     load_config(config)
-    with pytest.raises(ConfigError, match=r"every_steps = 3 needs a format: hf or gguf"):
+    with pytest.raises(ConfigError, match=r"every_steps = 3 needs a format: hf, gguf or peft"):
         load_config(config, ["export.every_steps=3"])
     with pytest.raises(ConfigError, match="give a multiple of checkpoint.every_steps = 2"):
         load_config(config, ["export.every_steps=3", "export.format=hf", "model.positions=rope"])
+
+
+def test_a_run_s_adapters_are_exported_beside_the_base_that_they_adapt(tmp_path):
+    lora = {"model.lora.rank": 2, "run.init_from": "base"}
+    peft = lora | {"export.format": "peft", "export.every_steps": 2, "export.base": "base-hf"}
+    config = tiny_config(tmp_path, tmp_path / "run", peft | {"export.keep": 3})
+    command = " ".join(plan_command(config, 4))
+    assert "--format peft" in command and "--base base-hf --keep 3" in command
+    refused = {
+        "the model has no adapters": {"export.format": "peft", "export.base": "base-hf"},
+        "format peft needs the base's folder": peft | {"export.base": ""},
+        "format peft writes fp32": peft | {"export.dtype": "bf16"},
+        "nothing can be written there": {"export.folder": "https://example.org/exports"},
+    }
+    for why, overrides in refused.items():
+        with pytest.raises(ValueError, match=why):
+            tiny_config(tmp_path, tmp_path / "run", overrides)

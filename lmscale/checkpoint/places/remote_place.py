@@ -8,7 +8,7 @@ that cannot, the last one wins). Listings are always the store's own, never fssp
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from errno import EINVAL, ENOSYS
@@ -25,14 +25,12 @@ from lmscale.files.atomic import sha256_of, to_json_bytes
 from lmscale.files.cache import NodeCache
 from lmscale.files.locations import join_location, protocol_of
 from lmscale.files.remote import Purpose, open_filesystem, with_retries
+from lmscale.files.sending import PART_BYTES, abort_uploads, send_pieces
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Of a multipart upload: S3 takes 10,000 of at least 5 MiB, so a file may have 640 GB. A rank holds
-# two of them for a moment.
-PART_BYTES = 64 * 2**20
 READ_BYTES = 16 * 2**20
 READING = Purpose(
     done="read",
@@ -224,58 +222,8 @@ def _put_once(filesystem: Any, path: str, content: bytes) -> bytes:
 
 
 def _upload(filesystem: Any, path: str, pieces: Iterable[memoryview]) -> int:
-    """Write a file in parts; its bytes. One that is left half by an error is never completed."""
-    size = 0
-    file = filesystem.open(path, "wb", block_size=PART_BYTES)
-    try:
-        for piece in pieces:
-            size += piece.nbytes
-            file.write(piece)
-        file.close()
-    except BaseException:
-        _abandon(file)
-        raise
-    return size
-
-
-def _abandon(file: Any) -> None:
-    from fsspec.spec import AbstractBufferedFile
-
-    if isinstance(file, AbstractBufferedFile):
-        # fsspec 2026.9 completes a file whenever it is closed, and closes it when it is collected.
-        file.closed = True
-        with suppress(OSError):
-            file.discard()
+    return send_pieces(filesystem, path, pieces, part_bytes=PART_BYTES)
 
 
 def _abort_uploads(filesystem: Any, root: str) -> None:
-    """End the multipart uploads that a killed process has left: invisible, but paid for."""
-    bucket, prefix, _ = filesystem.split_path(root)
-    wanted = {"Bucket": bucket, "Prefix": f"{prefix}/step-" if prefix else "step-"}
-    try:
-        uploads = _list_uploads(filesystem, wanted)
-        for upload in uploads:
-            with suppress(FileNotFoundError):  # ended meanwhile
-                filesystem.abort_mpu(bucket, upload["Key"], upload["UploadId"])
-    except OSError as refused:
-        if not isinstance(refused, PermissionError) and refused.errno != ENOSYS:
-            raise
-        logger.warning(
-            "%s: uploads that were cut off cannot be cleared away (%s). They cost until somebody "
-            "does: allow s3:ListBucketMultipartUploads and s3:AbortMultipartUpload, or have the "
-            "bucket end them by a lifecycle rule.",
-            root,
-            refused,
-        )
-
-
-def _list_uploads(filesystem: Any, wanted: Mapping[str, str]) -> list[dict[str, Any]]:
-    """All of them: one answer has a thousand at most."""
-    uploads: list[dict[str, Any]] = []
-    marker: dict[str, str] = {}
-    while True:
-        page = filesystem.call_s3("list_multipart_uploads", **wanted, **marker)
-        uploads += page.get("Uploads", ())
-        if not page.get("IsTruncated"):
-            return uploads
-        marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+    abort_uploads(filesystem, root, begins_with="step-")
