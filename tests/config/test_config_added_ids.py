@@ -66,7 +66,8 @@ def test_ids_that_the_tokenizer_has_itself_are_not_added():
     tree |= {"objective": objective, "model": model}
     tokenizer = {"vocab_size": 400, "ids": {"mask": 7}}
     config = RunConfig.model_validate(tree | {"tokenizer": tokenizer})
-    assert config.added_ids == {"mask": 7, "cls": 400, "sep": 401} and config.num_ids == 402
+    assert config.objective_ids == {"mask": 7, "cls": 400, "sep": 401}
+    assert config.added_ids == {"cls": 400, "sep": 401} and config.num_ids == 402
     tokenizer["ids"] = {"mask": 400}
-    with pytest.raises(ValueError, match="ids.mask = 400 is none of its 400 ids"):
+    with pytest.raises(ValueError, match="ids.mask = 400 is no id of the tokenizer"):
         RunConfig.model_validate(tree | {"tokenizer": tokenizer})
