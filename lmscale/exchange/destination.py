@@ -177,7 +177,8 @@ class Destination:
         remote.claim(force=self.force)
         name, has_begun = remote.url.rpartition("/")[2], False
         try:
-            with writing("an export", self.work), work_folder(self.work / name) as folder:
+            # One name for all: so the next one clears away what a killed one has left.
+            with writing("an export", self.work), work_folder(self.work / "upload") as folder:
                 yield folder / name
                 size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
                 with bar("uploading", size / 1e6, "MB") as advance:

@@ -227,6 +227,13 @@ def test_what_exports_beside_a_rank_ends_with_it():
         time.sleep(0.02)
 
 
+def test_what_a_killed_upload_has_left_here_goes_with_the_next_one_of_any_name(tmp_path):
+    out, work = f"memory://{tmp_path.name}/step-000000004", tmp_path / "work"
+    make(work / ".upload.0123abcd.partial/step-000000002")
+    export(out, work)
+    assert names_at(out) == WHOLE and not list(work.iterdir())
+
+
 def test_a_removal_that_was_killed_is_cleared_away_by_the_next_export(tmp_path):
     path = make(tmp_path / "out")
     work = tmp_path / ".out.0123abcd.partial"
