@@ -94,13 +94,15 @@ def check_found(found: FoundRun) -> None:
 
 @contextmanager
 def open_own(found: FoundRun, plan: ExportPlan) -> Iterator[Read]:
-    """A checkpoint's weights with adapters merged, and only the rows that are exported."""
+    """A checkpoint's weights, fp32, with adapters merged, and only the rows that are exported. A
+    frozen one lies there in the run's precision, in which nothing could be folded into it.
+    """
     config, held = found.config, found.manifest.weight_shapes
     model = build_model_on(plan.own_section, plan.sizes, device=META, dtype=torch.float32)
     rows = {name: parameter.shape[0] for name, parameter in model.named_parameters()}
     with open_weights(found.place, found.manifest, found.weights) as read:
         whole = merging(read, held, config.model.lora)
-        yield lambda name: whole(name)[: rows[name]]
+        yield lambda name: whole(name)[: rows[name]].float()
 
 
 @contextmanager

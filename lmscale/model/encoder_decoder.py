@@ -195,7 +195,7 @@ class Stack(nn.Module):
         seen = offset + length
         positions_1T = torch.arange(offset, seen, device=x_BTD.device)[None]
         x_BTD = self._begin(x_BTD, positions_1T)
-        bias_1HTS = None if self.relative is None else self.relative(seen)[:, :, offset:]
+        bias_1HTS = None if self.relative is None else self.relative(seen, offset)
         ones_1TS = torch.ones(1, length, seen, dtype=torch.bool, device=x_BTD.device)
         bias_1HTS = hide(ones_1TS.tril(offset), x_BTD.dtype, bias_1HTS)
         for block, kept in zip(self.blocks, state, strict=True):

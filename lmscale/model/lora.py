@@ -107,7 +107,8 @@ def is_adapter(name: str) -> bool:
 
 def is_same_adapter(one: LoraConfig, other: LoraConfig) -> bool:
     """Whether what was trained as one can go on as the other: all but the dropout is the same."""
-    return (one.rank, one.scale, one.targets) == (other.rank, other.scale, other.targets)
+    (own, another) = ((each.rank, each.scale, {*each.targets}) for each in (one, other))
+    return own == another
 
 
 def merge_adapter(weight: Tensor, a: Tensor, b_of_parts: Sequence[Tensor], scale: float) -> Tensor:

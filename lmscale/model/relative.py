@@ -1,4 +1,4 @@
-# Shape letters: T time, H heads.
+# Shape letters: T time of queries, S of keys, H heads.
 """T5's relative positions (Raffel et al. 2020, arXiv 1910.10683, section 2.1)."""
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ class RelativeBias(nn.Module):
         std = config.init_std or config.width**-0.5
         self.table = Embedding(config.relative_buckets, config.heads, std=std)
 
-    def forward(self, length: int) -> Tensor:
-        """[1, H, T, T]: of every query (row) and key (column)."""
-        columns_T = torch.arange(length, device=self.table.weight.device)
-        bucket_TT = distance_bucket(
-            columns_T[None] - columns_T[:, None],
+    def forward(self, length: int, offset: int = 0) -> Tensor:
+        """[1, H, T, S]: of every query (row) from ``offset`` on and each of ``length`` keys."""
+        columns_S = torch.arange(length, device=self.table.weight.device)
+        bucket_TS = distance_bucket(
+            columns_S[None] - columns_S[offset:, None],
             buckets=self.table.num_embeddings,
             farthest=self.farthest,
             looks_ahead=self.looks_ahead,
         )
-        return self.table(bucket_TT).permute(2, 0, 1)[None]
+        return self.table(bucket_TS).permute(2, 0, 1)[None]
 
 
 def distance_bucket(distance: Tensor, *, buckets: int, farthest: int, looks_ahead: bool) -> Tensor:

@@ -157,6 +157,25 @@ def test_what_is_chosen_is_the_section_and_has_a_place_for_every_parameter_alone
     assert all(stored.keys() & group for group in names.values()), names
 
 
+BASES = [(family, base) for family, (bases, _) in SWITCHES.items() for base in bases]
+
+
+@pytest.mark.parametrize(("family", "base"), BASES)
+@torch.no_grad()
+def test_transformers_model_of_what_is_rendered_answers(family, base):
+    """Gemma 2 with no window, too."""
+    section = FAMILIES.own[family](family=family, layers=2, width=16, heads=4, **base)
+    architecture, folding = plan_folding(section, SIZES)
+    settings = architecture.render(folding.section, SIZES)
+    config = transformers.AutoConfig.for_model(
+        architecture.model_type, **settings | dict.fromkeys(SPECIAL, 0)
+    )
+    theirs = getattr(transformers, next(iter(architecture.classes.values())))(config).eval()
+    ids_BT = torch.randint(1, 64, (1, 9))
+    more = {"decoder_input_ids": ids_BT} if family == "encoder_decoder" else {}
+    assert theirs(input_ids=ids_BT, **more).logits.isfinite().all()
+
+
 @torch.no_grad()
 def compare_folded(section: ModelConfig, folding: Folding) -> None:
     """What is folded computes what the section does."""

@@ -193,7 +193,13 @@ def test_what_is_written_step_by_step_is_what_a_full_pass_gives(switches):
     source_BS, target_BT = torch.randint(0, 53, (2, READ)), torch.randint(0, 53, (2, WRITTEN))
     state = model.build_state(batch=2, capacity=WRITTEN)
     model.read_source(source_BS, state)
+    biases = []
+    if model.decoder.relative is not None:
+        table = model.decoder.relative.table
+        table.register_forward_hook(lambda _, given, out: biases.append(tuple(given[0].shape)))
     steps = [model.extend(ids_BT, state) for ids_BT in target_BT.split([3, 1, 1, 5], dim=1)]
+    # Of the new tokens alone: a whole table for each would be the cube of a text's length.
+    assert biases in ([], [(3, 3), (1, 4), (1, 5), (5, 10)])
     whole_BTD = written(model, source_BS, target_BT, masked=False)
     torch.testing.assert_close(torch.cat(steps, dim=1), whole_BTD)
     assert model.generates(sees_prompt_whole=False) and not model.generates(sees_prompt_whole=True)

@@ -17,7 +17,14 @@ from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError
 from lmscale.model.family import account_model, build_model
 from lmscale.model.initialize import Linear, declared_parameters
-from lmscale.model.lora import Adapted, is_adapter, merge_adapter, merging, read_adapter
+from lmscale.model.lora import (
+    Adapted,
+    is_adapter,
+    is_same_adapter,
+    merge_adapter,
+    merging,
+    read_adapter,
+)
 from lmscale.train.initial import draw_weights, fill_weights, freeze_parameters
 
 SIZES = Sizes(vocab_size=61, max_positions=16, sequence_length=16)
@@ -92,6 +99,14 @@ def test_a_model_with_adapters_begins_as_the_one_without():
         assert value.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.2)
     declared = declared_parameters(adapted)
     assert declared["blocks.0.attention.qkv.lora_a"].parts == (2, 2, 2)  # for Muon and Adafactor
+
+
+def test_an_adapter_is_another_one_s_by_rank_scale_and_targets_in_any_order():
+    one = LoraConfig(rank=2, alpha=4, targets=("qkv", "out"))
+    for same in ({"targets": ("out", "qkv")}, {"dropout": 0.5}):
+        assert is_same_adapter(one, one.model_copy(update=same))
+    for other in ({"rank": 4}, {"alpha": 12.0}, {"targets": ("qkv",)}, {"rank_stabilized": True}):
+        assert not is_same_adapter(one, one.model_copy(update=other))
 
 
 def test_merged_it_is_a_model_without_adapters_that_computes_the_same():

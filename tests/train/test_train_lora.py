@@ -152,7 +152,11 @@ def test_a_run_begins_with_another_one_s_adapters_where_its_own_are_the_same(
     assert all(torch.equal(value, expected[name]) for name, value in model.named_parameters())
 
 
-@pytest.mark.parametrize("lora", [{}, {"model.lora": {"rank": 5}}])
+@pytest.mark.parametrize(
+    "lora",
+    [{}, {"model.lora": {"rank": 5}}, {"model.lora": OWN["lora"] | {"alpha": 12}}],
+    ids=["none", "rank", "scale"],
+)
 def test_it_begins_with_the_merged_matrices_where_it_has_none_or_others(
     runs, tiny_data, tmp_path, lora
 ):

@@ -281,6 +281,8 @@ def _render_gemma2(section: DecoderConfig, sizes: Sizes) -> dict[str, Any]:
         "attn_logit_softcapping": section.attention_softcap or None,
         "final_logit_softcapping": section.logit_softcap or None,
         **_render_layer_types(section),
+        # Theirs makes the mask of a window whether or not a layer has one, and not of None.
+        "sliding_window": max(section.layer_windows) or sizes.max_positions,
     }
 
 
