@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def read_source_config(folder: Path) -> SourceConfig:
             problems += error.problems
         if tree.get("auto_map"):
             problems.append(f"{path}: auto_map names code of its own, which lmscale never runs.")
+    problems += [f"{path}: {odd}." for odd in _find_odd(tree)]
     if problems:
         raise DataError(problems)
     if tree.get("auto_map"):
@@ -97,6 +98,16 @@ def _read_tree(folder: Path, path: Path) -> Tree:
     return tree
 
 
+def _find_odd(tree: Tree) -> Iterator[str]:
+    """What is of another type than transformers writes, and that it takes as it is."""
+    names, labels = tree.get("architectures"), tree.get("id2label")
+    are_names = isinstance(names, list) and all(isinstance(each, str) for each in names)
+    if names is not None and not are_names:
+        yield f"architectures = {quote(names)} is no list of names"
+    if labels is not None and not isinstance(labels, dict):
+        yield f"id2label = {quote(labels)} is no object"
+
+
 def _complete(tree: Tree, where: str) -> Tree:
     """All settings, those left out as transformers has them, and old spellings as it reads them."""
     transformers = import_transformers()
@@ -106,6 +117,9 @@ def _complete(tree: Tree, where: str) -> Tree:
     plain = {key: value for key, value in tree.items() if key != "auto_map"}
     try:
         return kind.from_dict(plain).to_dict()
-    except (StrictDataclassError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except (
+        *(StrictDataclassError, ArithmeticError, LookupError, TypeError, ValueError),
+        AttributeError,  # of a dtype that torch does not have
+    ) as error:
         said = " ".join(str(error).split())
         raise DataError(f"{where}: transformers cannot read it: {said or repr(error)}.") from None

@@ -123,6 +123,10 @@ def test_an_answer_ends_with_the_objective_s_own_end(tokenizer):
         model.head.weight[501] = second * 1e3  # now the likeliest behind the first token
     ids = list(generation := Generation(model, tokenizer, prompt, sampling, max_tokens=40))
     assert ids[-1] == 501 and generation.stopped_by == "eos" and len(ids) <= 2
+    with torch.no_grad():
+        model.head.weight[tokenizer.eos_id] = second * 2e3  # a document's end does so, too
+    ids = list(generation := Generation(model, tokenizer, prompt, sampling, max_tokens=40))
+    assert ids[-1] == tokenizer.eos_id and generation.stopped_by == "eos" and len(ids) <= 2
     without = Prompt(ids=(500,), source=tuple(range(25)))
     with pytest.raises(ConfigError, match="reads at most 24"):
         Generation(model, tokenizer, without, Sampling(), max_tokens=5)

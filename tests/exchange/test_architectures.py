@@ -216,6 +216,10 @@ def test_every_architecture_reads_what_it_renders_and_transformers_own_defaults(
 def test_settings_that_no_section_can_say_are_told_by_name():
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     half = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+    local = {"full_attention": half | {"partial_rotary_factor": None}, "sliding_attention": rope}
+    labels = {"id2label": {0: "a", 1: "b", 2: "c"}}
+    texts = labels | {"architectures": ["BertForSequenceClassification"]}
     for name, changed, told in (
         ("bert", {"is_decoder": True}, "is_decoder = true, where only false can be read"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type = 'rel"),
@@ -224,6 +228,22 @@ def test_settings_that_no_section_can_say_are_told_by_name():
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention = true cannot be read"),
         ("llama", {"rope_parameters": half}, "partial_rotary_factor = 0.5"),
         ("llama", {"rope_parameters": rope}, "rope_type = 'dynamic'; known are default"),
+        ("llama", {"rope_parameters": yarn | {"truncate": False}}, "truncate = False cannot be"),
+        ("llama", {"rope_parameters": yarn | {"attention_factor": 0.0}}, "attention_factor = 0.0"),
+        ("llama", {"rope_parameters": yarn | {"attention_factor": 2.0}}, "attention_factor = 2.0"),
+        ("llama", {"rope_parameters": yarn | {"mscale": 0.7}}, "rope_parameters.mscale = 0.7"),
+        ("llama", {"rope_parameters": yarn | {"mscale_all_dim": 0.5}}, "mscale_all_dim = 0.5"),
+        ("llama", {"rope_parameters": half | {"sections": [1]}}, "sections = [1] cannot be read"),
+        ("llama", {"rope_parameters": yarn | {"factor": None}}, "factor = None, where a number"),
+        ("llama", {"rope_parameters": yarn | {"rope_theta": "x"}}, "rope_theta = 'x', where a num"),
+        ("llama", {"mlp_bias": True}, "mlp_bias = true, where only false can be read"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights = false, where only true"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx = true, where only"),
+        ("bart", {"decoder_attention_heads": 8}, "decoder_attention_heads = 8, where only 16"),
+        ("bart", {"decoder_ffn_dim": 8}, "decoder_ffn_dim = 8, where only 4096 can be read"),
+        ("modernbert", {"rope_parameters": local}, "rope_parameters.sliding_attention = {'rope_t"),
+        ("bert", texts | {"problem_type": "multi_label_classification"}, "of 3 labels; known are"),
+        ("bert", texts | {"problem_type": "regression"}, "problem_type = 'regression' of 3 labels"),
         ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention = true"),
         ("qwen3", {"layer_types": ["chunked_attention"]}, "layer_types has 'chunked_attention'"),
         ("roberta", {"pad_token_id": 5}, "pad_token_id = 5, where only 1 can be read"),
@@ -233,6 +253,12 @@ def test_settings_that_no_section_can_say_are_told_by_name():
         tree = transformers.AutoConfig.for_model(name).to_dict()
         with pytest.raises(DataError, match=re.escape(told)):
             read_section(tree | changed, "config.json")
+
+
+def test_what_a_class_ends_in_is_read_from_its_whole_name():
+    tree = transformers.AutoConfig.for_model("bert").to_dict()
+    for name, has_pooler in (("BertModel", True), ("BertLMHeadModel", False)):
+        assert read_section(tree | {"architectures": [name]}, "it")[1].pooler is has_pooler
 
 
 def test_a_section_with_adapters_is_what_it_is_with_them_merged():

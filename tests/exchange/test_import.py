@@ -183,6 +183,9 @@ def test_pickles_are_not_opened_and_there_is_a_way_out(copy, tmp_path, tokenizer
         ({"hidden_act": "tanhshrink"}, "the activation 'tanhshrink'"),
         ({"hidden_size": "x"}, "transformers cannot read it: .*hidden_size"),
         ({"num_attention_heads": 0}, "transformers cannot read it"),
+        ({"dtype": "fp8"}, "transformers cannot read it: .*fp8"),
+        ({"architectures": {"a": 1}}, "architectures = {'a': 1} is no list of names"),
+        ({"architectures": [5], "id2label": "x"}, "5. is no list.*id2label = 'x' is no object"),
         (
             {"model_type": "own", "auto_map": {"AutoModel": "m.M"}},
             "code of its own, which .* never",

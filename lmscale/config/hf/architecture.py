@@ -183,6 +183,14 @@ def refuse(tree: Tree, *keys: str) -> None:
         raise UnreadableError(on)
 
 
+def read_number(tree: Tree, key: str) -> float:
+    """A setting that has to be a number. Raises ``UnreadableError``."""
+    value = tree.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UnreadableError([f"{key} = {_say(value)}, where a number is needed"])
+    return float(value)
+
+
 def read_kinds(tree: Tree, window: int) -> tuple[int, ...]:
     """The sliding window of every layer, or none at all, of their ``layer_types``."""
     kinds = tree["layer_types"]

@@ -12,6 +12,7 @@ from lmscale.config.hf.architecture import (
     demand,
     our_activation,
     read_kinds,
+    read_number,
     refuse,
     their_function,
 )
@@ -51,6 +52,11 @@ _GEMMA2 = _LLAMA | {  # what is Llama's norm behind attention stands before the 
     "blocks.{n}.feed_forward_output_norm": "model.layers.{n}.post_feedforward_layernorm",
 }
 _ROTARY = ("*.rotary_emb.inv_freq",)
+_ROPE_KEYS = {  # that are understood, some of one kind alone; the others have no effect on it
+    *("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings"),
+    *("beta_fast", "beta_slow", "high_freq_factor", "low_freq_factor"),
+}
+_ROPE_DEFAULTS = {"partial_rotary_factor": 1.0, "truncate": True}  # all that can be read of these
 _FACTORS = {  # of rope_scaling → theirs
     "yarn": {"beta_fast": "beta_fast", "beta_slow": "beta_slow"},
     "llama3": {"high_turns": "high_freq_factor", "low_turns": "low_freq_factor"},
@@ -143,23 +149,25 @@ def _render_rope(section: DecoderConfig) -> dict[str, Any]:
 
 
 def _read_rope(rope: Tree) -> dict[str, Any]:
-    kind, theta = rope["rope_type"], float(rope["rope_theta"])
-    if rope.get("partial_rotary_factor") not in (None, 1.0):
-        raise UnreadableError([f"partial_rotary_factor = {rope['partial_rotary_factor']}"])
+    kind, theta = rope["rope_type"], read_number(rope, "rope_theta")
+    odd = [
+        f"rope_parameters.{key} = {value!r} cannot be read"
+        for key, value in rope.items()
+        if key not in _ROPE_KEYS and value is not None and value != _ROPE_DEFAULTS.get(key)
+    ]
+    if odd:
+        raise UnreadableError(odd)
     if kind == "default":
         return {"rope_theta": theta}
     if kind not in ("linear", "yarn", "llama3"):
         raise UnreadableError([f"rope_type = {kind!r}; known are default, linear, yarn and llama3"])
-    scaling: dict[str, Any] = {"kind": kind, "factor": float(rope["factor"])}
-    odd = {"attention_factor", "mscale", "mscale_all_dim"} & {k for k, v in rope.items() if v}
-    if odd:
-        raise UnreadableError([f"rope_parameters.{key} = {rope[key]}" for key in sorted(odd)])
+    scaling: dict[str, Any] = {"kind": kind, "factor": read_number(rope, "factor")}
     if original := rope.get("original_max_position_embeddings"):
         scaling["original_positions"] = original
     defaults = RopeScalingConfig()
     for ours, theirs in _FACTORS.get(kind, {}).items():
-        value = rope.get(theirs)
-        scaling[ours] = getattr(defaults, ours) if value is None else float(value)
+        is_given = rope.get(theirs) is not None
+        scaling[ours] = read_number(rope, theirs) if is_given else getattr(defaults, ours)
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 

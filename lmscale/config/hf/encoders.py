@@ -13,6 +13,7 @@ from lmscale.config.hf.architecture import (
     demand,
     our_activation,
     read_kinds,
+    read_number,
     their_function,
 )
 from lmscale.config.model import Sizes
@@ -54,6 +55,7 @@ _MODERNBERT = {
     "norm": "model.final_norm",
 }
 _MODERNBERT_TOKENS = {"head": "decoder", "head.dense": "head.dense", "head.norm": "head.norm"}
+_BARE = ("BertModel", "RobertaModel", "XLMRobertaModel")
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 
 
@@ -110,10 +112,18 @@ def _read_outputs(tree: Tree) -> dict[str, Any]:
     if named.endswith("ForTokenClassification"):
         return {"token_classes": classes}
     if named.endswith("ForSequenceClassification"):
+        kind = tree.get("problem_type")
+        if kind == "multi_label_classification" or (kind == "regression" and classes > 1):
+            raise UnreadableError(
+                [
+                    f"problem_type = {kind!r} of {classes} labels; known are one label of several, "
+                    "and one number"
+                ]
+            )
         return {"pooler": True, "text_classes": classes}
     if named.endswith("ForPreTraining"):
         return {"pooler": True, "text_classes": 2}
-    return {"pooler": named.endswith("Model")}
+    return {"pooler": named in _BARE}
 
 
 def _render_roberta(section: EncoderConfig, sizes: Sizes) -> dict[str, Any]:
@@ -177,8 +187,8 @@ def _read_modernbert(tree: Tree) -> dict[str, Any]:
         "heads": tree["num_attention_heads"],
         "ffn_width": tree["intermediate_size"],
         "positions": "rope",
-        "rope_theta": float(ropes[_GLOBAL]["rope_theta"]),
-        "local_rope_theta": float(ropes[_LOCAL]["rope_theta"]),
+        "rope_theta": read_number(ropes[_GLOBAL], "rope_theta"),
+        "local_rope_theta": read_number(ropes[_LOCAL], "rope_theta"),
         "sliding_windows": read_kinds(tree, tree["local_attention"] // 2 + 1),
         "norm": "layernorm",
         "norm_eps": tree["norm_eps"],
@@ -248,9 +258,7 @@ ENCODERS = (
         render=_render_modernbert,
         read=_read_modernbert,
         names=_MODERNBERT,
-        head_names={
-            "tokens": {"head": "decoder", "head.dense": "head.dense", "head.norm": "head.norm"}
-        },
+        head_names={"tokens": _MODERNBERT_TOKENS},
         prefix="model.",
     ),
     _roberta("roberta", "Roberta"),
