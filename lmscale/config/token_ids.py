@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, TypeAlias
 
@@ -46,9 +46,14 @@ def _find_id(name: str, named: NamedIds) -> int | None:
     return first + place if last >= first else first - place
 
 
+def find_sentinels(names: Iterable[str]) -> list[str]:
+    """Those of an objective's names that stand for a span each, in their order."""
+    return [name for name in names if _SENTINEL.fullmatch(name)]
+
+
 def fold_ids(ids: Mapping[str, int]) -> NamedIds:
     """Names and their ids as in the YAML, where the sentinels are in a row; else each by itself."""
-    sentinels = [name for name in ids if name.startswith("sentinel_")]
+    sentinels = find_sentinels(ids)
     if not sentinels:
         return dict(ids)
     named: NamedIds = {name: number for name, number in ids.items() if name not in sentinels}

@@ -29,7 +29,7 @@ from lmscale.exchange.plan_export import (
     plan_stored,
     render_tensors,
 )
-from lmscale.exchange.render_config import barred_ids, render_config, render_generation
+from lmscale.exchange.render_config import barred_ids, end_ids, render_config, render_generation
 from lmscale.exchange.samples import Samples, draw_samples
 from lmscale.exchange.their_library import import_transformers
 from lmscale.exchange.tokenizer_check import TokenizerCheck, verify_tokenizer
@@ -121,11 +121,13 @@ def _write_settings(
     config, tokenizer = found.config, found.tokenizer
     beginning = find_beginning(found.folder, tokenizer)
     framing = plan_framing(config, tokenizer, begins_with_bos=beginning)
-    barred = barred_ids(tokenizer, framing, plan.sizes.vocab_size)
+    barred = barred_ids(tokenizer, framing, config.objective_ids, plan.sizes.vocab_size)
     settings = render_config(plan, framing, config.objective_ids, request.dtype)
     write_json(work / "config.json", settings)
     if plan.section.family != "encoder":
-        generation = render_generation(framing, config.objective_ids, barred)
+        generation = render_generation(
+            framing, config.objective_ids, ends=end_ids(tokenizer, framing), barred=barred
+        )
         write_json(work / "generation_config.json", generation)
     write_tokenizer(
         tokenizer,

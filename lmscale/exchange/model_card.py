@@ -58,9 +58,13 @@ def render_loading(exported: Exported, folder: str) -> list[str]:
     ]
     if plan.section.family == "encoder":
         return [*lines, 'print(model(**tokenizer("A text.", return_tensors="pt")).logits.shape)']
+    added, text = exported.found.config.objective_ids, '"A text"'
+    if "sentinel_0" in added:  # what is asked for is what it stands for
+        lines.append(f"gap = tokenizer.convert_ids_to_tokens({added['sentinel_0']})")
+        text = 'f"A text {gap}"'
     return [
         *lines,
-        'ids = tokenizer("A text", return_tensors="pt").input_ids',
+        f'ids = tokenizer({text}, return_tensors="pt").input_ids',
         "print(tokenizer.decode(model.generate(ids, max_new_tokens=40)[0]))",
     ]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lmscale.config.token_ids import find_sentinels
 from lmscale.exchange.framing import Framing
 from lmscale.exchange.plan_export import ExportPlan
 from lmscale.tokenizer.base import Tokenizer
@@ -26,13 +27,23 @@ def special_ids(framing: Framing, objective_ids: Mapping[str, int]) -> dict[str,
     return ids | start
 
 
-def barred_ids(tokenizer: Tokenizer, framing: Framing, num_rows: int) -> list[int]:
-    """Ids that ``lmscale generate`` never writes either: special ones but what ends a text, and
-    rows that no text has trained.
+def end_ids(tokenizer: Tokenizer, framing: Framing) -> list[int]:
+    """What ends a text that is written, as in ``lmscale generate``: the objective's end, if it has
+    one, and a document's.
+    """
+    return [*dict.fromkeys([framing.roles["eos_token"], tokenizer.eos_id])]
+
+
+def barred_ids(
+    tokenizer: Tokenizer, framing: Framing, objective_ids: Mapping[str, int], num_rows: int
+) -> list[int]:
+    """Ids that no model learns to write: special ones but what ends a text and the objective's
+    sentinels, and rows that no text has trained.
     """
     is_barred = np.ones(num_rows, dtype=bool)
     is_barred[: tokenizer.vocab_size] = ~tokenizer.is_writable()
-    is_barred[framing.roles["eos_token"]] = False
+    is_barred[end_ids(tokenizer, framing)] = False
+    is_barred[[objective_ids[name] for name in find_sentinels(objective_ids)]] = False
     return np.flatnonzero(is_barred).tolist()
 
 
@@ -48,8 +59,13 @@ def render_config(
 
 
 def render_generation(
-    framing: Framing, objective_ids: Mapping[str, int], barred: Sequence[int]
+    framing: Framing,
+    objective_ids: Mapping[str, int],
+    *,
+    ends: Sequence[int],
+    barred: Sequence[int],
 ) -> dict[str, Any]:
     """generation_config.json."""
+    several = {"eos_token_id": list(ends)} if len(ends) > 1 else {}
     suppressed = {"suppress_tokens": list(barred)} if barred else {}
-    return special_ids(framing, objective_ids) | suppressed
+    return special_ids(framing, objective_ids) | several | suppressed

@@ -193,6 +193,9 @@ def test_pairs_have_transformers_ids_and_its_loss(tmp_path, name, settings, obje
         export_run(ExportRequest(folder=imported, out=tmp_path / "out"))
         after = json.loads((tmp_path / "out/config.json").read_text())
         assert (after["decoder_start_token_id"], after["eos_token_id"]) == (0, 1)
+        generation = json.loads((tmp_path / "out/generation_config.json").read_text())
+        assert generation["eos_token_id"] == 1
+        assert not {*generation["suppress_tokens"]} & {1, *range(3, 103)}  # end, sentinels
         tokens = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
         assert len(tokens) == VOCAB
         assert tokens("<extra_id_0>", add_special_tokens=False).input_ids == [102]

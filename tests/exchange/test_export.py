@@ -157,3 +157,20 @@ def test_a_run_of_every_family_and_objective_is_exported(
     assert left_out == LEFT_OUT.get(recipe, set())
     card = (tmp_path / "out/README.md").read_text()
     assert all(name in card for name in exported.plan.left_out[:8])
+    if config.model.family == "encoder_decoder":
+        check_what_may_be_written(tmp_path / "out", config.objective_ids, tokenizer.eos_id)
+    if "sentinel_0" in config.objective_ids:
+        code = card.partition("```python\n")[2].partition("```")[0]
+        loaded: dict = {}
+        exec(code.replace('"FOLDER"', repr(str(tmp_path / "out"))), loaded)
+        assert loaded["ids"].tolist()[0].count(config.objective_ids["sentinel_0"]) == 1
+
+
+def check_what_may_be_written(folder, ids: dict, eos: int) -> None:
+    """All that the objective has as targets, and what ends a text in ``lmscale generate``."""
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [ids["end"], eos]
+    targets = {number for name, number in ids.items() if name.startswith("sentinel")}
+    others = {*ids.values()} - targets - {ids["end"]}
+    barred = {*generation["suppress_tokens"]}
+    assert others <= barred and not barred & {*targets, ids["end"], eos}
