@@ -70,8 +70,8 @@ class CorpusSourceConfig(Section):
     text_field: …, encoding: …, separator: …, strip_html: …}``.
     """
     format: Format = "auto"
-    """``auto`` goes by the ending: .txt .md .rst (text), .html .htm, .jsonl, .json (an array of
-    objects, or JSON lines), .parquet, .tar (webdataset), and with .gz .bz2 .xz .zst behind.
+    """``auto`` goes by the ending: .txt .md .rst (text), .html .htm .xhtml, .jsonl, .json (an array
+    of objects, or JSON lines), .parquet, .tar (webdataset), and with .gz .bz2 .xz .zst behind.
     Of ``html`` the text is kept, without markup, scripts and styles.
     """
     text_field: str = "text"
@@ -145,15 +145,13 @@ class CorpusSourceConfig(Section):
         return self.model_dump(mode="json", exclude=unused)
 
     def find_problems(self) -> Iterator[str]:
-        fields = {"text_field": self.text_field, **self.fields_beside}
-        if twice := [name for name in fields if [*fields.values()].count(fields[name]) > 1]:
-            named = ", ".join(f"{name} = {fields[name]!r}" for name in twice)
-            yield f"{named}: each has to name a field of its own"
+        yield from self._find_field_problems()
+        for each in self.inputs:
+            if each.settings:
+                own = self.model_copy(update=each.settings)
+                yield from (f"inputs: {each.files}: {p}" for p in own._find_field_problems())
         if self.tags_field and (self.label_field or self.target_field):
             yield "tags_field: tagged words are neither a pair nor do they have a label; name one"
-        if self.format in PLAIN and self.fields_beside:
-            fields = " and ".join(self.fields_beside)
-            yield f"format: {self.format} has no fields; {fields} need another"
         if self.word_separator.strip():
             yield f"word_separator = {self.word_separator!r} is no white space"
         if self.label_kind is not None:
@@ -161,6 +159,18 @@ class CorpusSourceConfig(Section):
             yield from (f"label_names: {problem}" for problem in problems)
         elif self.label_names:
             yield "label_names are given, but neither label_field nor tags_field"
+
+    def _find_field_problems(self) -> Iterator[str]:
+        """Why its fields cannot be read so, of all its files or of an input's."""
+        fields = {"text_field": self.text_field, **self.fields_beside}
+        if twice := [name for name in fields if [*fields.values()].count(fields[name]) > 1]:
+            named = ", ".join(f"{name} = {fields[name]!r}" for name in twice)
+            yield f"{named}: each has to name a field of its own"
+        if self.format in PLAIN and self.fields_beside:
+            beside = " and ".join(self.fields_beside)
+            yield f"format: {self.format} has no fields; {beside} need another"
+        if self.tags_field and self.strip_html:
+            yield "strip_html: it could remove words, and each has a tag"
 
 
 class CorpusConfig(Section):
@@ -196,8 +206,8 @@ class CorpusConfig(Section):
                 f"sources: names become folders and shards: use letters, digits, - and _, not {bad}"
             )
         tagged = [name for name, source in self.sources.items() if source.tags_field]
-        stripped = [name for name in tagged if self.strips(name)]
-        if stripped:
+        stripped = [name for name in tagged if self.sources[name].strip_html is None]
+        if self.strip_html and stripped:
             yield f"strip_html: {', '.join(stripped)} has tags of words that it could remove"
 
     def strips(self, name: str) -> bool:

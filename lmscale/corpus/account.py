@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from lmscale.config.corpus import CorpusSourceConfig
 from lmscale.corpus.fields import RecordFields
@@ -29,14 +29,20 @@ class Account:
         self.setting = f"corpus.sources.{name}"
         self.source = source
         self.fields = RecordFields(source)
+        self._of_input: Collection[str] = ()
         self.broken = 0
         self.named: list[str] = []  # some of the broken ones, in words
         self.passed_over: Counter[str] = Counter()  # what is no record, by what it is
 
     def begin(self, file: RawFile) -> None:
         """The next records are of this file, and read by its rules."""
+        self._of_input = dict(file.own).keys()
         if file.rules != self.source:
             self.source, self.fields = file.rules, RecordFields(file.rules)
+
+    def name_of(self, key: str) -> str:
+        """Where the file's setting stands: its own input's, or the source's."""
+        return f"{self.setting}.{'inputs: ' if key in self._of_input else ''}{key}"
 
     def add_broken(self, problem: str) -> None:
         limit = self.source.max_bad_records
@@ -73,7 +79,7 @@ class Account:
         """Whether a decoded text is of its encoding, or broken."""
         found = find_undecodable(pieces)
         if found:
-            setting = f"{self.setting}.encoding"
+            setting = self.name_of("encoding")
             self.add_broken(f"{where}: not {self.source.encoding} ({setting}): {found}.")
         return not found
 

@@ -67,7 +67,7 @@ class _Decoded:
         except (LookupError, ValueError) as error:  # such as utf-16 without its mark, and idna
             found = "Python knows no such encoding of text"
             raise DataError(
-                f"{self.where}: cannot be read with {self.account.setting}.encoding = "
+                f"{self.where}: cannot be read with {self.account.name_of('encoding')} = "
                 f"{encoding!r}: {found if isinstance(error, LookupError) else error}."
             ) from None
 
@@ -122,6 +122,12 @@ def _read_json(file: RawFile, account: Account) -> Records:
         if head := piece.lstrip():
             break
     if not head.startswith("["):
+        first = head.partition("\n")[0].rstrip()
+        if first.endswith(("{", "[", ",")):
+            raise DataError(
+                f"{file.shown}: is neither an array of objects nor an object a line: its first "
+                f"object goes on behind the line {first[:40]!r}. Write it as one of both."
+            )
         yield from _read_lines(chain((head,), text), file, account)
         return
     limit = account.source.max_record_chars

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lmscale.cli.corpus import _render
 from lmscale.config.corpus import CorpusConfig, CorpusSourceConfig
-from lmscale.corpus.build import build_corpus
+from lmscale.corpus.build import _builder, build_corpus
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.corpus.text_files import cut_array
 from lmscale.errors import DataError
@@ -84,6 +84,7 @@ def test_a_json_file_holds_an_array_or_lines(tmp_path):
     ("text", "problem"),
     [
         ('[{"text": "a"}, {"te', "its array does not end"),
+        ('{\n "text": "a"\n}\n', r"neither an array of objects nor an object a line.*'{'"),
         ('[{"text": "a"}] [1]', "something follows behind the array"),
         ('[{"text": "a"},, {"text": "b"}]', "item 2: not JSON"),
         ('[{"text": "a"} {"text": "b"}]', "item 1: not JSON"),
@@ -123,3 +124,35 @@ def test_files_of_unknown_endings_are_one_line_an_ending(tmp_path):
         build(tmp_path, {"s": {"inputs": [f"{tmp_path}/*.*"]}})
     doc, pdf = caught.value.problems
     assert "0.doc" in doc and "and 4 more: unknown ending (.doc)" in doc and "(.pdf)" in pdf
+
+
+def test_an_input_s_own_settings_are_looked_at_as_the_source_s_are(tmp_path):
+    pairs = {"text_field": "a", "target_field": "b"}
+    inputs = [{"files": "x.jsonl", "text_field": "b"}, {"files": "y.txt", "format": "text"}]
+    with pytest.raises(ValueError, match=r"x\.jsonl: text_field = 'b', target_field = 'b'") as pair:
+        CorpusSourceConfig.model_validate({"inputs": inputs, **pairs})
+    assert "y.txt: format: text has no fields" in str(pair.value)
+    tags = {"tags_field": "t", "label_names": ["A"]}
+    marked = [{"files": "x.jsonl", "strip_html": True}]
+    with pytest.raises(ValueError, match=r"x\.jsonl: strip_html: it could remove words"):
+        CorpusSourceConfig.model_validate({"inputs": marked, **tags})
+    with pytest.raises(ValueError, match="strip_html: s has tags of words"):
+        source = {"inputs": ["x.jsonl"], **tags}
+        CorpusConfig.model_validate({"sources": {"s": source}, "strip_html": True})
+    (tmp_path / "a.log").write_bytes(b"\xff")
+    own = {"files": f"{tmp_path}/a.log", "format": "text", "encoding": "ascii"}
+    with pytest.raises(DataError, match=r"not ascii \(corpus\.sources\.s\.inputs: encoding\)"):
+        build(tmp_path, {"s": {"inputs": [own]}})
+
+
+def test_a_part_is_known_by_its_inputs_settings_too(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+
+    def part_of(source_input):
+        sources = {"s": {"inputs": [source_input]}}
+        config = CorpusConfig.model_validate({"folder": str(tmp_path), "sources": sources})
+        return _builder(config, 1).targets[0].units[0].folder.name
+
+    files = f"{tmp_path}/a.txt"
+    assert part_of(files) == part_of({"files": files}) == part_of(f"{tmp_path}/*.txt")
+    assert part_of(files) != part_of({"files": files, "separator": "\f"})
