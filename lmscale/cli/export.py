@@ -114,7 +114,7 @@ def export(
         work=work or run / EXPORTS,
         retries=load_run_config(run).checkpoint.retries,
     )
-    with _leaving_nothing(run, beside):
+    with _leaving_nothing(run, beside), due_again(beside):
         with destination.open(progress) as path:
             if format == "hf":  # before the libraries are loaded, which takes long
                 check_output(path, mark=MARK, force=force, source=run)
@@ -167,6 +167,23 @@ FORMATS: Mapping[Format, Callable[[ExportRequest], Report]] = {
     "gguf": _export_gguf,
     "peft": _export_peft,
 }
+
+
+@contextmanager
+def due_again(beside: int | None) -> Iterator[None]:
+    """A run that trains takes the exit code 2 for what every start would refuse. Only settings are:
+    a full disk, or a bucket that refuses, may be mended by the next start.
+    """
+    from lmscale.errors import EXIT_USER, ConfigError, LmscaleError, TransientError
+
+    try:
+        yield
+    except ConfigError:
+        raise
+    except LmscaleError as error:
+        if beside is None or error.exit_code != EXIT_USER:
+            raise
+        raise TransientError(error.problems) from error
 
 
 @contextmanager

@@ -24,9 +24,10 @@ class ExportConfig(Section):
     none is.
     """
     folder: str = ""
-    """Where they are written, as ``step-000001000``, of gguf ``step-000001000.gguf``: a folder, or
-    a URL (``s3://bucket/exports``), for which each is made and verified in RUN/exports. Default:
-    RUN/exports.
+    """Where they are written, in a folder of the run's name, as ``step-000001000``, of gguf
+    ``step-000001000.gguf``: a folder, or a URL (``s3://bucket/exports``), for which each is made
+    and verified in RUN/exports. Runs that share it need names of their own. Default: RUN/exports,
+    and no folder of the name in it.
     """
     keep: NonNegativeInt = 0
     """So many of those that the run has written there stay, the newest; 0: all."""

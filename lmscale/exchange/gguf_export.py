@@ -36,7 +36,12 @@ from lmscale.exchange.gguf_tensors import (
 )
 from lmscale.exchange.gguf_tokenizer import Vocabulary, add_tokenizer, plan_vocabulary
 from lmscale.exchange.gguf_write import check_gguf, write_gguf
-from lmscale.exchange.llama_cpp import LlamaCppCheck, check_llama_cpp, tolerance_of
+from lmscale.exchange.llama_cpp import (
+    LlamaCppCheck,
+    check_installed,
+    check_llama_cpp,
+    tolerance_of,
+)
 from lmscale.exchange.parity import our_logits
 from lmscale.exchange.plan_export import ExportPlan, check_found, open_export, plan_export
 from lmscale.exchange.samples import draw_samples
@@ -95,10 +100,13 @@ def export_gguf(request: ExportRequest) -> GgufExported:
     with request.bar("looking at the checkpoint", None, ""):
         found = find_run(request.folder, step=request.step, weights=request.weights)
         plan = _plan(found, request.dtype)
+    why_not = _find_why_not(request, plan)
+    if not why_not:
+        check_installed()  # before hours of writing
     check_room(request.out, plan.tensor_bytes)
     with writing("an export", request.out.parent), output_file(request.out) as path:
         _write(request, plan, path)
-        check, why_not = _verify(request, plan, path)
+        check = None if why_not else _verify(request, plan, path)
         num_bytes = path.stat().st_size
     return GgufExported(request=request, plan=plan, bytes=num_bytes, check=check, why_not=why_not)
 
@@ -173,12 +181,14 @@ def _reading(plan: GgufPlan) -> Iterator[Callable[[GgufTensor], Tensor]]:
         yield read_of
 
 
-def _verify(request: ExportRequest, plan: GgufPlan, path: Path) -> tuple[LlamaCppCheck | None, str]:
-    why_not = "only tensors were asked for (--verify tensors)"
-    if request.verify is None:
-        why_not = find_want_of_memory(plan.plan)
-    if request.verify != "logits" and why_not:
-        return None, why_not
+def _find_why_not(request: ExportRequest, plan: GgufPlan) -> str:
+    """Why llama.cpp is not to run the file; empty: it is."""
+    if request.verify == "tensors":
+        return "only tensors were asked for (--verify tensors)"
+    return find_want_of_memory(plan.plan) if request.verify is None else ""
+
+
+def _verify(request: ExportRequest, plan: GgufPlan, path: Path) -> LlamaCppCheck:
     sizes, cpu = plan.plan.sizes, torch.device("cpu")
     model = build_model_on(plan.section, sizes, device=cpu, dtype=torch.float32).eval()
     with torch.no_grad(), _reading(plan) as read:
@@ -192,7 +202,7 @@ def _verify(request: ExportRequest, plan: GgufPlan, path: Path) -> tuple[LlamaCp
     new_tokens = min(NEW_TOKENS, sizes.max_positions // 2)
     most = min(PROMPT_TOKENS, sizes.max_positions - new_tokens)
     with request.bar("verifying", None, ""), torch.no_grad():
-        check = check_llama_cpp(
+        return check_llama_cpp(
             path,
             logits=lambda ids: our_logits(model, ids, "tokens"),
             tokenizer=tokenizer,
@@ -202,7 +212,6 @@ def _verify(request: ExportRequest, plan: GgufPlan, path: Path) -> tuple[LlamaCp
             tolerance=tolerance_of(request.dtype, plan.section.activation),
             num_tokens=new_tokens,
         )
-    return check, ""
 
 
 def report_gguf(exported: GgufExported) -> Report:

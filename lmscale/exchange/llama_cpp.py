@@ -96,11 +96,11 @@ def check_llama_cpp(
         "context": max(map(len, prompts)) + num_tokens + 1,
         "threads": torch.get_num_threads(),
     }
-    reply = _ask(question)
+    reply = ask_llama_cpp(question)
     errors = []
     for prompt, continued in zip(question["prompts"], reply["continued"], strict=True):
         logits_TV = logits([*prompt, *continued["tokens"]])[len(prompt) - 1 :]
-        errors.append(_compare(logits_TV, continued, never, num_tokens, tolerance))
+        errors.append(compare_places(logits_TV, continued, never, num_tokens, tolerance))
     for text, ids in zip(exact, reply["texts"], strict=True):
         if ids != tokenizer.encode(text).tolist():
             raise DataError(f"llama.cpp gives other ids than the tokenizer to {text[:80]!r}.")
@@ -139,7 +139,7 @@ def _is_whole(content: bytes) -> bool:
         return False
 
 
-def _compare(
+def compare_places(
     logits_TV: Tensor,
     continued: dict[str, Any],
     never: Sequence[int],
@@ -174,14 +174,20 @@ def _compare(
     return largest
 
 
-def _ask(question: dict[str, Any]) -> dict[str, Any]:
+def check_installed() -> None:
+    """Raises ``ConfigError`` where llama.cpp is missing."""
     if find_spec("xllamacpp") is None:
         raise ConfigError(
             "Verifying a GGUF file needs llama.cpp: pip install -e '.[gguf]' -c constraints.txt in "
             "the clone. Or export without it: --verify tensors"
         )
+
+
+def ask_llama_cpp(question: dict[str, Any]) -> dict[str, Any]:
+    """What ``llama_cpp_child.answer`` gives, of a process that does not outlive this one."""
+    check_installed()
     process = subprocess.run(
-        [sys.executable, "-m", "lmscale.exchange.llama_cpp_child"],
+        [sys.executable, "-m", "lmscale.exchange.llama_cpp_child", str(os.getpid())],
         input=json.dumps(question),
         capture_output=True,
         text=True,

@@ -1,7 +1,8 @@
 """llama.cpp itself, asked in a process of its own: where it gives up, it ends its process.
 
-``python -m lmscale.exchange.llama_cpp_child`` reads one JSON object from its input and writes the
-answer as the last line of its output. ``llama_cpp.py`` asks it.
+``python -m lmscale.exchange.llama_cpp_child PID`` reads one JSON object from its input and
+writes the answer as the last line of its output. ``llama_cpp.py`` asks it; it ends with the process
+PID, which started it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 import sys
 import urllib.request
 from typing import Any
+
+from lmscale.watch.parent import end_with_parent
 
 
 def open_server(path: str, *, context: int, threads: int) -> Any:
@@ -70,6 +73,7 @@ def answer(server: Any, question: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    end_with_parent(int(sys.argv[1]))
     question = json.load(sys.stdin)
     server = open_server(question["path"], context=question["context"], threads=question["threads"])
     print(json.dumps(answer(server, question)), flush=True)

@@ -30,10 +30,13 @@ EXPORTS = "exports"
 
 
 def export_place(config: RunConfig, step: int) -> str:
-    """Where the export of a step goes: a path, or a URL."""
-    ending = ".gguf" if config.export.format == "gguf" else ""
-    folder = config.export.folder or str(config.folder / EXPORTS)
-    return join_location(folder, f"step-{step:09d}{ending}")
+    """Where the export of a step goes: a path, or a URL. Runs that share ``export.folder`` have a
+    folder each in it.
+    """
+    name = f"step-{step:09d}.gguf" if config.export.format == "gguf" else f"step-{step:09d}"
+    if config.export.folder:
+        return join_location(config.export.folder, f"{config.run.name}/{name}")
+    return str(config.folder / EXPORTS / name)
 
 
 def plan_old_exports(run_folder: Path, out: str, *, keep: int) -> Iterator[tuple[str, str]]:
@@ -76,5 +79,10 @@ def find_due(config: ExportConfig, run_folder: Path) -> list[Commit]:
 
 
 def spare_due(config: ExportConfig, run_folder: Path) -> Mapping[str, Sequence[int]]:
-    """For retention: the checkpoints that an export reads, or is still to read."""
-    return {DUE: [commit.step for commit in find_due(config, run_folder)]}
+    """For retention: the checkpoint that an export reads, and the one that is read next.
+
+    The first that is due is the one that is read, if any is: those before it were left out when it
+    was begun. Those in between will be, so an export that takes long keeps no more than two.
+    """
+    due = [commit.step for commit in find_due(config, run_folder)]
+    return {DUE: due if len(due) < 2 else [due[0], due[-1]]}

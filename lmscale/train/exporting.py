@@ -13,11 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from lmscale.config import RunConfig
+from lmscale.config.export import ExportConfig
 from lmscale.engine.step_report import StepReport
-from lmscale.errors import EXIT_USER, LmscaleError
+from lmscale.errors import EXIT_USER, ConfigError, LmscaleError
+from lmscale.files.extras import install_extra
 from lmscale.runs.commits import Commit
 from lmscale.runs.exports import EXPORTS, State, export_place, find_due, record_export
 from lmscale.train.assemble import Run
@@ -27,6 +30,14 @@ logger = logging.getLogger(__name__)
 LOG = "export.log"  # in the run's logs/
 POLL_SECONDS = 0.2
 END_SECONDS = 10.0  # for a process that was asked to end
+# An export of 70 billion parameters over a slow line takes some hours; one that hangs, for ever.
+LIMIT_SECONDS = 12 * 3600.0
+# What an export needs beside lmscale, and the extra that brings it.
+_PACKAGES = {
+    "hf": (("transformers", "hf"),),
+    "gguf": (("gguf", "gguf"), ("xllamacpp", "gguf")),
+    "peft": (("transformers", "hf"), ("peft", "peft")),
+}
 # What tells a process that it is one of some ranks, or which GPU is its own.
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -42,7 +53,11 @@ class Exporter:
         self._committed_step = committed_step
         self._seen_step: int | None = -1  # at which what is due was worked out
         self._given_up: Commit | None = None  # at this start
+        # Also of those that no row could be written of: a full disk begins none of them again.
+        self._ended: set[tuple[int, str]] = set()
         self._running: tuple[Commit, subprocess.Popen[bytes]] | None = None
+        self._limit = 0.0  # on time.monotonic's clock, of the running one
+        self._is_asked = False  # to end, as it takes too long
 
     def __call__(self, report: StepReport) -> None:
         self._look()
@@ -80,6 +95,7 @@ class Exporter:
             commit, process = self._running
             code = process.poll()
             if code is None:
+                self._end_late(commit, process)
                 return True
             self._running, self._seen_step = None, -1
             self._end(commit, code)
@@ -87,7 +103,8 @@ class Exporter:
         if committed == self._seen_step:
             return False
         self._seen_step = committed
-        *late, newest = find_due(self._config.export, self._folder) or (None,)
+        due = find_due(self._config.export, self._folder)
+        *late, newest = [each for each in due if _key(each) not in self._ended] or (None,)
         for commit in late:
             self._record(commit, "left out")
             logger.warning("step %d is not exported: a newer one is due", commit.step)
@@ -112,8 +129,19 @@ class Exporter:
             logger.warning("step %d is not exported: %s", commit.step, error)
             self._record(commit, "failed")
             return False
-        self._running = commit, process
+        self._running, self._limit = (commit, process), time.monotonic() + LIMIT_SECONDS
+        self._is_asked = False
         return True
+
+    def _end_late(self, commit: Commit, process: subprocess.Popen[bytes]) -> None:
+        """Ask a process that takes too long to end, and then make it; no step waits for it."""
+        late_seconds = time.monotonic() - self._limit
+        if late_seconds > END_SECONDS:
+            process.kill()
+        elif late_seconds > 0 and not self._is_asked:
+            self._is_asked = True
+            logger.warning("the export of step %d takes too long and is ended", commit.step)
+            process.terminate()
 
     def _end(self, commit: Commit, code: int) -> None:
         log = self._folder / "logs" / LOG
@@ -122,7 +150,7 @@ class Exporter:
             logger.info("exported step %d to %s", commit.step, place)
             self._record(commit, "done")
             return
-        is_final = code == EXIT_USER
+        is_final = code == EXIT_USER  # what another start would refuse too (cli/export.py)
         logger.warning(
             "step %d is not exported (exit code %d): %s. %sAll of it: %s",
             *(commit.step, code, _last_line(log).rstrip(".")),
@@ -135,10 +163,27 @@ class Exporter:
             self._given_up = commit
 
     def _record(self, commit: Commit, state: State) -> None:
+        self._ended.add(_key(commit))
         try:
             record_export(self._folder, commit, state)
         except (OSError, LmscaleError) as error:
             logger.warning("exports.jsonl: %s", error)
+
+
+def check_packages(config: ExportConfig) -> None:
+    """Raises ``ConfigError`` where a run that exports lacks a package for it."""
+    missing = [
+        f"export.format = {config.format!r} with export.every_steps needs the package {package}, "
+        f"which is not installed: {install_extra(extra)}"
+        for package, extra in (_PACKAGES[config.format] if config.format else ())
+        if config.every_steps and find_spec(package) is None
+    ]
+    if missing:
+        raise ConfigError(missing)
+
+
+def _key(commit: Commit) -> tuple[int, str]:
+    return commit.step, commit.sha256
 
 
 def plan_command(config: RunConfig, step: int) -> list[str]:

@@ -46,7 +46,7 @@ from lmscale.runs.stop import StoppedError, StopRequests
 from lmscale.train.after_step import AfterStep, open_after_step
 from lmscale.train.assemble import Run, open_run
 from lmscale.train.early_stop import GO_ON
-from lmscale.train.exporting import open_exporter
+from lmscale.train.exporting import check_packages, open_exporter
 from lmscale.train.folder import claim_folder
 from lmscale.train.kept import let_go_of_exported
 from lmscale.train.loop import train_steps
@@ -95,6 +95,8 @@ def open_session(
     with ExitStack() as stack:
         stack.enter_context(open_process_group(ranks, device, group_timeout(config.watch)))
         with failing_together():  # before the folder is claimed
+            if ranks.is_first:
+                check_packages(config.export)
             planned_faults = faults.read_faults(
                 allowed=config.run.allow_faults, world_size=ranks.world_size
             )

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +15,10 @@ from pydoc_data.topics import topics
 
 import gguf
 import numpy as np
+import psutil
 import pytest
 import torch
+from tiny_run import children_of
 from torch import Tensor
 
 from lmscale.config import parse_config
@@ -32,7 +38,7 @@ from lmscale.exchange.gguf_tensors import (
 )
 from lmscale.exchange.gguf_tokenizer import add_tokenizer, plan_vocabulary
 from lmscale.exchange.gguf_write import check_gguf, write_gguf
-from lmscale.exchange.llama_cpp import check_llama_cpp, tolerance_of
+from lmscale.exchange.llama_cpp import check_llama_cpp, compare_places, tolerance_of
 from lmscale.exchange.rules import plan_rules
 from lmscale.model.family import Model, build_model
 from lmscale.tokenizer.base import Tokenizer
@@ -85,6 +91,7 @@ class Written:
     section: DecoderConfig
     dtype: Dtype
     tensors: tuple[GgufTensor, ...]
+    digests: dict[str, str]
 
     def check(self, tokenizer: Tokenizer, **changes):
         torch.manual_seed(2)
@@ -117,7 +124,12 @@ def tokenizer(tiny_data) -> Tokenizer:
 
 @pytest.fixture
 def write(tmp_path, tokenizer) -> Callable[..., Written]:
-    def write(settings: dict, dtype: Dtype = "fp32", tokenizer: Tokenizer = tokenizer) -> Written:
+    def write(
+        settings: dict,
+        dtype: Dtype = "fp32",
+        tokenizer: Tokenizer = tokenizer,
+        begins_with_bos: bool = True,
+    ) -> Written:
         section = DecoderConfig(layers=3, width=64, heads=4, **settings)
         architecture = choose_architecture(section, SIZES)
         there, section = choose_llama_cpp(architecture.model_type, section, SIZES)
@@ -131,7 +143,9 @@ def write(tmp_path, tokenizer) -> Callable[..., Written]:
 
         def describe(writer):
             add_settings(writer, there, section, SIZES)
-            add_tokenizer(writer, vocabulary, tokenizer.special_ids, begins_with_bos=True)
+            add_tokenizer(
+                writer, vocabulary, tokenizer.special_ids, begins_with_bos=begins_with_bos
+            )
 
         def read(tensor: GgufTensor) -> Tensor:
             if not tensor.parameter:
@@ -141,7 +155,8 @@ def write(tmp_path, tokenizer) -> Callable[..., Written]:
         path = tmp_path / "model.gguf"
         digests = write_gguf(path, there.name, dtype, tensors, read, describe)
         check_gguf(path, tensors, digests)
-        return Written(path=path, model=model, section=section, dtype=dtype, tensors=tensors)
+        written = {"dtype": dtype, "tensors": tensors, "digests": digests}
+        return Written(path=path, model=model, section=section, **written)
 
     return write
 
@@ -197,6 +212,67 @@ def test_a_file_of_other_weights_or_ids_is_told(write, tokenizer):
     other.encode = lambda text: np.array([5])
     with pytest.raises(DataError, match="other ids than the tokenizer to .def f"):
         written.check(other, logits=written.logits, tolerance=100)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_the_file_says_where_a_text_begins_and_ends(begins, write, tokenizer):
+    path = write(CASES["llama"], begins_with_bos=begins).path
+    fields = gguf.GGUFReader(str(path)).fields
+    said = {name: field.contents() for name, field in fields.items()}
+    ids = tokenizer.special_ids
+    assert ids["bos"] != ids["eos"]
+    for name, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items():
+        assert said.get(f"tokenizer.ggml.{key}_token_id") == ids.get(name), name
+    assert said["tokenizer.ggml.add_bos_token"] is begins
+    assert said["tokenizer.ggml.add_eos_token"] is False
+
+
+def test_one_bit_that_is_not_as_it_was_written_is_told(write):
+    written = write(CASES["llama"])
+    last = gguf.GGUFReader(str(written.path)).tensors[-1]
+    content = bytearray(written.path.read_bytes())
+    content[last.data_offset] ^= 1
+    written.path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{last.name} has other bits than were written"):
+        check_gguf(written.path, written.tensors, written.digests)
+
+
+def test_a_token_that_is_not_the_likeliest_is_told_though_all_probabilities_are_right():
+    logits_1V = torch.tensor([[3.0, 1.0, 0.0, -1.0]])
+    top = [*enumerate(logits_1V[0].log_softmax(-1).tolist())]
+    for token, never in ((0, []), (1, [0])):
+        assert (
+            compare_places(logits_1V, {"tokens": [token], "likeliest": [top]}, never, 1, 1e-3)
+            < 1e-6
+        )
+    with pytest.raises(DataError, match="its likeliest token 1.2e.00 behind the model's"):
+        compare_places(logits_1V, {"tokens": [1], "likeliest": [top]}, [], 1, 1e-3)
+
+
+def test_llama_cpp_ends_with_the_process_that_asks_it(tmp_path):
+    """Of a large model it would go on for long, in the memory that others need."""
+    os.mkfifo(tmp_path / "model.gguf")  # which is opened for ever
+    question = {"path": str(tmp_path / "model.gguf"), "context": 8, "threads": 1}
+    code = f"from lmscale.exchange.llama_cpp import ask_llama_cpp; ask_llama_cpp({question})"
+    with subprocess.Popen([sys.executable, "-c", code]) as asking:
+        try:
+            wait_until(lambda: bool(children_of(asking.pid)))
+            child = psutil.Process(*children_of(asking.pid))
+            wait_until(lambda: any("xllamacpp" in each.path for each in child.memory_maps()))
+        finally:
+            asking.terminate()
+    try:
+        wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+    finally:
+        if child.is_running():
+            child.kill()
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_file_that_llama_cpp_cannot_run_is_told(write, tokenizer):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -12,10 +15,11 @@ import pytest
 from handmade_runs import make_run
 from tiny_run import tiny_config
 
+from lmscale.checkpoint.manifest import parse_manifest
 from lmscale.cli.main import main
 from lmscale.config import RunConfig
-from lmscale.errors import ConfigError, DataError
-from lmscale.exchange import gguf_export
+from lmscale.errors import CheckpointError, ConfigError, DataError
+from lmscale.exchange import gguf_export, llama_cpp
 from lmscale.exchange.exported import ExportRequest
 from lmscale.exchange.gguf_export import GgufExported, export_gguf, report_gguf
 from lmscale.tokenizer.codec import Tokenizer, load_tokenizer
@@ -82,6 +86,27 @@ def test_a_file_that_computes_something_else_is_no_export(run, tmp_path, monkeyp
     with pytest.raises(DataError, match="computes something else of the file"):
         export(run, tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_no_export(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run.folder, copy)
+    path = copy / "checkpoints/step-000000007/manifest.json"
+    manifest = replace(parse_manifest(path.read_text(), path), is_finite=False)
+    path.write_text(json.dumps(manifest.to_json()))
+    with pytest.raises(CheckpointError, match="holds weights that are not finite"):
+        export_gguf(ExportRequest(folder=copy, out=tmp_path / "model.gguf"))
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_llama_cpp_that_is_missing_is_told_before_anything_is_written(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "find_spec", lambda name: None)
+    monkeypatch.setattr(gguf_export, "write_gguf", None)  # not reached
+    with pytest.raises(ConfigError, match=r"needs llama.cpp: pip install .*--verify tensors"):
+        export(run, tmp_path / "model.gguf")
+    monkeypatch.undo()
+    monkeypatch.setattr(llama_cpp, "find_spec", lambda name: None)
+    assert export(run, tmp_path / "model.gguf", verify="tensors").bytes
 
 
 @contextmanager

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
+from contextlib import closing
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -20,13 +23,17 @@ from tiny_run import (
     write_tiny_config,
 )
 
-from lmscale.config import load_config
-from lmscale.errors import ConfigError
+from lmscale.cli.export import due_again
+from lmscale.config import dump_config, load_config
+from lmscale.config.export import ExportConfig
+from lmscale.errors import ConfigError, DataError, TransientError
 from lmscale.exchange.destination import BEGUN
 from lmscale.exchange.exported import MARK
+from lmscale.files.run_files import EXPORTS_FILE
 from lmscale.runs.commits import read_commits
 from lmscale.runs.exports import export_place, find_due, read_exports, record_export
-from lmscale.train.exporting import Exporter, plan_command
+from lmscale.train import exporting
+from lmscale.train.exporting import Exporter, check_packages, plan_command
 from lmscale.train.kept import plan_kept
 
 EVERY_TWO = {"export.format": "hf", "export.every_steps": 2, "checkpoint.keep_last": 1}
@@ -41,7 +48,7 @@ def test_a_run_exports_while_it_trains_to_s3_and_a_start_does_what_the_one_befor
     pytest.importorskip("moto.server")
     pytest.importorskip("s3fs")
     run, place = tmp_path / "run", "s3://exports/tiny"
-    settings = EVERY_TWO | {"train.steps": 4, "export.folder": place}
+    settings = EVERY_TWO | {"train.steps": 4, "export.folder": "s3://exports"}
     config = write_tiny_config(tmp_path / "c.yaml", tiny_data, run, settings)
     with open_s3("exports"):
         store = fsspec.filesystem("s3", use_listings_cache=False)
@@ -79,11 +86,11 @@ def test_an_export_that_is_a_users_mistake_has_failed_and_another_is_due_at_the_
     assert "step 2 is not exported (exit code 2)" in caplog.text  # there is no config.yaml
     assert [row["state"] for row in read_exports(run)] == ["failed"]
     log_commit(run, 4)
+    (run / "config.yaml").write_text(dump_config(config))
     exporter = Exporter(config, committed_step=lambda: 4, is_active=True)
-    exporter.finish(lambda: True)  # it has begun
-    assert exporter._running is not None
-    exporter._running[1].kill()
     exporter.finish(lambda: False)
+    # There is no checkpoint, which might come back.
+    assert "step 4 is not exported (exit code 1): lmscale: error" in caplog.text
     assert "The next start of the run tries again" in caplog.text
     assert [commit.step for commit in find_due(config.export, run)] == [4]
 
@@ -98,7 +105,7 @@ def test_what_is_due_is_kept_and_a_rewound_step_is_due_again(tmp_path):
     log_commit(run, 5, reason="last")
     assert [commit.step for commit in find_due(config.export, run)] == [2, 4, 5]
     spare = plan_kept(config, run, num_rewinds=9)
-    assert spare([1, 2, 4, 5], 5)["export"] == [2, 4, 5]
+    assert spare([1, 2, 4, 5], 5)["export"] == [2, 5]  # the one that is read, and the next
     second = read_commits(run)[1]
     record_export(run, second, "done")
     assert [commit.step for commit in find_due(config.export, run)] == [4, 5]
@@ -108,7 +115,11 @@ def test_what_is_due_is_kept_and_a_rewound_step_is_due_again(tmp_path):
     assert find_due(never.export, run) == []
 
 
-def test_of_those_that_are_late_the_newest_is_begun_and_an_end_of_the_run_ends_it(tmp_path):
+def test_of_those_that_are_late_the_newest_is_begun_and_an_end_of_the_run_ends_it(
+    tmp_path, monkeypatch
+):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # by which it would pass for a rank
+        monkeypatch.setenv(name, "1")
     run = tmp_path / "run"
     (run / "logs").mkdir(parents=True)
     config = tiny_config(tmp_path, run, EVERY_TWO)
@@ -118,7 +129,10 @@ def test_of_those_that_are_late_the_newest_is_begun_and_an_end_of_the_run_ends_i
     exporter = Exporter(config, committed_step=lambda: 4, is_active=True)
     exporter.finish(lambda: True)  # a stop is asked for
     assert [(row["step"], row["state"]) for row in read_exports(run)] == [(2, "left out")]
-    assert len({*children_of(os.getpid())} - before) == 1
+    [process] = {*children_of(os.getpid())} - before
+    seen = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    assert b"CUDA_VISIBLE_DEVICES=" in seen and b"OMP_NUM_THREADS=1" in seen
+    assert not [each for each in seen if each.startswith((b"RANK=", b"LOCAL_RANK=", b"WORLD_"))]
     began_at = time.monotonic()
     exporter.close()
     assert {*children_of(os.getpid())} <= before
@@ -129,13 +143,81 @@ def test_of_those_that_are_late_the_newest_is_begun_and_an_end_of_the_run_ends_i
     assert {*children_of(os.getpid())} <= before
 
 
+def test_what_no_row_can_be_written_of_is_not_begun_again_at_every_step(
+    tmp_path, caplog, monkeypatch
+):
+    refused = [sys.executable, "-c", "raise SystemExit(2)"]
+    monkeypatch.setattr(exporting, "plan_command", lambda config, step: refused)
+    run = tmp_path / "run"
+    (run / "logs").mkdir(parents=True)
+    (run / EXPORTS_FILE).mkdir()  # nothing can be appended to it
+    log_commit(run, 2)
+    exporter = Exporter(
+        tiny_config(tmp_path, run, EVERY_TWO), committed_step=lambda: 2, is_active=True
+    )
+    for _ in range(3):
+        exporter.finish(lambda: False)
+    assert caplog.text.count("step 2 is not exported (exit code 2)") == 1
+    assert "exports.jsonl: " in caplog.text
+
+
+def test_an_export_that_takes_too_long_is_ended_and_the_next_one_is_begun(
+    tmp_path, caplog, monkeypatch
+):
+    run = tmp_path / "run"
+    (run / "logs").mkdir(parents=True)
+    log_commit(run, 2)
+    config = tiny_config(tmp_path, run, EVERY_TWO)
+    with closing(Exporter(config, committed_step=lambda: 2, is_active=True)) as exporter:
+        exporter.finish(lambda: True)
+        assert exporter._running is not None
+        process = exporter._running[1]
+        process.send_signal(signal.SIGSTOP)  # it hangs, and hears no request to end
+        exporter._limit = time.monotonic()
+        exporter._look()
+        assert "the export of step 2 takes too long" in caplog.text and process.poll() is None
+        monkeypatch.setattr(exporting, "END_SECONDS", 0.0)
+        exporter._look()
+        assert process.wait(9) == -signal.SIGKILL
+        log_commit(run, 4)
+        exporter._committed_step = lambda: 4
+        exporter._look()
+        assert exporter._running is not None and exporter._running[0].step == 4
+
+
+def test_only_what_the_settings_rule_out_is_refused_for_good():
+    with pytest.raises(ConfigError), due_again(beside=1):
+        raise ConfigError("no such format")
+    with pytest.raises(DataError), due_again(beside=None):
+        raise DataError("No space is left")
+    with pytest.raises(TransientError, match="No space is left"), due_again(beside=1):
+        raise DataError("No space is left")
+
+
+@pytest.mark.parametrize(
+    ("format", "package", "extra"),
+    [("hf", "transformers", "hf"), ("gguf", "xllamacpp", "gguf"), ("peft", "peft", "peft")],
+)
+def test_a_package_that_exports_need_is_asked_for_before_the_training(
+    format, package, extra, monkeypatch
+):
+    base = "base" if format == "peft" else ""
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == package else name)
+    config = ExportConfig(format=format, every_steps=2, base=base)
+    with pytest.raises(ConfigError, match=rf"needs the package {package}.*\.\[{extra}\]"):
+        check_packages(config)
+    check_packages(config.model_copy(update={"every_steps": 0}))
+
+
 def test_gguf_is_a_file(tmp_path):
     config = tiny_config(tmp_path, tmp_path / "run", {"export.folder": "/there"})
-    assert export_place(config, 7) == "/there/step-000000007"
+    assert export_place(config, 7) == "/there/tiny/step-000000007"  # another run's is beside it
     config = tiny_config(tmp_path, tmp_path / "run", {"export.folder": "s3://b/there"})
-    assert export_place(config, 7) == "s3://b/there/step-000000007"
+    assert export_place(config, 7) == "s3://b/there/tiny/step-000000007"
     config = tiny_config(tmp_path, tmp_path / "run", {"export.format": "gguf"})
     assert export_place(config, 7) == str(tmp_path / "run/exports/step-000000007.gguf")
+    small = tiny_config(tmp_path, tmp_path / "run", {"export": {"format": "gguf", "dtype": "q8_0"}})
+    assert "--step 7 --format gguf --dtype q8_0" in " ".join(plan_command(small, 7))
 
 
 def test_a_model_that_cannot_be_exported_is_refused_before_it_is_trained(tmp_path):
@@ -160,6 +242,7 @@ def test_a_run_s_adapters_are_exported_beside_the_base_that_they_adapt(tmp_path)
     peft = lora | {"export.format": "peft", "export.every_steps": 2, "export.base": "base-hf"}
     config = tiny_config(tmp_path, tmp_path / "run", peft | {"export.keep": 3})
     command = " ".join(plan_command(config, 4))
+    assert "--step 4 --format peft --dtype fp32" in command
     assert "--format peft" in command and "--base base-hf --keep 3" in command
     refused = {
         "the model has no adapters": {"export.format": "peft", "export.base": "base-hf"},
