@@ -285,8 +285,8 @@ class EncoderDecoderConfig(ModelConfig):
     scaled_logits: bool = True
     """With tied embeddings, hidden states are divided by √width before the head (T5)."""
     dropout: float = Field(default=0.0, ge=0, le=0.99)
-    """Of the embeddings, of the shares of attention, of what each part adds, and of what a stack
-    gives.
+    """Of the embeddings, of the shares of attention, of what each part adds, of what a stack gives,
+    and with ``norm_first`` within the feed-forward (T5).
     """
     init_std: float | None = Field(default=None, gt=0, le=100)
     """Standard deviation of weights; default: of each matrix by its inputs, 1 of the embeddings, as

@@ -115,6 +115,7 @@ class PairBlock(nn.Module):
             bias=config.bias,
             std=std or width**-0.5,
             residual_std=std or inner**-0.5,
+            dropout=config.dropout if config.norm_first else 0.0,
         )
         self.dropout = nn.Dropout(config.dropout)
 

@@ -28,6 +28,7 @@ class FeedForward(nn.Module):
     """down(f(up(x))), or gated down(f(gate(x)) · up(x)) (Shazeer 2020, arXiv 2002.05202).
 
     ``gate_up`` holds the gate's rows, then the other half's: one product instead of two.
+    ``dropout`` is of what ``down`` takes.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class FeedForward(nn.Module):
         bias: bool,
         std: float,
         residual_std: float,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.is_gated = activation in GATED
         self.function = FUNCTIONS[GATED.get(activation, activation)]
         if self.is_gated:
@@ -51,9 +54,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if not self.is_gated:
-            return self.down(self.function(self.up(x_BTD)))
+            return self.down(self.dropout(self.function(self.up(x_BTD))))
         gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.down(self.function(gate_BTF) * up_BTF)
+        return self.down(self.dropout(self.function(gate_BTF) * up_BTF))
 
 
 def build_feed_forward(config: DecoderConfig | EncoderConfig) -> FeedForward:

@@ -203,3 +203,13 @@ def test_what_is_written_step_by_step_is_what_a_full_pass_gives(switches):
     whole_BTD = written(model, source_BS, target_BT, masked=False)
     torch.testing.assert_close(torch.cat(steps, dim=1), whole_BTD)
     assert model.generates(sees_prompt_whole=False) and not model.generates(sees_prompt_whole=True)
+
+
+def test_t5_drops_within_the_feed_forward_and_bart_does_not():
+    for switches, dropped in (({}, True), (BART, False)):
+        inner = build(dropout=0.5, **switches).train().decoder.blocks[0].feed_forward
+        seen = []
+        inner.down.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs))
+        inner(torch.rand(4, 8, 32))
+        zeros = (seen[0][0] == 0).float().mean()  # half of relu's outputs are zeros by themselves
+        assert zeros > 0.65 if dropped else zeros < 0.1
