@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lmscale.checkpoint.layout import fragment_file
 from lmscale.checkpoint.manifest import FROZEN, MASTER, Manifest, Untrained
 from lmscale.checkpoint.places.place import LocalPlace
-from lmscale.checkpoint.write_file import Part, arrange, write_file
+from lmscale.checkpoint.write_file import DTYPE_NAMES, Part, arrange, write_file
 from lmscale.config import RunConfig, dump_config
 from lmscale.files.tokenizer_files import KEPT_FOLDER
 from lmscale.model.family import build_model
@@ -28,9 +28,12 @@ def make_run(
     *,
     ranks: int = 2,
     begins: Mapping[str, Tensor] | None = None,
+    frozen_dtype: torch.dtype = torch.float32,
+    is_finite: bool = True,
 ) -> nn.Module:
     """Write ``config.folder`` with weights that ``draw`` gives, in fragments of so many ranks;
-    returns the model that it holds. ``begins``: weights that it has instead.
+    returns the model that it holds. ``begins``: weights that it has instead; ``frozen_dtype``: of
+    those that are not trained, fp32 or bf16.
     """
     folder = config.folder
     folder.mkdir(parents=True)
@@ -43,6 +46,7 @@ def make_run(
     place.begin(STEP)
     weights = {name: each.detach().float() for name, each in model.named_parameters()}
     frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
+    weights |= {name: weights[name].to(frozen_dtype) for name in frozen}
     files = [
         write_file(place, STEP, fragment_file(rank, "local"), parts, retries=0)
         for rank in range(ranks)
@@ -53,7 +57,9 @@ def make_run(
         "parameters": {n: tuple(each.shape) for n, each in weights.items() if n not in frozen},
         "states": dict.fromkeys(weights.keys() - frozen, (MASTER,)),
         "replicated": {
-            name: Untrained(shape=tuple(weights[name].shape), dtype="F32", kind=FROZEN)
+            name: Untrained(
+                shape=tuple(weights[name].shape), dtype=DTYPE_NAMES[frozen_dtype], kind=FROZEN
+            )
             for name in frozen
         },
         "optimizer": {"kind": "adamw", "step": STEP},
@@ -61,7 +67,7 @@ def make_run(
         "state": {"progress": {"step": STEP, "n": 84, "tokens": 2600, "skipped_steps": 0}},
         "identity": identity_of(config, tokenizer.fingerprint),
         "written_by": {"world_size": ranks, "zero_stage": 1, "precision": "fp32"},
-        "is_finite": True,
+        "is_finite": is_finite,
         "files": tuple(files),
     }
     place.commit(STEP, Manifest(**fields).to_bytes())

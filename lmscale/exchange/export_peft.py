@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from lmscale.checkpoint.load import open_weights
-from lmscale.errors import ConfigError
+from lmscale.errors import ConfigError, DataError
 from lmscale.evaluation.run import find_run
 from lmscale.exchange.export import check_room
 from lmscale.exchange.exported import MARK, Check, ExportRequest
-from lmscale.exchange.folding import Read
+from lmscale.exchange.folding import Read, unfold
 from lmscale.exchange.model_card import CARD
 from lmscale.exchange.parity import ask_theirs, compare
 from lmscale.exchange.peft_adapter import PREFIX, render_adapter, render_adapter_config
@@ -41,6 +41,11 @@ from lmscale.files.output_folder import check_output, output_folder
 from lmscale.model.family import Model, build_model_on
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_ADVICE = (
+    "The base has the settings and the weights that the run adapts, so that peft and transformers "
+    f"may be of other versions than lmscale knows: {install_extra('peft')}. Where they are not, "
+    "export the merged model in place of the adapters: leave out --format peft."
+)
 
 
 def export_peft(request: ExportRequest) -> PeftExported:
@@ -115,11 +120,13 @@ def _render_tensors(adaptation: Adaptation, read: Read) -> Iterator[tuple[str, T
 
 def _render_config(adaptation: Adaptation) -> dict[str, Any]:
     matrices = [rule for rule in adaptation.plan.rules if len(rule.shape) == 2]
+    # PEFT's model of a task that tells tokens asks of its base that it writes texts.
+    is_masked = (adaptation.plan.section.family, adaptation.plan.head) == ("encoder", "tokens")
     return render_adapter_config(
         adaptation.found.config.model.lora,
         adaptation.adapters,
         base=str(adaptation.base.folder.resolve()),
-        head=adaptation.plan.head,
+        head=None if is_masked else adaptation.plan.head,
         matrices=[name.removesuffix(".weight") for rule in matrices for name in rule.theirs],
         is_transposed=any(rule.form == "transposed" for rule in matrices),
         saved_modules=adaptation.saved_modules,
@@ -137,6 +144,7 @@ def _verify(
     if request.verify != "logits" and why_not:
         return Check(tensors=num_tensors, why_not=why_not)
     samples = draw_samples(found.config, found.tokenizer.fingerprint)
+    samples = samples.without(plan.target.settings.get("pad_token_id"))
     answers = ask_theirs(
         base.folder,
         samples,
@@ -153,7 +161,11 @@ def _verify(
     with base.opened() as read_base:
         _fill(model, adaptation, read, read_base)
     barred = _read_barred(base.folder)
-    parity = compare(model, samples, answers, head=plan.head, barred=barred)
+    who = f"PEFT, beside {base.folder},"
+    try:
+        parity = compare(model, samples, answers, head=plan.head, barred=barred, who=who)
+    except DataError as error:
+        raise DataError([*error.problems, _ADVICE]) from None
     return Check(tensors=num_tensors, parity=parity)
 
 
@@ -171,13 +183,12 @@ def _load_adapter(theirs: Any, folder: Path) -> Any:
 
 @torch.no_grad()
 def _fill(model: Model, adaptation: Adaptation, read: Read, read_base: Read) -> None:
-    """``model`` is the run's. What is folded lies in the base otherwise than in the run."""
+    """``model`` is the run's. What the base holds has what was folded into it taken back."""
     plan = adaptation.plan
     of_base = {rule.name: rule for rule in plan.rules if rule not in adaptation.whole}
-    if plan.target.folding.told:
-        of_base = {}
     for name, parameter in model.named_parameters():
         if name in of_base:
-            parameter.copy_(of_base[name].to_ours(read_base))
+            theirs = of_base[name].to_ours(read_base)
+            parameter.copy_(unfold(name, theirs, plan.target.folding))
         else:
             parameter.copy_(read(name)[: len(parameter)])

@@ -23,10 +23,24 @@ def read_folded(
 
     def read_one(name: str) -> Tensor:
         value = read(name) if name in held else torch.zeros(shapes[name])
-        for scale in folding.scales:
-            if fnmatchcase(name, scale.pattern):
-                value = value.clone()
-                value[: scale.rows] *= scale.by
-        return value
+        return fold(name, value, folding)
 
     return read_one
+
+
+def fold(name: str, value: Tensor, folding: Folding) -> Tensor:
+    """A parameter of the run, fp32, as that of the folded section."""
+    for scale in folding.scales:
+        if fnmatchcase(name, scale.pattern):
+            value = value.clone()
+            value[: scale.rows] *= scale.by
+    return value
+
+
+def unfold(name: str, value: Tensor, folding: Folding) -> Tensor:
+    """A parameter of the folded section, fp32, as that of the run."""
+    for scale in folding.scales:
+        if fnmatchcase(name, scale.pattern):
+            value = value.clone()
+            value[: scale.rows] /= scale.by
+    return value

@@ -118,10 +118,12 @@ def compare(
     *,
     head: Head,
     barred: Sequence[int] = (),
+    who: str = "transformers",
 ) -> Parity:
     """Raises ``DataError`` with what differs: logits by more than ``TOLERANCE``, or a token.
 
     ``barred``: ids that nothing written may have, as their generation_config.json bars them.
+    ``who``: has answered, for messages.
     """
     with torch.no_grad():
         ours = [our_outputs(model, question, head) for question in samples.questions()]
@@ -139,7 +141,7 @@ def compare(
             ties, chosen = ties + own_ties, chosen + len(more)
             problems += [problem] if problem else []
     if problems:
-        raise DataError([f"transformers gives other answers: {each}." for each in problems])
+        raise DataError([f"{who} gives other answers: {each}." for each in problems])
     return Parity(
         samples=len(samples.rows),
         tokens=samples.tokens,

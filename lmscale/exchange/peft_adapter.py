@@ -103,14 +103,14 @@ def render_adapter_config(
     adapters: Sequence[TheirAdapter],
     *,
     base: str,
-    head: Head,
+    head: Head | None,
     matrices: Collection[str],
     is_transposed: bool,
     saved_modules: Sequence[str],
 ) -> dict[str, Any]:
     """adapter_config.json. ``base``: where the adapted model lies; ``matrices``: the modules of all
     of its matrices; ``is_transposed``: they are stored [in, out]; ``saved_modules``: those that the
-    folder has whole.
+    folder has whole; ``head`` None: PEFT knows no task of the class.
     """
     ranks = {adapter.module: adapter.rank(lora.rank) for adapter in adapters}
     by_rank = {rank: [m for m, own in ranks.items() if own == rank] for rank in {*ranks.values()}}
@@ -126,7 +126,7 @@ def render_adapter_config(
     root = math.sqrt(usual) if is_stabilized else usual
     return {
         "peft_type": "LORA",
-        "task_type": _TASKS.get(head),
+        "task_type": _TASKS.get(head) if head else None,
         "base_model_name_or_path": base,
         "inference_mode": True,
         "r": usual,

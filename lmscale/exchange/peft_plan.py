@@ -1,11 +1,10 @@
-"""A run's adapters, and whether a folder of transformers' is the model that they are of."""
+"""A run's adapters, and the folder of transformers' that holds the model that they are of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,17 @@ import torch
 from torch import Tensor
 
 from lmscale.checkpoint.load import open_weights
-from lmscale.config import RunConfig
-from lmscale.errors import CheckpointError, ConfigError, DataError
+from lmscale.errors import CheckpointError, ConfigError
 from lmscale.evaluation.run import FoundRun
 from lmscale.exchange.folding import Read, read_folded
+from lmscale.exchange.import_config import read_source_config
 from lmscale.exchange.import_files import SourceWeights, find_source_weights
 from lmscale.exchange.peft_adapter import TheirAdapter, plan_adapters
-from lmscale.exchange.plan_export import META, ExportPlan, check_found, plan_export
+from lmscale.exchange.peft_base import check_base, plan_as_base
+from lmscale.exchange.plan_export import META, ExportPlan, check_found
 from lmscale.exchange.rules import Rule
 from lmscale.model.family import build_model_on
 from lmscale.model.lora import read_adapter
-
-MAX_NAMED = 3  # of the tensors by which two models differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +80,7 @@ def open_beside(found: FoundRun, plan: ExportPlan) -> Iterator[Read]:
         folding = plan.target.folding
 
         def read_cut(name: str) -> Tensor:
-            return read(name)[: shapes[name][0]]
+            return read(name)[: shapes[name][0]].float()
 
         yield read_folded(read_cut, folding, held=held, shapes=shapes)
 
@@ -98,69 +96,11 @@ def plan_adaptation(found: FoundRun, base_folder: Path) -> Adaptation:
         )
     if not found.manifest.is_finite:
         raise CheckpointError(f"{found.name} holds weights that are not finite.")
-    base = find_source_weights(base_folder)
+    source, base = read_source_config(base_folder), find_source_weights(base_folder)
     check_found(found)
-    plan = _plan_as_base(found.config, base)
+    plan = plan_as_base(found, source, base)
     whole = tuple(rule for rule in plan.rules if rule.name in found.manifest.parameters)
-    with open_beside(found, plan) as read:
-        _check_base(found, plan, base, read)
+    check_base(found, plan, base)
     model = build_model_on(found.config.model, plan.sizes, device=META, dtype=torch.float32)
     adapters = plan_adapters(model, plan.rules)
     return Adaptation(found=found, plan=plan, adapters=adapters, whole=whole, base=base)
-
-
-def _plan_as_base(config: RunConfig, base: SourceWeights) -> ExportPlan:
-    """With as many rows of the vocabulary as the base has, where both only round it up otherwise:
-    a run that adapts another one has to give the other's ``model.vocab_size``.
-    """
-    plan = plan_export(config)
-    rule = next(rule for rule in plan.rules if rule.name == "embedding.weight")
-    stored = base.tensors.get(rule.theirs[0])
-    if stored is None or not config.num_ids <= stored.shape[0] <= config.vocab_size:
-        return plan
-    model = config.model.model_copy(update={"vocab_size": stored.shape[0]})
-    return plan_export(config.model_copy(update={"model": model}))
-
-
-def _check_base(found: FoundRun, plan: ExportPlan, base: SourceWeights, read: Read) -> None:
-    """Raise ``DataError`` where the base holds other weights than those that the run kept as they
-    were: ``read`` gives them. Where one of the two is rounded, to bf16 say, so is the other one for
-    this. What the run trained whole the base need not have.
-    """
-    problems = []
-    scales = plan.target.folding.scales
-    with base.opened() as read_base:
-        for rule in plan.rules:
-            if rule.name in found.manifest.parameters:
-                continue
-            is_scaled = any(fnmatchcase(rule.name, scale.pattern) for scale in scales)
-            value = read(rule.name)
-            problems += _differences(rule, value, base, read_base, is_scaled=is_scaled)
-    if problems:
-        more = f"; and {len(problems) - MAX_NAMED:,} more" if len(problems) > MAX_NAMED else ""
-        source = found.config.run.init_from or "RUN"
-        raise DataError(
-            f"{base.folder} is not the model that {found.folder} adapts: "
-            f"{'; '.join(problems[:MAX_NAMED])}{more}. Give --base an export of that one: "
-            f"lmscale export {source} --out DIR"
-        )
-
-
-def _differences(
-    rule: Rule, value: Tensor, base: SourceWeights, read_base: Read, *, is_scaled: bool
-) -> Iterator[str]:
-    for name, part in rule.to_theirs(value.float()):
-        if name not in base.tensors:
-            yield f"it has no {name}"
-        elif (found := base.tensors[name].shape) != tuple(part.shape):
-            yield f"its {name} is {list(found)}, not {list(part.shape)}"
-        elif not _is_same(read_base(name), part, value.dtype, is_scaled=is_scaled):
-            yield f"its {name} has other values"
-
-
-def _is_same(theirs: Tensor, part: Tensor, kept: torch.dtype, *, is_scaled: bool) -> bool:
-    """``kept``: of the checkpoint; ``is_scaled``: it was rounded before a factor was folded in."""
-    if torch.equal(theirs, part.to(theirs.dtype)) or torch.equal(theirs.to(kept), part.to(kept)):
-        return True
-    step = max(torch.finfo(each).eps for each in (theirs.dtype, kept))
-    return is_scaled and torch.allclose(theirs.float(), part, rtol=2 * step, atol=0)

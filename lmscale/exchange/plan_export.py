@@ -63,9 +63,11 @@ class ExportPlan:
         return self.target.class_name
 
 
-def plan_export(config: RunConfig) -> ExportPlan:
-    """What a run's model is there. Raises ``ConfigError`` where no architecture can be it."""
-    target = plan_target(config)
+def plan_export(config: RunConfig, *, model_type: str | None = None) -> ExportPlan:
+    """What a run's model is there, or as one architecture. Raises ``ConfigError`` where it is
+    nothing there.
+    """
+    target = plan_target(config, model_type=model_type)
     own, model = (
         build_model_on(section, target.sizes, device=META, dtype=torch.float32)
         for section in (config.model.without_adapters, target.section)

@@ -56,6 +56,11 @@ class Samples:
     def tokens(self) -> int:
         return sum(map(len, self.rows))
 
+    def without(self, unwanted: int | None) -> Samples:
+        """The same but for one id, such as padding, by which RoBERTa counts positions."""
+        rows = (tuple(each for each in row if each != unwanted) for row in self.rows)
+        return replace(self, rows=tuple(row for row in rows if row))
+
     def of_pieces(self, num_pieces: int) -> list[list[int]]:
         """The rows without ids that are no pieces of a tokenizer."""
         return [[each for each in row if each < num_pieces] for row in self.rows]

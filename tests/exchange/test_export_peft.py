@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,18 +12,24 @@ import pytest
 import torch
 from handmade_runs import make_run
 from recipes import ENCODER
+from safetensors.torch import load_file
+from their_folders import LLAMA, change_tensors, save_theirs
 from theirs import import_transformers
 from tiny_run import tiny_config
 
-from lmscale.errors import ConfigError, DataError
+from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.evaluation.run import load_run
 from lmscale.exchange.export import export_run
 from lmscale.exchange.export_peft import export_peft
 from lmscale.exchange.exported import ExportRequest
+from lmscale.exchange.import_config import read_source_config
+from lmscale.exchange.peft_adapter import render_adapter
 from lmscale.exchange.peft_card import PeftExported, report_peft
+from lmscale.exchange.plan_export import plan_export
 from lmscale.tokenizer.codec import load_tokenizer
 
 transformers = import_transformers()
+export_peft_module = importlib.import_module("lmscale.exchange.export_peft")
 LORA = {"model.lora": {"rank": 2, "alpha": 4, "targets": ["qkv", "down"]}}
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
@@ -109,6 +116,127 @@ def test_what_is_folded_into_matrices_is_folded_into_their_adapters(tiny_data, t
         verify = "logits" if dtype == "fp32" else "tensors"
         exported = export(tmp_path, tmp_path / "out", base=base, verify=verify)
     assert exported.adaptation.plan.target.folding.scales
+    key = "model.layers.0.self_attn.q_proj.weight"  # which a factor is folded into
+    change_tensors(tmp_path / "fp32", lambda held: held[key].mul_(1.01))
+    with pytest.raises(DataError, match=f"its {key} has other values"):
+        export(tmp_path, tmp_path / "wrong", base=tmp_path / "fp32", verify="tensors")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {},
+        {"mup": {"base_width": 12}},
+        {"mup": {"base_width": 8, "base_head_width": 3}},
+        {"activation": "geglu", "scaled_embeddings": True},
+    ],
+    ids=["llama", "norm", "queries", "gemma"],
+)
+def test_frozen_weights_that_are_kept_in_bf16_are_folded_and_compared_as_numbers_of_fp32(
+    tiny_data, tmp_path, model
+):
+    """By factors that bf16 cannot have; and Gemma's norms are 1 less there."""
+    tokenizer = load_tokenizer(tiny_data / "tokenizer")
+    own = {f"model.{key}": value for key, value in model.items()}
+    source = make_run(tiny_config(tiny_data, tmp_path / "source", own), tokenizer)
+    adapted = tiny_config(tiny_data, tmp_path / "adapted", own | LORA)
+    begins = source.state_dict()
+    make_run(adapted, tokenizer, begins=begins, frozen_dtype=torch.bfloat16)
+    merged = export_run(ExportRequest(folder=adapted.folder, out=tmp_path / "merged"))
+    assert merged.check.parity.error < 1e-5
+    for dtype in ("fp32", "bf16"):
+        base = tmp_path / dtype
+        export_run(
+            ExportRequest(folder=tmp_path / "source", out=base, dtype=dtype, verify="tensors")
+        )
+        exported = export(tmp_path, tmp_path / f"out_{dtype}", base=base)
+        assert exported.check.parity.error < 1e-5
+    change_tensors(base, lambda held: held["model.norm.weight"].add_(0.1))
+    with pytest.raises(DataError, match=r"its model\.norm\.weight has other values"):
+        export(tmp_path, tmp_path / "wrong", base=base)
+
+
+def test_a_base_of_other_settings_is_refused_before_its_tensors_are_asked(runs, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(runs / "base", base)
+    tree = json.loads((base / "config.json").read_text())
+    for changed, told in (
+        ({"rms_norm_eps": 0.3}, "its config.json says norm_eps = 0.3, and the run 1e-05"),
+        ({"model_type": "mistral", "sliding_window": 7}, "says sliding_windows = [7, 7"),
+        (transformers.GPT2Config().to_dict(), "its config.json says "),
+        (transformers.BertConfig().to_dict(), "of the family encoder, and the run's is decoder"),
+    ):
+        (base / "config.json").write_text(json.dumps(tree | changed))
+        with pytest.raises(DataError, match="is not the model that") as caught:
+            export(runs, tmp_path / "out", base=base, verify="tensors")
+        assert told in str(caught.value)
+    (base / "config.json").unlink()
+    with pytest.raises(DataError, match=r"there is no config\.json here"):
+        export(runs, tmp_path / "out", base=base, verify="tensors")
+
+
+ROBERTA = {
+    "vocab_size": 640, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 34, "type_vocab_size": 1,
+    "pad_token_id": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["Qwen2", "Roberta"])
+def test_an_original_folder_is_the_base_though_a_run_is_exported_as_something_else(
+    name, tiny_data, tmp_path
+):
+    ends_in, settings = {"Qwen2": ("ForCausalLM", LLAMA), "Roberta": ("ForMaskedLM", ROBERTA)}[name]
+    base = save_theirs(tmp_path / "base", name, ends_in, **settings)
+    source = read_source_config(base)
+    objective = {"objective": {"name": "masked"}} if name == "Roberta" else {}
+    changed = source.section.model_dump() | {"vocab_size": None, "max_positions": None}
+    lora = {"lora": LORA["model.lora"]}
+    config = tiny_config(tiny_data, tmp_path / "adapted", {"model": changed | lora} | objective)
+    held = load_file(base / "model.safetensors")
+    plan = plan_export(config, model_type=source.architecture.model_type)
+    begins = {rule.name: rule.to_ours(held.__getitem__) for rule in plan.rules}
+    make_run(config, load_tokenizer(tiny_data / "tokenizer"), begins=begins)
+    exported = export(tmp_path, tmp_path / "out")
+    assert exported.check.parity.error < 1e-5
+    assert plan_export(config).architecture != exported.adaptation.plan.architecture
+
+
+def test_what_a_run_adapts_is_named_by_its_step_and_by_the_first_of_those_that_go_on(
+    runs, tiny_data, tmp_path
+):
+    """The export of a run with adapters is merged, and is nothing that one beside them adapts."""
+    begins = {"run.init_from": f"{runs / 'adapted'}@7"}
+    tokenizer = load_tokenizer(tiny_data / "tokenizer")
+    export_run(ExportRequest(folder=runs / "adapted", out=tmp_path / "base"))
+    for lora, told in (
+        (LORA, f"lmscale export {runs / 'source'} --out DIR"),
+        ({"model.lora": {"rank": 3}}, f"lmscale export {runs / 'adapted'} --step 7 --out DIR"),
+    ):
+        folder = tmp_path / f"rank_{lora['model.lora']['rank']}"
+        make_run(tiny_config(tiny_data, folder, begins | lora), tokenizer)
+        with pytest.raises(DataError) as caught:
+            export(runs, tmp_path / "out", run=folder, base=tmp_path / "base")
+        assert told in str(caught.value)
+
+
+def test_peft_s_other_answers_are_told_as_its_own_with_what_to_do(runs, tmp_path, monkeypatch):
+    def render_wrong(adapter, a, b_of_parts):
+        return render_adapter(adapter, a, [-b for b in b_of_parts])
+
+    monkeypatch.setattr(export_peft_module, "render_adapter", render_wrong)
+    with pytest.raises(DataError) as caught:
+        export(runs, tmp_path / "out")
+    first, *_, advice = caught.value.problems
+    assert first.startswith(f"PEFT, beside {runs / 'base'}, gives other answers: the logits of ")
+    assert "leave out --format peft" in advice and not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_is_not_finite_has_no_adapters_to_write(runs, tiny_data, tmp_path):
+    config = tiny_config(tiny_data, tmp_path / "adapted", LORA)
+    make_run(config, load_tokenizer(tiny_data / "tokenizer"), is_finite=False)
+    with pytest.raises(CheckpointError, match="not finite"):
+        export(runs, tmp_path / "out", run=config.folder)
 
 
 def test_a_classifier_is_beside_the_adapters_of_the_model_that_it_stands_on(tiny_data, tmp_path):

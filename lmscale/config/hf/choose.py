@@ -28,11 +28,19 @@ def choose_architecture(section: ModelConfig, sizes: Sizes) -> Architecture:
 
 
 def find_nearest(
-    section: ModelConfig, sizes: Sizes, *, avoided: Collection[str] = ()
+    section: ModelConfig,
+    sizes: Sizes,
+    *,
+    avoided: Collection[str] = (),
+    model_type: str | None = None,
 ) -> tuple[Architecture, list[str]]:
     """The first architecture with the fewest settings that it has otherwise than the section, and
-    these; none of the ``avoided``. Raises ``ConfigError`` for a family that has none.
+    these; none of the ``avoided``, or that of ``model_type``, which must be of the family. Raises
+    ``ConfigError`` for a family that has none.
     """
+    if model_type is not None:
+        only = ARCHITECTURES[model_type]
+        return only, [*find_gaps(only, section, sizes)]
     its = (each for each in ARCHITECTURES.values() if each.family == section.family)
     candidates = [each for each in its if each.exports and each.model_type not in avoided]
     if not candidates:

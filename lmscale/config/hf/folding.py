@@ -63,10 +63,15 @@ Step = Callable[[ModelConfig], Folding | None]
 
 
 def plan_folding(
-    section: ModelConfig, sizes: Sizes, *, avoided: Collection[str] = ()
+    section: ModelConfig,
+    sizes: Sizes,
+    *,
+    avoided: Collection[str] = (),
+    model_type: str | None = None,
 ) -> tuple[Architecture, Folding]:
     """The architecture that the section is, or that it is with the least folded; none of the
-    ``avoided``. Raises ``ConfigError`` as ``choose_architecture`` does.
+    ``avoided``, or that of ``model_type`` alone. Raises ``ConfigError`` as ``choose_architecture``
+    does.
     """
     plain = _fold(Folding(section=section), (_fold_mup, _fold_ntk))
     useful = [step for step in _OPTIONAL if step(plain.section) is not None]
@@ -74,7 +79,7 @@ def plan_folding(
     best: tuple[Architecture, list[str]] | None = None
     for steps in (steps for count in counts for steps in combinations(useful, count)):
         folded = _fold(plain, steps)
-        nearest, gaps = find_nearest(folded.section, sizes, avoided=avoided)
+        nearest, gaps = find_nearest(folded.section, sizes, avoided=avoided, model_type=model_type)
         if not gaps:
             return nearest, folded
         if best is None or len(gaps) < len(best[1]):

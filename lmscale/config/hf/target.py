@@ -50,11 +50,13 @@ class Target:
         return named | self.architecture.render(self.section, self.sizes) | self.labels
 
 
-def plan_target(config: RunConfig) -> Target:
-    """What a run is there. Raises ``ConfigError`` where nothing there can be it."""
+def plan_target(config: RunConfig, *, model_type: str | None = None) -> Target:
+    """What a run is there, or as the architecture of its family that ``model_type`` names. Raises
+    ``ConfigError`` where nothing there, or not that one, can be it.
+    """
     sizes = export_sizes(config)
     section = config.model.without_adapters
-    architecture, folding = plan_folding(section, sizes, avoided=_AVOIDED)
+    architecture, folding = plan_folding(section, sizes, avoided=_AVOIDED, model_type=model_type)
     return Target(
         architecture=architecture,
         head=plan_head(config, architecture),
