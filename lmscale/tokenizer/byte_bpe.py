@@ -7,7 +7,7 @@ the beginning of the next. Marks stay with their letters, as Devanagari and Thai
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lmscale.config.data import MIN_VOCABULARY, TokenizerConfig
@@ -45,9 +45,17 @@ def train_byte_bpe(
         initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(passages, trainer)
-    num_pieces, least = tokenizer.get_vocab_size(), 256 + len(SPECIAL_PIECES)
-    if num_pieces == least:
+    has_text = False
+
+    def watch() -> Iterator[str]:
+        nonlocal has_text
+        for passage in passages:
+            has_text = has_text or bool(passage)
+            yield passage
+
+    tokenizer.train_from_iterator(watch(), trainer)
+    num_pieces = tokenizer.get_vocab_size()
+    if not has_text:
         raise DataError("The corpus holds no text to train a tokenizer on.")
     if num_pieces < config.vocab_size:
         smaller = f"Set tokenizer.vocab_size to {num_pieces:,} or less, or train"

@@ -61,6 +61,24 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
             (folder / old).unlink()
 
 
+def refuse_strangers(tokenizer: Tokenizer, folder: Path) -> None:
+    """Raise ``DataError`` where ``save_tokenizer`` would replace a file that lmscale did not write;
+    what a killed one left is the tokenizer's own model.
+    """
+    old = _read_old(folder)
+    is_own = {META_NAME, old} if old else set()
+    model = folder / model_name(tokenizer.format)
+    found = [path for path in (model, folder / META_NAME) if path.exists()]
+    strangers = [path.name for path in found if path.name not in is_own]
+    if strangers == [model.name] and read_plain(model) == tokenizer.model:
+        return
+    if strangers:
+        raise DataError(
+            f"{folder} holds {' and '.join(strangers)}, which lmscale did not write there. Name "
+            "another folder, or replace what it holds with --force."
+        )
+
+
 def model_name(format: str) -> str:
     """The file in a tokenizer's folder that holds the model."""
     return HF_NAME if format == HuggingFaceTokenizer.format else MODEL_NAME
@@ -70,7 +88,8 @@ def _read_old(folder: Path) -> str:
     """The file that belongs to the tokenizer in a folder, and not to another one; "": none does."""
     with suppress(OSError, ValueError):  # no such file, or no JSON
         meta = parse_json(read_plain(folder / META_NAME))
-        return model_name(str(meta.get("format"))) if isinstance(meta, dict) else ""
+        is_own = isinstance(meta, dict) and "made_by" in meta
+        return model_name(str(meta.get("format"))) if is_own else ""
     with suppress(OSError, ValueError):
         meta = parse_json(read_plain(folder / OLD_META_NAME))
         return OLD_META_NAME if isinstance(meta, dict) and "made_by" in meta else ""

@@ -18,7 +18,8 @@ from lmscale.tokenizer.base import SPACE_MARK, UNKNOWN_BYTES, Tokenizer, check_s
 from lmscale.tokenizer.own import cut_before_words, model_special_ids, sentencepiece_bytes
 
 _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
-_NORMAL, _USER_DEFINED, _UNUSED = 1, 4, 5  # types of pieces
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # types of pieces
+_IN_TEXT = (_NORMAL, _USER_DEFINED, _UNUSED)
 # A piece that cannot reach over the place before the first of some spaces behind a word.
 _WORD_PIECE = re.compile(f"{SPACE_MARK}*[^{SPACE_MARK}]*")
 
@@ -31,8 +32,9 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(
         self, model: bytes, made_by: dict[str, Any], special_ids: Mapping[str, int] | None = None
     ) -> None:
-        """``special_ids`` in place of those that the model names. Raises ``DataError`` for bytes
-        that are no model.
+        """``special_ids`` in place of those that the model names; in ``self.model`` their pieces
+        are control pieces, which no text is encoded to. Raises ``DataError`` for bytes that are no
+        model, and for special ids that text needs.
         """
         import sentencepiece
         from google.protobuf.message import DecodeError
@@ -64,6 +66,12 @@ class SentencePieceTokenizer(Tokenizer):
             self._processor.is_byte(self._processor.piece_to_id(f"<0x{byte:02X}>"))
             for byte in range(256)
         )
+        self._check_roles()
+        if text_ids := [each for each in self._no_text if proto.pieces[each].type in _IN_TEXT]:
+            for each in text_ids:
+                proto.pieces[each].type = _CONTROL
+            self.model = proto.SerializeToString()
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model)
         self.losses = tuple(self._find_losses())
         self._rest: Any = None  # for the stretches behind the first
         self._cuts_lines = False
@@ -127,6 +135,19 @@ class SentencePieceTokenizer(Tokenizer):
     @property
     def _no_text(self) -> set[int]:
         return {number for name, number in self.special_ids.items() if name != "unk"}
+
+    def _check_roles(self) -> None:
+        """Raise ``DataError`` for ends of a document that other text needs."""
+        for role in ("bos", "eos", "pad"):
+            number = self.special_ids.get(role)
+            if number is None:
+                continue
+            is_unknown = self._processor.is_unknown(number) and not self._has_bytes
+            if self._processor.is_byte(number) or (is_unknown and role != "pad"):
+                raise DataError(
+                    f"{role} cannot be {self.piece(number)!r}, which text is encoded to. Name "
+                    f"another piece: --{role} PIECE."
+                )
 
     @property
     def _unknown_piece(self) -> str:

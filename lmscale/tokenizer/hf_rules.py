@@ -6,7 +6,7 @@ normalizer → pre_tokenizer → model → ids        "Sequence" parts hold othe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lmscale.tokenizer.base import SPACE_MARK
@@ -167,6 +167,15 @@ def keep_out_of_text(tree: Mapping[str, Any], pieces: Sequence[str]) -> dict[str
     cut = {"type": "Split", "pattern": {"Regex": pattern}, "invert": False}
     steps = [*parts_of(tree, "pre_tokenizer"), {**cut, "behavior": "MergedWithPrevious"}]
     return {**tree, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
+
+
+def mark_special(tree: Mapping[str, Any], pieces: Collection[str]) -> dict[str, Any]:
+    """The same with those of its added tokens that are among ``pieces`` special."""
+    added = [
+        {**token, "special": token["special"] or token["content"] in pieces}
+        for token in tree.get("added_tokens") or ()
+    ]
+    return {**tree, "added_tokens": added}
 
 
 def finds_whole_words(tree: Mapping[str, Any]) -> bool:

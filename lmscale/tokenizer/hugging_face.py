@@ -27,6 +27,7 @@ from lmscale.tokenizer.hf_rules import (
     finds_whole_words,
     keep_out_of_text,
     kind_of,
+    mark_special,
     name_steps,
     spell_pieces,
     unknown_piece,
@@ -37,6 +38,7 @@ MISSING = (
     "A tokenizer.json needs the package tokenizers: pip install -e '.[hf]' -c constraints.txt "
     "in the clone."
 )
+_UNUSUAL = "\U0001d1a5 \U00010330 \U00020021"  # which few have pieces for
 _NOT_ONE = "Not a tokenizer.json of Hugging Face's, or a damaged one"
 
 
@@ -61,13 +63,19 @@ class HuggingFaceTokenizer(Tokenizer):
         own_ids = {} if unknown is None else {"unk": unknown}
         self.kind = kind_of(self._tree)
         self.special_ids = check_special_ids({**own_ids, **(special_ids or {})}, self.vocab_size)
+        self._check_roles(vocabulary)
+        roles = {self._pieces.get(each, "") for each in self.special_ids.values()} - {""}
+        if any(token["content"] in roles and not token["special"] for token in self._added):
+            self._tree = mark_special(self._tree, roles)
+            plain = build(self._tree)
         self._special_pieces = {token["content"] for token in self._added if token["special"]}
-        self._special_pieces |= {self._pieces[each] for each in self.special_ids.values()}
+        self._special_pieces |= roles
         self._kept_out = self._find_kept_out(plain)
         self._tokenizer = build(self.rules) if self._kept_out else plain
         self.losses = tuple(find_losses(self._tree, vocabulary))
         if self._counts_bytes and not self._gives_back(PROBE):
             self.losses = (*self.losses, "it changes text in a way of its own")
+        self.encode(_UNUSUAL)  # where no piece stands for what is unknown, this says so now
 
     @property
     def rules(self) -> dict[str, Any]:
@@ -80,7 +88,9 @@ class HuggingFaceTokenizer(Tokenizer):
         """As ``tokenizers`` writes it, where it is not exact."""
         if self._counts_bytes:
             return super().decode(ids)
-        return self._tokenizer.decode(self._checked(ids), skip_special_tokens=True)
+        no_text = {number for role, number in self.special_ids.items() if role != "unk"}
+        kept = [number for number in self._checked(ids) if number not in no_text]
+        return self._tokenizer.decode(kept, skip_special_tokens=True)
 
     def piece(self, token_id: int) -> str:
         return self._pieces.get(token_id, "")
@@ -136,18 +146,34 @@ class HuggingFaceTokenizer(Tokenizer):
         if tree["model"].get("byte_fallback"):
             kept_out += BYTE_PIECES
         if not finds_whole_words(tree):
-            of = plain.token_to_id
-            kept_out = [
-                piece
-                for piece in kept_out
-                if of(piece) in plain.encode(piece, add_special_tokens=False).ids
-            ]
+            spell = spell_pieces(tree)
+
+            def is_found(piece: str) -> bool:
+                text = spell(piece).decode(errors="replace")
+                found = plain.encode_batch([piece, text, text.strip()], add_special_tokens=False)
+                return any(plain.token_to_id(piece) in each.ids for each in found)
+
+            kept_out = list(filter(is_found, kept_out))
         if single := [piece for piece in kept_out if len(piece) == 1 and self._is_in_model(piece)]:
             raise DataError(
                 f"The special piece {single[0]!r} is a single character, which lmscale could not "
                 "tell from the same character of a text."
             )
         return kept_out
+
+    def _check_roles(self, vocabulary: Mapping[str, int]) -> None:
+        """Raise ``DataError`` for ends of a document that other text needs."""
+        has_bytes = self._tree["model"].get("byte_fallback")
+        unknown = self.unk_id if fate_of_unknown(self._tree, vocabulary) else None
+        for role in ("bos", "eos", "pad"):
+            number = self.special_ids.get(role)
+            piece = "" if number is None else self._pieces.get(number, "")
+            is_byte = has_bytes and piece in BYTE_PIECES
+            if is_byte or (role != "pad" and number is not None and number == unknown):
+                raise DataError(
+                    f"{role} cannot be {piece!r}, which text is encoded to. Name another piece: "
+                    f"--{role} PIECE."
+                )
 
     def _is_in_model(self, piece: str) -> bool:
         vocabulary = self._tree["model"].get("vocab") or ()

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmscale.errors import DataError
+from lmscale.errors import ConfigError, DataError
 from lmscale.files.atomic import writing
 from lmscale.files.reading import read_plain, reading
+from lmscale.files.strangers import parse_json
 from lmscale.files.tokenizer_files import HF_NAME, META_NAME, MODEL_NAME, find_meta
 from lmscale.tokenizer.base import Tokenizer
-from lmscale.tokenizer.codec import load_tokenizer, save_tokenizer
+from lmscale.tokenizer.codec import load_tokenizer, refuse_strangers, save_tokenizer
 from lmscale.tokenizer.foreign import SentencePieceTokenizer
 from lmscale.tokenizer.hf_rules import vocabulary_of
 from lmscale.tokenizer.hugging_face import HuggingFaceTokenizer, build, parse_tree
@@ -42,7 +43,7 @@ def import_tokenizer(
     folder = Path(folder)
     tokenizer = read_foreign(path, chosen)
     with writing("the tokenizer", folder):
-        if not force and find_meta(folder) is not None:
+        if not force and _is_own(folder):
             old = load_tokenizer(folder)
             if old.fingerprint == tokenizer.fingerprint:
                 return old
@@ -50,6 +51,8 @@ def import_tokenizer(
                 f"{folder} holds another tokenizer ({old.fingerprint[:12]}). Shards and models "
                 "made with it need it: name another folder, or replace it with --force."
             )
+        if not force:
+            refuse_strangers(tokenizer, folder)
         save_tokenizer(tokenizer, folder)
     return tokenizer
 
@@ -69,7 +72,9 @@ def read_foreign(
         raise DataError(f"{path}: there is no such file or folder. {_WANTED}.")
     folder = path if path.is_dir() else path.parent
     if _is_own(folder) and (path == folder or path.name in (MODEL_NAME, HF_NAME)):
-        return load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
+        _check_kept(tokenizer, folder, chosen)
+        return tokenizer
     if path == folder:
         return _read_folder(folder, chosen, needs_eos=needs_eos)
     with reading(path, f"{_WANTED}."):
@@ -77,6 +82,21 @@ def read_foreign(
     if path.suffix == ".json":
         return _read_json(content, path, folder, chosen, needs_eos=needs_eos)
     return _read_model(content, path, folder, chosen, needs_eos=needs_eos)
+
+
+def _check_kept(tokenizer: Tokenizer, folder: Path, chosen: Chosen) -> None:
+    """Raise ``ConfigError`` for other special pieces than lmscale's own folder has."""
+    problems = []
+    for role, piece in chosen.items():
+        number = tokenizer.special_ids.get(role)
+        old = "none" if number is None else tokenizer.piece(number)
+        if piece and piece != old:
+            problems.append(
+                f"--{role} {piece}: {folder} is a tokenizer of lmscale's own, whose {role} is "
+                f"{old} and stays so. Leave --{role} out, or import the files that it came from."
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _is_own(folder: Path) -> bool:
@@ -87,7 +107,11 @@ def _is_own(folder: Path) -> bool:
     with reading(meta, "Restore it."):
         content = read_plain(meta)
     if meta.name == META_NAME:
-        return True
+        try:
+            tree = parse_json(content)
+        except ValueError:  # damaged, which reading it says
+            return True
+        return isinstance(tree, dict) and {"made_by", "fingerprint"} <= set(tree)
     return b'"added_tokens"' not in content and b'"made_by"' in content
 
 
@@ -122,7 +146,10 @@ def _read_json(
         if more := _missing_tokens(tree, folder):
             tree, content = _add_tokens(tree, more)
         vocabulary = vocabulary_of(tree)
-        special_ids = choose_special_ids(chosen, folder=folder, tree=tree, find=vocabulary.get)
+        num_ids = max(vocabulary.values(), default=-1) + 1
+        special_ids = choose_special_ids(
+            chosen, folder=folder, tree=tree, find=vocabulary.get, num_ids=num_ids
+        )
         if needs_eos:
             need_eos(special_ids, find_candidates(tree, vocabulary))
         return HuggingFaceTokenizer(content, source, special_ids)
@@ -143,7 +170,9 @@ def _read_model(
                 "SentencePiece model alone does not have. Write a tokenizer.json: "
                 "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(OUT)."
             )
-        named = choose_special_ids(chosen, folder=folder, tree={}, find=plain.find_piece)
+        named = choose_special_ids(
+            chosen, folder=folder, tree={}, find=plain.find_piece, num_ids=plain.vocab_size
+        )
         special_ids = {**plain.special_ids, **named}
         if needs_eos:
             need_eos(special_ids, plain.control_pieces)

@@ -36,7 +36,7 @@ def read_slow(folder: Path) -> dict[str, Any] | None:
     for names in GPT2_FILES:
         if all((folder / name).exists() for name in names):
             _check_class(folder, made_for, _LIKE_GPT2)
-            return _read_gpt2(folder / names[0], folder / names[1])
+            return _read_gpt2(folder / names[0], folder / names[1], config)
     if (folder / BERT_FILE).exists():
         _check_class(folder, made_for, _LIKE_BERT)
         return _read_bert(folder / BERT_FILE, config)
@@ -51,17 +51,18 @@ def _check_class(folder: Path, made_for: str, known: tuple[str, ...]) -> None:
         )
 
 
-def _read_gpt2(vocabulary: Path, merges: Path) -> dict[str, Any]:
+def _read_gpt2(vocabulary: Path, merges: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     with reading(vocabulary, _ADVICE):
         ids = parse_json(read_plain(vocabulary))
         if not isinstance(ids, dict) or not set(byte_letters()) <= set(ids):
             raise ValueError("it is no vocabulary of byte-level BPE")
     with reading(merges, _ADVICE):
-        lines = read_plain(merges).decode("utf-8").split("\n")
+        lines = read_plain(merges).decode("utf-8").replace("\r\n", "\n").split("\n")
         rules = [line.split(" ") for line in lines if line and not line.startswith("#version")]
         if any(len(rule) != 2 for rule in rules):
             raise ValueError("a line of it is no pair of pieces")
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    byte_level: dict[str, Any] = {"type": "ByteLevel", "trim_offsets": True}
+    byte_level["add_prefix_space"] = bool(config.get("add_prefix_space", False))
     return _tree(
         model={"type": "BPE", "vocab": ids, "merges": rules},
         special=[piece for piece in ("<|endoftext|>", "<s>", "</s>", "<pad>") if piece in ids],

@@ -15,6 +15,7 @@ from typing import Any
 from lmscale.errors import ConfigError, DataError
 from lmscale.files.reading import read_plain, reading
 from lmscale.files.strangers import parse_json
+from lmscale.files.tokenizer_files import HF_NAME
 
 # Role → the names that configurations have for it, the first that is there counts.
 _NAMES = {
@@ -30,13 +31,18 @@ Find = Callable[[str], int | None]  # a piece → its id
 
 
 def choose_special_ids(
-    chosen: Mapping[str, str | None], *, folder: Path, tree: Mapping[str, Any], find: Find
+    chosen: Mapping[str, str | None],
+    *,
+    folder: Path,
+    tree: Mapping[str, Any],
+    find: Find,
+    num_ids: int,
 ) -> dict[str, int]:
-    """Role → id, of bos, eos and pad, as far as they are known.
+    """Role → id below ``num_ids``, of bos, eos and pad, as far as they are known.
 
     ``chosen``: role → the piece that the user names. ``folder``: with the files beside the
-    tokenizer. ``tree``: of its ``tokenizer.json``. Raises ``ConfigError`` for a piece that is not
-    in the vocabulary.
+    tokenizer. ``tree``: of its ``tokenizer.json``. Raises ``ConfigError`` for a piece or an id that
+    is not in the vocabulary.
     """
     files = read_beside(folder, (*_TOKEN_FILES, *_ID_FILES))
     found: dict[str, int] = {}
@@ -48,7 +54,13 @@ def choose_special_ids(
                 problems.append(f"--{role} {piece}: the tokenizer has no such piece.")
                 continue
         else:
-            number = next(_find_named(role, files, tree, find), None)
+            number, file = next(_find_named(role, files, tree, find), (None, ""))
+            if number is not None and number >= num_ids:
+                problems.append(
+                    f"{folder / file}: its {role}_token_id is {number}, and the tokenizer has "
+                    f"{num_ids:,} ids. Name the piece: --{role} PIECE."
+                )
+                continue
         if number is not None:
             found[role] = number
     if problems:
@@ -58,22 +70,33 @@ def choose_special_ids(
 
 def _find_named(
     role: str, files: Mapping[str, dict[str, Any]], tree: Mapping[str, Any], find: Find
-) -> Iterator[int]:
+) -> Iterator[tuple[int, str]]:
+    """Ids, and the file that says each."""
+    is_none = _is_told_none(role, files)
     for name in _NAMES[role]:
         for file in _TOKEN_FILES:
             token = files.get(file, {}).get(name)
             token = token.get("content") if isinstance(token, dict) else token
             if isinstance(token, str) and (number := find(token)) is not None:
-                yield number
-        for file in _ID_FILES:
+                yield number, file
+        for file in () if is_none else _ID_FILES:
             value = files.get(file, {}).get(f"{name}_id")
             value = value[0] if isinstance(value, list) and value else value
-            if type(value) is int:
-                yield value
+            if type(value) is int and value >= 0:  # -1: older configurations' word for none
+                yield value, file
     around = _template(tree)
     place = {"bos": "before", "eos": "after"}.get(role)
     if place in around and (number := find(around[place])) is not None:
-        yield number
+        yield number, HF_NAME
+
+
+def _is_told_none(role: str, files: Mapping[str, dict[str, Any]]) -> bool:
+    """Whether a tokenizer's file says that there is none. An eos every run needs: one that a
+    model's file has is taken all the same.
+    """
+    config = files.get(_TOKEN_FILES[0], {})
+    name = _NAMES[role][0]
+    return role != "eos" and name in config and config[name] is None
 
 
 def _template(tree: Mapping[str, Any]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from lmscale.files.progress import progress
 from lmscale.files.tokenizer_files import find_meta
 from lmscale.tokenizer.base import SPACE_MARK, Tokenizer
 from lmscale.tokenizer.byte_bpe import train_byte_bpe
-from lmscale.tokenizer.codec import load_tokenizer, save_tokenizer
+from lmscale.tokenizer.codec import load_tokenizer, refuse_strangers, save_tokenizer
 from lmscale.tokenizer.own import OwnTokenizer
 
 PASSAGE_BYTES = 4096  # what SentencePiece is given at a time; its own default limit is 4,192
@@ -55,6 +55,8 @@ def train_tokenizer(
         else:
             tokenizer = OwnTokenizer(train_model(passages, config), made_by)
     with writing("the tokenizer", folder):
+        if not force:
+            refuse_strangers(tokenizer, folder)
         save_tokenizer(tokenizer, folder)
     return tokenizer
 

@@ -21,6 +21,7 @@ from others import (
 )
 
 from lmscale.errors import DataError
+from lmscale.exchange.sentencepiece_json import parse_sentencepiece
 from lmscale.tokenizer.foreign import SentencePieceTokenizer
 from lmscale.tokenizer.hf_rules import find_losses
 from lmscale.tokenizer.hugging_face import HuggingFaceTokenizer
@@ -218,6 +219,99 @@ def test_a_real_tokenizer_gives_the_ids_of_its_library_and_is_exact():
         assert ids.tolist() == theirs.encode(text, add_special_tokens=False).ids
         assert tokenizer.decode(ids) == text and sizes[ids].sum() == len(text.encode())
         assert tokenizer.eos_id not in ids
+
+
+def change_model(model: bytes, change) -> bytes:
+    proto = parse_sentencepiece(model)
+    change(proto)
+    return proto.SerializeToString()
+
+
+def test_the_ends_of_a_sentencepiece_document_are_never_found_in_text():
+    """Also where the model has them for text."""
+    model = train_sentencepiece(user_defined_symbols=["<|im_end|>", "<extra>"], pad_id=-1)
+    plain = SentencePieceTokenizer(model, {})
+    ids = {piece: plain.find_piece(piece) for piece in ("<|im_end|>", "<extra>", "\u2581the")}
+    text = "hello <|im_end|> in the <extra> end of the"
+    assert set(ids.values()) <= set(plain.encode(text).tolist()) and plain.model == model
+    for piece in ("<|im_end|>", "\u2581the"):
+        special_ids = {"unk": 0, "bos": 1, "eos": ids[piece]}
+        tokenizer = pickle.loads(pickle.dumps(SentencePieceTokenizer(model, {}, special_ids)))
+        found = tokenizer.encode(text)
+        assert ids[piece] not in found and ids["<extra>"] in found
+        assert tokenizer.decode(found) == text
+        assert tokenizer.decode([*found, ids[piece]]) == text
+    with pytest.raises(DataError, match="eos cannot be '<0x0A>', which text is encoded to"):
+        SentencePieceTokenizer(model, {}, {"eos": plain.find_piece("<0x0A>") or 0})
+
+
+def test_the_ends_of_a_tokenizer_json_s_document_are_never_found_in_text():
+    """Also where it has them for text, and in no list of special tokens."""
+    content = train_byte_level().to_str()
+    vocabulary = as_library(content).get_vocab()
+    text = "a <extra> in the end of the"
+    for piece in ("<extra>", "\u0120the"):
+        eos = vocabulary[piece]
+        assert eos in as_library(content).encode(text).ids
+        tokenizer = HuggingFaceTokenizer(content.encode(), {}, {"eos": eos})
+        ids = tokenizer.encode(text).tolist()
+        assert eos not in ids and tokenizer.is_exact and tokenizer.decode(ids) == text
+    tree = json.loads(train_wordpiece().to_str())
+    tree["added_tokens"] = [each for each in tree["added_tokens"] if each["content"] != "[SEP]"]
+    eos = tree["model"]["vocab"]["[SEP]"]
+    bert = HuggingFaceTokenizer(json.dumps(tree).encode(), {}, {"eos": eos})
+    ids = bert.encode("the end").tolist()
+    assert bert.decode([*ids, eos]) == bert.decode(ids)
+    with pytest.raises(DataError, match=r"eos cannot be '\[UNK\]', which text is encoded to"):
+        HuggingFaceTokenizer(
+            json.dumps(tree).encode(), {}, {"eos": tree["model"]["vocab"]["[UNK]"]}
+        )
+
+
+@pytest.mark.parametrize("guard", ["unused", "suffix"])
+def test_a_model_with_unused_pieces_or_spaces_behind_words_is_not_cut(guard):
+    def change(proto):
+        if guard == "suffix":
+            proto.trainer_spec.treat_whitespace_as_suffix = True
+            for piece in proto.pieces:  # none is left that itself forbids a cut
+                piece.type = 5 if "\u2581" in piece.piece[:-1] and piece.type == 1 else piece.type
+                piece.type = 3 if piece.type == 5 else piece.type
+        else:
+            next(each for each in proto.pieces if each.piece == "\u2581the").type = 5
+
+    model = change_model(train_sentencepiece(), change)
+    tokenizer = SentencePieceTokenizer(model, {})
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    assert tokenizer._rest is None
+    for text in TEXTS[:9]:
+        assert tokenizer.encode(text).tolist() == processor.encode(text)
+
+
+def test_dropout_is_off_and_a_change_that_no_rule_names_is_a_loss():
+    tree = json.loads(train_byte_level().to_str())
+    plain = HuggingFaceTokenizer(json.dumps(tree).encode(), {})
+    tree["model"]["dropout"] = 0.5
+    dropping = HuggingFaceTokenizer(json.dumps(tree).encode(), {})
+    assert dropping.encode(TEXTS[0]).tolist() == plain.encode(TEXTS[0]).tolist()
+    tree["normalizer"] = {"type": "Prepend", "prepend": "x"}
+    changing = HuggingFaceTokenizer(json.dumps(tree).encode(), {})
+    assert changing.losses == ("it changes text in a way of its own",)
+    assert changing.token_bytes() is None
+
+
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_white_space_that_an_added_token_takes_is_a_loss(side):
+    tree = json.loads(train_byte_level().to_str())
+    tree["added_tokens"][-1][side] = True
+    tokenizer = HuggingFaceTokenizer(json.dumps(tree).encode(), {})
+    assert tokenizer.losses == ("white space beside added tokens is dropped",)
+
+
+def test_a_tokenizer_without_a_piece_for_unknown_text_is_refused_at_once():
+    tree = json.loads(train_wordpiece().to_str())
+    tree["model"]["unk_token"] = "[NONE]"
+    with pytest.raises(DataError, match="cannot encode a text: WordPiece error"):
+        HuggingFaceTokenizer(json.dumps(tree).encode(), {})
 
 
 def test_a_special_piece_of_one_letter_is_refused():

@@ -93,7 +93,15 @@ def test_special_ids_come_from_the_files_beside_or_the_template_or_are_asked_for
         read_foreign(path, {"eos": "</s>"})
     assert read_foreign(path, needs_eos=False).special_ids == {}
     write_json(tmp_path / "gpt2" / "generation_config.json", {"eos_token_id": [0, 5]})
+    write_json(tmp_path / "gpt2" / "meta.json", {"name": "of another program"})
     assert read_foreign(path).special_ids == {"eos": 0}
+    write_json(tmp_path / "gpt2" / "config.json", {"bos_token_id": 500, "pad_token_id": -1})
+    assert read_foreign(path).special_ids == {"bos": 500, "eos": 0}
+    write_json(tmp_path / "gpt2" / "tokenizer_config.json", {"bos_token": None})
+    assert read_foreign(path).special_ids == {"eos": 0}
+    write_json(tmp_path / "gpt2" / "config.json", {"pad_token_id": 9000})
+    with pytest.raises(ConfigError, match=r"config.json: its pad_token_id is 9000.*--pad PIECE"):
+        read_foreign(path)
     tree = json.loads(train_unigram().to_str())
     write_json(tmp_path / "u" / "tokenizer.json", {**tree, "added_tokens": []})
     with pytest.raises(DataError, match="special pieces: </s>, <pad>, <unk>"):
@@ -123,6 +131,11 @@ def test_a_folder_of_lmscales_own_is_imported_as_it_is(tmp_path):
     save_tokenizer(own, tmp_path / "own")
     for path in (tmp_path / "own", tmp_path / "own" / "tokenizer.model"):
         assert isinstance(read_foreign(path), OwnTokenizer)
+    with pytest.raises(
+        ConfigError, match="--eos <s>: .*lmscale's own, whose eos is </s> and stays"
+    ):
+        read_foreign(tmp_path / "own", {"eos": "<s>"})
+    assert read_foreign(tmp_path / "own", {"eos": "</s>"}).eos_id == own.eos_id
     (tmp_path / "own" / "meta.json").unlink()  # a model alone is what SentencePiece says
     assert read_foreign(tmp_path / "own").format == "sentencepiece"
     assert read_foreign(tmp_path / "own").fingerprint != own.fingerprint
@@ -137,6 +150,12 @@ def test_gpt2s_and_berts_older_files_give_what_their_tokenizer_json_gives(bert, 
     for text in TEXTS[:-1]:
         expected = as_library(gpt2).encode(text, add_special_tokens=False).ids
         assert tokenizer.encode(text).tolist() == expected
+    windows = f"#version: 0.2\n{rules}\n".replace("\n", "\r\n")
+    (tmp_path / "gpt2" / "merges.txt").write_bytes(windows.encode())
+    write_json(tmp_path / "gpt2" / "tokenizer_config.json", {"add_prefix_space": True})
+    prefixed = read_foreign(tmp_path / "gpt2", {"eos": "<|end|>"})
+    assert prefixed.encode("the end").tolist() == tokenizer.encode(" the end").tolist()
+    assert prefixed.losses == ("a space is put before a text",)
     pieces = json.loads(bert)["model"]["vocab"]
     (tmp_path / "bert").mkdir()
     lines = sorted(pieces, key=pieces.__getitem__)
@@ -255,6 +274,8 @@ def test_byte_level_bpe_is_trained_alike_every_time_and_no_piece_joins_two_lines
         train_byte_bpe(ENGLISH[:3], config.model_copy(update={"vocab_size": 50_000}), {})
     with pytest.raises(DataError, match="holds no text"):
         train_byte_bpe(iter([]), config, {})
+    with pytest.raises(DataError, match=r"at most 259 pieces fit\. Train on more text"):
+        train_byte_bpe(iter(["a b c d "]), config, {})
 
 
 def test_the_commands_import_show_and_compare(sentencepiece_model, bert, tmp_path):
@@ -299,6 +320,17 @@ def test_training_does_not_replace_an_imported_tokenizer(sentencepiece_model, tm
     build_corpus(corpus, processes=1)
     (tmp_path / "a.model").write_bytes(sentencepiece_model)
     import_tokenizer(tmp_path / "a.model", tmp_path / "out")
+    (tmp_path / "theirs").mkdir()
+    config = TokenizerConfig(folder=str(tmp_path / "theirs"), kind="bpe", vocab_size=400)
+    (tmp_path / "theirs" / "tokenizer.model").write_bytes(b"theirs")
+    with pytest.raises(DataError, match="holds tokenizer.model, which lmscale did not write"):
+        train_tokenizer(config, folder, ["s"])
+    with pytest.raises(DataError, match="holds tokenizer.model, which lmscale did not write"):
+        import_tokenizer(tmp_path / "a.model", tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "tokenizer.model").read_bytes() == b"theirs"
+    forced = train_tokenizer(config, folder, ["s"], force=True)
+    (tmp_path / "theirs" / "meta.json").unlink()  # as one that was killed between the two
+    assert train_tokenizer(config, folder, ["s"]).fingerprint == forced.fingerprint
     config = TokenizerConfig(folder=str(tmp_path / "out"), kind="byte_bpe", vocab_size=330)
     with pytest.raises(DataError, match=r"holds an imported tokenizer \(.*a.model\).*--force"):
         train_tokenizer(config, folder, ["s"])
