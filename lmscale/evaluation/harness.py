@@ -9,17 +9,23 @@ The harness (``lm_eval``) makes the requests and the figures; the model's part i
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from lmscale.errors import ConfigError, DataError, LmscaleError
+from lmscale.evaluation.default_tasks import (
+    advise_offline,
+    check_installed,
+    describe_unknown,
+    go_offline,
+    is_offline,
+    look_for_hub,
+    refuse_unknown,
+)
 from lmscale.evaluation.respondent import Respondent
 from lmscale.evaluation.task_files import (
     TaskFile,
@@ -33,7 +39,6 @@ from lmscale.runs.stop import StoppedError
 
 _ALL = "all that are asked for"
 _SHOT_SEED = 1234  # of few-shot examples: lm-eval's own
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 logger = logging.getLogger(__name__)
 
 
@@ -50,15 +55,6 @@ class Tasks:
         return list(self.loaded["tasks"])
 
 
-def check_installed() -> None:
-    """Raise ``ConfigError`` where the harness is not there."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError(
-            "Tasks are scored through lm-evaluation-harness, which is not installed. In a clone: "
-            "pip install -e '.[lm-eval]' -c constraints.txt"
-        )
-
-
 def open_tasks(
     asked: Sequence[str], *, include_path: str | Path | None = None, limit: int | None = None
 ) -> Tasks:
@@ -73,10 +69,13 @@ def open_tasks(
     names, known = name_tasks(asked, include_path)
     local, others = expand(names, known)
     are_local = not others and all(task.is_local for task in local)
+    refuse_unknown(others, known)
     rows = _read_all(local)
     if are_local:
-        _go_offline()
-    with _quiet(), _strangers("the tasks cannot be loaded"):
+        go_offline("all tasks are local files")
+    elif not is_offline():
+        look_for_hub()
+    with _quiet(), _strangers("the tasks cannot be loaded", advice=advise_offline(others)):
         loaded = _load(local, others, known, rows)
     tasks = Tasks(loaded=loaded, limit=limit, are_local=are_local)
     with _quiet(), _strangers("the requests of a task cannot be made"):
@@ -103,14 +102,6 @@ def _read_all(tasks: Iterable[TaskFile]) -> dict[str, dict[str, list[dict[str, A
     return rows
 
 
-def _go_offline() -> None:
-    """Nothing of local tasks is elsewhere, and a look there may take minutes to fail."""
-    if not OFFLINE.items() <= os.environ.items():
-        os.environ.update(OFFLINE)
-        named = " ".join(f"{name}={value}" for name, value in OFFLINE.items())
-        logger.info("all tasks are local files: %s, so that nothing waits for a network", named)
-
-
 def _load(
     local: Sequence[TaskFile],
     others: Sequence[str],
@@ -124,7 +115,7 @@ def _load(
     manager = TaskManager(include_path=list(folders), include_defaults=bool(others))
     unknown = [name for name in others if name not in manager.all_tasks]
     if unknown:
-        raise ConfigError([_describe_unknown(name, known, manager.all_tasks) for name in unknown])
+        raise ConfigError([describe_unknown(name, known, manager.all_tasks) for name in unknown])
 
     def with_data(name: str) -> dict[str, Any]:
         splits = {split: Dataset.from_list(each) for split, each in rows[name].items()}
@@ -137,13 +128,6 @@ def _load(
     for part in ("groups", "group_map"):
         loaded.get(part, {}).pop(_ALL, None)
     return loaded
-
-
-def _describe_unknown(name: str, known: Mapping[str, TaskFile], all_tasks: Iterable[str]) -> str:
-    near = get_close_matches(name, [*known, *all_tasks], n=3)
-    hint = f" Nearest: {', '.join(near)}." if near else ""
-    where = "--include-path (evaluation.tasks_include_path)"
-    return f"evaluation.tasks: there is no task {name!r}.{hint} Your own are found by {where}."
 
 
 def _prepare(tasks: Tasks) -> None:
@@ -237,9 +221,9 @@ def _quiet(tick: Callable[[], None] = lambda: None) -> Iterator[None]:
 
 
 @contextmanager
-def _strangers(what: str, model: Any = None) -> Iterator[None]:
+def _strangers(what: str, model: Any = None, *, advice: str = "") -> Iterator[None]:
     """Task files are strangers' code and templates, which may raise anything: a ``DataError``. What
-    ``model`` has raised passes through.
+    ``model`` has raised passes through. ``advice``: a sentence more.
     """
     try:
         yield
@@ -249,4 +233,5 @@ def _strangers(what: str, model: Any = None) -> Iterator[None]:
         if model is not None and error is model.failure:
             raise
         said = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-        raise DataError(f"evaluation.tasks: {what}: {said}") from error
+        said = f"{said.rstrip('.')}." if advice else said
+        raise DataError(f"evaluation.tasks: {what}: {said}{advice}") from error

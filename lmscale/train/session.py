@@ -30,6 +30,7 @@ from lmscale.errors import (
     RefusedError,
     TransientError,
 )
+from lmscale.evaluation.default_tasks import check_names
 from lmscale.files.progress import progress
 from lmscale.guard.divergence import Divergence, describe_no_checkpoint, plan_rewind
 from lmscale.guard.guard import RewindRequest, stop_error
@@ -100,6 +101,8 @@ def open_session(
             planned_faults = faults.read_faults(
                 allowed=config.run.allow_faults, world_size=ranks.world_size
             )
+            if ranks.is_first and config.evaluation.tasks:
+                check_names(config.evaluation.tasks, config.evaluation.tasks_include_path or None)
         lease = stack.enter_context(claim_folder(config, ranks))
         setup_logging(config.folder, ranks)
         faults.arm(planned_faults, rank=ranks.rank, folder=config.folder)
