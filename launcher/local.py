@@ -18,11 +18,12 @@ from typing import Any
 from launcher.outcome import CALM, MOMENT_SECONDS, Outcome, RankEnd, judge
 from launcher.rendezvous import environment_for, find_free_port, unset_defaults
 from lmscale.config import load_config
-from lmscale.errors import ClusterError, ConfigError
+from lmscale.errors import EXIT_USER, ClusterError, ConfigError
 from lmscale.files.jsonl import read_tail
 from lmscale.ranks.device import num_cores
 from lmscale.ranks.ranks import LOOPBACK
 from lmscale.runs.continuation import check_start
+from lmscale.runs.leftovers import remove_leftovers
 
 POLL_SECONDS = 0.05
 FAILURE_SECONDS = 5.0  # to end after another rank has failed: nothing is left to save together
@@ -102,7 +103,10 @@ def launch_local(config_path: str | Path, overrides: Sequence[str], *, num_ranks
         cores=num_cores(),
         environ=os.environ,
     )
-    return run_ranks(plans)
+    outcome = run_ranks(plans)
+    if outcome.exit_code == EXIT_USER:
+        remove_leftovers(config.folder)
+    return outcome
 
 
 def run_ranks(plans: Sequence[RankPlan]) -> Outcome:

@@ -24,7 +24,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "llama": {},
     "transformer_xl": {"model.sliding_windows": [9], "model.segments": 4},
     "mup": {"model.mup.base_width": 8},  # matrices have a learning rate of their own
-    "lora": {"model.lora": {"rank": 4, "targets": ["qkv", "down"]}},
+    "lora": {"model.lora": {"rank": 4, "targets": ["qkv", "down"]}, "run.allow_faults": True},
     "prefix": {"objective": {"name": "prefix"}},
     "mixture": {
         "objective": {

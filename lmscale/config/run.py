@@ -52,7 +52,9 @@ class RunSection(Section):
     weights.
     """
     allow_faults: bool = False
-    """Whether LMSCALE_FAULTS may break this run on purpose, which only tests want."""
+    """Whether LMSCALE_FAULTS may break this run on purpose, and whether adapters may begin beside
+    random weights (model.lora), which only tests want.
+    """
 
     @property
     def initial_run(self) -> tuple[Path, int | None]:
@@ -203,12 +205,16 @@ class RunConfig(Section):
                 "evaluation.stop has no metric, so no step is left out: set it, such as to "
                 "evaluation/heldout/loss, or leave the section out"
             )
-        if self.model.lora.rank and not self.run.init_from:
-            yield (
-                f"model.lora.rank = {self.model.lora.rank} without run.init_from: the adapters are "
-                "trained beside random weights, which stay as they are. Name the run to adapt"
-            )
         yield from self.model.describe_doubts()
+
+    def find_beginning_problems(self) -> Iterator[str]:
+        """Why no run may begin so, though one that has begun may go on."""
+        if self.model.lora.rank and not (self.run.init_from or self.run.allow_faults):
+            yield (
+                f"model.lora.rank = {self.model.lora.rank} without run.init_from: the adapters "
+                "would be trained beside random weights, which stay as they are. Name the run to "
+                "adapt: run.init_from (a test may set run.allow_faults)"
+            )
 
     @property
     def folder(self) -> Path:

@@ -132,7 +132,10 @@ _HARMLESS |= {COMMITS_FILE, FAULTS_FILE, RESUMES_FILE}
 def check_start(config: RunConfig) -> None:
     """Raise ``ConfigError`` where the run of ``config`` can neither begin nor go on."""
     check_folder(config.folder, config)
-    if problems := [*find_continuation_problems(config), *find_teacher_problems(config)]:
+    problems = [*find_continuation_problems(config), *find_teacher_problems(config)]
+    if not (config.folder / CONFIG_FILE).exists():
+        problems += [f"{problem}." for problem in config.find_beginning_problems()]
+    if problems:
         raise ConfigError(problems)
 
 

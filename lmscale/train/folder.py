@@ -24,12 +24,12 @@ from lmscale.runs.continuation import (
 )
 from lmscale.runs.environment import save_provenance
 from lmscale.runs.lease import Claim, Lease, is_beating, judge_claim, read_lease
+from lmscale.runs.leftovers import LOCK_FILE
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.tokenizer.codec import KEPT_FOLDER, save_tokenizer
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = ".lock"
 LOCK_SECONDS = 10.0  # a rank that was just killed may take a moment to be gone
 # An NFS server keeps the lock of a node that died until that node's own lease with it runs out.
 DEAD_NODE_SECONDS = 100.0

@@ -23,6 +23,7 @@ from lmscale.checkpoint.find import Search
 from lmscale.checkpoint.manifest import Manifest
 from lmscale.config import RunConfig
 from lmscale.errors import (
+    EXIT_USER,
     CheckpointError,
     GuardError,
     LeaseLostError,
@@ -42,6 +43,7 @@ from lmscale.ranks.ranks import Ranks, is_lost_connection, open_process_group
 from lmscale.runs import faults
 from lmscale.runs.attempts import FINISHED, AttemptLog, find_good_end, read_attempts
 from lmscale.runs.lease import Lease
+from lmscale.runs.leftovers import remove_leftovers
 from lmscale.runs.logs import IN_FILE_ALONE, setup_logging
 from lmscale.runs.stop import StoppedError, StopRequests
 from lmscale.train.after_step import AfterStep, open_after_step
@@ -73,6 +75,9 @@ def train_run(config: RunConfig, ranks: Ranks, stop: StopRequests, began_at: flo
     except StoppedError as stopped:
         reason = stopped.reason
     except Exception as error:
+        # Of several ranks, the launcher does it when all have ended.
+        if getattr(error, "exit_code", None) == EXIT_USER and ranks.world_size == 1:
+            remove_leftovers(config.folder)
         if not is_lost_connection(error):
             raise
         reason = stop.wait(PEER_SECONDS)  # the request that has ended another rank first

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from lmscale.config import dump_config
 from lmscale.config.lora import LoraConfig
 from lmscale.config.model import DecoderConfig, EncoderConfig, EncoderDecoderConfig, Sizes
 from lmscale.config.run import RunConfig
@@ -25,6 +26,7 @@ from lmscale.model.lora import (
     merging,
     read_adapter,
 )
+from lmscale.runs.continuation import check_start
 from lmscale.train.initial import draw_weights, fill_weights, freeze_parameters
 
 SIZES = Sizes(vocab_size=61, max_positions=16, sequence_length=16)
@@ -209,10 +211,17 @@ def test_mistakes_of_the_section_are_told_when_it_is_read():
     assert "no recurrent model has adapters" in told(family="recurrent", lora={"rank": 2})
 
 
-def test_a_run_that_adapts_random_weights_is_told_so():
-    def doubts(**run):
-        tree = {"run": {"name": "a", **run}, "model": {"lora": LORA}}
-        return list(RunConfig.model_validate(tree).describe_doubts())
+def test_no_run_begins_to_adapt_random_weights_but_one_that_has_may_go_on(tmp_path):
+    def start(**run):
+        tree = {"run": {"name": "a", "folder": str(tmp_path / "a"), **run}}
+        config = RunConfig.model_validate({**tree, "model": {"lora": LORA}})
+        check_start(config)
+        return config
 
-    assert "beside random weights" in doubts()[0]
-    assert doubts(init_from="runs/base") == []
+    with pytest.raises(ConfigError, match="beside random weights.*run.init_from"):
+        start()
+    start(init_from="runs/base")
+    config = start(allow_faults=True)
+    config.folder.mkdir()
+    (config.folder / "config.yaml").write_text(dump_config(config))
+    start()

@@ -22,6 +22,7 @@ from lmscale.train.initial import draw_weights, fill_weights, open_initial_weigh
 STEPS = {"train.steps": 4, "checkpoint.every_steps": 2}
 OWN = {"lora": {"rank": 3, "alpha": 6}}
 LORA = {"model.lora": OWN["lora"]}
+RANDOM = {"run.allow_faults": True}  # adapters beside weights that nobody has trained
 DROPPING = {"model.lora": {"rank": 3, "alpha": 6, "dropout": 0.2}, "engine.ema_decay": 0.9}
 pytestmark = pytest.mark.ranks
 
@@ -50,8 +51,8 @@ def runs(tiny_data, tmp_path_factory):
             case("source", source=""),
             case("adapted", **LORA),
             case("bf16", **LORA, **{"engine.precision": "bf16"}),
-            case("encoder", source="", stage=2, **of_masks),
-            case("pairs", source="", stage=3, **of_spans),
+            case("encoder", source="", stage=2, **of_masks, **RANDOM),
+            case("pairs", source="", stage=3, **of_spans, **RANDOM),
             case("moved", stop_after=2, stage=3, **LORA),
         ],
         1: [
