@@ -141,7 +141,8 @@ def _show_scores(
     from lmscale.evaluation.perplexity import render_scores
 
     say(render_scores(scores))
-    if loaded.tokenizer.token_bytes() is None:
+    has_bits = any("bits_per_byte" in score.figures for score in scores.values())
+    if has_bits and loaded.tokenizer.token_bytes() is None:
         say(
             "bits/byte: the tokenizer is not exact, so a token counts as many bytes as one of the "
             "set's documents has on average: an estimate with --max-windows"

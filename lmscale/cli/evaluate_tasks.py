@@ -116,6 +116,7 @@ def print_scores(
             "limit": tasks.limit,
             "in_front": front,
             "cut": respondent.num_cut,
+            "short": respondent.num_short,
             "tasks": {name: score.to_json() for name, score in scores.items()},
         }
         echo_json(row)
@@ -130,4 +131,9 @@ def print_scores(
         say(
             f"cut: {count_of(respondent.num_cut, 'request')} longer than the "
             f"{loaded.model.max_positions:,} tokens that the model sees, on the left"
+        )
+    if respondent.num_short:
+        say(
+            f"room: {count_of(respondent.num_short, 'text')} could not grow as long as the task "
+            "lets them, but to half of what the model sees"
         )

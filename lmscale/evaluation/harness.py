@@ -35,6 +35,7 @@ from lmscale.evaluation.task_files import (
     read_rows,
 )
 from lmscale.evaluation.task_scores import TaskScore, read_results
+from lmscale.evaluation.writing import plan_question
 from lmscale.runs.stop import StoppedError
 
 _ALL = "all that are asked for"
@@ -137,6 +138,26 @@ def _prepare(tasks: Tasks) -> None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=_SHOT_SEED)
         task.build_all_requests(limit=tasks.limit, rank=0, world_size=1)
+        _check_requests(task)
+
+
+def _check_requests(task: Any) -> None:
+    """Raise ``DataError`` for a request that no model could answer."""
+    name = task.config.task
+    for request in task.instances:
+        arguments = request.args
+        if request.request_type == "generate_until":
+            *arguments, settings = arguments
+            try:
+                plan_question([0], settings, max_positions=2, number=0)
+            except LmscaleError as error:
+                raise DataError([f"the task {name!r}: {each}" for each in error.problems]) from None
+        for text in arguments:
+            if not isinstance(text, str):
+                raise DataError(
+                    f"the task {name!r} asks of {text!r}, which is no text. Make it one in its "
+                    "data, or by a template, such as doc_to_target: '{{answer}}'."
+                )
 
 
 def score_tasks(

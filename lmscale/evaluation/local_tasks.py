@@ -7,8 +7,10 @@ seed make the same files.
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,9 @@ import yaml
 from lmscale.corpus.documents import read_documents
 from lmscale.errors import ConfigError, DataError
 from lmscale.evaluation.passages import Language, Spot, find_ending, find_spots
-from lmscale.evaluation.task_files import render_rows
-from lmscale.files.atomic import atomic_folder, to_json_bytes, writing
+from lmscale.evaluation.task_files import RECORD, render_rows
+from lmscale.files.atomic import atomic_folder, replace_folder, to_json_bytes, writing
 
-RECORD = "made.json"  # what a folder of ours has beside its tasks
 _CHOICES = 4
 
 Row = dict[str, Any]
@@ -71,7 +72,12 @@ def _next_passage(spot: Spot, spots: Sequence[Spot], language: Language, draw: A
             (*spot.before, *spot.after)
         )
 
-    return _choose_next(spot, _draw_others(spot, spots, draw, is_near), draw)
+    def document(each: Spot) -> int:
+        return each.document
+
+    first = bisect_left(spots, spot.document, key=document)
+    own = spots[first : bisect_right(spots, spot.document, lo=first, key=document)]
+    return _choose_next(spot, _draw_others(spot, own, draw, is_near), draw)
 
 
 def _choose_next(spot: Spot, others: Sequence[Spot], draw: random.Random) -> Row | None:
@@ -126,7 +132,7 @@ def _shuffle(right: str, wrong: Sequence[str], draw: random.Random) -> Row:
     return {"choices": choices, "gold": choices.index(right)}
 
 
-_CHOICE = {
+_CHOICE: dict[str, Any] = {
     "output_type": "multiple_choice",
     "doc_to_text": "context",
     "doc_to_choice": "choices",
@@ -136,6 +142,12 @@ _CHOICE = {
         {"metric": name, "aggregation": "mean", "higher_is_better": True}
         for name in ("acc", "acc_norm")
     ],
+}
+_CHOICE_OF_CONTEXTS = _CHOICE | {
+    "doc_to_text": "gold",
+    "doc_to_target": "ending",
+    # What is scored is the same text behind each: to divide by a length would mean nothing.
+    "metric_list": _CHOICE["metric_list"][:1],
 }
 _CLOZE = {"output_type": "loglikelihood", "doc_to_text": "context", "doc_to_target": "target"}
 _WRITTEN = {
@@ -171,7 +183,7 @@ KINDS = {
     "beginning": Kind(
         asks="which of 4 beginnings an ending belongs to",
         make=_beginning,
-        settings=_CHOICE | {"doc_to_text": "gold", "doc_to_target": "ending"},
+        settings=_CHOICE_OF_CONTEXTS,
     ),
     "written_word": Kind(asks="is the last word written", make=_last_word, settings=_WRITTEN),
     "text": Kind(asks="bits per byte of whole passages", make=_text, settings=_ROLLING),
@@ -210,12 +222,14 @@ def make_tasks(
         )
     files[RECORD] = to_json_bytes({"seed": seed, "tasks": {task.name: task.rows for task in made}})
     with writing("tasks", out):
-        if out.exists():
-            shutil.rmtree(out)
-        with atomic_folder(out) as folder:
+        # Whole before the old ones go, which a full disk is not to cost.
+        new = out.with_name(f".{out.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        with atomic_folder(new) as folder:
             (folder / "data").mkdir()
             for name, content in files.items():
                 (folder / name).write_bytes(content)
+        replace_folder(new, out)
     return made
 
 
@@ -226,6 +240,23 @@ def _check_folder(out: Path, *, force: bool) -> None:
         raise ConfigError(f"--out {out}: is there, and was not made by this. Name another folder.")
     if not force:
         raise ConfigError(f"--out {out}: the tasks are there. --force makes them again.")
+    others = [path for path in sorted(out.rglob("*")) if path.is_file()]
+    own = _own_files(out)
+    if strange := [path for path in others if path.relative_to(out).as_posix() not in own]:
+        raise ConfigError(
+            f"--out {out}: --force would delete {', '.join(map(str, strange[:5]))}"
+            f"{' …' if len(strange) > 5 else ''}, which were not made by this. Move them away."
+        )
+
+
+def _own_files(out: Path) -> set[str]:
+    """By what is recorded there. Raises ``ConfigError`` for a record that says nothing."""
+    try:
+        names = list(json.loads((out / RECORD).read_text(encoding="utf-8"))["tasks"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{out / RECORD}: is damaged. Name another folder.") from None
+    yamls = {f"{name}.yaml" for name in names}
+    return {RECORD} | yamls | {f"data/{name}.jsonl" for name in names}
 
 
 def _make_rows(

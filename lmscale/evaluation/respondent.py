@@ -6,7 +6,8 @@ out together, so that no other rank needs the tasks, nor the package that reads 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +57,8 @@ class Respondent:
     advance: Callable[[float], None] = lambda requests: None
     between_batches: Callable[[], None] = lambda: None
     num_cut: int = field(default=0)  # requests of which the model saw less than was asked
+    num_short: int = field(default=0)  # texts that were given less room than was asked
+    is_busy: bool = field(default=False)  # whether the ranks carry out an order together
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Answer]:
         """How likely each continuation is behind its context, which may be empty. Rank 0's."""
@@ -78,13 +81,14 @@ class Respondent:
         questions = []
         for number, (context, settings) in enumerate(asked):
             ids = [self.front_id, *self.tokenizer.encode(context).tolist()]
-            question, is_cut = plan_question(
+            question, is_cut, is_short = plan_question(
                 ids, settings, max_positions=self.model.max_positions, number=number
             )
             self.num_cut += is_cut
+            self.num_short += is_short
             questions.append(question)
-        self._order("write", questions=[question.to_json() for question in questions])
-        return self._write(questions)
+        with self._ordering("write", questions=[question.to_json() for question in questions]):
+            return self._write(questions)
 
     def encode_pair(self, context: str, continuation: str) -> Row:
         """The ids of both, cut on the left to what the model sees, and where the second begins.
@@ -123,10 +127,18 @@ class Respondent:
         if not rows:
             return []
         requests = pack_requests(rows)
-        self._order("score")
-        if self.data.size > 1:
-            share_requests(requests, self.device)
-        return self._score_requests(requests)
+        with self._ordering("score"):
+            if self.data.size > 1:
+                share_requests(requests, self.device)
+            return self._score_requests(requests)
+
+    @contextmanager
+    def _ordering(self, what: str, **more: Any) -> Iterator[None]:
+        """What fails in the block leaves the other ranks anywhere: no order reaches them then."""
+        self.is_busy = True
+        self._order(what, **more)
+        yield
+        self.is_busy = False
 
     def _order(self, what: str, **more: Any) -> None:
         if self.data.size > 1:

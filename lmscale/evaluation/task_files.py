@@ -6,6 +6,7 @@ local JSON lines is enough to say at once what would fail later, in the middle o
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
+import jinja2.nodes
 import yaml
 
 from lmscale.config.training import is_task_place
@@ -21,6 +23,7 @@ from lmscale.errors import ConfigError, DataError, LmscaleError
 from lmscale.files.reading import open_plain, reading
 from lmscale.files.strangers import parse_json
 
+RECORD = "made.json"  # what a folder of `lmscale suite make` has beside its tasks
 SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
 _DATA = "Correct the file, or make the tasks again."
 _NEEDS = {  # what is asked → the fields that say it
@@ -43,9 +46,29 @@ class TaskFile:
     @property
     def members(self) -> tuple[str, ...]:
         """Of a group, the names of its tasks; of a task none."""
-        listed = self.settings.get("task") if "group" in self.settings else None
-        names = (each.get("task") if isinstance(each, dict) else each for each in listed or ())
+        names = (each.get("task") if isinstance(each, dict) else each for each in self._listed)
         return tuple(name for name in names if isinstance(name, str))
+
+    @property
+    def member_problem(self) -> str | None:
+        """What a group asks of its tasks beside their names, which is not to be dropped unseen."""
+        odd = [
+            each
+            for each in self._listed
+            if not (isinstance(each, str) or (isinstance(each, dict) and list(each) == ["task"]))
+        ]
+        if not odd:
+            return None
+        return (
+            f"{self.path}: the group {self.name!r} has the member {odd[0]!r}, and only names are "
+            "taken over. Give these settings to a task of a file of its own, which may include "
+            "the other one (`include: FILE`), and name it here."
+        )
+
+    @property
+    def _listed(self) -> Sequence[Any]:
+        listed = self.settings.get("task") if "group" in self.settings else ()
+        return listed if isinstance(listed, list) else ()
 
     @property
     def is_local(self) -> bool:
@@ -112,9 +135,12 @@ def _read_settings(path: Path, includes: set[Path], depth: int = 0) -> dict[str,
             raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: is no mapping of a task's fields.")
-    included = settings.pop("include", ())
+    included = settings.pop("include", [])
+    names = [included] if isinstance(included, str) else included
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ConfigError(f"{path}: include = {included!r} names no file, nor a list of files.")
     merged: dict[str, Any] = {}
-    for name in [included] if isinstance(included, str) else included:
+    for name in names:
         place = (path.parent / name).resolve()
         includes.add(place)
         if depth > 10:
@@ -127,7 +153,7 @@ def check_task(task: TaskFile) -> None:
     """Raise ``ConfigError`` for what a task of local JSON lines lacks."""
     settings, where = task.settings, f"{task.path}: the task {task.name!r}"
     kind = settings.get("output_type", "generate_until")
-    if kind not in _NEEDS:
+    if not (isinstance(kind, str) and kind in _NEEDS):
         raise ConfigError(f"{where}: output_type = {kind!r}; known are {', '.join(_NEEDS)}.")
     problems = [
         f"{where} has no `{field}`, which output_type: {kind} needs."
@@ -136,10 +162,29 @@ def check_task(task: TaskFile) -> None:
     ]
     if not (settings.get("test_split") or settings.get("validation_split")):
         problems.append(f"{where} has neither `test_split` nor `validation_split`.")
-    if not (settings.get("dataset_kwargs") or {}).get("data_files"):
+    problems += [
+        f"{where}: {key} = {settings[key]!r} is no name of a split."
+        for key in SPLITS
+        if not isinstance(settings.get(key) or "", str)
+    ]
+    more = settings.get("dataset_kwargs")
+    files = more.get("data_files") if isinstance(more, dict) else None
+    by_split = files if isinstance(files, dict) else {"train": files}
+    if not files:
         problems.append(f"{where} has no `dataset_kwargs: {{data_files: …}}` with its files.")
+    else:
+        problems += [
+            f"{where}: data_files of {split!r} = {places!r}: neither a file's name nor a list."
+            for split, places in by_split.items()
+            if not _are_names(places)
+        ]
     if problems:
         raise ConfigError(problems)
+
+
+def _are_names(places: Any) -> bool:
+    listed = [places] if isinstance(places, str) else places
+    return isinstance(listed, list) and bool(listed) and all(isinstance(p, str) for p in listed)
 
 
 def read_rows(task: TaskFile) -> dict[str, list[dict[str, Any]]]:
@@ -162,7 +207,8 @@ def read_rows(task: TaskFile) -> dict[str, list[dict[str, Any]]]:
         rows: list[dict[str, Any]] = []
         for place in [places] if isinstance(places, str) else places:
             try:
-                rows += _read_lines(_find_file(task, str(place)), needed)
+                for path in _find_files(task, place):
+                    rows += _read_lines(path, needed)
             except LmscaleError as error:
                 problems += error.problems
         if not rows and not problems:
@@ -173,15 +219,20 @@ def read_rows(task: TaskFile) -> dict[str, list[dict[str, Any]]]:
     return splits
 
 
-def _find_file(task: TaskFile, place: str) -> Path:
+def _find_files(task: TaskFile, place: str) -> list[Path]:
     """As it stands, or from the task file's folder on, or, of a folder of tasks that was moved,
-    under the same name there.
+    under the same name there. ``*`` may stand for many.
     """
     here = task.path.parent
-    tried = [here / place, Path(place), here / "data" / Path(place).name, here / Path(place).name]
+    moved = [here / "data" / Path(place).name, here / Path(place).name]
+    tried = [here / place, Path(place), *moved]
+    if (here / RECORD).is_file():  # of a copy the place that is written there is the first one's
+        tried = [*moved, *tried]
     for path in tried:
         if path.is_file():
-            return path
+            return [path]
+        if found := [each for each in map(Path, sorted(glob.glob(str(path)))) if each.is_file()]:
+            return found
     raise DataError(
         f"{task.path}: the data of {task.name!r}, {place}, are not there, nor beside the task's "
         f"file. {_DATA}"
@@ -223,29 +274,46 @@ def _named_keys(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if text.isidentifier():
             yield text, field
             continue
+        environment = jinja2.Environment()
         try:
-            names = jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(text))
+            tree = environment.parse(text)
+            names = jinja2.meta.find_undeclared_variables(tree)
         except jinja2.TemplateError as error:
             raise ConfigError(f"{field}: {text[:80]!r} is no template: {error}.") from None
-        yield from ((name, field) for name in sorted(names))
+        needed = names - environment.globals.keys() - _optional_names(tree)
+        yield from ((name, field) for name in sorted(needed))
+
+
+def _optional_names(tree: jinja2.nodes.Template) -> set[str]:
+    """What a template asks for (``is defined``) or replaces (``default``) where it is missing."""
+    asked = (
+        each.node
+        for each in tree.find_all((jinja2.nodes.Test, jinja2.nodes.Filter))
+        if each.name in ("defined", "undefined", "default", "d")
+    )
+    return {node.name for node in asked if isinstance(node, jinja2.nodes.Name)}
 
 
 def expand(names: Iterable[str], known: Mapping[str, TaskFile]) -> tuple[list[TaskFile], list[str]]:
     """The local tasks among ``names``, groups by their tasks, and the names that are of no file;
-    each once.
+    each once. Raises ``ConfigError`` for groups that ask more of their tasks than their names say.
     """
     found: dict[str, TaskFile] = {}
     others: dict[str, None] = {}
+    opened: dict[str, str | None] = {}  # groups, which may hold each other → what is wrong
     waiting = list(names)
     while waiting:
         name = waiting.pop(0)
         task = known.get(name)
         if task is None:
             others[name] = None
-        elif task.members:
-            waiting = [*(each for each in task.members if each != name), *waiting]
-        else:
+        elif "group" not in task.settings:
             found[name] = task
+        elif name not in opened:
+            opened[name] = task.member_problem
+            waiting = [*task.members, *waiting]
+    if problems := [problem for problem in opened.values() if problem]:
+        raise ConfigError(problems)
     return list(found.values()), list(others)
 
 
@@ -259,9 +327,23 @@ def name_tasks(
     problems: list[str] = []
     names: list[str] = []
     known: dict[str, TaskFile] = {}
+
+    def add(place: str | Path) -> list[TaskFile]:
+        files = find_task_files(place)
+        twice = [
+            f"{file.path}: {name!r} is the name of {known[name].path} as well. Score one folder at "
+            "a time, or give one of the two another name."
+            for name, file in files.items()
+            if name in known and known[name].path.resolve() != file.path.resolve()
+        ]
+        if twice:
+            raise ConfigError(twice)
+        known.update(files)
+        return list(files.values())
+
     for place in [include_path] if include_path else []:
         try:
-            known |= find_task_files(place)
+            add(place)
         except LmscaleError as error:
             problems += error.problems
     for word in asked:
@@ -269,9 +351,7 @@ def name_tasks(
             names.append(word)
             continue
         try:
-            files = find_task_files(word)
-            known |= files
-            tasks = [task.name for task in files.values() if not task.members]
+            tasks = [task.name for task in add(word) if "group" not in task.settings]
             names += tasks
             if not tasks:
                 problems.append(f"{word}: the folder holds no task.")

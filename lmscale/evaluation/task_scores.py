@@ -21,9 +21,11 @@ class TaskScore:
     """Such as ``acc``; behind a filter of the task's own ``exact_match.FILTER``."""
 
     def error_of(self, figure: str) -> float | None:
-        """The standard error of a share of questions; None of other figures."""
+        """The standard error of a share of questions; None of other figures, and of what a
+        task's own function calls by such a name and is none.
+        """
         value, count = self.figures[figure], self.documents
-        if figure.partition(".")[0] not in _SHARES or count < 2:
+        if figure.partition(".")[0] not in _SHARES or count < 2 or not 0 <= value <= 1:
             return None
         return math.sqrt(value * (1 - value) / (count - 1))
 

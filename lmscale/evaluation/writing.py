@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lmscale.errors import DataError
+from lmscale.errors import ConfigError, DataError
 from lmscale.evaluation.generate import Generation, Sampling
 from lmscale.evaluation.prompts import Prompt
 from lmscale.model.family import Model
@@ -19,7 +19,8 @@ from lmscale.watch import heartbeat
 
 MAX_TOKENS = 256  # of a text to which a task sets no bound: lm-eval's own
 _BOUNDS = ("max_gen_toks", "max_new_tokens", "max_tokens")
-_KNOWN = ("until", "do_sample", *_BOUNDS, "temperature", "top_k", "top_p", "repetition_penalty")
+_NUMBERS = ("temperature", "top_k", "top_p", "repetition_penalty")
+_KNOWN = ("until", "do_sample", *_BOUNDS, *_NUMBERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,9 @@ class Question:
 
 def plan_question(
     ids: Sequence[int], settings: Mapping[str, Any], *, max_positions: int, number: int
-) -> tuple[Question, bool]:
-    """What a task's ``generation_kwargs`` ask for, and whether the context was cut, on the left,
-    or the text gets less room, at most half of what the model sees.
+) -> tuple[Question, bool, bool]:
+    """What a task's ``generation_kwargs`` ask for, whether the context was cut, on the left, and
+    whether the text gets less room than asked for: it has at most half of what the model sees.
 
     ``number`` seeds a text that is drawn. Raises ``DataError`` for settings that mean nothing
     here.
@@ -58,26 +59,42 @@ def plan_question(
             f"generation_kwargs: {', '.join(unknown)} cannot be asked of a run's model. Known: "
             f"{', '.join(_KNOWN)}."
         )
-    until = settings.get("until") or ()
+    given = settings.get("until") or ()
+    until = (given,) if isinstance(given, str) else given
+    if not (isinstance(until, list | tuple) and all(isinstance(each, str) for each in until)):
+        raise DataError(
+            f"generation_kwargs: until = {given!r} is neither a text nor a list of them."
+        )
+    for name in (*_BOUNDS, *_NUMBERS):
+        _check_number(name, settings.get(name))
     wanted = next((int(settings[name]) for name in _BOUNDS if settings.get(name)), MAX_TOKENS)
     max_tokens = max(1, min(wanted, max_positions // 2))
     kept = tuple(ids[-(max_positions - max_tokens) :])
     temperature = float(settings.get("temperature") or 0.0)
     is_greedy = not settings.get("do_sample", temperature > 0) or not temperature
-    question = Question(
-        ids=kept,
-        max_tokens=max_tokens,
-        until=(until,) if isinstance(until, str) else tuple(until),
-        sampling=Sampling(
+    try:
+        sampling = Sampling(
             temperature=temperature or 1.0,
             top_k=settings.get("top_k") or None,
             top_p=settings.get("top_p") or None,
             repetition_penalty=float(settings.get("repetition_penalty") or 1.0),
             is_greedy=is_greedy,
             seed=number,
-        ),
-    )
-    return question, len(kept) < len(ids) or max_tokens < wanted
+        )
+    except ConfigError as error:
+        raise DataError([f"generation_kwargs: {problem}" for problem in error.problems]) from None
+    question = Question(ids=kept, max_tokens=max_tokens, until=tuple(until), sampling=sampling)
+    return question, len(kept) < len(ids), max_tokens < wanted
+
+
+def _check_number(name: str, value: Any) -> None:
+    """None leaves it out. Raises ``DataError``."""
+    is_whole = name in (*_BOUNDS, "top_k")
+    kind = int if is_whole else int | float
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if value is not None and not (is_number and value >= 0):
+        asked = "a whole number" if is_whole else "a number"
+        raise DataError(f"generation_kwargs: {name} = {value!r} is not {asked} of at least 0.")
 
 
 class _Writing:

@@ -246,14 +246,18 @@ def _last_sign(folder: Path) -> float | None:
 
 def _latest_figures(rows: Sequence[Row], task_rows: Sequence[Row]) -> tuple[Row, dict[str, int]]:
     """Rows of steps and of evaluations hold different names: the last of each counts. What other
-    processes have measured of tasks counts where it is of no older weights.
+    processes have measured of tasks counts where it is of no older weights; of a part of a task,
+    which says less, only where there is nothing else.
     """
     figures: dict[str, Any] = {}
     steps: dict[str, int] = {}
     for row in rows:
         figures.update(row)
         steps |= {name: row["step"] for name in row}
-    for name, (step, value) in latest_task_figures(task_rows).items():
+    for name, (step, value) in latest_task_figures(task_rows, of_parts=False).items():
         if step >= steps.get(name, 0):
+            figures[name], steps[name] = value, step
+    for name, (step, value) in latest_task_figures(task_rows, of_parts=True).items():
+        if name not in figures:
             figures[name], steps[name] = value, step
     return figures, steps

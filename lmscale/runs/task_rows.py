@@ -51,10 +51,16 @@ def keep_valid(rows: Iterable[Row], rewinds: Sequence[Row]) -> list[Row]:
     ]
 
 
-def latest_task_figures(rows: Iterable[Row]) -> dict[str, tuple[int, float | None]]:
-    """Figure → the step of its newest weights, and its value there, of the latest row of these."""
+def latest_task_figures(
+    rows: Iterable[Row], *, of_parts: bool
+) -> dict[str, tuple[int, float | None]]:
+    """Figure → the step of its newest weights, and its value there, of the latest row of these.
+    ``of_parts``: of the rows that a limit was set to; else of those of whole tasks.
+    """
     latest: dict[str, tuple[int, float | None]] = {}
     for row in rows:
+        if ("limit" in row) != of_parts:
+            continue
         for name, value in row["figures"].items():
             if name not in latest or row["step"] >= latest[name][0]:
                 latest[name] = (row["step"], value)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmscale.errors import DataError
+from lmscale.errors import LmscaleError
 from lmscale.evaluation.respondent import Respondent, build_respondent
 from lmscale.evaluation.task_scores import (
     PREFIX,
@@ -20,6 +20,7 @@ from lmscale.evaluation.task_scores import (
 from lmscale.files.run_rows import OF_AVERAGE
 from lmscale.objective.scores import Scoring
 from lmscale.ranks.collectives import failing_together
+from lmscale.runs.stop import StoppedError
 from lmscale.runs.trackers import Trackers
 from lmscale.train.assemble import Run
 from lmscale.train.votes import StopPoll
@@ -70,7 +71,7 @@ class TaskScorer:
                 respondent.follow()
                 return
             scores = self._lead(respondent, self.tasks)
-        self._show(scores, step, respondent.num_cut, time.monotonic() - started)
+        self._show(scores, step, respondent, time.monotonic() - started)
 
     def _lead(self, respondent: Respondent, tasks: Tasks) -> Mapping[str, TaskScore]:
         from lmscale.evaluation.harness import score_tasks
@@ -78,13 +79,18 @@ class TaskScorer:
         scores: Mapping[str, TaskScore] = {}
         try:
             scores = score_tasks(tasks, respondent, tick=heartbeat.tick)
-        except DataError as error:
-            logger.warning("no figures of tasks this time: %s", error)
+        except Exception as error:
+            # Amid an order the other ranks wait for this one's part of it, and hear of nothing.
+            if respondent.is_busy or isinstance(error, StoppedError):
+                raise
+            is_told = isinstance(error, LmscaleError)
+            said = error if is_told else f"{type(error).__name__}: {error}"
+            logger.warning("no figures of tasks this time: %s", said, exc_info=not is_told)
         respondent.end()
         return scores
 
     def _show(
-        self, scores: Mapping[str, TaskScore], step: int, num_cut: int, seconds: float
+        self, scores: Mapping[str, TaskScore], step: int, respondent: Respondent, seconds: float
     ) -> None:
         if not scores:
             return
@@ -94,7 +100,8 @@ class TaskScorer:
             of_average = {f"{PREFIX}/{OF_AVERAGE}": 1.0} if is_average else {}
             self.trackers.log(step, name_figures(scores) | own | of_average)
         which = ", average of the weights" if is_average else ""
-        cut = f"; {num_cut:,} requests were cut on the left" if num_cut else ""
+        cut = f"; {n:,} requests were cut on the left" if (n := respondent.num_cut) else ""
+        cut += f"; {n:,} texts had less room" if (n := respondent.num_short) else ""
         logger.info(
             "tasks at step %d%s, in %.1f s%s\n%s",
             *(step, which, seconds, cut, render_task_scores(scores)),

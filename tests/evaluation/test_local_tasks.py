@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from task_cases import build_suite
 from lmscale.errors import ConfigError, DataError, LmscaleError
 from lmscale.evaluation.harness import open_tasks
 from lmscale.evaluation.local_tasks import KINDS, make_tasks
-from lmscale.evaluation.passages import cut_passages, find_spots, language_of
+from lmscale.evaluation.passages import CONTEXT, Spot, cut_passages, find_spots, language_of
 from lmscale.evaluation.task_files import (
     check_task,
     expand,
@@ -21,6 +23,7 @@ from lmscale.evaluation.task_files import (
     name_tasks,
     read_rows,
 )
+from lmscale.evaluation.task_scores import TaskScore
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,66 @@ def test_a_folder_that_is_there_is_replaced_only_if_it_is_ours_and_that_is_asked
         make_tasks([root / "corpus/both"], root / "tasks")
 
 
+def test_force_deletes_nothing_that_this_has_not_made_and_nothing_before_the_new_is_whole(
+    root, tmp_path, monkeypatch
+):
+    out = tmp_path / "tasks"
+    shutil.copytree(root / "tasks", out)
+    (out / "own.yaml").write_text("task: own\n")
+    with pytest.raises(ConfigError, match=r"--force would delete .*own.yaml, which were not made"):
+        make_tasks([root / "corpus/both"], out, rows=8, force=True)
+    (out / "own.yaml").unlink()
+    old = contents(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fill_disk)
+        with pytest.raises(LmscaleError, match="tasks"):
+            make_tasks([root / "corpus/both"], out, rows=8, seed=1, force=True)
+    assert contents(out) == old and list(tmp_path.iterdir()) == [out]
+
+
+def fill_disk(path: Path, content: bytes) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def of_document(number: int, passages: int) -> list[Spot]:
+    texts = [f"Document {number}, passage {place}. " for place in range(passages)]
+    places = range(CONTEXT, passages)
+    return [
+        Spot(
+            document=number,
+            before=tuple(texts[place - CONTEXT : place]),
+            after=tuple(texts[place : place + 3]),
+        )
+        for place in places
+    ]
+
+
+def test_wrong_choices_are_of_the_documents_that_a_question_says_and_as_the_right_one_stands():
+    """Of many documents, too: those of one's own are few among all."""
+    spots = [spot for number in range(300) for spot in of_document(number, 12)]
+    draw = random.Random(0)
+    for spot in spots[::40]:
+        own = f"Document {spot.document}, "
+        row = KINDS["next_passage"].make(spot, spots, "en", draw)
+        seen = {text.strip() for text in (*spot.before, *spot.after[1:])}
+        assert row is not None and all(own in choice for choice in row["choices"])
+        assert not seen & {choice.strip() for choice in row["choices"]}
+        assert all(choice.startswith(" Document") for choice in row["choices"])
+        row = KINDS["continuation"].make(spot, spots, "en", draw)
+        assert row is not None and [own in choice for choice in row["choices"]].count(True) == 1
+        assert all(choice.startswith(" Document") for choice in row["choices"])
+        row = KINDS["beginning"].make(spot, spots, "en", draw)
+        assert row is not None and [own in choice for choice in row["choices"]].count(True) == 1
+    few = [*of_document(0, 10), *of_document(1, 4)]
+    for kind in ("continuation", "beginning"):  # one other spot is no three
+        assert KINDS[kind].make(few[0], few, "en", draw) is None
+
+
+def test_of_beginnings_no_length_is_made_even(root):
+    task = find_task_files(root / "tasks")["local_en_beginning"]
+    assert [metric["metric"] for metric in task.settings["metric_list"]] == ["acc"]
+
+
 def test_a_corpus_that_is_not_there_is_told(tmp_path):
     with pytest.raises(DataError, match="there is no corpus here"):
         make_tasks([tmp_path], tmp_path / "out")
@@ -114,6 +177,12 @@ def test_a_folder_of_tasks_that_was_moved_still_finds_its_data(root, tmp_path):
     path.write_text(path.read_text().replace(str(root), "/nowhere"))
     moved = find_task_files(tmp_path / "moved")["local_en_order"]
     assert read_rows(moved) == read_rows(task)
+    # The first one's place is written in a copy, where another suite may stand by now.
+    shutil.copytree(root / "tasks", tmp_path / "copy")
+    copied = find_task_files(tmp_path / "copy")["local_en_order"]
+    data = tmp_path / "copy/data/local_en_order.jsonl"
+    data.write_text(data.read_text(encoding="utf-8").splitlines()[0], encoding="utf-8")
+    assert len(read_rows(copied)["test"]) == 1 < len(read_rows(task)["test"])
     (tmp_path / "moved/data/local_en_order.jsonl").unlink()
     with pytest.raises(DataError, match="are not there, nor beside the task's file"):
         read_rows(moved)
@@ -164,6 +233,15 @@ BAD = {
     "no object": ({}, [ROW, "[1]"], "line 2: is no JSON object"),
     "no JSON": ({}, [ROW, "{"], "line 2: is no JSON object"),
     "no rows": ({}, [""], "the split 'test' of 'mine' holds no row"),
+    "a list for a split": ({"test_split": ["a"]}, None, "test_split = ['a'] is no name"),
+    "a list for a kind": ({"output_type": ["essay"]}, None, "output_type = ['essay']; known"),
+    "a word for files": ({"dataset_kwargs": "x"}, None, "has no `dataset_kwargs"),
+    "null for files": (
+        {"dataset_kwargs": {"data_files": {"test": None}}},
+        None,
+        "data_files of 'test' = None: neither a file's name nor a list",
+    ),
+    "a number to include": ({"include": 5}, None, "include = 5 names no file"),
 }
 
 
@@ -202,6 +280,45 @@ def test_included_files_give_fields_and_a_group_stands_for_its_tasks(tmp_path):
     assert names == ["one"] and read_rows(known["one"]) == {"test": [ROW]}
     tasks, others = expand(["all"], known)
     assert [task.name for task in tasks] == ["one"] and others == ["hellaswag"]
+
+
+def test_a_template_may_ask_for_a_key_that_is_not_there(tmp_path):
+    text = "{% if hint is defined %}{{hint}}{% endif %}{{unit|default('')}}{{range(2)|first}}"
+    write_task(tmp_path, doc_to_text=text + "{{question}}")
+    assert read_rows(find_task_files(tmp_path)["mine"]) == {"test": [ROW]}
+
+
+def test_one_name_may_stand_for_many_files_of_data(tmp_path):
+    write_task(tmp_path, dataset_kwargs={"data_files": {"test": "part-*.jsonl"}})
+    (tmp_path / "rows.jsonl").rename(tmp_path / "part-2.jsonl")
+    first = ROW | {"question": "0?"}
+    (tmp_path / "part-1.jsonl").write_text(json.dumps(first))
+    assert read_rows(find_task_files(tmp_path)["mine"]) == {"test": [first, ROW]}
+
+
+def test_two_tasks_of_one_name_are_refused_and_one_file_may_be_named_twice(tmp_path):
+    one, two = write_task(tmp_path / "one"), write_task(tmp_path / "two")
+    with pytest.raises(ConfigError, match=r"two/mine.yaml: 'mine' is the name of .*one/mine.yaml"):
+        name_tasks([str(one), str(two)], None)
+    with pytest.raises(ConfigError, match="Score one folder at a time"):
+        name_tasks([str(two)], one)
+    assert name_tasks([str(one), str(one)], one)[0] == ["mine"]
+
+
+def test_groups_that_hold_each_other_end_and_settings_of_a_member_are_refused(tmp_path):
+    write_task(tmp_path)
+    (tmp_path / "a.yaml").write_text("group: a\ntask: [b, mine]\n")
+    (tmp_path / "b.yaml").write_text("group: b\ntask: [a]\n")
+    tasks, others = expand(["a", "b"], find_task_files(tmp_path))
+    assert [task.name for task in tasks] == ["mine"] and not others
+    (tmp_path / "b.yaml").write_text("group: b\ntask: [{task: mine, num_fewshot: 2}]\n")
+    with pytest.raises(ConfigError, match="the group 'b' has the member .* only names are taken"):
+        expand(["a"], find_task_files(tmp_path))
+
+
+def test_a_figure_that_is_no_share_has_no_error():
+    score = TaskScore(documents=4, figures={"acc": 1.5, "acc_norm": 0.5})
+    assert score.error_of("acc") is None and score.error_of("acc_norm") == pytest.approx(12**-0.5)
 
 
 def test_without_the_harness_one_line_says_what_to_install(monkeypatch):

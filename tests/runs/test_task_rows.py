@@ -20,16 +20,28 @@ def record(run, step, value, **more):
 def test_the_figures_of_the_newest_step_are_shown_and_of_one_step_the_latest(tmp_path):
     run = build_run(tmp_path)
     record(run, 8, 0.5)
-    record(run, 10, 0.25, weights="average", limit=7)
+    record(run, 10, 0.25, weights="average")
     record(run, 4, 0.75)
     assert read_status(run).figures[NAME] == 0.25
     record(run, 10, 0.375)
     status = read_status(run)
     assert (status.figures[NAME], status.figure_steps[NAME]) == (0.375, 10)
     row = json.loads((run / "tasks.jsonl").read_text().splitlines()[2])
-    assert (row["step"], row["weights"], row["limit"]) == (10, "average", 7)
+    assert (row["step"], row["weights"], "limit" in row) == (10, "average", False)
     # Of a step that was scored in the loop as well, what is not older.
     append_row(run / "metrics.jsonl", {"step": 12, "time": 1e9, NAME: 0.125})
+    assert read_status(run).figures[NAME] == 0.125
+
+
+def test_a_part_of_a_task_is_shown_only_where_nothing_else_is(tmp_path):
+    run = build_run(tmp_path)
+    record(run, 8, 0.5, limit=7)
+    assert json.loads((run / "tasks.jsonl").read_text().splitlines()[-1])["limit"] == 7
+    assert read_status(run).figures[NAME] == 0.5
+    record(run, 4, 0.75)
+    assert (read_status(run).figures[NAME], read_status(run).figure_steps[NAME]) == (0.75, 4)
+    append_row(run / "metrics.jsonl", {"step": 12, "time": 1e9, NAME: 0.125})
+    record(run, 12, 0.25, limit=7)
     assert read_status(run).figures[NAME] == 0.125
 
 
