@@ -236,14 +236,9 @@ def test_a_request_to_stop_ends_the_scoring_between_two_batches(loaded, suite):
 
 def test_a_task_whose_own_code_fails_is_told_as_that(tmp_path):
     (tmp_path / "code.py").write_text("def choose(row):\n    return row['nothing']\n")
-    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
-    (tmp_path / "mine.yaml").write_text(
-        "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\n"
-        "test_split: test\noutput_type: loglikelihood\ndoc_to_text: text\n"
-        "doc_to_target: !function code.choose\n"
-    )
+    mine = write_mine(tmp_path, "loglikelihood", "doc_to_target: !function code.choose\n")
     with pytest.raises(DataError, match="cannot be loaded: KeyError: 'nothing'"):
-        open_tasks([str(tmp_path)])
+        open_tasks([mine])
 
 
 def write_mine(folder: Path, kind: str, more: str) -> str:
@@ -399,6 +394,6 @@ def test_a_request_that_one_rank_has_heard_ends_the_scoring_on_all(loops):
 @pytest.mark.ranks
 def test_a_task_that_fails_in_the_loop_gives_no_figures_and_ends_no_training(loops):
     for way in LOOPS:
-        assert len(list((loops / way).glob("went-on-*"))) == 2  # each writes it at its end
+        assert len(list((loops / way).glob("went-on-*"))) == 2
         rows = (loops / way / "metrics.jsonl").read_text().splitlines()
         assert max(json.loads(row)["step"] for row in rows) == 3
