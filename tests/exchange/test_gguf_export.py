@@ -95,7 +95,8 @@ def test_weights_that_are_not_finite_are_no_export(run, tmp_path):
     manifest = replace(parse_manifest(path.read_text(), path), is_finite=False)
     path.write_text(json.dumps(manifest.to_json()))
     with pytest.raises(CheckpointError, match="holds weights that are not finite"):
-        export_gguf(ExportRequest(folder=copy, out=tmp_path / "model.gguf"))
+        # Without a step, it would not be found.
+        export_gguf(ExportRequest(folder=copy, out=tmp_path / "model.gguf", step=7))
     assert [each.name for each in tmp_path.iterdir()] == ["run"]
 
 
