@@ -17,6 +17,24 @@ from lmscale.files.printing import count_of, say
 if TYPE_CHECKING:
     from lmscale.exchange.import_hf import Done
 
+RowsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Rows of the embedding, in place of those that it has: new ones are the mean of "
+        "the others.",
+    ),
+]
+ObjectiveOption = Annotated[
+    Literal["spans", "infill", "pairs"] | None,
+    typer.Option(
+        help="What a model that reads one text and writes another was trained for. Default: "
+        "spans or infill, whose ids its tokenizer has, else pairs. T5 and BART that were tuned "
+        "to answer are of pairs.",
+        show_default=False,
+    ),
+]
+
 app = typer.Typer(help="Models of other programs → a run to begin with.", no_args_is_help=True)
 
 
@@ -42,14 +60,8 @@ def hf(
         Path | None,
         typer.Option(help="Another folder or file with the model's tokenizer; default: DIR."),
     ] = None,
-    vocab_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Rows of the embedding, in place of those that it has: new ones are the mean of "
-            "the others.",
-        ),
-    ] = None,
+    vocab_size: RowsOption = None,
+    objective: ObjectiveOption = None,
     name: Annotated[str, typer.Option(help="The run's name; default: that of RUN.")] = "",
     verify: Annotated[
         Literal["logits", "tensors"],
@@ -83,6 +95,7 @@ def hf(
             name=name or plan_name(out),
             tokenizer=tokenizer,
             vocab_size=vocab_size,
+            objective=objective,
             how=verify,
             bar=progress,
         )
@@ -115,6 +128,7 @@ def _describe(done: Done) -> dict[str, object]:
         "vocab_size": plan.config.vocab_size,
         "tokenizer": plan.tokenizer.fingerprint,
         "ids": plan.config.tokenizer.ids,
+        "objective": plan.config.objective.name,
         "drawn": list(origin.drawn),
         "left_behind": list(plan.plan.left_behind),
         "verified": "tensors" if done.parity is None else vars(done.parity),
@@ -133,6 +147,10 @@ def _render(done: Done) -> list[str]:
     }
     if config.tokenizer.ids:
         rows["ids"] = f"{render_ids(config.tokenizer.ids)}, which objectives use (tokenizer.ids)"
+    guessed = config.objective.name
+    if done.request.objective is None and guessed in ("spans", "infill"):
+        rows["objective"] = f"{guessed}, by its tokenizer; if it was tuned to answer: "
+        rows["objective"] += "--objective pairs"
     if origin.drawn:
         rows["drawn anew"] = f"{', '.join(origin.drawn)}: {origin.folder} has none"
     if plan.plan.left_behind:

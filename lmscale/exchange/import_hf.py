@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmscale.exchange.import_objective import Written
 from lmscale.exchange.import_run import Import, plan_run, write_run
 from lmscale.exchange.import_verify import How, verify
 from lmscale.exchange.parity import Parity
@@ -27,6 +28,7 @@ class ImportRequest:
     name: str  # of the run
     tokenizer: Path | None = None  # where it is; None: in ``folder``
     vocab_size: int | None = None  # rows of the embedding; None: as many as it has
+    objective: Written | None = None  # that it was trained for; None: as its files let guess
     how: How = "logits"  # it is verified
     bar: Bar = no_bar  # as ``files.progress.progress``
 
@@ -57,6 +59,7 @@ def import_hf(request: ImportRequest) -> Done:
             request.tokenizer or request.folder,
             name=request.name,
             vocab_size=request.vocab_size,
+            objective=request.objective,
         )
     parities: list[Parity | None] = []
 

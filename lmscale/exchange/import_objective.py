@@ -6,26 +6,50 @@ has another objective.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from lmscale.config.token_ids import SENTINELS, NamedIds
+from lmscale.errors import ConfigError
 from lmscale.exchange.import_config import SourceConfig
 
+Written = Literal["spans", "infill", "pairs"]
+"""What an encoder-decoder was trained to write: the spans that were left out, the text as it was,
+or what belongs to another text, such as its translation.
+"""
+_NEEDS: dict[Written, set[str]] = {
+    "spans": {"start", SENTINELS},
+    "infill": {"start", "mask"},
+    "pairs": set(),
+}
 
-def plan_objective(source: SourceConfig, ids: NamedIds) -> dict[str, Any]:
+
+def plan_objective(
+    source: SourceConfig, ids: NamedIds, wanted: Written | None = None
+) -> dict[str, Any]:
     """The keys of a run's configuration: ``objective``, and the settings of the model and the
     stream that go with it. ``ids``: those of the tokenizer that objectives have names for.
+    ``wanted``: of an encoder-decoder, in place of the first one that has its ids there: no file
+    says whether it was trained further, to answer. Raises ``ConfigError`` where that cannot be.
     """
     section = source.section
+    if wanted and section.family != "encoder_decoder":
+        raise ConfigError(
+            f"--objective {wanted} is for models that read one text and write another, and this "
+            f"one is of the family {section.family}. Leave it out."
+        )
     if section.family == "encoder":
         return _plan_encoder(source, ids)
     if section.family != "encoder_decoder":
         return {}
-    if {"start", SENTINELS} <= ids.keys():
-        return {"objective": {"name": "spans"}, "stream": _ONE_TEXT}
-    if {"start", "mask"} <= ids.keys():
-        return {"objective": {"name": "infill"}, "stream": _ONE_TEXT}
-    return {"objective": {"name": "pairs"}, "stream": _WHOLE}
+    possible = [name for name, needed in _NEEDS.items() if needed <= ids.keys()]
+    if wanted and wanted not in possible:
+        lacking = ", ".join(sorted(_NEEDS[wanted] - ids.keys()))
+        raise ConfigError(
+            f"--objective {wanted}: the tokenizer has no ids for it ({lacking}). It has those of "
+            f"{', '.join(possible)}."
+        )
+    name = wanted or possible[0]
+    return {"objective": {"name": name}, "stream": _WHOLE if name == "pairs" else _ONE_TEXT}
 
 
 _ONE_TEXT = {"mask_documents": False}

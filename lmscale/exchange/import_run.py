@@ -29,11 +29,10 @@ from lmscale.checkpoint.write_file import Part, inspect, write_file
 from lmscale.config import RunConfig, dump_config
 from lmscale.config.load import validate_tree
 from lmscale.config.run import with_absolute_places
-from lmscale.config.token_ids import NamedIds
 from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.exchange.import_config import SourceConfig, read_source_config
 from lmscale.exchange.import_files import SourceWeights, find_source_weights
-from lmscale.exchange.import_objective import plan_objective
+from lmscale.exchange.import_objective import Written, plan_objective
 from lmscale.exchange.import_plan import ImportPlan, check_copies, plan_import
 from lmscale.exchange.import_tokenizer import find_bos, read_tokenizer
 from lmscale.files.atomic import write_bytes, write_json, writing
@@ -74,11 +73,13 @@ def plan_run(
     *,
     name: str,
     vocab_size: int | None = None,
+    objective: Written | None = None,
 ) -> Import:
     """What the import of ``folder`` to ``out`` will be, by the headers of its files alone.
 
     ``tokenizer_place``: where its tokenizer is. ``vocab_size``: rows of the embedding, in place of
-    those that it has. Raises ``ConfigError`` and ``DataError`` with all that does not fit.
+    those that it has. ``objective``: in place of what its files let guess. Raises ``ConfigError``
+    and ``DataError`` with all that does not fit.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already. Name a new folder, or remove it.")
@@ -91,7 +92,8 @@ def plan_run(
     ids = find_named_ids(tokenizer, tokenizer_place)
     if tokenizer_place != folder:  # what stands around a text that is written, the model says
         ids |= find_ends(tokenizer, folder)
-    config = plan_config(source, weights, tokenizer, out, name=name, rows=rows, ids=ids)
+    keys = plan_objective(source, ids, objective) | {"tokenizer": {"ids": ids}}
+    config = plan_config(source, weights, tokenizer, out, name=name, rows=rows, keys=keys)
     plan = plan_import(source, weights, config.model, config.sizes, known_ids=tokenizer.vocab_size)
     with weights.opened() as read:
         check_copies(plan, weights, read)
@@ -140,9 +142,11 @@ def plan_config(
     *,
     name: str,
     rows: int,
-    ids: NamedIds,
+    keys: Mapping[str, Mapping[str, Any]],
 ) -> RunConfig:
-    """The configuration of a run with this model, without data: what others read of an import."""
+    """The configuration of a run with this model, without data: what others read of an import.
+    ``keys``: of its sections, what the objective needs.
+    """
     section = source.section.model_dump(mode="json") | {"vocab_size": rows}
     positions = source.section.max_positions
     length = RunConfig.model_fields["stream"].get_default(call_default_factory=True).sequence_length
@@ -151,15 +155,14 @@ def plan_config(
         "tokenizer": {
             "folder": str(out / KEPT_FOLDER),
             "vocab_size": tokenizer.vocab_size,
-            "ids": ids,
         },
         "stream": {"sequence_length": min(length, positions or length)},
         "model": section,
         "guard": {"on_divergence": "stop"},  # nothing will go back to it
         "engine": {"precision": PRECISIONS.get(weights.dtype, "fp32")},
     }
-    for name, keys in plan_objective(source, ids).items():
-        tree[name] = tree.get(name, {}) | keys
+    for section_name, more in keys.items():
+        tree[section_name] = tree.get(section_name, {}) | {**more}
     return validate_tree(RunConfig, tree, name=f"{weights.folder} as a run")
 
 

@@ -17,9 +17,11 @@ from their_folders import (
     save_tokenizer,
 )
 
+from lmscale.errors import ConfigError
 from lmscale.exchange.export import export_run
 from lmscale.exchange.exported import ExportRequest
 from lmscale.exchange.import_hf import ImportRequest, import_hf
+from lmscale.exchange.import_run import plan_run
 
 CASES = {
     "gpt2": ("GPT2", "LMHeadModel", GPT2, "causal"),
@@ -67,3 +69,16 @@ def test_a_family_comes_in_and_goes_out_as_it_came(case, tmp_path):
         after = {n.removeprefix("bert."): each for n, each in after.items()}
     assert before.keys() == after.keys() - left_out
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_model_that_was_tuned_to_answer_is_of_pairs_if_that_is_said(tmp_path):
+    theirs = save_theirs(tmp_path / "theirs", "T5", "ForConditionalGeneration", **T5)
+    save_tokenizer(theirs, T5_PIECES, "<unk>", eos_token="</s>", pad_token="<pad>")
+    config = plan_run(theirs, tmp_path / "run", theirs, name="run", objective="pairs").config
+    assert config.objective.name == "pairs" and config.objective_ids == {"start": 0, "end": 1}
+    assert config.num_ids == VOCAB and config.stream.packing == "best_fit"
+    with pytest.raises(ConfigError, match=r"no ids for it \(mask\).*has those of spans, pairs"):
+        plan_run(theirs, tmp_path / "run", theirs, name="run", objective="infill")
+    gpt2 = save_theirs(tmp_path / "gpt2", "GPT2", "LMHeadModel", **GPT2)
+    with pytest.raises(ConfigError, match="is of the family decoder. Leave it out"):
+        plan_run(gpt2, tmp_path / "run", theirs, name="run", objective="pairs")
