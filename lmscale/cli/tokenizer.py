@@ -84,7 +84,7 @@ def show(
 ) -> None:
     """Print what a tokenizer is, whether text comes back from it, and how it cuts a text."""
     from lmscale.tokenizer.codec import render_meta
-    from lmscale.tokenizer.showing import open_named, render_tokenizer
+    from lmscale.tokenizer.showing import open_named, render_pieces, render_tokenizer
 
     named, tokenizer = open_named(what, set_ or ())
     ids = tokenizer.encode(text).tolist()
@@ -96,7 +96,7 @@ def show(
         return
     say(f"{named}: {render_tokenizer(tokenizer)}")
     say(f"  {len(text.encode()):,} bytes → {len(ids):,} tokens")
-    say("  " + " ".join(f"{piece}({number})" for piece, number in zip(pieces, ids, strict=True)))
+    say(f"  {render_pieces(tokenizer, ids)}")
 
 
 @app.command()

@@ -97,7 +97,9 @@ class RunConfig(Section):
         if self.vocab_size < self.num_ids:
             ids = describe_ids(self.added_ids)
             plus = f" and the {ids} that the objective adds" if self.added_ids else ""
-            own = ", or name in tokenizer.ids what the tokenizer has of them" if plus else ""
+            named = ", ".join(f"{name}: ID" for name in list(self.added_ids)[:3])
+            own = f", or name those that the tokenizer has: tokenizer.ids: {{{named}}}"
+            own = own if plus else ""
             yield (
                 f"model.vocab_size = {self.vocab_size} is smaller than tokenizer.vocab_size = "
                 f"{pieces}{plus}; leave it out to get the next multiple of {VOCAB_MULTIPLE}{own}"

@@ -19,7 +19,7 @@ from lmscale.config.kinds import Ability
 from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.evaluation.run import FoundRun, find_run
 from lmscale.exchange.exported import DTYPES, MARK, Exported, ExportRequest, describe
-from lmscale.exchange.framing import find_beginning, plan_framing
+from lmscale.exchange.framing import find_beginning, keep_pair, plan_framing
 from lmscale.exchange.model_card import CARD, render_card
 from lmscale.exchange.plan_export import (
     ExportPlan,
@@ -121,6 +121,8 @@ def _write_settings(
     config, tokenizer = found.config, found.tokenizer
     beginning = find_beginning(found.folder, tokenizer)
     framing = plan_framing(config, tokenizer, begins_with_bos=beginning)
+    if not config.window.has_pairs:  # those it has trained on
+        framing = keep_pair(framing, tokenizer)
     barred = barred_ids(tokenizer, framing, config.objective_ids, plan.sizes.vocab_size)
     settings = render_config(plan, framing, config.objective_ids, request.dtype)
     write_json(work / "config.json", settings)

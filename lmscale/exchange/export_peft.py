@@ -71,7 +71,7 @@ def export_peft(request: ExportRequest) -> PeftExported:
         stored = [Stored(name=n, shape=tuple(t.shape), dtype=t.dtype) for n, t in tensors.items()]
         check_room(request.out, sum(tensor.bytes for tensor in stored))
         (file,) = write_files(work, {FILE: tuple(stored)}, iter(tensors.items()))
-        write_json(work / CONFIG, _render_config(adaptation))
+        write_json(work / CONFIG, _render_config(adaptation, base))
         with request.bar("verifying", None, ""):
             check = _verify(request, adaptation, read, work, num_tensors=len(stored))
         exported = PeftExported(request=request, adaptation=adaptation, file=file, check=check)
@@ -118,14 +118,15 @@ def _render_tensors(adaptation: Adaptation, read: Read) -> Iterator[tuple[str, T
                 yield f"{PREFIX}{name}", value
 
 
-def _render_config(adaptation: Adaptation) -> dict[str, Any]:
+def _render_config(adaptation: Adaptation, base: Path) -> dict[str, Any]:
+    """``base`` as the user names it: the place of another machine would say nothing there."""
     matrices = [rule for rule in adaptation.plan.rules if len(rule.shape) == 2]
     # PEFT's model of a task that tells tokens asks of its base that it writes texts.
     is_masked = (adaptation.plan.section.family, adaptation.plan.head) == ("encoder", "tokens")
     return render_adapter_config(
         adaptation.found.config.model.lora,
         adaptation.adapters,
-        base=str(adaptation.base.folder.resolve()),
+        base=str(base),
         head=None if is_masked else adaptation.plan.head,
         matrices=[name.removesuffix(".weight") for rule in matrices for name in rule.theirs],
         is_transposed=any(rule.form == "transposed" for rule in matrices),

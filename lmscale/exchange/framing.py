@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmscale.config import RunConfig
 from lmscale.stream.ledger import RECORD, load_bos
 from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.hugging_face import HuggingFaceTokenizer, build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,23 @@ def plan_framing(
         has_types=getattr(config.model, "token_types", 0) > 1,
         roles=roles,
     )
+
+
+def keep_pair(framing: Framing, tokenizer: Tokenizer) -> Framing:
+    """With what a tokenizer that came in puts between two texts, where the run says nothing of
+    that and one text stands as its file has it: ``[CLS] A [SEP] B [SEP]``.
+    """
+    if framing.between or not framing.is_known or not isinstance(tokenizer, HuggingFaceTokenizer):
+        return framing
+    library, text = build(tokenizer.rules), tokenizer.encode("a").tolist()
+    head, tail = [*framing.before, *text], [*text, *framing.after]
+    if not text or library.encode("a").ids != framing.frame(text):
+        return framing
+    pair = library.encode("a", "a").ids
+    end = len(pair) - len(tail)
+    if end < len(head) or pair[: len(head)] != head or pair[end:] != tail:
+        return framing
+    return replace(framing, between=tuple(pair[len(head) : end]))
 
 
 def find_beginning(run_folder: Path, tokenizer: Tokenizer) -> bool | None:

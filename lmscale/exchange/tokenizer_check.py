@@ -59,6 +59,10 @@ class TokenizerCheck:
     """Whether one text that differs is a fault: not of unigram, which may choose another cut of
     the same score, nor of another program's SentencePiece model.
     """
+    with_names: int = 0
+    """Texts that hold names of special tokens, which are those tokens there and text here."""
+    strayed: int = 0
+    """Texts without such names that get other ids if nothing is said of special tokens."""
     misframed: tuple[str, ...] = ()
     """What else is not as the run has it."""
 
@@ -70,6 +74,11 @@ class TokenizerCheck:
             found.append(f"{self.undecoded:,} of {self.texts:,} texts come back otherwise")
         if self.differing and self.must_agree:
             found.append(f"{self.differing:,} of {self.texts:,} texts get other ids")
+        if self.strayed and self.must_agree:
+            found.append(
+                f"{self.strayed:,} texts without names of special tokens get other ids unless "
+                "split_special_tokens=True"
+            )
         if not found:
             return ""
         examples = f" Such as {', '.join(self.examples)}." if self.examples else ""
@@ -80,12 +89,19 @@ class TokenizerCheck:
 
     def describe(self) -> str:
         """For people, where nothing is wrong."""
+        of_names = ""
+        if self.with_names:
+            of_names = (
+                f"; names of special tokens, such as </s>, are text in lmscale and those tokens in "
+                f"transformers ({self.with_names:,} of the texts), but with "
+                "split_special_tokens=True"
+            )
         if not self.differing:
-            return f"the same ids for all of {self.texts:,} texts"
+            return f"the same ids for all of {self.texts:,} texts{of_names}"
         return (
             f"other ids for {self.differing:,} of {self.texts:,} texts, "
             f"{self.differing_tokens:,} of {self.tokens:,} tokens "
-            f"({self.differing_tokens / self.tokens:.2%})"
+            f"({self.differing_tokens / self.tokens:.2%}){of_names}"
         )
 
 
@@ -99,6 +115,7 @@ def verify_tokenizer(
     unknown = tokenizer.unk_id  # two programs write it in two ways
     counts: Counter[str] = Counter()
     examples: list[str] = []
+    names = {str(token).casefold() for token in theirs.added_tokens_decoder.values()}
     for text in (*HARD_TEXTS, *texts):
         ours = tokenizer.encode(text).tolist()
         given = encode_as_text(theirs, text)
@@ -107,6 +124,9 @@ def verify_tokenizer(
         counts["tokens"] += len(ours)
         counts["undecoded"] += is_undecoded
         counts["differing"] += given != ours
+        if theirs(text, add_special_tokens=False, verbose=False).input_ids != given:
+            has_name = any(name in text.casefold() for name in names)
+            counts["with_names" if has_name else "strayed"] += 1
         counts["differing_tokens"] += (Counter(ours) - Counter(given)).total()
         if (given != ours or is_undecoded) and len(examples) < _EXAMPLES:
             examples.append(ascii(text if len(text) <= 60 else f"{text[:60]}…"))

@@ -18,7 +18,7 @@ from lmscale.errors import DataError
 from lmscale.exchange.framing import Framing
 from lmscale.exchange.sentencepiece_json import Tree, render_added_token, render_sentencepiece
 from lmscale.files.atomic import write_bytes, write_json
-from lmscale.tokenizer.base import OWN, Tokenizer
+from lmscale.tokenizer.base import OWN, SPLITS, Tokenizer
 from lmscale.tokenizer.hugging_face import HuggingFaceTokenizer
 
 FILE = "tokenizer.json"
@@ -53,9 +53,9 @@ def write_tokenizer(
     """Write the tokenizer into a folder that exists, for texts of at most ``max_length`` ids.
 
     ``objective_ids``: the objective's, by its names; ``added_ids``: those that are no pieces of the
-    tokenizer (default: all). Without any, and without a chat template, what reads like a special
-    token in a text is text, as it is for lmscale (``split_special_tokens``); with them it is the
-    token, as masks, sentinels and the turns of a chat have to be written somehow.
+    tokenizer (default: all). What reads like a special token in a text is the token, as for
+    others' tokenizers, though it is text for lmscale; unless the tokenizer came in with
+    ``split_special_tokens``.
 
     Raises ``DataError`` for a tokenizer that the format cannot say.
     """
@@ -87,7 +87,7 @@ def write_tokenizer(
             "attention_mask",
         ],
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": not (objective_ids or chat_template),
+        "split_special_tokens": bool(tokenizer.made_by.get(SPLITS)),
         "bos_token": None,
         "eos_token": None,
         "unk_token": None,

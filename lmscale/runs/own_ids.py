@@ -12,6 +12,22 @@ from lmscale.runs.commits import read_commits
 from lmscale.runs.run_folder import load_run_config
 
 
+def find_other_tokenizer(config: RunConfig, fingerprint: str) -> str:
+    """Why a tokenizer is not the one that a new run goes on with; empty: it may be. Only reads."""
+    if not config.run.init_from or read_commits(config.folder):
+        return ""
+    folder, _ = config.run.initial_run
+    kept = folder / KEPT_FOLDER
+    theirs = read_fingerprint(kept)
+    if not theirs or theirs == fingerprint:
+        return ""
+    return (
+        f"run.init_from = {config.run.init_from}: its tokenizer is another one than that of "
+        f"tokenizer.folder ({theirs[:12]} and {fingerprint[:12]}), so its embeddings are of other "
+        f"tokens. Name that run's: tokenizer.folder: {kept}."
+    )
+
+
 def find_forgotten_ids(config: RunConfig) -> list[str]:
     """Why the objective of a new run would train ids of its own beside those that the run of
     ``run.init_from`` has for the same, of the same tokenizer. Only reads.

@@ -15,6 +15,7 @@ from lmscale.errors import DataError
 
 SPACE_MARK = "\u2581"  # how SentencePiece writes a space
 UNKNOWN_BYTES = "\ufffd".encode()  # what stands for text that a tokenizer has no piece for
+SPLITS = "split_special_tokens"  # of ``made_by``: so the settings of one that came in said it
 OWN = "lmscale"  # the format of those that lmscale trains by SentencePiece
 ROLES = ("unk", "bos", "eos", "pad")
 

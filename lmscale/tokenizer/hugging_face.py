@@ -25,6 +25,7 @@ from lmscale.tokenizer.hf_rules import (
     fate_of_unknown,
     find_losses,
     finds_whole_words,
+    is_byte_level,
     keep_out_of_text,
     kind_of,
     mark_special,
@@ -103,6 +104,11 @@ class HuggingFaceTokenizer(Tokenizer):
             or "become bytes",
             "added tokens": f"{len(self._added):,}, special: {self._num_special:,}",
         }
+
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether the letters of a piece stand for bytes."""
+        return is_byte_level(self._tree)
 
     @property
     def _added(self) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from lmscale.files.atomic import writing
 from lmscale.files.reading import read_plain, reading
 from lmscale.files.strangers import parse_json
 from lmscale.files.tokenizer_files import HF_NAME, META_NAME, MODEL_NAME, find_meta
-from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.base import SPLITS, Tokenizer
 from lmscale.tokenizer.codec import load_tokenizer, refuse_strangers, save_tokenizer
 from lmscale.tokenizer.foreign import SentencePieceTokenizer
 from lmscale.tokenizer.hf_rules import vocabulary_of
@@ -138,7 +138,7 @@ def _read_folder(folder: Path, chosen: Chosen, *, needs_eos: bool) -> Tokenizer:
 def _read_json(
     content: bytes, path: Path, folder: Path, chosen: Chosen, *, needs_eos: bool
 ) -> Tokenizer:
-    source = _describe_source(path, content)
+    source = _describe_source(path, content) | _read_splitting(folder)
     try:
         _refuse_pointer(content)
         tree = parse_tree(content)
@@ -160,7 +160,7 @@ def _read_json(
 def _read_model(
     content: bytes, path: Path, folder: Path, chosen: Chosen, *, needs_eos: bool
 ) -> Tokenizer:
-    source = _describe_source(path, content)
+    source = _describe_source(path, content) | _read_splitting(folder)
     try:
         _refuse_pointer(content)
         plain = SentencePieceTokenizer(content, source)
@@ -185,6 +185,12 @@ def _describe_source(path: Path, content: bytes) -> dict[str, Any]:
     """What ``meta.json`` keeps of where it came from: a name, and no place of this machine."""
     name = path.name if path.is_dir() else f"{path.resolve().parent.name}/{path.name}"
     return {"imported_from": name, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _read_splitting(folder: Path) -> dict[str, bool]:
+    """Whether special tokens in a text are text, where the settings beside it say so."""
+    settings = read_beside(folder, ("tokenizer_config.json",)).get("tokenizer_config.json", {})
+    return {SPLITS: True} if settings.get(SPLITS) is True else {}
 
 
 def _refuse_pointer(content: bytes) -> None:

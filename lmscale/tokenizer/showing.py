@@ -13,7 +13,7 @@ from lmscale.config import load_config
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.errors import ConfigError, DataError
 from lmscale.files.reading import read_plain, reading
-from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.base import SPACE_MARK, Tokenizer
 from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.tokenizer.exactness import describe_exactness
 from lmscale.tokenizer.importing import read_foreign
@@ -50,6 +50,26 @@ def render_tokenizer(tokenizer: Tokenizer) -> str:
             *(f"  {name:{width}}  {value}" for name, value in lines.items()),
         ]
     )
+
+
+def render_pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Each piece and its id. Byte-level pieces as the text that they stand for: their letters stand
+    for bytes, and say nothing to people.
+    """
+    is_byte_level = getattr(tokenizer, "is_byte_level", False)
+    return " ".join(
+        f"{_spell(tokenizer, number) if is_byte_level else tokenizer.piece(number)}({number})"
+        for number in ids
+    )
+
+
+def _spell(tokenizer: Tokenizer, number: int) -> str:
+    """The text of a byte-level piece; a byte that is of no whole character is ``\\xNN``."""
+    content = tokenizer.decode_bytes([number])
+    text = content.decode("utf-8", errors="backslashreplace").replace(" ", SPACE_MARK)
+    if not text:
+        return tokenizer.piece(number)  # special
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def read_texts(text: Path | None, paths: Sequence[Path], *, max_bytes: int) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from lmscale.config import RunConfig
 from lmscale.config.objective_base import describe_ids
 from lmscale.errors import DataError
-from lmscale.runs.own_ids import find_forgotten_ids
+from lmscale.runs.own_ids import find_forgotten_ids, find_other_tokenizer
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.tokenizer.codec import load_tokenizer
 
@@ -17,7 +17,10 @@ _MARK_TEXTS = ("start", "end", "cls", "sep")  # so they may be what marks a docu
 def load_run_tokenizer(config: RunConfig) -> Tokenizer:
     """That of ``tokenizer.folder``. Raises ``DataError`` with all that does not fit the run."""
     tokenizer = load_tokenizer(config.tokenizer.folder)
-    if problems := [*_find_size_problems(config, tokenizer), *_find_problems(config, tokenizer)]:
+    sizes = [*_find_size_problems(config, tokenizer)]
+    if sizes and (others := find_other_tokenizer(config, tokenizer.fingerprint)):
+        raise DataError(others)  # what follows from it is no advice
+    if problems := [*sizes, *_find_problems(config, tokenizer)]:
         raise DataError(problems)
     return tokenizer
 

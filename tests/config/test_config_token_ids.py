@@ -99,7 +99,8 @@ def test_only_what_is_written_may_begin_with_what_ends_it():
 
 def test_an_embedding_that_is_full_says_that_the_tokenizer_may_have_them():
     model = {"family": "encoder", "vocab_size": 600}
-    with pytest.raises(ConfigError, match="or name in tokenizer.ids what the tokenizer has of"):
+    said = r"or name those that the tokenizer has: tokenizer.ids: \{mask: ID\}"
+    with pytest.raises(ConfigError, match=said):
         settings({}, model=model, objective={"name": "masked"})
     assert settings({"mask": 103}, model=model, objective={"name": "masked"}).vocab_size == 600
 

@@ -143,6 +143,21 @@ def test_a_run_that_forgets_them_is_refused_with_what_to_write(bert, tmp_path):
     assert told.endswith(f"would train id {VOCAB} for it anew. Write tokenizer.ids: {{mask: 4}}.")
 
 
+def test_another_tokenizer_than_that_of_the_weights_is_told_before_what_follows_from_it(
+    bert, tiny_data, tmp_path
+):
+    config = go_on(bert, tmp_path, objective={"name": "masked"})
+    tree = config.model_dump(mode="json")
+    tree["tokenizer"]["folder"] = str(tiny_data / "tokenizer")
+    tree["tokenizer"] |= {"vocab_size": 384, "ids": {}}
+    tree["model"]["vocab_size"] = None
+    with pytest.raises(DataError) as caught:
+        load_run_tokenizer(RunConfig.model_validate(tree))
+    (problem,) = caught.value.problems
+    assert "its tokenizer is another one than that of tokenizer.folder" in problem
+    assert problem.endswith(f"Name that run's: tokenizer.folder: {bert / 'tokenizer'}.")
+
+
 def test_a_mask_that_every_document_holds_is_refused(bert, tmp_path):
     tree = go_on(bert, tmp_path, objective={"name": "masked"}).model_dump(mode="json")
     tree["run"]["init_from"], tree["tokenizer"]["ids"] = "", {"mask": 3}

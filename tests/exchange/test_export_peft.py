@@ -84,6 +84,14 @@ def close(found, expected):
     assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
+def test_the_base_is_named_as_the_user_names_it(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(runs)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    export(runs, tmp_path / "out", base=Path("base"), verify="tensors")
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "base"
+
+
 def test_another_base_than_the_run_adapts_is_told_tensor_by_tensor(runs, tmp_path):
     """The adapted run's own export: only the matrices that it changed are others."""
     export_run(ExportRequest(folder=runs / "adapted", out=tmp_path / "other"))

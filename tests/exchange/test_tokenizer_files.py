@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -20,7 +22,7 @@ from tiny_run import tiny_tree
 from lmscale.config import RunConfig
 from lmscale.config.data import TokenizerConfig
 from lmscale.errors import ConfigError, DataError
-from lmscale.exchange.framing import Framing, plan_framing
+from lmscale.exchange.framing import Framing, keep_pair, plan_framing
 from lmscale.exchange.tokenizer_check import (
     HARD_TEXTS,
     encode_as_text,
@@ -28,9 +30,9 @@ from lmscale.exchange.tokenizer_check import (
     verify_tokenizer,
 )
 from lmscale.exchange.tokenizer_files import write_tokenizer
-from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.base import SPLITS, Tokenizer
 from lmscale.tokenizer.foreign import SentencePieceTokenizer
-from lmscale.tokenizer.hugging_face import HuggingFaceTokenizer
+from lmscale.tokenizer.hugging_face import HuggingFaceTokenizer, build, parse_tree
 from lmscale.tokenizer.own import OwnTokenizer
 from lmscale.tokenizer.train import train_model
 
@@ -103,19 +105,68 @@ def test_whole_documents_have_the_same_ids_and_the_share_of_those_that_do_not_is
     check = verify_tokenizer(tokenizer, folder, TEXTS[:40], framing=PLAIN)
     assert (check.texts, check.undecoded, check.problem) == (40 + len(HARD_TEXTS), 0, "")
     if tokenizer.kind == "bpe":
-        assert check.describe() == f"the same ids for all of {check.texts} texts"
+        assert check.describe() == (
+            f"the same ids for all of {check.texts} texts; names of special tokens, such as </s>, "
+            "are text in lmscale and those tokens in transformers (2 of the texts), but with "
+            "split_special_tokens=True"
+        )
     else:
         assert check.differing_tokens <= check.tokens / 1000
         assert f"of {check.tokens:,} tokens" in check.describe()
 
 
-def test_special_tokens_in_a_text_are_text_unless_the_objective_adds_some(
-    tokenizer, theirs, tmp_path
+def test_special_tokens_in_a_text_are_tokens_as_in_others_tools_unless_their_own_settings_say_not(
+    small, tmp_path
 ):
-    text = "a</s>[MASK]"
-    assert theirs(text).input_ids == tokenizer.encode(text).tolist()
-    write(tokenizer, tmp_path, added_ids={"mask": VOCAB})
-    assert load_theirs(tmp_path)(text).input_ids == [*tokenizer.encode("a").tolist(), 2, VOCAB]
+    text = "a</s>"
+    write(small, tmp_path)
+    theirs = load_theirs(tmp_path)
+    assert theirs("a" + theirs.eos_token).input_ids == [*small.encode("a").tolist(), 2]
+    write(small, tmp_path, added_ids={"mask": 512})
+    assert load_theirs(tmp_path)(f"{text}[MASK]").input_ids[-2:] == [2, 512]
+    split = OwnTokenizer(small.model, {"kind": "bpe", SPLITS: True})
+    write(split, tmp_path)
+    assert load_theirs(tmp_path)(text).input_ids == small.encode(text).tolist()
+    assert (
+        "split_special_tokens"
+        not in verify_tokenizer(split, tmp_path, [], framing=PLAIN).describe()
+    )
+
+
+def test_a_text_without_names_of_special_tokens_has_to_have_the_same_ids_in_any_case(
+    small, tmp_path
+):
+    write(small, tmp_path)
+    tree = tree_of(tmp_path)
+    extra = dict(tree["added_tokens"][0], id=512, content="3.14159")
+    tree["added_tokens"].append(extra)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    check = verify_tokenizer(small, tmp_path, [], framing=PLAIN)
+    assert (check.with_names, check.strayed, check.problem) == (3, 0, "")
+    strayed = replace(check, strayed=1).problem
+    assert "1 texts without names of special tokens get other ids unless split_" in strayed
+
+
+def test_a_pair_template_that_came_in_is_kept_where_one_text_stands_as_the_run_has_it(tmp_path):
+    tokenizer = wordpiece()
+    library = build(parse_tree(tokenizer.model))
+    processors = importlib.import_module("tokenizers").processors
+    library.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    tokenizer = HuggingFaceTokenizer(library.to_str().encode(), {}, tokenizer.special_ids)
+    trained = Framing(before=(2,), after=(3,), has_types=True, roles={"eos_token": 3})
+    framing = keep_pair(trained, tokenizer)
+    write(tokenizer, tmp_path, framing)
+    assert verify_tokenizer(tokenizer, tmp_path, [], framing=framing).problem == ""
+    a, b = (tokenizer.encode(text).tolist() for text in "ab")
+    theirs = load_theirs(tmp_path)("a", "b")
+    assert theirs.input_ids == [2, *a, 3, *b, 3]
+    assert theirs.token_type_ids == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+    other = replace(trained, after=())
+    assert keep_pair(other, tokenizer) is other
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert", "mistral", "t5", "qwen3"])
@@ -250,11 +301,11 @@ def byte_level() -> HuggingFaceTokenizer:
     return HuggingFaceTokenizer(library.to_str().encode(), {}, {"bos": 0, "eos": 0})
 
 
-@pytest.mark.parametrize("build", [wordpiece, byte_level])
+@pytest.mark.parametrize("make", [wordpiece, byte_level])
 def test_a_tokenizer_json_that_came_in_goes_out_with_the_ids_and_the_frame_of_the_run(
-    build, tmp_path
+    make, tmp_path
 ):
-    tokenizer = build()
+    tokenizer = make()
     special = tokenizer.special_ids
     mask = tokenizer.vocab_size
     framing = Framing(
@@ -266,11 +317,11 @@ def test_a_tokenizer_json_that_came_in_goes_out_with_the_ids_and_the_frame_of_th
     check = verify_tokenizer(tokenizer, tmp_path, [*TEXTS[:4], "an <extra> one"], framing=framing)
     assert (check.problem, check.differing, check.undecoded) == ("", 0, 0)
     theirs = load_theirs(tmp_path)
-    name = "<|mask|>" if build is wordpiece else "[MASK]"  # the former has a [MASK] of its own
+    name = "<|mask|>" if make is wordpiece else "[MASK]"  # the former has a [MASK] of its own
     assert theirs.convert_ids_to_tokens(mask) == theirs.mask_token == name
     long = " ".join(["statement"] * 40)
     assert theirs(long).input_ids == framing.frame(tokenizer.encode(long).tolist())
-    kept = framing if build is wordpiece else Framing(roles={})
+    kept = framing if make is wordpiece else Framing(roles={})
     nothing_read = Framing(is_known=False, roles={})
     write(tokenizer, tmp_path, nothing_read)
     assert load_theirs(tmp_path)(long).input_ids == kept.frame(tokenizer.encode(long).tolist())

@@ -28,6 +28,7 @@ from lmscale.tokenizer.byte_bpe import SPECIAL_PIECES, train_byte_bpe
 from lmscale.tokenizer.codec import load_tokenizer, save_tokenizer
 from lmscale.tokenizer.importing import import_tokenizer, read_foreign
 from lmscale.tokenizer.own import OwnTokenizer
+from lmscale.tokenizer.showing import render_pieces
 from lmscale.tokenizer.train import train_model, train_tokenizer
 
 
@@ -276,6 +277,24 @@ def test_byte_level_bpe_is_trained_alike_every_time_and_no_piece_joins_two_lines
         train_byte_bpe(iter([]), config, {})
     with pytest.raises(DataError, match=r"at most 259 pieces fit\. Train on more text"):
         train_byte_bpe(iter(["a b c d "]), config, {})
+
+
+def test_pieces_of_bytes_are_shown_as_the_text_that_they_stand_for():
+    tokenizer = train_byte_bpe(iter(ENGLISH), TokenizerConfig(kind="byte_bpe", vocab_size=500), {})
+    ids = [*tokenizer.encode(" é\n").tolist(), tokenizer.eos_id]
+    shown = render_pieces(tokenizer, ids)
+    assert "\\xc3" in shown or "é" in shown
+    assert "▁" in shown and "\\n(" in shown and "Ġ" not in shown and "Ã" not in shown
+    assert shown.endswith(f" {tokenizer.piece(tokenizer.eos_id)}({tokenizer.eos_id})")
+
+
+@pytest.mark.parametrize("splits", [True, False])
+def test_an_import_keeps_whether_its_own_settings_read_special_tokens_as_text(
+    bert, tmp_path, splits
+):
+    write_json(tmp_path / "tokenizer.json", json.loads(bert))
+    write_json(tmp_path / "tokenizer_config.json", {"split_special_tokens": splits})
+    assert read_foreign(tmp_path).made_by.get("split_special_tokens", False) is splits
 
 
 def test_the_commands_import_show_and_compare(sentencepiece_model, bert, tmp_path):
