@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from handmade_runs import make_run
+from handmade_runs import STEP, make_run
 from recipes import ENCODER
 from safetensors.torch import load_file
 from their_folders import LLAMA, change_tensors, save_theirs
@@ -243,8 +243,9 @@ def test_peft_s_other_answers_are_told_as_its_own_with_what_to_do(runs, tmp_path
 def test_a_checkpoint_that_is_not_finite_has_no_adapters_to_write(runs, tiny_data, tmp_path):
     config = tiny_config(tiny_data, tmp_path / "adapted", LORA)
     make_run(config, load_tokenizer(tiny_data / "tokenizer"), is_finite=False)
-    with pytest.raises(CheckpointError, match="not finite"):
-        export(runs, tmp_path / "out", run=config.folder)
+    for step in (None, STEP):
+        with pytest.raises(CheckpointError, match="not finite"):
+            export(runs, tmp_path / "out", run=config.folder, step=step)
 
 
 def test_a_classifier_is_beside_the_adapters_of_the_model_that_it_stands_on(tiny_data, tmp_path):
