@@ -68,6 +68,10 @@ def _derive(config: RunConfig, num_ranks: int | None) -> dict[str, Any]:
             name: number if isinstance(number, int) else [*number]
             for name, number in fold_ids(ids).items()
         }
+    if config.model.lora.targets:
+        from lmscale.model.family import account_model
+
+        account_model(config.model, config.sizes)  # refuses names of no matrix
     if num_ranks is None:
         return derived
     from lmscale.engine.deepspeed_config import render_deepspeed_config

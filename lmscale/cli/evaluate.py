@@ -96,10 +96,10 @@ def evaluate(
     from lmscale.cli.evaluate_tasks import refuse_misfits
 
     if hf:
-        _refuse_beside_hf(step=step, weights=weights, baseline=baseline, tasks=tasks)
+        _refuse_beside_hf(step=step, weights=weights, baseline=baseline)
     refuse_misfits(tasks, include_path, limit, others=(set_name, max_windows, baseline))
     if tasks is not None:
-        _evaluate_tasks(run, step, weights, tasks, include_path, limit, as_json=as_json)
+        _evaluate_tasks(run, step, weights, tasks, include_path, limit, hf=hf, as_json=as_json)
         return
     from lmscale.evaluation.fitting import check_baseline
     from lmscale.runs.run_folder import load_run_config
@@ -170,6 +170,7 @@ def _evaluate_tasks(
     include_path: Path | None,
     limit: int | None,
     *,
+    hf: Path | None,
     as_json: bool,
 ) -> None:
     from lmscale.cli import evaluate_tasks
@@ -180,13 +181,14 @@ def _evaluate_tasks(
         opened = evaluate_tasks.open_run_tasks(
             run, evaluate_tasks.split_names(tasks), include_path, limit
         )
-        loaded = _load(run, step, weights)
+        loaded = _load_hf(run, hf) if hf else _load(run, step, weights)
         try:
             scores, respondent = evaluate_tasks.score_run_tasks(loaded, opened, stop)
         except StoppedError as stopped:
             say(f"stopped by {stopped}; nothing was scored", err=True)
             raise typer.Exit(EXIT_RESUMABLE) from None
-    evaluate_tasks.record(run, loaded, opened, scores)
+    if hf is None:  # others' weights are no figure of the run
+        evaluate_tasks.record(run, loaded, opened, scores)
     evaluate_tasks.print_scores(loaded, opened, scores, respondent, as_json=as_json)
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lmscale.cli.options import JsonOption, echo_json, render_bytes, render_line
+from lmscale.cli.options import JsonOption, echo_json, render_line
 from lmscale.config.token_ids import render_ids
 from lmscale.errors import ConfigError
-from lmscale.files.printing import count_of, say
+from lmscale.files.printing import count_of, render_bytes, say
 
 if TYPE_CHECKING:
     from lmscale.exchange.import_hf import Done

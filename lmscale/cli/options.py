@@ -57,15 +57,6 @@ def render_duration(seconds: float) -> str:
     return " ".join(parts[:2]) or "0 s"
 
 
-def render_bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
 def print_problems(problems: Sequence[str]) -> None:
     """Print each problem on stderr. A user's [brackets] are text, not rich's markup."""
     _print(problems, Text("error: ", style="bold red"))

@@ -261,7 +261,8 @@ def _describe(
     if kind == "extra_forbidden":
         keys = _known_keys(location[:-1], model, tree)
         owners = _describe_owners(location, model, tree)
-        return f"{name}: {path}: {describe_unknown(str(location[-1]), keys)}{owners}"
+        said = describe_unknown(str(location[-1]), keys, is_known=bool(owners))
+        return f"{name}: {path}: {said}{owners}"
     if kind == "missing":
         return f"{name}: {path}: is required and missing."
     message = problem["msg"].removeprefix("Value error, ")
@@ -288,9 +289,11 @@ def _describe_keys(keys: Sequence[str]) -> str:
     return f" with the keys {', '.join(keys[:MAX_KEYS])}{more}" if keys else ""
 
 
-def describe_unknown(key: str, valid_keys: Sequence[str]) -> str:
-    """The end of the message about a key that is not among the known ones."""
-    near = difflib.get_close_matches(key, valid_keys, n=1, cutoff=0.5)
+def describe_unknown(key: str, valid_keys: Sequence[str], *, is_known: bool = False) -> str:
+    """The end of the message about a key that is not among the known ones. ``is_known``: of another
+    section, so that it is no slip of a key here.
+    """
+    near = [] if is_known else difflib.get_close_matches(key, valid_keys, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(valid_keys)}."
     return f"unknown key. {hint}"
 

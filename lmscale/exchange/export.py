@@ -38,6 +38,7 @@ from lmscale.exchange.verify import Files, plan_bytes, verify_export
 from lmscale.exchange.write_tensors import Written, plan_files, write_files
 from lmscale.files.atomic import write_bytes, write_json, writing
 from lmscale.files.output_folder import check_output, output_folder
+from lmscale.files.printing import render_bytes
 from lmscale.runs.imports import read_import
 
 ROOM_BYTES = 2**26  # for all but the weights
@@ -92,7 +93,8 @@ def check_room(out: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(place).free
     if free < num_bytes + ROOM_BYTES:
         raise DataError(
-            f"{place} has {free / 1e9:.2f} GB left, and the export takes {num_bytes / 1e9:.2f} GB. "
+            f"{place} has {render_bytes(free)} left, and the export takes "
+            f"{render_bytes(num_bytes)}. "
             "Free some space, name another --out (for a URL: --work), or export less: --dtype bf16"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,12 @@ def read_source_config(folder: Path) -> SourceConfig:
 
 def _read_tree(folder: Path, path: Path) -> Tree:
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: there is no such folder. Name one that holds {CONFIG_NAME}.")
+        is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder))
+        how = f" A model of the hub is downloaded first: hf download {folder} --local-dir DIR"
+        raise ConfigError(
+            f"{folder}: there is no such folder. Name one that holds {CONFIG_NAME}."
+            f"{how if is_name else ''}"
+        )
     if (folder / ADAPTER_NAME).exists() and not path.exists():
         raise DataError(
             f"{folder} holds an adapter, which is the difference to another model. Merge it into "

@@ -19,7 +19,7 @@ from lmscale.exchange.rules import Rule, plan_rules
 from lmscale.model.family import Model, build_model_on
 from lmscale.model.initialize import Declared, declared_parameters, initial_value
 
-MAX_TOLD = 20
+MAX_TOLD = 10
 SEED = 1  # of what a folder lacks
 _OLD_LEAVES = {"weight": "gamma", "bias": "beta"}
 

@@ -210,17 +210,32 @@ def write_weights(
                 parts.append(Part(parameter=name, kind=MASTER, offset=0, tensor=flat))
             findings = inspect(parts)
             if not findings.is_finite:
-                infinite += [p.parameter for p in parts if not inspect([p]).is_finite]
+                infinite += [
+                    name
+                    for part in parts
+                    if not inspect([part]).is_finite
+                    for name in _find_infinite(plan, part.parameter, read)
+                ]
             fingers.append(findings.weights)
             file = f"weights-{number:05d}.safetensors"
             entries.append(write_file(place, 0, file, parts, retries=0))
             advance(entries[-1].bytes)
     if infinite:
         raise DataError(
-            f"{plan.weights.folder}: {', '.join(infinite[:8])} hold values that are not finite, so "
-            "nothing can go on from them."
+            f"{plan.weights.folder}: {', '.join(infinite[:8])}"
+            f"{f' and {len(infinite) - 8} more' if len(infinite) > 8 else ''} hold values that are "
+            "not finite, so nothing can go on from them."
         )
     return tuple(entries), add_fingerprints(fingers)
+
+
+def _find_infinite(plan: Import, name: str, read: Callable[[str], torch.Tensor]) -> list[str]:
+    """What the files call a parameter that is not finite: of several that make it, those at fault;
+    its own name where none is.
+    """
+    rule = plan.plan.rules.get(name)
+    theirs = [plan.plan.stored[each] for each in rule.theirs] if rule else []
+    return [each for each in theirs if not read(each).isfinite().all()] or [name]
 
 
 def _plan_files(shapes: Mapping[str, Sequence[int]]) -> Iterator[list[str]]:

@@ -54,8 +54,13 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = model_name(tokenizer.format)
     old = _read_old(folder)
-    write_bytes(folder / name, tokenizer.model)
-    write_json(folder / META_NAME, render_meta(tokenizer))
+    try:
+        write_bytes(folder / name, tokenizer.model)
+        write_json(folder / META_NAME, render_meta(tokenizer))
+    except OSError:
+        with suppress(OSError):  # such as of a full disk: only an empty folder can go
+            folder.rmdir()
+        raise
     if old and old != name:
         with suppress(FileNotFoundError):
             (folder / old).unlink()

@@ -81,6 +81,10 @@ def read_foreign(
         content = read_plain(path)
     if path.suffix == ".json":
         return _read_json(content, path, folder, chosen, needs_eos=needs_eos)
+    if path.suffix in (".yaml", ".yml", ".txt"):
+        made = " That of a configuration is made by `lmscale tokenizer train`."
+        more = "" if path.suffix == ".txt" else made
+        raise DataError(f"{path}: a {path.suffix} file is no tokenizer. {_WANTED}.{more}")
     return _read_model(content, path, folder, chosen, needs_eos=needs_eos)
 
 

@@ -46,3 +46,9 @@ def test_the_schema_knows_every_section(capsys):
     assert main(["config", "schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
     assert {"run", "corpus", "stream", "engine", "evaluation"} <= set(schema["properties"])
+
+
+def test_adapters_of_no_matrix_are_refused_without_a_number_of_ranks(config, capsys):
+    section = ("--set", "model.lora.rank=2", "--set", "model.lora.targets=[qqq]")
+    assert main(["config", "show", config, *section]) == 2
+    assert "no matrix is named 'qqq'" in capsys.readouterr().err

@@ -35,6 +35,7 @@ def test_a_file_without_a_family_describes_a_decoder():
         ("{layers: 2, sliding_windows: [4, 0, 0]}", "has 3 numbers for layers = 2"),
         ("{family: encoder, layers: 1, sliding_windows: [4, 0]}", "has 2 numbers for layers = 1"),
         ("{positions: learned, rope_scaling: {kind: ntk}}", "ntk needs positions: rope"),
+        ("{family: recurrent, norm: rms}", "c.yaml: model.norm: unknown key. Known here: "),
         ("{family: decoder, head: 4}", "c.yaml: model.head: unknown key. Did you mean heads?"),
     ],
 )

@@ -99,7 +99,7 @@ def test_a_full_disk_is_told_before_it_is_written_to_and_otherwise_leaves_nothin
     (tmp_path / "disk").mkdir()
     script = HERE / "exporting_to_full_disk.py"
     saw = json.loads(run_on_small_disk(tmp_path / "disk", 100_000, script, run.folder))
-    assert "GB left, and the export takes" in saw["said"][0]
+    assert " left, and the export takes" in saw["said"][0]
     assert "No space is left in" in saw["said"][1] and "while writing an export" in saw["said"][1]
     assert saw["left"] == []
 

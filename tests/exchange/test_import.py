@@ -104,12 +104,13 @@ def test_an_import_is_a_run_with_their_logits_and_says_what_it_was(imported, lla
 
 
 @pytest.mark.parametrize(
-    "command", ["runs status", "runs list", "checkpoint list", "checkpoint show"]
+    "command", ["runs status", "runs list", "runs audit", "checkpoint list", "checkpoint show"]
 )
 def test_commands_show_an_import_as_what_it_is(imported, command):
     place = imported.parent if command == "runs list" else imported
     result = CliRunner().invoke(app, [*command.split(), str(place)], catch_exceptions=False)
     wanted = {
+        "runs audit": "an import of tiny-llama (llama,",
         "runs": "imported: tiny-llama (llama,",
         "checkpoint list": "asked  last, asked",
         "checkpoint show": "none: weights alone",
@@ -210,6 +211,8 @@ def test_a_folder_without_a_config_json_is_refused(copy, tmp_path, tokenizer):
     (copy / "adapter_config.json").write_text("{}")
     assert "holds an adapter" in str(refusal(copy, tmp_path, tokenizer))
     assert "there is no such folder" in str(refusal(tmp_path / "none", tmp_path, tokenizer))
+    said = str(refusal(Path("Qwen/Qwen3-0.6B"), tmp_path, tokenizer))
+    assert "hf download Qwen/Qwen3-0.6B --local-dir DIR" in said
 
 
 def test_code_that_a_folder_names_is_not_run(copy, tmp_path, tokenizer, caplog):
@@ -237,7 +240,9 @@ def test_a_tied_matrix_that_is_two_in_the_files_is_refused(tmp_path, tokenizer):
 
 def test_weights_that_are_not_finite_are_refused_and_nothing_is_left(copy, tmp_path, tokenizer):
     change_tensors(copy, lambda tensors: tensors["model.norm.weight"][3].fill_(torch.nan))
-    assert "norm.weight hold values that are not finite" in str(refusal(copy, tmp_path, tokenizer))
+    assert ": model.norm.weight hold values that are not finite" in str(
+        refusal(copy, tmp_path, tokenizer)
+    )
 
 
 def test_an_import_that_is_not_verified_leaves_nothing(llama, tmp_path, tokenizer):

@@ -116,6 +116,20 @@ def test_others_weights_are_judged_on_the_runs_own_sets(run, tmp_path):
     assert theirs.pop("weights") == f"those of {out}" and own.pop("weights") == "trained"
     assert theirs == own
 
+    pytest.importorskip("lm_eval")
+    row = {"q": "a", "choices": [" b", " c"], "gold": 0}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "tasks").mkdir()
+    task = {"task": "one", "dataset_path": "json", "test_split": "test", "doc_to_text": "q"}
+    task |= {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}}}
+    task |= {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "gold"}
+    (tmp_path / "tasks/one.yaml").write_text(json.dumps(task))
+    of_tasks = ("--tasks", tmp_path / "tasks", "--json")
+    theirs = json.loads(invoke("evaluate", run, "--hf", out, *of_tasks))["tasks"]
+    assert not (run / "tasks.jsonl").exists()  # the run's own figures alone are kept
+    assert theirs == json.loads(invoke("evaluate", run, *of_tasks))["tasks"]
+    (run / "tasks.jsonl").unlink()
+
     def halve(tensors):
         tensors.update({name: each.half() for name, each in tensors.items()})
 

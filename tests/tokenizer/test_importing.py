@@ -196,6 +196,7 @@ BAD = {
     "nothing.model": (None, "there is no such file or folder"),
     "cut.model": (lambda model, tree: model[: len(model) // 2], "Not a SentencePiece model"),
     "empty.model": (lambda model, tree: b"", "Not a SentencePiece model"),
+    "mine.yaml": (lambda model, tree: b"run: {}", "a .yaml file is no tokenizer.*Give a"),
     "other.json": (lambda model, tree: b'{"a": 1}', "Not a tokenizer.json.*has no model"),
     "cut.json": (lambda model, tree: tree[: len(tree) // 2], "Not a tokenizer.json"),
     "new.json": (

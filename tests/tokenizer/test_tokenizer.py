@@ -336,3 +336,7 @@ def test_a_full_disk_is_an_error_and_keeps_the_old_tokenizer(tmp_path, corpus):
     assert load_tokenizer(config.folder).fingerprint == old.fingerprint
     names = sorted(path.name for path in (tmp_path / "tokenizer").iterdir())
     assert names == ["meta.json", "tokenizer.model"]
+    new = config.model_copy(update={"folder": str(tmp_path / "new")})
+    with file_size_limit(1000), pytest.raises(DataError, match="No space is left.*new"):
+        train_tokenizer(new, corpus, ["s"])
+    assert not (tmp_path / "new").exists()

@@ -221,6 +221,7 @@ def test_a_missing_tokenizer_is_told_with_the_command_that_makes_one(lmscale, br
     shutil.rmtree(data / "tokenizer")
     said = refused(lmscale("train", config))
     assert str(data / "tokenizer") in said and "lmscale tokenizer train" in said
+    assert not (config.parent / "run").exists()  # nothing is left of a start that was refused
 
 
 def test_a_tokenizer_that_is_not_the_shards_is_refused(lmscale, broken):

@@ -114,6 +114,7 @@ def audit(run: RunArgument, as_json: JsonOption = False) -> None:
     """
     from lmscale.files.progress import progress
     from lmscale.objective.objective import build_preparation
+    from lmscale.runs.imports import describe_import
     from lmscale.runs.run_folder import load_run_config
     from lmscale.runs.sweep_folder import refuse_sweep
     from lmscale.stream.audit import audit_run
@@ -121,6 +122,10 @@ def audit(run: RunArgument, as_json: JsonOption = False) -> None:
 
     refuse_sweep(run)
     config = load_run_config(run)
+    if imported := describe_import(run):
+        row = {"is_clean": True, "imported_from": imported}
+        echo_json(row) if as_json else say(f"{run}: an import of {imported}; nothing to audit")
+        return
     samples, _ = sum_rows(read_ledger(run))
     with progress("auditing", samples, "samples") as advance:
         report = audit_run(config, run, build_preparation, advance)

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from lmscale.cli.options import (
     print_warnings,
-    render_bytes,
     render_duration,
     render_line,
     render_time,
 )
 from lmscale.errors import LmscaleError
-from lmscale.files.printing import say
+from lmscale.files.printing import render_bytes, say
 from lmscale.files.redact import printable, printable_name
 from lmscale.runs.sweep_folder import job_outputs
 

@@ -66,7 +66,7 @@ def choose_llama_cpp(
     if there is None or not isinstance(section, DecoderConfig):
         raise ConfigError(
             f"A model of the architecture {model_type} cannot be exported as GGUF. Those that can "
-            f"be: {', '.join(LLAMA_CPP)}. Any can be exported with --format hf."
+            f"be: {', '.join(LLAMA_CPP)}. This one can be exported with --format hf."
         )
     problems = [*_find_gaps(there, section, sizes)]
     if problems:
