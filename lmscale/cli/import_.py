@@ -145,6 +145,7 @@ def _render(done: Done) -> list[str]:
         "tokenizer": f"{plan.tokenizer.vocab_size:,} ids; the embedding has "
         f"{config.vocab_size:,} rows" + _say_rows(origin.rows, config.vocab_size),
     }
+    rows["objective"] = f"{config.objective.name} (objective.name), on which it is scored"
     if config.tokenizer.ids:
         rows["ids"] = f"{render_ids(config.tokenizer.ids)}, which objectives use (tokenizer.ids)"
     guessed = config.objective.name
@@ -165,10 +166,7 @@ def _render(done: Done) -> list[str]:
         if parity.written:
             rows["written"] = f"{parity.written} tokens of greedy continuations are the same"
     rows["folder"] = str(out)
-    rows["go on"] = (
-        f"a run begins with it by run.init_from: {out} and the sections model and tokenizer of "
-        f"{out}/config.yaml"
-    )
+    rows["go on"] = f"edit {out}/continue.yaml, a run with its run.init_from; the data is missing"
     return [render_line(name, text) for name, text in rows.items()]
 
 

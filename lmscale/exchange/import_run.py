@@ -30,6 +30,7 @@ from lmscale.config import RunConfig, dump_config
 from lmscale.config.load import validate_tree
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError, DataError
+from lmscale.exchange.continue_file import CONTINUE_FILE, render_continue
 from lmscale.exchange.import_config import SourceConfig, read_source_config
 from lmscale.exchange.import_files import SourceWeights, find_source_weights
 from lmscale.exchange.import_objective import Written, plan_objective
@@ -188,6 +189,8 @@ def write_run(plan: Import, out: Path, *, check: Callable[[Path], None], advance
         save_provenance(work, plan.config)
         config = dump_config(with_absolute_places(plan.config))
         write_bytes(work / CONFIG_FILE, config.encode())
+        text = render_continue(with_absolute_places(plan.config), has_drawn=bool(origin.drawn))
+        write_bytes(work / CONTINUE_FILE, text.encode())
         check(work)
 
 

@@ -23,7 +23,7 @@ from their_folders import (
 )
 from tiny_run import run_lmscale
 
-from lmscale.config import RunConfig, dump_config
+from lmscale.config import RunConfig, dump_config, load_config
 from lmscale.corpus.build import build_corpus
 from lmscale.errors import DataError
 from lmscale.evaluation.prompts import build_prompt
@@ -31,12 +31,15 @@ from lmscale.evaluation.run import load_run
 from lmscale.exchange.export import export_run
 from lmscale.exchange.exported import ExportRequest
 from lmscale.exchange.import_hf import ImportRequest, import_hf
+from lmscale.model.family import build_model
 from lmscale.objective.objective import build_preparation, build_scoring
 from lmscale.objective.scores import to_device
+from lmscale.ranks.ranks import Ranks
 from lmscale.runs.own_ids import find_forgotten_ids
 from lmscale.shards.build import build_shards
 from lmscale.stream.batches import Rows, digest_rows
 from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.train.initial import fill_weights, open_initial_weights
 from lmscale.train.run_tokenizer import load_run_tokenizer
 
 CPU = torch.device("cpu")
@@ -156,6 +159,18 @@ def test_another_tokenizer_than_that_of_the_weights_is_told_before_what_follows_
     (problem,) = caught.value.problems
     assert "its tokenizer is another one than that of tokenizer.folder" in problem
     assert problem.endswith(f"Name that run's: tokenizer.folder: {bert / 'tokenizer'}.")
+
+
+@pytest.mark.parametrize("ends_in", ["ForMaskedLM", "Model"])
+def test_an_import_writes_the_yaml_of_a_run_that_goes_on_from_it(bert, tmp_path, ends_in):
+    run = bert if ends_in == "ForMaskedLM" else bring(tmp_path, "Bert", ends_in, **BERT)
+    theirs, config = (load_config(run / name) for name in ("config.yaml", "continue.yaml"))
+    assert theirs.tokenizer.ids == config.tokenizer.ids == {"mask": 4, "cls": 2, "sep": 3}
+    assert config.run.init_from == str(run) and config.objective.name == "masked"
+    assert config.model == theirs.model.model_copy(update={"pooler": False, "text_classes": 0})
+    own = load_run_tokenizer(config).fingerprint
+    with open_initial_weights(config, Ranks(), tokenizer_fingerprint=own) as initial:
+        fill_weights(build_model(config.model, config.sizes), initial)
 
 
 def test_a_mask_that_every_document_holds_is_refused(bert, tmp_path):
