@@ -30,10 +30,11 @@ def make_run(
     begins: Mapping[str, Tensor] | None = None,
     frozen_dtype: torch.dtype = torch.float32,
     is_finite: bool = True,
+    state: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Write ``config.folder`` with weights that ``draw`` gives, in fragments of so many ranks;
     returns the model that it holds. ``begins``: weights that it has instead; ``frozen_dtype``: of
-    those that are not trained, fp32 or bf16.
+    those that are not trained, fp32 or bf16. ``state``: more of the manifest's.
     """
     folder = config.folder
     folder.mkdir(parents=True)
@@ -64,7 +65,10 @@ def make_run(
         },
         "optimizer": {"kind": "adamw", "step": STEP},
         "loss_scale": None,
-        "state": {"progress": {"step": STEP, "n": 84, "tokens": 2600, "skipped_steps": 0}},
+        "state": {
+            "progress": {"step": STEP, "n": 84, "tokens": 2600, "skipped_steps": 0},
+            **(state or {}),
+        },
         "identity": identity_of(config, tokenizer.fingerprint),
         "written_by": {"world_size": ranks, "zero_stage": 1, "precision": "fp32"},
         "is_finite": is_finite,

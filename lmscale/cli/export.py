@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,12 +13,14 @@ import typer
 
 from lmscale.cli.evaluate import StepOption, WeightsOption
 from lmscale.cli.options import JsonOption, RunArgument, echo_json, render_line
+from lmscale.errors import ConfigError
 from lmscale.files.printing import say
 
 if TYPE_CHECKING:
     from lmscale.exchange.exported import ExportRequest, Report
 
 Format = Literal["hf", "peft", "gguf"]
+MAX_SHARD = 5.0  # GB
 _PLACES = ("folder", "file")  # the rows of a report that say where it is
 VerifyOption = Annotated[
     Literal["logits", "tensors"] | None,
@@ -69,7 +72,13 @@ DtypeOption = Annotated[
     typer.Option(help="Of the weights in the files; q8_0 is of gguf alone."),
 ]
 MaxShardOption = Annotated[
-    float, typer.Option(min=0.001, help="GB of weights in one file, at most.")
+    float | None,
+    typer.Option(
+        min=0.001,
+        max=1e6,
+        help="Of hf: GB of weights in one file, at most; default: 5.",
+        show_default=False,
+    ),
 ]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Replace PLACE though lmscale did not write it.")
@@ -85,7 +94,7 @@ def export(
     weights: WeightsOption = None,
     dtype: DtypeOption = "fp32",
     verify: VerifyOption = None,
-    max_shard: MaxShardOption = 5.0,
+    max_shard: MaxShardOption = None,
     force: ForceOption = False,
     work: WorkOption = None,
     keep: KeepOption = 0,
@@ -107,6 +116,7 @@ def export(
     from lmscale.runs.exports import EXPORTS
     from lmscale.runs.run_folder import load_run_config
 
+    _check_options(format, base, max_shard)
     destination = Destination(
         place=out,
         is_file=format == "gguf",
@@ -126,7 +136,7 @@ def export(
                 weights=weights,
                 dtype=dtype,
                 verify=verify,
-                max_shard_bytes=int(max_shard * 1e9),
+                max_shard_bytes=int((max_shard or MAX_SHARD) * 1e9),
                 force=force,
                 bar=progress,
             )
@@ -140,6 +150,18 @@ def export(
     shown = path.name if "://" in out else str(path)
     for name, text in report.rows:
         say(render_line(name, out if name in _PLACES else text.replace(str(path), shown)))
+
+
+def _check_options(format: Format, base: Path | None, max_shard: float | None) -> None:
+    problems = []
+    if base is not None and format != "peft":
+        problems.append(f"--base is of --format peft; this is {format}. Leave it out.")
+    if max_shard is not None and format != "hf":
+        problems.append(f"--max-shard is of --format hf; {format} is one file. Leave it out.")
+    if max_shard is not None and isnan(max_shard):
+        problems.append("--max-shard is no number.")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _export_hf(request: ExportRequest) -> Report:

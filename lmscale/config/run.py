@@ -135,17 +135,29 @@ class RunConfig(Section):
             yield f"evaluation.tasks: {problem}"
         yield from self.objective.find_model_problems(self.model)
         yield from self._find_figure_problems()
-        if self.export.format == "peft" and not self.model.lora.rank:
-            yield "export.format = 'peft', but the model has no adapters: give model.lora.rank"
-        if self.export.every_steps % self.checkpoint.every_steps:
-            yield (
-                f"export.every_steps = {self.export.every_steps}, where no checkpoint is: give a "
-                f"multiple of checkpoint.every_steps = {self.checkpoint.every_steps}"
-            )
+        yield from self._find_export_problems()
         if self.evaluation.weights == AVERAGE and not self.engine.has_average:
             yield (
                 "evaluation.weights = 'average', but the run keeps no average of its weights; give "
                 "engine.ema_decay, such as 0.999, or leave evaluation.weights out"
+            )
+
+    def _find_export_problems(self) -> Iterator[str]:
+        """Why an export beside the training could not be, or has no place."""
+        if self.export.format == "peft" and not self.model.lora.rank:
+            yield "export.format = 'peft', but the model has no adapters: give model.lora.rank"
+        place = self.export.folder and Path(absolute_location(self.export.folder))
+        if place and self.folder.absolute() in (place, *place.parents):
+            exports = self.folder.absolute() / "exports"
+            if exports not in (place, *place.parents):
+                yield (
+                    f"export.folder = {self.export.folder!r} is in the run's folder: leave it out "
+                    f"for {exports}, or name a place elsewhere"
+                )
+        if self.export.every_steps % self.checkpoint.every_steps:
+            yield (
+                f"export.every_steps = {self.export.every_steps}, where no checkpoint is: give a "
+                f"multiple of checkpoint.every_steps = {self.checkpoint.every_steps}"
             )
 
     def _find_ability_problems(self) -> Iterator[str]:

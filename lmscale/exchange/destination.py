@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from lmscale.checkpoint.layout import MANIFEST
 from lmscale.checkpoint.places.place import OWNER_FILE
 from lmscale.errors import ConfigError, DataError
-from lmscale.exchange.exported import HEAD_BYTES, MARK, MARK_OF_FILE, Bar
+from lmscale.exchange.exported import HEAD_BYTES, MARK, Bar, is_own_file
 from lmscale.files.atomic import to_json_bytes, writing
 from lmscale.files.locations import join_location, local_path, protocol_of
 from lmscale.files.output_folder import work_folder
@@ -34,6 +34,8 @@ Result = TypeVar("Result")
 
 BEGUN = "lmscale_uploading.json"
 """What an upload that is under way, or broken, has in its folder."""
+PROBE = "lmscale_may_write.json"
+"""What is written and removed at once, to see whether it can be. It makes no folder lmscale's."""
 PIECE_BYTES = 2**24
 _OF_CHECKPOINTS = (MANIFEST, OWNER_FILE)
 READING = Purpose(
@@ -70,27 +72,29 @@ class RemoteExport:
                 f"{self.url} exists, and lmscale did not write it. Name another place, or replace "
                 "it: --force"
             )
-        content = to_json_bytes({"export": self.url, "state": "begun"})
-        self._do(lambda store, path: store.pipe_file(path, content), self._begun)
+        probe = f"{self.url}.{PROBE}" if self.is_file else join_location(self.url, PROBE)
+        self._write(probe, "asked")
+        self._do(_remove, probe)
 
     def _names(self) -> set[str]:
         """Of the files directly in there."""
         if self.is_file:
             return set()
-        return {path.rpartition("/")[2] for path in self._do(_list_files, self.url, READING)}
+        found = {path.rpartition("/")[2] for path in self._do(_list_files, self.url, READING)}
+        return found - {PROBE}
 
     def _is_own(self, names: set[str]) -> bool:
         """Whether nothing stands there, or what lmscale wrote."""
         if self.is_file:
             head = self._do(_read_head, self.url, READING)
-            return head is None or MARK_OF_FILE in head
+            return head is None or is_own_file(head)
         return not names or not names.isdisjoint((MARK, BEGUN))
 
     def read_mark(self) -> bytes | None:
         """What says of which checkpoint it is; None: there is no whole export."""
         if self.is_file:
             head = self._do(_read_head, self.url, READING)
-            return head if head and MARK_OF_FILE in head else None
+            return head if head and is_own_file(head) else None
         return self._do(_read_or_none, join_location(self.url, MARK), READING)
 
     def send(self, made: Path, advance: Callable[[float], None]) -> None:
@@ -100,34 +104,34 @@ class RemoteExport:
         if self.is_file:
             self._send_file(made, self.url)
             advance(made.stat().st_size / 1e6)
-        else:
-            self._clear()
-            files = sorted(path for path in made.rglob("*") if path.is_file())
-            # Last what makes it an export, and before it what it would be loaded by.
-            late = (made / "config.json", made / MARK)
-            for path in sorted(files, key=lambda path: path in late and late.index(path) + 1):
-                url = join_location(self.url, path.relative_to(made).as_posix())
-                self._send_file(path, url)
-                advance(path.stat().st_size / 1e6)
-        self.release()
+            return
+        self._write(self._begun, "begun")  # not before: by it the folder is lmscale's
+        self._clear()
+        files = sorted(path for path in made.rglob("*") if path.is_file())
+        # Last what makes it an export, and before it what it would be loaded by.
+        late = (made / "config.json", made / MARK)
+        for path in sorted(files, key=lambda path: path in late and late.index(path) + 1):
+            url = join_location(self.url, path.relative_to(made).as_posix())
+            self._send_file(path, url)
+            advance(path.stat().st_size / 1e6)
+        self._do(_remove, self._begun)
 
     def remove(self) -> None:
         """Remove an export of lmscale's. A kill in between leaves what is none any more."""
         if self.is_file:
             self._do(_remove, self.url)
             return
-        content = to_json_bytes({"export": self.url, "state": "removed"})
-        self._do(lambda store, path: store.pipe_file(path, content), self._begun)
+        self._write(self._begun, "removed")
         self._clear()
-        self.release()
-
-    def release(self) -> None:
-        """Nothing is under way any more."""
         self._do(_remove, self._begun)
 
     @property
     def _begun(self) -> str:
-        return f"{self.url}.uploading" if self.is_file else join_location(self.url, BEGUN)
+        return join_location(self.url, BEGUN)
+
+    def _write(self, url: str, state: str) -> None:
+        content = to_json_bytes({"export": self.url, "state": state})
+        self._do(lambda store, path: store.pipe_file(path, content), url)
 
     def _clear(self) -> None:
         """Remove the files directly in there, the mark first: without it, it is no export."""
@@ -175,21 +179,14 @@ class Destination:
             return
         remote = open_remote(self.place, is_file=self.is_file, retries=self.retries)
         remote.claim(force=self.force)
-        name, has_begun = remote.url.rpartition("/")[2], False
-        try:
-            # One name for all: so the next one clears away what a killed one has left.
-            with writing("an export", self.work), work_folder(self.work / "upload") as folder:
-                yield folder / name
-                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-                with bar("uploading", size / 1e6, "MB") as advance:
-                    has_begun = True
-                    remote.send(folder / name, advance)
-        except BaseException:
-            # BEGUN stays beside what is there in part: so the next export may replace it.
-            if self.is_file or not has_begun:
-                with suppress(Exception):  # what has gone wrong before is told
-                    remote.release()
-            raise
+        name = remote.url.rpartition("/")[2]
+        # One name for all: so the next one clears away what a killed one has left.
+        with writing("an export", self.work), work_folder(self.work / "upload") as folder:
+            yield folder / name
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            with bar("uploading", size / 1e6, "MB") as advance:
+                # If it breaks, BEGUN stays beside what is there: so the next one may replace it.
+                remote.send(folder / name, advance)
 
 
 def open_remote(out: str, *, is_file: bool, retries: int) -> RemoteExport:

@@ -18,7 +18,7 @@ from lmscale.checkpoint.differences import MAX_NAMED
 from lmscale.config.kinds import Ability
 from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.evaluation.run import FoundRun, find_run
-from lmscale.exchange.exported import DTYPES, MARK, Exported, ExportRequest, describe
+from lmscale.exchange.exported import DTYPES, MARK, Dtype, Exported, ExportRequest, describe
 from lmscale.exchange.framing import find_beginning, keep_pair, plan_framing
 from lmscale.exchange.model_card import CARD, render_card
 from lmscale.exchange.plan_export import (
@@ -65,7 +65,7 @@ def export_run(request: ExportRequest) -> Exported:
     if not found.manifest.is_finite:
         raise CheckpointError(f"{found.name} holds weights that are not finite.")
     stored = plan_stored(plan, DTYPES[request.dtype])
-    check_room(request.out, sum(tensor.bytes for tensor in stored))
+    check_room(request.out, sum(tensor.bytes for tensor in stored), dtype=request.dtype)
     files = plan_files(stored, max_bytes=request.max_shard_bytes)
     with writing("an export", request.out.parent), output_folder(request.out) as work:
         written = _write_weights(request, found, plan, files, work)
@@ -87,15 +87,18 @@ def export_run(request: ExportRequest) -> Exported:
     return exported
 
 
-def check_room(out: Path, num_bytes: int) -> None:
-    """Raise ``DataError`` where a disk has no room for so many bytes."""
+def check_room(out: Path, num_bytes: int, *, dtype: Dtype | None = None) -> None:
+    """Raise ``DataError`` where a disk has no room for so many bytes. ``dtype``: of the weights,
+    where the user may choose another.
+    """
     place = next(path for path in out.absolute().parents if path.exists())
     free = shutil.disk_usage(place).free
+    smaller = " Or export less: --dtype bf16" if dtype == "fp32" else ""
     if free < num_bytes + ROOM_BYTES:
         raise DataError(
             f"{place} has {render_bytes(free)} left, and the export takes "
             f"{render_bytes(num_bytes)}. "
-            "Free some space, name another --out (for a URL: --work), or export less: --dtype bf16"
+            f"Free some space, or name a place on another disk: --out, for a URL --work.{smaller}"
         )
 
 

@@ -22,11 +22,22 @@ MARK = "lmscale_export.json"
 """What says that lmscale wrote a folder, and of what."""
 MARK_OF_FILE, HEAD_BYTES = b"lmscale.checkpoint", 4096
 """The same of a GGUF file: a key near its beginning, before the hash of the checkpoint."""
+_GGUF, _TYPE_OF_FILE = b"GGUF", b"general.file_type"
 Dtype = Literal["fp32", "bf16", "fp16", "q8_0"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Those of Hugging Face's files."""
 Verify = Literal["logits", "tensors"]
 Bar = Callable[[str, float | None, str], AbstractContextManager[Callable[[float], None]]]
+
+
+def is_own_file(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` is a GGUF file as lmscale wrote it.
+
+    What llama-quantize makes of one has our key as well, but the type of its weights behind all.
+    """
+    keys = (_TYPE_OF_FILE, MARK_OF_FILE)
+    at = [head.find(len(key).to_bytes(8, "little") + key) for key in keys]
+    return head.startswith(_GGUF) and 0 < at[0] < at[1]
 
 
 def no_bar(what: str, total: float | None, unit: str) -> Any:

@@ -97,5 +97,5 @@ def find_beginning(run_folder: Path, tokenizer: Tokenizer) -> bool | None:
     whether those of its model did.
     """
     bos = load_bos(run_folder)
-    is_told = getattr(tokenizer, "format", "lmscale") != "tokenizers" and bos is not None
+    is_told = not isinstance(tokenizer, HuggingFaceTokenizer) and bos is not None
     return bos is not None if (run_folder / RECORD).exists() or is_told else None

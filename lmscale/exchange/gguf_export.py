@@ -26,7 +26,15 @@ from lmscale.config.model import DecoderConfig
 from lmscale.errors import CheckpointError, ConfigError
 from lmscale.evaluation.run import FoundRun, find_run
 from lmscale.exchange.export import check_room
-from lmscale.exchange.exported import HEAD_BYTES, MARK_OF_FILE, Dtype, ExportRequest, Report
+from lmscale.exchange.exported import (
+    HEAD_BYTES,
+    MARK_OF_FILE,
+    Dtype,
+    ExportRequest,
+    Report,
+    is_own_file,
+)
+from lmscale.exchange.framing import find_beginning
 from lmscale.exchange.gguf_settings import add_settings
 from lmscale.exchange.gguf_tensors import (
     GgufTensor,
@@ -91,7 +99,7 @@ def export_gguf(request: ExportRequest) -> GgufExported:
     model in fp32. The file appears when all is verified. Raises ``ConfigError``,
     ``CheckpointError`` and ``DataError`` for what a user can mend.
     """
-    check_output_file(request.out, is_ours=_is_ours, force=request.force)
+    check_output_file(request.out, is_ours=_is_ours, force=request.force, source=request.folder)
     if find_spec("gguf") is None:
         raise ConfigError(
             "Writing a GGUF file needs the package gguf: pip install -e '.[gguf]' -c "
@@ -103,7 +111,7 @@ def export_gguf(request: ExportRequest) -> GgufExported:
     why_not = _find_why_not(request, plan)
     if not why_not:
         check_installed()  # before hours of writing
-    check_room(request.out, plan.tensor_bytes)
+    check_room(request.out, plan.tensor_bytes, dtype=request.dtype)
     with writing("an export", request.out.parent), output_file(request.out) as path:
         _write(request, plan, path)
         check = None if why_not else _verify(request, plan, path)
@@ -113,7 +121,7 @@ def export_gguf(request: ExportRequest) -> GgufExported:
 
 def _is_ours(path: Path) -> bool:
     with open(path, "rb") as file:
-        return MARK_OF_FILE in file.read(HEAD_BYTES)
+        return is_own_file(file.read(HEAD_BYTES))
 
 
 def _plan(found: FoundRun, dtype: Dtype) -> GgufPlan:
@@ -122,6 +130,8 @@ def _plan(found: FoundRun, dtype: Dtype) -> GgufPlan:
     check_found(found)
     if not found.manifest.is_finite:
         raise CheckpointError(f"{found.name} holds weights that are not finite.")
+    # None: there is no file of the tokenizer's own here that could say it, as in hf's export.
+    beginning = find_beginning(found.folder, found.tokenizer)
     return GgufPlan(
         found=found,
         plan=plan,
@@ -131,7 +141,7 @@ def _plan(found: FoundRun, dtype: Dtype) -> GgufPlan:
         vocabulary=plan_vocabulary(
             found.tokenizer, found.config.added_ids, num_rows=plan.sizes.vocab_size
         ),
-        begins_with_bos=found.bos_id is not None,
+        begins_with_bos=found.bos_id is not None if beginning is None else beginning,
     )
 
 

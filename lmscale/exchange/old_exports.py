@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lmscale.errors import LmscaleError
 from lmscale.exchange.destination import open_remote
-from lmscale.exchange.exported import HEAD_BYTES, MARK, MARK_OF_FILE
+from lmscale.exchange.exported import HEAD_BYTES, MARK, is_own_file
 from lmscale.files.locations import local_path, protocol_of
 from lmscale.files.output_folder import remove_output
 from lmscale.runs.exports import plan_old_exports
@@ -52,4 +52,4 @@ def _read_mark(path: Path) -> bytes:
             head = file.read(HEAD_BYTES)
     except FileNotFoundError:
         return b""
-    return head if MARK_OF_FILE in head else b""
+    return head if is_own_file(head) else b""

@@ -179,13 +179,14 @@ def largest_difference(ours: Sequence[Outputs], theirs: Sequence[Outputs]) -> fl
 
 def _errors(ours: Sequence[Outputs], theirs: Sequence[Outputs]) -> Iterator[Tensor]:
     """Of each sample's logits of tokens. What there is one of for a whole sample is few numbers
-    that may be near 0: of all samples together.
+    that may be near 0: of all samples together. Zeros differ from zeros by 0.
     """
+    least = torch.finfo(torch.float32).tiny
     for own, other in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
         if all(len(each) == 1 for each in other):
             own, other = (torch.cat(own),), (torch.cat(other),)
         for one, another in zip(own, other, strict=True):
-            yield (one - another).norm() / another.norm()
+            yield (one - another).norm() / another.norm().clamp_min(least)
 
 
 def _farthest(ours: Sequence[Outputs], theirs: Sequence[Outputs]) -> float:

@@ -125,6 +125,13 @@ def plan_stored(plan: ExportPlan, dtype: torch.dtype) -> list[Stored]:
     ]
 
 
+_LARGER = {
+    torch.float16: "Export it in another one: --dtype bf16 or fp32",
+    torch.bfloat16: "Export it in another one: --dtype fp32",
+    torch.float32: "Export another step: --step",
+}
+
+
 def render_tensors(
     plan: ExportPlan, read: Read, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
@@ -136,8 +143,7 @@ def render_tensors(
             value = value.to(dtype)
             if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
                 raise DataError(
-                    f"{rule.name} holds a value that is not finite in {dtype}. Export it in "
-                    "another one: --dtype bf16 or fp32"
+                    f"{rule.name} holds a value that is not finite in {dtype}. {_LARGER[dtype]}"
                 )
             yield name, value
 

@@ -127,8 +127,8 @@ def _build(section: ModelConfig, plan: ExportPlan) -> Model:
 
 
 def check_shapes(work: Path, plan: ExportPlan, files: Files) -> None:
-    """Raise ``DataError`` where transformers' class, which takes no memory here, has other tensors
-    than the files.
+    """Raise ``DataError`` where transformers' class, which takes no memory here, is another than
+    planned, or has other tensors than the files.
     """
     transformers = import_transformers()
     auto = getattr(transformers, AUTO_CLASSES[plan.section.family, plan.head])
@@ -139,7 +139,9 @@ def check_shapes(work: Path, plan: ExportPlan, files: Files) -> None:
     stored = {each.name: each.shape for tensors in files.values() for each in tensors}
     whole = {name: tuple(each.shape) for name, each in theirs.state_dict().items()}
     needed = {name for name, _ in theirs.named_parameters()}
-    problems = [f"it has no {name}" for name in stored if name not in whole]
+    kind = type(theirs).__name__
+    problems = [f"not {plan.class_name} is what it loads"] * (kind != plan.class_name)
+    problems += [f"it has no {name}" for name in stored if name not in whole]
     problems += [f"it wants {name}" for name in needed if name not in stored]
     problems += [
         f"its {name} is {list(whole[name])}, and {list(shape)} was written"
@@ -147,7 +149,6 @@ def check_shapes(work: Path, plan: ExportPlan, files: Files) -> None:
         if whole.get(name, shape) != shape
     ]
     if problems:
-        kind = type(theirs).__name__
         raise DataError([f"transformers' {kind}: {each}." for each in problems[:MAX_NAMED]])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmscale.checkpoint.write_file import DTYPE_NAMES, PIECE_BYTES
 from lmscale.errors import DataError
-from lmscale.files.atomic import sha256_of, to_json_bytes
+from lmscale.files.atomic import sha256_of, write_json
 from lmscale.files.tensor_header import Entry, render_header
 
 INDEX = "model.safetensors.index.json"
@@ -86,7 +86,7 @@ def write_files(
                 "this machine is faulty; nothing is kept."
             )
     if len(files) > 1:
-        (folder / INDEX).write_bytes(to_json_bytes(render_index(files)))
+        write_json(folder / INDEX, render_index(files))
     return written
 
 

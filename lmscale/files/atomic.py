@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -126,12 +127,15 @@ fsync_folder = fsync_file  # makes a rename or a new entry in a folder durable
 
 
 def replace_folder(work: Path, final: Path) -> None:
-    """Name a finished folder ``final``; a kill between the renames leaves the old one beside it.
+    """Name a finished folder ``final``; a kill between the renames leaves the old one beside it,
+    which the next one clears away.
 
     The caller has made sure that what stands at ``final`` may go.
     """
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    ours = f".{glob.escape(final.name)}.{'[0-9a-f]' * 8}.old"  # and nobody else's
+    for left in final.parent.glob(ours):
+        shutil.rmtree(left, ignore_errors=True)
+    old = final.with_name(f".{final.name}.{secrets.token_hex(4)}.old")
     if final.exists():
         os.replace(final, old)
     try:

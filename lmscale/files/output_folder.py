@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from lmscale.errors import ConfigError
 from lmscale.files.atomic import fsync_file, fsync_folder, replace_folder
 from lmscale.files.locks import lock
+from lmscale.files.run_files import EXPORTS
 
 REMOVALS = 20  # tries, while another thread still writes
 _unfinished: set[Path] = set()
@@ -24,11 +26,14 @@ def check_output(path: Path, *, mark: str, force: bool, source: Path) -> None:
     """Raise ``ConfigError`` where something stands that may not be replaced.
 
     A folder may that has the file ``mark``, as lmscale made it; with ``force`` any may that neither
-    is nor holds ``source`` or the folder of this process.
+    is nor holds ``source`` or the folder of this process. In the run ``source`` only what is below
+    its exports may, and may be new.
     """
+    _check_place(path, source)
     if not (path.exists() or path.is_symlink()):
         return
-    if not path.is_dir() or path.is_symlink():
+    _check_link(path)
+    if not path.is_dir():
         raise ConfigError(f"{path} exists and is no folder. Name another one.")
     if Path.cwd().is_relative_to(path.resolve()):
         raise ConfigError(f"{path} is the folder that this command runs in. Name another one.")
@@ -41,18 +46,41 @@ def check_output(path: Path, *, mark: str, force: bool, source: Path) -> None:
         )
 
 
-def check_output_file(path: Path, *, is_ours: Callable[[Path], bool], force: bool) -> None:
+def check_output_file(
+    path: Path, *, is_ours: Callable[[Path], bool], force: bool, source: Path
+) -> None:
     """Raise ``ConfigError`` where something stands that may not be replaced; a file that
-    ``is_ours`` may, and with ``force`` any file.
+    ``is_ours`` may, and with ``force`` any file, but none in the run ``source`` beside its exports.
     """
+    _check_place(path, source)
     if not (path.exists() or path.is_symlink()):
         return
-    if not path.is_file() or path.is_symlink():
+    _check_link(path)
+    if not path.is_file():
         raise ConfigError(f"{path} exists and is no plain file. Name another one.")
     if not (force or is_ours(path)):
         raise ConfigError(
             f"{path} exists, and lmscale did not write it. Name another file, or replace it: "
             "--force"
+        )
+
+
+def _check_place(path: Path, source: Path) -> None:
+    if path.name == "..":
+        raise ConfigError(f"{path} does not name a place by its own name. Name it without ..")
+    run, place = source.resolve(), path.resolve()
+    if run in place.parents and run / EXPORTS not in place.parents:
+        raise ConfigError(
+            f"{path} is in the run {source}, which is read. Name a place outside of it, or in "
+            f"{source / EXPORTS}."
+        )
+
+
+def _check_link(path: Path) -> None:
+    if path.is_symlink():
+        raise ConfigError(
+            f"{path} is a symbolic link, which is not replaced. Name what it points to, or another "
+            "place."
         )
 
 
@@ -88,7 +116,7 @@ def work_folder(path: Path) -> Iterator[Path]:
     ends by ``discard_unfinished``. What killed processes left of such is cleared away first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.partial"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         _clear_if_left(left)
     work = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     _unfinished.add(work)

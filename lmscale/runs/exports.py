@@ -15,7 +15,7 @@ from lmscale.config.export import ExportConfig
 from lmscale.config.run import RunConfig
 from lmscale.files.jsonl import append_durable_row, sift_rows
 from lmscale.files.locations import join_location
-from lmscale.files.run_files import EXPORTS_FILE
+from lmscale.files.run_files import EXPORTS, EXPORTS_FILE
 from lmscale.files.run_rows import EXPORT
 from lmscale.runs.commits import Commit, read_commits
 
@@ -23,10 +23,6 @@ State = Literal["done", "failed", "left out"]
 DUE = "export"
 """Why retention keeps a checkpoint that is still to be exported."""
 _LAST = "last"  # the reason of a run's last save
-
-
-EXPORTS = "exports"
-"""The folder of a run in which exports are, or are made for a place elsewhere."""
 
 
 def export_place(config: RunConfig, step: int) -> str:

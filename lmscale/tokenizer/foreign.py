@@ -106,7 +106,7 @@ class SentencePieceTokenizer(Tokenizer):
         rest = "become byte pieces" if self._has_bytes else f"become {self._unknown_piece}"
         spaces = "runs become one, those at the ends none"
         return {
-            "normalizer": spec.name or ("none" if self._keeps_characters else "of its own"),
+            "normalizer": spec.name or ("none" if self.keeps_characters else "of its own"),
             "white space": spaces if spec.remove_extra_whitespaces else "kept",
             "space before a text": "yes" if spec.add_dummy_prefix else "no",
             "unknown characters": rest,
@@ -154,11 +154,12 @@ class SentencePieceTokenizer(Tokenizer):
         return self.piece(self._processor.unk_id())
 
     @property
-    def _keeps_characters(self) -> bool:
+    def keeps_characters(self) -> bool:
+        """Whether its normalizer leaves forms of characters as they are."""
         return not self._spec.precompiled_charsmap
 
     def _find_losses(self) -> Iterator[str]:
-        if not self._keeps_characters:
+        if not self.keeps_characters:
             name = self._spec.name or "its own"
             yield f"its normalizer ({name}) changes forms of characters"
         if self._spec.remove_extra_whitespaces:
@@ -175,7 +176,7 @@ class SentencePieceTokenizer(Tokenizer):
         spec = self._spec
         return (
             self.kind == "bpe"
-            and self._keeps_characters
+            and self.keeps_characters
             and spec.escape_whitespaces
             and not spec.remove_extra_whitespaces
             and not proto.trainer_spec.treat_whitespace_as_suffix

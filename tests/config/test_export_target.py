@@ -137,3 +137,12 @@ def test_what_is_folded_is_told_in_one_line():
     assert re.fullmatch(told, describe_target(parse(folded)))
     impossible = describe_target(parse("model: {qk_norm: true, bias: true}\n"))
     assert re.match(r"nothing: .*nearest one is llama", impossible)
+
+
+@pytest.mark.parametrize("place", ["", "/hf", "/exportsb"])
+def test_a_run_does_not_export_into_its_own_folder_but_below_exports(place):
+    text = "run: {name: a, folder: /r/a}\nexport: {folder: %s}\n"
+    with pytest.raises(ConfigError, match="is in the run's folder: leave it out for /r/a/exports"):
+        parse_config(text % f"/r/a{place}")
+    assert parse_config(text % "/r/a/exports/hf").export.folder == "/r/a/exports/hf"
+    assert parse_config(text % "s3://r/a").export.folder == "s3://r/a"

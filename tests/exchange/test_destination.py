@@ -16,14 +16,22 @@ from s3_server import environment, open_proxy, open_s3
 from tiny_run import is_gone
 
 from lmscale.errors import ConfigError, DataError, TransientError
-from lmscale.exchange.destination import BEGUN, Destination, RemoteExport, open_remote
-from lmscale.exchange.exported import MARK, MARK_OF_FILE, no_bar
+from lmscale.exchange.destination import BEGUN, PROBE, Destination, RemoteExport, open_remote
+from lmscale.exchange.exported import MARK, MARK_OF_FILE, is_own_file, no_bar
 from lmscale.exchange.old_exports import remove_old_exports
 from lmscale.files import output_folder, remote
 from lmscale.runs.commits import Commit
 from lmscale.runs.exports import record_export
 
 SHA = "5" * 64
+
+
+def key(name: bytes, value: bytes) -> bytes:
+    return len(name).to_bytes(8, "little") + name + value
+
+
+TYPE, OWN = key(b"general.file_type", b"\4\0\0\0\0\0\0\0"), key(MARK_OF_FILE, SHA.encode())
+GGUF = b"GGUF" + TYPE + OWN
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +72,7 @@ def going_to(out: str, work: Path, *, is_file: bool = False, force: bool = False
 def export(out: str, work: Path, *, is_file: bool = False, force: bool = False, **made) -> None:
     with going_to(out, work, is_file=is_file, force=force).open(no_bar) as path:
         if is_file:
-            path.write_bytes(b"GGUF " + MARK_OF_FILE + SHA.encode())
+            path.write_bytes(GGUF)
         else:
             make(path, **made)
 
@@ -85,7 +93,7 @@ def test_an_export_is_sent_when_it_is_whole_and_replaces_what_lmscale_wrote(plac
     export(f"{place}.gguf", work, is_file=True)
     export(f"{place}.gguf", work, is_file=True)
     assert at(f"{place}.gguf", is_file=True).read_mark()
-    assert not store.exists(f"{place}.gguf.uploading")
+    assert not store.exists(f"{place}.gguf.{PROBE}")
 
 
 def test_what_lmscale_did_not_write_stays_unless_it_is_forced(place, tmp_path):
@@ -103,6 +111,42 @@ def test_what_lmscale_did_not_write_stays_unless_it_is_forced(place, tmp_path):
         export(f"{place}/step-000000002", tmp_path / "work", force=True)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"from lmscale.checkpoint.load import open_weights  # general.file_type",
+        b"GGUF" + OWN + TYPE,  # llama-quantize puts the type of its weights behind all
+        b"GGUF" + TYPE + b"lmscale.checkpoint",
+        TYPE + OWN,
+    ],
+)
+def test_a_file_that_only_speaks_of_lmscale_is_not_its_own(head, tmp_path):
+    assert is_own_file(GGUF) and not is_own_file(head)
+    out = f"memory://{tmp_path.name}/m.gguf"
+    fsspec.filesystem("memory").pipe_file(out, head)
+    with pytest.raises(ConfigError, match="lmscale did not write it"):
+        export(out, tmp_path / "work", is_file=True)
+
+
+def test_until_an_export_is_sent_nothing_makes_a_place_lmscales(tmp_path):
+    """As a kill may come meanwhile, behind which nothing runs."""
+    store, place = fsspec.filesystem("memory"), f"memory://{tmp_path.name}/theirs"
+    store.pipe_file(f"{place}/notes.txt", b"a user's")
+    with going_to(place, tmp_path / "work", force=True).open(no_bar) as path:
+        assert names_at(place) == {"notes.txt"}
+        make(path)
+    with going_to(f"{place}.gguf", tmp_path / "work", is_file=True).open(no_bar) as path:
+        assert names_at(f"memory://{tmp_path.name}") == {f"theirs/{name}" for name in WHOLE}
+        path.write_bytes(GGUF)
+    store.pipe_file(f"{place}2/{PROBE}", b"of a kill between writing and removing it")
+    export(f"{place}2", tmp_path / "work")
+    assert names_at(f"{place}2") == WHOLE
+    store.pipe_file(f"{place}3/{PROBE}", b"")
+    store.pipe_file(f"{place}3/notes.txt", b"a user's")
+    with pytest.raises(ConfigError, match="lmscale did not write it"):
+        export(f"{place}3", tmp_path / "work")
+
+
 def test_an_export_that_cannot_be_made_leaves_what_stood_there(place, tmp_path):
     export(place, tmp_path)
     with pytest.raises(DataError), going_to(place, tmp_path).open(no_bar) as path:
@@ -115,9 +159,9 @@ def test_an_upload_that_is_cut_is_tried_again_and_a_broken_one_is_no_export(plac
     weights = bytes(2**20)
     made = make(tmp_path / "made", weights=weights)
     with open_proxy(s3) as proxy:
-        proxy.cuts, proxy.cut_after = 1, 1000
+        proxy.cuts, proxy.cut_after = 2, 1000  # the connection of the small BEGUN, and the next
         at(place).send(made, lambda size: None)
-        assert proxy.spoiled == 1 and names_at(place) == WHOLE
+        assert proxy.spoiled in (1, 2) and names_at(place) == WHOLE
 
         def break_from_here(amount: float) -> None:
             proxy.cuts, proxy.cut_after = 99, 1

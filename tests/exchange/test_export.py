@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from handmade_runs import make_run
+from handmade_runs import STEP, make_run
 from labelled_data import LABELLED, labelled_recipe
 from recipes import RECIPES
 from theirs import import_transformers
@@ -18,6 +18,8 @@ from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.exchange import export as exporting
 from lmscale.exchange.export import export_run
 from lmscale.exchange.exported import MARK, Exported, ExportRequest
+from lmscale.exchange.gguf_export import export_gguf
+from lmscale.exchange.write_tensors import INDEX
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.tokenizer.codec import load_tokenizer
 
@@ -52,6 +54,10 @@ def test_transformers_generates_from_an_export_what_the_run_would(run, tmp_path)
         exported.check.parity.origin == "held-out set heldout"
         and exported.check.parity.written > 20
     )
+    index = json.loads((tmp_path / "out" / INDEX).read_text())
+    assert index["metadata"]["total_size"] == 4 * exported.parameters
+    mark = json.loads((tmp_path / "out" / MARK).read_text())
+    assert mark["checkpoint"] == exported.found.manifest.hash and len(mark["checkpoint"]) == 64
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(theirs).__name__ == "LlamaForCausalLM" and theirs.dtype == torch.float32
     assert not list(tmp_path.glob(".*"))
@@ -83,6 +89,36 @@ def test_a_folder_of_somebody_else_is_replaced_only_by_force(run, tmp_path):
     for own in (run.folder, run.folder.parent):
         with pytest.raises(ConfigError, match="which is read. Name another folder"):
             export(run, own, force=True)
+
+
+def test_what_may_not_be_replaced_is_told_by_force_too(run, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    (tmp_path / "file").touch()
+    refused = {
+        tmp_path / "link": "link is a symbolic link, which is not replaced",
+        tmp_path / "file": "exists and is no folder",
+        tmp_path / "new/..": "does not name a place by its own name",
+        run.folder / "checkpoints": "checkpoints is in the run .*Name a place outside of it",
+        run.folder / "new": "is in the run",
+        run.folder / "exports": "is in the run",
+        tmp_path / "out": "is the folder that this command runs in",
+    }
+    monkeypatch.chdir(tmp_path / "out")
+    for place, why in refused.items():
+        with pytest.raises(ConfigError, match=why):
+            export(run, place, force=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "link", "file"}
+    assert list((run.folder / "checkpoints").iterdir())
+    assert export(run, run.folder / "exports/a**b", verify="tensors").bytes
+
+
+@pytest.mark.parametrize("write", [export_run, export_gguf])
+def test_weights_that_are_not_finite_are_not_exported(tiny_data, tokenizer, tmp_path, write):
+    config = tiny_config(tiny_data, tmp_path / "run")
+    make_run(config, tokenizer, is_finite=False)
+    with pytest.raises(CheckpointError, match="not finite"):
+        write(ExportRequest(folder=config.folder, out=tmp_path / "out", step=STEP))
 
 
 def test_rows_that_only_round_a_vocabulary_up_are_left_out(tiny_data, tokenizer, tmp_path):

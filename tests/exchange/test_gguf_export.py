@@ -72,6 +72,11 @@ def test_what_lmscale_wrote_is_replaced_and_what_it_did_not_only_by_force(run, t
         export(run, out)
     export(run, out, verify="tensors", force=True)
     assert out.read_bytes()[:4] == b"GGUF"
+    kept = (run.folder / "config.yaml").read_bytes()
+    for place in (run.folder / "config.yaml", run.folder / "new.gguf"):
+        with pytest.raises(ConfigError, match="is in the run"):
+            export(run, place, force=True)
+    assert (run.folder / "config.yaml").read_bytes() == kept
 
 
 def test_a_file_that_computes_something_else_is_no_export(run, tmp_path, monkeypatch):
@@ -143,5 +148,12 @@ def test_the_command_says_what_it_wrote_and_how_to_go_on(run, tmp_path, capsys):
     words = ["export", str(run.folder), "--out", str(out), "--verify", "tensors"]
     assert main([*words, "--dtype", "q8_0"]) == 2
     assert "--dtype q8_0 is of GGUF files: add --format gguf" in capsys.readouterr().err
+    more = ["--format", "gguf", "--base", str(tmp_path), "--max-shard", "1"]
+    assert main([*words, *more]) == 2
+    said = capsys.readouterr().err
+    assert "--base is of --format peft" in said and "--max-shard is of --format hf" in said
+    for size in ("inf", "nan"):
+        assert main([*words, "--max-shard", size]) == 2
+        assert "--max-shard" in capsys.readouterr().err
     assert main([*words, "--format", "gguf", "--dtype", "q8_0"]) == 0
     assert f"llama-completion -m {out}" in capsys.readouterr().out

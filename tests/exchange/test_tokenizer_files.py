@@ -344,6 +344,35 @@ def test_another_program_s_sentencepiece_model_may_differ_and_is_told(tmp_path):
     check = verify_tokenizer(tokenizer, tmp_path, ["\u00bd\u0301"], framing=framing)
     assert (check.differing, check.problem) == (1, "")
     assert f"other ids for 1 of {check.texts} texts" in check.describe()
+    tree = tree_of(tmp_path)
+    tree["model"]["merges"] = tree["model"]["merges"][:9]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    problem = verify_tokenizer(tokenizer, tmp_path, TEXTS[:2], framing=framing).problem
+    assert "tokens have other ids, and up to 5% may" in problem
+
+
+def test_what_is_wrong_in_every_text_is_no_exception_of_a_few(tmp_path):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line for text in TEXTS[:6] for line in text.splitlines()]),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=700,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=3,
+    )
+    tokenizer, framing = SentencePieceTokenizer(model.getvalue(), {}), Framing(roles={})
+    write(tokenizer, tmp_path, framing)
+    assert not verify_tokenizer(tokenizer, tmp_path, TEXTS[:9], framing=framing).problem
+    tree = tree_of(tmp_path)
+    for step in tree["normalizer"]["normalizers"]:
+        if step["type"] == "Prepend":
+            step["prepend"] = "\u2581\u2581"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    problem = verify_tokenizer(tokenizer, tmp_path, TEXTS[:9], framing=framing).problem
+    assert "texts get other ids, and up to 10% may" in problem
 
 
 def test_added_ids_have_their_usual_names_and_their_own_numbers(tokenizer, tmp_path):
