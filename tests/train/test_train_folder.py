@@ -5,18 +5,20 @@ from __future__ import annotations
 import fcntl
 import json
 from contextlib import ExitStack
-from types import SimpleNamespace
 
 import pytest
 from tiny_run import log_commit
 
 from launcher.local import launch_local
 from lmscale.config import dump_config, load_config, parse_config
+from lmscale.config.data import MIN_VOCABULARY, TokenizerConfig
 from lmscale.errors import ConfigError, LeaseLostError
 from lmscale.ranks.attempt import Attempt
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs import lease as leases
 from lmscale.runs.lease import Lease, read_lease
+from lmscale.tokenizer.own import OwnTokenizer
+from lmscale.tokenizer.train import train_model
 from lmscale.train import folder as run_folder
 from lmscale.train.folder import claim_folder, freeze_run, log_changes
 
@@ -39,8 +41,9 @@ def test_two_trainings_cannot_hold_one_folder(tmp_path, monkeypatch):
 def test_a_folder_keeps_its_frozen_config_while_another_run_is_refused(tmp_path):
     config = configure(tmp_path)
     with claim_folder(config, Ranks()):
-        fields = {"model": b"", "made_by": {}, "vocab_size": 1, "special_ids": {}}
-        freeze_run(config, SimpleNamespace(**fields, fingerprint="a"))
+        passages = ["one two three four five six seven eight nine ten"] * 20
+        model = train_model(passages, TokenizerConfig(vocab_size=MIN_VOCABULARY))
+        freeze_run(config, OwnTokenizer(model, {}))
     before = (config.folder / "config.yaml").read_bytes()
     with pytest.raises(ConfigError, match="is the folder of the run 'one', not of 'two'"):
         with claim_folder(configure(tmp_path, "two"), Ranks()):

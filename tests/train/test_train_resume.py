@@ -5,6 +5,7 @@ Three starts of real ranks over gloo do all attempts in process; each attempt op
 
 import weakref
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,8 +107,12 @@ def test_dropout_is_on_and_differs_between_steps(attempts):
 def test_an_offloaded_optimizer_and_a_plain_one_resume_each_other(attempts, name):
     saw, _ = attempts
     halves = saw[f"{name}/first"] + saw[f"{name}/second"]
-    # On a CPU both are the same fused AdamW on the same fp32 masters.
-    assert halves == saw[f"plain/{WHOLE}"]
+    # On a CPU both are the same fused AdamW on the same fp32 masters. The norm of the gradient is
+    # summed by other pieces: on an AMD EPYC its last bit differs, and by clipping all that follows.
+    for half, whole in zip(halves, saw[f"plain/{WHOLE}"], strict=True):
+        near = {key: getattr(whole, key) for key in ("loss", "gradient_norm")}
+        assert replace(half, **near) == whole
+        assert [half.loss, half.gradient_norm] == pytest.approx([*near.values()], rel=1e-6)
 
 
 def test_other_ranks_and_stages_end_within_a_thousandth_after_50_steps(attempts):
