@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
+from demands import search_path
 from machine import Process, all_pids, is_first, is_gone, listens, read_process, reserve_ports
 from slurm_conf import (
     Shape,
@@ -37,44 +38,12 @@ from slurm_conf import (
 )
 
 KEEPER = Path(__file__).with_name("keeper.sh")
-PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "nsenter", "mount", "bash")
-ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "mariadb-admin", "mariadb")
-PATHS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # where daemons are, and often no user's PATH
 START_SECONDS = 30.0
 MAX_FOLDER_LENGTH = 108 - len("/spool/n1/n1_1234567.4294967291")  # of a Unix socket's path
 NULL_DEVICE = os.makedev(1, 3)
 ENDED_STATES = frozenset(
     "COMPLETED CANCELLED FAILED TIMEOUT NODE_FAIL PREEMPTED OUT_OF_MEMORY BOOT_FAIL".split()
 )
-
-
-def search_path() -> str:
-    return os.pathsep.join([os.environ.get("PATH", ""), *PATHS])
-
-
-def why_no_cluster(*, accounting: bool = False) -> str | None:
-    """Why no test cluster can run here, or None if it can."""
-    if os.uname().sysname != "Linux":
-        return "a test cluster needs Linux"
-    if os.geteuid() != 0:
-        return "a test cluster needs root: it gives its nodes host names and mounts of their own"
-    programs = (*PROGRAMS, *(ACCOUNTING_PROGRAMS if accounting else ()))
-    missing = [name for name in programs if not shutil.which(name, path=search_path())]
-    if missing:
-        packages = "slurmctld slurmd slurm-client munge"
-        packages += " slurmdbd mariadb-server" if accounting else ""
-        return (
-            f"{', '.join(missing)} missing: apt-get install --no-install-recommends {packages} "
-            "(and util-linux)"
-        )
-    spaces = ("unshare", "--pid", "--fork", "--mount", "--mount-proc", "--uts")
-    trial = "hostname trial && mount --bind /etc/hosts /etc/hosts"
-    tried = subprocess.run(
-        [*spaces, "bash", "-c", trial], stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
-    if tried.returncode != 0:
-        return f"no right to make namespaces or mounts here: {tried.stderr.strip()}"
-    return None
 
 
 class Cluster:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, why_no_cluster
-from demands import demand
+from cluster import Cluster
+from demands import demand, why_no_cluster
 from filelock import FileLock
 from jobs import OVERRIDES, Lab
 from tiny_run import launch, ledger_of, write_tiny_config

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from cluster import KEEPER, Cluster, new_folder, wait_until, why_no_cluster
-from demands import demand
+from cluster import KEEPER, Cluster, new_folder, wait_until
+from demands import demand, why_no_cluster
 
 pytestmark = pytest.mark.slurm
 FOREVER = "while :; do sleep 1; done"
@@ -132,7 +132,7 @@ def test_accounting_remembers_jobs():
 
 
 def test_where_no_cluster_can_run_the_reason_is_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("cluster.PROGRAMS", ("slurmctld-of-nobody",))
+    monkeypatch.setattr("demands.PROGRAMS", ("slurmctld-of-nobody",))
     reason = why_no_cluster()
     assert reason is not None
     assert reason.startswith("a test cluster needs ") or "apt-get install" in reason

@@ -11,8 +11,8 @@ from pydoc_data.topics import topics
 
 import pytest
 import yaml
-from cluster import Cluster, wait_until, why_no_cluster
-from demands import demand
+from cluster import Cluster, wait_until
+from demands import demand, why_no_cluster
 from forked_processes import ENVIRONMENT, ROOT, run_process
 from jobs import job_variables
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, wait_until, why_no_cluster
-from demands import demand
+from cluster import Cluster, wait_until
+from demands import demand, why_no_cluster
 from forked_processes import forking
 
 import lmscale
