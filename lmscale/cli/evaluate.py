@@ -326,8 +326,7 @@ def generate(
     generation = Generation(
         loaded.model, loaded.tokenizer, question, sampling, max_tokens=max_tokens
     )
-    ends = question.ends | {loaded.tokenizer.eos_id}
-    tokens = (token for token in generation if token not in ends)
+    tokens = (token for token in generation if token not in generation.ends)
     if not question.is_answered:
         _show(prompt)
     for piece in stream_text(loaded.tokenizer, tokens):

@@ -13,7 +13,7 @@ import typer
 
 from lmscale.cli.evaluate import StepOption, WeightsOption
 from lmscale.cli.options import JsonOption, RunArgument, echo_json, render_line
-from lmscale.errors import ConfigError
+from lmscale.errors import EXIT_USER, ConfigError, LmscaleError, TransientError
 from lmscale.files.printing import say
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ BaseOption = Annotated[
         show_default=False,
     ),
 ]
-
-
 OutOption = Annotated[
     str,
     typer.Option(
@@ -196,8 +194,6 @@ def due_again(beside: int | None) -> Iterator[None]:
     """A run that trains takes the exit code 2 for what every start would refuse. Only settings are:
     a full disk, or a bucket that refuses, may be mended by the next start.
     """
-    from lmscale.errors import EXIT_USER, ConfigError, LmscaleError, TransientError
-
     try:
         yield
     except ConfigError:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lmscale.errors import ConfigError
 from lmscale.evaluation.task_files import TaskFile, expand, name_tasks
+from lmscale.files.extras import install_extra
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 _HUB = "https://huggingface.co"
@@ -32,7 +33,7 @@ def check_installed() -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(
             "Tasks are scored through lm-evaluation-harness, which is not installed. In a clone: "
-            "pip install -e '.[lm-eval]' -c constraints.txt"
+            f"{install_extra('lm-eval')}"
         )
 
 

@@ -131,10 +131,10 @@ class Generation:
         self._sampling = sampling
         self._num_tokens = min(max_tokens, room)
         self._limit = "max_tokens" if max_tokens <= room else "max_positions"
-        self._ends = prompt.ends | {tokenizer.eos_id}
+        self.ends = prompt.ends | {tokenizer.eos_id}
         self._barred_V = torch.arange(model.vocab_size) >= tokenizer.vocab_size
         self._barred_V[: tokenizer.vocab_size] = torch.from_numpy(~tokenizer.is_writable())
-        self._barred_V[list(self._ends)] = False
+        self._barred_V[list(self.ends)] = False
 
     @torch.no_grad()
     def _last_logits(
@@ -163,7 +163,7 @@ class Generation:
             logits_1V = self._last_logits(ids, state, read)
             token = int(next_tokens(logits_1V, seen_1V, self._sampling, generator))
             yield token
-            if token in self._ends:
+            if token in self.ends:
                 self.stopped_by = "eos"
                 return
             ids, read = [token], self._model.extend

@@ -72,6 +72,7 @@ def _encode_middle(
     after: str,
     bos_id: int | None,
 ) -> list[int]:
+    """The prompt whose continuation is the text between two others."""
     settings = _find(objective, FillMiddleConfig)
     if settings is None:
         raise ConfigError(
@@ -79,17 +80,7 @@ def _encode_middle(
             "fill_middle, or one that leaves out spans, writes what stands between two texts. "
             "Leave --suffix out."
         )
-    marks = [added[name] for name in settings.added_ids]
-    return encode_gap(tokenizer, before, after, marks=marks, bos_id=bos_id)
-
-
-def encode_gap(
-    tokenizer: Tokenizer, before: str, after: str, *, marks: Sequence[int], bos_id: int | None
-) -> list[int]:
-    """The prompt whose continuation is the text between two others, for a model that learned to
-    fill the middle. ``marks``: the ids before prefix, suffix and middle.
-    """
-    prefix, suffix, middle = marks
+    prefix, suffix, middle = (added[name] for name in settings.added_ids)
     bos = [] if bos_id is None else [bos_id]
     texts = (tokenizer.encode(text).tolist() for text in (before, after))
     return [*bos, prefix, *next(texts), suffix, *next(texts), middle]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from lmscale.stream.ledger import load_bos
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.tokenizer.codec import load_kept_tokenizer
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +106,7 @@ def load_run(
     """
     found = find_run(folder, step=step, weights=weights)
     config, manifest = found.config, found.manifest
-    precision = config.engine.precision
-    dtype = _DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]
+    dtype = choose_dtype(config, device)
     model = build_model_on(config.model, config.sizes, device=device, dtype=dtype)
     fill_weights(model, read_weights(found.place, manifest, found.weights), origin=str(folder))
     return LoadedRun(
@@ -120,16 +119,32 @@ def load_run(
     )
 
 
-@torch.no_grad()
-def fill_weights(model: nn.Module, weights: Mapping[str, Tensor], *, origin: str) -> None:
-    """Copy parameters and buffers into the model; every name or shape that differs is reported."""
+def choose_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    """In which a run's model is evaluated: that of its training, but for fp16 on a CPU."""
+    precision = config.engine.precision
+    return DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]
+
+
+def check_saved(
+    model: nn.Module, saved: Mapping[str, Sequence[int]], *, origin: str
+) -> dict[str, Tensor]:
+    """The model's parameters and buffers by name. Raises ``CheckpointError`` with every name or
+    shape that differs from those ``saved`` in the run ``origin``.
+    """
     tensors = {**dict(model.named_parameters()), **dict(persistent_buffers(model))}
     check_same_tensors(
-        {name: f"{list(weight.shape)}" for name, weight in weights.items()},
+        {name: f"{list(shape)}" for name, shape in saved.items()},
         {name: f"{list(tensor.shape)}" for name, tensor in tensors.items()},
         it="it",
         where=f"{origin}: what it has saved",
         advice="Its config.yaml describes this model, and is not the one that it was trained by.",
     )
-    for name, tensor in tensors.items():
+    return tensors
+
+
+@torch.no_grad()
+def fill_weights(model: nn.Module, weights: Mapping[str, Tensor], *, origin: str) -> None:
+    """Copy parameters and buffers into the model; every name or shape that differs is reported."""
+    saved = {name: weight.shape for name, weight in weights.items()}
+    for name, tensor in check_saved(model, saved, origin=origin).items():
         tensor.copy_(weights[name])

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from lmscale.checkpoint.differences import MAX_NAMED
 from lmscale.config.kinds import Ability
-from lmscale.errors import CheckpointError, ConfigError, DataError
-from lmscale.evaluation.run import FoundRun, find_run
-from lmscale.exchange.exported import DTYPES, MARK, Dtype, Exported, ExportRequest, describe
+from lmscale.errors import ConfigError, DataError
+from lmscale.evaluation.run import DTYPES, FoundRun, find_run
+from lmscale.exchange.exported import MARK, Dtype, Exported, ExportRequest, describe
 from lmscale.exchange.framing import find_beginning, keep_pair, plan_framing
 from lmscale.exchange.model_card import CARD, render_card
 from lmscale.exchange.plan_export import (
@@ -62,8 +62,6 @@ def export_run(request: ExportRequest) -> Exported:
         found = find_run(request.folder, step=request.step, weights=request.weights)
         plan = plan_export(found.config)
         check_found(found)
-    if not found.manifest.is_finite:
-        raise CheckpointError(f"{found.name} holds weights that are not finite.")
     stored = plan_stored(plan, DTYPES[request.dtype])
     check_room(request.out, sum(tensor.bytes for tensor in stored), dtype=request.dtype)
     files = plan_files(stored, max_bytes=request.max_shard_bytes)

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,13 +26,14 @@ from lmscale.exchange.export import check_room
 from lmscale.exchange.exported import MARK, Check, ExportRequest
 from lmscale.exchange.folding import Read, unfold
 from lmscale.exchange.model_card import CARD
-from lmscale.exchange.parity import ask_theirs, compare
+from lmscale.exchange.parity import ask_theirs, compare, read_barred
 from lmscale.exchange.peft_adapter import PREFIX, render_adapter, render_adapter_config
 from lmscale.exchange.peft_card import PeftExported, describe_peft, render_peft_card
-from lmscale.exchange.peft_plan import Adaptation, open_beside, plan_adaptation
+from lmscale.exchange.peft_plan import Adaptation, plan_adaptation
+from lmscale.exchange.plan_export import open_export
 from lmscale.exchange.samples import draw_samples
 from lmscale.exchange.their_library import import_transformers
-from lmscale.exchange.verify import find_want_of_memory
+from lmscale.exchange.verify import find_why_not
 from lmscale.exchange.write_tensors import Stored, write_files
 from lmscale.files.atomic import write_bytes, write_json, writing
 from lmscale.files.extras import install_extra
@@ -112,7 +112,7 @@ def _render_tensors(adaptation: Adaptation, read: Read) -> Iterator[tuple[str, T
     for adapter in adaptation.adapters:
         ours = adaptation.read_adapter(read, adapter.matrix)
         yield from render_adapter(adapter, *ours).items()
-    with open_beside(adaptation.found, adaptation.plan) as read_beside:
+    with open_export(adaptation.found, adaptation.plan, merges=False) as read_beside:
         for rule in adaptation.whole:
             for name, value in rule.to_theirs(read_beside(rule.name)):
                 yield f"{PREFIX}{name}", value
@@ -139,10 +139,7 @@ def _verify(
 ) -> Check:
     """PEFT's model on the base's own weights against ours with the same ones."""
     found, plan, base = adaptation.found, adaptation.plan, adaptation.base
-    why_not = "only tensors were asked for (--verify tensors)"
-    if request.verify is None:
-        why_not = find_want_of_memory(plan)
-    if request.verify != "logits" and why_not:
+    if why_not := find_why_not(request, plan):
         return Check(tensors=num_tensors, why_not=why_not)
     samples = draw_samples(found.config, found.tokenizer.fingerprint)
     samples = samples.without(plan.target.settings.get("pad_token_id"))
@@ -152,7 +149,7 @@ def _verify(
         family=plan.section.family,
         head=plan.head,
         class_name=plan.class_name,
-        writes=plan.head == "pairs" or plan.section.family == "decoder",
+        writes=plan.writes,
         wrap=lambda theirs: _load_adapter(theirs, work),
         beside=adaptation.beside,
         settings=adaptation.settings,
@@ -161,19 +158,13 @@ def _verify(
     model = build_model_on(found.config.model, plan.sizes, device=cpu, dtype=torch.float32).eval()
     with base.opened() as read_base:
         _fill(model, adaptation, read, read_base)
-    barred = _read_barred(base.folder)
+    barred = read_barred(base.folder)
     who = f"PEFT, beside {base.folder},"
     try:
         parity = compare(model, samples, answers, head=plan.head, barred=barred, who=who)
     except DataError as error:
         raise DataError([*error.problems, _ADVICE]) from None
     return Check(tensors=num_tensors, parity=parity)
-
-
-def _read_barred(folder: Path) -> list[int]:
-    """Ids that the base never writes."""
-    path = folder / "generation_config.json"
-    return (json.loads(path.read_text()).get("suppress_tokens") if path.exists() else None) or []
 
 
 def _load_adapter(theirs: Any, folder: Path) -> Any:

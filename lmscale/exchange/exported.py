@@ -9,8 +9,6 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
-
 from lmscale.config.training import Weights
 from lmscale.evaluation.run import FoundRun
 from lmscale.exchange.parity import Parity
@@ -24,8 +22,6 @@ MARK_OF_FILE, HEAD_BYTES = b"lmscale.checkpoint", 4096
 """The same of a GGUF file: a key near its beginning, before the hash of the checkpoint."""
 _GGUF, _TYPE_OF_FILE = b"GGUF", b"general.file_type"
 Dtype = Literal["fp32", "bf16", "fp16", "q8_0"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Those of Hugging Face's files."""
 Verify = Literal["logits", "tensors"]
 Bar = Callable[[str, float | None, str], AbstractContextManager[Callable[[float], None]]]
 
@@ -93,12 +89,7 @@ class Check:
             )
             return
         parity = self.parity
-        yield (
-            f"transformers, loading this folder in fp32, gave the logits of the run's model on "
-            f"{parity.samples} samples ({parity.tokens:,} tokens, {parity.origin}): the largest "
-            f"difference of one is {parity.error:.1e} of their norm, where {parity.tolerance:.0e} "
-            "is allowed."
-        )
+        yield parity.describe("transformers, loading this folder in fp32,")
         if parity.written:
             ties = f", {parity.ties} of them ties within rounding" if parity.ties else ""
             yield (
@@ -134,15 +125,22 @@ class Exported:
         return sum(prod(rule.shape) for rule in self.plan.rules)
 
 
+def describe_found(found: FoundRun) -> dict[str, Any]:
+    """Of what an export is, whatever its format; for programs."""
+    return {
+        "run": found.config.run.name,
+        "step": found.manifest.step,
+        "checkpoint": found.manifest.hash,
+        "weights": found.weights,
+    }
+
+
 def describe(exported: Exported) -> dict[str, Any]:
     """What ``lmscale_export.json`` says."""
     found, plan = exported.found, exported.plan
     return {
         "format": "hf",
-        "run": found.config.run.name,
-        "step": found.manifest.step,
-        "checkpoint": found.manifest.hash,
-        "weights": found.weights,
+        **describe_found(found),
         "tokenizer": found.tokenizer.fingerprint,
         "model_type": plan.architecture.model_type,
         "class": plan.class_name,

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lmscale.config.hf.llama_cpp import LlamaCpp, choose_llama_cpp
 from lmscale.config.model import DecoderConfig
-from lmscale.errors import CheckpointError, ConfigError
+from lmscale.errors import ConfigError
 from lmscale.evaluation.run import FoundRun, find_run
 from lmscale.exchange.export import check_room
 from lmscale.exchange.exported import (
@@ -32,6 +32,7 @@ from lmscale.exchange.exported import (
     Dtype,
     ExportRequest,
     Report,
+    describe_found,
     is_own_file,
 )
 from lmscale.exchange.framing import find_beginning
@@ -54,8 +55,9 @@ from lmscale.exchange.parity import our_logits
 from lmscale.exchange.plan_export import ExportPlan, check_found, open_export, plan_export
 from lmscale.exchange.samples import draw_samples
 from lmscale.exchange.tokenizer_check import HARD_TEXTS
-from lmscale.exchange.verify import find_want_of_memory
+from lmscale.exchange.verify import find_why_not
 from lmscale.files.atomic import writing
+from lmscale.files.extras import install_extra
 from lmscale.files.output_folder import check_output_file, output_file
 from lmscale.model.family import build_model_on
 
@@ -102,13 +104,12 @@ def export_gguf(request: ExportRequest) -> GgufExported:
     check_output_file(request.out, is_ours=_is_ours, force=request.force, source=request.folder)
     if find_spec("gguf") is None:
         raise ConfigError(
-            "Writing a GGUF file needs the package gguf: pip install -e '.[gguf]' -c "
-            "constraints.txt in the clone."
+            f"Writing a GGUF file needs the package gguf: {install_extra('gguf')} in the clone."
         )
     with request.bar("looking at the checkpoint", None, ""):
         found = find_run(request.folder, step=request.step, weights=request.weights)
         plan = _plan(found, request.dtype)
-    why_not = _find_why_not(request, plan)
+    why_not = find_why_not(request, plan.plan)
     if not why_not:
         check_installed()  # before hours of writing
     check_room(request.out, plan.tensor_bytes, dtype=request.dtype)
@@ -128,8 +129,6 @@ def _plan(found: FoundRun, dtype: Dtype) -> GgufPlan:
     plan = plan_export(found.config)
     there, section = choose_llama_cpp(plan.architecture.model_type, plan.section, plan.sizes)
     check_found(found)
-    if not found.manifest.is_finite:
-        raise CheckpointError(f"{found.name} holds weights that are not finite.")
     # None: there is no file of the tokenizer's own here that could say it, as in hf's export.
     beginning = find_beginning(found.folder, found.tokenizer)
     return GgufPlan(
@@ -191,13 +190,6 @@ def _reading(plan: GgufPlan) -> Iterator[Callable[[GgufTensor], Tensor]]:
         yield read_of
 
 
-def _find_why_not(request: ExportRequest, plan: GgufPlan) -> str:
-    """Why llama.cpp is not to run the file; empty: it is."""
-    if request.verify == "tensors":
-        return "only tensors were asked for (--verify tensors)"
-    return find_want_of_memory(plan.plan) if request.verify is None else ""
-
-
 def _verify(request: ExportRequest, plan: GgufPlan, path: Path) -> LlamaCppCheck:
     sizes, cpu = plan.plan.sizes, torch.device("cpu")
     model = build_model_on(plan.section, sizes, device=cpu, dtype=torch.float32).eval()
@@ -229,10 +221,7 @@ def report_gguf(exported: GgufExported) -> Report:
     found, check, request = exported.plan.found, exported.check, exported.request
     facts = {
         "format": "gguf",
-        "run": found.config.run.name,
-        "step": found.manifest.step,
-        "checkpoint": found.manifest.hash,
-        "weights": found.weights,
+        **describe_found(found),
         "tokenizer": found.tokenizer.fingerprint,
         "architecture": exported.plan.there.name,
         "dtype": request.dtype,

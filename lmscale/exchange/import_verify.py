@@ -16,9 +16,8 @@ from lmscale.checkpoint.load import open_weights
 from lmscale.errors import CheckpointError
 from lmscale.evaluation.run import FoundRun, find_run
 from lmscale.exchange.import_run import Import
-from lmscale.exchange.parity import Outputs, Parity, ask_theirs, compare
+from lmscale.exchange.parity import Outputs, Parity, ask_theirs, compare, read_barred
 from lmscale.exchange.samples import Samples, longest_sample, random_samples
-from lmscale.files.jsonl import read_object
 from lmscale.model.family import Model, build_model_on
 from lmscale.tokenizer.codec import Tokenizer
 
@@ -54,7 +53,13 @@ def verify(plan: Import, run: Path, how: How) -> Parity | None:
         answers = replace(
             answers, outputs=tuple(cut(each, plan.origin.rows, rows) for each in answers.outputs)
         )
-    return compare(load_model(found, rows), samples, answers, head=head, barred=barred_ids(plan))
+    return compare(
+        load_model(found, rows),
+        samples,
+        answers,
+        head=head,
+        barred=read_barred(plan.weights.folder),
+    )
 
 
 def cut(outputs: Outputs, rows: int, left: int) -> Outputs:
@@ -103,9 +108,3 @@ def draw_texts(plan: Import, tokenizer: Tokenizer) -> Samples:
         start=config.objective_ids.get("start"),
         has_types=getattr(config.model, "token_types", 0) > 1,
     )
-
-
-def barred_ids(plan: Import) -> list[int]:
-    """Ids that transformers' model never writes, as its generation_config.json says."""
-    settings = read_object(plan.weights.folder / "generation_config.json")
-    return list(settings.get("suppress_tokens") or ())

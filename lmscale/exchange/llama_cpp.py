@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lmscale.errors import ConfigError, DataError
 from lmscale.exchange.exported import Dtype
+from lmscale.files.extras import install_extra
 from lmscale.tokenizer.base import OWN, SPACE_MARK, Tokenizer
 
 TOP = 20  # log-probabilities compared at each place
@@ -178,7 +179,7 @@ def check_installed() -> None:
     """Raises ``ConfigError`` where llama.cpp is missing."""
     if find_spec("xllamacpp") is None:
         raise ConfigError(
-            "Verifying a GGUF file needs llama.cpp: pip install -e '.[gguf]' -c constraints.txt in "
+            f"Verifying a GGUF file needs llama.cpp: {install_extra('gguf')} in "
             "the clone. Or export without it: --verify tensors"
         )
 

@@ -11,8 +11,7 @@ from lmscale.config import RunConfig
 from lmscale.config.masked import MaskedPartsConfig
 from lmscale.config.supervised import LabelledConfig
 from lmscale.errors import ConfigError, DataError
-from lmscale.evaluation.run import LoadedRun
-from lmscale.exchange.exported import DTYPES
+from lmscale.evaluation.run import LoadedRun, choose_dtype
 from lmscale.exchange.framing import Framing
 from lmscale.exchange.import_config import SourceConfig, read_source_config
 from lmscale.exchange.import_files import find_source_weights
@@ -47,8 +46,7 @@ def load_hf(run: Path, folder: Path, *, device: torch.device) -> LoadedRun:
         source, weights, source.section, judged.sizes, known_ids=tokenizer.vocab_size
     )
     check_trained(judged, plan, folder)
-    precision = config.engine.precision
-    dtype = DTYPES["fp32" if precision == "fp16" and device.type == "cpu" else precision]
+    dtype = choose_dtype(config, device)
     model = build_model_on(source.section, judged.sizes, device=device, dtype=dtype)
     with weights.opened() as read, torch.no_grad():
         check_copies(plan, weights, read)

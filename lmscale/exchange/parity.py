@@ -21,6 +21,7 @@ from lmscale.config.hf.architecture import Head
 from lmscale.errors import DataError
 from lmscale.exchange.samples import Question, Samples
 from lmscale.exchange.their_library import import_transformers, quiet
+from lmscale.files.jsonl import read_object
 from lmscale.model.encoder import Encoder
 from lmscale.model.family import CrossModel, Model
 
@@ -70,6 +71,14 @@ class Parity:
     ties: int
     """Of these, where ours has two likeliest that lie nearer than the two models do."""
     tolerance: float = TOLERANCE
+
+    def describe(self, who: str) -> str:
+        """The logits in a sentence for people; ``who`` has given them."""
+        return (
+            f"{who} gave the logits of the run's model on {self.samples} samples ({self.tokens:,} "
+            f"tokens, {self.origin}): the largest difference of one is {self.error:.1e} of their "
+            f"norm, where {self.tolerance:.0e} is allowed."
+        )
 
 
 def ask_theirs(
@@ -151,6 +160,12 @@ def compare(
         continued=len(answers.written),
         ties=ties,
     )
+
+
+def read_barred(folder: Path) -> list[int]:
+    """Ids that transformers' model never writes, as its generation_config.json says."""
+    settings = read_object(folder / "generation_config.json")
+    return list(settings.get("suppress_tokens") or ())
 
 
 def _check_report(

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lmscale.exchange.exported import Check, ExportRequest, Report
+from lmscale.exchange.exported import Check, ExportRequest, Report, describe_found
 from lmscale.exchange.parity import AUTO_CLASSES
 from lmscale.exchange.peft_plan import Adaptation
 from lmscale.exchange.write_tensors import Written
@@ -44,10 +44,7 @@ def describe_peft(exported: PeftExported) -> dict[str, Any]:
     found, plan = adaptation.found, adaptation.plan
     return {
         "format": "peft",
-        "run": found.config.run.name,
-        "step": found.manifest.step,
-        "checkpoint": found.manifest.hash,
-        "weights": found.weights,
+        **describe_found(found),
         "base": str(adaptation.base.folder.resolve()),
         "model_type": plan.architecture.model_type,
         "class": plan.class_name,
@@ -62,11 +59,7 @@ def _say_verified(exported: PeftExported) -> str:
     parity = exported.check.parity
     if parity is None:
         return f"Logits were not compared: {exported.check.why_not}."
-    return (
-        f"PEFT gave the logits of the run's model on {parity.samples} samples ({parity.tokens:,} "
-        f"tokens, {parity.origin}): the largest difference of one is {parity.error:.1e} of their "
-        f"norm, where {parity.tolerance:.0e} is allowed."
-    )
+    return parity.describe("PEFT")
 
 
 def render_peft_card(exported: PeftExported) -> str:

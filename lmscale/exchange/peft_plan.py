@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmscale.checkpoint.load import open_weights
-from lmscale.errors import CheckpointError, ConfigError
+from lmscale.errors import ConfigError
 from lmscale.evaluation.run import FoundRun
 from lmscale.exchange.folding import Read, read_folded
 from lmscale.exchange.import_config import read_source_config
@@ -71,20 +68,6 @@ class Adaptation:
         return a, [*folded(matrix).split([len(b) for b in b_of_parts])]
 
 
-@contextmanager
-def open_beside(found: FoundRun, plan: ExportPlan) -> Iterator[Read]:
-    """A checkpoint's weights beside its adapters, as they are exported."""
-    held = found.manifest.weight_shapes
-    shapes = {rule.name: rule.shape for rule in plan.rules}
-    with open_weights(found.place, found.manifest, found.weights) as read:
-        folding = plan.target.folding
-
-        def read_cut(name: str) -> Tensor:
-            return read(name)[: shapes[name][0]].float()
-
-        yield read_folded(read_cut, folding, held=held, shapes=shapes)
-
-
 def plan_adaptation(found: FoundRun, base_folder: Path) -> Adaptation:
     """What is written of a run's checkpoint beside a base. Raises ``ConfigError``,
     ``CheckpointError`` and ``DataError`` where that cannot be.
@@ -94,8 +77,6 @@ def plan_adaptation(found: FoundRun, base_folder: Path) -> Adaptation:
             f"{found.folder} has no adapters (model.lora), which --format peft writes. Leave it "
             "out to export the model."
         )
-    if not found.manifest.is_finite:
-        raise CheckpointError(f"{found.name} holds weights that are not finite.")
     source, base = read_source_config(base_folder), find_source_weights(base_folder)
     check_found(found)
     plan = plan_as_base(found, source, base)

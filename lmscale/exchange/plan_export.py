@@ -9,19 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmscale.checkpoint.differences import check_same_tensors
 from lmscale.checkpoint.load import open_weights
 from lmscale.config import RunConfig
 from lmscale.config.hf.architecture import Architecture, Head
 from lmscale.config.hf.target import Target, plan_target
 from lmscale.config.model import ModelConfig, Sizes
-from lmscale.errors import DataError
-from lmscale.evaluation.run import FoundRun
+from lmscale.errors import CheckpointError, DataError
+from lmscale.evaluation.run import FoundRun, check_saved
 from lmscale.exchange.folding import Read, read_folded
 from lmscale.exchange.rules import Rule, find_left_out, plan_rules
 from lmscale.exchange.write_tensors import Stored
 from lmscale.model.family import Model, build_model_on
-from lmscale.model.initialize import persistent_buffers
 from lmscale.model.lora import merging
 
 META = torch.device("meta")
@@ -62,6 +60,11 @@ class ExportPlan:
     def class_name(self) -> str:
         return self.target.class_name
 
+    @property
+    def writes(self) -> bool:
+        """Whether that class goes on from a text."""
+        return self.head == "pairs" or self.section.family == "decoder"
+
 
 def plan_export(config: RunConfig, *, model_type: str | None = None) -> ExportPlan:
     """What a run's model is there, or as one architecture. Raises ``ConfigError`` where it is
@@ -81,37 +84,37 @@ def plan_export(config: RunConfig, *, model_type: str | None = None) -> ExportPl
 
 
 def check_found(found: FoundRun) -> None:
-    """Raise ``CheckpointError`` where a checkpoint is not of the model of its config.yaml."""
+    """Raise ``CheckpointError`` where a checkpoint is not of the model of its config.yaml, or holds
+    what is not finite.
+    """
     config = found.config
     model = build_model_on(config.model, config.sizes, device=META, dtype=torch.float32)
-    tensors = {**dict(model.named_parameters()), **dict(persistent_buffers(model))}
-    check_same_tensors(
-        {name: f"{list(shape)}" for name, shape in found.manifest.weight_shapes.items()},
-        {name: f"{list(tensor.shape)}" for name, tensor in tensors.items()},
-        it="it",
-        where=f"{found.folder}: what it has saved",
-        advice="Its config.yaml describes this model, and is not the one that it was trained by.",
-    )
+    check_saved(model, found.manifest.weight_shapes, origin=str(found.folder))
+    if not found.manifest.is_finite:
+        raise CheckpointError(f"{found.name} holds weights that are not finite.")
 
 
 @contextmanager
-def open_own(found: FoundRun, plan: ExportPlan) -> Iterator[Read]:
-    """A checkpoint's weights, fp32, with adapters merged, and only the rows that are exported. A
-    frozen one lies there in the run's precision, in which nothing could be folded into it.
+def open_own(found: FoundRun, plan: ExportPlan, *, merges: bool = True) -> Iterator[Read]:
+    """A checkpoint's weights, fp32, with adapters merged or, without ``merges``, beside them, and
+    only the rows that are exported. A frozen one lies there in the run's precision, in which
+    nothing could be folded into it.
     """
     config, held = found.config, found.manifest.weight_shapes
     model = build_model_on(plan.own_section, plan.sizes, device=META, dtype=torch.float32)
     rows = {name: parameter.shape[0] for name, parameter in model.named_parameters()}
     with open_weights(found.place, found.manifest, found.weights) as read:
-        whole = merging(read, held, config.model.lora)
+        whole = merging(read, held, config.model.lora) if merges else read
         yield lambda name: whole(name)[: rows[name]].float()
 
 
 @contextmanager
-def open_export(found: FoundRun, plan: ExportPlan) -> Iterator[Read]:
-    """A checkpoint's weights as they are exported: those of ``plan.section``."""
+def open_export(found: FoundRun, plan: ExportPlan, *, merges: bool = True) -> Iterator[Read]:
+    """A checkpoint's weights as they are exported: those of ``plan.section``. ``merges``: as of
+    ``open_own``.
+    """
     shapes = {rule.name: rule.shape for rule in plan.rules}
-    with open_own(found, plan) as read:
+    with open_own(found, plan, merges=merges) as read:
         held = found.manifest.weight_shapes
         yield read_folded(read, plan.target.folding, held=held, shapes=shapes)
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from lmscale.errors import ConfigError
+from lmscale.files.extras import install_extra
 
 
 def import_transformers() -> ModuleType:
@@ -17,7 +18,7 @@ def import_transformers() -> ModuleType:
     except ImportError as error:
         raise ConfigError(
             f"Models of Hugging Face need the package transformers, which cannot be loaded "
-            f"({error}). Install it: pip install -e '.[hf]' -c constraints.txt"
+            f"({error}). Install it: {install_extra('hf')}"
         ) from None
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from lmscale.checkpoint.differences import MAX_NAMED
 from lmscale.config.model import ModelConfig
 from lmscale.errors import DataError
-from lmscale.evaluation.run import FoundRun
-from lmscale.exchange.exported import DTYPES, Check, ExportRequest
+from lmscale.evaluation.run import DTYPES, FoundRun
+from lmscale.exchange.exported import Check, ExportRequest
 from lmscale.exchange.parity import (
     AUTO_CLASSES,
     Parity,
@@ -58,10 +58,8 @@ def verify_export(
     ``barred``: ids that nothing written may have.
     """
     num_tensors = sum(map(len, files.values()))
-    why_not = "only tensors were asked for (--verify tensors)"
-    if request.verify is None:
-        why_not = find_want_of_memory(plan)
-    if request.verify == "logits" or not why_not:
+    why_not = find_why_not(request, plan)
+    if not why_not:
         parity, rounding = _compare_logits(request, found, plan, work, samples, barred)
         return Check(tensors=num_tensors, parity=parity, rounding=rounding)
     check_shapes(work, plan, files)
@@ -72,7 +70,14 @@ def verify_export(
     return Check(tensors=num_tensors, why_not=why_not)
 
 
-def find_want_of_memory(plan: ExportPlan) -> str:
+def find_why_not(request: ExportRequest, plan: ExportPlan) -> str:
+    """Why no model is to run what was written; empty: one is."""
+    if request.verify == "tensors":
+        return "only tensors were asked for (--verify tensors)"
+    return _find_want_of_memory(plan) if request.verify is None else ""
+
+
+def _find_want_of_memory(plan: ExportPlan) -> str:
     """Why logits cannot be compared here; empty: they can."""
     parameters = sum(prod(rule.shape) for rule in plan.rules)
     needed, free = MEMORY_SHARE * 4 * parameters + MEMORY_BYTES, available_bytes()
@@ -102,7 +107,7 @@ def _compare_logits(
         family=plan.section.family,
         head=plan.head,
         class_name=plan.class_name,
-        writes=plan.head == "pairs" or plan.section.family == "decoder",
+        writes=plan.writes,
     )
     dtype = DTYPES[request.dtype]
     if dtype == torch.float32:

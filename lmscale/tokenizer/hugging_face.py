@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lmscale.errors import DataError
+from lmscale.files.extras import install_extra
 from lmscale.files.strangers import parse_json
 from lmscale.tokenizer.base import UNKNOWN_BYTES, Tokenizer, check_special_ids
 from lmscale.tokenizer.hf_rules import (
@@ -35,10 +36,7 @@ from lmscale.tokenizer.hf_rules import (
 )
 from lmscale.tokenizer.own import PROBE
 
-MISSING = (
-    "A tokenizer.json needs the package tokenizers: pip install -e '.[hf]' -c constraints.txt "
-    "in the clone."
-)
+MISSING = f"A tokenizer.json needs the package tokenizers: {install_extra('hf')} in the clone."
 _UNUSUAL = "\U0001d1a5 \U00010330 \U00020021"  # which few have pieces for
 _NOT_ONE = "Not a tokenizer.json of Hugging Face's, or a damaged one"
 
