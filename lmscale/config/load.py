@@ -342,8 +342,8 @@ def _section_at(
             kinds, annotation = _kinds_of(field), field.annotation
             if kinds and isinstance(value, Mapping):
                 annotation = kinds.section_for(value)
-        else:  # a key of a mapping such as stream.sources
-            arguments = typing.get_args(annotation)
+        else:  # a key of a mapping such as stream.sources, or a place in a list such as of inputs
+            arguments = [each for each in typing.get_args(annotation) if each is not ...]
             annotation = arguments[-1] if arguments else None
     return _section_in(annotation), kinds
 

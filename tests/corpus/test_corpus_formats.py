@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmscale.cli.corpus import _render
+from lmscale.config import RunConfig
 from lmscale.config.corpus import CorpusConfig, CorpusSourceConfig
+from lmscale.config.load import validate_tree
 from lmscale.corpus.build import _builder, build_corpus
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.corpus.text_files import cut_array
-from lmscale.errors import DataError
+from lmscale.errors import ConfigError, DataError
 
 PAGE = "<html><head><title>x</title></head><body><p>A &lt;b&gt; page</p></body></html>"
 CODE = "#include <stdio.h>\nvector<int> x;"
@@ -156,3 +158,14 @@ def test_a_part_is_known_by_its_inputs_settings_too(tmp_path):
     files = f"{tmp_path}/a.txt"
     assert part_of(files) == part_of({"files": files}) == part_of(f"{tmp_path}/*.txt")
     assert part_of(files) != part_of({"files": files, "separator": "\f"})
+
+
+def test_a_wrong_key_of_a_pattern_is_told_with_those_that_it_may_have():
+    tree = {"run": {"name": "x"}, "corpus": {"sources": {"s": {"inputs": [{"file": "a"}]}}}}
+    with pytest.raises(ConfigError) as caught:
+        validate_tree(RunConfig, tree, name="x.yaml")
+    told = str(caught.value)
+    assert "corpus.sources.s.inputs.0.file: unknown key. Did you mean files?" in told
+    tree["corpus"]["sources"]["s"]["inputs"] = [{"files": "a", "zzz": 1}]
+    with pytest.raises(ConfigError, match="Known here: files, format, text_field, encoding"):
+        validate_tree(RunConfig, tree, name="x.yaml")
