@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from launcher.sweep import find_conflict
 from lmscale.config import RunConfig, load_config
 from lmscale.config.labels import find_not_carried, parse_carried
 from lmscale.errors import DataError, LmscaleError
-from lmscale.files.locations import is_remote, local_path
+from lmscale.files.locations import is_remote, local_path, match_files
 from lmscale.files.printing import count_of
 from lmscale.files.reading import read_plain
 from lmscale.files.run_files import CONFIG_FILE, read_submissions
@@ -275,8 +274,7 @@ def _input_problems(config: RunConfig) -> list[str]:
         f"corpus.sources.{name}.inputs: no file matches {pattern} (looked from {os.getcwd()})."
         for name, source in config.corpus.sources.items()
         for pattern in (each.files for each in source.inputs)
-        if not os.path.exists(os.path.expanduser(pattern))
-        and not glob.glob(os.path.expanduser(pattern), recursive=True)
+        if not match_files(pattern)
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from lmscale.config.corpus import PLAIN, CorpusConfig, CorpusSourceConfig
 from lmscale.corpus.text_files import PACKINGS
 from lmscale.errors import DataError
+from lmscale.files.locations import match_files
 from lmscale.files.redact import printable_name
 
 ENDINGS = {
@@ -115,11 +115,8 @@ def _find(config: CorpusConfig, name: str, problems: list[str]) -> tuple[RawFile
 
 def _match(pattern: str, setting: str, problems: list[str]) -> list[str]:
     """The files that a pattern names."""
-    expanded = os.path.expanduser(pattern)
-    # "a[1].txt" is a pattern to glob, but if there is such a file, it is meant.
-    matches = [expanded] if os.path.exists(expanded) else glob.glob(expanded, recursive=True)
-    files = [match for match in matches if not os.path.isdir(match)]
-    if os.path.isdir(expanded):
+    files = [match for match in match_files(pattern) if not os.path.isdir(match)]
+    if os.path.isdir(os.path.expanduser(pattern)):
         problems.append(
             f"{setting}.inputs: {pattern} is a folder; name its files, "
             f"for example {pattern.rstrip('/')}/**/*.jsonl."
