@@ -20,7 +20,7 @@ from lmscale.evaluation.perplexity import (
     warn_of_other_beginnings,
 )
 from lmscale.evaluation.task_scores import PREFIX
-from lmscale.files.jsonl import sift_rows
+from lmscale.files.jsonl import Row, sift_rows
 from lmscale.files.run_files import METRICS_FILE
 from lmscale.files.run_rows import FIGURES, OF_AVERAGE
 from lmscale.ranks.collectives import broadcast_object, failing_together
@@ -69,13 +69,22 @@ class Evaluator:
             self.score_tasks(report.step, is_last=False)
 
     def score_owed(self) -> None:
-        """Before the first step: the evaluation of the step before it, if the run's early stop
-        rests on it and a kill or a request to stop has come between.
+        """Before the first step: what was due after the step before it, if a kill or a request to
+        stop has come between.
         """
         config, step = self.run.config.evaluation, self.run.start.step
-        is_due = step > 0 and config.every_steps and step % config.every_steps == 0
-        if config.stop.metric and is_due and step not in self.stop_figures:
+        is_due = self.plan is not None and bool(config.every_steps)
+        is_due = is_due and step > 0 and step % config.every_steps == 0
+        scorer = self.task_scorer
+        is_task_due = scorer is not None and step > 0 and scorer.is_due(step, is_last=False)
+        if not (is_due or is_task_due):
+            return
+        scored = find_scored(self.run)
+        is_needed = bool(config.stop.metric) and step not in self.stop_figures
+        if is_due and (SAMPLED not in scored or is_needed):
             self.score(step, SAMPLED, max_windows=config.max_windows)
+        if is_task_due and PREFIX not in scored and self.early_stop is None:
+            self.score_tasks(step, is_last=False)
 
     def score_at_end(self, step: int) -> None:
         if self.run.config.evaluation.at_end:
@@ -175,15 +184,28 @@ def open_evaluator(run: Run, trackers: Trackers | None, poll: StopPoll) -> Itera
         )
 
 
+def find_scored(run: Run) -> set[str]:
+    """What metrics.jsonl has of the step that the run goes on from: first parts of the figures'
+    names, such as ``SAMPLED``. Rank 0 reads them, for all ranks.
+    """
+    rows: list[Row] = []
+    if run.ranks.is_first:
+        rows = sift_rows(run.folder / METRICS_FILE, FIGURES).rows
+    names = {
+        name.partition("/")[0] for row in rows if row["step"] == run.start.step for name in row
+    }
+    return set(broadcast_object(sorted(names)))
+
+
 def complete_evaluation(run: Run, poll: StopPoll) -> None:
     """Score a run that was killed between its last checkpoint and its last evaluation."""
     config = run.config.evaluation
     step, is_first = run.start.step, run.ranks.is_first  # not where it should have ended
     wanted = [kind for kind, has in ((WHOLE, config.sets), (PREFIX, config.tasks)) if has]
-    wanted = wanted if config.at_end else []
-    rows = sift_rows(run.folder / METRICS_FILE, FIGURES).rows if wanted and is_first else ()
-    scored = {name.partition("/")[0] for row in rows if row["step"] == step for name in row}
-    owed: list[str] = broadcast_object([kind for kind in wanted if kind not in scored])
+    if not (wanted and config.at_end):
+        return
+    scored = find_scored(run)
+    owed = [kind for kind in wanted if kind not in scored]
     if not owed:
         return
     with ExitStack() as stack:

@@ -1,0 +1,95 @@
+"""What was due with the step of a stop is done by the next start, once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import stopping_start
+from forked_ranks import run_starts
+from tiny_run import committed_steps, ledger_of, run_lmscale, write_tiny_config
+
+from lmscale.files.jsonl import read_rows
+from lmscale.runs.trackers import EVENTS_FOLDER
+from lmscale.train import scoring
+from lmscale.train.scoring import Evaluator
+
+LOSS = "evaluation/b/loss"
+
+
+def events_of(folder: Path, name: str) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(folder / EVENTS_FOLDER))
+    accumulator.Reload()
+    return [event.step for event in accumulator.Scalars(name)]
+
+
+@pytest.mark.ranks
+def test_an_evaluation_of_the_step_of_a_kill_or_of_a_stop_is_made_up_for_by_the_next_start(
+    tiny_data, tmp_path
+):
+    overrides = {
+        "run.allow_faults": True,
+        "train.steps": 8,
+        "checkpoint": {"every_steps": 2, "asynchronous": False, "keep_best": {"metric": LOSS}},
+        "evaluation.sets": {"b": f"{tiny_data}/shards/b/heldout"},
+        "evaluation.every_steps": 2,
+        "evaluation.max_windows": 4,
+    }
+    folder = tmp_path / "run"
+    config = write_tiny_config(tmp_path / "c.yaml", tiny_data, folder, overrides)
+    fault = {"LMSCALE_FAULTS": "kill:step=4,at=save.committed"}  # before it is scored
+    assert run_lmscale("train", config, environment=fault).code == -9
+    assert [row["step"] for row in read_rows(folder / "metrics.jsonl") if LOSS in row] == [2]
+    run_starts(Path(stopping_start.__file__), tmp_path, (1,))
+    assert (tmp_path / "reason").read_text() == "SIGTERM"
+    stopped = len(ledger_of(folder))
+    assert stopped == committed_steps(folder)[-1] == stopping_start.STOP_STEP
+    assert [row["step"] for row in read_rows(folder / "metrics.jsonl") if LOSS in row] == [2, 4]
+    ended = run_lmscale("train", config)
+    assert ended.code == 0, ended.output
+    counts = Counter(row["step"] for row in read_rows(folder / "metrics.jsonl") if LOSS in row)
+    assert counts == dict.fromkeys((2, 4, 6, 8), 1)
+    assert events_of(folder, LOSS) == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("step", "scored", "figures", "owed"),
+    [
+        (0, {}, {}, []),  # before the first step
+        (3, {}, {}, []),
+        (4, {"train"}, {}, ["set", "task"]),
+        (4, {"train", "evaluation"}, {}, ["task"]),
+        (4, {"tasks"}, {}, ["set"]),
+        (4, {"evaluation", "tasks"}, {}, []),
+        (2, {"train"}, {}, ["set"]),
+        (4, {"evaluation", "tasks"}, {"metric": LOSS}, ["set"]),  # of other weights, say
+        (4, {"evaluation", "tasks"}, {"metric": LOSS, "known": True}, []),
+    ],
+)
+def test_owed_is_what_was_due_and_has_no_figures(monkeypatch, step, scored, figures, owed):
+    done: list[str] = []
+    config = SimpleNamespace(
+        every_steps=2, max_windows=4, stop=SimpleNamespace(metric=figures.get("metric", ""))
+    )
+    run: Any = SimpleNamespace(
+        config=SimpleNamespace(evaluation=config), start=SimpleNamespace(step=step)
+    )
+    monkeypatch.setattr(scoring, "find_scored", lambda run: set(scored))
+    monkeypatch.setattr(Evaluator, "score", lambda *_, **more: done.append("set"))
+    monkeypatch.setattr(Evaluator, "score_tasks", lambda *_, **more: done.append("task"))
+    fourth: Any = SimpleNamespace(is_due=lambda step, is_last: step % 4 == 0)
+    Evaluator(
+        run=run,
+        datasets={},
+        plan=SimpleNamespace(),  # type: ignore[arg-type]
+        trackers=None,
+        poll=lambda: None,  # type: ignore[arg-type]
+        stop_figures={step: 1.0} if figures.get("known") else {},
+        task_scorer=fourth,
+    ).score_owed()
+    assert done == owed
