@@ -16,10 +16,15 @@ from demands import demand, why_no_cluster
 from forked_processes import ENVIRONMENT, ROOT, run_process
 from jobs import job_variables
 
+from lmscale.cli.main import main
+from lmscale.config import load_config
+
 PAGE = ROOT / "docs" / "slurm.md"
 SECONDS = 240.0  # eight ranks on two cores
-# configs/demo.yaml, made small: the page is about the cluster.
+# configs/first_gpu.yaml, made small: the page is about the cluster.
 SMALL = {
+    "batch.global_windows": 8,
+    "batch.micro_windows": 8,
     "tokenizer.vocab_size": 512,
     "shards.max_bytes": 70_000,
     "shards.block_tokens": 4096,
@@ -35,6 +40,7 @@ SMALL = {
     "train.log_every_steps": 1,
     "evaluation.every_steps": 0,
     "evaluation.at_end": False,
+    "evaluation.stop.metric": "",
 }
 
 
@@ -46,6 +52,39 @@ def commands() -> list[list[str]]:
     found = re.findall(r"^```bash\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     lines = [shlex.split(line) for block in found for line in block.splitlines()]
     return [words[1:] for words in lines if words and words[0] == "lmscale"]
+
+
+def launches() -> list[list[str]]:
+    """Those of them that submit a job, as dry runs on the profile of nodes with 8 GPUs."""
+    words = (w for w in commands() if w[:2] == ["launch", "slurm"])
+    dry = ([w for w in ws if w not in ("--check", "--dry-run")] for ws in words)
+    example = str(ROOT / "slurm/profiles/example.yaml")
+    return [[*(example if w == "my-cluster.yaml" else w for w in ws), "--dry-run"] for ws in dry]
+
+
+@pytest.mark.parametrize("words", launches(), ids=lambda words: shlex.join(words[2:-1]))
+def test_the_page_does_on_nodes_of_eight_gpus_as_it_stands(words, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    code = main(words)
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert "warning" not in said.err
+    if "--nodes" in words and words[words.index("--nodes") + 1] == "8":
+        assert "#SBATCH --nodes=8\n" in said.out
+        assert "#SBATCH --ntasks-per-node=8\n" in said.out
+        assert "#SBATCH --gres=gpu:8\n" in said.out
+        assert "--preflight-only" in words or "usable=(8)" in said.out
+
+
+def test_the_pages_configuration_does_on_every_number_of_ranks_that_the_page_names():
+    named = re.search(
+        r"its 192 can be dealt to 1 to 4, ([\d, and]+) ranks", PAGE.read_text().replace("\n", " ")
+    )
+    assert named, "the sentence of section 2"
+    batch = load_config(ROOT / "configs/first_gpu.yaml").batch
+    fits = [ranks for ranks in range(1, 65) if batch.global_windows % ranks == 0]
+    assert fits == [1, 2, 3, 4, *map(int, re.findall(r"\d+", named[1]))]
+    assert [batch.plan(ranks).data_ranks for ranks in fits] == fits
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +99,11 @@ class Reader:
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
-        self.run = folder / "runs" / "demo"
+        self.run = folder / "runs" / "first_gpu"
         self.pace = folder / "pace"
 
     def prepare(self) -> None:
-        """What the page has him write: a profile. And a demo of seconds instead of minutes."""
+        """What the page has him write: a profile. And a run of seconds instead of an hour."""
         profile = yaml.safe_load((ROOT / "slurm/profiles/lab.yaml").read_text())
         profile |= {"tasks_per_node": 1, "memory_per_node": "500"}
         profile["scratch"] = str(self.cluster.folder / "scratch")
@@ -72,10 +111,10 @@ class Reader:
         (self.folder / "my-cluster.yaml").write_text(yaml.safe_dump(profile))
         self.pace.write_text("2.5")  # as long as a run shall not finish
         settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
-        shown = self.type(["config", "show", str(ROOT / "configs/demo.yaml"), *settings])
+        shown = self.type(["config", "show", str(ROOT / "configs/first_gpu.yaml"), *settings])
         (self.folder / "configs").mkdir()
-        (self.folder / "configs/demo.yaml").write_text(shown)
-        raw = self.folder / "data/demo/raw/topics.jsonl"
+        (self.folder / "configs/first_gpu.yaml").write_text(shown)
+        raw = self.folder / "data/first_gpu/raw/topics.jsonl"
         raw.parent.mkdir(parents=True)
         raw.write_text("".join(json.dumps({"text": topics[t]}) + "\n" for t in sorted(topics)))
 
