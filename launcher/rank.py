@@ -2,6 +2,7 @@
 
     srun … PYTHON -m launcher.rank CONFIG --run-folder RUN
 
+A task of an srun that a person typed, ``srun … lmscale train CONFIG``, finds it by ``join_step``.
 Imports little, because every rank of a large job reads it from the shared file system.
 """
 
@@ -12,10 +13,15 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 
-from launcher.rendezvous import rendezvous_from_slurm, unset_defaults
+from launcher.rendezvous import (
+    is_task_of_many,
+    meet_in_step,
+    rendezvous_from_slurm,
+    unset_defaults,
+)
 from lmscale.errors import EXIT_USER, ClusterError
 from lmscale.files.printing import say
 
@@ -39,6 +45,18 @@ def plan_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**caches, **unset_defaults(threads, environ), **rendezvous_from_slurm(environ)}
 
 
+def join_step(environ: MutableMapping[str, str]) -> bool:
+    """Make one of several tasks of an srun step a rank, before torch is loaded; whether it did.
+
+    Raises ``ClusterError``.
+    """
+    if not is_task_of_many(environ):
+        return False
+    environ.update(meet_in_step(environ))
+    environ.update(plan_environment(environ))
+    return True
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Replace this process by the rank's; returns only when that is impossible."""
     # A request for a save waits until the rank is ready to listen, in place of killing it.
@@ -57,16 +75,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record_exit(error.exit_code, {**os.environ, "RANK": os.environ.get("SLURM_PROCID", "")})
         return EXIT_USER
     rank = int(planned["RANK"])
-    if rank and options.run_folder is not None:
-        _redirect_output(options.run_folder / "logs" / f"rank-{rank:05d}.out")
+    if options.run_folder is not None:
+        redirect_output(options.run_folder, rank)
     for name in CACHES.keys() & planned.keys():
         _make_folder(planned, name)
     argv = [sys.executable, "-m", "lmscale.cli.main", "train", options.config]
     os.execve(sys.executable, argv, {**os.environ, **planned})
 
 
-def _redirect_output(path: Path) -> None:
+def redirect_output(run_folder: Path, rank: int) -> None:
     """Rank 0 keeps the job's output; the others would interleave with it line by line."""
+    if rank == 0:
+        return
+    path = run_folder / "logs" / f"rank-{rank:05d}.out"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -92,6 +92,29 @@ def rendezvous_from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
     )
 
 
+def is_task_of_many(environ: Mapping[str, str]) -> bool:
+    """Whether this is one of several tasks of an srun step, which nobody has made a rank yet."""
+    tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
+    is_rank = "RANK" in environ or "WORLD_SIZE" in environ
+    return not is_rank and tasks.isdecimal() and int(tasks) > 1
+
+
+def meet_in_step(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where the ranks of a step that a person started meet: its first node, unless they say so.
+
+    The port follows from the numbers of job and step: all tasks know them, and the next step,
+    which may come before the kernel has let go of this one's port, has another.
+    """
+    nodes = expand_nodes(environ.get("SLURM_STEP_NODELIST", ""))
+    numbers = (environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    job, step = (int(text) if text.isdecimal() else 0 for text in numbers)
+    found = {
+        "MASTER_ADDR": nodes[0] if len(nodes) > 1 else LOOPBACK,
+        "MASTER_PORT": str(10_000 + (job * 7 + step) % 20_000),
+    }
+    return {name: value for name, value in found.items() if not environ.get(name)}
+
+
 def expand_tasks_per_node(text: str) -> tuple[int, ...]:
     """``2(x3),1`` → (2, 2, 2, 1)."""
     counts: list[int] = []

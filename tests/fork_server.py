@@ -191,7 +191,7 @@ def _run_proxied(streams: Sequence[int], request: Mapping[str, Any]) -> int:
     os.chdir(request["folder"])
     _set_environment(request["environment"])
     module, *arguments = request["argv"]
-    if module == COMMAND[1]:
+    if module in ("lmscale", COMMAND[1]):
         return _run_command(arguments)
     if module.endswith(".py"):
         return _run_script(request["argv"])

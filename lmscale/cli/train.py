@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import typer
@@ -16,9 +17,15 @@ def train(config: ConfigArgument, set_: SetOption = None) -> None:
 
     Exit codes: 0 finished; 75 ended early and resumable, on request, or with a message that says
     why; 76 stopped by the guard; 2 something to mend; 1 a failure that may pass, or a bug. To start
-    several ranks use `lmscale launch`.
+    several ranks use `lmscale launch`; or start this one by srun or torchrun.
     """
-    stop_reason = run_training(load_config(config, set_ or ()))
+    from launcher.rank import join_step, redirect_output
+
+    is_step = join_step(os.environ)
+    loaded = load_config(config, set_ or ())
+    if is_step:
+        redirect_output(loaded.folder, int(os.environ["RANK"]))
+    stop_reason = run_training(loaded)
     if stop_reason is not None:
         raise typer.Exit(EXIT_RESUMABLE)
 

@@ -130,7 +130,7 @@ def _refuse_lost_slurm_tasks(environ: Mapping[str, str]) -> None:
     if tasks.isdecimal() and int(tasks) > 1:
         raise ConfigError(
             f"srun started {tasks} tasks, but RANK and WORLD_SIZE are not set, so each would train "
-            f"alone into the same folder. Start them with `lmscale launch`."
+            f"alone into the same folder. Start them with `srun lmscale train` or `lmscale launch`."
         )
 
 

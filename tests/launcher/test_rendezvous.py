@@ -9,6 +9,8 @@ from launcher.rendezvous import (
     expand_nodes,
     expand_tasks_per_node,
     find_free_port,
+    is_task_of_many,
+    meet_in_step,
     rendezvous_from_slurm,
 )
 from lmscale.errors import ClusterError
@@ -60,6 +62,33 @@ def test_a_slurm_task_finds_its_place_in_the_step_not_in_the_job():
         "MASTER_ADDR": "10.0.0.1",
         "MASTER_PORT": "12345",
     }
+
+
+def without_meeting(**more):
+    return {name: value for name, value in SLURM.items() if "MASTER" not in name} | more
+
+
+def test_tasks_of_a_step_that_a_person_typed_meet_on_its_first_node():
+    task = without_meeting()
+    found = meet_in_step(task)
+    assert found == {"MASTER_ADDR": "gpu01", "MASTER_PORT": str(10_000 + 812 * 7 + 1)}
+    assert rendezvous_from_slurm(task | found)["MASTER_ADDR"] == "gpu01"
+    assert meet_in_step(without_meeting(SLURM_STEP_NODELIST="n7"))["MASTER_ADDR"] == "127.0.0.1"
+    assert meet_in_step(without_meeting(SLURM_STEP_ID="2"))["MASTER_PORT"] != found["MASTER_PORT"]
+
+
+def test_a_meeting_place_that_a_person_has_set_stands():
+    assert meet_in_step(SLURM) == {}
+    assert meet_in_step(without_meeting(MASTER_ADDR="ib-1")).keys() == {"MASTER_PORT"}
+
+
+@pytest.mark.parametrize(
+    ("more", "is_task"),
+    [({}, True), ({"SLURM_STEP_NUM_TASKS": "1"}, False), ({"RANK": "0", "WORLD_SIZE": "2"}, False)],
+)
+def test_only_one_of_several_tasks_that_nobody_made_a_rank_becomes_one(more, is_task):
+    assert is_task_of_many(SLURM | more) == is_task
+    assert not is_task_of_many({})
 
 
 def test_all_that_slurm_left_out_is_reported_together():

@@ -45,11 +45,13 @@ SMALL = {
 
 
 def commands() -> list[list[str]]:
-    """Every ``lmscale`` line of the page's bash blocks.
+    """Every ``lmscale`` line of the bash blocks of sections 1 to 6; test_interactive.py is of 7.
 
     Not ``examples/pydocs.py``: 20 seconds for text of which ``prepare`` has written enough.
     """
-    found = re.findall(r"^```bash\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    page, mark, _ = PAGE.read_text().partition("\n## 7. By hand")
+    assert mark
+    found = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     lines = [shlex.split(line) for block in found for line in block.splitlines()]
     return [words[1:] for words in lines if words and words[0] == "lmscale"]
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import sys
 
-LOADING_MUCH = ("lmscale.cli.main", "launcher.preflight", "launcher.preflight.node_probe")
+LOADING_MUCH = ("lmscale", "lmscale.cli.main")
+LOADING_MUCH += ("launcher.preflight", "launcher.preflight.node_probe")
 SCRIPTS = ("/toy_trainer.py", "/gpu_checks.py", "/odd_checks.py", "/mailbox_rank.py")
 
 if "TEST_HOLD" in os.environ:
