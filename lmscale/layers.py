@@ -31,6 +31,7 @@ LAYERS = (
     "exchange",  # models in the formats of other programs
     "guard",  # a step's figures → a verdict, a way back
     "train",  # the loop, and what follows a step
+    "api",  # what programs of one's own may rely on
     "cli",
 )
 

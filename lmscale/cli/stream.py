@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
-from lmscale.config import RunConfig, load_config
+from lmscale.config import load_config
 from lmscale.errors import ConfigError
 from lmscale.files.printing import say
-from lmscale.files.tokenizer_files import find_meta
-
-if TYPE_CHECKING:
-    from lmscale.stream.stream import Stream
 
 app = typer.Typer(help="Shards → the global order of samples.", no_args_is_help=True)
 
@@ -39,13 +33,14 @@ def digest(
 
     The sum modulo 2^63 over the step's samples of xxh64 of the sample's number and its tokens.
     """
+    from lmscale.api import open_stream
     from lmscale.objective.objective import build_preparation
     from lmscale.stream.loader import digest_steps
 
     settings = load_config(config, set_ or ())
     first, last = parse_steps(steps)
     plan = settings.batch.plan(world_size)
-    with open_config_stream(settings) as stream:
+    with open_stream(settings) as stream:
         rows = digest_steps(
             stream,
             plan,
@@ -66,9 +61,11 @@ def digest(
 @app.command()
 def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = False) -> None:
     """Print the mixture of CONFIG: each source's size, its share, and the epochs of a whole run."""
+    from lmscale.api import open_stream
+
     settings = load_config(config, set_ or ())
     samples = settings.samples_after(settings.train.steps)
-    with open_config_stream(settings) as stream:
+    with open_stream(settings) as stream:
         epochs = stream.epochs_at(samples)
         quotas = stream.segments[-1].quotas
         sources = [
@@ -98,28 +95,6 @@ def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fal
         f"{samples:,} samples of {shape.stride:,} + {shape.overlap} tokens ({packing}) in "
         f"{settings.train.steps:,} steps; epochs as of the last step."
     )
-
-
-def open_config_stream(settings: RunConfig) -> Stream:
-    """The stream of a run that begins, checked against the config's tokenizer if that is there."""
-    from lmscale.files.progress import progress
-    from lmscale.stream.stream import open_stream
-
-    fingerprint = None
-    if find_meta(Path(settings.tokenizer.folder)) is not None:
-        from lmscale.tokenizer.codec import load_tokenizer
-
-        fingerprint = load_tokenizer(settings.tokenizer.folder).fingerprint
-    is_packed = settings.stream.packing == "best_fit"
-    packing = progress("Packing shards", None, "shards")
-    with packing if is_packed else nullcontext(lambda shards: None) as advance:
-        return open_stream(
-            settings.stream,
-            seed=settings.run.seed,
-            shape=settings.window,
-            tokenizer_fingerprint=fingerprint,
-            advance=advance,
-        )
 
 
 def parse_steps(text: str) -> tuple[int, int]:
