@@ -11,7 +11,9 @@ from lmscale.config.cluster_profile import ClusterConfig
 from lmscale.files.run_files import SLURM_FOLDER
 from lmscale.runs.sweep_folder import Sweep
 
-JobKind = Literal["train", "evaluate", "corpus", "shards", "preflight"]
+JobKind = Literal["train", "evaluate", "corpus", "tokenizer", "shards", "preflight"]
+ARRAY_KINDS = ("corpus", "shards")  # whose work is shared by the tasks of an array
+DATA_KINDS = ("corpus", "tokenizer", "shards")  # in the order in which one needs another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,8 @@ class JobRequest:
     tasks: int = 1  # tasks of a data job's array
     only: tuple[int, ...] = ()  # numbers of the tasks to submit; empty: all
     step: int | None = None  # of the checkpoint to evaluate; None: the newest one
-    after: str | None = None  # an evaluation begins when this job has ended
+    after: str | None = None  # what it waits for, as sbatch calls it: afterok:12
+    is_awaited: bool = False  # earlier jobs of its pipeline make what it reads
     sweep: Sweep | None = None
 
     @property
@@ -93,7 +96,7 @@ class SlurmJob:
 
     excluded: tuple[str, ...] = ()  # nodes that this submission leaves out from the start
     step: int | None = None
-    after: str | None = None
+    after: str | None = None  # its dependency, but for a chain's own
     tasks: int | None = None
     only: tuple[int, ...] = ()
     members: tuple[Member, ...] = ()

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.job import JobKind, JobRequest, Member, SlurmJob
+from launcher.job import ARRAY_KINDS, DATA_KINDS, JobKind, JobRequest, Member, SlurmJob
 from launcher.scoring import plan_scoring
 from lmscale.config import RunConfig
 from lmscale.config.cluster_profile import ClusterConfig
@@ -55,6 +55,8 @@ def plan_folder(kind: JobKind, config: RunConfig, sweep: Sweep | None = None) ->
     """The folder that a job works for: a run's, a sweep's, or that of the data it builds."""
     if kind == "corpus":
         return Path(config.corpus.folder)
+    if kind == "tokenizer":
+        return Path(config.tokenizer.folder)
     if kind == "shards":
         return Path(config.shards.folder)
     return sweep.root if sweep else config.folder
@@ -62,11 +64,11 @@ def plan_folder(kind: JobKind, config: RunConfig, sweep: Sweep | None = None) ->
 
 def plan_state_folder(kind: JobKind, folder: Path) -> Path:
     """Where a job keeps its frozen copies, its events and its output."""
-    return folder / (DATA_SLURM_FOLDER if kind in ("corpus", "shards") else SLURM_FOLDER)
+    return folder / (DATA_SLURM_FOLDER if kind in DATA_KINDS else SLURM_FOLDER)
 
 
 def plan_job(request: JobRequest, kind: JobKind) -> SlurmJob:
-    """A job of this kind; one that builds data is an array, whose tasks share the work."""
+    """A job of this kind; of a corpus or of shards an array, whose tasks share the work."""
     if kind == "train":
         return _plan_training(request)
     if kind == "preflight":
@@ -79,9 +81,12 @@ def plan_job(request: JobRequest, kind: JobKind) -> SlurmJob:
         return _plan(request, kind, what, command=commands[0], more_commands=commands[1:])
     state = plan_state_folder(kind, plan_folder(kind, request.config))
     config = str(state / request.submission / CONFIG_FILE)
+    if kind == "tokenizer":
+        what = f"tokenizer of {request.name} on"
+        return _plan(request, kind, what, command=(*main, kind, "train", config))
     # Only the corpus' inputs are relative to where the job is launched.
     entry = ("-m", "launcher.task", str(request.folder)) if kind == "corpus" else main
-    what = f"{kind} of {request.name} in {request.tasks} tasks on"
+    what = f"{kind} of {request.name} in {count_of(request.tasks, 'task')} on"
     return _plan(request, kind, what, command=(*entry, kind, "build", config))
 
 
@@ -143,10 +148,11 @@ def _plan(
 ) -> SlurmJob:
     cluster = request.cluster
     is_parallel = kind in ("train", "preflight")
-    is_data = kind in ("corpus", "shards")
+    is_data, is_array = kind in DATA_KINDS, kind in ARRAY_KINDS
     run_folder = plan_folder(kind, request.config, request.sweep)
     state = plan_state_folder(kind, run_folder)
     frozen = state / request.submission
+    number = "%A_%a" if members or is_array else "%j"
     python = cluster.python or request.python
     gpus = 0 if is_data else cluster.gpus_per_node
     job = SlurmJob(
@@ -160,7 +166,7 @@ def _plan(
         frozen_folder=frozen,
         code=frozen / FROZEN_CODE,
         config=frozen / CONFIG_FILE,
-        output=f"{str(state).replace('%', '%%')}/job-{'%A_%a' if members or is_data else '%j'}.out",
+        output=f"{str(state).replace('%', '%%')}/job-{number}.out",
         python=python,
         command=(python, *command),
         more_commands=tuple((python, *each) for each in more_commands),
@@ -177,8 +183,8 @@ def _plan(
         launch_prefix=apptainer_prefix(cluster, gpus),
         chain=cluster.chain if kind == "train" else 1,
         excluded=tuple(dict.fromkeys((*cluster.exclude, *request.excluded))),
-        tasks=request.tasks if is_data else None,
-        only=request.only if is_data else (),
+        tasks=request.tasks if is_array else None,
+        only=request.only if is_array else (),
         members=members,
     )
     return replace(job, directives=plan_directives(job))
@@ -199,7 +205,9 @@ def plan_directives(job: SlurmJob) -> tuple[str, ...]:
     is_elastic = job.max_nodes > job.min_nodes
     nodes = f"{job.min_nodes}-{job.max_nodes}" if is_elastic else job.min_nodes
     memory = cluster.memory_per_node
-    if not is_whole:  # one rank's part; Slurm's default where the profile takes all
+    if job.kind in DATA_KINDS and cluster.data.memory:
+        memory = cluster.data.memory
+    elif not is_whole:  # one rank's part; Slurm's default where the profile takes all
         share = max(1, cluster.memory_kib // cluster.ranks_per_node)
         memory = f"{share}K" if cluster.memory_kib else None
     gpu_type = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
@@ -225,7 +233,9 @@ def plan_directives(job: SlurmJob) -> tuple[str, ...]:
         # To the batch script alone (B:), which passes it on: it knows when the ranks can listen.
         "signal": f"B:USR1@{cluster.signal_seconds}" if job.kind != "evaluate" else None,
         "requeue" if cluster.requeue else "no-requeue": "",
-        "dependency": "singleton" if job.chain > 1 else job.after and f"afterany:{job.after}",
+        "dependency": plan_dependency(job),
+        # A job that can never begin ends, and so do those that wait for it.
+        "kill-on-invalid-dep": "yes" if job.after else None,
         "open-mode": "append",
         "output": job.output,
         "chdir": str(job.frozen_folder),
@@ -236,6 +246,18 @@ def plan_directives(job: SlurmJob) -> tuple[str, ...]:
         if value is not None
     )
     return (*ours, *cluster.sbatch_options)
+
+
+def plan_dependency(job: SlurmJob) -> str | None:
+    """What the job waits for. Raises ``ConfigError`` where a chain cannot."""
+    if job.chain == 1:
+        return job.after
+    if job.after and "?" in job.after:
+        raise ConfigError(
+            f"--after {job.after}: the jobs of a chain wait for each other as well, and sbatch "
+            "cannot join that with a question mark. Give conditions with commas between them."
+        )
+    return ",".join(filter(None, ["singleton", job.after]))
 
 
 def pyxis_options(cluster: ClusterConfig) -> tuple[str, ...]:

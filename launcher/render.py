@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from launcher.job import JobKind, SlurmJob
 from lmscale.config.assets import find_assets
-from lmscale.config.cluster_profile import find_unsafe_text
+from lmscale.config.sbatch_options import find_unsafe_text
 from lmscale.errors import ClusterError
 from lmscale.files.redact import redact
 
@@ -23,6 +23,7 @@ TEMPLATES: dict[JobKind, str] = {
     "train": "train.sbatch.j2",
     "evaluate": "evaluate.sbatch.j2",
     "corpus": "data.sbatch.j2",
+    "tokenizer": "data.sbatch.j2",
     "shards": "data.sbatch.j2",
     "preflight": "preflight.sbatch.j2",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import shutil
 import socket
 import sys
@@ -12,20 +11,27 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import launcher
 from launcher.checks import describe_unusable_nodes, find_live_jobs
 from launcher.job import JobKind, JobRequest, Prepared, SlurmJob
+from launcher.options import (
+    LaunchOptions,
+    find_misfits,
+    parse_nodes,
+    plan_cluster,
+    read_asked,
+)
 from launcher.plan import plan_folder, plan_job, plan_state_folder
 from launcher.preflight import cordon
 from launcher.render import render
 from launcher.slurm import parse_duration, sbatch, scancel
 from launcher.sweep import parse_axis, plan_sweep
 from lmscale.config import assets, dump_config, load_config
-from lmscale.config.cluster import change_cluster, find_profile, load_cluster
-from lmscale.config.cluster_profile import ClusterConfig
+from lmscale.config.cluster import find_profile
 from lmscale.config.run import with_absolute_places
+from lmscale.config.sbatch_options import Asked
 from lmscale.errors import ClusterError, ConfigError, DataError, LmscaleError
 from lmscale.files.atomic import atomic_folder, to_json_bytes
 from lmscale.files.jsonl import append_durable_row
@@ -41,25 +47,6 @@ LOCK_SECONDS = 60.0  # a submission takes a second or two
 
 
 @dataclass(frozen=True, kw_only=True)
-class LaunchOptions:
-    """The arguments of ``lmscale launch slurm``."""
-
-    config: Path
-    cluster: str
-    overrides: tuple[str, ...] = ()
-    kind: JobKind = "train"
-    nodes: str = "1"
-    time: str | None = None
-    chain: int | None = None
-    tasks: int | None = None
-    only: tuple[int, ...] = ()
-    axes: tuple[str, ...] = ()
-    sweep: str | None = None
-    step: int | None = None
-    after: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Submission:
     """A row of ``submissions.jsonl``."""
 
@@ -71,6 +58,8 @@ class Submission:
     cluster: str
     nodes: tuple[int, int]
     tasks: int | None
+    after: str | None  # what it waits for, as sbatch calls it
+    pipeline: tuple[tuple[str, str], ...]  # kind and job of the stages before it, in their order
     limit_seconds: float | None  # a job's time limit
     signal_seconds: float  # how long before its limit a job is asked to stop
     folder: str  # the frozen copy
@@ -83,13 +72,15 @@ def prepare(options: LaunchOptions) -> Prepared:
     """Load, plan and render. Raises ``ConfigError`` with the problems of config and profile."""
     now = time.time()
     problems: list[str] = []
-    cluster = _collect(problems, lambda: _load_cluster(options))
+    asked = _collect(problems, lambda: read_asked(options))
+    known = asked or Asked({}, (), None)
+    cluster = _collect(problems, lambda: plan_cluster(options, known))
     config = _collect(
         problems, lambda: with_absolute_places(load_config(options.config, options.overrides))
     )
     nodes = _collect(problems, lambda: parse_nodes(options.nodes))
     axes = [_collect(problems, lambda text=text: parse_axis(text)) for text in options.axes]
-    problems += _find_misfits(options)
+    problems += find_misfits(options)
     if problems or cluster is None or config is None or nodes is None:
         raise ConfigError(problems)
     sweep = None
@@ -115,7 +106,8 @@ def prepare(options: LaunchOptions) -> Prepared:
         tasks=options.tasks or 1,
         only=options.only,
         step=options.step,
-        after=options.after,
+        after=known.after,
+        is_awaited=options.is_awaited,
         sweep=sweep,
     )
     job = plan_job(request, options.kind)
@@ -126,15 +118,6 @@ def prepare(options: LaunchOptions) -> Prepared:
             f"({preflight.cordon_file})."
         )
     return Prepared(request=request, job=job, script=render(job), warnings=tuple(warnings))
-
-
-def parse_nodes(text: str) -> tuple[int, int]:
-    """``8`` or ``4-8``."""
-    match = re.fullmatch(r"([1-9]\d{0,5})(?:-([1-9]\d{0,5}))?", text.strip(), re.ASCII)
-    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
-    if low > high:
-        raise ConfigError(f"--nodes {text}: give a number such as 8, or a range such as 4-8.")
-    return low, high
 
 
 def plan_submission(state: Path, kind: JobKind, now: float) -> str:
@@ -153,44 +136,11 @@ def _collect(problems: list[str], make: Callable[[], Result]) -> Result | None:
         return None
 
 
-def _load_cluster(options: LaunchOptions) -> ClusterConfig:
-    cluster = load_cluster(options.cluster)
-    changes: dict[str, Any] = {}
-    if options.time is not None:
-        changes["time"] = options.time
-    if options.chain is not None:
-        # A chain's jobs do not come back: the next one goes on.
-        changes |= {"chain": options.chain, "requeue": cluster.requeue and options.chain == 1}
-    given = {"--time": options.time, "--chain": options.chain}
-    name = f"{options.cluster} with {', '.join(k for k, v in given.items() if v is not None)}"
-    return change_cluster(cluster, changes, name=name) if changes else cluster
+def submit(prepared: Prepared, *, pipeline: tuple[tuple[str, str], ...] = ()) -> Submission:
+    """Freeze and submit, behind the ``pipeline`` that it waits for.
 
-
-def _find_misfits(options: LaunchOptions) -> list[str]:
-    """A problem for each option that has no meaning for a job of this kind."""
-    is_data = options.kind in ("corpus", "shards")
-    job = f"--job {options.kind}" if options.kind != "preflight" else "--preflight-only"
-    given = {
-        "--tasks": options.tasks is not None and not is_data,
-        "--array": bool(options.axes) and options.kind != "train",
-        "--chain": options.chain is not None and options.kind != "train",
-        "--step": options.step is not None and options.kind != "evaluate",
-        "--after": options.after is not None and options.kind != "evaluate",
-        "--nodes": options.nodes != "1" and options.kind not in ("train", "preflight"),
-    }
-    misfits = (name for name, is_misfit in given.items() if is_misfit)
-    problems = [f"{name} has no meaning for {job}; leave it out." for name in misfits]
-    if is_data and options.tasks is None:
-        problems.append(f"{job} needs --tasks N: into how many jobs is the work divided?")
-    if options.after is not None and not re.fullmatch(r"[0-9]+(_[0-9]+)?", options.after):
-        problems.append(f"--after {options.after}: give the number of a job, such as 4711.")
-    if options.sweep is not None and not options.axes:
-        problems.append("--sweep needs --array KEY=V1,V2: which setting takes which values?")
-    return problems
-
-
-def submit(prepared: Prepared) -> Submission:
-    """Freeze and submit. Raises ``ClusterError`` when a copy was submitted in the meantime."""
+    Raises ``ClusterError`` when a copy was submitted in the meantime.
+    """
     request, job = prepared.request, prepared.job
     with submitting(job.state_folder):
         live = find_live_jobs(job)
@@ -211,6 +161,8 @@ def submit(prepared: Prepared) -> Submission:
             cluster=request.cluster_name,
             nodes=(job.min_nodes, job.max_nodes),
             tasks=job.tasks,
+            after=job.after,
+            pipeline=pipeline,
             limit_seconds=parse_duration(request.cluster.time),
             signal_seconds=float(request.cluster.signal_seconds),
             folder=str(job.frozen_folder),

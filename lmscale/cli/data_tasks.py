@@ -31,19 +31,11 @@ TasksOption = Annotated[
 ]
 
 
-def missing_tasks(config: RunConfig, stage: Stage, num_tasks: int) -> tuple[int, ...]:
-    """Tasks, of ``num_tasks``, that a build still needs: those that a resubmission submits.
-
-    Empty when all is built. Raises ``LmscaleError`` for mistakes that each task would refuse.
-    """
-    return _missing(_progress_of(config, stage, num_tasks))
-
-
-def _missing(builds: Iterable[Progress]) -> tuple[int, ...]:
+def missing_of(builds: Iterable[Progress]) -> tuple[int, ...]:
     return tuple(sorted({task for progress in builds for task in progress.missing}))
 
 
-def _progress_of(config: RunConfig, stage: Stage, num_tasks: int) -> tuple[Progress, ...]:
+def progress_of(config: RunConfig, stage: Stage, num_tasks: int) -> tuple[Progress, ...]:
     if stage == "corpus":
         from lmscale.corpus.build import corpus_progress
 
@@ -55,8 +47,8 @@ def _progress_of(config: RunConfig, stage: Stage, num_tasks: int) -> tuple[Progr
 
 def echo_progress(config: RunConfig, stage: Stage, num_tasks: int, *, as_json: bool) -> None:
     """Print each build's state and the missing tasks, for ``status``."""
-    builds = _progress_of(config, stage, num_tasks)
-    missing = _missing(builds)
+    builds = progress_of(config, stage, num_tasks)
+    missing = missing_of(builds)
     if as_json:
         rows = {str(progress.target.final): _as_data(progress) for progress in builds}
         echo_json({"tasks": num_tasks, "missing": missing, "builds": rows})

@@ -11,30 +11,12 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, field_validator
 
 from lmscale.config.base import Section
+from lmscale.config.sbatch_options import find_option_problems, find_unsafe_text
 from lmscale.files.redact import names_secret, redact
 
 _TIME = re.compile(r"(?:(\d{1,6})-)?(\d{1,4}):(\d{2}):(\d{2})", re.ASCII)
 _MEMORY = re.compile(r"\d{1,9}[KMGT]?", re.ASCII | re.IGNORECASE)
 _NODES = re.compile(r"[A-Za-z0-9._-]+([\[\],A-Za-z0-9._-]*)")
-_OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?:=(.+))?")
-OWN_OPTIONS = {
-    **dict.fromkeys(
-        ("job-name", "output", "error", "open-mode", "chdir", "array", "dependency", "wrap"),
-        "is the launcher's own; leave it out",
-    ),
-    **dict.fromkeys(("nodes", "ntasks"), "comes from --nodes of `lmscale launch slurm`"),
-    **dict.fromkeys(("requeue", "no-requeue"), "is the profile's key requeue"),
-    **{
-        name: f"is the profile's key {name.replace('-', '_')}"
-        for name in ("time", "partition", "account", "qos", "constraint", "reservation")
-        + ("exclude", "exclusive", "cpus-per-task", "gpus-per-node")
-    },
-    "signal": "is the profile's key signal_seconds",
-    "ntasks-per-node": "is the profile's key tasks_per_node",
-    "mem": "is the profile's key memory_per_node",
-    "gres": "comes from the profile's keys gpus_per_node and gpu_type",
-}
-"""Options of sbatch that are decided elsewhere, and where."""
 MIN_SIGNAL_SECONDS = 60
 MAX_TASKS = 65_533  # on a node: what Slurm itself counts in 16 bits
 _OWN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"}
@@ -73,6 +55,31 @@ class ContainerConfig(Section):
     """``/host:/inside``, or a single path for both sides."""
     options: tuple[str, ...] = Field(default=(), strict=False)
     """More for srun (pyxis) or ``apptainer exec``."""
+
+
+class DataJobsConfig(Section):
+    """What jobs of corpus, tokenizer and shards ask for; null is the profile's own key."""
+
+    partition: str | None = None
+    """Of nodes without GPUs, where there are some; ``""`` in this and the next keys is none."""
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    time: str | None = None
+    cpus_per_task: PositiveInt | None = Field(default=None, le=MAX_TASKS)
+    """Cores of each task, and the processes that it works with."""
+    memory: str | None = None
+    """Of each task: ``16G``. Null is a rank's part of the profile's ``memory_per_node``."""
+    array_limit: PositiveInt | None = None
+    sbatch_options: tuple[str, ...] | None = Field(default=None, strict=False)
+
+    @field_validator("time", "memory", mode="before")
+    @classmethod
+    def _numbers_are_told(cls, value: Any) -> Any:
+        if type(value) in (int, float):
+            raise ValueError(f"write it in quotes, with its unit; found the number {value}")
+        return value
 
 
 class ClusterConfig(Section):
@@ -132,12 +139,14 @@ class ClusterConfig(Section):
     preflight: PreflightConfig = PreflightConfig()
     array_limit: PositiveInt | None = None
     """Most tasks of an array at once."""
+    data: DataJobsConfig = DataJobsConfig()
 
     def find_problems(self) -> Iterator[str]:
         """Why a job could not run by this profile, or would not do what the profile says."""
         yield from _resource_problems(self)
         yield from _text_problems(self)
-        yield from _option_problems(self.sbatch_options)
+        yield from find_option_problems(self.sbatch_options)
+        yield from _data_problems(self.data, self.signal_seconds)
         yield from _variable_problems(self.variables)
         yield from _secret_problems(self)
         yield from _container_problems(self)
@@ -180,6 +189,15 @@ class ClusterConfig(Section):
     def ranks_per_node(self) -> int:
         return self.tasks_per_node or self.gpus_per_node
 
+    def for_data(self) -> ClusterConfig:
+        """The profile of a job that makes data: its section ``data`` in place of the keys."""
+        given = {name: getattr(self.data, name) for name in DataJobsConfig.model_fields}
+        changes = {name: value or None for name, value in given.items() if value is not None}
+        if self.data.sbatch_options is not None:
+            changes["sbatch_options"] = self.data.sbatch_options
+        changes.pop("memory", None)
+        return self.model_copy(update=changes)
+
 
 def parse_time(text: str) -> int | None:
     """Seconds of ``D-HH:MM:SS`` or ``HH:MM:SS``, or None.
@@ -192,18 +210,6 @@ def parse_time(text: str) -> int | None:
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     return total if total and minutes < 60 and seconds < 60 else None
-
-
-def find_unsafe_text(text: str) -> str | None:
-    """Why ``text`` cannot stand in an #SBATCH line, or None.
-
-    Spaces and # are fine, because the value is quoted; for what ends a quotation there is no
-    escape that every version of sbatch reads alike.
-    """
-    if not text.isprintable():
-        return "it holds a line break or another control character"
-    quotes = sorted(set(text) & set("\"'`\\"))
-    return f"it holds {' '.join(quotes)}" if quotes else None
 
 
 def _resource_problems(cluster: ClusterConfig) -> Iterator[str]:
@@ -260,15 +266,20 @@ def _text_problems(cluster: ClusterConfig) -> Iterator[str]:
                 yield f"{name}: {value!r} holds a line break or another control character"
 
 
-def _option_problems(options: tuple[str, ...]) -> Iterator[str]:
-    for option in options:
-        match = _OPTION.fullmatch(option)
-        if not match:
-            yield f"sbatch_options: {option!r}: write it as --name or --name=value"
-        elif match[1] in OWN_OPTIONS:
-            yield f"sbatch_options: --{match[1]} {OWN_OPTIONS[match[1]]}"
-        elif why := find_unsafe_text(option):
-            yield f"sbatch_options: {option!r}: {why}"
+def _data_problems(data: DataJobsConfig, signal_seconds: int) -> Iterator[str]:
+    if data.time is not None:
+        limit = parse_time(data.time)
+        if limit is None:
+            yield f'data.time: "{data.time}" is not of the form "D-HH:MM:SS" or "HH:MM:SS"'
+        elif signal_seconds >= limit:
+            yield f"data.time = {data.time} is not more than signal_seconds = {signal_seconds}"
+    if data.memory is not None and not _MEMORY.fullmatch(data.memory):
+        yield f'data.memory: "{data.memory}" is not of the form "16G"'
+    for name in ("partition", "account", "qos", "constraint", "reservation"):
+        if why := find_unsafe_text(getattr(data, name) or ""):
+            yield f"data.{name} = {getattr(data, name)!r}: {why}"
+    for problem in find_option_problems(data.sbatch_options or ()):
+        yield f"data.{problem}"
 
 
 def _variable_problems(variables: dict[str, str]) -> Iterator[str]:
@@ -293,6 +304,7 @@ def _secret_problems(cluster: ClusterConfig) -> Iterator[str]:
     for name, values in (
         ("setup", cluster.setup),
         ("sbatch_options", cluster.sbatch_options),
+        ("data.sbatch_options", cluster.data.sbatch_options or ()),
         ("srun_options", cluster.srun_options),
         ("container.options", cluster.container.options),
         ("preflight.command", (cluster.preflight.command or "",)),

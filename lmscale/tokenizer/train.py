@@ -61,6 +61,26 @@ def train_tokenizer(
     return tokenizer
 
 
+def find_trained(
+    config: TokenizerConfig, corpus: str | Path, sources: Sequence[str], *, has_corpus: bool
+) -> Tokenizer | None:
+    """What ``train_tokenizer`` would keep, or an imported tokenizer; None where one is to be made.
+
+    Without a corpus yet it is not known whether a trained one is of the same text: None. One with
+    other settings is a ``DataError``.
+    """
+    folder = Path(config.folder)
+    if find_meta(folder) is None:
+        return None
+    old = load_tokenizer(folder)
+    if "imported_from" in old.made_by:
+        return old
+    if has_corpus:
+        return _existing(folder, _made_by(config, Path(corpus), sources))
+    _existing(folder, {**_settings(config, sources), "corpus": old.made_by.get("corpus")})
+    return None
+
+
 def sample_passages(texts: Iterable[str], *, total_bytes: int, max_bytes: int) -> Iterator[str]:
     """Passages of whole lines, taken evenly over the texts until they make ``max_bytes`` of UTF-8.
 
@@ -169,8 +189,11 @@ def _made_by(config: TokenizerConfig, corpus: Path, sources: Sequence[str]) -> d
         manifest = load_corpus_manifest(corpus / source)
         files = [[file.bytes, file.xxh128] for file in manifest.splits["train"]]
         content.update(json.dumps([source, files]).encode())
-    settings = config.model_dump(mode="json", exclude={"folder", "ids"})
-    return {**settings, "sources": list(sources), "corpus": content.hexdigest()}
+    return {**_settings(config, sources), "corpus": content.hexdigest()}
+
+
+def _settings(config: TokenizerConfig, sources: Sequence[str]) -> dict[str, Any]:
+    return {**config.model_dump(mode="json", exclude={"folder", "ids"}), "sources": list(sources)}
 
 
 def _existing(folder: Path, made_by: dict[str, Any]) -> Tokenizer | None:

@@ -97,3 +97,13 @@ def test_the_help_names_every_kind_of_job(capfd):
     out = capfd.readouterr().out
     for word in ("--cluster", "--nodes", "--dry-run", "--check", "--array", "evaluate", "corpus"):
         assert word in out
+
+
+def test_what_stands_behind_two_dashes_goes_to_sbatch_and_a_stray_word_does_not(capfd):
+    words = ["--mail-type", "END", "--sbatch", "--hold", "--dry-run"]
+    assert main([*EXAMPLE, "--nodes", "8", *words, "--", "--qos=debug", "-A", "proj"]) == 0
+    script = capfd.readouterr().out
+    for line in ("--mail-type=END", "--hold", "--qos=debug", "--account=proj"):
+        assert f"#SBATCH {line}\n" in script
+    assert main([*EXAMPLE, "more.yaml", "--nodes", "8", "--dry-run"]) == 2
+    assert "'more.yaml' is no option for sbatch" in capfd.readouterr().err

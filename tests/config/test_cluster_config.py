@@ -16,7 +16,8 @@ from lmscale.config.cluster import (
     load_cluster,
     parse_cluster,
 )
-from lmscale.config.cluster_profile import OWN_OPTIONS, ClusterConfig, parse_time
+from lmscale.config.cluster_profile import ClusterConfig, parse_time
+from lmscale.config.sbatch_options import OWN_OPTIONS
 from lmscale.errors import ConfigError
 
 SMALL = "time: 1:00:00\ntasks_per_node: 2\n"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from tiny_run import tiny_tree
 
-from launcher.submit import LaunchOptions
+from launcher.options import LaunchOptions
 
 SBATCH = """
 if [[ $* == *--test-only* ]]; then cat >"$here/tested.sh"; echo "sbatch: Job 1 starts" >&2; exit; fi

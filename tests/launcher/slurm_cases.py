@@ -37,6 +37,7 @@ def make_config(name: str = "llama_7b", overrides: Mapping[str, Any] | None = No
     places = {
         "run.folder": f"{HOME}/runs/{name}",
         "corpus.folder": f"{HOME}/data/corpus",
+        "tokenizer.folder": f"{HOME}/data/tokenizer",
         "shards.folder": f"{HOME}/data/shards",
     }
     settings = {**places, **(overrides or {})}
@@ -86,7 +87,10 @@ def make_jobs() -> dict[str, SlurmJob]:
             "train",
         ),
         "train-chain": plan_job(
-            make_request(f"{SMALL}requeue: false\nchain: 3\npreflight: {{enabled: false}}\n"),
+            make_request(
+                f"{SMALL}requeue: false\nchain: 3\npreflight: {{enabled: false}}\n",
+                after="afterok:4711",
+            ),
             "train",
         ),
         "train-sweep": plan_job(
@@ -102,12 +106,13 @@ def make_jobs() -> dict[str, SlurmJob]:
                 cluster_name="example",
                 config=make_config(overrides={"evaluation.tasks": TASKS}),
                 step=5000,
-                after="4711",
+                after="afterany:4711",
             ),
             "evaluate",
         ),
         "preflight-example": plan_job(example, "preflight"),
         "corpus": plan_job(data, "corpus"),
+        "tokenizer": plan_job(data, "tokenizer"),
         "shards": plan_job(data, "shards"),
     }
     for name in ("h100-infiniband", "aws-efa", "gcp-tcpx"):
@@ -153,6 +158,7 @@ WHOLE = {
     "evaluate": "evaluate-example",
     "preflight": "preflight-example",
     "corpus": "corpus",
+    "tokenizer": "corpus",
     "shards": "corpus",
 }
 """Kind of job → the case of its template that is recorded whole."""

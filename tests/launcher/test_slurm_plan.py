@@ -12,8 +12,9 @@ from slurm_cases import APPTAINER, HOME, PYXIS, SMALL, make_config, make_request
 
 from launcher.checks import describe_unusable_nodes, is_below
 from launcher.job import SlurmJob
+from launcher.options import parse_nodes
 from launcher.plan import job_name, plan_job, plan_nodes
-from launcher.submit import parse_nodes, plan_submission
+from launcher.submit import plan_submission
 from launcher.sweep import find_conflict, parse_axis, plan_sweep
 from lmscale.config.assets import find_assets
 from lmscale.errors import ConfigError

@@ -17,8 +17,8 @@ from tiny_run import log_commit
 
 from launcher.checks import cancel_command, check, describe_rest
 from launcher.job import Prepared
+from launcher.options import LaunchOptions
 from launcher.submit import (
-    LaunchOptions,
     append_submission,
     prepare,
     submit,
@@ -221,11 +221,10 @@ def test_problems_of_configuration_profile_and_options_are_told_together(options
     assert len(caught.value.problems) == 5
 
 
-def test_a_data_job_needs_its_number_of_tasks(options):
-    with pytest.raises(ConfigError, match="--job corpus needs --tasks N"):
-        prepare(replace(options, kind="corpus", nodes="1"))
-    with pytest.raises(ConfigError, match="--nodes has no meaning for --job shards"):
-        prepare(replace(options, kind="shards", tasks=2))
+@pytest.mark.parametrize("kind", ["corpus", "tokenizer", "shards"])
+def test_a_data_job_has_no_nodes_to_choose(options, kind):
+    with pytest.raises(ConfigError, match=f"--nodes has no meaning for --job {kind}"):
+        prepare(replace(options, kind=kind))
 
 
 def test_nodes_that_a_preflight_found_bad_are_left_out(options, tmp_path):

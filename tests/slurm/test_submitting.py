@@ -16,10 +16,11 @@ from tiny_run import tiny_tree
 
 from launcher.checks import check
 from launcher.job import JobRequest
+from launcher.options import LaunchOptions
 from launcher.plan import plan_job
 from launcher.render import quote_directive
 from launcher.slurm import sacct, scancel, squeue, try_sbatch
-from launcher.submit import LaunchOptions, prepare, submit
+from launcher.submit import prepare, submit
 from lmscale.config.cluster import parse_cluster
 from lmscale.config.run import RunConfig
 from lmscale.errors import ClusterError, LmscaleError

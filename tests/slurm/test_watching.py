@@ -16,8 +16,9 @@ from demands import demand, why_no_cluster
 from forked_processes import forking
 
 import lmscale
+from launcher.options import LaunchOptions
 from launcher.render import render
-from launcher.submit import LaunchOptions, prepare, submit
+from launcher.submit import prepare, submit
 from lmscale.cli.main import main
 
 ROOT = Path(lmscale.__file__).parents[1]

@@ -1,0 +1,197 @@
+"""What ``lmscale launch slurm`` does: one job, or all of them from raw text to a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import typer
+
+from launcher.checks import check, live_jobs
+from launcher.job import DATA_KINDS
+from launcher.pipeline import STAGES, Stage, behind, plan_stage, submit_stages
+from launcher.submit import prepare, submit
+from lmscale.cli.data_work import DataStage, Work, find_work
+from lmscale.cli.launch_output import (
+    print_all_findings,
+    print_findings,
+    print_stages,
+    print_submission,
+)
+from lmscale.cli.options import print_problems, print_warnings
+from lmscale.errors import EXIT_USER, LmscaleError
+from lmscale.files.printing import say
+from lmscale.files.run_files import read_submissions
+
+if TYPE_CHECKING:
+    from launcher.data_checks import Findings
+    from launcher.job import JobKind, Prepared
+    from launcher.options import LaunchOptions
+
+
+class How(NamedTuple):
+    """Whether it is submitted, and how it is told."""
+
+    dry_run: bool
+    check: bool
+    as_json: bool
+
+
+class Told:
+    """Problems and warnings of the stages; what several have in common is told once."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, list[JobKind]] = {}
+        self._warnings: dict[str, list[JobKind]] = {}
+
+    def take(self, kind: JobKind, problems: Iterable[str], warnings: Iterable[str] = ()) -> None:
+        for kept, texts in ((self._problems, problems), (self._warnings, warnings)):
+            for text in texts:
+                kept.setdefault(text, []).append(kind)
+
+    def stop_at_problems(self) -> None:
+        """Print all; exits the command where a problem is among it."""
+        print_warnings(_name_stages(self._warnings))
+        if self._problems:
+            print_problems(_name_stages(self._problems))
+            raise typer.Exit(EXIT_USER)
+
+
+def _name_stages(texts: Mapping[str, list[JobKind]]) -> list[str]:
+    return [t if len(kinds) > 1 else f"{kinds[0]}: {t}" for t, kinds in texts.items()]
+
+
+def launch_one(options: LaunchOptions, how: How) -> None:
+    """One job, if there is something for it to do."""
+    prepared = prepare(options)
+    if options.kind in DATA_KINDS:
+        prepared, work = _measure(options, prepared, how)
+        if work.is_done and not how.dry_run:
+            what = f"Nothing is missing from the {options.kind} of {options.config}"
+            say(json.dumps({"job": None}) if how.as_json else f"{what}; nothing was submitted.")
+            return
+    if how.dry_run:
+        print_warnings(prepared.warnings)
+        say(prepared.script, end="")
+        return
+    findings = check(prepared)
+    print_warnings(findings.warnings)
+    if findings.problems:
+        print_problems(findings.problems)
+        raise typer.Exit(EXIT_USER)
+    if how.check:
+        print_findings(findings, prepared.job, as_json=how.as_json)
+        return
+    print_submission(submit(prepared), prepared.job, findings, as_json=how.as_json)
+
+
+def launch_all(options: LaunchOptions, how: How) -> None:
+    """All that is missing from raw text to a model, each job behind the one before."""
+    told = Told()
+    stages = list(_plan_stages(options, how, told))
+    if how.dry_run:
+        told.stop_at_problems()
+        _print_scripts(stages)
+        return
+    findings: dict[JobKind, Findings] = {
+        stage.kind: check(stage.prepared, besides=stage.replaced)
+        for stage in stages
+        if stage.prepared and stage.is_new
+    }
+    for kind, found in findings.items():
+        told.take(kind, found.problems, found.warnings)
+    told.stop_at_problems()
+    if how.check:
+        print_all_findings(stages, findings, as_json=how.as_json)
+        return
+    print_stages(stages, submit_stages(stages), findings, as_json=how.as_json)
+
+
+def _plan_stages(options: LaunchOptions, how: How, told: Told) -> Iterator[Stage]:
+    """Every stage; ``told`` hears of what is wrong with one, and the others go on."""
+    before: Stage | None = None  # the last one that is not done
+    for kind in STAGES:
+        try:
+            stage = _plan_next(options, kind, how, before)
+        except LmscaleError as error:
+            told.take(kind, error.problems)
+            stage = Stage(kind=kind, replaced=("none",))
+        yield stage
+        if stage.prepared is not None or stage.replaced:
+            before = stage
+
+
+def _plan_next(options: LaunchOptions, kind: JobKind, how: How, before: Stage | None) -> Stage:
+    own = _options_of(options, kind, awaits=before is not None)
+    prepared = prepare(own)
+    if kind in DATA_KINDS:
+        if not prepared.request.config.corpus.sources:
+            return Stage(kind=kind, note="the configuration names no corpus.sources")
+        prepared, work = _measure(own, prepared, how)
+        if work.is_done:
+            return Stage(kind=kind, note=work.note)
+    elif not prepared.job.members and _is_finished(prepared):
+        return Stage(kind=kind, note=f"{prepared.job.run_folder} has finished")
+    if how.dry_run:
+        return Stage(kind=kind, prepared=prepared)
+    rows = [row for row in read_submissions(prepared.job.state_folder) if row["kind"] == kind]
+    after = rows[-1].get("after") if rows else None
+    return plan_stage(prepared, live_jobs(prepared.job), after=after, before=before)
+
+
+def _options_of(options: LaunchOptions, kind: JobKind, *, awaits: bool) -> LaunchOptions:
+    """Those of one stage: what is said of ranks and runs is the training's, and so on."""
+    own = replace(options, kind=kind, is_awaited=awaits, after=None if awaits else options.after)
+    if kind == "train":
+        return replace(own, tasks=None)
+    own = replace(own, nodes="1", axes=(), sweep=None, chain=None)
+    return own if kind != "tokenizer" else replace(own, tasks=None)
+
+
+def _measure(options: LaunchOptions, prepared: Prepared, how: How) -> tuple[Prepared, Work]:
+    """The job with as many tasks as there is work for, and the work."""
+    kind = cast("DataStage", options.kind)
+    config, cores = prepared.request.config, prepared.job.cpus_per_task
+    warnings: list[str] = []
+
+    def find(*, awaits: bool) -> Work:
+        return find_work(config, kind, asked=options.tasks, cores=cores, awaits=awaits)
+
+    try:
+        work = find(awaits=options.is_awaited)
+    except LmscaleError as error:
+        # What another job makes is not there yet, and a dry run may be far from the data.
+        if not (how.dry_run or options.after):
+            raise
+        tasks = options.tasks or 1
+        work = Work(tasks=tasks, missing=tuple(range(tasks)))
+        warnings += error.problems
+    if work.note and not work.is_done:
+        warnings.append(work.note)
+    only = () if len(work.missing) == work.tasks else work.missing
+    if kind != "tokenizer":
+        prepared = prepare(replace(options, tasks=work.tasks, only=only))
+    return replace(prepared, warnings=(*prepared.warnings, *warnings)), work
+
+
+def _is_finished(prepared: Prepared) -> bool:
+    from lmscale.runs.run_folder import read_status
+
+    try:
+        return read_status(prepared.job.run_folder).is_finished
+    except LmscaleError:  # no run is there yet; or what the checks tell
+        return False
+
+
+def _print_scripts(stages: list[Stage]) -> None:
+    """Every script, in order; the numbers of the jobs that each waits for are not known yet."""
+    before: tuple[str, ...] = ()
+    for stage in stages:
+        if stage.prepared is None:
+            continue
+        prepared = behind(stage.prepared, before)
+        print_warnings([f"{stage.kind}: {warning}" for warning in prepared.warnings])
+        say(prepared.script)
+        before = (f"JOB_OF_{stage.kind.upper()}",)
