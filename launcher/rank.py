@@ -64,9 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m launcher.rank", description=__doc__)
     parser.add_argument("config")
     parser.add_argument("--run-folder", type=Path)
+    parser.add_argument("--lock", type=Path, help="what the submission had installed")
+    parser.add_argument("--environment", choices=("refuse", "warn"), default="refuse")
     options = parser.parse_args(arguments)
     try:
         planned = plan_environment(os.environ)
+        rank = int(planned["RANK"])
+        if options.run_folder is not None:
+            redirect_output(options.run_folder, rank)
+        if options.lock is not None and planned["LOCAL_RANK"] == "0":  # one for each node
+            _check_installed(options.lock, rank, is_refusing=options.environment == "refuse")
     except ClusterError as error:
         say("\n".join(f"error: {problem}" for problem in error.problems), err=True)
         # Imported here alone: every other rank leaves its code as `lmscale` ends.
@@ -74,13 +81,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         record_exit(error.exit_code, {**os.environ, "RANK": os.environ.get("SLURM_PROCID", "")})
         return EXIT_USER
-    rank = int(planned["RANK"])
-    if options.run_folder is not None:
-        redirect_output(options.run_folder, rank)
     for name in CACHES.keys() & planned.keys():
         _make_folder(planned, name)
     argv = [sys.executable, "-m", "lmscale.cli.main", "train", options.config]
     os.execve(sys.executable, argv, {**os.environ, **planned})
+
+
+def _check_installed(lock: Path, rank: int, *, is_refusing: bool) -> None:
+    """Raises ``ClusterError`` where another environment may change what is computed."""
+    from launcher.environment import check_installed
+
+    node = os.environ.get("SLURMD_NODENAME", "this node")
+    problems = check_installed(lock, is_refusing=is_refusing, is_first=rank == 0, node=node)
+    if problems:
+        raise ClusterError(problems)
 
 
 def redirect_output(run_folder: Path, rank: int) -> None:

@@ -39,6 +39,7 @@ from lmscale.files.locks import locked_file
 from lmscale.files.redact import redact_command
 from lmscale.files.run_files import SUBMISSIONS_FILE, SWEEP_FILE
 from lmscale.runs.environment import collect_code
+from lmscale.runs.installed import LOCK_FILE, read_installed, render_lock
 from lmscale.runs.sweep_folder import write_sweep
 
 Result = TypeVar("Result")
@@ -186,12 +187,14 @@ def freeze(job: SlurmJob, request: JobRequest, script: str) -> Path:
     """Copy what the job runs beside the run, whole or not at all; gives the script.
 
     So a later change of the clone changes no requeued attempt. In ``RUN/slurm/ID/`` lie job.sh,
-    config.yaml, cluster.yaml, code.json, code/, and the configs/ of a sweep. Raises
-    ``ClusterError``.
+    config.yaml, cluster.yaml, code.json, code/, requirements.lock, and the configs/ of a sweep.
+    Raises ``ClusterError``.
     """
     final = job.frozen_folder
     texts = {final / SCRIPT: script, job.config: dump_config(request.config)}
     texts[final / "cluster.yaml"] = dump_config(request.cluster)
+    if request.cluster.runs_as_submitted:  # else the first attempt writes it
+        texts[final / LOCK_FILE] = render_lock(read_installed())
     for member, config in zip(job.members, request.runs, strict=False):
         texts[member.config] = dump_config(config)
     try:

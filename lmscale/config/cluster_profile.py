@@ -131,6 +131,10 @@ class ClusterConfig(Section):
     python: str | None = None
     """The interpreter on the nodes; default: the submitting interpreter."""
     container: ContainerConfig = ContainerConfig()
+    environment: Literal["refuse", "warn"] = "refuse"
+    """What becomes of an attempt that finds another torch, CUDA, numpy or the like installed than
+    the submission had: it ends with exit code 2, or goes on and says so.
+    """
 
     scratch: str = "/tmp"
     """Local to each node: caches of compiled kernels."""
@@ -177,6 +181,12 @@ class ClusterConfig(Section):
                 f"{', '.join(bad)}: write the value in quotes, as the shell is to see it"
             )
         return {key: str(item) if type(item) is int else item for key, item in value.items()}
+
+    @property
+    def runs_as_submitted(self) -> bool:
+        """Whether the jobs' Python is the submitting one, with nothing loaded before it."""
+        changes = (self.python, self.modules, self.setup, self.container.kind != "none")
+        return not any(changes)
 
     @property
     def memory_kib(self) -> int:

@@ -20,6 +20,7 @@ from lmscale.files.atomic import write_json, writing
 from lmscale.files.jsonl import read_object
 from lmscale.files.redact import may_be_secret, redact, redact_command
 from lmscale.ranks.device import cpu_name, num_cores
+from lmscale.runs.installed import Differences, Installed, find_differences, read_installed
 
 MAX_DIFF_CHARS = 1_000_000
 ENVIRONMENT_FILE = "environment.json"
@@ -69,16 +70,39 @@ def collect_environment() -> dict[str, Any]:
 
     A value that quotes one, such as a URL with a password, is kept without it.
     """
+    installed = read_installed()
     return {
-        "python": sys.version.split()[0],
+        "python": installed.python,
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "command": redact_command(sys.argv),
-        "packages": package_versions(),
+        "packages": {**dict.fromkeys(PACKAGES), **installed.packages},
+        "cuda": installed.cuda,
+        "driver": installed.driver,
         "cpu": {"name": cpu_name(), "cores": num_cores()},
         "gpus": gpu_names(),
         "variables": select_variables(os.environ),
     }
+
+
+def find_changes(folder: Path) -> Differences:
+    """What is installed otherwise than at the last start of the run in a folder, if it had one."""
+    before = read_object(folder / ENVIRONMENT_FILE)
+    python, packages = before.get("python"), before.get("packages")
+    if not isinstance(python, str) or not isinstance(packages, dict) or "cuda" not in before:
+        return Differences(deciding=(), others=())
+    versions = {name: version for name, version in packages.items() if isinstance(version, str)}
+    then = Installed(
+        python=python,
+        packages=versions,
+        cuda=_text(before["cuda"]),
+        driver=_text(before.get("driver")),
+    )
+    return find_differences(then, read_installed())
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def package_versions() -> dict[str, str | None]:

@@ -22,7 +22,7 @@ from lmscale.runs.continuation import (
     check_start,
     describe_changes,
 )
-from lmscale.runs.environment import save_provenance
+from lmscale.runs.environment import find_changes, save_provenance
 from lmscale.runs.lease import Claim, Lease, is_beating, judge_claim, read_lease
 from lmscale.runs.leftovers import LOCK_FILE
 from lmscale.tokenizer.base import Tokenizer
@@ -138,6 +138,18 @@ def log_changes(config: RunConfig, first_step: int) -> None:
         )
 
 
+def log_other_environment(folder: Path) -> None:
+    """Tell what is installed now that was not at the run's last start, or in another version."""
+    changes = find_changes(folder)
+    if changes.deciding:
+        logger.warning(
+            "installed otherwise than at the last start, which may change figures: %s",
+            ", ".join(changes.deciding),
+        )
+    if changes.others:
+        logger.info("installed otherwise as well: %s", ", ".join(changes.others))
+
+
 def freeze_run(config: RunConfig, tokenizer: Tokenizer) -> None:
     """Write what runs: config.yaml, code.json, environment.json, tokenizer/.
 
@@ -147,6 +159,7 @@ def freeze_run(config: RunConfig, tokenizer: Tokenizer) -> None:
     folder = config.folder
     with writing("the run folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
+        log_other_environment(folder)
         write_bytes(folder / CONFIG_FILE, dump_config(with_absolute_places(config)).encode())
         save_provenance(folder, config)
         save_tokenizer(tokenizer, folder / KEPT_FOLDER)

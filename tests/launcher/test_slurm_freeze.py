@@ -18,6 +18,7 @@ from lmscale.config import load_config
 from lmscale.config.cluster import load_cluster
 from lmscale.errors import ClusterError
 from lmscale.runs.environment import collect_code
+from lmscale.runs.installed import Differences, find_differences, parse_lock, read_installed
 
 MAX_BYTES = 8 * 2**20
 
@@ -36,14 +37,27 @@ def freeze_at(folder: Path, *, sweep: bool = False) -> Path:
 def test_a_frozen_copy_holds_what_runs(tmp_path):
     frozen = freeze_at(tmp_path / "run")
     assert {path.name for path in frozen.iterdir()} == {
-        *("job.sh", "config.yaml", "cluster.yaml", "code", "code.json")
+        *("job.sh", "config.yaml", "cluster.yaml", "code", "code.json", "requirements.lock")
     }
+    here = read_installed()
+    locked = parse_lock((frozen / "requirements.lock").read_text())
+    assert find_differences(locked, here) == Differences(deciding=(), others=())
     assert load_config(frozen / "config.yaml").folder == tmp_path / "run"
     assert load_cluster(frozen / "cluster.yaml").ranks_per_node == 2
     assert os.access(frozen / "job.sh", os.X_OK)
     assert {path.name for path in (frozen / "code").iterdir()} == {
         *("lmscale", "launcher", "configs", "slurm")
     }
+
+
+@pytest.mark.parametrize(
+    "settings", ["python: /opt/bin/python\n", "modules: [cuda]\n", "setup: [conda activate x]\n"]
+)
+def test_what_jobs_with_another_python_have_is_left_to_the_first_attempt(settings, tmp_path):
+    config = make_config("demo", {"run.folder": json.dumps(str(tmp_path / "run"))})
+    request = make_request(SMALL + settings, config=config)
+    job = plan_job(request, "train")
+    assert not (freeze(job, request, render(job)).parent / "requirements.lock").exists()
 
 
 def test_a_frozen_copy_runs_by_itself_and_finds_what_comes_with_it(tmp_path):

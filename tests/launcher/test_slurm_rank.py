@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from launcher.rank import CACHES, plan_environment
 from launcher.rendezvous import rendezvous_from_slurm
 from lmscale.errors import ClusterError
+from lmscale.runs.installed import find_differences, parse_lock, read_installed, render_lock
 
 TASK = {
     "SLURM_JOB_ID": "812",
@@ -63,7 +65,9 @@ def test_a_rank_takes_the_threads_of_its_own_cores_unless_told_otherwise():
     assert "OMP_NUM_THREADS" not in plan_environment({**TASK, "OMP_NUM_THREADS": "2"})
 
 
-def start(folder: Path, rank: int, **more: str) -> subprocess.CompletedProcess[str]:
+def start(
+    folder: Path, rank: int, *, options: tuple[str, ...] = (), **more: str
+) -> subprocess.CompletedProcess[str]:
     """A real task; the configuration is missing, so the rank that it becomes ends with 2."""
     exits = folder / "exits"
     exits.mkdir(exist_ok=True)
@@ -83,10 +87,34 @@ def start(folder: Path, rank: int, **more: str) -> subprocess.CompletedProcess[s
         str(folder / "none.yaml"),
         "--run-folder",
         str(folder / "run"),
+        *options,
     ]
     return subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
     )
+
+
+def test_a_rank_does_not_start_where_what_decides_figures_is_another(tmp_path):
+    here = read_installed()
+    lock, told = tmp_path / "requirements.lock", "numpy 1.0 → " + here.packages["numpy"]
+    lock.write_text(render_lock(replace(here, packages={**here.packages, "numpy": "1.0"})))
+    refused = start(tmp_path, 0, options=("--lock", str(lock)))
+    assert refused.returncode == 2 and "none.yaml" not in refused.stderr
+    assert told in refused.stderr and f"uv pip install -r {lock}" in refused.stderr
+    assert "launch the run again" in refused.stderr
+    assert (tmp_path / "exits/rank-00000").read_text() == "2\n"
+    warned = start(tmp_path, 0, options=("--lock", str(lock), "--environment", "warn"))
+    assert told in warned.stderr and "none.yaml: there is no such" in warned.stderr
+    second = start(tmp_path, 3, options=("--lock", str(lock)))  # of its node: the first has looked
+    assert second.returncode == 2 and told not in (tmp_path / "run/logs/rank-00003.out").read_text()
+
+
+def test_the_first_attempt_records_what_the_submission_could_not_know(tmp_path):
+    lock = tmp_path / "requirements.lock"
+    done = start(tmp_path, 2, SLURM_LOCALID="0", options=("--lock", str(lock)))
+    assert done.returncode == 2 and not lock.exists()  # rank 0 writes it
+    start(tmp_path, 0, options=("--lock", str(lock)))
+    assert find_differences(parse_lock(lock.read_text()), read_installed()).deciding == ()
 
 
 def test_rank_0_keeps_the_jobs_output_and_the_others_have_a_file_each(tmp_path):

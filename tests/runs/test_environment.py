@@ -1,8 +1,16 @@
 import json
+import logging
 import subprocess
 
 from lmscale.config import RunConfig
-from lmscale.runs.environment import collect_code, save_provenance, select_variables
+from lmscale.runs.environment import (
+    collect_code,
+    find_changes,
+    save_provenance,
+    select_variables,
+)
+from lmscale.runs.installed import Differences
+from lmscale.train import folder
 
 
 def git(folder, *arguments):
@@ -61,3 +69,34 @@ def test_the_run_folder_gets_both_files(tmp_path):
     assert environment["packages"]["torch"]
     assert environment["cpu"]["cores"] >= 1
     assert "version" in json.loads((tmp_path / "code.json").read_text())
+
+
+def test_a_start_knows_what_was_installed_otherwise_at_the_last_one(tmp_path):
+    config = RunConfig.model_validate({"run": {"name": "a"}})
+    nothing = Differences(deciding=(), others=())
+    assert find_changes(tmp_path) == nothing  # the first start
+    save_provenance(tmp_path, config)
+    assert find_changes(tmp_path) == nothing
+    path = tmp_path / "environment.json"
+    environment = json.loads(path.read_text())
+    now = dict(environment["packages"])
+    environment["packages"] |= {"torch": "2.11.0", "rich": "1.0", "triton": "9.9"}
+    path.write_text(json.dumps(environment))
+    changes = find_changes(tmp_path)
+    assert f"torch 2.11.0 → {now['torch']}" in changes.deciding
+    assert changes.others == (f"rich 1.0 → {now['rich']}",)
+    del environment["cuda"]  # of a version that did not list all packages
+    path.write_text(json.dumps(environment))
+    assert find_changes(tmp_path) == nothing
+    path.write_text("{")
+    assert find_changes(tmp_path) == nothing
+
+
+def test_another_environment_is_told_when_a_run_goes_on(tmp_path, caplog, monkeypatch):
+    found = Differences(deciding=("torch 2.11.0 → 2.13.0",), others=("rich 1 → 2",))
+    monkeypatch.setattr(folder, "find_changes", lambda _: found)
+    with caplog.at_level(logging.INFO):
+        folder.log_other_environment(tmp_path)
+    (deciding, others) = caplog.records
+    assert deciding.levelname == "WARNING" and "torch 2.11.0 → 2.13.0" in deciding.message
+    assert others.levelname == "INFO" and "rich 1 → 2" in others.message

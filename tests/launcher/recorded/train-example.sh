@@ -417,6 +417,6 @@ say "starting $(plural $((nodes * 8)) rank) on $(plural "$nodes" node); they mee
 listening --relative=0 --nodes="$nodes" --ntasks="$((nodes * 8))" --ntasks-per-node=8 \
   --cpus-per-task=12 --kill-on-bad-exit=1 \
   /shared/ada/lmscale/.venv/bin/python -m launcher.rank \
-  "$config" --run-folder "$run" &
+  "$config" --run-folder "$run" --lock "$frozen/requirements.lock" --environment refuse &
 await $!
 finish $?
