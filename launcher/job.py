@@ -101,6 +101,11 @@ class SlurmJob:
     only: tuple[int, ...] = ()
     members: tuple[Member, ...] = ()
 
+    def output_of(self, number: str) -> str:
+        """Where job ``number`` writes; with a * for the tasks of an array."""
+        output = self.output.replace("%%", "\0").replace("%j", number)
+        return output.replace("%A", number).replace("%a", "*").replace("\0", "%")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:

@@ -16,6 +16,7 @@ from launcher.plan import plan_job
 from launcher.render import render
 from launcher.slurm import QueuedJob, scancel
 from launcher.submit import Submission, submit
+from launcher.upstream import Upstream
 from lmscale.errors import ClusterError
 
 STAGES: tuple[JobKind, ...] = ("corpus", "tokenizer", "shards", "train")
@@ -86,7 +87,7 @@ def behind(prepared: Prepared, jobs: Collection[str]) -> Prepared:
 def submit_stages(stages: Sequence[Stage]) -> dict[JobKind, Submission]:
     """Submit what is new, in its order; all of it, or nothing."""
     made: dict[JobKind, Submission] = {}
-    pipeline: list[tuple[str, str]] = []
+    pipeline: list[Upstream] = []
     last: tuple[str, ...] = ()
     try:
         for stage in stages:
@@ -97,7 +98,8 @@ def submit_stages(stages: Sequence[Stage]) -> dict[JobKind, Submission]:
                 ready = behind(stage.prepared, last)
                 made[stage.kind] = submit(ready, pipeline=tuple(pipeline))
             last = made[stage.kind].jobs if stage.is_new else stage.kept
-            pipeline += [(stage.kind, job) for job in last]
+            output_of = stage.prepared.job.output_of
+            pipeline += [Upstream(kind=stage.kind, job=j, output=output_of(j)) for j in last]
     except BaseException:
         scancel([job for submission in made.values() for job in submission.jobs])
         raise

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from launcher.slurm import AccountedJob, QueuedJob
+from launcher.upstream import describe_upstream
 from lmscale.files.run_files import ALIVE_SECONDS
 from lmscale.runs.starts import RunSigns, Start, is_one_of, newest_of
 
@@ -31,6 +32,7 @@ StateName = Literal[
     "lost",  # it ended without a word
 ]
 TRAIN = "train"
+NOT_BEGUN = "before it began"
 _STOP_REASONS = ("SIGTERM", "SIGUSR1", "SIGINT", "stop file")
 _COMING_BACK = ("requeue", "requeued", "chain")
 _JOB_STATES: Mapping[str, StateName] = {
@@ -126,11 +128,25 @@ def judge_run(signs: RunSigns, answer: SlurmAnswer | None, now: float) -> RunSta
     queued = [job for job in answer.queue if is_one_of(job.job, jobs)]
     active = sorted((job for job in queued if job.is_active), key=_order)
     if active:
-        return _judge_active(signs, active[0], now)
+        return _with_upstream(_judge_active(signs, active[0], now), submission, answer)
     since = submission["time"] - 300  # before it the accounting may have been begun anew
     accounts = [a for a in answer.accounts if is_one_of(a.job, jobs)]
     ends = [a for a in accounts if a.submitted_at is None or a.submitted_at > since]
-    return _judge_gone(signs, jobs, queued, ends)
+    state = _judge_gone(signs, jobs, queued, ends)
+    return state if state.job in signs.cancels else _with_upstream(state, submission, answer)
+
+
+def _with_upstream(state: RunState, submission: Row, answer: SlurmAnswer) -> RunState:
+    """With what a run of a pipeline waits for, or why it will never begin."""
+    pipeline = submission.get("pipeline", ())
+    waits = state.name == "queued" and state.reason.startswith("Dependency")
+    if not pipeline or not (waits or state.detail == NOT_BEGUN):
+        return state
+    words, can_come = describe_upstream(pipeline, answer.queue, answer.accounts)
+    if not can_come:
+        again = "Mend that and give the same command again"
+        return replace(state, detail=f"it will never begin, for {words}. {again}")
+    return replace(state, detail=f"waits for {words}") if waits and words else state
 
 
 def newest_submission(submissions: Sequence[Row]) -> Row | None:
@@ -254,7 +270,7 @@ def _judge_end(signs: RunSigns, jobs: Sequence[str], word: str) -> RunState:
         return RunState(name="finished", detail=signs.early_stop, job=job)
     if start is None:
         if word == "CANCELLED" or any(is_one_of(job, jobs) for job in signs.cancels):
-            return RunState(name="cancelled", detail="before it began")
+            return RunState(name="cancelled", detail=NOT_BEGUN)
         if word in ("", "COMPLETED"):
             return RunState(name="lost", detail="it never began, and Slurm has forgotten it")
         return RunState(name="failed", detail=f"{ENDS.get(word, word)}, before it began")

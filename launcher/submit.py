@@ -28,6 +28,7 @@ from launcher.preflight import cordon
 from launcher.render import render
 from launcher.slurm import parse_duration, sbatch, scancel
 from launcher.sweep import parse_axis, plan_sweep
+from launcher.upstream import Upstream
 from lmscale.config import assets, dump_config, load_config
 from lmscale.config.cluster import find_profile
 from lmscale.config.run import with_absolute_places
@@ -60,7 +61,7 @@ class Submission:
     nodes: tuple[int, int]
     tasks: int | None
     after: str | None  # what it waits for, as sbatch calls it
-    pipeline: tuple[tuple[str, str], ...]  # kind and job of the stages before it, in their order
+    pipeline: tuple[Upstream, ...]  # the stages before it, in their order
     limit_seconds: float | None  # a job's time limit
     signal_seconds: float  # how long before its limit a job is asked to stop
     folder: str  # the frozen copy
@@ -137,7 +138,7 @@ def _collect(problems: list[str], make: Callable[[], Result]) -> Result | None:
         return None
 
 
-def submit(prepared: Prepared, *, pipeline: tuple[tuple[str, str], ...] = ()) -> Submission:
+def submit(prepared: Prepared, *, pipeline: tuple[Upstream, ...] = ()) -> Submission:
     """Freeze and submit, behind the ``pipeline`` that it waits for.
 
     Raises ``ClusterError`` when a copy was submitted in the meantime.

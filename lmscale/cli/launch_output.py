@@ -67,9 +67,8 @@ def submission_to_json(submission: Submission, job: SlurmJob, findings: Findings
 
 
 def _places(submission: Submission, job: SlurmJob) -> dict[str, str]:
-    output = job.output.replace("%%", "\0").replace("%j", submission.job)
-    output = output.replace("%A", submission.job).replace("%a", "*").replace("\0", "%")
-    places = {"script": str(Path(submission.folder) / "job.sh"), "output": output}
+    places = {"script": str(Path(submission.folder) / "job.sh")}
+    places["output"] = job.output_of(submission.job)
     if not job.members and job.kind == "train":
         places["logs"] = str(job.run_folder / "logs")
     return places

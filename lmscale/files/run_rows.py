@@ -105,12 +105,20 @@ class _TaskFigures(BaseModel):
     figures: dict[Text, Finite | None]
 
 
+class _Upstream(BaseModel):
+    kind: Text
+    job: Text
+    output: Text
+
+
 class _Submission(BaseModel):
     time: Instant
     submission: Text
     job: Text
     jobs: list[Text | Count] | None
     kind: Text
+    after: Text | None = None
+    pipeline: list[_Upstream] = []
     limit_seconds: Seconds | None = None
     signal_seconds: Seconds = 0.0
 

@@ -21,7 +21,7 @@ from lmscale.files.shard_files import MANIFEST, find_wrong_files
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.goodput import Forecast, forecast
 from lmscale.runs.run_folder import read_status
-from lmscale.runs.starts import is_one_of
+from lmscale.runs.starts import is_one_of, newest_of
 from lmscale.runs.sweep_folder import job_outputs, refuse_sweep
 from lmscale.watch.heartbeat import read_heartbeats
 
@@ -86,9 +86,18 @@ def _ask_slurm(statuses: Sequence[RunStatus], *, with_past: bool) -> tuple[Slurm
 
 def _jobs_to_ask(status: RunStatus, with_past: bool) -> tuple[str, ...]:
     if with_past:
-        return tuple(dict.fromkeys(job for row in status.submissions for job in jobs_of(row)))
+        own = [job for row in status.submissions for job in jobs_of(row)]
+        return tuple(dict.fromkeys((*own, *_upstream_of(status))))
     newest = newest_submission(status.submissions)
-    return () if newest is None or status.is_finished else jobs_of(newest)
+    return () if newest is None or status.is_finished else (*jobs_of(newest), *_upstream_of(status))
+
+
+def _upstream_of(status: RunStatus) -> tuple[str, ...]:
+    """The jobs that make what it reads, until it has begun."""
+    newest = newest_submission(status.submissions)
+    if newest is None or newest_of(status.starts, jobs_of(newest)) is not None:
+        return ()
+    return tuple(stage["job"] for stage in newest.get("pipeline", ()))
 
 
 @dataclass(frozen=True, kw_only=True)
