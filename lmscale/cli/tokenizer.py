@@ -23,6 +23,9 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing tokenizer.")] = False,
 ) -> None:
     """Train the tokenizer of CONFIG on its corpus; one trained before from the same is kept."""
+    from lmscale.config.token_ids import render_ids
+    from lmscale.tokenizer.named_ids import find_own_ids
+    from lmscale.tokenizer.showing import list_tokens
     from lmscale.tokenizer.train import train_tokenizer
 
     settings = load_config(config, set_ or ())
@@ -33,6 +36,10 @@ def train(
         f"{settings.tokenizer.folder}: {settings.tokenizer.kind}, {tokenizer.vocab_size:,} pieces, "
         f"fingerprint {tokenizer.fingerprint[:12]}"
     )
+    if tokenizer.special_tokens:
+        say(f"  special tokens: {list_tokens(tokenizer.special_tokens)}")
+    if named := find_own_ids(tokenizer):
+        say(f"  An objective takes them where you write tokenizer.ids: {render_ids(named)}")
 
 
 @app.command("import")

@@ -11,6 +11,11 @@ from pydantic import Field, PositiveInt
 
 from lmscale.config.base import MAX_BYTES, Section
 from lmscale.config.labels import LabelSet
+from lmscale.config.special_tokens import (
+    MAX_RESERVED,
+    find_special_token_problems,
+    name_special_tokens,
+)
 from lmscale.config.token_ids import NamedIds, number_ids
 from lmscale.errors import ConfigError
 
@@ -22,6 +27,8 @@ MAX_PROCESSES = 1024  # on one machine
 
 class TokenizerConfig(Section):
     """Trained on a sample of the corpus, or imported (``lmscale tokenizer import``)."""
+
+    problem_separator = "\n"  # validate_tree takes them apart
 
     folder: str = "data/tokenizer"
     kind: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
@@ -42,11 +49,27 @@ class TokenizerConfig(Section):
     """A digit is a piece of its own. Else numbers are learned as words are, up to three digits at a
     time with ``byte_bpe``.
     """
+    special_tokens: tuple[str, ...] = Field(default=(), strict=False)
+    """Tokens of your own with an id each, such as ``["<|im_start|>", "<|im_end|>"]``: text never
+    becomes one, and ``tokenizer train`` numbers them in this order, behind the ends of a document.
+    """
+    reserved_tokens: int = Field(default=0, ge=0, le=MAX_RESERVED)
+    """So many more for a later use, behind those: ``<|reserved_special_token_0|>`` and so on."""
     ids: NamedIds = Field(default_factory=dict)
     """Pieces of the tokenizer that are ids of an objective, where it would else add ids of its own:
     ``{mask: 103}``, ``{start: 0, end: 1, sentinels: [32099, 32000]}``. An import prints what it
     knows.
     """
+
+    def find_problems(self) -> Iterator[str]:
+        yield from find_special_token_problems(
+            self.special_tokens, self.reserved_tokens, kind=self.kind, vocab_size=self.vocab_size
+        )
+
+    @property
+    def all_special_tokens(self) -> tuple[str, ...]:
+        """``special_tokens`` and the reserved ones, in the order of their ids."""
+        return name_special_tokens(self.special_tokens, self.reserved_tokens)
 
     def number_ids(self, names: Sequence[str]) -> dict[str, int]:
         """The ids of an objective's names: the tokenizer's, or above it."""

@@ -86,6 +86,7 @@ _TABLE = {
         corpus.sources.NAME max_bad_records target_field label_field tags_field label_names
         corpus.sources.NAME word_separator strip_html
         tokenizer folder kind vocab_size character_coverage max_sample_bytes split_digits
+        tokenizer special_tokens reserved_tokens
         shards folder max_bytes block_tokens bos processes
         stream.sources.NAME shards
         stream workers prefetch_steps verify_hashes

@@ -48,7 +48,7 @@ from lmscale.tasks.finishing import Progress
 from lmscale.tasks.processes import run_tasks
 from lmscale.tasks.target import ArrayTask, Move, Target, Unit, UnitsMissing
 from lmscale.tokenizer.base import Tokenizer
-from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.tokenizer.codec import load_configured
 from lmscale.tokenizer.exactness import describe_consequences
 
 SLICES = "slices.json"
@@ -68,7 +68,7 @@ def build_shards(
     split without documents gets no dataset. ``Builder.build`` says what ``force`` does. What the
     tokenizer means for them, if it is not lmscale's own, is said before.
     """
-    tokenizer = load_tokenizer(config.tokenizer.folder)
+    tokenizer = load_configured(config.tokenizer)
     for line in describe_consequences(tokenizer):
         say(f"{config.tokenizer.folder}: {line}", err=True)
     return _builder(config, tokenizer, processes).build(task, force=force)
@@ -76,7 +76,7 @@ def build_shards(
 
 def shards_progress(config: RunConfig, num_tasks: int) -> tuple[Progress, ...]:
     """How far each dataset is when built by ``num_tasks`` tasks. Changes nothing."""
-    tokenizer = load_tokenizer(config.tokenizer.folder)
+    tokenizer = load_configured(config.tokenizer)
     return _builder(config, tokenizer, None).progress(num_tasks)
 
 

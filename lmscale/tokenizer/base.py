@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
 from lmscale.errors import DataError
+from lmscale.tokenizer.names_in_text import split_at_names
 
 SPACE_MARK = "\u2581"  # how SentencePiece writes a space
 UNKNOWN_BYTES = "\ufffd".encode()  # what stands for text that a tokenizer has no piece for
@@ -69,15 +70,33 @@ class Tokenizer(ABC):
     def unk_id(self) -> int | None:
         return self.special_ids.get("unk")
 
+    @cached_property
+    def special_pieces(self) -> dict[str, int]:
+        """Piece → id, of all that no text becomes unless it is meant to: those of ``special_ids``
+        and special tokens beside them, in the order of their ids.
+        """
+        numbers = sorted({*self.special_ids.values(), *self._find_special_ids()})
+        return {self.piece(number): number for number in numbers}
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Those of ``special_pieces`` that have no part in every document: a team's own, such as
+        ``<|im_start|>``, reserved ones, and others' marks.
+        """
+        roles = {*self.special_ids.values()}
+        return {piece: n for piece, n in self.special_pieces.items() if n not in roles}
+
     @property
     def dtype(self) -> np.dtype:
         """The smallest type for the ids: uint16, or uint32 above 65,536 pieces."""
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, special: bool = False) -> np.ndarray:
         """The ids of a text, 1-D, without specials: what reads like one, such as ``</s>``, is text.
 
-        Raises ``DataError`` for a lone surrogate.
+        With ``special`` it is the special token, and what stands between two is a text by itself:
+        for what a person or a template has written, never for data. Raises ``DataError`` for a
+        lone surrogate.
         """
         try:
             text.encode()
@@ -86,7 +105,8 @@ class Tokenizer(ABC):
                 f"The text holds a lone surrogate at character {error.start:,}, which is not "
                 "Unicode text."
             ) from None
-        return np.array(self._encode(text), dtype=self.dtype)
+        ids = self._encode_special(text) if special else self._encode(text)
+        return np.array(ids, dtype=self.dtype)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of the ids, of an exact tokenizer exact for what ``encode`` gave; U+FFFD stands
@@ -94,9 +114,14 @@ class Tokenizer(ABC):
         """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """The UTF-8 bytes of the ids, which may end inside a character. Raises ``DataError``."""
-        return b"".join(map(self._piece_bytes.__getitem__, self._checked(ids)))
+    def decode_bytes(
+        self, ids: Sequence[int] | np.ndarray, *, shows_special: bool = False
+    ) -> bytes:
+        """The UTF-8 bytes of the ids, which may end inside a character; with ``shows_special`` a
+        special token gives how it is written. Raises ``DataError``.
+        """
+        pieces = self._shown_bytes if shows_special else self._piece_bytes
+        return b"".join(map(pieces.__getitem__, self._checked(ids)))
 
     def token_bytes(self) -> np.ndarray | None:
         """int32 [vocab_size]: UTF-8 bytes that each id stands for, 0 for special ids; summed over a
@@ -134,9 +159,27 @@ class Tokenizer(ABC):
         """Whether the bytes of the pieces add up to those of a text."""
         return self.is_exact
 
+    @cached_property
+    def _shown_bytes(self) -> list[bytes]:
+        names = {number: piece.encode() for piece, number in self.special_pieces.items()}
+        return [names.get(number, text) for number, text in enumerate(self._piece_bytes)]
+
+    def _encode_special(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for place, part in enumerate(split_at_names(text, self.special_pieces)):
+            if place % 2:
+                ids.append(self.special_pieces[part])
+            elif part:
+                ids += self._encode(part)
+        return ids
+
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
         """The ids of a text without lone surrogates."""
+
+    @abstractmethod
+    def _find_special_ids(self) -> Iterable[int]:
+        """Of pieces that are never found in text, as the model says."""
 
     @cached_property
     @abstractmethod

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lmscale.config.data import MIN_VOCABULARY, TokenizerConfig
+from lmscale.config.special_tokens import BYTE_BPE_PIECES
 from lmscale.errors import DataError
 from lmscale.tokenizer.hugging_face import HuggingFaceTokenizer, import_tokenizers
+from lmscale.tokenizer.names_in_text import pattern_inside
 
-SPECIAL_PIECES = {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>", "pad": "<|pad|>"}
 MIN_FREQUENCY = 2  # a pair that is found once teaches nothing
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|NUMBER|"
@@ -36,12 +37,17 @@ def train_byte_bpe(
     )
     letters = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = library.Tokenizer(library.models.BPE())
-    tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([words, letters])
+    steps = [words, letters]
+    special = config.all_special_tokens
+    if special:  # no piece of text may be learned that reads like one
+        inside = library.Regex(pattern_inside(special))
+        steps.append(library.pre_tokenizers.Split(inside, "merged_with_previous"))
+    tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence(steps)
     tokenizer.decoder = library.decoders.ByteLevel()
     trainer = library.trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         min_frequency=MIN_FREQUENCY,
-        special_tokens=list(SPECIAL_PIECES.values()),
+        special_tokens=[*BYTE_BPE_PIECES.values(), *special],
         initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -54,6 +60,9 @@ def train_byte_bpe(
             yield passage
 
     tokenizer.train_from_iterator(watch(), trainer)
+    # What was cut so has taught no merge that leads to one of them: no text has to be cut for it,
+    # which llama.cpp could not.
+    tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([words, letters])
     num_pieces = tokenizer.get_vocab_size()
     if not has_text:
         raise DataError("The corpus holds no text to train a tokenizer on.")
@@ -64,5 +73,5 @@ def train_byte_bpe(
             f"most {num_pieces:,} pieces fit. "
             f"{smaller if num_pieces >= MIN_VOCABULARY else 'Train'} on more text."
         )
-    special_ids = {role: tokenizer.token_to_id(piece) for role, piece in SPECIAL_PIECES.items()}
+    special_ids = {role: tokenizer.token_to_id(piece) for role, piece in BYTE_BPE_PIECES.items()}
     return HuggingFaceTokenizer(tokenizer.to_str().encode(), made_by, special_ids)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lmscale.config.data import TokenizerConfig
 from lmscale.errors import DataError
 from lmscale.files.atomic import write_bytes, write_json
 from lmscale.files.reading import read_plain, reading
@@ -40,6 +41,7 @@ def render_meta(tokenizer: Tokenizer) -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         "fingerprint": tokenizer.fingerprint,
         "special_ids": tokenizer.special_ids,
+        **({"special_tokens": tokens} if (tokens := tokenizer.special_tokens) else {}),
         "made_by": tokenizer.made_by,
     }
     if isinstance(tokenizer, OwnTokenizer):
@@ -118,6 +120,23 @@ def load_kept_tokenizer(run_folder: Path, elsewhere: str | Path) -> Tokenizer:
             raise DataError([*error.problems, *other.problems]) from None
 
 
+def load_configured(config: TokenizerConfig) -> Tokenizer:
+    """That of ``tokenizer.folder``. Raises ``DataError`` where it is missing or damaged, or without
+    a special token that the configuration names.
+    """
+    tokenizer = load_tokenizer(config.folder)
+    lacking = [each for each in config.all_special_tokens if each not in tokenizer.special_pieces]
+    if lacking:
+        more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
+        raise DataError(
+            f"{config.folder}: its tokenizer has no special token {lacking[0]}{more}, as "
+            "tokenizer.special_tokens and reserved_tokens say. Train one with them in another "
+            "tokenizer.folder (with other tokens it is another tokenizer, which needs shards of "
+            "its own), or leave them out."
+        )
+    return tokenizer
+
+
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer in a folder. Raises ``DataError`` when it is missing or damaged."""
     folder = Path(folder)
@@ -143,9 +162,15 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"two is damaged or from another tokenizer. {AGAIN}"
         )
     try:
-        return FORMATS[format](model, meta["made_by"], special_ids)
+        tokenizer = FORMATS[format](model, meta["made_by"], special_ids)
     except DataError as error:
         raise DataError(f"{model_path}: {error} {AGAIN}") from None
+    if meta.get("special_tokens", tokenizer.special_tokens) != tokenizer.special_tokens:
+        raise DataError(
+            f"{path}: its special_tokens are not those of {model_path.name}, which alone decides "
+            f"their ids. {AGAIN}"
+        )
+    return tokenizer
 
 
 def _parse_meta(meta: Any) -> tuple[str, dict[str, int]]:

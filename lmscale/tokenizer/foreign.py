@@ -7,7 +7,7 @@ come back, ``losses`` names; a real U+2581 never does, as SentencePiece takes it
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,12 @@ import numpy as np
 
 from lmscale.errors import DataError
 from lmscale.tokenizer.base import SPACE_MARK, UNKNOWN_BYTES, Tokenizer, check_special_ids
-from lmscale.tokenizer.own import cut_before_words, model_special_ids, sentencepiece_bytes
+from lmscale.tokenizer.own import (
+    cut_before_words,
+    find_control_ids,
+    model_special_ids,
+    sentencepiece_bytes,
+)
 
 _KINDS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # types of pieces
@@ -98,8 +103,7 @@ class SentencePieceTokenizer(Tokenizer):
     @property
     def control_pieces(self) -> list[str]:
         """Those that are never found in text."""
-        ids = filter(self._processor.is_control, range(self.vocab_size))
-        return [self.piece(number) for number in ids]
+        return [self.piece(number) for number in self._find_special_ids()]
 
     def describe(self) -> dict[str, str]:
         spec = self._spec
@@ -120,6 +124,9 @@ class SentencePieceTokenizer(Tokenizer):
         for stretch in stretches:
             ids += self._rest.encode(stretch)
         return ids
+
+    def _find_special_ids(self) -> Iterable[int]:
+        return find_control_ids(self._processor)
 
     @cached_property
     def _piece_bytes(self) -> list[bytes]:

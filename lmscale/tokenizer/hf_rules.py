@@ -5,11 +5,11 @@ normalizer → pre_tokenizer → model → ids        "Sequence" parts hold othe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lmscale.tokenizer.base import SPACE_MARK
+from lmscale.tokenizer.names_in_text import pattern_inside
 
 NFC_LOSS = "text comes back in Unicode's form NFC"
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -155,15 +155,9 @@ def keep_out_of_text(tree: Mapping[str, Any], pieces: Sequence[str]) -> dict[str
     """The same with text cut inside what reads like one of ``pieces``, such as ``</s>``, so that
     none of them is found in it.
     """
-    after: dict[str, list[str]] = {}
-    for piece in pieces:
-        if len(piece) > 1:
-            after.setdefault(piece[0], []).append(re.escape(piece[1:]))
-    if not after:
+    pattern = pattern_inside(pieces)
+    if not pattern:
         return dict(tree)
-    pattern = "|".join(
-        f"{re.escape(first)}(?=(?:{'|'.join(sorted(rest))}))" for first, rest in after.items()
-    )
     cut = {"type": "Split", "pattern": {"Regex": pattern}, "invert": False}
     steps = [*parts_of(tree, "pre_tokenizer"), {**cut, "behavior": "MergedWithPrevious"}]
     return {**tree, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -126,6 +126,19 @@ class HuggingFaceTokenizer(Tokenizer):
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         except Exception as error:  # the library knows no other
             raise DataError(f"The tokenizer cannot encode a text: {error}.") from None
+
+    def _encode_special(self, text: str) -> list[int]:
+        """As the library finds special tokens, with the spaces that some take beside them."""
+        return self._finding_special.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _finding_special(self) -> Any:
+        tokenizer = build(self.rules)
+        tokenizer.encode_special_tokens = False
+        return tokenizer
+
+    def _find_special_ids(self) -> Iterable[int]:
+        return (number for number, piece in self._pieces.items() if piece in self._special_pieces)
 
     @cached_property
     def _piece_bytes(self) -> list[bytes]:

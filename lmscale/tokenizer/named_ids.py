@@ -42,6 +42,15 @@ def find_named_ids(tokenizer: Tokenizer, folder: Path) -> NamedIds:
     """The ids of the tokenizer in ``folder`` by the objectives' names. Raises ``DataError``."""
     files = _read_beside(folder)
     ids = {tokenizer.piece(number): number for number in range(tokenizer.vocab_size)}
+    return _find_all(tokenizer, ids, files)
+
+
+def find_own_ids(tokenizer: Tokenizer) -> NamedIds:
+    """Those of a tokenizer's special tokens that are written as usual."""
+    return _find_all(tokenizer, tokenizer.special_tokens, {})
+
+
+def _find_all(tokenizer: Tokenizer, ids: Mapping[str, int], files: Files) -> NamedIds:
     found: NamedIds = {}
     for name in ("mask", "cls", "sep"):
         number = next(_find_token(name, files, ids.get), None)

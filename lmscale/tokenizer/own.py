@@ -9,7 +9,7 @@ never found in text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -85,6 +85,9 @@ class OwnTokenizer(Tokenizer):
                 ids += self._processor.encode(stretch)
         return ids
 
+    def _find_special_ids(self) -> Iterable[int]:
+        return find_control_ids(self._processor)
+
     @cached_property
     def _piece_bytes(self) -> list[bytes]:
         return [self._bytes_of(number) for number in range(self.vocab_size)]
@@ -101,6 +104,11 @@ def model_special_ids(processor: Any) -> dict[str, int]:
         for name in ("unk", "bos", "eos", "pad")
         if (number := getattr(processor, f"{name}_id")()) >= 0
     }
+
+
+def find_control_ids(processor: Any) -> Iterable[int]:
+    """Of the pieces that a SentencePiece model never finds in text."""
+    return filter(processor.is_control, range(processor.get_piece_size()))
 
 
 def sentencepiece_bytes(processor: Any, number: int) -> bytes:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lmscale.config import load_config
+from lmscale.config.special_tokens import is_reserved
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.errors import ConfigError, DataError
 from lmscale.files.reading import read_plain, reading
@@ -19,6 +20,7 @@ from lmscale.tokenizer.exactness import describe_exactness
 from lmscale.tokenizer.importing import read_foreign
 from lmscale.tokenizer.train import sample_passages
 
+_MOST_TOKENS = 32
 _CONFIGS = (".yaml", ".yml")
 _BY = {"lmscale": "SentencePiece, by lmscale", "sentencepiece": "SentencePiece"}
 
@@ -34,9 +36,11 @@ def open_named(path: Path, overrides: Sequence[str] = ()) -> tuple[str, Tokenize
 def render_tokenizer(tokenizer: Tokenizer) -> str:
     """Several lines, the first without indentation."""
     special = " ".join(f"{k}={v} {tokenizer.piece(v)}" for k, v in tokenizer.special_ids.items())
+    tokens = list_tokens(tokenizer.special_tokens)
     lines = {
         "fingerprint": tokenizer.fingerprint,
         "special ids": special or "none",
+        **({"special tokens": tokens} if tokens else {}),
         **tokenizer.describe(),
         "exact": describe_exactness(tokenizer),
     }
@@ -50,6 +54,17 @@ def render_tokenizer(tokenizer: Tokenizer) -> str:
             *(f"  {name:{width}}  {value}" for name, value in lines.items()),
         ]
     )
+
+
+def list_tokens(tokens: Mapping[str, int]) -> str:
+    """``<|im_start|>=4 <|im_end|>=5``, of many the first; ids in a row of reserved ones as one."""
+    named = [f"{piece}={number}" for piece, number in tokens.items() if not is_reserved(piece)]
+    reserved = [number for piece, number in tokens.items() if is_reserved(piece)]
+    more = len(named) - _MOST_TOKENS
+    shown = [*named[:_MOST_TOKENS], *([f"and {more:,} more (--json lists them)"] * (more > 0))]
+    if reserved:
+        shown.append(f"{len(reserved):,} reserved ({min(reserved)} to {max(reserved)})")
+    return " ".join(shown)
 
 
 def render_pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

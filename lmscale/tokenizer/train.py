@@ -152,6 +152,7 @@ def train_model(passages: Iterable[str], config: TokenizerConfig) -> bytes:
             shuffle_input_sentence=False,
             num_threads=TRAINER_THREADS,
             minloglevel=3,
+            control_symbols=list(config.all_special_tokens),  # of which it learns none as text
             **SPECIAL_IDS,
         )
     except RuntimeError as error:
@@ -193,7 +194,11 @@ def _made_by(config: TokenizerConfig, corpus: Path, sources: Sequence[str]) -> d
 
 
 def _settings(config: TokenizerConfig, sources: Sequence[str]) -> dict[str, Any]:
-    return {**config.model_dump(mode="json", exclude={"folder", "ids"}), "sources": list(sources)}
+    settings = config.model_dump(mode="json", exclude={"folder", "ids"})
+    for key in ("special_tokens", "reserved_tokens"):
+        if not settings[key]:  # as in the tokenizers that were trained before there were any
+            del settings[key]
+    return {**settings, "sources": list(sources)}
 
 
 def _existing(folder: Path, made_by: dict[str, Any]) -> Tokenizer | None:
@@ -207,7 +212,8 @@ def _existing(folder: Path, made_by: dict[str, Any]) -> Tokenizer | None:
             f"{folder} holds an imported tokenizer ({old.made_by['imported_from']}). Shards and "
             "models made with it need it: name another tokenizer.folder, or replace it by --force."
         )
-    changed = sorted(key for key in made_by if old.made_by.get(key) != made_by[key])
+    keys = {*made_by, *old.made_by}
+    changed = sorted(key for key in keys if old.made_by.get(key) != made_by.get(key))
     raise DataError(
         f"{folder} holds a tokenizer trained otherwise (other {', '.join(changed)}). Shards and "
         "models made with it need it: name another tokenizer.folder, or replace it with --force."

@@ -9,14 +9,14 @@ from lmscale.config.objective_base import describe_ids
 from lmscale.errors import DataError
 from lmscale.runs.own_ids import find_forgotten_ids, find_other_tokenizer
 from lmscale.tokenizer.base import Tokenizer
-from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.tokenizer.codec import load_configured
 
 _MARK_TEXTS = ("start", "end", "cls", "sep")  # so they may be what marks a document, too
 
 
 def load_run_tokenizer(config: RunConfig) -> Tokenizer:
     """That of ``tokenizer.folder``. Raises ``DataError`` with all that does not fit the run."""
-    tokenizer = load_tokenizer(config.tokenizer.folder)
+    tokenizer = load_configured(config.tokenizer)
     sizes = [*_find_size_problems(config, tokenizer)]
     if sizes and (others := find_other_tokenizer(config, tokenizer.fingerprint)):
         raise DataError(others)  # what follows from it is no advice

@@ -21,10 +21,11 @@ from typer.testing import CliRunner
 from lmscale.cli.app import app
 from lmscale.config.corpus import CorpusConfig
 from lmscale.config.data import TokenizerConfig
+from lmscale.config.special_tokens import BYTE_BPE_PIECES
 from lmscale.corpus.build import build_corpus
 from lmscale.errors import ConfigError, DataError
 from lmscale.files.tokenizer_files import has_tokenizer
-from lmscale.tokenizer.byte_bpe import SPECIAL_PIECES, train_byte_bpe
+from lmscale.tokenizer.byte_bpe import train_byte_bpe
 from lmscale.tokenizer.codec import load_tokenizer, save_tokenizer
 from lmscale.tokenizer.importing import import_tokenizer, read_foreign
 from lmscale.tokenizer.own import OwnTokenizer
@@ -257,7 +258,7 @@ def test_byte_level_bpe_is_trained_alike_every_time_and_no_piece_joins_two_lines
     again = train_byte_bpe(iter([*ENGLISH, "1234 12 34 1234\n"] * 2), config, {"a": 1})
     assert tokenizer.model == again.model and tokenizer.fingerprint == again.fingerprint
     assert tokenizer.is_exact and tokenizer.kind == "byte_bpe" and tokenizer.vocab_size == 900
-    assert [tokenizer.piece(i) for i in range(3)] == list(SPECIAL_PIECES.values())
+    assert [tokenizer.piece(i) for i in range(3)] == list(BYTE_BPE_PIECES.values())
     assert tokenizer.special_ids == {"bos": 0, "eos": 1, "pad": 2}
     texts = [tokenizer.decode_bytes([number]) for number in range(900)]
     assert not any(b"\n" in text.rstrip(b"\r\n") and text.strip() for text in texts)
