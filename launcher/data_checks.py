@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,8 @@ from launcher.scoring import find_scoring_problems, scores_sets
 from lmscale.config import RunConfig, load_config
 from lmscale.config.labels import find_not_carried, parse_carried
 from lmscale.errors import DataError, LmscaleError
-from lmscale.files.locations import is_remote, local_path, match_files
+from lmscale.files.found import find_named
+from lmscale.files.locations import is_remote, local_path
 from lmscale.files.reading import read_plain
 from lmscale.files.run_files import CONFIG_FILE
 from lmscale.files.shard_files import (
@@ -51,7 +51,15 @@ def check_data(request: JobRequest, job: SlurmJob, findings: Findings) -> None:
     if job.kind == "preflight":
         return
     awaits = request.is_awaited
-    problems = [p for config in request.runs for p in _data_problems(config, job, awaits=awaits)]
+    problems = [
+        problem
+        for config in request.runs
+        for problem in (
+            _input_problems(config, findings)
+            if job.kind == "corpus"
+            else _data_problems(config, job, awaits=awaits)
+        )
+    ]
     passed = "its inputs exist" if job.kind == "corpus" else "the manifests of what it reads exist"
     if job.kind == "train":
         places = dict.fromkeys(
@@ -72,11 +80,9 @@ def check_data(request: JobRequest, job: SlurmJob, findings: Findings) -> None:
 
 
 def _data_problems(config: RunConfig, job: SlurmJob, *, awaits: bool) -> list[str]:
-    """Files that the job would miss on its first second; remote ones are left to the job, and so is
-    what jobs that it ``awaits`` make of this configuration.
+    """Files that the job would miss on its first second; remote shards are left to the job, and so
+    is what jobs that it ``awaits`` make of this configuration.
     """
-    if job.kind == "corpus":
-        return _input_problems(config)
     if job.kind == "evaluate":
         return _evaluation_problems(config, job)
     corpus, problems = config.corpus, list[str]()
@@ -180,15 +186,17 @@ def _evaluation_problems(config: RunConfig, job: SlurmJob) -> list[str]:
     return _missing_manifests(sets)
 
 
-def _input_problems(config: RunConfig) -> list[str]:
+def _input_problems(config: RunConfig, findings: Findings) -> list[str]:
     if not config.corpus.sources:
         return ["corpus.sources names no source; give at least one with its inputs."]
-    return [
-        f"corpus.sources.{name}.inputs: no file matches {pattern} (looked from {os.getcwd()})."
-        for name, source in config.corpus.sources.items()
-        for pattern in (each.files for each in source.inputs)
-        if not match_files(pattern)
-    ]
+    problems: list[str] = []
+    for name, source in config.corpus.sources.items():
+        patterns = [each.files for each in source.inputs]
+        named = find_named(patterns, f"corpus.sources.{name}.inputs", retries=0)
+        problems += named.problems
+        # Nodes may have a network where the login node has none.
+        findings.warnings += [f"{problem} The job tries it again." for problem in named.unreached]
+    return problems
 
 
 def _build_corpus(place: str) -> str:

@@ -33,7 +33,7 @@ class InputConfig(Section):
     """
 
     files: str
-    """A file or a glob pattern."""
+    """A file, a glob pattern, or a URL."""
     format: Format | None = None
     text_field: str | None = None
     encoding: str | None = None
@@ -66,7 +66,8 @@ class CorpusSourceConfig(Section):
     """One named collection of raw files."""
 
     inputs: tuple[InputConfig, ...] = Field(min_length=1, strict=False)
-    """Files or glob patterns. One may have settings of its own: ``{files: PATTERN, format: …,
+    """Files, glob patterns, or URLs: ``s3://`` and ``gs://``, which may be patterns too, and
+    ``https://``, one file each. One may have settings of its own: ``{files: PATTERN, format: …,
     text_field: …, encoding: …, separator: …, strip_html: …}``.
     """
     format: Format = "auto"
@@ -198,6 +199,8 @@ class CorpusConfig(Section):
     """Raw files are cleaned in runs of about this size, each by one process; one file is never
     divided. The documents do not depend on it.
     """
+    retries: int = Field(default=8, ge=0, le=100)
+    """How often a read of a remote file is tried again, each time from where it was."""
 
     def find_problems(self) -> Iterator[str]:
         bad = [name for name in self.sources if not _SOURCE_NAME.fullmatch(name)]

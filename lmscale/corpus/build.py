@@ -243,7 +243,7 @@ def _plan_source(
     config: CorpusConfig, name: str, files: tuple[RawFile, ...], *, rank: int
 ) -> SourceTarget:
     """Source ``name``, which is number ``rank`` of the corpus, with its parts."""
-    made_by = config.model_dump(mode="json", exclude={"folder", "sources", "part_bytes"})
+    made_by = config.model_dump(mode="json", exclude={"folder", "sources", "part_bytes", "retries"})
     made_by |= config.sources[name].made_by()
     rules = {key: value for key, value in made_by.items() if key not in _NOT_OF_A_PART}
     target = SourceTarget(
@@ -281,6 +281,6 @@ def cut_into_runs(sizes: Sequence[int], at_least: int) -> list[tuple[int, int]]:
 
 
 def _hash(version: int, name: str, rules: dict[str, Any], files: Sequence[RawFile]) -> str:
-    listing = [[str(file.path), file.bytes, file.mtime_ns, *file.own] for file in files]
+    listing = [[file.location, file.bytes, file.version, *file.own] for file in files]
     content = json.dumps([version, name, rules, listing], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

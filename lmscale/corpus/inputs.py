@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import os
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from lmscale.config.corpus import PLAIN, CorpusConfig, CorpusSourceConfig
 from lmscale.corpus.text_files import PACKINGS
-from lmscale.errors import DataError
-from lmscale.files.locations import match_files
-from lmscale.files.redact import printable_name
+from lmscale.errors import DataError, TransientError
+from lmscale.files.found import (
+    FoundFile,
+    Match,
+    ending_of,
+    find_named,
+    name_some,
+    show_location,
+    stem_of,
+)
 
 ENDINGS = {
     **dict.fromkeys((".txt", ".md", ".rst"), "text"),
@@ -22,22 +29,18 @@ ENDINGS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class RawFile:
-    """A file to read. Size in bytes and time of change in ns, so that a later run sees a change."""
+logger = logging.getLogger(__name__)
 
-    path: Path
+
+@dataclass(frozen=True, kw_only=True)
+class RawFile(FoundFile):
+    """A file to read, and how."""
+
     format: str
-    bytes: int
-    mtime_ns: int
     rules: CorpusSourceConfig
     """The source's settings, with those of the input that names the file."""
     own: tuple[tuple[str, object], ...] = ()
     """The latter."""
-
-    @property
-    def shown(self) -> str:
-        return printable_name(str(self.path))
 
     @property
     def has_markup(self) -> bool:
@@ -52,86 +55,98 @@ def find_inputs(config: CorpusConfig) -> dict[str, tuple[RawFile, ...]]:
     folder, an ending that ``format: auto`` does not know.
     """
     problems: list[str] = []
-    raw_files = {name: _find(config, name, problems) for name in config.sources}
+    unreached: list[str] = []
+    raw_files = {name: _find(config, name, problems, unreached) for name in config.sources}
     if problems:
-        raise DataError(problems)
+        raise DataError([*problems, *unreached])
+    if unreached:
+        raise TransientError(unreached)
     return raw_files
 
 
-def _find(config: CorpusConfig, name: str, problems: list[str]) -> tuple[RawFile, ...]:
+def _describe_odd(matches: Mapping[int, Match], setting: str) -> Iterator[str]:
+    """What is named and is no file."""
+    folders = [place for match in matches.values() for place in _lost_folders(match)]
+    if folders:
+        what = "is a folder; name its" if len(folders) == 1 else "are folders; name their"
+        yield (
+            f"{setting}.inputs: {name_some(folders)} {what} files, for example "
+            f"{show_location(min(folders).rstrip('/'))}/**/*.jsonl."
+        )
+    if odd := [place for match in matches.values() for place in match.odd]:
+        yield f"{setting}: no file: {name_some(odd)}: a link to nothing, a pipe or a device."
+
+
+def _lost_folders(match: Match) -> list[str]:
+    """Folders whose files a pattern does not name, though it names the folder: alone, or by an
+    ending, as those that Spark writes (``x.parquet/part-0.parquet``).
+    """
+    is_alone = not match.files
+    lost = [place for place in match.folders if is_alone or _format_of(place)]
+    inside = {parent for file in match.files for parent in _parents(file.location)}
+    return [place for place in lost if place.rstrip("/") not in inside]
+
+
+def _parents(location: str) -> Iterator[str]:
+    while "/" in location:
+        location = location.rpartition("/")[0]
+        yield location
+
+
+def _find(
+    config: CorpusConfig, name: str, problems: list[str], unreached: list[str]
+) -> tuple[RawFile, ...]:
     source, setting = config.sources[name], f"corpus.sources.{name}"
     source = source.model_copy(update={"strip_html": config.strips(name)})
-    rules: dict[str, CorpusSourceConfig] = {}
-    special: dict[str, tuple[tuple[str, object], ...]] = {}
-    for number, each in enumerate(source.inputs):
-        own = source.model_copy(update=each.settings)
-        for path in _match(each.files, setting, problems):
-            special[path] = tuple(sorted(each.settings.items()))
-            if rules.setdefault(path, own) != own:
-                problems.append(
-                    f"{setting}.inputs: {printable_name(path)} is also of inputs[{number}] "
-                    f"({each.files}), which has other settings: let one pattern name it."
-                )
-    raw_files: list[RawFile] = []
+    found: dict[str, RawFile] = {}
     unknown: dict[str, list[str]] = {}
-    odd: list[str] = []
     without_fields: list[str] = []
-    for path, own in sorted(rules.items()):
-        if not os.path.isfile(path):
-            odd.append(path)
-            continue
-        form = _format_of(path) if own.format == "auto" else own.format
-        if form is None:
-            unknown.setdefault(os.path.splitext(path)[1] or "none", []).append(path)
-            continue
-        if form in PLAIN and own.fields_beside:
-            without_fields.append(path)
-        status = os.stat(path)
-        raw_files.append(
-            RawFile(
-                path=Path(path),
-                format=form,
-                bytes=status.st_size,
-                mtime_ns=status.st_mtime_ns,
-                rules=own,
-                own=special[path],
-            )
-        )
-    if odd:
-        problems.append(f"{setting}: no file: {_name(odd)}: a link to nothing, a pipe or a device.")
+    patterns = [each.files for each in source.inputs]
+    named = find_named(patterns, f"{setting}.inputs", retries=config.retries)
+    problems += named.problems
+    unreached += named.unreached
+    problems += _describe_odd(named.matches, setting)
+    for number, match in named.matches.items():
+        each = source.inputs[number]
+        own = source.model_copy(update=each.settings)
+        for file in match.files:
+            place = file.location
+            if place in found:
+                if found[place].rules != own:
+                    problems.append(
+                        f"{setting}.inputs: {file.shown} is also of inputs[{number}] "
+                        f"({each.files}), which has other settings: let one pattern name it."
+                    )
+                continue
+            form = _format_of(place) if own.format == "auto" else own.format
+            if form is None:
+                unknown.setdefault(file.ending or "none", []).append(place)
+                continue
+            if form in PLAIN and own.fields_beside:
+                without_fields.append(place)
+            special = tuple(sorted(each.settings.items()))
+            found[place] = RawFile(**vars(file), format=form, rules=own, own=special)
     problems += [
-        f"{setting}: {_name(paths)}: unknown ending ({ending}); known are {' '.join(ENDINGS)}, "
+        f"{setting}: {name_some(paths)}: unknown ending ({ending}); known are {' '.join(ENDINGS)}, "
         f"also packed ({' '.join(PACKINGS)}). Set {setting}.format, or that of the input: "
         "{files: PATTERN, format: text}."
         for ending, paths in unknown.items()
     ]
     if without_fields:
         problems.append(
-            f"{setting}: {_name(without_fields)}: text has no fields, and {setting} names "
+            f"{setting}: {name_some(without_fields)}: text has no fields, and {setting} names "
             f"{' and '.join(source.fields_beside)}: give JSON lines or Parquet."
         )
-    return tuple(raw_files)
-
-
-def _match(pattern: str, setting: str, problems: list[str]) -> list[str]:
-    """The files that a pattern names."""
-    files = [match for match in match_files(pattern) if not os.path.isdir(match)]
-    if os.path.isdir(os.path.expanduser(pattern)):
-        problems.append(
-            f"{setting}.inputs: {pattern} is a folder; name its files, "
-            f"for example {pattern.rstrip('/')}/**/*.jsonl."
+    if unversioned := [place for place, file in found.items() if not file.version]:
+        logger.warning(
+            "%s: %s: told with neither ETag nor time of change: a change that keeps the size will "
+            "not be seen.",
+            setting,
+            name_some(unversioned),
         )
-    elif not files:
-        problems.append(f"{setting}.inputs: no file matches {pattern} (looked from {os.getcwd()}).")
-    return files
+    return tuple(found[place] for place in sorted(found))
 
 
-def _name(paths: list[str]) -> str:
-    """Of many files the first ones, and how many there are."""
-    more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
-    return f"{', '.join(map(printable_name, paths[:3]))}{more}"
-
-
-def _format_of(path: str) -> str | None:
-    stem, ending = os.path.splitext(path.lower())
-    return ENDINGS.get(os.path.splitext(stem)[1] if ending in PACKINGS else ending)
+def _format_of(location: str) -> str | None:
+    ending = ending_of(location)
+    return ENDINGS.get(ending_of(stem_of(location)) if ending in PACKINGS else ending)

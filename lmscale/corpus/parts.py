@@ -234,7 +234,7 @@ class _Cleaner:
             try:
                 for number, pieces in read_file(file, self.account):
                     self.read += 1
-                    name = f"{printable_name(file.path.name)}:{number}"
+                    name = f"{printable_name(file.name)}:{number}"
                     yield from self._clean(name, self._strip(pieces) if file.has_markup else pieces)
             except TooManyBrokenError as error:
                 raise DataError([*problems, *error.problems]) from None

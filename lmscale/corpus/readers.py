@@ -45,11 +45,16 @@ _TAR_DAMAGE = (tarfile.TarError, ValueError, EOFError, OSError, OverflowError)
 
 
 def read_file(file: RawFile, account: Account) -> Records:
-    """The texts of a file, in the order of its records. Raises ``DataError`` for an unreadable one,
-    and ``TooManyBrokenError``.
+    """The texts of a file, in the order of its records. Raises ``DataError`` for an unreadable one
+    and for one that changes meanwhile, and ``TooManyBrokenError``.
     """
     account.begin(file)
-    return READERS[file.format](file, account)
+    try:
+        yield from READERS[file.format](file, account)
+    except DataError:
+        file.check_unchanged()  # which may be why
+        raise
+    file.check_unchanged()
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class _Decoded:
 
 
 def _decoded(file: RawFile, account: Account) -> _Decoded:
-    return _Decoded(lambda: read_pieces(file.path), file.shown, account)
+    return _Decoded(lambda: read_pieces(file), file.shown, account)
 
 
 def _read_txt(file: RawFile, account: Account) -> Records:
@@ -208,7 +213,7 @@ def _read_parquet(file: RawFile, account: Account) -> Records:
         raise missing_extra("reading Parquet", "pyarrow") from None
     fields = account.fields.by_setting
     try:
-        with pyarrow.parquet.ParquetFile(file.path) as table:
+        with file.open(is_random=True) as raw, pyarrow.parquet.ParquetFile(raw) as table:
             names = table.schema_arrow.names
             if missing := {key: field for key, field in fields.items() if field not in names}:
                 settings = " and ".join(f"{account.setting}.{key}" for key in missing)
@@ -255,7 +260,7 @@ def _read_webdataset(file: RawFile, account: Account) -> Records:
     # Not webdataset's reader: it loads torch, its opener runs a path that begins with "pipe:" as a
     # command, it passes links and devices by, and takes a name's first dot for its ending's.
     try:
-        with tarfile.open(fileobj=Unpacked(file.path), mode="r|", tarinfo=BoundedMember) as tar:
+        with tarfile.open(fileobj=Unpacked(file), mode="r|", tarinfo=BoundedMember) as tar:
             number = 0
             for name, content in _text_members(_read_members(tar, file, account), account):
                 number += 1

@@ -14,12 +14,11 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from lmscale.errors import DataError
 from lmscale.files.extras import install_extra
-from lmscale.files.redact import printable_name
+from lmscale.files.found import FoundFile
 
 PIECE_BYTES = 1 << 20
 # What a packer may look back on, which has to be held in memory. The largest that `zstd --long=31`
@@ -84,24 +83,25 @@ def missing_extra(what: str, package: str) -> DataError:
     return DataError(f"{what} needs {package}: {install_extra('corpus')} in the clone.")
 
 
-def read_pieces(path: Path) -> Iterator[bytes]:
+def read_pieces(raw: FoundFile) -> Iterator[bytes]:
     """The bytes of a file, unpacked if it is packed; no piece is empty. Raises ``DataError``.
 
     By its first bytes a file is packed, or by its ending: then it has to begin accordingly.
     """
-    shown = printable_name(str(path))
+    shown = raw.shown
     try:
-        with open(path, "rb") as file:
+        with raw.open() as file:
             head = file.read(16)
-            file.seek(0)
             packing = next((each for each in PACKINGS.values() if each.magic.match(head)), None)
-            packing = packing or PACKINGS.get(path.suffix.lower())
+            packing = packing or PACKINGS.get(raw.ending)
             if packing is None:
+                if head:
+                    yield head + file.read(PIECE_BYTES - len(head))
                 while piece := file.read(PIECE_BYTES):
                     yield piece
                 return
             try:
-                yield from _unpack(file, packing)
+                yield from _unpack(file, packing, head)
             except _DAMAGE as error:
                 if isinstance(error, OSError) and error.errno:
                     raise
@@ -112,9 +112,11 @@ def read_pieces(path: Path) -> Iterator[bytes]:
         raise DataError(f"{shown}: cannot be read: {error.strerror}.") from None
 
 
-def _unpack(file: BinaryIO, packing: Packing) -> Iterator[bytes]:
-    """The content of the streams (members, frames) that a file holds one behind the other."""
-    packed = file.read(packing.feed_bytes)
+def _unpack(file: BinaryIO, packing: Packing, packed: bytes) -> Iterator[bytes]:
+    """The content of the streams (members, frames) that a file holds one behind the other, after
+    what was read of it already.
+    """
+    packed = packed or file.read(packing.feed_bytes)
     while True:
         unpacker = packing.open()
         while not unpacker.eof:
@@ -136,8 +138,8 @@ def _unpack(file: BinaryIO, packing: Packing) -> Iterator[bytes]:
 class Unpacked(io.RawIOBase):
     """The same to be read like a file, from its beginning to its end."""
 
-    def __init__(self, path: Path) -> None:
-        self._pieces = read_pieces(path)
+    def __init__(self, raw: FoundFile) -> None:
+        self._pieces = read_pieces(raw)
         self._rest = memoryview(b"")
 
     def readable(self) -> bool:

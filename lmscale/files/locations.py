@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from pathlib import Path
 
 
@@ -50,11 +48,3 @@ def join_location(folder: str | Path, name: str) -> str:
         return str(local_path(folder) / name)
     path, question, query = str(folder).partition("?")
     return f"{path.rstrip('/')}/{name}{question}{query}"
-
-
-def match_files(pattern: str) -> list[str]:
-    """What a path, or a glob pattern, on this machine names. ``a[1].txt`` is a pattern to glob, but
-    if there is such a file, it is meant.
-    """
-    expanded = os.path.expanduser(pattern)
-    return [expanded] if os.path.exists(expanded) else glob.glob(expanded, recursive=True)

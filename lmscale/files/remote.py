@@ -15,6 +15,7 @@ from lmscale.files.atomic import is_full, may_pass
 from lmscale.files.extras import install_extra
 from lmscale.files.locations import local_path, protocol_of
 from lmscale.files.reading import read_plain
+from lmscale.files.redact import printable, redact
 
 CONNECT_SECONDS = 30.0
 SILENCE_SECONDS = 60.0  # without a byte; a whole shard may take longer
@@ -119,29 +120,31 @@ def with_retries(
         fault_points.hit("read.remote")
         return action()
 
+    url = redact(url)
     try:
         return call_patiently(
             attempt, growing_delays(retries), may_pass=lambda error: not _is_lasting(error)
         )
     except LmscaleError:
         raise
-    except FileNotFoundError:
-        raise purpose.missing(f"{url}: {purpose.if_missing}") from None
-    except PermissionError as error:
-        raise purpose.error(
-            f"{url}: access is refused ({error}). Check this machine's credentials for it. "
-            f"S3 answers so for a file that is missing, too, unless listing is allowed."
-        ) from None
     except Exception as error:  # vendors raise classes of their own, which we cannot import here
         if is_full(error):
             raise
+        status = _status_of(error)
+        if isinstance(error, FileNotFoundError) or status in (404, 410):
+            raise purpose.missing(f"{url}: {purpose.if_missing}") from None
+        if isinstance(error, PermissionError) or status in (401, 403):
+            raise purpose.error(
+                f"{url}: access is refused ({_in_words(error)}). Check this machine's credentials "
+                "for it. S3 answers so for a file that is missing, too, unless listing is allowed."
+            ) from None
         if type(error).__name__ in PERMANENT:
             raise purpose.error(
                 f"{url}: no credentials were found ({error}). Give this machine access, for "
                 f"example by its environment variables, and run again."
             ) from None
         tried = f" (tried {retries + 1} times)" if retries else ""
-        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        reason = _in_words(error)
         if isinstance(error, TransferError):
             advice = purpose.if_damaged
         else:
@@ -156,14 +159,24 @@ def with_retries(
 def _is_lasting(error: Exception) -> bool:
     """Whether waiting cannot mend it. A full disk is ours, and says nothing of the server."""
     lasting = (LmscaleError, FileNotFoundError, PermissionError)
-    return isinstance(error, lasting) or type(error).__name__ in PERMANENT or is_full(error)
+    is_named = isinstance(error, lasting) or type(error).__name__ in PERMANENT
+    return is_named or is_full(error) or _is_refused(error)
 
 
 def _is_elsewhere(error: Exception) -> bool:
     """Whether it is the server or the network that fails, and not the file or the request."""
+    return not _is_refused(error) and not isinstance(error, TransferError)
+
+
+def _is_refused(error: Exception) -> bool:
     status = _status_of(error)
-    is_refused = status is not None and 400 <= status < 500 and status not in _LATER
-    return not is_refused and not isinstance(error, TransferError)
+    return status is not None and 400 <= status < 500 and status not in _LATER
+
+
+def _in_words(error: Exception) -> str:
+    """On one line, without the secrets of a URL that a server has led to."""
+    text = " ".join(redact(str(error)).split())
+    return printable(f"{type(error).__name__}: {text}".rstrip(": "))
 
 
 def _status_of(error: BaseException) -> int | None:
@@ -195,7 +208,7 @@ def open_filesystem(url: str, **options: Any) -> tuple[Any, str]:
             timeout = aiohttp.ClientTimeout(
                 total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
             )
-            options["client_kwargs"] = {"timeout": timeout}
+            options["client_kwargs"] = {"timeout": timeout, **options.get("client_kwargs", {})}
         return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         extra = EXTRAS.get(protocol)

@@ -81,7 +81,7 @@ _TABLE = {
     Change.FREE: """
         run folder init_from allow_faults
         corpus folder normalization line_ends strip_html min_chars max_chars on_overlong
-        corpus drop_exact_duplicates heldout_fraction part_bytes
+        corpus drop_exact_duplicates heldout_fraction part_bytes retries
         corpus.sources.NAME inputs format text_field encoding separator max_record_chars
         corpus.sources.NAME max_bad_records target_field label_field tags_field label_names
         corpus.sources.NAME word_separator strip_html

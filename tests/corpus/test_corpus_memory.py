@@ -24,6 +24,7 @@ from lmscale.corpus.inputs import find_inputs
 from lmscale.corpus.readers import read_file
 from lmscale.corpus.text_files import compile_separator, cut_records, read_pieces
 from lmscale.errors import DataError
+from lmscale.files.found import find_files
 
 PACK = {
     "gz": gzip.compress,
@@ -53,7 +54,7 @@ def test_what_unpacks_to_much_is_unpacked_in_pieces(tmp_path, ending):
     path = tmp_path / f"a.{ending}"
     path.write_bytes(PACK[ending](bytes(40 << 20)))
     assert path.stat().st_size < 100_000
-    sizes = [len(piece) for piece in read_pieces(path)]
+    sizes = [len(piece) for piece in read_pieces(*find_files(str(path)).files)]
     assert sum(sizes) == 40 << 20
     assert max(sizes) <= (32 << 20 if ending == "zst" else 1 << 20)
 

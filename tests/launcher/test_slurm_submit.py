@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tiny_run import log_commit
+from web_server import open_web
 
 from launcher.checks import cancel_command, check, describe_rest
 from launcher.job import Prepared
@@ -225,6 +226,18 @@ def test_problems_of_configuration_profile_and_options_are_told_together(options
 def test_a_data_job_has_no_nodes_to_choose(options, kind):
     with pytest.raises(ConfigError, match=f"--nodes has no meaning for --job {kind}"):
         prepare(replace(options, kind=kind))
+
+
+def test_inputs_elsewhere_are_looked_for_before_a_data_job_is_submitted(options, slurm):
+    with open_web({"/a.jsonl": b"{}"}) as web:
+        inputs = [f"{web.url}/a.jsonl", f"{web.url}/b.jsonl", "http://127.0.0.1:9/c.jsonl"]
+        sources = json.dumps({"far": {"inputs": inputs}})
+        job = replace(options, kind="corpus", nodes="1", tasks=2)
+        findings = check(prepare(replace(job, overrides=(f"corpus.sources={sources}",))))
+    (problem,), (warning,) = findings.problems, findings.warnings
+    assert problem.startswith("corpus.sources.far.inputs: http://127.0.0.1")
+    assert "/b.jsonl: there is no such file" in problem
+    assert "c.jsonl: could not be read" in warning and "The job tries it again." in warning
 
 
 def test_nodes_that_a_preflight_found_bad_are_left_out(options, tmp_path):

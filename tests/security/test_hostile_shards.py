@@ -14,6 +14,7 @@ from lmscale.corpus.account import Account
 from lmscale.corpus.inputs import RawFile
 from lmscale.corpus.readers import read_file
 from lmscale.errors import DataError
+from lmscale.files.found import find_files
 from lmscale.files.reading import sha256_file
 from lmscale.shards.manifest import load_manifest, parse_manifest, render_manifest, save_manifest
 from lmscale.shards.reader import open_shard
@@ -56,8 +57,8 @@ def append(path, evil):
 
 def read_tar(path, **settings):
     rules = CorpusSourceConfig(inputs=(str(path),), **settings)
-    size = path.stat().st_size
-    file = RawFile(path=path, format="webdataset", bytes=size, mtime_ns=0, rules=rules)
+    (found,) = find_files(str(path)).files
+    file = RawFile(**vars(found), format="webdataset", rules=rules)
     account = Account("web", rules)
     texts = ["".join(text) for _, text in read_file(file, account)]
     account.check()
