@@ -202,7 +202,8 @@ def _summarize(path: Path, seconds: float, *, ngram: float) -> None:
   goodput       {goodput:.0f} % of the wall time, the restart included
   time          {seconds:.0f} s for all of the above
 
-  Look:  runs/demo/loss.svg, in a browser; tensorboard --logdir runs/demo/events
+  Look:  runs/demo/loss.svg, in a browser; or tensorboard --logdir runs
+         and http://localhost:6006/#custom_scalars
   Next:  lmscale runs status runs/demo
          lmscale generate runs/demo --prompt "class Path"
          lmscale config show {path}

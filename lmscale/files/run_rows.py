@@ -61,9 +61,17 @@ class _PassedOver(BaseModel):
     why: list[Text]
 
 
+class _MixtureChange(BaseModel):
+    from_n: Count
+    before: dict[Text, Finite]
+    now: dict[Text, Finite]
+
+
 class _Resume(BaseModel):
     time: Instant
+    step: Count = 0
     passed_over: list[_PassedOver]
+    mixture: _MixtureChange | None = None
 
 
 class _Rewind(BaseModel):

@@ -30,6 +30,7 @@ from lmscale.files.run_files import ATTEMPTS_FILE, RESUMES_FILE, REWINDS_FILE
 from lmscale.files.strangers import Count, Finite, ImplausibleError, Text, checked
 from lmscale.runs.attempts import read_attempts
 from lmscale.stream.mixture import Jump, Segment
+from lmscale.stream.mixture_changes import MixtureChange
 
 logger = logging.getLogger(__name__)
 
@@ -219,9 +220,14 @@ def read_history(folder: str | Path) -> History:
 
 
 def record_resume(
-    run_folder: Path, candidate: Candidate | None, passed_over: Sequence[PassedOver]
+    run_folder: Path,
+    candidate: Candidate | None,
+    passed_over: Sequence[PassedOver],
+    *,
+    mixture: MixtureChange | None = None,
 ) -> None:
-    """Append to ``RUN/resumes.jsonl`` what a start took up, and what it passed over and why.
+    """Append to ``RUN/resumes.jsonl`` what a start took up, what it passed over and why, and which
+    change of the mixture it makes.
 
     Rank 0 alone, once it is certain what is taken up. A start that found nothing leaves no row.
     """
@@ -237,6 +243,7 @@ def record_resume(
                 {"step": passed.step, "checkpoint": passed.name, "why": list(passed.why)}
                 for passed in passed_over
             ],
+            **({} if mixture is None else {"mixture": asdict(mixture)}),
         },
     )
     try:

@@ -61,6 +61,7 @@ class RunStatus(RunSigns):
     commits: tuple[Commit, ...]  # wherever they are, in the order of their commits
     rewinds: tuple[Row, ...]  # what the guard undid, oldest first
     passed_over: tuple[Row, ...]  # checkpoints not taken, oldest start first: time, checkpoint, why
+    mixture_steps: Mapping[int, int]  # sample from which a mixture holds → its step
     evidence: tuple[Path, ...]  # files with what the guard knew when it acted, oldest step first
     faults: tuple[Row, ...]  # what was made to fail on purpose, oldest first
     watch: Row | None  # the watchdog's last word
@@ -108,12 +109,11 @@ def read_status(folder: str | Path) -> RunStatus:
     commits = read_commits(folder, problems)
     problems += _find_lost_attempts(attempts, commits)
     rewinds = tuple(read(REWINDS_FILE, REWIND))
-    task_rows = keep_valid(read(TASKS_FILE, TASK_FIGURES), rewinds)
-    figures, figure_steps = _latest_figures(metrics, task_rows)
+    of_tasks = keep_valid(read(TASKS_FILE, TASK_FIGURES), rewinds)
+    figures, figure_steps = _latest_figures(metrics, of_tasks)
     resumes = read(RESUMES_FILE, RESUME)
     problems += _find_cut_ledger(ledger, commits, rewinds, resumes)
-    good_end = find_good_end(attempts)
-    early_stop = "" if good_end == FINISHED else good_end
+    early_stop = "" if (good_end := find_good_end(attempts)) == FINISHED else good_end
     is_open = bool(attempts) and attempts[-1]["event"] != "end"
     is_alive = is_open and time.time() - (last_sign or 0.0) < ALIVE_SECONDS
     return RunStatus(
@@ -134,6 +134,7 @@ def read_status(folder: str | Path) -> RunStatus:
             for row in resumes
             for checkpoint in row["passed_over"]
         ),
+        mixture_steps=dict(_find_mixture_steps(resumes)),
         evidence=tuple(sorted(folder.glob("guard/*/evidence.json"))),
         faults=tuple(read(FAULTS_FILE, FAULT)),
         watch=watch[-1] if watch else None,
@@ -147,6 +148,12 @@ def read_status(folder: str | Path) -> RunStatus:
         hang=_find_hang(watch, since=starts[-1].began_at if starts else 0.0),
         problems=(*problems, *find_cut(metrics, step, every=config.train.log_every_steps)),
     )
+
+
+def _find_mixture_steps(resumes: Sequence[Row]) -> Iterator[tuple[int, int]]:
+    for row in resumes:
+        if row.get("mixture"):
+            yield row["mixture"]["from_n"], row["step"] + 1
 
 
 def _find_cut_ledger(

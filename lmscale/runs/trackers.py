@@ -6,8 +6,9 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lmscale.errors import LmscaleError, NoSpaceError
@@ -16,6 +17,7 @@ from lmscale.files.jsonl import Row, RowFile, renew_rows, sift_rows
 from lmscale.files.redact import redact
 from lmscale.files.run_files import METRICS_FILE
 from lmscale.files.run_rows import FIGURES
+from lmscale.runs.loss_curves import LossCurves, open_events, open_loss_curves
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -23,23 +25,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EVENTS_FOLDER = "events"
-# A killed run loses at most this much of the curves; metrics.jsonl loses nothing.
-FLUSH_SECONDS = 10
 
 
 class Trackers:
     """Rank 0's figures, to both places at once. Opened by ``open_trackers``."""
 
-    def __init__(self, folder: Path, metrics: RowFile, events: SummaryWriter) -> None:
+    def __init__(
+        self, folder: Path, metrics: RowFile, events: SummaryWriter, curves: LossCurves
+    ) -> None:
         self._folder = folder
         self._metrics = metrics
         self._events = events
+        self._curves = curves
         # What to do in place of raising when a row is refused, as by a full disk: rank 0 logs in
         # the middle of what all ranks do together, so it may not end there alone.
         self.on_refusal: Callable[[LmscaleError], None] | None = None
 
-    def log(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Record a step's figures. None is left out; one that is not finite is null in JSON."""
+    def log(
+        self,
+        step: int,
+        values: Mapping[str, float | None],
+        *,
+        losses: Mapping[str, float | None] = MappingProxyType({}),
+    ) -> None:
+        """Record a step's figures. None is left out; one that is not finite is null in JSON.
+
+        ``losses``: those of them that are points of the loss curves, by the curve's name.
+        """
         figures = {name: value for name, value in values.items() if value is not None}
         now = time.time()
         row: dict[str, Any] = {"step": step, "time": round(now, 3), **figures}
@@ -48,6 +60,7 @@ class Trackers:
             with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
                 for name, value in figures.items():
                     self._events.add_scalar(name, float(value), step, walltime=now)
+                self._curves.draw(step, losses, now)
         except LmscaleError as error:
             if self.on_refusal is None:
                 raise
@@ -73,43 +86,47 @@ class Trackers:
 
     def flush(self) -> None:
         with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
-            self._events.flush()
+            self._curves.flush()
 
 
 @contextmanager
 def open_trackers(
-    folder: str | Path, *, resumed_step: int = 0, every: int = 1
+    folder: str | Path,
+    *,
+    resumed_step: int = 0,
+    every: int = 1,
+    tokens: Callable[[], int] = lambda: 0,
+    held_out: Sequence[str] = (),
 ) -> Iterator[Trackers]:
     """Go on with a run's curves from ``resumed_step`` (0 for a new run); on rank 0 only.
 
     Rows of later steps, written by an attempt that came further than its last checkpoint, are
     dropped from ``metrics.jsonl`` and hidden in TensorBoard, so no step is shown twice. ``every``:
-    steps from line to line, by which the log tells of one that was cut.
+    steps from line to line, by which the log tells of one that was cut. ``tokens``: how many were
+    trained on so far. ``held_out``: the sets that have a loss curve.
     """
-    # torch's writer adds 0.4 s to a rank that has loaded torch anyway, and it knows the text and
-    # custom-scalar plugins; the bare tensorboard writer would need those protocol buffers here.
-    from torch.utils.tensorboard import SummaryWriter
-
     folder = Path(folder)
     with writing("metrics and TensorBoard events", folder):
         folder.mkdir(parents=True, exist_ok=True)
         for problem in _find_problems(folder / METRICS_FILE, resumed_step, every):
             logger.warning("%s/%s", folder, problem)
         metrics = renew_rows(folder / METRICS_FILE, resumed_step, no_space=NoSpaceError)
-        _outlast_second(folder / EVENTS_FOLDER)
-        events = SummaryWriter(
-            str(folder / EVENTS_FOLDER),
-            # TensorBoard hides what earlier attempts wrote from this step on; before the first
-            # checkpoint, all of it.
-            purge_step=resumed_step + 1,
-            flush_secs=FLUSH_SECONDS,
+        stack = ExitStack()
+        events = stack.enter_context(open_events(folder / EVENTS_FOLDER, done=resumed_step))
+        curves = open_loss_curves(
+            folder / EVENTS_FOLDER,
+            events,
+            resumed_step=resumed_step,
+            tokens=tokens,
+            held_out=held_out,
         )
+        trackers = Trackers(folder, metrics, events, stack.enter_context(curves))
     try:
-        yield Trackers(folder, metrics, events)
+        yield trackers
     finally:
         metrics.close()
         with writing("TensorBoard events", folder, no_space=NoSpaceError):
-            events.close()
+            stack.close()
 
 
 def _find_problems(path: Path, step: int, every: int) -> list[str]:
@@ -129,18 +146,3 @@ def find_cut(rows: Sequence[Row], step: int, *, every: int = 1) -> Iterator[str]
     spacing = max([every, *(after - before for before, after in itertools.pairwise(steps))])
     if step - steps[-1] > 2 * spacing:
         yield f"{METRICS_FILE} ends at step {steps[-1]:,}, but {step:,} steps are done: it was cut."
-
-
-def _outlast_second(events: Path) -> None:
-    """Wait until the next file of events sorts behind those that are there.
-
-    TensorBoard reads them in the order of their names: the second, and then the host and the
-    numbers of the process and the file as text, so that of two of one second (a rewind soon after
-    the start) the newer may come first and be hidden (tensorboard 2.21). Waits for one second at
-    most: a host whose clock is further behind is not waited for.
-    """
-    prefix = "events.out.tfevents."
-    newest = max((path.name for path in events.glob(f"{prefix}*")), default="")
-    deadline = time.monotonic() + 1
-    while newest > f"{prefix}{int(time.time()):010d}" and time.monotonic() < deadline:
-        time.sleep(0.01)

@@ -25,6 +25,7 @@ from lmscale.stream.mixture import (
     jump_window,
     plan_quotas,
 )
+from lmscale.stream.mixture_changes import shares_of
 from lmscale.stream.order import SourceOrder
 from lmscale.stream.shard_windows import ShardWindows, read_rows
 
@@ -125,6 +126,11 @@ class Stream:
         """The state to save once the first ``n`` samples are used; jumps to come are in it."""
         geometry = geometry_of(self.config, self.shape) | {"bos_id": self.bos_id}
         return StreamState(seed=self.seed, n=n, geometry=geometry, segments=self.segments)
+
+    def shares_at(self, n: int) -> dict[str, float]:
+        """The share of each source in the mixture that sample ``n`` is drawn by; together 1."""
+        in_force = next(segment for segment in reversed(self.segments) if segment.start <= n)
+        return dict.fromkeys(self.mixture.names, 0.0) | shares_of(in_force)
 
     def epochs_at(self, n: int) -> dict[str, float]:
         """How often each source has been read after ``n`` samples."""

@@ -15,7 +15,6 @@ from lmscale.guard.state import GUARD
 from lmscale.ranks.collectives import failing_together
 from lmscale.runs.attempts import AttemptLog
 from lmscale.runs.stop import StoppedError, StopRequests
-from lmscale.runs.trackers import open_trackers
 from lmscale.stream.ledger import Ledger, LedgerRow, open_ledger
 from lmscale.train.assemble import Run
 from lmscale.train.compare import RankComparison
@@ -25,7 +24,7 @@ from lmscale.train.kept import let_go_of_exported
 from lmscale.train.progress import Hook, ProgressCounter
 from lmscale.train.reporting import MetricsHook, progress_hook
 from lmscale.train.saver import Saver
-from lmscale.train.scoring import Evaluator, open_evaluator
+from lmscale.train.scoring import Evaluator, open_evaluator, open_run_trackers
 from lmscale.train.votes import ASKED, DATA_ERROR, LEASE_LOST, RANKS_DIFFER, SAVE_FAILED, StopPoll
 from lmscale.watch import heartbeat
 
@@ -109,9 +108,7 @@ def open_after_step(
                 step, n = run.start.step, run.start.n
                 opened = open_ledger(run.folder, next_step=step, stream=run.stream, n=n)
                 ledger = stack.enter_context(opened)
-                every = run.config.train.log_every_steps
-                figures = open_trackers(run.folder, resumed_step=step, every=every)
-                trackers = stack.enter_context(figures)
+                trackers = stack.enter_context(open_run_trackers(run, lambda: counter.now.tokens))
                 rows = (
                     partial(_record, ledger),
                     MetricsHook(run, counter, trackers, attempt, guard.figures),

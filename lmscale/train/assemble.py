@@ -39,6 +39,7 @@ from lmscale.runs.continuation import identity_of
 from lmscale.runs.lease import NO_LEASE, Lease
 from lmscale.stream.batches import Preparation
 from lmscale.stream.loader import StepLoader, open_loader
+from lmscale.stream.mixture_changes import MixtureChange, describe_change, find_changes
 from lmscale.stream.stream import Stream, StreamState, open_stream
 from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer.base import Tokenizer
@@ -175,10 +176,12 @@ def open_run(
         with failing_together():
             if ranks.is_first:
                 lease.check()
+                changed = None
                 if candidate is not None:
                     log_changes(config, run.start.step)
+                    changed = log_mixture_change(run)
                 freeze_run(config, tokenizer)
-                record_resume(config.folder, candidate, search.passed_over)
+                record_resume(config.folder, candidate, search.passed_over, mixture=changed)
             heartbeat.tick()
         logger.info(describe_start(run))
         name_of = setting.place.name_of
@@ -346,6 +349,15 @@ def _load(candidate: Candidate, run: Run) -> Sequence[str]:
             )
     heartbeat.phase("start")
     return [] if difference is None else [f"{candidate.name}: {difference}."]
+
+
+def log_mixture_change(run: Run) -> MixtureChange | None:
+    """Tell the change of the mixture that this start makes."""
+    changes = find_changes(run.stream.segments)
+    change = next((change for change in changes if change.from_n == run.start.n), None)
+    if change is not None:
+        logger.warning("the mixture changes %s", describe_change(change, run.start.step + 1))
+    return change
 
 
 def describe_start(run: Run) -> str:

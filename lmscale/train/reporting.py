@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from lmscale.config import dump_config
@@ -12,63 +12,15 @@ from lmscale.files.progress import terminal
 from lmscale.model.family import account_model
 from lmscale.ranks.device import device_name, peak_memory_bytes, peak_tflops
 from lmscale.runs.attempts import AttemptLog
+from lmscale.runs.loss_curves import TRAINED
 from lmscale.runs.trackers import Trackers
+from lmscale.stream.mixture_changes import describe_change, find_changes
 from lmscale.train.assemble import Run
+from lmscale.train.charts import plan_charts
 from lmscale.train.progress import Hook, ProgressCounter
 from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
-
-# TensorBoard's "custom scalars" page: what a person looks at first, side by side, by patterns.
-CHARTS: dict[str, dict[str, list[str]]] = {
-    "learning": {
-        "loss, trained and held out": ["train/loss", "evaluation/.*/loss"],
-        "gradient norm": ["train/gradient_norm"],
-        "learning rate": ["train/learning_rate"],
-    },
-    "speed": {
-        "tokens per second": ["speed/tokens_per_second"],
-        "MFU, both conventions": ["speed/mfu_.*"],
-        "waiting for data": ["speed/data_wait_fraction"],
-        "goodput, of the wall time and of the running time": ["speed/.*goodput"],
-        "slowest rank, times the median's work": ["speed/slowest_ratio"],
-    },
-    "goodput": {
-        "where the wall time went, all of it": ["goodput/.*"],
-        "what was lost": ["goodput/(redone|undone|down)"],
-        "what held the steps up": ["goodput/(stalls|saves|evaluation|other)"],
-        "getting to the first step": ["goodput/(start|load)"],
-    },
-    "checkpoints": {
-        "seconds in which a save held the steps up": ["checkpoint/(stopped|waited|copy)_seconds"],
-        "seconds until it was committed": ["checkpoint/commit_seconds"],
-        "bytes": ["checkpoint/bytes"],
-        "GB/s": ["checkpoint/gigabytes_per_second"],
-    },
-    "guard": {
-        "steps that were not finite, spikes, skipped steps": [
-            "guard/(nonfinite|spike|skipped)_steps",
-            "train/skipped_steps",
-        ],
-        "rewinds": ["guard/rewinds"],
-        "samples jumped": ["guard/jumped_samples"],
-    },
-}
-
-
-def plan_charts(figures: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """``CHARTS``, and of an objective's other figures one of the shares that were right and one of
-    the losses of its terms and parts.
-    """
-    others = [name for name in figures if name != "loss"]
-    shares = [name for name in others if "accuracy" in name]
-    losses = [name for name in others if name not in shares]
-    more = {
-        title: [f"(train|evaluation/.*)/{name}" for name in names]
-        for title, names in (("accuracy", shares), ("terms and parts of the loss", losses))
-        if names
-    }
-    return {**CHARTS, "learning": CHARTS["learning"] | more}
 
 
 class MetricsHook:
@@ -91,10 +43,14 @@ class MetricsHook:
         self._since: list[StepReport] = []
         config = run.config
         trackers.log_text("config", dump_config(config), step=run.start.step)
-        trackers.log_layout(plan_charts(config.objective.figures))
         self._peak = config.train.peak_tflops or peak_tflops(
             device_name(run.device), config.engine.precision
         )
+        trackers.log_layout(
+            plan_charts(config, world_size=run.ranks.world_size, has_peak=self._peak is not None)
+        )
+        if changes := [describe_change(change) for change in find_changes(run.stream.segments)]:
+            trackers.log_text("mixture", "\n".join(changes), step=run.start.step)
         self._flops = account_model(config.model, config.sizes).flops
 
     def __call__(self, report: StepReport) -> None:
@@ -103,7 +59,7 @@ class MetricsHook:
         is_last = report.step == self._run.config.train.steps or report.stop_reason is not None
         if report.step % self._run.config.train.log_every_steps == 0 or is_last:
             values = self._values(report)
-            self._trackers.log(report.step, values)
+            self._trackers.log(report.step, values, losses={TRAINED: values["train/loss"]})
             logger.info(
                 "step %d/%d  loss %.4f  lr %.2e  norm %.3f  %s tokens/s  waited %.1f %%",
                 report.step,
@@ -147,7 +103,16 @@ class MetricsHook:
             **{f"goodput/{cause}": round(v, 5) for cause, v in goodput.fractions.items()},
             **heartbeat.slowest_figures(),
             "memory/peak_bytes": peak_memory_bytes(self._run.device),
+            **self._mixture_figures(report.first_n + report.samples),
             **self._more_figures(),
+        }
+
+    def _mixture_figures(self, n: int) -> dict[str, float]:
+        """Of every source its share of the samples up to ``n``, and how often it was read."""
+        stream = self._run.stream
+        shares, epochs = stream.shares_at(n - 1), stream.epochs_at(n)
+        return {f"mixture/{name}/share": share for name, share in shares.items()} | {
+            f"mixture/{name}/epochs": times for name, times in epochs.items()
         }
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from lmscale.checkpoint.fragments import refresh_parameters
@@ -123,7 +123,11 @@ class Evaluator:
             for figure, value in score.figures.items()
         }
         if self.trackers is not None:
-            self.trackers.log(step, figures | ({f"{name}/{OF_AVERAGE}": 1.0} if is_average else {}))
+            of_average = {f"{name}/{OF_AVERAGE}": 1.0} if is_average else {}
+            # Of other windows than those before, the last point would be no point of the curve.
+            is_alike = max_windows == run.config.evaluation.max_windows
+            losses = {each: figures[f"{name}/{each}/loss"] for each in scores} if is_alike else {}
+            self.trackers.log(step, figures | of_average, losses=losses)
         tell_unmeasured(run.config, figures, step)
         metric = run.config.evaluation.stop.metric
         if metric in figures:
@@ -131,6 +135,17 @@ class Evaluator:
             self.early_stop = run.find_early_stop(self.stop_figures, step=step)
         which = f"{name}, average of the weights" if is_average else name
         logger.info("held out at step %d (%s)\n%s", step, which, render_scores(scores))
+
+
+def open_run_trackers(run: Run, tokens: Callable[[], int]) -> AbstractContextManager[Trackers]:
+    """Rank 0's, from the run's start on; ``tokens`` were trained on when it is asked."""
+    return open_trackers(
+        run.folder,
+        resumed_step=run.start.step,
+        every=run.config.train.log_every_steps,
+        tokens=tokens,
+        held_out=tuple(run.config.evaluation.sets),
+    )
 
 
 @contextmanager
@@ -213,7 +228,7 @@ def complete_evaluation(run: Run, poll: StopPoll) -> None:
         with failing_together():
             if is_first:
                 run.lease.check()
-                trackers = stack.enter_context(open_trackers(run.folder, resumed_step=step))
+                trackers = stack.enter_context(open_run_trackers(run, lambda: run.start.tokens))
         evaluator = stack.enter_context(open_evaluator(run, trackers, poll))
         if WHOLE in owed:
             evaluator.score(step, WHOLE, max_windows=None)

@@ -9,14 +9,15 @@ import pytest
 from lmscale.errors import NoSpaceError
 from lmscale.files.jsonl import Sifted, read_rows
 from lmscale.runs import trackers as trackers_module
+from lmscale.runs.loss_curves import BY_STEP, BY_TOKENS, TRAINED
 from lmscale.runs.trackers import EVENTS_FOLDER, METRICS_FILE, open_trackers
 
 
-def scalars(folder, name):
-    """(step, value) as TensorBoard shows them."""
+def scalars(folder, name, run="."):
+    """(step, value) as TensorBoard shows them of this run below the folder of events."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    accumulator = EventAccumulator(str(folder / EVENTS_FOLDER))
+    accumulator = EventAccumulator(str(folder / EVENTS_FOLDER / run))
     accumulator.Reload()
     return [(event.step, event.value) for event in accumulator.Scalars(name)]
 
@@ -43,6 +44,25 @@ def test_after_a_resume_no_step_is_shown_twice(tmp_path):
     expected = [(1, 0.5), (2, 0.5), (3, 0.5), (4, 0.25), (5, 0.25), (6, 0.25)]
     assert [(row["step"], row["loss"]) for row in read_rows(tmp_path / METRICS_FILE)] == expected
     assert scalars(tmp_path, "loss") == expected
+
+
+def test_after_a_resume_the_loss_curves_go_on_over_steps_and_over_tokens(tmp_path):
+    def train(first, last, loss, resumed_step):
+        done = [300 * resumed_step]
+        with open_trackers(
+            tmp_path, resumed_step=resumed_step, tokens=lambda: done[0], held_out=["a"]
+        ) as trackers:
+            for step in range(first, last + 1):
+                done[0] = 300 * step
+                trackers.log(step, {}, losses={TRAINED: loss, "a": 2 * loss})
+
+    train(1, 4, 0.5, resumed_step=0)
+    train(3, 3, 0.25, resumed_step=2)  # step 4 was not reached again
+    assert scalars(tmp_path, BY_STEP) == [(1, 0.5), (2, 0.5), (3, 0.25)]
+    assert scalars(tmp_path, BY_STEP, "heldout/a") == [(1, 1.0), (2, 1.0), (3, 0.5)]
+    over_tokens = [(300, 0.5), (600, 0.5), (900, 0.25)]
+    assert scalars(tmp_path, BY_TOKENS, "by_tokens") == over_tokens
+    assert scalars(tmp_path, f"{BY_TOKENS}/a", "by_tokens") == [(n, 2 * v) for n, v in over_tokens]
 
 
 def test_the_rows_that_a_start_reads_are_let_go_before_it_trains(tmp_path, monkeypatch):
@@ -102,7 +122,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
 
 def test_after_a_kill_before_the_first_checkpoint_no_step_is_shown_twice(tmp_path):
     log_steps(tmp_path, 1, 3, 0.5)
-    (events,) = (tmp_path / EVENTS_FOLDER).iterdir()
+    (events,) = (tmp_path / EVENTS_FOLDER).glob("events.*")
     # As if by a host of a later name: of one second, it would be read last.
     second = events.name.split(".")[3]
     events.rename(events.with_name(f"events.out.tfevents.{second}.zzz.1.0"))

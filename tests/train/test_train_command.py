@@ -16,7 +16,10 @@ from tiny_run import (
 )
 
 from lmscale.cli.main import main
+from lmscale.cli.runs.look import read_page
+from lmscale.cli.runs.view import render_page
 from lmscale.config import load_config
+from lmscale.files.jsonl import read_rows
 from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.tokenizer.train import train_tokenizer
 
@@ -92,6 +95,21 @@ def test_a_changed_mixture_begins_a_segment_and_nothing_is_lost_or_repeated(go_o
     first, second = (segment["quotas"] for segment in state["segments"])
     assert first == {"a": 48, "b": 16} and second == {"a": 16, "b": 48}
     assert audit(go_on.run) == 0
+    told = "from sample 72 (step 7) on: a 75 % → 25 %, b 25 % → 75 %"
+    assert f"the mixture changes {told}" in ended.output
+    shares = {"from_n": 72, "before": {"a": 0.75, "b": 0.25}, "now": {"a": 0.25, "b": 0.75}}
+    assert read_rows(go_on.run / "resumes.jsonl")[-1]["mixture"] == shares
+    page = read_page(go_on.run)
+    assert page.to_json()["mixture"] == {
+        "shares": shares["before"],
+        "changes": [shares | {"step": 7}],
+    }
+    lines = render_page(page).splitlines()
+    place = lines.index("mixture          a 75 %, b 25 %")
+    assert lines[place + 1].strip() == told
+    figures = read_rows(go_on.run / "metrics.jsonl")
+    drawn = {row["step"]: row.get("mixture/a/share") for row in figures}
+    assert drawn[7] == 0.25 and 0.75 in drawn.values()
 
 
 def test_a_source_can_leave_and_the_run_is_still_audited(go_on):

@@ -1,12 +1,14 @@
 """What a run has done so far, and what is shown of it."""
 
+import re
 from dataclasses import asdict
 
 from guard_cases import report
+from recipes import RECIPES
+from tiny_run import tiny_config
 
-from lmscale.config.objective import CausalConfig, MaskedOrderConfig
+from lmscale.train.charts import plan_charts
 from lmscale.train.progress import Progress
-from lmscale.train.reporting import CHARTS, plan_charts
 
 
 def test_progress_adds_up_steps_samples_tokens_and_skipped_steps():
@@ -16,12 +18,51 @@ def test_progress_adds_up_steps_samples_tokens_and_skipped_steps():
     assert Progress(**asdict(after)) == after
 
 
-def test_every_figure_of_an_objective_is_on_a_chart_and_a_causal_run_has_no_empty_one():
-    learning = plan_charts(MaskedOrderConfig.figures)["learning"]
-    assert learning["accuracy"] == [
-        "(train|evaluation/.*)/accuracy",
-        "(train|evaluation/.*)/order_accuracy",
+def charts_of(tmp_path, world_size=1, has_peak=False, **sections):
+    config = tiny_config(tmp_path, tmp_path / "run", sections)
+    return plan_charts(config, world_size=world_size, has_peak=has_peak)
+
+
+def test_the_page_begins_with_the_loss_and_ends_with_the_checkpoints(tmp_path):
+    pages = charts_of(tmp_path)
+    assert [*pages] == [
+        *("loss", "learning", "mixture", "speed", "goodput", "guard", "checkpoints"),
     ]
-    assert learning["terms and parts of the loss"] == ["(train|evaluation/.*)/order_loss"]
-    assert [*plan_charts(CausalConfig.figures)["learning"]][3:] == ["terms and parts of the loss"]
-    assert plan_charts(("loss",)) == CHARTS
+    assert [*pages["loss"]][0] == "loss over steps, trained and held out"
+
+
+def test_a_pattern_of_one_figure_draws_no_other_one(tmp_path):
+    """TensorBoard holds a pattern against the beginning of a name (custom_scalars_plugin.py)."""
+    names = ["train/loss", "train/loss_scale", "Loss/by_step", "Loss/by_tokens", "Loss/by_tokens/a"]
+    names += ["evaluation/a/loss", "evaluation/a/loss/part", "evaluation/ab/loss"]
+    pages = charts_of(tmp_path, **{"evaluation.sets": {"a": "x", "b": "y"}})
+    drawn = {
+        title: [name for name in names if any(re.match(pattern, name) for pattern in patterns)]
+        for title, patterns in pages["loss"].items()
+    }
+    assert drawn == {
+        "loss over steps, trained and held out": ["Loss/by_step"],
+        "loss over tokens, trained and held out": ["Loss/by_tokens", "Loss/by_tokens/a"],
+        "held out, a": ["evaluation/a/loss"],
+        "held out, b": [],
+        "held out, bits per byte": [],
+    }
+
+
+def test_a_chart_that_a_run_would_leave_empty_is_not_there(tmp_path):
+    mfu, slowest = "MFU, both conventions", "slowest rank, times the median's work"
+    assert not {mfu, slowest} & charts_of(tmp_path)["speed"].keys()
+    assert {mfu, slowest} <= charts_of(tmp_path, world_size=2, has_peak=True)["speed"].keys()
+    terms = "terms and parts of the loss"
+    assert terms not in charts_of(tmp_path)["learning"]
+    with_z_loss = charts_of(tmp_path, objective={"name": "causal", "z_loss": 1e-4})
+    assert with_z_loss["learning"][terms] == ["(train|evaluation/.*)/z_loss$"]
+
+
+def test_every_figure_of_an_objective_is_on_a_chart(tmp_path):
+    learning = charts_of(tmp_path, **RECIPES["masked_order"])["learning"]
+    assert learning["accuracy"] == [
+        "(train|evaluation/.*)/accuracy$",
+        "(train|evaluation/.*)/order_accuracy$",
+    ]
+    assert learning["terms and parts of the loss"] == ["(train|evaluation/.*)/order_loss$"]

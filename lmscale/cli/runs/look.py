@@ -14,6 +14,7 @@ from launcher.history import Stretch, excluded_nodes, plan_history
 from launcher.slurm import sacct, squeue
 from launcher.status import TRAIN, RunState, SlurmAnswer, jobs_of, judge_run, newest_submission
 from lmscale.checkpoint.manifest import parse_manifest
+from lmscale.cli.runs.mixtures import Mixtures, read_mixtures
 from lmscale.errors import CheckpointError, ClusterError, LmscaleError, RefusedError
 from lmscale.files.jsonl import read_tail
 from lmscale.files.reading import read_plain
@@ -112,6 +113,7 @@ class RunPage:
     forecast: Forecast | None
     damaged: Sequence[str]  # what is wrong with checkpoints, at a look
     heartbeats: Sequence[Beat]  # of a run that is hung or silent: where each rank is
+    mixtures: Mixtures | None  # None where no start has recorded any
 
     def to_json(self) -> dict[str, Any]:
         """What ``runs status --json`` prints beyond ``runs list --json``."""
@@ -123,6 +125,7 @@ class RunPage:
             "damaged_checkpoints": list(self.damaged),
             "failed_saves": list(status.failed_saves),
             "passed_over": list(status.passed_over),
+            "mixture": self.mixtures and self.mixtures.to_json(),
             "rewinds": list(status.rewinds),
             "evidence": list(map(str, status.evidence)),
             "faults": list(status.faults),
@@ -173,6 +176,7 @@ def read_page(run: Path) -> RunPage:
         ),
         damaged=find_damaged(run, status.commits),
         heartbeats=read_heartbeats(run) if state.name in ("hung", "silent") else (),
+        mixtures=read_mixtures(run, status.mixture_steps),
     )
 
 

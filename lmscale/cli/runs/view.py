@@ -145,6 +145,8 @@ def _describe_page(page: RunPage) -> Lines:
     yield from _describe_figures(status)
     if page.forecast is not None:
         yield from _describe_forecast(state, page.forecast)
+    for number, line in enumerate(page.mixtures.lines() if page.mixtures else ()):
+        yield "" if number else "mixture", line
     yield from _describe_time_spent(status.goodput)
     yield from _describe_history(page.history)
     if status.watch:
