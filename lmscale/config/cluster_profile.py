@@ -115,12 +115,14 @@ class ClusterConfig(Section):
     tasks_per_node: PositiveInt | None = Field(default=None, le=MAX_TASKS)
     """Ranks on a node; default: one per GPU."""
     cpus_per_task: PositiveInt = Field(default=1, le=MAX_TASKS)
+    bind_ranks: bool = True
+    """Whether a rank runs on the cores beside its GPU; a --cpu-bind of srun_options comes first."""
     memory_per_node: str | None = None
     """``64G``; ``0`` is all of the node's."""
     sbatch_options: tuple[str, ...] = Field(default=(), strict=False)
     """More lines of #SBATCH, such as ``--mail-type=END``."""
     srun_options: tuple[str, ...] = Field(default=(), strict=False)
-    """More options of the srun that starts the ranks, such as ``--cpu-bind=cores``."""
+    """More options of the srun that starts the ranks, such as ``--mpi=none``."""
 
     modules: tuple[str, ...] = Field(default=(), strict=False)
     """Loaded by ``module load`` before anything runs."""
@@ -181,6 +183,12 @@ class ClusterConfig(Section):
                 f"{', '.join(bad)}: write the value in quotes, as the shell is to see it"
             )
         return {key: str(item) if type(item) is int else item for key, item in value.items()}
+
+    @property
+    def lets_ranks_bind(self) -> bool:
+        """Whether Slurm leaves the ranks all cores of a node, so that each takes its GPU's."""
+        is_slurms = any(option.startswith("--cpu-bind") for option in self.srun_options)
+        return self.bind_ranks and self.gpus_per_node > 0 and not is_slurms
 
     @property
     def runs_as_submitted(self) -> bool:

@@ -36,6 +36,7 @@ from lmscale.files.progress import progress
 from lmscale.guard.divergence import Divergence, describe_no_checkpoint, plan_rewind
 from lmscale.guard.guard import RewindRequest, stop_error
 from lmscale.history.history import History, read_history, record_rewind
+from lmscale.ranks.binding import bind_rank
 from lmscale.ranks.collectives import failing_together
 from lmscale.ranks.device import select_device
 from lmscale.ranks.exits import says_peer_gone
@@ -98,6 +99,7 @@ def open_session(
 ) -> Iterator[tuple[torch.device, Lease]]:
     """Have the ranks meet and claim the run's folder, which ends an older copy of the run."""
     device = select_device(ranks)
+    bound = bind_rank(ranks, device)
     with ExitStack() as stack:
         stack.enter_context(open_process_group(ranks, device, group_timeout(config.watch)))
         with failing_together():  # before the folder is claimed
@@ -110,6 +112,8 @@ def open_session(
                 check_names(config.evaluation.tasks, config.evaluation.tasks_include_path or None)
         lease = stack.enter_context(claim_folder(config, ranks))
         setup_logging(config.folder, ranks)
+        if bound:
+            logger.info("rank %d: %s", ranks.rank, bound)
         faults.arm(planned_faults, rank=ranks.rank, folder=config.folder)
         stop.discard_stale_file()
         stack.enter_context(open_watch(config.folder, config.watch, ranks))

@@ -28,6 +28,7 @@ CONFIGS = {
     "bart_base": "bart (BartForConditionalGeneration)",
     "bert_base": BERT,
     "demo": QWEN3,
+    "first_gpu": QWEN3,
     "gemma2_2b": "gemma2 (Gemma2ForCausalLM)",
     "gpt2_124m": GPT2,
     "gpt3_1.3b": GPT2,

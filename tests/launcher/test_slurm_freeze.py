@@ -97,7 +97,7 @@ def test_a_frozen_copy_is_small_and_brings_nothing_foreign(tmp_path):
     copy_code(tmp_path / "code")
     files = [path for path in (tmp_path / "code").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < MAX_BYTES
-    endings = {".py", ".yaml", ".j2", ".md", ".pyc", ".json", ".typed", ".sh"}
+    endings = {".py", ".pyi", ".yaml", ".j2", ".md", ".pyc", ".json", ".typed", ".sh"}
     assert {path.suffix for path in files} <= endings
     tag = f".{sys.implementation.cache_tag}.pyc"
     assert all(path.name.endswith(tag) for path in files if path.suffix == ".pyc")

@@ -411,11 +411,12 @@ fi
 meet
 if [[ -n $asked ]]; then finish 75; fi # nothing is done yet that the ranks could save
 say "starting $(plural $((nodes * 8)) rank) on $(plural "$nodes" node); they meet at $MASTER_ADDR:$MASTER_PORT"
+# Slurm binds no task: each rank takes the cores beside its GPU (bind_ranks of the profile).
 # One task a GPU, all GPUs of a node visible to each of its tasks (NCCL's peer-to-peer wants that).
 # A rank that fails ends the others: they would wait for it in their next collective. Rank 0 is on this node, where
 # they meet, also when not all nodes are used.
 listening --relative=0 --nodes="$nodes" --ntasks="$((nodes * 8))" --ntasks-per-node=8 \
-  --cpus-per-task=12 --kill-on-bad-exit=1 \
+  --cpus-per-task=12 --kill-on-bad-exit=1 --cpu-bind=none \
   /shared/ada/lmscale/.venv/bin/python -m launcher.rank \
   "$config" --run-folder "$run" --lock "$frozen/requirements.lock" --environment refuse &
 await $!
