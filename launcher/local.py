@@ -18,6 +18,7 @@ from typing import Any
 from launcher.outcome import CALM, MOMENT_SECONDS, Outcome, RankEnd, judge
 from launcher.rendezvous import environment_for, find_free_port, unset_defaults
 from lmscale.config import load_config
+from lmscale.config.load import blaming
 from lmscale.errors import EXIT_USER, ClusterError, ConfigError
 from lmscale.files.jsonl import read_tail
 from lmscale.ranks.device import num_cores
@@ -86,8 +87,9 @@ def launch_local(config_path: str | Path, overrides: Sequence[str], *, num_ranks
     if num_ranks < 1:
         raise ConfigError(f"--nproc {num_ranks}: at least one rank is needed.")
     config = load_config(config_path, overrides)
-    config.batch.plan(num_ranks)
-    check_start(config)
+    with blaming(overrides):
+        config.batch.plan(num_ranks)
+        check_start(config)
     logs = config.folder / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)

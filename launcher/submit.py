@@ -31,6 +31,7 @@ from launcher.sweep import parse_axis, plan_sweep
 from launcher.upstream import Upstream
 from lmscale.config import assets, dump_config, load_config
 from lmscale.config.cluster import find_profile
+from lmscale.config.load import blaming
 from lmscale.config.run import with_absolute_places
 from lmscale.config.sbatch_options import Asked
 from lmscale.errors import ClusterError, ConfigError, DataError, LmscaleError
@@ -112,7 +113,8 @@ def prepare(options: LaunchOptions) -> Prepared:
         is_awaited=options.is_awaited,
         sweep=sweep,
     )
-    job = plan_job(request, options.kind)
+    with blaming(options.overrides):
+        job = plan_job(request, options.kind)
     warnings = describe_unusable_nodes(request, job)
     if request.excluded:
         warnings.append(

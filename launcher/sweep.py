@@ -63,25 +63,27 @@ def plan_sweep(
     choices = list(itertools.product(*(values for _, values in axes)))
     if len(choices) > MAX_RUNS:
         raise ConfigError(f"--array: {len(choices)} runs are more than {MAX_RUNS}.")
-    runs, configs, problems = [], [], []
+    runs, configs = [], []
+    problems: dict[str, str] = {}
     for index, choice in enumerate(choices):
         values = dict(zip(keys, choice, strict=True))
         given = [f"{key}={value}" for key, value in values.items()]
         run = f"{name}-{index:03d}"
         own = [f"run.name={json.dumps(run)}", f"run.folder={json.dumps(str(root / run))}"]
         try:
-            config = load_config(config_path, [*overrides, *given, *own])
+            config = load_config(config_path, [*overrides, *own], axes=given)
             if config.checkpoint.folder and "checkpoint.folder" not in keys:
                 place = f"{config.checkpoint.folder.rstrip('/')}/{run}"
                 own.append(f"checkpoint.folder={json.dumps(place)}")
-                config = load_config(config_path, [*overrides, *given, *own])
+                config = load_config(config_path, [*overrides, *own], axes=given)
         except ConfigError as error:
-            problems += [f"{' '.join(given)}: {problem}" for problem in error.problems]
+            for problem in error.problems:  # of a key that every run has, once
+                problems.setdefault(problem, f"{' '.join(given)}: {problem}")
             continue
         configs.append(with_absolute_places(config))
         runs.append(SweepMember(index=index, run=run, folder=root / run, values=values))
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError([*problems.values()])
     return Sweep(
         name=name,
         root=root,

@@ -13,6 +13,7 @@ import yaml
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import RunConfig, dump_config, load_config
 from lmscale.config.hf.target import describe_target
+from lmscale.config.load import blaming
 from lmscale.config.token_ids import fold_ids
 from lmscale.files.printing import say
 
@@ -34,7 +35,8 @@ def show(
     With --nproc also the division of the batch and all that DeepSpeed is given, overrides included.
     """
     loaded = load_config(config, set_ or ())
-    derived = _derive(loaded, num_ranks)
+    with blaming(set_ or ()):
+        derived = _derive(loaded, num_ranks)
     if as_json:
         echo_json({"config": loaded.model_dump(mode="json"), "derived": derived})
         return

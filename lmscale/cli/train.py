@@ -9,6 +9,7 @@ import typer
 
 from lmscale.cli.options import ConfigArgument, SetOption
 from lmscale.config import RunConfig, load_config
+from lmscale.config.load import blaming
 from lmscale.errors import EXIT_RESUMABLE
 
 
@@ -25,7 +26,8 @@ def train(config: ConfigArgument, set_: SetOption = None) -> None:
     loaded = load_config(config, set_ or ())
     if is_step:
         redirect_output(loaded.folder, int(os.environ["RANK"]))
-    stop_reason = run_training(loaded)
+    with blaming(set_ or ()):
+        stop_reason = run_training(loaded)
     if stop_reason is not None:
         raise typer.Exit(EXIT_RESUMABLE)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lmscale.config.assets import find_assets
 from lmscale.config.cluster_profile import ClusterConfig
-from lmscale.config.load import ConfigLoader, parse_yaml, read_text, validate_tree
+from lmscale.config.load import ConfigLoader, find_lines, parse_yaml, read_text, validate_tree
+from lmscale.config.origin import Origin
 from lmscale.errors import ConfigError
 
 
@@ -39,7 +41,8 @@ def load_cluster(name_or_path: str | Path) -> ClusterConfig:
 
 def parse_cluster(text: str, *, name: str = "profile") -> ClusterConfig:
     """A profile from its YAML text; ``name`` stands in the messages."""
-    return validate_tree(ClusterConfig, parse_yaml(text, name, _Loader), name=name)
+    origin = Origin(name, lines=cache(lambda: find_lines(text, _Loader)))
+    return validate_tree(ClusterConfig, parse_yaml(text, name, _Loader), name=name, origin=origin)
 
 
 def change_cluster(

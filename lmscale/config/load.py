@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import math
 import re
-import types
-import typing
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
-from lmscale.config.base import Section, show
-from lmscale.config.kinds import Kinds
+from lmscale.config.base import Section
+from lmscale.config.origin import Given, Origin, blame
+from lmscale.config.problems import describe_problems
 from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError
 from lmscale.files.redact import find_url_secrets
@@ -30,18 +29,6 @@ MAX_NODES = 100_000
 aliases would else fill the memory.
 """
 MAX_SIXTIES = 10_000  # characters of a number such as 1:59:59, which takes time by their square
-MAX_LINE = 1200  # of a problem
-MAX_PROBLEMS = 100  # that are described; of an unknown key the nearest known one is looked for
-MAX_KEYS = 8  # of a section that are named where something else stands in its place
-_YAML_WORDS = {
-    "a valid tuple": "a list",
-    "a valid list": "a list",
-    "a valid dictionary": "a section",
-    "Dictionary": "The section",
-    "Tuple": "The list",
-    " after validation": "",
-}
-"""What YAML calls that which pydantic's messages name."""
 _MERGE_TAG = "tag:yaml.org,2002:merge"  # <<: *anchor
 
 
@@ -109,9 +96,14 @@ ConfigLoader.add_implicit_resolver(
 )
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file, apply ``a.b=c`` overrides, and validate. Raises ``ConfigError``."""
-    return parse_config(read_text(Path(path)), overrides, name=str(path))
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, axes: Sequence[str] = ()
+) -> RunConfig:
+    """Read a YAML file, apply ``a.b=c`` overrides, and validate. Raises ``ConfigError``.
+
+    ``axes``: overrides by --array, where the others are by --set.
+    """
+    return parse_config(read_text(Path(path)), overrides, name=str(path), axes=axes)
 
 
 def read_text(path: Path) -> str:
@@ -127,27 +119,49 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
 
 
-def parse_config(text: str, overrides: Sequence[str] = (), *, name: str = "config") -> RunConfig:
+def parse_config(
+    text: str,
+    overrides: Sequence[str] = (),
+    *,
+    name: str = "config",
+    axes: Sequence[str] = (),
+) -> RunConfig:
     """The same from a string; ``name`` stands in the messages."""
     tree = parse_yaml(text, name)
-    given: set[tuple[str, ...]] = set()
+    given: dict[tuple[str, ...], Given] = {}
     problems = [
-        problem for override in overrides if (problem := _apply_override(tree, override, given))
+        problem
+        for option, texts in (("--set", overrides), ("--array", axes))
+        for override in texts
+        if (problem := _apply_override(tree, Given(option, override), given))
     ]
+    origin = Origin(name, given=given, lines=cache(lambda: find_lines(text)))
     try:
-        config = validate_tree(RunConfig, tree, name=name, given=given)
+        config = validate_tree(RunConfig, tree, name=name, origin=origin)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     problems += [
-        f"{name}: {path}: the URL holds credentials, which would be written to config.yaml and to "
-        "logs. Leave them out: libraries find them in the environment and in files of their own, "
-        "such as ~/.aws/credentials or ~/.config/fsspec."
+        f"{origin.of(path.split('.'))}: {path}: the URL holds credentials, which would be written "
+        "to config.yaml and to logs. Leave them out: libraries find them in the environment and in "
+        "files of their own, such as ~/.aws/credentials or ~/.config/fsspec."
         for path in find_url_secrets(tree)
     ]
-    problems += _find_export_problems(config)
+    problems += [blame(problem, given.values()) for problem in _find_export_problems(config)]
     if problems:
         raise ConfigError(problems)
     return config
+
+
+@contextmanager
+def blaming(overrides: Sequence[str]) -> Iterator[None]:
+    """Problems that are found once the configuration is loaded, such as with a number of ranks,
+    name the --set that gave a value of theirs.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        given = [Given("--set", override) for override in overrides]
+        raise ConfigError([blame(problem, given) for problem in error.problems]) from None
 
 
 def _find_export_problems(config: RunConfig) -> Sequence[str]:
@@ -168,38 +182,35 @@ def _find_export_problems(config: RunConfig) -> Sequence[str]:
 
 
 def validate_tree(
-    model: type[Tree],
-    tree: Mapping[str, Any],
-    *,
-    name: str,
-    given: Collection[tuple[str, ...]] = (),
+    model: type[Tree], tree: Mapping[str, Any], *, name: str, origin: Origin | None = None
 ) -> Tree:
-    """``tree`` as a frozen value; every problem at once, with its path.
-
-    ``name``: whose the values are, but for those at and below the paths ``given`` by --set.
-    """
-
-    def owner_of(location: Sequence[str | int]) -> str:
-        paths = (tuple(map(str, location[:depth])) for depth in range(1, len(location) + 1))
-        return "--set" if any(path in given for path in paths) else name
-
+    """``tree`` as a frozen value; every problem at once, with its path. ``name``: whose it is."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        described = (
-            _describe(problem, owner_of(problem["loc"]), model, tree)
-            for problem in found[:MAX_PROBLEMS]
-        )
-        lines = [_shorten(line) for text in described for line in text.splitlines()]
-        if len(found) > MAX_PROBLEMS:
-            lines.append(f"{name}: {len(found) - MAX_PROBLEMS:,} more problems like these.")
-        raise ConfigError(lines) from None
+        problems = describe_problems(error, model, tree, origin or Origin(name))
+        raise ConfigError(problems) from None
 
 
-def _shorten(line: str) -> str:
-    """A problem that quotes a text of any length, with its beginning and its end."""
-    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 300]} … {line[-300:]}"
+def find_lines(
+    text: str, loader_class: type[ConfigLoader] = ConfigLoader
+) -> Mapping[tuple[str, ...], int]:
+    """Path of a key in a YAML text → its line. Of keys that were merged there is none."""
+    lines: dict[tuple[str, ...], int] = {}
+
+    def add(node: yaml.Node | None, above: tuple[str, ...]) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    lines[(*above, key.value)] = key.start_mark.line + 1
+                    add(value, (*above, key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            for place, value in enumerate(node.value):
+                lines[(*above, str(place))] = value.start_mark.line + 1
+                add(value, (*above, str(place)))
+
+    add(loader_class(text).get_single_node(), ())
+    return lines
 
 
 def dump_config(config: Section) -> str:
@@ -232,129 +243,21 @@ def _parse_value(text: str, name: str, loader_class: type[ConfigLoader] = Config
         raise ConfigError(f"{name}: not valid YAML: it is nested too deeply.") from None
 
 
-def _apply_override(tree: dict[str, Any], override: str, given: set[tuple[str, ...]]) -> str | None:
+def _apply_override(
+    tree: dict[str, Any], override: Given, given: dict[tuple[str, ...], Given]
+) -> str | None:
     """What is wrong with an override; ``given`` gets the path that nothing but it has filled."""
-    path, separator, value = override.partition("=")
+    path, separator, value = override.text.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
-        return f"--set {override}: write it as section.key=value, for example train.steps=100."
+        return f"{override}: write it as section.key=value, for example train.steps=100."
     own = tuple(keys)
     for depth, key in enumerate(keys[:-1]):
         if tree.get(key) is None:
             tree[key], own = {}, own[: depth + 1]
         tree = tree[key]
         if not isinstance(tree, dict):
-            return (
-                f"--set {override}: {'.'.join(keys[: depth + 1])} is a single value, not a section."
-            )
-    tree[keys[-1]] = _parse_value(value, f"--set {override}")
-    given.add(own)
-    return None
-
-
-def _describe(
-    problem: Mapping[str, Any], name: str, model: type[BaseModel], tree: Mapping[str, Any]
-) -> str:
-    location = problem["loc"]
-    path = ".".join(str(part) for part in location)
-    kind = problem["type"]
-    if kind == "extra_forbidden":
-        keys = _known_keys(location[:-1], model, tree)
-        owners = _describe_owners(location, model, tree)
-        said = describe_unknown(str(location[-1]), keys, is_known=bool(owners))
-        return f"{name}: {path}: {said}{owners}"
-    if kind == "missing":
-        return f"{name}: {path}: is required and missing."
-    message = problem["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        where = f"{name}: {path + ': ' if path else ''}"
-        ends = ("?", ".")
-        lines = message.splitlines()
-        return "\n".join(where + line + "." * (not line.endswith(ends)) for line in lines)
-    if kind == "int_type" and isinstance(problem["input"], float):
-        message = "Input should be a whole number without a dot or an exponent"
-    elif kind in ("model_type", "model_attributes_type"):
-        message = f"Input should be a section{_describe_keys(_known_keys(location, model, tree))}"
-    elif location and location[-1] == "[key]":
-        path = ".".join(str(part) for part in location[:-1])
-        message = message.replace("String", "The name")
-    for pydantics, yamls in _YAML_WORDS.items():
-        message = message.replace(pydantics, yamls)
-    return f"{name}: {path}: {message[:1].lower()}{message[1:]}; found {show(problem['input'])}."
-
-
-def _describe_keys(keys: Sequence[str]) -> str:
-    """`` with the keys a, b``; "" where there are none, and only the first ones of many."""
-    more = " …" if len(keys) > MAX_KEYS else ""
-    return f" with the keys {', '.join(keys[:MAX_KEYS])}{more}" if keys else ""
-
-
-def describe_unknown(key: str, valid_keys: Sequence[str], *, is_known: bool = False) -> str:
-    """The end of the message about a key that is not among the known ones. ``is_known``: of another
-    section, so that it is no slip of a key here.
-    """
-    near = [] if is_known else difflib.get_close_matches(key, valid_keys, n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(valid_keys)}."
-    return f"unknown key. {hint}"
-
-
-def _describe_owners(
-    location: Sequence[str | int], model: type[BaseModel], tree: Mapping[str, Any]
-) -> str:
-    """Where a key belongs that its section does not know; "" for nowhere near.
-
-    To other kinds of the section, or to a section in it.
-    """
-    *above, key = map(str, location)
-    section, kinds = _section_at(location[:-1], model, tree)
-    if kinds is not None:
-        owners = [name for name, kind in kinds.own.items() if key in kind.model_fields]
-        return f" It is one of {'.'.join([*above, kinds.key])}: {', '.join(owners)}." * bool(owners)
-    for name, field in section.model_fields.items() if section is not None else ():
-        kinds = _kinds_of(field)
-        inner = _section_in(field.annotation)
-        sections = kinds.own.values() if kinds else [inner] if inner else []
-        if any(key in each.model_fields for each in sections):
-            return f" It belongs below {'.'.join([*above, name])}."
-    return ""
-
-
-def _known_keys(
-    location: Sequence[str | int], model: type[BaseModel], tree: Mapping[str, Any]
-) -> list[str]:
-    """The keys of the section at ``location``."""
-    section, _ = _section_at(location, model, tree)
-    return list(section.model_fields) if section is not None else []
-
-
-def _section_at(
-    location: Sequence[str | int], model: type[BaseModel], tree: Mapping[str, Any]
-) -> tuple[type[BaseModel] | None, Kinds | None]:
-    """The section at ``location``, and the kinds of which ``tree`` has chosen it."""
-    annotation: Any = model
-    value: Any = tree
-    kinds = None
-    for part in location:
-        section, kinds = _section_in(annotation), None
-        value = value.get(part) if isinstance(value, Mapping) else None
-        if section is not None and part in section.model_fields:
-            field = section.model_fields[str(part)]
-            kinds, annotation = _kinds_of(field), field.annotation
-            if kinds and isinstance(value, Mapping):
-                annotation = kinds.section_for(value)
-        else:  # a key of a mapping such as stream.sources, or a place in a list such as of inputs
-            arguments = [each for each in typing.get_args(annotation) if each is not ...]
-            annotation = arguments[-1] if arguments else None
-    return _section_in(annotation), kinds
-
-
-def _kinds_of(field: FieldInfo) -> Kinds | None:
-    return next((item for item in field.metadata if isinstance(item, Kinds)), None)
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return next((s for s in map(_section_in, typing.get_args(annotation)) if s), None)
+            return f"{override}: {'.'.join(keys[: depth + 1])} is a single value, not a section."
+    tree[keys[-1]] = _parse_value(value, str(override))
+    given[own] = override
     return None

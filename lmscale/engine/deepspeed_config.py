@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmscale.config.data import BatchPlan
-from lmscale.config.load import describe_unknown
+from lmscale.config.problems import describe_unknown
 from lmscale.config.training import EngineConfig
 from lmscale.errors import ConfigError
 

@@ -113,7 +113,7 @@ def test_all_problems_of_a_profile_are_told_together():
 
 def test_an_unknown_key_is_told_with_the_nearest():
     assert problems_of(f"{SMALL}signal_second: 3") == [
-        "profile: signal_second: unknown key. Did you mean signal_seconds?"
+        "profile:3: signal_second: unknown key. Did you mean signal_seconds?"
     ]
     assert "Did you mean slow_ratio?" in problems_of(f"{SMALL}preflight: {{slow: 1}}")[0]
 

@@ -23,8 +23,11 @@ def test_a_file_without_a_family_describes_a_decoder():
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("{famliy: decoder}", "c.yaml: model.famliy: unknown key. Did you mean family?"),
-        ("{family: decodr}", "c.yaml: model.family: 'decodr' is not known. Did you mean decoder?"),
+        ("{famliy: decoder}", "c.yaml:2: model.famliy: unknown key. Did you mean family?"),
+        (
+            "{family: decodr}",
+            "c.yaml:2: model.family: 'decodr' is not known. Did you mean decoder?",
+        ),
         ("{rope_scaling: {kind: yarn, factor: 4}}", "kind = yarn needs original_positions"),
         (
             "{rope_theta: 1, rope_scaling: {kind: yarn, factor: 4, original_positions: 9}}",
@@ -35,8 +38,8 @@ def test_a_file_without_a_family_describes_a_decoder():
         ("{layers: 2, sliding_windows: [4, 0, 0]}", "has 3 numbers for layers = 2"),
         ("{family: encoder, layers: 1, sliding_windows: [4, 0]}", "has 2 numbers for layers = 1"),
         ("{positions: learned, rope_scaling: {kind: ntk}}", "ntk needs positions: rope"),
-        ("{family: recurrent, norm: rms}", "c.yaml: model.norm: unknown key. Known here: "),
-        ("{family: decoder, head: 4}", "c.yaml: model.head: unknown key. Did you mean heads?"),
+        ("{family: recurrent, norm: rms}", "c.yaml:2: model.norm: unknown key. Known here: "),
+        ("{family: decoder, head: 4}", "c.yaml:2: model.head: unknown key. Did you mean heads?"),
     ],
 )
 def test_an_unknown_family_or_key_is_told_with_those_that_are_known(model, words):

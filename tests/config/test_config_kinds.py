@@ -71,8 +71,8 @@ def test_an_installed_package_adds_an_objective_with_keys_of_its_own(installed):
 def test_problems_stand_at_their_key_whatever_the_kind(installed):
     installed(guess=f"{__name__}:GuessConfig")
     assert problems_of("{name: guess, z_loss: 1, rate: much}") == [
-        "c.yaml: objective.rate: input should be a valid number; found 'much'.",
-        "c.yaml: objective.z_loss: unknown key. Known here: name, rate. It is one of "
+        "c.yaml:2: objective.rate: input should be a valid number; found 'much'.",
+        "c.yaml:2: objective.z_loss: unknown key. Known here: name, rate. It is one of "
         "objective.name: causal, distill, fill_middle, prefix, spans, denoisers, infill, "
         "pairs, completion, mixture.",
     ]
@@ -84,7 +84,7 @@ def test_an_unknown_objective_is_told_the_known_ones(installed):
     known = ", ".join([*OBJECTIVES.own, "guess"])
     told = f"'gess' is not known. Did you mean guess? Known: {known}; others are installed "
     told += "with the packages that add them (entry points lmscale.objectives)."
-    assert problem == f"c.yaml: objective.name: {told}"
+    assert problem == f"c.yaml:2: objective.name: {told}"
 
 
 def test_an_entry_point_that_cannot_be_used_is_named(installed):
@@ -109,7 +109,7 @@ def test_a_package_that_cannot_be_imported_is_a_problem_whatever_it_raises(
     monkeypatch.syspath_prepend(tmp_path)
     installed(broken="broken_package:It")
     assert problems_of("{name: broken}") == [
-        "c.yaml: objective.name: 'broken' (broken_package:It, entry point lmscale.objectives) "
+        "c.yaml:2: objective.name: 'broken' (broken_package:It, entry point lmscale.objectives) "
         f"cannot be imported: {error}"
     ]
 
@@ -124,7 +124,7 @@ def test_a_name_that_two_kinds_have_is_refused_with_both(installed):
     installed(guess=("one:It", "other:It"), causal="third:It", cloze=f"{__name__}:ClozeConfig")
     (two,), (own,) = problems_of("{name: guess}"), problems_of("{z_loss: 0.5}")
     assert two == (
-        "c.yaml: objective.name: 'guess' is the name of several kinds, one:It and other:It "
+        "c.yaml:2: objective.name: 'guess' is the name of several kinds, one:It and other:It "
         "(entry points lmscale.objectives). Uninstall all packages but one that name it."
     )
     assert "'causal' is the name of several kinds, lmscale.config.objective:CausalConfig" in own

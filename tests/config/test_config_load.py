@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from lmscale.config import RunConfig, dump_config, load_config, parse_config
+from lmscale.config.load import blaming
 from lmscale.config.model import FAMILIES
 from lmscale.errors import ConfigError
 
@@ -80,12 +81,14 @@ def test_a_malformed_override_is_told(override, words):
 
 
 def test_unknown_keys_are_told_with_their_path_and_the_nearest_known_one():
-    text = "run: {name: a}\ntrian: {}\nengine: {optimizer: {learning: 1}, schedule: {warmup: 3}}\n"
+    text = (
+        "run: {name: a}\ntrian: {}\nengine: {optimizer: {learning: 1}, schedule: {warm_steps: 3}}\n"
+    )
     assert problems_of(text) == [
-        "c.yaml: engine.optimizer.learning: unknown key. Known here: kind, lr, momentum, "
+        "c.yaml:3: engine.optimizer.learning: unknown key. Known here: kind, lr, momentum, "
         "muon_lr_ratio, betas, eps, weight_decay, decay, clip_norm.",
-        "c.yaml: engine.schedule.warmup: unknown key. Did you mean warmup_steps?",
-        "c.yaml: trian: unknown key. Did you mean train?",
+        "c.yaml:3: engine.schedule.warm_steps: unknown key. Did you mean warmup_steps?",
+        "c.yaml:2: trian: unknown key. Did you mean train?",
     ]
 
 
@@ -98,7 +101,7 @@ def test_unknown_keys_below_a_name_that_yaml_reads_as_no_text_are_found(name):
 def test_unknown_keys_below_a_name_of_ones_own_are_found():
     text = "run: {name: a}\nstream: {sources: {en: {shards: x, wieght: 2}}}\n"
     assert problems_of(text) == [
-        "c.yaml: stream.sources.en.wieght: unknown key. Did you mean weight?"
+        "c.yaml:2: stream.sources.en.wieght: unknown key. Did you mean weight?"
     ]
 
 
@@ -260,8 +263,8 @@ def test_null_in_place_of_a_section_or_a_list_is_called_null_and_true_is_true():
     text = "objective: {name: classes, names: null}\nmodel: {mup: true}\n"
     mup = "model.mup: input should be a section with the keys base_width, base_head_width"
     assert problems_of(MINIMAL + text) == [
-        f"c.yaml: {mup}; found true.",
-        "c.yaml: objective.names: input should be a list; found null.",
+        f"c.yaml:3: {mup}; found true.",
+        "c.yaml:2: objective.names: input should be a list; found null.",
     ]
 
 
@@ -355,13 +358,15 @@ def test_a_guard_whose_window_is_no_longer_than_a_spike_is_refused():
     assert any("the spike itself would move the median" in problem for problem in said)
 
 
+KINDS = "input should be 'adamw', 'adafactor', 'adam', 'lion', 'muon', 'schedule_free' or 'sgd'"
+
+
 def test_a_wrong_value_is_told_with_who_gave_it():
     text = MINIMAL + "train: {steps: many, log_every_steps: 0}\n"
     known = (
         f"Known: {', '.join(FAMILIES.names())}; others are installed with the packages that add "
     )
     known += "them (entry points lmscale.families)."
-    kinds = "'adamw', 'adafactor', 'adam', 'lion', 'muon', 'schedule_free' or 'sgd'"
     given = [
         "model.family=encodr",
         "train.steps=more",
@@ -369,9 +374,58 @@ def test_a_wrong_value_is_told_with_who_gave_it():
         "engine.optimizer.kind=best",
     ]
     assert sorted(problem.partition(": ")[::2] for problem in problems_of(text, given)) == [
-        ("--set", f"engine.optimizer.kind: input should be {kinds}; found 'best'."),
-        ("--set", f"model.family: 'encodr' is not known. Did you mean encoder? {known}"),
-        ("--set", "modle: unknown key. Did you mean model?"),
-        ("--set", "train.steps: input should be a valid integer; found 'more'."),
-        ("c.yaml", "train.log_every_steps: input should be greater than 0; found 0."),
+        ("--set engine.optimizer.kind=best", f"engine.optimizer.kind: {KINDS}; found 'best'."),
+        (
+            "--set model.family=encodr",
+            f"model.family: 'encodr' is not known. Did you mean encoder? {known}",
+        ),
+        ("--set modle.width=4", "modle: unknown key. Did you mean model?"),
+        (
+            "--set train.steps=more",
+            "train.steps: input should be a valid integer; found 'more'.",
+        ),
+        ("c.yaml:2", "train.log_every_steps: input should be greater than 0; found 0."),
     ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "owner"),
+    [
+        ([], "c.yaml: "),
+        (["train.steps=5"], "c.yaml with --set train.steps=5: "),
+        (["engine.schedule={warmup_steps: 9}"], "c.yaml with --set engine.schedule={warmup_"),
+        (["engine.schedule.warmup_steps=9"], "c.yaml with --set engine.schedule.warmup_steps=9: "),
+        (["run.seed=5", "train.log_every_steps=3"], "c.yaml: "),
+    ],
+)
+def test_values_that_fail_together_are_told_with_the_overrides_among_them(overrides, owner):
+    text = MINIMAL + "train: {steps: 6}\nengine: {schedule: {warmup_steps: 8}}\n"
+    (said,) = problems_of(text, overrides)
+    assert said.startswith(owner) and "is more than train.steps" in said
+
+
+def test_a_section_whose_own_values_fail_together_is_told_with_its_line():
+    text = MINIMAL + "engine:\n  zero_stage: 0\n  offload_optimizer: true\n"
+    (said,) = problems_of(text)
+    assert said == "c.yaml:2: engine: offload_optimizer needs zero_stage 1, 2 or 3."
+    (said,) = problems_of(MINIMAL + "engine: {zero_stage: 0}", ["engine.offload_optimizer=true"])
+    assert said.startswith("c.yaml:2 with --set engine.offload_optimizer=true: engine: ")
+
+
+def test_what_a_number_of_ranks_makes_wrong_is_blamed_on_the_override_that_gave_it():
+    config = parse_config(MINIMAL, ["batch.global_windows=7", "run.seed=2"])
+    with pytest.raises(ConfigError) as caught, blaming(["batch.global_windows=7", "run.seed=2"]):
+        config.batch.plan(2)
+    (said,) = caught.value.problems
+    assert said.startswith("--set batch.global_windows=7: batch.global_windows = 7 cannot be dealt")
+
+
+def test_a_key_that_was_merged_is_told_with_the_line_of_its_section():
+    text = MINIMAL + "stream:\n  sources:\n    a: &a {shards: x, wieght: 1}\n    b: {<<: *a}\n"
+    assert [problem.partition(": ")[0] for problem in problems_of(text)] == ["c.yaml:4", "c.yaml:5"]
+
+
+def test_a_password_in_an_override_is_not_shown_though_the_override_is_cut():
+    given = f"stream.sources.a.shards=s3://someone:{'secret' * 20}@host/x"
+    (said,) = problems_of(MINIMAL, [given])
+    assert "the URL holds credentials" in said and "secret" not in said

@@ -90,5 +90,5 @@ def test_a_checkpoint_of_a_run_without_mup_knows_nothing_of_it(tmp_path):
 def test_a_family_without_mup_refuses_it_and_says_which_has_it():
     with pytest.raises(ConfigError) as caught:
         parse_config("{run: {name: a}, model: {family: recurrent, mup: {base_width: 8}}}")
-    assert caught.value.problems[0].startswith("config: model.mup: unknown key. Known here: ")
+    assert caught.value.problems[0].startswith("config:1: model.mup: unknown key. Known here: ")
     assert caught.value.problems[0].endswith(" It is one of model.family: decoder.")

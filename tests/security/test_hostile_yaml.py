@@ -7,7 +7,8 @@ import yaml
 
 from lmscale.config import parse_config
 from lmscale.config.cluster import parse_cluster
-from lmscale.config.load import MAX_NODES, MAX_PROBLEMS, ConfigLoader, load_config
+from lmscale.config.load import MAX_NODES, ConfigLoader, load_config
+from lmscale.config.problems import MAX_PROBLEMS
 from lmscale.errors import ConfigError
 
 TAGS = [
