@@ -4,6 +4,7 @@
 
     lmscale launch local   local.launch_local → local.Supervisor          ranks are child processes
     lmscale launch slurm   submit.prepare → checks.check → submit.submit
+                --job all  the same of each stage, by pipeline.plan_stage and submit_stages
 
     configuration ─┐
     profile ───────┼→ plan.py → SlurmJob → render.py → batch script → submit.py → sbatch (slurm.py)

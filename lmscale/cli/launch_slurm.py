@@ -20,9 +20,9 @@ from lmscale.cli.launch_output import (
     print_stages,
     print_submission,
 )
-from lmscale.cli.options import print_problems, print_warnings
+from lmscale.cli.options import print_notes, print_problems, print_warnings
 from lmscale.errors import EXIT_USER, LmscaleError
-from lmscale.files.printing import say
+from lmscale.files.printing import count_of, say
 from lmscale.files.run_files import read_submissions
 
 if TYPE_CHECKING:
@@ -162,12 +162,14 @@ def _measure(options: LaunchOptions, prepared: Prepared, how: How) -> tuple[Prep
     try:
         work = find(awaits=options.is_awaited)
     except LmscaleError as error:
-        # What another job makes is not there yet, and a dry run may be far from the data.
         if not (how.dry_run or options.after):
             raise
         tasks = options.tasks or 1
         work = Work(tasks=tasks, missing=tuple(range(tasks)))
-        warnings += error.problems
+        if not how.dry_run:  # what another job makes is not there yet
+            warnings += error.problems
+        elif not options.is_awaited:  # it may be far from the data
+            print_notes(f"{problem} So {count_of(tasks, 'task')}." for problem in error.problems)
     if work.note and not work.is_done:
         warnings.append(work.note)
     only = () if len(work.missing) == work.tasks else work.missing

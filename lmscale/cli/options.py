@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +65,11 @@ def print_problems(problems: Sequence[str]) -> None:
 def print_warnings(warnings: Sequence[str]) -> None:
     """The same for what does not stand in the way."""
     _print(warnings, Text("warning: ", style="bold yellow"))
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """The same for what a person may want to know."""
+    _print(list(notes), Text("note: "))
 
 
 def _print(problems: Sequence[str], label: Text) -> None:

@@ -1,4 +1,4 @@
-"""Corpus and shards are built by the tasks of an array, and a task that fails is redone alone."""
+"""Corpus and shards are built by the tasks of an array; test_pipeline.py kills and breaks some."""
 
 from __future__ import annotations
 
@@ -124,51 +124,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def lab(cluster: Cluster, tmp_path: Path) -> DataLab:
     return DataLab(cluster=cluster, folder=tmp_path)
-
-
-def test_an_array_builds_corpus_and_shards_though_one_of_its_tasks_is_killed(lab: DataLab):
-    lab.write(file_bytes=50_000)
-    lab.hold(f"--task 1/{TASKS} ")
-    job = lab.submit("corpus")
-    wait_until(lambda: bool(lab.processes(1)), END_SECONDS, "a process of task 1")
-    for process in lab.processes(1):
-        process.send()
-    lab.hold("")
-    lab.wait_for_end(job)
-    output = (lab.folder / f"corpus/.slurm/job-{job}_1.out").read_text()
-    assert "failed (exit code 137): attempt 2 of 3" in output
-    assert "task 1 of 3, restart 1" in output
-    assert lab.outputs().count("corpus/web: built") == 1, lab.outputs()
-    assert lab.status("corpus")["missing"] == []
-    lab.assert_as_built_alone("corpus")
-
-    assert lab.lmscale("tokenizer", "train", lab.config).code == 0
-    job = lab.submit("shards")
-    lab.wait_for_end(job)
-    lab.assert_as_built_alone("shards")
-    assert lab.outputs().count("shards/web/train: built") == 1, lab.outputs()
-
-
-def test_a_task_that_something_has_to_be_mended_for_is_not_requeued_and_redone_alone(lab: DataLab):
-    lab.write(file_bytes=20_000)
-    broken = lab.folder / "raw/2.jsonl"
-    whole = broken.read_text()
-    broken.write_text(whole[:-10])
-    job = lab.submit("corpus")
-    lab.wait_for_end(job, {1: "FAILED"})
-    output = (lab.folder / f"corpus/.slurm/job-{job}_1.out").read_text()
-    assert "2.jsonl:21: not JSON" in output
-    assert "something to mend (exit code 2)" in output and "restart 1" not in output
-    status = lab.status("corpus")
-    assert status["missing"] == [1]
-    assert not (lab.folder / "corpus/web").exists()
-
-    broken.write_text(whole)
-    job = lab.submit("corpus")
-    lab.wait_for_end(job)
-    assert lab.outputs().count("2 parts done now") == 3  # none of them twice
-    assert lab.outputs().count("0 parts done now, found 2 done") == 2
-    lab.assert_as_built_alone("corpus")
 
 
 def test_a_task_out_of_time_comes_again_and_a_cancelled_one_does_not(lab: DataLab):

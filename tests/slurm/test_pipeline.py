@@ -78,7 +78,7 @@ def test_one_command_leads_from_text_to_a_model_over_a_failure_and_a_kill(
     broken = tmp_path / "raw/2.jsonl"
     whole = broken.read_text()
     broken.write_text(whole[:-10])
-    lab.hold(f"--task 1/{3} ")
+    lab.hold("--task 1/3 ")
     first = lab.launch()["jobs"]
     assert lab.waiting(first) == ["tokenizer", "shards", "train"]
     state = lab.state()
@@ -94,15 +94,22 @@ def test_one_command_leads_from_text_to_a_model_over_a_failure_and_a_kill(
     assert "it will never begin, for the corpus" in state["detail"], state
     assert f"job-{first['corpus'][0]}_*.out" in state["detail"]
 
+    failed = (tmp_path / f"corpus/.slurm/job-{first['corpus'][0]}_1.out").read_text()
+    assert "2.jsonl:21: not JSON" in failed and "something to mend (exit code 2)" in failed
+    assert "restart 1" not in failed
+    assert lab.status("corpus")["missing"] == [1]
+    assert not (tmp_path / "corpus/web").exists()
+
     broken.write_text(whole)
-    lab.hold("--task 1/3 ")
+    lab.hold("--task ")
     second = lab.launch()["jobs"]
     assert not {*sum(second.values(), [])} & {*sum(first.values(), [])}
     corpus = second["corpus"][0]
     wait_until(lambda: bool(lab.processes(1)), END_SECONDS, "a process of task 1")
     for process in lab.processes(1):
         process.send()
-    wait_until(lambda: "attempt 2 of 3" in lab.outputs(), END_SECONDS, "the kill")
+    killed = "failed (exit code 137): attempt 2 of 3"
+    wait_until(lambda: killed in lab.outputs(), END_SECONDS, "the kill")
     wait_until(lambda: bool(lab.processes(1)), END_SECONDS, "the task's second start")
     assert lab.waiting(second) == ["tokenizer", "shards", "train"], "none began, none was ended"
     lab.hold("")
@@ -110,6 +117,9 @@ def test_one_command_leads_from_text_to_a_model_over_a_failure_and_a_kill(
     for name in STAGES[1:]:
         lab.await_job(second[name][0], "COMPLETED")
     assert lab.state()["state"] == "finished"
+    assert lab.outputs().count("2 parts done now") == 3, "none of them twice"
+    assert lab.outputs().count("corpus/web: built") == 1, lab.outputs()
+    assert lab.outputs().count("shards/web/train: built") == 1, lab.outputs()
     lab.assert_as_built_alone("corpus", "shards")
     last = lab.launch()
     assert [stage["state"] for stage in last["stages"]] == ["done"] * 4

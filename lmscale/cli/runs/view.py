@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmscale.cli.options import (
+    print_notes,
     print_warnings,
     render_duration,
     render_line,
     render_time,
 )
 from lmscale.errors import LmscaleError
-from lmscale.files.printing import render_bytes, say
+from lmscale.files.printing import render_bytes
 from lmscale.files.redact import printable, printable_name
 from lmscale.runs.sweep_folder import job_outputs
 
@@ -345,7 +346,7 @@ def _goodput_to_json(goodput: Goodput) -> dict[str, Any]:
 def print_note(note: str) -> None:
     """On stderr: what is piped on are the runs."""
     if note:
-        say(f"note: {note}", err=True)
+        print_notes([note])
 
 
 def loss_of(look: RunLook | LmscaleError) -> float:
