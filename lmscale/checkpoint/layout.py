@@ -26,6 +26,7 @@ from lmscale.checkpoint.manifest import FileEntry, Manifest
 from lmscale.ranks.attempt import LOCAL
 
 MANIFEST = "manifest.json"
+LOCAL_TIER = "local"  # what ``written_by`` calls the nodes' own disks
 STEP_FOLDER = re.compile(r"step-(\d{9,})")
 
 

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lmscale.checkpoint.differences import MAX_NAMED, check_same_tensors, describe_differences
-from lmscale.checkpoint.find import Undone, find_damage, find_sound, load_manifest, nothing_undone
+from lmscale.checkpoint.differences import check_same_tensors
+from lmscale.checkpoint.find import Undone, nothing_undone
+from lmscale.checkpoint.find_weights import find_weights
 from lmscale.checkpoint.fragments import (
     Fragment,
     check_optimizer,
@@ -27,7 +28,7 @@ from lmscale.checkpoint.fragments import (
     write_loss_scale,
     write_optimizer,
 )
-from lmscale.checkpoint.layout import find_gaps, plan_reads, tensor_name
+from lmscale.checkpoint.layout import plan_reads, tensor_name
 from lmscale.checkpoint.manifest import (
     BUFFER,
     FACTOR,
@@ -43,7 +44,7 @@ from lmscale.config.training import AVERAGE, Weights
 from lmscale.engine.engine import Engine
 from lmscale.engine.schedule_free import Z, average_point
 from lmscale.errors import CheckpointError, ClusterError, TransientError
-from lmscale.ranks.collectives import failing_together, gather_json, sum_float64
+from lmscale.ranks.collectives import failing_together, sum_float64
 from lmscale.ranks.limbs import digest_to_limbs, limbs_to_digest
 from lmscale.ranks.ranks import Ranks
 
@@ -303,43 +304,3 @@ def read_weights(
     others = sorted(kinds, key=lambda name: kinds[name] == BUFFER)
     with open_weights(place, manifest, weights) as read:
         return {name: read(name) for name in (*manifest.parameters, *others)}
-
-
-def find_weights(
-    place: Place,
-    step: int | None = None,
-    *,
-    ranks: Ranks,
-    origin: str | None = None,
-    undone: Undone = nothing_undone,
-    identity: Mapping[str, Any] | None = None,
-) -> Manifest:
-    """The checkpoint of ``step``, verified; None: the newest that verifies and is finite. Its
-    fragments cover every tensor, and it is of ``identity``. All ``ranks`` together.
-    """
-    if step is None:
-        manifest = find_sound(place, ranks, undone=undone)
-        if manifest is None:
-            raise CheckpointError(
-                f"{origin or place.location} has no checkpoint yet. Train it first: "
-                "lmscale train CONFIG"
-            )
-    else:
-        with failing_together():
-            manifest = load_manifest(place, step)
-            damage = find_damage(place, step, manifest.files[ranks.rank :: ranks.world_size])
-            if damage:
-                raise CheckpointError([f"{problem}." for problem in damage])
-        if len({*gather_json(manifest.hash)}) > 1:
-            raise CheckpointError(f"{place.name_of(step)} does not look the same to all ranks.")
-    now = {key: value for key, value in (identity or {}).items() if key in manifest.identity}
-    saved = {key: manifest.identity[key] for key in now}
-    if differences := describe_differences(saved, now, where=place.name_of(manifest.step)):
-        advice = f"The config.yaml or the tokenizer of {origin} is not what it was trained with."
-        raise CheckpointError([*differences, advice])
-    # Here no model says how large a tensor is: memory is taken only for what the files hold.
-    gaps = find_gaps(manifest)
-    if gaps:
-        where = place.name_of(manifest.step)
-        raise CheckpointError([f"{where}: {gap}." for gap in gaps[:MAX_NAMED]])
-    return manifest

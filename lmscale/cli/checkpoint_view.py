@@ -222,7 +222,7 @@ def _describe_guard(manifest: Manifest) -> str | None:
 
 def _describe_origin(manifest: Manifest, name: str) -> str | None:
     from lmscale.checkpoint.manifest import read_state
-    from lmscale.train.initial import ORIGINS
+    from lmscale.train.origin import ORIGINS
 
     origin = read_state(manifest, name, ORIGINS, where="it")
     if origin is None:

@@ -19,6 +19,7 @@ from lmscale.files.printing import say
 
 if TYPE_CHECKING:
     from lmscale.evaluation.fitting import BaselineName
+    from lmscale.evaluation.found import FoundRun
     from lmscale.evaluation.ngram import Trigram, Unigram
     from lmscale.evaluation.perplexity import SetScore
     from lmscale.evaluation.run import LoadedRun
@@ -101,12 +102,9 @@ def evaluate(
     if tasks is not None:
         _evaluate_tasks(run, step, weights, tasks, include_path, limit, hf=hf, as_json=as_json)
         return
-    from lmscale.evaluation.fitting import check_baseline
-    from lmscale.runs.run_folder import load_run_config
     from lmscale.runs.stop import StoppedError, StopRequests
 
-    if baseline:
-        check_baseline(load_run_config(run), baseline)  # nothing is loaded for what does not fit
+    _check_sets(run, set_name or None, baseline)
     # Ctrl-C stays what it is elsewhere: there is nothing here to bring to an end.
     signals = (signal.SIGTERM, signal.SIGUSR1)
     with StopRequests(run, watch_file=False, signals=signals) as stop:
@@ -121,6 +119,26 @@ def evaluate(
             raise typer.Exit(EXIT_RESUMABLE) from None
     shown = f"those of {hf}" if hf else loaded.weights
     _show_scores(scores, loaded, counts, shown, baseline, as_json=as_json)
+
+
+def _check_sets(run: Path, set_names: list[str] | None, baseline: BaselineName | None) -> None:
+    """Raise the errors of sets that are not there or do not fit, before a model is loaded."""
+    from lmscale.evaluation.fitting import check_baseline
+    from lmscale.evaluation.held_out import open_evaluation_sets
+    from lmscale.runs.run_folder import load_run_config
+    from lmscale.tokenizer.codec import load_kept_tokenizer
+
+    config = load_run_config(run)
+    if not config.evaluation.sets:
+        raise ConfigError(
+            f"{run}: its config.yaml names no evaluation.sets; add at least one, "
+            "NAME: folder of shards."
+        )
+    if baseline:
+        check_baseline(config, baseline)
+    tokenizer = load_kept_tokenizer(run, config.tokenizer.folder)
+    for dataset in open_evaluation_sets(config, tokenizer.fingerprint, set_names).values():
+        dataset.close()
 
 
 def _show_scores(
@@ -179,7 +197,12 @@ def _evaluate_tasks(
     with StopRequests(run, watch_file=False, signals=(signal.SIGTERM, signal.SIGUSR1)) as stop:
         stop.leave_unless(lambda: False)
         opened = evaluate_tasks.open_run_tasks(
-            run, evaluate_tasks.split_names(tasks), include_path, limit
+            run,
+            evaluate_tasks.split_names(tasks),
+            include_path,
+            limit,
+            step=step,
+            is_own=hf is None,
         )
         loaded = _load_hf(run, hf) if hf else _load(run, step, weights)
         try:
@@ -193,19 +216,27 @@ def _evaluate_tasks(
 
 
 def _load(run: Path, step: int | None, weights: Weights | None) -> LoadedRun:
+    from lmscale.evaluation.found import find_run
+
+    return _load_found(find_run(run, step=step, weights=weights))
+
+
+def _load_found(found: FoundRun) -> LoadedRun:
     from lmscale.files.progress import progress
 
     with progress("loading the model"):
-        from lmscale.evaluation.run import load_run
+        from lmscale.evaluation.run import load_found
         from lmscale.ranks.device import select_device
         from lmscale.ranks.ranks import Ranks
 
-        return load_run(run, step=step, device=select_device(Ranks()), weights=weights)
+        return load_found(found, device=select_device(Ranks()))
 
 
 def _load_hf(run: Path, folder: Path) -> LoadedRun:
+    from lmscale.exchange.import_config import read_source_config
     from lmscale.files.progress import progress
 
+    read_source_config(folder)  # a wrong folder is told before torch is loaded
     with progress("loading the model"):
         from lmscale.exchange.load_hf import load_hf
         from lmscale.ranks.device import select_device
@@ -225,6 +256,7 @@ def _evaluate(
 ) -> tuple[dict[str, SetScore], Trigram | Unigram | None]:
     from lmscale.evaluation import perplexity
     from lmscale.evaluation.baseline import plan_keys, score_set
+    from lmscale.evaluation.held_out import open_evaluation_sets, warn_of_other_beginnings
     from lmscale.files.progress import progress
     from lmscale.objective.objective import build_scoring
     from lmscale.ranks.mesh import Axis
@@ -232,14 +264,9 @@ def _evaluate(
     from lmscale.train.votes import StopPoll
 
     config, model = loaded.config, loaded.model
-    if not config.evaluation.sets:
-        raise ConfigError(
-            f"{run}: its config.yaml names no evaluation.sets; add at least one, "
-            "NAME: folder of shards."
-        )
-    datasets = perplexity.open_evaluation_sets(config, loaded.tokenizer.fingerprint, set_names)
+    datasets = open_evaluation_sets(config, loaded.tokenizer.fingerprint, set_names)
     if (run / RECORD).exists():
-        perplexity.warn_of_other_beginnings(datasets, loaded.bos_id)
+        warn_of_other_beginnings(datasets, loaded.bos_id)
     plan = perplexity.plan_evaluation(config, loaded.tokenizer, max_windows=max_windows)
     poll = StopPoll(stop.requested)
     stop.wait_to_be_asked()  # a terminal's progress bar, at least: from here on it is asked for
@@ -310,8 +337,9 @@ def generate(
     """Continue a prompt with a run's model; the text streams to the terminal, behind the prompt.
     Of a run of pairs, completion or infill it is the answer alone.
     """
-    from lmscale.evaluation.generate import Generation, Sampling, stream_text
-    from lmscale.evaluation.prompts import build_prompt
+    from lmscale.evaluation.found import find_run
+    from lmscale.evaluation.prompts import build_prompt, check_prompt
+    from lmscale.evaluation.sampling import Sampling
 
     sampling = Sampling(
         temperature=temperature,
@@ -321,8 +349,12 @@ def generate(
         is_greedy=greedy,
         seed=seed,
     )
-    loaded = _load(run, step, weights)
-    question = build_prompt(loaded.config, loaded.tokenizer, prompt, suffix, bos_id=loaded.bos_id)
+    found = find_run(run, step=step, weights=weights)
+    question = build_prompt(found.config, found.tokenizer, prompt, suffix, bos_id=found.bos_id)
+    check_prompt(found.config, question, max_tokens)
+    loaded = _load_found(found)
+    from lmscale.evaluation.generate import Generation, stream_text
+
     generation = Generation(
         loaded.model, loaded.tokenizer, question, sampling, max_tokens=max_tokens
     )

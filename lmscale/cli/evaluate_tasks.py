@@ -43,15 +43,26 @@ def refuse_misfits(
 
 
 def open_run_tasks(
-    run: Path, asked: Sequence[str], include_path: Path | None, limit: int | None
+    run: Path,
+    asked: Sequence[str],
+    include_path: Path | None,
+    limit: int | None,
+    *,
+    step: int | None,
+    is_own: bool,
 ) -> Tasks:
-    """The tasks, before the model is loaded; refused where the run's model cannot answer."""
+    """The tasks, before the model is loaded; refused where the run's model cannot answer, or
+    where, of its own weights, there is no checkpoint of that step.
+    """
+    from lmscale.evaluation.fitting import check_answers
+    from lmscale.evaluation.found import check_step
     from lmscale.evaluation.harness import open_tasks
-    from lmscale.evaluation.respondent import check_answers
     from lmscale.files.progress import progress
     from lmscale.runs.run_folder import load_run_config
 
     check_answers(load_run_config(run))
+    if is_own:
+        check_step(run, step)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with progress("loading the tasks"):
         return open_tasks(asked, include_path=include_path, limit=limit)

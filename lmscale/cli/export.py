@@ -107,9 +107,9 @@ def export(
     left. PLACE is replaced where lmscale wrote it.
     """
     from lmscale.exchange.destination import Destination
-    from lmscale.exchange.exported import MARK, ExportRequest
+    from lmscale.exchange.early import check_export
+    from lmscale.exchange.exported import ExportRequest
     from lmscale.exchange.old_exports import remove_old_exports
-    from lmscale.files.output_folder import check_output
     from lmscale.files.progress import progress
     from lmscale.runs.exports import EXPORTS
     from lmscale.runs.run_folder import load_run_config
@@ -124,8 +124,6 @@ def export(
     )
     with _leaving_nothing(run, beside), due_again(beside):
         with destination.open(progress) as path:
-            if format == "hf":  # before the libraries are loaded, which takes long
-                check_output(path, mark=MARK, force=force, source=run)
             request = ExportRequest(
                 folder=run,
                 out=path,
@@ -138,6 +136,7 @@ def export(
                 force=force,
                 bar=progress,
             )
+            check_export(format, request)  # before torch and the libraries, which take long
             report = FORMATS[format](request)
         for place in remove_old_exports(run, out, keep=keep, retries=destination.retries):
             say(render_line("removed", place))

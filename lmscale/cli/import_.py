@@ -79,7 +79,7 @@ def hf(
     generate and export take it as any run's. No code of DIR is run, and no pickle is opened. Where
     anything does not fit, all of it is told, and nothing is left.
     """
-    from lmscale.exchange.import_hf import ImportRequest, import_hf
+    from lmscale.exchange.import_config import check_import
     from lmscale.files.output_folder import discard_unfinished
     from lmscale.files.progress import progress
     from lmscale.runs.stop import StopRequests
@@ -89,6 +89,9 @@ def hf(
         signals.append(signal.SIGHUP)
     with StopRequests(out, watch_file=False, signals=signals) as stop:
         stop.leave_unless(lambda: False, lambda reason: discard_unfinished())
+        check_import(folder, out)
+        from lmscale.exchange.import_hf import ImportRequest, import_hf  # and torch
+
         request = ImportRequest(
             folder=folder,
             out=out,

@@ -1,4 +1,6 @@
-"""Which baseline is a yardstick of a run: by its configuration alone, before anything is loaded."""
+"""Which baseline is a yardstick of a run, and whether it can be asked tasks: by its configuration
+alone, before anything is loaded.
+"""
 
 from __future__ import annotations
 
@@ -44,3 +46,9 @@ def check_baseline(config: RunConfig, name: BaselineName) -> None:
             f"--baseline ngram takes at most {BOUNDARY - 1:,} pieces; here there are "
             f"{config.num_ids:,}. Leave it out."
         )
+
+
+def check_answers(config: RunConfig) -> None:
+    """Raise ``ConfigError`` for a run whose model predicts no next tokens: tasks ask for these."""
+    if problem := config.find_task_problem():
+        raise ConfigError(f"--tasks: {problem}.")

@@ -6,54 +6,16 @@ from __future__ import annotations
 import codecs
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lmscale.errors import ConfigError
-from lmscale.evaluation.prompts import Prompt
+from lmscale.evaluation.prompts import Prompt, describe_mute, find_misfits
+from lmscale.evaluation.sampling import Sampling
 from lmscale.model.family import CrossModel, Model
 from lmscale.tokenizer.base import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is drawn. Raises ``ConfigError`` with every bad value at once."""
-
-    temperature: float = 1.0
-    """Divides the logits."""
-    top_k: int | None = None
-    """Only the k likeliest tokens."""
-    top_p: float | None = None
-    """Only the likeliest tokens that together reach probability p (Holtzman et al. 2020)."""
-    repetition_penalty: float = 1.0
-    """Over 1 makes tokens that occurred less likely (Keskar et al. 2019, CTRL, section 4.1)."""
-    is_greedy: bool = False
-    """Always the likeliest token; temperature, top_k and top_p change nothing then."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            problems.append(
-                f"temperature = {self.temperature}: it must be more than 0. "
-                "For the likeliest token use --greedy."
-            )
-        if self.top_k is not None and self.top_k < 1:
-            problems.append(f"top_k = {self.top_k}: it must be at least 1, or left out.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            problems.append(f"top_p = {self.top_p}: it must be more than 0 and at most 1.")
-        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
-            problems.append(
-                f"repetition_penalty = {self.repetition_penalty}: it must be more than 0; "
-                "1 changes nothing."
-            )
-        if not 0 <= self.seed < 2**63:
-            problems.append(f"seed = {self.seed}: it must be from 0 to 2^63 - 1.")
-        if problems:
-            raise ConfigError(problems)
 
 
 def next_tokens(
@@ -171,32 +133,12 @@ class Generation:
 
 
 def _find_problems(model: Model, prompt: Prompt, max_tokens: int) -> Iterator[str]:
-    length = len(prompt.ids)
     reads = prompt.source is not None
     if not model.generates(sees_prompt_whole=prompt.sees_whole) or (
         reads != isinstance(model, CrossModel)
     ):
-        yield (
-            f"The run's model is of the family {model.family}, which writes no text; generate "
-            "needs one that does (decoder, encoder_decoder, recurrent)."
-        )
-    if not length:
-        yield (
-            "The prompt is empty, and the model has learned no beginning of a text (bos: none in "
-            "its shards); give at least one character to go on from."
-        )
-    if length >= model.max_positions:
-        yield (
-            f"The prompt has {length} tokens, but the model sees at most {model.max_positions} and "
-            f"needs one for its answer. Shorten it to {model.max_positions - 1} tokens."
-        )
-    if prompt.source is not None and len(prompt.source) > model.max_positions:
-        yield (
-            f"The prompt has {len(prompt.source)} tokens with the objective's own, but the model "
-            f"reads at most {model.max_positions}. Shorten it."
-        )
-    if max_tokens < 1:
-        yield f"max_tokens = {max_tokens}: it must be at least 1."
+        yield describe_mute(model.family)
+    yield from find_misfits(prompt, max_tokens, max_positions=model.max_positions)
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

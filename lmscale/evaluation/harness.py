@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmscale.errors import ConfigError, DataError, LmscaleError
 from lmscale.evaluation.default_tasks import (
@@ -26,7 +26,6 @@ from lmscale.evaluation.default_tasks import (
     look_for_hub,
     refuse_unknown,
 )
-from lmscale.evaluation.respondent import Respondent
 from lmscale.evaluation.task_files import (
     TaskFile,
     check_task,
@@ -35,8 +34,10 @@ from lmscale.evaluation.task_files import (
     read_rows,
 )
 from lmscale.evaluation.task_scores import TaskScore, read_results
-from lmscale.evaluation.writing import plan_question
 from lmscale.runs.stop import StoppedError
+
+if TYPE_CHECKING:
+    from lmscale.evaluation.respondent import Respondent
 
 _ALL = "all that are asked for"
 _SHOT_SEED = 1234  # of few-shot examples: lm-eval's own
@@ -143,6 +144,8 @@ def _prepare(tasks: Tasks) -> None:
 
 def _check_requests(task: Any) -> None:
     """Raise ``DataError`` for a request that no model could answer."""
+    from lmscale.evaluation.writing import plan_question  # torch: not before the names are known
+
     name = task.config.task
     for request in task.instances:
         arguments = request.args

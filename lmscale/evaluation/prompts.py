@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -62,6 +62,43 @@ def build_prompt(
         sees_whole=Ability.PREFIX in objective.needs,
         is_answered=isinstance(objective, CompletionConfig),
     )
+
+
+def check_prompt(config: RunConfig, prompt: Prompt, max_tokens: int) -> None:
+    """Raise ``ConfigError`` for what a run's model cannot be asked, before it is loaded."""
+    problems = [*find_misfits(prompt, max_tokens, max_positions=config.max_positions)]
+    if config.model.offers.isdisjoint((Ability.CAUSAL, Ability.CROSS)):
+        problems.insert(0, describe_mute(config.model.family))
+    if problems:
+        raise ConfigError(problems)
+
+
+def describe_mute(family: str) -> str:
+    return (
+        f"The run's model is of the family {family}, which writes no text; generate needs one that "
+        "does (decoder, encoder_decoder, recurrent)."
+    )
+
+
+def find_misfits(prompt: Prompt, max_tokens: int, *, max_positions: int) -> Iterator[str]:
+    """What is wrong with a prompt, or the length of its answer, for a model that sees so much."""
+    if not prompt.ids:
+        yield (
+            "The prompt is empty, and the model has learned no beginning of a text (bos: none in "
+            "its shards); give at least one character to go on from."
+        )
+    if len(prompt.ids) >= max_positions:
+        yield (
+            f"The prompt has {len(prompt.ids)} tokens, but the model sees at most {max_positions} "
+            f"and needs one for its answer. Shorten it to {max_positions - 1} tokens."
+        )
+    if prompt.source is not None and len(prompt.source) > max_positions:
+        yield (
+            f"The prompt has {len(prompt.source)} tokens with the objective's own, but the model "
+            f"reads at most {max_positions}. Shorten it."
+        )
+    if max_tokens < 1:
+        yield f"max_tokens = {max_tokens}: it must be at least 1."
 
 
 def _encode_middle(

@@ -16,7 +16,8 @@ from torch import nn
 
 from lmscale.config import RunConfig
 from lmscale.config.kinds import Ability
-from lmscale.errors import ConfigError, DataError, LmscaleError
+from lmscale.errors import DataError, LmscaleError
+from lmscale.evaluation.fitting import check_answers
 from lmscale.evaluation.token_requests import (
     Answer,
     ScoringPlan,
@@ -33,12 +34,6 @@ from lmscale.ranks.mesh import Axis
 from lmscale.tokenizer.base import Tokenizer
 
 Row = tuple[list[int], int]  # ids, and where the scored ones begin
-
-
-def check_answers(config: RunConfig) -> None:
-    """Raise ``ConfigError`` for a run whose model predicts no next tokens: tasks ask for these."""
-    if problem := config.find_task_problem():
-        raise ConfigError(f"--tasks: {problem}.")
 
 
 @dataclass(kw_only=True)

@@ -10,22 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lmscale.checkpoint.differences import check_same_tensors
-from lmscale.checkpoint.load import find_weights, read_weights
-from lmscale.checkpoint.manifest import Manifest
-from lmscale.checkpoint.places.place import Place
-from lmscale.checkpoint.places.run_place import open_place
+from lmscale.checkpoint.load import read_weights
 from lmscale.config import RunConfig
-from lmscale.config.training import AVERAGE, Weights
-from lmscale.errors import CheckpointError
-from lmscale.history.history import read_history
+from lmscale.config.training import Weights
+from lmscale.evaluation.found import FoundRun, find_run
 from lmscale.model.family import Model, build_model_on
 from lmscale.model.initialize import persistent_buffers
-from lmscale.ranks.ranks import Ranks
-from lmscale.runs.continuation import identity_of
-from lmscale.runs.run_folder import load_run_config
-from lmscale.stream.ledger import load_bos
 from lmscale.tokenizer.base import Tokenizer
-from lmscale.tokenizer.codec import load_kept_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,75 +31,25 @@ class LoadedRun:
     bos_id: int | None  # that it has learned to begin documents with
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoundRun:
-    """A run's checkpoint that was verified, before any weight is read."""
-
-    folder: Path
-    config: RunConfig
-    tokenizer: Tokenizer
-    place: Place
-    manifest: Manifest
-    weights: Weights  # which ones to read: ``open_weights(place, manifest, weights)``
-    bos_id: int | None  # that the run has learned to begin documents with
-
-    @property
-    def name(self) -> str:
-        """What people call the checkpoint."""
-        return self.place.name_of(self.manifest.step)
-
-
-def find_run(folder: Path, *, step: int | None, weights: Weights | None = None) -> FoundRun:
-    """The checkpoint of ``step`` in a run's folder; None: the newest sound one.
-
-    ``weights`` None: by ``evaluation.weights``, and by default their average where there is one.
-    Raises ``ConfigError`` if this is no run, and ``CheckpointError`` if it holds no sound
-    checkpoint.
-    """
-    config = load_run_config(folder)
-    tokenizer = load_kept_tokenizer(folder, config.tokenizer.folder)
-    place = open_place(config, folder)
-    manifest = find_weights(
-        place,
-        step,
-        ranks=Ranks(),
-        origin=str(folder),
-        undone=read_history(folder).undone,
-        identity=identity_of(config, tokenizer.fingerprint),
-    )
-    weights = (
-        weights or config.evaluation.weights or (AVERAGE if manifest.has_average else "trained")
-    )
-    if weights == AVERAGE and not manifest.has_average:
-        raise CheckpointError(
-            f"{place.name_of(manifest.step)} holds no average of the weights: the run kept none "
-            "(engine.ema_decay). Take the trained ones: --weights trained"
-        )
-    return FoundRun(
-        folder=folder,
-        config=config,
-        tokenizer=tokenizer,
-        place=place,
-        manifest=manifest,
-        weights=weights,
-        bos_id=load_bos(folder),
-    )
-
-
 def load_run(
     folder: Path, *, step: int | None, device: torch.device, weights: Weights | None = None
 ) -> LoadedRun:
-    """Load what ``find_run`` finds for evaluation and generation.
+    """What ``find_run`` finds, as ``load_found`` loads it."""
+    return load_found(find_run(folder, step=step, weights=weights), device=device)
+
+
+def load_found(found: FoundRun, *, device: torch.device) -> LoadedRun:
+    """Load a checkpoint for evaluation and generation.
 
     The weights get the precision the run computes in, so that figures agree with those in the loop;
-    fp16 on a CPU becomes fp32. Raises as ``find_run``, and ``CheckpointError`` if the weights are
-    of another model.
+    fp16 on a CPU becomes fp32. Raises ``CheckpointError`` if they are of another model.
     """
-    found = find_run(folder, step=step, weights=weights)
     config, manifest = found.config, found.manifest
     dtype = choose_dtype(config, device)
     model = build_model_on(config.model, config.sizes, device=device, dtype=dtype)
-    fill_weights(model, read_weights(found.place, manifest, found.weights), origin=str(folder))
+    fill_weights(
+        model, read_weights(found.place, manifest, found.weights), origin=str(found.folder)
+    )
     return LoadedRun(
         config=config,
         tokenizer=found.tokenizer,

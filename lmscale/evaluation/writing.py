@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from lmscale.errors import ConfigError, DataError
-from lmscale.evaluation.generate import Generation, Sampling
+from lmscale.evaluation.generate import Generation
 from lmscale.evaluation.prompts import Prompt
+from lmscale.evaluation.sampling import Sampling
 from lmscale.model.family import Model
 from lmscale.ranks.collectives import gather_json, sum_float64
 from lmscale.ranks.mesh import Axis

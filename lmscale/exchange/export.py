@@ -16,8 +16,10 @@ from pathlib import Path
 
 from lmscale.checkpoint.differences import MAX_NAMED
 from lmscale.config.kinds import Ability
-from lmscale.errors import ConfigError, DataError
-from lmscale.evaluation.run import DTYPES, FoundRun, find_run
+from lmscale.errors import DataError
+from lmscale.evaluation.found import FoundRun
+from lmscale.evaluation.run import DTYPES
+from lmscale.exchange.early import check_export
 from lmscale.exchange.exported import MARK, Dtype, Exported, ExportRequest, describe
 from lmscale.exchange.framing import find_beginning, keep_pair, plan_framing
 from lmscale.exchange.model_card import CARD, render_card
@@ -37,7 +39,7 @@ from lmscale.exchange.tokenizer_files import write_tokenizer
 from lmscale.exchange.verify import Files, plan_bytes, verify_export
 from lmscale.exchange.write_tensors import Written, plan_files, write_files
 from lmscale.files.atomic import write_bytes, write_json, writing
-from lmscale.files.output_folder import check_output, output_folder
+from lmscale.files.output_folder import output_folder
 from lmscale.files.printing import render_bytes
 from lmscale.runs.imports import read_import
 
@@ -51,17 +53,11 @@ def export_run(request: ExportRequest) -> Exported:
     model in fp32, theirs and ours one after the other. The folder appears when all is verified.
     Raises ``ConfigError``, ``CheckpointError`` and ``DataError`` for what a user can mend.
     """
-    check_output(request.out, mark=MARK, force=request.force, source=request.folder)
-    if request.dtype not in DTYPES:
-        raise ConfigError(
-            f"--dtype {request.dtype} is of GGUF files: add --format gguf, or take "
-            f"{', '.join(DTYPES)}."
-        )
+    check_export("hf", request)
     import_transformers()  # not only when all is written
-    with request.bar("looking at the checkpoint", None, ""):
-        found = find_run(request.folder, step=request.step, weights=request.weights)
-        plan = plan_export(found.config)
-        check_found(found)
+    found = request.found
+    plan = plan_export(found.config)
+    check_found(found)
     stored = plan_stored(plan, DTYPES[request.dtype])
     check_room(request.out, sum(tensor.bytes for tensor in stored), dtype=request.dtype)
     files = plan_files(stored, max_bytes=request.max_shard_bytes)

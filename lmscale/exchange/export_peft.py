@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lmscale.checkpoint.load import open_weights
 from lmscale.errors import ConfigError, DataError
-from lmscale.evaluation.run import find_run
+from lmscale.exchange.early import check_export
 from lmscale.exchange.export import check_room
 from lmscale.exchange.exported import MARK, Check, ExportRequest
 from lmscale.exchange.folding import Read, unfold
@@ -37,7 +37,7 @@ from lmscale.exchange.verify import find_why_not
 from lmscale.exchange.write_tensors import Stored, write_files
 from lmscale.files.atomic import write_bytes, write_json, writing
 from lmscale.files.extras import install_extra
-from lmscale.files.output_folder import check_output, output_folder
+from lmscale.files.output_folder import output_folder
 from lmscale.model.family import Model, build_model_on
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -55,12 +55,13 @@ def export_peft(request: ExportRequest) -> PeftExported:
     is that much. Raises ``ConfigError``, ``CheckpointError`` and ``DataError`` for what a user can
     mend, such as a base that is not what the run adapts.
     """
-    base = _check_request(request)
-    check_output(request.out, mark=MARK, force=request.force, source=request.folder)
+    check_export("peft", request)
+    base = request.base
+    assert base is not None  # else it was refused
     import_transformers()  # not only when all is written
     import_peft()
-    with request.bar("looking at the checkpoint and the base", None, ""):
-        found = find_run(request.folder, step=request.step, weights=request.weights)
+    found = request.found
+    with request.bar("looking at the base", None, ""):
         adaptation = plan_adaptation(found, base)
     with (
         open_weights(found.place, found.manifest, found.weights) as read,
@@ -89,23 +90,6 @@ def import_peft() -> ModuleType:
             f"Adapters are verified by the package peft, which cannot be loaded ({error}). "
             f"Install it: {install_extra('peft')}"
         ) from None
-
-
-def _check_request(request: ExportRequest) -> Path:
-    """The base's folder."""
-    problems = []
-    if request.base is None:
-        problems.append(
-            "--format peft needs --base DIR, the folder of the model that the run adapts. Without "
-            "one, export that model's run first: lmscale export RUN --out DIR"
-        )
-    elif request.base.resolve() == request.out.resolve():
-        problems.append(f"--out {request.out} is the base, which it would replace. Name another.")
-    if request.dtype != "fp32":
-        problems.append(f"--format peft writes fp32, not {request.dtype}: leave --dtype out.")
-    if problems or request.base is None:
-        raise ConfigError(problems)
-    return request.base
 
 
 def _render_tensors(adaptation: Adaptation, read: Read) -> Iterator[tuple[str, Tensor]]:

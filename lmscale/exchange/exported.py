@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lmscale.config.training import Weights
-from lmscale.evaluation.run import FoundRun
-from lmscale.exchange.parity import Parity
-from lmscale.exchange.plan_export import ExportPlan
-from lmscale.exchange.tokenizer_check import TokenizerCheck
-from lmscale.exchange.write_tensors import Written
+from lmscale.evaluation.found import FoundRun, find_run
+
+if TYPE_CHECKING:
+    from lmscale.exchange.parity import Parity
+    from lmscale.exchange.plan_export import ExportPlan
+    from lmscale.exchange.tokenizer_check import TokenizerCheck
+    from lmscale.exchange.write_tensors import Written
 
 MARK = "lmscale_export.json"
 """What says that lmscale wrote a folder, and of what."""
@@ -56,6 +59,11 @@ class ExportRequest:
     max_shard_bytes: int = 5 * 10**9
     force: bool = False
     bar: Bar = no_bar
+
+    @cached_property
+    def found(self) -> FoundRun:
+        """The checkpoint, verified once."""
+        return find_run(self.folder, step=self.step, weights=self.weights)
 
 
 class Report(NamedTuple):

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,15 @@ from torch import Tensor
 
 from lmscale.config.hf.llama_cpp import LlamaCpp, choose_llama_cpp
 from lmscale.config.model import DecoderConfig
-from lmscale.errors import ConfigError
-from lmscale.evaluation.run import FoundRun, find_run
+from lmscale.evaluation.found import FoundRun
+from lmscale.exchange.early import check_export
 from lmscale.exchange.export import check_room
 from lmscale.exchange.exported import (
-    HEAD_BYTES,
     MARK_OF_FILE,
     Dtype,
     ExportRequest,
     Report,
     describe_found,
-    is_own_file,
 )
 from lmscale.exchange.framing import find_beginning
 from lmscale.exchange.gguf_settings import add_settings
@@ -57,8 +54,7 @@ from lmscale.exchange.samples import draw_samples
 from lmscale.exchange.tokenizer_check import HARD_TEXTS
 from lmscale.exchange.verify import find_why_not
 from lmscale.files.atomic import writing
-from lmscale.files.extras import install_extra
-from lmscale.files.output_folder import check_output_file, output_file
+from lmscale.files.output_folder import output_file
 from lmscale.model.family import build_model_on
 
 NUM_PROMPTS = 4
@@ -101,14 +97,8 @@ def export_gguf(request: ExportRequest) -> GgufExported:
     model in fp32. The file appears when all is verified. Raises ``ConfigError``,
     ``CheckpointError`` and ``DataError`` for what a user can mend.
     """
-    check_output_file(request.out, is_ours=_is_ours, force=request.force, source=request.folder)
-    if find_spec("gguf") is None:
-        raise ConfigError(
-            f"Writing a GGUF file needs the package gguf: {install_extra('gguf')} in the clone."
-        )
-    with request.bar("looking at the checkpoint", None, ""):
-        found = find_run(request.folder, step=request.step, weights=request.weights)
-        plan = _plan(found, request.dtype)
+    check_export("gguf", request)
+    plan = _plan(request.found, request.dtype)
     why_not = find_why_not(request, plan.plan)
     if not why_not:
         check_installed()  # before hours of writing
@@ -118,11 +108,6 @@ def export_gguf(request: ExportRequest) -> GgufExported:
         check = None if why_not else _verify(request, plan, path)
         num_bytes = path.stat().st_size
     return GgufExported(request=request, plan=plan, bytes=num_bytes, check=check, why_not=why_not)
-
-
-def _is_ours(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return is_own_file(file.read(HEAD_BYTES))
 
 
 def _plan(found: FoundRun, dtype: Dtype) -> GgufPlan:

@@ -40,6 +40,15 @@ class SourceConfig:
         return str(self.tree.get("transformers_version") or "")
 
 
+def check_import(folder: Path, out: Path) -> SourceConfig:
+    """The model in ``folder``. Raises ``ConfigError`` and ``DataError`` where there is none that
+    lmscale knows, or something stands at ``out``.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already. Name a new folder, or remove it.")
+    return read_source_config(folder)
+
+
 def read_source_config(folder: Path) -> SourceConfig:
     """The section of the model in ``folder``. Raises ``ConfigError`` and ``DataError``."""
     path = folder / CONFIG_NAME

@@ -31,7 +31,7 @@ from lmscale.config.load import validate_tree
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.exchange.continue_file import CONTINUE_FILE, render_continue
-from lmscale.exchange.import_config import SourceConfig, read_source_config
+from lmscale.exchange.import_config import SourceConfig, check_import
 from lmscale.exchange.import_files import SourceWeights, find_source_weights
 from lmscale.exchange.import_objective import Written, plan_objective
 from lmscale.exchange.import_plan import ImportPlan, check_copies, plan_import
@@ -82,9 +82,7 @@ def plan_run(
     those that it has. ``objective``: in place of what its files let guess. Raises ``ConfigError``
     and ``DataError`` with all that does not fit.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already. Name a new folder, or remove it.")
-    source = read_source_config(folder)
+    source = check_import(folder, out)
     weights = find_source_weights(folder)
     tokenizer = read_tokenizer(tokenizer_place)
     bos_id = find_bos(tokenizer_place, tokenizer)

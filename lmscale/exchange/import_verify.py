@@ -14,7 +14,7 @@ import torch
 
 from lmscale.checkpoint.load import open_weights
 from lmscale.errors import CheckpointError
-from lmscale.evaluation.run import FoundRun, find_run
+from lmscale.evaluation.found import FoundRun, find_run
 from lmscale.exchange.import_run import Import
 from lmscale.exchange.parity import Outputs, Parity, ask_theirs, compare, read_barred
 from lmscale.exchange.samples import Samples, longest_sample, random_samples

@@ -11,7 +11,7 @@ from typing import Any
 from lmscale.config.hf.architecture import Head
 from lmscale.config.training import AVERAGE
 from lmscale.errors import LmscaleError
-from lmscale.evaluation.run import FoundRun
+from lmscale.evaluation.found import FoundRun
 from lmscale.exchange.exported import Exported, Report, describe
 from lmscale.exchange.parity import AUTO_CLASSES
 from lmscale.files.printing import count_of

@@ -16,7 +16,7 @@ from lmscale.config.hf.architecture import canonical
 from lmscale.config.hf.folding import Folding
 from lmscale.config.model import ModelConfig
 from lmscale.errors import ConfigError, DataError, LmscaleError
-from lmscale.evaluation.run import FoundRun, find_run
+from lmscale.evaluation.found import FoundRun, find_run
 from lmscale.exchange.folding import Read, fold, unfold
 from lmscale.exchange.import_config import SourceConfig
 from lmscale.exchange.import_files import SourceWeights

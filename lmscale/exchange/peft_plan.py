@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmscale.errors import ConfigError
-from lmscale.evaluation.run import FoundRun
+from lmscale.evaluation.found import FoundRun
 from lmscale.exchange.folding import Read, read_folded
 from lmscale.exchange.import_config import read_source_config
 from lmscale.exchange.import_files import SourceWeights, find_source_weights
@@ -72,11 +71,6 @@ def plan_adaptation(found: FoundRun, base_folder: Path) -> Adaptation:
     """What is written of a run's checkpoint beside a base. Raises ``ConfigError``,
     ``CheckpointError`` and ``DataError`` where that cannot be.
     """
-    if found.config.model.lora.rank == 0:
-        raise ConfigError(
-            f"{found.folder} has no adapters (model.lora), which --format peft writes. Leave it "
-            "out to export the model."
-        )
     source, base = read_source_config(base_folder), find_source_weights(base_folder)
     check_found(found)
     plan = plan_as_base(found, source, base)

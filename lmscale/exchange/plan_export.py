@@ -15,7 +15,8 @@ from lmscale.config.hf.architecture import Architecture, Head
 from lmscale.config.hf.target import Target, plan_target
 from lmscale.config.model import ModelConfig, Sizes
 from lmscale.errors import CheckpointError, DataError
-from lmscale.evaluation.run import FoundRun, check_saved
+from lmscale.evaluation.found import FoundRun
+from lmscale.evaluation.run import check_saved
 from lmscale.exchange.folding import Read, read_folded
 from lmscale.exchange.rules import Rule, find_left_out, plan_rules
 from lmscale.exchange.write_tensors import Stored

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import ModuleType
 
 from lmscale.errors import ConfigError
@@ -16,10 +17,20 @@ def import_transformers() -> ModuleType:
     try:
         return importlib.import_module("transformers")
     except ImportError as error:
-        raise ConfigError(
-            f"Models of Hugging Face need the package transformers, which cannot be loaded "
-            f"({error}). Install it: {install_extra('hf')}"
-        ) from None
+        raise _lacking(str(error)) from None
+
+
+def check_transformers() -> None:
+    """Raise the error of ``import_transformers`` where it is not there, without loading it."""
+    if find_spec("transformers") is None:
+        raise _lacking("No module named 'transformers'")
+
+
+def _lacking(why: str) -> ConfigError:
+    return ConfigError(
+        f"Models of Hugging Face need the package transformers, which cannot be loaded ({why}). "
+        f"Install it: {install_extra('hf')}"
+    )
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from torch import Tensor
 from lmscale.checkpoint.differences import MAX_NAMED
 from lmscale.config.model import ModelConfig
 from lmscale.errors import DataError
-from lmscale.evaluation.run import DTYPES, FoundRun
+from lmscale.evaluation.found import FoundRun
+from lmscale.evaluation.run import DTYPES
 from lmscale.exchange.exported import Check, ExportRequest
 from lmscale.exchange.parity import (
     AUTO_CLASSES,

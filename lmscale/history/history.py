@@ -22,8 +22,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from lmscale.checkpoint.find import Candidate, PassedOver
+from lmscale.checkpoint.layout import LOCAL_TIER
 from lmscale.checkpoint.manifest import Manifest
-from lmscale.checkpoint.places.local_tier import LOCAL
 from lmscale.errors import DataError, LmscaleError, NoSpaceError
 from lmscale.files.jsonl import append_durable_row, append_row, mend_tail, read_rows
 from lmscale.files.run_files import ATTEMPTS_FILE, RESUMES_FILE, REWINDS_FILE
@@ -86,7 +86,7 @@ def describe_superseded(manifest: Manifest, starts: Sequence[Start]) -> str | No
     attempt, began_at = written_by.get("attempt"), written_by.get("attempt_time")
     number = _find_start(attempt, began_at, starts)
     if number is None:
-        if written_by.get("tier") == LOCAL:
+        if written_by.get("tier") == LOCAL_TIER:
             return f"was written by attempt {attempt}, which {ATTEMPTS_FILE} does not know"
         return None
     later = starts[number + 1 :]

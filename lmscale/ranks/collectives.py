@@ -1,18 +1,21 @@
-"""Sums, errors and small values that ranks exchange. Every function also works without a group."""
+"""Sums, errors and small values that ranks exchange. Every function also works without a group, and
+loads no torch then: commands look at runs by the same functions as ranks do.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any
 
 from lmscale import errors
 from lmscale.errors import CorruptionError, LmscaleError, TransientError
 from lmscale.ranks.ranks import name_ranks
+
+if TYPE_CHECKING:
+    import torch
 
 _ERROR_CLASSES = {
     name: value
@@ -25,11 +28,18 @@ MAX_ERRORS = 8  # that differ and are named: each of hundreds of ranks may fail 
 
 
 def _is_alone() -> bool:
+    if "torch.distributed" not in sys.modules:  # nobody here has made a group
+        return True
+    import torch.distributed as dist
+
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
 def _device() -> torch.device:
     """The device on which the group's collectives take tensors."""
+    import torch
+    import torch.distributed as dist
+
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
@@ -39,6 +49,9 @@ def sum_float64(vector: Sequence[float]) -> list[float]:
     """Sums of the entries over all ranks, by one all-reduce. Whole numbers are exact below 2^53."""
     if _is_alone():
         return [float(value) for value in vector]
+    import torch
+    import torch.distributed as dist
+
     summed = torch.tensor(vector, dtype=torch.float64, device=_device())
     dist.all_reduce(summed)
     return summed.tolist()
@@ -53,6 +66,9 @@ def gather_json(value: Any) -> list[Any]:
     """Every rank's value, in the order of the ranks, on every rank. For small values."""
     if _is_alone():
         return [value]
+    import torch
+    import torch.distributed as dist
+
     content = json.dumps(value).encode()
     longest = torch.tensor(len(content), device=_device())
     dist.all_reduce(longest, op=dist.ReduceOp.MAX)
@@ -66,6 +82,9 @@ def broadcast_object(value: Any = None) -> Any:
     """Rank 0's value, on every rank; small, and JSON."""
     if _is_alone():
         return value
+    import torch
+    import torch.distributed as dist
+
     content = json.dumps(value).encode() if dist.get_rank() == 0 else b""
     length = torch.tensor(len(content), device=_device())
     dist.broadcast(length, src=0)
@@ -78,13 +97,19 @@ def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
     """Write rank 0's elements into each rank's tensors, which are contiguous and lie where the
     group's collectives take them. Of any dtype: bytes are sent.
     """
-    if not _is_alone():
-        for tensor in tensors:
-            dist.broadcast(tensor.detach().view(-1).view(torch.uint8), src=0)
+    if _is_alone():
+        return
+    import torch
+    import torch.distributed as dist
+
+    for tensor in tensors:
+        dist.broadcast(tensor.detach().view(-1).view(torch.uint8), src=0)
 
 
 def _to_tensor(content: bytes, length: int) -> torch.Tensor:
     """uint8 [length], filled up with spaces, which JSON ignores."""
+    import torch
+
     padded = bytearray(content.ljust(length))
     return torch.frombuffer(padded, dtype=torch.uint8).to(_device())
 

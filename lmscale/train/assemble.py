@@ -45,7 +45,8 @@ from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.train.early_stop import find_early_stop, read_stop_figures
 from lmscale.train.folder import freeze_run, log_changes
-from lmscale.train.initial import ORIGIN, ORIGINS, Origin, build_run_engine, open_initial_weights
+from lmscale.train.initial import build_run_engine, open_initial_weights
+from lmscale.train.origin import ORIGIN, ORIGINS, Origin
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import STREAM, Progress, read_progress
 from lmscale.train.run_tokenizer import load_run_tokenizer

@@ -9,20 +9,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from lmscale.checkpoint.differences import MAX_NAMED, check_same_tensors
 from lmscale.checkpoint.find import nothing_undone
-from lmscale.checkpoint.load import check_weights, find_weights, open_weights
+from lmscale.checkpoint.find_weights import find_weights
+from lmscale.checkpoint.load import check_weights, open_weights
 from lmscale.checkpoint.manifest import Manifest, read_state
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import BatchPlan, RunConfig
@@ -31,7 +30,6 @@ from lmscale.config.training import AVERAGE, Weights
 from lmscale.engine.build import build_engine, gathered, parameter_context
 from lmscale.engine.engine import Engine, whole_shape
 from lmscale.errors import ConfigError
-from lmscale.files.strangers import EXACT, Count, Text
 from lmscale.history.history import read_history
 from lmscale.model.attention import allow_compiles
 from lmscale.model.family import Model, build_model
@@ -47,34 +45,12 @@ from lmscale.ranks.collectives import failing_together
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 from lmscale.ranks.mesh import Mesh
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.imports import IMPORTED, IMPORTS, Imported
+from lmscale.runs.imports import IMPORTED, IMPORTS
 from lmscale.runs.run_folder import load_run_config
+from lmscale.train.origin import Origin
 from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Which checkpoint of which run the first weights are; kept by every save."""
-
-    __pydantic_config__ = EXACT
-    run: Text
-    checkpoint: Text  # its name, as its place has it
-    step: Count
-    weights: Text  # the hash of its masters, as its manifest has it
-    imported: Imported | None = None  # what the run itself is an import of
-
-    def to_json(self) -> dict[str, Any]:
-        """Of a run that is no import as it was before there were any."""
-        tree = asdict(self)
-        if self.imported is None:
-            del tree["imported"]
-        return tree
-
-
-ORIGIN = "initial"  # its key in a manifest's ``state``
-ORIGINS = TypeAdapter(Origin)
 
 
 @dataclass(frozen=True, kw_only=True)

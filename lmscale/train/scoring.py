@@ -11,13 +11,12 @@ from lmscale.checkpoint.fragments import refresh_parameters
 from lmscale.engine.average import averages_of, exchange
 from lmscale.engine.engine import Engine
 from lmscale.engine.step_report import StepReport
+from lmscale.evaluation.held_out import open_evaluation_sets, warn_of_other_beginnings
 from lmscale.evaluation.perplexity import (
     EvaluationPlan,
     evaluate_set,
-    open_evaluation_sets,
     plan_evaluation,
     render_scores,
-    warn_of_other_beginnings,
 )
 from lmscale.evaluation.task_scores import PREFIX
 from lmscale.files.jsonl import Row, sift_rows

@@ -22,7 +22,8 @@ from lmscale.ranks.collectives import broadcast_tensors
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.run_folder import load_run_config
 from lmscale.runs.students import NAME_IT, record_student
-from lmscale.train.initial import Origin, fill_weights, open_run_weights
+from lmscale.train.initial import fill_weights, open_run_weights
+from lmscale.train.origin import Origin
 
 logger = logging.getLogger(__name__)
 TEACHER = "teacher"  # its key in a manifest's ``state``

@@ -12,9 +12,10 @@ from plain_save import save_checkpoint
 from rank_cases import Case, opened, train
 
 from lmscale.checkpoint.find import find_sound
+from lmscale.checkpoint.find_weights import find_weights
 from lmscale.checkpoint.fragments import held_fragments, owned_fragments
 from lmscale.checkpoint.layout import step_folder
-from lmscale.checkpoint.load import find_weights, load_weights
+from lmscale.checkpoint.load import load_weights
 from lmscale.checkpoint.manifest import MASTER
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.errors import LmscaleError

@@ -21,9 +21,10 @@ from lmscale.config.supervised import CompletionConfig
 from lmscale.corpus.documents import read_documents
 from lmscale.engine.build import build_engine
 from lmscale.errors import CheckpointError, ConfigError, DataError
-from lmscale.evaluation.generate import Generation, Sampling
+from lmscale.evaluation.generate import Generation
 from lmscale.evaluation.perplexity import evaluate_set, plan_evaluation
 from lmscale.evaluation.run import load_run
+from lmscale.evaluation.sampling import Sampling
 from lmscale.files.reading import seal
 from lmscale.model.family import build_model
 from lmscale.model.initialize import declared_parameters

@@ -8,8 +8,9 @@ import torch
 from lmscale.config import RunConfig
 from lmscale.config.model import DecoderConfig, EncoderDecoderConfig, Sizes
 from lmscale.errors import ConfigError
-from lmscale.evaluation.generate import Generation, Sampling, stream_text
+from lmscale.evaluation.generate import Generation, stream_text
 from lmscale.evaluation.prompts import Prompt, build_prompt
+from lmscale.evaluation.sampling import Sampling
 from lmscale.model.family import build_model
 from lmscale.model.layout import build_layout
 from lmscale.train.initial import draw_weights, fill_weights

@@ -8,13 +8,8 @@ import pytest
 import torch
 
 from lmscale.errors import ConfigError
-from lmscale.evaluation.generate import (
-    Sampling,
-    keep_top_k,
-    keep_top_p,
-    next_tokens,
-    penalise_repetition,
-)
+from lmscale.evaluation.generate import keep_top_k, keep_top_p, next_tokens, penalise_repetition
+from lmscale.evaluation.sampling import Sampling
 
 
 def kept(logits: torch.Tensor) -> list[int]:

@@ -26,10 +26,11 @@ from lmscale.cli.runs.look import read_page
 from lmscale.cli.runs.view import render_page
 from lmscale.config import RunConfig, dump_config
 from lmscale.errors import ConfigError, DataError
-from lmscale.evaluation.generate import Generation, Sampling
+from lmscale.evaluation.generate import Generation
 from lmscale.evaluation.harness import open_tasks, score_tasks
 from lmscale.evaluation.respondent import Respondent, build_respondent
 from lmscale.evaluation.run import LoadedRun, load_run
+from lmscale.evaluation.sampling import Sampling
 from lmscale.evaluation.task_scores import name_figures, read_results
 from lmscale.evaluation.token_requests import plan_batches as plan_passes
 from lmscale.exchange.export import export_run

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lmscale.errors import DataError
-from lmscale.evaluation.generate import Generation, Sampling
+from lmscale.evaluation.generate import Generation
 from lmscale.evaluation.prompts import Prompt
+from lmscale.evaluation.sampling import Sampling
 from lmscale.evaluation.token_requests import ScoringPlan, score_rows
 from lmscale.evaluation.writing import plan_question, write_texts
 from lmscale.ranks.mesh import Axis

@@ -11,7 +11,7 @@ from handmade_runs import STEP, make_run
 from tiny_run import tiny_config
 
 from lmscale.errors import DataError
-from lmscale.evaluation.run import find_run
+from lmscale.evaluation.found import find_run
 from lmscale.exchange.export import export_run
 from lmscale.exchange.exported import ExportRequest
 from lmscale.exchange.parity import Answers, compare, largest_difference, our_outputs

@@ -8,7 +8,8 @@ from others import CHINESE, ENGLISH, train_wordpiece
 
 from lmscale.config import RunConfig
 from lmscale.corpus.build import build_corpus
-from lmscale.evaluation.perplexity import open_evaluation_sets, plan_evaluation
+from lmscale.evaluation.held_out import open_evaluation_sets
+from lmscale.evaluation.perplexity import plan_evaluation
 from lmscale.objective.token_kinds import token_kinds
 from lmscale.shards.build import build_shards
 from lmscale.shards.slices import _encode_parts, _find_word

@@ -26,11 +26,11 @@ from lmscale.runs.continuation import find_continuation_problems, find_source_pr
 from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.train.initial import (
     InitialWeights,
-    Origin,
     fill_weights,
     freeze_parameters,
     open_initial_weights,
 )
+from lmscale.train.origin import Origin
 
 STEPS = {"train.steps": 4, "checkpoint.every_steps": 2}
 FROZEN = ["embedding.*", "blocks.0.*"]

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lmscale.checkpoint.layout import MANIFEST, step_folder
+from lmscale.checkpoint.layout import LOCAL_TIER, MANIFEST, step_folder
 from lmscale.checkpoint.manifest import FileEntry, Manifest
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.tier import Tier
@@ -34,8 +34,6 @@ from lmscale.files.private_folder import find_risk, make_private
 from lmscale.ranks.attempt import node_name
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.lease import Lease
-
-LOCAL = "local"  # what ``written_by`` calls this tier
 
 
 class NodePlace(LocalPlace):
@@ -99,7 +97,7 @@ class LocalTier(Tier):
     """
 
     is_shared, page, where = False, "checkpoint_local", " on the nodes"
-    written_by = {"tier": LOCAL}
+    written_by = {"tier": LOCAL_TIER}
     place: NodePlace
 
     def __init__(

@@ -1,0 +1,64 @@
+"""The held-out sets of a run, opened and checked. Loads no torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+
+from lmscale.config import RunConfig
+from lmscale.errors import ConfigError, DataError
+from lmscale.stream.dataset import Dataset, open_datasets
+
+logger = logging.getLogger(__name__)
+
+
+def open_evaluation_sets(
+    config: RunConfig,
+    tokenizer_fingerprint: str,
+    names: Iterable[str] | None = None,
+    *,
+    check_files: bool = True,
+) -> dict[str, Dataset]:
+    """The sets by name, all of them or those named; the caller closes them.
+
+    ``check_files``: look for every shard now; one rank is enough. Raises every set's problems at
+    once: unknown, missing, damaged, of another tokenizer.
+    """
+    sets = config.evaluation.sets
+    names = list(sets) if names is None else list(names)
+    unknown = [name for name in names if name not in sets]
+    if unknown:
+        listed = ", ".join(sets) or "none"
+        raise ConfigError(
+            [f"evaluation.sets has no set {name!r}. Known: {listed}." for name in unknown]
+        )
+
+    def check_tokenizer(dataset: Dataset) -> None:
+        made_with = dataset.manifest.tokenizer_fingerprint
+        if made_with != tokenizer_fingerprint:
+            raise DataError(
+                f"{dataset.location} was made with the tokenizer {made_with[:12]}, but the run's "
+                f"is {tokenizer_fingerprint[:12]} ({config.tokenizer.folder}). Build its shards "
+                "with that one."
+            )
+
+    return open_datasets(
+        config.stream,
+        {name: sets[name] for name in names},
+        shape=config.window,
+        section="evaluation.sets",
+        check=check_tokenizer,
+        check_files=check_files,
+    )
+
+
+def warn_of_other_beginnings(datasets: Mapping[str, Dataset], bos_id: int | None) -> None:
+    """Name the sets whose documents begin otherwise (with or without bos) than the run's."""
+    for name, dataset in datasets.items():
+        if dataset.manifest.bos_id != bos_id:
+            logger.warning(
+                "evaluation.sets.%s: its documents begin with bos = %s, those that the run learns "
+                "from with %s: a beginning that the model does not know. Build its shards again, "
+                "with shards.bos: %s.",
+                *(name, dataset.manifest.bos_id, bos_id, str(bos_id is not None).lower()),
+            )
