@@ -22,6 +22,7 @@ from lmscale.checkpoint.places.place import Place
 from lmscale.config.safety import CheckpointConfig
 from lmscale.errors import CheckpointError, RefusedError
 from lmscale.files.jsonl import sift_rows, unreadable
+from lmscale.files.meter import metered
 from lmscale.files.run_files import METRICS_FILE
 from lmscale.files.run_rows import FIGURES, OF_AVERAGE
 from lmscale.runs.commits import read_commits
@@ -316,16 +317,16 @@ def find_problems(
 ) -> list[str]:
     """What is wrong with a committed checkpoint, every file read; empty: nothing.
 
-    ``advance`` is called with the bytes of each file that was looked at.
+    ``advance`` hears of the bytes that were looked at.
     """
     if saved.manifest is None:
         return list(saved.problems)
     problems = []
     for entry in saved.manifest.files:
-        damage = place.describe_damage(saved.step, entry)
+        with metered(entry.bytes, advance):
+            damage = place.describe_damage(saved.step, entry)
         if damage is not None:
             problems.append(f"{damage}.")
-        advance(entry.bytes)
     return problems + [f"{saved.name}: {gap}." for gap in find_gaps(saved.manifest)]
 
 

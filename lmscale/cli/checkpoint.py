@@ -237,11 +237,11 @@ def _figures_at(run: Path, step: int) -> dict[str, float]:
 
 @contextmanager
 def _progress(what: str, chosen: Sequence[Listed], *, as_json: bool) -> Iterator[Any]:
-    from lmscale.files.progress import progress
+    from lmscale.files.progress import BYTES, progress
 
-    total = sum(saved.bytes or 0 for saved in chosen) / 1e6
+    total = sum(saved.bytes or 0 for saved in chosen)
     if as_json or not total:
         yield lambda size: None
         return
-    with progress(what, total, "MB") as advance:
-        yield lambda size: advance(size / 1e6)
+    with progress(what, total, BYTES) as advance:
+        yield advance

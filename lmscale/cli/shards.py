@@ -89,13 +89,13 @@ def verify(
     ] = False,
 ) -> None:
     """Check every shard in DIR against its manifest; exit code 2 if there are problems."""
-    from lmscale.files.progress import progress
+    from lmscale.files.progress import BYTES, progress
     from lmscale.shards.manifest import load_manifest
-    from lmscale.shards.verify import find_datasets, verify_dataset
+    from lmscale.shards.verify import count_bytes, find_datasets, verify_dataset
 
     problems = []
     for dataset in find_datasets(folder):
-        with progress(f"verifying {dataset}", None, "bytes") as advance:
+        with progress(f"verifying {dataset}", count_bytes(dataset), BYTES) as advance:
             faults = verify_dataset(dataset, deep=not quick, advance=advance)
         problems += faults
         if not faults:

@@ -236,7 +236,7 @@ def _builder(config: CorpusConfig, processes: int) -> Builder[CorpusManifest]:
         _plan_source(config, name, files, rank=rank)
         for rank, (name, files) in enumerate(find_inputs(config).items())
     ]
-    return Builder(targets=targets, title="corpus", unit="raw bytes", processes=processes)
+    return Builder(targets=targets, title="corpus", processes=processes)
 
 
 def _plan_source(

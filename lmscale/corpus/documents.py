@@ -20,6 +20,7 @@ from pydantic import AfterValidator, TypeAdapter
 
 from lmscale.config.corpus import CorpusSourceConfig
 from lmscale.errors import DataError
+from lmscale.files.meter import count
 from lmscale.files.reading import open_plain, read_plain, reading, sealed, unseal
 from lmscale.files.strangers import FileName, checked, parse_json
 
@@ -168,6 +169,7 @@ def read_documents(folder: str | Path) -> Iterator[str]:
         check_documents(path, file)
         with reading(path, AGAIN), open_plain(path) as lines:
             for line in lines:
+                count(len(line))
                 yield parse_json(line)["text"]
 
 

@@ -30,6 +30,7 @@ from lmscale.corpus.text_files import (
     read_pieces,
 )
 from lmscale.errors import DataError
+from lmscale.files.meter import count
 from lmscale.files.redact import printable_name
 from lmscale.files.strangers import kind_of_json
 from lmscale.files.tar_members import BoundedMember, describe_unsafe
@@ -229,7 +230,8 @@ def _read_parquet(file: RawFile, account: Account) -> Records:
                 )
             batches = table.iter_batches(batch_size=_rows_at_once(table), columns=columns)
             rows = chain.from_iterable(
-                zip(*(batch.column(name) for name in columns), strict=True) for batch in batches
+                zip(*(batch.column(name) for name in columns), strict=True)
+                for batch in _counted(batches, file.bytes / max(1, table.metadata.num_rows))
             )
             for number, row in enumerate(rows, start=1):
                 where = f"{file.shown}: row {number}"
@@ -245,6 +247,12 @@ def _read_parquet(file: RawFile, account: Account) -> Records:
                     yield number, pieces
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
         raise DataError(f"{file.shown}: cannot be read as Parquet: {error}.") from None
+
+
+def _counted(batches: Iterable[Any], bytes_of_row: float) -> Iterator[Any]:
+    for batch in batches:
+        yield batch
+        count(batch.num_rows * bytes_of_row)
 
 
 def _rows_at_once(table: Any) -> int:

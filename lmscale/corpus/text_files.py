@@ -14,11 +14,12 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from lmscale.errors import DataError
 from lmscale.files.extras import install_extra
 from lmscale.files.found import FoundFile
+from lmscale.files.meter import CountedFile
 
 PIECE_BYTES = 1 << 20
 # What a packer may look back on, which has to be held in memory. The largest that `zstd --long=31`
@@ -90,7 +91,8 @@ def read_pieces(raw: FoundFile) -> Iterator[bytes]:
     """
     shown = raw.shown
     try:
-        with raw.open() as file:
+        with raw.open() as opened:
+            file = CountedFile(opened)
             head = file.read(16)
             packing = next((each for each in PACKINGS.values() if each.magic.match(head)), None)
             packing = packing or PACKINGS.get(raw.ending)
@@ -112,7 +114,7 @@ def read_pieces(raw: FoundFile) -> Iterator[bytes]:
         raise DataError(f"{shown}: cannot be read: {error.strerror}.") from None
 
 
-def _unpack(file: BinaryIO, packing: Packing, packed: bytes) -> Iterator[bytes]:
+def _unpack(file: CountedFile, packing: Packing, packed: bytes) -> Iterator[bytes]:
     """The content of the streams (members, frames) that a file holds one behind the other, after
     what was read of it already.
     """

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmscale.errors import DataError, LmscaleError, TransientError
+from lmscale.files.meter import count
 
 # What a file system says that has no hard links.
 _NO_LINKS = {errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -154,10 +155,11 @@ def have_sizes(files: Iterable[tuple[Path, int]]) -> bool:
 
 
 def sha256_of(file: Any) -> str:
-    """The digest of the rest of an open binary file, read in 4 MiB pieces."""
+    """The digest of the rest of an open binary file, read in 4 MiB pieces, which are counted."""
     digest = hashlib.sha256()
     while piece := file.read(1 << 22):
         digest.update(piece)
+        count(len(piece))
     return digest.hexdigest()
 
 

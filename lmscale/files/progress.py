@@ -1,4 +1,7 @@
-"""Progress of long work: a rich bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a rich bar on a terminal, a plain line now and then elsewhere.
+
+Both say how much is done, of how much, and when the rest will be.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,20 @@ from contextlib import contextmanager
 from functools import cache
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-from lmscale.files.printing import say
+from lmscale.files.printing import render_bytes, say
 
 PLAIN_LINE_SECONDS = 10.0
+BYTES = "bytes"
 
 
 @cache
@@ -30,16 +42,18 @@ def progress(
 ) -> Iterator[Callable[[float], None]]:
     """Yield ``advance(amount)``; ``total`` None means that the end is not known.
 
-    Without a unit there is nothing to tell but the time, and no bar.
+    Without a unit there is nothing to tell but the time, and no bar. The unit ``bytes`` is shown as
+    kB, MB or GB, with those a second.
     """
     console = terminal()
     if not (console.is_terminal and unit):
         yield from _plain(description, total, unit)
         return
+    count = TextColumn("{task.completed:,.0f} {task.fields[unit]}")
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} {task.fields[unit]}"),
+        BarColumn(bar_width=24),
+        *([DownloadColumn(), TransferSpeedColumn()] if unit == BYTES else [count]),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -48,9 +62,15 @@ def progress(
         yield lambda amount: bar.advance(task, amount)
 
 
+def _render_amount(done: float, total: float | None, unit: str) -> str:
+    """``4 of 10 windows``, ``12.1 MB of 3.4 GB``."""
+    if unit == BYTES:
+        return render_bytes(int(done)) + (f" of {render_bytes(int(total))}" if total else "")
+    return f"{done:,.0f}" + (f" of {total:,.0f} {unit}" if total else f" {unit}")
+
+
 def _plain(description: str, total: float | None, unit: str) -> Iterator[Callable[[float], None]]:
     amount_done, started, has_ended = 0.0, time.monotonic(), threading.Event()
-    of_total = f" of {total:,.0f}" if total else ""
 
     def advance(amount: float) -> None:
         nonlocal amount_done
@@ -58,9 +78,12 @@ def _plain(description: str, total: float | None, unit: str) -> Iterator[Callabl
 
     def tell() -> None:  # by a thread, for one piece of the work may take minutes
         while not has_ended.wait(PLAIN_LINE_SECONDS):
-            amount = f"{amount_done:,.0f}{of_total} {unit}, " if unit else ""
+            amount = f"{_render_amount(amount_done, total, unit)}, " if unit else ""
             seconds = time.monotonic() - started
-            say(f"{description}: {amount}{seconds:.0f} s so far", err=True)
+            left = ""
+            if total and 0 < amount_done < total:
+                left = f", about {(total - amount_done) / amount_done * seconds:,.0f} s left"
+            say(f"{description}: {amount}{seconds:.0f} s so far{left}", err=True)
 
     teller = threading.Thread(target=tell, name="progress", daemon=True)
     teller.start()
@@ -71,4 +94,6 @@ def _plain(description: str, total: float | None, unit: str) -> Iterator[Callabl
         teller.join()
     if amount_done:  # else nothing needed doing
         seconds = time.monotonic() - started
-        say(f"{description}: {amount_done:,.0f} {unit} in {seconds:.1f} s", err=True)
+        say(
+            f"{description}: {_render_amount(amount_done, None, unit)} in {seconds:.1f} s", err=True
+        )

@@ -269,7 +269,6 @@ def _builder(config: RunConfig, tokenizer: Tokenizer, processes: int | None) -> 
     return Builder(
         targets=_find_datasets(config, tokenizer),
         title="shards",
-        unit="bytes",
         processes=config.shards.processes if processes is None else processes,
     )
 

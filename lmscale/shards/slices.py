@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lmscale.corpus.documents import AGAIN, DocumentFile
+from lmscale.files.meter import count
 from lmscale.files.reading import open_plain, reading
 from lmscale.files.strangers import parse_json
 from lmscale.shards.manifest import Manifest
@@ -98,6 +99,7 @@ def _read_file(path: Path, first: int, last: int) -> Iterator[tuple[int, dict[st
                 ) from None
             yield offset, document
             offset += len(line)
+            count(len(line))
 
 
 def tokenize_slice(

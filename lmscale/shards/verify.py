@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lmscale.errors import DataError
+from lmscale.files.meter import metered
 from lmscale.files.reading import sha256_file
 from lmscale.shards.contents import find_tar_problems, find_token_problems
 from lmscale.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, load_manifest
@@ -27,6 +28,14 @@ def find_datasets(folder: str | Path) -> list[Path]:
     return datasets
 
 
+def count_bytes(folder: Path) -> int | None:
+    """Of all its shards; None where its manifest cannot be read, which ``verify_dataset`` tells."""
+    try:
+        return sum(entry.bytes for entry in load_manifest(folder).shards)
+    except DataError:
+        return None
+
+
 def verify_dataset(
     folder: str | Path,
     *,
@@ -45,8 +54,8 @@ def verify_dataset(
         return list(error.problems)
     problems = []
     for entry in manifest.shards:
-        problems += _verify_shard(folder / entry.name, entry, manifest, deep)
-        advance(entry.bytes)
+        with metered(entry.bytes, advance):
+            problems += _verify_shard(folder / entry.name, entry, manifest, deep)
     listed = {folder / entry.name for entry in manifest.shards}
     return problems + [
         f"{path}: is not in the manifest; it is never read. Move it away."

@@ -18,7 +18,8 @@ from typing import Any, Generic
 from lmscale.errors import DataError
 from lmscale.files.atomic import writing
 from lmscale.files.locks import locked_file
-from lmscale.files.progress import progress
+from lmscale.files.meter import metered
+from lmscale.files.progress import BYTES, progress
 from lmscale.tasks.finishing import (
     Built,
     Progress,
@@ -45,11 +46,10 @@ class BuildSummary(Generic[ManifestT]):
 
 @dataclass(frozen=True, kw_only=True)
 class Builder(Generic[ManifestT]):
-    """Builds targets. ``title`` and ``unit`` are for the progress bar."""
+    """Builds targets. ``title`` is for the progress bar."""
 
     targets: Sequence[Target[ManifestT]]
     title: str
-    unit: str
     processes: int
 
     def build(self, task: ArrayTask | None, *, force: bool) -> BuildSummary[ManifestT]:
@@ -121,9 +121,10 @@ class Builder(Generic[ManifestT]):
         units = [unit for share in shares for unit in share]
         to_do = [unit for unit in units if not unit.is_done()]
         if to_do:
-            with progress(self.title, sum(unit.bytes for unit in to_do), self.unit) as advance:
-                for unit, _ in run_tasks(_do, to_do, processes=self.processes):
-                    advance(unit.bytes)
+            total = sum(unit.bytes for unit in to_do)
+            with progress(self.title, total, BYTES) as advance, metered(total, advance):
+                for _ in run_tasks(_do, to_do, processes=self.processes):
+                    pass
         ends: dict[str, Built[ManifestT] | Unfinished] = dict(built)
         problems: list[str] = []  # one target's do not keep the others from being finished
         for target in missing:
@@ -147,7 +148,8 @@ class Builder(Generic[ManifestT]):
 
 
 def _do(unit: Unit) -> None:
-    unit.do()
+    with metered(unit.bytes):
+        unit.do()
 
 
 def _lock_path(target: Target[Any]) -> Path:

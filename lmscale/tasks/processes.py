@@ -11,12 +11,17 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lmscale.errors import DataError, LmscaleError
 from lmscale.files.locks import locked_file
+from lmscale.files.meter import count_into, counter
 from lmscale.ranks.device import num_cores
 
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
+LOOK_SECONDS = 0.2  # at what a pool's processes have counted
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -27,7 +32,8 @@ def run_tasks(
     """Yield (task, result) as tasks finish, in any order; ``processes`` 0 means one per core.
 
     A single process or task runs in this process. Otherwise ``work`` and the tasks are pickled to
-    processes that end with this one, even if it is killed. After the first ``LmscaleError`` no new
+    processes that end with this one, even if it is killed; what they count (``files/meter.py``)
+    counts here. After the first ``LmscaleError`` no new
     task is begun; the errors of the tasks that ran are raised together.
     """
     count = min(processes or num_cores(), len(tasks))
@@ -38,7 +44,11 @@ def run_tasks(
     errors: list[LmscaleError] = []
     # Not fork: this process may have threads, which a forked child would find half dead.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
+    counted = context.Value("d", 0.0)
+    with (
+        _counting(counted),
+        ProcessPoolExecutor(count, context, initializer=_begin, initargs=(counted,)) as pool,
+    ):
         futures = {pool.submit(work, task): task for task in tasks}
         try:
             for future in as_completed(futures):
@@ -62,6 +72,39 @@ def run_tasks(
         kinds = [error for error in errors if type(error) is type(errors[0])]
         problems = dict.fromkeys(problem for error in kinds for problem in error.problems)
         raise type(errors[0])(list(problems))
+
+
+@contextmanager
+def _counting(counted: Synchronized[float]) -> Iterator[None]:
+    """Count here what the processes of a pool add up in ``counted``."""
+    count_here, has_ended = counter(), threading.Event()
+
+    def look() -> None:
+        told, is_last = 0.0, False
+        while not is_last:
+            is_last = has_ended.wait(LOOK_SECONDS)
+            now = counted.value
+            count_here(now - told)
+            told = now
+
+    watcher = threading.Thread(target=look, name="counting", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        watcher.join()
+
+
+def _begin(counted: Synchronized[float]) -> None:
+    """In each process of a pool."""
+
+    def add(amount: float) -> None:
+        with counted.get_lock():
+            counted.value += amount
+
+    count_into(add)
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from lmscale.config.data import MIN_VOCABULARY, TokenizerConfig
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.errors import ConfigError, DataError, LmscaleError
 from lmscale.files.atomic import writing
-from lmscale.files.progress import progress
+from lmscale.files.meter import metered
+from lmscale.files.progress import BYTES, progress
 from lmscale.files.tokenizer_files import find_meta
 from lmscale.tokenizer.base import SPACE_MARK, Tokenizer
 from lmscale.tokenizer.byte_bpe import train_byte_bpe
@@ -48,7 +50,8 @@ def train_tokenizer(
     total = sum(load_corpus_manifest(each).text_bytes("train") for each in folders)
     texts = (text for each in folders for text in read_documents(each / "train"))
     passages = sample_passages(texts, total_bytes=total, max_bytes=config.max_sample_bytes)
-    with progress("training the tokenizer"):
+    with ExitStack() as shown:
+        passages = _show_reading(passages, folders, shown)
         tokenizer: Tokenizer
         if config.kind == "byte_bpe":
             tokenizer = train_byte_bpe(passages, config, made_by)
@@ -79,6 +82,17 @@ def find_trained(
         return _existing(folder, _made_by(config, Path(corpus), sources))
     _existing(folder, {**_settings(config, sources), "corpus": old.made_by.get("corpus")})
     return None
+
+
+def _show_reading(
+    passages: Iterator[str], folders: Sequence[Path], shown: ExitStack
+) -> Iterator[str]:
+    """The same, with a bar; once they have all been taken, how long ``shown`` is open."""
+    files = (file for each in folders for file in load_corpus_manifest(each).splits["train"])
+    total = sum(file.bytes for file in files)
+    with progress("reading the corpus", total, BYTES) as advance, metered(total, advance):
+        yield from passages
+    shown.enter_context(progress("training the tokenizer"))
 
 
 def sample_passages(texts: Iterable[str], *, total_bytes: int, max_bytes: int) -> Iterator[str]:

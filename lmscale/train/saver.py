@@ -25,8 +25,8 @@ from lmscale.stream.ledger import Ledger
 from lmscale.train import votes
 from lmscale.train.assemble import Run
 from lmscale.train.compare import compare_for_save
-from lmscale.train.initial import ORIGIN
 from lmscale.train.kept import build_retention
+from lmscale.train.origin import ORIGIN
 from lmscale.train.probe import measure_probe
 from lmscale.train.progress import PROGRESS, STREAM, ProgressCounter
 from lmscale.train.teacher import TEACHER
