@@ -182,11 +182,33 @@ def _judge_folder(signs: RunSigns, now: float) -> RunState:
     if not signs.starts:
         return RunState(name="not started")
     reason = signs.starts[-1].attempt_end
+    if reason is None and signs.is_gone:
+        # Nobody is left to write an end: by a kill, or for want of memory.
+        return RunState(name="lost", detail=f"killed: {_describe_rank0(signs)} is gone")
     if reason is None:
-        return _judge_start(signs, signs.starts[-1], now)
+        state = _judge_start(signs, signs.starts[-1], now)
+        return state if signs.is_gone is False else _by_its_age(signs, state, now)
     if signs.is_finished:
         return RunState(name="finished", detail=signs.early_stop)
     return RunState(name="stopped" if reason in _STOP_REASONS else "failed", detail=reason)
+
+
+def _describe_rank0(signs: RunSigns) -> str:
+    start = signs.starts[-1].attempt[0]
+    return f"process {start['process']['pid']} on {start['host']}, its rank 0,"
+
+
+def _by_its_age(signs: RunSigns, state: RunState, now: float) -> RunState:
+    """Of a run whose processes cannot be looked at from here: what its state rests on."""
+    start = signs.starts[-1]
+    if start.job is not None or signs.last_sign is None:
+        return state
+    age = max(0.0, now - signs.last_sign)
+    if state.name == "running":
+        return replace(state, detail=f"last sign {age:,.0f} s ago, from {start.nodes}")
+    if state.name == "silent":
+        return replace(state, detail=f"{state.detail}; {start.nodes} cannot be looked at from here")
+    return state
 
 
 def _judge_active(signs: RunSigns, job: QueuedJob, now: float) -> RunState:

@@ -158,7 +158,7 @@ def read_weights(
     DeepSpeed nor the model. Arguments and errors are those of ``load_run``.
     """
     from lmscale.checkpoint import load
-    from lmscale.evaluation.run import find_run
+    from lmscale.evaluation.found import find_run
 
     found = find_run(Path(folder), step=step, weights=weights)
     return load.read_weights(found.place, found.manifest, found.weights)
@@ -179,8 +179,9 @@ def generate(
     ``Sampling``: temperature, top_k, top_p, repetition_penalty, is_greedy, seed. A prompt of ids is
     taken as it is. Raises ``ConfigError`` for what the model cannot be asked.
     """
-    from lmscale.evaluation.generate import Generation, Sampling, stream_text
+    from lmscale.evaluation.generate import Generation, stream_text
     from lmscale.evaluation.prompts import Prompt, build_prompt
+    from lmscale.evaluation.sampling import Sampling
 
     if isinstance(prompt, str):
         question = build_prompt(run.config, run.tokenizer, prompt, suffix, bos_id=run.bos_id)

@@ -198,7 +198,7 @@ def _summarize(path: Path, seconds: float, *, ngram: float) -> None:
   trained       {figures["step"]:,} of the {wanted:,} steps of {path.name}
   held-out loss {loss:.3f} nats per token   (a trigram counted on what it has read: {ngram:.3f})
   bits per byte {figures[f"{name}/bits_per_byte"]:.3f}   (the same text: {others})
-  speed         {figures["speed/tokens_per_second"]:,.0f} tokens/s
+  speed         {figures["speed/targets_per_second"]:,.0f} tokens/s
   goodput       {goodput:.0f} % of the wall time, the restart included
   time          {seconds:.0f} s for all of the above
 

@@ -44,19 +44,6 @@ def render_time(instant: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(instant))
 
 
-def render_duration(seconds: float) -> str:
-    """``3 d 4 h``, ``5 min``, ``12 s``: two units at most."""
-    left = max(0, round(seconds))
-    parts = []
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count:,} {unit}")
-        elif parts:
-            break
-    return " ".join(parts[:2]) or "0 s"
-
-
 def print_problems(problems: Sequence[str]) -> None:
     """Print each problem on stderr. A user's [brackets] are text, not rich's markup."""
     _print(problems, Text("error: ", style="bold red"))

@@ -29,6 +29,8 @@ class ObjectiveConfig(KindSection):
     """
     set_figures: ClassVar[tuple[str, ...]] = FIGURES
     """Those of all objectives' held-out figures that say something of this one."""
+    loss_unit: ClassVar[str] = "nats per token"
+    """Of what it reports as its loss."""
     held_out: ClassVar[tuple[str, ...]] = ()
     """Those that an evaluation reports beside ``set_figures``."""
     reads_partners: ClassVar[bool] = False

@@ -74,6 +74,7 @@ class LabelledConfig(ObjectiveConfig):
     implementation = "lmscale.objective.labelled:LABELLED"
     figures = ("loss", "accuracy")
     set_figures = ("loss", "perplexity")  # a label has no bytes
+    loss_unit = "nats per label"
     held_out = ("accuracy",)
     outputs: ClassVar[Literal["text_classes", "token_classes"]] = "text_classes"
     """The key of ``model`` that says how many classes it tells apart."""
@@ -147,6 +148,7 @@ class NumbersConfig(TextLabelsConfig):
 
     figures = ("loss", "absolute_error")
     set_figures = ("loss",)  # which is no entropy
+    loss_unit = "squared error"
     held_out = ("absolute_error",)
 
     name: Literal["numbers"]

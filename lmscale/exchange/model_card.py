@@ -125,8 +125,8 @@ def _data(found: FoundRun) -> Iterator[str]:
         return
     yield from ("## What it has read", "")
     yield (
-        f"{progress.get('n', 0):,} windows of {found.config.stream.sequence_length:,} tokens, in "
-        f"which {progress.get('tokens', 0):,} targets counted; objective "
+        f"{progress.get('n', 0):,} windows of {found.config.stream.sequence_length:,} tokens, "
+        f"{progress.get('tokens', 0):,} tokens trained on; objective "
         f"`{found.config.objective.name}`."
     )
     if digest := _digest_ledger(found):

@@ -46,3 +46,16 @@ def render_bytes(count: int) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def render_duration(seconds: float) -> str:
+    """``3 d 4 h``, ``5 min``, ``12 s``: two units at most."""
+    left = max(0, round(seconds))
+    parts = []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count:,} {unit}")
+        elif parts:
+            break
+    return " ".join(parts[:2]) or "0 s"

@@ -18,6 +18,14 @@ from lmscale.files.strangers import Count, Finite, Instant, Text, is_count
 Seconds = Annotated[Finite, Field(ge=0, lt=1e10)]  # 317 years
 
 
+class _Process(BaseModel):
+    """Of ``watch.process.own_process``."""
+
+    pid: Count
+    machine: Text
+    started: Text | None
+
+
 class _AttemptStart(BaseModel):
     event: Literal["start"]
     time: Instant
@@ -28,6 +36,8 @@ class _AttemptStart(BaseModel):
     host: Text
     world_size: Count
     zero_stage: Count
+    process: _Process | None = None  # rank 0's; older rows have none, nor the next
+    found_step: Count | None = None
 
 
 class _AttemptProgress(BaseModel):

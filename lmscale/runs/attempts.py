@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lmscale.errors import LeaseLostError, LmscaleError, NoSpaceError
-from lmscale.files.jsonl import Row, renew_rows, sift_rows
-from lmscale.files.run_files import ATTEMPTS_FILE
-from lmscale.files.run_rows import ATTEMPT
+from lmscale.files.jsonl import TAIL_BYTES, Row, renew_rows, sift_rows
+from lmscale.files.run_files import ATTEMPTS_FILE, LEDGER_FILE
+from lmscale.files.run_rows import ATTEMPT, STEP
 from lmscale.ranks.attempt import job_and_restart
 from lmscale.runs.goodput import (
     FIRST_SECONDS,
@@ -30,6 +30,7 @@ from lmscale.runs.goodput import (
     pause_after,
 )
 from lmscale.watch import heartbeat
+from lmscale.watch.process import own_process
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,12 @@ def read_attempts(folder: str | Path, problems: list[str] | None = None) -> list
         for problem in sifted.problems:
             logger.warning("%s/%s", folder, problem)
     return sifted.rows
+
+
+def _count_done(folder: str | Path) -> int:
+    """Steps that the ledger holds: it is cut to where the run goes on, once this was written."""
+    rows = sift_rows(Path(folder) / LEDGER_FILE, STEP, max_bytes=TAIL_BYTES).rows
+    return rows[-1]["step"] + 1 if rows else 0
 
 
 def find_good_end(attempts: Sequence[Row]) -> str:
@@ -94,9 +101,11 @@ class AttemptLog:
             "job": job,
             "restart": restart,
             "first_step": first_step,
+            "found_step": _count_done(folder),
             "host": socket.gethostname(),
             "world_size": world_size,
             "zero_stage": zero_stage,
+            "process": own_process(),
         }
         self._rows.append(self._start)
         self._account = Account()

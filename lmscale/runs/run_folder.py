@@ -40,6 +40,7 @@ from lmscale.runs.starts import HANG_ENDED, RunSigns, plan_starts, read_events
 from lmscale.runs.sweep_folder import find_membership, frozen_config, member_submissions, read_sweep
 from lmscale.runs.task_rows import keep_valid, latest_task_figures
 from lmscale.runs.trackers import find_cut
+from lmscale.watch.process import is_gone
 
 _METRICS_BYTES = 1 << 18  # some 200 lines: evaluations are rarer than steps
 # With what an attempt ends that could not be saved.
@@ -114,8 +115,7 @@ def read_status(folder: str | Path) -> RunStatus:
     resumes = read(RESUMES_FILE, RESUME)
     problems += _find_cut_ledger(ledger, commits, rewinds, resumes)
     early_stop = "" if (good_end := find_good_end(attempts)) == FINISHED else good_end
-    is_open = bool(attempts) and attempts[-1]["event"] != "end"
-    is_alive = is_open and time.time() - (last_sign or 0.0) < ALIVE_SECONDS
+    gone = _find_gone(attempts)
     return RunStatus(
         folder=folder,
         config=config,
@@ -124,7 +124,7 @@ def read_status(folder: str | Path) -> RunStatus:
         figure_steps=figure_steps,
         metrics=tuple(metrics),
         # Of a run that is gone without a word, the time since then is not known to be lost.
-        goodput=goodput(attempts, time.time() if is_alive else None),
+        goodput=goodput(attempts, time.time() if _is_alive(attempts, last_sign, gone) else None),
         attempts=tuple(attempts),
         starts=starts,
         commits=commits,
@@ -145,6 +145,7 @@ def read_status(folder: str | Path) -> RunStatus:
         early_stop=early_stop,
         imported_from=describe_import(folder),
         last_sign=last_sign,
+        is_gone=gone,
         hang=_find_hang(watch, since=starts[-1].began_at if starts else 0.0),
         problems=(*problems, *find_cut(metrics, step, every=config.train.log_every_steps)),
     )
@@ -154,6 +155,19 @@ def _find_mixture_steps(resumes: Sequence[Row]) -> Iterator[tuple[int, int]]:
     for row in resumes:
         if row.get("mixture"):
             yield row["mixture"]["from_n"], row["step"] + 1
+
+
+def _is_alive(attempts: Sequence[Row], last_sign: float | None, gone: bool | None) -> bool:
+    is_open = bool(attempts) and attempts[-1]["event"] != "end"
+    return is_open and not gone and time.time() - (last_sign or 0.0) < ALIVE_SECONDS
+
+
+def _find_gone(attempts: Sequence[Row]) -> bool | None:
+    """Whether the newest attempt, which has no end, has lost its rank 0; see ``RunSigns``."""
+    start = next((row for row in reversed(attempts) if row["event"] == "start"), None)
+    if start is None or attempts[-1]["event"] == "end":
+        return None
+    return is_gone(start.get("process"))
 
 
 def _find_cut_ledger(

@@ -68,6 +68,11 @@ class Start:
     hang: str | None = None  # what the watchdog said when it ended this start's ranks
 
     @property
+    def found_step(self) -> int | None:
+        """How far the run had come when it began, as the ledger told before it was cut."""
+        return self.attempt[0].get("found_step") if self.attempt else None
+
+    @property
     def attempt_end(self) -> str | None:
         """Why its ranks ended, in their own words or in the watchdog's."""
         if self.hang is not None:
@@ -92,6 +97,7 @@ class RunSigns:
     is_finished: bool = False  # with nothing submitted since
     early_stop: str = ""  # why its newest start ended well before ``train.steps``
     last_sign: float | None = None  # when the run last wrote anything, as Unix time
+    is_gone: bool | None = None  # rank 0 of an open attempt; None: it cannot be seen from here
     hang: str | None = None  # what the watchdog says of the newest start, if it stands still now
     imported_from: str | None = None  # of weights that no run here has trained
 

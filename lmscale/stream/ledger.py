@@ -51,7 +51,7 @@ class LedgerRow:
     step: Count
     first_n: Count
     samples: Count
-    tokens: Count  # target positions that counted
+    tokens: Count  # trained on: the targets, which the loss counts
     digest: Annotated[Count, BeforeValidator(_from_hex)]  # sum modulo 2^63 of the samples' digests
     more_tokens: tuple[Count, ...] = ()  # targets of each further term of the loss; older rows: ()
 

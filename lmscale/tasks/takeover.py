@@ -22,6 +22,7 @@ from lmscale.errors import DataError
 from lmscale.files.jsonl import read_object
 from lmscale.files.reading import read_plain
 from lmscale.files.strangers import parse_json
+from lmscale.watch.process import is_gone, own_process
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # longer than a network file system stalls now and then
@@ -142,41 +143,14 @@ def _watch(path: Path) -> Literal["alive", "dead", "gone"]:
 def _is_known_dead(content: bytes) -> bool:
     """Whether the holder was a process of this machine that is gone."""
     try:
-        holder = parse_json(content)
-        here = holder["machine"] == _machine()
-        return here and _started(int(holder["pid"])) != holder["started"]
-    except (ValueError, KeyError, TypeError, OverflowError):
+        return is_gone(parse_json(content)) is True
+    except ValueError:
         return False  # created, and not written yet
 
 
 def _identity(beat: int) -> bytes:
-    holder = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "machine": _machine(),
-        "started": _started(os.getpid()),
-        "beat": f"{beat:012d}",  # so that the file keeps its length
-    }
-    return json.dumps(holder).encode()
-
-
-def _machine() -> str:
-    """Where a process number means the same process: the boot and the namespace of processes."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"unknown {socket.gethostname()} {os.getpid()}"  # equals no other: only beats count
-
-
-def _started(pid: int) -> str | None:
-    """Start of a process of this machine, in ticks since the boot; None once it has ended."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else fields[19]
+    beats = {"beat": f"{beat:012d}"}  # so that the file keeps its length
+    return json.dumps({"host": socket.gethostname(), **own_process(), **beats}).encode()
 
 
 def _beat(path: Path, is_over: threading.Event) -> None:

@@ -84,7 +84,7 @@ def _learning(config: RunConfig) -> dict[str, list[str]]:
 
 
 def _speed(*, world_size: int, has_peak: bool) -> dict[str, list[str]]:
-    charts = {"tokens per second": ["speed/tokens_per_second$"]}
+    charts = {"tokens trained on per second": ["speed/targets_per_second$"]}
     if has_peak:
         charts["MFU, both conventions"] = ["speed/mfu_.*"]
     charts["waiting for data"] = ["speed/data_wait_fraction$"]

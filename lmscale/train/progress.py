@@ -21,7 +21,7 @@ class Progress:
     __pydantic_config__ = EXACT
     step: Count = 0  # optimizer steps done
     n: Count = 0  # samples used, which is the number of the next one
-    tokens: Count = 0  # target positions trained on
+    tokens: Count = 0  # trained on: the targets, which the loss counts
     skipped_steps: Count = 0  # steps whose gradient overflowed
 
     def after(self, report: StepReport) -> Progress:

@@ -67,7 +67,7 @@ class MetricsHook:
                 values["train/loss"],
                 report.learning_rate,
                 report.gradient_norm,
-                f"{values['speed/tokens_per_second']:,.0f}",
+                f"{values['speed/targets_per_second']:,.0f}",
                 100 * (values["speed/data_wait_fraction"] or 0),
             )
             self._since.clear()
@@ -91,8 +91,8 @@ class MetricsHook:
             "train/loss_scale": report.loss_scale,
             "train/tokens": self._counter.now.tokens,
             "train/skipped_steps": self._counter.now.skipped_steps,
-            "speed/tokens_per_second": positions / seconds,
             "speed/targets_per_second": targets / seconds,
+            "speed/positions_per_second": positions / seconds,
             **mfu,
             "speed/peak_tflops": self._peak,
             "speed/step_seconds": seconds / len(rows),
@@ -118,7 +118,7 @@ class MetricsHook:
 
 @contextmanager
 def progress_hook(run: Run) -> Iterator[Hook]:
-    """rich's progress on rank 0's terminal: steps, tokens, tokens/s, loss, time to go."""
+    """rich's progress on rank 0's terminal: steps, loss, tokens trained on, speed, time to go."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -137,14 +137,15 @@ def progress_hook(run: Run) -> Iterator[Hook]:
     with Bar(*columns, console=console) as bar:
         task = bar.add_task(run.config.run.name, total=total, completed=run.start.step, figures="")
 
+        counter = ProgressCounter(run.start)
+
         def hook(report: StepReport) -> None:
-            tokens = run.config.samples_after(report.step) * run.config.window.stride
-            positions = report.samples * run.config.stream.sequence_length
-            speed = positions / report.step_seconds
+            counter(report)
+            tokens, speed = counter.now.tokens, report.targets / report.step_seconds
             bar.update(
                 task,
                 completed=report.step,
-                figures=f"loss {report.loss:.3f} · {tokens:,} tokens · {speed:,.0f}/s",
+                figures=f"loss {report.loss:.3f} · {tokens:,} tokens trained on · {speed:,.0f}/s",
             )
 
         yield hook

@@ -16,7 +16,7 @@ def run(tmp_path):
     for step in range(12):
         append_row(folder / "ledger.jsonl", {"step": step})
     for step, loss in ((10, 3.25), (12, 3.0)):
-        figures = {"train/loss": loss, "train/tokens": 12_288, "speed/tokens_per_second": 99.5}
+        figures = {"train/loss": loss, "train/tokens": 12_288, "speed/targets_per_second": 99.5}
         append_row(folder / "metrics.jsonl", {"step": step, "time": 1.0, **figures})
     append_row(folder / "metrics.jsonl", {"step": 12, "time": 2.0, "evaluation/heldout/loss": 3.5})
     clock, spent = iter(range(1000, 2000, 100)).__next__, {}

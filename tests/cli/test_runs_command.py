@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -43,15 +44,53 @@ def test_a_stopped_run_says_why(run):
 
 def test_a_run_that_writes_is_running(run):
     restart(run)
-    assert state_of(run) == "running"
+    assert state_of(run) == "running: last sign 0 s ago, from h"
     assert read_status(run).goodput.restarts == 1
+
+
+def test_a_killed_run_of_this_machine_is_lost_at_once_and_so_are_its_steps(run, capsys):
+    sleeper = subprocess.Popen([sys.executable, "-c", f"{START}time.sleep(600)", str(run)])
+    try:
+        while state_of(run) != "running":
+            assert sleeper.poll() is None
+            time.sleep(0.05)
+        append_row(run / "ledger.jsonl", {"step": 12})
+        sleeper.kill()
+        sleeper.wait()
+        assert state_of(run) == f"lost: killed: {describe(sleeper.pid)}, its rank 0, is gone"
+        assert main(["runs", "status", str(run)]) == 0
+        lines = lines_of(capsys)
+        ends = "steps 10-10, 3 steps lost, 12 s: lost: no end was written"
+        assert any(line.endswith(ends) for line in lines)
+        assert "lost             5 steps in all, 22 s of training" in lines
+    finally:
+        sleeper.kill()
+
+
+def describe(pid):
+    return f"process {pid} on {socket.gethostname()}"
+
+
+# An attempt at steps 10 to 12, of 4 s each, which the process does not end.
+START = """
+import sys, time
+from lmscale.runs.attempts import AttemptLog
+spent = {}
+attempt = AttemptLog(
+    sys.argv[1], first_step=10, world_size=1, zero_stage=1, phase_seconds=spent.copy
+)
+spent["forward"] = 8.0
+attempt.step(12, 8.0)
+attempt._write("progress")
+"""
 
 
 def test_the_list_has_a_line_for_each_run(run, capsys):
     restart(run)
     assert main(["runs", "list", str(run.parent)]) == 0
     line = capsys.readouterr().out.splitlines()[1]
-    assert line.split()[:6] == ["first", "running", "12/1,000", "12,288", "3.0000", "100"]
+    shown = "first running: last sign 0 s ago, from h 12/1,000 12,288 3.0000 100"
+    assert " ".join(line.split()).startswith(shown)
     assert line.split()[-1] == "1"
 
 
@@ -81,9 +120,10 @@ def test_the_status_says_of_which_step_a_figure_is(run, capsys):
     append_row(run / "metrics.jsonl", {"step": 14, "time": 3.0, "train/loss": 2.75})
     assert main(["runs", "status", str(run)]) == 0
     lines = lines_of(capsys)
-    assert "loss             2.7500  at step 14" in lines
-    assert "tokens           12,288  at step 12" in lines
-    assert "evaluation/heldout/loss                     3.5  at step 12" in lines
+    assert "loss             2.7500 nats per token  at step 14" in lines
+    assert "trained on       12,288 tokens  at step 12" in lines
+    assert "speed            100 tokens/s  at step 12" in lines
+    assert "evaluation/heldout/loss                     3.5 nats per token  at step 12" in lines
     assert main(["runs", "status", str(run), "--json"]) == 0
     steps = json.loads(capsys.readouterr().out)["figure_steps"]
     assert (steps["train/loss"], steps["train/tokens"]) == (14, 12)
@@ -242,7 +282,7 @@ def test_a_run_that_cannot_be_read_says_why_in_its_row_and_hides_no_other(run, c
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["run", "first", "other"]
     assert lines[2].split()[1:] == (
-        "config.yaml: trian: unknown key. Did you mean train? (and 1 more) - - - - - -".split()
+        "config.yaml:2: trian: unknown key. Did you mean train? (and 1 more) - - - - - -".split()
     )
     assert main(["runs", "list", str(run.parent), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -258,7 +298,7 @@ def test_a_run_that_runs_here_is_cancelled_by_its_stop_file(run, capsys):
     assert (said["stop_file"], said["jobs"]) == (True, [])
     assert (run / "stop").exists()
     assert main(["runs", "cancel", str(run)]) == 0
-    assert "running; it was asked before to save" in capsys.readouterr().out
+    assert "; it was asked before to save" in capsys.readouterr().out
     assert main(["runs", "cancel", str(run), "--now"]) == 2
     assert "--now ends Slurm jobs only" in capsys.readouterr().err
 
@@ -317,7 +357,7 @@ def test_the_heartbeat_of_a_very_long_step_is_a_sign_of_life(run):
     assert state_of(run).startswith("silent: for ")
     (run / "heartbeats").mkdir()
     beat_path(run, 0).write_text("{}")
-    assert state_of(run) == "running"
+    assert state_of(run).startswith("running: last sign 0 s ago")
 
 
 def test_the_estimated_end_says_what_it_is_estimated_from(run, capsys):

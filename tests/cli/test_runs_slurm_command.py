@@ -96,7 +96,7 @@ def sweep(run, queued):
     begun = root / "rates-001"
     (begun / "slurm").mkdir(parents=True)
     (begun / "config.yaml").write_text("run: {name: rates-001}\ntrain: {steps: 50}\n")
-    figures = {"train/loss": 2.5, "evaluation/b/loss": 3.5, "speed/tokens_per_second": 7.0}
+    figures = {"train/loss": 2.5, "evaluation/b/loss": 3.5, "speed/targets_per_second": 7.0}
     append_row(begun / "metrics.jsonl", {"step": 50, "time": 1.0, **figures})
     append_row(begun / "ledger.jsonl", {"step": 49})
     event(begun, "start", job="9_1", nodes="n1")

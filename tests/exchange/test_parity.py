@@ -88,7 +88,7 @@ def test_the_card_says_what_was_read_and_measured_up_to_this_step(tiny_data, tok
     assert find_run(config.folder, step=None).manifest.step == STEP
     export_run(ExportRequest(folder=config.folder, out=tmp_path / "out", verify="tensors"))
     card = (tmp_path / "out/README.md").read_text()
-    assert "84 windows" in card and "2,600 targets counted" in card
+    assert "84 windows" in card and "2,600 tokens trained on" in card
     assert "| a | 60.7% | `of a` |" in card and "| b | 39.3% | `of b` |" in card
     assert f"in the run's ledger: `{0x1111111:016x}`" in card
     assert "| heldout | 2.5000 |" in card and "early" not in card and "late" not in card

@@ -72,9 +72,46 @@ def test_every_start_is_one_line_with_its_end():
     when = [time.strftime("%Y-%m-%d %H:%M", time.localtime(T0 + at)) for at in (0, 120, 300)]
     assert [stretch.line for stretch in history] == [
         f"{when[0]} job 12, n[1-2], 4 ranks, ZeRO 1, steps 0-40: {STOPPED}, requeued",
-        f"{when[1]} job 12, n[1-2], 4 ranks, ZeRO 1, steps 40-60: lost: no end was written",
+        f"{when[1]} job 12, n[1-2], 4 ranks, ZeRO 1, steps 40-60, 17 steps lost, 0 s: "
+        "lost: no end was written",
         f"{when[2]} job 12, n1, 4 ranks, ZeRO 1, steps 60-64: goes on",
     ]
+
+
+def rows_of(number, first_step, *rows, **more):
+    """An attempt's rows with (step, seconds in steps) since the one before."""
+    made = attempt(number, 0, first_step, *((number, step, None) for step, _ in rows), job=None)
+    made[0] |= more
+    told = zip(made[1:], rows, strict=True)
+    return [made[0], *({**row, "seconds": {"step": seconds}} for row, (_, seconds) in told)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "begun_again", "lost"),
+    [
+        (((10, 20.0), (20, 20.0)), {"first_step": 20}, (0, 0.0)),
+        (((10, 20.0), (20, 20.0)), {"first_step": 15}, (5, 10.0)),
+        (((10, 20.0), (20, 40.0)), {"first_step": 5}, (15, 50.0)),
+        # The ledger knew of 4 more, at the mean of the others.
+        (((10, 20.0), (20, 20.0)), {"first_step": 15, "found_step": 24}, (9, 18.0)),
+        # Killed before a row told of any step.
+        ((), {"first_step": 0, "found_step": 3}, (3, 0.0)),
+    ],
+)
+def test_the_steps_that_a_start_has_lost_are_counted_with_their_time(rows, begun_again, lost):
+    attempts = [*rows_of(1, 0, *rows), *rows_of(2, **begun_again)]
+    first, last = plan_history(starts_of([], attempts), saved_step=0, active_step=30)
+    assert (first.lost_steps, first.lost_seconds) == lost
+    assert first.last_step == begun_again["first_step"]
+    assert last.lost_steps == 0
+
+
+def test_what_the_last_start_has_lost_counts_from_the_newest_checkpoint():
+    attempts = rows_of(1, 0, (10, 20.0), (20, 20.0))
+    (ended,) = plan_history(starts_of([], attempts), saved_step=16, done_step=22)
+    assert "steps 0-16, 6 steps lost, 12 s: lost: no end was written" in ended.line
+    (finished,) = plan_history(starts_of([], attempts), saved_step=None, done_step=22)
+    assert finished.lost_steps == 0
 
 
 def test_a_stop_near_the_limit_is_the_time_limit_and_one_far_from_it_is_not():

@@ -233,7 +233,7 @@ def test_where_slurm_cannot_be_asked_the_folder_is_believed():
 
 def test_a_run_without_slurm_is_judged_by_its_attempts():
     assert judge(None).line == "not started"
-    assert judge(None, **training()).line == "running"
+    assert judge(None, **training(), is_gone=False).line == "running"
     for reason, line in {
         "SIGTERM": "stopped: SIGTERM",
         "OutOfMemoryError": "failed: OutOfMemoryError",
@@ -243,6 +243,14 @@ def test_a_run_without_slurm_is_judged_by_its_attempts():
     assert judge(None, start("7", at=NOW - 999_999_999)).line == "running"
     assert judge(None, start("7"), last_sign=NOW - 999).line == "silent: for 999 s"
     assert judge(None, start("7"), last_sign=NOW - 999, hang="rank 3").line == "hung: rank 3"
+    other = attempt(NOW - 50)  # on a machine that cannot be looked at
+    running = judge(None, attempts=other, last_sign=NOW - 3).line
+    assert running == "running: last sign 3 s ago, from n1"
+    silent = judge(None, attempts=other, last_sign=NOW - 999).line
+    assert silent == "silent: for 999 s; n1 cannot be looked at from here"
+    killed = [{**other[0], "process": {"pid": 4711, "machine": "m", "started": "7"}}]
+    found = judge(None, attempts=killed, last_sign=NOW - 1, is_gone=True)
+    assert found.line == "lost: killed: process 4711 on n1, its rank 0, is gone"
     finished = attempt(NOW - 50, reason="finished")
     assert judge(None, attempts=finished, is_finished=True).line == "finished"
 
@@ -250,7 +258,7 @@ def test_a_run_without_slurm_is_judged_by_its_attempts():
 def test_a_start_without_slurm_after_the_jobs_is_the_newest_word():
     events = (start("32"), end("32", "stop", code=2))
     found = judge("32", *events, attempts=attempt(NOW - 2), last_sign=NOW)
-    assert (found.line, found.job) == ("running", None)
+    assert (found.line, found.job) == ("running: last sign 0 s ago, from n1", None)
 
 
 def test_an_older_copy_that_was_fenced_off_does_not_speak_for_the_newer_one():

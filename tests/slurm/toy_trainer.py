@@ -83,7 +83,7 @@ with ExitStack() as stack:
             append_row(folder / "ledger.jsonl", {"step": step - 1})
             loss = config.engine.optimizer.lr * 1000 + 1 / step
             figures = {"train/loss": loss, "train/tokens": 100 * step}
-            figures |= {"speed/tokens_per_second": 1000.0, "speed/step_seconds": STEP_SECONDS}
+            figures |= {"speed/targets_per_second": 1000.0, "speed/step_seconds": STEP_SECONDS}
             append_row(folder / "metrics.jsonl", {"step": step, "time": time.time(), **figures})
         if asked or step % SAVE_EVERY == 0 or step == config.train.steps:
             say(f"step {step}")

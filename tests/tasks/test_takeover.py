@@ -29,7 +29,8 @@ with takeover.take_turn(Path(sys.argv[1])) as turn:
     turn.check()
 """
 ELSEWHERE = """
-takeover._machine = lambda: "another machine"
+from lmscale.watch import process
+process._machine = lambda: "another machine"
 takeover.BEAT_SECONDS = 0.05
 """
 

@@ -89,7 +89,7 @@ def _list_sweep(folder: Path, name: str, *, as_json: bool) -> None:
 @app.command()
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show how a run goes: state, figures, estimated end, where its time went, and what became of
-    every start.
+    every start. Tokens are tokens trained on, which the loss counts.
     """
     from lmscale.cli.runs.look import read_page
     from lmscale.cli.runs.view import render_page, to_json
@@ -139,7 +139,8 @@ def audit(run: RunArgument, as_json: JsonOption = False) -> None:
 
 def render_audit(run: Path, report: AuditReport) -> str:
     """The verdict, then the first differences of each kind."""
-    counted = f"{report.steps:,} steps, {report.samples:,} samples, {report.tokens:,} tokens"
+    counted = f"{report.steps:,} steps, {report.samples:,} samples, "
+    counted += f"{report.tokens:,} tokens trained on"
     if report.jumped:
         counted += f"; {report.jumped:,} samples were jumped on purpose (rewinds.jsonl)"
     if report.is_clean:

@@ -149,6 +149,7 @@ def read_page(run: Path) -> RunPage:
     if isinstance(look, LmscaleError):
         raise look
     status, state, answer = look.status, look.state, looks.answer or SlurmAnswer()
+    saved_step = max((commit.step for commit in status.commits), default=0)
     may_go_on = state.is_active and state.name not in ("queued", "held")
     return RunPage(
         look=look,
@@ -158,6 +159,8 @@ def read_page(run: Path) -> RunPage:
             status.starts,
             accounts=answer.accounts,
             submissions=status.submissions,
+            saved_step=None if status.is_finished else saved_step,
+            done_step=status.step,
             active_step=status.step if may_go_on else None,
         ),
         other_jobs=[

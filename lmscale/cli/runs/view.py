@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,15 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmscale.cli.options import (
-    print_notes,
-    print_warnings,
-    render_duration,
-    render_line,
-    render_time,
-)
+from lmscale.cli.options import print_notes, print_warnings, render_line, render_time
 from lmscale.errors import LmscaleError
-from lmscale.files.printing import render_bytes
+from lmscale.files.printing import count_of, render_bytes, render_duration
 from lmscale.files.redact import printable, printable_name
 from lmscale.runs.sweep_folder import job_outputs
 
@@ -105,10 +100,40 @@ def render_numbers(status: RunStatus) -> dict[str, str]:
         "tokens": render_number(figures.get("train/tokens"), ",.0f"),
         "loss": render_number(figures.get("train/loss"), ".4f"),
         "held out": render_number(status.heldout and status.heldout[1], ".4f"),
-        "tokens/s": render_number(figures.get("speed/tokens_per_second"), ",.0f"),
+        "tokens/s": render_number(figures.get("speed/targets_per_second"), ",.0f"),
         "goodput": f"{status.goodput.fraction:.1%}" if status.attempts else "-",
         "restarts": str(status.goodput.restarts),
     }
+
+
+_UNITS = (
+    (re.compile(r"_seconds$|/seconds$"), "s"),
+    (re.compile(r"/gigabytes_per_second$"), "GB/s"),
+    (re.compile(r"/targets_per_second$"), "tokens/s"),
+    (re.compile(r"_per_second$"), "/s"),
+    (re.compile(r"/bits_per_byte$"), "bits/byte"),
+    (re.compile(r"/tokens$"), "tokens"),
+    (re.compile(r"_steps$"), "steps"),
+    (re.compile(r"_samples$"), "samples"),
+    (re.compile(r"_tflops$"), "TFLOP/s"),
+)
+_BYTES = re.compile(r"[_/]bytes$")
+_SHARE = re.compile(r"_fraction$|goodput$|/mfu_\w+$|accuracy$")
+
+
+def render_figure(name: str, value: float | None, loss_unit: str) -> tuple[str, str]:
+    """A figure of ``metrics.jsonl`` and its unit; "" of what has none, or says it in its name."""
+    if value is None:
+        return "-", ""
+    if _BYTES.search(name):
+        number, unit = render_bytes(int(value)).split()
+        return number, unit
+    if _SHARE.search(name):
+        return f"{100 * value:.4g}", "%"
+    if name.endswith("/loss"):
+        return f"{value:.6g}", loss_unit
+    unit = next((unit for pattern, unit in _UNITS if pattern.search(name)), "")
+    return (f"{value:,}" if isinstance(value, int) else f"{value:.6g}"), unit
 
 
 def render_number(value: Any, form: str) -> str:
@@ -118,12 +143,13 @@ def render_number(value: Any, form: str) -> str:
 def render_page(page: RunPage) -> str:
     status = page.look.status
     lines = [render_line(name, text) for name, text in _describe_page(page)]
-    lines += [
-        f"{printable_name(name):32} {render_number(value, '.6g'):>14}{_at_step(status, name)}"
-        for name, value in status.figures.items()
+    loss_unit = status.config.objective.loss_unit
+    for name, value in status.figures.items():
         # The rest are the row's own step and time, and the table of the time says more.
-        if "/" in name and not name.startswith("goodput/")
-    ]
+        if "/" in name and not name.startswith("goodput/"):
+            number, unit = render_figure(name, value, loss_unit)
+            shown = f"{number:>14} {unit}".rstrip()
+            lines.append(f"{printable_name(name):32} {shown}{_at_step(status, name)}")
     return "\n".join(lines)
 
 
@@ -161,15 +187,18 @@ def _describe_page(page: RunPage) -> Lines:
 
 
 def _describe_figures(status: RunStatus) -> Lines:
-    """Those of ``NUMBERS``, with the step that each of them is of."""
-    figures = {"tokens": "train/tokens", "loss": "train/loss"}
-    figures["tokens/s"] = "speed/tokens_per_second"
-    cells = render_numbers(status)
-    for name in NUMBERS:
-        cell = cells[name]
-        if name == "goodput" and status.attempts:
-            cell = _render_share(status.goodput)
-        yield name, cell + (_at_step(status, figures[name]) if name in figures else "")
+    """Those of ``NUMBERS`` with their units, and the step that each of them is of."""
+    cells, loss_unit = render_numbers(status), status.config.objective.loss_unit
+    yield "step", cells["step"]
+    for name, key, figure, unit in (
+        ("trained on", "tokens", "train/tokens", "tokens"),
+        ("loss", "loss", "train/loss", loss_unit),
+        ("speed", "tokens/s", "speed/targets_per_second", "tokens/s"),
+    ):
+        is_known = status.figures.get(figure) is not None
+        yield name, f"{cells[key]} {unit}{_at_step(status, figure)}" if is_known else "-"
+    yield "goodput", _render_share(status.goodput) if status.attempts else cells["goodput"]
+    yield "restarts", cells["restarts"]
 
 
 def _at_step(status: RunStatus, figure: str) -> str:
@@ -218,6 +247,9 @@ def _describe_history(history: Sequence[Stretch]) -> Lines:
         yield f"attempt {number}", stretch.line
         for node in stretch.excluded:
             yield "", f"left out {node}"
+    if steps := sum(stretch.lost_steps for stretch in history):
+        seconds = render_duration(sum(stretch.lost_seconds for stretch in history))
+        yield "lost", f"{count_of(steps, 'step')} in all, {seconds} of training"
 
 
 def _describe_places(beats: Sequence[Beat]) -> Lines:
