@@ -15,13 +15,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from launcher.local_ranks import plan_local_ranks
 from launcher.outcome import CALM, MOMENT_SECONDS, Outcome, RankEnd, judge
 from launcher.rendezvous import environment_for, find_free_port, unset_defaults
 from lmscale.config import load_config
 from lmscale.config.load import blaming
 from lmscale.errors import EXIT_USER, ClusterError, ConfigError
 from lmscale.files.jsonl import read_tail
+from lmscale.files.printing import say
 from lmscale.ranks.device import num_cores
+from lmscale.ranks.gpus import find_gpus
 from lmscale.ranks.ranks import LOOPBACK
 from lmscale.runs.continuation import check_start
 from lmscale.runs.leftovers import remove_leftovers
@@ -78,15 +81,24 @@ def train_argv(config_path: str | Path, overrides: Sequence[str]) -> tuple[str, 
     return (sys.executable, "-m", "lmscale.cli.main", "train", str(config_path), *settings)
 
 
-def launch_local(config_path: str | Path, overrides: Sequence[str], *, num_ranks: int) -> Outcome:
-    """Train on this machine with ``num_ranks`` ranks, until all have ended.
+def launch_local(
+    config_path: str | Path, overrides: Sequence[str], *, num_ranks: int | None
+) -> Outcome:
+    """Train on this machine with ``num_ranks`` ranks, until all have ended. None: as many as the
+    machine has GPUs, or its cores allow; that is said.
 
     The configuration, its division among the ranks and whose folder it names are checked before any
     rank starts or anything is written; problems raise ``ConfigError``.
     """
-    if num_ranks < 1:
+    if num_ranks is not None and num_ranks < 1:
         raise ConfigError(f"--nproc {num_ranks}: at least one rank is needed.")
     config = load_config(config_path, overrides)
+    if num_ranks is None:
+        num_gpus = find_gpus().count
+        num_ranks, why = plan_local_ranks(
+            config.batch.step_sizes, num_gpus=num_gpus, cores=num_cores()
+        )
+        say(why, err=True)
     with blaming(overrides):
         config.batch.plan(num_ranks)
         check_start(config)

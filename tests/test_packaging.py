@@ -77,7 +77,7 @@ def test_an_installed_wheel_writes_a_batch_script_and_freezes_itself(site, tmp_p
 
 
 def test_an_installed_wheel_finds_its_demo_config_and_text_outside_any_checkout(site, tmp_path):
-    script = "import lmscale.cli.demo as d; print(d.find_config('demo.yaml'))"
+    script = "import lmscale.config.assets as a, pathlib as p; print(a.find_config(p.Path('demo')))"
     found = run(
         sys.executable,
         "-c",

@@ -12,6 +12,7 @@ import yaml
 
 from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import RunConfig, dump_config, load_config
+from lmscale.config.assets import describe_config, list_configs
 from lmscale.config.hf.target import describe_target
 from lmscale.config.load import blaming
 from lmscale.config.token_ids import fold_ids
@@ -46,6 +47,18 @@ def show(
         derived, sort_keys=False, width=math.inf, allow_unicode=True
     ).splitlines():
         say(f"#   {line}")
+
+
+@app.command("list")
+def list_(as_json: JsonOption = False) -> None:
+    """Print the configurations that come with lmscale, by the names that CONFIG may be."""
+    said = {name: describe_config(path) for name, path in list_configs().items()}
+    if as_json:
+        echo_json(said)
+        return
+    width = max(map(len, said))
+    for name, what in said.items():
+        say(f"{name:{width}}  {what}")
 
 
 @app.command()

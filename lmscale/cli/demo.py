@@ -30,7 +30,7 @@ from lmscale.cli.demo_plan import (
     try_steps,
 )
 from lmscale.config import RunConfig, load_config
-from lmscale.config.assets import find_assets
+from lmscale.config.assets import find_assets, find_config
 from lmscale.errors import EXIT_FINISHED, EXIT_RESUMABLE, ClusterError
 from lmscale.files.jsonl import read_rows
 from lmscale.files.run_files import CONFIG_FILE
@@ -53,7 +53,7 @@ def demo(
     long that will take is measured beforehand; a slow machine takes fewer steps.
     """
     started = time.monotonic()
-    path = config or find_config("demo.yaml")
+    path = find_config(config or Path("demo"))
     _run_example("pydocs.py", "--out", "data/demo/raw")
     _run("corpus", "build", path)
     _run("tokenizer", "train", path)
@@ -69,11 +69,6 @@ def demo(
     _run("runs", "audit", RUN)
     _run_example("loss_curve.py", RUN)
     _summarize(path, time.monotonic() - started, ngram=scores["heldout"]["ngram"])
-
-
-def find_config(name: str) -> Path:
-    """Path of a configuration that comes with lmscale, in a checkout or an installed package."""
-    return find_assets("configs") / name
 
 
 def _train(path: Path, started: float) -> Machine:

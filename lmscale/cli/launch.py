@@ -15,9 +15,14 @@ app = typer.Typer(help="Start the ranks of a run.", no_args_is_help=True)
 @app.command()
 def local(
     config: ConfigArgument,
-    num_ranks: Annotated[
-        int, typer.Option("--nproc", metavar="N", help="Ranks to start; with GPUs, one for each.")
-    ],
+    nproc: Annotated[
+        str,
+        typer.Option(
+            "--nproc",
+            metavar="N|auto",
+            help="Ranks to start; auto: one for each GPU, or what the cores allow.",
+        ),
+    ] = "auto",
     set_: SetOption = None,
 ) -> None:
     """Train CONFIG with N ranks on this machine.
@@ -26,8 +31,9 @@ def local(
     on from there. A second Ctrl-C ends without saving.
     """
     from launcher.local import launch_local
+    from launcher.local_ranks import parse_nproc
 
-    outcome = launch_local(config, set_ or (), num_ranks=num_ranks)
+    outcome = launch_local(config, set_ or (), num_ranks=parse_nproc(nproc))
     print_problems(outcome.problems)
     raise typer.Exit(outcome.exit_code)
 

@@ -12,11 +12,18 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from lmscale.config.assets import find_config
 from lmscale.files.printing import say
 from lmscale.files.redact import printable, redact
 
 ConfigArgument = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="The run's YAML file.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="The run's YAML file, or the name of one of lmscale's (lmscale config list).",
+        show_default=False,
+        callback=find_config,
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

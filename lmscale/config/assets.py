@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import lmscale
@@ -9,6 +10,7 @@ from lmscale.errors import ConfigError
 
 # What makes a folder of that name ours; beside an installed package there may be another's.
 _OURS = {"configs": "demo.yaml", "slurm": "train.sbatch.j2", "examples": "pydocs.py"}
+_ENDINGS = (".yaml", ".yml")
 
 
 def find_assets(name: str) -> Path:
@@ -18,3 +20,36 @@ def find_assets(name: str) -> Path:
         if (folder / _OURS[name]).is_file():
             return folder
     raise ConfigError(f"{name}/ is neither in {package.parent} nor in the installed package.")
+
+
+def list_configs() -> dict[str, Path]:
+    """Name → path of the configurations that come with lmscale."""
+    return {path.stem: path for path in sorted(find_assets("configs").glob("*.yaml"))}
+
+
+def find_config(place: Path) -> Path:
+    """A YAML file by its path or, where there is no such file, one that comes with lmscale by its
+    name. Raises ``ConfigError`` for a word that is neither.
+    """
+    if place.exists() or len(place.parts) > 1 or place.name.endswith(_ENDINGS):
+        return place  # reading it says what is wrong with it
+    known = list_configs()
+    if place.name in known:
+        return known[place.name]
+    near = difflib.get_close_matches(place.name, known, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise ConfigError(
+        f"{place}: there is neither such a file nor a configuration of this name. {hint}Known: "
+        f"{', '.join(known)} (lmscale config list)."
+    )
+
+
+def describe_config(path: Path) -> str:
+    """What a configuration that comes with lmscale is: the first sentence of its first comment."""
+    comment = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# "))
+    sentence, dot, _ = " ".join(comment).partition(". ")
+    return sentence if dot else sentence.rstrip(".")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lmscale.config import load_config
+from lmscale.config.assets import list_configs
 from lmscale.config.special_tokens import is_reserved
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
 from lmscale.errors import ConfigError, DataError
@@ -27,8 +28,9 @@ _BY = {"lmscale": "SentencePiece, by lmscale", "sentencepiece": "SentencePiece"}
 
 def open_named(path: Path, overrides: Sequence[str] = ()) -> tuple[str, Tokenizer]:
     """The tokenizer of a run's YAML file, or of a folder or file, and where it lies."""
-    if path.suffix in _CONFIGS:
-        folder = load_config(path, overrides).tokenizer.folder
+    config = path if path.exists() else list_configs().get(str(path), path)
+    if config.suffix in _CONFIGS:
+        folder = load_config(config, overrides).tokenizer.folder
         return folder, load_tokenizer(folder)
     return str(path), read_foreign(path, needs_eos=False)
 

@@ -1,11 +1,13 @@
 """The demo suits its machine: the faster precision, threads for free cores, steps that fit."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmscale.cli import doctor
-from lmscale.cli.demo import _describe_schedule, find_config
+from lmscale.cli.demo import _describe_schedule
 from lmscale.cli.demo_plan import (
     MAX_LINE_SECONDS,
     MAX_SECONDS,
@@ -18,10 +20,11 @@ from lmscale.cli.demo_plan import (
     plan_steps,
 )
 from lmscale.config import load_config
+from lmscale.config.assets import find_config
 from lmscale.ranks.device import free_cores, num_cores, product_rates
 
 OLD, NEW = {"fp32": 30.0, "bf16": 4.0}, {"fp32": 100.0, "bf16": 500.0}
-DEMO = load_config(find_config("demo.yaml"))
+DEMO = load_config(find_config(Path("demo")))
 SECONDS = st.floats(1e-3, 100)
 
 
@@ -52,7 +55,7 @@ def test_the_steps_are_as_many_as_fit_and_their_settings_in_proportion(step, sta
     assert every == 1 or every * step * THREADS_RATIO <= MAX_LINE_SECONDS
     settings = plan_overrides(DEMO, machine, schedule)
     assert set(settings) <= set(PLANNED)
-    config = load_config(find_config("demo.yaml"), [f"{k}={v}" for k, v in settings.items()])
+    config = load_config(find_config(Path("demo")), [f"{k}={v}" for k, v in settings.items()])
     assert config.train.steps == schedule.steps
     assert config.engine.precision == "fp32"
     rates = config.engine.schedule

@@ -2,7 +2,10 @@
 
 import pytest
 
+from launcher import local
+from launcher.outcome import Outcome
 from lmscale.cli.main import main
+from lmscale.ranks.gpus import Gpus
 
 
 @pytest.fixture(autouse=True)
@@ -23,9 +26,28 @@ def test_a_batch_that_does_not_divide_is_told_before_any_rank_starts(tmp_path, c
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_number_of_ranks_must_be_given(capsys):
-    assert main(["launch", "local", "c.yaml"]) == 2
-    assert "--nproc" in capsys.readouterr().err
+@pytest.mark.parametrize("nproc", ["0", "-1", "two", "1.5", "", "10000000"])
+def test_a_number_of_ranks_that_is_none_is_refused(capsys, nproc):
+    assert main(["launch", "local", "c.yaml", "--nproc", nproc]) == 2
+    assert "give the number of ranks, at least one, or auto" in capsys.readouterr().err
+
+
+def test_without_a_number_of_ranks_what_the_machine_has_is_taken_and_said(
+    monkeypatch, tmp_path, capsys
+):
+    planned = []
+
+    def run(plans):
+        planned.append(plans)
+        return Outcome(exit_code=0)
+
+    monkeypatch.setattr(local, "find_gpus", lambda: Gpus(count=3))
+    monkeypatch.setattr(local, "run_ranks", run)
+    assert main(["launch", "local", "c.yaml"]) == 0
+    assert len(planned[0]) == 2
+    assert capsys.readouterr().err == (
+        "--nproc auto: 2 ranks of 3 that could be, as 2 divides a step's 8 windows, on GPUs.\n"
+    )
 
 
 @pytest.mark.parametrize("place", ["x.txt", "x.txt/r", "n" * 300, "foreign", "others"])

@@ -1,0 +1,84 @@
+"""The GPUs of a machine, found without loading torch here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ASK_SECONDS = 120.0  # to load torch from a slow disk
+# What a driver puts there: NVIDIA's, AMD's, and Windows' for WSL.
+_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
+# GiB of a GPU by its maker's data sheet; the narrower names stand first.
+GPU_MEMORY = {
+    "GH200": 96,
+    "H200": 141,
+    "H100": 80,
+    "H800": 80,
+    "H20": 96,
+    "B200": 180,
+    "B100": 192,
+    "A100-40": 40,
+    "A100": 80,
+    "A800": 80,
+    "A6000": 48,
+    "A40": 48,
+    "A30": 24,
+    "A10": 24,
+    "L40": 48,
+    "L4": 24,
+    "V100-16": 16,
+    "V100": 32,
+    "T4": 16,
+    "6000 Ada": 48,
+    "5090": 32,
+    "4090": 24,
+    "3090": 24,
+    "MI300X": 192,
+    "MI250X": 64,
+}
+_ASK = """
+import json, torch
+cards = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+print(json.dumps([[card.name, card.total_memory] for card in cards]))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpus:
+    """What torch can train on."""
+
+    count: int
+    name: str = ""  # of the first one
+    memory_bytes: int = 0  # of the smallest one
+
+
+def find_gpus(environ: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> Gpus:
+    """The GPUs that torch sees. Where no driver is nothing is loaded; else another process asks.
+
+    A driver that torch cannot use counts as none: ``lmscale doctor`` says why.
+    """
+    if environ.get("CUDA_VISIBLE_DEVICES") == "" or not any(
+        next(devices.glob(pattern), None) for pattern in _DEVICES
+    ):
+        return Gpus(count=0)
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", _ASK],
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=ASK_SECONDS,
+            check=True,
+        )
+        cards = json.loads(asked.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return Gpus(count=0)
+    if not cards:
+        return Gpus(count=0)
+    smallest = min(int(memory) for _, memory in cards)
+    return Gpus(count=len(cards), name=str(cards[0][0]), memory_bytes=smallest)
