@@ -182,7 +182,7 @@ def _judge_folder(signs: RunSigns, now: float) -> RunState:
     if not signs.starts:
         return RunState(name="not started")
     reason = signs.starts[-1].attempt_end
-    if reason is None and signs.is_gone:
+    if reason is None and signs.is_gone and signs.starts[-1].attempt:
         # Nobody is left to write an end: by a kill, or for want of memory.
         return RunState(name="lost", detail=f"killed: {_describe_rank0(signs)} is gone")
     if reason is None:

@@ -54,6 +54,6 @@ VENDORS = {
 # What must load without torch: planning and launching happen on login nodes.
 TORCH_FREE = (
     *("errors", "layers", "files", "config", "watch", "runs"),
-    *("tasks", "corpus", "tokenizer", "shards", "stream"),
+    *("tasks", "corpus", "tokenizer", "shards", "stream", "history"),
 )
 LAUNCHER_MAY_IMPORT = ("errors", "files", "config", "ranks", "watch", "runs")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmscale.cli.options import print_notes, print_warnings, render_line, render_time
+from lmscale.cli.runs.figures import render_figure
 from lmscale.errors import LmscaleError
 from lmscale.files.printing import count_of, render_bytes, render_duration
 from lmscale.files.redact import printable, printable_name
@@ -104,36 +104,6 @@ def render_numbers(status: RunStatus) -> dict[str, str]:
         "goodput": f"{status.goodput.fraction:.1%}" if status.attempts else "-",
         "restarts": str(status.goodput.restarts),
     }
-
-
-_UNITS = (
-    (re.compile(r"_seconds$|/seconds$"), "s"),
-    (re.compile(r"/gigabytes_per_second$"), "GB/s"),
-    (re.compile(r"/targets_per_second$"), "tokens/s"),
-    (re.compile(r"_per_second$"), "/s"),
-    (re.compile(r"/bits_per_byte$"), "bits/byte"),
-    (re.compile(r"/tokens$"), "tokens"),
-    (re.compile(r"_steps$"), "steps"),
-    (re.compile(r"_samples$"), "samples"),
-    (re.compile(r"_tflops$"), "TFLOP/s"),
-)
-_BYTES = re.compile(r"[_/]bytes$")
-_SHARE = re.compile(r"_fraction$|goodput$|/mfu_\w+$|accuracy$")
-
-
-def render_figure(name: str, value: float | None, loss_unit: str) -> tuple[str, str]:
-    """A figure of ``metrics.jsonl`` and its unit; "" of what has none, or says it in its name."""
-    if value is None:
-        return "-", ""
-    if _BYTES.search(name):
-        number, unit = render_bytes(int(value)).split()
-        return number, unit
-    if _SHARE.search(name):
-        return f"{100 * value:.4g}", "%"
-    if name.endswith("/loss"):
-        return f"{value:.6g}", loss_unit
-    unit = next((unit for pattern, unit in _UNITS if pattern.search(name)), "")
-    return (f"{value:,}" if isinstance(value, int) else f"{value:.6g}"), unit
 
 
 def render_number(value: Any, form: str) -> str:
