@@ -297,7 +297,7 @@ def test_the_commands_that_build_data_from_own_text_run(tmp_path):
     ]  # fmt: skip
     for words in building:
         printed = run(words, tmp_path)
-    assert "data/shards/notes/train: 1 shards" in printed
+    assert "data/shards/notes/train: 1 shard, " in printed
 
 
 @pytest.mark.parametrize("name", ["model/toy_sums", "objective/toy_halves"])

@@ -12,7 +12,7 @@ from lmscale.cli.options import ConfigArgument, JsonOption, SetOption, echo_json
 from lmscale.config import RunConfig, load_config
 from lmscale.config.labels import describe_labels
 from lmscale.errors import DataError
-from lmscale.files.printing import say
+from lmscale.files.printing import count_of, say
 
 if TYPE_CHECKING:
     from lmscale.shards.manifest import Manifest
@@ -100,7 +100,8 @@ def verify(
         problems += faults
         if not faults:
             manifest = load_manifest(dataset)
-            say(f"{dataset}: {len(manifest.shards):,} shards, {manifest.tokens:,} tokens: sound")
+            shards = count_of(len(manifest.shards), "shard")
+            say(f"{dataset}: {shards}, {manifest.tokens:,} tokens: sound")
     if problems:
         raise DataError(problems)
 
