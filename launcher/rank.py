@@ -53,7 +53,9 @@ def join_step(environ: MutableMapping[str, str]) -> bool:
     if not is_task_of_many(environ):
         return False
     environ.update(meet_in_step(environ))
-    environ.update(plan_environment(environ))
+    planned = plan_environment(environ)
+    _make_folders(planned)
+    environ.update(planned)
     return True
 
 
@@ -81,8 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         record_exit(error.exit_code, {**os.environ, "RANK": os.environ.get("SLURM_PROCID", "")})
         return EXIT_USER
-    for name in CACHES.keys() & planned.keys():
-        _make_folder(planned, name)
+    _make_folders(planned)
     argv = [sys.executable, "-m", "lmscale.cli.main", "train", options.config]
     os.execve(sys.executable, argv, {**os.environ, **planned})
 
@@ -111,6 +112,11 @@ def redirect_output(run_folder: Path, rank: int) -> None:
     for stream in (1, 2):
         os.dup2(file, stream)
     os.close(file)
+
+
+def _make_folders(planned: dict[str, str]) -> None:
+    for name in CACHES.keys() & planned.keys():
+        _make_folder(planned, name)
 
 
 def _make_folder(planned: dict[str, str], name: str) -> None:

@@ -18,11 +18,12 @@ from lmscale.errors import EXIT_RESUMABLE, ConfigError
 from lmscale.files.printing import say
 
 if TYPE_CHECKING:
+    from lmscale.cli.scoring_ranks import ModelAsked
     from lmscale.evaluation.fitting import BaselineName
-    from lmscale.evaluation.found import FoundRun
     from lmscale.evaluation.ngram import Trigram, Unigram
     from lmscale.evaluation.perplexity import SetScore
     from lmscale.evaluation.run import LoadedRun
+    from lmscale.ranks.ranks import Ranks
     from lmscale.runs.stop import StopRequests
     from lmscale.train.votes import StopPoll
 
@@ -92,15 +93,26 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score a run's checkpoint on its held-out sets, or on tasks. SIGTERM or SIGUSR1 ends it
-    with 75.
+    with 75. Ranks that srun or torchrun starts share the work.
     """
     from lmscale.cli.evaluate_tasks import refuse_misfits
+    from lmscale.cli.scoring_ranks import (
+        ModelAsked,
+        find_asked,
+        find_ranks,
+        load_asked,
+        open_ranks,
+        refuse_on_many,
+    )
 
     if hf:
         _refuse_beside_hf(step=step, weights=weights, baseline=baseline)
     refuse_misfits(tasks, include_path, limit, others=(set_name, max_windows, baseline))
+    ranks = find_ranks(run)
+    refuse_on_many(ranks, baseline)
+    asked = ModelAsked(run=run, step=step, weights=weights, hf=hf)
     if tasks is not None:
-        _evaluate_tasks(run, step, weights, tasks, include_path, limit, hf=hf, as_json=as_json)
+        _evaluate_tasks(asked, ranks, (tasks, include_path, limit), as_json=as_json)
         return
     from lmscale.runs.stop import StoppedError, StopRequests
 
@@ -110,15 +122,18 @@ def evaluate(
     with StopRequests(run, watch_file=False, signals=signals) as stop:
         stop.leave_unless(lambda: False)
         try:
-            loaded = _load_hf(run, hf) if hf else _load(run, step, weights)
-            scores, counts = _evaluate(
-                run, loaded, set_name or None, max_windows, stop=stop, baseline=baseline
-            )
+            found = find_asked(asked, ranks)
+            with open_ranks(ranks) as device:
+                loaded = load_asked(asked, found, device, ranks)
+                scores, counts = _evaluate(
+                    run, loaded, set_name or None, max_windows, ranks, stop=stop, baseline=baseline
+                )
         except StoppedError as stopped:
             say(f"stopped by {stopped}; nothing was scored", err=True)
             raise typer.Exit(EXIT_RESUMABLE) from None
-    shown = f"those of {hf}" if hf else loaded.weights
-    _show_scores(scores, loaded, counts, shown, baseline, as_json=as_json)
+    if ranks.is_first:
+        shown = f"those of {hf}" if hf else loaded.weights
+        _show_scores(scores, loaded, counts, shown, baseline, as_json=as_json)
 
 
 def _check_sets(run: Path, set_names: list[str] | None, baseline: BaselineName | None) -> None:
@@ -181,68 +196,44 @@ def _refuse_beside_hf(**own: object) -> None:
 
 
 def _evaluate_tasks(
-    run: Path,
-    step: int | None,
-    weights: Weights | None,
-    tasks: str,
-    include_path: Path | None,
-    limit: int | None,
+    asked: ModelAsked,
+    ranks: Ranks,
+    options: tuple[str, Path | None, int | None],
     *,
-    hf: Path | None,
     as_json: bool,
 ) -> None:
+    """``options``: --tasks, --include-path, --limit. Of several ranks the first has the tasks."""
     from lmscale.cli import evaluate_tasks
+    from lmscale.cli.scoring_ranks import find_asked, load_asked, open_ranks
     from lmscale.runs.stop import StoppedError, StopRequests
 
+    run, (tasks, include_path, limit) = asked.run, options
     with StopRequests(run, watch_file=False, signals=(signal.SIGTERM, signal.SIGUSR1)) as stop:
         stop.leave_unless(lambda: False)
-        opened = evaluate_tasks.open_run_tasks(
-            run,
-            evaluate_tasks.split_names(tasks),
-            include_path,
-            limit,
-            step=step,
-            is_own=hf is None,
-        )
-        loaded = _load_hf(run, hf) if hf else _load(run, step, weights)
+        opened = None
+        if ranks.is_first:  # what fails here is told before the others are met
+            opened = evaluate_tasks.open_run_tasks(
+                run,
+                evaluate_tasks.split_names(tasks),
+                include_path,
+                limit,
+                step=asked.step,
+                is_own=asked.hf is None,
+            )
         try:
-            scores, respondent = evaluate_tasks.score_run_tasks(loaded, opened, stop)
+            found = find_asked(asked, ranks)
+            with open_ranks(ranks) as device:
+                loaded = load_asked(asked, found, device, ranks)
+                scored = evaluate_tasks.score_run_tasks(loaded, opened, stop, ranks)
         except StoppedError as stopped:
             say(f"stopped by {stopped}; nothing was scored", err=True)
             raise typer.Exit(EXIT_RESUMABLE) from None
-    if hf is None:  # others' weights are no figure of the run
+    if scored is None or opened is None:  # another rank than the first
+        return
+    scores, respondent = scored
+    if asked.hf is None:  # others' weights are no figure of the run
         evaluate_tasks.record(run, loaded, opened, scores)
     evaluate_tasks.print_scores(loaded, opened, scores, respondent, as_json=as_json)
-
-
-def _load(run: Path, step: int | None, weights: Weights | None) -> LoadedRun:
-    from lmscale.evaluation.found import find_run
-
-    return _load_found(find_run(run, step=step, weights=weights))
-
-
-def _load_found(found: FoundRun) -> LoadedRun:
-    from lmscale.files.progress import progress
-
-    with progress("loading the model"):
-        from lmscale.evaluation.run import load_found
-        from lmscale.ranks.device import select_device
-        from lmscale.ranks.ranks import Ranks
-
-        return load_found(found, device=select_device(Ranks()))
-
-
-def _load_hf(run: Path, folder: Path) -> LoadedRun:
-    from lmscale.exchange.import_config import read_source_config
-    from lmscale.files.progress import progress
-
-    read_source_config(folder)  # a wrong folder is told before torch is loaded
-    with progress("loading the model"):
-        from lmscale.exchange.load_hf import load_hf
-        from lmscale.ranks.device import select_device
-        from lmscale.ranks.ranks import Ranks
-
-        return load_hf(run, folder, device=select_device(Ranks()))
 
 
 def _evaluate(
@@ -250,22 +241,27 @@ def _evaluate(
     loaded: LoadedRun,
     set_names: list[str] | None,
     max_windows: int | None,
+    ranks: Ranks,
     *,
     stop: StopRequests,
     baseline: BaselineName | None,
 ) -> tuple[dict[str, SetScore], Trigram | Unigram | None]:
+    from lmscale.cli.scoring_ranks import shown
     from lmscale.evaluation import perplexity
     from lmscale.evaluation.baseline import plan_keys, score_set
     from lmscale.evaluation.held_out import open_evaluation_sets, warn_of_other_beginnings
-    from lmscale.files.progress import progress
     from lmscale.objective.objective import build_scoring
-    from lmscale.ranks.mesh import Axis
+    from lmscale.ranks.collectives import failing_together
+    from lmscale.ranks.mesh import plan_mesh
     from lmscale.stream.ledger import RECORD
     from lmscale.train.votes import StopPoll
 
     config, model = loaded.config, loaded.model
-    datasets = open_evaluation_sets(config, loaded.tokenizer.fingerprint, set_names)
-    if (run / RECORD).exists():
+    with failing_together():
+        datasets = open_evaluation_sets(
+            config, loaded.tokenizer.fingerprint, set_names, check_files=ranks.is_first
+        )
+    if (run / RECORD).exists() and ranks.is_first:
         warn_of_other_beginnings(datasets, loaded.bos_id)
     plan = perplexity.plan_evaluation(config, loaded.tokenizer, max_windows=max_windows)
     poll = StopPoll(stop.requested)
@@ -274,12 +270,12 @@ def _evaluate(
     scores: dict[str, SetScore] = {}
     for name, dataset in datasets.items():
         total = len(plan.window_numbers(dataset))
-        with closing(dataset), progress(f"evaluating {name}", total, "windows") as advance:
+        with closing(dataset), shown(ranks, f"evaluating {name}", total, "windows") as advance:
             scores[name] = perplexity.evaluate_set(
                 build_scoring(model, config),
                 dataset,
                 plan,
-                data=Axis(),
+                data=plan_mesh(ranks).data,
                 device=model.device,
                 advance=advance,
                 between_batches=poll,
@@ -337,9 +333,11 @@ def generate(
     """Continue a prompt with a run's model; the text streams to the terminal, behind the prompt.
     Of a run of pairs, completion or infill it is the answer alone.
     """
+    from lmscale.cli.scoring_ranks import ModelAsked, load_asked, open_ranks
     from lmscale.evaluation.found import find_run
     from lmscale.evaluation.prompts import build_prompt, check_prompt
     from lmscale.evaluation.sampling import Sampling
+    from lmscale.ranks.ranks import Ranks
 
     sampling = Sampling(
         temperature=temperature,
@@ -352,7 +350,10 @@ def generate(
     found = find_run(run, step=step, weights=weights)
     question = build_prompt(found.config, found.tokenizer, prompt, suffix, bos_id=found.bos_id)
     check_prompt(found.config, question, max_tokens)
-    loaded = _load_found(found)
+    alone = Ranks()
+    with open_ranks(alone) as device:
+        asked = ModelAsked(run=run, step=step, weights=weights)
+        loaded = load_asked(asked, found, device, alone)
     from lmscale.evaluation.generate import Generation, stream_text
 
     generation = Generation(

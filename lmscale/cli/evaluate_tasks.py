@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lmscale.evaluation.respondent import Respondent
     from lmscale.evaluation.run import LoadedRun
     from lmscale.evaluation.task_scores import TaskScore
+    from lmscale.ranks.ranks import Ranks
     from lmscale.runs.stop import StopRequests
 
 
@@ -69,31 +70,56 @@ def open_run_tasks(
 
 
 def score_run_tasks(
-    loaded: LoadedRun, tasks: Tasks, stop: StopRequests
-) -> tuple[dict[str, TaskScore], Respondent]:
-    """Score a loaded run. Raises ``StoppedError`` when it is asked to stop."""
-    from lmscale.evaluation.harness import score_tasks
+    loaded: LoadedRun, tasks: Tasks | None, stop: StopRequests, ranks: Ranks
+) -> tuple[dict[str, TaskScore], Respondent] | None:
+    """Score a loaded run; None on the ranks that only follow. Raises ``StoppedError`` on all of
+    them when one is asked to stop.
+    """
+    from lmscale.cli.scoring_ranks import shown
     from lmscale.evaluation.respondent import build_respondent
-    from lmscale.files.progress import progress
     from lmscale.objective.objective import build_scoring
-    from lmscale.ranks.mesh import Axis
+    from lmscale.ranks.mesh import plan_mesh
     from lmscale.train.votes import StopPoll
 
     poll = StopPoll(stop.requested)
     stop.wait_to_be_asked()
-    with progress(f"scoring {count_of(len(tasks.names), 'task')}", None, "requests") as advance:
+    count = len(tasks.names) if tasks else 0
+    with shown(ranks, f"scoring {count_of(count, 'task')}", None, "requests") as advance:
         respondent = build_respondent(
             loaded.config,
             build_scoring(loaded.model, loaded.config).eval(),
             loaded.model,
             loaded.tokenizer,
             bos_id=loaded.bos_id,
-            data=Axis(),
+            data=plan_mesh(ranks).data,
             device=loaded.model.device,
             advance=advance,
             between_batches=poll,
         )
-        return score_tasks(tasks, respondent, tick=poll), respondent
+        if tasks is None:
+            respondent.follow()
+            return None
+        # Between two orders the other ranks wait for the next one, and hear no vote.
+        tick = poll if ranks.world_size == 1 else _hear_nothing
+        return _lead(respondent, tasks, tick), respondent
+
+
+def _hear_nothing() -> None:
+    """In the place of a poll."""
+
+
+def _lead(respondent: Respondent, tasks: Tasks, tick: Callable[[], None]) -> dict[str, TaskScore]:
+    """Ask all tasks; the ranks that follow end with this one, and for the same reason."""
+    from lmscale.evaluation.harness import score_tasks
+
+    try:
+        scores = score_tasks(tasks, respondent, tick=tick)
+    except LmscaleError as error:
+        if not respondent.is_busy:  # else they wait for this one's part of an order
+            respondent.end(error=error)
+        raise
+    respondent.end()
+    return scores
 
 
 def record(run: Path, loaded: LoadedRun, tasks: Tasks, scores: dict[str, TaskScore]) -> None:

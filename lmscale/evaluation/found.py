@@ -51,8 +51,11 @@ def check_step(folder: Path, step: int | None) -> None:
         raise no_checkpoint(str(folder))
 
 
-def find_run(folder: Path, *, step: int | None, weights: Weights | None = None) -> FoundRun:
-    """The checkpoint of ``step`` in a run's folder; None: the newest sound one.
+def find_run(
+    folder: Path, *, step: int | None, weights: Weights | None = None, ranks: Ranks | None = None
+) -> FoundRun:
+    """The checkpoint of ``step`` in a run's folder; None: the newest sound one. All ``ranks``
+    together, which share its verification; None: this process alone.
 
     ``weights`` None: by ``evaluation.weights``, and by default their average where there is one.
     Raises ``ConfigError`` if this is no run, and ``CheckpointError`` if it holds no sound
@@ -64,7 +67,7 @@ def find_run(folder: Path, *, step: int | None, weights: Weights | None = None) 
     manifest = find_weights(
         place,
         step,
-        ranks=Ranks(),
+        ranks=ranks or Ranks(),
         origin=str(folder),
         undone=read_history(folder).undone,
         identity=identity_of(config, tokenizer.fingerprint),
