@@ -17,12 +17,8 @@ from lmscale.errors import LmscaleError
 from lmscale.files.locations import is_remote, local_path
 from lmscale.files.printing import count_of
 from lmscale.files.run_files import read_submissions
-from lmscale.runs.continuation import (
-    check_folder,
-    find_continuation_problems,
-    find_source_problems,
-    find_teacher_problems,
-)
+from lmscale.runs.beginnings import find_source_problems, find_teacher_problems
+from lmscale.runs.continuation import check_folder, find_continuation_problems
 from lmscale.runs.own_ids import find_forgotten_ids
 
 EXCLUSIVE = ("train", *DATA_KINDS)  # two at once in a folder would be in each other's way

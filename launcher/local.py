@@ -26,7 +26,7 @@ from lmscale.files.printing import say
 from lmscale.ranks.device import num_cores
 from lmscale.ranks.gpus import find_gpus
 from lmscale.ranks.ranks import LOOPBACK
-from lmscale.runs.continuation import check_start
+from lmscale.runs.beginnings import check_start
 from lmscale.runs.leftovers import remove_leftovers
 
 POLL_SECONDS = 0.05

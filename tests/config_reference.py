@@ -1,4 +1,5 @@
-"""The tables of docs/configuration.md, rendered from the configuration's own declarations.
+"""The tables of docs/configuration.md, rendered from the configuration's own declarations, and that
+of docs/beginnings.md, from the rules of what a run may begin with.
 
     python tests/config_reference.py     rewrites them in place
 
@@ -20,8 +21,12 @@ import lmscale
 from lmscale.config import RunConfig
 from lmscale.config.kinds import Kinds
 from lmscale.runs.continuation import CHANGES
+from lmscale.runs.taken_over import RULES
 
 PAGE = Path(lmscale.__file__).parents[1] / "docs" / "configuration.md"
+RULES_PAGE = PAGE.with_name("beginnings.md")
+RULES_BEGIN = "<!-- The table is written by tests/config_reference.py. -->"
+RULES_END = "<!-- The table ends here. -->"
 BEGIN = "<!-- The rest of this page is written by tests/config_reference.py. -->"
 
 
@@ -92,5 +97,17 @@ def _one_line(text: str | None) -> str:
     return " ".join((text or "").split()).replace("|", "\\|").replace("``", "`")
 
 
+def replace_rules(page: str) -> str:
+    """``page`` with the table of what may differ rendered anew."""
+    before, _, rest = page.partition(RULES_BEGIN)
+    rows = [
+        f"| {', '.join(f'`{key}`' for key in rule.keys)} | {rule.taking.value} | {rule.how} |"
+        for rule in RULES
+    ]
+    table = "\n".join(["| key | | |", "|---|---|---|", *rows])
+    return f"{before}{RULES_BEGIN}\n\n{table}\n\n{RULES_END}{rest.partition(RULES_END)[2]}"
+
+
 if __name__ == "__main__":
+    RULES_PAGE.write_text(replace_rules(RULES_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     PAGE.write_text(replace_reference(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

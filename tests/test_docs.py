@@ -15,7 +15,7 @@ from pydoc_data.topics import topics
 import pytest
 import typer.main
 import yaml
-from config_reference import PAGE, replace_reference
+from config_reference import PAGE, RULES_PAGE, replace_reference, replace_rules
 from forked_processes import run_process
 
 import lmscale
@@ -159,6 +159,11 @@ def test_the_lines_for_another_model_fit_the_page_s_configuration():
 def test_the_tables_of_the_configuration_page_are_what_the_code_says():
     page = PAGE.read_text(encoding="utf-8")
     assert replace_reference(page) == page, "run python tests/config_reference.py"
+
+
+def test_the_page_of_beginnings_says_what_may_differ_as_the_code_does():
+    page = RULES_PAGE.read_text(encoding="utf-8")
+    assert replace_rules(page) == page, "run python tests/config_reference.py"
 
 
 def test_the_configuration_page_tells_each_model_s_size_step_and_stage():

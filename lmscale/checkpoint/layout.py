@@ -18,7 +18,6 @@ rows with names they took the interpreter eight times as long to read.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from lmscale.ranks.attempt import LOCAL
 
 MANIFEST = "manifest.json"
 LOCAL_TIER = "local"  # what ``written_by`` calls the nodes' own disks
-STEP_FOLDER = re.compile(r"step-(\d{9,})")
 
 
 def step_folder(root: Path, step: int) -> Path:

@@ -194,10 +194,12 @@ def _render_figures(manifest: Manifest, figures: Mapping[str, float]) -> Iterato
         yield _line("probe", f"loss {probe.loss:.6f} of {probe.windows} windows")
     if manifest.rewinds:
         yield _line("rewinds", f"{manifest.rewinds} before it")
+    from lmscale.runs.origins import LABELS
+
     described = {
         "guard": _describe_guard,
         "imported from": _describe_import,
-        "began with": partial(_describe_origin, name="initial"),
+        **{label: partial(_describe_origin, name=name) for name, label in LABELS.items()},
         "teacher": partial(_describe_origin, name="teacher"),
     }
     for name, describe in described.items():
@@ -222,13 +224,10 @@ def _describe_guard(manifest: Manifest) -> str | None:
 
 def _describe_origin(manifest: Manifest, name: str) -> str | None:
     from lmscale.checkpoint.manifest import read_state
-    from lmscale.train.origin import ORIGINS
+    from lmscale.runs.origins import ORIGINS, describe_origin
 
     origin = read_state(manifest, name, ORIGINS, where="it")
-    if origin is None:
-        return None
-    imported = f", an import of {origin.imported.described}" if origin.imported else ""
-    return f"the weights of {origin.checkpoint} (run {origin.run}{imported})"
+    return origin and describe_origin(name, origin)
 
 
 def _describe_import(manifest: Manifest) -> str | None:

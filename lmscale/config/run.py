@@ -33,7 +33,12 @@ from lmscale.config.training import (
     WatchConfig,
     is_task_place,
 )
-from lmscale.files.locations import absolute_checkpoint, absolute_location, split_checkpoint
+from lmscale.files.locations import (
+    CheckpointPlace,
+    absolute_checkpoint,
+    absolute_location,
+    find_checkpoint,
+)
 
 VOCAB_MULTIPLE = 128  # rows of the embedding: tensor cores and vocabulary splits want whole tiles
 
@@ -47,19 +52,23 @@ class RunSection(Section):
     seed: int = Field(default=1, ge=0, lt=2**31)
     """Seeds the order of the samples, the initial weights and dropout."""
     init_from: str = ""
-    """Another run whose weights this one begins with: its folder, or FOLDER@STEP; without a step
-    its newest sound checkpoint. Read when the run begins, never when it goes on. Empty: random
-    weights.
+    """Another run whose weights this one begins with: its folder, or its name where it is beside
+    this run's folder, as RUN or RUN@STEP; without a step its newest sound checkpoint. Or the folder
+    of a checkpoint, ``RUN/checkpoints/step-000000500`` or a copy of it. Read when the run begins,
+    never when it goes on. Empty: random weights. docs/beginnings.md says what may differ.
+    """
+    init_optimizer: bool = False
+    """Whether the optimizer's states come with the weights of ``run.init_from``: moments, the count
+    of updates, an average of the weights and fp16's loss scale. Step, schedule and data begin anew.
     """
     allow_faults: bool = False
     """Whether LMSCALE_FAULTS may break this run on purpose, and whether adapters may begin beside
     random weights (model.lora), which only tests want.
     """
 
-    @property
-    def initial_run(self) -> tuple[Path, int | None]:
-        """The folder and the step that ``init_from`` names."""
-        return split_checkpoint(self.init_from)
+    def find_problems(self) -> Iterator[str]:
+        if self.init_optimizer and not self.init_from:
+            yield "init_optimizer = true needs init_from, the run whose optimizer states they are"
 
     @field_validator("name")
     @classmethod
@@ -235,6 +244,11 @@ class RunConfig(Section):
         return Path(self.run.folder or f"runs/{self.run.name}")
 
     @property
+    def initial(self) -> CheckpointPlace:
+        """The checkpoint that ``run.init_from`` names."""
+        return find_checkpoint(self.run.init_from, beside=self.folder.parent)
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the embedding."""
         if self.model.vocab_size is not None:
@@ -307,7 +321,7 @@ def with_absolute_places(config: RunConfig) -> RunConfig:
     saves = tree["checkpoint"]
     tree["run"]["folder"] = str(config.folder)
     if config.run.init_from:
-        tree["run"]["init_from"] = absolute_checkpoint(config.run.init_from)
+        tree["run"]["init_from"] = config.initial.absolute
     if isinstance(config.objective, DistillConfig):
         tree["objective"]["teacher"] = absolute_checkpoint(config.objective.teacher)
     if config.export.base:

@@ -24,7 +24,6 @@ import torch
 from lmscale.checkpoint.commit_log import describe_commit
 from lmscale.checkpoint.manifest import ASKED, MASTER, FileEntry, Manifest, OptimizerKind
 from lmscale.checkpoint.places.place import LocalPlace, Place
-from lmscale.checkpoint.places.run_place import CHECKPOINTS
 from lmscale.checkpoint.write_file import Part, inspect, write_file
 from lmscale.config import RunConfig, dump_config
 from lmscale.config.load import validate_tree
@@ -39,7 +38,7 @@ from lmscale.exchange.import_tokenizer import find_bos, read_tokenizer
 from lmscale.files.atomic import write_bytes, write_json, writing
 from lmscale.files.output_folder import output_folder
 from lmscale.files.reading import sha256_file
-from lmscale.files.run_files import CONFIG_FILE, IMPORT_FILE
+from lmscale.files.run_files import CHECKPOINTS, CONFIG_FILE, IMPORT_FILE
 from lmscale.ranks.fingerprint import add_fingerprints
 from lmscale.runs.commits import append_commit
 from lmscale.runs.continuation import identity_of

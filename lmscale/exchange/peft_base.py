@@ -155,7 +155,7 @@ def _name_source(found: FoundRun) -> str:
     folder, step = Path("RUN"), None
     try:
         while config.run.init_from:
-            folder, step = config.run.initial_run
+            folder, step, _ = config.initial
             origin = manifest.state.get("initial")
             step = origin["step"] if isinstance(origin, dict) else step
             lora = load_run_config(folder).model.lora

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import NamedTuple
+
+from lmscale.files.run_files import CHECKPOINTS, CONFIG_FILE, STEP_FOLDER
 
 
 def is_remote(location: str) -> bool:
@@ -34,6 +38,43 @@ def split_checkpoint(place: str) -> tuple[Path, int | None]:
     if at and step.isdecimal() and len(step) < 16 and not whole.is_dir():
         return Path(folder).expanduser(), int(step)
     return whole, None
+
+
+class CheckpointPlace(NamedTuple):
+    """Which checkpoint is meant."""
+
+    folder: Path  # of its run; where it is alone, that which holds the checkpoint's own folder
+    step: int | None = None  # None: the newest sound one
+    is_alone: bool = False  # copied away from its run's folder
+
+    @property
+    def absolute(self) -> str:
+        """What ``find_checkpoint`` finds it by, in every working directory."""
+        folder = absolute_location(str(self.folder))
+        if self.is_alone:
+            return f"{folder}/step-{self.step:09d}"
+        return folder + ("" if self.step is None else f"@{self.step}")
+
+
+def find_checkpoint(place: str, *, beside: Path) -> CheckpointPlace:
+    """What RUN, RUN@STEP, or the folder of a checkpoint names. RUN is a folder, or the name of a
+    run in the folder ``beside``. Whether it is there is for the caller to see.
+    """
+    folder, step = split_checkpoint(place)
+    path = Path(os.path.abspath(folder))  # its name and its parents, also of ".."
+    if step is None and (match := STEP_FOLDER.fullmatch(path.name)) and folder.is_dir():
+        run = path.parent.parent
+        if path.parent.name == CHECKPOINTS and (run / CONFIG_FILE).is_file():
+            return CheckpointPlace(folder.parent.parent, int(match[1]))
+        return CheckpointPlace(folder.parent, int(match[1]), is_alone=True)
+    is_name = folder.name == str(folder) and not (folder / CONFIG_FILE).is_file()
+    if is_name and not is_remote(place):
+        whole = beside / place  # a folder that has an @ in its name wins here, too
+        if whole.is_dir():
+            return CheckpointPlace(whole)
+        if (beside / folder).is_dir():
+            return CheckpointPlace(beside / folder, step)
+    return CheckpointPlace(folder, step)
 
 
 def absolute_checkpoint(place: str) -> str:

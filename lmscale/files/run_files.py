@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from lmscale.errors import ClusterError
@@ -10,6 +11,9 @@ from lmscale.files.reading import read_plain
 from lmscale.files.run_rows import SUBMISSION
 
 CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"  # the folder of its checkpoints, unless checkpoint.folder names another
+STEP_FOLDER = re.compile(r"step-(\d{9,})")  # of a checkpoint, wherever it is
+ORIGIN_FILE = "origin.json"  # which checkpoint of another run it began with
 SLURM_FOLDER = "slurm"
 DATA_SLURM_FOLDER = ".slurm"  # of a corpus or of shards, in whose folder names have a meaning
 SUBMISSIONS_FILE = "submissions.jsonl"  # in either of these

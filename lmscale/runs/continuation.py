@@ -1,4 +1,4 @@
-"""May a run begin, or go on, in its folder with its configuration? Only looks."""
+"""May a run go on in its folder with its configuration? Only looks. beginnings.py: may it begin?"""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from lmscale.config.kinds import Ability, KindSection
+from lmscale.config.kinds import KindSection
 from lmscale.config.load import load_config
-from lmscale.config.objective import DistillConfig
-from lmscale.config.objective_base import NextTokenConfig
 from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError, LmscaleError
-from lmscale.files.locations import split_checkpoint
 from lmscale.files.run_files import (
     COMMITS_FILE,
     CONFIG_FILE,
@@ -27,11 +24,8 @@ from lmscale.files.run_files import (
     STOP_FILE,
     WATCH_FILE,
 )
-from lmscale.files.tokenizer_files import KEPT_FOLDER, read_fingerprint
 from lmscale.runs.commits import read_commits
 from lmscale.runs.imports import refuse_training
-from lmscale.runs.run_folder import load_run_config
-from lmscale.runs.students import NAME_IT, read_teacher_steps
 
 
 class Change(Enum):
@@ -79,7 +73,7 @@ _TABLE = {
         evaluation weights
         evaluation.stop metric patience min_delta mode""",
     Change.FREE: """
-        run folder init_from allow_faults
+        run folder init_from init_optimizer allow_faults
         corpus folder normalization line_ends strip_html min_chars max_chars on_overlong
         corpus drop_exact_duplicates heldout_fraction part_bytes retries
         corpus.sources.NAME inputs format text_field encoding separator max_record_chars
@@ -128,16 +122,6 @@ STREAM_KEYS = tuple(
 # What a launcher, or a start that did not come far, may have put there.
 _HARMLESS = {"logs", STOP_FILE, SAVE_FILE, SLURM_FOLDER, "lease.json", "heartbeats", WATCH_FILE}
 _HARMLESS |= {COMMITS_FILE, FAULTS_FILE, RESUMES_FILE}
-
-
-def check_start(config: RunConfig) -> None:
-    """Raise ``ConfigError`` where the run of ``config`` can neither begin nor go on."""
-    check_folder(config.folder, config)
-    problems = [*find_continuation_problems(config), *find_teacher_problems(config)]
-    if not (config.folder / CONFIG_FILE).exists():
-        problems += [f"{problem}." for problem in config.find_beginning_problems()]
-    if problems:
-        raise ConfigError(problems)
 
 
 def check_folder(folder: Path, config: RunConfig) -> None:
@@ -323,73 +307,3 @@ def find_continuation_problems(config: RunConfig) -> list[str]:
         for key in now
         if before.get(key) != now[key]
     ]
-
-
-def find_source_problems(config: RunConfig) -> list[str]:
-    """Why ``run.init_from`` names nothing that a new run can begin with, as far as folders tell.
-
-    Empty where the run goes on from checkpoints of its own. Only reads.
-    """
-    if not config.run.init_from or read_commits(config.folder):
-        return []
-    named = f"run.init_from = {config.run.init_from}"
-    return _find_missing_checkpoint(named, *config.run.initial_run)
-
-
-def find_teacher_problems(config: RunConfig) -> list[str]:
-    """Why a distillation cannot ask its teacher, as far as folders tell. Only reads."""
-    if not isinstance(config.objective, DistillConfig):
-        return []
-    named = f"objective.teacher = {config.objective.teacher}"
-    folder, step = split_checkpoint(config.objective.teacher)
-    if read_commits(config.folder):  # it goes on with the teacher it began with
-        begun = read_teacher_steps(folder, config.folder)
-        step = begun[-1] if step is None and begun else step
-        if begun and step not in begun:
-            return [f"{named}: this run began with that run's step {begun[-1]}. {NAME_IT}"]
-    if problems := _find_missing_checkpoint(named, folder, step):
-        return problems
-    teacher, length = load_run_config(folder), config.stream.sequence_length
-    needs = (
-        (
-            teacher.vocab_size == config.vocab_size,
-            f"its model has {teacher.vocab_size:,} ids and this run's {config.vocab_size:,}, so "
-            f"they cannot be compared. Set model.vocab_size: {teacher.vocab_size}, with the same "
-            "tokenizer",
-        ),
-        (
-            Ability.CAUSAL in teacher.model.offers
-            and isinstance(teacher.objective, NextTokenConfig),
-            f"it was trained for objective.name = {teacher.objective.name!r}, and predicts no next "
-            "token. Name a run that does",
-        ),
-        (
-            teacher.max_positions >= length,
-            f"it knows {teacher.max_positions:,} positions, fewer than stream.sequence_length = "
-            f"{length:,}. Lower that, or name another run",
-        ),
-    )
-    problems = [f"{named}: {problem}." for is_met, problem in needs if not is_met]
-    own, others = (
-        read_fingerprint(place) for place in (Path(config.tokenizer.folder), folder / KEPT_FOLDER)
-    )
-    if own and others and own != others:
-        problems.append(
-            f"{named}: its tokenizer is another one than that of tokenizer.folder ({others[:12]} "
-            f"and {own[:12]}), so its ids are other tokens. Name that run's tokenizer."
-        )
-    return problems
-
-
-def _find_missing_checkpoint(named: str, folder: Path, step: int | None) -> list[str]:
-    """Why a run's folder has no checkpoint of a step, or none at all."""
-    try:
-        load_run_config(folder)
-    except LmscaleError as error:
-        return [f"{named}: {problem}" for problem in error.problems]
-    steps = sorted({commit.step for commit in read_commits(folder)})
-    if steps and (step is None or step in steps):
-        return []
-    existing = ", ".join(map(str, steps)) or "none"
-    what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-    return [f"{named}: that run has {what}. There are: {existing}."]

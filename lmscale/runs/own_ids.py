@@ -16,7 +16,7 @@ def find_other_tokenizer(config: RunConfig, fingerprint: str) -> str:
     """Why a tokenizer is not the one that a new run goes on with; empty: it may be. Only reads."""
     if not config.run.init_from or read_commits(config.folder):
         return ""
-    folder, _ = config.run.initial_run
+    folder = config.initial.folder
     kept = folder / KEPT_FOLDER
     theirs = read_fingerprint(kept)
     if not theirs or theirs == fingerprint:
@@ -34,7 +34,7 @@ def find_forgotten_ids(config: RunConfig) -> list[str]:
     """
     if not config.run.init_from or not config.objective.added_ids or read_commits(config.folder):
         return []
-    folder, _ = config.run.initial_run
+    folder = config.initial.folder
     try:
         before = load_run_config(folder).tokenizer
     except LmscaleError:

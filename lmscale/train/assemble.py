@@ -37,6 +37,7 @@ from lmscale.ranks.ranks import Ranks
 from lmscale.runs.attempts import FINISHED
 from lmscale.runs.continuation import identity_of
 from lmscale.runs.lease import NO_LEASE, Lease
+from lmscale.runs.origins import BRANCH, INITIAL, ORIGINS, Origin, save_origins
 from lmscale.stream.batches import Preparation
 from lmscale.stream.loader import StepLoader, open_loader
 from lmscale.stream.mixture_changes import MixtureChange, describe_change, find_changes
@@ -45,8 +46,7 @@ from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.train.early_stop import find_early_stop, read_stop_figures
 from lmscale.train.folder import freeze_run, log_changes
-from lmscale.train.initial import build_run_engine, open_initial_weights
-from lmscale.train.origin import ORIGIN, ORIGINS, Origin
+from lmscale.train.initial import begin_engine, build_run_engine
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import STREAM, Progress, read_progress
 from lmscale.train.run_tokenizer import load_run_tokenizer
@@ -88,6 +88,7 @@ class Run(Setting):
     start: Progress  # where it goes on: zeros for a new run
     guard_state: GuardState | None  # at the start, as the guard had left it
     origin: Origin | None  # which checkpoint of another run its first weights were
+    branch: Origin | None  # … or of which run it is a branch, and from where on
     teacher: Origin | None  # of a distillation
     stop_figures: Mapping[int, float]  # step → figure of evaluation.stop, up to the start
     passed_over: frozenset[int] = frozenset()  # steps of checkpoints that this start did not take
@@ -118,6 +119,7 @@ class Start:
     stream: StreamState | None = None
     guard: GuardState | None = None
     origin: Origin | None = None
+    branch: Origin | None = None
     teacher: Origin | None = None
 
 
@@ -182,6 +184,7 @@ def open_run(
                     log_changes(config, run.start.step)
                     changed = log_mixture_change(run)
                 freeze_run(config, tokenizer)
+                save_origins(config.folder, {INITIAL: run.origin, BRANCH: run.branch})
                 record_resume(config.folder, candidate, search.passed_over, mixture=changed)
             heartbeat.tick()
         logger.info(describe_start(run))
@@ -265,7 +268,8 @@ def _read_start(candidate: Candidate) -> Start:
         progress=read_progress(manifest, where=where),
         stream=StreamState.from_json(manifest.state.get(STREAM)),
         guard=read_guard_state(manifest, where=where),
-        origin=read_state(manifest, ORIGIN, ORIGINS, where=where),
+        origin=read_state(manifest, INITIAL, ORIGINS, where=where),
+        branch=read_state(manifest, BRANCH, ORIGINS, where=where),
         teacher=read_state(manifest, TEACHER, ORIGINS, where=where),
     )
 
@@ -305,10 +309,9 @@ def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitS
     if engine is None:
         build = partial(build_run_engine, config, setting.plan, setting.mesh, setting.device)
         if start.is_new:
-            with open_initial_weights(
-                config, setting.ranks, tokenizer_fingerprint=setting.tokenizer.fingerprint
-            ) as initial:
-                engine, origin = build(fill=True, initial=initial), initial.origin
+            engine, origin = begin_engine(
+                build, config, setting.ranks, tokenizer_fingerprint=setting.tokenizer.fingerprint
+            )
         else:
             engine = build(fill=False)
         teacher = bring_teacher(
@@ -327,6 +330,7 @@ def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitS
         start=progress,
         guard_state=start.guard,
         origin=origin,
+        branch=start.branch,
         teacher=teacher,
         stop_figures=read_stop_figures(config, setting.ranks, last_step=progress.step),
     )

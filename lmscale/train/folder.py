@@ -18,10 +18,8 @@ from lmscale.files.run_files import CONFIG_FILE
 from lmscale.ranks.attempt import Attempt, attempt_from_environment, node_name
 from lmscale.ranks.collectives import failing_together, gather_json
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.continuation import (
-    check_start,
-    describe_changes,
-)
+from lmscale.runs.beginnings import check_start
+from lmscale.runs.continuation import describe_changes
 from lmscale.runs.environment import find_changes, save_provenance
 from lmscale.runs.lease import Claim, Lease, is_beating, judge_claim, read_lease
 from lmscale.runs.leftovers import LOCK_FILE

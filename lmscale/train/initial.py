@@ -1,7 +1,7 @@
 """The configured model with its first weights: random ones, or those of another run's checkpoint.
 
 Both are asked for once, where a run begins. A run that goes on from a checkpoint of its own reads
-its weights there, and its manifests say where the first ones came from (``Origin``).
+its weights there, and its manifests say where the first ones came from (runs/origins.py).
 """
 
 from __future__ import annotations
@@ -9,28 +9,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from lmscale.checkpoint.differences import MAX_NAMED, check_same_tensors
-from lmscale.checkpoint.find import nothing_undone
-from lmscale.checkpoint.find_weights import find_weights
 from lmscale.checkpoint.load import check_weights, open_weights
-from lmscale.checkpoint.manifest import Manifest, read_state
-from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import BatchPlan, RunConfig
 from lmscale.config.lora import LoraConfig
 from lmscale.config.training import AVERAGE, Weights
 from lmscale.engine.build import build_engine, gathered, parameter_context
 from lmscale.engine.engine import Engine, whole_shape
 from lmscale.errors import ConfigError
-from lmscale.history.history import read_history
 from lmscale.model.attention import allow_compiles
 from lmscale.model.family import Model, build_model
 from lmscale.model.initialize import (
@@ -45,9 +39,8 @@ from lmscale.ranks.collectives import failing_together
 from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 from lmscale.ranks.mesh import Mesh
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.imports import IMPORTED, IMPORTS
-from lmscale.runs.run_folder import load_run_config
-from lmscale.train.origin import Origin
+from lmscale.runs.origins import Origin
+from lmscale.train.source import Source, find_source, load_with_optimizer
 from lmscale.watch import heartbeat
 
 logger = logging.getLogger(__name__)
@@ -88,52 +81,23 @@ def open_initial_weights(
         yield draw_weights(config.run.seed)
         return
     named = f"run.init_from = {config.run.init_from}"
-    opened = open_run_weights(
-        named,
-        *config.run.initial_run,
-        ranks,
-        tokenizer_fingerprint=tokenizer_fingerprint,
-        lora=config.model.lora,
-    )
+    source = find_source(named, config.initial, ranks, tokenizer_fingerprint=tokenizer_fingerprint)
+    opened = open_weights_of(source, lora=config.model.lora)
     with opened as weights:
         logger.info("the first weights are those of %s", weights.checkpoint)
         yield weights
 
 
 @contextmanager
-def open_run_weights(
-    named: str,
-    folder: Path,
-    step: int | None,
-    ranks: Ranks,
-    *,
-    tokenizer_fingerprint: str,
-    takes_average: bool = False,
-    lora: LoraConfig | None = None,
+def open_weights_of(
+    source: Source, *, takes_average: bool = False, lora: LoraConfig | None = None
 ) -> Iterator[InitialWeights]:
-    """Those of a run's checkpoint, by default of its newest sound one. All ranks together, which
-    verify it, and at the end what they have read of it; but of ``takes_average``, the average of
-    the weights where it holds one, the manifest has no hash. Its adapters come as they are, but
-    are merged into its matrices where those of ``lora`` are others. ``named``: who asks, for
-    messages.
+    """Those of another run's checkpoint. All ranks together, which verify at the end what they have
+    read of it; but of ``takes_average``, the average of the weights where it holds one, the
+    manifest has no hash. Its adapters come as they are, but are merged into its matrices where
+    those of ``lora`` are others.
     """
-    with failing_together():
-        try:
-            source = load_run_config(folder)
-        except ConfigError as error:
-            raise ConfigError([f"{named}: {p}" for p in error.problems]) from None
-        place = open_place(source, folder)
-        undone = read_history(folder).undone if ranks.is_first else nothing_undone
-        heartbeat.tick()
-    manifest = find_weights(place, step, ranks=ranks, origin=str(folder), undone=undone)
-    _check_tokenizer(manifest, tokenizer_fingerprint, named)
-    origin = Origin(
-        run=str(manifest.identity.get("run", "")),
-        checkpoint=place.name_of(manifest.step),
-        step=manifest.step,
-        weights=manifest.weights,
-        imported=read_state(manifest, IMPORTED, IMPORTS, where=place.name_of(manifest.step)),
-    )
+    place, manifest, origin = source.place, source.manifest, source.origin
     fingerprints: list[int] = []  # of the masters that this rank has read
     unread = set(manifest.parameters)
     kept: Weights = AVERAGE if takes_average and manifest.has_average else "trained"
@@ -147,7 +111,7 @@ def open_run_weights(
             return tensor
 
         shapes, read_weight = manifest.weight_shapes, read_checked
-        own = source.model.lora
+        own = source.lora
         if lora is not None and own.rank and not is_same_adapter(own, lora):
             logger.info("%s: its adapters are merged into its matrices", origin.checkpoint)
             read_weight = merging(read_checked, shapes.keys(), own)
@@ -157,7 +121,7 @@ def open_run_weights(
             buffer=read,
             origin=origin,
             shapes=shapes,
-            named=named,
+            named=source.named,
             kind=kept,
         )
         with failing_together():
@@ -166,15 +130,6 @@ def open_run_weights(
     with failing_together():  # the files may not be to this rank what they are to who verified them
         if fingerprints:
             check_weights(origin.checkpoint, manifest, add_fingerprints(fingerprints))
-
-
-def _check_tokenizer(manifest: Manifest, fingerprint: str, named: str) -> None:
-    tokenizer = manifest.identity.get("tokenizer")
-    if tokenizer != fingerprint:
-        raise ConfigError(
-            f"{named}: its tokenizer is another one than that of tokenizer.folder ({tokenizer} and "
-            f"{fingerprint}), so its embeddings are of other tokens. Name that run's tokenizer."
-        )
 
 
 def draw_weights(seed: int) -> InitialWeights:
@@ -211,6 +166,31 @@ def build_run_engine(
     declared = declared_parameters(model)
     scoring = build_scoring(model, config)
     return build_engine(scoring, declared, config.engine, plan=plan, mesh=mesh, device=device)
+
+
+def begin_engine(
+    build: Callable[..., Engine], config: RunConfig, ranks: Ranks, *, tokenizer_fingerprint: str
+) -> tuple[Engine, Origin | None]:
+    """The engine of a run that begins, by ``build``, which is ``build_run_engine`` of it; and what
+    it has begun with. All ranks together.
+    """
+    if not config.run.init_optimizer:
+        with open_initial_weights(
+            config, ranks, tokenizer_fingerprint=tokenizer_fingerprint
+        ) as initial:
+            return build(fill=True, initial=initial), initial.origin
+    source = find_source(
+        f"run.init_from = {config.run.init_from}",
+        config.initial,
+        ranks,
+        tokenizer_fingerprint=tokenizer_fingerprint,
+    )
+    engine = build(fill=False)
+    load_with_optimizer(source, engine)
+    logger.info(
+        "the first weights and states of the optimizer are those of %s", source.origin.checkpoint
+    )
+    return engine, replace(source.origin, optimizer=True)
 
 
 @torch.no_grad()

@@ -20,13 +20,13 @@ from lmscale.files import fault_points
 from lmscale.history.history import attempt_of
 from lmscale.ranks.collectives import fail_together, failing_together, sum_float64
 from lmscale.ranks.mailbox import open_mailbox
+from lmscale.runs.origins import BRANCH, INITIAL
 from lmscale.runs.trackers import Trackers
 from lmscale.stream.ledger import Ledger
 from lmscale.train import votes
 from lmscale.train.assemble import Run
 from lmscale.train.compare import compare_for_save
 from lmscale.train.kept import build_retention
-from lmscale.train.origin import ORIGIN
 from lmscale.train.probe import measure_probe
 from lmscale.train.progress import PROGRESS, STREAM, ProgressCounter
 from lmscale.train.teacher import TEACHER
@@ -62,7 +62,8 @@ class Saver:
         self._is_finite, self._last_step = False, run.config.train.steps  # the former of that save
         self._run, self._counter, self._ledger = run, counter, ledger
         self._trackers = trackers
-        others = ((ORIGIN, run.origin), (TEACHER, run.teacher))  # runs that this one has to do with
+        # Runs that this one has to do with.
+        others = ((INITIAL, run.origin), (BRANCH, run.branch), (TEACHER, run.teacher))
         self._states: RunStates = {
             PROGRESS: counter.to_json,
             STREAM: lambda: run.stream.state_at(counter.now.n).to_json(),

@@ -15,15 +15,16 @@ from lmscale.config.model import DecoderConfig, ModelConfig
 from lmscale.config.objective import DistillConfig
 from lmscale.engine.engine import Engine
 from lmscale.errors import ConfigError
-from lmscale.files.locations import split_checkpoint
+from lmscale.files.locations import CheckpointPlace, split_checkpoint
 from lmscale.model.family import build_model_on
 from lmscale.objective.distill_scoring import DistillScoring
 from lmscale.ranks.collectives import broadcast_tensors
 from lmscale.ranks.ranks import Ranks
+from lmscale.runs.origins import Origin
 from lmscale.runs.run_folder import load_run_config
 from lmscale.runs.students import NAME_IT, record_student
-from lmscale.train.initial import fill_weights, open_run_weights
-from lmscale.train.origin import Origin
+from lmscale.train.initial import fill_weights, open_weights_of
+from lmscale.train.source import find_source
 
 logger = logging.getLogger(__name__)
 TEACHER = "teacher"  # its key in a manifest's ``state``
@@ -51,15 +52,13 @@ def bring_teacher(
     folder, step = split_checkpoint(objective.teacher)
     if before is not None:
         step = before.step if step is None else step
-    opened = open_run_weights(
+    source = find_source(
         named,
-        folder,
-        step,
+        CheckpointPlace(folder, step),
         ranks,
         tokenizer_fingerprint=tokenizer_fingerprint,
-        takes_average=True,
     )
-    with opened as weights:
+    with open_weights_of(source, takes_average=True) as weights:
         origin = weights.origin
         assert origin is not None
         if before is not None and (before.step, before.weights) != (origin.step, origin.weights):
@@ -70,11 +69,11 @@ def bring_teacher(
             )
         if ranks.is_first:
             record_student(folder, step=origin.step, student=config.folder)
-        source = load_run_config(folder)
+        learned = load_run_config(folder)
         dtype = next(scoring.model.parameters()).dtype
         teacher = build_model_on(
-            fit_to_machines(source.model, config.model),
-            source.sizes,
+            fit_to_machines(learned.model, config.model),
+            learned.sizes,
             device=torch.device(engine.device),
             dtype=dtype,
         )

@@ -23,7 +23,7 @@ from lmscale.exchange.exported import ExportRequest
 from lmscale.exchange.import_hf import ImportRequest, import_hf
 from lmscale.model.family import build_model
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.continuation import find_source_problems, find_teacher_problems
+from lmscale.runs.beginnings import find_source_problems, find_teacher_problems
 from lmscale.runs.run_folder import load_run_config
 from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.train.initial import fill_weights, open_initial_weights

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_run import log_commit
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,7 +27,7 @@ from lmscale.model.lora import (
     merging,
     read_adapter,
 )
-from lmscale.runs.continuation import check_start
+from lmscale.runs.beginnings import check_start
 from lmscale.train.initial import draw_weights, fill_weights, freeze_parameters
 
 SIZES = Sizes(vocab_size=61, max_positions=16, sequence_length=16)
@@ -220,7 +221,11 @@ def test_no_run_begins_to_adapt_random_weights_but_one_that_has_may_go_on(tmp_pa
 
     with pytest.raises(ConfigError, match="beside random weights.*run.init_from"):
         start()
-    start(init_from="runs/base")
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.yaml").write_text("run: {name: base}")
+    log_commit(base, 3)
+    start(init_from="base")
     config = start(allow_faults=True)
     config.folder.mkdir()
     (config.folder / "config.yaml").write_text(dump_config(config))

@@ -18,15 +18,17 @@ from lmscale.config.model import DecoderConfig, RecurrentConfig, Sizes
 from lmscale.config.objective import DistillConfig
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import ConfigError
+from lmscale.files.locations import CheckpointPlace
 from lmscale.model.family import build_model
 from lmscale.model.initialize import Declared
 from lmscale.objective.cross_entropy import IGNORED, Teacher, chunked_cross_entropy
 from lmscale.objective.distill_scoring import DistillScoring
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.continuation import check_start, find_teacher_problems
+from lmscale.runs.beginnings import check_start, find_teacher_problems
 from lmscale.runs.students import read_students, record_student
 from lmscale.tokenizer.codec import load_tokenizer
-from lmscale.train.initial import draw_weights, fill_weights, open_run_weights
+from lmscale.train.initial import draw_weights, fill_weights, open_weights_of
+from lmscale.train.source import find_source
 from lmscale.train.teacher import fit_to_machines
 
 TOKENS, WIDTH, IDS = 12, 6, 10
@@ -206,10 +208,9 @@ def test_of_a_teacher_that_keeps_an_average_of_its_weights_the_average_is_taken(
         for kept in ("trained", "average")
     )
     fingerprint = load_tokenizer(str(tiny_data / "tokenizer")).fingerprint
-    opened = open_run_weights(
-        "x", folder, 4, Ranks(), tokenizer_fingerprint=fingerprint, takes_average=True
-    )
-    with opened as weights:
+    where = CheckpointPlace(folder, 4)
+    source = find_source("x", where, Ranks(), tokenizer_fingerprint=fingerprint)
+    with open_weights_of(source, takes_average=True) as weights:
         taken = weights.value(name, average.shape, Declared(kind="embedding"))
     assert torch.equal(taken, average) and not torch.equal(taken, trained)
     assert weights.described == "the average of its weights"

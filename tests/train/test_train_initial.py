@@ -1,6 +1,8 @@
 """Where a run's first weights come from, and what of them is never trained."""
 
+import math
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from tiny_run import log_commit, tiny_config
 from torch import nn
 
 from lmscale.checkpoint.find import load_manifest
-from lmscale.checkpoint.load import load_weights
+from lmscale.checkpoint.load import FragmentReader, load_weights
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.config import dump_config
 from lmscale.config.run import with_absolute_places
@@ -22,7 +24,9 @@ from lmscale.evaluation.run import fill_weights as fill_evaluated
 from lmscale.model.family import build_model
 from lmscale.model.initialize import Linear
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.continuation import find_continuation_problems, find_source_problems
+from lmscale.runs.beginnings import find_source_problems
+from lmscale.runs.continuation import find_continuation_problems
+from lmscale.runs.origins import Origin, describe_origin, read_origins
 from lmscale.tokenizer.codec import load_tokenizer
 from lmscale.train.initial import (
     InitialWeights,
@@ -30,7 +34,6 @@ from lmscale.train.initial import (
     freeze_parameters,
     open_initial_weights,
 )
-from lmscale.train.origin import Origin
 
 STEPS = {"train.steps": 4, "checkpoint.every_steps": 2}
 FROZEN = ["embedding.*", "blocks.0.*"]
@@ -54,6 +57,7 @@ def runs(tiny_data, tmp_path_factory):
 
     source = {"run.init_from": str(folder / "source")}
     frozen = source | {"train.freeze": FROZEN}
+    states = source | {"run.init_optimizer": True, "checkpoint.keep_last": 3}
     starts = {
         2: [
             case("source", **{"engine.zero_stage": 1}),
@@ -64,10 +68,13 @@ def runs(tiny_data, tmp_path_factory):
             case("encoder", **{"model": ENCODER | ORDER, **MASKED}),
             case("whole", stop_after=2, **source, **{"engine.zero_stage": 3}),
             case("frozen-3", stop_after=2, **frozen, **{"engine.zero_stage": 3}),
+            case("states", stop_after=1, **states, **{"engine.zero_stage": 3}),
         ],
         3: [
             case("frozen-3", **frozen, **{"engine.zero_stage": 2}),
             case("whole", **{"run.init_from": str(folder / "is gone")}),
+            case("states", **states, **{"engine.zero_stage": 2}),
+            case("weights", stop_after=1, **source, **{"engine.zero_stage": 0}),
         ],
     }
     return folder, run_cases(starts, folder / "starts")
@@ -86,10 +93,24 @@ def filled(config, *, tokenizer=None):
     return model, initial
 
 
-@pytest.mark.parametrize("step", [None, 2])
-def test_the_first_weights_are_those_of_the_other_runs_checkpoint(runs, tiny_data, tmp_path, step):
+@pytest.mark.parametrize(
+    ("step", "named"),
+    [
+        (4, "{}"),
+        (2, "{}@2"),
+        (2, "source@2"),
+        (2, "{}/checkpoints/step-000000002"),
+        (2, "copied/step-000000002"),
+    ],
+)
+def test_the_first_weights_are_those_of_the_other_runs_checkpoint(
+    runs, tiny_data, tmp_path, monkeypatch, step, named
+):
     source = runs[0] / "source"
-    named = f"{source}@{step}" if step else str(source)
+    for link in (tmp_path / "source", tmp_path / "copied"):  # beside the new run; alone
+        link.symlink_to(source if link.name == "source" else source / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    named = named.format(source)
     config = tiny_config(tiny_data, tmp_path / "new", {"run.init_from": named})
     model, initial = filled(config)
     expected = weights_of(source, step)
@@ -97,7 +118,7 @@ def test_the_first_weights_are_those_of_the_other_runs_checkpoint(runs, tiny_dat
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, expected[name]), name
     assert initial.origin is not None
-    assert (initial.origin.run, initial.origin.step) == ("source", step or 4)
+    assert (initial.origin.run, initial.origin.step) == ("source", step)
 
 
 def test_without_another_run_they_are_drawn_by_the_seed(tiny_data, tmp_path):
@@ -139,6 +160,49 @@ def test_every_checkpoint_remembers_what_the_first_weights_were(runs):
             origin = load_manifest(place, step).state["initial"]
             assert (origin["run"], origin["step"]) == ("source", 4)
             assert origin["weights"] == source.weights
+
+
+def states_of(folder: Path, step: int, kind: str) -> dict[str, torch.Tensor]:
+    place = LocalPlace(folder / "checkpoints")
+    manifest, states = load_manifest(place, step), {}
+    with ExitStack() as stack:
+        reader = FragmentReader(place, manifest, stack)
+        for name, shape in manifest.parameters.items():
+            states[name] = torch.empty(math.prod(shape))
+            reader.read_into(states[name], name, kind, 0)
+    return states
+
+
+def test_the_optimizer_s_states_come_along_at_another_stage_and_number_of_ranks(runs):
+    folder = runs[0]
+    first, whole = (load_manifest(LocalPlace(folder / "states/checkpoints"), n) for n in (1, 4))
+    assert (first.optimizer.step, whole.optimizer.step) == (4 + 1, 4 + 4)
+    weights = load_manifest(LocalPlace(folder / "weights/checkpoints"), 1)
+    assert weights.optimizer.step == 1
+    assert (
+        first.state["initial"]["optimizer"] is True and "optimizer" not in weights.state["initial"]
+    )
+    for kind, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.95)):
+        before, with_states, without = (
+            states_of(folder / name, step, kind)
+            for name, step in (("source", 4), ("states", 1), ("weights", 1))
+        )
+        for name, moment in before.items():
+            # Both did their first step on the same weights and samples, so by one gradient; sums of
+            # fp32 in another order.
+            expected = beta * moment + without[name]
+            assert torch.allclose(with_states[name], expected, rtol=1e-4, atol=1e-7), name
+            assert moment.abs().max() > 100 * 1e-7 or kind == "exp_avg_sq", name
+
+
+def test_a_run_says_what_it_began_with_without_its_manifests(runs):
+    origins = read_origins(runs[0] / "states")
+    assert origins["initial"].optimizer and origins.keys() == {"initial"}
+    told = describe_origin("initial", origins["initial"])
+    assert told.startswith("the weights and the optimizer's states of ")
+    assert told.endswith("source/checkpoints/step-000000004 (run source)")
+    assert read_origins(runs[0] / "source") == {}
+    assert not (runs[0] / "source/origin.json").exists()
 
 
 def test_a_run_that_goes_on_needs_the_other_run_no_more(runs):
@@ -270,15 +334,15 @@ def test_the_other_run_is_found_from_wherever_the_frozen_configuration_is_read(
 ):
     monkeypatch.chdir(tmp_path)
     config = tiny_config(tiny_data, tmp_path / "new", {"run.init_from": "runs/x@20"})
-    assert with_absolute_places(config).run.initial_run == (tmp_path / "runs/x", 20)
+    assert with_absolute_places(config).initial == (tmp_path / "runs/x", 20, False)
 
 
 def test_a_folder_whose_name_has_an_at_is_a_folder_and_no_step(tiny_data, tmp_path):
     folder = tmp_path / "x@20"
     config = tiny_config(tiny_data, tmp_path / "new", {"run.init_from": str(folder)})
-    assert config.run.initial_run == (tmp_path / "x", 20)
+    assert config.initial == (tmp_path / "x", 20, False)
     folder.mkdir()
-    assert config.run.initial_run == (folder, None)
+    assert config.initial == (folder, None, False)
 
 
 def test_other_frozen_parameters_are_refused_before_any_rank_starts(tiny_data, tmp_path):

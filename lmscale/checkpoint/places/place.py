@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from lmscale.checkpoint.layout import MANIFEST, STEP_FOLDER, step_folder
+from lmscale.checkpoint.layout import MANIFEST, step_folder
 from lmscale.checkpoint.manifest import FileEntry
 from lmscale.errors import CheckpointError
 from lmscale.files import fault_points
@@ -28,6 +28,7 @@ from lmscale.files.atomic import (
 )
 from lmscale.files.locations import join_location
 from lmscale.files.reading import sha256_file
+from lmscale.files.run_files import STEP_FOLDER
 from lmscale.files.strangers import parse_json
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lmscale.checkpoint.layout import MANIFEST, STEP_FOLDER
+from lmscale.checkpoint.layout import MANIFEST
 from lmscale.checkpoint.manifest import FileEntry
 from lmscale.checkpoint.places.place import OWNER_FILE, Place, check_owner
 from lmscale.errors import CheckpointError, TransientError
@@ -25,6 +25,7 @@ from lmscale.files.atomic import sha256_of, to_json_bytes
 from lmscale.files.cache import NodeCache
 from lmscale.files.locations import join_location, protocol_of
 from lmscale.files.remote import Purpose, open_filesystem, with_retries
+from lmscale.files.run_files import STEP_FOLDER
 from lmscale.files.sending import PART_BYTES, abort_uploads, send_pieces
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,9 @@ from lmscale.config import RunConfig
 from lmscale.errors import CheckpointError
 from lmscale.files.cache import NodeCache
 from lmscale.files.locations import local_path, protocol_of
-from lmscale.files.run_files import COMMITS_FILE
+from lmscale.files.run_files import CHECKPOINTS, COMMITS_FILE
 from lmscale.runs.commits import read_commits
 from lmscale.stream.dataset import cache_folder
-
-CHECKPOINTS = "checkpoints"
 
 
 def open_place(config: RunConfig, run_folder: Path | None = None) -> Place:

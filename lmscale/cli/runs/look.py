@@ -21,6 +21,7 @@ from lmscale.files.reading import read_plain
 from lmscale.files.shard_files import MANIFEST, find_wrong_files
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.goodput import Forecast, forecast
+from lmscale.runs.origins import Origin, read_origins
 from lmscale.runs.run_folder import read_status
 from lmscale.runs.starts import is_one_of, newest_of
 from lmscale.runs.sweep_folder import job_outputs, refuse_sweep
@@ -112,6 +113,7 @@ class RunPage:
     other_jobs: Sequence[dict[str, str]]  # that do not train and are not over
     forecast: Forecast | None
     damaged: Sequence[str]  # what is wrong with checkpoints, at a look
+    origins: Mapping[str, Origin]  # what it began with, by the keys of runs/origins.py
     heartbeats: Sequence[Beat]  # of a run that is hung or silent: where each rank is
     mixtures: Mixtures | None  # None where no start has recorded any
 
@@ -120,6 +122,7 @@ class RunPage:
         status = self.look.status
         last = status.commits[-1] if status.commits else None
         return {
+            **{name: origin.to_json() for name, origin in self.origins.items()},
             "last_checkpoint": last
             and {**last.model_dump(include={"step", "bytes", "reason"}), "committed_at": last.time},
             "damaged_checkpoints": list(self.damaged),
@@ -178,6 +181,7 @@ def read_page(run: Path) -> RunPage:
             goodput=status.goodput.fraction,
         ),
         damaged=find_damaged(run, status.commits),
+        origins=read_origins(run),
         heartbeats=read_heartbeats(run) if state.name in ("hung", "silent") else (),
         mixtures=read_mixtures(run, status.mixture_steps),
     )

@@ -14,6 +14,7 @@ from lmscale.cli.runs.figures import render_figure
 from lmscale.errors import LmscaleError
 from lmscale.files.printing import count_of, render_bytes, render_duration
 from lmscale.files.redact import printable, printable_name
+from lmscale.runs.origins import LABELS, describe_origin
 from lmscale.runs.sweep_folder import job_outputs
 
 if TYPE_CHECKING:
@@ -132,6 +133,9 @@ def _describe_page(page: RunPage) -> Lines:
     for problem in (*status.problems, *page.damaged):
         yield "damaged", problem
     yield from _describe_faults(status.faults)
+    for name, label in LABELS.items():
+        if origin := page.origins.get(name):
+            yield label, describe_origin(name, origin)
     yield from _describe_job(page.look)
     for job in page.other_jobs:
         where = f" on {job['nodes']}" if job["nodes"] else ""
