@@ -28,6 +28,7 @@ from lmscale.runs.commits import read_commits
 
 MAX_SHARDS = 100_000  # a look at each; on a slow file system some minutes
 SPLITS = ("train", "heldout")  # of a source, a dataset each
+_MAKE_ALL = "With --job all the command makes the data as well: corpus, tokenizer and shards."
 MAX_NAMED = 3  # wrong shards of a dataset
 
 
@@ -62,6 +63,8 @@ def check_data(request: JobRequest, job: SlurmJob, findings: Findings) -> None:
     ]
     passed = "its inputs exist" if job.kind == "corpus" else "the manifests of what it reads exist"
     if job.kind == "train":
+        left = [p for config in request.runs for p in _data_problems(config, job, awaits=True)]
+        problems += [_MAKE_ALL] if len(left) < len(problems) else []
         places = dict.fromkeys(
             place
             for config in request.runs

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lmscale.tasks.finishing import Progress
 
 DataStage = Literal["corpus", "tokenizer", "shards"]
-TASK_BYTES = 2**30  # of text for each core of a task: minutes to clean, some ten to tokenise
+TASK_BYTES = 2**30  # for each core of a task: cleaned in a minute, tokenised in some more
 MAX_TASKS = 256  # unless a person asks for more; an array may have 1,000 as Slurm comes
 _PART = {"corpus": "part of its raw files", "shards": "slice of its documents"}
 _PARTS = {"corpus": "parts of its raw files", "shards": "slices of its documents"}
@@ -42,6 +42,8 @@ def find_work(
     ``awaits``: earlier jobs make what it reads. Raises ``LmscaleError`` for mistakes that each task
     would refuse.
     """
+    from lmscale.tasks.finishing import read_progress
+
     if stage == "tokenizer":
         return _tokenizer_work(config, awaits=awaits)
     if awaits and stage == "shards":
@@ -49,8 +51,9 @@ def find_work(
     builds = progress_of(config, stage, 1)
     parts = sum(map(_count_parts, builds))
     tasks, note = _divide(stage, _sum_bytes(builds), parts, asked, cores)
-    builds = builds if tasks == 1 else progress_of(config, stage, tasks)
-    return Work(tasks=tasks, missing=missing_of(builds), note=note)
+    targets = (progress.target for progress in builds if not progress.is_built)
+    missing = missing_of(read_progress(target, tasks) for target in targets)
+    return Work(tasks=tasks, missing=missing, note=note)
 
 
 def _count_parts(progress: Progress) -> int:

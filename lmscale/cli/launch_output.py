@@ -153,7 +153,9 @@ def _say_stage(stage: Stage, made: Mapping[JobKind, Submission]) -> str:
 
 def _say_old(stage: Stage) -> str:
     if stage.kept:
-        return f"job {', '.join(stage.kept)} is queued or running already, and stays"
+        first, *rest = stage.kept
+        chain = f" (and {len(rest)} more of its chain)" if rest else ""
+        return f"job {first}{chain} is queued or running already, and stays"
     return f"nothing is missing{f': {stage.note}' if stage.note else ''}"
 
 

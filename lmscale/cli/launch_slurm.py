@@ -192,6 +192,7 @@ def _print_scripts(stages: list[Stage]) -> None:
     before: tuple[str, ...] = ()
     for stage in stages:
         if stage.prepared is None:
+            print_notes([f"{stage.kind}: nothing is missing"])
             continue
         prepared = behind(stage.prepared, before)
         print_warnings([f"{stage.kind}: {warning}" for warning in prepared.warnings])

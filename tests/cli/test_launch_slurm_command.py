@@ -107,3 +107,31 @@ def test_what_stands_behind_two_dashes_goes_to_sbatch_and_a_stray_word_does_not(
         assert f"#SBATCH {line}\n" in script
     assert main([*EXAMPLE, "more.yaml", "--nodes", "8", "--dry-run"]) == 2
     assert "'more.yaml' is no option for sbatch" in capfd.readouterr().err
+
+
+def test_a_dry_run_of_all_prints_every_script_in_order_each_behind_the_one_before(capfd):
+    assert main([*EXAMPLE, "--nodes", "8", "--job", "all", "--tasks", "4", "--dry-run"]) == 0
+    out, err = capfd.readouterr()
+    scripts = [f"#!/bin/bash\n{text}" for text in out.split("#!/bin/bash\n")[1:]]
+    names = ["corpus of", "tokenizer of", "shards of", "llama_7b: training"]
+    waits = [[], ["CORPUS"], ["TOKENIZER"], ["SHARDS"]]
+    for script, name, before in zip(scripts, names, waits, strict=True):
+        assert name in script.splitlines()[2]
+        found = [line for line in script.splitlines() if line.startswith("#SBATCH --dependency")]
+        assert found == [f"#SBATCH --dependency=afterok:JOB_OF_{kind}" for kind in before]
+        checked = subprocess.run(["/bin/bash", "-n"], input=script, text=True, capture_output=True)
+        assert (checked.returncode, checked.stderr) == (0, "")
+    assert "#SBATCH --nodes=8\n" in scripts[3] and "#SBATCH --gres=gpu:8\n" in scripts[3]
+    assert "no file matches" in err and "So 4 tasks." in err
+
+
+def test_what_is_wrong_with_several_stages_is_told_once_and_with_all_else(capfd):
+    assert main([*EXAMPLE, "--nodes", "8", "--job", "all", "--check"]) == 2
+    err = capfd.readouterr().err
+    assert err.count("corpus.sources.web.inputs: no file matches") == 1
+    assert err.count("squeue: there is no such command on this machine") == 1
+
+
+def test_data_that_one_command_can_make_is_told_with_that_command(capfd):
+    assert main([*EXAMPLE, "--nodes", "8", "--check"]) == 2
+    assert "With --job all the command makes the data as well" in capfd.readouterr().err
