@@ -170,24 +170,35 @@ def generate(
     *,
     suffix: str | None = None,
     max_tokens: int = 200,
+    special_tokens: bool = False,
+    stops: Sequence[str] = (),
     **sampling: float | bool | None,
 ) -> Iterator[str]:
     """The model's continuation of a prompt, piece by piece; of a run of pairs or with a gap to
     fill, its answer.
 
-    ``suffix``: text behind a gap, of a run that fills them. ``sampling``: the fields of
+    ``suffix``: text behind a gap, of a run that fills them. ``special_tokens``: their names in the
+    prompt are those tokens, and those that come are shown. ``stops`` end it: texts, or names of
+    special tokens. ``sampling``: the fields of
     ``Sampling``: temperature, top_k, top_p, repetition_penalty, is_greedy, seed. A prompt of ids is
     taken as it is. Raises ``ConfigError`` for what the model cannot be asked.
     """
-    from lmscale.evaluation.generate import Generation, stream_text
+    from lmscale.evaluation.generate import Generation, stream_answer
     from lmscale.evaluation.prompts import Prompt, build_prompt
     from lmscale.evaluation.sampling import Sampling
 
     if isinstance(prompt, str):
-        question = build_prompt(run.config, run.tokenizer, prompt, suffix, bos_id=run.bos_id)
+        question = build_prompt(
+            run.config,
+            run.tokenizer,
+            prompt,
+            suffix,
+            bos_id=run.bos_id,
+            special=special_tokens,
+            stops=stops,
+        )
     else:
         question = Prompt(ids=tuple(map(int, prompt)))
     how = Sampling(**sampling)  # type: ignore[arg-type]
     generation = Generation(run.model, run.tokenizer, question, how, max_tokens=max_tokens)
-    tokens = (token for token in generation if token not in generation.ends)
-    return stream_text(run.tokenizer, tokens)
+    return stream_answer(generation)

@@ -12,8 +12,9 @@ import lmscale
 from lmscale.cli import checkpoint, config, corpus, launch, shards, stream, suite, tokenizer
 from lmscale.cli.demo import demo
 from lmscale.cli.doctor import doctor
-from lmscale.cli.evaluate import evaluate, generate
+from lmscale.cli.evaluate import evaluate
 from lmscale.cli.export import export
+from lmscale.cli.generate import generate
 from lmscale.cli.import_ import app as import_app
 from lmscale.cli.runs import commands as runs
 from lmscale.cli.train import train

@@ -1,9 +1,8 @@
-"""A trained model: its held-out figures, and text by it as it comes."""
+"""A trained model's held-out figures and scores."""
 
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -307,72 +306,3 @@ def _count_run(
             tokenizer=loaded.tokenizer,
             advance=advance_and_ask,
         )
-
-
-def generate(
-    run: RunArgument,
-    prompt: Annotated[str, typer.Option(help="Text to go on from; none: a text of its own.")] = "",
-    suffix: Annotated[
-        str | None,
-        typer.Option(
-            help="Text to end in, for a run that fills gaps (fill_middle, spans, infill)."
-        ),
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to add.")] = 200,
-    temperature: Annotated[float, typer.Option(help="Divides the logits.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Only the likeliest tokens up to probability p.")
-    ] = None,
-    repetition_penalty: Annotated[float, typer.Option(help="Over 1: fewer repeated tokens.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
-    step: StepOption = None,
-    weights: WeightsOption = None,
-) -> None:
-    """Continue a prompt with a run's model; the text streams to the terminal, behind the prompt.
-    Of a run of pairs, completion or infill it is the answer alone.
-    """
-    from lmscale.cli.scoring_ranks import ModelAsked, load_asked, open_ranks
-    from lmscale.evaluation.found import find_run
-    from lmscale.evaluation.prompts import build_prompt, check_prompt
-    from lmscale.evaluation.sampling import Sampling
-    from lmscale.ranks.ranks import Ranks
-
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        is_greedy=greedy,
-        seed=seed,
-    )
-    found = find_run(run, step=step, weights=weights)
-    question = build_prompt(found.config, found.tokenizer, prompt, suffix, bos_id=found.bos_id)
-    check_prompt(found.config, question, max_tokens)
-    alone = Ranks()
-    with open_ranks(alone) as device:
-        asked = ModelAsked(run=run, step=step, weights=weights)
-        loaded = load_asked(asked, found, device, alone)
-    from lmscale.evaluation.generate import Generation, stream_text
-
-    generation = Generation(
-        loaded.model, loaded.tokenizer, question, sampling, max_tokens=max_tokens
-    )
-    tokens = (token for token in generation if token not in generation.ends)
-    if not question.is_answered:
-        _show(prompt)
-    for piece in stream_text(loaded.tokenizer, tokens):
-        _show(piece)
-    _show("\n" if question.is_answered else f"{suffix or ''}\n")
-    if generation.stopped_by == "max_positions":
-        say(f"(stopped: the model sees {loaded.model.max_positions} tokens)", err=True)
-
-
-def _show(text: str) -> None:
-    """As the model said it; on a terminal, which it is not to steer, as everything else."""
-    if sys.stdout.isatty():
-        say(text, end="")
-    else:
-        sys.stdout.write(text)
-        sys.stdout.flush()

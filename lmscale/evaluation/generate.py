@@ -65,9 +65,9 @@ class Generation:
     iterate to get their ids.
 
     ``stopped_by`` is None until the iteration has ended, then ``eos`` (or another one of the
-    prompt's ends), ``max_tokens`` or ``max_positions``. Only the tokenizer's own pieces and those
-    ends can come: neither the other special ids nor the embedding's padding rows, which no text has
-    trained. Raises ``ConfigError`` for a prompt that is empty or too long.
+    prompt's ends), ``max_tokens`` or ``max_positions``. Only the tokenizer's own pieces, those ends
+    and what the prompt allows can come: neither the other special ids nor the embedding's padding
+    rows, which no text has trained. Raises ``ConfigError`` for a prompt that is empty or too long.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Generation:
         if problems := [*_find_problems(model, prompt, max_tokens)]:
             raise ConfigError(problems)
         self.stopped_by: str | None = None
+        self.tokenizer = tokenizer
         self._model = model.eval()
         self._read_prompt = self._model.read_prefix if prompt.sees_whole else self._model.extend
         self._sampling = sampling
@@ -96,7 +97,7 @@ class Generation:
         self.ends = prompt.ends | {tokenizer.eos_id}
         self._barred_V = torch.arange(model.vocab_size) >= tokenizer.vocab_size
         self._barred_V[: tokenizer.vocab_size] = torch.from_numpy(~tokenizer.is_writable())
-        self._barred_V[list(self.ends)] = False
+        self._barred_V[list(self.ends | prompt.writes)] = False
 
     @torch.no_grad()
     def _last_logits(
@@ -141,11 +142,40 @@ def _find_problems(model: Model, prompt: Prompt, max_tokens: int) -> Iterator[st
     yield from find_misfits(prompt, max_tokens, max_positions=model.max_positions)
 
 
-def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+def stream_answer(generation: Generation) -> Iterator[str]:
+    """The text of a continuation as it comes, without what ends it."""
+    tokens = (token for token in generation if token not in generation.ends)
+    prompt = generation.prompt
+    pieces = stream_text(generation.tokenizer, tokens, shows_special=bool(prompt.writes))
+    return end_before(pieces, prompt.stops) if prompt.stops else pieces
+
+
+def end_before(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+    """The text up to the first of some texts, held back where it may be the beginning of one."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        if found := [place for stop in stops if (place := held.find(stop)) >= 0]:
+            yield held[: min(found)]
+            return
+        keep = max(
+            size
+            for stop in stops
+            for size in range(min(len(stop), len(held) + 1))
+            if held.endswith(stop[:size])
+        )
+        yield held[: len(held) - keep]
+        held = held[len(held) - keep :]
+    yield held
+
+
+def stream_text(
+    tokenizer: Tokenizer, ids: Iterable[int], *, shows_special: bool = False
+) -> Iterator[str]:
     """Pieces of text, as soon as the ids complete them, that join to the decoded text.
 
     A character may take up to four byte tokens; it is held back until complete. Bytes that
     cannot become a character any more are U+FFFD, as in ``Tokenizer.decode``.
     """
-    pieces = (tokenizer.decode_bytes([token]) for token in ids)
+    pieces = (tokenizer.decode_bytes([token], shows_special=shows_special) for token in ids)
     return codecs.iterdecode(pieces, "utf-8", errors="replace")

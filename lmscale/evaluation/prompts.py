@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
+
+import numpy as np
 
 from lmscale.config import RunConfig
 from lmscale.config.kinds import Ability
@@ -14,6 +17,7 @@ from lmscale.config.supervised import CompletionConfig, PairsConfig
 from lmscale.errors import ConfigError
 from lmscale.tokenizer.base import Tokenizer
 
+Encode = Callable[[str], np.ndarray]
 Kind = TypeVar("Kind", bound=ObjectiveConfig)
 
 
@@ -28,6 +32,10 @@ class Prompt:
     """Ids that end the text, beside eos."""
     sees_whole: bool = False
     """Every id of the prompt sees all of it."""
+    stops: tuple[str, ...] = ()
+    """Texts that end the text, which holds none of them."""
+    writes: frozenset[int] = frozenset()
+    """Special tokens that may come, and are shown."""
     is_answered: bool = False
     """What comes is the whole of the answer, no continuation of the text."""
 
@@ -39,22 +47,42 @@ def build_prompt(
     suffix: str | None = None,
     *,
     bos_id: int | None = None,
+    special: bool = False,
+    stops: Sequence[str] = (),
 ) -> Prompt:
     """Ask for what follows ``text``, or stands between it and ``suffix``; of a run of pairs for
     what belongs to ``text``. ``bos_id`` is put before it, as before the documents of the training.
 
-    Raises ``ConfigError`` for a suffix where the objective teaches nothing of the kind.
+    ``special``: names of special tokens in both are those tokens, and may be written. ``stops``
+    end what is written: texts, or names of special tokens. Raises ``ConfigError`` for a suffix
+    where the objective teaches nothing of the kind, and for a stop without text.
     """
+    if "" in stops:
+        raise ConfigError("--stop: the text is empty. Give one, or leave it out.")
+    prompt = _ask(config, partial(tokenizer.encode, special=special), text, suffix, bos_id)
+    ends = {tokenizer.special_pieces[stop] for stop in stops if stop in tokenizer.special_pieces}
+    may_come = {*tokenizer.special_tokens.values()} - {*config.objective_ids.values()}
+    return replace(
+        prompt,
+        ends=prompt.ends | ends,
+        stops=tuple(stop for stop in stops if stop not in tokenizer.special_pieces),
+        writes=frozenset(may_come if special else ()),
+    )
+
+
+def _ask(
+    config: RunConfig, encode: Encode, text: str, suffix: str | None, bos_id: int | None
+) -> Prompt:
     objective, added = config.objective, config.objective_ids
     bos = () if bos_id is None else (bos_id,)
-    ids = tokenizer.encode(text).tolist()
+    ids = encode(text).tolist()
     if (spans := _find(objective, SpanConfig)) is not None:
-        return _ask_for_span(spans, added, (*bos, *ids), tokenizer.encode(suffix or "").tolist())
+        return _ask_for_span(spans, added, (*bos, *ids), encode(suffix or "").tolist())
     if _find(objective, InfillConfig) is not None:
-        after = tokenizer.encode(suffix or "").tolist()
+        after = encode(suffix or "").tolist()
         return _ask_pair((*bos, *ids, added["mask"], *after, added["end"]), added)
     if suffix is not None:
-        return Prompt(ids=tuple(_encode_middle(objective, tokenizer, added, text, suffix, bos_id)))
+        return Prompt(ids=tuple(_encode_middle(objective, encode, added, text, suffix, bos_id)))
     if isinstance(objective, PairsConfig):
         return _ask_pair((*ids, added["end"]), added)
     return Prompt(
@@ -103,7 +131,7 @@ def find_misfits(prompt: Prompt, max_tokens: int, *, max_positions: int) -> Iter
 
 def _encode_middle(
     objective: ObjectiveConfig,
-    tokenizer: Tokenizer,
+    encode: Encode,
     added: Mapping[str, int],
     before: str,
     after: str,
@@ -119,7 +147,7 @@ def _encode_middle(
         )
     prefix, suffix, middle = (added[name] for name in settings.added_ids)
     bos = [] if bos_id is None else [bos_id]
-    texts = (tokenizer.encode(text).tolist() for text in (before, after))
+    texts = (encode(text).tolist() for text in (before, after))
     return [*bos, prefix, *next(texts), suffix, *next(texts), middle]
 
 

@@ -51,7 +51,7 @@ from lmscale.exchange.llama_cpp import (
 from lmscale.exchange.parity import our_logits
 from lmscale.exchange.plan_export import ExportPlan, check_found, open_export, plan_export
 from lmscale.exchange.samples import draw_samples
-from lmscale.exchange.tokenizer_check import HARD_TEXTS
+from lmscale.exchange.tokenizer_check import hard_texts
 from lmscale.exchange.verify import find_why_not
 from lmscale.files.atomic import writing
 from lmscale.files.output_folder import output_file
@@ -195,7 +195,7 @@ def _verify(request: ExportRequest, plan: GgufPlan, path: Path) -> LlamaCppCheck
             tokenizer=tokenizer,
             num_rows=sizes.vocab_size,
             prompts=[row[:most] for row in rows],
-            texts=[*HARD_TEXTS, *map(tokenizer.decode, rows)],
+            texts=[*hard_texts(tokenizer), *map(tokenizer.decode, rows)],
             tolerance=tolerance_of(request.dtype, plan.section.activation),
             num_tokens=new_tokens,
         )

@@ -38,10 +38,13 @@ def barred_ids(
     tokenizer: Tokenizer, framing: Framing, objective_ids: Mapping[str, int], num_rows: int
 ) -> list[int]:
     """Ids that no model learns to write: special ones but what ends a text and the objective's
-    sentinels, and rows that no text has trained.
+    sentinels, and rows that no text has trained. Not a tokenizer's other special tokens: who tunes
+    the model to write them would find them barred.
     """
     is_barred = np.ones(num_rows, dtype=bool)
     is_barred[: tokenizer.vocab_size] = ~tokenizer.is_writable()
+    own = {*tokenizer.special_tokens.values()} - {*objective_ids.values()}
+    is_barred[list(own)] = False
     is_barred[end_ids(tokenizer, framing)] = False
     is_barred[[objective_ids[name] for name in find_sentinels(objective_ids)]] = False
     return np.flatnonzero(is_barred).tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ HARD_TEXTS = (
 """Beside documents, these show where two programs differ: spaces, forms, bytes, and text that reads
 like special tokens.
 """
+_MOST_NAMES = 64  # of special tokens in a hard text: some tokenizers have thousands
 _EXAMPLES = 3
 MOST_TOKENS = 0.05  # where some may differ; some 0.02 % of random pieces do
 # Their classes that take the files as they are. transformers 5.24 has another for Qwen 2 alone,
@@ -124,14 +125,14 @@ def verify_tokenizer(
     tokenizer: Tokenizer, folder: Path, texts: Iterable[str], *, framing: Framing
 ) -> TokenizerCheck:
     """Load the folder by ``AutoTokenizer`` and compare ids and decoding, of ``texts`` and of
-    ``HARD_TEXTS``; and what stands around a text.
+    ``hard_texts``; what stands around a text; and that special tokens have their ids.
     """
     theirs = load_theirs(folder)
     unknown = tokenizer.unk_id  # two programs write it in two ways
     counts: Counter[str] = Counter()
     examples: list[str] = []
     names = {str(token).casefold() for token in theirs.added_tokens_decoder.values()}
-    for text in (*HARD_TEXTS, *texts):
+    for text in (*hard_texts(tokenizer), *texts):
         ours = tokenizer.encode(text).tolist()
         given = encode_as_text(theirs, text)
         is_undecoded = unknown not in ours and theirs.decode(ours) != tokenizer.decode(ours)
@@ -152,6 +153,16 @@ def verify_tokenizer(
         most_texts=_most_texts(tokenizer),
         misframed=tuple(_find_misframed(tokenizer, theirs, framing)),
     )
+
+
+def hard_texts(tokenizer: Tokenizer) -> Iterator[str]:
+    """``HARD_TEXTS``, and what reads like the tokenizer's own special tokens."""
+    yield from HARD_TEXTS
+    names = [*tokenizer.special_tokens][:_MOST_NAMES]
+    if names:
+        yield " a".join(names)
+        yield "".join(names)
+        yield " ".join(name[:-1] for name in names)
 
 
 def load_theirs(folder: Path) -> Any:
@@ -194,6 +205,11 @@ def _find_misframed(tokenizer: Tokenizer, theirs: Any, framing: Framing) -> list
         for role, number in framing.roles.items()
         if getattr(theirs, f"{role}_id") != number
     ]
+    for piece, number in tokenizer.special_tokens.items():
+        if (given := theirs.convert_tokens_to_ids(piece)) != number:
+            found.append(f"{piece} is {given}, not {number}")
+        elif number not in theirs.added_tokens_decoder:
+            found.append(f"{piece} is no special token")
     if not framing.is_known:
         return found
     first, second = "one", "two"

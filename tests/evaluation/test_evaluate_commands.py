@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from lmscale.checkpoint.load import load_weights
 from lmscale.checkpoint.places.place import LocalPlace
-from lmscale.cli.evaluate import evaluate, generate
+from lmscale.cli.evaluate import evaluate
+from lmscale.cli.generate import generate
 from lmscale.config import RunConfig, dump_config, plan_batches
 from lmscale.config.supervised import CompletionConfig
 from lmscale.corpus.documents import read_documents

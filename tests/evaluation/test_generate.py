@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pydoc_data.topics import topics
+
 import pytest
 import torch
 
 from lmscale.config import RunConfig
+from lmscale.config.data import TokenizerConfig
 from lmscale.config.model import DecoderConfig, EncoderDecoderConfig, Sizes
 from lmscale.errors import ConfigError
-from lmscale.evaluation.generate import Generation, stream_text
+from lmscale.evaluation.generate import Generation, end_before, stream_answer, stream_text
 from lmscale.evaluation.prompts import Prompt, build_prompt
 from lmscale.evaluation.sampling import Sampling
 from lmscale.model.family import build_model
 from lmscale.model.layout import build_layout
+from lmscale.tokenizer.own import OwnTokenizer
+from lmscale.tokenizer.train import train_model
 from lmscale.train.initial import draw_weights, fill_weights
 
 PROMPT = "The"
@@ -230,3 +235,70 @@ def test_an_unfinished_character_is_shown_at_the_end(tokenizer):
     *pieces, last = stream_text(tokenizer, ids)
     assert "".join(pieces).strip() == ""
     assert last == "\ufffd"
+
+
+@pytest.fixture(scope="module")
+def marked(config) -> OwnTokenizer:
+    """Of 400 pieces, with special tokens."""
+    special = {"special_tokens": ("<|im_end|>", "<tool>", "<mask>"), "reserved_tokens": 1}
+    texts = [text[:1200] for text in list(topics.values())[:30]]
+    settings = TokenizerConfig(vocab_size=400, **special)
+    return OwnTokenizer(train_model(iter(texts), settings), {"kind": "bpe"})
+
+
+def test_names_of_special_tokens_in_a_prompt_are_text_unless_they_are_meant(config, marked):
+    text, end, tool = "The<|im_end|>", marked.special_tokens["<|im_end|>"], "<tool>"
+    words = marked.encode("The").tolist()
+    plain, meant = (
+        build_prompt(config, marked, text, special=special) for special in (False, True)
+    )
+    assert plain.ids == tuple(marked.encode(text).tolist()) and not plain.writes
+    assert meant.ids == (*words, end)
+    assert meant.writes == {*marked.special_tokens.values()}
+    ids = config.tokenizer.model_copy(update={"ids": {"mask": marked.special_tokens["<mask>"]}})
+    objective = {"name": "infill"}
+    tree = config.model_dump(mode="json") | {"objective": objective, "tokenizer": ids.model_dump()}
+    tree |= {"model": {"family": "encoder_decoder", "width": 32, "heads": 4}}
+    tree["stream"] |= {"mask_documents": False}
+    filled = build_prompt(RunConfig.model_validate(tree), marked, text, text, special=True)
+    mask = marked.special_tokens["<mask>"]  # the objective's own, which it alone puts there
+    assert filled.source == (*words, end, mask, *words, end, max(filled.ends))
+    assert filled.writes == meant.writes - {mask}
+    stopped = build_prompt(config, marked, "The", stops=(tool, "\n\n"))
+    assert stopped.ends == {marked.special_tokens[tool]} and stopped.stops == ("\n\n",)
+    with pytest.raises(ConfigError, match="--stop: the text is empty"):
+        build_prompt(config, marked, "The", stops=("",))
+
+
+def test_a_special_token_comes_where_it_may_and_ends_the_text_where_it_is_a_stop(
+    config, constant_model, marked
+):
+    text = int(marked.encode("e")[0])
+    model = constant_model({marked.special_tokens["<|im_end|>"]: 5.0, text: 4.0})
+
+    def answer(**how) -> tuple[str, str | None]:
+        prompt = build_prompt(config, marked, "The", **how)
+        sampling = Sampling(is_greedy=True)
+        generation = Generation(model, marked, prompt, sampling, max_tokens=3)
+        return "".join(stream_answer(generation)), generation.stopped_by
+
+    assert answer() == ("eee", "max_tokens")
+    assert answer(special=True) == ("<|im_end|>" * 3, "max_tokens")
+    assert answer(stops=("<tool>", "<|im_end|>")) == ("", "eos")
+    assert answer(stops=("ee",)) == ("", None)
+
+
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [
+        (("lo w",), "hel"),
+        (("xyz", "world"), "hello "),
+        (("lo wx", "d"), "hello worl"),
+        (("z", "ldx"), "hello world"),
+    ],
+)
+def test_a_text_ends_before_the_first_stop_and_no_part_of_one_is_shown(stops, expected):
+    text = "hello world"
+    for size in (1, 2, 3, 20):
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        assert "".join(end_before(pieces, stops)) == expected

@@ -171,10 +171,12 @@ def test_llama_cpp_gives_the_models_logits_and_the_tokenizers_ids(model_type, wr
 
 def test_byte_level_bpe_is_llama_cpps_own(write):
     texts = [topics[name] for name in sorted(topics)[:20]]
-    config = TokenizerConfig(kind="byte_bpe", vocab_size=ROWS - 3)
+    special = {"special_tokens": ("<|im_end|>", "class"), "reserved_tokens": 1}
+    config = TokenizerConfig(kind="byte_bpe", vocab_size=ROWS - 3, **special)
     tokenizer = train_byte_bpe(["天地玄黄，宇宙洪荒。" * 9, *texts], config, {})
-    check = write(CASES["llama"], tokenizer=tokenizer).check(tokenizer)
-    assert (check.texts, check.other_texts) == (len(TEXTS), 0)
+    names = " a class".join(tokenizer.special_tokens)  # which are text in a text
+    check = write(CASES["llama"], tokenizer=tokenizer).check(tokenizer, texts=[*TEXTS, names])
+    assert (check.texts, check.other_texts) == (len(TEXTS) + 1, 0)
     grouped = TokenizerConfig(kind="byte_bpe", vocab_size=ROWS - 3, split_digits=False)
     with pytest.raises(DataError, match="as tokenizer.kind = byte_bpe has with split_digits"):
         plan_vocabulary(train_byte_bpe(texts, grouped, {}), {}, num_rows=ROWS)
