@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 MAX_NUMBER = 1_000_000_000
 """Of a number whose field states no bound. So the products of a few stay far from 2^63, the ratio
@@ -14,6 +22,18 @@ of any two is finite, and a wait of so many seconds is one that Python can make.
 """
 MAX_FOREIGN_NUMBER = 2**63 - 1  # in a mapping that is handed on: what others' integers hold
 MAX_BYTES = 2**53
+
+
+def expand_home(place: str) -> str:
+    """A place with ``~`` and ``~user`` filled in, as a shell does where they begin a word."""
+    expanded = os.path.expanduser(place)
+    if place.startswith("~") and expanded == place:
+        raise ValueError(f"there is no home for {place.partition('/')[0]!r}; write ./~… for a name")
+    return expanded
+
+
+Place = Annotated[str, AfterValidator(expand_home)]
+"""A path, or a URL, that a person writes."""
 
 
 class Section(BaseModel):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
-from lmscale.config.base import Section
+from lmscale.config.base import Place, Section
 from lmscale.config.sbatch_options import find_option_problems, find_unsafe_text
 from lmscale.files.redact import names_secret, redact
 
@@ -40,7 +40,7 @@ class PreflightConfig(Section):
     """Side of the matrices whose product is timed; default: by the device."""
     command: str | None = None
     """A line of shell, run once on each node: the site's own health check. 0 is fit."""
-    cordon_file: str | None = None
+    cordon_file: Place | None = None
     """File of bad nodes, which the next job excludes; visible on all nodes."""
     cordon_hours: float = Field(default=24, gt=0)
     """How long a node stays excluded."""
@@ -130,7 +130,7 @@ class ClusterConfig(Section):
     """Lines of shell, run as they stand before anything else."""
     variables: dict[str, str] = Field(default_factory=dict)
     """Exported to the ranks: ``NCCL_*``, ``GLOO_SOCKET_IFNAME``, …"""
-    python: str | None = None
+    python: Place | None = None
     """The interpreter on the nodes; default: the submitting interpreter."""
     container: ContainerConfig = ContainerConfig()
     environment: Literal["refuse", "warn"] = "refuse"
@@ -138,9 +138,9 @@ class ClusterConfig(Section):
     the submission had: it ends with exit code 2, or goes on and says so.
     """
 
-    scratch: str = "/tmp"
+    scratch: Place = "/tmp"
     """Local to each node: caches of compiled kernels."""
-    shared: tuple[str, ...] = Field(default=(), strict=False)
+    shared: tuple[Place, ...] = Field(default=(), strict=False)
     """Folders visible on all nodes. Runs and shards must lie below one; empty: not known."""
     preflight: PreflightConfig = PreflightConfig()
     array_limit: PositiveInt | None = None

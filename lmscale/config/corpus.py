@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from lmscale.config.base import MAX_BYTES, Section
+from lmscale.config.base import MAX_BYTES, Place, Section
 from lmscale.config.labels import LabelSet, find_name_problems
 
 # USTAR has 100 bytes for a member's name, which begins with the source's.
@@ -177,7 +177,7 @@ class CorpusSourceConfig(Section):
 class CorpusConfig(Section):
     """Raw files → cleaned documents, one folder per source with a train and a heldout part."""
 
-    folder: str = "data/corpus"
+    folder: Place = "data/corpus"
     sources: dict[str, CorpusSourceConfig] = Field(default_factory=dict)
     normalization: Literal["NFC", "NFKC", "none"] = "NFC"
     line_ends: Literal["lf", "keep"] = "lf"

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from lmscale.config.base import MAX_BYTES, Section
+from lmscale.config.base import MAX_BYTES, Place, Section
 from lmscale.config.labels import LabelSet
 from lmscale.config.special_tokens import (
     MAX_RESERVED,
@@ -30,7 +30,7 @@ class TokenizerConfig(Section):
 
     problem_separator = "\n"  # validate_tree takes them apart
 
-    folder: str = "data/tokenizer"
+    folder: Place = "data/tokenizer"
     kind: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
     """How ``tokenizer train`` trains it: by SentencePiece, or ``byte_bpe`` by tokenizers (the
     ``hf`` extra). Of an imported tokenizer its folder says it.
@@ -79,7 +79,7 @@ class TokenizerConfig(Section):
 class ShardsConfig(Section):
     """Documents → uncompressed webdataset tars of token blocks."""
 
-    folder: str = "data/shards"
+    folder: Place = "data/shards"
     max_bytes: int = Field(default=128 * 2**20, ge=2**16, le=MAX_BYTES)
     """A shard is closed before it would pass this size."""
     block_tokens: int = Field(default=2**20, ge=1024)
@@ -95,7 +95,7 @@ class ShardsConfig(Section):
 class StreamSourceConfig(Section):
     """One dataset (a folder of shards with its manifest) and its share of the mixture."""
 
-    shards: str
+    shards: Place
     """Folder or URL (``s3://``, ``gs://``, ``http(s)://``, ``memory://``) of ``manifest.json``."""
     weight: float = Field(default=1.0, ge=0, le=1e18)
     """Share of the samples, relative to the other sources. 0 takes nothing."""
@@ -104,7 +104,7 @@ class StreamSourceConfig(Section):
 class ShardCacheConfig(Section):
     """Local copies of remote shards: one download per node, bounded."""
 
-    folder: str = ""
+    folder: Place = ""
     """Local to the node, shared by its ranks. Default: lmscale-shards-UID in TMPDIR."""
     max_bytes: PositiveInt = Field(default=200 * 2**30, le=MAX_BYTES)
     retries: int = Field(default=8, ge=0, le=100)

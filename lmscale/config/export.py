@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt
 
-from lmscale.config.base import Section
+from lmscale.config.base import Place, Section
 
 
 class ExportConfig(Section):
@@ -23,7 +23,7 @@ class ExportConfig(Section):
     beside rank 0 as soon as they are committed. One that is late is left out for a newer one. 0:
     none is.
     """
-    folder: str = ""
+    folder: Place = ""
     """Where they are written, in a folder of the run's name, as ``step-000001000``, of gguf
     ``step-000001000.gguf``: a folder, or a URL (``s3://bucket/exports``), for which each is made
     and verified in RUN/exports. Runs that share it need names of their own. Default: RUN/exports,
@@ -31,7 +31,7 @@ class ExportConfig(Section):
     """
     keep: NonNegativeInt = 0
     """So many of those that the run has written there stay, the newest; 0: all."""
-    base: str = ""
+    base: Place = ""
     """Of peft: the folder of the model that the run adapts (``lmscale export --base``)."""
     dtype: Literal["fp32", "bf16", "fp16", "q8_0"] = "fp32"
     """Of the weights in the files; ``q8_0`` is of gguf alone."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, SerializeAsAny
 
-from lmscale.config.base import Section
+from lmscale.config.base import Place, Section
 from lmscale.config.data import StreamConfig, WindowShape
 from lmscale.config.denoiser import DenoiserConfig, pair_lengths, plan_raw_tokens
 from lmscale.config.kinds import Ability, Kinds
@@ -42,7 +42,7 @@ class DistillConfig(NextTokenConfig):
     figures = ("loss", "z_loss", "teacher_kl")
 
     name: Literal["distill"]
-    teacher: str = Field(min_length=1)
+    teacher: Place = Field(min_length=1)
     """The other run: its folder, or FOLDER@STEP; without a step its newest sound checkpoint, when
     this run begins. Every rank holds it whole, in the run's precision. It may be moved, but the run
     goes on with no other checkpoint, which the other run therefore keeps.

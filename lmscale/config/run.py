@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, SerializeAsAny, field_validator
 
-from lmscale.config.base import Section
+from lmscale.config.base import Place, Section
 from lmscale.config.corpus import CorpusConfig
 from lmscale.config.data import (
     BatchConfig,
@@ -47,11 +47,11 @@ class RunSection(Section):
     """What names a run and where it lives."""
 
     name: str = Field(min_length=1, max_length=100)
-    folder: str = ""
+    folder: Place = ""
     """Default: runs/NAME."""
     seed: int = Field(default=1, ge=0, lt=2**31)
     """Seeds the order of the samples, the initial weights and dropout."""
-    init_from: str = ""
+    init_from: Place = ""
     """Another run whose weights this one begins with: its folder, or its name where it is beside
     this run's folder, as RUN or RUN@STEP; without a step its newest sound checkpoint. Or the folder
     of a checkpoint, ``RUN/checkpoints/step-000000500`` or a copy of it. Read when the run begins,

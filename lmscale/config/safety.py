@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from lmscale.config.base import Section
+from lmscale.config.base import Place, Section
 from lmscale.config.training import Direction, direction_of
 
 
@@ -37,7 +37,7 @@ class LocalTierConfig(Section):
 class CheckpointConfig(Section):
     """When a run is saved, where, and which checkpoints are kept."""
 
-    folder: str = ""
+    folder: Place = ""
     """A folder that all nodes see, or a URL (``s3://bucket/run``). Default: RUN/checkpoints."""
     every_steps: PositiveInt = 1000
     asynchronous: bool = True

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
-from lmscale.config.base import Section
+from lmscale.config.base import Place, Section
 
 # Of a running average. Optimizers divide by 1 - decay, which in fp32 has to differ from 0.
 Decay = Annotated[float, Field(ge=0, le=0.999999)]
@@ -247,7 +247,7 @@ class EarlyStopConfig(Section):
 class EvaluationConfig(Section):
     """Held-out loss in the loop and by ``lmscale evaluate``."""
 
-    sets: dict[str, str] = Field(default_factory=dict)
+    sets: dict[str, Place] = Field(default_factory=dict)
     """Name → folder or URL of shards."""
     every_steps: NonNegativeInt = 0
     """0 evaluates only after the last step."""
@@ -255,7 +255,7 @@ class EvaluationConfig(Section):
     """Most windows per set in the loop, spread evenly over it; default, and at the end: all."""
     at_end: bool = True
     stop: EarlyStopConfig = EarlyStopConfig()
-    tasks: tuple[str, ...] = Field(default=(), strict=False)
+    tasks: tuple[Place, ...] = Field(default=(), strict=False)
     """Of lm-evaluation-harness: names, and folders or files of tasks. They need the extra
     ``lm-eval``, on rank 0 alone.
     """
@@ -263,7 +263,7 @@ class EvaluationConfig(Section):
     """0 scores them only after the last step, if ``at_end``."""
     tasks_limit: PositiveInt | None = None
     """At most so many documents of each task, the first ones; default: all."""
-    tasks_include_path: str = ""
+    tasks_include_path: Place = ""
     """A folder of tasks that ``tasks`` may name beside lm-eval's own."""
     weights: Weights | None = None
     """``trained``, or ``average``: which weights held-out figures and generated text are of.

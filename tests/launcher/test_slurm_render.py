@@ -215,7 +215,7 @@ def test_hostile_names_are_inert_when_a_script_really_runs(tmp_path, text, kind)
     start = argv.index(text)
     binds = ("--bind", f"/{text}:/{text}", "--bind", f"/tmp/{text}:/tmp/{text}")
     assert argv[start : start + 7] == [text, "apptainer", "exec", *binds]
-    assert argv[argv.index("-m") - 1] == text  # the interpreter
+    assert argv[argv.index("-m") - 1] == os.path.expanduser(text)  # the interpreter
     assert str(place) in argv
     assert not [*tmp_path.rglob("CANARY"), *Path.cwd().glob("CANARY")]
 
