@@ -91,6 +91,9 @@ def _render(manifest: CorpusManifest) -> str:
         lines.append(f"  over-long documents: {_list(manifest.cut)}")
     if manifest.line_ends:
         lines.append(f"  line ends became LF in {manifest.line_ends:,} documents")
+    if manifest.normalized:
+        form = manifest.made_by.get("normalization")
+        lines.append(f"  {form} changed characters in {manifest.normalized:,} documents")
     if manifest.markup_chars:
         lines.append(f"  markup removed: {manifest.markup_chars:,} characters")
     fraction = manifest.made_by.get("heldout_fraction")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from lmscale.config.corpus import CorpusSourceConfig
+from lmscale.corpus.broken import Broken, describe_broken, guess_encoding, looks_like_utf16
 from lmscale.corpus.fields import RecordFields
 from lmscale.corpus.inputs import RawFile
 from lmscale.corpus.text_files import find_undecodable
@@ -15,6 +16,7 @@ from lmscale.files.printing import count_of
 # A text in pieces: a tuple, or a ``MarkedText`` where something is said of it; what is too large to
 # be held reads its file each time anew.
 Pieces = Iterable[str]
+LOOK_CHARS = 4096  # of a text, by which it is told from one of another encoding
 HANDFUL = 5  # how many broken records beyond the limit are named before the error is raised
 
 
@@ -31,12 +33,15 @@ class Account:
         self.fields = RecordFields(source)
         self._of_input: Collection[str] = ()
         self.broken = 0
-        self.named: list[str] = []  # some of the broken ones, in words
+        self.named: list[Broken] = []  # some of the broken ones
+        self._file: RawFile | None = None
+        self._guess: str | None = None  # of its encoding, once it is asked for
         self.passed_over: Counter[str] = Counter()  # what is no record, by what it is
 
     def begin(self, file: RawFile) -> None:
         """The next records are of this file, and read by its rules."""
         self._of_input = dict(file.own).keys()
+        self._file, self._guess = file, None
         if file.rules != self.source:
             self.source, self.fields = file.rules, RecordFields(file.rules)
 
@@ -44,16 +49,16 @@ class Account:
         """Where the file's setting stands: its own input's, or the source's."""
         return f"{self.setting}.{'inputs: ' if key in self._of_input else ''}{key}"
 
-    def add_broken(self, problem: str) -> None:
+    def add_broken(self, where: str, what: str, detail: str = "") -> None:
         limit = self.source.max_bad_records
         self.broken += 1
         if len(self.named) < min(limit + HANDFUL, 4 * HANDFUL):
-            self.named.append(problem)
+            self.named.append(Broken(where, what, detail))
         if self.broken >= limit + HANDFUL:
             raise TooManyBrokenError(self.problems(more=True))
 
-    def include(self, broken: int, named: Sequence[str]) -> None:
-        """Those of a part; ``named`` are some of them, in words."""
+    def include(self, broken: int, named: Sequence[Broken]) -> None:
+        """Those of a part; ``named`` are some of them."""
         self.broken += broken
         self.named += named[: 4 * HANDFUL - len(self.named)]
 
@@ -65,7 +70,7 @@ class Account:
         setting = f"{self.setting}.max_bad_records"
         stopped = ", and reading stopped there" if more else ""
         return [
-            *self.named,
+            *describe_broken(self.named),
             f"{count_of(self.broken, 'broken record')}{stopped}; {setting} = {limit} allows "
             f"{limit}. Repair the files or raise {setting}; skipped records are counted.",
         ]
@@ -77,12 +82,26 @@ class Account:
 
     def takes(self, pieces: Pieces, where: str) -> bool:
         """Whether a decoded text is of its encoding, or broken."""
-        found = find_undecodable(pieces)
+        beginning = ""
+
+        def watched() -> Iterator[str]:
+            nonlocal beginning
+            for piece in pieces:
+                if len(beginning) < LOOK_CHARS:
+                    beginning += piece[:LOOK_CHARS]
+                yield piece
+
+        what = f"not {self.source.encoding} ({self.name_of('encoding')})"
+        found, name = find_undecodable(watched()), None
         if found:
-            setting = self.name_of("encoding")
-            self.add_broken(f"{where}: not {self.source.encoding} ({setting}): {found}.")
-        return not found
+            if self._guess is None:
+                self._guess = guess_encoding(self._file) if self._file else ""
+            self.add_broken(where, f"{what}{'; ' * bool(self._guess)}{self._guess}", found)
+        elif name := looks_like_utf16(beginning):
+            found = f"it holds a NUL for every few characters, as {name} does"
+            self.add_broken(where, what, found)
+        return not (found or name)
 
     def add_long(self, where: str) -> None:
         limit = f"{self.setting}.max_record_chars = {self.source.max_record_chars:,}"
-        self.add_broken(f"{where}: longer than {limit}.")
+        self.add_broken(where, f"longer than {limit}")

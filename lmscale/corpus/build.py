@@ -37,7 +37,7 @@ from lmscale.tasks.finishing import Progress
 from lmscale.tasks.processes import run_tasks
 from lmscale.tasks.target import ArrayTask, Move, Target, UnitsMissing
 
-PART_VERSION = 3
+PART_VERSION = 4
 REASONS = ("broken", "empty", "short", "overlong", "duplicate")
 # Which setting a document is lost to.
 _SETTINGS = {
@@ -149,6 +149,7 @@ class SourceTarget(Target[CorpusManifest]):
             dropped={reason: dropped[reason] for reason in REASONS if dropped[reason]},
             cut={how: count for how, count in cut.items() if count},
             line_ends=sum(record.line_ends for record in records),
+            normalized=sum(record.normalized for record in records),
             markup_chars=sum(record.markup_chars for record in records),
             passed_over=dict(sorted(passed_over.items())),
             files_read=sum(len(part.files) for part in self.units),

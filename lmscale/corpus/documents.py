@@ -88,6 +88,7 @@ class CorpusManifest:
     without_text: tuple[str, ...]  # the first of these
     splits: Splits
     markup_chars: int = 0  # of HTML, which were removed
+    normalized: int = 0  # documents written in another Unicode normal form than they were read in
 
     def documents(self, split: str) -> int:
         return sum(file.documents for file in self.splits[split])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,23 @@ class RecordFields:
         self._texts = [source.text_field, *filter(None, [source.target_field])]
         self._places = {name: place for place, name in enumerate(source.label_names)}
         self._are_numbers = any(map(_is_number, source.label_names))
+
+    def find_repeated(self, line: str) -> str | None:
+        """A field that comes twice in a JSON object, of which Python keeps the last."""
+        keys = self.by_setting.values()
+        # Nearly no line holds such a key twice, be it inside of another object.
+        if all(line.count(f'"{key}"') < 2 for key in keys):
+            return None
+        pairs: list[tuple[str, Any]] = []  # of the last object that ended, which is the outermost
+
+        def keep(found: list[tuple[str, Any]]) -> dict[str, Any]:
+            nonlocal pairs
+            pairs = found
+            return {}
+
+        json.loads(line, object_pairs_hook=keep)
+        names = [name for name, _ in pairs]
+        return next((key for key in keys if names.count(key) > 1), None)
 
     def read(self, record: Mapping[str, Any]) -> MarkedText:
         """The text of a record that has all fields, with what is said of it.

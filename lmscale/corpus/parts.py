@@ -23,7 +23,8 @@ import xxhash
 from pydantic import TypeAdapter
 
 from lmscale.config.corpus import CorpusConfig
-from lmscale.corpus.account import HANDFUL, Account, Pieces, TooManyBrokenError
+from lmscale.corpus.account import Account, Pieces, TooManyBrokenError
+from lmscale.corpus.broken import Broken, describe_broken
 from lmscale.corpus.clean import (
     Sameness,
     cut_stretches,
@@ -99,11 +100,12 @@ class PartRecord:
     cut: dict[str, int]
     line_ends: int
     passed_over: dict[str, int]
-    broken: tuple[str, ...]  # the first broken records, in words
+    broken: tuple[Broken, ...]  # the first broken records
     files_without_text: int
     without_text: tuple[str, ...]  # the first of these files
     splits: Splits
     markup_chars: int = 0
+    normalized: int = 0
 
 
 _RECORD = TypeAdapter(PartRecord)
@@ -185,6 +187,7 @@ def _write_part(part: Part, work: Path) -> PartRecord:
         dropped=dict(cleaner.dropped),
         cut=dict(cleaner.cut),
         line_ends=cleaner.line_ends,
+        normalized=cleaner.normalized,
         markup_chars=cleaner.markup_chars,
         passed_over=dict(cleaner.account.passed_over),
         broken=tuple(cleaner.account.named),
@@ -201,19 +204,23 @@ class _Tidied:
     pieces: Pieces
     config: CorpusConfig
     has_cr: bool = False
+    had_other_form: bool = False
 
     def __iter__(self) -> Iterator[str]:
         for stretch in cut_stretches(self.pieces):
             if self.config.line_ends == "lf" and "\r" in stretch:
                 self.has_cr, stretch = True, with_lf(stretch)
-            yield normalize(stretch, self.config.normalization)
+            normal = normalize(stretch, self.config.normalization)
+            if normal != stretch:
+                self.had_other_form = True
+            yield normal
 
 
 class _Cleaner:
     """Applies the rules to a part's documents and counts the documents that each rule dropped."""
 
     def __init__(self, part: Part) -> None:
-        self.read = self.line_ends = self.markup_chars = 0
+        self.read = self.line_ends = self.normalized = self.markup_chars = 0
         self.dropped: Counter[str] = Counter()
         self.cut: Counter[str] = Counter()
         self.index = array("Q")
@@ -228,7 +235,7 @@ class _Cleaner:
 
         Raises ``DataError`` in the end, with what is wrong with any file; of very much the first.
         """
-        problems: dict[str, None] = {}
+        unreadable: list[Broken] = []
         for file in self._part.files:
             texts = self._num_texts()
             try:
@@ -237,15 +244,16 @@ class _Cleaner:
                     name = f"{printable_name(file.name)}:{number}"
                     yield from self._clean(name, self._strip(pieces) if file.has_markup else pieces)
             except TooManyBrokenError as error:
-                raise DataError([*problems, *error.problems]) from None
+                raise DataError([*describe_broken(unreadable), *error.problems]) from None
             except DataError as error:
-                problems |= dict.fromkeys(error.problems)
-                if len(problems) >= HANDFUL:
+                unreadable += [_of_file(file, problem) for problem in error.problems]
+                if len(unreadable) >= MOST_UNREADABLE:
                     break
             if self._num_texts() == texts:
                 self.without_text.append(file.shown)
-        if told := [*problems, *self.account.problems()]:
-            raise DataError(told)
+        if told := [*describe_broken(unreadable), *self.account.problems()]:
+            stopped = [f"{len(unreadable)} files cannot be read, and reading stopped there."]
+            raise DataError(told + stopped * (len(unreadable) >= MOST_UNREADABLE))
         self.read += self.account.broken
         if self.account.broken:
             self.dropped["broken"] = self.account.broken
@@ -263,6 +271,7 @@ class _Cleaner:
         text = tuple(tidied) if isinstance(pieces, tuple) else tidied
         same = Sameness(text)
         self.line_ends += tidied.has_cr
+        self.normalized += tidied.had_other_form
         is_cut = same.all_chars > config.max_chars
         reason = self._reason_to_drop(same.chars, same.digest, is_cut=is_cut)
         if reason is not None:
@@ -289,6 +298,7 @@ class _Cleaner:
         tidied = [_Tidied((piece,), config) for piece in marked]
         texts = ["".join(text) for text in tidied]
         self.line_ends += any(text.has_cr for text in tidied)
+        self.normalized += any(text.had_other_form for text in tidied)
         parts = texts if marked.is_pair else ["".join(texts)]
         sames = [Sameness([part]) for part in parts]
         said = json.dumps([marked.label, marked.tags]).encode()
@@ -345,5 +355,11 @@ class _Cleaner:
         return "duplicate" if digest in self._seen else None
 
 
+def _of_file(file: RawFile, problem: str) -> Broken:
+    where, what = file.shown, problem.removesuffix(".")
+    return Broken(where, what.removeprefix(f"{where}: "))
+
+
 CUT_AS = {"split": "split", "truncate": "truncated"}  # how corpus.on_overlong is counted
+MOST_UNREADABLE = 20  # files of a part; with more of them reading stops
 NAMED_FILES = 20  # of those that gave no text

@@ -162,16 +162,19 @@ def _pieces_of_json(line: str, where: str, account: Account) -> Pieces | None:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         # json's message repeats its own line and column, which are those within the record.
-        account.add_broken(f"{where}: not JSON: {getattr(error, 'msg', error)}.")
+        account.add_broken(where, "not JSON", str(getattr(error, "msg", error)))
         return None
     if not isinstance(record, dict):
-        account.add_broken(f"{where}: expected a JSON object, found {kind_of_json(record)}.")
+        account.add_broken(where, f"expected a JSON object, found {kind_of_json(record)}")
         return None
     for setting, field in account.fields.by_setting.items():
         if field not in record:
             keys = ", ".join(printable_name(key[:80]) for key in list(record)[:8]) or "none"
-            account.add_broken(f"{where}: no key {field!r} ({setting}); its keys: {keys}.")
+            account.add_broken(where, f"no key {field!r} ({setting})", f"its keys are {keys}")
             return None
+    if twice := account.fields.find_repeated(line):
+        account.add_broken(where, f"the key {twice!r} comes twice, and only one can be read")
+        return None
     return _pieces_of(record, where, account, is_decoded="\\u" not in line)
 
 
@@ -186,7 +189,7 @@ def _pieces_of(
     try:
         marked = account.fields.read(record)
     except ValueError as error:
-        account.add_broken(f"{where}: {error}.")
+        account.add_broken(where, str(error))
         return None
     text = _checked("".join(marked), where, account, is_decoded=is_decoded)
     return None if text is None else marked
@@ -196,11 +199,11 @@ def _checked(text: object, where: str, account: Account, *, is_decoded: bool = F
     """The value of ``text_field`` if it is a text that UTF-8 can hold, else None."""
     field = account.source.text_field
     if not isinstance(text, str):
-        account.add_broken(f"{where}: {field!r} holds {kind_of_json(text)}, not text.")
+        account.add_broken(where, f"{field!r} holds {kind_of_json(text)}, not text")
     elif len(text) > account.source.max_record_chars:
         account.add_long(where)
     elif not is_decoded and find_undecodable((text,)):
-        account.add_broken(f"{where}: {field!r} holds a lone surrogate, which is not Unicode text.")
+        account.add_broken(where, f"{field!r} holds a lone surrogate, which is not Unicode text")
     else:
         return text
     return None
@@ -240,7 +243,7 @@ def _read_parquet(file: RawFile, account: Account) -> Records:
                     for field, value in zip(columns, row, strict=True):
                         record[field] = value.as_py()
                 except UnicodeDecodeError as error:
-                    account.add_broken(f"{where}: {field!r} is not UTF-8: {error.reason}.")
+                    account.add_broken(where, f"{field!r} is not UTF-8", error.reason)
                     continue
                 pieces = _pieces_of(record, where, account)
                 if pieces is not None:
@@ -346,7 +349,7 @@ def _pieces_of_member(name: str, content: bytes, file: RawFile, account: Account
         account.add_long(where)
         return None
     if beside := account.source.fields_beside:
-        account.add_broken(f"{where}: plain text has no fields ({', '.join(beside)}).")
+        account.add_broken(where, f"plain text has no fields ({', '.join(beside)})")
         return None
     return (text,)
 

@@ -114,11 +114,11 @@ def read_pieces(raw: FoundFile) -> Iterator[bytes]:
         raise DataError(f"{shown}: cannot be read: {error.strerror}.") from None
 
 
-def _unpack(file: CountedFile, packing: Packing, packed: bytes) -> Iterator[bytes]:
-    """The content of the streams (members, frames) that a file holds one behind the other, after
-    what was read of it already.
+def _unpack(file: CountedFile, packing: Packing, head: bytes) -> Iterator[bytes]:
+    """The content of the streams (members, frames) that a file holds one behind the other, of which
+    the head was read already.
     """
-    packed = packed or file.read(packing.feed_bytes)
+    packed = head + file.read(packing.feed_bytes - len(head))
     while True:
         unpacker = packing.open()
         while not unpacker.eof:

@@ -1,5 +1,6 @@
 """All that is read comes out, or is counted with its reason: per file, line and member of a tar."""
 
+import gzip
 import io
 import json
 import os
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.cli.corpus import _render
-from lmscale.config.corpus import CorpusConfig
+from lmscale.config.corpus import CorpusConfig, CorpusSourceConfig
 from lmscale.corpus.build import build_corpus
 from lmscale.corpus.documents import read_documents
+from lmscale.corpus.fields import RecordFields
 from lmscale.errors import DataError
 
 
@@ -133,6 +135,69 @@ def test_every_line_is_given_or_counted_a_stray_byte_included(tmp_path_factory, 
     assert len(texts) == len(good) + 2
     assert manifest.passed_over.get("blank lines", 0) == blank
     assert manifest.dropped.get("broken", 0) == len(lines) - len(good) - blank
+
+
+KEYS = st.lists(st.sampled_from(["text", "te", "n", 'a"b']), max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(KEYS, KEYS)
+def test_a_key_that_comes_twice_is_broken_and_one_inside_of_it_is_none(outer, inner):
+    nested = "{" + ", ".join(f"{json.dumps(key)}: 1" for key in inner) + "}"
+    line = "{" + ", ".join(f"{json.dumps(key)}: {nested}" for key in [*outer, "meta"]) + "}"
+    fields = RecordFields(CorpusSourceConfig.model_validate({"inputs": ["x"]}))
+    assert fields.find_repeated(line) == ("text" if outer.count("text") > 1 else None)
+
+
+def test_no_text_is_taken_for_another_of_its_record_without_a_word(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "text": "b"}\n{"text": "c"}\n')
+    with pytest.raises(DataError, match="a.jsonl:1: the key 'text' comes twice, and only one"):
+        build(tmp_path, tmp_path / "a.jsonl")
+
+
+ENCODED = {
+    "utf-16": ("héllo, wörld", "the file begins with the mark of utf-16"),
+    "gb18030": ("你好，世界。这是一个中文的文件，", "it looks like gb18030"),
+    "latin-1": ("é à ü ö, déjà vu", "it may be latin-1 or cp1252"),
+    "utf-16-le": ("plain words in English", "as utf-16-le does"),
+    "utf-16-be": ("plain words in English", "as utf-16-be does"),
+}
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress])
+@pytest.mark.parametrize("encoding", ENCODED)
+def test_a_file_of_another_encoding_is_told_with_what_it_seems_to_be(tmp_path, encoding, packed):
+    text, expected = ENCODED[encoding]
+    (tmp_path / "a.txt").write_bytes(packed((text * 40).encode(encoding)))
+    with pytest.raises(DataError) as caught:
+        build(tmp_path, tmp_path / "a.txt")
+    assert caught.value.problems[0].startswith(f"{tmp_path}/a.txt: not utf-8 (corpus.sources.s.")
+    assert expected in caught.value.problems[0]
+    _, texts = build(tmp_path, tmp_path / "a.txt", source={"encoding": encoding})
+    assert texts == [text * 40]
+
+
+def test_many_files_of_one_fault_are_one_line(tmp_path):
+    for number in range(4):
+        (tmp_path / f"{number}.jsonl.gz").write_bytes(gzip.compress(b"x" * 99)[:-4])
+        (tmp_path / f"{number}.jsonl").write_text('{"body": "x"}\n')
+    with pytest.raises(DataError) as caught:
+        build(tmp_path, tmp_path / "*")
+    cut, keys, count = [p.replace(f"{tmp_path}/", "") for p in caught.value.problems]
+    names = "0.jsonl.gz, 1.jsonl.gz, 2.jsonl.gz and 1 more"
+    assert cut == f"{names}: cannot be unpacked as gzip: it is cut: its end is missing."
+    assert keys.startswith("0.jsonl:1, 1.jsonl:1, 2.jsonl:1 and 1 more: no key 'text' (text_field)")
+    assert keys.endswith("; the first: its keys are body.") and count.startswith("4 broken records")
+
+
+def test_documents_whose_characters_the_normal_form_changes_are_counted(tmp_path):
+    texts = ["e\u0301", "\uf900 is U+8C48 in NFC", "é", "plain"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    manifest, _ = build(tmp_path, tmp_path / "a.jsonl", drop_exact_duplicates=False)
+    assert manifest.normalized == 2
+    assert "NFC changed characters in 2 documents" in _render(manifest)
+    manifest, same = build(tmp_path / "none", tmp_path / "a.jsonl", normalization="none")
+    assert (manifest.normalized, same[0]) == (0, "e\u0301")
 
 
 def test_one_stray_byte_is_a_bad_record_and_nobody_is_told_to_take_another_encoding(tmp_path):

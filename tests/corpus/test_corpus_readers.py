@@ -94,7 +94,7 @@ def test_broken_json_lines_are_named_all_at_once(tmp_path):
     assert [problem.split(": ")[0] for problem in problems[:-1]] == [
         f"{path}:{number}" for number in (2, 3, 4, 5, 6)
     ]
-    assert "no key 'text' (text_field); its keys: body." in problems[2]
+    assert "no key 'text' (text_field): its keys are body." in problems[2]
     assert "5 broken records" in problems[-1]
     assert "corpus.sources.s.max_bad_records = 4" in problems[-1]
     assert read(path, max_bad_records=5) == ["good"]
@@ -104,7 +104,7 @@ def test_reading_stops_soon_after_too_many_broken_lines(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"{broken\n" * 100_000)
     with pytest.raises(DataError) as caught:
         read(tmp_path / "a.jsonl")
-    assert len(caught.value.problems) == 6
+    assert len(caught.value.problems) == 2
     assert "5 broken records, and reading stopped there" in caught.value.problems[-1]
 
 

@@ -176,7 +176,7 @@ def test_what_is_missing_or_unknown_is_told_of_all_records_together(tmp_path):
     }
     told = {
         "classes": [
-            "no key 'kind' (label_field); its keys: text.",
+            "no key 'kind' (label_field): its keys are text.",
             "'plant' ('kind', label_field) is none of label_names.",
             "2 ('kind', label_field) is none of label_names.",
         ],
