@@ -21,7 +21,7 @@ from lmscale.cli.launch_output import (
     print_submission,
 )
 from lmscale.cli.options import print_notes, print_problems, print_warnings
-from lmscale.errors import EXIT_USER, LmscaleError
+from lmscale.errors import EXIT_USER, ConfigError, LmscaleError
 from lmscale.files.printing import count_of, say
 from lmscale.files.run_files import read_submissions
 
@@ -89,6 +89,8 @@ def launch_one(options: LaunchOptions, how: How) -> None:
 
 def launch_all(options: LaunchOptions, how: How) -> None:
     """All that is missing from raw text to a model, each job behind the one before."""
+    if options.step is not None:
+        raise ConfigError("--step has no meaning for --job all; leave it out.")
     told = Told()
     stages = list(_plan_stages(options, how, told))
     if how.dry_run:
@@ -182,7 +184,9 @@ def _is_finished(prepared: Prepared) -> bool:
     from lmscale.runs.run_folder import read_status
 
     try:
-        return read_status(prepared.job.run_folder).is_finished
+        status = read_status(prepared.job.run_folder)
+        steps = prepared.request.config.train.steps
+        return status.is_finished and steps <= status.config.train.steps
     except LmscaleError:  # no run is there yet; or what the checks tell
         return False
 

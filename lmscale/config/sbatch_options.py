@@ -90,8 +90,10 @@ def parse_asked(named: Mapping[str, str], words: Iterable[str]) -> Asked:
         if found.setdefault(name, value) != value:
             problems.append(f"--{name} is given twice: {found[name]} and {value}.")
     after = found.pop("dependency", None)
-    if after is not None:
-        after = parse_after(after)
+    try:
+        after = None if after is None else parse_after(after)
+    except ConfigError as error:
+        problems += error.problems
     keys = {name: value or "" for name, value in found.items() if name in PROFILE_KEYS}
     rest = {name: value for name, value in found.items() if name not in keys}
     options = tuple(f"--{k}" if v is None else f"--{k}={v}" for k, v in rest.items())

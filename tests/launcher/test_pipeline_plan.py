@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from slurm_cases import SMALL, make_request
 
-from launcher.job import Prepared
+from launcher.job import JobKind, Prepared
 from launcher.pipeline import NEVER, Stage, behind, plan_stage, submit_stages
 from launcher.plan import plan_job
 from launcher.slurm import AccountedJob, QueuedJob
@@ -19,7 +19,7 @@ from lmscale.files.run_files import read_submissions
 from lmscale.runs.starts import RunSigns
 
 
-def prepared_of(kind: str) -> Prepared:
+def prepared_of(kind: JobKind) -> Prepared:
     request = make_request(SMALL, tasks=3)
     return Prepared(request=request, job=plan_job(request, kind), script="", warnings=())
 

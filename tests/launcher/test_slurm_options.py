@@ -59,9 +59,13 @@ def test_what_is_given_is_checked_as_the_profile_is_and_told_with_all_else(optio
     with pytest.raises(ConfigError) as caught:
         prepare(replace(changed, overrides=("train.step=3",)))
     told = "\n".join(caught.value.problems)
-    assert "train.step: unknown key" in told and "--after x: give the number of a job" in told
-    with pytest.raises(ConfigError, match="--signal is the profile's key signal_seconds"):
-        prepare(replace(changed, after=None))
+    for words in (
+        "train.step: unknown key",
+        "--after x: give the number of a job",
+        "--signal is the profile's key signal_seconds",
+        "--mail-type=it's",
+    ):
+        assert words in told
     with pytest.raises(ConfigError, match="with --qos: qos = 'a\"b': it holds"):
         prepare(replace(options, asked={"qos": 'a"b'}))
 

@@ -42,10 +42,10 @@ class Pipeline(DataLab):
     def run(self) -> Path:
         return self.folder / "runs/data"
 
-    def launch(self) -> dict[str, Any]:
+    def launch(self, *options: str) -> dict[str, Any]:
         """All of it, in at most three tasks; the job of each stage that has one."""
         command = ("launch", "slurm", self.config, "--cluster", self.folder / "cluster.yaml")
-        ended = self.lmscale(*command, "--job", "all", "--tasks", "3", "--json")
+        ended = self.lmscale(*command, "--job", "all", "--tasks", "3", "--json", *options)
         assert ended.code == 0, ended.output
         return json.loads(ended.output[ended.output.index("{\n") :])
 
@@ -123,3 +123,5 @@ def test_one_command_leads_from_text_to_a_model_over_a_failure_and_a_kill(
     lab.assert_as_built_alone("corpus", "shards")
     last = lab.launch()
     assert [stage["state"] for stage in last["stages"]] == ["done"] * 4
+    with_more = lab.launch("--check", "--set", "train.steps=4")["stages"]
+    assert "passed" in with_more[3], "a finished run that is given more steps goes on"
