@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lmscale.cli.options import render_line, render_time
+from lmscale.cli.options import render_line
 from lmscale.errors import CheckpointError
-from lmscale.files.printing import render_bytes
+from lmscale.files.printing import render_bytes, render_time
 from lmscale.files.redact import printable
 
 if TYPE_CHECKING:

@@ -23,12 +23,12 @@ from lmscale.cli.options import JsonOption, echo_json
 from lmscale.errors import EXIT_USER
 from lmscale.files.redact import printable
 from lmscale.ranks.device import cpu_name, peak_tflops, product_rates
+from lmscale.ranks.slow import find_slow_build, judge_disk, judge_precision, read_mounts
 from lmscale.runs.environment import installed_version, num_cores, package_versions
 
 MIN_FREE_BYTES = 2 << 30
 SLOW_LOOKUP_SECONDS = 1.0
 MIN_SHARED_MEMORY_BYTES = 256 << 20
-FP32 = "engine.precision=fp32"
 _OPTIONAL = ("pyarrow", "zstandard", "beautifulsoup4", "s3fs", "gcsfs", "aiohttp")
 
 
@@ -79,6 +79,7 @@ def diagnose(folders: Sequence[str] = ()) -> list[Finding]:
         *check_packages(),
         *check_devices(),
         *check_precision(),
+        *check_slow(),
         check_compiler(),
         *check_network(),
         check_shared_memory(),
@@ -158,13 +159,19 @@ def check_precision() -> Iterable[Finding]:
     rates = product_rates()
     ratio = rates["bf16"] / rates["fp32"]
     shown = ", ".join(f"{name} {rate:,.1f}" for name, rate in rates.items())
-    slow = f"bf16 is the default, but slower here: train with --set {FP32}."
     yield Finding(
         "precision",
         True,
         f"matrix products on one core, GFLOP/s: {shown}; bf16 is {ratio:.2g} × as fast",
-        slow if ratio < 1 else "",
+        next((slow.advice for slow in judge_precision("bf16", rates)), ""),
     )
+
+
+def check_slow() -> Iterable[Finding]:
+    """What would make every step slower than it has to be; nothing, as a rule."""
+    disk = judge_disk("TMPDIR", Path(tempfile.gettempdir()), read_mounts())
+    for slow in (*find_slow_build(os.environ), *disk):
+        yield Finding("slow", True, slow.found, slow.advice)
 
 
 def check_compiler() -> Finding:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -45,10 +44,6 @@ def echo_json(content: object) -> None:
 def render_line(name: str, text: object) -> str:
     """One line, whatever a file's text has in it."""
     return f"{name:16} {' '.join(str(text).splitlines())}"
-
-
-def render_time(instant: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(instant))
 
 
 def print_problems(problems: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """An optimizer step over all ranks: equal on every rank, except the two times."""
+    """An optimizer step over all ranks: equal on every rank, except the times."""
 
     step: int  # counted from 1: the steps done after it
     first_n: int  # global number of its first sample
@@ -24,6 +24,7 @@ class StepReport:
     loss_scale: float
     step_seconds: float  # this rank's, its wait for the next step's data included
     wait_seconds: float  # that wait
+    data_seconds: float = 0.0  # the wait for this step's data, in the time of the step before
     stop_reason: str | None  # why the run should stop after this step, agreed by all ranks
     save_for: tuple[str, ...] = ()  # why it should be saved, beside what is due by the step
 

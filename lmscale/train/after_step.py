@@ -21,6 +21,7 @@ from lmscale.train.compare import RankComparison
 from lmscale.train.evidence import judge
 from lmscale.train.exporting import Exporter, open_exporter
 from lmscale.train.kept import let_go_of_exported
+from lmscale.train.pace import open_pace
 from lmscale.train.progress import Hook, ProgressCounter
 from lmscale.train.reporting import MetricsHook, progress_hook
 from lmscale.train.saver import Saver
@@ -109,9 +110,10 @@ def open_after_step(
                 opened = open_ledger(run.folder, next_step=step, stream=run.stream, n=n)
                 ledger = stack.enter_context(opened)
                 trackers = stack.enter_context(open_run_trackers(run, lambda: counter.now.tokens))
+                pace = stack.enter_context(open_pace(run.config, step))
                 rows = (
                     partial(_record, ledger),
-                    MetricsHook(run, counter, trackers, attempt, guard.figures),
+                    MetricsHook(run, counter, trackers, attempt, guard.figures, pace),
                     stack.enter_context(progress_hook(run)),
                 )
             heartbeat.tick()

@@ -120,6 +120,7 @@ def train_steps(
             loss_scale=update.loss_scale,
             step_seconds=time.perf_counter() - started,
             wait_seconds=wait_seconds,
+            data_seconds=batch.wait_seconds,
             stop_reason=agreed.stop_reason,
             save_for=agreed.save_for,
         )

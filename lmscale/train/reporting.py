@@ -17,6 +17,7 @@ from lmscale.runs.trackers import Trackers
 from lmscale.stream.mixture_changes import describe_change, find_changes
 from lmscale.train.assemble import Run
 from lmscale.train.charts import plan_charts
+from lmscale.train.pace import Pace
 from lmscale.train.progress import Hook, ProgressCounter
 from lmscale.watch import heartbeat
 
@@ -37,8 +38,10 @@ class MetricsHook:
         trackers: Trackers,
         attempt: AttemptLog,
         more_figures: Callable[[], Mapping[str, float]],
+        pace: Pace,
     ) -> None:
         self._run, self._counter, self._more_figures = run, counter, more_figures
+        self._pace = pace
         self._trackers, self._attempt = trackers, attempt
         self._since: list[StepReport] = []
         config = run.config
@@ -56,12 +59,13 @@ class MetricsHook:
     def __call__(self, report: StepReport) -> None:
         self._attempt.step(report.step, report.step_seconds, is_skipped=report.is_skipped)
         self._since.append(report)
+        self._pace(report)
         is_last = report.step == self._run.config.train.steps or report.stop_reason is not None
         if report.step % self._run.config.train.log_every_steps == 0 or is_last:
             values = self._values(report)
             self._trackers.log(report.step, values, losses={TRAINED: values["train/loss"]})
             logger.info(
-                "step %d/%d  loss %.4f  lr %.2e  norm %.3f  %s tokens/s  waited %.1f %%",
+                "step %d/%d  loss %.4f  lr %.2e  norm %.3f  %s tokens/s  waited %.1f %%%s",
                 report.step,
                 self._run.config.train.steps,
                 values["train/loss"],
@@ -69,6 +73,7 @@ class MetricsHook:
                 report.gradient_norm,
                 f"{values['speed/targets_per_second']:,.0f}",
                 100 * (values["speed/data_wait_fraction"] or 0),
+                self._pace.told(),
             )
             self._since.clear()
 

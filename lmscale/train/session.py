@@ -37,10 +37,11 @@ from lmscale.guard.divergence import Divergence, describe_no_checkpoint, plan_re
 from lmscale.guard.guard import RewindRequest, stop_error
 from lmscale.history.history import History, read_history, record_rewind
 from lmscale.ranks.binding import bind_rank
-from lmscale.ranks.collectives import failing_together
+from lmscale.ranks.collectives import failing_together, gather_json
 from lmscale.ranks.device import select_device
 from lmscale.ranks.exits import says_peer_gone
 from lmscale.ranks.ranks import Ranks, is_lost_connection, open_process_group
+from lmscale.ranks.slow import Seat, find_slow, take_seat
 from lmscale.runs import faults
 from lmscale.runs.attempts import FINISHED, AttemptLog, find_good_end, read_attempts
 from lmscale.runs.lease import Lease
@@ -138,6 +139,7 @@ def _train_with_rewinds(
         """For a rank that waits for data, which may never come."""
         return not lease.still_mine() or stop.requested(is_waiting=True) is not None
 
+    warn_of_slow(config, ranks, on_cpu=device.type == "cpu")
     engine, attempt, is_done = None, None, False
     with ExitStack() as stack:
         while not is_done:
@@ -154,6 +156,14 @@ def _train_with_rewinds(
                         attempt.rewound(run.start.step)
                 engine = run.engine
                 is_done = train_until_rewound(run, stop, stop_reason, attempt)
+
+
+def warn_of_slow(config: RunConfig, ranks: Ranks, *, on_cpu: bool) -> None:
+    """All ranks together: who shares a core with whom, none of them knows alone."""
+    seats = [Seat(*seat) for seat in gather_json(take_seat())] if on_cpu else []
+    if ranks.is_first:
+        for slow in find_slow(config.engine.precision, on_cpu=on_cpu, seats=seats):
+            logger.warning("%s", slow.line)
 
 
 def has_news(run: Run) -> bool:

@@ -114,8 +114,8 @@ class Heartbeat:
             "attempt": attempt_from_environment().name,
         }
         self._beats = 0
-        self._step, self._phase, self._place, self._ticks = 0, START, 0, 0
-        self._is_starting = True
+        self._step, self.current_phase, self._place, self._ticks = 0, START, 0, 0
+        self.is_starting = True
         self._moves = self._moves_before = 0
         self._still_seconds = 0.0
         self._phase_at = self._moved_at = self._beat_at = time.monotonic()
@@ -146,7 +146,7 @@ class Heartbeat:
             self._step, self._place = step, 0
         else:
             self._place += 1
-        self._phase, self._ticks = name, 0
+        self.current_phase, self._ticks = name, 0
         self._moves += 1
         self._phase_at = self._moved_at = time.monotonic()
 
@@ -170,7 +170,7 @@ class Heartbeat:
         and looks as slow. At ZeRO 3 the forward pass holds them too: there the times of the ranks
         draw together, and only the wait for data still tells them apart.
         """
-        self._is_starting = False
+        self.is_starting = False
         if self._stopwatch is not None and (seconds := self._stopwatch.take()) is not None:
             self._own_seconds.append(seconds + wait_seconds)
 
@@ -190,13 +190,13 @@ class Heartbeat:
             **self._who,
             beat=self._beats,
             step=self._step,
-            phase=self._phase,
+            phase=self.current_phase,
             place=self._place,
             ticks=self._ticks,
             # The main thread may have moved on since `now`.
             phase_seconds=max(0.0, round(now - self._phase_at, 3)),
             still_seconds=max(0.0, round(self._still_seconds, 3)),
-            is_starting=self._is_starting,
+            is_starting=self.is_starting,
             forward_seconds=round(statistics.median(recent_seconds), 6) if is_full else None,
             time=round(time.time(), 3),
         )
@@ -320,6 +320,16 @@ def phase_seconds() -> dict[str, float]:
 
 
 # The others are the methods of this process's heartbeat, if one is open.
+
+
+def current_phase() -> str:
+    """What this process is at; empty without a heartbeat."""
+    return "" if _current is None else _current.current_phase
+
+
+def is_starting() -> bool:
+    """Until the first step of this process is done."""
+    return _current is None or _current.is_starting
 
 
 def tick() -> None:

@@ -34,7 +34,8 @@ def called(monkeypatch):
         "_record": hook("record"),
         "judge": hook("judge"),
     }
-    others = {name: MagicMock() for name in ("open_ledger", "open_run_trackers", "build_guard")}
+    names = ("open_ledger", "open_run_trackers", "open_pace", "build_guard")
+    others = {name: MagicMock() for name in names}
     for name, value in (stand_ins | others).items():
         monkeypatch.setattr(after_step, name, value)
     return calls

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmscale.cli.options import print_notes, print_warnings, render_line, render_time
+from lmscale.cli.options import print_notes, print_warnings, render_line
 from lmscale.cli.runs.figures import render_figure
 from lmscale.errors import LmscaleError
-from lmscale.files.printing import count_of, render_bytes, render_duration
+from lmscale.files.printing import count_of, render_bytes, render_duration, render_time
 from lmscale.files.redact import printable, printable_name
 from lmscale.runs.origins import LABELS, describe_origin
 from lmscale.runs.sweep_folder import job_outputs
