@@ -44,6 +44,7 @@ class JobRequest:
     folder: Path  # where it submits from: what the corpus' inputs are relative to
     min_nodes: int = 1
     max_nodes: int = 1
+    takes_whole_nodes: bool = True  # a rank for each GPU; False: an evaluation of one rank
     excluded: tuple[str, ...] = ()  # nodes that the cordon file leaves out, besides the profile's
     tasks: int = 1  # tasks of a data job's array
     only: tuple[int, ...] = ()  # numbers of the tasks to submit; empty: all
@@ -85,6 +86,7 @@ class SlurmJob:
     min_nodes: int
     max_nodes: int
     usable_nodes: tuple[int, ...]  # counts, ascending, whose ranks share a step's windows evenly
+    is_parallel: bool  # of whole nodes, with a rank for each GPU
     tasks_per_node: int
     cpus_per_task: int
     gpus_per_node: int

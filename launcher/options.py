@@ -23,7 +23,7 @@ class LaunchOptions:
     cluster: str
     overrides: tuple[str, ...] = ()
     kind: JobKind = "train"
-    nodes: str = "1"
+    nodes: str | None = None  # None: one; of an evaluation, one rank of it
     time: str | None = None
     chain: int | None = None
     tasks: int | None = None
@@ -38,8 +38,9 @@ class LaunchOptions:
     is_awaited: bool = False  # earlier jobs of its pipeline make what it reads
 
 
-def parse_nodes(text: str) -> tuple[int, int]:
+def parse_nodes(text: str | None) -> tuple[int, int]:
     """``8`` or ``4-8``."""
+    text = "1" if text is None else text
     match = re.fullmatch(r"([1-9]\d{0,5})(?:-([1-9]\d{0,5}))?", text.strip(), re.ASCII)
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
     if low > high:
@@ -84,7 +85,7 @@ def find_misfits(options: LaunchOptions) -> list[str]:
         "--array": bool(options.axes) and options.kind != "train",
         "--chain": options.chain is not None and options.kind != "train",
         "--step": options.step is not None and options.kind != "evaluate",
-        "--nodes": options.nodes != "1" and options.kind not in ("train", "preflight"),
+        "--nodes": options.nodes not in (None, "1") and options.kind in DATA_KINDS,
     }
     misfits = (name for name, is_misfit in given.items() if is_misfit)
     problems = [f"{name} has no meaning for {job}; leave it out." for name in misfits]

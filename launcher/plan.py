@@ -78,7 +78,11 @@ def plan_job(request: JobRequest, kind: JobKind) -> SlurmJob:
     if kind == "evaluate":
         commands = plan_scoring(request.config, main, step=request.step)
         what = f"{request.name}: evaluation on"
-        return _plan(request, kind, what, command=commands[0], more_commands=commands[1:])
+        counts = tuple(range(request.min_nodes, request.max_nodes + 1))
+        nodes = counts if request.takes_whole_nodes else (1,)
+        return _plan(
+            request, kind, what, command=commands[0], more_commands=commands[1:], nodes=nodes
+        )
     state = plan_state_folder(kind, plan_folder(kind, request.config))
     config = str(state / request.submission / CONFIG_FILE)
     if kind == "tokenizer":
@@ -147,7 +151,7 @@ def _plan(
     members: tuple[Member, ...] = (),
 ) -> SlurmJob:
     cluster = request.cluster
-    is_parallel = kind in ("train", "preflight")
+    is_parallel = kind not in DATA_KINDS and request.takes_whole_nodes
     is_data, is_array = kind in DATA_KINDS, kind in ARRAY_KINDS
     run_folder = plan_folder(kind, request.config, request.sweep)
     state = plan_state_folder(kind, run_folder)
@@ -175,6 +179,7 @@ def _plan(
         min_nodes=nodes[0],
         max_nodes=nodes[-1],
         usable_nodes=nodes,
+        is_parallel=is_parallel,
         tasks_per_node=cluster.ranks_per_node if is_parallel else 1,
         cpus_per_task=cluster.cpus_per_task,
         gpus_per_node=gpus if is_parallel else min(gpus, 1),
@@ -199,7 +204,6 @@ def job_name(name: str, kind: JobKind, folder: Path) -> str:
 def plan_directives(job: SlurmJob) -> tuple[str, ...]:
     """The #SBATCH lines, unquoted."""
     cluster = job.cluster
-    is_whole = job.kind in ("train", "preflight")
     array = len(job.members) or job.tasks or 0
     limit = f"%{cluster.array_limit}" if cluster.array_limit else ""
     is_elastic = job.max_nodes > job.min_nodes
@@ -207,7 +211,7 @@ def plan_directives(job: SlurmJob) -> tuple[str, ...]:
     memory = cluster.memory_per_node
     if job.kind in DATA_KINDS and cluster.data.memory:
         memory = cluster.data.memory
-    elif not is_whole:  # one rank's part; Slurm's default where the profile takes all
+    elif not job.is_parallel:  # one rank's part; Slurm's default where the profile takes all
         share = max(1, cluster.memory_kib // cluster.ranks_per_node)
         memory = f"{share}K" if cluster.memory_kib else None
     gpu_type = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
@@ -227,7 +231,7 @@ def plan_directives(job: SlurmJob) -> tuple[str, ...]:
         "cpus-per-task": None if is_elastic else job.cpus_per_task,
         "gres": f"gpu:{gpu_type}{job.gpus_per_node}" if job.gpus_per_node else None,
         "mem": memory,
-        "exclusive": "" if cluster.exclusive and is_whole else None,
+        "exclusive": "" if cluster.exclusive and job.is_parallel else None,
         "exclude": ",".join(job.excluded) or None,
         "time": cluster.time,
         # To the batch script alone (B:), which passes it on: it knows when the ranks can listen.

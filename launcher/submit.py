@@ -105,6 +105,7 @@ def prepare(options: LaunchOptions) -> Prepared:
         folder=Path.cwd(),
         min_nodes=nodes[0],
         max_nodes=nodes[1],
+        takes_whole_nodes=options.kind != "evaluate" or options.nodes is not None,
         excluded=tuple(cordoned),
         tasks=options.tasks or 1,
         only=options.only,

@@ -43,7 +43,7 @@ def slurm(
     ctx: typer.Context,
     config: ConfigArgument,
     cluster: opt.ClusterOption,
-    nodes: opt.NodesOption = "1",
+    nodes: opt.NodesOption = None,
     set_: SetOption = None,
     dry_run: opt.DryRunOption = False,
     check: opt.CheckOption = False,

@@ -19,7 +19,12 @@ ClusterOption = Annotated[
     ),
 ]
 NodesOption = Annotated[
-    str, typer.Option("--nodes", metavar="N|MIN-MAX", help="Nodes; of a range, what is free.")
+    str | None,
+    typer.Option(
+        "--nodes",
+        metavar="N|MIN-MAX",
+        help="Nodes; of a range, what is free. An evaluation without it takes one rank.",
+    ),
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the batch script and do nothing else.")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,12 +100,14 @@ def make_jobs() -> dict[str, SlurmJob]:
         ),
         "train-pyxis": plan_job(make_request(PYXIS, **eight), "train"),
         "train-apptainer": plan_job(make_request(APPTAINER, **eight), "train"),
-        "evaluate-example": plan_job(example, "evaluate"),
+        "evaluate-example": plan_job(replace(example, takes_whole_nodes=False), "evaluate"),
+        "evaluate-nodes": plan_job(example, "evaluate"),
         "evaluate-tasks": plan_job(
             make_request(
                 load_cluster("example"),
                 cluster_name="example",
                 config=make_config(overrides={"evaluation.tasks": TASKS}),
+                takes_whole_nodes=False,
                 step=5000,
                 after="afterany:4711",
             ),

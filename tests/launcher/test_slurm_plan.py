@@ -14,6 +14,7 @@ from launcher.checks import describe_unusable_nodes, is_below
 from launcher.job import SlurmJob
 from launcher.options import parse_nodes
 from launcher.plan import job_name, plan_job, plan_nodes
+from launcher.render import render
 from launcher.submit import plan_submission
 from launcher.sweep import find_conflict, parse_axis, plan_sweep
 from lmscale.config.assets import find_assets
@@ -95,7 +96,8 @@ def test_two_runs_of_one_name_in_two_folders_share_no_chain():
 
 def test_training_takes_the_node_and_the_other_jobs_a_part_of_it():
     request = make_request(GPUS, min_nodes=2, max_nodes=2, tasks=16)
-    train, score = plan_job(request, "train"), plan_job(request, "evaluate")
+    one_rank = replace(request, takes_whole_nodes=False)
+    train, score = plan_job(request, "train"), plan_job(one_rank, "evaluate")
     data, look = plan_job(request, "corpus"), plan_job(request, "preflight")
     assert [directive(job, "nodes") for job in (train, look, score, data)] == ["2", "2", "1", "1"]
     assert [directive(job, "gres") for job in (train, look, score, data)] == [
@@ -116,10 +118,18 @@ def test_training_takes_the_node_and_the_other_jobs_a_part_of_it():
     assert directive(score, "signal") is None  # it has nothing to save
 
 
+def test_an_evaluation_of_nodes_takes_them_whole_with_a_rank_for_each_gpu():
+    job = plan_job(make_request(GPUS, min_nodes=2, max_nodes=4), "evaluate")
+    assert (directive(job, "nodes"), directive(job, "gres")) == ("2-4", "gpu:8")
+    assert directive(job, "exclusive") == "" and job.tasks_per_node == 8
+    assert '--nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=8' in render(job)
+
+
 def test_all_memory_of_a_node_is_not_asked_for_a_part_of_it():
     request = make_request(GPUS.replace("800G", '"0"'))
     assert directive(plan_job(request, "train"), "mem") == "0"
-    assert directive(plan_job(request, "evaluate"), "mem") is None
+    one_rank = replace(request, takes_whole_nodes=False)
+    assert directive(plan_job(one_rank, "evaluate"), "mem") is None
 
 
 def test_where_requeue_is_forbidden_a_chain_runs_one_job_at_a_time():

@@ -74,3 +74,9 @@ def test_the_choices_are_in_the_script(capfd):
     script = capfd.readouterr().out
     assert "#SBATCH --dependency=afterany:4711\n" in script
     assert script.rstrip().endswith(f"evaluate {Path('runs/llama_7b').absolute()} --step 30")
+
+
+@pytest.mark.parametrize(("nodes", "asked"), [((), "gpu:1"), (("--nodes", "1"), "gpu:8")])
+def test_nodes_that_are_asked_for_are_used_whole(capfd, nodes, asked):
+    assert main([*EXAMPLE, *nodes, "--dry-run"]) == 0
+    assert f"#SBATCH --gres={asked}\n" in capfd.readouterr().out

@@ -181,6 +181,9 @@ def test_the_page_leads_from_data_to_a_requeued_job_of_eight_nodes(eight_nodes, 
             if "--array" in words:
                 reader.pace.unlink()
             reader.await_queue()
+        if {"evaluate", "--nodes"} <= set(words):  # on two ranks, of which the first keeps them
+            rows = (reader.run / "tasks.jsonl").read_text().splitlines()
+            assert len(rows) == 1 and json.loads(rows[0])["figures"]
         if words[:2] == ["runs", "list"] and "--sweep" in words:
             assert said.count("finished") == 2
     assert reader.events("end")[-1]["action"] == "cancelled"
