@@ -290,20 +290,24 @@ def find_continuation_problems(config: RunConfig) -> list[str]:
         )
     frozen = config.folder / CONFIG_FILE
     try:
-        before = _values(load_config(frozen), Change.FIXED)
+        before = load_config(frozen)
     except LmscaleError:
         return problems  # written by another version, or damaged: the checkpoint itself decides
-    now = _values(config, Change.FIXED)
-    for kind in ("model.family", "objective.name"):
-        if before[kind] != now[kind]:  # whose other keys are others'
-            section = kind.partition(".")[0]
-            now = {k: v for k, v in now.items() if k == kind or not k.startswith(f"{section}.")}
-    if before["engine.optimizer.kind"] != now["engine.optimizer.kind"]:
-        now.pop("engine.optimizer.betas", None)  # fixed for one kind alone
     return problems + [
-        f"{key} = {now[key]!r}, but the run began with {before.get(key)!r} ({frozen}), and its "
-        "checkpoints fit nothing else. Set it back, or give the new run a folder of its own "
-        "(run.folder). If the run never had that, its file is damaged: correct the line there."
-        for key in now
-        if before.get(key) != now[key]
+        f"{key} = {here!r}, but the run began with {there!r} ({frozen}), and its checkpoints fit "
+        "nothing else. Set it back, or give the new run a folder of its own (run.folder). If the "
+        "run never had that, its file is damaged: correct the line there."
+        for key, (there, here) in find_fixed_changes(before, config).items()
     ]
+
+
+def find_fixed_changes(before: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """What may not change and has changed: key → the values before and now."""
+    old, new = _values(before, Change.FIXED), _values(now, Change.FIXED)
+    for kind in ("model.family", "objective.name"):
+        if old[kind] != new[kind]:  # whose other keys are others'
+            section = kind.partition(".")[0]
+            new = {k: v for k, v in new.items() if k == kind or not k.startswith(f"{section}.")}
+    if old["engine.optimizer.kind"] != new["engine.optimizer.kind"]:
+        new.pop("engine.optimizer.betas", None)  # fixed for one kind alone
+    return {key: (old.get(key), new[key]) for key in new if old.get(key) != new[key]}

@@ -205,6 +205,15 @@ def save_record(run_folder: Path, stream: Stream, n: int) -> None:
     write_bytes(path, seal(tree))
 
 
+def copy_record(run_folder: Path, folder: Path, state: StreamState) -> None:
+    """Write the ``stream.json`` of a run in ``folder`` that goes on where that of ``run_folder``
+    was at ``state``.
+    """
+    record = _read_record(run_folder)
+    tree = {"state": state.to_json(), "shards": record.shards, "bos": record.bos, "undone": {}}
+    write_bytes(folder / RECORD, seal(tree))
+
+
 def load_record(run_folder: str | Path) -> tuple[StreamState, Mapping[str, str]]:
     """The state of the run's last start, and source name → folder or URL of its shards."""
     record = _read_record(run_folder)

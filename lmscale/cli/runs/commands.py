@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lmscale.cli.options import JsonOption, RunArgument, echo_json, print_warnings
+from lmscale.cli.runs.branch import branch
 from lmscale.cli.runs.logs import logs
 from lmscale.errors import EXIT_USER, ClusterError, ConfigError, LmscaleError
 from lmscale.files.printing import say
@@ -102,6 +103,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
 
 
 app.command()(logs)
+app.command()(branch)
 
 
 @app.command()
@@ -115,6 +117,7 @@ def audit(run: RunArgument, as_json: JsonOption = False) -> None:
     from lmscale.files.progress import progress
     from lmscale.objective.objective import build_preparation
     from lmscale.runs.imports import describe_import
+    from lmscale.runs.origins import BRANCH, read_origins
     from lmscale.runs.run_folder import load_run_config
     from lmscale.runs.sweep_folder import refuse_sweep
     from lmscale.stream.audit import audit_run
@@ -129,10 +132,15 @@ def audit(run: RunArgument, as_json: JsonOption = False) -> None:
     samples, _ = sum_rows(read_ledger(run))
     with progress("auditing", samples, "samples") as advance:
         report = audit_run(config, run, build_preparation, advance)
+    origin = read_origins(run).get(BRANCH)
     if as_json:
-        echo_json({"is_clean": report.is_clean, **asdict(report)})
+        whose = {} if origin is None else {BRANCH: origin.to_json()}
+        echo_json({"is_clean": report.is_clean, **asdict(report), **whose})
     else:
         say(render_audit(run, report))
+        if origin is not None:
+            steps = f"The first {origin.step:,} of these steps"
+            say(f"{steps} are those of the run {origin.run}, of which this is a branch.")
     if not report.is_clean:
         raise typer.Exit(EXIT_USER)
 
