@@ -18,16 +18,17 @@ from pathlib import Path
 from lmscale.checkpoint.commit_log import describe_commit
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.layout import step_folder
-from lmscale.checkpoint.manifest import FileEntry, Manifest
+from lmscale.checkpoint.manifest import FileEntry, Manifest, read_state
 from lmscale.checkpoint.places.place import LocalPlace, Place
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import RunConfig, dump_config, parse_config
 from lmscale.config.load import read_text
+from lmscale.config.objective import DistillConfig
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError
 from lmscale.files.atomic import atomic_folder, write_bytes, writing
 from lmscale.files.jsonl import append_durable_row, renew_rows
-from lmscale.files.locations import find_checkpoint
+from lmscale.files.locations import find_checkpoint, split_checkpoint
 from lmscale.files.run_files import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -43,6 +44,7 @@ from lmscale.runs.exports import find_due, record_export
 from lmscale.runs.imports import describe_import
 from lmscale.runs.origins import BRANCH, INITIAL, ORIGINS, Origin, save_origins
 from lmscale.runs.run_folder import load_run_config
+from lmscale.runs.students import record_student
 from lmscale.runs.sweep_folder import refuse_sweep
 from lmscale.stream.ledger import copy_record
 from lmscale.stream.stream import StreamState
@@ -171,9 +173,14 @@ def make_branch(branch: Branch, advance: Callable[[float], None] = lambda size: 
                 shutil.copytree(origin / KEPT_FOLDER, work / KEPT_FOLDER)
             for commit in find_due(config.export, work):
                 record_export(work, commit, "left out")  # it is the other run's to export
-            first = manifest.state.get(INITIAL)
-            initial = None if first is None else ORIGINS.validate_python(first)
+            where = branch.source.name_of(step)
+            initial = read_state(manifest, INITIAL, ORIGINS, where=where)
             save_origins(work, {INITIAL: initial, BRANCH: branch.origin})
+    if isinstance(config.objective, DistillConfig):  # that run may not remove it meanwhile
+        teacher, _ = split_checkpoint(config.objective.teacher)
+        learned = read_state(manifest, "teacher", ORIGINS, where=where)
+        if learned is not None:
+            record_student(teacher, step=learned.step, student=config.folder)
     return is_linked
 
 
@@ -183,6 +190,11 @@ def _bring_checkpoint(branch: Branch, work: Path, advance: Callable[[float], Non
     target: Place = LocalPlace(work / CHECKPOINTS)
     if config.checkpoint.folder:
         target = open_place(config)
+        if there := [*target.list_steps(), *target.list_steps(committed=False)]:
+            raise ConfigError(
+                f"checkpoint.folder = {target.location} holds checkpoints already (of step "
+                f"{there[0]}), which are not the branch's. Name an empty place."
+            )
         target.claim(f"{config.run.name} in {config.folder.absolute()}")
     target.begin(manifest.step)
     problems: list[str] = []
@@ -197,6 +209,7 @@ def _bring_checkpoint(branch: Branch, work: Path, advance: Callable[[float], Non
             problems.append(f"{error.filename} is missing: the run keeps that checkpoint no more.")
         advance(entry.bytes)
     if problems:
+        target.delete(manifest.step)
         raise CheckpointError(problems)
     writer = {"attempt", "attempt_time", "tier"}  # of a start that is another run's
     own = replace(

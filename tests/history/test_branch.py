@@ -24,6 +24,7 @@ from lmscale.cli.app import app
 from lmscale.errors import CheckpointError, ConfigError
 from lmscale.history import branch as branching
 from lmscale.history.branch import make_branch, plan_branch
+from lmscale.runs.commits import read_commits
 from lmscale.runs.origins import read_origins
 from lmscale.runs.run_folder import read_status
 
@@ -143,6 +144,19 @@ def test_all_that_stands_against_a_branch_is_told_at_once(base):
     with pytest.raises(ConfigError) as caught:
         plan_branch(f"{base}@4", "base", ["run.seed=2", "model.layers=3", "train.steps=3"])
     assert len(caught.value.problems) == 4
+
+
+def test_checkpoints_elsewhere_go_to_an_empty_place_of_the_branch_s_own(base, tmp_path):
+    elsewhere = f"checkpoint.folder={tmp_path}/elsewhere"
+    make_branch(plan_branch(f"{base}@4", "new", [elsewhere]))
+    place = LocalPlace(tmp_path / "elsewhere")
+    (commit,) = read_commits(base.with_name("new"))
+    assert commit.folder == place.name_of(4) and place.list_steps() == [4]
+    with pytest.raises(ConfigError, match="holds checkpoints already .of step 10., which are not"):
+        make_branch(plan_branch(f"{base}@4", "other", [f"checkpoint.folder={base}/checkpoints"]))
+    assert committed_steps(base) == [2, 4, 6, 8, 10] and not base.with_name("other").exists()
+    with pytest.raises(ConfigError, match="and each run has a place of its own. Name another"):
+        plan_branch(str(base.with_name("new")), "third")
 
 
 def test_a_damaged_checkpoint_makes_no_branch_and_leaves_no_folder(base):
