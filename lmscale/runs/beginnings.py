@@ -82,7 +82,9 @@ def _find_wrong_name(config: RunConfig, place: CheckpointPlace) -> str | None:
     beside = config.folder.parent
     runs = [run.name for run in find_runs(beside)] if beside.is_dir() else []
     others = [name for name in runs if name != config.folder.name][:MAX_NAMED]
-    there = f"{beside} has {', '.join(others)}" if others else f"there are no others in {beside}"
+    there = (
+        f"{beside} has {', '.join(others)}" if others else f"there are no other runs in {beside}"
+    )
     return (
         f"{folder} is not a run's folder, nor a checkpoint's. Write the folder or the name of a "
         f"run ({there}), with @STEP for a step of it."
