@@ -122,14 +122,15 @@ class HuggingFaceTokenizer(Tokenizer):
         return all(loss == NFC_LOSS for loss in self.losses)
 
     def _encode(self, text: str) -> list[int]:
-        try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # the library knows no other
-            raise DataError(f"The tokenizer cannot encode a text: {error}.") from None
+        return _ids_of(self._tokenizer, text)
 
     def _encode_special(self, text: str) -> list[int]:
-        """As the library finds special tokens, with the spaces that some take beside them."""
-        return self._finding_special.encode(text, add_special_tokens=False).ids
+        """As the library finds special tokens, with the spaces that some take beside them; unless
+        one is a piece of the model alone, which the library does not look for.
+        """
+        if {token["content"] for token in self._added}.issuperset(self.special_pieces):
+            return _ids_of(self._finding_special, text)
+        return super()._encode_special(text)
 
     @cached_property
     def _finding_special(self) -> Any:
@@ -199,6 +200,13 @@ class HuggingFaceTokenizer(Tokenizer):
     def _gives_back(self, text: str) -> bool:
         wanted = unicodedata.normalize("NFC", text) if self.losses else text
         return self.decode(self.encode(text)) == wanted
+
+
+def _ids_of(tokenizer: Any, text: str) -> list[int]:
+    try:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+    except Exception as error:  # the library knows no other
+        raise DataError(f"The tokenizer cannot encode a text: {error}.") from None
 
 
 def parse_tree(model: bytes) -> dict[str, Any]:

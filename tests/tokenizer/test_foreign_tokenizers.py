@@ -130,6 +130,12 @@ def test_what_reads_like_a_special_token_is_text_and_other_added_tokens_are_foun
     tokenizer, theirs = hugging_face
     ids = tokenizer.encode(TEXTS[-1]).tolist()
     assert ids and not set(ids) & {tokenizer.special_ids[name] for name in ("eos",)}
+    theirs.encode_special_tokens = False  # as it is unless somebody says otherwise
+    text = f"a{tokenizer.piece(tokenizer.eos_id)} b"
+    meant = tokenizer.encode(text, special=True).tolist()
+    assert meant == theirs.encode(text, add_special_tokens=False).ids
+    assert tokenizer.eos_id in meant
+    theirs.encode_special_tokens = True
     if tokenizer.kind == "byte_bpe":
         assert ids.count(theirs.token_to_id("<extra>")) == 1
         assert "</s> <s>" in tokenizer.decode(ids)
