@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.slurm import AccountedJob, QueuedJob
+from launcher.slurm import ACTIVE_STATES, AccountedJob, QueuedJob
 from lmscale.runs.starts import is_one_of
-
-# States of an end that another start may follow, or that is none.
-_WELL = ("COMPLETED", "COMPLETING", "PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "CONFIGURING")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +33,9 @@ def describe_upstream(
     for stage in pipeline:
         states = _states_of(stage["job"], queue, accounts)
         name = f"the {stage['kind']} (job {stage['job']})"
-        bad = sorted({state for state in states if state not in _WELL})
+        bad = sorted(
+            {state for state in states if state not in (*ACTIVE_STATES, "COMPLETED", "HELD")}
+        )
         if bad:
             ended = " and ".join(bad).lower().replace("_", " ")
             return f"{name} ended as {ended}: its output is {stage['output']}", False
@@ -51,5 +50,8 @@ def describe_upstream(
 def _states_of(job: str, queue: Sequence[QueuedJob], accounts: Sequence[AccountedJob]) -> list[str]:
     """The state of each of a job's tasks: the queue's, where it still knows them."""
     last = {row.job: row.state for row in accounts if is_one_of(row.job, [job])}
-    last |= {row.job: row.state for row in queue if is_one_of(row.job, [job])}
+    for row in queue:
+        if is_one_of(row.job, [job]):
+            is_held = row.state == "PENDING" and "held" in row.reason.lower()
+            last[row.job] = "HELD" if is_held else row.state
     return list(last.values())

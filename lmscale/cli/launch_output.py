@@ -148,6 +148,8 @@ def _say_stage(stage: Stage, made: Mapping[JobKind, Submission]) -> str:
         parts.append(f"({submission.after})")
     if stage.replaced:
         parts.append(f"in place of {', '.join(stage.replaced)}, which could not have begun")
+    if stage.kind == "train" and stage.prepared.request.is_awaited:
+        parts.append("- what these make for it is looked at when it begins")
     return " ".join(parts)
 
 

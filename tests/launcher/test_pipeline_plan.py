@@ -152,7 +152,9 @@ def test_a_run_says_what_of_its_pipeline_it_waits_for():
     )
     done = (queued("12_0", "COMPLETED", ""), queued("14_0"), queued("14_1", reason="Priority"))
     assert state_of(queued("15"), *done) == "queued: waits for the shards (job 14: 2 pending)"
-    assert "another" not in state_of(queued("15", reason="Resources"), *done)
+    held = (queued("12_0", "REQUEUE_HOLD", ""), queued("12_1", reason="JobHeldUser"))
+    assert "the corpus (job 12: 1 held, 1 requeue_hold)" in state_of(queued("15"), *held)
+    assert "waits for the shards" not in state_of(queued("15", reason="Resources"), *done)
 
 
 def test_a_run_whose_pipeline_failed_says_that_it_will_never_begin_and_what_to_do():
