@@ -218,17 +218,17 @@ def _list(pattern: str) -> list[dict[str, Any]]:
     """
     filesystem, path = open_filesystem(pattern, use_listings_cache=False)
     prefix = pattern.partition("://")[0] + "://"
+    parts = path.strip("/").split("/")
+    if _MAGIC.search(parts[0]):
+        raise DataError(f"{pattern}: name the bucket: only what is in one can be listed.")
     if not _MAGIC.search(path):
         return [{**filesystem.info(path), "url": pattern}]
     try:
         return [{**filesystem.info(path), "url": pattern}]  # a[1].txt, as on this machine
     except FileNotFoundError:
         pass
-    parts = path.rstrip("/").split("/")
     fixed = next(at for at, part in enumerate(parts) if _MAGIC.search(part))
     folders, found = ["/".join(parts[:fixed])], []
-    if not fixed:
-        raise DataError(f"{pattern}: name the bucket: only what is in one can be listed.")
     for depth, part in enumerate(parts[fixed:], start=fixed + 1):
         if part == "**":
             rest = parts[depth - 1 :]

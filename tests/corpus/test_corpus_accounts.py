@@ -6,15 +6,21 @@ import json
 import os
 import tarfile
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmscale.cli.corpus import _render
 from lmscale.config.corpus import CorpusConfig, CorpusSourceConfig
+from lmscale.corpus.account import Account
 from lmscale.corpus.build import build_corpus
 from lmscale.corpus.documents import read_documents
 from lmscale.corpus.fields import RecordFields
+from lmscale.corpus.inputs import find_inputs
+from lmscale.corpus.readers import read_file
 from lmscale.errors import DataError
 
 
@@ -135,6 +141,62 @@ def test_every_line_is_given_or_counted_a_stray_byte_included(tmp_path_factory, 
     assert len(texts) == len(good) + 2
     assert manifest.passed_over.get("blank lines", 0) == blank
     assert manifest.dropped.get("broken", 0) == len(lines) - len(good) - blank
+
+
+def as_parquet(values):
+    buffer = io.BytesIO()
+    kind = pyarrow.string() if all(isinstance(v, str | None) for v in values) else None
+    values = [v if kind or v is None else [str(v)] for v in values]
+    table = pyarrow.table({"text": pyarrow.array(values, kind)})
+    pyarrow.parquet.write_table(table, buffer, row_group_size=2)
+    return buffer.getvalue()
+
+
+def as_tar(values):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for number, value in enumerate(values):
+            content = json.dumps({"text": value}).encode()
+            member = tarfile.TarInfo(f"{number}.x.json")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+FORMATS = {
+    "jsonl": lambda values: "\r\n".join(json.dumps({"text": v}) for v in values).encode(),
+    "json": lambda values: json.dumps([{"text": v} for v in values]).encode("utf-8-sig"),
+    "parquet": as_parquet,
+    "tar": as_tar,
+}
+PACKED = {
+    "": lambda content: content,
+    ".gz": lambda content: gzip.compress(content[:9]) + gzip.compress(content[9:]) + b"\0" * 7,
+    ".zst": lambda content: zstandard.compress(content[:9]) + zstandard.compress(content[9:]),
+}
+VALUES = st.one_of(
+    st.text(alphabet='a\n\r\0\ufeff \u2028"é你😀', max_size=9), st.none(), st.just(7)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(VALUES, max_size=7), st.sampled_from([*FORMATS]), st.sampled_from([*PACKED]))
+def test_every_record_of_every_format_is_given_as_it_is_or_counted(
+    tmp_path_factory, values, form, packing
+):
+    packing = "" if form == "parquet" else packing
+    path = tmp_path_factory.mktemp("records") / f"a.{form}{packing}".upper()
+    path.write_bytes(PACKED[packing](FORMATS[form](values)))
+    tree = {"inputs": [str(path)], "max_bad_records": 9}
+    config = CorpusConfig.model_validate({"sources": {"s": tree}})
+    (file,) = find_inputs(config)["s"]
+    account = Account("s", config.sources["s"])
+    texts = ["".join(pieces) for _, pieces in read_file(file, account)]
+    good = [value for value in values if isinstance(value, str)]
+    if form == "parquet" and not all(isinstance(v, str | None) for v in values):
+        good = []  # a column of lists
+    assert texts == good
+    assert account.broken == len(values) - len(good) and not account.passed_over
 
 
 KEYS = st.lists(st.sampled_from(["text", "te", "n", 'a"b']), max_size=4)

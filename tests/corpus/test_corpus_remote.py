@@ -118,6 +118,8 @@ def test_patterns_over_a_bucket_name_what_they_would_name_here(tmp_path, s3, mon
         expected = names_of(f"{tmp_path}/raw/g/{pattern}")
         assert (names_of(f"s3://raw/g/{pattern}"), pattern) == (expected, pattern)
         assert expected
+    with pytest.raises(DataError, match="name the bucket"):
+        find_files("s3://*/1.jsonl")
     assert find_files("s3://raw/g").folders == ["s3://raw/g"]
 
 
