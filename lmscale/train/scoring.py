@@ -125,8 +125,8 @@ class Evaluator:
             of_average = {f"{name}/{OF_AVERAGE}": 1.0} if is_average else {}
             # Of other windows than those before, the last point would be no point of the curve.
             is_alike = max_windows == run.config.evaluation.max_windows
-            losses = {each: figures[f"{name}/{each}/loss"] for each in scores} if is_alike else {}
-            self.trackers.log(step, figures | of_average, losses=losses)
+            losses = {each: figures.get(f"{name}/{each}/loss") for each in scores}
+            self.trackers.log(step, figures | of_average, losses=losses if is_alike else {})
         tell_unmeasured(run.config, figures, step)
         metric = run.config.evaluation.stop.metric
         if metric in figures:
