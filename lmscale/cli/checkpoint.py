@@ -214,11 +214,15 @@ def _find(saves: _Saves, step: int) -> Listed:
 
 
 def _refuse_live(run: Path) -> None:
+    from lmscale.runs.attempts import read_attempts
     from lmscale.runs.lease import is_beating, read_lease
+    from lmscale.runs.run_folder import find_gone
 
     with writing("the lease", run):
         lease = read_lease(run)
-    if lease is not None and lease.ended is None and is_beating(run):
+    if lease is None or lease.ended is not None or find_gone(run, read_attempts(run)):
+        return
+    if is_beating(run):
         raise ConfigError(
             f"{run} is being trained (attempt {lease.attempt}, rank 0: {lease.rank0}), and prunes "
             "by itself at every save. Wait until it ends, or stop it: touch the file `stop` in the "

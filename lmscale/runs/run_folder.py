@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.environment import find_missing_packages
 from lmscale.runs.goodput import Goodput, goodput
 from lmscale.runs.imports import describe_import
+from lmscale.runs.lease import read_lease
 from lmscale.runs.starts import HANG_ENDED, RunSigns, plan_starts, read_events
 from lmscale.runs.sweep_folder import find_membership, frozen_config, member_submissions, read_sweep
 from lmscale.runs.task_rows import keep_valid, latest_task_figures
@@ -115,7 +117,7 @@ def read_status(folder: str | Path) -> RunStatus:
     resumes = read(RESUMES_FILE, RESUME)
     problems += _find_cut_ledger(ledger, commits, rewinds, resumes)
     early_stop = "" if (good_end := find_good_end(attempts)) == FINISHED else good_end
-    gone = _find_gone(attempts)
+    gone = find_gone(folder, attempts)
     return RunStatus(
         folder=folder,
         config=config,
@@ -162,12 +164,18 @@ def _is_alive(attempts: Sequence[Row], last_sign: float | None, gone: bool | Non
     return is_open and not gone and time.time() - (last_sign or 0.0) < ALIVE_SECONDS
 
 
-def _find_gone(attempts: Sequence[Row]) -> bool | None:
-    """Whether the newest attempt, which has no end, has lost its rank 0; see ``RunSigns``."""
-    start = next((row for row in reversed(attempts) if row["event"] == "start"), None)
-    if start is None or attempts[-1]["event"] == "end":
+def find_gone(folder: Path, attempts: Sequence[Row]) -> bool | None:
+    """Whether the newest attempt, which has no end, has lost its rank 0; see ``RunSigns``. None
+    too where a start holds the lease that is not an attempt yet.
+    """
+    start = next((row for row in reversed(attempts) if row["event"] == "start"), {})
+    process, lease = start.get("process"), None
+    if process is None or attempts[-1]["event"] == "end":
         return None
-    return is_gone(start.get("process"))
+    with suppress(OSError):
+        lease = read_lease(folder)
+    is_other = lease is not None and lease.rank0.rpartition(":")[2] != str(process["pid"])
+    return None if is_other else is_gone(process)
 
 
 def _find_cut_ledger(

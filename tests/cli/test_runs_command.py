@@ -14,6 +14,8 @@ from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.cli.main import main
 from lmscale.cli.runs.look import RunLook, look_at, read_page
 from lmscale.files.jsonl import append_row
+from lmscale.ranks.attempt import Attempt
+from lmscale.runs.lease import Lease
 from lmscale.runs.run_folder import read_status
 from lmscale.watch.heartbeat import Beat, beat_path
 
@@ -58,6 +60,9 @@ def test_a_killed_run_of_this_machine_is_lost_at_once_and_so_are_its_steps(run, 
         sleeper.kill()
         sleeper.wait()
         assert state_of(run) == f"lost: killed: {describe(sleeper.pid)}, its rank 0, is gone"
+        Lease(Attempt(), run).take(["h"])  # a next start, which loads the weights
+        assert state_of(run).startswith("running: last sign")
+        (run / "lease.json").unlink()
         assert main(["runs", "status", str(run)]) == 0
         lines = lines_of(capsys)
         ends = "steps 10-10, 3 steps lost, 12 s: lost: no end was written"

@@ -95,6 +95,7 @@ CASES = (
     ("export {run} --out {full}/mine --format gguf", "lmscale did not write it"),
     ("launch local {none}.yaml --nproc 1", "no such configuration file"),
     ("launch slurm {config} --cluster {none} --nodes 1 --dry-run", "{none}"),
+    ("launch slurm first_gpu --cluster {profile} --nodes 8 --dry-run", "#SBATCH", 0),
     ("runs list {runs}", "run", 0),
     ("runs status {run}", "checkpoints", 0),
     ("runs status {none}", "not a run's folder"),
@@ -132,6 +133,7 @@ def places(tiny_data, tmp_path_factory):
         "run": run,
         "bare": bare,
         "damaged": damaged,
+        "profile": ROOT / "slurm/profiles/example.yaml",
         "shards": tiny_data / "shards",
         "config": write_tiny_config(folder / "c.yaml", tiny_data, folder / "unused", overrides),
     }
