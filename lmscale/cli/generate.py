@@ -58,8 +58,7 @@ def generate(
     """Continue a prompt with a run's model; the text streams to the terminal, behind the prompt.
     Of a run of pairs, completion or infill it is the answer alone.
     """
-    from lmscale.cli.scoring_ranks import ModelAsked, load_asked, open_ranks
-    from lmscale.evaluation.found import find_run
+    from lmscale.cli.scoring_ranks import ModelAsked, find_asked, load_asked, open_ranks
     from lmscale.evaluation.prompts import build_prompt, check_prompt
     from lmscale.evaluation.sampling import Sampling
     from lmscale.ranks.ranks import Ranks
@@ -72,7 +71,9 @@ def generate(
         is_greedy=greedy,
         seed=seed,
     )
-    found = find_run(run, step=step, weights=weights)
+    alone, asked = Ranks(), ModelAsked(run=run, step=step, weights=weights)
+    found = find_asked(asked, alone)
+    assert found is not None  # of one rank
     question = build_prompt(
         found.config,
         found.tokenizer,
@@ -83,9 +84,7 @@ def generate(
         stops=stop or (),
     )
     check_prompt(found.config, question, max_tokens)
-    alone = Ranks()
     with open_ranks(alone) as device:
-        asked = ModelAsked(run=run, step=step, weights=weights)
         loaded = load_asked(asked, found, device, alone)
     from lmscale.evaluation.generate import Generation
 

@@ -82,6 +82,7 @@ def find_asked(asked: ModelAsked, ranks: Ranks) -> FoundRun | None:
     find it together, in ``load_asked``.
     """
     from lmscale.evaluation.found import check_step, find_run
+    from lmscale.files.progress import progress
 
     if asked.hf is not None:
         from lmscale.exchange.import_config import read_source_config
@@ -90,7 +91,8 @@ def find_asked(asked: ModelAsked, ranks: Ranks) -> FoundRun | None:
     elif ranks.world_size > 1:
         check_step(asked.run, asked.step)
     else:
-        return find_run(asked.run, step=asked.step, weights=asked.weights)
+        with progress("looking at the checkpoint"):  # at every byte
+            return find_run(asked.run, step=asked.step, weights=asked.weights)
     return None
 
 

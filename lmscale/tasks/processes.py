@@ -33,8 +33,8 @@ def run_tasks(
 
     A single process or task runs in this process. Otherwise ``work`` and the tasks are pickled to
     processes that end with this one, even if it is killed; what they count (``files/meter.py``)
-    counts here. After the first ``LmscaleError`` no new
-    task is begun; the errors of the tasks that ran are raised together.
+    counts here. After the first ``LmscaleError`` no new task is begun; the errors of the tasks that
+    ran are raised together.
     """
     count = min(processes or num_cores(), len(tasks))
     if count <= 1:
@@ -83,7 +83,7 @@ def _counting(counted: Synchronized[float]) -> Iterator[None]:
         told, is_last = 0.0, False
         while not is_last:
             is_last = has_ended.wait(LOOK_SECONDS)
-            now = counted.value
+            now = counted.get_obj().value  # without the lock, which a process may be killed with
             count_here(now - told)
             told = now
 
@@ -100,8 +100,10 @@ def _begin(counted: Synchronized[float]) -> None:
     """In each process of a pool."""
 
     def add(amount: float) -> None:
-        with counted.get_lock():
-            counted.value += amount
+        lock = counted.get_lock()
+        if lock.acquire(timeout=1.0):  # else one was killed that held it, and all of them end
+            counted.get_obj().value += amount
+            lock.release()
 
     count_into(add)
     _end_with_parent()
