@@ -38,6 +38,11 @@ from lmscale.train.initial import (
 STEPS = {"train.steps": 4, "checkpoint.every_steps": 2}
 FROZEN = ["embedding.*", "blocks.0.*"]
 MASKED = {"objective": {"name": "masked_order"}, "stream.mask_documents": False}
+LONGER = {
+    "run.seed": 2,
+    "stream.sequence_length": 64,
+    "model.rope_scaling": {"kind": "yarn", "factor": 2.0, "original_positions": 32},
+}
 pytestmark = [pytest.mark.ranks]
 
 
@@ -75,6 +80,7 @@ def runs(tiny_data, tmp_path_factory):
             case("whole", **{"run.init_from": str(folder / "is gone")}),
             case("states", **states, **{"engine.zero_stage": 2}),
             case("weights", stop_after=1, **source, **{"engine.zero_stage": 0}),
+            case("longer", stop_after=1, **states, **LONGER),
         ],
     }
     return folder, run_cases(starts, folder / "starts")
@@ -193,6 +199,14 @@ def test_the_optimizer_s_states_come_along_at_another_stage_and_number_of_ranks(
             expected = beta * moment + without[name]
             assert torch.allclose(with_states[name], expected, rtol=1e-4, atol=1e-7), name
             assert moment.abs().max() > 100 * 1e-7 or kind == "exp_avg_sq", name
+
+
+def test_a_longer_context_under_another_seed_begins_where_the_other_run_ended(runs):
+    (longer,) = runs[1]["longer"]
+    first, *_, last = runs[1]["source"]
+    assert longer.targets > 1.9 * first.targets
+    assert longer.digest != first.digest
+    assert longer.loss < (first.loss + last.loss) / 2
 
 
 def test_a_run_says_what_it_began_with_without_its_manifests(runs):
