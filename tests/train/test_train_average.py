@@ -50,7 +50,7 @@ class Scored:
     def __init__(self) -> None:
         self.figures: Mapping[str, float] = {}
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
+    def log(self, step: int, figures: Mapping[str, float], **_: object) -> None:
         self.figures = figures
 
 
