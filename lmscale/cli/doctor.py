@@ -107,7 +107,7 @@ def check_packages() -> Iterable[Finding]:
         "lmscale",
         is_installed,
         f"{lmscale.__version__} in {Path(lmscale.__file__).parent}",
-        "It is not installed in this Python: pip install .",
+        "It is not installed in this Python: pip install -e . -c constraints.txt in the clone.",
     )
     if not is_installed:
         versions = package_versions().items()
@@ -121,7 +121,7 @@ def check_packages() -> Iterable[Finding]:
             needed.name,
             version is not None and needed.specifier.contains(version, prereleases=True),
             version or "not installed",
-            f'pip install "{needed.name}{needed.specifier}"',
+            f'pip install "{needed.name}{needed.specifier}" -c constraints.txt',
         )
     optional = [f"{name} {version}" for name in _OPTIONAL if (version := installed_version(name))]
     yield Finding("optional", True, ", ".join(optional) or "none installed")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from lmscale.corpus.text_files import read_pieces
-from lmscale.errors import DataError
+from lmscale.errors import LmscaleError
 from lmscale.files.found import FoundFile
 
 NAMED = 3  # places of one kind
@@ -56,7 +56,7 @@ def guess_encoding(file: FoundFile) -> str:
             head += piece[:HEAD_BYTES]
             if len(head) >= HEAD_BYTES:
                 break
-    except DataError:
+    except LmscaleError:
         return ""
     for mark, name in _MARKS.items():
         if head.startswith(mark):
