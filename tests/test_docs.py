@@ -289,20 +289,24 @@ def test_the_readme_s_commands_run_after_a_small_demo(tmp_path, monkeypatch, cap
 
 
 def test_the_commands_that_build_data_from_own_text_run(tmp_path):
-    """Those of docs/your-own-text.md that need no torch, on its own configuration."""
-    (config,) = (block for block in blocks(OWN_TEXT, "yaml") if "run:" in block)
-    (tmp_path / "mytext.yaml").write_text(config, encoding="utf-8")
+    """Those of docs/your-own-text.md that need no torch, on what its first one writes."""
     write_topics(tmp_path / "data/raw/notes/topics.jsonl")
     (tmp_path / "data/raw/notes/one.txt").write_text(topics["lambda"], encoding="utf-8")
     building = [
-        words[1:] for words in commands(OWN_TEXT) if words[1] in ("corpus", "tokenizer", "shards")
+        words[1:]
+        for words in commands(OWN_TEXT)
+        if words[1] in ("init", "corpus", "tokenizer", "shards")
     ]
     assert [words[:2] for words in building] == [
-        ["corpus", "build"], ["tokenizer", "train"], ["shards", "build"], ["shards", "verify"]
-    ]  # fmt: skip
+        ["init", "data/raw/notes"],
+        ["corpus", "build"],
+        ["tokenizer", "train"],
+        ["shards", "build"],
+        ["shards", "verify"],
+    ]
     for words in building:
         printed = run(words, tmp_path)
-    assert "data/shards/notes/train: 1 shard, " in printed
+    assert "data/mytext/shards/mytext/train: 1 shard, " in printed
 
 
 @pytest.mark.parametrize("name", ["model/toy_sums", "objective/toy_halves"])

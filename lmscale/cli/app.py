@@ -16,11 +16,13 @@ from lmscale.cli.evaluate import evaluate
 from lmscale.cli.export import export
 from lmscale.cli.generate import generate
 from lmscale.cli.import_ import app as import_app
+from lmscale.cli.init import init
 from lmscale.cli.runs import commands as runs
 from lmscale.cli.train import train
 from lmscale.files.printing import say
 
 COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
+    "init": init,
     "corpus": corpus.app,
     "tokenizer": tokenizer.app,
     "shards": shards.app,

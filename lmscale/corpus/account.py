@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from lmscale.config.corpus import CorpusSourceConfig
-from lmscale.corpus.broken import Broken, describe_broken, guess_encoding, looks_like_utf16
+from lmscale.corpus.broken import Broken, describe_broken, describe_encoding
+from lmscale.corpus.encodings import looks_like_utf16
 from lmscale.corpus.fields import RecordFields
 from lmscale.corpus.inputs import RawFile
 from lmscale.corpus.text_files import find_undecodable
@@ -95,7 +96,7 @@ class Account:
         found, name = find_undecodable(watched()), None
         if found:
             if self._guess is None:
-                self._guess = guess_encoding(self._file) if self._file else ""
+                self._guess = describe_encoding(self._file) if self._file else ""
             self.add_broken(where, f"{what}{'; ' * bool(self._guess)}{self._guess}", found)
         elif name := looks_like_utf16(beginning):
             found = f"it holds a NUL for every few characters, as {name} does"

@@ -82,7 +82,7 @@ def _lost_folders(match: Match) -> list[str]:
     ending, as those that Spark writes (``x.parquet/part-0.parquet``).
     """
     is_alone = not match.files
-    lost = [place for place in match.folders if is_alone or _format_of(place)]
+    lost = [place for place in match.folders if is_alone or format_of(place)]
     inside = {parent for file in match.files for parent in _parents(file.location)}
     return [place for place in lost if place.rstrip("/") not in inside]
 
@@ -118,7 +118,7 @@ def _find(
                         f"({each.files}), which has other settings: let one pattern name it."
                     )
                 continue
-            form = _format_of(place) if own.format == "auto" else own.format
+            form = format_of(place) if own.format == "auto" else own.format
             if form is None:
                 unknown.setdefault(file.ending or "none", []).append(place)
                 continue
@@ -147,6 +147,7 @@ def _find(
     return tuple(found[place] for place in sorted(found))
 
 
-def _format_of(location: str) -> str | None:
+def format_of(location: str) -> str | None:
+    """The format that a file's ending stands for; None for an ending that is not known."""
     ending = ending_of(location)
     return ENDINGS.get(ending_of(stem_of(location)) if ending in PACKINGS else ending)

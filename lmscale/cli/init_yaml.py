@@ -1,0 +1,167 @@
+"""The YAML that ``lmscale init`` writes: every choice with its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from lmscale.cli.init_plan import MAX_EPOCHS, TOKENS_PER_PARAMETER, Choice, Device
+from lmscale.corpus.survey import Survey
+from lmscale.files.printing import count_of
+
+
+def render_config(name: str, survey: Survey, choice: Choice, device: Device) -> str:
+    """What is chosen, and what a person will want to change; the rest has its defaults."""
+    return "".join(
+        [
+            _render_head(name, survey, choice, device),
+            _render_data(name, survey, choice),
+            _render_model(choice, device),
+            _render_end(name, choice),
+        ]
+    )
+
+
+def _render_head(name: str, survey: Survey, choice: Choice, device: Device) -> str:
+    about = "" if survey.is_exact else "about "
+    formats = ", ".join(f"{number:,} {form}" for form, number in survey.formats.items())
+    return f"""\
+# Written by lmscale init; yours to change. lmscale config show prints every key that is not here.
+# The text: {count_of(survey.files, "file")} ({formats}), {about}{survey.documents:,} documents, \
+{about}{render_bytes(survey.text_bytes)}, some {render_count(choice.tokens)} tokens.
+# The machine: {device.described}.
+run:
+  name: {json.dumps(name)}
+  seed: 1
+"""
+
+
+def _render_data(name: str, survey: Survey, choice: Choice) -> str:
+    inputs = "".join(f"        - {_render_input(each)}\n" for each in survey.inputs)
+    if choice.has_heldout:
+        heldout = (
+            f"heldout_fraction: {choice.heldout_fraction:g}  # of the documents: never trained on, "
+            "evaluation reads it"
+        )
+    else:
+        heldout = (
+            "# Of so few documents none would be held out. Cut files into more, by separator, and "
+            "let\n  # evaluation have some: 0.05, with evaluation as below.\n  heldout_fraction: 0"
+        )
+    return f"""
+corpus:
+  folder: data/{name}/corpus
+  {heldout}
+  sources:
+    {name}:
+      inputs:
+{inputs}
+tokenizer:
+  folder: data/{name}/tokenizer
+  vocab_size: {choice.vocab_size}  # a piece stands for some {choice.bytes_per_token:.1f} bytes \
+of text then
+
+shards:
+  folder: data/{name}/shards
+
+stream:
+  sequence_length: {choice.sequence_length}  # tokens that the model sees at once
+  packing: best_fit  # documents stay whole where they fit
+  sources:
+    {name}: {{shards: data/{name}/shards/{name}/train}}
+"""
+
+
+def _render_model(choice: Choice, device: Device) -> str:
+    tokens = choice.global_windows * choice.sequence_length
+    recompute = (
+        "\n  activation_checkpoint_every: 1  # else the activations would not fit into the memory"
+        if choice.recompute
+        else ""
+    )
+    stage = {1: "the optimizer's states are dealt to the ranks", 3: "so are weights and gradients"}
+    share = choice.trained_tokens / choice.parameters
+    step = f"× {choice.sequence_length} = {tokens:,} tokens a step, shared by 1, 2, 4 or 8 ranks"
+    trained = f"{render_count(choice.trained_tokens)} tokens: {choice.epochs:.2g} epochs"
+    return f"""
+batch:
+  global_windows: {choice.global_windows}  # {step}
+  micro_windows: {choice.micro_windows}  # at once; lower it when memory runs out
+
+model:
+  # {choice.parameters:,} parameters: {choice.bound_by}
+  layers: {choice.shape.layers}  # shapes as in table 2.1 of GPT-3 (Brown et al. 2020), or alike
+  width: {choice.shape.width}
+  heads: {choice.shape.heads}
+  tied_embeddings: true{recompute}
+
+engine:
+  precision: {device.precision}
+  zero_stage: {choice.zero_stage}  # {stage[choice.zero_stage]}
+  optimizer: {{lr: {choice.shape.lr:g}}}  # GPT-3's of this size; of small models nanoGPT's
+  schedule: {{kind: cosine, warmup_steps: {choice.warmup_steps}, final_ratio: 0.1}}
+
+train:
+  # {trained}, {share:.2g} tokens a parameter.
+  # {TOKENS_PER_PARAMETER} a parameter use computation best (Hoffmann et al. 2022), and up to
+  # {MAX_EPOCHS} epochs are as good as fresh text (Muennighoff et al. 2023).
+  # Some {render_hours(choice.hours)} on this machine, by a rule of thumb; the log says it better.
+  steps: {choice.steps}
+"""
+
+
+def _render_end(name: str, choice: Choice) -> str:
+    saves = f"""
+checkpoint:
+  every_steps: {choice.every_steps}
+  keep_last: 2  # each is about {render_bytes(12 * choice.parameters)}: fp32 weights and two states
+"""
+    sets = f"""
+evaluation:
+  every_steps: {choice.every_steps}
+  max_windows: 256  # of every set while it trains; at the end all
+  sets:
+    {name}: data/{name}/shards/{name}/heldout
+"""
+    commented = "".join(f"# {line}".rstrip() + "\n" for line in sets.strip().splitlines())
+    return saves + (sets if choice.has_heldout else f"\n{commented}")
+
+
+def _render_input(each: str | Mapping[str, str]) -> str:
+    if isinstance(each, str):
+        return json.dumps(each, ensure_ascii=False)
+    pairs = (f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in each.items())
+    return f"{{{', '.join(pairs)}}}"
+
+
+def render_commands(path: str, name: str, choice: Choice) -> Sequence[str]:
+    """What a person types next."""
+    commands = [
+        f"lmscale corpus build {path}",
+        f"lmscale tokenizer train {path}",
+        f"lmscale shards build {path}",
+        f"lmscale stream show {path}",
+        f"lmscale launch local {path}",
+    ]
+    return [*commands, f"lmscale evaluate runs/{name}"] if choice.has_heldout else commands
+
+
+def render_bytes(number: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
+def render_count(number: float) -> str:
+    for unit, size in (("billion", 1e9), ("million", 1e6)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:,.0f}"
+
+
+def render_hours(hours: float) -> str:
+    if hours < 1:
+        return count_of(max(1, round(hours * 60)), "minute")
+    return count_of(round(hours), "hour") if hours < 100 else count_of(round(hours / 24), "day")

@@ -1,0 +1,113 @@
+"""How a raw file has to be read, guessed from its first bytes and records."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from lmscale.corpus.encodings import guess_encoding
+from lmscale.corpus.inputs import format_of
+from lmscale.corpus.text_files import Unpacked, cut_array, decode, missing_extra, read_pieces
+from lmscale.errors import DataError
+from lmscale.files.found import FoundFile
+from lmscale.files.redact import printable_name
+from lmscale.files.tar_members import BoundedMember
+
+Settings = tuple[tuple[str, str], ...]
+"""Of an input in ``corpus.sources``, where they are not the defaults."""
+
+RECORDS = 20  # of a file, among whose keys the text is looked for
+FILE_BYTES = 16 << 20  # of text that is read of a file
+
+# The names under which text is published, the likelier first: of C4, The Pile, RedPajama and
+# Wikipedia "text"; of Common Crawl's and Wudao's "content"; of CLUECorpus and THUCNews "article".
+FIELDS = ("text", "content", "raw_content", "body", "document", "article", "passage", "completion")
+
+
+def read_head(file: FoundFile) -> bytes:
+    return next(iter(read_pieces(file)), b"")
+
+
+def guess_settings(file: FoundFile) -> Settings:
+    """The settings by which a file has to be read, where they are not the defaults."""
+    own: dict[str, str] = {}
+    form = format_of(file.location)
+    if form is None:
+        form = own["format"] = "text"
+    if form in ("text", "html", "jsonl", "json"):
+        encoding = guess_encoding(read_head(file))
+        if encoding != "utf-8":
+            own["encoding"] = encoding
+    if form not in ("text", "html"):
+        records = list(islice(_records_of(file, form, own.get("encoding", "utf-8")), RECORDS))
+        text_field = choose_field(records) if records else "text"
+        if text_field is None:
+            keys = ", ".join(printable_name(str(key)) for key in list(records[0])[:8])
+            raise DataError(f"{file.shown}: no key holds text; its keys: {keys}.")
+        if text_field != "text":
+            own["text_field"] = text_field
+    return tuple(sorted(own.items()))
+
+
+def _records_of(file: FoundFile, form: str, encoding: str) -> Iterator[Mapping[str, Any]]:
+    """Some records of a file, and none of one that has no fields or is damaged: reading tells."""
+    if form == "parquet":
+        yield from _rows_of(file)
+    elif form == "webdataset":
+        try:
+            with tarfile.open(fileobj=Unpacked(file), mode="r|", tarinfo=BoundedMember) as tar:
+                for member in islice(tar, RECORDS):
+                    if member.isreg() and member.name.lower().endswith(".json"):
+                        if content := tar.extractfile(member):
+                            yield from _objects([content.read(FILE_BYTES).decode(encoding)])
+        except (tarfile.TarError, ValueError, OSError):
+            return
+    else:
+        text = "".join(islice(decode(read_pieces(file), encoding), 2)).lstrip()
+        is_array = form == "json" and text.startswith("[")
+        try:
+            parts = cut_array([text[1:]], FILE_BYTES) if is_array else iter(text.split("\n"))
+            yield from _objects(part for part in parts if part)
+        except ValueError:  # the array goes on behind what was read
+            return
+
+
+def _objects(texts: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+    for text in texts:
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+def _rows_of(file: FoundFile) -> Iterator[Mapping[str, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise missing_extra("reading Parquet", "pyarrow") from None
+    try:
+        with file.open(is_random=True) as raw, pyarrow.parquet.ParquetFile(raw) as table:
+            for batch in table.iter_batches(batch_size=RECORDS):
+                yield from batch.to_pylist()
+                return
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file.shown}: cannot be read as Parquet: {error}.") from None
+
+
+def choose_field(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """The key under which the text of records is: a usual name, else that of the longest texts."""
+    keys = [
+        key
+        for key in dict.fromkeys(key for record in records for key in record)
+        if any(isinstance(record.get(key), str) and record[key].strip() for record in records)
+        and all(isinstance(record.get(key), str) for record in records)
+    ]
+    usual = next((name for name in FIELDS if name in keys), None)
+    longest = max(keys, key=lambda key: sum(len(r[key]) for r in records), default=None)
+    return usual or longest

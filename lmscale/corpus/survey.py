@@ -1,0 +1,230 @@
+"""What raw files hold, found by looking into them: formats, text fields, encodings, sizes.
+
+For ``lmscale init``, which writes the settings down; a build reads by those and guesses nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lmscale.config.corpus import CorpusConfig, CorpusSourceConfig
+from lmscale.corpus.account import Account
+from lmscale.corpus.broken import describe_broken
+from lmscale.corpus.clean import Sameness, is_heldout, strip_html
+from lmscale.corpus.guess import FILE_BYTES, Settings, guess_settings, read_head
+from lmscale.corpus.inputs import RawFile, find_inputs, format_of
+from lmscale.corpus.readers import read_file
+from lmscale.corpus.text_files import (
+    PACKINGS,
+)
+from lmscale.errors import DataError
+from lmscale.files.found import FoundFile, find_files
+from lmscale.files.locations import is_remote
+from lmscale.files.printing import count_of
+
+LOOKED_AT = 200  # files whose encoding and fields are looked for; the others are as most of these
+ALL_BYTES = 64 << 20  # and of all of them
+SAMPLE_CHARS = 2 << 20
+# Unpacked to packed, of text; what is read tells better.
+_RATIOS = {".gz": 3.0, ".bz2": 4.0, ".xz": 4.5, ".zst": 3.5}
+_TEXT_SHARE = 0.9  # of what a record's file holds, where nothing was read to its end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What was found in the files of one source."""
+
+    inputs: tuple[str | Mapping[str, str], ...]
+    """As ``corpus.sources.NAME.inputs`` takes them."""
+    files: int
+    formats: Mapping[str, int]
+    documents: int
+    text_bytes: int
+    """Of UTF-8, without markup."""
+    is_exact: bool
+    """Whether all files were read; else they are estimates."""
+    digests: tuple[bytes, ...]
+    """Of the documents that were read, each text once: what ``is_heldout`` goes by."""
+    sample: str
+    """Some of the text."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of it."""
+
+    @property
+    def unique_share(self) -> float:
+        """Part of the documents that are no copy of another one, among those read."""
+        return min(1.0, len(self.digests) / self.documents) if self.is_exact else 1.0
+
+    def count_heldout(self, fraction: float) -> int:
+        """Documents that are held out by such a ``corpus.heldout_fraction``, about."""
+        found = sum(is_heldout(digest, fraction) for digest in self.digests)
+        return found if self.is_exact else max(found, int(fraction * self.documents * 0.5))
+
+
+def survey_files(words: Sequence[str]) -> Survey:
+    """Look at the files that paths, patterns, folders and URLs name. Raises ``DataError``."""
+    found, notes = _expand(words)
+    files = {file.location: file for each in found.values() for file in each}
+    step = max(1, len(files) // LOOKED_AT)
+    looked_at = {place: guess_settings(files[place]) for place in sorted(files)[::step]}
+    most, _ = Counter(looked_at.values()).most_common(1)[0]
+    settings = {place: looked_at.get(place, most) for place in sorted(files)}
+    inputs = _name_inputs(settings, found)
+    tree = {"inputs": inputs, "max_bad_records": 10**9}
+    source = CorpusSourceConfig.model_validate(tree)
+    raw_files = find_inputs(CorpusConfig(sources={"files": source}))["files"]
+    return _read(raw_files, source, inputs, notes)
+
+
+def _expand(words: Sequence[str]) -> tuple[dict[str, list[FoundFile]], list[str]]:
+    """Pattern → files that can be read, for the words, and what is passed over."""
+    problems: list[str] = []
+    unknown: Counter[str] = Counter()
+    found: dict[str, list[FoundFile]] = {}
+    for word in words:
+        match = find_files(word)
+        if match.folders and is_remote(word):
+            problems.append(
+                f"{word}: is a folder: name its files, {word.rstrip('/')}/*.jsonl, say."
+            )
+        below = [file for folder in match.folders for file in _files_below(folder)]
+        if not (match.files or below or problems):
+            problems.append(f"{word}: no such file (looked from {os.getcwd()}).")
+        named = [(word, file) for file in match.files]
+        named += [(f"{word.rstrip('/')}/**/*{_ending_of(file)}", file) for file in below]
+        for pattern, file in named:
+            if format_of(file.location) or (pattern == word and _is_text(file)):
+                found.setdefault(pattern, []).append(file)
+            else:
+                unknown[file.ending or "no ending"] += 1
+    notes = [
+        f"passed over: {count_of(number, 'file')} ({ending}), which lmscale does not know"
+        for ending, number in unknown.most_common(5)
+    ]
+    if not found and not problems:
+        problems = [f"{' '.join(words[:3])}: no file that can be read. {'; '.join(notes)}"]
+    if problems:
+        raise DataError(problems)
+    return found, notes
+
+
+def _files_below(folder: str) -> Iterator[FoundFile]:
+    for above, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield from find_files(os.path.join(above, name)).files
+
+
+def _ending_of(file: FoundFile) -> str:
+    """``.jsonl.gz`` of such a file."""
+    return "".join(Path(file.name).suffixes[-2 if file.ending in PACKINGS else -1 :])
+
+
+def _is_text(file: FoundFile) -> bool:
+    return b"\0" not in read_head(file)[:4096]
+
+
+def _name_inputs(
+    settings: Mapping[str, Settings], found: Mapping[str, Sequence[FoundFile]]
+) -> tuple[str | dict[str, str], ...]:
+    """The patterns of a person, where one names files of the same settings and no others; else
+    each file.
+    """
+    inputs: dict[str, Settings] = {}
+    for pattern, files in found.items():
+        kinds = {settings[file.location] for file in files}
+        named = {file.location for file in find_files(pattern).files}
+        if len(kinds) == 1 and named == {file.location for file in files}:
+            inputs[pattern] = kinds.pop()
+        else:
+            inputs |= {file.location: settings[file.location] for file in files}
+    named_inputs = sorted(inputs.items())
+    return tuple({"files": each, **dict(own)} if own else each for each, own in named_inputs)
+
+
+@dataclass
+class _Reading:
+    """What was read so far."""
+
+    documents: float = 0
+    text_bytes: float = 0
+    read_bytes: int = 0
+    is_exact: bool = True
+    digests: dict[bytes, None] = field(default_factory=dict)
+    sample: list[str] = field(default_factory=list)
+    sampled: int = 0
+    shares: dict[str, list[int]] = field(default_factory=dict)  # ending → bytes of text and of file
+
+    def take(self, file: RawFile, account: Account) -> None:
+        begun, documents = self.read_bytes, 0
+        for _, pieces in read_file(file, account):
+            text = "".join(pieces)
+            text = strip_html(text) if file.has_markup else text
+            documents += 1
+            self.digests[Sameness([text]).digest] = None
+            self.read_bytes += len(text.encode("utf-8", "replace"))
+            if self.sampled < SAMPLE_CHARS:
+                self.sample.append(text[:SAMPLE_CHARS])
+                self.sampled += len(text)
+            if self.read_bytes - begun > FILE_BYTES:
+                self._add_estimate(file, documents, self.read_bytes - begun)
+                return
+        read = self.read_bytes - begun
+        self.documents += documents
+        self.text_bytes += read
+        share = self.shares.setdefault(file.ending, [0, 0])
+        share[0], share[1] = share[0] + read, share[1] + file.bytes
+
+    def guess(self, file: RawFile) -> None:
+        """Add a file that is not read."""
+        mean = self.read_bytes / max(1, len(self.digests))
+        self._add_estimate(file, 1, int(mean) or 1)
+
+    def _add_estimate(self, file: RawFile, documents: int, text_bytes: int) -> None:
+        """Of a file of which so many documents of so much text are known."""
+        self.is_exact = False
+        text, raw = self.shares.get(file.ending, (0, 0))
+        share = text / raw if raw else _TEXT_SHARE * _RATIOS.get(file.ending, 1.0)
+        total = max(text_bytes, file.bytes * share)
+        self.text_bytes += total
+        self.documents += max(1.0, documents * total / max(1, text_bytes))
+
+
+def _read(
+    raw_files: Sequence[RawFile],
+    source: CorpusSourceConfig,
+    inputs: tuple[str | dict[str, str], ...],
+    notes: list[str],
+) -> Survey:
+    reading, account = _Reading(), Account("files", source)
+    # The smaller ones first: those that are read to their end tell of the others.
+    for file in sorted(raw_files, key=lambda each: each.bytes):
+        if reading.read_bytes < ALL_BYTES:
+            reading.take(file, account)
+        else:
+            reading.guess(file)
+    if account.broken:
+        first = next(describe_broken(account.named), "")
+        notes.append(
+            f"{count_of(account.broken, 'broken record')}, at which corpus build stops unless "
+            f"max_bad_records allows it. The first: {first}"
+        )
+    notes += [f"passed over: {number:,} {what}" for what, number in account.passed_over.items()]
+    if not reading.documents:
+        raise DataError([f"{count_of(len(raw_files), 'file')}, and no text in them.", *notes])
+    return Survey(
+        inputs=inputs,
+        files=len(raw_files),
+        formats=Counter(file.format for file in raw_files),
+        documents=round(reading.documents),
+        text_bytes=round(reading.text_bytes),
+        is_exact=reading.is_exact,
+        digests=tuple(reading.digests),
+        sample="".join(reading.sample)[:SAMPLE_CHARS],
+        notes=tuple(notes),
+    )

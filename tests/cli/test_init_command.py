@@ -1,0 +1,75 @@
+"""``lmscale init`` as it is typed, and the commands that it says come next."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from lmscale.cli.main import main
+from lmscale.config import load_config
+from lmscale.corpus.documents import load_corpus_manifest
+
+LETTERS = random.Random(1)
+WORDS = ["".join(LETTERS.choices("aeiostrnl", k=LETTERS.randint(3, 9))) for _ in range(2000)]
+
+
+@pytest.fixture(autouse=True)
+def raw(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw").mkdir()
+    for number in range(200):
+        words = random.Random(number).choices(WORDS, k=120)
+        (tmp_path / f"raw/{number}.txt").write_text(f"{number} {' '.join(words)}.\n")
+
+
+def test_the_written_configuration_builds_its_data_by_the_commands_that_are_printed(capsys):
+    assert main(["init", "raw", "--name", "owls", "--gpus", "0", "--yes"]) == 0
+    printed = capsys.readouterr().out
+    commands = [line.split()[1:] for line in printed.splitlines() if line.startswith("  lmscale ")]
+    assert [" ".join(each[:2]) for each in commands] == [
+        "corpus build",
+        "tokenizer train",
+        "shards build",
+        "stream show",
+        "launch local",
+        "evaluate runs/owls",
+    ]
+    assert "200 files, 200 documents" in printed
+    for command in commands[:4]:
+        assert main(command) == 0
+    config = load_config("owls.yaml")
+    manifest = load_corpus_manifest(Path(config.corpus.folder, "owls"))
+    assert manifest.documents("heldout") >= 5
+    for ranks in (1, 8):
+        assert main(["config", "show", "owls.yaml", "--nproc", str(ranks)]) == 0
+
+
+def test_what_is_there_is_not_replaced_and_nothing_to_look_at_is_told(tmp_path, capsys):
+    (tmp_path / "owls.yaml").write_text("mine")
+    for arguments, said in [
+        (["raw", "--name", "owls"], "owls.yaml exists, and nothing is replaced"),
+        (["raw", "--name", "a/b"], "letters, digits"),
+        (["none"], "no such file"),
+        ([], "No files"),
+        (["raw", "--parameters", "big"], "125M"),
+        (["raw", "--out", "none/x.yaml"], "cannot be written"),
+    ]:
+        assert main(["init", *arguments, "--yes"]) == 2
+        assert said in capsys.readouterr().err
+    assert (tmp_path / "owls.yaml").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["owls.yaml", "raw"]
+
+
+def test_on_a_terminal_what_no_option_says_is_asked(monkeypatch, capsys):
+    answers = iter(["owls", "8xH100", "25M"])
+    asked = []
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr(
+        "typer.prompt", lambda question, default: asked.append(question) or next(answers)
+    )
+    assert main(["init", "raw/*.txt"]) == 0
+    assert asked == ["Name of the run", "GPUs, such as 8xH100", "Parameters of the model"]
+    config = load_config("owls.yaml")
+    assert config.model.width == 512
+    assert [each.files for each in config.corpus.sources["owls"].inputs] == ["raw/*.txt"]
+    assert "owls.yaml is written" in capsys.readouterr().out

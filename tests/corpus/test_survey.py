@@ -1,0 +1,178 @@
+"""What is found out about raw files that nobody has described."""
+
+import gzip
+import io
+import json
+import tarfile
+
+import pytest
+
+from lmscale.config import parse_config
+from lmscale.corpus.build import build_corpus
+from lmscale.corpus.documents import load_corpus_manifest
+from lmscale.corpus.encodings import guess_encoding
+from lmscale.corpus.guess import choose_field
+from lmscale.corpus.survey import survey_files
+from lmscale.errors import DataError
+
+ENGLISH = "The owl flies at night. It hears a mouse under the snow, “quite softly”, and turns. "
+SIMPLIFIED = "我们在这里说的是中国的大学生，他们来到了这个地方。"
+TRADITIONAL = "我們在這裡說的是中國的大學生，他們來到了這個地方。"
+JAPANESE = "これは日本語の文章です。ひらがなとカタカナがあります。"
+KOREAN = "이것은 한국어 문장입니다. 우리는 여기에 있습니다."
+TEXTS = [f"{ENGLISH} {number}" for number in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (ENGLISH, "utf-8"),
+        (SIMPLIFIED, "utf-8"),
+        ("", "utf-8"),
+        (SIMPLIFIED, "gb18030"),
+        (TRADITIONAL, "big5"),
+        (JAPANESE, "shift_jis"),
+        (KOREAN, "euc_kr"),
+        (ENGLISH + "café über", "cp1252"),
+        (SIMPLIFIED, "utf-16"),
+    ],
+)
+def test_the_encoding_is_the_one_that_gives_the_text(text, encoding):
+    content = (text * 20).encode(encoding)
+    assert guess_encoding(content) == encoding
+    if encoding not in ("utf-16", "cp1252"):  # a character that is cut is no mistake
+        assert guess_encoding(content[:-1]) == encoding
+
+
+def test_a_few_wrong_bytes_of_many_are_no_other_encoding():
+    content = (SIMPLIFIED * 50).encode()
+    assert guess_encoding(content[:500] + b"\xff\xe9" + content[501:]) == "utf-8"
+    assert guess_encoding(ENGLISH.encode("utf-16-le") * 9) == "utf-16-le"
+
+
+def test_bytes_that_no_table_has_are_latin_1():
+    assert guess_encoding(b"caf\xe9 \x81 \x8d \xe8") == "latin-1"
+
+
+@pytest.mark.parametrize(
+    ("records", "field"),
+    [
+        ([{"id": "1", "text": "a"}], "text"),
+        ([{"title": "a much longer title", "content": "b"}], "content"),
+        ([{"url": "http://x", "novel": "It was a dark and stormy night"}], "novel"),
+        ([{"n": 1, "body": None}, {"n": 2, "body": "x"}], None),
+        ([{"n": 1}], None),
+    ],
+)
+def test_the_field_is_a_usual_name_or_that_of_the_longest_texts(records, field):
+    assert choose_field(records) == field
+
+
+def write_formats(folder):
+    """The same texts in every format, each source of its own; and how many documents they are."""
+    import pyarrow
+    import pyarrow.parquet
+
+    for name in ("plain", "pages", "lines", "array", "table", "tars", "chinese"):
+        (folder / name).mkdir(parents=True)
+    for number, text in enumerate(TEXTS):
+        (folder / f"plain/{number}.txt").write_text(f"plain {text}")
+        (folder / f"pages/{number}.html").write_text(f"<p>pages <b>{text}</b></p>")
+    rows = [{"id": str(number), "content": f"lines {t}"} for number, t in enumerate(TEXTS)]
+    with gzip.open(folder / "lines/a.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    (folder / "array/a.json").write_text(json.dumps([{"text": f"array {t}"} for t in TEXTS]))
+    table = pyarrow.table({"n": range(len(TEXTS)), "body": [f"table {t}" for t in TEXTS]})
+    pyarrow.parquet.write_table(table, folder / "table/a.parquet")
+    with tarfile.open(folder / "tars/a.tar", "w") as tar:
+        for number, text in enumerate(TEXTS):
+            content = f"tars {text}".encode()
+            member = tarfile.TarInfo(f"{number}.txt")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    (folder / "chinese/a.txt").write_bytes((SIMPLIFIED * 200).encode("gb18030"))
+    return 6 * len(TEXTS) + 1
+
+
+def test_what_is_found_in_files_of_every_format_builds_a_corpus_of_just_that(tmp_path):
+    documents = write_formats(tmp_path / "raw")
+    (tmp_path / "raw/plain/notes.xyz").write_bytes(b"\0")
+    survey = survey_files([str(tmp_path / "raw")])
+    assert survey.is_exact and survey.documents == documents == len(survey.digests)
+    assert survey.notes == ("passed over: 1 file (.xyz), which lmscale does not know",)
+    base = f"{tmp_path}/raw"
+    assert survey.inputs[0] == f"{base}/**/*.html"
+    assert {"files": f"{base}/**/*.jsonl.gz", "text_field": "content"} in survey.inputs
+    assert {"files": f"{base}/**/*.parquet", "text_field": "body"} in survey.inputs
+    assert {"files": f"{base}/chinese/a.txt", "encoding": "gb18030"} in survey.inputs
+    section = {
+        "run": {"name": "a"},
+        "corpus": {
+            "folder": str(tmp_path / "corpus"),
+            "heldout_fraction": 0.1,
+            "sources": {"all": {"inputs": survey.inputs}},
+        },
+    }
+    build_corpus(parse_config(json.dumps(section)).corpus, None, processes=1)
+    manifest = load_corpus_manifest(tmp_path / "corpus" / "all")
+    assert manifest.documents("train") + manifest.documents("heldout") == documents
+    assert manifest.documents("heldout") == survey.count_heldout(0.1)
+    text_bytes = manifest.text_bytes("train") + manifest.text_bytes("heldout")
+    assert text_bytes == pytest.approx(survey.text_bytes, rel=0.01)
+
+
+def test_a_pattern_of_ones_own_is_kept_and_files_of_another_encoding_stand_apart(tmp_path):
+    for name, encoding in (("a", "utf-8"), ("b", "gb18030"), ("c", "utf-8")):
+        (tmp_path / f"{name}.txt").write_bytes((SIMPLIFIED * 20).encode(encoding))
+    assert survey_files([f"{tmp_path}/[ac].txt"]).inputs == (f"{tmp_path}/[ac].txt",)
+    assert survey_files([f"{tmp_path}/*.txt"]).inputs == (
+        f"{tmp_path}/a.txt",
+        {"files": f"{tmp_path}/b.txt", "encoding": "gb18030"},
+        f"{tmp_path}/c.txt",
+    )
+
+
+def test_a_file_without_a_known_ending_is_text_if_it_was_named_and_holds_text(tmp_path):
+    (tmp_path / "notes.log").write_text(ENGLISH)
+    (tmp_path / "image.raw").write_bytes(b"\x89\0\0")
+    file = f"{tmp_path}/notes.log"
+    assert survey_files([file]).inputs == ({"files": file, "format": "text"},)
+    with pytest.raises(DataError, match="no file that can be read"):
+        survey_files([f"{tmp_path}/image.raw"])
+
+
+def test_broken_records_are_counted_and_told(tmp_path):
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "{oops", lines[0]]))
+    survey = survey_files([f"{tmp_path}/a.jsonl"])
+    assert survey.documents == len(TEXTS) + 1 and len(survey.digests) == len(TEXTS)
+    assert "1 broken record, at which corpus build stops" in survey.notes[0]
+    assert "a.jsonl:41: not JSON" in survey.notes[0]
+
+
+def test_of_much_text_the_rest_is_estimated_by_what_was_read(tmp_path, monkeypatch):
+    for number in range(8):
+        rows = (json.dumps({"text": f"{number} {n} {ENGLISH}"}) for n in range(200))
+        (tmp_path / f"{number}.jsonl").write_text("\n".join(rows))
+    whole = survey_files([f"{tmp_path}/*.jsonl"])
+    assert whole.is_exact and whole.documents == 1600
+    monkeypatch.setattr("lmscale.corpus.survey.ALL_BYTES", 50_000)
+    part = survey_files([f"{tmp_path}/*.jsonl"])
+    assert not part.is_exact
+    # By the ratio of text to file of the files that were read, which is the same in all.
+    assert part.text_bytes == pytest.approx(whole.text_bytes, rel=0.05)
+    assert part.documents == pytest.approx(whole.documents, rel=0.1)
+    monkeypatch.setattr("lmscale.corpus.survey.FILE_BYTES", 5_000)
+    cut = survey_files([f"{tmp_path}/0.jsonl"])
+    assert not cut.is_exact and cut.documents == pytest.approx(200, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("none/*.txt", "no such file"), ("empty", "no such file")],
+)
+def test_a_word_that_names_nothing_is_told(tmp_path, monkeypatch, word, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=said):
+        survey_files([word])
