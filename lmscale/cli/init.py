@@ -14,7 +14,7 @@ import typer
 from lmscale.cli.options import print_warnings
 from lmscale.config import parse_config
 from lmscale.errors import ConfigError
-from lmscale.files.printing import say
+from lmscale.files.printing import count_of, say
 
 if TYPE_CHECKING:
     from lmscale.cli.init_plan import Choice, Text
@@ -63,7 +63,7 @@ def init(
     Nothing else is written and no file replaced. On a terminal what no option says is asked.
     """
     from lmscale.cli.init_machine import HERE, parse_size, plan_device
-    from lmscale.cli.init_plan import plan_run
+    from lmscale.cli.init_plan import describe_doubts, plan_run
     from lmscale.cli.init_yaml import render_commands, render_config
     from lmscale.corpus.survey import survey_files
 
@@ -88,7 +88,7 @@ def init(
             choice = plan_run(text, device, max_hours=hours, parameters=parse_size(answer))
             _describe(survey, choice)
     _write(path, render_config(name, survey, choice, device))
-    print_warnings(survey.notes)
+    print_warnings([*survey.notes, *describe_doubts(choice)])
     say(f"{path} is written. Look through it, then:")
     for command in render_commands(shlex.quote(str(path)), name, choice):
         say(f"  {command}")
@@ -121,11 +121,12 @@ def _describe(survey: Survey, choice: Choice) -> None:
     from lmscale.cli.init_yaml import render_bytes, render_count, render_hours
 
     about = "" if survey.is_exact else "about "
+    step_tokens = choice.global_windows * choice.sequence_length
     say(
-        f"{survey.files:,} files, {about}{survey.documents:,} documents, "
+        f"{count_of(survey.files, 'file')}, {about}{count_of(survey.documents, 'document')}, "
         f"{about}{render_bytes(survey.text_bytes)} of text, some {render_count(choice.tokens)} "
         f"tokens.\n{render_count(choice.parameters)} parameters ({choice.bound_by}), "
-        f"{choice.steps:,} steps of {choice.global_windows * choice.sequence_length:,} tokens, "
+        f"{count_of(choice.steps, 'step')} of {step_tokens:,} tokens, "
         f"{choice.epochs:.2g} epochs, some {render_hours(choice.hours)}."
     )
 

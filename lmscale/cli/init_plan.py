@@ -7,7 +7,7 @@ Chinchilla (20 tokens a parameter); Muennighoff et al. 2023 is the repetition of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -184,6 +184,16 @@ def plan_run(
         has_heldout=has_heldout,
         hours=6 * count * steps * windows * length / device.flops / 3600,
     )
+
+
+def describe_doubts(choice: Choice) -> Iterator[str]:
+    """What will be and can hardly be wanted."""
+    share = choice.trained_tokens / choice.parameters
+    if share < 1:
+        yield (
+            f"{share:.2g} tokens a parameter, where {TOKENS_PER_PARAMETER} are the rule: the model "
+            "will know the text by heart. More text is what helps most."
+        )
 
 
 def _choose_shape(

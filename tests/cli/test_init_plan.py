@@ -15,6 +15,7 @@ from lmscale.cli.init_plan import (
     Device,
     Text,
     count_parameters,
+    describe_doubts,
     plan_run,
     plan_vocabulary,
 )
@@ -81,6 +82,8 @@ def test_every_choice_is_a_configuration_that_plans_on_1_on_8_and_on_its_own_ran
             assert plan.windows_per_rank * ranks == config.batch.global_windows
         assert not list(config.describe_doubts()) and not list(config.find_beginning_problems())
         assert account_model(config.model, config.sizes).total == choice.parameters
+        share = choice.trained_tokens / choice.parameters
+        assert bool([*describe_doubts(choice)]) == (share < 1)
         embedding = config.vocab_size * choice.shape.width
         assert embedding <= 0.55 * choice.parameters or choice.vocab_size <= 1024
         assert bool(config.evaluation.sets) == (documents > 100) == choice.has_heldout

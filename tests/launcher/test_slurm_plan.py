@@ -303,3 +303,15 @@ def test_a_place_is_shared_when_it_lies_below_a_shared_folder_by_name_or_behind_
     assert is_below(str(tmp_path / "home/runs/not yet there"), shared)
     assert not is_below(str(tmp_path / "disk2/runs"), shared)
     assert is_below(str(tmp_path / "disk/runs"), [str(tmp_path / "home")])
+
+
+def test_a_wrong_key_of_a_sweep_is_told_once_a_value_and_blamed_on_array():
+    axes = [("learning_rate", ("1e-3", "3e-4")), ("run.seed", ("1", "2"))]
+    with pytest.raises(ConfigError) as caught:
+        plan_sweep(DEMO, ["run.folder=/x/demo"], axes)
+    said = [problem.partition(" run.seed=1: ")[2] for problem in caught.value.problems]
+    assert said == [
+        f"--array learning_rate={rate}: learning_rate: unknown key. Here this is "
+        "engine.optimizer.lr."
+        for rate in ("1e-3", "3e-4")
+    ]
