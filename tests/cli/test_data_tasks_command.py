@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lmscale.cli import corpus, shards, tokenizer
-from lmscale.cli.data_tasks import missing_tasks
+from lmscale.cli.data_tasks import missing_of, progress_of
 from lmscale.config import load_config
 from lmscale.errors import ConfigError, DataError
 
@@ -50,7 +50,7 @@ def test_tasks_of_a_corpus_say_what_they_did_and_the_last_one_what_it_made(confi
         f"{place}: 1 of 2 tasks have ended; missing: task 0",
         "missing: --array=0",
     ]
-    assert missing_tasks(load_config(config), "corpus", 2) == (0,)
+    assert missing_of(progress_of(load_config(config), "corpus", 2)) == (0,)
     data = json.loads(run(corpus.app, "build", config, "--task", "1/2", "--json"))
     assert (data["task"], data["tasks"], data["units_done"], data["units_found"]) == (1, 2, 0, 2)
     assert data["unfinished"]["docs"]["missing"] == [0]
@@ -63,7 +63,7 @@ def test_tasks_of_a_corpus_say_what_they_did_and_the_last_one_what_it_made(confi
         f"{place}: built",
         "nothing is missing",
     ]
-    assert missing_tasks(load_config(config), "corpus", 5) == ()
+    assert missing_of(progress_of(load_config(config), "corpus", 5)) == ()
 
 
 def test_status_names_what_does_not_count(config, tmp_path):
@@ -92,10 +92,10 @@ def test_status_names_what_does_not_count(config, tmp_path):
 
 def test_tasks_of_shards_do_the_same_and_count_the_windows(config, tmp_path):
     with pytest.raises(DataError, match="there is no tokenizer"):
-        missing_tasks(load_config(config), "shards", 2)
+        missing_of(progress_of(load_config(config), "shards", 2))
     run(corpus.app, "build", config)
     run(tokenizer.app, "train", config)
-    every = missing_tasks(load_config(config), "shards", 3)
+    every = missing_of(progress_of(load_config(config), "shards", 3))
     for task in every[:-1]:
         assert "slices done now" in run(shards.app, "build", config, "--task", f"{task}/3")
     status = json.loads(run(shards.app, "status", config, "--tasks", 3, "--json"))
