@@ -25,6 +25,8 @@ class Web:
     tells: bool = True  # size and tag
     breaks_after: list[int] = field(default_factory=list)
     """Of the next answers so many bytes come, and then the connection ends."""
+    may_break: threading.Event = field(default_factory=threading.Event)
+    """Until it is set, such a connection stays open behind these bytes."""
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
 
     def tag_of(self, path: str) -> str:
@@ -75,9 +77,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         if self.command == "GET":
-            if web.breaks_after:
-                body = body[: web.breaks_after.pop(0)]
-            self.wfile.write(body)
+            breaks_after = web.breaks_after.pop(0) if web.breaks_after else None
+            self.wfile.write(body[:breaks_after])
+            if breaks_after is not None:
+                web.may_break.wait(60)
             self.close_connection = True
 
 
@@ -85,6 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
 def open_web(files: dict[str, bytes]) -> Iterator[Web]:
     """A server of these files, by their paths."""
     web = Web(files=dict(files))
+    web.may_break.set()
     handler = type("Handler", (_Handler,), {"web": web})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 import lmscale
@@ -31,7 +32,7 @@ def find_config(place: Path) -> Path:
     """A YAML file by its path or, where there is no such file, one that comes with lmscale by its
     name. Raises ``ConfigError`` for a word that is neither.
     """
-    if place.exists() or len(place.parts) > 1 or place.name.endswith(_ENDINGS):
+    if _is_there(place) or len(place.parts) != 1 or place.name.endswith(_ENDINGS):
         return place  # reading it says what is wrong with it
     known = list_configs()
     if place.name in known:
@@ -44,6 +45,14 @@ def find_config(place: Path) -> Path:
     )
 
 
+def _is_there(place: Path) -> bool:
+    """Whether a file is; a folder, as of a run of this name, is none."""
+    try:
+        return place.exists() and not place.is_dir()
+    except OSError:  # a name that is too long for one
+        return False
+
+
 def describe_config(path: Path) -> str:
     """What a configuration that comes with lmscale is: the first sentence of its first comment."""
     comment = []
@@ -51,5 +60,5 @@ def describe_config(path: Path) -> str:
         if not line.startswith("#"):
             break
         comment.append(line.lstrip("# "))
-    sentence, dot, _ = " ".join(comment).partition(". ")
-    return sentence if dot else sentence.rstrip(".")
+    # Behind the dot of "et al." no sentence begins.
+    return re.split(r"\.(?:\s+(?=[A-Z])|$)", " ".join(comment).strip(), maxsplit=1)[0]

@@ -16,14 +16,32 @@ def own_process() -> dict[str, Any]:
 
 def is_gone(process: Any) -> bool | None:
     """Whether the process that ``own_process`` named has ended; None where that cannot be seen from
-    here: it is another machine's, or the words are none of ``own_process``.
+    here: it is another machine's, or another user's and hidden, or the words are none of
+    ``own_process``.
     """
     try:
         if process["machine"] != _machine():
             return None
-        return _started(int(process["pid"])) != process["started"]
+        pid = int(process["pid"])
+        started = _started(pid)
+        if started is None and _is_hidden(pid):
+            return None
+        return started != process["started"]
     except (ValueError, KeyError, TypeError, OverflowError):
         return None
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is such a process that /proc does not show: another user's, where it is mounted
+    with ``hidepid``, as on many login nodes.
+    """
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _machine() -> str:

@@ -20,7 +20,13 @@ def test_a_file_of_ones_own_wins_over_a_name(tmp_path, monkeypatch):
     assert load_config(find_config(Path("demo"))).run.name == "mine"
 
 
-@pytest.mark.parametrize("name", ["llama_7c", "gpt3_1.3", "x"])
+def test_a_folder_of_a_configuration_s_name_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    assert find_config(Path("demo")) == list_configs()["demo"]
+
+
+@pytest.mark.parametrize("name", ["llama_7c", "gpt3_1.3", "x", "x" * 300])
 def test_a_name_that_nothing_has_is_told_the_known_ones(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="neither such a file nor a configuration") as caught:
@@ -45,4 +51,8 @@ def test_commands_take_the_name_and_list_what_there_is(tmp_path, monkeypatch, ca
     assert main(["config", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(list_configs())
-    assert all(len(line.split(maxsplit=1)[1]) > 10 for line in lines)
+    said = dict(line.split(maxsplit=1) for line in lines)
+    assert said["gru_lm"].endswith("where LSTMs have four: 57,018,000 parameters")
+    for line in said.values():  # a whole sentence, and one
+        assert len(line) > 30 and line.count("(") == line.count(")"), line
+        assert ". The " not in line and not line.endswith("."), line
