@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmscale.config import RunConfig, load_config
+from lmscale.config.data import BatchPlan
 from lmscale.config.training import Weights
 from lmscale.errors import ConfigError, LmscaleError
 from lmscale.files.jsonl import Row, sift_rows
@@ -107,12 +108,32 @@ def iterate_steps(
     """What one of ``data_ranks`` ranks is fed with in ``steps`` steps from ``first_step`` on: the
     arrays of its micro-batches, as the objective makes them.
 
-    A step's samples are the same for every number of ranks. ``stream.workers`` processes read ahead
-    while the next step is asked for. Raises as ``open_stream``.
+    ``first_step``: how many were done before. A step's samples are the same for every number of
+    ranks. ``stream.workers`` processes read ahead while the next step is asked for. Raises
+    ``ConfigError`` for ranks and steps that there are none of, and once the first step is asked
+    for, as ``open_stream``.
     """
+    problems = [
+        f"{name} = {value}: it must be at least {least}."
+        for name, value, least in (
+            *(("steps", steps, 0), ("first_step", first_step, 0), ("data_ranks", data_ranks, 1)),
+        )
+        if value < least
+    ]
+    if not problems and not 0 <= data_rank < data_ranks:
+        ranks = f"0 to {data_ranks - 1}"
+        problems = [f"data_rank = {data_rank}: the ranks of data_ranks = {data_ranks} are {ranks}."]
+    if problems:
+        raise ConfigError(problems)
+    plan = config.batch.plan(data_ranks)
+    return _iterate_steps(config, plan, data_rank, first_step=first_step, steps=steps)
+
+
+def _iterate_steps(
+    config: RunConfig, plan: BatchPlan, data_rank: int, *, first_step: int, steps: int
+) -> Iterator[StepBatch]:
     from lmscale.objective.objective import build_preparation
 
-    plan = config.batch.plan(data_ranks)
     with open_stream(config) as stream:
         job = LoaderJob(
             stream=stream,
@@ -171,7 +192,7 @@ def generate(
     suffix: str | None = None,
     max_tokens: int = 200,
     special_tokens: bool = False,
-    stops: Sequence[str] = (),
+    stops: str | Sequence[str] = (),
     **sampling: float | bool | None,
 ) -> Iterator[str]:
     """The model's continuation of a prompt, piece by piece; of a run of pairs or with a gap to
@@ -179,26 +200,28 @@ def generate(
 
     ``suffix``: text behind a gap, of a run that fills them. ``special_tokens``: their names in the
     prompt are those tokens, and those that come are shown. ``stops`` end it: texts, or names of
-    special tokens. ``sampling``: the fields of
-    ``Sampling``: temperature, top_k, top_p, repetition_penalty, is_greedy, seed. A prompt of ids is
-    taken as it is. Raises ``ConfigError`` for what the model cannot be asked.
+    special tokens. ``sampling``: the fields of ``Sampling``: temperature, top_k, top_p,
+    repetition_penalty, is_greedy, seed. A prompt of ids is taken as it is, without the run's
+    ``bos_id``. Raises ``ConfigError`` for what the model cannot be asked.
     """
     from lmscale.evaluation.generate import Generation, stream_answer
-    from lmscale.evaluation.prompts import Prompt, build_prompt
+    from lmscale.evaluation.prompts import Prompt, build_prompt, let_end
     from lmscale.evaluation.sampling import Sampling
 
+    config, tokenizer = run.config, run.tokenizer
+    stops = (stops,) if isinstance(stops, str) else stops
     if isinstance(prompt, str):
         question = build_prompt(
-            run.config,
-            run.tokenizer,
-            prompt,
-            suffix,
+            *(config, tokenizer, prompt, suffix),
             bos_id=run.bos_id,
             special=special_tokens,
             stops=stops,
         )
+    elif suffix is not None:
+        raise ConfigError("suffix goes with a prompt of text: ids have all that the model is asked")
     else:
-        question = Prompt(ids=tuple(map(int, prompt)))
+        asked = Prompt(ids=tuple(map(int, prompt)))
+        question = let_end(asked, config, tokenizer, special=special_tokens, stops=stops)
     how = Sampling(**sampling)  # type: ignore[arg-type]
-    generation = Generation(run.model, run.tokenizer, question, how, max_tokens=max_tokens)
+    generation = Generation(run.model, tokenizer, question, how, max_tokens=max_tokens)
     return stream_answer(generation)

@@ -53,7 +53,7 @@ def test_every_piece_of_the_page_has_five_lines_and_runs_on_a_run(place, monkeyp
     assert len(pieces()) == 6
     assert names["status"].step == 6
     assert sorted(names["losses"]) == [1, 2, 3, 4, 5, 6]
-    assert names["row"].step == 3
+    assert names["row"].step == 2  # which the page says of step 3
     assert names["samples"].tokens.shape == (12, 33)
     assert set(names["weights"]) >= {name for name, _ in names["run"].model.named_parameters()}
     assert "'tokens': (3, 33)" in capsys.readouterr().out  # of a micro-batch
@@ -97,6 +97,50 @@ def test_a_prompt_of_ids_is_taken_as_it_is_and_the_seed_decides_the_text(place):
     )
     assert once == again == by_text
     assert once != "".join(lmscale.generate(run, ids, max_tokens=12, seed=8))
+
+
+def test_a_prompt_of_ids_ends_where_it_is_told_to_as_a_text_does(place):
+    run = lmscale.load_run(place / "runs/demo", device="cpu")
+    ids = run.tokenizer.encode("import").tolist()
+    how = {"max_tokens": 12, "seed": 7}
+    text = "".join(lmscale.generate(run, ids, **how))
+    stop = text[3:6]
+    for prompt in (ids, "import"):
+        for stops in (stop, [stop], ("\0", stop)):  # one text is no row of letters
+            said = "".join(lmscale.generate(run, prompt, stops=stops, **how))
+            assert said == text[: text.index(stop)]
+    end = run.tokenizer.piece(run.tokenizer.eos_id)
+    meant, plain = (
+        lmscale.generate(run, prompt, special_tokens=True, is_greedy=True, max_tokens=3)
+        for prompt in (f"import{end}", [*ids, run.tokenizer.eos_id])
+    )
+    assert "".join(meant) == "".join(plain)
+
+
+def test_a_run_is_asked_for_nothing_that_is_not_there(place, tiny_data):
+    folder, config = place / "runs/demo", tiny_config(tiny_data, place / "runs/other")
+    run = lmscale.load_run(folder, device="cpu")
+    last = run.model.vocab_size - 1
+    with lmscale.open_run_stream(folder) as stream:
+        asked = {
+            "suffix goes with a prompt of text": lambda: lmscale.generate(run, [5], suffix="x"),
+            f"id {last + 1} is none of the model's": lambda: lmscale.generate(run, [last + 1]),
+            "id -1 is none of the model's": lambda: lmscale.generate(run, [5, -1]),
+            "weights = 'mean': give one of trained, average": lambda: lmscale.load_run(
+                folder, weights="mean"
+            ),
+            "data_rank = 2: the ranks of data_ranks = 2 are 0 to 1": lambda: lmscale.iterate_steps(
+                config, steps=1, data_rank=2, data_ranks=2
+            ),
+            "first_step = -1: it must be": lambda: lmscale.iterate_steps(
+                config, steps=1, first_step=-1
+            ),
+            "data_ranks = 0: it must": lambda: lmscale.iterate_steps(config, steps=1, data_ranks=0),
+            "numbered from 0 on": lambda: stream.read_rows(-1, 2),
+        }
+        for expected, ask in asked.items():
+            with pytest.raises(lmscale.ConfigError, match=expected):
+                ask()
 
 
 def test_weights_are_the_model_s(place):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.find_weights import find_weights, no_checkpoint
@@ -14,7 +15,7 @@ from lmscale.checkpoint.places.place import Place
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import RunConfig
 from lmscale.config.training import AVERAGE, Weights
-from lmscale.errors import CheckpointError
+from lmscale.errors import CheckpointError, ConfigError
 from lmscale.history.history import read_history
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.continuation import identity_of
@@ -61,6 +62,8 @@ def find_run(
     Raises ``ConfigError`` if this is no run, and ``CheckpointError`` if it holds no sound
     checkpoint.
     """
+    if weights not in (None, *get_args(Weights)):
+        raise ConfigError(f"weights = {weights!r}: give one of {', '.join(get_args(Weights))}.")
     config = load_run_config(folder)
     tokenizer = load_kept_tokenizer(folder, config.tokenizer.folder)
     place = open_place(config, folder)

@@ -140,6 +140,13 @@ def _find_problems(model: Model, prompt: Prompt, max_tokens: int) -> Iterator[st
     ):
         yield describe_mute(model.family)
     yield from find_misfits(prompt, max_tokens, max_positions=model.max_positions)
+    # On a GPU an id without a vector would end all that the process does there, not only this.
+    wrong = [n for n in (*prompt.ids, *(prompt.source or ())) if not 0 <= n < model.vocab_size]
+    if wrong:
+        yield (
+            f"The prompt's id {wrong[0]} is none of the model's, 0 to {model.vocab_size - 1:,}. "
+            "Take the run's own tokenizer."
+        )
 
 
 def stream_answer(generation: Generation) -> Iterator[str]:

@@ -57,9 +57,23 @@ def build_prompt(
     end what is written: texts, or names of special tokens. Raises ``ConfigError`` for a suffix
     where the objective teaches nothing of the kind, and for a stop without text.
     """
+    prompt = _ask(config, partial(tokenizer.encode, special=special), text, suffix, bos_id)
+    return let_end(prompt, config, tokenizer, special=special, stops=stops)
+
+
+def let_end(
+    prompt: Prompt,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    *,
+    special: bool = False,
+    stops: Sequence[str] = (),
+) -> Prompt:
+    """The prompt with what ``build_prompt`` says of ``special`` and ``stops``, whose answer it
+    concerns. Raises ``ConfigError`` for a stop without text.
+    """
     if "" in stops:
         raise ConfigError("--stop: the text is empty. Give one, or leave it out.")
-    prompt = _ask(config, partial(tokenizer.encode, special=special), text, suffix, bos_id)
     ends = {tokenizer.special_pieces[stop] for stop in stops if stop in tokenizer.special_pieces}
     may_come = {*tokenizer.special_tokens.values()} - {*config.objective_ids.values()}
     return replace(

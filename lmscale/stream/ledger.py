@@ -48,7 +48,7 @@ def _from_hex(digest: Any) -> int:
 class LedgerRow:
     """One optimizer step over all ranks."""
 
-    step: Count
+    step: Count  # done before it: 0 is what figures and checkpoints call step 1
     first_n: Count
     samples: Count
     tokens: Count  # trained on: the targets, which the loss counts

@@ -142,6 +142,8 @@ class Stream:
 
         ``partners``: with those of other numbers by one bit, n ^ 1, of each sample n.
         """
+        if first_n < 0 or count < 0:
+            raise ConfigError(f"{count} samples from {first_n} on: they are numbered from 0 on.")
         if partners:
             begin = first_n - first_n % 2
             ahead = first_n + count - begin
