@@ -23,8 +23,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "slurm")]
 
-from cluster import Cluster, wait_until, why_no_cluster  # noqa: E402
-from tiny_run import ENVIRONMENT, build_tiny_data, write_tiny_config  # noqa: E402
+from cluster import Cluster, wait_until  # noqa: E402
+from demands import why_no_cluster  # noqa: E402
+from forked_processes import ENVIRONMENT  # noqa: E402
+from tiny_run import build_tiny_data, write_tiny_config  # noqa: E402
 
 PARTS = (
     "launch: checks, frozen copy, sbatch",

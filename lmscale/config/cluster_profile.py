@@ -35,7 +35,7 @@ class PreflightConfig(Section):
     """Free space that the run's folder and the scratch folder must have."""
     max_clock_skew_seconds: float = Field(default=2, gt=0)
     all_reduce_mb: PositiveInt = Field(default=64, le=2**16)
-    """Size of the all-reduce whose speed is compared."""
+    """Size of the all-reduce whose speed is shown."""
     matrix_size: PositiveInt | None = Field(default=None, le=2**17)
     """Side of the matrices whose product is timed; default: by the device."""
     command: str | None = None
