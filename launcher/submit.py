@@ -35,9 +35,10 @@ from lmscale.config.load import blaming
 from lmscale.config.run import with_absolute_places
 from lmscale.config.sbatch_options import Asked
 from lmscale.errors import ClusterError, ConfigError, DataError, LmscaleError
-from lmscale.files.atomic import atomic_folder, to_json_bytes
+from lmscale.files.atomic import to_json_bytes
 from lmscale.files.jsonl import append_durable_row
 from lmscale.files.locks import locked_file
+from lmscale.files.output_folder import new_folder
 from lmscale.files.redact import redact_command
 from lmscale.files.run_files import SUBMISSIONS_FILE, SWEEP_FILE
 from lmscale.runs.environment import collect_code
@@ -202,7 +203,7 @@ def freeze(job: SlurmJob, request: JobRequest, script: str) -> Path:
     for member, config in zip(job.members, request.runs, strict=False):
         texts[member.config] = dump_config(config)
     try:
-        with atomic_folder(final) as work:  # an id is new, so nothing is there
+        with new_folder(final) as work:  # an id is new, so nothing is there
             for path, text in texts.items():
                 place = work / path.relative_to(final)
                 place.parent.mkdir(exist_ok=True)

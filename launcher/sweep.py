@@ -9,9 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from lmscale.config import load_config
+from lmscale.config import RunConfig, load_config
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import ConfigError
+from lmscale.files.locations import find_checkpoint
 from lmscale.files.run_files import SLURM_FOLDER, SWEEP_FILE
 from lmscale.runs.sweep_folder import Sweep, SweepMember, read_sweep
 
@@ -80,7 +81,7 @@ def plan_sweep(
             for problem in error.problems:  # of a key that every run has, once
                 problems.setdefault(problem, f"{' '.join(given)}: {problem}")
             continue
-        configs.append(with_absolute_places(config))
+        configs.append(with_absolute_places(_name_initial(config, beside=root.parent)))
         runs.append(SweepMember(index=index, run=run, folder=root / run, values=values))
     if problems:
         raise ConfigError([*problems.values()])
@@ -92,6 +93,14 @@ def plan_sweep(
         runs=tuple(runs),
         configs=tuple(configs),
     )
+
+
+def _name_initial(config: RunConfig, *, beside: Path) -> RunConfig:
+    """``run.init_from`` by its folder: its name is looked for where the sweep is, not in there."""
+    if not config.run.init_from:
+        return config
+    place = find_checkpoint(config.run.init_from, beside=beside).absolute
+    return config.model_copy(update={"run": config.run.model_copy(update={"init_from": place})})
 
 
 def find_conflict(sweep: Sweep) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from lmscale.corpus.documents import read_documents
 from lmscale.errors import ConfigError, DataError
 from lmscale.evaluation.passages import Language, Spot, find_ending, find_spots
 from lmscale.evaluation.task_files import RECORD, render_rows
-from lmscale.files.atomic import atomic_folder, replace_folder, to_json_bytes, writing
+from lmscale.files.atomic import to_json_bytes, writing
+from lmscale.files.output_folder import output_folder
 
 _CHOICES = 4
 
@@ -221,15 +221,10 @@ def make_tasks(
             "corpus again."
         )
     files[RECORD] = to_json_bytes({"seed": seed, "tasks": {task.name: task.rows for task in made}})
-    with writing("tasks", out):
-        # Whole before the old ones go, which a full disk is not to cost.
-        new = out.with_name(f".{out.name}.new")
-        shutil.rmtree(new, ignore_errors=True)
-        with atomic_folder(new) as folder:
-            (folder / "data").mkdir()
-            for name, content in files.items():
-                (folder / name).write_bytes(content)
-        replace_folder(new, out)
+    with writing("tasks", out), output_folder(out) as folder:
+        (folder / "data").mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
     return made
 
 

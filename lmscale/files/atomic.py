@@ -30,6 +30,10 @@ _WHAT_TO_DO = (
         "A file stands where a folder must be, or the other way round: name another place, or "
         "move it away.",
     ),
+    (
+        {errno.ENOTEMPTY},
+        "Something has appeared there meanwhile: name another place, or move it away.",
+    ),
     ({errno.ENAMETOOLONG}, "Name a place with a shorter path."),
     (
         {errno.ENOENT},
@@ -63,22 +67,6 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
             fsync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside ``path``; on success rename it into place, where nothing may be.
-
-    On any error the new folder is removed.
-    """
-    work = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        work.mkdir(parents=True)
-        yield work
-        os.rename(work, path)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
         raise
 
 

@@ -99,6 +99,21 @@ def output_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``; on success it is durable and named ``path``. Where
+    something stands by then, that stays, and it is an ``OSError``. On any error the new folder is
+    removed.
+
+    What killed processes left beside ``path`` is cleared away first.
+    """
+    with work_folder(path) as work:
+        yield work
+        fsync_folder(work)
+        os.rename(work, path)
+        fsync_folder(path.parent)
+
+
+@contextmanager
 def output_file(path: Path) -> Iterator[Path]:
     """Yield where to write the file; on success it is durable and named ``path``, and what stood
     there is gone. On any error nothing is left of it.

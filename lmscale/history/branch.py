@@ -7,11 +7,12 @@ name of one that no run ever writes to again (a hard link): whatever the other r
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,13 +23,14 @@ from lmscale.checkpoint.manifest import FileEntry, Manifest, read_state
 from lmscale.checkpoint.places.place import LocalPlace, Place
 from lmscale.checkpoint.places.run_place import open_place
 from lmscale.config import RunConfig, dump_config, parse_config
-from lmscale.config.load import read_text
+from lmscale.config.load import read_text, validate_tree
 from lmscale.config.objective import DistillConfig
-from lmscale.config.run import with_absolute_places
+from lmscale.config.run import RunSection, with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError
-from lmscale.files.atomic import atomic_folder, write_bytes, writing
+from lmscale.files.atomic import write_bytes, writing
 from lmscale.files.jsonl import append_durable_row, renew_rows
 from lmscale.files.locations import find_checkpoint, split_checkpoint
+from lmscale.files.output_folder import new_folder
 from lmscale.files.run_files import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -103,10 +105,10 @@ def plan_branch(named: str, name: str, overrides: Sequence[str] = ()) -> Branch:
         what = "" if step is None else f" of step {step}"
         raise ConfigError(f"{named}: that run has no checkpoint{what}. There are: {there}.")
     step = steps[-1] if step is None else step
-    config = _configure(folder, name, overrides)
+    config = _configure(before, name, overrides)
     if problems := [*_find_problems(before, config, step)]:
         raise ConfigError(problems)
-    source = open_place(before, folder)
+    source = open_place(before, folder.absolute())  # as it is called everywhere
     manifest = load_manifest(source, step)
     undone = read_history(folder).undone(manifest)
     if undone or not manifest.is_finite:
@@ -115,15 +117,16 @@ def plan_branch(named: str, name: str, overrides: Sequence[str] = ()) -> Branch:
     return Branch(before=before, config=config, source=source, manifest=manifest)
 
 
-def _configure(folder: Path, name: str, overrides: Sequence[str]) -> RunConfig:
+def _configure(before: RunConfig, name: str, overrides: Sequence[str]) -> RunConfig:
     given = {override.partition("=")[0] for override in overrides}
     if "run.name" in given:
         raise ConfigError(f"--set run.name: the branch is called {name}; leave it out.")
-    own = [f"run.name={name}"]
-    if "run.folder" not in given:
-        own.append(f"run.folder={folder.absolute().parent / name}")
-    path = folder / CONFIG_FILE
-    return parse_config(read_text(path), [*own, *overrides], name=str(path))
+    validate_tree(RunSection, {"name": name}, name=f"NAME {name!r}")
+    own = {"run.name": name, "run.folder": str(before.folder.absolute().parent / name)}
+    # Quoted: a name such as 007, or a folder with a # in its path, is another value in YAML.
+    quoted = [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in own.items() if k not in given]
+    path = before.folder / CONFIG_FILE
+    return parse_config(read_text(path), [*quoted, *overrides], name=str(path))
 
 
 def _find_problems(before: RunConfig, config: RunConfig, step: int) -> Iterator[str]:
@@ -158,10 +161,10 @@ def make_branch(branch: Branch, advance: Callable[[float], None] = lambda size: 
     before, config, manifest = branch.before, branch.config, branch.manifest
     step, origin = manifest.step, before.folder
     with writing("the run folder", config.folder.parent):
-        config.folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(config.folder) as work:
+        with _open_outside(branch) as outside, new_folder(config.folder) as work:
+            target = outside or LocalPlace(work / CHECKPOINTS)
             write_bytes(work / CONFIG_FILE, dump_config(with_absolute_places(config)).encode())
-            is_linked = _bring_checkpoint(branch, work, advance)
+            is_linked = _bring_checkpoint(branch, target, work, advance)
             for name, last in ((LEDGER_FILE, step - 1), (METRICS_FILE, step)):
                 if (origin / name).is_file():
                     shutil.copyfile(origin / name, work / name)
@@ -184,32 +187,28 @@ def make_branch(branch: Branch, advance: Callable[[float], None] = lambda size: 
     return is_linked
 
 
-def _bring_checkpoint(branch: Branch, work: Path, advance: Callable[[float], None]) -> bool:
-    """Link or copy the files, and commit them as the new run's."""
+def _bring_checkpoint(
+    branch: Branch, target: Place, work: Path, advance: Callable[[float], None]
+) -> bool:
+    """Link or copy the files, and commit them as the new run's; whether all are links."""
     config, manifest, source = branch.config, branch.manifest, branch.source
-    target: Place = LocalPlace(work / CHECKPOINTS)
-    if config.checkpoint.folder:
-        target = open_place(config)
-        if there := [*target.list_steps(), *target.list_steps(committed=False)]:
-            raise ConfigError(
-                f"checkpoint.folder = {target.location} holds checkpoints already (of step "
-                f"{there[0]}), which are not the branch's. Name an empty place."
-            )
-        target.claim(f"{config.run.name} in {config.folder.absolute()}")
-    target.begin(manifest.step)
-    problems: list[str] = []
-    is_linked = True
+    step, problems = manifest.step, list[str]()
+    target.begin(step)
+    # Linked at once and looked at then: the other run may remove its own meanwhile.
+    linked = {entry.name for entry in manifest.files if _link(source, target, step, entry)}
     for entry in manifest.files:
+        is_linked = entry.name in linked
         try:
-            if damage := source.describe_damage(manifest.step, entry):
+            if damage := (target if is_linked else source).describe_damage(step, entry):
+                damage = damage.replace(target.name_of(step), source.name_of(step))
                 problems.append(f"{damage}.")
-                continue
-            is_linked &= _bring_file(source, target, manifest.step, entry)
-        except FileNotFoundError as error:  # the other run, which trains on, removes it just now
+            elif not is_linked:
+                with source.opened(step, entry) as path:
+                    target.write_file(step, entry.name, _pieces(path))
+        except FileNotFoundError as error:  # removed just now
             problems.append(f"{error.filename} is missing: the run keeps that checkpoint no more.")
         advance(entry.bytes)
     if problems:
-        target.delete(manifest.step)
         raise CheckpointError(problems)
     writer = {"attempt", "attempt_time", "tier"}  # of a start that is another run's
     own = replace(
@@ -220,17 +219,41 @@ def _bring_checkpoint(branch: Branch, work: Path, advance: Callable[[float], Non
     )
     target.commit(own.step, own.to_bytes())
     append_commit(work, describe_commit(work, target, own, at=time.time()))
-    return is_linked
+    return len(linked) == len(manifest.files)
 
 
-def _bring_file(source: Place, target: Place, step: int, entry: FileEntry) -> bool:
-    with source.opened(step, entry) as path:
-        if isinstance(source, LocalPlace) and isinstance(target, LocalPlace):
-            with suppress(OSError):  # another file system, or one without links
-                os.link(path, step_folder(target.root, step) / entry.name)
-                return True
-        target.write_file(step, entry.name, _pieces(path))
+@contextmanager
+def _open_outside(branch: Branch) -> Iterator[Place | None]:
+    """The place of the branch's checkpoints, if it is none in its folder; on any error the
+    checkpoint that was being brought there goes.
+    """
+    config = branch.config
+    if not config.checkpoint.folder:
+        yield None
+        return
+    target = open_place(config)
+    if there := [*target.list_steps(), *target.list_steps(committed=False)]:
+        raise ConfigError(
+            f"checkpoint.folder = {target.location} holds checkpoints already (of step "
+            f"{there[0]}). Name an empty place; what a killed `runs branch` has left, remove."
+        )
+    target.claim(f"{config.run.name} in {config.folder.absolute()}")
+    try:
+        yield target
+    except BaseException:
+        target.delete(branch.manifest.step)
+        raise
+
+
+def _link(source: Place, target: Place, step: int, entry: FileEntry) -> bool:
+    """Whether the file has a second name now; not on another file system, or one without links."""
+    if not (isinstance(source, LocalPlace) and isinstance(target, LocalPlace)):
         return False
+    with suppress(OSError):
+        name = entry.name
+        os.link(step_folder(source.root, step) / name, step_folder(target.root, step) / name)
+        return True
+    return False
 
 
 def _pieces(path: Path) -> Iterator[memoryview]:

@@ -47,13 +47,13 @@ def find_source(
     lora = LoraConfig()
     with failing_together():
         if where.is_alone:
-            place, undone = LocalPlace(where.folder), nothing_undone
+            place, undone = LocalPlace(where.folder.absolute()), nothing_undone
         else:
             try:
                 source = load_run_config(where.folder)
             except ConfigError as error:
                 raise ConfigError([f"{named}: {p}" for p in error.problems]) from None
-            place, lora = open_place(source, where.folder), source.model.lora
+            place, lora = open_place(source, where.folder.absolute()), source.model.lora
             undone = read_history(where.folder).undone if ranks.is_first else nothing_undone
         heartbeat.tick()
     manifest = find_weights(place, where.step, ranks=ranks, origin=str(where.folder), undone=undone)

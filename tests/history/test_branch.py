@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -19,14 +20,15 @@ from typer.testing import CliRunner
 
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.places.place import LocalPlace
+from lmscale.checkpoint.places.run_place import open_place
 from lmscale.checkpoint.retention import remove
 from lmscale.cli.app import app
-from lmscale.errors import CheckpointError, ConfigError
+from lmscale.errors import CheckpointError, ConfigError, DataError
 from lmscale.history import branch as branching
 from lmscale.history.branch import make_branch, plan_branch
 from lmscale.runs.commits import read_commits
 from lmscale.runs.origins import read_origins
-from lmscale.runs.run_folder import read_status
+from lmscale.runs.run_folder import load_run_config, read_status
 
 STEP = "checkpoints/step-000000004"
 pytestmark = [pytest.mark.ranks]
@@ -113,6 +115,79 @@ def test_what_the_other_run_removes_stays_in_the_branch_linked_or_copied(base, m
         assert max(row["step"] for row in rows) == 4
 
 
+@pytest.mark.parametrize("name", ["007", "null", "1e3"])
+@pytest.mark.parametrize("place", ["a #1", "b: c", "d [e", "f\U0001f600"])
+def test_a_name_and_a_folder_mean_what_they_say_whatever_they_are_in_yaml(
+    origin, tmp_path, name, place
+):
+    (tmp_path / place).mkdir()
+    (tmp_path / place / "base").symlink_to(origin)
+    plan = plan_branch(f"{tmp_path}/{place}/base@4", name)
+    assert (plan.config.run.name, plan.config.folder) == (name, tmp_path / place / name)
+
+
+def test_the_command_to_go_on_is_one_that_a_shell_takes(origin, tmp_path, monkeypatch):
+    (tmp_path / "a b/runs").mkdir(parents=True)
+    (tmp_path / "a b/runs/base").symlink_to(origin)
+    monkeypatch.chdir(tmp_path / "a b")
+    made = invoke("runs", "branch", "base@4", "new", "--json")
+    config = tmp_path / "a b/runs/new/config.yaml"
+    assert config.is_file()
+    command = json.loads(made.output[made.output.index("{") :])["next"]
+    assert shlex.split(command) == ["lmscale", "launch", "local", str(config), "--nproc", "1"]
+    # Not as it was typed: whoever reads it later is in another folder.
+    checkpoint = read_origins(config.parent)["branch"].checkpoint
+    assert checkpoint == str(tmp_path / f"a b/runs/base/{STEP}")
+
+
+def test_a_run_that_removes_its_checkpoint_while_it_is_looked_at_does_not_harm_the_branch(
+    base, monkeypatch
+):
+    look = LocalPlace.describe_damage
+
+    def remove_first(place, step, entry):
+        shutil.rmtree(base / STEP, ignore_errors=True)
+        return look(place, step, entry)
+
+    plan = plan_branch(f"{base}@4", "new")
+    monkeypatch.setattr(LocalPlace, "describe_damage", remove_first)
+    assert make_branch(plan)
+    assert committed_steps(base.with_name("new")) == [4]
+
+
+def test_what_is_left_of_a_killed_one_goes_and_of_two_at_once_the_second_is_refused(
+    base, monkeypatch
+):
+    (base.parent / ".new.0123abcd.partial").mkdir()
+    plan = plan_branch(f"{base}@4", "new", [f"checkpoint.folder={base.parent}/elsewhere"])
+    save = branching.save_origins
+
+    def save_late(work, origins):
+        base.with_name("new").mkdir()
+        (base.with_name("new") / "config.yaml").touch()  # the first one's
+        save(work, origins)
+
+    monkeypatch.setattr(branching, "save_origins", save_late)
+    with pytest.raises(DataError, match="Something has appeared there meanwhile: name"):
+        make_branch(plan)
+    assert {path.name for path in base.parent.iterdir()} == {"base", "elsewhere", "new"}
+    assert LocalPlace(base.parent / "elsewhere").list_steps() == []  # it may be named again
+
+
+def test_checkpoints_behind_a_url_are_copied_to_a_place_of_the_branch_s_own(base):
+    one, two = (f"checkpoint.folder=memory://branches/{name}" for name in ("one", "two"))
+    assert make_branch(plan_branch(f"{base}@4", "one", [one])) is False
+    (commit,) = read_commits(base.with_name("one"))
+    assert commit.folder == "memory://branches/one/step-000000004"
+    assert make_branch(plan_branch(str(base.with_name("one")), "two", [two])) is False
+    place = open_place(load_run_config(base.with_name("two")))
+    manifest = load_manifest(place, 4)
+    assert [place.describe_damage(4, entry) for entry in manifest.files] == [None]
+    assert manifest.state["branch"]["checkpoint"] == commit.folder
+    with pytest.raises(ConfigError, match="holds checkpoints already .of step 4.. Name an empty"):
+        make_branch(plan_branch(f"{base}@4", "three", [two]))
+
+
 @pytest.mark.parametrize(
     ("named", "overrides", "told"),
     [
@@ -152,7 +227,7 @@ def test_checkpoints_elsewhere_go_to_an_empty_place_of_the_branch_s_own(base, tm
     place = LocalPlace(tmp_path / "elsewhere")
     (commit,) = read_commits(base.with_name("new"))
     assert commit.folder == place.name_of(4) and place.list_steps() == [4]
-    with pytest.raises(ConfigError, match="holds checkpoints already .of step 10., which are not"):
+    with pytest.raises(ConfigError, match="holds checkpoints already .of step 10.. Name an"):
         make_branch(plan_branch(f"{base}@4", "other", [f"checkpoint.folder={base}/checkpoints"]))
     assert committed_steps(base) == [2, 4, 6, 8, 10] and not base.with_name("other").exists()
     with pytest.raises(ConfigError, match="and each run has a place of its own. Name another"):

@@ -173,6 +173,22 @@ def test_each_run_of_a_sweep_has_its_own_folder_state_and_frozen_configuration()
     assert job.members[1].config == job.frozen_folder / "configs/001.yaml"
 
 
+def test_a_sweep_begins_with_the_run_that_a_single_run_would_begin_with(tmp_path):
+    (tmp_path / "runs/base").mkdir(parents=True)
+    (tmp_path / "runs/other").mkdir()
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"run: {{name: new, folder: {tmp_path}/runs/new, init_from: base@4}}\n"
+        "tokenizer: {vocab_size: 512}\n"
+    )
+    rates = [("engine.optimizer.lr", ("1e-3", "1e-4"))]
+    given = [c.run.init_from for c in plan_sweep(config, [], rates, name="rates").configs]
+    assert given == [f"{tmp_path}/runs/base@4"] * 2
+    beginnings = [("run.init_from", ("base@2", "other"))]
+    given = [c.run.init_from for c in plan_sweep(config, [], beginnings, name="many").configs]
+    assert given == [f"{tmp_path}/runs/base@2", f"{tmp_path}/runs/other"]
+
+
 def test_pyxis_gets_its_image_its_mounts_and_the_variables_that_must_survive_it():
     options = plan_job(make_request(PYXIS), "train").srun_options
     assert options == (

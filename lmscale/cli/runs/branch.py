@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Annotated
 
 import typer
 
 from lmscale.cli.options import JsonOption, SetOption, echo_json
 from lmscale.files.printing import count_of, render_bytes, say
+from lmscale.files.run_files import CONFIG_FILE
 
 
 def branch(
@@ -32,7 +34,7 @@ def branch(
     folder, step, files = plan.config.folder, plan.manifest.step, plan.manifest.files
     changes = describe_changes(plan.before, plan.config)
     ranks = plan.manifest.written_by.get("world_size", 1)
-    command = f"lmscale launch local {folder / 'config.yaml'} --nproc {ranks}"
+    command = f"lmscale launch local {quote(str(folder / CONFIG_FILE))} --nproc {ranks}"
     if as_json:
         row = {"folder": str(folder), "branch": plan.origin.to_json(), "is_linked": is_linked}
         echo_json({**row, "changes": changes, "next": command})
