@@ -14,7 +14,7 @@ import typer
 from lmscale.cli.options import print_warnings
 from lmscale.config import parse_config
 from lmscale.errors import ConfigError
-from lmscale.files.printing import count_of, say
+from lmscale.files.printing import count_of, render_bytes, render_duration, say
 
 if TYPE_CHECKING:
     from lmscale.cli.init_plan import Choice, Text
@@ -118,7 +118,7 @@ def _write(path: Path, written: str) -> None:
 
 
 def _describe(survey: Survey, choice: Choice) -> None:
-    from lmscale.cli.init_yaml import render_bytes, render_count, render_hours
+    from lmscale.cli.init_yaml import render_count
 
     about = "" if survey.is_exact else "about "
     step_tokens = choice.global_windows * choice.sequence_length
@@ -127,7 +127,7 @@ def _describe(survey: Survey, choice: Choice) -> None:
         f"{about}{render_bytes(survey.text_bytes)} of text, some {render_count(choice.tokens)} "
         f"tokens.\n{render_count(choice.parameters)} parameters ({choice.bound_by}), "
         f"{count_of(choice.steps, 'step')} of {step_tokens:,} tokens, "
-        f"{choice.epochs:.2g} epochs, some {render_hours(choice.hours)}."
+        f"{choice.epochs:.2g} epochs, some {render_duration(max(60.0, 3600 * choice.hours))}."
     )
 
 

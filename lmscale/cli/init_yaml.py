@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+import yaml
+
 from lmscale.cli.init_plan import MAX_EPOCHS, TOKENS_PER_PARAMETER, Choice, Device
+from lmscale.config.load import ConfigLoader
 from lmscale.corpus.survey import Survey
-from lmscale.files.printing import count_of
+from lmscale.files.printing import count_of, render_bytes, render_duration
 
 
 def render_config(name: str, survey: Survey, choice: Choice, device: Device) -> str:
@@ -53,7 +56,7 @@ corpus:
   folder: data/{name}/corpus
   {heldout}
   sources:
-    {name}:
+    {_render_key(name)}:
       inputs:
 {inputs}
 tokenizer:
@@ -68,7 +71,7 @@ stream:
   sequence_length: {choice.sequence_length}  # tokens that the model sees at once
   packing: best_fit  # documents stay whole where they fit
   sources:
-    {name}: {{shards: data/{name}/shards/{name}/train}}
+    {_render_key(name)}: {{shards: data/{name}/shards/{name}/train}}
 """
 
 
@@ -83,6 +86,7 @@ def _render_model(choice: Choice, device: Device) -> str:
     share = choice.trained_tokens / choice.parameters
     step = f"× {choice.sequence_length} = {tokens:,} tokens a step, shared by 1, 2, 4 or 8 ranks"
     trained = f"{render_count(choice.trained_tokens)} tokens: {choice.epochs:.2g} epochs"
+    hours = render_duration(max(60.0, 3600 * choice.hours))
     return f"""
 batch:
   global_windows: {choice.global_windows}  # {step}
@@ -105,7 +109,7 @@ train:
   # {trained}, {share:.2g} tokens a parameter.
   # {TOKENS_PER_PARAMETER} a parameter use computation best (Hoffmann et al. 2022), and up to
   # {MAX_EPOCHS} epochs are as good as fresh text (Muennighoff et al. 2023).
-  # Some {render_hours(choice.hours)} on this machine, by a rule of thumb; the log says it better.
+  # Some {hours} on this machine, by a rule of thumb; the log says it better.
   steps: {choice.steps}
 """
 
@@ -121,10 +125,15 @@ evaluation:
   every_steps: {choice.every_steps}
   max_windows: 256  # of every set while it trains; at the end all
   sets:
-    {name}: data/{name}/shards/{name}/heldout
+    {_render_key(name)}: data/{name}/shards/{name}/heldout
 """
     commented = "".join(f"# {line}".rstrip() + "\n" for line in sets.strip().splitlines())
     return saves + (sets if choice.has_heldout else f"\n{commented}")
+
+
+def _render_key(name: str) -> str:
+    """A name that YAML would read as something else, such as on, 007 and 1e5, in quotes."""
+    return name if yaml.load(name, ConfigLoader) == name else json.dumps(name)  # noqa: S506
 
 
 def _render_input(each: str | Mapping[str, str]) -> str:
@@ -146,22 +155,8 @@ def render_commands(path: str, name: str, choice: Choice) -> Sequence[str]:
     return [*commands, f"lmscale evaluate runs/{name}"] if choice.has_heldout else commands
 
 
-def render_bytes(number: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"
-
-
 def render_count(number: float) -> str:
     for unit, size in (("billion", 1e9), ("million", 1e6)):
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:,.0f}"
-
-
-def render_hours(hours: float) -> str:
-    if hours < 1:
-        return count_of(max(1, round(hours * 60)), "minute")
-    return count_of(round(hours), "hour") if hours < 100 else count_of(round(hours / 24), "day")

@@ -5,28 +5,31 @@ For ``lmscale init``, which writes the settings down; a build reads by those and
 
 from __future__ import annotations
 
+import glob
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lmscale.config.corpus import CorpusConfig, CorpusSourceConfig
+from lmscale.config.corpus import PLAIN, CorpusConfig, CorpusSourceConfig
 from lmscale.corpus.account import Account
 from lmscale.corpus.broken import describe_broken
 from lmscale.corpus.clean import Sameness, is_heldout, strip_html
 from lmscale.corpus.guess import FILE_BYTES, Settings, guess_settings, read_head
 from lmscale.corpus.inputs import RawFile, find_inputs, format_of
 from lmscale.corpus.readers import read_file
-from lmscale.corpus.text_files import (
-    PACKINGS,
-)
+from lmscale.corpus.text_files import PACKINGS, decode, read_pieces
 from lmscale.errors import DataError
 from lmscale.files.found import FoundFile, find_files
 from lmscale.files.locations import is_remote
 from lmscale.files.printing import count_of
 
-LOOKED_AT = 200  # files whose encoding and fields are looked for; the others are as most of these
+# Files of an ending whose encoding and fields are looked for, to twice as many; the others are as
+# most of these.
+LOOKED_AT = 200
+FEW = 4  # files that are not worth a pattern of their own are fewer
+MOST_INPUTS = 1000  # lines of a configuration that a person may look through
 ALL_BYTES = 64 << 20  # and of all of them
 SAMPLE_CHARS = 2 << 20
 # Unpacked to packed, of text; what is read tells better.
@@ -69,15 +72,27 @@ def survey_files(words: Sequence[str]) -> Survey:
     """Look at the files that paths, patterns, folders and URLs name. Raises ``DataError``."""
     found, notes = _expand(words)
     files = {file.location: file for each in found.values() for file in each}
-    step = max(1, len(files) // LOOKED_AT)
-    looked_at = {place: guess_settings(files[place]) for place in sorted(files)[::step]}
-    most, _ = Counter(looked_at.values()).most_common(1)[0]
-    settings = {place: looked_at.get(place, most) for place in sorted(files)}
-    inputs = _name_inputs(settings, found)
+    inputs = _name_inputs(_guess_all(files), found)
     tree = {"inputs": inputs, "max_bad_records": 10**9}
     source = CorpusSourceConfig.model_validate(tree)
     raw_files = find_inputs(CorpusConfig(sources={"files": source}))["files"]
     return _read(raw_files, source, inputs, notes)
+
+
+def _guess_all(files: Mapping[str, FoundFile]) -> dict[str, Settings]:
+    """The settings of every file; those that are not looked at have those of most of their ending,
+    of which another one's say nothing.
+    """
+    places: dict[str, list[str]] = {}
+    for place in sorted(files):
+        places.setdefault(_ending_of(files[place]), []).append(place)
+    settings: dict[str, Settings] = {}
+    for alike in places.values():
+        step = max(1, len(alike) // LOOKED_AT)
+        looked_at = {place: guess_settings(files[place]) for place in alike[::step]}
+        most, _ = Counter(looked_at.values()).most_common(1)[0]
+        settings |= {place: looked_at.get(place, most) for place in alike}
+    return settings
 
 
 def _expand(words: Sequence[str]) -> tuple[dict[str, list[FoundFile]], list[str]]:
@@ -113,7 +128,15 @@ def _expand(words: Sequence[str]) -> tuple[dict[str, list[FoundFile]], list[str]
 
 
 def _files_below(folder: str) -> Iterator[FoundFile]:
-    for above, folders, names in os.walk(folder):
+    """Also behind links to folders, as the build's patterns find them; in a circle of links each
+    folder once.
+    """
+    seen: set[str] = set()
+    for above, folders, names in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(above)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith("."):
@@ -132,19 +155,56 @@ def _is_text(file: FoundFile) -> bool:
 def _name_inputs(
     settings: Mapping[str, Settings], found: Mapping[str, Sequence[FoundFile]]
 ) -> tuple[str | dict[str, str], ...]:
-    """The patterns of a person, where one names files of the same settings and no others; else
-    each file.
+    """The patterns of a person, where one names files of the same settings and no others; of other
+    files, also those that a shell made of a pattern, one for each folder where that is so, or each.
+    Raises ``DataError`` for very many.
     """
     inputs: dict[str, Settings] = {}
+    others: dict[str, FoundFile] = {}
     for pattern, files in found.items():
-        kinds = {settings[file.location] for file in files}
-        named = {file.location for file in find_files(pattern).files}
-        if len(kinds) == 1 and named == {file.location for file in files}:
-            inputs[pattern] = kinds.pop()
+        is_pattern = pattern != files[0].location
+        if is_pattern and _is_of_one_kind(pattern, files, settings):
+            inputs[pattern] = settings[files[0].location]
+        else:
+            others |= {file.location: file for file in files}
+    for pattern, files in _by_folder(others.values()).items():
+        if len(files) >= FEW and _is_of_one_kind(pattern, files, settings):
+            inputs[pattern] = settings[files[0].location]
         else:
             inputs |= {file.location: settings[file.location] for file in files}
+    if len(inputs) > MOST_INPUTS:
+        kinds = Counter(settings[place] for place in others if settings[place]).most_common(3)
+        named = "; ".join(f"{number:,} {_describe_settings(own)}" for own, number in kinds)
+        raise DataError(
+            f"{len(inputs):,} inputs would be needed, of which a configuration may well have "
+            f"{MOST_INPUTS:,}: let each folder hold files that are read alike, and name it"
+            f"{' (now there are ' * bool(named)}{named}{')' * bool(named)}."
+        )
     named_inputs = sorted(inputs.items())
     return tuple({"files": each, **dict(own)} if own else each for each, own in named_inputs)
+
+
+def _is_of_one_kind(
+    pattern: str, files: Sequence[FoundFile], settings: Mapping[str, Settings]
+) -> bool:
+    """Whether a pattern names these files alone, and all are read alike."""
+    places = {file.location for file in files}
+    is_one = len({settings[place] for place in places}) == 1
+    return is_one and {file.location for file in find_files(pattern).files} == places
+
+
+def _by_folder(files: Iterable[FoundFile]) -> dict[str, list[FoundFile]]:
+    """Pattern → files of one folder and ending."""
+    folders: dict[str, list[FoundFile]] = {}
+    for file in files:
+        above = file.location.removesuffix(file.name)
+        pattern = file.location if file.is_remote else f"{glob.escape(above)}*{_ending_of(file)}"
+        folders.setdefault(pattern, []).append(file)
+    return folders
+
+
+def _describe_settings(settings: Settings) -> str:
+    return " and ".join(f"{key} {value}" for key, value in settings)
 
 
 @dataclass
@@ -162,8 +222,7 @@ class _Reading:
 
     def take(self, file: RawFile, account: Account) -> None:
         begun, documents = self.read_bytes, 0
-        for _, pieces in read_file(file, account):
-            text = "".join(pieces)
+        for text in _read_texts(file, account):
             text = strip_html(text) if file.has_markup else text
             documents += 1
             self.digests[Sameness([text]).digest] = None
@@ -192,7 +251,26 @@ class _Reading:
         share = text / raw if raw else _TEXT_SHARE * _RATIOS.get(file.ending, 1.0)
         total = max(text_bytes, file.bytes * share)
         self.text_bytes += total
-        self.documents += max(1.0, documents * total / max(1, text_bytes))
+        is_one = file.format in PLAIN and not file.rules.separator
+        self.documents += 1.0 if is_one else max(1.0, documents * total / max(1, text_bytes))
+
+
+def _read_texts(file: RawFile, account: Account) -> Iterator[str]:
+    """The texts of a file; of one that is a single document, and may be larger than the memory, the
+    beginning.
+    """
+    if file.format not in PLAIN or file.rules.separator:
+        yield from ("".join(pieces) for _, pieces in read_file(file, account))
+        return
+    account.begin(file)
+    pieces, chars = [], 0
+    for piece in decode(read_pieces(file), file.rules.encoding):
+        pieces.append(piece)
+        chars += len(piece)
+        if chars > FILE_BYTES:
+            break
+    if account.takes(pieces, file.shown):
+        yield "".join(pieces)
 
 
 def _read(

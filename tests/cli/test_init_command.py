@@ -44,6 +44,14 @@ def test_the_written_configuration_builds_its_data_by_the_commands_that_are_prin
         assert main(["config", "show", "owls.yaml", "--nproc", str(ranks)]) == 0
 
 
+@pytest.mark.parametrize("name", ["on", "null", "007", "1e5", "0x1F"])
+def test_a_name_that_yaml_would_read_as_something_else_stays_one(name):
+    assert main(["init", "raw/*.txt", "--name", name, "--gpus", "0", "--yes"]) == 0
+    config = load_config(f"{name}.yaml")
+    assert [*config.corpus.sources] == [*config.stream.sources] == [*config.evaluation.sets]
+    assert [*config.corpus.sources] == [config.run.name] == [name]
+
+
 def test_what_is_there_is_not_replaced_and_nothing_to_look_at_is_told(tmp_path, capsys):
     (tmp_path / "owls.yaml").write_text("mine")
     for arguments, said in [

@@ -4,16 +4,19 @@ import gzip
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import pytest
 
 from lmscale.config import parse_config
+from lmscale.corpus import survey, text_files
 from lmscale.corpus.build import build_corpus
 from lmscale.corpus.documents import load_corpus_manifest
 from lmscale.corpus.encodings import guess_encoding
 from lmscale.corpus.guess import choose_field
 from lmscale.corpus.survey import survey_files
 from lmscale.errors import DataError
+from lmscale.files import meter
 
 ENGLISH = "The owl flies at night. It hears a mouse under the snow, “quite softly”, and turns. "
 SIMPLIFIED = "我们在这里说的是中国的大学生，他们来到了这个地方。"
@@ -176,3 +179,64 @@ def test_a_word_that_names_nothing_is_told(tmp_path, monkeypatch, word, said):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=said):
         survey_files([word])
+
+
+def test_what_lies_behind_a_link_to_a_folder_is_found_and_once(tmp_path):
+    for name in ("raw/a.txt", "elsewhere/b.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(f"{name} {ENGLISH}")
+    (tmp_path / "raw/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/circle").symlink_to(tmp_path / "raw")
+    assert survey_files([str(tmp_path / "raw")]).documents == 2
+
+
+def test_a_large_file_that_is_one_document_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(survey, "FILE_BYTES", 10_000)
+    monkeypatch.setattr(text_files, "PIECE_BYTES", 4096)
+    read = []
+    monkeypatch.setattr(meter, "count", read.append)
+    (tmp_path / "a.txt").write_text(ENGLISH * 5000)
+    found = survey_files([str(tmp_path / "a.txt")])
+    assert (found.documents, found.is_exact) == (1, False)
+    assert 300_000 < found.text_bytes < 500_000
+    assert sum(read) < 40_000
+
+
+def test_a_file_that_is_not_looked_at_has_nothing_of_those_of_another_ending(tmp_path, monkeypatch):
+    monkeypatch.setattr(survey, "LOOKED_AT", 2)
+    for number in range(30):
+        (tmp_path / f"{number:02}.txt").write_bytes((SIMPLIFIED * 9).encode("gb18030"))
+    for number in range(9):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"content": f"{number} {SIMPLIFIED}"}))
+    found = survey_files([f"{tmp_path}/*.txt", f"{tmp_path}/*.jsonl"])
+    assert found.inputs == (
+        {"files": f"{tmp_path}/*.jsonl", "text_field": "content"},
+        {"files": f"{tmp_path}/*.txt", "encoding": "gb18030"},
+    )
+    assert not found.notes
+
+
+def test_one_file_of_many_that_is_otherwise_is_named_and_those_of_other_folders_by_their_own(
+    tmp_path, monkeypatch
+):
+    for number in range(9):
+        for folder in ("a", "b[1]"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{number}.txt").write_text(f"{folder}{number} {ENGLISH}")
+    (tmp_path / "a/0.txt").write_bytes((SIMPLIFIED * 9).encode("gb18030"))
+    found = survey_files([str(tmp_path)])
+    assert len(found.inputs) == 10 and f"{tmp_path}/b[[]1]/*.txt" in found.inputs
+    assert {"files": f"{tmp_path}/a/0.txt", "encoding": "gb18030"} in found.inputs
+    assert found.documents == 18
+    monkeypatch.setattr(survey, "MOST_INPUTS", 9)
+    with pytest.raises(DataError, match=r"10 inputs would .* are 1 encoding gb18030\)\."):
+        survey_files([str(tmp_path)])
+
+
+def test_files_that_a_shell_made_of_a_pattern_are_named_by_one_again(tmp_path):
+    paths = [str(tmp_path / f"{number}.txt") for number in range(12)]
+    for path in paths:
+        Path(path).write_text(f"{path} {ENGLISH}")
+    assert survey_files(paths).inputs == (f"{tmp_path}/*.txt",)
+    assert survey_files(paths[:11]).inputs == tuple(sorted(paths[:11]))  # and no other
+    assert survey_files(paths[:1]).inputs == tuple(paths[:1])
