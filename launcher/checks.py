@@ -157,6 +157,8 @@ def places_of(config: RunConfig, job: SlurmJob, launched_in: Path) -> list[str]:
     """The folders that the nodes must see."""
     if job.kind == "corpus":
         return [config.corpus.folder, str(launched_in)]
+    if job.kind == "tokenizer":
+        return [config.corpus.folder, config.tokenizer.folder]
     if job.kind == "shards":
         return [config.corpus.folder, config.tokenizer.folder, config.shards.folder]
     places = [str(config.folder)]
@@ -177,13 +179,17 @@ def is_below(place: str, folders: Sequence[str]) -> bool:
 
 def live_jobs(job: SlurmJob) -> dict[str, QueuedJob]:
     """Copies of a job that are queued or running, by their numbers."""
+    return {queued.job: queued for queued in known_jobs(job) if queued.is_active}
+
+
+def known_jobs(job: SlurmJob) -> tuple[QueuedJob, ...]:
+    """Copies of a job that Slurm knows, those that ended a short while ago as well."""
     if job.kind not in EXCLUSIVE:
-        return {}
+        return ()
     rows = [row for row in read_submissions(job.state_folder) if row["kind"] == job.kind]
     numbers = [str(number) for row in rows[-MAX_KNOWN_ROWS:] for number in row["jobs"]]
     # By name as well: a submission may have been cut off before it was written down.
-    queue = (*squeue(tuple(dict.fromkeys(numbers))), *squeue(name=job.name))
-    return {queued.job: queued for queued in queue if queued.is_active}
+    return (*squeue(tuple(dict.fromkeys(numbers))), *squeue(name=job.name))
 
 
 def find_live_jobs(job: SlurmJob, *, besides: Collection[str] = ()) -> list[str]:

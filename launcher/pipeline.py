@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from launcher.checks import live_jobs
 from launcher.job import JobKind, Prepared
 from launcher.plan import plan_job
 from launcher.render import render
 from launcher.slurm import QueuedJob, scancel
-from launcher.submit import Submission, submit
+from launcher.submit import Submission, submit_held, submitting
 from launcher.upstream import Upstream
 from lmscale.errors import ClusterError
 
@@ -85,7 +87,39 @@ def behind(prepared: Prepared, jobs: Collection[str]) -> Prepared:
 
 
 def submit_stages(stages: Sequence[Stage]) -> dict[JobKind, Submission]:
-    """Submit what is new, in its order; all of it, or nothing."""
+    """Submit what is new, in its order; all of it, or nothing.
+
+    Meanwhile nobody else submits for any of its folders. Raises ``ClusterError`` where somebody has
+    since they were looked at.
+    """
+    undone = [stage.prepared.job.state_folder for stage in stages if stage.prepared]
+    with ExitStack() as held:
+        for folder in dict.fromkeys(undone):  # in one order, so that two do not wait for each other
+            held.enter_context(submitting(folder))
+        _refuse_changes(stages)
+        return _submit_stages(stages)
+
+
+def _refuse_changes(stages: Sequence[Stage]) -> None:
+    """Raise ``ClusterError`` where the queue is not as it was when the stages were planned."""
+    problems: list[str] = []
+    for stage in stages:
+        if stage.prepared is None:
+            continue
+        live = live_jobs(stage.prepared.job)
+        numbers = {*map(array_of, live)}
+        if stage.is_new and live.keys() - {*stage.replaced}:
+            problems.append(
+                f"job {', '.join(sorted(numbers))} ({stage.kind}) was submitted meanwhile."
+            )
+        elif gone := {*stage.kept} - numbers:
+            problems.append(f"job {', '.join(sorted(gone))} ({stage.kind}) has ended meanwhile.")
+    if problems:
+        again = "So nothing was submitted here: give the same command again, which looks anew."
+        raise ClusterError([*problems, again])
+
+
+def _submit_stages(stages: Sequence[Stage]) -> dict[JobKind, Submission]:
     made: dict[JobKind, Submission] = {}
     pipeline: list[Upstream] = []
     last: tuple[str, ...] = ()
@@ -96,7 +130,7 @@ def submit_stages(stages: Sequence[Stage]) -> dict[JobKind, Submission]:
             if stage.is_new:
                 scancel(stage.replaced)
                 ready = behind(stage.prepared, last)
-                made[stage.kind] = submit(ready, pipeline=tuple(pipeline))
+                made[stage.kind] = submit_held(ready, pipeline=tuple(pipeline))
             last = made[stage.kind].jobs if stage.is_new else stage.kept
             output_of = stage.prepared.job.output_of
             pipeline += [Upstream(kind=stage.kind, job=j, output=output_of(j)) for j in last]

@@ -142,49 +142,52 @@ def _collect(problems: list[str], make: Callable[[], Result]) -> Result | None:
         return None
 
 
-def submit(prepared: Prepared, *, pipeline: tuple[Upstream, ...] = ()) -> Submission:
-    """Freeze and submit, behind the ``pipeline`` that it waits for.
+def submit(prepared: Prepared) -> Submission:
+    """Freeze and submit. Raises ``ClusterError`` when a copy was submitted in the meantime."""
+    with submitting(prepared.job.state_folder):
+        if live := find_live_jobs(prepared.job):
+            raise ClusterError(live)
+        return submit_held(prepared)
 
-    Raises ``ClusterError`` when a copy was submitted in the meantime.
+
+def submit_held(prepared: Prepared, *, pipeline: tuple[Upstream, ...] = ()) -> Submission:
+    """The same behind the ``pipeline`` that it waits for, for a caller that is ``submitting`` and
+    has looked for copies.
     """
     request, job = prepared.request, prepared.job
-    with submitting(job.state_folder):
-        live = find_live_jobs(job)
-        if live:
-            raise ClusterError(live)
-        script = freeze(job, request, prepared.script)
+    script = freeze(job, request, prepared.script)
+    try:
+        jobs = _submit_all(script, job.chain)
+    except BaseException:
+        shutil.rmtree(job.frozen_folder, ignore_errors=True)
+        raise
+    submission = Submission(
+        time=time.time(),
+        submission=job.submission,
+        job=jobs[0],
+        jobs=jobs,
+        kind=job.kind,
+        cluster=request.cluster_name,
+        nodes=(job.min_nodes, job.max_nodes),
+        tasks=job.tasks,
+        after=job.after,
+        pipeline=pipeline,
+        limit_seconds=parse_duration(request.cluster.time),
+        signal_seconds=float(request.cluster.signal_seconds),
+        folder=str(job.frozen_folder),
+        command=tuple(redact_command(["lmscale", *sys.argv[1:]])),
+        user=cordon.user_name(),
+        host=socket.gethostname(),
+    )
+    append_submission(job.state_folder, submission)
+    if request.sweep:
         try:
-            jobs = _submit_all(script, job.chain)
-        except BaseException:
-            shutil.rmtree(job.frozen_folder, ignore_errors=True)
-            raise
-        submission = Submission(
-            time=time.time(),
-            submission=job.submission,
-            job=jobs[0],
-            jobs=jobs,
-            kind=job.kind,
-            cluster=request.cluster_name,
-            nodes=(job.min_nodes, job.max_nodes),
-            tasks=job.tasks,
-            after=job.after,
-            pipeline=pipeline,
-            limit_seconds=parse_duration(request.cluster.time),
-            signal_seconds=float(request.cluster.signal_seconds),
-            folder=str(job.frozen_folder),
-            command=tuple(redact_command(["lmscale", *sys.argv[1:]])),
-            user=cordon.user_name(),
-            host=socket.gethostname(),
-        )
-        append_submission(job.state_folder, submission)
-        if request.sweep:
-            try:
-                write_sweep(request.sweep.model_copy(update={"job": jobs[0]}))
-            except OSError as error:
-                raise ClusterError(
-                    f"The job was submitted, but {job.run_folder / SWEEP_FILE} cannot be written: "
-                    f"{error}. `lmscale runs list --sweep` will not know of it."
-                ) from None
+            write_sweep(request.sweep.model_copy(update={"job": jobs[0]}))
+        except OSError as error:
+            raise ClusterError(
+                f"The job was submitted, but {job.run_folder / SWEEP_FILE} cannot be written: "
+                f"{error}. `lmscale runs list --sweep` will not know of it."
+            ) from None
     return submission
 
 

@@ -157,7 +157,8 @@ def _say_old(stage: Stage) -> str:
     if stage.kept:
         first, *rest = stage.kept
         chain = f" (and {len(rest)} more of its chain)" if rest else ""
-        return f"job {first}{chain} is queued or running already, and stays"
+        note = f" {stage.note}" if stage.note else ""
+        return f"job {first}{chain} is queued or running already, and stays{note}"
     return f"nothing is missing{f': {stage.note}' if stage.note else ''}"
 
 

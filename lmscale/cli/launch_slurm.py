@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import typer
 
-from launcher.checks import check, live_jobs
+from launcher.checks import cancel_command, check, known_jobs
 from launcher.job import DATA_KINDS
-from launcher.pipeline import STAGES, Stage, behind, plan_stage, submit_stages
+from launcher.pipeline import STAGES, Stage, array_of, behind, plan_stage, submit_stages
+from launcher.standing import describe_other_options, refuse_failed, refuse_other_settings
 from launcher.submit import prepare, submit
 from lmscale.cli.data_work import DataStage, Work, find_work
 from lmscale.cli.launch_output import (
@@ -89,8 +90,8 @@ def launch_one(options: LaunchOptions, how: How) -> None:
 
 def launch_all(options: LaunchOptions, how: How) -> None:
     """All that is missing from raw text to a model, each job behind the one before."""
-    if options.step is not None:
-        raise ConfigError("--step has no meaning for --job all; leave it out.")
+    if problems := _find_misfits(options):
+        raise ConfigError(problems)
     told = Told()
     stages = list(_plan_stages(options, how, told))
     if how.dry_run:
@@ -109,6 +110,20 @@ def launch_all(options: LaunchOptions, how: How) -> None:
         print_all_findings(stages, findings, as_json=how.as_json)
         return
     print_stages(stages, submit_stages(stages), findings, as_json=how.as_json)
+
+
+def _find_misfits(options: LaunchOptions) -> list[str]:
+    problems = (
+        [] if options.step is None else ["--step has no meaning for --job all; leave it out."]
+    )
+    for text in options.axes:
+        key = text.partition("=")[0].strip()
+        if key.partition(".")[0] in DATA_KINDS:
+            problems.append(
+                f"--array {key}: --job all makes the data once, for all runs of a sweep. Give each "
+                f"value a command of its own, with --set {key}=VALUE and folders of its own."
+            )
+    return problems
 
 
 def _plan_stages(options: LaunchOptions, how: How, told: Told) -> Iterator[Stage]:
@@ -138,9 +153,25 @@ def _plan_next(options: LaunchOptions, kind: JobKind, how: How, before: Stage | 
         return Stage(kind=kind, note=f"{prepared.job.run_folder} has finished")
     if how.dry_run:
         return Stage(kind=kind, prepared=prepared)
-    rows = [row for row in read_submissions(prepared.job.state_folder) if row["kind"] == kind]
-    after = rows[-1].get("after") if rows else None
-    return plan_stage(prepared, live_jobs(prepared.job), after=after, before=before)
+    return _compare_with_queue(prepared, before)
+
+
+def _compare_with_queue(prepared: Prepared, before: Stage | None) -> Stage:
+    """What to do about a stage by its jobs there; those that stay must do what is asked for."""
+    job = prepared.job
+    queue = known_jobs(job)
+    live = {queued.job: queued for queued in queue if queued.is_active}
+    numbers = {array_of(number) for number in live}
+    rows = [row for row in read_submissions(job.state_folder) if row["kind"] == job.kind]
+    row = next((row for row in reversed(rows) if numbers & {*map(str, row["jobs"])}), None)
+    stage = plan_stage(prepared, live, after=row and row.get("after"), before=before)
+    if not stage.kept:
+        return stage
+    refuse_failed(prepared, stage.kept, queue)
+    if row is None or "folder" not in row:  # it was cut off before it was written down
+        return stage
+    refuse_other_settings(prepared, row, cancel_command(job, *stage.kept))
+    return replace(stage, note=describe_other_options(prepared, row))
 
 
 def _options_of(options: LaunchOptions, kind: JobKind, *, awaits: bool) -> LaunchOptions:

@@ -132,6 +132,14 @@ def test_what_is_wrong_with_several_stages_is_told_once_and_with_all_else(capfd)
     assert err.count("squeue: there is no such command on this machine") == 1
 
 
+def test_a_sweep_of_what_the_data_is_made_by_is_no_pipeline(capfd):
+    sweep = ["--array", "tokenizer.vocab_size=300,400", "--array", "train.steps=3,4"]
+    assert main([*EXAMPLE, "--nodes", "8", "--job", "all", *sweep, "--dry-run"]) == 2
+    out, err = capfd.readouterr()
+    assert err.count("error: ") == 1 and out == ""
+    assert "--array tokenizer.vocab_size: --job all makes the data once" in err
+
+
 def test_data_that_one_command_can_make_is_told_with_that_command(capfd):
     assert main([*EXAMPLE, "--nodes", "8", "--check"]) == 2
     assert "With --job all the command makes the data as well" in capfd.readouterr().err

@@ -18,6 +18,8 @@ number=$(($(cat "$here/count" 2>/dev/null || echo 100) + 1))
 if [[ -e $here/refuse-$number ]]; then echo "sbatch: error: no more" >&2; exit 1; fi
 echo $number >"$here/count"; echo "$*" >>"$here/submitted"; echo "$number;lab"
 """
+# ``queue`` has rows of every job, ``queue---name=NAME`` those of one.
+SQUEUE = 'cat "$here/queue" "$here/queue-${@: -1}" 2>/dev/null'
 PROFILE = {"time": "1:00:00", "tasks_per_node": 2, "shared": ["/"], "python": sys.executable}
 
 
@@ -26,7 +28,7 @@ def slurm(tmp_path: Path, monkeypatch) -> Path:
     """A folder with stand-ins for Slurm's commands, and what they saw."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    scripts = {"sbatch": SBATCH, "squeue": 'cat "$here/queue" 2>/dev/null', "scancel": ""}
+    scripts = {"sbatch": SBATCH, "squeue": SQUEUE, "scancel": ""}
     scripts["scancel"] = 'echo "$*" >>"$here/cancelled"'
     for name, script in scripts.items():
         (folder / name).write_text(f"#!/bin/bash\nhere={folder}\n{script}\nexit 0\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 from slurm_cases import SMALL, make_request
@@ -11,8 +13,9 @@ from launcher.job import JobKind, Prepared
 from launcher.pipeline import NEVER, Stage, behind, plan_stage, submit_stages
 from launcher.plan import plan_job
 from launcher.slurm import AccountedJob, QueuedJob
+from launcher.standing import describe_other_options, refuse_failed, refuse_other_settings
 from launcher.status import SlurmAnswer, judge_run
-from launcher.submit import prepare
+from launcher.submit import prepare, submit_held, submitting
 from launcher.upstream import describe_upstream
 from lmscale.errors import ClusterError
 from lmscale.files.run_files import read_submissions
@@ -87,16 +90,99 @@ def test_a_job_behind_an_array_waits_for_all_of_its_tasks_and_ends_if_one_fails(
     assert "--kill-on-invalid-dep=yes" in job.directives
 
 
+def put_in_queue(slurm: Path, prepared: Prepared, *jobs: str, state: str = "PENDING") -> None:
+    rows = "".join(f"{job}|{job}|{state}|ada|n[1-2]|N/A|1:00:00|None|\n" for job in jobs)
+    (slurm / f"queue---name={prepared.job.name}").write_text(rows)
+
+
 @pytest.fixture
 def stages(options, slurm, tmp_path) -> list[Stage]:
     """Corpus done, shards queued, and a training to submit; the tokenizer as well."""
     own = replace(options, nodes="1")
+    shards = prepare(replace(own, kind="shards", tasks=2))
+    put_in_queue(slurm, shards, "77_0", "77_1")
     return [
         Stage(kind="corpus"),
         Stage(kind="tokenizer", prepared=prepare(replace(own, kind="tokenizer"))),
-        Stage(kind="shards", prepared=prepare(replace(own, kind="shards", tasks=2)), kept=("77",)),
+        Stage(kind="shards", prepared=shards, kept=("77",)),
         Stage(kind="train", prepared=prepare(own)),
     ]
+
+
+def test_what_somebody_has_submitted_or_ended_meanwhile_is_told_and_nothing_is_submitted(
+    stages, slurm
+):
+    put_in_queue(slurm, stages[3].prepared, "99")
+    put_in_queue(slurm, stages[2].prepared, "77_0", "77_1", state="CANCELLED")
+    with pytest.raises(ClusterError) as caught:
+        submit_stages(stages)
+    ended, other, again = caught.value.problems
+    assert ended == "job 77 (shards) has ended meanwhile."
+    assert other == "job 99 (train) was submitted meanwhile."
+    assert "give the same command again" in again
+    assert not (slurm / "submitted").exists()
+
+
+def test_two_that_submit_at_once_do_not_mix_their_jobs(stages, slurm, monkeypatch):
+    monkeypatch.setattr("launcher.pipeline.submitting", partial(submitting, seconds=0.0))
+    last = stages[3].prepared.job.state_folder
+    with submitting(last), pytest.raises(ClusterError, match="has been submitting for this folder"):
+        submit_stages(stages)
+    assert not (slurm / "submitted").exists()
+
+
+def submitted(options, kind: JobKind = "train") -> tuple[Prepared, dict]:
+    """A job, and the row of its submission."""
+    prepared = prepare(
+        replace(options, nodes="1", kind=kind, tasks=2 if kind == "shards" else None)
+    )
+    submit_held(prepared)
+    (row,) = read_submissions(prepared.job.state_folder)
+    return prepared, row
+
+
+def test_a_job_that_would_train_with_other_settings_does_not_stay(options, slurm):
+    prepared, row = submitted(options)
+    refuse_other_settings(prepared, row, "scancel 101")
+    here = ("train.steps=9", "run.seed=3")
+    other = prepare(replace(options, nodes="1-2", overrides=here))
+    with pytest.raises(ClusterError) as caught:
+        refuse_other_settings(other, row, "scancel 101")
+    told = str(caught.value)
+    assert told.startswith("job 101 was submitted with other settings: ")
+    steps = prepared.request.config.train.steps
+    for words in (f"train.steps is {steps}, here 9", "--nodes is 1, here 1-2", "`scancel 101`"):
+        assert words in told
+    assert describe_other_options(prepared, row) == ""
+    asked = prepare(replace(options, nodes="1", asked={"partition": "debug"}))
+    words = "as it was submitted: partition is None, here 'debug'"
+    assert describe_other_options(asked, row) == words
+
+
+def test_data_that_another_configuration_shares_may_have_another_training(options, slurm):
+    prepared, row = submitted(options, "shards")
+    own = replace(options, nodes="1", kind="shards", tasks=5)
+    refuse_other_settings(
+        prepare(replace(own, overrides=("train.steps=9", "run.name=b"))), row, "scancel 101"
+    )
+    with pytest.raises(ClusterError, match="shards.max_bytes is .*, here 99999"):
+        refuse_other_settings(
+            prepare(replace(own, overrides=("shards.max_bytes=99999",))), row, "scancel 101"
+        )
+    sweep = prepare(replace(options, nodes="1", axes=("train.steps=3,4",)))
+    submit_held(sweep)
+    (row,) = read_submissions(sweep.job.state_folder)
+    refuse_other_settings(sweep, row, "end")
+    other = prepare(replace(options, nodes="1", axes=("train.steps=3,5",)))
+    with pytest.raises(ClusterError, match="train.steps is 4, here 5"):
+        refuse_other_settings(other, row, "end")
+
+
+def test_an_array_of_which_a_task_has_failed_is_not_waited_for(slurm):
+    going = (queued("12_0", "RUNNING", ""), queued("12_2", "COMPLETED", ""))
+    refuse_failed(prepared_of("corpus"), ("12",), going)
+    with pytest.raises(ClusterError, match=r"the corpus \(job 12\) ended as failed.*scancel 12"):
+        refuse_failed(prepared_of("corpus"), ("12",), (*going, queued("12_1", "FAILED", "")))
 
 
 def test_what_is_new_is_submitted_behind_what_is_not_done_before_it(stages, slurm, tmp_path):

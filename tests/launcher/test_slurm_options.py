@@ -83,6 +83,24 @@ def test_jobs_of_data_ask_for_what_the_section_data_says_and_others_do_not(optio
     assert "--partition=big" in directives(own)
 
 
+def test_no_option_keeps_the_scripts_environment_from_its_ranks(options):
+    """sbatch --export=NONE has srun hand nothing over, not even where the ranks meet."""
+    for kind in ("train", "evaluate", "corpus", "tokenizer", "preflight"):
+        own = replace(options, nodes="1", kind=kind, words=("--export=NONE",))
+        *_, script = prepare(own).script.partition("unset SLURM_EXPORT_ENV")
+        assert "srun" in script and "PYTHONPATH" in script, kind
+
+
+def test_a_tokenizers_job_needs_the_corpus_and_its_own_folder_on_all_nodes(
+    options, slurm, tmp_path
+):
+    with_profile(options, shared=[str(tmp_path / "disk")])
+    places = (f"corpus.folder={tmp_path}/disk/c", f"tokenizer.folder={tmp_path}/local/t")
+    own = replace(options, nodes="1", kind="tokenizer", overrides=places)
+    told = [p for p in check(prepare(own)).problems if "is not below a folder" in p]
+    assert len(told) == 1 and told[0].startswith(f"{tmp_path}/local/t is not below")
+
+
 def test_behind_another_job_missing_data_is_a_warning(options, slurm, tmp_path):
     changed = replace(options, overrides=(f"stream.sources.a.shards={tmp_path}/none",))
     assert "holds no manifest.json" in check(prepare(changed)).problems[0]

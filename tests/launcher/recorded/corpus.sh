@@ -30,6 +30,7 @@ frozen=/shared/ada/data/corpus/.slurm/20261122-011900-data
 
 # ---- 2. What every process of the job finds in its environment ----
 
+unset SLURM_EXPORT_ENV # which sbatch --export=NONE sets: srun would hand none of this to the ranks
 export PYTHONPATH=/shared/ada/data/corpus/.slurm/20261122-011900-data/code${PYTHONPATH:+:$PYTHONPATH} # the frozen code comes first
 export LMSCALE_SCRATCH=/tmp/lmscale-${USER:-$(id -un)} # caches, local to each node
 

@@ -29,6 +29,7 @@ submission=20261122-011900-train
 # ---- 2. What every process of the job finds in its environment ----
 
 export NCCL_DEBUG=WARN
+unset SLURM_EXPORT_ENV # which sbatch --export=NONE sets: srun would hand none of this to the ranks
 export PYTHONPATH=/shared/ada/runs/llama_7b/slurm/20261122-011900-train/code${PYTHONPATH:+:$PYTHONPATH} # the frozen code comes first
 export LMSCALE_SCRATCH=/tmp/lmscale-${USER:-$(id -un)} # caches, local to each node
 
