@@ -202,7 +202,7 @@ def _summarize(path: Path, seconds: float, *, ngram: float) -> None:
   Next:  lmscale runs status runs/demo
          lmscale generate runs/demo --prompt "class Path"
          lmscale config show {path}
-         README.md: your own text""")
+         lmscale init FILES    a configuration for your own text""")
 
 
 def _last_figures(path: Path) -> dict[str, Any]:
