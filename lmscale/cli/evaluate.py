@@ -6,6 +6,7 @@ import signal
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -203,25 +204,24 @@ def _evaluate_tasks(
 ) -> None:
     """``options``: --tasks, --include-path, --limit. Of several ranks the first has the tasks."""
     from lmscale.cli import evaluate_tasks
-    from lmscale.cli.scoring_ranks import find_asked, load_asked, open_ranks
+    from lmscale.cli.scoring_ranks import find_asked, load_asked, open_for_all, open_ranks
     from lmscale.runs.stop import StoppedError, StopRequests
 
     run, (tasks, include_path, limit) = asked.run, options
     with StopRequests(run, watch_file=False, signals=(signal.SIGTERM, signal.SIGUSR1)) as stop:
         stop.leave_unless(lambda: False)
-        opened = None
-        if ranks.is_first:  # what fails here is told before the others are met
-            opened = evaluate_tasks.open_run_tasks(
-                run,
-                evaluate_tasks.split_names(tasks),
-                include_path,
-                limit,
-                step=asked.step,
-                is_own=asked.hf is None,
-            )
+        open_tasks = partial(
+            evaluate_tasks.open_run_tasks,
+            *(run, evaluate_tasks.split_names(tasks), include_path, limit),
+            step=asked.step,
+            is_own=asked.hf is None,
+        )
+        opened = open_tasks() if ranks.world_size == 1 else None
         try:
             found = find_asked(asked, ranks)
             with open_ranks(ranks) as device:
+                if ranks.world_size > 1:  # once they have met: what is wrong ends all of them
+                    opened = open_for_all(open_tasks, ranks)
                 loaded = load_asked(asked, found, device, ranks)
                 scored = evaluate_tasks.score_run_tasks(loaded, opened, stop, ranks)
         except StoppedError as stopped:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from lmscale.config.training import Weights
     from lmscale.evaluation.found import FoundRun
+    from lmscale.evaluation.harness import Tasks
     from lmscale.evaluation.run import LoadedRun
     from lmscale.ranks.ranks import Ranks
 
@@ -41,7 +42,7 @@ def find_ranks(run: Path) -> Ranks:
 
     is_step = join_step(os.environ)
     ranks = ranks_from_environment()
-    if is_step:
+    if is_step and run.is_dir():  # else it is told, and no folder is made
         redirect_output(run, ranks.rank)
     return ranks
 
@@ -94,6 +95,14 @@ def find_asked(asked: ModelAsked, ranks: Ranks) -> FoundRun | None:
         with progress("looking at the checkpoint"):  # at every byte
             return find_run(asked.run, step=asked.step, weights=asked.weights)
     return None
+
+
+def open_for_all(open_tasks: Callable[[], Tasks], ranks: Ranks) -> Tasks | None:
+    """Of the first rank, which alone has them; where it fails, all ranks do."""
+    from lmscale.ranks.collectives import failing_together
+
+    with failing_together():
+        return open_tasks() if ranks.is_first else None
 
 
 def load_asked(

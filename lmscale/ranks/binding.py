@@ -67,13 +67,16 @@ def bind_rank(ranks: Ranks, device: torch.device, *, sys: Path = Path("/sys")) -
     machine = read_machine(sys)
     if len(machine.numa_nodes) < 2:
         return None
-    if machine.allowed != _permitted():
-        return f"cores are left as they were bound: {render_numbers(machine.allowed)}"
-    gpu_nodes = find_gpu_nodes(ranks.local_world_size, sys)
-    cores = plan_cores(machine, gpu_nodes, ranks.local_rank) if gpu_nodes else None
-    if cores is None:
-        return "cores are left as they are: none, or too few, are known to be beside this GPU"
-    set_cores(cores)
+    try:
+        if machine.allowed != _permitted():
+            return f"cores are left as they were bound: {render_numbers(machine.allowed)}"
+        gpu_nodes = find_gpu_nodes(ranks.local_world_size, sys)
+        cores = plan_cores(machine, gpu_nodes, ranks.local_rank) if gpu_nodes else None
+        if cores is None:
+            return "cores are left as they are: none, or too few, are known to be beside this GPU"
+        set_cores(cores)
+    except OSError as error:  # a container that forbids it, or a cgroup that changes just now
+        return f"cores are left as they are: {error}"
     node = gpu_nodes[ranks.local_rank]
     return f"bound to {len(cores)} cores of NUMA node {node}, its GPU's: {render_numbers(cores)}"
 

@@ -76,10 +76,11 @@ def _find_wrong_name(config: RunConfig, place: CheckpointPlace) -> str | None:
         return f"that holds the checkpoints of a run. Write run.init_from: {folder.parent}{step}."
     if place.is_alone or folder.is_dir():
         return None
-    what, at, step = named.rpartition("@")
-    if at and not step.isdecimal() and Path(what).expanduser().is_dir():
-        return f"behind @ stands the number of a step. Write run.init_from: {what}@500, say."
     beside = config.folder.parent
+    what, at, step = named.rpartition("@")
+    is_run = what and (Path(what).expanduser().is_dir() or (beside / what).is_dir())
+    if at and not step.isdecimal() and is_run:
+        return f"behind @ stands the number of a step. Write run.init_from: {what}@500, say."
     runs = [run.name for run in find_runs(beside)] if beside.is_dir() else []
     others = [name for name in runs if name != config.folder.name][:MAX_NAMED]
     there = (

@@ -102,6 +102,12 @@ RULES = (
     Rule("tokenizer", "folder", Taking.FREE, "another place of the same tokenizer"),
     Rule("tokenizer", "ids", Taking.FREE, "those that the run before had have to be there"),
     Rule("engine.optimizer", "kind", Taking.SAME_STATES, "whose states they are"),
+    Rule(
+        "engine.optimizer",
+        "betas",
+        Taking.SAME_STATES,
+        "the first one, of `kind: schedule_free` alone, whose points it has made",
+    ),
     Rule("train", "freeze", Taking.SAME_STATES, "what is trained has states"),
 )
 TAKEN: Mapping[str, Taking] = {key: rule.taking for rule in RULES for key in rule.keys}
@@ -113,6 +119,7 @@ class Source(NamedTuple):
     model: ModelConfig  # with all sizes
     tokenizer: str  # its fingerprint; "": not known
     optimizer: str  # its kind
+    beta: float | None  # the first one
     freeze: list[str] | None  # None: not known
     imported: bool
 
@@ -123,6 +130,7 @@ def read_source(folder: Path) -> Source:
         model=_with_sizes(config),
         tokenizer=read_fingerprint(folder / KEPT_FOLDER),
         optimizer=config.engine.optimizer.kind,
+        beta=config.engine.optimizer.betas[0],
         freeze=[*config.train.freeze],
         imported=read_import(folder) is not None,
     )
@@ -139,6 +147,7 @@ def read_alone(place: CheckpointPlace) -> Source | str:
             f"{folder} is no checkpoint: it has no manifest.json, or a damaged one. Name a run's "
             "folder, as RUN or RUN@STEP, or a checkpoint's, as RUN/checkpoints/step-000000500."
         )
+    averaging = optimizer.get("averaging")
     try:
         section = FAMILIES.section(model.get("family")).model_validate(model)
     except (ValidationError, ValueError):
@@ -147,6 +156,7 @@ def read_alone(place: CheckpointPlace) -> Source | str:
         model=section,
         tokenizer=str(identity.get("tokenizer", "")),
         optimizer=str(optimizer.get("kind")),
+        beta=averaging.get("beta") if isinstance(averaging, dict) else None,
         freeze=None,
         imported=optimizer.get("kind") == "none",
     )
@@ -216,6 +226,11 @@ def _find_state_differences(config: RunConfig, source: Source) -> Iterator[str]:
         yield (
             f"it has the states of engine.optimizer.kind = {source.optimizer!r}, and this run's is "
             f"{kind!r}. Write engine.optimizer.kind: {source.optimizer}, or {weights_alone}."
+        )
+    elif kind == "schedule_free" and source.beta not in (None, config.engine.optimizer.betas[0]):
+        yield (
+            f"there engine.optimizer.betas begin with {source.beta}, which made its points, "
+            f"and here with {config.engine.optimizer.betas[0]}. Write the same, or {weights_alone}."
         )
     freeze = [*config.train.freeze]
     if source.freeze is not None and {*freeze} != {*source.freeze}:

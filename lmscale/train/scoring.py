@@ -215,11 +215,17 @@ def complete_evaluation(run: Run, poll: StopPoll) -> None:
     """Score a run that was killed between its last checkpoint and its last evaluation."""
     config = run.config.evaluation
     step, is_first = run.start.step, run.ranks.is_first  # not where it should have ended
-    wanted = [kind for kind, has in ((WHOLE, config.sets), (PREFIX, config.tasks)) if has]
-    if not (wanted and config.at_end):
-        return
-    scored = find_scored(run)
-    owed = [kind for kind in wanted if kind not in scored]
+    is_sampled = bool(config.every_steps) and step % config.every_steps == 0
+    is_covered = config.at_end and config.max_windows is None  # by the whole sets
+    every_steps = config.tasks_every_steps
+    are_tasks_due = config.at_end or (bool(every_steps) and step % every_steps == 0)
+    due = {
+        SAMPLED: config.sets and is_sampled and not is_covered,
+        WHOLE: config.sets and config.at_end,
+        PREFIX: config.tasks and are_tasks_due,
+    }
+    scored = find_scored(run) if any(due.values()) else set()
+    owed = [kind for kind, is_due in due.items() if is_due and kind not in scored]
     if not owed:
         return
     with ExitStack() as stack:
@@ -229,6 +235,8 @@ def complete_evaluation(run: Run, poll: StopPoll) -> None:
                 run.lease.check()
                 trackers = stack.enter_context(open_run_trackers(run, lambda: run.start.tokens))
         evaluator = stack.enter_context(open_evaluator(run, trackers, poll))
+        if SAMPLED in owed:
+            evaluator.score(step, SAMPLED, max_windows=config.max_windows)
         if WHOLE in owed:
             evaluator.score(step, WHOLE, max_windows=None)
         if PREFIX in owed:

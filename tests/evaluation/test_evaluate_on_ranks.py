@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from task_cases import build_suite
 from tiny_run import Ended, launch, run_lmscale, start_lmscale, write_tiny_config
 
 from launcher.rendezvous import environment_for, find_free_port
+from lmscale.cli.scoring_ranks import find_ranks
 
 STEPS = {
     "train.steps": 3,
@@ -50,6 +52,20 @@ def evaluate_on_two(*words: str | Path) -> tuple[Ended, Ended]:
     return first, second
 
 
+def step_environment(rank: int) -> dict[str, str]:
+    """What srun tells a task of two on one node."""
+    return {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+        "SLURM_NODEID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_NODELIST": "n1",
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_ID": "0",
+    }
+
+
 def figures_of(ended: Ended) -> dict:
     assert ended.code == 0, ended.output
     return json.loads(ended.output[ended.output.index("{") :])
@@ -78,6 +94,15 @@ def test_what_is_wrong_is_told_by_all_ranks_and_none_waits(run):
         assert ended.code != 0 and "step" in ended.output
     for ended in evaluate_on_two(run, "--baseline", "ngram"):
         assert ended.code == 2 and "which one rank does alone" in ended.output
+    pytest.importorskip("lm_eval")
+    for ended in evaluate_on_two(run, "--tasks", "no-such-task"):
+        assert ended.code == 2 and "no-such-task" in ended.output, ended.output
+
+
+def test_a_mistyped_run_of_srun_makes_no_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", step_environment(rank=1))
+    assert find_ranks(tmp_path / "tpyo").rank == 1
+    assert not (tmp_path / "tpyo").exists()
 
 
 def is_near(found: Any, wanted: Any) -> bool:

@@ -173,6 +173,17 @@ def test_a_rank_moves_all_its_threads_unless_it_was_bound_or_told_not_to(tmp_pat
     assert bind(LMSCALE_BIND_RANKS="0")[0].startswith("cores are left as they are")
 
 
+def test_a_container_that_lets_nobody_bind_ends_no_run(tmp_path, monkeypatch):
+    def refuse(number: int, cores: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    sys_folder = write_sys(tmp_path, {0: "0", 1: "1"}, {})
+    monkeypatch.delenv("LMSCALE_BIND_RANKS", raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    told = bind_rank(Ranks(), torch.device("cuda"), sys=sys_folder)
+    assert told == "cores are left as they are: [Errno 1] Operation not permitted"
+
+
 def test_a_rank_on_the_cpu_is_not_bound(monkeypatch):
     monkeypatch.setattr(binding, "read_machine", lambda sys: pytest.fail("nothing is to be read"))
     assert bind_rank(Ranks(), torch.device("cpu")) is None

@@ -91,6 +91,7 @@ def test_a_run_in_this_folder_goes_before_one_beside_the_new_one(base, monkeypat
         ("bass@4", "(ROOT/runs has base), with @STEP for a step of it."),
         ("ROOT/runs/base/checkpoints", "Write run.init_from: ROOT/runs/base, or ROOT/runs/base@4."),
         (f"ROOT/runs/base@{STEP}", "behind @ stands the number of a step. Write run.init_from: "),
+        ("base@latest", "behind @ stands the number of a step. Write run.init_from: base@500, say"),
         ("ROOT/runs/new", "that is this run's own folder"),
         ("ROOT/runs/base@3", "that run has no checkpoint of step 3. There are: 2, 4."),
         ("ROOT/empty", "is not a run's folder: it holds no config.yaml"),
@@ -184,6 +185,22 @@ def test_an_import_has_no_states_of_an_optimizer(base):
     assert "it is an import, of weights alone: leave run.init_optimizer out." in problem
     (problem,) = problems(base, "base", **{"model.vocab_size": 640})
     assert problem.endswith("or import it once more with --vocab-size 640, which makes new rows.")
+
+
+def test_the_beta_that_made_schedule_frees_points_is_told_before_a_rank_starts(tmp_path):
+    averaging = {"engine.optimizer.kind": "schedule_free", "engine.schedule.kind": "constant"}
+    config = make_run(tmp_path / "runs/base", **averaging)
+    kept = make_checkpoint(tmp_path / f"kept/{STEP}", config, "schedule_free")
+    tree = json.loads((kept / "manifest.json").read_text())
+    tree["optimizer"]["averaging"] = {"beta": 0.9, "weight_sum": 1.0, "largest_rate": 1e-3}
+    (kept / "manifest.json").write_text(json.dumps(tree))
+    for betas, count in (([0.9, 0.99], 0), ([0.95, 0.99], 1)):
+        others = averaging | {"engine.optimizer.betas": betas}
+        for named in ("base", str(kept)):
+            assert problems(tmp_path, named, **others) == []
+            told = problems(tmp_path, named, **others, **{"run.init_optimizer": True})
+            assert len(told) == count, told
+            assert all("engine.optimizer.betas begin with 0.9, by" in line for line in told)
 
 
 def test_states_need_a_run_that_has_them():

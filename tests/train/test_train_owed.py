@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,4 +93,42 @@ def test_owed_is_what_was_due_and_has_no_figures(monkeypatch, step, scored, figu
         stop_figures={step: 1.0} if figures.get("known") else {},
         task_scorer=fourth,
     ).score_owed()
+    assert done == owed
+
+
+@pytest.mark.parametrize(
+    ("settings", "scored", "owed"),
+    [
+        ({}, set(), ["final", "task"]),
+        ({}, {"final"}, ["task"]),
+        ({}, {"final", "tasks"}, []),
+        ({"every_steps": 2}, set(), ["evaluation", "final", "task"]),  # of a part of the windows
+        ({"every_steps": 2}, {"evaluation", "final", "tasks"}, []),
+        ({"every_steps": 3}, set(), ["final", "task"]),
+        ({"every_steps": 2, "max_windows": None}, set(), ["final", "task"]),  # all of them
+        ({"every_steps": 2, "max_windows": None, "at_end": False}, set(), ["evaluation"]),
+        ({"tasks_every_steps": 2, "at_end": False}, set(), ["task"]),
+        ({"at_end": False}, set(), []),
+        ({"every_steps": 2, "sets": {}, "tasks": []}, set(), []),
+    ],
+)
+def test_a_run_that_was_killed_behind_its_last_save_is_scored_as_it_would_have_been(
+    monkeypatch, settings, scored, owed
+):
+    done: list[str] = []
+    defaults = {"every_steps": 0, "tasks_every_steps": 0, "max_windows": 4, "at_end": True}
+    config = SimpleNamespace(**defaults | {"sets": {"b": ""}, "tasks": ["t"]} | settings)
+    run: Any = SimpleNamespace(
+        config=SimpleNamespace(evaluation=config),
+        start=SimpleNamespace(step=4),
+        ranks=SimpleNamespace(is_first=False),
+    )
+    evaluator = SimpleNamespace(
+        score=lambda step, name, max_windows: done.append(name),
+        score_tasks=lambda step, is_last: done.append("task"),
+    )
+    monkeypatch.setattr(scoring, "find_scored", lambda run: scored)
+    monkeypatch.setattr(scoring, "failing_together", nullcontext)
+    monkeypatch.setattr(scoring, "open_evaluator", lambda *_: nullcontext(evaluator))
+    scoring.complete_evaluation(run, lambda: None)  # type: ignore[arg-type]
     assert done == owed
