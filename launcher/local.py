@@ -94,9 +94,8 @@ def launch_local(
         raise ConfigError(f"--nproc {num_ranks}: at least one rank is needed.")
     config = load_config(config_path, overrides)
     if num_ranks is None:
-        num_gpus = find_gpus().count
         num_ranks, why = plan_local_ranks(
-            config.batch.step_sizes, num_gpus=num_gpus, cores=num_cores()
+            config.batch.step_sizes, gpus=find_gpus(), cores=num_cores()
         )
         say(why, err=True)
     with blaming(overrides):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lmscale.errors import ConfigError
 from lmscale.files.printing import count_of
+from lmscale.ranks.gpus import Gpus
 
 # Of a small model's matrices a thread beyond the fourth gains little, and each rank holds weights
 # and workers of its own; so one rank until there are cores for two.
@@ -25,11 +26,12 @@ def parse_nproc(text: str) -> int | None:
     return int(text)
 
 
-def plan_local_ranks(step_sizes: Sequence[int], *, num_gpus: int, cores: int) -> tuple[int, str]:
+def plan_local_ranks(step_sizes: Sequence[int], *, gpus: Gpus, cores: int) -> tuple[int, str]:
     """The ranks of ``--nproc auto``, and why as a sentence.
 
     ``step_sizes``: the windows of the run's steps, each of which has to be dealt evenly.
     """
+    num_gpus = gpus.count
     most = num_gpus or max(1, cores // CORES_PER_RANK)
     count = max(n for n in range(1, most + 1) if all(size % n == 0 for size in step_sizes))
     ranks = count_of(count, "rank")
@@ -41,4 +43,7 @@ def plan_local_ranks(step_sizes: Sequence[int], *, num_gpus: int, cores: int) ->
         return count, f"--nproc {AUTO}: {ranks}, {why}."
     threads = max(1, cores // count)
     each = f"{count_of(threads, 'thread')}{' each' if count > 1 else ''}"
-    return count, f"--nproc {AUTO}: {ranks} on the CPU, {each}: {count_of(cores, 'core')}, no GPU."
+    none = "no GPU"
+    if gpus.has_driver:
+        none = "and a GPU's driver, by which torch finds no GPU: lmscale doctor says why"
+    return count, f"--nproc {AUTO}: {ranks} on the CPU, {each}: {count_of(cores, 'core')}, {none}."

@@ -163,7 +163,10 @@ ELSEWHERE: Mapping[str, str] = {
         ("lr_decay_iters", "lr_decay_steps", "decay_iters"), "engine.schedule.decay_steps"
     ),
     "min_lr": _FLOOR,
-    **dict.fromkeys(("lr_min", "alpha_f"), "engine.schedule.final_ratio"),
+    **dict.fromkeys(
+        ("lr_min", "alpha_f", "min_lr_factor", "min_lr_ratio", "min_lr_rate"),
+        "engine.schedule.final_ratio",
+    ),
     "decay_lr": "Here this is engine.schedule.kind: constant never decays",
     **dict.fromkeys(("bf16", "fp16", "bfloat16", "mixed_precision", "dtype", "amp"), _PRECISION),
     **dict.fromkeys(("mixed_precision_param", "params_dtype", "torch_dtype"), _PRECISION),

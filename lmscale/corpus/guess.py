@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -101,13 +102,17 @@ def _rows_of(file: FoundFile) -> Iterator[Mapping[str, Any]]:
 
 
 def choose_field(records: Sequence[Mapping[str, Any]]) -> str | None:
-    """The key under which the text of records is: a usual name, else that of the longest texts."""
-    keys = [
-        key
-        for key in dict.fromkeys(key for record in records for key in record)
-        if any(isinstance(record.get(key), str) and record[key].strip() for record in records)
-        and all(isinstance(record.get(key), str) for record in records)
-    ]
+    """The key under which the text of records is: a usual name, else that of the longest texts.
+
+    A few records may lack it, or hold null: those are broken ones.
+    """
+    chars: Counter[str] = Counter()
+    texts: Counter[str] = Counter()
+    for record in records:
+        for key, value in record.items():
+            if isinstance(value, str) and value.strip():
+                chars[key] += len(value)
+                texts[key] += 1
+    keys = [key for key in chars if 2 * texts[key] >= len(records)]
     usual = next((name for name in FIELDS if name in keys), None)
-    longest = max(keys, key=lambda key: sum(len(r[key]) for r in records), default=None)
-    return usual or longest
+    return usual or max(keys, key=lambda key: chars[key], default=None)

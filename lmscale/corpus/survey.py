@@ -72,11 +72,23 @@ def survey_files(words: Sequence[str]) -> Survey:
     """Look at the files that paths, patterns, folders and URLs name. Raises ``DataError``."""
     found, notes = _expand(words)
     files = {file.location: file for each in found.values() for file in each}
-    inputs = _name_inputs(_guess_all(files), found)
+    settings = _guess_all(files)
+    inputs = _name_inputs(settings, found)
     tree = {"inputs": inputs, "max_bad_records": 10**9}
     source = CorpusSourceConfig.model_validate(tree)
     raw_files = find_inputs(CorpusConfig(sources={"files": source}))["files"]
-    return _read(raw_files, source, inputs, notes)
+    return _read(raw_files, source, inputs, [*notes, *_describe_encodings(settings.values())])
+
+
+def _describe_encodings(settings: Iterable[Settings]) -> Iterator[str]:
+    """What was taken for another encoding than UTF-8, which only a person can judge."""
+    encodings = Counter(dict(own).get("encoding") for own in settings)
+    encodings.pop(None, None)
+    for encoding, number in encodings.most_common():
+        yield (
+            f"{count_of(number, 'file')} not of UTF-8, read as {encoding}: lmscale corpus build "
+            "writes what comes of it, look at some"
+        )
 
 
 def _guess_all(files: Mapping[str, FoundFile]) -> dict[str, Settings]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,7 @@ class Gpus:
     count: int
     name: str = ""  # of the first one
     memory_bytes: int = 0  # of the smallest one
+    has_driver: bool = False  # which, with a count of 0, torch cannot use
 
 
 def find_gpus(environ: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> Gpus:
@@ -66,7 +68,8 @@ def find_gpus(environ: Mapping[str, str] = os.environ, devices: Path = Path("/de
         next(devices.glob(pattern), None) for pattern in _DEVICES
     ):
         return Gpus(count=0)
-    try:
+    cards = []
+    with suppress(OSError, subprocess.SubprocessError, ValueError):
         asked = subprocess.run(
             [sys.executable, "-c", _ASK],
             env=dict(environ),
@@ -76,9 +79,7 @@ def find_gpus(environ: Mapping[str, str] = os.environ, devices: Path = Path("/de
             check=True,
         )
         cards = json.loads(asked.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return Gpus(count=0)
     if not cards:
-        return Gpus(count=0)
+        return Gpus(count=0, has_driver=True)
     smallest = min(int(memory) for _, memory in cards)
-    return Gpus(count=len(cards), name=str(cards[0][0]), memory_bytes=smallest)
+    return Gpus(count=len(cards), name=str(cards[0][0]), memory_bytes=smallest, has_driver=True)

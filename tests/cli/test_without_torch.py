@@ -45,6 +45,8 @@ for line in sys.stdin:
 # Command and what it says; {run} has a checkpoint of step 7, {none} and {bare} have none, {full} is
 # a folder of somebody's. With an exit code where it is not 2, a user's mistake.
 CASES = (
+    ("init {none} --yes", "no such file"),
+    ("init {config} --yes --gpus 0 --out {made}", "is written", 0),
     ("corpus build {none}.yaml", "no such configuration file"),
     ("corpus show {config}", "documents", 0),
     ("corpus status {config} --tasks 2", "nothing is missing", 0),
@@ -128,6 +130,7 @@ def places(tiny_data, tmp_path_factory):
     return {
         "none": folder / "none",
         "new": folder / "new",
+        "made": folder / "made.yaml",
         "full": folder / "full",
         "runs": folder / "runs",
         "run": run,

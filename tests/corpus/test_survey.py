@@ -63,7 +63,9 @@ def test_bytes_that_no_table_has_are_latin_1():
         ([{"id": "1", "text": "a"}], "text"),
         ([{"title": "a much longer title", "content": "b"}], "content"),
         ([{"url": "http://x", "novel": "It was a dark and stormy night"}], "novel"),
-        ([{"n": 1, "body": None}, {"n": 2, "body": "x"}], None),
+        ([{"n": 1, "body": None}, {"n": 2, "body": "x"}], "body"),
+        ([{"text": "a"}, {"text": None}, {"id": "a long id of nobody"}, {"text": "b"}], "text"),
+        ([{"note": "x", "long": "a longer text"}, {"long": "y"}, {"long": "z"}], "long"),
         ([{"n": 1}], None),
     ],
 )
@@ -102,7 +104,9 @@ def test_what_is_found_in_files_of_every_format_builds_a_corpus_of_just_that(tmp
     (tmp_path / "raw/plain/notes.xyz").write_bytes(b"\0")
     survey = survey_files([str(tmp_path / "raw")])
     assert survey.is_exact and survey.documents == documents == len(survey.digests)
-    assert survey.notes == ("passed over: 1 file (.xyz), which lmscale does not know",)
+    unknown, encoding = survey.notes
+    assert unknown == "passed over: 1 file (.xyz), which lmscale does not know"
+    assert encoding.startswith("1 file not of UTF-8, read as gb18030: ")
     base = f"{tmp_path}/raw"
     assert survey.inputs[0] == f"{base}/**/*.html"
     assert {"files": f"{base}/**/*.jsonl.gz", "text_field": "content"} in survey.inputs
@@ -213,7 +217,9 @@ def test_a_file_that_is_not_looked_at_has_nothing_of_those_of_another_ending(tmp
         {"files": f"{tmp_path}/*.jsonl", "text_field": "content"},
         {"files": f"{tmp_path}/*.txt", "encoding": "gb18030"},
     )
-    assert not found.notes
+    assert [note.split(":")[0] for note in found.notes] == [
+        "30 files not of UTF-8, read as gb18030"
+    ]
 
 
 def test_one_file_of_many_that_is_otherwise_is_named_and_those_of_other_folders_by_their_own(

@@ -1,5 +1,4 @@
 import json
-import sys
 from itertools import product
 
 import pytest
@@ -12,7 +11,7 @@ from lmscale.ranks.gpus import Gpus, find_gpus
 @pytest.mark.parametrize("num_gpus", [0, 1, 2, 3, 6, 8])
 def test_the_ranks_divide_every_step_and_are_as_many_as_the_machine_can_use(num_gpus):
     for cores, sizes in product([1, 2, 7, 8, 64], [(8,), (24,), (512,), (7,), (4, 12)]):
-        count, why = plan_local_ranks(sizes, num_gpus=num_gpus, cores=cores)
+        count, why = plan_local_ranks(sizes, gpus=Gpus(count=num_gpus), cores=cores)
         most = num_gpus or max(1, cores // CORES_PER_RANK)
         assert all(size % count == 0 for size in sizes) and 1 <= count <= most
         assert not any(
@@ -23,9 +22,16 @@ def test_the_ranks_divide_every_step_and_are_as_many_as_the_machine_can_use(num_
 
 
 def test_one_rank_is_planned_on_a_cpu_until_there_are_cores_for_two():
-    assert [plan_local_ranks([8], num_gpus=0, cores=n)[0] for n in (1, 2, 7, 8)] == [1, 1, 1, 2]
-    _, why = plan_local_ranks([8], num_gpus=0, cores=2)
+    assert [plan_local_ranks([8], gpus=Gpus(count=0), cores=n)[0] for n in (1, 2, 7, 8)] == [
+        1,
+        1,
+        1,
+        2,
+    ]
+    _, why = plan_local_ranks([8], gpus=Gpus(count=0), cores=2)
     assert why == "--nproc auto: 1 rank on the CPU, 2 threads: 2 cores, no GPU."
+    _, why = plan_local_ranks([8], gpus=Gpus(count=0, has_driver=True), cores=2)
+    assert why.endswith("by which torch finds no GPU: lmscale doctor says why.")
 
 
 def test_a_number_of_ranks_is_read_and_auto_is_none():
@@ -36,15 +42,19 @@ def test_a_number_of_ranks_is_read_and_auto_is_none():
     ("devices", "answer", "found"),
     [
         ([], None, Gpus(count=0)),  # nobody is asked
-        (["nvidia0"], [], Gpus(count=0)),  # a driver that torch cannot use
+        (["nvidia0"], [], Gpus(count=0, has_driver=True)),  # a driver that torch cannot use
         (
             ["nvidia0", "nvidia1"],
             [["H100", 80], ["H100", 79]],
-            Gpus(count=2, name="H100", memory_bytes=79),
+            Gpus(count=2, name="H100", memory_bytes=79, has_driver=True),
         ),
-        (["kfd"], [["MI300X", 192]], Gpus(count=1, name="MI300X", memory_bytes=192)),
+        (
+            ["kfd"],
+            [["MI300X", 192]],
+            Gpus(count=1, name="MI300X", memory_bytes=192, has_driver=True),
+        ),
         (["nvidiactl"], None, Gpus(count=0)),
-        (["nvidia0"], None, Gpus(count=0)),  # the question fails
+        (["nvidia0"], None, Gpus(count=0, has_driver=True)),  # the question fails
     ],
 )
 def test_gpus_are_those_that_torch_sees_in_another_process(
@@ -58,8 +68,7 @@ def test_gpus_are_those_that_torch_sees_in_another_process(
     assert find_gpus({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == Gpus(count=0)
 
 
-def test_the_question_is_one_that_torch_answers_here(monkeypatch, tmp_path):
+def test_the_question_is_one_that_torch_answers_here(capsys):
     torch = pytest.importorskip("torch")
-    (tmp_path / "nvidia0").touch()
-    assert find_gpus(devices=tmp_path).count == torch.cuda.device_count()
-    assert "torch" in sys.modules
+    exec(gpus._ASK, {})
+    assert len(json.loads(capsys.readouterr().out)) == torch.cuda.device_count()
