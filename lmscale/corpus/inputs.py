@@ -144,6 +144,13 @@ def _find(
             setting,
             name_some(unversioned),
         )
+    if unsized := [place for place, file in found.items() if file.is_web and not file.bytes]:
+        logger.warning(
+            "%s: %s: empty, or told without its size: text that is cut off at the end will not be "
+            "missed, unless the file is packed.",
+            setting,
+            name_some(unsized),
+        )
     return tuple(found[place] for place in sorted(found))
 
 

@@ -44,6 +44,10 @@ class FoundFile:
         return protocol_of(self.location) is not None
 
     @property
+    def is_web(self) -> bool:
+        return _is_web(self.location)
+
+    @property
     def shown(self) -> str:
         return show_location(self.location)
 
@@ -60,7 +64,7 @@ class FoundFile:
         """Its bytes; ``is_random``: not only from beginning to end."""
         if not self.is_remote:
             return open(self.location, "rb")
-        size = self.bytes or (None if _is_web(self.location) else 0)
+        size = self.bytes or (None if self.is_web else 0)
         status = RemoteStatus(url=self.location, bytes=size, version=str(self.version))
         file = RemoteFile(status, retries=self.retries, is_random=is_random)
         # Parquet's reader takes a short answer for the file's end.
@@ -225,8 +229,8 @@ def _list(pattern: str) -> list[dict[str, Any]]:
         return [{**filesystem.info(path), "url": pattern}]
     try:
         return [{**filesystem.info(path), "url": pattern}]  # a[1].txt, as on this machine
-    except FileNotFoundError:
-        pass
+    except (FileNotFoundError, PermissionError):
+        pass  # who may list one folder alone is refused what is not there; else the listing says so
     fixed = next(at for at, part in enumerate(parts) if _MAGIC.search(part))
     folders, found = ["/".join(parts[:fixed])], []
     for depth, part in enumerate(parts[fixed:], start=fixed + 1):

@@ -204,7 +204,7 @@ def test_each_kind_of_refusal_is_one_line_that_says_what_to_do(web, s3):
 def test_a_listing_that_is_refused_is_not_taken_for_an_empty_one(s3, monkeypatch):
     with open_proxy(s3) as proxy:
         proxy.methods = (b"GET",)
-        proxy.answers = [(403, b"<Error><Code>AccessDenied</Code></Error>")]
+        proxy.answers = [(403, b"<Error><Code>AccessDenied</Code></Error>")] * 2
         assert "access is refused" in str(told("s3://raw/k/*/*.jsonl"))
     memory = fsspec.filesystem("memory")
     memory.pipe({"/here/a/1.txt": b"x", "/here/b/2.txt": b"x"})
@@ -218,6 +218,15 @@ def test_a_listing_that_is_refused_is_not_taken_for_an_empty_one(s3, monkeypatch
 
     monkeypatch.setattr(type(memory), "ls", ls)
     assert "access is refused (PermissionError: refused)" in str(told("memory://here/*/*.txt"))
+    looked_up = type(memory).info
+
+    def info(self, path, **options):  # as a bucket does of which one folder alone may be listed
+        if "*" in path:
+            raise PermissionError("refused")
+        return looked_up(self, path, **options)
+
+    monkeypatch.setattr(type(memory), "info", info)
+    assert [file.name for file in find_files("memory://here/a/*.txt").files] == ["1.txt"]
 
 
 def test_a_server_that_does_not_answer_may_answer_another_start():
@@ -243,6 +252,7 @@ def test_a_server_that_tells_nothing_is_read_with_a_warning(tmp_path, web, caplo
     assert build(tmp_path, f"{web.url}/a.jsonl?version=2") == TEXTS
     (line,) = [record.getMessage() for record in caplog.records if "ETag" in record.getMessage()]
     assert line.startswith(f"corpus.sources.s: {web.url}/a.jsonl?version=2: told with neither")
+    assert "?version=2: empty, or told without its size: text" in caplog.text
 
 
 def test_a_packed_file_that_a_server_says_is_packed_is_unpacked_once(tmp_path, web):
