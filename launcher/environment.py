@@ -45,11 +45,13 @@ def check_installed(lock: Path, *, is_refusing: bool, is_first: bool, node: str)
             err=True,
         )
         return []
+    # Which installing alone would leave there, such as a library that only a newer torch needs.
+    removed = f" and `uv pip uninstall {' '.join(found.added)}`" if found.added else ""
     return [
         f"{node}: installed otherwise than at the submission, by which figures or files may "
-        f"change: {told}. Restore it with Python {before.python}: `uv pip install -r {lock}`, or "
-        "pip. Or accept it: launch the run again, which records what is there then; `environment: "
-        "warn` in the cluster profile lets every attempt go on and say so."
+        f"change: {told}. Restore it with Python {before.python}: `uv pip install -r {lock}`"
+        f"{removed}, or pip. Or accept it: launch the run again, which records what is there then; "
+        "`environment: warn` in the cluster profile lets every attempt go on and say so."
     ]
 
 

@@ -46,6 +46,7 @@ class Differences:
 
     deciding: tuple[str, ...]  # for numbers or formats
     others: tuple[str, ...]
+    added: tuple[str, ...] = ()  # of the deciding ones those that were not there before
 
 
 def read_installed(path: Iterable[str] | None = None) -> Installed:
@@ -87,6 +88,7 @@ def find_differences(before: Installed, now: Installed) -> Differences:
     return Differences(
         deciding=tuple(text for is_deciding, text in told if is_deciding),
         others=tuple(text for is_deciding, text in told if not is_deciding),
+        added=tuple(name for name, old, new in both if decides(name) and new and not old),
     )
 
 

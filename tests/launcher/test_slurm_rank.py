@@ -107,6 +107,11 @@ def test_a_rank_does_not_start_where_what_decides_figures_is_another(tmp_path):
     assert told in warned.stderr and "none.yaml: there is no such" in warned.stderr
     second = start(tmp_path, 3, options=("--lock", str(lock)))  # of its node: the first has looked
     assert second.returncode == 2 and told not in (tmp_path / "run/logs/rank-00003.out").read_text()
+    less = {name: v for name, v in here.packages.items() if name != "numpy"}
+    lock.write_text(render_lock(replace(here, packages=less)))
+    refused = start(tmp_path, 0, options=("--lock", str(lock)))
+    advice = f"`uv pip install -r {lock}` and `uv pip uninstall numpy`, or pip."
+    assert "numpy not installed → " in refused.stderr and advice in refused.stderr
 
 
 def test_the_first_attempt_records_what_the_submission_could_not_know(tmp_path):
