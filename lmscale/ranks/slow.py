@@ -18,13 +18,8 @@ _NETWORK_DISKS = frozenset(
     "afs beegfs ceph cifs fuse.glusterfs fuse.juicefs fuse.s3fs fuse.sshfs gpfs lustre nfs nfs4 "
     "orangefs panfs pvfs2 smb3 smbfs wekafs".split()
 )
-# What helps to find a fault and costs every step: variable → the values that switch it on.
-_DEBUGGING = {
-    "CUDA_LAUNCH_BLOCKING": ("1",),
-    "PYTORCH_NO_CUDA_MEMORY_CACHING": ("1",),
-    "PYTHONDEVMODE": ("1",),
-    "TORCH_DISTRIBUTED_DEBUG": ("DETAIL",),
-}
+# What helps to find a fault and costs every step, unless it is switched off.
+_DEBUGGING = ("CUDA_LAUNCH_BLOCKING", "PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTHONDEVMODE")
 
 
 class Slowness(NamedTuple):
@@ -99,9 +94,11 @@ def find_slow_build(environ: Mapping[str, str]) -> Iterator[Slowness]:
         yield Slowness(f"torch {torch.__version__} is a debug build", "Install a release")
     if hasattr(sys, "gettotalrefcount"):
         yield Slowness("this Python is a debug build", "Take another one")
-    for name, values in _DEBUGGING.items():
-        if environ.get(name) in values:
-            yield Slowness(f"{name}={environ[name]} is for finding faults", f"Unset {name}")
+    found = [name for name in _DEBUGGING if environ.get(name, "0") not in ("", "0")]
+    if environ.get("TORCH_DISTRIBUTED_DEBUG", "").upper() == "DETAIL":  # in either case of letters
+        found.append("TORCH_DISTRIBUTED_DEBUG")
+    for name in found:
+        yield Slowness(f"{name}={environ[name]} is for finding faults", f"Unset {name}")
 
 
 def judge_disk(setting: str, folder: Path, mounts: str) -> Iterator[Slowness]:

@@ -124,7 +124,8 @@ class Evaluator:
         if self.trackers is not None:
             of_average = {f"{name}/{OF_AVERAGE}": 1.0} if is_average else {}
             # Of other windows than those before, the last point would be no point of the curve.
-            is_alike = max_windows == run.config.evaluation.max_windows
+            in_loop = run.config.evaluation
+            is_alike = max_windows == in_loop.max_windows or not in_loop.every_steps
             losses = {each: figures.get(f"{name}/{each}/loss") for each in scores}
             self.trackers.log(step, figures | of_average, losses=losses if is_alike else {})
         tell_unmeasured(run.config, figures, step)

@@ -14,6 +14,7 @@ from forked_ranks import run_starts
 from tiny_run import committed_steps, ledger_of, run_lmscale, write_tiny_config
 
 from lmscale.files.jsonl import read_rows
+from lmscale.runs.loss_curves import BY_STEP, HELD_OUT_FOLDER
 from lmscale.runs.trackers import EVENTS_FOLDER
 from lmscale.train import scoring
 from lmscale.train.scoring import Evaluator
@@ -21,10 +22,10 @@ from lmscale.train.scoring import Evaluator
 LOSS = "evaluation/b/loss"
 
 
-def events_of(folder: Path, name: str) -> list[int]:
+def events_of(folder: Path, name: str, run: str = ".") -> list[int]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    accumulator = EventAccumulator(str(folder / EVENTS_FOLDER))
+    accumulator = EventAccumulator(str(folder / EVENTS_FOLDER / run))
     accumulator.Reload()
     return [event.step for event in accumulator.Scalars(name)]
 
@@ -56,6 +57,9 @@ def test_an_evaluation_of_the_step_of_a_kill_or_of_a_stop_is_made_up_for_by_the_
     counts = Counter(row["step"] for row in read_rows(folder / "metrics.jsonl") if LOSS in row)
     assert counts == dict.fromkeys((2, 4, 6, 8), 1)
     assert events_of(folder, LOSS) == [2, 4, 6, 8]
+    # What the whole set gave at the end, of other windows, is no point of the curve.
+    assert events_of(folder, BY_STEP, f"{HELD_OUT_FOLDER}/b") == [2, 4, 6, 8]
+    assert len(events_of(folder, "final/b/loss")) == 1
 
 
 @pytest.mark.parametrize(
