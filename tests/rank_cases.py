@@ -46,6 +46,8 @@ class CaseReport:
     loss: float
     gradient_norm: float
     learning_rate: float
+    figures: Mapping[str, float]
+    counts: Mapping[str, float]
 
 
 def run_cases(starts: Mapping[int, Sequence[Case]], folder: Path) -> dict[str, list[CaseReport]]:
@@ -110,6 +112,7 @@ def train(
             run.config,
             stop=lambda: "stop file" if next(steps_done) == stop_after else None,
             first_step=run.start.step,
+            mixture=run.stream.mixture,
         ):
             counter(report)
             if hook is not None:

@@ -15,7 +15,7 @@ from lmscale.model.family import Model
 from lmscale.model.layout import mark_starts
 from lmscale.objective.cross_entropy import IGNORED
 from lmscale.objective.scores import Scores, Scoring
-from lmscale.objective.target_scoring import score_targets, spread_parts
+from lmscale.objective.target_scoring import score_targets, spread_parts, sum_rows
 
 
 def build_causal_scoring(
@@ -55,12 +55,12 @@ def score_windows(
     else:
         layout = model.lay_out(begins_BW[:, :-1], mask_documents=mask_documents)
     hidden_BTD = model(ids_BW[:, :-1], layout)
-    scores, _ = score_targets(
+    scores, nlls_N = score_targets(
         *(model, hidden_BTD.flatten(0, 1), labels_BT.flatten(), config),
         counts_hits=False,
         parts_N=spread_parts(parts, labels_BT.shape[1]),
     )
-    return scores
+    return scores._replace(rows=sum_rows(nlls_N, labels_BT))
 
 
 def build_targets(

@@ -16,6 +16,7 @@ from lmscale.model.layout import mark_starts
 from lmscale.objective.causal_scoring import build_targets, score_windows
 from lmscale.objective.cross_entropy import IGNORED, Teacher, chunked_cross_entropy
 from lmscale.objective.scores import LossSum, Scores
+from lmscale.objective.target_scoring import sum_rows
 
 
 class DistillScoring(nn.Module):
@@ -65,4 +66,5 @@ class DistillScoring(nn.Module):
         return Scores(
             loss=LossSum(sums.loss, targets),
             figures={name: LossSum(total, targets) for name, total in figures.items()},
+            rows=sum_rows(sums.nlls, labels_BT),
         )

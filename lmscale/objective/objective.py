@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 IGNORED = -100  # label of a position that is not a target
+SOURCE_LOSS = "source_loss"  # the loss of a source's rows is this figure's part by its name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,8 @@ from lmscale.config.objective import DenoisersConfig
 from lmscale.config.objective_base import NextTokenConfig
 from lmscale.model.family import CrossModel, Model
 from lmscale.model.layout import mark_starts
-from lmscale.objective.objective import IGNORED
 from lmscale.objective.scores import LossSum, Scores, Scoring
-from lmscale.objective.target_scoring import score_targets, spread_parts
+from lmscale.objective.target_scoring import score_targets, spread_parts, sum_rows
 
 
 def build_pair_scoring(model: Model, config: NextTokenConfig, *, start: int) -> Scoring:
@@ -59,11 +58,11 @@ def score_pairs(
         counts_hits=True,
         parts_N=spread_parts(parts, labels_BT.shape[1]),
     )
+    rows = sum_rows(nll_N, labels_BT)
     if isinstance(config, DenoisersConfig):
         assert modes is not None
-        nll_B, targets_B = nll_N.view_as(labels_BT).sum(1), (labels_BT != IGNORED).sum(1)
         for number, name in enumerate(MODES):
             is_its_B = modes == number
-            mode = LossSum((nll_B * is_its_B).sum(), (targets_B * is_its_B).sum())
+            mode = LossSum((rows.total * is_its_B).sum(), (rows.targets * is_its_B).sum())
             scores.figures[f"loss_{name}"] = mode
-    return scores
+    return scores._replace(rows=rows)

@@ -1,4 +1,4 @@
-# Shape letters: B rows, N positions of a micro-batch, D model width.
+# Shape letters: B rows, T positions of a row, N positions of a micro-batch, D model width.
 """Hidden states and the ids that belong to them → sums: what all scorings share, and the parts of a
 mixture.
 """
@@ -46,6 +46,11 @@ def score_targets(
         assert parts_N is not None
         scores = _split(scores, sums, config, labels_N, parts_N)
     return scores, sums.nlls
+
+
+def sum_rows(nlls_N: Tensor, labels_BT: Tensor) -> LossSum:
+    """The nll of each row, f32 [B], and its targets, from that of every position."""
+    return LossSum(nlls_N.view_as(labels_BT).sum(1), (labels_BT != IGNORED).sum(1))
 
 
 def spread_parts(parts_B: Tensor | None, length: int) -> Tensor | None:

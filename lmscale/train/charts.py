@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lmscale.config import RunConfig
+from lmscale.config.objective import NextTokenConfig
+from lmscale.objective.objective import SOURCE_LOSS
 from lmscale.runs.loss_curves import BY_STEP, BY_TOKENS
 
 Charts = Mapping[str, Mapping[str, list[str]]]  # page → title → patterns of names
@@ -56,6 +58,8 @@ def _loss(config: RunConfig) -> dict[str, list[str]]:
         "loss over steps, trained and held out": [f"{BY_STEP}$"],
         "loss over tokens, trained and held out": [f"{BY_TOKENS}($|/)"],
     }
+    if len(config.stream.sources) > 1 and isinstance(config.objective, NextTokenConfig):
+        charts["trained, every source"] = [f"train/{SOURCE_LOSS}/.*"]
     sets = config.evaluation.sets
     if len(sets) > 1:
         charts |= {f"held out, {name}": [f"evaluation/{name}/loss$"] for name in sets}

@@ -28,6 +28,7 @@ from lmscale.ranks.seeding import seed_step
 from lmscale.runs.stop import StoppedError
 from lmscale.stream.batches import Batch, StepBatch
 from lmscale.stream.loader import LoadingStopped
+from lmscale.stream.mixture import Mixture
 from lmscale.train.compare import find_recompute_fault
 from lmscale.train.votes import (
     DATA_ERROR,
@@ -55,6 +56,11 @@ class _Agreement:
     stop_reason: str | None
     save_for: tuple[str, ...]
 
+    @property
+    def of_terms(self) -> tuple[int, ...]:
+        """The targets of every term of the loss."""
+        return (self.targets, *self.more_targets)
+
 
 def train_steps(
     engine: Engine,
@@ -62,11 +68,13 @@ def train_steps(
     config: RunConfig,
     *,
     first_step: int = 0,
+    mixture: Mixture | None = None,
     stop: Callable[[], str | None] = lambda: None,
     save: Callable[[], Sequence[str]] = tuple,
 ) -> Iterator[StepReport]:
     """Do the steps of a run that has done ``first_step`` of them, yielding a report after each.
 
+    ``mixture``: the samples', for the loss of every source where they are of several.
     ``stop`` and ``save`` tell what this rank would have all ranks do after the step under way, by
     ``votes.STOP_REASONS`` and ``votes.SAVE_REASONS``. One all-reduce a step carries the loss, these
     requests, and the next step's digest and target count, which its backward passes need. Where a
@@ -75,26 +83,25 @@ def train_steps(
     alike, with nothing to be saved. For any other reason the next turn, which may be the first one,
     raises ``StoppedError``.
     """
-    names, total_steps = config.objective.figures, config.train.steps
-    every_steps = config.guard.recompute_every_steps
+    build_sums = partial(ScoreSums, config.objective.figures, engine.device, mixture)
     upcoming, error = _take(loader, first_step + 1)
     heartbeat.phase("agree")
     agree = partial(_agree, more_terms=len(config.objective.more_terms))
-    agreed = agree([0.0] * (2 * len(names) + 2), upcoming, DATA_ERROR if error else stop(), ())
+    none = [*build_sums().values.tolist(), 0.0, 0.0]
+    agreed = agree(none, upcoming, DATA_ERROR if error else stop(), ())
     corruption: CorruptionError | None = None
-    for step in range(first_step + 1, total_steps + 1):
+    for step in range(first_step + 1, config.train.steps + 1):
         _end_if_agreed(agreed.stop_reason, corruption or error)
-        batch, targets, digest = upcoming, agreed.targets, agreed.digest
-        assert batch is not None, f"the loader ended before step {step} of {total_steps}"
+        batch, of_terms, digest = upcoming, agreed.of_terms, agreed.digest
+        assert batch is not None, f"the loader ended before step {step} of {config.train.steps}"
         started = time.perf_counter()
         heartbeat.phase("forward", step)
         reseed = partial(seed_step, config.run.seed, step, engine.mesh.data.rank)
         reseed()
-        if every_steps and step % every_steps == 0:
+        if (every := config.guard.recompute_every_steps) and step % every == 0:
             corruption = find_recompute_fault(engine, batch, step, reseed)
         rate = rate_at(step, config)
-        sums = ScoreSums(names, engine.device)
-        of_terms = (targets, *agreed.more_targets)
+        sums = build_sums()
         update = _do_step(engine, batch, step, sums, targets=of_terms, learning_rate=rate)
         upcoming, error = _take(loader, step)
         wait_seconds = 0.0 if upcoming is None else upcoming.wait_seconds
@@ -109,7 +116,7 @@ def train_steps(
             step=step,
             first_n=batch.first_n,
             samples=batch.samples,
-            targets=targets,
+            targets=of_terms[0],
             more_targets=of_terms[1:],
             digest=digest,
             figures=figures,
@@ -195,7 +202,7 @@ def _forward(engine: Engine, micro: Batch, sums: ScoreSums) -> Tensor:
     heartbeat.phase("forward")
     with heartbeat.own_work(engine.device):
         scores: Scores = engine(**to_device(micro.arrays, engine.device))
-    sums.add(scores)
+    sums.add(scores, micro.first_n)
     heartbeat.phase("backward")  # which the engine does with what is returned
     return tensor_faults.poison(scores.terms())
 

@@ -250,6 +250,7 @@ def _train(run: Run, after_step: AfterStep) -> None:
             run.loader,
             run.config,
             first_step=run.start.step,
+            mixture=run.stream.mixture,
             stop=after_step.stop_reason,
             save=after_step.save_reasons,
         )

@@ -209,6 +209,20 @@ def test_generate_begins_with_the_prompt_and_repeats_itself_by_seed(run):
     assert call(*arguments, "--greedy") == call(*arguments, "--greedy", "--temperature", 2)
 
 
+def test_generate_takes_special_tokens_and_stops(run, tokenizer):
+    prompt = f"The{tokenizer.piece(tokenizer.eos_id)}"
+    arguments = ("generate", run.folder, "--max-tokens", 12, "--seed", 5, "--prompt", prompt)
+    model = load_run(run.folder, step=None, device=CPU).model
+    for options, special in (((), False), (("--special-tokens",), True)):
+        ids = tokenizer.encode(prompt, special=special).tolist()
+        written = Generation(model, tokenizer, ids, Sampling(seed=5), max_tokens=12)
+        text = tokenizer.decode([token for token in written if token != tokenizer.eos_id])
+        assert call(*arguments, *options) == f"{prompt}{text}\n"
+        stop = text[len(text) // 2 :][:2]
+        said = call(*arguments, *options, "--stop", "no such", "--stop", stop)
+        assert said == f"{prompt}{text[: text.index(stop)]}\n"
+
+
 def test_of_a_run_of_completion_the_answer_alone_is_shown(run, tmp_path):
     shutil.copytree(run.folder, tmp_path / "run")
     stream = run.stream.model_copy(update={"packing": "best_fit"})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from unittest.mock import MagicMock
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,6 +49,31 @@ def score(objective: Scoring, tokens, starts, lengths) -> Scores:
 
 
 ROWS = ([[5, 6, 7, 2], [8, 9, 2]], [[10, 11, 12, 13, 14, 15, 16, 17, 2]])
+
+
+def test_the_loss_of_each_row_is_told_apart():
+    objective = build(z_loss=0.1)  # which is no part of the figure
+    rows = score(objective, *batch(*ROWS)).rows
+    assert rows is not None and not rows.total.requires_grad
+    alone = [score(objective, *batch(row)).figures["loss"] for row in ROWS]
+    torch.testing.assert_close(rows.total, torch.stack([each.total for each in alone]).detach())
+    assert rows.targets.tolist() == [each.targets for each in alone]
+
+
+def test_sums_of_rows_are_those_of_each_source_and_of_a_single_one_there_are_none():
+    mixture = MagicMock(names=("a", "b", "gone"))  # none of whose samples comes any more
+    mixture.locate = lambda first, count: (np.arange(first, first + count) % 2, None)
+    for names, kept in ((mixture.names, True), (("a",), False)):
+        mixture.names = names
+        sums = ScoreSums(("loss",), torch.device("cpu"), mixture)
+        for first_n in (0, 3):
+            rows = LossSum(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1, 0, 5]))
+            loss = LossSum(rows.total.sum(), rows.targets.sum())
+            sums.add(Scores(loss=loss, figures={"loss": loss}, rows=rows), first_n)
+        figures, counts = sums.means(sums.values.tolist())
+        of_source = {"source_loss/a": 7 / 6, "source_loss/b": 7 / 6} if kept else {}
+        assert figures == {"loss": 14 / 12, **of_source}
+        assert counts == {"loss": 12, **dict.fromkeys(of_source, 6)}
 
 
 def test_the_loss_is_the_sum_over_each_document_alone():

@@ -26,6 +26,7 @@ from lmscale.tokenizer.named_ids import find_own_ids
 from lmscale.tokenizer.own import OwnTokenizer
 from lmscale.tokenizer.showing import render_tokenizer
 from lmscale.tokenizer.train import train_model, train_tokenizer
+from lmscale.train.run_tokenizer import load_run_tokenizer
 
 ENGLISH = [topics[name] for name in sorted(topics)][:10]
 # Words among them, which a corpus is full of, and what a CSV or a pattern would take for its own.
@@ -192,3 +193,7 @@ def test_no_document_brings_a_special_token_into_the_shards(corpus, tmp_path):
     assert {*np.intersect1d(tokens, [*tokenizer.special_pieces.values()])} == {1, 2}  # bos and eos
     documents = [tokenizer.decode(part) for part in np.split(tokens, shard.docs(0)[1:-1])]
     assert TEXTS[-1] in documents
+    named = config.tokenizer.model_copy(update={"special_tokens": (*OWN, "<other>")})
+    for use in (build_shards, load_run_tokenizer):
+        with pytest.raises(DataError, match="no special token <other>, as"):
+            use(config.model_copy(update={"tokenizer": named}))

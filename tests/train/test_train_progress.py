@@ -35,6 +35,7 @@ def test_a_pattern_of_one_figure_draws_no_other_one(tmp_path):
     """TensorBoard holds a pattern against the beginning of a name (custom_scalars_plugin.py)."""
     names = ["train/loss", "train/loss_scale", "Loss/by_step", "Loss/by_tokens", "Loss/by_tokens/a"]
     names += ["evaluation/a/loss", "evaluation/a/loss/part", "evaluation/ab/loss"]
+    names += ["train/source_loss/a"]
     pages = charts_of(tmp_path, **{"evaluation.sets": {"a": "x", "b": "y"}})
     drawn = {
         title: [name for name in names if any(re.match(pattern, name) for pattern in patterns)]
@@ -43,10 +44,19 @@ def test_a_pattern_of_one_figure_draws_no_other_one(tmp_path):
     assert drawn == {
         "loss over steps, trained and held out": ["Loss/by_step"],
         "loss over tokens, trained and held out": ["Loss/by_tokens", "Loss/by_tokens/a"],
+        "trained, every source": ["train/source_loss/a"],
         "held out, a": ["evaluation/a/loss"],
         "held out, b": [],
         "held out, bits per byte": [],
     }
+
+
+def test_the_loss_of_every_source_is_drawn_where_there_are_several_and_it_is_told(tmp_path):
+    title, two = "trained, every source", {"a": {"shards": "x"}, "b": {"shards": "y"}}
+    assert charts_of(tmp_path, **{"stream.sources": two})["loss"][title] == ["train/source_loss/.*"]
+    assert title not in charts_of(tmp_path, **{"stream.sources": {"a": two["a"]}})["loss"]
+    masked = {**RECIPES["masked_order"], "stream.sources": two}
+    assert title not in charts_of(tmp_path, **masked)["loss"]
 
 
 def test_a_chart_that_a_run_would_leave_empty_is_not_there(tmp_path):

@@ -9,9 +9,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from rank_cases import Case, run_cases
+from tiny_run import tiny_config
 
+import lmscale
 from lmscale.checkpoint.find import load_manifest
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.train import assemble
@@ -110,9 +113,33 @@ def test_an_offloaded_optimizer_and_a_plain_one_resume_each_other(attempts, name
     # On a CPU both are the same fused AdamW on the same fp32 masters. The norm of the gradient is
     # summed by other pieces: on an AMD EPYC its last bit differs, and by clipping all that follows.
     for half, whole in zip(halves, saw[f"plain/{WHOLE}"], strict=True):
-        near = {key: getattr(whole, key) for key in ("loss", "gradient_norm")}
+        near = {key: getattr(whole, key) for key in ("loss", "gradient_norm", "figures")}
         assert replace(half, **near) == whole
-        assert [half.loss, half.gradient_norm] == pytest.approx([*near.values()], rel=1e-6)
+        assert half.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-6)
+        assert half.figures == pytest.approx(whole.figures, rel=1e-6)
+
+
+def test_the_loss_of_every_source_is_that_of_its_own_windows_on_any_number_of_ranks(
+    attempts, tiny_data, tmp_path
+):
+    saw, _ = attempts
+    names = ["source_loss/a", "source_loss/b"]
+    config = tiny_config(tiny_data, tmp_path)
+    whole = saw[f"long/{WHOLE}"]
+    attempts_of_it = [saw[f"long/{name}"] for name in ("1 rank, ZeRO 3", "4 ranks, ZeRO 0")]
+    with lmscale.open_stream(config) as stream:
+        for report in (whole[0], *(reports[0] for reports in attempts_of_it)):
+            rows = stream.read_rows(report.first_n, config.batch.global_windows)
+            sources, _ = stream.mixture.locate(report.first_n, config.batch.global_windows)
+            # Of a document's tokens in a window, all but its first one are targets.
+            begun = np.bincount(rows.starts // rows.tokens.shape[1], minlength=len(rows.tokens))
+            targets = np.bincount(sources, rows.lengths - begun)
+            assert [report.counts[name] for name in names] == targets.tolist()
+            losses = [report.figures[name] for name in names]
+            assert np.average(losses, weights=targets) == pytest.approx(report.loss, rel=1e-6)
+            assert abs(losses[0] - losses[1]) > 1e-3
+            of_whole = [whole[report.step - 1].figures[name] for name in names]
+            assert losses == pytest.approx(of_whole, rel=1e-3)  # as the loss is, see below
 
 
 def test_other_ranks_and_stages_end_within_a_thousandth_after_50_steps(attempts):
