@@ -3,6 +3,7 @@ import time
 import pytest
 
 from lmscale.files import progress
+from lmscale.files.atomic import sha256_of
 from lmscale.files.meter import CountedFile, count, metered
 from lmscale.files.progress import progress as telling
 from lmscale.tasks.processes import run_tasks
@@ -46,6 +47,24 @@ def test_what_is_read_of_a_file_counts_as_it_is_read_and_never_for_more_than_it_
             assert heard
     assert len(heard) > 5
     assert sum(heard) == 1000
+
+
+def test_what_is_read_twice_counts_once():
+    heard = []
+    with metered(100, heard.append):
+        for _ in range(3):
+            count(90)
+            assert sum(heard) <= 100
+    assert sum(heard) == 100
+
+
+def test_what_is_hashed_counts_as_it_is_read(tmp_path):
+    (tmp_path / "f").write_bytes(bytes(9 << 20))
+    heard = []
+    with metered(1 << 40, heard.append), open(tmp_path / "f", "rb") as file:
+        sha256_of(file)
+        count(1 << 38)  # so little is told only with more
+    assert heard[0] == (1 << 38) + (9 << 20)
 
 
 def test_a_block_within_a_block_tells_it_of_all_its_work_though_little_was_counted():
