@@ -69,7 +69,9 @@ def cancel_runs(runs: Sequence[Path], *, at_once: bool) -> tuple[list[Cancelled]
         submissions[run] = read_submissions(run, damaged)
         advice = "Jobs that it alone names were not ended: `scancel` ends them."
         problems += [f"{run}: {problem} {advice}" for problem in damaged]
-    jobs = [job for rows in submissions.values() for row in rows for job in jobs_of(row)]
+    every = [row for rows in submissions.values() for row in rows]
+    jobs = [job for row in every for job in (*jobs_of(row), *makers_of(row))]
+    jobs = list(dict.fromkeys(jobs))
     queue = squeue(jobs) if jobs and shutil.which("squeue") is not None else None
     cancelled = []
     for run in runs:
@@ -101,7 +103,26 @@ def _cancel_jobs(
             f"it saves at the end of its step and ends. `lmscale runs status {run}` shows how it "
             f"goes; `lmscale runs cancel {run} --now` does not wait for that."
         )
+    text += describe_makers(submissions, queue)
     return Cancelled(folder=str(run), jobs=plans, text=tuple(text))
+
+
+def makers_of(row: Row) -> dict[str, str]:
+    """Job → its stage, of the jobs that make the data of the submission ``row``."""
+    return {str(stage["job"]): str(stage["kind"]) for stage in row.get("pipeline") or ()}
+
+
+def describe_makers(submissions: Sequence[Row], queue: Sequence[QueuedJob]) -> list[str]:
+    """A line on jobs that still make the run's data: they stay, for other runs may read it."""
+    makers = {job: kind for row in submissions for job, kind in makers_of(row).items()}
+    live = [job for job in makers if any(q.is_active and is_one_of(q.job, [job]) for q in queue)]
+    if not live:
+        return []
+    named = ", ".join(f"{makers[job]} (job {job})" for job in live)
+    return [
+        f"its data is still made, which other runs may read: {named}. "
+        f"`scancel {' '.join(live)}` ends that too."
+    ]
 
 
 def _state_folder(run: Path) -> Path:

@@ -42,7 +42,7 @@ def find_other_settings(prepared: Prepared, row: Mapping[str, Any]) -> list[str]
             found |= dict.fromkeys(_compare(load_config(path), config, READS[job.kind]))
         except LmscaleError:
             continue  # written by another version, or damaged: its job will tell
-    nodes = tuple(row["nodes"])
+    nodes = tuple(row.get("nodes") or (job.min_nodes, job.max_nodes))
     if job.kind == "train" and nodes != (job.min_nodes, job.max_nodes):
         found[f"--nodes is {_range(*nodes)}, here {_range(job.min_nodes, job.max_nodes)}"] = None
     return list(found)

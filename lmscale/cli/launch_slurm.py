@@ -168,7 +168,7 @@ def _compare_with_queue(prepared: Prepared, before: Stage | None) -> Stage:
     if not stage.kept:
         return stage
     refuse_failed(prepared, stage.kept, queue)
-    if row is None or "folder" not in row:  # it was cut off before it was written down
+    if row is None or not row.get("folder"):  # it was cut off before it was written down
         return stage
     refuse_other_settings(prepared, row, cancel_command(job, *stage.kept))
     return replace(stage, note=describe_other_options(prepared, row))

@@ -135,6 +135,8 @@ class _Submission(BaseModel):
     job: Text
     jobs: list[Text | Count] | None
     kind: Text
+    nodes: tuple[Count, Count] | None = None
+    folder: Text | None = None
     after: Text | None = None
     pipeline: list[_Upstream] = []
     limit_seconds: Seconds | None = None

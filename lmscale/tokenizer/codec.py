@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -72,13 +72,34 @@ def refuse_strangers(tokenizer: Tokenizer, folder: Path) -> None:
     """Raise ``DataError`` where ``save_tokenizer`` would replace a file that lmscale did not write;
     what a killed one left is the tokenizer's own model.
     """
+    model = folder / model_name(tokenizer.format)
+    strangers = _find_strangers(folder, model.name)
+    if strangers != [model.name] or read_plain(model) != tokenizer.model:
+        _refuse(folder, strangers)
+
+
+def refuse_certain_strangers(folder: Path, *, is_bpe: bool, vocab_size: int) -> None:
+    """The same before a tokenizer of that size is trained, as far as it is certain by then: a model
+    of its kind and size alone may be what a killed training left.
+    """
+    kind: type[Tokenizer] = HuggingFaceTokenizer if is_bpe else OwnTokenizer
+    model = folder / model_name(kind.format)
+    strangers = _find_strangers(folder, model.name)
+    if strangers == [model.name]:
+        with suppress(DataError, OSError):
+            if FORMATS[kind.format](read_plain(model), {}, {}).vocab_size == vocab_size:
+                return
+    _refuse(folder, strangers)
+
+
+def _find_strangers(folder: Path, model: str) -> list[str]:
+    """Those of the two files of a tokenizer that are there and that lmscale did not write."""
     old = _read_old(folder)
     is_own = {META_NAME, old} if old else set()
-    model = folder / model_name(tokenizer.format)
-    found = [path for path in (model, folder / META_NAME) if path.exists()]
-    strangers = [path.name for path in found if path.name not in is_own]
-    if strangers == [model.name] and read_plain(model) == tokenizer.model:
-        return
+    return [name for name in (model, META_NAME) if (folder / name).exists() and name not in is_own]
+
+
+def _refuse(folder: Path, strangers: Sequence[str]) -> None:
     if strangers:
         raise DataError(
             f"{folder} holds {' and '.join(strangers)}, which lmscale did not write there. Name "

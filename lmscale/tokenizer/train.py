@@ -20,7 +20,12 @@ from lmscale.files.progress import BYTES, progress
 from lmscale.files.tokenizer_files import find_meta
 from lmscale.tokenizer.base import SPACE_MARK, Tokenizer
 from lmscale.tokenizer.byte_bpe import train_byte_bpe
-from lmscale.tokenizer.codec import load_tokenizer, refuse_strangers, save_tokenizer
+from lmscale.tokenizer.codec import (
+    load_tokenizer,
+    refuse_certain_strangers,
+    refuse_strangers,
+    save_tokenizer,
+)
 from lmscale.tokenizer.own import OwnTokenizer
 
 PASSAGE_BYTES = 4096  # what SentencePiece is given at a time; its own default limit is 4,192
@@ -44,8 +49,10 @@ def train_tokenizer(
     made_by = _made_by(config, Path(corpus), sources)
     with writing("the tokenizer", folder):
         old = None if force else _existing(folder, made_by)
-    if old is not None:
-        return old
+        if old is not None:
+            return old
+        if not force:
+            _refuse_strangers_of(config)
     folders = [Path(corpus) / source for source in sources]
     total = sum(load_corpus_manifest(each).text_bytes("train") for each in folders)
     texts = (text for each in folders for text in read_documents(each / "train"))
@@ -74,6 +81,7 @@ def find_trained(
     """
     folder = Path(config.folder)
     if find_meta(folder) is None:
+        _refuse_strangers_of(config)
         return None
     old = load_tokenizer(folder)
     if "imported_from" in old.made_by:
@@ -82,6 +90,13 @@ def find_trained(
         return _existing(folder, _made_by(config, Path(corpus), sources))
     _existing(folder, {**_settings(config, sources), "corpus": old.made_by.get("corpus")})
     return None
+
+
+def _refuse_strangers_of(config: TokenizerConfig) -> None:
+    """Before it is trained, which takes long."""
+    refuse_certain_strangers(
+        Path(config.folder), is_bpe=config.kind == "byte_bpe", vocab_size=config.vocab_size
+    )
 
 
 def _show_reading(

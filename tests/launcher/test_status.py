@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.cancel import plan_cancel
+from launcher.cancel import describe_makers, plan_cancel
 from launcher.slurm import AccountedJob, QueuedJob, parse_accounting, parse_queue
 from launcher.status import (
     SlurmAnswer,
@@ -293,6 +293,16 @@ def test_cancelling_leaves_jobs_alone_that_have_ended_and_saves_nothing_of_other
     assert plan_cancel([submission("32")], QUEUE) == ()
     (plan,) = plan_cancel([submission("37", kind="evaluate")], QUEUE)
     assert (plan.done, plan.line) == ("cancelled", "job 37 (evaluate), on n2: cancelled")
+
+
+def test_cancelling_a_run_says_which_jobs_still_make_its_data():
+    made = [{"kind": "corpus", "job": "32", "output": ""}, {"kind": "shards", "job": "40"}]
+    row = {**submission("38"), "pipeline": made}
+    assert describe_makers([row], QUEUE) == [
+        "its data is still made, which other runs may read: shards (job 40). "
+        "`scancel 40` ends that too."
+    ]
+    assert describe_makers([submission("38")], QUEUE) == []
 
 
 def test_cancelling_a_sweep_names_every_task():

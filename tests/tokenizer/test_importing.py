@@ -30,7 +30,7 @@ from lmscale.tokenizer.codec import load_tokenizer, save_tokenizer
 from lmscale.tokenizer.importing import import_tokenizer, read_foreign
 from lmscale.tokenizer.own import OwnTokenizer
 from lmscale.tokenizer.showing import render_pieces
-from lmscale.tokenizer.train import train_model, train_tokenizer
+from lmscale.tokenizer.train import find_trained, train_model, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +333,9 @@ def test_the_commands_import_show_and_compare(sentencepiece_model, bert, tmp_pat
     assert table[0].split()[:3] == ["tokenizer", "kind", "pieces"] and len(table) == 4
 
 
-def test_training_does_not_replace_an_imported_tokenizer(sentencepiece_model, tmp_path):
+def test_training_does_not_replace_an_imported_tokenizer(
+    sentencepiece_model, tmp_path, monkeypatch
+):
     (tmp_path / "raw.txt").write_text(ENGLISH[0], encoding="utf-8")
     inputs = {"inputs": [str(tmp_path / "raw.txt")]}
     folder = tmp_path / "corpus"
@@ -344,8 +346,16 @@ def test_training_does_not_replace_an_imported_tokenizer(sentencepiece_model, tm
     (tmp_path / "theirs").mkdir()
     config = TokenizerConfig(folder=str(tmp_path / "theirs"), kind="bpe", vocab_size=400)
     (tmp_path / "theirs" / "tokenizer.model").write_bytes(b"theirs")
-    with pytest.raises(DataError, match="holds tokenizer.model, which lmscale did not write"):
-        train_tokenizer(config, folder, ["s"])
+    known = "holds tokenizer.model, which lmscale did not write"
+    for model in (b"theirs", sentencepiece_model):  # not one, and one of another size
+        (tmp_path / "theirs" / "tokenizer.model").write_bytes(model)
+        for has_corpus in (False, True):
+            with pytest.raises(DataError, match=known):
+                find_trained(config, folder, ["s"], has_corpus=has_corpus)
+        with monkeypatch.context() as patch, pytest.raises(DataError, match=known):
+            patch.setattr("lmscale.tokenizer.train.train_model", None)  # it is known before
+            train_tokenizer(config, folder, ["s"])
+    (tmp_path / "theirs" / "tokenizer.model").write_bytes(b"theirs")
     with pytest.raises(DataError, match="holds tokenizer.model, which lmscale did not write"):
         import_tokenizer(tmp_path / "a.model", tmp_path / "theirs")
     assert (tmp_path / "theirs" / "tokenizer.model").read_bytes() == b"theirs"
