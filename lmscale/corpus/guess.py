@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,11 +22,14 @@ Settings = tuple[tuple[str, str], ...]
 """Of an input in ``corpus.sources``, where they are not the defaults."""
 
 RECORDS = 20  # of a file, among whose keys the text is looked for
+SHOWN_CHARS = 60  # of a text that a person is to judge
 FILE_BYTES = 16 << 20  # of text that is read of a file
 
 # The names under which text is published, the likelier first: of C4, The Pile, RedPajama and
 # Wikipedia "text"; of Common Crawl's and Wudao's "content"; of CLUECorpus and THUCNews "article".
 FIELDS = ("text", "content", "raw_content", "body", "document", "article", "passage", "completion")
+# A link, an id, a date or a file's name: one word of ASCII with a digit or a sign in it.
+_NAME = re.compile(r"[!-~]*[\d/_@:=.][!-~]*")
 
 
 def read_head(file: FoundFile) -> bytes:
@@ -60,10 +64,14 @@ def _records_of(file: FoundFile, form: str, encoding: str) -> Iterator[Mapping[s
     elif form == "webdataset":
         try:
             with tarfile.open(fileobj=Unpacked(file), mode="r|", tarinfo=BoundedMember) as tar:
+                contents = []
                 for member in islice(tar, RECORDS):
+                    if member.isreg() and member.name.lower().endswith(".txt"):
+                        return  # which is the text; a .json is about it
                     if member.isreg() and member.name.lower().endswith(".json"):
                         if content := tar.extractfile(member):
-                            yield from _objects([content.read(FILE_BYTES).decode(encoding)])
+                            contents.append(content.read(FILE_BYTES).decode(encoding))
+                yield from _objects(contents)
         except (tarfile.TarError, ValueError, OSError):
             return
     else:
@@ -104,15 +112,28 @@ def _rows_of(file: FoundFile) -> Iterator[Mapping[str, Any]]:
 def choose_field(records: Sequence[Mapping[str, Any]]) -> str | None:
     """The key under which the text of records is: a usual name, else that of the longest texts.
 
-    A few records may lack it, or hold null: those are broken ones.
+    A few records may lack it, or hold null: those are broken ones. Links and ids are no text.
     """
     chars: Counter[str] = Counter()
     texts: Counter[str] = Counter()
+    names: Counter[str] = Counter()
     for record in records:
         for key, value in record.items():
             if isinstance(value, str) and value.strip():
                 chars[key] += len(value)
                 texts[key] += 1
+                names[key] += _NAME.fullmatch(value.strip()) is not None
     keys = [key for key in chars if 2 * texts[key] >= len(records)]
     usual = next((name for name in FIELDS if name in keys), None)
-    return usual or max(keys, key=lambda key: chars[key], default=None)
+    others = [key for key in keys if 2 * names[key] < texts[key]]
+    return usual or max(others, key=lambda key: chars[key], default=None)
+
+
+def show_field(file: FoundFile, settings: Settings) -> str:
+    """What a file holds under its ``text_field``: the beginning of the first."""
+    own = dict(settings)
+    form = own.get("format") or format_of(file.location) or "text"
+    for record in islice(_records_of(file, form, own.get("encoding", "utf-8")), RECORDS):
+        if isinstance(value := record.get(own["text_field"]), str):
+            return repr(value[:SHOWN_CHARS])
+    return "nothing"

@@ -16,7 +16,14 @@ from lmscale.config.corpus import PLAIN, CorpusConfig, CorpusSourceConfig
 from lmscale.corpus.account import Account
 from lmscale.corpus.broken import describe_broken
 from lmscale.corpus.clean import Sameness, is_heldout, strip_html
-from lmscale.corpus.guess import FILE_BYTES, Settings, guess_settings, read_head
+from lmscale.corpus.guess import (
+    FIELDS,
+    FILE_BYTES,
+    Settings,
+    guess_settings,
+    read_head,
+    show_field,
+)
 from lmscale.corpus.inputs import RawFile, find_inputs, format_of
 from lmscale.corpus.readers import read_file
 from lmscale.corpus.text_files import PACKINGS, decode, read_pieces
@@ -24,6 +31,7 @@ from lmscale.errors import DataError
 from lmscale.files.found import FoundFile, find_files
 from lmscale.files.locations import is_remote
 from lmscale.files.printing import count_of
+from lmscale.files.strangers import quote
 
 # Files of an ending whose encoding and fields are looked for, to twice as many; the others are as
 # most of these.
@@ -77,7 +85,8 @@ def survey_files(words: Sequence[str]) -> Survey:
     tree = {"inputs": inputs, "max_bad_records": 10**9}
     source = CorpusSourceConfig.model_validate(tree)
     raw_files = find_inputs(CorpusConfig(sources={"files": source}))["files"]
-    return _read(raw_files, source, inputs, [*notes, *_describe_encodings(settings.values())])
+    notes += [*_describe_encodings(settings.values()), *_describe_fields(settings, files)]
+    return _read(raw_files, source, inputs, notes)
 
 
 def _describe_encodings(settings: Iterable[Settings]) -> Iterator[str]:
@@ -88,6 +97,23 @@ def _describe_encodings(settings: Iterable[Settings]) -> Iterator[str]:
         yield (
             f"{count_of(number, 'file')} not of UTF-8, read as {encoding}: lmscale corpus build "
             "writes what comes of it, look at some"
+        )
+
+
+def _describe_fields(
+    settings: Mapping[str, Settings], files: Mapping[str, FoundFile]
+) -> Iterator[str]:
+    """Keys that were taken for the text though text has no such name, with what they hold."""
+    places: dict[str, list[str]] = {}
+    for place, own in settings.items():
+        if (key := dict(own).get("text_field", FIELDS[0])) not in FIELDS:
+            places.setdefault(key, []).append(place)
+    for key, alike in places.items():
+        first = files[alike[0]]
+        yield (
+            f"{count_of(len(alike), 'file')}: the text was taken to be under the key {quote(key)}, "
+            f"which holds the longest, such as {show_field(first, settings[alike[0]])} in "
+            f"{first.shown}: if it is not, set text_field there"
         )
 
 

@@ -67,10 +67,40 @@ def test_bytes_that_no_table_has_are_latin_1():
         ([{"text": "a"}, {"text": None}, {"id": "a long id of nobody"}, {"text": "b"}], "text"),
         ([{"note": "x", "long": "a longer text"}, {"long": "y"}, {"long": "z"}], "long"),
         ([{"n": 1}], None),
+        ([{"url": "https://a-long-host.example/page", "note": "two words"}], "note"),
+        ([{"url": "https://example/a", "sha": "ab12", "path": "x/y.txt"}], None),
     ],
 )
 def test_the_field_is_a_usual_name_or_that_of_the_longest_texts(records, field):
     assert choose_field(records) == field
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content.encode())
+            tar.addfile(member, io.BytesIO(content.encode()))
+
+
+@pytest.mark.parametrize("first", ["txt", "json"])
+def test_of_a_tar_with_txt_the_json_beside_it_is_no_text(tmp_path, first):
+    members = {}
+    for number, text in enumerate(TEXTS[:10]):
+        beside = {"caption": f"a long caption of some words {text}", "url": f"https://x/{number}"}
+        pair = {"txt": text, "json": json.dumps(beside)}
+        members |= {f"{number}.{key}": pair[key] for key in sorted(pair, reverse=first == "txt")}
+    write_tar(tmp_path / "a.tar", members)
+    found = survey_files([str(tmp_path / "a.tar")])
+    assert found.inputs == (str(tmp_path / "a.tar"),) and found.documents == 10
+    assert ENGLISH in found.sample and "caption" not in found.sample
+
+
+def test_a_key_that_no_text_is_known_by_is_told_with_what_it_holds(tmp_path):
+    rows = [json.dumps({"url": "https://x/1", "novel": text}) for text in TEXTS]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    [note] = survey_files([str(tmp_path / "a.jsonl")]).notes
+    assert "under the key 'novel'" in note and "such as 'The owl flies at night." in note
 
 
 def write_formats(folder):
