@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-import yaml
-
 from lmscale.cli.init_plan import MAX_EPOCHS, TOKENS_PER_PARAMETER, Choice, Device
-from lmscale.config.load import ConfigLoader
+from lmscale.config.load import parse_yaml
 from lmscale.corpus.survey import Survey
 from lmscale.files.printing import count_of, render_bytes, render_duration
 
@@ -133,7 +131,7 @@ evaluation:
 
 def _render_key(name: str) -> str:
     """A name that YAML would read as something else, such as on, 007 and 1e5, in quotes."""
-    return name if yaml.load(name, ConfigLoader) == name else json.dumps(name)  # noqa: S506
+    return name if [*parse_yaml(f"{name}:", name)] == [name] else json.dumps(name)
 
 
 def _render_input(each: str | Mapping[str, str]) -> str:
