@@ -77,8 +77,11 @@ class CorpusSourceConfig(Section):
     """
     text_field: str = "text"
     """The JSON key or Parquet column that holds the text."""
-    encoding: str = "utf-8"
-    """Encoding of text and JSON. A record with a byte that does not decode is broken."""
+    encoding: str = "auto"
+    """Encoding of text and JSON. ``auto`` is UTF-8, and of ``html`` what a page declares
+    (``<meta charset>``). A page's byte order mark overrules any. A record with a byte that does not
+    decode is broken.
+    """
     separator: str = ""
     """What stands between two documents of a .txt file: ``blank_lines``, or any text, such as
     ``"\\f"``. Empty: a file is one document.
@@ -139,11 +142,12 @@ class CorpusSourceConfig(Section):
 
     def made_by(self) -> dict[str, Any]:
         """The settings that a corpus is known by, those of ``later`` only where they are used: a
-        corpus made before there were any is the same.
+        corpus made before there were any is the same. So is one without pages of an ``auto``.
         """
         defaults = {name: field.default for name, field in type(self).model_fields.items()}
         unused = {name for name in self.later if getattr(self, name) == defaults[name]}
-        return self.model_dump(mode="json", exclude=unused)
+        made_by = self.model_dump(mode="json", exclude=unused)
+        return made_by | {"encoding": "utf-8"} if self.encoding == "auto" else made_by
 
     def find_problems(self) -> Iterator[str]:
         yield from self._find_field_problems()

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from lmscale.config.corpus import CorpusSourceConfig
 from lmscale.corpus.broken import Broken, describe_broken, describe_encoding
-from lmscale.corpus.encodings import looks_like_utf16
+from lmscale.corpus.encodings import find_mark, looks_like_utf16
 from lmscale.corpus.fields import RecordFields
 from lmscale.corpus.inputs import RawFile
+from lmscale.corpus.page_encoding import AUTO, TextEncoding, find_page_encoding
 from lmscale.corpus.text_files import find_undecodable
 from lmscale.errors import DataError
 from lmscale.files.printing import count_of
@@ -36,6 +37,7 @@ class Account:
         self.broken = 0
         self.named: list[Broken] = []  # some of the broken ones
         self._file: RawFile | None = None
+        self._text = TextEncoding("")  # by which the last text was decoded
         self._guess: str | None = None  # of its encoding, once it is asked for
         self.passed_over: Counter[str] = Counter()  # what is no record, by what it is
 
@@ -45,6 +47,24 @@ class Account:
         self._file, self._guess = file, None
         if file.rules != self.source:
             self.source, self.fields = file.rules, RecordFields(file.rules)
+
+    def choose_encoding(self, head: bytes) -> str:
+        """By which a text of the file is decoded that begins so."""
+        is_page = self._file is not None and self._file.format == "html"
+        mark = find_mark(head) if is_page else None
+        if self.source.encoding != AUTO:
+            self._text = TextEncoding(mark or self.source.encoding)
+        else:
+            self._text = find_page_encoding(head) if is_page else TextEncoding("utf-8")
+        return self._text.name
+
+    def _describe_encoding(self) -> str:
+        """The one that a text was decoded by, and where that is said."""
+        name, label = self._text
+        if not label:
+            return f"{name} ({self.name_of('encoding')})"
+        means = f", which is {name}," if label.replace("_", "-") != name else ","
+        return f"{label}{means} as it declares; {self.name_of('encoding')} would overrule that"
 
     def name_of(self, key: str) -> str:
         """Where the file's setting stands: its own input's, or the source's."""
@@ -92,8 +112,8 @@ class Account:
                     beginning += piece[:LOOK_CHARS]
                 yield piece
 
-        what = f"not {self.source.encoding} ({self.name_of('encoding')})"
         found, name = find_undecodable(watched()), None
+        what = f"not {self._describe_encoding()}"  # which is known once it was read
         if found:
             if self._guess is None:
                 self._guess = describe_encoding(self._file) if self._file else ""

@@ -30,6 +30,7 @@ from lmscale.corpus.documents import (
 )
 from lmscale.corpus.duplicates import RewriteTask, dropped_lines, find_duplicates, rewrite_file
 from lmscale.corpus.inputs import RawFile, find_inputs
+from lmscale.corpus.page_encoding import AUTO
 from lmscale.corpus.parts import CUT_AS, NAMED_FILES, Part, PartRecord, load_whole_part
 from lmscale.errors import ConfigError, DataError
 from lmscale.tasks.building import Builder, BuildSummary
@@ -246,6 +247,8 @@ def _plan_source(
     """Source ``name``, which is number ``rank`` of the corpus, with its parts."""
     made_by = config.model_dump(mode="json", exclude={"folder", "sources", "part_bytes", "retries"})
     made_by |= config.sources[name].made_by()
+    if any(file.format == "html" and file.rules.encoding == AUTO for file in files):
+        made_by["encoding"] = AUTO  # which was not always what a page declares
     rules = {key: value for key, value in made_by.items() if key not in _NOT_OF_A_PART}
     target = SourceTarget(
         name=name,

@@ -25,11 +25,15 @@ _TABLES = {
 _SHARE = 0.15  # of what is not ASCII
 
 
+def find_mark(content: bytes) -> str | None:
+    """The encoding that a file's first bytes say by a byte order mark."""
+    return next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
+
+
 def guess_encoding(content: bytes) -> str:
     """The encoding of a file's first bytes: UTF-8 wherever they are that, else what gives text."""
-    for mark, encoding in _MARKS.items():
-        if content.startswith(mark):
-            return encoding
+    if mark := find_mark(content):
+        return mark
     if name := looks_like_utf16(content[:HEAD_BYTES]):
         return name
     if not _is_other(content):
@@ -50,6 +54,11 @@ def _is_other(content: bytes) -> bool:
     text = codecs.getincrementaldecoder("utf-8")("replace").decode(content[:HEAD_BYTES])
     wrong = text.count("\ufffd")
     return wrong >= 3 and sum(char > "\x7f" for char in text) <= 2 * wrong
+
+
+def decodes(content: bytes, encoding: str) -> bool:
+    """Whether the bytes are a text in it, of which the last character may be cut."""
+    return _decode(content, encoding) is not None
 
 
 def _decode(content: bytes, encoding: str) -> str | None:

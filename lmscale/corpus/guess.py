@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from lmscale.corpus.encodings import guess_encoding
+from lmscale.corpus.encodings import decodes, guess_encoding
 from lmscale.corpus.inputs import format_of
+from lmscale.corpus.page_encoding import TextEncoding, find_page_encoding
 from lmscale.corpus.text_files import Unpacked, cut_array, decode, missing_extra, read_pieces
 from lmscale.errors import DataError
 from lmscale.files.found import FoundFile
@@ -43,8 +44,11 @@ def guess_settings(file: FoundFile) -> Settings:
     if form is None:
         form = own["format"] = "text"
     if form in ("text", "html", "jsonl", "json"):
-        encoding = guess_encoding(read_head(file))
-        if encoding != "utf-8":
+        head = read_head(file)
+        encoding = guess_encoding(head)
+        page = find_page_encoding(head) if form == "html" else TextEncoding("utf-8")
+        is_true = bool(page.declared) and decodes(head, page.name)
+        if encoding != page.name and not is_true:
             own["encoding"] = encoding
     if form not in ("text", "html"):
         records = list(islice(_records_of(file, form, own.get("encoding", "utf-8")), RECORDS))

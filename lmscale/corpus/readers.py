@@ -18,6 +18,7 @@ from typing import Any
 
 from lmscale.corpus.account import Account, Pieces
 from lmscale.corpus.inputs import RawFile
+from lmscale.corpus.page_encoding import HEAD_BYTES
 from lmscale.corpus.text_files import (
     PIECE_BYTES,
     Unpacked,
@@ -67,9 +68,14 @@ class _Decoded:
     account: Account
 
     def __iter__(self) -> Iterator[str]:
-        encoding = self.account.source.encoding
+        pieces, head = iter(self.pieces()), b""
+        for piece in pieces:
+            head += piece
+            if len(head) >= HEAD_BYTES:
+                break
+        encoding = self.account.choose_encoding(head)
         try:
-            yield from decode(self.pieces(), encoding)
+            yield from decode(chain([head] if head else [], pieces), encoding)
         except (LookupError, ValueError) as error:  # such as utf-16 without its mark, and idna
             found = "Python knows no such encoding of text"
             raise DataError(
@@ -78,12 +84,13 @@ class _Decoded:
             ) from None
 
 
-def _decoded(file: RawFile, account: Account) -> _Decoded:
+def decoded(file: RawFile, account: Account) -> Iterable[str]:
+    """The text of a file that the account has begun; it is read anew each time."""
     return _Decoded(lambda: read_pieces(file), file.shown, account)
 
 
 def _read_txt(file: RawFile, account: Account) -> Records:
-    source, text = account.source, _decoded(file, account)
+    source, text = account.source, decoded(file, account)
     if source.separator:
         separator = compile_separator(source.separator)
         records = cut_records(text, separator, source.max_record_chars)
@@ -101,7 +108,7 @@ def _read_txt(file: RawFile, account: Account) -> Records:
 
 
 def _read_jsonl(file: RawFile, account: Account) -> Records:
-    yield from _read_lines(_decoded(file, account), file, account)
+    yield from _read_lines(decoded(file, account), file, account)
 
 
 def _read_lines(text: Iterable[str], file: RawFile, account: Account) -> Records:
@@ -122,7 +129,7 @@ def _read_lines(text: Iterable[str], file: RawFile, account: Account) -> Records
 
 def _read_json(file: RawFile, account: Account) -> Records:
     """An array of objects; a file that begins otherwise holds JSON lines."""
-    text = iter(_decoded(file, account))
+    text = iter(decoded(file, account))
     head = ""
     for piece in text:  # to the first sign that is no white space
         if head := piece.lstrip():

@@ -25,8 +25,8 @@ from lmscale.corpus.guess import (
     show_field,
 )
 from lmscale.corpus.inputs import RawFile, find_inputs, format_of
-from lmscale.corpus.readers import read_file
-from lmscale.corpus.text_files import PACKINGS, decode, read_pieces
+from lmscale.corpus.readers import decoded, read_file
+from lmscale.corpus.text_files import PACKINGS
 from lmscale.errors import DataError
 from lmscale.files.found import FoundFile, find_files
 from lmscale.files.locations import is_remote
@@ -302,7 +302,7 @@ def _read_texts(file: RawFile, account: Account) -> Iterator[str]:
         return
     account.begin(file)
     pieces, chars = [], 0
-    for piece in decode(read_pieces(file), file.rules.encoding):
+    for piece in decoded(file, account):
         pieces.append(piece)
         chars += len(piece)
         if chars > FILE_BYTES:

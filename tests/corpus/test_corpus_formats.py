@@ -15,6 +15,7 @@ from lmscale.config.corpus import CorpusConfig, CorpusSourceConfig
 from lmscale.config.load import validate_tree
 from lmscale.corpus.build import _builder, build_corpus
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
+from lmscale.corpus.survey import survey_files
 from lmscale.corpus.text_files import cut_array
 from lmscale.errors import ConfigError, DataError
 
@@ -29,6 +30,62 @@ def build(folder, sources: dict, **settings):
     folders = {name: folder / "out" / name for name in sources}
     manifests = {name: load_corpus_manifest(place) for name, place in folders.items()}
     return manifests, {n: [*read_documents(place / "train")] for n, place in folders.items()}
+
+
+META = "<html><head><meta {}></head><body>“Größe” 中文 Яма</body></html>"
+PAGES = [
+    ('charset="ISO-8859-1"', "cp1252"),
+    ("charset=latin1", "cp1252"),
+    ('http-equiv="Content-Type" content="text/html; charset=GB2312"', "gb18030"),
+    ("charset=Shift_JIS", "cp932"),
+    ("charset=utf-16", "utf-8"),
+    ("charset=UTF8", "utf-8"),
+    ("charset=nothing-known", "utf-8"),
+    *(
+        (f"charset={none}", "utf-8")
+        for none in ("hex", "utf-32", "cp037", "unicode_escape", "idna")
+    ),
+    ('name="description" content="charset=big5"', "utf-8"),
+    ('name=x><!-- <meta charset=big5> --><meta charset="windows-1251"', "cp1251"),
+    ("charset=big5", "utf-16"),  # whose mark goes first
+]
+
+
+@pytest.mark.parametrize(("meta", "encoding"), PAGES)
+def test_a_page_is_read_by_the_encoding_that_it_declares(tmp_path, meta, encoding):
+    content = META.format(meta).encode(encoding, "ignore")
+    expected = "“Größe” 中文 Яма".encode(encoding, "ignore").decode(encoding).strip()
+    (tmp_path / "a.html").write_bytes(content)
+    manifests, texts = build(tmp_path, {"s": {"inputs": [f"{tmp_path}/*.html"]}})
+    assert texts["s"] == [expected]
+    assert manifests["s"].made_by["encoding"] == "auto"  # not that of one built by an older rule
+    survey = survey_files([f"{tmp_path}/*.html"])
+    assert survey.inputs == (f"{tmp_path}/*.html",)
+    assert survey.sample == expected
+    assert not survey.notes
+
+
+def test_a_page_may_declare_in_xml_and_a_setting_overrules_what_is_declared(tmp_path):
+    page, russian = f"{tmp_path}/a.xhtml", "Привет".encode("koi8-r")
+    (tmp_path / "a.xhtml").write_bytes(b'<?xml version="1.0" encoding="koi8-r"?><p>' + russian)
+    sources = {"s": {"inputs": [page]}, "t": {"inputs": [{"files": page, "encoding": "cp1251"}]}}
+    texts = build(tmp_path, sources)[1]
+    assert [texts["s"], texts["t"]] == [["Привет"], [russian.decode("cp1251")]]
+    (tmp_path / "b.html").write_bytes(b"<meta charset=iso-8859-1><p>a\x81b")
+    with pytest.raises(DataError) as caught:
+        build(tmp_path, {"u": {"inputs": [f"{tmp_path}/b.html"]}})
+    assert (
+        "b.html: not iso-8859-1, which is cp1252, as it declares; corpus.sources.u.encoding would "
+        "overrule that: after 29 characters comes the byte 0x81."
+    ) in str(caught.value)
+
+
+def test_a_corpus_without_pages_is_the_one_of_the_encoding_utf8():
+    made_by = [
+        CorpusSourceConfig(inputs=("a.txt",), **own).made_by()["encoding"]
+        for own in ({}, {"encoding": "utf-8"}, {"encoding": "cp1252"})
+    ]
+    assert made_by == ["utf-8", "utf-8", "cp1252"]
 
 
 def test_pages_lose_their_markup_and_nothing_else_does(tmp_path):
