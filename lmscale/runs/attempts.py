@@ -22,20 +22,19 @@ from lmscale.files.run_files import ATTEMPTS_FILE, LEDGER_FILE
 from lmscale.files.run_rows import ATTEMPT, STEP
 from lmscale.ranks.attempt import job_and_restart
 from lmscale.runs.goodput import (
+    FINISHED,
     FIRST_SECONDS,
     PROGRESS_SECONDS,
     Account,
     Goodput,
     causes_of,
+    is_good_end,
     pause_after,
 )
 from lmscale.watch import heartbeat
 from lmscale.watch.process import own_process
 
 logger = logging.getLogger(__name__)
-
-FINISHED = "finished"
-EARLY = "stopped early"  # begins the reason of a run that ended well before ``train.steps``
 
 
 def read_attempts(folder: str | Path, problems: list[str] | None = None) -> list[Row]:
@@ -60,7 +59,7 @@ def find_good_end(attempts: Sequence[Row]) -> str:
     worth it. "": it did not.
     """
     reason = str(attempts[-1].get("reason", "")) if attempts else ""
-    return reason if reason == FINISHED or reason.startswith(EARLY) else ""
+    return reason if is_good_end(reason) else ""
 
 
 class AttemptLog:

@@ -17,12 +17,16 @@ PROGRESS_SECONDS = 15.0  # a kill loses at most this much detail; a month of row
 LEAP_SECONDS = 900.0  # a clock does not run so wrong: it was set, or the machine was suspended
 STRETCH_SECONDS = 900.0  # long enough to hold a save or an evaluation, short enough to be of now
 STEP_SECONDS = "speed/step_seconds"
+FINISHED = "finished"
+EARLY = "stopped early"  # begins the reason of a run that ended well before ``train.steps``
 FIRST_SECONDS = 1.0  # the first rows come sooner: a run that is killed all the time gets on as well
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goodput:
-    """Where a run's time went, in seconds, each second once."""
+    """Where a run's time went, in seconds, each second once. The time between a good end and more
+    steps that were asked for later is not the run's.
+    """
 
     productive_seconds: float = 0.0  # in steps whose result was kept
     redone_seconds: float = 0.0  # done again by a later attempt, or lost behind a kill's last row
@@ -38,7 +42,9 @@ class Goodput:
 
     @property
     def wall_seconds(self) -> float:
-        """Since the first attempt began, whether or not the run was running."""
+        """Since the first attempt began, whether or not the run was running, but for the time after
+        a good end.
+        """
         return sum(self.seconds.values())
 
     @property
@@ -109,11 +115,24 @@ def pause_after(written_at: float, *, opened_at: float) -> float:
     return min(PROGRESS_SECONDS, max(FIRST_SECONDS, abs(written_at - opened_at)))
 
 
-def goodput(rows: Sequence[Row], now: float | None = None) -> Goodput:
-    """Judge the rows of ``attempts.jsonl``; ``now`` defaults to the time of the last row."""
+def is_good_end(reason: str) -> bool:
+    """Whether an attempt of this end has done all steps, or all that were worth it."""
+    return reason == FINISHED or reason.startswith(EARLY)
+
+
+def goodput(
+    rows: Sequence[Row], now: float | None = None, *, saved_step: int | None = None
+) -> Goodput:
+    """Judge the rows of ``attempts.jsonl``; ``now`` defaults to the time of the last row.
+
+    ``saved_step``: of a run that does not go on, where the next attempt would: what was done beyond
+    it is lost already.
+    """
     account = Account()
     for row in rows:
         account.add(row)
+    if saved_step is not None:
+        account.lose_beyond(saved_step)
     return account.at(now)
 
 
@@ -140,6 +159,7 @@ class Account:
         self._last_down = 0.0  # seconds between the newest attempt and the one before
         self._taken = 0.0  # of such seconds, what was a leap of the clock
         self._is_open = False  # the newest attempt has no end yet
+        self._ended_well = False  # so that the time since then is not the run's
         self._opened_at: float | None = None  # the time of its first row
 
     def at(self, now: float | None = None) -> Goodput:
@@ -163,11 +183,11 @@ class Account:
         if row["event"] == "start":
             lost = min(gap, self._unknown_seconds())
             self._seconds["redone"] += lost
-            self._seconds["down"] += gap - lost
-            self._last_down = gap - lost
+            self._last_down = 0.0 if self._ended_well else gap - lost
+            self._seconds["down"] += self._last_down
             self._attempts += 1
             self._begin_again(row["first_step"], "redone")
-            self._is_open, self._opened_at = True, None
+            self._is_open, self._opened_at, self._ended_well = True, None, False
         else:
             self._add_progress(row, gap)
         self._time = row["time"] if self._time is None else self._time + gap
@@ -177,7 +197,12 @@ class Account:
             self._begin_again(row["to_step"], "undone")
         elif row["event"] == "end":
             self._give_up("redone")
-            self._is_open = False
+            self._is_open, self._ended_well = False, is_good_end(row.get("reason", ""))
+
+    def lose_beyond(self, step: int) -> None:
+        """What was done beyond ``step`` will be done again."""
+        if step < self._step:
+            self._begin_again(step, "redone")
 
     def _gap_before(self, row: Row) -> float:
         """Seconds since the last row, whatever became of the machine's clock meanwhile.

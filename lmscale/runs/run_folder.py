@@ -32,10 +32,10 @@ from lmscale.files.run_files import (
     WATCH_FILE,
 )
 from lmscale.files.run_rows import FAULT, FIGURES, RESUME, REWIND, STEP, TASK_FIGURES, WATCH
-from lmscale.runs.attempts import FINISHED, find_good_end, read_attempts
+from lmscale.runs.attempts import find_good_end, read_attempts
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.environment import find_missing_packages
-from lmscale.runs.goodput import Goodput, goodput
+from lmscale.runs.goodput import FINISHED, Goodput, goodput
 from lmscale.runs.imports import describe_import
 from lmscale.runs.lease import read_lease
 from lmscale.runs.starts import HANG_ENDED, RunSigns, plan_starts, read_events
@@ -125,8 +125,7 @@ def read_status(folder: str | Path) -> RunStatus:
         figures=figures,
         figure_steps=figure_steps,
         metrics=tuple(metrics),
-        # Of a run that is gone without a word, the time since then is not known to be lost.
-        goodput=goodput(attempts, time.time() if _is_alive(attempts, last_sign, gone) else None),
+        goodput=_judge_time(attempts, commits, _is_alive(attempts, last_sign, gone)),
         attempts=tuple(attempts),
         starts=starts,
         commits=commits,
@@ -157,6 +156,15 @@ def _find_mixture_steps(resumes: Sequence[Row]) -> Iterator[tuple[int, int]]:
     for row in resumes:
         if row.get("mixture"):
             yield row["mixture"]["from_n"], row["step"] + 1
+
+
+def _judge_time(attempts: Sequence[Row], commits: Sequence[Commit], is_alive: bool) -> Goodput:
+    """Of a run that is gone without a word, the time since then is not known to be lost; what it
+    did beyond its newest checkpoint is.
+    """
+    if is_alive or find_good_end(attempts):
+        return goodput(attempts, time.time() if is_alive else None)
+    return goodput(attempts, saved_step=max((commit.step for commit in commits), default=0))
 
 
 def _is_alive(attempts: Sequence[Row], last_sign: float | None, gone: bool | None) -> bool:

@@ -34,8 +34,8 @@ from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.ranks.device import device_name
 from lmscale.ranks.mesh import Mesh, plan_mesh
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.attempts import FINISHED
 from lmscale.runs.continuation import identity_of
+from lmscale.runs.goodput import FINISHED
 from lmscale.runs.lease import NO_LEASE, Lease
 from lmscale.runs.origins import BRANCH, INITIAL, ORIGINS, Origin, save_origins
 from lmscale.stream.batches import Preparation

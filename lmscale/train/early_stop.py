@@ -19,7 +19,7 @@ from lmscale.config.training import EarlyStopConfig
 from lmscale.files.printing import count_of
 from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.attempts import EARLY
+from lmscale.runs.goodput import EARLY
 
 GO_ON = "More evaluation.stop.patience, or --set evaluation.stop.metric= for none, goes on."
 logger = logging.getLogger(__name__)

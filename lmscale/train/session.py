@@ -43,7 +43,8 @@ from lmscale.ranks.exits import says_peer_gone
 from lmscale.ranks.ranks import Ranks, is_lost_connection, open_process_group
 from lmscale.ranks.slow import Seat, find_slow, take_seat
 from lmscale.runs import faults
-from lmscale.runs.attempts import FINISHED, AttemptLog, find_good_end, read_attempts
+from lmscale.runs.attempts import AttemptLog, find_good_end, read_attempts
+from lmscale.runs.goodput import FINISHED
 from lmscale.runs.lease import Lease
 from lmscale.runs.leftovers import remove_leftovers
 from lmscale.runs.logs import IN_FILE_ALONE, setup_logging

@@ -141,6 +141,7 @@ def test_the_status_says_where_the_time_went(run, capsys):
     seconds = {"start": 20.0, "step": 140.0, "data": 30.0, "save": 10.0}
     ended = {"event": "end", "time": 11_600.0, "attempt": 2, "step": 12, "step_seconds": 170.0}
     append_row(run / "attempts.jsonl", {**ended, "seconds": seconds, "reason": "SIGTERM"})
+    log_commit(run, 12)
     assert main(["runs", "status", str(run)]) == 0
     lines = lines_of(capsys)
     begin = lines.index("time             2 h 56 min in all, 10 min of them running")

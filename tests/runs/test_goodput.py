@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lmscale.files.jsonl import read_rows
 from lmscale.runs import attempts as attempts_module
 from lmscale.runs.attempts import ATTEMPTS_FILE, AttemptLog
-from lmscale.runs.goodput import LEAP_SECONDS, PROGRESS_SECONDS, goodput, pause_after
+from lmscale.runs.goodput import FINISHED, LEAP_SECONDS, PROGRESS_SECONDS, goodput, pause_after
 from lmscale.watch.heartbeat import PhaseClock
 
 
@@ -46,6 +46,23 @@ def test_the_time_between_two_attempts_is_down_and_no_running_time():
     assert found.fraction == pytest.approx(180 / 500)
     assert found.running_fraction == pytest.approx(180 / 200)
     assert (found.down_seconds, found.restarts) == (300, 1)
+
+
+@pytest.mark.parametrize("reason", ["finished", "stopped early at step 10: it got no better"])
+def test_the_time_after_a_good_end_is_not_the_runs(reason):
+    rows = [start(0), end(100, 10, 90, reason=reason), start(520, 10), end(620, 20, 90)]
+    found = goodput(rows)
+    assert (found.down_seconds, found.wall_seconds) == (0, 200)
+    assert found.fraction == pytest.approx(180 / 200)
+    again = goodput([*rows, start(700, 20), end(800, 30, 90)])
+    assert again.down_seconds == 80, "that end was none"
+
+
+def test_what_a_run_that_is_gone_did_beyond_its_checkpoint_is_lost_before_it_is_resumed():
+    rows = [start(0), progress(80, 8, 80), progress(100, 10, 20)]
+    gone = goodput(rows, saved_step=6)
+    assert (gone.productive_seconds, gone.redone_seconds, gone.wall_seconds) == (60, 40, 100)
+    assert goodput(rows, saved_step=10) == goodput(rows)
 
 
 def test_steps_that_were_done_again_count_once():
@@ -170,18 +187,19 @@ class Machine:
         )
 
 
-def run_attempt(folder, machine, first_step, last_step, step_seconds=2.0):
+def run_attempt(folder, machine, first_step, last_step, step_seconds=2.0, reason=FINISHED):
     machine.phases = PhaseClock(machine.clock)
     with machine.attempt(folder, first_step) as attempt:
         for step in range(first_step + 1, last_step + 1):
             machine.spend("forward", step_seconds)
             attempt.step(step, step_seconds)
+        attempt.end(reason)
         return attempt.goodput().fraction
 
 
 def test_an_attempts_own_figure_is_that_of_its_rows(tmp_path):
     machine = Machine()
-    run_attempt(tmp_path, machine, 0, 20)
+    run_attempt(tmp_path, machine, 0, 20, reason="SIGTERM")
     machine.clock.now += 60
     last = run_attempt(tmp_path, machine, 10, 30)
     rows = read_rows(tmp_path / ATTEMPTS_FILE)
@@ -310,6 +328,7 @@ def test_every_second_has_one_cause_and_no_step_counts_twice(story, step_seconds
                     machine.spend(deed, duration)
             live = attempt.goodput()
             attempt.has_ended = attempt_story["is_killed"]
+            attempt.end("SIGTERM")
     rows = read_rows(folder / ATTEMPTS_FILE)
     found = goodput(rows)
     assert found.wall_seconds == pytest.approx(rows[-1]["time"] - rows[0]["time"], abs=1e-3)

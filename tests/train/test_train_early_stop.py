@@ -26,7 +26,7 @@ from lmscale.config.objective import OBJECTIVES
 from lmscale.config.training import FIGURES, RISING, EarlyStopConfig, direction_of
 from lmscale.errors import ConfigError, DataError
 from lmscale.ranks.ranks import Ranks
-from lmscale.runs.attempts import EARLY
+from lmscale.runs.goodput import EARLY
 from lmscale.runs.run_folder import read_status
 from lmscale.train.early_stop import find_early_stop, read_stop_figures, tell_unmeasured
 
