@@ -377,6 +377,11 @@ def describe_start(run: Run) -> str:
         f"{config.engine.precision}, ZeRO {config.engine.zero_stage}, "
         f"{plan.global_windows * config.window.stride:,} tokens a step{grown} "
         f"(micro-batches a rank: {plan.accumulation} of {count_of(plan.micro_windows, 'window')}), "
-        f"bos: {'none' if run.stream.bos_id is None else run.stream.bos_id}, steps "
-        f"{run.start.step + 1} to {config.train.steps}, in {config.folder}"
+        f"bos: {'none' if run.stream.bos_id is None else run.stream.bos_id}, "
+        f"{describe_steps(run.start.step, config.train.steps)}, in {config.folder}"
     )
+
+
+def describe_steps(done: int, last: int) -> str:
+    """Which steps are left, with ``done`` of them done."""
+    return f"steps {done + 1} to {last}" if done < last else f"no step left after {done}"

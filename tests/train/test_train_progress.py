@@ -7,6 +7,7 @@ from guard_cases import report
 from recipes import RECIPES
 from tiny_run import tiny_config
 
+from lmscale.train.assemble import describe_steps
 from lmscale.train.charts import plan_charts
 from lmscale.train.progress import Progress
 
@@ -16,6 +17,11 @@ def test_progress_adds_up_steps_samples_tokens_and_skipped_steps():
     after = progress.after(report(5, targets=321)).after(report(6, is_skipped=True))
     assert after == Progress(step=6, n=72, tokens=1821, skipped_steps=2)
     assert Progress(**asdict(after)) == after
+
+
+def test_a_start_says_which_steps_are_left_and_of_a_finished_run_that_none_is():
+    told = [describe_steps(done, 185) for done in (0, 184, 185)]
+    assert told == ["steps 1 to 185", "steps 185 to 185", "no step left after 185"]
 
 
 def charts_of(tmp_path, world_size=1, has_peak=False, **sections):
