@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lmscale.config.assets import find_config
+from lmscale.files.locations import find_run
 from lmscale.files.printing import say
 from lmscale.files.redact import printable, redact
 
@@ -31,7 +32,13 @@ SetOption = Annotated[
     ),
 ]
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="A run's folder, or the name of one in runs.",
+        show_default=False,
+        callback=find_run,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 

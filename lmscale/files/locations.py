@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from lmscale.errors import ConfigError
 from lmscale.files.run_files import CHECKPOINTS, CONFIG_FILE, STEP_FOLDER
 
 
@@ -27,6 +28,9 @@ def protocol_of(location: str | Path) -> str | None:
 
 def local_path(location: str | Path) -> Path:
     return Path(str(location).removeprefix("file://")).expanduser()
+
+
+RUNS = Path("runs")  # where a run's folder is by default
 
 
 def split_checkpoint(place: str) -> tuple[Path, int | None]:
@@ -75,6 +79,23 @@ def find_checkpoint(place: str, *, beside: Path) -> CheckpointPlace:
         if (beside / folder).is_dir():
             return CheckpointPlace(beside / folder, step)
     return CheckpointPlace(folder, step)
+
+
+def find_run(run: Path | None) -> Path | None:
+    """The folder that RUN names: a folder, or by its name a run in ``RUNS``, as ``run.init_from``
+    and ``runs branch`` take it. Raises ``ConfigError`` where a step stands with it.
+    """
+    if run is None:
+        return None
+    place = find_checkpoint(str(run), beside=RUNS)
+    if place.is_alone:
+        return run
+    if place.step is not None:
+        raise ConfigError(
+            f"{run}: here a run is named alone, {place.folder}. A command that takes one of its "
+            f"checkpoints takes it by --step {place.step}."
+        )
+    return place.folder
 
 
 def absolute_checkpoint(place: str) -> str:

@@ -29,7 +29,7 @@ from lmscale.config.run import RunSection, with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError
 from lmscale.files.atomic import write_bytes, writing
 from lmscale.files.jsonl import append_durable_row, renew_rows
-from lmscale.files.locations import find_checkpoint, split_checkpoint
+from lmscale.files.locations import RUNS, find_checkpoint, split_checkpoint
 from lmscale.files.output_folder import new_folder
 from lmscale.files.run_files import (
     CHECKPOINTS,
@@ -85,7 +85,7 @@ def plan_branch(named: str, name: str, overrides: Sequence[str] = ()) -> Branch:
     Raises ``ConfigError`` with all that stands against it, and ``CheckpointError`` for a checkpoint
     that no run goes on from.
     """
-    found = find_checkpoint(named, beside=Path("runs"))
+    found = find_checkpoint(named, beside=RUNS)
     if found.is_alone:
         raise ConfigError(
             f"{named}: a branch needs the run's own folder, which says what was read. Name it as "

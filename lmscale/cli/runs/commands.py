@@ -12,6 +12,7 @@ from lmscale.cli.options import JsonOption, RunArgument, echo_json, print_warnin
 from lmscale.cli.runs.branch import branch
 from lmscale.cli.runs.logs import logs
 from lmscale.errors import EXIT_USER, ClusterError, ConfigError, LmscaleError
+from lmscale.files.locations import find_run
 from lmscale.files.printing import say
 from lmscale.files.run_files import DATA_SLURM_FOLDER, SWEEP_FILE
 
@@ -170,6 +171,7 @@ def cancel(
             metavar="[RUN]",
             help="A run's folder, or a sweep's; with --sweep the one that holds the sweep (runs).",
             show_default=False,
+            callback=find_run,
         ),
     ] = None,
     at_once: Annotated[bool, typer.Option("--now", help="Do not save.")] = False,
