@@ -104,6 +104,7 @@ class Bench:
             lease=NO_LEASE,
             history=History(),
             origin=None,
+            branch=None,
             teacher=None,
             passed_over=frozenset(),
             start=Progress(),

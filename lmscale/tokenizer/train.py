@@ -53,6 +53,7 @@ def train_tokenizer(
             return old
         if not force:
             _refuse_strangers_of(config)
+        folder.mkdir(parents=True, exist_ok=True)  # where it cannot be is told before the work
     folders = [Path(corpus) / source for source in sources]
     total = sum(load_corpus_manifest(each).text_bytes("train") for each in folders)
     texts = (text for each in folders for text in read_documents(each / "train"))

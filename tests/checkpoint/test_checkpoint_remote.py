@@ -353,7 +353,9 @@ def test_refused_access_is_told_at_once(place, s3):
         with pytest.raises(CheckpointError, match=f"{OWNER_FILE}: access is refused"):
             place.claim("tiny")
         proxy.methods, proxy.answers = (b"GET", b"HEAD"), [(403, REFUSED)] * 9
-        with pytest.raises(CheckpointError, match="access is refused .Access Denied.* credentials"):
+        with pytest.raises(
+            CheckpointError, match="access is refused .*Access Denied.* credentials"
+        ):
             place.list_steps()
         assert len(proxy.answers) == 8
 

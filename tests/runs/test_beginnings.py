@@ -200,7 +200,7 @@ def test_the_beta_that_made_schedule_frees_points_is_told_before_a_rank_starts(t
             assert problems(tmp_path, named, **others) == []
             told = problems(tmp_path, named, **others, **{"run.init_optimizer": True})
             assert len(told) == count, told
-            assert all("engine.optimizer.betas begin with 0.9, by" in line for line in told)
+            assert all("engine.optimizer.betas begin with 0.9, which made" in line for line in told)
 
 
 def test_states_need_a_run_that_has_them():
