@@ -227,7 +227,9 @@ def _read_parquet(file: RawFile, account: Account) -> Records:
         with file.open(is_random=True) as raw, pyarrow.parquet.ParquetFile(raw) as table:
             names = table.schema_arrow.names
             if missing := {key: field for key, field in fields.items() if field not in names}:
-                settings = " and ".join(f"{account.setting}.{key}" for key in missing)
+                settings = " and ".join(account.name_of(key) for key in missing)
+                if "text_field" in missing and len(account.source.inputs) > 1:
+                    settings += ", or for these files alone {files: PATTERN, text_field: NAME}"
                 raise DataError(
                     f"{file.shown}: no column {' nor '.join(map(repr, missing.values()))}; its "
                     f"columns: {', '.join(map(printable_name, names))}. Set {settings}."

@@ -67,6 +67,9 @@ def test_a_parquet_column_gives_its_texts(tmp_path):
     assert read(tmp_path / "a.parquet", text_field="content") == TEXTS
     with pytest.raises(DataError, match=r"no column 'text'; its columns: content, other"):
         read(tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_bytes(jsonl())
+    with pytest.raises(DataError, match=r"for these files alone {files: PATTERN, text_field: NAM"):
+        read(tmp_path / "a.parquet", tmp_path / "b.jsonl")
     twice = pyarrow.Table.from_arrays([pyarrow.array(TEXTS)] * 2, names=["text", "text"])
     pyarrow.parquet.write_table(twice, tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet: several columns are named 'text'\. Write"):
