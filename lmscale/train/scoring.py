@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from lmscale.checkpoint.fragments import refresh_parameters
 from lmscale.engine.average import averages_of, exchange
@@ -20,6 +21,7 @@ from lmscale.evaluation.perplexity import (
 )
 from lmscale.evaluation.task_scores import PREFIX
 from lmscale.files.jsonl import Row, sift_rows
+from lmscale.files.printing import count_of
 from lmscale.files.run_files import METRICS_FILE
 from lmscale.files.run_rows import FIGURES, OF_AVERAGE
 from lmscale.ranks.collectives import broadcast_object, failing_together
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 SAMPLED = "evaluation"  # of at most max_windows windows: one curve, alike from step to step
 WHOLE = "final"  # of all windows, after the last step
+TOLD_SECONDS = 30.0  # from line to line of an evaluation that takes long
 
 
 @dataclass(kw_only=True)
@@ -103,6 +106,10 @@ class Evaluator:
             return
         run, plan = self.run, replace(self.plan, max_windows=max_windows)
         is_average = run.config.scores_average
+        windows = {each: len(plan.window_numbers(data)) for each, data in self.datasets.items()}
+        if name == WHOLE:
+            logger.info("%s", describe_windows(windows, step))
+        pace = ScoringPace(sum(windows.values()))
         with averaged_weights(run.engine) if is_average else nullcontext():
             scores = {
                 set_name: evaluate_set(
@@ -111,6 +118,7 @@ class Evaluator:
                     plan,
                     data=run.mesh.data,
                     device=run.device,
+                    advance=pace.advance,
                     between_batches=self.poll,
                 )
                 for set_name, dataset in self.datasets.items()
@@ -135,6 +143,32 @@ class Evaluator:
             self.early_stop = run.find_early_stop(self.stop_figures, step=step)
         which = f"{name}, average of the weights" if is_average else name
         logger.info("held out at step %d (%s)\n%s", step, which, render_scores(scores))
+
+
+def describe_windows(windows: Mapping[str, int], step: int) -> str:
+    """What the evaluation of the whole sets has before it."""
+    sets = ", ".join(f"{name} of {count_of(count, 'window')}" for name, count in windows.items())
+    return f"evaluating the whole held-out sets after step {step}: {sets}"
+
+
+@dataclass
+class ScoringPace:
+    """Says how far an evaluation has come, for as long as it takes."""
+
+    total: int  # windows
+    clock: Callable[[], float] = time.monotonic
+    done: float = 0
+    told_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.told_at = self.clock()
+
+    def advance(self, windows: float) -> None:
+        self.done += windows
+        now = self.clock()
+        if self.done < self.total and now - self.told_at >= TOLD_SECONDS:
+            self.told_at = now
+            logger.info("evaluated %s of %s windows", f"{self.done:,.0f}", f"{self.total:,}")
 
 
 def open_run_trackers(run: Run, tokens: Callable[[], int]) -> AbstractContextManager[Trackers]:

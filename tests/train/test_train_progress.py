@@ -10,6 +10,7 @@ from tiny_run import tiny_config
 from lmscale.train.assemble import describe_steps
 from lmscale.train.charts import plan_charts
 from lmscale.train.progress import Progress
+from lmscale.train.scoring import ScoringPace, describe_windows
 
 
 def test_progress_adds_up_steps_samples_tokens_and_skipped_steps():
@@ -22,6 +23,17 @@ def test_progress_adds_up_steps_samples_tokens_and_skipped_steps():
 def test_a_start_says_which_steps_are_left_and_of_a_finished_run_that_none_is():
     told = [describe_steps(done, 185) for done in (0, 184, 185)]
     assert told == ["steps 1 to 185", "steps 185 to 185", "no step left after 185"]
+
+
+def test_an_evaluation_says_what_it_has_before_it_and_how_far_it_is_while_it_takes_long(caplog):
+    text = describe_windows({"en": 1200, "zh": 1}, 7)
+    assert text.endswith("sets after step 7: en of 1,200 windows, zh of 1 window")
+    caplog.set_level("INFO")
+    times = iter([0.0, 10.0, 31.0, 40.0, 90.0])
+    pace = ScoringPace(1200, lambda: next(times))
+    for _ in range(4):
+        pace.advance(300)
+    assert caplog.messages == ["evaluated 600 of 1,200 windows"]
 
 
 def charts_of(tmp_path, world_size=1, has_peak=False, **sections):
