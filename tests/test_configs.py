@@ -132,3 +132,6 @@ def test_a_path_without_a_file_is_an_error_that_names_it(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "llama_7c.yaml")
     assert str(caught.value) == f"{tmp_path}/llama_7c.yaml: there is no such configuration file."
+    (tmp_path / "llama_7b.yaml").write_text("")
+    with pytest.raises(ConfigError, match=rf"file\. Did you mean {tmp_path}/llama_7b\.yaml\?$"):
+        load_config(tmp_path / "llama_7c.yaml")

@@ -78,7 +78,7 @@ def init(
     path = _check_place(name, out)
     parameters = parse_size(size) if size else None
     device = plan_device(_ask("GPUs, such as 8xH100", HERE) if asks and gpus is None else gpus)
-    survey = survey_files(words)
+    survey = survey_files(words, name)
     text = measure(survey)
     choice = plan_run(text, device, max_hours=hours, parameters=parameters)
     _describe(survey, choice)

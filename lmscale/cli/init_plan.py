@@ -101,6 +101,8 @@ class Choice:
     heldout_fraction: float
     has_heldout: bool
     hours: float
+    is_cut: bool
+    """Whether more steps would be right, and take longer than was allowed."""
 
     @property
     def trained_tokens(self) -> int:
@@ -161,6 +163,9 @@ def plan_run(
             break
         vocab_size, bytes_per_token = smaller
     trained = min(trained, TOKENS_PER_PARAMETER * count)
+    in_time = device.flops * 3600 * max_hours / (6 * count)
+    is_cut = in_time < 0.99 * trained  # of the shapes that are chosen by it none is
+    trained = min(trained, in_time)
     length = 256 if count < 10e6 else 512 if count < 50e6 else 1024 if count < 1e9 else 2048
     unit = math.lcm(8, device.ranks)  # so that 1, 2, 4 and 8 ranks share a step as well
     wanted = min(shape.batch_tokens, trained / MIN_STEPS) / length
@@ -183,13 +188,19 @@ def plan_run(
         heldout_fraction=fraction,
         has_heldout=has_heldout,
         hours=6 * count * steps * windows * length / device.flops / 3600,
+        is_cut=is_cut,
     )
 
 
 def describe_doubts(choice: Choice) -> Iterator[str]:
     """What will be and can hardly be wanted."""
     share = choice.trained_tokens / choice.parameters
-    if share < 1:
+    if choice.is_cut:
+        yield (
+            f"the steps are cut to the hours: {share:.2g} tokens a parameter, where "
+            f"{TOKENS_PER_PARAMETER} are the rule. More hours, or fewer parameters, make it better."
+        )
+    elif share < 1:
         yield (
             f"{share:.2g} tokens a parameter, where {TOKENS_PER_PARAMETER} are the rule: the model "
             "will know the text by heart. More text is what helps most."

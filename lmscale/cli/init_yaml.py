@@ -85,6 +85,7 @@ def _render_model(choice: Choice, device: Device) -> str:
     step = f"× {choice.sequence_length} = {tokens:,} tokens a step, shared by 1, 2, 4 or 8 ranks"
     trained = f"{render_count(choice.trained_tokens)} tokens: {choice.epochs:.2g} epochs"
     hours = render_duration(max(60.0, 3600 * choice.hours))
+    cut = "\n  # Cut to the hours that were allowed; more steps would be better." * choice.is_cut
     return f"""
 batch:
   global_windows: {choice.global_windows}  # {step}
@@ -107,7 +108,7 @@ train:
   # {trained}, {share:.2g} tokens a parameter.
   # {TOKENS_PER_PARAMETER} a parameter use computation best (Hoffmann et al. 2022), and up to
   # {MAX_EPOCHS} epochs are as good as fresh text (Muennighoff et al. 2023).
-  # Some {hours} on this machine, by a rule of thumb; the log says it better.
+  # Some {hours} on this machine, by a rule of thumb; the log says it better.{cut}
   steps: {choice.steps}
 """
 

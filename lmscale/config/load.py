@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ from lmscale.config.origin import Given, Origin, blame
 from lmscale.config.problems import describe_problems
 from lmscale.config.run import RunConfig
 from lmscale.errors import ConfigError
-from lmscale.files.redact import find_url_secrets
+from lmscale.files.redact import find_url_secrets, printable_name
 
 Tree = TypeVar("Tree", bound=BaseModel)
 
@@ -114,9 +116,21 @@ def read_text(path: Path) -> str:
             raise OSError(errno.EINVAL, "a pipe stands where a file should be")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such configuration file.") from None
+        near = _find_near(path)
+        hint = f" Did you mean {printable_name(str(near))}?" if near else ""
+        raise ConfigError(f"{path}: there is no such configuration file.{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
+
+
+def _find_near(path: Path) -> Path | None:
+    """The YAML file beside it whose name is nearest, if one is near."""
+    try:
+        beside = [each for each in os.listdir(path.parent) if each.endswith((".yaml", ".yml"))]
+    except OSError:
+        return None
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.8)  # .yaml alone is a half
+    return path.with_name(near[0]) if near else None
 
 
 def parse_config(

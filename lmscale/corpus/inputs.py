@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -106,13 +107,16 @@ def _find(
     problems += named.problems
     unreached += named.unreached
     problems += _describe_odd(named.matches, setting)
-    for number, match in named.matches.items():
-        each = source.inputs[number]
+    # A file that is named by its path first: so it is read, whatever pattern names it, too.
+    alone = {number for number, match in named.matches.items() if _is_path(patterns[number], match)}
+    paths = {file.location for number in alone for file in named.matches[number].files}
+    for number in sorted(named.matches, key=lambda number: (number not in alone, number)):
+        each, match = source.inputs[number], named.matches[number]
         own = source.model_copy(update=each.settings)
         for file in match.files:
             place = file.location
             if place in found:
-                if found[place].rules != own:
+                if found[place].rules != own and (number in alone or place not in paths):
                     problems.append(
                         f"{setting}.inputs: {file.shown} is also of inputs[{number}] "
                         f"({each.files}), which has other settings: let one pattern name it."
@@ -152,6 +156,11 @@ def _find(
             name_some(unsized),
         )
     return tuple(found[place] for place in sorted(found))
+
+
+def _is_path(pattern: str, match: Match) -> bool:
+    """Whether it is the path or URL of one file."""
+    return [file.location for file in match.files] == [os.path.expanduser(pattern)]
 
 
 def format_of(location: str) -> str | None:

@@ -76,17 +76,20 @@ class Survey:
         return found if self.is_exact else max(found, int(fraction * self.documents * 0.5))
 
 
-def survey_files(words: Sequence[str]) -> Survey:
-    """Look at the files that paths, patterns, folders and URLs name. Raises ``DataError``."""
+def survey_files(words: Sequence[str], name: str = "files") -> Survey:
+    """Look at the files that paths, patterns, folders and URLs name, for a source of this name.
+
+    Raises ``DataError``.
+    """
     found, notes = _expand(words)
     files = {file.location: file for each in found.values() for file in each}
     settings = _guess_all(files)
     inputs = _name_inputs(settings, found)
     tree = {"inputs": inputs, "max_bad_records": 10**9}
     source = CorpusSourceConfig.model_validate(tree)
-    raw_files = find_inputs(CorpusConfig(sources={"files": source}))["files"]
+    raw_files = find_inputs(CorpusConfig(sources={name: source}))[name]
     notes += [*_describe_encodings(settings.values()), *_describe_fields(settings, files)]
-    return _read(raw_files, source, inputs, notes)
+    return _read(raw_files, Account(name, source), inputs, notes)
 
 
 def _describe_encodings(settings: Iterable[Settings]) -> Iterator[str]:
@@ -193,42 +196,47 @@ def _is_text(file: FoundFile) -> bool:
 def _name_inputs(
     settings: Mapping[str, Settings], found: Mapping[str, Sequence[FoundFile]]
 ) -> tuple[str | dict[str, str], ...]:
-    """The patterns of a person, where one names files of the same settings and no others; of other
-    files, also those that a shell made of a pattern, one for each folder where that is so, or each.
+    """The patterns of a person, where one names these files and no others, and most have the same
+    settings; of other files, also those that a shell made of a pattern, one for each folder where
+    that is so, or each. The few that are otherwise are named, too, which comes before a pattern.
     Raises ``DataError`` for very many.
     """
     inputs: dict[str, Settings] = {}
     others: dict[str, FoundFile] = {}
     for pattern, files in found.items():
         is_pattern = pattern != files[0].location
-        if is_pattern and _is_of_one_kind(pattern, files, settings):
-            inputs[pattern] = settings[files[0].location]
+        named = _with_exceptions(pattern, files, settings) if is_pattern else {}
+        if named and len(named) <= 1 + FEW:
+            inputs |= named
         else:
             others |= {file.location: file for file in files}
     for pattern, files in _by_folder(others.values()).items():
-        if len(files) >= FEW and _is_of_one_kind(pattern, files, settings):
-            inputs[pattern] = settings[files[0].location]
-        else:
-            inputs |= {file.location: settings[file.location] for file in files}
+        named = _with_exceptions(pattern, files, settings) if len(files) >= FEW else {}
+        inputs |= named or {file.location: settings[file.location] for file in files}
     if len(inputs) > MOST_INPUTS:
-        kinds = Counter(settings[place] for place in others if settings[place]).most_common(3)
-        named = "; ".join(f"{number:,} {_describe_settings(own)}" for own, number in kinds)
+        kinds = Counter(own for own in inputs.values() if own).most_common(3)
+        told = "; ".join(f"{number:,} {_describe_settings(own)}" for own, number in kinds)
         raise DataError(
             f"{len(inputs):,} inputs would be needed, of which a configuration may well have "
             f"{MOST_INPUTS:,}: let each folder hold files that are read alike, and name it"
-            f"{' (now there are ' * bool(named)}{named}{')' * bool(named)}."
+            f"{' (now there are ' * bool(told)}{told}{')' * bool(told)}."
         )
     named_inputs = sorted(inputs.items())
     return tuple({"files": each, **dict(own)} if own else each for each, own in named_inputs)
 
 
-def _is_of_one_kind(
+def _with_exceptions(
     pattern: str, files: Sequence[FoundFile], settings: Mapping[str, Settings]
-) -> bool:
-    """Whether a pattern names these files alone, and all are read alike."""
+) -> dict[str, Settings]:
+    """A pattern that names these files alone, and those that are not read as most of them; empty
+    where it names others, or those are more than half.
+    """
     places = {file.location for file in files}
-    is_one = len({settings[place] for place in places}) == 1
-    return is_one and {file.location for file in find_files(pattern).files} == places
+    most, number = Counter(settings[place] for place in sorted(places)).most_common(1)[0]
+    if 2 * number < len(places) or {each.location for each in find_files(pattern).files} != places:
+        return {}
+    others = {place: settings[place] for place in places if settings[place] != most}
+    return {pattern: most, **others}
 
 
 def _by_folder(files: Iterable[FoundFile]) -> dict[str, list[FoundFile]]:
@@ -313,11 +321,11 @@ def _read_texts(file: RawFile, account: Account) -> Iterator[str]:
 
 def _read(
     raw_files: Sequence[RawFile],
-    source: CorpusSourceConfig,
+    account: Account,
     inputs: tuple[str | dict[str, str], ...],
     notes: list[str],
 ) -> Survey:
-    reading, account = _Reading(), Account("files", source)
+    reading = _Reading()
     # The smaller ones first: those that are read to their end tell of the others.
     for file in sorted(raw_files, key=lambda each: each.bytes):
         if reading.read_bytes < ALL_BYTES:

@@ -83,7 +83,8 @@ def test_every_choice_is_a_configuration_that_plans_on_1_on_8_and_on_its_own_ran
         assert not list(config.describe_doubts()) and not list(config.find_beginning_problems())
         assert account_model(config.model, config.sizes).total == choice.parameters
         share = choice.trained_tokens / choice.parameters
-        assert bool([*describe_doubts(choice)]) == (share < 1)
+        assert bool([*describe_doubts(choice)]) == (share < 1 or choice.is_cut)
+        assert choice.hours <= 24 * 1.3 or choice.steps == 1
         embedding = config.vocab_size * choice.shape.width
         assert embedding <= 0.55 * choice.parameters or choice.vocab_size <= 1024
         assert bool(config.evaluation.sets) == (documents > 100) == choice.has_heldout
@@ -110,6 +111,15 @@ def test_text_of_one_billion_tokens_on_eight_gpus_gets_what_chinchilla_would_giv
     assert choice.vocab_size == 32_000
     assert choice.parameters == pytest.approx(MAX_EPOCHS * choice.tokens / 20, rel=0.6)
     assert "4 epochs of the text hold 20 tokens for each" in choice.bound_by
+
+
+def test_where_no_shape_is_small_enough_for_the_hours_the_steps_are_cut_to_them_and_it_is_told():
+    whole, cut = (plan_run(text_of(10**9), MACHINES[0], max_hours=hours) for hours in (24, 0.02))
+    assert not whole.is_cut and cut.is_cut and cut.hours <= 0.02 * 1.1
+    assert "cut to the hours" in "".join(describe_doubts(cut))
+    assert "Cut to the hours" in render_config("a", SURVEY, cut, MACHINES[0])
+    asked = plan_run(text_of(10**10), MACHINES[0], max_hours=1, parameters=10**8)
+    assert asked.is_cut and asked.hours <= 1.1
 
 
 def test_the_memory_bounds_the_model_and_then_more_gpus_allow_a_larger_one():

@@ -15,6 +15,7 @@ from lmscale.config.corpus import CorpusConfig, CorpusSourceConfig
 from lmscale.config.load import validate_tree
 from lmscale.corpus.build import _builder, build_corpus
 from lmscale.corpus.documents import load_corpus_manifest, read_documents
+from lmscale.corpus.inputs import find_inputs
 from lmscale.corpus.survey import survey_files
 from lmscale.corpus.text_files import cut_array
 from lmscale.errors import ConfigError, DataError
@@ -112,6 +113,11 @@ def test_a_pattern_may_have_settings_of_its_own(tmp_path):
     assert texts["t"] == ["one", "two", "drei", "vïer"]
     dumped = CorpusSourceConfig.model_validate(source).model_dump(mode="json")["inputs"]
     assert dumped == source["inputs"]
+    for inputs in ([special, f"{tmp_path}/*.jsonl"], [f"{tmp_path}/*.jsonl", special]):
+        config = CorpusConfig(sources={"s": CorpusSourceConfig.model_validate({"inputs": inputs})})
+        fields = [file.rules.text_field for file in find_inputs(config)["s"]]
+        assert fields == ["page", "text"]  # the path comes before the pattern
+    special["files"] = f"{tmp_path}/[a].jsonl"
     both = {"s": {"inputs": [special, f"{tmp_path}/*.jsonl"]}}
     with pytest.raises(DataError, match=r"a\.jsonl is also of inputs\[1\] .* other settings"):
         build(tmp_path, both)

@@ -163,9 +163,8 @@ def test_a_pattern_of_ones_own_is_kept_and_files_of_another_encoding_stand_apart
         (tmp_path / f"{name}.txt").write_bytes((SIMPLIFIED * 20).encode(encoding))
     assert survey_files([f"{tmp_path}/[ac].txt"]).inputs == (f"{tmp_path}/[ac].txt",)
     assert survey_files([f"{tmp_path}/*.txt"]).inputs == (
-        f"{tmp_path}/a.txt",
+        f"{tmp_path}/*.txt",
         {"files": f"{tmp_path}/b.txt", "encoding": "gb18030"},
-        f"{tmp_path}/c.txt",
     )
 
 
@@ -181,6 +180,9 @@ def test_a_file_without_a_known_ending_is_text_if_it_was_named_and_holds_text(tm
 def test_broken_records_are_counted_and_told(tmp_path):
     lines = [json.dumps({"text": text}) for text in TEXTS]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, "{oops", lines[0]]))
+    wrong = "\n".join(f'{{"text": "{text}"}}' for text in TEXTS).encode() + b"\n\xff\n"
+    (tmp_path / "b.jsonl").write_bytes(wrong)
+    assert "corpus.sources.owls." in survey_files([f"{tmp_path}/b.jsonl"], "owls").notes[0]
     survey = survey_files([f"{tmp_path}/a.jsonl"])
     assert survey.documents == len(TEXTS) + 1 and len(survey.digests) == len(TEXTS)
     assert "1 broken record, at which corpus build stops" in survey.notes[0]
@@ -261,11 +263,18 @@ def test_one_file_of_many_that_is_otherwise_is_named_and_those_of_other_folders_
             (tmp_path / folder / f"{number}.txt").write_text(f"{folder}{number} {ENGLISH}")
     (tmp_path / "a/0.txt").write_bytes((SIMPLIFIED * 9).encode("gb18030"))
     found = survey_files([str(tmp_path)])
-    assert len(found.inputs) == 10 and f"{tmp_path}/b[[]1]/*.txt" in found.inputs
-    assert {"files": f"{tmp_path}/a/0.txt", "encoding": "gb18030"} in found.inputs
-    assert found.documents == 18
-    monkeypatch.setattr(survey, "MOST_INPUTS", 9)
-    with pytest.raises(DataError, match=r"10 inputs would .* are 1 encoding gb18030\)\."):
+    own = {"files": f"{tmp_path}/a/0.txt", "encoding": "gb18030"}
+    assert found.inputs == (f"{tmp_path}/**/*.txt", own) and found.documents == 18
+    for number in range(1, 9):
+        (tmp_path / f"a/{number}.txt").write_bytes((SIMPLIFIED * number).encode("gb18030"))
+    (tmp_path / "a/0.txt").write_text(ENGLISH)
+    assert survey_files([str(tmp_path)]).inputs == (
+        {"files": f"{tmp_path}/a/*.txt", "encoding": "gb18030"},
+        f"{tmp_path}/a/0.txt",
+        f"{tmp_path}/b[[]1]/*.txt",
+    )
+    monkeypatch.setattr(survey, "MOST_INPUTS", 2)
+    with pytest.raises(DataError, match=r"3 inputs would .* are 1 encoding gb18030\)\."):
         survey_files([str(tmp_path)])
 
 
