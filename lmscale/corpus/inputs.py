@@ -141,6 +141,12 @@ def _find(
             f"{setting}: {name_some(without_fields)}: text has no fields, and {setting} names "
             f"{' and '.join(source.fields_beside)}: give JSON lines or Parquet."
         )
+    _warn_of_little_known(found, setting)
+    return tuple(found[place] for place in sorted(found))
+
+
+def _warn_of_little_known(found: Mapping[str, RawFile], setting: str) -> None:
+    """Of files elsewhere whose server says too little to see that they change or are cut."""
     if unversioned := [place for place, file in found.items() if not file.version]:
         logger.warning(
             "%s: %s: told with neither ETag nor time of change: a change that keeps the size will "
@@ -155,7 +161,6 @@ def _find(
             setting,
             name_some(unsized),
         )
-    return tuple(found[place] for place in sorted(found))
 
 
 def _is_path(pattern: str, match: Match) -> bool:
