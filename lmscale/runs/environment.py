@@ -23,6 +23,7 @@ from lmscale.ranks.device import cpu_name, num_cores
 from lmscale.runs.installed import Differences, Installed, find_differences, read_installed
 
 MAX_DIFF_CHARS = 1_000_000
+CODE_FILE = "code.json"
 ENVIRONMENT_FILE = "environment.json"
 FROZEN_CODE = "code"  # a launcher's copy of the packages, with code.json beside it
 PACKAGES = (
@@ -40,7 +41,7 @@ def save_provenance(folder: str | Path, config: RunConfig) -> None:
     """Write ``code.json`` and ``environment.json``; on rank 0 only."""
     folder = Path(folder)
     with writing("code.json and environment.json", folder):
-        write_json(folder / "code.json", collect_code())
+        write_json(folder / CODE_FILE, collect_code())
         environment = collect_environment() | {"kinds": name_packages(config)}
         write_json(folder / ENVIRONMENT_FILE, environment)
 
@@ -99,6 +100,29 @@ def find_changes(folder: Path) -> Differences:
         driver=_text(before.get("driver")),
     )
     return find_differences(then, read_installed())
+
+
+def find_other_code(folder: Path) -> str | None:
+    """``A → B``: lmscale's code at the last start of the run in a folder, if that was another one,
+    and now.
+    """
+    before, now = read_object(folder / CODE_FILE), collect_code()
+    keys = ("commit", "diff")  # elsewhere than in a checkout the version is all that is known
+    was, is_now = ({**_git_of(code), "version": code.get("version")} for code in (before, now))
+    if not before or all(was.get(key) == is_now.get(key) for key in (*keys, "version")):
+        return None
+    return f"{_describe_code(before)} → {_describe_code(now)}"
+
+
+def _git_of(code: Mapping[str, Any]) -> dict[str, Any]:
+    git = code.get("git")
+    return git if isinstance(git, dict) else {}
+
+
+def _describe_code(code: Mapping[str, Any]) -> str:
+    git = _git_of(code)
+    commit = f", commit {str(git['commit'])[:12]}" if git.get("commit") else ""
+    return f"lmscale {code.get('version')}{commit}{' with changes' if git.get('diff') else ''}"
 
 
 def _text(value: object) -> str | None:

@@ -20,7 +20,7 @@ from lmscale.ranks.collectives import failing_together, gather_json
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.beginnings import check_start
 from lmscale.runs.continuation import describe_changes
-from lmscale.runs.environment import find_changes, save_provenance
+from lmscale.runs.environment import find_changes, find_other_code, save_provenance
 from lmscale.runs.lease import Claim, Lease, is_beating, judge_claim, read_lease
 from lmscale.runs.leftovers import LOCK_FILE
 from lmscale.tokenizer.base import Tokenizer
@@ -137,7 +137,11 @@ def log_changes(config: RunConfig, first_step: int) -> None:
 
 
 def log_other_environment(folder: Path) -> None:
-    """Tell what is installed now that was not at the run's last start, or in another version."""
+    """Tell what is installed now that was not at the run's last start, or in another version, and
+    whether lmscale's own code is another one.
+    """
+    if code := find_other_code(folder):
+        logger.warning("the code is not that of the last start: %s", code)
     changes = find_changes(folder)
     if changes.deciding:
         logger.warning(

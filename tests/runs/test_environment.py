@@ -3,6 +3,7 @@ import logging
 import subprocess
 
 from lmscale.config import RunConfig
+from lmscale.runs import environment
 from lmscale.runs.environment import (
     collect_code,
     find_changes,
@@ -100,3 +101,29 @@ def test_another_environment_is_told_when_a_run_goes_on(tmp_path, caplog, monkey
     (deciding, others) = caplog.records
     assert deciding.levelname == "WARNING" and "torch 2.11.0 → 2.13.0" in deciding.message
     assert others.levelname == "INFO" and "rich 1 → 2" in others.message
+
+
+def test_lmscales_own_code_is_told_when_it_is_another_one_than_at_the_last_start(
+    tmp_path, monkeypatch
+):
+    def at(commit: str | None, diff: str = "", version: str = "0.1.0") -> dict:
+        git = None if commit is None else {"commit": commit, "diff": diff}
+        return {"version": version, "git": git}
+
+    assert environment.find_other_code(tmp_path) is None  # the first start
+    for before, now, told in (
+        (at("a" * 40), at("a" * 40), None),
+        (at("a" * 40), at("b" * 40), "commit aaaaaaaaaaaa → lmscale 0.1.0, commit bbbbbbbbbbbb"),
+        (
+            at("a" * 40),
+            at("a" * 40, "+x"),
+            "aaaaaaaaaaaa → lmscale 0.1.0, commit aaaaaaaaaaaa with",
+        ),
+        (at("a" * 40, "+x"), at("a" * 40, "+y"), "with changes → lmscale 0.1.0, commit"),
+        (at(None), at(None, version="0.2.0"), "lmscale 0.1.0 → lmscale 0.2.0"),
+        (at(None), at(None), None),
+    ):
+        (tmp_path / "code.json").write_text(json.dumps(before))
+        monkeypatch.setattr(environment, "collect_code", lambda now=now: now)
+        found = environment.find_other_code(tmp_path)
+        assert found is None if told is None else told in found
