@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
     from lmscale.corpus.survey import Survey
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")  # of a run and of a source
+_NAMED = re.compile(rf"({_NAME.pattern})=(.+)", re.DOTALL)
 COVERAGE = 0.9995  # tokenizer.character_coverage
 
 FilesArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="FILES…", help="Raw text: files, patterns, folders.", show_default=False
+        metavar="[SOURCE=]FILES…",
+        help="Raw text: files, patterns, folders. en=raw/en zh=raw/zh makes two sources of it.",
+        show_default=False,
     ),
 ]
 
@@ -65,7 +69,7 @@ def init(
     from lmscale.cli.init_machine import HERE, parse_size, plan_device
     from lmscale.cli.init_plan import describe_doubts, plan_run
     from lmscale.cli.init_yaml import render_commands, render_config
-    from lmscale.corpus.survey import survey_files
+    from lmscale.corpus.survey import merge_surveys, survey_files
 
     asks = not yes and sys.stdin.isatty()
     words = [*(files or ()), *(inputs or ())]
@@ -78,8 +82,9 @@ def init(
     path = _check_place(name, out)
     parameters = parse_size(size) if size else None
     device = plan_device(_ask("GPUs, such as 8xH100", HERE) if asks and gpus is None else gpus)
-    survey = survey_files(words, name)
-    text = measure(survey)
+    surveys = {each: survey_files(its, each) for each, its in _group(words, name).items()}
+    survey = merge_surveys([*surveys.values()])
+    text = measure(survey, [*surveys.values()])
     choice = plan_run(text, device, max_hours=hours, parameters=parameters)
     _describe(survey, choice)
     if asks and not size:
@@ -87,11 +92,21 @@ def init(
         if (answer := _ask("Parameters of the model", planned)) != planned:
             choice = plan_run(text, device, max_hours=hours, parameters=parse_size(answer))
             _describe(survey, choice)
-    _write(path, render_config(name, survey, choice, device))
+    _write(path, render_config(name, surveys, choice, device))
     print_warnings([*survey.notes, *describe_doubts(choice)])
     say(f"{path} is written. Look through it, then:")
     for command in render_commands(shlex.quote(str(path)), name, choice):
         say(f"  {command}")
+
+
+def _group(words: Sequence[str], name: str) -> dict[str, list[str]]:
+    """Source → its files; those that stand without one are of the source of the run's name."""
+    groups: dict[str, list[str]] = {}
+    for word in words:
+        named = None if Path(word).exists() else _NAMED.fullmatch(word)
+        source, files = named.groups() if named else (name, word)
+        groups.setdefault(source, []).append(files)
+    return groups
 
 
 def _check_place(name: str, out: Path | None) -> Path:
@@ -137,14 +152,19 @@ def _ask(question: str, default: str) -> str:
 
 def _name_of(words: list[str]) -> str:
     """A name after the files: of the folder where a pattern begins, or the first file's."""
-    first = Path(words[0].split("*")[0].rstrip("/") or ".").expanduser().absolute()
+    if len(_group(words, "")) > 1:
+        return "mytext"
+    (files,) = _group(words, "").values()
+    first = Path(files[0].split("*")[0].rstrip("/") or ".").expanduser().absolute()
     stem = first.name.split(".")[0] if first.is_file() else first.name
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:32]
     return "mytext" if name.lower() in ("", "raw", "data", "text", "corpus", "train") else name
 
 
-def measure(survey: Survey) -> Text:
-    """What the choice needs to know of the text."""
+def measure(survey: Survey, sources: Sequence[Survey]) -> Text:
+    """What the choice needs to know of the text: of all, and of its sources what is held out of the
+    smallest, since each has a set of its own.
+    """
     from lmscale.cli.init_plan import FRACTIONS, Text
 
     counts = Counter(survey.sample)
@@ -156,7 +176,7 @@ def measure(survey: Survey) -> Text:
     east = sum(n for char, n in counts.items() if "\u2e80" <= char <= "\ud7a3") / total
     return Text(
         text_bytes=round(survey.text_bytes * survey.unique_share),
-        heldout={fraction: survey.count_heldout(fraction) for fraction in FRACTIONS},
+        heldout={part: min(each.count_heldout(part) for each in sources) for part in FRACTIONS},
         east_asian=east,
         needed_chars=needed,
     )

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lmscale.cli.init_plan import MAX_EPOCHS, TOKENS_PER_PARAMETER, Choice, Device
 from lmscale.config.load import parse_yaml
-from lmscale.corpus.survey import Survey
+from lmscale.corpus.survey import Survey, merge_surveys
 from lmscale.files.printing import count_of, render_bytes, render_duration
 
 
-def render_config(name: str, survey: Survey, choice: Choice, device: Device) -> str:
-    """What is chosen, and what a person will want to change; the rest has its defaults."""
+def render_config(name: str, surveys: Mapping[str, Survey], choice: Choice, device: Device) -> str:
+    """What is chosen, and what a person will want to change; the rest has its defaults.
+
+    ``surveys``: source → what its files hold.
+    """
     return "".join(
         [
-            _render_head(name, survey, choice, device),
-            _render_data(name, survey, choice),
+            _render_head(name, merge_surveys([*surveys.values()]), choice, device),
+            _render_data(name, surveys, choice),
             _render_model(choice, device),
-            _render_end(name, choice),
+            _render_end(name, surveys, choice),
         ]
     )
 
@@ -37,8 +40,16 @@ run:
 """
 
 
-def _render_data(name: str, survey: Survey, choice: Choice) -> str:
-    inputs = "".join(f"        - {_render_input(each)}\n" for each in survey.inputs)
+def _render_data(name: str, surveys: Mapping[str, Survey], choice: Choice) -> str:
+    sources = "".join(_render_source(source, survey) for source, survey in surveys.items())
+    total = sum(survey.text_bytes for survey in surveys.values())
+    streams = "".join(
+        f"    {_render_key(source)}: {{shards: data/{name}/shards/{source}/train"
+        f"{_render_weight(survey.text_bytes, total) if len(surveys) > 1 else ''}}}\n"
+        for source, survey in surveys.items()
+    )
+    if len(surveys) > 1:
+        streams = f"    # By their sizes; a larger weight is read more often.\n{streams}"
     if choice.has_heldout:
         heldout = (
             f"heldout_fraction: {choice.heldout_fraction:g}  # of the documents: never trained on, "
@@ -54,9 +65,7 @@ corpus:
   folder: data/{name}/corpus
   {heldout}
   sources:
-    {_render_key(name)}:
-      inputs:
-{inputs}
+{sources}
 tokenizer:
   folder: data/{name}/tokenizer
   vocab_size: {choice.vocab_size}  # a piece stands for some {choice.bytes_per_token:.1f} bytes \
@@ -69,8 +78,16 @@ stream:
   sequence_length: {choice.sequence_length}  # tokens that the model sees at once
   packing: best_fit  # documents stay whole where they fit
   sources:
-    {_render_key(name)}: {{shards: data/{name}/shards/{name}/train}}
-"""
+{streams}"""
+
+
+def _render_source(name: str, survey: Survey) -> str:
+    inputs = "".join(f"        - {_render_input(each)}\n" for each in survey.inputs)
+    return f"    {_render_key(name)}:\n      inputs:\n{inputs}"
+
+
+def _render_weight(text_bytes: int, total: int) -> str:
+    return f", weight: {max(0.001, text_bytes / max(1, total)):.3g}"
 
 
 def _render_model(choice: Choice, device: Device) -> str:
@@ -113,7 +130,10 @@ train:
 """
 
 
-def _render_end(name: str, choice: Choice) -> str:
+def _render_end(name: str, sources: Iterable[str], choice: Choice) -> str:
+    places = "".join(
+        f"    {_render_key(source)}: data/{name}/shards/{source}/heldout\n" for source in sources
+    )
     saves = f"""
 checkpoint:
   every_steps: {choice.every_steps}
@@ -124,8 +144,7 @@ evaluation:
   every_steps: {choice.every_steps}
   max_windows: 256  # of every set while it trains; at the end all
   sets:
-    {_render_key(name)}: data/{name}/shards/{name}/heldout
-"""
+{places}"""
     commented = "".join(f"# {line}".rstrip() + "\n" for line in sets.strip().splitlines())
     return saves + (sets if choice.has_heldout else f"\n{commented}")
 

@@ -164,7 +164,7 @@ def _compare_with_queue(prepared: Prepared, before: Stage | None) -> Stage:
     numbers = {array_of(number) for number in live}
     rows = [row for row in read_submissions(job.state_folder) if row["kind"] == job.kind]
     row = next((row for row in reversed(rows) if numbers & {*map(str, row["jobs"])}), None)
-    stage = plan_stage(prepared, live, after=row and row.get("after"), before=before)
+    stage = plan_stage(prepared, live, after=(row or {}).get("after"), before=before)
     if not stage.kept:
         return stage
     refuse_failed(prepared, stage.kept, queue)

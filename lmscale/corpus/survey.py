@@ -76,6 +76,25 @@ class Survey:
         return found if self.is_exact else max(found, int(fraction * self.documents * 0.5))
 
 
+def merge_surveys(surveys: Sequence[Survey]) -> Survey:
+    """Of several sources as of one, but for the inputs, which are of each. ``count_heldout`` is to
+    be asked of each, too: a source may be too small to have any.
+    """
+    formats = sum((Counter(each.formats) for each in surveys), Counter[str]())
+    share = SAMPLE_CHARS // len(surveys)
+    return Survey(
+        inputs=(),
+        files=sum(each.files for each in surveys),
+        formats=formats,
+        documents=sum(each.documents for each in surveys),
+        text_bytes=sum(each.text_bytes for each in surveys),
+        is_exact=all(each.is_exact for each in surveys),
+        digests=tuple(dict.fromkeys(digest for each in surveys for digest in each.digests)),
+        sample="".join(each.sample[:share] for each in surveys),
+        notes=tuple(note for each in surveys for note in each.notes),
+    )
+
+
 def survey_files(words: Sequence[str], name: str = "files") -> Survey:
     """Look at the files that paths, patterns, folders and URLs name, for a source of this name.
 

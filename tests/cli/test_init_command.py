@@ -44,6 +44,26 @@ def test_the_written_configuration_builds_its_data_by_the_commands_that_are_prin
         assert main(["config", "show", "owls.yaml", "--nproc", str(ranks)]) == 0
 
 
+def test_files_behind_a_source_s_name_are_a_source_with_its_weight_and_its_held_out_set(tmp_path):
+    (tmp_path / "raw/a=b.txt").write_text("a name with = in it, which is a file. " * 40)
+    few = ["few=raw/1*.txt", "few=raw/20.txt"]
+    assert main(["init", "many=raw/[3-9]*.txt", *few, "--gpus", "0", "--yes"]) == 0
+    config = load_config("mytext.yaml")
+    assert [*config.corpus.sources] == [*config.stream.sources] == ["many", "few"]
+    assert config.evaluation.sets == {
+        name: f"data/mytext/shards/{name}/heldout" for name in ("many", "few")
+    }
+    assert len(config.corpus.sources["few"].inputs) == 2
+    many, few = (config.stream.sources[name].weight for name in ("many", "few"))
+    assert many + few == pytest.approx(1, abs=0.01) and 0.3 < many < 0.5 < few  # 78 and 112 files
+    assert main(["corpus", "build", "mytext.yaml"]) == 0
+    for source in ("many", "few"):
+        manifest = load_corpus_manifest(Path(config.corpus.folder, source))
+        assert manifest.documents("heldout") > 0
+    assert main(["init", "raw/a=b.txt", "many=raw/[3-9]*.txt", "--name", "two", "--yes"]) == 0
+    assert [*load_config("two.yaml").corpus.sources] == ["two", "many"]
+
+
 @pytest.mark.parametrize("name", ["on", "null", "007", "1e5", "0x1F"])
 def test_a_name_that_yaml_would_read_as_something_else_stays_one(name):
     assert main(["init", "raw/*.txt", "--name", name, "--gpus", "0", "--yes"]) == 0

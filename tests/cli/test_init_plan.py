@@ -76,7 +76,7 @@ def test_every_choice_is_a_configuration_that_plans_on_1_on_8_and_on_its_own_ran
     for documents, asked in product([3, 10**5], [None, 10**8]):
         text = text_of(text_bytes, documents)
         choice = plan_run(text, device, max_hours=24, parameters=asked)
-        config = parse_config(render_config("a-b", SURVEY, choice, device), name="init")
+        config = parse_config(render_config("a-b", {"a-b": SURVEY}, choice, device), name="init")
         for ranks in (1, 8, device.ranks):
             plan = config.batch.plan(ranks)
             assert plan.windows_per_rank * ranks == config.batch.global_windows
@@ -117,7 +117,7 @@ def test_where_no_shape_is_small_enough_for_the_hours_the_steps_are_cut_to_them_
     whole, cut = (plan_run(text_of(10**9), MACHINES[0], max_hours=hours) for hours in (24, 0.02))
     assert not whole.is_cut and cut.is_cut and cut.hours <= 0.02 * 1.1
     assert "cut to the hours" in "".join(describe_doubts(cut))
-    assert "Cut to the hours" in render_config("a", SURVEY, cut, MACHINES[0])
+    assert "Cut to the hours" in render_config("a", {"a": SURVEY}, cut, MACHINES[0])
     asked = plan_run(text_of(10**10), MACHINES[0], max_hours=1, parameters=10**8)
     assert asked.is_cut and asked.hours <= 1.1
 
