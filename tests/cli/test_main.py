@@ -101,13 +101,15 @@ import os, runpy, signal, sys
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        is_light = name.startswith(("launcher", "lmscale.cli.main")) or name == "lmscale.cli"
-        if not is_light and name != "lmscale" and name.split(".")[0] not in sys.stdlib_module_names:
+        is_light = name in ("lmscale", "lmscale.__main__", "lmscale.cli", "lmscale.cli.main")
+        is_light = is_light or name.startswith("launcher")
+        if not is_light and name.split(".")[0] not in sys.stdlib_module_names:
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
                 print("asked", flush=True)
                 os.kill(os.getpid(), signal.SIGUSR2)
 
+signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR2,))  # which this one may inherit
 sys.meta_path.insert(0, Finder())
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
