@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help demo test lint style setup setup-test clean
 help:
 	@echo "make demo   set up and run the whole way on real text: less than 8 minutes on 2 cores"
-	@echo "make test   set up, lint, and pass the tests: some 7 minutes on 2 cores, with Slurm"
+	@echo "make test   set up, lint, and pass the tests: some 11 minutes on 2 cores, with Slurm"
 	@echo "make lint   ruff and pyright alone"
 	@echo "make clean  remove the environment and what the demo made"
 
