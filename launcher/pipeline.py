@@ -34,6 +34,7 @@ class Stage:
     note: str = ""  # what there is to say of one that is done
     kept: tuple[str, ...] = ()  # jobs of it that are queued or running, and stay
     replaced: tuple[str, ...] = ()  # jobs of it that wait for what will not come, and go
+    is_refused: bool = False  # it has problems, which are told, and is as little there as a new one
 
     @property
     def is_new(self) -> bool:

@@ -134,9 +134,9 @@ def _plan_stages(options: LaunchOptions, how: How, told: Told) -> Iterator[Stage
             stage = _plan_next(options, kind, how, before)
         except LmscaleError as error:
             told.take(kind, error.problems)
-            stage = Stage(kind=kind, replaced=("none",))
+            stage = Stage(kind=kind, is_refused=True)
         yield stage
-        if stage.prepared is not None or stage.replaced:
+        if stage.prepared is not None or stage.is_refused:
             before = stage
 
 

@@ -34,6 +34,7 @@ from lmscale.config.training import (
     is_task_place,
 )
 from lmscale.files.locations import (
+    RUNS,
     CheckpointPlace,
     absolute_checkpoint,
     absolute_location,
@@ -241,7 +242,7 @@ class RunConfig(Section):
 
     @property
     def folder(self) -> Path:
-        return Path(self.run.folder or f"runs/{self.run.name}")
+        return Path(self.run.folder or RUNS / self.run.name)
 
     @property
     def initial(self) -> CheckpointPlace:

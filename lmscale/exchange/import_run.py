@@ -42,7 +42,7 @@ from lmscale.files.run_files import CHECKPOINTS, CONFIG_FILE, IMPORT_FILE
 from lmscale.ranks.fingerprint import add_fingerprints
 from lmscale.runs.commits import append_commit
 from lmscale.runs.continuation import identity_of
-from lmscale.runs.environment import save_provenance
+from lmscale.runs.environment import collect_code, save_provenance
 from lmscale.runs.imports import IMPORTED, Imported
 from lmscale.tokenizer.codec import KEPT_FOLDER, Tokenizer, save_tokenizer
 from lmscale.tokenizer.named_ids import find_ends, find_named_ids
@@ -183,7 +183,7 @@ def write_run(plan: Import, out: Path, *, check: Callable[[Path], None], advance
         append_commit(work, commit)
         save_tokenizer(plan.tokenizer, work / KEPT_FOLDER)
         write_json(work / IMPORT_FILE, origin.to_json())
-        save_provenance(work, plan.config)
+        save_provenance(work, plan.config, collect_code())
         config = dump_config(with_absolute_places(plan.config))
         write_bytes(work / CONFIG_FILE, config.encode())
         text = render_continue(with_absolute_places(plan.config), has_drawn=bool(origin.drawn))

@@ -37,11 +37,11 @@ _PREFIXES = (
 _EXACT = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK NODE_RANK TMPDIR".split()
 
 
-def save_provenance(folder: str | Path, config: RunConfig) -> None:
-    """Write ``code.json`` and ``environment.json``; on rank 0 only."""
+def save_provenance(folder: str | Path, config: RunConfig, code: Mapping[str, Any]) -> None:
+    """Write ``code.json``, of ``collect_code``, and ``environment.json``; on rank 0 only."""
     folder = Path(folder)
     with writing("code.json and environment.json", folder):
-        write_json(folder / CODE_FILE, collect_code())
+        write_json(folder / CODE_FILE, code)
         environment = collect_environment() | {"kinds": name_packages(config)}
         write_json(folder / ENVIRONMENT_FILE, environment)
 
@@ -102,16 +102,20 @@ def find_changes(folder: Path) -> Differences:
     return find_differences(then, read_installed())
 
 
-def find_other_code(folder: Path) -> str | None:
-    """``A → B``: lmscale's code at the last start of the run in a folder, if that was another one,
-    and now.
+def find_other_code(folder: Path, now: Mapping[str, Any]) -> str | None:
+    """``A → B``: lmscale's code at the last start of the run in a folder, if that was another one
+    than ``now``, of ``collect_code``.
     """
-    before, now = read_object(folder / CODE_FILE), collect_code()
-    keys = ("commit", "diff")  # elsewhere than in a checkout the version is all that is known
-    was, is_now = ({**_git_of(code), "version": code.get("version")} for code in (before, now))
-    if not before or all(was.get(key) == is_now.get(key) for key in (*keys, "version")):
+    before = read_object(folder / CODE_FILE)
+    if not before or _identify_code(before) == _identify_code(now):
         return None
     return f"{_describe_code(before)} → {_describe_code(now)}"
+
+
+def _identify_code(code: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Elsewhere than in a checkout the version is all that is known."""
+    git = _git_of(code)
+    return (code.get("version"), git.get("commit"), git.get("diff"))
 
 
 def _git_of(code: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from lmscale.config import RunConfig, dump_config, load_config
 from lmscale.config.run import with_absolute_places
@@ -20,7 +21,12 @@ from lmscale.ranks.collectives import failing_together, gather_json
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.beginnings import check_start
 from lmscale.runs.continuation import describe_changes
-from lmscale.runs.environment import find_changes, find_other_code, save_provenance
+from lmscale.runs.environment import (
+    collect_code,
+    find_changes,
+    find_other_code,
+    save_provenance,
+)
 from lmscale.runs.lease import Claim, Lease, is_beating, judge_claim, read_lease
 from lmscale.runs.leftovers import LOCK_FILE
 from lmscale.tokenizer.base import Tokenizer
@@ -136,12 +142,12 @@ def log_changes(config: RunConfig, first_step: int) -> None:
         )
 
 
-def log_other_environment(folder: Path) -> None:
+def log_other_environment(folder: Path, code: Mapping[str, Any]) -> None:
     """Tell what is installed now that was not at the run's last start, or in another version, and
-    whether lmscale's own code is another one.
+    whether lmscale's own code is another one than ``code``.
     """
-    if code := find_other_code(folder):
-        logger.warning("the code is not that of the last start: %s", code)
+    if other := find_other_code(folder, code):
+        logger.warning("the code is not that of the last start: %s", other)
     changes = find_changes(folder)
     if changes.deciding:
         logger.warning(
@@ -161,7 +167,8 @@ def freeze_run(config: RunConfig, tokenizer: Tokenizer) -> None:
     folder = config.folder
     with writing("the run folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        log_other_environment(folder)
+        code = collect_code()  # it asks git, which takes long on a slow file system
+        log_other_environment(folder, code)
         write_bytes(folder / CONFIG_FILE, dump_config(with_absolute_places(config)).encode())
-        save_provenance(folder, config)
+        save_provenance(folder, config, code)
         save_tokenizer(tokenizer, folder / KEPT_FOLDER)

@@ -65,7 +65,7 @@ def test_secrets_are_left_out():
 
 
 def test_the_run_folder_gets_both_files(tmp_path):
-    save_provenance(tmp_path, RunConfig.model_validate({"run": {"name": "a"}}))
+    save_provenance(tmp_path, RunConfig.model_validate({"run": {"name": "a"}}), collect_code())
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["packages"]["torch"]
     assert environment["cpu"]["cores"] >= 1
@@ -76,7 +76,7 @@ def test_a_start_knows_what_was_installed_otherwise_at_the_last_one(tmp_path):
     config = RunConfig.model_validate({"run": {"name": "a"}})
     nothing = Differences(deciding=(), others=())
     assert find_changes(tmp_path) == nothing  # the first start
-    save_provenance(tmp_path, config)
+    save_provenance(tmp_path, config, collect_code())
     assert find_changes(tmp_path) == nothing
     path = tmp_path / "environment.json"
     environment = json.loads(path.read_text())
@@ -97,20 +97,18 @@ def test_another_environment_is_told_when_a_run_goes_on(tmp_path, caplog, monkey
     found = Differences(deciding=("torch 2.11.0 → 2.13.0",), others=("rich 1 → 2",))
     monkeypatch.setattr(folder, "find_changes", lambda _: found)
     with caplog.at_level(logging.INFO):
-        folder.log_other_environment(tmp_path)
+        folder.log_other_environment(tmp_path, {})
     (deciding, others) = caplog.records
     assert deciding.levelname == "WARNING" and "torch 2.11.0 → 2.13.0" in deciding.message
     assert others.levelname == "INFO" and "rich 1 → 2" in others.message
 
 
-def test_lmscales_own_code_is_told_when_it_is_another_one_than_at_the_last_start(
-    tmp_path, monkeypatch
-):
+def test_lmscales_own_code_is_told_when_it_is_another_one_than_at_the_last_start(tmp_path):
     def at(commit: str | None, diff: str = "", version: str = "0.1.0") -> dict:
         git = None if commit is None else {"commit": commit, "diff": diff}
         return {"version": version, "git": git}
 
-    assert environment.find_other_code(tmp_path) is None  # the first start
+    assert environment.find_other_code(tmp_path, at(None)) is None  # the first start
     for before, now, told in (
         (at("a" * 40), at("a" * 40), None),
         (at("a" * 40), at("b" * 40), "commit aaaaaaaaaaaa → lmscale 0.1.0, commit bbbbbbbbbbbb"),
@@ -124,6 +122,5 @@ def test_lmscales_own_code_is_told_when_it_is_another_one_than_at_the_last_start
         (at(None), at(None), None),
     ):
         (tmp_path / "code.json").write_text(json.dumps(before))
-        monkeypatch.setattr(environment, "collect_code", lambda now=now: now)
-        found = environment.find_other_code(tmp_path)
+        found = environment.find_other_code(tmp_path, now)
         assert found is None if told is None else told in found

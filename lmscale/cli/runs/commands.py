@@ -12,7 +12,7 @@ from lmscale.cli.options import JsonOption, RunArgument, echo_json, print_warnin
 from lmscale.cli.runs.branch import branch
 from lmscale.cli.runs.logs import logs
 from lmscale.errors import EXIT_USER, ClusterError, ConfigError, LmscaleError
-from lmscale.files.locations import find_run
+from lmscale.files.locations import RUNS, find_run
 from lmscale.files.printing import say
 from lmscale.files.run_files import DATA_SLURM_FOLDER, SWEEP_FILE
 
@@ -209,7 +209,7 @@ def _choose(run: Path | None, sweep: str | None) -> list[Path]:
     from lmscale.runs.sweep_folder import find_sweep, read_sweep
 
     if sweep is not None:
-        return [member.folder for member in find_sweep(run or Path("runs"), sweep).runs]
+        return [member.folder for member in find_sweep(run or RUNS, sweep).runs]
     if run is None:
         raise ConfigError("Name the run's folder, or a sweep with --sweep NAME.")
     if (run / SWEEP_FILE).is_file():
