@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lmscale.checkpoint.manifest import FileEntry, Manifest
+from lmscale.files.run_files import step_name
 from lmscale.ranks.attempt import LOCAL
 
 MANIFEST = "manifest.json"
@@ -29,7 +30,7 @@ LOCAL_TIER = "local"  # what ``written_by`` calls the nodes' own disks
 
 
 def step_folder(root: Path, step: int) -> Path:
-    return root / f"step-{step:09d}"
+    return root / step_name(step)
 
 
 def fragment_file(rank: int, attempt: str) -> str:

@@ -83,7 +83,6 @@ def find_asked(asked: ModelAsked, ranks: Ranks) -> FoundRun | None:
     find it together, in ``load_asked``.
     """
     from lmscale.evaluation.found import check_step, find_run
-    from lmscale.files.progress import progress
 
     if asked.hf is not None:
         from lmscale.exchange.import_config import read_source_config

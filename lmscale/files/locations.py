@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lmscale.errors import ConfigError
-from lmscale.files.run_files import CHECKPOINTS, CONFIG_FILE, STEP_FOLDER
+from lmscale.files.run_files import CHECKPOINTS, CONFIG_FILE, STEP_FOLDER, step_name
 
 
 def is_remote(location: str) -> bool:
@@ -54,10 +54,16 @@ class CheckpointPlace(NamedTuple):
     @property
     def absolute(self) -> str:
         """What ``find_checkpoint`` finds it by, in every working directory."""
-        folder = absolute_location(str(self.folder))
         if self.is_alone:
-            return f"{folder}/step-{self.step:09d}"
+            return absolute_location(str(self.own_folder))
+        folder = absolute_location(str(self.folder))
         return folder + ("" if self.step is None else f"@{self.step}")
+
+    @property
+    def own_folder(self) -> Path:
+        """The checkpoint's own, of one that is alone."""
+        assert self.is_alone and self.step is not None
+        return self.folder / step_name(self.step)
 
 
 def find_checkpoint(place: str, *, beside: Path) -> CheckpointPlace:

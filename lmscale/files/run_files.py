@@ -12,7 +12,7 @@ from lmscale.files.run_rows import SUBMISSION
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"  # the folder of its checkpoints, unless checkpoint.folder names another
-STEP_FOLDER = re.compile(r"step-(\d{9,})")  # of a checkpoint, wherever it is
+STEP_FOLDER = re.compile(r"step-(\d{9,})")  # of a checkpoint, wherever it is: `step_name`
 ORIGIN_FILE = "origin.json"  # which checkpoint of another run it began with
 SLURM_FOLDER = "slurm"
 DATA_SLURM_FOLDER = ".slurm"  # of a corpus or of shards, in whose folder names have a meaning
@@ -36,6 +36,11 @@ LEDGER_FILE = "ledger.jsonl"  # which samples every step used
 IMPORT_FILE = "import.json"  # of a folder that was imported: what its weights were
 METRICS_FILE = "metrics.jsonl"  # the figures that a run shows
 TASKS_FILE = "tasks.jsonl"  # those of tasks that others than its ranks have measured
+
+
+def step_name(step: int) -> str:
+    """What a folder or a file of one step is called."""
+    return f"step-{step:09d}"
 
 
 def read_submissions(state_folder: Path, problems: list[str] | None = None) -> list[Row]:

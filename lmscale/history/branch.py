@@ -40,6 +40,7 @@ from lmscale.files.run_files import (
 )
 from lmscale.files.tokenizer_files import KEPT_FOLDER
 from lmscale.history.history import read_history
+from lmscale.runs.beginnings import find_missing_checkpoint
 from lmscale.runs.commits import append_commit, read_commits
 from lmscale.runs.continuation import find_fixed_changes
 from lmscale.runs.exports import find_due, record_export
@@ -99,11 +100,9 @@ def plan_branch(named: str, name: str, overrides: Sequence[str] = ()) -> Branch:
             f"{folder} is an import of {imported}, which has read no data here. Begin a run with "
             f"it: run.init_from: {folder}."
         )
+    if missing := find_missing_checkpoint(named, folder, step):
+        raise ConfigError(missing)
     steps = [commit.step for commit in read_commits(folder)]
-    if not steps or step not in (None, *steps):
-        there = ", ".join(map(str, steps)) or "none"
-        what = "" if step is None else f" of step {step}"
-        raise ConfigError(f"{named}: that run has no checkpoint{what}. There are: {there}.")
     step = steps[-1] if step is None else step
     config = _configure(before, name, overrides)
     if problems := [*_find_problems(before, config, step)]:

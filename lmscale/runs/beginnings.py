@@ -53,7 +53,7 @@ def find_source_problems(config: RunConfig) -> list[str]:
         if isinstance(source, str):
             return [f"{named}: {source}"]
     else:
-        if problems := _find_missing_checkpoint(named, place.folder, place.step):
+        if problems := find_missing_checkpoint(named, place.folder, place.step):
             return problems
         source = read_source(place.folder)
     return [f"{named}: {problem}" for problem in find_differences(config, source)]
@@ -103,7 +103,7 @@ def find_teacher_problems(config: RunConfig) -> list[str]:
         step = begun[-1] if step is None and begun else step
         if begun and step not in begun:
             return [f"{named}: this run began with that run's step {begun[-1]}. {NAME_IT}"]
-    if problems := _find_missing_checkpoint(named, folder, step):
+    if problems := find_missing_checkpoint(named, folder, step):
         return problems
     teacher, length = load_run_config(folder), config.stream.sequence_length
     needs = (
@@ -137,7 +137,7 @@ def find_teacher_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def _find_missing_checkpoint(named: str, folder: Path, step: int | None) -> list[str]:
+def find_missing_checkpoint(named: str, folder: Path, step: int | None) -> list[str]:
     """Why a run's folder has no checkpoint of a step, or none at all."""
     try:
         load_run_config(folder)

@@ -15,7 +15,7 @@ from lmscale.config.export import ExportConfig
 from lmscale.config.run import RunConfig
 from lmscale.files.jsonl import append_durable_row, sift_rows
 from lmscale.files.locations import join_location
-from lmscale.files.run_files import EXPORTS, EXPORTS_FILE
+from lmscale.files.run_files import EXPORTS, EXPORTS_FILE, step_name
 from lmscale.files.run_rows import EXPORT
 from lmscale.runs.commits import Commit, read_commits
 
@@ -29,7 +29,7 @@ def export_place(config: RunConfig, step: int) -> str:
     """Where the export of a step goes: a path, or a URL. Runs that share ``export.folder`` have a
     folder each in it.
     """
-    name = f"step-{step:09d}.gguf" if config.export.format == "gguf" else f"step-{step:09d}"
+    name = step_name(step) + (".gguf" if config.export.format == "gguf" else "")
     if config.export.folder:
         return join_location(config.export.folder, f"{config.run.name}/{name}")
     return str(config.folder / EXPORTS / name)
@@ -45,7 +45,7 @@ def plan_old_exports(run_folder: Path, out: str, *, keep: int) -> Iterator[tuple
         if row["state"] == "done":
             done.pop(row["step"], None)  # the newest is the last
             done[row["step"]] = row["sha256"]
-    others = {f"step-{step:09d}{Path(name).suffix}": sha256 for step, sha256 in done.items()}
+    others = {step_name(step) + Path(name).suffix: sha256 for step, sha256 in done.items()}
     others.pop(name, None)
     for other, sha256 in list(others.items())[: max(0, len(others) - keep + 1)]:
         yield f"{folder}/{other}", sha256

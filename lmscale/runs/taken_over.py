@@ -138,7 +138,7 @@ def read_source(folder: Path) -> Source:
 
 def read_alone(place: CheckpointPlace) -> Source | str:
     """By the checkpoint's own manifest, whose hash is looked at when it is read; or why not."""
-    folder = place.folder / f"step-{place.step:09d}"
+    folder = place.own_folder
     tree = read_object(folder / "manifest.json")
     identity, optimizer = tree.get("identity"), tree.get("optimizer")
     model = identity.get("model") if isinstance(identity, dict) else None

@@ -23,6 +23,7 @@ from lmscale.engine.engine import Engine
 from lmscale.engine.step_report import StepReport
 from lmscale.errors import GuardError, LmscaleError
 from lmscale.files.atomic import write_json
+from lmscale.files.run_files import step_name
 from lmscale.guard.divergence import Divergence
 from lmscale.guard.guard import Guard, RewindRequest
 from lmscale.guard.state import plain, plain_fields
@@ -94,7 +95,7 @@ def save_evidence(run: Run, guard: Guard, divergence: Divergence, *, decision: s
 def evidence_folder(run_folder: Path, step: int, *, rewinds: int) -> Path:
     """Folder of a divergence; differs by branch, and is the same again after a kill."""
     branch = f"-after-{rewinds}-rewinds" if rewinds else ""
-    return run_folder / EVIDENCE_FOLDER / f"step-{step:09d}{branch}"
+    return run_folder / EVIDENCE_FOLDER / (step_name(step) + branch)
 
 
 def describe_judgement(guard: Guard, divergence: Divergence) -> dict[str, Any]:
