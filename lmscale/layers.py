@@ -23,6 +23,7 @@ LAYERS = (
     "shards",  # documents → tar shards of tokens
     "stream",  # shards → the global order of samples → micro-batches
     "model",  # tokens → hidden states; knows no data
+    "metrics",  # answers and what they should have been → counts and figures
     "objective",  # a micro-batch and a model → sums and their counts
     "engine",  # DeepSpeed: parameters, optimizer, schedule
     "checkpoint",  # the engine's state ↔ fragments on disk
@@ -54,6 +55,6 @@ VENDORS = {
 # What must load without torch: planning and launching happen on login nodes.
 TORCH_FREE = (
     *("errors", "layers", "files", "config", "watch", "runs"),
-    *("tasks", "corpus", "tokenizer", "shards", "stream", "history"),
+    *("tasks", "corpus", "tokenizer", "shards", "stream", "metrics", "history"),
 )
 LAUNCHER_MAY_IMPORT = ("errors", "files", "config", "ranks", "watch", "runs")

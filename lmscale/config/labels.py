@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -11,6 +12,7 @@ from pydantic import TypeAdapter
 
 from lmscale.files.strangers import EXACT, Flag, Text, checked
 
+_TAG = re.compile(r"O|(?P<prefix>[BIES])(-(?P<kind>.+))?", re.DOTALL)
 MOST_NAMES = {"classes": 2**31 - 1, "tags": 2**15 - 1, "numbers": 0}  # of int32, and of int16
 
 
@@ -41,6 +43,20 @@ def find_name_problems(kind: str, names: tuple[str, ...]) -> Iterator[str]:
         yield f"the names {', '.join(map(ascii, twice[:8]))} come more than once"
     if odd := [name for name in names if not name or not name.isprintable()]:
         yield f"{ascii(odd[0])} cannot be a name: it is empty, or cannot be shown"
+
+
+def split_tags(names: Sequence[str]) -> list[tuple[str, str]] | None:
+    """The prefix and the type of each tag that names entities, ``("B", "PER")`` of B-PER; None
+    where they are tags of another kind.
+
+    They are of entities where each is O, or B-, I-, E- or S- with a type, and one begins with B. A
+    prefix alone has the type ``_``, as seqeval has it.
+    """
+    found = [_TAG.fullmatch(name) for name in names]
+    tags = [(match["prefix"] or "O", match["kind"] or "_") for match in found if match]
+    if len(tags) != len(names) or not any(prefix == "B" for prefix, _ in tags):
+        return None
+    return tags
 
 
 class Carrying(Protocol):

@@ -1,0 +1,6 @@
+"""Answers and what they should have been → counts that may be added, and figures made of them.
+
+Pure functions over numpy and text: no module here loads torch or knows a model. ``classification``
+counts how often a class was taken for another one, and ``entities`` the named entities that a
+sequence of tags spells.
+"""
