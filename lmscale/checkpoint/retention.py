@@ -24,7 +24,7 @@ from lmscale.errors import CheckpointError, RefusedError
 from lmscale.files.jsonl import sift_rows, unreadable
 from lmscale.files.meter import metered
 from lmscale.files.run_files import METRICS_FILE
-from lmscale.files.run_rows import FIGURES, OF_AVERAGE
+from lmscale.files.run_rows import AT_END, FIGURES, OF_AVERAGE
 from lmscale.runs.commits import read_commits
 from lmscale.runs.students import read_students
 
@@ -126,12 +126,18 @@ def find_best(
 
 
 def read_figures(
-    run_folder: Path, metric: str, *, of_average: bool | None = None, is_needed: bool = False
+    run_folder: Path,
+    metric: str,
+    *,
+    of_average: bool | None = None,
+    at_ends: bool = True,
+    is_needed: bool = False,
 ) -> dict[int, float]:
     """Step → the figure of that name in ``metrics.jsonl``; NaN where it was not finite.
 
     Those of the average of the weights or those of the trained ones, as ``of_average`` says, or
     else as the newest one is: they are not to be compared.
+    Without ``at_ends`` those are left out that were measured because the run ended there.
     A file that cannot be read has none; where that ``is_needed``, ``TransientError`` or
     ``DataError`` is raised.
     """
@@ -141,7 +147,8 @@ def read_figures(
     for problem in sifted.problems:
         logger.warning("%s/%s", run_folder, problem)
     rows = [row for row in sifted.rows if metric in row]
-    mark = f"{metric.partition('/')[0]}/{OF_AVERAGE}"
+    mark, end = (f"{metric.partition('/')[0]}/{each}" for each in (OF_AVERAGE, AT_END))
+    rows = [row for row in rows if at_ends or end not in row]
     if of_average is None:
         of_average = bool(rows) and mark in rows[-1]
     rows = [row for row in rows if (mark in row) == of_average]

@@ -250,10 +250,15 @@ class EvaluationConfig(Section):
     sets: dict[str, Place] = Field(default_factory=dict)
     """Name → folder or URL of shards."""
     every_steps: NonNegativeInt = 0
-    """0 evaluates only after the last step."""
+    """0 evaluates only after the last step. Else the last step has an evaluation of these as well,
+    if ``at_end``, whether or not it is one of them.
+    """
     max_windows: PositiveInt | None = None
     """Most windows per set in the loop, spread evenly over it; default, and at the end: all."""
     at_end: bool = True
+    """Whether the whole sets are scored after the last step: ``final/SET/…`` in metrics.jsonl,
+    beside the loop's ``evaluation/SET/…``.
+    """
     stop: EarlyStopConfig = EarlyStopConfig()
     tasks: tuple[Place, ...] = Field(default=(), strict=False)
     """Of lm-evaluation-harness: names, and folders or files of tasks. They need the extra

@@ -165,4 +165,5 @@ WATCH, RESUME, REWIND, FAULT, STEP, STUDENT, SUBMISSION, TASK_FIGURES = map(
     TypeAdapter[Any], (_Watch, _Resume, _Rewind, _Fault, _Step, _Student, _Submission, _TaskFigures)
 )
 OF_AVERAGE = "of_average"  # on a line whose figures are of the average of the weights: 1
+AT_END = "at_end"  # on the last line of a series, of a step where none was due but for the end: 1
 FIGURES = TypeAdapter[Any](Annotated[dict[str, Any], AfterValidator(_check_figures)])

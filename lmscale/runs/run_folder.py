@@ -81,13 +81,18 @@ class RunStatus(RunSigns):
 
     @property
     def heldout(self) -> tuple[str, float] | None:
-        """The newest held-out loss and its name; of several sets the first by name."""
-        for kind in ("final", "evaluation"):
-            names = [n for n in self.figures if n.startswith(f"{kind}/") and n.endswith("/loss")]
-            values = [(n, self.figures[n]) for n in sorted(names) if self.figures[n] is not None]
-            if values:
-                return values[0]
-        return None
+        """The newest held-out loss and its name: that of the whole sets before that of the loop; of
+        several sets the first by name.
+        """
+        kinds = ("final", "evaluation")
+        names = [n for n in self.figures if n.startswith(kinds) and n.endswith("/loss")]
+        values = [(n, self.figures[n]) for n in names if self.figures[n] is not None]
+
+        def order(value: tuple[str, float]) -> tuple[int, int, str]:
+            name = value[0]
+            return -self.figure_steps.get(name, 0), kinds.index(name.partition("/")[0]), name
+
+        return min(values, key=order, default=None)
 
 
 def read_status(folder: str | Path) -> RunStatus:

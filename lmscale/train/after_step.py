@@ -80,7 +80,7 @@ class AfterStep:
     def end_early(self) -> None:
         """What follows the last step, of a run that ends before ``train.steps``."""
         self.saver.save_last()
-        self.evaluator.score_at_end(self.counter.now.step)
+        self.evaluator.score_early_end(self.counter.now.step)
 
     def finish_exports(self) -> None:
         """After a good end; a request to stop ends the wait."""

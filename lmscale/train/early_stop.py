@@ -80,7 +80,11 @@ def read_stop_figures(config: RunConfig, ranks: Ranks, *, last_step: int) -> dic
     with failing_together():
         if ranks.is_first:
             figures = read_figures(
-                config.folder, metric, of_average=config.scores_average, is_needed=True
+                config.folder,
+                metric,
+                of_average=config.scores_average,
+                at_ends=False,  # a run that was to end there and goes on ends as any other
+                is_needed=True,
             )
             pairs = [(step, value) for step, value in figures.items() if step <= last_step]
             _tell_missing(config, figures, last_step)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field, replace
 
 from lmscale.checkpoint.fragments import refresh_parameters
+from lmscale.config.training import EvaluationConfig
 from lmscale.engine.average import averages_of, exchange
 from lmscale.engine.engine import Engine
 from lmscale.engine.step_report import StepReport
@@ -23,7 +24,7 @@ from lmscale.evaluation.task_scores import PREFIX
 from lmscale.files.jsonl import Row, sift_rows
 from lmscale.files.printing import count_of
 from lmscale.files.run_files import METRICS_FILE
-from lmscale.files.run_rows import FIGURES, OF_AVERAGE
+from lmscale.files.run_rows import AT_END, FIGURES, OF_AVERAGE
 from lmscale.ranks.collectives import broadcast_object, failing_together
 from lmscale.runs.stop import StoppedError
 from lmscale.runs.trackers import Trackers, open_trackers
@@ -58,25 +59,20 @@ class Evaluator:
     early_stop: str | None = None  # why the run ends with that step; alike on all ranks
 
     def __call__(self, report: StepReport) -> None:
-        config = self.run.config.evaluation
         is_last = report.step == self.run.config.train.steps
-        is_stopping = report.stop_reason is not None and not is_last
-        is_due = bool(config.every_steps) and report.step % config.every_steps == 0
-        is_covered = is_last and config.at_end and config.max_windows is None  # by the whole sets
-        if is_due and not is_stopping and not is_covered:
-            self.score(report.step, SAMPLED, max_windows=config.max_windows)
-        if is_last:
-            self.score_at_end(report.step)
-        elif self.task_scorer and not is_stopping and self.early_stop is None:
-            self.score_tasks(report.step, is_last=False)
+        if report.stop_reason is not None and not is_last:
+            return
+        for names in find_due(self.run.config.evaluation, report.step, is_last=is_last):
+            self.score(report.step, *names)
+        if is_last or self.early_stop is None:
+            self.score_tasks(report.step, is_last=is_last)
 
     def score_owed(self) -> None:
         """Before the first step: what was due after the step before it, if a kill or a request to
         stop has come between.
         """
         config, step = self.run.config.evaluation, self.run.start.step
-        is_due = self.plan is not None and bool(config.every_steps)
-        is_due = is_due and step > 0 and step % config.every_steps == 0
+        is_due = self.plan is not None and step > 0 and is_scheduled(config, step)
         scorer = self.task_scorer
         is_task_due = scorer is not None and step > 0 and scorer.is_due(step, is_last=False)
         if not (is_due or is_task_due):
@@ -84,13 +80,14 @@ class Evaluator:
         scored = find_scored(self.run)
         is_needed = bool(config.stop.metric) and step not in self.stop_figures
         if is_due and (SAMPLED not in scored or is_needed):
-            self.score(step, SAMPLED, max_windows=config.max_windows)
+            self.score(step, SAMPLED)
         if is_task_due and PREFIX not in scored and self.early_stop is None:
             self.score_tasks(step, is_last=False)
 
-    def score_at_end(self, step: int) -> None:
+    def score_early_end(self, step: int) -> None:
+        """After a step that was due, and with whose figures the run ends."""
         if self.run.config.evaluation.at_end:
-            self.score(step, WHOLE, max_windows=None)
+            self.score(step, WHOLE)
         self.score_tasks(step, is_last=True)
 
     def score_tasks(self, step: int, *, is_last: bool) -> None:
@@ -101,13 +98,15 @@ class Evaluator:
             scorer.score(step, averaged_weights(self.run.engine) if is_average else None)
             self.scored_step = step
 
-    def score(self, step: int, name: str, *, max_windows: int | None) -> None:
+    def score(self, step: int, *names: str) -> None:
+        """Score every set once, for ``SAMPLED``, ``WHOLE`` or both."""
         if self.plan is None:
             return
-        run, plan = self.run, replace(self.plan, max_windows=max_windows)
+        run, config = self.run, self.run.config.evaluation
+        plan = replace(self.plan, max_windows=None if WHOLE in names else config.max_windows)
         is_average = run.config.scores_average
         windows = {each: len(plan.window_numbers(data)) for each, data in self.datasets.items()}
-        if name == WHOLE:
+        if WHOLE in names:
             logger.info("%s", describe_windows(windows, step))
         pace = ScoringPace(sum(windows.values()))
         with averaged_weights(run.engine) if is_average else nullcontext():
@@ -126,23 +125,43 @@ class Evaluator:
         self.scored_step = step
         figures = {
             f"{name}/{set_name}/{figure}": value
+            for name in names
             for set_name, score in scores.items()
             for figure, value in score.figures.items()
         }
         if self.trackers is not None:
-            of_average = {f"{name}/{OF_AVERAGE}": 1.0} if is_average else {}
+            marks = {f"{name}/{OF_AVERAGE}": 1.0 for name in names if is_average}
+            if SAMPLED in names and not is_scheduled(config, step):
+                marks[f"{SAMPLED}/{AT_END}"] = 1.0
             # Of other windows than those before, the last point would be no point of the curve.
-            in_loop = run.config.evaluation
-            is_alike = max_windows == in_loop.max_windows or not in_loop.every_steps
-            losses = {each: figures.get(f"{name}/{each}/loss") for each in scores}
-            self.trackers.log(step, figures | of_average, losses=losses if is_alike else {})
+            is_point = SAMPLED in names or not config.every_steps
+            losses = {each: figures.get(f"{names[0]}/{each}/loss") for each in scores}
+            self.trackers.log(step, figures | marks, losses=losses if is_point else {})
         tell_unmeasured(run.config, figures, step)
-        metric = run.config.evaluation.stop.metric
-        if metric in figures:
+        metric = config.stop.metric
+        if metric in figures and is_scheduled(config, step):
             self.stop_figures[step] = figures[metric]
             self.early_stop = run.find_early_stop(self.stop_figures, step=step)
-        which = f"{name}, average of the weights" if is_average else name
+        which = " and ".join(names) + ", average of the weights" * is_average
         logger.info("held out at step %d (%s)\n%s", step, which, render_scores(scores))
+
+
+def is_scheduled(config: EvaluationConfig, step: int) -> bool:
+    """Whether the loop's series has a point at a step, wherever the run ends."""
+    return bool(config.every_steps) and step % config.every_steps == 0
+
+
+def find_due(config: EvaluationConfig, step: int, *, is_last: bool) -> list[tuple[str, ...]]:
+    """The evaluations of the sets that are due after a step, each by the names of its figures.
+
+    The loop's series has a point at the run's end, where a reader looks for one, beside the figure
+    of the whole sets; both are one evaluation where they are of the same windows.
+    """
+    ends = is_last and config.at_end
+    has_point = is_scheduled(config, step) or (ends and bool(config.every_steps))
+    if has_point and ends and config.max_windows is None:
+        return [(SAMPLED, WHOLE)]
+    return [(name,) for name, is_due in ((SAMPLED, has_point), (WHOLE, ends)) if is_due]
 
 
 def describe_windows(windows: Mapping[str, int], step: int) -> str:
@@ -250,18 +269,13 @@ def complete_evaluation(run: Run, poll: StopPoll) -> None:
     """Score a run that was killed between its last checkpoint and its last evaluation."""
     config = run.config.evaluation
     step, is_first = run.start.step, run.ranks.is_first  # not where it should have ended
-    is_sampled = bool(config.every_steps) and step % config.every_steps == 0
-    is_covered = config.at_end and config.max_windows is None  # by the whole sets
     every_steps = config.tasks_every_steps
     are_tasks_due = config.at_end or (bool(every_steps) and step % every_steps == 0)
-    due = {
-        SAMPLED: config.sets and is_sampled and not is_covered,
-        WHOLE: config.sets and config.at_end,
-        PREFIX: config.tasks and are_tasks_due,
-    }
-    scored = find_scored(run) if any(due.values()) else set()
-    owed = [kind for kind, is_due in due.items() if is_due and kind not in scored]
-    if not owed:
+    due = find_due(config, step, is_last=True) if config.sets else []
+    due += [(PREFIX,)] if config.tasks and are_tasks_due else []
+    scored = find_scored(run) if due else set()
+    left = [tuple(name for name in names if name not in scored) for names in due]
+    if not any(left):
         return
     with ExitStack() as stack:
         trackers = None
@@ -270,9 +284,8 @@ def complete_evaluation(run: Run, poll: StopPoll) -> None:
                 run.lease.check()
                 trackers = stack.enter_context(open_run_trackers(run, lambda: run.start.tokens))
         evaluator = stack.enter_context(open_evaluator(run, trackers, poll))
-        if SAMPLED in owed:
-            evaluator.score(step, SAMPLED, max_windows=config.max_windows)
-        if WHOLE in owed:
-            evaluator.score(step, WHOLE, max_windows=None)
-        if PREFIX in owed:
-            evaluator.score_tasks(step, is_last=True)
+        for names in filter(None, left):
+            if names == (PREFIX,):
+                evaluator.score_tasks(step, is_last=True)
+            else:
+                evaluator.score(step, *names)

@@ -128,10 +128,18 @@ def test_the_status_says_of_which_step_a_figure_is(run, capsys):
     assert "loss             2.7500 nats per token  at step 14" in lines
     assert "trained on       12,288 tokens  at step 12" in lines
     assert "speed            100 tokens/s  at step 12" in lines
-    assert "evaluation/heldout/loss                     3.5 nats per token  at step 12" in lines
+    said = "evaluation/heldout/loss                     3.5 nats per token  at step 12"
+    assert f"{said}, of all windows" in lines
     assert main(["runs", "status", str(run), "--json"]) == 0
     steps = json.loads(capsys.readouterr().out)["figure_steps"]
     assert (steps["train/loss"], steps["train/tokens"]) == (14, 12)
+
+
+def test_the_held_out_loss_is_that_of_the_newest_step_and_there_of_the_whole_set(run):
+    append_row(run / "metrics.jsonl", {"step": 10, "time": 3.0, "final/heldout/loss": 4.0})
+    assert read_status(run).heldout == ("evaluation/heldout/loss", 3.5)  # it went on after that end
+    append_row(run / "metrics.jsonl", {"step": 12, "time": 4.0, "final/heldout/loss": 3.25})
+    assert read_status(run).heldout == ("final/heldout/loss", 3.25)
 
 
 def test_the_status_says_where_the_time_went(run, capsys):

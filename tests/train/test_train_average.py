@@ -85,7 +85,7 @@ def stop_in_an_evaluation(evaluator: Any) -> dict[str, int]:
 
     evaluator.poll = StopPoll(lambda: "stop file")
     with pytest.raises(StoppedError):
-        evaluator.score(STEPS, "final", max_windows=None)
+        evaluator.score(STEPS, "final")
     return hashes_of(evaluator.run.engine)
 
 

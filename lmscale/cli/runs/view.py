@@ -120,7 +120,8 @@ def render_page(page: RunPage) -> str:
         if "/" in name and not name.startswith("goodput/"):
             number, unit = render_figure(name, value, loss_unit)
             shown = f"{number:>14} {unit}".rstrip()
-            lines.append(f"{printable_name(name):32} {shown}{_at_step(status, name)}")
+            where = _at_step(status, name) + _of_windows(status, name)
+            lines.append(f"{printable_name(name):32} {shown}{where}")
     return "\n".join(lines)
 
 
@@ -173,6 +174,18 @@ def _describe_figures(status: RunStatus) -> Lines:
         yield name, f"{cells[key]} {unit}{_at_step(status, figure)}" if is_known else "-"
     yield "goodput", _render_share(status.goodput) if status.attempts else cells["goodput"]
     yield "restarts", cells["restarts"]
+
+
+def _of_windows(status: RunStatus, figure: str) -> str:
+    """Of how many windows a held-out loss is: the loop's series may be of others than the end's."""
+    limit = status.config.evaluation.max_windows
+    if not figure.endswith("/loss") or not figure.startswith(("evaluation/", "final/")):
+        return ""
+    return (
+        ", of all windows"
+        if limit is None or figure.startswith("final/")
+        else (f", of {limit:,} windows at most")
+    )
 
 
 def _at_step(status: RunStatus, figure: str) -> str:
