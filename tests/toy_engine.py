@@ -109,7 +109,15 @@ def _fill(toy: Toy, whole: Toy) -> None:
         buffer.copy_(value)
 
 
-def build(setup: Setup, *, seed: int, momentum: float = 0.9, thawed: bool = False) -> Engine:
+def build(
+    setup: Setup,
+    *,
+    seed: int,
+    momentum: float = 0.9,
+    thawed: bool = False,
+    prune: Callable[[str, Tensor], Tensor] | None = None,
+) -> Engine:
+    """``prune``: (parameter's name, its whole value) → the value, whose zeros are to stay."""
     config = EngineConfig.model_validate(
         {
             "precision": setup.precision,
@@ -118,6 +126,7 @@ def build(setup: Setup, *, seed: int, momentum: float = 0.9, thawed: bool = Fals
             "offload_parameters": setup.offload == "both",
             "optimizer": {"kind": setup.kind, "momentum": momentum, "lr": LEARNING_RATE},
             "schedule": {"kind": "constant"},
+            "keep_zeros": prune is not None,
         }
     )
     plan = plan_batches(
@@ -129,6 +138,9 @@ def build(setup: Setup, *, seed: int, momentum: float = 0.9, thawed: bool = Fals
         toy = Toy(seed)
     if (setup.stage, setup.precision) == (3, "bf16"):
         _fill(toy, Toy(seed))  # there the draws are of bf16
+    for name, parameter in toy.named_parameters() if prune else ():
+        with gathered(parameter), torch.no_grad():
+            parameter.copy_(prune(name, parameter))
     if thawed:
         toy.requires_grad_(True)
     declared = {

@@ -146,6 +146,11 @@ class RunConfig(Section):
         yield from self.objective.find_model_problems(self.model)
         yield from self._find_figure_problems()
         yield from self._find_export_problems()
+        if self.engine.keep_zeros and self.model.lora.rank:
+            yield (
+                f"engine.keep_zeros with model.lora.rank = {self.model.lora.rank}: merged with a "
+                "matrix, its adapters would fill its zeros. Leave one of them out"
+            )
         if self.evaluation.weights == AVERAGE and not self.engine.has_average:
             yield (
                 "evaluation.weights = 'average', but the run keeps no average of its weights; give "
@@ -238,6 +243,11 @@ class RunConfig(Section):
                 f"model.lora.rank = {self.model.lora.rank} without run.init_from: the adapters "
                 "would be trained beside random weights, which stay as they are. Name the run to "
                 "adapt: run.init_from (a test may set run.allow_faults)"
+            )
+        if self.engine.keep_zeros and not self.run.init_from:
+            yield (
+                "engine.keep_zeros without run.init_from: random weights have no zeros to keep. "
+                "Name the run to begin with, such as one that `lmscale prune` has made"
             )
 
     @property

@@ -130,6 +130,11 @@ class EngineConfig(Section):
     memory and checkpoints, dealt to the ranks as the optimizer's states are. A run that goes on
     from a checkpoint without one begins it with the weights. 0: none.
     """
+    keep_zeros: bool = False
+    """Elements of matrices that are 0 when the run begins stay exactly 0, as retraining what
+    `lmscale prune` has made wants. Which ones is kept beside the weights and in checkpoints, 1 byte
+    a parameter. Their gradients change nothing, but count in the gradient's norm.
+    """
     schedule: ScheduleConfig = ScheduleConfig()
     loss_scale: LossScaleConfig = LossScaleConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)

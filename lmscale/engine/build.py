@@ -23,6 +23,7 @@ from lmscale.engine.engine import MODEL_PREFIX, Engine, whole_shape
 from lmscale.engine.masters import base_optimizer, held_slices, master_groups
 from lmscale.engine.muon import Matrix, Muon, plan_matrices
 from lmscale.engine.optimizer import build_optimizer, plan_parameter_groups, reset_states
+from lmscale.engine.zeros import keep_zeros
 from lmscale.errors import ConfigError
 from lmscale.model.initialize import Declared
 from lmscale.ranks.collectives import gather_json
@@ -162,6 +163,8 @@ def build_engine(
     _bind_muon(built, declared)
     _bind_adafactor(built, declared)
     keep_average(built)
+    if config.keep_zeros:
+        keep_zeros(built)
     if config.zero_stage == 0:
         _accumulate_in_fp32(built)
     if mesh.replicas.size == 1 and _reduces_in_place(engine):

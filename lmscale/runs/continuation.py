@@ -56,6 +56,7 @@ _TABLE = {
         objective permute_sentences previous names of_pairs
         objective.denoisers.NAME rate mean_span mode weight
         objective.parts.NAME weight
+        engine keep_zeros
         engine.optimizer kind
         train freeze""",
     Change.TRAINING: """

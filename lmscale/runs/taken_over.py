@@ -108,6 +108,7 @@ RULES = (
         Taking.SAME_STATES,
         "the first one, of `kind: schedule_free` alone, whose points it has made",
     ),
+    Rule("engine", "keep_zeros", Taking.SAME_STATES, "which zeros stay is kept beside the states"),
     Rule("train", "freeze", Taking.SAME_STATES, "what is trained has states"),
 )
 TAKEN: Mapping[str, Taking] = {key: rule.taking for rule in RULES for key in rule.keys}
@@ -121,6 +122,7 @@ class Source(NamedTuple):
     optimizer: str  # its kind
     beta: float | None  # the first one
     freeze: list[str] | None  # None: not known
+    keeps_zeros: bool | None  # None: not known
     imported: bool
 
 
@@ -132,6 +134,7 @@ def read_source(folder: Path) -> Source:
         optimizer=config.engine.optimizer.kind,
         beta=config.engine.optimizer.betas[0],
         freeze=[*config.train.freeze],
+        keeps_zeros=config.engine.keep_zeros,
         imported=read_import(folder) is not None,
     )
 
@@ -158,6 +161,7 @@ def read_alone(place: CheckpointPlace) -> Source | str:
         optimizer=str(optimizer.get("kind")),
         beta=averaging.get("beta") if isinstance(averaging, dict) else None,
         freeze=None,
+        keeps_zeros=None,
         imported=optimizer.get("kind") == "none",
     )
 
@@ -238,6 +242,12 @@ def _find_state_differences(config: RunConfig, source: Source) -> Iterator[str]:
             f"it trained with train.freeze = {json.dumps(source.freeze)}, and this run's is "
             f"{json.dumps(freeze)}. Write train.freeze: {json.dumps(source.freeze)}, or "
             f"{weights_alone}."
+        )
+    if source.keeps_zeros not in (None, config.engine.keep_zeros):
+        here, there = (json.dumps(each) for each in (config.engine.keep_zeros, source.keeps_zeros))
+        yield (
+            f"there engine.keep_zeros is {there}, and here {here}. Write engine.keep_zeros: "
+            f"{there}, or {weights_alone}."
         )
 
 
