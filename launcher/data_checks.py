@@ -88,24 +88,38 @@ def _data_problems(config: RunConfig, job: SlurmJob, *, awaits: bool) -> list[st
     """
     if job.kind == "evaluate":
         return _evaluation_problems(config, job)
-    corpus, problems = config.corpus, list[str]()
+    corpus = config.corpus
     documents = {f"corpus.sources.{name}": f"{corpus.folder}/{name}" for name in corpus.sources}
     if job.kind == "tokenizer":
         return [] if awaits else _missing_manifests(documents, _build_corpus)
-    folder = Path(config.tokenizer.folder)
-    if not awaits and not has_tokenizer(folder):
-        problems.append(
-            f"{folder}: there is no tokenizer here. Run `lmscale tokenizer train CONFIG` first, or "
-            "set tokenizer.folder."
-        )
     if job.kind == "shards":
-        return problems if awaits else problems + _missing_manifests(documents, _build_corpus)
-    if not config.stream.sources:
-        problems.append("stream.sources names no dataset; give at least one, NAME: {shards: …}.")
+        missing = _missing_tokenizer(config) + _missing_manifests(documents, _build_corpus)
+        return [] if awaits else missing
     datasets = _datasets_of(config, without_made=awaits)
     at_hand = {setting: place for setting, place in datasets.items() if not is_remote(place)}
-    problems += _missing_manifests(datasets) + find_mixed_datasets(at_hand)
-    return problems + _carrying_problems(config, at_hand)
+    missing = find_missing_data(config, awaits=awaits)
+    return missing + find_mixed_datasets(at_hand) + _carrying_problems(config, at_hand)
+
+
+def find_missing_data(config: RunConfig, *, awaits: bool = False) -> list[str]:
+    """What a training would miss on its first second, of what lies on this machine: its tokenizer,
+    and the datasets of its sources and of its held-out sets. Where it ``awaits`` what others make
+    of this configuration, without that.
+    """
+    problems = [] if awaits else _missing_tokenizer(config)
+    if not config.stream.sources:
+        problems.append("stream.sources names no dataset; give at least one, NAME: {shards: …}.")
+    return problems + _missing_manifests(_datasets_of(config, without_made=awaits))
+
+
+def _missing_tokenizer(config: RunConfig) -> list[str]:
+    folder = Path(config.tokenizer.folder)
+    if has_tokenizer(folder):
+        return []
+    return [
+        f"{folder}: there is no tokenizer here. Run `lmscale tokenizer train CONFIG` first, or set "
+        "tokenizer.folder."
+    ]
 
 
 def _carrying_problems(config: RunConfig, places: Mapping[str, str]) -> list[str]:

@@ -15,10 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from launcher.data_checks import find_missing_data
 from launcher.local_ranks import plan_local_ranks
 from launcher.outcome import CALM, MOMENT_SECONDS, Outcome, RankEnd, judge
 from launcher.rendezvous import environment_for, find_free_port, unset_defaults
-from lmscale.config import load_config
+from lmscale.config import RunConfig, load_config
 from lmscale.config.load import blaming
 from lmscale.errors import EXIT_USER, ClusterError, ConfigError
 from lmscale.files.jsonl import read_tail
@@ -26,6 +27,7 @@ from lmscale.files.printing import say
 from lmscale.ranks.device import num_cores
 from lmscale.ranks.gpus import find_gpus
 from lmscale.ranks.ranks import LOOPBACK
+from lmscale.runs.attempts import find_good_end, read_attempts
 from lmscale.runs.beginnings import check_start
 from lmscale.runs.leftovers import remove_leftovers
 
@@ -87,8 +89,8 @@ def launch_local(
     """Train on this machine with ``num_ranks`` ranks, until all have ended. None: as many as the
     machine has GPUs, or its cores allow; that is said.
 
-    The configuration, its division among the ranks and whose folder it names are checked before any
-    rank starts or anything is written; problems raise ``ConfigError``.
+    The configuration, its division among the ranks, whose folder it names and that there is what it
+    reads are checked before any rank starts or anything is written; problems raise ``ConfigError``.
     """
     if num_ranks is not None and num_ranks < 1:
         raise ConfigError(f"--nproc {num_ranks}: at least one rank is needed.")
@@ -101,6 +103,7 @@ def launch_local(
     with blaming(overrides):
         config.batch.plan(num_ranks)
         check_start(config)
+        _check_data(config)
     logs = config.folder / "logs"
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -120,6 +123,16 @@ def launch_local(
     if outcome.exit_code == EXIT_USER:
         remove_leftovers(config.folder)
     return outcome
+
+
+def _check_data(config: RunConfig) -> None:
+    """Raise ``ConfigError`` for data that is not there. A run that has ended well reads its
+    held-out sets only where one is still to be scored: what it misses is for its ranks to tell.
+    """
+    if find_good_end(read_attempts(config.folder)):
+        return
+    if problems := find_missing_data(config):
+        raise ConfigError(problems)
 
 
 def run_ranks(plans: Sequence[RankPlan]) -> Outcome:

@@ -5,6 +5,7 @@ import pytest
 from launcher import local
 from launcher.outcome import Outcome
 from lmscale.cli.main import main
+from lmscale.files.jsonl import append_row
 from lmscale.ranks.gpus import Gpus
 
 
@@ -43,11 +44,37 @@ def test_without_a_number_of_ranks_what_the_machine_has_is_taken_and_said(
 
     monkeypatch.setattr(local, "find_gpus", lambda: Gpus(count=3))
     monkeypatch.setattr(local, "run_ranks", run)
+    monkeypatch.setattr(local, "find_missing_data", lambda config: [])
     assert main(["launch", "local", "c.yaml"]) == 0
     assert len(planned[0]) == 2
     assert capsys.readouterr().err == (
         "--nproc auto: 2 ranks of 3 that could be, as 2 divides a step's 8 windows, on GPUs.\n"
     )
+
+
+def test_data_that_is_not_there_is_told_before_any_rank_starts(tmp_path, capsys):
+    shards = tmp_path / "shards" / "a"
+    shards.mkdir(parents=True)
+    (shards / "manifest.json").write_text("")
+    sets = ["--set", f"stream.sources.a.shards={shards}", "--set", "evaluation.sets.held=shards/b"]
+    assert main(["launch", "local", "c.yaml", "--nproc", "2", *sets]) == 2
+    tokenizer, held, *more = capsys.readouterr().err.splitlines()[-2:]
+    assert "data/tokenizer: there is no tokenizer here. Run `lmscale tokenizer train" in tokenizer
+    assert "evaluation.sets.held: shards/b holds no manifest.json" in held and not more
+    assert "--set evaluation.sets.held" in held
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_has_ended_needs_its_data_no_more(monkeypatch, tmp_path):
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    end = {"event": "end", "time": 1.0, "attempt": 1, "step": 9, "seconds": {}}
+    append_row(folder / "attempts.jsonl", end | {"reason": "finished"})
+    monkeypatch.setattr(local, "check_start", lambda config: None)
+    monkeypatch.setattr(local, "run_ranks", lambda plans: Outcome(exit_code=0))
+    assert main(["launch", "local", "c.yaml", "--nproc", "1"]) == 0
+    (folder / "attempts.jsonl").unlink()
+    assert main(["launch", "local", "c.yaml", "--nproc", "1"]) == 2
 
 
 @pytest.mark.parametrize("place", ["x.txt", "x.txt/r", "n" * 300, "foreign", "others"])
