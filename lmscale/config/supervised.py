@@ -9,9 +9,11 @@ from pydantic import Field
 
 from lmscale.config.data import StreamConfig, WindowShape
 from lmscale.config.kinds import Ability
-from lmscale.config.labels import LabelSet, find_name_problems
+from lmscale.config.labels import LabelSet, find_name_problems, split_tags
 from lmscale.config.model_base import ModelConfig
 from lmscale.config.objective_base import NextTokenConfig, ObjectiveConfig
+
+MOST_COUNTED = 1000  # classes: of more, a million counts an evaluation would go from rank to rank
 
 
 def find_whole_problems(name: str, stream: StreamConfig) -> Iterator[str]:
@@ -75,12 +77,23 @@ class LabelledConfig(ObjectiveConfig):
     figures = ("loss", "accuracy")
     set_figures = ("loss", "perplexity")  # a label has no bytes
     loss_unit = "nats per label"
-    held_out = ("accuracy",)
     outputs: ClassVar[Literal["text_classes", "token_classes"]] = "text_classes"
     """The key of ``model`` that says how many classes it tells apart."""
 
     names: tuple[str, ...] = Field(strict=False)
     """The label_names of all datasets, in their order."""
+
+    @property
+    def held_out(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("accuracy", *self.counted)
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Held-out figures that are made of the counts of all classes."""
+        if self.labels.kind == "numbers" or len(self.names) > MOST_COUNTED:
+            return ()
+        has_entities = self.labels.kind == "tags" and split_tags(self.names) is not None
+        return ("f1_macro", "f1_micro", "f1_weighted", *(("f1_entities",) if has_entities else ()))
 
     @property
     def has_pairs(self) -> bool:

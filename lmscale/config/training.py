@@ -18,7 +18,9 @@ AVERAGE = "average"  # of the weights over the steps: a kind in checkpoints, and
 Weights = Literal["trained", "average"]
 Direction = Literal["min", "max"]
 # Held-out figures that are better the higher they are; all others are better the lower they are.
-RISING = frozenset({"accuracy", "next_accuracy", "order_accuracy"})
+RISING = frozenset({"accuracy", "next_accuracy", "order_accuracy"}) | {
+    "f1_macro", "f1_micro", "f1_weighted", "f1_entities",
+}  # fmt: skip
 
 
 def is_task_place(word: str) -> bool:

@@ -2,8 +2,9 @@
 
 ::
 
-    RUN ──load_run──→ LoadedRun ──┬─→ evaluate_set (perplexity.py): loss, perplexity, bits per byte
-                                  │      over the sets that open_evaluation_sets opens and checks
+    RUN ──load_run──→ LoadedRun ──┬─→ evaluate_set (perplexity.py): loss, perplexity, bits per byte,
+                                  │      of classes and tags their counts (labelled.py), over the
+                                  │      sets that open_evaluation_sets opens and checks
                                   ├─→ count_run (baseline.py): a trigram or unigram (ngram.py) of
                                   │      what the run has read, whose loss on the same targets is
                                   │      the yardstick

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from lmscale.config import RunConfig
 from lmscale.config.training import FIGURES
 from lmscale.errors import DataError
+from lmscale.evaluation.labelled import LabelCounts, LabelPlan, LabelScore, plan_labels
 from lmscale.objective.objective import build_preparation
 from lmscale.objective.scores import ScoreSums, to_device
 from lmscale.ranks.collectives import sum_float64
@@ -46,6 +48,8 @@ class SetScore:
     """The objective's other figures of held-out sets."""
     measured: tuple[str, ...] = FIGURES
     """``set_figures`` of the objective."""
+    labelled: LabelScore | None = None
+    """Where the objective tells classes apart."""
 
     @property
     def loss(self) -> float:
@@ -64,15 +68,17 @@ class SetScore:
     @property
     def figures(self) -> dict[str, float]:
         """By the names that trackers and ``checkpoint.keep_best`` know."""
-        return {**{name: getattr(self, name) for name in self.measured}, **self.others}
+        counted = {} if self.labelled is None else self.labelled.figures
+        return {**{name: getattr(self, name) for name in self.measured}, **self.others, **counted}
 
-    def to_dict(self) -> dict[str, float | None]:
+    def to_dict(self) -> dict[str, Any]:
         """Sums and figures; None for a figure that is not finite, which JSON cannot say, or that
-        the objective does not have.
+        the objective does not have. Of classes their counts, too.
         """
         sums = {name: getattr(self, name) for name in ("windows", "targets", "bytes", "nll")}
         figures = {name: v if math.isfinite(v) else None for name, v in self.figures.items()}
-        return sums | dict.fromkeys(FIGURES) | figures
+        counted = {} if self.labelled is None else self.labelled.to_dict()
+        return sums | dict.fromkeys(FIGURES) | figures | counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +96,9 @@ class EvaluationPlan:
     measured: tuple[str, ...] = FIGURES
     """``set_figures`` of the objective."""
     held_out: tuple[str, ...] = ()
-    """Names of the objective's figures to report beside them."""
+    """Names of the objective's figures to report beside them, but for those of ``labels``."""
+    labels: LabelPlan | None = None
+    """Where the objective tells classes apart."""
     max_windows: int | None = None
     """At most this many windows, spread evenly over the set; None takes all."""
 
@@ -127,11 +135,14 @@ def plan_evaluation(
     same tokens are hidden in every evaluation of every run.
     """
     run = config.run.model_copy(update={"seed": HELD_OUT_SEED})
+    labels = plan_labels(config, tokenizer.decode)
+    counted = () if labels is None else labels.figures
     return EvaluationPlan(
         micro_windows=config.batch.micro_windows,
         preparation=build_preparation(config.model_copy(update={"run": run})),
         measured=config.objective.set_figures,
-        held_out=config.objective.held_out,
+        held_out=tuple(name for name in config.objective.held_out if name not in counted),
+        labels=labels,
         token_bytes=tokenizer.token_bytes(),
         is_text=tokenizer.is_text(),
         max_windows=max_windows,
@@ -159,16 +170,16 @@ def evaluate_set(
     all of them.
     """
     numbers = plan.window_numbers(dataset)
-    num_windows = len(numbers)
+    num_windows = num_left = len(numbers)
     if not numbers:
         raise DataError(
             "The evaluation set holds no window: its shards are empty. Build shards from a "
             "held-out part that has documents (corpus.heldout_fraction), or drop the set."
         )
     sums = ScoreSums(("loss", *plan.held_out), device)
+    counts = None if plan.labels is None else LabelCounts(plan.labels)
     num_bytes = 0.0
     bytes_of_ids = plan.bytes_of_ids(dataset)
-    num_left = num_windows
     was_training = objective.training
     objective.eval()
     heartbeat.phase("evaluate")
@@ -176,7 +187,10 @@ def evaluate_set(
         for rows in _batches(dataset, numbers, plan, data):
             arrays = plan.preparation.prepare(rows).arrays
             heartbeat.tick()  # read: at ZeRO 3 the others wait for this rank in their forward pass
-            sums.add(objective(**to_device(arrays, device)))
+            scores = objective(**to_device(arrays, device))
+            sums.add(scores)
+            if counts is not None:
+                counts.add(rows, arrays, scores.choices)
             num_bytes += float(bytes_of_ids[plan.preparation.target_ids(arrays)].sum())
             num_scored = min(plan.micro_windows * data.size, num_left)
             num_left -= num_scored
@@ -185,7 +199,21 @@ def evaluate_set(
             between_batches()
     finally:
         objective.train(was_training)
-    *summed, covered = sum_float64([*sums.values.tolist(), num_bytes])
+    return _add_up(sums, counts, num_bytes, plan, num_windows=num_windows)
+
+
+def _add_up(
+    sums: ScoreSums,
+    counts: LabelCounts | None,
+    num_bytes: float,
+    plan: EvaluationPlan,
+    *,
+    num_windows: int,
+) -> SetScore:
+    """The score of all ranks together, by one all-reduce."""
+    own, own_counts = sums.values.tolist(), [] if counts is None else counts.values
+    summed = sum_float64([*own, num_bytes, *own_counts])
+    summed, covered, summed_counts = summed[: len(own)], summed[len(own)], summed[len(own) + 1 :]
     figures, _ = sums.means(summed)
     nll, targets = summed[:2]
     if not targets:
@@ -200,6 +228,7 @@ def evaluate_set(
         nll=nll,
         others={name: value for name, value in figures.items() if name != "loss"},
         measured=plan.measured,
+        labelled=None if counts is None else counts.finish(summed_counts),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lmscale.model.encoder import Encoder
 from lmscale.model.family import Model
 from lmscale.model.layout import mark_starts
-from lmscale.objective.scores import LossSum, Scores, Scoring
+from lmscale.objective.scores import Choices, LossSum, Scores, Scoring
 
 
 def build_labelled_scoring(model: Model, kind: Literal["classes", "numbers", "tags"]) -> Scoring:
@@ -47,12 +47,15 @@ def score_labelled(
     hidden_ND = model(ids.long(), layout, types_BT).flatten(0, 1)[positions.long()]
     classify = model.classify_tokens if kind == "tags" else partial(model.classify, drops=True)
     logits_NC, targets = classify(hidden_ND).float(), positions.new_tensor(len(positions)).long()
+    choices = None
     if kind == "numbers":
         error_N = logits_NC[:, 0] - labels
         loss, name, other = error_N.square().sum(), "absolute_error", error_N.detach().abs().sum()
     else:
-        labels_N = labels.long()
+        labels_N, predicted_N = labels.long(), logits_NC.argmax(-1)
         loss = F.cross_entropy(logits_NC, labels_N, reduction="sum")
-        name, other = "accuracy", (logits_NC.argmax(-1) == labels_N).sum().float()
+        name, other = "accuracy", (predicted_N == labels_N).sum().float()
+        if not model.training:
+            choices = Choices(predicted_N, logits_NC.softmax(-1).amax(-1))
     figures = {"loss": LossSum(loss.detach(), targets), name: LossSum(other, targets)}
-    return Scores(loss=LossSum(loss, targets), figures=figures)
+    return Scores(loss=LossSum(loss, targets), figures=figures, choices=choices)

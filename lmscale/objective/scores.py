@@ -1,4 +1,4 @@
-# Shape letters: B rows, S sources.
+# Shape letters: B rows, S sources, N labelled examples.
 """What a scoring takes, is and returns: tensors by name; sums by name, each with its count."""
 
 from __future__ import annotations
@@ -39,6 +39,13 @@ class LossSum(NamedTuple):
         return LossSum(self.total + other.total, self.targets + other.targets)
 
 
+class Choices(NamedTuple):
+    """What a scoring of classes takes each example for, in the order of its labels."""
+
+    predicted: Tensor  # i64 [N]
+    probability: Tensor  # f32 [N]: that it gives to it
+
+
 class Scores(NamedTuple):
     """Plain tensors in tuples and a dict, so that DeepSpeed's hooks reach them."""
 
@@ -52,6 +59,8 @@ class Scores(NamedTuple):
     """Further terms of the loss, with gradient: each is divided by its own targets of the step."""
     rows: LossSum | None = None
     """The figure ``loss`` of each row, f32 and int64 [B], where the objective can tell."""
+    choices: Choices | None = None
+    """In evaluation, of an objective that tells classes apart."""
 
     def terms(self) -> Tensor:
         """The sums to backpropagate: f32 [], or [terms] where there are several."""

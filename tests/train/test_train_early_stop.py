@@ -23,6 +23,7 @@ from tiny_run import (
 from launcher.status import judge_run
 from lmscale.checkpoint.retention import read_figures
 from lmscale.config.objective import OBJECTIVES
+from lmscale.config.supervised import TagsConfig
 from lmscale.config.training import FIGURES, RISING, EarlyStopConfig, direction_of
 from lmscale.errors import ConfigError, DataError
 from lmscale.ranks.ranks import Ranks
@@ -75,11 +76,12 @@ def test_more_patience_never_ends_a_run_before_less_does(losses, patience):
         assert find_early_stop(figures, stop_of(patience=patience), step=12) is not None
 
 
-def test_of_all_held_out_figures_accuracies_are_those_that_rise():
-    named = (kind.figures for kind in OBJECTIVES.own.values() if isinstance(kind.figures, tuple))
+def test_of_all_held_out_figures_accuracies_and_f1_are_those_that_rise():
+    named = [kind.figures for kind in OBJECTIVES.own.values() if isinstance(kind.figures, tuple)]
+    named.append(TagsConfig(name="tags", names=("O", "B-x")).held_out)
     figures = {*chain.from_iterable(named), *FIGURES}
     rising = {figure for figure in figures if direction_of(f"evaluation/b/{figure}") == "max"}
-    assert rising == {figure for figure in figures if "accuracy" in figure} == RISING
+    assert rising == {name for name in figures if "accuracy" in name or "f1" in name} == RISING
     assert direction_of("evaluation/b/loss/accuracy") == "min"  # of a mixture's part of that name
 
 

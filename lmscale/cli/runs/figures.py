@@ -18,7 +18,7 @@ _UNITS = (
     (re.compile(r"_tflops$"), "TFLOP/s"),
 )
 _BYTES = re.compile(r"[_/]bytes$")
-_SHARE = re.compile(r"_fraction$|goodput$|/mfu_\w+$|accuracy$|^mixture/.*/share$")
+_SHARE = re.compile(r"_fraction$|goodput$|/mfu_\w+$|accuracy$|/f1_\w+$|^mixture/.*/share$")
 
 
 def render_figure(name: str, value: float | None, loss_unit: str) -> tuple[str, str]:
