@@ -29,6 +29,7 @@ LAYERS = (
     "checkpoint",  # the engine's state ↔ fragments on disk
     "history",  # what a run has been through
     "evaluation",  # a trained model → figures and text
+    "views",  # a trained model → what it looks at, and takes for likely
     "exchange",  # models in the formats of other programs
     "guard",  # a step's figures → a verdict, a way back
     "train",  # the loop, and what follows a step

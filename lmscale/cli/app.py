@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import lmscale
-from lmscale.cli import checkpoint, config, corpus, launch, shards, stream, suite, tokenizer
+from lmscale.cli import checkpoint, config, corpus, launch, shards, show, stream, suite, tokenizer
 from lmscale.cli.demo import demo
 from lmscale.cli.doctor import doctor
 from lmscale.cli.evaluate import evaluate
@@ -33,6 +33,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "suite": suite.app,
     "evaluate": evaluate,
     "generate": generate,
+    "show": show.app,
     "export": export,
     "launch": launch.app,
     "runs": runs.app,

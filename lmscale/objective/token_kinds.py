@@ -39,7 +39,7 @@ def token_kinds(tokenizer: Tokenizer) -> TokenKinds:
     texts = [tokenizer.decode_bytes([number]) for number in range(tokenizer.vocab_size)]
     return TokenKinds(
         is_special=~tokenizer.is_text(),
-        begins_word=np.array([_begins_word(text) for text in texts]),
+        begins_word=np.array([begins_word(text) for text in texts]),
         ends_sentence=np.array([text.decode(errors="replace").endswith(_ENDS) for text in texts]),
     )
 
@@ -49,7 +49,8 @@ def load_token_kinds(config: RunConfig) -> TokenKinds:
     return token_kinds(load_kept_tokenizer(config.folder, config.tokenizer.folder))
 
 
-def _begins_word(text: bytes) -> bool:
+def begins_word(text: bytes) -> bool:
+    """Whether a token of these bytes does not go on with the word before it."""
     if not text or text[0] in _CONTINUATION_BYTES:
         return not text
     first = text.decode("utf-8", errors="replace")[0]

@@ -75,18 +75,23 @@ def render_pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """
     is_byte_level = getattr(tokenizer, "is_byte_level", False)
     return " ".join(
-        f"{_spell(tokenizer, number) if is_byte_level else tokenizer.piece(number)}({number})"
+        f"{_spell_byte_level(tokenizer, number) if is_byte_level else tokenizer.piece(number)}"
+        f"({number})"
         for number in ids
     )
 
 
-def _spell(tokenizer: Tokenizer, number: int) -> str:
-    """The text of a byte-level piece; a byte that is of no whole character is ``\\xNN``."""
+def spell(tokenizer: Tokenizer, number: int) -> str:
+    """The text that an id stands for, or of a special one its piece; a byte that is of no whole
+    character, and what cannot be printed, as ``\\xNN``.
+    """
     content = tokenizer.decode_bytes([number])
-    text = content.decode("utf-8", errors="backslashreplace").replace(" ", SPACE_MARK)
-    if not text:
-        return tokenizer.piece(number)  # special
+    text = content.decode("utf-8", errors="backslashreplace") or tokenizer.piece(number)
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def _spell_byte_level(tokenizer: Tokenizer, number: int) -> str:
+    return spell(tokenizer, number).replace(" ", SPACE_MARK)
 
 
 def read_texts(text: Path | None, paths: Sequence[Path], *, max_bytes: int) -> list[str]:
