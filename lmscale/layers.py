@@ -22,6 +22,7 @@ LAYERS = (
     "tokenizer",  # documents, or another program's model → a tokenizer
     "shards",  # documents → tar shards of tokens
     "stream",  # shards → the global order of samples → micro-batches
+    "finetune",  # a base, labelled files and a task → the configuration of a run
     "model",  # tokens → hidden states; knows no data
     "metrics",  # answers and what they should have been → counts and figures
     "objective",  # a micro-batch and a model → sums and their counts
@@ -56,6 +57,6 @@ VENDORS = {
 # What must load without torch: planning and launching happen on login nodes.
 TORCH_FREE = (
     *("errors", "layers", "files", "config", "watch", "runs"),
-    *("tasks", "corpus", "tokenizer", "shards", "stream", "metrics", "history"),
+    *("tasks", "corpus", "tokenizer", "shards", "stream", "finetune", "metrics", "history"),
 )
 LAUNCHER_MAY_IMPORT = ("errors", "files", "config", "ranks", "watch", "runs")

@@ -14,6 +14,7 @@ from lmscale.cli.demo import demo
 from lmscale.cli.doctor import doctor
 from lmscale.cli.evaluate import evaluate
 from lmscale.cli.export import export
+from lmscale.cli.finetune import finetune
 from lmscale.cli.generate import generate
 from lmscale.cli.import_ import app as import_app
 from lmscale.cli.init import init
@@ -30,6 +31,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "checkpoint": checkpoint.app,
     "import": import_app,
     "train": train,
+    "finetune": finetune,
     "suite": suite.app,
     "evaluate": evaluate,
     "generate": generate,

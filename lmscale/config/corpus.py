@@ -115,9 +115,15 @@ class CorpusSourceConfig(Section):
     """
     word_separator: str = " "
     """White space between the words of a tagged text; empty for words that are characters."""
+    heldout_fraction: float | None = Field(default=None, ge=0, lt=1)
+    """Of this source; default: ``corpus.heldout_fraction``. 0 for files that are a held-out part
+    themselves.
+    """
 
     FIELDS_BESIDE: ClassVar = ("target_field", "label_field", "tags_field")
-    later: ClassVar = frozenset({*FIELDS_BESIDE, "label_names", "word_separator", "strip_html"})
+    later: ClassVar = frozenset(
+        {*FIELDS_BESIDE, "label_names", "word_separator", "strip_html", "heldout_fraction"}
+    )
 
     @property
     def fields_beside(self) -> dict[str, str]:
@@ -221,3 +227,8 @@ class CorpusConfig(Section):
         """Whether markup is removed from a source's texts, wherever no input says otherwise."""
         own = self.sources[name].strip_html
         return self.strip_html if own is None else own
+
+    def holds_out(self, name: str) -> float:
+        """Which part of a source's documents is held out."""
+        own = self.sources[name].heldout_fraction
+        return self.heldout_fraction if own is None else own

@@ -147,7 +147,7 @@ def parse_config(
         problem
         for option, texts in (("--set", overrides), ("--array", axes))
         for override in texts
-        if (problem := _apply_override(tree, Given(option, override), given))
+        if (problem := apply_override(tree, Given(option, override), given))
     ]
     origin = Origin(name, given=given, lines=cache(lambda: find_lines(text)))
     try:
@@ -257,10 +257,12 @@ def _parse_value(text: str, name: str, loader_class: type[ConfigLoader] = Config
         raise ConfigError(f"{name}: not valid YAML: it is nested too deeply.") from None
 
 
-def _apply_override(
+def apply_override(
     tree: dict[str, Any], override: Given, given: dict[tuple[str, ...], Given]
 ) -> str | None:
-    """What is wrong with an override; ``given`` gets the path that nothing but it has filled."""
+    """Put an override into ``tree``; what is wrong with it, or None. ``given`` gets the path that
+    nothing but it has filled.
+    """
     path, separator, value = override.text.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):

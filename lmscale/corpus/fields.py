@@ -108,6 +108,33 @@ class RecordFields:
         return place
 
 
+class NameFinder(RecordFields):
+    """The same of a source whose ``label_names`` are not known: it numbers the names as they come.
+
+    A whole number is a name, too, and what is true or false the name ``true`` or ``false``.
+    """
+
+    def __init__(self, source: CorpusSourceConfig) -> None:
+        super().__init__(source)
+        if source.label_field:
+            self._label_kind = "classes"
+        self.found: dict[str, int] = {}
+        """Name → its number."""
+
+    def _place_of(self, value: Any, setting: str) -> int:
+        name = value
+        if isinstance(value, bool):
+            name = "true" if value else "false"
+        elif isinstance(value, int):
+            name = str(value)
+        if not isinstance(name, str):
+            where = f"{getattr(self.source, setting)!r}, {setting}"
+            raise ValueError(f"{_shown(value)} ({where}) is no name of a class")
+        if not name or not name.isprintable():
+            raise ValueError(f"{ascii(name)} cannot be a name: it is empty, or cannot be shown")
+        return self.found.setdefault(name, len(self.found))
+
+
 def _separate(words: Any, source: CorpusSourceConfig) -> tuple[str, ...]:
     """The words of a tagged text, all but the first behind the separator."""
     if not isinstance(words, Sequence) or isinstance(words, str):

@@ -227,6 +227,7 @@ class _Cleaner:
         self.account = Account(part.source, part.config.sources[part.source])
         self.without_text: list[str] = []  # files
         self._part = part
+        self._heldout_fraction = part.config.holds_out(part.source)
         self._seen: set[bytes] = set()
         self._lines: dict[str, int] = dict.fromkeys(SPLITS, 0)
 
@@ -278,7 +279,7 @@ class _Cleaner:
             self.dropped[reason] += 1
             return
         # The whole text decides, so the pieces of a split document stay on one side.
-        split = "heldout" if is_heldout(same.digest, config.heldout_fraction) else "train"
+        split = "heldout" if is_heldout(same.digest, self._heldout_fraction) else "train"
         documents = split_text(text, config.max_chars)
         if is_cut:
             self.cut[CUT_AS[config.on_overlong]] += 1
@@ -314,7 +315,7 @@ class _Cleaner:
         if reason is not None:
             self.dropped[reason] += 1
             return
-        split = "heldout" if is_heldout(sames[0].digest, config.heldout_fraction) else "train"
+        split = "heldout" if is_heldout(sames[0].digest, self._heldout_fraction) else "train"
         if is_cut:
             self.cut["truncated"] += 1
             texts = [next(split_text(texts, config.max_chars))]

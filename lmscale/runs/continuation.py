@@ -79,7 +79,7 @@ _TABLE = {
         corpus drop_exact_duplicates heldout_fraction part_bytes retries
         corpus.sources.NAME inputs format text_field encoding separator max_record_chars
         corpus.sources.NAME max_bad_records target_field label_field tags_field label_names
-        corpus.sources.NAME word_separator strip_html
+        corpus.sources.NAME word_separator strip_html heldout_fraction
         tokenizer folder kind vocab_size character_coverage max_sample_bytes split_digits
         tokenizer special_tokens reserved_tokens
         shards folder max_bytes block_tokens bos processes

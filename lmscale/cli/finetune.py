@@ -1,0 +1,196 @@
+"""``lmscale finetune``: a pretrained model and labelled files → a model for a task."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lmscale.cli.options import SetOption, print_problems, print_warnings
+from lmscale.errors import EXIT_FINISHED, ConfigError
+from lmscale.files.printing import say
+
+if TYPE_CHECKING:
+    from lmscale.config import RunConfig
+    from lmscale.config.finetune import FinetuneConfig
+    from lmscale.finetune.base import Base
+    from lmscale.finetune.plan import Plan
+    from lmscale.finetune.survey import Survey
+
+ConfigArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A short YAML: base, task, data (docs/fine-tuning.md).",
+        show_default=False,
+    ),
+]
+
+
+def finetune(
+    config: ConfigArgument,
+    nproc: Annotated[
+        str,
+        typer.Option(
+            "--nproc",
+            metavar="N|auto",
+            help="Ranks to start; auto: one for each GPU, or what the cores allow.",
+        ),
+    ] = "auto",
+    set_: SetOption = None,
+    write: Annotated[
+        Path | None,
+        typer.Option("--write", metavar="FILE", help="Where the whole configuration is written."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing of it.")
+    ] = False,
+) -> None:
+    """Train a pretrained model for a task: look at the data, plan a run, build, train, evaluate.
+
+    What is there already is not done again: the same command goes on where it was stopped. A folder
+    of Hugging Face's is imported first, also for --dry-run.
+    """
+    from launcher.local_ranks import parse_nproc
+    from lmscale.config.finetune import load_finetune
+    from lmscale.finetune.tasks import find_task_problems
+    from lmscale.ranks.gpus import find_gpus
+
+    num_ranks = parse_nproc(nproc)
+    asked = load_finetune(config, set_ or ())
+    if problems := list(find_task_problems(asked)):
+        raise ConfigError(problems)
+    base = _find_base(asked)
+    survey = _survey(asked, base)
+    plan = _plan(asked, base, survey, has_gpu=find_gpus().count > 0)
+    path, run = _write_plan(asked, plan, write, dry_run=dry_run)
+    if dry_run:
+        return
+    _build_data(run)
+    from launcher.local import launch_local
+
+    outcome = launch_local(path, [], num_ranks=num_ranks)
+    print_problems(outcome.problems)
+    if outcome.exit_code != EXIT_FINISHED:
+        raise typer.Exit(outcome.exit_code)
+    _show_result(run, asked, survey)
+
+
+def _find_base(config: FinetuneConfig) -> Base:
+    """The base as it is, or as it is imported now."""
+    from lmscale.finetune.base import find_hf_folder, import_place, is_imported, read_base
+
+    folder = find_hf_folder(config)
+    if folder is None:
+        return read_base(config)
+    place = import_place(config, folder)
+    if not is_imported(place, folder):
+        _call("import", "hf", str(folder), "--out", str(place))
+    return read_base(config, imported=place)
+
+
+def _survey(config: FinetuneConfig, base: Base) -> Survey:
+    from lmscale.files.progress import progress
+    from lmscale.finetune.survey import survey_data
+    from lmscale.tokenizer.codec import load_configured
+
+    tokenizer = load_configured(base.tokenizer)
+    with progress("reading the data", None, "documents") as advance:
+        return survey_data(config, tokenizer, has_bos=base.has_bos, advance=advance)
+
+
+def _plan(config: FinetuneConfig, base: Base, survey: Survey, *, has_gpu: bool) -> Plan:
+    from lmscale.finetune.checks import find_doubts
+    from lmscale.finetune.plan import plan_run
+    from lmscale.finetune.render import describe_plan, describe_survey
+
+    for line in describe_survey(config, survey):
+        say(line)
+    plan = plan_run(config, base, survey, has_gpu=has_gpu)
+    for line in describe_plan(config, plan):
+        say(line)
+    print_warnings(list(find_doubts(config, base.model, survey)))
+    return plan
+
+
+def _write_plan(
+    config: FinetuneConfig, plan: Plan, write: Path | None, *, dry_run: bool
+) -> tuple[Path, RunConfig]:
+    """The file of the whole configuration, which is checked before it is written."""
+    from lmscale.config import parse_config
+    from lmscale.files.atomic import write_bytes, writing
+    from lmscale.finetune.render import render_plan
+    from lmscale.runs.beginnings import check_start
+
+    path = write or Path(config.data_folder) / f"{config.name}.yaml"
+    text = render_plan(config, plan)
+    run = parse_config(text, name=str(path))
+    check_start(run)
+    if not dry_run or write:
+        with writing("the configuration", path, ConfigError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, text.encode())
+        say(f"written   {path}, the whole configuration")
+    return path, run
+
+
+def _build_data(run: RunConfig) -> None:
+    """Corpus and shards, as far as they are missing."""
+    from lmscale.corpus.build import build_corpus
+    from lmscale.shards.build import build_shards
+
+    build_corpus(run.corpus)
+    build_shards(run)
+
+
+def find_best_step(run: RunConfig) -> int:
+    """The step whose checkpoint is kept as the best; the newest one where none was measured."""
+    from lmscale.checkpoint.retention import find_best, read_figures
+    from lmscale.runs.commits import read_commits
+
+    best, folder = run.checkpoint.keep_best, run.folder
+    steps = [commit.step for commit in read_commits(folder)]
+    figures = read_figures(folder, best.metric) if best.metric else {}
+    chosen = find_best(figures, steps, count=1, mode=best.direction)
+    return next(iter(chosen), max(steps))
+
+
+def _show_result(run: RunConfig, config: FinetuneConfig, survey: Survey) -> None:
+    from lmscale.finetune.render import render_scores
+
+    step = find_best_step(run)
+    folder = str(run.folder)
+    answer = _call("evaluate", folder, "--step", str(step), "--json", captures=True)
+    scores: Mapping[str, Mapping[str, object]] = json.loads(answer)
+    say(f"\n{folder}@{step}, the best checkpoint by {run.checkpoint.keep_best.metric}:")
+    for line in render_scores(scores, survey):
+        say(line)
+    say("\nNext:")
+    for words in _name_next(run, config, step):
+        say(f"  lmscale {shlex.join(words)}")
+
+
+def _name_next(run: RunConfig, config: FinetuneConfig, step: int) -> Iterator[list[str]]:
+    from lmscale.finetune.tasks import is_labelled
+
+    folder, at = str(run.folder), ["--step", str(step)]
+    yield ["evaluate", folder, *at]
+    if not is_labelled(config.task):
+        yield ["generate", folder, "--prompt", "…", *at]
+    yield ["export", folder, "--out", f"exported/{config.name}", *at]
+    yield ["runs", "audit", folder]
+
+
+def _call(*words: str, captures: bool = False) -> str:
+    """Another command of lmscale, in a process of its own: this one loads no torch."""
+    argv = [sys.executable, "-m", "lmscale", *words]
+    done = subprocess.run(argv, stdout=subprocess.PIPE if captures else None, check=False)
+    if done.returncode != EXIT_FINISHED:
+        raise typer.Exit(done.returncode)
+    return done.stdout.decode() if captures else ""

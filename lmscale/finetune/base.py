@@ -1,0 +1,124 @@
+"""The model that a fine-tuning begins with, as its folder says: settings, tokenizer, ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmscale.config.data import TokenizerConfig
+from lmscale.config.finetune import FinetuneConfig
+from lmscale.config.model_base import ModelConfig
+from lmscale.errors import ConfigError
+from lmscale.files.locations import find_checkpoint
+from lmscale.files.reading import sha256_file
+from lmscale.files.run_files import CONFIG_FILE
+from lmscale.files.tokenizer_files import KEPT_FOLDER
+from lmscale.runs.imports import read_import
+from lmscale.runs.run_folder import load_run_config
+from lmscale.runs.taken_over import read_alone
+from lmscale.tokenizer.codec import load_tokenizer
+
+HF_CONFIG = "config.json"  # of a folder of Hugging Face's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What is known of it before anything is loaded."""
+
+    init_from: str
+    """As ``run.init_from`` names it."""
+    model: ModelConfig
+    """With all sizes."""
+    tokenizer: TokenizerConfig
+    has_bos: bool
+    """Whether its texts began with bos."""
+    learned: str
+    """The name of the objective that it was trained for; empty: not known."""
+
+
+def find_hf_folder(config: FinetuneConfig) -> Path | None:
+    """The folder of Hugging Face's that ``base`` names; None: it names something of lmscale's."""
+    folder = Path(config.base)
+    is_hf = (folder / HF_CONFIG).is_file() and not (folder / CONFIG_FILE).is_file()
+    return folder if is_hf else None
+
+
+def import_place(config: FinetuneConfig, folder: Path) -> Path:
+    """Where a folder of Hugging Face's is imported to: beside the run."""
+    return config.run_folder.parent / f"{folder.resolve().name}-imported"
+
+
+def is_imported(place: Path, folder: Path) -> bool:
+    """Whether ``place`` holds the import of ``folder`` as it is. Raises ``ConfigError`` where
+    something else is there.
+    """
+    if not place.exists():
+        return False
+    imported = read_import(place)
+    texts = {} if imported is None else imported.files
+    same = all(
+        (folder / name).is_file()
+        and (not name.endswith(".json") or sha256_file(folder / name) == sha256)
+        for name, sha256 in texts.items()
+    )
+    if imported is None or not same:
+        raise ConfigError(
+            f"{place} is there already, and is no import of {folder} as it is now. Move it away, "
+            f"or import that folder elsewhere (lmscale import hf {folder} --out RUN) and name "
+            "base: RUN."
+        )
+    return True
+
+
+def read_base(config: FinetuneConfig, *, imported: Path | None = None) -> Base:
+    """Raises ``ConfigError`` where ``base`` names nothing that a run can begin with. ``imported``:
+    where it was imported to.
+    """
+    word = str(imported or config.base)
+    place = find_checkpoint(word, beside=config.run_folder.parent)
+    if not place.folder.is_dir():
+        raise ConfigError(
+            f"base: {word}: there is no such run, checkpoint or folder of Hugging Face's. Name the "
+            f"folder of one, or a run in {config.run_folder.parent} by its name."
+        )
+    init_from = word if place.is_alone or Path(word).is_dir() or "@" in word else str(place.folder)
+    if place.is_alone:
+        return _read_alone(config, word)
+    run = load_run_config(place.folder)
+    sizes = {"vocab_size": run.vocab_size, "max_positions": run.max_positions}
+    kept = place.folder / KEPT_FOLDER
+    tokenizer = run.tokenizer
+    if kept.is_dir():
+        tokenizer = tokenizer.model_copy(update={"folder": str(kept)})
+    found = read_import(place.folder)
+    return Base(
+        init_from=init_from,
+        model=run.model.model_copy(update=sizes),
+        tokenizer=tokenizer,
+        has_bos=run.shards.bos if found is None else found.bos is not None,
+        learned=run.objective.name,
+    )
+
+
+def _read_alone(config: FinetuneConfig, word: str) -> Base:
+    """Of a checkpoint that was copied away from its run: the tokenizer has to be named."""
+    place = find_checkpoint(word, beside=config.run_folder.parent)
+    source = read_alone(place)
+    if isinstance(source, str):
+        raise ConfigError(f"base: {word}: {source}")
+    asked = config.settings.get("tokenizer")
+    folder = config.settings.get("tokenizer.folder")
+    folder = asked.get("folder") if isinstance(asked, dict) and not folder else folder
+    if not folder:
+        raise ConfigError(
+            f"base: {word} is a checkpoint without its run, which has the tokenizer. Name that: "
+            "settings: {tokenizer.folder: DIR}."
+        )
+    tokenizer = load_tokenizer(str(folder))
+    return Base(
+        init_from=word,
+        model=source.model,
+        tokenizer=TokenizerConfig(folder=str(folder), vocab_size=tokenizer.vocab_size),
+        has_bos=tokenizer.bos_id is not None,
+        learned="",
+    )

@@ -1,0 +1,113 @@
+"""What cannot be learned of the data that was found, and what a person should know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lmscale.config.finetune import FinetuneConfig
+from lmscale.config.model_base import ModelConfig
+from lmscale.files.printing import count_of
+from lmscale.files.strangers import quote
+from lmscale.finetune.survey import Survey
+
+MAX_NAMED = 8
+SKEWED = 0.9  # share of one class from which on accuracy alone says little
+FEW = 100  # held-out documents, of which one more or less moves an accuracy by a percent
+
+
+def find_data_problems(config: FinetuneConfig, survey: Survey) -> Iterator[str]:
+    """Every reason why the data teaches nothing, or something else than it is judged by."""
+    for name, part in survey.parts.items():
+        if not part.documents:
+            yield _describe_empty(config, name)
+    train = survey.parts["train"]
+    if not survey.names or not train.documents:
+        return
+    what, of = ("tag", "word") if config.task == "tags" else ("class", "document")
+    taught = survey.counts("train")
+    if lacking := [name for name, count in taught.items() if not count]:
+        seen = [n for n in lacking if any(survey.counts(p)[n] for p in survey.parts)]
+        for name in survey.parts:
+            if unseen := [n for n in lacking if survey.counts(name)[n]]:
+                where = survey.parts[name].first[survey.names.index(unseen[0])]
+                yield (
+                    f"data.{name}: {_list(unseen)} (the first at {where}) is no label of the "
+                    f"training {of}s, which have {_list([n for n, c in taught.items() if c])}. "
+                    f"Add {of}s with it to data.train, or remove it."
+                )
+        if never := [name for name in lacking if name not in seen]:
+            yield (
+                f"data.label_names: the {what} {_list(never)} has no {of} in data.train, so "
+                "nothing would be learned of it. Add some, or leave the name out."
+            )
+    elif len(survey.names) < 2:
+        yield (
+            f"data.train: all its {of}s are of one {what}, {_list(survey.names)}: there is "
+            "nothing to tell apart."
+        )
+
+
+def find_length_problems(
+    config: FinetuneConfig, model: ModelConfig, survey: Survey, *, limit: int | None
+) -> Iterator[str]:
+    """Documents that no window of the base holds; ``limit``: its most tokens."""
+    if limit is None:
+        return
+    for name, part in survey.parts.items():
+        if part.most > limit:
+            number = int((survey.lengths(name) > limit).sum())
+            yield (
+                f"data.{name}: {count_of(number, 'document')} of {part.documents:,} with more than "
+                f"{limit:,} tokens, the most that the base {config.base} takes (its positions are "
+                f"learned: model.max_positions = {model.max_positions}). The longest has "
+                f"{part.most:,}, at {part.longest}. Shorten or split them."
+            )
+
+
+def find_doubts(config: FinetuneConfig, model: ModelConfig, survey: Survey) -> Iterator[str]:
+    """What is no mistake, perhaps."""
+    train = survey.parts["train"]
+    for name, part in survey.parts.items():
+        if name == "train":
+            continue
+        if both := len(part.digests & train.digests):
+            yield (
+                f"data.{name}: {count_of(both, 'text')} of {len(part.digests):,} are in the "
+                "training files, too: what is measured on them is remembered, not learned"
+            )
+        if part.documents < FEW:
+            yield f"data.{name}: only {count_of(part.documents, 'document')}: figures are coarse"
+    positions = model.max_positions
+    if positions and train.most > positions and getattr(model, "positions", "") == "rope":
+        yield (
+            f"the longest document has {train.most:,} tokens, and the base has learned with "
+            f"{positions:,}: farther positions are new to it"
+        )
+    if survey.names and config.task == "classes":
+        name, share = most_frequent(survey, "train")
+        if share > SKEWED:
+            yield (
+                f"{quote(name)} is the class of {100 * share:.0f} % of the training documents: "
+                "judge by more than accuracy"
+            )
+
+
+def most_frequent(survey: Survey, part: str) -> tuple[str, float]:
+    """The class or tag that comes most often, and its share."""
+    counts = survey.counts(part)
+    name = max(counts, key=lambda each: counts[each])
+    return name, counts[name] / max(1, sum(counts.values()))
+
+
+def _describe_empty(config: FinetuneConfig, name: str) -> str:
+    if name == "heldout" and not config.data.heldout:
+        return (
+            f"data.heldout_fraction = {config.data.heldout_fraction}: of so few documents none is "
+            "held out, since a hash of its text decides. Raise it, or name data.heldout."
+        )
+    return f"data.{name}: its files hold no document."
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(map(quote, names[:MAX_NAMED])) + more
