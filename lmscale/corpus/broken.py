@@ -21,6 +21,12 @@ class Broken(NamedTuple):
     detail: str = ""
 
 
+def broken_file(file: FoundFile, problem: str) -> Broken:
+    """A file of which ``problem`` says that it cannot be read."""
+    where, what = file.shown, problem.removesuffix(".")
+    return Broken(where, what.removeprefix(f"{where}: "))
+
+
 def describe_broken(broken: Iterable[Broken]) -> Iterator[str]:
     """A line for each kind, in the order in which they came."""
     kinds: dict[str, list[Broken]] = {}

@@ -20,6 +20,7 @@ import numpy as np
 
 from lmscale.config.corpus import CorpusConfig
 from lmscale.corpus.account import Account
+from lmscale.corpus.columns import check_columns
 from lmscale.corpus.documents import (
     FORMAT_VERSION,
     SPLITS,
@@ -238,7 +239,11 @@ def _builder(config: CorpusConfig, processes: int) -> Builder[CorpusManifest]:
         _plan_source(config, name, files, rank=rank)
         for rank, (name, files) in enumerate(find_inputs(config).items())
     ]
-    return Builder(targets=targets, title="corpus", processes=processes)
+
+    def check(parts: Sequence[Part]) -> None:
+        check_columns(config, [(part.source, file) for part in parts for file in part.files])
+
+    return Builder(targets=targets, title="corpus", processes=processes, check=check)
 
 
 def _plan_source(

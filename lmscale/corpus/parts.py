@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 
 from lmscale.config.corpus import CorpusConfig
 from lmscale.corpus.account import Account, Pieces, TooManyBrokenError
-from lmscale.corpus.broken import Broken, describe_broken
+from lmscale.corpus.broken import Broken, broken_file, describe_broken
 from lmscale.corpus.clean import (
     Sameness,
     cut_stretches,
@@ -247,7 +247,7 @@ class _Cleaner:
             except TooManyBrokenError as error:
                 raise DataError([*describe_broken(unreadable), *error.problems]) from None
             except DataError as error:
-                unreadable += [_of_file(file, problem) for problem in error.problems]
+                unreadable += [broken_file(file, problem) for problem in error.problems]
                 if len(unreadable) >= MOST_UNREADABLE:
                     break
             if self._num_texts() == texts:
@@ -354,11 +354,6 @@ class _Cleaner:
         if is_cut and config.on_overlong == "drop":
             return "overlong"
         return "duplicate" if digest in self._seen else None
-
-
-def _of_file(file: RawFile, problem: str) -> Broken:
-    where, what = file.shown, problem.removesuffix(".")
-    return Broken(where, what.removeprefix(f"{where}: "))
 
 
 CUT_AS = {"split": "split", "truncate": "truncated"}  # how corpus.on_overlong is counted

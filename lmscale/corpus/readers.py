@@ -17,6 +17,7 @@ from itertools import chain, islice
 from typing import Any
 
 from lmscale.corpus.account import Account, Pieces
+from lmscale.corpus.columns import choose_columns, open_table
 from lmscale.corpus.inputs import RawFile
 from lmscale.corpus.page_encoding import HEAD_BYTES
 from lmscale.corpus.text_files import (
@@ -27,7 +28,6 @@ from lmscale.corpus.text_files import (
     cut_records,
     decode,
     find_undecodable,
-    missing_extra,
     read_pieces,
 )
 from lmscale.errors import DataError
@@ -217,48 +217,25 @@ def _checked(text: object, where: str, account: Account, *, is_decoded: bool = F
 
 
 def _read_parquet(file: RawFile, account: Account) -> Records:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise missing_extra("reading Parquet", "pyarrow") from None
-    fields = account.fields.by_setting
-    try:
-        with file.open(is_random=True) as raw, pyarrow.parquet.ParquetFile(raw) as table:
-            names = table.schema_arrow.names
-            if missing := {key: field for key, field in fields.items() if field not in names}:
-                settings = " and ".join(account.name_of(key) for key in missing)
-                if "text_field" in missing and len(account.source.inputs) > 1:
-                    settings += ", or for these files alone {files: PATTERN, text_field: NAME}"
-                raise DataError(
-                    f"{file.shown}: no column {' nor '.join(map(repr, missing.values()))}; its "
-                    f"columns: {', '.join(map(printable_name, names))}. Set {settings}."
-                )
-            columns = list(dict.fromkeys(fields.values()))
-            if twice := [field for field in columns if names.count(field) > 1]:
-                raise DataError(
-                    f"{file.shown}: several columns are named {' and '.join(map(repr, twice))}. "
-                    "Write the file again with the one that is meant."
-                )
-            batches = table.iter_batches(batch_size=_rows_at_once(table), columns=columns)
-            rows = chain.from_iterable(
-                zip(*(batch.column(name) for name in columns), strict=True)
-                for batch in _counted(batches, file.bytes / max(1, table.metadata.num_rows))
-            )
-            for number, row in enumerate(rows, start=1):
-                where = f"{file.shown}: row {number}"
-                record = {}
-                try:
-                    for field, value in zip(columns, row, strict=True):
-                        record[field] = value.as_py()
-                except UnicodeDecodeError as error:
-                    account.add_broken(where, f"{field!r} is not UTF-8", error.reason)
-                    continue
-                pieces = _pieces_of(record, where, account)
-                if pieces is not None:
-                    yield number, pieces
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
-        raise DataError(f"{file.shown}: cannot be read as Parquet: {error}.") from None
+    with open_table(file) as table:
+        columns = choose_columns(table, file, account)
+        batches = table.iter_batches(batch_size=_rows_at_once(table), columns=columns)
+        rows = chain.from_iterable(
+            zip(*(batch.column(name) for name in columns), strict=True)
+            for batch in _counted(batches, file.bytes / max(1, table.metadata.num_rows))
+        )
+        for number, row in enumerate(rows, start=1):
+            where = f"{file.shown}: row {number}"
+            record = {}
+            try:
+                for field, value in zip(columns, row, strict=True):
+                    record[field] = value.as_py()
+            except UnicodeDecodeError as error:
+                account.add_broken(where, f"{field!r} is not UTF-8", error.reason)
+                continue
+            pieces = _pieces_of(record, where, account)
+            if pieces is not None:
+                yield number, pieces
 
 
 def _counted(batches: Iterable[Any], bytes_of_row: float) -> Iterator[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +46,14 @@ class BuildSummary(Generic[ManifestT]):
 
 @dataclass(frozen=True, kw_only=True)
 class Builder(Generic[ManifestT]):
-    """Builds targets. ``title`` is for the progress bar."""
+    """Builds targets. ``title`` is for the progress bar; ``check`` raises ``DataError`` for what
+    can be told of the units that are left to do, before any of them is begun.
+    """
 
     targets: Sequence[Target[ManifestT]]
     title: str
     processes: int
+    check: Callable[[Sequence[Any]], None] = lambda units: None
 
     def build(self, task: ArrayTask | None, *, force: bool) -> BuildSummary[ManifestT]:
         """Build alone (None), or do one task's share; the last task finishes the targets.
@@ -121,6 +124,7 @@ class Builder(Generic[ManifestT]):
         units = [unit for share in shares for unit in share]
         to_do = [unit for unit in units if not unit.is_done()]
         if to_do:
+            self.check(to_do)
             total = sum(unit.bytes for unit in to_do)
             with progress(self.title, total, BYTES) as advance, metered(total, advance):
                 for _ in run_tasks(_do, to_do, processes=self.processes):

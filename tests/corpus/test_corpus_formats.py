@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +33,30 @@ def build(folder, sources: dict, **settings):
     folders = {name: folder / "out" / name for name in sources}
     manifests = {name: load_corpus_manifest(place) for name, place in folders.items()}
     return manifests, {n: [*read_documents(place / "train")] for n, place in folders.items()}
+
+
+def test_columns_that_tables_lack_are_told_of_all_files_before_any_is_cleaned(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "read first"}\n')
+    for name in "bcd":
+        table = pyarrow.table({"text" if name == "d" else "other": [f"text {name}"]})
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
+    sources = {
+        "one": {
+            "inputs": [f"{tmp_path}/a.jsonl", f"{tmp_path}/[bc].parquet"],
+            "text_field": "body",
+        },
+        "two": {"inputs": [f"{tmp_path}/d.parquet"], "text_field": "words"},
+    }
+    with pytest.raises(DataError) as caught:
+        build(tmp_path, sources, part_bytes=1)
+    assert caught.value.problems == (
+        f"{tmp_path}/b.parquet, {tmp_path}/c.parquet: no column 'body'; its columns: other. Set "
+        "corpus.sources.one.text_field, or for these files alone {files: PATTERN, text_field: "
+        "NAME}.",
+        f"{tmp_path}/d.parquet: no column 'words'; its columns: text. Set "
+        "corpus.sources.two.text_field.",
+    )
+    assert not list((tmp_path / "out").rglob("part.json"))
 
 
 META = "<html><head><meta {}></head><body>“Größe” 中文 Яма</body></html>"
