@@ -62,7 +62,7 @@ def plan_stage(
     if before is None:
         is_doomed = any(job.reason == NEVER for job in live.values())
         return replace(stage, replaced=tuple(live)) if is_doomed else replace(stage, kept=numbers)
-    if not waits:
+    if not waits and not before.is_refused:  # of which its own problems tell, and it is kept
         raise ClusterError(
             f"job {', '.join(numbers)} ({kind}) has begun, and its {before.kind} is not whole: "
             f"wait until it has ended, or end it with `scancel {' '.join(numbers)}`."

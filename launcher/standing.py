@@ -70,7 +70,7 @@ def _range(low: int, high: int) -> str:
 
 def describe_other_options(prepared: Prepared, row: Mapping[str, Any]) -> str:
     """Which keys of the profile, as the options change it, are others than in the submission
-    ``row``; "" where none is.
+    ``row``, and whether another job is asked to come before; "" where nothing is.
     """
     try:
         there = load_cluster(Path(row["folder"]) / "cluster.yaml").model_dump()
@@ -78,6 +78,8 @@ def describe_other_options(prepared: Prepared, row: Mapping[str, Any]) -> str:
         return ""
     here = prepared.request.cluster.model_dump()
     changed = [_tell(key, there[key], here[key]) for key in here if there[key] != here[key]]
+    if (after := prepared.job.after) and after != row.get("after"):
+        changed.append(_tell("--after", row.get("after"), after))
     return f"as it was submitted: {name_some(changed)}" if changed else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmscale.errors import ConfigError, TransientError
+from lmscale.ranks.quota import read_quota
 from lmscale.ranks.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -166,10 +168,14 @@ def cpu_name() -> str:
 
 
 def num_cores() -> int:
-    """Cores this process may use, which under Slurm or a container are fewer than the machine's."""
+    """Cores this process may use, which under Slurm or in a container are fewer than the machine's:
+    by its affinity, and by its CPU quota, where part of a core counts as one, as it does for Go and
+    the JVM.
+    """
+    cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    return max(1, math.ceil(min(cores, read_quota())))
 
 
 def free_cores(seconds: float = 0.5) -> int:

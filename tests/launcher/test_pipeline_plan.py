@@ -84,6 +84,12 @@ def test_a_stage_that_has_begun_while_its_data_is_not_whole_is_told(before):
         plan_stage(prepared_of("train"), live, after="afterok:12", before=before)
 
 
+def test_a_stage_that_has_begun_behind_a_refused_one_is_not_told_as_well():
+    live = {"13": queued("13", "RUNNING", "")}
+    before = Stage(kind="corpus", is_refused=True)
+    assert plan_stage(prepared_of("train"), live, after="afterok:12", before=before).kept == ("13",)
+
+
 def test_a_job_behind_an_array_waits_for_all_of_its_tasks_and_ends_if_one_fails():
     job = behind(prepared_of("tokenizer"), ["12"]).job
     assert "--dependency=afterok:12" in job.directives
@@ -157,6 +163,9 @@ def test_a_job_that_would_train_with_other_settings_does_not_stay(options, slurm
     asked = prepare(replace(options, nodes="1", asked={"partition": "debug"}))
     words = "as it was submitted: partition is None, here 'debug'"
     assert describe_other_options(asked, row) == words
+    behind_another = prepare(replace(options, nodes="1", after="77"))
+    words = f"as it was submitted: --after is None, here {behind_another.job.after!r}"
+    assert describe_other_options(behind_another, row) == words
 
 
 def test_data_that_another_configuration_shares_may_have_another_training(options, slurm):
