@@ -48,6 +48,7 @@ VENDORS = {
     "deepspeed": ("engine/", "checkpoint/"),
     "lm_eval": ("evaluation/harness.py",),
     "datasets": ("evaluation/harness.py",),
+    "sacrebleu": ("metrics/written.py",),
     "tensorboard": ("runs/",),
     "transformers": ("exchange/",),
     "torch.utils.tensorboard": ("runs/",),

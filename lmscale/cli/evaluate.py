@@ -69,7 +69,28 @@ HfOption = Annotated[
     ),
 ]
 LimitOption = Annotated[
-    int | None, typer.Option(min=1, help="Only so many documents of each task, the first ones.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Only so many documents of each task, the first ones; with --written, so many pairs "
+        "of each set, spread evenly over it.",
+    ),
+]
+WrittenOption = Annotated[
+    bool,
+    typer.Option(
+        "--written",
+        help="Of a run of pairs or completion, compare the second texts of held-out pairs with "
+        "what the model writes: BLEU, chrF, ROUGE-L, exact matches.",
+    ),
+]
+MaxTokensOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --written, the most tokens of a text; default: 256."),
+]
+ExamplesOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="With --written, so many texts of each set are shown; default: 3."),
 ]
 
 
@@ -90,33 +111,55 @@ def evaluate(
     include_path: IncludeOption = None,
     limit: LimitOption = None,
     hf: HfOption = None,
+    written: WrittenOption = False,
+    max_tokens: MaxTokensOption = None,
+    examples: ExamplesOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a run's checkpoint on its held-out sets, or on tasks. SIGTERM or SIGUSR1 ends it
-    with 75. Ranks that srun or torchrun starts share the work.
+    """Score a run's checkpoint on its held-out sets, or on tasks, or what it writes. SIGTERM or
+    SIGUSR1 ends it with 75. Ranks that srun or torchrun starts share the work.
     """
+    from lmscale.cli import evaluate_written
     from lmscale.cli.evaluate_tasks import refuse_misfits
-    from lmscale.cli.scoring_ranks import (
-        ModelAsked,
-        find_asked,
-        find_ranks,
-        load_asked,
-        open_ranks,
-        refuse_on_many,
-    )
+    from lmscale.cli.scoring_ranks import ModelAsked, find_ranks, refuse_on_many
 
     if hf:
         _refuse_beside_hf(step=step, weights=weights, baseline=baseline)
-    refuse_misfits(tasks, include_path, limit, others=(set_name, max_windows, baseline))
+    others = (max_windows, baseline, tasks, include_path)
+    evaluate_written.refuse_misfits(written, max_tokens, examples, others=others)
+    if not written:
+        refuse_misfits(tasks, include_path, limit, others=(set_name, max_windows, baseline))
     ranks = find_ranks(run)
     refuse_on_many(ranks, baseline)
     asked = ModelAsked(run=run, step=step, weights=weights, hf=hf)
-    if tasks is not None:
+    if written:
+        choice = evaluate_written.WrittenChoice.of(set_name, limit, max_tokens, examples)
+        evaluate_written.evaluate_written(asked, ranks, choice, as_json=as_json)
+    elif tasks is not None:
         _evaluate_tasks(asked, ranks, (tasks, include_path, limit), as_json=as_json)
-        return
+    else:
+        choice = (set_name or None, max_windows, baseline)
+        _evaluate_sets(asked, ranks, choice, as_json=as_json)
+
+
+def _evaluate_sets(
+    asked: ModelAsked,
+    ranks: Ranks,
+    options: tuple[list[str] | None, int | None, BaselineName | None],
+    *,
+    as_json: bool,
+) -> None:
+    """``options``: --set-name, --max-windows, --baseline."""
+    from lmscale.cli.scoring_ranks import find_asked, load_asked, open_ranks
+    from lmscale.evaluation.fitting import check_baseline
+    from lmscale.evaluation.held_out import check_evaluation_sets
+    from lmscale.runs.run_folder import load_run_config
     from lmscale.runs.stop import StoppedError, StopRequests
 
-    _check_sets(run, set_name or None, baseline)
+    run, (set_names, max_windows, baseline) = asked.run, options
+    if baseline:
+        check_baseline(load_run_config(run), baseline)
+    check_evaluation_sets(run, set_names)
     # Ctrl-C stays what it is elsewhere: there is nothing here to bring to an end.
     signals = (signal.SIGTERM, signal.SIGUSR1)
     with StopRequests(run, watch_file=False, signals=signals) as stop:
@@ -126,34 +169,14 @@ def evaluate(
             with open_ranks(ranks) as device:
                 loaded = load_asked(asked, found, device, ranks)
                 scores, counts = _evaluate(
-                    run, loaded, set_name or None, max_windows, ranks, stop=stop, baseline=baseline
+                    run, loaded, set_names, max_windows, ranks, stop=stop, baseline=baseline
                 )
         except StoppedError as stopped:
             say(f"stopped by {stopped}; nothing was scored", err=True)
             raise typer.Exit(EXIT_RESUMABLE) from None
     if ranks.is_first:
-        shown = f"those of {hf}" if hf else loaded.weights
+        shown = f"those of {asked.hf}" if asked.hf else loaded.weights
         _show_scores(scores, loaded, counts, shown, baseline, as_json=as_json)
-
-
-def _check_sets(run: Path, set_names: list[str] | None, baseline: BaselineName | None) -> None:
-    """Raise the errors of sets that are not there or do not fit, before a model is loaded."""
-    from lmscale.evaluation.fitting import check_baseline
-    from lmscale.evaluation.held_out import open_evaluation_sets
-    from lmscale.runs.run_folder import load_run_config
-    from lmscale.tokenizer.codec import load_kept_tokenizer
-
-    config = load_run_config(run)
-    if not config.evaluation.sets:
-        raise ConfigError(
-            f"{run}: its config.yaml names no evaluation.sets; add at least one, "
-            "NAME: folder of shards."
-        )
-    if baseline:
-        check_baseline(config, baseline)
-    tokenizer = load_kept_tokenizer(run, config.tokenizer.folder)
-    for dataset in open_evaluation_sets(config, tokenizer.fingerprint, set_names).values():
-        dataset.close()
 
 
 def _show_scores(

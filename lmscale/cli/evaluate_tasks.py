@@ -35,7 +35,10 @@ def refuse_misfits(
 ) -> None:
     """Raise ``ConfigError`` for options that mean nothing together."""
     if tasks is None and (include_path is not None or limit is not None):
-        raise ConfigError("--include-path and --limit are of tasks: give --tasks as well.")
+        raise ConfigError(
+            "--include-path is of tasks and --limit of tasks or texts that are written: give "
+            "--tasks, or beside --limit --written, as well."
+        )
     if tasks is not None and any(others):
         raise ConfigError(
             "--set-name, --max-windows and --baseline are of the held-out sets, which are not "

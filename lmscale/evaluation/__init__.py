@@ -8,8 +8,10 @@
                                   ├─→ count_run (baseline.py): a trigram or unigram (ngram.py) of
                                   │      what the run has read, whose loss on the same targets is
                                   │      the yardstick
-                                  └─→ Generation (generate.py): a prompt → ids by Sampling
-                                         ─stream_text──→ text
+                                  ├─→ Generation (generate.py): a prompt → ids by Sampling
+                                  │      ─stream_text──→ text
+                                  └─→ write_answers (answering.py): many prompts → their likeliest
+                                         texts, which write_set (written.py) judges
     tasks ──open_tasks──→ score_tasks (harness.py), by the requests that a run's Respondent
                              (respondent.py) answers; local_tasks.py makes tasks of held-out text
 

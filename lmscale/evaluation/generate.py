@@ -95,9 +95,7 @@ class Generation:
         self._num_tokens = min(max_tokens, room)
         self._limit = "max_tokens" if max_tokens <= room else "max_positions"
         self.ends = prompt.ends | {tokenizer.eos_id}
-        self._barred_V = torch.arange(model.vocab_size) >= tokenizer.vocab_size
-        self._barred_V[: tokenizer.vocab_size] = torch.from_numpy(~tokenizer.is_writable())
-        self._barred_V[list(self.ends | prompt.writes)] = False
+        self._barred_V = find_barred(model, tokenizer, self.ends | prompt.writes)
 
     @torch.no_grad()
     def _last_logits(
@@ -131,6 +129,16 @@ class Generation:
                 return
             ids, read = [token], self._model.extend
         self.stopped_by = self._limit
+
+
+def find_barred(model: Model, tokenizer: Tokenizer, may_come: Iterable[int]) -> Tensor:
+    """Ids that no text has, bool [V] on the CPU: the tokenizer's special ones and the embedding's
+    padding rows, but for those that ``may_come``.
+    """
+    barred_V = torch.arange(model.vocab_size) >= tokenizer.vocab_size
+    barred_V[: tokenizer.vocab_size] = torch.from_numpy(~tokenizer.is_writable())
+    barred_V[list(may_come)] = False
+    return barred_V
 
 
 def _find_problems(model: Model, prompt: Prompt, max_tokens: int) -> Iterator[str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from lmscale.config import RunConfig
 from lmscale.errors import ConfigError, DataError
+from lmscale.runs.run_folder import load_run_config
 from lmscale.stream.dataset import Dataset, open_datasets
+from lmscale.tokenizer.codec import load_kept_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,21 @@ def open_evaluation_sets(
         check=check_tokenizer,
         check_files=check_files,
     )
+
+
+def check_evaluation_sets(run: Path, names: Iterable[str] | None) -> None:
+    """Raise the errors of a run's sets that are not there or do not fit, before a model is loaded;
+    ``ConfigError`` where it has none.
+    """
+    config = load_run_config(run)
+    if not config.evaluation.sets:
+        raise ConfigError(
+            f"{run}: its config.yaml names no evaluation.sets; add at least one, "
+            "NAME: folder of shards."
+        )
+    tokenizer = load_kept_tokenizer(run, config.tokenizer.folder)
+    for dataset in open_evaluation_sets(config, tokenizer.fingerprint, names).values():
+        dataset.close()
 
 
 def warn_of_other_beginnings(datasets: Mapping[str, Dataset], bos_id: int | None) -> None:

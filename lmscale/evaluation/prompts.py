@@ -97,12 +97,18 @@ def _ask(
         return _ask_pair((*bos, *ids, added["mask"], *after, added["end"]), added)
     if suffix is not None:
         return Prompt(ids=tuple(_encode_middle(objective, encode, added, text, suffix, bos_id)))
-    if isinstance(objective, PairsConfig):
+    return ask_ids(config, ids, bos_id=bos_id)
+
+
+def ask_ids(config: RunConfig, ids: Sequence[int], *, bos_id: int | None) -> Prompt:
+    """``build_prompt`` of a text's ids: ask for what follows it, or belongs to it."""
+    if isinstance(config.objective, PairsConfig):
+        added = config.objective_ids
         return _ask_pair((*ids, added["end"]), added)
     return Prompt(
-        ids=(*bos, *ids),
-        sees_whole=Ability.PREFIX in objective.needs,
-        is_answered=isinstance(objective, CompletionConfig),
+        ids=(*(() if bos_id is None else (bos_id,)), *ids),
+        sees_whole=Ability.PREFIX in config.objective.needs,
+        is_answered=isinstance(config.objective, CompletionConfig),
     )
 
 

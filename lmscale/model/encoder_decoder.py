@@ -48,6 +48,7 @@ class KeptOfBlock:
 
     own: KeyValueCache  # of the tokens written so far
     read: tuple[Tensor, Tensor] | None = None  # keys and values of the source, [B, H, S, V]
+    read_bias: Tensor | None = None  # [B, 1, 1, S] of a source with padding; else all is seen
 
 
 class CrossAttention(nn.Module):
@@ -146,7 +147,7 @@ class PairBlock(nn.Module):
         assert kept.read is not None, "read_source comes first"
         keys, values = kept.read
         x_BTD = self._add(
-            x_BTD, self.cross_norm, lambda own: self.cross.attend(own, keys, values, None)
+            x_BTD, self.cross_norm, lambda own: self.cross.attend(own, keys, values, kept.read_bias)
         )
         return self._add(x_BTD, self.feed_forward_norm, self.feed_forward)
 
@@ -284,12 +285,19 @@ class EncoderDecoder(CrossModel):
             KeptOfBlock(own=KeyValueCache(empty(shape), empty(shape))) for _ in self.decoder.blocks
         ]
 
-    def read_source(self, ids_BS: Tensor, state: list[KeptOfBlock]) -> None:
+    def read_source(
+        self, ids_BS: Tensor, state: list[KeptOfBlock], lengths_B: Tensor | None = None
+    ) -> None:
         begins_BS = torch.zeros_like(ids_BS, dtype=torch.bool)
-        read_BSD = self._read(ids_BS, self.lay_out(begins_BS, mask_documents=False))
+        source = self.lay_out(begins_BS, mask_documents=False, lengths_B=lengths_B)
+        read_BSD = self._read(ids_BS, source)
+        bias_B11S = None
+        if lengths_B is not None:
+            bias_B11S = hide((source.documents > 0)[:, None], read_BSD.dtype)
         for block, kept in zip(self.decoder.blocks, state, strict=True):
             assert isinstance(block, PairBlock)
             kept.read = block.cross.keys_and_values(read_BSD)
+            kept.read_bias = bias_B11S
 
     def extend(self, ids_BT: Tensor, state: list[KeptOfBlock]) -> Tensor:
         return self.decoder.extend(self.embedding(ids_BT), state) * self.logit_scale

@@ -150,8 +150,10 @@ class CrossModel(Model):
         target reads document k of the source alone; a target's padding lies behind all documents.
         """
 
-    def read_source(self, ids_BS: Tensor, state: Any) -> None:
-        """Take up, in the new state of ``build_state``, what is read; ``extend`` then writes."""
+    def read_source(self, ids_BS: Tensor, state: Any, lengths_B: Tensor | None = None) -> None:
+        """Take up, in the new state of ``build_state``, what is read; ``extend`` then writes. What
+        lies at or behind ``lengths_B`` is padding.
+        """
         raise NotImplementedError(f"{type(self).__name__} generates no text")
 
     def generates(self, *, sees_prompt_whole: bool) -> bool:

@@ -1,4 +1,5 @@
-"""Figures of tasks that another process than the run's own has measured: `lmscale evaluate`.
+"""Figures that another process than the run's own has measured: `lmscale evaluate` of tasks and of
+what the model writes, `lmscale probe`.
 
 They have a file of rows and TensorBoard events of their own: the run's ranks may be writing theirs,
 and drop, when they go on from a checkpoint, what an attempt wrote beyond it.
@@ -20,12 +21,19 @@ EVENTS_NAME = "tasks"  # TensorBoard shows it as a run beside the training's own
 
 
 def record_task_figures(
-    folder: Path, step: int, figures: Mapping[str, float], *, weights: str, limit: int | None
+    folder: Path,
+    step: int,
+    figures: Mapping[str, float],
+    *,
+    weights: str,
+    limit: int | None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Append a row that outlives the machine, and show the same in TensorBoard.
 
     ``figures``: by name, ``tasks/NAME/FIGURE``. ``weights``: which ones, trained or their average.
-    Raises ``DataError`` where the folder cannot be written to.
+    ``texts``, in Markdown, are shown in TensorBoard alone. Raises ``DataError`` where the folder
+    cannot be written to.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -38,6 +46,8 @@ def record_task_figures(
         with SummaryWriter(str(folder / EVENTS_FOLDER / EVENTS_NAME)) as events:
             for name, value in figures.items():
                 events.add_scalar(name, value, step, walltime=now)
+            for name, text in (texts or {}).items():
+                events.add_text(name, text, step, walltime=now)
 
 
 def keep_valid(rows: Iterable[Row], rewinds: Sequence[Row]) -> list[Row]:
