@@ -2,6 +2,6 @@
 
 Pure functions over numpy and text: no module here loads torch or knows a model. ``classification``
 counts how often a class was taken for another one, and ``entities`` the named entities that a
-sequence of tags spells. ``written`` compares texts with those that were wanted: BLEU, chrF, ROUGE-L,
-exact matches.
+sequence of tags spells. ``written`` compares texts with those that were wanted: BLEU, chrF,
+ROUGE-L, exact matches.
 """
