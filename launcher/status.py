@@ -17,6 +17,7 @@ Row = Mapping[str, Any]
 StateName = Literal[
     "not started",
     "imported",  # weights of another program's, which runs begin with
+    "weights alone",  # made of another run's, which runs begin with
     "queued",
     "held",  # queued, and stays so until somebody releases it
     "starting",  # its job runs, no step has begun
@@ -179,6 +180,8 @@ def _judge_folder(signs: RunSigns, now: float) -> RunState:
     """Of a run that Slurm does not know."""
     if signs.imported_from is not None:
         return RunState(name="imported", detail=signs.imported_from)
+    if signs.made_of is not None:
+        return RunState(name="weights alone", detail=signs.made_of)
     if not signs.starts:
         return RunState(name="not started")
     reason = signs.starts[-1].attempt_end

@@ -32,6 +32,7 @@ LAYERS = (
     "evaluation",  # a trained model → figures and text
     "views",  # a trained model → what it looks at, and takes for likely
     "exchange",  # models in the formats of other programs
+    "compress",  # a trained model → a smaller one, and what that costs
     "guard",  # a step's figures → a verdict, a way back
     "train",  # the loop, and what follows a step
     "api",  # what programs of one's own may rely on

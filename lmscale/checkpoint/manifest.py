@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, Field, SkipValidation, TypeAdapter
 
 from lmscale.checkpoint.differences import MAX_NAMED
-from lmscale.config.training import AVERAGE
+from lmscale.config.training import AVERAGE, ZEROS
 from lmscale.errors import CheckpointError, RefusedError
 from lmscale.files.redact import printable_name
 from lmscale.files.strangers import (
@@ -237,7 +237,7 @@ def _seal(text: str, sha256: str) -> str:
 
 
 _MANIFEST = TypeAdapter(Manifest)
-_STATE_BYTES = ITEM_BYTES["F32"]  # masters and optimizers' states
+_STATE_BYTES = {ZEROS: ITEM_BYTES["BOOL"]}  # of other kinds: masters and optimizers' states
 
 
 def parse_manifest(text: str, path: Path | str) -> Manifest:
@@ -304,7 +304,7 @@ def _find_lies(manifest: Manifest) -> list[str]:
         if MASTER not in kinds:
             problems.append(f"{printable_name(name)} has the states {quote(kinds)}")
     sizes = {
-        name: (math.prod(shape), _STATE_BYTES * len(manifest.states.get(name, ())))
+        name: (math.prod(shape), sum(map(_state_bytes, manifest.states.get(name, ()))))
         for name, shape in manifest.parameters.items()
     } | {
         name: (math.prod(row.shape), ITEM_BYTES[row.dtype])
@@ -315,6 +315,10 @@ def _find_lies(manifest: Manifest) -> list[str]:
     counts = Counter(entry.name for entry in manifest.files)
     twice = sorted(name for name, count in counts.items() if count > 1)
     return problems + [f"{printable_name(name)} is named twice" for name in twice]
+
+
+def _state_bytes(kind: str) -> int:
+    return _STATE_BYTES.get(kind, ITEM_BYTES["F32"])
 
 
 def _find_file_lies(entry: FileEntry, sizes: Mapping[str, tuple[int, int]]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 import lmscale
 from lmscale.cli import checkpoint, config, corpus, launch, shards, show, stream, suite, tokenizer
+from lmscale.cli.compare import compare
 from lmscale.cli.demo import demo
 from lmscale.cli.doctor import doctor
 from lmscale.cli.evaluate import evaluate
@@ -18,6 +19,7 @@ from lmscale.cli.finetune import finetune
 from lmscale.cli.generate import generate
 from lmscale.cli.import_ import app as import_app
 from lmscale.cli.init import init
+from lmscale.cli.prune import prune
 from lmscale.cli.runs import commands as runs
 from lmscale.cli.train import train
 from lmscale.files.printing import say
@@ -36,6 +38,8 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "evaluate": evaluate,
     "generate": generate,
     "show": show.app,
+    "prune": prune,
+    "compare": compare,
     "export": export,
     "launch": launch.app,
     "runs": runs.app,

@@ -199,6 +199,7 @@ def _render_figures(manifest: Manifest, figures: Mapping[str, float]) -> Iterato
     described = {
         "guard": _describe_guard,
         "imported from": _describe_import,
+        "made": _describe_made,
         **{label: partial(_describe_origin, name=name) for name, label in LABELS.items()},
         "teacher": partial(_describe_origin, name="teacher"),
     }
@@ -236,3 +237,11 @@ def _describe_import(manifest: Manifest) -> str | None:
 
     imported = read_state(manifest, IMPORTED, IMPORTS, where="it")
     return imported and f"{imported.described}, {imported.dtype} in {len(imported.files)} files"
+
+
+def _describe_made(manifest: Manifest) -> str | None:
+    from lmscale.checkpoint.manifest import read_state
+    from lmscale.runs.made import MADE, MADES
+
+    made = read_state(manifest, MADE, MADES, where="it")
+    return made and made.described

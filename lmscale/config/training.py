@@ -15,6 +15,7 @@ Decay = Annotated[float, Field(ge=0, le=0.999999)]
 MAX_SECONDS = 2_000_000.0  # 23 days: in milliseconds they fit into 31 bits, as some waits want
 FIGURES = ("loss", "perplexity", "bits_per_byte")  # of an evaluation set
 AVERAGE = "average"  # of the weights over the steps: a kind in checkpoints, and a choice
+ZEROS = "zeros"  # a kind in checkpoints: bool, true of an element that stays 0
 Weights = Literal["trained", "average"]
 Direction = Literal["min", "max"]
 # Held-out figures that are better the higher they are; all others are better the lower they are.

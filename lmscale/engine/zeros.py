@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmscale.config.training import ZEROS
 from lmscale.engine.engine import Engine, whole_shape
 from lmscale.engine.masters import base_optimizer, held_slices, master_groups
 from lmscale.ranks.collectives import sum_float64
-
-ZEROS = "zeros"  # the kind in checkpoints: bool, true of an element that stays 0
 
 
 def keep_zeros(engine: Engine) -> None:

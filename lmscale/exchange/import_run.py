@@ -13,18 +13,20 @@ were. So whatever takes a run takes an import: ``run.init_from``, ``objective.te
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lmscale.checkpoint.commit_log import describe_commit
-from lmscale.checkpoint.manifest import ASKED, MASTER, FileEntry, Manifest, OptimizerKind
 from lmscale.checkpoint.places.place import LocalPlace, Place
-from lmscale.checkpoint.write_file import Part, inspect, write_file
+from lmscale.checkpoint.weights_alone import (
+    Advance,
+    WrittenWeights,
+    commit_weights,
+    write_weights,
+)
 from lmscale.config import RunConfig, dump_config
 from lmscale.config.load import validate_tree
 from lmscale.config.run import with_absolute_places
@@ -39,15 +41,12 @@ from lmscale.files.atomic import write_bytes, write_json, writing
 from lmscale.files.output_folder import output_folder
 from lmscale.files.reading import sha256_file
 from lmscale.files.run_files import CHECKPOINTS, CONFIG_FILE, IMPORT_FILE
-from lmscale.ranks.fingerprint import add_fingerprints
-from lmscale.runs.commits import append_commit
 from lmscale.runs.continuation import identity_of
 from lmscale.runs.environment import collect_code, save_provenance
 from lmscale.runs.imports import IMPORTED, Imported
 from lmscale.tokenizer.codec import KEPT_FOLDER, Tokenizer, save_tokenizer
 from lmscale.tokenizer.named_ids import find_ends, find_named_ids
 
-FILE_BYTES = 2**29  # of fp32 weights that are in memory at once, or one larger tensor
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -61,9 +60,6 @@ class Import:
     tokenizer: Tokenizer
     config: RunConfig
     origin: Imported
-
-
-Advance = Callable[[float], None]  # hears of bytes that are done
 
 
 def plan_run(
@@ -174,13 +170,16 @@ def write_run(plan: Import, out: Path, *, check: Callable[[Path], None], advance
     with writing("the import", out, CheckpointError), output_folder(out) as work:
         place = LocalPlace(work / CHECKPOINTS)
         place.begin(0)
-        files, finger = write_weights(plan, place, advance)
+        written = write_files(plan, place, advance)
         hashes = {path.name: sha256_file(path) for path in source_files(plan.weights)}
         origin = replace(plan.origin, files=hashes)
-        manifest = render_manifest(plan, origin, files, finger)
-        place.commit(0, manifest.to_bytes())
-        commit = describe_commit(work, place, manifest, at=time.time())
-        append_commit(work, commit)
+        commit_weights(
+            work,
+            place,
+            written,
+            identity=identity_of(plan.config, plan.tokenizer.fingerprint),
+            state={IMPORTED: origin.to_json()},
+        )
         save_tokenizer(plan.tokenizer, work / KEPT_FOLDER)
         write_json(work / IMPORT_FILE, origin.to_json())
         save_provenance(work, plan.config, collect_code())
@@ -197,36 +196,20 @@ def source_files(weights: SourceWeights) -> list[Path]:
     return sorted({*weights.files, *beside})
 
 
-def write_weights(
-    plan: Import, place: Place, advance: Advance
-) -> tuple[tuple[FileEntry, ...], int]:
-    """The checkpoint's files, and the fingerprint of all weights."""
-    entries, fingers, infinite = [], [], []
-    with plan.weights.opened() as read, torch.no_grad():
-        for number, names in enumerate(_plan_files(plan.plan.shapes)):
-            parts = []
-            for name in names:
-                flat = plan.plan.value(name, read).contiguous().view(-1)
-                parts.append(Part(parameter=name, kind=MASTER, offset=0, tensor=flat))
-            findings = inspect(parts)
-            if not findings.is_finite:
-                infinite += [
-                    name
-                    for part in parts
-                    if not inspect([part]).is_finite
-                    for name in _find_infinite(plan, part.parameter, read)
-                ]
-            fingers.append(findings.weights)
-            file = f"weights-{number:05d}.safetensors"
-            entries.append(write_file(place, 0, file, parts, retries=0))
-            advance(entries[-1].bytes)
+def write_files(plan: Import, place: Place, advance: Advance) -> WrittenWeights:
+    """The checkpoint's files. Raises ``DataError`` for values that are not finite."""
+    with plan.weights.opened() as read:
+        written = write_weights(
+            place, plan.plan.shapes, lambda name: plan.plan.value(name, read), advance
+        )
+        infinite = [name for own in written.infinite for name in _find_infinite(plan, own, read)]
     if infinite:
         raise DataError(
             f"{plan.weights.folder}: {', '.join(infinite[:8])}"
             f"{f' and {len(infinite) - 8} more' if len(infinite) > 8 else ''} hold values that are "
             "not finite, so nothing can go on from them."
         )
-    return tuple(entries), add_fingerprints(fingers)
+    return written
 
 
 def _find_infinite(plan: Import, name: str, read: Callable[[str], torch.Tensor]) -> list[str]:
@@ -236,46 +219,3 @@ def _find_infinite(plan: Import, name: str, read: Callable[[str], torch.Tensor])
     rule = plan.plan.rules.get(name)
     theirs = [plan.plan.stored[each] for each in rule.theirs] if rule else []
     return [each for each in theirs if not read(each).isfinite().all()] or [name]
-
-
-def _plan_files(shapes: Mapping[str, Sequence[int]]) -> Iterator[list[str]]:
-    """The parameters of one file after the other."""
-    names: list[str] = []
-    size = 0
-    for name, shape in shapes.items():
-        bytes_ = 4 * torch.Size(shape).numel()
-        if names and size + bytes_ > FILE_BYTES:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += bytes_
-    yield names
-
-
-def render_manifest(
-    plan: Import, origin: Imported, files: tuple[FileEntry, ...], finger: int
-) -> Manifest:
-    shapes = plan.plan.shapes
-    return Manifest(
-        step=0,
-        parameters=dict(shapes),
-        states={name: (MASTER,) for name in shapes},
-        optimizer=OptimizerKind(kind="none"),
-        loss_scale=None,
-        state={
-            "progress": {"step": 0, "n": 0, "tokens": 0, "skipped_steps": 0},
-            IMPORTED: origin.to_json(),
-        },
-        identity=identity_of(plan.config, plan.tokenizer.fingerprint),
-        written_by={
-            "world_size": 1,
-            "zero_stage": 0,
-            "precision": "fp32",
-            "torch": torch.__version__,
-            "time": time.time(),
-        },
-        is_finite=True,
-        reason=ASKED,
-        weights=f"{finger:016x}",
-        files=files,
-    )

@@ -17,6 +17,7 @@ from lmscale.exchange.parity import AUTO_CLASSES
 from lmscale.files.printing import count_of
 from lmscale.ranks.limbs import DIGEST_BITS
 from lmscale.runs.imports import read_import
+from lmscale.runs.made import read_made
 from lmscale.runs.run_folder import read_status
 from lmscale.stream.ledger import read_ledger
 from lmscale.stream.stream import StreamState
@@ -103,6 +104,9 @@ def _summary(exported: Exported) -> Iterator[str]:
     what = f"A `{plan.class_name}` of {size}"
     if imported := read_import(found.folder):
         yield f"{what}: `{imported.described}`, as lmscale has imported it."
+        return
+    if made := read_made(found.folder):
+        yield f"{what}: {made.how}; made of step {made.step:,} of the run `{made.run}` by lmscale."
         return
     average = "; the average of its weights over the steps" if found.weights == AVERAGE else ""
     yield f"{what}: step {step:,} of the run `{name}`, trained with lmscale{average}."

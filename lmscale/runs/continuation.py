@@ -26,6 +26,7 @@ from lmscale.files.run_files import (
 )
 from lmscale.runs.commits import read_commits
 from lmscale.runs.imports import refuse_training
+from lmscale.runs.made import refuse_training_of_made
 
 
 class Change(Enum):
@@ -141,7 +142,7 @@ def check_folder(folder: Path, config: RunConfig) -> None:
 
 def _find_problem(folder: Path, config: RunConfig) -> str | None:
     frozen = folder / CONFIG_FILE
-    if problem := refuse_training(folder):
+    if problem := refuse_training(folder) or refuse_training_of_made(folder):
         return problem
     if frozen.is_file():
         try:

@@ -38,6 +38,7 @@ from lmscale.runs.environment import find_missing_packages
 from lmscale.runs.goodput import FINISHED, Goodput, goodput
 from lmscale.runs.imports import describe_import
 from lmscale.runs.lease import read_lease
+from lmscale.runs.made import describe_made
 from lmscale.runs.starts import HANG_ENDED, RunSigns, plan_starts, read_events
 from lmscale.runs.sweep_folder import find_membership, frozen_config, member_submissions, read_sweep
 from lmscale.runs.task_rows import keep_valid, latest_task_figures
@@ -150,6 +151,7 @@ def read_status(folder: str | Path) -> RunStatus:
         and _ended_well(attempts, submissions),
         early_stop=early_stop,
         imported_from=describe_import(folder),
+        made_of=describe_made(folder),
         last_sign=last_sign,
         is_gone=gone,
         hang=_find_hang(watch, since=starts[-1].began_at if starts else 0.0),

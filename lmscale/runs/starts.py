@@ -100,6 +100,7 @@ class RunSigns:
     is_gone: bool | None = None  # rank 0 of an open attempt; None: it cannot be seen from here
     hang: str | None = None  # what the watchdog says of the newest start, if it stands still now
     imported_from: str | None = None  # of weights that no run here has trained
+    made_of: str | None = None  # of weights that were made of another run's
 
 
 _EVENT = TypeAdapter(Event)

@@ -31,6 +31,7 @@ from lmscale.files.reading import read_plain, seal, unseal
 from lmscale.files.strangers import Count, ImplausibleError, Text, Tree, checked
 from lmscale.runs.commits import Commit, read_commits
 from lmscale.runs.imports import read_import
+from lmscale.runs.made import read_made
 from lmscale.stream.stream import Stream, StreamState
 
 logger = logging.getLogger(__name__)
@@ -221,13 +222,13 @@ def load_record(run_folder: str | Path) -> tuple[StreamState, Mapping[str, str]]
 
 
 def load_bos(run_folder: str | Path) -> int | None:
-    """The id that began every document which the run, or an imported model, has read; None: there
-    was none, or it is not known. Raises ``DataError`` for a record that cannot be read.
+    """The id that began every document which the run has read, or what its weights came from; None:
+    there was none, or it is not known. Raises ``DataError`` for a record that cannot be read.
     """
     if (Path(run_folder) / RECORD).exists():
         return _read_record(run_folder).bos
-    imported = read_import(Path(run_folder))
-    return imported and imported.bos
+    begun = read_import(Path(run_folder)) or read_made(Path(run_folder))
+    return begun and begun.bos
 
 
 def newest_commit(run_folder: str | Path) -> Commit | None:

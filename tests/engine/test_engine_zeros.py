@@ -17,7 +17,7 @@ from lmscale.checkpoint.fragments import owned_fragments
 from lmscale.checkpoint.load import load_checkpoint
 from lmscale.checkpoint.manifest import MASTER
 from lmscale.checkpoint.places.place import LocalPlace
-from lmscale.engine.zeros import ZEROS
+from lmscale.config.training import ZEROS
 from lmscale.errors import CheckpointError
 from lmscale.ranks.collectives import gather_json
 

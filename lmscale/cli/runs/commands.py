@@ -118,6 +118,7 @@ def audit(run: RunArgument, as_json: JsonOption = False) -> None:
     from lmscale.files.progress import progress
     from lmscale.objective.objective import build_preparation
     from lmscale.runs.imports import describe_import
+    from lmscale.runs.made import describe_made
     from lmscale.runs.origins import BRANCH, read_origins
     from lmscale.runs.run_folder import load_run_config
     from lmscale.runs.sweep_folder import refuse_sweep
@@ -129,6 +130,10 @@ def audit(run: RunArgument, as_json: JsonOption = False) -> None:
     if imported := describe_import(run):
         row = {"is_clean": True, "imported_from": imported}
         echo_json(row) if as_json else say(f"{run}: an import of {imported}; nothing to audit")
+        return
+    if made := describe_made(run):
+        row = {"is_clean": True, "made": made}
+        echo_json(row) if as_json else say(f"{run}: {made}; nothing to audit")
         return
     samples, _ = sum_rows(read_ledger(run))
     with progress("auditing", samples, "samples") as advance:

@@ -1,0 +1,65 @@
+"""What was measured of several models, as a table. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lmscale.files.printing import render_bytes
+
+if TYPE_CHECKING:
+    from lmscale.compress.measure import Measured, SetScore
+
+Ratios = Sequence[tuple[float | None, float | None]]
+
+
+def render_table(rows: Sequence[Measured], ratios: Ratios) -> str:
+    """One model a line: size, speed as a ratio to the first of its engine, figures of each set."""
+    sets = [*dict.fromkeys(name for row in rows for name in row.sets)]
+    titles = ["model", "parameters", "zeros", "size", "scoring", "generating"]
+    for name in sets:
+        of = f" {name}" if len(sets) > 1 else ""
+        titles += [f"loss{of}", f"bits/byte{of}"]
+    cells = [titles]
+    for row, (scoring, generating) in zip(rows, ratios, strict=True):
+        line = [
+            row.name,
+            f"{row.parameters:,}",
+            f"{row.zeros / max(row.parameters, 1):.1%}",
+            f"{render_bytes(row.bytes)} {row.dtype}",
+            _render_ratio(scoring),
+            _render_ratio(generating),
+        ]
+        for name in sets:
+            line += _render_figures(row.sets.get(name))
+        cells.append(line)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:{'<' if column == 0 else '>'}{widths[column]}}"
+            for column, cell in enumerate(line)
+        ).rstrip()
+        for line in cells
+    )
+
+
+def _render_figures(score: SetScore | None) -> list[str]:
+    if score is None:
+        return ["-", "-"]
+    bits = score.figures.get("bits_per_byte")
+    return [f"{score.loss:.4f}", "-" if bits is None or bits != bits else f"{bits:.4f}"]
+
+
+def _render_ratio(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}×"
+
+
+def describe_engines(rows: Sequence[Measured]) -> str:
+    """What the ratios are of."""
+    lines = []
+    for engine in dict.fromkeys(row.engine for row in rows):
+        first = next(row for row in rows if row.engine == engine)
+        speeds = {"scoring": first.speeds.scoring, "generating": first.speeds.generating}
+        told = ", ".join(f"{name} {rate:,.0f}" for name, rate in speeds.items() if rate)
+        lines.append(f"1.00× under {engine}: {first.name}, tokens a second: {told or 'none'}")
+    return "\n".join(lines)
