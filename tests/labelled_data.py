@@ -1,4 +1,6 @@
-"""A tiny corpus whose documents carry something: pairs, classes, numbers, tags; and its shards."""
+"""A tiny corpus whose documents carry something: pairs, classes, numbers, tags, answers; and its
+shards.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +38,11 @@ FIELDS: dict[str, dict[str, Any]] = {
         "tags_field": "tags",
         "label_names": ["adjective", "animal", "thing"],
     },
+    "answers": {
+        "text_field": "question",
+        "target_field": "context",
+        "answer_field": "answers",
+    },
 }
 _ENCODER = {"family": "encoder", "layers": 1, "width": 32, "heads": 4, "dropout": 0.0}
 _NAMES = {kind: fields.get("label_names", []) for kind, fields in FIELDS.items()}
@@ -56,6 +63,10 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "tags": {
         "model": _ENCODER | {"token_classes": 3},
         "objective": {"name": "tags", "names": _NAMES["tags"]},
+    },
+    "answers": {
+        "model": _ENCODER | {"token_classes": 2, "token_types": 2},
+        "objective": {"name": "answers"},
     },
 }
 _PAIRS = {"family": "encoder_decoder", "layers": 1, "width": 32, "heads": 4}
@@ -95,9 +106,23 @@ def records(kind: str) -> list[dict[str, Any]]:
                 },
                 "numbers": {"text": text, "score": len(words) / 2},
                 "tags": {"words": list(words), "tags": tags},
+                "answers": _ask(len(made), words),
             }[kind]
         )
     return made
+
+
+def _ask(number: int, words: tuple[str, ...]) -> dict[str, Any]:
+    """What it is, how it is, or where it is, which its context does not say."""
+    context = f"a {' '.join(words)}."
+    question, answer = (("what", words[-1]), ("how", words[0]), ("where", ""))[number % 3]
+    texts = [answer] * bool(answer)
+    starts = [context.index(f" {answer}") + 1 for answer in texts]
+    return {
+        "question": f"{question} is it?",
+        "context": context,
+        "answers": {"text": texts, "answer_start": starts},
+    }
 
 
 def labelled_tree(data: Path, sources: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -140,5 +165,7 @@ def build_labelled_data(folder: Path) -> None:
             (folder / f"{kind}.jsonl").write_text(lines, encoding="utf-8")
     config = RunConfig.model_validate(labelled_tree(folder))
     build_corpus(config.corpus)
-    train_tokenizer(config.tokenizer, config.corpus.folder, list(FIELDS))
+    # Not of the answers, which came later: the others' losses are of these pieces.
+    kinds = [kind for kind in FIELDS if kind != "answers"]
+    train_tokenizer(config.tokenizer, config.corpus.folder, kinds)
     build_shards(config)

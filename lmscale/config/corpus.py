@@ -109,6 +109,16 @@ class CorpusSourceConfig(Section):
     """The key or column of a list of tags of ``label_names``, one for each word; ``text_field``
     then holds the list of the words.
     """
+    answer_field: str = ""
+    """Questions (``text_field``) with a context (``target_field``): the key or column of the answer
+    that stands in the context, as SQuAD has it, ``{text: […], answer_start: […]}`` or a list of
+    ``{text, answer_start}``, of which the first one counts; or its text. Empty or null: the context
+    has no answer.
+    """
+    answer_start_field: str = ""
+    """Of an answer that is a text alone: the key or column of the character of the context, from 0,
+    where it begins; by default the first place where it stands.
+    """
     label_names: tuple[str, ...] = Field(default=(), strict=False)
     """The classes or tags in their order. A whole number in the files is a place in it, from 0,
     unless names are numbers themselves; what is true or false is the name ``true`` or ``false``.
@@ -120,7 +130,10 @@ class CorpusSourceConfig(Section):
     themselves.
     """
 
-    FIELDS_BESIDE: ClassVar = ("target_field", "label_field", "tags_field")
+    FIELDS_BESIDE: ClassVar = (
+        *("target_field", "label_field", "tags_field"),
+        *("answer_field", "answer_start_field"),
+    )
     later: ClassVar = frozenset(
         {*FIELDS_BESIDE, "label_names", "word_separator", "strip_html", "heldout_fraction"}
     )
@@ -135,9 +148,11 @@ class CorpusSourceConfig(Section):
         return bool(self.target_field)
 
     @property
-    def label_kind(self) -> Literal["classes", "numbers", "tags"] | None:
+    def label_kind(self) -> Literal["classes", "numbers", "tags", "spans"] | None:
         if self.tags_field:
             return "tags"
+        if self.answer_field:
+            return "spans"
         return ("classes" if self.label_names else "numbers") if self.label_field else None
 
     @property
@@ -163,6 +178,7 @@ class CorpusSourceConfig(Section):
                 yield from (f"inputs: {each.files}: {p}" for p in own._find_field_problems())
         if self.tags_field and (self.label_field or self.target_field):
             yield "tags_field: tagged words are neither a pair nor do they have a label; name one"
+        yield from self._find_answer_problems()
         if self.word_separator.strip():
             yield f"word_separator = {self.word_separator!r} is no white space"
         if self.label_kind is not None:
@@ -170,6 +186,16 @@ class CorpusSourceConfig(Section):
             yield from (f"label_names: {problem}" for problem in problems)
         elif self.label_names:
             yield "label_names are given, but neither label_field nor tags_field"
+
+    def _find_answer_problems(self) -> Iterator[str]:
+        if not self.answer_field:
+            if self.answer_start_field:
+                yield "answer_start_field is given, but no answer_field"
+            return
+        if self.label_field or self.tags_field:
+            yield "answer_field: a question has an answer, and no label or tags beside it"
+        if not self.target_field:
+            yield "answer_field: an answer stands in a context; name its field in target_field"
 
     def _find_field_problems(self) -> Iterator[str]:
         """Why its fields cannot be read so, of all its files or of an input's."""
@@ -182,6 +208,8 @@ class CorpusSourceConfig(Section):
             yield f"format: {self.format} has no fields; {beside} need another"
         if self.tags_field and self.strip_html:
             yield "strip_html: it could remove words, and each has a tag"
+        if self.answer_field and self.strip_html:
+            yield "strip_html: it could remove an answer, or what stands around it"
 
 
 class CorpusConfig(Section):
@@ -218,10 +246,11 @@ class CorpusConfig(Section):
             yield (
                 f"sources: names become folders and shards: use letters, digits, - and _, not {bad}"
             )
-        tagged = [name for name, source in self.sources.items() if source.tags_field]
-        stripped = [name for name in tagged if self.sources[name].strip_html is None]
-        if self.strip_html and stripped:
-            yield f"strip_html: {', '.join(stripped)} has tags of words that it could remove"
+        for field, what in (("tags_field", "tags of words"), ("answer_field", "answers")):
+            held = [name for name, source in self.sources.items() if getattr(source, field)]
+            stripped = [name for name in held if self.sources[name].strip_html is None]
+            if self.strip_html and stripped:
+                yield f"strip_html: {', '.join(stripped)} has {what} that it could remove"
 
     def strips(self, name: str) -> bool:
         """Whether markup is removed from a source's texts, wherever no input says otherwise."""

@@ -64,7 +64,9 @@ class EncoderConfig(ModelConfig):
     text_classes: NonNegativeInt = Field(default=0, le=MAX_WIDTH)
     """Outputs of a layer behind the pooler, such as for the two orders of ``masked_order``."""
     token_classes: NonNegativeInt = Field(default=0, le=MAX_WIDTH)
-    """Outputs of a layer over every token's state, for the tags of words."""
+    """Outputs of a layer over every token's state, for the tags of words; two of them for where an
+    answer begins and ends.
+    """
     tied_embeddings: bool = True
     attention: Literal["auto", "sdpa"] = "auto"
     """``auto``: FlexAttention on CUDA without dropout, SDPA with a mask of all pairs elsewhere."""

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 from lmscale.files.strangers import EXACT, Flag, Text, checked
 
 _TAG = re.compile(r"O|(?P<prefix>[BIES])(-(?P<kind>.+))?", re.DOTALL)
-MOST_NAMES = {"classes": 2**31 - 1, "tags": 2**15 - 1, "numbers": 0}  # of int32, and of int16
+# Of int32, and of int16.
+MOST_NAMES = {"classes": 2**31 - 1, "tags": 2**15 - 1, "numbers": 0, "spans": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +22,10 @@ class LabelSet:
     """The labels of a dataset. Raises ``ValueError`` for names that cannot be those of its kind."""
 
     __pydantic_config__ = EXACT
-    kind: Literal["classes", "numbers", "tags"]
+    kind: Literal["classes", "numbers", "tags", "spans"]
     """``classes``: each document is one of ``names``; ``tags``: each word is one of them;
-    ``numbers``: each document has a number, as for a regression.
+    ``numbers``: each document has a number, as for a regression; ``spans``: each has an answer that
+    stands in its second text, or none.
     """
     names: tuple[Text, ...] = ()
 
@@ -99,8 +101,8 @@ def find_not_carried(found: Carrying, wanted: Carrying, *, where: str) -> list[s
         problems.append(
             f"{where}: the objective reads {describe_labels(wanted.labels)}, but its documents "
             f"have {describe_labels(found.labels)}. Set the objective's names to them, or "
-            "label_field, tags_field and label_names of its source in corpus.sources, and build "
-            "corpus and shards again."
+            "label_field, tags_field, answer_field and label_names of its source in "
+            "corpus.sources, and build corpus and shards again."
         )
     return problems
 

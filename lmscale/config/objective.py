@@ -15,6 +15,7 @@ from lmscale.config.masked import MaskedConfig, MaskedNextConfig, MaskedOrderCon
 from lmscale.config.model import DecoderConfig, ModelConfig
 from lmscale.config.objective_base import NextTokenConfig, ObjectiveConfig
 from lmscale.config.supervised import (
+    AnswersConfig,
     ClassesConfig,
     CompletionConfig,
     NumbersConfig,
@@ -254,6 +255,7 @@ SINGLE = Kinds(
         "classes": ClassesConfig,
         "numbers": NumbersConfig,
         "tags": TagsConfig,
+        "answers": AnswersConfig,
     },
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from lmscale.config.data import StreamConfig, WindowShape
 from lmscale.config.kinds import Ability
@@ -123,7 +123,8 @@ class LabelledConfig(ObjectiveConfig):
                 f"others: give model {', '.join(settings)} alone of text_classes and token_classes"
             )
         if self.has_pairs and getattr(model, "token_types", 0) < 2:
-            yield "objective.of_pairs needs a kind of tokens for each text: model.token_types: 2"
+            which = "of_pairs" if self.outputs == "text_classes" else f"name = {self.name!r}"
+            yield f"objective.{which} needs a kind of tokens for each text: model.token_types: 2"
         if self.outputs == "token_classes" and getattr(model, "pooler", False):
             yield f"objective.name = {self.name!r} would never train the pooler: leave it out"
 
@@ -192,3 +193,38 @@ class TagsConfig(LabelledConfig):
 
     def find_problems(self) -> Iterator[str]:
         yield from (f"names: {why}" for why in find_name_problems("tags", self.names))
+
+
+class AnswersConfig(LabelledConfig):
+    """Questions whose answer stands in a context: where it begins and ends there, by the states of
+    the context's tokens, or that it has none, by the state of the first token (BERT, sections 4.2
+    and 4.3).
+    """
+
+    implementation = "lmscale.objective.answers:ANSWERS"
+    free = frozenset({"longest_answer"})
+    figures = ("loss", "exact_match", "f1")
+    set_figures = ("loss",)
+    loss_unit = "nats per edge of an answer"
+    held_out = ("exact_match", "f1")
+    outputs = "token_classes"
+
+    name: Literal["answers"]
+    names: tuple[str, ...] = Field(default=(), max_length=0, strict=False)
+    """Answers have none."""
+    longest_answer: PositiveInt = Field(default=30, le=10_000)
+    """Tokens of the longest answer that is given; no longer one is sought. Of what is learned it
+    changes nothing.
+    """
+
+    @property
+    def has_pairs(self) -> bool:
+        return True
+
+    @property
+    def labels(self) -> LabelSet:
+        return LabelSet(kind="spans")
+
+    @property
+    def num_outputs(self) -> int:
+        return 2

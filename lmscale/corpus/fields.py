@@ -1,4 +1,6 @@
-"""What a record holds beside its text: the other text of a pair, a label, tags of its words."""
+"""What a record holds beside its text: the other text of a pair, a label, tags of its words, an
+answer.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmscale.config.corpus import CorpusSourceConfig
+from lmscale.corpus.answers import find_answer
 from lmscale.files.strangers import kind_of_json, quote
 
 LARGEST = 3.4e38  # of a label that is a number: fp32
@@ -19,13 +22,16 @@ class MarkedText:
     """The text of a record in its pieces, and what is said of it."""
 
     pieces: tuple[str, ...]
-    """The two parts of a pair; the words of a tagged text, each with what stands before it; else
-    the text.
+    """The two parts of a pair; of a question with an answer four: the question, and of its context
+    what stands before the answer, the answer, and what stands behind it; the words of a tagged
+    text, each with what stands before it; else the text.
     """
     is_pair: bool = False
     label: int | float | None = None
     tags: tuple[int, ...] = ()
     """One for each piece."""
+    has_span: bool = False
+    """Whether the third of four pieces is an answer."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.pieces)
@@ -90,6 +96,12 @@ class RecordFields:
         elif self._label_kind == "numbers":
             label = _number_of(record[source.label_field], source.label_field)
         pieces = tuple(record[field] for field in self._texts)
+        if self._label_kind == "spans":
+            span = find_answer(record, source)
+            if span is not None:
+                question, context = pieces
+                pieces = (question, context[: span[0]], context[slice(*span)], context[span[1] :])
+            return MarkedText(pieces=pieces, is_pair=True, has_span=span is not None)
         return MarkedText(pieces=pieces, is_pair=source.has_pairs, label=label)
 
     def _place_of(self, value: Any, setting: str) -> int:

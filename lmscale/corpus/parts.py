@@ -14,7 +14,7 @@ import secrets
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -226,6 +226,7 @@ class _Cleaner:
         self.index = array("Q")
         self.account = Account(part.source, part.config.sources[part.source])
         self.without_text: list[str] = []  # files
+        self._has_answers = bool(part.config.sources[part.source].answer_field)
         self._part = part
         self._heldout_fraction = part.config.holds_out(part.source)
         self._seen: set[bytes] = set()
@@ -292,17 +293,21 @@ class _Cleaner:
 
     def _clean_marked(self, name: str, marked: MarkedText) -> Iterator[tuple[str, Document]]:
         """What is said of a text is said of all of it: none is split, and only one without parts is
-        truncated. What is read decides on which side it is, so a text lies on one, whatever is to
-        be written or said of it.
+        truncated. What is read, of a question its context, decides on which side it is, so a text
+        lies on one, whatever is to be written or said of it.
         """
         config = self._part.config
         tidied = [_Tidied((piece,), config) for piece in marked]
         texts = ["".join(text) for text in tidied]
         self.line_ends += any(text.has_cr for text in tidied)
         self.normalized += any(text.had_other_form for text in tidied)
+        if marked.has_span:
+            span, texts = _span_of(texts), [texts[0], "".join(texts[1:])]
+        else:
+            span = ()
         parts = texts if marked.is_pair else ["".join(texts)]
         sames = [Sameness([part]) for part in parts]
-        said = json.dumps([marked.label, marked.tags]).encode()
+        said = json.dumps([marked.label, marked.tags, *span]).encode()
         digest = xxhash.xxh128(b"".join(same.digest for same in sames) + said).digest()
         is_cut = sum(same.all_chars for same in sames) > config.max_chars
         may_cut = config.on_overlong == "truncate" and len(texts) == 1
@@ -315,7 +320,9 @@ class _Cleaner:
         if reason is not None:
             self.dropped[reason] += 1
             return
-        split = "heldout" if is_heldout(sames[0].digest, self._heldout_fraction) else "train"
+        # Several questions have one context, which is what a model could know by heart.
+        deciding = sames[-1 if self._has_answers else 0]
+        split = "heldout" if is_heldout(deciding.digest, self._heldout_fraction) else "train"
         if is_cut:
             self.cut["truncated"] += 1
             texts = [next(split_text(texts, config.max_chars))]
@@ -328,6 +335,7 @@ class _Cleaner:
                 parts=tuple(map(len, texts)) if marked.is_pair or marked.tags else (),
                 label=marked.label,
                 tags=marked.tags,
+                span=span,
             ),
         )
         self._remember(digest, split, 1, is_cut=is_cut)
@@ -354,6 +362,12 @@ class _Cleaner:
         if is_cut and config.on_overlong == "drop":
             return "overlong"
         return "duplicate" if digest in self._seen else None
+
+
+def _span_of(texts: Sequence[str]) -> tuple[int, int]:
+    """Of the four pieces of a question with an answer, where the third lies in all of them."""
+    begin = len(texts[0]) + len(texts[1])
+    return begin, begin + len(texts[2])
 
 
 CUT_AS = {"split": "split", "truncate": "truncated"}  # how corpus.on_overlong is counted

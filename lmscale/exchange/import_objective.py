@@ -58,6 +58,8 @@ _WHOLE = {"packing": "best_fit"}
 
 def _plan_encoder(source: SourceConfig, ids: NamedIds) -> dict[str, Any]:
     outputs = source.section.model_dump()
+    if source.head == "answers":
+        return {"objective": {"name": "answers"}, "stream": _WHOLE}
     if classes := outputs["token_classes"]:
         return {
             "objective": {"name": "tags", "names": _names(source, classes)},

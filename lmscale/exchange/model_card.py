@@ -29,6 +29,7 @@ _TASKS: Mapping[tuple[str, Head], str] = {
     ("encoder", "order"): "fill-mask",
     ("encoder", "texts"): "text-classification",
     ("encoder", "tags"): "token-classification",
+    ("encoder", "answers"): "question-answering",
     ("encoder_decoder", "pairs"): "text2text-generation",
 }
 """The hub's names of tasks."""

@@ -36,6 +36,7 @@ AUTO_CLASSES: Mapping[tuple[str, Head], str] = {
     ("encoder", "order"): "AutoModelForPreTraining",
     ("encoder", "texts"): "AutoModelForSequenceClassification",
     ("encoder", "tags"): "AutoModelForTokenClassification",
+    ("encoder", "answers"): "AutoModelForQuestionAnswering",
     ("encoder", "states"): "AutoModel",
     ("encoder_decoder", "pairs"): "AutoModelForSeq2SeqLM",
 }
@@ -227,7 +228,7 @@ def our_outputs(model: Model, question: Question, head: Head) -> Outputs:
     if head in ("order", "texts"):
         assert isinstance(model, Encoder)
         logits.append(model.classify(hidden_1TD[:, 0]))
-    if head == "tags":
+    if head in ("tags", "answers"):
         assert isinstance(model, Encoder)
         logits.append(model.classify_tokens(hidden_1TD[0]))
     return tuple(each.float().cpu() for each in logits)
@@ -250,6 +251,8 @@ def _their_outputs(theirs: Any, question: Question, head: Head) -> Outputs:
         return (answer.last_hidden_state[0].float(),)
     if head == "order":
         return answer.prediction_logits[0].float(), answer.seq_relationship_logits.float()
+    if head == "answers":
+        return (torch.stack([answer.start_logits[0], answer.end_logits[0]], dim=-1).float(),)
     return ((answer.logits if head == "texts" else answer.logits[0]).float(),)
 
 

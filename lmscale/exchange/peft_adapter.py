@@ -21,6 +21,7 @@ _TASKS: Mapping[Head, str] = {
     "pairs": "SEQ_2_SEQ_LM",
     "texts": "SEQ_CLS",
     "tags": "TOKEN_CLS",
+    "answers": "QUESTION_ANS",
 }
 """PEFT's name of what a class of theirs does; of others it has none."""
 

@@ -145,10 +145,12 @@ class Encoder(Model):
         pooled_BD = self.pool(hidden_BD)
         return self.classifier(self.dropout(pooled_BD) if drops else pooled_BD)
 
-    def classify_tokens(self, hidden_ND: Tensor) -> Tensor:
-        """Logits of tokens' classes, [N, classes], by their states."""
+    def classify_tokens(self, hidden_ND: Tensor, *, drops: bool = True) -> Tensor:
+        """Logits of tokens' classes, [N, classes], by their states, of which in training some are
+        dropped.
+        """
         assert self.token_classifier is not None, "model.token_classes is 0"
-        return self.token_classifier(self.dropout(hidden_ND))
+        return self.token_classifier(self.dropout(hidden_ND) if drops else hidden_ND)
 
     def begins_anew(self, name: str) -> bool:
         return name.partition(".")[0] in ("pooler", "classifier", "token_classifier")

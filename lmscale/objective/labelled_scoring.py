@@ -18,10 +18,15 @@ from lmscale.objective.scores import Choices, LossSum, Scores, Scoring
 def build_labelled_scoring(model: Model, kind: Literal["classes", "numbers", "tags"]) -> Scoring:
     """The head that predicts tokens has no part in it, and stays as it is."""
     assert isinstance(model, Encoder)  # the objective's section needs its keys
-    for name, parameter in model.named_parameters():  # a tied matrix goes by the embedding's name
+    freeze_token_head(model)
+    return Scoring(model, partial(score_labelled, kind=kind))
+
+
+def freeze_token_head(model: Encoder) -> None:
+    """Its tied matrix goes by the embedding's name, and is trained."""
+    for name, parameter in model.named_parameters():
         if name.startswith("head."):
             parameter.requires_grad_(False)
-    return Scoring(model, partial(score_labelled, kind=kind))
 
 
 def score_labelled(

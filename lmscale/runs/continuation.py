@@ -64,7 +64,7 @@ _TABLE = {
         stream.sources.NAME weight
         batch global_windows warmup
         model dropout segments
-        objective z_loss label_smoothing teacher_share temperature
+        objective z_loss label_smoothing teacher_share temperature longest_answer
         engine precision deepspeed ema_decay
         engine.optimizer lr momentum muon_lr_ratio betas eps weight_decay decay clip_norm
         engine.schedule kind warmup_steps decay_steps final_ratio
@@ -80,7 +80,8 @@ _TABLE = {
         corpus drop_exact_duplicates heldout_fraction part_bytes retries
         corpus.sources.NAME inputs format text_field encoding separator max_record_chars
         corpus.sources.NAME max_bad_records target_field label_field tags_field label_names
-        corpus.sources.NAME word_separator strip_html heldout_fraction
+        corpus.sources.NAME answer_field answer_start_field word_separator strip_html
+        corpus.sources.NAME heldout_fraction
         tokenizer folder kind vocab_size character_coverage max_sample_bytes split_digits
         tokenizer special_tokens reserved_tokens
         shards folder max_bytes block_tokens bos processes

@@ -33,7 +33,8 @@ from lmscale.files.strangers import (
 )
 from lmscale.shards.members import Member, plan_members
 
-FORMAT_VERSION = 3  # of a dataset with pairs or labels; the others are byte for byte what they were
+FORMAT_VERSION = 4  # of one with answers; the others are byte for byte what they were
+WITHOUT_SPANS = 3  # of one with pairs or other labels
 WITHOUT_MEMBERS = 2  # of one that has neither, and documents that begin with bos
 WITHOUT_BOS = 1  # of one that has neither, and documents that begin without
 MANIFEST_NAME = "manifest.json"
@@ -77,7 +78,8 @@ class Manifest:
     @property
     def version(self) -> int:
         if self.members:
-            return FORMAT_VERSION
+            has_spans = self.labels is not None and self.labels.kind == "spans"
+            return FORMAT_VERSION if has_spans else WITHOUT_SPANS
         return WITHOUT_BOS if self.bos_id is None else WITHOUT_MEMBERS
 
     @property
@@ -142,7 +144,7 @@ def parse_manifest(content: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
     try:
         tree = parse_json(content)
         version = tree["version"]
-        if version not in (WITHOUT_BOS, WITHOUT_MEMBERS, FORMAT_VERSION):
+        if version not in (WITHOUT_BOS, WITHOUT_MEMBERS, WITHOUT_SPANS, FORMAT_VERSION):
             raise DataError(
                 f"{name}: has format version {quote(version)}; this lmscale reads "
                 f"{WITHOUT_BOS} to {FORMAT_VERSION}. Build the shards again."
@@ -155,10 +157,11 @@ def parse_manifest(content: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
         if values.get("has_pairs", True) is not True:
             raise ValueError(f"has_pairs is {quote(values['has_pairs'])}")
         manifest = Manifest(**{**values, "shards": shards})
-        if (manifest.version == FORMAT_VERSION) != (version == FORMAT_VERSION):
-            raise ValueError(
-                f"pairs and labels belong to version {FORMAT_VERSION}, and to no other"
-            )
+        has_members, has_spans = (WITHOUT_SPANS, FORMAT_VERSION), (FORMAT_VERSION,)
+        if (manifest.version in has_spans) != (version in has_spans):
+            raise ValueError(f"answers belong to version {FORMAT_VERSION}, and to no other")
+        if (manifest.version in has_members) != (version in has_members):
+            raise ValueError(f"pairs and labels belong to version {WITHOUT_SPANS}, and to no other")
         if manifest.version != version or (manifest.bos_id is None and "bos_id" in tree):
             raise ValueError(f"bos_id does not fit version {version}")
     except (ValueError, AttributeError, KeyError, TypeError) as error:

@@ -17,6 +17,7 @@ from lmscale.files.arrays import NPY_HEADER_BYTES
 HEADER_BYTES = 512  # a tar member's header; payloads are padded to a multiple of it
 NO_TAG = -1  # of a token that does not begin a word
 PARTS, LABELS, TAGS = "parts", "labels", "tags"
+SPANS = ("span_first", "span_last")
 
 
 class Member(NamedTuple):
@@ -35,10 +36,13 @@ def plan_members(*, has_pairs: bool, labels: LabelSet | None) -> tuple[Member, .
 
     ``parts``: int32, tokens of a document before the second part of the pair, bos included.
     ``labels``: int32, the document's class, or float32, its number. ``tags``: int16, the class of
-    the word that the token begins, or ``NO_TAG``.
+    the word that the token begins, or ``NO_TAG``. ``span_first``, ``span_last``: int32, tokens of
+    the document before the first token of its answer and before the last one; 0: it has none.
     """
     members = []
-    if labels is not None and labels.kind == "tags":
+    if labels is not None and labels.kind == "spans":
+        members += [Member(name, np.dtype("<i4")) for name in SPANS]
+    elif labels is not None and labels.kind == "tags":
         members.append(Member(TAGS, np.dtype("<i2"), is_of_tokens=True))
     elif labels is not None:
         members.append(Member(LABELS, np.dtype("<i4" if labels.kind == "classes" else "<f4")))
@@ -58,7 +62,7 @@ def locate_members(
     """Where in the tar each member's values begin, by the index of its blocks, int64 [blocks, 4];
     where the header of each ``meta.json`` begins, and the most at which its payload ends.
 
-    As written: docs, labels, meta (of unknown size), parts, tags, tokens.
+    As written: docs, labels, meta (of unknown size), parts, spans, tags, tokens.
     """
     tokens_at, num_tokens, docs_at, num_documents = index.T
     before = HEADER_BYTES + NPY_HEADER_BYTES  # a member's values
@@ -90,6 +94,9 @@ def find_wrong_values(
             yield f"the second part of document {odd[0]} begins at {parts[odd[0]]}, outside of it"
     if labels is None:
         return
+    if labels.kind == "spans":
+        yield from _find_wrong_spans(values, docs)
+        return
     named = values[TAGS if labels.kind == "tags" else LABELS]
     if labels.kind == "numbers":
         if not np.isfinite(named).all():
@@ -99,3 +106,16 @@ def find_wrong_values(
     odd = named[(named < least) | (named >= len(labels.names))]
     if len(odd):
         yield f"{labels.kind} has {odd[0]}, but there are {len(labels.names):,} names"
+
+
+def _find_wrong_spans(values: Mapping[str, np.ndarray], docs: np.ndarray) -> Iterator[str]:
+    """An answer stands in the second part, before eos."""
+    first, last = (values[name] for name in SPANS)
+    is_none = (first == 0) & (last == 0)
+    is_inside = (values[PARTS] <= first) & (first <= last) & (last < np.diff(docs) - 1)
+    odd = np.flatnonzero(~(is_none | is_inside))
+    if len(odd):
+        yield (
+            f"the answer of document {odd[0]} is in its tokens {first[odd[0]]} to {last[odd[0]]}, "
+            "outside of its second part"
+        )

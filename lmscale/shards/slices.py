@@ -14,9 +14,10 @@ from lmscale.files.meter import count
 from lmscale.files.reading import open_plain, reading
 from lmscale.files.strangers import parse_json
 from lmscale.shards.manifest import Manifest
-from lmscale.shards.members import LABELS, NO_TAG, PARTS, TAGS, Member
+from lmscale.shards.members import LABELS, NO_TAG, PARTS, SPANS, TAGS, Member
 from lmscale.shards.writer import TokenizedDocument
 from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.spans import find_tokens
 
 FILL = 0.92  # of max_bytes that a slice is expected to need, so that it seldom takes a second shard
 PROBES = 8  # places where the tokens per byte are measured
@@ -147,6 +148,10 @@ def _fill_members(
         values[PARTS] = firsts[1]
     if dataset.labels is None:
         return values
+    if dataset.labels.kind == "spans":
+        span = _find_span(document, parts[1], tokenizer)
+        places = (0, 0) if span is None else (firsts[1] + span[0], firsts[1] + span[1])
+        return {**values, **dict(zip(SPANS, places, strict=True))}
     if dataset.labels.kind != "tags":
         return {**values, LABELS: document["label"]}
     values[TAGS] = np.full(firsts[-1] + 1, NO_TAG, dtype=np.int64)
@@ -159,6 +164,17 @@ def _fill_members(
         num_blank = len(word[: num_chars - len(word.lstrip())].encode())
         values[TAGS][first + _find_word(part, num_blank, tokenizer)] = tag
     return values
+
+
+def _find_span(
+    document: Mapping[str, Any], ids: np.ndarray, tokenizer: Tokenizer
+) -> tuple[int, int] | None:
+    """The first and the last of the context's tokens that cover the answer."""
+    if not document.get("span"):
+        return None
+    text, num_before = document["text"], document["parts"][0]
+    begin, end = (at - num_before for at in document["span"])
+    return find_tokens(tokenizer, text[num_before:], ids, begin, end)
 
 
 def _find_word(ids: np.ndarray, num_blank: int, tokenizer: Tokenizer) -> int:

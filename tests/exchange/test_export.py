@@ -162,6 +162,7 @@ CLASSES = {
     "masked_next": "BertForMaskedLM",  # of three orders there is no class
     **dict.fromkeys(("classes", "numbers", "matches"), "BertForSequenceClassification"),
     "tags": "BertForTokenClassification",
+    "answers": "BertForQuestionAnswering",
     **dict.fromkeys(("t5", "ul2", "pairs"), T5),
     "bart": "BartForConditionalGeneration",
 }

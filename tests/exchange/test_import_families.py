@@ -29,6 +29,7 @@ CASES = {
     "bert with sentences": ("Bert", "ForPreTraining", BERT, "masked_next"),
     "bert of texts": ("Bert", "ForSequenceClassification", BERT | {"num_labels": 3}, "classes"),
     "bert of words": ("Bert", "ForTokenClassification", BERT | {"num_labels": 3}, "tags"),
+    "bert of answers": ("Bert", "ForQuestionAnswering", BERT, "answers"),
     "bert alone": ("Bert", "Model", BERT, "numbers"),
     "t5": ("T5", "ForConditionalGeneration", T5, "spans"),
     "bart": ("Bart", "ForConditionalGeneration", BART, "infill"),

@@ -111,12 +111,32 @@ def test_a_words_tag_stands_at_its_first_token_that_is_not_white_space(config, t
     assert sorted(found) == sorted(expected)
 
 
+@webdataset_leaks
+def test_an_answers_tokens_stand_in_the_second_text_and_nothing_else_is_covered(config, tokenizer):
+    found = []
+    for sample in read_samples(config, "answers"):
+        members = (sample[f"{name}.npy"] for name in ("parts", "span_first", "span_last"))
+        for ids, begin, first, last in zip(documents_of(sample), *members, strict=True):
+            answer = tokenizer.decode(ids[first : last + 1]).strip() if first else None
+            assert first == last == 0 or begin <= first <= last < len(ids) - 1
+            found.append((tokenizer.decode(ids[:begin]), tokenizer.decode(ids[begin:]), answer))
+            # As it is where nobody knows the answer.
+            context = tokenizer.encode(tokenizer.decode(ids[begin:]))
+            assert ids[begin:-1].tolist() == context.tolist()
+    expected = [
+        (row["question"], row["context"], next(iter(row["answers"]["text"]), None))
+        for row in records("answers")
+    ]
+    assert sorted(found, key=str) == sorted(expected, key=str)
+
+
 def test_the_manifest_says_what_is_there_and_a_mapped_shard_has_it(config):
     kinds = {"pairs": None, "tags": "tags", "numbers": "numbers", "matches": "classes"}
-    for kind, labels in kinds.items():
+    for kind, labels in {**kinds, "answers": "spans"}.items():
         folder = folders_of(config, kind)[0]
         manifest = load_manifest(folder)
-        assert (manifest.version, manifest.has_pairs) == (3, kind in ("pairs", "matches"))
+        assert manifest.version == (4 if kind == "answers" else 3)
+        assert manifest.has_pairs is (kind in ("pairs", "matches", "answers"))
         names = FIELDS[kind].get("label_names", [])
         expected = labels and {"kind": labels, "names": names}
         assert render_manifest(manifest).get("labels") == expected
@@ -135,6 +155,7 @@ def test_the_manifest_says_what_is_there_and_a_mapped_shard_has_it(config):
         ("classes", 2, "block 0: classes has 2, but there are 2 names"),
         ("numbers", np.inf, "block 0: a label is no finite number"),
         ("tags", 3, "block 0: tags has 3, but there are 3 names"),
+        ("answers", 99, "block 0: the answer of document 0 is in its tokens "),
     ],
 )
 def test_verify_tells_what_cannot_be_said_of_a_document(config, tmp_path, kind, value, told):
@@ -142,7 +163,7 @@ def test_verify_tells_what_cannot_be_said_of_a_document(config, tmp_path, kind, 
     manifest = load_manifest(folder)
     (entry,) = manifest.shards
     shard = open_shard(folder / entry.name, entry, manifest.dtype, manifest.members)
-    (member,) = manifest.members
+    member = manifest.members[-1]
     content = bytearray((folder / entry.name).read_bytes())
     changed = np.frombuffer(content, member.dtype, 1, int(shard.places[member.name][0]))
     changed[0] = value

@@ -13,10 +13,10 @@ from lmscale.config.model_base import GATED
 
 Tree = Mapping[str, Any]
 
-Head = Literal["tokens", "order", "texts", "tags", "pairs", "states"]
+Head = Literal["tokens", "order", "texts", "tags", "answers", "pairs", "states"]
 """What a class of theirs ends in: logits of tokens; those and a text's order (BERT's next
-sentence); classes of texts; classes of tokens; tokens of an answer to what was read; nothing, the
-bare model's states.
+sentence); classes of texts; classes of tokens; where an answer begins and ends; tokens of an answer
+to what was read; nothing, the bare model's states.
 """
 OUTPUTS = ("pooler", "text_classes", "token_classes")
 """Keys of a section that say what a model ends in, and nothing of its body."""

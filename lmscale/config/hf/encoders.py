@@ -111,6 +111,8 @@ def _read_outputs(tree: Tree) -> dict[str, Any]:
     named, classes = (tree.get("architectures") or [""])[0], len(tree.get("id2label") or ())
     if named.endswith("ForTokenClassification"):
         return {"token_classes": classes}
+    if named.endswith("ForQuestionAnswering"):
+        return {"token_classes": 2}
     if named.endswith("ForSequenceClassification"):
         kind = tree.get("problem_type")
         if kind == "multi_label_classification" or (kind == "regression" and classes > 1):
@@ -207,6 +209,7 @@ def _roberta(model_type: str, class_name: str) -> Architecture:
             "tokens": f"{class_name}ForMaskedLM",
             "texts": f"{class_name}ForSequenceClassification",
             "tags": f"{class_name}ForTokenClassification",
+            "answers": f"{class_name}ForQuestionAnswering",
             "states": f"{class_name}Model",
         },
         render=_render_roberta,
@@ -216,6 +219,7 @@ def _roberta(model_type: str, class_name: str) -> Architecture:
             "tokens": _ROBERTA_TOKENS,
             "texts": {"pooler": "classifier.dense", "classifier": "classifier.out_proj"},
             "tags": {"token_classifier": "classifier"},
+            "answers": {"token_classifier": "qa_outputs"},
             "states": {"pooler": "roberta.pooler.dense"},
         },
         forms=_position_form,
@@ -236,6 +240,7 @@ ENCODERS = (
             "order": "BertForPreTraining",
             "texts": "BertForSequenceClassification",
             "tags": "BertForTokenClassification",
+            "answers": "BertForQuestionAnswering",
             "states": "BertModel",
         },
         render=_render_bert,
@@ -246,6 +251,7 @@ ENCODERS = (
             "order": _BERT_TOKENS | _BERT_POOLER | {"classifier": "cls.seq_relationship"},
             "texts": _BERT_POOLER | {"classifier": "classifier"},
             "tags": {"token_classifier": "classifier"},
+            "answers": {"token_classifier": "qa_outputs"},
             "states": _BERT_POOLER,
         },
         ignored=("*.position_ids", "cls.predictions.decoder.*"),

@@ -5,7 +5,7 @@ No torch: ``lmscale config show`` says it before the training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +14,10 @@ from lmscale.config.hf.folding import Folding, plan_folding
 from lmscale.config.masked import MaskedPartsConfig
 from lmscale.config.model import ModelConfig, Sizes
 from lmscale.config.run import RunConfig
-from lmscale.config.supervised import LabelledConfig, NumbersConfig, TagsConfig
+from lmscale.config.supervised import AnswersConfig, LabelledConfig, NumbersConfig, TagsConfig
 from lmscale.errors import ConfigError
 
+_HEADS: Mapping[str, Head] = {"tags": "tags", "answers": "answers"}
 _AVOIDED = ("qwen2",)
 """Beside it transformers (5.24) makes Qwen 2's own tokenizer, whatever the files say: such a
 section becomes a Llama whose other biases are 0.
@@ -84,7 +85,7 @@ def plan_head(config: RunConfig, architecture: Architecture) -> Head:
         return "order" if objective.classes == 2 and "order" in architecture.classes else usual
     if not isinstance(objective, LabelledConfig):
         return usual
-    head: Head = "tags" if isinstance(objective, TagsConfig) else "texts"
+    head: Head = _HEADS.get(objective.name, "texts")
     if head not in architecture.classes:
         raise ConfigError(
             f"objective.name = {objective.name!r}: {architecture.model_type}'s classifier in "
@@ -97,6 +98,8 @@ def plan_head(config: RunConfig, architecture: Architecture) -> Head:
 def render_labels(config: RunConfig) -> dict[str, Any]:
     """``id2label`` and its like; nothing of an objective that labels nothing."""
     objective = config.objective
+    if isinstance(objective, AnswersConfig):
+        return {}  # what two outputs are, its class says
     if isinstance(objective, NumbersConfig):
         return _number(("number",)) | {"problem_type": "regression"}
     if isinstance(objective, LabelledConfig):
