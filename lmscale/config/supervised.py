@@ -90,7 +90,7 @@ class LabelledConfig(ObjectiveConfig):
     @property
     def counted(self) -> tuple[str, ...]:
         """Held-out figures that are made of the counts of all classes."""
-        if self.labels.kind == "numbers" or len(self.names) > MOST_COUNTED:
+        if not self.names or len(self.names) > MOST_COUNTED:
             return ()
         has_entities = self.labels.kind == "tags" and split_tags(self.names) is not None
         return ("f1_macro", "f1_micro", "f1_weighted", *(("f1_entities",) if has_entities else ()))
