@@ -151,7 +151,7 @@ class _Reading:
                 account.fields = finder
             try:
                 for number, pieces in read_file(file, account):
-                    digest = digest_of(pieces[0] if _is_pair(pieces) else "".join(pieces))
+                    digest = digest_of(next(iter(pieces)) if _is_pair(pieces) else "".join(pieces))
                     is_drawn = is_heldout(digest, fraction)
                     part = parts["heldout" if is_drawn else name]
                     tokens = self.extra + sum(len(self.tokenizer.encode(p)) for p in pieces)

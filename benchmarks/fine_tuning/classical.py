@@ -1,6 +1,6 @@
 """What a fine-tuned model has to be better than: counts and linear models of scikit-learn.
 
-    python benchmarks/fine_tuning/baselines.py --folder runs/fine-tuning [reviews news help …]
+    python benchmarks/fine_tuning/classical.py --folder runs/fine-tuning [reviews news help …]
 
 Fitted on a set's train side, settings chosen on its validation side, figures of its test side.
 Needs scikit-learn and sacrebleu; everything is computed on one core within minutes.
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from newspaper import QUESTION_END
 
 Record = Mapping[str, Any]
 Sides = Mapping[str, Sequence[Record]]
@@ -192,15 +194,11 @@ def written_figures(guesses: Sequence[str], truth: Sequence[str]) -> Figures:
 
 
 def cut_words(text: str) -> list[str]:
-    import re
-
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 def cut_characters(text: str) -> list[str]:
     """Pairs of characters: nearer to Chinese words than single ones."""
-    import re
-
     return [
         piece[at : at + 2] if "\u4e00" <= piece[0] <= "\u9fff" else piece
         for piece in re.findall(r"[\u4e00-\u9fff]+|[A-Za-z0-9]+|[^\s\w]", text)
@@ -242,14 +240,55 @@ def translate_by_memory(train: Sequence[Record], english: Sequence[str]) -> list
     return [train[at]["zh"] for at in nearest]
 
 
+def score_answers(sides: Sides) -> dict[str, Figures]:
+    """The most similar sentence, and what is known of the questions' form: behind the title stands
+    a name, which has most often three characters.
+    """
+    test = sides["test"]
+    length = Counter(len(r["answer"]) for r in sides["train"]).most_common(1)[0][0]
+    ways = {
+        "most similar sentence": [pick_sentence(r["question"], r["context"]) for r in test],
+        f"{length} characters behind the title": [cut_behind_title(r, length) for r in test],
+    }
+    return {name: answer_figures(guesses, test) for name, guesses in ways.items()}
+
+
+def pick_sentence(question: str, context: str) -> str:
+    """By TF-IDF of 1 to 3 characters, of which the context's sentences are the documents."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    sentences = [each for each in re.split(r"(?<=[。！？；，])", context) if each.strip()]
+    features = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
+    known = features.fit_transform(sentences)
+    return sentences[int((features.transform([question]) @ known.T).toarray().argmax())]
+
+
+def cut_behind_title(record: Record, length: int) -> str:
+    title = record["question"].removesuffix(QUESTION_END)
+    return record["context"].partition(title)[2][:length]
+
+
+def answer_figures(guesses: Sequence[str], records: Sequence[Record]) -> Figures:
+    """As lmscale scores answers in Chinese: exact match, and F1 of characters."""
+    from lmscale.metrics.answers import add_scores, score_answer
+
+    total = add_scores(
+        score_answer(guess, [record["answer"]], "characters")
+        for guess, record in zip(guesses, records, strict=True)
+    )
+    return {"exact_match": total.exact / total.count, "f1": total.f1 / total.count}
+
+
 SETS: dict[str, Callable[[Sides], dict[str, Figures]]] = {
     "reviews": lambda sides: score_classes(sides, chinese=True),
     "reviews_1000": lambda sides: score_classes(sides, chinese=True),
     "signs": lambda sides: score_classes(sides, chinese=False),
+    "signs_2000": lambda sides: score_classes(sides, chinese=False),
     "scored": score_numbers,
     "news": score_tags,
     "news_1000": score_tags,
     "help": score_translations,
+    "questions": score_answers,
 }
 
 

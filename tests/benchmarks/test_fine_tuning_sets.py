@@ -1,0 +1,80 @@
+"""The labelled sets of benchmarks/fine_tuning: no text on two sides; baselines by hand."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import pytest
+from conftest import BENCHMARKS
+
+sys.path.insert(0, str(BENCHMARKS / "fine_tuning"))
+
+OFFICE = "国家/n 主席/n 江/nr 泽民/nr 发表/v 讲话/n 。/w"
+REPORT = "记者/n 兰/nr 红光/nr 摄/v ；/w 天/n 好/a"
+PAPER = [[tuple(word.split("/")) for word in line.split()] for line in (OFFICE, REPORT)]
+
+
+def test_no_text_stands_on_two_sides_and_a_group_is_whole():
+    from packaged_sets import SIDES, divide, letters_of, side_of
+
+    words = ["".join(pair) for pair in itertools.product("abcdefgh", "mnopqrst")]
+    records = [{"text": f"A {word}!", "of": word} for word in words]
+    records += [{"text": f"a, {word}", "of": word[0]} for word in words]
+    sides = divide(records, text=lambda r: r["text"], group=lambda r: r["of"])
+    texts = [letters_of(r["text"]) for side in SIDES for r in sides[side]]
+    assert len(texts) == len(set(texts)) == len(words)
+    assert all(sides.values()), "a side without a record proves nothing"
+    for side in SIDES:
+        assert {side_of(record["of"]) for record in sides[side]} == {side}
+
+
+def test_a_side_is_a_key_s_own_and_has_its_share():
+    from packaged_sets import side_of
+
+    sides = [side_of(str(number)) for number in range(5000)]
+    shares = {side: sides.count(side) / 5000 for side in ("train", "validation", "test")}
+    assert shares == pytest.approx({"train": 0.8, "validation": 0.1, "test": 0.1}, abs=0.02)
+    assert [side_of(key) for key in ("a", "b", "page.html")] == ["train", "train", "train"]
+
+
+def test_a_question_asks_for_the_name_behind_a_title_and_its_answer_stands_there():
+    from newspaper import read_questions
+
+    (question,) = read_questions(PAPER)  # 记者 alone is too short a title
+    assert question == {
+        "question": "国家主席是谁？",
+        "context": "国家主席江泽民发表讲话。",
+        "answer": "江泽民",
+        "answer_start": 4,
+        "paragraph": 0,
+    }
+
+
+def test_sentences_end_with_their_sign_and_long_ones_are_in_no_passage():
+    from newspaper import MAX_PASSAGE, cut_passages, cut_sentences
+
+    first, second = cut_sentences(PAPER[1])
+    assert first[-1] == ("；", "w") and second == [("天", "n"), ("好", "a")]
+    long = [("字" * (MAX_PASSAGE + 1), "n"), ("。", "w")]
+    assert list(cut_passages([*PAPER[0], *long, *PAPER[1]])) == [PAPER[0], PAPER[1]]
+
+
+def test_a_word_has_its_most_frequent_tag_and_an_unknown_one_that_of_its_last_character():
+    from classical import frequent_tags
+
+    train = [{"words": ["大学", "学", "上"], "tags": ["n", "v", "f"]}]
+    train += [{"words": ["上", "上"], "tags": ["v", "v"]}]
+    test = [{"words": ["上", "小学", "x"], "tags": ["", "", ""]}]
+    assert frequent_tags(train, test) == ["v", "v", "v"]
+
+
+def test_a_dictionary_finds_which_words_go_together():
+    from classical import translate_words
+
+    train = [
+        {"en": "red house", "zh": "红色房子"},
+        {"en": "red table", "zh": "红色桌子"},
+        {"en": "old house", "zh": "老旧房子"},
+    ]
+    assert translate_words(train, ["old table", "new house"]) == ["老旧桌子", "new房子"]
