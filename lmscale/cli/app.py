@@ -19,6 +19,7 @@ from lmscale.cli.finetune import finetune
 from lmscale.cli.generate import generate
 from lmscale.cli.import_ import app as import_app
 from lmscale.cli.init import init
+from lmscale.cli.probe import app as probe_app
 from lmscale.cli.prune import prune
 from lmscale.cli.runs import commands as runs
 from lmscale.cli.train import train
@@ -37,6 +38,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "suite": suite.app,
     "evaluate": evaluate,
     "generate": generate,
+    "probe": probe_app,
     "show": show.app,
     "prune": prune,
     "compare": compare,

@@ -15,6 +15,9 @@
     tasks ──open_tasks──→ score_tasks (harness.py), by the requests that a run's Respondent
                              (respondent.py) answers; local_tasks.py makes tasks of held-out text
 
+``privacy.py`` and ``bias.py`` are what ``lmscale probe`` counts: what a model repeats of the
+documents that the run has read (beginnings.py), and what it finds likely of whom (likelihoods.py).
+
 The first calls to read are ``load_run`` and ``evaluate_set``. The evaluation between the steps of a
 run, by the same functions, is ``lmscale/train/scoring.py``.
 """

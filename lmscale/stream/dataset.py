@@ -10,8 +10,8 @@ import hashlib
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,13 @@ class Dataset:
             )
         self._open[number] = shard, files
         return shard
+
+    @contextmanager
+    def mapped(self, number: int) -> Iterator[MappedShard]:
+        """Shard ``number`` as it lies on the disk: fetched and checked, and not kept open."""
+        entry = self.manifest.shards[number]
+        with ExitStack() as files:
+            yield self._map(self._bring(entry, files), entry)
 
     def fetch(self, number: int) -> None:
         """Bring shard ``number`` to this node, and look at all of it, without keeping it open."""
