@@ -79,6 +79,8 @@ class LabelledConfig(ObjectiveConfig):
     loss_unit = "nats per label"
     outputs: ClassVar[Literal["text_classes", "token_classes"]] = "text_classes"
     """The key of ``model`` that says how many classes it tells apart."""
+    reads_pairs_without_types: ClassVar = False
+    """Whether a model without types of tokens (``token_types: 0``) may read two texts."""
 
     names: tuple[str, ...] = Field(strict=False)
     """The label_names of all datasets, in their order."""
@@ -122,7 +124,8 @@ class LabelledConfig(ObjectiveConfig):
                 f"objective.name = {self.name!r} has {self.num_outputs} outputs and trains no "
                 f"others: give model {', '.join(settings)} alone of text_classes and token_classes"
             )
-        if self.has_pairs and getattr(model, "token_types", 0) < 2:
+        types = getattr(model, "token_types", 0)
+        if self.has_pairs and types < 2 and not (types == 0 and self.reads_pairs_without_types):
             which = "of_pairs" if self.outputs == "text_classes" else f"name = {self.name!r}"
             yield f"objective.{which} needs a kind of tokens for each text: model.token_types: 2"
         if self.outputs == "token_classes" and getattr(model, "pooler", False):
@@ -208,6 +211,7 @@ class AnswersConfig(LabelledConfig):
     loss_unit = "nats per edge of an answer"
     held_out = ("exact_match", "f1")
     outputs = "token_classes"
+    reads_pairs_without_types = True  # as RoBERTa does; places of the question are never an answer
 
     name: Literal["answers"]
     names: tuple[str, ...] = Field(default=(), max_length=0, strict=False)

@@ -184,7 +184,7 @@ def test_what_an_objective_of_answers_lacks_is_told_before_a_step(labelled):
     with pytest.raises(ConfigError) as caught:
         parse_config(
             "run: {name: a}\n"
-            "model: {family: encoder, token_classes: 3, pooler: true}\n"
+            "model: {family: encoder, token_classes: 3, pooler: true, token_types: 1}\n"
             "objective: {name: answers}\n"
         )
     for told in (
@@ -194,3 +194,9 @@ def test_what_an_objective_of_answers_lacks_is_told_before_a_step(labelled):
         "set stream.packing: best_fit",
     ):
         assert told in str(caught.value)
+
+
+def test_an_encoder_without_types_of_tokens_reads_questions_too():
+    text = "run: {name: a}\nstream: {packing: best_fit}\nobjective: {name: answers}\n"
+    config = parse_config(text + "model: {family: encoder, token_classes: 2}\n")
+    assert config.model.token_types == 0
