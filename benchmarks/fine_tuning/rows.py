@@ -1,12 +1,12 @@
-"""The rows of docs/fine-tuning.md: for each set the fine-tuned model, the same one from scratch, and
-what counts and linear models reach; figures of the test side.
+"""The rows of docs/fine-tuning.md: the fine-tuned model, the same one from scratch, and what counts
+and linear models reach; figures of the test side.
 
     python benchmarks/fine_tuning/packaged_sets.py --folder runs/fine-tuning
-    python benchmarks/fine_tuning/rows.py --folder runs/fine-tuning [signs parts reviews_1000 …]
+    python benchmarks/fine_tuning/rows.py --folder runs/fine-tuning [signs_2000 reviews_1000 …]
 
 Without names all of them are made; what is done already is not done again. A model is trained by
-``lmscale finetune NAME.yaml`` with the settings in ``ROWS``, beside whose table each row's seconds of
-a step, memory and trained parameters stand. The bases come first (``BASES``).
+``lmscale finetune ROW.yaml`` with the settings in ``ROWS``, on one core; beside its figures stand the
+seconds of a step, the peak of its memory and the steps. The bases come first (``BASES``).
 """
 
 from __future__ import annotations
