@@ -5,8 +5,8 @@ and linear models reach; figures of the test side.
     python benchmarks/fine_tuning/rows.py --folder runs/fine-tuning [signs_2000 reviews_1000 …]
 
 Without names all of them are made; what is done already is not done again. A model is trained by
-``lmscale finetune ROW.yaml`` with the settings in ``ROWS``, on one core; beside its figures stand the
-seconds of a step, the peak of its memory and the steps. The bases come first (``BASES``).
+``lmscale finetune ROW.yaml`` with the settings in ``ROWS``, on one core; beside its figures stand
+the seconds of a step, the peak of memory and the steps. The bases come first (``BASES``).
 """
 
 from __future__ import annotations
