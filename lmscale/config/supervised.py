@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_validator
 
 from lmscale.config.data import StreamConfig, WindowShape
 from lmscale.config.kinds import Ability
@@ -13,6 +13,9 @@ from lmscale.config.labels import LabelSet, find_name_problems, split_tags
 from lmscale.config.model_base import ModelConfig
 from lmscale.config.objective_base import NextTokenConfig, ObjectiveConfig
 
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+_WEIGHTS = TypeAdapter(dict[str, Weight])
+BALANCED = "balanced"
 MOST_COUNTED = 1000  # classes: of more, a million counts an evaluation would go from rank to rank
 
 
@@ -132,6 +135,42 @@ class LabelledConfig(ObjectiveConfig):
             yield f"objective.name = {self.name!r} would never train the pooler: leave it out"
 
 
+class NamedClassesConfig(LabelledConfig):
+    """The keys of those that tell classes apart."""
+
+    free = LabelledConfig.free | {"class_weights"}
+
+    class_weights: Literal["balanced"] | dict[str, Weight] = Field(default_factory=dict)
+    """How much a target of a class counts in the loss that is trained, such as ``{spam: 3}``;
+    others count 1. ``balanced``: n / (C · n_c) for n_c of n targets and C classes, as scikit-learn
+    has it, counted in the training shards when the run begins. The sum is divided by the number of
+    targets, not by their weights, so that a batch of one class is weighted too. The losses that are
+    reported are without weights.
+    """
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _are_weights(cls, value: Any) -> Any:
+        """One problem, in place of one for each that a union could be."""
+        try:
+            return value if value == BALANCED else _WEIGHTS.validate_python(value, strict=True)
+        except ValidationError:
+            raise ValueError(
+                f"give {BALANCED}, or a number from 0 to a million for some of the classes, such "
+                f"as {{spam: 3}}; found {value!a:.80}"
+            ) from None
+
+    def find_problems(self) -> Iterator[str]:
+        yield from (f"names: {why}" for why in find_name_problems(self.labels.kind, self.names))
+        if isinstance(self.class_weights, str):
+            return
+        listed = ", ".join(self.names[:20]) + (", …" if len(self.names) > 20 else "")
+        for name in self.class_weights.keys() - set(self.names):
+            yield f"class_weights: {name!a} is none of the classes. There are: {listed}"
+        if not any(self.class_weights.get(name, 1.0) for name in self.names):
+            yield "class_weights: all of them are 0, so that nothing would be learned"
+
+
 class TextLabelsConfig(LabelledConfig):
     """The keys of those that label a whole document."""
 
@@ -145,19 +184,22 @@ class TextLabelsConfig(LabelledConfig):
         return self.of_pairs
 
 
-class ClassesConfig(TextLabelsConfig):
+class ClassesConfig(TextLabelsConfig, NamedClassesConfig):
     """Labelled documents: which of some classes a document is of, by the state of its first token
     (BERT, Devlin et al. 2019, section 4.1).
     """
 
+    free = NamedClassesConfig.free | {"label_smoothing"}
+
     name: Literal["classes"]
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of every target that is dealt to all classes alike, as torch's ``cross_entropy`` has
+    it, weights included. Of what is trained; the losses that are reported are without it.
+    """
 
     @property
     def labels(self) -> LabelSet:
         return LabelSet(kind="classes", names=self.names)
-
-    def find_problems(self) -> Iterator[str]:
-        yield from (f"names: {why}" for why in find_name_problems("classes", self.names))
 
 
 class NumbersConfig(TextLabelsConfig):
@@ -181,7 +223,7 @@ class NumbersConfig(TextLabelsConfig):
         return 1
 
 
-class TagsConfig(LabelledConfig):
+class TagsConfig(NamedClassesConfig):
     """Tagged words, as for named entities: which tag a word has, by the state of its first token
     (BERT, section 5.3).
     """
@@ -193,9 +235,6 @@ class TagsConfig(LabelledConfig):
     @property
     def labels(self) -> LabelSet:
         return LabelSet(kind="tags", names=self.names)
-
-    def find_problems(self) -> Iterator[str]:
-        yield from (f"names: {why}" for why in find_name_problems("tags", self.names))
 
 
 class AnswersConfig(LabelledConfig):

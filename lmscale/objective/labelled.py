@@ -96,7 +96,8 @@ def _build(model: Model, config: RunConfig) -> nn.Module:
 
     settings = config.objective
     assert isinstance(settings, LabelledConfig)
-    return build_labelled_scoring(model, settings.labels.kind)
+    smoothing = getattr(settings, "label_smoothing", 0.0)  # of classes alone
+    return build_labelled_scoring(model, settings.labels.kind, label_smoothing=smoothing)
 
 
 LABELLED = Objective(prepare=_prepare, build=_build)

@@ -14,12 +14,33 @@ from lmscale.model.family import Model
 from lmscale.model.layout import mark_starts
 from lmscale.objective.scores import Choices, LossSum, Scores, Scoring
 
+Kind = Literal["classes", "numbers", "tags"]
 
-def build_labelled_scoring(model: Model, kind: Literal["classes", "numbers", "tags"]) -> Scoring:
+
+class LabelledScoring(Scoring):
+    """Scores as ``score_labelled`` does, in training with weights of the classes."""
+
+    def __init__(self, model: Model, kind: Kind, *, label_smoothing: float = 0.0) -> None:
+        super().__init__(model, partial(score_labelled, kind=kind))
+        self.label_smoothing = label_smoothing
+        self.class_weights: Tensor | None = None
+        """f32 [C] on the model's device; no buffer, since a run's checkpoints keep what they are of
+        by name (train/class_weights.py)."""
+
+    def forward(self, **arrays: Tensor) -> Scores:
+        if not self.training:
+            return super().forward(**arrays)
+        trained = {"weights_C": self.class_weights, "label_smoothing": self.label_smoothing}
+        return self.score(self.model, **arrays, **trained)
+
+
+def build_labelled_scoring(
+    model: Model, kind: Kind, *, label_smoothing: float = 0.0
+) -> LabelledScoring:
     """The head that predicts tokens has no part in it, and stays as it is."""
     assert isinstance(model, Encoder)  # the objective's section needs its keys
     freeze_token_head(model)
-    return Scoring(model, partial(score_labelled, kind=kind))
+    return LabelledScoring(model, kind, label_smoothing=label_smoothing)
 
 
 def freeze_token_head(model: Encoder) -> None:
@@ -38,13 +59,16 @@ def score_labelled(
     positions: Tensor,
     labels: Tensor,
     types: Tensor | None = None,
-    kind: Literal["classes", "numbers", "tags"],
+    kind: Kind,
+    weights_C: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Scores:
     """Score ``labels`` [N] by the states at the flat ``positions`` of ``ids`` [B, T].
 
     ``starts``: flat positions where documents begin. ``lengths`` [B]: what follows is padding.
     ``types`` [B, T]: 1 for tokens of the second text of a pair. Classes and tags are scored by
-    cross-entropy, numbers by the squared error.
+    cross-entropy, numbers by the squared error. ``weights_C`` and ``label_smoothing`` are of
+    what is backpropagated, and of no figure.
     """
     begins_BT = mark_starts(starts, batch=ids.shape[0], length=ids.shape[1])
     layout = model.lay_out(begins_BT, mask_documents=True, lengths_B=lengths)
@@ -55,12 +79,16 @@ def score_labelled(
     choices = None
     if kind == "numbers":
         error_N = logits_NC[:, 0] - labels
-        loss, name, other = error_N.square().sum(), "absolute_error", error_N.detach().abs().sum()
+        nll = loss = error_N.square().sum()
+        name, other = "absolute_error", error_N.detach().abs().sum()
     else:
         labels_N, predicted_N = labels.long(), logits_NC.argmax(-1)
-        loss = F.cross_entropy(logits_NC, labels_N, reduction="sum")
+        nll = loss = F.cross_entropy(logits_NC, labels_N, reduction="sum")
+        if weights_C is not None or label_smoothing:
+            how = {"weight": weights_C, "label_smoothing": label_smoothing}
+            loss = F.cross_entropy(logits_NC, labels_N, reduction="sum", **how)
         name, other = "accuracy", (predicted_N == labels_N).sum().float()
         if not model.training:
             choices = Choices(predicted_N, logits_NC.softmax(-1).amax(-1))
-    figures = {"loss": LossSum(loss.detach(), targets), name: LossSum(other, targets)}
+    figures = {"loss": LossSum(nll.detach(), targets), name: LossSum(other, targets)}
     return Scores(loss=LossSum(loss, targets), figures=figures, choices=choices)

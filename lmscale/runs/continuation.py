@@ -65,6 +65,7 @@ _TABLE = {
         batch global_windows warmup
         model dropout segments
         objective z_loss label_smoothing teacher_share temperature longest_answer
+        objective class_weights
         engine precision deepspeed ema_decay
         engine.optimizer lr momentum muon_lr_ratio betas eps weight_decay decay clip_norm
         engine.schedule kind warmup_steps decay_steps final_ratio

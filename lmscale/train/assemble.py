@@ -44,6 +44,7 @@ from lmscale.stream.mixture_changes import MixtureChange, describe_change, find_
 from lmscale.stream.stream import Stream, StreamState, open_stream
 from lmscale.stream.worker import LoaderJob
 from lmscale.tokenizer.base import Tokenizer
+from lmscale.train.class_weights import CLASS_WEIGHTS, STORED, ClassWeights, bring_class_weights
 from lmscale.train.early_stop import find_early_stop, read_stop_figures
 from lmscale.train.folder import freeze_run, log_changes
 from lmscale.train.initial import begin_engine, build_run_engine
@@ -90,6 +91,7 @@ class Run(Setting):
     origin: Origin | None  # which checkpoint of another run its first weights were
     branch: Origin | None  # … or of which run it is a branch, and from where on
     teacher: Origin | None  # of a distillation
+    class_weights: ClassWeights | None  # that balance its classes
     stop_figures: Mapping[int, float]  # step → figure of evaluation.stop, up to the start
     passed_over: frozenset[int] = frozenset()  # steps of checkpoints that this start did not take
 
@@ -121,6 +123,7 @@ class Start:
     origin: Origin | None = None
     branch: Origin | None = None
     teacher: Origin | None = None
+    class_weights: ClassWeights | None = None
 
 
 @contextmanager
@@ -271,14 +274,13 @@ def _read_start(candidate: Candidate) -> Start:
         origin=read_state(manifest, INITIAL, ORIGINS, where=where),
         branch=read_state(manifest, BRANCH, ORIGINS, where=where),
         teacher=read_state(manifest, TEACHER, ORIGINS, where=where),
+        class_weights=read_state(manifest, CLASS_WEIGHTS, STORED, where=where),
     )
 
 
 def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitStack) -> Run:
     """The run at ``start``; an engine that is built here has first weights only in a new run."""
-    config, progress, origin, teacher = (
-        setting.config, start.progress, start.origin, start.teacher,
-    )  # fmt: skip
+    config, progress = setting.config, start.progress
     with failing_together():
         stream = open_stream(
             config.stream,
@@ -306,21 +308,12 @@ def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitS
     loader = open_loader(job, workers=config.stream.workers, should_stop=setting.should_stop)
     stack.enter_context(loader)
     heartbeat.tick()
+    origin, teacher = start.origin, start.teacher
     if engine is None:
-        build = partial(build_run_engine, config, setting.plan, setting.mesh, setting.device)
-        if start.is_new:
-            engine, origin = begin_engine(
-                build, config, setting.ranks, tokenizer_fingerprint=setting.tokenizer.fingerprint
-            )
-        else:
-            engine = build(fill=False)
-        teacher = bring_teacher(
-            engine,
-            config,
-            setting.ranks,
-            tokenizer_fingerprint=setting.tokenizer.fingerprint,
-            before=teacher,
-        )
+        engine, origin, teacher = _build_engine(setting, start)
+    class_weights = bring_class_weights(
+        engine, config, setting.ranks, stream, first_n=progress.n, before=start.class_weights
+    )
     return Run(
         **vars(setting),
         stream=stream,
@@ -332,8 +325,24 @@ def _open_at(setting: Setting, start: Start, engine: Engine | None, stack: ExitS
         origin=origin,
         branch=start.branch,
         teacher=teacher,
+        class_weights=class_weights,
         stop_figures=read_stop_figures(config, setting.ranks, last_step=progress.step),
     )
+
+
+def _build_engine(setting: Setting, start: Start) -> tuple[Engine, Origin | None, Origin | None]:
+    """An engine, whose first weights they were, and whose its teacher's."""
+    config, ranks, fingerprint = setting.config, setting.ranks, setting.tokenizer.fingerprint
+    build = partial(build_run_engine, config, setting.plan, setting.mesh, setting.device)
+    origin = start.origin
+    if start.is_new:
+        engine, origin = begin_engine(build, config, ranks, tokenizer_fingerprint=fingerprint)
+    else:
+        engine = build(fill=False)
+    teacher = bring_teacher(
+        engine, config, ranks, tokenizer_fingerprint=fingerprint, before=start.teacher
+    )
+    return engine, origin, teacher
 
 
 def _load(candidate: Candidate, run: Run) -> Sequence[str]:

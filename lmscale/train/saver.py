@@ -25,6 +25,7 @@ from lmscale.runs.trackers import Trackers
 from lmscale.stream.ledger import Ledger
 from lmscale.train import votes
 from lmscale.train.assemble import Run
+from lmscale.train.class_weights import CLASS_WEIGHTS
 from lmscale.train.compare import compare_for_save
 from lmscale.train.kept import build_retention
 from lmscale.train.probe import measure_probe
@@ -64,6 +65,7 @@ class Saver:
         self._trackers = trackers
         # Runs that this one has to do with.
         others = ((INITIAL, run.origin), (BRANCH, run.branch), (TEACHER, run.teacher))
+        others = (*others, (CLASS_WEIGHTS, run.class_weights))
         self._states: RunStates = {
             PROGRESS: counter.to_json,
             STREAM: lambda: run.stream.state_at(counter.now.n).to_json(),
