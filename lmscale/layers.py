@@ -53,6 +53,7 @@ VENDORS = {
     "tensorboard": ("runs/",),
     "transformers": ("exchange/",),
     "torch.utils.tensorboard": ("runs/",),
+    "PIL": ("evaluation/confusion_picture.py",),
     "peft": ("exchange/",),
 }
 

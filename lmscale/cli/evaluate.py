@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -92,6 +92,15 @@ ExamplesOption = Annotated[
     int | None,
     typer.Option(min=0, help="With --written, so many texts of each set are shown; default: 3."),
 ]
+ErrorsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=1000,
+        metavar="N",
+        help="Of classes and tags, list the N errors of each set that the model is surest of.",
+    ),
+]
 
 
 def evaluate(
@@ -114,6 +123,7 @@ def evaluate(
     written: WrittenOption = False,
     max_tokens: MaxTokensOption = None,
     examples: ExamplesOption = None,
+    errors: ErrorsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a run's checkpoint on its held-out sets, or on tasks, or what it writes. SIGTERM or
@@ -125,10 +135,10 @@ def evaluate(
 
     if hf:
         _refuse_beside_hf(step=step, weights=weights, baseline=baseline)
-    others = (max_windows, baseline, tasks, include_path)
+    others = (max_windows, baseline, tasks, include_path, errors)
     evaluate_written.refuse_misfits(written, max_tokens, examples, others=others)
     if not written:
-        refuse_misfits(tasks, include_path, limit, others=(set_name, max_windows, baseline))
+        refuse_misfits(tasks, include_path, limit, others=(set_name, max_windows, baseline, errors))
     ranks = find_ranks(run)
     refuse_on_many(ranks, baseline)
     asked = ModelAsked(run=run, step=step, weights=weights, hf=hf)
@@ -138,28 +148,48 @@ def evaluate(
     elif tasks is not None:
         _evaluate_tasks(asked, ranks, (tasks, include_path, limit), as_json=as_json)
     else:
-        choice = (set_name or None, max_windows, baseline)
-        _evaluate_sets(asked, ranks, choice, as_json=as_json)
+        sets = SetsAsked(set_name or None, max_windows, baseline, errors)
+        _evaluate_sets(asked, ranks, sets, as_json=as_json)
+
+
+class SetsAsked(NamedTuple):
+    """What is asked of the held-out sets."""
+
+    names: list[str] | None  # None: all of them
+    max_windows: int | None
+    baseline: BaselineName | None
+    errors: int | None
+
+    def check(self, run: Path) -> None:
+        """Raise the errors of what is not there or does not fit, before a model is loaded."""
+        from lmscale.config.supervised import MOST_COUNTED
+        from lmscale.evaluation.fitting import check_baseline
+        from lmscale.evaluation.held_out import check_evaluation_sets
+        from lmscale.runs.run_folder import load_run_config
+
+        config = load_run_config(run)
+        if self.baseline:
+            check_baseline(config, self.baseline)
+        if self.errors is not None and not getattr(config.objective, "counted", ()):
+            raise ConfigError(
+                f"--errors is of objectives that tell up to {MOST_COUNTED:,} classes apart, and "
+                f"{run} was trained for objective.name = {config.objective.name!r}. Leave it out."
+            )
+        check_evaluation_sets(run, self.names)
 
 
 def _evaluate_sets(
     asked: ModelAsked,
     ranks: Ranks,
-    options: tuple[list[str] | None, int | None, BaselineName | None],
+    sets: SetsAsked,
     *,
     as_json: bool,
 ) -> None:
-    """``options``: --set-name, --max-windows, --baseline."""
     from lmscale.cli.scoring_ranks import find_asked, load_asked, open_ranks
-    from lmscale.evaluation.fitting import check_baseline
-    from lmscale.evaluation.held_out import check_evaluation_sets
-    from lmscale.runs.run_folder import load_run_config
     from lmscale.runs.stop import StoppedError, StopRequests
 
-    run, (set_names, max_windows, baseline) = asked.run, options
-    if baseline:
-        check_baseline(load_run_config(run), baseline)
-    check_evaluation_sets(run, set_names)
+    run = asked.run
+    sets.check(run)
     # Ctrl-C stays what it is elsewhere: there is nothing here to bring to an end.
     signals = (signal.SIGTERM, signal.SIGUSR1)
     with StopRequests(run, watch_file=False, signals=signals) as stop:
@@ -168,15 +198,13 @@ def _evaluate_sets(
             found = find_asked(asked, ranks)
             with open_ranks(ranks) as device:
                 loaded = load_asked(asked, found, device, ranks)
-                scores, counts = _evaluate(
-                    run, loaded, set_names, max_windows, ranks, stop=stop, baseline=baseline
-                )
+                scores, counts = _evaluate(run, loaded, sets, ranks, stop=stop)
         except StoppedError as stopped:
             say(f"stopped by {stopped}; nothing was scored", err=True)
             raise typer.Exit(EXIT_RESUMABLE) from None
     if ranks.is_first:
         shown = f"those of {asked.hf}" if asked.hf else loaded.weights
-        _show_scores(scores, loaded, counts, shown, baseline, as_json=as_json)
+        _show_scores(scores, loaded, counts, shown, sets.baseline, as_json=as_json)
 
 
 def _show_scores(
@@ -197,6 +225,7 @@ def _show_scores(
     from lmscale.evaluation.perplexity import render_scores
 
     say(render_scores(scores))
+    _show_labelled(scores)
     has_bits = any("bits_per_byte" in score.figures for score in scores.values())
     if has_bits and loaded.tokenizer.token_bytes() is None:
         say(
@@ -210,6 +239,17 @@ def _show_scores(
             f"{baseline}: the loss of {counts.described}, counted on {counts.tokens:,} tokens that "
             "the run has read"
         )
+
+
+def _show_labelled(scores: Mapping[str, SetScore]) -> None:
+    """Of classes a table, and the errors that were asked for."""
+    from lmscale.evaluation.labelled import render_classes, render_mistakes
+
+    for name, score in scores.items():
+        if score.labelled is not None:
+            say(f"\n{name}\n{render_classes(score.labelled)}")
+            if score.labelled.mistakes:
+                say(f"\n{name}, errors\n{render_mistakes(score.labelled.mistakes)}")
 
 
 def _refuse_beside_hf(**own: object) -> None:
@@ -261,12 +301,10 @@ def _evaluate_tasks(
 def _evaluate(
     run: Path,
     loaded: LoadedRun,
-    set_names: list[str] | None,
-    max_windows: int | None,
+    sets: SetsAsked,
     ranks: Ranks,
     *,
     stop: StopRequests,
-    baseline: BaselineName | None,
 ) -> tuple[dict[str, SetScore], Trigram | Unigram | None]:
     from lmscale.cli.scoring_ranks import shown
     from lmscale.evaluation import perplexity
@@ -281,11 +319,17 @@ def _evaluate(
     config, model = loaded.config, loaded.model
     with failing_together():
         datasets = open_evaluation_sets(
-            config, loaded.tokenizer.fingerprint, set_names, check_files=ranks.is_first
+            config, loaded.tokenizer.fingerprint, sets.names, check_files=ranks.is_first
         )
     if (run / RECORD).exists() and ranks.is_first:
         warn_of_other_beginnings(datasets, loaded.bos_id)
-    plan = perplexity.plan_evaluation(config, loaded.tokenizer, max_windows=max_windows)
+    baseline = sets.baseline
+    plan = perplexity.plan_evaluation(
+        config,
+        loaded.tokenizer,
+        max_windows=sets.max_windows,
+        max_mistakes=sets.errors or 0,
+    )
     poll = StopPoll(stop.requested)
     stop.wait_to_be_asked()  # a terminal's progress bar, at least: from here on it is asked for
     counts = _count_run(run, loaded, baseline, poll) if baseline else None

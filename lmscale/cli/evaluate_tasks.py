@@ -41,8 +41,8 @@ def refuse_misfits(
         )
     if tasks is not None and any(others):
         raise ConfigError(
-            "--set-name, --max-windows and --baseline are of the held-out sets, which are not "
-            "scored with --tasks. Make it two commands."
+            "--set-name, --max-windows, --baseline and --errors are of the held-out sets, which "
+            "are not scored with --tasks. Make it two commands."
         )
 
 

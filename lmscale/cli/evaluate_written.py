@@ -56,8 +56,8 @@ def refuse_misfits(
         )
     if written and any(others):
         raise ConfigError(
-            "--max-windows, --baseline, --tasks and --include-path have nothing to say of what is "
-            "written. Make it two commands."
+            "--max-windows, --baseline, --errors, --tasks and --include-path have nothing to say "
+            "of what is written. Make it two commands."
         )
 
 

@@ -208,11 +208,14 @@ class NumbersConfig(TextLabelsConfig):
     figures = ("loss", "absolute_error")
     set_figures = ("loss",)  # which is no entropy
     loss_unit = "squared error"
-    held_out = ("absolute_error",)
 
     name: Literal["numbers"]
     names: tuple[str, ...] = Field(default=(), max_length=0, strict=False)
     """Numbers have none."""
+
+    @property
+    def held_out(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("absolute_error",)
 
     @property
     def labels(self) -> LabelSet:

@@ -22,6 +22,7 @@ from lmscale.ranks.collectives import gather_json
 from lmscale.shards.members import PARTS
 from lmscale.stream.batches import Rows
 
+MAX_MISTAKES = 10  # that are shown of a set while a run trains
 MAX_TEXT = 400  # characters of a text that is shown
 
 
@@ -33,15 +34,22 @@ class LabelPlan:
     figures: tuple[str, ...]
     """``counted`` of the objective."""
     decode: Callable[[np.ndarray], str]
-    max_mistakes: int = 10
+    max_mistakes: int
 
 
-def plan_labels(config: RunConfig, decode: Callable[[np.ndarray], str]) -> LabelPlan | None:
+def plan_labels(
+    config: RunConfig, decode: Callable[[np.ndarray], str], *, max_mistakes: int
+) -> LabelPlan | None:
     """None where the run's objective tells no classes apart, or more than are counted."""
     objective = config.objective
     if not isinstance(objective, LabelledConfig) or not objective.counted:
         return None
-    return LabelPlan(labels=objective.labels, figures=objective.counted, decode=decode)
+    return LabelPlan(
+        labels=objective.labels,
+        figures=objective.counted,
+        decode=decode,
+        max_mistakes=max_mistakes,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +175,7 @@ def _next(positions: np.ndarray, number: int) -> int | None:
     return int(positions[number + 1]) if number + 1 < len(positions) else None
 
 
-def _locate(rows: Rows, position: int) -> dict[str, int]:
+def _locate(rows: Rows, position: int) -> dict[str, Any]:
     row, place = divmod(position, rows.tokens.shape[1])
     return {"window": int(rows.numbers[row]), "place": place}
 
@@ -177,7 +185,7 @@ def _read(
     document: int,
     word: tuple[int, int | None] | None,
     decode: Callable[[np.ndarray], str],
-) -> dict[str, str | None]:
+) -> dict[str, Any]:
     """The texts of a document, cut; ``word``: where it begins, and the next one."""
     ids, width = rows.tokens.reshape(-1), rows.tokens.shape[1]
     begin = int(rows.starts[document])
@@ -208,9 +216,8 @@ def _to_rows(names: Sequence[str], tally: Tally) -> dict[str, dict[str, float]]:
 
 
 def render_classes(score: LabelScore) -> str:
-    """A line for each class, its figures in percent, and one for each mean; then of entities.
-
-    Names stand last: how wide they are on a terminal is not known.
+    """A line for each class, its figures in percent, its number, and one for each mean; then of
+    entities. Names stand last: how wide they are on a terminal is not known.
     """
     title = f"{'precision':>9}  {'recall':>6}  {'F1':>6}  {'true':>9}  {'predicted':>9}"
     parts = [("class", score.names, score.tally)]
@@ -220,8 +227,11 @@ def render_classes(score: LabelScore) -> str:
     for what, names, tally in parts:
         lines.append(f"{title}  {what}")
         columns = (tally.precision, tally.recall, tally.f1, tally.true, tally.predicted)
-        rows = zip(names, *(column.tolist() for column in columns), strict=True)
-        lines += [_render_row(*row) for row in rows]
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        lines += [
+            _render_row(f"{number} {name}", *row)
+            for number, (name, row) in enumerate(zip(names, rows, strict=True))
+        ]
         true, predicted = int(tally.true.sum()), int(tally.predicted.sum())
         for kind in ("macro", "micro", "weighted"):
             mean = tally.mean(kind)

@@ -14,7 +14,13 @@ from torch import nn
 from lmscale.config import RunConfig
 from lmscale.config.training import FIGURES
 from lmscale.errors import DataError
-from lmscale.evaluation.labelled import LabelCounts, LabelPlan, LabelScore, plan_labels
+from lmscale.evaluation.labelled import (
+    MAX_MISTAKES,
+    LabelCounts,
+    LabelPlan,
+    LabelScore,
+    plan_labels,
+)
 from lmscale.objective.objective import build_preparation
 from lmscale.objective.scores import ScoreSums, to_device
 from lmscale.ranks.collectives import sum_float64
@@ -127,15 +133,20 @@ def spread_evenly(total: int, limit: int | None) -> Sequence[int]:
 
 
 def plan_evaluation(
-    config: RunConfig, tokenizer: Tokenizer, *, max_windows: int | None
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    *,
+    max_windows: int | None,
+    max_mistakes: int = MAX_MISTAKES,
 ) -> EvaluationPlan:
-    """The plan of a run: its micro-batch and its objective's preparation.
+    """The plan of a run: its micro-batch and its objective's preparation; of classes, how many
+    errors are kept of a set.
 
     What a preparation draws, it draws by the window's place in its set and ``HELD_OUT_SEED``: the
     same tokens are hidden in every evaluation of every run.
     """
     run = config.run.model_copy(update={"seed": HELD_OUT_SEED})
-    labels = plan_labels(config, tokenizer.decode)
+    labels = plan_labels(config, tokenizer.decode, max_mistakes=max_mistakes)
     counted = () if labels is None else labels.figures
     return EvaluationPlan(
         micro_windows=config.batch.micro_windows,

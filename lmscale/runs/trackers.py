@@ -20,6 +20,7 @@ from lmscale.files.run_rows import FIGURES
 from lmscale.runs.loss_curves import LossCurves, open_events, open_loss_curves
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
@@ -55,12 +56,28 @@ class Trackers:
         figures = {name: value for name, value in values.items() if value is not None}
         now = time.time()
         row: dict[str, Any] = {"step": step, "time": round(now, 3), **figures}
-        try:
+        with self._refusing():
             self._metrics.append(row)
             with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
                 for name, value in figures.items():
                     self._events.add_scalar(name, float(value), step, walltime=now)
                 self._curves.draw(step, losses, now)
+
+    def log_pages(
+        self, step: int, *, texts: Mapping[str, str], pictures: Mapping[str, np.ndarray]
+    ) -> None:
+        """Show texts, and pictures, uint8 [height, width, 3], of a step in TensorBoard alone."""
+        with self._refusing():
+            for name, text in texts.items():
+                self.log_text(name, text, step=step)
+            with writing("TensorBoard events", self._folder, no_space=NoSpaceError):
+                for name, picture in pictures.items():
+                    self._events.add_image(name, picture, step, dataformats="HWC")
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
         except LmscaleError as error:
             if self.on_refusal is None:
                 raise

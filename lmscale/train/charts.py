@@ -81,6 +81,8 @@ def _learning(config: RunConfig) -> dict[str, list[str]]:
     }
     if config.engine.precision == "fp16":
         charts["loss scale"] = ["train/loss_scale$"]
+    if counted := getattr(config.objective, "counted", ()):
+        charts["F1, held out"] = [f"evaluation/.*/{name}$" for name in counted]
     for title, chosen in (("accuracy", shares), ("terms and parts of the loss", losses)):
         if chosen:
             charts[title] = [f"(train|evaluation/.*)/{name}$" for name in chosen]

@@ -31,6 +31,7 @@ from lmscale.runs.trackers import Trackers, open_trackers
 from lmscale.stream.dataset import Dataset
 from lmscale.train.assemble import Run
 from lmscale.train.early_stop import tell_unmeasured
+from lmscale.train.labelled_pages import show_labelled
 from lmscale.train.task_scoring import TaskScorer, open_task_scorer
 from lmscale.train.votes import StopPoll
 
@@ -137,6 +138,8 @@ class Evaluator:
             is_point = SAMPLED in names or not config.every_steps
             losses = {each: figures.get(f"{names[0]}/{each}/loss") for each in scores}
             self.trackers.log(step, figures | marks, losses=losses if is_point else {})
+            for name in names:
+                show_labelled(self.trackers, name, step, scores)
         tell_unmeasured(run.config, figures, step)
         metric = config.stop.metric
         if metric in figures and is_scheduled(config, step):

@@ -79,6 +79,7 @@ CASES = (
     ("evaluate {run} --set-name nope", "no set 'nope'. Known: heldout"),
     ("evaluate {run} --weights average", "no average"),
     ("evaluate {run} --baseline unigram", "--baseline unigram"),
+    ("evaluate {run} --errors 3", "--errors is of objectives that tell"),
     ("evaluate {run} --limit 3", "give --tasks"),
     ("evaluate {run} --written", "it takes a run of pairs or completion, and this one has causal"),
     ("evaluate {run} --written --baseline ngram", "Make it two commands"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import (
     accuracy_score,
@@ -24,6 +24,7 @@ def split(examples: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     return true_N, predicted_N
 
 
+@settings(deadline=None)  # their first call loads much
 @given(EXAMPLES)
 def test_every_figure_is_that_of_scikit_learn(examples):
     true_N, predicted_N = split(examples)
@@ -46,6 +47,7 @@ def test_every_figure_is_that_of_scikit_learn(examples):
     assert tally.mean("micro").f1 == accuracy_score(true_N, predicted_N)
 
 
+@settings(deadline=None)  # their first call loads much
 @given(EXAMPLES, st.integers(0, 40))
 def test_counts_of_parts_add_up_to_those_of_the_whole(examples, cut):
     parts = (count_confusion(*split(part), C) for part in (examples[:cut], examples[cut:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqeval.metrics import classification_report, f1_score
 from seqeval.metrics.sequence_labeling import get_entities
@@ -30,6 +30,7 @@ def named(documents, which: int) -> list[list[str]]:
     return [[NAMES[pair[which]] for pair in document] for document in documents]
 
 
+@settings(deadline=None)  # their first call loads much
 @given(DOCUMENTS)
 def test_entities_of_every_type_are_those_of_seqeval(documents):
     tags, counts_E3 = count(documents)
@@ -62,6 +63,7 @@ def test_entities_of_every_type_are_those_of_seqeval(documents):
                 assert support == row["support"]
 
 
+@settings(deadline=None)  # their first call loads much
 @given(DOCUMENTS, st.integers(0, 4))
 def test_counts_of_some_documents_add_up_to_those_of_all(documents, cut):
     parts = [count(part)[1] for part in (documents[:cut], documents[cut:]) if part]

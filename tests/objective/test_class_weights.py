@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled_data import ENCODERS, labelled_recipe
 from rank_cases import Case, run_cases
@@ -66,6 +66,7 @@ def test_the_loss_is_torch_s_weighted_sum_over_the_count_and_figures_are_without
     assert held_out.choices is not None and weighted.choices is None
 
 
+@settings(deadline=None)  # their first call loads much
 @given(st.lists(st.integers(0, 3), min_size=1))
 def test_balanced_is_that_of_scikit_learn_and_an_example_weighs_1_on_average(labels):
     labels = [*range(4), *labels]  # of every class one
