@@ -1,4 +1,4 @@
-"""Runs that have learned to translate the tiny pairs of labelled_data.py."""
+"""Runs that have learned the tiny pairs of labelled_data.py: to translate, to find answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from handmade_runs import make_run
+from labelled_data import ENCODERS
 
 from lmscale.config import RunConfig
 from lmscale.model.family import build_model
@@ -20,17 +21,19 @@ _WIDTHS = {"layers": 1, "width": 48, "heads": 4}
 MODELS: dict[str, dict[str, Any]] = {
     "pairs": _WIDTHS | {"family": "encoder_decoder"},
     "completion": _WIDTHS,
+    "answers": ENCODERS["answers"]["model"],
 }
 
 
 def pair_config(labelled: RunConfig, name: str, folder: Path) -> RunConfig:
-    shards = f"{labelled.shards.folder}/pairs"
+    source = "answers" if name == "answers" else "pairs"
+    shards = f"{labelled.shards.folder}/{source}"
     return RunConfig.model_validate(
         {
             "run": {"name": name, "seed": 3, "folder": str(folder)},
             "tokenizer": labelled.tokenizer.model_dump(),
             "stream": {
-                "sources": {"pairs": {"shards": f"{shards}/train"}},
+                "sources": {source: {"shards": f"{shards}/train"}},
                 "sequence_length": 48,
                 "packing": "best_fit",
                 "mixture_block": 64,
@@ -40,7 +43,7 @@ def pair_config(labelled: RunConfig, name: str, folder: Path) -> RunConfig:
             "model": MODELS[name],
             "objective": {"name": name},
             "engine": {"precision": "fp32"},
-            "evaluation": {"sets": {"pairs": f"{shards}/heldout"}},
+            "evaluation": {"sets": {source: f"{shards}/heldout"}},
         }
     )
 

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 import lmscale
 from lmscale.cli import checkpoint, config, corpus, launch, shards, show, stream, suite, tokenizer
+from lmscale.cli.answer import answer
 from lmscale.cli.compare import compare
 from lmscale.cli.demo import demo
 from lmscale.cli.doctor import doctor
@@ -38,6 +39,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "suite": suite.app,
     "evaluate": evaluate,
     "generate": generate,
+    "answer": answer,
     "probe": probe_app,
     "show": show.app,
     "prune": prune,

@@ -57,7 +57,8 @@ def score_answers(
     begins_BT = mark_starts(starts, batch=ids.shape[0], length=ids.shape[1])
     layout = model.lay_out(begins_BT, mask_documents=True, lengths_B=lengths)
     hidden_BTD = model(ids.long(), layout, types.long())
-    log_p_2NC = score_places(model, hidden_BTD, documents, contexts, context_lengths)
+    logits_2NC = place_logits(model, hidden_BTD, documents, contexts, context_lengths)
+    log_p_2NC = logits_2NC.log_softmax(-1)
     wanted_2N = torch.stack([first, last]).long()
     loss = -log_p_2NC.gather(-1, wanted_2N[..., None]).sum() / 2
     targets = documents.new_tensor(len(documents)).long()
@@ -72,11 +73,11 @@ def score_answers(
     return Scores(loss=LossSum(loss, targets), figures=figures)
 
 
-def score_places(
+def place_logits(
     model: Encoder, hidden_BTD: Tensor, documents: Tensor, contexts: Tensor, lengths: Tensor
 ) -> Tensor:
-    """Log-probabilities, f32 [2, N, C], that an answer begins, and that it ends, at each place of
-    each document; -inf behind its context's ``lengths`` [N] tokens.
+    """Logits, f32 [2, N, C], that an answer begins, and that it ends, at each place of each
+    document; -inf behind its context's ``lengths`` [N] tokens.
     """
     width = hidden_BTD.shape[1]
     logits_M2 = model.classify_tokens(hidden_BTD.flatten(0, 1), drops=False).float()
@@ -86,7 +87,7 @@ def score_places(
     places_NC = torch.cat([documents[:, None], places_NT], dim=1).long()
     is_none_NC = F.pad(~is_there_NT, (1, 0), value=False)
     logits_NC2 = logits_M2[places_NC].masked_fill(is_none_NC[..., None], -torch.inf)
-    return logits_NC2.movedim(-1, 0).log_softmax(-1)
+    return logits_NC2.movedim(-1, 0)
 
 
 def find_best_spans(log_p_2NC: Tensor, longest: int) -> BestSpans:
