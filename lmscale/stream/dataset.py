@@ -219,13 +219,6 @@ class Dataset:
         sizes = {entry.name: entry.bytes for entry in self.manifest.shards}
         return describe_wrong_files(self.location, sizes)
 
-    @contextmanager
-    def mapped(self, number: int) -> Iterator[MappedShard]:
-        """Shard ``number`` as it lies on this node, for what is said of its documents."""
-        entry = self.manifest.shards[number]
-        with ExitStack() as files:
-            yield self._map(self._bring(entry, files), entry)
-
     def close(self) -> None:
         while self._open:
             self._open.popitem()[1][1].close()
