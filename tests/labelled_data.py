@@ -1,4 +1,4 @@
-"""A tiny corpus whose documents carry something: pairs, classes, numbers, tags, answers; and its
+"""A tiny corpus whose documents carry something: pairs, dialogues, labels, tags, answers; and its
 shards.
 """
 
@@ -25,6 +25,7 @@ PHRASES = [
 ]
 FIELDS: dict[str, dict[str, Any]] = {
     "pairs": {"text_field": "en", "target_field": "de"},
+    "dialogues": {"messages_field": "messages"},
     "classes": {"label_field": "kind", "label_names": ["animal", "thing"]},
     "numbers": {"label_field": "score"},
     "matches": {
@@ -74,13 +75,14 @@ _PAIRS = {"family": "encoder_decoder", "layers": 1, "width": 32, "heads": 4}
 LABELLED: dict[str, dict[str, Any]] = {
     "pairs": {"model": _PAIRS, "objective": {"name": "pairs"}},
     "completion": {"objective": {"name": "completion"}},
+    "dialogue": {"objective": {"name": "dialogue"}, "stream.sequence_length": 112},
     **ENCODERS,
 }
 
 
 def labelled_recipe(name: str, labelled: RunConfig) -> dict[str, Any]:
     """Of ``LABELLED`` with its source and tokenizer: as those of recipes.py."""
-    source = "pairs" if name == "completion" else name
+    source = {"completion": "pairs", "dialogue": "dialogues"}.get(name, name)
     return LABELLED[name] | {
         "stream.sources": {name: {"shards": f"{labelled.shards.folder}/{source}/train"}},
         "stream.packing": "best_fit",
@@ -98,6 +100,7 @@ def records(kind: str) -> list[dict[str, Any]]:
         made.append(
             {
                 "pairs": {"en": text, "de": german},
+                "dialogues": {"messages": dialogue(text, german, number=len(made))},
                 "classes": {"text": text, "kind": tags[-1]},
                 "matches": {
                     "en": text,
@@ -125,6 +128,16 @@ def _ask(number: int, words: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+def dialogue(text: str, german: str, *, number: int) -> list[dict[str, str]]:
+    """Of one to three turns of each side, some behind a system's message."""
+    asked = {"de": german, "en": text, "words": str(len(text.split()))}
+    turns = [{"role": "system", "content": "be brief"}] * (number % 3 == 0)
+    for question, answer in [*asked.items()][: 1 + number % 3]:
+        turns.append({"role": "user", "content": f"{question}: {text}"})
+        turns.append({"role": "assistant", "content": answer})
+    return turns
+
+
 def labelled_tree(data: Path, sources: Mapping[str, Any] | None = None) -> dict[str, Any]:
     return {
         "run": {"name": "labelled", "folder": str(data / "run")},
@@ -136,7 +149,11 @@ def labelled_tree(data: Path, sources: Mapping[str, Any] | None = None) -> dict[
             },
             "heldout_fraction": 0.1,
         },
-        "tokenizer": {"folder": str(data / "tokenizer"), "vocab_size": 320},
+        "tokenizer": {
+            "folder": str(data / "tokenizer"),
+            "vocab_size": 320,
+            "chat_template": "plain",
+        },
         "shards": {
             "folder": str(data / "shards"),
             "max_bytes": 2**16,

@@ -136,6 +136,7 @@ def _render(manifest: Manifest) -> str:
 def _render_carried(manifest: Manifest) -> str:
     """What the documents carry beside their tokens."""
     carried = ["pairs"] if manifest.has_pairs else []
+    carried += ["dialogues"] if manifest.has_turns else []
     if manifest.labels is not None:
         carried.append(describe_labels(manifest.labels))
     return f"\n  with {' and '.join(carried)}" if carried else ""

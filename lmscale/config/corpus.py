@@ -101,6 +101,11 @@ class CorpusSourceConfig(Section):
     """Pairs, as for translation: the key or column of the text that is to be written, where
     ``text_field`` holds the one to be read.
     """
+    messages_field: str = ""
+    """Dialogues: the key or column of the list of messages, each with ``role`` (system, user,
+    assistant) and ``content``, or with ShareGPT's ``from`` (human, gpt) and ``value``. It is read
+    in place of ``text_field``.
+    """
     label_field: str = ""
     """The key or column of the whole document's label: one of ``label_names`` or, without names, a
     number.
@@ -131,7 +136,7 @@ class CorpusSourceConfig(Section):
     """
 
     FIELDS_BESIDE: ClassVar = (
-        *("target_field", "label_field", "tags_field"),
+        *("target_field", "messages_field", "label_field", "tags_field"),
         *("answer_field", "answer_start_field"),
     )
     later: ClassVar = frozenset(
@@ -142,6 +147,16 @@ class CorpusSourceConfig(Section):
     def fields_beside(self) -> dict[str, str]:
         """Setting → key or column of what a record holds beside its text."""
         return {name: key for name in self.FIELDS_BESIDE if (key := getattr(self, name))}
+
+    @property
+    def fields_read(self) -> dict[str, str]:
+        """Setting → key or column of all that is read of a record."""
+        text = {} if self.messages_field else {"text_field": self.text_field}
+        return {**text, **self.fields_beside}
+
+    @property
+    def has_dialogues(self) -> bool:
+        return bool(self.messages_field)
 
     @property
     def has_pairs(self) -> bool:
@@ -179,6 +194,8 @@ class CorpusSourceConfig(Section):
         if self.tags_field and (self.label_field or self.target_field):
             yield "tags_field: tagged words are neither a pair nor do they have a label; name one"
         yield from self._find_answer_problems()
+        if self.messages_field and len(self.fields_beside) > 1:
+            yield "messages_field: a dialogue is neither a pair nor has it labels or tags; name one"
         if self.word_separator.strip():
             yield f"word_separator = {self.word_separator!r} is no white space"
         if self.label_kind is not None:
@@ -199,7 +216,7 @@ class CorpusSourceConfig(Section):
 
     def _find_field_problems(self) -> Iterator[str]:
         """Why its fields cannot be read so, of all its files or of an input's."""
-        fields = {"text_field": self.text_field, **self.fields_beside}
+        fields = self.fields_read
         if twice := [name for name in fields if [*fields.values()].count(fields[name]) > 1]:
             named = ", ".join(f"{name} = {fields[name]!r}" for name in twice)
             yield f"{named}: each has to name a field of its own"

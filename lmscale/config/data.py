@@ -55,6 +55,10 @@ class TokenizerConfig(Section):
     """
     reserved_tokens: int = Field(default=0, ge=0, le=MAX_RESERVED)
     """So many more for a later use, behind those: ``<|reserved_special_token_0|>`` and so on."""
+    chat_template: str = ""
+    """How shards of dialogues are written: ``chatml``, ``llama3``, ``plain``, or a file with a
+    Jinja template, as transformers reads them. Empty: the ``chat_template.jinja`` in ``folder``.
+    """
     ids: NamedIds = Field(default_factory=dict)
     """Pieces of the tokenizer that are ids of an objective, where it would else add ids of its own:
     ``{mask: 103}``, ``{start: 0, end: 1, sentinels: [32099, 32000]}``. An import prints what it
@@ -150,11 +154,13 @@ class WindowShape:
     """Whether the objective reads where the second part of each document begins."""
     labels: LabelSet | None = None
     """The labels that it reads."""
+    has_turns: bool = False
+    """Whether it reads which tokens of a dialogue are its answers."""
 
     @property
     def is_whole(self) -> bool:
         """Whether a document may not be cut, as what it carries is said of the whole."""
-        return self.has_pairs or self.labels is not None
+        return self.has_pairs or self.has_turns or self.labels is not None
 
     @property
     def tokens(self) -> int:

@@ -1,11 +1,11 @@
-"""What a dataset carries beside tokens: pairs, and labels, their kind and what they stand for."""
+"""What a dataset carries beside tokens: pairs, dialogues, labels, and what these stand for."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
 from pydantic import TypeAdapter
@@ -68,6 +68,8 @@ class Carrying(Protocol):
     def has_pairs(self) -> bool: ...
     @property
     def labels(self) -> LabelSet | None: ...
+    @property
+    def has_turns(self) -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,11 @@ class Carried:
     __pydantic_config__ = EXACT
     has_pairs: Flag = False
     labels: LabelSet | None = None
+    chat_template: Text = ""
+
+    @property
+    def has_turns(self) -> bool:
+        return bool(self.chat_template)
 
 
 _CARRIED = TypeAdapter(Carried)
@@ -86,7 +93,8 @@ def parse_carried(tree: Any) -> Carried:
     """Of a manifest's JSON. Raises ``ValueError``."""
     if not isinstance(tree, dict):
         raise ValueError("is no manifest")
-    return checked(_CARRIED, {key: tree[key] for key in ("has_pairs", "labels") if key in tree})
+    names = [each.name for each in fields(Carried)]
+    return checked(_CARRIED, {key: tree[key] for key in names if key in tree})
 
 
 def find_not_carried(found: Carrying, wanted: Carrying, *, where: str) -> list[str]:
@@ -95,6 +103,11 @@ def find_not_carried(found: Carrying, wanted: Carrying, *, where: str) -> list[s
     if wanted.has_pairs and not found.has_pairs:
         problems.append(
             f"{where}: its documents are no pairs. Name target_field of its source in "
+            "corpus.sources, and build corpus and shards again."
+        )
+    if wanted.has_turns and not found.has_turns:
+        problems.append(
+            f"{where}: its documents are no dialogues. Name messages_field of its source in "
             "corpus.sources, and build corpus and shards again."
         )
     if wanted.labels is not None and found.labels != wanted.labels:

@@ -72,6 +72,22 @@ class CompletionConfig(NextTokenConfig):
         yield from find_whole_problems(self.name, stream)
 
 
+class DialogueConfig(NextTokenConfig):
+    """Dialogues, as for instruction data of many turns: what the assistant says is predicted behind
+    all that was said before, the token that ends its turn included. A window holds whole dialogues.
+    """
+
+    implementation = "lmscale.objective.dialogue:DIALOGUE"
+
+    name: Literal["dialogue"]
+
+    def window(self, sequence_length: int) -> WindowShape:
+        return WindowShape(stride=sequence_length, overlap=1, has_turns=True)
+
+    def find_stream_problems(self, stream: StreamConfig) -> Iterator[str]:
+        yield from find_whole_problems(self.name, stream)
+
+
 class LabelledConfig(ObjectiveConfig):
     """The keys of the objectives that learn what is said of a document, or of its words."""
 

@@ -38,11 +38,15 @@ class Document:
     id: str
     source: str
     parts: tuple[int, ...] = ()
-    """Characters of the two parts of a pair, or of each tagged word with what stands before it."""
+    """Characters of the two parts of a pair, of each turn of a dialogue, or of each tagged word
+    with what stands before it.
+    """
     label: int | float | None = None
     tags: tuple[int, ...] = ()
     span: tuple[int, ...] = ()
     """Where the answer begins in the text, and where it ends, in characters."""
+    roles: tuple[str, ...] = ()
+    """Of a dialogue, who says each part."""
 
     def to_line(self) -> bytes:
         """Of what is not said of it there is no key: a line of plain text is what it always was."""

@@ -1,5 +1,5 @@
-"""What a record holds beside its text: the other text of a pair, a label, tags of its words, an
-answer.
+"""What a record holds beside its text: the other text of a pair, a dialogue's roles, a label, tags
+of its words, an answer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from lmscale.config.corpus import CorpusSourceConfig
 from lmscale.corpus.answers import find_answer
+from lmscale.corpus.messages import read_turns
 from lmscale.files.strangers import kind_of_json, quote
 
 LARGEST = 3.4e38  # of a label that is a number: fp32
@@ -23,8 +24,8 @@ class MarkedText:
 
     pieces: tuple[str, ...]
     """The two parts of a pair; of a question with an answer four: the question, and of its context
-    what stands before the answer, the answer, and what stands behind it; the words of a tagged
-    text, each with what stands before it; else the text.
+    what stands before the answer, the answer, and what stands behind it; what each turn of a
+    dialogue says; the words of a tagged text, each with what stands before it; else the text.
     """
     is_pair: bool = False
     label: int | float | None = None
@@ -32,6 +33,13 @@ class MarkedText:
     """One for each piece."""
     has_span: bool = False
     """Whether the third of four pieces is an answer."""
+    roles: tuple[str, ...] = ()
+    """Of a dialogue, who says each piece."""
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the pieces are texts of their own."""
+        return self.is_pair or bool(self.roles)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.pieces)
@@ -44,10 +52,11 @@ class RecordFields:
 
     def __init__(self, source: CorpusSourceConfig) -> None:
         self.source = source
-        self.by_setting = {"text_field": source.text_field, **source.fields_beside}
+        self.by_setting = source.fields_read
         """Setting → key or column of all that is read."""
-        self.has_more = len(self.by_setting) > 1
-        """Whether that is more than a text."""
+        self.has_more = self.by_setting.keys() != {"text_field"}
+        """Whether that is other than a text alone."""
+        self.text_name = source.messages_field or source.text_field
         self._label_kind = source.label_kind
         self._texts = [source.text_field, *filter(None, [source.target_field])]
         self._places = {name: place for place, name in enumerate(source.label_names)}
@@ -76,6 +85,12 @@ class RecordFields:
         Raises ``ValueError`` for values of another kind, and labels that are none.
         """
         source = self.source
+        if source.has_dialogues:
+            turns = read_turns(record[source.messages_field], source.messages_field)
+            return MarkedText(
+                pieces=tuple(turn.content for turn in turns),
+                roles=tuple(turn.role for turn in turns),
+            )
         if source.tags_field:
             words, tags = record[source.text_field], record[source.tags_field]
             pieces = _separate(words, source)

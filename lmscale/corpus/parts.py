@@ -46,6 +46,7 @@ from lmscale.corpus.documents import (
 from lmscale.corpus.duplicates import index_row, write_index
 from lmscale.corpus.fields import MarkedText
 from lmscale.corpus.inputs import RawFile
+from lmscale.corpus.messages import USER, cut_behind_answer
 from lmscale.corpus.readers import read_file
 from lmscale.errors import DataError
 from lmscale.files.atomic import fsync_folder, have_sizes, write_bytes, writing
@@ -293,8 +294,9 @@ class _Cleaner:
 
     def _clean_marked(self, name: str, marked: MarkedText) -> Iterator[tuple[str, Document]]:
         """What is said of a text is said of all of it: none is split, and only one without parts is
-        truncated. What is read, of a question its context, decides on which side it is, so a text
-        lies on one, whatever is to be written or said of it.
+        truncated, or a dialogue, behind an answer. What is read decides on which side it is, so a
+        text lies on one, whatever is to be written or said of it: of a question its context, of a
+        dialogue the first question.
         """
         config = self._part.config
         tidied = [_Tidied((piece,), config) for piece in marked]
@@ -305,12 +307,16 @@ class _Cleaner:
             span, texts = _span_of(texts), [texts[0], "".join(texts[1:])]
         else:
             span = ()
-        parts = texts if marked.is_pair else ["".join(texts)]
+        parts = texts if marked.has_parts else ["".join(texts)]
         sames = [Sameness([part]) for part in parts]
-        said = json.dumps([marked.label, marked.tags, *span]).encode()
+        said = json.dumps([marked.label, marked.tags, *span, *marked.roles]).encode()
         digest = xxhash.xxh128(b"".join(same.digest for same in sames) + said).digest()
         is_cut = sum(same.all_chars for same in sames) > config.max_chars
-        may_cut = config.on_overlong == "truncate" and len(texts) == 1
+        kept = 1 if len(texts) == 1 else 0  # texts that stay of one that is truncated
+        if marked.roles:
+            all_chars = [same.all_chars for same in sames]
+            kept = cut_behind_answer(marked.roles, all_chars, max_chars=config.max_chars)
+        may_cut = config.on_overlong == "truncate" and kept > 0
         chars = [same.chars for same in sames]
         reason = "empty"
         if all(chars):
@@ -322,20 +328,24 @@ class _Cleaner:
             return
         # Several questions have one context, which is what a model could know by heart.
         deciding = sames[-1 if self._has_answers else 0]
+        if marked.roles:
+            deciding = sames[marked.roles.index(USER)]
         split = "heldout" if is_heldout(deciding.digest, self._heldout_fraction) else "train"
         if is_cut:
             self.cut["truncated"] += 1
-            texts = [next(split_text(texts, config.max_chars))]
+            is_one = not marked.roles
+            texts = [next(split_text(texts, config.max_chars))] if is_one else texts[:kept]
         yield (
             split,
             Document(
                 text="".join(texts),
                 id=name,
                 source=self._part.source,
-                parts=tuple(map(len, texts)) if marked.is_pair or marked.tags else (),
+                parts=tuple(map(len, texts)) if marked.has_parts or marked.tags else (),
                 label=marked.label,
                 tags=marked.tags,
                 span=span,
+                roles=marked.roles[: len(texts)],
             ),
         )
         self._remember(digest, split, 1, is_cut=is_cut)

@@ -196,7 +196,7 @@ def _pieces_of(
     try:
         marked = account.fields.read(record)
     except ValueError as error:
-        account.add_broken(where, str(error))
+        account.add_broken(where, str(error), getattr(error, "detail", ""))
         return None
     text = _checked("".join(marked), where, account, is_decoded=is_decoded)
     return None if text is None else marked
@@ -204,7 +204,7 @@ def _pieces_of(
 
 def _checked(text: object, where: str, account: Account, *, is_decoded: bool = False) -> str | None:
     """The value of ``text_field`` if it is a text that UTF-8 can hold, else None."""
-    field = account.source.text_field
+    field = account.fields.text_name
     if not isinstance(text, str):
         account.add_broken(where, f"{field!r} holds {kind_of_json(text)}, not text")
     elif len(text) > account.source.max_record_chars:

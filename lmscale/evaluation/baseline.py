@@ -18,7 +18,7 @@ from lmscale.config.objective import (
     DistillConfig,
     PrefixConfig,
 )
-from lmscale.config.supervised import CompletionConfig, PairsConfig
+from lmscale.config.supervised import CompletionConfig, DialogueConfig, PairsConfig
 from lmscale.errors import ConfigError
 from lmscale.evaluation.fitting import BaselineName, check_baseline
 from lmscale.evaluation.ngram import Trigram, Unigram, answer_keys, target_keys
@@ -87,6 +87,8 @@ def plan_keys(config: RunConfig, preparation: Preparation) -> Keys:
         arrays = preparation.prepare(rows).arrays
         if isinstance(config.objective, PrefixConfig | CompletionConfig):
             return target_keys(rows, mask_documents=mask_documents, among=find_targets(arrays))
+        if isinstance(config.objective, DialogueConfig):
+            return target_keys(rows, mask_documents=True, among=arrays["chosen"] == 1)
         if isinstance(config.objective, DenoisedConfig | PairsConfig):
             return answer_keys(arrays["labels"], arrays.get("label_starts"))
         return preparation.target_ids(arrays).astype(np.int64)

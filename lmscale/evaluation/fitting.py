@@ -16,7 +16,7 @@ from lmscale.config.objective import (
     ObjectiveConfig,
     PrefixConfig,
 )
-from lmscale.config.supervised import CompletionConfig, PairsConfig
+from lmscale.config.supervised import CompletionConfig, DialogueConfig, PairsConfig
 from lmscale.errors import ConfigError
 
 BITS = 21  # of an id in a trigram's key: two words of context and the word that follows make 63
@@ -27,6 +27,7 @@ OBJECTIVES_OF: dict[str, tuple[type[ObjectiveConfig], ...]] = {
     # Of what is written from left to right.
     "ngram": (
         *(CausalConfig, DistillConfig, PrefixConfig, DenoisedConfig, PairsConfig, CompletionConfig),
+        DialogueConfig,
     ),
     "unigram": (MaskedConfig,),
 }

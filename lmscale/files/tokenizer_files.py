@@ -10,6 +10,7 @@ KEPT_FOLDER = "tokenizer"  # in a run's folder: what its weights cannot be used 
 MODEL_NAME = "tokenizer.model"  # of SentencePiece
 HF_NAME = "tokenizer.json"  # Hugging Face's
 META_NAME = "meta.json"
+TEMPLATE_NAME = "chat_template.jinja"  # how dialogues are written, as transformers names it
 OLD_META_NAME = HF_NAME  # lmscale's until it had META_NAME
 
 

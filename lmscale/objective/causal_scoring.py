@@ -31,6 +31,7 @@ def score_windows(
     starts: Tensor,
     lengths: Tensor,
     prefixes: Tensor | None = None,
+    chosen: Tensor | None = None,
     parts: Tensor | None = None,
     config: NextTokenConfig,
     mask_documents: bool,
@@ -40,8 +41,9 @@ def score_windows(
     ``tokens`` [B, W]: uint16, uint32 or int64. ``starts``: flat positions into [B, W] where
     documents begin. ``lengths`` [B]: valid tokens of each row; what follows is padding. A window of
     length 0 or 1 has no targets. ``prefixes``: of the document at each start, the first tokens,
-    which are no targets, and see each other where ``config.shows_prefixes``. ``parts`` [B]: of a
-    mixture, the part that each row is of.
+    which are no targets, and see each other where ``config.shows_prefixes``. ``chosen``
+    [B, W]: uint8, 0 for tokens that are no targets. ``parts`` [B]: of a mixture, the part that each
+    row is of.
     """
     ids_BW = tokens.long()
     begins_BW = mark_starts(starts, batch=ids_BW.shape[0], length=ids_BW.shape[1])
@@ -50,6 +52,8 @@ def score_windows(
     if prefixes is not None:
         is_prefix_BW = mark_prefixes(starts, prefixes, like_BW=begins_BW)
         labels_BT = labels_BT.masked_fill(is_prefix_BW[:, 1:], IGNORED)
+    if chosen is not None:
+        labels_BT = labels_BT.masked_fill(chosen[:, 1:] == 0, IGNORED)
     if is_prefix_BW is not None and config.shows_prefixes:
         layout = model.lay_out_prefixes(begins_BW[:, :-1], is_prefix_BW[:, :-1])
     else:

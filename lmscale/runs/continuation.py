@@ -80,11 +80,11 @@ _TABLE = {
         corpus folder normalization line_ends strip_html min_chars max_chars on_overlong
         corpus drop_exact_duplicates heldout_fraction part_bytes retries
         corpus.sources.NAME inputs format text_field encoding separator max_record_chars
-        corpus.sources.NAME max_bad_records target_field label_field tags_field label_names
-        corpus.sources.NAME answer_field answer_start_field word_separator strip_html
+        corpus.sources.NAME max_bad_records target_field messages_field label_field tags_field
+        corpus.sources.NAME label_names answer_field answer_start_field word_separator strip_html
         corpus.sources.NAME heldout_fraction
         tokenizer folder kind vocab_size character_coverage max_sample_bytes split_digits
-        tokenizer special_tokens reserved_tokens
+        tokenizer special_tokens reserved_tokens chat_template
         shards folder max_bytes block_tokens bos processes
         stream.sources.NAME shards
         stream workers prefetch_steps verify_hashes

@@ -35,6 +35,7 @@ from lmscale.files.atomic import (
 )
 from lmscale.files.printing import say
 from lmscale.files.reading import read_plain, reading, seal, sha256_file, unseal
+from lmscale.shards.dialogues import load_chat_template
 from lmscale.shards.manifest import (
     Manifest,
     ShardEntry,
@@ -137,6 +138,8 @@ class Dataset(Target[Manifest]):
         mine = self.manifest
         if (manifest.has_pairs, manifest.labels) != (mine.has_pairs, mine.labels):
             return "with other pairs or labels."
+        if manifest.chat_template != mine.chat_template:
+            return "with another chat template (tokenizer.chat_template), or with none."
         if old == new:
             return "from other documents or with another shards.max_bytes or shards.block_tokens."
         return f"with another tokenizer ({old[:12]}; this one is {new[:12]})."
@@ -282,10 +285,12 @@ def _find_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset]:
             f"shards.bos = true, but the tokenizer in {config.tokenizer.folder} has no bos. Set "
             "shards.bos to false, or name another tokenizer.folder."
         )
-    datasets = []
+    datasets, template = [], ""
     for source in config.corpus.sources:
         corpus = Path(config.corpus.folder) / source
         fields = load_corpus_manifest(corpus).fields
+        if fields.has_dialogues:
+            template = template or load_chat_template(config, tokenizer).text
         for split in SPLITS:
             files = tuple(file for _, file in document_paths(corpus, split))
             if not files:
@@ -305,6 +310,7 @@ def _find_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset]:
                 inputs="",
                 has_pairs=fields.has_pairs,
                 labels=fields.labels,
+                chat_template=template if fields.has_dialogues else "",
                 shards=(),
             )
             # All that decides the bytes of a dataset; not where anything lies.
@@ -312,6 +318,7 @@ def _find_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset]:
             content += [[[file.bytes, file.xxh128] for file in files]]
             content += [tokenizer.fingerprint, max_bytes, block_tokens]
             content += [fields.labels and asdict(fields.labels)] if unkeyed.members else []
+            content += [template] if unkeyed.has_turns else []
             key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
             dataset = Dataset(
                 name=str(final),

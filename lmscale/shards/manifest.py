@@ -33,7 +33,7 @@ from lmscale.files.strangers import (
 )
 from lmscale.shards.members import Member, plan_members
 
-FORMAT_VERSION = 4  # of one with answers; the others are byte for byte what they were
+FORMAT_VERSION = 4  # of one with answers or dialogues; the others are byte for byte what they were
 WITHOUT_SPANS = 3  # of one with pairs or other labels
 WITHOUT_MEMBERS = 2  # of one that has neither, and documents that begin with bos
 WITHOUT_BOS = 1  # of one that has neither, and documents that begin without
@@ -73,19 +73,24 @@ class Manifest:
     inputs: str  # hash of the documents, the tokenizer and the settings it was built from
     has_pairs: bool = False  # every document is a pair, with a place where its second part begins
     labels: LabelSet | None = None  # that every document, or every word, has
+    chat_template: str = ""  # that every document, a dialogue, was written by; empty: they are none
     shards: tuple[ShardEntry, ...]
 
     @property
     def version(self) -> int:
         if self.members:
             has_spans = self.labels is not None and self.labels.kind == "spans"
-            return FORMAT_VERSION if has_spans else WITHOUT_SPANS
+            return FORMAT_VERSION if has_spans or self.has_turns else WITHOUT_SPANS
         return WITHOUT_BOS if self.bos_id is None else WITHOUT_MEMBERS
 
     @property
     def members(self) -> tuple[Member, ...]:
         """The arrays of every block beside its tokens and documents."""
-        return plan_members(has_pairs=self.has_pairs, labels=self.labels)
+        return plan_members(has_pairs=self.has_pairs, labels=self.labels, has_turns=self.has_turns)
+
+    @property
+    def has_turns(self) -> bool:
+        return bool(self.chat_template)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -156,10 +161,15 @@ def parse_manifest(content: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
             values["labels"] = checked(_LABELS, values["labels"], at="labels")
         if values.get("has_pairs", True) is not True:
             raise ValueError(f"has_pairs is {quote(values['has_pairs'])}")
+        template = values.get("chat_template", " ")
+        if not isinstance(template, str) or not template:
+            raise ValueError(f"chat_template is {quote(template)}")
         manifest = Manifest(**{**values, "shards": shards})
         has_members, has_spans = (WITHOUT_SPANS, FORMAT_VERSION), (FORMAT_VERSION,)
         if (manifest.version in has_spans) != (version in has_spans):
-            raise ValueError(f"answers belong to version {FORMAT_VERSION}, and to no other")
+            raise ValueError(
+                f"answers and dialogues belong to version {FORMAT_VERSION}, and to no other"
+            )
         if (manifest.version in has_members) != (version in has_members):
             raise ValueError(f"pairs and labels belong to version {WITHOUT_SPANS}, and to no other")
         if manifest.version != version or (manifest.bos_id is None and "bos_id" in tree):
@@ -184,13 +194,16 @@ def parse_manifest(content: bytes, *, name: str = MANIFEST_NAME) -> Manifest:
 
 
 _LABELS = TypeAdapter(LabelSet)
+_ABSENT = {"bos_id": None, "has_pairs": False, "labels": None, "chat_template": ""}
+_WITH_OWN_RULES = {"name", "shards", "has_pairs", "labels", "chat_template"}
 
 
 def _to_tree(manifest: Manifest) -> dict[str, Any]:
     """What ``asdict`` gives, sooner: it copies every value of every shard. And the version."""
     tree = {each.name: getattr(manifest, each.name) for each in fields(manifest)}
-    for name in ("bos_id", "has_pairs", "labels"):  # a manifest is as before there was any of them
-        if tree[name] is None or tree[name] is False:
+    # A manifest is as before there was any of them.
+    for name, absent in _ABSENT.items():
+        if tree[name] == absent:
             del tree[name]
     if manifest.labels is not None:
         tree["labels"] = {"kind": manifest.labels.kind, "names": list(manifest.labels.names)}
@@ -207,7 +220,7 @@ def _find_odd_values(part: Manifest | ShardEntry) -> Iterator[str]:
     """By the types that the fields are declared with; text will be shown."""
     for each in fields(part):
         value = getattr(part, each.name)
-        if each.name in ("name", "shards", "has_pairs", "labels"):  # which have rules of their own
+        if each.name in _WITH_OWN_RULES:
             continue
         if each.name == "sha256":
             is_sound = is_sha256(value)

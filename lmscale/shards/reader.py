@@ -170,11 +170,11 @@ def _block_problem(content: mmap.mmap, shard: MappedShard, dtype: np.dtype) -> s
             return f"byte {tokens_at:,}, {where} {num_tokens:,} tokens of {dtype}"
         if not _is_array(content, docs_at, np.dtype("<i8"), (num_documents + 1,)):
             return f"byte {docs_at:,}, {where} the offsets of {num_documents:,} documents"
-        for name, (_, member_dtype, _) in shard.members.items():
+        for name, member in shard.members.items():
             at = int(shard.places[name][block])
-            count = shard.members[name].count(num_tokens, num_documents)
-            if not _is_array(content, at, member_dtype, (count,)):
-                return f"byte {at:,}, {where} {name}: {count:,} numbers of {member_dtype}"
+            count = member.count(num_tokens, num_documents)
+            if not _is_array(content, at, member.dtype, (count,)):
+                return f"byte {at:,}, {where} {name}: {count:,} numbers of {member.dtype}"
         docs = shard.docs(block)
         if docs[0] != 0 or docs[-1] != num_tokens or (docs[1:] <= docs[:-1]).any():
             return f"byte {docs_at:,}, {where} document offsets that ascend from 0 to its end"

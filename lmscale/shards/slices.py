@@ -13,6 +13,7 @@ from lmscale.corpus.documents import AGAIN, DocumentFile
 from lmscale.files.meter import count
 from lmscale.files.reading import open_plain, reading
 from lmscale.files.strangers import parse_json
+from lmscale.shards.dialogues import tokenize_dialogues
 from lmscale.shards.manifest import Manifest
 from lmscale.shards.members import LABELS, NO_TAG, PARTS, SPANS, TAGS, Member
 from lmscale.shards.writer import TokenizedDocument
@@ -113,8 +114,12 @@ def tokenize_slice(
     dataset: Manifest,
 ) -> Iterator[TokenizedDocument]:
     """The documents whose line begins in [start, end), as those of ``dataset``."""
+    documents = read_slice(folder, files, start, end)
+    if dataset.has_turns:
+        yield from tokenize_dialogues(documents, dataset, tokenizer)
+        return
     encode = _encode_parts(tokenizer, dataset)
-    for offset, document in read_slice(folder, files, start, end):
+    for offset, document in documents:
         text = document["text"]
         edges = np.cumsum([0, *document.get("parts", [len(text)])]).tolist()
         # Part by part, as no piece may reach over the edge between two of them.

@@ -138,7 +138,7 @@ class _OpenShard:
         }
         contents = {"docs.npy": to_npy(docs), "tokens.npy": to_npy(tokens)}
         contents["meta.json"] = json.dumps(meta).encode()
-        for name, dtype, is_of_tokens in self._members:
+        for name, dtype, is_of_tokens, _ in self._members:
             values = [document.members[name] for document in block]
             joined = np.concatenate(values) if is_of_tokens else np.array(values)
             contents[f"{name}.npy"] = to_npy(joined.astype(dtype))

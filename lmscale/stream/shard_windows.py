@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from lmscale.config.data import WindowShape
-from lmscale.shards.members import NO_TAG, TAGS, plan_members
+from lmscale.shards.members import OF_TOKENS, plan_members
 from lmscale.shards.reader import MappedShard
 from lmscale.stream.batches import MAX_POSITIONS, Rows, digest_rows
 from lmscale.stream.packing import count_concat
@@ -47,11 +47,13 @@ class ShardWindows:
             first, last = bounds[:-1] + 1, bounds[1:]
             origins = np.zeros(num_windows, dtype=np.int64)
         self._of_pieces: dict[str, np.ndarray] = {}  # every piece is a document
-        self._of_tokens: dict[str, list[np.ndarray]] = {}
-        for name, _, is_of_tokens in plan_members(has_pairs=shape.has_pairs, labels=shape.labels):
+        self._of_tokens: dict[str, tuple[int, list[np.ndarray]]] = {}
+        for name, _, is_of_tokens, padding in plan_members(
+            has_pairs=shape.has_pairs, labels=shape.labels, has_turns=shape.has_turns
+        ):
             values = [shard.values(name, block) for block in range(num_blocks)]
             if is_of_tokens:
-                self._of_tokens[name] = values
+                self._of_tokens[name] = padding, values
             else:
                 ends = np.cumsum(document_lengths(shard, num_blocks))
                 documents = np.searchsorted(ends, begins, side="right")
@@ -75,8 +77,8 @@ class ShardWindows:
         """Of each member that is read its values, [documents of the window] or [W]."""
         pieces = slice(self._bounds[window], self._bounds[window + 1])
         members = {name: values[pieces] for name, values in self._of_pieces.items()}
-        for name, blocks in self._of_tokens.items():
-            members[name] = np.full(row_tokens, NO_TAG, dtype=blocks[0].dtype)
+        for name, (padding, blocks) in self._of_tokens.items():
+            members[name] = np.full(row_tokens, padding, dtype=blocks[0].dtype)
             self.copy(window, members[name], blocks)
         return members
 
@@ -139,7 +141,9 @@ def read_rows(
         starts=starts,
         digests=digest_rows(numbers, tokens, members if any(members) else ()),
         members={
-            name: (np.stack if name == TAGS else np.concatenate)([each[name] for each in members])
+            name: (np.stack if name in OF_TOKENS else np.concatenate)(
+                [each[name] for each in members]
+            )
             for name in (members[0] if members else {})
         },
     )

@@ -48,5 +48,6 @@ def check_fit(lengths: np.ndarray, shape: WindowShape, *, where: str) -> None:
             f"{where}: {num_long:,} of its {len(lengths):,} documents are longer than a window of "
             f"{shape.tokens:,} tokens, the longest has {lengths.max():,}; what is said of a whole "
             "document is of no part of it. Raise stream.sequence_length, or build corpus and "
-            "shards with a smaller corpus.max_chars (and on_overlong: truncate, or drop)."
+            "shards with a smaller corpus.max_chars (and on_overlong: truncate, or drop: a "
+            "dialogue is cut behind an answer)."
         )

@@ -74,7 +74,7 @@ def test_problems_stand_at_their_key_whatever_the_kind(installed):
         "c.yaml:2: objective.rate: input should be a valid number; found 'much'.",
         "c.yaml:2: objective.z_loss: unknown key. Known here: name, rate. It is one of "
         "objective.name: causal, distill, fill_middle, prefix, spans, denoisers, infill, "
-        "pairs, completion, mixture.",
+        "pairs, completion, dialogue, mixture.",
     ]
 
 
@@ -162,7 +162,7 @@ def test_what_an_objective_needs_of_the_model_is_asked_of_the_configuration(inst
     installed(cloze=f"{__name__}:ClozeConfig")
     assert problems_of("{name: cloze}") == [
         "c.yaml: objective.name = 'cloze' needs model.family: encoder; here it is decoder, which "
-        "has causal, distill, fill_middle, prefix, completion."
+        "has causal, distill, fill_middle, prefix, completion, dialogue."
     ]
 
 

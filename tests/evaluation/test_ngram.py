@@ -283,7 +283,8 @@ def test_a_baseline_that_cannot_be_counted_says_why(read_run, tokenizer):
 
     other = config.model_copy(update={"objective": FillMiddleConfig()})
     refused(
-        "the objectives causal, distill, prefix, spans, denoisers, infill, pairs, completion; this",
+        "the objectives causal, distill, prefix, spans, denoisers, infill, pairs, completion, "
+        "dialogue; this",
         run=other,
     )
     refused(

@@ -155,7 +155,7 @@ def test_a_checkpoint_of_another_model_names_what_differs(run, tiny_data, tokeni
 
 LLAMA, T5 = "LlamaForCausalLM", "T5ForConditionalGeneration"
 CLASSES = {
-    **dict.fromkeys(("llama", "mup", "lora", "prefix", "mixture", "completion"), LLAMA),
+    **dict.fromkeys(("llama", "mup", "lora", "prefix", "mixture", "completion", "dialogue"), LLAMA),
     "transformer_xl": "MistralForCausalLM",
     "masked": "BertForMaskedLM",
     "masked_order": "BertForPreTraining",
@@ -167,7 +167,7 @@ CLASSES = {
     "bart": "BartForConditionalGeneration",
 }
 LEFT_OUT = {"masked_next": {"pooler", "classifier"}, **dict.fromkeys(LABELLED, {"head"})}
-LEFT_OUT |= dict.fromkeys(("pairs", "completion"), set())
+LEFT_OUT |= dict.fromkeys(("pairs", "completion", "dialogue"), set())
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, *LABELLED])

@@ -1,0 +1,131 @@
+"""Dialogues through shards and stream: the loss is of the answers alone, whatever stands beside."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from labelled_data import records
+from test_pairs import open_for, run_config, score, scoring_of, train
+
+from lmscale.config.data import WindowShape
+from lmscale.errors import DataError
+from lmscale.objective.objective import build_preparation
+from lmscale.shards.manifest import load_manifest
+from lmscale.shards.members import find_wrong_values
+from lmscale.stream.stream import open_stream
+from lmscale.stream.whole_documents import check_fit
+from lmscale.tokenizer.codec import load_tokenizer
+
+MODEL = {"layers": 1, "width": 48, "heads": 4, "kv_heads": 4}
+
+
+@pytest.fixture
+def config(labelled):
+    return run_config(labelled, "dialogue", source="dialogues", model=MODEL, sequence_length=224)
+
+
+def test_of_every_dialogue_the_answers_are_targets_with_what_ends_them_and_nothing_else(
+    labelled, config
+):
+    tokenizer = load_tokenizer(labelled.tokenizer.folder)
+    with open_for(config) as stream:
+        rows = stream.read_rows(0, sum(stream.datasets["dialogues"].counts))
+        manifest = stream.datasets["dialogues"].manifest
+    prepared = build_preparation(config).prepare(rows)
+    chosen = prepared.arrays["chosen"].reshape(-1) == 1
+    assert len(rows.starts) == manifest.documents > 1.5 * len(rows.tokens)
+    ids = rows.tokens.reshape(-1)
+    found = [
+        tokenizer.decode_bytes(part[mask], shows_special=True).decode()
+        for part, mask in zip(
+            np.split(ids, rows.starts[1:]), np.split(chosen, rows.starts[1:]), strict=True
+        )
+    ]
+    known = {
+        "".join(f" {m['content']}</s>" for m in row["messages"] if m["role"] == "assistant")
+        for row in records("dialogues")
+    }
+    assert set(found) <= known and len(set(found)) > 100
+    assert (
+        prepared.targets
+        == chosen.sum()
+        == len(build_preparation(config).target_ids(prepared.arrays))
+    )
+
+
+def test_the_loss_is_that_of_transformers_with_the_other_labels_masked(labelled, config):
+    from theirs import import_transformers
+
+    import_transformers()
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    scoring, preparation = scoring_of(config), build_preparation(config)
+    with open_for(config) as stream:
+        rows = stream.read_rows(3, 2)
+    arrays = preparation.prepare(rows).arrays
+    loss = score(scoring, arrays).loss
+    ids = torch.from_numpy(rows.tokens.astype(np.int64))
+    total = torch.zeros(())
+    edges = [*rows.starts.tolist(), ids.numel()]
+    for begin, end in zip(edges, edges[1:], strict=False):
+        row = begin // ids.shape[1]
+        end = min(end, row * ids.shape[1] + int(rows.lengths[row]))
+        one_1T = ids.view(-1)[begin:end][None]
+        labels_1T = one_1T.where(
+            torch.from_numpy(arrays["chosen"]).view(-1)[begin:end][None] == 1, -100
+        )
+        layout = scoring.model.lay_out(torch.arange(end - begin)[None] == 0, mask_documents=True)
+        logits = scoring.model.head(scoring.model(one_1T, layout))
+        total += ForCausalLMLoss(logits, labels_1T, logits.shape[-1], num_items_in_batch=1)
+    assert int(loss.targets) == arrays["chosen"].sum() > 0
+    torch.testing.assert_close(loss.total, total)
+
+
+def test_a_sample_is_the_same_in_every_order_of_reading_and_its_digest_covers_the_answers(config):
+    with open_for(config) as stream:
+        whole = stream.read_rows(0, 8)
+        state = stream.state_at(4)
+    with open_stream(config.stream, seed=3, shape=config.window, state=state) as again:
+        rest = again.read_rows(4, 4)
+    assert rest.digests.tolist() == whole.digests[4:].tolist()
+    assert (rest.members["replies"] == whole.members["replies"][4:]).all()
+    plain = replace(config.window, has_turns=False, has_pairs=False)
+    with open_stream(config.stream, seed=3, shape=plain) as other:
+        bare = other.read_rows(0, 8)
+    assert not bare.members and bare.digests.tolist() != whole.digests.tolist()
+
+
+def test_a_shard_cannot_say_other_things_of_its_tokens():
+    docs = np.array([0, 300, 600])
+    replies = np.ones(600, dtype=np.uint8)
+    assert not [*find_wrong_values({"replies": replies}, docs, None)]
+    replies[300:] = 0
+    replies[7] = 2
+    assert [*find_wrong_values({"replies": replies}, docs, None)] == [
+        "replies has 2, which is neither 0 nor 1",
+        "document 1 is a dialogue without an answer",
+    ]
+
+
+def test_answers_are_learned(config):
+    losses = train(config, steps=16, windows=2)
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_what_is_no_dialogue_or_does_not_fit_is_refused(labelled, config):
+    sources = {"pairs": {"shards": f"{labelled.shards.folder}/pairs/train"}}
+    other = config.stream.model_copy(
+        update={"sources": type(config.stream).model_validate({"sources": sources}).sources}
+    )
+    with pytest.raises(DataError, match="its documents are no dialogues. Name messages_field"):
+        open_stream(other, seed=3, shape=config.window)
+    with pytest.raises(ValueError, match="'dialogue' is of whole documents: set stream.packing"):
+        run_config(labelled, "dialogue", source="dialogues", model=MODEL, packing="concat")
+    shape = WindowShape(stride=9, overlap=1, has_turns=True)
+    with pytest.raises(DataError, match="a dialogue is cut behind an answer"):
+        check_fit(np.array([11]), shape, where="x")
+    manifest = load_manifest(f"{labelled.shards.folder}/dialogues/train")
+    assert manifest.version == 4 and manifest.chat_template.startswith("{{ bos_token }}")
