@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 import lmscale
 from lmscale.cli import checkpoint, config, corpus, launch, shards, show, stream, suite, tokenizer
 from lmscale.cli.answer import answer
+from lmscale.cli.chat import chat
 from lmscale.cli.compare import compare
 from lmscale.cli.demo import demo
 from lmscale.cli.doctor import doctor
@@ -41,6 +42,7 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "generate": generate,
     "answer": answer,
     "probe": probe_app,
+    "chat": chat,
     "show": show.app,
     "prune": prune,
     "compare": compare,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmscale.cli.evaluate import StepOption, WeightsOption
 from lmscale.cli.options import RunArgument
-from lmscale.files.printing import say
+from lmscale.files.printing import say, say_text
 
 if TYPE_CHECKING:
     from lmscale.evaluation.generate import Generation
@@ -101,16 +100,7 @@ def _stream(generation: Generation, prompt: str, suffix: str) -> None:
 
     is_answered = generation.prompt.is_answered
     if not is_answered:
-        _show(prompt)
+        say_text(prompt)
     for piece in stream_answer(generation):
-        _show(piece)
-    _show("\n" if is_answered else f"{suffix}\n")
-
-
-def _show(text: str) -> None:
-    """As the model said it; on a terminal, which it is not to steer, as everything else."""
-    if sys.stdout.isatty():
-        say(text, end="")
-    else:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        say_text(piece)
+    say_text("\n" if is_answered else f"{suffix}\n")

@@ -13,9 +13,11 @@ from lmscale.config import RunConfig
 from lmscale.config.kinds import Ability
 from lmscale.config.objective import FillMiddleConfig, InfillConfig, SpanConfig
 from lmscale.config.objective_base import ObjectiveConfig
-from lmscale.config.supervised import CompletionConfig, PairsConfig
+from lmscale.config.supervised import CompletionConfig, DialogueConfig, PairsConfig
 from lmscale.errors import ConfigError
 from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.chat_template import ChatTemplate, Messages
+from lmscale.tokenizer.kept_template import load_kept_template
 
 Encode = Callable[[str], np.ndarray]
 Kind = TypeVar("Kind", bound=ObjectiveConfig)
@@ -57,7 +59,8 @@ def build_prompt(
     end what is written: texts, or names of special tokens. Raises ``ConfigError`` for a suffix
     where the objective teaches nothing of the kind, and for a stop without text.
     """
-    prompt = _ask(config, partial(tokenizer.encode, special=special), text, suffix, bos_id)
+    encode = partial(tokenizer.encode, special=special)
+    prompt = _ask(config, tokenizer, encode, text, suffix, bos_id)
     return let_end(prompt, config, tokenizer, special=special, stops=stops)
 
 
@@ -84,8 +87,32 @@ def let_end(
     )
 
 
+def ask_turn(template: ChatTemplate, messages: Messages) -> Prompt:
+    """Ask for the assistant's answer to the last of the messages."""
+    return Prompt(
+        ids=tuple(template.encode_prompt(messages).tolist()),
+        ends=frozenset({template.end_id}),
+        is_answered=True,
+    )
+
+
+def _load_template(config: RunConfig, tokenizer: Tokenizer) -> ChatTemplate:
+    text = load_kept_template(config.folder)
+    if not text:
+        raise ConfigError(
+            f"{config.folder} was trained on dialogues and keeps no chat template, which lay in "
+            "its folder tokenizer. Restore chat_template.jinja there."
+        )
+    return ChatTemplate(text, tokenizer)
+
+
 def _ask(
-    config: RunConfig, encode: Encode, text: str, suffix: str | None, bos_id: int | None
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    encode: Encode,
+    text: str,
+    suffix: str | None,
+    bos_id: int | None,
 ) -> Prompt:
     objective, added = config.objective, config.objective_ids
     bos = () if bos_id is None else (bos_id,)
@@ -95,6 +122,8 @@ def _ask(
     if _find(objective, InfillConfig) is not None:
         after = encode(suffix or "").tolist()
         return _ask_pair((*bos, *ids, added["mask"], *after, added["end"]), added)
+    if isinstance(objective, DialogueConfig) and suffix is None:
+        return ask_turn(_load_template(config, tokenizer), [{"role": "user", "content": text}])
     if suffix is not None:
         return Prompt(ids=tuple(_encode_middle(objective, encode, added, text, suffix, bos_id)))
     return ask_ids(config, ids, bos_id=bos_id)

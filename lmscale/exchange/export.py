@@ -19,6 +19,7 @@ from lmscale.config.kinds import Ability
 from lmscale.errors import DataError
 from lmscale.evaluation.found import FoundRun
 from lmscale.evaluation.run import DTYPES
+from lmscale.exchange.chat import load_run_template, verify_template
 from lmscale.exchange.early import check_export
 from lmscale.exchange.exported import MARK, Dtype, Exported, ExportRequest, describe
 from lmscale.exchange.framing import find_beginning, keep_pair, plan_framing
@@ -42,6 +43,7 @@ from lmscale.files.atomic import write_bytes, write_json, writing
 from lmscale.files.output_folder import output_folder
 from lmscale.files.printing import render_bytes
 from lmscale.runs.imports import read_import
+from lmscale.tokenizer.kept_template import load_kept_template
 
 ROOM_BYTES = 2**26  # for all but the weights
 
@@ -125,10 +127,11 @@ def _write_settings(
     barred = barred_ids(tokenizer, framing, config.objective_ids, plan.sizes.vocab_size)
     settings = render_config(plan, framing, config.objective_ids, request.dtype)
     write_json(work / "config.json", settings)
+    template = load_run_template(found)
     if plan.section.family != "encoder":
-        generation = render_generation(
-            framing, config.objective_ids, ends=end_ids(tokenizer, framing), barred=barred
-        )
+        ends = end_ids(tokenizer, framing)
+        ends += [template.end_id] if template and template.end_id not in ends else []
+        generation = render_generation(framing, config.objective_ids, ends=ends, barred=barred)
         write_json(work / "generation_config.json", generation)
     write_tokenizer(
         tokenizer,
@@ -137,11 +140,14 @@ def _write_settings(
         added_ids=config.added_ids,
         objective_ids=config.objective_ids,
         max_length=config.max_positions,
+        chat_template=load_kept_template(found.folder),
     )
     texts = map(tokenizer.decode, samples.of_pieces(tokenizer.vocab_size))
     check = verify_tokenizer(tokenizer, work, texts, framing=framing)
     if check.problem:
         raise DataError(check.problem)
+    if template is not None and config.window.has_turns:
+        verify_template(template, work)
     return check, barred
 
 

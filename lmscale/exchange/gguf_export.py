@@ -23,6 +23,7 @@ from torch import Tensor
 from lmscale.config.hf.llama_cpp import LlamaCpp, choose_llama_cpp
 from lmscale.config.model import DecoderConfig
 from lmscale.evaluation.found import FoundRun
+from lmscale.exchange.chat import load_run_template
 from lmscale.exchange.early import check_export
 from lmscale.exchange.export import check_room
 from lmscale.exchange.exported import (
@@ -56,6 +57,7 @@ from lmscale.exchange.verify import find_why_not
 from lmscale.files.atomic import writing
 from lmscale.files.output_folder import output_file
 from lmscale.model.family import build_model_on
+from lmscale.tokenizer.kept_template import load_kept_template
 
 NUM_PROMPTS = 4
 PROMPT_TOKENS, NEW_TOKENS = 256, 32
@@ -146,6 +148,11 @@ def _write(request: ExportRequest, plan: GgufPlan, path: Path) -> None:
             found.tokenizer.special_ids,
             begins_with_bos=plan.begins_with_bos,
         )
+        if text := load_kept_template(found.folder):
+            writer.add_chat_template(text)
+        template = load_run_template(found)
+        if template is not None and template.end_id != found.tokenizer.eos_id:
+            writer.add_eot_token_id(template.end_id)
 
     with (
         _reading(plan) as read,

@@ -45,6 +45,7 @@ from lmscale.runs.continuation import identity_of
 from lmscale.runs.environment import collect_code, save_provenance
 from lmscale.runs.imports import IMPORTED, Imported
 from lmscale.tokenizer.codec import KEPT_FOLDER, Tokenizer, save_tokenizer
+from lmscale.tokenizer.kept_template import find_template, save_template
 from lmscale.tokenizer.named_ids import find_ends, find_named_ids
 
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}
@@ -60,6 +61,7 @@ class Import:
     tokenizer: Tokenizer
     config: RunConfig
     origin: Imported
+    chat_template: str = ""
 
 
 def plan_run(
@@ -108,7 +110,12 @@ def plan_run(
         tokenizer=tokenizer,
         config=config,
         origin=origin,
+        chat_template=find_template(_folder_of(tokenizer_place)) or find_template(folder),
     )
+
+
+def _folder_of(place: Path) -> Path:
+    return place if place.is_dir() else place.parent
 
 
 def _plan_rows(folder: Path, theirs: int, num_ids: int, wanted: int | None) -> int:
@@ -181,6 +188,7 @@ def write_run(plan: Import, out: Path, *, check: Callable[[Path], None], advance
             state={IMPORTED: origin.to_json()},
         )
         save_tokenizer(plan.tokenizer, work / KEPT_FOLDER)
+        save_template(plan.chat_template, work / KEPT_FOLDER)
         write_json(work / IMPORT_FILE, origin.to_json())
         save_provenance(work, plan.config, collect_code())
         config = dump_config(with_absolute_places(plan.config))

@@ -21,6 +21,17 @@ def say(text: object = "", *, err: bool = False, end: str = "\n") -> None:
     stream.flush()
 
 
+def say_text(text: str) -> None:
+    """What a model has written, now and as it is; to a terminal, which it is not to steer, as
+    everything else.
+    """
+    if sys.stdout.isatty():
+        say(text, end="")
+    else:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
 def count_of(number: int, noun: str) -> str:
     """``1 rank``, ``2 ranks``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from lmscale.config import RunConfig
-from lmscale.config.chat_templates import NAMED, load_template, read_template
+from lmscale.config.chat_templates import NAMED, load_template
 from lmscale.errors import ConfigError, DataError
-from lmscale.files.tokenizer_files import TEMPLATE_NAME
 from lmscale.shards.manifest import Manifest
 from lmscale.shards.members import REPLIES
 from lmscale.shards.writer import TokenizedDocument
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.tokenizer.chat_template import ChatTemplate, with_bos
+from lmscale.tokenizer.kept_template import find_template
 
 
 def load_chat_template(config: RunConfig, tokenizer: Tokenizer) -> ChatTemplate:
@@ -26,9 +26,7 @@ def load_chat_template(config: RunConfig, tokenizer: Tokenizer) -> ChatTemplate:
     name, folder = config.tokenizer.chat_template, Path(config.tokenizer.folder)
     if name:
         text = load_template(name, setting="tokenizer.chat_template")
-    elif (folder / TEMPLATE_NAME).exists():
-        text = read_template(folder / TEMPLATE_NAME)
-    else:
+    elif not (text := find_template(folder)):
         raise ConfigError(
             "corpus.sources has dialogues (messages_field), and how they are written is not said: "
             f"set tokenizer.chat_template to {', '.join(NAMED)} or a file."

@@ -18,6 +18,7 @@ from lmscale.tokenizer.codec import load_tokenizer, refuse_strangers, save_token
 from lmscale.tokenizer.foreign import SentencePieceTokenizer
 from lmscale.tokenizer.hf_rules import vocabulary_of
 from lmscale.tokenizer.hugging_face import HuggingFaceTokenizer, build, parse_tree
+from lmscale.tokenizer.kept_template import find_template, save_template
 from lmscale.tokenizer.slow_files import read_slow
 from lmscale.tokenizer.special_tokens import (
     choose_special_ids,
@@ -54,6 +55,8 @@ def import_tokenizer(
         if not force:
             refuse_strangers(tokenizer, folder)
         save_tokenizer(tokenizer, folder)
+        if Path(path).is_dir():
+            save_template(find_template(Path(path)), folder)
     return tokenizer
 
 

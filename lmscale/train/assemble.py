@@ -50,7 +50,7 @@ from lmscale.train.folder import freeze_run, log_changes
 from lmscale.train.initial import begin_engine, build_run_engine
 from lmscale.train.probe import find_probe_difference, measure_probe
 from lmscale.train.progress import STREAM, Progress, read_progress
-from lmscale.train.run_tokenizer import load_run_tokenizer
+from lmscale.train.run_tokenizer import choose_template, load_run_tokenizer
 from lmscale.train.teacher import TEACHER, bring_teacher
 from lmscale.watch import heartbeat
 
@@ -186,7 +186,7 @@ def open_run(
                 if candidate is not None:
                     log_changes(config, run.start.step)
                     changed = log_mixture_change(run)
-                freeze_run(config, tokenizer)
+                freeze_run(config, tokenizer, choose_template(config, run.stream))
                 save_origins(config.folder, {INITIAL: run.origin, BRANCH: run.branch})
                 record_resume(config.folder, candidate, search.passed_over, mixture=changed)
             heartbeat.tick()

@@ -31,6 +31,7 @@ from lmscale.runs.lease import Claim, Lease, is_beating, judge_claim, read_lease
 from lmscale.runs.leftovers import LOCK_FILE
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.tokenizer.codec import KEPT_FOLDER, save_tokenizer
+from lmscale.tokenizer.kept_template import save_template
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ def log_other_environment(folder: Path, code: Mapping[str, Any]) -> None:
         logger.info("installed otherwise as well: %s", ", ".join(changes.others))
 
 
-def freeze_run(config: RunConfig, tokenizer: Tokenizer) -> None:
+def freeze_run(config: RunConfig, tokenizer: Tokenizer, chat_template: str = "") -> None:
     """Write what runs: config.yaml, code.json, environment.json, tokenizer/.
 
     Rank 0 only, and only once nothing can refuse to start any more: until then the folder tells of
@@ -172,3 +173,4 @@ def freeze_run(config: RunConfig, tokenizer: Tokenizer) -> None:
         write_bytes(folder / CONFIG_FILE, dump_config(with_absolute_places(config)).encode())
         save_provenance(folder, config, code)
         save_tokenizer(tokenizer, folder / KEPT_FOLDER)
+        save_template(chat_template, folder / KEPT_FOLDER)

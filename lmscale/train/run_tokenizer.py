@@ -8,8 +8,10 @@ from lmscale.config import RunConfig
 from lmscale.config.objective_base import describe_ids
 from lmscale.errors import DataError
 from lmscale.runs.own_ids import find_forgotten_ids, find_other_tokenizer
+from lmscale.stream.stream import Stream
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.tokenizer.codec import load_configured
+from lmscale.tokenizer.kept_template import choose_run_template
 
 _MARK_TEXTS = ("start", "end", "cls", "sep")  # so they may be what marks a document, too
 
@@ -23,6 +25,16 @@ def load_run_tokenizer(config: RunConfig) -> Tokenizer:
     if problems := [*sizes, *_find_problems(config, tokenizer)]:
         raise DataError(problems)
     return tokenizer
+
+
+def choose_template(config: RunConfig, stream: Stream) -> str:
+    """The chat template that the run keeps; "": none. Raises ``DataError`` where its sources were
+    not all written by the same.
+    """
+    datasets = stream.datasets.items()
+    return choose_run_template(
+        config, {name: dataset.manifest.chat_template for name, dataset in datasets}
+    )
 
 
 def _find_size_problems(config: RunConfig, tokenizer: Tokenizer) -> Iterator[str]:
