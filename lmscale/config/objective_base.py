@@ -47,6 +47,11 @@ class ObjectiveConfig(KindSection):
         return {"objective": self}
 
     @property
+    def of_held_out(self) -> ObjectiveConfig:
+        """What prepares held-out windows: without what only training does to a text."""
+        return self
+
+    @property
     def added_ids(self) -> tuple[str, ...]:
         """Names of the ids that it needs beside the tokenizer's, such as a mask's. They are
         numbered from ``tokenizer.vocab_size`` on, so that the same shards serve every objective,

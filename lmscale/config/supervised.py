@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, field_validator
 
+from lmscale.config.augment import AugmentConfig
 from lmscale.config.data import StreamConfig, WindowShape
 from lmscale.config.kinds import Ability
 from lmscale.config.labels import LabelSet, find_name_problems, split_tags
@@ -194,10 +195,18 @@ class TextLabelsConfig(LabelledConfig):
     """Of a document that is a pair, such as two sentences of which one may follow from the other:
     the second text's tokens are of the second type.
     """
+    augment: AugmentConfig = AugmentConfig()
+    """Words that are left out or swapped in what is trained on."""
+
+    later = frozenset({"augment"})
 
     @property
     def has_pairs(self) -> bool:
         return self.of_pairs
+
+    @property
+    def of_held_out(self) -> TextLabelsConfig:
+        return self.model_copy(update={"augment": AugmentConfig()})
 
 
 class ClassesConfig(TextLabelsConfig, NamedClassesConfig):

@@ -150,7 +150,9 @@ def plan_evaluation(
     counted = () if labels is None else labels.figures
     return EvaluationPlan(
         micro_windows=config.batch.micro_windows,
-        preparation=build_preparation(config.model_copy(update={"run": run})),
+        preparation=build_preparation(
+            config.model_copy(update={"run": run, "objective": config.objective.of_held_out})
+        ),
         measured=config.objective.set_figures,
         held_out=tuple(name for name in config.objective.held_out if name not in counted),
         labels=labels,

@@ -151,10 +151,11 @@ class _Reading:
                 account.fields = finder
             try:
                 for number, pieces in read_file(file, account):
-                    digest = digest_of(next(iter(pieces)) if _is_pair(pieces) else "".join(pieces))
+                    texts = _texts_of(pieces)
+                    digest = digest_of(_deciding_text(pieces, texts, source))
                     is_drawn = is_heldout(digest, fraction)
                     part = parts["heldout" if is_drawn else name]
-                    tokens = self.extra + sum(len(self.tokenizer.encode(p)) for p in pieces)
+                    tokens = self.extra + sum(len(self.tokenizer.encode(text)) for text in texts)
                     part.add(pieces, tokens, digest, f"{file.shown}:{number}")
                     self.advance(1)
             except TooManyBrokenError as error:
@@ -165,6 +166,20 @@ class _Reading:
         if problems:
             raise DataError(problems)
         return parts
+
+
+def _texts_of(pieces: Pieces) -> tuple[str, ...]:
+    """As the shards encode them: a context as a whole, wherever its answer stands."""
+    texts = tuple(pieces)
+    has_span = isinstance(pieces, MarkedText) and pieces.has_span
+    return (texts[0], "".join(texts[1:])) if has_span else texts
+
+
+def _deciding_text(pieces: Pieces, texts: tuple[str, ...], source: CorpusSourceConfig) -> str:
+    """By which the corpus holds a document out."""
+    if source.answer_field:
+        return texts[-1]
+    return texts[0] if _is_pair(pieces) else "".join(texts)
 
 
 def _is_pair(pieces: Pieces) -> bool:

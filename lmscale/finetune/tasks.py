@@ -36,7 +36,11 @@ TASKS = {
     ),
     "pairs": Task(needs=("target_field",), refuses=("label_field", "tags_field")),
     "completion": Task(needs=("target_field",), refuses=("label_field", "tags_field")),
-    "answers": Task(judged_by=("f1", "exact_match", "accuracy", "loss")),
+    "answers": Task(
+        needs=("target_field", "answer_field"),
+        refuses=("label_field", "tags_field"),
+        judged_by=("f1", "exact_match", "loss"),
+    ),
     "dialogue": Task(),
 }
 

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lmscale.config import RunConfig
-from lmscale.config.supervised import LabelledConfig
+from lmscale.config.supervised import LabelledConfig, TextLabelsConfig
+from lmscale.objective.augment import AugmentedPreparation, mark_words
 from lmscale.objective.objective import Objective
 from lmscale.objective.pieces import find_pieces
+from lmscale.objective.token_kinds import token_kinds
 from lmscale.shards.members import LABELS, PARTS, TAGS
-from lmscale.stream.batches import TOKENS, Field, Prepared, Rows
+from lmscale.stream.batches import TOKENS, Field, Preparation, Prepared, Rows
+from lmscale.tokenizer.codec import load_kept_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,14 +83,24 @@ def mark_second_texts(rows: Rows) -> np.ndarray:
     return steps[:-1].cumsum(dtype=np.int8).astype(np.uint8).reshape(rows.tokens.shape)
 
 
-def _prepare(config: RunConfig) -> LabelledPreparation:
+def _prepare(config: RunConfig) -> Preparation:
     settings = config.objective
     assert isinstance(settings, LabelledConfig)
     kind = settings.labels.kind
-    return LabelledPreparation(
+    preparation = LabelledPreparation(
         member=TAGS if kind == "tags" else LABELS,
         label_dtype="float32" if kind == "numbers" else "int32",
         has_pairs=settings.has_pairs,
+    )
+    if not isinstance(settings, TextLabelsConfig) or not settings.augment.is_on:
+        return preparation
+    tokenizer = load_kept_tokenizer(config.folder, config.tokenizer.folder)
+    return AugmentedPreparation(
+        inner=preparation,
+        config=settings.augment,
+        seed=config.run.seed,
+        kinds=token_kinds(tokenizer),
+        written_as=mark_words(tokenizer),
     )
 
 

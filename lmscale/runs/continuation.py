@@ -55,6 +55,7 @@ _TABLE = {
         model decoder_layers relative_buckets relative_distance norm_first scaled_logits
         objective name rate suffix_first replace keep unit shuffle sentinels mean_span
         objective permute_sentences previous names of_pairs
+        objective.augment delete swap
         objective.denoisers.NAME rate mean_span mode weight
         objective.parts.NAME weight
         engine keep_zeros

@@ -12,11 +12,15 @@ from hypothesis import strategies as st
 
 from lmscale.config import RunConfig, parse_config
 from lmscale.config.corpus import CorpusConfig, CorpusSourceConfig
+from lmscale.config.finetune import FinetuneConfig
+from lmscale.config.load import validate_tree
 from lmscale.corpus.answers import find_answer
 from lmscale.corpus.build import build_corpus
 from lmscale.corpus.documents import load_corpus_manifest
 from lmscale.corpus.fields import RecordFields
 from lmscale.errors import ConfigError, DataError
+from lmscale.finetune.survey import survey_data
+from lmscale.tokenizer.codec import load_tokenizer
 
 FIELDS = {"text_field": "question", "target_field": "context", "answer_field": "answers"}
 SOURCE = CorpusSourceConfig.model_validate({"inputs": ["x"], **FIELDS})
@@ -184,3 +188,26 @@ def build(folder: Path, source: dict[str, Any] | None = None, **corpus: Any) -> 
 def documents(folder: Path, split: str = "train") -> list[dict[str, Any]]:
     paths = sorted((folder / f"corpus/quiz/{split}").glob("*.jsonl"))
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def test_a_survey_for_fine_tuning_counts_what_the_corpus_holds_out_and_the_shards_encode(
+    tmp_path, labelled
+):
+    rows = [
+        {"question": f"which {n}?", "context": f"it is number {k} here", "answers": f"mber {k}"}
+        for k in range(40)
+        for n in range(3)
+    ]
+    write(tmp_path, rows)
+    build(tmp_path, heldout_fraction=0.5)
+    data = {"train": str(tmp_path / "raw.jsonl"), "heldout_fraction": 0.5, **FIELDS}
+    tree = {"name": "a", "base": "b", "task": "answers", "data": data}
+    config = validate_tree(FinetuneConfig, tree, name="short.yaml")
+    tokenizer = load_tokenizer(labelled.tokenizer.folder)
+    survey = survey_data(config, tokenizer, has_bos=True, advance=lambda documents: None)
+    for split in ("train", "heldout"):
+        found = documents(tmp_path, split)
+        assert survey.parts[split].documents == len(found)
+        texts = [(d["text"][: d["parts"][0]], d["text"][d["parts"][0] :]) for d in found]
+        lengths = [2 + sum(len(tokenizer.encode(text)) for text in pair) for pair in texts]
+        assert survey.lengths(split).tolist() == lengths

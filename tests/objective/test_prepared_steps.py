@@ -29,6 +29,7 @@ OTHERS = {
     "t5 with ids of its own": RECIPES["t5"] | {"tokenizer.ids": T5_IDS},
     **RECIPES,
 }
+AUGMENTED = {f"{name}, augmented": name for name in ("classes", "matches")}  # one text, and pairs
 
 
 @contextmanager
@@ -65,12 +66,17 @@ def contents(batches: Iterable[Batch]) -> list:
 
 
 @pytest.mark.parametrize("first_n", [0, FAR])
-@pytest.mark.parametrize("recipe", [*OTHERS, *LABELLED])
+@pytest.mark.parametrize("recipe", [*OTHERS, *LABELLED, *AUGMENTED])
 def test_a_step_is_the_same_bytes_on_any_number_of_ranks_and_workers(
     tiny_data, labelled, tmp_path, recipe, first_n
 ):
     batch = {"global_windows": 24, "micro_windows": 3}
-    settings = OTHERS[recipe] if recipe in OTHERS else labelled_recipe(recipe, labelled)
+    if recipe in AUGMENTED:
+        settings = labelled_recipe(AUGMENTED[recipe], labelled)
+        augment = {"augment": {"delete": 0.2, "swap": 0.2}}
+        settings = {**settings, "objective": settings["objective"] | augment}
+    else:
+        settings = OTHERS[recipe] if recipe in OTHERS else labelled_recipe(recipe, labelled)
     config = tiny_config(tiny_data, tmp_path, {**settings, "batch": batch})
     with opened_jobs(config, first_n) as jobs_of:
         (alone,) = jobs_of(1)
