@@ -14,6 +14,7 @@ from lmscale.cli.answer import answer
 from lmscale.cli.chat import chat
 from lmscale.cli.compare import compare
 from lmscale.cli.demo import demo
+from lmscale.cli.distill import distill
 from lmscale.cli.doctor import doctor
 from lmscale.cli.evaluate import evaluate
 from lmscale.cli.export import export
@@ -23,6 +24,7 @@ from lmscale.cli.import_ import app as import_app
 from lmscale.cli.init import init
 from lmscale.cli.probe import app as probe_app
 from lmscale.cli.prune import prune
+from lmscale.cli.quantize import quantize
 from lmscale.cli.runs import commands as runs
 from lmscale.cli.train import train
 from lmscale.files.printing import say
@@ -44,7 +46,9 @@ COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "probe": probe_app,
     "chat": chat,
     "show": show.app,
+    "quantize": quantize,
     "prune": prune,
+    "distill": distill,
     "compare": compare,
     "export": export,
     "launch": launch.app,

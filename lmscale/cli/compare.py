@@ -124,8 +124,8 @@ def measure_models(
     from lmscale.files.progress import progress
 
     with progress("loading torch"):
-        from lmscale.compress.contenders import load_contender, opened_sets
-        from lmscale.compress.measure import measure
+        from lmscale.compress.contenders import load_contender, load_files, opened_sets
+        from lmscale.compress.measure import PROMPT_TOKENS, first_prompt, measure
         from lmscale.ranks.device import select_device
         from lmscale.ranks.ranks import Ranks
     device = select_device(Ranks())
@@ -136,6 +136,12 @@ def measure_models(
                 load_contender(run, device=device, name=names[n] if names else "")
                 for n, run in enumerate(runs)
             ]
+        if files:
+            first = next(iter(sets.values()))
+            length = min(PROMPT_TOKENS, runs[0].config.max_positions // 2)
+            prompt = first_prompt(runs[0].config, first, length)
+            with progress("running llama.cpp"):
+                contenders += load_files(files, runs, prompt)
         return measure(contenders, sets, max_windows=max_windows, bar=progress)
 
 

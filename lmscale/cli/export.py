@@ -66,8 +66,8 @@ FormatOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[
-    Literal["fp32", "bf16", "fp16", "q8_0"],
-    typer.Option(help="Of the weights in the files; q8_0 is of gguf alone."),
+    Literal["fp32", "bf16", "fp16", "q8_0", "q4_0"],
+    typer.Option(help="Of the weights in the files; q8_0 and q4_0 are of gguf alone."),
 ]
 MaxShardOption = Annotated[
     float | None,

@@ -23,8 +23,7 @@ from lmscale.checkpoint.load import open_weights
 from lmscale.checkpoint.manifest import BUFFER
 from lmscale.checkpoint.places.place import LocalPlace
 from lmscale.checkpoint.weights_alone import Advance, commit_weights, write_weights
-from lmscale.config import RunConfig, dump_config
-from lmscale.config.load import validate_tree
+from lmscale.config import RunConfig, dump_config, parse_config
 from lmscale.config.run import with_absolute_places
 from lmscale.errors import CheckpointError, ConfigError
 from lmscale.evaluation.found import FoundRun
@@ -100,9 +99,11 @@ def plan_place(name: str, beside: Path) -> Path:
     return out
 
 
-def change_config(config: RunConfig, changes: Mapping[str, Any], *, name: str) -> RunConfig:
-    """The configuration with other values by dotted keys. Raises ``ConfigError``, naming ``name``,
-    where they do not fit.
+def change_config(
+    config: RunConfig, changes: Mapping[str, Any], *, name: str, overrides: Sequence[str] = ()
+) -> RunConfig:
+    """The configuration with other values by dotted keys, and then ``overrides``, as of ``--set``.
+    Raises ``ConfigError``, naming ``name``, where they do not fit.
     """
     tree: dict[str, Any] = yaml.safe_load(dump_config(config))
     for key, value in changes.items():
@@ -111,7 +112,7 @@ def change_config(config: RunConfig, changes: Mapping[str, Any], *, name: str) -
         for section in sections:
             place = place.setdefault(section, {})
         place[last] = value
-    return validate_tree(RunConfig, tree, name=name)
+    return parse_config(yaml.safe_dump(tree, allow_unicode=True), overrides, name=name)
 
 
 def plan_config(found: FoundRun, out: Path, changes: Mapping[str, Any]) -> RunConfig:

@@ -33,16 +33,16 @@ class ExportConfig(Section):
     """So many of those that the run has written there stay, the newest; 0: all."""
     base: Place = ""
     """Of peft: the folder of the model that the run adapts (``lmscale export --base``)."""
-    dtype: Literal["fp32", "bf16", "fp16", "q8_0"] = "fp32"
-    """Of the weights in the files; ``q8_0`` is of gguf alone."""
+    dtype: Literal["fp32", "bf16", "fp16", "q8_0", "q4_0"] = "fp32"
+    """Of the weights in the files; ``q8_0`` and ``q4_0`` are of gguf alone."""
     finish_minutes: float = Field(default=60.0, ge=0, le=1e6)
     """How long a run that has done its last step waits for the last export."""
 
     def find_problems(self) -> Iterator[str]:
         if self.every_steps and not self.format:
             yield f"every_steps = {self.every_steps} needs a format: hf, gguf or peft"
-        if self.dtype == "q8_0" and self.format != "gguf":
-            yield "dtype = q8_0 is of format gguf alone"
+        if self.dtype in ("q8_0", "q4_0") and self.format != "gguf":
+            yield f"dtype = {self.dtype} is of format gguf alone"
         if (self.format == "peft") != bool(self.base):
             yield (
                 f"format = {self.format!r} with base = {self.base!r}: format peft needs the base's "

@@ -24,7 +24,7 @@ MARK = "lmscale_export.json"
 MARK_OF_FILE, HEAD_BYTES = b"lmscale.checkpoint", 4096
 """The same of a GGUF file: a key near its beginning, before the hash of the checkpoint."""
 _GGUF, _TYPE_OF_FILE = b"GGUF", b"general.file_type"
-Dtype = Literal["fp32", "bf16", "fp16", "q8_0"]
+Dtype = Literal["fp32", "bf16", "fp16", "q8_0", "q4_0"]
 Verify = Literal["logits", "tensors"]
 Bar = Callable[[str, float | None, str], AbstractContextManager[Callable[[float], None]]]
 
@@ -54,6 +54,8 @@ class ExportRequest:
     step: int | None = None
     weights: Weights | None = None
     dtype: Dtype = "fp32"
+    keeps_embeddings: bool = False
+    """Of gguf in 8 or 4 bits: the embedding and the head stay fp16."""
     verify: Verify | None = None
     """None: logits, where the memory is enough for the model in fp32; else tensors."""
     max_shard_bytes: int = 5 * 10**9

@@ -100,7 +100,7 @@ def export_gguf(request: ExportRequest) -> GgufExported:
     ``CheckpointError`` and ``DataError`` for what a user can mend.
     """
     check_export("gguf", request)
-    plan = _plan(request.found, request.dtype)
+    plan = _plan(request.found, request.dtype, keeps_embeddings=request.keeps_embeddings)
     why_not = find_why_not(request, plan.plan)
     if not why_not:
         check_installed()  # before hours of writing
@@ -112,7 +112,7 @@ def export_gguf(request: ExportRequest) -> GgufExported:
     return GgufExported(request=request, plan=plan, bytes=num_bytes, check=check, why_not=why_not)
 
 
-def _plan(found: FoundRun, dtype: Dtype) -> GgufPlan:
+def _plan(found: FoundRun, dtype: Dtype, *, keeps_embeddings: bool) -> GgufPlan:
     plan = plan_export(found.config)
     there, section = choose_llama_cpp(plan.architecture.model_type, plan.section, plan.sizes)
     check_found(found)
@@ -123,7 +123,7 @@ def _plan(found: FoundRun, dtype: Dtype) -> GgufPlan:
         plan=plan,
         there=there,
         section=section,
-        tensors=plan_tensors(plan.rules, there, section, dtype),
+        tensors=plan_tensors(plan.rules, there, section, dtype, keeps_embeddings=keeps_embeddings),
         vocabulary=plan_vocabulary(
             found.tokenizer, found.config.added_ids, num_rows=plan.sizes.vocab_size
         ),

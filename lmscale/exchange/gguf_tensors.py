@@ -18,10 +18,16 @@ from lmscale.exchange.exported import Dtype
 from lmscale.exchange.rules import Rule
 from lmscale.model.rotary import plan_frequencies
 
-TYPES: Mapping[Dtype, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
-"""Ours → what GGUF calls it. q8_0: 32 weights of a row are 8-bit numbers times one of fp16."""
+TYPES: Mapping[Dtype, str] = {
+    **{"fp32": "F32", "fp16": "F16", "bf16": "BF16"},
+    **{"q8_0": "Q8_0", "q4_0": "Q4_0"},
+}
+"""Ours → what GGUF calls it. q8_0, q4_0: 32 weights of a row are whole numbers of 8 or 4 bits times
+one of fp16."""
 PIECE_ELEMENTS = 2**24  # converted at once
-_Q8_BLOCK, _Q8_BYTES = 32, 34  # weights that share a factor; bytes of them with it
+BLOCK = 32  # weights that share a factor
+BLOCK_BYTES: Mapping[Dtype, int] = {"q8_0": 2 + 32, "q4_0": 2 + 16}  # of them, with it
+_EMBEDDINGS = ("token_embd", "output.")  # names of the embedding and of the head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +52,24 @@ class GgufTensor:
     @property
     def num_bytes(self) -> int:
         count = int(np.prod(self.shape))
-        if self.dtype == "q8_0":
-            return count // _Q8_BLOCK * _Q8_BYTES
+        if self.dtype in BLOCK_BYTES:
+            return count // BLOCK * BLOCK_BYTES[self.dtype]
         return count * (4 if self.dtype == "fp32" else 2)
 
 
 def plan_tensors(
-    rules: Sequence[Rule], there: LlamaCpp, section: DecoderConfig, dtype: Dtype
+    rules: Sequence[Rule],
+    there: LlamaCpp,
+    section: DecoderConfig,
+    dtype: Dtype,
+    *,
+    keeps_embeddings: bool = False,
 ) -> tuple[GgufTensor, ...]:
     """The tensors in the order of the file.
 
     Matrices have the dtype; vectors and position embeddings are fp32, as llama.cpp wants them, and
-    matrices whose rows are no multiple of 32 are fp16 instead of q8_0. Raises ``ConfigError`` for a
+    matrices whose rows are no multiple of 32 are fp16 instead of q8_0 or q4_0, and with
+    ``keeps_embeddings`` the embedding and the head are. Raises ``ConfigError`` for a
     tensor that the architecture there has no place for.
     """
     import gguf
@@ -77,7 +89,7 @@ def plan_tensors(
                 GgufTensor(
                     name=name,
                     shape=shape,
-                    dtype=_choose_dtype(name, shape, dtype),
+                    dtype=_choose_dtype(name, shape, dtype, keeps_embeddings=keeps_embeddings),
                     parameter=rule.name,
                     first_row=first_row,
                     heads=_rotated_heads(name, there, section),
@@ -94,10 +106,13 @@ def plan_tensors(
     return tuple(tensors)
 
 
-def _choose_dtype(name: str, shape: tuple[int, ...], dtype: Dtype) -> Dtype:
+def _choose_dtype(
+    name: str, shape: tuple[int, ...], dtype: Dtype, *, keeps_embeddings: bool
+) -> Dtype:
     if len(shape) == 1 or name.startswith("position_embd"):
         return "fp32"
-    return "fp16" if dtype == "q8_0" and shape[-1] % _Q8_BLOCK else dtype
+    is_kept = keeps_embeddings and name.startswith(_EMBEDDINGS)
+    return "fp16" if dtype in BLOCK_BYTES and (is_kept or shape[-1] % BLOCK) else dtype
 
 
 def _rotated_heads(name: str, there: LlamaCpp, section: DecoderConfig) -> int:
@@ -134,22 +149,29 @@ def round_as_stored(tensor: GgufTensor, value: Tensor) -> Tensor:
     part = value[tensor.rows]
     if tensor.dtype == "fp32":
         return part.float()
-    if tensor.dtype != "q8_0":
+    if tensor.dtype not in BLOCK_BYTES:
         return part.to(torch.float16 if tensor.dtype == "fp16" else torch.bfloat16).float()
-    return torch.cat([_round_q8_0(piece) for piece in part.split(_rows_at_once(part))])
+    pieces = part.split(_rows_at_once(part))
+    return torch.cat([_round_blocks(piece, tensor.dtype) for piece in pieces])
 
 
-def _round_q8_0(piece: Tensor) -> Tensor:
+def _round_blocks(piece: Tensor, dtype: Dtype) -> Tensor:
     import gguf
 
-    stored = _quantize(piece.float().contiguous().numpy())
-    return torch.from_numpy(gguf.quants.dequantize(stored, gguf.GGMLQuantizationType.Q8_0))
+    stored = _quantize(piece.float().contiguous().numpy(), dtype)
+    return torch.from_numpy(gguf.quants.dequantize(stored, quantization_types()[dtype]))
 
 
 def interleave(part: Tensor, heads: int) -> Tensor:
     """Rows [heads · 2 · R, …] of two halves a head, as pairs: row r + R follows row r."""
     halves = part.reshape(heads, 2, part.shape[0] // heads // 2, *part.shape[1:])
     return halves.transpose(1, 2).reshape(part.shape)
+
+
+def separate(part: Tensor, heads: int) -> Tensor:
+    """What ``interleave`` has made its result of."""
+    pairs = part.reshape(heads, part.shape[0] // heads // 2, 2, *part.shape[1:])
+    return pairs.transpose(1, 2).reshape(part.shape)
 
 
 def _encode(tensor: GgufTensor, piece: Tensor) -> np.ndarray:
@@ -166,13 +188,13 @@ def _encode(tensor: GgufTensor, piece: Tensor) -> np.ndarray:
                 "hold (65,504). Export it in another dtype: --dtype bf16 or fp32"
             )
         return half.numpy()
-    return _quantize(piece.float().numpy())
+    return _quantize(piece.float().numpy(), tensor.dtype)
 
 
-def _quantize(values: np.ndarray) -> np.ndarray:
+def _quantize(values: np.ndarray, dtype: Dtype) -> np.ndarray:
     import gguf
 
-    return gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+    return gguf.quants.quantize(values, quantization_types()[dtype])
 
 
 def quantization_types() -> dict[Dtype, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lmscale.errors import DataError
 from lmscale.exchange.exported import Dtype
 from lmscale.exchange.gguf_tensors import (
+    BLOCK_BYTES,
     TYPES,
     GgufTensor,
     convert,
@@ -39,7 +40,7 @@ def write_gguf(
     writer = gguf.GGUFWriter(str(path), name)
     share = "ALL" if dtype == "fp32" else "MOSTLY"
     writer.add_file_type(gguf.LlamaFileType[f"{share}_{TYPES[dtype]}"])
-    if dtype == "q8_0":
+    if dtype in BLOCK_BYTES:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     describe(writer)
     for tensor in tensors:

@@ -24,7 +24,10 @@ from lmscale.files.extras import install_extra
 from lmscale.tokenizer.base import OWN, SPACE_MARK, Tokenizer
 
 TOP = 20  # log-probabilities compared at each place
-TOLERANCES: dict[Dtype, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 0.1, "q8_0": 0.4}
+TOLERANCES: dict[Dtype, float] = {
+    **{"fp32": 1e-3, "fp16": 2e-2, "bf16": 0.1},
+    **{"q8_0": 0.4, "q4_0": 0.4},  # both have activations of 8 bits
+}
 """Of log-probabilities, in standard deviations of the logits at a place. llama.cpp rounds the
 activations to the dtype of the weights; of small models 2e-5, 0.004, 0.03 and 0.14 were measured,
 and deeper ones add up more.
@@ -182,6 +185,24 @@ def check_installed() -> None:
             f"Verifying a GGUF file needs llama.cpp: {install_extra('gguf')} in "
             "the clone. Or export without it: --verify tensors"
         )
+
+
+def time_gguf(
+    files: Sequence[Path], prompt: Sequence[int], *, count: int, rounds: int
+) -> list[tuple[float, float]]:
+    """Tokens a second of each file: reading ``prompt``, and writing ``count`` behind it. The files
+    take turns; the medians. Raises ``ConfigError`` where llama.cpp is missing.
+    """
+    question = {
+        "files": list(map(str, files)),
+        "prompt": list(map(int, prompt)),
+        "count": count,
+        "rounds": rounds,
+        "context": len(prompt) + count + 1,
+        "threads": torch.get_num_threads(),
+    }
+    of_files = np.array(ask_llama_cpp(question)["rates"])  # [files, rounds, 2]
+    return [(float(read), float(write)) for read, write in np.median(of_files, axis=1)]
 
 
 def ask_llama_cpp(question: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """llama.cpp itself, asked in a process of its own: where it gives up, it ends its process.
 
 ``python -m lmscale.exchange.llama_cpp_child PID`` reads one JSON object from its input and
-writes the answer as the last line of its output. ``llama_cpp.py`` asks it; it ends with the process
-PID, which started it.
+writes the answer, or the speeds of ``files``, as the last line of its output. ``llama_cpp.py`` asks
+it; it ends with the process PID, which started it.
 """
 
 from __future__ import annotations
@@ -34,21 +34,22 @@ def open_server(path: str, *, context: int, threads: int) -> Any:
     return xllamacpp.Server(wanted)
 
 
+def post(server: Any, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """What the server answers; never by a proxy."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    url = server.listening_address + path
+    content = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), content)
+    with direct.open(request) as reply:
+        return json.load(reply)
+
+
 def answer(server: Any, question: dict[str, Any]) -> dict[str, Any]:
     """Greedy tokens and the likeliest tokens' log-probabilities after each prompt; ids of texts."""
-
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never by a proxy
-
-    def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
-        url = server.listening_address + path
-        content = {"Content-Type": "application/json"}
-        request = urllib.request.Request(url, json.dumps(body).encode(), content)
-        with direct.open(request) as reply:
-            return json.load(reply)
-
     continued = []
     for prompt in question["prompts"]:
         reply = post(
+            server,
             "/completion",
             {
                 "prompt": prompt,
@@ -66,17 +67,52 @@ def answer(server: Any, question: dict[str, Any]) -> dict[str, Any]:
         ]
         continued.append({"tokens": reply["tokens"], "likeliest": likeliest})
     texts = [
-        post("/tokenize", {"content": text, "add_special": False, "parse_special": False})["tokens"]
+        post(
+            server,
+            "/tokenize",
+            {"content": text, "add_special": False, "parse_special": False},
+        )["tokens"]
         for text in question["texts"]
     ]
     return {"continued": continued, "texts": texts}
 
 
+def time_files(question: dict[str, Any]) -> dict[str, Any]:
+    """Tokens a second of each file, [reading the prompt, writing], in rounds of one after the
+    other. By llama.cpp's own clock; a round that is not counted comes first.
+    """
+    options = {"context": question["context"], "threads": question["threads"]}
+    servers = [open_server(path, **options) for path in question["files"]]
+    rates: list[list[list[float]]] = [[] for _ in servers]
+    for round_number in range(question["rounds"] + 1):
+        for number, server in enumerate(servers):
+            reply = post(
+                server,
+                "/completion",
+                {
+                    "prompt": question["prompt"],
+                    "n_predict": question["count"],
+                    "temperature": -1,
+                    "ignore_eos": True,
+                    "cache_prompt": False,
+                },
+            )
+            timings = reply["timings"]
+            if round_number:
+                row = [timings["prompt_per_second"], timings["predicted_per_second"]]
+                rates[number].append(row)
+    return {"rates": rates}
+
+
 def main() -> None:
     end_with_parent(int(sys.argv[1]))
     question = json.load(sys.stdin)
-    server = open_server(question["path"], context=question["context"], threads=question["threads"])
-    print(json.dumps(answer(server, question)), flush=True)
+    if "files" in question:
+        reply = time_files(question)
+    else:
+        options = {"context": question["context"], "threads": question["threads"]}
+        reply = answer(open_server(question["path"], **options), question)
+    print(json.dumps(reply), flush=True)
     os._exit(0)  # its threads would be waited for
 
 

@@ -186,7 +186,7 @@ def test_every_architecture_that_is_claimed_has_been_run():
     assert CASES.keys() == LLAMA_CPP.keys()
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "q8_0"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "q8_0", "q4_0"])
 def test_weights_are_rounded_once_and_llama_cpp_computes_with_them(dtype, write, tokenizer):
     written = write(CASES["qwen3"], dtype)
     stored = {each.name: each for each in gguf.GGUFReader(str(written.path)).tensors}
@@ -195,7 +195,8 @@ def test_weights_are_rounded_once_and_llama_cpp_computes_with_them(dtype, write,
         values = gguf.quants.dequantize(there.data, there.tensor_type).reshape(tensor.shape)
         parameter = written.model.get_parameter(tensor.parameter)
         ours = parameter[tensor.rows].numpy()
-        step = {"fp32": 0, "fp16": 2**-11, "bf16": 2**-8, "q8_0": 1 / 127}[tensor.dtype]
+        steps = {"fp32": 0, "fp16": 2**-11, "bf16": 2**-8, "q8_0": 1 / 127, "q4_0": 1 / 4}
+        step = steps[tensor.dtype]  # of 4 bits -8 to 7: the other side's largest is cut by 1/8
         np.testing.assert_allclose(values, ours, atol=step * np.abs(ours).max() * 0.51, rtol=step)
         stored_as = round_as_stored(tensor, parameter)
         assert torch.equal(stored_as, torch.from_numpy(values.copy()))
