@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,32 @@ from lmscale.cli.prune import NameArgument
 from lmscale.errors import ConfigError
 from lmscale.files.printing import say
 
+if TYPE_CHECKING:
+    from lmscale.compress.student import Student
+
 Size = Annotated[int | None, typer.Option(min=1, show_default=False)]
+
+
+ShareOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Of the teacher in the loss (teacher_share).")
+]
+TemperatureOption = Annotated[
+    float, typer.Option(min=0.01, help="Divides both models' logits before they are compared.")
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CONFIG",
+        help="The YAML whose data and settings it takes; default: RUN's own.",
+        show_default=False,
+    ),
+]
+RandomOption = Annotated[
+    bool, typer.Option("--random", help="Begin with random weights in any case.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The YAML to write; default: NAME.yaml.")
+]
 
 
 def distill(
@@ -24,28 +49,12 @@ def distill(
     heads: Size = None,
     kv_heads: Size = None,
     ffn_width: Size = None,
-    share: Annotated[
-        float, typer.Option(min=0, max=1, help="Of the teacher in the loss (teacher_share).")
-    ] = 0.5,
-    temperature: Annotated[
-        float, typer.Option(min=0.01, help="Divides both models' logits before they are compared.")
-    ] = 2.0,
+    share: ShareOption = 0.5,
+    temperature: TemperatureOption = 2.0,
     overrides: SetOption = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CONFIG",
-            help="The YAML whose data and settings it takes; default: RUN's own.",
-            show_default=False,
-        ),
-    ] = None,
-    random: Annotated[
-        bool, typer.Option("--random", help="Begin with random weights in any case.")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The YAML to write; default: NAME.yaml."),
-    ] = None,
+    data: DataOption = None,
+    random: RandomOption = False,
+    out: OutOption = None,
     step: StepOption = None,
     weights: WeightsOption = None,
     as_json: JsonOption = False,
@@ -83,20 +92,26 @@ def distill(
     )
     with progress("writing the student", None, "MB") as advance:
         students.write_student(plan, path, lambda size: advance(size / 1e6))
+    _tell(plan, run, path, as_json=as_json)
+
+
+def _tell(plan: Student, run: Path, path: Path, *, as_json: bool) -> None:
     before, after = plan.num_parameters
-    facts = {
-        "config": str(path),
-        "folder": str(plan.config.folder),
-        "begins_with": plan.config.run.init_from or None,
-        "blocks": [*plan.picked],
-        "parameters": {"teacher": before, "student": after},
-    }
+    config, blocks = plan.config, ", ".join(map(str, plan.picked))
     if as_json:
-        echo_json(facts)
+        echo_json(
+            {
+                "config": str(path),
+                "folder": str(config.folder),
+                "begins_with": config.run.init_from or None,
+                "blocks": [*plan.picked],
+                "parameters": {"teacher": before, "student": after},
+            }
+        )
         return
-    begins = f"blocks {', '.join(map(str, plan.picked))} of it" if plan.picked else "random weights"
-    say(render_line("teacher", f"{found.name}, {before:,} parameters"))
-    say(render_line("student", f"{plan.config.run.name}, {after:,} parameters, {begins}"))
+    begins = f"blocks {blocks} of it" if blocks else "random weights"
+    say(render_line("teacher", f"{plan.teacher.name}, {before:,} parameters"))
+    say(render_line("student", f"{config.run.name}, {after:,} parameters, {begins}"))
     say(render_line("written", path))
     say(render_line("train it", f"lmscale train {path}"))
-    say(render_line("compare", f"lmscale compare {run} {plan.config.folder}"))
+    say(render_line("compare", f"lmscale compare {run} {config.folder}"))
