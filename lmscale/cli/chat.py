@@ -13,7 +13,7 @@ import typer
 from lmscale.cli.evaluate import StepOption, WeightsOption
 from lmscale.cli.options import RunArgument, print_notes, print_problems
 from lmscale.errors import LmscaleError
-from lmscale.files.printing import count_of, say, say_text
+from lmscale.files.printing import say, say_text
 
 if TYPE_CHECKING:
     from lmscale.evaluation.dialogue import Dialogue
@@ -164,10 +164,10 @@ def _answer(partner: Partner, dialogue: Dialogue, question: str) -> Dialogue:
         reserve=min(partner.max_tokens, max(1, positions // 4)),
     )
     if num_forgotten:
-        what = count_of(num_forgotten, "question")
-        print_notes(
-            [f"the model sees {positions:,} tokens: the oldest {what} and the answers are left out"]
-        )
+        oldest = "question and its answer are"
+        if num_forgotten > 1:
+            oldest = f"{num_forgotten:,} questions and their answers are"
+        print_notes([f"the model sees {positions:,} tokens: the oldest {oldest} left out"])
         dialogue = dialogue.forget(num_forgotten)
     seed = (sampling.seed + len(dialogue.turns)) % 2**63
     generation = Generation(

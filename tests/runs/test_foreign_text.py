@@ -26,7 +26,6 @@ OTHER_PRINTERS = {
     "lmscale/cli/runs/view.py": "a table: each cell through `printable`",
     "lmscale/cli/doctor.py": "in colour: through `printable`",
     "lmscale/cli/demo.py": "its own words",
-    "lmscale/cli/generate.py": "what a model says: exact, unless it is shown on a terminal",
     "launcher/task.py": "before anything of lmscale is loaded",
     "launcher/preflight/node_probe.py": "JSON, for the preflight",
     "lmscale/exchange/llama_cpp_child.py": "JSON, for the process that has asked",
