@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmscale.cli.options import SetOption, print_problems, print_warnings
-from lmscale.errors import EXIT_FINISHED, ConfigError
+from lmscale.errors import EXIT_FINISHED, ConfigError, LmscaleError
 from lmscale.files.printing import say
 
 if TYPE_CHECKING:
@@ -59,14 +58,18 @@ def finetune(
     """
     from launcher.local_ranks import parse_nproc
     from lmscale.config.finetune import load_finetune
-    from lmscale.finetune.tasks import find_task_problems
+    from lmscale.finetune.tasks import find_base_problems, find_task_problems
     from lmscale.ranks.gpus import find_gpus
 
     num_ranks = parse_nproc(nproc)
     asked = load_finetune(config, set_ or ())
-    if problems := list(find_task_problems(asked)):
+    problems = list(find_task_problems(asked))
+    try:
+        base = _find_base(asked)
+    except LmscaleError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    if problems := [*problems, *find_base_problems(asked, base.model)]:
         raise ConfigError(problems)
-    base = _find_base(asked)
     survey = _survey(asked, base)
     plan = _plan(asked, base, survey, has_gpu=find_gpus().count > 0)
     path, run = _write_plan(asked, plan, write, dry_run=dry_run)
@@ -161,13 +164,23 @@ def find_best_step(run: RunConfig) -> int:
     return next(iter(chosen), max(steps))
 
 
+def read_scores(run: RunConfig, step: int) -> dict[str, dict[str, float]]:
+    """Set → the figures that the run has measured of it after a step."""
+    from lmscale.checkpoint.retention import read_figures
+
+    names = (*run.objective.set_figures, *run.objective.held_out)
+    scores: dict[str, dict[str, float]] = {}
+    for part in run.evaluation.sets:
+        figures = {n: read_figures(run.folder, f"evaluation/{part}/{n}").get(step) for n in names}
+        scores[part] = {name: value for name, value in figures.items() if value is not None}
+    return scores
+
+
 def _show_result(run: RunConfig, config: FinetuneConfig, survey: Survey) -> None:
     from lmscale.finetune.render import render_scores
 
     step = find_best_step(run)
-    folder = str(run.folder)
-    answer = _call("evaluate", folder, "--step", str(step), "--json", captures=True)
-    scores: Mapping[str, Mapping[str, object]] = json.loads(answer)
+    folder, scores = str(run.folder), read_scores(run, step)
     say(f"\n{folder}@{step}, the best checkpoint by {run.checkpoint.keep_best.metric}:")
     for line in render_scores(scores, survey):
         say(line)
@@ -187,10 +200,8 @@ def _name_next(run: RunConfig, config: FinetuneConfig, step: int) -> Iterator[li
     yield ["runs", "audit", folder]
 
 
-def _call(*words: str, captures: bool = False) -> str:
+def _call(*words: str) -> None:
     """Another command of lmscale, in a process of its own: this one loads no torch."""
-    argv = [sys.executable, "-m", "lmscale", *words]
-    done = subprocess.run(argv, stdout=subprocess.PIPE if captures else None, check=False)
+    done = subprocess.run([sys.executable, "-m", "lmscale", *words], check=False)
     if done.returncode != EXIT_FINISHED:
         raise typer.Exit(done.returncode)
-    return done.stdout.decode() if captures else ""

@@ -24,7 +24,7 @@ class EncoderConfig(ModelConfig):
     BERT, RoBERTa and ModernBERT differ; the defaults are BERT's.
     """
 
-    offers = frozenset({Ability.BIDIRECTIONAL})
+    offers = frozenset({Ability.BIDIRECTIONAL, Ability.CLASSES})
     implementation = "lmscale.model.encoder:ENCODER"
     free = frozenset({"activation_checkpoint_every", "attention", "dropout"})
     later = frozenset({"token_classes"})

@@ -54,6 +54,7 @@ class Ability(str, Enum):
     BIDIRECTIONAL = "bidirectional"  # a position sees the whole document
     PREFIX = "prefix"  # causal, but the beginning of a document can be seen as a whole
     CROSS = "cross"  # one sequence is read, another one written
+    CLASSES = "classes"  # a layer tells classes of a document by the state of one of its tokens
 
 
 class Kinds(Generic[Kind]):

@@ -92,12 +92,12 @@ class MupConfig(Section):
 class DecoderConfig(ModelConfig):
     """A decoder Transformer. The switches are those by which GPT, Llama, Qwen and others differ."""
 
-    offers = frozenset({Ability.CAUSAL, Ability.PREFIX})
+    offers = frozenset({Ability.CAUSAL, Ability.PREFIX, Ability.CLASSES})
     implementation = "lmscale.model.decoder:DECODER"
     free = frozenset({"activation_checkpoint_every", "attention", "dropout", "segments"})
     later = frozenset(
         ("rope_scaling", "qkv_bias", "sliding_windows", "attention_softcap", "logit_softcap", "mup")
-        + ("output_norms", "attention_width", "scaled_embeddings")
+        + ("output_norms", "attention_width", "scaled_embeddings", "text_classes")
     )
 
     family: Literal["decoder"] = "decoder"
@@ -149,6 +149,10 @@ class DecoderConfig(ModelConfig):
     tied_embeddings: bool = False
     scaled_embeddings: bool = False
     """Embeddings are multiplied by √width (Gemma)."""
+    text_classes: NonNegativeInt = Field(default=0, le=MAX_WIDTH)
+    """Outputs of a layer over the state of a document's last token, for the class of the document
+    (GPT-1, Radford et al. 2018).
+    """
     attention: Literal["auto", "sdpa"] = "auto"
     """``auto``: FlexAttention where documents are masked on CUDA without dropout, SDPA elsewhere.
     ``sdpa`` needs no compiler on the node.

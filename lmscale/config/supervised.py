@@ -191,6 +191,8 @@ class NamedClassesConfig(LabelledConfig):
 class TextLabelsConfig(LabelledConfig):
     """The keys of those that label a whole document."""
 
+    needs = frozenset({Ability.CLASSES})
+
     of_pairs: bool = False
     """Of a document that is a pair, such as two sentences of which one may follow from the other:
     the second text's tokens are of the second type.
@@ -211,7 +213,8 @@ class TextLabelsConfig(LabelledConfig):
 
 class ClassesConfig(TextLabelsConfig, NamedClassesConfig):
     """Labelled documents: which of some classes a document is of, by the state of its first token
-    (BERT, Devlin et al. 2019, section 4.1).
+    (BERT, Devlin et al. 2019, section 4.1), or of its last one, where a token sees those before it
+    (GPT-1, Radford et al. 2018, section 3.2).
     """
 
     free = NamedClassesConfig.free | {"label_smoothing"}

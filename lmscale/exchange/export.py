@@ -128,7 +128,7 @@ def _write_settings(
     settings = render_config(plan, framing, config.objective_ids, request.dtype)
     write_json(work / "config.json", settings)
     template = load_run_template(found)
-    if plan.section.family != "encoder":
+    if plan.writes:
         ends = end_ids(tokenizer, framing)
         ends += [template.end_id] if template and template.end_id not in ends else []
         generation = render_generation(framing, config.objective_ids, ends=ends, barred=barred)

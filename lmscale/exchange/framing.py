@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lmscale.config import RunConfig
+from lmscale.config.supervised import LabelledConfig
 from lmscale.stream.ledger import RECORD, load_bos
 from lmscale.tokenizer.base import Tokenizer
 from lmscale.tokenizer.hugging_face import HuggingFaceTokenizer, build
@@ -41,10 +42,10 @@ def plan_framing(
 ) -> Framing:
     """Of a run whose documents begin with bos or not; None: it has read none.
 
-    Decoders, where a text goes on: bos and the text. Encoders: a document as the shards have it,
-    or [CLS] and [SEP] where the objective adds them. Encoder-decoders: a document and the
-    objective's end, behind which they end what they write, too; of pairs, a text without its
-    document's bos and eos.
+    Decoders, where a text goes on: bos and the text. Decoders of classes: a document as the shards
+    have it. Encoders: the same, or [CLS] and [SEP] where the objective adds them. Encoder-decoders:
+    a document and the objective's end, behind which they end what they write, too; of pairs, a text
+    without its document's bos and eos.
     """
     ids, specials, family = config.objective_ids, tokenizer.special_ids, config.model.family
     bos = [specials["bos"]] if begins_with_bos and "bos" in specials else []
@@ -60,6 +61,8 @@ def plan_framing(
             before, between, after = [ids["cls"]], [ids["sep"]], [ids["sep"]]
         roles |= {"cls_token": before[0]} if before else {}
         roles |= {"sep_token": after[0]}
+    elif isinstance(config.objective, LabelledConfig):
+        after = [eos]  # by which a decoder tells the class of what stands before it
     elif "end" in ids:
         before, after = ([], []) if config.window.has_pairs else (bos, [eos])
         after = [*dict.fromkeys([*after, ids["end"]])]  # T5's end is its eos: one

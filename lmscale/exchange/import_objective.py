@@ -39,6 +39,8 @@ def plan_objective(
         )
     if section.family == "encoder":
         return _plan_encoder(source, ids)
+    if section.family == "decoder" and (classes := section.model_dump()["text_classes"]):
+        return {"objective": _plan_classes(source, classes), "stream": _WHOLE}
     if section.family != "encoder_decoder":
         return {}
     possible = [name for name, needed in _NEEDS.items() if needed <= ids.keys()]
@@ -69,10 +71,7 @@ def _plan_encoder(source: SourceConfig, ids: NamedIds) -> dict[str, Any]:
         return {"objective": {"name": "masked_next"}, "stream": _ONE_TEXT}
     classes = outputs["text_classes"]
     if classes > 1:
-        return {
-            "objective": {"name": "classes", "names": _names(source, classes)},
-            "stream": _WHOLE,
-        }
+        return {"objective": _plan_classes(source, classes), "stream": _WHOLE}
     if outputs["pooler"] or "mask" not in ids:
         return {
             "objective": {"name": "numbers"},
@@ -80,6 +79,13 @@ def _plan_encoder(source: SourceConfig, ids: NamedIds) -> dict[str, Any]:
             "stream": _WHOLE,
         }
     return {"objective": {"name": "masked"}}
+
+
+def _plan_classes(source: SourceConfig, classes: int) -> dict[str, Any]:
+    """Of a classifier of texts."""
+    if classes == 1:
+        return {"name": "numbers"}
+    return {"name": "classes", "names": _names(source, classes)}
 
 
 def _names(source: SourceConfig, count: int) -> list[str]:

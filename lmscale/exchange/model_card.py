@@ -25,6 +25,7 @@ from lmscale.stream.stream import StreamState
 CARD = "README.md"
 _TASKS: Mapping[tuple[str, Head], str] = {
     ("decoder", "tokens"): "text-generation",
+    ("decoder", "texts"): "text-classification",
     ("encoder", "tokens"): "fill-mask",
     ("encoder", "order"): "fill-mask",
     ("encoder", "texts"): "text-classification",
@@ -58,7 +59,7 @@ def render_loading(exported: Exported, folder: str) -> list[str]:
         f"model = {auto}.from_pretrained({json.dumps(folder)})",
         f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(folder)})",
     ]
-    if plan.section.family == "encoder":
+    if not plan.writes:
         return [*lines, 'print(model(**tokenizer("A text.", return_tensors="pt")).logits.shape)']
     added, text = exported.found.config.objective_ids, '"A text"'
     if "sentinel_0" in added:  # what is asked for is what it stands for

@@ -22,6 +22,7 @@ from lmscale.errors import DataError
 from lmscale.exchange.samples import Question, Samples
 from lmscale.exchange.their_library import import_transformers, quiet
 from lmscale.files.jsonl import read_object
+from lmscale.model.decoder import Decoder
 from lmscale.model.encoder import Encoder
 from lmscale.model.family import CrossModel, Model
 
@@ -32,6 +33,7 @@ NUM_WRITTEN = 2  # samples that are gone on from
 _GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 AUTO_CLASSES: Mapping[tuple[str, Head], str] = {
     ("decoder", "tokens"): "AutoModelForCausalLM",
+    ("decoder", "texts"): "AutoModelForSequenceClassification",
     ("encoder", "tokens"): "AutoModelForMaskedLM",
     ("encoder", "order"): "AutoModelForPreTraining",
     ("encoder", "texts"): "AutoModelForSequenceClassification",
@@ -226,8 +228,9 @@ def our_outputs(model: Model, question: Question, head: Head) -> Outputs:
     if head in ("tokens", "order", "pairs"):
         logits.append(model.head(hidden_1TD)[0])
     if head in ("order", "texts"):
-        assert isinstance(model, Encoder)
-        logits.append(model.classify(hidden_1TD[:, 0]))
+        assert isinstance(model, Encoder | Decoder)
+        read = -1 if isinstance(model, Decoder) else 0  # of the last or the first token
+        logits.append(model.classify(hidden_1TD[:, read]))
     if head in ("tags", "answers"):
         assert isinstance(model, Encoder)
         logits.append(model.classify_tokens(hidden_1TD[0]))

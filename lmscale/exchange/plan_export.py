@@ -64,7 +64,7 @@ class ExportPlan:
     @property
     def writes(self) -> bool:
         """Whether that class goes on from a text."""
-        return self.head == "pairs" or self.section.family == "decoder"
+        return self.head == "pairs" or (self.section.family, self.head) == ("decoder", "tokens")
 
 
 def plan_export(config: RunConfig, *, model_type: str | None = None) -> ExportPlan:

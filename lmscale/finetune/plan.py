@@ -36,8 +36,9 @@ class Plan:
 
 def plan_run(config: FinetuneConfig, base: Base, survey: Survey, *, has_gpu: bool) -> Plan:
     """Raises ``ConfigError`` with everything by which base, data and task do not fit together."""
-    problems = [*find_base_problems(config, base.model), *find_data_problems(config, survey)]
-    if problems:
+    unfit = list(find_base_problems(config, base.model))
+    problems = [*unfit, *find_data_problems(config, survey)]
+    if unfit or not all(part.documents for part in survey.parts.values()):
         raise ConfigError(problems)
     objective = plan_objective(config, survey)
     model = plan_model(config, base, objective)

@@ -68,22 +68,16 @@ def describe_plan(config: FinetuneConfig, plan: Plan) -> Iterator[str]:
     yield f"judged by {plan.metric.rpartition('/')[2]}; {plan.reasons['evaluation'][0]}"
 
 
-def render_scores(scores: Mapping[str, Mapping[str, object]], survey: Survey) -> Iterator[str]:
+def render_scores(scores: Mapping[str, Mapping[str, float]], survey: Survey) -> Iterator[str]:
     """A table of the sets' figures, and what naming the most frequent class would give."""
-    names = list(dict.fromkeys(name for row in scores.values() for name in _figures(row)))
+    names = list(dict.fromkeys(name for row in scores.values() for name in row))
     header = ["", *names, *(["most frequent"] if survey.names else [])]
     rows = [header]
-    for name, row in scores.items():
-        figures = _figures(row)
+    for name, figures in scores.items():
         cells = [f"{figures[each]:.4f}" if each in figures else "" for each in names]
         baseline = [f"{most_frequent(survey, name)[1]:.4f}"] if survey.names else []
         rows.append([name, *cells, *baseline])
     yield from _align(rows)
-
-
-def _figures(row: Mapping[str, object]) -> dict[str, float]:
-    own = {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return {k: float(v) for k, v in own.items() if k not in ("windows", "targets", "bytes", "nll")}
 
 
 def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:

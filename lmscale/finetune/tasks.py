@@ -32,7 +32,7 @@ TASKS = {
     "tags": Task(
         needs=("tags_field",),
         refuses=("label_field", "target_field"),
-        judged_by=("entity_f1", "f1", "accuracy", "loss"),
+        judged_by=("f1_entities", "accuracy", "loss"),
     ),
     "pairs": Task(needs=("target_field",), refuses=("label_field", "tags_field")),
     "completion": Task(needs=("target_field",), refuses=("label_field", "tags_field")),

@@ -14,7 +14,7 @@ from lmscale.config.model_base import GATED
 from lmscale.model.attention import Attention, KeyValueCache
 from lmscale.model.family import Account, Family, Flops, Head, Model
 from lmscale.model.feed_forward import build_feed_forward
-from lmscale.model.initialize import Embedding, build_norm
+from lmscale.model.initialize import Embedding, Linear, build_norm
 from lmscale.model.layout import (
     Layout,
     attention_backend,
@@ -79,6 +79,8 @@ class Decoder(Model):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = build_norm(config)
+        classes = config.text_classes
+        self.classifier = Linear(config.width, classes, bias=False, std=std) if classes else None
         self.head = Head(
             self.embedding.weight
             if config.tied_embeddings
@@ -134,6 +136,14 @@ class Decoder(Model):
             cache = caches[number] if caches is not None else None
             x_BTD = run_block(self.config, number, block, x_BTD, rotation, mask, cache)
         return self.norm(x_BTD)
+
+    def classify(self, hidden_BD: Tensor) -> Tensor:
+        """Logits of a text's classes, [B, classes], by the state of its last token."""
+        assert self.classifier is not None, "model.text_classes is 0"
+        return self.classifier(hidden_BD)
+
+    def begins_anew(self, name: str) -> bool:
+        return name.startswith("classifier.")
 
     def _run_segments(self, x_BTD: Tensor, rotation: Tensor | None, layout: Layout) -> Tensor:
         """The blocks over one segment of the rows after another; what a token sees of earlier
@@ -214,9 +224,11 @@ def account(settings: DecoderConfig, sizes: Sizes) -> Account:
         "positions": sizes.max_positions * width if config.positions == "learned" else 0,
         "blocks": config.layers * (matrices + biases + norms * norm + qk_norms),
         "norm": norm,
+        "classifier": config.text_classes * width,
         "head": 0 if config.tied_embeddings else sizes.vocab_size * width,
     }
-    logits = sizes.vocab_size * width  # of the head, whoever owns its matrix
+    # Of the head, whoever owns its matrix; classes are told by one token of a document.
+    logits = 0 if config.text_classes else sizes.vocab_size * width
     computing = parameters["blocks"] + norm + logits
     length = sizes.sequence_length
     seen = [min(window or length, length) for window in config.layer_windows]

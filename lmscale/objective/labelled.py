@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lmscale.config import RunConfig
+from lmscale.config.kinds import Ability
 from lmscale.config.supervised import LabelledConfig, TextLabelsConfig
 from lmscale.objective.augment import AugmentedPreparation, mark_words
 from lmscale.objective.objective import Objective
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledPreparation:
-    """Finds the places that are scored, and their labels: of a document its first token, of a
-    tagged word the token that has its tag.
+    """Finds the places that are scored, and their labels: of a document its first token, or its
+    last one where tokens see those before them alone; of a tagged word the token that has its tag.
     """
 
     member: str  # LABELS or TAGS
     label_dtype: str
     has_pairs: bool = False
+    at_end: bool = False
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -55,7 +57,8 @@ class LabelledPreparation:
         else:
             pieces = find_pieces(rows, mask_documents=True)
             is_there_N = pieces.lengths > 0
-            positions, labels = pieces.starts[is_there_N], values[is_there_N]
+            last_N = pieces.lengths - 1 if self.at_end else 0
+            positions, labels = (pieces.starts + last_N)[is_there_N], values[is_there_N]
         arrays = {
             "ids": rows.tokens,
             "starts": rows.starts,
@@ -91,6 +94,7 @@ def _prepare(config: RunConfig) -> Preparation:
         member=TAGS if kind == "tags" else LABELS,
         label_dtype="float32" if kind == "numbers" else "int32",
         has_pairs=settings.has_pairs,
+        at_end=Ability.BIDIRECTIONAL not in config.model.offers,
     )
     if not isinstance(settings, TextLabelsConfig) or not settings.augment.is_on:
         return preparation

@@ -9,6 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmscale.model.decoder import Decoder
 from lmscale.model.encoder import Encoder
 from lmscale.model.family import Model
 from lmscale.model.layout import mark_starts
@@ -38,12 +39,12 @@ def build_labelled_scoring(
     model: Model, kind: Kind, *, label_smoothing: float = 0.0
 ) -> LabelledScoring:
     """The head that predicts tokens has no part in it, and stays as it is."""
-    assert isinstance(model, Encoder)  # the objective's section needs its keys
+    assert isinstance(model, Encoder | Decoder)  # the objective's section needs their keys
     freeze_token_head(model)
     return LabelledScoring(model, kind, label_smoothing=label_smoothing)
 
 
-def freeze_token_head(model: Encoder) -> None:
+def freeze_token_head(model: Encoder | Decoder) -> None:
     """Its tied matrix goes by the embedding's name, and is trained."""
     for name, parameter in model.named_parameters():
         if name.startswith("head."):
@@ -51,7 +52,7 @@ def freeze_token_head(model: Encoder) -> None:
 
 
 def score_labelled(
-    model: Encoder,
+    model: Encoder | Decoder,
     *,
     ids: Tensor,
     starts: Tensor,
@@ -72,10 +73,10 @@ def score_labelled(
     """
     begins_BT = mark_starts(starts, batch=ids.shape[0], length=ids.shape[1])
     layout = model.lay_out(begins_BT, mask_documents=True, lengths_B=lengths)
-    types_BT = None if types is None else types.long()
-    hidden_ND = model(ids.long(), layout, types_BT).flatten(0, 1)[positions.long()]
-    classify = model.classify_tokens if kind == "tags" else partial(model.classify, drops=True)
-    logits_NC, targets = classify(hidden_ND).float(), positions.new_tensor(len(positions)).long()
+    more = () if types is None else (types.long(),)
+    hidden_ND = model(ids.long(), layout, *more).flatten(0, 1)[positions.long()]
+    logits_NC = _classify(model, hidden_ND, kind).float()
+    targets = positions.new_tensor(len(positions)).long()
     choices = None
     if kind == "numbers":
         error_N = logits_NC[:, 0] - labels
@@ -92,3 +93,14 @@ def score_labelled(
             choices = Choices(predicted_N, logits_NC.softmax(-1).amax(-1))
     figures = {"loss": LossSum(nll.detach(), targets), name: LossSum(other, targets)}
     return Scores(loss=LossSum(loss, targets), figures=figures, choices=choices)
+
+
+def _classify(model: Encoder | Decoder, hidden_ND: Tensor, kind: str) -> Tensor:
+    """Logits [N, C] of states."""
+    if isinstance(model, Decoder):  # whose classifiers elsewhere drop nothing before it
+        return model.classify(hidden_ND)
+    return (
+        model.classify_tokens(hidden_ND)
+        if kind == "tags"
+        else model.classify(hidden_ND, drops=True)
+    )

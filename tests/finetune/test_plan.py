@@ -38,7 +38,7 @@ FIELDS = {
 }
 CAN = {
     "encoder": {"classes", "numbers", "tags"},
-    "decoder": {"completion"},
+    "decoder": {"classes", "numbers", "completion"},
     "recurrent": {"completion"},
     "encoder_decoder": {"pairs"},
 }

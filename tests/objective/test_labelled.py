@@ -11,12 +11,13 @@ from theirs import compare_gradients, draw_weights, open_theirs
 
 from lmscale.config import parse_config
 from lmscale.config.hf.choose import ARCHITECTURES, read_section
-from lmscale.config.model import EncoderConfig, Sizes
+from lmscale.config.model import DecoderConfig, EncoderConfig, Sizes
 from lmscale.errors import ConfigError, DataError
 from lmscale.exchange.rules import find_left_out
 from lmscale.model.family import account_model, build_model
 from lmscale.objective.labelled_scoring import build_labelled_scoring
 from lmscale.objective.objective import build_preparation
+from lmscale.tokenizer.codec import load_tokenizer
 
 
 def config_of(labelled, kind, *, source=None, **objective):
@@ -102,6 +103,66 @@ def test_loss_and_gradients_are_those_of_transformers(kind, tmp_path):
     loss.backward()
     torch.testing.assert_close(loss, output.loss, rtol=1e-5, atol=1e-6)
     compare_gradients(model, theirs, rules)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_a_decoder_s_loss_and_gradients_are_those_of_transformers(kind, model_type, tmp_path):
+    head, count = CLASSES[kind]
+    shape = {"layers": 3, "width": 48, "heads": 4, "ffn_width": 96, "text_classes": count}
+    if model_type == "gpt2":
+        shape |= {"positions": "learned", "norm": "layernorm", "activation": "gelu", "bias": True}
+        shape |= {"tied_embeddings": True}
+    section = DecoderConfig.model_validate(shape)
+    sizes = Sizes(vocab_size=VOCAB, max_positions=64, sequence_length=LENGTH)
+    model = build_model(section, sizes).eval()
+    draw_weights(model)
+    assert account_model(section, sizes).total == sum(p.numel() for p in model.parameters())
+    architecture = ARCHITECTURES[model_type]
+    tied = section.tied_embeddings
+    assert find_left_out(architecture, model, head) == ([] if tied else ["head.weight"])
+    settings = {"id2label": {number: f"label {number}" for number in range(count)}}
+    theirs, rules = open_theirs(
+        tmp_path, model, architecture, section, sizes, head=head, pad_token_id=PAD, **settings
+    )
+    assert read_section(theirs.config.to_dict(), "it")[1].text_classes == count
+    scoring = build_labelled_scoring(model, kind)
+    # Theirs has a document a row; ours has the same packed into one, each of which sees itself.
+    ids_BT = torch.randint(3, VOCAB, (3, LENGTH))
+    lengths_B = torch.tensor([9, 8, 5])
+    seen_BT = torch.arange(LENGTH) < lengths_B[:, None]
+    given = torch.randn(3) if kind == "numbers" else torch.randint(0, count, (3,))
+    output = theirs(
+        input_ids=ids_BT.masked_fill(~seen_BT, PAD), attention_mask=seen_BT.long(), labels=given
+    )
+    output.loss.backward()
+    packed_1T = torch.full((1, LENGTH), PAD)
+    packed_1T[0, : int(lengths_B.sum())] = ids_BT[seen_BT]
+    ends = lengths_B.cumsum(0)
+    scores = scoring(
+        ids=packed_1T.to(torch.uint32),
+        starts=(ends - lengths_B).int(),
+        lengths=ends[-1:].int(),
+        positions=(ends - 1).int(),
+        labels=given,
+    )
+    loss = scores.loss.total / scores.loss.targets
+    loss.backward()
+    torch.testing.assert_close(loss, output.loss, rtol=1e-5, atol=1e-6)
+    compare_gradients(model, theirs, rules)
+
+
+def test_a_decoder_learns_classes_by_the_last_token_of_each_document(labelled):
+    model = {"layers": 1, "width": 32, "heads": 4, "text_classes": 2}
+    config = run_config(labelled, ENCODERS["classes"]["objective"], source="classes", model=model)
+    losses = train(config, steps=40)
+    assert losses[-1] < 0.1 < losses[0], losses
+    with open_for(config) as stream:
+        rows = stream.read_rows(0, 3)
+    prepared = build_preparation(config).prepare(rows)
+    eos = load_tokenizer(config.tokenizer.folder).eos_id
+    assert (rows.tokens.ravel()[prepared.arrays["positions"]] == eos).all()
+    assert prepared.targets == len(rows.starts) > 3
 
 
 def test_labels_of_another_kind_or_order_and_outputs_of_another_number_are_told(labelled):

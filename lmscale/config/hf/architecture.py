@@ -183,6 +183,22 @@ def refuse(tree: Tree, *keys: str) -> None:
         raise UnreadableError(on)
 
 
+def read_text_classes(tree: Tree) -> int:
+    """The outputs of a classifier of texts; 0 of another class. Raises ``UnreadableError``."""
+    named, classes = (tree.get("architectures") or [""])[0], len(tree.get("id2label") or ())
+    if not named.endswith("ForSequenceClassification"):
+        return 0
+    kind = tree.get("problem_type")
+    if kind == "multi_label_classification" or (kind == "regression" and classes > 1):
+        raise UnreadableError(
+            [
+                f"problem_type = {kind!r} of {classes} labels; known are one label of several, "
+                "and one number"
+            ]
+        )
+    return classes
+
+
 def read_number(tree: Tree, key: str) -> float:
     """A setting that has to be a number. Raises ``UnreadableError``."""
     value = tree.get(key)

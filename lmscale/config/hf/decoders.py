@@ -13,6 +13,7 @@ from lmscale.config.hf.architecture import (
     our_activation,
     read_kinds,
     read_number,
+    read_text_classes,
     refuse,
     their_function,
 )
@@ -51,6 +52,7 @@ _GEMMA2 = _LLAMA | {  # what is Llama's norm behind attention stands before the 
     "blocks.{n}.feed_forward_norm": "model.layers.{n}.pre_feedforward_layernorm",
     "blocks.{n}.feed_forward_output_norm": "model.layers.{n}.post_feedforward_layernorm",
 }
+_TEXTS = {"texts": {"classifier": "score", "head": ""}}  # which has no output of tokens
 _ROTARY = ("*.rotary_emb.inv_freq",)
 _ROPE_KEYS = {  # that are understood, some of one kind alone; the others have no effect on it
     *("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings"),
@@ -99,6 +101,7 @@ def _read_gpt2(tree: Tree) -> dict[str, Any]:
         "activation": our_activation(tree["activation_function"], gated=False),
         "bias": True,
         "tied_embeddings": tree["tie_word_embeddings"],
+        "text_classes": read_text_classes(tree),
     }
 
 
@@ -316,12 +319,20 @@ def _gemma_form(module: str, ndim: int) -> Form:
 
 def _rotary(model_type: str, class_name: str, render: Any, read: Any, **more: Any) -> Architecture:
     given = {"names": _LLAMA, "ignored": _ROTARY, "prefix": "model."} | more
+
+    def read_all(tree: Tree) -> dict[str, Any]:
+        return read(tree) | {"text_classes": read_text_classes(tree)}
+
     return Architecture(
         model_type=model_type,
         family="decoder",
-        classes={"tokens": f"{class_name}ForCausalLM"},
+        classes={
+            "tokens": f"{class_name}ForCausalLM",
+            "texts": f"{class_name}ForSequenceClassification",
+        },
+        head_names=_TEXTS,
         render=render,
-        read=read,
+        read=read_all,
         **given,
     )
 
@@ -330,7 +341,8 @@ DECODERS = (
     Architecture(
         model_type="gpt2",
         family="decoder",
-        classes={"tokens": "GPT2LMHeadModel"},
+        classes={"tokens": "GPT2LMHeadModel", "texts": "GPT2ForSequenceClassification"},
+        head_names=_TEXTS,
         render=_render_gpt2,
         read=_read_gpt2,
         names=_GPT2,

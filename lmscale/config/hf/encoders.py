@@ -14,6 +14,7 @@ from lmscale.config.hf.architecture import (
     our_activation,
     read_kinds,
     read_number,
+    read_text_classes,
     their_function,
 )
 from lmscale.config.model import Sizes
@@ -113,16 +114,8 @@ def _read_outputs(tree: Tree) -> dict[str, Any]:
         return {"token_classes": classes}
     if named.endswith("ForQuestionAnswering"):
         return {"token_classes": 2}
-    if named.endswith("ForSequenceClassification"):
-        kind = tree.get("problem_type")
-        if kind == "multi_label_classification" or (kind == "regression" and classes > 1):
-            raise UnreadableError(
-                [
-                    f"problem_type = {kind!r} of {classes} labels; known are one label of several, "
-                    "and one number"
-                ]
-            )
-        return {"pooler": True, "text_classes": classes}
+    if texts := read_text_classes(tree):
+        return {"pooler": True, "text_classes": texts}
     if named.endswith("ForPreTraining"):
         return {"pooler": True, "text_classes": 2}
     return {"pooler": named in _BARE}

@@ -99,6 +99,8 @@ def check_llama_cpp_config(
 
 
 def _find_gaps(there: LlamaCpp, section: DecoderConfig, sizes: Sizes) -> Iterator[str]:
+    if section.text_classes:
+        yield f"model.text_classes = {section.text_classes}, which are no tokens"
     if section.activation != there.activation:
         yield f"model.activation = {section.activation}, only {there.activation}"
     inner = section.heads * section.resolved_head_width
