@@ -162,7 +162,7 @@ def test_what_an_objective_needs_of_the_model_is_asked_of_the_configuration(inst
     installed(cloze=f"{__name__}:ClozeConfig")
     assert problems_of("{name: cloze}") == [
         "c.yaml: objective.name = 'cloze' needs model.family: encoder; here it is decoder, which "
-        "has causal, distill, fill_middle, prefix, completion, dialogue."
+        "has causal, distill, fill_middle, prefix, completion, dialogue, classes, numbers."
     ]
 
 
