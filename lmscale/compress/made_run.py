@@ -130,7 +130,7 @@ def plan_config(found: FoundRun, out: Path, changes: Mapping[str, Any]) -> RunCo
         "model.lora": {},
         "tokenizer.folder": str(out / KEPT_FOLDER),
     }
-    return change_config(found.config, own | changes, name=f"{found.folder} as {out}")
+    return change_config(found.config, {**own, **changes}, name=f"{found.folder} as {out}")
 
 
 def write_made_run(
