@@ -126,8 +126,9 @@ def spread(settings: Mapping[str, Any]) -> Tree:
             section = section.setdefault(name, {})
         own = spread(value) if isinstance(value, Mapping) else value
         was = section.get(last)
-        both = isinstance(own, dict) and isinstance(was, dict)
-        section[last] = merge(was, own) if both else own
+        if isinstance(own, dict) and isinstance(was, dict):
+            own = merge(was, own)
+        section[last] = own
     return tree
 
 
@@ -136,8 +137,9 @@ def merge(tree: Mapping[str, Any], other: Mapping[str, Any]) -> Tree:
     both = {**tree}
     for key, value in other.items():
         was = both.get(key)
-        is_section = isinstance(was, Mapping) and isinstance(value, Mapping)
-        both[key] = merge(was, value) if is_section else value
+        if isinstance(was, Mapping) and isinstance(value, Mapping):
+            value = merge(was, value)
+        both[key] = value
     return both
 
 

@@ -113,8 +113,10 @@ def _build(model: Model, config: RunConfig) -> nn.Module:
 
     settings = config.objective
     assert isinstance(settings, LabelledConfig)
+    kind = settings.labels.kind
+    assert kind != "spans"  # whose objective is another one
     smoothing = getattr(settings, "label_smoothing", 0.0)  # of classes alone
-    return build_labelled_scoring(model, settings.labels.kind, label_smoothing=smoothing)
+    return build_labelled_scoring(model, kind, label_smoothing=smoothing)
 
 
 LABELLED = Objective(prepare=_prepare, build=_build)

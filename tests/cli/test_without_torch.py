@@ -71,6 +71,8 @@ CASES = (
     ("import hf {none} --out {new}", "{none}"),
     ("import hf {none} --out {full}", "is there already"),
     ("train {none}.yaml", "no such configuration file"),
+    ("finetune {none}.yaml", "no such configuration file"),
+    ("finetune {config}", "base: is required"),
     ("train {config} --set model.width=x", "model.width"),
     ("suite make {none}.yaml --out {new}", "no such configuration file"),
     ("evaluate {none}", "not a run's folder"),

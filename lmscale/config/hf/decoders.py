@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lmscale.config.hf.architecture import (
     Architecture,
     Form,
+    Head,
     Tree,
     UnreadableError,
     demand,
@@ -52,7 +54,9 @@ _GEMMA2 = _LLAMA | {  # what is Llama's norm behind attention stands before the 
     "blocks.{n}.feed_forward_norm": "model.layers.{n}.pre_feedforward_layernorm",
     "blocks.{n}.feed_forward_output_norm": "model.layers.{n}.post_feedforward_layernorm",
 }
-_TEXTS = {"texts": {"classifier": "score", "head": ""}}  # which has no output of tokens
+_TEXTS: Mapping[Head, Mapping[str, str]] = {
+    "texts": {"classifier": "score", "head": ""},  # which has no output of tokens
+}
 _ROTARY = ("*.rotary_emb.inv_freq",)
 _ROPE_KEYS = {  # that are understood, some of one kind alone; the others have no effect on it
     *("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings"),
