@@ -44,10 +44,13 @@ def choose_run_template(config: RunConfig, templates: Mapping[str, str]) -> str:
     kept = load_kept_template(config.folder)
     if not config.window.has_turns:
         return kept or find_template(Path(config.tokenizer.folder))
-    whose, expected = ("the run has read so far", kept) if kept else next(iter(templates.items()))
+    whose, expected = ("what the run has read so far", kept)
+    if not kept:
+        name, expected = next(iter(templates.items()))
+        whose = f"those of {name}"
     problems = [
-        f"stream.sources.{name}: its dialogues were written by another chat template than those "
-        f"of {whose}. Build its shards again with the same tokenizer.chat_template."
+        f"stream.sources.{name}: its dialogues were written by another chat template than {whose}. "
+        f"Build its shards again with the same tokenizer.chat_template."
         for name, text in templates.items()
         if text != expected
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import json
 import os
 import pty
 import re
@@ -16,6 +17,7 @@ import time
 import pytest
 from handmade_runs import make_run
 from labelled_data import labelled_recipe
+from theirs import import_transformers
 from tiny_run import tiny_config
 
 from lmscale.cli.main import main
@@ -131,6 +133,14 @@ def test_a_run_without_a_chat_template_says_how_to_make_one(talk, run, tmp_path)
     assert talk("a\n", "--template", "plain", folder=folder)[:2] == talk("a\n")[:2]
     code, _, told = talk("a\n", "--template", "chatml")
     assert code == 2 and "<|im_start|>, <|im_end|>, and the tokenizer has no such" in told
+
+
+def test_an_export_has_the_template_and_ends_where_an_answer_does(run, template, tmp_path):
+    import_transformers()
+    assert main(["export", str(run), "--out", str(tmp_path / "hf")]) == 0
+    assert (tmp_path / "hf/chat_template.jinja").read_text() == template.text
+    generation = json.loads((tmp_path / "hf/generation_config.json").read_text())
+    assert generation["eos_token_id"] == template.end_id
 
 
 class Terminal:

@@ -18,6 +18,7 @@ from lmscale.shards.members import find_wrong_values
 from lmscale.stream.stream import open_stream
 from lmscale.stream.whole_documents import check_fit
 from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.tokenizer.kept_template import choose_run_template, save_template
 
 MODEL = {"layers": 1, "width": 48, "heads": 4, "kv_heads": 4}
 
@@ -129,3 +130,15 @@ def test_what_is_no_dialogue_or_does_not_fit_is_refused(labelled, config):
         check_fit(np.array([11]), shape, where="x")
     manifest = load_manifest(f"{labelled.shards.folder}/dialogues/train")
     assert manifest.version == 4 and manifest.chat_template.startswith("{{ bos_token }}")
+
+
+def test_a_run_keeps_one_chat_template_and_takes_no_source_with_another(config, tmp_path):
+    run = config.run.model_copy(update={"folder": str(tmp_path)})
+    config = config.model_copy(update={"run": run})
+    assert choose_run_template(config, {"a": "one", "b": "one"}) == "one"
+    with pytest.raises(DataError, match="sources.b: its dialogues were written by another chat"):
+        choose_run_template(config, {"a": "one", "b": "two"})
+    (tmp_path / "tokenizer").mkdir()
+    save_template("one", tmp_path / "tokenizer")
+    with pytest.raises(DataError, match="another chat template than what the run has read so far"):
+        choose_run_template(config, {"b": "two"})
