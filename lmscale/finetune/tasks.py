@@ -41,7 +41,7 @@ TASKS = {
         refuses=("label_field", "tags_field"),
         judged_by=("f1", "exact_match", "loss"),
     ),
-    "dialogue": Task(),
+    "dialogue": Task(needs=("messages_field",), refuses=("label_field", "tags_field")),
 }
 
 

@@ -35,11 +35,13 @@ FIELDS = {
     "tags": {"tags_field": "tags"},
     "pairs": {"target_field": "de"},
     "completion": {"target_field": "answer"},
+    "answers": {"target_field": "context", "answer_field": "answer"},
+    "dialogue": {"messages_field": "messages"},
 }
 CAN = {
-    "encoder": {"classes", "numbers", "tags"},
-    "decoder": {"classes", "numbers", "completion"},
-    "recurrent": {"completion"},
+    "encoder": {"classes", "numbers", "tags", "answers"},
+    "decoder": {"classes", "numbers", "completion", "dialogue"},
+    "recurrent": {"completion", "dialogue"},
     "encoder_decoder": {"pairs"},
 }
 TRAINABLE = ("all", "head", {"top": 1}, {"lora": {"rank": 4}})
@@ -76,7 +78,7 @@ def survey(names=("bad", "good"), **parts: Part) -> Survey:
 
 
 def survey_for(task: str, **parts: Part) -> Survey:
-    return survey(() if task in ("numbers", "pairs", "completion") else ("bad", "good"), **parts)
+    return survey(("bad", "good") if task in ("classes", "tags") else (), **parts)
 
 
 @pytest.mark.parametrize(("task", "family"), [*product(FIELDS, FAMILY)])
