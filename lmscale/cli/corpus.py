@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from lmscale.files.printing import say
 
 if TYPE_CHECKING:
     from lmscale.corpus.documents import CorpusManifest
+    from lmscale.corpus.dropped import Dropped
 
 app = typer.Typer(help="Raw files → cleaned documents.", no_args_is_help=True)
 
@@ -71,6 +73,41 @@ def show(config: ConfigArgument, set_: SetOption = None, json_: JsonOption = Fal
         say(f"{folder / name}\n{_render(manifest)}")
 
 
+@app.command()
+def dropped(
+    config: ConfigArgument,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="A source; may be given several times. Default: all."),
+    ] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Only those of this reason, such as duplicate or broken.")
+    ] = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """List the documents that were dropped, with the reason, and of a duplicate the one that was
+    kept. Reads the raw files once more; with --json a line of JSON each.
+    """
+    from lmscale.corpus.build import REASONS
+    from lmscale.corpus.dropped import list_dropped
+    from lmscale.errors import ConfigError
+    from lmscale.files.printing import say_lines
+
+    if reason not in (None, *REASONS):
+        raise ConfigError(f"--reason {reason}: there is none. Known: {', '.join(REASONS)}.")
+    section = load_config(config, set_ or ()).corpus
+    for name in source or section.sources:
+        asked = (each for each in list_dropped(section, name) if reason in (None, each.reason))
+        say_lines(json.dumps(vars(each)) + "\n" if json_ else _line(each) for each in asked)
+
+
+def _line(dropped: Dropped) -> str:
+    why = f"  = {dropped.same_as}" if dropped.same_as else ""
+    why += f"  {dropped.detail}" if dropped.detail else ""
+    return f"{dropped.source}  {dropped.reason:9}  {dropped.id}{why}\n"
+
+
 def _render(manifest: CorpusManifest) -> str:
     lines = [
         f"  {split:8} {manifest.documents(split):>12,} documents "
@@ -81,6 +118,8 @@ def _render(manifest: CorpusManifest) -> str:
         f"  read     {manifest.documents_read:>12,} documents in {manifest.files_read:,} files; "
         f"dropped: {_list(manifest.dropped) or 'none'}"
     )
+    if manifest.dropped:
+        lines.append("           which ones: lmscale corpus dropped CONFIG")
     if manifest.passed_over:
         lines.append(f"  passed over: {_list(manifest.passed_over)}")
     if manifest.files_without_text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from lmscale.config.corpus import CorpusSourceConfig
 from lmscale.corpus.broken import Broken, describe_broken, describe_encoding
@@ -26,14 +26,26 @@ class TooManyBrokenError(DataError):
     """So many records are broken that reading on would tell no more."""
 
 
-class Account:
-    """What became of the records of one source, or of a part of it, that gave no text."""
+def ignore(told: object) -> None:
+    """What nobody wants to hear."""
 
-    def __init__(self, name: str, source: CorpusSourceConfig) -> None:
+
+class Account:
+    """What became of the records of one source, or of a part of it, that gave no text. ``tell``
+    hears of every broken one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: CorpusSourceConfig,
+        tell: Callable[[Broken], None] = ignore,
+    ) -> None:
         self.setting = f"corpus.sources.{name}"
         self.source = source
         self.fields = RecordFields(source)
         self._of_input: Collection[str] = ()
+        self._tell = tell
         self.broken = 0
         self.named: list[Broken] = []  # some of the broken ones
         self._file: RawFile | None = None
@@ -71,10 +83,11 @@ class Account:
         return f"{self.setting}.{'inputs: ' if key in self._of_input else ''}{key}"
 
     def add_broken(self, where: str, what: str, detail: str = "") -> None:
-        limit = self.source.max_bad_records
+        limit, broken = self.source.max_bad_records, Broken(where, what, detail)
         self.broken += 1
+        self._tell(broken)
         if len(self.named) < min(limit + HANDFUL, 4 * HANDFUL):
-            self.named.append(Broken(where, what, detail))
+            self.named.append(broken)
         if self.broken >= limit + HANDFUL:
             raise TooManyBrokenError(self.problems(more=True))
 

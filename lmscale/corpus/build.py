@@ -73,6 +73,11 @@ def corpus_progress(config: CorpusConfig, num_tasks: int) -> tuple[Progress, ...
     return _builder(config, 1).progress(num_tasks)
 
 
+def plan_sources(config: CorpusConfig) -> dict[str, SourceTarget]:
+    """What a build of each source would be made of. Changes nothing."""
+    return {target.name: target for target in _plan_targets(config)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceTarget(Target[CorpusManifest]):
     """One source to build of its parts."""
@@ -232,13 +237,17 @@ def _list_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {what}" for what, count in counts.items()) or "none"
 
 
-def _builder(config: CorpusConfig, processes: int) -> Builder[CorpusManifest]:
+def _plan_targets(config: CorpusConfig) -> list[SourceTarget]:
     if not config.sources:
         raise ConfigError("corpus.sources: names no source; give at least one with its inputs.")
-    targets = [
+    return [
         _plan_source(config, name, files, rank=rank)
         for rank, (name, files) in enumerate(find_inputs(config).items())
     ]
+
+
+def _builder(config: CorpusConfig, processes: int) -> Builder[CorpusManifest]:
+    targets = _plan_targets(config)
 
     def check(parts: Sequence[Part]) -> None:
         check_columns(config, [(part.source, file) for part in parts for file in part.files])

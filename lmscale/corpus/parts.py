@@ -14,16 +14,17 @@ import secrets
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import xxhash
 from pydantic import TypeAdapter
 
 from lmscale.config.corpus import CorpusConfig
-from lmscale.corpus.account import Account, Pieces, TooManyBrokenError
+from lmscale.corpus.account import Account, Pieces, TooManyBrokenError, ignore
 from lmscale.corpus.broken import Broken, broken_file, describe_broken
 from lmscale.corpus.clean import (
     Sameness,
@@ -170,7 +171,7 @@ def _hash_index(folder: Path) -> str | None:
 
 
 def _write_part(part: Part, work: Path) -> PartRecord:
-    cleaner = _Cleaner(part)
+    cleaner = Cleaner(part)
     writers: dict[str, DocumentWriter] = {}
     try:
         for split in SPLITS:
@@ -217,17 +218,30 @@ class _Tidied:
             yield normal
 
 
-class _Cleaner:
-    """Applies the rules to a part's documents and counts the documents that each rule dropped."""
+class Fate(NamedTuple):
+    """What became of a text that was read."""
 
-    def __init__(self, part: Part) -> None:
+    id: str
+    reason: str | None
+    """It was dropped for; None: it was kept."""
+    digest: bytes
+
+
+class Cleaner:
+    """Applies the rules to a part's documents and counts the documents that each rule dropped.
+
+    ``tell`` hears of every text, and of every record that is none, before the next one is read.
+    """
+
+    def __init__(self, part: Part, tell: Callable[[Fate | Broken], None] = ignore) -> None:
         self.read = self.line_ends = self.normalized = self.markup_chars = 0
         self.dropped: Counter[str] = Counter()
         self.cut: Counter[str] = Counter()
         self.index = array("Q")
-        self.account = Account(part.source, part.config.sources[part.source])
+        self.account = Account(part.source, part.config.sources[part.source], tell)
         self.without_text: list[str] = []  # files
         self._has_answers = bool(part.config.sources[part.source].answer_field)
+        self._tell = tell
         self._part = part
         self._heldout_fraction = part.config.holds_out(part.source)
         self._seen: set[bytes] = set()
@@ -278,7 +292,7 @@ class _Cleaner:
         is_cut = same.all_chars > config.max_chars
         reason = self._reason_to_drop(same.chars, same.digest, is_cut=is_cut)
         if reason is not None:
-            self.dropped[reason] += 1
+            self._drop(name, reason, same.digest)
             return
         # The whole text decides, so the pieces of a split document stay on one side.
         split = "heldout" if is_heldout(same.digest, self._heldout_fraction) else "train"
@@ -290,7 +304,7 @@ class _Cleaner:
         for lines, document in enumerate(documents, start=1):
             id_ = f"{name}#{lines}" if is_cut and config.on_overlong == "split" else name
             yield split, Document(text=document, id=id_, source=self._part.source)
-        self._remember(same.digest, split, lines, is_cut=is_cut)
+        self._remember(name, same.digest, split, lines, is_cut=is_cut)
 
     def _clean_marked(self, name: str, marked: MarkedText) -> Iterator[tuple[str, Document]]:
         """What is said of a text is said of all of it: none is split, and only one without parts is
@@ -324,7 +338,7 @@ class _Cleaner:
         if reason is None and is_cut and not may_cut:
             reason = "overlong"
         if reason is not None:
-            self.dropped[reason] += 1
+            self._drop(name, reason, digest)
             return
         # Several questions have one context, which is what a model could know by heart.
         deciding = sames[-1 if self._has_answers else 0]
@@ -348,7 +362,7 @@ class _Cleaner:
                 roles=marked.roles[: len(texts)],
             ),
         )
-        self._remember(digest, split, 1, is_cut=is_cut)
+        self._remember(name, digest, split, 1, is_cut=is_cut)
 
     def _strip(self, pieces: Pieces) -> Pieces:
         """The same without markup, which is counted."""
@@ -357,8 +371,13 @@ class _Cleaner:
         self.markup_chars += sum(map(len, texts)) - sum(map(len, stripped))
         return replace(pieces, pieces=stripped) if isinstance(pieces, MarkedText) else stripped
 
-    def _remember(self, digest: bytes, split: str, lines: int, *, is_cut: bool) -> None:
+    def _drop(self, name: str, reason: str, digest: bytes) -> None:
+        self.dropped[reason] += 1
+        self._tell(Fate(name, reason, digest))
+
+    def _remember(self, name: str, digest: bytes, split: str, lines: int, *, is_cut: bool) -> None:
         """That a text was written, in so many lines."""
+        self._tell(Fate(name, None, digest))
         if self._part.config.drop_exact_duplicates:
             self._seen.add(digest)
             first = self._lines[split]

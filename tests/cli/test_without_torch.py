@@ -49,6 +49,7 @@ CASES = (
     ("init {config} --yes --gpus 0 --out {made}", "is written", 0),
     ("corpus build {none}.yaml", "no such configuration file"),
     ("corpus show {config}", "documents", 0),
+    ("corpus dropped {config} --source z", "Known: a, b"),
     ("corpus status {config} --tasks 2", "nothing is missing", 0),
     ("tokenizer train {config}", "fingerprint", 0),
     ("tokenizer import {none} --out {new}", "{none}"),
