@@ -20,6 +20,7 @@ import numpy as np
 
 from lmscale.config.corpus import CorpusConfig
 from lmscale.corpus.account import Account
+from lmscale.corpus.cleaner import CUT_AS, NAMED_FILES
 from lmscale.corpus.columns import check_columns
 from lmscale.corpus.documents import (
     FORMAT_VERSION,
@@ -32,7 +33,7 @@ from lmscale.corpus.documents import (
 from lmscale.corpus.duplicates import RewriteTask, dropped_lines, find_duplicates, rewrite_file
 from lmscale.corpus.inputs import RawFile, find_inputs
 from lmscale.corpus.page_encoding import AUTO
-from lmscale.corpus.parts import CUT_AS, NAMED_FILES, Part, PartRecord, load_whole_part
+from lmscale.corpus.parts import Part, PartRecord, load_whole_part
 from lmscale.errors import ConfigError, DataError
 from lmscale.tasks.building import Builder, BuildSummary
 from lmscale.tasks.finishing import Progress

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lmscale.config.corpus import CorpusConfig
 from lmscale.corpus.broken import Broken
 from lmscale.corpus.build import SourceTarget, plan_sources
-from lmscale.corpus.parts import Cleaner, Fate
+from lmscale.corpus.cleaner import Cleaner, Fate
 from lmscale.errors import ConfigError, DataError
 from lmscale.files.meter import metered
 from lmscale.files.progress import BYTES, progress
@@ -68,7 +68,7 @@ def _list_all(target: SourceTarget) -> Iterator[Dropped]:
     kept: dict[bytes, str] = {}
     told: list[Fate | Broken] = []
     for part in target.units:
-        cleaner = Cleaner(part, told.append)
+        cleaner = Cleaner(part.source, part.config, part.files, told.append)
         for _ in cleaner.documents():
             yield from _settle(target, told, kept)
         yield from _settle(target, told, kept)
