@@ -182,7 +182,7 @@ def build_labelled_data(folder: Path) -> None:
             (folder / f"{kind}.jsonl").write_text(lines, encoding="utf-8")
     config = RunConfig.model_validate(labelled_tree(folder))
     build_corpus(config.corpus)
-    # Not of the answers, which came later: the others' losses are of these pieces.
-    kinds = [kind for kind in FIELDS if kind != "answers"]
+    # Not of those that came later: the others' losses are of these pieces.
+    kinds = [kind for kind in FIELDS if kind not in ("answers", "dialogues")]
     train_tokenizer(config.tokenizer, config.corpus.folder, kinds)
     build_shards(config)
