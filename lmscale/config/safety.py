@@ -18,7 +18,9 @@ class KeepBestConfig(Section):
     """Such as ``evaluation/heldout/loss``, as metrics.jsonl names it; empty: none."""
     count: PositiveInt = 1
     mode: Direction | None = None
-    """``min`` or ``max``, whichever is better; default: ``max`` of accuracies, else ``min``."""
+    """``min`` or ``max``, whichever is better; default: ``max`` of accuracies, F1 and exact
+    matches, else ``min``.
+    """
 
     @property
     def direction(self) -> Direction:

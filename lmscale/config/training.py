@@ -20,7 +20,7 @@ Weights = Literal["trained", "average"]
 Direction = Literal["min", "max"]
 # Held-out figures that are better the higher they are; all others are better the lower they are.
 RISING = frozenset({"accuracy", "next_accuracy", "order_accuracy"}) | {
-    "f1_macro", "f1_micro", "f1_weighted", "f1_entities",
+    "f1_macro", "f1_micro", "f1_weighted", "f1_entities", "f1", "exact_match",
 }  # fmt: skip
 
 
@@ -245,7 +245,9 @@ class EarlyStopConfig(Section):
     min_delta: float = Field(default=0.0, ge=0)
     """What a figure must be better by to count as better."""
     mode: Direction | None = None
-    """``min`` or ``max``, whichever is better; default: ``max`` of accuracies, else ``min``."""
+    """``min`` or ``max``, whichever is better; default: ``max`` of accuracies, F1 and exact
+    matches, else ``min``.
+    """
 
     @property
     def direction(self) -> Direction:
