@@ -286,6 +286,7 @@ SETS: dict[str, Callable[[Sides], dict[str, Figures]]] = {
     "signs_2000": lambda sides: score_classes(sides, chinese=False),
     "scored": score_numbers,
     "news": score_tags,
+    "news_300": score_tags,
     "news_1000": score_tags,
     "help": score_translations,
     "questions": score_answers,
@@ -294,7 +295,7 @@ SETS: dict[str, Callable[[Sides], dict[str, Figures]]] = {
 
 def read_sides(folder: Path) -> dict[str, list[Record]]:
     return {
-        side: [json.loads(line) for line in (folder / f"{side}.jsonl").open(encoding="utf-8")]
+        side: [json.loads(line) for line in (folder / f"{side}.jsonl").read_bytes().splitlines()]
         for side in ("train", "validation", "test")
     }
 

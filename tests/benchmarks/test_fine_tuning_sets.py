@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 
 import pytest
@@ -78,3 +79,31 @@ def test_a_dictionary_finds_which_words_go_together():
         {"en": "old house", "zh": "老旧房子"},
     ]
     assert translate_words(train, ["old table", "new house"]) == ["老旧桌子", "new房子"]
+
+
+def test_every_row_has_a_short_yaml_that_loads_and_a_base():
+    from classical import SETS
+    from rows import BASES, FIRST, HERE, ROWS
+
+    from lmscale.config import load_config
+    from lmscale.config.finetune import load_finetune
+
+    assert ROWS.keys() == BASES.keys() and ROWS.keys() <= SETS.keys()
+    for row, ways in ROWS.items():
+        for settings in ways.values():
+            config = load_finetune(HERE / f"{row}.yaml", settings)
+            assert config.name == row and config.base == f"runs/{BASES[row]}"
+            assert {*config.data.train, *config.data.heldout, *config.data.test}
+    for base in {*BASES.values()} - {"minilm"}:
+        steps = load_config(HERE / f"{base}.yaml", FIRST.get(base, ())[1::2]).train.steps
+        assert steps <= load_config(HERE / f"{base}.yaml").train.steps
+
+
+def test_the_figures_of_an_evaluation_are_found_and_costs_are_those_of_a_quiet_step(tmp_path):
+    from rows import flat, read_costs
+
+    assert flat({"test": {"accuracy": 0.5, "loss": 1}}) == {"accuracy": 0.5, "loss": 1}
+    lines = [{"step": n, "speed/step_seconds": n, "memory/peak_bytes": n * 1e9} for n in (1, 2, 9)]
+    place = tmp_path / "metrics.jsonl"
+    place.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"step": 9}]), "utf-8")
+    assert read_costs(place) == {"step_seconds": 1, "peak_GB": 9, "steps": 9}
