@@ -100,12 +100,16 @@ def _find_base(config: FinetuneConfig) -> Base:
 
 def _survey(config: FinetuneConfig, base: Base) -> Survey:
     from lmscale.files.progress import progress
+    from lmscale.finetune.base import read_template
     from lmscale.finetune.survey import survey_data
     from lmscale.tokenizer.codec import load_configured
 
     tokenizer = load_configured(base.tokenizer)
+    template = read_template(config, base, tokenizer)
     with progress("reading the data", None, "documents") as advance:
-        return survey_data(config, tokenizer, has_bos=base.has_bos, advance=advance)
+        return survey_data(
+            config, tokenizer, has_bos=base.has_bos, template=template, advance=advance
+        )
 
 
 def _plan(config: FinetuneConfig, base: Base, survey: Survey, *, has_gpu: bool) -> Plan:

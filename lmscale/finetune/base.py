@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from lmscale.config.chat_templates import NAMED
 from lmscale.config.data import TokenizerConfig
 from lmscale.config.finetune import FinetuneConfig
 from lmscale.config.model_base import ModelConfig
@@ -13,10 +16,16 @@ from lmscale.files.locations import find_checkpoint
 from lmscale.files.reading import sha256_file
 from lmscale.files.run_files import CONFIG_FILE
 from lmscale.files.tokenizer_files import KEPT_FOLDER
+from lmscale.finetune.trees import spread
+from lmscale.runs.continuation import objective_identity
 from lmscale.runs.imports import read_import
 from lmscale.runs.run_folder import load_run_config
 from lmscale.runs.taken_over import read_alone
+from lmscale.shards.dialogues import load_chat_template
+from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.chat_template import ChatTemplate
 from lmscale.tokenizer.codec import load_tokenizer
+from lmscale.tokenizer.kept_template import find_template
 
 HF_CONFIG = "config.json"  # of a folder of Hugging Face's
 
@@ -32,8 +41,8 @@ class Base:
     tokenizer: TokenizerConfig
     has_bos: bool
     """Whether its texts began with bos."""
-    learned: str
-    """The name of the objective that it was trained for; empty: not known."""
+    learned: Mapping[str, Any] | None = None
+    """The objective that it was trained for, as its checkpoints have it; None: not known."""
 
 
 def find_hf_folder(config: FinetuneConfig) -> Path | None:
@@ -96,8 +105,28 @@ def read_base(config: FinetuneConfig, *, imported: Path | None = None) -> Base:
         model=run.model.model_copy(update=sizes),
         tokenizer=tokenizer,
         has_bos=run.shards.bos if found is None else found.bos is not None,
-        learned=run.objective.name,
+        learned=objective_identity(run),
     )
+
+
+def read_template(config: FinetuneConfig, base: Base, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """By which the shards will write dialogues; None: the task has none. Raises ``ConfigError``
+    where it is not known, or does not fit the base.
+    """
+    if config.task != "dialogue":
+        return None
+    asked = spread(config.settings).get("tokenizer", {})
+    word = asked.get("chat_template") if isinstance(asked, dict) else None
+    named = {"chat_template": word} if isinstance(word, str) and word else {}
+    settings = base.tokenizer.model_copy(update=named)
+    if not settings.chat_template and not find_template(Path(settings.folder)):
+        raise ConfigError(
+            f"task: dialogue: the base {config.base} has no chat template, so how dialogues are "
+            "written is not known. Name one: settings: {tokenizer.chat_template: plain}, or "
+            f"{', '.join(name for name in NAMED if name != 'plain')} where the tokenizer has their "
+            "special tokens, or a file."
+        )
+    return load_chat_template(settings, tokenizer, bos=base.has_bos)
 
 
 def _read_alone(config: FinetuneConfig, word: str) -> Base:
@@ -106,9 +135,8 @@ def _read_alone(config: FinetuneConfig, word: str) -> Base:
     source = read_alone(place)
     if isinstance(source, str):
         raise ConfigError(f"base: {word}: {source}")
-    asked = config.settings.get("tokenizer")
-    folder = config.settings.get("tokenizer.folder")
-    folder = asked.get("folder") if isinstance(asked, dict) and not folder else folder
+    asked = spread(config.settings).get("tokenizer")
+    folder = asked.get("folder") if isinstance(asked, dict) else None
     if not folder:
         raise ConfigError(
             f"base: {word} is a checkpoint without its run, which has the tokenizer. Name that: "
@@ -120,5 +148,5 @@ def _read_alone(config: FinetuneConfig, word: str) -> Base:
         model=source.model,
         tokenizer=TokenizerConfig(folder=str(folder), vocab_size=tokenizer.vocab_size),
         has_bos=tokenizer.bos_id is not None,
-        learned="",
+        learned=source.objective,
     )

@@ -84,7 +84,8 @@ def find_doubts(config: FinetuneConfig, model: ModelConfig, survey: Survey) -> I
             f"{positions:,}: farther positions are new to it"
         )
     if survey.names and config.task == "classes":
-        name, share = most_frequent(survey, "train")
+        name = most_frequent(survey)
+        share = share_of(survey, "train", name)
         if share > SKEWED:
             yield (
                 f"{quote(name)} is the class of {100 * share:.0f} % of the training documents: "
@@ -92,11 +93,16 @@ def find_doubts(config: FinetuneConfig, model: ModelConfig, survey: Survey) -> I
             )
 
 
-def most_frequent(survey: Survey, part: str) -> tuple[str, float]:
-    """The class or tag that comes most often, and its share."""
+def most_frequent(survey: Survey) -> str:
+    """The class or tag that comes most often in training."""
+    counts = survey.counts("train")
+    return max(counts, key=lambda each: counts[each])
+
+
+def share_of(survey: Survey, part: str, name: str) -> float:
+    """What naming one class, or tag, of everything would give."""
     counts = survey.counts(part)
-    name = max(counts, key=lambda each: counts[each])
-    return name, counts[name] / max(1, sum(counts.values()))
+    return counts[name] / max(1, sum(counts.values()))
 
 
 def _describe_empty(config: FinetuneConfig, name: str) -> str:

@@ -1,3 +1,5 @@
+"""A base, what its data holds, and a short YAML → the whole configuration of a run. Pure."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -16,8 +18,9 @@ from lmscale.finetune.recipe import Sizes, longest_window, plan_rate, plan_sizes
 from lmscale.finetune.survey import Survey
 from lmscale.finetune.tasks import TASKS, find_base_problems, is_labelled
 from lmscale.finetune.trainable import find_frozen
+from lmscale.finetune.trees import Tree, merge, spread
+from lmscale.runs.taken_over import learns_the_same
 
-Tree = dict[str, Any]
 LEAST_PATIENCE = 4  # evaluations: two epochs
 DROPOUT = 0.1  # of BERT, GPT-1, T5 and BART, all of them when they were fine-tuned
 
@@ -74,7 +77,9 @@ def plan_run(config: FinetuneConfig, base: Base, survey: Survey, *, has_gpu: boo
     }
     if not base.model.max_positions:
         tree["model"].pop("max_positions", None)
-    reasons = _explain(config, sizes, why, figure, frozen)
+    reasons = _explain(config, sizes, why, figure) | {
+        "model": [_explain_model(base, objective)],
+    }
     return Plan(
         tree=merge(tree, spread(config.settings)),
         sizes=sizes,
@@ -114,33 +119,6 @@ def plan_model(config: FinetuneConfig, base: Base, objective: ObjectiveConfig) -
         lora = config.trainable.lora
         tree["lora"] = lora.model_dump(mode="json", exclude_defaults=True)
     return tree
-
-
-def spread(settings: Mapping[str, Any]) -> Tree:
-    """Keys with dots as sections: ``{"a.b": 1}`` is ``{"a": {"b": 1}}``."""
-    tree: Tree = {}
-    for key, value in settings.items():
-        *above, last = key.split(".")
-        section = tree
-        for name in above:
-            section = section.setdefault(name, {})
-        own = spread(value) if isinstance(value, Mapping) else value
-        was = section.get(last)
-        if isinstance(own, dict) and isinstance(was, dict):
-            own = merge(was, own)
-        section[last] = own
-    return tree
-
-
-def merge(tree: Mapping[str, Any], other: Mapping[str, Any]) -> Tree:
-    """``other`` goes before ``tree``, section by section."""
-    both = {**tree}
-    for key, value in other.items():
-        was = both.get(key)
-        if isinstance(was, Mapping) and isinstance(value, Mapping):
-            value = merge(was, value)
-        both[key] = value
-    return both
 
 
 def _find_pair_problems(
@@ -245,9 +223,18 @@ def _plan_loop(
     }
 
 
-def _explain(
-    config: FinetuneConfig, sizes: Sizes, why: str, figure: str, frozen: Sequence[str]
-) -> dict[str, list[str]]:
+def _explain_model(base: Base, objective: ObjectiveConfig) -> str:
+    """Whether the layers of the task go on or begin anew, as the run itself will have it."""
+    if not isinstance(objective, LabelledConfig):
+        return "the base's own section"
+    if getattr(base.model, objective.outputs, 0) != objective.num_outputs:
+        return "the base's own section, with layers for the task that begin anew"
+    if learns_the_same(objective, base.learned):
+        return "the base's own section, whose layers for the task go on: it has learned the same"
+    return "the base's own section; its layers for a task are another one's, and begin anew"
+
+
+def _explain(config: FinetuneConfig, sizes: Sizes, why: str, figure: str) -> dict[str, list[str]]:
     epochs = "as asked for" if config.epochs else "3, of small data up to 20, for enough steps"
     each = f"{sizes.documents_per_step:.3g} documents a step in {sizes.windows:,} windows an epoch"
     kinds = {
@@ -265,7 +252,6 @@ def _explain(
     return {
         "stream": ["whole documents, in windows that hold the longest"],
         "batch": [each],
-        "model": ["the base's own section, with the layers of the task"],
         "engine": [
             f"learning rate: {why}",
             "linear after a warm-up of a tenth of the steps (Devlin et al. 2019)",

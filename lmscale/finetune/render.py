@@ -8,7 +8,7 @@ import yaml
 
 from lmscale.config.finetune import FinetuneConfig
 from lmscale.files.printing import count_of
-from lmscale.finetune.checks import most_frequent
+from lmscale.finetune.checks import most_frequent, share_of
 from lmscale.finetune.plan import Plan
 from lmscale.finetune.survey import Survey
 
@@ -59,6 +59,7 @@ def describe_plan(config: FinetuneConfig, plan: Plan) -> Iterator[str]:
     steps = tree["train"]["steps"]
     length = tree["stream"]["sequence_length"]
     trained = f"{plan.reasons['train'][1]}; {plan.reasons['engine'][0]}"
+    yield f"model     {plan.reasons['model'][0]}"
     yield f"trained   {trained}"
     yield (
         f"steps     {steps:,} of {tree['batch']['global_windows']} windows of {length} tokens, "
@@ -69,13 +70,16 @@ def describe_plan(config: FinetuneConfig, plan: Plan) -> Iterator[str]:
 
 
 def render_scores(scores: Mapping[str, Mapping[str, float]], survey: Survey) -> Iterator[str]:
-    """A table of the sets' figures, and what naming the most frequent class would give."""
+    """A table of the sets' figures, and the share of each that has the class, or tag, that comes
+    most often in training.
+    """
     names = list(dict.fromkeys(name for row in scores.values() for name in row))
     header = ["", *names, *(["most frequent"] if survey.names else [])]
     rows = [header]
+    usual = most_frequent(survey) if survey.names else ""
     for name, figures in scores.items():
         cells = [f"{figures[each]:.4f}" if each in figures else "" for each in names]
-        baseline = [f"{most_frequent(survey, name)[1]:.4f}"] if survey.names else []
+        baseline = [f"{share_of(survey, name, usual):.4f}"] if survey.names else []
         rows.append([name, *cells, *baseline])
     yield from _align(rows)
 

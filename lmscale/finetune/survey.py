@@ -16,9 +16,12 @@ from lmscale.corpus.account import Account, Pieces, TooManyBrokenError
 from lmscale.corpus.clean import digest_of, is_heldout
 from lmscale.corpus.fields import MarkedText, NameFinder
 from lmscale.corpus.inputs import RawFile, find_inputs
+from lmscale.corpus.messages import USER
 from lmscale.corpus.readers import read_file
 from lmscale.errors import DataError
+from lmscale.shards.dialogues import encode_dialogue
 from lmscale.tokenizer.base import Tokenizer
+from lmscale.tokenizer.chat_template import ChatTemplate
 
 Advance = Callable[[float], None]  # hears of documents that were read
 
@@ -78,9 +81,17 @@ class Survey:
 
 
 def survey_data(
-    config: FinetuneConfig, tokenizer: Tokenizer, *, has_bos: bool, advance: Advance
+    config: FinetuneConfig,
+    tokenizer: Tokenizer,
+    *,
+    has_bos: bool,
+    template: ChatTemplate | None = None,
+    advance: Advance,
 ) -> Survey:
-    """Read all files once. Raises ``DataError`` with every broken record and file of all parts."""
+    """Read all files once. ``template``: by which dialogues are written.
+
+    Raises ``DataError`` with every broken record and file of all parts.
+    """
     finds_names = not config.data.label_names and config.task in ("classes", "tags")
     sources = config.data.sources(("any",) if finds_names else config.data.label_names)
     try:
@@ -92,6 +103,7 @@ def survey_data(
     reading = _Reading(
         tokenizer=tokenizer,
         extra=1 + (has_bos and tokenizer.bos_id is not None),
+        template=template,
         finds_names=finds_names,
         names=names,
         advance=advance,
@@ -127,6 +139,7 @@ class _Reading:
 
     tokenizer: Tokenizer
     extra: int  # tokens of a document beside its text
+    template: ChatTemplate | None
     finds_names: bool
     names: dict[str, int]  # grows where names are found
     advance: Advance
@@ -151,13 +164,15 @@ class _Reading:
                 account.fields = finder
             try:
                 for number, pieces in read_file(file, account):
+                    self.advance(1)
                     texts = _texts_of(pieces)
+                    if not all(map(str.strip, texts)):
+                        continue  # which the corpus drops, and counts
                     digest = digest_of(_deciding_text(pieces, texts, source))
                     is_drawn = is_heldout(digest, fraction)
                     part = parts["heldout" if is_drawn else name]
-                    tokens = self.extra + sum(len(self.tokenizer.encode(text)) for text in texts)
-                    part.add(pieces, tokens, digest, f"{file.shown}:{number}")
-                    self.advance(1)
+                    where = f"{file.shown}:{number}"
+                    part.add(pieces, self.count(pieces, texts, where), digest, where)
             except TooManyBrokenError as error:
                 raise DataError([*problems, *error.problems]) from None
             except DataError as error:
@@ -167,20 +182,32 @@ class _Reading:
             raise DataError(problems)
         return parts
 
+    def count(self, pieces: Pieces, texts: Sequence[str], where: str) -> int:
+        """The tokens of a document in the shards. Raises ``DataError``."""
+        if self.template is None:
+            return self.extra + sum(len(self.tokenizer.encode(text)) for text in texts)
+        assert isinstance(pieces, MarkedText)
+        turns = zip(pieces.roles, texts, strict=True)
+        messages = [{"role": role, "content": text} for role, text in turns]
+        try:
+            return len(encode_dialogue(messages, self.template).ids)
+        except DataError as error:
+            raise DataError([f"{where}: {problem}" for problem in error.problems]) from None
+
 
 def _texts_of(pieces: Pieces) -> tuple[str, ...]:
     """As the shards encode them: a context as a whole, wherever its answer stands."""
     texts = tuple(pieces)
-    has_span = isinstance(pieces, MarkedText) and pieces.has_span
-    return (texts[0], "".join(texts[1:])) if has_span else texts
+    if not isinstance(pieces, MarkedText):
+        return ("".join(texts),)
+    return (texts[0], "".join(texts[1:])) if pieces.has_span else texts
 
 
-def _deciding_text(pieces: Pieces, texts: tuple[str, ...], source: CorpusSourceConfig) -> str:
+def _deciding_text(pieces: Pieces, texts: Sequence[str], source: CorpusSourceConfig) -> str:
     """By which the corpus holds a document out."""
+    if isinstance(pieces, MarkedText) and pieces.roles:
+        return texts[pieces.roles.index(USER)]
     if source.answer_field:
         return texts[-1]
-    return texts[0] if _is_pair(pieces) else "".join(texts)
-
-
-def _is_pair(pieces: Pieces) -> bool:
-    return isinstance(pieces, MarkedText) and pieces.is_pair
+    is_pair = isinstance(pieces, MarkedText) and pieces.is_pair
+    return texts[0] if is_pair else "".join(texts)

@@ -10,6 +10,7 @@ from lmscale.config.model import FAMILIES
 from lmscale.config.model_base import ModelConfig
 from lmscale.config.objective import OBJECTIVES
 from lmscale.config.supervised import LabelledConfig
+from lmscale.finetune.trees import spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,19 @@ TASKS = {
 def find_task_problems(config: FinetuneConfig) -> Iterator[str]:
     """Why the data's keys are not those of the task."""
     name, task = config.task, TASKS[config.task]
+    section = spread(config.settings).get("objective")
+    asked = section if isinstance(section, dict) else {}
     if name not in OBJECTIVES.names():
         yield f"task: {name}: no objective of this name is installed."
         return
     for key in task.needs:
         if not getattr(config.data, key):
             yield f"task: {name} needs data.{key}: the key or column of the files that holds it."
+    if "names" in asked:
+        yield (
+            "settings: objective.names are the names of the data: give data.label_names, in the "
+            "same order."
+        )
     for key in task.refuses:
         if getattr(config.data, key):
             yield f"task: {name} has no use for data.{key}: leave it out, or name another task."

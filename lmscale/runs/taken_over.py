@@ -16,10 +16,12 @@ from pydantic import BaseModel, ValidationError
 
 from lmscale.config.model import FAMILIES
 from lmscale.config.model_base import ModelConfig
+from lmscale.config.objective_base import ObjectiveConfig
 from lmscale.config.run import RunConfig
 from lmscale.files.jsonl import read_object
 from lmscale.files.locations import CheckpointPlace
 from lmscale.files.tokenizer_files import KEPT_FOLDER, read_fingerprint
+from lmscale.runs.continuation import objective_identity
 from lmscale.runs.imports import read_import
 from lmscale.runs.own_ids import find_other_tokenizer
 from lmscale.runs.run_folder import load_run_config
@@ -89,7 +91,8 @@ RULES = (
         "model",
         "pooler text_classes token_classes",
         Taking.SAME_STATES,
-        "layers for a task begin anew where that run has none of their shape",
+        "layers for a task begin anew where that run has none of their shape, and those that tell "
+        "classes apart also where it learned another objective or other names",
     ),
     Rule("model", "init_std", Taking.FREE, "of what begins anew"),
     Rule(
@@ -124,6 +127,7 @@ class Source(NamedTuple):
     freeze: list[str] | None  # None: not known
     keeps_zeros: bool | None  # None: not known
     imported: bool
+    objective: Mapping[str, Any] | None  # as its checkpoints have it; None: not known
 
 
 def read_source(folder: Path) -> Source:
@@ -136,6 +140,7 @@ def read_source(folder: Path) -> Source:
         freeze=[*config.train.freeze],
         keeps_zeros=config.engine.keep_zeros,
         imported=read_import(folder) is not None,
+        objective=objective_identity(config),
     )
 
 
@@ -150,7 +155,7 @@ def read_alone(place: CheckpointPlace) -> Source | str:
             f"{folder} is no checkpoint: it has no manifest.json, or a damaged one. Name a run's "
             "folder, as RUN or RUN@STEP, or a checkpoint's, as RUN/checkpoints/step-000000500."
         )
-    averaging = optimizer.get("averaging")
+    averaging, objective = optimizer.get("averaging"), identity.get("objective")
     try:
         section = FAMILIES.section(model.get("family")).model_validate(model)
     except (ValidationError, ValueError):
@@ -163,7 +168,19 @@ def read_alone(place: CheckpointPlace) -> Source | str:
         freeze=None,
         keeps_zeros=None,
         imported=optimizer.get("kind") == "none",
+        objective=objective if isinstance(objective, dict) else None,
     )
+
+
+def learns_the_same(objective: ObjectiveConfig, learned: object) -> bool:
+    """Whether a layer that tells classes apart goes on: whether another run's objective, as its
+    checkpoints have it, has the same name and the same names of classes. None: it is not known, and
+    the layer's shape alone decides.
+    """
+    if not isinstance(learned, Mapping):
+        return True
+    names = [*getattr(objective, "names", ())]
+    return learned.get("name") == objective.name and (learned.get("names") or []) == names
 
 
 def _with_sizes(config: RunConfig) -> ModelConfig:

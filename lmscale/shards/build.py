@@ -290,7 +290,8 @@ def _find_datasets(config: RunConfig, tokenizer: Tokenizer) -> list[Dataset]:
         corpus = Path(config.corpus.folder) / source
         fields = load_corpus_manifest(corpus).fields
         if fields.has_dialogues:
-            template = template or load_chat_template(config, tokenizer).text
+            bos = config.shards.bos
+            template = template or load_chat_template(config.tokenizer, tokenizer, bos=bos).text
         for split in SPLITS:
             files = tuple(file for _, file in document_paths(corpus, split))
             if not files:

@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from lmscale.config import RunConfig
 from lmscale.config.chat_templates import NAMED, load_template
+from lmscale.config.data import TokenizerConfig
 from lmscale.errors import ConfigError, DataError
 from lmscale.shards.manifest import Manifest
 from lmscale.shards.members import REPLIES
 from lmscale.shards.writer import TokenizedDocument
 from lmscale.tokenizer.base import Tokenizer
-from lmscale.tokenizer.chat_template import ChatTemplate, with_bos
+from lmscale.tokenizer.chat_template import ChatTemplate, Encoded, Messages, with_bos
 from lmscale.tokenizer.kept_template import find_template
 
 
-def load_chat_template(config: RunConfig, tokenizer: Tokenizer) -> ChatTemplate:
+def load_chat_template(config: TokenizerConfig, tokenizer: Tokenizer, *, bos: bool) -> ChatTemplate:
     """That of ``tokenizer.chat_template``, else of the tokenizer's folder, with bos in front where
     documents have it. Raises ``ConfigError`` where there is none, or one that does not fit.
     """
-    name, folder = config.tokenizer.chat_template, Path(config.tokenizer.folder)
+    name, folder = config.chat_template, Path(config.folder)
     if name:
         text = load_template(name, setting="tokenizer.chat_template")
     elif not (text := find_template(folder)):
@@ -32,7 +32,7 @@ def load_chat_template(config: RunConfig, tokenizer: Tokenizer) -> ChatTemplate:
             f"set tokenizer.chat_template to {', '.join(NAMED)} or a file."
         )
     template = ChatTemplate(text, tokenizer)
-    if config.shards.bos:
+    if bos:
         return with_bos(template)
     if template.begins_with_bos:
         raise ConfigError(
@@ -53,13 +53,21 @@ def tokenize_dialogues(
             messages.append({"role": role, "content": text[begin : begin + num_chars]})
             begin += num_chars
         try:
-            ids, is_reply = template.encode(messages)
+            ids, is_reply = encode_dialogue(messages, template)
         except DataError as error:
             raise DataError(f"{document.get('id')}: {error.problems[0]}") from None
-        ends = [] if ids[-1] == dataset.eos_id else [dataset.eos_id]
         yield TokenizedDocument(
-            ids=np.concatenate([ids, np.array(ends, dtype=dataset.dtype)]),
+            ids=ids,
             text_bytes=len(text.encode()),
             offset=offset,
-            members={REPLIES: np.append(is_reply, [False] * len(ends))},
+            members={REPLIES: is_reply},
         )
+
+
+def encode_dialogue(messages: Messages, template: ChatTemplate) -> Encoded:
+    """A dialogue as shards hold it. Raises ``DataError`` where the template refuses it."""
+    ids, is_reply = template.encode(messages)
+    if ids[-1] == template.tokenizer.eos_id:
+        return Encoded(ids, is_reply)
+    eos = np.array([template.tokenizer.eos_id], dtype=ids.dtype)
+    return Encoded(np.concatenate([ids, eos]), np.append(is_reply, [False]))

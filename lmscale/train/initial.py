@@ -40,6 +40,7 @@ from lmscale.ranks.fingerprint import add_fingerprints, fingerprint
 from lmscale.ranks.mesh import Mesh
 from lmscale.ranks.ranks import Ranks
 from lmscale.runs.origins import Origin
+from lmscale.runs.taken_over import learns_the_same
 from lmscale.train.source import Source, find_source, load_with_optimizer
 from lmscale.watch import heartbeat
 
@@ -57,6 +58,7 @@ class InitialWeights:
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)  # of all that it has
     named: str = ""  # the setting that names the origin, with its value
     kind: Weights = "trained"  # of the origin
+    has_same_task: bool = True  # whether layers that tell classes apart are of use
 
     @property
     def described(self) -> str:
@@ -82,8 +84,9 @@ def open_initial_weights(
         return
     named = f"run.init_from = {config.run.init_from}"
     source = find_source(named, config.initial, ranks, tokenizer_fingerprint=tokenizer_fingerprint)
-    opened = open_weights_of(source, lora=config.model.lora)
-    with opened as weights:
+    learned = source.manifest.identity.get("objective")
+    with open_weights_of(source, lora=config.model.lora) as opened:
+        weights = replace(opened, has_same_task=learns_the_same(config.objective, learned))
         logger.info("the first weights are those of %s", weights.checkpoint)
         yield weights
 
@@ -202,8 +205,8 @@ def fill_weights(
 
     ``has_values`` False only takes part in the gathering, where another rank's values are dealt
     out, or in the waiting for that rank. Layers that ``begins_anew`` names are drawn where those of
-    the origin are not the same. Raises ``CheckpointError`` with everything else by which the values
-    are of another model.
+    the origin are of another shape, or tell the classes of another task apart. Raises
+    ``CheckpointError`` with everything else by which the values are of another model.
     """
     parameters = dict(model.named_parameters())
     buffers = dict(persistent_buffers(model))
@@ -211,7 +214,7 @@ def fill_weights(
     shapes |= {name: tuple(buffer.shape) for name, buffer in buffers.items()}
     anew: set[str] = set()
     if initial.origin is not None:
-        anew = _find_anew(model, initial.shapes, shapes)
+        anew = _find_anew(model, initial, shapes)
         check_same_tensors(
             {k: f"{list(shape)}" for k, shape in initial.shapes.items() if k not in anew},
             {k: f"{list(shape)}" for k, shape in shapes.items() if k not in anew},
@@ -251,15 +254,18 @@ def _advise(initial: InitialWeights, ours: Mapping[str, Sequence[int]]) -> str:
 
 
 def _find_anew(
-    model: nn.Module, theirs: Mapping[str, Sequence[int]], ours: Mapping[str, Sequence[int]]
+    model: nn.Module, initial: InitialWeights, ours: Mapping[str, Sequence[int]]
 ) -> set[str]:
-    """Parameters of layers that a model may begin anew, where those of another model are of another
-    shape or not there, in either of the two.
+    """Parameters of layers that a model may begin anew, where those of the origin are of another
+    shape or not there, in either of the two, or of another task; but a pooler is of any.
     """
     if not isinstance(model, Model):
         return set()
+    theirs = initial.shapes
     names = [name for name in {**theirs, **ours} if model.begins_anew(name)]
     anew = {name for name in names if [*theirs.get(name, ())] != [*ours.get(name, ())]}
+    if not initial.has_same_task:
+        anew |= {name for name in names if not name.startswith("pooler.")}
     if here := sorted(anew & ours.keys()):
         logger.info("these begin with random values: %s", ", ".join(here))
     adapters = {name for name in ours if is_adapter(name) and name not in theirs}

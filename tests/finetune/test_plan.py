@@ -2,6 +2,7 @@
 
 from array import array
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -17,11 +18,13 @@ from lmscale.config.model import FAMILIES
 from lmscale.errors import ConfigError
 from lmscale.finetune.base import Base
 from lmscale.finetune.checks import find_doubts
-from lmscale.finetune.plan import plan_run, spread
+from lmscale.finetune.plan import plan_run
 from lmscale.finetune.recipe import plan_rate
 from lmscale.finetune.render import render_plan
 from lmscale.finetune.survey import Part, Survey, sort_names
 from lmscale.finetune.tasks import find_task_problems
+from lmscale.finetune.trees import spread
+from lmscale.runs.taken_over import learns_the_same
 
 FAMILY = {
     "encoder": {"family": "encoder", "token_types": 2},
@@ -62,7 +65,7 @@ def base_of(family="encoder", **keys) -> Base:
         model=FAMILIES.section(family).model_validate(tree),
         tokenizer=TokenizerConfig(folder="runs/base/tokenizer", vocab_size=320),
         has_bos=True,
-        learned="masked",
+        learned={"name": "masked"},
     )
 
 
@@ -106,6 +109,26 @@ def test_a_task_of_a_family_is_planned_or_told_with_what_the_base_can_do(task, f
     # 128 documents a step or less, and no window is longer than it has to be.
     assert run.window.tokens >= 20 and run.stream.sequence_length == 32
     assert run.evaluation.sets == {"heldout": "data/tuned/shards/train/heldout"}
+
+
+def test_classes_of_a_base_go_on_where_their_names_are_the_same_and_else_begin_anew():
+    names = {"name": "classes", "names": ["bad", "good"]}
+    told = {}
+    for learned in (names, names | {"names": ["good", "bad"]}, {"name": "masked_order"}, None):
+        base = replace(base_of(pooler=True, text_classes=2), learned=learned)
+        plan = plan_run(asked(), base, survey(), has_gpu=False)
+        told[str(learned)] = plan.reasons["model"][0].rpartition("its layers")[2]
+        (objective,) = (parse_config(render_plan(asked(), plan)).objective,)
+        assert told[str(learned)].endswith("begin anew") != learns_the_same(objective, learned)
+    assert [each.endswith("begin anew") for each in told.values()] == [False, True, True, False]
+
+
+def test_names_of_classes_are_those_of_the_data():
+    told = list(find_task_problems(asked(settings={"objective": {"names": ["good", "bad"]}})))
+    assert told == [
+        "settings: objective.names are the names of the data: give data.label_names, in the same "
+        "order."
+    ]
 
 
 def test_what_a_base_cannot_do_names_what_it_can():

@@ -223,16 +223,18 @@ def test_a_run_that_goes_on_needs_the_other_run_no_more(runs):
     assert [report.step for report in runs[1]["whole"]] == [3, 4]
 
 
-@pytest.mark.parametrize("kind", ["classes", "tags"])
-def test_layers_for_a_task_begin_anew_where_the_other_run_has_none_of_that_shape(
-    runs, tiny_data, tmp_path, kind
+@pytest.mark.parametrize(("kind", "count"), [("classes", 3), ("tags", 3), ("classes", 2)])
+def test_layers_for_a_task_begin_anew_where_the_other_run_s_are_of_another_shape_or_task(
+    runs, tiny_data, tmp_path, kind, count
 ):
-    outputs = {"pooler": True, "text_classes": 3} if kind == "classes" else {"token_classes": 3}
+    """That run tells two classes apart: whether two sentences were swapped."""
+    is_of_texts = kind == "classes"
+    outputs = {"pooler": True, "text_classes": count} if is_of_texts else {"token_classes": count}
     settings = {
         "run.init_from": str(runs[0] / "encoder"),
         # 512 pieces and the three ids of masked_order, in steps of 128
         "model": ENCODER | {"token_types": 2, "vocab_size": 640} | outputs,
-        "objective": {"name": kind, "names": ["a", "b", "c"]},
+        "objective": {"name": kind, "names": ["a", "b", "c"][:count]},
         "stream.packing": "best_fit",
     }
     config = tiny_config(tiny_data, tmp_path / "new", settings)

@@ -1,0 +1,35 @@
+"""Sections of a configuration as nested mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Tree = dict[str, Any]
+
+
+def spread(settings: Mapping[str, Any]) -> Tree:
+    """Keys with dots as sections: ``{"a.b": 1}`` is ``{"a": {"b": 1}}``."""
+    tree: Tree = {}
+    for key, value in settings.items():
+        *above, last = key.split(".")
+        section = tree
+        for name in above:
+            section = section.setdefault(name, {})
+        own = spread(value) if isinstance(value, Mapping) else value
+        was = section.get(last)
+        if isinstance(own, dict) and isinstance(was, dict):
+            own = merge(was, own)
+        section[last] = own
+    return tree
+
+
+def merge(tree: Mapping[str, Any], other: Mapping[str, Any]) -> Tree:
+    """``other`` goes before ``tree``, section by section."""
+    both = {**tree}
+    for key, value in other.items():
+        was = both.get(key)
+        if isinstance(was, Mapping) and isinstance(value, Mapping):
+            value = merge(was, value)
+        both[key] = value
+    return both
