@@ -122,7 +122,7 @@ def count_zeros(model: Model) -> int:
 def _score(
     each: Contender, datasets: Mapping[str, Dataset], max_windows: int | None, bar: Bar
 ) -> dict[str, SetScore]:
-    plan = plan_evaluation(each.config, each.tokenizer, max_windows=max_windows)
+    plan = plan_evaluation(each.config, each.tokenizer, max_windows=max_windows, max_mistakes=0)
     scoring, scores = build_scoring(each.model, each.config), {}
     for name, dataset in datasets.items():
         total = len(plan.window_numbers(dataset))

@@ -174,7 +174,7 @@ class NamedClassesConfig(LabelledConfig):
         except ValidationError:
             raise ValueError(
                 f"give {BALANCED}, or a number from 0 to a million for some of the classes, such "
-                f"as {{spam: 3}}; found {value!a:.80}"
+                f"as {{spam: 3}}, names that are numbers in quotes; found {value!a:.80}"
             ) from None
 
     def find_problems(self) -> Iterator[str]:
@@ -182,7 +182,8 @@ class NamedClassesConfig(LabelledConfig):
         if isinstance(self.class_weights, str):
             return
         listed = ", ".join(self.names[:20]) + (", …" if len(self.names) > 20 else "")
-        for name in self.class_weights.keys() - set(self.names):
+        known = set(self.names)
+        for name in (name for name in self.class_weights if name not in known):
             yield f"class_weights: {name!a} is none of the classes. There are: {listed}"
         if not any(self.class_weights.get(name, 1.0) for name in self.names):
             yield "class_weights: all of them are 0, so that nothing would be learned"

@@ -121,12 +121,15 @@ class LabelCounts:
         """
         assert choices is not None, "a labelled scoring says in evaluation what it has chosen"
         predicted, probability = (each.cpu().numpy() for each in choices)
+        probability = probability.astype(np.float64).round(4)
         true, positions = arrays["labels"], arrays["positions"]
         self._confusion += count_confusion(true, predicted, len(self._names))
         documents = np.searchsorted(rows.starts, positions, side="right") - 1
         if self._tags is not None:
             self._entities += count_entities(true, predicted, documents, self._tags)
-        wrong = np.flatnonzero(true != predicted)
+        # As rounded, so that ties are the same in whichever micro-batch a window is; NaN is sure of
+        # nothing.
+        wrong = np.flatnonzero((true != predicted) & ~np.isnan(probability))
         surest = wrong[np.argsort(-probability[wrong], kind="stable")][: self.plan.max_mistakes]
         for each in surest.tolist():
             words = (int(positions[each]), _next(positions, each)) if self._is_of_words else None
@@ -137,7 +140,7 @@ class LabelCounts:
                     **_read(rows, document, words, self.plan.decode),
                     true=self._names[int(true[each])],
                     predicted=self._names[int(predicted[each])],
-                    probability=round(float(probability[each]), 4),
+                    probability=float(probability[each]),
                 )
             )
         self._mistakes = _choose(self._mistakes, self.plan.max_mistakes)
@@ -196,7 +199,7 @@ def _read(
     border = begin + int(rows.members[PARTS][document]) if PARTS in rows.members else end
 
     def show(first: int, last: int) -> str:
-        text = decode(ids[first : min(last, first + MAX_TEXT)])
+        text = decode(ids[first : min(last, first + 4 * MAX_TEXT)])  # a character's bytes: up to 4
         return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
 
     return {
