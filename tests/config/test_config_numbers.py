@@ -78,9 +78,15 @@ def feed(path: str, number: Any) -> dict[str, Any]:
             owner = {"objective": objective, "model": family}[name][1]
             if field in owner.model_fields and objective[1].needs <= family[1].offers:
                 break
-        needed = {"teacher": "x"} if objective[0] == "distill" else {}
-        tree |= {"objective": {"name": objective[0]} | needed, "model": {"family": family[0]}}
-        tree["stream"]["mask_documents"] = Ability.CROSS not in objective[1].needs
+        needed: dict[str, Any] = {"distill": {"teacher": "x"}, "classes": {"names": ["a", "b"]}}
+        own = {"classes": {"text_classes": 2}, "answers": {"token_classes": 2}}
+        tree |= {
+            "objective": {"name": objective[0]} | needed.get(objective[0], {}),
+            "model": {"family": family[0]} | own.get(objective[0], {}),
+        }
+        is_whole = objective[0] in own
+        tree["stream"]["mask_documents"] = is_whole or Ability.CROSS not in objective[1].needs
+        tree["stream"]["packing"] = "best_fit" if is_whole else "concat"
     section: Any = tree
     for name in sections:
         section = section.setdefault(name, {})
