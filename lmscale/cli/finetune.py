@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -115,13 +116,11 @@ def _survey(config: FinetuneConfig, base: Base) -> Survey:
 def _plan(config: FinetuneConfig, base: Base, survey: Survey, *, has_gpu: bool) -> Plan:
     from lmscale.finetune.checks import find_doubts
     from lmscale.finetune.plan import plan_run
-    from lmscale.finetune.render import describe_plan, describe_survey
+    from lmscale.finetune.render import describe_survey
 
     for line in describe_survey(config, survey):
         say(line)
     plan = plan_run(config, base, survey, has_gpu=has_gpu)
-    for line in describe_plan(config, plan):
-        say(line)
     print_warnings(list(find_doubts(config, base.model, survey)))
     return plan
 
@@ -129,16 +128,18 @@ def _plan(config: FinetuneConfig, base: Base, survey: Survey, *, has_gpu: bool) 
 def _write_plan(
     config: FinetuneConfig, plan: Plan, write: Path | None, *, dry_run: bool
 ) -> tuple[Path, RunConfig]:
-    """The file of the whole configuration, which is checked before it is written."""
+    """The file of the whole configuration, which is checked before it is told and written."""
     from lmscale.config import parse_config
     from lmscale.files.atomic import write_bytes, writing
-    from lmscale.finetune.render import render_plan
+    from lmscale.finetune.render import describe_plan, render_plan
     from lmscale.runs.beginnings import check_start
 
     path = write or Path(config.data_folder) / f"{config.name}.yaml"
     text = render_plan(config, plan)
-    run = parse_config(text, name=str(path))
+    run = parse_config(text, name=f"the run that is planned, with its settings ({path})")
     check_start(run)
+    for line in describe_plan(config, plan):
+        say(line)
     if not dry_run or write:
         with writing("the configuration", path, ConfigError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,12 +170,12 @@ def find_best_step(run: RunConfig) -> int:
 
 
 def read_scores(run: RunConfig, step: int) -> dict[str, dict[str, float]]:
-    """Set → the figures that the run has measured of it after a step."""
+    """Set → the figures that the run's loop has measured of it after a step."""
     from lmscale.checkpoint.retention import read_figures
 
     names = (*run.objective.set_figures, *run.objective.held_out)
     scores: dict[str, dict[str, float]] = {}
-    for part in run.evaluation.sets:
+    for part in run.evaluation.of_loop:
         figures = {n: read_figures(run.folder, f"evaluation/{part}/{n}").get(step) for n in names}
         scores[part] = {name: value for name, value in figures.items() if value is not None}
     return scores
@@ -184,13 +185,26 @@ def _show_result(run: RunConfig, config: FinetuneConfig, survey: Survey) -> None
     from lmscale.finetune.render import render_scores
 
     step = find_best_step(run)
-    folder, scores = str(run.folder), read_scores(run, step)
+    folder = str(run.folder)
+    scores = read_scores(run, step) | _score_test(run, step)
     say(f"\n{folder}@{step}, the best checkpoint by {run.checkpoint.keep_best.metric}:")
     for line in render_scores(scores, survey):
         say(line)
     say("\nNext:")
     for words in _name_next(run, config, step):
         say(f"  lmscale {shlex.join(words)}")
+
+
+def _score_test(run: RunConfig, step: int) -> dict[str, dict[str, float]]:
+    """The figures of the sets that nothing was decided by: of the chosen checkpoint alone."""
+    sets = run.evaluation.only_at_end
+    if not sets:
+        return {}
+    names = [word for each in sets for word in ("--set-name", each)]
+    words = ("evaluate", str(run.folder), "--step", str(step), *names, "--json")
+    rows = json.loads(_call(*words, captures=True))
+    known = (*run.objective.set_figures, *run.objective.held_out)
+    return {each: {n: v for n, v in row.items() if n in known} for each, row in rows.items()}
 
 
 def _name_next(run: RunConfig, config: FinetuneConfig, step: int) -> Iterator[list[str]]:
@@ -204,8 +218,12 @@ def _name_next(run: RunConfig, config: FinetuneConfig, step: int) -> Iterator[li
     yield ["runs", "audit", folder]
 
 
-def _call(*words: str) -> None:
-    """Another command of lmscale, in a process of its own: this one loads no torch."""
-    done = subprocess.run([sys.executable, "-m", "lmscale", *words], check=False)
+def _call(*words: str, captures: bool = False) -> str:
+    """Another command of lmscale, in a process of its own: this one loads no torch. What it has
+    written to standard output, where that is asked for.
+    """
+    command = [sys.executable, "-m", "lmscale", *words]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE if captures else None)
     if done.returncode != EXIT_FINISHED:
         raise typer.Exit(done.returncode)
+    return done.stdout.decode() if captures else ""

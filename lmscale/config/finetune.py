@@ -46,7 +46,7 @@ class FinetuneDataConfig(CorpusSourceConfig):
     the training files' documents, drawn by their texts.
     """
     test: Inputs = ()
-    """Scored beside the held-out ones; nothing is decided by it."""
+    """Scored at the end, by the checkpoint that was chosen; nothing is decided by it."""
     heldout_fraction: float | None = Field(default=0.1, ge=0, lt=1)
     folder: Place = ""
     """Of the corpus and the shards that are built. Default: data/NAME."""

@@ -195,11 +195,11 @@ class RunConfig(Section):
         """Why ``checkpoint.keep_best`` or ``evaluation.stop`` could never do anything."""
         best, every_steps = self.checkpoint.keep_best.metric, self.evaluation.every_steps
         figures = (*self.objective.set_figures, *self.objective.held_out)
-        measured = [f"evaluation/{name}/{f}" for name in self.evaluation.sets for f in figures]
+        measured = [f"evaluation/{name}/{f}" for name in self.evaluation.of_loop for f in figures]
         wanted = {"checkpoint.keep_best": best, "evaluation.stop": self.evaluation.stop.metric}
         for section, metric in wanted.items():
             if metric and metric not in measured:
-                names = ", ".join(measured) or "none, as evaluation.sets is empty"
+                names = ", ".join(measured) or "none, as it scores no set"
                 yield (
                     f"{section}.metric = {metric!r} is never measured by an evaluation, whose "
                     f"figures alone can be used. There are: {names}"

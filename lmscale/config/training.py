@@ -269,6 +269,10 @@ class EvaluationConfig(Section):
     """Whether the whole sets are scored after the last step: ``final/SET/…`` in metrics.jsonl,
     beside the loop's ``evaluation/SET/…``.
     """
+    only_at_end: tuple[str, ...] = Field(default=(), strict=False)
+    """Sets that are scored after the last step and no sooner, such as a test set: nothing can be
+    decided by their figures.
+    """
     stop: EarlyStopConfig = EarlyStopConfig()
     tasks: tuple[Place, ...] = Field(default=(), strict=False)
     """Of lm-evaluation-harness: names, and folders or files of tasks. They need the extra
@@ -291,5 +295,14 @@ class EvaluationConfig(Section):
             yield (
                 f"set names become folder and metric names: use letters, digits, - and _, not {bad}"
             )
+        if unknown := [name for name in self.only_at_end if name not in self.sets]:
+            yield f"only_at_end: {', '.join(unknown)}: no set of this name is in sets"
+        if self.only_at_end and not self.at_end:
+            yield "only_at_end: with at_end = false these sets are never scored"
         if self.tasks_every_steps and not self.tasks:
             yield "tasks_every_steps needs tasks, by name or by folder"
+
+    @property
+    def of_loop(self) -> tuple[str, ...]:
+        """The sets that are scored while the run trains."""
+        return tuple(name for name in self.sets if name not in self.only_at_end)

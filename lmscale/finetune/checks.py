@@ -17,10 +17,11 @@ FEW = 100  # held-out documents, of which one more or less moves an accuracy by 
 
 def find_data_problems(config: FinetuneConfig, survey: Survey) -> Iterator[str]:
     """Every reason why the data teaches nothing, or something else than it is judged by."""
-    for name, part in survey.parts.items():
-        if not part.documents:
-            yield _describe_empty(config, name)
     train = survey.parts["train"]
+    for name, part in survey.parts.items():
+        is_of_train = name == "heldout" and not config.data.heldout
+        if not part.documents and (train.documents or not is_of_train):
+            yield _describe_empty(config, name)
     if not survey.names or not train.documents:
         return
     what, of = ("tag", "word") if config.task == "tags" else ("class", "document")

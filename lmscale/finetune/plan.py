@@ -12,6 +12,7 @@ from lmscale.config.objective import OBJECTIVES
 from lmscale.config.objective_base import ObjectiveConfig
 from lmscale.config.supervised import LabelledConfig
 from lmscale.errors import ConfigError, LmscaleError
+from lmscale.files.strangers import quote
 from lmscale.finetune.base import Base
 from lmscale.finetune.checks import find_data_problems, find_length_problems
 from lmscale.finetune.recipe import Sizes, longest_window, plan_rate, plan_sizes
@@ -53,6 +54,12 @@ def plan_run(config: FinetuneConfig, base: Base, survey: Survey, *, has_gpu: boo
         frozen = find_frozen(base.model, config.trainable, has_task_layers=is_labelled(config.task))
     except LmscaleError as error:
         problems += error.problems
+    measured = _list_figures(config, objective)
+    if config.early_stopping.metric not in ("", *measured):
+        problems.append(
+            f"early_stopping.metric: {quote(config.early_stopping.metric)} is none of the held-out "
+            f"figures of {config.task}: {', '.join(measured)}."
+        )
     if problems:
         raise ConfigError(problems)
     sizes = plan_sizes(
@@ -63,7 +70,7 @@ def plan_run(config: FinetuneConfig, base: Base, survey: Survey, *, has_gpu: boo
         limit=limit,
         has_gpu=has_gpu,
     )
-    figure = config.early_stopping.metric or _choose_figure(config, objective)
+    figure = config.early_stopping.metric or measured[0]
     rate, why = plan_rate(config, base.model)
     tree = {
         "run": _plan_run(config, base),
@@ -133,9 +140,11 @@ def _find_pair_problems(
     return []
 
 
-def _choose_figure(config: FinetuneConfig, objective: ObjectiveConfig) -> str:
+def _list_figures(config: FinetuneConfig, objective: ObjectiveConfig) -> list[str]:
+    """Those of held-out sets, what the task is judged by first."""
     measured = (*objective.set_figures, *objective.held_out)
-    return next(each for each in TASKS[config.task].judged_by if each in measured)
+    best = [each for each in TASKS[config.task].judged_by if each in measured]
+    return [*dict.fromkeys([*best, *measured])]
 
 
 def _plan_run(config: FinetuneConfig, base: Base) -> Tree:
@@ -218,6 +227,7 @@ def _plan_loop(
         "evaluation": {
             "every_steps": sizes.every_steps,
             "sets": sets,
+            **({"only_at_end": ["test"]} if "test" in sets else {}),
             **({"stop": stopping} if stop.is_on else {}),
         },
     }

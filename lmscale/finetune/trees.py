@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lmscale.errors import ConfigError
+
 Tree = dict[str, Any]
 
 
 def spread(settings: Mapping[str, Any]) -> Tree:
-    """Keys with dots as sections: ``{"a.b": 1}`` is ``{"a": {"b": 1}}``."""
+    """Keys with dots as sections: ``{"a.b": 1}`` is ``{"a": {"b": 1}}``. Raises ``ConfigError``
+    where one is both a section and a value.
+    """
     tree: Tree = {}
     for key, value in settings.items():
         *above, last = key.split(".")
         section = tree
         for name in above:
             section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"settings: {key}: {name} is given a value beside, {section!a}.")
         own = spread(value) if isinstance(value, Mapping) else value
         was = section.get(last)
         if isinstance(own, dict) and isinstance(was, dict):

@@ -102,8 +102,8 @@ _TABLE = {
         train log_every_steps peak_tflops
         watch heartbeat_seconds report_seconds limit_seconds start_limit_seconds straggler_ratio
         watch straggler_steps
-        evaluation sets every_steps max_windows at_end tasks tasks_every_steps tasks_limit
-        evaluation tasks_include_path
+        evaluation sets every_steps max_windows at_end only_at_end tasks tasks_every_steps
+        evaluation tasks_limit tasks_include_path
         export format every_steps folder keep base dtype finish_minutes""",
 }
 CHANGES = {

@@ -60,7 +60,7 @@ def _loss(config: RunConfig) -> dict[str, list[str]]:
     }
     if len(config.stream.sources) > 1 and isinstance(config.objective, NextTokenConfig):
         charts["trained, every source"] = [f"train/{SOURCE_LOSS}/.*"]
-    sets = config.evaluation.sets
+    sets = config.evaluation.of_loop
     if len(sets) > 1:
         charts |= {f"held out, {name}": [f"evaluation/{name}/loss$"] for name in sets}
     if sets and "bits_per_byte" in config.objective.set_figures:

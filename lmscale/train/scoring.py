@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from lmscale.checkpoint.fragments import refresh_parameters
 from lmscale.config.training import EvaluationConfig
@@ -100,13 +101,16 @@ class Evaluator:
             self.scored_step = step
 
     def score(self, step: int, *names: str) -> None:
-        """Score every set once, for ``SAMPLED``, ``WHOLE`` or both."""
-        if self.plan is None:
-            return
+        """Score every set that is due once, for ``SAMPLED``, ``WHOLE`` or both."""
         run, config = self.run, self.run.config.evaluation
+        due = {name: self.datasets if name == WHOLE else config.of_loop for name in names}
+        wanted = {*chain(*due.values())}
+        datasets = {each: data for each, data in self.datasets.items() if each in wanted}
+        if self.plan is None or not datasets:
+            return
         plan = replace(self.plan, max_windows=None if WHOLE in names else config.max_windows)
         is_average = run.config.scores_average
-        windows = {each: len(plan.window_numbers(data)) for each, data in self.datasets.items()}
+        windows = {each: len(plan.window_numbers(data)) for each, data in datasets.items()}
         if WHOLE in names:
             logger.info("%s", describe_windows(windows, step))
         pace = ScoringPace(sum(windows.values()))
@@ -121,14 +125,14 @@ class Evaluator:
                     advance=pace.advance,
                     between_batches=self.poll,
                 )
-                for set_name, dataset in self.datasets.items()
+                for set_name, dataset in datasets.items()
             }
         self.scored_step = step
         figures = {
             f"{name}/{set_name}/{figure}": value
             for name in names
-            for set_name, score in scores.items()
-            for figure, value in score.figures.items()
+            for set_name in due[name]
+            for figure, value in scores[set_name].figures.items()
         }
         if self.trackers is not None:
             marks = {f"{name}/{OF_AVERAGE}": 1.0 for name in names if is_average}
@@ -136,10 +140,10 @@ class Evaluator:
                 marks[f"{SAMPLED}/{AT_END}"] = 1.0
             # Of other windows than those before, the last point would be no point of the curve.
             is_point = SAMPLED in names or not config.every_steps
-            losses = {each: figures.get(f"{names[0]}/{each}/loss") for each in scores}
+            losses = {each: figures.get(f"{names[0]}/{each}/loss") for each in due[names[0]]}
             self.trackers.log(step, figures | marks, losses=losses if is_point else {})
             for name in names:
-                show_labelled(self.trackers, name, step, scores)
+                show_labelled(self.trackers, name, step, {each: scores[each] for each in due[name]})
         tell_unmeasured(run.config, figures, step)
         metric = config.stop.metric
         if metric in figures and is_scheduled(config, step):

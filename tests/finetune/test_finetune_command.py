@@ -97,7 +97,8 @@ def test_a_fine_tuning_that_is_killed_goes_on_elsewhere_as_the_same_run(base, pl
     # Name → what its second start has otherwise; None: it is never killed.
     resumed = {"whole": None, "same": {}, "other": {"engine.zero_stage": 2}}
     for name, others in resumed.items():
-        config = write_short(place, base, name, **TINY)
+        test = {"data": {"test": f"{place}/train.jsonl"}} if name == "whole" else {}
+        config = write_short(place, base, name, **TINY, **test)
         if others is not None:
             fault = {"LMSCALE_FAULTS": "kill:step=4,rank=0"}
             ended = run_lmscale("finetune", config, "--nproc", "2", environment=fault)
@@ -107,10 +108,13 @@ def test_a_fine_tuning_that_is_killed_goes_on_elsewhere_as_the_same_run(base, pl
         ended = run_lmscale("finetune", config, "--nproc", ranks, *settings(others or {}))
         assert ended.code == 0, ended.output
         assert "the best checkpoint by evaluation/heldout/accuracy" in ended.output
-        assert "most frequent" in ended.output
+        assert "most frequent" in ended.output and ("\ntest  " in ended.output) == bool(test)
         runs[name] = place / name
     assert ledger_of(runs["whole"]) == ledger_of(runs["same"]) == ledger_of(runs["other"])
     assert len(ledger_of(runs["whole"])) == 6  # of more steps that were planned
+    figures = (runs["whole"] / "metrics.jsonl").read_text()
+    assert "evaluation/heldout/accuracy" in figures and "final/test/accuracy" in figures
+    assert "evaluation/test" not in figures  # nothing is decided by it
     assert load_config(runs["whole"] / "config.yaml").train.steps > 6
     for run in runs.values():
         (end,) = [
@@ -176,6 +180,28 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(base, place, capsy
         ),
         ({"data": {"train": "long"}}, ["1 document of 1 with more than 32 tokens", "long.jsonl:1"]),
         ({"nonsense": 1}, ["nonsense: unknown key"]),
+        ({"settings": {"train": 3}}, ["with its settings", "train: input should be a section"]),
+        (
+            {"settings": {"train": 3, "train.steps": 4}},
+            ["settings: train.steps: train is given a value beside, 3"],
+        ),
+        (
+            {"early_stopping": {"metric": "f1_entities"}},
+            ["early_stopping.metric: 'f1_entities' is none of the held-out figures of classes"],
+        ),
+        (
+            {
+                "task": "answers",
+                "data": {
+                    "label_field": "",
+                    "target_field": "context",
+                    "answer_field": "answer",
+                    "train": "unanswered",
+                    "heldout": "unanswered",
+                },
+            },
+            ["unanswered.jsonl:1: the answer 'dog' ('answer', answer_field) does not stand in"],
+        ),
     ],
 )
 def test_what_is_wrong_is_told_at_once_and_nothing_is_built(base, place, capsys, keys, told):
@@ -183,6 +209,7 @@ def test_what_is_wrong_is_told_at_once_and_nothing_is_built(base, place, capsys,
         "broken": ['{"text": "x", "kind": 3.5}', '{"text": "x", "kind": "a"}', '{"text": "x"}'],
         "unseen": ['{"text": "x", "kind": "plant"}'],
         "tagged": ['{"text": ["a", "b"], "tags": ["x"]}'],
+        "unanswered": [json.dumps({"text": "what?", "context": "a cat", "answer": "dog"})],
         "long": [json.dumps({"text": "zq " * 80, "kind": "animal"})],
     }
     for name, lines in files.items():
@@ -197,4 +224,6 @@ def test_what_is_wrong_is_told_at_once_and_nothing_is_built(base, place, capsys,
     said = capsys.readouterr().err
     for each in told:
         assert each in said
+    lines = [line for line in said.splitlines() if not line.startswith("reading the data")]
+    assert all(line.startswith(("error: ", "warning: ")) for line in lines), said
     assert not (place / "unbuilt").exists() and not (place / "wrong").exists()

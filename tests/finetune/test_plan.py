@@ -123,6 +123,20 @@ def test_classes_of_a_base_go_on_where_their_names_are_the_same_and_else_begin_a
     assert [each.endswith("begin anew") for each in told.values()] == [False, True, True, False]
 
 
+def test_a_test_set_is_scored_at_the_end_alone_and_can_decide_nothing():
+    found = survey(test=part(100))
+    config = asked(data={"test": "test.jsonl"})
+    run = parse_config(render_plan(config, plan_run(config, base_of(), found, has_gpu=False)))
+    assert run.evaluation.only_at_end == ("test",) and run.evaluation.of_loop == ("heldout",)
+    deciding = asked(
+        data={"test": "test.jsonl"},
+        settings={"evaluation.stop.metric": "evaluation/test/accuracy"},
+    )
+    plan = plan_run(deciding, base_of(), found, has_gpu=False)
+    with pytest.raises(ConfigError, match="'evaluation/test/accuracy' is never measured"):
+        parse_config(render_plan(deciding, plan))
+
+
 def test_names_of_classes_are_those_of_the_data():
     told = list(find_task_problems(asked(settings={"objective": {"names": ["good", "bad"]}})))
     assert told == [
